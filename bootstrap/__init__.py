@@ -1,0 +1,1 @@
+"""All that happens before the first job: look, decide, act, report."""

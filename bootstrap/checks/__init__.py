@@ -1,0 +1,1 @@
+"""Small pure checks: facts and settings in, findings out."""

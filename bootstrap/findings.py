@@ -1,0 +1,106 @@
+"""What a check found: a stable code, a sentence with the facts, and a fix one can type or click."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import Any
+
+
+class Severity(str, Enum):
+    """How much a finding matters, from good news to a fault that keeps jobs from running."""
+
+    OK = "ok"
+    INFO = "info"
+    WARNING = "warning"
+    ERROR = "error"
+
+    @property
+    def rank(self) -> int:
+        """Position in the order ok < info < warning < error, from 0."""
+        return list(Severity).index(self)
+
+
+class Outcome(str, Enum):
+    """What a boot came to; see `outcome_of`."""
+
+    READY = "ready"
+    DEGRADED = "degraded"
+    UNFIT = "unfit"
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing that was found.
+
+    `code` is stable across releases (`family.what`), `message` one sentence with the actual
+    values and paths, `fix` what to type or click next (empty where nothing needs mending).
+    `host_fault` marks an error that lies with this machine, not with the user: Runpod should
+    take another one. `details` is JSON-ready data for programs.
+    """
+
+    code: str
+    severity: Severity
+    message: str
+    fix: str = ""
+    host_fault: bool = False
+    details: Mapping[str, Any] = field(default_factory=dict)
+
+    def as_dict(self) -> dict[str, Any]:
+        """The finding as JSON-ready data; empty fields are left out."""
+        data: dict[str, Any] = {
+            "code": self.code,
+            "severity": self.severity.value,
+            "message": self.message,
+        }
+        if self.fix:
+            data["fix"] = self.fix
+        if self.host_fault:
+            data["host_fault"] = True
+        if self.details:
+            data["details"] = dict(self.details)
+        return data
+
+
+def error(code: str, message: str, fix: str, **details: Any) -> Finding:
+    """A fault the user must mend before jobs can run."""
+    return Finding(code, Severity.ERROR, message, fix, details=details)
+
+
+def host_error(code: str, message: str, fix: str, **details: Any) -> Finding:
+    """A fault of this machine: another worker may well be fine."""
+    return Finding(code, Severity.ERROR, message, fix, host_fault=True, details=details)
+
+
+def warning(code: str, message: str, fix: str, **details: Any) -> Finding:
+    """Jobs run, but somebody should look at this."""
+    return Finding(code, Severity.WARNING, message, fix, details=details)
+
+
+def info(code: str, message: str, fix: str = "", **details: Any) -> Finding:
+    """Worth knowing; nothing to mend."""
+    return Finding(code, Severity.INFO, message, fix, details=details)
+
+
+def ok(code: str, message: str, **details: Any) -> Finding:
+    """Looked at and found good."""
+    return Finding(code, Severity.OK, message, details=details)
+
+
+def errors_in(findings: Iterable[Finding]) -> tuple[Finding, ...]:
+    """The findings that keep jobs from running."""
+    return tuple(f for f in findings if f.severity is Severity.ERROR)
+
+
+def outcome_of(findings: Iterable[Finding]) -> Outcome:
+    """Ready, degraded (the user must mend something) or unfit (this machine is broken)."""
+    errors = errors_in(findings)
+    if any(f.host_fault for f in errors):
+        return Outcome.UNFIT
+    return Outcome.DEGRADED if errors else Outcome.READY
+
+
+def worst_first(findings: Iterable[Finding]) -> list[Finding]:
+    """Findings by falling severity; equal ones keep their order."""
+    return sorted(findings, key=lambda f: -f.severity.rank)

@@ -1,0 +1,149 @@
+"""Kinds of setting: how a text becomes a value, and what is allowed, in words."""
+
+from __future__ import annotations
+
+import math
+import re
+import shlex
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+
+class Secret:
+    """A text that shows as `***` wherever it is printed; `reveal()` gives it."""
+
+    __slots__ = ("_text",)
+
+    def __init__(self, text: str) -> None:
+        self._text = text
+
+    def reveal(self) -> str:
+        """The secret itself, for the one place that needs it."""
+        return self._text
+
+    def __repr__(self) -> str:
+        return "Secret(***)"
+
+    __str__ = __repr__
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Secret) and other._text == self._text
+
+    def __hash__(self) -> int:
+        return hash(self._text)
+
+
+@dataclass(frozen=True)
+class Kind:
+    """What a variable may hold. `parse` raises ValueError, with the reason if there is more to say
+    than `allowed` says."""
+
+    allowed: str
+    parse: Callable[[str], Any]
+    secret: bool = False
+
+
+# Flags that are ours to set: a second value would break the worker, or open ComfyUI, which has no
+# authentication, to the network.
+OUR_FLAGS = frozenset(
+    "--listen --port --output-directory --input-directory --temp-directory --user-directory "
+    "--database-url --base-directory --front-end-root --front-end-version --auto-launch "
+    "--disable-auto-launch --tls-keyfile --tls-certfile --enable-cors-header "
+    "--windows-standalone-build --quick-test-for-ci --multi-user".split()
+)
+_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
+_BOOLEANS = {
+    **dict.fromkeys(("1", "true", "yes", "on"), True),
+    **dict.fromkeys(("0", "false", "no", "off"), False),
+}
+
+
+def _absolute_path(text: str) -> Path:
+    if "\0" in text or not text.startswith("/"):
+        raise ValueError("not an absolute path")
+    return Path(text)
+
+
+def _boolean(text: str) -> bool:
+    try:
+        return _BOOLEANS[text.lower()]
+    except KeyError:
+        raise ValueError("") from None
+
+
+def _names(text: str) -> tuple[str, ...]:
+    names = tuple(part for part in re.split(r"[,\s]+", text) if part)
+    for name in names:
+        if not _NAME.fullmatch(name):
+            raise ValueError(f"{name!r} is no variable name")
+    return names
+
+
+def _comfyui_arguments(text: str) -> tuple[str, ...]:
+    arguments = tuple(shlex.split(text))
+    for argument in arguments:
+        flag = argument.split("=", 1)[0]
+        if flag in OUR_FLAGS:
+            raise ValueError(f"{flag} is set by the worker itself")
+    if arguments and not arguments[0].startswith("-"):
+        raise ValueError(f"{arguments[0]!r} is no flag")
+    return arguments
+
+
+def _secret(text: str) -> Secret:
+    if any(ord(c) < 33 or ord(c) > 126 for c in text):
+        raise ValueError("it holds white space or unprintable characters")
+    return Secret(text)
+
+
+def integer(low: int, high: int) -> Kind:
+    """A whole number from `low` to `high`."""
+
+    def parse(text: str) -> int:
+        try:
+            value = int(text)
+        except ValueError:
+            raise ValueError("not a whole number") from None
+        if not low <= value <= high:
+            raise ValueError("out of range")
+        return value
+
+    return Kind(f"a whole number from {low} to {high}", parse)
+
+
+def number(low: float, high: float) -> Kind:
+    """A finite number from `low` to `high`."""
+
+    def parse(text: str) -> float:
+        try:
+            value = float(text)
+        except ValueError:
+            raise ValueError("not a number") from None
+        if not (math.isfinite(value) and low <= value <= high):
+            raise ValueError("out of range")
+        return value
+
+    return Kind(f"a number from {low:g} to {high:g}", parse)
+
+
+def one_of(*choices: str) -> Kind:
+    """One of some words, in any case."""
+
+    def parse(text: str) -> str:
+        if text.lower() not in choices:
+            raise ValueError("")
+        return text.lower()
+
+    return Kind(" or ".join(f"`{c}`" for c in choices), parse)
+
+
+ABSOLUTE_PATH = Kind("an absolute path", _absolute_path)
+BOOLEAN = Kind("`true` or `false`", _boolean)
+NAMES = Kind("variable names, separated by commas", _names)
+COMFYUI_ARGUMENTS = Kind(
+    "ComfyUI flags, but for those the worker sets (`--listen`, `--port`, folders, database)",
+    _comfyui_arguments,
+)
+SECRET = Kind("a token without white space", _secret, secret=True)

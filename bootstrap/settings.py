@@ -77,6 +77,12 @@ class Settings:
         "Further ComfyUI flags, quoted as in a shell; those this ComfyUI does not know are "
         "left out and reported",
     )
+    gpu: str = _var(
+        "GPU",
+        kinds.one_of("auto", "required", "none"),
+        "auto",
+        "Whether a GPU must be there; `auto` asks Runpod's variables and `/dev`",
+    )
     comfyui_port: int = _var(
         "COMFYUI_PORT",
         kinds.integer(0, 65535),

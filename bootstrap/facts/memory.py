@@ -1,0 +1,145 @@
+"""Memory and CPU this container may use: cgroup v2, then v1, then the whole machine."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from bootstrap.facts.cgroup import group_folders, read_integer, read_table, read_text
+
+
+@dataclass(frozen=True)
+class MemoryFacts:
+    """Sizes in bytes.
+
+    `limit` is the smallest limit that applies, the machine's memory where none does.
+    `reclaimable` is page cache the kernel gives back before it kills (inactive_file), so
+    `available` is what can still be allocated. `oom_kills` counts processes the kernel has
+    killed in this container for want of memory. `source` is `cgroup v2`, `cgroup v1` or
+    `/proc/meminfo`.
+    """
+
+    limit: int
+    available: int
+    used: int
+    reclaimable: int
+    host_total: int
+    host_available: int
+    source: str
+    oom_kills: int | None = None
+
+
+@dataclass(frozen=True)
+class CpuFacts:
+    """`quota` in cores (2.5 is two and a half), None when unlimited; `usable` by affinity."""
+
+    quota: float | None
+    usable: int
+    host: int
+    source: str
+
+    @property
+    def cores(self) -> float:
+        """Cores this container can really use."""
+        return min(self.quota, self.usable) if self.quota else float(self.usable)
+
+
+@dataclass(frozen=True)
+class _Group:
+    limit: int | None
+    used: int
+    reclaimable: int
+    oom_kills: int | None
+    source: str
+
+
+def gather_memory(root: Path = Path("/")) -> MemoryFacts:
+    """Memory of the container, in which the machine's is only an upper bound.
+
+    Raises OSError or ValueError when /proc/meminfo is unreadable.
+    """
+    total, available = _machine_memory(root)
+    groups = list(_memory_groups(root))
+    # A limit above what the machine has is none: version 1 writes "unlimited" as
+    # 9223372036854771712 (the largest number of bytes in whole pages).
+    limited = [g for g in groups if g.limit is not None and g.limit < total]
+    if not limited:
+        return MemoryFacts(
+            limit=total,
+            available=available,
+            used=max(total - available, 0),
+            reclaimable=0,
+            host_total=total,
+            host_available=available,
+            source="/proc/meminfo",
+            oom_kills=groups[0].oom_kills if groups else None,
+        )
+    tightest = min(limited, key=lambda g: g.limit or 0)
+    headroom = min((g.limit or 0) - g.used + g.reclaimable for g in limited)
+    return MemoryFacts(
+        limit=tightest.limit or 0,
+        available=max(min(headroom, available), 0),
+        used=tightest.used,
+        reclaimable=tightest.reclaimable,
+        host_total=total,
+        host_available=available,
+        source=tightest.source,
+        oom_kills=tightest.oom_kills,  # an outer group may count other containers' kills
+    )
+
+
+def gather_cpu(root: Path = Path("/")) -> CpuFacts:
+    """Cores by quota (v2 `cpu.max`, v1 `cpu.cfs_quota_us`) and by affinity."""
+    quotas = list(_cpu_quotas(root))
+    cores, source = min(quotas, default=(None, "affinity"))
+    usable = len(os.sched_getaffinity(0))
+    return CpuFacts(cores, usable, os.cpu_count() or usable, source)
+
+
+def _machine_memory(root: Path) -> tuple[int, int]:
+    table: dict[str, int] = {}
+    for line in (root / "proc/meminfo").read_text("ascii", "replace").splitlines():
+        name, _, rest = line.partition(":")
+        words = rest.split()
+        if words and words[0].isdigit():
+            table[name] = int(words[0]) * 1024  # "kB" there means KiB, proc(5)
+    if "MemTotal" not in table:
+        raise ValueError("/proc/meminfo has no MemTotal")
+    return table["MemTotal"], table.get("MemAvailable", table.get("MemFree", 0))
+
+
+def _memory_groups(root: Path) -> Iterator[_Group]:
+    for version, folder in group_folders(root, "memory"):
+        stat = read_table(folder / "memory.stat")
+        if version == 2 and (folder / "memory.current").is_file():
+            yield _Group(
+                limit=read_integer(folder / "memory.max"),
+                used=read_integer(folder / "memory.current") or 0,
+                reclaimable=stat.get("inactive_file", 0),
+                oom_kills=read_table(folder / "memory.events").get("oom_kill"),
+                source="cgroup v2",
+            )
+        elif version == 1:
+            yield _Group(
+                limit=read_integer(folder / "memory.limit_in_bytes"),
+                used=read_integer(folder / "memory.usage_in_bytes") or 0,
+                # total_ counts the groups below as the usage does
+                reclaimable=stat.get("total_inactive_file", stat.get("inactive_file", 0)),
+                oom_kills=read_table(folder / "memory.oom_control").get("oom_kill"),
+                source="cgroup v1",
+            )
+
+
+def _cpu_quotas(root: Path) -> Iterator[tuple[float, str]]:
+    for version, folder in group_folders(root, "cpu"):
+        if version == 2:
+            words = (read_text(folder / "cpu.max") or "max").split()
+            if len(words) == 2 and words[0].isdigit() and int(words[1]) > 0:
+                yield int(words[0]) / int(words[1]), "cgroup v2"
+            continue
+        quota = read_integer(folder / "cpu.cfs_quota_us")
+        period = read_integer(folder / "cpu.cfs_period_us")
+        if quota is not None and quota > 0 and period:
+            yield quota / period, "cgroup v1"

@@ -1,0 +1,144 @@
+"""Which torch ComfyUI's interpreter has, read from its files; torch is never imported here."""
+
+from __future__ import annotations
+
+import ast
+import json
+import subprocess
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+# `import torch` takes 2 s on local disk; from a network volume, with nothing cached, a minute.
+ARCHES_TIMEOUT = 90.0
+_ASK_ARCHES = (
+    "import json, torch\n"
+    "flags = getattr(torch._C, '_cuda_getArchFlags', lambda: None)()\n"
+    "print(json.dumps((flags or '').split()))\n"
+)
+
+
+@dataclass(frozen=True)
+class TorchBuild:
+    """A torch as installed.
+
+    `cuda` is the CUDA it was built for (`12.8`), None in a CPU or ROCm build; `hip` the ROCm.
+    `arches` are what it has code for (`sm_90`, `compute_90`), empty where nobody asked.
+    """
+
+    version: str | None
+    cuda: str | None
+    arches: tuple[str, ...] = ()
+    hip: str | None = None
+
+
+def read_torch_build(python: Path) -> TorchBuild | None:
+    """The torch beside an interpreter, from torch/version.py or the package's metadata.
+
+    None when there is none in the interpreter's own folders. Reads only, starts nothing.
+    """
+    for folder in package_folders(python):
+        build = _from_version_file(folder) or _from_metadata(folder)
+        if build:
+            return build
+    return None
+
+
+def package_folders(python: Path) -> tuple[Path, ...]:
+    """site-packages and dist-packages that belong to an interpreter, a venv's own first.
+
+    The path is not resolved first: in a venv `bin/python` is a link to another interpreter,
+    and where the link lies is what makes it the venv's.
+    """
+    return tuple(dict.fromkeys(_package_folders(python)))
+
+
+def ask_arches(
+    python: Path, env: Mapping[str, str], timeout: float = ARCHES_TIMEOUT
+) -> tuple[str, ...]:
+    """What that torch has code for, from a child process that imports it; empty if it cannot.
+
+    Slow (seconds to a minute): for deep diagnostics only. Raises OSError when the interpreter
+    cannot be started.
+    """
+    passed = {k: env[k] for k in ("PATH", "LD_LIBRARY_PATH", "HOME") if k in env}
+    # No device is needed to list them, and a process that sees none makes no context.
+    passed["CUDA_VISIBLE_DEVICES"] = ""
+    try:
+        child = subprocess.run(
+            [str(python), "-I", "-c", _ASK_ARCHES],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            env=passed,
+            timeout=timeout,
+            check=True,
+        )
+        arches = json.loads(child.stdout)
+    except (subprocess.SubprocessError, ValueError):
+        return ()
+    return tuple(str(a) for a in arches) if isinstance(arches, list) else ()
+
+
+def _package_folders(python: Path) -> Iterator[Path]:
+    for binary in (python, python.resolve()):
+        prefix = binary.parent.parent
+        for library in (prefix / "lib", prefix / "local/lib", prefix / "lib64"):
+            for name in ("site-packages", "dist-packages"):
+                yield from sorted(library.glob(f"python3*/{name}"))
+        if not _sees_system(prefix):
+            return
+    yield Path("/usr/lib/python3/dist-packages")
+
+
+def _sees_system(prefix: Path) -> bool:
+    """Whether packages outside `prefix` count: not for a venv, unless it was told so."""
+    try:
+        text = (prefix / "pyvenv.cfg").read_text("utf-8", "replace")
+    except OSError:
+        return True
+    settings = (line.partition("=") for line in text.lower().splitlines())
+    return any(
+        key.strip() == "include-system-site-packages" and value.strip() == "true"
+        for key, _, value in settings
+    )
+
+
+def _from_version_file(folder: Path) -> TorchBuild | None:
+    """torch/version.py is made of assignments such as `cuda: Optional[str] = '12.8'`."""
+    try:
+        tree = ast.parse((folder / "torch/version.py").read_text("utf-8"))
+    except (OSError, ValueError, SyntaxError):
+        return None
+    values: dict[str, str] = {}
+    for node in tree.body:
+        targets = (
+            node.targets
+            if isinstance(node, ast.Assign)
+            else [node.target]
+            if isinstance(node, ast.AnnAssign)
+            else []
+        )
+        value = getattr(node, "value", None)
+        for target in targets:
+            if (
+                isinstance(target, ast.Name)
+                and isinstance(value, ast.Constant)
+                and isinstance(value.value, str)
+            ):
+                values[target.id] = value.value
+    if "__version__" not in values:
+        return None
+    return TorchBuild(values["__version__"], values.get("cuda"), hip=values.get("hip"))
+
+
+def _from_metadata(folder: Path) -> TorchBuild | None:
+    """The version in `torch-2.9.1+cu128.dist-info`; `+cu128` says CUDA 12.8."""
+    for info in sorted(folder.glob("torch-*.dist-info")):
+        version = info.name[len("torch-") : -len(".dist-info")]
+        local = version.partition("+")[2]
+        digits = local[2:] if local.startswith("cu") and local[2:].isdigit() else ""
+        cuda = f"{digits[:-1]}.{digits[-1]}" if len(digits) >= 3 else None
+        hip = local[4:] if local.startswith("rocm") else None
+        return TorchBuild(version, cuda, hip=hip)
+    return None

@@ -1,0 +1,92 @@
+"""Which folders under `models/` ComfyUI reads, what they are also called, and what they accept.
+
+Source: ComfyUI's `folder_paths.py`, 2023 to v0.38. An older ComfyUI knows fewer categories; what
+the one at hand knows is read by `volume.folders_known_to`. Custom nodes invent more folders, so a
+folder that is not listed here is unusual, never wrong.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+
+# ComfyUI's `supported_pt_extensions`; it compares in lower case.
+PT_EXTENSIONS = frozenset(
+    {".ckpt", ".pt", ".pt2", ".bin", ".pth", ".safetensors", ".pkl", ".sft"},
+)
+# Read by the custom node ComfyUI-GGUF, which looks in ComfyUI's own folders.
+GGUF = ".gguf"
+
+
+@dataclass(frozen=True)
+class Category:
+    """A kind of model as ComfyUI's loaders list it.
+
+    `folders` are its names under `models/`, the one to use for new files first. `extensions` are
+    lower case; empty accepts every file. `of_folders` marks categories whose models are folders.
+    """
+
+    name: str
+    folders: tuple[str, ...]
+    extensions: frozenset[str] = PT_EXTENSIONS
+    of_folders: bool = False
+
+    def accepts(self, file_name: str) -> bool:
+        """Does ComfyUI, or ComfyUI-GGUF where it reads this category, list such a file?"""
+        if not self.extensions:
+            return True
+        extension = extension_of(file_name)
+        return extension in self.extensions or (extension == GGUF and self.name in _READ_BY_GGUF)
+
+
+def extension_of(file_name: str) -> str:
+    """The last suffix in lower case with its dot, `""` without one, as os.path.splitext has it."""
+    stem, dot, suffix = file_name.rpartition(".")
+    return dot + suffix.lower() if stem.strip(".") else ""
+
+
+_READ_BY_GGUF = frozenset({"text_encoders", "diffusion_models"})
+# Folder and category have the same name here.
+_PLAIN = (
+    "checkpoints loras vae clip_vision style_models embeddings vae_approx gligen upscale_models "
+    "hypernetworks photomaker "
+    "model_patches audio_encoders latent_upscale_models "  # 0.3.52, 0.3.53 and about 0.3.70
+    "background_removal frame_interpolation geometry_estimation optical_flow detection"  # 2026
+)
+_ALL = (
+    Category("text_encoders", ("text_encoders", "clip")),
+    Category("diffusion_models", ("diffusion_models", "unet")),
+    Category("controlnet", ("controlnet", "t2i_adapter")),
+    *(Category(name, (name,)) for name in _PLAIN.split()),
+    Category("configs", ("configs",), frozenset({".yaml"})),
+    Category("diffusers", ("diffusers",), frozenset(), of_folders=True),
+    # ComfyUI asks for files without an extension here, yet nodes keep weights in it.
+    Category("classifiers", ("classifiers",), frozenset()),
+)
+
+#: Category by name.
+CATEGORIES: Mapping[str, Category] = MappingProxyType({c.name: c for c in _ALL})
+#: Folder under `models/` -> the other folders ComfyUI reads for the same category.
+ALIASES: Mapping[str, tuple[str, ...]] = MappingProxyType(
+    {
+        folder: tuple(other for other in category.folders if other != folder)
+        for category in _ALL
+        for folder in category.folders
+        if len(category.folders) > 1
+    }
+)
+_BY_FOLDER = {folder: category for category in _ALL for folder in category.folders}
+
+
+def category_of(folder: str) -> Category | None:
+    """The category a folder straight under `models/` belongs to; None when ComfyUI has no such.
+
+    Case matters, as it does to ComfyUI on Linux.
+    """
+    return _BY_FOLDER.get(folder)
+
+
+def known_folders() -> tuple[str, ...]:
+    """Every folder name ComfyUI reads, sorted."""
+    return tuple(sorted(_BY_FOLDER))

@@ -1,0 +1,31 @@
+"""`python -m bootstrap [--json]`: boot, print the report, stop. Exit 0 ready, 1 not."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+
+from bootstrap.boot import Boot
+from bootstrap.findings import Outcome
+from bootstrap.render import boot_json, boot_text
+from bootstrap.settings import read_settings
+
+
+def main(argv: list[str]) -> int:
+    """Run one boot and report on it; 0 when it came to `ready`, else 1."""
+    parser = argparse.ArgumentParser(prog="python -m bootstrap", description=__doc__)
+    parser.add_argument("--json", action="store_true", help="the report as JSON")
+    arguments = parser.parse_args(argv)
+    boot = Boot(*read_settings())
+    try:
+        boot.begin()
+        report = boot.finish()
+    finally:
+        boot.stop()
+    print(json.dumps(boot_json(report), indent=2) if arguments.json else boot_text(report))
+    return 0 if report.outcome is Outcome.READY else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

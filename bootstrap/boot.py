@@ -1,0 +1,171 @@
+"""The boot: what is done before the first job, in which order, and what came of it.
+
+`begin` does all that is quick and starts ComfyUI; `finish` waits for it. Between the two the
+caller has some ten seconds for whatever else takes time, such as importing the SDK.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from bootstrap import command
+from bootstrap.apply import link_models
+from bootstrap.checks.volume import check_layout
+from bootstrap.comfyui import ComfyUI, Launch
+from bootstrap.findings import Finding, Outcome, errors_in, host_error, ok, outcome_of
+from bootstrap.interpreter import ask_help, choose_python
+from bootstrap.log import say
+from bootstrap.readiness import wait_until_ready
+from bootstrap.settings import Settings
+from bootstrap.timeline import Stage, Timeline
+from bootstrap.volume import Layout, locate
+from bootstrap.workdir import WorkDir, make_workdir
+
+CODES = {
+    "comfyui.ready": "ComfyUI answers",
+    "comfyui.not_startable": "The operating system refused to start ComfyUI",
+}
+
+
+@dataclass(frozen=True)
+class BootReport:
+    """What a boot came to, as it was when it ended."""
+
+    outcome: Outcome
+    findings: tuple[Finding, ...]
+    timeline: tuple[Stage, ...]
+    seconds: float
+
+
+class Boot:
+    """One boot of one worker. `comfyui`, `layout` and `work` are None until they are known."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        problems: Iterable[Finding] = (),
+        env: Mapping[str, str] = os.environ,
+    ) -> None:
+        self.settings = settings
+        self.findings: list[Finding] = list(problems)
+        self.timeline = Timeline()
+        self.layout: Layout | None = None
+        self.work: WorkDir | None = None
+        self.comfyui: ComfyUI | None = None
+        self._env = env
+
+    def begin(self) -> None:
+        """Find the volume, link the models, start ComfyUI. Stops at the first error."""
+        if not self._failed:
+            self._locate()
+        if not self._failed:
+            self._link()
+        if not self._failed:
+            self._start()
+
+    def finish(self) -> BootReport:
+        """Wait until ComfyUI answers or it is clear that it won't."""
+        if self.comfyui is not None and not self._failed:
+            self._wait(self.comfyui)
+        return BootReport(
+            outcome_of(self.findings),
+            tuple(self.findings),
+            self.timeline.stages,
+            round(self.timeline.elapsed, 3),
+        )
+
+    def stop(self) -> None:
+        """End ComfyUI and remove this worker's own folder."""
+        if self.comfyui is not None:
+            self.comfyui.stop()
+        if self.work is not None:
+            self.work.remove()
+            self.work = None
+
+    @property
+    def _failed(self) -> bool:
+        return bool(errors_in(self.findings))
+
+    def _locate(self) -> None:
+        with self.timeline.stage("find volume"):
+            self.layout = locate(self.settings)
+            self.findings += check_layout(self.layout)
+
+    def _link(self) -> None:
+        assert self.layout is not None
+        with self.timeline.stage("link models"):
+            self.findings += link_models(self.layout)
+
+    def _start(self) -> None:
+        with self.timeline.stage("start ComfyUI"):
+            launch = self._prepare()
+            if launch is None:
+                return
+            comfyui = ComfyUI(launch)
+            try:
+                comfyui.start()
+            except OSError as problem:
+                self.findings.append(_not_startable(problem))
+                return
+            self.comfyui = comfyui
+
+    def _prepare(self) -> Launch | None:
+        """Everything ComfyUI's start needs; None when a finding says why it cannot start."""
+        assert self.layout is not None and self.layout.comfyui is not None
+        python = choose_python(self.settings, self.layout)
+        if isinstance(python, Finding):
+            self.findings.append(python)
+            return None
+        env = command.environment(self._env, self.settings.comfyui_env_pass, python)
+        help_text = ask_help(python, self.layout.comfyui, env)
+        if isinstance(help_text, Finding):
+            self.findings.append(help_text)
+            return None
+        work = make_workdir(self.settings.work_dir)
+        if isinstance(work, Finding):
+            self.findings.append(work)
+            return None
+        self.work = work
+        return self._launch(python, self.layout.comfyui, command.flags_in(help_text), env, work)
+
+    def _launch(
+        self, python: Path, comfyui: Path, known: frozenset[str], env: dict[str, str], work: WorkDir
+    ) -> Launch:
+        folders = command.Folders(
+            input=work.input,
+            output=work.output,
+            user=work.user,
+            temp_parent=work.temp_parent,
+            front_end=work.front_end,
+            database=work.database,
+        )
+        extra, port = self.settings.comfyui_args, self.settings.comfyui_port
+        _, problems = command.arguments(known, folders, port, extra)
+        self.findings += problems
+        return Launch(python, comfyui, folders, known, extra, env, port)
+
+    def _wait(self, comfyui: ComfyUI) -> None:
+        with self.timeline.stage("ComfyUI ready"):
+            waited = wait_until_ready(comfyui, self.settings.boot_timeout)
+        if waited.finding is not None:
+            comfyui.stop()
+            self.findings.append(waited.finding)
+            return
+        self.findings.append(
+            ok(
+                "comfyui.ready",
+                f"ComfyUI answers on {comfyui.url} after {self.timeline.elapsed:.1f} s.",
+            )
+        )
+        say(f"ComfyUI is ready after {self.timeline.elapsed:.1f} s")
+
+
+def _not_startable(problem: OSError) -> Finding:
+    return host_error(
+        "comfyui.not_startable",
+        f"ComfyUI could not be started: {problem}.",
+        "Nothing to do where Runpod takes another machine; if it stays, choose a larger worker.",
+    )

@@ -1,0 +1,164 @@
+"""ComfyUI as a child process: start, log, end, restart. Never a network answer; see readiness."""
+
+from __future__ import annotations
+
+import os
+import re
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections import deque
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO
+
+from bootstrap import command, guard
+from bootstrap.exits import Exit
+from bootstrap.log import say
+
+_KEPT_LINES = 400
+_LINE_END = re.compile(rb"[\r\n]+")
+_STOP_SECONDS = guard.GRACE_SECONDS + 3
+
+
+@dataclass(frozen=True)
+class Launch:
+    """All that is needed to start ComfyUI, again and again."""
+
+    python: Path
+    comfyui: Path
+    folders: command.Folders
+    known_flags: frozenset[str]
+    extra_args: tuple[str, ...]
+    env: Mapping[str, str]
+    port: int
+
+
+class ComfyUI:
+    """One ComfyUI, through all its restarts. Safe to use from several threads.
+
+    `exits` lists how earlier processes ended, oldest first; the port can differ after a restart.
+    """
+
+    def __init__(self, launch: Launch) -> None:
+        self.launch = launch
+        self.port = 0
+        self.exits: list[Exit] = []
+        self._lock = threading.RLock()
+        self._process: subprocess.Popen[bytes] | None = None
+        self._reader: threading.Thread | None = None
+        self._started = 0.0
+        self._log: deque[str] = deque(maxlen=_KEPT_LINES)
+
+    @property
+    def url(self) -> str:
+        """Where it listens, without a slash at the end."""
+        return f"http://127.0.0.1:{self.port}"
+
+    @property
+    def starts(self) -> int:
+        """How often it was started; changes when the process behind it does."""
+        return len(self.exits) + (self._process is not None)
+
+    def log_tail(self, lines: int = 30) -> list[str]:
+        """The last lines it wrote, through all restarts."""
+        return list(self._log)[-lines:]
+
+    def start(self) -> None:
+        """Start the process if none runs. Raises OSError when it cannot be started at all."""
+        with self._lock:
+            if self._process is not None and self.ended() is None:
+                return
+            self._collect()
+            self.port = _free_port(self.launch.port)
+            self._process = self._spawn()
+            self._started = time.monotonic()
+            self._reader = threading.Thread(
+                target=self._read, args=(self._process.stdout,), name="comfyui-log", daemon=True
+            )
+            self._reader.start()
+
+    def ended(self) -> Exit | None:
+        """How the process ended; None while it runs."""
+        with self._lock:
+            if self._process is None:
+                return self.exits[-1] if self.exits else None
+            code = self._process.poll()
+            if code is None:
+                return None
+            self._collect()
+            return self.exits[-1]
+
+    def stop(self) -> None:
+        """End the process and all it started; returns when they are gone."""
+        with self._lock:
+            if self._process is None:
+                return
+            self._process.terminate()
+            try:
+                self._process.wait(_STOP_SECONDS)
+            except subprocess.TimeoutExpired:
+                self._process.kill()  # the guard; its child dies with it
+                self._process.wait()
+            self._collect()
+
+    def _spawn(self) -> subprocess.Popen[bytes]:
+        args, _ = command.arguments(
+            self.launch.known_flags, self.launch.folders, self.port, self.launch.extra_args
+        )
+        guarded = [sys.executable, "-I", "-S", guard.__file__, str(os.getpid())]
+        return subprocess.Popen(
+            [*guarded, str(self.launch.python), "main.py", *args],
+            cwd=self.launch.comfyui,
+            env=dict(self.launch.env),
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+
+    def _collect(self) -> None:
+        """Turn an ended process into an entry of `exits`, its last lines included."""
+        if self._process is None or self._process.poll() is None:
+            return
+        if self._reader is not None:
+            self._reader.join(1)
+        seconds = time.monotonic() - self._started
+        code = self._process.returncode
+        self.exits.append(Exit(code, tuple(self._log), self.launch.python, seconds))
+        self._process = None
+
+    def _read(self, pipe: IO[bytes]) -> None:
+        """Pass the log on line by line; a progress bar's `\\r` ends a line too."""
+        rest = b""
+        while chunk := pipe.read1(65536):  # type: ignore[attr-defined]
+            *lines, rest = _LINE_END.split(rest + chunk)
+            for line in lines:
+                self._keep(line)
+            if len(rest) > 65536:
+                self._keep(rest)
+                rest = b""
+        if rest:
+            self._keep(rest)
+        pipe.close()
+
+    def _keep(self, line: bytes) -> None:
+        text = line.decode("utf-8", "replace").rstrip()
+        if text:
+            self._log.append(text)
+            say(text, "comfyui")
+
+
+def _free_port(wanted: int) -> int:
+    """`wanted` when nobody listens there, else any free one (0 asks for any)."""
+    for port in dict.fromkeys((wanted, 0)):
+        with socket.socket() as probe:
+            try:
+                probe.bind(("127.0.0.1", port))
+            except OSError:
+                continue
+            return int(probe.getsockname()[1])
+    raise OSError("no free port on 127.0.0.1")

@@ -1,0 +1,105 @@
+"""Pure: ComfyUI's command line and environment.
+
+Flags come and go between versions and an unknown one ends ComfyUI with argparse's code 2, so only
+those that its own `--help` names are used.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from bootstrap.findings import Finding, warning
+
+CODES = {"comfyui.flag_unknown": "A flag in COMFYUI_ARGS that this version does not know"}
+
+# Secrets by the way people name them; what the nodes do need is named in COMFYUI_ENV_PASS.
+_SECRET_NAME = re.compile(
+    r"TOKEN|SECRET|PASSWORD|PASSWD|CREDENTIAL|API_?KEY|ACCESS_?KEY|PRIVATE_?KEY|(^|_)AUTH(_|$)"
+    r"|^RUNPOD_|^AWS_|^BUCKET_",
+    re.IGNORECASE,
+)
+# The worker's own Python must not leak into ComfyUI's.
+_PYTHON_NAMES = frozenset(
+    "PYTHONPATH PYTHONHOME PYTHONSTARTUP VIRTUAL_ENV __PYVENV_LAUNCHER__".split()
+)
+
+
+@dataclass(frozen=True)
+class Folders:
+    """Where ComfyUI writes."""
+
+    input: Path
+    output: Path
+    user: Path
+    temp_parent: Path
+    front_end: Path
+    database: str
+
+
+def flags_in(help_text: str) -> frozenset[str]:
+    """The long flags that a `--help` text lists."""
+    return frozenset(re.findall(r"(?<![\w-])--[a-zA-Z][\w-]*", help_text))
+
+
+def arguments(
+    known: frozenset[str], folders: Folders, port: int, extra: Iterable[str]
+) -> tuple[list[str], list[Finding]]:
+    """What follows `main.py`: our flags, as far as known, then the user's."""
+    ours: list[list[str]] = [
+        ["--listen", "127.0.0.1"],
+        ["--port", str(port)],
+        ["--disable-auto-launch"],
+        ["--input-directory", str(folders.input)],
+        ["--output-directory", str(folders.output)],
+        ["--temp-directory", str(folders.temp_parent)],
+        ["--user-directory", str(folders.user)],
+        ["--database-url", folders.database],
+        ["--front-end-root", str(folders.front_end)],
+    ]
+    kept = [part for group in ours if group[0] in known for part in group]
+    users, findings = _known_groups(extra, known)
+    return kept + users, findings
+
+
+def _known_groups(extra: Iterable[str], known: frozenset[str]) -> tuple[list[str], list[Finding]]:
+    """The user's flags with their values, without those this version does not know."""
+    groups: list[list[str]] = []
+    for part in extra:
+        if part.startswith("--") or not groups:
+            groups.append([part])
+        else:
+            groups[-1].append(part)
+    kept: list[str] = []
+    findings: list[Finding] = []
+    for group in groups:
+        flag = group[0].split("=", 1)[0]
+        if flag in known:
+            kept.extend(group)
+        else:
+            findings.append(_unknown_flag(flag))
+    return kept, findings
+
+
+def _unknown_flag(flag: str) -> Finding:
+    return warning(
+        "comfyui.flag_unknown",
+        f"This ComfyUI does not know the flag {flag} from COMFYUI_ARGS; it was left out.",
+        f"Remove {flag} from COMFYUI_ARGS, or update the ComfyUI on the volume.",
+        flag=flag,
+    )
+
+
+def environment(env: Mapping[str, str], passed: Iterable[str], python: Path) -> dict[str, str]:
+    """The environment for ComfyUI: no secret it was not given by name, none of our own Python."""
+    allowed = frozenset(passed)
+    child = {
+        name: value
+        for name, value in env.items()
+        if name not in _PYTHON_NAMES and (name in allowed or not _SECRET_NAME.search(name))
+    }
+    child["PATH"] = f"{python.parent}:{env.get('PATH', '/usr/bin:/bin')}"
+    child["PYTHONUNBUFFERED"] = "1"
+    return child

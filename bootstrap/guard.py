@@ -1,0 +1,92 @@
+"""Runs a command as a child and takes its whole process group along when its own parent dies.
+
+Started as a script, `python -I -S guard.py PARENT_PID COMMAND…`, between the worker and ComfyUI.
+A worker that is killed with SIGKILL cannot tidy up; this process notices that its parent has
+changed and ends ComfyUI and whatever that started. A pipe would not do: the SDK forks a process
+for its pings, which holds every pipe of the worker open. Ends as its child ended: the same exit
+code, or the same signal. Standard library only; knows nothing of the project.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import resource
+import signal
+import subprocess
+import sys
+import time
+
+POLL_SECONDS = 0.2
+GRACE_SECONDS = 3.0
+_PR_SET_PDEATHSIG = 1
+_PR_SET_CHILD_SUBREAPER = 36
+_WATCHED = {signal.SIGCHLD, signal.SIGTERM, signal.SIGINT, signal.SIGHUP}
+
+
+def main(parent: int, command: list[str]) -> int:
+    """Run `command` until it ends or `parent` does; its exit code, negative for a signal."""
+    signal.pthread_sigmask(signal.SIG_BLOCK, _WATCHED)
+    _prctl(_PR_SET_CHILD_SUBREAPER, 1)
+    child = subprocess.Popen(command, start_new_session=True, preexec_fn=_before_exec)
+    while child.poll() is None:
+        heard = signal.sigtimedwait(_WATCHED, POLL_SECONDS)
+        asked = heard is not None and heard.si_signo != signal.SIGCHLD
+        if asked or os.getppid() != parent:
+            _end(child)
+    _kill_group(child.pid, signal.SIGKILL)
+    _kill_strays()
+    return child.returncode
+
+
+def _before_exec() -> None:
+    """In the child: die with this guard, and listen to signals again."""
+    _prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, _WATCHED)
+
+
+def _end(child: subprocess.Popen[bytes]) -> None:
+    _kill_group(child.pid, signal.SIGTERM)
+    deadline = time.monotonic() + GRACE_SECONDS
+    while child.poll() is None and time.monotonic() < deadline:
+        signal.sigtimedwait({signal.SIGCHLD}, POLL_SECONDS)
+    _kill_group(child.pid, signal.SIGKILL)
+    child.wait()
+
+
+def _kill_group(group: int, number: int) -> None:
+    try:
+        os.killpg(group, number)
+    except (ProcessLookupError, PermissionError):
+        pass
+
+
+def _kill_strays() -> None:
+    """What left the group with a session of its own has become our child by now."""
+    try:
+        with open(f"/proc/self/task/{os.getpid()}/children") as file:
+            strays = file.read().split()
+    except OSError:
+        return
+    for stray in strays:
+        os.kill(int(stray), signal.SIGKILL)
+
+
+def _prctl(option: int, value: int) -> None:
+    """Linux only; elsewhere the poll for a changed parent has to do."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(option, value, 0, 0, 0)
+
+
+def _end_likewise(code: int) -> None:
+    """Exit with `code`, or die of the signal that it stands for."""
+    if code >= 0:
+        sys.exit(code)
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, _WATCHED)
+    signal.signal(-code, signal.SIG_DFL) if -code not in (signal.SIGKILL, signal.SIGSTOP) else None
+    os.kill(os.getpid(), -code)
+
+
+if __name__ == "__main__":
+    _end_likewise(main(int(sys.argv[1]), sys.argv[2:]))

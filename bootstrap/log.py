@@ -1,0 +1,19 @@
+"""One line to the log, whole, whoever else is writing. Standard output is left to the SDK."""
+
+from __future__ import annotations
+
+import sys
+import threading
+
+_lock = threading.Lock()
+
+
+def say(text: str, prefix: str = "worker") -> None:
+    """Write `[prefix] text` and a line end to standard error. Never raises."""
+    line = f"[{prefix}] {text}\n"
+    with _lock:
+        try:
+            sys.stderr.write(line)
+            sys.stderr.flush()
+        except (OSError, ValueError):
+            pass

@@ -1,0 +1,57 @@
+"""A copy that appears on the volume complete or not at all, and never replaces anything."""
+
+from __future__ import annotations
+
+import errno
+import os
+import shutil
+import uuid
+from pathlib import Path
+
+_NO_HARD_LINKS = (errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EMLINK, errno.ENOSYS)
+
+
+def publish_copy(source: Path, folder: Path, name: str) -> Path:
+    """Copy `source` to `folder`/`name`, or to `name` with a number if that is taken.
+
+    The bytes are on the volume before the final name is. Raises OSError, leaving nothing behind.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    part = folder / f".{uuid.uuid4().hex}.part"
+    try:
+        _copy_synced(source, part)
+        return _give_free_name(part, folder, name)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def _copy_synced(source: Path, part: Path) -> None:
+    """Copy and flush: a full disk or quota can show as late as at fsync or close."""
+    with open(source, "rb") as reader, open(part, "xb") as writer:
+        shutil.copyfileobj(reader, writer, 8 * 1024 * 1024)
+        writer.flush()
+        os.fsync(writer.fileno())
+
+
+def _give_free_name(part: Path, folder: Path, name: str) -> Path:
+    stem, suffix = os.path.splitext(name)
+    number = 1
+    while True:
+        final = folder / (name if number == 1 else f"{stem}-{number}{suffix}")
+        try:
+            _link_or_move(part, final)
+            return final
+        except FileExistsError:
+            number += 1
+
+
+def _link_or_move(part: Path, final: Path) -> None:
+    """`os.link` fails when the name is taken. Where links are unsupported the name is claimed by
+    an empty file first, so that nothing but our own claim is replaced."""
+    try:
+        os.link(part, final)
+    except OSError as problem:
+        if problem.errno not in _NO_HARD_LINKS:
+            raise
+        os.close(os.open(final, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o644))
+        os.replace(part, final)

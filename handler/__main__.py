@@ -1,0 +1,56 @@
+"""`python -m handler`: boot, then serve jobs with the Runpod SDK. The container's command."""
+
+from __future__ import annotations
+
+import atexit
+import os
+from typing import Any
+
+from bootstrap.boot import Boot, BootReport
+from bootstrap.findings import Finding, Outcome, errors_in
+from bootstrap.log import say
+from bootstrap.render import boot_text
+from bootstrap.settings import read_settings
+from handler.worker import Worker
+
+
+def main() -> None:
+    """Boot and serve. The SDK is imported (2.6 s) while ComfyUI starts."""
+    boot = Boot(*read_settings())
+    atexit.register(boot.stop)
+    boot.begin()
+    with boot.timeline.stage("import SDK"):
+        runpod = _import_sdk()
+    report = boot.finish()
+    say("boot report:\n" + boot_text(report))
+    if report.outcome is Outcome.UNFIT:
+        _register_fitness_check(runpod, report)
+    runpod.serverless.start({"handler": Worker(boot, report).handle})
+
+
+def _import_sdk() -> Any:
+    """The SDK, without its own system checks: they import torch into this process, which leaves a
+    CUDA context there for good, and look at the host's memory instead of the container's."""
+    os.environ.setdefault("RUNPOD_SKIP_AUTO_SYSTEM_CHECKS", "true")
+    os.environ.setdefault("RUNPOD_SKIP_GPU_CHECK", "true")
+    import runpod
+
+    return runpod
+
+
+def _register_fitness_check(runpod: Any, report: BootReport) -> None:
+    """Let Runpod take another machine, and show why."""
+    faults = [f for f in errors_in(report.findings) if f.host_fault]
+
+    def machine_is_fit() -> None:
+        raise RuntimeError(_reason(faults))
+
+    runpod.serverless.register_fitness_check(machine_is_fit)
+
+
+def _reason(faults: list[Finding]) -> str:
+    return "; ".join(f"{fault.code}: {fault.message}" for fault in faults)
+
+
+if __name__ == "__main__":
+    main()

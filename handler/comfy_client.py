@@ -1,0 +1,111 @@
+"""ComfyUI over HTTP and WebSocket, thin. Foreign exceptions are translated here, once."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+import aiohttp
+
+_ANSWER_SECONDS = 30.0
+# ComfyUI validates a large workflow before it answers; /object_info starts scans of all models.
+_SLOW_ANSWER_SECONDS = 120.0
+
+
+class Unreachable(Exception):
+    """ComfyUI did not answer: not connected, cut off, or too slow."""
+
+
+class Refused(Exception):
+    """ComfyUI answered with a status other than 200; `body` is what it said."""
+
+    def __init__(self, status: int, body: Any) -> None:
+        super().__init__(f"status {status}: {str(body)[:300]}")
+        self.status = status
+        self.body = body
+
+
+class ComfyClient:
+    """Talks to the ComfyUI at `url`. Made for one job: nothing is kept open between jobs.
+
+    All calls raise `Unreachable` or `Refused`.
+    """
+
+    def __init__(self, url: str, session: aiohttp.ClientSession) -> None:
+        self._url = url
+        self._session = session
+
+    async def submit(self, workflow: Any, client_id: str, prompt_id: str) -> tuple[str, Any]:
+        """Queue a workflow; (the prompt id in force, errors of nodes that were left out)."""
+        body = {"prompt": workflow, "client_id": client_id, "prompt_id": prompt_id}
+        answer = await self._call("POST", "/prompt", body, _SLOW_ANSWER_SECONDS)
+        return str(answer["prompt_id"]), answer.get("node_errors") or {}
+
+    async def history(self, prompt_id: str) -> Any | None:
+        """The history entry of a prompt that ended; None for one that has not, or is unknown."""
+        return (await self._call("GET", f"/history/{prompt_id}")).get(prompt_id)
+
+    async def queued(self) -> tuple[set[str], set[str]]:
+        """Prompt ids (running, pending)."""
+        queue = await self._call("GET", "/queue")
+        running = {str(item[1]) for item in queue.get("queue_running", [])}
+        return running, {str(item[1]) for item in queue.get("queue_pending", [])}
+
+    async def interrupt(self, prompt_id: str) -> None:
+        """Interrupt the running prompt; versions before 0.3.57 interrupt whatever runs."""
+        await self._call("POST", "/interrupt", {"prompt_id": prompt_id})
+
+    async def remove_pending(self, prompt_id: str) -> None:
+        """Take a prompt that waits out of the queue."""
+        await self._call("POST", "/queue", {"delete": [prompt_id]})
+
+    async def node_classes(self) -> list[str]:
+        """Every node class this ComfyUI knows. Slow: it scans all model folders."""
+        return list(await self._call("GET", "/object_info", None, _SLOW_ANSWER_SECONDS))
+
+    async def messages(self, client_id: str) -> AsyncIterator[dict[str, Any]]:
+        """Text messages of the socket until it ends, in whatever way."""
+        try:
+            async with self._session.ws_connect(
+                f"{self._url}/ws?clientId={client_id}", max_msg_size=0
+            ) as socket:
+                async for message in socket:
+                    if message.type is aiohttp.WSMsgType.TEXT:
+                        yield json.loads(message.data)
+        except (aiohttp.ClientError, OSError, ValueError):
+            return
+
+    async def _call(
+        self, method: str, path: str, body: Any = None, seconds: float = _ANSWER_SECONDS
+    ) -> Any:
+        limit = aiohttp.ClientTimeout(total=seconds)
+        try:
+            async with self._session.request(
+                method, self._url + path, json=body, timeout=limit
+            ) as answer:
+                content = _content(await answer.read())
+                if answer.status != 200:
+                    raise Refused(answer.status, content)
+                return content
+        except (aiohttp.ClientError, OSError, asyncio.TimeoutError) as problem:
+            raise Unreachable(f"{method} {path}: {problem or type(problem).__name__}") from problem
+
+
+@asynccontextmanager
+async def connect(url: str) -> AsyncIterator[ComfyClient]:
+    """A client for the time of one job. Proxies of the environment are not used."""
+    async with aiohttp.ClientSession(trust_env=False) as session:
+        yield ComfyClient(url, session)
+
+
+def _content(raw: bytes) -> Any:
+    """JSON (which from ComfyUI may hold bare NaN) where it is JSON, else text."""
+    if not raw:
+        return {}
+    try:
+        return json.loads(raw)
+    except ValueError:
+        return raw.decode("utf-8", "replace")

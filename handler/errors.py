@@ -1,0 +1,62 @@
+"""What can go wrong with a job: one exception, a stable code, a sentence and a fix."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from bootstrap.findings import Finding
+
+CODES = {
+    "request.no_input": "The job has no `input`",
+    "request.wrong_type": "A field of the request has the wrong type or value",
+    "request.not_json": "The request holds something JSON cannot say, such as NaN",
+    "request.too_large": "The request is larger than MAX_REQUEST_MB",
+    "request.too_deep": "The request is nested too deeply",
+    "workflow.missing": "The request has no workflow",
+    "workflow.not_json": "The workflow is a text that is not JSON",
+    "workflow.not_an_object": "The workflow is not an object",
+    "workflow.empty": "The workflow has no nodes",
+    "workflow.ui_format": "The workflow was saved in the editor's own format",
+    "workflow.bad_node": "An entry of the workflow is not a node",
+    "workflow.bad_link": "A node is linked to a node that is not there",
+    "workflow.no_output": "No node of the workflow produces anything",
+    "workflow.unknown_node": "A node class is not installed in this ComfyUI",
+    "workflow.missing_model": "A model file is not where ComfyUI looks",
+    "workflow.value_not_allowed": "An input has a value that is not in the node's list",
+    "workflow.value_out_of_range": "A number is too small or too large for its input",
+    "workflow.input_missing": "A node lacks a required input",
+    "workflow.invalid": "ComfyUI refused the workflow for another reason",
+    "overrides.unknown_node": "An override names a node that the workflow does not have",
+    "image.no_name": "An input image has no name",
+    "image.no_data": "An input image has no data",
+    "image.bad_name": "An input image has a name that is no plain file name",
+    "image.bad_base64": "An input image is not valid base64",
+    "image.not_stored": "An input image could not be written to local disk",
+    "job.timeout": "The job took longer than it may",
+    "job.node_failed": "A node raised an error",
+    "job.out_of_memory": "A node ran out of GPU memory",
+    "job.interrupted": "The job was interrupted by somebody else",
+    "job.lost": "ComfyUI no longer knows the job",
+    "job.result_missing": "A file that ComfyUI reported is not on disk",
+    "comfyui.died": "ComfyUI ended while the job ran",
+    "comfyui.unreachable": "ComfyUI lives but does not answer as it should",
+    "reply.too_large": "A result is too large for a reply and cannot be kept either",
+    "worker.internal": "A fault in the worker itself",
+}
+
+
+class JobError(Exception):
+    """A job cannot be done. `str()` is the sentence with its fix, as the caller reads it."""
+
+    def __init__(self, code: str, message: str, fix: str = "", **details: Any) -> None:
+        super().__init__(f"{message} {fix}".strip())
+        self.code = code
+        self.message = message
+        self.fix = fix
+        self.details: Mapping[str, Any] = details
+
+    @classmethod
+    def from_finding(cls, finding: Finding) -> JobError:
+        """The job's view of something that was found wrong with the worker."""
+        return cls(finding.code, finding.message, finding.fix, **finding.details)

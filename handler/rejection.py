@@ -1,0 +1,194 @@
+"""Pure: why ComfyUI refused a workflow -> one `JobError` that names everything at once."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from bootstrap.categories import PT_EXTENSIONS
+from handler.errors import JobError
+from handler.requests import Workflow
+
+_UNKNOWN_NODE = re.compile(r"(?:node|Node) '?([\w +().:/|-]+?)'? (?:does not exist|not found)")
+_OUTPUT_NODES = "SaveImage, SaveVideo, SaveAudio, SaveAnimatedWEBP or PreviewAny"
+_LISTED = 5
+
+
+def unknown_class(body: Any) -> str | None:
+    """The node class that ComfyUI does not know, if that is why it refused."""
+    error = _error_of(body)
+    if error.get("type") == "missing_node_type":
+        extra = error.get("extra_info")
+        if isinstance(extra, Mapping) and extra.get("class_type"):
+            return str(extra["class_type"])
+    match = _UNKNOWN_NODE.search(f"{error.get('message', '')} {error.get('details', '')}")
+    return match[1].strip() if match else None
+
+
+def explain(body: Any, workflow: Workflow, known_classes: Sequence[str], models: Path) -> JobError:
+    """The error for a refused prompt. `models` is the folder ComfyUI looks for models in;
+    `known_classes` may be empty when no class is unknown."""
+    error = _error_of(body)
+    name = unknown_class(body)
+    if name is not None:
+        return _unknown_node(name, workflow, known_classes)
+    if error.get("type") == "prompt_no_outputs":
+        return _no_output(workflow)
+    problems = list(_node_problems(body, workflow, models))
+    if not problems:
+        said = error.get("message") or str(body)
+        return JobError(
+            "workflow.invalid",
+            f"ComfyUI refused the workflow: {str(said)[:500]} {str(error.get('details', ''))[:500]}".strip()
+            + ".",
+            "Run it once in ComfyUI's editor, then export it again.",
+        )
+    return _combined(problems)
+
+
+def partial(node_errors: Mapping[str, Any], workflow: Workflow, models: Path) -> list[str]:
+    """Warnings for branches that ComfyUI left out although it accepted the rest."""
+    return [
+        f"left out of this run: {problem.message}"
+        for problem in _node_problems({"node_errors": node_errors}, workflow, models)
+    ]
+
+
+def nearest(wanted: str, known: Sequence[str]) -> list[str]:
+    """Up to three of `known` that look like `wanted`, nearest first; case does not matter."""
+    by_lower = {name.lower(): name for name in known}
+    close = difflib.get_close_matches(wanted.lower(), list(by_lower), n=3, cutoff=0.5)
+    return [by_lower[name] for name in close]
+
+
+def _error_of(body: Any) -> Mapping[str, Any]:
+    error = body.get("error") if isinstance(body, Mapping) else None
+    return error if isinstance(error, Mapping) else {"message": str(error or body)[:500]}
+
+
+def _unknown_node(name: str, workflow: Workflow, known: Sequence[str]) -> JobError:
+    ids = [key for key, node in workflow.items() if node["class_type"] == name]
+    missing = [node["class_type"] for node in workflow.values() if node["class_type"] not in known]
+    missing = list(dict.fromkeys(missing)) if known else [name]
+    close = {cls: nearest(cls, known) for cls in missing}
+    hints = "; ".join(f"{cls}: did you mean {', '.join(n)}?" for cls, n in close.items() if n)
+    return JobError(
+        "workflow.unknown_node",
+        f"This ComfyUI has no node class {', '.join(missing) or name} (node {', '.join(ids) or '?'}).",
+        f"{hints + ' ' if hints else ''}Install the custom node in ComfyUI/custom_nodes on the "
+        "volume, and look in the worker's log for an IMPORT FAILED if it is there.",
+        classes=missing or [name],
+        node_ids=ids,
+        nearest=close,
+    )
+
+
+def _no_output(workflow: Workflow) -> JobError:
+    classes = ", ".join(dict.fromkeys(node["class_type"] for node in workflow.values()))
+    return JobError(
+        "workflow.no_output",
+        f"No node of the workflow produces anything (it has {classes[:300]}).",
+        f"Add an output node such as {_OUTPUT_NODES}.",
+    )
+
+
+def _combined(problems: list[JobError]) -> JobError:
+    """The first problem gives the code; the sentence and details hold them all."""
+    first = problems[0]
+    if len(problems) == 1:
+        return first
+    listed = " ".join(f"({i}) {p.message}" for i, p in enumerate(problems[:_LISTED], 1))
+    more = f" and {len(problems) - _LISTED} more" if len(problems) > _LISTED else ""
+    return JobError(
+        first.code,
+        f"The workflow has {len(problems)} problems: {listed}{more}",
+        first.fix,
+        problems=[{"error_code": p.code, "error": str(p), **p.details} for p in problems],
+    )
+
+
+def _node_problems(body: Any, workflow: Workflow, models: Path) -> Iterator[JobError]:
+    node_errors = body.get("node_errors") if isinstance(body, Mapping) else None
+    if not isinstance(node_errors, Mapping):
+        return
+    for node_id, report in node_errors.items():
+        for error in report.get("errors", []):
+            yield _node_problem(str(node_id), report.get("class_type"), error, workflow, models)
+
+
+def _node_problem(
+    node_id: str, class_type: Any, error: Mapping[str, Any], workflow: Workflow, models: Path
+) -> JobError:
+    extra = error.get("extra_info") or {}
+    name = str(extra.get("input_name", ""))
+    where = f"node {node_id} ({class_type})"
+    details = {"node_id": node_id, "class_type": class_type, "input": name}
+    kind = error.get("type")
+    if kind == "value_not_in_list":
+        return _not_in_list(name, where, extra, details, models)
+    if kind in ("value_smaller_than_min", "value_bigger_than_max"):
+        return JobError(
+            "workflow.value_out_of_range",
+            f"{name} of {where} is out of range: {error.get('details')}.",
+            "Send a value within the range.",
+            **details,
+        )
+    if kind == "required_input_missing":
+        return JobError(
+            "workflow.input_missing",
+            f"{where[0].upper() + where[1:]} lacks its required input {name}.",
+            "Add it to the workflow, or export the workflow again.",
+            **details,
+        )
+    said = f"{error.get('message')}: {error.get('details')}"
+    return JobError(
+        "workflow.invalid",
+        f"{where[0].upper() + where[1:]}: {said[:500]}.",
+        "Correct that input, or export the workflow again.",
+        type=kind,
+        **details,
+    )
+
+
+def _not_in_list(
+    name: str, where: str, extra: Mapping[str, Any], details: dict[str, Any], models: Path
+) -> JobError:
+    value = str(extra.get("received_value"))
+    choices = _choices(extra.get("input_config"))
+    close = nearest(value, choices)
+    shown = f"nearest: {', '.join(close)}" if close else f"there are: {', '.join(choices[:10])}"
+    if not choices:
+        shown = "there are none"
+    if Path(value).suffix.lower() not in PT_EXTENSIONS:
+        return JobError(
+            "workflow.value_not_allowed",
+            f"{name} of {where} is {value!r}, which is not in its list ({shown}).",
+            "Send one of the listed values.",
+            nearest=close,
+            **details,
+        )
+    return JobError(
+        "workflow.missing_model",
+        f"{name} of {where} names {value!r}, which is not among the {len(choices)} files that "
+        f"ComfyUI finds for it ({shown}). It was looked for in {models}.",
+        f"Put the file into the matching folder below models/ on the volume, or name one that is "
+        f"there{': ' + close[0] if close else ''}.",
+        model=value,
+        nearest=close,
+        **details,
+    )
+
+
+def _choices(config: Any) -> list[str]:
+    """An input's allowed values: the first item of its config, or newer nodes' `options`."""
+    if not isinstance(config, list) or not config:
+        return []
+    if isinstance(config[0], list):
+        return [str(choice) for choice in config[0]]
+    options = (
+        config[1].get("options") if len(config) > 1 and isinstance(config[1], Mapping) else None
+    )
+    return [str(choice) for choice in options or []]

@@ -1,0 +1,86 @@
+"""Sans I/O: what ComfyUI's history says of a prompt, and which socket messages are news.
+
+History is the truth. The socket can fall silent, lose its place to a late-closing twin, or drop,
+and nothing is replayed; its messages only say when a look at the history is worth while.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from handler.errors import JobError
+
+_TRACEBACK_LINES = 12
+
+
+@dataclass(frozen=True)
+class Ended:
+    """A prompt that ended; `failure` is None when all went well."""
+
+    outputs: Mapping[str, Any]
+    failure: JobError | None
+
+
+def is_news(message: Mapping[str, Any], prompt_id: str) -> bool:
+    """Does a socket message say that this prompt has ended?"""
+    data = message.get("data")
+    if not isinstance(data, Mapping) or data.get("prompt_id") != prompt_id:
+        return False
+    if message.get("type") == "executing":
+        return data.get("node") is None
+    return message.get("type") in ("execution_success", "execution_error", "execution_interrupted")
+
+
+def ended(entry: Mapping[str, Any] | None) -> Ended | None:
+    """What a history entry says; None while there is none.
+
+    Versions before 2024 write no status: there an entry alone means success.
+    """
+    if entry is None:
+        return None
+    status = entry.get("status") or {}
+    messages = {m[0]: m[1] for m in status.get("messages") or [] if len(m) == 2}
+    return Ended(entry.get("outputs") or {}, _failure(status, messages))
+
+
+def _failure(status: Mapping[str, Any], messages: Mapping[str, Any]) -> JobError | None:
+    if "execution_error" in messages:
+        return _node_failed(messages["execution_error"])
+    if "execution_interrupted" in messages:
+        return JobError(
+            "job.interrupted",
+            "The job was interrupted in ComfyUI by somebody else.",
+            "Send it again.",
+        )
+    if status.get("status_str") == "error":
+        return JobError("job.node_failed", "ComfyUI reports an error without naming it.", "")
+    return None
+
+
+def _node_failed(error: Mapping[str, Any]) -> JobError:
+    kind = str(error.get("exception_type", "Exception"))
+    said = str(error.get("exception_message", "")).strip()
+    where = f"node {error.get('node_id')} ({error.get('node_type')})"
+    details = {
+        "node_id": str(error.get("node_id")),
+        "node_type": error.get("node_type"),
+        "exception_type": kind,
+        "traceback": "".join(map(str, error.get("traceback") or [])).splitlines()[
+            -_TRACEBACK_LINES:
+        ],
+    }
+    if "OutOfMemory" in kind:
+        return JobError(
+            "job.out_of_memory",
+            f"The GPU ran out of memory in {where}: {said[:500]}",
+            "Use a smaller size or batch, a smaller or fp8 model, or a GPU with more memory.",
+            **details,
+        )
+    return JobError(
+        "job.node_failed",
+        f"{where[0].upper() + where[1:]} failed with {kind}: {said[:1000]}",
+        "The traceback in the details says where; check that node's inputs and models.",
+        **details,
+    )

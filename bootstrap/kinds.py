@@ -54,6 +54,7 @@ OUR_FLAGS = frozenset(
     "--windows-standalone-build --quick-test-for-ci --multi-user".split()
 )
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
+_HOST = re.compile(r"[A-Za-z0-9]([A-Za-z0-9.-]*[A-Za-z0-9])?(:\d{1,5})?")
 _BOOLEANS = {
     **dict.fromkeys(("1", "true", "yes", "on"), True),
     **dict.fromkeys(("0", "false", "no", "off"), False),
@@ -71,6 +72,18 @@ def _boolean(text: str) -> bool:
         return _BOOLEANS[text.lower()]
     except KeyError:
         raise ValueError("") from None
+
+
+def _text(text: str) -> str:
+    if "\0" in text:
+        raise ValueError("it holds a NUL")
+    return text
+
+
+def _host(text: str) -> str:
+    if not _HOST.fullmatch(text):
+        raise ValueError("not a host name")
+    return text.lower()
 
 
 def _names(text: str) -> tuple[str, ...]:
@@ -141,6 +154,8 @@ def one_of(*choices: str) -> Kind:
 
 ABSOLUTE_PATH = Kind("an absolute path", _absolute_path)
 BOOLEAN = Kind("`true` or `false`", _boolean)
+TEXT = Kind("any text", _text)
+HOST = Kind("a host name such as `models.example.com`, with `:port` where it is not 443", _host)
 NAMES = Kind("variable names, separated by commas", _names)
 COMFYUI_ARGUMENTS = Kind(
     "ComfyUI flags, but for those the worker sets (`--listen`, `--port`, folders, database)",

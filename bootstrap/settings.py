@@ -132,6 +132,68 @@ class Settings:
         "10",
     )
 
+    models_manifest: str | None = _var(
+        "MODELS_MANIFEST",
+        kinds.TEXT,
+        None,
+        "Models to have: a path on the volume or in the image, or the manifest itself as JSON",
+        "`models.json` or `models.yaml` at the volume's root, when there",
+    )
+    civitai_token: Secret | None = _var(
+        "civitai_token",
+        kinds.SECRET,
+        None,
+        "Civitai API key; goes to civitai.com and civitai.red only",
+        "",
+        "CIVITAI_TOKEN",
+    )
+    hf_token: Secret | None = _var(
+        "HF_TOKEN",
+        kinds.SECRET,
+        None,
+        "Hugging Face token, for gated and private repositories",
+        "",
+        "HUGGING_FACE_HUB_TOKEN",
+    )
+    download_token: Secret | None = _var(
+        "DOWNLOAD_TOKEN",
+        kinds.SECRET,
+        None,
+        "Bearer token for model URLs at the one host DOWNLOAD_TOKEN_HOST names",
+    )
+    download_token_host: str | None = _var(
+        "DOWNLOAD_TOKEN_HOST",
+        kinds.HOST,
+        None,
+        "The host that DOWNLOAD_TOKEN goes to, by https",
+    )
+    allow_private_download_urls: bool = _var(
+        "ALLOW_PRIVATE_DOWNLOAD_URLS",
+        kinds.BOOLEAN,
+        False,
+        "Model URLs may use http and lead to private addresses",
+    )
+    download_connections: int = _var(
+        "DOWNLOAD_CONNECTIONS",
+        kinds.integer(1, 64),
+        16,
+        "Parallel connections a model is downloaded with, where its server allows",
+    )
+    download_max_mbps: float | None = _var(
+        "DOWNLOAD_MAX_MBPS",
+        kinds.number(0.1, 100_000),
+        None,
+        "Megabytes per second that all downloads together may take",
+    )
+    download_timeout: float = _var(
+        "DOWNLOAD_TIMEOUT",
+        kinds.number(0, 86400),
+        300.0,
+        "Seconds required models may hold back the first job; then the worker starts degraded "
+        "and goes on downloading",
+        "300",
+    )
+
     @classmethod
     def from_env(cls, env: Mapping[str, str]) -> tuple[Settings, tuple[Finding, ...]]:
         """Settings from an environment, and a finding for each value that is not allowed.

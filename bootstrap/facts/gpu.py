@@ -1,31 +1,21 @@
 """GPUs, asked through the driver: without torch, without leaving a context, never hanging.
 
-The asking is done by `gpu_probe.py` in a child process with a time limit. A child that hangs or
-dies is a fact like any other. NVIDIA only: Runpod rents AMD cards to Pods, not to Serverless.
+The asking is done by `gpu_probe.py` in a child process with a time limit (`gpu_child.py`). A
+child that hangs or dies is a fact like any other. NVIDIA only.
 """
 
 from __future__ import annotations
 
-import json
-import os
-import subprocess
-import sys
-import tempfile
-import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
+
+from bootstrap.facts.gpu_child import ProbeRun, run_probe
 
 # A healthy driver answers in 0.1 to 0.6 s. Without persistence mode the first call after a quiet
 # time loads the driver's state for every GPU of the host, which takes seconds on one with eight.
 PROBE_TIMEOUT = 10.0
-# How long a killed child gets to disappear; one in an uninterruptible call does not.
-KILL_PATIENCE = 0.5
-_PROBE = Path(__file__).with_name("gpu_probe.py")
-# The child needs to find libraries and see the same devices; no secret reaches it.
-_PASSED = ("PATH", "LD_LIBRARY_PATH", "HOME", "LANG", "TMPDIR")
-_PASSED_PREFIXES = ("CUDA_", "NVIDIA_")
 
 
 @dataclass(frozen=True)
@@ -101,14 +91,6 @@ class GpuFacts:
         return tuple(d for d in self.devices if d.visible)
 
 
-@dataclass(frozen=True)
-class _Run:
-    lines: tuple[dict[str, Any], ...]
-    silent: bool
-    status: int | None
-    seconds: float
-
-
 def gather_gpu(
     env: Mapping[str, str],
     root: Path = Path("/"),
@@ -122,65 +104,12 @@ def gather_gpu(
     Raises OSError when no process can be started.
     """
     files = tuple(sorted(str(p.name) for p in (root / "dev").glob("nvidia*")))
-    run = _run_probe(env, touch, timeout)
+    run = run_probe(env, touch, timeout)
     return _understand(run, files, touch, timeout, env)
 
 
-def _run_probe(env: Mapping[str, str], touch: bool, timeout: float) -> _Run:
-    passed = {k: v for k, v in env.items() if k in _PASSED or k.startswith(_PASSED_PREFIXES)}
-    command = [sys.executable, "-I", "-S", str(_PROBE), *(["--touch"] if touch else [])]
-    started = time.monotonic()
-    with _answer_file() as answer:
-        child = subprocess.Popen(
-            command,
-            stdin=subprocess.DEVNULL,
-            stdout=answer,
-            stderr=subprocess.DEVNULL,
-            env=passed,
-            start_new_session=True,
-        )
-        silent = _wait_or_kill(child, timeout)
-        seconds = time.monotonic() - started
-        answer.seek(0)
-        return _Run(_lines(answer.read(1 << 20)), silent, child.returncode, round(seconds, 3))
-
-
-def _answer_file() -> IO[bytes]:
-    """Where the child writes. A pipe could fill up, and reading one could hang with the child."""
-    try:
-        return os.fdopen(os.memfd_create("gpu-probe"), "w+b")
-    except OSError:
-        return tempfile.TemporaryFile()
-
-
-def _wait_or_kill(child: subprocess.Popen[bytes], timeout: float) -> bool:
-    """Whether the child had to be killed. One that survives that is left to the kernel."""
-    try:
-        child.wait(timeout)
-        return False
-    except subprocess.TimeoutExpired:
-        child.kill()
-    try:
-        child.wait(KILL_PATIENCE)
-    except subprocess.TimeoutExpired:
-        pass
-    return True
-
-
-def _lines(answer: bytes) -> tuple[dict[str, Any], ...]:
-    found = []
-    for line in answer.decode("utf-8", "replace").splitlines():
-        try:
-            value = json.loads(line)
-        except ValueError:
-            continue  # the last line of a child that was killed in mid-sentence
-        if isinstance(value, dict):
-            found.append(value)
-    return tuple(found)
-
-
 def _understand(
-    run: _Run, files: tuple[str, ...], touch: bool, timeout: float, env: Mapping[str, str]
+    run: ProbeRun, files: tuple[str, ...], touch: bool, timeout: float, env: Mapping[str, str]
 ) -> GpuFacts:
     nvml, cuda = _merged(run.lines, "nvml"), _merged(run.lines, "cuda")
     steps = [line["step"] for line in run.lines if "step" in line]

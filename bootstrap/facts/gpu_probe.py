@@ -10,6 +10,7 @@ came. Signatures and constants: NVIDIA's nvml.h and cuda.h.
 from __future__ import annotations
 
 import ctypes
+import itertools
 import json
 import sys
 from collections.abc import Iterator
@@ -221,7 +222,7 @@ def _uuid_text(raw: bytes) -> str:
     """As NVML writes it: GPU-8-4-4-4-12."""
     text = raw.hex()
     cuts = (0, 8, 12, 16, 20, 32)
-    return "GPU-" + "-".join(text[a:b] for a, b in zip(cuts, cuts[1:], strict=False))
+    return "GPU-" + "-".join(text[a:b] for a, b in itertools.pairwise(cuts))
 
 
 def _cuda_version(number: int | None) -> str | None:

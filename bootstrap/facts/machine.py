@@ -61,8 +61,9 @@ class Preload:
 class MachineFacts:
     """All of it; None where a probe failed, with the reason in `problems`.
 
-    `shm` is /dev/shm, `temp` the folder the worker writes to (WORK_DIR or the system's), `open_files` the soft and hard
-    limit (None for no limit). `comfyui_running` says that our own ComfyUI was using the GPU.
+    `shm` is /dev/shm, `temp` the folder the worker writes to (WORK_DIR or the system's),
+    `open_files` the soft and hard limit (None for no limit). `comfyui_running` says that our own
+    ComfyUI was using the GPU.
     """
 
     gpu: GpuFacts | None = None

@@ -1,0 +1,243 @@
+"""Allocators: torch's on the GPU (PYTORCH_CUDA_ALLOC_CONF), libc's (MALLOC_*), LD_PRELOAD.
+
+What we recommend, and when to change it:
+
+- `PYTORCH_CUDA_ALLOC_CONF=max_split_size_mb:256` together with `--disable-cuda-malloc`, when jobs
+  end in "CUDA out of memory" although much is "reserved but unallocated": blocks above 256 MB are
+  not cut up, so memory fragments less. A lower value (128) fragments still less and is slower; a
+  higher one (512) suits big video models. Without such errors leave it unset: ComfyUI's own choice
+  (cudaMallocAsync, or its dynamic VRAM) is faster.
+- `MALLOC_ARENA_MAX=2`, always: glibc gives threads up to 8 arenas a core, and those keep what was
+  freed, so a worker on a machine with many cores grows by gigabytes until the container's limit
+  kills it. Raise it to 4 if CPU-heavy nodes with many threads got slower; unneeded with tcmalloc,
+  jemalloc or mimalloc preloaded. Source: mallopt(3).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from bootstrap.checks.alloc_conf import ASYNC, NATIVE, AllocConf, Problem, parse_alloc_conf
+from bootstrap.checks.gpu_expected import gpu_expectation
+from bootstrap.facts.machine import MachineFacts, Preload
+from bootstrap.facts.torch_build import TorchBuild
+from bootstrap.findings import Finding, error, info, ok, warning
+from bootstrap.settings import Settings
+
+OLD_NAME = "PYTORCH_CUDA_ALLOC_CONF"
+NEW_NAME = "PYTORCH_ALLOC_CONF"  # torch 2.9 and newer; wins over the old name
+NEW_NAME_SINCE = (2, 9)
+RECOMMENDED = "max_split_size_mb:256"
+RECOMMENDED_ARENAS = "2"
+_ALLOCATORS = ("tcmalloc", "jemalloc", "mimalloc")
+_WHERE = "in the endpoint's environment variables"
+
+CODES = {
+    "env.alloc_conf_good": "torch's allocator settings are understood.",
+    "env.alloc_conf_unknown_key": "torch's allocator settings have a key that torch refuses.",
+    "env.alloc_conf_value": "torch's allocator settings have a value that torch refuses.",
+    "env.alloc_conf_syntax": "torch's allocator settings are not key:value pairs.",
+    "env.alloc_conf_both": "Both names of torch's allocator settings are set.",
+    "env.alloc_conf_name": "PYTORCH_ALLOC_CONF is set, which this torch does not know yet.",
+    "env.alloc_conf_no_effect": "Allocator settings that cudaMallocAsync ignores.",
+    "env.alloc_conf_backend": "The allocator's backend contradicts the one ComfyUI appends.",
+    "env.arena_max_unset": "MALLOC_ARENA_MAX is not set; 2 is recommended.",
+    "env.arena_max_value": "MALLOC_ARENA_MAX is not a positive whole number.",
+    "env.preload": "An allocator is preloaded.",
+    "env.preload_missing": "LD_PRELOAD names a library that does not exist.",
+    "env.preload_several": "LD_PRELOAD names more than one allocator.",
+}
+
+
+def check_allocator(
+    facts: MachineFacts, settings: Settings, env: Mapping[str, str]
+) -> list[Finding]:
+    """Findings about the allocators of torch and of libc."""
+    uses_gpu = gpu_expectation(facts.gpu, settings, env).expected
+    return [
+        *_alloc_conf(settings, env, facts.torch, uses_gpu),
+        *_preloads(facts.preloads),
+        *_arenas(env, facts.preloads),
+    ]
+
+
+def _alloc_conf(
+    settings: Settings, env: Mapping[str, str], torch: TorchBuild | None, uses_gpu: bool
+) -> list[Finding]:
+    names = [name for name in (NEW_NAME, OLD_NAME) if name in env]
+    found = _both(env) if len(names) == 2 else []
+    for name in names:
+        conf = parse_alloc_conf(env[name])
+        wrong = [_wrong(name, problem, uses_gpu) for problem in conf.problems]
+        found += wrong or _effects(name, env[name], conf, settings, uses_gpu)
+    if NEW_NAME in names:
+        found += _too_new_name(torch)
+    if names and not found:
+        shown = ", ".join(f"{name}={env[name][:200]}" for name in names)
+        found.append(ok("env.alloc_conf_good", f"{shown} is understood and takes effect."))
+    return found
+
+
+def _both(env: Mapping[str, str]) -> list[Finding]:
+    return [
+        warning(
+            "env.alloc_conf_both",
+            f"Both {NEW_NAME} (`{env[NEW_NAME][:200]}`) and {OLD_NAME} (`{env[OLD_NAME][:200]}`) "
+            f"are set; torch 2.9 and newer reads the first only, older ones the second, and "
+            "ComfyUI adds its backend to the second.",
+            f"Remove {NEW_NAME} {_WHERE} and put what you want into {OLD_NAME}.",
+        )
+    ]
+
+
+def _wrong(name: str, problem: Problem, uses_gpu: bool) -> Finding:
+    # torch raises at these, so that no job runs. A key that resembles none we know may be one
+    # of a newer torch; without a GPU nobody reads them.
+    certain = uses_gpu and (problem.kind != "unknown_key" or problem.nearest is not None)
+    make = error if certain else warning
+    if problem.kind == "unknown_key":
+        nearest = problem.nearest
+        return make(
+            "env.alloc_conf_unknown_key",
+            f"{name} has the key `{problem.text}`, which torch does not know: it raises at its "
+            "first use of the GPU.",
+            f"Write `{nearest}` in place of it {_WHERE}."
+            if nearest
+            else f"Remove it from {name} {_WHERE}, or make sure your torch has it.",
+            key=problem.text,
+        )
+    return make(
+        f"env.alloc_conf_{problem.kind}",
+        f"{name}: {problem.text}; torch raises at its first use of the GPU.",
+        f"Correct it {_WHERE}, for instance {OLD_NAME}={RECOMMENDED}, or remove {name}.",
+    )
+
+
+def _effects(
+    name: str, text: str, conf: AllocConf, settings: Settings, uses_gpu: bool
+) -> list[Finding]:
+    appends = uses_gpu and name == OLD_NAME and _comfyui_appends(settings)
+    stripped = "".join(text.split())
+    if appends and (not stripped or stripped.endswith(",")):
+        return [_bare_comma(name)]
+    if len(set(conf.backends)) > 1 or (appends and NATIVE in conf.backends):
+        return [_backend_conflict(name, conf)]
+    if conf.native_only and (appends or ASYNC in conf.backends):
+        return [_no_effect(name, conf)]
+    return []
+
+
+def _comfyui_appends(settings: Settings) -> bool:
+    """Whether ComfyUI appends its backend: its cuda_malloc.py does on most GPUs, unless told not
+    to. (With dynamic VRAM, in versions of 2026, it empties the variable instead.)"""
+    return "--disable-cuda-malloc" not in settings.comfyui_args
+
+
+def _bare_comma(name: str) -> Finding:
+    # `,backend:cudaMallocAsync` and `a:b,,backend:…` are what ComfyUI makes of these.
+    return warning(
+        "env.alloc_conf_syntax",
+        f"{name} is blank or ends in a comma; ComfyUI appends `,backend:{ASYNC}` to it, and torch "
+        "refuses the double or leading comma.",
+        f"Remove {name} {_WHERE}, or set it to {RECOMMENDED} and add --disable-cuda-malloc to "
+        "COMFYUI_ARGS.",
+    )
+
+
+def _backend_conflict(name: str, conf: AllocConf) -> Finding:
+    # A warning only: a ComfyUI of 2026 with dynamic VRAM empties the variable and runs.
+    return warning(
+        "env.alloc_conf_backend",
+        f"{name} names the backend {' and '.join(dict.fromkeys(conf.backends))}, and ComfyUI "
+        f"appends `backend:{ASYNC}`: torch takes one when it loads, meets the other, and stops "
+        "with 'Allocator backend parsed at runtime != allocator backend parsed at load time'.",
+        f"Remove `backend:…` from {name} and choose by flag: add --disable-cuda-malloc to "
+        "COMFYUI_ARGS for the native one.",
+    )
+
+
+def _no_effect(name: str, conf: AllocConf) -> Finding:
+    keys = ", ".join(dict.fromkeys(conf.native_only))
+    drop = f"remove `backend:{ASYNC}` and " if ASYNC in conf.backends else ""
+    return warning(
+        "env.alloc_conf_no_effect",
+        f"{name} sets {keys}, which has no effect: ComfyUI uses torch's {ASYNC} allocator on most "
+        "GPUs, and that ignores it.",
+        f"To use it: {drop}add --disable-cuda-malloc to COMFYUI_ARGS (worth it when jobs end in "
+        f"'CUDA out of memory' with much memory reserved). Else remove {name}.",
+        keys=list(dict.fromkeys(conf.native_only)),
+    )
+
+
+def _too_new_name(torch: TorchBuild | None) -> list[Finding]:
+    numbers = (torch.version or "").split(".") if torch else []
+    if len(numbers) < 2 or not (numbers[0].isdigit() and numbers[1].isdigit()):
+        return []
+    if (int(numbers[0]), int(numbers[1])) >= NEW_NAME_SINCE:
+        return []
+    return [
+        warning(
+            "env.alloc_conf_name",
+            f"{NEW_NAME} is set, but ComfyUI's torch {torch.version if torch else ''} reads "
+            f"{OLD_NAME} only.",
+            f"Rename it to {OLD_NAME} {_WHERE}: newer ones read that too.",
+        )
+    ]
+
+
+def _allocators(preloads: tuple[Preload, ...]) -> list[str]:
+    return [a for p in preloads if p.exists for a in _ALLOCATORS if a in p.name.lower()]
+
+
+def _preloads(preloads: tuple[Preload, ...]) -> list[Finding]:
+    found = [
+        warning(
+            "env.preload_missing",
+            f"LD_PRELOAD names {p.name[:200]}, which does not exist: every process starts with a "
+            "warning, and without it.",
+            "Correct the path (`find / -name 'libtcmalloc*.so*'` shows where one is) or remove "
+            f"LD_PRELOAD {_WHERE}.",
+            library=p.name,
+        )
+        for p in preloads
+        if not p.exists
+    ]
+    allocators = _allocators(preloads)
+    if len(allocators) > 1:
+        found.append(
+            warning(
+                "env.preload_several",
+                f"LD_PRELOAD has {len(allocators)} allocators ({', '.join(allocators)}): only the "
+                "first counts.",
+                f"Keep one of them in LD_PRELOAD {_WHERE}.",
+            )
+        )
+    elif allocators:
+        found.append(
+            info("env.preload", f"{allocators[0]} is preloaded in place of libc's malloc.")
+        )
+    return found
+
+
+def _arenas(env: Mapping[str, str], preloads: tuple[Preload, ...]) -> list[Finding]:
+    text = env.get("MALLOC_ARENA_MAX", "").strip()
+    if text and not (text.isdigit() and int(text) > 0):
+        return [
+            warning(
+                "env.arena_max_value",
+                f"MALLOC_ARENA_MAX is {text[:40]!r}, which libc ignores: it must be a whole number "
+                "above 0.",
+                f"Set MALLOC_ARENA_MAX={RECOMMENDED_ARENAS} {_WHERE}.",
+            )
+        ]
+    if text or _allocators(preloads):
+        return []
+    return [
+        info(
+            "env.arena_max_unset",
+            "MALLOC_ARENA_MAX is not set: libc keeps freed memory in up to 8 arenas a core, so "
+            "ComfyUI's memory grows with every model that is exchanged.",
+            f"Set MALLOC_ARENA_MAX={RECOMMENDED_ARENAS} {_WHERE}; 4 if nodes with many threads "
+            "get slower.",
+        )
+    ]

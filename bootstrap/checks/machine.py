@@ -80,7 +80,7 @@ def _failed_probes(facts: MachineFacts) -> list[Finding]:
 
 def _disks(facts: MachineFacts) -> list[Finding]:
     disks = [d for d in (facts.root_disk, facts.temp) if d]
-    same = len(disks) == 2 and (disks[0].total, disks[0].free) == (disks[1].total, disks[1].free)
+    same = len(disks) == 2 and disks[0].device == disks[1].device
     # `/` being read-only is a way to harden a container; what is written to is the temp folder.
     written = disks[-1:] if same or (facts.temp and disks[0].read_only) else disks
     return [f for disk in written for f in _disk(disk)]

@@ -30,6 +30,7 @@ _LIBRARY_FOLDERS = ("lib", "usr/lib", "usr/local/lib", "lib64", "usr/lib64")
 class DiskFacts:
     """A local file system: bytes and inodes in all and free for us, and whether it is read-only.
 
+    `device` is the kernel's number of it (st_dev): two paths with the same one are on one disk.
     `inodes_total` is 0 where the file system does not count them (btrfs).
     """
 
@@ -39,6 +40,7 @@ class DiskFacts:
     inodes_total: int
     inodes_free: int
     read_only: bool
+    device: int
 
 
 @dataclass(frozen=True)
@@ -145,6 +147,7 @@ def look_at_disk(path: Path, shown: str | None = None) -> DiskFacts:
         inodes_total=stat.f_files,
         inodes_free=stat.f_favail,
         read_only=bool(stat.f_flag & os.ST_RDONLY),
+        device=os.stat(path).st_dev,
     )
 
 

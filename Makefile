@@ -1,0 +1,64 @@
+# Everything is built on first use. Only make and python3 (3.10 or newer, with venv) must be there.
+# Progress goes to stderr, so that what a target prints on stdout can be used by other commands.
+MAKEFLAGS += --no-print-directory
+SHELL := /bin/sh
+VENV_PYTHON := .venv/bin/python
+
+# The first Python that is new enough and can make virtual environments.
+CANDIDATES := python3 python3.13 python3.12 python3.11 python3.10
+USABLE := import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 10))
+ifndef PYTHON
+PYTHON := $(shell for python in $(CANDIDATES); do \
+	"$$python" -c '$(USABLE)' >/dev/null 2>&1 && { echo "$$python"; break; }; done)
+endif
+
+CODE = $(wildcard bootstrap handler demo scripts tests benchmarks)
+
+.DEFAULT_GOAL := help
+.PHONY: help demo demo-volume demo-env test check format venv clean clean-cache python
+
+help: ## Show this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+demo: python ## Boot the worker on a demo volume, run one workflow, save the picture in demo-output/
+	@$(PYTHON) -m demo venv worker
+	@$(PYTHON) -m demo run
+
+demo-volume: python ## Build the demo volume with a real ComfyUI; its path is the last line
+	@$(PYTHON) -m demo volume
+
+demo-env: python ## Print exports for a shell: eval "$$(make -s demo-env)"
+	@$(PYTHON) -m demo env
+
+test: python ## Run all tests, the real ComfyUI included (TESTS="tests/test_boot.py -k name" for some)
+	@$(PYTHON) -m demo venv dev
+	@$(PYTHON) -m demo volume >/dev/null
+	@$(VENV_PYTHON) -m pytest $(TESTS)
+
+check: python ## Formatter, linter and strict types, changing nothing
+	@$(PYTHON) -m demo venv dev
+	$(VENV_PYTHON) -m ruff format --check .
+	$(VENV_PYTHON) -m ruff check .
+	$(VENV_PYTHON) -m mypy $(CODE)
+
+format: python ## Format the code and apply the linter's safe fixes
+	@$(PYTHON) -m demo venv dev
+	$(VENV_PYTHON) -m ruff check --fix .
+	$(VENV_PYTHON) -m ruff format .
+
+venv: python ## Make .venv with the worker's and the developer's packages
+	@$(PYTHON) -m demo venv dev
+
+clean: ## Remove what was made inside this folder
+	rm -rf .venv .venv.lock demo-output .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	find $(CODE) -name __pycache__ -type d -prune -exec rm -rf {} +
+
+clean-cache: python ## Remove the demo volumes and ComfyUI's environments from the cache
+	@$(PYTHON) -m demo clean-cache
+
+python:
+	@test -n "$(PYTHON)" && "$(PYTHON)" -c '$(USABLE)' || { \
+	echo "No usable Python: 3.10 or newer with the venv and ensurepip modules is needed." >&2; \
+	echo "  Found: $$(python3 --version 2>&1 || echo 'no python3')" >&2; \
+	echo "  Debian, Ubuntu: sudo apt install python3-venv    macOS: brew install python@3.12" >&2; \
+	echo "  Or name one: make demo PYTHON=/path/to/python3.12" >&2; exit 1; }

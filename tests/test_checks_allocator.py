@@ -72,9 +72,10 @@ def test_every_code_has_a_case() -> None:
         "roundup_power2_divisions:[256:1,512:2,1024:4,>:8],expandable_segments:True",
         "roundup_power2_divisions:4",
         "backend:cudaMallocAsync",
-        "expandable_segments:False,pinned_use_cuda_host_register:True,"
+        "expandable_segments:False,pinned_use_cuda_host_register:True",
         "pinned_num_register_threads:8,per_process_memory_fraction:1.0",
         "max_split_size_mb:21",
+        "pinned_num_register_threads:128",
     ],
 )
 def test_what_torch_takes(text: str) -> None:
@@ -98,6 +99,9 @@ def test_what_torch_takes(text: str) -> None:
         ("roundup_power2_divisions:[256:3]", "value"),
         ("roundup_power2_divisions:[256:4", "value"),
         ("pinned_num_register_threads:6", "value"),
+        ("pinned_num_register_threads:256", "value"),
+        ("roundup_power2_divisions:256:4]", "value"),
+        (",", "syntax"),
         ("pinned_reserve_segment_size_mb:0", "value"),
         ("max_split_size_mb:", "syntax"),
         ("max_split_size_mb", "syntax"),
@@ -137,3 +141,25 @@ def test_a_preloaded_allocator_needs_no_arenas() -> None:
     assert "env.arena_max_unset" not in {f.code for f in found}
     found = look({"preloads": (GONE,)}, {"MALLOC_ARENA_MAX": None})
     assert "env.arena_max_unset" in {f.code for f in found}
+
+
+def test_arenas_must_be_more_than_none() -> None:
+    assert "env.arena_max_value" in {f.code for f in look({}, {"MALLOC_ARENA_MAX": "0"})}
+    assert "env.arena_max_value" not in {f.code for f in look({}, {"MALLOC_ARENA_MAX": "1"})}
+
+
+@pytest.mark.parametrize(
+    ("version", "known"), [("2.9.0", True), ("2.10.1+cu130", True), ("2.8", False), ("dev", True)]
+)
+def test_since_which_torch_the_new_name_counts(version: str, known: bool) -> None:
+    found = look({"torch": TorchBuild(version, "12.8")}, {NEW: "backend:native"})
+    assert ("env.alloc_conf_name" not in {f.code for f in found}) is known
+    assert known or any(version in f.message for f in found if f.code == "env.alloc_conf_name")
+
+
+def test_the_fix_tells_to_remove_the_backend_that_is_in_the_way() -> None:
+    (plain,) = [f for f in look({}, {OLD: "max_split_size_mb:99"}) if "no_effect" in f.code]
+    asked = {OLD: "max_split_size_mb:99,backend:cudaMallocAsync"}
+    (named,) = [f for f in look({}, asked) if "no_effect" in f.code]
+    assert "remove `backend:cudaMallocAsync`" in named.fix
+    assert "remove `backend" not in plain.fix

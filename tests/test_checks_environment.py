@@ -23,6 +23,7 @@ TOKEN_CASES = [
     Case("env.token_quoted", WARNING, env={"civitai_token": f"'{MARKER}"}),
     Case("env.token_space", WARNING, env={"HF_TOKEN": f"{HF}\n"}, cured={"HF_TOKEN": HF}),
     Case("env.token_unresolved", WARNING, env={"RUNPOD_API_KEY": "{{ RUNPOD_SECRET_key }}"}),
+    Case("env.token_unresolved", WARNING, env={"RUNPOD_API_KEY": "{{ secrets.key }}"}),
     Case("env.token_placeholder", WARNING, env={"RUNPOD_API_KEY": "your-key-here"}),
     Case("env.token_placeholder", WARNING, env={"RUNPOD_API_KEY": "<token>"}),
     Case("env.token_prefix", WARNING, env={"RUNPOD_API_KEY": f"Bearer{chr(32)}{MARKER}"}),
@@ -77,7 +78,10 @@ CASES = [
     Case(
         "env.runpod_webhook",
         WARNING,
-        env={"RUNPOD_WEBHOOK_GET_JOB": HOOK, "RUNPOD_WEBHOOK_POST_OUTPUT": HOOK.split("?")[0]},
+        env={
+            "RUNPOD_WEBHOOK_GET_JOB": HOOK,
+            "RUNPOD_WEBHOOK_POST_OUTPUT": "https://example.org/done",
+        },
     ),
     Case("env.private_downloads", WARNING, env={"RUNPOD_ALLOW_PRIVATE_DOWNLOAD_URLS": "true"}),
     Case(
@@ -139,3 +143,9 @@ def test_other_peoples_variables_are_left_alone() -> None:
 
 def test_a_healthy_machine_has_good_news_only() -> None:
     assert {f.severity for f in look({}, {})} == {OK}
+
+
+def test_there_is_time_left_to_say_why_a_boot_failed() -> None:
+    for seconds, fine in (("405", True), ("406", False)):
+        found = look({}, {"BOOT_TIMEOUT": seconds})
+        assert ("env.boot_timeout_long" not in {f.code for f in found}) is fine

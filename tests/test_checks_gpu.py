@@ -183,3 +183,41 @@ def test_a_power_cap_is_normal() -> None:
 def test_a_cpu_endpoint_is_not_told_off_for_a_broken_gpu() -> None:
     found = look({**gpu(silent_in="cuInit", devices=())}, {"GPU": "none", "COMFYUI_ARGS": "--cpu"})
     assert outcome_of(found) is Outcome.READY
+
+
+def message(facts: dict[str, Any], code: str) -> str:
+    (finding,) = [f for f in look(facts, {}) if f.code == code]
+    return finding.message
+
+
+def test_the_good_news_says_what_was_proved() -> None:
+    good = message({}, "gpu.good")
+    assert "RTX 4090, 24 GB, driver 570.124.06, CUDA 12.8; stores and returns bytes" in good
+    good = message(gpu(touched=None, driver_version=None, cuda_driver_version=None), "gpu.good")
+    assert "driver unknown, CUDA; listed by CUDA (not touched)" in good
+
+
+def test_messages_carry_the_values() -> None:
+    full = failed("cuMemAlloc_v2", 2)
+    assert "23.5 of 24 GB free" in message(full, "gpu.memory_full")
+    unknown = {"gpu": replace(full["gpu"], devices=(replace(DEVICE, memory_free=None),))}
+    assert "amount unknown" in message(unknown, "gpu.memory_full")
+    hot = device(throttle=("hw_thermal",), temperature=94)
+    assert "slowed down at 94 °C: hardware slowdown for heat" in message(hot, "gpu.throttled")
+    hot = device(throttle=("hw_thermal",), temperature=None, name=None)
+    assert "GPU 0 (name unknown) is slowed down: " in message(hot, "gpu.throttled")
+    failing = gpu(nvml=DriverPart(failed="nvmlInit_v2", code=18))
+    assert "nvmlInit_v2 returned 18" in message(failing, "gpu.nvml_unavailable")
+    nothing = {"gpu": None, "problems": ("GPU: OSError: no processes",)}
+    assert "GPU: OSError: no processes" in message(nothing, "gpu.not_asked")
+
+
+def test_a_device_file_without_any_library_is_a_broken_host() -> None:
+    facts = {"gpu": replace(NO_GPU, device_files=("nvidia0",))}
+    assert "gpu.library_missing" in {f.code for f in look(facts, {})}
+
+
+def test_a_tenth_of_the_memory_may_be_taken() -> None:
+    facts = device(memory_total=20 * GB, memory_free=18 * GB)
+    assert outcome_of(look(facts, {})) is Outcome.READY
+    assert "gpu.memory_taken" not in {f.code for f in look(facts, {})}

@@ -98,3 +98,15 @@ def test_facts_that_could_not_be_had_break_no_check() -> None:
     assert memory.check_memory(facts, Settings(), {}) == []
     found = machine.check_machine(facts, Settings(), {})
     assert [f.code for f in found] == ["machine.probe_failed"]
+
+
+@pytest.mark.parametrize(("free", "code"), [(64 * MB, "disk_low"), (64 * MB - 1, "disk_full")])
+def test_where_low_ends_and_full_begins(free: int, code: str) -> None:
+    found = look({"temp": replace(FULL, free=free)}, {})
+    assert {f.code for f in found if "disk" in f.code} == {f"machine.{code}"}
+
+
+@pytest.mark.parametrize(("hard", "shown"), [(None, "no limit"), (4096, "4096")])
+def test_the_hard_limit_is_told(hard: int | None, shown: str) -> None:
+    (finding,) = [f for f in look({"open_files": (1024, hard)}, {}) if f.fix]
+    assert f"(hard limit: {shown})" in finding.message

@@ -73,6 +73,8 @@ def test_drivers_are_compared_as_numbers(driver: str, fits: bool) -> None:
         (("sm_90",), (8, 9), "gpu.torch_too_new"),
         (("sm_80", "sm_90"), (12, 0), "gpu.torch_too_old"),
         (("sm_80", "compute_90"), (12, 0), "gpu.torch_good"),
+        (("compute_90",), (9, 0), "gpu.torch_good"),
+        (("sm_90",), (9, 0), "gpu.torch_good"),
         (("sm_90a",), (9, 0), "gpu.torch_good"),
         (("sm_100a", "sm_120"), (10, 3), "gpu.torch_too_new"),
         (("sm_86",), (8, 0), "gpu.torch_too_new"),
@@ -97,3 +99,32 @@ def test_no_gpu_no_comparison() -> None:
     env = {"RUNPOD_GPU_COUNT": "0", "COMFYUI_ARGS": "--cpu"}
     found = look({"gpu": NO_GPU, "torch": TorchBuild("2.13.0+cpu", None)}, env)
     assert not {f.code for f in found} & set(checks.CODES)
+
+
+@pytest.mark.parametrize(
+    ("cuda", "capability", "code"),
+    [
+        ("12.8", (12, 0), "gpu.torch_good"),
+        ("12.7", (12, 0), "gpu.torch_too_old"),
+        ("11.8", (9, 0), "gpu.torch_good"),
+        ("11.7", (9, 0), "gpu.torch_too_old"),
+        ("13.0", (7, 5), "gpu.torch_good"),
+        ("13.0", (7, 0), "gpu.torch_too_new"),
+        ("12.8", (7, 0), "gpu.torch_good"),
+    ],
+)
+def test_without_a_list_the_cuda_version_decides(
+    cuda: str, capability: tuple[int, int], code: str
+) -> None:
+    facts = gpu(
+        devices=(replace(DEVICE, compute_capability=capability),), driver_version="580.82.07"
+    )
+    (finding,) = check_torch_build(TorchBuild("2.9", cuda), facts["gpu"])
+    assert finding.code == code
+
+
+def test_messages_carry_the_values() -> None:
+    (old,) = check_torch_build(TorchBuild("2.9", "12.8", ("sm_80",)), BLACKWELL["gpu"])
+    assert "RTX 5090 (compute capability 12.0) (it has sm_80)" in old.message
+    (rocm,) = check_torch_build(TorchBuild("2.4", None, hip="6.1"), BLACKWELL["gpu"])
+    assert "for AMD (ROCm)" in rocm.message

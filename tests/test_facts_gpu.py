@@ -151,7 +151,7 @@ def test_no_secret_reaches_the_child(monkeypatch: pytest.MonkeyPatch) -> None:
         seen.append(options["env"])  # type: ignore[arg-type]
         return real(*args, **options)  # type: ignore[call-overload]
 
-    monkeypatch.setattr(gpu_child.subprocess, "Popen", spying)
+    monkeypatch.setattr(subprocess, "Popen", spying)
     gather({**fake_driver(), "HF_TOKEN": "hf_marker-of-this-test", "PYTHONPATH": "/x"})
     assert seen and not {"HF_TOKEN", "PYTHONPATH"} & set(seen[0])
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import resource
 import subprocess
 import sys
 import textwrap
@@ -114,7 +115,24 @@ def test_version_1_unlimited_is_the_machine(root: Root) -> None:
     root.v1()
     root.write("sys/fs/cgroup/memory/memory.limit_in_bytes", UNLIMITED_V1)
     root.write("sys/fs/cgroup/memory/memory.usage_in_bytes", 1)
+    assert gather_memory(root.path).source == "/proc/meminfo"
+
+
+def test_a_limit_of_all_the_machine_has_is_none(root: Root) -> None:
+    root.v2()
+    root.group("", 64 * GB, used=1 * GB)
+    assert gather_memory(root.path).source == "/proc/meminfo"
+
+
+def test_files_that_make_no_sense_limit_nothing(root: Root) -> None:
+    root.v2()
+    root.group("", "nonsense", used=1 * GB)
+    root.write("sys/fs/cgroup/cpu.max", "100000 0")
     assert gather_memory(root.path).limit == 64 * GB
+    assert gather_cpu(root.path).quota is None
+    root.write("proc/meminfo", "nonsense")
+    with pytest.raises(ValueError, match="MemTotal"):
+        gather_memory(root.path)
 
 
 def test_a_group_path_the_mount_does_not_show_means_the_mount(root: Root) -> None:
@@ -153,7 +171,8 @@ def test_cpu_quota_of_both_versions(root: Root, tmp_path: Path) -> None:
 
 
 def test_this_machine_in_json(tmp_path: Path) -> None:
-    facts = gather_machine(env={"PATH": os.environ["PATH"]})
+    facts = gather_machine(env={"PATH": os.environ["PATH"], "LD_PRELOAD": "libgone.so"})
+    assert facts.preloads == (machine.Preload("libgone.so", False),)
     assert facts.problems == ()
     data = json.loads(json.dumps(facts.as_dict()))
     assert data["memory"]["limit"] > 0 and data["root_disk"]["total"] > 0
@@ -178,6 +197,12 @@ def test_a_probe_that_breaks_does_not_spoil_the_others(
 def test_the_disk_of_a_work_dir_that_does_not_exist_yet(tmp_path: Path) -> None:
     facts = gather_machine(work_dir=tmp_path / "not/yet")
     assert facts.temp and facts.temp.path == str(tmp_path)
+
+
+def test_no_limit_of_open_files_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    unlimited = resource.RLIM_INFINITY
+    monkeypatch.setattr(resource, "getrlimit", lambda which: (1024, unlimited))
+    assert gather_machine().open_files == (1024, None)
 
 
 def test_preloads_by_path_and_by_name(tmp_path: Path) -> None:
@@ -235,6 +260,33 @@ def test_torch_is_read_from_its_files(
 
 def test_a_venv_without_torch_does_not_find_the_systems(tmp_path: Path) -> None:
     assert read_torch_build(install_torch(tmp_path, None, "numpy-2.0.dist-info")) is None
+
+
+def test_a_venv_that_sees_the_system_finds_the_systems_torch(tmp_path: Path) -> None:
+    base = install_torch(tmp_path / "base", None, "torch-2.9.1+cu128.dist-info")
+    (tmp_path / "base/pyvenv.cfg").unlink()
+    base.unlink()
+    base.touch()  # a real file, not a link to the interpreter of this test
+    venv = install_torch(tmp_path / "venv", None, "numpy-2.0.dist-info")
+    venv.unlink()
+    venv.symlink_to(base)
+    config = tmp_path / "venv/pyvenv.cfg"
+    assert read_torch_build(venv) is None
+    config.write_text("home = /x\nInclude-System-Site-Packages = True\n")
+    assert read_torch_build(venv) == TorchBuild("2.9.1+cu128", "12.8")
+    config.write_text("include-system-site-packages = no\nprompt = true\n")
+    assert read_torch_build(venv) is None
+
+
+def test_architectures_are_asked_only_when_deep(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(machine, "ask_arches", lambda python, env: ("sm_90",))
+    python = install_torch(tmp_path, None, "torch-2.1.0.dist-info")
+    shallow, deep = (gather_machine(comfyui_python=python, deep=d).torch for d in (False, True))
+    assert shallow == TorchBuild("2.1.0", None)
+    assert deep == TorchBuild("2.1.0", None, ("sm_90",))
+    assert gather_machine(deep=True).torch is None
 
 
 def test_arches_come_from_a_child_process(tmp_path: Path) -> None:

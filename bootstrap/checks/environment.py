@@ -100,39 +100,53 @@ def _misnamed(kind: str, name: str, right: str, why: str) -> Finding:
 
 
 def _hugging_face(env: Mapping[str, str]) -> list[Finding]:
-    found = []
-    for name in ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE"):
-        if env.get(name, "").strip().lower() in _TRUE:
-            found.append(
-                warning(
-                    "env.hf_offline",
-                    f"{name} is on: nodes that fetch models from Hugging Face themselves will fail "
-                    "unless these are in its cache.",
-                    f"Remove {name} {_WHERE}, unless that is intended.",
-                    name=name,
-                )
-            )
+    return [*_offline(env), *_endpoint(env), *_transfer(env)]
+
+
+def _is_on(env: Mapping[str, str], name: str) -> bool:
+    return env.get(name, "").strip().lower() in _TRUE
+
+
+def _offline(env: Mapping[str, str]) -> list[Finding]:
+    return [
+        warning(
+            "env.hf_offline",
+            f"{name} is on: nodes that fetch models from Hugging Face themselves will fail unless "
+            "these are in its cache.",
+            f"Remove {name} {_WHERE}, unless that is intended.",
+            name=name,
+        )
+        for name in ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE")
+        if _is_on(env, name)
+    ]
+
+
+def _endpoint(env: Mapping[str, str]) -> list[Finding]:
     endpoint = env.get("HF_ENDPOINT", "").strip()
-    if endpoint and not endpoint.lower().startswith("https://"):
-        found.append(
-            warning(
-                "env.hf_endpoint",
-                "HF_ENDPOINT does not start with https://: downloads fail, or HF_TOKEN travels "
-                "unencrypted.",
-                f"Remove HF_ENDPOINT {_WHERE}, or set it to an https:// address.",
-            )
+    if not endpoint or endpoint.lower().startswith("https://"):
+        return []
+    return [
+        warning(
+            "env.hf_endpoint",
+            "HF_ENDPOINT does not start with https://: downloads fail, or HF_TOKEN travels "
+            "unencrypted.",
+            f"Remove HF_ENDPOINT {_WHERE}, or set it to an https:// address.",
         )
-    if env.get("HF_HUB_ENABLE_HF_TRANSFER", "").strip().lower() in _TRUE:
-        found.append(
-            info(
-                "env.hf_transfer",
-                "HF_HUB_ENABLE_HF_TRANSFER has no effect since huggingface_hub 1.0, and older ones "
-                "raise without the package hf_transfer. This worker's own downloads need neither.",
-                f"Remove it {_WHERE}; for nodes' own downloads HF_XET_HIGH_PERFORMANCE=1 took its "
-                "place.",
-            )
+    ]
+
+
+def _transfer(env: Mapping[str, str]) -> list[Finding]:
+    if not _is_on(env, "HF_HUB_ENABLE_HF_TRANSFER"):
+        return []
+    return [
+        info(
+            "env.hf_transfer",
+            "HF_HUB_ENABLE_HF_TRANSFER has no effect since huggingface_hub 1.0, and older ones "
+            "raise without the package hf_transfer. This worker's own downloads need neither.",
+            f"Remove it {_WHERE}; for nodes' own downloads HF_XET_HIGH_PERFORMANCE=1 took its "
+            "place.",
         )
-    return found
+    ]
 
 
 def _boot_timeout(settings: Settings, env: Mapping[str, str]) -> list[Finding]:
@@ -216,7 +230,7 @@ def _runpod(env: Mapping[str, str]) -> list[Finding]:
                 "To try the worker without Runpod, unset both.",
             )
         )
-    if env.get("RUNPOD_ALLOW_PRIVATE_DOWNLOAD_URLS", "").strip().lower() in _TRUE:
+    if _is_on(env, "RUNPOD_ALLOW_PRIVATE_DOWNLOAD_URLS"):
         found.append(
             warning(
                 "env.private_downloads",

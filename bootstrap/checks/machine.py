@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from datetime import UTC, datetime
+from datetime import datetime, timezone
 
 from bootstrap.facts.machine import DiskFacts, MachineFacts
 from bootstrap.findings import Finding, error, host_error, info, ok, warning
@@ -172,7 +172,7 @@ def _open_files(limits: tuple[int | None, int | None] | None) -> Finding | None:
 def _clock(facts: MachineFacts) -> list[Finding]:
     if facts.clock is None:
         return []
-    now = datetime.fromtimestamp(facts.clock.now, UTC)
+    now = datetime.fromtimestamp(facts.clock.now, timezone.utc)
     said = now.strftime("%Y-%m-%d %H:%M UTC")
     if now.year < FIRST_YEAR:
         return [

@@ -121,9 +121,9 @@ def _nvml_device(nvml: Library, index: int) -> dict[str, Any]:
         return {"index": index, "error_code": problem.code}
     memory = _NvmlMemory()
     known = nvml.tried("nvmlDeviceGetMemoryInfo", handle, ctypes.byref(memory))
-    major, minor = ctypes.c_int(), ctypes.c_int()
-    both = (ctypes.byref(major), ctypes.byref(minor))
-    capable = nvml.tried("nvmlDeviceGetCudaComputeCapability", handle, *both)
+    both = (ctypes.c_int * 2)()  # major, minor
+    parts = (ctypes.byref(both, 0), ctypes.byref(both, ctypes.sizeof(ctypes.c_int)))
+    capable = nvml.tried("nvmlDeviceGetCudaComputeCapability", handle, *parts)
     ecc = (ctypes.c_uint(_UNCORRECTED), ctypes.c_uint(_VOLATILE))
     bits = nvml.number("nvmlDeviceGetCurrentClocksThrottleReasons", handle, kind=ctypes.c_ulonglong)
     return {
@@ -132,7 +132,7 @@ def _nvml_device(nvml: Library, index: int) -> dict[str, Any]:
         "uuid": nvml.text("nvmlDeviceGetUUID", handle),
         "memory_total": int(memory.total) if known else None,
         "memory_free": int(memory.free) if known else None,
-        "compute_capability": [major.value, minor.value] if capable else None,
+        "compute_capability": list(both) if capable else None,
         "ecc_uncorrected": nvml.number(
             "nvmlDeviceGetTotalEccErrors", handle, *ecc, kind=ctypes.c_ulonglong
         ),

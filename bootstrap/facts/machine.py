@@ -113,7 +113,7 @@ def gather_machine(
     def attempt(what: str, probe: Callable[[], T]) -> T | None:
         try:
             return probe()
-        except Exception as problem:  # one broken probe must not spoil the others
+        except Exception as problem:  # noqa: BLE001 - one broken probe must not spoil the others
             problems.append(f"{what}: {type(problem).__name__}: {problem}")
             return None
 

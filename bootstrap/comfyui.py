@@ -41,17 +41,20 @@ class ComfyUI:
     """One ComfyUI, through all its restarts. Safe to use from several threads.
 
     `exits` lists how earlier processes ended, oldest first; the port can differ after a restart.
+    `was_ready` is set by whoever has seen the present process answer.
     """
 
     def __init__(self, launch: Launch) -> None:
         self.launch = launch
         self.port = 0
+        self.was_ready = False
         self.exits: list[Exit] = []
         self._lock = threading.RLock()
         self._process: subprocess.Popen[bytes] | None = None
         self._reader: threading.Thread | None = None
         self._started = 0.0
         self._log: deque[str] = deque(maxlen=_KEPT_LINES)
+        self._own_log: deque[str] = deque(maxlen=_KEPT_LINES)
 
     @property
     def url(self) -> str:
@@ -67,19 +70,26 @@ class ComfyUI:
         """The last lines it wrote, through all restarts."""
         return list(self._log)[-lines:]
 
-    def start(self) -> None:
-        """Start the process if none runs. Raises OSError when it cannot be started at all."""
+    def start(self) -> bool:
+        """Start the process if none runs; did it? Raises OSError when it cannot be started."""
         with self._lock:
             if self._process is not None and self.ended() is None:
-                return
+                return False
             self._collect()
             self.port = _free_port(self.launch.port)
+            self.was_ready = False
             self._process = self._spawn()
             self._started = time.monotonic()
+            # Of its own, so that an earlier process's last words explain no later one's end.
+            self._own_log = deque(maxlen=_KEPT_LINES)
             self._reader = threading.Thread(
-                target=self._read, args=(self._process.stdout,), name="comfyui-log", daemon=True
+                target=self._read,
+                args=(self._process.stdout, self._own_log),
+                name="comfyui-log",
+                daemon=True,
             )
             self._reader.start()
+            return True
 
     def ended(self) -> Exit | None:
         """How the process ended; None while it runs."""
@@ -128,26 +138,25 @@ class ComfyUI:
             self._reader.join(1)
         seconds = time.monotonic() - self._started
         code = self._process.returncode
-        self.exits.append(Exit(code, tuple(self._log), self.launch.python, seconds))
+        self.exits.append(Exit(code, tuple(self._own_log), self.launch.python, seconds))
         self._process = None
 
-    def _read(self, pipe: IO[bytes]) -> None:
+    def _read(self, pipe: IO[bytes], own_log: deque[str]) -> None:
         """Pass the log on line by line; a progress bar's `\\r` ends a line too."""
         rest = b""
         while chunk := pipe.read1(65536):  # type: ignore[attr-defined]
             *lines, rest = _LINE_END.split(rest + chunk)
-            for line in lines:
-                self._keep(line)
             if len(rest) > 65536:
-                self._keep(rest)
-                rest = b""
-        if rest:
-            self._keep(rest)
+                lines, rest = [*lines, rest], b""
+            for line in lines:
+                self._keep(line, own_log)
+        self._keep(rest, own_log)
         pipe.close()
 
-    def _keep(self, line: bytes) -> None:
+    def _keep(self, line: bytes, own_log: deque[str]) -> None:
         text = line.decode("utf-8", "replace").rstrip()
         if text:
+            own_log.append(text)
             self._log.append(text)
             say(text, "comfyui")
 

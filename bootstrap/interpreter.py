@@ -46,7 +46,13 @@ def ask_help(python: Path, comfyui: Path, env: dict[str, str]) -> str | Finding:
     command = [str(python), "main.py", "--help"]
     try:
         answer = subprocess.run(
-            command, cwd=comfyui, env=env, capture_output=True, text=True, timeout=_PROBE_SECONDS
+            command,
+            cwd=comfyui,
+            env=env,
+            capture_output=True,
+            text=True,
+            timeout=_PROBE_SECONDS,
+            check=False,
         )
     except (OSError, subprocess.TimeoutExpired) as problem:
         return _help_failed(comfyui, str(problem))
@@ -89,7 +95,10 @@ def _problem_with(python: Path) -> str | None:
         return "a link that leads nowhere" if python.is_symlink() else "not there"
     try:
         answer = subprocess.run(
-            [str(python), "-I", "-c", _PROBE], capture_output=True, timeout=_PROBE_SECONDS
+            [str(python), "-I", "-c", _PROBE],
+            capture_output=True,
+            timeout=_PROBE_SECONDS,
+            check=False,
         )
     except OSError as problem:
         return problem.strerror or "cannot be run"

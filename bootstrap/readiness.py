@@ -64,6 +64,7 @@ def wait_until_ready(
         ended = comfyui.ended()
         decided = verdict(ended is not None, answers, elapsed, 0 if cancelled() else limit)
         if decided is Verdict.READY:
+            comfyui.was_ready = True
             return Waited(elapsed, None)
         if ended is not None:
             return Waited(elapsed, explain_exit(ended))
@@ -75,13 +76,13 @@ def wait_until_ready(
         time.sleep(POLL_SECONDS)
 
 
-def is_answering(comfyui: ComfyUI) -> bool:
-    """Does *this* ComfyUI answer `GET /system_stats` with 200?
+def is_answering(comfyui: ComfyUI, seconds: float = _ANSWER_SECONDS) -> bool:
+    """Does *this* ComfyUI answer `GET /system_stats` with 200 within `seconds`?
 
     Newer versions tell their own command line; one that names other folders is a stranger who
     took the port.
     """
-    connection = http.client.HTTPConnection("127.0.0.1", comfyui.port, timeout=_ANSWER_SECONDS)
+    connection = http.client.HTTPConnection("127.0.0.1", comfyui.port, timeout=max(seconds, 0.1))
     try:
         connection.request("GET", "/system_stats")
         answer = connection.getresponse()

@@ -33,6 +33,7 @@ def _import_sdk() -> Any:
     CUDA context there for good, and look at the host's memory instead of the container's."""
     os.environ.setdefault("RUNPOD_SKIP_AUTO_SYSTEM_CHECKS", "true")
     os.environ.setdefault("RUNPOD_SKIP_GPU_CHECK", "true")
+    os.environ.setdefault("RUNPOD_LOG_LEVEL", "INFO")  # DEBUG, its default, logs whole results
     import runpod
 
     return runpod

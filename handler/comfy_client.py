@@ -11,6 +11,8 @@ from typing import Any
 import aiohttp
 
 _ANSWER_SECONDS = 30.0
+_SOCKET_SECONDS = 5.0
+_SOCKET_CLOSE = aiohttp.ClientWSTimeout(ws_close=1.0)
 # ComfyUI validates a large workflow before it answers; /object_info starts scans of all models.
 _SLOW_ANSWER_SECONDS = 120.0
 
@@ -66,17 +68,18 @@ class ComfyClient:
         """Every node class this ComfyUI knows. Slow: it scans all model folders."""
         return list(await self._call("GET", "/object_info", None, _SLOW_ANSWER_SECONDS))
 
-    async def messages(self, client_id: str) -> AsyncIterator[dict[str, Any]]:
-        """Text messages of the socket until it ends, in whatever way."""
+    async def listen(self, client_id: str) -> AsyncIterator[dict[str, Any]]:
+        """Open the socket; the text messages that come until it ends, in whatever way."""
+        socket = await self._open_socket(client_id)
+        return _messages(socket)
+
+    async def _open_socket(self, client_id: str) -> aiohttp.ClientWebSocketResponse | None:
+        address = f"{self._url}/ws?clientId={client_id}"
         try:
-            async with self._session.ws_connect(
-                f"{self._url}/ws?clientId={client_id}", max_msg_size=0
-            ) as socket:
-                async for message in socket:
-                    if message.type is aiohttp.WSMsgType.TEXT:
-                        yield json.loads(message.data)
-        except (aiohttp.ClientError, OSError, ValueError):
-            return
+            opening = self._session.ws_connect(address, max_msg_size=0, timeout=_SOCKET_CLOSE)
+            return await asyncio.wait_for(opening, _SOCKET_SECONDS)
+        except (aiohttp.ClientError, OSError, asyncio.TimeoutError):
+            return None
 
     async def _call(
         self, method: str, path: str, body: Any = None, seconds: float = _ANSWER_SECONDS
@@ -92,6 +95,17 @@ class ComfyClient:
                 return content
         except (aiohttp.ClientError, OSError, asyncio.TimeoutError) as problem:
             raise Unreachable(f"{method} {path}: {problem or type(problem).__name__}") from problem
+
+
+async def _messages(
+    socket: aiohttp.ClientWebSocketResponse | None,
+) -> AsyncIterator[dict[str, Any]]:
+    if socket is None:
+        return
+    async with socket:
+        async for message in socket:
+            if message.type is aiohttp.WSMsgType.TEXT:
+                yield json.loads(message.data)
 
 
 @asynccontextmanager

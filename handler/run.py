@@ -5,8 +5,10 @@ from __future__ import annotations
 import asyncio
 import time
 import uuid
+from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from bootstrap.comfyui import ComfyUI
 from bootstrap.exits import Exit, explain_exit
@@ -23,6 +25,8 @@ _POLL_SECONDS = 0.5
 _QUEUE_EVERY = 4
 _STOP_SECONDS = 2.0
 _REFUSALS = 3
+# A ComfyUI that answered before and has no job: nothing keeps it from answering for so long.
+_HUNG_SECONDS = 10.0
 _DEAD_GRACE_SECONDS = 1.0
 
 
@@ -36,16 +40,34 @@ class Ran:
 
 
 async def ensure_ready(comfyui: ComfyUI, deadline: Deadline) -> None:
-    """Have a ComfyUI that answers, restarting it if it ended. Raises JobError."""
-    if comfyui.ended() is None and await asyncio.to_thread(is_answering, comfyui):
+    """Have a ComfyUI that answers, restarting one that ended or hangs. Raises JobError."""
+    if await _answers(comfyui, deadline):
         return
-    await asyncio.to_thread(comfyui.start)
-    waited = await asyncio.to_thread(wait_until_ready, comfyui, deadline.remaining)
-    if waited.finding is None:
-        return
+    if comfyui.was_ready and comfyui.ended() is None:
+        say("ComfyUI lives but does not answer; ending it")
+        await asyncio.to_thread(comfyui.stop)
+    for _ in range(2):  # a process that dies while it is looked at was not started by us
+        started = await asyncio.to_thread(comfyui.start)
+        waited = await asyncio.to_thread(wait_until_ready, comfyui, deadline.remaining)
+        if waited.finding is None:
+            return
+        if started or comfyui.ended() is None:
+            break
     if deadline.expired:
-        raise _timeout(deadline, "ComfyUI was still starting")
+        raise _timeout(deadline, "ComfyUI did not answer yet")
     raise JobError.from_finding(waited.finding)
+
+
+async def _answers(comfyui: ComfyUI, deadline: Deadline) -> bool:
+    """Asked again for a while where it answered before: it may only be busy."""
+    patience = Deadline(min(_HUNG_SECONDS, deadline.remaining))
+    while comfyui.ended() is None:
+        if await asyncio.to_thread(is_answering, comfyui, patience.remaining):
+            return True
+        if patience.expired or not comfyui.was_ready:
+            break
+        await asyncio.sleep(0.1)
+    return False
 
 
 async def run_prompt(comfyui: ComfyUI, workflow: Workflow, deadline: Deadline, models: Path) -> Ran:
@@ -77,7 +99,8 @@ class _Run:
         self.refusals = 0
 
     async def to_the_end(self, workflow: Workflow, models: Path) -> Ran:
-        listening = asyncio.create_task(self._listen())
+        messages = await self.client.listen(self.client_id)
+        listening = asyncio.create_task(self._listen(messages))
         try:
             start = time.monotonic()
             warnings = await self._submit(workflow, models)
@@ -85,6 +108,7 @@ class _Run:
             return Ran(ended, warnings, time.monotonic() - start)
         finally:
             listening.cancel()
+            await asyncio.gather(listening, return_exceptions=True)
 
     async def stop(self) -> None:
         """See that this prompt, and no other, no longer runs; else end ComfyUI."""
@@ -178,8 +202,8 @@ class _Run:
             log=self.comfyui.log_tail(),
         )
 
-    async def _listen(self) -> None:
-        async for message in self.client.messages(self.client_id):
+    async def _listen(self, messages: AsyncIterator[dict[str, Any]]) -> None:
+        async for message in messages:
             if watch.is_news(message, self.prompt_id):
                 self.news.set()
 

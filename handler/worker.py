@@ -47,7 +47,7 @@ class Worker:
         except JobError as error:
             say(f"job {job.get('id')}: {error.code}: {error}")
             answer = reply.failed(error)
-        except Exception as problem:
+        except Exception as problem:  # noqa: BLE001  # the boundary: the worker lives on
             say(traceback.format_exc())
             answer = reply.failed(_internal(problem))
         posted: dict[str, Any] = reply.postable(answer)

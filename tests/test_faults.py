@@ -1,0 +1,173 @@
+"""Faults under a job on a real ComfyUI: the reason is told, the next job works."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+from demo.volume import DemoVolume
+
+from bootstrap.boot import Boot
+from bootstrap.settings import Settings
+from tests.conftest import BootedWorker, environment, furnished
+from tests.test_worker import assert_refused, plain
+
+Boots = Callable[[Mapping[str, str]], BootedWorker]
+
+
+@pytest.fixture(scope="module")
+def mended(demo: DemoVolume, tmp_path_factory: pytest.TempPathFactory) -> Iterator[BootedWorker]:
+    """A worker that these tests hurt, one after the other; each leaves it working again."""
+    volume = furnished(demo, tmp_path_factory.mktemp("faults") / "volume")
+    env = environment(demo, volume, tmp_path_factory.mktemp("work"))
+    settings, problems = Settings.from_env(env)
+    booted = BootedWorker(Boot(settings, problems, env))
+    yield booted
+    booted.boot.stop()
+
+
+def through(class_type: str, **inputs: Any) -> dict[str, dict[str, Any]]:
+    """EmptyImage → a node of the tests → SaveImage."""
+    nodes = plain()
+    nodes["3"] = {"class_type": class_type, "inputs": {"image": ["1", 0], **inputs}}
+    nodes["2"]["inputs"]["images"] = ["3", 0]
+    return nodes
+
+
+def comfyui_process(worker: BootedWorker) -> psutil.Process:
+    """The ComfyUI process itself, behind its guard."""
+    work = worker.boot.work
+    assert work is not None
+    for process in psutil.process_iter(["cmdline"]):
+        line = process.info["cmdline"] or []
+        if "main.py" in line and str(work.output) in line and "guard.py" not in " ".join(line):
+            return process
+    raise AssertionError("no ComfyUI runs")
+
+
+def assert_works(worker: BootedWorker) -> None:
+    """An ordinary job succeeds."""
+    reply = worker.ask({"workflow": plain(), "max_wait": 60})
+    assert reply["status"] == "completed", reply
+
+
+@pytest.mark.parametrize(
+    ("way", "cause", "said"),
+    [("SIGKILL", "comfyui.killed", "memory"), ("exit 3", "comfyui.exited", "code 3")],
+)
+def test_comfyui_dying_in_a_job_gives_the_reason_and_the_next_job_works(
+    mended: BootedWorker, way: str, cause: str, said: str
+) -> None:
+    start = time.monotonic()
+    reply = mended.ask({"workflow": through("TestDie", way=way), "max_wait": 60})
+    answered = time.monotonic() - start
+    assert_refused(reply, "comfyui.died", said)
+    assert reply["details"]["cause"] == cause
+    assert any("about to die" in line for line in reply["details"]["log"])
+    assert answered < 10, "not after a timeout"
+    assert_works(mended)
+
+
+def test_comfyui_killed_between_jobs_is_back_for_the_next(mended: BootedWorker) -> None:
+    comfyui_process(mended).kill()
+    assert_works(mended)
+
+
+def test_a_node_that_does_not_listen_is_ended_with_comfyui(mended: BootedWorker) -> None:
+    nodes = through("TestSleep", seconds=120, obedient=False)
+    reply = mended.ask({"workflow": nodes, "max_wait": 1})
+    assert_refused(reply, "job.timeout")
+    assert_works(mended)
+
+
+def test_a_frozen_comfyui_is_replaced(mended: BootedWorker) -> None:
+    frozen = comfyui_process(mended)
+    frozen.send_signal(signal.SIGSTOP)
+    reply = mended.ask({"workflow": plain(), "max_wait": 3})
+    assert_refused(reply, "job.timeout")
+    assert_works(mended)
+    assert not frozen.is_running()
+
+
+def test_cancel_stops_the_prompt_on_comfyui(mended: BootedWorker) -> None:
+    nodes = through("TestSleep", seconds=120)
+
+    async def cancelled() -> None:
+        job = asyncio.create_task(mended.worker.handle({"id": "c", "input": {"workflow": nodes}}))
+        await asyncio.sleep(1.0)
+        job.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await job
+
+    asyncio.run(cancelled())
+    before = comfyui_process(mended).pid
+    assert_works(mended)
+    assert comfyui_process(mended).pid == before, "interrupted, not killed"
+
+
+def test_a_timeout_leaves_the_prompt_of_another_alone(mended: BootedWorker) -> None:
+    """Two jobs at once: the second waits in the queue, times out there, the first goes on."""
+    replies: dict[str, dict[str, Any]] = {}
+
+    def ask(name: str, seconds: float, max_wait: float) -> None:
+        nodes = through("TestSleep", seconds=seconds)
+        replies[name] = mended.ask({"workflow": nodes, "max_wait": max_wait}, name)
+
+    first = threading.Thread(target=ask, args=("first", 3.0, 30.0))
+    first.start()
+    time.sleep(0.5)
+    ask("second", 0.1, 1.0)
+    first.join()
+    assert replies["first"]["status"] == "completed"
+    assert_refused(replies["second"], "job.timeout")
+
+
+def test_a_marker_token_reaches_neither_comfyui_nor_a_reply(
+    demo: DemoVolume,
+    worker_env: dict[str, str],
+    boot_worker: Boots,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    marker = "marker-7f3a9c"
+    env = worker_env | dict.fromkeys(
+        ("RUNPOD_AI_API_KEY", "civitai_token", "HF_TOKEN", "BUCKET_SECRET_ACCESS_KEY"), marker
+    )
+    worker = boot_worker(env)
+    nodes = {"1": {"class_type": "TestShowEnvironment", "inputs": {}}}
+    reply = worker.ask({"workflow": nodes})
+    assert "VOLUME_PATH" in reply["results"][0]["text"]
+    broken = worker.ask({"workflow": {"1": {"class_type": "Nope", "inputs": {}}}})
+    out, err = capfd.readouterr()
+    for text in (
+        repr(reply),
+        repr(broken),
+        repr(worker.report),
+        repr(worker.boot.settings),
+        out,
+        err,
+    ):
+        assert marker not in text
+
+
+def test_a_full_volume_costs_no_result(
+    demo: DemoVolume, worker_env: dict[str, str], boot_worker: Boots, volume: Path
+) -> None:
+    """`ComfyUI/output` is a file: nothing can be kept, the reply still has the picture."""
+    output = volume / "ComfyUI" / "output"
+    for leftover in output.iterdir():
+        leftover.unlink()
+    output.rmdir()
+    output.write_text("in the way")
+    reply = boot_worker(worker_env).ask({"workflow": plain()})
+    assert reply["status"] == "completed"
+    assert reply["results"][0]["image"]
+    assert any("could not be kept" in warning for warning in reply["warnings"])
+    assert os.path.isfile(output)

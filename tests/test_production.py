@@ -1,0 +1,151 @@
+"""The worker as Runpod runs it: the real SDK in production mode, a loopback control plane."""
+
+from __future__ import annotations
+
+import base64
+import json
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+from demo.volume import DemoVolume
+
+from tests.conftest import environment, furnished, workflow
+from tests.support.control_plane import ControlPlane
+from tests.support.worker_process import WorkerProcess
+from tests.test_faults import through
+from tests.test_worker import plain
+
+
+@dataclass(frozen=True)
+class Production:
+    """A worker that serves, its control plane and its volume."""
+
+    plane: ControlPlane
+    worker: WorkerProcess
+    volume: Path
+
+    def ask(self, given: Any, timeout: float = 60) -> Any:
+        """What was posted for `{"input": given}`."""
+        return self.plane.result(self.plane.submit(given), timeout)
+
+
+@pytest.fixture(scope="module")
+def production(demo: DemoVolume, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Production]:
+    """One worker in production mode for the tests of this file that leave it serving."""
+    volume = furnished(demo, tmp_path_factory.mktemp("production") / "volume")
+    work = tmp_path_factory.mktemp("work")
+    with ControlPlane() as plane:
+        env = environment(demo, volume, work) | plane.worker_env()
+        with WorkerProcess.module("handler", env=env) as worker:
+            plane.wait_for("ready", timeout=90)
+            yield Production(plane, worker, volume)
+
+
+def test_results_come_back_whole(production: Production) -> None:
+    for name, count, magic in (
+        ("batch_of_3", 3, b"\x89PNG"),
+        ("video_mp4", 1, b"ftyp"),
+        ("animation_webp", 1, b"WEBP"),
+    ):
+        output = production.ask({"workflow": workflow(name)})["output"]
+        assert output["status"] == "completed"
+        assert len(output["results"]) == count
+        for result in output["results"]:
+            content = base64.b64decode(result.get("image") or result["data"])
+            assert magic in content[:16]
+            assert (production.volume / result["path"]).read_bytes() == content
+
+
+def test_an_error_is_posted_as_runpod_shows_it(production: Production) -> None:
+    body = production.ask({"workflow": {}})
+    assert isinstance(body["error"], str)
+    assert body["output"]["error_code"] == "workflow.empty"
+
+
+@pytest.mark.parametrize("given", [None, [], "text", 7, {"workflow": None}, {"workflow": "\ud800"}])
+def test_malformed_input_is_answered(production: Production, given: Any) -> None:
+    assert "error" in production.ask(given)
+
+
+def test_a_job_that_is_not_json_does_not_stop_the_worker(production: Production) -> None:
+    production.plane.submit_raw(b"{not json")
+    assert production.ask({"workflow": plain()})["output"]["status"] == "completed"
+
+
+def test_cancel_frees_comfyui_for_the_next_job(production: Production) -> None:
+    job = production.plane.submit({"workflow": through("TestSleep", seconds=120)})
+    production.plane.wait_for("take", job)
+    production.worker.wait_for_line(r"got prompt")
+    production.plane.cancel(job)
+    body = production.ask({"workflow": plain(), "max_wait": 20})
+    assert body["output"]["status"] == "completed"
+    assert production.plane.select("done", job) == []
+
+
+def test_comfyui_killed_in_a_job_gives_the_reason_and_the_next_job_works(
+    production: Production,
+) -> None:
+    body = production.ask({"workflow": through("TestDie", way="SIGKILL")})
+    assert body["output"]["error_code"] == "comfyui.died"
+    assert "memory" in body["error"]
+    assert production.ask({"workflow": plain()})["output"]["status"] == "completed"
+
+
+def test_each_result_is_posted_once(production: Production) -> None:
+    done = [event.job_id for event in production.plane.select("done")]
+    assert len(done) == len(set(done))
+
+
+def test_no_key_reaches_the_log(production: Production) -> None:
+    env = production.plane.worker_env()
+    assert env["RUNPOD_AI_API_KEY"] not in production.worker.log
+
+
+def test_the_worker_never_imports_torch_nor_comfyuis_packages(production: Production) -> None:
+    maps = Path(f"/proc/{production.worker.pid}/maps").read_text()
+    assert not re.search(r"libtorch|/torch/", maps)
+
+
+def test_sigterm_finishes_the_job_in_flight_and_leaves_no_process(production: Production) -> None:
+    """Last in this file: it ends the worker."""
+    job = production.plane.submit({"workflow": through("TestSleep", seconds=3)})
+    production.plane.wait_for("take", job)
+    production.worker.terminate()
+    assert production.plane.result(job)["output"]["status"] == "completed"
+    assert production.worker.wait(30) == 0
+    psutil.wait_procs([psutil.Process(p.pid) for p in production.worker.living()], timeout=5)
+    assert production.worker.living() == []
+
+
+def test_a_worker_without_volume_answers_at_once_what_to_do(
+    demo: DemoVolume, tmp_path: Path
+) -> None:
+    with ControlPlane() as plane:
+        env = environment(demo, tmp_path / "nowhere", tmp_path / "work") | plane.worker_env()
+        with WorkerProcess.module("handler", env=env):
+            body = plane.result(plane.submit({"workflow": plain()}), 30)
+    assert body["output"]["error_code"] == "volume.not_found"
+    assert "Network Volume" in body["error"]
+
+
+def test_a_broken_machine_is_reported_as_unhealthy(demo: DemoVolume, tmp_path: Path) -> None:
+    volume = furnished(demo, tmp_path / "volume")
+    (tmp_path / "file").write_text("not a folder")
+    with ControlPlane() as plane:
+        env = environment(demo, volume, tmp_path / "file" / "work") | plane.worker_env()
+        with WorkerProcess.module("handler", env=env) as worker:
+            event = plane.wait_for("unhealthy", timeout=30)
+            assert worker.wait(30) == 1
+    assert "disk.local_unusable" in str(event.body)
+
+
+def test_sdk_local_mode_runs_one_job(worker_env: dict[str, str]) -> None:
+    given = json.dumps({"input": {"workflow": plain()}})
+    with WorkerProcess.module("handler", "--test_input", given, env=worker_env) as worker:
+        assert worker.wait(90) == 0
+        assert "completed successfully" in worker.log

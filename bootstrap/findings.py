@@ -63,27 +63,27 @@ class Finding:
         return data
 
 
-def error(code: str, message: str, fix: str, **details: Any) -> Finding:
+def error(code: str, message: str, fix: str, /, **details: Any) -> Finding:
     """A fault the user must mend before jobs can run."""
     return Finding(code, Severity.ERROR, message, fix, details=details)
 
 
-def host_error(code: str, message: str, fix: str, **details: Any) -> Finding:
+def host_error(code: str, message: str, fix: str, /, **details: Any) -> Finding:
     """A fault of this machine: another worker may well be fine."""
     return Finding(code, Severity.ERROR, message, fix, host_fault=True, details=details)
 
 
-def warning(code: str, message: str, fix: str, **details: Any) -> Finding:
+def warning(code: str, message: str, fix: str, /, **details: Any) -> Finding:
     """Jobs run, but somebody should look at this."""
     return Finding(code, Severity.WARNING, message, fix, details=details)
 
 
-def info(code: str, message: str, fix: str = "", **details: Any) -> Finding:
+def info(code: str, message: str, fix: str = "", /, **details: Any) -> Finding:
     """Worth knowing; nothing to mend."""
     return Finding(code, Severity.INFO, message, fix, details=details)
 
 
-def ok(code: str, message: str, **details: Any) -> Finding:
+def ok(code: str, message: str, /, **details: Any) -> Finding:
     """Looked at and found good."""
     return Finding(code, Severity.OK, message, details=details)
 

@@ -46,12 +46,12 @@ class Kind:
 
 
 # Flags that are ours to set: a second value would break the worker, or open ComfyUI, which has no
-# authentication, to the network.
+# authentication, to the network. `--help` makes it print and end.
 OUR_FLAGS = frozenset(
     "--listen --port --output-directory --input-directory --temp-directory --user-directory "
     "--database-url --base-directory --front-end-root --front-end-version --auto-launch "
     "--disable-auto-launch --tls-keyfile --tls-certfile --enable-cors-header "
-    "--windows-standalone-build --quick-test-for-ci --multi-user".split()
+    "--windows-standalone-build --quick-test-for-ci --multi-user --help".split()
 )
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 _HOST = re.compile(r"[A-Za-z0-9]([A-Za-z0-9.-]*[A-Za-z0-9])?(:\d{1,5})?")
@@ -97,12 +97,23 @@ def _names(text: str) -> tuple[str, ...]:
 def _comfyui_arguments(text: str) -> tuple[str, ...]:
     arguments = tuple(shlex.split(text))
     for argument in arguments:
-        flag = argument.split("=", 1)[0]
-        if flag in OUR_FLAGS:
-            raise ValueError(f"{flag} is set by the worker itself")
+        _refuse_if_ours(argument.split("=", 1)[0])
     if arguments and not arguments[0].startswith("-"):
         raise ValueError(f"{arguments[0]!r} is no flag")
     return arguments
+
+
+def _refuse_if_ours(flag: str) -> None:
+    """argparse takes any unambiguous beginning of a flag for it: `--lis` is `--listen`."""
+    if not flag.startswith("--"):
+        if flag.startswith("-h"):
+            raise ValueError(f"{flag} asks for help and runs nothing")
+        return
+    meant = sorted(ours for ours in OUR_FLAGS if ours.startswith(flag))
+    if flag in meant:
+        raise ValueError(f"{flag} is set by the worker itself")
+    if meant:
+        raise ValueError(f"{flag} can be read as {meant[0]}, which is set by the worker itself")
 
 
 def _secret(text: str) -> Secret:

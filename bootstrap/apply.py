@@ -69,12 +69,18 @@ def link_models(layout: Layout) -> list[Finding]:
     done: list[Action] = []
     failed: list[Finding] = []
     plan = plan_for(layout)
+    seen = plan.conflicts
     for _ in range(_PASSES):
-        if not plan.actions or failed:
+        if failed or not (plan.actions or plan.conflicts):
             break
+        seen = plan.conflicts
         failed = apply(plan, done)
         plan = plan_for(layout)
-    findings = failed + [_conflict(c) for c in plan.conflicts]
+        if not plan.actions and plan.conflicts == seen:
+            break
+    # A conflict is believed when it is seen twice: a link can go between a listing and a look.
+    twice = {(c.place, c.source) for c in seen}
+    findings = failed + [_conflict(c) for c in plan.conflicts if (c.place, c.source) in twice]
     if done:
         findings.append(_made(done))
     return findings
@@ -87,7 +93,8 @@ def plan_for(layout: Layout) -> LinkPlan:
     comfyui = Path(os.path.realpath(layout.comfyui))
     return plan_links(
         DiskTree(),
-        [PurePosixPath(os.path.realpath(root)) for root in layout.model_roots],
+        # A models folder at the volume's root that is gone still tells which links were ours.
+        [PurePosixPath(os.path.realpath(r)) for r in (*layout.model_roots, layout.root / MODELS)],
         PurePosixPath(comfyui / MODELS),
         PurePosixPath(os.path.realpath(layout.root)),
         folders_known_to(comfyui),
@@ -100,7 +107,10 @@ def apply(plan: LinkPlan, done: list[Action]) -> list[Finding]:
     Anything another worker did first is left as it is: planning again shows whether it fits.
     """
     findings: list[Finding] = []
+    closed: set[PurePosixPath] = set()
     for action in plan.actions:
+        if action.place.parent in closed:
+            continue
         try:
             if _carry_out(action):
                 done.append(action)
@@ -108,6 +118,8 @@ def apply(plan: LinkPlan, done: list[Action]) -> list[Finding]:
             findings.append(_not_writable(action, problem))
             if problem.errno in (errno.EROFS, errno.ENOSPC, errno.EDQUOT):
                 break
+            if problem.errno in (errno.EACCES, errno.EPERM):
+                closed.add(action.place.parent)
     return findings
 
 
@@ -125,7 +137,7 @@ def _carry_out(action: Action) -> bool:
 
 
 def _remove_link(action: Unlink) -> bool:
-    """Remove the link if it still is what was planned.
+    """Remove the link if it still is what was planned, and still leads nowhere.
 
     It is moved aside before it is looked at, since between a look and an unlink another process
     could put a real file in its place.
@@ -135,7 +147,8 @@ def _remove_link(action: Unlink) -> bool:
         os.rename(action.place, aside)
     except FileNotFoundError:
         return False
-    if os.path.islink(aside) and os.readlink(aside) == action.text:
+    same = os.path.islink(aside) and os.readlink(aside) == action.text
+    if same and not os.path.exists(aside):
         os.unlink(aside)
         return True
     if os.path.lexists(action.place):

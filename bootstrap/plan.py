@@ -105,10 +105,13 @@ def plan_links(
     All paths are absolute and free of links in their parents. Links that lie on `volume` and
     lead to it are relative, since the same volume is mounted elsewhere on a Pod. `known` names
     the folders this ComfyUI reads; models in a folder it does not know are shown under that
-    folder's other name as well (`text_encoders` under `clip`).
+    folder's other name as well (`text_encoders` under `clip`). A source that is gone tells which
+    of the links were ours.
     """
     planner = _Planner(tree, volume, target, known)
-    roots = [source for source in sources if not tree.alike(source, target)]
+    sources = list(dict.fromkeys(sources))
+    planner.clear(sources)
+    roots = [s for s in sources if tree.leads_to(s) is Kind.FOLDER and not tree.alike(s, target)]
     planner.visit(roots, target)
     planner.report_shadows([*roots, target])
     return LinkPlan(tuple(planner.actions), tuple(planner.conflicts))
@@ -122,10 +125,36 @@ class _Planner:
         self.known = known
         self.actions: list[Action] = []
         self.conflicts: list[Conflict] = []
+        self.cleared: set[Pure] = set()
+
+    def clear(self, sources: list[Pure]) -> None:
+        """Remove our links that lead nowhere, wherever in the target they are."""
+        if self.tree.kind(self.target) is Kind.LINK:
+            self._clear_if_ours(sources, self.target)
+        for name, kind in sorted(self.tree.entries(self.target).items()):
+            others = ALIASES.get(name, ())
+            linked = [source / n for source in sources for n in (name, *others)]
+            linked += [self.target / other for other in others]
+            self._clear_below(linked, self.target / name, kind)
+
+    def _clear_below(self, sources: list[Pure], place: Pure, kind: Kind) -> None:
+        if kind is Kind.LINK:
+            self._clear_if_ours(sources, place)
+        elif kind is Kind.FOLDER:
+            for name, below in sorted(self.tree.entries(place).items()):
+                self._clear_below([source / name for source in sources], place / name, below)
+
+    def _clear_if_ours(self, sources: list[Pure], place: Pure) -> None:
+        if self.tree.leads_to(place) is not None:
+            return
+        text = self.tree.link_text(place)
+        if any(text == self._text(place, source) for source in sources):
+            self.actions.append(Unlink(place, text))
+            self.cleared.add(place)
 
     def visit(self, sources: list[Pure], place: Pure) -> None:
         """Make everything in the folders `sources` visible in the folder `place`."""
-        if not sources:
+        if not sources and place != self.target:
             return
         claims: dict[str, list[Pure]] = {}
         for source in sources:
@@ -138,16 +167,19 @@ class _Planner:
             return
         for name, claimants in claims.items():
             self._claim(claimants, place / name, here.get(name))
-        for name, kind in here.items():
-            if kind is Kind.LINK and name not in claims:
-                self._clear_if_ours(sources, place, name)
 
     def _claim_older_names(self, claims: dict[str, list[Pure]]) -> None:
-        """Folders this ComfyUI does not know also claim the other name that it does know."""
-        for name in [n for n in claims if self.known and n not in self.known]:
-            for alias in ALIASES.get(name, ()):
-                if alias in self.known:
-                    claims.setdefault(alias, []).extend(claims[name])
+        """Folders this ComfyUI does not know also claim the other name that it does know,
+        its own real folders included."""
+        for name, others in ALIASES.items():
+            if not self.known or name in self.known:
+                continue
+            unknown = list(claims.get(name, ()))
+            if self.tree.kind(self.target / name) is Kind.FOLDER:
+                unknown.append(self.target / name)
+            for other in others:
+                if unknown and other in self.known:
+                    claims.setdefault(other, []).extend(unknown)
 
     def _visible(self, source: Pure) -> list[str]:
         """Entries worth showing: no hidden ones, no links that lead nowhere."""
@@ -162,9 +194,12 @@ class _Planner:
         self, sources: list[Pure], place: Pure, claims: Mapping[str, list[Pure]]
     ) -> Mapping[str, Kind] | None:
         """The entries of `place` if links belong *in* it; None when it is settled as a whole."""
-        kind = self.tree.kind(place)
-        if kind is Kind.FOLDER:
-            return self.tree.entries(place)
+        kind = None if place in self.cleared else self.tree.kind(place)
+        if kind is Kind.FOLDER or (not sources and self.tree.leads_to(place) is Kind.FOLDER):
+            entries = self.tree.entries(place)
+            return {name: k for name, k in entries.items() if place / name not in self.cleared}
+        if not sources:
+            return None
         one_source_suffices = len(sources) == 1 and all(
             paths == [sources[0] / name] for name, paths in claims.items()
         )
@@ -208,12 +243,6 @@ class _Planner:
         for other in claimants:
             if not self.tree.alike(other, winner):
                 self.conflicts.append(Conflict(place, other, f"{winner} has that name"))
-
-    def _clear_if_ours(self, sources: list[Pure], place: Pure, name: str) -> None:
-        text = self.tree.link_text(place / name)
-        ours = any(text == self._text(place / name, source / name) for source in sources)
-        if ours and self.tree.leads_to(place / name) is None:
-            self.actions.append(Unlink(place / name, text))
 
     def _text(self, place: Pure, source: Pure) -> str:
         if place.is_relative_to(self.volume) and source.is_relative_to(self.volume):

@@ -47,7 +47,7 @@ def locate(settings: Settings, usual_roots: tuple[Path, ...] = USUAL_ROOTS) -> L
     comfyui = _first_comfyui(root / COMFYUI, settings.comfyui_dir)
     return Layout(
         root=root,
-        root_exists=root.is_dir(),
+        root_exists=_is_folder(root),
         comfyui=comfyui,
         model_roots=_model_roots(root, comfyui),
     )
@@ -69,21 +69,29 @@ def folders_known_to(comfyui: Path) -> frozenset[str]:
 def _first_furnished(roots: tuple[Path, ...]) -> Path:
     """The first root with ComfyUI or models, else the first that exists, else the first."""
     for root in roots:
-        if (root / COMFYUI).is_dir() or (root / MODELS).is_dir():
+        if _is_folder(root / COMFYUI) or _is_folder(root / MODELS):
             return root
-    return next((root for root in roots if root.is_dir()), roots[0])
+    return next((root for root in roots if _is_folder(root)), roots[0])
 
 
 def _first_comfyui(*places: Path | None) -> Path | None:
-    return next((p for p in places if p is not None and (p / "main.py").is_file()), None)
+    return next((p for p in places if p is not None and os.path.isfile(p / "main.py")), None)
 
 
 def _model_roots(root: Path, comfyui: Path | None) -> tuple[Path, ...]:
     """Model folders beside the running ComfyUI's own: at the volume's root, and, when the
     running ComfyUI is the image's, in a `ComfyUI/` on the volume that cannot run."""
     own = None if comfyui is None else _real(comfyui / MODELS)
-    candidates = (root / MODELS, root / COMFYUI / MODELS)
-    return tuple(p for p in candidates if p.is_dir() and _real(p) != own)
+    found: dict[Path, Path] = {}
+    for path in (root / MODELS, root / COMFYUI / MODELS):
+        if _is_folder(path) and _real(path) != own:
+            found.setdefault(_real(path), path)
+    return tuple(found.values())
+
+
+def _is_folder(path: Path) -> bool:
+    """Unlike `Path.is_dir`, no exception when a mount has gone bad (ESTALE, ENOTCONN, EACCES)."""
+    return os.path.isdir(path)
 
 
 def _real(path: Path) -> Path:

@@ -17,10 +17,12 @@ CODES = {"comfyui.flag_unknown": "A flag in COMFYUI_ARGS that this version does 
 
 # Secrets by the way people name them; what the nodes do need is named in COMFYUI_ENV_PASS.
 _SECRET_NAME = re.compile(
-    r"TOKEN|SECRET|PASSWORD|PASSWD|CREDENTIAL|API_?KEY|ACCESS_?KEY|PRIVATE_?KEY|(^|_)AUTH(_|$)"
-    r"|^RUNPOD_|^AWS_|^BUCKET_",
+    r"TOKEN(?!IZ)|SECRET|PASSWORD|PASSWD|PASSPHRASE|CREDENTIAL|API_?KEY|ACCESS_?KEY|PRIVATE_?KEY"
+    r"|(^|_)(AUTH|KEY|PASS|PAT)(_|$)|_PWD$|^RUNPOD_|^AWS_|^BUCKET_",
     re.IGNORECASE,
 )
+# Python 3.14 colours its help when FORCE_COLOR is set.
+_COLOUR = re.compile(r"\x1b\[[\d;]*m")
 # The worker's own Python must not leak into ComfyUI's.
 _PYTHON_NAMES = frozenset(
     "PYTHONPATH PYTHONHOME PYTHONSTARTUP VIRTUAL_ENV __PYVENV_LAUNCHER__".split()
@@ -41,7 +43,8 @@ class Folders:
 
 def flags_in(help_text: str) -> frozenset[str]:
     """The long flags that a `--help` text lists."""
-    return frozenset(re.findall(r"(?<![\w-])--[a-zA-Z][\w-]*", help_text))
+    plain = _COLOUR.sub("", help_text)
+    return frozenset(re.findall(r"(?<![\w-])--[a-zA-Z][\w-]*", plain))
 
 
 def arguments(

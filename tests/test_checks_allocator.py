@@ -123,6 +123,11 @@ def test_a_typo_is_answered_with_the_nearest_key() -> None:
     assert parse_alloc_conf("quantum_mode:3").problems[0].nearest is None
 
 
+def test_the_fix_of_a_typo_is_the_key_to_write() -> None:
+    (finding,) = [f for f in look({}, {OLD: "max_splt_size_mb:256"}) if "unknown" in f.code]
+    assert finding.fix.startswith("Write `max_split_size_mb` in place of it")
+
+
 def test_without_a_gpu_a_typo_stops_nothing() -> None:
     env = {OLD: "max_splt_size_mb:256", "RUNPOD_GPU_COUNT": "0", "COMFYUI_ARGS": "--cpu"}
     (finding,) = [f for f in look({"gpu": NO_GPU}, env) if f.code.startswith("env.alloc_conf")]

@@ -22,6 +22,7 @@ TOKEN_CASES = [
     Case("env.token_quoted", WARNING, env={"HF_TOKEN": f'"{HF}"'}, cured={"HF_TOKEN": HF}),
     Case("env.token_quoted", WARNING, env={"civitai_token": f"'{MARKER}"}),
     Case("env.token_space", WARNING, env={"HF_TOKEN": f"{HF}\n"}, cured={"HF_TOKEN": HF}),
+    Case("env.token_space", WARNING, env={"RUNPOD_API_KEY": f"{MARKER} {MARKER}"}),
     Case("env.token_unresolved", WARNING, env={"RUNPOD_API_KEY": "{{ RUNPOD_SECRET_key }}"}),
     Case("env.token_unresolved", WARNING, env={"RUNPOD_API_KEY": "{{ secrets.key }}"}),
     Case("env.token_placeholder", WARNING, env={"RUNPOD_API_KEY": "your-key-here"}),

@@ -78,11 +78,20 @@ def _by_signal(exit: Exit) -> Finding | None:
 
 
 def _by_log(exit: Exit) -> Finding | None:
-    text = "\n".join(exit.log[-_LINES_LOOKED_AT:])
-    for pattern, explain in _REASONS:
-        if match := _last(pattern, text):
-            return explain(exit, match)
-    return None
+    """The reason that stands last in the log: what was survived stands before what was not."""
+    text = "\n".join(_lines_that_count(exit.log))
+    found = [(match, explain) for pattern, explain in _REASONS if (match := _last(pattern, text))]
+    if not found:
+        return None
+    match, explain = max(found, key=lambda reason: text.count("\n", 0, reason[0].start()))
+    return explain(exit, match)
+
+
+def _lines_that_count(log: Sequence[str]) -> Sequence[str]:
+    """The log's end, without what custom nodes said while they were imported and survived."""
+    last = log[-_LINES_LOOKED_AT:]
+    survived = [i for i, line in enumerate(last) if "Import times for custom nodes" in line]
+    return last[survived[-1] + 1 :] if survived else last
 
 
 def _last(pattern: str, text: str) -> Match[str] | None:
@@ -182,7 +191,7 @@ def _unnamed(exit: Exit) -> Finding:
     )
 
 
-# In the order in which they are looked for; the first that matches names the cause.
+# Where two match on the same line, the first names the cause.
 _REASONS: Sequence[tuple[str, Explain]] = (
     (r"error: ((?:unrecognized arguments|argument|ambiguous option)[^\n]*)", _bad_flag),
     (

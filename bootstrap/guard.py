@@ -31,6 +31,7 @@ def main(parent: int, command: list[str]) -> int:
     child = subprocess.Popen(command, start_new_session=True, preexec_fn=_before_exec)
     while child.poll() is None:
         heard = signal.sigtimedwait(_WATCHED, POLL_SECONDS)
+        _bury_strays(child.pid)
         asked = heard is not None and heard.si_signo != signal.SIGCHLD
         if asked or os.getppid() != parent:
             _end(child)
@@ -62,14 +63,29 @@ def _kill_group(group: int, number: int) -> None:
 
 
 def _kill_strays() -> None:
-    """What left the group with a session of its own has become our child by now."""
+    """What left the group with a session of its own has become our child by now, and what that
+    has started becomes our child when it dies."""
+    while strays := _children():
+        for stray in strays:
+            os.kill(stray, signal.SIGKILL)
+        for stray in strays:
+            os.waitpid(stray, 0)
+
+
+def _bury_strays(child: int) -> None:
+    """Orphans that ended would stay as zombies for as long as ComfyUI lives."""
+    for stray in _children():
+        if stray != child:
+            os.waitpid(stray, os.WNOHANG)
+
+
+def _children() -> list[int]:
+    """Process ids of all our children, ended ones that nobody waited for included."""
     try:
         with open(f"/proc/self/task/{os.getpid()}/children") as file:
-            strays = file.read().split()
+            return [int(pid) for pid in file.read().split()]
     except OSError:
-        return
-    for stray in strays:
-        os.kill(int(stray), signal.SIGKILL)
+        return []
 
 
 def _prctl(option: int, value: int) -> None:
@@ -84,7 +100,8 @@ def _end_likewise(code: int) -> None:
         sys.exit(code)
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     signal.pthread_sigmask(signal.SIG_UNBLOCK, _WATCHED)
-    signal.signal(-code, signal.SIG_DFL) if -code not in (signal.SIGKILL, signal.SIGSTOP) else None
+    if -code not in (signal.SIGKILL, signal.SIGSTOP):
+        signal.signal(-code, signal.SIG_DFL)
     os.kill(os.getpid(), -code)
 
 

@@ -90,7 +90,8 @@ def test_a_value_after_an_equals_sign_belongs_to_its_flag() -> None:
     "name",
     "HF_TOKEN HUGGING_FACE_HUB_TOKEN CIVITAI_API_KEY DOWNLOAD_TOKEN RUNPOD_API_KEY "
     "RUNPOD_AI_API_KEY AWS_SECRET_ACCESS_KEY AWS_ACCESS_KEY_ID BUCKET_ENDPOINT_URL "
-    "OPENAI_APIKEY FAL_KEY GITHUB_PAT DB_PASSWORD DB_PASS DB_PWD ssh_private_key MY_SECRET SMTP_AUTH GOOGLE_CREDENTIALS".split(),
+    "OPENAI_APIKEY FAL_KEY GITHUB_PAT DB_PASSWORD DB_PASS DB_PWD ssh_private_key MY_SECRET "
+    "SMTP_AUTH GOOGLE_CREDENTIALS".split(),
 )
 def test_what_looks_like_a_secret_is_kept_from_comfyui_unless_it_is_named(name: str) -> None:
     python = Path("/opt/comfyui/bin/python")

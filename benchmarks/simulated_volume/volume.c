@@ -3,8 +3,9 @@
  *
  * Every metadata call (look up, stat, list, open, create, rename, ...) waits for --metadata-ms.
  * Every read waits for --read-ms plus its turn on two lines: one of --stream-mb a second for each
- * open file, one of --total-mb a second for all. Reads that the kernel sends together (read-ahead)
- * wait for their latency together, as on a real network. Writes are only passed through.
+ * open file, one of --total-mb a second for all. --server-ms of the latency is the server's work,
+ * done for one read after another on each line; the rest is the network's, and reads that the
+ * kernel sends together (read-ahead) wait for it together. Writes are only passed through.
  * The kernel's page cache works as on any file system; names and attributes are remembered for
  * --attr-seconds (the default of MooseFS' and NFS' clients is 1 to 3 s).
  */
@@ -26,9 +27,9 @@
 #include <unistd.h>
 
 static struct {
-    double metadata_ms, read_ms, stream_mb, total_mb, attr_seconds;
+    double metadata_ms, read_ms, server_ms, stream_mb, total_mb, attr_seconds;
     int read_ahead_kb, threads;
-} model = {1.5, 0.3, 400, 1500, 1, 128, 192};
+} model = {1.5, 0.3, 0.1, 400, 1500, 1, 128, 192};
 
 static int source = -1;
 
@@ -62,10 +63,10 @@ static void metadata_call(void) {
 
 /* Queue `size` bytes on a line of `mb` megabytes a second; when the last one is through. */
 static int64_t send_over(struct line *line, double mb, size_t size, int64_t from) {
-    if (mb <= 0) return from;
+    if (mb <= 0) return from + (int64_t)(model.server_ms * 1e6);
     pthread_mutex_lock(&line->lock);
     int64_t start = line->free_at > from ? line->free_at : from;
-    line->free_at = start + (int64_t)(size * 1e3 / mb);
+    line->free_at = start + (int64_t)(size * 1e3 / mb + model.server_ms * 1e6);
     int64_t end = line->free_at;
     pthread_mutex_unlock(&line->lock);
     return end;
@@ -75,7 +76,7 @@ static void read_call(struct open_file *file, size_t size, int64_t from) {
     int64_t own = send_over(&file->line, model.stream_mb, size, from);
     int64_t shared = send_over(&all, model.total_mb, size, from);
     int64_t end = own > shared ? own : shared;
-    sleep_until(end + (int64_t)(model.read_ms * 1e6));
+    sleep_until(end + (int64_t)((model.read_ms - model.server_ms) * 1e6));
 }
 
 static const char *inside(const char *path) { return path[1] ? path + 1 : "."; }
@@ -284,6 +285,7 @@ static const struct fuse_operations operations = {
 
 static const struct option known[] = {
     {"metadata-ms", required_argument, NULL, 'm'},   {"read-ms", required_argument, NULL, 'r'},
+    {"server-ms", required_argument, NULL, 'w'},
     {"stream-mb", required_argument, NULL, 's'},     {"total-mb", required_argument, NULL, 't'},
     {"read-ahead-kb", required_argument, NULL, 'a'}, {"attr-seconds", required_argument, NULL, 'c'},
     {"threads", required_argument, NULL, 'n'},       {NULL, 0, NULL, 0},
@@ -291,8 +293,9 @@ static const struct option known[] = {
 
 static int usage(const char *self) {
     fprintf(stderr,
-            "usage: %s [--metadata-ms 1.5] [--read-ms 0.3] [--stream-mb 400] [--total-mb 1500]\n"
-            "       [--read-ahead-kb 128] [--attr-seconds 1] [--threads 192] SOURCE MOUNTPOINT\n"
+            "usage: %s [--metadata-ms 1.5] [--read-ms 0.3] [--server-ms 0.1]\n"
+            "       [--stream-mb 400] [--total-mb 1500] [--read-ahead-kb 128] [--attr-seconds 1]\n"
+            "       [--threads 192] SOURCE MOUNTPOINT\n"
             "Serves SOURCE at MOUNTPOINT in the foreground until unmounted. 0 MB is no limit.\n",
             self);
     return 2;
@@ -304,6 +307,7 @@ int main(int argc, char **argv) {
         double value = atof(optarg);
         if (o == 'm') model.metadata_ms = value;
         if (o == 'r') model.read_ms = value;
+        if (o == 'w') model.server_ms = value;
         if (o == 's') model.stream_mb = value;
         if (o == 't') model.total_mb = value;
         if (o == 'a') model.read_ahead_kb = (int)value;

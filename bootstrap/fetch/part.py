@@ -1,0 +1,200 @@
+"""A model that is not whole yet: its bytes, and a note beside it of which bytes are good.
+
+Two may believe a part theirs, when one of them was frozen for a while or locks do nothing. So a
+part is never truncated nor begun anew (that takes a new part), it changes hands by a rename, which
+only one can win, and its owner looks whether it still has it before it writes. A part that has a
+second name is published and is never written to again.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import threading
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from bootstrap.fetch.disk import Disk, write_whole
+from bootstrap.fetch.errors import Lost, disk_error
+from bootstrap.fetch.names import beside, new_owner
+from bootstrap.fetch.remote import Remote
+
+VERSION = 1
+_LOOK_EVERY = 1.0  # seconds between two looks whether the part is still ours
+Ranges = Sequence[tuple[int, int]]
+
+
+@dataclass(frozen=True)
+class State:
+    """What the note says. `released` is set by an owner that stopped in an orderly way."""
+
+    identity: str
+    size: int | None
+    etag: str | None
+    sha256: str | None
+    done: tuple[tuple[int, int], ...] = ()
+    released: bool = False
+
+    def fits(self, remote: Remote) -> bool:
+        """Are these bytes of the file that `remote` is now? Only a hash or a strong ETag tells."""
+        if self.size is None or self.size != remote.size:
+            return False
+        if self.sha256 is not None and remote.sha256 is not None:
+            return self.sha256 == remote.sha256
+        return self.etag is not None and (self.identity, self.etag) == (
+            remote.identity,
+            remote.etag,
+        )
+
+
+class Part:
+    """An open part of ours. `needed` is what is still to come, for the message of a full disk."""
+
+    def __init__(self, path: Path, owner: str, name: str, disk: Disk, descriptor: int) -> None:
+        self.path = path
+        self.needed: int | None = None
+        self._state_path = path.with_name(beside(name, owner, "state"))
+        self._scratch = path.with_name(beside(name, owner, "state-new"))
+        self._disk = disk
+        self._descriptor = descriptor
+        facts = os.fstat(descriptor)
+        self._inode = (facts.st_dev, facts.st_ino)
+        self._looked = time.monotonic()
+        self._lock = threading.Lock()
+        self._closed = False
+
+    @classmethod
+    def create(cls, folder: Path, name: str, disk: Disk) -> Part:
+        """A new, empty part for the model `name` in `folder`. Raises DownloadError."""
+        owner = new_owner()
+        path = folder / beside(name, owner, "part")
+        try:
+            return cls(path, owner, name, disk, disk.create(path))
+        except OSError as problem:
+            raise disk_error(problem, folder, None) from None
+
+    @property
+    def descriptor(self) -> int:
+        """For reading back."""
+        return self._descriptor
+
+    def write_at(self, data: memoryview, position: int) -> None:
+        """Write `data` at `position`. Raises DownloadError, or Lost when it is ours no more."""
+        if time.monotonic() - self._looked > _LOOK_EVERY:
+            self.look()
+        try:
+            self._disk.write_at(self._descriptor, data, position)
+        except OSError as problem:
+            raise disk_error(problem, self.path.parent, self.needed) from None
+
+    def look(self) -> None:
+        """Raise Lost unless the part's name still leads to our file."""
+        try:
+            facts = os.stat(self.path, follow_symlinks=False)
+        except OSError:
+            raise Lost from None
+        if (facts.st_dev, facts.st_ino) != self._inode:
+            raise Lost
+        self._looked = time.monotonic()
+
+    def note(self, remote: Remote, done: Ranges, released: bool = False) -> None:
+        """Make the ranges `done` durable, then note them. Raises DownloadError."""
+        with self._lock:
+            if self._closed:
+                return
+            state = {
+                "version": VERSION,
+                "identity": remote.identity,
+                "size": remote.size,
+                "etag": remote.etag,
+                "sha256": remote.sha256,
+                "done": [list(pair) for pair in done],
+                "released": released,
+            }
+            try:
+                self._disk.flush(self._descriptor)
+                write_whole(self._state_path, json.dumps(state), self._scratch)
+            except OSError as problem:
+                raise disk_error(problem, self.path.parent, self.needed) from None
+
+    def finish(self) -> None:
+        """Flush and close; a quota may show only here. Raises DownloadError."""
+        with self._lock:
+            if self._closed:
+                return
+            self._closed = True
+            try:
+                try:
+                    self._disk.flush(self._descriptor)
+                finally:
+                    self._disk.close(self._descriptor)
+            except OSError as problem:
+                raise disk_error(problem, self.path.parent, self.needed) from None
+
+    def close(self) -> None:
+        """Close without caring; what is on disk stays for whoever goes on."""
+        with self._lock:
+            if not self._closed:
+                self._closed = True
+                try:
+                    os.close(self._descriptor)
+                except OSError:
+                    pass
+
+    def forget_note(self) -> None:
+        """Remove the note: the part is published, or of no use."""
+        self._state_path.unlink(missing_ok=True)
+        self._scratch.unlink(missing_ok=True)
+
+    def discard(self) -> None:
+        """Close and remove what is ours; never raises for what is gone already."""
+        self.close()
+        for remove in (self.forget_note, lambda: self.path.unlink(missing_ok=True)):
+            try:
+                remove()
+            except OSError:
+                pass
+
+
+def read_state(path: Path) -> State | None:
+    """The note at `path`, or None when it is missing or damaged."""
+    try:
+        data = json.loads(path.read_text("utf-8"))
+        if data["version"] != VERSION:
+            return None
+        return State(
+            str(data["identity"]),
+            _whole_or_none(data["size"]),
+            _text_or_none(data["etag"]),
+            _text_or_none(data["sha256"]),
+            _checked_ranges(data["done"], data["size"]),
+            data["released"] is True,
+        )
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        return None
+
+
+def _checked_ranges(pairs: Any, size: Any) -> tuple[tuple[int, int], ...]:
+    """The ranges when they are whole numbers, in order, apart, and within the file."""
+    position, checked = 0, []
+    for first, end in pairs:
+        if type(first) is not int or type(end) is not int or not position <= first < end <= size:
+            raise ValueError("ranges out of order")
+        checked.append((first, end))
+        position = end
+    return tuple(checked)
+
+
+def _whole_or_none(value: Any) -> int | None:
+    if value is not None and type(value) is not int:
+        raise ValueError("no whole number")
+    return value
+
+
+def _text_or_none(value: Any) -> str | None:
+    if value is not None and not isinstance(value, str):
+        raise ValueError("no text")
+    return value

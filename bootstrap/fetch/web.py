@@ -1,0 +1,251 @@
+"""HTTP as downloads need it: one kept connection, checked addresses, redirects of our own.
+
+On the standard library's http.client, because the connection must go to the very address that
+was checked, a credential must be weighed anew at every hop, and bytes go straight into a buffer.
+Proxies of the environment are not used: behind one, nobody can check addresses.
+"""
+
+from __future__ import annotations
+
+import functools
+import http.client
+import socket
+import ssl
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from urllib.parse import urljoin
+
+from bootstrap.fetch.addresses import AddressPolicy, Target, shown
+from bootstrap.fetch.errors import DownloadError, bad_answer, stalled, unreachable
+from bootstrap.kinds import Secret
+
+USER_AGENT = "comfyui-volume-worker/1 (model downloads)"
+MAX_REDIRECTS = 10
+_REDIRECTS = (301, 302, 303, 307, 308)
+_BROKEN = (http.client.HTTPException, ssl.SSLError, OSError)
+
+
+@dataclass(frozen=True)
+class Credential:
+    """A bearer token and the origins it may be shown to. `name` is what plans may say."""
+
+    name: str
+    secret: Secret
+    belongs_to: Callable[[str, str, int], bool] = field(repr=False)
+
+    def headers_for(self, target: Target) -> dict[str, str]:
+        """The header for `target`, or nothing when the token is none of its business."""
+        if not self.belongs_to(*target.origin):
+            return {}
+        return {"Authorization": f"Bearer {self.secret.reveal()}"}
+
+
+class Reply:
+    """A final answer (no redirect). `url` is where it came from in the end."""
+
+    def __init__(self, target: Target, raw: http.client.HTTPResponse, timeout: float) -> None:
+        self.url = target.url
+        self.host = target.host
+        self.status = raw.status
+        self.headers: Mapping[str, str] = {k.lower(): v.strip() for k, v in raw.getheaders()}
+        self.chunked = bool(raw.chunked)
+        self._raw = raw
+        self._timeout = timeout
+
+    def read_into(self, view: memoryview) -> int:
+        """Fill `view` with body; fewer bytes only at its end, 0 after it.
+
+        Raises DownloadError (transient) when the connection breaks or stalls.
+        """
+        try:
+            return self._raw.readinto(view)
+        except _BROKEN as problem:
+            raise translate(problem, self.host, self._timeout) from None
+
+    def read_text(self, limit: int = 1_000_000) -> str:
+        """Up to `limit` bytes of the body as text; what cannot be read is left out."""
+        try:
+            return self._raw.read(limit).decode("utf-8", "replace")
+        except _BROKEN:
+            return ""
+
+    @property
+    def length(self) -> int | None:
+        """Content-Length of this body, in bytes."""
+        text = self.headers.get("content-length", "")
+        return int(text) if text.isdecimal() and not self.chunked else None
+
+    @property
+    def strong_etag(self) -> str | None:
+        """The ETag when two equal ones promise equal bytes."""
+        etag = self.headers.get("etag", "")
+        return etag if len(etag) > 2 and etag.startswith('"') else None
+
+
+class Channel:
+    """One connection at a time, kept between requests to one origin. Not for several threads,
+    but `abort` may come from another one."""
+
+    def __init__(self, policy: AddressPolicy, timeout: float = 30.0) -> None:
+        self._policy = policy
+        self._timeout = timeout
+        self._connection: http.client.HTTPConnection | None = None
+        self._origin: tuple[str, str, int] | None = None
+        self._reply: http.client.HTTPResponse | None = None
+
+    def get(
+        self,
+        url: str,
+        credential: Credential | None = None,
+        headers: Mapping[str, str] | None = None,
+    ) -> Reply:
+        """Ask for `url`, following redirects to https and public addresses only.
+
+        Raises DownloadError. Statuses from 400 on are for the caller to judge.
+        """
+        seen: set[str] = set()
+        while True:
+            target = self._policy.target(url)
+            if url in seen or len(seen) > MAX_REDIRECTS:
+                raise _loop(url)
+            seen.add(url)
+            reply = self._ask(target, {**(headers or {}), **_auth(credential, target)})
+            if reply.status not in _REDIRECTS:
+                return reply
+            url = self._next(target, reply)
+            self.close()
+
+    def close(self) -> None:
+        """Give up the connection; the next `get` makes a new one."""
+        connection, self._connection, self._origin, self._reply = self._connection, None, None, None
+        if connection is not None:
+            connection.close()
+
+    def abort(self) -> None:
+        """Wake a thread that waits for bytes on this channel; its read fails."""
+        connection = self._connection
+        sock = None if connection is None else connection.sock
+        if sock is not None:
+            try:
+                sock.shutdown(socket.SHUT_RDWR)
+            except OSError:
+                pass
+
+    def _next(self, target: Target, reply: Reply) -> str:
+        location = reply.headers.get("location", "")
+        try:
+            url = urljoin(target.url, location) if location else ""
+        except ValueError:
+            url = ""
+        if not url:
+            raise bad_answer(target.host, "redirects without saying where to")
+        try:
+            self._policy.target(url)
+        except DownloadError as refusal:
+            raise DownloadError(
+                "download.redirect_refused",
+                f"{target.host} redirects to a place that is refused: {refusal.message}",
+                refusal.fix,
+            ) from None
+        return url
+
+    def _ask(self, target: Target, headers: Mapping[str, str]) -> Reply:
+        reused = self._ready_for(target)
+        try:
+            return self._exchange(target, headers)
+        except _BROKEN as problem:
+            self.close()
+            if not reused:
+                raise translate(problem, target.host, self._timeout) from None
+        try:  # a kept connection that the server had closed meanwhile says nothing about the file
+            return self._exchange(target, headers)
+        except _BROKEN as problem:
+            self.close()
+            raise translate(problem, target.host, self._timeout) from None
+
+    def _ready_for(self, target: Target) -> bool:
+        """Is the kept connection good for `target`? If not, it is closed."""
+        fit = self._origin == target.origin and self._reply is not None and self._reply.isclosed()
+        if not fit or self._connection is None or self._connection.sock is None:
+            self.close()
+            return False
+        return True
+
+    def _exchange(self, target: Target, headers: Mapping[str, str]) -> Reply:
+        if self._connection is None:
+            self._connection = self._connect(target)
+            self._origin = target.origin
+        connection = self._connection
+        connection.request(
+            "GET",
+            target.path,
+            headers={"User-Agent": USER_AGENT, "Accept-Encoding": "identity", **headers},
+        )
+        self._reply = connection.getresponse()
+        return Reply(target, self._reply, self._timeout)
+
+    def _connect(self, target: Target) -> http.client.HTTPConnection:
+        problem: OSError | None = None
+        for address in self._policy.addresses(target):
+            try:
+                sock = socket.create_connection((address, target.port), self._timeout)
+                return _connection_on(sock, target, self._timeout)
+            except OSError as failed:
+                problem = failed
+        raise problem or OSError("its name has no address")
+
+
+def translate(problem: BaseException, host: str, timeout: float) -> DownloadError:
+    """A foreign exception of the network as ours."""
+    if isinstance(problem, TimeoutError):
+        return stalled(host, timeout)
+    if isinstance(problem, http.client.IncompleteRead):
+        return unreachable(host, "it was closed too early")
+    return unreachable(host, str(problem) or type(problem).__name__)
+
+
+def _auth(credential: Credential | None, target: Target) -> dict[str, str]:
+    return {} if credential is None else credential.headers_for(target)
+
+
+def _connection_on(
+    sock: socket.socket, target: Target, timeout: float
+) -> http.client.HTTPConnection:
+    """An HTTP connection on a socket that is connected to a checked address."""
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    # auto_open is off: http.client must never resolve the name by itself.
+    if target.scheme == "http":
+        plain = http.client.HTTPConnection(target.host, target.port, timeout=timeout)
+        plain.auto_open = 0
+        plain.sock = sock
+        return plain
+    context = _context()
+    secure = http.client.HTTPSConnection(target.host, target.port, timeout=timeout, context=context)
+    secure.auto_open = 0
+    try:
+        secure.sock = context.wrap_socket(sock, server_hostname=target.host)
+    except BaseException:
+        sock.close()
+        raise
+    return secure
+
+
+@functools.lru_cache(maxsize=1)
+def _context() -> ssl.SSLContext:
+    """A slim image may lack the system's certificates; requests brings its own."""
+    context = ssl.create_default_context()
+    if not context.cert_store_stats()["x509_ca"]:
+        try:
+            import certifi
+        except ImportError:
+            return context
+        context.load_verify_locations(certifi.where())
+    return context
+
+
+def _loop(url: str) -> DownloadError:
+    return DownloadError(
+        "download.redirect_loop",
+        f"{shown(url)} redirects in circles, or more than {MAX_REDIRECTS} times.",
+        "Open the URL in a browser; the file may have moved or want a login.",
+    )

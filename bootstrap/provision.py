@@ -1,0 +1,294 @@
+"""Brings wanted models onto the volume, with as many workers at it as there are.
+
+    there already? -> in the platform's cache? -> whoever gets the lease fetches, the others wait
+
+Models that another worker is fetching are left for later, so that several workers share a list.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from bootstrap.download import Download, Fetched, Quiet, quiet_for
+from bootstrap.fetch.addresses import shown
+from bootstrap.fetch.errors import CODES as DOWNLOAD_CODES
+from bootstrap.fetch.errors import DownloadError, Lost, Stopped, disk_error, megabytes
+from bootstrap.fetch.orphans import sweep
+from bootstrap.fetch.part import State
+from bootstrap.fetch.progress import FileMeter, LogMeter, MakeMeter
+from bootstrap.fetch.receipts import Receipt, write_receipt
+from bootstrap.fetch.remote import Locate, Remote
+from bootstrap.fetch.tools import Tools
+from bootstrap.fetch.web import Channel
+from bootstrap.findings import Finding, Severity
+from bootstrap.lease import BEAT, STALE, Lease
+from bootstrap.manifest_entry import ModelSpec
+from bootstrap.presence import Occupied, find_present, wanted_of
+from bootstrap.sources import Sources
+
+CODES = {
+    **DOWNLOAD_CODES,
+    "provision.ready": "All wanted models are there.",
+    "provision.pending": "Required models are still being fetched.",
+}
+
+
+@dataclass(frozen=True)
+class Result:
+    """What became of a wanted model. `state` is `present`, `fetched`, `cached` (in the platform's
+    cache, to be linked from a local folder), `failed` or `stopped`."""
+
+    spec: ModelSpec
+    state: str
+    path: Path | None = None
+    receipt: Receipt | None = None
+    problem: DownloadError | None = None
+
+    @property
+    def good(self) -> bool:
+        """Can ComfyUI have it?"""
+        return self.state in ("present", "fetched", "cached")
+
+    def finding(self) -> Finding | None:
+        """The failure in words, a warning for an optional model."""
+        if self.problem is None:
+            return None
+        severity = Severity.WARNING if self.spec.optional else Severity.ERROR
+        return self.problem.finding(str(self.spec.place), severity)
+
+
+@dataclass(frozen=True)
+class Workplace:
+    """Where and with what. `models` is the folder that models go to, `also` others that ComfyUI
+    reads. Times in seconds: `beat` and `stale` of leases, `longest_wait` for another worker that
+    seems alive, after which we fetch the model ourselves."""
+
+    models: Path
+    sources: Sources
+    tools: Tools = field(default_factory=Tools)
+    also: tuple[Path, ...] = ()
+    make_meter: MakeMeter = LogMeter
+    cached: Callable[[ModelSpec], Path | None] = lambda spec: None
+    beat: float = BEAT
+    stale: float = STALE
+    longest_wait: float = 3600.0
+    look_every: float = 0.5
+
+
+def provision(
+    specs: Sequence[ModelSpec],
+    workplace: Workplace,
+    stop: threading.Event | None = None,
+    on_result: Callable[[Result], None] | None = None,
+) -> tuple[Result, ...]:
+    """Bring all `specs`, the required ones first; results in the order of `specs`.
+
+    Never raises for what is wrong with a model: that is in its result. `on_result` is told each
+    one as soon as it is known.
+    """
+    job = _Job(workplace, stop or threading.Event(), on_result or (lambda result: None))
+    ordered = sorted(specs, key=lambda spec: spec.optional)
+    for folder in {workplace.models / spec.directory for spec in specs}:
+        sweep(folder)
+    missing = [spec for spec in ordered if not job.settled_without_network(spec)]
+    busy = [spec for spec in missing if not job.fetch(spec, wait=False)]
+    for spec in busy:
+        job.fetch(spec, wait=True)
+    return tuple(job.results[id(spec)] for spec in specs)
+
+
+class _Job:
+    def __init__(
+        self, workplace: Workplace, stop: threading.Event, on_result: Callable[[Result], None]
+    ) -> None:
+        self.results: dict[int, Result] = {}
+        self._place = workplace
+        self._stop = stop
+        self._on_result = on_result
+
+    def settled_without_network(self, spec: ModelSpec) -> bool:
+        """Is the model there, or does a file that is none stand in its place?"""
+        try:
+            found = find_present(spec, self._place.models, self._place.also, self._stop)
+            if isinstance(found, Occupied):
+                problem = _occupied(found)
+                return self._settle(Result(spec, "failed", found.path, problem=problem))
+            if found is not None:
+                return self._settle(Result(spec, "present", found.path, found.receipt))
+            cached = self._place.cached(spec)
+            if cached is not None:
+                return self._settle(Result(spec, "cached", cached))
+        except Stopped:
+            return self._settle(Result(spec, "stopped", problem=_stopped()))
+        return False
+
+    def fetch(self, spec: ModelSpec, wait: bool) -> bool:
+        """Fetch, or wait for who does; False when somebody does and we are not to wait."""
+        try:
+            return self._fetch(spec, wait)
+        except DownloadError as problem:
+            return self._settle(Result(spec, "failed", problem=problem))
+        except Stopped:
+            return self._settle(Result(spec, "stopped", problem=_stopped()))
+        except Exception as fault:  # noqa: BLE001 - the other models are still to be brought
+            # Only the kind of fault is told: its text may hold anything, a token as well.
+            return self._settle(Result(spec, "failed", problem=_crashed(fault)))
+
+    def _fetch(self, spec: ModelSpec, wait: bool) -> bool:
+        deadline = time.monotonic() + self._place.longest_wait
+        while not self._stop.is_set():
+            lease = self._lease(spec)
+            # Having waited long enough, we go on without a lease: it saves bandwidth only.
+            mine = lease.acquire() or time.monotonic() > deadline
+            if not mine and not wait:
+                return False
+            mine = mine or (self._holder_is_dead(spec, lease, deadline) and lease.acquire())
+            if not mine:
+                continue
+            try:
+                if not self.settled_without_network(spec):
+                    self._fetch_now(spec, lease)
+                return True
+            except Lost:
+                wait = True  # somebody took our part over and goes on with it
+            finally:
+                lease.release()
+        raise Stopped
+
+    def _holder_is_dead(self, spec: ModelSpec, lease: Lease, deadline: float) -> bool:
+        """Wait until the lease's holder is through, or too slow for us (False), or was silent for
+        so long that its lease was broken (True)."""
+        line = _WaitingLine(spec)
+        while not self._stop.is_set() and time.monotonic() < deadline:
+            sight = lease.look()
+            if sight is None:
+                return False
+            if lease.break_stale():
+                return True
+            line.show(sight.done, sight.total)
+            self._stop.wait(self._place.look_every)
+        return False
+
+    def _fetch_now(self, spec: ModelSpec, lease: Lease) -> None:
+        place = self._place
+        final = place.models / spec.place
+        meter = place.make_meter(str(spec.place), lease.tell)
+        download = Download(
+            self._locate(spec), final, wanted_of(spec), place.tools, meter, self._quiet(lease)
+        )
+        try:
+            fetched = download.run(self._stop)
+        except DownloadError as problem:
+            meter.end(f"failed: {problem.message}")
+            raise
+        if not fetched.published:
+            meter.end("another worker was faster")
+            if not self.settled_without_network(spec):
+                raise Lost  # it was published and removed again: once more
+            return
+        receipt = self._remember(spec, final, fetched)
+        meter.end(_done(meter, fetched))
+        self._settle(Result(spec, "fetched", final, receipt))
+
+    def _remember(self, spec: ModelSpec, final: Path, fetched: Fetched) -> Receipt:
+        try:
+            facts = final.stat()
+            receipt = Receipt(
+                facts.st_size,
+                facts.st_mtime_ns,
+                fetched.sha256,
+                fetched.checked,
+                shown(spec.url),
+            )
+            write_receipt(self._place.models, spec.place, receipt)
+            return receipt
+        except OSError as problem:
+            raise disk_error(problem, final.parent, None) from None
+
+    def _locate(self, spec: ModelSpec) -> Locate:
+        source, link = self._place.sources.source_of(spec.url)
+        wanted = wanted_of(spec)
+
+        def locate(channel: Channel) -> Remote:
+            return source.locate(link, spec.revision, wanted, channel)
+
+        return locate
+
+    def _quiet(self, lease: Lease) -> Quiet:
+        """The owner of a part is dead when its lease was; else its part must have been left."""
+        left = quiet_for(self._place.stale)
+
+        def quiet(path: Path, state: State) -> bool:
+            return lease.taken_over or left(path, state)
+
+        return quiet
+
+    def _lease(self, spec: ModelSpec) -> Lease:
+        folder = self._place.models / spec.directory
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as problem:
+            raise disk_error(problem, folder, None) from None
+        return Lease(folder, spec.name, self._place.tools.disk, self._place.beat, self._place.stale)
+
+    def _settle(self, result: Result) -> bool:
+        self.results[id(result.spec)] = result
+        self._on_result(result)
+        return True
+
+
+class _WaitingLine:
+    """Tells now and then how far the other worker is."""
+
+    def __init__(self, spec: ModelSpec) -> None:
+        self._meter = LogMeter(f"{spec.place} (another worker)")
+
+    def show(self, done: int, total: int) -> None:
+        self._meter.done, self._meter.total = done, total or None
+        self._meter.show()
+
+
+def summary(results: Sequence[Result]) -> list[Finding]:
+    """What a boot report says about provisioning: each failure, else one line that all is well."""
+    failed = [finding for result in results if (finding := result.finding()) is not None]
+    if failed or not results:
+        return failed
+    count = {state: sum(r.state == state for r in results) for state in ("fetched", "cached")}
+    message = f"{len(results)} wanted models are there ({count['fetched']} fetched now"
+    message += f", {count['cached']} in the platform's cache)." if count["cached"] else ")."
+    return [Finding("provision.ready", Severity.OK, message)]
+
+
+def _done(meter: FileMeter, fetched: Fetched) -> str:
+    resumed = f", {megabytes(fetched.resumed_bytes)} of it before" if fetched.resumed_bytes else ""
+    return (
+        f"there, {megabytes(fetched.size)}{resumed}, {meter.speed / 1e6:.1f} MB/s, "
+        f"checked: {', '.join(fetched.checked) or 'length'}"
+    )
+
+
+def _occupied(found: Occupied) -> DownloadError:
+    return DownloadError(
+        "download.occupied",
+        f"{found.path} is there but is not the wanted file: {found.problem.message}",
+        f"If it is of no use, remove it (`rm '{found.path}'`) and start again; else correct the "
+        "manifest. A file that is there is never replaced.",
+    )
+
+
+def _stopped() -> DownloadError:
+    return DownloadError(
+        "download.stopped", "the download was stopped.", "It goes on from there next time."
+    )
+
+
+def _crashed(fault: Exception) -> DownloadError:
+    return DownloadError(
+        "download.crashed",
+        f"a fault of this program ({type(fault).__name__}) while the model was fetched.",
+        "Report it, with the model's entry in the manifest.",
+    )

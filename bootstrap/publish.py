@@ -47,11 +47,21 @@ def _give_free_name(part: Path, folder: Path, name: str) -> Path:
 
 def _link_or_move(part: Path, final: Path) -> None:
     """`os.link` fails when the name is taken. Where links are unsupported the name is claimed by
-    an empty file first, so that nothing but our own claim is replaced."""
+    a hidden file beside it, so that of several workers only one looks and moves."""
     try:
         os.link(part, final)
     except OSError as problem:
         if problem.errno not in _NO_HARD_LINKS:
             raise
-        os.close(os.open(final, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o644))
-        os.replace(part, final)
+        _move_under_claim(part, final)
+
+
+def _move_under_claim(part: Path, final: Path) -> None:
+    claim = final.with_name(f".{final.name}.claim")
+    os.close(os.open(claim, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o644))
+    try:
+        if os.path.lexists(final):
+            raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(final))
+        os.rename(part, final)
+    finally:
+        claim.unlink(missing_ok=True)

@@ -89,8 +89,10 @@ def make_workdir(parent: Path | None) -> WorkDir | Finding:
 
 
 def _take_lock(root: Path) -> int:
-    descriptor = os.open(root / _LOCK, os.O_RDWR | os.O_CREAT, 0o600)
+    """It gets its name when it is held: another worker's sweep must not take it for abandoned."""
+    descriptor = os.open(root / f"{_LOCK}.new", os.O_RDWR | os.O_CREAT, 0o600)
     fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    os.rename(root / f"{_LOCK}.new", root / _LOCK)
     return descriptor
 
 

@@ -28,7 +28,8 @@ class Delivery:
     def __init__(self, work: WorkDir, layout: Layout) -> None:
         self._work = work
         self._layout = layout
-        self._seen: dict[Path, tuple[int, int]] = {}
+        self._output = Path(os.path.realpath(work.output))
+        self._seen: dict[Path, tuple[int, int] | None] = {}
 
     def deliver(
         self, produced: Iterable[Produced], mark: str
@@ -61,10 +62,10 @@ class Delivery:
         """
         kept: list[str] = []
         warnings: list[str] = []
-        for local in _files_below(self._work.output):
+        for local in _files_below(self._output):
             if self._seen.get(local) == _stamp(local):
                 continue
-            path = self._keep(local, local.parent.relative_to(self._work.output), mark, warnings)
+            path = self._keep(local, mark, warnings)
             if path is not None:
                 kept.append(path)
         return kept, warnings
@@ -82,16 +83,18 @@ class Delivery:
             "size": len(content),
         }
         if item.type == "output":
-            path = self._keep(local, Path(item.subfolder), mark, warnings)
+            path = self._keep(local, mark, warnings)
             if path is not None:
                 entry.update(filename=Path(path).name, path=path)
         field = "image" if item.kind == "image" else "data"
         entry[field] = base64.b64encode(content).decode("ascii")
         return entry
 
-    def _keep(self, local: Path, subfolder: Path, mark: str, warnings: list[str]) -> str | None:
-        """Copy one file to the volume; its path there, or None with a warning."""
+    def _keep(self, local: Path, mark: str, warnings: list[str]) -> str | None:
+        """Copy one file of our output folder to the same place in the volume's; its path there,
+        or None with a warning."""
         kept = self._layout.output
+        subfolder = local.parent.relative_to(self._output)
         try:
             if not self._layout.root.is_dir():
                 raise FileNotFoundError(f"there is no volume at {self._layout.root}")
@@ -122,11 +125,18 @@ def marked(name: str, mark: str) -> str:
 
 def _files_below(folder: Path) -> Iterator[Path]:
     for parent, _, names in os.walk(folder):
-        yield from (Path(parent) / name for name in sorted(names))
+        for name in sorted(names):
+            path = Path(parent) / name
+            if path.is_file():  # no sockets, no links that lead nowhere
+                yield path
 
 
-def _stamp(path: Path) -> tuple[int, int]:
-    status = path.stat()
+def _stamp(path: Path) -> tuple[int, int] | None:
+    """What changes when the file does; None when it is gone."""
+    try:
+        status = path.stat()
+    except OSError:
+        return None
     return status.st_size, status.st_mtime_ns
 
 

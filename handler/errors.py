@@ -49,7 +49,7 @@ CODES = {
 class JobError(Exception):
     """A job cannot be done. `str()` is the sentence with its fix, as the caller reads it."""
 
-    def __init__(self, code: str, message: str, fix: str = "", **details: Any) -> None:
+    def __init__(self, code: str, message: str, fix: str = "", /, **details: Any) -> None:
         super().__init__(f"{message} {fix}".strip())
         self.code = code
         self.message = message

@@ -31,6 +31,7 @@ def place_images(
     written: list[Path] = []
     for name, content in decoded:
         path = folder / _marked(name, mark)
+        written.append(path)
         try:
             path.write_bytes(content)
         except OSError as problem:
@@ -40,7 +41,6 @@ def place_images(
                 f"Image {name} could not be written to {folder}: {problem.strerror}.",
                 "Give the endpoint a larger container disk, or set WORK_DIR to a larger one.",
             ) from None
-        written.append(path)
         _rename_in(workflow, name, path.name)
     return written
 
@@ -55,17 +55,20 @@ def fetch_from_volume(workflow: Workflow, volume_input: Path, folder: Path) -> N
     """Copy files that the workflow names from the volume's `ComfyUI/input/` into `folder`.
 
     ComfyUI's input folder is local, and from version 0.28 on it refuses links that lead out of it.
-    A file that is not there is left for ComfyUI to complain about.
+    A file that is not there is left for ComfyUI to complain about. Raises JobError when there is
+    no room for a copy.
     """
     root = Path(os.path.realpath(volume_input))
     for node in workflow.values():
         for value in node["inputs"].values():
             match = _FILE_NAME.fullmatch(value) if isinstance(value, str) else None
-            if match is None:
+            if match is None or not _is_text(value):
                 continue
-            source = Path(os.path.realpath(root / match["path"]))
-            if source.is_relative_to(root) and source.is_file():
-                _copy_if_newer(source, folder / source.relative_to(root))
+            wanted = os.path.normpath(match["path"])
+            source = Path(os.path.realpath(root / wanted))
+            inside = not wanted.startswith(("/", "../")) and source.is_relative_to(root)
+            if inside and os.path.isfile(source):
+                _copy_if_newer(source, folder / wanted)
 
 
 def checked_name(name: str) -> str:
@@ -129,5 +132,17 @@ def _copy_if_newer(source: Path, target: Path) -> None:
         ours = target.stat()
         if (ours.st_size, ours.st_mtime_ns) == (theirs.st_size, theirs.st_mtime_ns):
             return
-    target.parent.mkdir(parents=True, exist_ok=True)
-    shutil.copy2(source, target)
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy2(source, target)
+    except OSError as problem:
+        raise JobError(
+            "image.not_stored",
+            f"{source} could not be copied to {target.parent}: {problem.strerror}.",
+            "Give the endpoint a larger container disk, or set WORK_DIR to a larger one.",
+        ) from None
+
+
+def _is_text(value: str) -> bool:
+    """No lone surrogates, which no file name on this system can hold."""
+    return not any(unicodedata.category(c) == "Cs" for c in value)

@@ -8,11 +8,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from bootstrap.categories import PT_EXTENSIONS
+from bootstrap.categories import GGUF, PT_EXTENSIONS, extension_of
 from handler.errors import JobError
 from handler.requests import Workflow
 
-_UNKNOWN_NODE = re.compile(r"(?:node|Node) '?([\w +().:/|-]+?)'? (?:does not exist|not found)")
+# Authors put anything into a class name, emoji included.
+_UNKNOWN_NODE = re.compile(r"[Nn]ode '?([^\n]+?)'? (?:does not exist|not found)")
+_LIST_LENGTH = re.compile(r"\(list of length (\d+)\)")
 _OUTPUT_NODES = "SaveImage, SaveVideo, SaveAudio, SaveAnimatedWEBP or PreviewAny"
 _LISTED = 5
 
@@ -115,24 +117,28 @@ def _node_problems(body: Any, workflow: Workflow, models: Path) -> Iterator[JobE
     if not isinstance(node_errors, Mapping):
         return
     for node_id, report in node_errors.items():
-        for error in report.get("errors", []):
-            yield _node_problem(str(node_id), report.get("class_type"), error, workflow, models)
+        errors = report.get("errors") if isinstance(report, Mapping) else None
+        for error in errors if isinstance(errors, list) else []:
+            if isinstance(error, Mapping):
+                yield _node_problem(str(node_id), report.get("class_type"), error, workflow, models)
 
 
 def _node_problem(
     node_id: str, class_type: Any, error: Mapping[str, Any], workflow: Workflow, models: Path
 ) -> JobError:
-    extra = error.get("extra_info") or {}
+    extra = error.get("extra_info")
+    extra = extra if isinstance(extra, Mapping) else {}
     name = str(extra.get("input_name", ""))
     where = f"node {node_id} ({class_type})"
     details = {"node_id": node_id, "class_type": class_type, "input": name}
     kind = error.get("type")
     if kind == "value_not_in_list":
-        return _not_in_list(name, where, extra, details, models)
+        length = _LIST_LENGTH.search(str(error.get("details")))
+        return _not_in_list(name, where, extra, length[1] if length else "", details, models)
     if kind in ("value_smaller_than_min", "value_bigger_than_max"):
         return JobError(
             "workflow.value_out_of_range",
-            f"{name} of {where} is out of range: {error.get('details')}.",
+            f"{name} of {where} is out of range: {error.get('message')}.",
             "Send a value within the range.",
             **details,
         )
@@ -154,15 +160,21 @@ def _node_problem(
 
 
 def _not_in_list(
-    name: str, where: str, extra: Mapping[str, Any], details: dict[str, Any], models: Path
+    name: str,
+    where: str,
+    extra: Mapping[str, Any],
+    length: str,
+    details: dict[str, Any],
+    models: Path,
 ) -> JobError:
+    """`length` is all that ComfyUI tells of a list with more than 20 items."""
     value = str(extra.get("received_value"))
     choices = _choices(extra.get("input_config"))
     close = nearest(value, choices)
     shown = f"nearest: {', '.join(close)}" if close else f"there are: {', '.join(choices[:10])}"
     if not choices:
-        shown = "there are none"
-    if Path(value).suffix.lower() not in PT_EXTENSIONS:
+        shown = f"there are {length or 'none'}"
+    if extension_of(value) not in PT_EXTENSIONS | {GGUF}:
         return JobError(
             "workflow.value_not_allowed",
             f"{name} of {where} is {value!r}, which is not in its list ({shown}).",
@@ -172,7 +184,7 @@ def _not_in_list(
         )
     return JobError(
         "workflow.missing_model",
-        f"{name} of {where} names {value!r}, which is not among the {len(choices)} files that "
+        f"{name} of {where} names {value!r}, which is not among the files that "
         f"ComfyUI finds for it ({shown}). It was looked for in {models}.",
         f"Put the file into the matching folder below models/ on the volume, or name one that is "
         f"there{': ' + close[0] if close else ''}.",

@@ -34,9 +34,13 @@ def fitted(reply: Reply, max_mb: float) -> Reply:
     """`reply` within `max_mb` (1e6 bytes as JSON): the largest files are named, not sent.
 
     Over its limit the platform drops a reply whole and calls the job completed. Raises JobError
-    when a file is too large and not on the volume either.
+    when a file is too large and not on the volume either, or the rest is too large by itself.
     """
     limit = max_mb * 1e6
+    size = len(json.dumps(reply))
+    if size <= limit:
+        return reply
+    warnings = reply.setdefault("warnings", [])
     size = len(json.dumps(reply))
     for entry in sorted(reply.get("results", []), key=lambda e: -e.get("size", 0)):
         if size <= limit:
@@ -46,11 +50,14 @@ def fitted(reply: Reply, max_mb: float) -> Reply:
             continue
         if "path" not in entry:
             raise _too_large(entry, size, max_mb)
-        size -= len(entry.pop(field))
-        reply.setdefault("warnings", []).append(
+        size -= len(entry.pop(field)) + len(f', "{field}": ""')
+        warnings.append(
             f"{entry['filename']} ({entry['size']} bytes) is on the volume at {entry['path']}; "
             f"with it the reply would be larger than MAX_REPLY_MB={max_mb:g}"
         )
+        size += len(json.dumps(warnings[-1])) + len(", ")
+    if size > limit:
+        raise _too_large_without_files(size, max_mb)
     return reply
 
 
@@ -80,4 +87,14 @@ def _too_large(entry: Mapping[str, Any], size: int, max_mb: float) -> JobError:
         "Attach a network volume to the endpoint, or make the result smaller.",
         filename=entry["filename"],
         size=entry["size"],
+    )
+
+
+def _too_large_without_files(size: int, max_mb: float) -> JobError:
+    return JobError(
+        "reply.too_large",
+        f"Without any file the reply still has {size / 1e6:.1f} MB, more than "
+        f"MAX_REPLY_MB={max_mb:g}.",
+        "Produce fewer results or shorter texts in one job.",
+        size=size,
     )

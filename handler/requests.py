@@ -153,10 +153,10 @@ def _check_links(node_id: str, node: Mapping[str, Any], nodes: Mapping[str, Any]
             continue
         raise JobError(
             "workflow.bad_link",
-            f"Input {_short(name)} of node {node_id} ({node['class_type']}) is linked to node "
+            f"Input {_short(name)} of node {_nodes_in_words({node_id: node})} is linked to node "
             f"{_short(value[0])}, which is not in the workflow.",
             f"Add node {_short(value[0])}, or link {_short(name)} to one of the nodes "
-            f"{', '.join(list(nodes)[:20])}.",
+            f"{', '.join(list(nodes)[:20])[:300]}.",
             node_id=node_id,
             input=str(name),
             linked_to=str(value[0]),
@@ -190,9 +190,9 @@ def _overridden(workflow: Workflow, given: object) -> tuple[Workflow, list[str]]
         inputs = workflow[node_id]["inputs"]
         for name in values:
             if name not in inputs:
-                has = ", ".join(inputs) or "none"
+                has = ", ".join(map(str, inputs))[:300] or "none"
                 warnings.append(
-                    f"overrides: node {node_id} had no input {_short(name)} (it has {has})"
+                    f"overrides: node {node_id[:60]} had no input {_short(name)} (it has {has})"
                 )
         workflow[node_id]["inputs"] = {**inputs, **values}
     for node_id, node in workflow.items():
@@ -258,7 +258,7 @@ def _kind(value: object) -> str:
     names = {str: "the text", bool: "the value", int: "the number", float: "the number"}
     if type(value) in names:
         return f"{names[type(value)]} {_short(value)}"
-    return {list: "a list", tuple: "a list"}.get(type(value), "an object")
+    return "a list" if isinstance(value, (list, tuple)) else "an object"
 
 
 def _short(value: object) -> str:
@@ -266,6 +266,7 @@ def _short(value: object) -> str:
     return text if len(text) <= 60 else text[:57] + '…"'
 
 
-def _nodes_in_words(workflow: Workflow) -> str:
-    shown = [f"{key} ({node['class_type']})" for key, node in list(workflow.items())[:20]]
+def _nodes_in_words(workflow: Mapping[str, Mapping[str, Any]]) -> str:
+    first = list(workflow.items())[:20]
+    shown = [f"{key[:60]} ({node['class_type'][:60]})" for key, node in first]
     return ", ".join(shown) + (" …" if len(workflow) > 20 else "")

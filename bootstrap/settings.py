@@ -16,6 +16,8 @@ from bootstrap import kinds
 from bootstrap.findings import Finding, error
 from bootstrap.kinds import Kind, Secret
 
+CODES = {"settings.invalid": "An environment variable has a value that is not allowed"}
+
 
 @dataclass(frozen=True)
 class Variable:

@@ -1,0 +1,120 @@
+"""The rooms and their directions, held against the syntax trees of all modules."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+
+import pytest
+
+from tests.support.sources import ROOT, all_needed_by, imports, modules, run_at_import
+
+PURE = (
+    "bootstrap.categories",
+    "bootstrap.command",
+    "bootstrap.exits",
+    "bootstrap.findings",
+    "bootstrap.kinds",
+    "bootstrap.plan",
+    "handler.deadline",
+    "handler.errors",
+    "handler.outputs",
+    "handler.rejection",
+    "handler.reply",
+    "handler.requests",
+    "handler.watch",
+)
+IMPURE_IMPORTS = {
+    "aiohttp",
+    "asyncio",
+    "http",
+    "os",
+    "requests",
+    "shutil",
+    "socket",
+    "subprocess",
+    "tempfile",
+    "threading",
+    "urllib",
+}
+
+
+def top(name: str) -> str:
+    return name.partition(".")[0]
+
+
+def test_bootstrap_never_imports_the_handler() -> None:
+    guilty = {n for n in modules() if top(n) == "bootstrap" and "handler" in map(top, imports(n))}
+    assert guilty == set()
+
+
+def test_neither_imports_tests_demo_scripts_or_benchmarks() -> None:
+    others = {"tests", "demo", "scripts", "benchmarks"}
+    assert {n: i for n in modules() if (i := others & set(map(top, imports(n))))} == {}
+
+
+def test_torch_is_never_imported_into_the_worker() -> None:
+    for name in all_needed_by({"handler.__main__", "bootstrap.__main__"}):
+        assert not {"torch", "comfy", "folder_paths"} & set(map(top, imports(name))), name
+
+
+@pytest.mark.parametrize("name", PURE)
+def test_a_pure_module_imports_nothing_that_touches_the_world(name: str) -> None:
+    assert not IMPURE_IMPORTS & set(map(top, imports(name)))
+
+
+@pytest.mark.parametrize("name", PURE)
+def test_a_pure_module_opens_no_file(name: str) -> None:
+    called = {
+        node.func.id if isinstance(node.func, ast.Name) else getattr(node.func, "attr", "")
+        for node in ast.walk(modules()[name])
+        if isinstance(node, ast.Call)
+    }
+    assert not called & {"open", "read_text", "read_bytes", "exists", "is_file", "is_dir", "stat"}
+
+
+def test_what_the_doctor_uses_needs_nothing_but_the_standard_library() -> None:
+    roots = {n for n in modules() if n.startswith(("bootstrap.checks.", "bootstrap.facts."))}
+    roots |= {"bootstrap.findings", "bootstrap.settings", "bootstrap.volume", "bootstrap.apply"}
+    foreign = {
+        name: outside
+        for name in all_needed_by(roots)
+        if (outside := {i for i in imports(name) if top(i) not in {"bootstrap", *STANDARD}})
+    }
+    assert foreign == {}
+
+
+STANDARD = sys.stdlib_module_names
+
+
+def test_the_guard_is_a_script_that_knows_nothing_of_the_project() -> None:
+    assert {top(i) for i in imports("bootstrap.guard")} <= set(STANDARD)
+
+
+@pytest.mark.parametrize("name", sorted(modules()))
+def test_no_module_looks_at_the_environment_when_it_is_imported(name: str) -> None:
+    for node in run_at_import(modules()[name]):
+        text = ast.unparse(node) if isinstance(node, (ast.Call, ast.Subscript)) else ""
+        assert not text.startswith(("os.environ", "os.getenv", "environ[", "getenv(")), text
+
+
+def test_importing_every_module_starts_nothing_and_says_nothing() -> None:
+    script = (
+        "import importlib, os, signal, sys, threading\n"
+        "handlers = [signal.getsignal(n) for n in signal.valid_signals()]\n"
+        "for name in sys.argv[1:]: importlib.import_module(name)\n"
+        "assert threading.active_count() == 1, threading.enumerate()\n"
+        "assert [signal.getsignal(n) for n in signal.valid_signals()] == handlers\n"
+        "children = open(f'/proc/self/task/{os.getpid()}/children').read()\n"
+        "assert not children, children\n"
+        "assert 'torch' not in sys.modules and 'runpod' not in sys.modules\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script, *modules()],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")

@@ -96,10 +96,8 @@ def _lines_that_count(log: Sequence[str]) -> Sequence[str]:
 
 def _last(pattern: str, text: str) -> Match[str] | None:
     """The last match: an import that fails early may be caught, the one at the end was not."""
-    found = None
-    for found in re.finditer(pattern, text, re.MULTILINE | re.IGNORECASE):
-        pass
-    return found
+    found = list(re.finditer(pattern, text, re.MULTILINE | re.IGNORECASE))
+    return found[-1] if found else None
 
 
 def _bad_flag(exit: Exit, match: Match[str]) -> Finding:
@@ -191,13 +189,16 @@ def _unnamed(exit: Exit) -> Finding:
     )
 
 
+_GPU_FAILED = (
+    r"^.*(?:No CUDA GPUs are available|Found no NVIDIA driver"
+    r"|NVIDIA driver on your system is too old|CUDA driver initialization failed"
+    r"|CUDA unknown error|CUDA error: ).*$"
+)
 # Where two match on the same line, the first names the cause.
 _REASONS: Sequence[tuple[str, Explain]] = (
     (r"error: ((?:unrecognized arguments|argument|ambiguous option)[^\n]*)", _bad_flag),
     (
-        r"^(?:RuntimeError: )?(?:.*No CUDA GPUs are available.*|.*Found no NVIDIA driver.*"
-        r"|.*NVIDIA driver on your system is too old.*|.*CUDA driver initialization failed.*"
-        r"|.*CUDA unknown error.*|.*CUDA error: .*)$",
+        _GPU_FAILED,
         _gpu_unusable,
     ),
     (r"Torch not compiled with CUDA enabled", _torch_without_gpu),

@@ -28,7 +28,12 @@ def main(parent: int, command: list[str]) -> int:
     """Run `command` until it ends or `parent` does; its exit code, negative for a signal."""
     signal.pthread_sigmask(signal.SIG_BLOCK, _WATCHED)
     _prctl(_PR_SET_CHILD_SUBREAPER, 1)
-    child = subprocess.Popen(command, start_new_session=True, preexec_fn=_before_exec)
+    # This process has one thread, which is what preexec_fn asks for.
+    child = subprocess.Popen(
+        command,
+        start_new_session=True,
+        preexec_fn=_before_exec,  # noqa: PLW1509
+    )
     while child.poll() is None:
         heard = signal.sigtimedwait(_WATCHED, POLL_SECONDS)
         _bury_strays(child.pid)

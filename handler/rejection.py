@@ -41,11 +41,10 @@ def explain(body: Any, workflow: Workflow, known_classes: Sequence[str], models:
         return _no_output(workflow)
     problems = list(_node_problems(body, workflow, models))
     if not problems:
-        said = error.get("message") or str(body)
+        said, details = error.get("message") or str(body), str(error.get("details", ""))
         return JobError(
             "workflow.invalid",
-            f"ComfyUI refused the workflow: {str(said)[:500]} {str(error.get('details', ''))[:500]}".strip()
-            + ".",
+            f"ComfyUI refused the workflow: {str(said)[:500]} {details[:500]}".strip() + ".",
             "Run it once in ComfyUI's editor, then export it again.",
         )
     return _combined(problems)
@@ -79,7 +78,8 @@ def _unknown_node(name: str, workflow: Workflow, known: Sequence[str]) -> JobErr
     hints = "; ".join(f"{cls}: did you mean {', '.join(n)}?" for cls, n in close.items() if n)
     return JobError(
         "workflow.unknown_node",
-        f"This ComfyUI has no node class {', '.join(missing) or name} (node {', '.join(ids) or '?'}).",
+        f"This ComfyUI has no node class {', '.join(missing) or name} "
+        f"(node {', '.join(ids) or '?'}).",
         f"{hints + ' ' if hints else ''}Install the custom node in ComfyUI/custom_nodes on the "
         "volume, and look in the worker's log for an IMPORT FAILED if it is there.",
         classes=missing or [name],

@@ -197,7 +197,7 @@ def test_booleans_take_the_usual_words(text: str, value: bool) -> None:
 
 
 def test_other_words_are_no_boolean() -> None:
-    with pytest.raises(ValueError, match="^$"):
+    with pytest.raises(ValueError, match=r"^$"):
         kinds.BOOLEAN.parse("maybe")
 
 

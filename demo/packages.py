@@ -1,0 +1,88 @@
+"""pip in a virtual environment: its progress, and what its failures mean."""
+
+from __future__ import annotations
+
+import collections
+import json
+import subprocess
+from pathlib import Path
+from typing import Any
+
+from demo.console import DemoError, say
+
+# A line of pip's that is worth a person's attention; the others are kept for the error.
+_SHOWN = ("Downloading ", "Building ", "Installing collected", "ERROR")
+# The last of these that a failed pip printed decides what the person is told.
+_CAUSES = (
+    (("No space left",), "make room on this disk, or set COMFYUI_WORKER_CACHE and TMPDIR elsewhere"),
+    (
+        ("THESE PACKAGES DO NOT MATCH THE HASHES",),
+        "what was downloaded is not what this project pins; look at the package index in use",
+    ),
+    (
+        ("NewConnectionError", "Name or service", "Temporary failure", "timed out", "ProxyError"),
+        "check the network, and pip's proxy and index settings (`pip config list`)",
+    ),
+    (
+        ("No matching distribution", "Requires-Python"),
+        "use a Python from 3.10 to 3.13 (make … PYTHON=python3.12) and check that pip's index "
+        "can be reached (`pip config list`)",
+    ),
+)
+
+
+def pip(python: Path, *arguments: str) -> None:
+    """Run pip, showing what it fetches with sizes; raise DemoError with its last lines."""
+    command = [str(python), "-m", "pip", *arguments, "--disable-pip-version-check", "--no-input"]
+    tail: collections.deque[str] = collections.deque(maxlen=200)
+    with subprocess.Popen(
+        command,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        errors="replace",
+    ) as process:
+        assert process.stdout is not None
+        for line in process.stdout:
+            tail.append(line.rstrip())
+            if line.strip().startswith(_SHOWN):
+                say(f"  pip: {_short(line.strip())}")
+    if process.returncode != 0:
+        end = "\n".join(f"    {line}" for line in list(tail)[-12:])
+        problem = f"pip {arguments[0]} failed with exit code {process.returncode}:\n{end}"
+        raise DemoError(problem, _fix("\n".join(tail)))
+
+
+def would_install(python: Path, requirement: str, *options: str) -> dict[str, Any] | None:
+    """pip's report on the one distribution it would install; None when it cannot say."""
+    answer = subprocess.run(
+        [
+            *(str(python), "-m", "pip", "install", "--dry-run", "--ignore-installed", "--no-deps"),
+            *("--quiet", "--report", "-", "--disable-pip-version-check", "--no-input"),
+            *(*options, requirement),
+        ],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+        check=False,
+    )
+    if answer.returncode != 0:
+        return None
+    try:
+        (found,) = json.loads(answer.stdout)["install"]
+    except (ValueError, KeyError, TypeError):
+        return None
+    return found if isinstance(found, dict) else None
+
+
+def _short(line: str) -> str:
+    return line if len(line) <= 110 else line[:109] + "…"
+
+
+def _fix(output: str) -> str:
+    for marks, fix in _CAUSES:
+        if any(mark in output for mark in marks):
+            return fix
+    return "read pip's last lines above; run the same command again once that is put right"

@@ -76,6 +76,29 @@ ALIASES: Mapping[str, tuple[str, ...]] = MappingProxyType(
         if len(category.folders) > 1
     }
 )
+# Other tools' names for ComfyUI's folders (AUTOMATIC1111's webui, Forge, Civitai's categories).
+OTHER_NAMES: Mapping[str, str] = MappingProxyType(
+    {
+        "stable-diffusion": "checkpoints",
+        "stable_diffusion": "checkpoints",
+        "ckpt": "checkpoints",
+        "lora": "loras",
+        "lycoris": "loras",
+        "locon": "loras",
+        "esrgan": "upscale_models",
+        "realesrgan": "upscale_models",
+        "upscalers": "upscale_models",
+        "upscale": "upscale_models",
+        "textual_inversion": "embeddings",
+        "text_encoder": "text_encoders",
+        "t5": "text_encoders",
+        "control_net": "controlnet",
+        "controlnets": "controlnet",
+        "vaes": "vae",
+        "diffusion_model": "diffusion_models",
+        "unets": "diffusion_models",
+    }
+)
 _BY_FOLDER = {folder: category for category in _ALL for folder in category.folders}
 
 

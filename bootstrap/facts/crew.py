@@ -1,0 +1,149 @@
+"""Threads that work off a stack of tasks which may add more, for I/O that is mostly waiting.
+
+Not `concurrent.futures`: its threads are joined when the interpreter ends, so one call into a
+network file system that has gone away would keep the whole worker from ending. These are daemons,
+and whoever waits for them can give up.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+
+Task = Callable[[], None]
+TICK_SECONDS = 0.2
+
+
+class Crew:
+    """Works once: `run` its first tasks, which may `add` others, until none is left.
+
+    The newest task is taken first, so that a walk goes down before it goes wide and the stack
+    stays short. Threads are started as they are needed, at most `threads`.
+    """
+
+    def __init__(self, threads: int) -> None:
+        lock = threading.Lock()
+        self._task_there = threading.Condition(lock)
+        self._all_done = threading.Condition(lock)
+        self._most_threads = max(1, threads)
+        self._threads = 0
+        self._idle = 0
+        self._stack: list[Task] = []
+        self._unfinished = 0
+        self._stopped = False
+        self._failure: BaseException | None = None
+
+    @property
+    def stopped(self) -> bool:
+        """Tells long tasks that nobody waits for them any more."""
+        return self._stopped
+
+    def add(self, tasks: Iterable[Task]) -> None:
+        """Put tasks on the stack, the first to be taken first; nothing once stopped."""
+        added = list(tasks)[::-1]
+        with self._task_there:
+            if self._stopped:
+                return
+            self._stack.extend(added)
+            self._unfinished += len(added)
+            self._task_there.notify(len(added))
+            wanted = min(len(self._stack) - self._idle, self._most_threads - self._threads)
+            for _ in range(max(0, wanted)):
+                self._threads += 1
+                threading.Thread(target=self._work, daemon=True).start()
+
+    def run(
+        self,
+        tasks: Iterable[Task],
+        timeout: float | None = None,
+        tick: Callable[[], None] | None = None,
+    ) -> bool:
+        """Work off the tasks; False if `timeout` seconds were not enough or `stop` was called.
+
+        `tick` is called from this thread every 0.2 s and once at the end. What a task raises is
+        raised here.
+        """
+        end = None if timeout is None else time.monotonic() + timeout
+        try:
+            self.add(tasks)
+            while not self._wait(end):
+                if tick is not None:
+                    tick()
+        finally:
+            finished = not self._unfinished
+            self.stop()
+        if self._failure is not None:
+            raise self._failure
+        if tick is not None:
+            tick()
+        return finished
+
+    def stop(self) -> None:
+        """Drop what nobody has begun. Tasks in hand end by themselves, waited for by nobody."""
+        with self._task_there:
+            self._stopped = True
+            self._stack.clear()
+            self._task_there.notify_all()
+            self._all_done.notify_all()
+
+    def _wait(self, end: float | None) -> bool:
+        """Wait for one tick; True when there is nothing more to wait for."""
+        with self._all_done:
+            left = TICK_SECONDS if end is None else min(TICK_SECONDS, end - time.monotonic())
+            if self._unfinished and not self._stopped and left > 0:
+                self._all_done.wait(left)
+            late = end is not None and time.monotonic() >= end
+            return not self._unfinished or self._stopped or late
+
+    def _work(self) -> None:
+        while True:
+            task = self._next()
+            if task is None:
+                return
+            try:
+                task()
+            except BaseException as failure:  # noqa: BLE001 - carried to whoever waits
+                self._failure = self._failure or failure
+                self.stop()
+            finally:
+                self._finish_one()
+
+    def _next(self) -> Task | None:
+        with self._task_there:
+            self._idle += 1
+            while not self._stack and not self._stopped and self._unfinished:
+                self._task_there.wait()
+            self._idle -= 1
+            return self._stack.pop() if self._stack else None
+
+    def _finish_one(self) -> None:
+        with self._task_there:
+            self._unfinished -= 1
+            if not self._unfinished:
+                self._task_there.notify_all()
+                self._all_done.notify_all()
+
+
+class Allowance:
+    """Lets threads hold so many bytes together; who wants more waits for others to let go."""
+
+    def __init__(self, most: int) -> None:
+        self._left = most
+        self._most = most
+        self._changed = threading.Condition()
+
+    @contextmanager
+    def hold(self, size: int) -> Iterator[None]:
+        """Wait until `size` bytes (or all there are, if that is less) may be held."""
+        taken = min(size, self._most)
+        with self._changed:
+            self._changed.wait_for(lambda: self._left >= taken)
+            self._left -= taken
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._left += taken
+                self._changed.notify_all()

@@ -96,9 +96,9 @@ def sample_hash(path: str, size: int) -> bytes:
     file = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     try:
         _advise_random(file)
-        step = max(size - _SAMPLE_BYTES, 0) // (_SAMPLES - 1)
+        last = max(size - _SAMPLE_BYTES, 0)
         for place in range(_SAMPLES):
-            digest.update(os.pread(file, _SAMPLE_BYTES, place * step))
+            digest.update(os.pread(file, _SAMPLE_BYTES, last * place // (_SAMPLES - 1)))
     finally:
         os.close(file)
     return digest.digest()
@@ -136,8 +136,12 @@ def _server_answer(head: bytes, size: int) -> Examined | None:
     return Examined(State.JSON if start[:1] in (b"{", b"[") else State.TEXT, excerpt)
 
 
-def _is_text(head: bytes) -> bool:
-    return all(byte >= 32 or byte in b"\t\r\n\f" for byte in head)
+def _is_text(data: bytes) -> bool:
+    try:
+        text = data.decode("utf-8")
+    except UnicodeDecodeError:
+        return False
+    return all(character >= " " or character in "\t\r\n\f" for character in text)
 
 
 def _examine_safetensors(file: int, head: bytes, size: int, allowance: Allowance) -> Examined:

@@ -1,0 +1,120 @@
+"""`extra_model_paths.yaml`, read line by line: the standard library has no YAML.
+
+Tolerant: what is not understood is left out. Rules of ComfyUI (`utils/extra_config.py`,
+`load_extra_path_config`): `~` and variables in `base_path` are expanded; a relative path is joined
+to `base_path`, and that to the file's own folder; a value may hold several lines.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+
+from bootstrap.facts.volume_links import contains
+
+FILE = "extra_model_paths.yaml"
+BASE = "base_path"
+_MOST_TEXT = 64 << 10
+MOST_PATHS = 200
+_SECTION = re.compile(r"(\S[^:#]*):\s*(#.*)?$")
+_PAIR = re.compile(r"(\s+)([\w.-]+):(?:\s+(.*))?$")
+_BLOCK = re.compile(r"[|>][+-]?\d*$")
+
+
+@dataclass(frozen=True)
+class Line:
+    """A path as line `number` (from 1) gives it; `key` is its category, or `base_path`."""
+
+    number: int
+    section: str
+    key: str
+    value: str
+
+
+@dataclass(frozen=True)
+class ModelPath:
+    """A line, where it leads (`path`, absolute), and whether a folder is there.
+
+    `below_base` marks a path that is relative to its section's base_path. `home` is the mount
+    point that an absolute path begins with, if it is one a volume can have; `there` then says
+    whether the volume at hand has the folder.
+    """
+
+    number: int
+    section: str
+    key: str
+    text: str
+    path: str
+    exists: bool = False
+    below_base: bool = False
+    home: str | None = None
+    there: bool = False
+
+
+def read_lines(path: str) -> list[Line]:
+    """The paths in the file at `path`; none when it cannot be read."""
+    try:
+        with open(path, encoding="utf-8", errors="surrogateescape") as file:
+            text = file.read(_MOST_TEXT)
+    except OSError:
+        return []
+    return list(_parse(text.splitlines()))[:MOST_PATHS]
+
+
+def resolve(lines: list[Line], folder: str, homes: Sequence[str]) -> list[ModelPath]:
+    """Where the lines of a file in `folder` lead; nothing is asked of the disk."""
+    bases = {line.section: _expanded(line.value) for line in lines if line.key == BASE}
+    return [_resolved(line, folder, bases.get(line.section), homes) for line in lines]
+
+
+def look_at_path(given: ModelPath, root: str) -> ModelPath:
+    """`given` with what the disk says, for a volume at `root`."""
+    there = False
+    if given.home is not None:
+        there = os.path.isdir(os.path.join(root, os.path.relpath(given.path, given.home)))
+    return replace(given, exists=os.path.isdir(given.path), there=there)
+
+
+def _resolved(line: Line, folder: str, base: str | None, homes: Sequence[str]) -> ModelPath:
+    value = base if line.key == BASE and base is not None else line.value
+    below = line.key != BASE and base is not None and not os.path.isabs(value)
+    path = os.path.normpath(os.path.join(folder, (base or "") if below else "", value))
+    home = None
+    if os.path.isabs(value):
+        home = next((h for h in homes if contains(h, path)), None)
+    number, section, key = line.number, line.section, line.key
+    return ModelPath(number, section, key, line.value, path, below_base=below, home=home)
+
+
+def _expanded(text: str) -> str:
+    return os.path.expandvars(os.path.expanduser(text))
+
+
+def _parse(lines: list[str]) -> Iterator[Line]:
+    section, key, depth = "", "", -1
+    for number, line in enumerate(lines, 1):
+        if not line.strip() or line.lstrip().startswith("#"):
+            continue
+        indent = len(line) - len(line.lstrip())
+        if depth >= 0 and indent > depth:
+            yield Line(number, section, key, line.strip())
+            continue
+        depth = -1
+        top, pair = _SECTION.match(line), _PAIR.match(line)
+        if top:
+            section = top[1].strip()
+        elif pair:
+            key, value = pair[2], _value(pair[3] or "")
+            if _BLOCK.match(value):
+                depth = len(pair[1])
+            elif value and key != "is_default":
+                yield Line(number, section, key, value)
+
+
+def _value(text: str) -> str:
+    text = text.strip()
+    if text[:1] in ("'", '"'):
+        return text[1:].partition(text[0])[0]
+    return re.split(r"\s+#", text, maxsplit=1)[0].strip()

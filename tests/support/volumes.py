@@ -1,0 +1,110 @@
+"""Small volumes to break: a healthy one, how it looks, and a finding's command run as it stands."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from bootstrap.checks.volume import check_volume
+from bootstrap.facts.volume import VolumeFacts, gather_volume
+from bootstrap.facts.volume_survey import USUAL_CATEGORIES
+from bootstrap.findings import Finding, Severity
+from bootstrap.settings import Settings
+from bootstrap.volume import locate
+
+MOUNTED = "36 25 0:42 / {root} rw,relatime - fuse mfs#master:9421 rw,user_id=0"
+OWN_DISK = "27 1 254:0 / / rw,relatime - overlay overlay rw"
+
+
+def healthy(root: Path) -> Path:
+    """A volume with a ComfyUI that has a models folder with the usual categories."""
+    comfyui = root / "ComfyUI"
+    for name in ("comfy", "custom_nodes", "input", "output"):
+        (comfyui / name).mkdir(parents=True)
+    for name in ("main.py", "nodes.py", "folder_paths.py"):
+        (comfyui / name).write_text("")
+    for name in USUAL_CATEGORIES:
+        (comfyui / "models" / name).mkdir(parents=True)
+    model(comfyui / "models/checkpoints/real.safetensors")
+    return root
+
+
+def model(path: Path) -> Path:
+    """A file with a model's name at `path`."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(b"weights")
+    return path
+
+
+def settings(root: Path, image: Path | None = None) -> Settings:
+    """VOLUME_PATH at `root`, COMFYUI_DIR at `image`."""
+    return Settings(volume_path=root, comfyui_dir=image)
+
+
+def facts_of(
+    root: Path, image: Path | None = None, mounts: str = MOUNTED, timeout: float = 10.0
+) -> VolumeFacts:
+    """Facts of the volume at `root`, which a made-up mountinfo calls a network volume."""
+    mountinfo = root.parent / "mountinfo"
+    mountinfo.write_text(f"{OWN_DISK}\n{mounts.format(root=root)}\n")
+    given = settings(root, image)
+    return gather_volume(locate(given), given, mountinfo, timeout)
+
+
+def look(root: Path, image: Path | None = None, mounts: str = MOUNTED) -> list[Finding]:
+    """What there is to say about the volume at `root`."""
+    return check_volume(facts_of(root, image, mounts), settings(root, image))
+
+
+def grave(findings: list[Finding]) -> list[str]:
+    """Codes of warnings and errors."""
+    return [f.code for f in findings if f.severity.rank >= Severity.WARNING.rank]
+
+
+def only(findings: list[Finding], code: str) -> Finding:
+    """The finding `code`, which must be there once."""
+    (finding,) = [f for f in findings if f.code == code]
+    return finding
+
+
+def command_of(finding: Finding) -> str:
+    """The command in a finding's fix, which must be the one programs are given."""
+    match = re.search(r"`([^`]+)`", finding.fix)
+    assert match, finding.fix
+    assert finding.details["command"] == match[1]
+    return match[1]
+
+
+def follow(finding: Finding, **env: str) -> str:
+    """Type the command of a finding's fix into bash; what it printed."""
+    done = subprocess.run(
+        ["bash", "-c", command_of(finding)],
+        capture_output=True,
+        text=True,
+        env={**os.environ, **env},
+        check=False,
+    )
+    assert done.returncode == 0, (command_of(finding), done.stderr)
+    return done.stdout
+
+
+@contextmanager
+def mounted(place: Path, *options: str, kind: str = "tmpfs") -> Iterator[Path]:
+    """A real mount at `place`; skips the test where one may not mount."""
+    place.mkdir(parents=True, exist_ok=True)
+    command = ["mount", "-t", kind, *options, "none", str(place)]
+    if not shutil.which("mount"):
+        pytest.skip("there is no mount command")
+    if subprocess.run(command, capture_output=True, check=False).returncode:
+        pytest.skip("mounting is not permitted here")
+    try:
+        yield place
+    finally:
+        subprocess.run(["umount", "-l", str(place)], capture_output=True, check=False)

@@ -176,8 +176,11 @@ class _Entry:
         return link
 
     def _name(self, name: str) -> str:
-        problem = "is missing and not in the URL" if not name else fault_of_component(name)
-        if problem:
+        if not name:
+            why = "`name` is missing and cannot be taken from the URL"
+            self._complain(_field("name", why, "Add `name`."))
+            return ""
+        if problem := fault_of_component(name):
             fix = "Give the file's plain name, such as `model.safetensors`."
             self._complain(Complaint("manifest.name", "name", f"`name` {problem}.", fix))
             return ""

@@ -162,16 +162,19 @@ class _Job:
     def _holder_is_dead(self, spec: ModelSpec, lease: Lease, deadline: float) -> bool:
         """Wait until the lease's holder is through, or too slow for us (False), or was silent for
         so long that its lease was broken (True)."""
-        line = _WaitingLine(spec)
-        while not self._stop.is_set() and time.monotonic() < deadline:
-            sight = lease.look()
-            if sight is None:
-                return False
-            if lease.break_stale():
-                return True
-            line.show(sight.done, sight.total)
-            self._stop.wait(self._place.look_every)
-        return False
+        line = _WaitingLine(spec, self._place.make_meter)
+        try:
+            while not self._stop.is_set() and time.monotonic() < deadline:
+                sight = lease.look()
+                if sight is None:
+                    return False
+                if lease.break_stale():
+                    return True
+                line.show(sight.done, sight.total)
+                self._stop.wait(self._place.look_every)
+            return False
+        finally:
+            line.end()
 
     def _fetch_now(self, spec: ModelSpec, lease: Lease) -> None:
         place = self._place
@@ -244,12 +247,23 @@ class _Job:
 class _WaitingLine:
     """Tells now and then how far the other worker is."""
 
-    def __init__(self, spec: ModelSpec) -> None:
-        self._meter = LogMeter(f"{spec.place} (another worker)")
+    def __init__(self, spec: ModelSpec, make_meter: MakeMeter) -> None:
+        self._meter = make_meter(f"{spec.place} (another worker)", None)
+        self._begun = False
 
     def show(self, done: int, total: int) -> None:
-        self._meter.done, self._meter.total = done, total or None
-        self._meter.show()
+        """The other worker has `done` of `total` bytes."""
+        if not total:
+            return
+        if not self._begun or done < self._meter.done:
+            self._meter.begin(done, total)
+            self._begun = True
+        self._meter.add(done - self._meter.done)
+
+    def end(self) -> None:
+        """The other worker is through, or dead."""
+        if self._begun:
+            self._meter.end("no longer waiting for the other worker")
 
 
 def summary(results: Sequence[Result]) -> list[Finding]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import ipaddress
 import socket
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Container, Sequence
 from dataclasses import dataclass, field
 from urllib.parse import urlsplit
 
@@ -48,7 +48,7 @@ class AddressPolicy:
     the operator named, such as HF_ENDPOINT."""
 
     allow_private: bool = False
-    exempt: frozenset[str] = frozenset()
+    exempt: Container[str] = frozenset()
     resolve: Resolve = field(default=system_resolve, compare=False)
 
     def target(self, url: str) -> Target:

@@ -19,7 +19,8 @@ from bootstrap.fetch.remote import Locate, Remote, content_range, refuse_text
 from bootstrap.fetch.tools import Tools
 from bootstrap.fetch.web import Channel, Reply
 
-_BUFFER = 256 * 1024
+_AT_ONCE = 256 * 1024
+_PROGRESS = 512 * 1024  # bytes that make a failure forgotten; fewer are a stall in disguise
 _RELOCATIONS = 3  # without a byte in between; a signed URL may expire any number of times with
 
 
@@ -91,7 +92,6 @@ class RangeFetch:
     def _work(self) -> None:
         channel = self._tools.channel()
         self._channels.append(channel)
-        buffer = memoryview(bytearray(_BUFFER))
         failures = 0
         try:
             while not self._halt.is_set():
@@ -101,8 +101,8 @@ class RangeFetch:
                         return
                     continue
                 before = span.position
-                problem = self._try(channel, span, buffer)
-                failures = 0 if span.position > before else failures
+                problem = self._try(channel, span)
+                failures = 0 if span.position - before >= _PROGRESS else failures
                 if problem is not None:
                     failures += 1
                     if not self._goes_on(problem, failures):
@@ -120,9 +120,9 @@ class RangeFetch:
             self._blocks.changed.wait(0.2)
         return True
 
-    def _try(self, channel: Channel, span: Span, buffer: memoryview) -> DownloadError | None:
+    def _try(self, channel: Channel, span: Span) -> DownloadError | None:
         try:
-            self._fetch(channel, span, buffer)
+            self._fetch(channel, span)
         except DownloadError as problem:
             channel.close()
             return problem
@@ -156,7 +156,7 @@ class RangeFetch:
                 self._problem = problem
         self._halt.set()
 
-    def _fetch(self, channel: Channel, span: Span, buffer: memoryview) -> None:
+    def _fetch(self, channel: Channel, span: Span) -> None:
         remote, asked_end = self._remote, span.end
         headers = {"Range": f"bytes={span.position}-{asked_end - 1}"}
         if remote.etag is not None:
@@ -168,13 +168,14 @@ class RangeFetch:
         given_end = _check_part(reply, span.position, asked_end, remote)
         pace = Pace(reply.host, self._tools.stall, self._tools.slowest)
         while not self._halt.is_set():
-            wanted = min(len(buffer), min(span.end, given_end) - span.position)
+            wanted = min(_AT_ONCE, min(span.end, given_end) - span.position)
             if wanted <= 0:
                 break
-            count = reply.read_into(buffer[:wanted])
+            data = reply.read_some(wanted)
+            count = len(data)
             if count == 0:
                 raise unreachable(reply.host, "it was closed too early")
-            self._part.write_at(buffer[:count], span.position)
+            self._part.write_at(memoryview(data), span.position)
             self._blocks.advance(span, count)
             self._relocations = 0
             self._on_bytes(count)

@@ -64,7 +64,7 @@ def probe(channel: Channel, remote: Remote) -> tuple[Remote, Reply]:
     if size == 0:
         raise empty(reply)
     if ranges:
-        reply.read_into(memoryview(bytearray(2)))
+        reply.read_text(2)
     else:
         channel.close()
     known = Remote(

@@ -14,7 +14,7 @@ from bootstrap.fetch.remote import Remote, refuse_text
 from bootstrap.fetch.tools import Tools
 from bootstrap.fetch.web import Reply
 
-_BUFFER = 256 * 1024
+_AT_ONCE = 256 * 1024
 
 
 def fetch_stream(
@@ -47,14 +47,14 @@ def _receive(
     on_bytes: Callable[[int], None],
 ) -> tuple[int, str]:
     digest = hashlib.sha256()
-    buffer = memoryview(bytearray(_BUFFER))
     pace = Pace(reply.host, tools.stall, tools.slowest)
     position = 0
-    while count := reply.read_into(buffer):
+    while data := reply.read_some(_AT_ONCE):
         if stop.is_set():
             raise Stopped
-        part.write_at(buffer[:count], position)
-        digest.update(buffer[:count])
+        count = len(data)
+        part.write_at(memoryview(data), position)
+        digest.update(data)
         position += count
         on_bytes(count)
         pace.count(count)

@@ -102,7 +102,7 @@ def check_hash(actual: str, wanted: str | None) -> None:
     if wanted is not None and actual != wanted:
         raise DownloadError(
             "download.hash_mismatch",
-            f"its SHA-256 is {actual}, expected is {wanted}; the file was not kept.",
+            f"its SHA-256 is {actual}, expected is {wanted}.",
             "If the file was replaced at its source on purpose, correct `hash` in the manifest; "
             "else do not use it.",
         )

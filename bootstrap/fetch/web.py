@@ -1,7 +1,7 @@
 """HTTP as downloads need it: one kept connection, checked addresses, redirects of our own.
 
 On the standard library's http.client, because the connection must go to the very address that
-was checked, a credential must be weighed anew at every hop, and bytes go straight into a buffer.
+was checked, a credential must be weighed anew at every hop, and bytes are taken as they come.
 Proxies of the environment are not used: behind one, nobody can check addresses.
 """
 
@@ -52,13 +52,14 @@ class Reply:
         self._raw = raw
         self._timeout = timeout
 
-    def read_into(self, view: memoryview) -> int:
-        """Fill `view` with body; fewer bytes only at its end, 0 after it.
+    def read_some(self, limit: int) -> bytes:
+        """What has arrived of the body, at most `limit` bytes; nothing at its end.
 
-        Raises DownloadError (transient) when the connection breaks or stalls.
+        Not until a buffer is full, for a server that trickles would never be found out. Raises
+        DownloadError (transient) when the connection breaks or stalls.
         """
         try:
-            return self._raw.readinto(view)
+            return self._raw.read1(limit)
         except _BROKEN as problem:
             raise translate(problem, self.host, self._timeout) from None
 

@@ -8,6 +8,7 @@ is, how long and which SHA-256, and the bytes come by ranges, which resume whoev
 from __future__ import annotations
 
 import re
+from collections.abc import Container
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -128,15 +129,15 @@ class HuggingFace:
     def _metadata(self, link: HubFile, revision: str | None) -> Any:
         from huggingface_hub import get_hf_file_metadata, hf_hub_url
 
-        url = hf_hub_url(
-            link.repo,
-            link.path,
-            repo_type=link.repo_type,
-            revision=revision or link.revision,
-            endpoint=self.endpoint,
-        )
         token = None if self._token is None else self._token.reveal()
         try:
+            url = hf_hub_url(
+                link.repo,
+                link.path,
+                repo_type=link.repo_type,
+                revision=revision or link.revision,
+                endpoint=self.endpoint,
+            )
             return get_hf_file_metadata(url, token=token, timeout=30, endpoint=self.endpoint)
         except Exception as problem:  # noqa: BLE001 - the one edge to the library
             raise self._translate(problem, link) from None
@@ -172,6 +173,18 @@ class HuggingFace:
         if isinstance(problem, errors.HFValidationError):
             return _missing(f"{link.repo!r} is no name of a repository", page)
         return unreachable(self.host_of(link), type(problem).__name__)
+
+
+class HubHosts(Container[str]):
+    """`host:port` of HF_ENDPOINT: a mirror the operator named may be private. Looked up only
+    where something would be refused otherwise, since the library takes long to import."""
+
+    def __contains__(self, host_port: object) -> bool:
+        from huggingface_hub import constants
+
+        parts = urlsplit(str(constants.ENDPOINT))
+        port = parts.port or (443 if parts.scheme == "https" else 80)
+        return host_port == f"{parts.hostname}:{port}"
 
 
 def find_cached(link: HubFile, revision: str | None, cache: Path) -> Path | None:

@@ -1,0 +1,193 @@
+"""Provisioning as a boot sees it: what is wanted here, begun in the background, waited for with a
+limit, told as findings."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from bootstrap.fetch.addresses import AddressPolicy
+from bootstrap.fetch.errors import DownloadError
+from bootstrap.fetch.progress import LogMeter, MakeMeter
+from bootstrap.fetch.throttle import Throttle
+from bootstrap.fetch.tools import Tools
+from bootstrap.fetch.verify import check_content
+from bootstrap.findings import Finding, error
+from bootstrap.log import say
+from bootstrap.manifest import Manifest
+from bootstrap.manifest_entry import ModelSpec
+from bootstrap.manifest_file import load_manifest
+from bootstrap.presence import wanted_of
+from bootstrap.provision import Result, Workplace, provision, summary
+from bootstrap.settings import Settings
+from bootstrap.sources import make_sources
+from bootstrap.sources.huggingface import PLATFORM_CACHE, HubHosts, HuggingFace
+from bootstrap.sources.links import BadLink, parse_link
+from bootstrap.volume import COMFYUI, MODELS, Layout
+
+
+def models_folder(layout: Layout) -> Path:
+    """Where models are put: `models/` at the volume's root when it is there or the volume has no
+    ComfyUI, else the models folder of the volume's ComfyUI."""
+    own, inside = layout.root / MODELS, layout.root / COMFYUI / MODELS
+    return inside if inside.is_dir() and not own.is_dir() else own
+
+
+def workplace_for(
+    settings: Settings, layout: Layout, make_meter: MakeMeter = LogMeter
+) -> Workplace:
+    """Where and with what this worker provisions."""
+    target = models_folder(layout)
+    roots = [*layout.model_roots, layout.root / COMFYUI / MODELS]
+    if layout.comfyui is not None:
+        roots.append(layout.comfyui / MODELS)
+    rate = settings.download_max_mbps
+    tools = Tools(
+        policy=AddressPolicy(settings.allow_private_download_urls, exempt=HubHosts()),
+        throttle=Throttle(None if rate is None else rate * 1e6),
+        connections=settings.download_connections,
+    )
+    return Workplace(
+        models=target,
+        sources=make_sources(settings),
+        tools=tools,
+        also=tuple(dict.fromkeys(root for root in roots if root != target)),
+        make_meter=make_meter,
+        cached=cached_by_platform,
+    )
+
+
+def cached_by_platform(spec: ModelSpec, cache: Path = PLATFORM_CACHE) -> Path | None:
+    """The model in the platform's cache, if it is there and what it should be.
+
+    An LFS file's blob is named by its SHA-256, so that a pinned hash needs no reading.
+    """
+    try:
+        link = parse_link(spec.url)
+        found = HuggingFace().cached(link, spec.revision, cache)
+        if found is None:
+            return None
+        if spec.sha256 is not None and found.resolve().name != spec.sha256:
+            return None
+        check_content(found, wanted_of(spec))
+    except (BadLink, DownloadError, OSError):
+        return None
+    return found
+
+
+def wanted_here(settings: Settings, layout: Layout) -> Manifest:
+    """The manifest that MODELS_MANIFEST names, or the volume's own."""
+    http = settings.allow_private_download_urls
+    return load_manifest(settings.models_manifest, layout.root, http)
+
+
+def link_cached(results: Sequence[Result], local_models: Path) -> list[Path]:
+    """Link models of the platform's cache into a models folder on local disk; the links made.
+
+    Never on the volume: the cache is this host's own. What stands there already, stays.
+    """
+    made = []
+    for result in results:
+        if result.state != "cached" or result.path is None:
+            continue
+        place = local_models / result.spec.place
+        place.parent.mkdir(parents=True, exist_ok=True)
+        if not place.is_symlink() and not place.exists():
+            place.symlink_to(result.path)
+            made.append(place)
+    return made
+
+
+class Provisioning:
+    """The models of one manifest, brought by a thread of its own.
+
+    `wait_for_required` holds back the first job; past its limit the worker starts degraded, the
+    thread goes on, and `findings` and `ready` change when it is through.
+    """
+
+    def __init__(self, specs: Sequence[ModelSpec], workplace: Workplace) -> None:
+        self._specs = tuple(specs)
+        self._workplace = workplace
+        self._results: dict[int, Result] = {}
+        self._changed = threading.Condition()
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="provisioning", daemon=True)
+
+    def start(self) -> None:
+        """Begin; returns at once."""
+        self._thread.start()
+
+    def stop(self, timeout: float = 10.0) -> None:
+        """Stop; what is half there is resumed next time. Waits up to `timeout` seconds."""
+        self._stop.set()
+        if self._thread.is_alive():
+            self._thread.join(timeout)
+
+    def wait_for_required(self, timeout: float) -> bool:
+        """True as soon as every required model is settled, False after `timeout` seconds."""
+        with self._changed:
+            return self._changed.wait_for(lambda: not self._pending_required(), timeout)
+
+    @property
+    def ready(self) -> bool:
+        """Are all required models there?"""
+        with self._changed:
+            return all(
+                (result := self._results.get(id(spec))) is not None and result.good
+                for spec in self._specs
+                if not spec.optional
+            )
+
+    def results(self) -> tuple[Result, ...]:
+        """What is known so far."""
+        with self._changed:
+            return tuple(self._results.values())
+
+    def findings(self) -> list[Finding]:
+        """Failures, and required models that are still on their way."""
+        with self._changed:
+            known, pending = tuple(self._results.values()), self._pending_required()
+        found = [f for result in known if (f := result.finding()) is not None]
+        if pending:
+            found.append(_pending(pending))
+        return found or summary(known)
+
+    def _pending_required(self) -> list[ModelSpec]:
+        return [s for s in self._specs if not s.optional and id(s) not in self._results]
+
+    def _run(self) -> None:
+        try:
+            provision(self._specs, self._workplace, self._stop, self._note)
+        except Exception as fault:  # noqa: BLE001 - a thread's fault must be told, not lost
+            say(f"provisioning stopped: {type(fault).__name__}", "models")
+            for result in _all_crashed(self._specs, fault):
+                if id(result.spec) not in self._results:
+                    self._note(result)
+
+    def _note(self, result: Result) -> None:
+        with self._changed:
+            self._results[id(result.spec)] = result
+            self._changed.notify_all()
+
+
+def _all_crashed(specs: Sequence[ModelSpec], fault: Exception) -> Iterator[Result]:
+    problem = DownloadError(
+        "download.crashed",
+        f"a fault of this program ({type(fault).__name__}) while models were fetched.",
+        "Report it, with the manifest.",
+    )
+    for spec in specs:
+        yield Result(spec, "failed", problem=problem)
+
+
+def _pending(specs: Sequence[ModelSpec]) -> Finding:
+    names = ", ".join(str(spec.place) for spec in specs[:5])
+    more = f" and {len(specs) - 5} more" if len(specs) > 5 else ""
+    return error(
+        "provision.pending",
+        f"Still being fetched: {names}{more}.",
+        "Wait, or set DOWNLOAD_TIMEOUT higher to hold jobs back for longer; models that may come "
+        "later can be marked `optional: true`.",
+        models=[str(spec.place) for spec in specs],
+    )

@@ -1,0 +1,1 @@
+"""Long proofs, run by hand; their short versions are among the tests."""

@@ -4,13 +4,19 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 
+from benchmarks.simulated_volume import Delays, why_not
+from benchmarks.simulated_volume import mounted as simulated
+from bootstrap.checks.volume import check_volume
 from bootstrap.facts import volume as gatherer
 from bootstrap.facts.folder import list_folder
 from bootstrap.facts.leftovers import kind_of, look_at_leftover
@@ -23,7 +29,8 @@ from bootstrap.facts.volume_facts import State
 from bootstrap.facts.volume_links import Leads, look_at_link
 from bootstrap.facts.volume_survey import mount_points
 from bootstrap.fetch.names import beside, lease_name
-from bootstrap.volume import Layout
+from bootstrap.findings import Finding, Severity
+from bootstrap.volume import Layout, locate
 from tests.support.volumes import facts_of, healthy, model, mounted, settings
 
 PROJECT = Path(__file__).parent.parent
@@ -173,6 +180,46 @@ def test_a_hanging_call_does_not_keep_the_process_from_ending() -> None:
         check=False,
     )
     assert (done.returncode, done.stdout) == (0, "no answer in 0.2 s\n")
+
+
+def test_a_network_mount_whose_server_hangs_and_then_dies(root: Path, tmp_path: Path) -> None:
+    if why_not() is not None:
+        pytest.skip(f"no volume can be simulated here: {why_not()}")
+    place = tmp_path / "seen"
+    place.mkdir()
+    with simulated(root, place, Delays(attr_seconds=0)):
+        given = settings(place)
+        layout = locate(given)
+        facts = gatherer.gather_volume(layout, given)
+        assert facts.silent_after is None and facts.mount is not None and facts.mount.network
+        server = server_of(place)
+        os.kill(server, signal.SIGSTOP)
+        try:
+            (finding,) = check_volume(gatherer.gather_volume(layout, given, timeout=0.5), given)
+        finally:
+            os.kill(server, signal.SIGCONT)
+        assert finding.code == "volume.silent"
+        assert check_volume(gatherer.gather_volume(layout, given), given)[0].code == "volume.found"
+        os.kill(server, signal.SIGKILL)
+        finding = until(lambda: check_volume(gatherer.gather_volume(layout, given), given)[0])
+    assert (finding.code, finding.host_fault) == ("volume.io_error", True)
+
+
+def server_of(place: Path) -> int:
+    """The process that serves the mount at `place`."""
+    for entry in Path("/proc").glob("[0-9]*/cmdline"):
+        with suppress(OSError):
+            if "--metadata-ms" in entry.read_text() and str(place) in entry.read_text():
+                return int(entry.parent.name)
+    raise AssertionError("nobody serves it")
+
+
+def until(look: Callable[[], Finding]) -> Finding:
+    """What `look` sees once it sees something bad; 10 s at most."""
+    end = time.monotonic() + 10
+    while (finding := look()).severity is Severity.OK and time.monotonic() < end:
+        time.sleep(0.05)
+    return finding
 
 
 def test_together_keeps_the_order_and_raises_what_is_raised() -> None:

@@ -1,7 +1,7 @@
 """The network volume as this process sees it: mount, room, layout, links. Light and never hanging.
 
-Only the top levels are looked at: some hundred metadata calls, made side by side, so about 50 ms
-where each takes 2 ms. What lies deeper is for the inventory of models.
+Only the top levels are looked at: some hundred metadata calls, made side by side; 80 to 110 ms
+where each takes 1.5 ms. What lies deeper is for the inventory of models.
 """
 
 from __future__ import annotations

@@ -6,6 +6,7 @@ import os
 import re
 import shutil
 import subprocess
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -83,12 +84,14 @@ def command_of(finding: Finding) -> str:
 
 
 def follow(finding: Finding, **env: str) -> str:
-    """Type the command of a finding's fix into bash; what it printed."""
+    """Type the command of a finding's fix into bash; what it printed. This Python is found there
+    under its full name (`python3.11`), also where it runs in a virtual environment."""
+    here = os.path.dirname(os.path.realpath(sys.executable))
     done = subprocess.run(
         ["bash", "-c", command_of(finding)],
         capture_output=True,
         text=True,
-        env={**os.environ, **env},
+        env={**os.environ, "PATH": f"{here}:{os.environ['PATH']}", **env},
         check=False,
     )
     assert done.returncode == 0, (command_of(finding), done.stderr)

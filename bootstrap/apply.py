@@ -184,11 +184,16 @@ def _made(done: list[Action]) -> Finding:
 
 
 def _conflict(conflict: Conflict) -> Finding:
+    fix = (
+        f"Keep one of the two, or rename one: mv '{conflict.source}' under another name; "
+        "workflows then use that name."
+    )
+    if conflict.dead_link:
+        fix = f"rm '{conflict.place}' (a link that leads nowhere), then start the worker again."
     return warning(
         "links.conflict",
         f"{conflict.source} cannot be seen by ComfyUI at {conflict.place}: {conflict.reason}.",
-        f"Keep one of the two, or rename one: mv '{conflict.source}' under another name; "
-        "workflows then use that name.",
+        fix,
         source=str(conflict.source),
         place=str(conflict.place),
     )

@@ -8,19 +8,20 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 
 from bootstrap import command
 from bootstrap.apply import link_models
 from bootstrap.checks.volume import check_layout
 from bootstrap.comfyui import ComfyUI, Launch
-from bootstrap.findings import Finding, Outcome, errors_in, host_error, ok, outcome_of
+from bootstrap.examination import MACHINE, VOLUME, Examination
+from bootstrap.findings import Finding, errors_in, host_error, ok, outcome_of
 from bootstrap.interpreter import ask_help, choose_python
 from bootstrap.log import say
 from bootstrap.readiness import wait_until_ready
+from bootstrap.reports import BootReport
 from bootstrap.settings import Settings
-from bootstrap.timeline import Stage, Timeline
+from bootstrap.timeline import Timeline
 from bootstrap.volume import Layout, locate
 from bootstrap.workdir import WorkDir, make_workdir
 
@@ -29,15 +30,11 @@ CODES = {
     "comfyui.not_startable": "The operating system refused to start ComfyUI",
 }
 
-
-@dataclass(frozen=True)
-class BootReport:
-    """What a boot came to, as it was when it ended."""
-
-    outcome: Outcome
-    findings: tuple[Finding, ...]
-    timeline: tuple[Stage, ...]
-    seconds: float
+# Seconds to wait for the doctor: its word on the machine decides; a slow volume must not hold up
+# a worker that is ready; a worker that failed has time to say why.
+_MACHINE_PATIENCE = 30.0
+_READY_PATIENCE = 1.0
+_FAILED_PATIENCE = 10.0
 
 
 class Boot:
@@ -55,10 +52,18 @@ class Boot:
         self.layout: Layout | None = None
         self.work: WorkDir | None = None
         self.comfyui: ComfyUI | None = None
-        self._env = env
+        self.env = env
+        self._machine = Examination("check machine", MACHINE, settings, env)
+        self._volume = Examination("check volume", VOLUME, settings, env)
+        self._node_log: tuple[str, ...] = ()
 
     def begin(self) -> None:
-        """Find the volume, link the models, start ComfyUI. Stops at the first error."""
+        """Find the volume, link the models, start ComfyUI. Stops at the first error.
+
+        The doctor looks at machine and volume meanwhile.
+        """
+        self._machine.start(self.timeline)
+        self._volume.start(self.timeline)
         if not self._failed:
             self._locate()
         if not self._failed:
@@ -70,12 +75,23 @@ class Boot:
         """Wait until ComfyUI answers or it is clear that it won't."""
         if self.comfyui is not None and not self._failed:
             self._wait(self.comfyui)
+        patience = _FAILED_PATIENCE if self._failed else _READY_PATIENCE
+        machine = self._machine.findings(_MACHINE_PATIENCE)
+        # Where ComfyUI runs, reality has answered; only a machine that is broken outweighs it.
+        decisive = [*self.findings, *(f for f in machine if f.host_fault)]
+        noticed = [*machine, *self._volume.findings(patience)]
         return BootReport(
-            outcome_of(self.findings),
-            tuple(self.findings),
-            self.timeline.stages,
-            round(self.timeline.elapsed, 3),
+            outcome=outcome_of(decisive),
+            findings=tuple(decisive),
+            noticed=tuple(f for f in noticed if f not in decisive),
+            timeline=self.timeline.stages,
+            seconds=round(self.timeline.elapsed, 3),
         )
+
+    @property
+    def node_log(self) -> tuple[str, ...]:
+        """What ComfyUI logged while it started."""
+        return self._node_log
 
     def stop(self) -> None:
         """End ComfyUI and remove this worker's own folder."""
@@ -119,7 +135,7 @@ class Boot:
         if isinstance(python, Finding):
             self.findings.append(python)
             return None
-        env = command.environment(self._env, self.settings.comfyui_env_pass, python)
+        env = command.environment(self.env, self.settings.comfyui_env_pass, python)
         help_text = ask_help(python, self.layout.comfyui, env)
         if isinstance(help_text, Finding):
             self.findings.append(help_text)
@@ -160,6 +176,7 @@ class Boot:
                 f"ComfyUI answers on {comfyui.url} after {self.timeline.elapsed:.1f} s.",
             )
         )
+        self._node_log = tuple(comfyui.log_tail(2000))
         say(f"ComfyUI is ready after {self.timeline.elapsed:.1f} s")
 
 

@@ -19,7 +19,7 @@ from bootstrap import command, guard
 from bootstrap.exits import Exit
 from bootstrap.log import say
 
-_KEPT_LINES = 400
+_KEPT_LINES = 2000  # custom nodes talk while they are imported
 _LINE_END = re.compile(rb"[\r\n]+")
 _STOP_SECONDS = guard.GRACE_SECONDS + 3
 

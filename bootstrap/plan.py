@@ -78,11 +78,13 @@ Action = Link | Folder | Unlink
 
 @dataclass(frozen=True)
 class Conflict:
-    """`source` cannot be seen at `place`; `reason` completes the sentence."""
+    """`source` cannot be seen at `place`; `reason` completes the sentence. `dead_link`: what
+    stands at `place` is a link that leads nowhere and is not ours to remove."""
 
     place: Pure
     source: Pure
     reason: str
+    dead_link: bool = False
 
 
 @dataclass(frozen=True)
@@ -230,14 +232,15 @@ class _Planner:
             return
         if self.tree.alike(source, place):
             return
-        if kind is Kind.LINK and self.tree.leads_to(place) is None:
+        dead_link = kind is Kind.LINK and self.tree.leads_to(place) is None
+        if dead_link:
             text = self.tree.link_text(place)
             reason = f"a link that is not ours stands there and leads nowhere ({text})"
         elif kind is Kind.LINK:
             reason = f"a link to something else stands there ({self.tree.link_text(place)})"
         else:
             reason = f"a different {kind.value} has that name"
-        self.conflicts.append(Conflict(place, source, reason))
+        self.conflicts.append(Conflict(place, source, reason, dead_link))
 
     def _report_others(self, claimants: list[Pure], place: Pure, winner: Pure) -> None:
         for other in claimants:

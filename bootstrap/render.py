@@ -1,35 +1,102 @@
-"""Findings -> text for people, or versioned JSON for programs."""
+"""Reports -> text for people, or versioned JSON for programs."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import json
+from collections.abc import Iterable, Mapping
 from typing import Any
 
-from bootstrap.boot import BootReport
 from bootstrap.findings import Finding, Severity, worst_first
+from bootstrap.reports import BootReport, Report
 
 JSON_VERSION = 1
+MOST_BYTES = 900_000
+# Families of codes, by what a person would look at; the order in which they are shown.
+SECTIONS = {
+    "Volume": ("volume", "links", "throughput"),
+    "Models": ("models",),
+    "ComfyUI": ("comfyui", "python", "nodes"),
+    "Machine": ("gpu", "memory", "machine", "disk"),
+    "Environment": ("env", "settings"),
+}
 _MARKS = {
     Severity.OK: "ok     ",
     Severity.INFO: "info   ",
     Severity.WARNING: "WARNING",
     Severity.ERROR: "ERROR  ",
 }
+_COLOURS = {
+    Severity.OK: "\033[32m",
+    Severity.INFO: "\033[36m",
+    Severity.WARNING: "\033[33m",
+    Severity.ERROR: "\033[31m",
+}
 
 
-def findings_text(findings: Iterable[Finding]) -> str:
+def section_of(finding: Finding) -> str:
+    """The section a finding is shown in, by the family of its code."""
+    family = finding.code.split(".")[0]
+    return next((s for s, families in SECTIONS.items() if family in families), "Other")
+
+
+def findings_text(findings: Iterable[Finding], colour: bool = False) -> str:
     """One line a finding, worst first, its fix indented below."""
     lines: list[str] = []
     for finding in worst_first(findings):
-        lines.append(f"{_MARKS[finding.severity]} {finding.code}: {finding.message}")
+        mark = _MARKS[finding.severity]
+        if colour:
+            mark = f"{_COLOURS[finding.severity]}{mark}\033[0m"
+        lines.append(f"{mark} {finding.code}: {finding.message}")
         if finding.fix:
             lines.append(f"        fix: {finding.fix}")
     return "\n".join(lines)
 
 
+def report_text(report: Report, colour: bool = False, quiet: bool = False) -> str:
+    """An examination as a person reads it: the sections with the worst findings first.
+
+    `quiet` leaves out good news and information.
+    """
+    shown = [f for f in report.findings if not quiet or f.severity.rank >= Severity.WARNING.rank]
+    sections: dict[str, list[Finding]] = {name: [] for name in (*SECTIONS, "Other")}
+    for finding in shown:
+        sections[section_of(finding)].append(finding)
+    ordered = sorted(sections.items(), key=lambda section: -_worst(section[1]))
+    parts = [f"{name}\n{findings_text(found, colour)}\n" for name, found in ordered if found]
+    return "\n".join([*parts, headline(report)])
+
+
+def _worst(findings: list[Finding]) -> int:
+    return max((finding.severity.rank for finding in findings), default=0)
+
+
+def headline(report: Report) -> str:
+    """The outcome in one line."""
+    counts = {
+        "error": sum(f.severity is Severity.ERROR for f in report.findings),
+        "warning": sum(f.severity is Severity.WARNING for f in report.findings),
+    }
+    said = ", ".join(f"{n} {word}{'s' if n > 1 else ''}" for word, n in counts.items() if n)
+    where = report.facts.layout.root if report.facts.layout else "?"
+    return f"{where}: {said or 'all is well'} ({report.seconds:.1f} s)."
+
+
+def report_json(report: Report) -> dict[str, Any]:
+    """An examination as JSON-ready data; the schema is docs/report.schema.json."""
+    return {
+        "version": JSON_VERSION,
+        "status": report.status,
+        "at": report.at,
+        "seconds": report.seconds,
+        "findings": [finding.as_dict() for finding in worst_first(report.findings)],
+        "facts": report.facts.as_dict(),
+    }
+
+
 def boot_text(report: BootReport) -> str:
     """The boot report as a person reads it in a log."""
-    lines = [findings_text(report.findings)]
+    worth_saying = [f for f in report.noticed if f.severity.rank >= Severity.WARNING.rank]
+    lines = [findings_text([*report.findings, *worth_saying])]
     for stage in report.timeline:
         note = "" if stage.outcome == "ok" else f"  ({stage.outcome})"
         lines.append(f"{stage.start:8.2f} s  {stage.seconds:7.2f} s  {stage.name}{note}")
@@ -44,5 +111,29 @@ def boot_json(report: BootReport) -> dict[str, Any]:
         "outcome": report.outcome.value,
         "seconds": report.seconds,
         "findings": [finding.as_dict() for finding in report.findings],
+        "noticed": [finding.as_dict() for finding in report.noticed],
         "timeline": [vars(stage) for stage in report.timeline],
     }
+
+
+def bounded(data: Mapping[str, Any], most_bytes: int = MOST_BYTES) -> dict[str, Any]:
+    """`data` within `most_bytes` as JSON: lists and texts are cut, ever shorter, until it fits."""
+    result: Any = dict(data)
+    for longest in (1000, 200, 50, 10, 3):
+        if len(json.dumps(result, default=str)) <= most_bytes:
+            break
+        result = _cut(data, longest)
+    return dict(result)
+
+
+def _cut(value: Any, longest: int) -> Any:
+    if isinstance(value, Mapping):
+        items = list(value.items())
+        kept = {key: _cut(item, longest) for key, item in items[:longest]}
+        return kept if len(items) <= longest else {**kept, "…": f"{len(items) - longest} more"}
+    if isinstance(value, (list, tuple)):
+        kept_items = [_cut(item, longest) for item in value[:longest]]
+        return kept_items + ([f"… {len(value) - longest} more"] if len(value) > longest else [])
+    if isinstance(value, str) and len(value) > 10 * longest:
+        return value[: 10 * longest] + "…"
+    return value

@@ -14,7 +14,10 @@ from demo.console import DemoError, say
 _SHOWN = ("Downloading ", "Building ", "Installing collected", "ERROR")
 # The last of these that a failed pip printed decides what the person is told.
 _CAUSES = (
-    (("No space left",), "make room on this disk, or set COMFYUI_WORKER_CACHE and TMPDIR elsewhere"),
+    (
+        ("No space left",),
+        "make room on this disk, or set COMFYUI_WORKER_CACHE and TMPDIR elsewhere",
+    ),
     (
         ("THESE PACKAGES DO NOT MATCH THE HASHES",),
         "what was downloaded is not what this project pins; look at the package index in use",
@@ -25,8 +28,10 @@ _CAUSES = (
     ),
     (
         ("No matching distribution", "Requires-Python"),
-        "use a Python from 3.10 to 3.13 (make … PYTHON=python3.12) and check that pip's index "
-        "can be reached (`pip config list`)",
+        (
+            "use a Python from 3.10 to 3.13 (make … PYTHON=python3.12) and check that pip's index "
+            "can be reached (`pip config list`)"
+        ),
     ),
 )
 

@@ -30,19 +30,22 @@ class _StandIn(types.ModuleType):
         raise RuntimeError(f"torchvision is a stand-in here and has no {name}; install torchvision")
 
 
-for _name in ("transforms", "transforms.functional", "transforms.v2", "ops", "io", "models", "utils"):
+for _name in "transforms transforms.functional transforms.v2 ops io models utils".split():
     sys.modules[f"torchvision.{_name}"] = _StandIn(f"torchvision.{_name}")
 transforms = sys.modules["torchvision.transforms"]
 '''
+
+_WHERE = (
+    "import importlib.util as u, sysconfig; "
+    "print('' if u.find_spec('torchvision') else sysconfig.get_path('purelib'))"
+)
 
 
 def add_torchvision_stand_in(python: Path) -> None:
     """Put the stand-in into the site-packages of `python`, unless torchvision is there."""
     where = subprocess.run(
         [
-            *(str(python), "-I", "-c"),
-            "import importlib.util as u, sysconfig; "
-            "print('' if u.find_spec('torchvision') else sysconfig.get_path('purelib'))",
+            *(str(python), "-I", "-c", _WHERE),
         ],
         stdout=subprocess.PIPE,
         text=True,

@@ -10,7 +10,7 @@ import os
 import re
 import shutil
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -39,8 +39,20 @@ class DemoVolume:
     python: Path
 
     def copy_to(self, place: Path) -> Path:
-        """A copy of the volume at `place`, which must not exist, to be changed at will."""
-        return Path(shutil.copytree(self.path, place, symlinks=True))
+        """A copy of the volume at `place`, which must not exist, to be changed at will.
+
+        Without the links and results that a worker left on it.
+        """
+        own = (self.comfyui / "models", self.comfyui / "output")
+
+        def made_by_a_worker(folder: str, names: list[str]) -> list[str]:
+            if not any(Path(folder).is_relative_to(place) for place in own):
+                return []
+            links = [n for n in names if Path(folder, n).is_symlink()]
+            return links + (names if Path(folder) == self.comfyui / "output" else [])
+
+        copy = shutil.copytree(self.path, place, symlinks=True, ignore=made_by_a_worker)
+        return Path(copy)
 
 
 def ensure(env: Mapping[str, str] = os.environ) -> DemoVolume:
@@ -108,7 +120,9 @@ def _unpack_comfyui(volume: Path, python: Path) -> None:
 
 def _with_own_comfyui(cache: Path, own: Path, env: Mapping[str, str]) -> DemoVolume:
     if not (own / "main.py").is_file():
-        raise DemoError(f"COMFYUI_DIR={own} has no main.py", "name the folder ComfyUI was cloned to")
+        raise DemoError(
+            f"COMFYUI_DIR={own} has no main.py", "name the folder ComfyUI was cloned to"
+        )
     python = env.get("COMFYUI_PYTHON")
     if not python or not Path(python).exists():
         raise DemoError(
@@ -123,8 +137,8 @@ def _with_own_comfyui(cache: Path, own: Path, env: Mapping[str, str]) -> DemoVol
     return DemoVolume(volume, volume / "ComfyUI", Path(python).absolute())
 
 
-def _all_but_code(top: Path):  # type: ignore[no-untyped-def]
-    """Leaves out what is not code, but only at the top: `comfy/ldm/models` is code."""
+def _all_but_code(top: Path) -> Callable[[str, list[str]], list[str]]:
+    """For copytree: leaves out what is not code, but only at the top: `comfy/ldm/models` is code."""
 
     def ignored(folder: str, names: list[str]) -> list[str]:
         return [n for n in names if n in _NOT_CODE] if Path(folder) == top else []

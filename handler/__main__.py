@@ -6,10 +6,11 @@ import atexit
 import os
 from typing import Any
 
-from bootstrap.boot import Boot, BootReport
+from bootstrap.boot import Boot
 from bootstrap.findings import Finding, Outcome, errors_in
 from bootstrap.log import say
 from bootstrap.render import boot_text
+from bootstrap.reports import BootReport
 from bootstrap.settings import read_settings
 from handler.worker import Worker
 

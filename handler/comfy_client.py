@@ -10,6 +10,7 @@ from typing import Any
 
 import aiohttp
 
+_Socket = Any  # aiohttp's class is generic in some versions and not in others
 _ANSWER_SECONDS = 30.0
 _SOCKET_SECONDS = 5.0
 _SOCKET_CLOSE = aiohttp.ClientWSTimeout(ws_close=1.0)
@@ -73,11 +74,14 @@ class ComfyClient:
         socket = await self._open_socket(client_id)
         return _messages(socket)
 
-    async def _open_socket(self, client_id: str) -> aiohttp.ClientWebSocketResponse | None:
+    async def _open_socket(self, client_id: str) -> _Socket | None:
         address = f"{self._url}/ws?clientId={client_id}"
+
+        async def connected() -> _Socket:
+            return await self._session.ws_connect(address, max_msg_size=0, timeout=_SOCKET_CLOSE)
+
         try:
-            opening = self._session.ws_connect(address, max_msg_size=0, timeout=_SOCKET_CLOSE)
-            return await asyncio.wait_for(opening, _SOCKET_SECONDS)
+            return await asyncio.wait_for(connected(), _SOCKET_SECONDS)
         except (aiohttp.ClientError, OSError, asyncio.TimeoutError):
             return None
 
@@ -98,7 +102,7 @@ class ComfyClient:
 
 
 async def _messages(
-    socket: aiohttp.ClientWebSocketResponse | None,
+    socket: _Socket | None,
 ) -> AsyncIterator[dict[str, Any]]:
     if socket is None:
         return

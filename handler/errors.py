@@ -9,6 +9,7 @@ from bootstrap.findings import Finding
 
 CODES = {
     "request.no_input": "The job has no `input`",
+    "request.unknown_type": "The request has a type that does not exist",
     "request.wrong_type": "A field of the request has the wrong type or value",
     "request.not_json": "The request holds something JSON cannot say, such as NaN",
     "request.too_large": "The request is larger than MAX_REQUEST_MB",

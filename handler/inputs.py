@@ -12,7 +12,8 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from handler.errors import JobError
-from handler.requests import InputImage, Workflow
+from handler.requests import InputImage
+from handler.workflow import Workflow
 
 _DATA_URI = re.compile(r"data:[\w.+/-]*(?:;[\w=.+-]+)*;base64,", re.IGNORECASE)
 _FILE_NAME = re.compile(r"(?P<path>[^\0\n]{1,255}\.[A-Za-z0-9]{2,5})(?: \[input\])?")

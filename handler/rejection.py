@@ -10,7 +10,7 @@ from typing import Any
 
 from bootstrap.categories import GGUF, PT_EXTENSIONS, extension_of
 from handler.errors import JobError
-from handler.requests import Workflow
+from handler.workflow import Workflow
 
 # Authors put anything into a class name, emoji included.
 _UNKNOWN_NODE = re.compile(r"[Nn]ode '?([^\n]+?)'? (?:does not exist|not found)")

@@ -18,7 +18,7 @@ from handler import rejection, watch
 from handler.comfy_client import ComfyClient, Refused, Unreachable, connect
 from handler.deadline import Deadline
 from handler.errors import JobError
-from handler.requests import Workflow
+from handler.workflow import Workflow
 
 # Between looks at the history when the socket brings no news.
 _POLL_SECONDS = 0.5
@@ -46,13 +46,14 @@ async def ensure_ready(comfyui: ComfyUI, deadline: Deadline) -> None:
     if comfyui.was_ready and comfyui.ended() is None:
         say("ComfyUI lives but does not answer; ending it")
         await asyncio.to_thread(comfyui.stop)
-    for _ in range(2):  # a process that dies while it is looked at was not started by us
-        started = await asyncio.to_thread(comfyui.start)
+    started = await asyncio.to_thread(comfyui.start)
+    waited = await asyncio.to_thread(wait_until_ready, comfyui, deadline.remaining)
+    if waited.finding and not started and comfyui.ended() is not None:
+        # It was dying when it was looked at; the next process is ours to judge.
+        await asyncio.to_thread(comfyui.start)
         waited = await asyncio.to_thread(wait_until_ready, comfyui, deadline.remaining)
-        if waited.finding is None:
-            return
-        if started or comfyui.ended() is None:
-            break
+    if waited.finding is None:
+        return
     if deadline.expired:
         raise _timeout(deadline, "ComfyUI did not answer yet")
     raise JobError.from_finding(waited.finding)

@@ -14,8 +14,9 @@ from pathlib import Path
 import psutil
 import pytest
 
-from bootstrap.boot import Boot, BootReport
+from bootstrap.boot import Boot
 from bootstrap.findings import Outcome, errors_in
+from bootstrap.reports import BootReport
 from bootstrap.settings import Settings
 from tests.conftest import BootedWorker
 from tests.test_worker import plain

@@ -11,7 +11,9 @@ from hypothesis import strategies as st
 
 from bootstrap.settings import Settings
 from handler.errors import CODES, JobError
-from handler.requests import MAX_DEPTH, InputImage, WorkflowRequest, is_link, parse_request
+from handler.requests import InputImage, WorkflowRequest, parse_request
+from handler.words import MAX_DEPTH
+from handler.workflow import is_link
 
 SETTINGS = Settings(max_wait=300, max_request_mb=1)
 NODE = {"class_type": "SaveImage", "inputs": {"images": ["1", 0], "prefix": "a"}}

@@ -1,1 +1,1 @@
-"""Small pure checks: facts and settings in, findings out."""
+"""Small pure checks: facts and settings in, findings out. `registry.py` lists them."""

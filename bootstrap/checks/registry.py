@@ -1,0 +1,94 @@
+"""Every check, in one explicit list, and the loop that runs them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import NamedTuple
+
+from bootstrap.checks.allocator import check_allocator
+from bootstrap.checks.environment import check_environment
+from bootstrap.checks.gpu import check_gpu
+from bootstrap.checks.gpu_health import check_gpu_health
+from bootstrap.checks.machine import check_machine
+from bootstrap.checks.memory import check_memory
+from bootstrap.checks.models import check_models
+from bootstrap.checks.throughput import check_throughput
+from bootstrap.checks.tokens import check_tokens
+from bootstrap.checks.torch_build import check_torch
+from bootstrap.checks.volume import check_volume
+from bootstrap.facts.everything import Facts
+from bootstrap.facts.machine import MachineFacts
+from bootstrap.findings import Finding, warning
+from bootstrap.settings import Settings
+
+CODES = {"doctor.check_crashed": "A check failed; the others still ran"}
+
+MachineCheck = Callable[[MachineFacts, Settings, Mapping[str, str]], list[Finding]]
+
+
+class Check(NamedTuple):
+    """A check and its name; it finds nothing where its facts were not gathered."""
+
+    name: str
+    run: Callable[[Facts, Settings], list[Finding]]
+
+
+def _of_machine(check: MachineCheck) -> Callable[[Facts, Settings], list[Finding]]:
+    def run(facts: Facts, settings: Settings) -> list[Finding]:
+        return check(facts.machine, settings, facts.env) if facts.machine else []
+
+    return run
+
+
+def _volume(facts: Facts, settings: Settings) -> list[Finding]:
+    return check_volume(facts.volume, settings) if facts.volume else []
+
+
+def _models(facts: Facts, _: Settings) -> list[Finding]:
+    if facts.models is None:
+        return []
+    machine = facts.machine
+    gpus = machine.gpu.visible if machine and machine.gpu else ()
+    return check_models(
+        facts.models,
+        gpu_memory=max((g.memory_total for g in gpus if g.memory_total), default=None),
+        memory_limit=machine.memory.limit if machine and machine.memory else None,
+        volume_root=facts.layout.root if facts.layout else None,
+    )
+
+
+ALL_CHECKS: tuple[Check, ...] = (
+    Check("volume", _volume),
+    Check("models", _models),
+    Check("GPU", _of_machine(check_gpu)),
+    Check("GPU health", _of_machine(check_gpu_health)),
+    Check("torch", _of_machine(check_torch)),
+    Check("memory", _of_machine(check_memory)),
+    Check("machine", _of_machine(check_machine)),
+    Check("allocator", _of_machine(check_allocator)),
+    Check("tokens", _of_machine(check_tokens)),
+    Check("environment", _of_machine(check_environment)),
+    Check("throughput", lambda facts, _: check_throughput(facts.throughput)),
+)
+
+
+def run_checks(
+    facts: Facts, settings: Settings, checks: Sequence[Check] = ALL_CHECKS
+) -> list[Finding]:
+    """The findings of all checks, in order; one that crashes becomes a finding."""
+    findings: list[Finding] = []
+    for check in checks:
+        try:
+            findings += check.run(facts, settings)
+        except Exception as problem:  # noqa: BLE001  # one broken check must not spoil the others
+            findings.append(_crashed(check.name, problem))
+    return findings
+
+
+def _crashed(name: str, problem: Exception) -> Finding:
+    return warning(
+        "doctor.check_crashed",
+        f"The check of {name} failed: {type(problem).__name__}: {problem}.",
+        "The other findings hold. Please report this with the message.",
+        check=name,
+    )

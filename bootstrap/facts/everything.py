@@ -1,0 +1,183 @@
+"""All facts of one examination, gathered side by side, each within its own time.
+
+What one part cannot tell becomes a finding; the others still run.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from bootstrap.facts.inventory import Inventory
+from bootstrap.facts.machine import MachineFacts, gather_machine
+from bootstrap.facts.model_files import Progress, gather_models
+from bootstrap.facts.throughput import (
+    Throughput,
+    large_files,
+    measure_throughput,
+    small_files,
+)
+from bootstrap.facts.volume import VolumeFacts, gather_volume
+from bootstrap.findings import Finding, warning
+from bootstrap.interpreter import choose_python
+from bootstrap.settings import Settings
+from bootstrap.volume import MODELS, Layout, locate
+
+CODES = {
+    "doctor.part_failed": "One part of the examination could not be done",
+    "doctor.part_slow": "One part of the examination was not done in its time",
+}
+LIGHT_SECONDS = 20.0
+DEEP_SECONDS = 300.0
+
+
+@dataclass(frozen=True)
+class Scope:
+    """What to look at. `deep` also reads from the volume to measure it. `comfyui_running`: our own
+    ComfyUI uses the GPU, which is then asked but not touched."""
+
+    sections: frozenset[str] = frozenset()
+    deep: bool = False
+    comfyui_running: bool = False
+    progress: Progress | None = None
+
+    def wants(self, section: str) -> bool:
+        """Is this section asked for? All are when none is named."""
+        return not self.sections or section in self.sections
+
+
+@dataclass
+class Facts:
+    """What was gathered; None for what was not asked for or could not be told.
+
+    `node_log` is what ComfyUI logged while it started; `findings` are of the gathering itself.
+    """
+
+    env: Mapping[str, str]
+    layout: Layout | None = None
+    volume: VolumeFacts | None = None
+    models: Inventory | None = None
+    python: Path | None = None
+    machine: MachineFacts | None = None
+    throughput: Throughput | None = None
+    node_log: tuple[str, ...] = ()
+    findings: list[Finding] = field(default_factory=list)
+
+    def as_dict(self) -> dict[str, Any]:
+        """The facts as JSON-ready data; no environment, since that holds secrets."""
+        parts = {
+            "volume": self.volume,
+            "models": self.models,
+            "machine": self.machine,
+            "throughput": self.throughput,
+        }
+        return {name: part.as_dict() for name, part in parts.items() if part is not None}
+
+
+def gather(settings: Settings, env: Mapping[str, str], scope: Scope) -> Facts:
+    """Everything `scope` asks for; 20 s at most, 300 s when deep, however the volume behaves."""
+    return _Gatherer(settings, env, scope).gather()
+
+
+class _Gatherer:
+    """Threads are daemons: a dead network mount holds one for ever, and nothing waits for it."""
+
+    def __init__(self, settings: Settings, env: Mapping[str, str], scope: Scope) -> None:
+        self._settings = settings
+        self._scope = scope
+        self._facts = Facts(env)
+        self._end = time.monotonic() + (DEEP_SECONDS if scope.deep else LIGHT_SECONDS)
+
+    def gather(self) -> Facts:
+        self._side_by_side({"layout": self._layout, "machine": self._machine})
+        layout = self._facts.layout
+        if layout is not None:
+            self._side_by_side(
+                {
+                    "volume": lambda: self._volume(layout),
+                    "models": lambda: self._models(layout),
+                    "packages": lambda: self._packages(layout),
+                }
+            )
+            self._side_by_side({"throughput": lambda: self._throughput(layout)})
+        return self._facts
+
+    def _layout(self) -> None:
+        self._facts.layout = locate(self._settings)
+
+    def _volume(self, layout: Layout) -> None:
+        if self._scope.wants("volume"):
+            self._facts.volume = gather_volume(layout, self._settings)
+
+    def _models(self, layout: Layout) -> None:
+        roots = list(layout.model_roots)
+        if layout.comfyui is not None and (layout.comfyui / MODELS).is_dir():
+            roots.append(layout.comfyui / MODELS)
+        if self._scope.wants("models"):
+            left = self._end - time.monotonic()
+            self._facts.models = gather_models(
+                roots, inside=[layout.root], progress=self._scope.progress, timeout=left
+            )
+
+    def _packages(self, layout: Layout) -> None:
+        if not self._scope.wants("comfyui") or layout.comfyui is None:
+            return
+        python = choose_python(self._settings, layout)
+        if isinstance(python, Finding):
+            self._facts.findings.append(python)
+        else:
+            self._facts.python = python
+
+    def _machine(self) -> None:
+        if not (self._scope.wants("machine") or self._scope.wants("environment")):
+            return
+        self._facts.machine = gather_machine(
+            env=self._facts.env,
+            work_dir=self._settings.work_dir,
+            comfyui_running=self._scope.comfyui_running,
+        )
+
+    def _throughput(self, layout: Layout) -> None:
+        if self._scope.deep and self._scope.wants("volume") and self._facts.models is not None:
+            models = self._facts.models
+            self._facts.throughput = measure_throughput(large_files(models), small_files(models))
+
+    def _side_by_side(self, parts: Mapping[str, Callable[[], None]]) -> None:
+        threads = {
+            name: threading.Thread(target=self._attempt, args=(name, part), daemon=True)
+            for name, part in parts.items()
+        }
+        for thread in threads.values():
+            thread.start()
+        for name, thread in threads.items():
+            thread.join(max(0.0, self._end - time.monotonic()))
+            if thread.is_alive():
+                self._facts.findings.append(_slow(name))
+
+    def _attempt(self, name: str, part: Callable[[], None]) -> None:
+        try:
+            part()
+        except Exception as problem:  # noqa: BLE001  # one broken part must not spoil the others
+            self._facts.findings.append(_failed(name, problem))
+
+
+def _failed(part: str, problem: Exception) -> Finding:
+    return warning(
+        "doctor.part_failed",
+        f"Looking at {part} failed: {type(problem).__name__}: {problem}.",
+        "The other findings hold. Please report this with the message.",
+        part=part,
+    )
+
+
+def _slow(part: str) -> Finding:
+    return warning(
+        "doctor.part_slow",
+        f"Looking at {part} was not done in its time; the volume may be slow or gone.",
+        "Ask again; if it stays, look at the volume's findings first, or ask for single sections.",
+        part=part,
+    )

@@ -1,0 +1,145 @@
+"""Pure: what a workflow in API format must look like, and its overrides."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from handler.errors import JobError
+from handler.words import kind_of, refuse_unreasonable, short, wrong_type
+
+Workflow = dict[str, dict[str, Any]]
+
+HOW_TO_ASK = 'Send {"input": {"workflow": {…}}} with a workflow in API format.'
+_EXPORT_FIX = (
+    "In ComfyUI choose Workflow → Export (API) (older versions: enable Dev mode in the settings, "
+    "then Save (API Format)) and send that file's content."
+)
+
+
+def read_workflow(given: object) -> Workflow:
+    """A workflow in API format, checked for shape and links. Raises JobError."""
+    if given is None:
+        raise JobError("workflow.missing", "The input has no workflow.", HOW_TO_ASK)
+    if isinstance(given, str):
+        given = _parsed(given)
+    if not isinstance(given, Mapping):
+        raise JobError(
+            "workflow.not_an_object",
+            f"The workflow is {kind_of(given)}, not an object.",
+            _EXPORT_FIX,
+        )
+    if isinstance(given.get("nodes"), list):
+        raise JobError(
+            "workflow.ui_format",
+            "The workflow is in the editor's own format, which ComfyUI cannot run.",
+            _EXPORT_FIX,
+        )
+    if not given:
+        raise JobError("workflow.empty", "The workflow has no nodes.", _EXPORT_FIX)
+    nodes = {str(key): _node(str(key), node) for key, node in given.items()}
+    for node_id, node in nodes.items():
+        _check_links(node_id, node, nodes)
+    return nodes
+
+
+def _parsed(text: str) -> object:
+    try:
+        given = json.loads(text)
+    except (ValueError, RecursionError) as problem:
+        raise JobError(
+            "workflow.not_json", f"The workflow is a text that is not JSON: {problem}.", _EXPORT_FIX
+        ) from None
+    refuse_unreasonable(given, math.inf)
+    return given
+
+
+def _node(node_id: str, node: object) -> dict[str, Any]:
+    shape = 'Each entry is a node: {"class_type": "…", "inputs": {…}}. ' + _EXPORT_FIX
+    if not isinstance(node, Mapping):
+        raise JobError(
+            "workflow.bad_node",
+            f"Node {short(node_id)} is {kind_of(node)}.",
+            shape,
+            node_id=node_id,
+        )
+    if not isinstance(node.get("class_type"), str) or not node["class_type"]:
+        message = f"Node {short(node_id)} has no class_type."
+        raise JobError("workflow.bad_node", message, shape, node_id=node_id)
+    inputs = node.get("inputs", {})
+    if not isinstance(inputs, Mapping):
+        message = f"The inputs of node {short(node_id)} are {kind_of(inputs)}."
+        raise JobError("workflow.bad_node", message, shape, node_id=node_id)
+    return {**node, "inputs": dict(inputs)}
+
+
+def _check_links(node_id: str, node: Mapping[str, Any], nodes: Mapping[str, Any]) -> None:
+    """A link is `[node id, output number]`; other lists are values."""
+    for name, value in node["inputs"].items():
+        if not is_link(value) or str(value[0]) in nodes:
+            continue
+        raise JobError(
+            "workflow.bad_link",
+            f"Input {short(name)} of node {_nodes_in_words({node_id: node})} is linked to node "
+            f"{short(value[0])}, which is not in the workflow.",
+            f"Add node {short(value[0])}, or link {short(name)} to one of the nodes "
+            f"{', '.join(list(nodes)[:20])[:300]}.",
+            node_id=node_id,
+            input=str(name),
+            linked_to=str(value[0]),
+        )
+
+
+def is_link(value: object) -> bool:
+    """Does an input's value have the shape of a link to another node's output?"""
+    return (
+        isinstance(value, list)
+        and len(value) == 2
+        and isinstance(value[0], str)
+        and isinstance(value[1], int)
+        and not isinstance(value[1], bool)
+    )
+
+
+def overridden(workflow: Workflow, given: object) -> tuple[Workflow, list[str]]:
+    """The workflow with inputs replaced, and a warning for each input it did not have."""
+    warnings: list[str] = []
+    if given is None:
+        return workflow, warnings
+    for node_id, values in _override_items(given):
+        if node_id not in workflow:
+            raise JobError(
+                "overrides.unknown_node",
+                f"overrides names node {short(node_id)}, which the workflow does not have.",
+                f"Its nodes are: {_nodes_in_words(workflow)}.",
+                node_id=node_id,
+            )
+        inputs = workflow[node_id]["inputs"]
+        for name in values:
+            if name not in inputs:
+                has = ", ".join(map(str, inputs))[:300] or "none"
+                warnings.append(
+                    f"overrides: node {node_id[:60]} had no input {short(name)} (it has {has})"
+                )
+        workflow[node_id]["inputs"] = {**inputs, **values}
+    for node_id, node in workflow.items():
+        _check_links(node_id, node, workflow)
+    return workflow, warnings
+
+
+def _override_items(given: object) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    shape = 'an object such as {"6": {"text": "a cat"}}'
+    if not isinstance(given, Mapping):
+        raise wrong_type("overrides", shape, given)
+    for node_id, values in given.items():
+        if not isinstance(values, Mapping):
+            raise wrong_type(f"overrides[{short(node_id)}]", shape, values)
+        yield str(node_id), {str(name): value for name, value in values.items()}
+
+
+def _nodes_in_words(workflow: Mapping[str, Mapping[str, Any]]) -> str:
+    first = list(workflow.items())[:20]
+    shown = [f"{key[:60]} ({node['class_type'][:60]})" for key, node in first]
+    return ", ".join(shown) + (" …" if len(workflow) > 20 else "")

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
+from bootstrap.facts.weights import SAFETENSORS
 from bootstrap.fetch.blocks import Blocks
 from bootstrap.fetch.digest import Follower
 from bootstrap.fetch.errors import (
@@ -29,7 +30,6 @@ from bootstrap.fetch.remote import Locate, Remote
 from bootstrap.fetch.stream import fetch_stream
 from bootstrap.fetch.tools import Tools
 from bootstrap.fetch.verify import Wanted, check_content, check_hash, check_size
-from bootstrap.safetensors_header import EXTENSIONS
 
 _WRONG_BYTES = ("download.hash_mismatch", "download.bad_header", "download.not_a_model")
 _BEGINNINGS = 3  # times a file may turn out to be another one before we give up
@@ -186,7 +186,7 @@ class Download:
 
     def _by_stream(self, remote: Remote, stop: threading.Event) -> Fetched:
         wanted = self._wanted
-        provable = bool(wanted.sha256 or wanted.size or wanted.extension in EXTENSIONS)
+        provable = bool(wanted.sha256 or wanted.size or wanted.extension in SAFETENSORS)
         part = Part.create(self._final.parent, self._final.name, self._tools.disk)
         try:
             self._make_room(part, remote.size or wanted.size or 0)

@@ -175,7 +175,7 @@ def test_a_workflow_is_a_manifest() -> None:
         models = [{**GOOD, "name": name, "url": f"https://models.example/{name}"}]
         return {"id": 1, "type": "LoraLoader", "properties": {"models": models}, **more}
 
-    workflow = {
+    workflow: dict[str, Any] = {
         "version": 0.4,
         "models": [{**GOOD, "name": "top.safetensors"}],
         "nodes": [node("a.safetensors"), node("muted.safetensors", mode=2), {"properties": None}],

@@ -72,15 +72,19 @@ class Examined:
     fingerprint: bytes = b""
 
 
-def examine(path: str, size: int, allowance: Allowance) -> Examined:
-    """Look at the beginning of the weights file at `path`, of `size` bytes; raises nothing."""
+def examine(path: str, size: int, allowance: Allowance, extension: str | None = None) -> Examined:
+    """Look at the beginning of the weights file at `path`, of `size` bytes; raises nothing.
+
+    `extension` is the one it will have, for a file that has not got its name yet.
+    """
     if size == 0:
         return Examined(State.EMPTY)
     try:
         file = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
         try:
             _advise_random(file)
-            return _examine_open(file, extension_of(path), size, allowance)
+            kind = extension_of(path) if extension is None else extension
+            return _examine_open(file, kind, size, allowance)
         finally:
             os.close(file)
     except OSError as problem:

@@ -32,7 +32,6 @@ CODES = {
     "download.redirect_refused": "The URL redirects to plain http or to something not a URL.",
     "download.occupied": "Another file stands where this one belongs; it is never replaced.",
     "download.offline": "HF_HUB_OFFLINE is set and the file is not there.",
-    "download.pickle": "The file can run code when loaded and is not allowed and pinned.",
     "download.no_source": "No known source understands the URL.",
     "download.wrong_type": "The link leads to something that is no model.",
     "download.stopped": "The download was stopped; it goes on from there next time.",

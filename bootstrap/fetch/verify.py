@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 import threading
@@ -9,18 +10,27 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from bootstrap.categories import GGUF
+from bootstrap.facts.crew import Allowance
+from bootstrap.facts.weights import MOST_HEADER, SAFETENSORS, Examined, State, examine
 from bootstrap.fetch.errors import DownloadError, Stopped, megabytes
-from bootstrap.safetensors_header import EXTENSIONS, BadHeader, check_safetensors
 
 BLOCK = 4 * 1024 * 1024
 TEXT_EXTENSIONS = frozenset({".json", ".txt", ".yaml", ".yml", ".md", ".csv", ".xml"})
-_FORBIDDEN_STARTS = (
-    (b"version https://git-lfs", "a Git LFS pointer, not the file it points to"),
-    (b"<!DOCTYPE", "a web page"),
-    (b"<html", "a web page"),
-    (b"<?xml", "XML, perhaps a storage server's error"),
-    (b'{"error', "an error message in JSON"),
-)
+# What a server sent instead of weights.
+_ANSWERS = {
+    State.PAGE: "a web page",
+    State.JSON: "JSON, perhaps an error message",
+    State.TEXT: "plain text",
+    State.POINTER: "a Git LFS pointer, not the file it points to",
+}
+_FAULTS = {
+    State.TRUNCATED: "is truncated",
+    State.TOO_LONG: "is followed by other bytes",
+    State.DAMAGED: "is damaged",
+    State.MISLABELLED: "has the wrong extension",
+}
+_GOOD_ENOUGH = (State.GOOD, State.UNREAD)
 
 
 @dataclass(frozen=True)
@@ -47,43 +57,43 @@ def check_content(path: Path, wanted: Wanted) -> tuple[str, ...]:
 
     Raises DownloadError when the file is not what it should be, OSError when it cannot be read.
     """
+    size = path.stat().st_size
+    if size == 0:
+        raise DownloadError("download.empty", "the file has 0 bytes.", "Delete it and pull again.")
     checked = []
-    with open(path, "rb") as file:
-        size = os.fstat(file.fileno()).st_size
-        if size == 0 and wanted.size != 0:
-            raise DownloadError(
-                "download.empty", "the file has 0 bytes.", "Delete it and pull again."
-            )
-        if wanted.size is not None:
-            check_size(size, wanted.size)
-            checked.append("size")
-        if not wanted.text_is_fine:
-            sniff(file.read(512))
-        if wanted.extension in EXTENSIONS:
-            try:
-                check_safetensors(file, size)
-            except BadHeader as problem:
-                raise _bad_header(str(problem)) from None
-            checked.append("header")
-        elif wanted.extension == ".gguf":
-            file.seek(0)
-            if file.read(4) != b"GGUF":
-                raise _bad_header("is no GGUF file")
-            checked.append("header")
+    if wanted.size is not None:
+        check_size(size, wanted.size)
+        checked.append("size")
+    if wanted.text_is_fine:
+        return tuple(checked)
+    _judge(examine(str(path), size, Allowance(MOST_HEADER), wanted.extension), size)
+    if wanted.extension in (*SAFETENSORS, GGUF):
+        checked.append("header")
     return tuple(checked)
 
 
-def sniff(start: bytes) -> None:
-    """Raise DownloadError for first bytes that no model begins with."""
-    text = start.lstrip().lower()
-    for sign, what in _FORBIDDEN_STARTS:
-        if text.startswith(sign.lower()):
-            raise DownloadError(
-                "download.not_a_model",
-                f"the content is {what}.",
-                "Use the link of the file itself; on Hugging Face the one of its "
-                "download button (`/resolve/`).",
-            )
+def _judge(seen: Examined, size: int) -> None:
+    """Raise DownloadError for what is no model, OSError for what could not be read."""
+    if seen.state in _GOOD_ENOUGH:
+        return
+    if seen.state is State.UNREADABLE:
+        raise OSError(errno.EIO, seen.detail)
+    if seen.state in _ANSWERS:
+        raise DownloadError(
+            "download.not_a_model",
+            f"the content is {_ANSWERS[seen.state]}.",
+            "Use the link of the file itself; on Hugging Face the one of its download button "
+            "(`/resolve/`).",
+        )
+    detail = f" ({seen.detail})" if seen.detail else ""
+    told = (
+        f"; it has {size:,} bytes, its header tells of {seen.expected:,}" if seen.expected else ""
+    )
+    raise DownloadError(
+        "download.bad_header",
+        f"the file {_FAULTS.get(seen.state, 'is no model')}{detail}{told}.",
+        "Delete it and pull again; if that does not help, the source itself is broken.",
+    )
 
 
 def check_size(actual: int, wanted: int) -> None:
@@ -124,11 +134,3 @@ def hash_file(
             if on_bytes is not None:
                 on_bytes(count)
     return digest.hexdigest()
-
-
-def _bad_header(why: str) -> DownloadError:
-    return DownloadError(
-        "download.bad_header",
-        f"the file {why}.",
-        "Delete it and pull again; if that does not help, the source itself is broken.",
-    )

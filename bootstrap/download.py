@@ -6,8 +6,6 @@ locate -> resume or begin a part -> ranges (or one stream) -> size, hash, header
 from __future__ import annotations
 
 import threading
-import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -20,10 +18,11 @@ from bootstrap.fetch.errors import (
     DownloadError,
     Stopped,
     disk_error,
+    keeps_changing,
     megabytes,
 )
-from bootstrap.fetch.orphans import take_over
-from bootstrap.fetch.part import Part, State
+from bootstrap.fetch.orphans import Quiet, released_only, take_over
+from bootstrap.fetch.part import Part
 from bootstrap.fetch.publish import publish
 from bootstrap.fetch.ranges import RangeFetch
 from bootstrap.fetch.remote import Locate, Remote
@@ -33,7 +32,6 @@ from bootstrap.fetch.verify import Wanted, check_content, check_hash, check_size
 
 _WRONG_BYTES = ("download.hash_mismatch", "download.bad_header", "download.not_a_model")
 _BEGINNINGS = 3  # times a file may turn out to be another one before we give up
-Quiet = Callable[[Path, State], bool]
 
 
 class Meter(Protocol):
@@ -57,11 +55,6 @@ class Fetched:
     checked: tuple[str, ...]
     published: bool
     resumed_bytes: int = 0
-
-
-def released_only(_path: Path, state: State) -> bool:
-    """The careful answer to whether a part's owner is gone: only if it said so."""
-    return state.released
 
 
 class Download:
@@ -103,7 +96,7 @@ class Download:
             except Changed:
                 beginnings += 1
                 if beginnings == _BEGINNINGS:
-                    raise _keeps_changing() from None
+                    raise keeps_changing() from None
                 self._no_ranges = beginnings == _BEGINNINGS - 1
             except _StreamBroke as broke:
                 failures += 1
@@ -258,29 +251,3 @@ def check_hash_beforehand(remote: Remote, wanted: Wanted) -> None:
     """Raise DownloadError when the source itself names another hash than the manifest."""
     if remote.sha256 is not None:
         check_hash(remote.sha256, wanted.sha256)
-
-
-def quiet_for(seconds: float) -> Quiet:
-    """A part counts as left when its owner said so or neither part nor note changed for that
-    long. Clocks of two machines may differ: then a live part changes hands, which costs time."""
-
-    def quiet(path: Path, state: State) -> bool:
-        if state.released:
-            return True
-        newest = 0.0
-        for file in (path, path.with_suffix(".state")):
-            try:
-                newest = max(newest, file.stat().st_mtime)
-            except OSError:
-                return False
-        return time.time() - newest > seconds
-
-    return quiet
-
-
-def _keeps_changing() -> DownloadError:
-    return DownloadError(
-        "download.keeps_changing",
-        "the file changed on the server while it was being fetched, several times over.",
-        "Try again later, or use a link that names a version.",
-    )

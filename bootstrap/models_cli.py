@@ -18,10 +18,11 @@ from bootstrap.manifest import Manifest
 from bootstrap.manifest_entry import PICKLES, read_entry
 from bootstrap.manifest_file import Unreadable, add_entry, find_manifest, load_manifest
 from bootstrap.models_plan import Step, plan_models, verify_models
-from bootstrap.provision import Workplace, provision
+from bootstrap.provision import provision
 from bootstrap.provisioning import workplace_for
 from bootstrap.settings import Settings, read_settings
 from bootstrap.volume import locate
+from bootstrap.workplace import Workplace
 
 _OK, _FAILED, _USAGE = 0, 1, 2
 

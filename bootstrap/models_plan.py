@@ -11,7 +11,7 @@ from bootstrap.fetch.receipts import Receipt, read_receipt, write_receipt
 from bootstrap.fetch.verify import check_content, check_hash, hash_file
 from bootstrap.manifest_entry import ModelSpec
 from bootstrap.presence import Occupied, Present, find_present, wanted_of
-from bootstrap.provision import Workplace
+from bootstrap.workplace import Workplace
 
 
 @dataclass(frozen=True)

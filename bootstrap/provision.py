@@ -10,73 +10,21 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 
-from bootstrap.download import Download, Fetched, Quiet, quiet_for
+from bootstrap.download import Download, Fetched
 from bootstrap.fetch.addresses import shown
-from bootstrap.fetch.errors import CODES as DOWNLOAD_CODES
 from bootstrap.fetch.errors import DownloadError, Lost, Stopped, disk_error, megabytes
-from bootstrap.fetch.orphans import sweep
+from bootstrap.fetch.orphans import Quiet, quiet_for, sweep
 from bootstrap.fetch.part import State
-from bootstrap.fetch.progress import FileMeter, LogMeter, MakeMeter
+from bootstrap.fetch.progress import FileMeter, MakeMeter
 from bootstrap.fetch.receipts import Receipt, write_receipt
 from bootstrap.fetch.remote import Locate, Remote
-from bootstrap.fetch.tools import Tools
 from bootstrap.fetch.web import Channel
-from bootstrap.findings import Finding, Severity
-from bootstrap.lease import BEAT, STALE, Lease
+from bootstrap.lease import Lease
 from bootstrap.manifest_entry import ModelSpec
 from bootstrap.presence import Occupied, find_present, wanted_of
-from bootstrap.sources import Sources
-
-CODES = {
-    **DOWNLOAD_CODES,
-    "provision.ready": "All wanted models are there.",
-    "provision.pending": "Required models are still being fetched.",
-}
-
-
-@dataclass(frozen=True)
-class Result:
-    """What became of a wanted model. `state` is `present`, `fetched`, `cached` (in the platform's
-    cache, to be linked from a local folder), `failed` or `stopped`."""
-
-    spec: ModelSpec
-    state: str
-    path: Path | None = None
-    receipt: Receipt | None = None
-    problem: DownloadError | None = None
-
-    @property
-    def good(self) -> bool:
-        """Can ComfyUI have it?"""
-        return self.state in ("present", "fetched", "cached")
-
-    def finding(self) -> Finding | None:
-        """The failure in words, a warning for an optional model."""
-        if self.problem is None:
-            return None
-        severity = Severity.WARNING if self.spec.optional else Severity.ERROR
-        return self.problem.finding(str(self.spec.place), severity)
-
-
-@dataclass(frozen=True)
-class Workplace:
-    """Where and with what. `models` is the folder that models go to, `also` others that ComfyUI
-    reads. Times in seconds: `beat` and `stale` of leases, `longest_wait` for another worker that
-    seems alive, after which we fetch the model ourselves."""
-
-    models: Path
-    sources: Sources
-    tools: Tools = field(default_factory=Tools)
-    also: tuple[Path, ...] = ()
-    make_meter: MakeMeter = LogMeter
-    cached: Callable[[ModelSpec], Path | None] = lambda spec: None
-    beat: float = BEAT
-    stale: float = STALE
-    longest_wait: float = 3600.0
-    look_every: float = 0.5
+from bootstrap.workplace import Result, Workplace
 
 
 def provision(
@@ -264,17 +212,6 @@ class _WaitingLine:
         """The other worker is through, or dead."""
         if self._begun:
             self._meter.end("no longer waiting for the other worker")
-
-
-def summary(results: Sequence[Result]) -> list[Finding]:
-    """What a boot report says about provisioning: each failure, else one line that all is well."""
-    failed = [finding for result in results if (finding := result.finding()) is not None]
-    if failed or not results:
-        return failed
-    count = {state: sum(r.state == state for r in results) for state in ("fetched", "cached")}
-    message = f"{len(results)} wanted models are there ({count['fetched']} fetched now"
-    message += f", {count['cached']} in the platform's cache)." if count["cached"] else ")."
-    return [Finding("provision.ready", Severity.OK, message)]
 
 
 def _done(meter: FileMeter, fetched: Fetched) -> str:

@@ -19,12 +19,13 @@ from bootstrap.manifest import Manifest
 from bootstrap.manifest_entry import ModelSpec
 from bootstrap.manifest_file import load_manifest
 from bootstrap.presence import wanted_of
-from bootstrap.provision import Result, Workplace, provision, summary
+from bootstrap.provision import provision
 from bootstrap.settings import Settings
 from bootstrap.sources import make_sources
 from bootstrap.sources.huggingface import PLATFORM_CACHE, HubHosts, HuggingFace
 from bootstrap.sources.links import BadLink, parse_link
 from bootstrap.volume import COMFYUI, MODELS, Layout
+from bootstrap.workplace import Result, Workplace, summary
 
 
 def models_folder(layout: Layout) -> Path:

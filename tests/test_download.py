@@ -21,8 +21,8 @@ from bootstrap.fetch.orphans import sweep
 from bootstrap.fetch.progress import FileMeter
 from bootstrap.fetch.throttle import Throttle
 from bootstrap.fetch.verify import Wanted
-from bootstrap.provision import Result
 from bootstrap.sources.https import Https
+from bootstrap.workplace import Result
 from tests.support.provisioning import bring, sha256, spec, tensors, tools, visible
 from tests.support.vicious_server import ViciousServer
 

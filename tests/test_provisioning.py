@@ -15,7 +15,6 @@ import pytest
 from bootstrap.fetch import progress
 from bootstrap.fetch.progress import BarMeter, LogMeter, clock, meters_for
 from bootstrap.findings import Outcome, outcome_of
-from bootstrap.provision import Result
 from bootstrap.provisioning import (
     Provisioning,
     cached_by_platform,
@@ -26,6 +25,7 @@ from bootstrap.provisioning import (
 )
 from bootstrap.settings import Settings
 from bootstrap.volume import locate
+from bootstrap.workplace import Result
 from tests.support.provisioning import MARKER, bring, sha256, spec, tensors, workplace
 from tests.support.vicious_server import ViciousServer
 

@@ -108,6 +108,15 @@ def bad_answer(host: str, what: str) -> DownloadError:
     return DownloadError("download.bad_answer", f"{host} {what}.", TRY_AGAIN, transient=True)
 
 
+def keeps_changing() -> DownloadError:
+    """Every attempt found another file."""
+    return DownloadError(
+        "download.keeps_changing",
+        "the file changed on the server while it was being fetched, several times over.",
+        "Try again later, or use a link that names a version.",
+    )
+
+
 def full_disk(problem: OSError) -> bool:
     """Is it the disk or a quota that is full? An HTTP library's OSError has no such errno."""
     return problem.errno in (errno.ENOSPC, errno.EDQUOT)

@@ -14,10 +14,12 @@ from bootstrap.fetch.remote import Remote
 
 #: Seconds after which a leftover is removed; a part that is being written is never that old.
 SWEEP_AGE = 24 * 3600.0
+#: Is the owner of this part gone?
+Quiet = Callable[[Path, State], bool]
 
 
 def take_over(
-    folder: Path, name: str, remote: Remote, disk: Disk, quiet: Callable[[Path, State], bool]
+    folder: Path, name: str, remote: Remote, disk: Disk, quiet: Quiet
 ) -> tuple[Part, tuple[tuple[int, int], ...]] | None:
     """The most advanced part of `name` that fits `remote` and whose owner is `quiet`, now ours,
     with its good ranges; None when there is none.
@@ -51,6 +53,29 @@ def sweep(folder: Path, age: float = SWEEP_AGE) -> int:
         except OSError:
             continue
     return removed
+
+
+def released_only(_path: Path, state: State) -> bool:
+    """The careful answer to whether a part's owner is gone: only if it said so."""
+    return state.released
+
+
+def quiet_for(seconds: float) -> Quiet:
+    """A part counts as left when its owner said so or neither part nor note changed for that
+    long. Clocks of two machines may differ: then a live part changes hands, which costs time."""
+
+    def quiet(path: Path, state: State) -> bool:
+        if state.released:
+            return True
+        newest = 0.0
+        for file in (path, path.with_suffix(".state")):
+            try:
+                newest = max(newest, file.stat().st_mtime)
+            except OSError:
+                return False
+        return time.time() - newest > seconds
+
+    return quiet
 
 
 def _candidates(folder: Path, name: str, remote: Remote) -> list[tuple[int, Path, State]]:

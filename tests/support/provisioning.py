@@ -12,9 +12,10 @@ from bootstrap.fetch.addresses import AddressPolicy
 from bootstrap.fetch.progress import FileMeter
 from bootstrap.fetch.tools import Tools
 from bootstrap.manifest_entry import ModelSpec, read_entry
-from bootstrap.provision import Result, Workplace, provision
+from bootstrap.provision import provision
 from bootstrap.sources import Source, Sources
 from bootstrap.sources.https import Https
+from bootstrap.workplace import Result, Workplace
 
 MARKER = "tok3n-marker-Zq9"  # appears in no log, report or answer
 

@@ -15,7 +15,7 @@ endif
 CODE = $(wildcard bootstrap handler demo scripts tests benchmarks)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo demo-volume demo-env test check format venv clean clean-cache python
+.PHONY: help demo demo-volume demo-env test image-test check docs format venv clean clean-cache python
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -35,11 +35,20 @@ test: python ## Run all tests, the real ComfyUI included (TESTS="tests/test_boot
 	@$(PYTHON) -m demo volume >/dev/null
 	@$(VENV_PYTHON) -m pytest $(TESTS)
 
+image-test: python ## Build the image without Docker and run its container (root; docs/image.md)
+	@$(PYTHON) -m demo venv dev
+	@$(PYTHON) -m demo volume >/dev/null
+	@$(VENV_PYTHON) -m pytest -s $(or $(TESTS),tests/image/checks.py)
+
 check: python ## Formatter, linter and strict types, changing nothing
 	@$(PYTHON) -m demo venv dev
 	$(VENV_PYTHON) -m ruff format --check .
 	$(VENV_PYTHON) -m ruff check .
 	$(VENV_PYTHON) -m mypy $(CODE)
+
+docs: python ## Write what the documents hold of the code: codes, settings
+	@$(PYTHON) -m demo venv dev
+	@$(VENV_PYTHON) -m scripts.document
 
 format: python ## Format the code and apply the linter's safe fixes
 	@$(PYTHON) -m demo venv dev

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from bootstrap import command
 from bootstrap.apply import link_models
+from bootstrap.checks.volume import CODES as _LAYOUT_CODES
 from bootstrap.checks.volume import check_layout
 from bootstrap.comfyui import ComfyUI, Launch
 from bootstrap.examination import MACHINE, VOLUME, Examination
@@ -78,8 +79,9 @@ class Boot:
         patience = _FAILED_PATIENCE if self._failed else _READY_PATIENCE
         machine = self._machine.findings(_MACHINE_PATIENCE)
         # Where ComfyUI runs, reality has answered; only a machine that is broken outweighs it.
-        decisive = [*self.findings, *(f for f in machine if f.host_fault)]
-        noticed = [*machine, *self._volume.findings(patience)]
+        volume = self._volume.findings(patience)
+        decisive = [*self._exact(volume), *(f for f in machine if f.host_fault)]
+        noticed = [*machine, *volume]
         return BootReport(
             outcome=outcome_of(decisive),
             findings=tuple(decisive),
@@ -87,6 +89,15 @@ class Boot:
             timeline=self.timeline.stages,
             seconds=round(self.timeline.elapsed, 3),
         )
+
+    def _exact(self, volume: Iterable[Finding]) -> list[Finding]:
+        """Our own findings; where the volume's layout is at fault, the doctor's word on it first,
+        since it looks for what lies one level too deep or under another name."""
+        if not {f.code for f in self.findings} & set(_LAYOUT_CODES):
+            return self.findings
+        told = [f for f in errors_in(volume) if f.code.startswith(("volume.", "comfyui."))]
+        codes = {f.code for f in told}
+        return [*told, *(f for f in self.findings if f.code not in codes)]
 
     @property
     def node_log(self) -> tuple[str, ...]:

@@ -1,10 +1,8 @@
-"""`python -m demo venv|volume|env|run|clean-cache`: what the Makefile's targets call.
-
-Runs with any Python from 3.10 on and the standard library alone.
-"""
+"""`python -m demo COMMAND`: what the make targets call."""
 
 from __future__ import annotations
 
+import argparse
 import os
 import shlex
 import shutil
@@ -13,48 +11,53 @@ import sys
 from demo.cache import cache_folder
 from demo.console import DemoError, say
 from demo.environment import ensure_worker_venv
-from demo.run import run
-from demo.volume import DemoVolume, ensure
-
-USAGE = "usage: python -m demo venv worker|dev | volume | env | run | clean-cache"
+from demo.volume import ensure
 
 
-def exports(volume: DemoVolume) -> dict[str, str]:
-    """The environment that makes a worker run on the demo volume."""
-    return {
-        "VOLUME_PATH": str(volume.path),
-        "COMFYUI_PYTHON": str(volume.python),
-        "COMFYUI_ARGS": "--cpu",
-    }
-
-
-def main(argv: list[str]) -> int:
-    """Do one thing; 0 done, 1 failed and said why, 2 wrong use."""
+def main(arguments: list[str] | None = None) -> int:
+    """Run one command; the exit code is 1 with an explanation on stderr when it cannot be done."""
+    parser = argparse.ArgumentParser(prog="python -m demo", description=__doc__)
+    commands = parser.add_subparsers(dest="command", required=True)
+    commands.add_parser("volume", help="build the demo volume and print its path")
+    commands.add_parser("env", help="print shell exports for a worker on the demo volume")
+    commands.add_parser("run", help="run the demo workflow on a worker")
+    commands.add_parser("clean-cache", help="remove everything built into the cache")
+    made = commands.add_parser("venv", help="make .venv")
+    made.add_argument("tools", choices=["worker", "dev"])
+    given = parser.parse_args(arguments)
     try:
-        if argv in (["venv", "worker"], ["venv", "dev"]):
-            ensure_worker_venv(with_dev_tools=argv[1] == "dev")
-        elif argv == ["volume"]:
-            print(ensure().path)
-        elif argv == ["env"]:
-            ensure_worker_venv(with_dev_tools=False)
-            for name, value in exports(ensure()).items():
-                print(f"export {name}={shlex.quote(value)}")
-        elif argv == ["run"]:
-            python = ensure_worker_venv(with_dev_tools=False)
-            return run(python, exports(ensure()))
-        elif argv == ["clean-cache"]:
-            shutil.rmtree(cache_folder(os.environ), ignore_errors=True)
-        else:
-            print(USAGE, file=sys.stderr)
-            return 2
+        return _do(given)
     except DemoError as problem:
-        say(f"FAILED: {problem}")
+        print(f"demo: error: {problem}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        say("stopped")
+        print("demo: interrupted; what was half built is built again next time", file=sys.stderr)
         return 130
+
+
+def _do(given: argparse.Namespace) -> int:
+    if given.command == "venv":
+        ensure_worker_venv(with_dev_tools=given.tools == "dev")
+    elif given.command == "volume":
+        print(ensure().path)
+    elif given.command == "env":
+        print(exports())
+    elif given.command == "clean-cache":
+        cache = cache_folder(os.environ)
+        say(f"removing {cache}")
+        shutil.rmtree(cache, ignore_errors=True)
+    else:
+        from demo.run import run_demo
+
+        run_demo(ensure())
     return 0
 
 
+def exports() -> str:
+    """Shell lines that point a worker at the demo volume."""
+    names = ensure().worker_environment
+    return "\n".join(f"export {name}={shlex.quote(value)}" for name, value in names.items())
+
+
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(main())

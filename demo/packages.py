@@ -12,7 +12,8 @@ from demo.console import DemoError, say
 
 # A line of pip's that is worth a person's attention; the others are kept for the error.
 _SHOWN = ("Downloading ", "Building ", "Installing collected", "ERROR")
-# The last of these that a failed pip printed decides what the person is told.
+# The first of these that is in a failed pip's last lines decides what the person is told: an
+# unreachable index also prints 'No matching distribution'.
 _CAUSES = (
     (
         ("No space left",),

@@ -9,12 +9,12 @@ import os
 import socket
 import subprocess
 import time
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from demo.console import DemoError, say, step
-from demo.environment import REPOSITORY
+from demo.environment import REPOSITORY, ensure_worker_venv
+from demo.volume import DemoVolume
 
 WORKFLOW = Path(__file__).parent / "workflows" / "picture.json"
 OUTPUT = REPOSITORY / "demo-output"
@@ -23,8 +23,9 @@ _JOB_SECONDS = 120.0
 _STOP_SECONDS = 20.0
 
 
-def run(python: Path, environment: Mapping[str, str]) -> int:
+def run_demo(volume: DemoVolume) -> None:
     """Boot the worker, run the demo's workflow, save what came back. Raises DemoError."""
+    python = ensure_worker_venv(with_dev_tools=False)
     port = _free_port()
     worker = subprocess.Popen(
         [
@@ -32,7 +33,7 @@ def run(python: Path, environment: Mapping[str, str]) -> int:
             *("--rp_api_port", str(port), "--rp_api_host", "127.0.0.1"),
         ],
         cwd=REPOSITORY,
-        env={**os.environ, "RUNPOD_LOG_LEVEL": "INFO", **environment, "COMFYUI_PORT": "0"},
+        env={**os.environ, **volume.worker_environment, "COMFYUI_PORT": "0"},
         stdin=subprocess.DEVNULL,
     )
     try:
@@ -44,7 +45,6 @@ def run(python: Path, environment: Mapping[str, str]) -> int:
         _stop(worker)
     for place in _save(reply):
         say(f"saved {place}")
-    return 0
 
 
 def _wait_for(worker: subprocess.Popen[bytes], port: int) -> None:

@@ -1,57 +1,79 @@
-"""A stand-in for torchvision in ComfyUI's environment, where no CPU workflow reaches the real one.
+"""A stand-in for torchvision, which has no CPU build on PyPI for x86-64.
 
-ComfyUI imports torchvision at module level in a few places; PyPI has no CPU build of it for
-x86-64, and the CUDA build would pull in gigabytes.
+ComfyUI imports it at module level in places that no CPU workflow of ours reaches, so it is enough
+that the import succeeds and that a use says why it fails.
 """
 
 from __future__ import annotations
 
-import subprocess
 from pathlib import Path
 
-_SOURCE = '''"""A stand-in: torchvision is not installed in this demo environment.
+TORCHVISION = '''\
+"""Not torchvision: a stand-in made for the demo of comfyui-volume-worker.
 
-Importing it works, using anything of it raises. Install the real torchvision to use nodes that
-need it.
+Importing it and its submodules works; using anything in them raises. Install the real torchvision
+into this environment to run what needs it.
 """
 
+import importlib.abc
+import importlib.machinery
 import sys
 import types
 
 __version__ = "0.0.0+stand.in"
 
 
-class _StandIn(types.ModuleType):
-    __path__ = []
+class _Absent:
+    def __init__(self, name):
+        self._name = name
 
-    def __getattr__(self, name):
-        if name.startswith("__"):
-            raise AttributeError(name)
-        raise RuntimeError(f"torchvision is a stand-in here and has no {name}; install torchvision")
+    def _fail(self, *args, **kwargs):
+        raise NotImplementedError(
+            f"{self._name} was used, but this torchvision is a stand-in without code, made for "
+            "the demo of comfyui-volume-worker; install the real torchvision to use it"
+        )
+
+    __call__ = _fail
+    __mro_entries__ = _fail
+
+    def __getattr__(self, attribute):
+        if attribute.startswith("__"):
+            raise AttributeError(attribute)
+        self._fail()
 
 
-for _name in "transforms transforms.functional transforms.v2 ops io models utils".split():
-    sys.modules[f"torchvision.{_name}"] = _StandIn(f"torchvision.{_name}")
-transforms = sys.modules["torchvision.transforms"]
+def _absent_in(module):
+    def absent(attribute):
+        if attribute.startswith("__"):
+            raise AttributeError(attribute)
+        return _Absent(f"{module}.{attribute}")
+
+    return absent
+
+
+class _Finder(importlib.abc.MetaPathFinder, importlib.abc.Loader):
+    """Any submodule exists."""
+
+    def find_spec(self, name, path=None, target=None):
+        if name.startswith(__name__ + "."):
+            return importlib.machinery.ModuleSpec(name, self, is_package=True)
+        return None
+
+    def create_module(self, spec):
+        return types.ModuleType(spec.name)
+
+    def exec_module(self, module):
+        module.__getattr__ = _absent_in(module.__name__)
+
+
+__getattr__ = _absent_in(__name__)
+sys.meta_path.append(_Finder())
 '''
 
-_WHERE = (
-    "import importlib.util as u, sysconfig; "
-    "print('' if u.find_spec('torchvision') else sysconfig.get_path('purelib'))"
-)
 
-
-def add_torchvision_stand_in(python: Path) -> None:
-    """Put the stand-in into the site-packages of `python`, unless torchvision is there."""
-    where = subprocess.run(
-        [
-            *(str(python), "-I", "-c", _WHERE),
-        ],
-        stdout=subprocess.PIPE,
-        text=True,
-        check=True,
-    ).stdout.strip()
-    if where:
-        folder = Path(where) / "torchvision"
-        folder.mkdir(exist_ok=True)
-        (folder / "__init__.py").write_text(_SOURCE, encoding="utf-8")
+def add_torchvision(site_packages: Path) -> None:
+    """Write the stand-in, unless there is a torchvision already."""
+    package = site_packages / "torchvision"
+    if not package.exists():
+        package.mkdir()
+        (package / "__init__.py").write_text(TORCHVISION, encoding="utf-8")

@@ -1,7 +1,6 @@
-"""Which build of torch to install: a CPU build wherever one is to be had.
+"""Which build of torch: the demo needs a CPU, and the CUDA build is over 2 GB.
 
-PyPI's torch for x86-64 Linux is the CUDA build, over 2 GB with what it needs; the CPU build is a
-tenth of that.
+On x86-64 Linux PyPI's torch is the CUDA build; everywhere else it is the CPU build already.
 """
 
 from __future__ import annotations
@@ -9,36 +8,85 @@ from __future__ import annotations
 import os
 import platform
 import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from demo.console import say
+from demo.cache import require_space
+from demo.console import DemoError, mb, say, step
 from demo.packages import pip, would_install
 
-CPU_INDEX = os.environ.get("TORCH_INDEX_URL", "https://download.pytorch.org/whl/cpu")
-# An index that cannot be reached must not cost minutes.
-_QUICK = ("--retries", "0", "--timeout", "10")
+DEFAULT_CPU_INDEX = "https://download.pytorch.org/whl/cpu"
+CPU_BYTES = 190_000_000
+CPU_SPACE = 2_000_000_000
+CUDA_BYTES = 2_500_000_000
+CUDA_SPACE = 10_000_000_000
+# Asking an index that cannot be reached must cost seconds, not pip's minutes of retries.
+_ASK_QUICKLY = ("--timeout", "5", "--retries", "0")
 
 
-def install_torch(python: Path, requirement: str) -> None:
-    """Install `requirement` (torch==…) into `python`'s environment."""
-    if _is_cpu_build(python, requirement):
-        pip(python, "install", requirement)
-        return
-    only_this = (*_QUICK, "--index-url", CPU_INDEX)
-    if would_install(python, requirement, *only_this) is not None:
-        pip(python, "install", requirement, *only_this, "--extra-index-url", CPU_INDEX)
-        return
-    say(f"{CPU_INDEX} cannot be reached: fetching PyPI's CUDA build of torch, over 2 GB")
-    pip(python, "install", requirement)
+@dataclass(frozen=True)
+class Choice:
+    """pip options that give this build, and the bytes to fetch and to have free for it."""
+
+    options: tuple[str, ...]
+    described: str
+    fetched: int
+    space: int
 
 
-def _is_cpu_build(python: Path, requirement: str) -> bool:
-    """Would pip, as its user configured it, take a CPU build? So it is off x86-64 Linux."""
-    if sys.platform != "linux" or platform.machine() != "x86_64":
-        return True
-    found = would_install(python, requirement, *_QUICK)
-    if found is None:
-        return False
-    version = str(found.get("metadata", {}).get("version", ""))
-    address = str(found.get("download_info", {}).get("url", ""))
-    return "+cpu" in version or "cpu" in address.rpartition("/")[2]
+def install_torch(python: Path, requirement: str, env: Mapping[str, str] = os.environ) -> None:
+    """Install the pinned torch (`torch==…`) without its dependencies, as a CPU build if possible.
+
+    Raises DemoError when the disk is too small or pip fails.
+    """
+    choice = choose(python, requirement, env)
+    require_space(python.parent, choice.space, f"{requirement} and what belongs to it")
+    with step(f"installing {requirement}: {choice.described}, {mb(choice.fetched)} to fetch"):
+        pip(python, "install", "--no-deps", *choice.options, requirement)
+
+
+def choose(python: Path, requirement: str, env: Mapping[str, str]) -> Choice:
+    """The build to install. Raises DemoError when a `TORCH_INDEX_URL` does not have it."""
+    named_index = env.get("TORCH_INDEX_URL", "").strip()
+    if named_index:
+        chosen = _from_index(python, requirement, named_index)
+        if chosen is None:
+            raise DemoError(
+                f"TORCH_INDEX_URL={named_index} has no {requirement} for this Python, or cannot "
+                "be reached",
+                "correct TORCH_INDEX_URL, or unset it to let the demo look elsewhere",
+            )
+        return chosen
+    if not _pypi_has_cuda_build():
+        return Choice((), "the CPU build", CPU_BYTES, CPU_SPACE)
+    configured = would_install(python, requirement)
+    if configured is not None and is_cpu_build(configured):
+        return Choice((), "a CPU build that pip is configured with", CPU_BYTES, CPU_SPACE)
+    chosen = _from_index(python, requirement, DEFAULT_CPU_INDEX)
+    if chosen is not None:
+        return chosen
+    say(f"PyTorch's CPU index cannot be used; going on with the CUDA build, {mb(CUDA_BYTES)}.")
+    say("  Smaller: set TORCH_INDEX_URL to an index that has CPU builds, or PIP_FIND_LINKS to a")
+    say(f"  folder with a {requirement}+cpu wheel, and start again.")
+    return Choice((), "the CUDA build", CUDA_BYTES, CUDA_SPACE)
+
+
+def is_cpu_build(found: Mapping[str, Any]) -> bool:
+    """Whether a distribution in pip's report is a CPU build, or a wheel somebody put there."""
+    version = str(found["metadata"]["version"])
+    url = str(found["download_info"]["url"])
+    return version.endswith("+cpu") or url.startswith("file:")
+
+
+def _from_index(python: Path, requirement: str, index: str) -> Choice | None:
+    options = ("--index-url", index)
+    with step(f"asking {index} for {requirement}"):
+        if would_install(python, requirement, *options, *_ASK_QUICKLY) is None:
+            return None
+    return Choice(options, f"the build at {index}", CPU_BYTES, CPU_SPACE)
+
+
+def _pypi_has_cuda_build() -> bool:
+    return sys.platform == "linux" and platform.machine() in {"x86_64", "AMD64"}

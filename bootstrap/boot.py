@@ -12,7 +12,6 @@ from pathlib import Path
 
 from bootstrap import command
 from bootstrap.apply import link_models
-from bootstrap.checks.volume import CODES as _LAYOUT_CODES
 from bootstrap.checks.volume import check_layout
 from bootstrap.comfyui import ComfyUI, Launch
 from bootstrap.examination import MACHINE, VOLUME, Examination
@@ -31,6 +30,7 @@ CODES = {
     "comfyui.not_startable": "The operating system refused to start ComfyUI",
 }
 
+_LAYOUT_FAULTS = {"volume.not_found", "comfyui.not_found"}
 # Seconds to wait for the doctor: its word on the machine decides; a slow volume must not hold up
 # a worker that is ready; a worker that failed has time to say why.
 _MACHINE_PATIENCE = 30.0
@@ -93,7 +93,7 @@ class Boot:
     def _exact(self, volume: Iterable[Finding]) -> list[Finding]:
         """Our own findings; where the volume's layout is at fault, the doctor's word on it first,
         since it looks for what lies one level too deep or under another name."""
-        if not {f.code for f in self.findings} & set(_LAYOUT_CODES):
+        if not {f.code for f in self.findings} & _LAYOUT_FAULTS:
             return self.findings
         told = [f for f in errors_in(volume) if f.code.startswith(("volume.", "comfyui."))]
         codes = {f.code for f in told}

@@ -85,6 +85,8 @@ def _versions(facts: Facts) -> dict[str, str | None]:
         "worker": bootstrap.__version__,
         "sdk": _version_of("runpod"),
         "python": platform.python_version(),
+        "comfyui": facts.comfyui.version if facts.comfyui else None,
+        "comfyui_python": facts.packages.version if facts.packages else None,
         "torch": torch.version if torch else None,
     }
 

@@ -25,6 +25,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from bootstrap.doctor import examine
 from bootstrap.facts.everything import Scope
 from bootstrap.fix import apply_fixes, plan_fixes
+from bootstrap.page import page
 from bootstrap.render import findings_text, report_json, report_text
 from bootstrap.reports import Report
 from bootstrap.settings import Settings
@@ -97,7 +98,7 @@ def _show(report: Report, arguments: argparse.Namespace) -> bool:
         print(report_text(report, colour=_wants_colour(), quiet=arguments.quiet))
     if arguments.html:
         try:
-            Path(arguments.html).write_text(json.dumps(data), "utf-8")
+            Path(arguments.html).write_text(page(data), "utf-8")
         except OSError as problem:
             print(f"check_volume.py: {arguments.html}: {problem.strerror}", file=sys.stderr)
             return False

@@ -16,7 +16,7 @@ from tests.support.plane_records import now
 
 def held_take(url: str) -> socket.socket:
     """A connection on which a take has been asked for and nothing read."""
-    port = int(url.split(":")[2].split("/")[0])
+    port = int(url.split(":")[2].split("/", maxsplit=1)[0])
     connection = socket.create_connection(("127.0.0.1", port))
     connection.sendall(f"GET {url} HTTP/1.1\r\nHost: x\r\n\r\n".encode())
     return connection

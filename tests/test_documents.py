@@ -21,7 +21,8 @@ README = ROOT / "README.md"
 
 def blocks(document: Path, language: str) -> list[str]:
     """The fenced blocks of a language."""
-    return re.findall(rf"^ *```{language}\n(.*?)^ *```", document.read_text("utf-8"), re.M | re.S)
+    fenced = re.compile(rf"^ *```{language}\n(.*?)^ *```", re.MULTILINE | re.DOTALL)
+    return fenced.findall(document.read_text("utf-8"))
 
 
 def test_every_code_is_documented() -> None:
@@ -57,7 +58,7 @@ def test_links_lead_somewhere() -> None:
 
 
 def test_make_targets_that_are_named_exist() -> None:
-    targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.M))
+    targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
     for document in (*READMES, ROOT / "CONTRIBUTING.md"):
         named = set(re.findall(r"\bmake (?:-s )?([a-z]+(?:-[a-z]+)*)", document.read_text("utf-8")))
         assert named <= targets, f"{document.name} names {named - targets}"
@@ -70,9 +71,9 @@ def test_the_checkers_options_in_the_readme_exist() -> None:
         text=True,
         check=True,
     )
-    options = set(re.findall(r"^\| `(--[a-z]+)", README.read_text("utf-8"), re.M))
+    options = set(re.findall(r"^\| `(--[a-z]+)", README.read_text("utf-8"), re.MULTILINE))
     assert options
-    assert options == set(re.findall(r"^  (--[a-z]+)", done.stdout, re.M))
+    assert options == set(re.findall(r"^  (--[a-z]+)", done.stdout, re.MULTILINE))
 
 
 def _without_comments(block: str) -> str:

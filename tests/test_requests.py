@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from bootstrap.settings import Settings
 from handler.errors import CODES, JobError
-from handler.requests import InputImage, WorkflowRequest, parse_request
+from handler.requests import InputImage, Request, WorkflowRequest, parse_request
 from handler.words import MAX_DEPTH
 from handler.workflow import is_link
 
@@ -21,7 +21,9 @@ WORKFLOW: dict[str, Any] = {"1": {"class_type": "EmptyImage", "inputs": {"width"
 
 
 def parse(**fields: Any) -> WorkflowRequest:
-    return parse_request({"workflow": WORKFLOW, **fields}, SETTINGS)
+    request = parse_request({"workflow": WORKFLOW, **fields}, SETTINGS)
+    assert isinstance(request, WorkflowRequest)
+    return request
 
 
 def refused(given: object) -> JobError:
@@ -202,12 +204,12 @@ def test_whatever_comes_is_a_request_or_a_job_error(given: Any) -> None:
         assert request.code in CODES
         str(request).encode()
         json.dumps(dict(request.details))
-    else:
+    elif isinstance(request, WorkflowRequest):
         assert request.workflow and 0 < request.max_wait <= 86400
         assert all(isinstance(node["inputs"], dict) for node in request.workflow.values())
 
 
-def request_or_error(given: object) -> WorkflowRequest | JobError:
+def request_or_error(given: object) -> Request | JobError:
     try:
         return parse_request(given, SETTINGS)
     except JobError as error:

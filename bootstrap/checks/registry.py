@@ -12,6 +12,7 @@ from bootstrap.checks.gpu_health import check_gpu_health
 from bootstrap.checks.machine import check_machine
 from bootstrap.checks.memory import check_memory
 from bootstrap.checks.models import check_models
+from bootstrap.checks.requirements import check_requirements
 from bootstrap.checks.throughput import check_throughput
 from bootstrap.checks.tokens import check_tokens
 from bootstrap.checks.torch_build import check_torch
@@ -57,9 +58,16 @@ def _models(facts: Facts, _: Settings) -> list[Finding]:
     )
 
 
+def _requirements(facts: Facts, _: Settings) -> list[Finding]:
+    if facts.comfyui is None or facts.packages is None:
+        return []
+    return check_requirements(facts.comfyui, facts.packages)
+
+
 ALL_CHECKS: tuple[Check, ...] = (
     Check("volume", _volume),
     Check("models", _models),
+    Check("requirements", _requirements),
     Check("GPU", _of_machine(check_gpu)),
     Check("GPU health", _of_machine(check_gpu_health)),
     Check("torch", _of_machine(check_torch)),

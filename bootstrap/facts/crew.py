@@ -7,6 +7,7 @@ and whoever waits for them can give up.
 
 from __future__ import annotations
 
+import random
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -19,8 +20,8 @@ TICK_SECONDS = 0.2
 class Crew:
     """Works once: `run` its first tasks, which may `add` others, until none is left.
 
-    The newest task is taken first, so that a walk goes down before it goes wide and the stack
-    stays short. Threads are started as they are needed, at most `threads`.
+    The newest task is taken first; those added for `later` when there is no other, in no order.
+    Threads are started as they are needed, at most `threads`.
     """
 
     def __init__(self, threads: int) -> None:
@@ -31,6 +32,7 @@ class Crew:
         self._threads = 0
         self._idle = 0
         self._stack: list[Task] = []
+        self._later: list[Task] = []
         self._unfinished = 0
         self._stopped = False
         self._failure: BaseException | None = None
@@ -40,17 +42,17 @@ class Crew:
         """Tells long tasks that nobody waits for them any more."""
         return self._stopped
 
-    def add(self, tasks: Iterable[Task]) -> None:
+    def add(self, tasks: Iterable[Task], later: bool = False) -> None:
         """Put tasks on the stack, the first to be taken first; nothing once stopped."""
         added = list(tasks)[::-1]
         with self._task_there:
             if self._stopped:
                 return
-            self._stack.extend(added)
+            (self._later if later else self._stack).extend(added)
             self._unfinished += len(added)
             self._task_there.notify(len(added))
-            wanted = min(len(self._stack) - self._idle, self._most_threads - self._threads)
-            for _ in range(max(0, wanted)):
+            waiting = len(self._stack) + len(self._later) - self._idle
+            for _ in range(max(0, min(waiting, self._most_threads - self._threads))):
                 self._threads += 1
                 threading.Thread(target=self._work, daemon=True).start()
 
@@ -85,6 +87,7 @@ class Crew:
         with self._task_there:
             self._stopped = True
             self._stack.clear()
+            self._later.clear()
             self._task_there.notify_all()
             self._all_done.notify_all()
 
@@ -113,10 +116,19 @@ class Crew:
     def _next(self) -> Task | None:
         with self._task_there:
             self._idle += 1
-            while not self._stack and not self._stopped and self._unfinished:
+            while not (self._stack or self._later or self._stopped) and self._unfinished:
                 self._task_there.wait()
             self._idle -= 1
-            return self._stack.pop() if self._stack else None
+            if self._stack:
+                return self._stack.pop()
+            return self._any_later()
+
+    def _any_later(self) -> Task | None:
+        if not self._later:
+            return None
+        chosen = random.randrange(len(self._later))
+        self._later[chosen], self._later[-1] = self._later[-1], self._later[chosen]
+        return self._later.pop()
 
     def _finish_one(self) -> None:
         with self._task_there:

@@ -12,9 +12,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from bootstrap.facts.comfyui import ComfyUIFacts, gather_comfyui
 from bootstrap.facts.inventory import Inventory
 from bootstrap.facts.machine import MachineFacts, gather_machine
 from bootstrap.facts.model_files import Progress, gather_models
+from bootstrap.facts.packages import PackagesFacts, gather_packages
 from bootstrap.facts.throughput import (
     Throughput,
     large_files,
@@ -61,7 +63,9 @@ class Facts:
     layout: Layout | None = None
     volume: VolumeFacts | None = None
     models: Inventory | None = None
+    comfyui: ComfyUIFacts | None = None
     python: Path | None = None
+    packages: PackagesFacts | None = None
     machine: MachineFacts | None = None
     throughput: Throughput | None = None
     node_log: tuple[str, ...] = ()
@@ -72,6 +76,8 @@ class Facts:
         parts = {
             "volume": self.volume,
             "models": self.models,
+            "comfyui": self.comfyui,
+            "packages": self.packages,
             "machine": self.machine,
             "throughput": self.throughput,
         }
@@ -100,6 +106,7 @@ class _Gatherer:
                 {
                     "volume": lambda: self._volume(layout),
                     "models": lambda: self._models(layout),
+                    "comfyui": lambda: self._comfyui(layout),
                     "packages": lambda: self._packages(layout),
                 }
             )
@@ -123,6 +130,10 @@ class _Gatherer:
                 roots, inside=[layout.root], progress=self._scope.progress, timeout=left
             )
 
+    def _comfyui(self, layout: Layout) -> None:
+        if self._scope.wants("comfyui") and layout.comfyui is not None:
+            self._facts.comfyui = gather_comfyui(layout.comfyui)
+
     def _packages(self, layout: Layout) -> None:
         if not self._scope.wants("comfyui") or layout.comfyui is None:
             return
@@ -131,6 +142,7 @@ class _Gatherer:
             self._facts.findings.append(python)
         else:
             self._facts.python = python
+            self._facts.packages = gather_packages(python, self._facts.env)
 
     def _machine(self) -> None:
         if not (self._scope.wants("machine") or self._scope.wants("environment")):

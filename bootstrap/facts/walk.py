@@ -3,6 +3,10 @@
 Nothing makes such a call faster, so many are kept in flight: folders are listed, and the files in
 them asked for their size, by a crew of threads. `os.scandir` tells folders, files and links apart
 without a further call where the file system fills in d_type, as all that Runpod uses do.
+
+A FUSE client may answer for one name of a folder at a time only (FUSE_PARALLEL_DIROPS is off
+unless it asks, Linux commit 5c672ab3f0ee; libfuse before 3.17 could not). So all folders are
+listed first, and the threads then ask for sizes in many folders rather than in one.
 """
 
 from __future__ import annotations
@@ -121,20 +125,18 @@ class _Walker:
         except OSError as problem:
             self._note(folder.full_path, problem)
             return
-        chunks = [found[i : i + _CHUNK] for i in range(0, len(found), _CHUNK)]
-        if len(chunks) == 1:
-            self._look_at(folder, found)
-        else:
-            self.crew.add(self._looking_at(folder, chunk) for chunk in chunks)
+        folders = [name.name for name in found if _is_folder(name) and name.name not in SKIPPED]
+        self.crew.add(self.listing(folder.folder(name)) for name in folders)
+        self._keep([Entry(folder.root, folder.path_of(name), Kind.FOLDER) for name in folders])
+        others = [name for name in found if not _is_folder(name)]
+        chunks = [others[i : i + _CHUNK] for i in range(0, len(others), _CHUNK)]
+        self.crew.add((self._looking_at(folder, chunk) for chunk in chunks), later=True)
 
     def _look_at(self, folder: _Folder, found: list[os.DirEntry[str]]) -> None:
-        """Folders first, so that other threads can list them while this one asks for sizes."""
-        folders = [name.name for name in found if _is_folder(name) and name.name not in SKIPPED]
-        self.crew.add([self.listing(folder.folder(name)) for name in folders])
-        entries = [Entry(folder.root, folder.path_of(name), Kind.FOLDER) for name in folders]
+        entries = []
         for name in found:
-            if _is_folder(name) or self.crew.stopped:
-                continue
+            if self.crew.stopped:
+                break
             try:
                 entries.append(self._described(folder, name))
             except OSError as problem:

@@ -1,0 +1,147 @@
+"""How long the doctor's look at a volume takes, against a serial walk of the same files.
+
+    python3 -m benchmarks.check_volume_speed [--files 20000] [--folders 300] [--rounds 3]
+                                             [--markdown FILE]
+
+On a simulated network volume (see `benchmarks/simulated_volume`) with 1.5 ms a metadata call, it
+takes in turn: os.walk and a stat of each file; our walk; our inventory, which also opens each
+file and reads its header. Medians and their ratio to the serial walk; the bar is 0.10.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import statistics
+import struct
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # run as a file, too
+
+from benchmarks.simulated_volume import CannotSimulate, Delays, mounted
+from bootstrap.facts.model_files import gather_models
+from bootstrap.facts.walk import walk
+
+BAR = 0.10
+CATEGORIES = ("checkpoints", "loras", "vae", "controlnet", "embeddings", "clip_vision")
+HEADER = b'{"weight":{"dtype":"F16","shape":[32],"data_offsets":[0,64]}}'
+
+
+@dataclass
+class Contender:
+    """A way of looking at all files; `look` gives how many it found."""
+
+    name: str
+    look: Callable[[Path], int]
+    seconds: list[float] = field(default_factory=list)
+
+    @property
+    def median(self) -> float:
+        """Median of its rounds, in seconds."""
+        return statistics.median(self.seconds)
+
+
+def furnish(models: Path, files: int, folders: int) -> None:
+    """Whole safetensors files of 128 bytes and more, evenly in folders two levels deep."""
+    for i in range(folders):
+        folder = models / CATEGORIES[i % len(CATEGORIES)] / f"pack{i:03d}"
+        folder.mkdir(parents=True)
+        for j in range(i, files, folders):
+            data = struct.pack("<Q", len(HEADER)) + HEADER + struct.pack("<Q", j) * 8
+            (folder / f"model{j:05d}.safetensors").write_bytes(data)
+
+
+def serial_walk(models: Path) -> int:
+    """What a simple checker does."""
+    count = 0
+    for folder, _, names in os.walk(models, followlinks=True):
+        for name in names:
+            os.stat(os.path.join(folder, name))
+            count += 1
+    return count
+
+
+def parallel_walk(models: Path) -> int:
+    """Names, sizes and links."""
+    return sum(entry.is_file for entry in walk([models]).entries)
+
+
+def inventory(models: Path) -> int:
+    """Names, sizes, links and the header of each file."""
+    return sum(file.state.value == "good" for file in gather_models([models]).files)
+
+
+def measure(models: Path, files: int, rounds: int, delays: Delays) -> list[Contender]:
+    """Every contender in turn, `rounds` times, each on a fresh mount: nothing is remembered."""
+    contenders = [
+        Contender("os.walk + stat, serial", serial_walk),
+        Contender("walk", parallel_walk),
+        Contender("inventory with headers", inventory),
+    ]
+    for number in range(rounds):
+        for contender in contenders:
+            with mounted(models.parent, models.parent.with_name("mnt"), delays) as volume:
+                started = time.monotonic()
+                found = contender.look(volume.mountpoint / models.name)
+                contender.seconds.append(time.monotonic() - started)
+            if found != files:
+                raise AssertionError(f"{contender.name} found {found} of {files} files")
+            print(f"round {number + 1}: {contender.name}: {contender.seconds[-1]:.2f} s")
+    return contenders
+
+
+def table(contenders: list[Contender]) -> str:
+    """The medians as a Markdown table, with all rounds behind."""
+    serial = contenders[0].median
+    rows = ["| | median | of serial | rounds |", "|---|---|---|---|"]
+    for c in contenders:
+        rounds = ", ".join(f"{seconds:.2f}" for seconds in c.seconds)
+        rows.append(f"| {c.name} | {c.median:.2f} s | {c.median / serial:.3f} | {rounds} |")
+    return "\n".join(rows)
+
+
+def section(contenders: list[Contender], files: int, folders: int, delays: Delays) -> str:
+    """A section for a document."""
+    return (
+        "## Looking at the volume\n\n"
+        f"{files:,} files in {folders} folders on a simulated volume, {delays.metadata_ms:g} ms a "
+        f"metadata call, one name of a folder at a time; {os.cpu_count()} CPU cores; each round on "
+        f"a fresh mount. Wanted: at most {BAR:.2f} of the serial walk.\n\n{table(contenders)}\n\n"
+        "Again: `python3 -m benchmarks.check_volume_speed`.\n"
+    )
+
+
+def main() -> int:
+    """Exit status 0 within the bar, 1 over it or where no volume can be simulated."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--files", type=int, default=20_000)
+    parser.add_argument("--folders", type=int, default=300)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--metadata-ms", type=float, default=1.5)
+    parser.add_argument("--markdown", type=Path, help="write a section for a document there")
+    given = parser.parse_args()
+    delays = Delays(metadata_ms=given.metadata_ms)
+    with tempfile.TemporaryDirectory(prefix="check-volume-speed-") as folder:
+        models = Path(folder) / "volume" / "models"
+        furnish(models, given.files, given.folders)
+        try:
+            contenders = measure(models, given.files, given.rounds, delays)
+        except CannotSimulate as problem:
+            print(f"No volume can be simulated here: {problem}.", file=sys.stderr)
+            return 1
+    print("\n" + table(contenders))
+    if given.markdown:
+        text = section(contenders, given.files, given.folders, delays)
+        given.markdown.write_text(text, encoding="utf-8")
+    worst = max(c.median for c in contenders[1:]) / contenders[0].median
+    print(f"\nThe slowest of ours takes {worst:.3f} of the serial walk; the bar is {BAR:.2f}.")
+    return 0 if worst <= BAR else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

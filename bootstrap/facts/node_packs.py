@@ -1,0 +1,160 @@
+"""Custom node packs of a ComfyUI: folders and single files in `custom_nodes`, never imported."""
+
+from __future__ import annotations
+
+import codecs
+import os
+from dataclasses import dataclass
+from enum import Enum
+
+from bootstrap.facts.folder import Folder, list_folder
+from bootstrap.facts.git_folder import look_at_git
+from bootstrap.facts.together import Together
+from bootstrap.requirements_text import Wishes, parse_file, parse_pyproject
+
+CUSTOM_NODES = "custom_nodes"
+DISABLED = ".disabled"
+MOST_PACKS = 500
+MOST_TEXT = 64 << 10
+# Of files that a requirements.txt names with -r.
+_MOST_INCLUDES = 8
+
+
+class State(str, Enum):
+    """What there is of a pack. `NO_INIT` is a folder that Python cannot import."""
+
+    GOOD = "good"
+    EMPTY = "empty"
+    NO_INIT = "no_init"
+    LINK_BROKEN = "link_broken"
+    UNREADABLE = "unreadable"
+
+
+@dataclass(frozen=True)
+class Pack:
+    """One pack. `only_git` says that of a checkout nothing but `.git` is there.
+
+    `inner` names a folder in it that Python could import (unpacked one level too deep), `origin`
+    the address it was cloned from, both asked only where the pack is not `GOOD`. `wishes` are its
+    requirements, from `wishes_file`; `install_script` that it has an install.py.
+    """
+
+    name: str
+    path: str
+    state: State = State.GOOD
+    disabled: bool = False
+    single_file: bool = False
+    only_git: bool = False
+    inner: str | None = None
+    origin: str | None = None
+    wishes: Wishes = Wishes()
+    wishes_file: str | None = None
+    install_script: bool = False
+
+
+def gather_packs(comfyui: str, together: Together) -> tuple[Pack, ...]:
+    """All packs by name, as ComfyUI would try them, and the disabled ones; `MOST_PACKS` at most.
+
+    Raises SilentError.
+    """
+    folder = together.one(lambda: list_folder(os.path.join(comfyui, CUSTOM_NODES)))
+    names = sorted(n for n in folder.names if _is_pack(n, folder))[:MOST_PACKS]
+    return tuple(together.each(lambda name: _look(folder.path, name, folder), names))
+
+
+def read_text(path: str) -> str | None:
+    """A small text file in any encoding that a byte order mark names (PowerShell writes UTF-16);
+    None when it cannot be read."""
+    try:
+        with open(path, "rb") as file:
+            data = file.read(MOST_TEXT)
+    except OSError:
+        return None
+    utf16 = data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
+    return data.decode("utf-16" if utf16 else "utf-8-sig", "replace")
+
+
+def read_wishes(folder: str, name: str = "requirements.txt") -> Wishes | None:
+    """A requirements file and those it names with -r, as far as they lie in `folder`; None when
+    there is none."""
+    home = os.path.realpath(folder)
+    pending, seen = [os.path.join(folder, name)], set[str]()
+    found: Wishes | None = None
+    while pending and len(seen) <= _MOST_INCLUDES:
+        path = os.path.realpath(pending.pop(0))
+        if path in seen or not (path + os.sep).startswith(home + os.sep):
+            continue
+        seen.add(path)
+        text = read_text(path)
+        if text is None:
+            continue
+        wishes = parse_file(text)
+        pending += [os.path.join(os.path.dirname(path), include) for include in wishes.includes]
+        found = wishes if found is None else _both(found, wishes)
+    return found
+
+
+def _both(a: Wishes, b: Wishes) -> Wishes:
+    together = tuple(dict.fromkeys((*a.requirements, *b.requirements)))
+    return Wishes(together, a.includes, a.unread + b.unread)
+
+
+def _is_pack(name: str, folder: Folder) -> bool:
+    """ComfyUI tries every folder and every .py file; a hidden one (`.git`) is nobody's pack."""
+    if name.startswith((".", "__pycache__")):
+        return False
+    stem = name.removesuffix(DISABLED)
+    return name not in folder.files or stem.endswith(".py")
+
+
+def _look(home: str, name: str, folder: Folder) -> Pack:
+    path = os.path.join(home, name)
+    disabled = name.endswith(DISABLED)
+    if name in folder.files or (name in folder.links and os.path.isfile(path)):
+        return Pack(name, path, disabled=disabled, single_file=True)
+    inside = list_folder(path)
+    state = _state(inside, name in folder.links)
+    good = state is State.GOOD
+    git = look_at_git(path) if not good and ".git" in inside.names else None
+    wishes, file = _wishes(path, inside) if good else (Wishes(), None)
+    return Pack(
+        name=name,
+        path=path,
+        state=state,
+        disabled=disabled,
+        only_git=state is State.EMPTY and bool(inside.names),
+        inner=_inner(inside) if state is State.NO_INIT else None,
+        origin=git.origin if git else None,
+        wishes=wishes,
+        wishes_file=file,
+        install_script="install.py" in inside.names,
+    )
+
+
+def _state(inside: Folder, is_link: bool) -> State:
+    if inside.trouble is not None:
+        return State.UNREADABLE if inside.exists or not is_link else State.LINK_BROKEN
+    if not inside.names - {".git"}:
+        return State.EMPTY
+    return State.GOOD if "__init__.py" in inside.names else State.NO_INIT
+
+
+def _inner(inside: Folder) -> str | None:
+    for path in inside.paths(inside.folders)[:20]:
+        if os.path.isfile(os.path.join(path, "__init__.py")):
+            return (
+                path if "NODE_CLASS_MAPPINGS" in (read_text(f"{path}/__init__.py") or "") else None
+            )
+    return None
+
+
+def _wishes(path: str, inside: Folder) -> tuple[Wishes, str | None]:
+    """requirements.txt is what ComfyUI-Manager installs; a pyproject.toml counts without one."""
+    if "requirements.txt" in inside.names:
+        wishes = read_wishes(path)
+        if wishes is not None:
+            return wishes, os.path.join(path, "requirements.txt")
+    if "pyproject.toml" in inside.names:
+        text = read_text(os.path.join(path, "pyproject.toml"))
+        return parse_pyproject(text or ""), os.path.join(path, "pyproject.toml")
+    return Wishes(), None

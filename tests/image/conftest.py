@@ -1,0 +1,100 @@
+"""The image, built once for all checks, and a place on disk for it."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from demo.volume import DemoVolume
+from tests.image.buildah import IMAGE, Buildah, missing_tools
+from tests.image.container import Container
+from tests.image.packages import debian_source, lend_packages, telling
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+# In the places where people leave such things; .dockerignore has to keep them out.
+PLANTED = (".env", "bootstrap/.env.local", "token.txt", "shared/volume/models/key.pem")
+SECRET = "image-test-secret-d41d8cd98f"
+
+
+@pytest.fixture(scope="session")
+def image(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Buildah]:
+    """The image, built from the repository's files as they are now.
+
+    IMAGE_TEST_DIR keeps the layers there, so that the next run builds what changed.
+    """
+    missing = missing_tools()
+    if missing or os.geteuid() != 0:
+        pytest.exit(f"needs root and {', '.join(missing) or 'nothing more'}", returncode=2)
+    kept = os.environ.get("IMAGE_TEST_DIR")
+    buildah = Buildah(Path(kept or tempfile.mkdtemp(prefix="image-test-", dir="/var/tmp")))
+    try:
+        shutil.rmtree(buildah.folder / "pushed", ignore_errors=True)
+        _build(buildah, tmp_path_factory.mktemp("build"))
+        yield buildah
+        _tell(buildah)
+    finally:
+        if not kept:
+            buildah.remove()
+
+
+@pytest.fixture(scope="session")
+def clues(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    """What must be found nowhere in the image: planted secrets and this machine's own names."""
+    return [SECRET, *telling(lend_packages(tmp_path_factory.mktemp("clues")))]
+
+
+@pytest.fixture
+def container(image: Buildah, demo: DemoVolume, volume: Path) -> Iterator[Container]:
+    """A container with a copy of the demo volume where Runpod mounts it."""
+    with image.container() as (_, root):
+        binds = {volume: "/runpod-volume", **stand_in(demo, root)}
+        yield Container(root, image.image_config(), binds)
+
+
+def stand_in(demo: DemoVolume, root: Path) -> dict[Path, str]:
+    """The demo's torchvision, bound over ComfyUI's Python where the image was built without one."""
+    (inside,) = root.glob("opt/comfyui/lib/python3.*/site-packages")
+    if (inside / "torchvision").is_dir():
+        return {}
+    (outside,) = demo.python.parents[1].glob("lib/python3.*/site-packages")
+    return {outside / "torchvision": f"/{(inside / 'torchvision').relative_to(root)}"}
+
+
+def _build(buildah: Buildah, folder: Path) -> None:
+    lent = lend_packages(folder)
+    context = folder / "context"
+    _copy_repository(context)
+    for name in PLANTED:
+        (context / name).parent.mkdir(parents=True, exist_ok=True)
+        (context / name).write_text(f"HF_TOKEN={SECRET}\n", encoding="utf-8")
+    buildah.make_base(debian_source())
+    # No index of its own: pip takes the CPU build of torch that this machine is set up for. Of
+    # torchvision there is none without CUDA, hence the stand-in at run time.
+    arguments = {
+        "BASE_IMAGE": "localhost/image-test-base",
+        "TORCH_INDEX_URL": "",
+        "TORCH_COMPANIONS": "",
+    }
+    buildah.build(context, lent, {**arguments, "REVISION": "image-test"})
+
+
+def _copy_repository(context: Path) -> None:
+    command = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
+    listed = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=True)
+    for name in filter(None, listed.stdout.split("\0")):
+        if (REPOSITORY / name).is_file():
+            (context / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(REPOSITORY / name, context / name)
+
+
+def _tell(buildah: Buildah) -> None:
+    lines = [f"{step.seconds:7.1f} s  {step.name[:90]}" for step in buildah.steps]
+    lines += [f"{layer.size / 1e6:7.1f} MB layer" for layer in buildah.layers()]
+    print(f"\n{IMAGE}", *lines, sep="\n", file=sys.stderr)

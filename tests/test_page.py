@@ -146,7 +146,7 @@ KEYS = "findings facts timeline status at seconds volume models machine".split()
 def test_parts_of_any_type_raise_nothing(made: dict[str, Any]) -> None:
     read(page(made))
     read(page({"facts": made}))
-    machine = {key: made for key in ("gpu", "memory", "cpu", "shm", "torch")}
+    machine = dict.fromkeys(("gpu", "memory", "cpu", "shm", "torch"), made)
     read(page({"facts": {"machine": machine, "volume": {"space": made}}}))
 
 

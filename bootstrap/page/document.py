@@ -16,6 +16,8 @@ from bootstrap.page.timeline import timeline_html
 from bootstrap.wording import counted
 
 TITLE = "ComfyUI volume report"
+# Of 300 KB, without style sheet, script and headline.
+_MOST_BYTES, _LEAST_FOR_FINDINGS = 270_000, 60_000
 _MOST_TITLE, _MOST_PATH = 120, 200
 _STATUSES = {s.value: s for s in (Severity.ERROR, Severity.WARNING, Severity.OK)}
 
@@ -29,13 +31,15 @@ def page(report: Mapping[str, Any], title: str = TITLE) -> str:
     """
     facts = mapping(report.get("facts"))
     name = safe(title, _MOST_TITLE) or TITLE
-    body = (
-        _headline(report, facts, name),
-        findings_html(report.get("findings")),
+    parts = (
         inventory_html(facts.get("models"), facts.get("volume")),
         timeline_html(report.get("timeline")),
         machine_html(facts.get("machine")),
     )
+    # Those are bounded by number and length; the findings may have what room they leave.
+    room = max(_MOST_BYTES - len("".join(parts).encode()), _LEAST_FOR_FINDINGS)
+    findings = findings_html(report.get("findings"), room)
+    body = (_headline(report, facts, name), findings, *parts)
     return (
         '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">\n'
         f'<meta http-equiv="Content-Security-Policy" content="{policy()}">\n'

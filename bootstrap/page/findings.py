@@ -30,8 +30,6 @@ SECTIONS: Mapping[str, tuple[str, ...]] = {
 }
 OTHER = "Other"
 _SECTION_OF = {family: name for name, families in SECTIONS.items() for family in families}
-# The page stays small whatever was found: escaping can make one character six.
-MOST_BYTES = 150_000
 MOST_FINDINGS = 300
 _MOST_MESSAGE, _MOST_FIX, _MOST_CODE = 1200, 3000, 80
 _MOST_PATHS, _MOST_PATH, _FEW_PATHS = 20, 200, 5
@@ -67,10 +65,10 @@ def section_of(finding: Mapping[str, Any]) -> str:
     return _SECTION_OF.get(family, OTHER)
 
 
-def findings_html(findings: object) -> str:
-    """All sections that have findings. Beyond the budget the least important are left out."""
+def findings_html(findings: object, most_bytes: int) -> str:
+    """All sections that have findings. Beyond `most_bytes` the least important are left out."""
     ordered = sorted(mappings(findings), key=lambda f: -severity_of(f).rank)
-    shown = _within_budget(ordered)
+    shown = _within_budget(ordered, most_bytes)
     sections = "".join(
         _section(name, [s for s in shown if s.section == name]) for name in (*SECTIONS, OTHER)
     )
@@ -79,9 +77,8 @@ def findings_html(findings: object) -> str:
     return sections + (f'<p class="note">{note}</p>' if left_out else "")
 
 
-def _within_budget(findings: Iterable[Mapping[str, Any]]) -> list[Shown]:
+def _within_budget(findings: Iterable[Mapping[str, Any]], left: int) -> list[Shown]:
     shown: list[Shown] = []
-    left = MOST_BYTES
     for finding in findings:
         severity = severity_of(finding)
         item = Shown(severity, section_of(finding), _finding(finding, severity))

@@ -9,7 +9,8 @@ from typing import Any
 from bootstrap.page.text import mappings, number, plain
 
 MOST_HOLDINGS = 60
-_MOST_NAME = 200
+# Longer ones say no more on a page; escaping can make one character six.
+_MOST_NAME, _MOST_PATH = 60, 160
 _MOST_FILES = 5
 _MOST_LARGEST = 16
 # What an inventory says of files nothing is wrong with.
@@ -78,7 +79,12 @@ def _holding(said: Mapping[str, Any]) -> Holding:
 def _file(said: Mapping[str, Any]) -> File:
     state = plain(said.get("state"), 40).replace("_", " ")
     return File(
-        path=plain(said.get("path"), 2 * _MOST_NAME),
+        path=_tail(plain(said.get("path"), 4 * _MOST_PATH)),
         size=number(said.get("size")),
         trouble="" if state in _NO_TROUBLE else state,
     )
+
+
+def _tail(path: str) -> str:
+    """A long path's end, which has the file's name."""
+    return path if len(path) <= _MOST_PATH else "…" + path[1 - _MOST_PATH :]

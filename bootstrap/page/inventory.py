@@ -12,8 +12,7 @@ from bootstrap.wording import counted
 
 # Rows that stand open; the rest is folded.
 _ROWS = 8
-_MOST_NAME = 80
-_MOST_PATH = 160
+_MOST_NAME, _MOST_PATH = 60, 240
 # A file system that tells of more has told of its whole cluster, not of this volume.
 _IMPLAUSIBLE = 64 << 40
 
@@ -91,7 +90,7 @@ def _largest(holdings: Sequence[Holding]) -> str:
     rows = []
     for file in largest_of(holdings):
         state = f' <span class="state">{safe(file.trouble, 40)}</span>' if file.trouble else ""
-        path = breakable(plain(file.path[-_MOST_PATH:], _MOST_PATH * 2))
+        path = breakable(plain(file.path, _MOST_PATH))
         rows.append(
             f'<tr><th scope="row"><bdi>{path}</bdi>{state}</th><td>{size(file.size)}</td></tr>'
         )

@@ -16,7 +16,7 @@ def machine_html(facts: object) -> str:
     """The section, or nothing where the machine was not looked at."""
     machine = mapping(facts)
     rows = "".join(
-        f'<tr><th scope="row">{safe(name, 40)}</th><td>{safe(value, 400)}</td></tr>'
+        f'<tr><th scope="row">{safe(name, 40)}</th><td>{safe(value, 200)}</td></tr>'
         for name, value in _rows(machine)
         if value
     )

@@ -11,11 +11,12 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from bootstrap.page.holdings import Holding
-from bootstrap.page.text import escaped, size
+from bootstrap.page.text import escaped, plain, size
 from bootstrap.page.treemap import Rect, squarify
 from bootstrap.wording import counted
 
 HUES = 8
+_MOST_TITLE = 80
 WIDE, NARROW = Rect(0, 0, 960, 420), Rect(0, 0, 328, 460)
 # Categories with an area of their own; the others share one.
 MOST_AREAS = 11
@@ -26,6 +27,7 @@ _GAP = 1.0
 # Widths of letters in parts of the font's size, on the safe side for common fonts.
 _EM = 0.6
 _EM_WIDE = 1.05
+_BOLD = 1.17
 _NARROW_LETTERS = frozenset("fijlrt.,:;'|!()[]/- 1")
 _WIDE_LETTERS = frozenset("mwMWGOQDHNU@%&—…")
 
@@ -91,7 +93,7 @@ def _draw_area(area: Area, place: Rect) -> Iterator[str]:
     if inner.width < 1 or inner.height < 1:
         return
     title = f"{area.name}: {size(area.total)}" + (f", {area.words}" if area.words else "")
-    headed = inner.height > 3 * _HEAD and bool(fitted(area.name, inner.width))
+    headed = inner.height > 3 * _HEAD and bool(fitted(area.name, inner.width / _BOLD))
     yield f'<g class="h{area.hue}"><title>{escaped(title)}</title>'
     yield _box(inner, "ground")
     if headed:
@@ -106,9 +108,9 @@ def _draw_area(area: Area, place: Rect) -> Iterator[str]:
 def _heading(area: Area, inner: Rect) -> str:
     """The category's name, and its size at the right where both fit."""
     amount = size(area.total)
-    name = fitted(area.name, inner.width)
+    name = fitted(area.name, inner.width / _BOLD)
     text = _text(inner.x + _MARGIN, inner.y + 14, name, "name")
-    if width_of(name) + width_of(amount) + 3 * _MARGIN < inner.width and name == area.name:
+    if width_of(name) * _BOLD + width_of(amount) + 3 * _MARGIN < inner.width and name == area.name:
         right = inner.x + inner.width - _MARGIN
         text += _text(right, inner.y + 14, amount, "amount")
     return text
@@ -118,7 +120,7 @@ def _draw_part(area: Area, part: tuple[str, float, str], tile: Rect) -> Iterator
     if tile.width < 0.5 or tile.height < 0.5:
         return
     name, amount, trouble = part
-    title = f"{area.name}/{name}: {size(amount)}" + (f", {trouble}" if trouble else "")
+    title = f"{plain(name, _MOST_TITLE)}: {size(amount)}" + (f", {trouble}" if trouble else "")
     yield f"<g><title>{escaped(title)}</title>{_box(tile, 'bad' if trouble else 'tile')}"
     label = fitted(f"✗ {name}" if trouble else name, tile.width)
     if label and tile.height > _LINE + 2:

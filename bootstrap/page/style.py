@@ -73,7 +73,7 @@ thead th{color:var(--muted);font-size:13px}
 .tables td,.tables thead th:not(:first-child){text-align:right;white-space:nowrap}
 .tables small{display:inline-block;min-width:3.2em}
 .tables{display:grid;gap:16px;grid-template-columns:minmax(0,1fr);margin-top:16px}
-.state{color:var(--error);font-weight:600;white-space:nowrap}
+.state{color:var(--error);font-weight:600}
 .state::before{content:"✗ "}
 .swatch{display:inline-block;width:12px;height:12px;border-radius:3px;margin-right:8px;
  vertical-align:-1px;border:1px solid var(--muted)}

@@ -10,7 +10,7 @@ from bootstrap.page.text import mappings, number, plain, safe, seconds
 from bootstrap.wording import counted
 
 MOST_STAGES = 40
-_MOST_NAME, _MOST_OUTCOME = 80, 60
+_MOST_NAME, _MOST_OUTCOME = 60, 60
 
 
 def timeline_html(timeline: object) -> str:
@@ -35,7 +35,7 @@ def _row(stage: Mapping[str, Any], total: float) -> str:
     good = outcome == "ok"
     kind, mark = ("ok", "✓") if good else ("error", "✗")
     said = "" if good else f' <span class="failed">{safe(outcome or "no outcome", 60)}</span>'
-    title = f"{name}: from {seconds(start)} to {seconds(start + length)}"
+    title = f"from {seconds(start)} to {seconds(start + length)}"
     spoken = "ok" if good else "failed"
     return (
         f'<li><span class="stage"><span class="mark {kind}" role="img" aria-label="{spoken}">'

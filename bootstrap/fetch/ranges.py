@@ -60,7 +60,7 @@ class RangeFetch:
         for thread in threads:
             thread.start()
         try:
-            self._watch(threads, stop)
+            self._watch(stop)
         finally:
             self._halt.set()
             for channel in self._channels:
@@ -76,12 +76,12 @@ class RangeFetch:
         blocks = -(-self._blocks.missing // SMALLEST)
         return max(1, min(self._tools.connections, blocks))
 
-    def _watch(self, threads: list[threading.Thread], stop: threading.Event) -> None:
+    def _watch(self, stop: threading.Event) -> None:
         """Note progress now and then, until the threads are through or we are asked to stop."""
         noted = time.monotonic()
-        while any(thread.is_alive() for thread in threads):
+        while self._working:
             with self._blocks.changed:
-                self._blocks.changed.wait(0.2)
+                self._blocks.changed.wait_for(lambda: not self._working, 0.2)
             if stop.is_set():
                 return
             if time.monotonic() - noted >= self._tools.note_every:
@@ -111,6 +111,8 @@ class RangeFetch:
             channel.close()
             with self._lock:
                 self._working -= 1
+            with self._blocks.changed:
+                self._blocks.changed.notify_all()
 
     def _await_leftovers(self) -> bool:
         """All is taken: False when it is also there, else wait, for somebody may give back."""

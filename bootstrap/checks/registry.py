@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 from bootstrap.checks.allocator import check_allocator
+from bootstrap.checks.comfyui import check_comfyui
 from bootstrap.checks.environment import check_environment
 from bootstrap.checks.gpu import check_gpu
 from bootstrap.checks.gpu_health import check_gpu_health
@@ -20,6 +21,7 @@ from bootstrap.checks.volume import check_volume
 from bootstrap.facts.everything import Facts
 from bootstrap.facts.machine import MachineFacts
 from bootstrap.findings import Finding, warning
+from bootstrap.node_imports import check_node_imports
 from bootstrap.settings import Settings
 
 CODES = {"doctor.check_crashed": "A check failed; the others still ran"}
@@ -58,6 +60,15 @@ def _models(facts: Facts, _: Settings) -> list[Finding]:
     )
 
 
+def _comfyui(facts: Facts, _: Settings) -> list[Finding]:
+    return check_comfyui(facts.comfyui, facts.packages) if facts.comfyui else []
+
+
+def _node_imports(facts: Facts, _: Settings) -> list[Finding]:
+    comfyui = facts.comfyui.path if facts.comfyui else ""
+    return check_node_imports(facts.node_log, facts.packages, comfyui)
+
+
 def _requirements(facts: Facts, _: Settings) -> list[Finding]:
     if facts.comfyui is None or facts.packages is None:
         return []
@@ -67,6 +78,8 @@ def _requirements(facts: Facts, _: Settings) -> list[Finding]:
 ALL_CHECKS: tuple[Check, ...] = (
     Check("volume", _volume),
     Check("models", _models),
+    Check("comfyui", _comfyui),
+    Check("node imports", _node_imports),
     Check("requirements", _requirements),
     Check("GPU", _of_machine(check_gpu)),
     Check("GPU health", _of_machine(check_gpu_health)),

@@ -244,10 +244,8 @@ def test_as_dict_is_bounded_json(tmp_path: Path) -> None:
     assert json.loads(text)["categories_left_out"] == 30
 
 
-def test_progress_counts_names_and_opened_files(tmp_path: Path) -> None:
+def test_progress_counts_names(tmp_path: Path) -> None:
     seen: list[int] = []
     inventory = gather_models([healthy(tmp_path / "models")], progress=seen.append)
-    opened = sum(f.is_weights for f in inventory.files)
-    names = len(inventory.files) + len(inventory.folders)
-    assert seen[-1] == names + opened
+    assert seen[-1] == len(inventory.files) + len(inventory.folders)
     assert seen == sorted(seen)

@@ -36,7 +36,8 @@ class Delays:
 
     `metadata_ms` for each metadata call; `read_ms` for each read, which also waits for its turn
     on a line of `stream_mb` MB a second for each open file and one of `total_mb` for all;
-    `server_ms` of `read_ms` is spent in these lines, one read after another.
+    `server_ms` of `read_ms` (its share for reads below the read-ahead) is spent in these
+    lines, one read after another.
     `attr_seconds` is how long the kernel remembers names and attributes.
     """
 

@@ -3,9 +3,10 @@
  *
  * Every metadata call (look up, stat, list, open, create, rename, ...) waits for --metadata-ms.
  * Every read waits for --read-ms plus its turn on two lines: one of --stream-mb a second for each
- * open file, one of --total-mb a second for all. --server-ms of the latency is the server's work,
- * done for one read after another on each line; the rest is the network's, and reads that the
- * kernel sends together (read-ahead) wait for it together. Writes are only passed through.
+ * open file, one of --total-mb a second for all. --server-ms of the latency (less for a read
+ * smaller than the read-ahead) is the server's work, done for one read after another on each line;
+ * the rest is the network's, and reads that the kernel sends together wait for it together. Writes
+ * are only passed through.
  * The kernel's page cache works as on any file system; names and attributes are remembered for
  * --attr-seconds (the default of MooseFS' and NFS' clients is 1 to 3 s).
  */
@@ -63,10 +64,12 @@ static void metadata_call(void) {
 
 /* Queue `size` bytes on a line of `mb` megabytes a second; when the last one is through. */
 static int64_t send_over(struct line *line, double mb, size_t size, int64_t from) {
-    if (mb <= 0) return from + (int64_t)(model.server_ms * 1e6);
+    double share = size / (model.read_ahead_kb * 1024.0);
+    double work = model.server_ms * 1e6 * (share < 1 ? share : 1);
+    if (mb <= 0) return from + (int64_t)work;
     pthread_mutex_lock(&line->lock);
     int64_t start = line->free_at > from ? line->free_at : from;
-    line->free_at = start + (int64_t)(size * 1e3 / mb + model.server_ms * 1e6);
+    line->free_at = start + (int64_t)(size * 1e3 / mb + work);
     int64_t end = line->free_at;
     pthread_mutex_unlock(&line->lock);
     return end;

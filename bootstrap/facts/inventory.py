@@ -71,7 +71,7 @@ class ModelFile:
     @property
     def is_weights(self) -> bool:
         """Does its name end like a model's?"""
-        return extension_of(self.name) in WEIGHTS
+        return is_weights(self.path)
 
     @property
     def is_model(self) -> bool:
@@ -197,6 +197,11 @@ def _holding(name: str, folders: list[str], files: list[ModelFile]) -> Holding:
         other_size=size_of(others),
         largest=tuple(nlargest(MOST_LARGEST, models, key=lambda f: f.size)),
     )
+
+
+def is_weights(path: str) -> bool:
+    """Does the name end like a model's?"""
+    return extension_of(path.rpartition("/")[2]) in WEIGHTS
 
 
 def size_of(files: Iterable[ModelFile]) -> int:

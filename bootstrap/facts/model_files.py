@@ -1,19 +1,19 @@
 """Gathers every file under the model folders: what it is, how large, whether its header holds.
 
-One parallel walk, then the headers of weights files, in parallel and within a bounded memory.
+One parallel walk, which opens weights files as it comes by and reads their headers, within a
+bounded memory.
 """
 
 from __future__ import annotations
 
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
 from bootstrap.categories import category_of
 from bootstrap.facts.crew import Allowance, Crew, Task
-from bootstrap.facts.inventory import Inventory, ModelFile
+from bootstrap.facts.inventory import Inventory, ModelFile, is_weights
 from bootstrap.facts.tree import Entry, Kind, Target, Walk
 from bootstrap.facts.walk import LIMIT, THREADS, walk
 from bootstrap.facts.weights import Examined, State, examine, sample_hash
@@ -22,6 +22,7 @@ from bootstrap.facts.weights import Examined, State, examine, sample_hash
 MOST_HELD = 32 << 20
 # Copies of smaller files waste nothing worth a word.
 LEAST_DUPLICATE = 1 << 20
+_LOST = {Target.BROKEN: State.BROKEN_LINK, Target.LOOP: State.LOOPING_LINK}
 
 Progress = Callable[[int], None]
 
@@ -37,23 +38,26 @@ def gather_models(
 ) -> Inventory:
     """Look at everything under `model_roots` (each a `models` folder).
 
-    `headers` also opens each weights file: about two more round trips a file. Links that lead
+    `headers` also opens each weights file: two more round trips. Links that lead
     out of `inside` (the volume; the roots where not given) are told. `progress` is called a few
-    times a second with the number of things looked at; `timeout` (seconds) bounds the whole.
+    times a second with the number of names looked at; `timeout` (seconds) bounds the whole.
     What cannot be read is told; nothing is raised.
     """
     started = time.monotonic()
-    found = walk(model_roots, threads, progress, limit, inside, timeout)
-    files = [_file(entry) for entry in found.entries if _is_listed(entry)]
-    same: tuple[tuple[ModelFile, ...], ...] = ()
-    complete = found.complete
-    if headers and complete:
-        end = None if timeout is None else started + timeout
-        looker = _Looker(threads, progress, len(found.entries), end)
-        files = looker.read_headers(files)
-        same = looker.find_same(files)
-        complete = looker.complete
-    return _inventory(model_roots, found, files, same, complete, headers, started)
+    examined: dict[tuple[Path, str], Examined] = {}
+    allowance = Allowance(MOST_HELD)
+
+    def open_weights(entry: Entry) -> None:
+        if is_weights(entry.path):
+            examined[entry.root, entry.path] = examine(entry.full_path, entry.size, allowance)
+
+    visit = open_weights if headers else None
+    found = walk(model_roots, threads, progress, limit, inside, timeout, visit)
+    known = examined.copy()
+    files = [_file(entry, known) for entry in found.entries if _is_listed(entry)]
+    left = None if timeout is None else started + timeout - time.monotonic()
+    same = _find_same(files, threads, left)
+    return _inventory(model_roots, found, files, same, headers, started)
 
 
 def _inventory(
@@ -61,7 +65,6 @@ def _inventory(
     found: Walk,
     files: list[ModelFile],
     same: tuple[tuple[ModelFile, ...], ...],
-    complete: bool,
     headers: bool,
     started: float,
 ) -> Inventory:
@@ -73,69 +76,34 @@ def _inventory(
         same=same,
         problems=found.problems,
         problem_count=found.problem_count,
-        complete=complete,
+        complete=found.complete,
         headers=headers,
         seconds=time.monotonic() - started,
     )
 
 
-class _Looker:
-    """Opens files with many threads, until `end` (monotonic seconds)."""
+def _find_same(
+    files: list[ModelFile], threads: int, timeout: float | None
+) -> tuple[tuple[ModelFile, ...], ...]:
+    """Groups of files with the same size, header and samples, those that waste most first."""
+    candidates = [f for group in _alike(files) for f in group]
+    samples: dict[int, bytes] = {}
 
-    def __init__(
-        self, threads: int, progress: Progress | None, before: int, end: float | None
-    ) -> None:
-        self.complete = True
-        self._threads = threads
-        self._progress = progress
-        self._before = before
-        self._end = end
+    def sampling(index: int, file: ModelFile) -> Task:
+        def task() -> None:
+            try:
+                samples[index] = sample_hash(file.full_path, file.size)
+            except OSError:
+                pass  # it was readable a moment ago; then it is no twin of anything
 
-    def read_headers(self, files: list[ModelFile]) -> list[ModelFile]:
-        """The files with what their beginnings showed."""
-        examined: dict[int, Examined] = {}
-        allowance = Allowance(MOST_HELD)
+        return task
 
-        def examining(index: int, file: ModelFile) -> Task:
-            def task() -> None:
-                examined[index] = examine(file.full_path, file.size, allowance)
-
-            return task
-
-        wanted = [examining(i, f) for i, f in enumerate(files) if _is_to_be_opened(f)]
-        self._run(wanted, examined)
-        known = examined.copy()
-        return [replace(f, examined=known[i]) if i in known else f for i, f in enumerate(files)]
-
-    def find_same(self, files: list[ModelFile]) -> tuple[tuple[ModelFile, ...], ...]:
-        """Groups of files with the same size, header and samples, the largest first."""
-        candidates = [f for group in _alike(files) for f in group]
-        samples: dict[int, bytes] = {}
-
-        def sampling(index: int, file: ModelFile) -> Task:
-            def task() -> None:
-                try:
-                    samples[index] = sample_hash(file.full_path, file.size)
-                except OSError:
-                    pass  # it was readable a moment ago; then it is no twin of anything
-
-            return task
-
-        self._run([sampling(i, f) for i, f in enumerate(candidates)], samples)
-        groups: dict[bytes, list[ModelFile]] = defaultdict(list)
-        for index, sample in sorted(samples.copy().items()):
-            groups[candidates[index].examined.fingerprint + sample].append(candidates[index])
-        twins = [tuple(group) for group in groups.values() if len(group) > 1]
-        return tuple(sorted(twins, key=lambda group: -group[0].size * (len(group) - 1)))
-
-    def _run(self, tasks: list[Task], results: dict[int, Examined] | dict[int, bytes]) -> None:
-        if not tasks or not self.complete:
-            return
-        left = None if self._end is None else max(0.0, self._end - time.monotonic())
-        progress, before = self._progress, self._before
-        tick = None if progress is None else (lambda: progress(before + len(results)))
-        self.complete = Crew(self._threads).run(tasks, left, tick)
-        self._before += len(results)
+    Crew(threads).run([sampling(i, f) for i, f in enumerate(candidates)], timeout)
+    groups: dict[bytes, list[ModelFile]] = defaultdict(list)
+    for index, sample in sorted(samples.copy().items()):
+        groups[candidates[index].examined.fingerprint + sample].append(candidates[index])
+    twins = [tuple(group) for group in groups.values() if len(group) > 1]
+    return tuple(sorted(twins, key=lambda group: -group[0].size * (len(group) - 1)))
 
 
 def _alike(files: Iterable[ModelFile]) -> list[list[ModelFile]]:
@@ -147,8 +115,8 @@ def _alike(files: Iterable[ModelFile]) -> list[list[ModelFile]]:
     return [list(group.values()) for group in groups.values() if len(group) > 1]
 
 
-def _file(entry: Entry) -> ModelFile:
-    state = {Target.BROKEN: State.BROKEN_LINK, Target.LOOP: State.LOOPING_LINK}
+def _file(entry: Entry, examined: Mapping[tuple[Path, str], Examined]) -> ModelFile:
+    unopened = Examined(_LOST.get(entry.target, State.UNREAD) if entry.target else State.UNREAD)
     folder, slash, _ = entry.path.partition("/")
     return ModelFile(
         root=entry.root,
@@ -156,7 +124,7 @@ def _file(entry: Entry) -> ModelFile:
         size=entry.size,
         mtime=entry.mtime,
         category=category_of(folder) if slash else None,
-        examined=Examined(state.get(entry.target or Target.OK, State.UNREAD)),
+        examined=examined.get((entry.root, entry.path), unopened),
         inode=entry.inode,
         link=entry.link,
     )
@@ -171,7 +139,3 @@ def _is_listed(entry: Entry) -> bool:
 def _is_entered(entry: Entry) -> bool:
     followed = entry.to_folder and entry.target is not Target.LOOP
     return entry.kind is Kind.FOLDER or followed
-
-
-def _is_to_be_opened(file: ModelFile) -> bool:
-    return file.is_weights and file.inode is not None

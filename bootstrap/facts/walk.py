@@ -32,7 +32,7 @@ MOST_PROBLEMS = 1000
 # ComfyUI leaves this out of its own scans (folder_paths.py, recursive_search).
 SKIPPED = frozenset({".git"})
 # So many files are asked for their size one after another before another thread takes some.
-_CHUNK = 16
+_CHUNK = 8
 _ABSENT = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP)
 
 
@@ -43,6 +43,7 @@ def walk(
     limit: int = LIMIT,
     inside: Sequence[Path] | None = None,
     timeout: float | None = None,
+    visit: Callable[[Entry], None] | None = None,
 ) -> Walk:
     """Everything under `roots`, following links to folders as ComfyUI does.
 
@@ -50,10 +51,13 @@ def walk(
     that leads out of `inside` (the roots, where not given) is `ESCAPES`, and followed.
     `progress` is called a few times a second with the number of entries so far. The walk ends at
     `limit` entries or after `timeout` seconds, also when the file system no longer answers.
+    `visit` is called with each file, from many threads, at the moment when the system still
+    remembers it: opening it then saves a round trip. It must not raise.
     What cannot be read is among the problems; nothing is raised.
     """
     started = time.monotonic()
-    walker = _Walker(threads, limit, tuple(os.path.realpath(p) for p in inside or roots))
+    trees = tuple(os.path.realpath(p) for p in inside or roots)
+    walker = _Walker(threads, limit, trees, visit)
     first = [walker.listing(_Folder(root, "", os.path.realpath(root))) for root in roots]
     tick = None if progress is None else (lambda: progress(walker.count))
     finished = walker.crew.run(first, timeout, tick)
@@ -90,10 +94,17 @@ class _Folder:
 
 
 class _Walker:
-    def __init__(self, threads: int, limit: int, inside: tuple[str, ...]) -> None:
+    def __init__(
+        self,
+        threads: int,
+        limit: int,
+        inside: tuple[str, ...],
+        visit: Callable[[Entry], None] | None,
+    ) -> None:
         self.crew = Crew(threads)
         self._limit = limit
         self._inside = inside
+        self._visit = visit
         self._lock = threading.Lock()
         self._entries: list[Entry] = []
         self._problems: list[Problem] = []
@@ -138,9 +149,13 @@ class _Walker:
             if self.crew.stopped:
                 break
             try:
-                entries.append(self._described(folder, name))
+                entry = self._described(folder, name)
             except OSError as problem:
                 self._note(os.path.join(folder.full_path, name.name), problem)
+                continue
+            entries.append(entry)
+            if self._visit is not None and entry.is_file:
+                self._visit(entry)
         self._keep(entries)
 
     def _described(self, folder: _Folder, name: os.DirEntry[str]) -> Entry:

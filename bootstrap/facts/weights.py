@@ -159,9 +159,10 @@ def _examine_safetensors(file: int, head: bytes, size: int, allowance: Allowance
         return Examined(State.TRUNCATED, "it ends within its header", 8 + length)
     if length > MOST_PARSED:
         return Examined(State.UNREAD, f"its header has {length} bytes")
+    if 8 + length <= len(head):
+        return _judge_header(head[8 : 8 + length], size)
     with allowance.hold(length):
-        header = _read_exactly(file, head, 8 + length)[8:]
-        return _judge_header(header, size)
+        return _judge_header(_read_exactly(file, head, 8 + length)[8:], size)
 
 
 def _read_exactly(file: int, head: bytes, size: int) -> bytes:

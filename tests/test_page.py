@@ -269,6 +269,8 @@ def commands(fix: str) -> list[str]:
             ["mv -n -- /a /b; mv -n -- /c '/d e'"],
         ),
         ("`/v/bin/python -m pip install -U x`", ["/v/bin/python -m pip install -U x"]),
+        ("rm -- /x/a after making a copy.", ["rm -- /x/a"]),
+        ("mkdir -p models", []),
         ("pip install insightface", ["pip install insightface"]),
         ("Set COMFYUI_ARGS to `--cpu`.", []),
         ("Find a larger machine.", []),

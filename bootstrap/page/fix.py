@@ -44,6 +44,9 @@ _SENTENCE = frozenset(
 )
 # Programs whose arguments need not look like any: `pip install insightface`.
 _OF_PLAIN_WORDS = frozenset({"apt", "apt-get", "docker", "git", "pip", "pip3", "sudo", "uv"})
+# Programs of which every word is an option, a mode or a path that was typed in full: a plain word
+# behind them is the sentence's.
+_OF_PATHS = frozenset({"chmod", "chown", "cmp", "cp", "ln", "mkdir", "mv", "rm", "rmdir"})
 _SEPARATORS = frozenset({"&&", "||", "|", ";"})
 _WORD = re.compile(
     r"""\s*((?:[^\s"'\\;|&]|\\.|'[^']*'|"(?:[^"\\]|\\.)*")+|&&|\|\|?|;|&)""", re.DOTALL
@@ -96,7 +99,7 @@ def _bare(text: str) -> list[Piece]:
 
 def _command_end(text: str, start: int) -> int:
     """Where the command that begins at `start` ends; `start` if there is none for certain."""
-    end, words, expects_program = start, 0, True
+    end, words, expects_program, program = start, 0, True, ""
     while match := _WORD.match(text, end):
         word = match[1]
         if word in _SEPARATORS:
@@ -106,13 +109,19 @@ def _command_end(text: str, start: int) -> int:
         elif expects_program:
             if not _is_program(word):
                 break
-            expects_program = False
-        elif word in _SENTENCE or word.startswith("("):
+            expects_program, program = False, word
+        elif _goes_on(word, program):
             break
         end, words = match.end(), words + 1
     command = text[start:end]
     certain = words > 1 and not expects_program and not _runs_into(text, end, command)
     return end if certain and _looks_typed(command) and _balanced(command) else start
+
+
+def _goes_on(word: str, program: str) -> bool:
+    """Does the sentence go on with this word, rather than the command?"""
+    plain_word = program in _OF_PATHS and word.isalpha()
+    return plain_word or word in _SENTENCE or word.startswith("(")
 
 
 def _looks_typed(command: str) -> bool:
@@ -127,9 +136,9 @@ def _begins_program(text: str, at: int) -> bool:
 
 
 def _runs_into(text: str, end: int, command: str) -> bool:
-    """Does the sentence's punctuation stick to the last word, which may be a path with the same
-    character at its end? And a quote or a backslash that never closes is no end of a word."""
-    sticks = command[-1] in ".,:?!)…"
+    """Is it uncertain where the last word ends? The sentence's punctuation sticks to it, and may
+    be the path's; it is an option without its path; a quote behind it never closes."""
+    sticks = command[-1] in ".,:?!)…" or command.rsplit(maxsplit=1)[-1].startswith("-")
     torn = end < len(text) and not text[end].isspace() and text[end] != ";"
     unread = bool(text[end:].strip()) and not _WORD.match(text, end)
     return sticks or torn or unread or any(is_unseen(c) for c in command)

@@ -18,7 +18,7 @@ from bootstrap.wording import size_text
 # What cannot be seen, or turns the line around it (RTL marks, isolates): Unicode's categories of
 # controls, formats, surrogates, private and unassigned characters, line and paragraph separators.
 _UNSEEN = frozenset({"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"})
-_JOINTS = re.compile(r"(?<=[/_.\-])(?=[^\s/_.\-])")
+_JOINTS = re.compile(r"(?<=\S[/_.\-])(?=[^\s/_.\-])")
 # An exbibyte: no volume holds more, and sums of such numbers stay exact enough to draw.
 _MOST = float(1 << 60)
 

@@ -1,45 +1,74 @@
 # The worker's image: two Pythons, no ComfyUI and no models, which are on the network volume.
-#   docker build --platform linux/amd64 -t YOU/comfyui-volume-worker .
+#   docker build --platform linux/amd64 -t YOU/comfyui-volume-worker:0.1 .
+# How it is tested, its arguments and sizes: docs/image.md.
 ARG BASE_IMAGE=nvidia/cuda:13.0.1-runtime-ubuntu24.04
 FROM ${BASE_IMAGE}
 
-# PyTorch's own index holds a build for each CUDA version; it must fit BASE_IMAGE, and the driver of
-# the machines that Runpod may choose (CUDA 13.0 wants driver 580 or newer).
-ARG TORCH_INDEX_URL=https://download.pytorch.org/whl/cu130
-ARG TORCH_COMPANIONS="torchvision==0.28.0"
-
-ENV DEBIAN_FRONTEND=noninteractive PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1
+# An argument and not ENV: it is for the build alone.
+ARG DEBIAN_FRONTEND=noninteractive
 
 # ffmpeg, libgl1 and libglib2.0-0 are what custom nodes ask for most; git is for nodes that look at
 # their own version; tini reaps processes as PID 1 and passes SIGTERM on.
 RUN apt-get update \
     && apt-get install -y --no-install-recommends \
         ca-certificates ffmpeg git libgl1 libglib2.0-0 python3 python3-venv tini \
-    && rm -rf /var/lib/apt/lists/*
+    && rm -rf /var/lib/apt/lists/* /var/cache/apt/* /var/log/apt /var/log/*.log
 
-# ComfyUI's Python: large, changes seldom.
+# ComfyUI's Python: large, changes seldom. PyTorch's own index holds a build for each CUDA version; it
+# must fit BASE_IMAGE, and the driver of the machines that Runpod may choose (CUDA 13.0 wants driver 580
+# or newer). All three can be empty. An address with a password in it would stay in the history.
+ARG TORCH_INDEX_URL=https://download.pytorch.org/whl/cu130
+ARG TORCH_COMPANIONS="torchvision==0.28.0"
+# What ComfyUI's upscaling and image nodes import; spandrel needs torchvision.
+ARG COMFYUI_EXTRAS="kornia==0.9.0 kornia_rs==0.2.0 spandrel==0.4.2"
 COPY requirements/comfyui.txt requirements/comfyui-constraints.txt /tmp/requirements/
-RUN python3 -m venv /opt/comfyui \
+# Downloads are cached beside the image, so that a changed line does not fetch torch again. The .pth
+# gives torch to a venv that is made with --system-site-packages, as those on volumes are.
+RUN --mount=type=cache,target=/root/.cache/pip \
+    python3 -m venv /opt/comfyui \
     && torch="$(grep '^torch==' /tmp/requirements/comfyui.txt)" \
     && /opt/comfyui/bin/pip install ${TORCH_INDEX_URL:+--index-url "${TORCH_INDEX_URL}"} "${torch}" ${TORCH_COMPANIONS} \
-    && /opt/comfyui/bin/pip install -r /tmp/requirements/comfyui.txt
+    && /opt/comfyui/bin/pip install -r /tmp/requirements/comfyui.txt ${COMFYUI_EXTRAS} \
+    && /opt/comfyui/bin/pip check \
+    && ls -d /opt/comfyui/lib/python3.*/site-packages \
+        > "$(python3 -c 'import site; print(site.getsitepackages()[0])')/comfyui.pth" \
+    && rm -rf /tmp/requirements
 
 # The worker's Python: never shares packages with ComfyUI's.
 WORKDIR /worker
 COPY requirements/worker.txt requirements/constraints.txt requirements/
-RUN python3 -m venv .venv && .venv/bin/pip install -r requirements/worker.txt
+RUN --mount=type=cache,target=/root/.cache/pip \
+    python3 -m venv .venv \
+    && .venv/bin/pip install -r requirements/worker.txt \
+    && .venv/bin/pip check
 
+COPY LICENSE ./
 COPY bootstrap bootstrap
 COPY handler handler
 COPY scripts scripts
 RUN .venv/bin/python -m compileall -q bootstrap handler scripts
 
 # max_split_size_mb is for torch's own allocator: without --disable-cuda-malloc ComfyUI would choose
-# cudaMallocAsync, which ignores it.
-ENV MALLOC_ARENA_MAX=2 \
+# cudaMallocAsync, which ignores it. Who sets COMFYUI_ARGS replaces it: see docs/image.md.
+ENV LANG=C.UTF-8 \
+    PYTHONUNBUFFERED=1 \
+    MALLOC_ARENA_MAX=2 \
     PYTORCH_CUDA_ALLOC_CONF=max_split_size_mb:256 \
-    COMFYUI_ARGS=--disable-cuda-malloc \
-    PYTHONUNBUFFERED=1
+    COMFYUI_ARGS=--disable-cuda-malloc
 
+# No HEALTHCHECK: no port is open that could be asked, Runpod ignores it, and the worker itself restarts
+# ComfyUI, pings Runpod and ends when it cannot serve. No EXPOSE for the same reason. No USER: files on
+# the volume belong to root, as a Pod writes them.
 ENTRYPOINT ["tini", "--"]
 CMD ["/worker/.venv/bin/python", "-m", "handler"]
+
+# Last, so that a new version or commit rebuilds nothing.
+ARG BASE_IMAGE
+ARG VERSION=0.1.0
+ARG REVISION=unknown
+LABEL org.opencontainers.image.title="comfyui-volume-worker" \
+      org.opencontainers.image.description="Runs ComfyUI on Runpod Serverless from a network volume" \
+      org.opencontainers.image.licenses="MIT" \
+      org.opencontainers.image.version="${VERSION}" \
+      org.opencontainers.image.revision="${REVISION}" \
+      org.opencontainers.image.base.name="${BASE_IMAGE}"

@@ -33,7 +33,7 @@ demo-env: python ## Print exports for a shell: eval "$$(make -s demo-env)"
 test: python ## Run all tests, the real ComfyUI included (TESTS="tests/test_boot.py -k name" for some)
 	@$(PYTHON) -m demo venv dev
 	@$(PYTHON) -m demo volume >/dev/null
-	@$(VENV_PYTHON) -m pytest $(TESTS)
+	@$(VENV_PYTHON) -m pytest $(or $(TESTS),-n 2 --dist loadfile)
 
 image-test: python ## Build the image without Docker and run its container (root; docs/image.md)
 	@$(PYTHON) -m demo venv dev

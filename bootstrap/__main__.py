@@ -1,4 +1,7 @@
-"""`python -m bootstrap [--json]`: boot, print the report, stop. Exit 0 ready, 1 not."""
+"""`python -m bootstrap [--json]`: boot, print the report, stop. Exit 0 ready, 1 not.
+
+`python -m bootstrap models …` is about the models that are wanted: `models_cli.py`.
+"""
 
 from __future__ import annotations
 
@@ -14,6 +17,10 @@ from bootstrap.settings import read_settings
 
 def main(argv: list[str]) -> int:
     """Run one boot and report on it; 0 when it came to `ready`, else 1."""
+    if argv[:1] == ["models"]:
+        from bootstrap import models_cli
+
+        return models_cli.main(argv[1:])
     parser = argparse.ArgumentParser(prog="python -m bootstrap", description=__doc__)
     parser.add_argument("--json", action="store_true", help="the report as JSON")
     arguments = parser.parse_args(argv)

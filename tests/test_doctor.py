@@ -152,7 +152,7 @@ def test_the_page_is_written(bare_python: Path, clean_env: dict[str, str], tmp_p
     page = tmp_path / "report.html"
     done = check_volume(bare_python, clean_env, "--html", str(page))
     assert done.returncode == 0
-    assert page.read_text().startswith("<!doctype html>")
+    assert page.read_text().startswith("<!DOCTYPE html>")
 
 
 def test_fix_shows_its_plan_repairs_and_finds_nothing_more(

@@ -75,6 +75,11 @@ def test_a_text_is_a_version_where_packaging_says_so(text: str) -> None:
 @example("2.13.0+cpu", "==2.13.0")
 @example("2.0rc1", "<2.0")
 @example("1.7.post1", ">1.7")
+@example("1.7.post1", ">1.7.dev0")
+@example("1.7.post1", ">1.7a1")
+@example("1.7a1.post1", ">1.7a1")
+@example("1.0.dev1", "<1.0.post1")
+@example("1.0.post1.dev1", "<1.0.post1")
 @example("1.7+local", ">1.7")
 @example("1.0.dev1", "~=1.0.dev0")
 def test_specifiers_are_met_where_packaging_says_so(version: str, specifiers: str) -> None:

@@ -171,12 +171,13 @@ def _torch_conflict(
     pack: Pack, torch: Sequence[Judged], comfyui: ComfyUIFacts, packages: PackagesFacts
 ) -> Finding:
     file = pack.wishes_file or pack.path
-    pattern = r"^(torch|torchvision|torchaudio)([^A-Za-z0-9_-]|$)"
+    # What stays out of the file is asked for no more; the old file stays as .bak.
+    script = "/^[[:space:]]*(torch|torchvision|torchaudio)([^A-Za-z0-9_.-]|$)/Id"
     flags = ["--break-system-packages"] if packages.managed else []
     kept = public_torch(packages)
-    pip = typed(packages.python, "-m", "pip", "install", *flags, "-r", "/dev/stdin")
-    pin = f" {typed(f'torch=={kept}')}" if kept else ""
-    command = f"grep -viE {typed(pattern)} {typed(file)} | {pip}{pin}"
+    pins = [f"torch=={kept}"] if kept else []
+    pip = typed(packages.python, "-m", "pip", "install", *flags, "-r", file, *pins)
+    command = f"{typed('sed', '-i.bak', '-E', script, file)} && {pip}"
     if file.endswith("pyproject.toml"):
         command = typed("mv", pack.path, f"{pack.path}.disabled")
     return warning(

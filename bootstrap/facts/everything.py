@@ -8,7 +8,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ from bootstrap.facts.throughput import (
     measure_throughput,
     small_files,
 )
+from bootstrap.facts.torch_build import read_torch_build
 from bootstrap.facts.volume import VolumeFacts, gather_volume
 from bootstrap.findings import Finding, warning
 from bootstrap.interpreter import choose_python
@@ -110,7 +111,9 @@ class _Gatherer:
                     "packages": lambda: self._packages(layout),
                 }
             )
-            self._side_by_side({"throughput": lambda: self._throughput(layout)})
+            self._side_by_side(
+                {"torch": self._torch, "throughput": lambda: self._throughput(layout)}
+            )
         return self._facts
 
     def _layout(self) -> None:
@@ -152,6 +155,18 @@ class _Gatherer:
             work_dir=self._settings.work_dir,
             comfyui_running=self._scope.comfyui_running,
         )
+
+    def _torch(self) -> None:
+        """Which torch ComfyUI's interpreter has is known only when that has been found."""
+        if self._facts.machine is None:
+            return
+        python = self._facts.python
+        if python is None and self._facts.layout is not None:
+            chosen = choose_python(self._settings, self._facts.layout)
+            python = None if isinstance(chosen, Finding) else chosen
+        if python is not None:
+            build = read_torch_build(python)
+            self._facts.machine = replace(self._facts.machine, torch=build)
 
     def _throughput(self, layout: Layout) -> None:
         if self._scope.deep and self._scope.wants("volume") and self._facts.models is not None:

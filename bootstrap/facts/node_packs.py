@@ -34,7 +34,7 @@ class State(str, Enum):
 class Pack:
     """One pack. `only_git` says that of a checkout nothing but `.git` is there.
 
-    `inner` names a folder in it that Python could import (unpacked one level too deep), `origin`
+    `inner` is the name of a folder in it that is a pack (unpacked one level too deep), `origin`
     the address it was cloned from, both asked only where the pack is not `GOOD`. `wishes` are its
     requirements, from `wishes_file`; `install_script` that it has an install.py.
     """
@@ -140,11 +140,10 @@ def _state(inside: Folder, is_link: bool) -> State:
 
 
 def _inner(inside: Folder) -> str | None:
-    for path in inside.paths(inside.folders)[:20]:
-        if os.path.isfile(os.path.join(path, "__init__.py")):
-            return (
-                path if "NODE_CLASS_MAPPINGS" in (read_text(f"{path}/__init__.py") or "") else None
-            )
+    for name in sorted(inside.folders)[:20]:
+        text = read_text(os.path.join(inside.path, name, "__init__.py")) or ""
+        if "NODE_CLASS_MAPPINGS" in text or "comfy_entrypoint" in text:
+            return name
     return None
 
 

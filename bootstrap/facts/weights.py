@@ -115,7 +115,7 @@ def _advise_random(file: int) -> None:
 
 
 def _examine_open(file: int, extension: str, size: int, allowance: Allowance) -> Examined:
-    head = os.pread(file, _FIRST_READ, 0)
+    head = os.pread(file, min(size, _FIRST_READ), 0)
     answer = _server_answer(head, size)
     if answer is not None:
         return answer

@@ -13,13 +13,22 @@ from pathlib import Path
 import pytest
 
 from demo.volume import DemoVolume
-from tests.image.buildah import IMAGE, Buildah, missing_tools
+from tests.image.buildah import BASE, IMAGE, Buildah, missing_tools
 from tests.image.container import Container
 from tests.image.packages import debian_source, lend_packages, telling
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 # In the places where people leave such things; .dockerignore has to keep them out.
 PLANTED = (".env", "bootstrap/.env.local", "token.txt", "shared/volume/models/key.pem")
+# No index of its own: pip takes the CPU build of torch that this machine is set up for. There is no
+# torchvision for it, hence no spandrel, which needs it, and a stand-in when ComfyUI runs.
+ARGUMENTS = {
+    "BASE_IMAGE": BASE,
+    "TORCH_INDEX_URL": "",
+    "TORCH_COMPANIONS": "",
+    "COMFYUI_EXTRAS": "kornia==0.9.0 kornia_rs==0.2.0",
+    "REVISION": "image-test",
+}
 SECRET = "image-test-secret-d41d8cd98f"
 
 
@@ -75,14 +84,7 @@ def _build(buildah: Buildah, folder: Path) -> None:
         (context / name).parent.mkdir(parents=True, exist_ok=True)
         (context / name).write_text(f"HF_TOKEN={SECRET}\n", encoding="utf-8")
     buildah.make_base(debian_source())
-    # No index of its own: pip takes the CPU build of torch that this machine is set up for. Of
-    # torchvision there is none without CUDA, hence the stand-in at run time.
-    arguments = {
-        "BASE_IMAGE": "localhost/image-test-base",
-        "TORCH_INDEX_URL": "",
-        "TORCH_COMPANIONS": "",
-    }
-    buildah.build(context, lent, {**arguments, "REVISION": "image-test"})
+    buildah.build(context, lent, ARGUMENTS)
 
 
 def _copy_repository(context: Path) -> None:
@@ -95,6 +97,8 @@ def _copy_repository(context: Path) -> None:
 
 
 def _tell(buildah: Buildah) -> None:
-    lines = [f"{step.seconds:7.1f} s  {step.name[:90]}" for step in buildah.steps]
+    lines = [
+        f"{step.seconds:7.1f} s  {step.name[:90]}" for step in buildah.steps if step.seconds >= 0.5
+    ]
     lines += [f"{layer.size / 1e6:7.1f} MB layer" for layer in buildah.layers()]
     print(f"\n{IMAGE}", *lines, sep="\n", file=sys.stderr)

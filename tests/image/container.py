@@ -13,6 +13,7 @@ import subprocess
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import psutil
@@ -39,10 +40,10 @@ class Container:
         namespaces = ("--mount", "--pid", "--fork", "--kill-child")
         return ["unshare", *namespaces, "sh", "-c", script]
 
-    def output(self, *words: str, timeout: float = 120) -> str:
+    def output(self, *words: str, env: Mapping[str, str] = MappingProxyType({})) -> str:
         """What `words` print in it; AssertionError unless they end with 0."""
         done = subprocess.run(
-            self.command({}, *words), capture_output=True, text=True, timeout=timeout, check=False
+            self.command(env, *words), capture_output=True, text=True, timeout=180, check=False
         )
         assert done.returncode == 0, done.stdout + done.stderr
         return done.stdout

@@ -116,6 +116,8 @@ def _advise_random(file: int) -> None:
 
 def _examine_open(file: int, extension: str, size: int, allowance: Allowance) -> Examined:
     head = os.pread(file, min(size, _FIRST_READ), 0)
+    if extension in SAFETENSORS and _begins_like_safetensors(head, size):
+        return _examine_safetensors(file, head, size, allowance)
     answer = _server_answer(head, size)
     if answer is not None:
         return answer
@@ -129,15 +131,18 @@ def _examine_open(file: int, extension: str, size: int, allowance: Allowance) ->
 def _server_answer(head: bytes, size: int) -> Examined | None:
     """What servers send instead of weights: a page, an error as JSON or text, an LFS pointer."""
     start = head[:_EXCERPT].lstrip(b"\xef\xbb\xbf \t\r\n")
-    excerpt = " ".join(start.decode("utf-8", "replace").split())
     if start.startswith(_POINTER):
         named = re.search(rb"^size (\d+)$", head[:1024], re.MULTILINE)
         return Examined(State.POINTER, expected=int(named[1]) if named else None)
     if start.lower().startswith(_PAGES):
-        return Examined(State.PAGE, excerpt)
+        return Examined(State.PAGE, _excerpt(start))
     if size > _MOST_TEXT or not _is_text(head):
         return None
-    return Examined(State.JSON if start[:1] in (b"{", b"[") else State.TEXT, excerpt)
+    return Examined(State.JSON if start[:1] in (b"{", b"[") else State.TEXT, _excerpt(start))
+
+
+def _excerpt(start: bytes) -> str:
+    return " ".join(start.decode("utf-8", "replace").split())
 
 
 def _is_text(data: bytes) -> bool:

@@ -7,7 +7,6 @@ import re
 import shutil
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -34,18 +33,26 @@ def interpreter_key() -> str:
     return f"{sys.version} {sys.platform} {sys.base_prefix}"
 
 
-def ensure_environment(folder: Path, key: str, install: Callable[[Path], None]) -> Path:
+def ensure_environment(
+    folder: Path, key: str, install: Callable[[Path], None], update: bool = False
+) -> Path:
     """The interpreter of a virtual environment in `folder` that `install(python)` filled.
 
-    It is made anew when `key` is not the one it was made with, or when it was never finished.
+    When `key` is not the one it was made with, it is made anew, or with `update` installed into
+    as it is; one that was never finished, or whose Python changed, is always made anew.
     """
     python = folder / "bin" / "python"
-    if python.exists() and _stamp(folder) == key:
+    if _stamp(folder) == {"key": key, "python": sys.version} and python.exists():
         return python
     with locked(folder):
-        if not (python.exists() and _stamp(folder) == key):
-            shutil.rmtree(folder, ignore_errors=True)
-            _make_venv(folder)
+        stamp = _stamp(folder)
+        usable = stamp.get("python") == sys.version and python.exists()
+        if not (usable and stamp.get("key") == key):
+            if usable and update:
+                (folder / STAMP).unlink()
+            else:
+                shutil.rmtree(folder, ignore_errors=True)
+                _make_venv(folder)
             install(python)
             _write_stamp(folder, key)
     return python
@@ -55,18 +62,19 @@ def ensure_worker_venv(with_dev_tools: bool) -> Path:
     """The interpreter of `.venv/`, which has the worker's packages and, if asked, dev tools.
 
     The developer's environment holds the worker's, so `make demo` after `make test` builds nothing.
+    Changed requirements are installed into it as it is: a worker or tests may be running from it.
     """
     worker_key = digest(requirements_text("worker.txt"), interpreter_key())
     dev_key = digest(worker_key, requirements_text("dev.txt"))
-    if _stamp(WORKER_VENV) == dev_key and (WORKER_VENV / "bin" / "python").exists():
-        return WORKER_VENV / "bin" / "python"
-    name, key = ("dev.txt", dev_key) if with_dev_tools else ("worker.txt", worker_key)
+    has_dev_tools = _stamp(WORKER_VENV).get("key") == dev_key
+    tools = with_dev_tools or has_dev_tools
+    name, key = ("dev.txt", dev_key) if tools else ("worker.txt", worker_key)
 
     def install(python: Path) -> None:
         with step(f"installing requirements/{name} into {WORKER_VENV.name}/ (about 300 MB)"):
             pip(python, "install", "-r", str(REQUIREMENTS / name))
 
-    return ensure_environment(WORKER_VENV, key, install)
+    return ensure_environment(WORKER_VENV, key, install, update=True)
 
 
 def _make_venv(folder: Path) -> None:
@@ -87,18 +95,18 @@ def _make_venv(folder: Path) -> None:
         )
 
 
-def _stamp(folder: Path) -> str | None:
+def _stamp(folder: Path) -> dict[str, str]:
+    """What a finished environment was made of; empty for any other."""
     try:
-        return str(json.loads((folder / STAMP).read_text(encoding="utf-8"))["key"])
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
+        stamp = json.loads((folder / STAMP).read_text(encoding="utf-8"))
+        return {name: str(stamp.get(name)) for name in ("key", "python")}
+    except (OSError, ValueError, AttributeError):
+        return {}
 
 
 def _write_stamp(folder: Path, key: str) -> None:
     half_written = folder / f"{STAMP}.part"
-    half_written.write_text(
-        json.dumps({"key": key, "python": sys.version, "made": time.strftime("%Y-%m-%d %H:%M")}),
-        encoding="utf-8",
-    )
+    stamp = {"key": key, "python": sys.version}
+    half_written.write_text(json.dumps(stamp), encoding="utf-8")
     half_written.rename(folder / STAMP)
     say(f"  {folder} is complete")

@@ -148,7 +148,7 @@ def test_of_two_builders_at_once_one_builds_and_both_get_it(tmp_path: Path) -> N
     assert len(built) == 1
 
 
-def test_an_environment_that_was_not_finished_is_made_anew(tmp_path: Path) -> None:
+def test_an_environment_is_made_anew_when_unfinished_and_updated_when_asked(tmp_path: Path) -> None:
     folder = tmp_path / "env"
     (folder / "bin").mkdir(parents=True)
     (folder / "bin" / "python").write_text("all there but the stamp, which is written last")
@@ -158,6 +158,12 @@ def test_an_environment_that_was_not_finished_is_made_anew(tmp_path: Path) -> No
     assert python.is_symlink()
     ensure_environment(folder, "key", installed.append)
     assert installed == [python]
+
+    # A changed key, with `update`: what runs from the environment keeps its files.
+    (folder / "in-use").touch()
+    ensure_environment(folder, "another key", installed.append, update=True)
+    assert installed == [python, python]
+    assert (folder / "in-use").exists()
 
 
 def test_a_cache_that_cannot_be_made_is_explained(tmp_path: Path) -> None:

@@ -12,11 +12,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from demo.volume import DemoVolume, ensure
 
 from bootstrap.boot import Boot
 from bootstrap.findings import Outcome
 from bootstrap.settings import Settings
+from demo.volume import DemoVolume, ensure
 from handler.worker import Worker
 
 FAULTY_NODES = Path(__file__).parent / "support" / "faulty_nodes"

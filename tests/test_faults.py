@@ -13,10 +13,10 @@ from typing import Any
 
 import psutil
 import pytest
-from demo.volume import DemoVolume
 
 from bootstrap.boot import Boot
 from bootstrap.settings import Settings
+from demo.volume import DemoVolume
 from tests.conftest import BootedWorker, environment, furnished
 from tests.test_worker import assert_refused, plain
 

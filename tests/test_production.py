@@ -12,8 +12,8 @@ from typing import Any
 
 import psutil
 import pytest
-from demo.volume import DemoVolume
 
+from demo.volume import DemoVolume
 from tests.conftest import environment, furnished, workflow
 from tests.support.control_plane import ControlPlane
 from tests.support.worker_process import WorkerProcess

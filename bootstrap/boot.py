@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from bootstrap import command
 from bootstrap.apply import link_models
@@ -18,12 +20,16 @@ from bootstrap.examination import MACHINE, VOLUME, Examination
 from bootstrap.findings import Finding, errors_in, host_error, ok, outcome_of
 from bootstrap.interpreter import ask_help, choose_python
 from bootstrap.log import say
+from bootstrap.manifest_file import find_manifest
 from bootstrap.readiness import wait_until_ready
 from bootstrap.reports import BootReport
 from bootstrap.settings import Settings
 from bootstrap.timeline import Timeline
-from bootstrap.volume import Layout, locate
+from bootstrap.volume import MODELS, Layout, locate
 from bootstrap.workdir import WorkDir, make_workdir
+
+if TYPE_CHECKING:
+    from bootstrap.provisioning import Provisioning
 
 CODES = {
     "comfyui.ready": "ComfyUI answers",
@@ -56,6 +62,8 @@ class Boot:
         self.env = env
         self._machine = Examination("check machine", MACHINE, settings, env)
         self._volume = Examination("check volume", VOLUME, settings, env)
+        self._provisioning: Provisioning | None = None
+        self._came_late = False
         self._node_log: tuple[str, ...] = ()
 
     def begin(self) -> None:
@@ -68,6 +76,8 @@ class Boot:
         if not self._failed:
             self._locate()
         if not self._failed:
+            self._provision()
+        if not self._failed:
             self._link()
         if not self._failed:
             self._start()
@@ -76,6 +86,8 @@ class Boot:
         """Wait until ComfyUI answers or it is clear that it won't."""
         if self.comfyui is not None and not self._failed:
             self._wait(self.comfyui)
+        if self._provisioning is not None and not self._failed:
+            self._wait_for_models(self._provisioning)
         patience = _FAILED_PATIENCE if self._failed else _READY_PATIENCE
         machine = self._machine.findings(_MACHINE_PATIENCE)
         # Where ComfyUI runs, reality has answered; only a machine that is broken outweighs it.
@@ -106,6 +118,8 @@ class Boot:
 
     def stop(self) -> None:
         """End ComfyUI and remove this worker's own folder."""
+        if self._provisioning is not None:
+            self._provisioning.stop()
         if self.comfyui is not None:
             self.comfyui.stop()
         if self.work is not None:
@@ -120,6 +134,54 @@ class Boot:
         with self.timeline.stage("find volume"):
             self.layout = locate(self.settings)
             self.findings += check_layout(self.layout)
+
+    def _provision(self) -> None:
+        """Begin to fetch the wanted models that are missing; ComfyUI starts meanwhile.
+
+        The packages that downloads need are imported only where something is wanted.
+        """
+        assert self.layout is not None
+        if find_manifest(self.settings.models_manifest, self.layout.root) is None:
+            return
+        from bootstrap.provisioning import Provisioning, wanted_here, workplace_for
+
+        manifest = wanted_here(self.settings, self.layout)
+        self.findings += manifest.findings
+        if manifest.models and not self._failed:
+            workplace = workplace_for(self.settings, self.layout)
+            if self.layout.comfyui_on_volume:
+                # The platform's cache is this host's own: links to it must not lie on the volume.
+                workplace = replace(workplace, cached=lambda _: None)
+            self._provisioning = Provisioning(manifest.models, workplace)
+            self._provisioning.start()
+
+    def _wait_for_models(self, provisioning: Provisioning) -> None:
+        """Required models hold back the first job, up to DOWNLOAD_TIMEOUT; then they are linked."""
+        assert self.layout is not None
+        with self.timeline.stage("wait for models"):
+            provisioning.wait_for_required(self.settings.download_timeout)
+        self.findings += provisioning.findings()
+        self._link_what_came(provisioning)
+
+    def _link_what_came(self, provisioning: Provisioning) -> None:
+        from bootstrap.provisioning import link_cached
+
+        assert self.layout is not None and self.layout.comfyui is not None
+        self.layout = locate(self.settings)  # models/ may be there only now
+        if not self.layout.comfyui_on_volume and self.layout.comfyui is not None:
+            link_cached(provisioning.results(), self.layout.comfyui / MODELS)
+        self.findings += [f for f in link_models(self.layout) if f not in self.findings]
+
+    def faults_now(self, report: BootReport) -> tuple[Finding, ...]:
+        """What keeps jobs from running: the report's errors, but for models that came since."""
+        faults = errors_in(report.findings)
+        pending = tuple(f for f in faults if f.code == "provision.pending")
+        if not pending or self._provisioning is None or not self._provisioning.ready:
+            return faults
+        if not self._came_late:
+            self._came_late = True
+            self._link_what_came(self._provisioning)
+        return tuple(f for f in faults if f not in pending)
 
     def _link(self) -> None:
         assert self.layout is not None

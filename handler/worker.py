@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from bootstrap.boot import Boot
-from bootstrap.findings import Finding, errors_in
+from bootstrap.findings import Finding
 from bootstrap.log import say
 from bootstrap.reports import BootReport
 from handler import reply
@@ -24,7 +24,8 @@ class Worker:
 
     def __init__(self, boot: Boot, report: BootReport) -> None:
         self._settings = boot.settings
-        self._faults = errors_in(report.findings)
+        self._boot = boot
+        self._report = report
         self._diagnostics = Diagnostics(boot, report)
         self._jobs: WorkflowJobs | None = None
         if boot.layout is not None and boot.work is not None and boot.comfyui is not None:
@@ -49,8 +50,9 @@ class Worker:
             return await asyncio.to_thread(self._diagnostics.examine, request)
         if isinstance(request, ModelsRequest):
             return await asyncio.to_thread(self._diagnostics.models, request)
-        if self._faults or self._jobs is None:
-            raise _degraded(self._faults)
+        faults = await asyncio.to_thread(self._boot.faults_now, self._report)
+        if faults or self._jobs is None:
+            raise _degraded(faults)
         return await self._jobs.run(request)
 
     def _request(self, given: object) -> Request:
@@ -58,8 +60,9 @@ class Worker:
         try:
             return parse_request(given, self._settings)
         except JobError:
-            if self._faults:
-                raise _degraded(self._faults) from None
+            faults = self._boot.faults_now(self._report)
+            if faults:
+                raise _degraded(faults) from None
             raise
 
 

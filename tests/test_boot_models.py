@@ -1,0 +1,84 @@
+"""Wanted models in a boot: fetched while ComfyUI starts, linked, and in its lists before a job."""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from bootstrap.findings import Outcome
+from tests.conftest import BootedWorker
+from tests.support.provisioning import sha256, tensors
+from tests.support.vicious_server import ViciousServer
+from tests.test_worker import assert_refused, plain
+
+Boots = Callable[[Mapping[str, str]], BootedWorker]
+
+
+def want(volume: Path, url: str, content: bytes) -> None:
+    """Write a manifest with one VAE to the volume's root."""
+    entry = {"name": "wanted.safetensors", "url": url, "directory": "vae", "hash": sha256(content)}
+    manifest = {"version": 1, "models": [{**entry, "hash_type": "SHA256"}]}
+    (volume / "models.json").write_text(json.dumps(manifest))
+
+
+def loading() -> dict[str, Any]:
+    """A workflow that names the wanted model."""
+    nodes = plain()
+    nodes["3"] = {"class_type": "VAELoader", "inputs": {"vae_name": "wanted.safetensors"}}
+    nodes["4"] = {"class_type": "VAEEncode", "inputs": {"pixels": ["1", 0], "vae": ["3", 0]}}
+    nodes["5"] = {"class_type": "VAEDecode", "inputs": {"samples": ["4", 0], "vae": ["3", 0]}}
+    nodes["2"]["inputs"]["images"] = ["5", 0]
+    return nodes
+
+
+def test_a_wanted_model_is_there_before_the_first_job(
+    worker_env: dict[str, str], volume: Path, boot_worker: Boots
+) -> None:
+    content = tensors(300_000)
+    with ViciousServer() as server:
+        want(volume, server.serve("/wanted.safetensors", content), content)
+        worker = boot_worker(worker_env | {"ALLOW_PRIVATE_DOWNLOAD_URLS": "true"})
+    assert worker.report.outcome is Outcome.READY, worker.report.findings
+    assert (volume / "models" / "vae" / "wanted.safetensors").read_bytes() == content
+    reply = worker.ask({"workflow": loading()})
+    assert reply["error_code"] == "job.node_failed", "found, but random tensors are no VAE"
+
+
+def test_a_required_model_that_cannot_be_had_degrades_the_worker(
+    worker_env: dict[str, str], volume: Path, boot_worker: Boots
+) -> None:
+    with ViciousServer() as server:
+        want(volume, server.url + "/nothing.safetensors", b"x")
+        worker = boot_worker(worker_env | {"ALLOW_PRIVATE_DOWNLOAD_URLS": "true"})
+    assert worker.report.outcome is Outcome.DEGRADED
+    reply = worker.ask({"workflow": plain()})
+    assert reply["error_code"].startswith("download.")
+    assert "wanted.safetensors" in reply["error"]
+
+
+def test_past_the_limit_jobs_are_told_and_taken_once_the_model_is_there(
+    worker_env: dict[str, str], volume: Path, boot_worker: Boots
+) -> None:
+    content = tensors(300_000)
+    released = threading.Event()
+
+    def held_back(_: dict[str, str]) -> None:
+        released.wait(120)
+
+    env = worker_env | {"ALLOW_PRIVATE_DOWNLOAD_URLS": "true", "DOWNLOAD_TIMEOUT": "0"}
+    with ViciousServer() as server:
+        want(volume, server.serve("/wanted.safetensors", content, needs=held_back), content)
+        worker = boot_worker(env)
+        assert_refused(worker.ask({"workflow": plain()}), "provision.pending", "wanted")
+        released.set()
+        deadline = time.monotonic() + 90
+        reply = worker.ask({"workflow": plain()})
+        while reply["status"] != "completed" and time.monotonic() < deadline:
+            time.sleep(0.5)
+            reply = worker.ask({"workflow": plain()})
+    assert reply["status"] == "completed", reply
+    assert (volume / "models" / "vae" / "wanted.safetensors").is_file()

@@ -62,7 +62,7 @@ def read_imports(log: Sequence[str]) -> tuple[list[Import], list[str]]:
     extras: list[str] = []
     for line in log:
         if line.startswith("Import times for custom nodes"):
-            imports = []
+            imports, extras = [], []
         elif match := _REASON.search(line):
             reasons[match[1]] = match[2]
         elif match := _TIME.match(line):

@@ -120,19 +120,30 @@ def _empty(pack: Pack) -> Finding:
         State.LINK_BROKEN: f"{path} is a link that leads nowhere.",
         State.UNREADABLE: f"{path} cannot be read.",
     }
-    fix = f"Remove it (`{typed('rm', '-r', pack.path)}`) and clone the custom node again."
+    fixes = {
+        State.EMPTY: f"`{typed('rmdir', pack.path)}`, then clone the custom node again.",
+        State.NO_INIT: f"If it is none, take it out of ComfyUI's sight: `{_disable(pack)}`.",
+        State.LINK_BROKEN: f"`{typed('rm', pack.path)}` removes the link; clone the node instead.",
+        State.UNREADABLE: f"`{typed('chmod', '-R', 'u+rwX', pack.path)}` on a Pod.",
+    }
+    fix = fixes.get(pack.state, f"`{_disable(pack)}`")
     if pack.only_git:
         fix = f"`{typed('git', '-C', pack.path, 'checkout', '-f', 'HEAD')}` restores its files."
     elif pack.inner:
         fix = (
             f"Move {shown(pack.inner)} one level up: it was unpacked one folder too deep: "
             f"`{typed('mv', f'{pack.path}/{pack.inner}', f'{pack.path}-inner')} && "
-            f"{typed('rm', '-r', pack.path)} && {typed('mv', f'{pack.path}-inner', pack.path)}`."
+            f"{_disable(pack)} && {typed('mv', f'{pack.path}-inner', pack.path)}`."
         )
     elif pack.origin:
         clone = typed("git", "clone", pack.origin, pack.path)
-        fix = f"`{typed('rm', '-r', pack.path)} && {clone}`."
+        fix = f"`{_disable(pack)} && {clone}`."
     return warning("nodes.pack_empty", reasons.get(pack.state, path), fix, pack=pack.path)
+
+
+def _disable(pack: Pack) -> str:
+    """ComfyUI passes by folders with this ending; nothing is deleted."""
+    return typed("mv", pack.path, f"{pack.path}.disabled")
 
 
 def _twins(comfyui: ComfyUIFacts) -> Iterator[Finding]:
@@ -148,6 +159,6 @@ def _twins(comfyui: ComfyUIFacts) -> Iterator[Finding]:
                 "nodes.pack_twice",
                 f"{named([p.path for p in packs])} are copies of one custom node: both are "
                 "imported, and which one's nodes you get is chance.",
-                f"Keep one: `{typed('mv', last.path, last.path + '.disabled')}`.",
+                f"Keep one: `{_disable(last)}`.",
                 packs=[p.path for p in packs],
             )

@@ -28,6 +28,7 @@ demo-volume: python ## Build the demo volume with a real ComfyUI; its path is th
 	@$(PYTHON) -m demo volume
 
 demo-env: python ## Print exports for a shell: eval "$$(make -s demo-env)"
+	@$(PYTHON) -m demo venv worker
 	@$(PYTHON) -m demo env
 
 test: python ## Run all tests, the real ComfyUI included (TESTS="tests/test_boot.py -k name" for some)

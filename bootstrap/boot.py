@@ -21,6 +21,7 @@ from bootstrap.findings import Finding, errors_in, host_error, ok, outcome_of
 from bootstrap.interpreter import ask_help, choose_python
 from bootstrap.log import say
 from bootstrap.manifest_file import find_manifest
+from bootstrap.node_imports import check_node_imports
 from bootstrap.readiness import wait_until_ready
 from bootstrap.reports import BootReport
 from bootstrap.settings import Settings
@@ -93,7 +94,7 @@ class Boot:
         # Where ComfyUI runs, reality has answered; only a machine that is broken outweighs it.
         volume = self._volume.findings(patience)
         decisive = [*self._exact(volume), *(f for f in machine if f.host_fault)]
-        noticed = [*machine, *volume]
+        noticed = [*machine, *volume, *self._node_findings()]
         return BootReport(
             outcome=outcome_of(decisive),
             findings=tuple(decisive),
@@ -101,6 +102,12 @@ class Boot:
             timeline=self.timeline.stages,
             seconds=round(self.timeline.elapsed, 3),
         )
+
+    def _node_findings(self) -> list[Finding]:
+        """Which custom nodes failed to import in this boot, and why."""
+        facts = self._volume.facts
+        comfyui = self.comfyui.launch.comfyui if self.comfyui else ""
+        return check_node_imports(self._node_log, facts.packages if facts else None, str(comfyui))
 
     def _exact(self, volume: Iterable[Finding]) -> list[Finding]:
         """Our own findings; where the volume's layout is at fault, the doctor's word on it first,

@@ -6,7 +6,7 @@ import threading
 from collections.abc import Mapping
 
 from bootstrap.doctor import examine
-from bootstrap.facts.everything import Scope
+from bootstrap.facts.everything import Facts, Scope
 from bootstrap.findings import Finding
 from bootstrap.log import say
 from bootstrap.render import findings_text
@@ -46,6 +46,12 @@ class Examination:
         with self._lock:
             self._late = self._report is None
             return self._report.findings if self._report else ()
+
+    @property
+    def facts(self) -> Facts | None:
+        """What was gathered; None while it is under way."""
+        with self._lock:
+            return self._report.facts if self._report else None
 
     def _run(self, timeline: Timeline) -> None:
         with timeline.stage(self._name):

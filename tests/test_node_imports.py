@@ -76,7 +76,9 @@ def test_a_pack_that_fails_in_a_real_comfyui_is_told(
     pack = volume / "ComfyUI" / "custom_nodes" / "Broken pack"
     pack.mkdir()
     (pack / "__init__.py").write_text("import surely_not_installed\n")
-    told = boot_worker(worker_env).ask({"type": "diagnostics", "sections": ["comfyui"]})
+    worker = boot_worker(worker_env)
+    assert "nodes.import_failed" in {f.code for f in worker.report.noticed}, "in the boot report"
+    told = worker.ask({"type": "diagnostics", "sections": ["comfyui"]})
     found = {f["code"]: f for f in told["diagnostics"]["findings"]}
     assert "surely_not_installed" in found["nodes.import_failed"]["fix"]
     assert worker_env["COMFYUI_PYTHON"] in found["nodes.import_failed"]["fix"]

@@ -24,10 +24,12 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # run as a file, too
 
 from benchmarks.simulated_volume import CannotSimulate, Delays, mounted
+from bootstrap.facts.everything import LIGHT_HEADERS
 from bootstrap.facts.model_files import gather_models
 from bootstrap.facts.walk import walk
 
 BAR = 0.10
+CHECK = "check"
 CATEGORIES = ("checkpoints", "loras", "vae", "controlnet", "embeddings", "clip_vision")
 HEADER = b'{"weight":{"dtype":"F16","shape":[32],"data_offsets":[0,64]}}'
 
@@ -71,7 +73,12 @@ def parallel_walk(models: Path) -> int:
     return sum(entry.is_file for entry in walk([models]).entries)
 
 
-def inventory(models: Path) -> int:
+def light_check(models: Path) -> int:
+    """What the checker does unless it is asked to look deep: so many headers and no more."""
+    return len(gather_models([models], most_headers=LIGHT_HEADERS).files)
+
+
+def deep_check(models: Path) -> int:
     """Names, sizes, links and the header of each file."""
     return sum(file.state.value == "good" for file in gather_models([models]).files)
 
@@ -81,7 +88,8 @@ def measure(models: Path, files: int, rounds: int, delays: Delays) -> list[Conte
     contenders = [
         Contender("os.walk + stat, serial", serial_walk),
         Contender("walk", parallel_walk),
-        Contender("inventory with headers", inventory),
+        Contender(CHECK, light_check),
+        Contender("check --deep, every header", deep_check),
     ]
     for number in range(rounds):
         for contender in contenders:
@@ -138,8 +146,9 @@ def main() -> int:
     if given.markdown:
         text = section(contenders, given.files, given.folders, delays)
         given.markdown.write_text(text, encoding="utf-8")
-    worst = max(c.median for c in contenders[1:]) / contenders[0].median
-    print(f"\nThe slowest of ours takes {worst:.3f} of the serial walk; the bar is {BAR:.2f}.")
+    (check,) = [c for c in contenders if c.name == CHECK]
+    worst = check.median / contenders[0].median
+    print(f"\nThe check takes {worst:.3f} of the serial walk; the bar is {BAR:.2f}.")
     return 0 if worst <= BAR else 1
 
 

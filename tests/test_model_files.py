@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from bootstrap.categories import ALIASES, CATEGORIES, category_of, extension_of
+from bootstrap.checks.models import check_models
 from bootstrap.facts.crew import Allowance
 from bootstrap.facts.inventory import holdings_of
 from bootstrap.facts.model_files import gather_models
@@ -226,6 +227,14 @@ def test_without_headers_nothing_is_opened(tmp_path: Path, monkeypatch: pytest.M
     monkeypatch.setattr(os, "open", None)
     inventory = gather_models([tmp_path], headers=False)
     assert not inventory.headers and {f.state for f in inventory.models} == {State.UNREAD}
+
+
+def test_a_light_look_opens_so_many_and_says_so(tmp_path: Path) -> None:
+    inventory = gather_models([healthy(tmp_path)], threads=1, most_headers=1)
+    opened = [f for f in inventory.files if f.state is not State.UNREAD and f.is_weights]
+    assert len(opened) == 1
+    assert "models.unopened" in {f.code for f in check_models(inventory)}
+    assert "models.unopened" not in {f.code for f in check_models(gather_models([tmp_path]))}
 
 
 def test_no_time_at_all(tmp_path: Path) -> None:

@@ -21,6 +21,7 @@ from bootstrap.wording import counted, named, shown, size_text, typed
 CODES: Mapping[str, str] = {
     "models.found": "How many models there are, in which categories",
     "models.none": "There is no model at all",
+    "models.unopened": "Some model files were seen but not opened.",
     "models.incomplete": "The model folders were not looked at to the end",
     "models.unreadable": "Files or folders that could not be read",
     "models.larger_than_gpu": "The largest model does not fit into the GPU's memory",
@@ -48,6 +49,7 @@ def check_models(
     return [
         *overview(inventory),
         *incomplete(inventory),
+        *unopened(inventory),
         *unreadable(inventory),
         *model_places.check_places(inventory),
         *model_contents.check_contents(inventory),
@@ -85,6 +87,22 @@ def incomplete(inventory: Inventory) -> list[Finding]:
             f"The model folders were not looked at to the end: {len(inventory.files):,} files in "
             f"{inventory.seconds:.1f} s.",
             "A deep check on a Pod takes the time it needs: python3 scripts/check_volume.py --deep",
+        )
+    ]
+
+
+def unopened(inventory: Inventory) -> list[Finding]:
+    """A light look opens so many files and no more."""
+    weights = [f for f in inventory.files if f.is_weights]
+    unread = [f for f in weights if f.state is State.UNREAD and not f.examined.detail]
+    if not inventory.headers or not inventory.complete or not unread:
+        return []
+    return [
+        info(
+            "models.unopened",
+            f"{len(unread):,} of {len(weights):,} model files were seen but not opened, so "
+            "whether they are whole is not known.",
+            "A deep check opens them all: python3 scripts/check_volume.py --deep",
         )
     ]
 

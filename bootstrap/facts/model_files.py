@@ -35,10 +35,12 @@ def gather_models(
     inside: Sequence[Path] | None = None,
     limit: int = LIMIT,
     timeout: float | None = None,
+    most_headers: int | None = None,
 ) -> Inventory:
     """Look at everything under `model_roots` (each a `models` folder).
 
-    `headers` also opens each weights file: two more round trips. Links that lead
+    `headers` also opens each weights file, `most_headers` of them at most: two more round trips
+    each, and most of the time where there are many. Links that lead
     out of `inside` (the volume; the roots where not given) are told. `progress` is called a few
     times a second with the number of names looked at; `timeout` (seconds) bounds the whole.
     What cannot be read is told; nothing is raised.
@@ -48,7 +50,7 @@ def gather_models(
     allowance = Allowance(MOST_HELD)
 
     def open_weights(entry: Entry) -> None:
-        if is_weights(entry.path):
+        if is_weights(entry.path) and (most_headers is None or len(examined) < most_headers):
             examined[entry.root, entry.path] = examine(entry.full_path, entry.size, allowance)
 
     visit = open_weights if headers else None

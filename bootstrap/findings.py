@@ -22,6 +22,23 @@ class Severity(str, Enum):
         return list(Severity).index(self)
 
 
+# The first word of a code -> the heading it stands under. What is not here is "Other".
+SECTIONS: Mapping[str, tuple[str, ...]] = {
+    "Volume": ("volume", "links", "throughput"),
+    "Models": ("models", "manifest"),
+    "ComfyUI": ("comfyui", "python", "nodes"),
+    "Machine": ("gpu", "memory", "disk", "machine", "host"),
+    "Environment": ("env", "settings", "allocator", "tokens"),
+}
+OTHER = "Other"
+_SECTION_OF = {family: name for name, families in SECTIONS.items() for family in families}
+
+
+def section_of(code: str) -> str:
+    """The heading a code stands under, wherever findings are shown."""
+    return _SECTION_OF.get(code.partition(".")[0], OTHER)
+
+
 class Outcome(str, Enum):
     """What a boot came to; see `outcome_of`."""
 

@@ -6,19 +6,11 @@ import json
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from bootstrap.findings import Finding, Severity, worst_first
+from bootstrap.findings import OTHER, SECTIONS, Finding, Severity, section_of, worst_first
 from bootstrap.reports import BootReport, Report
 
 JSON_VERSION = 1
 MOST_BYTES = 900_000
-# Families of codes, by what a person would look at; the order in which they are shown.
-SECTIONS = {
-    "Volume": ("volume", "links", "throughput"),
-    "Models": ("models",),
-    "ComfyUI": ("comfyui", "python", "nodes"),
-    "Machine": ("gpu", "memory", "machine", "disk"),
-    "Environment": ("env", "settings"),
-}
 _MARKS = {
     Severity.OK: "ok     ",
     Severity.INFO: "info   ",
@@ -31,12 +23,6 @@ _COLOURS = {
     Severity.WARNING: "\033[33m",
     Severity.ERROR: "\033[31m",
 }
-
-
-def section_of(finding: Finding) -> str:
-    """The section a finding is shown in, by the family of its code."""
-    family = finding.code.split(".")[0]
-    return next((s for s, families in SECTIONS.items() if family in families), "Other")
 
 
 def findings_text(findings: Iterable[Finding], colour: bool = False) -> str:
@@ -58,9 +44,9 @@ def report_text(report: Report, colour: bool = False, quiet: bool = False) -> st
     `quiet` leaves out good news and information.
     """
     shown = [f for f in report.findings if not quiet or f.severity.rank >= Severity.WARNING.rank]
-    sections: dict[str, list[Finding]] = {name: [] for name in (*SECTIONS, "Other")}
+    sections: dict[str, list[Finding]] = {name: [] for name in (*SECTIONS, OTHER)}
     for finding in shown:
-        sections[section_of(finding)].append(finding)
+        sections[section_of(finding.code)].append(finding)
     ordered = sorted(sections.items(), key=lambda section: -_worst(section[1]))
     parts = [f"{name}\n{findings_text(found, colour)}\n" for name, found in ordered if found]
     return "\n".join([*parts, headline(report)])

@@ -6,7 +6,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from bootstrap.findings import Severity
+from bootstrap.findings import OTHER, SECTIONS, Severity
+from bootstrap.findings import section_of as section_of_code
 from bootstrap.page.fix import Kind, Piece, pieces
 from bootstrap.page.text import (
     breakable,
@@ -20,16 +21,6 @@ from bootstrap.page.text import (
 )
 from bootstrap.wording import counted
 
-# The first word of a code -> the heading it stands under. What is not here is "Other".
-SECTIONS: Mapping[str, tuple[str, ...]] = {
-    "Volume": ("volume", "links", "throughput"),
-    "Models": ("models", "manifest"),
-    "ComfyUI": ("comfyui", "python", "nodes"),
-    "Machine": ("gpu", "memory", "disk", "machine", "host"),
-    "Environment": ("env", "settings", "allocator", "tokens"),
-}
-OTHER = "Other"
-_SECTION_OF = {family: name for name, families in SECTIONS.items() for family in families}
 MOST_FINDINGS = 300
 _MOST_MESSAGE, _MOST_FIX, _MOST_CODE = 1200, 3000, 80
 _MOST_PATHS, _MOST_PATH, _FEW_PATHS = 20, 200, 5
@@ -61,8 +52,7 @@ def severity_of(finding: Mapping[str, Any]) -> Severity:
 
 def section_of(finding: Mapping[str, Any]) -> str:
     """The heading a finding stands under."""
-    family = plain(finding.get("code"), _MOST_CODE).partition(".")[0]
-    return _SECTION_OF.get(family, OTHER)
+    return section_of_code(plain(finding.get("code"), _MOST_CODE))
 
 
 def findings_html(findings: object, most_bytes: int) -> str:

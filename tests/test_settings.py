@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from bootstrap import kinds
 from bootstrap.findings import Severity
 from bootstrap.kinds import Secret
-from bootstrap.settings import Settings, Variable, settings_table, variables
+from bootstrap.settings import Settings, settings_table, variables
+from bootstrap.variables import Variable
 
 TOKEN = "tok-marker-5f1c"
 

@@ -1,42 +1,31 @@
 """The boot: what is done before the first job, in which order, and what came of it.
 
-`begin` does all that is quick and starts ComfyUI; `finish` waits for it. Between the two the
-caller has some ten seconds for whatever else takes time, such as importing the SDK.
+    find volume ─┬─ copy code ───────────────┬─ start ComfyUI ─ ready ─ wait for models ─ warm-up
+    local folder ┘  choose Python ─ ask flags┤
+                    read manifest ─ fetch ···│··················(beside)
+                    link models ─────────────┴─ read ahead ·····(beside)
+    check machine ······(beside)   check volume, after the copy (beside)
+
+`begin` starts it all and returns when ComfyUI has been started; `finish` waits for it. Between the
+two the caller has some ten seconds for whatever else takes time, such as importing the SDK.
 """
 
 from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Mapping
-from dataclasses import replace
-from pathlib import Path
-from typing import TYPE_CHECKING
 
-from bootstrap import command
-from bootstrap.apply import link_models
-from bootstrap.checks.volume import check_layout
-from bootstrap.comfyui import ComfyUI, Launch
-from bootstrap.examination import MACHINE, VOLUME, Examination
-from bootstrap.findings import Finding, errors_in, host_error, ok, outcome_of
-from bootstrap.interpreter import ask_help, choose_python
+from bootstrap.comfyui import ComfyUI
+from bootstrap.findings import Finding, errors_in, ok, outcome_of
 from bootstrap.log import say
-from bootstrap.manifest_file import find_manifest
 from bootstrap.node_imports import check_node_imports
+from bootstrap.preparation import Preparation, WarmUp
 from bootstrap.readiness import wait_until_ready
 from bootstrap.reports import BootReport
+from bootstrap.schedule import Schedule, State
 from bootstrap.settings import Settings
-from bootstrap.timeline import Timeline
-from bootstrap.volume import MODELS, Layout, locate
-from bootstrap.workdir import WorkDir, make_workdir
 
-if TYPE_CHECKING:
-    from bootstrap.provisioning import Provisioning
-
-CODES = {
-    "comfyui.ready": "ComfyUI answers",
-    "comfyui.not_startable": "The operating system refused to start ComfyUI",
-}
-
+CODES = {"comfyui.ready": "ComfyUI answers"}
 _LAYOUT_FAULTS = {"volume.not_found", "comfyui.not_found"}
 # Seconds to wait for the doctor: its word on the machine decides; a slow volume must not hold up
 # a worker that is ready; a worker that failed has time to say why.
@@ -45,54 +34,39 @@ _READY_PATIENCE = 1.0
 _FAILED_PATIENCE = 10.0
 
 
-class Boot:
-    """One boot of one worker. `comfyui`, `layout` and `work` are None until they are known."""
+class Boot(Preparation):
+    """One boot of one worker: the order of it, and what it came to."""
 
     def __init__(
         self,
         settings: Settings,
         problems: Iterable[Finding] = (),
         env: Mapping[str, str] = os.environ,
+        warm_up: WarmUp | None = None,
     ) -> None:
-        self.settings = settings
-        self.findings: list[Finding] = list(problems)
-        self.timeline = Timeline()
-        self.layout: Layout | None = None
-        self.work: WorkDir | None = None
-        self.comfyui: ComfyUI | None = None
-        self.env = env
-        self._machine = Examination("check machine", MACHINE, settings, env)
-        self._volume = Examination("check volume", VOLUME, settings, env)
-        self._provisioning: Provisioning | None = None
-        self._came_late = False
+        super().__init__(settings, env, warm_up)
         self._node_log: tuple[str, ...] = ()
+        self._before = list(problems)
+        self._after: list[Finding] = []
+        tasks = self.examinations() if errors_in(self._before) else self.tasks()
+        self._schedule = Schedule(self.timeline, tasks)
 
     def begin(self) -> None:
-        """Find the volume, link the models, start ComfyUI. Stops at the first error.
-
-        The doctor looks at machine and volume meanwhile.
-        """
-        self._machine.start(self.timeline)
-        self._volume.start(self.timeline)
-        if not self._failed:
-            self._locate()
-        if not self._failed:
-            self._provision()
-        if not self._failed:
-            self._link()
-        if not self._failed:
-            self._start()
+        """Find the volume, copy its code, link its models, start ComfyUI; all else goes on."""
+        self._schedule.start()
+        if not errors_in(self._before):
+            self._schedule.wait("start ComfyUI")
 
     def finish(self) -> BootReport:
         """Wait until ComfyUI answers or it is clear that it won't."""
-        if self.comfyui is not None and not self._failed:
+        if self.comfyui is not None:
             self._wait(self.comfyui)
-        if self._provisioning is not None and not self._failed:
-            self._wait_for_models(self._provisioning)
+        if self.comfyui is not None and not self._failed:
+            self._prepare_jobs()
         patience = _FAILED_PATIENCE if self._failed else _READY_PATIENCE
-        machine = self._machine.findings(_MACHINE_PATIENCE)
+        machine = self.machine_check.findings(_MACHINE_PATIENCE)
         # Where ComfyUI runs, reality has answered; only a machine that is broken outweighs it.
-        volume = self._volume.findings(patience)
+        volume = self.volume_check.findings(patience)
         decisive = [*self._exact(volume), *(f for f in machine if f.host_fault)]
         noticed = [*machine, *volume, *self._node_findings()]
         return BootReport(
@@ -103,20 +77,16 @@ class Boot:
             seconds=round(self.timeline.elapsed, 3),
         )
 
-    def _node_findings(self) -> list[Finding]:
-        """Which custom nodes failed to import in this boot, and why."""
-        facts = self._volume.facts
-        comfyui = self.comfyui.launch.comfyui if self.comfyui else ""
-        return check_node_imports(self._node_log, facts.packages if facts else None, str(comfyui))
+    def faults_now(self, report: BootReport) -> tuple[Finding, ...]:
+        """What keeps jobs from running: the report's errors, but for models that came since."""
+        if self.models is None:
+            return errors_in(report.findings)
+        return self.models.faults_now(report.findings)
 
-    def _exact(self, volume: Iterable[Finding]) -> list[Finding]:
-        """Our own findings; where the volume's layout is at fault, the doctor's word on it first,
-        since it looks for what lies one level too deep or under another name."""
-        if not {f.code for f in self.findings} & _LAYOUT_FAULTS:
-            return self.findings
-        told = [f for f in errors_in(volume) if f.code.startswith(("volume.", "comfyui."))]
-        codes = {f.code for f in told}
-        return [*told, *(f for f in self.findings if f.code not in codes)]
+    @property
+    def findings(self) -> list[Finding]:
+        """What was found so far, but for the doctor's word."""
+        return [*self._before, *self._schedule.findings(), *self._after]
 
     @property
     def node_log(self) -> tuple[str, ...]:
@@ -124,11 +94,14 @@ class Boot:
         return self._node_log
 
     def stop(self) -> None:
-        """End ComfyUI and remove this worker's own folder."""
-        if self._provisioning is not None:
-            self._provisioning.stop()
+        """End ComfyUI, carry back what it wrote, and remove this worker's own folder."""
+        self.read_ahead.stop()
+        if self.models is not None:
+            self.models.stop()
         if self.comfyui is not None:
             self.comfyui.stop()
+        if self.keeper is not None:
+            self.keeper.now()
         if self.work is not None:
             self.work.remove()
             self.work = None
@@ -137,120 +110,14 @@ class Boot:
     def _failed(self) -> bool:
         return bool(errors_in(self.findings))
 
-    def _locate(self) -> None:
-        with self.timeline.stage("find volume"):
-            self.layout = locate(self.settings)
-            self.findings += check_layout(self.layout)
-
-    def _provision(self) -> None:
-        """Begin to fetch the wanted models that are missing; ComfyUI starts meanwhile.
-
-        The packages that downloads need are imported only where something is wanted.
-        """
-        assert self.layout is not None
-        if find_manifest(self.settings.models_manifest, self.layout.root) is None:
-            return
-        from bootstrap.provisioning import Provisioning, wanted_here, workplace_for
-
-        manifest = wanted_here(self.settings, self.layout)
-        self.findings += manifest.findings
-        if manifest.models and not self._failed:
-            workplace = workplace_for(self.settings, self.layout)
-            if self.layout.comfyui_on_volume:
-                # The platform's cache is this host's own: links to it must not lie on the volume.
-                workplace = replace(workplace, cached=lambda _: None)
-            self._provisioning = Provisioning(manifest.models, workplace)
-            self._provisioning.start()
-
-    def _wait_for_models(self, provisioning: Provisioning) -> None:
-        """Required models hold back the first job, up to DOWNLOAD_TIMEOUT; then they are linked."""
-        assert self.layout is not None
-        with self.timeline.stage("wait for models"):
-            provisioning.wait_for_required(self.settings.download_timeout)
-        self.findings += provisioning.findings()
-        self._link_what_came(provisioning)
-
-    def _link_what_came(self, provisioning: Provisioning) -> None:
-        from bootstrap.provisioning import link_cached
-
-        assert self.layout is not None and self.layout.comfyui is not None
-        self.layout = locate(self.settings)  # models/ may be there only now
-        if not self.layout.comfyui_on_volume and self.layout.comfyui is not None:
-            link_cached(provisioning.results(), self.layout.comfyui / MODELS)
-        self.findings += [f for f in link_models(self.layout) if f not in self.findings]
-
-    def faults_now(self, report: BootReport) -> tuple[Finding, ...]:
-        """What keeps jobs from running: the report's errors, but for models that came since."""
-        faults = errors_in(report.findings)
-        pending = tuple(f for f in faults if f.code == "provision.pending")
-        if not pending or self._provisioning is None or not self._provisioning.ready:
-            return faults
-        if not self._came_late:
-            self._came_late = True
-            self._link_what_came(self._provisioning)
-        return tuple(f for f in faults if f not in pending)
-
-    def _link(self) -> None:
-        assert self.layout is not None
-        with self.timeline.stage("link models"):
-            self.findings += link_models(self.layout)
-
-    def _start(self) -> None:
-        with self.timeline.stage("start ComfyUI"):
-            launch = self._prepare()
-            if launch is None:
-                return
-            comfyui = ComfyUI(launch)
-            try:
-                comfyui.start()
-            except OSError as problem:
-                self.findings.append(_not_startable(problem))
-                return
-            self.comfyui = comfyui
-
-    def _prepare(self) -> Launch | None:
-        """Everything ComfyUI's start needs; None when a finding says why it cannot start."""
-        assert self.layout is not None and self.layout.comfyui is not None
-        python = choose_python(self.settings, self.layout)
-        if isinstance(python, Finding):
-            self.findings.append(python)
-            return None
-        env = command.environment(self.env, self.settings.comfyui_env_pass, python)
-        help_text = ask_help(python, self.layout.comfyui, env)
-        if isinstance(help_text, Finding):
-            self.findings.append(help_text)
-            return None
-        work = make_workdir(self.settings.work_dir)
-        if isinstance(work, Finding):
-            self.findings.append(work)
-            return None
-        self.work = work
-        return self._launch(python, self.layout.comfyui, command.flags_in(help_text), env, work)
-
-    def _launch(
-        self, python: Path, comfyui: Path, known: frozenset[str], env: dict[str, str], work: WorkDir
-    ) -> Launch:
-        folders = command.Folders(
-            input=work.input,
-            output=work.output,
-            user=work.user,
-            temp_parent=work.temp_parent,
-            front_end=work.front_end,
-            database=work.database,
-        )
-        extra, port = self.settings.comfyui_args, self.settings.comfyui_port
-        _, problems = command.arguments(known, folders, port, extra)
-        self.findings += problems
-        return Launch(python, comfyui, folders, known, extra, env, port)
-
     def _wait(self, comfyui: ComfyUI) -> None:
         with self.timeline.stage("ComfyUI ready"):
             waited = wait_until_ready(comfyui, self.settings.boot_timeout)
         if waited.finding is not None:
             comfyui.stop()
-            self.findings.append(waited.finding)
+            self._after.append(waited.finding)
             return
-        self.findings.append(
+        self._after.append(
             ok(
                 "comfyui.ready",
                 f"ComfyUI answers on {comfyui.url} after {self.timeline.elapsed:.1f} s.",
@@ -259,10 +126,31 @@ class Boot:
         self._node_log = tuple(comfyui.log_tail(2000))
         say(f"ComfyUI is ready after {self.timeline.elapsed:.1f} s")
 
+    def _prepare_jobs(self) -> None:
+        """What is left to do when ComfyUI answers: models that are still coming, the warm-up."""
+        assert self.models is not None
+        if self._schedule.wait("fetch models") is State.GOOD and self.models.wanted:
+            with self.timeline.stage("wait for models"):
+                self._after += self.models.wait()
+        if self.warm_up is not None and not self._failed:
+            with self.timeline.stage("warm-up") as row:
+                self._after += self.warm_up.run(self, row)
+        if self.keeper is not None:
+            self.keeper.soon()
 
-def _not_startable(problem: OSError) -> Finding:
-    return host_error(
-        "comfyui.not_startable",
-        f"ComfyUI could not be started: {problem}.",
-        "Nothing to do where Runpod takes another machine; if it stays, choose a larger worker.",
-    )
+    def _node_findings(self) -> list[Finding]:
+        """Which custom nodes failed to import in this boot, and why."""
+        facts = self.volume_check.facts
+        home = self.comfyui.launch.home if self.comfyui else None
+        packages = facts.packages if facts else None
+        return check_node_imports(self._node_log, packages, str(home or ""))
+
+    def _exact(self, volume: Iterable[Finding]) -> list[Finding]:
+        """Our own findings; where the volume's layout is at fault, the doctor's word on it first,
+        since it looks for what lies one level too deep or under another name."""
+        own = self.findings
+        if not {f.code for f in own} & _LAYOUT_FAULTS:
+            return own
+        told = [f for f in errors_in(volume) if f.code.startswith(("volume.", "comfyui."))]
+        codes = {f.code for f in told}
+        return [*told, *(f for f in own if f.code not in codes)]

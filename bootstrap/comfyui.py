@@ -26,7 +26,11 @@ _STOP_SECONDS = guard.GRACE_SECONDS + 3
 
 @dataclass(frozen=True)
 class Launch:
-    """All that is needed to start ComfyUI, again and again."""
+    """All that is needed to start ComfyUI, again and again.
+
+    `home` is where people know this ComfyUI, on the volume; its log then names files there, where
+    they can be mended, and not in the copy at `comfyui` that runs.
+    """
 
     python: Path
     comfyui: Path
@@ -35,6 +39,7 @@ class Launch:
     extra_args: tuple[str, ...]
     env: Mapping[str, str]
     port: int
+    home: Path | None = None
 
 
 class ComfyUI:
@@ -155,6 +160,8 @@ class ComfyUI:
 
     def _keep(self, line: bytes, own_log: deque[str]) -> None:
         text = line.decode("utf-8", "replace").rstrip()
+        if self.launch.home is not None:
+            text = text.replace(str(self.launch.comfyui), str(self.launch.home))
         if text:
             own_log.append(text)
             self._log.append(text)

@@ -12,7 +12,7 @@ from bootstrap.log import say
 from bootstrap.render import findings_text
 from bootstrap.reports import Report
 from bootstrap.settings import Settings
-from bootstrap.timeline import Timeline
+from bootstrap.timeline import Stage
 
 # Decides whether this machine is fit: always waited for. Its own probes are bounded.
 MACHINE = frozenset({"machine", "environment"})
@@ -20,29 +20,23 @@ VOLUME = frozenset({"volume", "models", "comfyui"})
 
 
 class Examination:
-    """One examination in a thread of its own, as a stage of the timeline."""
+    """One examination, a task of the boot's schedule."""
 
     def __init__(
         self, name: str, sections: frozenset[str], settings: Settings, env: Mapping[str, str]
     ) -> None:
-        self._name = name
+        self.name = name
         self._scope = Scope(sections=sections)
         self._settings = settings
         self._env = env
-        self._thread: threading.Thread | None = None
         self._report: Report | None = None
+        self._done = threading.Event()
         self._late = False
         self._lock = threading.Lock()
 
-    def start(self, timeline: Timeline) -> None:
-        """Begin; the thread is a daemon, since a dead volume can hold it for ever."""
-        self._thread = threading.Thread(target=self._run, args=(timeline,), daemon=True)
-        self._thread.start()
-
     def findings(self, seconds: float) -> tuple[Finding, ...]:
         """What was found, waiting up to `seconds`; what comes later is said in the log."""
-        if self._thread is not None:
-            self._thread.join(seconds)
+        self._done.wait(seconds)
         with self._lock:
             self._late = self._report is None
             return self._report.findings if self._report else ()
@@ -53,12 +47,13 @@ class Examination:
         with self._lock:
             return self._report.facts if self._report else None
 
-    def _run(self, timeline: Timeline) -> None:
-        with timeline.stage(self._name):
-            report = examine(self._settings, self._env, self._scope)
+    def run(self, _: Stage) -> None:
+        """Examine; a dead volume can hold this for ever."""
+        report = examine(self._settings, self._env, self._scope)
         with self._lock:
             self._report = report
             late = self._late
+        self._done.set()
         if late:
             found = [f for f in report.findings if f.fix and f.severity.rank > 1]
-            say(f"{self._name}, done after the boot:\n{findings_text(found) or 'all is well'}")
+            say(f"{self.name}, done after the boot:\n{findings_text(found) or 'all is well'}")

@@ -25,6 +25,22 @@ def publish_copy(source: Path, folder: Path, name: str) -> Path:
         part.unlink(missing_ok=True)
 
 
+def publish_new(source: Path, final: Path) -> bool:
+    """Copy `source` to `final`, in a folder that is there; False when the name is taken.
+
+    Raises OSError, leaving nothing behind.
+    """
+    part = final.with_name(f".{uuid.uuid4().hex}.part")
+    try:
+        _copy_synced(source, part)
+        _link_or_move(part, final)
+        return True
+    except FileExistsError:
+        return False
+    finally:
+        part.unlink(missing_ok=True)
+
+
 def _copy_synced(source: Path, part: Path) -> None:
     """Copy and flush: a full disk or quota can show as late as at fsync or close."""
     with open(source, "rb") as reader, open(part, "xb") as writer:

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from bootstrap.findings import OTHER, SECTIONS, Finding, Severity, section_of, worst_first
 from bootstrap.reports import BootReport, Report
+from bootstrap.timeline import Stage
+from bootstrap.wording import size_text
 
 JSON_VERSION = 1
 MOST_BYTES = 900_000
+_BAR = 40  # characters for the whole boot
 _MARKS = {
     Severity.OK: "ok     ",
     Severity.INFO: "info   ",
@@ -83,11 +86,24 @@ def boot_text(report: BootReport) -> str:
     """The boot report as a person reads it in a log."""
     worth_saying = [f for f in report.noticed if f.severity.rank >= Severity.WARNING.rank]
     lines = [findings_text([*report.findings, *worth_saying])]
-    for stage in report.timeline:
-        note = "" if stage.outcome == "ok" else f"  ({stage.outcome})"
-        lines.append(f"{stage.start:8.2f} s  {stage.seconds:7.2f} s  {stage.name}{note}")
+    lines += waterfall(report.timeline)
     lines.append(f"Boot: {report.outcome.value} after {report.seconds:.1f} s.")
     return "\n".join(lines)
+
+
+def waterfall(timeline: Sequence[Stage]) -> list[str]:
+    """The stages, a line each: how long it took, and when, as a bar."""
+    total = max((s.start + s.seconds for s in timeline), default=0.0) or 1.0
+    lines = []
+    for stage in timeline:
+        start = min(round(_BAR * stage.start / total), _BAR - 1)
+        length = max(1, round(_BAR * stage.seconds / total))
+        bar = (" " * start + "█" * length)[:_BAR].ljust(_BAR)
+        said = [stage.note, size_text(stage.bytes) if stage.bytes else ""]
+        said += [stage.outcome] if stage.outcome != "ok" else []
+        note = ", ".join(part for part in said if part)
+        lines.append(f"{stage.seconds:8.2f} s │{bar}│ {stage.name}{f' ({note})' if note else ''}")
+    return lines
 
 
 def boot_json(report: BootReport) -> dict[str, Any]:
@@ -98,7 +114,7 @@ def boot_json(report: BootReport) -> dict[str, Any]:
         "seconds": report.seconds,
         "findings": [finding.as_dict() for finding in report.findings],
         "noticed": [finding.as_dict() for finding in report.noticed],
-        "timeline": [vars(stage) for stage in report.timeline],
+        "timeline": [stage.as_dict() for stage in report.timeline],
     }
 
 

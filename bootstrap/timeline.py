@@ -1,4 +1,4 @@
-"""Stages with start, end and outcome: what the boot report is made of."""
+"""Stages with start, end and outcome: what the boot report and its picture are made of."""
 
 from __future__ import annotations
 
@@ -6,18 +6,25 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 
-@dataclass(frozen=True)
+@dataclass
 class Stage:
-    """One part of a boot; `start` and `seconds` count from the timeline's beginning."""
+    """One part of a boot; `start` and `seconds` count from the timeline's beginning. `bytes` is
+    what it moved, `note` what else there is to say."""
 
     name: str
     start: float
-    seconds: float
-    outcome: str
+    seconds: float = 0.0
+    outcome: str = "ok"
+    bytes: int = 0
+    note: str = ""
+
+    def as_dict(self) -> dict[str, Any]:
+        """JSON-ready data; `bytes` and `note` only where there are any."""
+        return {k: v for k, v in vars(self).items() if v or k not in ("bytes", "note")}
 
 
 class Timeline:
@@ -34,19 +41,28 @@ class Timeline:
         return time.monotonic() - self._zero
 
     @contextmanager
-    def stage(self, name: str) -> Iterator[None]:
-        """Time a block; its outcome is `ok`, or the name of the exception that ended it."""
-        start, outcome = self.elapsed, "ok"
+    def stage(self, name: str) -> Iterator[Stage]:
+        """Time a block; its outcome is `ok`, what the block sets, or the name of the exception
+        that ended it."""
+        stage = Stage(name, round(self.elapsed, 3))
         try:
-            yield
+            yield stage
         except BaseException as problem:
-            outcome = type(problem).__name__
+            stage.outcome = type(problem).__name__
             raise
         finally:
-            self.add(Stage(name, round(start, 3), round(self.elapsed - start, 3), outcome))
+            stage.seconds = round(self.elapsed - stage.start, 3)
+            self._add(stage)
 
-    def add(self, stage: Stage) -> None:
-        """Add a stage that was timed elsewhere."""
+    def skip(self, name: str) -> None:
+        """A stage that what it needs kept from running."""
+        self._add(Stage(name, round(self.elapsed, 3), outcome="skipped"))
+
+    def give_up(self, name: str, seconds: float) -> None:
+        """A stage that has been at it for `seconds` and is waited for no longer."""
+        self._add(Stage(name, round(self.elapsed - seconds, 3), seconds, "late"))
+
+    def _add(self, stage: Stage) -> None:
         with self._lock:
             self._stages.append(stage)
 
@@ -55,7 +71,3 @@ class Timeline:
         """All stages so far, by start."""
         with self._lock:
             return tuple(sorted(self._stages, key=lambda s: s.start))
-
-    def as_list(self) -> list[dict[str, Any]]:
-        """The stages as JSON-ready data."""
-        return [asdict(stage) for stage in self.stages]

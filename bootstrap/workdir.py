@@ -49,6 +49,11 @@ class WorkDir:
         return self.root / "temp"
 
     @property
+    def stage(self) -> Path:
+        """For a copy of ComfyUI's code and links to its neighbours; not there until it is made."""
+        return self.root / "stage"
+
+    @property
     def front_end(self) -> Path:
         """A page in place of ComfyUI's front end, which a worker has no use for."""
         return self.root / "front-end"

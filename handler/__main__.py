@@ -12,12 +12,13 @@ from bootstrap.log import say
 from bootstrap.render import boot_text
 from bootstrap.reports import BootReport
 from bootstrap.settings import read_settings
+from handler.warmup import WarmUp
 from handler.worker import Worker
 
 
 def main() -> None:
     """Boot and serve. The SDK is imported (2.6 s) while ComfyUI starts."""
-    boot = Boot(*read_settings())
+    boot = Boot(*read_settings(), warm_up=WarmUp())
     atexit.register(boot.stop)
     boot.begin()
     with boot.timeline.stage("import SDK"):

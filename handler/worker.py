@@ -28,8 +28,8 @@ class Worker:
         self._report = report
         self._diagnostics = Diagnostics(boot, report)
         self._jobs: WorkflowJobs | None = None
-        if boot.layout is not None and boot.work is not None and boot.comfyui is not None:
-            self._jobs = WorkflowJobs(boot.settings, boot.layout, boot.work, boot.comfyui)
+        if boot.comfyui is not None:
+            self._jobs = WorkflowJobs(boot)
 
     async def handle(self, job: Mapping[str, Any]) -> dict[str, Any]:
         """The SDK's handler: always a reply, never an exception but a cancellation."""

@@ -8,11 +8,9 @@ import uuid
 from pathlib import Path
 from typing import Any
 
-from bootstrap.comfyui import ComfyUI
 from bootstrap.log import say
-from bootstrap.settings import Settings
-from bootstrap.volume import MODELS, Layout
-from bootstrap.workdir import WorkDir
+from bootstrap.preparation import Preparation
+from bootstrap.volume import MODELS
 from handler import inputs, reply
 from handler.deadline import Deadline
 from handler.delivery import Delivery
@@ -20,31 +18,42 @@ from handler.errors import JobError
 from handler.outputs import produced
 from handler.requests import WorkflowRequest
 from handler.run import Ran, ensure_ready, run_prompt
+from handler.warmup import LAST
+from handler.weights import JobWeights, Weights
 
 
 class WorkflowJobs:
     """Runs workflow requests on one ComfyUI, restarting it after a fault."""
 
-    def __init__(self, settings: Settings, layout: Layout, work: WorkDir, comfyui: ComfyUI) -> None:
-        self._settings = settings
-        self._layout = layout
-        self._work = work
-        self._comfyui = comfyui
-        self._delivery = Delivery(work, layout)
-        self._models = comfyui.launch.comfyui / MODELS
+    def __init__(self, boot: Preparation) -> None:
+        """`boot` came as far as starting ComfyUI."""
+        assert boot.layout is not None and boot.layout.comfyui is not None
+        assert boot.work is not None and boot.comfyui is not None and boot.recent is not None
+        self._settings = boot.settings
+        self._layout = boot.layout
+        self._work = boot.work
+        self._comfyui = boot.comfyui
+        self._keeper = boot.keeper
+        self._delivery = Delivery(boot.work, boot.layout)
+        self._models = boot.layout.comfyui / MODELS
+        keep_workflow = (boot.settings.warmup_workflow or "").lower() == LAST
+        self._weights = Weights(boot.read_ahead, boot.recent, self._models, keep_workflow)
 
     async def run(self, request: WorkflowRequest) -> dict[str, Any]:
         """The reply of a job that went well. Raises JobError for one that did not."""
         deadline = Deadline(request.max_wait)
         mark = uuid.uuid4().hex[:12]
         placed: list[Path] = []
+        weights = self._weights.begin(request.workflow)
         try:
             await ensure_ready(self._comfyui, deadline)
             placed = await asyncio.to_thread(self._place, request, mark)
             ran = await run_prompt(self._comfyui, request.workflow, deadline, self._models)
             if ran.ended.failure is not None:
                 raise ran.ended.failure
-            return await asyncio.to_thread(self._reply, request, ran, deadline, mark)
+            answer = await asyncio.to_thread(self._reply, request, ran, weights, deadline, mark)
+            self._remember(request, weights)
+            return answer
         except JobError:
             self._restart_if_ended()
             await asyncio.to_thread(self._delivery.keep_rest, mark)
@@ -59,7 +68,12 @@ class WorkflowJobs:
         return placed
 
     def _reply(
-        self, request: WorkflowRequest, ran: Ran, deadline: Deadline, mark: str
+        self,
+        request: WorkflowRequest,
+        ran: Ran,
+        weights: JobWeights | None,
+        deadline: Deadline,
+        mark: str,
     ) -> dict[str, Any]:
         items, notes = produced(ran.ended.outputs)
         results, warnings = self._delivery.deliver(items, mark)
@@ -67,10 +81,23 @@ class WorkflowJobs:
         answer = reply.completed(
             results,
             [*request.warnings, *ran.warnings, *notes, *warnings, *more],
-            timings={"execution": round(ran.seconds, 3), "total": round(deadline.elapsed, 3)},
+            timings={
+                "execution": round(ran.seconds, 3),
+                "total": round(deadline.elapsed, 3),
+                **(weights.timings() if weights is not None else {}),
+            },
             **({"also_kept": kept} if kept else {}),
         )
         return reply.fitted(answer, self._settings.max_reply_mb)
+
+    def _remember(self, request: WorkflowRequest, weights: JobWeights | None) -> None:
+        """While the reply travels: what was used, for the next cold start, and what nodes wrote."""
+        repeatable = None if request.images else request.workflow
+        threading.Thread(
+            target=self._weights.went_well, args=(weights, repeatable), daemon=True
+        ).start()
+        if self._keeper is not None:
+            self._keeper.soon()
 
     def _restart_if_ended(self) -> None:
         """Start ComfyUI again while the failed job's reply travels; the next job waits for it."""

@@ -1,0 +1,136 @@
+"""A workflow run before jobs are taken, so that models sit in GPU memory, and in what FlashBoot
+keeps of this worker. Its results are thrown away; its failure is a finding, not the end."""
+
+from __future__ import annotations
+
+import asyncio
+import copy
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+
+from bootstrap.findings import Finding, ok, warning
+from bootstrap.preparation import Preparation
+from bootstrap.timeline import Stage
+from bootstrap.volume import MODELS
+from handler import inputs
+from handler.deadline import Deadline
+from handler.errors import JobError
+from handler.run import run_prompt
+from handler.weights import find_model
+from handler.workflow import Workflow, read_workflow
+from handler.workflow_models import named_models
+
+CODES = {
+    "warmup.done": "The warm-up workflow ran",
+    "warmup.failed": "The warm-up workflow could not be run",
+    "warmup.none": "There is no last workflow to warm up with yet",
+}
+LAST = "last"
+_MOST_BYTES = 32 * 1024 * 1024
+_SMALL_SIDE = 64
+_FEWEST = {"steps": 1, "batch_size": 1, "length": 1}
+
+
+class WarmUp:
+    """What WARMUP_WORKFLOW asks for; does nothing where it is not set."""
+
+    def models(self, boot: Preparation) -> Sequence[Path]:
+        """The model files that the workflow names."""
+        assert boot.layout is not None and boot.layout.comfyui is not None
+        models = boot.layout.comfyui / MODELS
+        try:
+            workflow = _wanted(boot)
+        except JobError:
+            return ()  # told when it is to run
+        named = named_models(workflow) if workflow is not None else ()
+        return [place for model in named if (place := find_model(model, models)) is not None]
+
+    def run(self, boot: Preparation, row: Stage) -> Sequence[Finding]:
+        """Run the workflow within WARMUP_TIMEOUT."""
+        if boot.settings.warmup_workflow is None:
+            row.note = "no WARMUP_WORKFLOW"
+            return []
+        try:
+            workflow = _wanted(boot)
+            if workflow is None:
+                row.note = "nothing to repeat yet"
+                return [_none_yet()]
+            asyncio.run(_run(boot, workflow))
+        except JobError as problem:
+            row.outcome = "failed"
+            return [_failed(problem)]
+        finally:
+            _throw_away(boot)
+        return [ok("warmup.done", f"The warm-up ran ({len(workflow)} nodes).")]
+
+
+def made_small(workflow: Workflow) -> Workflow:
+    """The same models at the least work: one step, one picture, 64 × 64."""
+    small = copy.deepcopy(workflow)
+    for node in small.values():
+        for name, value in node["inputs"].items():
+            if isinstance(value, bool) or not isinstance(value, int):
+                continue
+            if name in _FEWEST:
+                node["inputs"][name] = min(value, _FEWEST[name])
+            elif name in ("width", "height") and "Latent" in node["class_type"]:
+                node["inputs"][name] = min(value, _SMALL_SIDE)
+    return small
+
+
+async def _run(boot: Preparation, workflow: Workflow) -> None:
+    assert boot.comfyui is not None and boot.layout is not None and boot.work is not None
+    assert boot.layout.comfyui is not None
+    inputs.fetch_from_volume(workflow, boot.layout.input, boot.work.input)
+    deadline = Deadline(boot.settings.warmup_timeout)
+    ran = await run_prompt(boot.comfyui, workflow, deadline, boot.layout.comfyui / MODELS)
+    if ran.ended.failure is not None:
+        raise ran.ended.failure
+
+
+def _wanted(boot: Preparation) -> Workflow | None:
+    """The workflow that is asked for; None when there is none. Raises JobError."""
+    setting = boot.settings.warmup_workflow
+    assert boot.layout is not None and boot.recent is not None
+    if setting is None:
+        return None
+    if setting.lower() == LAST:
+        last = boot.recent.workflow()
+        return None if last is None else made_small(read_workflow(last))
+    if setting.lstrip().startswith("{"):
+        return read_workflow(setting)
+    return read_workflow(_text_of(boot.layout.root / setting))
+
+
+def _text_of(path: Path) -> str:
+    try:
+        if path.stat().st_size > _MOST_BYTES:
+            raise OSError(None, f"it is larger than {_MOST_BYTES >> 20} MB")
+        return path.read_text("utf-8-sig")
+    except (OSError, UnicodeError) as problem:
+        why = getattr(problem, "strerror", None) or problem
+        raise JobError("warmup.failed", f"{path} cannot be read: {why}.") from None
+
+
+def _throw_away(boot: Preparation) -> None:
+    """Nothing of the warm-up is a result."""
+    assert boot.work is not None
+    for left in boot.work.output.iterdir():
+        if left.is_dir() and not left.is_symlink():
+            shutil.rmtree(left, ignore_errors=True)
+        else:
+            left.unlink(missing_ok=True)
+
+
+def _failed(problem: JobError) -> Finding:
+    return warning(
+        "warmup.failed",
+        f"The warm-up did not run: {problem.message}",
+        f"{problem.fix} Jobs are taken all the same; correct or remove WARMUP_WORKFLOW.".strip(),
+        cause=problem.code,
+    )
+
+
+def _none_yet() -> Finding:
+    return ok("warmup.none", "WARMUP_WORKFLOW=last has nothing to repeat before the first job.")

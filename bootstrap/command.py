@@ -23,9 +23,10 @@ _SECRET_NAME = re.compile(
 )
 # Python 3.14 colours its help when FORCE_COLOR is set.
 _COLOUR = re.compile(r"\x1b\[[\d;]*m")
-# The worker's own Python must not leak into ComfyUI's.
+# The worker's own Python must not leak into ComfyUI's; without bytecode each start compiles all.
 _PYTHON_NAMES = frozenset(
-    "PYTHONPATH PYTHONHOME PYTHONSTARTUP VIRTUAL_ENV __PYVENV_LAUNCHER__".split()
+    "PYTHONPATH PYTHONHOME PYTHONSTARTUP PYTHONDONTWRITEBYTECODE PYTHONPYCACHEPREFIX "
+    "VIRTUAL_ENV __PYVENV_LAUNCHER__".split()
 )
 
 

@@ -25,6 +25,8 @@ from bootstrap.stage import PRIVATE, Staged, Stamp
 
 # A file changed more recently may still be being written.
 _SETTLED_SECONDS = 2.0
+# After so many looks a file that is written all the time is left to the next call.
+_MOST_LOOKS = 10
 _MOST_TOLD = 5
 _THREADS = 16
 _BYTECODE = ".pyc"
@@ -61,7 +63,11 @@ class Keeper:
         while True:
             self._wanted.wait()
             self._wanted.clear()
-            self.now(_SETTLED_SECONDS)
+            for _ in range(_MOST_LOOKS):
+                self.now(_SETTLED_SECONDS)
+                if not any(copy.unsettled for copy in self._copies):
+                    break
+                time.sleep(_SETTLED_SECONDS)
 
 
 class _Copy:
@@ -72,6 +78,7 @@ class _Copy:
         self._here = dict(staged.stamps)
         self._there = dict(staged.stamps)
         self._told: set[str] = set()
+        self.unsettled = False
 
     def carry_back(self, settled: float) -> list[str]:
         kept: list[str] = []
@@ -94,6 +101,7 @@ class _Copy:
     def _changed(self, settled: float) -> Iterator[tuple[str, Stamp]]:
         place = os.fspath(self._staged.place)
         newest = time.time() - settled
+        self.unsettled = False
         for folder, names, files in os.walk(place):
             names[:] = [n for n in names if not os.path.islink(os.path.join(folder, n))]
             for name in files:
@@ -106,7 +114,11 @@ class _Copy:
                 except OSError:
                     continue
                 stamp = (facts.st_size, facts.st_mtime_ns)
-                if self._here.get(path) != stamp and facts.st_mtime <= newest:
+                if self._here.get(path) == stamp:
+                    continue
+                if facts.st_mtime > newest:
+                    self.unsettled = True
+                else:
                     yield path, stamp
 
     def _carry(self, path: str) -> bool:

@@ -139,25 +139,32 @@ class Request:
     def _choose(self) -> None:
         """Queue the blocks that are not cached, as far as memory goes."""
         room = self._room()
-        for path in self._files:
-            if self._stopped.is_set():
-                return
-            try:
-                missing = missing_blocks(os.fspath(path))
-                descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-            except OSError as problem:
-                self.reading.problem = f"{path.name}: {problem.strerror or problem}"
-                continue
-            self._open.append(descriptor)
-            size = os.fstat(descriptor).st_size
-            wanted = min(len(missing) * BLOCK, size)
-            self.reading.cached += size - wanted
-            if wanted > room:
-                self.reading.left_out += wanted
-                continue
-            room -= wanted
-            self.reading.files += 1
-            self._blocks.extend((descriptor, offset) for offset in missing)
+        try:
+            for path in self._files:
+                if self._stopped.is_set():
+                    return
+                room -= self._queue(path, room)
+        except OSError as problem:  # of the search for files
+            self.reading.problem = problem.strerror or str(problem)
+
+    def _queue(self, path: Path, room: int) -> int:
+        """Queue what is missing of one file; the bytes it takes of `room`."""
+        try:
+            missing = missing_blocks(os.fspath(path))
+            descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        except OSError as problem:
+            self.reading.problem = f"{path.name}: {problem.strerror or problem}"
+            return 0
+        self._open.append(descriptor)
+        size = os.fstat(descriptor).st_size
+        wanted = min(len(missing) * BLOCK, size)
+        self.reading.cached += size - wanted
+        if wanted > room:
+            self.reading.left_out += wanted
+            return 0
+        self.reading.files += 1
+        self._blocks.extend((descriptor, offset) for offset in missing)
+        return wanted
 
     def _read(self) -> None:
         buffer = bytearray(BLOCK)

@@ -46,7 +46,9 @@ class Weights:
 
     def _found(self, named: tuple[NamedModel, ...], found: list[Path]) -> Iterator[Path]:
         for model in dict.fromkeys(named):
-            place = self._places.get(model) or find_model(model, self._models)
+            place = self._places.get(model)
+            if place is None or not os.path.isfile(place):
+                place = find_model(model, self._models)
             if place is not None and place not in found:
                 self._places[model] = place
                 found.append(place)
@@ -59,6 +61,10 @@ class JobWeights:
     def __init__(self, request: Request, files: list[Path]) -> None:
         self._request = request
         self.files = files
+
+    def wait(self, seconds: float) -> bool:
+        """Until all is read; False when `seconds` were not enough."""
+        return self._request.wait(seconds)
 
     def timings(self) -> dict[str, Any]:
         """For the reply: what was read ahead, if anything was."""

@@ -108,6 +108,11 @@ class SimulatedVolume:
         self.delays = delays
         self._server: subprocess.Popen[bytes] | None = None
 
+    @property
+    def pid(self) -> int:
+        """The serving process; 0 when none is."""
+        return self._server.pid if self._server is not None else 0
+
     def mount(self) -> None:
         """Serve the folder and wait until it is there. Raises CannotSimulate."""
         reason = why_not()

@@ -71,7 +71,29 @@ class ShowEnvironment:
         return {"ui": {"text": [text]}}
 
 
+class WriteBeside:
+    """Downloads a model beside itself and changes its own settings, as many nodes do."""
+
+    CATEGORY = "tests"
+    RETURN_TYPES = ()
+    OUTPUT_NODE = True
+    FUNCTION = "run"
+
+    @classmethod
+    def INPUT_TYPES(cls):
+        return {"required": {"text": ("STRING", {"default": ""})}}
+
+    def run(self, text):
+        here = os.path.dirname(os.path.abspath(__file__))
+        os.makedirs(os.path.join(here, "ckpts"), exist_ok=True)
+        for name in ("ckpts/downloaded.bin", "settings.json"):
+            with open(os.path.join(here, name), "w") as file:
+                file.write(text)
+        return {"ui": {"text": [here]}}
+
+
 NODE_CLASS_MAPPINGS = {
+    "TestWriteBeside": WriteBeside,
     "TestSleep": Sleep,
     "TestDie": Die,
     "TestShowEnvironment": ShowEnvironment,

@@ -1,0 +1,153 @@
+"""Weights in the page cache: asked of the real kernel, read into it, within memory, stoppable."""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from bootstrap import page_cache, prefetch
+from bootstrap.page_cache import BLOCK, missing_blocks
+from bootstrap.prefetch import ReadAhead, memory_for_weights
+
+PLENTY = 1 << 40
+
+
+def forget(path: Path) -> None:
+    """Drop a file from the page cache."""
+    with open(path, "rb") as file:
+        os.fsync(file.fileno())
+        os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> Path:
+    """Three blocks and a bit, not in the page cache."""
+    path = tmp_path / "m.safetensors"
+    path.write_bytes(os.urandom(3 * BLOCK + 1000))
+    forget(path)
+    if not missing_blocks(str(path)):
+        pytest.skip("this file system keeps its files in memory")
+    return path
+
+
+def test_a_forgotten_file_misses_its_blocks_and_a_read_one_none(model: Path) -> None:
+    assert missing_blocks(str(model)) == [0, BLOCK, 2 * BLOCK, 3 * BLOCK]
+    model.read_bytes()
+    assert missing_blocks(str(model)) == []
+
+
+def test_asking_reads_nothing(model: Path) -> None:
+    assert missing_blocks(str(model)) == missing_blocks(str(model)) != []
+
+
+def test_an_empty_file_misses_nothing(tmp_path: Path) -> None:
+    (tmp_path / "empty").touch()
+    assert missing_blocks(str(tmp_path / "empty")) == []
+
+
+def test_where_the_kernel_cannot_tell_all_is_missing(
+    model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model.read_bytes()
+    monkeypatch.setattr(page_cache, "_resident", lambda *_: None)
+    assert len(missing_blocks(str(model))) == 4
+
+
+def test_files_are_read_ahead(model: Path) -> None:
+    request = ReadAhead(lambda: PLENTY).start([model])
+    assert request.wait(30)
+    assert missing_blocks(str(model)) == []
+    assert (request.reading.files, request.reading.read) == (1, model.stat().st_size)
+
+
+def test_what_is_cached_is_not_read_again(model: Path) -> None:
+    model.read_bytes()
+    request = ReadAhead(lambda: PLENTY).start([model])
+    assert request.wait(30)
+    assert (request.reading.read, request.reading.cached) == (0, model.stat().st_size)
+
+
+def test_never_more_than_there_is_room_for(model: Path, tmp_path: Path) -> None:
+    small = tmp_path / "small.safetensors"
+    small.write_bytes(b"s" * BLOCK)
+    forget(small)
+    request = ReadAhead(lambda: 2 * BLOCK).start([model, small])
+    assert request.wait(30)
+    assert len(missing_blocks(str(model))) == 4
+    assert missing_blocks(str(small)) == []
+    assert request.reading.left_out == model.stat().st_size
+    assert "left out for want of memory" in request.reading.in_words()
+
+
+def test_a_job_takes_the_place_of_what_was_being_read(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun, go_on = threading.Event(), threading.Event()
+    really_read = page_cache.read_block
+
+    def slow(descriptor: int, offset: int, buffer: bytearray) -> int:
+        if os.readlink(f"/proc/self/fd/{descriptor}") == str(model):
+            begun.set()
+            go_on.wait(30)
+        return really_read(descriptor, offset, buffer)
+
+    monkeypatch.setattr(prefetch, "read_block", slow)
+    wanted = tmp_path / "wanted.safetensors"
+    wanted.write_bytes(b"w" * BLOCK)
+    forget(wanted)
+    ahead = ReadAhead(lambda: PLENTY, threads=1)
+    first = ahead.start([model])
+    assert begun.wait(10)
+    second = ahead.start([wanted])
+    assert second.wait(30), "a job does not wait for what is still being read"
+    go_on.set()
+    assert first.wait(30)
+    assert first.reading.read <= BLOCK
+    assert missing_blocks(str(wanted)) == []
+
+
+def test_a_missing_file_is_told_and_the_others_are_read(model: Path, tmp_path: Path) -> None:
+    request = ReadAhead(lambda: PLENTY).start([tmp_path / "gone.safetensors", model])
+    assert request.wait(30)
+    assert missing_blocks(str(model)) == []
+    assert "gone.safetensors" in request.reading.in_words()
+
+
+def test_a_search_that_fails_ends_the_request_and_closes_what_is_open(model: Path) -> None:
+    def search() -> Iterator[Path]:
+        yield model
+        raise OSError(107, "Transport endpoint is not connected")
+
+    before = len(os.listdir("/proc/self/fd"))
+    request = ReadAhead(lambda: PLENTY).start(search())
+    assert request.wait(30)
+    assert "Transport endpoint" in request.reading.problem
+    assert len(os.listdir("/proc/self/fd")) == before
+
+
+def test_a_worker_at_rest_holds_no_thread_and_no_file(model: Path) -> None:
+    before = len(os.listdir("/proc/self/fd"))
+    request = ReadAhead(lambda: PLENTY).start([model])
+    assert request.wait(30)
+    deadline = time.monotonic() + 5
+    while any(t.name == "read-ahead" for t in threading.enumerate()):
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    assert len(os.listdir("/proc/self/fd")) == before
+
+
+def test_room_is_half_of_what_is_left_beside_what_comfyui_needs(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    class Facts:
+        available = 10 << 30
+
+    monkeypatch.setattr(prefetch, "gather_memory", Facts)
+    assert memory_for_weights() == ((10 << 30) - (1536 << 20)) // 2
+    Facts.available = 1 << 30
+    assert memory_for_weights() == 0

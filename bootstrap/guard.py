@@ -21,7 +21,8 @@ POLL_SECONDS = 0.2
 GRACE_SECONDS = 3.0
 _PR_SET_PDEATHSIG = 1
 _PR_SET_CHILD_SUBREAPER = 36
-_WATCHED = {signal.SIGCHLD, signal.SIGTERM, signal.SIGINT, signal.SIGHUP}
+_ASK_TO_END = {signal.SIGTERM, signal.SIGINT, signal.SIGHUP}
+_WATCHED = {signal.SIGCHLD, *_ASK_TO_END}
 
 
 def main(parent: int, command: list[str]) -> int:
@@ -37,7 +38,9 @@ def main(parent: int, command: list[str]) -> int:
     while child.poll() is None:
         heard = signal.sigtimedwait(_WATCHED, POLL_SECONDS)
         _bury_strays(child.pid)
-        asked = heard is not None and heard.si_signo != signal.SIGCHLD
+        # A process that was stopped for longer than the poll hears nonsense when it goes on:
+        # CPython returns a struct nobody filled (signal_sigtimedwait_impl, after EINTR).
+        asked = heard is not None and heard.si_signo in _ASK_TO_END
         if asked or os.getppid() != parent:
             _end(child)
     _kill_group(child.pid, signal.SIGKILL)

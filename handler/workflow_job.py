@@ -18,6 +18,7 @@ from handler.errors import JobError
 from handler.outputs import produced
 from handler.requests import WorkflowRequest
 from handler.run import Ran, ensure_ready, run_prompt
+from handler.volume_state import volume_fault
 from handler.warmup import LAST
 from handler.weights import JobWeights, Weights
 
@@ -54,10 +55,11 @@ class WorkflowJobs:
             answer = await asyncio.to_thread(self._reply, request, ran, weights, deadline, mark)
             self._remember(request, weights)
             return answer
-        except JobError:
+        except JobError as problem:
             self._restart_if_ended()
             await asyncio.to_thread(self._delivery.keep_rest, mark)
-            raise
+            fault = await asyncio.to_thread(volume_fault, self._layout, problem)
+            raise fault or problem from None
         finally:
             await asyncio.to_thread(inputs.remove, placed)
 

@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -185,3 +186,18 @@ def test_orphans_that_end_are_buried_while_the_child_lives(
     wait_until(lambda: len(me.children()) == 1, 3)
     process.kill()
     process.wait()
+
+
+def test_a_guard_that_was_frozen_goes_on_guarding(started: list[int]) -> None:
+    """CPython's sigtimedwait returns nonsense after a stop that outlasts its timeout."""
+    process = guarded(PYTHON, "-c", "import time; print('up', flush=True); time.sleep(60)")
+    started.append(process.pid)
+    assert process.stdout is not None and process.stdout.readline() == "up\n"
+    for _ in range(3):
+        process.send_signal(signal.SIGSTOP)
+        time.sleep(2 * guard.POLL_SECONDS)
+        process.send_signal(signal.SIGCONT)
+        time.sleep(2 * guard.POLL_SECONDS)
+        assert process.poll() is None
+    process.terminate()
+    assert process.wait(10) == -signal.SIGTERM

@@ -1,0 +1,38 @@
+"""Is the volume still there? Asked when a job fails: a mount can go, or fall silent."""
+
+from __future__ import annotations
+
+import os
+
+from bootstrap.facts.together import SilentError, Together
+from bootstrap.volume import Layout
+from handler.errors import JobError
+
+CODES = {
+    "volume.gone": "The volume was there when the worker started, and is not any more",
+    "volume.silent": "The volume no longer answers",
+}
+_PATIENCE = 2.0
+_FIX = (
+    "Send the job again, which another worker may take; if it stays, restart the endpoint's "
+    "workers and look at the volume in the Runpod console (Storage)."
+)
+
+
+def volume_fault(layout: Layout, cause: JobError) -> JobError | None:
+    """The error to tell instead of `cause` when the volume is gone or silent; None when it is
+    there. Blocks for two seconds at most."""
+    probe = layout.root
+    if layout.comfyui is not None and layout.comfyui_on_volume:
+        probe = layout.comfyui / "main.py"  # a mount point stays when its mount goes
+    try:
+        if Together(_PATIENCE).one(lambda: os.path.exists(probe)):
+            return None
+    except SilentError:
+        return _error("volume.silent", f"does not answer ({probe}, {_PATIENCE:g} s)", cause)
+    return _error("volume.gone", f"is no longer there ({probe} is missing)", cause)
+
+
+def _error(code: str, state: str, cause: JobError) -> JobError:
+    message = f"The volume {state}, and the job failed: {cause.message}"
+    return JobError(code, message, _FIX, cause=cause.code, **cause.details)

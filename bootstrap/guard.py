@@ -35,12 +35,15 @@ def main(parent: int, command: list[str]) -> int:
         start_new_session=True,
         preexec_fn=_before_exec,  # noqa: PLW1509
     )
+    asked: list[int] = []
+    for number in _ASK_TO_END:
+        signal.signal(number, lambda number, _: asked.append(number))
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, _ASK_TO_END)
     while child.poll() is None:
-        heard = signal.sigtimedwait(_WATCHED, POLL_SECONDS)
+        # Its answer is not looked at: in a process that was stopped for longer than the poll,
+        # CPython returns a struct that nobody filled (signal_sigtimedwait_impl, after EINTR).
+        signal.sigtimedwait({signal.SIGCHLD}, POLL_SECONDS)
         _bury_strays(child.pid)
-        # A process that was stopped for longer than the poll hears nonsense when it goes on:
-        # CPython returns a struct nobody filled (signal_sigtimedwait_impl, after EINTR).
-        asked = heard is not None and heard.si_signo in _ASK_TO_END
         if asked or os.getppid() != parent:
             _end(child)
     _kill_group(child.pid, signal.SIGKILL)

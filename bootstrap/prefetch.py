@@ -11,6 +11,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterable
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -103,8 +104,7 @@ class Request:
         self._files = files
         self._room = room
         self._threads = threads
-        self._blocks: deque[tuple[int, int]] = deque()
-        self._open: list[int] = []
+        self._blocks: deque[tuple[Path, int]] = deque()
         self._stopped = threading.Event()
         self._done = threading.Event()
         self._lock = threading.Lock()
@@ -131,8 +131,6 @@ class Request:
             for thread in crew:
                 thread.join()
         finally:
-            for descriptor in self._open:
-                os.close(descriptor)
             self.reading.seconds = time.monotonic() - self._began
             self._done.set()
 
@@ -151,32 +149,39 @@ class Request:
         """Queue what is missing of one file; the bytes it takes of `room`."""
         try:
             missing = missing_blocks(os.fspath(path))
-            descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+            size = os.stat(path).st_size
         except OSError as problem:
             self.reading.problem = f"{path.name}: {problem.strerror or problem}"
             return 0
-        self._open.append(descriptor)
-        size = os.fstat(descriptor).st_size
         wanted = min(len(missing) * BLOCK, size)
         self.reading.cached += size - wanted
         if wanted > room:
             self.reading.left_out += wanted
             return 0
         self.reading.files += 1
-        self._blocks.extend((descriptor, offset) for offset in missing)
+        self._blocks.extend((path, offset) for offset in missing)
         return wanted
 
     def _read(self) -> None:
+        """Take block after block. Each thread has a file open for itself: a network file system
+        reads ahead, and may be limited, for each open file."""
         buffer = bytearray(BLOCK)
-        while not self._stopped.is_set():
-            with self._lock:
-                if not self._blocks:
-                    return
-                descriptor, offset = self._blocks.popleft()
+        with ExitStack() as stack:
+            opened: dict[Path, int] = {}
             try:
-                count = read_block(descriptor, offset, buffer)
+                while (block := self._next()) is not None:
+                    path, offset = block
+                    if path not in opened:
+                        file = stack.enter_context(open(path, "rb", buffering=0))
+                        opened[path] = file.fileno()
+                    count = read_block(opened[path], offset, buffer)
+                    with self._lock:
+                        self.reading.read += count
             except OSError as problem:
                 self.reading.problem = problem.strerror or str(problem)
-                return
-            with self._lock:
-                self.reading.read += count
+
+    def _next(self) -> tuple[Path, int] | None:
+        with self._lock:
+            if self._stopped.is_set() or not self._blocks:
+                return None
+            return self._blocks.popleft()

@@ -174,6 +174,7 @@ class Request:
                     if path not in opened:
                         file = stack.enter_context(open(path, "rb", buffering=0))
                         opened[path] = file.fileno()
+                        os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_SEQUENTIAL)
                     count = read_block(opened[path], offset, buffer)
                     with self._lock:
                         self.reading.read += count

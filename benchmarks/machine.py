@@ -32,8 +32,8 @@ class Machine:
         """For people, in one sentence."""
         return (
             f"{self.date}: {self.processor}, {self.cores} cores, {self.memory_gb:.0f} GB of "
-            f"memory, Linux {self.kernel}, no GPU; ComfyUI {self.comfyui} with torch {self.torch}, the "
-            f"Runpod SDK {self.sdk} in Python {self.python}."
+            f"memory, Linux {self.kernel}, no GPU; ComfyUI {self.comfyui} with torch {self.torch}, "
+            f"the Runpod SDK {self.sdk} in Python {self.python}."
         )
 
 

@@ -76,10 +76,13 @@ def measure(wanted: Sequence[str], rounds: int, frozen_seconds: float) -> Outcom
     used = {c.load.key: c.load for c in plan.contenders}
     if plan.hot_load is not None:
         used.setdefault(plan.hot_load.key, plan.hot_load)
-    with furnished(demo, list(used.values()), Delays(), PACKS, FILES) as scene:
-        figures = run_session(scene, plan, _say)
-    machine = this_machine(demo)
-    keep(machine, figures)
+    machine, figures = this_machine(demo), Figures()
+    try:
+        with furnished(demo, list(used.values()), Delays(), PACKS, FILES) as scene:
+            run_session(scene, plan, figures, _say)
+    finally:
+        if figures.series:
+            keep(machine, figures)
     found = verdicts(figures.series)
     return Outcome(section(machine.sentence(), plan.contenders, figures, found), found)
 

@@ -29,7 +29,8 @@ CHECKPOINTS = Path("models") / "checkpoints"
 
 @dataclass(frozen=True)
 class Scene:
-    """`delays` is None where no network is simulated: the volume is then a plain folder."""
+    """`delays` is None where nothing is measured: the volume is then a plain folder and the page
+    cache is left alone."""
 
     folder: Path
     demo: DemoVolume
@@ -56,11 +57,12 @@ class Scene:
 
     @contextmanager
     def seen(self, load: Load, through_network: bool = True) -> Iterator[Path]:
-        """The volume as a worker sees it, on a fresh mount, nothing of it in memory."""
-        self._forget(load)
+        """The volume as a worker sees it: mounted afresh, nothing in memory that a start reads."""
         if self.work.exists():
             shutil.rmtree(self.work)
         self.work.mkdir()
+        if self.delays is not None:
+            self._forget(load)
         if not through_network or self.delays is None:
             yield self.volume(load)
             return

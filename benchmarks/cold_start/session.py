@@ -58,9 +58,11 @@ class Figures:
         return {"runs": [run.as_dict() for run in self.runs], "pairs": self.pairs}
 
 
-def run_session(scene: Scene, plan: Plan, say: Say) -> Figures:
-    """Prepare, then all rounds, the contenders in turn, then the hot worker."""
-    figures = Figures()
+def run_session(scene: Scene, plan: Plan, figures: Figures, say: Say) -> None:
+    """Prepare, then all rounds, the contenders in turn, then the hot worker.
+
+    What is measured goes into `figures` at once, so that an interruption loses nothing.
+    """
     rounds = range(0 if plan.prepare else 1, plan.rounds + 1)
     steps = [(number, c) for number in rounds for c in _turn(plan.contenders, number)]
     begun = time.monotonic()
@@ -76,7 +78,6 @@ def run_session(scene: Scene, plan: Plan, say: Say) -> Figures:
         )
     if plan.hot_load is not None and (plan.hot or plan.thaw):
         figures.pairs.update(_on_a_hot_worker(scene, plan, plan.hot_load, say))
-    return figures
 
 
 def _turn(contenders: Sequence[Contender], number: int) -> list[Contender]:

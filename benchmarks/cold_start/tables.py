@@ -108,6 +108,6 @@ def _boot_table(contender: Contender, run: Run) -> str:
     rows = [f"| {contender.name}, {contender.load.label}: stage | from | for | |"]
     rows.append("|---|---|---|---|")
     for stage in stages:
-        note = stage.get("note") or stage.get("outcome", "")
+        note = stage.get("note", "") if stage["outcome"] == "ok" else stage["outcome"]
         rows.append(f"| {stage['name']} | {stage['start']:.2f} | {stage['seconds']:.2f} | {note} |")
     return "\n".join(rows)

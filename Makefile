@@ -15,7 +15,7 @@ endif
 CODE = $(wildcard bootstrap handler demo scripts tests benchmarks)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo demo-volume demo-env test image-test check docs format venv clean clean-cache python
+.PHONY: help demo demo-volume demo-env test image-test bench check docs format venv clean clean-cache python
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -40,6 +40,11 @@ image-test: python ## Build the image without Docker and run its container (root
 	@$(PYTHON) -m demo venv dev
 	@$(PYTHON) -m demo volume >/dev/null
 	@$(VENV_PYTHON) -m pytest -s $(or $(TESTS),tests/image/checks.py)
+
+bench: python ## Measure cold starts on a simulated network volume (ARGS="--only hot thaw" for some)
+	@$(PYTHON) -m demo venv dev
+	@$(PYTHON) -m demo volume >/dev/null
+	@$(VENV_PYTHON) -m benchmarks.cold_start $(ARGS)
 
 check: python ## Formatter, linter and strict types, changing nothing
 	@$(PYTHON) -m demo venv dev

@@ -1,0 +1,95 @@
+"""Who is compared: how each is started, on which volume."""
+
+from __future__ import annotations
+
+import socket
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from benchmarks.cold_start.loads import Load
+from benchmarks.cold_start.scene import Scene
+from demo.environment import REPOSITORY
+from tests.support.worker_process import WorkerProcess
+
+PEERS = Path(__file__).with_name("peers")
+OURS = "ours, volume"
+LOCAL = "ours, all local"
+ON_FIRST_JOB = "ComfyUI run from the volume by the first job"
+IMAGE_FIRST = "worker-comfyui's sequence"
+
+Start = Callable[[Scene, Load, Path, Mapping[str, str]], WorkerProcess]
+
+
+@dataclass(frozen=True)
+class Contender:
+    """A way to get from nothing to a result.
+
+    `start` makes the process, not yet running, from the scene, the load, the volume as it is
+    seen, and the control plane's environment. `ours` answers diagnostics.
+    """
+
+    key: str
+    name: str
+    load: Load
+    start: Start
+    through_network: bool = True
+    ours: bool = False
+
+
+def ours(scene: Scene, load: Load, volume: Path, plane: Mapping[str, str]) -> WorkerProcess:
+    """This project's worker."""
+    env = {
+        **plane,
+        "VOLUME_PATH": str(volume),
+        "COMFYUI_PYTHON": str(scene.demo.python),
+        "COMFYUI_ARGS": " ".join(("--cpu", *load.arguments)),
+        "COMFYUI_PORT": "0",
+        "WORK_DIR": str(scene.work),
+    }
+    return WorkerProcess.module("handler", env=env, cwd=REPOSITORY)
+
+
+def on_first_job(scene: Scene, load: Load, volume: Path, plane: Mapping[str, str]) -> WorkerProcess:
+    """ComfyUI on the volume, run where it lies."""
+    env = {**plane, **_peer(scene, load, volume / "ComfyUI")}
+    name = "benchmarks.cold_start.peers.on_first_job"
+    return WorkerProcess.module(name, env=env, cwd=REPOSITORY)
+
+
+def image_first(scene: Scene, load: Load, volume: Path, plane: Mapping[str, str]) -> WorkerProcess:
+    """ComfyUI in the image, models on the volume."""
+    yaml = f"volume:\n  base_path: {volume}\n  checkpoints: models/checkpoints/\n"
+    yaml += "  vae_approx: models/vae_approx/\n"
+    (scene.image / "extra_model_paths.yaml").write_text(yaml, encoding="utf-8")
+    env = {**plane, **_peer(scene, load, scene.image), "PEER_WORKER_PYTHON": sys.executable}
+    return WorkerProcess(["sh", PEERS / "image_first.sh"], env=env, cwd=REPOSITORY)
+
+
+def _peer(scene: Scene, load: Load, comfyui: Path) -> dict[str, str]:
+    port = _free_port()
+    flags = ["--cpu", *load.arguments, "--port", str(port), "--disable-auto-launch"]
+    flags += ["--front-end-root", str(scene.front_end)]
+    return {
+        "PEER_COMFYUI": str(comfyui),
+        "PEER_PYTHON": str(scene.demo.python),
+        "PEER_FLAGS": " ".join(flags),
+        "PEER_URL": f"http://127.0.0.1:{port}",
+    }
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def four(load: Load) -> list[Contender]:
+    """All ways for one load."""
+    return [
+        Contender(f"ours-{load.key}", OURS, load, ours, ours=True),
+        Contender(f"local-{load.key}", LOCAL, load, ours, through_network=False, ours=True),
+        Contender(f"first-job-{load.key}", ON_FIRST_JOB, load, on_first_job),
+        Contender(f"image-{load.key}", IMAGE_FIRST, load, image_first),
+    ]

@@ -1,0 +1,111 @@
+"""A hot worker: a job with an unread model against a cached one; after a thaw against before."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from benchmarks.cold_start import contenders, pages
+from benchmarks.cold_start.loads import Load, plain
+from benchmarks.cold_start.measure import posted
+from benchmarks.cold_start.scene import CHECKPOINTS, Scene
+from tests.support.control_plane import ControlPlane
+from tests.support.plane_records import now
+from tests.support.worker_process import WorkerProcess
+
+# Between jobs, so that the worker waits for the next one as an idle one does.
+_PAUSE = 0.5
+
+Series = dict[str, list[float]]
+Say = Callable[[str], None]
+
+
+@dataclass
+class HotWorker:
+    """Our worker, its first job done, on the volume; `ask` runs a job and times it."""
+
+    plane: ControlPlane
+    worker: WorkerProcess
+    volume: Path
+
+    def ask(self, given: object, begun: float | None = None) -> float:
+        """Seconds from submission (or `begun`) to the posted result."""
+        begun = now() if begun is None else begun
+        job = self.plane.submit(given)
+        posted(self.plane, self.worker, job)
+        seconds = self.plane.wait_for("done", job).at - begun
+        time.sleep(_PAUSE)
+        return seconds
+
+    def loads_so_far(self) -> int:
+        """How many checkpoints ComfyUI has loaded, by its log."""
+        return sum("model_type" in line.text for line in self.worker.lines)
+
+    def signal_all(self, number: signal.Signals) -> None:
+        """A signal to every process of the worker."""
+        for pid in (self.worker.pid, *(p.pid for p in self.worker.living())):
+            os.kill(pid, number)
+
+
+@contextmanager
+def hot_worker(scene: Scene, load: Load) -> Iterator[HotWorker]:
+    """A worker that has done two jobs with the load's model and one without a model."""
+    with scene.seen(load) as volume, ControlPlane() as plane:
+        env = plane.worker_env(skip_fitness=True)
+        with contenders.ours(scene, load, volume, env) as worker:
+            hot = HotWorker(plane, worker, volume)
+            for given in (load.job(1), load.job(2), plain(1)):
+                hot.ask(given)
+            yield hot
+
+
+def unread_and_cached(
+    hot: HotWorker, scene: Scene, load: Load, names: Sequence[str], say: Say
+) -> Series:
+    """Each round a copy under a name of its own: dropped from memory, then asked for twice.
+
+    `names` lay on the volume before the worker booted. A job without a model in between makes
+    ComfyUI let go of what it had loaded; its log must say that it loaded the checkpoint anew both
+    times.
+    """
+    series: Series = {"unread": [], "cached": []}
+    for number, name in enumerate(names):
+        seen, real = hot.volume / CHECKPOINTS / name, scene.volume(load) / CHECKPOINTS / name
+        for path in (seen, real):
+            pages.forget_file(path)
+        expected = {"unread": 0.0, "cached": 1.0}
+        for key, share in expected.items():
+            found = pages.share_in_memory(seen)
+            if abs(found - share) > 0.02:
+                raise RuntimeError(f"{found:.0%} of {name} are in memory before the {key} job")
+            before = hot.loads_so_far()
+            series[key].append(hot.ask(load.job(1000 + number, name)))
+            if hot.loads_so_far() != before + 1:
+                raise RuntimeError(f"ComfyUI did not load {name} anew for the {key} job")
+            hot.ask(plain(2 * number + len(series["cached"])))
+        pages.forget_file(seen)
+        last = " against ".join(f"{series[key][-1]:.2f} s" for key in expected)
+        say(f"hot worker, round {number + 1} of {len(names)}: {last} cached")
+    return series
+
+
+def thawed_and_hot(hot: HotWorker, rounds: int, frozen_seconds: float, say: Say) -> Series:
+    """In turn: a plain job, and one that comes as all the worker's processes are thawed."""
+    series: Series = {"thawed": [], "hot": []}
+    for number in range(rounds):
+        series["hot"].append(hot.ask(plain(10_000 + 2 * number)))
+        hot.signal_all(signal.SIGSTOP)
+        try:
+            time.sleep(frozen_seconds)
+        finally:
+            begun = now()
+            hot.signal_all(signal.SIGCONT)
+        series["thawed"].append(hot.ask(plain(10_001 + 2 * number), begun))
+        last = " against ".join(f"{1000 * series[key][-1]:.0f} ms" for key in series)
+        say(f"thaw, round {number + 1} of {rounds}: {last} hot")
+    return series

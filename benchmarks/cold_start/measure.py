@@ -1,0 +1,119 @@
+"""One cold run: from process start to the first result posted, with what happened when."""
+
+from __future__ import annotations
+
+import base64
+import os
+import re
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from benchmarks.cold_start.contenders import Contender
+from benchmarks.cold_start.scene import Scene
+from tests.support.control_plane import ControlPlane
+from tests.support.plane_records import now
+from tests.support.worker_process import WorkerProcess
+
+PATIENCE = 400.0
+# What every ComfyUI logs, whoever started it.
+_LOGGED = {
+    "ComfyUI up": r"To see the GUI go to",
+    "prompt submitted": r"got prompt",
+    "executed": r"Prompt executed in",
+}
+_PNG = b"\x89PNG"
+
+
+class NoResult(RuntimeError):
+    """A contender did not bring a picture; the message ends with its log."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """One contender's cold run. `marks`: seconds from process start. `load_average`: the
+    machine's, of the last minute, before the run. `detail`: the worker's own boot report, what the
+    job says of its time, and the log with its seconds."""
+
+    contender: str
+    seconds: float
+    load_average: float
+    marks: dict[str, float]
+    detail: dict[str, Any] = field(repr=False, default_factory=dict)
+
+    def as_dict(self) -> dict[str, Any]:
+        """JSON-ready."""
+        return asdict(self)
+
+
+def cold_run(scene: Scene, contender: Contender, seed: int) -> Run:
+    """Start a contender on an empty page cache and wait for its first result.
+
+    The job waits in the queue when the process starts, as it does where a job is what starts it.
+    Raises NoResult, or PlaneTimeout after `PATIENCE` seconds.
+    """
+    load = contender.load
+    with scene.seen(load, contender.through_network) as volume, ControlPlane() as plane:
+        job = plane.submit(load.job(seed))
+        env = plane.worker_env(skip_fitness=True)
+        before = os.getloadavg()[0]
+        worker = contender.start(scene, load, volume, env)
+        started = now()
+        with worker:
+            body = posted(plane, worker, job)
+            end = plane.wait_for("done", job).at
+            detail = _detail(plane, worker, contender, body, started)
+            marks = _marks(plane, worker, job, started)
+    return Run(contender.key, round(end - started, 3), before, marks, detail)
+
+
+def posted(plane: ControlPlane, worker: WorkerProcess, job: str, timeout: float = PATIENCE) -> Any:
+    """The body posted for a job, which must hold a picture. Raises NoResult."""
+    deadline = now() + timeout
+    while not plane.select("done", job):
+        if worker.returncode is not None or now() > deadline:
+            raise NoResult(f"no result of {job}; exit code {worker.returncode}\n{worker.tail(60)}")
+        try:
+            plane.wait_for("done", job, timeout=1)
+        except AssertionError:  # PlaneTimeout: look again whether the worker lives
+            continue
+    body = plane.result(job)
+    if not _picture(body).startswith(_PNG):
+        raise NoResult(f"no picture in {str(body)[:500]}\n{worker.tail(60)}")
+    return body
+
+
+def _picture(body: Any) -> bytes:
+    """The first image of a result, ours or a peer's; empty when there is none."""
+    output = body.get("output") if isinstance(body, dict) else None
+    if not isinstance(output, dict):
+        return b""
+    for item in output.get("results") or output.get("images") or ():
+        return base64.b64decode(item.get("image") or item.get("data") or "")
+    return b""
+
+
+def _marks(
+    plane: ControlPlane, worker: WorkerProcess, job: str, started: float
+) -> dict[str, float]:
+    """Seconds from process start to each step that was seen."""
+    found = {"job taken": plane.wait_for("take", job).at}
+    for name, pattern in _LOGGED.items():
+        seen = [line.at for line in worker.lines if re.search(pattern, line.text)]
+        if seen:
+            found[name] = seen[0]
+    found["posted"] = plane.wait_for("done", job).at
+    return {name: round(at - started, 3) for name, at in found.items()}
+
+
+def _detail(
+    plane: ControlPlane, worker: WorkerProcess, contender: Contender, body: Any, started: float
+) -> dict[str, Any]:
+    detail: dict[str, Any] = {
+        "log": [[round(line.at - started, 3), line.text] for line in worker.lines]
+    }
+    if contender.ours:
+        detail["timings"] = body["output"].get("timings")
+        question = plane.submit({"type": "diagnostics", "sections": ["machine"]})
+        answer = plane.result(question, 60)
+        detail["boot"] = answer["output"]["diagnostics"].get("boot")
+    return detail

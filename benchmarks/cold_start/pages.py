@@ -1,0 +1,46 @@
+"""The page cache: emptied of what a start reads, and looked at to see that it is."""
+
+from __future__ import annotations
+
+import ctypes
+import mmap
+import os
+from collections.abc import Iterable
+from pathlib import Path
+
+from benchmarks.simulated_volume import forget_pages as forget_file
+
+__all__ = ["forget", "forget_file", "share_in_memory"]
+
+_PAGE = mmap.PAGESIZE
+
+
+def forget(trees: Iterable[Path]) -> None:
+    """Drop the pages of all files below these folders. Pages that a running process has mapped
+    stay, and so do names and attributes: unlike writing to /proc/sys/vm/drop_caches, this needs no
+    root and leaves other programs alone."""
+    os.sync()  # pages that are not on disk yet cannot be dropped
+    for tree in trees:
+        for folder, _, names in os.walk(tree):
+            for path in (Path(folder, name) for name in names):
+                if path.is_file() and not path.is_symlink():
+                    forget_file(path)
+
+
+def share_in_memory(path: Path) -> float:
+    """The share, 0 to 1, of a file's pages that are in the page cache. Raises OSError."""
+    size = path.stat().st_size
+    if not size:
+        return 0.0
+    libc = ctypes.CDLL(None, use_errno=True)
+    count = (size + _PAGE - 1) // _PAGE
+    seen = (ctypes.c_ubyte * count)()
+    with open(path, "rb") as file, mmap.mmap(file.fileno(), size, mmap.MAP_PRIVATE) as view:
+        start = (ctypes.c_char * size).from_buffer(view)
+        try:
+            failed = libc.mincore(ctypes.byref(start), ctypes.c_size_t(size), ctypes.byref(seen))
+        finally:
+            del start  # a view that is referred to cannot be closed
+    if failed:
+        raise OSError(ctypes.get_errno(), f"mincore failed for {path}")
+    return sum(page & 1 for page in bytes(seen)) / count

@@ -1,0 +1,65 @@
+"""What a measurement was made on, so that its figures can be judged."""
+
+from __future__ import annotations
+
+import datetime
+import os
+import platform
+import re
+import subprocess
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+
+from demo.volume import DemoVolume
+
+
+@dataclass(frozen=True)
+class Machine:
+    """`memory_gb` in 10⁹ bytes; `date` of the measurement."""
+
+    date: str
+    processor: str
+    cores: int
+    memory_gb: float
+    kernel: str
+    python: str
+    sdk: str
+    comfyui: str
+    torch: str
+
+    def sentence(self) -> str:
+        """For people, in one sentence."""
+        return (
+            f"{self.date}: {self.processor}, {self.cores} cores, {self.memory_gb:.0f} GB of "
+            f"memory, Linux {self.kernel}, no GPU; ComfyUI {self.comfyui} with torch {self.torch}, "
+            f"the Runpod SDK {self.sdk} in Python {self.python}."
+        )
+
+
+def this_machine(demo: DemoVolume) -> Machine:
+    """Asked now. `cores` are those this process may use."""
+    found = re.search(r"^model name\s*:\s*(.+)$", _text("/proc/cpuinfo"), re.MULTILINE)
+    ask = "from importlib.metadata import version; print(version('torch'))"
+    torch = subprocess.run(
+        [str(demo.python), "-c", ask], capture_output=True, text=True, check=True
+    ).stdout.strip()
+    comfyui = re.search(r'"([^"]+)"', _text(str(demo.comfyui / "comfyui_version.py")))
+    return Machine(
+        date=datetime.datetime.now(datetime.timezone.utc).date().isoformat(),
+        processor=found[1] if found else platform.machine(),
+        cores=len(os.sched_getaffinity(0)),
+        memory_gb=os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e9,
+        kernel=platform.release(),
+        python=platform.python_version(),
+        sdk=version("runpod"),
+        comfyui=comfyui[1] if comfyui else "of an unknown version",
+        torch=torch,
+    )
+
+
+def _text(path: str) -> str:
+    try:
+        return Path(path).read_text(encoding="utf-8")
+    except OSError:
+        return ""

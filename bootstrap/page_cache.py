@@ -8,12 +8,22 @@ a few threads with blocks of megabytes get the same bytes several times as fast.
 from __future__ import annotations
 
 import ctypes
+import errno
 import mmap
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 BLOCK = 8 * 1024 * 1024
 _PAGE = mmap.PAGESIZE
-_NOTHING_MAPPED = ctypes.c_void_p(-1).value
+_NO_PLACE = ctypes.c_void_p(-1).value
+# Linux 5.14; faults pages in as a read would, and answers with an error where a read would fail.
+_MADV_POPULATE_READ = 22
+# The kernel then reads 2 MB ahead at a time (do_sync_mmap_readahead), not the 128 KB that most
+# network file systems are mounted with: requests to the server are as large as it takes.
+_MADV_HUGEPAGE = 14
+# Only the lowest bit of mincore's bytes means anything.
+_LOWEST_BIT = bytes(value & 1 for value in range(256))
 
 
 def missing_blocks(path: str, block: int = BLOCK) -> list[int]:
@@ -37,9 +47,20 @@ def missing_blocks(path: str, block: int = BLOCK) -> list[int]:
     return [o for o in blocks if 0 in pages[o // _PAGE : o // _PAGE + each]]
 
 
-def read_block(descriptor: int, offset: int, buffer: bytearray) -> int:
-    """Read one block into the page cache by way of `buffer`; bytes read. Raises OSError."""
-    return os.preadv(descriptor, [buffer], offset)
+def read_block(descriptor: int, offset: int, size: int) -> None:
+    """Read `size` bytes from `offset` (a multiple of BLOCK) into the page cache. Raises OSError.
+
+    Nothing is copied to this process where the kernel can do without.
+    """
+    libc = ctypes.CDLL(None, use_errno=True)
+    with _mapped(descriptor, offset, size) as place:
+        if place is not None:
+            libc.madvise(place, ctypes.c_size_t(size), _MADV_HUGEPAGE)
+            if libc.madvise(place, ctypes.c_size_t(size), _MADV_POPULATE_READ) == 0:
+                return
+            if ctypes.get_errno() not in (errno.EINVAL, errno.ENOSYS, errno.EFAULT):
+                raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
+    os.preadv(descriptor, [bytearray(size)], offset)
 
 
 def _resident(descriptor: int, size: int) -> bytes | None:
@@ -50,28 +71,33 @@ def _resident(descriptor: int, size: int) -> bytes | None:
     if size == 0:
         return b""
     libc = ctypes.CDLL(None, use_errno=True)
-    try:
-        libc.mmap.restype = ctypes.c_void_p
-        place = libc.mmap(
-            None,
-            ctypes.c_size_t(size),
-            mmap.PROT_READ,
-            mmap.MAP_SHARED,
-            descriptor,
-            ctypes.c_long(0),
-        )
-    except AttributeError:
-        return None
-    if place == _NOTHING_MAPPED:
-        return None
-    try:
-        vector = (ctypes.c_ubyte * (-(-size // _PAGE)))()
-        if libc.mincore(ctypes.c_void_p(place), ctypes.c_size_t(size), vector) != 0:
+    vector = (ctypes.c_ubyte * (-(-size // _PAGE)))()
+    with _mapped(descriptor, 0, size) as place:
+        if place is None or libc.mincore(place, ctypes.c_size_t(size), vector) != 0:
             return None
-        return bytes(vector).translate(_LOWEST_BIT)
+    return bytes(vector).translate(_LOWEST_BIT)
+
+
+@contextmanager
+def _mapped(descriptor: int, offset: int, size: int) -> Iterator[ctypes.c_void_p | None]:
+    """A part of a file in memory, for the kernel to look at; None where it cannot be mapped.
+
+    Not `mmap.mmap`, whose `madvise` holds the interpreter's lock while the disk is read.
+    """
+    libc = ctypes.CDLL(None, use_errno=True)
+    libc.mmap.restype = ctypes.c_void_p
+    place = libc.mmap(
+        None,
+        ctypes.c_size_t(size),
+        mmap.PROT_READ,
+        mmap.MAP_SHARED,
+        descriptor,
+        ctypes.c_long(offset),
+    )
+    if place in (_NO_PLACE, None):
+        yield None
+        return
+    try:
+        yield ctypes.c_void_p(place)
     finally:
         libc.munmap(ctypes.c_void_p(place), ctypes.c_size_t(size))
-
-
-# Only the lowest bit of mincore's bytes means anything.
-_LOWEST_BIT = bytes(value & 1 for value in range(256))

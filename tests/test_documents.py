@@ -13,7 +13,7 @@ import pytest
 
 from bootstrap.settings import Settings
 from handler.requests import DiagnosticsRequest, WorkflowRequest, parse_request
-from scripts.document import CODES_FILE, READMES, codes_document
+from scripts.document import CODES_FILE, READMES, codes_document, with_settings
 
 ROOT = Path(__file__).parent.parent
 README = ROOT / "README.md"
@@ -29,7 +29,13 @@ def test_every_code_is_documented() -> None:
     assert CODES_FILE.read_text("utf-8") == codes_document(), "run `make docs`"
 
 
-@pytest.mark.parametrize("readme", [r for r in READMES if r.exists()], ids=lambda r: r.name)
+@pytest.mark.parametrize("readme", READMES, ids=lambda r: r.name)
+def test_every_setting_is_documented(readme: Path) -> None:
+    text = readme.read_text("utf-8")
+    assert "| `VOLUME_PATH` |" in text and text == with_settings(text), "run `make docs`"
+
+
+@pytest.mark.parametrize("readme", READMES, ids=lambda r: r.name)
 def test_json_in_the_readme_is_what_the_worker_takes_and_gives(readme: Path) -> None:
     examples: list[Any] = [json.loads(block) for block in blocks(readme, "json")]
     requests = [e["input"] for e in examples if "input" in e]

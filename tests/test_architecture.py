@@ -24,6 +24,7 @@ PURE = (
     "handler.reply",
     "handler.requests",
     "handler.watch",
+    "handler.workflow_models",
 )
 IMPURE_IMPORTS = {
     "aiohttp",

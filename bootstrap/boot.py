@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -19,6 +18,7 @@ from bootstrap.comfyui import ComfyUI, Launch
 from bootstrap.examination import MACHINE, VOLUME, Examination
 from bootstrap.findings import Finding, errors_in, host_error, ok, outcome_of
 from bootstrap.interpreter import ask_help, choose_python
+from bootstrap.local_models import describe_local_models
 from bootstrap.log import say
 from bootstrap.manifest_file import find_manifest
 from bootstrap.node_imports import check_node_imports
@@ -26,7 +26,7 @@ from bootstrap.readiness import wait_until_ready
 from bootstrap.reports import BootReport
 from bootstrap.settings import Settings
 from bootstrap.timeline import Timeline
-from bootstrap.volume import MODELS, Layout, locate
+from bootstrap.volume import Layout, locate
 from bootstrap.workdir import WorkDir, make_workdir
 
 if TYPE_CHECKING:
@@ -156,9 +156,6 @@ class Boot:
         self.findings += manifest.findings
         if manifest.models and not self._failed:
             workplace = workplace_for(self.settings, self.layout)
-            if self.layout.comfyui_on_volume:
-                # The platform's cache is this host's own: links to it must not lie on the volume.
-                workplace = replace(workplace, cached=lambda _: None)
             self._provisioning = Provisioning(manifest.models, workplace)
             self._provisioning.start()
 
@@ -171,13 +168,13 @@ class Boot:
         self._link_what_came(provisioning)
 
     def _link_what_came(self, provisioning: Provisioning) -> None:
-        from bootstrap.provisioning import link_cached
+        from bootstrap.provisioning import show_to_comfyui
 
-        assert self.layout is not None and self.layout.comfyui is not None
-        self.layout = locate(self.settings)  # models/ may be there only now
-        if not self.layout.comfyui_on_volume and self.layout.comfyui is not None:
-            link_cached(provisioning.results(), self.layout.comfyui / MODELS)
-        self.findings += [f for f in link_models(self.layout) if f not in self.findings]
+        assert self.work is not None
+        self.layout, linked = show_to_comfyui(
+            self.settings, provisioning.results(), self.work.models
+        )
+        self.findings += [f for f in linked if f not in self.findings]
 
     def faults_now(self, report: BootReport) -> tuple[Finding, ...]:
         """What keeps jobs from running: the report's errors, but for models that came since."""
@@ -237,6 +234,7 @@ class Boot:
             temp_parent=work.temp_parent,
             front_end=work.front_end,
             database=work.database,
+            model_paths=describe_local_models(comfyui, work.models, work.model_paths),
         )
         extra, port = self.settings.comfyui_args, self.settings.comfyui_port
         _, problems = command.arguments(known, folders, port, extra)

@@ -163,15 +163,7 @@ class _Command:
         """Fetch what is missing."""
         results = provision(manifest.models, self._workplace(), _stop_on_signals())
         if self.arguments.json:
-            receipts = [
-                {
-                    "model": str(result.spec.place),
-                    "state": result.state,
-                    "receipt": result.receipt and result.receipt.as_dict(),
-                    "problem": (finding := result.finding()) and finding.as_dict(),
-                }
-                for result in results
-            ]
+            receipts = [result.as_dict() for result in results]
             self._say(json.dumps(receipts, indent=2))
         else:
             _report([f for result in results if (f := result.finding())], self.out)

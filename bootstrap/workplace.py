@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from bootstrap.fetch.errors import CODES as DOWNLOAD_CODES
 from bootstrap.fetch.errors import DownloadError
@@ -45,6 +46,16 @@ class Result:
             return None
         severity = Severity.WARNING if self.spec.optional else Severity.ERROR
         return self.problem.finding(str(self.spec.place), severity)
+
+    def as_dict(self) -> dict[str, Any]:
+        """JSON-ready data: what `models pull --json` and a download request's reply say."""
+        finding = self.finding()
+        return {
+            "model": str(self.spec.place),
+            "state": self.state,
+            "receipt": self.receipt and self.receipt.as_dict(),
+            "problem": finding and finding.as_dict(),
+        }
 
 
 @dataclass(frozen=True)

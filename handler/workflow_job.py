@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 import uuid
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,9 @@ from handler import inputs, reply
 from handler.deadline import Deadline
 from handler.delivery import Delivery
 from handler.errors import JobError
+from handler.model_supply import ModelSupply
 from handler.outputs import produced
+from handler.progress import Progress
 from handler.requests import WorkflowRequest
 from handler.run import Ran, ensure_ready, run_prompt
 
@@ -25,7 +28,15 @@ from handler.run import Ran, ensure_ready, run_prompt
 class WorkflowJobs:
     """Runs workflow requests on one ComfyUI, restarting it after a fault."""
 
-    def __init__(self, settings: Settings, layout: Layout, work: WorkDir, comfyui: ComfyUI) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        layout: Layout,
+        work: WorkDir,
+        comfyui: ComfyUI,
+        supply: ModelSupply | None = None,
+    ) -> None:
+        self._supply = supply
         self._settings = settings
         self._layout = layout
         self._work = work
@@ -33,24 +44,37 @@ class WorkflowJobs:
         self._delivery = Delivery(work, layout)
         self._models = comfyui.launch.comfyui / MODELS
 
-    async def run(self, request: WorkflowRequest) -> dict[str, Any]:
+    async def run(self, request: WorkflowRequest, progress: Progress) -> dict[str, Any]:
         """The reply of a job that went well. Raises JobError for one that did not."""
         deadline = Deadline(request.max_wait)
         mark = uuid.uuid4().hex[:12]
         placed: list[Path] = []
         try:
+            request = await self._supplied(request, deadline, progress)
             await ensure_ready(self._comfyui, deadline)
             placed = await asyncio.to_thread(self._place, request, mark)
             ran = await run_prompt(self._comfyui, request.workflow, deadline, self._models)
             if ran.ended.failure is not None:
                 raise ran.ended.failure
             return await asyncio.to_thread(self._reply, request, ran, deadline, mark)
-        except JobError:
+        except JobError as error:
             self._restart_if_ended()
             await asyncio.to_thread(self._delivery.keep_rest, mark)
-            raise
+            if self._supply is None:
+                raise
+            raise await self._supply.explained(error, request.workflow) from None
         finally:
             await asyncio.to_thread(inputs.remove, placed)
+
+    async def _supplied(
+        self, request: WorkflowRequest, deadline: Deadline, progress: Progress
+    ) -> WorkflowRequest:
+        """The request, its models there as far as the manifest knows them."""
+        if self._supply is None:
+            return request
+        fetched = await self._supply.bring(request.workflow, deadline, progress)
+        told = tuple(f"{model} was fetched for this job" for model in fetched)
+        return replace(request, warnings=(*request.warnings, *told))
 
     def _place(self, request: WorkflowRequest, mark: str) -> list[Path]:
         folder = self._work.input

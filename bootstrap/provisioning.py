@@ -55,6 +55,7 @@ def workplace_for(
         models=target,
         sources=make_sources(settings),
         tools=tools,
+        within=(layout.root,),
         also=tuple(dict.fromkeys(root for root in roots if root != target)),
         make_meter=make_meter,
         cached=platform_cache(layout),

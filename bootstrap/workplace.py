@@ -61,13 +61,15 @@ class Result:
 @dataclass(frozen=True)
 class Workplace:
     """Where and with what. `models` is the folder that models go to, `also` others that ComfyUI
-    reads. Times in seconds: `beat` and `stale` of leases, `longest_wait` for another worker that
-    seems alive, after which we fetch the model ourselves."""
+    reads; a link in `models` may lead into `within` as well, and nowhere else. Times in seconds:
+    `beat` and `stale` of leases, `longest_wait` for another worker that seems alive, after which
+    we fetch the model ourselves."""
 
     models: Path
     sources: Sources
     tools: Tools = field(default_factory=Tools)
     also: tuple[Path, ...] = ()
+    within: tuple[Path, ...] = ()
     make_meter: MakeMeter = LogMeter
     cached: Callable[[ModelSpec], Path | None] = lambda spec: None
     beat: float = BEAT

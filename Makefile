@@ -15,7 +15,7 @@ endif
 CODE = $(wildcard bootstrap handler demo scripts tests benchmarks)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo demo-models demo-volume demo-env test image-test check docs format venv clean clean-cache python
+.PHONY: help demo demo-models demo-volume demo-env test image-test prove check docs format venv clean clean-cache python
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -44,6 +44,10 @@ image-test: python ## Build the image without Docker and run its container (root
 	@$(PYTHON) -m demo venv dev
 	@$(PYTHON) -m demo volume >/dev/null
 	@$(VENV_PYTHON) -m pytest -s $(or $(TESTS),tests/image/checks.py)
+
+prove: python ## The long proofs: 200 provisioners killed on each of four kinds of disk
+	@$(PYTHON) -m demo venv dev
+	@$(VENV_PYTHON) -m tests.prove.kill_provisioners
 
 check: python ## Formatter, linter and strict types, changing nothing
 	@$(PYTHON) -m demo venv dev

@@ -81,6 +81,7 @@ def test_a_model_on_demand_is_told_while_it_comes_and_before_the_result(
     assert mine[-1].kind == "done"
     told = [event.body["output"] for event in mine if event.kind == "progress"]
     assert {update["model"] for update in told} == {"vae/wanted.safetensors"}
+    assert {key for update in told for key in update} == {"stage", "percent", "model", "detail"}
     percents = [update["percent"] for update in told]
     assert len(percents) >= 3 and percents == sorted(percents)
     assert TOKEN not in production.worker.log and TOKEN not in str(mine)

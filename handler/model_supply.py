@@ -39,33 +39,31 @@ class ModelSupply:
         self._settings = settings
         self._layout = layout
         self._shelves = tuple(shelves)
-        self._settled: set[tuple[str | None, str]] = set()
 
     async def bring(
         self, workflow: Workflow, deadline: Deadline, progress: Progress
     ) -> tuple[str, ...]:
         """Have every model that the workflow names and the manifest knows; the names of those
-        fetched now. Raises JobError. What was looked after once is not looked at again."""
-        named = [m for m in named_models(workflow) if (m.category, m.name) not in self._settled]
-        if not named:
+        fetched now. Raises JobError. Looked at anew for each job: a volume changes, and a worker
+        may go on at a host whose cache has other models."""
+        named = named_models(workflow)
+        lacking = await asyncio.to_thread(self._lacking, named) if named else []
+        if not lacking:
             return ()
-        lacking = await asyncio.to_thread(self._lacking, named)
         results: tuple[Result, ...] = ()
-        if lacking:
-            specs = await asyncio.to_thread(self._known, lacking)
-            if specs:
-                workplace = await asyncio.to_thread(self._workplace, progress)
-                results = await _fetch(specs, workplace, deadline)
+        specs = await asyncio.to_thread(self._known, lacking)
+        if specs:
+            workplace = await asyncio.to_thread(self._workplace, progress)
+            results = await _fetch(specs, workplace, deadline)
             _raise_unless_there(specs, results, deadline)
+        if results or any(model.folders for model in lacking):
             await asyncio.to_thread(self._show, results)
-        self._settled.update((m.category, m.name) for m in named)
         return tuple(_in_words(result) for result in results if result.state == "fetched")
 
     async def explained(self, error: JobError, workflow: Workflow) -> JobError:
         """A job's error, with what to write into the manifest where a model is missing."""
         if not misses_a_model(error):
             return error
-        self._settled.clear()  # somebody took a model away, or it never was there
         manifest = await asyncio.to_thread(wanted_here, self._settings, self._layout)
         return with_offer(error, workflow, manifest)
 

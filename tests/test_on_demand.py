@@ -15,13 +15,16 @@ import pytest
 from bootstrap.boot import Boot
 from bootstrap.findings import Outcome
 from bootstrap.settings import Settings
+from bootstrap.sources import Sources
+from bootstrap.sources.huggingface import HuggingFace
 from demo.taesd import write_whole_vae
 from demo.volume import DemoVolume
 from tests.conftest import BootedWorker, environment, furnished
+from tests.support.fake_hub import FakeHub
 from tests.support.provisioning import sha256
 from tests.support.vicious_server import ViciousServer
 from tests.support.waiting import wait_until
-from tests.test_boot_models import loading
+from tests.test_boot_models import loading, platform_caches
 from tests.test_worker import assert_refused, plain
 
 Boots = Callable[[Mapping[str, str]], BootedWorker]
@@ -86,6 +89,18 @@ def test_a_job_gets_the_model_it_needs_and_the_next_needs_no_network(
     assert len(server.seen) == asked
 
 
+def test_a_model_that_is_gone_again_is_fetched_again(
+    supplied: BootedWorker, own_volume: Path, server: ViciousServer, vae: bytes
+) -> None:
+    url = server.serve("/l.safetensors", vae)
+    know(own_volume, entry(url, "l.safetensors"))
+    for _ in range(2):
+        reply = supplied.ask({"workflow": loading("l.safetensors")})
+        assert reply["status"] == "completed", reply
+        assert any("vae/l.safetensors" in warning for warning in reply["warnings"])
+        (own_volume / "models/vae/l.safetensors").unlink()
+
+
 def test_a_model_in_a_new_subfolder(
     supplied: BootedWorker, own_volume: Path, server: ViciousServer, vae: bytes
 ) -> None:
@@ -126,6 +141,7 @@ def test_a_manifest_that_has_it_in_another_folder_or_is_broken_is_told(
     know(own_volume, entry(url, "c.safetensors", "loras"))
     reply = supplied.ask({"workflow": loading("c.safetensors")})
     assert_refused(reply, "workflow.missing_model", "another folder, loras")
+    assert (own_volume / "models/loras/c.safetensors").is_file(), "its input's name may mislead"
     (own_volume / "models.json").write_text("{")
     reply = supplied.ask({"workflow": loading("d.safetensors")})
     assert_refused(reply, "workflow.missing_model", "has a fault", "models.json")
@@ -197,6 +213,30 @@ def test_a_request_fetches_onto_the_volume_and_replies_with_receipts(
     again = supplied.ask({"type": "download", "models": wanted[:1]})
     assert again["models"][0]["state"] == "present"
     assert supplied.ask({"workflow": loading("e.safetensors")})["status"] == "completed"
+
+
+def test_a_request_puts_onto_the_volume_what_the_platform_has_in_its_cache(
+    supplied: BootedWorker,
+    own_volume: Path,
+    vae: bytes,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    cached = tmp_path / "m.safetensors"
+    cached.write_bytes(vae)
+    platform_caches(own_volume / "huggingface-cache" / "hub", "org/repo", cached)
+    with FakeHub() as hub:
+        hub.put("org/repo", "m.safetensors", vae)
+        sources = Sources((HuggingFace(None, hub.url),))
+        monkeypatch.setattr("bootstrap.provisioning.make_sources", lambda _: sources)
+        wanted = [{"url": "hf://org/repo/m.safetensors", "directory": "vae"}]
+        know(own_volume, *wanted)
+        assert supplied.ask({"workflow": loading("m.safetensors")})["status"] == "completed"
+        assert not (own_volume / "models/vae/m.safetensors").exists()
+        assert hub.seen == []
+        reply = supplied.ask({"type": "download", "models": wanted})
+    assert reply["models"][0]["state"] == "fetched"
+    assert (own_volume / "models/vae/m.safetensors").is_file()
 
 
 def test_a_requests_failures_come_all_at_once(

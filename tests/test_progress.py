@@ -72,6 +72,33 @@ def test_one_stage_is_told_once_a_second_at_most_and_its_newest_state_stands() -
     asyncio.run(job())
 
 
+def test_a_new_stage_overtakes_an_update_that_waits_for_its_second() -> None:
+    caller = Caller()
+
+    async def job() -> None:
+        progress = Progress({"id": "j"}, caller)
+        for stage, percent in (("fetching", 1), ("fetching", 2), ("loading", 3)):
+            progress.tell(stage, percent)
+            await asyncio.sleep(0.1)
+        assert [update["percent"] for update in caller.heard] == [1.0, 3.0]
+        await progress.drain()
+
+    asyncio.run(job())
+
+
+def test_what_is_told_first_after_the_drain_is_not_sent() -> None:
+    caller = Caller()
+
+    async def job() -> None:
+        progress = Progress({"id": "j"}, caller)
+        await progress.drain()
+        progress.tell("late")
+        await asyncio.sleep(0.1)
+
+    asyncio.run(job())
+    assert caller.begun == []
+
+
 def test_drain_waits_for_the_update_on_its_way_and_sends_no_other() -> None:
     caller = Caller(seconds=0.3)
 

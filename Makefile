@@ -15,7 +15,7 @@ endif
 CODE = $(wildcard bootstrap handler demo scripts tests benchmarks)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo demo-volume demo-env test image-test bench check docs format venv clean clean-cache python
+.PHONY: help demo demo-models demo-volume demo-env test image-test bench prove check docs format venv clean clean-cache python
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -23,6 +23,10 @@ help: ## Show this list
 demo: python ## Boot the worker on a demo volume, run one workflow, save the picture in demo-output/
 	@$(PYTHON) -m demo venv worker
 	@$(PYTHON) -m demo run
+
+demo-models: python ## Provision a manifest from local servers: plan, pull, pull again, verify (seconds)
+	@$(PYTHON) -m demo venv worker
+	@$(VENV_PYTHON) -m demo models
 
 demo-volume: python ## Build the demo volume with a real ComfyUI; its path is the last line
 	@$(PYTHON) -m demo volume
@@ -45,6 +49,10 @@ bench: python ## Measure cold starts on a simulated network volume (ARGS="--only
 	@$(PYTHON) -m demo venv dev
 	@$(PYTHON) -m demo volume >/dev/null
 	@$(VENV_PYTHON) -m benchmarks.cold_start $(ARGS)
+
+prove: python ## The long proofs: 200 provisioners killed on each of four kinds of disk
+	@$(PYTHON) -m demo venv dev
+	@$(VENV_PYTHON) -m tests.prove.kill_provisioners
 
 check: python ## Formatter, linter and strict types, changing nothing
 	@$(PYTHON) -m demo venv dev

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from bootstrap.apply import link_models
@@ -11,7 +11,7 @@ from bootstrap.findings import Finding, errors_in
 from bootstrap.manifest import Manifest
 from bootstrap.manifest_file import load_manifest
 from bootstrap.settings import Settings
-from bootstrap.volume import MODELS, Layout, locate
+from bootstrap.volume import Layout
 
 if TYPE_CHECKING:
     from bootstrap.provisioning import Provisioning
@@ -25,6 +25,7 @@ class BootModels:
         self._layout = layout
         self._manifest = Manifest()
         self._provisioning: Provisioning | None = None
+        self._local_models: Path | None = None
         self._came_late = False
 
     def read_manifest(self) -> Sequence[Finding]:
@@ -33,8 +34,9 @@ class BootModels:
         self._manifest = load_manifest(self._settings.models_manifest, self._layout.root, http)
         return self._manifest.findings
 
-    def fetch(self) -> None:
-        """Begin to fetch wanted models that are missing; returns at once.
+    def fetch(self, local_models: Path) -> None:
+        """Begin to fetch wanted models that are missing; returns at once. `local_models` is for
+        links to what the platform has cached on this host.
 
         The packages that downloads need are imported only where something is wanted.
         """
@@ -43,10 +45,8 @@ class BootModels:
         from bootstrap.provisioning import Provisioning, workplace_for
 
         workplace = workplace_for(self._settings, self._layout)
-        if self._layout.comfyui_on_volume:
-            # The platform's cache is this host's own: links to it must not lie on the volume.
-            workplace = replace(workplace, cached=lambda _: None)
         self._provisioning = Provisioning(self._manifest.models, workplace)
+        self._local_models = local_models
         self._provisioning.start()
 
     def link(self) -> list[Finding]:
@@ -82,9 +82,6 @@ class BootModels:
             self._provisioning.stop()
 
     def _link_what_came(self, provisioning: Provisioning) -> list[Finding]:
-        from bootstrap.provisioning import link_cached
+        from bootstrap.provisioning import show_to_comfyui
 
-        layout = locate(self._settings)  # models/ may be there only now
-        if layout.comfyui is not None and not layout.comfyui_on_volume:
-            link_cached(provisioning.results(), layout.comfyui / MODELS)
-        return link_models(layout)
+        return show_to_comfyui(self._settings, provisioning.results(), self._local_models)[1]

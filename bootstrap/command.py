@@ -32,7 +32,7 @@ _PYTHON_NAMES = frozenset(
 
 @dataclass(frozen=True)
 class Folders:
-    """Where ComfyUI writes."""
+    """Where ComfyUI writes, and the file that tells it of further models, if there is one."""
 
     input: Path
     output: Path
@@ -40,6 +40,7 @@ class Folders:
     temp_parent: Path
     front_end: Path
     database: str
+    model_paths: Path | None = None
 
 
 def flags_in(help_text: str) -> frozenset[str]:
@@ -63,6 +64,8 @@ def arguments(
         ["--database-url", folders.database],
         ["--front-end-root", str(folders.front_end)],
     ]
+    if folders.model_paths is not None:
+        ours.append(["--extra-model-paths-config", str(folders.model_paths)])
     kept = [part for group in ours if group[0] in known for part in group]
     users, findings = _known_groups(extra, known)
     return kept + users, findings

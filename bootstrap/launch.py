@@ -8,6 +8,7 @@ from pathlib import Path
 
 from bootstrap import command
 from bootstrap.findings import Finding, info, warning
+from bootstrap.local_models import describe_local_models
 from bootstrap.settings import Settings
 from bootstrap.stage import CannotStage, Staged, copy_user_folder, stage
 from bootstrap.volume import Layout
@@ -58,8 +59,8 @@ def copy_user(
         return None, [finding]
 
 
-def folders_of(work: WorkDir) -> command.Folders:
-    """Where ComfyUI writes."""
+def folders_of(work: WorkDir, comfyui: Path) -> command.Folders:
+    """Where ComfyUI writes, and further models that it is told of."""
     return command.Folders(
         input=work.input,
         output=work.output,
@@ -67,6 +68,7 @@ def folders_of(work: WorkDir) -> command.Folders:
         temp_parent=work.temp_parent,
         front_end=work.front_end,
         database=work.database,
+        model_paths=describe_local_models(comfyui, work.models, work.model_paths),
     )
 
 

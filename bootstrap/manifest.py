@@ -208,10 +208,16 @@ def _conflict(spec: ModelSpec, earlier: ModelSpec) -> Complaint:
     return Complaint(
         "manifest.two_for_one_file",
         "name",
-        f"{spec.place} is wanted with another content by {earlier.where} ({earlier.url} there, "
-        f"{spec.url} here); the first one counts.",
+        f"{spec.place} is wanted with another content by {earlier.where} "
+        f"({_without_query(earlier.url)} there, {_without_query(spec.url)} here); "
+        "the first one counts.",
         "Give one of them another `name`, or remove it.",
     )
+
+
+def _without_query(url: str) -> str:
+    """A signed URL's signature is in its query."""
+    return url.partition("?")[0]
 
 
 def _twins(spec: ModelSpec, earlier: ModelSpec) -> Complaint:

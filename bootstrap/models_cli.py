@@ -8,6 +8,7 @@ import signal
 import sys
 import threading
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TextIO
 
@@ -21,20 +22,24 @@ from bootstrap.models_plan import Step, plan_models, verify_models
 from bootstrap.provision import provision
 from bootstrap.provisioning import workplace_for
 from bootstrap.settings import Settings, read_settings
+from bootstrap.sources import Sources
 from bootstrap.volume import locate
 from bootstrap.workplace import Workplace
 
 _OK, _FAILED, _USAGE = 0, 1, 2
 
 
-def main(argv: Sequence[str], out: TextIO | None = None) -> int:
-    """Run one command; 0 when all is well, 1 when something is wrong or missing, 2 for usage."""
+def main(argv: Sequence[str], out: TextIO | None = None, sources: Sources | None = None) -> int:
+    """Run one command; 0 when all is well, 1 when something is wrong or missing, 2 for usage.
+
+    `sources` in place of the real ones are for the demo, which has its own servers.
+    """
     arguments = _parser().parse_args(argv)
     settings, findings = read_settings()
     stream = sys.stdout if out is None else out
     if findings:
         return _report(findings, stream)
-    return _Command(arguments, settings, stream).run()
+    return _Command(arguments, settings, stream, sources).run()
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -64,7 +69,14 @@ def _parser() -> argparse.ArgumentParser:
 
 
 class _Command:
-    def __init__(self, arguments: argparse.Namespace, settings: Settings, out: TextIO) -> None:
+    def __init__(
+        self,
+        arguments: argparse.Namespace,
+        settings: Settings,
+        out: TextIO,
+        sources: Sources | None,
+    ) -> None:
+        self.sources = sources
         self.arguments = arguments
         self.settings = settings
         self.out = out
@@ -163,15 +175,7 @@ class _Command:
         """Fetch what is missing."""
         results = provision(manifest.models, self._workplace(), _stop_on_signals())
         if self.arguments.json:
-            receipts = [
-                {
-                    "model": str(result.spec.place),
-                    "state": result.state,
-                    "receipt": result.receipt and result.receipt.as_dict(),
-                    "problem": (finding := result.finding()) and finding.as_dict(),
-                }
-                for result in results
-            ]
+            receipts = [result.as_dict() for result in results]
             self._say(json.dumps(receipts, indent=2))
         else:
             _report([f for result in results if (f := result.finding())], self.out)
@@ -186,7 +190,8 @@ class _Command:
         return _OK if all(step.there for step in steps) else _FAILED
 
     def _workplace(self) -> Workplace:
-        return workplace_for(self.settings, self.layout, meters_for())
+        workplace = workplace_for(self.settings, self.layout, meters_for())
+        return replace(workplace, sources=self.sources or workplace.sources)
 
     def _show(self, steps: Sequence[Step], lines: Sequence[str]) -> None:
         if self.arguments.json:

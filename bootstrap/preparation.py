@@ -134,8 +134,8 @@ class Preparation:
         return self.models.link()
 
     def _fetch(self, _: Stage) -> None:
-        assert self.models is not None
-        self.models.fetch()
+        assert self.models is not None and self.work is not None
+        self.models.fetch(self.work.models)
 
     def _choose_python(self, _: Stage) -> Sequence[Finding]:
         assert self.layout is not None
@@ -182,7 +182,8 @@ class Preparation:
     def _start(self, _: Stage) -> Sequence[Finding]:
         assert self.layout is not None and self.layout.comfyui is not None
         assert self.work is not None and self._python is not None
-        folders, extra = folders_of(self.work), self.settings.comfyui_args
+        folders = folders_of(self.work, self.layout.comfyui)
+        extra = self.settings.comfyui_args
         port = self.settings.comfyui_port
         problems = command.arguments(self._flags, folders, port, extra)[1]
         home = self.layout.comfyui

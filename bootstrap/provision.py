@@ -7,6 +7,7 @@ Models that another worker is fetching are left for later, so that several worke
 
 from __future__ import annotations
 
+import os
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -180,11 +181,18 @@ class _Job:
 
     def _lease(self, spec: ModelSpec) -> Lease:
         folder = self._place.models / spec.directory
+        self._check_inside(folder)
         try:
             folder.mkdir(parents=True, exist_ok=True)
         except OSError as problem:
             raise disk_error(problem, folder, None) from None
         return Lease(folder, spec.name, self._place.tools.disk, self._place.beat, self._place.stale)
+
+    def _check_inside(self, folder: Path) -> None:
+        real = Path(os.path.realpath(folder))
+        roots = (self._place.models, *self._place.within)
+        if not any(real.is_relative_to(os.path.realpath(root)) for root in roots):
+            raise _outside(folder, real)
 
     def _settle(self, result: Result) -> bool:
         self.results[id(result.spec)] = result
@@ -228,6 +236,15 @@ def _occupied(found: Occupied) -> DownloadError:
         f"{found.path} is there but is not the wanted file: {found.problem.message}",
         f"If it is of no use, remove it (`rm '{found.path}'`) and start again; else correct the "
         "manifest. A file that is there is never replaced.",
+    )
+
+
+def _outside(folder: Path, real: Path) -> DownloadError:
+    return DownloadError(
+        "download.outside",
+        f"{folder} leads to {real}, which is not on the volume.",
+        "Name another `directory`, or put a real folder in the place of the link; the model would "
+        "be lost with this machine.",
     )
 
 

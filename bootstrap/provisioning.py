@@ -3,10 +3,12 @@ limit, told as findings."""
 
 from __future__ import annotations
 
+import functools
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
+from bootstrap.apply import link_models
 from bootstrap.fetch.addresses import AddressPolicy
 from bootstrap.fetch.errors import DownloadError
 from bootstrap.fetch.progress import LogMeter, MakeMeter
@@ -14,6 +16,7 @@ from bootstrap.fetch.throttle import Throttle
 from bootstrap.fetch.tools import Tools
 from bootstrap.fetch.verify import check_content
 from bootstrap.findings import Finding, error
+from bootstrap.local_models import link_cached, local_folders, shown_locally
 from bootstrap.log import say
 from bootstrap.manifest import Manifest
 from bootstrap.manifest_entry import ModelSpec
@@ -22,9 +25,9 @@ from bootstrap.presence import wanted_of
 from bootstrap.provision import provision
 from bootstrap.settings import Settings
 from bootstrap.sources import make_sources
-from bootstrap.sources.huggingface import PLATFORM_CACHE, HubHosts, HuggingFace
+from bootstrap.sources.huggingface import CACHE_ON_VOLUME, PLATFORM_CACHE, HubHosts, HuggingFace
 from bootstrap.sources.links import BadLink, parse_link
-from bootstrap.volume import COMFYUI, MODELS, Layout
+from bootstrap.volume import COMFYUI, MODELS, Layout, locate
 from bootstrap.workplace import Result, Workplace, summary
 
 
@@ -43,20 +46,40 @@ def workplace_for(
     roots = [*layout.model_roots, layout.root / COMFYUI / MODELS]
     if layout.comfyui is not None:
         roots.append(layout.comfyui / MODELS)
-    rate = settings.download_max_mbps
     tools = Tools(
         policy=AddressPolicy(settings.allow_private_download_urls, exempt=HubHosts()),
-        throttle=Throttle(None if rate is None else rate * 1e6),
+        throttle=_throttle(settings.download_max_mbps),
         connections=settings.download_connections,
     )
     return Workplace(
         models=target,
         sources=make_sources(settings),
         tools=tools,
+        within=(layout.root,),
         also=tuple(dict.fromkeys(root for root in roots if root != target)),
         make_meter=make_meter,
-        cached=cached_by_platform,
+        cached=platform_cache(layout),
     )
+
+
+@functools.cache
+def _throttle(megabytes_per_second: float | None) -> Throttle:
+    """One for all downloads of this process, those of a boot and those on demand."""
+    return Throttle(None if megabytes_per_second is None else megabytes_per_second * 1e6)
+
+
+def platform_cache(layout: Layout) -> Callable[[ModelSpec], Path | None]:
+    """Looks a model up in the platform's cache, if ComfyUI could be shown it from there."""
+    folders = local_folders(layout.comfyui)
+    caches = tuple(dict.fromkeys((PLATFORM_CACHE, layout.root / CACHE_ON_VOLUME)))
+
+    def cached(spec: ModelSpec) -> Path | None:
+        if not shown_locally(spec, folders):
+            return None
+        found = (cached_by_platform(spec, cache) for cache in caches)
+        return next((path for path in found if path is not None), None)
+
+    return cached
 
 
 def cached_by_platform(spec: ModelSpec, cache: Path = PLATFORM_CACHE) -> Path | None:
@@ -83,21 +106,16 @@ def wanted_here(settings: Settings, layout: Layout) -> Manifest:
     return load_manifest(settings.models_manifest, layout.root, http)
 
 
-def link_cached(results: Sequence[Result], local_models: Path) -> list[Path]:
-    """Link models of the platform's cache into a models folder on local disk; the links made.
-
-    Never on the volume: the cache is this host's own. What stands there already, stays.
-    """
-    made = []
-    for result in results:
-        if result.state != "cached" or result.path is None:
-            continue
-        place = local_models / result.spec.place
-        place.parent.mkdir(parents=True, exist_ok=True)
-        if not place.is_symlink() and not place.exists():
-            place.symlink_to(result.path)
-            made.append(place)
-    return made
+def show_to_comfyui(
+    settings: Settings, results: Sequence[Result], local_models: Path | None
+) -> tuple[Layout, list[Finding]]:
+    """Link what has come into ComfyUI's folders; the layout as it is now (models/ at the volume's
+    root may be there only since), and findings. Models of the platform's cache are linked in
+    `local_models`, a folder on this worker's own disk."""
+    layout = locate(settings)
+    if local_models is not None:
+        link_cached(results, local_models)
+    return layout, link_models(layout)
 
 
 class Provisioning:
@@ -129,6 +147,11 @@ class Provisioning:
         """True as soon as every required model is settled, False after `timeout` seconds."""
         with self._changed:
             return self._changed.wait_for(lambda: not self._pending_required(), timeout)
+
+    def wait_for_all(self, timeout: float) -> bool:
+        """True as soon as every model is settled, False after `timeout` seconds."""
+        with self._changed:
+            return self._changed.wait_for(lambda: len(self._results) == len(self._specs), timeout)
 
     @property
     def ready(self) -> bool:

@@ -194,6 +194,13 @@ class Settings:
         False,
         "Model URLs may use http and lead to private addresses",
     )
+    allow_download_requests: bool = var(
+        "ALLOW_DOWNLOAD_REQUESTS",
+        kinds.BOOLEAN,
+        False,
+        'Whether a request of type "download" may fetch models onto the volume, with this '
+        "endpoint's tokens",
+    )
     download_connections: int = var(
         "DOWNLOAD_CONNECTIONS",
         kinds.integer(1, 64),

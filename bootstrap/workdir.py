@@ -59,6 +59,16 @@ class WorkDir:
         return self.root / "front-end"
 
     @property
+    def models(self) -> Path:
+        """Links to models of the platform's cache; see local_models.py."""
+        return self.root / "models"
+
+    @property
+    def model_paths(self) -> Path:
+        """What tells ComfyUI of `models`."""
+        return self.root / "extra_model_paths.yaml"
+
+    @property
     def database(self) -> str:
         """SQLAlchemy address of ComfyUI's database."""
         return f"sqlite:///{self.root / 'comfyui.db'}"

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from bootstrap.fetch.errors import CODES as DOWNLOAD_CODES
 from bootstrap.fetch.errors import DownloadError
@@ -46,17 +47,29 @@ class Result:
         severity = Severity.WARNING if self.spec.optional else Severity.ERROR
         return self.problem.finding(str(self.spec.place), severity)
 
+    def as_dict(self) -> dict[str, Any]:
+        """JSON-ready data: what `models pull --json` and a download request's reply say."""
+        finding = self.finding()
+        return {
+            "model": str(self.spec.place),
+            "state": self.state,
+            "receipt": self.receipt and self.receipt.as_dict(),
+            "problem": finding and finding.as_dict(),
+        }
+
 
 @dataclass(frozen=True)
 class Workplace:
     """Where and with what. `models` is the folder that models go to, `also` others that ComfyUI
-    reads. Times in seconds: `beat` and `stale` of leases, `longest_wait` for another worker that
-    seems alive, after which we fetch the model ourselves."""
+    reads; a link in `models` may lead into `within` as well, and nowhere else. Times in seconds:
+    `beat` and `stale` of leases, `longest_wait` for another worker that seems alive, after which
+    we fetch the model ourselves."""
 
     models: Path
     sources: Sources
     tools: Tools = field(default_factory=Tools)
     also: tuple[Path, ...] = ()
+    within: tuple[Path, ...] = ()
     make_meter: MakeMeter = LogMeter
     cached: Callable[[ModelSpec], Path | None] = lambda spec: None
     beat: float = BEAT

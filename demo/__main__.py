@@ -21,6 +21,7 @@ def main(arguments: list[str] | None = None) -> int:
     commands.add_parser("volume", help="build the demo volume and print its path")
     commands.add_parser("env", help="print shell exports for a worker on the demo volume")
     commands.add_parser("run", help="run the demo workflow on a worker")
+    commands.add_parser("models", help="provision a manifest from servers on this machine")
     commands.add_parser("clean-cache", help="remove everything built into the cache")
     made = commands.add_parser("venv", help="make .venv")
     made.add_argument("tools", choices=["worker", "dev"])
@@ -42,6 +43,10 @@ def _do(given: argparse.Namespace) -> int:
         print(ensure().path)
     elif given.command == "env":
         print(exports())
+    elif given.command == "models":
+        from demo.models import run_models_demo  # needs the worker's packages
+
+        run_models_demo()
     elif given.command == "clean-cache":
         cache = cache_folder(os.environ)
         say(f"removing {cache}")

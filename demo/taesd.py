@@ -17,6 +17,7 @@ from pathlib import Path
 
 WIDTH = 64
 LATENT_CHANNELS = 4
+SCALE = 0.18215  # of SD 1.5's latents
 ENCODER, DECODER = "taesd_encoder.safetensors", "taesd_decoder.safetensors"
 
 
@@ -67,6 +68,21 @@ def write_taesd(folder: Path, seed: int = 5) -> None:
     source = random.Random(seed)
     for name, layers in ((ENCODER, encoder_layers()), (DECODER, decoder_layers())):
         write_safetensors(folder / name, _tensors(layers, source))
+
+
+def write_whole_vae(path: Path, seed: int = 5) -> None:
+    """The same autoencoder as one file, as VAELoader takes it from `vae/` under any name."""
+    source = random.Random(seed)
+    parts = (("taesd_encoder.", encoder_layers()), ("taesd_decoder.", decoder_layers()))
+    tensors = [
+        (prefix + name, shape, values)
+        for prefix, layers in parts
+        for name, shape, values in _tensors(layers, source)
+    ]
+    scales = {"vae_scale": SCALE, "vae_shift": 0.0}
+    tensors += [(name, [], array.array("f", [value])) for name, value in scales.items()]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_safetensors(path, iter(tensors))
 
 
 Tensor = tuple[str, list[int], "array.array[float]"]

@@ -14,6 +14,7 @@ CODES = {
     "request.not_json": "The request holds something JSON cannot say, such as NaN",
     "request.too_large": "The request is larger than MAX_REQUEST_MB",
     "request.too_deep": "The request is nested too deeply",
+    "request.download_off": "Download requests are not allowed on this endpoint",
     "workflow.missing": "The request has no workflow",
     "workflow.not_json": "The workflow is a text that is not JSON",
     "workflow.not_an_object": "The workflow is not an object",

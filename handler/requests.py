@@ -6,7 +6,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from bootstrap.manifest_entry import ModelSpec
 from bootstrap.settings import Settings
+from handler.download_entries import read_entries
 from handler.errors import JobError
 from handler.words import refuse_unreasonable, short, wrong_type
 from handler.workflow import HOW_TO_ASK, Workflow, overridden, read_workflow
@@ -49,7 +51,16 @@ class ModelsRequest:
     warnings: tuple[str, ...] = ()
 
 
-Request = WorkflowRequest | DiagnosticsRequest | ModelsRequest
+@dataclass(frozen=True)
+class DownloadRequest:
+    """Fetch `models` onto the volume within `max_wait` seconds."""
+
+    models: tuple[ModelSpec, ...]
+    max_wait: float
+    warnings: tuple[str, ...] = ()
+
+
+Request = WorkflowRequest | DiagnosticsRequest | ModelsRequest | DownloadRequest
 
 
 def parse_request(given: object, settings: Settings) -> Request:
@@ -98,10 +109,20 @@ def _models_request(given: Mapping[str, Any], _: Settings) -> ModelsRequest:
     return ModelsRequest(_unknown(given, set()))
 
 
+def _download_request(given: Mapping[str, Any], settings: Settings) -> DownloadRequest:
+    models, notes = read_entries(given.get("models"), settings)
+    return DownloadRequest(
+        models=models,
+        max_wait=_max_wait(given.get("max_wait"), settings.max_wait),
+        warnings=(*notes, *_unknown(given, {"models", "max_wait"})),
+    )
+
+
 _READERS: dict[str, Callable[[Mapping[str, Any], Settings], Request]] = {
     "workflow": _workflow_request,
     "diagnostics": _diagnostics_request,
     "models": _models_request,
+    "download": _download_request,
 }
 
 

@@ -6,16 +6,26 @@ import asyncio
 import os
 import traceback
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from bootstrap.boot import Boot
 from bootstrap.findings import Finding
 from bootstrap.log import say
 from bootstrap.reports import BootReport
+from bootstrap.volume import MODELS
 from handler import reply
 from handler.diagnostics import Diagnostics
 from handler.errors import JobError
-from handler.requests import DiagnosticsRequest, ModelsRequest, Request, parse_request
+from handler.model_supply import ModelSupply
+from handler.progress import Progress
+from handler.requests import (
+    DiagnosticsRequest,
+    DownloadRequest,
+    ModelsRequest,
+    Request,
+    parse_request,
+)
 from handler.workflow_job import WorkflowJobs
 
 
@@ -28,32 +38,38 @@ class Worker:
         self._report = report
         self._diagnostics = Diagnostics(boot, report)
         self._jobs: WorkflowJobs | None = None
+        self._supply = _supply_for(boot)
         if boot.comfyui is not None:
-            self._jobs = WorkflowJobs(boot)
+            self._jobs = WorkflowJobs(boot, self._supply)
 
     async def handle(self, job: Mapping[str, Any]) -> dict[str, Any]:
         """The SDK's handler: always a reply, never an exception but a cancellation."""
+        progress = Progress(job)
         try:
-            answer = await self._answer(job.get("input"))
+            answer = await self._answer(job.get("input"), progress)
         except JobError as error:
             say(f"job {job.get('id')}: {error.code}: {error}")
             answer = reply.failed(error)
         except Exception as problem:  # noqa: BLE001  # the boundary: the worker lives on
             say(traceback.format_exc())
             answer = reply.failed(_internal(problem))
+        finally:
+            await progress.drain()
         posted: dict[str, Any] = reply.postable(answer)
         return posted
 
-    async def _answer(self, given: object) -> dict[str, Any]:
+    async def _answer(self, given: object, progress: Progress) -> dict[str, Any]:
         request = self._request(given)
         if isinstance(request, DiagnosticsRequest):
             return await asyncio.to_thread(self._diagnostics.examine, request)
         if isinstance(request, ModelsRequest):
             return await asyncio.to_thread(self._diagnostics.models, request)
         faults = await asyncio.to_thread(self._boot.faults_now, self._report)
-        if faults or self._jobs is None:
+        if isinstance(request, DownloadRequest) and self._supply is not None:
+            return await self._supply.download(request, progress)
+        if faults or self._jobs is None or isinstance(request, DownloadRequest):
             raise _degraded(faults)
-        return await self._jobs.run(request)
+        return await self._jobs.run(request, progress)
 
     def _request(self, given: object) -> Request:
         """What is wrong with the worker is told before what is wrong with the request."""
@@ -64,6 +80,16 @@ class Worker:
             if faults:
                 raise _degraded(faults) from None
             raise
+
+
+def _supply_for(boot: Boot) -> ModelSupply | None:
+    """None without a volume. ComfyUI need not run for models to be fetched."""
+    if boot.layout is None or not boot.layout.root_exists:
+        return None
+    shelves: tuple[Path, ...] = ()
+    if boot.comfyui is not None and boot.work is not None:
+        shelves = (boot.comfyui.launch.comfyui / MODELS, boot.work.models)
+    return ModelSupply(boot.settings, boot.layout, shelves)
 
 
 def _degraded(faults: tuple[Finding, ...]) -> JobError:

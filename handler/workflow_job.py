@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 import uuid
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,9 @@ from handler import inputs, reply
 from handler.deadline import Deadline
 from handler.delivery import Delivery
 from handler.errors import JobError
+from handler.model_supply import ModelSupply
 from handler.outputs import produced
+from handler.progress import Progress
 from handler.requests import WorkflowRequest
 from handler.run import Ran, ensure_ready, run_prompt
 from handler.volume_state import volume_fault
@@ -26,10 +29,11 @@ from handler.weights import JobWeights, Weights
 class WorkflowJobs:
     """Runs workflow requests on one ComfyUI, restarting it after a fault."""
 
-    def __init__(self, boot: Preparation) -> None:
+    def __init__(self, boot: Preparation, supply: ModelSupply | None) -> None:
         """`boot` came as far as starting ComfyUI."""
         assert boot.layout is not None and boot.layout.comfyui is not None
         assert boot.work is not None and boot.comfyui is not None and boot.recent is not None
+        self._supply = supply
         self._settings = boot.settings
         self._layout = boot.layout
         self._work = boot.work
@@ -40,13 +44,14 @@ class WorkflowJobs:
         keep_workflow = (boot.settings.warmup_workflow or "").lower() == LAST
         self._weights = Weights(boot.read_ahead, boot.recent, self._models, keep_workflow)
 
-    async def run(self, request: WorkflowRequest) -> dict[str, Any]:
+    async def run(self, request: WorkflowRequest, progress: Progress) -> dict[str, Any]:
         """The reply of a job that went well. Raises JobError for one that did not."""
         deadline = Deadline(request.max_wait)
         mark = uuid.uuid4().hex[:12]
         placed: list[Path] = []
         weights = self._weights.begin(request.workflow)
         try:
+            request = await self._supplied(request, deadline, progress)
             await ensure_ready(self._comfyui, deadline)
             placed = await asyncio.to_thread(self._place, request, mark)
             ran = await run_prompt(self._comfyui, request.workflow, deadline, self._models)
@@ -58,10 +63,26 @@ class WorkflowJobs:
         except JobError as problem:
             self._restart_if_ended()
             await asyncio.to_thread(self._delivery.keep_rest, mark)
-            fault = await asyncio.to_thread(volume_fault, self._layout, problem)
-            raise fault or problem from None
+            raise await self._explained(problem, request) from None
         finally:
             await asyncio.to_thread(inputs.remove, placed)
+
+    async def _supplied(
+        self, request: WorkflowRequest, deadline: Deadline, progress: Progress
+    ) -> WorkflowRequest:
+        """The request, its models there as far as the manifest knows them."""
+        if self._supply is None:
+            return request
+        fetched = await self._supply.bring(request.workflow, deadline, progress)
+        told = tuple(f"{model} was fetched for this job" for model in fetched)
+        return replace(request, warnings=(*request.warnings, *told))
+
+    async def _explained(self, problem: JobError, request: WorkflowRequest) -> JobError:
+        """The error to tell: a volume that went is behind many others."""
+        fault = await asyncio.to_thread(volume_fault, self._layout, problem)
+        if fault is not None or self._supply is None:
+            return fault or problem
+        return await self._supply.explained(problem, request.workflow)
 
     def _place(self, request: WorkflowRequest, mark: str) -> list[Path]:
         folder = self._work.input

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import threading
 import time
 from collections.abc import Callable, Mapping
@@ -25,10 +26,10 @@ def want(volume: Path, url: str, content: bytes) -> None:
     (volume / "models.json").write_text(json.dumps(manifest))
 
 
-def loading() -> dict[str, Any]:
-    """A workflow that names the wanted model."""
+def loading(vae: str = "wanted.safetensors") -> dict[str, Any]:
+    """A workflow that names the wanted model, or another one."""
     nodes = plain()
-    nodes["3"] = {"class_type": "VAELoader", "inputs": {"vae_name": "wanted.safetensors"}}
+    nodes["3"] = {"class_type": "VAELoader", "inputs": {"vae_name": vae}}
     nodes["4"] = {"class_type": "VAEEncode", "inputs": {"pixels": ["1", 0], "vae": ["3", 0]}}
     nodes["5"] = {"class_type": "VAEDecode", "inputs": {"samples": ["4", 0], "vae": ["3", 0]}}
     nodes["2"]["inputs"]["images"] = ["5", 0]
@@ -82,3 +83,34 @@ def test_past_the_limit_jobs_are_told_and_taken_once_the_model_is_there(
             reply = worker.ask({"workflow": plain()})
     assert reply["status"] == "completed", reply
     assert (volume / "models" / "vae" / "wanted.safetensors").is_file()
+
+
+def platform_caches(cache: Path, repo: str, model: Path) -> Path:
+    """Move `model` into a cache as the platform keeps it; the snapshot's file."""
+    folder = cache / f"models--{repo.replace('/', '--')}"
+    snapshot = folder / "snapshots" / "c0ffee" / model.name
+    blob = folder / "blobs" / sha256(model.read_bytes())
+    for path in (snapshot, blob):
+        path.parent.mkdir(parents=True)
+    model.rename(blob)
+    snapshot.symlink_to(f"../../blobs/{blob.name}")
+    return snapshot
+
+
+def test_a_model_of_the_platforms_cache_is_used_and_leaves_no_link_on_the_volume(
+    worker_env: dict[str, str], volume: Path, boot_worker: Boots
+) -> None:
+    decoder = volume / "models" / "vae_approx" / "taesd_decoder.safetensors"
+    snapshot = platform_caches(volume / "huggingface-cache" / "hub", "org/taesd", decoder)
+    url = "hf://org/taesd/taesd_decoder.safetensors"
+    entry = {"name": decoder.name, "url": url, "directory": "vae_approx"}
+    (volume / "models.json").write_text(json.dumps({"version": 1, "models": [entry]}))
+    worker = boot_worker(worker_env | {"HF_ENDPOINT": "http://127.0.0.1:9"})
+    assert worker.report.outcome is Outcome.READY, worker.report.findings
+    reply = worker.ask({"workflow": loading("taesd")})
+    assert reply["status"] == "completed", reply
+    links = [path for path in volume.rglob("*") if path.is_symlink() and path != snapshot]
+    assert all("huggingface-cache" not in os.readlink(link) for link in links)
+    assert (
+        not decoder.exists() and not (volume / "ComfyUI/models/vae_approx" / decoder.name).exists()
+    )

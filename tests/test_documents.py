@@ -11,12 +11,17 @@ from typing import Any
 
 import pytest
 
+from bootstrap.fetch.receipts import Receipt
+from bootstrap.manifest import parse_manifest
+from bootstrap.manifest_entry import ModelSpec
 from bootstrap.settings import Settings
-from handler.requests import DiagnosticsRequest, WorkflowRequest, parse_request
+from bootstrap.workplace import Result
+from handler.requests import DiagnosticsRequest, DownloadRequest, WorkflowRequest, parse_request
 from scripts.document import CODES_FILE, READMES, codes_document, with_settings
 
 ROOT = Path(__file__).parent.parent
 README = ROOT / "README.md"
+ALLOWING = Settings(allow_download_requests=True)
 
 
 def blocks(document: Path, language: str) -> list[str]:
@@ -39,13 +44,40 @@ def test_every_setting_is_documented(readme: Path) -> None:
 def test_json_in_the_readme_is_what_the_worker_takes_and_gives(readme: Path) -> None:
     examples: list[Any] = [json.loads(block) for block in blocks(readme, "json")]
     requests = [e["input"] for e in examples if "input" in e]
-    parsed = [parse_request(request, Settings()) for request in requests]
+    parsed = [parse_request(request, ALLOWING) for request in requests]
     assert not any(request.warnings for request in parsed), "a field that does not exist"
-    assert {type(request) for request in parsed} == {WorkflowRequest, DiagnosticsRequest}
+    assert {WorkflowRequest, DiagnosticsRequest, DownloadRequest} <= {type(r) for r in parsed}
     replies = [e for e in examples if "results" in e]
     assert replies
     for reply in replies:
         assert {"filename", "image", "path"} <= set(reply["results"][0])
+
+
+def test_json_about_models_is_what_the_worker_takes_and_gives() -> None:
+    seen = set()
+    for block in blocks(ROOT / "docs" / "models.md", "json"):
+        example: dict[str, Any] = json.loads(block)
+        if "input" in example:
+            request = parse_request(example["input"], ALLOWING)
+            assert isinstance(request, DownloadRequest) and not request.warnings
+            seen.add("request")
+        elif "version" in example:
+            manifest = parse_manifest(example)
+            assert manifest.models and manifest.findings == ()
+            seen.add("manifest")
+        elif example["status"] == "IN_PROGRESS":
+            assert set(example["output"]) == {"stage", "percent", "model", "detail"}
+            seen.add("progress")
+        else:
+            spec = ModelSpec("m", "https://x.y/m", "loras")
+            given = Result(spec, "fetched", receipt=Receipt(1, 1, None, ())).as_dict()
+            (told,) = example["models"]
+            assert set(told) == set(given)
+            assert isinstance(given["receipt"], dict) and set(told["receipt"]) == set(
+                given["receipt"]
+            )
+            seen.add("reply")
+    assert seen == {"request", "manifest", "progress", "reply"}
 
 
 def test_both_readmes_have_the_same_examples_and_links() -> None:

@@ -425,6 +425,13 @@ def test_redirects_are_judged_like_urls(
     assert "pw" not in str(result.problem and result.problem.message)
 
 
+def test_a_circle_of_redirects_is_left(server: ViciousServer, models: Path) -> None:
+    url = server.serve("/a", b"", redirect="/b")
+    server.serve("/b", b"", redirect="/a")
+    assert_failed(bring(models, spec(url)), models, "download.redirect_loop")
+    assert len(server.seen) < 30
+
+
 # --- bookkeeping ------------------------------------------------------------------------------
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import json
 import re
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +17,11 @@ import pytest
 from demo.volume import DemoVolume
 from tests.conftest import environment, furnished, workflow
 from tests.support.control_plane import ControlPlane
+from tests.support.provisioning import MARKER as TOKEN
+from tests.support.provisioning import tensors
+from tests.support.vicious_server import ViciousServer
 from tests.support.worker_process import WorkerProcess
+from tests.test_boot_models import loading, want
 from tests.test_faults import through
 from tests.test_worker import plain
 
@@ -41,6 +46,7 @@ def production(demo: DemoVolume, tmp_path_factory: pytest.TempPathFactory) -> It
     work = tmp_path_factory.mktemp("work")
     with ControlPlane() as plane:
         env = environment(demo, volume, work) | plane.worker_env()
+        env |= {"ALLOW_PRIVATE_DOWNLOAD_URLS": "true", "HF_TOKEN": TOKEN, "civitai_token": TOKEN}
         with WorkerProcess.module("handler", env=env) as worker:
             plane.wait_for("ready", timeout=90)
             yield Production(plane, worker, volume)
@@ -61,6 +67,30 @@ def test_results_come_back_whole(production: Production) -> None:
             assert (production.volume / result["path"]).read_bytes() == content
 
 
+def test_a_model_on_demand_is_told_while_it_comes_and_before_the_result(
+    production: Production,
+) -> None:
+    content = tensors(1_500_000)
+    production.plane.faults.delay["progress"] = 1.5
+    with ViciousServer() as server:
+        url = server.serve("/d.safetensors", content, bytes_per_second=400_000)
+        want(production.volume, url, content)
+        job = production.plane.submit({"workflow": loading()})
+        body = production.plane.result(job)
+    assert body["output"]["error_code"] == "job.node_failed", "found, but no VAE"
+    time.sleep(2.5)  # what was not drained would arrive now
+    production.plane.faults.delay.clear()
+    mine = [event for event in production.plane.events if event.job_id == job]
+    assert {event.kind for event in mine[:-1]} == {"submit", "take", "progress"}
+    assert mine[-1].kind == "done", "nothing after the result"
+    told = [event.body["output"] for event in mine if event.kind == "progress"]
+    assert {update["model"] for update in told} == {"vae/wanted.safetensors"}
+    assert {key for update in told for key in update} == {"stage", "percent", "model", "detail"}
+    percents = [update["percent"] for update in told]
+    assert len(percents) >= 2 and percents == sorted(percents)
+    assert TOKEN not in production.worker.log and TOKEN not in str(mine)
+
+
 def test_an_error_is_posted_as_runpod_shows_it(production: Production) -> None:
     body = production.ask({"workflow": {}})
     assert isinstance(body["error"], str)
@@ -78,9 +108,10 @@ def test_a_job_that_is_not_json_does_not_stop_the_worker(production: Production)
 
 
 def test_cancel_frees_comfyui_for_the_next_job(production: Production) -> None:
+    lines_before = len(production.worker.lines)
     job = production.plane.submit({"workflow": through("TestSleep", seconds=120)})
     production.plane.wait_for("take", job)
-    production.worker.wait_for_line(r"got prompt")
+    production.worker.wait_for_line(r"got prompt", after=lines_before)
     production.plane.cancel(job)
     body = production.ask({"workflow": plain(), "max_wait": 20})
     assert body["output"]["status"] == "completed"

@@ -13,7 +13,9 @@ from typing import Any
 
 import pytest
 
+from bootstrap.fetch import progress
 from bootstrap.fetch.disk import Disk
+from bootstrap.fetch.progress import LogMeter
 from bootstrap.fetch.receipts import receipt_path
 from bootstrap.fetch.throttle import Throttle
 from bootstrap.findings import Severity
@@ -32,6 +34,7 @@ from tests.support.provisioning import (
     workplace,
 )
 from tests.support.vicious_server import ViciousServer
+from tests.support.waiting import wait_until
 
 DATA = tensors(9_000_000)
 NOWHERE = "https://models.invalid/m.safetensors"
@@ -231,6 +234,42 @@ def test_required_come_first_and_optional_failures_are_warnings(
         "loras/a.safetensors": Severity.WARNING,
         "loras/c.safetensors": Severity.ERROR,
     }
+
+
+def test_who_waits_tells_how_far_the_other_one_is(
+    server: ViciousServer,
+    models: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(progress, "EVERY", 0.2)
+    url = server.serve("/m.safetensors", DATA, bytes_per_second=2e6)
+    fetching = threading.Thread(target=lambda: bring(models, spec(url), beat=0.05))
+    fetching.start()
+    wait_until(lambda: bool(list(models.glob("loras/.*.lease"))))
+    waited = bring(models, spec(url), make_meter=LogMeter, stale=20.0)
+    fetching.join()
+    assert waited.state == "present"
+    lines = capsys.readouterr().err.splitlines()
+    assert len([line for line in lines if "(another worker): " in line and "%" in line]) >= 2
+
+
+def test_a_link_that_leads_out_of_the_volume_is_not_followed(
+    server: ViciousServer, models: Path, tmp_path: Path
+) -> None:
+    url = server.serve("/m.safetensors", DATA)
+    elsewhere, shared = tmp_path / "elsewhere", tmp_path / "volume" / "shared"
+    for folder in (models, elsewhere, shared):
+        folder.mkdir(parents=True)
+    (models / "loras").symlink_to(elsewhere)
+    (models / "vae").symlink_to(shared)
+    for directory in ("loras", "loras/new"):
+        problem = bring(models, spec(url, directory=directory)).problem
+        assert problem is not None and problem.code == "download.outside", problem
+    assert list(elsewhere.iterdir()) == [] and server.seen == []
+    within = (tmp_path / "volume",)
+    assert bring(models, spec(url, directory="vae"), within=within).state == "fetched"
+    assert (shared / "m.safetensors").is_file()
 
 
 def test_a_receipt_says_what_was_checked(server: ViciousServer, models: Path) -> None:

@@ -15,10 +15,10 @@ import pytest
 from bootstrap.fetch import progress
 from bootstrap.fetch.progress import BarMeter, LogMeter, clock, meters_for
 from bootstrap.findings import Outcome, outcome_of
+from bootstrap.local_models import link_cached
 from bootstrap.provisioning import (
     Provisioning,
     cached_by_platform,
-    link_cached,
     models_folder,
     wanted_here,
     workplace_for,

@@ -162,6 +162,15 @@ def test_a_wrong_value_is_reported_under_the_spelling_that_was_used() -> None:
     assert finding.details["name"] == "HUGGING_FACE_HUB_TOKEN"
 
 
+@pytest.mark.parametrize("name", ["HF_TOKEN", "civitai_token", "DOWNLOAD_TOKEN"])
+@pytest.mark.parametrize("value", [f"{TOKEN}\nX-Evil: 1", f"{TOKEN}\r{TOKEN}", f"\0{TOKEN}"])
+def test_a_token_with_a_line_end_is_refused_and_not_shown(name: str, value: str) -> None:
+    settings, (finding,) = Settings.from_env({name: value})
+    assert finding.code == "settings.invalid" and name in finding.message
+    assert TOKEN not in repr((settings, finding))
+    assert (settings.hf_token, settings.civitai_token, settings.download_token) == (None,) * 3
+
+
 def test_a_secret_shows_in_no_repr_and_no_masked_settings() -> None:
     names = [v.name for v in variables().values() if v.kind.secret]
     assert "HF_TOKEN" in names

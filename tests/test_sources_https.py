@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from bootstrap.fetch.addresses import shown
+from bootstrap.fetch.progress import LogMeter
 from bootstrap.kinds import Secret
+from bootstrap.manifest import parse_manifest
 from bootstrap.provision import provision
 from bootstrap.sources.https import Https
 from bootstrap.sources.links import BadLink, parse_link
@@ -63,6 +66,25 @@ def test_signed_urls_are_shown_without_their_signature() -> None:
     assert shown("https://u:p@h.example:8443/a/b?X-Amz-Signature=1#f") == (
         "https://h.example:8443/a/b"
     )
+
+
+@pytest.mark.parametrize(
+    "vices", [{"status": 403}, {"content_type": "text/html"}, {"redirect": "http://[/"}]
+)
+def test_what_is_said_of_a_signed_url_holds_no_signature(
+    vices: dict[str, Any],
+    servers: tuple[ViciousServer, ViciousServer],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    url = servers[0].serve("/m.safetensors", DATA, **vices) + "?X-Amz-Signature=s3cret"
+    (result,) = provision([spec(url)], workplace(tmp_path, make_meter=LogMeter))
+    assert result.problem is not None
+    other = {**spec(url).as_entry(), "url": url.replace("m.safe", "n.safe")}
+    twice = parse_manifest({"version": 1, "models": [spec(url).as_entry(), other]}, "m", True)
+    assert [f.code for f in twice.findings] == ["manifest.two_for_one_file"]
+    told = [result.as_dict(), repr(result.problem), capsys.readouterr(), twice.findings]
+    assert "s3cret" not in str(told)
 
 
 @pytest.mark.parametrize(

@@ -78,12 +78,28 @@ def test_what_is_missing_is_named(url: str, words: str, hub: FakeHub, tmp_path: 
 
 @pytest.mark.parametrize(
     ("status", "code"),
-    [(403, "download.forbidden"), (410, "download.gone"), (429, "download.rate_limited")],
+    [
+        (401, "download.login_needed"),
+        (403, "download.forbidden"),
+        (410, "download.gone"),
+        (429, "download.rate_limited"),
+        (500, "download.http_status"),
+    ],
 )
 def test_other_statuses(status: int, code: str, hub: FakeHub, tmp_path: Path) -> None:
     hub.put("org/repo", PATH, DATA)
     hub.status = status
     assert bring(tmp_path, hub).problem.code == code
+
+
+def test_a_hash_the_hub_contradicts_is_told_before_a_byte_is_fetched(
+    hub: FakeHub, tmp_path: Path
+) -> None:
+    hub.put("org/repo", PATH, DATA)
+    problem = bring(tmp_path, hub, hash="0" * 64).problem
+    assert problem.code == "download.hash_mismatch"
+    assert "0" * 64 in problem.message and sha256(DATA) in problem.message
+    assert [h["range"] for _, h in hub.cdn.seen] == ["bytes=0-0"]
 
 
 def test_a_revision_is_asked_for(hub: FakeHub, tmp_path: Path) -> None:

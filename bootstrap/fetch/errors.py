@@ -31,6 +31,7 @@ CODES = {
     "download.redirect_loop": "The URL redirects in circles or too often.",
     "download.redirect_refused": "The URL redirects to plain http or to something not a URL.",
     "download.occupied": "Another file stands where this one belongs; it is never replaced.",
+    "download.outside": "A link in the models folder leads out of the volume.",
     "download.offline": "HF_HUB_OFFLINE is set and the file is not there.",
     "download.no_source": "No known source understands the URL.",
     "download.wrong_type": "The link leads to something that is no model.",

@@ -23,7 +23,8 @@ from bootstrap.sources import Description
 from bootstrap.sources.links import HubFile, Link
 
 #: Where Runpod keeps the models that an endpoint names as cached; local to the host.
-PLATFORM_CACHE = Path("/runpod-volume/huggingface-cache/hub")
+CACHE_ON_VOLUME = Path("huggingface-cache/hub")
+PLATFORM_CACHE = Path("/runpod-volume") / CACHE_ON_VOLUME
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _SET_TOKEN = (
     "set HF_TOKEN in the endpoint's environment variables, made at "

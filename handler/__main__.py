@@ -13,16 +13,16 @@ from bootstrap.render import boot_text
 from bootstrap.reports import BootReport
 from bootstrap.settings import read_settings
 from handler.warmup import WarmUp
-from handler.worker import Worker
 
 
 def main() -> None:
-    """Boot and serve. The SDK is imported (2.6 s) while ComfyUI starts."""
+    """Boot and serve. What takes jobs is imported (the SDK alone 2.6 s) while ComfyUI starts."""
     boot = Boot(*read_settings(), warm_up=WarmUp())
     atexit.register(boot.stop)
     boot.begin()
     with boot.timeline.stage("import SDK"):
         runpod = _import_sdk()
+        from handler.worker import Worker
     report = boot.finish()
     say("boot report:\n" + boot_text(report))
     if report.outcome is Outcome.UNFIT:

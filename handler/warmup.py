@@ -3,7 +3,6 @@ keeps of this worker. Its results are thrown away; its failure is a finding, not
 
 from __future__ import annotations
 
-import asyncio
 import copy
 import shutil
 from collections.abc import Sequence
@@ -13,10 +12,8 @@ from bootstrap.findings import Finding, ok, warning
 from bootstrap.preparation import Preparation
 from bootstrap.timeline import Stage
 from bootstrap.volume import MODELS
-from handler import inputs
 from handler.deadline import Deadline
 from handler.errors import JobError
-from handler.run import run_prompt
 from handler.weights import find_model
 from handler.workflow import Workflow, read_workflow
 from handler.workflow_models import named_models
@@ -56,7 +53,7 @@ class WarmUp:
             if workflow is None:
                 row.note = "nothing to repeat yet"
                 return [_none_yet()]
-            asyncio.run(_run(boot, workflow))
+            _run(boot, workflow)
         except JobError as problem:
             row.outcome = "failed"
             return [_failed(problem)]
@@ -79,12 +76,18 @@ def made_small(workflow: Workflow) -> Workflow:
     return small
 
 
-async def _run(boot: Preparation, workflow: Workflow) -> None:
+def _run(boot: Preparation, workflow: Workflow) -> None:
+    """What this needs is imported here, so that it does not hold up ComfyUI's start."""
+    import asyncio
+
+    from handler import inputs
+    from handler.run import run_prompt
+
     assert boot.comfyui is not None and boot.layout is not None and boot.work is not None
     assert boot.layout.comfyui is not None
     inputs.fetch_from_volume(workflow, boot.layout.input, boot.work.input)
-    deadline = Deadline(boot.settings.warmup_timeout)
-    ran = await run_prompt(boot.comfyui, workflow, deadline, boot.layout.comfyui / MODELS)
+    models, deadline = boot.layout.comfyui / MODELS, Deadline(boot.settings.warmup_timeout)
+    ran = asyncio.run(run_prompt(boot.comfyui, workflow, deadline, models))
     if ran.ended.failure is not None:
         raise ran.ended.failure
 

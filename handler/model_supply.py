@@ -99,9 +99,7 @@ class ModelSupply:
         specs = wanted_by(lacking, known)
         rest = [model for model in lacking if not wanted_by([model], specs)]
         specs += wanted_by(rest, known, any_folder=True)
-        return tuple(
-            replace(spec, optional=False) for spec in specs if not self._sees([str(spec.place)])
-        )
+        return tuple(spec for spec in specs if not self._sees([str(spec.place)]))
 
     def _sees(self, places: Iterable[str]) -> bool:
         return any(os.path.isfile(shelf / place) for place in places for shelf in self._shelves)

@@ -13,6 +13,13 @@ from pathlib import Path
 
 from demo.volume import DemoVolume
 
+_DAMON = Path("/sys/kernel/mm/damon/admin/kdamonds")
+_ACTIONS = "contexts/*/schemes/*/action"
+_DROPS = (
+    "Its kernel drops pages that nobody has mapped for a while (DAMON), some of those read ahead "
+    "among them."
+)
+
 
 @dataclass(frozen=True)
 class Machine:
@@ -27,14 +34,16 @@ class Machine:
     sdk: str
     comfyui: str
     torch: str
+    drops_cold_pages: bool
 
     def sentence(self) -> str:
-        """For people, in one sentence."""
-        return (
+        """For people, in a sentence or two."""
+        text = (
             f"{self.date}: {self.processor}, {self.cores} cores, {self.memory_gb:.0f} GB of "
             f"memory, Linux {self.kernel}, no GPU; ComfyUI {self.comfyui} with torch {self.torch}, "
             f"the Runpod SDK {self.sdk} in Python {self.python}."
         )
+        return f"{text} {_DROPS}" if self.drops_cold_pages else text
 
 
 def this_machine(demo: DemoVolume) -> Machine:
@@ -55,6 +64,17 @@ def this_machine(demo: DemoVolume) -> Machine:
         sdk=version("runpod"),
         comfyui=comfyui[1] if comfyui else "of an unknown version",
         torch=torch,
+        drops_cold_pages=_drops_cold_pages(),
+    )
+
+
+def _drops_cold_pages() -> bool:
+    """Whether DAMON, a part of the kernel, pages out what it takes to be cold."""
+    daemons = _DAMON.glob("[0-9]*") if os.access(_DAMON, os.R_OK) else ()
+    return any(
+        _text(str(daemon / "state")).strip() == "on"
+        and any(_text(str(s)).strip() == "pageout" for s in daemon.glob(_ACTIONS))
+        for daemon in daemons
     )
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import re
 import subprocess
 import sys
@@ -63,13 +62,13 @@ def test_every_contender_brings_a_picture_step_by_step(figures: Figures) -> None
 def test_every_contender_imports_the_node_packs(figures: Figures) -> None:
     for run in figures.runs:
         log = "\n".join(text for _, text in run.detail["log"])
-        assert "IMPORT FAILED" not in log
-        found = re.findall(r"seconds.*: \S*/custom_nodes/ComfyUI-Benchmark-Pack-\d+", log)
-        assert len(found) == PACKS, run.contender
+        found = re.findall(r"seconds(.*): \S*/custom_nodes/ComfyUI-Benchmark-Pack-\d+", log)
+        assert found == [""] * PACKS, run.contender  # "(IMPORT FAILED)" would stand there
 
 
 def test_the_hot_worker_is_measured_before_and_after_a_thaw(figures: Figures) -> None:
-    assert {key: len(seconds) for key, seconds in figures.pairs.items()} == {"thawed": 1, "hot": 1}
+    assert [*figures.pairs] == ["thawed", "hot", "thawed plain", "hot plain"]
+    assert all(len(seconds) == 1 for seconds in figures.pairs.values())
     assert all(seconds > 0 for pair in figures.pairs.values() for seconds in pair)
 
 
@@ -92,7 +91,8 @@ def test_the_section_holds_all_figures_in_well_formed_tables(
 def test_the_figures_are_kept_as_data(demo: DemoVolume, figures: Figures, tmp_path: Path) -> None:
     kept = json.loads(keep(this_machine(demo), figures, tmp_path).read_text())
     assert [run["contender"] for run in kept["runs"]] == [r.contender for r in figures.runs]
-    assert kept["runs"][0]["detail"]["boot"]["timeline"]
+    (ours,) = (run for run in kept["runs"] if run["contender"] == "ours-tiny")
+    assert ours["detail"]["boot"]["timeline"] and ours["detail"]["timings"]
     assert kept["machine"]["cores"] >= 1
 
 
@@ -161,29 +161,28 @@ RECOGNISED = """
 import json, sys, pathlib
 sys.path.insert(0, str(pathlib.Path(sys.argv[1]).parent))
 import checkpoint_writer
-shapes = checkpoint_writer.shapes(sys.argv[2])
-import torch, comfy.model_detection as detection
-state = {name: torch.empty(shape, device="meta") for name, shape in shapes.items()}
-model = detection.model_config_from_unet(state, "model.diffusion_model.")
-print(json.dumps([type(model).__name__, shapes]))
+found = {}
+for kind in checkpoint_writer.UNETS:
+    shapes = checkpoint_writer.shapes(kind)
+    import torch, comfy.model_detection as detection
+    state = {name: torch.empty(shape, device="meta") for name, shape in shapes.items()}
+    model = detection.model_config_from_unet(state, "model.diffusion_model.")
+    found[kind] = type(model).__name__, sum(2 * tensor.numel() for tensor in state.values())
+print(json.dumps(found))
 """
 
 
-@pytest.mark.parametrize(("kind", "name"), [("sd15", "SD15"), ("sdxl", "SDXL")])
-def test_comfyui_recognises_the_checkpoints(
-    demo: DemoVolume, tmp_path: Path, kind: str, name: str
-) -> None:
+def test_comfyui_recognises_the_checkpoints(demo: DemoVolume) -> None:
     done = subprocess.run(
-        [str(demo.python), "-c", RECOGNISED, str(WRITER), kind],
+        [str(demo.python), "-c", RECOGNISED, str(WRITER)],
         cwd=demo.comfyui,
         capture_output=True,
         text=True,
         check=True,
     )
-    recognised, shapes = json.loads(done.stdout)
-    assert recognised == name
-    count = sum(math.prod(shape) for shape in shapes.values())
-    assert 0.9 * SIZES[kind] < 2 * count < SIZES[kind]
+    found = json.loads(done.stdout)
+    assert {kind: name for kind, (name, _) in found.items()} == {"sd15": "SD15", "sdxl": "SDXL"}
+    assert all(0.9 * SIZES[kind] < size < SIZES[kind] for kind, (_, size) in found.items())
 
 
 def test_a_checkpoint_is_a_whole_safetensors_file(demo: DemoVolume, tmp_path: Path) -> None:

@@ -31,8 +31,8 @@ _COLD = (
     *("ours-sd15", "local-sd15", "first-job-sd15", "image-sd15"),
     *("ours-sdxl", "image-sdxl"),
 )
-# Thaws for each round: a plain job takes milliseconds, so its median needs more of them.
-_THAWS = 4
+# Thaws for each round: a hot job takes less than a second, so its median needs more of them.
+_THAWS = 3
 
 
 @dataclass(frozen=True)
@@ -122,7 +122,7 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         help="these alone; the document is then left as it is",
     )
     parser.add_argument(
-        "--frozen", type=float, default=5.0, help="seconds a worker is frozen, default 5"
+        "--frozen", type=float, default=3.0, help="seconds a worker is frozen, default 3"
     )
     given = parser.parse_args(argv)
     if given.rounds < 1:

@@ -38,8 +38,10 @@ class Contender:
     ours: bool = False
 
 
-def ours(scene: Scene, load: Load, volume: Path, plane: Mapping[str, str]) -> WorkerProcess:
-    """This project's worker."""
+def ours(
+    scene: Scene, load: Load, volume: Path, plane: Mapping[str, str], **more: str
+) -> WorkerProcess:
+    """This project's worker, with `more` in its environment."""
     env = {
         **plane,
         "VOLUME_PATH": str(volume),
@@ -47,8 +49,14 @@ def ours(scene: Scene, load: Load, volume: Path, plane: Mapping[str, str]) -> Wo
         "COMFYUI_ARGS": " ".join(("--cpu", *load.arguments)),
         "COMFYUI_PORT": "0",
         "WORK_DIR": str(scene.work),
+        **more,
     }
     return WorkerProcess.module("handler", env=env, cwd=REPOSITORY)
+
+
+def all_local(scene: Scene, load: Load, volume: Path, plane: Mapping[str, str]) -> WorkerProcess:
+    """The same with nothing to gain from a copy of the code."""
+    return ours(scene, load, volume, plane, STAGE_COMFYUI="false")
 
 
 def on_first_job(scene: Scene, load: Load, volume: Path, plane: Mapping[str, str]) -> WorkerProcess:
@@ -89,7 +97,7 @@ def four(load: Load) -> list[Contender]:
     """All ways for one load."""
     return [
         Contender(f"ours-{load.key}", OURS, load, ours, ours=True),
-        Contender(f"local-{load.key}", LOCAL, load, ours, through_network=False, ours=True),
+        Contender(f"local-{load.key}", LOCAL, load, all_local, through_network=False, ours=True),
         Contender(f"first-job-{load.key}", ON_FIRST_JOB, load, on_first_job),
         Contender(f"image-{load.key}", IMAGE_FIRST, load, image_first),
     ]

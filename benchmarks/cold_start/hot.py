@@ -18,8 +18,9 @@ from tests.support.control_plane import ControlPlane
 from tests.support.plane_records import now
 from tests.support.worker_process import WorkerProcess
 
-# Between jobs, so that the worker waits for the next one as an idle one does.
-_PAUSE = 0.5
+# After a worker has asked for a job, so that it is at rest when one comes.
+_REST = 0.2
+_ASKS_AGAIN = 30.0
 
 Series = dict[str, list[float]]
 Say = Callable[[str], None]
@@ -39,8 +40,18 @@ class HotWorker:
         job = self.plane.submit(given)
         posted(self.plane, self.worker, job)
         seconds = self.plane.wait_for("done", job).at - begun
-        time.sleep(_PAUSE)
+        self._until_idle()
         return seconds
+
+    def _until_idle(self) -> None:
+        """The SDK asks for the next job in its own time, up to a second after the last one; what is
+        submitted sooner would wait for that and not for the worker."""
+        asked, end = self.plane.polls["take"], now() + _ASKS_AGAIN
+        while self.plane.polls["take"] == asked:
+            if now() > end:
+                raise RuntimeError(f"the worker asks for no job\n{self.worker.tail()}")
+            time.sleep(0.01)
+        time.sleep(_REST)
 
     def loads_so_far(self) -> int:
         """How many checkpoints ComfyUI has loaded, by its log."""
@@ -94,18 +105,29 @@ def unread_and_cached(
     return series
 
 
-def thawed_and_hot(hot: HotWorker, rounds: int, frozen_seconds: float, say: Say) -> Series:
-    """In turn: a plain job, and one that comes as all the worker's processes are thawed."""
-    series: Series = {"thawed": [], "hot": []}
+def thawed_and_hot(
+    hot: HotWorker, load: Load, rounds: int, frozen_seconds: float, say: Say
+) -> Series:
+    """In turn: a job on the hot worker, and one that comes as its processes are thawed; once with
+    the load's model, which is in memory, once without any model."""
+    series: Series = {"thawed": [], "hot": [], "thawed plain": [], "hot plain": []}
     for number in range(rounds):
-        series["hot"].append(hot.ask(plain(10_000 + 2 * number)))
-        hot.signal_all(signal.SIGSTOP)
-        try:
-            time.sleep(frozen_seconds)
-        finally:
-            begun = now()
-            hot.signal_all(signal.SIGCONT)
-        series["thawed"].append(hot.ask(plain(10_001 + 2 * number), begun))
-        last = " against ".join(f"{1000 * series[key][-1]:.0f} ms" for key in series)
-        say(f"thaw, round {number + 1} of {rounds}: {last} hot")
+        seeds = (10_000 + 2 * number, 10_001 + 2 * number)
+        jobs = {"": [load.job(seed) for seed in seeds], " plain": [plain(seed) for seed in seeds]}
+        hot.ask(load.job(seeds[0] + 5000))  # after the plain ones, its model may have to come back
+        for kind, (first, second) in jobs.items():
+            series[f"hot{kind}"].append(hot.ask(first))
+            series[f"thawed{kind}"].append(_ask_at_thaw(hot, second, frozen_seconds))
+        last = ", ".join(f"{key} {1000 * seconds[-1]:.0f} ms" for key, seconds in series.items())
+        say(f"thaw, round {number + 1} of {rounds}: {last}")
     return series
+
+
+def _ask_at_thaw(hot: HotWorker, given: object, frozen_seconds: float) -> float:
+    hot.signal_all(signal.SIGSTOP)
+    try:
+        time.sleep(frozen_seconds)
+    finally:
+        begun = now()
+        hot.signal_all(signal.SIGCONT)
+    return hot.ask(given, begun)

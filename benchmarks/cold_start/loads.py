@@ -45,8 +45,7 @@ def sd15(demo: DemoVolume) -> Load:
 def sdxl(demo: DemoVolume) -> Load:
     """Stable Diffusion XL's shape, 6.9 GB; its weights stay float16 as they do on a GPU, else
     the CPU's float32 copy and the page cache together are more than 24 GB of memory."""
-    arguments = ("--fp16-unet", "--fp16-text-enc")
-    return Load("sdxl", "7 GB", checkpoint("sdxl", demo), picture, arguments)
+    return Load("sdxl", "7 GB", checkpoint("sdxl", demo), picture, ("--fp16-unet",))
 
 
 def tiny() -> Load:

@@ -29,7 +29,7 @@ class Plan:
     hot_load: Load | None = None
     hot: int = 0
     thaw: int = 0
-    frozen_seconds: float = 5.0
+    frozen_seconds: float = 3.0
 
 
 @dataclass
@@ -94,5 +94,5 @@ def _on_a_hot_worker(scene: Scene, plan: Plan, load: Load, say: Say) -> dict[str
         if names:
             pairs |= hot.unread_and_cached(worker, scene, load, names, say)
         if plan.thaw:
-            pairs |= hot.thawed_and_hot(worker, plan.thaw, plan.frozen_seconds, say)
+            pairs |= hot.thawed_and_hot(worker, load, plan.thaw, plan.frozen_seconds, say)
     return pairs

@@ -12,7 +12,7 @@ from bootstrap.boot import Boot
 from bootstrap.findings import Finding
 from bootstrap.log import say
 from bootstrap.reports import BootReport
-from handler import reply
+from handler import reply, worker_comfyui
 from handler.diagnostics import Diagnostics
 from handler.errors import JobError
 from handler.requests import DiagnosticsRequest, ModelsRequest, Request, parse_request
@@ -41,7 +41,8 @@ class Worker:
         except Exception as problem:  # noqa: BLE001  # the boundary: the worker lives on
             say(traceback.format_exc())
             answer = reply.failed(_internal(problem))
-        posted: dict[str, Any] = reply.postable(answer)
+        asked = worker_comfyui.as_asked(answer, self._settings)
+        posted: dict[str, Any] = reply.postable(asked)
         return posted
 
     async def _answer(self, given: object) -> dict[str, Any]:

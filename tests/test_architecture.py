@@ -24,6 +24,7 @@ PURE = (
     "handler.reply",
     "handler.requests",
     "handler.watch",
+    "handler.worker_comfyui",
 )
 IMPURE_IMPORTS = {
     "aiohttp",

@@ -29,6 +29,7 @@ from tests.support.control_plane import ControlPlane
 from tests.support.public_api import CLIENT_KEY, PublicApi
 from tests.support.waiting import wait_until
 from tests.support.worker_process import WorkerProcess
+from tests.test_documents import blocks
 from tests.test_faults import through
 from tests.test_worker import from_file, png
 
@@ -37,6 +38,7 @@ SUBMIT = ROOT / "scripts" / "submit.py"
 EXAMPLES = ROOT / "examples"
 WORKFLOW = EXAMPLES / "workflow_api.json"
 PNG = b"\x89PNG\r\n\x1a\n"
+CLIENT_PAGE = blocks(ROOT / "docs" / "client.md", "sh")
 
 
 @dataclass(frozen=True)
@@ -290,6 +292,21 @@ def test_what_circulates_does_not_exist_and_what_we_name_does() -> None:
 
     assert not hasattr(runpod.serverless, "call_endpoint")
     assert callable(runpod.Endpoint)
+
+
+@pytest.mark.parametrize("block", CLIENT_PAGE[1:])
+def test_the_commands_of_the_client_page_run(
+    serving: Serving, local_api: str, tmp_path: Path, block: str
+) -> None:
+    """Block by block, as they stand there; the first one sets the key."""
+    for name in ("scripts", "examples"):
+        (tmp_path / name).symlink_to(ROOT / name)
+    (tmp_path / "workflow_api.json").write_text(WORKFLOW.read_text())
+    (tmp_path / "with_image.json").write_text(json.dumps(from_file("photo.png")))
+    (tmp_path / "cat.png").write_bytes(png())
+    commands = block.replace("http://127.0.0.1:8000", local_api)
+    done = run(["sh", "-ec", commands], tmp_path, serving.api.client_env())
+    assert done.code == 0, done.err
 
 
 # --- the loopback API itself ------------------------------------------------------------------

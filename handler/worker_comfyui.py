@@ -46,8 +46,8 @@ def _completed(reply: Mapping[str, Any]) -> dict[str, Any]:
     errors = [str(warning) for warning in reply.get("warnings", ())]
     texts: list[str] = []
     for entry in reply.get("results", ()):
-        if entry.get("kind") == "text":
-            texts.append(entry.get("text", ""))
+        if "text" in entry:
+            texts.append(entry["text"])
         elif image := _image(entry):
             images.append(image)
     ours = ("status", "results", "warnings")

@@ -87,8 +87,8 @@ def _read(entry: Any) -> _Result | None:
     if not isinstance(entry, Mapping):
         return None
     texts = {key: value for key, value in entry.items() if isinstance(value, str)}
-    if entry.get("kind") == "text" or ("text" in texts and "filename" not in texts):
-        return _Result("", None, None, None, texts.get("text", ""))
+    if "text" in texts:
+        return _Result("", None, None, None, texts["text"])
     content = texts.get("image") or texts.get("data")
     url = texts.get("url")
     if entry.get("type") == "s3_url":  # worker-comfyui's

@@ -418,13 +418,14 @@ def test_every_kind_of_result(tmp_path: Path) -> None:
                 {"filename": "a.png", "kind": "image", "image": "aGk="},
                 {"filename": "b.flac", "kind": "audio", "data": "aGk="},
                 {"kind": "text", "text": "a caption", "node_id": "3"},
+                {"filename": "long.txt", "kind": "text", "data": "aGk="},
                 {"filename": "c.mp4", "kind": "video", "url": url},
                 {"filename": "d.mp4", "kind": "video", "path": "ComfyUI/output/d.mp4"},
             ]
         }
         shown, saving = save(output, tmp_path)
         assert "authorization" not in bucket.seen[0].headers
-    assert [path.name for path in saving.saved] == ["a.png", "b.flac", "c.mp4"]
+    assert [path.name for path in saving.saved] == ["a.png", "b.flac", "long.txt", "c.mp4"]
     assert (tmp_path / "c.mp4").read_bytes() == b"a video"
     assert saving.texts == ["a caption"]
     assert saving.elsewhere == ["d.mp4 is on the volume at ComfyUI/output/d.mp4"]
@@ -445,20 +446,21 @@ def test_worker_comfyuis_replies_are_saved_too(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "entry",
+    ("entry", "said"),
     [
-        "text",
-        {"filename": "a.png", "image": "not base64!"},
-        {"filename": "a.png"},
-        {"filename": "a.png", "url": "http://example.com/a.png?signature=secret"},
-        {"filename": "a.png", "url": "file:///etc/passwd"},
-        {"filename": "a.png", "url": "http://127.0.0.1:1/a.png?signature=secret"},
+        ("text", "unknown form"),
+        ({"filename": "a.png", "image": "not base64!"}, "not base64"),
+        ({"filename": "a.png"}, "without content"),
+        ({"filename": "a.png", "url": "http://192.0.2.1/a.png?signature=secret"}, "is not https"),
+        ({"filename": "a.png", "url": "file:///etc/passwd"}, "is not https"),
+        ({"filename": "a.png", "url": "http://127.0.0.1:1/a?signature=secret"}, "bucket failed"),
     ],
 )
-def test_a_result_that_cannot_be_saved_is_told(tmp_path: Path, entry: Any) -> None:
+def test_a_result_that_cannot_be_saved_is_told(tmp_path: Path, entry: Any, said: str) -> None:
     _, saving = save({"results": [entry, {"filename": "b.png", "image": "aGk="}]}, tmp_path)
     assert [path.name for path in saving.saved] == ["b.png"]
     assert len(saving.problems) == 1
+    assert said in saving.problems[0]
     assert "secret" not in saving.problems[0]
 
 

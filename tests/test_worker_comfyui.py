@@ -163,6 +163,14 @@ def test_a_file_in_a_bucket_is_an_s3_url() -> None:
     assert reply["images"] == [{"filename": "a.png", "type": "s3_url", "data": entry["url"]}]
 
 
+def test_a_text_too_long_for_the_reply_is_a_file() -> None:
+    entry = {"filename": "a.txt", "kind": "text", "url": "https://b.example/a.txt"}
+    reply = shaped(completed([entry], []))
+    validate(reply, SUCCESS)
+    assert reply["images"][0]["data"] == entry["url"]
+    assert "texts" not in reply
+
+
 def test_warnings_are_errors_and_a_named_file_is_told_there() -> None:
     named = {"filename": "large.mp4", "kind": "video", "path": "ComfyUI/output/large.mp4"}
     image = {"filename": "a.png", "kind": "image", "image": "aGk="}

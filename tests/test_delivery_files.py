@@ -5,12 +5,12 @@ from __future__ import annotations
 
 import re
 import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
-from jsonschema import validate
 
 import bootstrap
 from bootstrap.settings import Settings, variables
@@ -19,37 +19,30 @@ ROOT = Path(__file__).parent.parent
 WORKFLOWS = sorted((ROOT / ".github" / "workflows").glob("*.yml"))
 COMPOSE: Any = yaml.safe_load((ROOT / "docker-compose.yml").read_text())
 DOCKERFILE = (ROOT / "Dockerfile").read_text()
-# The part of the Compose specification (https://compose-spec.io) that the file may use.
-SERVICE = {
-    "type": "object",
-    "required": ["image", "build", "command", "ports", "volumes", "profiles"],
-    "properties": {
-        "image": {"type": "string"},
-        "profiles": {"type": "array", "items": {"type": "string"}},
-        "command": {"type": "array", "items": {"type": "string"}},
-        "ports": {"type": "array", "items": {"type": "string"}},
-        "volumes": {"type": "array", "items": {"type": "string"}},
-        "stop_grace_period": {"type": "string", "pattern": r"^\d+s$"},
-        "environment": {
-            "type": "object",
-            "additionalProperties": {"type": ["string", "null"]},
-        },
-        "build": {
-            "type": "object",
-            "required": ["context"],
-            "properties": {"context": {"const": "."}, "args": {"type": "object"}},
-            "additionalProperties": False,
-        },
-        "deploy": {"type": "object"},
-    },
-    "additionalProperties": False,
-}
+
+
+def fits(schema: str, path: Path) -> subprocess.CompletedProcess[str]:
+    """check-jsonschema's word on a file, by the schema that it brings along."""
+    command = [sys.executable, "-m", "check_jsonschema", "--builtin-schema", f"vendor.{schema}"]
+    return subprocess.run([*command, str(path)], capture_output=True, text=True, check=False)
+
+
+FILES = [("compose-spec", ROOT / "docker-compose.yml")] + [
+    ("github-workflows", w) for w in WORKFLOWS
+]
+
+
+@pytest.mark.parametrize(("schema", "path"), FILES, ids=lambda given: getattr(given, "name", given))
+def test_a_file_fits_its_schema(schema: str, path: Path, tmp_path: Path) -> None:
+    assert fits(schema, path).returncode == 0, fits(schema, path).stdout
+    broken = tmp_path / "broken.yml"
+    broken.write_text(path.read_text().replace("ports:", "prots:").replace("runs-on:", "run-on:"))
+    assert fits(schema, broken).returncode == 1
 
 
 @pytest.mark.parametrize("name", ["gpu", "cpu"])
 def test_a_service_is_what_compose_takes_and_the_image_has(name: str) -> None:
     service = COMPOSE["services"][name]
-    validate(service, SERVICE)
     command = re.search(r"^CMD \[(.*)\]", DOCKERFILE, re.MULTILINE)
     assert command is not None
     own = re.findall(r'"([^"]+)"', command[1])

@@ -55,6 +55,8 @@ def save(output: Any, folder: Path) -> tuple[Any, Saving]:
     for key in ("results", "images"):
         if isinstance(output.get(key), list):
             shown[key] = [_save_entry(entry, folder, done) for entry in output[key]]
+    texts = output.get("texts")  # RESPONSE_FORMAT=worker-comfyui has them apart
+    done.texts += [str(text) for text in texts] if isinstance(texts, list) else []
     return shown, done
 
 

@@ -15,7 +15,8 @@ from __future__ import annotations
 import sys
 
 if sys.version_info < (3, 10):  # noqa: UP036  # said before anything fails to parse
-    sys.exit(f"submit.py needs Python 3.10 or newer; this is {sys.version.split()[0]}")
+    print(f"submit.py needs Python 3.10 or newer; this is {sys.version.split()[0]}")
+    sys.exit(2)
 
 import argparse
 import os
@@ -42,7 +43,8 @@ try:
     from scripts.request_form import UsageError, refuse_too_large, workflow_input
     from scripts.watching import Watching
 except ModuleNotFoundError as missing:
-    sys.exit(f"submit.py needs the package {missing.name}: python3 -m pip install requests tqdm")
+    print(f"submit.py needs {missing.name}: python3 -m pip install requests tqdm", file=sys.stderr)
+    sys.exit(2)
 
 from scripts.outcome import (
     DONE,

@@ -198,6 +198,36 @@ def test_stopped_the_job_is_cancelled(
     assert submit(serving, tmp_path, WORKFLOW).code == 0  # the worker is free again
 
 
+def test_what_the_worker_tells_is_shown(serving: Serving, tmp_path: Path) -> None:
+    workflow = written(tmp_path, through("TestSleep", seconds=3.5))
+    process = subprocess.Popen(
+        [sys.executable, str(SUBMIT), str(workflow)],
+        cwd=tmp_path,
+        env=client_env(serving.api.client_env()),
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stderr is not None
+    job = next(line for line in process.stderr if line.startswith("job ")).split()[1]
+    serving.plane.wait_for("take", job)
+    address = serving.plane.worker_env()["RUNPOD_WEBHOOK_POST_OUTPUT"]
+    told = {"stage": "running", "percent": 40.0, "node": "3", "node_type": "KSampler"}
+    requests.post(  # as the SDK's progress_update does
+        address.replace("$RUNPOD_POD_ID", "worker-1").replace("$ID", job),
+        json={"status": "IN_PROGRESS", "output": told},
+        timeout=10,
+    )
+    _, err = process.communicate(timeout=30)
+    assert process.returncode == 0
+    assert "running · KSampler (3) (40 %)" in err
+
+
+def test_without_its_packages_it_says_what_to_install(tmp_path: Path) -> None:
+    done = run([sys.executable, "-I", "-S", SUBMIT, "--help"], tmp_path, {})
+    assert done.code == 2
+    assert "python3 -m pip install requests tqdm" in done.err
+
+
 def test_out_of_time_the_job_is_cancelled(serving: Serving, tmp_path: Path) -> None:
     workflow = written(tmp_path, through("TestSleep", seconds=120))
     done = submit(serving, tmp_path, workflow, "--timeout", "1", "--json")

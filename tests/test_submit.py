@@ -439,8 +439,9 @@ def test_worker_comfyuis_replies_are_saved_too(tmp_path: Path) -> None:
             {"filename": "a.png", "type": "base64", "data": "aGk="},
             {"filename": "b.png", "type": "s3_url", "data": f"{bucket.url}/b.png"},
         ]
-        _, saving = save({"images": images}, tmp_path)
+        _, saving = save({"images": images, "texts": ["a caption"]}, tmp_path)
     assert (tmp_path / "a.png").read_bytes() == b"hi"
+    assert saving.texts == ["a caption"]
     assert (tmp_path / "b.png").read_bytes() == b"from the bucket"
     assert saving.problems == []
 

@@ -25,7 +25,7 @@ Findings (in the boot report, from the checker, in diagnostics) and job errors (
 reply) share one list. A code never changes its meaning; the sentence beside it, with the actual
 values and the fix, may get better. Written by `make docs` from the code.
 """
-_SETTINGS = re.compile(r"(<!-- settings -->\n).*?(\n<!-- /settings -->)", re.DOTALL)
+_SETTINGS = re.compile(r"(<!-- settings -->\n).*?(<!-- /settings -->)", re.DOTALL)
 
 
 def all_codes() -> dict[str, str]:
@@ -52,7 +52,7 @@ def codes_document() -> str:
 
 def with_settings(readme: str) -> str:
     """The text of a README with the present table of settings between its two markers."""
-    return _SETTINGS.sub(lambda m: m[1] + settings_table() + m[2], readme)
+    return _SETTINGS.sub(lambda m: f"{m[1]}{settings_table()}\n{m[2]}", readme)
 
 
 def main() -> int:

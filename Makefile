@@ -12,7 +12,7 @@ PYTHON := $(shell for python in $(CANDIDATES); do \
 	"$$python" -c '$(USABLE)' >/dev/null 2>&1 && { echo "$$python"; break; }; done)
 endif
 
-CODE = $(wildcard bootstrap handler demo scripts tests benchmarks)
+CODE = $(wildcard bootstrap handler demo scripts tests benchmarks examples)
 
 .DEFAULT_GOAL := help
 .PHONY: help demo demo-models demo-volume demo-env test image-test bench prove check docs format venv clean clean-cache python

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -153,6 +153,32 @@ class Settings:
         "120",
     )
 
+    response_format: str = var(
+        "RESPONSE_FORMAT",
+        kinds.one_of("native", "worker-comfyui"),
+        "native",
+        "The form of replies: this worker's own, or worker-comfyui's for its clients",
+    )
+    refresh_worker: bool = var(
+        "REFRESH_WORKER",
+        kinds.BOOLEAN,
+        False,
+        "Let Runpod stop the worker after each job; the next one starts cold",
+    )
+    comfy_log_level: str | None = var(
+        "COMFY_LOG_LEVEL",
+        kinds.one_of("debug", "info", "warning", "error", "critical"),
+        None,
+        "How much ComfyUI logs: its `--verbose`, unless COMFYUI_ARGS has that",
+    )
+    comfy_org_api_key: Secret | None = var(
+        "COMFY_ORG_API_KEY",
+        kinds.SECRET,
+        None,
+        "Comfy.org key for API nodes, sent to ComfyUI with each workflow; a request's "
+        "`comfy_org_api_key` goes before it",
+    )
+
     models_manifest: str | None = var(
         "MODELS_MANIFEST",
         kinds.TEXT,
@@ -230,11 +256,19 @@ class Settings:
         say what is wrong; the finding is an error, so that it takes no jobs.
         """
         values, findings = read_variables(variables(), env)
-        return cls(**values), findings
+        return _with_log_level(cls(**values)), findings
 
     def masked(self) -> dict[str, Any]:
         """The settings as JSON-ready data, secrets as `"***"`."""
         return {name: masked(getattr(self, name)) for name in variables()}
+
+
+def _with_log_level(settings: Settings) -> Settings:
+    """COMFY_LOG_LEVEL is worker-comfyui's name for a flag that COMFYUI_ARGS may hold already."""
+    level, flags = settings.comfy_log_level, settings.comfyui_args
+    if level is None or any(flag.partition("=")[0] == "--verbose" for flag in flags):
+        return settings
+    return replace(settings, comfyui_args=(*flags, "--verbose", level.upper()))
 
 
 def read_settings() -> tuple[Settings, tuple[Finding, ...]]:

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from bootstrap.manifest_entry import ModelSpec
 from bootstrap.settings import Settings
+from handler import worker_comfyui
 from handler.download_entries import read_entries
 from handler.errors import JobError
 from handler.words import refuse_unreasonable, short, wrong_type
 from handler.workflow import HOW_TO_ASK, Workflow, overridden, read_workflow
 
+_WORKFLOW_FIELDS = {"workflow", "images", "overrides", "max_wait", *worker_comfyui.KEY_FIELDS}
 SECTIONS = ("volume", "models", "comfyui", "machine", "environment")
 
 
@@ -32,6 +35,7 @@ class WorkflowRequest:
     max_wait: float
     images: tuple[InputImage, ...] = ()
     warnings: tuple[str, ...] = field(default=())
+    extra_data: Mapping[str, str] = field(default_factory=dict, repr=False)  # holds a secret
 
 
 @dataclass(frozen=True)
@@ -67,6 +71,8 @@ def parse_request(given: object, settings: Settings) -> Request:
     """Read a job's `input`; without a `type` it asks for a workflow. Raises JobError."""
     if given is None:
         raise JobError("request.no_input", "The job has no input.", HOW_TO_ASK)
+    if isinstance(given, str):
+        given = _parsed(given)
     if not isinstance(given, Mapping):
         raise wrong_type("input", "an object", given)
     refuse_unreasonable(given, settings.max_request_mb)
@@ -82,13 +88,22 @@ def parse_request(given: object, settings: Settings) -> Request:
     return _READERS[name](given, settings)
 
 
+def _parsed(text: str) -> object:
+    """An input that is JSON text, which clients of worker-comfyui may send; else the text."""
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError):
+        return text
+
+
 def _workflow_request(given: Mapping[str, Any], settings: Settings) -> WorkflowRequest:
     workflow, warnings = overridden(read_workflow(given.get("workflow")), given.get("overrides"))
     return WorkflowRequest(
         workflow=workflow,
         max_wait=_max_wait(given.get("max_wait"), settings.max_wait),
         images=_images(given.get("images")),
-        warnings=(*warnings, *_unknown(given, {"workflow", "images", "overrides", "max_wait"})),
+        warnings=(*warnings, *_unknown(given, _WORKFLOW_FIELDS)),
+        extra_data=worker_comfyui.extra_data(given, settings),
     )
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 import uuid
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -71,11 +71,20 @@ async def _answers(comfyui: ComfyUI, deadline: Deadline) -> bool:
     return False
 
 
-async def run_prompt(comfyui: ComfyUI, workflow: Workflow, deadline: Deadline, models: Path) -> Ran:
-    """Run `workflow` to its end. Raises JobError; whatever ends it, ComfyUI does not go on."""
+async def run_prompt(
+    comfyui: ComfyUI,
+    workflow: Workflow,
+    deadline: Deadline,
+    models: Path,
+    extra_data: Mapping[str, str] | None = None,
+) -> Ran:
+    """Run `workflow` to its end. Raises JobError; whatever ends it, ComfyUI does not go on.
+
+    `extra_data` may hold secrets for nodes; it is sent to ComfyUI and nowhere else.
+    """
     prompt_id = str(uuid.uuid4())
     async with connect(comfyui.url) as client:
-        run = _Run(comfyui, client, deadline, prompt_id)
+        run = _Run(comfyui, client, deadline, prompt_id, extra_data or {})
         try:
             return await run.to_the_end(workflow, models)
         except (asyncio.CancelledError, JobError) as problem:
@@ -89,12 +98,18 @@ _STILL_RUNNING = ("job.timeout", "comfyui.unreachable")
 
 class _Run:
     def __init__(
-        self, comfyui: ComfyUI, client: ComfyClient, deadline: Deadline, prompt_id: str
+        self,
+        comfyui: ComfyUI,
+        client: ComfyClient,
+        deadline: Deadline,
+        prompt_id: str,
+        extra_data: Mapping[str, str],
     ) -> None:
         self.comfyui = comfyui
         self.client = client
         self.deadline = deadline
         self.prompt_id = prompt_id
+        self.extra_data = extra_data
         self.client_id = uuid.uuid4().hex
         self.news = asyncio.Event()
         self.refusals = 0
@@ -132,7 +147,7 @@ class _Run:
     async def _submit(self, workflow: Workflow, models: Path) -> list[str]:
         try:
             self.prompt_id, left_out = await self.client.submit(
-                workflow, self.client_id, self.prompt_id
+                workflow, self.client_id, self.prompt_id, self.extra_data
             )
         except Refused as refusal:
             raise await self._refused(refusal, workflow, models) from None

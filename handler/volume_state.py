@@ -8,9 +8,8 @@ from bootstrap.facts.together import SilentError, Together
 from bootstrap.volume import Layout
 from handler.errors import JobError
 
-CODES = {
+CODES = {  # volume.silent is the doctor's
     "volume.gone": "The volume was there when the worker started, and is not any more",
-    "volume.silent": "The volume no longer answers",
 }
 _PATIENCE = 2.0
 _FIX = (

@@ -14,7 +14,7 @@ from bootstrap.findings import Finding
 from bootstrap.log import say
 from bootstrap.reports import BootReport
 from bootstrap.volume import MODELS
-from handler import reply
+from handler import reply, worker_comfyui
 from handler.diagnostics import Diagnostics
 from handler.errors import JobError
 from handler.model_supply import ModelSupply
@@ -55,7 +55,8 @@ class Worker:
             answer = reply.failed(_internal(problem))
         finally:
             await progress.drain()
-        posted: dict[str, Any] = reply.postable(answer)
+        asked = worker_comfyui.as_asked(answer, self._settings)
+        posted: dict[str, Any] = reply.postable(asked)
         return posted
 
     async def _answer(self, given: object, progress: Progress) -> dict[str, Any]:

@@ -54,7 +54,9 @@ class WorkflowJobs:
             request = await self._supplied(request, deadline, progress)
             await ensure_ready(self._comfyui, deadline)
             placed = await asyncio.to_thread(self._place, request, mark)
-            ran = await run_prompt(self._comfyui, request.workflow, deadline, self._models)
+            ran = await run_prompt(
+                self._comfyui, request.workflow, deadline, self._models, request.extra_data
+            )
             if ran.ended.failure is not None:
                 raise ran.ended.failure
             answer = await asyncio.to_thread(self._reply, request, ran, weights, deadline, mark)

@@ -27,6 +27,7 @@ PURE = (
     "handler.requests",
     "handler.watch",
     "handler.workflow_models",
+    "handler.worker_comfyui",
 )
 IMPURE_IMPORTS = {
     "aiohttp",

@@ -2,22 +2,28 @@
 
 from __future__ import annotations
 
+import fnmatch
 import json
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
+from jsonschema import validate
 
 from bootstrap.fetch.receipts import Receipt
 from bootstrap.manifest import parse_manifest
 from bootstrap.manifest_entry import ModelSpec
-from bootstrap.settings import Settings
+from bootstrap.settings import Settings, variables
 from bootstrap.workplace import Result
 from handler.requests import DiagnosticsRequest, DownloadRequest, WorkflowRequest, parse_request
-from scripts.document import CODES_FILE, READMES, codes_document, with_settings
+from scripts import check_volume, submit
+from scripts.document import CODES_FILE, READMES, all_codes, codes_document, with_settings
+from scripts.outcome import EXIT_CODES
+from tests.test_worker_comfyui import FAILURE, SUCCESS
 
 ROOT = Path(__file__).parent.parent
 README = ROOT / "README.md"
@@ -122,3 +128,124 @@ def _without_comments(block: str) -> str:
 def _links(readme: Path) -> list[str]:
     links = re.findall(r"\]\(([^)]+)\)", readme.read_text("utf-8"))
     return [link for link in links if not re.fullmatch(r"README(\.ru)?\.md", link)]
+
+
+# --- docs/ ------------------------------------------------------------------------------------
+
+PAGES = [ROOT / "docs" / f"{name}.md" for name in ("client", "deploy", "migration", "security")]
+TROUBLES = (ROOT / "docs" / "troubleshooting.md").read_text("utf-8")
+CODE = re.compile(r"`([a-z0-9]+(?:_[a-z0-9]+)*\.[a-z0-9_*]+)`")
+# Variables of Runpod's, of other programs, of other workers; all others are settings.
+FOREIGN = re.compile(
+    r"RUNPOD_\w+|BUCKET_\w+|ENDPOINT_URL|MALLOC_ARENA_MAX|PYTORCH_\w+|WEBSOCKET_\w+|COMFY_API_\w+"
+    r"|NETWORK_VOLUME_DEBUG|SERVE_API_LOCALLY|PUBLIC_KEY|YOUR_NAME"
+)
+
+
+def commands(document: Path) -> list[str]:
+    """The lines of a page's sh blocks."""
+    lines = [line for block in blocks(document, "sh") for line in block.splitlines()]
+    return [line.strip() for line in lines if line.strip() and not line.strip().startswith("#")]
+
+
+def test_these_pages_have_commands_at_all() -> None:
+    assert sum(len(commands(page)) for page in PAGES) > 15
+
+
+@pytest.mark.parametrize(
+    "command", sorted({c for page in PAGES for c in commands(page)}), ids=lambda c: c[:60]
+)
+def test_every_command_is_one_that_exists(command: str) -> None:
+    """tests/test_clients.py really runs those of docs/client.md."""
+    words = shlex.split(command, comments=True)
+    words = words[: words.index("<") if "<" in words else None]
+    words = words[: words.index(">") if ">" in words else None]
+    if words[0] == "export":
+        assert all(FOREIGN.fullmatch(word.partition("=")[0]) for word in words[1:])
+    elif words[0] == "docker":
+        assert words[1] in ("build", "push")
+        assert "--platform" not in words or "linux/amd64" in words
+    elif words[1] == "scripts/submit.py":
+        submit._parser().parse_args(words[2:])
+    elif words[1] == "scripts/check_volume.py":
+        check_volume._parser().parse_args(words[2:])
+    else:
+        assert words[0] in ("python3", "sh")
+        assert all((ROOT / word).is_file() for word in words[1:])
+
+
+def test_json_on_these_pages_is_what_is_taken_and_given() -> None:
+    examples = [json.loads(block) for page in PAGES for block in blocks(page, "json")]
+    assert {"images" in e or "error" in e for e in examples} == {True}
+    for example in examples:
+        validate(example, FAILURE if "error" in example else SUCCESS)
+        if "error_code" in example:
+            assert example["error_code"] in all_codes()
+    for page in (*PAGES, ROOT / "docs" / "troubleshooting.md"):
+        for inline in re.findall(r'`(\{"(?:type|input)".*?\})`', page.read_text("utf-8")):
+            if "…" not in inline:
+                parse_request(json.loads(inline), Settings())
+
+
+def test_variables_on_these_pages_are_settings() -> None:
+    known = {name for v in variables().values() for name in (v.name, *v.aliases)}
+    for page in (*PAGES, ROOT / "docs" / "troubleshooting.md", ROOT / "docs" / "architecture.md"):
+        named = set(re.findall(r"`([A-Z][A-Z0-9]*(?:_[A-Z0-9]+)+)\b", page.read_text("utf-8")))
+        states = {"IN_QUEUE", "IN_PROGRESS"}
+        assert {n for n in named - known - states if not FOREIGN.fullmatch(n)} == set(), page.name
+
+
+def test_the_options_of_the_client_are_all_told() -> None:
+    text = (ROOT / "docs" / "client.md").read_text("utf-8")
+    told = set(re.findall(r"^\| `(--[a-z-]+)`", text, re.MULTILINE))
+    actions = submit._parser()._actions
+    assert told == {o for a in actions for o in a.option_strings} - {"-h", "--help"}
+    codes = re.findall(r"^\| (\d+) \|", text, re.MULTILINE)
+    assert codes == re.findall(r"^  (\d+) ", EXIT_CODES, re.MULTILINE)
+
+
+def test_every_code_has_a_heading_in_troubleshooting_and_every_heading_a_code() -> None:
+    headings = re.findall(r"^## (.*)$", TROUBLES.partition("# By code")[2], re.MULTILINE)
+    patterns = [pattern for heading in headings for pattern in CODE.findall(heading)]
+    assert all(CODE.search(heading) for heading in headings)
+    codes = all_codes()
+    assert [p for p in patterns if not fnmatch.filter(codes, p)] == []
+    assert [c for c in codes if not any(fnmatch.fnmatchcase(c, p) for p in patterns)] == []
+
+
+@pytest.mark.parametrize(
+    "page", [*PAGES, ROOT / "docs" / "troubleshooting.md"], ids=lambda p: p.name
+)
+def test_codes_that_are_named_exist(page: Path) -> None:
+    codes = all_codes()
+    families = {code.partition(".")[0] for code in codes}
+    for named in CODE.findall(page.read_text("utf-8")):
+        family, _, rest = named.partition(".")
+        if family in families and rest not in ("py", "json", "yaml", "md"):
+            assert fnmatch.filter(codes, named), named
+
+
+def test_anchors_of_these_pages_exist() -> None:
+    pages = [*(ROOT / "docs").glob("*.md"), *READMES]
+    for page in pages:
+        for target, anchor in re.findall(
+            r"\]\((?!https?:)([^)#]*)#([^)]+)\)", page.read_text("utf-8")
+        ):
+            other = page.parent / target if target else page
+            assert anchor in _anchors(other), f"{page.name} links to {target}#{anchor}"
+
+
+def test_the_rooms_on_the_architecture_page_exist() -> None:
+    text = (ROOT / "docs" / "architecture.md").read_text("utf-8")
+    for row in re.findall(r"^\| (`.*?) \|", text, re.MULTILINE):
+        first, *more = re.findall(r"`([^`]+)`", row)
+        package = first.partition("/")[0]
+        for name in (first, *(f"{package}/{other}" for other in more)):
+            assert list(ROOT.glob(name.rstrip("/"))), name
+
+
+def _anchors(document: Path) -> set[str]:
+    """As GitHub makes them of headings."""
+    headings = re.findall(r"^#+ (.*)$", document.read_text("utf-8"), re.MULTILINE)
+    plain = (re.sub(r"[^\w\- ]", "", heading.lower()) for heading in headings)
+    return {heading.strip().replace(" ", "-") for heading in plain}

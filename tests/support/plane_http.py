@@ -34,6 +34,7 @@ class Answer:
     status: int
     body: bytes = b""
     content_type: str = "application/json"
+    headers: Mapping[str, str] = field(default_factory=dict)
 
 
 # None instead of an Answer closes the connection without a word.
@@ -128,6 +129,8 @@ class _Handler(BaseHTTPRequestHandler):
         if answer.status != 204:  # RFC 9110, 8.6: no Content-Length in a 204
             self.send_header("Content-Type", answer.content_type)
             self.send_header("Content-Length", str(len(answer.body)))
+        for name, value in answer.headers.items():
+            self.send_header(name, value)
         self.end_headers()
         self.wfile.write(answer.body)
         self.wfile.flush()

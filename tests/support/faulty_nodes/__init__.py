@@ -92,7 +92,24 @@ class WriteBeside:
         return {"ui": {"text": [here]}}
 
 
+class ShowKey:
+    """Tells the Comfy.org key that ComfyUI hands to API nodes, backwards."""
+
+    CATEGORY = "tests"
+    RETURN_TYPES = ()
+    OUTPUT_NODE = True
+    FUNCTION = "run"
+
+    @classmethod
+    def INPUT_TYPES(cls):
+        return {"required": {}, "hidden": {"key": "API_KEY_COMFY_ORG"}}
+
+    def run(self, key=None):
+        return {"ui": {"text": [(key or "none")[::-1]]}}
+
+
 NODE_CLASS_MAPPINGS = {
+    "TestShowKey": ShowKey,
     "TestWriteBeside": WriteBeside,
     "TestSleep": Sleep,
     "TestDie": Die,

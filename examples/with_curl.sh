@@ -1,0 +1,14 @@
+#!/bin/sh
+# export RUNPOD_API_KEY=… RUNPOD_ENDPOINT_ID=…
+# sh examples/with_curl.sh examples/workflow_api.json
+#
+# A local worker (`python -m handler --rp_serve_api`) needs neither key nor id:
+# ENDPOINT_URL=http://127.0.0.1:8000 sh examples/with_curl.sh examples/workflow_api.json
+set -eu
+
+url=${ENDPOINT_URL:-${RUNPOD_ENDPOINT_BASE_URL:-https://api.runpod.ai/v2}/$RUNPOD_ENDPOINT_ID}
+
+# The key comes from standard input (-H @-), so that no list of processes shows it.
+printf 'Authorization: Bearer %s\n' "${RUNPOD_API_KEY:-}" |
+  curl -sS --fail-with-body "$url/runsync" -H @- -H 'Content-Type: application/json' \
+    -d "{\"input\": {\"workflow\": $(cat "$1")}}"

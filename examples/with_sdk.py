@@ -1,0 +1,41 @@
+"""Runpod's own SDK: pip install runpod
+
+    export RUNPOD_API_KEY=… RUNPOD_ENDPOINT_ID=…
+    python examples/with_sdk.py examples/workflow_api.json
+
+A `serverless.call_endpoint`, which some texts name, does not exist: `runpod.Endpoint` is it.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import os
+import sys
+import time
+from pathlib import Path
+
+import runpod
+
+
+def main() -> None:
+    runpod.api_key = os.environ["RUNPOD_API_KEY"]
+    endpoint = runpod.Endpoint(os.environ["RUNPOD_ENDPOINT_ID"])
+    workflow = json.loads(Path(sys.argv[1]).read_text("utf-8"))
+
+    job = endpoint.run({"input": {"workflow": workflow}})
+    while job.status() in ("IN_QUEUE", "IN_PROGRESS"):
+        time.sleep(1)
+    output = job.output()
+    # run_sync() would return the output alone: of a job that failed as of one that did not.
+    if job.status() != "COMPLETED":
+        sys.exit(f"{job.status()}: {output}")
+
+    for result in output["results"]:
+        if "image" in result:
+            Path(Path(result["filename"]).name).write_bytes(base64.b64decode(result["image"]))
+            print(result["filename"])
+
+
+if __name__ == "__main__":
+    main()

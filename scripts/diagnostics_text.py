@@ -1,0 +1,67 @@
+"""The diagnostics reply as a person reads it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from bootstrap.findings import Finding, Severity
+from bootstrap.render import findings_text
+from scripts.watching import plain
+
+
+def diagnostics_text(diagnostics: Mapping[str, Any], colour: bool = False) -> str:
+    """Findings worst first, the boot's stages, ComfyUI's state, versions. A long reply comes cut:
+    whatever has not its usual form is left out."""
+    parts = [findings_text(findings_in(diagnostics), colour)]
+    parts.append("\n".join(_boot(_object(diagnostics.get("boot")))))
+    parts.append("\n".join(_comfyui(_object(diagnostics.get("comfyui")))))
+    versions = _object(diagnostics.get("versions"))
+    parts.append(plain("Versions: " + ", ".join(f"{k} {v}" for k, v in versions.items() if v)))
+    return "\n\n".join(part for part in parts if part)
+
+
+def findings_in(diagnostics: Mapping[str, Any]) -> list[Finding]:
+    """The findings of a reply, as the checker has them."""
+    found = []
+    for given in _objects(diagnostics.get("findings")):
+        try:
+            severity = Severity(given.get("severity"))
+        except ValueError:
+            continue
+        code, message, fix = (plain(str(given.get(n) or "")) for n in ("code", "message", "fix"))
+        found.append(Finding(code, severity, message, fix))
+    return found
+
+
+def _boot(boot: Mapping[str, Any]) -> Iterator[str]:
+    if not boot:
+        return
+    yield f"Boot: {plain(str(boot.get('outcome')))} after {_seconds(boot.get('seconds'))} s"
+    for stage in _objects(boot.get("timeline")):
+        outcome = stage.get("outcome", "ok")
+        note = "" if outcome == "ok" else f"  ({outcome})"
+        start, took = _seconds(stage.get("start")), _seconds(stage.get("seconds"))
+        yield plain(f"{start:>8} s  {took:>7} s  {stage.get('name')}{note}")
+
+
+def _comfyui(comfyui: Mapping[str, Any]) -> Iterator[str]:
+    if not comfyui:
+        return
+    state = "answers" if comfyui.get("answers") else "runs, but does not answer"
+    yield f"ComfyUI: {state if comfyui.get('running') else 'does not run'}"
+    for exit in _objects(comfyui.get("exits")):
+        reason = _object(exit.get("reason"))
+        yield plain(f"  ended with {exit.get('code')}: {reason.get('message')}")
+
+
+def _seconds(value: Any) -> str:
+    return f"{value:.2f}" if isinstance(value, (int, float)) else "?"
+
+
+def _object(value: Any) -> Mapping[str, Any]:
+    return value if isinstance(value, Mapping) else {}
+
+
+def _objects(value: Any) -> Iterator[Mapping[str, Any]]:
+    yield from (item for item in (value if isinstance(value, list) else []) if _object(item))

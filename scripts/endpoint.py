@@ -1,0 +1,249 @@
+"""An endpoint over HTTP: Runpod's public API, or the local API of one worker.
+
+The key goes to one host. Redirects are not followed, and no answer is printed that holds the key.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import json
+import re
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+from urllib.parse import quote, urlsplit
+
+import requests
+from requests.auth import AuthBase
+from urllib3.exceptions import NewConnectionError
+
+PUBLIC_API = "https://api.runpod.ai/v2"
+FINAL = frozenset({"COMPLETED", "FAILED", "CANCELLED", "TIMED_OUT"})
+TRIES = 6
+_MOST_WAIT_SECONDS = 30.0
+_CONNECT_SECONDS = 10.0
+_ANSWER_SECONDS = 60.0
+_TRY_AGAIN = frozenset({429, 500, 502, 503, 504})
+_KEY = re.compile(r"[\x21-\x7e]+")
+
+Tell = Callable[[str], None]
+
+
+class EndpointError(Exception):
+    """The endpoint could not be reached, or refused; `str()` is a sentence with its fix."""
+
+
+class TooSlow(EndpointError):
+    """The endpoint took the request and did not answer in time."""
+
+
+class KeyUnusable(Exception):
+    """There is no API key, or one that cannot be sent; `str()` never holds it."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """What an endpoint says of a job. While it runs, `output` is its progress, in any form."""
+
+    id: str
+    status: str
+    output: Any = None
+    error: str = ""
+
+    @property
+    def ended(self) -> bool:
+        return self.status in FINAL
+
+
+class _Bearer(AuthBase):
+    """Set as `auth`, so that ~/.netrc cannot put something else into the header."""
+
+    def __init__(self, key: str | None) -> None:
+        self._key = key
+
+    def __call__(self, request: requests.PreparedRequest) -> requests.PreparedRequest:
+        if self._key:
+            request.headers["Authorization"] = f"Bearer {self._key}"
+        return request
+
+
+class Endpoint:
+    """A Runpod endpoint, or with `key=None` the local API that `--rp_serve_api` serves.
+
+    `base` has no slash at its end. All calls raise EndpointError. `tell` gets a line for each
+    attempt that is made again.
+    """
+
+    def __init__(
+        self, base: str, key: str | None, tell: Tell, sleep: Callable[[float], None] = time.sleep
+    ) -> None:
+        self._base = base
+        self._key = key
+        self._tell = tell
+        self._sleep = sleep
+        self._session = requests.Session()
+        self._session.auth = _Bearer(key)
+        self._session.trust_env = key is not None  # no proxy stands before a local worker
+        self.local = key is None
+
+    def submit(self, given: Mapping[str, Any]) -> Job:
+        """Queue `{"input": given}`."""
+        return self._job(self._call("POST", "run", {"input": given}, may_repeat=True))
+
+    def run_and_wait(self, given: Mapping[str, Any], seconds: float) -> Job:
+        """Run `{"input": given}` on a local worker, which tells nothing until it is done."""
+        body = {"input": given}
+        return self._job(self._call("POST", "runsync", body, may_repeat=False, seconds=seconds))
+
+    def status(self, job_id: str) -> Job:
+        """How a job is."""
+        return self._job(self._call("GET", f"status/{quote(job_id, safe='')}", may_repeat=True))
+
+    def cancel(self, job_id: str) -> None:
+        """Take a job out of the queue, or stop it."""
+        self._call("POST", f"cancel/{quote(job_id, safe='')}", may_repeat=True, tries=2)
+
+    def _call(
+        self,
+        method: str,
+        path: str,
+        body: Any = None,
+        *,
+        may_repeat: bool,
+        seconds: float = _ANSWER_SECONDS,
+        tries: int = TRIES,
+    ) -> Any:
+        """The JSON that is answered. `may_repeat`: also after an answer that may have been lost."""
+        url = f"{self._base}/{path}"
+        timeout = (_CONNECT_SECONDS, seconds)
+        attempt = 0
+        while True:
+            attempt += 1
+            wait = min(2.0 ** (attempt - 1), _MOST_WAIT_SECONDS)
+            failure: type[EndpointError] = EndpointError
+            try:
+                answer = self._session.request(
+                    method, url, json=body, timeout=timeout, allow_redirects=False
+                )
+            except requests.RequestException as problem:
+                sent = not _never_sent(problem)
+                said, again = _in_words(problem), may_repeat or not sent
+                failure = TooSlow if sent and isinstance(problem, requests.Timeout) else failure
+                if sent and path == "run":
+                    said += " (should the request have arrived, the job runs twice)"
+            else:
+                if answer.status_code not in _TRY_AGAIN:
+                    return self._content(answer)
+                said, again = f"status {answer.status_code}", True
+                wait = _retry_after(answer) or wait
+            if not again or attempt >= tries:
+                raise failure(f"{_place(url)} gave no answer: {said}. {self._reach_fix()}")
+            self._tell(f"{said}; trying again in {wait:g} s ({attempt} of {tries - 1})")
+            self._sleep(wait)
+
+    def _content(self, answer: requests.Response) -> Any:
+        status, place = answer.status_code, _place(answer.url)
+        if 300 <= status < 400:
+            where = urlsplit(answer.headers.get("Location", "")).hostname or "another address"
+            raise EndpointError(
+                f"{place} redirects to {where}. It was not followed, as the key is not for others. "
+                "Correct the address of the endpoint."
+            )
+        if status in (401, 403):
+            raise EndpointError(
+                f"{place} refuses the key (status {status}). Make one in the Runpod console under "
+                "Settings → API Keys, with the right to this endpoint, and set RUNPOD_API_KEY."
+            )
+        if status == 404:
+            raise EndpointError(
+                f"{place} does not exist (404). Check RUNPOD_ENDPOINT_ID: it is the short name "
+                "in the console's list of endpoints. A result is kept for 30 minutes."
+            )
+        if status >= 400:
+            raise EndpointError(f"{place} answers {status}: {self._shown(answer.text)}")
+        text = self.without_key(answer.content.decode("utf-8", "replace"))
+        try:
+            return json.loads(text)
+        except ValueError:
+            raise EndpointError(
+                f"{place} answers with something that is not JSON: {self._shown(text)}"
+            ) from None
+
+    def _job(self, answer: Any) -> Job:
+        if not isinstance(answer, dict) or not isinstance(answer.get("id"), str):
+            raise EndpointError(f"The endpoint names no job: {self._shown(str(answer))}")
+        error = answer.get("error")
+        words = error if isinstance(error, str) else "" if error is None else str(error)
+        status = str(answer.get("status") or "IN_QUEUE")
+        return Job(answer["id"], status, answer.get("output"), words)
+
+    def without_key(self, text: str) -> str:
+        """`text` as it may be shown, whatever an answer holds."""
+        return text.replace(self._key, "***") if self._key else text
+
+    def _shown(self, text: str) -> str:
+        return self.without_key(" ".join(text.split()))[:300] or "(nothing)"
+
+    def _reach_fix(self) -> str:
+        if self.local:
+            return "Is the worker started with `python -m handler --rp_serve_api`?"
+        return "Check the network, and the endpoint's state in the Runpod console."
+
+
+def usable_key(given: str | None) -> str:
+    """The key without white space around it. Raises KeyUnusable, without quoting it."""
+    key = (given or "").strip()
+    if not key:
+        raise KeyUnusable(
+            "RUNPOD_API_KEY is not set. Make a key in the Runpod console under Settings → API "
+            "Keys, or name a local worker with --url http://127.0.0.1:8000."
+        )
+    if not _KEY.fullmatch(key):
+        raise KeyUnusable(
+            "RUNPOD_API_KEY holds white space or characters that no key has. Copy it again."
+        )
+    return key
+
+
+def is_safe_for_a_key(url: str) -> bool:
+    """https, or this very machine."""
+    parts = urlsplit(url)
+    return parts.scheme == "https" or (parts.scheme == "http" and is_loopback(parts.hostname))
+
+
+def is_loopback(host: str | None) -> bool:
+    """Is it this machine?"""
+    try:
+        return ipaddress.ip_address(host or "").is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def _never_sent(problem: requests.RequestException) -> bool:
+    """Nobody took the connection: whatever was to be sent was not."""
+    reason = getattr(problem.args[0] if problem.args else None, "reason", None)
+    return isinstance(problem, requests.ConnectTimeout) or isinstance(reason, NewConnectionError)
+
+
+def _in_words(problem: requests.RequestException) -> str:
+    if isinstance(problem, requests.Timeout):
+        return "no answer in time"
+    if isinstance(problem, requests.exceptions.SSLError):
+        return "the certificate or TLS connection is not good"
+    if isinstance(problem, requests.exceptions.ProxyError):
+        return "the proxy of this machine's settings does not answer"
+    if _never_sent(problem):
+        return "nobody answers there"
+    return "the connection was cut"
+
+
+def _place(url: str) -> str:
+    parts = urlsplit(url)
+    return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"
+
+
+def _retry_after(answer: requests.Response) -> float | None:
+    """Seconds the server asks for, within reason; dates are not used by Runpod."""
+    text = answer.headers.get("Retry-After", "")
+    return min(float(text), _MOST_WAIT_SECONDS) if text.isdigit() else None

@@ -1,0 +1,94 @@
+"""What came of a job: its exit code, what is saved, what is said where."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from bootstrap.findings import Severity
+from scripts.diagnostics_text import diagnostics_text, findings_in
+from scripts.endpoint import Job
+from scripts.saving import Saving, save
+from scripts.watching import plain
+
+DONE, FAILED, USAGE, UNREACHABLE, TIMEOUT, NOT_SAVED, INTERRUPTED = 0, 1, 2, 3, 4, 5, 130
+EXIT_CODES = """exit codes:
+  0    completed, and everything is saved (--diagnostics: no errors found)
+  1    the job failed, or was cancelled by somebody else (--diagnostics: errors found)
+  2    wrong use: an argument, a file or the key cannot be used; nothing was sent
+  3    the endpoint could not be reached, or refused
+  4    not done within --timeout; the job was cancelled
+  5    completed, but a result could not be saved
+  130  stopped by Ctrl-C; the job was cancelled"""
+
+
+@dataclass(frozen=True)
+class Ended:
+    """How it ended; `problem` is a sentence where it did not end well."""
+
+    exit_code: int
+    job: Job | None = None
+    problem: str = ""
+
+
+def report(ended: Ended, folder: Path, as_json: bool) -> int:
+    """Save results in `folder`, print what there is to say; the final exit code."""
+    code, problem = _judged(ended)
+    output = ended.job.output if ended.job else None
+    saving = Saving()
+    if code == DONE:
+        output, saving = save(output, folder)
+        code = NOT_SAVED if saving.problems else DONE
+    diagnostics = output.get("diagnostics") if isinstance(output, dict) else None
+    if code == DONE and isinstance(diagnostics, dict):
+        found = findings_in(diagnostics)
+        code = FAILED if any(f.severity is Severity.ERROR for f in found) else DONE
+    for note in (*_warnings(output), *saving.elsewhere, *saving.problems):
+        print(f"note: {plain(note)}", file=sys.stderr)
+    if problem:
+        print(f"submit.py: {plain(problem)}", file=sys.stderr)
+    if as_json:
+        print(json.dumps(_data(code, ended.job, problem, output)))
+    elif isinstance(diagnostics, dict):
+        print(diagnostics_text(diagnostics, _wants_colour()))
+    else:
+        for line in (*saving.texts, *map(str, saving.saved)):
+            print(plain(line))
+    return code
+
+
+def _judged(ended: Ended) -> tuple[int, str]:
+    """The exit code so far, and what there is to say."""
+    job = ended.job
+    if job is not None and ended.exit_code == FAILED:
+        return FAILED, job.error or f"The job ended as {job.status}, without a reason."
+    if job is not None and ended.exit_code == DONE and job.output is None:
+        return FAILED, (
+            "The job is COMPLETED but has no output: Runpod drops a reply over its limit. "
+            "Lower MAX_REPLY_MB at the endpoint, or let results go to a bucket."
+        )
+    return ended.exit_code, ended.problem
+
+
+def _warnings(output: Any) -> list[str]:
+    found = (output.get("warnings") or output.get("errors")) if isinstance(output, dict) else None
+    return [str(warning) for warning in found] if isinstance(found, list) else []
+
+
+def _data(code: int, job: Job | None, problem: str, output: Any) -> dict[str, Any]:
+    data: dict[str, Any] = {"exit_code": code, "id": job.id if job else None}
+    data["status"] = job.status if job else None
+    if problem:
+        data["error"] = problem
+    if output is not None:
+        data["output"] = output
+    return data
+
+
+def _wants_colour() -> bool:
+    """On a terminal only; https://no-color.org turns it off."""
+    return sys.stdout.isatty() and not os.environ.get("NO_COLOR")

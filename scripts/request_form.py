@@ -1,0 +1,119 @@
+"""From the client's arguments to a job's input. Raises UsageError for what cannot be sent."""
+
+from __future__ import annotations
+
+import base64
+import json
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from handler.errors import JobError
+from handler.workflow import Workflow, read_workflow
+
+# https://docs.runpod.io/serverless/endpoints/send-requests: /run takes 10 MB
+RUN_LIMIT_BYTES = 10_000_000
+
+
+class UsageError(Exception):
+    """An argument or a file cannot be used; `str()` says why and what to give instead."""
+
+
+def workflow_input(
+    source: str, assignments: Iterable[str], images: Iterable[str], max_wait: float | None
+) -> dict[str, Any]:
+    """The input for a workflow file in API format (`-`: standard input), or for a whole request
+    `{"input": {…}}`, which keeps its other fields."""
+    given = _read_json(source)
+    request: dict[str, Any] = {"workflow": given}
+    if isinstance(given, dict) and isinstance(given.get("input"), dict):
+        request = dict(given["input"])
+    try:
+        workflow = read_workflow(request["workflow"]) if "workflow" in request else None
+    except JobError as problem:
+        raise UsageError(f"{source}: {problem}") from None
+    overrides = {**_object(request.get("overrides"))}
+    for node, name, text in map(_assignment, assignments):
+        values = {
+            **_object(overrides.get(node)),
+            name: _value(text, _present(workflow, node, name)),
+        }
+        overrides[node] = values
+    if overrides:
+        request["overrides"] = overrides
+    sent = [*(request.get("images") or []), *map(_image, images)]
+    if sent:
+        request["images"] = sent
+    if max_wait is not None:
+        request["max_wait"] = max_wait
+    return request
+
+
+def refuse_too_large(request: dict[str, Any]) -> None:
+    """Runpod would refuse it with less of an explanation. Raises UsageError."""
+    size = len(json.dumps({"input": request}))
+    if size > RUN_LIMIT_BYTES:
+        raise UsageError(
+            f"The request has {size / 1e6:.1f} MB; Runpod takes 10 MB. Send smaller images, or put "
+            "large files on the volume in ComfyUI/input/ and name them in the workflow."
+        )
+
+
+def _read_json(source: str) -> Any:
+    try:
+        text = sys.stdin.read() if source == "-" else Path(source).read_text("utf-8")
+        return json.loads(text)
+    except OSError as problem:
+        raise UsageError(f"{source} cannot be read: {problem.strerror}.") from None
+    except ValueError as problem:
+        raise UsageError(
+            f"{source} is not JSON: {problem}. In ComfyUI choose Workflow → Export (API)."
+        ) from None
+
+
+def _assignment(text: str) -> tuple[str, str, str]:
+    """`6.text=a cat` → ("6", "text", "a cat")."""
+    target, equals, value = text.partition("=")
+    node, dot, name = target.partition(".")
+    if not (equals and dot and node and name):
+        raise UsageError(f'--set {text!r} is not of the form NODE.INPUT=VALUE, as 6.text="a cat".')
+    return node, name, value
+
+
+def _present(workflow: Workflow | None, node: str, name: str) -> Any:
+    """What an input is now; None where that cannot be known from here."""
+    if workflow is None:
+        return None
+    if node not in workflow:
+        known = ", ".join(f"{key} ({value['class_type']})" for key, value in workflow.items())
+        raise UsageError(f"--set names node {node}; the workflow has {known[:500]}.")
+    return workflow[node]["inputs"].get(name)
+
+
+def _value(text: str, present: Any) -> Any:
+    """`text` as JSON where it is JSON, but for an input that is a text now."""
+    if isinstance(present, str):
+        return text
+    try:
+        return json.loads(text)
+    except ValueError:
+        return text
+
+
+def _image(text: str) -> dict[str, str]:
+    """`photo.png=~/cat.png`, or a path alone, whose last part is the name."""
+    name, equals, place = text.partition("=")
+    path = Path(place if equals else text).expanduser()
+    try:
+        content = path.read_bytes()
+    except OSError as problem:
+        raise UsageError(f"--image {text}: {path} cannot be read: {problem.strerror}.") from None
+    return {
+        "name": name if equals else path.name,
+        "image": base64.b64encode(content).decode("ascii"),
+    }
+
+
+def _object(given: Any) -> dict[str, Any]:
+    return given if isinstance(given, dict) else {}

@@ -1,0 +1,191 @@
+#!/usr/bin/env python3
+"""Send a workflow to an endpoint, watch it, save what it made.
+
+    export RUNPOD_API_KEY=… RUNPOD_ENDPOINT_ID=…
+    python3 scripts/submit.py workflow_api.json --set 6.text="a cat" --image photo.png=cat.png
+    python3 scripts/submit.py workflow_api.json --url http://127.0.0.1:8000    # a local worker
+    python3 scripts/submit.py --diagnostics
+
+Needs Python 3.10 or newer with requests and tqdm. The paths of saved files go to standard output
+(with --json the whole reply), everything else to standard error.
+"""
+
+from __future__ import annotations
+
+import sys
+
+if sys.version_info < (3, 10):  # noqa: UP036  # said before anything fails to parse
+    print(f"submit.py needs Python 3.10 or newer; this is {sys.version.split()[0]}")
+    sys.exit(2)
+
+import argparse
+import os
+import signal
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+try:
+    from scripts.endpoint import (
+        PUBLIC_API,
+        Endpoint,
+        EndpointError,
+        Job,
+        KeyUnusable,
+        TooSlow,
+        is_safe_for_a_key,
+        usable_key,
+    )
+    from scripts.request_form import UsageError, refuse_too_large, workflow_input
+    from scripts.watching import Watching
+except ModuleNotFoundError as missing:
+    print(f"submit.py needs {missing.name}: python3 -m pip install requests tqdm", file=sys.stderr)
+    sys.exit(2)
+
+from scripts.outcome import (
+    DONE,
+    EXIT_CODES,
+    FAILED,
+    INTERRUPTED,
+    TIMEOUT,
+    UNREACHABLE,
+    USAGE,
+    Ended,
+    report,
+)
+
+_POLL_SECONDS = 1.0
+
+
+class _OutOfTime(Exception):
+    pass
+
+
+def main(argv: list[str], env: Mapping[str, str] = os.environ) -> int:
+    """Send, watch, save; the exit code."""
+    arguments = _parser().parse_args(argv)
+    with Watching() as watching:
+        try:
+            job_input = _input(arguments)
+            endpoint = _endpoint(arguments, env, watching)
+            ended = _run(endpoint, job_input, arguments.timeout, watching)
+        except (UsageError, KeyUnusable) as problem:
+            ended = Ended(USAGE, problem=str(problem))
+        except EndpointError as problem:
+            ended = Ended(UNREACHABLE, problem=str(problem))
+        except KeyboardInterrupt:
+            ended = Ended(INTERRUPTED, problem="Stopped before the endpoint had named the job.")
+    return report(ended, arguments.output, arguments.json)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="submit.py",
+        description="Send a workflow to a Runpod endpoint or a local worker and save its results.",
+        epilog=EXIT_CODES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add = parser.add_argument
+    add("workflow", nargs="?", help="workflow in API format, or a whole request; - is stdin")
+    add("--set", action="append", default=[], metavar="NODE.INPUT=VALUE", help="replace an input")
+    add("--image", action="append", default=[], metavar="[NAME=]PATH", help="send an input image")
+    add("--max-wait", type=float, metavar="S", help="seconds the worker may take for the job")
+    add("--output", type=Path, default=Path("output"), metavar="DIR", help="where results go")
+    add("--endpoint", metavar="ID", help="instead of RUNPOD_ENDPOINT_ID")
+    add("--url", help="the local API of a worker, such as http://127.0.0.1:8000; gets no key")
+    add("--timeout", type=float, default=1800.0, metavar="S", help="cancel after so many seconds")
+    add("--diagnostics", action="store_true", help="ask a worker how it is, instead of a workflow")
+    add("--deep", action="store_true", help="with --diagnostics: also measure the volume")
+    add("--json", action="store_true", help="one JSON object on standard output")
+    return parser
+
+
+def _input(arguments: argparse.Namespace) -> dict[str, Any]:
+    if arguments.diagnostics:
+        if arguments.workflow or arguments.set or arguments.image:
+            raise UsageError("--diagnostics goes without a workflow, --set and --image.")
+        return {"type": "diagnostics", "deep": arguments.deep}
+    if not arguments.workflow:
+        raise UsageError("Name a workflow file in API format, or ask for --diagnostics.")
+    if arguments.deep:
+        raise UsageError("--deep goes with --diagnostics.")
+    return workflow_input(arguments.workflow, arguments.set, arguments.image, arguments.max_wait)
+
+
+def _endpoint(
+    arguments: argparse.Namespace, env: Mapping[str, str], watching: Watching
+) -> Endpoint:
+    if arguments.url:
+        if not arguments.url.startswith(("http://", "https://")):
+            raise UsageError(f"--url {arguments.url} does not begin with http:// or https://.")
+        return Endpoint(arguments.url.rstrip("/"), None, watching.say)
+    key = usable_key(env.get("RUNPOD_API_KEY"))
+    endpoint_id = (arguments.endpoint or env.get("RUNPOD_ENDPOINT_ID", "")).strip()
+    if not endpoint_id:
+        raise UsageError("RUNPOD_ENDPOINT_ID is not set. It is in the console's list of endpoints.")
+    # The name the SDK knows it by.
+    base = (env.get("RUNPOD_ENDPOINT_BASE_URL", "").strip() or PUBLIC_API).rstrip("/")
+    if not is_safe_for_a_key(base):
+        raise UsageError(f"RUNPOD_ENDPOINT_BASE_URL is {base}; the key is sent by https only.")
+    return Endpoint(f"{base}/{quote(endpoint_id, safe='')}", key, watching.say)
+
+
+def _run(
+    endpoint: Endpoint, job_input: dict[str, Any], timeout: float, watching: Watching
+) -> Ended:
+    if endpoint.local:
+        return _run_locally(endpoint, job_input, timeout, watching)
+    refuse_too_large(job_input)
+    deadline = time.monotonic() + timeout
+    job = endpoint.submit(job_input)
+    watching.say(f"job {job.id}")
+    pause = _POLL_SECONDS / 4  # a job of a warm worker may be done at once
+    try:
+        while not job.ended:
+            if time.monotonic() >= deadline:
+                raise _OutOfTime
+            watching.show(job.status, job.output)
+            time.sleep(pause)
+            pause = min(2 * pause, _POLL_SECONDS)
+            job = endpoint.status(job.id)
+    except EndpointError as problem:
+        return Ended(UNREACHABLE, job, f"{problem} Job {job.id} may go on without being watched.")
+    except (KeyboardInterrupt, _OutOfTime) as reason:
+        said = _cancelled(endpoint, job)
+        if isinstance(reason, KeyboardInterrupt):
+            return Ended(INTERRUPTED, job, f"Stopped. {said}")
+        return Ended(TIMEOUT, job, f"Not done within {timeout:g} s. {said}")
+    return Ended(DONE if job.status == "COMPLETED" else FAILED, job)
+
+
+def _run_locally(
+    endpoint: Endpoint, job_input: dict[str, Any], timeout: float, watching: Watching
+) -> Ended:
+    watching.show("IN_PROGRESS", "running (a local worker tells no progress)")
+    try:
+        job = endpoint.run_and_wait(job_input, timeout)
+    except TooSlow:
+        said = f"Not done within {timeout:g} s. A local worker cannot cancel: it goes on."
+        return Ended(TIMEOUT, None, said)
+    except KeyboardInterrupt:
+        return Ended(INTERRUPTED, None, "Stopped. A local worker cannot cancel: it goes on.")
+    return Ended(DONE if job.status == "COMPLETED" else FAILED, job)
+
+
+def _cancelled(endpoint: Endpoint, job: Job) -> str:
+    try:
+        endpoint.cancel(job.id)
+    except EndpointError as problem:
+        return f"Job {job.id} could not be cancelled: {problem}"
+    except KeyboardInterrupt:
+        return f"Job {job.id} may go on: stopped again before it was cancelled."
+    return f"Job {job.id} was cancelled."
+
+
+if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # stopped, as by Ctrl-C
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,120 @@
+"""A job's progress as people see it: a bar on a terminal, a line for each change elsewhere."""
+
+from __future__ import annotations
+
+import re
+import sys
+import time
+from collections.abc import Mapping
+from types import TracebackType
+from typing import Any
+
+from tqdm import tqdm
+
+_WITH_BAR = "{desc}  {bar:24} {percentage:3.0f} %  {elapsed}"
+_WITHOUT_BAR = "{desc}  {elapsed}"
+_MOST_WORDS = 70
+_LINE_EVERY_SECONDS = 5.0
+_JOINT = " · "
+_STEP = f"{_JOINT}step "
+_STATES = {"IN_QUEUE": "waiting for a worker", "IN_PROGRESS": "running"}
+
+
+class Watching:
+    """Shows a job on standard error; all words of the server's are made plain first."""
+
+    def __init__(self) -> None:
+        self._bar: Any = None
+        self._line = self._what = ""
+        self._line_at = float("-inf")
+
+    def __enter__(self) -> Watching:
+        if sys.stderr.isatty():
+            self._bar = tqdm(total=100, bar_format=_WITHOUT_BAR, leave=False, file=sys.stderr)
+        return self
+
+    def show(self, status: str, output: Any) -> None:
+        """The job's state, and its progress where the output holds some."""
+        percent, words = progress_in(output) if status == "IN_PROGRESS" else (None, "")
+        words = words or _STATES.get(status, status.lower().replace("_", " "))
+        if self._bar is None:
+            self._print(words, percent)
+            return
+        self._bar.bar_format = _WITHOUT_BAR if percent is None else _WITH_BAR
+        self._bar.set_description_str(words, refresh=False)
+        self._bar.n = percent or 0
+        self._bar.refresh()
+
+    def say(self, line: str) -> None:
+        """A line of its own."""
+        if self._bar is None:
+            print(plain(line), file=sys.stderr, flush=True)
+        else:
+            self._bar.write(plain(line), file=sys.stderr)
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        problem: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if self._bar is not None:
+            self._bar.close()
+
+    def _print(self, words: str, percent: float | None) -> None:
+        line = words if percent is None else f"{words} ({percent:.0f} %)"
+        what = words.partition(_STEP)[0]
+        soon = time.monotonic() - self._line_at < _LINE_EVERY_SECONDS
+        if line == self._line or (soon and what == self._what):
+            return
+        self._line, self._what, self._line_at = line, what, time.monotonic()
+        print(line, file=sys.stderr, flush=True)
+
+
+def progress_in(output: Any) -> tuple[float | None, str]:
+    """(percent or None, words) of whatever a worker tells while a job runs."""
+    if isinstance(output, str):
+        return None, _words(output)
+    if not isinstance(output, Mapping):
+        return None, ""
+    step, steps = _number(output, "step", "value"), _number(output, "steps", "max")
+    percent = _number(output, "percent")
+    if percent is None and step is not None and steps:
+        percent = 100 * step / steps
+    parts = [_text(output, "stage", "message"), _node(output)]
+    if step is not None and steps:
+        parts.append(f"step {step:g} of {steps:g}")
+    words = _JOINT.join(part for part in parts if part)
+    return None if percent is None else min(max(percent, 0.0), 100.0), _words(words)
+
+
+def plain(text: str) -> str:
+    """`text` without what a terminal would act on."""
+    return re.sub(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]", "", text)
+
+
+def _node(output: Mapping[str, Any]) -> str:
+    node = output.get("node")
+    if isinstance(node, Mapping):
+        output, node = node, node.get("id")
+    name = _text(output, "title", "class_type", "node_type", "class")
+    number = _text(output, "node_id") or ("" if node is None else str(node))
+    return f"{name} ({number})" if name and number else name or (number and f"node {number}")
+
+
+def _text(output: Mapping[str, Any], *names: str) -> str:
+    found = (output[n] for n in names if isinstance(output.get(n), str) and output[n])
+    return str(next(found, ""))
+
+
+def _number(output: Mapping[str, Any], *names: str) -> float | None:
+    for name in names:
+        value = output.get(name)
+        if isinstance(value, (int, float)) and not isinstance(value, bool) and value == value:
+            return float(value)
+    return None
+
+
+def _words(text: str) -> str:
+    line = " ".join(plain(text).split())
+    return line if len(line) <= _MOST_WORDS else line[: _MOST_WORDS - 1] + "…"

@@ -18,6 +18,7 @@ from handler import rejection, watch
 from handler.comfy_client import ComfyClient, Refused, Unreachable, connect
 from handler.deadline import Deadline
 from handler.errors import JobError
+from handler.preflight import KnownClasses
 from handler.workflow import Workflow
 
 # Between looks at the history when the socket brings no news.
@@ -71,11 +72,13 @@ async def _answers(comfyui: ComfyUI, deadline: Deadline) -> bool:
     return False
 
 
-async def run_prompt(comfyui: ComfyUI, workflow: Workflow, deadline: Deadline, models: Path) -> Ran:
+async def run_prompt(
+    comfyui: ComfyUI, workflow: Workflow, deadline: Deadline, models: Path, known: KnownClasses
+) -> Ran:
     """Run `workflow` to its end. Raises JobError; whatever ends it, ComfyUI does not go on."""
     prompt_id = str(uuid.uuid4())
     async with connect(comfyui.url) as client:
-        run = _Run(comfyui, client, deadline, prompt_id)
+        run = _Run(comfyui, client, deadline, prompt_id, known)
         try:
             return await run.to_the_end(workflow, models)
         except (asyncio.CancelledError, JobError) as problem:
@@ -89,8 +92,14 @@ _STILL_RUNNING = ("job.timeout", "comfyui.unreachable")
 
 class _Run:
     def __init__(
-        self, comfyui: ComfyUI, client: ComfyClient, deadline: Deadline, prompt_id: str
+        self,
+        comfyui: ComfyUI,
+        client: ComfyClient,
+        deadline: Deadline,
+        prompt_id: str,
+        known: KnownClasses,
     ) -> None:
+        self.known = known
         self.comfyui = comfyui
         self.client = client
         self.deadline = deadline
@@ -143,10 +152,7 @@ class _Run:
     async def _refused(self, refusal: Refused, workflow: Workflow, models: Path) -> JobError:
         known: list[str] = []
         if rejection.unknown_class(refusal.body) is not None:
-            try:
-                known = await self.client.node_classes()
-            except (Refused, Unreachable):
-                pass
+            known = await self.known.names(self.client, self.comfyui.starts)
         return rejection.explain(refusal.body, workflow, known, models)
 
     async def _watch(self) -> watch.Ended:

@@ -9,12 +9,14 @@ from collections.abc import Mapping
 from typing import Any
 
 from bootstrap.boot import Boot
+from bootstrap.bucket import S3_CONFIG
 from bootstrap.findings import Finding
 from bootstrap.log import say
 from bootstrap.reports import BootReport
 from handler import reply
 from handler.diagnostics import Diagnostics
 from handler.errors import JobError
+from handler.named_workflows import NamedWorkflows
 from handler.requests import DiagnosticsRequest, ModelsRequest, Request, parse_request
 from handler.workflow_job import WorkflowJobs
 
@@ -34,7 +36,7 @@ class Worker:
     async def handle(self, job: Mapping[str, Any]) -> dict[str, Any]:
         """The SDK's handler: always a reply, never an exception but a cancellation."""
         try:
-            answer = await self._answer(job.get("input"))
+            answer = await self._answer(job)
         except JobError as error:
             say(f"job {job.get('id')}: {error.code}: {error}")
             answer = reply.failed(error)
@@ -44,8 +46,8 @@ class Worker:
         posted: dict[str, Any] = reply.postable(answer)
         return posted
 
-    async def _answer(self, given: object) -> dict[str, Any]:
-        request = self._request(given)
+    async def _answer(self, job: Mapping[str, Any]) -> dict[str, Any]:
+        request = await asyncio.to_thread(self._request, job)
         if isinstance(request, DiagnosticsRequest):
             return await asyncio.to_thread(self._diagnostics.examine, request)
         if isinstance(request, ModelsRequest):
@@ -55,10 +57,12 @@ class Worker:
             raise _degraded(faults)
         return await self._jobs.run(request)
 
-    def _request(self, given: object) -> Request:
+    def _request(self, job: Mapping[str, Any]) -> Request:
         """What is wrong with the worker is told before what is wrong with the request."""
+        layout = self._boot.layout
+        named = None if layout is None else NamedWorkflows(layout.root).read
         try:
-            return parse_request(given, self._settings)
+            return parse_request(job.get("input"), self._settings, job.get(S3_CONFIG), named)
         except JobError:
             faults = self._boot.faults_now(self._report)
             if faults:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import posixpath
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -88,12 +88,17 @@ def _within(node_id: str, key: str, value: Any, depth: int) -> Iterator[Produced
             for inner_key, inner in value.items():
                 yield from _within(node_id, str(inner_key), inner, depth - 1)
     elif isinstance(value, (list, tuple)):
-        for inner in value:
+        for inner in ["".join(value)] if _is_torn(value) else value:
             yield from _within(node_id, key, inner, depth - 1)
     elif key in _TEXT_KEYS and value is not None:
         yield ProducedText(node_id, value if isinstance(value, str) else str(value))
     elif isinstance(value, str) and key in _PATH_KEYS and value.lower().endswith(_PATH_ENDINGS):
         yield _path(node_id, value)
+
+
+def _is_torn(items: Sequence[Any]) -> bool:
+    """ComfyUI takes what a node reports for a list: of a text it makes a list of characters."""
+    return len(items) > 1 and all(isinstance(item, str) and len(item) == 1 for item in items)
 
 
 def _file(node_id: str, item: Mapping[str, Any]) -> ProducedFile:

@@ -52,7 +52,7 @@ def _when(messages: Mapping[str, Any]) -> float | None:
         told = messages.get(kind)
         stamp = told.get("timestamp") if isinstance(told, Mapping) else None
         if isinstance(stamp, (int, float)):
-            return stamp / 1000
+            return (stamp + 1) / 1000  # whole milliseconds, cut off
     return None
 
 

@@ -73,6 +73,13 @@ def test_equal_texts_of_a_batch_all_count_and_numbers_are_texts_too() -> None:
     assert texts == [("1", "a"), ("1", "a"), ("1", "7"), ("1", "b"), ("2", "c")]
 
 
+def test_a_text_that_comfyui_tore_into_characters_is_whole_again() -> None:
+    found, _ = produced({"1": {"text": list("hello"), "model_file": list("3d/a.glb")}})
+    text, file = found
+    assert text == ProducedText("1", "hello")
+    assert isinstance(file, ProducedFile) and (file.subfolder, file.filename) == ("3d", "a.glb")
+
+
 def test_a_full_path_beside_a_file_is_taken_along_and_a_path_alone_is_a_guess() -> None:
     (told,), _ = produced({"9": {"gifs": [{**file("a.mp4"), "fullpath": "/out/a.mp4"}]}})
     (guess,), _ = produced({"9": {"result": ["/out/3d/a.glb"]}})

@@ -159,7 +159,12 @@ def test_a_name_that_changes_its_mind_leads_nowhere(tmp_path: Path) -> None:
     reached = threading.Event()
     with socket.create_server(("127.0.0.1", 0)) as listener:
         port = listener.getsockname()[1]
-        threading.Thread(target=lambda: (listener.accept(), reached.set()), daemon=True).start()
+
+        def accept() -> None:
+            listener.accept()
+            reached.set()
+
+        threading.Thread(target=accept, daemon=True).start()
         given = bucket(f"https://rebinding.example:{port}", trusted=False)
         text = failure(given, a_file(tmp_path, 10), AddressPolicy(resolve=resolve))
         assert "not a public address" in text and asked

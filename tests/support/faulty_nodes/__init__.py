@@ -3,6 +3,7 @@
 Runs in ComfyUI's Python, so it imports nothing of the project.
 """
 
+import json
 import os
 import signal
 import time
@@ -54,6 +55,30 @@ class Die:
         return (image,)
 
 
+class Report:
+    """Writes files below the output folder and reports whatever `ui` says, as JSON."""
+
+    CATEGORY = "tests"
+    RETURN_TYPES = ()
+    OUTPUT_NODE = True
+    FUNCTION = "run"
+
+    @classmethod
+    def INPUT_TYPES(cls):
+        return {"required": {"files": ("STRING", {}), "ui": ("STRING", {})}}
+
+    def run(self, files, ui):
+        import folder_paths
+
+        output = folder_paths.get_output_directory()
+        for name in files.split():
+            path = os.path.join(output, name)
+            os.makedirs(os.path.dirname(path), exist_ok=True)
+            with open(path, "w") as file:
+                file.write(f"content of {name}")
+        return {"ui": json.loads(ui.replace("OUTPUT", output))}
+
+
 class ShowEnvironment:
     """Tells the names and values of ComfyUI's environment as text."""
 
@@ -75,4 +100,5 @@ NODE_CLASS_MAPPINGS = {
     "TestSleep": Sleep,
     "TestDie": Die,
     "TestShowEnvironment": ShowEnvironment,
+    "TestReport": Report,
 }

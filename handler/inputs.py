@@ -131,9 +131,11 @@ def fetch_from_volume(workflow: Workflow, volume_input: Path, folder: Path) -> N
             if match is None or not _is_text(value):
                 continue
             wanted = os.path.normpath(match["path"])
+            # One call for names of anything else: each costs a round trip to the volume.
+            if wanted.startswith(("/", "../")) or not os.path.isfile(root / wanted):
+                continue
             source = Path(os.path.realpath(root / wanted))
-            inside = not wanted.startswith(("/", "../")) and source.is_relative_to(root)
-            if inside and os.path.isfile(source):
+            if source.is_relative_to(root):
                 _copy_if_newer(source, folder / wanted)
 
 

@@ -12,7 +12,7 @@ from handler.errors import JobError
 from handler.output_options import OutputOptions, read_options
 from handler.request_files import InputFile, read_files
 from handler.words import refuse_unreasonable, short, wrong_type
-from handler.workflow import HOW_TO_ASK, Workflow, overridden, read_workflow
+from handler.workflow import HOW_TO_ASK, Workflow, overridden, read_workflow, saved_as_files
 
 SECTIONS = ("volume", "models", "comfyui", "machine", "environment")
 
@@ -101,7 +101,7 @@ def _workflow_request(given: Mapping[str, Any], around: Surroundings) -> Workflo
             f"BUCKET_NAME in the endpoint's environment, or send {S3_CONFIG} with the job.",
         )
     return WorkflowRequest(
-        workflow=workflow,
+        workflow=saved_as_files(workflow),
         max_wait=_max_wait(given.get("max_wait"), around.settings.max_wait),
         files=read_files(given.get("images"), given.get("files")),
         warnings=(*warnings, *more, *_unknown(given, _WORKFLOW_FIELDS)),

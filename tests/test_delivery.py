@@ -32,6 +32,7 @@ from tests.support.s3_server import (
     bad_s3_server,
     s3_server,
 )
+from tests.support.volumes import mounted
 
 MARK = "0123456789ab"
 PNG = b"\x89PNG\r\n\x1a\n content"
@@ -256,6 +257,18 @@ def test_a_volume_that_takes_nothing_is_a_warning(
     put(work.output, "a_00001_.png")
     answer = jobs.deliver(image(), delivery=way)
     assert answer["results"][0]["image"] and "could not be kept" in answer["warnings"][0]
+
+
+def test_a_volume_that_is_full_costs_no_result_and_has_nothing_half(
+    work: WorkDir, tmp_path: Path
+) -> None:
+    with mounted(tmp_path / "full", "-o", "size=1m") as root:
+        layout = Layout(root, True, root / "ComfyUI")
+        put(work.output, "film.mp4", b"x" * 3_000_000)
+        answer = Jobs(work, layout).deliver(image("film.mp4"))
+        assert len(answer["results"][0]["data"]) == 4_000_000
+        assert "No space left" in answer["warnings"][0]
+        assert kept_files(layout) == [] and not list(layout.output.glob(".*.part"))
 
 
 def test_delivery_to_the_volume_names_the_path_alone(jobs: Jobs, work: WorkDir) -> None:

@@ -208,6 +208,12 @@ def test_previews_come_when_they_are_asked_for(worker: BootedWorker) -> None:
     assert sorted(r["type"] for r in both) == ["output", "temp"]
 
 
+def test_pictures_meant_for_the_socket_come_back_too(worker: BootedWorker) -> None:
+    nodes = plain(color=0x00FF00)
+    nodes["2"] = {"class_type": "SaveImageWebsocket", "inputs": {"images": ["1", 0]}}
+    assert colour(ask(worker, workflow=nodes)["results"][0]) == (0, 255, 0)
+
+
 def test_a_latent_comes_back(worker: BootedWorker) -> None:
     size = {"width": 64, "height": 64, "batch_size": 1}
     nodes = {

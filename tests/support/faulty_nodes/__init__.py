@@ -65,9 +65,12 @@ class Report:
 
     @classmethod
     def INPUT_TYPES(cls):
-        return {"required": {"files": ("STRING", {}), "ui": ("STRING", {})}}
+        return {
+            "required": {"files": ("STRING", {}), "ui": ("STRING", {})},
+            "optional": {"megabytes": ("INT", {"default": 0})},
+        }
 
-    def run(self, files, ui):
+    def run(self, files, ui, megabytes=0):
         import folder_paths
 
         output = folder_paths.get_output_directory()
@@ -76,6 +79,7 @@ class Report:
             os.makedirs(os.path.dirname(path), exist_ok=True)
             with open(path, "w") as file:
                 file.write(f"content of {name}")
+                file.write("x" * megabytes * 1_000_000)
         return {"ui": json.loads(ui.replace("OUTPUT", output))}
 
 

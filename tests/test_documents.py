@@ -70,7 +70,8 @@ def test_examples_in_the_readme_fit_the_schemas(readme: Path) -> None:
 
 
 def test_the_schema_of_requests_knows_every_field_that_is_read() -> None:
-    properties = validator("request").schema["properties"]
+    schema: Any = validator("request").schema
+    properties = schema["properties"]
     assert set(properties) == {*requests._WORKFLOW_FIELDS, "type"}
     assert set(properties["output"]["properties"]) == set(output_options._FIELDS)
 

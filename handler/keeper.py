@@ -40,10 +40,6 @@ class Keeper:
             raise NotKept(f"{local.name} could not be kept in {kept}: {why}") from None
         with self._lock:
             self._new.append(path)
-        return self.place_of(path)
-
-    def place_of(self, path: Path) -> str:
-        """A file of the volume as replies name it."""
         return str(path.relative_to(self._layout.root))
 
     def write_down(self) -> None:

@@ -8,6 +8,8 @@ meanwhile, the node has to run again.
 from __future__ import annotations
 
 import os
+import threading
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
@@ -24,12 +26,14 @@ class LocalFiles:
     """ComfyUI's output and temp folders. Times are seconds since 1970."""
 
     def __init__(self, work: WorkDir, layout: Layout) -> None:
+        self._layout = layout
         self.output = Path(os.path.realpath(work.output))
         self._temp = Path(os.path.realpath(work.temp))
         self._input = Path(os.path.realpath(work.input))
         self._volume = Path(os.path.realpath(layout.output))
         self._reported: dict[Path, Stamp] = {}
-        self._settled: dict[Path, Stamp] = {}
+        self._claimed: Counter[Path] = Counter()
+        self._lock = threading.Lock()
 
     def find(self, item: ProducedFile) -> Path | None:
         """The file ComfyUI reported; None when it is gone or lies outside the folders of results:
@@ -44,9 +48,13 @@ class LocalFiles:
             return None
         return _file_at(Path(item.fullpath), (self.output, self._temp, self._volume))
 
-    def is_volumes(self, path: Path) -> bool:
-        """Did a node write it straight to the volume's output folder?"""
-        return path.is_relative_to(self._volume) and not path.is_relative_to(self.output)
+    def place_on_volume(self, path: Path) -> str | None:
+        """Where a file that a node wrote straight to the volume's output folder is, from the
+        volume's root; None for all others."""
+        if path.is_relative_to(self.output) or not path.is_relative_to(self._volume):
+            return None
+        inside = self._layout.output / path.relative_to(self._volume)
+        return str(inside.relative_to(self._layout.root))
 
     def stale_nodes(self, items: Iterable[Produced], since: float) -> list[str]:
         """Nodes whose reported files a job that started at `since` cannot have: gone, or older
@@ -55,35 +63,48 @@ class LocalFiles:
         for item in items:
             if isinstance(item, ProducedFile) and not item.guessed and item.type != "input":
                 path = self.find(item)
-                if path is None or not (self.is_volumes(path) or self._is_of(path, since)):
+                if path is None or (self._is_ours(path) and not self._is_of(path, since)):
                     stale[item.node_id] = None
         return list(stale)
 
-    def settle(self, reported: Iterable[Path], until: float) -> None:
-        """After a job that ended at `until`: what was reported now is left for the next one, what
-        was reported before or kept is removed."""
-        last = {path: stamp for path in reported if (stamp := _stamp(path)) is not None}
-        for path in self._reported.keys() | self._settled.keys():
-            if path not in last and _changed_at(path) <= until:
-                path.unlink(missing_ok=True)
-        self._reported = last
-        self._settled = {}
+    def claim(self, reported: Iterable[Path], until: float) -> list[Path]:
+        """Reserve the files of a job that ended at `until`: those it reported, and those in the
+        output folder that nobody did, which are returned. Jobs are delivered side by side."""
+        with self._lock:
+            self._claimed.update(reported)
+            rest = list(self._unreported(until))
+            self._claimed.update(rest)
+            return rest
 
-    def unreported(self, reported: Iterable[Path], until: float) -> Iterator[Path]:
-        """Files in the output folder that nobody reported, of a job that ended at `until`."""
-        known = set(reported)
+    def release(self, paths: Iterable[Path]) -> None:
+        """Give up claims."""
+        with self._lock:
+            self._claimed.subtract(paths)
+            self._claimed += Counter()  # drops what has none left
+
+    def settle(self, reported: Iterable[Path], rest: Iterable[Path], until: float) -> None:
+        """After a job: its claims end, what it reported is left for the next one, and what was
+        reported before is removed. Only ever files in our own folders."""
+        reported = list(reported)
+        self.release([*reported, *rest])
+        with self._lock:
+            ours = (path for path in reported if self._is_ours(path))
+            last = {path: stamp for path in ours if (stamp := _stamp(path)) is not None}
+            earlier = [p for p in self._reported if p not in last and not self._claimed[p]]
+            self._reported = last
+        for path in earlier:
+            if _changed_at(path) <= until:
+                path.unlink(missing_ok=True)
+
+    def _unreported(self, until: float) -> Iterator[Path]:
         for path in _files_below(self.output):
             stamp = _stamp(path)
-            if path in known or stamp is None or self._reported.get(path) == stamp:
-                continue
-            if _changed_at(path) <= until:
+            known = self._claimed[path] or self._reported.get(path) == stamp
+            if stamp is not None and not known and _changed_at(path) <= until:
                 yield path
 
-    def done_with(self, path: Path) -> None:
-        """A file that was kept elsewhere: it goes with the next `settle`."""
-        stamp = _stamp(path)
-        if stamp is not None:
-            self._settled[path] = stamp
+    def _is_ours(self, path: Path) -> bool:
+        return path.is_relative_to(self.output) or path.is_relative_to(self._temp)
 
     def _is_of(self, path: Path, since: float) -> bool:
         stamp = _stamp(path)

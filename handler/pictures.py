@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 from PIL.PngImagePlugin import PngImageFile, PngInfo
 
 from handler.output_options import OutputOptions
@@ -38,8 +38,10 @@ def rewritten(source: Path, folder: Path, options: OutputOptions) -> Path | None
             target = folder / (source.stem + (_SUFFIXES[wanted] if not same else source.suffix))
             _save(picture, target, wanted, same, options)
             return target
-    except (UnidentifiedImageError, OSError, ValueError, Image.DecompressionBombError) as problem:
-        raise NotWritten(str(problem)[:200]) from None
+    except NotWritten:
+        raise
+    except Exception as problem:  # noqa: BLE001  # Pillow's readers raise whatever they like
+        raise NotWritten(f"{type(problem).__name__}: {problem}"[:200]) from None
 
 
 def _save(picture: Any, target: Path, wanted: str, same: bool, options: OutputOptions) -> None:

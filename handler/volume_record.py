@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+import threading
 import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -47,17 +48,29 @@ class VolumeRecord:
         lines = "".join(json.dumps(self._line(file)) + "\n" for file in files)
         if not lines:
             return
-        self._file.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            self._append(lines)
+        except FileNotFoundError:
+            self._file.parent.mkdir(parents=True, exist_ok=True)
+            self._append(lines)
+
+    def sweep_if_due(self) -> threading.Thread | None:
+        """Now and then, in a thread that nobody has to wait for, remove what is too old, then the
+        oldest of what is too much."""
+        due = self._swept is None or time.monotonic() - self._swept > _SWEEP_SECONDS
+        if not due or (self._days is None and self._gb is None):
+            return None
+        self._swept = time.monotonic()
+        sweeping = threading.Thread(target=self._sweep_and_tell, name="old-results", daemon=True)
+        sweeping.start()
+        return sweeping
+
+    def _append(self, lines: str) -> None:
         with open(self._file, "a", encoding="utf-8") as record:
             record.write(lines)
 
-    def sweep_if_due(self) -> None:
-        """Now and then, remove what is too old, then the oldest of what is too much. Never raises:
-        a volume that is gone is told elsewhere."""
-        due = self._swept is None or time.monotonic() - self._swept > _SWEEP_SECONDS
-        if not due or (self._days is None and self._gb is None):
-            return
-        self._swept = time.monotonic()
+    def _sweep_and_tell(self) -> None:
+        """Never raises: a volume that is gone is told elsewhere."""
         try:
             count, size = self.sweep()
         except OSError as problem:

@@ -16,10 +16,11 @@ from bootstrap.volume import MODELS, Layout
 from bootstrap.workdir import WorkDir
 from handler.comfy_client import connect
 from handler.deadline import Deadline
-from handler.delivery import Delivery, Order
+from handler.delivery import Delivery
 from handler.errors import JobError
 from handler.fetch_inputs import Fetcher
 from handler.inputs import JobInputs, fetch_from_volume
+from handler.order import Order
 from handler.outputs import Produced, produced
 from handler.preflight import KnownClasses, all_at_once, missing_inputs
 from handler.requests import WorkflowRequest

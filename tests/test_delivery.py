@@ -18,9 +18,10 @@ from bootstrap.settings import Settings
 from bootstrap.volume import Layout
 from bootstrap.workdir import WorkDir, make_workdir
 from handler.deadline import Deadline
-from handler.delivery import Delivery, Order
+from handler.delivery import Delivery
 from handler.errors import JobError
 from handler.keeper import marked
+from handler.order import Order
 from handler.output_options import OutputOptions
 from handler.outputs import Produced, ProducedFile, ProducedText
 from tests.support.s3_server import (
@@ -201,7 +202,34 @@ def test_a_file_that_a_node_wrote_to_the_volume_itself_is_named_and_left_alone(
     for _ in range(2):
         entry = jobs.entry(ProducedFile("9", "a.mp4", "", "output", str(film)))
         assert entry["path"] == "ComfyUI/output/vhs/a.mp4" and entry["data"]
+    jobs.deliver(ProducedText("1", "the next job"))
     assert kept_files(layout) == ["vhs/a.mp4"]
+
+
+def test_a_file_of_the_input_folder_that_is_reported_is_left_there(
+    jobs: Jobs, work: WorkDir
+) -> None:
+    put(work.input, "photo.png")
+    jobs.deliver(image("photo.png", type="input"))
+    jobs.deliver(ProducedText("1", "the next job"))
+    assert os.listdir(work.input) == ["photo.png"]
+
+
+def test_jobs_that_are_delivered_side_by_side_keep_their_files_apart(
+    jobs: Jobs, work: WorkDir, layout: Layout
+) -> None:
+    """The second ends, and is delivered whole, while the first is still being delivered."""
+    files = jobs.delivery.files
+    first = [put(work.output, "a_00001_.png").resolve()]
+    put(work.output, "a.bin")
+    rest = files.claim(first, time.time())
+    assert [path.name for path in rest] == ["a.bin"]
+    put(work.output, "b_00001_.png")
+    assert "also_kept" not in jobs.deliver(image("b_00001_.png"), mark="second")
+    assert sorted(os.listdir(work.output)) == ["a.bin", "a_00001_.png", "b_00001_.png"]
+    files.settle(first, rest, time.time())
+    jobs.deliver(ProducedText("1", "third"), mark="third")
+    assert "b_00001_.png" not in os.listdir(work.output)
 
 
 def test_a_guess_that_is_no_file_is_no_warning(jobs: Jobs, work: WorkDir) -> None:

@@ -117,7 +117,7 @@ def test_a_record_of_nothing_goes_when_its_worker_is_long_gone(output: Path) -> 
 def test_without_a_limit_nothing_is_looked_at(output: Path) -> None:
     record(output).add([put(output, "a")])
     aged(output, 900)
-    record(output).sweep_if_due()
+    assert record(output).sweep_if_due() is None
     assert left(output) == ["a"]
 
 
@@ -126,10 +126,14 @@ def test_a_sweep_is_due_once_in_a_while(output: Path) -> None:
     for name, remaining in (("a", []), ("b", ["b"])):
         record(output, name).add([put(output, name)])
         aged(output, 9, name)
-        sweeping.sweep_if_due()
+        swept = sweeping.sweep_if_due()
+        if swept is not None:
+            swept.join()
         assert left(output) == remaining
 
 
 def test_a_volume_that_is_gone_is_survived(tmp_path: Path) -> None:
-    record(tmp_path / "nowhere", days=1).sweep_if_due()
+    swept = record(tmp_path / "nowhere", days=1).sweep_if_due()
+    assert swept is not None
+    swept.join()
     assert not (tmp_path / "nowhere").exists()

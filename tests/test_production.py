@@ -110,6 +110,24 @@ def test_a_result_that_runpod_would_drop_is_on_the_volume(
     assert kept.stat().st_size == result["size"] > megabytes * 1_000_000
 
 
+def test_a_bucket_beside_the_input_reaches_the_worker_and_must_be_public(
+    production: Production,
+) -> None:
+    """The SDK hands the whole job on; a caller's bucket on this machine is refused, not lost."""
+    config = {"accessId": "id", "accessSecret": "s3-secret-marker", "bucketName": "results"}
+    for endpoint in ("http://127.0.0.1:9", "https://169.254.169.254"):
+        job = production.plane.submit_raw(
+            {
+                "id": f"bucket-{endpoint[:5]}",
+                "input": {"workflow": plain()},
+                "s3Config": {**config, "endpointUrl": endpoint},
+            }
+        )
+        output = production.plane.result(job)["output"]
+        assert output["results"][0]["image"] and "could not be uploaded" in output["warnings"][0]
+        assert "s3-secret-marker" not in repr(output) + production.worker.log
+
+
 def test_each_result_is_posted_once(production: Production) -> None:
     done = [event.job_id for event in production.plane.select("done")]
     assert len(done) == len(set(done))

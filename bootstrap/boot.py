@@ -100,8 +100,8 @@ class Boot(Preparation):
             self.models.stop()
         if self.comfyui is not None:
             self.comfyui.stop()
-        if self.keeper is not None:
-            self.keeper.now()
+        if self.write_back is not None:
+            self.write_back.now()
         if self.work is not None:
             self.work.remove()
             self.work = None
@@ -135,8 +135,8 @@ class Boot(Preparation):
         if self.warm_up is not None and not self._failed:
             with self.timeline.stage("warm-up") as row:
                 self._after += self.warm_up.run(self, row)
-        if self.keeper is not None:
-            self.keeper.soon()
+        if self.write_back is not None:
+            self.write_back.soon()
 
     def _node_findings(self) -> list[Finding]:
         """Which custom nodes failed to import in this boot, and why."""

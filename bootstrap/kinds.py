@@ -9,6 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 
 class Secret:
@@ -86,6 +87,20 @@ def _host(text: str) -> str:
     return text.lower()
 
 
+def _url(text: str) -> str:
+    try:
+        parts = urlsplit(text)
+        complete = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+    except ValueError:
+        complete = False
+        parts = urlsplit("")
+    if not complete or any(ord(c) <= 32 or ord(c) == 127 for c in text):
+        raise ValueError("not a web address")
+    if parts.username is not None or parts.query or parts.fragment:
+        raise ValueError("it carries a login or a query")
+    return text.rstrip("/")
+
+
 def _names(text: str) -> tuple[str, ...]:
     names = tuple(part for part in re.split(r"[,\s]+", text) if part)
     for name in names:
@@ -120,6 +135,12 @@ def _secret(text: str) -> Secret:
     if any(ord(c) < 33 or ord(c) > 126 for c in text):
         raise ValueError("it holds white space or unprintable characters")
     return Secret(text)
+
+
+def _bucket_name(text: str) -> str:
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}", text):
+        raise ValueError("not a name")
+    return text
 
 
 def integer(low: int, high: int) -> Kind:
@@ -167,6 +188,8 @@ ABSOLUTE_PATH = Kind("an absolute path", _absolute_path)
 BOOLEAN = Kind("`true` or `false`", _boolean)
 TEXT = Kind("any text", _text)
 HOST = Kind("a host name such as `models.example.com`, with `:port` where it is not 443", _host)
+URL = Kind("a web address such as `https://s3.example.com`, without login or query", _url)
+BUCKET_NAME = Kind("letters, digits, dots, dashes and underscores", _bucket_name)
 NAMES = Kind("variable names, separated by commas", _names)
 COMFYUI_ARGUMENTS = Kind(
     "ComfyUI flags, but for those the worker sets (`--listen`, `--port`, folders, database)",

@@ -14,7 +14,6 @@ from bootstrap.comfyui import ComfyUI, Launch
 from bootstrap.examination import MACHINE, VOLUME, Examination
 from bootstrap.findings import Finding, host_error
 from bootstrap.interpreter import ask_help, choose_python
-from bootstrap.keep import Keeper
 from bootstrap.launch import child_environment, copy_user, folders_of, stage_code
 from bootstrap.prefetch import ReadAhead
 from bootstrap.recent import Recent
@@ -24,6 +23,7 @@ from bootstrap.stage import Staged
 from bootstrap.timeline import Stage, Timeline
 from bootstrap.volume import MODELS, Layout, locate
 from bootstrap.workdir import WorkDir, make_workdir
+from bootstrap.write_back import WriteBack
 
 CODES = {"comfyui.not_startable": "The operating system refused to start ComfyUI"}
 _VOLUME_LATE = (
@@ -62,7 +62,7 @@ class Preparation:
         self.comfyui: ComfyUI | None = None
         self.recent: Recent | None = None
         self.models: BootModels | None = None
-        self.keeper: Keeper | None = None
+        self.write_back: WriteBack | None = None
         self._code: Staged | None = None
         self._python: Path | None = None
         self._child_env: dict[str, str] = {}
@@ -120,7 +120,7 @@ class Preparation:
         user, more = copy_user(self.settings, self.layout, self.work)
         copies = [copy for copy in (code, user) if copy is not None]
         self._code = code
-        self.keeper = Keeper(copies)
+        self.write_back = WriteBack(copies)
         row.bytes = sum(copy.bytes for copy in copies)
         row.note = f"{sum(len(copy.stamps) for copy in copies)} files" if code else "not needed"
         return [*findings, *more]

@@ -100,8 +100,91 @@ class Settings:
         "MAX_REPLY_MB",
         kinds.number(0.01, 1000),
         10.0,
-        "Files that would make a reply larger stay on the volume and are named instead",
+        "Files that would make a reply larger go to the bucket, or stay on the volume, and are "
+        "named instead",
         "10",
+    )
+    max_input_mb: float = var(
+        "MAX_INPUT_MB",
+        kinds.number(0.01, 100_000),
+        500.0,
+        "Megabytes that a file fetched from a URL of a request may have",
+        "500",
+    )
+    input_timeout: float = var(
+        "INPUT_TIMEOUT",
+        kinds.number(1, 3600),
+        120.0,
+        "Seconds that fetching all of a request's URLs may take",
+        "120",
+    )
+    allow_private_urls: bool = var(
+        "ALLOW_PRIVATE_URLS",
+        kinds.BOOLEAN,
+        False,
+        "URLs of requests (inputs, `s3Config`) may use http and lead to private addresses",
+    )
+    keep_outputs: bool = var(
+        "KEEP_OUTPUTS",
+        kinds.BOOLEAN,
+        True,
+        "Keep results in `ComfyUI/output/` on the volume; without it only those that can go "
+        "nowhere else",
+    )
+    keep_outputs_days: float | None = var(
+        "KEEP_OUTPUTS_DAYS",
+        kinds.number(0.01, 36500),
+        None,
+        "Days after which results that workers kept are removed; files of yours never are",
+    )
+    keep_outputs_gb: float | None = var(
+        "KEEP_OUTPUTS_GB",
+        kinds.number(0.001, 1_000_000),
+        None,
+        "Gigabytes of kept results above which the oldest are removed; files of yours never are",
+    )
+    bucket_endpoint_url: str | None = var(
+        "BUCKET_ENDPOINT_URL",
+        kinds.URL,
+        None,
+        "An S3-compatible store to upload results to; with it, key and name, results are "
+        "delivered as URLs",
+    )
+    bucket_access_key_id: Secret | None = var(
+        "BUCKET_ACCESS_KEY_ID", kinds.SECRET, None, "Its access key id"
+    )
+    bucket_secret_access_key: Secret | None = var(
+        "BUCKET_SECRET_ACCESS_KEY", kinds.SECRET, None, "Its secret access key"
+    )
+    bucket_name: str | None = var(
+        "BUCKET_NAME",
+        kinds.BUCKET_NAME,
+        None,
+        "The bucket",
+        "the one that an address such as `https://NAME.s3.REGION.amazonaws.com` names",
+    )
+    bucket_region: str | None = var(
+        "BUCKET_REGION",
+        kinds.BUCKET_NAME,
+        None,
+        "Its region",
+        "the one in BUCKET_ENDPOINT_URL, else `us-east-1`",
+    )
+    bucket_prefix: str | None = var(
+        "BUCKET_PREFIX", kinds.TEXT, None, "What stands before the keys of all results"
+    )
+    bucket_url_expiry: int = var(
+        "BUCKET_URL_EXPIRY",
+        kinds.integer(1, 604_800),
+        86_400,
+        "Seconds that the signed URLs of results are good for",
+    )
+    bucket_public_url: str | None = var(
+        "BUCKET_PUBLIC_URL",
+        kinds.URL,
+        None,
+        "Where the bucket can be read without a signature; URLs of results then begin with it",
+        "URLs are signed",
     )
 
     volume_timeout: float = var(

@@ -1,149 +1,198 @@
-"""Produced files -> entries of the reply, and copies on the volume that nobody can overwrite.
+"""Results -> the reply, a bucket, the volume; and what nobody reported -> the volume.
 
 ComfyUI numbers its files by listing its output folder, so two workers that share one overwrite
 each other's `ComfyUI_00001_.png`. It therefore writes to local disk; each job's files are copied
-to `ComfyUI/output/` on the volume under names that carry the job's mark, and appear there complete
-or not at all.
+to `ComfyUI/output/` on the volume under names that carry the job's mark.
 """
 
 from __future__ import annotations
 
-import base64
-import os
-from collections.abc import Iterable, Iterator
+import shutil
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from bootstrap.publish import publish_copy
+from bootstrap.fetch.addresses import AddressPolicy
+from bootstrap.settings import Settings
 from bootstrap.volume import Layout
 from bootstrap.workdir import WorkDir
-from handler.errors import JobError
-from handler.outputs import Produced, ProducedFile, ProducedText
+from handler import reply
+from handler.deadline import Deadline
+from handler.gather import Gathered, gather, rewrite, write_out
+from handler.keeper import Keeper, NotKept, marked
+from handler.local_files import LocalFiles
+from handler.order import Order
+from handler.outputs import Produced
+from handler.result import Result
+from handler.s3 import NotUploaded, Store, Upload
+
+_AT_ONCE = 4
+# What was computed is not thrown away because the job's time is up now.
+_LEAST_SECONDS = 60.0
+
+
+@dataclass
+class _Job:
+    order: Order
+    store: Store | None
+    scratch: Path
+    not_uploaded: list[Result] = field(default_factory=list)
 
 
 class Delivery:
-    """Delivers the results of one worker's jobs; paths in replies are relative to the volume,
-    which is mounted elsewhere on a Pod. Calls block on disk; use them in a thread."""
+    """Delivers the results of one worker's jobs. Calls block; use them in a thread."""
 
-    def __init__(self, work: WorkDir, layout: Layout) -> None:
-        self._work = work
-        self._layout = layout
-        self._output = Path(os.path.realpath(work.output))
-        self._seen: dict[Path, tuple[int, int] | None] = {}
+    def __init__(self, settings: Settings, work: WorkDir, layout: Layout) -> None:
+        self.files = LocalFiles(work, layout)
+        self._settings = settings
+        self._keeper = Keeper(settings, layout)
+        self._scratch = work.root / "rewritten"
+        self._policy = AddressPolicy(allow_private=settings.allow_private_urls)
 
     def deliver(
-        self, produced: Iterable[Produced], mark: str
-    ) -> tuple[list[dict[str, Any]], list[str]]:
-        """Reply entries for what a job produced, in order, and warnings.
-
-        Raises JobError when files were reported and not one of them is on disk.
-        """
-        entries: list[dict[str, Any]] = []
-        warnings: list[str] = []
-        missing: list[str] = []
-        for item in produced:
-            if isinstance(item, ProducedText):
-                entries.append({"node_id": item.node_id, "kind": "text", "text": item.text})
-                continue
-            local = self._local(item)
-            if local is None:
-                missing.append(item.filename)
-                continue
-            entries.append(self._entry(item, local, mark, warnings))
-        if missing and not entries:
-            raise _missing(missing)
-        warnings += [f"{name} was reported by ComfyUI but is not on disk" for name in missing]
-        return entries, warnings
-
-    def keep_rest(self, mark: str) -> tuple[list[str], list[str]]:
-        """Copy files that nodes wrote without reporting them (saved models, say) to the volume.
-
-        Returns their paths on the volume, and warnings.
-        """
-        kept: list[str] = []
-        warnings: list[str] = []
-        for local in _files_below(self._output):
-            if self._seen.get(local) == _stamp(local):
-                continue
-            path = self._keep(local, mark, warnings)
-            if path is not None:
-                kept.append(path)
-        return kept, warnings
-
-    def _entry(
-        self, item: ProducedFile, local: Path, mark: str, warnings: list[str]
+        self,
+        produced: Iterable[Produced],
+        order: Order,
+        warnings: Iterable[str] = (),
+        **more: Any,
     ) -> dict[str, Any]:
-        content = local.read_bytes()
-        entry: dict[str, Any] = {
-            "filename": marked(item.filename, mark),
-            "node_id": item.node_id,
-            "kind": item.kind,
-            "type": item.type,
-            "mime_type": item.mime_type,
-            "size": len(content),
-        }
-        if item.type == "output":
-            path = self._keep(local, mark, warnings)
-            if path is not None:
-                entry.update(filename=Path(path).name, path=path)
-        field = "image" if item.kind == "image" else "data"
-        entry[field] = base64.b64encode(content).decode("ascii")
-        return entry
+        """The reply of a job that produced this, within the platform's limit.
 
-    def _keep(self, local: Path, mark: str, warnings: list[str]) -> str | None:
-        """Copy one file of our output folder to the same place in the volume's; its path there,
-        or None with a warning."""
-        kept = self._layout.output
-        subfolder = local.parent.relative_to(self._output)
+        Raises JobError when files were reported and not one of them is on disk, or when a result
+        is too large for the reply and can go nowhere else.
+        """
+        found = gather(produced, self.files, order.mark)
+        found.warnings[:0] = warnings
+        rest = self.files.claim(found.files, order.until)
+        job = _Job(order, self._store(order), self._scratch / order.mark)
         try:
-            if not self._layout.root.is_dir():
-                raise FileNotFoundError(f"there is no volume at {self._layout.root}")
-            path = publish_copy(local, kept / subfolder, marked(local.name, mark))
-        except OSError as problem:
-            why = problem.strerror or problem
-            warnings.append(f"{local.name} could not be kept in {kept}: {why}")
+            return self._delivered(found, rest, job, more)
+        finally:
+            shutil.rmtree(job.scratch, ignore_errors=True)
+            self._keeper.write_down()
+            self.files.settle(found.files, rest, order.until)
+
+    def keep_rest(self, order: Order) -> tuple[list[str], list[str]]:
+        """After a job that failed: keep what its nodes wrote. Paths on the volume, and warnings."""
+        rest = self.files.claim([], order.until)
+        try:
+            return self._keep_rest(rest, order)
+        finally:
+            self._keeper.write_down()
+            self.files.release(rest)
+
+    def _delivered(
+        self, found: Gathered, rest: Sequence[Path], job: _Job, more: dict[str, Any]
+    ) -> dict[str, Any]:
+        with ThreadPoolExecutor(_AT_ONCE, thread_name_prefix="deliver") as pool:
+            rewrite(found.results, job.order, job.scratch, pool)
+            list(pool.map(lambda result: self._place(result, job), found.results))
+        kept, lost = self._keep_rest(rest, job.order)
+        found.warnings += lost
+        if kept:
+            more["also_kept"] = kept
+        return self._composed(found, more, job)
+
+    def _store(self, order: Order) -> Store | None:
+        if order.bucket is None:
             return None
-        self._seen[local] = _stamp(local)
-        return str(path.relative_to(self._layout.root))
+        seconds = max(order.deadline.remaining, _LEAST_SECONDS)
+        return Store(order.bucket, self._policy, Deadline(seconds))
 
-    def _local(self, item: ProducedFile) -> Path | None:
-        """The file ComfyUI reported; None when it is gone or lies outside ComfyUI's folders."""
-        folders = {"output": self._work.output, "temp": self._work.temp, "input": self._work.input}
-        base = folders.get(item.type)
-        if base is None:
-            return None
-        root = Path(os.path.realpath(base))
-        path = Path(os.path.realpath(root / item.subfolder / item.filename))
-        return path if path.is_relative_to(root) and path.is_file() else None
+    def _place(self, result: Result, job: _Job) -> None:
+        """Take one result where it is wanted."""
+        if result.local is None:
+            result.in_reply = True
+            return
+        way = job.order.way
+        if way == "s3":
+            self._upload(result, job)
+        if way == "volume" or (self._settings.keep_outputs and result.type == "output"):
+            self._keep(result)
+        there = result.url is not None or (way == "volume" and result.path is not None)
+        result.in_reply = not there
+
+    def _upload(self, result: Result, job: _Job) -> bool:
+        """To the bucket; a warning when that fails."""
+        if job.store is None or result.local is None or result in job.not_uploaded:
+            return False
+        prefix = job.order.bucket.prefix if job.order.bucket else ""
+        key = (Path(prefix) / result.subfolder / result.filename).as_posix()
+        try:
+            result.url = job.store.put(Upload(result.local, key, result.mime_type))
+            return True
+        except NotUploaded as problem:
+            job.not_uploaded.append(result)
+            result.warnings.append(f"{result.filename} could not be uploaded: {problem}")
+            return False
+
+    def _keep(self, result: Result) -> bool:
+        """On the volume; a warning when that fails."""
+        if result.path is not None:
+            return True
+        assert result.local is not None
+        try:
+            path = self._keeper.keep(result.local, result.subfolder, result.filename)
+        except NotKept as problem:
+            result.warnings.append(str(problem))
+            return False
+        result.path, result.filename = path, Path(path).name
+        return True
+
+    def _keep_rest(self, rest: Iterable[Path], order: Order) -> tuple[list[str], list[str]]:
+        """Files that nodes wrote without reporting them (saved models, say). Those that cannot be
+        kept are tried again after the next job."""
+        kept: list[str] = []
+        lost: list[str] = []
+        for local in rest:
+            subfolder = local.parent.relative_to(self.files.output)
+            try:
+                if self._settings.keep_outputs:
+                    name = marked(local.name, order.mark)
+                    kept.append(self._keeper.keep(local, subfolder, name))
+                local.unlink(missing_ok=True)
+            except NotKept as problem:
+                lost.append(str(problem))
+        return kept, lost
+
+    def _composed(self, found: Gathered, more: dict[str, Any], job: _Job) -> dict[str, Any]:
+        """The reply, with the contents that fit; the largest of the others go elsewhere."""
+        limit = self._settings.max_reply_mb * 1e6
+        inside = [result for result in found.results if result.in_reply]
+        head = reply.json_size(_without_contents(found, more))
+        for index in reply.to_leave_out([r.content_size for r in inside], limit - head):
+            self._leave_out(inside[index], job)
+        answer = _without_contents(found, more)
+        size = reply.json_size(answer) + sum(r.content_size for r in inside if r.in_reply)
+        if size > limit:
+            raise reply.too_large(size, self._settings.max_reply_mb)
+        for entry, result in zip(answer["results"], found.results, strict=True):
+            if result.in_reply:
+                entry[result.content_field] = result.content()
+        return answer
+
+    def _leave_out(self, result: Result, job: _Job) -> None:
+        """Take a result out of the reply, to somewhere else, and say so. Raises JobError."""
+        limit = f"MAX_REPLY_MB={self._settings.max_reply_mb:g}"
+        if result.text is not None:
+            write_out(result, job.order.mark, job.scratch)
+        if self._upload(result, job):
+            where, advice = "was uploaded to its url", ""
+        elif self._keep(result):
+            where = f"is on the volume at {result.path}"
+            advice = "; with BUCKET_ENDPOINT_URL and its fellows set it would come as a URL"
+        else:
+            raise reply.too_large_alone(result.entry(), result.warnings, limit)
+        result.in_reply, result.text = False, None
+        result.warnings.append(
+            f"{result.filename} ({result.size} bytes) {where}; with it the reply would be larger "
+            f"than {limit}{advice}"
+        )
 
 
-def marked(name: str, mark: str) -> str:
-    """`name` with the job's mark before its extension: `a_00001_.png` → `a_00001_MARK.png`."""
-    stem, suffix = os.path.splitext(name)
-    return f"{stem}{'' if stem.endswith('_') else '_'}{mark}{suffix}"
-
-
-def _files_below(folder: Path) -> Iterator[Path]:
-    for parent, _, names in os.walk(folder):
-        for name in sorted(names):
-            path = Path(parent) / name
-            if path.is_file():  # no sockets, no links that lead nowhere
-                yield path
-
-
-def _stamp(path: Path) -> tuple[int, int] | None:
-    """What changes when the file does; None when it is gone."""
-    try:
-        status = path.stat()
-    except OSError:
-        return None
-    return status.st_size, status.st_mtime_ns
-
-
-def _missing(names: list[str]) -> JobError:
-    return JobError(
-        "job.result_missing",
-        f"ComfyUI reported {', '.join(names[:5])}, but no such file is on disk.",
-        "Send the job again; if it stays, a custom node saves somewhere else than it says.",
-        files=names,
-    )
+def _without_contents(found: Gathered, more: dict[str, Any]) -> dict[str, Any]:
+    """The reply but for what files and texts hold."""
+    told = [*found.warnings, *(w for result in found.results for w in result.warnings)]
+    return reply.completed([result.entry() for result in found.results], told, **more)

@@ -8,55 +8,120 @@ import os
 import re
 import shutil
 import unicodedata
-from collections.abc import Iterable
+from collections.abc import Sequence
 from pathlib import Path
 
+from bootstrap.fetch.addresses import shown
+from handler.content import HEAD_BYTES, extension_for, unfit
 from handler.errors import JobError
-from handler.requests import InputImage
+from handler.fetch_inputs import Abandoned, Fetcher, Wanted
+from handler.loaders import rename_files, urls_to_load, use_fetched
+from handler.request_files import InputFile, name_in
 from handler.workflow import Workflow
 
 _DATA_URI = re.compile(r"data:[\w.+/-]*(?:;[\w=.+-]+)*;base64,", re.IGNORECASE)
 _FILE_NAME = re.compile(r"(?P<path>[^\0\n]{1,255}\.[A-Za-z0-9]{2,5})(?: \[input\])?")
-_MAX_NAME_BYTES = 200  # leaves room for the job's mark within the 255 of most file systems
+_ROOM_FIX = "Give the endpoint a larger container disk, or set WORK_DIR to a larger one."
 
 
-def place_images(
-    images: Iterable[InputImage], workflow: Workflow, folder: Path, mark: str
-) -> list[Path]:
-    """Write `images` into `folder` and let `workflow` refer to them; the files written.
+class JobInputs:
+    """The input files of one job: they carry its mark, a word that only this job uses, so that a
+    name that was used before never shows an older picture. Calls block; use them in a thread."""
 
-    `mark` is a word that only this job uses. All images are decoded before the first is written.
-    Raises JobError for bad names and data.
-    """
-    decoded = [(checked_name(image.name), _decode(image)) for image in images]
-    written: list[Path] = []
-    for name, content in decoded:
-        path = folder / _marked(name, mark)
-        written.append(path)
+    def __init__(self, folder: Path, mark: str, fetcher: Fetcher) -> None:
+        self._folder = folder
+        self._mark = mark
+        self._fetcher = fetcher
+        self._written: list[Path] = []
+        self._over = False
+
+    def place(self, files: Sequence[InputFile], workflow: Workflow) -> None:
+        """Write `files`, and what stands behind URLs in loaders, and let `workflow` refer to them.
+
+        All is decoded before the first is written; after an error nothing is left. Raises
+        JobError for data that is no base64, URLs that cannot be fetched and wrong content.
+        """
+        try:
+            self._place(files, workflow)
+        except BaseException:
+            self.remove()
+            raise
+        if self._over:  # removed by another thread meanwhile
+            self.remove()
+
+    def remove(self) -> None:
+        """Delete the job's input files, and stop fetching more."""
+        self._over = True
+        self._fetcher.stop()
+        for file in list(self._written):
+            file.unlink(missing_ok=True)
+
+    def _place(self, files: Sequence[InputFile], workflow: Workflow) -> None:
+        decoded = [(file, _decode(file)) for file in files if file.data is not None]
+        names = {file.reference: self._write(file, content) for file, content in decoded}
+        remote = [(file.reference, file) for file in files if file.url is not None]
+        in_loaders = urls_to_load(workflow)
+        remote += [(url, InputFile(name_in(url), url=url)) for url in in_loaders]
+        names |= self._fetch(remote)
+        use_fetched(workflow, {url: names.pop(url) for url in in_loaders})
+        rename_files(workflow, names)
+
+    def _write(self, file: InputFile, content: bytes) -> str:
+        """The name ComfyUI knows it by, relative to the input folder."""
+        _refuse_unfit(content[:HEAD_BYTES], file.name, f"Image {file.name!r}")
+        path = self._path_for(file, _marked(file.name, self._mark))
         try:
             path.write_bytes(content)
         except OSError as problem:
-            remove(written)
-            raise JobError(
-                "image.not_stored",
-                f"Image {name} could not be written to {folder}: {problem.strerror}.",
-                "Give the endpoint a larger container disk, or set WORK_DIR to a larger one.",
-            ) from None
-        _rename_in(workflow, name, path.name)
-    return written
+            raise _not_stored(file.name, self._folder, problem) from None
+        return str(path.relative_to(self._folder))
 
+    def _fetch(self, remote: Sequence[tuple[str, InputFile]]) -> dict[str, str]:
+        """Fetch (key, file) pairs; the names ComfyUI knows them by."""
+        wanted: dict[str, tuple[Wanted, InputFile]] = {}
+        for number, (key, file) in enumerate(remote, 1):
+            # URLs often end alike (…/1/image.png, …/2/image.png): the number tells them apart.
+            name = _marked(file.name, f"{self._mark}-{number}")
+            wanted[key] = (Wanted(file.url or "", self._path_for(file, name)), file)
+        try:
+            self._fetcher.fetch([one for one, _ in wanted.values()])
+        except OSError as problem:
+            raise _not_stored("from a URL", self._folder, problem) from None
+        except Abandoned:
+            raise JobError("job.interrupted", "The job ended while its files came.", "") from None
+        return {key: self._fetched(one, file) for key, (one, file) in wanted.items()}
 
-def remove(files: Iterable[Path]) -> None:
-    """Delete a job's input files; those already gone don't matter."""
-    for file in files:
-        file.unlink(missing_ok=True)
+    def _fetched(self, wanted: Wanted, file: InputFile) -> str:
+        """Its content fits its name; one without an extension gets that of its content."""
+        with open(wanted.path, "rb") as opened:
+            head = opened.read(HEAD_BYTES)
+        if not head:
+            raise JobError("image.no_data", f"{shown(wanted.url)} is empty.", "Send another file.")
+        _refuse_unfit(head, file.name, shown(wanted.url))
+        path = wanted.path
+        if not path.suffix:
+            path = self._remember(path.with_name(path.name + extension_for(head)))
+            os.rename(wanted.path, path)
+        return str(path.relative_to(self._folder))
+
+    def _path_for(self, file: InputFile, name: str) -> Path:
+        folder = self._folder / file.subfolder
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as problem:
+            raise _not_stored(file.name, folder, problem) from None
+        return self._remember(folder / name)
+
+    def _remember(self, path: Path) -> Path:
+        self._written.append(path)
+        return path
 
 
 def fetch_from_volume(workflow: Workflow, volume_input: Path, folder: Path) -> None:
     """Copy files that the workflow names from the volume's `ComfyUI/input/` into `folder`.
 
     ComfyUI's input folder is local, and from version 0.28 on it refuses links that lead out of it.
-    A file that is not there is left for ComfyUI to complain about. Raises JobError when there is
+    A file that is not there is left for others to complain about. Raises JobError when there is
     no room for a copy.
     """
     root = Path(os.path.realpath(volume_input))
@@ -66,65 +131,46 @@ def fetch_from_volume(workflow: Workflow, volume_input: Path, folder: Path) -> N
             if match is None or not _is_text(value):
                 continue
             wanted = os.path.normpath(match["path"])
+            # One call for names of anything else: each costs a round trip to the volume.
+            if wanted.startswith(("/", "../")) or not os.path.isfile(root / wanted):
+                continue
             source = Path(os.path.realpath(root / wanted))
-            inside = not wanted.startswith(("/", "../")) and source.is_relative_to(root)
-            if inside and os.path.isfile(source):
+            if source.is_relative_to(root):
                 _copy_if_newer(source, folder / wanted)
 
 
-def checked_name(name: str) -> str:
-    """`name` in NFC if it is one plain file name. Raises JobError."""
-    plain = unicodedata.normalize("NFC", name)
-    problem = _problem_with(plain)
-    if problem is None:
-        return plain
-    shown = plain if len(plain) <= 60 else plain[:57] + "…"
-    raise JobError(
-        "image.bad_name",
-        f"The image name {shown!r} {problem}.",
-        "Use a plain file name such as photo.png, the one that the workflow's LoadImage names.",
-    )
-
-
-def _problem_with(name: str) -> str | None:
-    if "/" in name or "\\" in name:
-        return "holds a folder separator"
-    if any(unicodedata.category(c) in ("Cc", "Cs") for c in name):
-        return "holds a control character"
-    if name.strip(". ") == "" or name != name.strip():
-        return "is no file name"
-    if len(name.encode()) > _MAX_NAME_BYTES:
-        return f"has {len(name.encode())} bytes, more than {_MAX_NAME_BYTES}"
-    return None
-
-
-def _decode(image: InputImage) -> bytes:
-    head = _DATA_URI.match(image.data[:200])
-    text = re.sub(r"\s+", "", image.data[head.end() :] if head else image.data)
+def _decode(file: InputFile) -> bytes:
+    data = file.data or ""
+    head = _DATA_URI.match(data[:200])
+    text = re.sub(r"\s+", "", data[head.end() :] if head else data)
     try:
         content = base64.b64decode(text, validate=True)
     except (binascii.Error, ValueError) as problem:
         raise JobError(
             "image.bad_base64",
-            f"Image {image.name!r} is not valid base64: {problem}.",
+            f"Image {file.name!r} is not valid base64: {problem}.",
             "Encode the file's bytes with standard base64; a data URI head "
             "(data:image/png;base64,) may stand before it.",
         ) from None
     if not content:
-        raise JobError("image.no_data", f"Image {image.name!r} is empty.", "Send its content.")
+        raise JobError("image.no_data", f"Image {file.name!r} is empty.", "Send its content.")
     return content
+
+
+def _refuse_unfit(head: bytes, name: str, shown_as: str) -> None:
+    found = unfit(head, name)
+    if found is not None:
+        raise JobError(
+            "input.wrong_content",
+            f"{shown_as} is {found}, not what a file called {name} holds.",
+            "Send the file itself: not a page about it, not a path, nothing encoded twice.",
+            found=found,
+        )
 
 
 def _marked(name: str, mark: str) -> str:
     stem, suffix = os.path.splitext(name)
     return f"{stem}-{mark}{suffix}"
-
-
-def _rename_in(workflow: Workflow, old: str, new: str) -> None:
-    for node in workflow.values():
-        for key, value in node["inputs"].items():
-            if isinstance(value, str) and unicodedata.normalize("NFC", value) == old:
-                node["inputs"][key] = new
 
 
 def _copy_if_newer(source: Path, target: Path) -> None:
@@ -140,8 +186,16 @@ def _copy_if_newer(source: Path, target: Path) -> None:
         raise JobError(
             "image.not_stored",
             f"{source} could not be copied to {target.parent}: {problem.strerror}.",
-            "Give the endpoint a larger container disk, or set WORK_DIR to a larger one.",
+            _ROOM_FIX,
         ) from None
+
+
+def _not_stored(name: str, folder: Path, problem: OSError) -> JobError:
+    return JobError(
+        "image.not_stored",
+        f"Image {name} could not be written to {folder}: {problem.strerror}.",
+        _ROOM_FIX,
+    )
 
 
 def _is_text(value: str) -> bool:

@@ -2,46 +2,33 @@
 
 from __future__ import annotations
 
-import mimetypes
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+import posixpath
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
-# Python's own table lacks these in some versions.
-_MIME = {
-    ".webp": "image/webp",
-    ".avif": "image/avif",
-    ".webm": "video/webm",
-    ".mkv": "video/x-matroska",
-    ".flac": "audio/flac",
-    ".opus": "audio/ogg",
-    ".glb": "model/gltf-binary",
-    ".latent": "application/octet-stream",
-    ".safetensors": "application/octet-stream",
-}
+_MAX_DEPTH = 8
+_TEXT_KEYS = frozenset(("text", "texts", "string", "strings"))
+# A text in one of these places, or with one of these endings, is the path of a file.
+_PATH_KEYS = frozenset("result model_file model_path video_path audio_path file_path path".split())
+_PATH_ENDINGS = tuple(
+    ".png .jpg .jpeg .webp .gif .avif .exr .tif .tiff .mp4 .webm .mkv .mov .avi .wav .mp3 .flac "
+    ".ogg .opus .m4a .glb .gltf .obj .fbx .stl .ply .usdz .splat .spz .latent .safetensors .npz "
+    ".json .txt .srt .csv .zip .pdf .svg".split()
+)
 
 
 @dataclass(frozen=True)
 class ProducedFile:
-    """A file that a node reported; `type` is ComfyUI's: output, temp or input."""
+    """A file that a node reported; `type` is ComfyUI's: output, temp or input. `fullpath` is what
+    some nodes tell beside it. One that was only `guessed` from a text may turn out to be none."""
 
-    node_id: str
+    node_id: str = field(compare=False)
     filename: str
     subfolder: str
     type: str
-
-    @property
-    def mime_type(self) -> str:
-        """By extension, since ComfyUI calls videos `images` too."""
-        suffix = "." + self.filename.rpartition(".")[2].lower()
-        guess = _MIME.get(suffix) or mimetypes.guess_type(self.filename)[0]
-        return guess or "application/octet-stream"
-
-    @property
-    def kind(self) -> str:
-        """`image`, `video`, `audio`, `model` (3D) or `file`."""
-        family = self.mime_type.partition("/")[0]
-        return family if family in ("image", "video", "audio", "model") else "file"
+    fullpath: str | None = field(default=None, compare=False)
+    guessed: bool = field(default=False, compare=False)
 
 
 @dataclass(frozen=True)
@@ -55,34 +42,77 @@ class ProducedText:
 Produced = ProducedFile | ProducedText
 
 
-def produced(outputs: Mapping[str, Any]) -> tuple[list[Produced], list[str]]:
+def produced(
+    outputs: Mapping[str, Any], include_temp: bool = False
+) -> tuple[list[Produced], list[str]]:
     """Everything in a history entry's outputs, each file once, and warnings.
 
-    Previews (type `temp`) count only when there is nothing else: then they are all one gets.
+    Previews (type `temp`) count only when asked for, or when there is nothing else: then they are
+    all one gets.
     """
-    found = list(dict.fromkeys(_all(outputs)))
+    found = list(_once(_all(outputs)))
+    if include_temp and found:
+        return found, []
     kept = [p for p in found if isinstance(p, ProducedText) or p.type != "temp"]
     if kept or not found:
         return kept, [] if found else ["the workflow ran, but its nodes reported no output"]
     return found, ["only previews were produced; use SaveImage to keep results"]
 
 
+def _once(items: Iterator[Produced]) -> Iterator[Produced]:
+    """Each file once, however many nodes report it; texts may well be the same."""
+    seen: set[ProducedFile] = set()
+    for item in items:
+        if isinstance(item, ProducedFile):
+            if item in seen:
+                continue
+            seen.add(item)
+        yield item
+
+
 def _all(outputs: Mapping[str, Any]) -> Iterator[Produced]:
     for node_id, output in outputs.items():
-        if not isinstance(output, Mapping):
-            continue
-        for key, items in output.items():
-            for item in items if isinstance(items, (list, tuple)) else [items]:
-                if isinstance(item, Mapping) and isinstance(item.get("filename"), str):
-                    yield _file(str(node_id), item)
-                elif key == "text" and isinstance(item, str):
-                    yield ProducedText(str(node_id), item)
+        if isinstance(output, Mapping):
+            for key, value in output.items():
+                yield from _within(str(node_id), str(key), value, _MAX_DEPTH)
+
+
+def _within(node_id: str, key: str, value: Any, depth: int) -> Iterator[Produced]:
+    """What a node put under `key`, whatever its shape: items, lists of them, objects of objects."""
+    if depth == 0:
+        return
+    if isinstance(value, Mapping):
+        if isinstance(value.get("filename"), str):
+            yield _file(node_id, value)
+        else:
+            for inner_key, inner in value.items():
+                yield from _within(node_id, str(inner_key), inner, depth - 1)
+    elif isinstance(value, (list, tuple)):
+        for inner in ["".join(value)] if _is_torn(value) else value:
+            yield from _within(node_id, key, inner, depth - 1)
+    elif key in _TEXT_KEYS and value is not None:
+        yield ProducedText(node_id, value if isinstance(value, str) else str(value))
+    elif isinstance(value, str) and key in _PATH_KEYS and value.lower().endswith(_PATH_ENDINGS):
+        yield _path(node_id, value)
+
+
+def _is_torn(items: Sequence[Any]) -> bool:
+    """ComfyUI takes what a node reports for a list: of a text it makes a list of characters."""
+    return len(items) > 1 and all(isinstance(item, str) and len(item) == 1 for item in items)
 
 
 def _file(node_id: str, item: Mapping[str, Any]) -> ProducedFile:
+    fullpath = item.get("fullpath")
     return ProducedFile(
         node_id,
         item["filename"],
         str(item.get("subfolder") or ""),
         str(item.get("type") or "output"),
+        fullpath if isinstance(fullpath, str) else None,
     )
+
+
+def _path(node_id: str, text: str) -> ProducedFile:
+    """Relative to the output folder or absolute; which of them, the disk has to tell."""
+    subfolder, name = posixpath.split(text.replace("\\", "/"))
+    return ProducedFile(node_id, name, subfolder, "output", text, guessed=True)

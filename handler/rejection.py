@@ -36,7 +36,9 @@ def explain(body: Any, workflow: Workflow, known_classes: Sequence[str], models:
     error = _error_of(body)
     name = unknown_class(body)
     if name is not None:
-        return _unknown_node(name, workflow, known_classes)
+        unknown = unknown_nodes(workflow, known_classes, name)
+        assert unknown is not None
+        return unknown
     if error.get("type") == "prompt_no_outputs":
         return _no_output(workflow)
     problems = list(_node_problems(body, workflow, models))
@@ -47,7 +49,7 @@ def explain(body: Any, workflow: Workflow, known_classes: Sequence[str], models:
             f"ComfyUI refused the workflow: {str(said)[:500]} {details[:500]}".strip() + ".",
             "Run it once in ComfyUI's editor, then export it again.",
         )
-    return _combined(problems)
+    return combined(problems)
 
 
 def partial(node_errors: Mapping[str, Any], workflow: Workflow, models: Path) -> list[str]:
@@ -70,19 +72,25 @@ def _error_of(body: Any) -> Mapping[str, Any]:
     return error if isinstance(error, Mapping) else {"message": str(error or body)[:500]}
 
 
-def _unknown_node(name: str, workflow: Workflow, known: Sequence[str]) -> JobError:
-    ids = [key for key, node in workflow.items() if node["class_type"] == name]
-    missing = [node["class_type"] for node in workflow.values() if node["class_type"] not in known]
-    missing = list(dict.fromkeys(missing)) if known else [name]
+def unknown_nodes(
+    workflow: Workflow, known: Sequence[str], told: str | None = None
+) -> JobError | None:
+    """The error for all classes that are not `known`; `told` is one that ComfyUI named, all there
+    is to go by when `known` is empty. None when every class is known."""
+    classes = dict.fromkeys(node["class_type"] for node in workflow.values())
+    missing = [name for name in classes if name not in set(known)] if known else []
+    missing = missing or ([told] if told is not None else [])
+    if not missing:
+        return None
+    ids = [key for key, node in workflow.items() if node["class_type"] in missing]
     close = {cls: nearest(cls, known) for cls in missing}
     hints = "; ".join(f"{cls}: did you mean {', '.join(n)}?" for cls, n in close.items() if n)
     return JobError(
         "workflow.unknown_node",
-        f"This ComfyUI has no node class {', '.join(missing) or name} "
-        f"(node {', '.join(ids) or '?'}).",
+        f"This ComfyUI has no node class {', '.join(missing)} (node {', '.join(ids) or '?'}).",
         f"{hints + ' ' if hints else ''}Install the custom node in ComfyUI/custom_nodes on the "
         "volume, and look in the worker's log for an IMPORT FAILED if it is there.",
-        classes=missing or [name],
+        classes=missing,
         node_ids=ids,
         nearest=close,
     )
@@ -97,7 +105,7 @@ def _no_output(workflow: Workflow) -> JobError:
     )
 
 
-def _combined(problems: list[JobError]) -> JobError:
+def combined(problems: list[JobError]) -> JobError:
     """The first problem gives the code; the sentence and details hold them all."""
     first = problems[0]
     if len(problems) == 1:

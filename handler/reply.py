@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from handler.errors import JobError
 
 Reply = dict[str, Any]
+# What a signed URL and the sentence about it may take.
+_NOTE_BYTES = 2500
 
 
 def completed(results: list[dict[str, Any]], warnings: list[str], **more: Any) -> Reply:
@@ -30,35 +32,26 @@ def failed(error: JobError) -> Reply:
     return reply
 
 
-def fitted(reply: Reply, max_mb: float) -> Reply:
-    """`reply` within `max_mb` (1e6 bytes as JSON): the largest files are named, not sent.
+def json_size(value: Any) -> int:
+    """Bytes of `value` as JSON in ASCII, which is never less than what is sent."""
+    return len(json.dumps(value))
 
-    Over its limit the platform drops a reply whole and calls the job completed. Raises JobError
-    when a file is too large and not on the volume either, or the rest is too large by itself.
+
+def to_leave_out(sizes: Sequence[int], room: float) -> list[int]:
+    """Which contents, by number, must not be in a reply that has `room` bytes for them all.
+
+    The largest go first: it costs the fewest. Each that goes makes the reply say where it went.
     """
-    limit = max_mb * 1e6
-    size = len(json.dumps(reply))
-    if size <= limit:
-        return reply
-    warnings = reply.setdefault("warnings", [])
-    size = len(json.dumps(reply))
-    for entry in sorted(reply.get("results", []), key=lambda e: -e.get("size", 0)):
-        if size <= limit:
+    left_out: list[int] = []
+    total = sum(sizes)
+    for index in sorted(range(len(sizes)), key=lambda i: -sizes[i]):
+        if total <= room:
             break
-        field = next((f for f in ("image", "data") if f in entry), None)
-        if field is None:
-            continue
-        if "path" not in entry:
-            raise _too_large(entry, size, max_mb)
-        size -= len(entry.pop(field)) + len(f', "{field}": ""')
-        warnings.append(
-            f"{entry['filename']} ({entry['size']} bytes) is on the volume at {entry['path']}; "
-            f"with it the reply would be larger than MAX_REPLY_MB={max_mb:g}"
-        )
-        size += len(json.dumps(warnings[-1])) + len(", ")
-    if size > limit:
-        raise _too_large_without_files(size, max_mb)
-    return reply
+        if sizes[index] <= _NOTE_BYTES:
+            break
+        total -= sizes[index] - _NOTE_BYTES
+        left_out.append(index)
+    return left_out
 
 
 def postable(value: Any) -> Any:
@@ -67,6 +60,8 @@ def postable(value: Any) -> Any:
     The SDK posts nothing at all for a reply that holds one of these.
     """
     if isinstance(value, str):
+        if value.isascii():  # contents are: no copy of megabytes
+            return value
         return value.encode("utf-8", "replace").decode("utf-8")
     if isinstance(value, float):
         return value if math.isfinite(value) else None
@@ -79,22 +74,26 @@ def postable(value: Any) -> Any:
     return str(value)
 
 
-def _too_large(entry: Mapping[str, Any], size: int, max_mb: float) -> JobError:
+def too_large_alone(entry: Mapping[str, Any], warnings: Sequence[str], limit: str) -> JobError:
+    """A result that fits into no reply and can go nowhere else."""
+    why = f" ({'; '.join(warnings)})" if warnings else ""
     return JobError(
         "reply.too_large",
-        f"With {entry['filename']} the reply has {size / 1e6:.1f} MB, more than "
-        f"MAX_REPLY_MB={max_mb:g}, and there is no volume to keep the file on.",
-        "Attach a network volume to the endpoint, or make the result smaller.",
-        filename=entry["filename"],
-        size=entry["size"],
+        f"With {entry.get('filename')} ({entry.get('size')} bytes) the reply is larger than "
+        f"{limit}, and it could be kept nowhere else{why}.",
+        "Attach a network volume with room to the endpoint, set BUCKET_ENDPOINT_URL and its "
+        "fellows, or make the result smaller.",
+        filename=entry.get("filename"),
+        size=entry.get("size"),
     )
 
 
-def _too_large_without_files(size: int, max_mb: float) -> JobError:
+def too_large(size: int, max_mb: float) -> JobError:
+    """What is left when all large contents are out is too large still."""
     return JobError(
         "reply.too_large",
-        f"Without any file the reply still has {size / 1e6:.1f} MB, more than "
+        f"Without any large file the reply still has {size / 1e6:.1f} MB, more than "
         f"MAX_REPLY_MB={max_mb:g}.",
-        "Produce fewer results or shorter texts in one job.",
+        "Produce fewer results in one job.",
         size=size,
     )

@@ -7,35 +7,32 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from bootstrap.bucket import S3_CONFIG, Bucket, bucket_from, bucket_of
 from bootstrap.manifest_entry import ModelSpec
 from bootstrap.settings import Settings
 from handler import worker_comfyui
 from handler.download_entries import read_entries
 from handler.errors import JobError
+from handler.output_options import OutputOptions, read_options
+from handler.request_files import InputFile, read_files
 from handler.words import refuse_unreasonable, short, wrong_type
-from handler.workflow import HOW_TO_ASK, Workflow, overridden, read_workflow
+from handler.workflow import HOW_TO_ASK, Workflow, overridden, read_workflow, saved_as_files
 
-_WORKFLOW_FIELDS = {"workflow", "images", "overrides", "max_wait", *worker_comfyui.KEY_FIELDS}
 SECTIONS = ("volume", "models", "comfyui", "machine", "environment")
 
 
 @dataclass(frozen=True)
-class InputImage:
-    """An image that comes with the request; `data` is base64, with or without a data URI head."""
-
-    name: str
-    data: str
-
-
-@dataclass(frozen=True)
 class WorkflowRequest:
-    """Run `workflow` (API format, overrides applied) within `max_wait` seconds."""
+    """Run `workflow` (API format, overrides applied) within `max_wait` seconds, with `files` as its
+    inputs; results come as `output` says, to `bucket` where there is one."""
 
     workflow: Workflow
     max_wait: float
-    images: tuple[InputImage, ...] = ()
+    files: tuple[InputFile, ...] = ()
     warnings: tuple[str, ...] = field(default=())
     extra_data: Mapping[str, str] = field(default_factory=dict, repr=False)  # holds a secret
+    output: OutputOptions = field(default=OutputOptions())
+    bucket: Bucket | None = None
 
 
 @dataclass(frozen=True)
@@ -67,7 +64,22 @@ class DownloadRequest:
 Request = WorkflowRequest | DiagnosticsRequest | ModelsRequest | DownloadRequest
 
 
-def parse_request(given: object, settings: Settings) -> Request:
+@dataclass(frozen=True)
+class Surroundings:
+    """What a request is read with: the settings, the job's own bucket (`s3Config`), and how to
+    find a workflow by its name."""
+
+    settings: Settings
+    s3_config: object = None
+    named_workflow: Callable[[str], object] | None = None
+
+
+def parse_request(
+    given: object,
+    settings: Settings,
+    s3_config: object = None,
+    named_workflow: Callable[[str], object] | None = None,
+) -> Request:
     """Read a job's `input`; without a `type` it asks for a workflow. Raises JobError."""
     if given is None:
         raise JobError("request.no_input", "The job has no input.", HOW_TO_ASK)
@@ -85,7 +97,7 @@ def parse_request(given: object, settings: Settings) -> Request:
             f"Send one of the types {known}; without a type it is a workflow.",
             known=list(_READERS),
         )
-    return _READERS[name](given, settings)
+    return _READERS[name](given, Surroundings(settings, s3_config, named_workflow))
 
 
 def _parsed(text: str) -> object:
@@ -96,18 +108,69 @@ def _parsed(text: str) -> object:
         return text
 
 
-def _workflow_request(given: Mapping[str, Any], settings: Settings) -> WorkflowRequest:
-    workflow, warnings = overridden(read_workflow(given.get("workflow")), given.get("overrides"))
+_WORKFLOW_FIELDS = {
+    "workflow", "workflow_name", "overrides", "images", "files", "max_wait", "output", S3_CONFIG,
+    *worker_comfyui.KEY_FIELDS,
+}  # fmt: skip
+
+
+def _workflow_request(given: Mapping[str, Any], around: Surroundings) -> WorkflowRequest:
+    workflow, warnings = overridden(_workflow(given, around), given.get("overrides"))
+    output, more = read_options(given.get("output"))
+    bucket = _bucket(given.get(S3_CONFIG, around.s3_config), around.settings)
+    if output.delivery == "s3" and bucket is None:
+        raise JobError(
+            "output.no_bucket",
+            "Results are wanted in a bucket, but this endpoint has none.",
+            "Set BUCKET_ENDPOINT_URL, BUCKET_ACCESS_KEY_ID, BUCKET_SECRET_ACCESS_KEY and "
+            f"BUCKET_NAME in the endpoint's environment, or send {S3_CONFIG} with the job.",
+        )
     return WorkflowRequest(
-        workflow=workflow,
-        max_wait=_max_wait(given.get("max_wait"), settings.max_wait),
-        images=_images(given.get("images")),
-        warnings=(*warnings, *_unknown(given, _WORKFLOW_FIELDS)),
-        extra_data=worker_comfyui.extra_data(given, settings),
+        workflow=saved_as_files(workflow),
+        max_wait=_max_wait(given.get("max_wait"), around.settings.max_wait),
+        files=read_files(given.get("images"), given.get("files")),
+        warnings=(*warnings, *more, *_unknown(given, _WORKFLOW_FIELDS)),
+        output=output,
+        bucket=bucket,
+        extra_data=worker_comfyui.extra_data(given, around.settings),
     )
 
 
-def _diagnostics_request(given: Mapping[str, Any], _: Settings) -> DiagnosticsRequest:
+def _workflow(given: Mapping[str, Any], around: Surroundings) -> Workflow:
+    """The one that was sent, or the one on the volume that was named."""
+    name, sent = given.get("workflow_name"), given.get("workflow")
+    if name is None:
+        return read_workflow(sent)
+    if not isinstance(name, str) or not name.strip():
+        raise wrong_type("workflow_name", "the name of a file in workflows/ on the volume", name)
+    if sent is not None:
+        raise JobError(
+            "request.wrong_type",
+            "The request has both workflow and workflow_name.",
+            "Send one of them.",
+            field="workflow_name",
+        )
+    if around.named_workflow is None:
+        raise JobError("workflow.name_unknown", "This worker has no volume.", "Send the workflow.")
+    return read_workflow(around.named_workflow(name.strip()))
+
+
+def _bucket(s3_config: object, settings: Settings) -> Bucket | None:
+    """The request's own bucket, else the endpoint's. What is wrong with it holds no secret."""
+    if s3_config is None:
+        return bucket_of(settings)
+    shape = 'an object {"accessId", "accessSecret", "bucketName", "endpointUrl"}'
+    if not isinstance(s3_config, Mapping):
+        raise JobError("request.wrong_type", f"{S3_CONFIG} is no object.", f"Send {shape}.")
+    try:
+        return bucket_from(s3_config, settings)
+    except ValueError as problem:
+        raise JobError(
+            "output.bad_bucket", f"{S3_CONFIG}: {problem}.", f"Send {shape}, all texts."
+        ) from None
+
+
+def _diagnostics_request(given: Mapping[str, Any], _: Surroundings) -> DiagnosticsRequest:
     deep, sections = given.get("deep", False), given.get("sections") or []
     if not isinstance(deep, bool):
         raise wrong_type("deep", "true or false", deep)
@@ -120,20 +183,20 @@ def _diagnostics_request(given: Mapping[str, Any], _: Settings) -> DiagnosticsRe
     return DiagnosticsRequest(frozenset(sections), deep, _unknown(given, {"deep", "sections"}))
 
 
-def _models_request(given: Mapping[str, Any], _: Settings) -> ModelsRequest:
+def _models_request(given: Mapping[str, Any], _: Surroundings) -> ModelsRequest:
     return ModelsRequest(_unknown(given, set()))
 
 
-def _download_request(given: Mapping[str, Any], settings: Settings) -> DownloadRequest:
-    models, notes = read_entries(given.get("models"), settings)
+def _download_request(given: Mapping[str, Any], around: Surroundings) -> DownloadRequest:
+    models, notes = read_entries(given.get("models"), around.settings)
     return DownloadRequest(
         models=models,
-        max_wait=_max_wait(given.get("max_wait"), settings.max_wait),
+        max_wait=_max_wait(given.get("max_wait"), around.settings.max_wait),
         warnings=(*notes, *_unknown(given, {"models", "max_wait"})),
     )
 
 
-_READERS: dict[str, Callable[[Mapping[str, Any], Settings], Request]] = {
+_READERS: dict[str, Callable[[Mapping[str, Any], Surroundings], Request]] = {
     "workflow": _workflow_request,
     "diagnostics": _diagnostics_request,
     "models": _models_request,
@@ -146,33 +209,6 @@ def _unknown(given: Mapping[str, Any], known: set[str]) -> tuple[str, ...]:
     if not unknown:
         return ()
     return (f"ignored unknown fields of the input: {', '.join(unknown)[:500]}",)
-
-
-def _images(given: object) -> tuple[InputImage, ...]:
-    if given is None:
-        return ()
-    if not isinstance(given, list):
-        raise wrong_type("images", 'a list of {"name", "image"} objects', given)
-    return tuple(_image(index, image) for index, image in enumerate(given))
-
-
-def _image(index: int, given: object) -> InputImage:
-    if not isinstance(given, Mapping):
-        raise wrong_type(f"images[{index}]", 'an object with "name" and "image"', given)
-    name, data = given.get("name"), given.get("image")
-    if not isinstance(name, str) or not name:
-        raise JobError(
-            "image.no_name",
-            f"images[{index}] has no name.",
-            'Give it the name the workflow\'s LoadImage uses: {"name": "photo.png", "image": "…"}.',
-        )
-    if not isinstance(data, str) or not data:
-        raise JobError(
-            "image.no_data",
-            f"images[{index}] ({short(name)}) has no data.",
-            'Put the file\'s content, base64 encoded, into its "image" field.',
-        )
-    return InputImage(name, data)
 
 
 def _max_wait(given: object, default: float) -> float:

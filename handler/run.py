@@ -18,6 +18,7 @@ from handler import rejection, watch
 from handler.comfy_client import ComfyClient, Refused, Unreachable, connect
 from handler.deadline import Deadline
 from handler.errors import JobError
+from handler.preflight import KnownClasses
 from handler.workflow import Workflow
 
 # Between looks at the history when the socket brings no news.
@@ -76,6 +77,7 @@ async def run_prompt(
     workflow: Workflow,
     deadline: Deadline,
     models: Path,
+    known: KnownClasses,
     extra_data: Mapping[str, str] | None = None,
 ) -> Ran:
     """Run `workflow` to its end. Raises JobError; whatever ends it, ComfyUI does not go on.
@@ -84,7 +86,7 @@ async def run_prompt(
     """
     prompt_id = str(uuid.uuid4())
     async with connect(comfyui.url) as client:
-        run = _Run(comfyui, client, deadline, prompt_id, extra_data or {})
+        run = _Run(comfyui, client, deadline, prompt_id, known, extra_data or {})
         try:
             return await run.to_the_end(workflow, models)
         except (asyncio.CancelledError, JobError) as problem:
@@ -103,8 +105,10 @@ class _Run:
         client: ComfyClient,
         deadline: Deadline,
         prompt_id: str,
+        known: KnownClasses,
         extra_data: Mapping[str, str],
     ) -> None:
+        self.known = known
         self.comfyui = comfyui
         self.client = client
         self.deadline = deadline
@@ -158,10 +162,7 @@ class _Run:
     async def _refused(self, refusal: Refused, workflow: Workflow, models: Path) -> JobError:
         known: list[str] = []
         if rejection.unknown_class(refusal.body) is not None:
-            try:
-                known = await self.client.node_classes()
-            except (Refused, Unreachable):
-                pass
+            known = await self.known.names(self.client, self.comfyui.starts)
         return rejection.explain(refusal.body, workflow, known, models)
 
     async def _watch(self) -> watch.Ended:

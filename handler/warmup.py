@@ -80,14 +80,15 @@ def _run(boot: Preparation, workflow: Workflow) -> None:
     """What this needs is imported here, so that it does not hold up ComfyUI's start."""
     import asyncio
 
-    from handler import inputs
+    from handler.inputs import fetch_from_volume
+    from handler.preflight import KnownClasses
     from handler.run import run_prompt
 
     assert boot.comfyui is not None and boot.layout is not None and boot.work is not None
     assert boot.layout.comfyui is not None
-    inputs.fetch_from_volume(workflow, boot.layout.input, boot.work.input)
+    fetch_from_volume(workflow, boot.layout.input, boot.work.input)
     models, deadline = boot.layout.comfyui / MODELS, Deadline(boot.settings.warmup_timeout)
-    ran = asyncio.run(run_prompt(boot.comfyui, workflow, deadline, models))
+    ran = asyncio.run(run_prompt(boot.comfyui, workflow, deadline, models, KnownClasses()))
     if ran.ended.failure is not None:
         raise ran.ended.failure
 

@@ -17,10 +17,12 @@ _TRACEBACK_LINES = 12
 
 @dataclass(frozen=True)
 class Ended:
-    """A prompt that ended; `failure` is None when all went well."""
+    """A prompt that ended; `failure` is None when all went well. `at`: when, in seconds since
+    1970, where ComfyUI says so (since 2024)."""
 
     outputs: Mapping[str, Any]
     failure: JobError | None
+    at: float | None = None
 
 
 def is_news(message: Mapping[str, Any], prompt_id: str) -> bool:
@@ -42,7 +44,16 @@ def ended(entry: Mapping[str, Any] | None) -> Ended | None:
         return None
     status = entry.get("status") or {}
     messages = {m[0]: m[1] for m in status.get("messages") or [] if len(m) == 2}
-    return Ended(entry.get("outputs") or {}, _failure(status, messages))
+    return Ended(entry.get("outputs") or {}, _failure(status, messages), _when(messages))
+
+
+def _when(messages: Mapping[str, Any]) -> float | None:
+    for kind in ("execution_success", "execution_error", "execution_interrupted"):
+        told = messages.get(kind)
+        stamp = told.get("timestamp") if isinstance(told, Mapping) else None
+        if isinstance(stamp, (int, float)):
+            return (stamp + 1) / 1000  # whole milliseconds, cut off
+    return None
 
 
 def _failure(status: Mapping[str, Any], messages: Mapping[str, Any]) -> JobError | None:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from bootstrap.boot import Boot
+from bootstrap.bucket import S3_CONFIG
 from bootstrap.findings import Finding
 from bootstrap.log import say
 from bootstrap.reports import BootReport
@@ -18,6 +19,7 @@ from handler import reply, worker_comfyui
 from handler.diagnostics import Diagnostics
 from handler.errors import JobError
 from handler.model_supply import ModelSupply
+from handler.named_workflows import NamedWorkflows
 from handler.progress import Progress
 from handler.requests import (
     DiagnosticsRequest,
@@ -46,7 +48,7 @@ class Worker:
         """The SDK's handler: always a reply, never an exception but a cancellation."""
         progress = Progress(job)
         try:
-            answer = await self._answer(job.get("input"), progress)
+            answer = await self._answer(job, progress)
         except JobError as error:
             say(f"job {job.get('id')}: {error.code}: {error}")
             answer = reply.failed(error)
@@ -59,8 +61,8 @@ class Worker:
         posted: dict[str, Any] = reply.postable(asked)
         return posted
 
-    async def _answer(self, given: object, progress: Progress) -> dict[str, Any]:
-        request = self._request(given)
+    async def _answer(self, job: Mapping[str, Any], progress: Progress) -> dict[str, Any]:
+        request = await asyncio.to_thread(self._request, job)
         if isinstance(request, DiagnosticsRequest):
             return await asyncio.to_thread(self._diagnostics.examine, request)
         if isinstance(request, ModelsRequest):
@@ -72,10 +74,12 @@ class Worker:
             raise _degraded(faults)
         return await self._jobs.run(request, progress)
 
-    def _request(self, given: object) -> Request:
+    def _request(self, job: Mapping[str, Any]) -> Request:
         """What is wrong with the worker is told before what is wrong with the request."""
+        layout = self._boot.layout
+        named = None if layout is None else NamedWorkflows(layout.root).read
         try:
-            return parse_request(given, self._settings)
+            return parse_request(job.get("input"), self._settings, job.get(S3_CONFIG), named)
         except JobError:
             faults = self._boot.faults_now(self._report)
             if faults:

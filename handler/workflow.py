@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from handler.errors import JobError
@@ -101,6 +101,28 @@ def is_link(value: object) -> bool:
         and isinstance(value[1], int)
         and not isinstance(value[1], bool)
     )
+
+
+def saved_as_files(workflow: Workflow) -> Workflow:
+    """SaveImageWebsocket sends its pictures to whoever listens, once, and reports none: let it save
+    them, under a name of ours, so that they come back like all others."""
+    for node_id, node in workflow.items():
+        if node["class_type"] == "SaveImageWebsocket":
+            inputs = {**node["inputs"], "filename_prefix": "ComfyUI"}
+            workflow[node_id] = {**node, "class_type": "SaveImage", "inputs": inputs}
+    return workflow
+
+
+def run_anew(workflow: Workflow, node_ids: Iterable[str], mark: str) -> Workflow:
+    """A copy in which these nodes differ from any that ran before, so that none of them is answered
+    from ComfyUI's cache: an input more, which nodes don't get to see."""
+    again = dict(workflow)
+    for node_id in node_ids:
+        again[node_id] = {
+            **again[node_id],
+            "inputs": {**again[node_id]["inputs"], "_run_anew": mark},
+        }
+    return again
 
 
 def overridden(workflow: Workflow, given: object) -> tuple[Workflow, list[str]]:

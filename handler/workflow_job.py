@@ -4,26 +4,34 @@ from __future__ import annotations
 
 import asyncio
 import threading
+import time
 import uuid
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 from bootstrap.log import say
 from bootstrap.preparation import Preparation
 from bootstrap.volume import MODELS
-from handler import inputs, reply
+from handler.comfy_client import connect
 from handler.deadline import Deadline
 from handler.delivery import Delivery
 from handler.errors import JobError
+from handler.fetch_inputs import Fetcher
+from handler.inputs import JobInputs, fetch_from_volume
 from handler.model_supply import ModelSupply
-from handler.outputs import produced
+from handler.order import Order
+from handler.outputs import Produced, produced
+from handler.preflight import KnownClasses, all_at_once, missing_inputs
 from handler.progress import Progress
 from handler.requests import WorkflowRequest
 from handler.run import Ran, ensure_ready, run_prompt
 from handler.volume_state import volume_fault
 from handler.warmup import LAST
 from handler.weights import JobWeights, Weights
+from handler.workflow import Workflow, run_anew
+
+# As many digits as the true one can have, which is known when the reply's size has been weighed.
+_ROOM_FOR_TOTAL = 99999.999
 
 
 class WorkflowJobs:
@@ -38,9 +46,10 @@ class WorkflowJobs:
         self._layout = boot.layout
         self._work = boot.work
         self._comfyui = boot.comfyui
-        self._keeper = boot.keeper
-        self._delivery = Delivery(boot.work, boot.layout)
+        self._write_back = boot.write_back
+        self._delivery = Delivery(boot.settings, boot.work, boot.layout)
         self._models = boot.layout.comfyui / MODELS
+        self._known = KnownClasses()
         keep_workflow = (boot.settings.warmup_workflow or "").lower() == LAST
         self._weights = Weights(boot.read_ahead, boot.recent, self._models, keep_workflow)
 
@@ -48,26 +57,28 @@ class WorkflowJobs:
         """The reply of a job that went well. Raises JobError for one that did not."""
         deadline = Deadline(request.max_wait)
         mark = uuid.uuid4().hex[:12]
-        placed: list[Path] = []
+        order = Order(mark, deadline, request.output, request.bucket)
+        inputs = JobInputs(self._work.input, mark, Fetcher(self._settings, deadline))
         weights = self._weights.begin(request.workflow)
         try:
             request = await self._supplied(request, deadline, progress)
             await ensure_ready(self._comfyui, deadline)
-            placed = await asyncio.to_thread(self._place, request, mark)
-            ran = await run_prompt(
-                self._comfyui, request.workflow, deadline, self._models, request.extra_data
-            )
-            if ran.ended.failure is not None:
-                raise ran.ended.failure
-            answer = await asyncio.to_thread(self._reply, request, ran, weights, deadline, mark)
+            await asyncio.to_thread(self._place, request, inputs)
+            await self._refuse_missing(request.workflow)
+            ran, items, notes = await self._produce(request, order)
+            order = replace(order, ended=ran.ended.at)
+            warnings = [*request.warnings, *ran.warnings, *notes]
+            timings = {"execution": round(ran.seconds, 3), **_told(weights)}
+            answer = await asyncio.to_thread(self._reply, items, order, warnings, timings)
             self._remember(request, weights)
             return answer
-        except JobError as problem:
+        except JobError as error:
             self._restart_if_ended()
-            await asyncio.to_thread(self._delivery.keep_rest, mark)
-            raise await self._explained(problem, request) from None
+            if error.code.startswith(("job.", "comfyui.")):  # it may have written something
+                await asyncio.to_thread(self._delivery.keep_rest, order)
+            raise await self._explained(error, request) from None
         finally:
-            await asyncio.to_thread(inputs.remove, placed)
+            await asyncio.to_thread(inputs.remove)
 
     async def _supplied(
         self, request: WorkflowRequest, deadline: Deadline, progress: Progress
@@ -86,43 +97,69 @@ class WorkflowJobs:
             return fault or problem
         return await self._supply.explained(problem, request.workflow)
 
-    def _place(self, request: WorkflowRequest, mark: str) -> list[Path]:
-        folder = self._work.input
-        placed = inputs.place_images(request.images, request.workflow, folder, mark)
-        inputs.fetch_from_volume(request.workflow, self._layout.input, folder)
-        return placed
+    def _place(self, request: WorkflowRequest, inputs: JobInputs) -> None:
+        inputs.place(request.files, request.workflow)
+        fetch_from_volume(request.workflow, self._layout.input, self._work.input)
+
+    async def _refuse_missing(self, workflow: Workflow) -> None:
+        """Name everything that is missing at once; ComfyUI would stop at the first."""
+        problems = await asyncio.to_thread(
+            missing_inputs, workflow, self._work.input, self._layout.input
+        )
+        if problems:
+            async with connect(self._comfyui.url) as client:
+                known = await self._known.names(client, self._comfyui.starts)
+            raise all_at_once(problems, workflow, known)
+
+    async def _produce(
+        self, request: WorkflowRequest, order: Order
+    ) -> tuple[Ran, list[Produced], list[str]]:
+        """Run the workflow: what it produced, and warnings. Nodes whose results ComfyUI has from
+        an earlier job, whose files are gone, run once more."""
+        workflow = request.workflow
+        for again in (False, True):
+            started = time.time()
+            ran = await self._run(replace(request, workflow=workflow), order.deadline)
+            items, notes = produced(ran.ended.outputs, order.options.include_temp)
+            stale = await asyncio.to_thread(self._delivery.files.stale_nodes, items, started)
+            if again or not stale or not set(stale) <= set(workflow):
+                return ran, items, notes
+            workflow = run_anew(workflow, stale, order.mark)
+        raise AssertionError("the second round always returns")
+
+    async def _run(self, request: WorkflowRequest, deadline: Deadline) -> Ran:
+        ran = await run_prompt(
+            self._comfyui,
+            request.workflow,
+            deadline,
+            self._models,
+            self._known,
+            request.extra_data,
+        )
+        if ran.ended.failure is not None:
+            raise ran.ended.failure
+        return ran
 
     def _reply(
         self,
-        request: WorkflowRequest,
-        ran: Ran,
-        weights: JobWeights | None,
-        deadline: Deadline,
-        mark: str,
+        items: list[Produced],
+        order: Order,
+        warnings: list[str],
+        timings: dict[str, Any],
     ) -> dict[str, Any]:
-        items, notes = produced(ran.ended.outputs)
-        results, warnings = self._delivery.deliver(items, mark)
-        kept, more = self._delivery.keep_rest(mark)
-        answer = reply.completed(
-            results,
-            [*request.warnings, *ran.warnings, *notes, *warnings, *more],
-            timings={
-                "execution": round(ran.seconds, 3),
-                "total": round(deadline.elapsed, 3),
-                **(weights.timings() if weights is not None else {}),
-            },
-            **({"also_kept": kept} if kept else {}),
-        )
-        return reply.fitted(answer, self._settings.max_reply_mb)
+        timings["total"] = _ROOM_FOR_TOTAL
+        answer = self._delivery.deliver(items, order, warnings, timings=timings)
+        timings["total"] = round(order.deadline.elapsed, 3)
+        return answer
 
     def _remember(self, request: WorkflowRequest, weights: JobWeights | None) -> None:
         """While the reply travels: what was used, for the next cold start, and what nodes wrote."""
-        repeatable = None if request.images else request.workflow
+        repeatable = None if request.files else request.workflow
         threading.Thread(
             target=self._weights.went_well, args=(weights, repeatable), daemon=True
         ).start()
-        if self._keeper is not None:
-            self._keeper.soon()
+        if self._write_back is not None:
+            self._write_back.soon()
 
     def _restart_if_ended(self) -> None:
         """Start ComfyUI again while the failed job's reply travels; the next job waits for it."""
@@ -134,3 +171,7 @@ class WorkflowJobs:
             self._comfyui.start()
         except OSError as problem:
             say(f"ComfyUI could not be restarted: {problem}")
+
+
+def _told(weights: JobWeights | None) -> dict[str, Any]:
+    return weights.timings() if weights is not None else {}

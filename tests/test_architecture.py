@@ -11,19 +11,24 @@ import pytest
 from tests.support.sources import ROOT, all_needed_by, imports, modules, run_at_import
 
 PURE = (
+    "bootstrap.bucket",
     "bootstrap.categories",
     "bootstrap.command",
     "bootstrap.exits",
     "bootstrap.findings",
     "bootstrap.kinds",
     "bootstrap.plan",
+    "handler.content",
     "handler.deadline",
     "handler.download_entries",
     "handler.errors",
     "handler.missing_models",
+    "handler.loaders",
+    "handler.output_options",
     "handler.outputs",
     "handler.rejection",
     "handler.reply",
+    "handler.request_files",
     "handler.requests",
     "handler.watch",
     "handler.workflow_models",
@@ -65,7 +70,7 @@ def test_torch_is_never_imported_into_the_worker() -> None:
 
 @pytest.mark.parametrize("name", PURE)
 def test_a_pure_module_imports_nothing_that_touches_the_world(name: str) -> None:
-    assert not IMPURE_IMPORTS & set(map(top, imports(name)))
+    assert not IMPURE_IMPORTS & {top(i) for i in imports(name) if i != "urllib.parse"}
 
 
 @pytest.mark.parametrize("name", PURE)

@@ -84,6 +84,17 @@ CASES = [
             "RUNPOD_WEBHOOK_POST_OUTPUT": "https://example.org/done",
         },
     ),
+    Case(
+        "env.bucket_incomplete",
+        WARNING,
+        env={"BUCKET_NAME": "b", "BUCKET_ENDPOINT_URL": "https://s3.example.com"},
+        cured={
+            "BUCKET_NAME": "b",
+            "BUCKET_ENDPOINT_URL": "https://s3.example.com",
+            "BUCKET_ACCESS_KEY_ID": MARKER,
+            "BUCKET_SECRET_ACCESS_KEY": MARKER,
+        },
+    ),
     Case("env.private_downloads", WARNING, env={"RUNPOD_ALLOW_PRIVATE_DOWNLOAD_URLS": "true"}),
     Case(
         "env.gpu_contradiction",

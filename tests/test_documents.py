@@ -19,10 +19,12 @@ from bootstrap.manifest import parse_manifest
 from bootstrap.manifest_entry import ModelSpec
 from bootstrap.settings import Settings, variables
 from bootstrap.workplace import Result
+from handler import output_options, requests
 from handler.requests import DiagnosticsRequest, DownloadRequest, WorkflowRequest, parse_request
 from scripts import check_volume, submit
 from scripts.document import CODES_FILE, READMES, all_codes, codes_document, with_settings
 from scripts.outcome import EXIT_CODES
+from tests.support.schemas import check_reply, check_request, validator
 from tests.test_worker_comfyui import FAILURE, SUCCESS
 
 ROOT = Path(__file__).parent.parent
@@ -84,6 +86,38 @@ def test_json_about_models_is_what_the_worker_takes_and_gives() -> None:
             )
             seen.add("reply")
     assert seen == {"request", "manifest", "progress", "reply"}
+
+
+def test_json_in_the_api_page_fits_the_schemas_and_the_worker() -> None:
+    examples: list[Any] = [json.loads(block) for block in blocks(ROOT / "docs" / "api.md", "json")]
+    asked = [example for example in examples if "input" in example]
+    for job in asked:
+        given = {**job["input"], **({"s3Config": job["s3Config"]} if "s3Config" in job else {})}
+        check_request(given)
+        if "workflow" in given:
+            request = parse_request(given, Settings())
+            assert isinstance(request, WorkflowRequest) and not request.warnings
+    replies = [example for example in examples if "status" in example]
+    assert len(asked) == 2 and {reply["status"] for reply in replies} == {"completed", "failed"}
+    for reply in replies:
+        check_reply(reply)
+        assert reply.get("error_code", "input.missing") in all_codes()
+
+
+@pytest.mark.parametrize("readme", READMES, ids=lambda r: r.name)
+def test_examples_in_the_readme_fit_the_schemas(readme: Path) -> None:
+    for example in map(json.loads, blocks(readme, "json")):
+        if "results" in example:
+            check_reply(example)
+        elif "type" not in example.get("input", {"type": 1}):
+            check_request(example["input"])
+
+
+def test_the_schema_of_requests_knows_every_field_that_is_read() -> None:
+    schema: Any = validator("request").schema
+    properties = schema["properties"]
+    assert set(properties) == {*requests._WORKFLOW_FIELDS, "type"}
+    assert set(properties["output"]["properties"]) == set(output_options._FIELDS)
 
 
 def test_both_readmes_have_the_same_examples_and_links() -> None:

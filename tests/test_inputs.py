@@ -12,9 +12,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from bootstrap.settings import Settings
 from handler import inputs
+from handler.deadline import Deadline
 from handler.errors import JobError
-from handler.requests import InputImage
+from handler.fetch_inputs import Fetcher
+from handler.inputs import JobInputs
+from handler.request_files import InputFile, checked_name, read_files
 
 PIXEL = b"\x89PNG\r\n\x1a\n pixel"
 TEXT = base64.b64encode(PIXEL).decode()
@@ -37,19 +41,31 @@ def volume(tmp_path: Path) -> Path:
     return path
 
 
+def job_inputs(folder: Path, mark: str = MARK, **settings: Any) -> JobInputs:
+    return JobInputs(folder, mark, Fetcher(Settings(**settings), Deadline(30)))
+
+
+def place(
+    files: list[InputFile], workflow: dict[str, Any], folder: Path, mark: str = MARK
+) -> list[Path]:
+    before = set(folder.rglob("*"))
+    job_inputs(folder, mark).place(files, workflow)
+    return sorted(set(folder.rglob("*")) - before)
+
+
 def load(name: Any) -> dict[str, dict[str, Any]]:
     return {"1": {"class_type": "LoadImage", "inputs": {"image": name}}}
 
 
 def refused(name: str = "a.png", data: str = TEXT) -> str:
     with pytest.raises(JobError) as caught:
-        inputs.place_images([InputImage(name, data)], {}, Path("/nowhere"), MARK)
+        place(list(read_files([{"name": name, "image": data}], None)), {}, Path("/nowhere"), MARK)
     return caught.value.code
 
 
 def test_an_image_gets_the_jobs_mark_and_the_workflow_refers_to_it(folder: Path) -> None:
     workflow = load("photo.png")
-    (path,) = inputs.place_images([InputImage("photo.png", TEXT)], workflow, folder, MARK)
+    (path,) = place([InputFile("photo.png", TEXT)], workflow, folder, MARK)
     assert path == folder / f"photo-{MARK}.png" and path.read_bytes() == PIXEL
     assert workflow == load(f"photo-{MARK}.png")
 
@@ -64,11 +80,11 @@ def test_an_image_gets_the_jobs_mark_and_the_workflow_refers_to_it(folder: Path)
     ],
 )
 def test_data_uris_and_white_space_are_understood(folder: Path, data: str) -> None:
-    (path,) = inputs.place_images([InputImage("a.png", data)], {}, folder, MARK)
+    (path,) = place([InputFile("a.png", data)], {}, folder, MARK)
     assert path.read_bytes() == PIXEL
 
 
-@pytest.mark.parametrize("data", ["QQ", "QQ=", "a-b_", "é", "http://x/y.png", "data:image/png,x"])
+@pytest.mark.parametrize("data", ["QQ", "QQ=", "a-b_", "é", "ftp://x/y.png", "data:image/png,x"])
 def test_what_is_no_base64_is_refused(data: str) -> None:
     assert refused(data=data) == "image.bad_base64"
 
@@ -103,7 +119,7 @@ def test_a_name_that_is_no_plain_file_name_is_refused(name: str) -> None:
 
 def name_or_error(name: str) -> str | JobError:
     try:
-        return inputs.checked_name(name)
+        return checked_name(name)
     except JobError as error:
         return error
 
@@ -121,14 +137,14 @@ def test_a_name_that_is_taken_is_one_path_component_that_fits(name: str) -> None
 
 def test_one_name_in_two_unicode_spellings_is_the_same_name(folder: Path) -> None:
     workflow = load("u\u0308.png")
-    inputs.place_images([InputImage("ü.png", TEXT)], workflow, folder, MARK)
+    place([InputFile("ü.png", TEXT)], workflow, folder, MARK)
     assert workflow["1"]["inputs"]["image"] == f"ü-{MARK}.png"
 
 
 def test_nothing_is_written_when_one_of_the_images_is_bad(folder: Path) -> None:
-    images = [InputImage("a.png", TEXT), InputImage("b.png", "!")]
+    images = [InputFile("a.png", TEXT), InputFile("b.png", "!")]
     with pytest.raises(JobError):
-        inputs.place_images(images, {}, folder, MARK)
+        place(images, {}, folder, MARK)
     assert os.listdir(folder) == []
 
 
@@ -144,18 +160,20 @@ def test_nothing_stays_when_the_disk_gets_full(
         return 3
 
     monkeypatch.setattr(Path, "write_bytes", full)
-    images = [InputImage("a.png", TEXT), InputImage("b.png", TEXT)]
+    images = [InputFile("a.png", TEXT), InputFile("b.png", TEXT)]
     with pytest.raises(JobError) as caught:
-        inputs.place_images(images, {}, folder, MARK)
+        place(images, {}, folder, MARK)
     assert caught.value.code == "image.not_stored"
     assert "No space left" in caught.value.message
     assert os.listdir(folder) == []
 
 
 def test_removing_files_twice_is_fine(folder: Path) -> None:
-    written = inputs.place_images([InputImage("a.png", TEXT)], {}, folder, MARK)
-    inputs.remove(written)
-    inputs.remove(written)
+    placed = job_inputs(folder)
+    placed.place([InputFile("a.png", TEXT)], {})
+    assert os.listdir(folder)
+    placed.remove()
+    placed.remove()
     assert os.listdir(folder) == []
 
 

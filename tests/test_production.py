@@ -127,6 +127,38 @@ def test_comfyui_killed_in_a_job_gives_the_reason_and_the_next_job_works(
     assert production.ask({"workflow": plain()})["output"]["status"] == "completed"
 
 
+@pytest.mark.parametrize("megabytes", [7, 8, 30])
+def test_a_result_that_runpod_would_drop_is_on_the_volume(
+    production: Production, megabytes: int
+) -> None:
+    """The control plane answers 400 to more than 10 MB, as Runpod does."""
+    ui = {"gifs": [{"filename": "film.mp4", "subfolder": "", "type": "output"}]}
+    inputs = {"files": "film.mp4", "ui": json.dumps(ui), "megabytes": megabytes}
+    nodes = {"1": {"class_type": "TestReport", "inputs": inputs}}
+    (result,) = production.ask({"workflow": nodes})["output"]["results"]
+    assert ("data" in result) is (megabytes == 7)
+    kept = production.volume / result["path"]
+    assert kept.stat().st_size == result["size"] > megabytes * 1_000_000
+
+
+def test_a_bucket_beside_the_input_reaches_the_worker_and_must_be_public(
+    production: Production,
+) -> None:
+    """The SDK hands the whole job on; a caller's bucket on this machine is refused, not lost."""
+    config = {"accessId": "id", "accessSecret": "s3-secret-marker", "bucketName": "results"}
+    for endpoint in ("http://127.0.0.1:9", "https://169.254.169.254"):
+        job = production.plane.submit_raw(
+            {
+                "id": f"bucket-{endpoint[:5]}",
+                "input": {"workflow": plain()},
+                "s3Config": {**config, "endpointUrl": endpoint},
+            }
+        )
+        output = production.plane.result(job)["output"]
+        assert output["results"][0]["image"] and "could not be uploaded" in output["warnings"][0]
+        assert "s3-secret-marker" not in repr(output) + production.worker.log
+
+
 def test_each_result_is_posted_once(production: Production) -> None:
     done = [event.job_id for event in production.plane.select("done")]
     assert len(done) == len(set(done))

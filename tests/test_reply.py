@@ -2,22 +2,15 @@
 
 from __future__ import annotations
 
-import copy
 import json
 from typing import Any
 
-import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from bootstrap.findings import error
 from handler import reply
 from handler.errors import JobError
-
-
-def entry(size: int, name: str = "a.png", field: str = "image", **more: Any) -> dict[str, Any]:
-    path = {"path": f"ComfyUI/output/{name}"}
-    return {"filename": name, "size": size, field: "x" * size, **path, **more}
 
 
 def test_a_completed_job_has_its_results_and_warnings_only_where_there_are_some() -> None:
@@ -54,54 +47,25 @@ def test_an_error_made_from_a_finding_says_the_same_whatever_its_details_are_cal
     assert made.details == {"code": 1, "message": 2, "fix": 3}
 
 
-def test_a_reply_that_fits_is_left_as_it_is() -> None:
-    given = reply.completed([entry(100)], [])
-    assert reply.fitted(copy.deepcopy(given), 1) == given
+def test_nothing_is_left_out_of_a_reply_with_room() -> None:
+    assert reply.to_leave_out([5000, 9000], 14_000) == []
 
 
-def test_the_largest_files_are_named_instead_of_sent() -> None:
-    given = reply.completed([entry(100, "s.png"), entry(900, "b.mp4", "data")], [])
-    fitted = reply.fitted(given, 0.0008)
-    assert "image" in fitted["results"][0] and "data" not in fitted["results"][1]
-    (warning,) = fitted["warnings"]
-    assert "b.mp4 (900 bytes) is on the volume at ComfyUI/output/b.mp4" in warning
+def test_the_largest_contents_are_left_out_first() -> None:
+    assert reply.to_leave_out([5000, 90_000, 7000, 80_000], 20_000) == [1, 3]
 
 
-def test_a_large_file_that_is_not_on_the_volume_is_an_error() -> None:
-    large = entry(900)
-    del large["path"]
-    with pytest.raises(JobError) as caught:
-        reply.fitted(reply.completed([large], []), 0.0005)
-    assert caught.value.code == "reply.too_large"
-    assert caught.value.details["filename"] == "a.png"
+def test_what_is_smaller_than_the_note_about_it_stays() -> None:
+    assert reply.to_leave_out([100] * 50, 1000) == []
 
 
-def test_texts_that_are_too_large_by_themselves_are_an_error() -> None:
-    text = {"kind": "text", "text": "x" * 2000}
-    with pytest.raises(JobError) as caught:
-        reply.fitted(reply.completed([text, entry(100)], []), 0.001)
-    assert caught.value.code == "reply.too_large"
-
-
-@given(st.lists(st.integers(0, 2000), max_size=30), st.integers(100, 20_000), st.text(max_size=300))
-def test_a_fitted_reply_is_within_the_limit_or_an_error(
-    sizes: list[int], limit: int, text: str
-) -> None:
-    results = [entry(size, f"ü{n}.png") for n, size in enumerate(sizes)]
-    results.append({"kind": "text", "text": text})
-    fitted = fitted_or_error(reply.completed(results, []), limit / 1e6)
-    if isinstance(fitted, JobError):
-        assert fitted.code == "reply.too_large"
-        return
-    assert len(json.dumps(fitted)) <= limit
-    assert len(fitted["results"]) == len(sizes) + 1
-
-
-def fitted_or_error(given: dict[str, Any], max_mb: float) -> dict[str, Any] | JobError:
-    try:
-        return reply.fitted(given, max_mb)
-    except JobError as error:
-        return error
+@given(st.lists(st.integers(0, 20_000), max_size=30), st.integers(0, 100_000))
+def test_what_stays_has_room_or_is_small(sizes: list[int], room: int) -> None:
+    left_out = reply.to_leave_out(sizes, room)
+    assert len(set(left_out)) == len(left_out)
+    staying = [size for index, size in enumerate(sizes) if index not in left_out]
+    notes = len(left_out) * 2500
+    assert sum(staying) + notes <= room or max(staying, default=0) <= 2500
 
 
 _anything = st.recursive(

@@ -11,7 +11,9 @@ from hypothesis import strategies as st
 
 from bootstrap.settings import Settings
 from handler.errors import CODES, JobError
-from handler.requests import InputImage, Request, WorkflowRequest, parse_request
+from handler.output_options import OutputOptions
+from handler.request_files import InputFile
+from handler.requests import Request, WorkflowRequest, parse_request
 from handler.words import MAX_DEPTH
 from handler.workflow import is_link
 
@@ -35,6 +37,10 @@ def refused(given: object) -> JobError:
     return caught.value
 
 
+def files_with(*files: object) -> dict[str, object]:
+    return {"workflow": WORKFLOW, "files": list(files)}
+
+
 def nested(levels: int) -> object:
     value: object = 1
     for _ in range(levels):
@@ -48,16 +54,58 @@ def test_a_workflow_alone_is_a_request_with_the_defaults() -> None:
 
 def test_everything_that_may_be_given_is_taken() -> None:
     request = parse(
-        max_wait=5, images=[{"name": "a.png", "image": "QQ=="}], overrides={"1": {"width": 16}}
+        max_wait=5,
+        images=[{"name": "a.png", "image": "QQ=="}],
+        files=[{"name": "b.wav", "url": "https://x.example/b.wav?sig=1", "subfolder": "clips/"}],
+        overrides={"1": {"width": 16}},
+        output={"delivery": "volume", "format": "webp", "quality": 80, "metadata": False},
     )
+    assert request.output == OutputOptions("volume", "webp", 80, False)
     assert request.max_wait == 5.0
-    assert request.images == (InputImage("a.png", "QQ=="),)
+    assert request.files == (
+        InputFile("a.png", "QQ=="),
+        InputFile("b.wav", url="https://x.example/b.wav?sig=1", subfolder="clips"),
+    )
+    assert "sig" not in repr(request) and "QQ==" not in repr(request)
     assert request.workflow["1"]["inputs"] == {"width": 16}
     assert request.warnings == ()
 
 
 def test_a_workflow_may_come_as_text() -> None:
     assert parse(workflow=json.dumps(WORKFLOW)).workflow == WORKFLOW
+
+
+def test_a_workflow_may_be_named() -> None:
+    given = {"workflow_name": " portrait ", "overrides": {"1": {"width": 16}}}
+    request = parse_request(given, SETTINGS, named_workflow={"portrait": WORKFLOW}.__getitem__)
+    assert isinstance(request, WorkflowRequest)
+    assert request.workflow["1"]["inputs"] == {"width": 16}
+
+
+S3 = {
+    "accessId": "id-marker",
+    "accessSecret": "secret-marker",
+    "bucketName": "mine",
+    "endpointUrl": "https://s3.example.com",
+}
+
+
+@pytest.mark.parametrize("inside", [True, False], ids=["in the input", "beside it"])
+def test_a_bucket_comes_with_the_job(inside: bool) -> None:
+    given = {"workflow": WORKFLOW, **({"s3Config": S3} if inside else {})}
+    request = parse_request(given, SETTINGS, None if inside else S3)
+    assert isinstance(request, WorkflowRequest) and request.bucket is not None
+    assert (request.bucket.name, request.bucket.trusted) == ("mine", False)
+    assert request.bucket.secret.reveal() == "secret-marker"
+    assert "marker" not in repr(request)
+
+
+@pytest.mark.parametrize("key", S3)
+@pytest.mark.parametrize("value", [None, 7, "", "a b", "x\r\nEvil: 1", ["secret-marker"]])
+def test_a_bucket_that_is_not_whole_is_refused_without_its_secret(key: str, value: object) -> None:
+    error = refused({"workflow": WORKFLOW, "s3Config": {**S3, key: value}})
+    assert error.code == "output.bad_bucket" and key in error.message
+    assert "marker" not in str(error) + repr(error.details)
 
 
 def test_what_came_in_is_not_changed() -> None:
@@ -112,6 +160,27 @@ def test_overrides_may_add_an_input_and_say_so() -> None:
         ("image.no_name", {"workflow": WORKFLOW, "images": [{"name": 1, "image": "QQ=="}]}),
         ("image.no_data", {"workflow": WORKFLOW, "images": [{"name": "a.png"}]}),
         ("image.no_data", {"workflow": WORKFLOW, "images": [{"name": "a.png", "image": ""}]}),
+        ("image.bad_name", files_with({"name": "../a.png", "data": "QQ=="})),
+        ("image.bad_name", files_with({"name": "a.png", "data": "QQ==", "subfolder": "../x"})),
+        ("image.bad_name", files_with({"name": "a.png", "data": "QQ==", "subfolder": "/etc"})),
+        ("image.bad_name", files_with({"name": "a.png", "data": "QQ==", "subfolder": "a\\b"})),
+        ("image.bad_name", files_with({"name": "a.png", "data": "QQ==", "subfolder": "a/" * 20})),
+        ("request.wrong_type", files_with({"name": "a.png", "data": "QQ==", "subfolder": 5})),
+        ("request.wrong_type", files_with({"name": "a.png", "data": "QQ==", "url": "https://x"})),
+        ("request.wrong_type", files_with({"name": "a.png", "url": ["https://x"]})),
+        ("image.no_data", files_with({"name": "a.png", "image": "QQ=="})),
+        ("input.named_twice", files_with(*[{"name": "a.png", "data": "QQ=="}] * 2)),
+        ("request.wrong_type", {"workflow": WORKFLOW, "output": "s3"}),
+        ("request.wrong_type", {"workflow": WORKFLOW, "output": {"delivery": "ftp"}}),
+        ("request.wrong_type", {"workflow": WORKFLOW, "output": {"format": []}}),
+        ("request.wrong_type", {"workflow": WORKFLOW, "output": {"quality": 0}}),
+        ("request.wrong_type", {"workflow": WORKFLOW, "output": {"metadata": "no"}}),
+        ("output.no_bucket", {"workflow": WORKFLOW, "output": {"delivery": "s3"}}),
+        ("request.wrong_type", {"workflow": WORKFLOW, "s3Config": "secret"}),
+        ("output.bad_bucket", {"workflow": WORKFLOW, "s3Config": {"accessId": "id"}}),
+        ("request.wrong_type", {"workflow_name": 7}),
+        ("request.wrong_type", {"workflow_name": "a", "workflow": WORKFLOW}),
+        ("workflow.name_unknown", {"workflow_name": "a"}),
         ("request.wrong_type", {"workflow": WORKFLOW, "max_wait": "5"}),
         ("request.wrong_type", {"workflow": WORKFLOW, "max_wait": True}),
         ("request.wrong_type", {"workflow": WORKFLOW, "max_wait": 0}),
@@ -184,11 +253,18 @@ _nodes = st.fixed_dictionaries(
     },
 )
 _workflows = st.dictionaries(st.sampled_from("123") | st.text(max_size=3), _nodes, max_size=3)
+_file_fields = st.sampled_from(["name", "data", "url", "subfolder"])
+_output_fields = st.sampled_from(["delivery", "format", "quality", "metadata", "include_temp"])
+_s3_fields = st.sampled_from(["accessId", "accessSecret", "bucketName", "endpointUrl"])
 _requests = st.fixed_dictionaries(
     {},
     optional={
         "workflow": _workflows | _values | _workflows.map(json.dumps),
         "images": st.lists(st.dictionaries(st.sampled_from(["name", "image"]), _values)) | _values,
+        "files": st.lists(st.dictionaries(_file_fields, _values)) | _values,
+        "output": st.dictionaries(_output_fields, _values) | _values,
+        "s3Config": st.dictionaries(_s3_fields, _values) | _values,
+        "workflow_name": _values,
         "overrides": st.dictionaries(st.sampled_from("1234"), _values, max_size=2) | _values,
         "max_wait": _values,
         "other": _values,

@@ -252,7 +252,7 @@ def test_a_broken_branch_is_left_out_and_told(worker: BootedWorker) -> None:
 
 
 def test_a_node_that_fails_says_which_and_why(worker: BootedWorker) -> None:
-    sent = {"name": "no.png", "image": base64.b64encode(b"this is no picture").decode()}
+    sent = {"name": "no.png", "image": base64.b64encode(png()[:8] + b"garbage").decode()}
     reply = worker.ask({"workflow": from_file("no.png"), "images": [sent]})
     assert_refused(reply, "job.node_failed", "LoadImage")
     assert reply["details"]["node_id"] == "1"

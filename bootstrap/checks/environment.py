@@ -6,6 +6,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Mapping
 
+from bootstrap.bucket import missing_variables
 from bootstrap.checks.tokens import token_names
 from bootstrap.facts.machine import MachineFacts
 from bootstrap.findings import Finding, info, warning
@@ -53,6 +54,7 @@ CODES = {
     "env.reply_limit": "MAX_REPLY_MB is above what Runpod accepts.",
     "env.request_limit": "MAX_REQUEST_MB is above what Runpod accepts.",
     "env.gpu_contradiction": "GPU=required and --cpu contradict each other.",
+    "env.bucket_incomplete": "Of a bucket's variables only some are set.",
     "env.runpod_webhook": "Runpod's job addresses are incomplete.",
     "env.private_downloads": "Downloads from private addresses are allowed.",
 }
@@ -68,6 +70,7 @@ def check_environment(
         *_boot_timeout(settings, env),
         *_sizes(settings),
         *_gpu_contradiction(settings),
+        *_bucket(settings),
         *_runpod(env),
     ]
 
@@ -211,6 +214,20 @@ def _gpu_contradiction(settings: Settings) -> list[Finding]:
             "GPU=required says there must be a GPU, but --cpu in COMFYUI_ARGS keeps ComfyUI from "
             "using it.",
             f"Remove one of them {_WHERE}.",
+        )
+    ]
+
+
+def _bucket(settings: Settings) -> list[Finding]:
+    lacking = missing_variables(settings)
+    if not lacking:
+        return []
+    return [
+        warning(
+            "env.bucket_incomplete",
+            f"A bucket for results is set without {', '.join(lacking)}: nothing is uploaded.",
+            f"Set {', '.join(lacking)} {_WHERE}, or remove the other BUCKET_ variables.",
+            missing=lacking,
         )
     ]
 

@@ -3,6 +3,7 @@
 Runs in ComfyUI's Python, so it imports nothing of the project.
 """
 
+import json
 import os
 import signal
 import time
@@ -52,6 +53,34 @@ class Die:
         os.kill(os.getpid(), signal.Signals[way])
         time.sleep(10)
         return (image,)
+
+
+class Report:
+    """Writes files below the output folder and reports whatever `ui` says, as JSON."""
+
+    CATEGORY = "tests"
+    RETURN_TYPES = ()
+    OUTPUT_NODE = True
+    FUNCTION = "run"
+
+    @classmethod
+    def INPUT_TYPES(cls):
+        return {
+            "required": {"files": ("STRING", {}), "ui": ("STRING", {})},
+            "optional": {"megabytes": ("INT", {"default": 0})},
+        }
+
+    def run(self, files, ui, megabytes=0):
+        import folder_paths
+
+        output = folder_paths.get_output_directory()
+        for name in files.split():
+            path = os.path.join(output, name)
+            os.makedirs(os.path.dirname(path), exist_ok=True)
+            with open(path, "w") as file:
+                file.write(f"content of {name}")
+                file.write("x" * megabytes * 1_000_000)
+        return {"ui": json.loads(ui.replace("OUTPUT", output))}
 
 
 class ShowEnvironment:
@@ -114,4 +143,5 @@ NODE_CLASS_MAPPINGS = {
     "TestSleep": Sleep,
     "TestDie": Die,
     "TestShowEnvironment": ShowEnvironment,
+    "TestReport": Report,
 }

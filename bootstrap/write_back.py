@@ -34,7 +34,7 @@ _BYTECODE = ".pyc"
 _HALF_BYTECODE = re.compile(r"\.pyc\.\d+$")
 
 
-class Keeper:
+class WriteBack:
     """Carries changes of some copies back, in a thread that waits for `soon`.
 
     It measures no time between calls: a worker that was frozen meanwhile finds nothing amiss.
@@ -50,7 +50,7 @@ class Keeper:
         """Look for changes in the background; returns at once."""
         self._wanted.set()
         if self._thread is None:
-            self._thread = threading.Thread(target=self._work, name="keeper", daemon=True)
+            self._thread = threading.Thread(target=self._work, name="write-back", daemon=True)
             self._thread.start()
 
     def now(self, settled: float = 0.0) -> list[str]:

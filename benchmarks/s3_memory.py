@@ -1,0 +1,120 @@
+"""Memory while a large video is delivered to a bucket, against what other workers do.
+
+    python -m benchmarks.s3_memory [--megabytes 500]
+
+A file of random bytes is delivered to a real S3 server on this machine (moto, in a process of its
+own) from a process that has the SDK, boto3 and a first small upload behind it, as a worker has.
+Printed: the peak of resident memory above that baseline, for our delivery (to the bucket, and kept
+on the volume as well) and for the usual way, which reads the whole file and hands it to boto3.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from tests.support.s3_server import S3Server, s3_server
+
+WANTED_MB = 64
+_BLOCK = 4 * 1024 * 1024
+# Runs in a process of its own: the peak is the process's.
+_DELIVERY = """
+import asyncio, os, sys, time
+from pathlib import Path
+import runpod  # a worker has it
+from bootstrap.bucket import bucket_of
+from bootstrap.settings import Settings
+from bootstrap.volume import Layout
+from bootstrap.workdir import make_workdir
+from handler.deadline import Deadline
+from handler.delivery import Delivery, Order
+from handler.outputs import ProducedFile
+
+way, film, folder = sys.argv[1], Path(sys.argv[2]), Path(sys.argv[3])
+settings, _ = Settings.from_env(os.environ)
+work = make_workdir(folder / "work")
+(folder / "volume" / "ComfyUI").mkdir(parents=True, exist_ok=True)
+delivery = Delivery(settings, work, Layout(folder / "volume", True, None))
+
+def resident(field):
+    with open("/proc/self/status") as status:
+        return next(int(line.split()[1]) for line in status if line.startswith(field)) * 1024
+
+def ours(name):
+    order = Order(name, Deadline(600), bucket=bucket_of(settings))
+    answer = delivery.deliver([ProducedFile("1", name, "", "output")], order)
+    (result,) = answer["results"]
+    assert "url" in result and "path" in result and "warnings" not in answer, answer
+
+def usual(name):
+    import boto3
+    client = boto3.client(
+        "s3", endpoint_url=os.environ["BUCKET_ENDPOINT_URL"],
+        aws_access_key_id=os.environ["BUCKET_ACCESS_KEY_ID"],
+        aws_secret_access_key=os.environ["BUCKET_SECRET_ACCESS_KEY"], region_name="us-east-1")
+    body = (work.output / name).read_bytes()
+    client.put_object(Bucket=os.environ["BUCKET_NAME"], Key=name, Body=body)
+
+deliver = {"ours": ours, "usual": usual}[way]
+(work.output / "small.mp4").write_bytes(b"x" * 1000)
+deliver("small.mp4")
+os.rename(film, work.output / "film.mp4")
+with open("/proc/self/clear_refs", "w") as clear:
+    clear.write("5")  # the peak is counted from here
+before, start = resident("VmRSS"), time.monotonic()
+deliver("film.mp4")
+print(before, resident("VmHWM"), time.monotonic() - start)
+os.rename(work.output / "film.mp4", film)
+work.remove()
+"""
+
+
+def make_film(path: Path, size: int) -> None:
+    """Bytes that no server can store in fewer."""
+    with open(path, "wb") as file:
+        file.writelines(os.urandom(min(_BLOCK, size - first)) for first in range(0, size, _BLOCK))
+
+
+def measure(way: str, film: Path, server: S3Server) -> tuple[float, float, float]:
+    """(baseline, peak above it) in MB, and seconds."""
+    folder = film.parent / way
+    folder.mkdir()
+    done = subprocess.run(
+        [sys.executable, "-c", _DELIVERY, way, str(film), str(folder)],
+        env={**os.environ, **server.env},
+        stdout=subprocess.PIPE,
+        text=True,
+        check=True,
+    )
+    before, peak, seconds = (float(word) for word in done.stdout.split()[-3:])
+    return before / 1e6, (peak - before) / 1e6, seconds
+
+
+def main(argv: Sequence[str]) -> int:
+    """Print the figures; 0 when ours needs no more than is wanted."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--megabytes", type=int, default=500)
+    parser.add_argument("--folder", default=None, help="where files go (default: temp folder)")
+    arguments = parser.parse_args(argv)
+    start = time.monotonic()
+    with tempfile.TemporaryDirectory(dir=arguments.folder) as folder, s3_server() as server:
+        film = Path(folder) / "film.mp4"
+        make_film(film, arguments.megabytes * 1_000_000)
+        print(f"{arguments.megabytes} MB, baseline: a process with the SDK and one small upload")
+        peaks = {}
+        for way in ("usual", "ours"):
+            baseline, peaks[way], seconds = measure(way, film, server)
+            print(f"{way:6} {baseline:6.1f} MB + {peaks[way]:6.1f} MB at the peak, {seconds:.1f} s")
+    print(f"ours: + {peaks['ours']:.1f} MB (wanted: + {WANTED_MB} MB or less)")
+    print(f"measured in {time.monotonic() - start:.0f} s")
+    return 0 if peaks["ours"] <= WANTED_MB else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,124 @@
+"""What a job produced -> results: found on disk, described, in the form that is wanted."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from concurrent.futures import Executor
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from handler.content import HEAD_BYTES, kind_of, mime_type
+from handler.errors import JobError
+from handler.keeper import marked
+from handler.local_files import LocalFiles
+from handler.order import Order
+from handler.outputs import Produced, ProducedFile, ProducedText
+from handler.pictures import NotWritten, rewritten
+from handler.result import Result
+
+
+@dataclass
+class Gathered:
+    """Results in the order of their nodes, the files that were reported, warnings about others."""
+
+    results: list[Result] = field(default_factory=list)
+    files: list[Path] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
+
+
+def gather(produced: Iterable[Produced], files: LocalFiles, mark: str) -> Gathered:
+    """Find everything. Raises JobError when files were reported and not one of them is on disk."""
+    found = Gathered()
+    missing: list[str] = []
+    for item in produced:
+        if isinstance(item, ProducedText):
+            found.results.append(Result(item.node_id, "text", text=item.text))
+            continue
+        local = files.find(item)
+        if local is None:
+            missing += [] if item.guessed else [item.filename]
+        elif local not in found.files:
+            found.files.append(local)
+            found.results.append(_result(item, local, files, mark))
+    if missing and not found.results:
+        raise JobError(
+            "job.result_missing",
+            f"ComfyUI reported {', '.join(missing[:5])}, but no such file is on disk.",
+            "Send the job again; if it stays, a custom node saves somewhere else than it says.",
+            files=missing,
+        )
+    found.warnings = [f"{name} was reported by ComfyUI but is not on disk" for name in missing]
+    return found
+
+
+def rewrite(results: list[Result], order: Order, scratch: Path, pool: Executor) -> None:
+    """Give pictures the form that is wanted, in files of their own below `scratch`."""
+    if order.options.changes_images:
+        pictures = [result for result in results if result.kind == "image"]
+        list(pool.map(lambda result: _rewrite(result, order, scratch), pictures))
+    _tell_apart(results)
+
+
+def write_out(result: Result, mark: str, scratch: Path) -> None:
+    """A text becomes a file."""
+    scratch.mkdir(parents=True, exist_ok=True)
+    name = f"text_{result.node_id}.txt".replace("/", "_")[-100:]
+    local = scratch / name
+    local.write_text(result.text or "", "utf-8", "replace")
+    result.filename = marked(name, mark)
+    result.mime_type, result.size, result.local = "text/plain", local.stat().st_size, local
+
+
+def _result(item: ProducedFile, local: Path, files: LocalFiles, mark: str) -> Result:
+    inside = local.is_relative_to(files.output)
+    result = Result(
+        item.node_id,
+        "file",
+        local,
+        filename=marked(local.name, mark),
+        subfolder=local.parent.relative_to(files.output) if inside else Path(),
+        type=item.type,
+        path=files.place_on_volume(local),
+    )
+    if result.path is not None:
+        result.filename = local.name
+    return _described(result, local)
+
+
+def _described(result: Result, local: Path) -> Result:
+    """What only the file can tell: type, kind and size."""
+    with open(local, "rb") as file:
+        head = file.read(HEAD_BYTES)
+    result.mime_type = mime_type(head, local.name)
+    result.kind = kind_of(result.mime_type)
+    result.size = local.stat().st_size
+    result.local = local
+    return result
+
+
+def _rewrite(result: Result, order: Order, scratch: Path) -> None:
+    assert result.local is not None
+    folder = scratch / result.subfolder
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        changed = rewritten(result.local, folder, order.options)
+    except NotWritten as problem:
+        result.warnings.append(f"{result.filename} comes as it was saved: {problem}")
+        return
+    if changed is not None:
+        result.filename = marked(changed.name, order.mark)
+        result.path = None
+        _described(result, changed)
+
+
+def _tell_apart(results: Iterable[Result]) -> None:
+    """No two results of a job have one name, such as `a.png` and `a.webp` once both are JPEG."""
+    seen: set[Path] = set()
+    for result in results:
+        if result.local is None:
+            continue
+        name, number = Path(result.filename), 1
+        while result.subfolder / result.filename in seen:
+            number += 1
+            result.filename = f"{name.stem}-{number}{name.suffix}"
+        seen.add(result.subfolder / result.filename)

@@ -1,0 +1,144 @@
+"""The files that ComfyUI writes on local disk: found, told apart by job, and removed in time.
+
+ComfyUI answers a repeated node from its cache and reports the file it wrote then. The files of the
+last job are therefore left in place; of one that is gone, or was written anew by another job
+meanwhile, the node has to run again.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+from bootstrap.volume import Layout
+from bootstrap.workdir import WorkDir
+from handler.outputs import Produced, ProducedFile
+
+# The clock of file times lags a little behind the one of processes.
+_CLOCK_LAG = 0.05
+Stamp = tuple[int, int]
+
+
+class LocalFiles:
+    """ComfyUI's output and temp folders. Times are seconds since 1970."""
+
+    def __init__(self, work: WorkDir, layout: Layout) -> None:
+        self._layout = layout
+        self.output = Path(os.path.realpath(work.output))
+        self._temp = Path(os.path.realpath(work.temp))
+        self._input = Path(os.path.realpath(work.input))
+        self._volume = Path(os.path.realpath(layout.output))
+        self._reported: dict[Path, Stamp] = {}
+        self._claimed: Counter[Path] = Counter()
+        self._lock = threading.Lock()
+
+    def find(self, item: ProducedFile) -> Path | None:
+        """The file ComfyUI reported; None when it is gone or lies outside the folders of results:
+        a workflow must not be able to send for any file of this machine."""
+        bases = {"output": self.output, "temp": self._temp, "input": self._input}
+        base = bases.get(item.type)
+        if base is not None:
+            path = _file_at(base / item.subfolder / item.filename, (base,))
+            if path is not None:
+                return path
+        if item.fullpath is None:
+            return None
+        return _file_at(Path(item.fullpath), (self.output, self._temp, self._volume))
+
+    def place_on_volume(self, path: Path) -> str | None:
+        """Where a file that a node wrote straight to the volume's output folder is, from the
+        volume's root; None for all others."""
+        if path.is_relative_to(self.output) or not path.is_relative_to(self._volume):
+            return None
+        inside = self._layout.output / path.relative_to(self._volume)
+        return str(inside.relative_to(self._layout.root))
+
+    def stale_nodes(self, items: Iterable[Produced], since: float) -> list[str]:
+        """Nodes whose reported files a job that started at `since` cannot have: gone, or older
+        without being those of the last job."""
+        stale: dict[str, None] = {}
+        for item in items:
+            if isinstance(item, ProducedFile) and not item.guessed and item.type != "input":
+                path = self.find(item)
+                if path is None or (self._is_ours(path) and not self._is_of(path, since)):
+                    stale[item.node_id] = None
+        return list(stale)
+
+    def claim(self, reported: Iterable[Path], until: float) -> list[Path]:
+        """Reserve the files of a job that ended at `until`: those it reported, and those in the
+        output folder that nobody did, which are returned. Jobs are delivered side by side."""
+        with self._lock:
+            self._claimed.update(reported)
+            rest = list(self._unreported(until))
+            self._claimed.update(rest)
+            return rest
+
+    def release(self, paths: Iterable[Path]) -> None:
+        """Give up claims."""
+        with self._lock:
+            self._claimed.subtract(paths)
+            self._claimed += Counter()  # drops what has none left
+
+    def settle(self, reported: Iterable[Path], rest: Iterable[Path], until: float) -> None:
+        """After a job: its claims end, what it reported is left for the next one, and what was
+        reported before is removed. Only ever files in our own folders."""
+        reported = list(reported)
+        self.release([*reported, *rest])
+        with self._lock:
+            ours = (path for path in reported if self._is_ours(path))
+            last = {path: stamp for path in ours if (stamp := _stamp(path)) is not None}
+            earlier = [p for p in self._reported if p not in last and not self._claimed[p]]
+            self._reported = last
+        for path in earlier:
+            if _changed_at(path) <= until:
+                path.unlink(missing_ok=True)
+
+    def _unreported(self, until: float) -> Iterator[Path]:
+        for path in _files_below(self.output):
+            stamp = _stamp(path)
+            known = self._claimed[path] or self._reported.get(path) == stamp
+            if stamp is not None and not known and _changed_at(path) <= until:
+                yield path
+
+    def _is_ours(self, path: Path) -> bool:
+        return path.is_relative_to(self.output) or path.is_relative_to(self._temp)
+
+    def _is_of(self, path: Path, since: float) -> bool:
+        stamp = _stamp(path)
+        return stamp is not None and (
+            stamp[1] / 1e9 >= since - _CLOCK_LAG or self._reported.get(path) == stamp
+        )
+
+
+def _file_at(path: Path, roots: Iterable[Path]) -> Path | None:
+    try:
+        real = Path(os.path.realpath(path))
+        inside = any(real.is_relative_to(root) for root in roots)
+        return real if inside and real.is_file() else None
+    except (OSError, ValueError):
+        return None
+
+
+def _files_below(folder: Path) -> Iterator[Path]:
+    for parent, _, names in os.walk(folder):
+        for name in sorted(names):
+            path = Path(parent) / name
+            if path.is_file():  # no sockets, no links that lead nowhere
+                yield path
+
+
+def _stamp(path: Path) -> Stamp | None:
+    """What changes when the file does, a copy of an old one included; None when it is gone."""
+    try:
+        status = path.stat()
+    except OSError:
+        return None
+    return status.st_size, status.st_ctime_ns
+
+
+def _changed_at(path: Path) -> float:
+    stamp = _stamp(path)
+    return 0.0 if stamp is None else stamp[1] / 1e9

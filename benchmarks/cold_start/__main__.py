@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import signal
 import sys
 import time
@@ -48,6 +49,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     when interrupted; processes and mounts are gone in any case."""
     given = _arguments(argv)
     signal.signal(signal.SIGTERM, signal.default_int_handler)
+    # Everybody's bytecode is there after the first day; nobody is to compile at each start.
+    os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
     try:
         outcome = measure(given.only or [*_COLD, _HOT, _THAW], given.rounds, given.frozen)
     except KeyboardInterrupt:

@@ -6,7 +6,9 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from bootstrap.findings import Finding, Severity
-from bootstrap.render import findings_text
+from bootstrap.page.text import number
+from bootstrap.render import findings_text, waterfall
+from bootstrap.timeline import Stage
 from scripts.watching import plain
 
 
@@ -38,11 +40,14 @@ def _boot(boot: Mapping[str, Any]) -> Iterator[str]:
     if not boot:
         return
     yield f"Boot: {plain(str(boot.get('outcome')))} after {_seconds(boot.get('seconds'))} s"
-    for stage in _objects(boot.get("timeline")):
-        outcome = stage.get("outcome", "ok")
-        note = "" if outcome == "ok" else f"  ({outcome})"
-        start, took = _seconds(stage.get("start")), _seconds(stage.get("seconds"))
-        yield plain(f"{start:>8} s  {took:>7} s  {stage.get('name')}{note}")
+    stages = [_stage(given) for given in _objects(boot.get("timeline"))]
+    yield from map(plain, waterfall(stages))
+
+
+def _stage(given: Mapping[str, Any]) -> Stage:
+    name, outcome, note = (str(given.get(key) or "") for key in ("name", "outcome", "note"))
+    start, took, moved = (number(given.get(key)) for key in ("start", "seconds", "bytes"))
+    return Stage(name, start, took, outcome, int(moved), note)
 
 
 def _comfyui(comfyui: Mapping[str, Any]) -> Iterator[str]:

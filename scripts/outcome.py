@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from bootstrap.findings import Severity
+from bootstrap.page import page
 from scripts.diagnostics_text import diagnostics_text, findings_in
 from scripts.endpoint import Job
 from scripts.saving import Saving, save
@@ -35,8 +36,9 @@ class Ended:
     problem: str = ""
 
 
-def report(ended: Ended, folder: Path, as_json: bool) -> int:
-    """Save results in `folder`, print what there is to say; the final exit code."""
+def report(ended: Ended, folder: Path, as_json: bool, html: Path | None = None) -> int:
+    """Save results in `folder`, and diagnostics as a page in `html`; print what there is to say;
+    the final exit code."""
     code, problem = _judged(ended)
     output = ended.job.output if ended.job else None
     saving = Saving()
@@ -47,6 +49,8 @@ def report(ended: Ended, folder: Path, as_json: bool) -> int:
     if code == DONE and isinstance(diagnostics, dict):
         found = findings_in(diagnostics)
         code = FAILED if any(f.severity is Severity.ERROR for f in found) else DONE
+        if html is not None:
+            html.write_text(page(diagnostics, "ComfyUI worker report"), "utf-8")
     for note in (*_warnings(output), *saving.elsewhere, *saving.problems):
         print(f"note: {plain(note)}", file=sys.stderr)
     if problem:

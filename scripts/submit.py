@@ -4,7 +4,7 @@
     export RUNPOD_API_KEY=… RUNPOD_ENDPOINT_ID=…
     python3 scripts/submit.py workflow_api.json --set 6.text="a cat" --image photo.png=cat.png
     python3 scripts/submit.py workflow_api.json --url http://127.0.0.1:8000    # a local worker
-    python3 scripts/submit.py --diagnostics
+    python3 scripts/submit.py --diagnostics --html worker.html
 
 Needs Python 3.10 or newer with requests and tqdm. The paths of saved files go to standard output
 (with --json the whole reply), everything else to standard error.
@@ -79,7 +79,7 @@ def main(argv: list[str], env: Mapping[str, str] = os.environ) -> int:
             ended = Ended(UNREACHABLE, problem=str(problem))
         except KeyboardInterrupt:
             ended = Ended(INTERRUPTED, problem="Stopped before the endpoint had named the job.")
-    return report(ended, arguments.output, arguments.json)
+    return report(ended, arguments.output, arguments.json, arguments.html)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -100,6 +100,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--timeout", type=float, default=1800.0, metavar="S", help="cancel after so many seconds")
     add("--diagnostics", action="store_true", help="ask a worker how it is, instead of a workflow")
     add("--deep", action="store_true", help="with --diagnostics: also measure the volume")
+    add("--html", type=Path, metavar="FILE", help="with --diagnostics: also write it as a page")
     add("--json", action="store_true", help="one JSON object on standard output")
     return parser
 
@@ -111,8 +112,8 @@ def _input(arguments: argparse.Namespace) -> dict[str, Any]:
         return {"type": "diagnostics", "deep": arguments.deep}
     if not arguments.workflow:
         raise UsageError("Name a workflow file in API format, or ask for --diagnostics.")
-    if arguments.deep:
-        raise UsageError("--deep goes with --diagnostics.")
+    if arguments.deep or arguments.html:
+        raise UsageError("--deep and --html go with --diagnostics.")
     return workflow_input(arguments.workflow, arguments.set, arguments.image, arguments.max_wait)
 
 

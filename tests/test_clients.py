@@ -161,9 +161,17 @@ def test_diagnostics_are_text_for_people(serving: Serving, tmp_path: Path) -> No
     assert done.code == 0, done.out
     assert "volume.found" in done.out
     assert re.search(r"Boot: ready after \d", done.out)
-    assert re.search(r"s  start ComfyUI$", done.out, re.MULTILINE)
+    assert re.search(r"█.*│ start ComfyUI$", done.out, re.MULTILINE)
     assert "ComfyUI: answers" in done.out
     assert "\033" not in done.out
+
+
+def test_diagnostics_are_a_page_with_the_boot_s_stages(serving: Serving, tmp_path: Path) -> None:
+    done = submit(serving, tmp_path, "--diagnostics", "--html", str(tmp_path / "worker.html"))
+    assert done.code == 0, done.out
+    html = (tmp_path / "worker.html").read_text()
+    assert "copy code" in html and "start ComfyUI" in html and "<svg" in html
+    assert re.search(r"<title>from [^<]* s; \d[^<]*B; \d+ files</title>", html), "bytes, and a note"
 
 
 def test_diagnostics_are_data_for_programs(serving: Serving, tmp_path: Path) -> None:

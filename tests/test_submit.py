@@ -150,6 +150,7 @@ def test_a_file_that_is_missing_or_not_json(tmp_path: Path) -> None:
     [
         ([], ENV, "Name a workflow file"),
         (["w.json", "--diagnostics"], ENV, "--diagnostics goes without"),
+        (["w.json", "--html", "x.html"], ENV, "--html go with --diagnostics"),
         (["--diagnostics"], {"RUNPOD_ENDPOINT_ID": "e"}, "RUNPOD_API_KEY is not set"),
         (["--diagnostics"], {"RUNPOD_API_KEY": "k"}, "RUNPOD_ENDPOINT_ID is not set"),
         (["--diagnostics"], {**ENV, "RUNPOD_API_KEY": "rpa_A\nrpa_B"}, "white space"),

@@ -25,7 +25,8 @@ _STATUSES = {s.value: s for s in (Severity.ERROR, Severity.WARNING, Severity.OK)
 def page(report: Mapping[str, Any], title: str = TITLE) -> str:
     """The report as one HTML document that needs nothing else, under 300 KB whatever it holds.
 
-    `report` is what `render.report_json` makes, or that read back from a file: parts that are
+    `report` is what `render.report_json` makes, a diagnostics reply's `diagnostics` (which has the
+    boot's timeline as well), or either read back from a file: parts that are
     missing, null or of another type do not show. No error is raised and nothing is left
     unescaped.
     """
@@ -33,7 +34,7 @@ def page(report: Mapping[str, Any], title: str = TITLE) -> str:
     name = safe(title, _MOST_TITLE) or TITLE
     parts = (
         inventory_html(facts.get("models"), facts.get("volume")),
-        timeline_html(report.get("timeline")),
+        timeline_html(report.get("timeline") or mapping(report.get("boot")).get("timeline")),
         machine_html(facts.get("machine")),
     )
     # Those are bounded by number and length; the findings may have what room they leave.

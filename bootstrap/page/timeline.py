@@ -6,11 +6,11 @@ from collections.abc import Iterator, Mapping
 from math import floor, log10
 from typing import Any
 
-from bootstrap.page.text import mappings, number, plain, safe, seconds
+from bootstrap.page.text import mappings, number, plain, safe, seconds, size
 from bootstrap.wording import counted
 
 MOST_STAGES = 40
-_MOST_NAME, _MOST_OUTCOME = 60, 60
+_MOST_NAME, _MOST_OUTCOME, _MOST_NOTE = 60, 60, 120
 
 
 def timeline_html(timeline: object) -> str:
@@ -35,7 +35,7 @@ def _row(stage: Mapping[str, Any], total: float) -> str:
     good = outcome == "ok"
     kind, mark = ("ok", "✓") if good else ("error", "✗")
     said = "" if good else f' <span class="failed">{safe(outcome or "no outcome", 60)}</span>'
-    title = f"from {seconds(start)} to {seconds(start + length)}"
+    title = f"from {seconds(start)} to {seconds(start + length)}{_more(stage)}"
     spoken = "ok" if good else "failed"
     return (
         f'<li><span class="stage"><span class="mark {kind}" role="img" aria-label="{spoken}">'
@@ -45,6 +45,12 @@ def _row(stage: Mapping[str, Any], total: float) -> str:
         f'{_grid(total)}<rect class="{kind}" x="{100 * start / total:.2f}%" y="2" height="10" '
         f'rx="2" width="{max(100 * length / total, 0.4):.2f}%"/></svg></li>'
     )
+
+
+def _more(stage: Mapping[str, Any]) -> str:
+    """What it moved, and what else it says, for whoever points at the bar."""
+    moved = size(stage.get("bytes")) if number(stage.get("bytes")) else ""
+    return "".join(f"; {part}" for part in (moved, safe(stage.get("note"), _MOST_NOTE)) if part)
 
 
 def _axis(total: float) -> str:

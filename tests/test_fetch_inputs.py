@@ -283,3 +283,10 @@ def test_a_job_that_is_over_leaves_nothing_though_its_files_still_come(
     inputs.remove()
     placing.join(5)
     assert failed and list(folder.iterdir()) == []
+
+
+def test_files_that_are_placed_after_the_job_is_over_go_too(folder: Path) -> None:
+    inputs = JobInputs(folder, "m1", fetcher())
+    inputs.remove()
+    inputs.place([InputFile("a.png", data="iVBORw0KGgo=")], {})
+    assert list(folder.iterdir()) == []

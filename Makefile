@@ -50,9 +50,12 @@ bench: python ## Measure cold starts on a simulated network volume (ARGS="--only
 	@$(PYTHON) -m demo volume >/dev/null
 	@$(VENV_PYTHON) -m benchmarks.cold_start $(ARGS)
 
-prove: python ## The long proofs: 200 provisioners killed on each of four kinds of disk
+prove: python ## The long proofs: killed provisioners, malformed requests, frozen workers (half an hour)
 	@$(PYTHON) -m demo venv dev
-	@$(VENV_PYTHON) -m tests.prove.kill_provisioners
+	@$(PYTHON) -m demo volume >/dev/null
+	$(VENV_PYTHON) -m tests.prove.kill_provisioners
+	$(VENV_PYTHON) -m tests.prove.malformed_requests
+	$(VENV_PYTHON) -m tests.prove.freeze
 
 check: python ## Formatter, linter and strict types, changing nothing
 	@$(PYTHON) -m demo venv dev

@@ -4,7 +4,7 @@
     local folder ┘  choose Python ─ ask flags┤
                     read manifest ─ fetch ···│··················(beside)
                     link models ─────────────┴─ read ahead ·····(beside)
-    check machine ······(beside)   check volume, after the copy (beside)
+    check machine, check volume, after the copy (beside)
 
 `begin` starts it all and returns when ComfyUI has been started; `finish` waits for it. Between the
 two the caller has some ten seconds for whatever else takes time, such as importing the SDK.

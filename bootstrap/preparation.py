@@ -76,10 +76,11 @@ class Preparation:
         """What to do, each with what it needs."""
         patience = self.settings.volume_timeout
         return (
-            Task(self.machine_check.name, self.machine_check.run),
             Task("find volume", self._locate, budget=patience, late=_VOLUME_LATE),
             Task("local folder", self._make_workdir),
             Task("copy code", self._copy_code, needs=("find volume", "local folder")),
+            # The copy is what ComfyUI's start waits for; whoever can wait does not take its time.
+            Task(self.machine_check.name, self.machine_check.run, after=("copy code",)),
             Task(self.volume_check.name, self.volume_check.run, after=("copy code",)),
             Task("read manifest", self._read_manifest, needs=("find volume",)),
             Task(

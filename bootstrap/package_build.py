@@ -10,7 +10,8 @@ from __future__ import annotations
 import importlib.metadata
 import json
 import os
-from collections.abc import Sequence
+import shutil
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -37,6 +38,7 @@ class Builder:
         self._folder = folder
         self._scratch = scratch
         self._constraints = self._written("constraints.txt", constraints)
+        self._wheels = scratch / "wheels"
         self._installed = {line.partition("==")[0] for line in constraints}
 
     def build(self, requirements: Sequence[str]) -> Record:
@@ -48,7 +50,8 @@ class Builder:
         self._folder.mkdir(parents=True)
         if not announced:
             return Record(tuple(requirements), {}, refused)
-        self._install(announced)
+        announced, not_built = self._install(announced)
+        refused |= not_built
         self._verify(announced)
         installed = {each.name: each.version for each in announced}
         return Record(tuple(requirements), installed, refused)
@@ -91,9 +94,38 @@ class Builder:
             raise PipFailed(f"it would replace {', '.join(replaced)}", False)
         return announced
 
-    def _install(self, announced: Sequence[Announced]) -> None:
+    def _install(self, announced: Sequence[Announced]) -> tuple[list[Announced], dict[str, str]]:
+        """All of them; where one cannot be built from its source, the others."""
+        try:
+            self._put(each.text for each in announced)
+            return list(announced), {}
+        except PipFailed as problem:
+            if problem.passing:
+                raise
+        built, refused = self._built(announced)
+        shutil.rmtree(self._folder)
+        self._folder.mkdir()
+        if built:
+            self._put(wheel.as_uri() for wheel in sorted(self._wheels.glob("*.whl")))
+        return built, refused
+
+    def _built(self, announced: Sequence[Announced]) -> tuple[list[Announced], dict[str, str]]:
+        """A wheel of each that there can be one of."""
+        built: list[Announced] = []
+        refused: dict[str, str] = {}
+        for each in announced:
+            try:
+                self._pip.run("wheel", "--no-deps", "--wheel-dir", str(self._wheels), each.text)
+                built.append(each)
+            except PipFailed as problem:
+                if problem.passing:
+                    raise
+                refused[each.text] = str(problem)
+        return built, refused
+
+    def _put(self, texts: Iterable[str]) -> None:
         """Bytecode is tied to no time of change, since unpacking gives files another."""
-        exact = self._written("exact.txt", [each.text for each in announced])
+        exact = self._written("exact.txt", texts)
         self._pip.run(
             *("install", "--no-deps", "--no-compile", "--target", str(self._folder)),
             *("--requirement", str(exact)),
@@ -124,7 +156,7 @@ class Builder:
                 if size is None or file.size not in (None, size):
                     raise PipFailed(f"{file} of {each.name} is not whole after installing", True)
 
-    def _written(self, name: str, lines: Sequence[str]) -> Path:
+    def _written(self, name: str, lines: Iterable[str]) -> Path:
         path = self._scratch / name
         path.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
         return path

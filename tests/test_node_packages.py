@@ -246,17 +246,42 @@ def test_the_password_of_an_index_is_never_told(
 
 def test_pip_gets_no_token_of_the_worker(rig: Rig, index: PackageIndex) -> None:
     """Building a package from source runs its setup.py, which anybody may have written."""
-    source = rig.root / "spy-1.0"
-    source.mkdir()
     seen = rig.root / "seen"
-    (source / "setup.py").write_text(
-        f"import os\nopen({str(seen)!r}, 'a').write(repr(dict(os.environ)))\n"
-        "raise SystemExit('not today')\n"
+    code = f"import os; open({str(seen)!r}, 'a').write(repr(dict(os.environ)))"
+    rig.pack("a", source_of(rig.root, "spy", code, "raise SystemExit('not today')"))
+    rig.add({**index.env(), "HF_TOKEN": SECRET, "RUNPOD_API_KEY": SECRET})
+    assert "PIP_INDEX_URL" in seen.read_text()
+    assert SECRET not in seen.read_text()
+
+
+def test_a_package_that_cannot_be_built_and_the_others_come(rig: Rig, index: PackageIndex) -> None:
+    make_wheel(index.folder, "tiny-one", "1.5")
+    broken = source_of(rig.root, "broken", "", "raise SystemExit('no compiler here')")
+    rig.pack("a", broken, "tiny-one")
+    added = rig.add(index.env())
+    (refused,) = one(added, "nodes.packages_refused").details["refused"]
+    assert refused.startswith("broken @ file://")
+    assert rig.imported(added, "import tiny_one; print(tiny_one.VERSION)") == "1.5"
+
+
+def source_of(root: Path, name: str, at_once: str, in_build: str) -> str:
+    """A requirement that is built from source; what is run when it is looked at, and built."""
+    source = root / name
+    source.mkdir()
+    (source / "pyproject.toml").write_text(
+        "[build-system]\nrequires = []\nbuild-backend = 'backend'\nbackend-path = ['.']\n"
+        f"[project]\nname = '{name}'\nversion = '1.0'\n"
     )
-    rig.pack("a", f"spy @ file://{source}")
-    added = rig.add({**index.env(), "HF_TOKEN": SECRET, "PIP_NO_BUILD_ISOLATION": "0"})
-    assert "refused" in added.note, added
-    assert not seen.exists() or SECRET not in seen.read_text()
+    (source / "backend.py").write_text(
+        f"import os\n{at_once}\n"
+        "def prepare_metadata_for_build_wheel(folder, config_settings=None):\n"
+        f"    os.mkdir(os.path.join(folder, '{name}-1.0.dist-info'))\n"
+        f"    with open(os.path.join(folder, '{name}-1.0.dist-info', 'METADATA'), 'w') as file:\n"
+        f"        file.write('Metadata-Version: 2.1\\nName: {name}\\nVersion: 1.0\\n')\n"
+        f"    return '{name}-1.0.dist-info'\n"
+        f"def build_wheel(folder, config_settings=None, metadata_directory=None):\n    {in_build}\n"
+    )
+    return f"{name} @ file://{source}"
 
 
 def test_too_slow_an_index_is_given_up(rig: Rig, index: PackageIndex) -> None:

@@ -27,6 +27,7 @@ from bootstrap.log import say
 from bootstrap.package_archive import BadArchive, Record, archive_at, pack, unpack
 from bootstrap.package_build import Builder
 from bootstrap.pip_child import Pip, PipFailed
+from bootstrap.pip_words import without_passwords
 from bootstrap.publish import publish_new
 from bootstrap.wanted_packages import Wanted, constraints, wanted_by
 from bootstrap.wording import named
@@ -162,7 +163,8 @@ class _Making:
     def _made(self) -> tuple[Record, list[Finding]]:
         scratch = self._place.work / "pip"
         scratch.mkdir()
-        say(f"installing what node packs require: {', '.join(self._wanted.missing)}")
+        wanted = without_passwords(", ".join(self._wanted.missing))
+        say(f"installing what node packs require: {wanted}")
         try:
             pip = Pip(self._place.python, self._env, scratch, self._end)
             pins = constraints(self._packages)
@@ -220,13 +222,14 @@ def _refused(wanted: Wanted, record: Record, archive: Path | None) -> list[Findi
 
 
 def _failed(wanted: Wanted, problem: Exception, timeout: float) -> Finding:
+    missing = [without_passwords(text) for text in wanted.missing]
     return warning(
         "nodes.packages_failed",
-        f"What node packs require ({named(wanted.missing, 8)}) was not installed: {problem}.",
+        f"What node packs require ({named(missing, 8)}) was not installed: {problem}.",
         "pip's lines in the worker's log say more. If it was too slow, raise "
         f"NODE_REQUIREMENTS_TIMEOUT ({timeout:g} s), and with it RUNPOD_INIT_TIMEOUT; if the index "
         "was not reached, look at PIP_INDEX_URL. The next start tries again.",
-        requirements=list(wanted.missing),
+        requirements=missing,
     )
 
 

@@ -18,6 +18,7 @@ from typing import Any
 
 from bootstrap.package_archive import Record
 from bootstrap.pip_child import Pip, PipFailed
+from bootstrap.pip_words import without_passwords
 from bootstrap.requirements_text import normalised
 
 
@@ -48,13 +49,15 @@ class Builder:
         """
         announced, refused = self._sorted_out(requirements)
         self._folder.mkdir(parents=True)
-        if not announced:
-            return Record(tuple(requirements), {}, refused)
-        announced, not_built = self._install(announced)
-        refused |= not_built
-        self._verify(announced)
-        installed = {each.name: each.version for each in announced}
-        return Record(tuple(requirements), installed, refused)
+        if announced:
+            announced, not_built = self._install(announced)
+            refused |= not_built
+            self._verify(announced)
+        return Record(
+            tuple(map(without_passwords, requirements)),
+            {each.name: each.version for each in announced},
+            {without_passwords(text): reason for text, reason in refused.items()},
+        )
 
     def _sorted_out(self, requirements: Sequence[str]) -> tuple[list[Announced], dict[str, str]]:
         """All of them, where they go together; else one by one, first come first served."""

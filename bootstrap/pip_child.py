@@ -6,7 +6,6 @@ It dies with the worker (guard.py), and no password of an index address gets int
 from __future__ import annotations
 
 import os
-import re
 import subprocess
 import sys
 import threading
@@ -18,20 +17,13 @@ from urllib.parse import unquote
 from bootstrap import guard
 from bootstrap.command import environment
 from bootstrap.log import say
+from bootstrap.pip_words import USER_INFO, build_output, is_passing, reason_in, without_passwords
 
-_MOST_REASON = 500
-_USER_INFO = re.compile(r"(?<=://)[^/\s@]+@")
 # Where packages go and which ones is ours to say, whatever the image or the endpoint sets.
 _NOT_PASSED = frozenset(
     "PIP_TARGET PIP_PREFIX PIP_ROOT PIP_USER PIP_REQUIREMENT PIP_EDITABLE PIP_NO_DEPS PIP_DRY_RUN "
     "PIP_REPORT PIP_UPGRADE PIP_FORCE_REINSTALL PIP_IGNORE_INSTALLED PIP_REQUIRE_VIRTUALENV "
     "PIP_QUIET PIP_VERBOSE PIP_LOG PIP_PYTHON PIP_NO_CLEAN PIP_COMPILE PIP_NO_COMPILE".split()
-)
-# What pip prints is the same for an index that is down and for a package that is not there; its
-# detailed log tells them apart (pip/_internal/index/collector.py).
-_PASSING = re.compile(
-    r"Could not fetch URL \S+: (?!404)|Retrying \(|HTTP error (?:401|403|407|429|5\d\d)|"
-    r"Read timed out|No space left on device|Disk quota exceeded"
 )
 _SAID_TOO_OFTEN = ("Requirement already satisfied", "Looking in indexes")
 _MOST_LOG = 4 << 20
@@ -89,17 +81,18 @@ class Pip:
         if process.returncode and time.monotonic() >= self._deadline:
             raise PipFailed("it was not done in the time it may take", True)
         if process.returncode:
-            raise PipFailed(reason_in(lines), self._was_passing(lines))
+            raise self._failure(lines)
 
-    def _was_passing(self, lines: Sequence[str]) -> bool:
-        text = "\n".join(lines)
+    def _failure(self, lines: Sequence[str]) -> PipFailed:
+        log = ""
         if self._log.is_file():
-            with open(self._log, encoding="utf-8", errors="replace") as log:
-                text += log.read(_MOST_LOG)
-        return bool(_PASSING.search(text))
+            with open(self._log, encoding="utf-8", errors="replace") as file:
+                log = file.read(_MOST_LOG)
+        output = [self._heard(line) for line in build_output(log)]
+        return PipFailed(reason_in(lines, output), is_passing("\n".join([*lines, log])))
 
     def _heard(self, line: str) -> str:
-        text = _USER_INFO.sub("***@", line.rstrip())
+        text = without_passwords(line.rstrip())
         for secret in self._secrets:
             text = text.replace(secret, "***")
         if text and not text.lstrip().startswith(_SAID_TOO_OFTEN):
@@ -126,24 +119,11 @@ def pip_environment(env: Mapping[str, str], python: Path, scratch: Path) -> dict
     return {**defaults, **child, **ours}
 
 
-def reason_in(lines: Sequence[str]) -> str:
-    """Why pip failed, in its own words: what conflicts with what, or its last error."""
-    conflict = [i for i, line in enumerate(lines) if line.startswith("The conflict is caused by")]
-    if conflict:
-        block = lines[conflict[-1] + 1 :]
-        causes = [line.strip() for line in block if line.startswith(" ")]
-        return "; ".join(dict.fromkeys(causes))[:_MOST_REASON]
-    errors = [line for line in lines if re.search("[Ee]rror|ERROR|No module", line)]
-    first = next((e for e in errors if e.startswith("ERROR: ")), None)
-    words = first or (errors or list(lines) or ["it gave no reason"])[-1]
-    return words.removeprefix("ERROR: ")[:_MOST_REASON]
-
-
 def _secrets_in(env: Mapping[str, str]) -> list[str]:
     """Passwords in addresses, as they stand there and as they are meant; longest first."""
     found = set()
     for value in env.values():
-        for match in _USER_INFO.findall(value):
+        for match in USER_INFO.findall(value):
             user, colon, password = match[:-1].partition(":")
             found |= {password if colon else user, unquote(password if colon else user)}
     return sorted((secret for secret in found if len(secret) > 3), key=len, reverse=True)

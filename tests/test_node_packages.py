@@ -19,7 +19,7 @@ from bootstrap.facts.packages import PackagesFacts, gather_packages
 from bootstrap.findings import Finding, Outcome
 from bootstrap.node_packages import Added, Place, add_packages
 from bootstrap.package_archive import read_record
-from bootstrap.pip_child import reason_in
+from bootstrap.pip_words import reason_in
 from demo.volume import DemoVolume
 from tests.conftest import BootedWorker
 from tests.support.package_index import PackageIndex, make_wheel, serving
@@ -231,13 +231,18 @@ def test_the_password_of_an_index_is_never_told(
     rig: Rig, index: PackageIndex, capfd: pytest.CaptureFixture[str]
 ) -> None:
     make_wheel(index.folder, "tiny-one", "1.5")
-    rig.pack("a", "tiny-one", "no-such-package")
+    word = "print(os.environ['PIP_INDEX_URL'].split('@')[0]); raise SystemExit('no')"
+    talking = source_of(rig.root, "talking", "", word)
+    elsewhere = f"other @ http://me:other-{SECRET}@127.0.0.1:9/other-1.0.tar.gz"
+    rig.pack("a", "tiny-one", "no-such-package", talking)
     added = rig.add({**index.env(f"me:{SECRET}@"), "PIP_RETRIES": "0"})
+    one(added, "nodes.packages_added")
     down = {"PIP_INDEX_URL": f"http://me:{SECRET}@127.0.0.1:9/simple", "PIP_RETRIES": "0"}
-    rig.pack("b", "also-not-there")
+    rig.pack("b", "also-not-there", elsewhere)
     failed = rig.add({**index.env(), **down}, "second")
     one(failed, "nodes.packages_failed")
     log = capfd.readouterr().err
+    assert "http://***" in log or "me:***" in log
     assert "[pip] " in log
     assert SECRET not in log
     assert SECRET not in repr([*added.findings, *failed.findings])
@@ -259,8 +264,9 @@ def test_a_package_that_cannot_be_built_and_the_others_come(rig: Rig, index: Pac
     broken = source_of(rig.root, "broken", "", "raise SystemExit('no compiler here')")
     rig.pack("a", broken, "tiny-one")
     added = rig.add(index.env())
-    (refused,) = one(added, "nodes.packages_refused").details["refused"]
+    ((refused, why),) = one(added, "nodes.packages_refused").details["refused"].items()
     assert refused.startswith("broken @ file://")
+    assert "no compiler here" in why
     assert rig.imported(added, "import tiny_one; print(tiny_one.VERSION)") == "1.5"
 
 

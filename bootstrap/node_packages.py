@@ -11,12 +11,14 @@ the venv has comes first. Of several workers one makes the archive, the others w
 from __future__ import annotations
 
 import contextlib
+import os
 import shutil
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from bootstrap.facts.leftovers import look_at_leftover
 from bootstrap.facts.node_packs import gather_packs
 from bootstrap.facts.packages import PackagesFacts
 from bootstrap.facts.together import SilentError, Together
@@ -145,7 +147,10 @@ class _Making:
                 lease.break_stale()
         try:
             record = self._unpacked()
-            return (record, []) if record is not None else self._made()
+            if record is not None:
+                return record, []
+            _sweep(lease.path)
+            return self._made()
         finally:
             lease.release()
 
@@ -184,6 +189,18 @@ class _Making:
             return []
         except OSError as problem:
             return [_not_kept(self._archive, problem)]
+
+
+def _sweep(lease: Path) -> None:
+    """Remove what killed workers left half copied; by the volume's clock, which the lease shows."""
+    try:
+        now = lease.stat().st_mtime
+        found = [look_at_leftover(str(path), now) for path in lease.parent.iterdir()]
+        for leftover in found:
+            if leftover is not None and leftover.stale and leftover.removable:
+                os.unlink(leftover.path)
+    except OSError:
+        pass  # the next one tries again
 
 
 def _hook(work: Path) -> Path:

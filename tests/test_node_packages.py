@@ -369,6 +369,20 @@ def test_a_damaged_archive_is_made_anew(rig: Rig, index: PackageIndex) -> None:
     assert zipfile.ZipFile(archive).testzip() is None
 
 
+def test_what_a_killed_worker_left_half_copied_is_swept(rig: Rig, index: PackageIndex) -> None:
+    make_wheel(index.folder, "tiny-one", "1.5")
+    rig.pack("a", "tiny-one")
+    folder = rig.volume / ".comfyui-worker" / "packages"
+    folder.mkdir(parents=True)
+    names = [f".{'a' * 32}.part", f".{'b' * 32}.part", "mine.part"]
+    for name in names:
+        (folder / name).write_text("half")
+    for name in (names[0], names[2]):
+        os.utime(folder / name, (1_600_000_000, 1_600_000_000))
+    rig.add(index.env())
+    assert {path.name for path in rig.archives() if path.suffix == ".part"} == set(names[1:])
+
+
 def test_a_volume_that_takes_no_files(rig: Rig, index: PackageIndex) -> None:
     make_wheel(index.folder, "tiny-one", "1.5")
     rig.pack("a", "tiny-one")

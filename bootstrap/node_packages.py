@@ -23,23 +23,17 @@ from bootstrap.facts.node_packs import gather_packs
 from bootstrap.facts.packages import PackagesFacts
 from bootstrap.facts.together import SilentError, Together
 from bootstrap.fetch.disk import Disk
-from bootstrap.findings import Finding, ok, warning
+from bootstrap.findings import Finding
 from bootstrap.lease import BEAT, STALE, Lease
 from bootstrap.log import say
 from bootstrap.package_archive import BadArchive, Record, archive_at, pack, unpack
 from bootstrap.package_build import Builder
+from bootstrap.package_findings import added, failed, not_kept, refused
 from bootstrap.pip_child import Pip, PipFailed
 from bootstrap.pip_words import without_passwords
 from bootstrap.publish import publish_new
 from bootstrap.wanted_packages import Wanted, constraints, wanted_by
-from bootstrap.wording import named
 
-CODES = {
-    "nodes.packages_added": "Packages that node packs require were added to ComfyUI's path.",
-    "nodes.packages_refused": "Packages that node packs require were not installed.",
-    "nodes.packages_failed": "Node packs' requirements could not be installed.",
-    "nodes.packages_not_kept": "Installed packages could not be kept on the volume.",
-}
 _LOOK_SECONDS = 15.0
 _LOOK_EVERY = 0.5
 _HOOK = '''"""Adds packages of custom nodes behind all others; a worker writes it at each start."""
@@ -93,18 +87,18 @@ def add_packages(place: Place, packages: PackagesFacts, env: Mapping[str, str]) 
         return Added(None, [], "the node packs could not be read")
     wanted = wanted_by(packs, packages)
     if not wanted.missing:
-        return Added(None, _refused(wanted, Record(), None))
+        return Added(None, refused(wanted, Record(), None))
     archive = archive_at(place.volume, wanted, packages)
     try:
         record, findings = _Making(place, packages, env, wanted, archive).have()
     except (PipFailed, OSError) as problem:
-        return Added(None, [_failed(wanted, problem, place.timeout)], "failed")
-    refused = _refused(wanted, record, archive)
+        return Added(None, [failed(wanted, problem, place.timeout)], "failed")
+    refusals = refused(wanted, record, archive)
     if not record.installed:
-        return Added(None, [*findings, *refused], "all refused")
+        return Added(None, [*findings, *refusals], "all refused")
     note = f"{len(record.installed)} packages"
     path = _hook(place.work)
-    return Added(path, [_added(record, archive), *findings, *refused], note)
+    return Added(path, [added(record, archive), *findings, *refusals], note)
 
 
 class _Making:
@@ -188,7 +182,7 @@ class _Making:
             publish_new(scratch / "packed.zip", self._archive)
             return []
         except OSError as problem:
-            return [_not_kept(self._archive, problem)]
+            return [not_kept(self._archive, problem)]
 
 
 def _sweep(lease: Path) -> None:
@@ -209,51 +203,3 @@ def _hook(work: Path) -> Path:
     text = _HOOK.format(folder=str(work / "packages"))
     (path / "sitecustomize.py").write_text(text, encoding="utf-8")
     return path
-
-
-def _added(record: Record, archive: Path) -> Finding:
-    names = [f"{name} {version}" for name, version in sorted(record.installed.items())]
-    return ok(
-        "nodes.packages_added",
-        f"For node packs, behind what ComfyUI's Python has: {named(names, 8)}.",
-        archive=str(archive),
-        packages=dict(record.installed),
-    )
-
-
-def _refused(wanted: Wanted, record: Record, archive: Path | None) -> list[Finding]:
-    reasons = {**dict.fromkeys(wanted.wrong, "nothing is installed over it"), **record.refused}
-    if not reasons:
-        return []
-    told = "; ".join(f"{text}: {reason}" for text, reason in list(reasons.items())[:5])
-    again = f" To try again with the same files, remove {archive}." if record.refused else ""
-    return [
-        warning(
-            "nodes.packages_refused",
-            f"Not installed for node packs, which may fail to import: {told}.",
-            "Update the pack, or build an image that has what it needs; what is installed is never "
-            f"replaced.{again}",
-            refused=reasons,
-        )
-    ]
-
-
-def _failed(wanted: Wanted, problem: Exception, timeout: float) -> Finding:
-    missing = [without_passwords(text) for text in wanted.missing]
-    return warning(
-        "nodes.packages_failed",
-        f"What node packs require ({named(missing, 8)}) was not installed: {problem}.",
-        "pip's lines in the worker's log say more. If it was too slow, raise "
-        f"NODE_REQUIREMENTS_TIMEOUT ({timeout:g} s), and with it RUNPOD_INIT_TIMEOUT; if the index "
-        "was not reached, look at PIP_INDEX_URL. The next start tries again.",
-        requirements=missing,
-    )
-
-
-def _not_kept(archive: Path, problem: OSError) -> Finding:
-    return warning(
-        "nodes.packages_not_kept",
-        f"Packages for node packs could not be kept as {archive}: {problem.strerror or problem}.",
-        "This worker has them; each start installs them anew until the volume can be written to "
-        "and has room.",
-    )

@@ -91,7 +91,7 @@ class Builder:
             *("install", "--dry-run", "--report", str(report)),
             *("--requirement", str(wanted), *constraint),
         )
-        announced = _read(json.loads(report.read_text("utf-8")))
+        announced = _read(report.read_text("utf-8"))
         replaced = [each.name for each in announced if each.name in self._installed]
         if replaced:  # a pip that does not take constraints as seriously as we do
             raise PipFailed(f"it would replace {', '.join(replaced)}", False)
@@ -144,7 +144,7 @@ class Builder:
     def _verify(self, announced: Sequence[Announced]) -> None:
         """Everything announced is there, with all files that it says it has."""
         found = {
-            normalised(each.metadata["Name"]): each
+            normalised(each.metadata["Name"] or ""): each
             for each in importlib.metadata.distributions(path=[str(self._folder)])
         }
         for each in announced:
@@ -165,9 +165,12 @@ class Builder:
         return path
 
 
-def _read(report: Any) -> list[Announced]:
+def _read(report: str) -> list[Announced]:
     """pip's installation report (https://pip.pypa.io/en/stable/reference/installation-report/)."""
-    return [_announced(item) for item in report["install"]]
+    try:
+        return [_announced(item) for item in json.loads(report)["install"]]
+    except (ValueError, KeyError, TypeError) as problem:
+        raise PipFailed(f"pip's report is not understood ({problem!r})", True) from problem
 
 
 def _announced(item: Any) -> Announced:

@@ -80,6 +80,8 @@ class Pip:
         timer.cancel()
         if process.returncode and time.monotonic() >= self._deadline:
             raise PipFailed("it was not done in the time it may take", True)
+        if process.returncode < 0:
+            raise PipFailed(f"pip was ended by signal {-process.returncode}", True)
         if process.returncode:
             raise self._failure(lines)
 

@@ -15,6 +15,7 @@ USER_INFO = re.compile(r"(?<=://)[^/\s@]+@")
 _STAMP = re.compile(r"^\d{4}-\d\d-\d\dT[\d:,]+ ")
 _PASSING = re.compile(
     r"Could not fetch URL \S+: (?!404)|Retrying \(|HTTP error (?:401|403|407|429|5\d\d)|"
+    r"No module named pip|no such option: |"  # a pip that cannot do it says nothing of packages
     r"Max retries exceeded|Read timed out|No space left on device|Disk quota exceeded"
 )
 _BUILD_FAILED = "ERROR: [present-"

@@ -290,6 +290,25 @@ def source_of(root: Path, name: str, at_once: str, in_build: str) -> str:
     return f"{name} @ file://{source}"
 
 
+@pytest.mark.parametrize(
+    ("says", "reason"),
+    [
+        ("echo 'no such option: --report'; exit 2", "no such option"),
+        ("echo '/opt/python: No module named pip'; exit 1", "No module named pip"),
+        ("kill -9 $$", "signal 9"),
+        ("exit 0", "report"),
+    ],
+)
+def test_a_pip_that_cannot_do_it(rig: Rig, index: PackageIndex, says: str, reason: str) -> None:
+    rig.pack("a", "tiny-one")
+    rig.python = rig.root / "python"
+    rig.python.write_text(f"#!/bin/sh\n{says}\n")
+    rig.python.chmod(0o755)
+    failed = one(rig.add(index.env()), "nodes.packages_failed")
+    assert reason in failed.message
+    assert rig.archives() == []
+
+
 def test_too_slow_an_index_is_given_up(rig: Rig, index: PackageIndex) -> None:
     make_wheel(index.folder, "tiny-one", "1.5")
     rig.pack("a", "tiny-one")

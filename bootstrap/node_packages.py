@@ -151,7 +151,8 @@ class _Making:
     def _unpacked(self) -> Record | None:
         """From the archive; one that is damaged is put away, since nobody could ever use it."""
         try:
-            return unpack(self._archive, self._folder)
+            left = max(1.0, self._end - time.monotonic())
+            return unpack(self._archive, self._folder, left)
         except (FileNotFoundError, NotADirectoryError):
             return None
         except BadArchive as problem:

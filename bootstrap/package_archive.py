@@ -6,6 +6,7 @@ It is a zip without compression: each file has a checksum, and no name can lead 
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
@@ -13,15 +14,18 @@ import zipfile
 import zlib
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+from bootstrap.facts.crew import Crew
 from bootstrap.facts.packages import PackagesFacts
 from bootstrap.recent import FOLDER
 from bootstrap.wanted_packages import Wanted, name_for
 
 _RECORD = ".node-packages.json"
 _BLOCK = 8 * 1024 * 1024
+_STREAMS = 8
 _MOST_RECORD = 1 << 20
 
 
@@ -65,15 +69,15 @@ def read_record(archive: Path) -> Record:
         raise BadArchive(str(problem)) from problem
 
 
-def unpack(archive: Path, folder: Path) -> Record:
-    """Unpack into the new folder `folder` on local disk, leaving nothing when it fails.
+def unpack(archive: Path, folder: Path, timeout: float) -> Record:
+    """Unpack into the new folder `folder` on local disk, leaving nothing when it fails or the
+    volume does not hand it over within `timeout` seconds.
 
     Raises BadArchive when the archive itself is at fault, and OSError.
     """
     copy = folder.with_name(f"{folder.name}.zip")
     try:
-        with open(archive, "rb") as source, open(copy, "wb") as target:
-            shutil.copyfileobj(source, target, _BLOCK)
+        _copy(archive, copy, timeout)
         with zipfile.ZipFile(copy) as packed:
             record = _record(packed)
             for entry in packed.infolist():
@@ -87,6 +91,25 @@ def unpack(archive: Path, folder: Path) -> Record:
         raise
     finally:
         copy.unlink(missing_ok=True)
+
+
+def _copy(archive: Path, copy: Path, timeout: float) -> None:
+    """Side by side: a network volume gives one stream a third of what it gives several."""
+    source = os.open(archive, os.O_RDONLY)
+    target = os.open(copy, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+    size = os.fstat(source).st_size
+    blocks = [partial(_copy_block, source, target, at) for at in range(0, size, _BLOCK)]
+    # Descriptors that a silent volume still holds are left to it.
+    if not Crew(_STREAMS).run(blocks, timeout):
+        raise OSError(errno.ETIMEDOUT, os.strerror(errno.ETIMEDOUT), str(archive))
+    os.close(source)
+    os.close(target)
+
+
+def _copy_block(source: int, target: int, position: int) -> None:
+    end = position + _BLOCK
+    while position < end and (data := os.pread(source, end - position, position)):
+        position += os.pwrite(target, data, position)
 
 
 def _extract(packed: zipfile.ZipFile, entry: zipfile.ZipInfo, folder: Path) -> None:

@@ -9,6 +9,7 @@ import threading
 import time
 import zipfile
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -18,7 +19,7 @@ from bootstrap.facts.comfyui import gather_comfyui
 from bootstrap.facts.packages import PackagesFacts, gather_packages
 from bootstrap.findings import Finding, Outcome
 from bootstrap.node_packages import Added, Place, add_packages
-from bootstrap.package_archive import read_record
+from bootstrap.package_archive import Record, pack, read_record, unpack
 from bootstrap.pip_words import reason_in
 from demo.volume import DemoVolume
 from tests.conftest import BootedWorker
@@ -411,12 +412,22 @@ def test_a_volume_that_takes_no_files(rig: Rig, index: PackageIndex) -> None:
     assert rig.imported(added, "import tiny_one; print(tiny_one.VERSION)") == "1.5"
 
 
+def test_no_name_in_an_archive_leads_out_of_its_folder(tmp_path: Path) -> None:
+    (tmp_path / "in").mkdir()
+    pack(tmp_path / "in", Record(), tmp_path / "a.zip")
+    with zipfile.ZipFile(tmp_path / "a.zip", "a") as archive:
+        archive.writestr("../../evil", "text")
+        archive.writestr(f"{tmp_path}/evil", "text")
+    (tmp_path / "deep").mkdir()
+    unpack(tmp_path / "a.zip", tmp_path / "deep" / "out", 10)
+    evil = list(tmp_path.rglob("evil"))
+    assert evil and all(path.is_relative_to(tmp_path / "deep" / "out") for path in evil)
+
+
 def test_another_image_uses_an_archive_of_its_own(rig: Rig, index: PackageIndex) -> None:
     make_wheel(index.folder, "tiny-one", "1.5")
     rig.pack("a", "tiny-one")
     rig.add(index.env())
-    from dataclasses import replace
-
     changed = [replace(p, version="9.9") if p.name == "pip" else p for p in rig.packages.packages]
     rig.packages = replace(rig.packages, packages=tuple(changed))
     rig.add(index.env(), "second")

@@ -1,4 +1,5 @@
-# The worker's image: two Pythons, no ComfyUI and no models, which are on the network volume.
+# The worker's image: two Pythons, no models, and no ComfyUI unless COMFYUI_VERSION names one: they are
+# on the network volume.
 #   docker build --platform linux/amd64 -t YOU/comfyui-volume-worker:0.1 .
 # How it is tested, its arguments and sizes: docs/image.md.
 ARG BASE_IMAGE=nvidia/cuda:13.0.1-runtime-ubuntu24.04
@@ -42,6 +43,21 @@ RUN --mount=type=cache,target=/root/.cache/pip \
     && .venv/bin/pip install -r requirements/worker.txt \
     && .venv/bin/pip check
 
+# A ComfyUI for volumes that have none: a tag such as v0.3.75, empty for none. Its own requirements are
+# added as far as torch allows; its web page is not, since the worker gives it one.
+ARG COMFYUI_VERSION=""
+ARG COMFYUI_REPOSITORY=https://github.com/comfyanonymous/ComfyUI
+RUN --mount=type=cache,target=/root/.cache/pip \
+    if [ -n "${COMFYUI_VERSION}" ]; then \
+        git clone --quiet --depth 1 --branch "${COMFYUI_VERSION}" "${COMFYUI_REPOSITORY}" /comfyui \
+        && rm -rf /comfyui/.git \
+        && /opt/comfyui/bin/pip list --format=freeze | grep -iE '^(torch|torchvision)==' > /tmp/kept.txt \
+        && grep -viE '^(torch|torchvision|torchaudio)([^a-z]|$)|^comfyui-' /comfyui/requirements.txt > /tmp/wanted.txt \
+        && /opt/comfyui/bin/pip install -r /tmp/wanted.txt -c /tmp/kept.txt \
+        && /opt/comfyui/bin/python -m compileall -q /comfyui \
+        && rm /tmp/kept.txt /tmp/wanted.txt; \
+    fi
+
 COPY LICENSE ./
 COPY bootstrap bootstrap
 COPY handler handler
@@ -54,7 +70,8 @@ ENV LANG=C.UTF-8 \
     PYTHONUNBUFFERED=1 \
     MALLOC_ARENA_MAX=2 \
     PYTORCH_CUDA_ALLOC_CONF=max_split_size_mb:256 \
-    COMFYUI_ARGS=--disable-cuda-malloc
+    COMFYUI_ARGS=--disable-cuda-malloc \
+    COMFYUI_DIR=/comfyui
 
 # No HEALTHCHECK: no port is open that could be asked, Runpod ignores it, and the worker itself restarts
 # ComfyUI, pings Runpod and ends when it cannot serve. No EXPOSE for the same reason. No USER: files on

@@ -6,6 +6,7 @@
                     link models ─────────────┴─ read ahead ·····(beside)
     check machine, check volume, after the copy (beside)
 
+With NODE_REQUIREMENTS=install, what custom nodes lack is added between the copy and the start.
 `begin` starts it all and returns when ComfyUI has been started; `finish` waits for it. Between the
 two the caller has some ten seconds for whatever else takes time, such as importing the SDK.
 """

@@ -21,6 +21,9 @@ _SECRET_NAME = re.compile(
     r"|(^|_)(AUTH|KEY|PASS|PAT)(_|$)|_PWD$|^RUNPOD_|^AWS_|^BUCKET_",
     re.IGNORECASE,
 )
+# An address of a package index can hold a password, whatever the variable is called.
+_INDEX_NAME = re.compile(r"^(PIP|UV)_")
+_USER_INFO = re.compile(r"://[^/\s@]+@")
 # Python 3.14 colours its help when FORCE_COLOR is set.
 _COLOUR = re.compile(r"\x1b\[[\d;]*m")
 # The worker's own Python must not leak into ComfyUI's; without bytecode each start compiles all.
@@ -105,8 +108,13 @@ def environment(env: Mapping[str, str], passed: Iterable[str], python: Path) -> 
     child = {
         name: value
         for name, value in env.items()
-        if name not in _PYTHON_NAMES and (name in allowed or not _SECRET_NAME.search(name))
+        if name not in _PYTHON_NAMES and (name in allowed or not _is_secret(name, value))
     }
     child["PATH"] = f"{python.parent}:{env.get('PATH', '/usr/bin:/bin')}"
     child["PYTHONUNBUFFERED"] = "1"
     return child
+
+
+def _is_secret(name: str, value: str) -> bool:
+    index = _INDEX_NAME.match(name) and _USER_INFO.search(value)
+    return bool(_SECRET_NAME.search(name) or index)

@@ -12,9 +12,11 @@ from bootstrap.boot_models import BootModels
 from bootstrap.checks.volume import check_layout
 from bootstrap.comfyui import ComfyUI, Launch
 from bootstrap.examination import MACHINE, VOLUME, Examination
+from bootstrap.facts.packages import PackagesFacts, gather_packages
 from bootstrap.findings import Finding, host_error
 from bootstrap.interpreter import ask_help, choose_python
 from bootstrap.launch import child_environment, copy_user, folders_of, stage_code
+from bootstrap.node_packages import Place, add_packages
 from bootstrap.prefetch import ReadAhead
 from bootstrap.recent import Recent
 from bootstrap.schedule import Task
@@ -65,6 +67,7 @@ class Preparation:
         self.write_back: WriteBack | None = None
         self._code: Staged | None = None
         self._python: Path | None = None
+        self._packages: PackagesFacts | None = None
         self._child_env: dict[str, str] = {}
         self._flags: frozenset[str] = frozenset()
 
@@ -75,13 +78,15 @@ class Preparation:
     def tasks(self) -> tuple[Task, ...]:
         """What to do, each with what it needs."""
         patience = self.settings.volume_timeout
+        adding = self._adding()
+        added = tuple(task.name for task in adding)
         return (
             Task("find volume", self._locate, budget=patience, late=_VOLUME_LATE),
             Task("local folder", self._make_workdir),
             Task("copy code", self._copy_code, needs=("find volume", "local folder")),
             # The copy is what ComfyUI's start waits for; whoever can wait does not take its time.
             Task(self.machine_check.name, self.machine_check.run, after=("copy code",)),
-            Task(self.volume_check.name, self.volume_check.run, after=("copy code",)),
+            Task(self.volume_check.name, self.volume_check.run, after=("copy code", *added)),
             Task("read manifest", self._read_manifest, needs=("find volume",)),
             Task(
                 "link models",
@@ -92,13 +97,31 @@ class Preparation:
             ),
             Task("choose Python", self._choose_python, needs=("find volume",)),
             Task("ask flags", self._ask_flags, needs=("choose Python",)),
+            *adding,
             Task(
                 "start ComfyUI",
                 self._start,
                 needs=("copy code", "read manifest", "link models", "ask flags"),
+                after=added,
             ),
             Task("fetch models", self._fetch, needs=("read manifest", "start ComfyUI")),
             Task("read ahead", self._read_weights, needs=("copy code", "link models")),
+        )
+
+    def _adding(self) -> tuple[Task, ...]:
+        """What custom nodes lack is added before ComfyUI starts, if that is wanted."""
+        if self.settings.node_requirements != "install":
+            return ()
+        budget = self.settings.node_requirements_timeout + self.settings.volume_timeout
+        return (
+            Task("list packages", self._list_packages, needs=("choose Python",)),
+            Task(
+                "node requirements",
+                self._add_packages,
+                needs=("copy code", "list packages"),
+                budget=budget,
+                late=_VOLUME_LATE,
+            ),
         )
 
     def _locate(self, _: Stage) -> Sequence[Finding]:
@@ -146,6 +169,27 @@ class Preparation:
         self._python = python
         self._child_env = child_environment(self.env, self.settings, python)
         return []
+
+    def _list_packages(self, _: Stage) -> None:
+        """While the code is being copied."""
+        assert self._python is not None
+        self._packages = gather_packages(self._python, self.env)
+
+    def _add_packages(self, row: Stage) -> Sequence[Finding]:
+        assert self.layout is not None and self.layout.comfyui is not None
+        assert self.work is not None and self._python is not None and self._packages is not None
+        place = Place(
+            python=self._python,
+            comfyui=self._code.place if self._code is not None else self.layout.comfyui,
+            volume=self.layout.root,
+            work=self.work.root,
+            timeout=self.settings.node_requirements_timeout,
+        )
+        added = add_packages(place, self._packages, self.env)
+        if added.path is not None:
+            self._child_env = {**self._child_env, "PYTHONPATH": str(added.path)}
+        row.note = added.note
+        return added.findings
 
     def _ask_flags(self, _: Stage) -> Sequence[Finding]:
         """From the volume's own `main.py`, while the code is being copied."""

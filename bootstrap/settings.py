@@ -214,6 +214,20 @@ class Settings:
         "Seconds the copy may take; past it ComfyUI runs from the volume",
         "60",
     )
+    node_requirements: str = var(
+        "NODE_REQUIREMENTS",
+        kinds.one_of("report", "install"),
+        "report",
+        "What custom nodes require and ComfyUI's Python lacks: `report` names it, `install` "
+        "fetches it once, keeps it on the volume, and replaces nothing that is installed",
+    )
+    node_requirements_timeout: float = var(
+        "NODE_REQUIREMENTS_TIMEOUT",
+        kinds.number(1, 3600),
+        300.0,
+        "Seconds that may take; past it ComfyUI starts without",
+        "300",
+    )
     prefetch_models: str = var(
         "PREFETCH_MODELS",
         kinds.TEXT,

@@ -99,6 +99,16 @@ def test_what_looks_like_a_secret_is_kept_from_comfyui_unless_it_is_named(name: 
     assert environment({name: TOKEN}, (name,), python)[name] == TOKEN
 
 
+@pytest.mark.parametrize("name", ["PIP_INDEX_URL", "PIP_EXTRA_INDEX_URL", "UV_INDEX_URL"])
+def test_a_password_in_an_index_address_is_kept_from_comfyui(name: str) -> None:
+    python = Path("/usr/bin/python3")
+    with_password = f"https://me:{TOKEN}@packages.example/simple"
+    assert name not in environment({name: with_password}, (), python)
+    assert environment({name: with_password}, (name,), python)[name] == with_password
+    assert environment({name: "https://packages.example"}, (), python)[name]
+    assert environment({"HTTPS_PROXY": with_password}, (), python)["HTTPS_PROXY"]
+
+
 def test_naming_one_secret_passes_no_other() -> None:
     env = {"HF_TOKEN": "wanted", "CIVITAI_TOKEN": TOKEN}
     child = environment(env, ("HF_TOKEN", "NOT_THERE"), Path("/usr/bin/python3"))

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from bootstrap.facts.added_packages import with_added
 from bootstrap.facts.comfyui import ComfyUIFacts, gather_comfyui
 from bootstrap.facts.inventory import Inventory
 from bootstrap.facts.machine import MachineFacts, gather_machine
@@ -115,7 +116,11 @@ class _Gatherer:
                 }
             )
             self._side_by_side(
-                {"torch": self._torch, "throughput": lambda: self._throughput(layout)}
+                {
+                    "torch": self._torch,
+                    "throughput": lambda: self._throughput(layout),
+                    "added packages": lambda: self._added(layout),
+                }
             )
         return self._facts
 
@@ -153,6 +158,11 @@ class _Gatherer:
         else:
             self._facts.python = python
             self._facts.packages = gather_packages(python, self._facts.env)
+
+    def _added(self, layout: Layout) -> None:
+        packages, comfyui = self._facts.packages, self._facts.comfyui
+        if self._settings.node_requirements == "install" and packages and comfyui:
+            self._facts.packages = with_added(packages, comfyui, layout.root)
 
     def _machine(self) -> None:
         if not (self._scope.wants("machine") or self._scope.wants("environment")):

@@ -50,7 +50,8 @@ def test_what_the_image_says_of_itself(image: Buildah) -> None:
     config = image.image_config()
     names = {pair.partition("=")[0] for pair in config["Env"]}
     assert names == set(
-        "PATH LANG PYTHONUNBUFFERED MALLOC_ARENA_MAX PYTORCH_CUDA_ALLOC_CONF COMFYUI_ARGS".split()
+        "PATH LANG PYTHONUNBUFFERED MALLOC_ARENA_MAX PYTORCH_CUDA_ALLOC_CONF COMFYUI_ARGS "
+        "COMFYUI_DIR".split()
     )
     assert config["Entrypoint"] == ["tini", "--"]
     assert config["Cmd"] == [WORKER, "-m", "handler"]

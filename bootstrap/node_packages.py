@@ -1,0 +1,206 @@
+"""What custom nodes require and ComfyUI's Python lacks, for NODE_REQUIREMENTS=install.
+
+    volume/.comfyui-worker/packages/<name>.zip   made once for an image and a set of requirements
+    work/packages/                               unpacked on local disk
+    work/packages-path/sitecustomize.py          puts that folder at the end of ComfyUI's path
+
+Nothing is installed into an interpreter, and nothing that is installed is hidden: what the image or
+the venv has comes first. Of several workers one makes the archive, the others wait for it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from bootstrap.facts.leftovers import look_at_leftover
+from bootstrap.facts.node_packs import gather_packs
+from bootstrap.facts.packages import PackagesFacts
+from bootstrap.facts.together import SilentError, Together
+from bootstrap.fetch.disk import Disk
+from bootstrap.findings import Finding
+from bootstrap.lease import BEAT, STALE, Lease
+from bootstrap.log import say
+from bootstrap.package_archive import BadArchive, Record, archive_at, pack, unpack
+from bootstrap.package_build import Builder
+from bootstrap.package_findings import added, failed, not_kept, refused
+from bootstrap.pip_child import Pip, PipFailed
+from bootstrap.pip_words import without_passwords
+from bootstrap.publish import publish_new
+from bootstrap.wanted_packages import Wanted, constraints, wanted_by
+
+_LOOK_SECONDS = 15.0
+_LOOK_EVERY = 0.5
+_HOOK = '''"""Adds packages of custom nodes behind all others; a worker writes it at each start."""
+import importlib.machinery
+import importlib.util
+import os
+import site
+import sys
+
+_here = os.path.dirname(os.path.abspath(__file__))
+sys.path[:] = [path for path in sys.path if os.path.abspath(path or ".") != _here]
+site.addsitedir({folder!r})
+# The interpreter's own file of this name, which this one hid.
+_spec = importlib.machinery.PathFinder.find_spec("sitecustomize")
+if _spec is not None and _spec.loader is not None:
+    _spec.loader.exec_module(importlib.util.module_from_spec(_spec))
+'''
+
+
+@dataclass(frozen=True)
+class Place:
+    """`comfyui` has the node packs, `volume` keeps the archive, `work` is on local disk. Times in
+    seconds: `timeout` for all of it, `beat` and `stale` of leases."""
+
+    python: Path
+    comfyui: Path
+    volume: Path
+    work: Path
+    timeout: float
+    beat: float = BEAT
+    stale: float = STALE
+
+
+@dataclass(frozen=True)
+class Added:
+    """`path` is what PYTHONPATH must be, None where nothing is added; `note` for the timeline."""
+
+    path: Path | None
+    findings: list[Finding]
+    note: str = "nothing is missing"
+
+
+def add_packages(place: Place, packages: PackagesFacts, env: Mapping[str, str]) -> Added:
+    """Have what is missing on local disk, from the volume or from pip. Never raises: a worker
+    starts without packages as well, and says which nodes that costs."""
+    if not packages.usable:
+        return Added(None, [], "the interpreter does not answer")
+    try:
+        packs = gather_packs(str(place.comfyui), Together(_LOOK_SECONDS))
+    except SilentError:
+        return Added(None, [], "the node packs could not be read")
+    wanted = wanted_by(packs, packages)
+    if not wanted.missing:
+        return Added(None, refused(wanted, Record(), None))
+    archive = archive_at(place.volume, wanted, packages)
+    try:
+        record, findings = _Making(place, packages, env, wanted, archive).have()
+    except (PipFailed, OSError) as problem:
+        return Added(None, [failed(wanted, problem, place.timeout)], "failed")
+    refusals = refused(wanted, record, archive)
+    if not record.installed:
+        return Added(None, [*findings, *refusals], "all refused")
+    note = f"{len(record.installed)} packages"
+    path = _hook(place.work)
+    return Added(path, [added(record, archive), *findings, *refusals], note)
+
+
+class _Making:
+    """One worker's way to the archive: use it, wait for it, or make it."""
+
+    def __init__(
+        self,
+        place: Place,
+        packages: PackagesFacts,
+        env: Mapping[str, str],
+        wanted: Wanted,
+        archive: Path,
+    ) -> None:
+        self._place = place
+        self._packages = packages
+        self._env = env
+        self._wanted = wanted
+        self._archive = archive
+        self._folder = place.work / "packages"
+        self._end = time.monotonic() + place.timeout
+
+    def have(self) -> tuple[Record, list[Finding]]:
+        """Fill the local folder. Raises PipFailed, OSError."""
+        record = self._unpacked()
+        if record is not None:
+            return record, []
+        with contextlib.suppress(OSError):  # told when the archive cannot be kept
+            self._archive.parent.mkdir(parents=True, exist_ok=True)
+        place = self._place
+        lease = Lease(self._archive.parent, self._archive.name, Disk(), place.beat, place.stale)
+        told = False
+        while not lease.acquire():
+            if not told:
+                say("waiting for another worker that installs what node packs require")
+                told = True
+            if time.monotonic() >= self._end:
+                raise PipFailed("another worker is still installing them", True)
+            time.sleep(_LOOK_EVERY)
+            if lease.look() is not None:
+                lease.break_stale()
+        try:
+            record = self._unpacked()
+            if record is not None:
+                return record, []
+            _sweep(lease.path)
+            return self._made()
+        finally:
+            lease.release()
+
+    def _unpacked(self) -> Record | None:
+        """From the archive; one that is damaged is put away, since nobody could ever use it."""
+        try:
+            left = max(1.0, self._end - time.monotonic())
+            return unpack(self._archive, self._folder, left)
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+        except BadArchive as problem:
+            say(f"{self._archive} cannot be used: {problem}")
+            self._archive.unlink(missing_ok=True)
+            return None
+
+    def _made(self) -> tuple[Record, list[Finding]]:
+        scratch = self._place.work / "pip"
+        scratch.mkdir()
+        wanted = without_passwords(", ".join(self._wanted.missing))
+        say(f"installing what node packs require: {wanted}")
+        try:
+            pip = Pip(self._place.python, self._env, scratch, self._end)
+            pins = constraints(self._packages)
+            record = Builder(pip, pins, self._folder, scratch).build(self._wanted.missing)
+            return record, self._kept(record, scratch)
+        except BaseException:
+            shutil.rmtree(self._folder, ignore_errors=True)
+            raise
+        finally:
+            shutil.rmtree(scratch, ignore_errors=True)
+
+    def _kept(self, record: Record, scratch: Path) -> list[Finding]:
+        """Put the archive on the volume, where another worker's may be by now."""
+        try:
+            pack(self._folder, record, scratch / "packed.zip")
+            publish_new(scratch / "packed.zip", self._archive)
+            return []
+        except OSError as problem:
+            return [not_kept(self._archive, problem)]
+
+
+def _sweep(lease: Path) -> None:
+    """Remove what killed workers left half copied; by the volume's clock, which the lease shows."""
+    try:
+        now = lease.stat().st_mtime
+        found = [look_at_leftover(str(path), now) for path in lease.parent.iterdir()]
+        for leftover in found:
+            if leftover is not None and leftover.stale and leftover.removable:
+                os.unlink(leftover.path)
+    except OSError:
+        pass  # the next one tries again
+
+
+def _hook(work: Path) -> Path:
+    path = work / "packages-path"
+    path.mkdir()
+    text = _HOOK.format(folder=str(work / "packages"))
+    (path / "sitecustomize.py").write_text(text, encoding="utf-8")
+    return path

@@ -174,7 +174,7 @@ def test_a_warm_up_runs_before_jobs_and_leaves_nothing(boot: Boots, volume: Path
     assert "Prompt executed" in "\n".join(worker.boot.comfyui.log_tail(50))  # type: ignore[union-attr]
     reply = worker.ask({"workflow": plain(width=24)})
     assert "also_kept" not in reply
-    kept = [p for p in (volume / "ComfyUI/output").glob("*.png")]
+    kept = list((volume / "ComfyUI/output").glob("*.png"))
     assert len(kept) == 1, "the job's picture, none of the warm-up's"
 
 

@@ -76,6 +76,79 @@ def test_comfyui_dying_in_a_job_gives_the_reason_and_the_next_job_works(
     assert_works(mended)
 
 
+def test_a_node_that_ends_the_prompt_thread_is_named_and_the_next_job_works(
+    mended: BootedWorker,
+) -> None:
+    """Python says nothing of SystemExit in a thread, and ComfyUI would wait for ever."""
+    start = time.monotonic()
+    reply = mended.ask({"workflow": through("TestRaise", what="SystemExit"), "max_wait": 60})
+    assert time.monotonic() - start < 20, "not at max_wait"
+    assert_refused(reply, "comfyui.died", "SystemExit: 3", "node 3 (TestRaise)")
+    assert reply["details"]["cause"] == "comfyui.prompt_thread_ended"
+    assert any("faulty_nodes" in line for line in reply["details"]["log"])
+    assert_works(mended)
+
+
+@pytest.mark.parametrize(
+    ("quietly", "code"), [(False, "comfyui.died"), (True, "comfyui.history_unreadable")]
+)
+def test_a_result_that_is_not_json_is_told_and_the_next_job_works(
+    mended: BootedWorker, quietly: bool, code: str
+) -> None:
+    """Sent to the socket it ends ComfyUI; kept in the history it makes that unreadable."""
+    nodes = plain()
+    nodes["3"] = {"class_type": "TestNotJson", "inputs": {"image": ["1", 0], "quietly": quietly}}
+    start = time.monotonic()
+    reply = mended.ask({"workflow": nodes, "max_wait": 60})
+    assert time.monotonic() - start < 20, "not at max_wait"
+    assert_refused(reply, code, "not JSON", "(TestNotJson)")
+    if code == "comfyui.died":
+        assert reply["details"]["cause"] == "comfyui.output_not_json"
+    assert_works(mended)
+
+
+def test_gpu_memory_that_ran_out_is_told_and_leaves_comfyui_running(mended: BootedWorker) -> None:
+    before = comfyui_process(mended).pid
+    reply = mended.ask({"workflow": through("TestRaise", what="OutOfMemoryError")})
+    assert_refused(reply, "job.out_of_memory", "20.00 GiB")
+    assert_works(mended)
+    assert comfyui_process(mended).pid == before
+
+
+def test_gpu_memory_is_freed_and_the_job_run_once_more_where_the_request_says_so(
+    mended: BootedWorker,
+) -> None:
+    nodes = through("TestRaise", what="OutOfMemoryError", once="first try")
+    reply = mended.ask({"workflow": nodes, "retry_on_oom": True})
+    assert reply["status"] == "completed", reply
+    assert any("second run" in warning for warning in reply["warnings"])
+    nodes = through("TestRaise", what="OutOfMemoryError")
+    reply = mended.ask({"workflow": nodes, "retry_on_oom": True})
+    assert_refused(reply, "job.out_of_memory")
+
+
+def test_a_gpu_error_that_poisons_the_process_is_told_and_comfyui_replaced(
+    mended: BootedWorker,
+) -> None:
+    before = comfyui_process(mended)
+    said = "CUDA error: an illegal memory access was encountered"
+    reply = mended.ask({"workflow": through("TestRaise", what="RuntimeError", said=said)})
+    assert_refused(reply, "job.cuda_failed", "illegal memory access", "restarted")
+    assert not before.is_running()
+    assert_works(mended)
+
+
+def test_comfyui_frozen_in_a_job_is_told_within_seconds(mended: BootedWorker) -> None:
+    frozen = comfyui_process(mended)
+    threading.Timer(1.5, frozen.send_signal, [signal.SIGSTOP]).start()
+    start = time.monotonic()
+    reply = mended.ask({"workflow": through("TestSleep", seconds=120), "max_wait": 100})
+    assert time.monotonic() - start < 30, "not at max_wait"
+    assert_refused(reply, "comfyui.unreachable", "lives but does not answer")
+    assert not frozen.is_running()
+    assert_works(mended)
+
+
 def test_comfyui_killed_between_jobs_is_back_for_the_next(mended: BootedWorker) -> None:
     comfyui_process(mended).kill()
     assert_works(mended)

@@ -137,7 +137,99 @@ class ShowKey:
         return {"ui": {"text": [(key or "none")[::-1]]}}
 
 
+_failed = set()
+
+
+class Raise:
+    """Raises by name: SystemExit, what torch raises when memory is short, what CUDA says.
+
+    `once` fails only the first time that a process is asked with this word.
+    """
+
+    CATEGORY = "tests"
+    RETURN_TYPES = ("IMAGE",)
+    FUNCTION = "run"
+
+    @classmethod
+    def INPUT_TYPES(cls):
+        return {
+            "required": {"image": ("IMAGE",), "what": ("STRING", {})},
+            "optional": {"once": ("STRING", {"default": ""}), "said": ("STRING", {"default": ""})},
+        }
+
+    @classmethod
+    def IS_CHANGED(cls, **_):
+        return float("nan")
+
+    def run(self, image, what, once="", said=""):
+        if once in _failed:
+            return (image,)
+        if once:
+            _failed.add(once)
+        if what == "SystemExit":
+            raise SystemExit(3)
+        if what == "OutOfMemoryError":
+            import torch
+
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB.")
+        raise RuntimeError(said)
+
+
+class NotJson:
+    """Reports what is not JSON; quietly, so that only the history holds it, or to the socket."""
+
+    CATEGORY = "tests"
+    RETURN_TYPES = ()
+    OUTPUT_NODE = True
+    FUNCTION = "run"
+
+    @classmethod
+    def INPUT_TYPES(cls):
+        return {"required": {"image": ("IMAGE",), "quietly": ("BOOLEAN", {"default": False})}}
+
+    def run(self, image, quietly):
+        if quietly:
+            import server
+
+            server.PromptServer.instance.client_id = None
+        return {"ui": {"what": [object()]}}
+
+
+class Steps:
+    """Takes its time in steps, telling each, as samplers do."""
+
+    CATEGORY = "tests"
+    RETURN_TYPES = ("IMAGE",)
+    FUNCTION = "run"
+
+    @classmethod
+    def INPUT_TYPES(cls):
+        return {
+            "required": {
+                "image": ("IMAGE",),
+                "steps": ("INT", {"default": 10}),
+                "seconds": ("FLOAT", {"default": 1.0}),
+            }
+        }
+
+    @classmethod
+    def IS_CHANGED(cls, **_):
+        return float("nan")
+
+    def run(self, image, steps, seconds):
+        import comfy.utils
+
+        bar = comfy.utils.ProgressBar(steps)
+        for _ in range(steps):
+            time.sleep(seconds / steps)
+            bar.update(1)
+        return (image,)
+
+
 NODE_CLASS_MAPPINGS = {
+    "TestRaise": Raise,
+    "TestNotJson": NotJson,
+    "TestSteps": Steps,
     "TestShowKey": ShowKey,
     "TestWriteBeside": WriteBeside,
     "TestSleep": Sleep,

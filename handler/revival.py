@@ -82,14 +82,10 @@ class Revival:
     async def _bring_back(self, deadline: Deadline) -> None:
         if self._comfyui.ended() is not None and self._resting and self._last is not None:
             raise self._left_alone(self._last)
-        started = await asyncio.to_thread(self._start)
-        fault = await self._wait(deadline)
-        if fault and started is False and self._comfyui.ended() is not None:
+        started, fault = await self._start_and_wait(deadline)
+        if fault and not started and self._comfyui.ended() is not None:
             # It was dying when it was looked at; the next process is ours to judge.
-            started = await asyncio.to_thread(self._start)
-            fault = await self._wait(deadline)
-        if isinstance(started, Finding):
-            fault = started
+            _, fault = await self._start_and_wait(deadline)
         if fault is None:
             self._failures = 0
             return
@@ -105,9 +101,13 @@ class Revival:
             say(f"ComfyUI could not be restarted: {problem}")
             return not_startable(problem)
 
-    async def _wait(self, deadline: Deadline) -> Finding | None:
+    async def _start_and_wait(self, deadline: Deadline) -> tuple[bool, Finding | None]:
+        """Was it started now, and what came of it (None: it is ready)?"""
+        started = await asyncio.to_thread(self._start)
+        if isinstance(started, Finding):
+            return True, started
         waited = await asyncio.to_thread(wait_until_ready, self._comfyui, deadline.remaining)
-        return waited.finding
+        return started, waited.finding
 
     def _failed(self, fault: Finding) -> JobError:
         """Count a start that failed; what its job is told."""

@@ -15,6 +15,7 @@ from bootstrap.findings import Finding
 from bootstrap.log import say
 from bootstrap.reports import BootReport
 from bootstrap.volume import MODELS
+from bootstrap.wording import counted
 from handler import reply, worker_comfyui
 from handler.diagnostics import Diagnostics
 from handler.errors import JobError
@@ -29,6 +30,8 @@ from handler.requests import (
     parse_request,
 )
 from handler.workflow_job import WorkflowJobs
+
+_QUIET_SECONDS = 0.5
 
 
 class Worker:
@@ -46,7 +49,7 @@ class Worker:
 
     async def handle(self, job: Mapping[str, Any]) -> dict[str, Any]:
         """The SDK's handler: always a reply, never an exception but a cancellation."""
-        progress = Progress(job)
+        progress = Progress(job, quiet=_QUIET_SECONDS)
         try:
             answer = await self._answer(job, progress)
         except JobError as error:
@@ -57,6 +60,8 @@ class Worker:
             answer = reply.failed(_internal(problem))
         finally:
             await progress.drain()
+        if answer.get("status") == "completed":
+            say(f"job {job.get('id')}: {_whereabouts(answer)}")
         asked = worker_comfyui.as_asked(answer, self._settings)
         posted: dict[str, Any] = reply.postable(asked)
         return posted
@@ -107,6 +112,15 @@ def _degraded(faults: tuple[Finding, ...]) -> JobError:
         findings=[fault.as_dict() for fault in faults],
         worker_id=os.environ.get("RUNPOD_POD_ID", ""),
     )
+
+
+def _whereabouts(answer: Mapping[str, Any]) -> str:
+    """For the log: where results are should the reply get lost. URLs are signed, so not told."""
+    results = answer.get("results") or []
+    places = [str(r["path"]) for r in results if isinstance(r, Mapping) and r.get("path")]
+    more = f" and {len(places) - 5} more" if len(places) > 5 else ""
+    kept = f", on the volume: {', '.join(places[:5])}{more}" if places else ""
+    return f"completed with {counted(len(results), 'result')}{kept}"
 
 
 def _internal(problem: Exception) -> JobError:

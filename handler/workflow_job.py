@@ -6,6 +6,8 @@ import asyncio
 import threading
 import time
 import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
@@ -35,6 +37,7 @@ from handler.workflow import Workflow, run_anew
 # As many digits as the true one can have, which is known when the reply's size has been weighed.
 _ROOM_FOR_TOTAL = 99999.999
 _DELIVERING = "delivering"
+_LONG_SECONDS = 0.5
 _OUT_OF_MEMORY = "job.out_of_memory"
 # After these no other job can be trusted to the same process.
 _POISONED = {"job.cuda_failed", "comfyui.history_unreadable", "comfyui.unreachable"}
@@ -74,11 +77,11 @@ class WorkflowJobs:
             await asyncio.to_thread(self._place, request, inputs)
             await self._refuse_missing(request.workflow)
             ran, items, notes = await self._produce(request, order, progress)
-            progress.tell(_DELIVERING)
             order = replace(order, ended=ran.ended.at)
             warnings = [*request.warnings, *ran.warnings, *notes]
             timings = {"execution": round(ran.seconds, 3), **_told(weights)}
-            answer = await asyncio.to_thread(self._reply, items, order, warnings, timings)
+            with _told_when_long(progress):
+                answer = await asyncio.to_thread(self._reply, items, order, warnings, timings)
             self._remember(request, weights)
             return answer
         except JobError as error:
@@ -209,6 +212,16 @@ class WorkflowJobs:
         elif error.code == _OUT_OF_MEMORY:
             await self._free_gpu()
         self._revival.soon()
+
+
+@contextmanager
+def _told_when_long(progress: Progress) -> Iterator[None]:
+    """The caller hears of a delivery that takes a while; a short one would only wait for that."""
+    telling = asyncio.get_running_loop().call_later(_LONG_SECONDS, progress.tell, _DELIVERING)
+    try:
+        yield
+    finally:
+        telling.cancel()
 
 
 def _told(weights: JobWeights | None) -> dict[str, Any]:

@@ -15,8 +15,12 @@ import psutil
 import pytest
 
 from bootstrap.boot import Boot
+from bootstrap.facts.memory import MemoryFacts
 from bootstrap.settings import Settings
 from demo.volume import DemoVolume
+from handler.deadline import Deadline
+from handler.memory_relief import MemoryRelief
+from handler.revival import Revival
 from tests.conftest import BootedWorker, environment, furnished
 from tests.test_worker import assert_refused, plain
 
@@ -136,6 +140,50 @@ def test_a_gpu_error_that_poisons_the_process_is_told_and_comfyui_replaced(
     assert_refused(reply, "job.cuda_failed", "illegal memory access", "restarted")
     assert not before.is_running()
     assert_works(mended)
+
+
+@pytest.mark.parametrize(
+    ("levels", "restarted", "said"),
+    [
+        ((50.0,), False, ""),
+        ((92.0, 92.0, 60.0), False, "asked to free"),
+        ((97.0,), True, "in use still; ComfyUI is restarted"),
+    ],
+)
+def test_a_container_near_its_memory_limit_is_relieved_between_jobs(
+    mended: BootedWorker,
+    levels: tuple[float, ...],
+    restarted: bool,
+    said: str,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    """The last level stays."""
+    rest = list(levels)
+
+    def measure() -> MemoryFacts:
+        used = int((rest.pop(0) if len(rest) > 1 else rest[0]) * 1000)
+        return MemoryFacts(100_000, 0, used, 0, 10**9, 10**9, "cgroup v2", 0, 0)
+
+    comfyui = mended.boot.comfyui
+    assert comfyui is not None
+    before = comfyui_process(mended)
+    revival = Revival(comfyui, MemoryRelief(mended.boot.settings, measure))
+    asyncio.run(revival.ready(Deadline(60)))
+    assert before.is_running() is not restarted
+    assert said in capfd.readouterr().err
+    assert_works(mended)
+
+
+def test_no_memory_is_freed_under_a_running_prompt(mended: BootedWorker) -> None:
+    comfyui = mended.boot.comfyui
+    assert comfyui is not None
+    facts = MemoryFacts(100, 0, 99, 0, 10**9, 10**9, "cgroup v2", 0, 0)
+    job = threading.Thread(target=mended.ask, args=({"workflow": through("TestSleep", seconds=3)},))
+    job.start()
+    time.sleep(1.0)
+    relief = MemoryRelief(mended.boot.settings, lambda: facts)
+    assert asyncio.run(relief.must_restart(comfyui.url)) is False
+    job.join()
 
 
 def test_comfyui_frozen_in_a_job_is_told_within_seconds(mended: BootedWorker) -> None:

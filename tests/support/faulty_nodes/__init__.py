@@ -175,6 +175,36 @@ class Raise:
         raise RuntimeError(said)
 
 
+class Socket:
+    """Closes the worker's socket, or forgets it as ComfyUI does when a twin closes late."""
+
+    CATEGORY = "tests"
+    RETURN_TYPES = ("IMAGE",)
+    FUNCTION = "run"
+
+    @classmethod
+    def INPUT_TYPES(cls):
+        return {"required": {"image": ("IMAGE",), "way": (["drop", "silence"],)}}
+
+    @classmethod
+    def IS_CHANGED(cls, **_):
+        return float("nan")
+
+    def run(self, image, way):
+        import asyncio
+
+        import server
+
+        instance = server.PromptServer.instance
+        if way == "drop":
+            for socket in list(instance.sockets.values()):
+                asyncio.run_coroutine_threadsafe(socket.close(), instance.loop)
+        else:
+            instance.sockets.clear()
+        time.sleep(0.5)
+        return (image,)
+
+
 class NotJson:
     """Reports what is not JSON; quietly, so that only the history holds it, or to the socket."""
 
@@ -228,6 +258,7 @@ class Steps:
 
 NODE_CLASS_MAPPINGS = {
     "TestRaise": Raise,
+    "TestSocket": Socket,
     "TestNotJson": NotJson,
     "TestSteps": Steps,
     "TestShowKey": ShowKey,

@@ -62,12 +62,11 @@ async def run_prompt(
         try:
             return await run.to_the_end(workflow, models)
         except (asyncio.CancelledError, JobError) as problem:
-            if not isinstance(problem, JobError) or problem.code in _STILL_RUNNING:
+            if not isinstance(problem, JobError) or problem.code == "job.timeout":
                 await asyncio.shield(run.stop())
+            elif problem.code == "comfyui.unreachable":
+                await asyncio.to_thread(comfyui.stop)
             raise
-
-
-_STILL_RUNNING = ("job.timeout", "comfyui.unreachable")
 
 
 class _Run:

@@ -29,6 +29,7 @@ CODES = {
 LOG_LINES_IN_DETAILS = 30
 # Custom nodes log failures of their own on the way; the fatal one stands at the end.
 _LINES_LOOKED_AT = 30
+_SURVIVED = re.compile(r"Import times for custom nodes|^Cannot import .* module for custom nodes:")
 
 
 @dataclass(frozen=True)
@@ -92,7 +93,7 @@ def _by_log(exit: Exit) -> Finding | None:
 def _lines_that_count(log: Sequence[str]) -> Sequence[str]:
     """The log's end, without what custom nodes said while they were imported and survived."""
     last = log[-_LINES_LOOKED_AT:]
-    survived = [i for i, line in enumerate(last) if "Import times for custom nodes" in line]
+    survived = [i for i, line in enumerate(last) if _SURVIVED.search(line)]
     return last[survived[-1] + 1 :] if survived else last
 
 

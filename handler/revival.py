@@ -7,8 +7,9 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
+from bootstrap import exits, readiness
 from bootstrap.comfyui import ComfyUI
 from bootstrap.findings import Finding
 from bootstrap.log import say
@@ -23,6 +24,7 @@ CODES = {"comfyui.keeps_failing": "ComfyUI failed to start several times in a ro
 _HUNG_SECONDS = 10.0
 # Starts that may fail in a row; then seconds of rest, doubled with each further one.
 _FREE_FAILURES = 3
+_START_FAULTS = {*exits.CODES, *readiness.CODES}
 _FIRST_REST, _LONGEST_REST = 30.0, 300.0
 
 
@@ -33,14 +35,16 @@ class Revival:
         self,
         comfyui: ComfyUI,
         relief: MemoryRelief,
+        faults: Sequence[Finding] = (),
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
+        """`faults` are what the boot found; a start that failed there counts."""
         self._comfyui = comfyui
         self._relief = relief
         self._clock = clock
-        self._failures = 0
-        self._last: Finding | None = None
-        self._rest_until = 0.0
+        self._last = next((f for f in faults if f.code in _START_FAULTS), None)
+        self._failures = 0 if self._last is None else 1
+        self._rest_until = 0.0 if self._last is None else clock() + _FIRST_REST
 
     async def ready(self, deadline: Deadline) -> None:
         """Have a ComfyUI that answers and has memory. Raises JobError."""
@@ -53,6 +57,16 @@ class Revival:
             await asyncio.to_thread(self._comfyui.stop)
         await self._bring_back(deadline)
 
+    def may_try(self, faults: Sequence[Finding]) -> bool:
+        """Can a job go ahead in spite of what the boot found? When that is only that ComfyUI did
+        not start, it may start now: something was mended on the volume, or has passed."""
+        return all(fault.code in _START_FAULTS for fault in faults) and not self.resting
+
+    @property
+    def resting(self) -> bool:
+        """Is ComfyUI left alone for now?"""
+        return self._clock() < self._rest_until
+
     async def replace(self, why: str) -> None:
         """End a ComfyUI that cannot be trusted with another job; the next one is on its way."""
         say(f"{why}; ComfyUI is restarted")
@@ -61,12 +75,8 @@ class Revival:
 
     def soon(self) -> None:
         """Start ComfyUI again if it ended, while a reply travels; the next job waits for it."""
-        if self._comfyui.ended() is not None and not self._resting:
+        if self._comfyui.ended() is not None and not self.resting:
             threading.Thread(target=self._start, name="comfyui-restart", daemon=True).start()
-
-    @property
-    def _resting(self) -> bool:
-        return self._clock() < self._rest_until
 
     async def _answers(self, deadline: Deadline) -> bool:
         """Asked again for a while where it answered before: it may only be busy."""
@@ -80,7 +90,7 @@ class Revival:
         return False
 
     async def _bring_back(self, deadline: Deadline) -> None:
-        if self._comfyui.ended() is not None and self._resting and self._last is not None:
+        if self._comfyui.ended() is not None and self.resting and self._last is not None:
             raise self._left_alone(self._last)
         started, fault = await self._start_and_wait(deadline)
         if fault and not started and self._comfyui.ended() is not None:

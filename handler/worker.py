@@ -11,7 +11,7 @@ from typing import Any
 
 from bootstrap.boot import Boot
 from bootstrap.bucket import S3_CONFIG
-from bootstrap.findings import Finding
+from bootstrap.findings import Finding, errors_in
 from bootstrap.log import say
 from bootstrap.reports import BootReport
 from bootstrap.volume import MODELS
@@ -45,7 +45,7 @@ class Worker:
         self._jobs: WorkflowJobs | None = None
         self._supply = _supply_for(boot)
         if boot.comfyui is not None:
-            self._jobs = WorkflowJobs(boot, self._supply)
+            self._jobs = WorkflowJobs(boot, self._supply, errors_in(report.findings))
 
     async def handle(self, job: Mapping[str, Any]) -> dict[str, Any]:
         """The SDK's handler: always a reply, never an exception but a cancellation."""
@@ -75,7 +75,9 @@ class Worker:
         faults = await asyncio.to_thread(self._boot.faults_now, self._report)
         if isinstance(request, DownloadRequest) and self._supply is not None:
             return await self._supply.download(request, progress)
-        if faults or self._jobs is None or isinstance(request, DownloadRequest):
+        if isinstance(request, DownloadRequest) or self._jobs is None:
+            raise _degraded(faults)
+        if faults and not self._jobs.may_try(faults):
             raise _degraded(faults)
         return await self._jobs.run(request, progress)
 

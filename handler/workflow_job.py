@@ -6,11 +6,12 @@ import asyncio
 import threading
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
+from bootstrap.findings import Finding
 from bootstrap.preparation import Preparation
 from bootstrap.volume import MODELS
 from handler.comfy_client import Refused, Unreachable, connect
@@ -47,8 +48,10 @@ _FREEING_SECONDS = 1.0
 class WorkflowJobs:
     """Runs workflow requests on one ComfyUI, restarting it after a fault."""
 
-    def __init__(self, boot: Preparation, supply: ModelSupply | None) -> None:
-        """`boot` came as far as starting ComfyUI."""
+    def __init__(
+        self, boot: Preparation, supply: ModelSupply | None, faults: Sequence[Finding] = ()
+    ) -> None:
+        """`boot` came as far as starting ComfyUI, and found `faults`."""
         assert boot.layout is not None and boot.layout.comfyui is not None
         assert boot.work is not None and boot.comfyui is not None and boot.recent is not None
         self._supply = supply
@@ -60,9 +63,13 @@ class WorkflowJobs:
         self._delivery = Delivery(boot.settings, boot.work, boot.layout)
         self._models = boot.layout.comfyui / MODELS
         self._known = KnownClasses()
-        self._revival = Revival(boot.comfyui, MemoryRelief(boot.settings))
+        self._revival = Revival(boot.comfyui, MemoryRelief(boot.settings), faults)
         keep_workflow = (boot.settings.warmup_workflow or "").lower() == LAST
         self._weights = Weights(boot.read_ahead, boot.recent, self._models, keep_workflow)
+
+    def may_try(self, faults: Sequence[Finding]) -> bool:
+        """Can a job go ahead in spite of these faults, which the boot found?"""
+        return self._revival.may_try(faults)
 
     async def run(self, request: WorkflowRequest, progress: Progress) -> dict[str, Any]:
         """The reply of a job that went well. Raises JobError for one that did not."""

@@ -278,6 +278,31 @@ def test_a_marker_token_reaches_neither_comfyui_nor_a_reply(
         assert marker not in text
 
 
+def test_a_comfyui_that_did_not_start_with_the_worker_is_tried_again_later(
+    worker_env: dict[str, str],
+    boot_worker: Boots,
+    volume: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Told at once meanwhile; a job after the rest finds that it starts now."""
+    monkeypatch.setattr("handler.revival._FIRST_REST", 3.0)
+    breaking = volume / "breaking"
+    breaking.touch()
+    pack = volume / "ComfyUI" / "custom_nodes" / "breaks_the_start"
+    pack.mkdir()
+    (pack / "__init__.py").write_text(
+        f"import os\nif os.path.exists({str(breaking)!r}):\n    os._exit(9)\n"
+        "NODE_CLASS_MAPPINGS = {}\n"
+    )
+    worker = boot_worker(worker_env)
+    assert_refused(worker.ask({"workflow": plain()}), "comfyui.exited", "This worker cannot run")
+    assert worker.boot.comfyui is not None and worker.boot.comfyui.starts == 1
+    breaking.unlink()
+    time.sleep(3.0)
+    assert_works(worker)
+    assert_works(worker)
+
+
 def test_a_full_volume_costs_no_result(
     demo: DemoVolume, worker_env: dict[str, str], boot_worker: Boots, volume: Path
 ) -> None:

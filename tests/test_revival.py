@@ -33,7 +33,7 @@ class Bench:
     def __post_init__(self) -> None:
         settings, _ = Settings.from_env({})
         relief = MemoryRelief(settings, lambda: facts(0))
-        self.revival = Revival(self.comfyui, relief, lambda: self.now)
+        self.revival = Revival(self.comfyui, relief, clock=lambda: self.now)
 
     def ready(self, seconds: float = 20) -> JobError | None:
         """What a job is told; None when ComfyUI is ready for it."""

@@ -107,15 +107,15 @@ class ComfyUI:
             self._collect()
             return self.exits[-1]
 
-    def cpu_seconds(self) -> float:
-        """CPU time that the process behind the guard has used; 0 when it cannot be told."""
+    def cpu_seconds(self) -> float | None:
+        """CPU time that the process behind the guard has used; None when it cannot be told."""
         with self._lock:
             guard_pid = self._process.pid if self._process is not None else 0
         try:
             (pid, *_) = Path(f"/proc/{guard_pid}/task/{guard_pid}/children").read_text().split()
             ticks = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[11:13]
         except (OSError, ValueError):
-            return 0.0
+            return None
         return sum(map(int, ticks)) / os.sysconf("SC_CLK_TCK")
 
     def stop(self) -> None:

@@ -26,9 +26,11 @@ _QUEUE_EVERY = 4
 _STOP_SECONDS = 2.0
 _REFUSALS = 3
 _DEAD_GRACE_SECONDS = 1.0
-# Without an answer for so long, and with less CPU time used meanwhile, nothing goes on in there.
-_FROZEN_SECONDS, _IDLE_CPU_SECONDS = 5.0, 0.05
-_PATIENT_LOOKS = 11
+# Without an answer in so many seconds, and with less CPU time used meanwhile, nothing goes on in
+# there; seen several times in a row, since a host or a volume can stall for a while. Where it
+# computes, each look gets twice the time.
+_LOOK_SECONDS, _IDLE_CPU_SECONDS, _IDLE_LOOKS = 3.0, 0.05, 3
+_PATIENT_LOOKS, _LONGEST_LOOK = 6, 30.0
 Tell = Callable[[Step], None]
 
 
@@ -175,19 +177,24 @@ class _Run:
         return watch.ended(entry)
 
     async def _history(self) -> Any | None:
-        """The prompt's entry. A ComfyUI that does not answer for a while is frozen when it does
-        nothing else either; one that computes may hold Python's lock, and has more time."""
-        limit = min(_FROZEN_SECONDS, max(self.deadline.remaining, 1.0))
-        for _ in range(_PATIENT_LOOKS):
-            worked = self.comfyui.cpu_seconds()
+        """The prompt's entry. A ComfyUI that does not answer is frozen when it does nothing
+        else either; one that computes may hold Python's lock, and has more time."""
+        seconds, idle = _LOOK_SECONDS, 0
+        for last in (False,) * (_PATIENT_LOOKS - 1) + (True,):
+            before = self.comfyui.cpu_seconds()
             try:
+                limit = min(seconds, max(self.deadline.remaining, 1.0))
                 return await self.client.history(self.prompt_id, limit)
             except Unreachable:
                 if self.deadline.expired:
                     return None
-                if self.comfyui.cpu_seconds() - worked < _IDLE_CPU_SECONDS:
+                after = self.comfyui.cpu_seconds()
+                works = before is None or after is None or after - before > _IDLE_CPU_SECONDS
+                idle = 0 if works else idle + 1
+                if last or idle == _IDLE_LOOKS:
                     raise
-        return await self.client.history(self.prompt_id, limit)
+                seconds = min(2 * seconds, _LONGEST_LOOK) if works else seconds
+        raise AssertionError("the last look returns or raises")
 
     async def _is_queued(self) -> bool:
         try:

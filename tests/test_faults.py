@@ -197,6 +197,15 @@ def test_comfyui_frozen_in_a_job_is_told_within_seconds(mended: BootedWorker) ->
     assert_works(mended)
 
 
+def test_comfyui_that_computes_and_cannot_answer_meanwhile_is_left_to_it(
+    mended: BootedWorker,
+) -> None:
+    before = comfyui_process(mended)
+    reply = mended.ask({"workflow": through("TestHoldLock", seconds=14.0), "max_wait": 100})
+    assert reply["status"] == "completed", reply
+    assert before.is_running()
+
+
 def test_comfyui_killed_between_jobs_is_back_for_the_next(mended: BootedWorker) -> None:
     comfyui_process(mended).kill()
     assert_works(mended)

@@ -103,7 +103,7 @@ def test_a_running_prompt_is_told_in_order_and_not_too_often(production: Product
     stages = [update["stage"] for update in updates]
     order = ["queued", "running", "delivering"]
     assert [order.index(stage) for stage in stages] == sorted(map(order.index, stages))
-    assert {"queued", "running"} <= set(stages)
+    assert "running" in stages, "`queued` is over before the first update"
     running = [update for update in updates if update["stage"] == "running"]
     percents = [update["percent"] for update in running]
     assert percents == sorted(percents) and percents[-1] > 30

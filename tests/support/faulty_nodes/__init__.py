@@ -205,6 +205,25 @@ class Socket:
         return (image,)
 
 
+class HoldLock:
+    """Computes without letting go of Python's lock, so that the server cannot answer meanwhile."""
+
+    CATEGORY = "tests"
+    RETURN_TYPES = ("IMAGE",)
+    FUNCTION = "run"
+
+    @classmethod
+    def INPUT_TYPES(cls):
+        return {"required": {"image": ("IMAGE",), "seconds": ("FLOAT", {"default": 1.0})}}
+
+    def run(self, image, seconds):
+        start = time.monotonic()
+        sum(range(10_000_000))
+        a_piece = time.monotonic() - start
+        sum(range(int(10_000_000 * seconds / a_piece)))
+        return (image,)
+
+
 class NotJson:
     """Reports what is not JSON; quietly, so that only the history holds it, or to the socket."""
 
@@ -257,6 +276,7 @@ class Steps:
 
 
 NODE_CLASS_MAPPINGS = {
+    "TestHoldLock": HoldLock,
     "TestRaise": Raise,
     "TestSocket": Socket,
     "TestNotJson": NotJson,

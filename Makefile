@@ -50,12 +50,13 @@ bench: python ## Measure cold starts on a simulated network volume (ARGS="--only
 	@$(PYTHON) -m demo volume >/dev/null
 	@$(VENV_PYTHON) -m benchmarks.cold_start $(ARGS)
 
-prove: python ## The long proofs: killed provisioners, malformed requests, frozen workers (half an hour)
+prove: python ## The long proofs: killed provisioners, malformed requests, faults, frozen workers (an hour)
 	@$(PYTHON) -m demo venv dev
 	@$(PYTHON) -m demo volume >/dev/null
 	$(VENV_PYTHON) -m tests.prove.kill_provisioners
 	$(VENV_PYTHON) -m tests.prove.malformed_requests
 	$(VENV_PYTHON) -m tests.prove.freeze
+	$(VENV_PYTHON) -m tests.prove.faults
 
 check: python ## Formatter, linter and strict types, changing nothing
 	@$(PYTHON) -m demo venv dev

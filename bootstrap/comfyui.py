@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
-from bootstrap import command, guard
+from bootstrap import command, guard, prompt_thread
 from bootstrap.exits import Exit
 from bootstrap.log import say
 
@@ -107,6 +107,17 @@ class ComfyUI:
             self._collect()
             return self.exits[-1]
 
+    def cpu_seconds(self) -> float | None:
+        """CPU time that the process behind the guard has used; None when it cannot be told."""
+        with self._lock:
+            guard_pid = self._process.pid if self._process is not None else 0
+        try:
+            (pid, *_) = Path(f"/proc/{guard_pid}/task/{guard_pid}/children").read_text().split()
+            ticks = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[11:13]
+        except (OSError, ValueError):
+            return None
+        return sum(map(int, ticks)) / os.sysconf("SC_CLK_TCK")
+
     def stop(self) -> None:
         """End the process and all it started; returns when they are gone."""
         with self._lock:
@@ -125,8 +136,9 @@ class ComfyUI:
             self.launch.known_flags, self.launch.folders, self.port, self.launch.extra_args
         )
         guarded = [sys.executable, "-I", "-S", guard.__file__, str(os.getpid())]
+        watched = [str(self.launch.python), prompt_thread.__file__, "main.py"]
         return subprocess.Popen(
-            [*guarded, str(self.launch.python), "main.py", *args],
+            [*guarded, *watched, *args],
             cwd=self.launch.comfyui,
             env=dict(self.launch.env),
             stdin=subprocess.DEVNULL,

@@ -22,11 +22,14 @@ CODES = {
     "comfyui.torch_without_gpu": "The torch in ComfyUI's Python has no CUDA",
     "comfyui.gpu_unusable": "The GPU or its driver failed when ComfyUI opened it",
     "comfyui.disk_full": "ComfyUI found no space on the device",
+    "comfyui.prompt_thread_ended": "A node ended the thread that runs prompts",
+    "comfyui.output_not_json": "A node reported something that is not JSON",
     "comfyui.exited": "ComfyUI ended for a reason the log does not name",
 }
 LOG_LINES_IN_DETAILS = 30
 # Custom nodes log failures of their own on the way; the fatal one stands at the end.
 _LINES_LOOKED_AT = 30
+_SURVIVED = re.compile(r"Import times for custom nodes|^Cannot import .* module for custom nodes:")
 
 
 @dataclass(frozen=True)
@@ -90,7 +93,7 @@ def _by_log(exit: Exit) -> Finding | None:
 def _lines_that_count(log: Sequence[str]) -> Sequence[str]:
     """The log's end, without what custom nodes said while they were imported and survived."""
     last = log[-_LINES_LOOKED_AT:]
-    survived = [i for i, line in enumerate(last) if "Import times for custom nodes" in line]
+    survived = [i for i, line in enumerate(last) if _SURVIVED.search(line)]
     return last[survived[-1] + 1 :] if survived else last
 
 
@@ -170,6 +173,24 @@ def _gpu_unusable(exit: Exit, match: Match[str]) -> Finding:
     )
 
 
+def _prompt_thread_ended(exit: Exit, match: Match[str]) -> Finding:
+    return error(
+        "comfyui.prompt_thread_ended",
+        f"A node ended ComfyUI's prompt thread ({match[1].strip()}), after which no job would run.",
+        "A custom node calls exit() or raises SystemExit: the traceback in the details names its "
+        "file. Mend or remove it.",
+    )
+
+
+def _output_not_json(exit: Exit, match: Match[str]) -> Finding:
+    return error(
+        "comfyui.output_not_json",
+        f"A node reported a result that is not JSON ({match[1].strip()}), of which ComfyUI ended.",
+        "Mend or remove the custom node: what it returns under `ui` may hold texts, numbers, "
+        "lists and objects only.",
+    )
+
+
 def _disk_full(exit: Exit, match: Match[str]) -> Finding:
     return error(
         "comfyui.disk_full",
@@ -194,6 +215,10 @@ _GPU_FAILED = (
     r"|NVIDIA driver on your system is too old|CUDA driver initialization failed"
     r"|CUDA unknown error|CUDA error: ).*$"
 )
+_NOT_JSON = (
+    r"^TypeError: (Object of type \S+ is not JSON serializable"
+    r"|keys must be str, int, float, bool or None.*)$"
+)
 # Where two match on the same line, the first names the cause.
 _REASONS: Sequence[tuple[str, Explain]] = (
     (r"error: ((?:unrecognized arguments|argument|ambiguous option)[^\n]*)", _bad_flag),
@@ -202,6 +227,8 @@ _REASONS: Sequence[tuple[str, Explain]] = (
         _gpu_unusable,
     ),
     (r"Torch not compiled with CUDA enabled", _torch_without_gpu),
+    (r"^ComfyUI's prompt thread ended: (.*)$", _prompt_thread_ended),
+    (_NOT_JSON, _output_not_json),
     (r"No space left on device[^\n]*", _disk_full),
     (r"(?:address already in use|Port \d+ is already in use)", _port_taken),
     (r"comfyui-frontend-package (?:is not installed|is missing)[^\n]*", _front_end_missing),

@@ -59,6 +59,7 @@ def _before_exec() -> None:
 
 def _end(child: subprocess.Popen[bytes]) -> None:
     _kill_group(child.pid, signal.SIGTERM)
+    _kill_group(child.pid, signal.SIGCONT)  # a stopped process hears nothing until it goes on
     deadline = time.monotonic() + GRACE_SECONDS
     while child.poll() is None and time.monotonic() < deadline:
         signal.sigtimedwait({signal.SIGCHLD}, POLL_SECONDS)

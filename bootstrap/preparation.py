@@ -241,12 +241,13 @@ class Preparation:
         try:
             comfyui.start()
         except OSError as problem:
-            return [*problems, _not_startable(problem)]
+            return [*problems, not_startable(problem)]
         self.comfyui = comfyui
         return problems
 
 
-def _not_startable(problem: OSError) -> Finding:
+def not_startable(problem: OSError) -> Finding:
+    """The operating system would not run ComfyUI's Python."""
     return host_error(
         "comfyui.not_startable",
         f"ComfyUI could not be started: {problem}.",

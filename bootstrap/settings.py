@@ -250,6 +250,23 @@ class Settings:
         "120",
     )
 
+    memory_free_at: float = var(
+        "MEMORY_FREE_AT",
+        kinds.number(1, 100),
+        90.0,
+        "Percent of the container's memory limit at which ComfyUI is asked, between jobs, to let "
+        "go of models and cached results; 100 is never",
+        "90",
+    )
+    memory_restart_at: float = var(
+        "MEMORY_RESTART_AT",
+        kinds.number(1, 100),
+        95.0,
+        "Percent of it, after that, at which ComfyUI is restarted before the next job; 100 is "
+        "never",
+        "95",
+    )
+
     response_format: str = var(
         "RESPONSE_FORMAT",
         kinds.one_of("native", "worker-comfyui"),

@@ -13,6 +13,7 @@ import aiohttp
 _Socket = Any  # aiohttp's class is generic in some versions and not in others
 _ANSWER_SECONDS = 30.0
 _SOCKET_SECONDS = 5.0
+_QUEUE_SECONDS = 10.0
 _SOCKET_CLOSE = aiohttp.ClientWSTimeout(ws_close=1.0)
 # ComfyUI validates a large workflow before it answers; /object_info starts scans of all models.
 _SLOW_ANSWER_SECONDS = 120.0
@@ -51,15 +52,16 @@ class ComfyClient:
         answer = await self._call("POST", "/prompt", body, _SLOW_ANSWER_SECONDS)
         return str(answer["prompt_id"]), answer.get("node_errors") or {}
 
-    async def history(self, prompt_id: str) -> Any | None:
+    async def history(self, prompt_id: str, seconds: float = _ANSWER_SECONDS) -> Any | None:
         """The history entry of a prompt that ended; None for one that has not, or is unknown."""
-        return (await self._call("GET", f"/history/{prompt_id}")).get(prompt_id)
+        return (await self._call("GET", f"/history/{prompt_id}", None, seconds)).get(prompt_id)
 
-    async def queued(self) -> tuple[set[str], set[str]]:
-        """Prompt ids (running, pending)."""
-        queue = await self._call("GET", "/queue")
-        running = {str(item[1]) for item in queue.get("queue_running", [])}
-        return running, {str(item[1]) for item in queue.get("queue_pending", [])}
+    async def queued(self) -> tuple[list[str], list[str]]:
+        """Prompt ids (running, pending), those that wait in the order of their turn."""
+        queue = await self._call("GET", "/queue", None, _QUEUE_SECONDS)
+        running, pending = queue.get("queue_running", []), queue.get("queue_pending", [])
+        pending.sort(key=lambda item: item[0])  # told as the heap it is
+        return [str(item[1]) for item in running], [str(item[1]) for item in pending]
 
     async def interrupt(self, prompt_id: str) -> None:
         """Interrupt the running prompt; versions before 0.3.57 interrupt whatever runs."""
@@ -68,6 +70,10 @@ class ComfyClient:
     async def remove_pending(self, prompt_id: str) -> None:
         """Take a prompt that waits out of the queue."""
         await self._call("POST", "/queue", {"delete": [prompt_id]})
+
+    async def free(self) -> None:
+        """Let go of models and cached results; done by ComfyUI after the prompt that runs."""
+        await self._call("POST", "/free", {"unload_models": True, "free_memory": True})
 
     async def node_classes(self) -> list[str]:
         """Every node class this ComfyUI knows. Slow: it scans all model folders."""

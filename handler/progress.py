@@ -26,10 +26,14 @@ class Progress:
     """Progress of one job. Make it in the event loop; `tell` from any thread.
 
     `post` delivers one update; None asks the SDK, where it has a control plane to tell. Without
-    one (the SDK's local modes, tests) nothing is sent.
+    one (the SDK's local modes, tests) nothing is sent. Nothing is sent in the first `quiet`
+    seconds either: a reply waits for the update on its way, so short jobs are better off without.
     """
 
-    def __init__(self, job: Mapping[str, Any], post: Post | None = None) -> None:
+    def __init__(
+        self, job: Mapping[str, Any], post: Post | None = None, quiet: float = 0.0
+    ) -> None:
+        self._quiet_until = time.monotonic() + quiet
         self._post = post or (_through_the_sdk(job) if has_control_plane() else None)
         self._loop = asyncio.get_running_loop()
         self._lock = threading.Lock()
@@ -78,6 +82,7 @@ class Progress:
 
     async def _send_all(self) -> None:
         sent_at = -SECONDS_APART
+        await asyncio.sleep(max(self._quiet_until - time.monotonic(), 0.0))
         while True:
             await self._has_news.wait()
             await self._wait_until_due(sent_at)

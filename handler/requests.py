@@ -24,7 +24,8 @@ SECTIONS = ("volume", "models", "comfyui", "machine", "environment")
 @dataclass(frozen=True)
 class WorkflowRequest:
     """Run `workflow` (API format, overrides applied) within `max_wait` seconds, with `files` as its
-    inputs; results come as `output` says, to `bucket` where there is one."""
+    inputs; results come as `output` says, to `bucket` where there is one. `retry_on_oom`: once more
+    when the GPU's memory did not suffice, after it was freed."""
 
     workflow: Workflow
     max_wait: float
@@ -33,6 +34,7 @@ class WorkflowRequest:
     extra_data: Mapping[str, str] = field(default_factory=dict, repr=False)  # holds a secret
     output: OutputOptions = field(default=OutputOptions())
     bucket: Bucket | None = None
+    retry_on_oom: bool = False
 
 
 @dataclass(frozen=True)
@@ -110,6 +112,7 @@ def _parsed(text: str) -> object:
 
 _WORKFLOW_FIELDS = {
     "workflow", "workflow_name", "overrides", "images", "files", "max_wait", "output", S3_CONFIG,
+    "retry_on_oom",
     *worker_comfyui.KEY_FIELDS,
 }  # fmt: skip
 
@@ -132,6 +135,7 @@ def _workflow_request(given: Mapping[str, Any], around: Surroundings) -> Workflo
         warnings=(*warnings, *more, *_unknown(given, _WORKFLOW_FIELDS)),
         output=output,
         bucket=bucket,
+        retry_on_oom=_flag(given, "retry_on_oom"),
         extra_data=worker_comfyui.extra_data(given, around.settings),
     )
 
@@ -171,9 +175,7 @@ def _bucket(s3_config: object, settings: Settings) -> Bucket | None:
 
 
 def _diagnostics_request(given: Mapping[str, Any], _: Surroundings) -> DiagnosticsRequest:
-    deep, sections = given.get("deep", False), given.get("sections") or []
-    if not isinstance(deep, bool):
-        raise wrong_type("deep", "true or false", deep)
+    deep, sections = _flag(given, "deep"), given.get("sections") or []
     wanted = f"a list of some of {', '.join(SECTIONS)}"
     if not isinstance(sections, list):
         raise wrong_type("sections", wanted, sections)
@@ -209,6 +211,13 @@ def _unknown(given: Mapping[str, Any], known: set[str]) -> tuple[str, ...]:
     if not unknown:
         return ()
     return (f"ignored unknown fields of the input: {', '.join(unknown)[:500]}",)
+
+
+def _flag(given: Mapping[str, Any], name: str) -> bool:
+    value = given.get(name, False)
+    if not isinstance(value, bool):
+        raise wrong_type(name, "true or false", value)
+    return value
 
 
 def _max_wait(given: object, default: float) -> float:

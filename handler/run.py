@@ -5,19 +5,18 @@ from __future__ import annotations
 import asyncio
 import time
 import uuid
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from bootstrap.comfyui import ComfyUI
-from bootstrap.exits import Exit, explain_exit
 from bootstrap.log import say
-from bootstrap.readiness import is_answering, wait_until_ready
-from handler import rejection, watch
+from handler import failures, rejection, watch
 from handler.comfy_client import ComfyClient, Refused, Unreachable, connect
 from handler.deadline import Deadline
 from handler.errors import JobError
+from handler.headway import QUEUED, Headway, Step, position
 from handler.preflight import KnownClasses
 from handler.workflow import Workflow
 
@@ -26,9 +25,13 @@ _POLL_SECONDS = 0.5
 _QUEUE_EVERY = 4
 _STOP_SECONDS = 2.0
 _REFUSALS = 3
-# A ComfyUI that answered before and has no job: nothing keeps it from answering for so long.
-_HUNG_SECONDS = 10.0
 _DEAD_GRACE_SECONDS = 1.0
+# Without an answer in so many seconds, and with less CPU time used meanwhile, nothing goes on in
+# there; seen several times in a row, since a host or a volume can stall for a while. Where it
+# computes, each look gets twice the time.
+_LOOK_SECONDS, _IDLE_CPU_SECONDS, _IDLE_LOOKS = 3.0, 0.05, 3
+_PATIENT_LOOKS, _LONGEST_LOOK = 6, 30.0
+Tell = Callable[[Step], None]
 
 
 @dataclass(frozen=True)
@@ -40,38 +43,6 @@ class Ran:
     seconds: float
 
 
-async def ensure_ready(comfyui: ComfyUI, deadline: Deadline) -> None:
-    """Have a ComfyUI that answers, restarting one that ended or hangs. Raises JobError."""
-    if await _answers(comfyui, deadline):
-        return
-    if comfyui.was_ready and comfyui.ended() is None:
-        say("ComfyUI lives but does not answer; ending it")
-        await asyncio.to_thread(comfyui.stop)
-    started = await asyncio.to_thread(comfyui.start)
-    waited = await asyncio.to_thread(wait_until_ready, comfyui, deadline.remaining)
-    if waited.finding and not started and comfyui.ended() is not None:
-        # It was dying when it was looked at; the next process is ours to judge.
-        await asyncio.to_thread(comfyui.start)
-        waited = await asyncio.to_thread(wait_until_ready, comfyui, deadline.remaining)
-    if waited.finding is None:
-        return
-    if deadline.expired:
-        raise _timeout(deadline, "ComfyUI did not answer yet")
-    raise JobError.from_finding(waited.finding)
-
-
-async def _answers(comfyui: ComfyUI, deadline: Deadline) -> bool:
-    """Asked again for a while where it answered before: it may only be busy."""
-    patience = Deadline(min(_HUNG_SECONDS, deadline.remaining))
-    while comfyui.ended() is None:
-        if await asyncio.to_thread(is_answering, comfyui, patience.remaining):
-            return True
-        if patience.expired or not comfyui.was_ready:
-            break
-        await asyncio.sleep(0.1)
-    return False
-
-
 async def run_prompt(
     comfyui: ComfyUI,
     workflow: Workflow,
@@ -79,23 +50,25 @@ async def run_prompt(
     models: Path,
     known: KnownClasses,
     extra_data: Mapping[str, str] | None = None,
+    tell: Tell = lambda _: None,
 ) -> Ran:
     """Run `workflow` to its end. Raises JobError; whatever ends it, ComfyUI does not go on.
 
-    `extra_data` may hold secrets for nodes; it is sent to ComfyUI and nowhere else.
+    `extra_data` may hold secrets for nodes; it is sent to ComfyUI and nowhere else. `tell` hears
+    how far it is.
     """
     prompt_id = str(uuid.uuid4())
     async with connect(comfyui.url) as client:
-        run = _Run(comfyui, client, deadline, prompt_id, known, extra_data or {})
+        headway = Headway(workflow)
+        run = _Run(comfyui, client, deadline, prompt_id, known, extra_data or {}, headway, tell)
         try:
             return await run.to_the_end(workflow, models)
         except (asyncio.CancelledError, JobError) as problem:
-            if not isinstance(problem, JobError) or problem.code in _STILL_RUNNING:
+            if not isinstance(problem, JobError) or problem.code == "job.timeout":
                 await asyncio.shield(run.stop())
+            elif problem.code == "comfyui.unreachable":
+                await asyncio.to_thread(comfyui.stop)
             raise
-
-
-_STILL_RUNNING = ("job.timeout", "comfyui.unreachable")
 
 
 class _Run:
@@ -107,7 +80,11 @@ class _Run:
         prompt_id: str,
         known: KnownClasses,
         extra_data: Mapping[str, str],
+        headway: Headway,
+        tell: Tell,
     ) -> None:
+        self.headway = headway
+        self.tell = tell
         self.known = known
         self.comfyui = comfyui
         self.client = client
@@ -157,6 +134,8 @@ class _Run:
             raise await self._refused(refusal, workflow, models) from None
         except Unreachable as problem:
             raise await self._unreachable(problem) from None
+        if not self.headway.started:
+            self.tell(Step(QUEUED))
         return rejection.partial(left_out, workflow, models)
 
     async def _refused(self, refusal: Refused, workflow: Workflow, models: Path) -> JobError:
@@ -177,32 +156,59 @@ class _Run:
             if looks % _QUEUE_EVERY == 0:
                 missed = 0 if await self._is_queued() else missed + 1
             if missed == 2:
-                raise _lost()
+                raise failures.lost()
             if self.deadline.expired:
-                raise _timeout(self.deadline, "the workflow was still running")
+                raise failures.timeout(self.deadline, "the workflow was still running")
             await self._wait_for_news()
 
     async def _look(self) -> watch.Ended | None:
         died = self.comfyui.ended()
         if died is not None:
-            raise _died(died)
+            raise failures.died(died, self.headway)
         try:
-            entry = await self.client.history(self.prompt_id)
+            entry = await self._history()
         except Unreachable as problem:
             raise await self._unreachable(problem) from None
         except Refused as refusal:
             self.refusals += 1
             if self.refusals < _REFUSALS:
                 return None
-            raise _unreadable(refusal) from None
+            raise failures.unreadable(refusal, self.headway, self.comfyui.log_tail()) from None
         return watch.ended(entry)
+
+    async def _history(self) -> Any | None:
+        """The prompt's entry. A ComfyUI that does not answer is frozen when it does nothing
+        else either; one that computes may hold Python's lock, and has more time."""
+        seconds, idle = _LOOK_SECONDS, 0
+        for last in (False,) * (_PATIENT_LOOKS - 1) + (True,):
+            before = self.comfyui.cpu_seconds()
+            try:
+                limit = min(seconds, max(self.deadline.remaining, 1.0))
+                return await self.client.history(self.prompt_id, limit)
+            except Unreachable:
+                if self.deadline.expired:
+                    return None
+                after = self.comfyui.cpu_seconds()
+                works = before is None or after is None or after - before > _IDLE_CPU_SECONDS
+                idle = 0 if works else idle + 1
+                if last or idle == _IDLE_LOOKS:
+                    raise
+                seconds = min(2 * seconds, _LONGEST_LOOK) if works else seconds
+        raise AssertionError("the last look returns or raises")
 
     async def _is_queued(self) -> bool:
         try:
             running, pending = await self.client.queued()
         except (Unreachable, Refused):
             return True  # the next look at the history says more
-        return self.prompt_id in running | pending
+        runs, ahead = position(self.prompt_id, running, pending)
+        if runs or self.prompt_id in pending:
+            self._tell(self.headway.queue(runs, ahead))
+        return runs or self.prompt_id in pending
+
+    def _tell(self, step: Step | None) -> None:
+        if step is not None:
+            self.tell(step)
 
     async def _unreachable(self, problem: Unreachable) -> JobError:
         """A cut connection is most often a process that just died: give it time to be seen."""
@@ -210,17 +216,19 @@ class _Run:
         while not limit.expired:
             died = self.comfyui.ended()
             if died is not None:
-                return _died(died)
+                return failures.died(died, self.headway)
             await asyncio.sleep(0.05)
         return JobError(
             "comfyui.unreachable",
             f"ComfyUI lives but does not answer ({problem}).",
             "It is restarted before the next job; send this one again.",
+            **self.headway.where(),
             log=self.comfyui.log_tail(),
         )
 
     async def _listen(self, messages: AsyncIterator[dict[str, Any]]) -> None:
         async for message in messages:
+            self._tell(self.headway.hear(message, self.prompt_id))
             if watch.is_news(message, self.prompt_id):
                 self.news.set()
 
@@ -230,40 +238,3 @@ class _Run:
             await asyncio.wait_for(self.news.wait(), seconds)
         except asyncio.TimeoutError:
             pass
-
-
-def _died(exit: Exit) -> JobError:
-    cause = explain_exit(exit)
-    return JobError(
-        "comfyui.died",
-        f"ComfyUI ended while the job ran. {cause.message}",
-        f"{cause.fix} ComfyUI is being restarted for the next job.",
-        cause=cause.code,
-        **cause.details,
-    )
-
-
-def _timeout(deadline: Deadline, state: str) -> JobError:
-    return JobError(
-        "job.timeout",
-        f"The job was stopped after {deadline.elapsed:.0f} s: {state}.",
-        f"Allow more than {deadline.seconds:g} s with max_wait in the request or MAX_WAIT in the "
-        "endpoint's environment, or make the workflow smaller.",
-        max_wait=deadline.seconds,
-    )
-
-
-def _lost() -> JobError:
-    return JobError(
-        "job.lost",
-        "ComfyUI has the job neither in its queue nor in its history.",
-        "Send it again; if it stays, a custom node clears the queue or the history.",
-    )
-
-
-def _unreadable(refusal: Refused) -> JobError:
-    return JobError(
-        "comfyui.unreachable",
-        f"ComfyUI cannot tell what came of the job ({refusal}).",
-        "A custom node most likely returned something that is not JSON; see ComfyUI's log.",
-    )

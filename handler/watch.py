@@ -6,6 +6,7 @@ and nothing is replayed; its messages only say when a look at the history is wor
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -13,6 +14,14 @@ from typing import Any
 from handler.errors import JobError
 
 _TRACEBACK_LINES = 12
+# After these every later call of this process fails, whatever it asks.
+_POISON = re.compile(
+    r"illegal memory access|device-side assert|unspecified launch failure|misaligned address"
+    r"|CUDA error|CUBLAS_STATUS_(?:EXECUTION|INTERNAL)|CUDNN_STATUS_(?:EXECUTION|INTERNAL)"
+    r"|uncorrectable ECC error",
+    re.IGNORECASE,
+)
+_MEMORY = re.compile(r"CUDA (?:error: )?out of memory", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -82,11 +91,20 @@ def _node_failed(error: Mapping[str, Any]) -> JobError:
             -_TRACEBACK_LINES:
         ],
     }
-    if "OutOfMemory" in kind:
+    if "OutOfMemory" in kind or _MEMORY.search(said):
         return JobError(
             "job.out_of_memory",
             f"The GPU ran out of memory in {where}: {said[:500]}",
             "Use a smaller size or batch, a smaller or fp8 model, or a GPU with more memory.",
+            **details,
+        )
+    if _POISON.search(f"{kind}: {said}"):
+        return JobError(
+            "job.cuda_failed",
+            f"The GPU failed in {where}: {said[:500]}",
+            "ComfyUI is restarted for the next job, since CUDA answers nothing more after such an "
+            "error. If it stays with one workflow, one of its nodes reads or writes out of bounds "
+            "there; if it comes with many, the GPU is faulty: let Runpod take another worker.",
             **details,
         )
     return JobError(

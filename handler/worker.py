@@ -11,10 +11,11 @@ from typing import Any
 
 from bootstrap.boot import Boot
 from bootstrap.bucket import S3_CONFIG
-from bootstrap.findings import Finding
+from bootstrap.findings import Finding, errors_in
 from bootstrap.log import say
 from bootstrap.reports import BootReport
 from bootstrap.volume import MODELS
+from bootstrap.wording import counted
 from handler import reply, worker_comfyui
 from handler.diagnostics import Diagnostics
 from handler.errors import JobError
@@ -30,6 +31,8 @@ from handler.requests import (
 )
 from handler.workflow_job import WorkflowJobs
 
+_QUIET_SECONDS = 0.5
+
 
 class Worker:
     """Answers jobs on what a boot has made, be it ready or not."""
@@ -42,11 +45,11 @@ class Worker:
         self._jobs: WorkflowJobs | None = None
         self._supply = _supply_for(boot)
         if boot.comfyui is not None:
-            self._jobs = WorkflowJobs(boot, self._supply)
+            self._jobs = WorkflowJobs(boot, self._supply, errors_in(report.findings))
 
     async def handle(self, job: Mapping[str, Any]) -> dict[str, Any]:
         """The SDK's handler: always a reply, never an exception but a cancellation."""
-        progress = Progress(job)
+        progress = Progress(job, quiet=_QUIET_SECONDS)
         try:
             answer = await self._answer(job, progress)
         except JobError as error:
@@ -57,6 +60,8 @@ class Worker:
             answer = reply.failed(_internal(problem))
         finally:
             await progress.drain()
+        if answer.get("status") == "completed":
+            say(f"job {job.get('id')}: {_whereabouts(answer)}")
         asked = worker_comfyui.as_asked(answer, self._settings)
         posted: dict[str, Any] = reply.postable(asked)
         return posted
@@ -70,7 +75,9 @@ class Worker:
         faults = await asyncio.to_thread(self._boot.faults_now, self._report)
         if isinstance(request, DownloadRequest) and self._supply is not None:
             return await self._supply.download(request, progress)
-        if faults or self._jobs is None or isinstance(request, DownloadRequest):
+        if isinstance(request, DownloadRequest) or self._jobs is None:
+            raise _degraded(faults)
+        if faults and not self._jobs.may_try(faults):
             raise _degraded(faults)
         return await self._jobs.run(request, progress)
 
@@ -107,6 +114,15 @@ def _degraded(faults: tuple[Finding, ...]) -> JobError:
         findings=[fault.as_dict() for fault in faults],
         worker_id=os.environ.get("RUNPOD_POD_ID", ""),
     )
+
+
+def _whereabouts(answer: Mapping[str, Any]) -> str:
+    """For the log: where results are should the reply get lost. URLs are signed, so not told."""
+    results = answer.get("results") or []
+    places = [str(r["path"]) for r in results if isinstance(r, Mapping) and r.get("path")]
+    more = f" and {len(places) - 5} more" if len(places) > 5 else ""
+    kept = f", on the volume: {', '.join(places[:5])}{more}" if places else ""
+    return f"completed with {counted(len(results), 'result')}{kept}"
 
 
 def _internal(problem: Exception) -> JobError:

@@ -6,25 +6,30 @@ import asyncio
 import threading
 import time
 import uuid
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
-from bootstrap.log import say
+from bootstrap.findings import Finding
 from bootstrap.preparation import Preparation
 from bootstrap.volume import MODELS
-from handler.comfy_client import connect
+from handler.comfy_client import Refused, Unreachable, connect
 from handler.deadline import Deadline
 from handler.delivery import Delivery
 from handler.errors import JobError
 from handler.fetch_inputs import Fetcher
+from handler.headway import Step
 from handler.inputs import JobInputs, fetch_from_volume
+from handler.memory_relief import MemoryRelief
 from handler.model_supply import ModelSupply
 from handler.order import Order
 from handler.outputs import Produced, produced
 from handler.preflight import KnownClasses, all_at_once, missing_inputs
 from handler.progress import Progress
 from handler.requests import WorkflowRequest
-from handler.run import Ran, ensure_ready, run_prompt
+from handler.revival import Revival
+from handler.run import Ran, run_prompt
 from handler.volume_state import volume_fault
 from handler.warmup import LAST
 from handler.weights import JobWeights, Weights
@@ -32,13 +37,21 @@ from handler.workflow import Workflow, run_anew
 
 # As many digits as the true one can have, which is known when the reply's size has been weighed.
 _ROOM_FOR_TOTAL = 99999.999
+_DELIVERING = "delivering"
+_LONG_SECONDS = 0.5
+_OUT_OF_MEMORY = "job.out_of_memory"
+# After these no other job can be trusted to the same process.
+_POISONED = {"job.cuda_failed", "comfyui.history_unreadable", "comfyui.unreachable"}
+_FREEING_SECONDS = 1.0
 
 
 class WorkflowJobs:
     """Runs workflow requests on one ComfyUI, restarting it after a fault."""
 
-    def __init__(self, boot: Preparation, supply: ModelSupply | None) -> None:
-        """`boot` came as far as starting ComfyUI."""
+    def __init__(
+        self, boot: Preparation, supply: ModelSupply | None, faults: Sequence[Finding] = ()
+    ) -> None:
+        """`boot` came as far as starting ComfyUI, and found `faults`."""
         assert boot.layout is not None and boot.layout.comfyui is not None
         assert boot.work is not None and boot.comfyui is not None and boot.recent is not None
         self._supply = supply
@@ -50,8 +63,13 @@ class WorkflowJobs:
         self._delivery = Delivery(boot.settings, boot.work, boot.layout)
         self._models = boot.layout.comfyui / MODELS
         self._known = KnownClasses()
+        self._revival = Revival(boot.comfyui, MemoryRelief(boot.settings), faults)
         keep_workflow = (boot.settings.warmup_workflow or "").lower() == LAST
         self._weights = Weights(boot.read_ahead, boot.recent, self._models, keep_workflow)
+
+    def may_try(self, faults: Sequence[Finding]) -> bool:
+        """Can a job go ahead in spite of these faults, which the boot found?"""
+        return self._revival.may_try(faults)
 
     async def run(self, request: WorkflowRequest, progress: Progress) -> dict[str, Any]:
         """The reply of a job that went well. Raises JobError for one that did not."""
@@ -62,21 +80,25 @@ class WorkflowJobs:
         weights = self._weights.begin(request.workflow)
         try:
             request = await self._supplied(request, deadline, progress)
-            await ensure_ready(self._comfyui, deadline)
+            await self._revival.ready(deadline)
             await asyncio.to_thread(self._place, request, inputs)
             await self._refuse_missing(request.workflow)
-            ran, items, notes = await self._produce(request, order)
+            ran, items, notes = await self._produce(request, order, progress)
             order = replace(order, ended=ran.ended.at)
             warnings = [*request.warnings, *ran.warnings, *notes]
             timings = {"execution": round(ran.seconds, 3), **_told(weights)}
-            answer = await asyncio.to_thread(self._reply, items, order, warnings, timings)
+            with _told_when_long(progress):
+                answer = await asyncio.to_thread(self._reply, items, order, warnings, timings)
             self._remember(request, weights)
             return answer
         except JobError as error:
-            self._restart_if_ended()
+            await self._mend(error)
             if error.code.startswith(("job.", "comfyui.")):  # it may have written something
                 await asyncio.to_thread(self._delivery.keep_rest, order)
             raise await self._explained(error, request) from None
+        except asyncio.CancelledError:
+            self._revival.soon()  # where ComfyUI had to be ended to stop the prompt
+            raise
         finally:
             await asyncio.to_thread(inputs.remove)
 
@@ -112,14 +134,15 @@ class WorkflowJobs:
             raise all_at_once(problems, workflow, known)
 
     async def _produce(
-        self, request: WorkflowRequest, order: Order
+        self, request: WorkflowRequest, order: Order, progress: Progress
     ) -> tuple[Ran, list[Produced], list[str]]:
         """Run the workflow: what it produced, and warnings. Nodes whose results ComfyUI has from
         an earlier job, whose files are gone, run once more."""
         workflow = request.workflow
         for again in (False, True):
             started = time.time()
-            ran = await self._run(replace(request, workflow=workflow), order.deadline)
+            asked = replace(request, workflow=workflow)
+            ran = await self._run_with_memory(asked, order.deadline, progress)
             items, notes = produced(ran.ended.outputs, order.options.include_temp)
             stale = await asyncio.to_thread(self._delivery.files.stale_nodes, items, started)
             if again or not stale or not set(stale) <= set(workflow):
@@ -127,7 +150,34 @@ class WorkflowJobs:
             workflow = run_anew(workflow, stale, order.mark)
         raise AssertionError("the second round always returns")
 
-    async def _run(self, request: WorkflowRequest, deadline: Deadline) -> Ran:
+    async def _run_with_memory(
+        self, request: WorkflowRequest, deadline: Deadline, progress: Progress
+    ) -> Ran:
+        """`_run`, and where the request allows it once more, when memory was short and freed."""
+        try:
+            return await self._run(request, deadline, progress)
+        except JobError as error:
+            if error.code != _OUT_OF_MEMORY or not request.retry_on_oom:
+                raise
+            await self._free_gpu()
+            # ComfyUI frees when it next looks for work, and tells nobody when it has: a prompt
+            # that comes first would run first.
+            await asyncio.sleep(_FREEING_SECONDS)
+            ran = await self._run(request, deadline, progress)
+            note = f"ran twice: {error.message} It was freed, and the second run went well"
+            return replace(ran, warnings=[*ran.warnings, note])
+
+    async def _free_gpu(self) -> None:
+        try:
+            async with connect(self._comfyui.url) as client:
+                await client.free()
+        except (Unreachable, Refused):
+            pass  # the next job finds out what is wrong with it
+
+    async def _run(self, request: WorkflowRequest, deadline: Deadline, progress: Progress) -> Ran:
+        def tell(step: Step) -> None:
+            progress.tell(step.stage, step.percent, **step.more)
+
         ran = await run_prompt(
             self._comfyui,
             request.workflow,
@@ -135,6 +185,7 @@ class WorkflowJobs:
             self._models,
             self._known,
             request.extra_data,
+            tell,
         )
         if ran.ended.failure is not None:
             raise ran.ended.failure
@@ -161,16 +212,23 @@ class WorkflowJobs:
         if self._write_back is not None:
             self._write_back.soon()
 
-    def _restart_if_ended(self) -> None:
-        """Start ComfyUI again while the failed job's reply travels; the next job waits for it."""
-        if self._comfyui.ended() is not None:
-            threading.Thread(target=self._restart, name="comfyui-restart", daemon=True).start()
+    async def _mend(self, error: JobError) -> None:
+        """What ComfyUI needs after a job that failed, before the next one."""
+        if error.code in _POISONED:
+            await self._revival.replace(error.message)
+        elif error.code == _OUT_OF_MEMORY:
+            await self._free_gpu()
+        self._revival.soon()
 
-    def _restart(self) -> None:
-        try:
-            self._comfyui.start()
-        except OSError as problem:
-            say(f"ComfyUI could not be restarted: {problem}")
+
+@contextmanager
+def _told_when_long(progress: Progress) -> Iterator[None]:
+    """The caller hears of a delivery that takes a while; a short one would only wait for that."""
+    telling = asyncio.get_running_loop().call_later(_LONG_SECONDS, progress.tell, _DELIVERING)
+    try:
+        yield
+    finally:
+        telling.cancel()
 
 
 def _told(weights: JobWeights | None) -> dict[str, Any]:

@@ -25,6 +25,8 @@ PURE = (
     "handler.download_entries",
     "handler.errors",
     "handler.missing_models",
+    "handler.failures",
+    "handler.headway",
     "handler.loaders",
     "handler.output_options",
     "handler.outputs",

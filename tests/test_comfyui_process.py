@@ -55,7 +55,7 @@ def descendants() -> list[psutil.Process]:
 
 def serving_process(comfyui: ComfyUI) -> psutil.Process:
     """The fake itself, behind the guard."""
-    found = [p for p in descendants() if p.cmdline()[1:2] == ["main.py"]]
+    found = [p for p in descendants() if p.cmdline()[2:3] == ["main.py"]]
     (process,) = [p for p in found if str(comfyui.port) in p.cmdline()]
     return process
 

@@ -70,6 +70,14 @@ LOGS = {
     ),
     "comfyui.disk_full": (1, "OSError: [Errno 28] No space left on device: '/tmp/x'"),
     "comfyui.killed": (-9, "loading model"),
+    "comfyui.prompt_thread_ended": (
+        70,
+        (
+            'File "/v/ComfyUI/custom_nodes/bad/__init__.py", line 7, in run\n    sys.exit(3)\n'
+            "SystemExit: 3\nComfyUI's prompt thread ended: SystemExit: 3"
+        ),
+    ),
+    "comfyui.output_not_json": (1, "TypeError: Object of type Tensor is not JSON serializable"),
     "comfyui.exited": (1, "something odd"),
 }
 
@@ -115,14 +123,14 @@ def test_a_signal_without_a_name_is_called_by_its_number() -> None:
 def test_of_two_causes_the_later_one_counts() -> None:
     log = CUSTOM_NODE_FAILED + LOGS["comfyui.database"][1]
     assert explain(1, log).code == "comfyui.database"
-    assert explain(1, LOGS["comfyui.database"][1] + CUSTOM_NODE_FAILED).code == (
-        "comfyui.module_missing"
-    )
+    log = f"{LOGS['comfyui.database'][1]}\n{LOGS['comfyui.module_missing'][1]}"
+    assert explain(1, log).code == "comfyui.module_missing"
 
 
 def test_a_custom_node_that_failed_and_was_survived_is_not_the_cause() -> None:
     finding = explain(1, CUSTOM_NODE_FAILED + IMPORT_TIMES + "Starting server\nbroken pipe")
     assert finding.code == "comfyui.exited" and "broken pipe" in finding.message
+    assert explain(9, CUSTOM_NODE_FAILED).code == "comfyui.exited", "the next one, silently"
 
 
 def test_what_was_said_long_before_the_end_is_not_the_cause() -> None:

@@ -71,6 +71,7 @@ def test_version_2_limit_and_page_cache(root: Root) -> None:
     memory = gather_memory(root.path)
     assert (memory.limit, memory.source, memory.host_total) == (16 * GB, "cgroup v2", 64 * GB)
     assert (memory.available, memory.reclaimable, memory.used) == (9 * GB, 5 * GB, 12 * GB)
+    assert memory.file_pages == 5 * GB + 9, "active ones too"
     assert memory.oom_kills == 2
 
 

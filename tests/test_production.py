@@ -91,6 +91,29 @@ def test_a_model_on_demand_is_told_while_it_comes_and_before_the_result(
     assert TOKEN not in production.worker.log and TOKEN not in str(mine)
 
 
+def test_a_running_prompt_is_told_in_order_and_not_too_often(production: Production) -> None:
+    nodes = through("TestSteps", steps=40, seconds=4.0)
+    job = production.plane.submit({"workflow": nodes})
+    production.plane.result(job)
+    time.sleep(1.5)  # what was not drained would arrive now
+    mine = [event for event in production.plane.events if event.job_id == job]
+    assert mine[-1].kind == "done", "nothing after the result"
+    told = [event for event in mine if event.kind == "progress"]
+    updates = [event.body["output"] for event in told]
+    stages = [update["stage"] for update in updates]
+    order = ["queued", "running", "delivering"]
+    assert [order.index(stage) for stage in stages] == sorted(map(order.index, stages))
+    assert "running" in stages, "`queued` is over before the first update"
+    running = [update for update in updates if update["stage"] == "running"]
+    percents = [update["percent"] for update in running]
+    assert percents == sorted(percents) and percents[-1] > 30
+    stepping = [update for update in running if "step" in update]
+    assert 2 <= len(stepping) <= 5, "about one a second of 40 steps"
+    assert {(update["node"], update["class_type"], update["steps"]) for update in stepping} == {
+        ("3", "TestSteps", 40)
+    }
+
+
 def test_an_error_is_posted_as_runpod_shows_it(production: Production) -> None:
     body = production.ask({"workflow": {}})
     assert isinstance(body["error"], str)

@@ -86,6 +86,22 @@ def test_a_new_stage_overtakes_an_update_that_waits_for_its_second() -> None:
     asyncio.run(job())
 
 
+def test_a_job_that_ends_in_its_quiet_time_sends_and_waits_for_nothing() -> None:
+    caller = Caller(seconds=0.2)
+
+    async def job(seconds: float) -> None:
+        progress = Progress({"id": "j"}, caller, quiet=0.3)
+        progress.tell("sampling", 1)
+        progress.tell("sampling", 2)
+        await asyncio.sleep(seconds)
+        await progress.drain()
+
+    asyncio.run(job(0.05))
+    assert caller.begun == []
+    asyncio.run(job(0.4))
+    assert caller.heard == [{"stage": "sampling", "percent": 2.0}]
+
+
 def test_what_is_told_first_after_the_drain_is_not_sent() -> None:
     caller = Caller()
 

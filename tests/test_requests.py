@@ -181,6 +181,8 @@ def test_overrides_may_add_an_input_and_say_so() -> None:
         ("request.wrong_type", {"workflow_name": 7}),
         ("request.wrong_type", {"workflow_name": "a", "workflow": WORKFLOW}),
         ("workflow.name_unknown", {"workflow_name": "a"}),
+        ("request.wrong_type", {"workflow": WORKFLOW, "retry_on_oom": "yes"}),
+        ("request.wrong_type", {"workflow": WORKFLOW, "retry_on_oom": 1}),
         ("request.wrong_type", {"workflow": WORKFLOW, "max_wait": "5"}),
         ("request.wrong_type", {"workflow": WORKFLOW, "max_wait": True}),
         ("request.wrong_type", {"workflow": WORKFLOW, "max_wait": 0}),
@@ -267,6 +269,7 @@ _requests = st.fixed_dictionaries(
         "workflow_name": _values,
         "overrides": st.dictionaries(st.sampled_from("1234"), _values, max_size=2) | _values,
         "max_wait": _values,
+        "retry_on_oom": _values,
         "other": _values,
     },
 )

@@ -16,8 +16,9 @@ class MemoryFacts:
 
     `limit` is the smallest limit that applies, the machine's memory where none does.
     `reclaimable` is page cache the kernel gives back before it kills (inactive_file), so
-    `available` is what can still be allocated. `oom_kills` counts processes the kernel has
-    killed in this container for want of memory. `source` is `cgroup v2`, `cgroup v1` or
+    `available` is what can still be allocated; `file_pages` is all page cache of files, what was
+    used more than once included. `oom_kills` counts processes the kernel has killed in this
+    container for want of memory. `source` is `cgroup v2`, `cgroup v1` or
     `/proc/meminfo`.
     """
 
@@ -29,6 +30,7 @@ class MemoryFacts:
     host_available: int
     source: str
     oom_kills: int | None = None
+    file_pages: int = 0
 
 
 @dataclass(frozen=True)
@@ -53,6 +55,7 @@ class _Group:
     reclaimable: int
     oom_kills: int | None
     source: str
+    file_pages: int
 
 
 def gather_memory(root: Path = Path("/")) -> MemoryFacts:
@@ -87,6 +90,7 @@ def gather_memory(root: Path = Path("/")) -> MemoryFacts:
         host_available=available,
         source=tightest.source,
         oom_kills=tightest.oom_kills,  # an outer group may count other containers' kills
+        file_pages=tightest.file_pages,
     )
 
 
@@ -120,6 +124,7 @@ def _memory_groups(root: Path) -> Iterator[_Group]:
                 reclaimable=stat.get("inactive_file", 0),
                 oom_kills=read_table(folder / "memory.events").get("oom_kill"),
                 source="cgroup v2",
+                file_pages=stat.get("inactive_file", 0) + stat.get("active_file", 0),
             )
         elif version == 1:
             yield _Group(
@@ -129,6 +134,10 @@ def _memory_groups(root: Path) -> Iterator[_Group]:
                 reclaimable=stat.get("total_inactive_file", stat.get("inactive_file", 0)),
                 oom_kills=read_table(folder / "memory.oom_control").get("oom_kill"),
                 source="cgroup v1",
+                file_pages=sum(
+                    stat.get(f"total_{name}", stat.get(name, 0))
+                    for name in ("inactive_file", "active_file")
+                ),
             )
 
 

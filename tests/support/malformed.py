@@ -31,6 +31,7 @@ WHOLE: dict[str, Any] = {
     "files": [{"name": "b.png", "data": _PIXEL, "subfolder": "sub"}],
     "output": {"delivery": "base64", "format": "webp", "quality": 50, "metadata": False},
     "max_wait": 20,
+    "retry_on_oom": True,
 }
 NAMED: dict[str, Any] = {"workflow_name": "a", "overrides": {}, "max_wait": 20}
 BUCKET: dict[str, Any] = {

@@ -137,7 +137,150 @@ class ShowKey:
         return {"ui": {"text": [(key or "none")[::-1]]}}
 
 
+_failed = set()
+
+
+class Raise:
+    """Raises by name: SystemExit, what torch raises when memory is short, what CUDA says.
+
+    `once` fails only the first time that a process is asked with this word.
+    """
+
+    CATEGORY = "tests"
+    RETURN_TYPES = ("IMAGE",)
+    FUNCTION = "run"
+
+    @classmethod
+    def INPUT_TYPES(cls):
+        return {
+            "required": {"image": ("IMAGE",), "what": ("STRING", {})},
+            "optional": {"once": ("STRING", {"default": ""}), "said": ("STRING", {"default": ""})},
+        }
+
+    @classmethod
+    def IS_CHANGED(cls, **_):
+        return float("nan")
+
+    def run(self, image, what, once="", said=""):
+        if once in _failed:
+            return (image,)
+        if once:
+            _failed.add(once)
+        if what == "SystemExit":
+            raise SystemExit(3)
+        if what == "OutOfMemoryError":
+            import torch
+
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB.")
+        raise RuntimeError(said)
+
+
+class Socket:
+    """Closes the worker's socket, or forgets it as ComfyUI does when a twin closes late."""
+
+    CATEGORY = "tests"
+    RETURN_TYPES = ("IMAGE",)
+    FUNCTION = "run"
+
+    @classmethod
+    def INPUT_TYPES(cls):
+        return {"required": {"image": ("IMAGE",), "way": (["drop", "silence"],)}}
+
+    @classmethod
+    def IS_CHANGED(cls, **_):
+        return float("nan")
+
+    def run(self, image, way):
+        import asyncio
+
+        import server
+
+        instance = server.PromptServer.instance
+        if way == "drop":
+            for socket in list(instance.sockets.values()):
+                asyncio.run_coroutine_threadsafe(socket.close(), instance.loop)
+        else:
+            instance.sockets.clear()
+        time.sleep(0.5)
+        return (image,)
+
+
+class HoldLock:
+    """Computes without letting go of Python's lock, so that the server cannot answer meanwhile."""
+
+    CATEGORY = "tests"
+    RETURN_TYPES = ("IMAGE",)
+    FUNCTION = "run"
+
+    @classmethod
+    def INPUT_TYPES(cls):
+        return {"required": {"image": ("IMAGE",), "seconds": ("FLOAT", {"default": 1.0})}}
+
+    def run(self, image, seconds):
+        start = time.monotonic()
+        sum(range(10_000_000))
+        a_piece = time.monotonic() - start
+        sum(range(int(10_000_000 * seconds / a_piece)))
+        return (image,)
+
+
+class NotJson:
+    """Reports what is not JSON; quietly, so that only the history holds it, or to the socket."""
+
+    CATEGORY = "tests"
+    RETURN_TYPES = ()
+    OUTPUT_NODE = True
+    FUNCTION = "run"
+
+    @classmethod
+    def INPUT_TYPES(cls):
+        return {"required": {"image": ("IMAGE",), "quietly": ("BOOLEAN", {"default": False})}}
+
+    def run(self, image, quietly):
+        if quietly:
+            import server
+
+            server.PromptServer.instance.client_id = None
+        return {"ui": {"what": [object()]}}
+
+
+class Steps:
+    """Takes its time in steps, telling each, as samplers do."""
+
+    CATEGORY = "tests"
+    RETURN_TYPES = ("IMAGE",)
+    FUNCTION = "run"
+
+    @classmethod
+    def INPUT_TYPES(cls):
+        return {
+            "required": {
+                "image": ("IMAGE",),
+                "steps": ("INT", {"default": 10}),
+                "seconds": ("FLOAT", {"default": 1.0}),
+            }
+        }
+
+    @classmethod
+    def IS_CHANGED(cls, **_):
+        return float("nan")
+
+    def run(self, image, steps, seconds):
+        import comfy.utils
+
+        bar = comfy.utils.ProgressBar(steps)
+        for _ in range(steps):
+            time.sleep(seconds / steps)
+            bar.update(1)
+        return (image,)
+
+
 NODE_CLASS_MAPPINGS = {
+    "TestHoldLock": HoldLock,
+    "TestRaise": Raise,
+    "TestSocket": Socket,
+    "TestNotJson": NotJson,
+    "TestSteps": Steps,
     "TestShowKey": ShowKey,
     "TestWriteBeside": WriteBeside,
     "TestSleep": Sleep,

@@ -1,0 +1,77 @@
+"""Between jobs: a container near its memory limit is relieved before the kernel kills ComfyUI."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+
+from bootstrap.facts.memory import MemoryFacts, gather_memory
+from bootstrap.log import say
+from bootstrap.settings import Settings
+from handler.comfy_client import Refused, Unreachable, connect
+
+_LOOKS, _LOOK_EVERY = 20, 0.25  # seconds
+# What freeing could not bring down is tried again only when this many percent more are in use.
+_WORTH_ANOTHER_TRY = 2.0
+
+
+def in_use(facts: MemoryFacts) -> float | None:
+    """Percent of the container's limit that the kernel cannot take back; None without a limit.
+
+    Pages of files do not count, active ones neither: models that are mapped fill a container with
+    them, and the kernel drops them before it kills.
+    """
+    if not facts.source.startswith("cgroup"):
+        return None
+    return 100 * max(facts.used - facts.file_pages, 0) / facts.limit
+
+
+class MemoryRelief:
+    """Asks ComfyUI to let go at MEMORY_FREE_AT percent, wants a restart at MEMORY_RESTART_AT."""
+
+    def __init__(
+        self, settings: Settings, measure: Callable[[], MemoryFacts] = gather_memory
+    ) -> None:
+        self._free_at = settings.memory_free_at
+        self._restart_at = settings.memory_restart_at
+        self._measure = measure
+        self._stuck_at = 0.0
+
+    async def must_restart(self, url: str) -> bool:
+        """Make room where it is short; is a restart all that is left? Never while ComfyUI works."""
+        used = self._percent()
+        if used is None or used < min(self._free_at, self._restart_at):
+            self._stuck_at = 0.0
+            return False
+        if used < self._restart_at and used < self._stuck_at + _WORTH_ANOTHER_TRY:
+            return False
+        try:
+            async with connect(url) as client:
+                running, pending = await client.queued()
+                if running or pending:
+                    return False
+                say(f"{used:.0f} % of the container's memory is in use; ComfyUI is asked to free")
+                await client.free()
+        except (Unreachable, Refused) as problem:
+            say(f"ComfyUI could not be asked to free memory: {problem}")
+        left = await self._after_freeing()
+        self._stuck_at = left if left >= self._free_at else 0.0
+        if left < self._restart_at:
+            return False
+        say(f"{left:.0f} % of the container's memory is in use still; ComfyUI is restarted")
+        return True
+
+    async def _after_freeing(self) -> float:
+        used = 0.0
+        for _ in range(_LOOKS):
+            await asyncio.sleep(_LOOK_EVERY)
+            used = self._percent() or 0.0
+            if used < self._free_at:
+                break
+        return used
+
+    def _percent(self) -> float | None:
+        try:
+            return in_use(self._measure())
+        except (OSError, ValueError):
+            return None  # no facts, no deeds

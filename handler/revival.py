@@ -1,0 +1,155 @@
+"""ComfyUI brought back: before a job when it ended, hangs or is out of memory, after one that
+broke it. Bounded: when its starts keep failing, jobs are told why at once, and it is left alone
+for a growing while."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+from collections.abc import Callable, Sequence
+
+from bootstrap import exits, readiness
+from bootstrap.comfyui import ComfyUI
+from bootstrap.findings import Finding
+from bootstrap.log import say
+from bootstrap.preparation import not_startable
+from bootstrap.readiness import is_answering, wait_until_ready
+from handler.deadline import Deadline
+from handler.errors import JobError
+from handler.memory_relief import MemoryRelief
+
+CODES = {"comfyui.keeps_failing": "ComfyUI failed to start several times in a row"}
+# A ComfyUI that answered before and has no job: nothing keeps it from answering for so long.
+_HUNG_SECONDS = 10.0
+# Starts that may fail in a row; then seconds of rest, doubled with each further one.
+_FREE_FAILURES = 3
+_START_FAULTS = {*exits.CODES, *readiness.CODES}
+_FIRST_REST, _LONGEST_REST = 30.0, 300.0
+
+
+class Revival:
+    """Keeps one ComfyUI fit for jobs."""
+
+    def __init__(
+        self,
+        comfyui: ComfyUI,
+        relief: MemoryRelief,
+        faults: Sequence[Finding] = (),
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """`faults` are what the boot found; a start that failed there counts."""
+        self._comfyui = comfyui
+        self._relief = relief
+        self._clock = clock
+        self._last = next((f for f in faults if f.code in _START_FAULTS), None)
+        self._failures = 0 if self._last is None else 1
+        self._rest_until = 0.0 if self._last is None else clock() + _FIRST_REST
+
+    async def ready(self, deadline: Deadline) -> None:
+        """Have a ComfyUI that answers and has memory. Raises JobError."""
+        if await self._answers(deadline):
+            if not await self._relief.must_restart(self._comfyui.url):
+                return
+            await asyncio.to_thread(self._comfyui.stop)
+        elif self._comfyui.was_ready and self._comfyui.ended() is None:
+            say("ComfyUI lives but does not answer; ending it")
+            await asyncio.to_thread(self._comfyui.stop)
+        await self._bring_back(deadline)
+
+    def may_try(self, faults: Sequence[Finding]) -> bool:
+        """Can a job go ahead in spite of what the boot found? When that is only that ComfyUI did
+        not start, it may start now: something was mended on the volume, or has passed."""
+        return all(fault.code in _START_FAULTS for fault in faults) and not self.resting
+
+    @property
+    def resting(self) -> bool:
+        """Is ComfyUI left alone for now?"""
+        return self._clock() < self._rest_until
+
+    async def replace(self, why: str) -> None:
+        """End a ComfyUI that cannot be trusted with another job; the next one is on its way."""
+        say(f"{why}; ComfyUI is restarted")
+        await asyncio.to_thread(self._comfyui.stop)
+        self.soon()
+
+    def soon(self) -> None:
+        """Start ComfyUI again if it ended, while a reply travels; the next job waits for it."""
+        if self._comfyui.ended() is not None and not self.resting:
+            threading.Thread(target=self._start, name="comfyui-restart", daemon=True).start()
+
+    async def _answers(self, deadline: Deadline) -> bool:
+        """Asked again for a while where it answered before: it may only be busy."""
+        patience = Deadline(min(_HUNG_SECONDS, deadline.remaining))
+        while self._comfyui.ended() is None:
+            if await asyncio.to_thread(is_answering, self._comfyui, patience.remaining):
+                return True
+            if patience.expired or not self._comfyui.was_ready:
+                break
+            await asyncio.sleep(0.1)
+        return False
+
+    async def _bring_back(self, deadline: Deadline) -> None:
+        if self._comfyui.ended() is not None and self.resting and self._last is not None:
+            raise self._left_alone(self._last)
+        started, fault = await self._start_and_wait(deadline)
+        if fault and not started and self._comfyui.ended() is not None:
+            # It was dying when it was looked at; the next process is ours to judge.
+            _, fault = await self._start_and_wait(deadline)
+        if fault is None:
+            self._failures = 0
+            return
+        if deadline.expired and self._comfyui.ended() is None:
+            raise _not_yet(deadline)
+        raise self._failed(fault)
+
+    def _start(self) -> bool | Finding:
+        """Was it started now? A finding when the system refuses."""
+        try:
+            return self._comfyui.start()
+        except OSError as problem:
+            say(f"ComfyUI could not be restarted: {problem}")
+            return not_startable(problem)
+
+    async def _start_and_wait(self, deadline: Deadline) -> tuple[bool, Finding | None]:
+        """Was it started now, and what came of it (None: it is ready)?"""
+        started = await asyncio.to_thread(self._start)
+        if isinstance(started, Finding):
+            return True, started
+        waited = await asyncio.to_thread(wait_until_ready, self._comfyui, deadline.remaining)
+        return started, waited.finding
+
+    def _failed(self, fault: Finding) -> JobError:
+        """Count a start that failed; what its job is told."""
+        self._failures += 1
+        self._last = fault
+        further = self._failures - _FREE_FAILURES
+        if further < 0:
+            return JobError.from_finding(fault)
+        rest = min(_FIRST_REST * 2**further, _LONGEST_REST)
+        self._rest_until = self._clock() + rest
+        say(f"ComfyUI failed to start {self._failures} times in a row; left alone for {rest:g} s")
+        return self._left_alone(fault)
+
+    def _left_alone(self, last: Finding) -> JobError:
+        rest = max(self._rest_until - self._clock(), 0.0)
+        return JobError(
+            "comfyui.keeps_failing",
+            f"ComfyUI failed to start {self._failures} times in a row and is tried again in "
+            f"{rest:.0f} s. The last time: {last.message}",
+            last.fix,
+            cause=last.code,
+            failures=self._failures,
+            retry_in=round(rest, 1),
+            **last.details,
+        )
+
+
+def _not_yet(deadline: Deadline) -> JobError:
+    return JobError(
+        "job.timeout",
+        f"The job was stopped after {deadline.elapsed:.0f} s: ComfyUI did not answer yet.",
+        f"Allow more than {deadline.seconds:g} s with max_wait in the request or MAX_WAIT in the "
+        "endpoint's environment.",
+        max_wait=deadline.seconds,
+    )

@@ -1,0 +1,103 @@
+"""A worker in production mode on a real ComfyUI, for faults to be done to."""
+
+from __future__ import annotations
+
+import base64
+import socket
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from demo.volume import DemoVolume, ensure
+from tests.conftest import environment, furnished
+from tests.support.control_plane import ControlPlane
+from tests.support.worker_process import WorkerProcess
+from tests.test_faults import through
+from tests.test_worker import plain
+
+START_SECONDS = 120.0
+ANSWER_SECONDS = 100.0
+
+
+@dataclass
+class Patient:
+    """The worker, its control plane and its volume. `lost` counts results that are nowhere."""
+
+    plane: ControlPlane
+    worker: WorkerProcess
+    volume: Path
+    port: int
+    lost: int = 0
+    _number: int = field(default=0)
+
+    def submit(self, workflow: dict[str, Any], **more: Any) -> str:
+        """A job on its way, its pictures named after nothing before."""
+        self._number += 1
+        workflow["2"]["inputs"].setdefault("filename_prefix", f"fault-{self._number}")
+        workflow["1"]["inputs"]["color"] = self._number  # no result from ComfyUI's cache
+        return self.plane.submit({"workflow": workflow, "max_wait": ANSWER_SECONDS, **more})
+
+    def answer(self, job: str) -> dict[str, Any]:
+        """What was posted for it: the output, status and code in it."""
+        output: dict[str, Any] = self.plane.result(job, ANSWER_SECONDS + 20)["output"]
+        self._look_for_results(output)
+        return output
+
+    def run(self, class_type: str, **inputs: Any) -> tuple[dict[str, Any], float]:
+        """A job through a node that misbehaves: the answer, and the seconds since it was taken."""
+        return self.answered(self.submit(through(class_type, **inputs)))
+
+    def answered(self, job: str, since: float | None = None) -> tuple[dict[str, Any], float]:
+        """The answer to a job, and the seconds from `since`, or its being taken, to it."""
+        output = self.answer(job)
+        begun = self.plane.wait_for("take", job).at if since is None else since
+        return output, self.plane.wait_for("done", job).at - begun
+
+    def begun(self, seconds: float = 600.0) -> str:
+        """A job that now runs on ComfyUI, for `seconds`."""
+        lines = len(self.worker.lines)
+        job = self.submit(through("TestSleep", seconds=seconds))
+        self.worker.wait_for_line("got prompt", 60, after=lines)
+        time.sleep(0.3)  # until its node runs
+        return job
+
+    def works(self) -> bool:
+        """Is an ordinary job answered with its picture?"""
+        return self.answer(self.submit(plain())).get("status") == "completed"
+
+    @property
+    def comfyui(self) -> psutil.Process:
+        """The ComfyUI process itself, behind its guard."""
+        for process in self.worker.living():
+            words = process.command.split()
+            if "main.py" in words and "guard.py" not in process.command:
+                return psutil.Process(process.pid)
+        raise AssertionError("no ComfyUI runs")
+
+    def _look_for_results(self, output: dict[str, Any]) -> None:
+        """Of a completed job each picture must be in the reply, or whole on the volume."""
+        for result in output.get("results", ()):
+            content = base64.b64decode(result.get("image") or "")
+            kept = self.volume / result["path"] if "path" in result else None
+            there = kept is not None and kept.is_file() and kept.read_bytes()[:4] == b"\x89PNG"
+            self.lost += not (there or content[:4] == b"\x89PNG")
+
+
+@contextmanager
+def patient(folder: Path, demo: DemoVolume | None = None) -> Iterator[Patient]:
+    """One that is ready; everything in `folder`, an empty one."""
+    demo = demo or ensure()
+    volume = furnished(demo, folder / "volume")
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = int(probe.getsockname()[1])
+    with ControlPlane(hold_seconds=1) as plane:
+        env = environment(demo, volume, folder / "work") | plane.worker_env(skip_fitness=True)
+        with WorkerProcess.module("handler", env=env | {"COMFYUI_PORT": str(port)}) as worker:
+            plane.wait_for("ready", timeout=START_SECONDS)
+            yield Patient(plane, worker, volume, port)

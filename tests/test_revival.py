@@ -1,0 +1,118 @@
+"""ComfyUI brought back, boundedly; the fake is a real process that starts as it is told."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import pytest
+
+from bootstrap.comfyui import ComfyUI
+from bootstrap.facts.memory import MemoryFacts
+from bootstrap.settings import Settings
+from handler.deadline import Deadline
+from handler.errors import JobError
+from handler.memory_relief import MemoryRelief, in_use
+from handler.revival import Revival
+from tests.support import fake_comfyui
+from tests.support.waiting import wait_until
+from tests.test_comfyui_process import behave
+
+BROKEN = "exit 1 ModuleNotFoundError: No module named 'torchsde'"
+
+
+@dataclass
+class Bench:
+    """A fake ComfyUI under a revival whose clock is ours."""
+
+    comfyui: ComfyUI
+    now: float = 0.0
+
+    def __post_init__(self) -> None:
+        settings, _ = Settings.from_env({})
+        relief = MemoryRelief(settings, lambda: facts(0))
+        self.revival = Revival(self.comfyui, relief, clock=lambda: self.now)
+
+    def ready(self, seconds: float = 20) -> JobError | None:
+        """What a job is told; None when ComfyUI is ready for it."""
+        try:
+            asyncio.run(self.revival.ready(Deadline(seconds)))
+        except JobError as error:
+            return error
+        return None
+
+
+@pytest.fixture
+def bench(tmp_path: Path) -> Iterator[Bench]:
+    comfyui = fake_comfyui.write(tmp_path / "ComfyUI", tmp_path / "work")
+    yield Bench(comfyui)
+    comfyui.stop()
+
+
+def facts(percent: float, file_pages: int = 0, source: str = "cgroup v2") -> MemoryFacts:
+    used = int(percent * 1000) + file_pages
+    return MemoryFacts(100_000, 0, used, 0, 10**9, 10**9, source, 0, file_pages)
+
+
+def code(error: JobError | None) -> str:
+    return "" if error is None else error.code
+
+
+def test_a_start_that_keeps_failing_is_told_at_once_and_tried_again_later(bench: Bench) -> None:
+    behave(bench.comfyui, BROKEN)
+    told = [bench.ready() for _ in range(3)]
+    assert [code(error) for error in told] == [
+        "comfyui.module_missing", "comfyui.module_missing", "comfyui.keeps_failing",
+    ]  # fmt: skip
+    starts = bench.comfyui.starts
+    error = bench.ready()
+    assert code(error) == "comfyui.keeps_failing"
+    assert "3 times" in str(error) and "30 s" in str(error) and "torchsde" in str(error)
+    assert bench.comfyui.starts == starts, "left alone"
+    bench.now = 31
+    assert "4 times" in str(bench.ready()) and bench.comfyui.starts == starts + 1
+    bench.now = 31 + 59
+    assert "4 times" in str(bench.ready()), "the rest doubles"
+    behave(bench.comfyui, "")
+    bench.now = 31 + 61
+    assert bench.ready() is None
+    bench.comfyui.stop()
+    behave(bench.comfyui, BROKEN)
+    assert code(bench.ready()) == "comfyui.module_missing", "the count begins anew"
+
+
+def test_a_restart_beside_the_reply_keeps_the_rest_too(bench: Bench) -> None:
+    behave(bench.comfyui, BROKEN)
+    for _ in range(3):
+        bench.ready()
+    starts = bench.comfyui.starts
+    bench.revival.soon()
+    assert bench.comfyui.starts == starts
+
+
+def test_a_start_that_only_takes_long_is_no_failure(bench: Bench) -> None:
+    behave(bench.comfyui, "hang")
+    for _ in range(4):
+        assert code(bench.ready(0.3)) == "job.timeout"
+    assert bench.comfyui.starts == 1
+
+
+def test_a_folder_that_is_gone_is_told(bench: Bench, tmp_path: Path) -> None:
+    bench.comfyui.launch = replace(bench.comfyui.launch, comfyui=tmp_path / "gone")
+    error = bench.ready()
+    assert code(error) == "comfyui.not_startable"
+
+
+def test_a_process_that_is_replaced_is_another(bench: Bench) -> None:
+    assert bench.ready() is None
+    asyncio.run(bench.revival.replace("The GPU failed"))
+    wait_until(lambda: bench.comfyui.starts == 2)
+    assert bench.ready() is None
+    assert len(bench.comfyui.exits) == 1
+
+
+def test_pages_of_files_are_not_in_use_and_without_a_limit_nothing_is_known() -> None:
+    assert in_use(facts(40, file_pages=55_000)) == 40
+    assert in_use(facts(99, source="/proc/meminfo")) is None

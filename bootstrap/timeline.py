@@ -51,7 +51,7 @@ class Timeline:
             stage.outcome = type(problem).__name__
             raise
         finally:
-            stage.seconds = round(self.elapsed - stage.start, 3)
+            stage.seconds = max(0.0, round(self.elapsed - stage.start, 3))
             self._add(stage)
 
     def skip(self, name: str) -> None:

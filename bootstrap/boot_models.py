@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from bootstrap.apply import link_models
 from bootstrap.findings import Finding, errors_in
 from bootstrap.manifest import Manifest
-from bootstrap.manifest_file import load_manifest
+from bootstrap.manifest_file import wanted_here
 from bootstrap.settings import Settings
 from bootstrap.volume import Layout
 
@@ -30,8 +30,7 @@ class BootModels:
 
     def read_manifest(self) -> Sequence[Finding]:
         """Which models are wanted; errors where the manifest is none."""
-        http = self._settings.allow_private_download_urls
-        self._manifest = load_manifest(self._settings.models_manifest, self._layout.root, http)
+        self._manifest = wanted_here(self._settings, self._layout)
         return self._manifest.findings
 
     def fetch(self, local_models: Path) -> None:

@@ -12,6 +12,8 @@ from bootstrap.fetch.names import beside, new_owner
 from bootstrap.findings import Finding, error
 from bootstrap.manifest import VERSION, Manifest, is_workflow, parse_manifest
 from bootstrap.manifest_entry import ModelSpec
+from bootstrap.settings import Settings
+from bootstrap.volume import Layout
 
 DEFAULT_NAMES = ("models.json", "models.yaml", "models.yml")
 MAX_BYTES = 32 * 1024 * 1024  # a workflow may hold pictures
@@ -45,6 +47,12 @@ def load_manifest(setting: str | None, root: Path, allow_http: bool = False) -> 
         return parse_manifest(read_data(source), label, allow_http)
     except Unreadable as problem:
         return Manifest(findings=(problem.finding,))
+
+
+def wanted_here(settings: Settings, layout: Layout) -> Manifest:
+    """The manifest that MODELS_MANIFEST names, or the volume's own."""
+    http = settings.allow_private_download_urls
+    return load_manifest(settings.models_manifest, layout.root, http)
 
 
 def read_data(source: Path | str) -> Any:

@@ -18,9 +18,7 @@ from bootstrap.fetch.verify import check_content
 from bootstrap.findings import Finding, error
 from bootstrap.local_models import link_cached, local_folders, shown_locally
 from bootstrap.log import say
-from bootstrap.manifest import Manifest
 from bootstrap.manifest_entry import ModelSpec
-from bootstrap.manifest_file import load_manifest
 from bootstrap.presence import wanted_of
 from bootstrap.provision import provision
 from bootstrap.settings import Settings
@@ -98,12 +96,6 @@ def cached_by_platform(spec: ModelSpec, cache: Path = PLATFORM_CACHE) -> Path | 
     except (BadLink, DownloadError, OSError):
         return None
     return found
-
-
-def wanted_here(settings: Settings, layout: Layout) -> Manifest:
-    """The manifest that MODELS_MANIFEST names, or the volume's own."""
-    http = settings.allow_private_download_urls
-    return load_manifest(settings.models_manifest, layout.root, http)
 
 
 def show_to_comfyui(

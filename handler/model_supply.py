@@ -14,7 +14,8 @@ from bootstrap.fetch.errors import megabytes
 from bootstrap.fetch.progress import FileMeter, LogMeter
 from bootstrap.log import say
 from bootstrap.manifest_entry import ModelSpec
-from bootstrap.provisioning import Provisioning, show_to_comfyui, wanted_here, workplace_for
+from bootstrap.manifest_file import wanted_here
+from bootstrap.provisioning import Provisioning, show_to_comfyui, workplace_for
 from bootstrap.settings import Settings
 from bootstrap.volume import Layout
 from bootstrap.workplace import Result, Workplace

@@ -16,11 +16,11 @@ from bootstrap.fetch import progress
 from bootstrap.fetch.progress import BarMeter, LogMeter, clock, meters_for
 from bootstrap.findings import Outcome, outcome_of
 from bootstrap.local_models import link_cached
+from bootstrap.manifest_file import wanted_here
 from bootstrap.provisioning import (
     Provisioning,
     cached_by_platform,
     models_folder,
-    wanted_here,
     workplace_for,
 )
 from bootstrap.settings import Settings

@@ -8,6 +8,7 @@ import json
 import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -74,6 +75,16 @@ class BootedWorker:
         return asyncio.run(self.worker.handle({"id": job_id, "input": given}))
 
 
+@contextmanager
+def ready_worker(env: Mapping[str, str]) -> Iterator[BootedWorker]:
+    """A worker that booted well, stopped at the end."""
+    settings, problems = Settings.from_env(env)
+    booted = BootedWorker(Boot(settings, problems, env))
+    assert booted.report.outcome is Outcome.READY, booted.report.findings
+    yield booted
+    booted.boot.stop()
+
+
 @pytest.fixture(scope="session")
 def shared_volume(demo: DemoVolume, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The volume of the session-wide worker; tests may add files to it."""
@@ -86,11 +97,8 @@ def worker(
 ) -> Iterator[BootedWorker]:
     """One booted worker for all tests that leave it in good health."""
     env = environment(demo, shared_volume, tmp_path_factory.mktemp("work"))
-    settings, problems = Settings.from_env(env)
-    booted = BootedWorker(Boot(settings, problems, env))
-    assert booted.report.outcome is Outcome.READY, booted.report.findings
-    yield booted
-    booted.boot.stop()
+    with ready_worker(env) as booted:
+        yield booted
 
 
 @pytest.fixture

@@ -15,10 +15,8 @@ import pytest
 import requests
 from PIL import Image
 
-from bootstrap.boot import Boot
-from bootstrap.settings import Settings
 from demo.volume import DemoVolume
-from tests.conftest import BootedWorker, environment, furnished
+from tests.conftest import BootedWorker, environment, furnished, ready_worker
 from tests.support.s3_server import BUCKET, KEY_ID, SECRET, S3Server, s3_server
 from tests.support.schemas import check_reply
 from tests.support.vicious_server import ViciousServer
@@ -38,10 +36,8 @@ def worker(
 ) -> Iterator[BootedWorker]:
     """One that may fetch from, and upload to, this machine."""
     env = environment(demo, volume, tmp_path_factory.mktemp("work"))
-    settings, problems = Settings.from_env({**env, "ALLOW_PRIVATE_URLS": "true"})
-    booted = BootedWorker(Boot(settings, problems, env))
-    yield booted
-    booted.boot.stop()
+    with ready_worker({**env, "ALLOW_PRIVATE_URLS": "true"}) as booted:
+        yield booted
 
 
 @pytest.fixture(scope="module")

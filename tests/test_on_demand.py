@@ -12,14 +12,12 @@ from typing import Any
 
 import pytest
 
-from bootstrap.boot import Boot
 from bootstrap.findings import Outcome
-from bootstrap.settings import Settings
 from bootstrap.sources import Sources
 from bootstrap.sources.huggingface import HuggingFace
 from demo.taesd import write_whole_vae
 from demo.volume import DemoVolume
-from tests.conftest import BootedWorker, environment, furnished
+from tests.conftest import BootedWorker, environment, furnished, ready_worker
 from tests.support.fake_hub import FakeHub
 from tests.support.provisioning import sha256
 from tests.support.vicious_server import ViciousServer
@@ -52,11 +50,8 @@ def supplied(
         "ALLOW_PRIVATE_DOWNLOAD_URLS": "true",
         "ALLOW_DOWNLOAD_REQUESTS": "true",
     }
-    settings, problems = Settings.from_env(env)
-    booted = BootedWorker(Boot(settings, problems, env))
-    assert booted.report.outcome is Outcome.READY, booted.report.findings
-    yield booted
-    booted.boot.stop()
+    with ready_worker(env) as booted:
+        yield booted
 
 
 @pytest.fixture

@@ -16,9 +16,12 @@ import os
 import runpy
 import sys
 import threading
+import time
 import traceback
 
 EXIT_CODE = 70  # EX_SOFTWARE of sysexits.h
+# The server's thread still has to send what this one said last: which node runs, above all.
+_LAST_WORDS_SECONDS = 0.5
 _FUNCTION = "(prompt_worker)"  # its name in ComfyUI's main.py since 2023
 SAID = "ComfyUI's prompt thread ended"  # bootstrap/exits.py reads it
 
@@ -38,6 +41,7 @@ def main(script: str, arguments: list[str]) -> None:
         traceback.print_exception(args.exc_type, args.exc_value, args.exc_traceback)
         print(f"{SAID}: {args.exc_type.__name__}: {args.exc_value}", file=sys.stderr, flush=True)
         sys.stdout.flush()
+        time.sleep(_LAST_WORDS_SECONDS)
         os._exit(EXIT_CODE)
 
     threading.excepthook = hook

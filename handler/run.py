@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from bootstrap.comfyui import ComfyUI
+from bootstrap.exits import Exit
 from bootstrap.log import say
 from handler import failures, rejection, watch
 from handler.comfy_client import ComfyClient, Refused, Unreachable, connect
@@ -94,10 +95,11 @@ class _Run:
         self.client_id = uuid.uuid4().hex
         self.news = asyncio.Event()
         self.refusals = 0
+        self.listening: asyncio.Task[None] | None = None
 
     async def to_the_end(self, workflow: Workflow, models: Path) -> Ran:
         messages = await self.client.listen(self.client_id)
-        listening = asyncio.create_task(self._listen(messages))
+        listening = self.listening = asyncio.create_task(self._listen(messages))
         try:
             start = time.monotonic()
             warnings = await self._submit(workflow, models)
@@ -164,7 +166,7 @@ class _Run:
     async def _look(self) -> watch.Ended | None:
         died = self.comfyui.ended()
         if died is not None:
-            raise failures.died(died, self.headway)
+            raise await self._died(died)
         try:
             entry = await self._history()
         except Unreachable as problem:
@@ -216,7 +218,7 @@ class _Run:
         while not limit.expired:
             died = self.comfyui.ended()
             if died is not None:
-                return failures.died(died, self.headway)
+                return await self._died(died)
             await asyncio.sleep(0.05)
         return JobError(
             "comfyui.unreachable",
@@ -225,6 +227,12 @@ class _Run:
             **self.headway.where(),
             log=self.comfyui.log_tail(),
         )
+
+    async def _died(self, died: Exit) -> JobError:
+        """What the socket still holds tells which node ran."""
+        if self.listening is not None:
+            await asyncio.wait({self.listening}, timeout=_DEAD_GRACE_SECONDS)
+        return failures.died(died, self.headway)
 
     async def _listen(self, messages: AsyncIterator[dict[str, Any]]) -> None:
         async for message in messages:

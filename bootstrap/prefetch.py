@@ -61,8 +61,9 @@ def memory_for_weights() -> int:
 
 
 class ReadAhead:
-    """Reads files in the order asked for; a new request takes the place of what is left of the
-    last one. `room` tells how many bytes may be read (see `memory_for_weights`).
+    """Reads files in the order asked for. A new request takes the place of what is left of the
+    last one, or comes after it where both are `in_turn`, as jobs are. `room` tells how many bytes
+    may be read (see `memory_for_weights`).
 
     Its threads end when there is nothing to read, so that a worker at rest holds none.
     """
@@ -75,15 +76,17 @@ class ReadAhead:
         self._lock = threading.Lock()
         self._current: Request | None = None
 
-    def start(self, files: Iterable[Path]) -> Request:
-        """Read `files` in the background, in this order; at once, and instead of earlier ones.
+    def start(self, files: Iterable[Path], in_turn: bool = False) -> Request:
+        """Read `files` in the background, in this order.
 
         `files` is gone through in the background as well: it may look for them.
         """
-        request = Request(files, self._room, self._threads)
         with self._lock:
-            if self._current is not None:
-                self._current.stop()
+            before = self._current
+            if before is not None and not (in_turn and before.in_turn):
+                before.stop()
+                before = None
+            request = Request(files, self._room, self._threads, before, in_turn)
             self._current = request
         request.start()
         return request
@@ -99,14 +102,23 @@ class ReadAhead:
 class Request:
     """One list of files being read; `reading` tells how far it is."""
 
-    def __init__(self, files: Iterable[Path], room: Callable[[], int], threads: int) -> None:
+    def __init__(
+        self,
+        files: Iterable[Path],
+        room: Callable[[], int],
+        threads: int,
+        before: Request | None = None,
+        in_turn: bool = False,
+    ) -> None:
         self.reading = Reading()
+        self.in_turn = in_turn
+        self._before = before
         self._files = files
         self._room = room
         self._threads = threads
         self._blocks: deque[tuple[Path, int, int]] = deque()
         self._stopped = threading.Event()
-        self._done = threading.Event()
+        self.ended = threading.Event()
         self._lock = threading.Lock()
         self._began = time.monotonic()
 
@@ -120,10 +132,11 @@ class Request:
 
     def wait(self, seconds: float) -> bool:
         """Until all is read or given up; False when `seconds` were not enough."""
-        return self._done.wait(seconds)
+        return self.ended.wait(seconds)
 
     def _run(self) -> None:
         try:
+            self._wait_for_the_one_before()
             self._choose()
             crew = [threading.Thread(target=self._read, daemon=True) for _ in range(self._threads)]
             for thread in crew:
@@ -132,7 +145,13 @@ class Request:
                 thread.join()
         finally:
             self.reading.seconds = time.monotonic() - self._began
-            self._done.set()
+            self.ended.set()
+
+    def _wait_for_the_one_before(self) -> None:
+        before, self._before = self._before, None
+        if before is not None:
+            before.ended.wait()
+            self._began = time.monotonic()
 
     def _choose(self) -> None:
         """Queue the blocks that are not cached, as far as memory goes."""

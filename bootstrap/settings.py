@@ -273,6 +273,13 @@ class Settings:
         "native",
         "The form of replies: this worker's own, or worker-comfyui's for its clients",
     )
+    job_prefetch: int = var(
+        "JOB_PREFETCH",
+        kinds.integer(0, 8),
+        1,
+        "Jobs to take beyond the one that runs, so that ComfyUI never waits for work; 0 is one job "
+        "at a time",
+    )
     refresh_worker: bool = var(
         "REFRESH_WORKER",
         kinds.BOOLEAN,

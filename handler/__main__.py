@@ -22,12 +22,16 @@ def main() -> None:
     boot.begin()
     with boot.timeline.stage("import SDK"):
         runpod = _import_sdk()
+        from handler.intake import with_slots
+        from handler.slots import Slots
         from handler.worker import Worker
     report = boot.finish()
     say("boot report:\n" + boot_text(report))
     if report.outcome is Outcome.UNFIT:
         _register_fitness_check(runpod, report)
-    runpod.serverless.start({"handler": Worker(boot, report).handle})
+    # A worker that is stopped after a job must not hold another one.
+    slots = Slots(0 if boot.settings.refresh_worker else boot.settings.job_prefetch)
+    runpod.serverless.start(with_slots({"handler": Worker(boot, report, slots).handle}, slots))
 
 
 def _import_sdk() -> Any:

@@ -7,17 +7,36 @@ from collections.abc import Callable
 
 
 class Deadline:
-    """Runs out `seconds` after it is made, on a clock that nobody sets."""
+    """Runs out `seconds` after it is made, on a clock that nobody sets; pauses do not count."""
 
     def __init__(self, seconds: float, clock: Callable[[], float] = time.monotonic) -> None:
         self.seconds = seconds
         self._clock = clock
         self._start = clock()
+        self._paused: float | None = None
+        self._pauses = 0.0
+
+    def pause(self) -> None:
+        """Let the clock stand still, if it does not yet."""
+        if self._paused is None:
+            self._paused = self._clock()
+
+    def resume(self) -> None:
+        """Let the clock go on, if it stands still."""
+        if self._paused is not None:
+            self._pauses += self._clock() - self._paused
+            self._paused = None
 
     @property
     def elapsed(self) -> float:
-        """Seconds since it was made."""
-        return self._clock() - self._start
+        """Seconds since it was made, without pauses."""
+        now = self._clock() if self._paused is None else self._paused
+        return now - self._start - self._pauses
+
+    @property
+    def paused(self) -> float:
+        """Seconds of all pauses that are over."""
+        return self._pauses
 
     @property
     def remaining(self) -> float:

@@ -22,7 +22,7 @@ from handler import reply
 from handler.deadline import Deadline
 from handler.gather import Gathered, gather, rewrite, write_out
 from handler.keeper import Keeper, NotKept, marked
-from handler.local_files import LocalFiles
+from handler.local_files import Claim, LocalFiles
 from handler.order import Order
 from handler.outputs import Produced
 from handler.result import Result
@@ -55,33 +55,34 @@ class Delivery:
         self,
         produced: Iterable[Produced],
         order: Order,
+        claim: Claim,
         warnings: Iterable[str] = (),
         **more: Any,
     ) -> dict[str, Any]:
-        """The reply of a job that produced this, within the platform's limit.
+        """The reply of a job that produced this and left what is claimed, within the platform's
+        limit.
 
         Raises JobError when files were reported and not one of them is on disk, or when a result
         is too large for the reply and can go nowhere else.
         """
         found = gather(produced, self.files, order.mark)
         found.warnings[:0] = warnings
-        rest = self.files.claim(found.files, order.until)
+        rest = [path for path in claim.rest if path not in found.files]
         job = _Job(order, self._store(order), self._scratch / order.mark)
         try:
             return self._delivered(found, rest, job, more)
         finally:
             shutil.rmtree(job.scratch, ignore_errors=True)
             self._keeper.write_down()
-            self.files.settle(found.files, rest, order.until)
+            self.files.settle(claim, found.files)
 
-    def keep_rest(self, order: Order) -> tuple[list[str], list[str]]:
+    def keep_rest(self, order: Order, claim: Claim) -> tuple[list[str], list[str]]:
         """After a job that failed: keep what its nodes wrote. Paths on the volume, and warnings."""
-        rest = self.files.claim([], order.until)
         try:
-            return self._keep_rest(rest, order)
+            return self._keep_rest(claim.rest, order)
         finally:
             self._keeper.write_down()
-            self.files.release(rest)
+            self.files.release(claim)
 
     def _delivered(
         self, found: Gathered, rest: Sequence[Path], job: _Job, more: dict[str, Any]

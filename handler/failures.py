@@ -34,6 +34,17 @@ def timeout(deadline: Deadline, state: str) -> JobError:
     )
 
 
+def unreachable(problem: object, headway: Headway, log: list[str]) -> JobError:
+    """ComfyUI did not answer, as `problem` says, and did not end either."""
+    return JobError(
+        "comfyui.unreachable",
+        f"ComfyUI lives but does not answer ({problem}).",
+        "It is restarted before the next job; send this one again.",
+        **headway.where(),
+        log=log,
+    )
+
+
 def lost() -> JobError:
     """ComfyUI knows nothing of the job."""
     return JobError(

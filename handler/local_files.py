@@ -11,6 +11,7 @@ import os
 import threading
 from collections import Counter
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from bootstrap.volume import Layout
@@ -20,6 +21,16 @@ from handler.outputs import Produced, ProducedFile
 # The clock of file times lags a little behind the one of processes.
 _CLOCK_LAG = 0.05
 Stamp = tuple[int, int]
+
+
+@dataclass
+class Claim:
+    """The files of one job, until they are delivered: those it `reported`, and the `rest` that it
+    left in the output folder. It ended at `until` (seconds since 1970)."""
+
+    reported: list[Path] = field(default_factory=list)
+    rest: list[Path] = field(default_factory=list)
+    until: float = 0.0
 
 
 class LocalFiles:
@@ -32,6 +43,7 @@ class LocalFiles:
         self._input = Path(os.path.realpath(work.input))
         self._volume = Path(os.path.realpath(layout.output))
         self._reported: dict[Path, Stamp] = {}
+        self._settled = 0.0  # when the job ended whose files `_reported` are
         self._claimed: Counter[Path] = Counter()
         self._lock = threading.Lock()
 
@@ -67,34 +79,46 @@ class LocalFiles:
                     stale[item.node_id] = None
         return list(stale)
 
-    def claim(self, reported: Iterable[Path], until: float) -> list[Path]:
-        """Reserve the files of a job that ended at `until`: those it reported, and those in the
-        output folder that nobody did, which are returned. Jobs are delivered side by side."""
+    def found(self, items: Iterable[Produced]) -> list[Path]:
+        """The reported files that are there, each once."""
+        files = (self.find(item) for item in items if isinstance(item, ProducedFile))
+        return list(dict.fromkeys(path for path in files if path is not None))
+
+    def claim(self, claim: Claim, until: float, reported: Iterable[Path] = ()) -> None:
+        """Reserve what a job left that ended at `until`: files it reported, and those in the output
+        folder that nobody did. To be called in the order in which jobs end; they are delivered
+        side by side."""
         with self._lock:
-            self._claimed.update(reported)
             rest = list(self._unreported(until))
-            self._claimed.update(rest)
-            return rest
+            reported = [path for path in reported if path not in rest]
+            self._claimed.update([*rest, *reported])
+            claim.rest += rest
+            claim.reported += reported
+            claim.until = max(claim.until, until)
 
-    def release(self, paths: Iterable[Path]) -> None:
-        """Give up claims."""
+    def release(self, claim: Claim) -> None:
+        """Give up a claim."""
         with self._lock:
-            self._claimed.subtract(paths)
-            self._claimed += Counter()  # drops what has none left
+            self._release(claim)
 
-    def settle(self, reported: Iterable[Path], rest: Iterable[Path], until: float) -> None:
-        """After a job: its claims end, what it reported is left for the next one, and what was
-        reported before is removed. Only ever files in our own folders."""
-        reported = list(reported)
-        self.release([*reported, *rest])
+    def settle(self, claim: Claim, reported: Iterable[Path]) -> None:
+        """After a job: its claim ends, what it reported is left for the next one, and what earlier
+        jobs reported is removed. Only ever files in our own folders."""
         with self._lock:
+            self._release(claim)
             ours = (path for path in reported if self._is_ours(path))
             last = {path: stamp for path in ours if (stamp := _stamp(path)) is not None}
-            earlier = [p for p in self._reported if p not in last and not self._claimed[p]]
-            self._reported = last
-        for path in earlier:
-            if _changed_at(path) <= until:
+            if claim.until >= self._settled:
+                last, self._reported, self._settled = self._reported, last, claim.until
+            done_with = [p for p in last if p not in self._reported and not self._claimed[p]]
+        for path in done_with:
+            if _changed_at(path) <= claim.until:
                 path.unlink(missing_ok=True)
+
+    def _release(self, claim: Claim) -> None:
+        self._claimed.subtract([*claim.rest, *claim.reported])
+        self._claimed += Counter()  # drops what has none left
+        claim.rest, claim.reported = [], []
 
     def _unreported(self, until: float) -> Iterator[Path]:
         for path in _files_below(self.output):

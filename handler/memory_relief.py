@@ -37,19 +37,24 @@ class MemoryRelief:
         self._measure = measure
         self._stuck_at = 0.0
 
-    async def must_restart(self, url: str) -> bool:
-        """Make room where it is short; is a restart all that is left? Never while ComfyUI works."""
+    def is_due(self) -> bool:
+        """Is memory so short that something has to be done about it between jobs?"""
         used = self._percent()
         if used is None or used < min(self._free_at, self._restart_at):
             self._stuck_at = 0.0
             return False
-        if used < self._restart_at and used < self._stuck_at + _WORTH_ANOTHER_TRY:
+        return used >= self._restart_at or used >= self._stuck_at + _WORTH_ANOTHER_TRY
+
+    async def must_restart(self, url: str) -> bool:
+        """Make room where it is short; is a restart all that is left? Never while ComfyUI works."""
+        if not self.is_due():
             return False
         try:
             async with connect(url) as client:
                 running, pending = await client.queued()
                 if running or pending:
                     return False
+                used = self._percent() or 0.0
                 say(f"{used:.0f} % of the container's memory is in use; ComfyUI is asked to free")
                 await client.free()
         except (Unreachable, Refused) as problem:

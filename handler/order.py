@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from dataclasses import dataclass, field
 
 from bootstrap.bucket import Bucket
@@ -12,21 +11,14 @@ from handler.output_options import OutputOptions
 
 @dataclass(frozen=True)
 class Order:
-    """`mark` is a word that only this job uses; `ended` is when ComfyUI was done with it (seconds
-    since 1970): what is written later is another job's."""
+    """`mark` is a word that only this job uses."""
 
     mark: str
     deadline: Deadline
     options: OutputOptions = field(default_factory=OutputOptions)
     bucket: Bucket | None = None
-    ended: float | None = None
 
     @property
     def way(self) -> str:
         """`base64`, `s3` or `volume`."""
         return self.options.delivery or ("s3" if self.bucket is not None else "base64")
-
-    @property
-    def until(self) -> float:
-        """Files written later are another job's."""
-        return time.time() if self.ended is None else self.ended

@@ -67,11 +67,14 @@ class Revival:
         """Is ComfyUI left alone for now?"""
         return self._clock() < self._rest_until
 
-    async def replace(self, why: str) -> None:
-        """End a ComfyUI that cannot be trusted with another job; the next one is on its way."""
+    def short_of_memory(self) -> bool:
+        """Does ComfyUI have to be without work before the next job begins?"""
+        return self._relief.is_due()
+
+    async def end(self, why: str) -> None:
+        """End a ComfyUI that cannot be trusted with another job."""
         say(f"{why}; ComfyUI is restarted")
         await asyncio.to_thread(self._comfyui.stop)
-        self.soon()
 
     def soon(self) -> None:
         """Start ComfyUI again if it ended, while a reply travels; the next job waits for it."""

@@ -1,4 +1,4 @@
-"""One prompt on ComfyUI: submit, watch, stop, under one Deadline."""
+"""One prompt on ComfyUI: submit, watch, stop, in its turn and under one Deadline."""
 
 from __future__ import annotations
 
@@ -18,6 +18,8 @@ from handler.comfy_client import ComfyClient, Refused, Unreachable, connect
 from handler.deadline import Deadline
 from handler.errors import JobError
 from handler.headway import QUEUED, Headway, Step, position
+from handler.line import Displaced, Turn
+from handler.patience import look_at_history
 from handler.preflight import KnownClasses
 from handler.workflow import Workflow
 
@@ -27,17 +29,12 @@ _QUEUE_EVERY = 4
 _STOP_SECONDS = 2.0
 _REFUSALS = 3
 _DEAD_GRACE_SECONDS = 1.0
-# Without an answer in so many seconds, and with less CPU time used meanwhile, nothing goes on in
-# there; seen several times in a row, since a host or a volume can stall for a while. Where it
-# computes, each look gets twice the time.
-_LOOK_SECONDS, _IDLE_CPU_SECONDS, _IDLE_LOOKS = 3.0, 0.05, 3
-_PATIENT_LOOKS, _LONGEST_LOOK = 6, 30.0
 Tell = Callable[[Step], None]
 
 
 @dataclass(frozen=True)
 class Ran:
-    """A prompt that ran to its end."""
+    """A prompt that ran to its end; `seconds` is what ComfyUI took for it."""
 
     ended: watch.Ended
     warnings: list[str]
@@ -47,24 +44,28 @@ class Ran:
 async def run_prompt(
     comfyui: ComfyUI,
     workflow: Workflow,
-    deadline: Deadline,
+    turn: Turn,
     models: Path,
     known: KnownClasses,
     extra_data: Mapping[str, str] | None = None,
     tell: Tell = lambda _: None,
 ) -> Ran:
-    """Run `workflow` to its end. Raises JobError; whatever ends it, ComfyUI does not go on.
+    """Run `workflow` to its end. Raises JobError and Displaced; whatever ends it, ComfyUI does not
+    go on with it.
 
     `extra_data` may hold secrets for nodes; it is sent to ComfyUI and nowhere else. `tell` hears
     how far it is.
     """
-    prompt_id = str(uuid.uuid4())
     async with connect(comfyui.url) as client:
         headway = Headway(workflow)
-        run = _Run(comfyui, client, deadline, prompt_id, known, extra_data or {}, headway, tell)
+        run = _Run(comfyui, client, turn, known, extra_data or {}, headway, tell)
         try:
-            return await run.to_the_end(workflow, models)
+            ran = await run.to_the_end(workflow, models)
+            turn.ended_at = ran.ended.at or time.time()
+            return ran
         except (asyncio.CancelledError, JobError) as problem:
+            if turn.queued and turn.first:
+                turn.ended_at = time.time()
             if not isinstance(problem, JobError) or problem.code == "job.timeout":
                 await asyncio.shield(run.stop())
             elif problem.code == "comfyui.unreachable":
@@ -77,8 +78,7 @@ class _Run:
         self,
         comfyui: ComfyUI,
         client: ComfyClient,
-        deadline: Deadline,
-        prompt_id: str,
+        turn: Turn,
         known: KnownClasses,
         extra_data: Mapping[str, str],
         headway: Headway,
@@ -88,12 +88,14 @@ class _Run:
         self.tell = tell
         self.known = known
         self.comfyui = comfyui
+        self.life = comfyui.starts
         self.client = client
-        self.deadline = deadline
-        self.prompt_id = prompt_id
+        self.turn = turn
+        self.prompt_id = str(uuid.uuid4())
         self.extra_data = extra_data
         self.client_id = uuid.uuid4().hex
         self.news = asyncio.Event()
+        self.heard_end = False
         self.refusals = 0
         self.listening: asyncio.Task[None] | None = None
 
@@ -104,14 +106,25 @@ class _Run:
             start = time.monotonic()
             warnings = await self._submit(workflow, models)
             ended = await self._watch()
-            return Ran(ended, warnings, time.monotonic() - start)
+            return Ran(ended, warnings, ended.seconds(at_most=time.monotonic() - start))
         finally:
             listening.cancel()
             await asyncio.gather(listening, return_exceptions=True)
 
     async def stop(self) -> None:
-        """See that this prompt, and no other, no longer runs; else end ComfyUI."""
-        limit = Deadline(_STOP_SECONDS)
+        """See that this prompt, and no other, no longer runs. Where ComfyUI does not let go of it,
+        ComfyUI is ended, unless another prompt runs there: then that one is waited for."""
+        while not (self._process_is_gone() or await self._is_gone(Deadline(_STOP_SECONDS))):
+            if self.turn.first:
+                say(f"ComfyUI kept job {self.prompt_id} for {_STOP_SECONDS:g} s; ending it")
+                await asyncio.to_thread(self.comfyui.stop)
+                return
+            await self.turn.come()
+
+    def _process_is_gone(self) -> bool:
+        return self.comfyui.starts != self.life or self.comfyui.ended() is not None
+
+    async def _is_gone(self, limit: Deadline) -> bool:
         try:
             while not limit.expired:
                 running, pending = await asyncio.wait_for(self.client.queued(), limit.remaining)
@@ -120,14 +133,14 @@ class _Run:
                 elif self.prompt_id in running:
                     await self.client.interrupt(self.prompt_id)
                 else:
-                    return
+                    return True
                 await asyncio.sleep(0.1)
         except (Unreachable, Refused, asyncio.TimeoutError):
             pass
-        say(f"ComfyUI did not let go of job {self.prompt_id} in {_STOP_SECONDS:g} s; ending it")
-        await asyncio.to_thread(self.comfyui.stop)
+        return False
 
     async def _submit(self, workflow: Workflow, models: Path) -> list[str]:
+        early = not self.turn.first
         try:
             self.prompt_id, left_out = await self.client.submit(
                 workflow, self.client_id, self.prompt_id, self.extra_data
@@ -135,7 +148,11 @@ class _Run:
         except Refused as refusal:
             raise await self._refused(refusal, workflow, models) from None
         except Unreachable as problem:
+            if early:
+                await self.stop()  # it may have it all the same
+                raise Displaced from None
             raise await self._unreachable(problem) from None
+        self.turn.queue()
         if not self.headway.started:
             self.tell(Step(QUEUED))
         return rejection.partial(left_out, workflow, models)
@@ -157,46 +174,36 @@ class _Run:
             looks += 1
             if looks % _QUEUE_EVERY == 0:
                 missed = 0 if await self._is_queued() else missed + 1
-            if missed == 2:
+            if missed == 2 and self.turn.first:
                 raise failures.lost()
-            if self.deadline.expired:
-                raise failures.timeout(self.deadline, "the workflow was still running")
+            if self.turn.deadline.expired:
+                raise failures.timeout(self.turn.deadline, "the workflow was still running")
             await self._wait_for_news()
 
     async def _look(self) -> watch.Ended | None:
+        self._raise_if_displaced()
         died = self.comfyui.ended()
-        if died is not None:
+        if died is not None and self.turn.first:
             raise await self._died(died)
         try:
-            entry = await self._history()
-        except Unreachable as problem:
-            raise await self._unreachable(problem) from None
-        except Refused as refusal:
+            entry = await look_at_history(
+                self.comfyui, self.client, self.prompt_id, self.turn.deadline
+            )
+        except (Unreachable, Refused) as problem:
+            if not self.turn.first:
+                return None  # those before it find out what is the matter
+            self._raise_if_displaced()
+            if isinstance(problem, Unreachable):
+                raise await self._unreachable(problem) from None
             self.refusals += 1
             if self.refusals < _REFUSALS:
                 return None
-            raise failures.unreadable(refusal, self.headway, self.comfyui.log_tail()) from None
+            raise failures.unreadable(problem, self.headway, self.comfyui.log_tail()) from None
         return watch.ended(entry)
 
-    async def _history(self) -> Any | None:
-        """The prompt's entry. A ComfyUI that does not answer is frozen when it does nothing
-        else either; one that computes may hold Python's lock, and has more time."""
-        seconds, idle = _LOOK_SECONDS, 0
-        for last in (False,) * (_PATIENT_LOOKS - 1) + (True,):
-            before = self.comfyui.cpu_seconds()
-            try:
-                limit = min(seconds, max(self.deadline.remaining, 1.0))
-                return await self.client.history(self.prompt_id, limit)
-            except Unreachable:
-                if self.deadline.expired:
-                    return None
-                after = self.comfyui.cpu_seconds()
-                works = before is None or after is None or after - before > _IDLE_CPU_SECONDS
-                idle = 0 if works else idle + 1
-                if last or idle == _IDLE_LOOKS:
-                    raise
-                seconds = min(2 * seconds, _LONGEST_LOOK) if works else seconds
-        raise AssertionError("the last look returns or raises")
+    def _raise_if_displaced(self) -> None:
+        if self.turn.displaced or self.comfyui.starts != self.life:
+            raise Displaced
 
     async def _is_queued(self) -> bool:
         try:
@@ -216,33 +223,32 @@ class _Run:
         """A cut connection is most often a process that just died: give it time to be seen."""
         limit = Deadline(_DEAD_GRACE_SECONDS)
         while not limit.expired:
+            self._raise_if_displaced()
             died = self.comfyui.ended()
             if died is not None:
                 return await self._died(died)
             await asyncio.sleep(0.05)
-        return JobError(
-            "comfyui.unreachable",
-            f"ComfyUI lives but does not answer ({problem}).",
-            "It is restarted before the next job; send this one again.",
-            **self.headway.where(),
-            log=self.comfyui.log_tail(),
-        )
+        return failures.unreachable(problem, self.headway, self.comfyui.log_tail())
 
     async def _died(self, died: Exit) -> JobError:
-        """What the socket still holds tells which node ran."""
+        """What the socket still holds tells which node ran. Raises Displaced when this prompt had
+        ended by then: another one ended ComfyUI."""
         if self.listening is not None:
             await asyncio.wait({self.listening}, timeout=_DEAD_GRACE_SECONDS)
+        if self.heard_end:
+            raise Displaced
         return failures.died(died, self.headway)
 
     async def _listen(self, messages: AsyncIterator[dict[str, Any]]) -> None:
         async for message in messages:
             self._tell(self.headway.hear(message, self.prompt_id))
             if watch.is_news(message, self.prompt_id):
+                self.heard_end = True
                 self.news.set()
 
     async def _wait_for_news(self) -> None:
         try:
-            seconds = min(_POLL_SECONDS, self.deadline.remaining)
+            seconds = min(_POLL_SECONDS, self.turn.deadline.remaining)
             await asyncio.wait_for(self.news.wait(), seconds)
         except asyncio.TimeoutError:
             pass

@@ -81,14 +81,21 @@ def _run(boot: Preparation, workflow: Workflow) -> None:
     import asyncio
 
     from handler.inputs import fetch_from_volume
+    from handler.line import Line
     from handler.preflight import KnownClasses
-    from handler.run import run_prompt
+    from handler.run import Ran, run_prompt
 
     assert boot.comfyui is not None and boot.layout is not None and boot.work is not None
     assert boot.layout.comfyui is not None
     fetch_from_volume(workflow, boot.layout.input, boot.work.input)
-    models, deadline = boot.layout.comfyui / MODELS, Deadline(boot.settings.warmup_timeout)
-    ran = asyncio.run(run_prompt(boot.comfyui, workflow, deadline, models, KnownClasses()))
+    comfyui, models = boot.comfyui, boot.layout.comfyui / MODELS
+    deadline = Deadline(boot.settings.warmup_timeout)
+
+    async def run() -> Ran:
+        async with Line().turn(deadline) as turn:
+            return await run_prompt(comfyui, workflow, turn, models, KnownClasses())
+
+    ran = asyncio.run(run())
     if ran.ended.failure is not None:
         raise ran.ended.failure
 

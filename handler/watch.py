@@ -14,6 +14,7 @@ from typing import Any
 from handler.errors import JobError
 
 _TRACEBACK_LINES = 12
+_MILLISECOND = 0.001
 # After these every later call of this process fails, whatever it asks.
 _POISON = re.compile(
     r"illegal memory access|device-side assert|unspecified launch failure|misaligned address"
@@ -26,12 +27,21 @@ _MEMORY = re.compile(r"CUDA (?:error: )?out of memory", re.IGNORECASE)
 
 @dataclass(frozen=True)
 class Ended:
-    """A prompt that ended; `failure` is None when all went well. `at`: when, in seconds since
-    1970, where ComfyUI says so (since 2024)."""
+    """A prompt that ended; `failure` is None when all went well. When it began and ended, in
+    seconds since 1970, where ComfyUI says so (since 2024)."""
 
     outputs: Mapping[str, Any]
     failure: JobError | None
     at: float | None = None
+    began: float | None = None
+
+    def seconds(self, at_most: float) -> float:
+        """What it took; `at_most`, which was measured from outside, where ComfyUI does not say or
+        the clock was set meanwhile."""
+        if self.at is None or self.began is None:
+            return at_most
+        took = self.at - self.began
+        return took if 0 < took < at_most else at_most
 
 
 def is_news(message: Mapping[str, Any], prompt_id: str) -> bool:
@@ -53,15 +63,21 @@ def ended(entry: Mapping[str, Any] | None) -> Ended | None:
         return None
     status = entry.get("status") or {}
     messages = {m[0]: m[1] for m in status.get("messages") or [] if len(m) == 2}
-    return Ended(entry.get("outputs") or {}, _failure(status, messages), _when(messages))
+    at = _when(messages, "execution_success", "execution_error", "execution_interrupted")
+    return Ended(
+        entry.get("outputs") or {},
+        _failure(status, messages),
+        None if at is None else at + _MILLISECOND,  # told in whole ones, cut off
+        _when(messages, "execution_start"),
+    )
 
 
-def _when(messages: Mapping[str, Any]) -> float | None:
-    for kind in ("execution_success", "execution_error", "execution_interrupted"):
+def _when(messages: Mapping[str, Any], *kinds: str) -> float | None:
+    for kind in kinds:
         told = messages.get(kind)
         stamp = told.get("timestamp") if isinstance(told, Mapping) else None
         if isinstance(stamp, (int, float)):
-            return (stamp + 1) / 1000  # whole milliseconds, cut off
+            return stamp / 1000
     return None
 
 

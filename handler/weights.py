@@ -26,20 +26,21 @@ class Weights:
         self._keep_workflow = keep_workflow
         self._places: dict[NamedModel, Path] = {}
 
-    def begin(self, workflow: Workflow) -> JobWeights | None:
-        """Begin to read what `workflow` names and is not in memory; None when it names nothing.
+    def begin(self, workflow: Workflow) -> JobWeights:
+        """Begin to read what `workflow` names and is not in memory: at once, or when all is read
+        for a job that came before and has not ended.
 
         Returns at once: the files are looked for in the background, too.
         """
         named = named_models(workflow)
-        if not named:
-            return None
         found: list[Path] = []
-        return JobWeights(self._read_ahead.start(self._found(named, found)), found)
+        if not named:
+            return JobWeights(None, found)
+        return JobWeights(self._read_ahead.start(self._found(named, found), in_turn=True), found)
 
-    def went_well(self, job: JobWeights | None, workflow: Workflow | None) -> None:
+    def went_well(self, job: JobWeights, workflow: Workflow | None) -> None:
         """Remember what a job used. Blocks on the volume; nothing is raised."""
-        used = [os.path.relpath(path, self._models) for path in job.files] if job else []
+        used = [os.path.relpath(path, self._models) for path in job.files]
         kept = workflow if self._keep_workflow else None
         if used or kept:
             self._recent.note(used, kept)
@@ -58,18 +59,24 @@ class Weights:
 class JobWeights:
     """What is being read for one job; `files` in the order of the workflow."""
 
-    def __init__(self, request: Request, files: list[Path]) -> None:
+    def __init__(self, request: Request | None, files: list[Path]) -> None:
         self._request = request
         self.files = files
 
     def wait(self, seconds: float) -> bool:
         """Until all is read; False when `seconds` were not enough."""
-        return self._request.wait(seconds)
+        return self._request is None or self._request.wait(seconds)
+
+    def end(self) -> None:
+        """The job has ended: read no more for it."""
+        if self._request is not None:
+            self._request.stop()
 
     def timings(self) -> dict[str, Any]:
         """For the reply: what was read ahead, if anything was."""
-        reading = self._request.reading
-        return {"read_ahead": reading.as_dict()} if reading.read else {}
+        if self._request is None or not self._request.reading.read:
+            return {}
+        return {"read_ahead": self._request.reading.as_dict()}
 
 
 def find_model(model: NamedModel, models: Path) -> Path | None:

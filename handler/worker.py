@@ -29,6 +29,7 @@ from handler.requests import (
     Request,
     parse_request,
 )
+from handler.slots import Slots
 from handler.workflow_job import WorkflowJobs
 
 _QUIET_SECONDS = 0.5
@@ -37,7 +38,9 @@ _QUIET_SECONDS = 0.5
 class Worker:
     """Answers jobs on what a boot has made, be it ready or not."""
 
-    def __init__(self, boot: Boot, report: BootReport) -> None:
+    def __init__(self, boot: Boot, report: BootReport, slots: Slots | None = None) -> None:
+        """`slots` counts the jobs that are here; None where nobody takes any."""
+        self._slots = slots or Slots(0)
         self._settings = boot.settings
         self._boot = boot
         self._report = report
@@ -49,6 +52,8 @@ class Worker:
 
     async def handle(self, job: Mapping[str, Any]) -> dict[str, Any]:
         """The SDK's handler: always a reply, never an exception but a cancellation."""
+        if self._slots.is_cancelled(str(job.get("id"))):
+            raise asyncio.CancelledError
         progress = Progress(job, quiet=_QUIET_SECONDS)
         try:
             answer = await self._answer(job, progress)
@@ -79,7 +84,9 @@ class Worker:
             raise _degraded(faults)
         if faults and not self._jobs.may_try(faults):
             raise _degraded(faults)
-        return await self._jobs.run(request, progress)
+        return await self._jobs.run(
+            request, progress, computed=lambda: self._slots.computed(str(job.get("id")))
+        )
 
     def _request(self, job: Mapping[str, Any]) -> Request:
         """What is wrong with the worker is told before what is wrong with the request."""

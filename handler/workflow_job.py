@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import threading
-import time
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
@@ -14,22 +13,23 @@ from typing import Any
 from bootstrap.findings import Finding
 from bootstrap.preparation import Preparation
 from bootstrap.volume import MODELS
-from handler.comfy_client import Refused, Unreachable, connect
+from handler.comfy_client import connect
 from handler.deadline import Deadline
 from handler.delivery import Delivery
 from handler.errors import JobError
 from handler.fetch_inputs import Fetcher
-from handler.headway import Step
 from handler.inputs import JobInputs, fetch_from_volume
+from handler.local_files import Claim
 from handler.memory_relief import MemoryRelief
 from handler.model_supply import ModelSupply
 from handler.order import Order
 from handler.outputs import Produced, produced
 from handler.preflight import KnownClasses, all_at_once, missing_inputs
 from handler.progress import Progress
+from handler.prompts import Prompts
 from handler.requests import WorkflowRequest
 from handler.revival import Revival
-from handler.run import Ran, run_prompt
+from handler.run import Ran
 from handler.volume_state import volume_fault
 from handler.warmup import LAST
 from handler.weights import JobWeights, Weights
@@ -39,10 +39,7 @@ from handler.workflow import Workflow, run_anew
 _ROOM_FOR_TOTAL = 99999.999
 _DELIVERING = "delivering"
 _LONG_SECONDS = 0.5
-_OUT_OF_MEMORY = "job.out_of_memory"
-# After these no other job can be trusted to the same process.
-_POISONED = {"job.cuda_failed", "comfyui.history_unreadable", "comfyui.unreachable"}
-_FREEING_SECONDS = 1.0
+_TOLD_WAITING = 0.05
 
 
 class WorkflowJobs:
@@ -64,6 +61,7 @@ class WorkflowJobs:
         self._models = boot.layout.comfyui / MODELS
         self._known = KnownClasses()
         self._revival = Revival(boot.comfyui, MemoryRelief(boot.settings), faults)
+        self._prompts = Prompts(boot.comfyui, self._revival, self._models, self._known)
         keep_workflow = (boot.settings.warmup_workflow or "").lower() == LAST
         self._weights = Weights(boot.read_ahead, boot.recent, self._models, keep_workflow)
 
@@ -71,35 +69,45 @@ class WorkflowJobs:
         """Can a job go ahead in spite of these faults, which the boot found?"""
         return self._revival.may_try(faults)
 
-    async def run(self, request: WorkflowRequest, progress: Progress) -> dict[str, Any]:
-        """The reply of a job that went well. Raises JobError for one that did not."""
+    async def run(
+        self,
+        request: WorkflowRequest,
+        progress: Progress,
+        computed: Callable[[], None] = lambda: None,
+    ) -> dict[str, Any]:
+        """The reply of a job that went well. Raises JobError for one that did not. `computed` is
+        called when ComfyUI is done with it, before its results are delivered."""
         deadline = Deadline(request.max_wait)
         mark = uuid.uuid4().hex[:12]
         order = Order(mark, deadline, request.output, request.bucket)
         inputs = JobInputs(self._work.input, mark, Fetcher(self._settings, deadline))
         weights = self._weights.begin(request.workflow)
+        claim = Claim()
         try:
             request = await self._supplied(request, deadline, progress)
-            await self._revival.ready(deadline)
             await asyncio.to_thread(self._place, request, inputs)
             await self._refuse_missing(request.workflow)
-            ran, items, notes = await self._produce(request, order, progress)
-            order = replace(order, ended=ran.ended.at)
+            ran, items, notes = await self._produce(request, order, progress, claim)
+            computed()
             warnings = [*request.warnings, *ran.warnings, *notes]
             timings = {"execution": round(ran.seconds, 3), **_told(weights)}
+            if deadline.paused >= _TOLD_WAITING:
+                timings["waited"] = round(deadline.paused, 3)
             with _told_when_long(progress):
-                answer = await asyncio.to_thread(self._reply, items, order, warnings, timings)
+                answer = await asyncio.to_thread(
+                    self._reply, items, order, claim, warnings, timings
+                )
             self._remember(request, weights)
             return answer
         except JobError as error:
-            await self._mend(error)
-            if error.code.startswith(("job.", "comfyui.")):  # it may have written something
-                await asyncio.to_thread(self._delivery.keep_rest, order)
+            computed()
+            await asyncio.to_thread(self._delivery.keep_rest, order, claim)
             raise await self._explained(error, request) from None
         except asyncio.CancelledError:
-            self._revival.soon()  # where ComfyUI had to be ended to stop the prompt
+            await asyncio.shield(asyncio.to_thread(self._delivery.keep_rest, order, claim))
             raise
         finally:
+            weights.end()
             await asyncio.to_thread(inputs.remove)
 
     async def _supplied(
@@ -134,72 +142,37 @@ class WorkflowJobs:
             raise all_at_once(problems, workflow, known)
 
     async def _produce(
-        self, request: WorkflowRequest, order: Order, progress: Progress
+        self, request: WorkflowRequest, order: Order, progress: Progress, claim: Claim
     ) -> tuple[Ran, list[Produced], list[str]]:
         """Run the workflow: what it produced, and warnings. Nodes whose results ComfyUI has from
         an earlier job, whose files are gone, run once more."""
+        files, with_temp = self._delivery.files, order.options.include_temp
+        stale: list[str] = []
+
+        def at_end(ran: Ran | None, until: float) -> None:
+            items = produced(ran.ended.outputs, with_temp)[0] if ran is not None else []
+            stale[:] = files.stale_nodes(items, until - ran.seconds) if ran is not None else []
+            files.claim(claim, until, files.found(items))
+
         workflow = request.workflow
         for again in (False, True):
-            started = time.time()
             asked = replace(request, workflow=workflow)
-            ran = await self._run_with_memory(asked, order.deadline, progress)
-            items, notes = produced(ran.ended.outputs, order.options.include_temp)
-            stale = await asyncio.to_thread(self._delivery.files.stale_nodes, items, started)
+            ran = await self._prompts.run(asked, order.deadline, progress, at_end)
             if again or not stale or not set(stale) <= set(workflow):
-                return ran, items, notes
+                return ran, *produced(ran.ended.outputs, with_temp)
             workflow = run_anew(workflow, stale, order.mark)
         raise AssertionError("the second round always returns")
-
-    async def _run_with_memory(
-        self, request: WorkflowRequest, deadline: Deadline, progress: Progress
-    ) -> Ran:
-        """`_run`, and where the request allows it once more, when memory was short and freed."""
-        try:
-            return await self._run(request, deadline, progress)
-        except JobError as error:
-            if error.code != _OUT_OF_MEMORY or not request.retry_on_oom:
-                raise
-            await self._free_gpu()
-            # ComfyUI frees when it next looks for work, and tells nobody when it has: a prompt
-            # that comes first would run first.
-            await asyncio.sleep(_FREEING_SECONDS)
-            ran = await self._run(request, deadline, progress)
-            note = f"ran twice: {error.message} It was freed, and the second run went well"
-            return replace(ran, warnings=[*ran.warnings, note])
-
-    async def _free_gpu(self) -> None:
-        try:
-            async with connect(self._comfyui.url) as client:
-                await client.free()
-        except (Unreachable, Refused):
-            pass  # the next job finds out what is wrong with it
-
-    async def _run(self, request: WorkflowRequest, deadline: Deadline, progress: Progress) -> Ran:
-        def tell(step: Step) -> None:
-            progress.tell(step.stage, step.percent, **step.more)
-
-        ran = await run_prompt(
-            self._comfyui,
-            request.workflow,
-            deadline,
-            self._models,
-            self._known,
-            request.extra_data,
-            tell,
-        )
-        if ran.ended.failure is not None:
-            raise ran.ended.failure
-        return ran
 
     def _reply(
         self,
         items: list[Produced],
         order: Order,
+        claim: Claim,
         warnings: list[str],
         timings: dict[str, Any],
     ) -> dict[str, Any]:
         timings["total"] = _ROOM_FOR_TOTAL
-        answer = self._delivery.deliver(items, order, warnings, timings=timings)
+        answer = self._delivery.deliver(items, order, claim, warnings, timings=timings)
         timings["total"] = round(order.deadline.elapsed, 3)
         return answer
 
@@ -211,14 +184,6 @@ class WorkflowJobs:
         ).start()
         if self._write_back is not None:
             self._write_back.soon()
-
-    async def _mend(self, error: JobError) -> None:
-        """What ComfyUI needs after a job that failed, before the next one."""
-        if error.code in _POISONED:
-            await self._revival.replace(error.message)
-        elif error.code == _OUT_OF_MEMORY:
-            await self._free_gpu()
-        self._revival.soon()
 
 
 @contextmanager

@@ -6,7 +6,7 @@ import base64
 import json
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from handler.deadline import Deadline
 from handler.delivery import Delivery
 from handler.errors import JobError
 from handler.keeper import marked
+from handler.local_files import Claim
 from handler.order import Order
 from handler.output_options import OutputOptions
 from handler.outputs import Produced, ProducedFile, ProducedText
@@ -75,8 +76,8 @@ class Jobs:
     def deliver(
         self, *items: Produced, mark: str = MARK, until: float | None = None, **options: Any
     ) -> dict[str, Any]:
-        order = Order(mark, Deadline(60), OutputOptions(**options), self.bucket, until)
-        answer = self.delivery.deliver(items, order)
+        order = Order(mark, Deadline(60), OutputOptions(**options), self.bucket)
+        answer = self.delivery.deliver(items, order, self.claim(items, until))
         assert SECRET not in json.dumps(answer)
         return answer
 
@@ -86,7 +87,14 @@ class Jobs:
         return found
 
     def kept_from_failed(self, mark: str = MARK) -> list[str]:
-        return self.delivery.keep_rest(Order(mark, Deadline(60)))[0]
+        return self.delivery.keep_rest(Order(mark, Deadline(60)), self.claim())[0]
+
+    def claim(self, items: Iterable[Produced] = (), until: float | None = None) -> Claim:
+        """What a job claims that ended now, or at `until`."""
+        claim = Claim()
+        files = self.delivery.files
+        files.claim(claim, until or time.time(), files.found(items))
+        return claim
 
 
 @pytest.fixture
@@ -213,23 +221,6 @@ def test_a_file_of_the_input_folder_that_is_reported_is_left_there(
     jobs.deliver(image("photo.png", type="input"))
     jobs.deliver(ProducedText("1", "the next job"))
     assert os.listdir(work.input) == ["photo.png"]
-
-
-def test_jobs_that_are_delivered_side_by_side_keep_their_files_apart(
-    jobs: Jobs, work: WorkDir, layout: Layout
-) -> None:
-    """The second ends, and is delivered whole, while the first is still being delivered."""
-    files = jobs.delivery.files
-    first = [put(work.output, "a_00001_.png").resolve()]
-    put(work.output, "a.bin")
-    rest = files.claim(first, time.time())
-    assert [path.name for path in rest] == ["a.bin"]
-    put(work.output, "b_00001_.png")
-    assert "also_kept" not in jobs.deliver(image("b_00001_.png"), mark="second")
-    assert sorted(os.listdir(work.output)) == ["a.bin", "a_00001_.png", "b_00001_.png"]
-    files.settle(first, rest, time.time())
-    jobs.deliver(ProducedText("1", "third"), mark="third")
-    assert "b_00001_.png" not in os.listdir(work.output)
 
 
 def test_a_guess_that_is_no_file_is_no_warning(jobs: Jobs, work: WorkDir) -> None:
@@ -380,6 +371,27 @@ def test_a_cached_result_is_good_only_as_long_as_it_is_the_last_jobs(
     os.utime(path)
     time.sleep(0.1)
     assert files.stale_nodes([item], time.time()) == ["9"], "written anew by another job"
+
+
+@pytest.mark.parametrize("slow", ["the first", "the second"])
+def test_jobs_delivered_side_by_side_take_nothing_from_each_other(
+    jobs: Jobs, work: WorkDir, layout: Layout, slow: str
+) -> None:
+    """The second job ran while the first was delivered; either may be through before the other."""
+    first, second = [image("a_00001_.png")], [image("b_00001_.png")]
+    put(work.output, "a_00001_.png", PNG + b"first")
+    put(work.output, "a.bin")
+    claimed = jobs.claim(first)
+    time.sleep(0.05)
+    put(work.output, "b_00001_.png", PNG + b"second")
+    put(work.output, "b.bin")
+    parts = [(first, "one", claimed), (second, "two", jobs.claim(second))]
+    for items, mark, claim in reversed(parts) if slow == "the first" else parts:
+        answer = jobs.delivery.deliver(items, Order(mark, Deadline(60)), claim)
+        assert len(answer["results"]) == 1
+        assert answer["also_kept"] == [f"ComfyUI/output/{items[0].filename[0]}_{mark}.bin"]
+    assert kept_files(layout) == ["a_00001_one.png", "a_one.bin", "b_00001_two.png", "b_two.bin"]
+    assert os.listdir(work.output) == ["b_00001_.png"], "for ComfyUI's cache, the last job's only"
 
 
 def test_what_is_no_file_is_not_kept(jobs: Jobs, work: WorkDir) -> None:

@@ -243,23 +243,6 @@ def test_cancel_stops_the_prompt_on_comfyui(mended: BootedWorker) -> None:
     assert comfyui_process(mended).pid == before, "interrupted, not killed"
 
 
-def test_a_timeout_leaves_the_prompt_of_another_alone(mended: BootedWorker) -> None:
-    """Two jobs at once: the second waits in the queue, times out there, the first goes on."""
-    replies: dict[str, dict[str, Any]] = {}
-
-    def ask(name: str, seconds: float, max_wait: float) -> None:
-        nodes = through("TestSleep", seconds=seconds)
-        replies[name] = mended.ask({"workflow": nodes, "max_wait": max_wait}, name)
-
-    first = threading.Thread(target=ask, args=("first", 3.0, 30.0))
-    first.start()
-    time.sleep(0.5)
-    ask("second", 0.1, 1.0)
-    first.join()
-    assert replies["first"]["status"] == "completed"
-    assert_refused(replies["second"], "job.timeout")
-
-
 def test_a_marker_token_reaches_neither_comfyui_nor_a_reply(
     demo: DemoVolume,
     worker_env: dict[str, str],

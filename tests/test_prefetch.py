@@ -128,6 +128,27 @@ def test_a_job_takes_the_place_of_what_was_being_read(
     assert missing_blocks(str(wanted)) == []
 
 
+def test_the_next_jobs_files_are_read_after_those_of_the_job_that_runs(
+    model: Path, tmp_path: Path
+) -> None:
+    go_on = threading.Event()
+
+    def found_late() -> Iterator[Path]:
+        go_on.wait(30)
+        yield model
+
+    waiting = tmp_path / "waiting.safetensors"
+    waiting.write_bytes(b"w" * BLOCK)
+    forget(waiting)
+    ahead = ReadAhead(lambda: PLENTY, threads=1)
+    running = ahead.start(found_late(), in_turn=True)
+    second = ahead.start([waiting], in_turn=True)
+    assert not second.wait(0.2)
+    go_on.set()
+    assert second.wait(30) and running.reading.read > 0 and second.reading.read == BLOCK
+    assert running.reading.files == second.reading.files == 1
+
+
 def test_a_missing_file_is_told_and_the_others_are_read(model: Path, tmp_path: Path) -> None:
     request = ReadAhead(lambda: PLENTY).start([tmp_path / "gone.safetensors", model])
     assert request.wait(30)

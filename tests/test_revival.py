@@ -107,7 +107,8 @@ def test_a_folder_that_is_gone_is_told(bench: Bench, tmp_path: Path) -> None:
 
 def test_a_process_that_is_replaced_is_another(bench: Bench) -> None:
     assert bench.ready() is None
-    asyncio.run(bench.revival.replace("The GPU failed"))
+    asyncio.run(bench.revival.end("The GPU failed"))
+    bench.revival.soon()
     wait_until(lambda: bench.comfyui.starts == 2)
     assert bench.ready() is None
     assert len(bench.comfyui.exits) == 1

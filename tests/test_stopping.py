@@ -16,6 +16,7 @@ from aiohttp.test_utils import TestServer
 from bootstrap.comfyui import ComfyUI
 from handler.deadline import Deadline
 from handler.errors import JobError
+from handler.line import Line
 from handler.preflight import KnownClasses
 from handler.run import run_prompt
 from tests.support import fake_comfyui
@@ -75,9 +76,10 @@ def test_only_the_jobs_own_prompt_is_stopped(tmp_path: Path, other_runs: bool) -
             comfyui = started(tmp_path)
             comfyui.port, own = int(server.port or 0), comfyui.port
             try:
-                await run_prompt(
-                    comfyui, plain(), Deadline(2.5), tmp_path, KnownClasses(), None, steps.append
-                )
+                async with Line().turn(Deadline(2.5)) as turn:
+                    await run_prompt(
+                        comfyui, plain(), turn, tmp_path, KnownClasses(), None, steps.append
+                    )
             finally:
                 comfyui.port = own
                 comfyui.stop()

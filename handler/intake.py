@@ -1,0 +1,62 @@
+"""How the SDK's loop takes jobs: the next one while ComfyUI works, each alone, none after SIGTERM.
+
+The SDK's own loop (runpod 1.12.0, serverless/modules/rp_scale.py) counts a job until its result has
+been posted, looks for room once a second, takes several at once where there is room for several,
+which leaves other workers without, and forgets a cancel that comes in the moment of a take.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from runpod.serverless.modules import rp_scale
+
+from handler.slots import Slots
+
+_SLOTS = "slots"
+
+
+class Intake(rp_scale.JobScaler):  # type: ignore[misc]  # the SDK is not typed
+    """The SDK's loop, with `Slots` to say when a job is taken."""
+
+    def __init__(self, config: dict[str, Any]) -> None:
+        super().__init__(config)
+        self._slots: Slots = config[_SLOTS]
+        self._get_job: Any = self.jobs_fetcher  # type: ignore[has-type]
+        self.jobs_fetcher = self._take
+
+    async def _take(self, session: Any, _: int) -> list[dict[str, Any]] | None:
+        if not await self._slots.room():
+            return None
+        jobs: list[dict[str, Any]] | None = await self._get_job(session, 1)
+        for job in jobs or ():
+            self._slots.take(job["id"])
+        return jobs
+
+    async def handle_job(self, session: Any, job: dict[str, Any]) -> None:
+        """Run one job and post its result."""
+        try:
+            await super().handle_job(session, job)
+        finally:
+            self._slots.leave(job["id"])
+
+    async def stop_job(self, job_id: str) -> bool:
+        """Stop a job that runs; remember one that is not known yet."""
+        found: bool = await super().stop_job(job_id)
+        if not found:
+            self._slots.cancel_early(job_id)
+        return found
+
+    def kill_worker(self) -> None:
+        """Take no further job; those that are here are finished."""
+        super().kill_worker()
+        self._slots.close()
+
+
+def with_slots(config: dict[str, Any], slots: Slots) -> dict[str, Any]:
+    """The SDK's configuration for a worker whose jobs `slots` counts. The SDK then uses our loop:
+    it has no setting for that."""
+    rp_scale.JobScaler = Intake
+    # What the SDK itself counts never runs out: it counts a job twice for a moment.
+    most = 2 * slots.most + 1
+    return {**config, _SLOTS: slots, "concurrency_modifier": lambda _: most}

@@ -1,0 +1,92 @@
+"""The prompts of one ComfyUI in the order of their jobs: the first runs, the others wait there.
+
+ComfyUI runs one prompt at a time. The next job's prompt lies in its queue already, so that it never
+waits for work; but only the first in the line judges, stops or restarts ComfyUI. What happens to
+ComfyUI is its doing, and takes the prompts behind it away without their fault.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+from handler.deadline import Deadline
+
+
+class Displaced(Exception):
+    """ComfyUI ended through another prompt's fault, and this one with it: it has to run again."""
+
+
+class Turn:
+    """One prompt's place. `queued`: ComfyUI has it; `displaced`: ComfyUI lost it through another's
+    fault; `ended_at`: when it ended, in seconds since 1970."""
+
+    def __init__(self, line: Line, deadline: Deadline) -> None:
+        self.deadline = deadline
+        self.displaced = False
+        self.ended_at: float | None = None
+        self._line = line
+        self.queued = False
+        self.moved = asyncio.Event()
+
+    @property
+    def first(self) -> bool:
+        """Is nobody before it?"""
+        return self._line.ahead(self) is None
+
+    def queue(self) -> None:
+        """ComfyUI has the prompt: the next one may follow."""
+        self.queued = True
+        self._line.move()
+
+    async def come(self) -> None:
+        """Until it is the first."""
+        while not self.first:
+            await self._moves()
+
+    async def near(self) -> None:
+        """Until it is the first, or ComfyUI has the prompt before it, so that none overtakes."""
+        while (ahead := self._line.ahead(self)) is not None and not ahead.queued:
+            await self._moves()
+
+    async def _moves(self) -> None:
+        self.moved.clear()
+        await self.moved.wait()
+
+
+class Line:
+    """The turns of one ComfyUI. Used by one event loop at a time."""
+
+    def __init__(self) -> None:
+        self._turns: list[Turn] = []
+
+    @asynccontextmanager
+    async def turn(self, deadline: Deadline) -> AsyncIterator[Turn]:
+        """A place at the end; the clock of `deadline` stands still until it is the first."""
+        turn = Turn(self, deadline)
+        self._turns.append(turn)
+        if not turn.first:
+            deadline.pause()
+        try:
+            yield turn
+        finally:
+            self._turns.remove(turn)
+            if self._turns:
+                self._turns[0].deadline.resume()
+            self.move()
+
+    def ahead(self, turn: Turn) -> Turn | None:
+        """Who is right before it; None for the first."""
+        place = self._turns.index(turn)
+        return self._turns[place - 1] if place else None
+
+    def displace_others(self, turn: Turn) -> None:
+        """ComfyUI ended through this turn: prompts behind it are gone."""
+        for other in self._turns[self._turns.index(turn) + 1 :]:
+            other.displaced = other.displaced or other.queued
+
+    def move(self) -> None:
+        """Let all look where they are."""
+        for turn in self._turns:
+            turn.moved.set()

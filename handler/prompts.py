@@ -1,0 +1,135 @@
+"""Workflows run on one ComfyUI in turn: it is made fit before, and mended after what broke it."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+from bootstrap.comfyui import ComfyUI
+from bootstrap.log import say
+from handler import failures
+from handler.comfy_client import Refused, Unreachable, connect
+from handler.deadline import Deadline
+from handler.errors import JobError
+from handler.headway import Step
+from handler.line import Displaced, Line, Turn
+from handler.preflight import KnownClasses
+from handler.progress import Progress
+from handler.requests import WorkflowRequest
+from handler.revival import Revival
+from handler.run import Ran, run_prompt
+
+_OUT_OF_MEMORY = "job.out_of_memory"
+# After these no other job can be trusted to the same process.
+_POISONED = {"job.cuda_failed", "comfyui.history_unreadable", "comfyui.unreachable"}
+_FREEING_SECONDS = 1.0
+# A job that another one's fault took along is run anew; it may be unlucky twice.
+_MOST_RUNS = 3
+# Told what ran (None: it failed) and when it ended, before the next job's end is looked at.
+AtEnd = Callable[[Ran | None, float], None]
+
+
+class Prompts:
+    """Runs the workflows of one worker's jobs, however many ask at once."""
+
+    def __init__(
+        self, comfyui: ComfyUI, revival: Revival, models: Path, known: KnownClasses
+    ) -> None:
+        self._comfyui = comfyui
+        self._revival = revival
+        self._models = models
+        self._known = known
+        self._line = Line()
+
+    async def run(
+        self, request: WorkflowRequest, deadline: Deadline, progress: Progress, at_end: AtEnd
+    ) -> Ran:
+        """Run it to its end, and where the request allows it once more when memory was short.
+        Raises JobError. `at_end` is called in a thread."""
+        try:
+            return await self._in_turn(request, deadline, progress, at_end)
+        except JobError as error:
+            if error.code != _OUT_OF_MEMORY or not request.retry_on_oom:
+                raise
+            # ComfyUI frees when it next looks for work, and tells nobody when it has: a prompt
+            # that comes first would run first.
+            await asyncio.sleep(_FREEING_SECONDS)
+            ran = await self._in_turn(request, deadline, progress, at_end)
+            note = f"ran twice: {error.message} It was freed, and the second run went well"
+            return replace(ran, warnings=[*ran.warnings, note])
+
+    async def _in_turn(
+        self, request: WorkflowRequest, deadline: Deadline, progress: Progress, at_end: AtEnd
+    ) -> Ran:
+        ran: Ran | None = None
+        async with self._line.turn(deadline) as turn:
+            try:
+                ran = await self._to_the_end(request, turn, progress)
+                if ran.ended.failure is not None:
+                    raise ran.ended.failure
+                return ran
+            except JobError as error:
+                ran = None
+                if turn.first:
+                    await self._mend(error)
+                raise
+            finally:
+                if self._comfyui.ended() is not None:
+                    self._line.displace_others(turn)
+                    if turn.first:
+                        self._revival.soon()
+                if turn.ended_at is not None:
+                    await asyncio.shield(asyncio.to_thread(at_end, ran, turn.ended_at))
+
+    async def _to_the_end(self, request: WorkflowRequest, turn: Turn, progress: Progress) -> Ran:
+        def tell(step: Step) -> None:
+            progress.tell(step.stage, step.percent, **step.more)
+
+        for _ in range(_MOST_RUNS):
+            await self._make_ready(turn)
+            life = self._comfyui.starts
+            try:
+                ran = await run_prompt(
+                    self._comfyui,
+                    request.workflow,
+                    turn,
+                    self._models,
+                    self._known,
+                    request.extra_data,
+                    tell,
+                )
+                await turn.come()  # so that what was before it is over and mended
+                displaced = turn.displaced or self._comfyui.starts != life
+                if ran.ended.failure is None or not displaced:
+                    return ran
+            except Displaced:
+                pass
+            await turn.come()
+            say("ComfyUI ended through another job; the one that waited behind it is run anew")
+            turn.queued = turn.displaced = False
+        raise failures.lost()
+
+    async def _make_ready(self, turn: Turn) -> None:
+        """Have a ComfyUI that takes the prompt: for the first in the line it is looked at, others
+        come after one that was. Where memory is short, nobody may be before it."""
+        if self._revival.short_of_memory():
+            await turn.come()
+        await turn.near()
+        if turn.first:
+            await self._revival.ready(turn.deadline)
+
+    async def _mend(self, error: JobError) -> None:
+        """What ComfyUI needs after a job that failed, before the next one."""
+        if error.code in _POISONED:
+            await self._revival.end(error.message)
+        elif error.code == _OUT_OF_MEMORY:
+            await self._free_gpu()
+
+    async def _free_gpu(self) -> None:
+        try:
+            async with connect(self._comfyui.url) as client:
+                await client.free()
+        except (Unreachable, Refused):
+            pass  # the next job finds out what is wrong with it

@@ -21,6 +21,7 @@ from bootstrap.log import say
 
 _KEPT_LINES = 2000  # custom nodes talk while they are imported
 _LINE_END = re.compile(rb"[\r\n]+")
+_PROMPT_ENDED = "Prompt executed in"  # logged after each, however it ended
 _STOP_SECONDS = guard.GRACE_SECONDS + 3
 
 
@@ -46,13 +47,15 @@ class ComfyUI:
     """One ComfyUI, through all its restarts. Safe to use from several threads.
 
     `exits` lists how earlier processes ended, oldest first; the port can differ after a restart.
-    `was_ready` is set by whoever has seen the present process answer.
+    `was_ready` is set by whoever has seen the present process answer. `prompts_ended` counts what
+    its log says.
     """
 
     def __init__(self, launch: Launch) -> None:
         self.launch = launch
         self.port = 0
         self.was_ready = False
+        self.prompts_ended = 0
         self.exits: list[Exit] = []
         self._lock = threading.RLock()
         self._process: subprocess.Popen[bytes] | None = None
@@ -175,6 +178,7 @@ class ComfyUI:
         if self.launch.home is not None:
             text = text.replace(str(self.launch.comfyui), str(self.launch.home))
         if text:
+            self.prompts_ended += text.startswith(_PROMPT_ENDED)
             own_log.append(text)
             self._log.append(text)
             say(text, "comfyui")

@@ -96,6 +96,7 @@ class _Run:
         self.client_id = uuid.uuid4().hex
         self.news = asyncio.Event()
         self.heard_end = False
+        self.ended_before = comfyui.prompts_ended
         self.refusals = 0
         self.listening: asyncio.Task[None] | None = None
 
@@ -182,6 +183,8 @@ class _Run:
 
     async def _look(self) -> watch.Ended | None:
         self._raise_if_displaced()
+        if not self.turn.first:
+            self.ended_before = self.comfyui.prompts_ended
         died = self.comfyui.ended()
         if died is not None and self.turn.first:
             raise await self._died(died)
@@ -232,10 +235,10 @@ class _Run:
 
     async def _died(self, died: Exit) -> JobError:
         """What the socket still holds tells which node ran. Raises Displaced when this prompt had
-        ended by then: another one ended ComfyUI."""
+        ended by then, as socket or log say: the one behind it ended ComfyUI."""
         if self.listening is not None:
             await asyncio.wait({self.listening}, timeout=_DEAD_GRACE_SECONDS)
-        if self.heard_end:
+        if self.heard_end or self.comfyui.prompts_ended > self.ended_before:
             raise Displaced
         return failures.died(died, self.headway)
 

@@ -123,8 +123,9 @@ def test_importing_every_module_starts_nothing_and_says_nothing() -> None:
         "assert not children, children\n"
         "assert 'torch' not in sys.modules and 'runpod' not in sys.modules\n"
     )
+    others = [name for name in modules() if name != "handler.intake"]  # the SDK's own loop
     done = subprocess.run(
-        [sys.executable, "-c", script, *modules()],
+        [sys.executable, "-c", script, *others],
         cwd=ROOT,
         capture_output=True,
         text=True,

@@ -107,6 +107,10 @@ class ControlPlane:
         """Cancel as /cancel does: forget a waiting job, tell the worker of one handed out."""
         self._state.cancel(job_id)
 
+    def cancel_ahead(self, job_id: str, worker_id: str = "worker-1") -> None:
+        """Tell a worker to stop a job that it does not have yet, as when a cancel overtakes it."""
+        self._state.send_stop(worker_id, job_id)
+
     def result(self, job_id: str, timeout: float = 60) -> Any:
         """The first job-done body that was accepted for this job; PlaneTimeout after `timeout`."""
         return self._state.result(job_id, timeout)

@@ -65,6 +65,10 @@ class PlaneState:
                 self._stops.setdefault(self._taken_by[job_id], []).append(job_id)
             self.record("cancel", job_id=job_id)
 
+    def send_stop(self, worker: str, job_id: str) -> None:
+        with self.changed:
+            self._stops.setdefault(worker, []).append(job_id)
+
     def take_stops(self, worker: str) -> list[str]:
         with self.changed:
             return self._stops.pop(worker, [])

@@ -27,7 +27,13 @@ def main() -> None:
     say("boot report:\n" + boot_text(report))
     if report.outcome is Outcome.UNFIT:
         _register_fitness_check(runpod, report)
-    runpod.serverless.start({"handler": Worker(boot, report).handle})
+    worker = Worker(boot, report)
+
+    def concurrency(current: int) -> int:
+        worker.shutdown.heed_signals()  # the SDK asks before it takes a job, its handlers are set
+        return current
+
+    runpod.serverless.start({"handler": worker.handle, "concurrency_modifier": concurrency})
 
 
 def _import_sdk() -> Any:

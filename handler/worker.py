@@ -29,6 +29,7 @@ from handler.requests import (
     Request,
     parse_request,
 )
+from handler.shutdown import Shutdown
 from handler.workflow_job import WorkflowJobs
 
 _QUIET_SECONDS = 0.5
@@ -42,6 +43,7 @@ class Worker:
         self._boot = boot
         self._report = report
         self._diagnostics = Diagnostics(boot, report)
+        self.shutdown = Shutdown(boot.settings.shutdown_grace)
         self._jobs: WorkflowJobs | None = None
         self._supply = _supply_for(boot)
         if boot.comfyui is not None:
@@ -51,7 +53,7 @@ class Worker:
         """The SDK's handler: always a reply, never an exception but a cancellation."""
         progress = Progress(job, quiet=_QUIET_SECONDS)
         try:
-            answer = await self._answer(job, progress)
+            answer = await self.shutdown.bounded(lambda _: self._answer(job, progress))
         except JobError as error:
             say(f"job {job.get('id')}: {error.code}: {error}")
             answer = reply.failed(error)

@@ -98,6 +98,7 @@ class WorkflowJobs:
             raise await self._explained(error, request) from None
         except asyncio.CancelledError:
             self._revival.soon()  # where ComfyUI had to be ended to stop the prompt
+            await asyncio.to_thread(self._delivery.keep_rest, order)
             raise
         finally:
             await asyncio.to_thread(inputs.remove)

@@ -23,7 +23,8 @@ from handler.workflow import Workflow
 # Between looks at the history when the socket brings no news.
 _POLL_SECONDS = 0.5
 _QUEUE_EVERY = 4
-_STOP_SECONDS = 2.0
+# A prompt that was cancelled has so long to go; the rest of two seconds is for ending ComfyUI.
+_STOP_SECONDS = 1.5
 _REFUSALS = 3
 _DEAD_GRACE_SECONDS = 1.0
 # Without an answer in so many seconds, and with less CPU time used meanwhile, nothing goes on in
@@ -109,21 +110,23 @@ class _Run:
 
     async def stop(self) -> None:
         """See that this prompt, and no other, no longer runs; else end ComfyUI."""
-        limit = Deadline(_STOP_SECONDS)
         try:
-            while not limit.expired:
-                running, pending = await asyncio.wait_for(self.client.queued(), limit.remaining)
-                if self.prompt_id in pending:
-                    await self.client.remove_pending(self.prompt_id)
-                elif self.prompt_id in running:
-                    await self.client.interrupt(self.prompt_id)
-                else:
-                    return
-                await asyncio.sleep(0.1)
+            await asyncio.wait_for(self._let_go(), _STOP_SECONDS)
         except (Unreachable, Refused, asyncio.TimeoutError):
-            pass
-        say(f"ComfyUI did not let go of job {self.prompt_id} in {_STOP_SECONDS:g} s; ending it")
-        await asyncio.to_thread(self.comfyui.stop)
+            say(f"ComfyUI did not let go of job {self.prompt_id} in {_STOP_SECONDS:g} s; ending it")
+            await asyncio.to_thread(self.comfyui.stop)
+
+    async def _let_go(self) -> None:
+        """Ask until the prompt is gone; a node looks at the interrupt flag only now and then."""
+        while True:
+            running, pending = await self.client.queued()
+            if self.prompt_id in pending:
+                await self.client.remove_pending(self.prompt_id)
+            elif self.prompt_id in running:
+                await self.client.interrupt(self.prompt_id)
+            else:
+                return
+            await asyncio.sleep(0.1)
 
     async def _submit(self, workflow: Workflow, models: Path) -> list[str]:
         try:

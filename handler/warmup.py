@@ -80,13 +80,13 @@ def _run(boot: Preparation, workflow: Workflow) -> None:
     """What this needs is imported here, so that it does not hold up ComfyUI's start."""
     import asyncio
 
-    from handler.inputs import fetch_from_volume
     from handler.preflight import KnownClasses
     from handler.run import run_prompt
+    from handler.volume_inputs import VolumeInputs
 
     assert boot.comfyui is not None and boot.layout is not None and boot.work is not None
     assert boot.layout.comfyui is not None
-    fetch_from_volume(workflow, boot.layout.input, boot.work.input)
+    VolumeInputs(boot.layout.input, boot.work.input).bring(workflow, "warm-up")
     models, deadline = boot.layout.comfyui / MODELS, Deadline(boot.settings.warmup_timeout)
     ran = asyncio.run(run_prompt(boot.comfyui, workflow, deadline, models, KnownClasses()))
     if ran.ended.failure is not None:

@@ -20,7 +20,7 @@ from handler.delivery import Delivery
 from handler.errors import JobError
 from handler.fetch_inputs import Fetcher
 from handler.headway import Step
-from handler.inputs import JobInputs, fetch_from_volume
+from handler.inputs import JobInputs
 from handler.memory_relief import MemoryRelief
 from handler.model_supply import ModelSupply
 from handler.order import Order
@@ -30,6 +30,7 @@ from handler.progress import Progress
 from handler.requests import WorkflowRequest
 from handler.revival import Revival
 from handler.run import Ran, run_prompt
+from handler.volume_inputs import VolumeInputs
 from handler.volume_state import volume_fault
 from handler.warmup import LAST
 from handler.weights import JobWeights, Weights
@@ -60,6 +61,7 @@ class WorkflowJobs:
         self._work = boot.work
         self._comfyui = boot.comfyui
         self._write_back = boot.write_back
+        self._shared_inputs = VolumeInputs(boot.layout.input, boot.work.input)
         self._delivery = Delivery(boot.settings, boot.work, boot.layout)
         self._models = boot.layout.comfyui / MODELS
         self._known = KnownClasses()
@@ -76,12 +78,13 @@ class WorkflowJobs:
         deadline = Deadline(request.max_wait)
         mark = uuid.uuid4().hex[:12]
         order = Order(mark, deadline, request.output, request.bucket)
-        inputs = JobInputs(self._work.input, mark, Fetcher(self._settings, deadline))
+        fetcher = Fetcher(self._settings, deadline)
+        inputs = JobInputs(self._work.input, mark, fetcher, self._shared_inputs)
         weights = self._weights.begin(request.workflow)
         try:
             request = await self._supplied(request, deadline, progress)
             await self._revival.ready(deadline)
-            await asyncio.to_thread(self._place, request, inputs)
+            await asyncio.to_thread(inputs.place, request.files, request.workflow)
             await self._refuse_missing(request.workflow)
             ran, items, notes = await self._produce(request, order, progress)
             order = replace(order, ended=ran.ended.at)
@@ -119,10 +122,6 @@ class WorkflowJobs:
         if fault is not None or self._supply is None:
             return fault or problem
         return await self._supply.explained(problem, request.workflow)
-
-    def _place(self, request: WorkflowRequest, inputs: JobInputs) -> None:
-        inputs.place(request.files, request.workflow)
-        fetch_from_volume(request.workflow, self._layout.input, self._work.input)
 
     async def _refuse_missing(self, workflow: Workflow) -> None:
         """Name everything that is missing at once; ComfyUI would stop at the first."""

@@ -280,6 +280,15 @@ class Settings:
         "Jobs to take beyond the one that runs, so that ComfyUI never waits for work; 0 is one job "
         "at a time",
     )
+    shutdown_grace: float = var(
+        "SHUTDOWN_GRACE",
+        kinds.number(0, 3600),
+        6.0,
+        "Seconds that a running job may go on when the worker is told to end (SIGTERM); then it is "
+        "stopped and answered. Keep it some seconds below what the platform waits until it kills: "
+        "10 with Docker's default, for Runpod Serverless no figure is published",
+        "6",
+    )
     refresh_worker: bool = var(
         "REFRESH_WORKER",
         kinds.BOOLEAN,

@@ -31,7 +31,8 @@ def main() -> None:
         _register_fitness_check(runpod, report)
     # A worker that is stopped after a job must not hold another one.
     slots = Slots(0 if boot.settings.refresh_worker else boot.settings.job_prefetch)
-    runpod.serverless.start(with_slots({"handler": Worker(boot, report, slots).handle}, slots))
+    worker = Worker(boot, report, slots)
+    runpod.serverless.start(with_slots({"handler": worker.handle}, slots, worker.shutdown.begin))
 
 
 def _import_sdk() -> Any:

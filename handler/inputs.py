@@ -6,8 +6,6 @@ import base64
 import binascii
 import os
 import re
-import shutil
-import unicodedata
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -17,32 +15,35 @@ from handler.errors import JobError
 from handler.fetch_inputs import Abandoned, Fetcher, Wanted
 from handler.loaders import rename_files, urls_to_load, use_fetched
 from handler.request_files import InputFile, name_in
+from handler.volume_inputs import ROOM_FIX, VolumeInputs
 from handler.workflow import Workflow
 
 _DATA_URI = re.compile(r"data:[\w.+/-]*(?:;[\w=.+-]+)*;base64,", re.IGNORECASE)
-_FILE_NAME = re.compile(r"(?P<path>[^\0\n]{1,255}\.[A-Za-z0-9]{2,5})(?: \[input\])?")
-_ROOM_FIX = "Give the endpoint a larger container disk, or set WORK_DIR to a larger one."
 
 
 class JobInputs:
     """The input files of one job: they carry its mark, a word that only this job uses, so that a
-    name that was used before never shows an older picture. Calls block; use them in a thread."""
+    name that was used before never shows an older picture. Those of the volume are shared with
+    other jobs. Calls block; use them in a thread."""
 
-    def __init__(self, folder: Path, mark: str, fetcher: Fetcher) -> None:
+    def __init__(self, folder: Path, mark: str, fetcher: Fetcher, shared: VolumeInputs) -> None:
         self._folder = folder
         self._mark = mark
         self._fetcher = fetcher
+        self._shared = shared
         self._written: list[Path] = []
         self._over = False
 
     def place(self, files: Sequence[InputFile], workflow: Workflow) -> None:
-        """Write `files`, and what stands behind URLs in loaders, and let `workflow` refer to them.
+        """Write `files`, and what stands behind URLs in loaders, let `workflow` refer to them, and
+        have what else it names from the volume.
 
         All is decoded before the first is written; after an error nothing is left. Raises
         JobError for data that is no base64, URLs that cannot be fetched and wrong content.
         """
         try:
             self._place(files, workflow)
+            self._shared.bring(workflow, self._mark)
         except BaseException:
             self.remove()
             raise
@@ -50,11 +51,12 @@ class JobInputs:
             self.remove()
 
     def remove(self) -> None:
-        """Delete the job's input files, and stop fetching more."""
+        """Delete the job's own input files, and stop fetching more."""
         self._over = True
         self._fetcher.stop()
         for file in list(self._written):
             file.unlink(missing_ok=True)
+        self._shared.release(self._mark)
 
     def _place(self, files: Sequence[InputFile], workflow: Workflow) -> None:
         decoded = [(file, _decode(file)) for file in files if file.data is not None]
@@ -117,28 +119,6 @@ class JobInputs:
         return path
 
 
-def fetch_from_volume(workflow: Workflow, volume_input: Path, folder: Path) -> None:
-    """Copy files that the workflow names from the volume's `ComfyUI/input/` into `folder`.
-
-    ComfyUI's input folder is local, and from version 0.28 on it refuses links that lead out of it.
-    A file that is not there is left for others to complain about. Raises JobError when there is
-    no room for a copy.
-    """
-    root = Path(os.path.realpath(volume_input))
-    for node in workflow.values():
-        for value in node["inputs"].values():
-            match = _FILE_NAME.fullmatch(value) if isinstance(value, str) else None
-            if match is None or not _is_text(value):
-                continue
-            wanted = os.path.normpath(match["path"])
-            # One call for names of anything else: each costs a round trip to the volume.
-            if wanted.startswith(("/", "../")) or not os.path.isfile(root / wanted):
-                continue
-            source = Path(os.path.realpath(root / wanted))
-            if source.is_relative_to(root):
-                _copy_if_newer(source, folder / wanted)
-
-
 def _decode(file: InputFile) -> bytes:
     data = file.data or ""
     head = _DATA_URI.match(data[:200])
@@ -173,31 +153,9 @@ def _marked(name: str, mark: str) -> str:
     return f"{stem}-{mark}{suffix}"
 
 
-def _copy_if_newer(source: Path, target: Path) -> None:
-    theirs = source.stat()
-    if target.exists():
-        ours = target.stat()
-        if (ours.st_size, ours.st_mtime_ns) == (theirs.st_size, theirs.st_mtime_ns):
-            return
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copy2(source, target)
-    except OSError as problem:
-        raise JobError(
-            "image.not_stored",
-            f"{source} could not be copied to {target.parent}: {problem.strerror}.",
-            _ROOM_FIX,
-        ) from None
-
-
 def _not_stored(name: str, folder: Path, problem: OSError) -> JobError:
     return JobError(
         "image.not_stored",
         f"Image {name} could not be written to {folder}: {problem.strerror}.",
-        _ROOM_FIX,
+        ROOM_FIX,
     )
-
-
-def _is_text(value: str) -> bool:
-    """No lone surrogates, which no file name on this system can hold."""
-    return not any(unicodedata.category(c) == "Cs" for c in value)

@@ -7,13 +7,15 @@ which leaves other workers without, and forgets a cancel that comes in the momen
 
 from __future__ import annotations
 
+import asyncio
+from collections.abc import Callable
 from typing import Any
 
 from runpod.serverless.modules import rp_scale
 
 from handler.slots import Slots
 
-_SLOTS = "slots"
+_SLOTS, _AT_THE_END = "slots", "at_the_end"
 
 
 class Intake(rp_scale.JobScaler):  # type: ignore[misc]  # the SDK is not typed
@@ -22,8 +24,15 @@ class Intake(rp_scale.JobScaler):  # type: ignore[misc]  # the SDK is not typed
     def __init__(self, config: dict[str, Any]) -> None:
         super().__init__(config)
         self._slots: Slots = config[_SLOTS]
+        self._at_the_end: Callable[[], None] = config[_AT_THE_END]
+        self._loop: asyncio.AbstractEventLoop | None = None
         self._get_job: Any = self.jobs_fetcher  # type: ignore[has-type]
         self.jobs_fetcher = self._take
+
+    async def run(self) -> None:
+        """Take and run jobs until the worker is told to end."""
+        self._loop = asyncio.get_running_loop()
+        await super().run()
 
     async def _take(self, session: Any, _: int) -> list[dict[str, Any]] | None:
         if not await self._slots.room():
@@ -48,15 +57,25 @@ class Intake(rp_scale.JobScaler):  # type: ignore[misc]  # the SDK is not typed
         return found
 
     def kill_worker(self) -> None:
-        """Take no further job; those that are here are finished."""
+        """Take no further job; what becomes of those that are here is decided elsewhere. Called by
+        a signal, in between whatever the loop is at."""
         super().kill_worker()
-        self._slots.close()
+        if self._loop is not None and not self._loop.is_closed():
+            self._loop.call_soon_threadsafe(self._slots.close)
+            self._loop.call_soon_threadsafe(self._at_the_end)
 
 
-def with_slots(config: dict[str, Any], slots: Slots) -> dict[str, Any]:
-    """The SDK's configuration for a worker whose jobs `slots` counts. The SDK then uses our loop:
-    it has no setting for that."""
+def with_slots(
+    config: dict[str, Any], slots: Slots, at_the_end: Callable[[], None]
+) -> dict[str, Any]:
+    """The SDK's configuration for a worker whose jobs `slots` counts; `at_the_end` is called when
+    it is told to end. The SDK then uses our loop: it has no setting for that."""
     rp_scale.JobScaler = Intake
     # What the SDK itself counts never runs out: it counts a job twice for a moment.
     most = 2 * slots.most + 1
-    return {**config, _SLOTS: slots, "concurrency_modifier": lambda _: most}
+    return {
+        **config,
+        _SLOTS: slots,
+        _AT_THE_END: at_the_end,
+        "concurrency_modifier": lambda _: most,
+    }

@@ -20,6 +20,7 @@ from handler.progress import Progress
 from handler.requests import WorkflowRequest
 from handler.revival import Revival
 from handler.run import Ran, run_prompt
+from handler.shutdown import Stay
 
 _OUT_OF_MEMORY = "job.out_of_memory"
 # After these no other job can be trusted to the same process.
@@ -44,27 +45,37 @@ class Prompts:
         self._line = Line()
 
     async def run(
-        self, request: WorkflowRequest, deadline: Deadline, progress: Progress, at_end: AtEnd
+        self,
+        request: WorkflowRequest,
+        deadline: Deadline,
+        progress: Progress,
+        stay: Stay,
+        at_end: AtEnd,
     ) -> Ran:
         """Run it to its end, and where the request allows it once more when memory was short.
         Raises JobError. `at_end` is called in a thread."""
         try:
-            return await self._in_turn(request, deadline, progress, at_end)
+            return await self._in_turn(request, deadline, progress, stay, at_end)
         except JobError as error:
             if error.code != _OUT_OF_MEMORY or not request.retry_on_oom:
                 raise
             # ComfyUI frees when it next looks for work, and tells nobody when it has: a prompt
             # that comes first would run first.
             await asyncio.sleep(_FREEING_SECONDS)
-            ran = await self._in_turn(request, deadline, progress, at_end)
+            ran = await self._in_turn(request, deadline, progress, stay, at_end)
             note = f"ran twice: {error.message} It was freed, and the second run went well"
             return replace(ran, warnings=[*ran.warnings, note])
 
     async def _in_turn(
-        self, request: WorkflowRequest, deadline: Deadline, progress: Progress, at_end: AtEnd
+        self,
+        request: WorkflowRequest,
+        deadline: Deadline,
+        progress: Progress,
+        stay: Stay,
+        at_end: AtEnd,
     ) -> Ran:
         ran: Ran | None = None
-        async with self._line.turn(deadline) as turn:
+        async with self._line.turn(deadline) as turn, stay.waiting(lambda: not turn.first):
             try:
                 ran = await self._to_the_end(request, turn, progress)
                 if ran.ended.failure is not None:

@@ -7,13 +7,14 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from bootstrap.bucket import S3_CONFIG, Bucket, bucket_from, bucket_of
+from bootstrap.bucket import S3_CONFIG, Bucket
 from bootstrap.manifest_entry import ModelSpec
 from bootstrap.settings import Settings
 from handler import worker_comfyui
 from handler.download_entries import read_entries
 from handler.errors import JobError
 from handler.output_options import OutputOptions, read_options
+from handler.request_bucket import read_bucket
 from handler.request_files import InputFile, read_files
 from handler.words import refuse_unreasonable, short, wrong_type
 from handler.workflow import HOW_TO_ASK, Workflow, overridden, read_workflow, saved_as_files
@@ -120,7 +121,7 @@ _WORKFLOW_FIELDS = {
 def _workflow_request(given: Mapping[str, Any], around: Surroundings) -> WorkflowRequest:
     workflow, warnings = overridden(_workflow(given, around), given.get("overrides"))
     output, more = read_options(given.get("output"))
-    bucket = _bucket(given.get(S3_CONFIG, around.s3_config), around.settings)
+    bucket = read_bucket(given.get(S3_CONFIG, around.s3_config), around.settings)
     if output.delivery == "s3" and bucket is None:
         raise JobError(
             "output.no_bucket",
@@ -157,21 +158,6 @@ def _workflow(given: Mapping[str, Any], around: Surroundings) -> Workflow:
     if around.named_workflow is None:
         raise JobError("workflow.name_unknown", "This worker has no volume.", "Send the workflow.")
     return read_workflow(around.named_workflow(name.strip()))
-
-
-def _bucket(s3_config: object, settings: Settings) -> Bucket | None:
-    """The request's own bucket, else the endpoint's. What is wrong with it holds no secret."""
-    if s3_config is None:
-        return bucket_of(settings)
-    shape = 'an object {"accessId", "accessSecret", "bucketName", "endpointUrl"}'
-    if not isinstance(s3_config, Mapping):
-        raise JobError("request.wrong_type", f"{S3_CONFIG} is no object.", f"Send {shape}.")
-    try:
-        return bucket_from(s3_config, settings)
-    except ValueError as problem:
-        raise JobError(
-            "output.bad_bucket", f"{S3_CONFIG}: {problem}.", f"Send {shape}, all texts."
-        ) from None
 
 
 def _diagnostics_request(given: Mapping[str, Any], _: Surroundings) -> DiagnosticsRequest:

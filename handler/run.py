@@ -26,7 +26,8 @@ from handler.workflow import Workflow
 # Between looks at the history when the socket brings no news.
 _POLL_SECONDS = 0.5
 _QUEUE_EVERY = 4
-_STOP_SECONDS = 2.0
+# A prompt that was cancelled has so long to go; the rest of two seconds is for ending ComfyUI.
+_STOP_SECONDS = 1.5
 _REFUSALS = 3
 _DEAD_GRACE_SECONDS = 1.0
 Tell = Callable[[Step], None]
@@ -115,9 +116,9 @@ class _Run:
     async def stop(self) -> None:
         """See that this prompt, and no other, no longer runs. Where ComfyUI does not let go of it,
         ComfyUI is ended, unless another prompt runs there: then that one is waited for."""
-        while not (self._process_is_gone() or await self._is_gone(Deadline(_STOP_SECONDS))):
+        while not (self._process_is_gone() or await self._lets_go()):
             if self.turn.first:
-                say(f"ComfyUI kept job {self.prompt_id} for {_STOP_SECONDS:g} s; ending it")
+                say(f"ComfyUI did not let go of job {self.prompt_id}; ending it")
                 await asyncio.to_thread(self.comfyui.stop)
                 return
             await self.turn.come()
@@ -125,20 +126,24 @@ class _Run:
     def _process_is_gone(self) -> bool:
         return self.comfyui.starts != self.life or self.comfyui.ended() is not None
 
-    async def _is_gone(self, limit: Deadline) -> bool:
+    async def _lets_go(self) -> bool:
         try:
-            while not limit.expired:
-                running, pending = await asyncio.wait_for(self.client.queued(), limit.remaining)
-                if self.prompt_id in pending:
-                    await self.client.remove_pending(self.prompt_id)
-                elif self.prompt_id in running:
-                    await self.client.interrupt(self.prompt_id)
-                else:
-                    return True
-                await asyncio.sleep(0.1)
+            await asyncio.wait_for(self._removed(), _STOP_SECONDS)
         except (Unreachable, Refused, asyncio.TimeoutError):
-            pass
-        return False
+            return False
+        return True
+
+    async def _removed(self) -> None:
+        """Ask until the prompt is gone; a node looks at the interrupt flag only now and then."""
+        while True:
+            running, pending = await self.client.queued()
+            if self.prompt_id in pending:
+                await self.client.remove_pending(self.prompt_id)
+            elif self.prompt_id in running:
+                await self.client.interrupt(self.prompt_id)
+            else:
+                return
+            await asyncio.sleep(0.1)
 
     async def _submit(self, workflow: Workflow, models: Path) -> list[str]:
         early = not self.turn.first

@@ -80,14 +80,14 @@ def _run(boot: Preparation, workflow: Workflow) -> None:
     """What this needs is imported here, so that it does not hold up ComfyUI's start."""
     import asyncio
 
-    from handler.inputs import fetch_from_volume
     from handler.line import Line
     from handler.preflight import KnownClasses
     from handler.run import Ran, run_prompt
+    from handler.volume_inputs import VolumeInputs
 
     assert boot.comfyui is not None and boot.layout is not None and boot.work is not None
     assert boot.layout.comfyui is not None
-    fetch_from_volume(workflow, boot.layout.input, boot.work.input)
+    VolumeInputs(boot.layout.input, boot.work.input).bring(workflow, "warm-up")
     comfyui, models = boot.comfyui, boot.layout.comfyui / MODELS
     deadline = Deadline(boot.settings.warmup_timeout)
 

@@ -29,6 +29,7 @@ from handler.requests import (
     Request,
     parse_request,
 )
+from handler.shutdown import Shutdown, Stay
 from handler.slots import Slots
 from handler.workflow_job import WorkflowJobs
 
@@ -45,6 +46,7 @@ class Worker:
         self._boot = boot
         self._report = report
         self._diagnostics = Diagnostics(boot, report)
+        self.shutdown = Shutdown(boot.settings.shutdown_grace)
         self._jobs: WorkflowJobs | None = None
         self._supply = _supply_for(boot)
         if boot.comfyui is not None:
@@ -56,7 +58,10 @@ class Worker:
             raise asyncio.CancelledError
         progress = Progress(job, quiet=_QUIET_SECONDS)
         try:
-            answer = await self._answer(job, progress)
+            answer = await self.shutdown.bounded(
+                lambda stay: self._answer(job, progress, stay),
+                computed=lambda: self._slots.computed(str(job.get("id"))),
+            )
         except JobError as error:
             say(f"job {job.get('id')}: {error.code}: {error}")
             answer = reply.failed(error)
@@ -71,7 +76,9 @@ class Worker:
         posted: dict[str, Any] = reply.postable(asked)
         return posted
 
-    async def _answer(self, job: Mapping[str, Any], progress: Progress) -> dict[str, Any]:
+    async def _answer(
+        self, job: Mapping[str, Any], progress: Progress, stay: Stay
+    ) -> dict[str, Any]:
         request = await asyncio.to_thread(self._request, job)
         if isinstance(request, DiagnosticsRequest):
             return await asyncio.to_thread(self._diagnostics.examine, request)
@@ -84,9 +91,7 @@ class Worker:
             raise _degraded(faults)
         if faults and not self._jobs.may_try(faults):
             raise _degraded(faults)
-        return await self._jobs.run(
-            request, progress, computed=lambda: self._slots.computed(str(job.get("id")))
-        )
+        return await self._jobs.run(request, progress, stay)
 
     def _request(self, job: Mapping[str, Any]) -> Request:
         """What is wrong with the worker is told before what is wrong with the request."""

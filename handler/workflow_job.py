@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 import uuid
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
@@ -18,7 +18,7 @@ from handler.deadline import Deadline
 from handler.delivery import Delivery
 from handler.errors import JobError
 from handler.fetch_inputs import Fetcher
-from handler.inputs import JobInputs, fetch_from_volume
+from handler.inputs import JobInputs
 from handler.local_files import Claim
 from handler.memory_relief import MemoryRelief
 from handler.model_supply import ModelSupply
@@ -30,6 +30,8 @@ from handler.prompts import Prompts
 from handler.requests import WorkflowRequest
 from handler.revival import Revival
 from handler.run import Ran
+from handler.shutdown import Stay
+from handler.volume_inputs import VolumeInputs
 from handler.volume_state import volume_fault
 from handler.warmup import LAST
 from handler.weights import JobWeights, Weights
@@ -57,6 +59,7 @@ class WorkflowJobs:
         self._work = boot.work
         self._comfyui = boot.comfyui
         self._write_back = boot.write_back
+        self._shared_inputs = VolumeInputs(boot.layout.input, boot.work.input)
         self._delivery = Delivery(boot.settings, boot.work, boot.layout)
         self._models = boot.layout.comfyui / MODELS
         self._known = KnownClasses()
@@ -69,26 +72,21 @@ class WorkflowJobs:
         """Can a job go ahead in spite of these faults, which the boot found?"""
         return self._revival.may_try(faults)
 
-    async def run(
-        self,
-        request: WorkflowRequest,
-        progress: Progress,
-        computed: Callable[[], None] = lambda: None,
-    ) -> dict[str, Any]:
-        """The reply of a job that went well. Raises JobError for one that did not. `computed` is
-        called when ComfyUI is done with it, before its results are delivered."""
+    async def run(self, request: WorkflowRequest, progress: Progress, stay: Stay) -> dict[str, Any]:
+        """The reply of a job that went well. Raises JobError for one that did not."""
         deadline = Deadline(request.max_wait)
         mark = uuid.uuid4().hex[:12]
         order = Order(mark, deadline, request.output, request.bucket)
-        inputs = JobInputs(self._work.input, mark, Fetcher(self._settings, deadline))
+        fetcher = Fetcher(self._settings, deadline)
+        inputs = JobInputs(self._work.input, mark, fetcher, self._shared_inputs)
         weights = self._weights.begin(request.workflow)
         claim = Claim()
         try:
             request = await self._supplied(request, deadline, progress)
-            await asyncio.to_thread(self._place, request, inputs)
+            await asyncio.to_thread(inputs.place, request.files, request.workflow)
             await self._refuse_missing(request.workflow)
-            ran, items, notes = await self._produce(request, order, progress, claim)
-            computed()
+            ran, items, notes = await self._produce(request, order, progress, claim, stay)
+            stay.computed()
             warnings = [*request.warnings, *ran.warnings, *notes]
             timings = {"execution": round(ran.seconds, 3), **_told(weights)}
             if deadline.paused >= _TOLD_WAITING:
@@ -100,7 +98,7 @@ class WorkflowJobs:
             self._remember(request, weights)
             return answer
         except JobError as error:
-            computed()
+            stay.computed()
             await asyncio.to_thread(self._delivery.keep_rest, order, claim)
             raise await self._explained(error, request) from None
         except asyncio.CancelledError:
@@ -127,10 +125,6 @@ class WorkflowJobs:
             return fault or problem
         return await self._supply.explained(problem, request.workflow)
 
-    def _place(self, request: WorkflowRequest, inputs: JobInputs) -> None:
-        inputs.place(request.files, request.workflow)
-        fetch_from_volume(request.workflow, self._layout.input, self._work.input)
-
     async def _refuse_missing(self, workflow: Workflow) -> None:
         """Name everything that is missing at once; ComfyUI would stop at the first."""
         problems = await asyncio.to_thread(
@@ -142,7 +136,12 @@ class WorkflowJobs:
             raise all_at_once(problems, workflow, known)
 
     async def _produce(
-        self, request: WorkflowRequest, order: Order, progress: Progress, claim: Claim
+        self,
+        request: WorkflowRequest,
+        order: Order,
+        progress: Progress,
+        claim: Claim,
+        stay: Stay,
     ) -> tuple[Ran, list[Produced], list[str]]:
         """Run the workflow: what it produced, and warnings. Nodes whose results ComfyUI has from
         an earlier job, whose files are gone, run once more."""
@@ -157,7 +156,7 @@ class WorkflowJobs:
         workflow = request.workflow
         for again in (False, True):
             asked = replace(request, workflow=workflow)
-            ran = await self._prompts.run(asked, order.deadline, progress, at_end)
+            ran = await self._prompts.run(asked, order.deadline, progress, stay, at_end)
             if again or not stale or not set(stale) <= set(workflow):
                 return ran, *produced(ran.ended.outputs, with_temp)
             workflow = run_anew(workflow, stale, order.mark)

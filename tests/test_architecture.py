@@ -32,6 +32,7 @@ PURE = (
     "handler.outputs",
     "handler.rejection",
     "handler.reply",
+    "handler.request_bucket",
     "handler.request_files",
     "handler.requests",
     "handler.watch",

@@ -17,6 +17,7 @@ from handler.errors import CODES, JobError
 from handler.fetch_inputs import Abandoned, Fetcher, Wanted
 from handler.inputs import JobInputs
 from handler.request_files import InputFile
+from handler.volume_inputs import VolumeInputs
 from tests.support.vicious_server import ViciousServer
 
 PNG = b"\x89PNG\r\n\x1a\n" + b"pixel" * 100
@@ -179,7 +180,7 @@ def test_no_redirect_leads_to_a_private_place(
 def placed(
     folder: Path, workflow: dict[str, Any], *files: InputFile, mark: str = "m1"
 ) -> JobInputs:
-    inputs = JobInputs(folder, mark, fetcher())
+    inputs = JobInputs(folder, mark, fetcher(), VolumeInputs(folder / "no volume", folder))
     inputs.place(files, workflow)
     return inputs
 
@@ -268,7 +269,7 @@ def test_a_job_that_is_over_leaves_nothing_though_its_files_still_come(
     server: ViciousServer, folder: Path
 ) -> None:
     url = server.serve("/slow.png", b"x" * 200_000, stall_after=64 * 1024)
-    inputs = JobInputs(folder, "m1", fetcher())
+    inputs = JobInputs(folder, "m1", fetcher(), VolumeInputs(folder / "no volume", folder))
     failed: list[BaseException] = []
 
     def place() -> None:
@@ -286,7 +287,7 @@ def test_a_job_that_is_over_leaves_nothing_though_its_files_still_come(
 
 
 def test_files_that_are_placed_after_the_job_is_over_go_too(folder: Path) -> None:
-    inputs = JobInputs(folder, "m1", fetcher())
+    inputs = JobInputs(folder, "m1", fetcher(), VolumeInputs(folder / "no volume", folder))
     inputs.remove()
     inputs.place([InputFile("a.png", data="iVBORw0KGgo=")], {})
     assert list(folder.iterdir()) == []

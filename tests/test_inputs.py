@@ -1,4 +1,4 @@
-"""A job's input files: names, contents, and files of the volume that a workflow names."""
+"""A job's input files: their names and contents."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bootstrap.settings import Settings
-from handler import inputs
 from handler.deadline import Deadline
 from handler.errors import JobError
 from handler.fetch_inputs import Fetcher
 from handler.inputs import JobInputs
 from handler.request_files import InputFile, checked_name, read_files
+from handler.volume_inputs import VolumeInputs
 
 PIXEL = b"\x89PNG\r\n\x1a\n pixel"
 TEXT = base64.b64encode(PIXEL).decode()
@@ -32,17 +32,9 @@ def folder(tmp_path: Path) -> Path:
     return path
 
 
-@pytest.fixture
-def volume(tmp_path: Path) -> Path:
-    path = tmp_path / "volume/ComfyUI/input"
-    (path / "sub").mkdir(parents=True)
-    (path / "photo.png").write_bytes(PIXEL)
-    (path / "sub/mask.png").write_bytes(PIXEL)
-    return path
-
-
 def job_inputs(folder: Path, mark: str = MARK, **settings: Any) -> JobInputs:
-    return JobInputs(folder, mark, Fetcher(Settings(**settings), Deadline(30)))
+    fetcher = Fetcher(Settings(**settings), Deadline(30))
+    return JobInputs(folder, mark, fetcher, VolumeInputs(folder / "no volume", folder))
 
 
 def place(
@@ -175,72 +167,3 @@ def test_removing_files_twice_is_fine(folder: Path) -> None:
     placed.remove()
     placed.remove()
     assert os.listdir(folder) == []
-
-
-@pytest.mark.parametrize("name", ["photo.png", "photo.png [input]", "sub/mask.png"])
-def test_files_of_the_volume_that_the_workflow_names_are_copied(
-    volume: Path, folder: Path, name: str
-) -> None:
-    inputs.fetch_from_volume(load(name), volume, folder)
-    place = folder / name.removesuffix(" [input]")
-    assert place.read_bytes() == PIXEL and not place.is_symlink()
-
-
-def test_a_file_that_is_a_link_on_the_volume_is_copied_under_the_name_that_was_asked_for(
-    volume: Path, folder: Path
-) -> None:
-    (volume / "latest.png").symlink_to("sub/mask.png")
-    inputs.fetch_from_volume(load("latest.png"), volume, folder)
-    assert (folder / "latest.png").read_bytes() == PIXEL
-
-
-def test_a_copy_is_made_again_when_the_volumes_file_has_changed(volume: Path, folder: Path) -> None:
-    for content in (PIXEL, b"other content"):
-        (volume / "photo.png").write_bytes(content)
-        inputs.fetch_from_volume(load("photo.png"), volume, folder)
-        assert (folder / "photo.png").read_bytes() == content
-
-
-def test_a_copy_that_is_up_to_date_is_left_alone(volume: Path, folder: Path) -> None:
-    inputs.fetch_from_volume(load("photo.png"), volume, folder)
-    before = (folder / "photo.png").stat().st_ctime_ns
-    inputs.fetch_from_volume(load("photo.png"), volume, folder)
-    assert (folder / "photo.png").stat().st_ctime_ns == before
-
-
-@pytest.mark.parametrize(
-    "value",
-    [
-        "../secret.txt",
-        "sub/../../secret.txt",
-        "/etc/hostname.png",
-        "escape.png",
-        "missing.png",
-        "sub",
-        "",
-        "a cat, 8k",
-        "猫" * 200 + ".png",
-        "\ud800.png",
-        "x" * 250 + ".png",
-        7,
-        ["1", 0],
-        None,
-    ],
-)
-def test_nothing_else_is_copied(volume: Path, folder: Path, value: Any) -> None:
-    (volume.parent / "secret.txt").write_text("secret")
-    (volume / "escape.png").symlink_to(volume.parent / "secret.txt")
-    inputs.fetch_from_volume(load(value), volume, folder)
-    assert os.listdir(folder) == []
-
-
-def test_a_volume_without_input_folder_is_fine(tmp_path: Path, folder: Path) -> None:
-    inputs.fetch_from_volume(load("photo.png"), tmp_path / "nowhere", folder)
-    assert os.listdir(folder) == []
-
-
-def test_a_copy_that_finds_no_room_is_an_error_with_its_code(volume: Path, folder: Path) -> None:
-    (folder / "sub").write_text("a file where a folder is needed")
-    with pytest.raises(JobError) as caught:
-        inputs.fetch_from_volume(load("sub/mask.png"), volume, folder)
-    assert caught.value.code == "image.not_stored"

@@ -72,9 +72,9 @@ def test_comfyui_works_while_a_result_is_posted(busy: Production) -> None:
 
 
 def test_one_that_waits_is_cancelled_and_another_comes_in_its_place(busy: Production) -> None:
+    prompts = busy.worker.log.count("got prompt")
     running, waiting = sleeping(busy, 4.0), sleeping(busy, 60.0)
-    at(busy, "take", waiting)
-    wait_until(lambda: busy.worker.log.count("got prompt") >= 2)
+    wait_until(lambda: busy.worker.log.count("got prompt") == prompts + 2)
     third = busy.plane.submit({"workflow": plain(color=7)})
     busy.plane.cancel(waiting)
     assert status(busy, third) == "completed"
@@ -94,13 +94,14 @@ def test_a_cancel_that_overtakes_its_job_is_not_lost(busy: Production) -> None:
     assert busy.worker.log.count("got prompt") == prompts + 1
 
 
-def test_sigterm_takes_no_further_job_and_finishes_those_that_are_here(busy: Production) -> None:
+def test_sigterm_takes_no_further_job_and_gives_back_what_has_not_begun(busy: Production) -> None:
     """Last on this worker: it ends it."""
+    prompts = busy.worker.log.count("got prompt")
     jobs = [sleeping(busy, 2.0) for _ in range(3)]
-    at(busy, "take", jobs[1])
-    wait_until(lambda: busy.worker.log.count("Started.") >= 2)
+    wait_until(lambda: busy.worker.log.count("got prompt") == prompts + 2)
     busy.worker.terminate()
-    assert [status(busy, job) for job in jobs[:2]] == ["completed"] * 2
+    assert [status(busy, job) for job in jobs[:2]] == ["completed", "failed"]
+    assert at(busy, "done", jobs[1]) < at(busy, "done", jobs[0])
     assert busy.worker.wait(30) == 0
     assert busy.plane.select("take", jobs[2]) == [], "left to another worker"
 

@@ -167,8 +167,9 @@ def test_a_result_that_runpod_would_drop_is_on_the_volume(
 def test_a_bucket_beside_the_input_reaches_the_worker_and_must_be_public(
     production: Production,
 ) -> None:
-    """The SDK hands the whole job on; a caller's bucket on this machine is refused, not lost."""
+    """The SDK hands the whole job on; a caller's bucket on this machine is refused at the door."""
     config = {"accessId": "id", "accessSecret": "s3-secret-marker", "bucketName": "results"}
+    prompts = production.worker.log.count("got prompt")
     for endpoint in ("http://127.0.0.1:9", "https://169.254.169.254"):
         job = production.plane.submit_raw(
             {
@@ -178,8 +179,9 @@ def test_a_bucket_beside_the_input_reaches_the_worker_and_must_be_public(
             }
         )
         output = production.plane.result(job)["output"]
-        assert output["results"][0]["image"] and "could not be uploaded" in output["warnings"][0]
+        assert output["error_code"] == "output.bad_bucket" and output["fix"]
         assert "s3-secret-marker" not in repr(output) + production.worker.log
+    assert production.worker.log.count("got prompt") == prompts, "the GPU did not work for it"
 
 
 def test_each_result_is_posted_once(production: Production) -> None:

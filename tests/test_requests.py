@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import socket
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -106,6 +108,48 @@ def test_a_bucket_that_is_not_whole_is_refused_without_its_secret(key: str, valu
     error = refused({"workflow": WORKFLOW, "s3Config": {**S3, key: value}})
     assert error.code == "output.bad_bucket" and key in error.message
     assert "marker" not in str(error) + repr(error.details)
+
+
+@pytest.mark.parametrize(
+    ("address", "said"),
+    [
+        ("s3.example.com", "is no https URL"),
+        ("ftp://s3.example.com", "is no https URL"),
+        ("https://", "is no https URL"),
+        ("https://s3.example.com:port", "malformed"),
+        ("https://[::1", "Invalid IPv6"),
+        ("https://id:secret-marker@s3.example.com", "carries a login"),
+        ("http://s3.example.com", "plain http"),
+        ("https://10.0.0.7", "10.0.0.7, which is not a public address"),
+        ("https://127.1:9000", "127.0.0.1"),
+        ("https://2852039166", "169.254.169.254"),
+        ("https://[::ffff:10.1.2.3]", "not a public address"),
+        ("https://minio.localhost", "127.0.0.1"),
+    ],
+)
+def test_an_address_that_no_bucket_of_a_request_may_have_is_refused_at_the_door(
+    address: str, said: str
+) -> None:
+    error = refused({"workflow": WORKFLOW, "s3Config": {**S3, "endpointUrl": address}})
+    assert error.code == "output.bad_bucket" and said in error.message and error.fix
+    assert "marker" not in str(error) + repr(error.details)
+
+
+def test_names_of_buckets_are_not_looked_up_at_the_door(monkeypatch: pytest.MonkeyPatch) -> None:
+    def look_up(host: str, *_: object, flags: int = 0, **__: object) -> list[object]:
+        assert flags & socket.AI_NUMERICHOST, f"{host} is looked up"
+        raise socket.gaierror
+
+    monkeypatch.setattr(socket, "getaddrinfo", look_up)
+    given = {"workflow": WORKFLOW, "s3Config": {**S3, "endpointUrl": "https://s3.example.com"}}
+    request = parse_request(given, SETTINGS)
+    assert isinstance(request, WorkflowRequest) and request.bucket is not None
+
+
+def test_an_endpoint_may_allow_buckets_of_its_own_network() -> None:
+    given = {"workflow": WORKFLOW, "s3Config": {**S3, "endpointUrl": "http://10.0.0.7:9000"}}
+    request = parse_request(given, replace(SETTINGS, allow_private_urls=True))
+    assert isinstance(request, WorkflowRequest) and request.bucket is not None
 
 
 def test_what_came_in_is_not_changed() -> None:

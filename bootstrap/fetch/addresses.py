@@ -42,6 +42,18 @@ def system_resolve(host: str, port: int) -> Sequence[str]:
     return list(dict.fromkeys(str(entry[4][0]) for entry in found))
 
 
+def numeric(host: str) -> Sequence[str]:
+    """The address that a host is in itself, in any notation that connecting understands
+    (`127.1`, `0x7f000001`); none for a name. `localhost` is the one name that everybody knows."""
+    if host.lower() == "localhost" or host.lower().endswith(".localhost"):  # RFC 6761
+        return ["127.0.0.1"]
+    try:
+        found = socket.getaddrinfo(host, None, flags=socket.AI_NUMERICHOST)
+    except (OSError, UnicodeError):
+        return []
+    return list(dict.fromkeys(str(entry[4][0]) for entry in found))
+
+
 @dataclass(frozen=True)
 class AddressPolicy:
     """`exempt` holds `host:port` pairs for which http and private addresses are fine: those that
@@ -62,12 +74,23 @@ class AddressPolicy:
             )
         return target
 
+    def at_sight(self, url: str) -> Target:
+        """`target`, refused as well where the host is an address that may not be used: all that
+        can be told without asking anybody for the address of a name. Raises DownloadError."""
+        target = self.target(url)
+        self._refuse_private(target, numeric(target.host))
+        return target
+
     def addresses(self, target: Target) -> Sequence[str]:
         """Where to connect for `target`, checked. Raises DownloadError."""
         try:
             found = self.resolve(target.host, target.port)
         except (OSError, UnicodeError) as problem:
             raise unreachable(target.host, f"its name cannot be resolved: {problem}") from None
+        self._refuse_private(target, found)
+        return found
+
+    def _refuse_private(self, target: Target, found: Sequence[str]) -> None:
         private = [address for address in found if not is_public(address)]
         if private and not self._is_free(target):
             raise DownloadError(
@@ -75,7 +98,6 @@ class AddressPolicy:
                 f"{target.host} leads to {private[0]}, which is not a public address.",
                 _FIX_PRIVATE,
             )
-        return found
 
     def _is_free(self, target: Target) -> bool:
         return self.allow_private or f"{target.host}:{target.port}" in self.exempt
@@ -93,7 +115,11 @@ def take_apart(url: str) -> Target:
     if parts.scheme not in ("http", "https") or not parts.hostname:
         raise _refused(url, "is no https URL")
     if parts.username is not None or parts.password is not None:
-        raise _refused(url, "carries a login; set DOWNLOAD_TOKEN and DOWNLOAD_TOKEN_HOST instead")
+        raise DownloadError(
+            "download.url_refused",
+            f"{shown(url)} carries a login.",
+            "Give the URL without it; for models set DOWNLOAD_TOKEN and DOWNLOAD_TOKEN_HOST.",
+        )
     try:
         host = parts.hostname.encode("ascii").decode()
     except UnicodeError:

@@ -40,7 +40,7 @@ BUCKET: dict[str, Any] = {
         "accessId": SECRET,
         "accessSecret": SECRET,
         "bucketName": "bucket",
-        "endpointUrl": "https://127.0.0.1:9",
+        "endpointUrl": "https://s3.invalid",
     },
     "max_wait": 20,
 }

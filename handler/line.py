@@ -35,6 +35,11 @@ class Turn:
         """Is nobody before it?"""
         return self._line.ahead(self) is None
 
+    @property
+    def followed(self) -> bool:
+        """Has ComfyUI a prompt behind it?"""
+        return any(turn.queued for turn in self._line.behind(self))
+
     def queue(self) -> None:
         """ComfyUI has the prompt: the next one may follow."""
         self.queued = True
@@ -81,9 +86,13 @@ class Line:
         place = self._turns.index(turn)
         return self._turns[place - 1] if place else None
 
+    def behind(self, turn: Turn) -> list[Turn]:
+        """Who is behind it."""
+        return self._turns[self._turns.index(turn) + 1 :]
+
     def displace_others(self, turn: Turn) -> None:
         """ComfyUI ended through this turn: prompts behind it are gone."""
-        for other in self._turns[self._turns.index(turn) + 1 :]:
+        for other in self.behind(turn):
             other.displaced = other.displaced or other.queued
 
     def move(self) -> None:

@@ -240,10 +240,11 @@ class _Run:
 
     async def _died(self, died: Exit) -> JobError:
         """What the socket still holds tells which node ran. Raises Displaced when this prompt had
-        ended by then, as socket or log say: the one behind it ended ComfyUI."""
+        ended by then, as socket or log say, and there is one behind it that ended ComfyUI."""
         if self.listening is not None:
             await asyncio.wait({self.listening}, timeout=_DEAD_GRACE_SECONDS)
-        if self.heard_end or self.comfyui.prompts_ended > self.ended_before:
+        had_ended = self.heard_end or self.comfyui.prompts_ended > self.ended_before
+        if had_ended and self.turn.followed:
             raise Displaced
         return failures.died(died, self.headway)
 

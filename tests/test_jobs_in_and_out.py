@@ -146,7 +146,7 @@ def test_object_info_is_asked_for_once(
     monkeypatch.setattr(ComfyClient, "node_classes", counted)
     jobs = worker.worker._jobs
     assert jobs is not None
-    jobs._known = type(jobs._known)()
+    jobs._known._names.clear()
     ask(worker, workflow=plain())
     assert asked == [], "not needed for a job that is right"
     for name in ("SaveImagee", "SaveImageee"):

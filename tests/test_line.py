@@ -121,6 +121,7 @@ def test_only_prompts_that_comfyui_had_are_displaced() -> None:
         async with one as first, two as second, three as third:
             first.queue()
             second.queue()
+            assert first.followed and not second.followed
             line.displace_others(first)
             turns = (first, second, third)
             assert [turn.displaced for turn in turns] == [False, True, False]

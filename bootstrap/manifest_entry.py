@@ -13,6 +13,7 @@ from urllib.parse import urlsplit
 
 from bootstrap.categories import category_of, extension_of, known_folders
 from bootstrap.fetch.names import LONGEST_NAME
+from bootstrap.masking import masked
 from bootstrap.sources.links import BadLink, CivitaiFile, HubFile, Link, parse_link
 
 #: Loading one of these can run any code that its maker put in.
@@ -114,7 +115,9 @@ class _Entry:
                 self._complain(_field(key, f"`{key}` is missing", f"Add `{key}`."))
             return None
         if not isinstance(value, str):
-            self._complain(_field(key, f"`{key}` is {value!r:.80}, not a text", "Put quotes."))
+            self._complain(
+                _field(key, f"`{key}` is {masked(repr(value)):.80}, not a text", "Put quotes.")
+            )
             return None
         return value.strip()
 

@@ -18,6 +18,7 @@ from bootstrap.findings import Finding, errors_in
 from bootstrap.manifest import Manifest
 from bootstrap.manifest_entry import PICKLES, read_entry
 from bootstrap.manifest_file import Unreadable, add_entry, find_manifest, load_manifest
+from bootstrap.masking import masked
 from bootstrap.models_plan import Step, plan_models, verify_models
 from bootstrap.provision import provision
 from bootstrap.provisioning import workplace_for
@@ -200,7 +201,7 @@ class _Command:
             self._say("\n".join(lines))
 
     def _say(self, text: str) -> None:
-        print(text, file=self.out)
+        print(masked(text), file=self.out)
 
 
 def _stop_on_signals() -> threading.Event:

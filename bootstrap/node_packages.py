@@ -30,7 +30,6 @@ from bootstrap.package_archive import BadArchive, Record, archive_at, pack, unpa
 from bootstrap.package_build import Builder
 from bootstrap.package_findings import added, failed, not_kept, refused
 from bootstrap.pip_child import Pip, PipFailed
-from bootstrap.pip_words import without_passwords
 from bootstrap.publish import publish_new
 from bootstrap.wanted_packages import Wanted, constraints, wanted_by
 
@@ -163,8 +162,7 @@ class _Making:
     def _made(self) -> tuple[Record, list[Finding]]:
         scratch = self._place.work / "pip"
         scratch.mkdir()
-        wanted = without_passwords(", ".join(self._wanted.missing))
-        say(f"installing what node packs require: {wanted}")
+        say(f"installing what node packs require: {', '.join(self._wanted.missing)}")
         try:
             pip = Pip(self._place.python, self._env, scratch, self._end)
             pins = constraints(self._packages)

@@ -17,6 +17,7 @@ PURE = (
     "bootstrap.exits",
     "bootstrap.findings",
     "bootstrap.kinds",
+    "bootstrap.masking",
     "bootstrap.pip_words",
     "bootstrap.plan",
     "bootstrap.wanted_packages",

@@ -110,6 +110,12 @@ def test_a_model_of_the_platforms_cache_is_used_and_leaves_no_link_on_the_volume
     assert worker.report.outcome is Outcome.READY, worker.report.findings
     reply = worker.ask({"workflow": loading("taesd")})
     assert reply["status"] == "completed", reply
+    (told,) = worker.ask({"type": "models"})["models"]["cached"]
+    assert told == {
+        "path": "vae_approx/taesd_decoder.safetensors",
+        "size": snapshot.stat().st_size,
+        "from": str(snapshot),
+    }
     links = [path for path in volume.rglob("*") if path.is_symlink() and path != snapshot]
     assert all("huggingface-cache" not in os.readlink(link) for link in links)
     assert (

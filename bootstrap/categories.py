@@ -15,6 +15,9 @@ from types import MappingProxyType
 PT_EXTENSIONS = frozenset(
     {".ckpt", ".pt", ".pt2", ".bin", ".pth", ".safetensors", ".pkl", ".sft"},
 )
+#: What pickle and torch.load read. torch 2.6 and ComfyUI take plain weights from them without
+#: running code; older ones and many custom nodes run whatever the file's maker put in.
+PICKLES = frozenset({".ckpt", ".pt", ".pt2", ".pth", ".bin", ".pkl", ".pickle"})
 # Read by the custom node ComfyUI-GGUF, which looks in ComfyUI's own folders.
 GGUF = ".gguf"
 

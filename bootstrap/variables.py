@@ -12,6 +12,7 @@ from bootstrap.kinds import Kind, Secret
 from bootstrap.masking import MASK, masked
 
 CODES = {"settings.invalid": "An environment variable has a value that is not allowed"}
+_ON = ("1", "true", "yes", "on")
 
 
 @dataclass(frozen=True)
@@ -54,6 +55,11 @@ def read_variables(
         except ValueError as problem:
             findings.append(_wrong(name, text, variable.kind, str(problem)))
     return values, tuple(findings)
+
+
+def is_on(env: Mapping[str, str], name: str) -> bool:
+    """Is a switch of somebody else's on, as Hugging Face's libraries and Runpod's SDK read it?"""
+    return env.get(name, "").strip().lower() in _ON
 
 
 def table_of(declared: Iterable[Variable]) -> str:

@@ -27,13 +27,12 @@ class Category:
     """A kind of model as ComfyUI's loaders list it.
 
     `folders` are its names under `models/`, the one to use for new files first. `extensions` are
-    lower case; empty accepts every file. `of_folders` marks categories whose models are folders.
+    lower case; empty accepts every file.
     """
 
     name: str
     folders: tuple[str, ...]
     extensions: frozenset[str] = PT_EXTENSIONS
-    of_folders: bool = False
 
     def accepts(self, file_name: str) -> bool:
         """Does ComfyUI, or ComfyUI-GGUF where it reads this category, list such a file?"""
@@ -63,7 +62,7 @@ _ALL = (
     Category("controlnet", ("controlnet", "t2i_adapter")),
     *(Category(name, (name,)) for name in _PLAIN.split()),
     Category("configs", ("configs",), frozenset({".yaml"})),
-    Category("diffusers", ("diffusers",), frozenset(), of_folders=True),
+    Category("diffusers", ("diffusers",), frozenset()),
     # ComfyUI asks for files without an extension here, yet nodes keep weights in it.
     Category("classifiers", ("classifiers",), frozenset()),
 )

@@ -462,7 +462,7 @@ def test_blocks_cover_the_file_once_and_large_ones_come_first() -> None:
         blocks.advance(span, length)
         blocks.finish(span)
     assert blocks.missing == 0
-    assert blocks.frontier == size
+    assert blocks.wait_beyond(0, 0) == size
     assert sum(length for _, length in spans) == size - 105
     assert blocks.done_ranges() == [(0, size)]
     assert max(spans, key=lambda s: s[1])[1] > 2 * spans[-1][1]

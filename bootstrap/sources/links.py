@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from urllib.parse import parse_qsl, quote, unquote, urlencode, urlsplit
+from urllib.parse import parse_qsl, unquote, urlencode, urlsplit
 
 _REPO_KINDS = {"datasets": "dataset", "spaces": "space"}
 _HUB_HOSTS = ("huggingface.co", "www.huggingface.co", "hf.co")
@@ -155,9 +155,3 @@ def _civitai_url(url: str, path: str, query: str) -> CivitaiFile:
 
 def _id(text: str) -> bool:
     return text.isascii() and text.isdecimal() and len(text) < 19
-
-
-def hub_url(endpoint: str, file: HubFile) -> str:
-    """The address of a repository's file, for people."""
-    kind = "" if file.repo_type == "model" else f"{file.repo_type}s/"
-    return f"{endpoint}/{kind}{file.repo}/resolve/{file.revision or 'main'}/{quote(file.path)}"

@@ -8,7 +8,7 @@ from urllib.parse import parse_qsl, unquote, urlencode, urlsplit
 
 _REPO_KINDS = {"datasets": "dataset", "spaces": "space"}
 _HUB_HOSTS = ("huggingface.co", "www.huggingface.co", "hf.co")
-_CIVITAI_HOSTS = ("civitai.com", "civitai.red")
+CIVITAI_HOSTS = ("civitai.com", "civitai.red")
 _AIR = re.compile(
     r"(?:urn:)?(?:air:)?(?:(?P<base>[\w.-]+):)?(?P<type>[\w.-]+):civitai:"
     r"(?P<model>\d+)@(?P<version>\d+)(?:\.\w+)?",
@@ -94,7 +94,7 @@ def parse_link(url: str) -> Link:
         raise BadLink("carries a login; use DOWNLOAD_TOKEN and DOWNLOAD_TOKEN_HOST instead")
     if host in _HUB_HOSTS:
         return _hub_url(url, parts.path)
-    if any(host == known or host.endswith(f".{known}") for known in _CIVITAI_HOSTS):
+    if any(host == known or host.endswith(f".{known}") for known in CIVITAI_HOSTS):
         return _civitai_url(url, parts.path, parts.query)
     return WebFile(url)
 

@@ -9,7 +9,8 @@ from collections.abc import Mapping
 from pathlib import Path, PurePosixPath
 
 from bootstrap.findings import Finding, error, info, warning
-from bootstrap.plan import Action, Conflict, Folder, Kind, Link, LinkPlan, Unlink, plan_links
+from bootstrap.link_plan import Action, Conflict, Folder, Kind, Link, LinkPlan, Unlink
+from bootstrap.plan import plan_links
 from bootstrap.volume import MODELS, Layout, folders_known_to
 
 CODES = {
@@ -23,7 +24,7 @@ _PASSES = 3
 
 
 class DiskTree:
-    """`plan.Tree` over the real file system."""
+    """`link_plan.Tree` over the real file system."""
 
     def entries(self, folder: PurePosixPath) -> Mapping[str, Kind]:
         try:

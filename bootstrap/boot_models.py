@@ -26,7 +26,8 @@ class BootModels:
         self._manifest = Manifest()
         self._provisioning: Provisioning | None = None
         self._local_models: Path | None = None
-        self._came_late = False
+        self._told: list[Finding] = []
+        self._linked = False
 
     def read_manifest(self) -> Sequence[Finding]:
         """Which models are wanted; errors where the manifest is none."""
@@ -62,18 +63,19 @@ class BootModels:
         if self._provisioning is None:
             return []
         self._provisioning.wait_for_required(self._settings.download_timeout)
-        return [*self._provisioning.findings(), *self._link_what_came(self._provisioning)]
+        self._told = self._provisioning.findings()
+        return [*self._told, *self._link_what_came(self._provisioning)]
 
     def faults_now(self, findings: Sequence[Finding]) -> tuple[Finding, ...]:
-        """The errors among a boot's findings, but for models that came since."""
+        """The errors among a boot's findings; of wanted models, those that are lacking now."""
         faults = errors_in(findings)
-        pending = tuple(f for f in faults if f.code == "provision.pending")
-        if not pending or self._provisioning is None or not self._provisioning.ready:
+        if self._provisioning is None or not errors_in(self._told):
             return faults
-        if not self._came_late:
-            self._came_late = True
+        self._provisioning.look_again()
+        if self._provisioning.ready and not self._linked:
             self._link_what_came(self._provisioning)
-        return tuple(f for f in faults if f not in pending)
+        lacking = errors_in(self._provisioning.findings())
+        return (*(fault for fault in faults if fault not in self._told), *lacking)
 
     def stop(self) -> None:
         """Stop fetching; what is half there is resumed next time."""
@@ -83,4 +85,5 @@ class BootModels:
     def _link_what_came(self, provisioning: Provisioning) -> list[Finding]:
         from bootstrap.provisioning import show_to_comfyui
 
+        self._linked = provisioning.ready
         return show_to_comfyui(self._settings, provisioning.results(), self._local_models)[1]

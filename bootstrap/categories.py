@@ -15,6 +15,9 @@ from types import MappingProxyType
 PT_EXTENSIONS = frozenset(
     {".ckpt", ".pt", ".pt2", ".bin", ".pth", ".safetensors", ".pkl", ".sft"},
 )
+#: What pickle and torch.load read. torch 2.6 and ComfyUI take plain weights from them without
+#: running code; older ones and many custom nodes run whatever the file's maker put in.
+PICKLES = frozenset({".ckpt", ".pt", ".pt2", ".pth", ".bin", ".pkl", ".pickle"})
 # Read by the custom node ComfyUI-GGUF, which looks in ComfyUI's own folders.
 GGUF = ".gguf"
 
@@ -24,13 +27,12 @@ class Category:
     """A kind of model as ComfyUI's loaders list it.
 
     `folders` are its names under `models/`, the one to use for new files first. `extensions` are
-    lower case; empty accepts every file. `of_folders` marks categories whose models are folders.
+    lower case; empty accepts every file.
     """
 
     name: str
     folders: tuple[str, ...]
     extensions: frozenset[str] = PT_EXTENSIONS
-    of_folders: bool = False
 
     def accepts(self, file_name: str) -> bool:
         """Does ComfyUI, or ComfyUI-GGUF where it reads this category, list such a file?"""
@@ -60,7 +62,7 @@ _ALL = (
     Category("controlnet", ("controlnet", "t2i_adapter")),
     *(Category(name, (name,)) for name in _PLAIN.split()),
     Category("configs", ("configs",), frozenset({".yaml"})),
-    Category("diffusers", ("diffusers",), frozenset(), of_folders=True),
+    Category("diffusers", ("diffusers",), frozenset()),
     # ComfyUI asks for files without an extension here, yet nodes keep weights in it.
     Category("classifiers", ("classifiers",), frozenset()),
 )

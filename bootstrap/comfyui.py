@@ -18,6 +18,7 @@ from typing import IO
 from bootstrap import command, guard, prompt_thread
 from bootstrap.exits import Exit
 from bootstrap.log import say
+from bootstrap.masking import masked
 
 _KEPT_LINES = 2000  # custom nodes talk while they are imported
 _LINE_END = re.compile(rb"[\r\n]+")
@@ -174,7 +175,7 @@ class ComfyUI:
         pipe.close()
 
     def _keep(self, line: bytes, own_log: deque[str]) -> None:
-        text = line.decode("utf-8", "replace").rstrip()
+        text = masked(line.decode("utf-8", "replace").rstrip())
         if self.launch.home is not None:
             text = text.replace(str(self.launch.comfyui), str(self.launch.home))
         if text:

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from bootstrap.findings import Finding, warning
+from bootstrap.masking import LOGIN
 
 CODES = {"comfyui.flag_unknown": "A flag in COMFYUI_ARGS that this version does not know"}
 
@@ -23,7 +24,6 @@ _SECRET_NAME = re.compile(
 )
 # An address of a package index can hold a password, whatever the variable is called.
 _INDEX_NAME = re.compile(r"^(PIP|UV)_")
-_USER_INFO = re.compile(r"://[^/\s@]+@")
 # Python 3.14 colours its help when FORCE_COLOR is set.
 _COLOUR = re.compile(r"\x1b\[[\d;]*m")
 # The worker's own Python must not leak into ComfyUI's; without bytecode each start compiles all.
@@ -116,5 +116,5 @@ def environment(env: Mapping[str, str], passed: Iterable[str], python: Path) -> 
 
 
 def _is_secret(name: str, value: str) -> bool:
-    index = _INDEX_NAME.match(name) and _USER_INFO.search(value)
+    index = _INDEX_NAME.match(name) and LOGIN.search(value)
     return bool(_SECRET_NAME.search(name) or index)

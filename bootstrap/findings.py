@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any
 
+from bootstrap.masking import masked, masked_data
+
 
 class Severity(str, Enum):
     """How much a finding matters, from good news to a fault that keeps jobs from running."""
@@ -54,7 +56,8 @@ class Finding:
     `code` is stable across releases (`family.what`), `message` one sentence with the actual
     values and paths, `fix` what to type or click next (empty where nothing needs mending).
     `host_fault` marks an error that lies with this machine, not with the user: Runpod should
-    take another one. `details` is JSON-ready data for programs.
+    take another one. `details` is JSON-ready data for programs. Secrets of addresses in any of
+    them are masked.
     """
 
     code: str
@@ -63,6 +66,11 @@ class Finding:
     fix: str = ""
     host_fault: bool = False
     details: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "message", masked(self.message))
+        object.__setattr__(self, "fix", masked(self.fix))
+        object.__setattr__(self, "details", masked_data(self.details))
 
     def as_dict(self) -> dict[str, Any]:
         """The finding as JSON-ready data; empty fields are left out."""

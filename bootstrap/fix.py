@@ -16,7 +16,7 @@ from bootstrap import apply
 from bootstrap.facts.leftovers import Leftover, identity_of
 from bootstrap.facts.volume_facts import State, VolumeFacts
 from bootstrap.findings import Finding, info, warning
-from bootstrap.plan import Action, LinkPlan, Unlink
+from bootstrap.link_plan import Action, LinkPlan, Unlink
 from bootstrap.volume import MODELS, Layout
 from bootstrap.wording import counted, named, size_text
 

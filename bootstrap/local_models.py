@@ -7,9 +7,10 @@ ComfyUI is told of the folder by `--extra-model-paths-config` and reads it after
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path, PurePosixPath
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from bootstrap.categories import CATEGORIES, category_of
 from bootstrap.manifest import canonical_place
@@ -78,6 +79,20 @@ def link_cached(results: Sequence[Result], models: Path) -> list[Path]:
             place.symlink_to(result.path)
             made.append(place)
     return made
+
+
+def cached_models(models: Path) -> list[dict[str, Any]]:
+    """JSON-ready: the links in the local folder `models`, of which `from` is what they lead to and
+    `size` is in bytes, None where that is gone."""
+    links = sorted(path for path in models.rglob("*") if path.is_symlink())
+    return [
+        {
+            "path": str(link.relative_to(models)),
+            "size": link.stat().st_size if link.exists() else None,
+            "from": os.readlink(link),
+        }
+        for link in links
+    ]
 
 
 def _can_be_told(comfyui: Path) -> bool:

@@ -5,12 +5,15 @@ from __future__ import annotations
 import sys
 import threading
 
+from bootstrap.masking import masked
+
 _lock = threading.Lock()
 
 
 def say(text: str, prefix: str = "worker") -> None:
-    """Write `[prefix] text` and a line end to standard error. Never raises."""
-    line = f"[{prefix}] {text}\n"
+    """Write `[prefix] text` and a line end to standard error, secrets of addresses masked. Never
+    raises."""
+    line = f"[{prefix}] {masked(text)}\n"
     with _lock:
         try:
             sys.stderr.write(line)

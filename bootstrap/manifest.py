@@ -45,7 +45,6 @@ class Manifest:
 
     models: tuple[ModelSpec, ...] = ()
     findings: tuple[Finding, ...] = ()
-    is_workflow: bool = False
 
 
 @dataclass
@@ -101,14 +100,6 @@ def is_workflow(data: Mapping[str, Any]) -> bool:
     return isinstance(data.get("nodes"), list) or isinstance(data.get("definitions"), Mapping)
 
 
-def merge(manifests: Sequence[Manifest], label: str = "manifests") -> Manifest:
-    """Several manifests as one; conflicts between them are found as within one."""
-    findings = [finding for manifest in manifests for finding in manifest.findings]
-    reading = _Reading(label, False, findings)
-    models = _unique([spec for manifest in manifests for spec in manifest.models], reading)
-    return Manifest(tuple(models), tuple(findings))
-
-
 def _collect(
     entries: Iterator[tuple[str, Any, bool]], label: str, workflow: bool, allow_http: bool
 ) -> Manifest:
@@ -125,7 +116,7 @@ def _collect(
         reading.findings.append(
             Finding("manifest.no_models", Severity.INFO, f"{label} names no models.")
         )
-    return Manifest(tuple(models), tuple(reading.findings), workflow)
+    return Manifest(tuple(models), tuple(reading.findings))
 
 
 def _numbered(models: Sequence[Any], path: str) -> Iterator[tuple[str, Any, bool]]:

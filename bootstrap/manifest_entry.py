@@ -11,16 +11,13 @@ from pathlib import PurePosixPath
 from typing import Any
 from urllib.parse import urlsplit
 
-from bootstrap.categories import category_of, extension_of, known_folders
-from bootstrap.fetch.names import LONGEST_NAME
+from bootstrap.categories import PICKLES, category_of, extension_of, known_folders
+from bootstrap.masking import masked
+from bootstrap.path_component import fault_of
 from bootstrap.sources.links import BadLink, CivitaiFile, HubFile, Link, parse_link
 
-#: Loading one of these can run any code that its maker put in.
-PICKLES = frozenset({".ckpt", ".pt", ".pt2", ".pth", ".bin", ".pkl", ".pickle"})
 _KNOWN = frozenset("name url directory hash hash_type size revision optional allow_pickle".split())
 _SHA256 = re.compile(r"[0-9a-fA-F]{64}")
-_NOT_IN_NAMES = re.compile(r'[\x00-\x1f\x7f/\\:*?"<>|]')
-_DEVICES = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)(\..*)?", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -114,7 +111,9 @@ class _Entry:
                 self._complain(_field(key, f"`{key}` is missing", f"Add `{key}`."))
             return None
         if not isinstance(value, str):
-            self._complain(_field(key, f"`{key}` is {value!r:.80}, not a text", "Put quotes."))
+            self._complain(
+                _field(key, f"`{key}` is {masked(repr(value)):.80}, not a text", "Put quotes.")
+            )
             return None
         return value.strip()
 
@@ -180,7 +179,7 @@ class _Entry:
             why = "`name` is missing and cannot be taken from the URL"
             self._complain(_field("name", why, "Add `name`."))
             return ""
-        if problem := fault_of_component(name):
+        if problem := fault_of(name):
             fix = "Give the file's plain name, such as `model.safetensors`."
             self._complain(Complaint("manifest.name", "name", f"`name` {problem}.", fix))
             return ""
@@ -190,7 +189,7 @@ class _Entry:
         if directory is None:
             return ""
         pieces = unicodedata.normalize("NFC", directory).strip("/").split("/")
-        faults = [fault for piece in pieces if (fault := fault_of_component(piece))]
+        faults = [fault for piece in pieces if (fault := fault_of(piece))]
         if faults or directory.startswith("/"):
             why = faults[0] if faults else "starts with a slash"
             fix = "Give a folder under models/, such as `loras` or `loras/flux`."
@@ -218,23 +217,6 @@ class _Entry:
 
     def _complain(self, complaint: Complaint) -> None:
         self.complaints.append(complaint)
-
-
-def fault_of_component(name: str) -> str:
-    """What keeps `name` from being one component of a path everywhere; empty for nothing."""
-    if name in ("", ".", "..") or name != name.strip() or name.endswith("."):
-        return f"is {name!r}, which is no name"
-    if found := _NOT_IN_NAMES.search(name):
-        return f"is {name[:80]!r}, which holds {found.group()!r}"
-    if name.startswith(".") or _DEVICES.fullmatch(name):
-        return f"is {name[:80]!r}, which is hidden or reserved"
-    try:
-        length = len(unicodedata.normalize("NFC", name).encode())
-    except UnicodeError:
-        return f"is {name[:80]!r}, which is no valid text"
-    if length > LONGEST_NAME:
-        return f"has {length} bytes; {LONGEST_NAME} are the most"
-    return ""
 
 
 def _name_in(link: Link | None) -> str:

@@ -12,12 +12,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TextIO
 
+from bootstrap.categories import PICKLES, extension_of
 from bootstrap.fetch.errors import DownloadError, megabytes
 from bootstrap.fetch.progress import meters_for
 from bootstrap.findings import Finding, errors_in
 from bootstrap.manifest import Manifest
-from bootstrap.manifest_entry import PICKLES, read_entry
+from bootstrap.manifest_entry import read_entry
 from bootstrap.manifest_file import Unreadable, add_entry, find_manifest, load_manifest
+from bootstrap.masking import masked
 from bootstrap.models_plan import Step, plan_models, verify_models
 from bootstrap.provision import provision
 from bootstrap.provisioning import workplace_for
@@ -146,7 +148,7 @@ class _Command:
         entry |= {k: v for k in ("size", "revision") if (v := getattr(known, k)) is not None}
         if self.arguments.optional:
             entry["optional"] = True
-        if self.arguments.allow_pickle and Path(str(entry["name"])).suffix.lower() in PICKLES:
+        if self.arguments.allow_pickle and extension_of(str(entry["name"])) in PICKLES:
             entry["allow_pickle"] = True
         return entry
 
@@ -200,7 +202,7 @@ class _Command:
             self._say("\n".join(lines))
 
     def _say(self, text: str) -> None:
-        print(text, file=self.out)
+        print(masked(text), file=self.out)
 
 
 def _stop_on_signals() -> threading.Event:

@@ -11,14 +11,13 @@ the venv has comes first. Of several workers one makes the archive, the others w
 from __future__ import annotations
 
 import contextlib
-import os
+import errno
 import shutil
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from bootstrap.facts.leftovers import look_at_leftover
 from bootstrap.facts.node_packs import gather_packs
 from bootstrap.facts.packages import PackagesFacts
 from bootstrap.facts.together import SilentError, Together
@@ -26,16 +25,17 @@ from bootstrap.fetch.disk import Disk
 from bootstrap.findings import Finding
 from bootstrap.lease import BEAT, STALE, Lease
 from bootstrap.log import say
-from bootstrap.package_archive import BadArchive, Record, archive_at, pack, unpack
+from bootstrap.package_archive import BadArchive, Record, archive_at, mark_used, pack, sweep, unpack
 from bootstrap.package_build import Builder
 from bootstrap.package_findings import added, failed, not_kept, refused
 from bootstrap.pip_child import Pip, PipFailed
-from bootstrap.pip_words import without_passwords
 from bootstrap.publish import publish_new
 from bootstrap.wanted_packages import Wanted, constraints, wanted_by
 
 _LOOK_SECONDS = 15.0
 _LOOK_EVERY = 0.5
+# The last is a file on NFS that was removed while it was read.
+_ABSENT = (errno.ENOENT, errno.ENOTDIR, errno.ESTALE)
 _HOOK = '''"""Adds packages of custom nodes behind all others; a worker writes it at each start."""
 import importlib.machinery
 import importlib.util
@@ -143,7 +143,8 @@ class _Making:
             record = self._unpacked()
             if record is not None:
                 return record, []
-            _sweep(lease.path)
+            with contextlib.suppress(OSError):  # the next one tries again
+                sweep(self._archive, now=lease.path.stat().st_mtime)
             return self._made()
         finally:
             lease.release()
@@ -151,20 +152,23 @@ class _Making:
     def _unpacked(self) -> Record | None:
         """From the archive; one that is damaged is put away, since nobody could ever use it."""
         try:
+            with contextlib.suppress(OSError):  # a volume that is read-only
+                mark_used(self._archive)
             left = max(1.0, self._end - time.monotonic())
             return unpack(self._archive, self._folder, left)
-        except (FileNotFoundError, NotADirectoryError):
-            return None
         except BadArchive as problem:
             say(f"{self._archive} cannot be used: {problem}")
             self._archive.unlink(missing_ok=True)
             return None
+        except OSError as problem:
+            if problem.errno in _ABSENT:
+                return None
+            raise
 
     def _made(self) -> tuple[Record, list[Finding]]:
         scratch = self._place.work / "pip"
         scratch.mkdir()
-        wanted = without_passwords(", ".join(self._wanted.missing))
-        say(f"installing what node packs require: {wanted}")
+        say(f"installing what node packs require: {', '.join(self._wanted.missing)}")
         try:
             pip = Pip(self._place.python, self._env, scratch, self._end)
             pins = constraints(self._packages)
@@ -184,18 +188,6 @@ class _Making:
             return []
         except OSError as problem:
             return [not_kept(self._archive, problem)]
-
-
-def _sweep(lease: Path) -> None:
-    """Remove what killed workers left half copied; by the volume's clock, which the lease shows."""
-    try:
-        now = lease.stat().st_mtime
-        found = [look_at_leftover(str(path), now) for path in lease.parent.iterdir()]
-        for leftover in found:
-            if leftover is not None and leftover.stale and leftover.removable:
-                os.unlink(leftover.path)
-    except OSError:
-        pass  # the next one tries again
 
 
 def _hook(work: Path) -> Path:

@@ -10,6 +10,7 @@ import errno
 import json
 import os
 import shutil
+import stat
 import zipfile
 import zlib
 from collections.abc import Mapping
@@ -19,14 +20,17 @@ from pathlib import Path
 from typing import Any
 
 from bootstrap.facts.crew import Crew
+from bootstrap.facts.leftovers import look_at_leftover
 from bootstrap.facts.packages import PackagesFacts
 from bootstrap.recent import FOLDER
-from bootstrap.wanted_packages import Wanted, name_for
+from bootstrap.wanted_packages import Wanted, is_archive_name, name_for
 
 _RECORD = ".node-packages.json"
 _BLOCK = 8 * 1024 * 1024
 _STREAMS = 8
 _MOST_RECORD = 1 << 20
+#: Days that an archive is kept after the last start that used it.
+KEPT_DAYS = 30
 
 
 class BadArchive(Exception):
@@ -91,6 +95,39 @@ def unpack(archive: Path, folder: Path, timeout: float) -> Record:
         raise
     finally:
         copy.unlink(missing_ok=True)
+
+
+def mark_used(archive: Path) -> None:
+    """Tell all workers by its time of change that the archive is in use. Raises OSError."""
+    os.utime(archive)
+
+
+def sweep(kept: Path, now: float) -> None:
+    """Remove from the folder of the archive `kept` the others that no start has used for
+    `KEPT_DAYS`, and what killed workers left half copied. `now` is in seconds by the volume's
+    clock. Raises OSError.
+
+    Endpoints with other images or node packs share the folder, and none knows of the others: age
+    alone says that nobody needs an archive, and a start that does so later makes it anew. Each
+    start marks its archive before it opens it, so what is being read is never old. Should one be
+    removed between our look and our unlink, its reader goes on, or on NFS is told that it is gone
+    (ESTALE) and makes it anew.
+    """
+    for path in list(kept.parent.iterdir()):
+        leftover = look_at_leftover(str(path), now)
+        half = leftover is not None and leftover.stale and leftover.removable
+        if half or (path != kept and _is_forgotten(path, now)):
+            path.unlink(missing_ok=True)
+
+
+def _is_forgotten(path: Path, now: float) -> bool:
+    if not is_archive_name(path.name):
+        return False
+    try:
+        found = path.lstat()
+    except FileNotFoundError:
+        return False
+    return stat.S_ISREG(found.st_mode) and now - found.st_mtime > KEPT_DAYS * 24 * 3600
 
 
 def _copy(archive: Path, copy: Path, timeout: float) -> None:

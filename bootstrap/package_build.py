@@ -16,9 +16,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from bootstrap.masking import masked
 from bootstrap.package_archive import Record
 from bootstrap.pip_child import Pip, PipFailed
-from bootstrap.pip_words import without_passwords
 from bootstrap.requirements_text import normalised
 
 
@@ -54,9 +54,9 @@ class Builder:
             refused |= not_built
             self._verify(announced)
         return Record(
-            tuple(map(without_passwords, requirements)),
+            tuple(map(masked, requirements)),
             {each.name: each.version for each in announced},
-            {without_passwords(text): reason for text, reason in refused.items()},
+            {masked(text): reason for text, reason in refused.items()},
         )
 
     def _sorted_out(self, requirements: Sequence[str]) -> tuple[list[Announced], dict[str, str]]:

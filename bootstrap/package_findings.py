@@ -6,7 +6,6 @@ from pathlib import Path
 
 from bootstrap.findings import Finding, ok, warning
 from bootstrap.package_archive import Record
-from bootstrap.pip_words import without_passwords
 from bootstrap.wanted_packages import Wanted
 from bootstrap.wording import named
 
@@ -49,14 +48,13 @@ def refused(wanted: Wanted, record: Record, archive: Path | None) -> list[Findin
 
 def failed(wanted: Wanted, problem: Exception, timeout: float) -> Finding:
     """Nothing was installed; another start may do better."""
-    missing = [without_passwords(text) for text in wanted.missing]
     return warning(
         "nodes.packages_failed",
-        f"What node packs require ({named(missing, 8)}) was not installed: {problem}.",
+        f"What node packs require ({named(wanted.missing, 8)}) was not installed: {problem}.",
         "pip's lines in the worker's log say more. If it was too slow, raise "
         f"NODE_REQUIREMENTS_TIMEOUT ({timeout:g} s), and with it RUNPOD_INIT_TIMEOUT; if the index "
         "was not reached, look at PIP_INDEX_URL. The next start tries again.",
-        requirements=missing,
+        requirements=list(wanted.missing),
     )
 
 

@@ -13,6 +13,7 @@ import mmap
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import NamedTuple
 
 BLOCK = 8 * 1024 * 1024
 _PAGE = mmap.PAGESIZE
@@ -26,11 +27,16 @@ _MADV_HUGEPAGE = 14
 _LOWEST_BIT = bytes(value & 1 for value in range(256))
 
 
-def missing_blocks(path: str, block: int = BLOCK) -> list[int]:
-    """Offsets of the blocks of a file of which any page is not cached, in order.
+class Residence(NamedTuple):
+    """A file of `size` bytes; `missing` are the offsets of the blocks of which any page is not
+    cached, in order, all of them where the system cannot tell."""
 
-    Every block where the system cannot tell. Raises OSError when the file cannot be opened.
-    """
+    size: int
+    missing: list[int]
+
+
+def residence_of(path: str, block: int = BLOCK) -> Residence:
+    """What of a file is cached, with one look at it. Raises OSError when it cannot be opened."""
     descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     try:
         facts = os.fstat(descriptor)
@@ -42,9 +48,10 @@ def missing_blocks(path: str, block: int = BLOCK) -> list[int]:
         os.close(descriptor)
     blocks = range(0, size, block)
     if pages is None:
-        return list(blocks)
+        return Residence(size, list(blocks))
     each = block // _PAGE
-    return [o for o in blocks if 0 in pages[o // _PAGE : o // _PAGE + each]]
+    missing = [o for o in blocks if 0 in pages[o // _PAGE : o // _PAGE + each]]
+    return Residence(size, missing)
 
 
 def read_block(descriptor: int, offset: int, size: int) -> None:

@@ -17,7 +17,8 @@ from urllib.parse import unquote
 from bootstrap import guard
 from bootstrap.command import environment
 from bootstrap.log import say
-from bootstrap.pip_words import USER_INFO, build_output, is_passing, reason_in, without_passwords
+from bootstrap.masking import LOGIN, masked
+from bootstrap.pip_words import build_output, is_passing, reason_in
 
 # Where packages go and which ones is ours to say, whatever the image or the endpoint sets.
 _NOT_PASSED = frozenset(
@@ -94,7 +95,7 @@ class Pip:
         return PipFailed(reason_in(lines, output), is_passing("\n".join([*lines, log])))
 
     def _heard(self, line: str) -> str:
-        text = without_passwords(line.rstrip())
+        text = masked(line.rstrip())
         for secret in self._secrets:
             text = text.replace(secret, "***")
         if text and not text.lstrip().startswith(_SAID_TOO_OFTEN):
@@ -125,7 +126,7 @@ def _secrets_in(env: Mapping[str, str]) -> list[str]:
     """Passwords in addresses, as they stand there and as they are meant; longest first."""
     found = set()
     for value in env.values():
-        for match in USER_INFO.findall(value):
+        for match in LOGIN.findall(value):
             user, colon, password = match[:-1].partition(":")
             found |= {password if colon else user, unquote(password if colon else user)}
     return sorted((secret for secret in found if len(secret) > 3), key=len, reverse=True)

@@ -11,7 +11,6 @@ from collections.abc import Sequence
 
 _MOST_REASON = 500
 _MOST_OUTPUT = 20
-USER_INFO = re.compile(r"(?<=://)[^/\s@]+@")
 _STAMP = re.compile(r"^\d{4}-\d\d-\d\dT[\d:,]+ ")
 _PASSING = re.compile(
     r"Could not fetch URL \S+: (?!404)|Retrying \(|HTTP error (?:401|403|407|429|5\d\d)|"
@@ -20,11 +19,6 @@ _PASSING = re.compile(
 )
 _BUILD_FAILED = "ERROR: [present-"
 _BUILD = "Running command "
-
-
-def without_passwords(text: str) -> str:
-    """A requirement or a line of a log, as it may be told."""
-    return USER_INFO.sub("***@", text)
 
 
 def is_passing(text: str) -> bool:

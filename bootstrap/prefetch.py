@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from bootstrap.facts.memory import gather_memory
-from bootstrap.page_cache import BLOCK, missing_blocks, read_block
+from bootstrap.page_cache import BLOCK, read_block, residence_of
 from bootstrap.wording import counted, size_text
 
 # Four streams take what most volumes give; eight take it also where another stream waits.
@@ -167,8 +167,7 @@ class Request:
     def _queue(self, path: Path, room: int) -> int:
         """Queue what is missing of one file; the bytes it takes of `room`."""
         try:
-            missing = missing_blocks(os.fspath(path))
-            size = os.stat(path).st_size
+            size, missing = residence_of(os.fspath(path))
         except OSError as problem:
             self.reading.problem = f"{path.name}: {problem.strerror or problem}"
             return 0

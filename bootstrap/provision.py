@@ -13,9 +13,10 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from bootstrap.at_hand import at_hand
 from bootstrap.download import Download, Fetched
 from bootstrap.fetch.addresses import shown
-from bootstrap.fetch.errors import DownloadError, Lost, Stopped, disk_error, megabytes
+from bootstrap.fetch.errors import DownloadError, Lost, Stopped, disk_error, megabytes, stopped
 from bootstrap.fetch.orphans import Quiet, quiet_for, sweep
 from bootstrap.fetch.part import State
 from bootstrap.fetch.progress import FileMeter, MakeMeter
@@ -24,7 +25,7 @@ from bootstrap.fetch.remote import Locate, Remote
 from bootstrap.fetch.web import Channel
 from bootstrap.lease import Lease
 from bootstrap.manifest_entry import ModelSpec
-from bootstrap.presence import Occupied, find_present, wanted_of
+from bootstrap.presence import wanted_of
 from bootstrap.workplace import Result, Workplace
 
 
@@ -60,20 +61,9 @@ class _Job:
         self._on_result = on_result
 
     def settled_without_network(self, spec: ModelSpec) -> bool:
-        """Is the model there, or does a file that is none stand in its place?"""
-        try:
-            found = find_present(spec, self._place.models, self._place.also, self._stop)
-            if isinstance(found, Occupied):
-                problem = _occupied(found)
-                return self._settle(Result(spec, "failed", found.path, problem=problem))
-            if found is not None:
-                return self._settle(Result(spec, "present", found.path, found.receipt))
-            cached = self._place.cached(spec)
-            if cached is not None:
-                return self._settle(Result(spec, "cached", cached))
-        except Stopped:
-            return self._settle(Result(spec, "stopped", problem=_stopped()))
-        return False
+        """Is it known what becomes of the model without fetching it?"""
+        result = at_hand(spec, self._place, self._stop)
+        return result is not None and self._settle(result)
 
     def fetch(self, spec: ModelSpec, wait: bool) -> bool:
         """Fetch, or wait for who does; False when somebody does and we are not to wait."""
@@ -82,7 +72,7 @@ class _Job:
         except DownloadError as problem:
             return self._settle(Result(spec, "failed", problem=problem))
         except Stopped:
-            return self._settle(Result(spec, "stopped", problem=_stopped()))
+            return self._settle(Result(spec, "stopped", problem=stopped()))
         except Exception as fault:  # noqa: BLE001 - the other models are still to be brought
             # Only the kind of fault is told: its text may hold anything, a token as well.
             return self._settle(Result(spec, "failed", problem=_crashed(fault)))
@@ -230,27 +220,12 @@ def _done(meter: FileMeter, fetched: Fetched) -> str:
     )
 
 
-def _occupied(found: Occupied) -> DownloadError:
-    return DownloadError(
-        "download.occupied",
-        f"{found.path} is there but is not the wanted file: {found.problem.message}",
-        f"If it is of no use, remove it (`rm '{found.path}'`) and start again; else correct the "
-        "manifest. A file that is there is never replaced.",
-    )
-
-
 def _outside(folder: Path, real: Path) -> DownloadError:
     return DownloadError(
         "download.outside",
         f"{folder} leads to {real}, which is not on the volume.",
         "Name another `directory`, or put a real folder in the place of the link; the model would "
         "be lost with this machine.",
-    )
-
-
-def _stopped() -> DownloadError:
-    return DownloadError(
-        "download.stopped", "the download was stopped.", "It goes on from there next time."
     )
 
 

@@ -5,10 +5,12 @@ from __future__ import annotations
 
 import functools
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from bootstrap.apply import link_models
+from bootstrap.at_hand import at_hand
 from bootstrap.fetch.addresses import AddressPolicy
 from bootstrap.fetch.errors import DownloadError
 from bootstrap.fetch.progress import LogMeter, MakeMeter
@@ -114,7 +116,8 @@ class Provisioning:
     """The models of one manifest, brought by a thread of its own.
 
     `wait_for_required` holds back the first job; past its limit the worker starts degraded, the
-    thread goes on, and `findings` and `ready` change when it is through.
+    thread goes on, and `findings` and `ready` change when it is through, or when `look_again` sees
+    what somebody else has brought.
     """
 
     def __init__(self, specs: Sequence[ModelSpec], workplace: Workplace) -> None:
@@ -123,6 +126,7 @@ class Provisioning:
         self._results: dict[int, Result] = {}
         self._changed = threading.Condition()
         self._stop = threading.Event()
+        self._next_look = 0.0
         self._thread = threading.Thread(target=self._run, name="provisioning", daemon=True)
 
     def start(self) -> None:
@@ -154,6 +158,22 @@ class Provisioning:
                 for spec in self._specs
                 if not spec.optional
             )
+
+    def look_again(self) -> None:
+        """See whether somebody brought what could not be fetched: a download request, another
+        worker, a person on a Pod. Without the network; so seldom that it costs a tenth of the
+        time at most, since a large file may have to be hashed to be known."""
+        with self._changed:
+            failed = [r.spec for r in self._results.values() if r.state == "failed"]
+        began = time.monotonic()
+        if not failed or began < self._next_look:
+            return
+        for spec in failed:
+            result = at_hand(spec, self._workplace, self._stop)
+            if result is not None:
+                self._note(result)
+        now = time.monotonic()
+        self._next_look = now + 9 * (now - began)
 
     def results(self) -> tuple[Result, ...]:
         """What is known so far."""

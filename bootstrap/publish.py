@@ -8,7 +8,7 @@ import shutil
 import uuid
 from pathlib import Path
 
-_NO_HARD_LINKS = (errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EMLINK, errno.ENOSYS)
+from bootstrap.fetch.disk import NO_LINKS
 
 
 def publish_copy(source: Path, folder: Path, name: str) -> Path:
@@ -17,7 +17,7 @@ def publish_copy(source: Path, folder: Path, name: str) -> Path:
     The bytes are on the volume before the final name is. Raises OSError, leaving nothing behind.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    part = folder / f".{uuid.uuid4().hex}.part"
+    part = part_beside(folder / name)
     try:
         _copy_synced(source, part)
         return _give_free_name(part, folder, name)
@@ -30,7 +30,7 @@ def publish_new(source: Path, final: Path) -> bool:
 
     Raises OSError, leaving nothing behind.
     """
-    part = final.with_name(f".{uuid.uuid4().hex}.part")
+    part = part_beside(final)
     try:
         _copy_synced(source, part)
         _link_or_move(part, final)
@@ -39,6 +39,11 @@ def publish_new(source: Path, final: Path) -> bool:
         return False
     finally:
         part.unlink(missing_ok=True)
+
+
+def part_beside(final: Path) -> Path:
+    """A name for what is not whole yet; facts/leftovers.py knows it, should we be killed."""
+    return final.parent / f".{uuid.uuid4().hex}.part"
 
 
 def _copy_synced(source: Path, part: Path) -> None:
@@ -63,11 +68,13 @@ def _give_free_name(part: Path, folder: Path, name: str) -> Path:
 
 def _link_or_move(part: Path, final: Path) -> None:
     """`os.link` fails when the name is taken. Where links are unsupported the name is claimed by
-    a hidden file beside it, so that of several workers only one looks and moves."""
+    a hidden file beside it, so that of several workers only one looks and moves. Nobody breaks
+    that claim, as is done for models, which are alike (fetch/publish.py): its maker may be frozen
+    between look and move, and must not replace another result when it goes on."""
     try:
         os.link(part, final)
     except OSError as problem:
-        if problem.errno not in _NO_HARD_LINKS:
+        if problem.errno not in NO_LINKS:
             raise
         _move_under_claim(part, final)
 

@@ -11,12 +11,12 @@ from __future__ import annotations
 import json
 import os
 import re
-import uuid
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from bootstrap.fetch.disk import write_whole
+from bootstrap.publish import part_beside
 
 FOLDER = ".comfyui-worker"
 _VERSION = 1
@@ -56,8 +56,7 @@ class Recent:
             return
         try:
             self._path.parent.mkdir(parents=True, exist_ok=True)
-            scratch = self._path.with_name(f".{uuid.uuid4().hex}.part")
-            write_whole(self._path, json.dumps(record), scratch)
+            write_whole(self._path, json.dumps(record), part_beside(self._path))
             self._written = record
         except (OSError, ValueError):
             pass  # a volume that is full or gone is told elsewhere

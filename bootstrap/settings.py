@@ -15,7 +15,7 @@ from typing import Any
 from bootstrap import kinds
 from bootstrap.findings import Finding
 from bootstrap.kinds import Secret
-from bootstrap.variables import Variable, masked, read_variables, table_of, var
+from bootstrap.variables import Variable, as_data, read_variables, table_of, var
 
 
 @dataclass(frozen=True)
@@ -390,7 +390,7 @@ class Settings:
 
     def masked(self) -> dict[str, Any]:
         """The settings as JSON-ready data, secrets as `"***"`."""
-        return {name: masked(getattr(self, name)) for name in variables()}
+        return {name: as_data(getattr(self, name)) for name in variables()}
 
 
 def _with_log_level(settings: Settings) -> Settings:

@@ -9,8 +9,10 @@ from typing import Any
 
 from bootstrap.findings import Finding, error
 from bootstrap.kinds import Kind, Secret
+from bootstrap.masking import MASK, masked
 
 CODES = {"settings.invalid": "An environment variable has a value that is not allowed"}
+_ON = ("1", "true", "yes", "on")
 
 
 @dataclass(frozen=True)
@@ -55,6 +57,11 @@ def read_variables(
     return values, tuple(findings)
 
 
+def is_on(env: Mapping[str, str], name: str) -> bool:
+    """Is a switch of somebody else's on, as Hugging Face's libraries and Runpod's SDK read it?"""
+    return env.get(name, "").strip().lower() in _ON
+
+
 def table_of(declared: Iterable[Variable]) -> str:
     """The variables as a Markdown table: name, meaning, default, allowed values."""
     rows = ["| Variable | Meaning | Default | Allowed |", "|---|---|---|---|"]
@@ -64,13 +71,13 @@ def table_of(declared: Iterable[Variable]) -> str:
     return "\n".join(rows)
 
 
-def masked(value: Any) -> Any:
+def as_data(value: Any) -> Any:
     """A value as JSON-ready data, a secret as `"***"`."""
     if isinstance(value, Secret):
-        return "***"
+        return MASK
     if isinstance(value, tuple):
-        return [masked(v) for v in value]
-    return str(value) if isinstance(value, Path) else value
+        return [as_data(v) for v in value]
+    return masked(str(value)) if isinstance(value, (str, Path)) else value
 
 
 def _shown(default: Any) -> str:
@@ -80,7 +87,7 @@ def _shown(default: Any) -> str:
 
 
 def _wrong(name: str, text: str, kind: Kind, problem: str) -> Finding:
-    shown = "***" if kind.secret else repr(text[:80])
+    shown = MASK if kind.secret else repr(masked(text)[:80])
     why = f" ({problem})" if problem else ""
     return error(
         "settings.invalid",

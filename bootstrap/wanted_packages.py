@@ -18,6 +18,7 @@ from bootstrap.facts.node_packs import Pack, State
 from bootstrap.facts.packages import PackagesFacts
 from bootstrap.versions import parse_version
 
+_ARCHIVE = re.compile(r"[A-Za-z0-9._+-]+-torch[A-Za-z0-9._+-]+-[0-9a-f]{16}\.zip")
 _UNSAFE = re.compile(r"[^A-Za-z0-9._+-]")
 
 
@@ -48,6 +49,11 @@ def name_for(wanted: Wanted, packages: PackagesFacts, libc: str) -> str:
     told = json.dumps([wanted.missing, constraints(packages), packages.tag, machine, libc])
     digest = hashlib.sha256(told.encode("utf-8", "backslashreplace")).hexdigest()[:16]
     return _UNSAFE.sub("_", f"{packages.tag}-{machine}-torch{torch}-{digest}")[:200]
+
+
+def is_archive_name(name: str) -> bool:
+    """Was a file of this name made by us, for whatever image and requirements?"""
+    return _ARCHIVE.fullmatch(name) is not None
 
 
 def constraints(packages: PackagesFacts) -> list[str]:

@@ -13,14 +13,13 @@ import re
 import shutil
 import threading
 import time
-import uuid
 from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
 
 from bootstrap.facts.crew import Crew
 from bootstrap.log import say
-from bootstrap.publish import publish_new
+from bootstrap.publish import part_beside, publish_new
 from bootstrap.stage import PRIVATE, Staged, Stamp
 
 # A file changed more recently may still be being written.
@@ -144,7 +143,7 @@ class _Copy:
 
 
 def _replace(local: Path, target: Path) -> bool:
-    scratch = target.with_name(f".{uuid.uuid4().hex}.part")
+    scratch = part_beside(target)
     try:
         shutil.copy2(local, scratch)
         os.replace(scratch, target)

@@ -12,6 +12,7 @@ from bootstrap.boot import Boot
 from bootstrap.doctor import examine
 from bootstrap.exits import Exit, explain_exit
 from bootstrap.facts.everything import Facts, Scope
+from bootstrap.local_models import cached_models
 from bootstrap.readiness import is_answering
 from bootstrap.render import boot_json, bounded, report_json
 from bootstrap.reports import BootReport
@@ -54,10 +55,13 @@ class Diagnostics:
         return reply.completed([], list(request.warnings), diagnostics=bounded(diagnostics))
 
     def models(self, request: ModelsRequest) -> dict[str, Any]:
-        """The models by category, as they are now."""
+        """The models by category, as they are now; `cached` are those that ComfyUI sees in the
+        platform's cache on this machine."""
         scope = Scope(sections=frozenset({"models"}))
         facts = examine(self._boot.settings, self._boot.env, scope).facts.as_dict()
-        return reply.completed([], list(request.warnings), models=bounded(facts.get("models", {})))
+        work = self._boot.work
+        models = {**facts.get("models", {}), "cached": cached_models(work.models) if work else []}
+        return reply.completed([], list(request.warnings), models=bounded(models))
 
     def _comfyui_state(self) -> dict[str, Any]:
         comfyui = self._boot.comfyui

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from bootstrap.findings import Finding
+from bootstrap.masking import masked, masked_data
 
 CODES = {
     "request.no_input": "The job has no `input`",
@@ -60,14 +61,15 @@ CODES = {
 
 
 class JobError(Exception):
-    """A job cannot be done. `str()` is the sentence with its fix, as the caller reads it."""
+    """A job cannot be done. `str()` is the sentence with its fix, as the caller reads it; secrets
+    of addresses that it quotes are masked."""
 
     def __init__(self, code: str, message: str, fix: str = "", /, **details: Any) -> None:
-        super().__init__(f"{message} {fix}".strip())
         self.code = code
-        self.message = message
-        self.fix = fix
-        self.details: Mapping[str, Any] = details
+        self.message = masked(message)
+        self.fix = masked(fix)
+        self.details: Mapping[str, Any] = masked_data(details)
+        super().__init__(f"{self.message} {self.fix}".strip())
 
     @classmethod
     def from_finding(cls, finding: Finding) -> JobError:

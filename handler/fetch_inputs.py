@@ -15,7 +15,8 @@ from pathlib import Path
 
 from bootstrap.fetch.addresses import AddressPolicy, shown
 from bootstrap.fetch.errors import DownloadError, bad_answer
-from bootstrap.fetch.web import Channel, Reply
+from bootstrap.fetch.reply import Reply
+from bootstrap.fetch.web import Channel
 from bootstrap.settings import Settings
 from handler.deadline import Deadline
 from handler.errors import JobError

@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 from bootstrap import apply
 from bootstrap.apply import link_models, plan_for
 from bootstrap.findings import Finding, Severity
-from bootstrap.plan import LinkPlan
+from bootstrap.link_plan import LinkPlan
 from bootstrap.settings import Settings
 from bootstrap.volume import Layout, locate
 from tests.support.waiting import wait_until

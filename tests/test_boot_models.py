@@ -14,6 +14,7 @@ from bootstrap.findings import Outcome
 from tests.conftest import BootedWorker
 from tests.support.provisioning import sha256, tensors
 from tests.support.vicious_server import ViciousServer
+from tests.support.waiting import wait_until
 from tests.test_worker import assert_refused, plain
 
 Boots = Callable[[Mapping[str, str]], BootedWorker]
@@ -109,8 +110,53 @@ def test_a_model_of_the_platforms_cache_is_used_and_leaves_no_link_on_the_volume
     assert worker.report.outcome is Outcome.READY, worker.report.findings
     reply = worker.ask({"workflow": loading("taesd")})
     assert reply["status"] == "completed", reply
+    (told,) = worker.ask({"type": "models"})["models"]["cached"]
+    assert told == {
+        "path": "vae_approx/taesd_decoder.safetensors",
+        "size": snapshot.stat().st_size,
+        "from": str(snapshot),
+    }
     links = [path for path in volume.rglob("*") if path.is_symlink() and path != snapshot]
     assert all("huggingface-cache" not in os.readlink(link) for link in links)
     assert (
         not decoder.exists() and not (volume / "ComfyUI/models/vae_approx" / decoder.name).exists()
     )
+
+
+def test_a_model_that_a_download_request_brings_lets_jobs_run(
+    worker_env: dict[str, str], volume: Path, boot_worker: Boots
+) -> None:
+    content = tensors(300_000)
+    more = {"ALLOW_PRIVATE_DOWNLOAD_URLS": "true", "ALLOW_DOWNLOAD_REQUESTS": "true"}
+    with ViciousServer() as server:
+        want(volume, server.url + "/gone.safetensors", content)
+        worker = boot_worker(worker_env | more)
+        assert_refused(worker.ask({"workflow": plain()}), "download.not_found", "wanted")
+        url = server.serve("/moved.safetensors", content)
+        entry = {"name": "wanted.safetensors", "url": url, "directory": "vae"}
+        brought = worker.ask({"type": "download", "models": [entry]})
+    assert brought["status"] == "completed", brought
+    reply = worker.ask({"workflow": plain()})
+    assert reply["status"] == "completed", reply
+    reply = worker.ask({"workflow": loading()})
+    assert reply["error_code"] == "job.node_failed", "found, but random tensors are no VAE"
+
+
+def test_a_model_that_a_person_puts_there_lets_jobs_run_once_it_is_the_right_one(
+    worker_env: dict[str, str], volume: Path, boot_worker: Boots
+) -> None:
+    content = tensors(300_000)
+    place = volume / "models" / "vae" / "wanted.safetensors"
+    with ViciousServer() as server:
+        want(volume, server.url + "/nothing.safetensors", content)
+        worker = boot_worker(worker_env | {"ALLOW_PRIVATE_DOWNLOAD_URLS": "true"})
+    assert_refused(worker.ask({"workflow": plain()}), "download.not_found", "wanted")
+    place.parent.mkdir(exist_ok=True)
+    place.write_bytes(tensors(300_000)[:-1])
+    assert_refused(worker.ask({"workflow": plain()}), "download.occupied", "wanted")
+    place.write_bytes(content)
+
+    def completed() -> bool:
+        return bool(worker.ask({"workflow": plain()})["status"] == "completed")
+
+    wait_until(completed, 30)

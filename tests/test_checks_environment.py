@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from bootstrap.checks import environment, tokens
+from bootstrap.checks import environment, runpod, tokens
 from bootstrap.findings import Severity
 from bootstrap.settings import Settings
 from tests.support.check_cases import CHECKS, ENV, HEALTHY, Case, assert_case, look
@@ -112,7 +112,7 @@ def test_finding(case: Case) -> None:
 
 def test_every_code_has_a_case() -> None:
     assert {case.code for case in TOKEN_CASES} == set(tokens.CODES)
-    assert {case.code for case in CASES} == set(environment.CODES)
+    assert {case.code for case in CASES} == {*environment.CODES, *runpod.CODES}
 
 
 @pytest.mark.parametrize("case", TOKEN_CASES, ids=lambda case: case.code)

@@ -16,6 +16,7 @@ from bootstrap.checks import requirements as checks
 from bootstrap.checks.requirements import CANNOT_START_WITHOUT, MOST_PACKS, check_requirements
 from bootstrap.checks.verdicts import Verdict, judge
 from bootstrap.facts.comfyui import ComfyUIFacts, gather_comfyui
+from bootstrap.facts.everything import Facts
 from bootstrap.facts.node_packs import Pack
 from bootstrap.facts.packages import Package, PackagesFacts, gather_packages
 from bootstrap.facts.python_child import Failure, Trouble
@@ -306,3 +307,20 @@ def test_the_fixes_typed_into_a_real_pip_mend_it(tmp_path: Path) -> None:
     assert serious(look()) == []
     assert gather_packages(python).versions_of("torch") == ("2.9.1",)
     assert gather_packages(python).versions_of("numpy") == ("1.26.4",)
+
+
+def test_a_login_in_a_requirement_is_never_told() -> None:
+    secret = "marker-5e1f"
+    lines = (
+        f"private @ git+https://me:{secret}@git.example.org/private.git\n"
+        f"other @ https://{secret}@example.org/other-2.7.0.whl\n"
+    )
+    facts = comfyui(OWN + lines, pack=lines)
+    found = check_requirements(facts, packages())
+    told = next(f for f in found if f.code == "nodes.requirements_unmet")
+    assert "private @ git+https://***@git.example.org/private.git" in told.message
+    assert "type the login" in told.fix and "git+https://***@git" in told.fix
+    assert "comfyui.requirement_wanted" in {f.code for f in found}
+    everything = Facts({}, comfyui=facts).as_dict()
+    assert secret not in repr([found, everything])
+    assert "private @" in repr(everything)

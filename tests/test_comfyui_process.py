@@ -185,3 +185,16 @@ def test_a_comfyui_folder_that_is_gone_cannot_be_started(make: Make) -> None:
     with pytest.raises(OSError, match="/no/such/folder"):
         comfyui.start()
     assert comfyui.ended() is None
+
+
+def test_what_comfyui_says_of_addresses_is_masked(
+    make: Make, capfd: pytest.CaptureFixture[str]
+) -> None:
+    secret = "marker-5e1f"
+    comfyui = make(f"exit 3 failed: https://me:{secret}@h.org/x?token={secret}")
+    comfyui.start()
+    assert wait_until_ready(comfyui, 10).finding is not None
+    (exit,) = comfyui.exits
+    assert "failed: https://***@h.org/x?token=***" in exit.log
+    told = repr([exit, explain_exit(exit), comfyui.log_tail(), capfd.readouterr()])
+    assert secret not in told

@@ -67,6 +67,7 @@ def test_models_are_listed_by_category(worker: BootedWorker) -> None:
     reply = worker.ask({"type": "models"})
     assert reply["status"] == "completed"
     assert "taesd_decoder.safetensors" in json.dumps(reply["models"])
+    assert reply["models"]["cached"] == []
 
 
 def test_a_running_job_is_not_disturbed(worker: BootedWorker) -> None:

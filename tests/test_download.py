@@ -21,6 +21,7 @@ from bootstrap.fetch.orphans import sweep
 from bootstrap.fetch.progress import FileMeter
 from bootstrap.fetch.throttle import Throttle
 from bootstrap.fetch.verify import Wanted
+from bootstrap.fetch.web import Channel
 from bootstrap.sources.https import Https
 from bootstrap.workplace import Result
 from tests.support.provisioning import bring, sha256, spec, tensors, tools, visible
@@ -159,13 +160,29 @@ def test_a_wrong_size_is_seen_before_fetching(server: ViciousServer, models: Pat
     assert len(server.seen) == 1
 
 
-def test_ranges_are_parallel_and_the_connection_is_kept(
-    server: ViciousServer, models: Path
-) -> None:
+def test_ranges_are_parallel(server: ViciousServer, models: Path) -> None:
     url = server.serve("/m.safetensors", LARGE, bytes_per_second=8e6)
     started = time.monotonic()
     assert_brought(bring(models, spec(url)), models, LARGE)
     assert time.monotonic() - started < 10 / 8  # one connection would need that long
+
+
+def test_a_connection_is_kept_for_the_next_range_and_fills_one_buffer(
+    server: ViciousServer,
+) -> None:
+    url = server.serve("/m.safetensors", LARGE)
+    channel = Channel(AddressPolicy(allow_private=True))
+    buffers: list[object] = []
+    for first in (0, 1_000_000):
+        reply = channel.get(url, headers={"Range": f"bytes={first}-{first + 299_999}"})
+        brought = b""
+        while piece := reply.read_some(64 * 1024):
+            buffers.append(piece.obj)
+            brought += piece
+        assert brought == LARGE[first : first + 300_000]
+    channel.close()
+    assert len(server.clients) == 1
+    assert len(set(map(id, buffers))) == 2 and len(buffers) >= 10
 
 
 def test_a_bandwidth_limit_holds(server: ViciousServer, models: Path) -> None:
@@ -445,7 +462,7 @@ def test_blocks_cover_the_file_once_and_large_ones_come_first() -> None:
         blocks.advance(span, length)
         blocks.finish(span)
     assert blocks.missing == 0
-    assert blocks.frontier == size
+    assert blocks.wait_beyond(0, 0) == size
     assert sum(length for _, length in spans) == size - 105
     assert blocks.done_ranges() == [(0, size)]
     assert max(spans, key=lambda s: s[1])[1] > 2 * spans[-1][1]

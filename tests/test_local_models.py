@@ -7,6 +7,7 @@ from pathlib import Path
 
 from bootstrap.local_models import (
     FLAG,
+    cached_models,
     describe_local_models,
     link_cached,
     local_folders,
@@ -69,6 +70,10 @@ def test_a_link_that_leads_nowhere_any_more_is_made_anew(tmp_path: Path) -> None
     place.parent.mkdir(parents=True)
     place.symlink_to(tmp_path / "another host's")
     results = [Result(spec("https://x.y/m", directory="clip"), "cached", here)]
+    (told,) = cached_models(tmp_path / "models")
+    assert (told["size"], told["from"]) == (None, str(tmp_path / "another host's"))
     assert link_cached(results, tmp_path / "models") == [place]
+    (told,) = cached_models(tmp_path / "models")
+    assert told == {"path": "text_encoders/m.safetensors", "size": 1, "from": str(here)}
     assert place.read_bytes() == b"x"
     assert link_cached(results, tmp_path / "models") == []

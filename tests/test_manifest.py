@@ -16,7 +16,7 @@ from bootstrap import manifest as manifest_module
 from bootstrap import models_cli
 from bootstrap.fetch import errors as download_errors
 from bootstrap.findings import Severity, errors_in
-from bootstrap.manifest import Manifest, is_workflow, merge, parse_manifest
+from bootstrap.manifest import Manifest, is_workflow, parse_manifest
 from bootstrap.manifest_file import MAX_BYTES, add_entry, load_manifest
 from tests.support.provisioning import MARKER, sha256, spec, tensors
 from tests.support.vicious_server import ViciousServer
@@ -207,13 +207,6 @@ def test_the_official_templates_parse() -> None:
         models += len(read.models)
     assert workflows >= 600
     assert models >= 900
-
-
-def test_merged_manifests_conflict_like_one() -> None:
-    assert codes(merge([one(), one()])) == []
-    assert codes(merge([one(), one(url="https://o.example/m.safetensors")])) == [
-        "manifest.two_for_one_file"
-    ]
 
 
 # --- files ------------------------------------------------------------------------------------

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import subprocess
 import sys
@@ -14,12 +15,13 @@ from pathlib import Path
 
 import pytest
 
+from bootstrap import package_archive
 from bootstrap.facts.added_packages import with_added
 from bootstrap.facts.comfyui import gather_comfyui
 from bootstrap.facts.packages import PackagesFacts, gather_packages
 from bootstrap.findings import Finding, Outcome
 from bootstrap.node_packages import Added, Place, add_packages
-from bootstrap.package_archive import Record, pack, read_record, unpack
+from bootstrap.package_archive import KEPT_DAYS, Record, pack, read_record, unpack
 from bootstrap.pip_words import reason_in
 from demo.volume import DemoVolume
 from tests.conftest import BootedWorker
@@ -401,6 +403,61 @@ def test_what_a_killed_worker_left_half_copied_is_swept(rig: Rig, index: Package
         os.utime(folder / name, (1_600_000_000, 1_600_000_000))
     rig.add(index.env())
     assert {path.name for path in rig.archives() if path.suffix == ".part"} == set(names[1:])
+
+
+def used_days_ago(archive: Path, days: float) -> None:
+    then = time.time() - days * 24 * 3600
+    os.utime(archive, (then, then))
+
+
+def test_archives_that_no_start_uses_any_more_are_removed(rig: Rig, index: PackageIndex) -> None:
+    for name in ("one", "two", "three"):
+        make_wheel(index.folder, f"tiny-{name}", "1.5")
+    rig.pack("a", "tiny-one")
+    rig.add(index.env(), "first")
+    (forgotten,) = rig.archives()
+    rig.pack("b", "tiny-two")
+    rig.add(index.env(), "second")
+    (another_endpoints,) = set(rig.archives()) - {forgotten}
+    somebodys = forgotten.with_name("mine.zip")
+    somebodys.write_text("not made by us")
+    used_days_ago(somebodys, 400)
+    used_days_ago(forgotten, KEPT_DAYS + 1)
+    used_days_ago(another_endpoints, KEPT_DAYS - 1)
+    rig.pack("c", "tiny-three")
+    rig.add(index.env(), "third")
+    left = set(rig.archives())
+    assert {another_endpoints, somebodys} < left
+    assert forgotten not in left and len(left) == 3
+
+
+def test_an_archive_that_a_start_uses_is_marked(rig: Rig, index: PackageIndex) -> None:
+    make_wheel(index.folder, "tiny-one", "1.5")
+    rig.pack("a", "tiny-one")
+    rig.add(index.env())
+    (archive,) = rig.archives()
+    used_days_ago(archive, 400)
+    rig.add({"PIP_NO_INDEX": "1"}, "second")
+    assert time.time() - archive.stat().st_mtime < 3600
+
+
+def test_an_archive_that_is_removed_while_it_is_read_is_made_anew(
+    rig: Rig, index: PackageIndex, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make_wheel(index.folder, "tiny-one", "1.5")
+    rig.pack("a", "tiny-one")
+    rig.add(index.env())
+    (archive,) = rig.archives()
+
+    def gone(*_: object) -> None:
+        """As NFS answers who reads a file that another machine removed."""
+        archive.unlink(missing_ok=True)
+        raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
+
+    monkeypatch.setattr(package_archive, "_copy", gone)
+    added = rig.add(index.env(), "second")
+    assert rig.imported(added, "import tiny_one; print(tiny_one.VERSION)") == "1.5"
+    assert rig.archives() == [archive]
 
 
 def test_a_volume_that_takes_no_files(rig: Rig, index: PackageIndex) -> None:

@@ -6,7 +6,8 @@ from collections.abc import Mapping
 from pathlib import PurePosixPath as Pure
 from posixpath import normpath
 
-from bootstrap.plan import Conflict, Folder, Kind, Link, LinkPlan, Unlink, plan_links
+from bootstrap.link_plan import Conflict, Folder, Kind, Link, LinkPlan, Unlink
+from bootstrap.plan import plan_links
 
 VOLUME = Pure("/v")
 MODELS = Pure("/v/models")

@@ -7,11 +7,12 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from bootstrap import page_cache, prefetch
-from bootstrap.page_cache import BLOCK, missing_blocks
+from bootstrap.page_cache import BLOCK, residence_of
 from bootstrap.prefetch import ReadAhead, memory_for_weights
 
 PLENTY = 1 << 40
@@ -27,6 +28,11 @@ class AnyPlace:
         return 0
 
 
+def missing_in(path: Path) -> list[int]:
+    """Offsets of the blocks that are not cached."""
+    return residence_of(str(path)).missing
+
+
 def forget(path: Path) -> None:
     """Drop a file from the page cache."""
     with open(path, "rb") as file:
@@ -40,24 +46,42 @@ def model(tmp_path: Path) -> Path:
     path = tmp_path / "m.safetensors"
     path.write_bytes(os.urandom(3 * BLOCK + 1000))
     forget(path)
-    if not missing_blocks(str(path)):
+    if not missing_in(path):
         pytest.skip("this file system keeps its files in memory")
     return path
 
 
 def test_a_forgotten_file_misses_its_blocks_and_a_read_one_none(model: Path) -> None:
-    assert missing_blocks(str(model)) == [0, BLOCK, 2 * BLOCK, 3 * BLOCK]
+    assert missing_in(model) == [0, BLOCK, 2 * BLOCK, 3 * BLOCK]
     model.read_bytes()
-    assert missing_blocks(str(model)) == []
+    assert missing_in(model) == []
 
 
 def test_asking_reads_nothing(model: Path) -> None:
-    assert missing_blocks(str(model)) == missing_blocks(str(model)) != []
+    assert missing_in(model) == missing_in(model) != []
+
+
+def test_a_file_is_asked_for_by_name_once(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each time costs a round trip to a network volume."""
+    asked: list[str] = []
+    for name in ("open", "stat", "lstat", "access"):
+        real = getattr(os, name)
+
+        def counting(path: object, *rest: object, real: Any = real, **more: object) -> Any:
+            if str(path) == str(model):
+                asked.append(str(path))
+            return real(path, *rest, **more)
+
+        monkeypatch.setattr(os, name, counting)
+    request = prefetch.Request([model], lambda: PLENTY, 0)
+    request.start()
+    assert request.wait(10)
+    assert asked == [str(model)]
 
 
 def test_an_empty_file_misses_nothing(tmp_path: Path) -> None:
     (tmp_path / "empty").touch()
-    assert missing_blocks(str(tmp_path / "empty")) == []
+    assert missing_in(tmp_path / "empty") == []
 
 
 def test_where_the_kernel_cannot_tell_all_is_missing(
@@ -65,7 +89,7 @@ def test_where_the_kernel_cannot_tell_all_is_missing(
 ) -> None:
     model.read_bytes()
     monkeypatch.setattr(page_cache, "_resident", lambda *_: None)
-    assert len(missing_blocks(str(model))) == 4
+    assert len(missing_in(model)) == 4
 
 
 @pytest.mark.parametrize("kernel", ["as it is", "that cannot populate", "that cannot map"])
@@ -78,7 +102,7 @@ def test_files_are_read_ahead(model: Path, kernel: str, monkeypatch: pytest.Monk
     request = ReadAhead(lambda: PLENTY).start([model])
     assert request.wait(30)
     monkeypatch.undo()
-    assert missing_blocks(str(model)) == []
+    assert missing_in(model) == []
     assert (request.reading.files, request.reading.read) == (1, model.stat().st_size)
 
 
@@ -95,8 +119,8 @@ def test_never_more_than_there_is_room_for(model: Path, tmp_path: Path) -> None:
     forget(small)
     request = ReadAhead(lambda: 2 * BLOCK).start([model, small])
     assert request.wait(30)
-    assert len(missing_blocks(str(model))) == 4
-    assert missing_blocks(str(small)) == []
+    assert len(missing_in(model)) == 4
+    assert missing_in(small) == []
     assert request.reading.left_out == model.stat().st_size
     assert "left out for want of memory" in request.reading.in_words()
 
@@ -125,7 +149,7 @@ def test_a_job_takes_the_place_of_what_was_being_read(
     go_on.set()
     assert first.wait(30)
     assert first.reading.read <= BLOCK
-    assert missing_blocks(str(wanted)) == []
+    assert missing_in(wanted) == []
 
 
 def test_the_next_jobs_files_are_read_after_those_of_the_job_that_runs(
@@ -152,7 +176,7 @@ def test_the_next_jobs_files_are_read_after_those_of_the_job_that_runs(
 def test_a_missing_file_is_told_and_the_others_are_read(model: Path, tmp_path: Path) -> None:
     request = ReadAhead(lambda: PLENTY).start([tmp_path / "gone.safetensors", model])
     assert request.wait(30)
-    assert missing_blocks(str(model)) == []
+    assert missing_in(model) == []
     assert "gone.safetensors" in request.reading.in_words()
 
 

@@ -19,6 +19,7 @@ from collections.abc import Mapping
 
 from bootstrap.checks.alloc_conf import ASYNC, NATIVE, AllocConf, Problem, parse_alloc_conf
 from bootstrap.checks.gpu_expected import gpu_expectation
+from bootstrap.checks.shell import IN_ENDPOINT
 from bootstrap.facts.machine import MachineFacts, Preload
 from bootstrap.facts.torch_build import TorchBuild
 from bootstrap.findings import Finding, error, info, ok, warning
@@ -30,7 +31,6 @@ NEW_NAME_SINCE = (2, 9)
 RECOMMENDED = "max_split_size_mb:256"
 RECOMMENDED_ARENAS = "2"
 _ALLOCATORS = ("tcmalloc", "jemalloc", "mimalloc")
-_WHERE = "in the endpoint's environment variables"
 
 CODES = {
     "env.alloc_conf_good": "torch's allocator settings are understood.",
@@ -85,7 +85,7 @@ def _both(env: Mapping[str, str]) -> list[Finding]:
             f"Both {NEW_NAME} (`{env[NEW_NAME][:200]}`) and {OLD_NAME} (`{env[OLD_NAME][:200]}`) "
             f"are set; torch 2.9 and newer reads the first only, older ones the second, and "
             "ComfyUI adds its backend to the second.",
-            f"Remove {NEW_NAME} {_WHERE} and put what you want into {OLD_NAME}.",
+            f"Remove {NEW_NAME} {IN_ENDPOINT} and put what you want into {OLD_NAME}.",
         )
     ]
 
@@ -101,15 +101,15 @@ def _wrong(name: str, problem: Problem, uses_gpu: bool) -> Finding:
             "env.alloc_conf_unknown_key",
             f"{name} has the key `{problem.text}`, which torch does not know: it raises at its "
             "first use of the GPU.",
-            f"Write `{nearest}` in place of it {_WHERE}."
+            f"Write `{nearest}` in place of it {IN_ENDPOINT}."
             if nearest
-            else f"Remove it from {name} {_WHERE}, or make sure your torch has it.",
+            else f"Remove it from {name} {IN_ENDPOINT}, or make sure your torch has it.",
             key=problem.text,
         )
     return make(
         f"env.alloc_conf_{problem.kind}",
         f"{name}: {problem.text}; torch raises at its first use of the GPU.",
-        f"Correct it {_WHERE}, for instance {OLD_NAME}={RECOMMENDED}, or remove {name}.",
+        f"Correct it {IN_ENDPOINT}, for instance {OLD_NAME}={RECOMMENDED}, or remove {name}.",
     )
 
 
@@ -139,7 +139,7 @@ def _bare_comma(name: str) -> Finding:
         "env.alloc_conf_syntax",
         f"{name} is blank or ends in a comma; ComfyUI appends `,backend:{ASYNC}` to it, and torch "
         "refuses the double or leading comma.",
-        f"Remove {name} {_WHERE}, or set it to {RECOMMENDED} and add --disable-cuda-malloc to "
+        f"Remove {name} {IN_ENDPOINT}, or set it to {RECOMMENDED} and add --disable-cuda-malloc to "
         "COMFYUI_ARGS.",
     )
 
@@ -180,7 +180,7 @@ def _too_new_name(torch: TorchBuild | None) -> list[Finding]:
             "env.alloc_conf_name",
             f"{NEW_NAME} is set, but ComfyUI's torch {torch.version if torch else ''} reads "
             f"{OLD_NAME} only.",
-            f"Rename it to {OLD_NAME} {_WHERE}: newer ones read that too.",
+            f"Rename it to {OLD_NAME} {IN_ENDPOINT}: newer ones read that too.",
         )
     ]
 
@@ -196,7 +196,7 @@ def _preloads(preloads: tuple[Preload, ...]) -> list[Finding]:
             f"LD_PRELOAD names {p.name[:200]}, which does not exist: every process starts with a "
             "warning, and without it.",
             "Correct the path (`find / -name 'libtcmalloc*.so*'` shows where one is) or remove "
-            f"LD_PRELOAD {_WHERE}.",
+            f"LD_PRELOAD {IN_ENDPOINT}.",
             library=p.name,
         )
         for p in preloads
@@ -209,7 +209,7 @@ def _preloads(preloads: tuple[Preload, ...]) -> list[Finding]:
                 "env.preload_several",
                 f"LD_PRELOAD has {len(allocators)} allocators ({', '.join(allocators)}): only the "
                 "first counts.",
-                f"Keep one of them in LD_PRELOAD {_WHERE}.",
+                f"Keep one of them in LD_PRELOAD {IN_ENDPOINT}.",
             )
         )
     elif allocators:
@@ -227,7 +227,7 @@ def _arenas(env: Mapping[str, str], preloads: tuple[Preload, ...]) -> list[Findi
                 "env.arena_max_value",
                 f"MALLOC_ARENA_MAX is {text[:40]!r}, which libc ignores: it must be a whole number "
                 "above 0.",
-                f"Set MALLOC_ARENA_MAX={RECOMMENDED_ARENAS} {_WHERE}.",
+                f"Set MALLOC_ARENA_MAX={RECOMMENDED_ARENAS} {IN_ENDPOINT}.",
             )
         ]
     if text or _allocators(preloads):
@@ -237,7 +237,7 @@ def _arenas(env: Mapping[str, str], preloads: tuple[Preload, ...]) -> list[Findi
             "env.arena_max_unset",
             "MALLOC_ARENA_MAX is not set: libc keeps freed memory in up to 8 arenas a core, so "
             "ComfyUI's memory grows with every model that is exchanged.",
-            f"Set MALLOC_ARENA_MAX={RECOMMENDED_ARENAS} {_WHERE}; 4 if nodes with many threads "
-            "get slower.",
+            f"Set MALLOC_ARENA_MAX={RECOMMENDED_ARENAS} {IN_ENDPOINT}; 4 if nodes with many "
+            "threads get slower.",
         )
     ]

@@ -9,8 +9,8 @@ from bootstrap.facts.gpu import GpuFacts
 from bootstrap.facts.machine import MachineFacts
 from bootstrap.findings import Finding, error, host_error, info, ok, warning
 from bootstrap.settings import Settings
+from bootstrap.wording import GB
 
-GB = 1024**3
 _ANOTHER = (
     "A serverless worker is replaced by Runpod; if every worker reports this, choose another GPU "
     "type or datacenter in Edit Endpoint. On a Pod: stop it and start another."

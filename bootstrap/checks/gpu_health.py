@@ -9,8 +9,8 @@ from bootstrap.facts.gpu import GpuDevice
 from bootstrap.facts.machine import MachineFacts
 from bootstrap.findings import Finding, host_error, info, warning
 from bootstrap.settings import Settings
+from bootstrap.wording import GB
 
-GB = 1024**3
 # The driver itself takes 0.3 to 0.7 GB; what is above this share belongs to another process.
 TAKEN_SHARE = 0.10
 TAKEN_BYTES = 1 * GB

@@ -8,9 +8,8 @@ from datetime import datetime, timezone
 from bootstrap.facts.machine import DiskFacts, MachineFacts
 from bootstrap.findings import Finding, error, host_error, info, ok, warning
 from bootstrap.settings import Settings
+from bootstrap.wording import GB, MB
 
-MB = 1024**2
-GB = 1024**3
 # ComfyUI's code, its temp folder and a job's inputs and outputs are on local disk; a single video
 # job can need 2 GB.
 LOW_DISK = 2 * GB

@@ -8,9 +8,8 @@ from bootstrap.facts.machine import MachineFacts
 from bootstrap.facts.memory import CpuFacts, MemoryFacts
 from bootstrap.findings import Finding, info, ok, warning
 from bootstrap.settings import Settings
+from bootstrap.wording import GB, MB
 
-MB = 1024**2
-GB = 1024**3
 # ComfyUI with torch takes 0.5 GB before any model, and a checkpoint passes through memory on its
 # way to the GPU: an SDXL one has 6.5 GB. The SDK's own system check asks for 4 GB as well.
 SMALL_LIMIT = 4 * GB

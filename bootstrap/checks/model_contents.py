@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 
-from bootstrap.categories import extension_of
+from bootstrap.categories import PICKLES, extension_of
 from bootstrap.checks.model_text import about, delete, paths_of, place
 from bootstrap.facts.inventory import Inventory, ModelFile
 from bootstrap.facts.weights import State
@@ -24,9 +24,6 @@ CODES = {
     "models.pickle": "Models that run code when they are loaded (pickles)",
     "models.duplicate": "The same model lies on the volume more than once",
 }
-# Extensions that torch.load reads. torch 2.6 and ComfyUI load plain weights from them without
-# running code; older ones and many custom nodes do run it.
-PICKLES = frozenset({".ckpt", ".pt", ".pth", ".bin", ".pkl"})
 _AGAIN = (
     "download it again with a token, for instance: "
     'curl -fL -H "Authorization: Bearer $CIVITAI_TOKEN" -o FILE URL (HF_TOKEN for Hugging Face)'

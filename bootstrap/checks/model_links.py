@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from bootstrap.checks.model_text import MOST_PATH, MOST_PATHS, about, delete, paths_of
+from bootstrap.checks.shell import POD, SERVERLESS
 from bootstrap.facts.inventory import Inventory, ModelFile
 from bootstrap.facts.tree import Entry
 from bootstrap.facts.weights import State
@@ -19,8 +20,6 @@ CODES = {
     "models.link_loop": "A link leads to itself or to a folder it lies in",
     "models.link_escapes": "A link leads out of the volume",
 }
-# Where Serverless and Pods mount the same volume.
-MOUNTS = ("/runpod-volume", "/workspace")
 
 
 def check_links(inventory: Inventory, volume_root: Path | None) -> list[Finding]:
@@ -110,7 +109,7 @@ def escaping_links(entries: Sequence[Entry]) -> list[Finding]:
 def _on_this_volume(file: ModelFile, volume_root: Path | None) -> str | None:
     """Where a link made at another mount of the same volume would lead here."""
     text = file.link or ""
-    for mount in MOUNTS:
+    for mount in (SERVERLESS, POD):
         if volume_root is not None and Path(mount) != volume_root and text.startswith(mount + "/"):
             return os.path.join(volume_root, text[len(mount) + 1 :])
     return None

@@ -6,6 +6,7 @@ from collections.abc import Iterable
 
 from bootstrap.checks.shell import on_pod
 from bootstrap.facts.packages import PackagesFacts
+from bootstrap.masking import MASK, masked
 from bootstrap.wording import typed
 
 # Each is built for one torch: pip brings another torch with another version of these.
@@ -18,7 +19,7 @@ def pip_install(packages: PackagesFacts, requirements: Iterable[tuple[str, str]]
     It keeps torch as it is where something bound to torch is installed, gets pip first where the
     venv has none, and passes Debian's guard where the interpreter is the system's own.
     """
-    wanted = dict(requirements)
+    wanted = {name: masked(text) for name, text in requirements}
     torch = public_torch(packages)
     if torch and "torch" not in wanted and _BOUND_TO_TORCH & set(wanted):
         wanted["torch"] = f"torch=={torch}"
@@ -37,6 +38,9 @@ def public_torch(packages: PackagesFacts) -> str | None:
 
 def where_to_type(command: str, python: str, comfyui: str, then: str = "") -> str:
     """A fix that changes `python`: on a Pod when it lies on ComfyUI's volume, else in the image."""
+    if MASK in command:
+        login = f"Where it says {MASK}, type the login that the requirements file has."
+        then = f"{login} {then}".rstrip()
     volume = comfyui.rstrip("/").rpartition("/")[0]
     if volume and python.startswith(f"{volume}/"):
         return on_pod(command, volume, then)

@@ -14,6 +14,7 @@ from bootstrap.checks.machine import check_machine
 from bootstrap.checks.memory import check_memory
 from bootstrap.checks.models import check_models
 from bootstrap.checks.requirements import check_requirements
+from bootstrap.checks.runpod import check_runpod
 from bootstrap.checks.throughput import check_throughput
 from bootstrap.checks.tokens import check_tokens
 from bootstrap.checks.torch_build import check_torch
@@ -89,6 +90,7 @@ ALL_CHECKS: tuple[Check, ...] = (
     Check("allocator", _of_machine(check_allocator)),
     Check("tokens", _of_machine(check_tokens)),
     Check("environment", _of_machine(check_environment)),
+    Check("Runpod", _of_machine(check_runpod)),
     Check("throughput", lambda facts, _: check_throughput(facts.throughput)),
 )
 

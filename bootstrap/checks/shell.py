@@ -1,4 +1,4 @@
-"""Pure: fixes that are commands, about one path or many."""
+"""Pure: fixes that are commands, about one path or many, and where one makes them."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ from typing import Any
 
 from bootstrap.wording import shown, typed
 
+#: Where people set variables, in a sentence.
+IN_ENDPOINT = "in the endpoint's environment variables"
 # More commands than this are not typed at once: mend these, then check again.
 MOST_AT_ONCE = 20
 MOST_PATHS = 50

@@ -8,11 +8,11 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping
 
+from bootstrap.checks.shell import IN_ENDPOINT
 from bootstrap.facts.machine import MachineFacts
 from bootstrap.findings import Finding, warning
 from bootstrap.settings import Settings, variables
 
-_WHERE = "in the endpoint's environment variables"
 _KNOWN = (
     "HF_TOKEN",
     "HUGGING_FACE_HUB_TOKEN",
@@ -131,7 +131,9 @@ def _contents(name: str, text: str) -> Iterator[Finding]:
 
 
 def _finding(kind: str, name: str, wrong: str, do: str) -> Finding:
-    return warning(f"env.token_{kind}", f"{name} {wrong}.", f"{do}: {name}, {_WHERE}.", name=name)
+    return warning(
+        f"env.token_{kind}", f"{name} {wrong}.", f"{do}: {name}, {IN_ENDPOINT}.", name=name
+    )
 
 
 def _conflicts(env: Mapping[str, str]) -> list[Finding]:
@@ -139,7 +141,7 @@ def _conflicts(env: Mapping[str, str]) -> list[Finding]:
         warning(
             "env.token_conflict",
             f"{first} and {second} are both set, to different values; only one of them is used.",
-            f"Remove {second} {_WHERE}.",
+            f"Remove {second} {IN_ENDPOINT}.",
             names=[first, second],
         )
         for first, second in _SAME
@@ -155,7 +157,7 @@ def _other_names(env: Mapping[str, str]) -> list[Finding]:
         warning(
             "env.token_other_name",
             f"{other} is set, but nothing here reads it; {name} is what counts.",
-            f"Rename {other} to {name} {_WHERE}.",
+            f"Rename {other} to {name} {IN_ENDPOINT}.",
             name=other,
         )
         for other, name in _OTHER_NAMES.items()

@@ -15,10 +15,9 @@ from bootstrap.facts.volume_facts import VolumeFacts
 from bootstrap.findings import Finding, error, errors_in, ok
 from bootstrap.settings import Settings
 from bootstrap.volume import COMFYUI, Layout
-from bootstrap.wording import named, shown
+from bootstrap.wording import GB, named, shown
 
 CODES = {"volume.found": "Volume and ComfyUI are where they should be."}
-GB = 1024**3
 
 
 def check_volume(facts: VolumeFacts, settings: Settings) -> list[Finding]:

@@ -7,10 +7,8 @@ from bootstrap.checks.volume_presence import io_error
 from bootstrap.facts.volume_disk import Access, Space
 from bootstrap.facts.volume_facts import VolumeFacts
 from bootstrap.findings import Finding, error, info, warning
-from bootstrap.wording import named, shown
+from bootstrap.wording import GB, MB, named, shown
 
-MB = 1024**2
-GB = 1024**3
 TB = 1024**4
 # A handful of pictures or one video.
 LITTLE_ROOM = GB

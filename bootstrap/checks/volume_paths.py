@@ -12,9 +12,7 @@ from bootstrap.facts.model_paths import BASE, FILE, ModelPath
 from bootstrap.facts.venvs import Venv
 from bootstrap.facts.volume_facts import VolumeFacts
 from bootstrap.findings import Finding, info, warning
-from bootstrap.wording import named, shown
-
-GB = 1024**3
+from bootstrap.wording import GB, named, shown
 
 CODES = {
     "volume.venv_broken": "A virtual environment's Python is not on this machine.",

@@ -19,7 +19,6 @@ from bootstrap.requirements_text import Wishes, project_text
 GATHER_SECONDS = 15.0
 MOST_TOLD = 200
 _VERSION_FILE = "comfyui_version.py"
-_VERSION_LINE = re.compile(r"""^__version__\s*=\s*["']([^"']+)""", re.MULTILINE)
 # There in every version since early 2023.
 _ALWAYS = frozenset(
     {"main.py", "nodes.py", "execution.py", "server.py", "folder_paths.py", "comfy", "comfy_extras"}
@@ -37,15 +36,14 @@ _IMPORT = re.compile(r"^(?:from|import)\s+(\w+)", re.MULTILINE)
 class ComfyUIFacts:
     """What is there. `version` comes from `version_source` (a file's name, or `git`).
 
-    `missing` are files and folders that it needs and that are absent or empty. `python_wanted` is
-    its `requires-python`, `wishes` its own requirements (None without a requirements.txt).
-    `silent_after` is how many seconds the volume was given, when it did not answer.
+    `missing` are files and folders that it needs and that are absent or empty. `wishes` are
+    its own requirements (None without a requirements.txt). `silent_after` is how many seconds the
+    volume was given, when it did not answer.
     """
 
     path: str
     version: str | None = None
     version_source: str | None = None
-    python_wanted: str | None = None
     git: Git | None = None
     missing: tuple[str, ...] = ()
     wishes: Wishes | None = None
@@ -94,7 +92,6 @@ def _gather(path: str, together: Together) -> dict[str, Any]:
     return {
         "version": version,
         "version_source": source,
-        "python_wanted": project_text(texts.get("pyproject.toml", ""), "requires-python"),
         "git": git,
         "missing": _missing(path, texts, together),
         "wishes": together.one(lambda: read_wishes(path)),

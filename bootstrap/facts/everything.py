@@ -28,6 +28,7 @@ from bootstrap.facts.torch_build import read_torch_build
 from bootstrap.facts.volume import VolumeFacts, gather_volume
 from bootstrap.findings import Finding, warning
 from bootstrap.interpreter import choose_python
+from bootstrap.masking import masked_data
 from bootstrap.settings import Settings
 from bootstrap.volume import MODELS, Layout, locate
 
@@ -77,7 +78,8 @@ class Facts:
     findings: list[Finding] = field(default_factory=list)
 
     def as_dict(self) -> dict[str, Any]:
-        """The facts as JSON-ready data; no environment, since that holds secrets."""
+        """The facts as JSON-ready data; no environment, since that holds secrets, and those of
+        addresses (a requirement may have one) are masked."""
         parts = {
             "volume": self.volume,
             "models": self.models,
@@ -86,7 +88,8 @@ class Facts:
             "machine": self.machine,
             "throughput": self.throughput,
         }
-        return {name: part.as_dict() for name, part in parts.items() if part is not None}
+        told = {name: part.as_dict() for name, part in parts.items() if part is not None}
+        return dict(masked_data(told))
 
 
 def gather(settings: Settings, env: Mapping[str, str], scope: Scope) -> Facts:

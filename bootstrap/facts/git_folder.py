@@ -6,17 +6,17 @@ import os
 import re
 from dataclasses import dataclass
 
+from bootstrap.masking import LOGIN
+
 _MOST_TEXT = 1 << 20
 _COMMIT = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")
 _ORIGIN = re.compile(r'^\[remote "origin"\]\n(?:\s+.*\n)*?\s+url\s*=\s*(\S+)', re.MULTILINE)
-# A token in an address is somebody's secret.
-_USER = re.compile(r"(?<=://)[^/@\s]*@")
 
 
 @dataclass(frozen=True)
 class Git:
     """A checkout: `branch` is None at a detached commit, `tag` a tag on the very commit that is
-    checked out, `origin` the address it came from, without user or token."""
+    checked out, `origin` the address it came from, without login."""
 
     branch: str | None = None
     commit: str | None = None
@@ -44,7 +44,7 @@ def look_at_git(folder: str) -> Git | None:
         branch=branch,
         commit=commit,
         tag=_tag(commit, packed) if commit else None,
-        origin=_USER.sub("", origin[1]) if origin else None,
+        origin=LOGIN.sub("", origin[1]) if origin else None,
     )
 
 

@@ -43,7 +43,6 @@ class Pack:
     path: str
     state: State = State.GOOD
     disabled: bool = False
-    single_file: bool = False
     only_git: bool = False
     inner: str | None = None
     origin: str | None = None
@@ -111,7 +110,7 @@ def _look(home: str, name: str, folder: Folder) -> Pack:
     path = os.path.join(home, name)
     disabled = name.endswith(DISABLED)
     if name in folder.files or (name in folder.links and os.path.isfile(path)):
-        return Pack(name, path, disabled=disabled, single_file=True)
+        return Pack(name, path, disabled=disabled)
     inside = list_folder(path)
     state = _state(inside, name in folder.links)
     good = state is State.GOOD

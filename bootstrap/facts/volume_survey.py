@@ -23,7 +23,7 @@ from bootstrap.facts.volume_places import (
     has_main,
     wrong_case,
 )
-from bootstrap.plan import Unlink
+from bootstrap.link_plan import Unlink
 from bootstrap.volume import COMFYUI, MODELS, USUAL_ROOTS, Layout
 
 USUAL_CATEGORIES = (

@@ -68,14 +68,9 @@ class Blocks:
                 self._gaps.sort()
             self.changed.notify_all()
 
-    @property
-    def frontier(self) -> int:
-        """Every byte before this one is there."""
-        with self.changed:
-            return self._frontier()
-
     def wait_beyond(self, position: int, timeout: float) -> int:
-        """The frontier as soon as it is past `position`, or after `timeout` seconds."""
+        """The frontier, before which every byte is there, as soon as it is past `position`, or
+        after `timeout` seconds."""
         with self.changed:
             self.changed.wait_for(lambda: self._frontier() > position, timeout)
             return self._frontier()

@@ -118,6 +118,13 @@ def keeps_changing() -> DownloadError:
     )
 
 
+def stopped() -> DownloadError:
+    """Somebody asked to stop."""
+    return DownloadError(
+        "download.stopped", "the download was stopped.", "It goes on from there next time."
+    )
+
+
 def full_disk(problem: OSError) -> bool:
     """Is it the disk or a quota that is full? An HTTP library's OSError has no such errno."""
     return problem.errno in (errno.ENOSPC, errno.EDQUOT)

@@ -14,7 +14,6 @@ RECEIPTS_FOLDER = ".receipts"
 LONGEST_NAME = 240  # bytes; leaves room for `.json` in the receipts
 _KEY, _OWNER = r"(?P<key>[0-9a-f]{16})", r"(?P<owner>[0-9a-f]{16})"
 PART = re.compile(rf"\.model-{_KEY}-{_OWNER}\.part")
-STATE = re.compile(rf"\.model-{_KEY}-{_OWNER}\.state")
 _LITTER = re.compile(rf"\.model-{_KEY}-{_OWNER}\.(part|state|state-new|lease-old|receipt-new)")
 _LEASE = re.compile(rf"\.model-{_KEY}\.(lease|publishing)")
 

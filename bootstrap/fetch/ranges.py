@@ -16,11 +16,11 @@ from bootstrap.fetch.errors import Changed, DownloadError, Stopped, bad_answer, 
 from bootstrap.fetch.pace import Pace
 from bootstrap.fetch.part import Part
 from bootstrap.fetch.remote import Locate, Remote, content_range, refuse_text
+from bootstrap.fetch.reply import Reply
 from bootstrap.fetch.tools import Tools
-from bootstrap.fetch.web import Channel, Reply
+from bootstrap.fetch.web import Channel
 
-# Larger reads leave holes in malloc's arenas, one for each thread: 93 MB at 5 GB instead of 60.
-_AT_ONCE = 64 * 1024
+_AT_ONCE = 64 * 1024  # each connection's buffer; larger ones made nothing faster
 _PROGRESS = 512 * 1024  # bytes that make a failure forgotten; fewer are a stall in disguise
 _RELOCATIONS = 3  # without a byte in between; a signed URL may expire any number of times with
 
@@ -178,7 +178,7 @@ class RangeFetch:
             count = len(data)
             if count == 0:
                 raise unreachable(reply.host, "it was closed too early")
-            self._part.write_at(memoryview(data), span.position)
+            self._part.write_at(data, span.position)
             self._blocks.advance(span, count)
             self._relocations = 0
             self._on_bytes(count)

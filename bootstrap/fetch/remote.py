@@ -8,7 +8,8 @@ from dataclasses import dataclass, field
 
 from bootstrap.fetch.addresses import shown
 from bootstrap.fetch.errors import DownloadError, bad_answer
-from bootstrap.fetch.web import Channel, Credential, Reply
+from bootstrap.fetch.reply import Reply
+from bootstrap.fetch.web import Channel, Credential
 
 Explain = Callable[[Reply], DownloadError]
 _CONTENT_RANGE = re.compile(r"bytes (\d+)-(\d+)/(\d+|\*)")

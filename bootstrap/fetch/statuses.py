@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 from bootstrap.fetch.addresses import shown
 from bootstrap.fetch.errors import TRY_AGAIN, DownloadError
-from bootstrap.fetch.web import Reply
+from bootstrap.fetch.reply import Reply
 
 # status -> (code, sentence, fix); {where} is the URL without its query.
 Words = Mapping[int, tuple[str, str, str]]

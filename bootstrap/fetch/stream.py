@@ -11,8 +11,8 @@ from bootstrap.fetch.errors import Changed, DownloadError, Stopped, unreachable
 from bootstrap.fetch.pace import Pace
 from bootstrap.fetch.part import Part
 from bootstrap.fetch.remote import Remote, refuse_text
+from bootstrap.fetch.reply import Reply
 from bootstrap.fetch.tools import Tools
-from bootstrap.fetch.web import Reply
 
 _AT_ONCE = 256 * 1024
 
@@ -53,7 +53,7 @@ def _receive(
         if stop.is_set():
             raise Stopped
         count = len(data)
-        part.write_at(memoryview(data), position)
+        part.write_at(data, position)
         digest.update(data)
         position += count
         on_bytes(count)

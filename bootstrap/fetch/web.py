@@ -16,13 +16,13 @@ from dataclasses import dataclass, field
 from urllib.parse import urljoin
 
 from bootstrap.fetch.addresses import AddressPolicy, Target, shown
-from bootstrap.fetch.errors import DownloadError, bad_answer, stalled, unreachable
+from bootstrap.fetch.errors import DownloadError, bad_answer
+from bootstrap.fetch.reply import BROKEN, Reply, Response, translate
 from bootstrap.kinds import Secret
 
 USER_AGENT = "comfyui-volume-worker/1 (model downloads)"
 MAX_REDIRECTS = 10
 _REDIRECTS = (301, 302, 303, 307, 308)
-_BROKEN = (http.client.HTTPException, ssl.SSLError, OSError)
 
 
 @dataclass(frozen=True)
@@ -38,49 +38,6 @@ class Credential:
         if not self.belongs_to(*target.origin):
             return {}
         return {"Authorization": f"Bearer {self.secret.reveal()}"}
-
-
-class Reply:
-    """A final answer (no redirect). `url` is where it came from in the end."""
-
-    def __init__(self, target: Target, raw: http.client.HTTPResponse, timeout: float) -> None:
-        self.url = target.url
-        self.host = target.host
-        self.status = raw.status
-        self.headers: Mapping[str, str] = {k.lower(): v.strip() for k, v in raw.getheaders()}
-        self.chunked = bool(raw.chunked)
-        self._raw = raw
-        self._timeout = timeout
-
-    def read_some(self, limit: int) -> bytes:
-        """What has arrived of the body, at most `limit` bytes; nothing at its end.
-
-        Not until a buffer is full, for a server that trickles would never be found out. Raises
-        DownloadError (transient) when the connection breaks or stalls.
-        """
-        try:
-            return self._raw.read1(limit)
-        except _BROKEN as problem:
-            raise translate(problem, self.host, self._timeout) from None
-
-    def read_text(self, limit: int = 1_000_000) -> str:
-        """Up to `limit` bytes of the body as text; what cannot be read is left out."""
-        try:
-            return self._raw.read(limit).decode("utf-8", "replace")
-        except _BROKEN:
-            return ""
-
-    @property
-    def length(self) -> int | None:
-        """Content-Length of this body, in bytes."""
-        text = self.headers.get("content-length", "")
-        return int(text) if text.isdecimal() and not self.chunked else None
-
-    @property
-    def strong_etag(self) -> str | None:
-        """The ETag when two equal ones promise equal bytes."""
-        etag = self.headers.get("etag", "")
-        return etag if len(etag) > 2 and etag.startswith('"') else None
 
 
 class Channel:
@@ -154,13 +111,13 @@ class Channel:
         reused = self._ready_for(target)
         try:
             return self._exchange(target, headers)
-        except _BROKEN as problem:
+        except BROKEN as problem:
             self.close()
             if not reused:
                 raise translate(problem, target.host, self._timeout) from None
         try:  # a kept connection that the server had closed meanwhile says nothing about the file
             return self._exchange(target, headers)
-        except _BROKEN as problem:
+        except BROKEN as problem:
             self.close()
             raise translate(problem, target.host, self._timeout) from None
 
@@ -196,15 +153,6 @@ class Channel:
         raise problem or OSError("its name has no address")
 
 
-def translate(problem: BaseException, host: str, timeout: float) -> DownloadError:
-    """A foreign exception of the network as ours."""
-    if isinstance(problem, TimeoutError):
-        return stalled(host, timeout)
-    if isinstance(problem, http.client.IncompleteRead):
-        return unreachable(host, "it was closed too early")
-    return unreachable(host, str(problem) or type(problem).__name__)
-
-
 def _auth(credential: Credential | None, target: Target) -> dict[str, str]:
     return {} if credential is None else credential.headers_for(target)
 
@@ -218,11 +166,13 @@ def _connection_on(
     if target.scheme == "http":
         plain = http.client.HTTPConnection(target.host, target.port, timeout=timeout)
         plain.auto_open = 0
+        plain.response_class = Response
         plain.sock = sock
         return plain
     context = _context()
     secure = http.client.HTTPSConnection(target.host, target.port, timeout=timeout, context=context)
     secure.auto_open = 0
+    secure.response_class = Response
     try:
         secure.sock = context.wrap_socket(sock, server_hostname=target.host)
     except BaseException:

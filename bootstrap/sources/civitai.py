@@ -14,17 +14,17 @@ from urllib.parse import urlsplit
 
 from bootstrap.fetch.errors import DownloadError
 from bootstrap.fetch.remote import Remote, probe
+from bootstrap.fetch.reply import Reply
 from bootstrap.fetch.statuses import Words, explain
 from bootstrap.fetch.verify import Wanted
-from bootstrap.fetch.web import Channel, Credential, Reply
+from bootstrap.fetch.web import Channel, Credential
 from bootstrap.kinds import Secret
 from bootstrap.sources import Description
 from bootstrap.sources.civitai_files import choose_file, folder_for, sha256_of, size_of
 from bootstrap.sources.https import given_name
-from bootstrap.sources.links import CivitaiFile, Link
+from bootstrap.sources.links import CIVITAI_HOSTS, CivitaiFile, Link
 
 BASE = "https://civitai.com"
-_HOSTS = ("civitai.com", "civitai.red")
 _LOGIN = (
     "Make an API key at https://civitai.com/user/account (API Keys) and set it as civitai_token "
     "in the endpoint's environment variables; if one is set, it may have been revoked."
@@ -61,7 +61,7 @@ _WORDS: Words = {
 
 def belongs_to_civitai(scheme: str, host: str, port: int) -> bool:
     """May the token be shown there?"""
-    own = any(host == name or host.endswith(f".{name}") for name in _HOSTS)
+    own = any(host == name or host.endswith(f".{name}") for name in CIVITAI_HOSTS)
     return own and scheme == "https" and port == 443
 
 

@@ -8,9 +8,10 @@ from urllib.parse import unquote, urlsplit
 
 from bootstrap.fetch.addresses import take_apart
 from bootstrap.fetch.remote import Remote, probe
+from bootstrap.fetch.reply import Reply
 from bootstrap.fetch.statuses import explain
 from bootstrap.fetch.verify import Wanted
-from bootstrap.fetch.web import Channel, Credential, Reply
+from bootstrap.fetch.web import Channel, Credential
 from bootstrap.kinds import Secret
 from bootstrap.sources import Description
 from bootstrap.sources.links import Link, WebFile

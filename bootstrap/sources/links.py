@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from urllib.parse import parse_qsl, quote, unquote, urlencode, urlsplit
+from urllib.parse import parse_qsl, unquote, urlencode, urlsplit
 
 _REPO_KINDS = {"datasets": "dataset", "spaces": "space"}
 _HUB_HOSTS = ("huggingface.co", "www.huggingface.co", "hf.co")
-_CIVITAI_HOSTS = ("civitai.com", "civitai.red")
+CIVITAI_HOSTS = ("civitai.com", "civitai.red")
 _AIR = re.compile(
     r"(?:urn:)?(?:air:)?(?:(?P<base>[\w.-]+):)?(?P<type>[\w.-]+):civitai:"
     r"(?P<model>\d+)@(?P<version>\d+)(?:\.\w+)?",
@@ -94,7 +94,7 @@ def parse_link(url: str) -> Link:
         raise BadLink("carries a login; use DOWNLOAD_TOKEN and DOWNLOAD_TOKEN_HOST instead")
     if host in _HUB_HOSTS:
         return _hub_url(url, parts.path)
-    if any(host == known or host.endswith(f".{known}") for known in _CIVITAI_HOSTS):
+    if any(host == known or host.endswith(f".{known}") for known in CIVITAI_HOSTS):
         return _civitai_url(url, parts.path, parts.query)
     return WebFile(url)
 
@@ -155,9 +155,3 @@ def _civitai_url(url: str, path: str, query: str) -> CivitaiFile:
 
 def _id(text: str) -> bool:
     return text.isascii() and text.isdecimal() and len(text) < 19
-
-
-def hub_url(endpoint: str, file: HubFile) -> str:
-    """The address of a repository's file, for people."""
-    kind = "" if file.repo_type == "model" else f"{file.repo_type}s/"
-    return f"{endpoint}/{kind}{file.repo}/resolve/{file.revision or 'main'}/{quote(file.path)}"

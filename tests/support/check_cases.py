@@ -12,6 +12,7 @@ from bootstrap.checks.gpu import check_gpu
 from bootstrap.checks.gpu_health import check_gpu_health
 from bootstrap.checks.machine import check_machine
 from bootstrap.checks.memory import check_memory
+from bootstrap.checks.runpod import check_runpod
 from bootstrap.checks.tokens import check_tokens
 from bootstrap.checks.torch_build import check_torch
 from bootstrap.facts.gpu import DriverPart, GpuDevice, GpuFacts
@@ -31,6 +32,7 @@ CHECKS = (
     check_allocator,
     check_tokens,
     check_environment,
+    check_runpod,
 )
 # Autumn 2026, and a file from the day before.
 NOW = 1_795_500_000.0

@@ -63,11 +63,13 @@ class Served:
 
 class ViciousServer:
     """Use as a context manager; `url` ends without a slash, `files` may change while it runs,
-    `seen` is (path, headers with lower-case names) of every request."""
+    `seen` is (path, headers with lower-case names) of every request, `clients` the address and
+    port of every connection."""
 
     def __init__(self) -> None:
         self.files: dict[str, Served] = {}
         self.seen: list[tuple[str, dict[str, str]]] = []
+        self.clients: set[tuple[str, int]] = set()
         self._server = _Quiet(("127.0.0.1", 0), _Handler)
         self._server.owner = self
         self._thread = threading.Thread(
@@ -124,6 +126,7 @@ class _Handler(BaseHTTPRequestHandler):
         owner = self.server.owner  # type: ignore[attr-defined]
         headers = {key.lower(): value for key, value in self.headers.items()}
         owner.seen.append((self.path, headers))
+        owner.clients.add(self.client_address)
         served = owner.files.get(self.path) or owner.files.get(self.path.partition("?")[0])
         if served is None:
             self._plain(404, b"not found", {})

@@ -1,0 +1,46 @@
+"""Pure: texts without the secrets that addresses carry. Findings, errors of jobs, facts and the log
+pass through here, whatever they quote: a requirement, a line of pip or ComfyUI, an exception.
+
+A login stands before the host (`https://user:token@host/`), a signature or a token in the query.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+MASK = "***"
+#: The login of an address. `git@` alone is everybody's user for SSH.
+LOGIN = re.compile(r"""(?<=://)(?!git@)[^/?#\s"<>]*@""")
+# A login that was cut off before its host; what stands behind a host is a port.
+_TORN_LOGIN = re.compile(
+    r"""(?<=://)[^/?#\s"'<>@:\[]+:(?!\d{1,5}(?:[\s"'<>.,;)]|$))[^/?#\s"'<>@]+(?=[\s"'<>]|$)"""
+)
+_TELLING_NAME = (
+    r"[\w.%~-]{0,40}(?:token|secret|signature|passw|credential|api_?key|access_?key|auth)"
+    r"[\w.%~-]{0,40}|sig|key|pass|pwd|policy"
+)
+_SECRET_FIELD = re.compile(rf"""(?<=[?&;])({_TELLING_NAME})=[^\s&"'<>]+""", re.IGNORECASE)
+# What a name does not tell, length does: signatures have 32 characters and more.
+_LONG_FIELD = re.compile(r"(?<=[?&;])([\w.%~-]{1,80})=[\w.%~+/=-]{32,}")
+
+
+def masked(text: str) -> str:
+    """The text with `***` for logins, tokens and signatures of the addresses in it."""
+    if "://" in text:
+        text = _TORN_LOGIN.sub(MASK, LOGIN.sub(f"{MASK}@", text))
+    if "=" in text:
+        text = _LONG_FIELD.sub(rf"\1={MASK}", _SECRET_FIELD.sub(rf"\1={MASK}", text))
+    return text
+
+
+def masked_data(value: Any) -> Any:
+    """JSON-ready data with every text in it masked, keys as well."""
+    if isinstance(value, str):
+        return masked(value)
+    if isinstance(value, Mapping):
+        return {masked_data(key): masked_data(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return type(value)(map(masked_data, value))
+    return value

@@ -4,4 +4,5 @@
 # shellcheck disable=SC2086 # flags are words
 "$PEER_PYTHON" -u "$PEER_COMFYUI/main.py" $PEER_FLAGS --disable-metadata --verbose DEBUG \
     --log-stdout &
-exec "$PEER_WORKER_PYTHON" -u -m benchmarks.cold_start.peers.image_first
+# shellcheck disable=SC2086 # a module, or a module that runs another
+exec "$PEER_WORKER_PYTHON" -u -m $PEER_HANDLER

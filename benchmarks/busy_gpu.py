@@ -145,8 +145,8 @@ def _table(found: Mapping[str, Sequence[Busy]]) -> str:
 
 def _method(load: Load) -> str:
     return f"""{load.jobs} jobs of {load.seconds:g} s in ComfyUI, all waiting from the start,
-each with a seed of its own and a small picture as its result; the control plane takes {load.post:g} s
-to accept each result. The node sleeps, as a host does while its GPU works. From the start of the
+each with a seed of its own and a small picture as its result; the control plane takes {load.post:g}
+s to accept each result. The node sleeps, as a host does while its GPU works. From the start of the
 first execution to the end of the last, *busy* is the share of the time in which ComfyUI did not
 wait for a prompt, *executing* that in which it executed one, by its own history. In between it
 collects garbage every 10 s, which nobody in front of it can help: *ComfyUI alone* has all prompts

@@ -176,18 +176,20 @@ def _executed(took: Took) -> float:
 
 
 def _method(rounds: int) -> str:
-    return f"""Ratios of medians of {rounds} jobs each, the same jobs for both in turn, one at a time on a worker at
-rest. *In the handler* is the time from the SDK's call of the handler to its return, less ComfyUI's
-execution as its history tells it; *from taken to posted* is that from the moment the control plane
-handed the job out until the whole result had arrived, less the same: the SDK's own part, which is
-the same code for both, is in it (up to 0.1 s until it looks at a job it has taken, then writing the
-reply as JSON and sending it). The pictures are noise with the spectrum of generated pictures
-(amplitude ∝ frequency^-1.5), so that a PNG of 1024² takes 1.5 MB. Replies of any size are let
-through on both sides (`MAX_REPLY_MB=500`; Runpod's limit is 10 or 20 MB). Ours checks the request, keeps
-the results on the volume, here a plain folder, and tells progress as it always does.
-*worker-comfyui's sequence* is our own code in the order of worker-comfyui 5.8: ask whether ComfyUI
-answers, socket, prompt, history, `/view` for each picture, base64. Its prints are left out, and the
-SDK logs at INFO for both, which spares it the results printed at DEBUG, its default."""
+    return f"""Ratios of medians of {rounds} jobs each, the same jobs for both in turn, one at a
+time on a worker at rest. *In the handler* is the time from the SDK's call of the handler to its
+return, less ComfyUI's execution as its history tells it. *From taken to posted* is that from the
+moment the control plane handed the job out until the whole result had arrived, less the same; in it
+is the SDK's own part, the same code for both: up to 0.1 s until it looks at a job it has taken,
+then writing the reply as JSON and sending it.
+
+The pictures are noise with the spectrum of generated ones (amplitude ∝ frequency^-1.5), so that a
+PNG of 1024² takes 1.5 MB. Replies of any size are let through on both sides (`MAX_REPLY_MB=500`;
+Runpod's limit is 10 or 20 MB). Ours checks the request, keeps the results on the volume, here a
+plain folder, and tells progress as it always does. *worker-comfyui's sequence* is our own code in
+the order of worker-comfyui 5.8: ask whether ComfyUI answers, socket, prompt, history, `/view` for
+each picture, base64. Its prints are left out, and the SDK logs at INFO for both, which spares it
+the results printed at DEBUG, its default."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:

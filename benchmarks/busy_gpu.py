@@ -12,7 +12,7 @@ import argparse
 import statistics
 import sys
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 
@@ -54,6 +54,10 @@ class Busy:
         executed, window = sum(s.seconds for s in spans), end - start
         return cls(1 - waited / window, executed / window, 60 * len(spans) / window)
 
+    def __str__(self) -> str:
+        shares = f"busy {self.busy:.3f}, executing {self.executing:.3f}"
+        return f"{shares}, {self.per_minute:.1f} jobs a minute"
+
 
 @dataclass(frozen=True)
 class Load:
@@ -76,14 +80,19 @@ def measure(
     with furnished(demo) as site, ExitStack() as stack:
         hots = {c.name: stack.enter_context(serving(c, site)) for c in contenders}
         for number in range(rounds):
-            seeds = range(number * 2 * load.jobs, (number * 2 + 1) * load.jobs)
-            for name, hot in hots.items():
-                found.setdefault(name, []).append(_worked_off(hot, load, seeds))
-                say(_line(number, rounds, name, found[name][-1]))
-            again = [seed + load.jobs for seed in seeds]
-            found.setdefault(ALONE, []).append(_queued(hot, load, again))
-            say(_line(number, rounds, ALONE, found[ALONE][-1]))
+            for name, busy in one_round(hots, load, number * 2 * load.jobs):
+                found.setdefault(name, []).append(busy)
+                say(f"round {number + 1} of {rounds}: {name}: {busy}")
     return found
+
+
+def one_round(hots: Mapping[str, Hot], load: Load, seed: int) -> Iterator[tuple[str, Busy]]:
+    """Each of them in turn, then ComfyUI alone, the last one's. Seeds from `seed` on, two for
+    each job, must be new to them all."""
+    seeds = range(seed, seed + load.jobs)
+    for name, hot in hots.items():
+        yield name, _worked_off(hot, load, seeds)
+    yield ALONE, _queued([*hots.values()][-1], load, [s + load.jobs for s in seeds])
 
 
 def _worked_off(hot: Hot, load: Load, seeds: Sequence[int]) -> Busy:
@@ -103,18 +112,13 @@ def _queued(hot: Hot, load: Load, seeds: Sequence[int]) -> Busy:
     while seeds[-1] not in hot.spans():
         if time.monotonic() > end:
             raise RuntimeError(f"ComfyUI does not come to an end\n{hot.worker.tail()}")
-        time.sleep(1)
+        time.sleep(0.2)
     return _busy(hot, seeds)
 
 
 def _busy(hot: Hot, seeds: Iterable[int]) -> Busy:
     spans = hot.spans()
     return Busy.of([spans[seed] for seed in seeds], hot.waits())
-
-
-def _line(number: int, rounds: int, name: str, busy: Busy) -> str:
-    told = f"busy {busy.busy:.3f}, executing {busy.executing:.3f}, {busy.per_minute:.1f} jobs/min"
-    return f"round {number + 1} of {rounds}: {name}: {told}"
 
 
 def busy_share(rounds: Iterable[Busy]) -> float:
@@ -128,7 +132,7 @@ def section(machine: str, load: Load, found: Mapping[str, Sequence[Busy]]) -> st
     word = "met" if ours >= WANTED else "**missed**"
     wanted = f"Wanted of ours: busy ≥ {WANTED:.2f}; measured {ours:.2f}, {word}."
     parts = ["## Busy GPU", machine, wanted, _table(found), _method(load)]
-    return "\n\n".join([*parts, "Again: `make bench BENCH=busy_gpu`."])
+    return "\n\n".join([*parts, "Again: `make bench BENCHMARKS=busy_gpu`."])
 
 
 def _table(found: Mapping[str, Sequence[Busy]]) -> str:

@@ -17,7 +17,7 @@ from pathlib import Path
 
 from benchmarks.document import FILE, put_section
 from benchmarks.machine import this_machine
-from benchmarks.serving.contenders import WORKER_COMFYUI, Contender, ours
+from benchmarks.serving.contenders import WORKER_COMFYUI, ours
 from benchmarks.serving.hot import Hot, serving
 from benchmarks.serving.site import furnished
 from benchmarks.serving.timed import read_times
@@ -77,39 +77,46 @@ def measure(
 ) -> dict[Size, dict[str, list[Took]]]:
     """By size and contender's name, round by round, after one round that is not counted."""
     with furnished(demo) as site, ExitStack() as stack:
-        sides = [
-            _Side(c, stack.enter_context(serving(c, site, times)), times)
-            for c in (OURS, WORKER_COMFYUI)
-            for times in (site.folder / f"times-{c.key}",)
-        ]
-        asked: dict[Size, list[int]] = {size: [] for size in sizes}
-        for number in range(rounds + 1):
-            for place, size in enumerate(sizes):
-                seed = number * len(sizes) + place
-                # Another one begins each round, so that nobody always follows the other.
-                for side in sides if number % 2 else sides[::-1]:
-                    side.ask(size, seed)
-                asked[size] += [seed] if number else []
-                say(f"round {number} of {rounds}: {size.label} done")
-        return {
-            size: {side.contender.name: side.took(seeds) for side in sides}
-            for size, seeds in asked.items()
-        }
+        sides = []
+        for contender in (OURS, WORKER_COMFYUI):
+            times = site.folder / f"times-{contender.key}"
+            hot = stack.enter_context(serving(contender, site, times))
+            sides.append(Side(contender.name, hot, times))
+        interleaved(sides, sizes, 1, lambda text: say(f"not counted: {text}"))
+        return interleaved(sides, sizes, rounds, say, 1000)
 
 
-class _Side:
-    """A contender that serves, and which job had which seed."""
+def interleaved(
+    sides: Sequence[Side], sizes: Sequence[Size], rounds: int, say: Say, seed: int = 0
+) -> dict[Size, dict[str, list[Took]]]:
+    """The same on what serves already. Seeds from `seed` on must be new to them."""
+    asked: dict[Size, list[int]] = {size: [] for size in sizes}
+    for number in range(rounds):
+        for size in sizes:
+            # Another one begins each round, so that nobody always follows the other.
+            for side in sides if number % 2 else sides[::-1]:
+                side.ask(size, seed)
+            asked[size].append(seed)
+            seed += 1
+            say(f"round {number + 1} of {rounds}: {size.label}")
+    return {size: {side.name: side.took(seeds) for side in sides} for size, seeds in asked.items()}
 
-    def __init__(self, contender: Contender, hot: Hot, times: Path) -> None:
-        self.contender = contender
+
+class Side:
+    """A contender that serves, its handler timed into `times`, and which job had which seed."""
+
+    def __init__(self, name: str, hot: Hot, times: Path) -> None:
+        self.name = name
         self._hot = hot
         self._times = times
         self._jobs: dict[int, str] = {}
 
     def ask(self, size: Size, seed: int) -> None:
+        """Run a job of this size."""
         (self._jobs[seed],) = self._hot.run([pictures(seed, size.side, size.count)])
 
     def took(self, seeds: Iterable[int]) -> list[Took]:
+        """What the jobs of these seeds took."""
         spans, times = self._hot.spans(), read_times(self._times)
         found = []
         for seed in seeds:
@@ -140,7 +147,7 @@ def section(machine: str, found: Series) -> str:
     """The document's section."""
     rounds = len(next(iter(next(iter(found.values())).values())))
     parts = ["## Our time in a job", machine, _verdicts(found), _times(found), _method(rounds)]
-    return "\n\n".join([*parts, "Again: `make bench BENCH=job_overhead`."])
+    return "\n\n".join([*parts, "Again: `make bench BENCHMARKS=job_overhead`."])
 
 
 def _verdicts(found: Series) -> str:

@@ -90,18 +90,24 @@ def measure(demo: DemoVolume, jobs: int, every: int, say: Say) -> list[Sample]:
     Raises NoResult where a job brings no picture, RuntimeError where results are not on the volume.
     """
     with furnished(demo) as site, serving(OURS, site) as hot:
-        local, kept = site.work(OURS.key), site.volume / "ComfyUI" / "output"
-        before = _files_below(kept)
-        samples = [_sample(hot, 0, local)]
-        say(samples[-1].line())
-        for first in range(0, jobs, every):
-            begun, upto = time.monotonic(), min(first + every, jobs)
-            hot.run([work(seed, 0.0) for seed in range(first, upto)])
-            pace = 60 * (upto - first) / (time.monotonic() - begun)
-            samples.append(_sample(hot, upto, local))
-            say(f"{samples[-1].line()} ({pace:.0f} jobs/min)")
-        if (there := _files_below(kept) - before) < jobs:
-            raise RuntimeError(f"{there} results of {jobs} are on the volume")
+        return in_a_row(hot, site.work(OURS.key), site.kept, range(jobs), every, say)
+
+
+def in_a_row(
+    hot: Hot, local: Path, kept: Path, seeds: Sequence[int], every: int, say: Say
+) -> list[Sample]:
+    """The same on a worker that serves, whose own folder is `local` and that keeps results in
+    `kept`; a job for each seed."""
+    before, samples = _files_below(kept), [_sample(hot, 0, local)]
+    say(samples[-1].line())
+    for first in range(0, len(seeds), every):
+        begun, some = time.monotonic(), seeds[first : first + every]
+        hot.run([work(seed, 0.0) for seed in some])
+        pace = 60 * len(some) / (time.monotonic() - begun)
+        samples.append(_sample(hot, first + len(some), local))
+        say(f"{samples[-1].line()} ({pace:.0f} jobs/min)")
+    if (there := _files_below(kept) - before) < len(seeds):
+        raise RuntimeError(f"{there} results of {len(seeds)} are on the volume")
     return samples
 
 
@@ -152,7 +158,7 @@ def section(machine: str, samples: Sequence[Sample]) -> str:
     jobs, guilty = samples[-1].jobs, growing(samples)
     verdict = "Everything is flat." if not guilty else f"**Not flat: {_names(guilty)}.**"
     parts = [f"## {jobs:,} jobs in a row", machine, verdict, _table(samples), _METHOD]
-    return "\n\n".join([*parts, "Again: `make bench BENCH=thousand_jobs`."])
+    return "\n\n".join([*parts, "Again: `make bench BENCHMARKS=thousand_jobs`."])
 
 
 def _names(parts: Sequence[str]) -> str:

@@ -52,7 +52,9 @@ def ours(key: str, name: str, **settings: str) -> Contender:
 
 
 def _start_peer(site: Site, env: Env, times: Path | None) -> WorkerProcess:
-    own = peer_environment(site.demo.python, site.image, site.front_end)
+    results = ("--output-directory", str(site.peer_results))
+    own = peer_environment(site.demo.python, site.comfyui, site.front_end, *results)
+    own["PEER_NO_CHECK"] = "yes"
     own["PEER_HANDLER"] = _PEER if times is None else f"{_TIMED} {_PEER}"
     every = {**env, **_QUIET, **own}
     if times is not None:

@@ -85,8 +85,11 @@ class Hot:
 
 
 @contextmanager
-def serving(contender: Contender, site: Site, times: Path | None = None) -> Iterator[Hot]:
-    """Start a contender and let it do two jobs. With `times` its handler's seconds go there."""
+def serving(
+    contender: Contender, site: Site, times: Path | None = None, warming: Sequence[int] = _WARMING
+) -> Iterator[Hot]:
+    """Start a contender and let it do a job for each seed of `warming`. With `times` its handler's
+    seconds go there."""
     with ControlPlane(result_limit=_RESULT_LIMIT) as plane:
         env = plane.worker_env(skip_fitness=True)
         with contender.start(site, env, times) as worker:
@@ -94,7 +97,7 @@ def serving(contender: Contender, site: Site, times: Path | None = None) -> Iter
             found = re.search(_UP, up.text)
             assert found is not None
             hot = Hot(plane, worker, found[1])
-            for seed in _WARMING:
+            for seed in warming:
                 hot.run([work(seed, 0.0)])
             yield hot
 

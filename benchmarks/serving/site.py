@@ -1,8 +1,8 @@
-"""Where workers run: a volume, and the same ComfyUI as if built into an image, both on local disk.
+"""Where workers run, all on local disk.
 
-volume/            the demo volume, with this benchmark's nodes
-image/ComfyUI      the same code and nodes
-work-NAME/         local disk of a worker of ours
+volume/            the demo volume, with these benchmarks' nodes
+work-NAME/         local disk of a worker of ours, which runs a copy of the volume's ComfyUI
+peer-results/      of the worker compared with, which runs ComfyUI where it lies
 """
 
 from __future__ import annotations
@@ -33,9 +33,18 @@ class Site:
         return self.folder / "volume"
 
     @property
-    def image(self) -> Path:
-        """ComfyUI on local disk."""
-        return self.folder / "image" / "ComfyUI"
+    def comfyui(self) -> Path:
+        return self.volume / "ComfyUI"
+
+    @property
+    def kept(self) -> Path:
+        """Where workers of ours keep results."""
+        return self.comfyui / "output"
+
+    @property
+    def peer_results(self) -> Path:
+        """Where the other one's ComfyUI writes."""
+        return self.folder / "peer-results"
 
     @property
     def front_end(self) -> Path:
@@ -56,9 +65,8 @@ def furnished(demo: DemoVolume) -> Iterator[Site]:
     try:
         site.front_end.mkdir()
         (site.front_end / "index.html").write_text("<!doctype html><title>none</title>")
-        for place in (site.volume, site.image.parent):
-            demo.copy_to(place)
-            shutil.copytree(NODES, place / "ComfyUI" / "custom_nodes" / "benchmark_nodes")
+        demo.copy_to(site.volume)
+        shutil.copytree(NODES, site.comfyui / "custom_nodes" / "benchmark_nodes")
         yield site
     finally:
         shutil.rmtree(site.folder, ignore_errors=True)

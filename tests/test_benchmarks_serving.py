@@ -86,8 +86,8 @@ def test_busy_is_told_of_each_and_of_comfyui_alone(sides: dict[str, tuple[Hot, P
     for (busy,) in found.values():
         assert 0 < busy.executing < busy.busy + 0.01, "it does both at no time"
         assert busy.busy <= 1
-    (alone,) = found[busy_gpu.ALONE]
-    assert alone.busy > 0.99, "its queue was never empty"
+    (alone,), (other,) = found[busy_gpu.ALONE], found[WORKER_COMFYUI.name]
+    assert alone.busy > 0.99 > other.busy, "one's queue was never empty, the other one's was"
     assert len(rows(busy_gpu.section("Here.", load, found))) == 4
 
 

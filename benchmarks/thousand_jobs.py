@@ -45,7 +45,7 @@ class Part:
     unit: str = ""
 
 
-# ComfyUI keeps the last 10,000 prompts and their outputs in its history, 4 to 8 KB each: that is
+# ComfyUI keeps the last 10,000 prompts and their outputs in its history, about 5 KB each: that is
 # its own, and bounded.
 PARTS = {
     "worker_rss": Part("worker, resident", 10, " MB"),
@@ -150,7 +150,7 @@ def growth(samples: Sequence[Sample], part: str) -> float:
         1000 * (getattr(b, part) - getattr(a, part)) / (b.jobs - a.jobs)
         for a, b in itertools.combinations(samples, 2)
     ]
-    return statistics.median(slopes)
+    return float(statistics.median(slopes))
 
 
 def growing(samples: Sequence[Sample]) -> list[str]:

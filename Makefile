@@ -45,10 +45,14 @@ image-test: python ## Build the image without Docker and run its container (root
 	@$(PYTHON) -m demo volume >/dev/null
 	@$(VENV_PYTHON) -m pytest -s $(or $(TESTS),tests/image/checks.py)
 
-bench: python ## Measure cold starts on a simulated network volume (ARGS="--only hot thaw" for some)
+# The others have options of their own: make bench BENCHMARKS=busy_gpu ARGS="--rounds 1"
+BENCHMARKS = cold_start $(if $(ARGS),,busy_gpu job_overhead thousand_jobs)
+
+bench: python ## Measure starts, a busy GPU, our time in jobs, leaks (ARGS="--only hot" for some starts)
 	@$(PYTHON) -m demo venv dev
 	@$(PYTHON) -m demo volume >/dev/null
-	@$(VENV_PYTHON) -m benchmarks.cold_start $(ARGS)
+	@missed=0; for name in $(BENCHMARKS); do \
+	$(VENV_PYTHON) -m benchmarks.$$name $(ARGS) || missed=1; done; exit $$missed
 
 prove: python ## The long proofs: killed provisioners, malformed requests, faults, frozen workers (an hour)
 	@$(PYTHON) -m demo venv dev

@@ -71,19 +71,28 @@ def image_first(scene: Scene, load: Load, volume: Path, plane: Mapping[str, str]
     yaml = f"volume:\n  base_path: {volume}\n  checkpoints: models/checkpoints/\n"
     yaml += "  vae_approx: models/vae_approx/\n"
     (scene.image / "extra_model_paths.yaml").write_text(yaml, encoding="utf-8")
-    env = {**plane, **_peer(scene, load, scene.image), "PEER_WORKER_PYTHON": sys.executable}
+    env = {**plane, **_peer(scene, load, scene.image)}
     return WorkerProcess(["sh", PEERS / "image_first.sh"], env=env, cwd=REPOSITORY)
 
 
 def _peer(scene: Scene, load: Load, comfyui: Path) -> dict[str, str]:
+    return peer_environment(scene.demo.python, comfyui, scene.front_end, *load.arguments)
+
+
+def peer_environment(
+    python: Path, comfyui: Path, front_end: Path, *arguments: str
+) -> dict[str, str]:
+    """What a peer needs to start ComfyUI, on a port that is free now, and to find it."""
     port = _free_port()
-    flags = ["--cpu", *load.arguments, "--port", str(port), "--disable-auto-launch"]
-    flags += ["--front-end-root", str(scene.front_end)]
+    flags = ["--cpu", *arguments, "--port", str(port), "--disable-auto-launch"]
+    flags += ["--front-end-root", str(front_end)]
     return {
         "PEER_COMFYUI": str(comfyui),
-        "PEER_PYTHON": str(scene.demo.python),
+        "PEER_PYTHON": str(python),
         "PEER_FLAGS": " ".join(flags),
         "PEER_URL": f"http://127.0.0.1:{port}",
+        "PEER_WORKER_PYTHON": sys.executable,
+        "PEER_HANDLER": "benchmarks.cold_start.peers.image_first",
     }
 
 

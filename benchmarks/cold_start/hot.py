@@ -40,18 +40,8 @@ class HotWorker:
         job = self.plane.submit(given)
         posted(self.plane, self.worker, job)
         seconds = self.plane.wait_for("done", job).at - begun
-        self._until_idle()
+        until_idle(self.plane, self.worker)
         return seconds
-
-    def _until_idle(self) -> None:
-        """The SDK asks for the next job in its own time, up to a second after the last one; what is
-        submitted sooner would wait for that and not for the worker."""
-        asked, end = self.plane.polls["take"], now() + _ASKS_AGAIN
-        while self.plane.polls["take"] == asked:
-            if now() > end:
-                raise RuntimeError(f"the worker asks for no job\n{self.worker.tail()}")
-            time.sleep(0.01)
-        time.sleep(_REST)
 
     def loads_so_far(self) -> int:
         """How many checkpoints ComfyUI has loaded, by its log."""
@@ -61,6 +51,17 @@ class HotWorker:
         """A signal to every process of the worker."""
         for pid in (self.worker.pid, *(p.pid for p in self.worker.living())):
             os.kill(pid, number)
+
+
+def until_idle(plane: ControlPlane, worker: WorkerProcess) -> None:
+    """The SDK asks for the next job in its own time, up to a second after the last one; what is
+    submitted sooner would wait for that and not for the worker."""
+    asked, end = plane.polls["take"], now() + _ASKS_AGAIN
+    while plane.polls["take"] == asked:
+        if now() > end:
+            raise RuntimeError(f"the worker asks for no job\n{worker.tail()}")
+        time.sleep(0.01)
+    time.sleep(_REST)
 
 
 @contextmanager

@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import socket
 import threading
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -17,7 +18,8 @@ from urllib.parse import parse_qsl, unquote, urlsplit
 
 @dataclass(frozen=True)
 class Request:
-    """One request as it arrived. `client_gone()` tells whether its sender has hung up meanwhile."""
+    """One request as it arrived. `client_gone()` tells whether its sender has hung up meanwhile;
+    `at` is time.monotonic() when all of it was here."""
 
     method: str
     path: str
@@ -25,6 +27,7 @@ class Request:
     headers: Mapping[str, str] = field(repr=False)
     body: bytes = field(repr=False)
     client_gone: Callable[[], bool] = field(repr=False)
+    at: float = field(default_factory=time.monotonic)
 
 
 @dataclass(frozen=True)

@@ -113,6 +113,7 @@ class PlaneProtocol:
             status = 200 if is_json and len(request.body) <= self._result_limit else 400
         self._state.record(
             kind,
+            at=request.at,
             worker=worker,
             job_id=job_id,
             body=body,

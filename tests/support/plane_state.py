@@ -93,9 +93,10 @@ class PlaneState:
 
     # --- events -------------------------------------------------------------------------------
 
-    def record(self, kind: Kind, **fields: Any) -> None:
+    def record(self, kind: Kind, *, at: float | None = None, **fields: Any) -> None:
+        """`at`: when it happened, by time.monotonic(), where that was before now."""
         with self.changed:
-            self._events.append(Event(kind, now(), **fields))
+            self._events.append(Event(kind, now() if at is None else at, **fields))
             self.changed.notify_all()
 
     def note_first_take(self, worker: str) -> None:

@@ -1,7 +1,9 @@
 # The order of worker-comfyui's start: torch is asked for the GPU, then ComfyUI starts from the
 # image, then the handler. Without a GPU the answer is no; what it costs is importing torch.
-"$PEER_PYTHON" -c "import torch; torch.cuda.is_available() and torch.cuda.init()"
+# Whoever measures no start can leave it out.
+[ -n "$PEER_NO_CHECK" ] || "$PEER_PYTHON" -c "import torch; torch.cuda.is_available() and torch.cuda.init()"
 # shellcheck disable=SC2086 # flags are words
 "$PEER_PYTHON" -u "$PEER_COMFYUI/main.py" $PEER_FLAGS --disable-metadata --verbose DEBUG \
     --log-stdout &
-exec "$PEER_WORKER_PYTHON" -u -m benchmarks.cold_start.peers.image_first
+# shellcheck disable=SC2086 # a module, or a module that runs another
+exec "$PEER_WORKER_PYTHON" -u -m $PEER_HANDLER

@@ -1,0 +1,189 @@
+"""How busy ComfyUI is kept while jobs wait and each result takes its time to post.
+
+    python -m benchmarks.busy_gpu [--jobs 30] [--rounds 3] [--seconds 1] [--post 0.5]
+
+Contenders run in turn; each gets all jobs at once. ComfyUI is busy when it does not wait for a
+prompt, from the start of the first execution to the end of the last.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import sys
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+
+import requests
+
+from benchmarks.document import FILE, put_section
+from benchmarks.machine import this_machine
+from benchmarks.serving.contenders import ONE_AT_A_TIME, OURS, WORKER_COMFYUI, Contender
+from benchmarks.serving.hot import Hot, Span, serving
+from benchmarks.serving.site import furnished
+from benchmarks.serving.workflows import work
+from demo.volume import DemoVolume, ensure
+
+WANTED = 0.97
+SECTION = "busy gpu"
+CONTENDERS = (OURS, ONE_AT_A_TIME, WORKER_COMFYUI)
+# Nobody in between: what ComfyUI itself leaves idle between two prompts of its queue.
+ALONE = "ComfyUI alone, all prompts in its queue"
+_JOBS, _ROUNDS, _SECONDS, _POST = 30, 3, 1.0, 0.5
+_PATIENCE = 600.0
+
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Busy:
+    """Shares of the time from the first start to the last end: `busy` when ComfyUI did not wait for
+    a prompt, `executing` when it executed one. `per_minute`: jobs."""
+
+    busy: float
+    executing: float
+    per_minute: float
+
+    @classmethod
+    def of(cls, spans: Sequence[Span], waits: Iterable[Span]) -> Busy:
+        """From when ComfyUI executed, and when it waited."""
+        start, end = min(s.start for s in spans), max(s.end for s in spans)
+        waited = sum(max(min(w.end, end) - max(w.start, start), 0.0) for w in waits)
+        executed, window = sum(s.seconds for s in spans), end - start
+        return cls(1 - waited / window, executed / window, 60 * len(spans) / window)
+
+    def __str__(self) -> str:
+        shares = f"busy {self.busy:.3f}, executing {self.executing:.3f}"
+        return f"{shares}, {self.per_minute:.1f} jobs a minute"
+
+
+@dataclass(frozen=True)
+class Load:
+    """`seconds` of a job in ComfyUI; `post`: seconds until the control plane takes a result."""
+
+    jobs: int = _JOBS
+    seconds: float = _SECONDS
+    post: float = _POST
+
+
+def measure(
+    demo: DemoVolume,
+    load: Load,
+    rounds: int,
+    say: Say,
+    contenders: Iterable[Contender] = CONTENDERS,
+) -> dict[str, list[Busy]]:
+    """By contender's name, round by round; all of them stay started and idle while others run."""
+    found: dict[str, list[Busy]] = {}
+    with furnished(demo) as site, ExitStack() as stack:
+        hots = {c.name: stack.enter_context(serving(c, site)) for c in contenders}
+        for number in range(rounds):
+            for name, busy in one_round(hots, load, number * 2 * load.jobs):
+                found.setdefault(name, []).append(busy)
+                say(f"round {number + 1} of {rounds}: {name}: {busy}")
+    return found
+
+
+def one_round(hots: Mapping[str, Hot], load: Load, seed: int) -> Iterator[tuple[str, Busy]]:
+    """Each of them in turn, then ComfyUI alone, the last one's. Seeds from `seed` on, two for
+    each job, must be new to them all."""
+    seeds = range(seed, seed + load.jobs)
+    for name, hot in hots.items():
+        yield name, _worked_off(hot, load, seeds)
+    yield ALONE, _queued([*hots.values()][-1], load, [s + load.jobs for s in seeds])
+
+
+def _worked_off(hot: Hot, load: Load, seeds: Sequence[int]) -> Busy:
+    hot.plane.faults.delay["done"] = load.post
+    hot.run([work(seed, load.seconds) for seed in seeds])
+    return _busy(hot, seeds)
+
+
+def _queued(hot: Hot, load: Load, seeds: Sequence[int]) -> Busy:
+    """All prompts at once, straight into ComfyUI's queue."""
+    with requests.Session() as session:
+        session.trust_env = False
+        for seed in seeds:
+            body = {"prompt": work(seed, load.seconds)["workflow"]}
+            session.post(f"{hot.url}/prompt", json=body, timeout=30).raise_for_status()
+    end = time.monotonic() + _PATIENCE
+    while seeds[-1] not in hot.spans():
+        if time.monotonic() > end:
+            raise RuntimeError(f"ComfyUI does not come to an end\n{hot.worker.tail()}")
+        time.sleep(0.2)
+    return _busy(hot, seeds)
+
+
+def _busy(hot: Hot, seeds: Iterable[int]) -> Busy:
+    spans = hot.spans()
+    return Busy.of([spans[seed] for seed in seeds], hot.waits())
+
+
+def busy_share(rounds: Iterable[Busy]) -> float:
+    """The median of rounds, rounded as it is shown."""
+    return round(statistics.median(b.busy for b in rounds), 2)
+
+
+def section(machine: str, load: Load, found: Mapping[str, Sequence[Busy]]) -> str:
+    """The document's section."""
+    ours = busy_share(found[OURS.name])
+    word = "met" if ours >= WANTED else "**missed**"
+    wanted = f"Wanted of ours: busy ≥ {WANTED:.2f}; measured {ours:.2f}, {word}."
+    parts = ["## Busy GPU", machine, wanted, _table(found), _method(load)]
+    return "\n\n".join([*parts, "Again: `make bench BENCHMARKS=busy_gpu`."])
+
+
+def _table(found: Mapping[str, Sequence[Busy]]) -> str:
+    pace = {name: statistics.median(b.per_minute for b in rounds) for name, rounds in found.items()}
+    rows = ["| | busy | rounds | executing | jobs a minute | ratio |", "|---|---|---|---|---|---|"]
+    for name, rounds in found.items():
+        executing = statistics.median(b.executing for b in rounds)
+        each = ", ".join(f"{b.busy:.3f}" for b in rounds)
+        ratio = pace[name] / pace[WORKER_COMFYUI.name]
+        cells = [f"{busy_share(rounds):.2f}", each, f"{executing:.2f}", f"{pace[name]:.1f}"]
+        rows.append(f"| {' | '.join([name, *cells, f'{ratio:.2f}'])} |")
+    return "\n".join(rows)
+
+
+def _method(load: Load) -> str:
+    return f"""{load.jobs} jobs of {load.seconds:g} s in ComfyUI, all waiting from the start,
+each with a seed of its own and a small picture as its result; the control plane takes {load.post:g}
+s to accept each result. The node sleeps, as a host does while its GPU works. From the start of the
+first execution to the end of the last, *busy* is the share of the time in which ComfyUI did not
+wait for a prompt, *executing* that in which it executed one, by its own history. In between it
+collects garbage every 10 s, which nobody in front of it can help: *ComfyUI alone* has all prompts
+in its queue from the start and no worker at all. *Ratio* is that of the jobs a minute; all are
+medians of the rounds. *worker-comfyui's sequence* is our own code in the order of worker-comfyui
+5.8 on the same SDK: one job at a time, ask whether ComfyUI answers, socket, prompt, history,
+`/view`."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """0 when ours is as busy as wanted."""
+    parser = argparse.ArgumentParser(prog="benchmarks.busy_gpu", description=__doc__)
+    parser.add_argument("--jobs", type=int, default=_JOBS)
+    parser.add_argument("--rounds", type=int, default=_ROUNDS)
+    parser.add_argument("--seconds", type=float, default=_SECONDS, help="of a job in ComfyUI")
+    parser.add_argument("--post", type=float, default=_POST, help="seconds to accept a result")
+    given = parser.parse_args(argv)
+    if min(given.jobs, given.rounds) < 1:
+        parser.error("--jobs and --rounds: 1 or more")
+    load, demo = Load(given.jobs, given.seconds, given.post), ensure()
+    found = measure(demo, load, given.rounds, _say)
+    text = section(this_machine(demo).sentence(), load, found)
+    print(text)
+    if load == Load() and given.rounds >= _ROUNDS:
+        put_section(SECTION, text)
+    else:
+        _say(f"fewer or other jobs than usual, so {FILE.name} was left as it is")
+    return 0 if busy_share(found[OURS.name]) >= WANTED else 1
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

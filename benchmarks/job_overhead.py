@@ -1,0 +1,229 @@
+"""Our time in a job: all but ComfyUI's execution, against worker-comfyui's way with it.
+
+    python -m benchmarks.job_overhead [--rounds 15] [--only 64 1024]
+
+Both serve side by side, and get the same jobs in turn, one at a time, at rest before each.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import sys
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+
+from benchmarks.document import FILE, put_section
+from benchmarks.machine import this_machine
+from benchmarks.serving.contenders import WORKER_COMFYUI, ours
+from benchmarks.serving.hot import Hot, serving
+from benchmarks.serving.site import furnished
+from benchmarks.serving.timed import read_times
+from benchmarks.serving.workflows import pictures
+from demo.volume import DemoVolume, ensure
+
+WANTED = 0.50
+SECTION = "job overhead"
+# So that the largest pictures come in the reply, as the other's do.
+OURS = ours("ours", "ours", MAX_REPLY_MB="500")
+_ROUNDS = 15
+
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Size:
+    """`count` pictures of `side`²."""
+
+    side: int
+    count: int
+
+    @property
+    def label(self) -> str:
+        return f"{self.count} × {self.side}²"
+
+
+SIZES = (Size(64, 1), Size(1024, 1), Size(2048, 4))
+
+
+@dataclass(frozen=True)
+class Took:
+    """Seconds of a job. `handler`: from its call to its return. `posted`: from the moment the
+    control plane handed the job out until the result had arrived. `executed`: of these, what
+    ComfyUI's execution took."""
+
+    handler: float
+    posted: float
+    executed: float
+
+    @property
+    def in_handler(self) -> float:
+        """All but ComfyUI's execution."""
+        return self.handler - self.executed
+
+    @property
+    def in_all(self) -> float:
+        """The same with what the SDK does around the handler."""
+        return self.posted - self.executed
+
+
+Series = Mapping[Size, Mapping[str, Sequence[Took]]]
+
+
+def measure(
+    demo: DemoVolume, sizes: Sequence[Size], rounds: int, say: Say
+) -> dict[Size, dict[str, list[Took]]]:
+    """By size and contender's name, round by round, after one round that is not counted."""
+    with furnished(demo) as site, ExitStack() as stack:
+        sides = []
+        for contender in (OURS, WORKER_COMFYUI):
+            times = site.folder / f"times-{contender.key}"
+            hot = stack.enter_context(serving(contender, site, times))
+            sides.append(Side(contender.name, hot, times))
+        interleaved(sides, sizes, 1, lambda text: say(f"not counted: {text}"))
+        return interleaved(sides, sizes, rounds, say, 1000)
+
+
+def interleaved(
+    sides: Sequence[Side], sizes: Sequence[Size], rounds: int, say: Say, seed: int = 0
+) -> dict[Size, dict[str, list[Took]]]:
+    """The same on what serves already. Seeds from `seed` on must be new to them."""
+    asked: dict[Size, list[int]] = {size: [] for size in sizes}
+    for number in range(rounds):
+        for size in sizes:
+            # Another one begins each round, so that nobody always follows the other.
+            for side in sides if number % 2 else sides[::-1]:
+                side.ask(size, seed)
+            asked[size].append(seed)
+            seed += 1
+            say(f"round {number + 1} of {rounds}: {size.label}")
+    return {size: {side.name: side.took(seeds) for side in sides} for size, seeds in asked.items()}
+
+
+class Side:
+    """A contender that serves, its handler timed into `times`, and which job had which seed."""
+
+    def __init__(self, name: str, hot: Hot, times: Path) -> None:
+        self.name = name
+        self._hot = hot
+        self._times = times
+        self._jobs: dict[int, str] = {}
+
+    def ask(self, size: Size, seed: int) -> None:
+        """Run a job of this size."""
+        (self._jobs[seed],) = self._hot.run([pictures(seed, size.side, size.count)])
+
+    def took(self, seeds: Iterable[int]) -> list[Took]:
+        """What the jobs of these seeds took."""
+        spans, times = self._hot.spans(), read_times(self._times)
+        found = []
+        for seed in seeds:
+            job = self._jobs[seed]
+            posted = self._hot.done(job) - self._hot.taken(job)
+            found.append(Took(times[job], posted, spans[seed].seconds))
+        return found
+
+
+def ratio(took: Mapping[str, Sequence[Took]], part: Callable[[Took], float]) -> float:
+    """Ours to the other's, of medians; rounded as it is shown."""
+    return round(_median(took[OURS.name], part) / _median(took[WORKER_COMFYUI.name], part), 2)
+
+
+def _median(took: Iterable[Took], part: Callable[[Took], float]) -> float:
+    return statistics.median(part(t) for t in took)
+
+
+def in_handler(took: Took) -> float:
+    return took.in_handler
+
+
+def in_all(took: Took) -> float:
+    return took.in_all
+
+
+def section(machine: str, found: Series) -> str:
+    """The document's section."""
+    rounds = len(next(iter(next(iter(found.values())).values())))
+    parts = ["## Our time in a job", machine, _verdicts(found), _times(found), _method(rounds)]
+    return "\n\n".join([*parts, "Again: `make bench BENCHMARKS=job_overhead`."])
+
+
+def _verdicts(found: Series) -> str:
+    rows = [
+        "| pictures | in the handler | wanted | | with the SDK around it |",
+        "|---|---|---|---|---|",
+    ]
+    for size, took in found.items():
+        ours_to_theirs = ratio(took, in_handler)
+        word = "met" if ours_to_theirs <= WANTED else "**missed**"
+        whole = ratio(took, in_all)
+        rows.append(
+            f"| {size.label} | {ours_to_theirs:.2f} | ≤ {WANTED:.2f} | {word} | {whole:.2f} |"
+        )
+    return "\n".join(rows)
+
+
+def _times(found: Series) -> str:
+    rows = [
+        "| pictures | | in the handler | from taken to posted | ComfyUI's execution |",
+        "|---|---|---|---|---|",
+    ]
+    for size, each in found.items():
+        for name, took in each.items():
+            middle = [1000 * _median(took, part) for part in (in_handler, in_all, _executed)]
+            cells = [f"{ms:.0f} ms" for ms in middle]
+            rows.append(f"| {' | '.join([size.label, name, *cells])} |")
+    return "\n".join(rows)
+
+
+def _executed(took: Took) -> float:
+    return took.executed
+
+
+def _method(rounds: int) -> str:
+    return f"""Ratios of medians of {rounds} jobs each, the same jobs for both in turn, one at a
+time on a worker at rest. *In the handler* is the time from the SDK's call of the handler to its
+return, less ComfyUI's execution as its history tells it. *From taken to posted* is that from the
+moment the control plane handed the job out until the whole result had arrived, less the same; in it
+is the SDK's own part, the same code for both: up to 0.1 s until it looks at a job it has taken,
+then writing the reply as JSON and sending it.
+
+The pictures are noise with the spectrum of generated ones (amplitude ∝ frequency^-1.5), so that a
+PNG of 1024² takes 1.5 MB. Replies of any size are let through on both sides (`MAX_REPLY_MB=500`;
+Runpod's limit is 10 or 20 MB). Ours checks the request, keeps the results on the volume, here a
+plain folder, and tells progress as it always does. *worker-comfyui's sequence* is our own code in
+the order of worker-comfyui 5.8: ask whether ComfyUI answers, socket, prompt, history, `/view` for
+each picture, base64. Its prints are left out, and the SDK logs at INFO for both, which spares it
+the results printed at DEBUG, its default."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """0 when all sizes that were asked meet what is wanted."""
+    parser = argparse.ArgumentParser(prog="benchmarks.job_overhead", description=__doc__)
+    parser.add_argument("--rounds", type=int, default=_ROUNDS)
+    parser.add_argument(
+        "--only", nargs="+", type=int, choices=[s.side for s in SIZES], help="sides of pictures"
+    )
+    given = parser.parse_args(argv)
+    if given.rounds < 1:
+        parser.error(f"--rounds {given.rounds}: 1 or more")
+    sizes = [s for s in SIZES if not given.only or s.side in given.only]
+    demo = ensure()
+    found = measure(demo, sizes, given.rounds, _say)
+    text = section(this_machine(demo).sentence(), found)
+    print(text)
+    if given.rounds >= _ROUNDS and not given.only:
+        put_section(SECTION, text)
+    else:
+        _say(f"only a part was run, so {FILE.name} was left as it is")
+    return 0 if all(ratio(took, in_handler) <= WANTED for took in found.values()) else 1
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,220 @@
+"""A thousand jobs in a row: does a worker, or its ComfyUI, grow?
+
+    python -m benchmarks.thousand_jobs [--jobs 1000] [--every 100]
+
+Looked at every 100 jobs, while nothing runs: memory, descriptors, threads, processes and the files
+in the worker's own folder. What counts is the slope.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import re
+import statistics
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import psutil
+
+from benchmarks.document import FILE, put_section
+from benchmarks.machine import this_machine
+from benchmarks.serving.contenders import OURS
+from benchmarks.serving.hot import Hot, serving
+from benchmarks.serving.site import furnished
+from benchmarks.serving.workflows import work
+from demo.volume import DemoVolume, ensure
+
+SECTION = "thousand jobs"
+_JOBS, _EVERY = 1000, 100
+
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Part:
+    """What is watched: a name for people, and what a thousand jobs may add to it."""
+
+    name: str
+    tolerance: float
+    unit: str = ""
+
+
+# ComfyUI keeps the last 10,000 prompts and their outputs in its history, about 5 KB each: that is
+# its own, and bounded.
+PARTS = {
+    "worker_rss": Part("worker, resident", 10, " MB"),
+    "worker_own": Part("worker, its own", 10, " MB"),
+    "worker_files": Part("worker, descriptors", 2),
+    "worker_threads": Part("worker, threads", 2),
+    "comfyui_rss": Part("ComfyUI, resident", 30, " MB"),
+    "comfyui_own": Part("ComfyUI, its own", 30, " MB"),
+    "comfyui_files": Part("ComfyUI, descriptors", 2),
+    "comfyui_threads": Part("ComfyUI, threads", 2),
+    "processes": Part("processes below the worker", 0.5),
+    "local_files": Part("files in its local folder", 2),
+}
+
+
+@dataclass(frozen=True)
+class Sample:
+    """Everything at one moment. Memory in MB (10⁶ bytes); `own` is what is not of a file, be it
+    resident or swapped out. The `files` of a process are its descriptors: open files, sockets and
+    pipes."""
+
+    jobs: int
+    worker_rss: float
+    worker_own: float
+    worker_files: int
+    worker_threads: int
+    comfyui_rss: float
+    comfyui_own: float
+    comfyui_files: int
+    comfyui_threads: int
+    processes: int
+    local_files: int
+
+    def line(self) -> str:
+        """For people who watch."""
+        told = (f"{PARTS[f.name].name} {getattr(self, f.name):g}" for f in fields(self)[1:])
+        return f"{self.jobs} jobs: {', '.join(told)}"
+
+
+def measure(demo: DemoVolume, jobs: int, every: int, say: Say) -> list[Sample]:
+    """A sample before the first job and one after each `every` of them.
+
+    Raises NoResult where a job brings no picture, RuntimeError where results are not on the volume.
+    """
+    with furnished(demo) as site, serving(OURS, site) as hot:
+        return in_a_row(hot, site.work(OURS.key), site.kept, range(jobs), every, say)
+
+
+def in_a_row(
+    hot: Hot, local: Path, kept: Path, seeds: Sequence[int], every: int, say: Say
+) -> list[Sample]:
+    """The same on a worker that serves, whose own folder is `local` and that keeps results in
+    `kept`; a job for each seed."""
+    before, samples = _files_below(kept), [_sample(hot, 0, local)]
+    say(samples[-1].line())
+    for first in range(0, len(seeds), every):
+        begun, some = time.monotonic(), seeds[first : first + every]
+        hot.run([work(seed, 0.0) for seed in some])
+        pace = 60 * len(some) / (time.monotonic() - begun)
+        samples.append(_sample(hot, first + len(some), local))
+        say(f"{samples[-1].line()} ({pace:.0f} jobs/min)")
+    if (there := _files_below(kept) - before) < len(seeds):
+        raise RuntimeError(f"{there} results of {len(seeds)} are on the volume")
+    return samples
+
+
+def _sample(hot: Hot, jobs: int, local: Path) -> Sample:
+    worker = psutil.Process(hot.worker.pid)
+    below = worker.children(recursive=True)
+    port = urlsplit(hot.url).port
+    (comfyui,) = (p for p in below if port in _listens_at(p))
+    both = {"worker": worker, "comfyui": comfyui}
+    found: dict[str, Any] = {}
+    for name, process in both.items():
+        found[f"{name}_rss"] = round(process.memory_info().rss / 1e6, 1)
+        found[f"{name}_own"] = round(_own_memory(process.pid) / 1e6, 1)
+        found[f"{name}_files"] = process.num_fds()
+        found[f"{name}_threads"] = process.num_threads()
+    return Sample(jobs, processes=len(below), local_files=_files_below(local), **found)
+
+
+def _own_memory(pid: int) -> int:
+    """Bytes, whatever the kernel drops or other processes share meanwhile."""
+    status = Path(f"/proc/{pid}/status").read_text()
+    fields = re.findall(r"^(?:RssAnon|VmSwap):\s+(\d+) kB", status, re.MULTILINE)
+    return 1024 * sum(map(int, fields))
+
+
+def _listens_at(process: psutil.Process) -> set[int]:
+    listening = (c for c in process.net_connections("tcp") if c.status == psutil.CONN_LISTEN)
+    return {connection.laddr.port for connection in listening}
+
+
+def _files_below(folder: Path) -> int:
+    return sum(path.is_file() for path in folder.rglob("*"))
+
+
+def growth(samples: Sequence[Sample], part: str) -> float:
+    """What a thousand jobs add: the median slope between any two samples, which neither warming up
+    nor an odd sample sways (Theil and Sen)."""
+    slopes = [
+        1000 * (getattr(b, part) - getattr(a, part)) / (b.jobs - a.jobs)
+        for a, b in itertools.combinations(samples, 2)
+    ]
+    return float(statistics.median(slopes))
+
+
+def growing(samples: Sequence[Sample]) -> list[str]:
+    """The parts that are not flat."""
+    return [name for name, part in PARTS.items() if growth(samples, name) > part.tolerance]
+
+
+def section(machine: str, samples: Sequence[Sample]) -> str:
+    """The document's section."""
+    jobs, guilty = samples[-1].jobs, growing(samples)
+    verdict = "Everything is flat." if not guilty else f"**Not flat: {_names(guilty)}.**"
+    parts = [f"## {jobs:,} jobs in a row", machine, verdict, _table(samples), _METHOD]
+    return "\n\n".join([*parts, "Again: `make bench BENCHMARKS=thousand_jobs`."])
+
+
+def _names(parts: Sequence[str]) -> str:
+    return "; ".join(PARTS[part].name for part in parts)
+
+
+def _table(samples: Sequence[Sample]) -> str:
+    shown = [samples[0], *samples[1 :: max(1, (len(samples) - 1) // 5)]]
+    if shown[-1] is not samples[-1]:
+        shown.append(samples[-1])
+    head = [f"after {sample.jobs:,}" for sample in shown]
+    rows = [f"| | {' | '.join(head)} | in 1,000 jobs | allowed |", "|---" * (len(shown) + 3) + "|"]
+    for name, part in PARTS.items():
+        digits = 1 if part.unit else 0
+        cells = [f"{getattr(sample, name):.{digits}f}" for sample in shown]
+        grown = f"{growth(samples, name):+.1f}{part.unit}"
+        rows.append(
+            f"| {part.name} | {' | '.join(cells)} | {grown} | {part.tolerance:g}{part.unit} |"
+        )
+    return "\n".join(rows)
+
+
+_METHOD = """Small pictures (64×64, another one each) through one worker in production mode on a
+real ComfyUI, always some of them waiting; looked at while nothing runs. Memory in MB; *its own* is
+what is not of a file, resident or swapped out. *In 1,000 jobs* is the median of the slopes between
+any two looks. ComfyUI keeps the last 10,000 prompts in its history; that grows, by its own design,
+and is allowed for. Each result was posted, and is on the volume."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """0 when all is flat."""
+    parser = argparse.ArgumentParser(prog="benchmarks.thousand_jobs", description=__doc__)
+    parser.add_argument("--jobs", type=int, default=_JOBS)
+    parser.add_argument("--every", type=int, default=_EVERY, help="jobs between two looks")
+    given = parser.parse_args(argv)
+    if not 1 <= given.every <= given.jobs:
+        parser.error(f"--every {given.every}: from 1 to --jobs, {given.jobs}")
+    demo = ensure()
+    samples = measure(demo, given.jobs, given.every, _say)
+    text = section(this_machine(demo).sentence(), samples)
+    print(text)
+    if given.jobs >= _JOBS:
+        put_section(SECTION, text)
+    else:
+        _say(f"fewer jobs than usual, so {FILE.name} was left as it is")
+    return 0 if not growing(samples) else 1
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -196,7 +196,8 @@ Runpod's limit is 10 or 20 MB). Ours checks the request, keeps the results on th
 plain folder, and tells progress as it always does. *worker-comfyui's sequence* is our own code in
 the order of worker-comfyui 5.8: ask whether ComfyUI answers, socket, prompt, history, `/view` for
 each picture, base64. Its prints are left out, and the SDK logs at INFO for both, which spares it
-the results printed at DEBUG, its default."""
+the results printed at DEBUG, its default. ComfyUI's garbage collection, every 10 s for half a
+second, is made short for both (`gc.freeze`): it would fall on one or the other by chance."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:

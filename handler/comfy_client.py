@@ -13,8 +13,8 @@ import aiohttp
 _Socket = Any  # aiohttp's class is generic in some versions and not in others
 _ANSWER_SECONDS = 30.0
 _SOCKET_SECONDS = 5.0
+_SOCKET_CLOSE = aiohttp.ClientWSTimeout(ws_close=0.0)  # its farewell is not waited for
 _QUEUE_SECONDS = 10.0
-_SOCKET_CLOSE = aiohttp.ClientWSTimeout(ws_close=1.0)
 # ComfyUI validates a large workflow before it answers; /object_info starts scans of all models.
 _SLOW_ANSWER_SECONDS = 120.0
 
@@ -79,19 +79,16 @@ class ComfyClient:
         """Every node class this ComfyUI knows. Slow: it scans all model folders."""
         return list(await self._call("GET", "/object_info", None, _SLOW_ANSWER_SECONDS))
 
-    async def listen(self, client_id: str) -> AsyncIterator[dict[str, Any]]:
-        """Open the socket; the text messages that come until it ends, in whatever way."""
-        socket = await self._open_socket(client_id)
-        return _messages(socket)
-
-    async def _open_socket(self, client_id: str) -> _Socket | None:
+    async def listen(self, client_id: str) -> AsyncIterator[dict[str, Any]] | None:
+        """Open the socket; the text messages that come until it ends, in whatever way. None when
+        it does not open."""
         address = f"{self._url}/ws?clientId={client_id}"
 
         async def connected() -> _Socket:
             return await self._session.ws_connect(address, max_msg_size=0, timeout=_SOCKET_CLOSE)
 
         try:
-            return await asyncio.wait_for(connected(), _SOCKET_SECONDS)
+            return _messages(await asyncio.wait_for(connected(), _SOCKET_SECONDS))
         except (aiohttp.ClientError, OSError, asyncio.TimeoutError):
             return None
 
@@ -111,11 +108,7 @@ class ComfyClient:
             raise Unreachable(f"{method} {path}: {problem or type(problem).__name__}") from problem
 
 
-async def _messages(
-    socket: _Socket | None,
-) -> AsyncIterator[dict[str, Any]]:
-    if socket is None:
-        return
+async def _messages(socket: _Socket) -> AsyncIterator[dict[str, Any]]:
     async with socket:
         async for message in socket:
             if message.type is aiohttp.WSMsgType.TEXT:

@@ -31,6 +31,7 @@ from handler.s3 import NotUploaded, Store, Upload
 _AT_ONCE = 4
 # What was computed is not thrown away because the job's time is up now.
 _LEAST_SECONDS = 60.0
+_ROOM_FOR_THE_REST = 100_000  # bytes of a reply beside the contents of files
 
 
 @dataclass
@@ -49,6 +50,7 @@ class Delivery:
         self._settings = settings
         self._keeper = Keeper(settings, layout)
         self._scratch = work.root / "rewritten"
+        self._pool = ThreadPoolExecutor(_AT_ONCE, thread_name_prefix="deliver")
         self._policy = AddressPolicy(allow_private=settings.allow_private_urls)
 
     def deliver(
@@ -87,14 +89,24 @@ class Delivery:
     def _delivered(
         self, found: Gathered, rest: Sequence[Path], job: _Job, more: dict[str, Any]
     ) -> dict[str, Any]:
-        with ThreadPoolExecutor(_AT_ONCE, thread_name_prefix="deliver") as pool:
-            rewrite(found.results, job.order, job.scratch, pool)
-            list(pool.map(lambda result: self._place(result, job), found.results))
+        rewrite(found.results, job.order, job.scratch, self._pool)
+        encoded = [self._pool.submit(result.encode) for result in self._for_the_reply(found, job)]
+        list(self._pool.map(lambda result: self._place(result, job), found.results))
+        for each in encoded:
+            each.result()
         kept, lost = self._keep_rest(rest, job.order)
         found.warnings += lost
         if kept:
             more["also_kept"] = kept
         return self._composed(found, more, job)
+
+    def _for_the_reply(self, found: Gathered, job: _Job) -> list[Result]:
+        """Files whose contents the reply will hold, as far as that is sure before they are kept:
+        base64 is made of them meanwhile."""
+        files = [result for result in found.results if result.local is not None]
+        room = self._settings.max_reply_mb * 1e6 - _ROOM_FOR_THE_REST
+        fits = sum(result.content_size for result in files) < room
+        return files if fits and job.order.way == "base64" else []
 
     def _store(self, order: Order) -> Store | None:
         if order.bucket is None:

@@ -40,7 +40,18 @@ class Intake(rp_scale.JobScaler):  # type: ignore[misc]  # the SDK is not typed
         jobs: list[dict[str, Any]] | None = await self._get_job(session, 1)
         for job in jobs or ():
             self._slots.take(job["id"])
+        if jobs and not self.is_alive():
+            await asyncio.gather(*(self._answer_late(session, job) for job in jobs))
+            return None
         return jobs
+
+    async def _answer_late(self, session: Any, job: dict[str, Any]) -> None:
+        """A job that the open take brought after the end was begun: nobody looks at the queue any
+        more, so it is answered here."""
+        self.job_progress.add(job)
+        self.jobs_queue.put_nowait(job)
+        self.jobs_queue.get_nowait()
+        await self.handle_job(session, job)
 
     async def handle_job(self, session: Any, job: dict[str, Any]) -> None:
         """Run one job and post its result."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -19,13 +20,14 @@ from handler.preflight import KnownClasses
 from handler.progress import Progress
 from handler.requests import WorkflowRequest
 from handler.revival import Revival
-from handler.run import Ran, run_prompt
+from handler.run import NoSocket, Ran, run_prompt
 from handler.shutdown import Stay
 
 _OUT_OF_MEMORY = "job.out_of_memory"
 # After these no other job can be trusted to the same process.
 _POISONED = {"job.cuda_failed", "comfyui.history_unreadable", "comfyui.unreachable"}
 _FREEING_SECONDS = 1.0
+_SETTLED = 0.2  # seconds after a prompt: nobody waits for what is done then
 # A job that another one's fault took along is run anew; it may be unlucky twice.
 _MOST_RUNS = 3
 # Told what ran (None: it failed) and when it ended, before the next job's end is looked at.
@@ -91,6 +93,7 @@ class Prompts:
                     self._line.displace_others(turn)
                     if turn.first:
                         self._revival.soon()
+                asyncio.get_running_loop().call_later(_SETTLED, self._look_at_memory)
                 if turn.ended_at is not None:
                     await asyncio.shield(asyncio.to_thread(at_end, ran, turn.ended_at))
 
@@ -98,8 +101,9 @@ class Prompts:
         def tell(step: Step) -> None:
             progress.tell(step.stage, step.percent, **step.more)
 
+        surely = False
         for _ in range(_MOST_RUNS):
-            await self._make_ready(turn)
+            await self._make_ready(turn, surely)
             life = self._comfyui.starts
             try:
                 ran = await run_prompt(
@@ -110,11 +114,16 @@ class Prompts:
                     self._known,
                     request.extra_data,
                     tell,
+                    probed=surely,
                 )
                 await turn.come()  # so that what was before it is over and mended
                 displaced = turn.displaced or self._comfyui.starts != life
                 if ran.ended.failure is None or not displaced:
                     return ran
+            except NoSocket:
+                surely = True
+                await turn.come()
+                continue
             except Displaced:
                 pass
             await turn.come()
@@ -122,13 +131,15 @@ class Prompts:
             turn.queued = turn.displaced = False
         raise failures.lost()
 
-    async def _make_ready(self, turn: Turn) -> None:
-        """Have a ComfyUI that takes the prompt: for the first in the line it is looked at, others
-        come after one that was. Where memory is short, nobody may be before it."""
-        if self._revival.short_of_memory():
+    async def _make_ready(self, turn: Turn, surely: bool) -> None:
+        """Have a ComfyUI that takes the prompt. One that was ready once and lives is asked only
+        when it has to be `surely` so: its socket tells the same. Where memory is short, nobody may
+        be before it."""
+        fit = self._revival.seems_fit()
+        if not fit:
             await turn.come()
         await turn.near()
-        if turn.first:
+        if turn.first and not (fit and not surely):
             await self._revival.ready(turn.deadline)
 
     async def _mend(self, error: JobError) -> None:
@@ -137,6 +148,9 @@ class Prompts:
             await self._revival.end(error.message)
         elif error.code == _OUT_OF_MEMORY:
             await self._free_gpu()
+
+    def _look_at_memory(self) -> None:
+        threading.Thread(target=self._revival.look_at_memory, daemon=True).start()
 
     async def _free_gpu(self) -> None:
         try:

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-import base64
 import json
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import pybase64
+
 
 @dataclass
 class Result:
     """A file or a text that a job produced, and what became of it: `path` on the volume, `url` in
-    a bucket. `in_reply`: its content is to be in the reply itself. A text gets a file (`local`)
-    only when it has to leave the reply. `size` in bytes."""
+    a bucket. `in_reply`: its content is to be in the reply itself, `encoded` if that was made
+    already. A text gets a file (`local`) only when it has to leave the reply. `size` in bytes."""
 
     node_id: str
     kind: str
@@ -27,6 +28,7 @@ class Result:
     path: str | None = None
     url: str | None = None
     in_reply: bool = False
+    encoded: str | None = field(default=None, repr=False)
     warnings: list[str] = field(default_factory=list)
 
     @property
@@ -60,9 +62,15 @@ class Result:
             entry["url"] = self.url
         return entry
 
+    def encode(self) -> None:
+        """Have the content ready. Raises OSError."""
+        if self.text is None and self.encoded is None:
+            assert self.local is not None
+            self.encoded = pybase64.b64encode_as_string(self.local.read_bytes())
+
     def content(self) -> str:
         """The content as the reply holds it: text, or base64. Raises OSError."""
-        if self.text is not None:
-            return self.text
-        assert self.local is not None
-        return base64.b64encode(self.local.read_bytes()).decode("ascii")
+        self.encode()
+        content = self.text if self.text is not None else self.encoded
+        assert content is not None
+        return content

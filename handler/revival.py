@@ -67,9 +67,15 @@ class Revival:
         """Is ComfyUI left alone for now?"""
         return self._clock() < self._rest_until
 
-    def short_of_memory(self) -> bool:
-        """Does ComfyUI have to be without work before the next job begins?"""
-        return self._relief.is_due()
+    def seems_fit(self) -> bool:
+        """Is it alive, was it ready, and is there memory? Else it wants to be made `ready`, for
+        which it has to be without work."""
+        alive = self._comfyui.was_ready and self._comfyui.ended() is None
+        return alive and not self._relief.is_due
+
+    def look_at_memory(self) -> None:
+        """After a prompt: what `seems_fit` says of memory. Blocks for a moment."""
+        self._relief.look()
 
     async def end(self, why: str) -> None:
         """End a ComfyUI that cannot be trusted with another job."""

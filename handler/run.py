@@ -21,16 +21,19 @@ from handler.headway import QUEUED, Headway, Step, position
 from handler.line import Displaced, Turn
 from handler.patience import look_at_history
 from handler.preflight import KnownClasses
+from handler.stopping import lets_go
 from handler.workflow import Workflow
 
 # Between looks at the history when the socket brings no news.
 _POLL_SECONDS = 0.5
 _QUEUE_EVERY = 4
-# A prompt that was cancelled has so long to go; the rest of two seconds is for ending ComfyUI.
-_STOP_SECONDS = 1.5
 _REFUSALS = 3
 _DEAD_GRACE_SECONDS = 1.0
 Tell = Callable[[Step], None]
+
+
+class NoSocket(Exception):
+    """ComfyUI lives, but is not there for a socket."""
 
 
 @dataclass(frozen=True)
@@ -50,9 +53,11 @@ async def run_prompt(
     known: KnownClasses,
     extra_data: Mapping[str, str] | None = None,
     tell: Tell = lambda _: None,
+    probed: bool = True,
 ) -> Ran:
     """Run `workflow` to its end. Raises JobError and Displaced; whatever ends it, ComfyUI does not
-    go on with it.
+    go on with it. Raises NoSocket before anything has happened when ComfyUI was not `probed` just
+    now and does not take a socket either.
 
     `extra_data` may hold secrets for nodes; it is sent to ComfyUI and nowhere else. `tell` hears
     how far it is.
@@ -61,7 +66,7 @@ async def run_prompt(
         headway = Headway(workflow)
         run = _Run(comfyui, client, turn, known, extra_data or {}, headway, tell)
         try:
-            ran = await run.to_the_end(workflow, models)
+            ran = await run.to_the_end(workflow, models, probed)
             turn.ended_at = ran.ended.at or time.time()
             return ran
         except (asyncio.CancelledError, JobError) as problem:
@@ -101,8 +106,10 @@ class _Run:
         self.refusals = 0
         self.listening: asyncio.Task[None] | None = None
 
-    async def to_the_end(self, workflow: Workflow, models: Path) -> Ran:
+    async def to_the_end(self, workflow: Workflow, models: Path, probed: bool) -> Ran:
         messages = await self.client.listen(self.client_id)
+        if messages is None and not probed:
+            raise NoSocket
         listening = self.listening = asyncio.create_task(self._listen(messages))
         try:
             start = time.monotonic()
@@ -116,7 +123,7 @@ class _Run:
     async def stop(self) -> None:
         """See that this prompt, and no other, no longer runs. Where ComfyUI does not let go of it,
         ComfyUI is ended, unless another prompt runs there: then that one is waited for."""
-        while not (self._process_is_gone() or await self._lets_go()):
+        while not (self._process_is_gone() or await lets_go(self.client, self.prompt_id)):
             if self.turn.first:
                 say(f"ComfyUI did not let go of job {self.prompt_id}; ending it")
                 await asyncio.to_thread(self.comfyui.stop)
@@ -125,25 +132,6 @@ class _Run:
 
     def _process_is_gone(self) -> bool:
         return self.comfyui.starts != self.life or self.comfyui.ended() is not None
-
-    async def _lets_go(self) -> bool:
-        try:
-            await asyncio.wait_for(self._removed(), _STOP_SECONDS)
-        except (Unreachable, Refused, asyncio.TimeoutError):
-            return False
-        return True
-
-    async def _removed(self) -> None:
-        """Ask until the prompt is gone; a node looks at the interrupt flag only now and then."""
-        while True:
-            running, pending = await self.client.queued()
-            if self.prompt_id in pending:
-                await self.client.remove_pending(self.prompt_id)
-            elif self.prompt_id in running:
-                await self.client.interrupt(self.prompt_id)
-            else:
-                return
-            await asyncio.sleep(0.1)
 
     async def _submit(self, workflow: Workflow, models: Path) -> list[str]:
         early = not self.turn.first
@@ -173,6 +161,7 @@ class _Run:
         looks = 0
         missed = 0
         while True:
+            await self._wait_for_news()
             self.news.clear()
             ended = await self._look()
             if ended is not None:
@@ -184,7 +173,6 @@ class _Run:
                 raise failures.lost()
             if self.turn.deadline.expired:
                 raise failures.timeout(self.turn.deadline, "the workflow was still running")
-            await self._wait_for_news()
 
     async def _look(self) -> watch.Ended | None:
         self._raise_if_displaced()
@@ -248,7 +236,9 @@ class _Run:
             raise Displaced
         return failures.died(died, self.headway)
 
-    async def _listen(self, messages: AsyncIterator[dict[str, Any]]) -> None:
+    async def _listen(self, messages: AsyncIterator[dict[str, Any]] | None) -> None:
+        if messages is None:
+            return
         async for message in messages:
             self._tell(self.headway.hear(message, self.prompt_id))
             if watch.is_news(message, self.prompt_id):

@@ -45,13 +45,12 @@ class Ended:
 
 
 def is_news(message: Mapping[str, Any], prompt_id: str) -> bool:
-    """Does a socket message say that this prompt has ended?"""
+    """Does a socket message say that the history has this prompt now? That of its success comes a
+    moment before."""
     data = message.get("data")
     if not isinstance(data, Mapping) or data.get("prompt_id") != prompt_id:
         return False
-    if message.get("type") == "executing":
-        return data.get("node") is None
-    return message.get("type") in ("execution_success", "execution_error", "execution_interrupted")
+    return message.get("type") == "executing" and data.get("node") is None
 
 
 def ended(entry: Mapping[str, Any] | None) -> Ended | None:

@@ -84,7 +84,9 @@ class Worker:
             return await asyncio.to_thread(self._diagnostics.examine, request)
         if isinstance(request, ModelsRequest):
             return await asyncio.to_thread(self._diagnostics.models, request)
-        faults = await asyncio.to_thread(self._boot.faults_now, self._report)
+        faults = errors_in(self._report.findings)
+        if faults:
+            faults = await asyncio.to_thread(self._boot.faults_now, self._report)
         if isinstance(request, DownloadRequest) and self._supply is not None:
             return await self._supply.download(request, progress)
         if isinstance(request, DownloadRequest) or self._jobs is None:

@@ -42,6 +42,8 @@ _ROOM_FOR_TOTAL = 99999.999
 _DELIVERING = "delivering"
 _LONG_SECONDS = 0.5
 _TOLD_WAITING = 0.05
+# What only has to be done some time does not take time from a reply that is being written.
+_UNTIL_POSTED = 0.2
 
 
 class WorkflowJobs:
@@ -83,12 +85,13 @@ class WorkflowJobs:
         claim = Claim()
         try:
             request = await self._supplied(request, deadline, progress)
-            await asyncio.to_thread(inputs.place, request.files, request.workflow)
-            await self._refuse_missing(request.workflow)
+            problems = await asyncio.to_thread(self._place, request, inputs)
+            if problems:
+                raise await self._all_that_is_missing(problems, request.workflow)
             ran, items, notes = await self._produce(request, order, progress, claim, stay)
             stay.computed()
             warnings = [*request.warnings, *ran.warnings, *notes]
-            timings = {"execution": round(ran.seconds, 3), **_told(weights)}
+            timings = {"execution": round(ran.seconds, 3), **weights.timings()}
             if deadline.paused >= _TOLD_WAITING:
                 timings["waited"] = round(deadline.paused, 3)
             with _told_when_long(progress):
@@ -125,15 +128,16 @@ class WorkflowJobs:
             return fault or problem
         return await self._supply.explained(problem, request.workflow)
 
-    async def _refuse_missing(self, workflow: Workflow) -> None:
-        """Name everything that is missing at once; ComfyUI would stop at the first."""
-        problems = await asyncio.to_thread(
-            missing_inputs, workflow, self._work.input, self._layout.input
-        )
-        if problems:
-            async with connect(self._comfyui.url) as client:
-                known = await self._known.names(client, self._comfyui.starts)
-            raise all_at_once(problems, workflow, known)
+    def _place(self, request: WorkflowRequest, inputs: JobInputs) -> list[JobError]:
+        """Put the input files where ComfyUI looks; an error for each that is missing still."""
+        inputs.place(request.files, request.workflow)
+        return missing_inputs(request.workflow, self._work.input, self._layout.input)
+
+    async def _all_that_is_missing(self, problems: list[JobError], workflow: Workflow) -> JobError:
+        """One error of all, unknown node classes included; ComfyUI would stop at the first."""
+        async with connect(self._comfyui.url) as client:
+            known = await self._known.names(client, self._comfyui.starts)
+        return all_at_once(problems, workflow, known)
 
     async def _produce(
         self,
@@ -175,14 +179,18 @@ class WorkflowJobs:
         timings["total"] = round(order.deadline.elapsed, 3)
         return answer
 
-    def _remember(self, request: WorkflowRequest, weights: JobWeights | None) -> None:
+    def _remember(self, request: WorkflowRequest, weights: JobWeights) -> None:
         """While the reply travels: what was used, for the next cold start, and what nodes wrote."""
         repeatable = None if request.files else request.workflow
-        threading.Thread(
-            target=self._weights.went_well, args=(weights, repeatable), daemon=True
-        ).start()
-        if self._write_back is not None:
-            self._write_back.soon()
+
+        def remember() -> None:
+            if self._write_back is not None:
+                self._write_back.soon()
+            self._weights.went_well(weights, repeatable)
+
+        later = threading.Timer(_UNTIL_POSTED, remember)
+        later.daemon = True
+        later.start()
 
 
 @contextmanager
@@ -193,7 +201,3 @@ def _told_when_long(progress: Progress) -> Iterator[None]:
         yield
     finally:
         telling.cancel()
-
-
-def _told(weights: JobWeights | None) -> dict[str, Any]:
-    return weights.timings() if weights is not None else {}

@@ -106,6 +106,20 @@ def test_sigterm_takes_no_further_job_and_gives_back_what_has_not_begun(busy: Pr
     assert busy.plane.select("take", jobs[2]) == [], "left to another worker"
 
 
+def test_a_job_that_the_open_take_brings_after_sigterm_is_given_back(
+    demo: DemoVolume, tmp_path: Path
+) -> None:
+    """The SDK itself would take it and never run it."""
+    with serving(demo, tmp_path) as production:
+        polls = production.plane.polls["take"]
+        wait_until(lambda: production.plane.polls["take"] > polls)
+        production.worker.terminate()
+        wait_until(lambda: "asked to end" in production.worker.log)
+        late = production.plane.submit({"workflow": plain()})
+        assert production.plane.result(late, 20)["output"]["error_code"] == "worker.shutting_down"
+        assert production.worker.wait(30) == 0
+
+
 @pytest.mark.parametrize("env", [{"JOB_PREFETCH": "0"}, {"REFRESH_WORKER": "true"}])
 def test_one_job_at_a_time_where_that_is_wanted(
     demo: DemoVolume, tmp_path: Path, env: dict[str, str]

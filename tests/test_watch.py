@@ -47,9 +47,9 @@ def raised(kind: str, message: str = "it broke\n") -> dict[str, Any]:
     ("message", "expected"),
     [
         ({"type": "executing", "data": {"node": None, "prompt_id": ID}}, True),
-        ({"type": "execution_success", "data": {"prompt_id": ID}}, True),
-        ({"type": "execution_error", "data": {"prompt_id": ID}}, True),
-        ({"type": "execution_interrupted", "data": {"prompt_id": ID}}, True),
+        ({"type": "execution_success", "data": {"prompt_id": ID}}, False),
+        ({"type": "execution_error", "data": {"prompt_id": ID}}, False),
+        ({"type": "execution_interrupted", "data": {"prompt_id": ID}}, False),
         ({"type": "executing", "data": {"node": "4", "prompt_id": ID}}, False),
         ({"type": "executing", "data": {"node": None, "prompt_id": "another"}}, False),
         ({"type": "progress", "data": {"value": 1, "max": 2, "prompt_id": ID}}, False),

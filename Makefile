@@ -43,7 +43,7 @@ test: python ## Run all tests, the real ComfyUI included (TESTS="tests/test_boot
 image-test: python ## Build the image without Docker and run its container (root; docs/image.md)
 	@$(PYTHON) -m demo venv dev
 	@$(PYTHON) -m demo volume >/dev/null
-	@$(VENV_PYTHON) -m pytest -s $(or $(TESTS),tests/image/checks.py)
+	@$(VENV_PYTHON) -m pytest -s $(or $(TESTS),tests/image/contents.py tests/image/running.py)
 
 bench: python ## Measure cold starts on a simulated network volume (ARGS="--only hot thaw" for some)
 	@$(PYTHON) -m demo venv dev

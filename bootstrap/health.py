@@ -140,6 +140,7 @@ def _listening(path: Path) -> socket.socket:
     server = socket.socket(socket.AF_UNIX)
     try:
         server.bind(str(early))
+        early.chmod(0o600)
         server.listen()
         early.rename(path)
     except OSError:

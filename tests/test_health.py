@@ -169,7 +169,9 @@ def test_what_a_killed_worker_left_is_no_worker_and_is_removed(private: Path) ->
     health = HealthSocket(lambda: Health(True, "fine"))
     health.open()
     assert checked(private) == (0, "fine")
-    assert left not in list(private.iterdir())
+    (own,) = private.iterdir()
+    assert own.stat().st_mode & 0o777 == 0o600
+    assert left != own
     health.close()
     assert list(private.iterdir()) == []
     assert checked(private)[0] == 1

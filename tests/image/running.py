@@ -85,9 +85,11 @@ def test_what_a_node_pack_lacks_is_added_once(container: Container, tmp_path: Pa
     with serving(wheels) as index:
         env = {**CPU, **index.env(), "NODE_REQUIREMENTS": "install"}
         first = _boot_report(container, env)
-        assert index.wheels_fetched() == ["tiny_one-1.5-py3-none-any.whl"]
-    (archive,) = (volume / ".comfyui-worker" / "packages").glob("*.zip")
-    second = _boot_report(container, {**env, "PIP_NO_INDEX": "1"})
+        asked = len(index.asked)
+        assert "tiny_one-1.5-py3-none-any.whl" in index.wheels_fetched()
+        (archive,) = (volume / ".comfyui-worker" / "packages").glob("*.zip")
+        second = _boot_report(container, env)
+        assert len(index.asked) == asked  # from the volume
     for report in (first, second):
         assert report["outcome"] == "ready"
         found = {finding["code"]: finding for finding in report["findings"]}
@@ -112,6 +114,7 @@ def test_a_comfyui_in_the_image_does_the_hubs_jobs_without_a_volume(
             (picture,) = bodies[1]["output"]["results"]
             assert base64.b64decode(picture["image"]).startswith(b"\x89PNG")
             assert bare.health(worker, CPU) == (0, "ready: ComfyUI answers")
+            assert "ComfyUI at /comfyui, no volume at /runpod-volume" in worker.log
             print(f"a ComfyUI in the image\n{worker.log}")
             _stopped_seconds(worker)
             assert worker.wait(5) == 0

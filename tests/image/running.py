@@ -37,7 +37,7 @@ HUB_TESTS = json.loads((REPOSITORY / ".runpod" / "tests.json").read_text("utf-8"
 NODE_PACK = """\
 import tiny_one
 NODE_CLASS_MAPPINGS = {}
-print("node pack has", tiny_one.VERSION)
+open("/runpod-volume/imported", "a").write(tiny_one.VERSION + " ")
 """
 _ANSWER_SECONDS = 120
 _STOP_SECONDS = 30
@@ -96,6 +96,7 @@ def test_what_a_node_pack_lacks_is_added_once(container: Container, tmp_path: Pa
         assert found["nodes.packages_added"]["details"]["packages"] == {"tiny-one": "1.5"}
         assert "torch<2" in found["nodes.packages_refused"]["details"]["refused"]["old-friend"]
     assert list(archive.parent.glob("*.zip")) == [archive]
+    assert (volume / "imported").read_text() == "1.5 1.5 "
 
 
 def test_a_comfyui_in_the_image_does_the_hubs_jobs_without_a_volume(

@@ -12,7 +12,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-_NAME = "comfyui-worker-health-{}.sock"
+_NAME = "comfyui-health-{}.sock"
 _PATIENCE = 2.0
 
 

@@ -73,11 +73,14 @@ ENV LANG=C.UTF-8 \
     COMFYUI_ARGS=--disable-cuda-malloc \
     COMFYUI_DIR=/comfyui
 
-# No HEALTHCHECK: no port is open that could be asked, Runpod ignores it, and the worker itself restarts
-# ComfyUI, pings Runpod and ends when it cannot serve. No EXPOSE for the same reason. No USER: files on
-# the volume belong to root, as a Pod writes them.
+# No EXPOSE: no port is open. No USER: files on the volume belong to root, as a Pod writes them.
 ENTRYPOINT ["tini", "--"]
 CMD ["/worker/.venv/bin/python", "-m", "handler"]
+
+# For Docker and compose; Runpod ignores it. What healthy means: docs/image.md. A start may take what
+# its own limits allow: code, ComfyUI, models, warm-up; the first success ends that period.
+HEALTHCHECK --interval=15s --timeout=5s --start-period=15m --retries=3 \
+    CMD ["/worker/.venv/bin/python", "-m", "bootstrap.healthcheck"]
 
 # Last, so that a new version or commit rebuilds nothing.
 ARG BASE_IMAGE

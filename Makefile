@@ -43,7 +43,7 @@ test: python ## Run all tests, the real ComfyUI included (TESTS="tests/test_boot
 image-test: python ## Build the image without Docker and run its container (root; docs/image.md)
 	@$(PYTHON) -m demo venv dev
 	@$(PYTHON) -m demo volume >/dev/null
-	@$(VENV_PYTHON) -m pytest -s $(or $(TESTS),tests/image/checks.py)
+	@$(VENV_PYTHON) -m pytest -s $(or $(TESTS),tests/image/contents.py tests/image/running.py)
 
 # The others have options of their own: make bench BENCHMARKS=busy_gpu ARGS="--rounds 1"
 BENCHMARKS = cold_start $(if $(ARGS),,busy_gpu job_overhead thousand_jobs)

@@ -18,6 +18,7 @@ from collections.abc import Iterable, Mapping
 
 from bootstrap.comfyui import ComfyUI
 from bootstrap.findings import Finding, errors_in, ok, outcome_of
+from bootstrap.health import Health, HealthSocket, health_of
 from bootstrap.log import say
 from bootstrap.node_imports import check_node_imports
 from bootstrap.preparation import Preparation, WarmUp
@@ -51,9 +52,12 @@ class Boot(Preparation):
         self._after: list[Finding] = []
         tasks = self.examinations() if errors_in(self._before) else self.tasks()
         self._schedule = Schedule(self.timeline, tasks)
+        self._report: BootReport | None = None
+        self._health = HealthSocket(self.health)
 
     def begin(self) -> None:
         """Find the volume, copy its code, link its models, start ComfyUI; all else goes on."""
+        self._health.open()
         self._schedule.start()
         if not errors_in(self._before):
             self._schedule.wait("start ComfyUI")
@@ -70,13 +74,18 @@ class Boot(Preparation):
         volume = self.volume_check.findings(patience)
         decisive = [*self._exact(volume), *(f for f in machine if f.host_fault)]
         noticed = [*machine, *volume, *self._node_findings()]
-        return BootReport(
+        self._report = BootReport(
             outcome=outcome_of(decisive),
             findings=tuple(decisive),
             noticed=tuple(f for f in noticed if f not in decisive),
             timeline=self.timeline.stages,
             seconds=round(self.timeline.elapsed, 3),
         )
+        return self._report
+
+    def health(self) -> Health:
+        """How this worker is now, for whoever asks on this machine."""
+        return health_of(self._report, self.comfyui)
 
     def faults_now(self, report: BootReport) -> tuple[Finding, ...]:
         """What keeps jobs from running: the report's errors, but for models that came since."""
@@ -96,6 +105,7 @@ class Boot(Preparation):
 
     def stop(self) -> None:
         """End ComfyUI, carry back what it wrote, and remove this worker's own folder."""
+        self._health.close()
         self.read_ahead.stop()
         if self.models is not None:
             self.models.stop()

@@ -307,7 +307,9 @@ def test_layout(root: Path, tmp_path: Path) -> None:
     assert finding.code == "comfyui.not_found" and "git clone" in finding.fix
     (finding,) = check_layout(locate(settings(tmp_path / "gone")))
     assert finding.code == "volume.not_found"
-    assert check_layout(Layout(tmp_path / "gone", False, tmp_path))[0].severity is OK
+    (finding,) = check_layout(Layout(tmp_path / "gone", False, tmp_path))
+    assert finding.severity is OK
+    assert f"no volume at {tmp_path / 'gone'}" in finding.message
 
 
 def test_codes_are_declared_once_and_each_has_a_test() -> None:

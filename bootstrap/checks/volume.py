@@ -45,7 +45,8 @@ def check_layout(layout: Layout) -> list[Finding]:
         return [_no_comfyui(layout)]
     models = named([str(root) for root in layout.model_roots]) or "none beside ComfyUI's own"
     comfyui, root = shown(str(layout.comfyui)), shown(str(layout.root))
-    return [ok("volume.found", f"ComfyUI at {comfyui}, volume {root}, models {models}.")]
+    volume = f"volume {root}" if layout.root_exists else f"no volume at {root}"
+    return [ok("volume.found", f"ComfyUI at {comfyui}, {volume}, models {models}.")]
 
 
 def _good(facts: VolumeFacts) -> Finding:

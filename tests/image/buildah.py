@@ -18,7 +18,8 @@ from tests.image.packages import DebianSource, Lent
 
 BASE = "localhost/image-test-base"
 IMAGE = "localhost/image-test"
-NEEDED = ("buildah", "debootstrap", "unshare", "chroot", "nice")
+WITH_COMFYUI = "localhost/image-test-comfyui"
+NEEDED = ("buildah", "debootstrap", "unshare", "nsenter", "chroot", "nice")
 _STEP = re.compile(r"^STEP (\d+/\d+: .*)$")
 
 
@@ -32,7 +33,7 @@ class Step:
 
 @dataclass(frozen=True)
 class Layer:
-    """One layer as a tar archive, not compressed."""
+    """One layer as a tar archive, not compressed; its name is the digest of its content."""
 
     tar: Path
     size: int
@@ -62,13 +63,14 @@ class Buildah:
             self("umount", container)
             self("commit", "--rm", container, BASE)
 
-    def build(self, context: Path, lent: Lent, arguments: dict[str, str]) -> None:
-        """The Dockerfile in `context` as IMAGE, layer by layer as Docker does."""
+    def build(
+        self, context: Path, lent: Lent, arguments: dict[str, str], image: str = IMAGE
+    ) -> None:
+        """The Dockerfile in `context` as `image`, layer by layer as Docker does and in Docker's
+        format: OCI's has no HEALTHCHECK."""
         given = [f"--build-arg={name}={value}" for name, value in arguments.items()]
-        command = [
-            *self._command("build", "--isolation=chroot", "--layers", f"--tag={IMAGE}"),
-            *(*given, *lent.volumes(), str(context)),
-        ]
+        how = ("--isolation=chroot", "--layers", "--format=docker", f"--tag={image}")
+        command = [*self._command("build", *how), *given, *lent.volumes(), str(context)]
         name, since = "prepare", time.monotonic()
         for line in _lines(["nice", *command], self._env()):
             if found := _STEP.match(line):
@@ -76,29 +78,35 @@ class Buildah:
                 name, since = found[1], time.monotonic()
         self._note(name, since)
 
-    def image_config(self) -> dict[str, Any]:
-        """The image's configuration: Env, Entrypoint, Cmd, WorkingDir, Labels …"""
-        config: dict[str, Any] = self._image()["OCIv1"]["config"]
+    def image_config(self, image: str = IMAGE) -> dict[str, Any]:
+        """The image's configuration as Docker reads it: Env, Entrypoint, Cmd, Healthcheck …"""
+        config: dict[str, Any] = self._inspected(image)["Docker"]["config"]
         return config
 
-    def written_down(self) -> str:
+    def written_down(self, image: str = IMAGE) -> str:
         """All that the image says of itself, its history included."""
-        return json.dumps(self._image())
+        return json.dumps(self._inspected(image))
 
-    def layers(self) -> list[Layer]:
+    def layers(self, image: str = IMAGE) -> list[Layer]:
         """The image's layers as they would be pushed."""
-        place = self.folder / "pushed"
+        place = self.pushed / image.rpartition("/")[2]
         if not place.exists():
-            with self.timed("write the layers"):
-                self("push", "--disable-compression", IMAGE, f"dir:{place}")
+            self.pushed.mkdir(exist_ok=True)
+            with self.timed(f"write the layers of {image}"):
+                self("push", "--disable-compression", image, f"dir:{place}")
         manifest = json.loads((place / "manifest.json").read_text(encoding="utf-8"))
         names = [layer["digest"].partition(":")[2] for layer in manifest["layers"]]
         return [Layer(place / name, (place / name).stat().st_size) for name in names]
 
+    @property
+    def pushed(self) -> Path:
+        """Where layers are written out, of images as they were then."""
+        return self.folder / "pushed"
+
     @contextmanager
-    def container(self) -> Iterator[tuple[str, Path]]:
-        """A new container of IMAGE: its name and its files, which may be changed."""
-        name = self("from", "--pull-never", IMAGE).strip()
+    def container(self, image: str = IMAGE) -> Iterator[tuple[str, Path]]:
+        """A new container of the image: its name and its files, which may be changed."""
+        name = self("from", "--pull-never", image).strip()
         try:
             yield name, Path(self("mount", name).strip())
         finally:
@@ -133,8 +141,8 @@ class Buildah:
     def _note(self, name: str, since: float) -> None:
         self.steps.append(Step(name, time.monotonic() - since))
 
-    def _image(self) -> dict[str, Any]:
-        found: dict[str, Any] = json.loads(self("inspect", "--type=image", IMAGE))
+    def _inspected(self, image: str) -> dict[str, Any]:
+        found: dict[str, Any] = json.loads(self("inspect", "--type=image", image))
         return found
 
     def _call(self, *words: str) -> subprocess.CompletedProcess[str]:

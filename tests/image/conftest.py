@@ -8,14 +8,16 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
 from demo.volume import DemoVolume
-from tests.image.buildah import BASE, IMAGE, Buildah, missing_tools
+from tests.image.buildah import BASE, IMAGE, WITH_COMFYUI, Buildah, missing_tools
+from tests.image.comfyui_repository import TAG, make_repository
 from tests.image.container import Container
-from tests.image.packages import debian_source, lend_packages, telling
+from tests.image.packages import Lent, debian_source, lend_packages, telling
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 # In the places where people leave such things; .dockerignore has to keep them out.
@@ -32,9 +34,28 @@ ARGUMENTS = {
 SECRET = "image-test-secret-d41d8cd98f"
 
 
+@dataclass(frozen=True)
+class Sources:
+    """What a build is made of: the repository's files as they are now, and what it is lent."""
+
+    context: Path
+    lent: Lent
+
+
 @pytest.fixture(scope="session")
-def image(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Buildah]:
-    """The image, built from the repository's files as they are now.
+def sources(tmp_path_factory: pytest.TempPathFactory) -> Sources:
+    folder = tmp_path_factory.mktemp("build")
+    context = folder / "context"
+    _copy_repository(context)
+    for name in PLANTED:
+        (context / name).parent.mkdir(parents=True, exist_ok=True)
+        (context / name).write_text(f"HF_TOKEN={SECRET}\n", encoding="utf-8")
+    return Sources(context, lend_packages(folder))
+
+
+@pytest.fixture(scope="session")
+def image(sources: Sources) -> Iterator[Buildah]:
+    """The image, built.
 
     IMAGE_TEST_DIR keeps the layers there, so that the next run builds what changed.
     """
@@ -44,13 +65,26 @@ def image(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Buildah]:
     kept = os.environ.get("IMAGE_TEST_DIR")
     buildah = Buildah(Path(kept or tempfile.mkdtemp(prefix="image-test-", dir="/var/tmp")))
     try:
-        shutil.rmtree(buildah.folder / "pushed", ignore_errors=True)
-        _build(buildah, tmp_path_factory.mktemp("build"))
+        shutil.rmtree(buildah.pushed, ignore_errors=True)
+        buildah.make_base(debian_source())
+        buildah.build(sources.context, sources.lent, ARGUMENTS)
         yield buildah
         _tell(buildah)
     finally:
         if not kept:
             buildah.remove()
+
+
+@pytest.fixture(scope="session")
+def with_comfyui(
+    image: Buildah, sources: Sources, demo: DemoVolume, tmp_path_factory: pytest.TempPathFactory
+) -> str:
+    """The name of an image with the demo's ComfyUI in it, cloned from a repository on disk."""
+    repository = make_repository(demo.comfyui, tmp_path_factory.mktemp("git") / "ComfyUI")
+    lent = Lent(dict(sources.lent.paths))
+    source = {"COMFYUI_VERSION": TAG, "COMFYUI_REPOSITORY": f"file://{lent.lend(repository)}"}
+    image.build(sources.context, lent, {**ARGUMENTS, **source}, WITH_COMFYUI)
+    return WITH_COMFYUI
 
 
 @pytest.fixture(scope="session")
@@ -74,17 +108,6 @@ def stand_in(demo: DemoVolume, root: Path) -> dict[Path, str]:
         return {}
     (outside,) = demo.python.parents[1].glob("lib/python3.*/site-packages")
     return {outside / "torchvision": f"/{(inside / 'torchvision').relative_to(root)}"}
-
-
-def _build(buildah: Buildah, folder: Path) -> None:
-    lent = lend_packages(folder)
-    context = folder / "context"
-    _copy_repository(context)
-    for name in PLANTED:
-        (context / name).parent.mkdir(parents=True, exist_ok=True)
-        (context / name).write_text(f"HF_TOKEN={SECRET}\n", encoding="utf-8")
-    buildah.make_base(debian_source())
-    buildah.build(context, lent, ARGUMENTS)
 
 
 def _copy_repository(context: Path) -> None:

@@ -21,6 +21,9 @@ import psutil
 from tests.support.waiting import wait_until
 from tests.support.worker_process import WorkerProcess
 
+WORKER = "/worker/.venv/bin/python"
+# The network is the host's, where another ComfyUI may have 8188.
+CPU = {"COMFYUI_ARGS": "--cpu", "COMFYUI_PORT": "0"}
 _SHARED = ("/dev", "/sys")
 
 
@@ -47,6 +50,21 @@ class Container:
         )
         assert done.returncode == 0, done.stdout + done.stderr
         return done.stdout
+
+    def health(self, worker: WorkerProcess, env: Mapping[str, str]) -> tuple[int, str]:
+        """Exit code and words of the image's HEALTHCHECK, run in the running container as a
+        runtime does."""
+        kind, *words = self.config["Healthcheck"]["Test"]
+        assert kind == "CMD"  # no shell
+        enter = ["nsenter", f"--target={first_process(worker).pid}", "--mount", "--pid"]
+        done = subprocess.run(
+            [*enter, "chroot", str(self.root), *self._environment(env), *words],
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
+        )
+        return done.returncode, (done.stdout + done.stderr).strip()
 
     def _environment(self, env: Mapping[str, str]) -> list[str]:
         image = dict(pair.split("=", 1) for pair in self.config["Env"])

@@ -65,6 +65,10 @@ if behaviour == "progress":
 if behaviour == "accept only":
     listener = socket.create_server(("127.0.0.1", port))
     time.sleep(60)
+if behaviour == "compute only":
+    listener = socket.create_server(("127.0.0.1", port))
+    while True:
+        pass
 """
 
 

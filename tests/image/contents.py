@@ -1,0 +1,101 @@
+"""What the image holds. Run by `make image-test`."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+
+import pytest
+
+from tests.image.buildah import Buildah, Layer
+from tests.image.container import CPU, WORKER, Container
+from tests.image.search import places
+
+pytestmark = pytest.mark.timeout(3600)  # the first check waits for the build
+
+COMFYUI = "/opt/comfyui/bin/python"
+SECOND = 10**9  # as Docker counts
+_PATHS = "import json, sys; print(json.dumps([p for p in sys.path if p.endswith('-packages')]))"
+
+
+def test_no_layer_holds_a_secret_or_a_name_of_this_machine(
+    image: Buildah, clues: list[str]
+) -> None:
+    written = image.written_down()
+    assert [clue for clue in clues if clue in written] == []
+    assert _found_in(image.layers()[1:], clues) == []  # the first is the base
+
+
+def test_nor_does_a_layer_with_a_comfyui(
+    image: Buildah, with_comfyui: str, clues: list[str]
+) -> None:
+    written = image.written_down(with_comfyui)
+    assert [clue for clue in clues if clue in written] == []
+    searched = {layer.tar.name for layer in image.layers()}
+    new = [layer for layer in image.layers(with_comfyui) if layer.tar.name not in searched]
+    assert new
+    assert _found_in(new, clues) == []
+
+
+def test_what_the_image_says_of_itself(image: Buildah) -> None:
+    config = image.image_config()
+    names = {pair.partition("=")[0] for pair in config["Env"]}
+    assert names == set(
+        "PATH LANG PYTHONUNBUFFERED MALLOC_ARENA_MAX PYTORCH_CUDA_ALLOC_CONF COMFYUI_ARGS "
+        "COMFYUI_DIR".split()
+    )
+    assert config["Entrypoint"] == ["tini", "--"]
+    assert config["Cmd"] == [WORKER, "-m", "handler"]
+    assert config["Labels"]["org.opencontainers.image.revision"] == "image-test"
+    assert config["Healthcheck"] == {
+        "Test": ["CMD", WORKER, "-m", "bootstrap.healthcheck"],
+        "Interval": 15 * SECOND,
+        "Timeout": 5 * SECOND,
+        "StartPeriod": 15 * 60 * SECOND,
+        "Retries": 3,
+    }
+
+
+def test_the_two_pythons_share_nothing(container: Container) -> None:
+    paths = [json.loads(container.output(python, "-c", _PATHS)) for python in (WORKER, COMFYUI)]
+    assert paths[0]
+    assert set(paths[0]).isdisjoint(paths[1])
+    assert _importable(container, WORKER, "runpod", "torch", "transformers") == ["runpod"]
+    assert _importable(container, COMFYUI, "runpod", "torch", "transformers") == [
+        *("torch", "transformers")
+    ]
+
+
+def test_bytecode_is_there_before_the_first_start(image: Buildah) -> None:
+    with image.container() as (_, root):
+        for folder in ("worker", "opt/comfyui/lib"):
+            compiled = list((root / folder).rglob("__pycache__/*.pyc"))
+            sources = list((root / folder).rglob("*.py"))
+            assert len(compiled) > 0.99 * len(sources) > 0  # some are templates that do not compile
+
+
+def test_a_venv_on_the_volume_has_the_images_torch(container: Container) -> None:
+    """As README has it made on a Pod, which mounts the volume elsewhere."""
+    venv = "/runpod-volume/ComfyUI/venv"
+    container.output("python3", "-m", "venv", "--system-site-packages", venv)
+    assert "torch" in _importable(container, f"{venv}/bin/python", "torch")
+    told = container.output(f"{venv}/bin/pip", "install", "--no-index", "--no-deps", "torch")
+    assert "already satisfied: torch" in told
+    assert _importable(container, WORKER, "torch") == []
+    report = json.loads(container.output(WORKER, "-m", "bootstrap", "--json", env=CPU))
+    assert report["outcome"] == "ready"
+    assert f"{venv}/bin/python" in json.dumps(report)
+
+
+def _importable(container: Container, python: str, *modules: str) -> list[str]:
+    program = f"from importlib.util import find_spec as f; print(*filter(f, {modules!r}))"
+    return container.output(python, "-c", program).split()
+
+
+def _found_in(layers: Sequence[Layer], clues: list[str]) -> list[str]:
+    """`CLUE in FILE of layer N`, for whoever has to find out how it got there."""
+    return [
+        f"{place} of a layer of {layer.size} bytes ({layer.tar})"
+        for layer in layers
+        for place in places(layer.tar, clues)
+    ]

@@ -7,8 +7,9 @@ from collections.abc import Iterator
 import pytest
 
 from demo.volume import DemoVolume
-from tests.prove.fault_cases import FAULTS, QUICK, Outcome
+from tests.prove.fault_cases import FAULTS, QUICK
 from tests.prove.faults import HEAD, Tally, suffer
+from tests.prove.outcome import Outcome
 from tests.prove.patient import Patient, patient
 
 

@@ -3,85 +3,56 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import signal
 import socket
 import subprocess
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from tests.prove import memory_cases
+from tests.prove.outcome import Outcome, completed, refused
 from tests.prove.patient import Patient
+from tests.prove.places import CannotInject
 from tests.support.waiting import wait_until
 from tests.test_worker import plain
 
-
-@dataclass(frozen=True)
-class Outcome:
-    """How a fault was answered: in `seconds`, rightly or not; `said` is for whoever wonders."""
-
-    right: bool
-    seconds: float
-    said: str
-
-
-class CannotInject(Exception):
-    """This machine does not allow the fault; `str()` says why."""
-
-
 Inject = Callable[[Patient], Outcome]
-
-
-def _refused(answer: tuple[dict[str, Any], float], code: str, cause: str = "") -> Outcome:
-    """Right when the error has this code, and this cause in its details."""
-    output, seconds = answer
-    found = (output.get("error_code", ""), output.get("details", {}).get("cause", ""))
-    right = found == (code, cause) and bool(output.get("error") or output.get("fix"))
-    return Outcome(right, seconds, f"{found}")
-
-
-def _completed(answer: tuple[dict[str, Any], float], warned: str = "") -> Outcome:
-    """Right when the job is done, with a warning of these words where some are given."""
-    output, seconds = answer
-    told = any(warned in warning for warning in output.get("warnings", [])) or not warned
-    right = output.get("status") == "completed" and told
-    return Outcome(right, seconds, json.dumps(output.get("warnings") or output.get("error_code")))
 
 
 def killed(patient: Patient) -> Outcome:
     job = patient.begun()
     since = time.monotonic()
     patient.comfyui.kill()
-    return _refused(patient.answered(job, since), "comfyui.died", "comfyui.killed")
+    return refused(patient.answered(job, since), "comfyui.died", "comfyui.killed")
 
 
 def frozen(patient: Patient) -> Outcome:
     job = patient.begun()
     since = time.monotonic()
     patient.comfyui.send_signal(signal.SIGSTOP)
-    return _refused(patient.answered(job, since), "comfyui.unreachable")
+    return refused(patient.answered(job, since), "comfyui.unreachable")
 
 
 def killed_between(patient: Patient) -> Outcome:
     patient.comfyui.kill()
-    return _completed(patient.answered(patient.submit(plain())))
+    return completed(patient.answered(patient.submit(plain())))
 
 
 def frozen_between(patient: Patient) -> Outcome:
     patient.comfyui.send_signal(signal.SIGSTOP)
-    return _completed(patient.answered(patient.submit(plain())))
+    return completed(patient.answered(patient.submit(plain())))
 
 
 def system_exit(patient: Patient) -> Outcome:
     answer = patient.run("TestRaise", what="SystemExit")
-    return _refused(answer, "comfyui.died", "comfyui.prompt_thread_ended")
+    return refused(answer, "comfyui.died", "comfyui.prompt_thread_ended")
 
 
 def os_exit(patient: Patient) -> Outcome:
-    return _refused(patient.run("TestDie", way="exit 3"), "comfyui.died", "comfyui.exited")
+    return refused(patient.run("TestDie", way="exit 3"), "comfyui.died", "comfyui.exited")
 
 
 def _not_json(patient: Patient, quietly: bool) -> tuple[dict[str, Any], float]:
@@ -91,11 +62,11 @@ def _not_json(patient: Patient, quietly: bool) -> tuple[dict[str, Any], float]:
 
 
 def not_json(patient: Patient) -> Outcome:
-    return _refused(_not_json(patient, False), "comfyui.died", "comfyui.output_not_json")
+    return refused(_not_json(patient, False), "comfyui.died", "comfyui.output_not_json")
 
 
 def unreadable_history(patient: Patient) -> Outcome:
-    return _refused(_not_json(patient, True), "comfyui.history_unreadable")
+    return refused(_not_json(patient, True), "comfyui.history_unreadable")
 
 
 def port_taken(patient: Patient) -> Outcome:
@@ -106,7 +77,7 @@ def port_taken(patient: Patient) -> Outcome:
         stranger.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         wait_until(lambda: not _in_use(stranger, patient.port))
         stranger.listen()
-        outcome = _completed(patient.answered(patient.submit(plain())))
+        outcome = completed(patient.answered(patient.submit(plain())))
     patient.comfyui.kill()  # the next one is on the port again
     return outcome
 
@@ -120,21 +91,21 @@ def _in_use(stranger: socket.socket, port: int) -> bool:
 
 
 def socket_dropped(patient: Patient) -> Outcome:
-    return _completed(patient.run("TestSocket", way="drop"))
+    return completed(patient.run("TestSocket", way="drop"))
 
 
 def socket_silent(patient: Patient) -> Outcome:
-    return _completed(patient.run("TestSocket", way="silence"))
+    return completed(patient.run("TestSocket", way="silence"))
 
 
 def out_of_memory(patient: Patient) -> Outcome:
-    return _refused(patient.run("TestRaise", what="OutOfMemoryError"), "job.out_of_memory")
+    return refused(patient.run("TestRaise", what="OutOfMemoryError"), "job.out_of_memory")
 
 
 def poisoned(patient: Patient) -> Outcome:
     said = "CUDA error: device-side assert triggered"
     answer = patient.run("TestRaise", what="RuntimeError", said=said)
-    return _refused(answer, "job.cuda_failed")
+    return refused(answer, "job.cuda_failed")
 
 
 def cancelled(patient: Patient) -> Outcome:
@@ -169,7 +140,7 @@ def volume_full(patient: Patient) -> Outcome:
         with contextlib.suppress(OSError), open(filler, "wb", buffering=0) as file:
             while file.write(b"x" * 65536):
                 pass
-        return _completed(patient.answered(patient.submit(plain())), "could not be kept")
+        return completed(patient.answered(patient.submit(plain())), "could not be kept")
 
 
 @contextlib.contextmanager
@@ -188,7 +159,7 @@ def volume_gone(patient: Patient) -> Outcome:
     away = patient.volume.with_name("away")
     patient.volume.rename(away)
     try:
-        return _completed(patient.answered(patient.submit(plain())), "could not be kept")
+        return completed(patient.answered(patient.submit(plain())), "could not be kept")
     finally:
         away.rename(patient.volume)
 
@@ -224,7 +195,7 @@ def _only_on_the_volume(patient: Patient) -> Outcome:
 def plane_recovers(patient: Patient) -> Outcome:
     """The SDK sends again what was answered with 500."""
     patient.plane.faults.answer("done", 500)
-    return _completed(patient.answered(patient.submit(plain())))
+    return completed(patient.answered(patient.submit(plain())))
 
 
 def crash_loop(patient: Patient) -> Outcome:
@@ -238,7 +209,7 @@ def crash_loop(patient: Patient) -> Outcome:
         output, seconds = patient.answered(patient.submit(plain()))
     finally:
         main.write_text(text)
-    outcome = _refused((output, seconds), "comfyui.keeps_failing", "comfyui.exited")
+    outcome = refused((output, seconds), "comfyui.keeps_failing", "comfyui.exited")
     right = outcome.right and codes[-1] == "comfyui.keeps_failing"
     time.sleep(max(output.get("details", {}).get("retry_in", 0.0), 0.0) + 1.0)
     return Outcome(right, seconds, f"{codes} {outcome.said}")
@@ -271,6 +242,11 @@ FAULTS: dict[str, Inject] = {
     "result answered 500": plane_fails,
     "result not answered": plane_hangs_up,
     "crash loop": crash_loop,
+}
+IN_A_CONTAINER: dict[str, Inject] = {
+    "killed for want of memory": memory_cases.killed_by_the_kernel,
+    "memory short, can be freed": memory_cases.near_the_limit_and_freed,
+    "memory short for good": memory_cases.near_the_limit_for_good,
 }
 # Those after which ComfyUI need not start again: seconds each.
 QUICK = (

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from tests.prove import memory_cases
+from tests.prove import memory_cases, silent_volume_cases
 from tests.prove.outcome import Outcome, completed, refused
 from tests.prove.patient import Patient
 from tests.prove.places import CannotInject
@@ -242,6 +242,10 @@ FAULTS: dict[str, Inject] = {
     "result answered 500": plane_fails,
     "result not answered": plane_hangs_up,
     "crash loop": crash_loop,
+}
+ON_A_MOUNT: dict[str, Inject] = {
+    "volume silent in a job": silent_volume_cases.silent_in_a_job,
+    "volume silent and needed": silent_volume_cases.silent_and_needed,
 }
 IN_A_CONTAINER: dict[str, Inject] = {
     "killed for want of memory": memory_cases.killed_by_the_kernel,

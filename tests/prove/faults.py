@@ -18,13 +18,18 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from tests.prove.fault_cases import FAULTS, IN_A_CONTAINER
+from tests.prove.fault_cases import FAULTS, IN_A_CONTAINER, ON_A_MOUNT
 from tests.prove.memory_cases import CONTAINER_BYTES
 from tests.prove.outcome import Outcome
 from tests.prove.patient import Patient, patient
-from tests.prove.places import CannotInject
+from tests.prove.places import CannotInject, Place
 
-ALL = FAULTS | IN_A_CONTAINER
+ALL = FAULTS | ON_A_MOUNT | IN_A_CONTAINER
+WARDS = (
+    (FAULTS, Place()),
+    (ON_A_MOUNT, Place(mount=True)),
+    (IN_A_CONTAINER, Place(memory=CONTAINER_BYTES)),
+)
 _ROW = "{:26} {:>8} {:>8} {:>9} {:>9} {:>10} {:>6}"
 HEAD = _ROW.format("fault", "injected", "rightly", "median s", "worst s", "next right", "lost")
 
@@ -108,8 +113,8 @@ def main(argv: Sequence[str]) -> int:
     started = time.monotonic()
     print(HEAD, flush=True)
     tallies = []
-    for names, memory in ((FAULTS, 0), (IN_A_CONTAINER, CONTAINER_BYTES)):
-        tallies += _in_a_ward([n for n in arguments.only if n in names], arguments.times, memory)
+    for names, place in WARDS:
+        tallies += _in_a_ward([n for n in arguments.only if n in names], arguments.times, place)
     injected = sum(len(tally.outcomes) for tally in tallies)
     good = all(tally.good for tally in tallies)
     verdict = "all answered rightly, nothing lost" if good else "NOT all as it should be"
@@ -117,8 +122,8 @@ def main(argv: Sequence[str]) -> int:
     return 0 if good else 1
 
 
-def _in_a_ward(names: Sequence[str], times: int, memory: int) -> list[Tally]:
-    """Do these faults to a patient of their own, in a container with so much memory, if not 0."""
+def _in_a_ward(names: Sequence[str], times: int, place: Place) -> list[Tally]:
+    """Do these faults to a patient of their own, in such a place."""
     if not names:
         return []
 
@@ -126,10 +131,7 @@ def _in_a_ward(names: Sequence[str], times: int, memory: int) -> list[Tally]:
         print(row, flush=True)
 
     try:
-        with (
-            tempfile.TemporaryDirectory() as folder,
-            patient(Path(folder), memory=memory) as ill,
-        ):
+        with tempfile.TemporaryDirectory() as folder, patient(Path(folder), place=place) as ill:
             return suffer(ill, names, times, show)
     except CannotInject as problem:
         tallies = [Tally(name, impossible=str(problem)) for name in names]

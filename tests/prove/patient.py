@@ -16,7 +16,7 @@ import psutil
 
 from demo.volume import DemoVolume, ensure
 from tests.conftest import environment, furnished
-from tests.prove.places import Container, Mount, container, mount_of
+from tests.prove.places import Container, Mount, Place, container, mount_of
 from tests.support.control_plane import ControlPlane
 from tests.support.worker_process import WorkerProcess
 from tests.test_faults import through
@@ -24,6 +24,7 @@ from tests.test_worker import plain
 
 START_SECONDS = 120.0
 ANSWER_SECONDS = 100.0
+_ANYWHERE = Place()
 
 
 @dataclass
@@ -95,15 +96,15 @@ class Patient:
 
 @contextmanager
 def patient(
-    folder: Path, demo: DemoVolume | None = None, *, mount: bool = False, memory: int = 0
+    folder: Path, demo: DemoVolume | None = None, place: Place = _ANYWHERE
 ) -> Iterator[Patient]:
-    """One that is ready; everything in `folder`, an empty one. `mount`: its volume is one.
-    `memory`: bytes that its container has, 0 without one. Raises CannotInject."""
+    """One that is ready; everything in `folder`, an empty one. Raises CannotInject where there can
+    be no such place."""
     demo = demo or ensure()
     volume = furnished(demo, folder / "volume")
     with ExitStack() as stack:
-        mounted = stack.enter_context(mount_of(volume)) if mount else None
-        limited = stack.enter_context(container(memory)) if memory else None
+        mounted = stack.enter_context(mount_of(volume)) if place.mount else None
+        limited = stack.enter_context(container(place.memory)) if place.memory else None
         plane = stack.enter_context(ControlPlane(hold_seconds=1))
         port = _free_port()
         shown = mounted.path if mounted is not None else volume

@@ -9,6 +9,7 @@ import time
 import uuid
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 from benchmarks.simulated_volume import CannotSimulate, Delays, SimulatedVolume, mounted
@@ -19,6 +20,15 @@ _NO_DELAYS = Delays(metadata_ms=0, read_ms=0, server_ms=0, stream_mb=0, total_mb
 
 class CannotInject(Exception):
     """This machine does not allow the fault; `str()` says why."""
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a patient is: with its volume on a mount or in plain folders, in a container with so
+    many bytes of memory or in none (0)."""
+
+    mount: bool = False
+    memory: int = 0
 
 
 class Mount:

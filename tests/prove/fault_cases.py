@@ -15,7 +15,7 @@ from typing import Any
 from tests.prove import memory_cases, silent_volume_cases
 from tests.prove.outcome import Outcome, completed, refused
 from tests.prove.patient import Patient
-from tests.prove.places import CannotInject
+from tests.prove.places import CannotInject, black_hole
 from tests.support.waiting import wait_until
 from tests.test_worker import plain
 
@@ -96,6 +96,15 @@ def socket_dropped(patient: Patient) -> Outcome:
 
 def socket_silent(patient: Patient) -> Outcome:
     return completed(patient.run("TestSocket", way="silence"))
+
+
+def connections_dead(patient: Patient) -> Outcome:
+    """All that the worker has open to ComfyUI, socket and requests, fall into a black hole."""
+    job = patient.begun(3.0)
+    since = time.monotonic() + 3.0
+    with black_hole(patient.worker.pid, patient.port) as count:
+        outcome = completed(patient.answered(job, since))
+    return Outcome(outcome.right and count > 0, outcome.seconds, f"{count}: {outcome.said}")
 
 
 def out_of_memory(patient: Patient) -> Outcome:
@@ -232,6 +241,7 @@ FAULTS: dict[str, Inject] = {
     "port taken at restart": port_taken,
     "socket dropped": socket_dropped,
     "socket silent": socket_silent,
+    "connections dead": connections_dead,
     "GPU out of memory": out_of_memory,
     "GPU error that poisons": poisoned,
     "cancel, node deaf": cancelled,
@@ -254,6 +264,6 @@ IN_A_CONTAINER: dict[str, Inject] = {
 }
 # Those after which ComfyUI need not start again: seconds each.
 QUICK = (
-    "socket dropped", "socket silent", "GPU out of memory", "volume full", "volume gone and back",
-    "result answered 400", "result answered 500 once",
+    "socket dropped", "socket silent", "connections dead", "GPU out of memory", "volume full",
+    "volume gone and back", "result answered 400", "result answered 500 once",
 )  # fmt: skip

@@ -5,12 +5,15 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
+import subprocess
 import time
 import uuid
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+
+import psutil
 
 from benchmarks.simulated_volume import CannotSimulate, Delays, SimulatedVolume, mounted
 from bootstrap.facts.cgroup import group_folders, read_integer, read_table
@@ -94,6 +97,27 @@ class Container:
                 self._folder.rmdir()
                 return
             time.sleep(0.05)
+
+
+@contextmanager
+def black_hole(process: int, port: int) -> Iterator[int]:
+    """The connections that a process has to a port of this machine lose all packets both ways, and
+    nobody is told; new ones are fine. Yields how many they are. Raises CannotInject."""
+    ends = {
+        connection.laddr.port
+        for connection in psutil.Process(process).net_connections("tcp4")
+        if connection.raddr and connection.raddr.port == port
+    }
+    ways = [way for end in ends for way in ((end, port), (port, end))]
+    with contextlib.ExitStack() as stack:
+        for source, target in ways:
+            rule = f"INPUT -i lo -p tcp --sport {source} --dport {target} -j DROP".split()
+            try:
+                subprocess.run(["iptables", "-A", *rule], check=True, capture_output=True)
+            except (OSError, subprocess.CalledProcessError) as problem:
+                raise CannotInject(f"packets cannot be dropped: {problem}") from None
+            stack.callback(subprocess.run, ["iptables", "-D", *rule], check=True)
+        yield len(ends)
 
 
 @contextmanager

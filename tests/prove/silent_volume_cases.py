@@ -7,9 +7,11 @@ import time
 from tests.prove.outcome import Outcome, completed, refused
 from tests.prove.patient import Patient
 from tests.prove.places import CannotInject, Mount
+from tests.test_faults import through
 from tests.test_worker import plain
 
 _RUNS_ON = 1.0
+_MAX_WAIT = 5.0
 
 
 def silent_in_a_job(patient: Patient) -> Outcome:
@@ -29,6 +31,18 @@ def silent_and_needed(patient: Patient) -> Outcome:
     nodes["6"] = {"class_type": "PreviewImage", "inputs": {"images": ["5", 0]}}
     with _mount_of(patient).silent():
         return refused(patient.answered(patient.submit(nodes)), "volume.silent")
+
+
+def silent_under_comfyui(patient: Patient) -> Outcome:
+    """ComfyUI itself waits for it, as when it loads a model: until the job's time is over."""
+    mount = _mount_of(patient)
+    nodes = through("TestAskVolume", folder=str(mount.path), seconds=60.0)
+    lines = len(patient.worker.lines)
+    job = patient.submit(nodes, max_wait=_MAX_WAIT)
+    patient.worker.wait_for_line("got prompt", 60, after=lines)
+    since = patient.plane.wait_for("take", job).at + _MAX_WAIT
+    with mount.silent():
+        return refused(patient.answered(job, since), "volume.silent", "job.timeout")
 
 
 def _mount_of(patient: Patient) -> Mount:

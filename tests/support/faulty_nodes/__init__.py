@@ -275,6 +275,31 @@ class Steps:
         return (image,)
 
 
+class AskVolume:
+    """Asks for a file below `folder` that is not there, again and again, for some seconds."""
+
+    CATEGORY = "tests"
+    RETURN_TYPES = ("IMAGE",)
+    FUNCTION = "run"
+
+    @classmethod
+    def INPUT_TYPES(cls):
+        return {
+            "required": {
+                "image": ("IMAGE",),
+                "folder": ("STRING", {}),
+                "seconds": ("FLOAT", {"default": 1.0}),
+            }
+        }
+
+    def run(self, image, folder, seconds):
+        end = time.monotonic() + seconds
+        while time.monotonic() < end:
+            os.path.lexists(os.path.join(folder, str(time.monotonic_ns())))
+            time.sleep(0.05)
+        return (image,)
+
+
 _hoard = []
 
 
@@ -308,6 +333,7 @@ class Memory:
 
 NODE_CLASS_MAPPINGS = {
     "TestMemory": Memory,
+    "TestAskVolume": AskVolume,
     "TestHoldLock": HoldLock,
     "TestRaise": Raise,
     "TestSocket": Socket,

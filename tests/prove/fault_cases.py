@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import signal
 import socket
-import subprocess
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from tests.prove import memory_cases, silent_volume_cases
+import psutil
+
+from tests.prove import delivery_cases, memory_cases, silent_volume_cases
 from tests.prove.outcome import Outcome, completed, refused
 from tests.prove.patient import Patient
-from tests.prove.places import CannotInject, black_hole
+from tests.prove.places import black_hole
 from tests.support.waiting import wait_until
 from tests.test_worker import plain
 
@@ -82,6 +82,29 @@ def port_taken(patient: Patient) -> Outcome:
     return outcome
 
 
+def port_taken_late(patient: Patient) -> Outcome:
+    """Somebody takes the port while ComfyUI starts, when it has been found free."""
+    dying = patient.comfyui
+    dying.kill()
+    wait_until(lambda: not dying.is_running())
+    job = patient.submit(plain())
+    wait_until(lambda: _starts(patient), 30)
+    with socket.socket() as stranger:
+        stranger.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        stranger.bind(("127.0.0.1", patient.port))
+        stranger.listen()
+        outcome = completed(patient.answered(job))
+    patient.comfyui.kill()  # the next one is on the port again
+    return outcome
+
+
+def _starts(patient: Patient) -> bool:
+    try:
+        return str(patient.port) in patient.comfyui.cmdline()
+    except (AssertionError, psutil.NoSuchProcess):
+        return False
+
+
 def _in_use(stranger: socket.socket, port: int) -> bool:
     try:
         stranger.bind(("127.0.0.1", port))
@@ -141,72 +164,6 @@ def _stubborn() -> dict[str, Any]:
     return nodes
 
 
-def volume_full(patient: Patient) -> Outcome:
-    """`ComfyUI/output` is a disk of its own, with nothing left on it."""
-    output = patient.volume / "ComfyUI" / "output"
-    with _small_disk(output):
-        filler = output / "filler"
-        with contextlib.suppress(OSError), open(filler, "wb", buffering=0) as file:
-            while file.write(b"x" * 65536):
-                pass
-        return completed(patient.answered(patient.submit(plain())), "could not be kept")
-
-
-@contextlib.contextmanager
-def _small_disk(place: Path) -> Iterator[None]:
-    command = ["mount", "-t", "tmpfs", "-o", "size=256k", "none", str(place)]
-    if subprocess.run(command, capture_output=True, check=False).returncode:
-        raise CannotInject("mounting a disk takes root")
-    try:
-        yield
-    finally:
-        subprocess.run(["umount", "-l", str(place)], check=True)
-
-
-def volume_gone(patient: Patient) -> Outcome:
-    """The mount goes: what was staged runs on, and the picture comes in the reply. And back."""
-    away = patient.volume.with_name("away")
-    patient.volume.rename(away)
-    try:
-        return completed(patient.answered(patient.submit(plain())), "could not be kept")
-    finally:
-        away.rename(patient.volume)
-
-
-def plane_refuses(patient: Patient) -> Outcome:
-    """A result that is answered with 400 is not sent again: it is where the log says."""
-    patient.plane.faults.answer("done", 400)
-    return _only_on_the_volume(patient)
-
-
-def plane_fails(patient: Patient) -> Outcome:
-    """The SDK gives up at its third 500."""
-    patient.plane.faults.answer("done", 500, 500, 500)
-    return _only_on_the_volume(patient)
-
-
-def plane_hangs_up(patient: Patient) -> Outcome:
-    patient.plane.faults.answer("done", 0)
-    return _only_on_the_volume(patient)
-
-
-def _only_on_the_volume(patient: Patient) -> Outcome:
-    lines = len(patient.worker.lines)
-    job = patient.submit(plain())
-    line = patient.worker.wait_for_line(rf"{job}.*on the volume: ", 60, after=lines)
-    seconds = line.at - patient.plane.wait_for("take", job).at
-    path = line.text.partition("on the volume: ")[2].split('"')[0].strip()
-    kept = (patient.volume / path).is_file()
-    patient.lost += not kept
-    return Outcome(kept, seconds, line.text)
-
-
-def plane_recovers(patient: Patient) -> Outcome:
-    """The SDK sends again what was answered with 500."""
-    patient.plane.faults.answer("done", 500)
-    return completed(patient.answered(patient.submit(plain())))
-
-
 def crash_loop(patient: Patient) -> Outcome:
     """ComfyUI cannot start any more: told, from the third time on at once; then it can again."""
     main = _staged_main(patient)
@@ -239,18 +196,19 @@ FAULTS: dict[str, Inject] = {
     "result is not JSON": not_json,
     "history unreadable": unreadable_history,
     "port taken at restart": port_taken,
+    "port taken in the start": port_taken_late,
     "socket dropped": socket_dropped,
     "socket silent": socket_silent,
     "connections dead": connections_dead,
     "GPU out of memory": out_of_memory,
     "GPU error that poisons": poisoned,
     "cancel, node deaf": cancelled,
-    "volume full": volume_full,
-    "volume gone and back": volume_gone,
-    "result answered 400": plane_refuses,
-    "result answered 500 once": plane_recovers,
-    "result answered 500": plane_fails,
-    "result not answered": plane_hangs_up,
+    "volume full": delivery_cases.volume_full,
+    "volume gone and back": delivery_cases.volume_gone,
+    "result answered 400": delivery_cases.plane_refuses,
+    "result answered 500 once": delivery_cases.plane_recovers,
+    "result answered 500": delivery_cases.plane_fails,
+    "result not answered": delivery_cases.plane_hangs_up,
     "crash loop": crash_loop,
 }
 ON_A_MOUNT: dict[str, Inject] = {

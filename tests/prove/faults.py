@@ -4,7 +4,9 @@
 
 Prints a row for each fault: how often it was injected and answered rightly, median and worst time
 to the answer, how often the next job was right, and results that were neither in the reply nor on
-the volume.
+the volume. Some need root: a volume that falls silent is a FUSE mount that is stopped, a container
+that is short of memory a control group, dead connections a rule of iptables. Where this machine
+does not allow one, its row says so.
 """
 
 from __future__ import annotations

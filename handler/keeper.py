@@ -9,6 +9,7 @@ from pathlib import Path
 from bootstrap.publish import publish_copy
 from bootstrap.settings import Settings
 from bootstrap.volume import Layout
+from handler.volume_pulse import Pulse
 from handler.volume_record import VolumeRecord
 
 
@@ -22,6 +23,7 @@ class Keeper:
 
     def __init__(self, settings: Settings, layout: Layout) -> None:
         self._layout = layout
+        self._pulse = Pulse(layout.root)
         self._record = VolumeRecord(
             layout.output, uuid.uuid4().hex, settings.keep_outputs_days, settings.keep_outputs_gb
         )
@@ -31,10 +33,14 @@ class Keeper:
     def keep(self, local: Path, subfolder: Path, name: str) -> str:
         """Copy a file to `subfolder`/`name`; its path on the volume. Raises NotKept."""
         kept = self._layout.output
-        try:
+
+        def publish() -> Path:
             if not self._layout.root.is_dir():
                 raise FileNotFoundError(f"there is no volume at {self._layout.root}")
-            path = publish_copy(local, kept / subfolder, name)
+            return publish_copy(local, kept / subfolder, name)
+
+        try:
+            path = self._pulse.attended(publish)
         except OSError as problem:
             why = problem.strerror or problem
             raise NotKept(f"{local.name} could not be kept in {kept}: {why}") from None
@@ -48,7 +54,7 @@ class Keeper:
         with self._lock:
             new, self._new = self._new, []
         try:
-            self._record.add(new)
+            self._pulse.attended(lambda: self._record.add(new))
         except OSError:
             return
         self._record.sweep_if_due()

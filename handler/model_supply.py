@@ -25,6 +25,7 @@ from handler.errors import JobError
 from handler.missing_models import misses_a_model, spelt, wanted_by, with_offer
 from handler.progress import Progress
 from handler.requests import DownloadRequest
+from handler.volume_pulse import Pulse
 from handler.workflow import Workflow
 from handler.workflow_models import NamedModel, named_models
 
@@ -40,6 +41,7 @@ class ModelSupply:
         self._settings = settings
         self._layout = layout
         self._shelves = tuple(shelves)
+        self._pulse = Pulse(layout.root)
 
     async def bring(
         self, workflow: Workflow, deadline: Deadline, progress: Progress
@@ -48,11 +50,12 @@ class ModelSupply:
         fetched now. Raises JobError. Looked at anew for each job: a volume changes, and a worker
         may go on at a host whose cache has other models."""
         named = named_models(workflow)
-        lacking = await asyncio.to_thread(self._lacking, named) if named else []
+        if not named:
+            return ()
+        lacking, specs = await asyncio.to_thread(self._pulse.needed, lambda: self._wanted(named))
         if not lacking:
             return ()
         results: tuple[Result, ...] = ()
-        specs = await asyncio.to_thread(self._known, lacking)
         if specs:
             workplace = await asyncio.to_thread(self._workplace, progress)
             results = await _fetch(specs, workplace, deadline)
@@ -85,6 +88,13 @@ class ModelSupply:
             models=models,
             timings={"total": round(deadline.elapsed, 3)},
         )
+
+    def _wanted(
+        self, named: Sequence[NamedModel]
+    ) -> tuple[list[NamedModel], tuple[ModelSpec, ...]]:
+        """What ComfyUI lacks, and what of it the manifest knows."""
+        lacking = self._lacking(named)
+        return lacking, self._known(lacking) if lacking else ()
 
     def _lacking(self, named: Sequence[NamedModel]) -> list[NamedModel]:
         """Those that ComfyUI does not see in the folders of their kind, or of unknown kind."""

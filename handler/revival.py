@@ -25,6 +25,7 @@ _HUNG_SECONDS = 10.0
 # Starts that may fail in a row; then seconds of rest, doubled with each further one.
 _FREE_FAILURES = 3
 _START_FAULTS = {*exits.CODES, *readiness.CODES}
+_PORT_TAKEN = "comfyui.port_taken"
 _FIRST_REST, _LONGEST_REST = 30.0, 300.0
 
 
@@ -102,8 +103,10 @@ class Revival:
         if self._comfyui.ended() is not None and self.resting and self._last is not None:
             raise self._left_alone(self._last)
         started, fault = await self._start_and_wait(deadline)
-        if fault and not started and self._comfyui.ended() is not None:
-            # It was dying when it was looked at; the next process is ours to judge.
+        not_its_own = not started or (fault is not None and fault.code == _PORT_TAKEN)
+        if fault and not_its_own and self._comfyui.ended() is not None:
+            # It was dying when it was looked at, or somebody took the port while it started: the
+            # next process is ours to judge, and gets another port.
             _, fault = await self._start_and_wait(deadline)
         if fault is None:
             self._failures = 0

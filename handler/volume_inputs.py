@@ -19,6 +19,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from handler.errors import JobError
+from handler.volume_pulse import Pulse
 from handler.workflow import Workflow
 
 ROOM_FIX = "Give the endpoint a larger container disk, or set WORK_DIR to a larger one."
@@ -47,6 +48,7 @@ class VolumeInputs:
     ) -> None:
         """Copies go from `volume_input`, which need not be there, to `folder`."""
         self._volume_input = volume_input
+        self._pulse = Pulse(volume_input)
         self._folder = folder
         self._clock = clock
         self._copies: dict[Path, _Copy] = {}
@@ -59,10 +61,15 @@ class VolumeInputs:
         """Have a copy of every file of the volume that `workflow` names, until `release(user)`.
 
         A file that is not there is left for others to complain about. Raises JobError when there
-        is no room for a copy.
+        is no room for a copy, or the volume does not answer.
         """
+        named = list(_named(workflow))
+        if named:
+            self._pulse.needed(lambda: self._bring_all(named, user))
+
+    def _bring_all(self, named: list[str], user: str) -> None:
         root = Path(os.path.realpath(self._volume_input))
-        for wanted in _named(workflow):
+        for wanted in named:
             # One call for names of anything else: each costs a round trip to the volume.
             if wanted.startswith(("/", "../")) or not os.path.isfile(root / wanted):
                 continue

@@ -20,7 +20,9 @@ _FIX = (
 
 def volume_fault(layout: Layout, cause: JobError) -> JobError | None:
     """The error to tell instead of `cause` when the volume is gone or silent; None when it is
-    there. Blocks for two seconds at most."""
+    there, or `cause` tells already. Blocks for two seconds at most."""
+    if cause.code == "volume.silent":
+        return None
     probe = layout.root
     if layout.comfyui is not None and layout.comfyui_on_volume:
         probe = layout.comfyui / "main.py"  # a mount point stays when its mount goes

@@ -49,6 +49,7 @@ class Worker:
         self.shutdown = Shutdown(boot.settings.shutdown_grace)
         self._jobs: WorkflowJobs | None = None
         self._supply = _supply_for(boot)
+        self._named = None if boot.layout is None else NamedWorkflows(boot.layout.root).read
         if boot.comfyui is not None:
             self._jobs = WorkflowJobs(boot, self._supply, errors_in(report.findings))
 
@@ -97,10 +98,8 @@ class Worker:
 
     def _request(self, job: Mapping[str, Any]) -> Request:
         """What is wrong with the worker is told before what is wrong with the request."""
-        layout = self._boot.layout
-        named = None if layout is None else NamedWorkflows(layout.root).read
         try:
-            return parse_request(job.get("input"), self._settings, job.get(S3_CONFIG), named)
+            return parse_request(job.get("input"), self._settings, job.get(S3_CONFIG), self._named)
         except JobError:
             faults = self._boot.faults_now(self._report)
             if faults:

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
 from demo.volume import DemoVolume
-from tests.prove.fault_cases import FAULTS, QUICK, Outcome
-from tests.prove.faults import HEAD, Tally, suffer
+from tests.prove.fault_cases import FAULTS, QUICK
+from tests.prove.faults import HEAD, WARDS, Tally, suffer
+from tests.prove.outcome import Outcome
 from tests.prove.patient import Patient, patient
+from tests.prove.places import CannotInject
 
 
 @pytest.fixture(scope="module")
@@ -27,6 +30,20 @@ def test_a_fault_is_answered_rightly_and_costs_neither_the_next_job_nor_a_file(
     (tally,) = suffer(ill, [name], 1, said.append)
     if tally.impossible:
         pytest.skip(tally.impossible)
+    assert tally.good, said
+
+
+@pytest.mark.parametrize("name", ["volume silent in a job", "killed for want of memory"])
+def test_a_fault_of_the_place_is_answered_rightly_too(
+    demo: DemoVolume, tmp_path: Path, name: str
+) -> None:
+    said: list[str] = []
+    (place,) = [place for names, place in WARDS if name in names]
+    try:
+        with patient(tmp_path, demo, place) as one:
+            (tally,) = suffer(one, [name], 1, said.append)
+    except CannotInject as problem:
+        pytest.skip(str(problem))
     assert tally.good, said
 
 

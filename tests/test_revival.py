@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import socket
+import threading
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -103,6 +105,25 @@ def test_a_folder_that_is_gone_is_told(bench: Bench, tmp_path: Path) -> None:
     bench.comfyui.launch = replace(bench.comfyui.launch, comfyui=tmp_path / "gone")
     error = bench.ready()
     assert code(error) == "comfyui.not_startable"
+
+
+def test_a_port_that_is_taken_while_comfyui_starts_costs_no_job(bench: Bench) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as stranger:
+        port = stranger.getsockname()[1]
+    bench.comfyui.launch = replace(bench.comfyui.launch, port=port)
+    behave(bench.comfyui, "late")
+
+    def take() -> None:
+        wait_until(lambda: bench.comfyui.starts == 1)
+        with socket.socket() as other:
+            other.bind(("127.0.0.1", port))
+            wait_until(lambda: bench.comfyui.starts == 2 and bench.comfyui.was_ready)
+
+    taking = threading.Thread(target=take)
+    taking.start()
+    assert bench.ready() is None
+    taking.join()
+    assert bench.comfyui.port != port and bench.comfyui.starts == 2
 
 
 def test_a_process_that_is_replaced_is_another(bench: Bench) -> None:

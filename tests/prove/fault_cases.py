@@ -2,86 +2,57 @@
 
 from __future__ import annotations
 
-import contextlib
-import json
 import os
 import signal
 import socket
-import subprocess
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import psutil
+
+from tests.prove import delivery_cases, memory_cases, silent_volume_cases
+from tests.prove.outcome import Outcome, completed, refused
 from tests.prove.patient import Patient
+from tests.prove.places import black_hole
 from tests.support.waiting import wait_until
 from tests.test_worker import plain
 
-
-@dataclass(frozen=True)
-class Outcome:
-    """How a fault was answered: in `seconds`, rightly or not; `said` is for whoever wonders."""
-
-    right: bool
-    seconds: float
-    said: str
-
-
-class CannotInject(Exception):
-    """This machine does not allow the fault; `str()` says why."""
-
-
 Inject = Callable[[Patient], Outcome]
-
-
-def _refused(answer: tuple[dict[str, Any], float], code: str, cause: str = "") -> Outcome:
-    """Right when the error has this code, and this cause in its details."""
-    output, seconds = answer
-    found = (output.get("error_code", ""), output.get("details", {}).get("cause", ""))
-    right = found == (code, cause) and bool(output.get("error") or output.get("fix"))
-    return Outcome(right, seconds, f"{found}")
-
-
-def _completed(answer: tuple[dict[str, Any], float], warned: str = "") -> Outcome:
-    """Right when the job is done, with a warning of these words where some are given."""
-    output, seconds = answer
-    told = any(warned in warning for warning in output.get("warnings", [])) or not warned
-    right = output.get("status") == "completed" and told
-    return Outcome(right, seconds, json.dumps(output.get("warnings") or output.get("error_code")))
 
 
 def killed(patient: Patient) -> Outcome:
     job = patient.begun()
     since = time.monotonic()
     patient.comfyui.kill()
-    return _refused(patient.answered(job, since), "comfyui.died", "comfyui.killed")
+    return refused(patient.answered(job, since), "comfyui.died", "comfyui.killed")
 
 
 def frozen(patient: Patient) -> Outcome:
     job = patient.begun()
     since = time.monotonic()
     patient.comfyui.send_signal(signal.SIGSTOP)
-    return _refused(patient.answered(job, since), "comfyui.unreachable")
+    return refused(patient.answered(job, since), "comfyui.unreachable")
 
 
 def killed_between(patient: Patient) -> Outcome:
     patient.comfyui.kill()
-    return _completed(patient.answered(patient.submit(plain())))
+    return completed(patient.answered(patient.submit(plain())))
 
 
 def frozen_between(patient: Patient) -> Outcome:
     patient.comfyui.send_signal(signal.SIGSTOP)
-    return _completed(patient.answered(patient.submit(plain())))
+    return completed(patient.answered(patient.submit(plain())))
 
 
 def system_exit(patient: Patient) -> Outcome:
     answer = patient.run("TestRaise", what="SystemExit")
-    return _refused(answer, "comfyui.died", "comfyui.prompt_thread_ended")
+    return refused(answer, "comfyui.died", "comfyui.prompt_thread_ended")
 
 
 def os_exit(patient: Patient) -> Outcome:
-    return _refused(patient.run("TestDie", way="exit 3"), "comfyui.died", "comfyui.exited")
+    return refused(patient.run("TestDie", way="exit 3"), "comfyui.died", "comfyui.exited")
 
 
 def _not_json(patient: Patient, quietly: bool) -> tuple[dict[str, Any], float]:
@@ -91,11 +62,11 @@ def _not_json(patient: Patient, quietly: bool) -> tuple[dict[str, Any], float]:
 
 
 def not_json(patient: Patient) -> Outcome:
-    return _refused(_not_json(patient, False), "comfyui.died", "comfyui.output_not_json")
+    return refused(_not_json(patient, False), "comfyui.died", "comfyui.output_not_json")
 
 
 def unreadable_history(patient: Patient) -> Outcome:
-    return _refused(_not_json(patient, True), "comfyui.history_unreadable")
+    return refused(_not_json(patient, True), "comfyui.history_unreadable")
 
 
 def port_taken(patient: Patient) -> Outcome:
@@ -106,9 +77,32 @@ def port_taken(patient: Patient) -> Outcome:
         stranger.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         wait_until(lambda: not _in_use(stranger, patient.port))
         stranger.listen()
-        outcome = _completed(patient.answered(patient.submit(plain())))
+        outcome = completed(patient.answered(patient.submit(plain())))
     patient.comfyui.kill()  # the next one is on the port again
     return outcome
+
+
+def port_taken_late(patient: Patient) -> Outcome:
+    """Somebody takes the port while ComfyUI starts, when it has been found free."""
+    dying = patient.comfyui
+    dying.kill()
+    wait_until(lambda: not dying.is_running())
+    job = patient.submit(plain())
+    wait_until(lambda: _starts(patient), 30)
+    with socket.socket() as stranger:
+        stranger.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        stranger.bind(("127.0.0.1", patient.port))
+        stranger.listen()
+        outcome = completed(patient.answered(job))
+    patient.comfyui.kill()  # the next one is on the port again
+    return outcome
+
+
+def _starts(patient: Patient) -> bool:
+    try:
+        return str(patient.port) in patient.comfyui.cmdline()
+    except (AssertionError, psutil.NoSuchProcess):
+        return False
 
 
 def _in_use(stranger: socket.socket, port: int) -> bool:
@@ -120,21 +114,30 @@ def _in_use(stranger: socket.socket, port: int) -> bool:
 
 
 def socket_dropped(patient: Patient) -> Outcome:
-    return _completed(patient.run("TestSocket", way="drop"))
+    return completed(patient.run("TestSocket", way="drop"))
 
 
 def socket_silent(patient: Patient) -> Outcome:
-    return _completed(patient.run("TestSocket", way="silence"))
+    return completed(patient.run("TestSocket", way="silence"))
+
+
+def connections_dead(patient: Patient) -> Outcome:
+    """All that the worker has open to ComfyUI, socket and requests, fall into a black hole."""
+    job = patient.begun(3.0)
+    since = time.monotonic() + 3.0
+    with black_hole(patient.worker.pid, patient.port) as count:
+        outcome = completed(patient.answered(job, since))
+    return Outcome(outcome.right and count > 0, outcome.seconds, f"{count}: {outcome.said}")
 
 
 def out_of_memory(patient: Patient) -> Outcome:
-    return _refused(patient.run("TestRaise", what="OutOfMemoryError"), "job.out_of_memory")
+    return refused(patient.run("TestRaise", what="OutOfMemoryError"), "job.out_of_memory")
 
 
 def poisoned(patient: Patient) -> Outcome:
     said = "CUDA error: device-side assert triggered"
     answer = patient.run("TestRaise", what="RuntimeError", said=said)
-    return _refused(answer, "job.cuda_failed")
+    return refused(answer, "job.cuda_failed")
 
 
 def cancelled(patient: Patient) -> Outcome:
@@ -161,72 +164,6 @@ def _stubborn() -> dict[str, Any]:
     return nodes
 
 
-def volume_full(patient: Patient) -> Outcome:
-    """`ComfyUI/output` is a disk of its own, with nothing left on it."""
-    output = patient.volume / "ComfyUI" / "output"
-    with _small_disk(output):
-        filler = output / "filler"
-        with contextlib.suppress(OSError), open(filler, "wb", buffering=0) as file:
-            while file.write(b"x" * 65536):
-                pass
-        return _completed(patient.answered(patient.submit(plain())), "could not be kept")
-
-
-@contextlib.contextmanager
-def _small_disk(place: Path) -> Iterator[None]:
-    command = ["mount", "-t", "tmpfs", "-o", "size=256k", "none", str(place)]
-    if subprocess.run(command, capture_output=True, check=False).returncode:
-        raise CannotInject("mounting a disk takes root")
-    try:
-        yield
-    finally:
-        subprocess.run(["umount", "-l", str(place)], check=True)
-
-
-def volume_gone(patient: Patient) -> Outcome:
-    """The mount goes: what was staged runs on, and the picture comes in the reply. And back."""
-    away = patient.volume.with_name("away")
-    patient.volume.rename(away)
-    try:
-        return _completed(patient.answered(patient.submit(plain())), "could not be kept")
-    finally:
-        away.rename(patient.volume)
-
-
-def plane_refuses(patient: Patient) -> Outcome:
-    """A result that is answered with 400 is not sent again: it is where the log says."""
-    patient.plane.faults.answer("done", 400)
-    return _only_on_the_volume(patient)
-
-
-def plane_fails(patient: Patient) -> Outcome:
-    """The SDK gives up at its third 500."""
-    patient.plane.faults.answer("done", 500, 500, 500)
-    return _only_on_the_volume(patient)
-
-
-def plane_hangs_up(patient: Patient) -> Outcome:
-    patient.plane.faults.answer("done", 0)
-    return _only_on_the_volume(patient)
-
-
-def _only_on_the_volume(patient: Patient) -> Outcome:
-    lines = len(patient.worker.lines)
-    job = patient.submit(plain())
-    line = patient.worker.wait_for_line(rf"{job}.*on the volume: ", 60, after=lines)
-    seconds = line.at - patient.plane.wait_for("take", job).at
-    path = line.text.partition("on the volume: ")[2].split('"')[0].strip()
-    kept = (patient.volume / path).is_file()
-    patient.lost += not kept
-    return Outcome(kept, seconds, line.text)
-
-
-def plane_recovers(patient: Patient) -> Outcome:
-    """The SDK sends again what was answered with 500."""
-    patient.plane.faults.answer("done", 500)
-    return _completed(patient.answered(patient.submit(plain())))
-
-
 def crash_loop(patient: Patient) -> Outcome:
     """ComfyUI cannot start any more: told, from the third time on at once; then it can again."""
     main = _staged_main(patient)
@@ -238,7 +175,7 @@ def crash_loop(patient: Patient) -> Outcome:
         output, seconds = patient.answered(patient.submit(plain()))
     finally:
         main.write_text(text)
-    outcome = _refused((output, seconds), "comfyui.keeps_failing", "comfyui.exited")
+    outcome = refused((output, seconds), "comfyui.keeps_failing", "comfyui.exited")
     right = outcome.right and codes[-1] == "comfyui.keeps_failing"
     time.sleep(max(output.get("details", {}).get("retry_in", 0.0), 0.0) + 1.0)
     return Outcome(right, seconds, f"{codes} {outcome.said}")
@@ -259,21 +196,33 @@ FAULTS: dict[str, Inject] = {
     "result is not JSON": not_json,
     "history unreadable": unreadable_history,
     "port taken at restart": port_taken,
+    "port taken in the start": port_taken_late,
     "socket dropped": socket_dropped,
     "socket silent": socket_silent,
+    "connections dead": connections_dead,
     "GPU out of memory": out_of_memory,
     "GPU error that poisons": poisoned,
     "cancel, node deaf": cancelled,
-    "volume full": volume_full,
-    "volume gone and back": volume_gone,
-    "result answered 400": plane_refuses,
-    "result answered 500 once": plane_recovers,
-    "result answered 500": plane_fails,
-    "result not answered": plane_hangs_up,
+    "volume full": delivery_cases.volume_full,
+    "volume gone and back": delivery_cases.volume_gone,
+    "result answered 400": delivery_cases.plane_refuses,
+    "result answered 500 once": delivery_cases.plane_recovers,
+    "result answered 500": delivery_cases.plane_fails,
+    "result not answered": delivery_cases.plane_hangs_up,
     "crash loop": crash_loop,
+}
+ON_A_MOUNT: dict[str, Inject] = {
+    "volume silent in a job": silent_volume_cases.silent_in_a_job,
+    "volume silent, ComfyUI too": silent_volume_cases.silent_under_comfyui,
+    "volume silent and needed": silent_volume_cases.silent_and_needed,
+}
+IN_A_CONTAINER: dict[str, Inject] = {
+    "killed for want of memory": memory_cases.killed_by_the_kernel,
+    "memory short, can be freed": memory_cases.near_the_limit_and_freed,
+    "memory short for good": memory_cases.near_the_limit_for_good,
 }
 # Those after which ComfyUI need not start again: seconds each.
 QUICK = (
-    "socket dropped", "socket silent", "GPU out of memory", "volume full", "volume gone and back",
-    "result answered 400", "result answered 500 once",
+    "socket dropped", "socket silent", "connections dead", "GPU out of memory", "volume full",
+    "volume gone and back", "result answered 400", "result answered 500 once",
 )  # fmt: skip

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import base64
+import contextlib
+import random
 import socket
+import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,6 +18,7 @@ import psutil
 
 from demo.volume import DemoVolume, ensure
 from tests.conftest import environment, furnished
+from tests.prove.places import Container, Mount, Place, container, mount_of
 from tests.support.control_plane import ControlPlane
 from tests.support.worker_process import WorkerProcess
 from tests.test_faults import through
@@ -22,16 +26,20 @@ from tests.test_worker import plain
 
 START_SECONDS = 120.0
 ANSWER_SECONDS = 100.0
+_ANYWHERE = Place()
 
 
 @dataclass
 class Patient:
-    """The worker, its control plane and its volume. `lost` counts results that are nowhere."""
+    """The worker, its control plane and its volume, as it is behind a `mount` where there is one.
+    `lost` counts results that are nowhere."""
 
     plane: ControlPlane
     worker: WorkerProcess
     volume: Path
     port: int
+    mount: Mount | None = None
+    container: Container | None = None
     lost: int = 0
     _number: int = field(default=0)
 
@@ -89,15 +97,33 @@ class Patient:
 
 
 @contextmanager
-def patient(folder: Path, demo: DemoVolume | None = None) -> Iterator[Patient]:
-    """One that is ready; everything in `folder`, an empty one."""
+def patient(
+    folder: Path, demo: DemoVolume | None = None, place: Place = _ANYWHERE
+) -> Iterator[Patient]:
+    """One that is ready; everything in `folder`, an empty one. Raises CannotInject where there can
+    be no such place."""
     demo = demo or ensure()
     volume = furnished(demo, folder / "volume")
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = int(probe.getsockname()[1])
-    with ControlPlane(hold_seconds=1) as plane:
-        env = environment(demo, volume, folder / "work") | plane.worker_env(skip_fitness=True)
-        with WorkerProcess.module("handler", env=env | {"COMFYUI_PORT": str(port)}) as worker:
-            plane.wait_for("ready", timeout=START_SECONDS)
-            yield Patient(plane, worker, volume, port)
+    with ExitStack() as stack:
+        mounted = stack.enter_context(mount_of(volume)) if place.mount else None
+        limited = stack.enter_context(container(place.memory)) if place.memory else None
+        plane = stack.enter_context(ControlPlane(hold_seconds=1))
+        port = _free_port()
+        shown = mounted.path if mounted is not None else volume
+        env = environment(demo, shown, folder / "work") | plane.worker_env(skip_fitness=True)
+        command = [sys.executable, "-m", "handler"]
+        if limited is not None:
+            command = limited.around(command)
+        worker = WorkerProcess(command, env=env | {"COMFYUI_PORT": str(port)})
+        stack.enter_context(worker)
+        plane.wait_for("ready", timeout=START_SECONDS)
+        yield Patient(plane, worker, volume, port, mounted, limited)
+
+
+def _free_port() -> int:
+    """As the real one below those that the system hands out: nobody takes it by chance."""
+    while True:
+        port = random.randint(20_000, 30_000)
+        with contextlib.suppress(OSError), socket.socket() as probe:
+            probe.bind(("127.0.0.1", port))
+            return port

@@ -275,7 +275,65 @@ class Steps:
         return (image,)
 
 
+class AskVolume:
+    """Asks for a file below `folder` that is not there, again and again, for some seconds."""
+
+    CATEGORY = "tests"
+    RETURN_TYPES = ("IMAGE",)
+    FUNCTION = "run"
+
+    @classmethod
+    def INPUT_TYPES(cls):
+        return {
+            "required": {
+                "image": ("IMAGE",),
+                "folder": ("STRING", {}),
+                "seconds": ("FLOAT", {"default": 1.0}),
+            }
+        }
+
+    def run(self, image, folder, seconds):
+        end = time.monotonic() + seconds
+        while time.monotonic() < end:
+            os.path.lexists(os.path.join(folder, str(time.monotonic_ns())))
+            time.sleep(0.05)
+        return (image,)
+
+
+_hoard = []
+
+
+class Memory:
+    """Takes memory and keeps it: in a cache of ComfyUI's, in the process, or until it is killed."""
+
+    CATEGORY = "tests"
+    RETURN_TYPES = ("IMAGE",)
+    FUNCTION = "run"
+
+    @classmethod
+    def INPUT_TYPES(cls):
+        ways = ["cached", "for good", "without end"]
+        amount = ("INT", {"default": 0, "max": 1_000_000})
+        return {"required": {"image": ("IMAGE",), "megabytes": amount, "way": (ways,)}}
+
+    @classmethod
+    def IS_CHANGED(cls, **_):
+        return float("nan")
+
+    def run(self, image, megabytes, way):
+        taken = [b"x" * 1_000_000 * megabytes]  # one block, which goes back to the system at once
+        if way == "cached":
+            self.taken = taken  # this instance is in a cache that /free empties
+        else:
+            _hoard.extend(taken)
+        while way == "without end":
+            _hoard.append(b"x" * 50_000_000)
+        return (image,)
+
+
 NODE_CLASS_MAPPINGS = {
+    "TestMemory": Memory,
+    "TestAskVolume": AskVolume,
     "TestHoldLock": HoldLock,
     "TestRaise": Raise,
     "TestSocket": Socket,

@@ -1,0 +1,49 @@
+"""A container whose memory is at its limit: a real control group around a whole worker."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from tests.prove.outcome import Outcome, completed, refused
+from tests.prove.patient import Patient
+from tests.prove.places import CannotInject
+from tests.test_faults import through
+from tests.test_worker import plain
+
+CONTAINER_BYTES = 2_000_000_000
+
+
+def killed_by_the_kernel(patient: Patient) -> Outcome:
+    """A node takes memory without end."""
+    job = patient.submit(through("TestMemory", way="without end", megabytes=0))
+    outcome = refused(patient.answered(job), "comfyui.died", "comfyui.killed")
+    said = patient.plane.result(job)["error"]
+    return Outcome(outcome.right and "memory" in said, outcome.seconds, said)
+
+
+def near_the_limit_and_freed(patient: Patient) -> Outcome:
+    """What ComfyUI keeps in its caches: it lets go of it, and goes on."""
+    before = patient.comfyui.pid
+    outcome = _after_filling(patient, "cached", 93.0, "asked to free")
+    room = patient.container is not None and patient.container.megabytes_until(90.0) > 0
+    return replace(outcome, right=outcome.right and room and patient.comfyui.pid == before)
+
+
+def near_the_limit_for_good(patient: Patient) -> Outcome:
+    """What a node never lets go of: only a new process helps."""
+    before = patient.comfyui.pid
+    outcome = _after_filling(patient, "for good", 96.5, "in use still; ComfyUI is restarted")
+    return replace(outcome, right=outcome.right and patient.comfyui.pid != before)
+
+
+def _after_filling(patient: Patient, way: str, percent: float, said: str) -> Outcome:
+    """The job after one that left so much of the memory in use: what it took, and what was said."""
+    if patient.container is None:
+        raise CannotInject("the patient has no container")
+    missing = patient.container.megabytes_until(percent)
+    filling = patient.answer(patient.submit(through("TestMemory", way=way, megabytes=missing)))
+    lines = len(patient.worker.lines)
+    outcome = completed(patient.answered(patient.submit(plain())))
+    told = any(said in line.text for line in patient.worker.lines[lines:])
+    right = outcome.right and told and filling.get("status") == "completed"
+    return Outcome(right, outcome.seconds, f"{missing} MB; {outcome.said}; told: {told}")

@@ -149,16 +149,19 @@ class _Planner:
             self._compare(claimant, place, kind)
 
     def _compare(self, source: Pure, place: Pure, kind: Kind) -> None:
-        if kind is Kind.LINK and self.tree.link_text(place) == self._text(place, source):
+        text = self.tree.link_text(place)
+        if kind is Kind.LINK and text in (
+            "",
+            self._text(place, source),
+        ):  # gone meanwhile, or right
             return
         if self.tree.alike(source, place):
             return
         dead_link = kind is Kind.LINK and self.tree.leads_to(place) is None
         if dead_link:
-            text = self.tree.link_text(place)
             reason = f"a link that is not ours stands there and leads nowhere ({text})"
         elif kind is Kind.LINK:
-            reason = f"a link to something else stands there ({self.tree.link_text(place)})"
+            reason = f"a link to something else stands there ({text})"
         else:
             reason = f"a different {kind.value} has that name"
         self.conflicts.append(Conflict(place, source, reason, dead_link))

@@ -12,6 +12,7 @@ import pytest
 
 from bootstrap.facts.memory import MemoryFacts
 from demo.volume import DemoVolume
+from handler.comfy_client import ComfyClient
 from handler.memory_relief import MemoryRelief
 from tests.conftest import BootedWorker, environment, furnished, ready_worker
 from tests.test_faults import assert_works, comfyui_process, through
@@ -160,19 +161,35 @@ def test_the_one_that_runs_can_be_cancelled_and_the_other_goes_on(
 def test_short_memory_is_relieved_though_jobs_keep_coming(
     hurt: BootedWorker, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    levels = [50.0, 97.0, 97.0, 97.0, 60.0]
+    """Looked at after each; the job that comes next waits until ComfyUI has no other."""
+    levels = [97.0]
 
     def measure() -> MemoryFacts:
-        used = int((levels.pop(0) if len(levels) > 1 else levels[0]) * 1000)
-        return MemoryFacts(100_000, 0, used, 0, 10**9, 10**9, "cgroup v2", 0, 0)
+        return MemoryFacts(100_000, 0, int(levels[0] * 1000), 0, 10**9, 10**9, "cgroup v2", 0, 0)
+
+    async def freed(client: ComfyClient) -> None:
+        levels[0] = 60.0
+        await really_free(client)
 
     jobs = hurt.worker._jobs
     assert jobs is not None
-    relief = MemoryRelief(hurt.boot.settings, measure)
-    monkeypatch.setattr(jobs._revival, "_relief", relief)
-    levels.insert(0, 50.0)  # the first job looks twice
-    first, second = both(hurt, sleeping(2.0), sleeping(0.2))
-    assert_done(first)
-    assert_done(second)
+    really_free = ComfyClient.free
+    monkeypatch.setattr(ComfyClient, "free", freed)
+    monkeypatch.setattr(jobs._revival, "_relief", MemoryRelief(hurt.boot.settings, measure))
+
+    async def scenario() -> list[Reply]:
+        coming = []
+        for seconds in (1.0, 3.0, 0.2):
+            coming.append(
+                asyncio.create_task(
+                    hurt.worker.handle({"id": str(seconds), "input": sleeping(seconds)})
+                )
+            )
+            await asyncio.sleep(0.9)
+        return await asyncio.gather(*coming)
+
+    for reply in asyncio.run(scenario()):
+        assert_done(reply)
     said = capfd.readouterr().err
-    assert "asked to free" in said and said.index("asked to free") > said.index("Prompt executed")
+    asked = said.index("asked to free")
+    assert said[:asked].count("got prompt") == said[:asked].count("Prompt executed") == 2

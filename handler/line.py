@@ -8,10 +8,14 @@ ComfyUI is its doing, and takes the prompts behind it away without their fault.
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 from handler.deadline import Deadline
+
+# A file's time is that of the kernel's last tick.
+_FILE_CLOCK_LAG = 0.011
 
 
 class Displaced(Exception):
@@ -20,12 +24,13 @@ class Displaced(Exception):
 
 class Turn:
     """One prompt's place. `queued`: ComfyUI has it; `displaced`: ComfyUI lost it through another's
-    fault; `ended_at`: when it ended, in seconds since 1970."""
+    fault; `ended`: it ran, and does no longer."""
 
     def __init__(self, line: Line, deadline: Deadline) -> None:
         self.deadline = deadline
         self.displaced = False
-        self.ended_at: float | None = None
+        self.ended = False
+        self._ended_at: float | None = None
         self._line = line
         self.queued = False
         self.moved = asyncio.Event()
@@ -44,6 +49,18 @@ class Turn:
         """ComfyUI has the prompt: the next one may follow."""
         self.queued = True
         self._line.move()
+
+    def end(self, at: float | None) -> None:
+        """It ended, in seconds since 1970; None where ComfyUI does not say when."""
+        self.ended, self._ended_at = True, at
+
+    @property
+    def wrote_until(self) -> float:
+        """Files that were changed later may be another prompt's: one is not to be taken for this
+        one's, while one of this one's left out is only kept later. Seconds since 1970."""
+        if not self._line.behind(self):
+            return self._ended_at or time.time()
+        return 0.0 if self._ended_at is None else self._ended_at - _FILE_CLOCK_LAG
 
     async def come(self) -> None:
         """Until it is the first."""

@@ -111,9 +111,11 @@ class LocalFiles:
             if claim.until >= self._settled:
                 last, self._reported, self._settled = self._reported, last, claim.until
             done_with = [p for p in last if p not in self._reported and not self._claimed[p]]
+            self._claimed.update(done_with)  # so that nobody takes them for new until they are gone
         for path in done_with:
-            if _changed_at(path) <= claim.until:
+            if _stamp(path) == last[path]:  # else written anew meanwhile
                 path.unlink(missing_ok=True)
+        self.release(Claim(reported=done_with))
 
     def _release(self, claim: Claim) -> None:
         self._claimed.subtract([*claim.rest, *claim.reported])

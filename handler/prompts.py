@@ -30,7 +30,7 @@ _FREEING_SECONDS = 1.0
 _SETTLED = 0.2  # seconds after a prompt: nobody waits for what is done then
 # A job that another one's fault took along is run anew; it may be unlucky twice.
 _MOST_RUNS = 3
-# Told what ran (None: it failed) and when it ended, before the next job's end is looked at.
+# Told what ran (None: it failed) and until when it wrote, before the next job's end is looked at.
 AtEnd = Callable[[Ran | None, float], None]
 
 
@@ -94,8 +94,8 @@ class Prompts:
                     if turn.first:
                         self._revival.soon()
                 asyncio.get_running_loop().call_later(_SETTLED, self._look_at_memory)
-                if turn.ended_at is not None:
-                    await asyncio.shield(asyncio.to_thread(at_end, ran, turn.ended_at))
+                if turn.ended:
+                    await asyncio.shield(asyncio.to_thread(at_end, ran, turn.wrote_until))
 
     async def _to_the_end(self, request: WorkflowRequest, turn: Turn, progress: Progress) -> Ran:
         def tell(step: Step) -> None:
@@ -128,7 +128,7 @@ class Prompts:
                 pass
             await turn.come()
             say("ComfyUI ended through another job; the one that waited behind it is run anew")
-            turn.queued = turn.displaced = False
+            turn.queued = turn.displaced = turn.ended = False
         raise failures.lost()
 
     async def _make_ready(self, turn: Turn, surely: bool) -> None:

@@ -38,10 +38,12 @@ class NoSocket(Exception):
 
 @dataclass(frozen=True)
 class Ran:
-    """A prompt that ran to its end; `seconds` is what ComfyUI took for it."""
+    """A prompt that ran to its end; `began` (seconds since 1970) is not later than ComfyUI began
+    with it, `seconds` what it took."""
 
     ended: watch.Ended
     warnings: list[str]
+    began: float
     seconds: float
 
 
@@ -67,11 +69,11 @@ async def run_prompt(
         run = _Run(comfyui, client, turn, known, extra_data or {}, headway, tell)
         try:
             ran = await run.to_the_end(workflow, models, probed)
-            turn.ended_at = ran.ended.at or time.time()
+            turn.end(ran.ended.at)
             return ran
         except (asyncio.CancelledError, JobError) as problem:
             if turn.queued and turn.first:
-                turn.ended_at = time.time()
+                turn.end(time.time())
             if not isinstance(problem, JobError) or problem.code == "job.timeout":
                 await asyncio.shield(run.stop())
             elif problem.code == "comfyui.unreachable":
@@ -112,10 +114,11 @@ class _Run:
             raise NoSocket
         listening = self.listening = asyncio.create_task(self._listen(messages))
         try:
-            start = time.monotonic()
+            submitted, start = time.time(), time.monotonic()
             warnings = await self._submit(workflow, models)
             ended = await self._watch()
-            return Ran(ended, warnings, ended.seconds(at_most=time.monotonic() - start))
+            seconds = ended.seconds(at_most=time.monotonic() - start)
+            return Ran(ended, warnings, ended.began or submitted, seconds)
         finally:
             listening.cancel()
             await asyncio.gather(listening, return_exceptions=True)

@@ -154,7 +154,7 @@ class WorkflowJobs:
 
         def at_end(ran: Ran | None, until: float) -> None:
             items = produced(ran.ended.outputs, with_temp)[0] if ran is not None else []
-            stale[:] = files.stale_nodes(items, until - ran.seconds) if ran is not None else []
+            stale[:] = files.stale_nodes(items, ran.began) if ran is not None else []
             files.claim(claim, until, files.found(items))
 
         workflow = request.workflow

@@ -127,3 +127,18 @@ def test_only_prompts_that_comfyui_had_are_displaced() -> None:
             assert [turn.displaced for turn in turns] == [False, True, False]
 
     asyncio.run(scenario())
+
+
+def test_files_of_the_last_moment_are_left_where_another_prompt_may_have_written_them() -> None:
+    async def scenario() -> None:
+        line = Line()
+        async with line.turn(Deadline(1)) as first:
+            first.end(1000.0)
+            alone = first.wrote_until
+            async with line.turn(Deadline(1)):
+                followed = first.wrote_until
+                first.end(None)
+                assert first.wrote_until == 0.0, "nobody knows when"
+        assert alone == 1000.0 and 999.9 < followed < 999.99
+
+    asyncio.run(scenario())

@@ -72,6 +72,20 @@ def test_both_come_back_whole_the_second_without_the_time_it_waited(hurt: Booted
     assert len(list(work.output.iterdir())) == 1, "the last job's, for ComfyUI's cache"
 
 
+def test_of_many_short_jobs_at_once_each_gets_its_own(hurt: BootedWorker) -> None:
+    """One ends in the very moment in which the next one writes."""
+
+    async def scenario() -> list[Reply]:
+        given = [{"workflow": plain(color=1000 + n), "max_wait": 60} for n in range(60)]
+        jobs = [{"id": f"many-{n}", "input": one} for n, one in enumerate(given)]
+        return await asyncio.gather(*map(hurt.worker.handle, jobs))
+
+    replies = asyncio.run(scenario())
+    for reply in replies:
+        assert_done(reply)
+    assert len({reply["results"][0]["image"] for reply in replies}) == len(replies)
+
+
 def test_one_workflow_twice_at_once_comes_back_twice(hurt: BootedWorker) -> None:
     given = {"workflow": plain(color=4711), "max_wait": 60}
     first, second = both(hurt, given, given, later=0.0)

@@ -16,6 +16,7 @@ from handler.errors import JobError
 from handler.output_options import OutputOptions, read_options
 from handler.request_bucket import read_bucket
 from handler.request_files import InputFile, read_files
+from handler.seeds import draw_seeds
 from handler.words import refuse_unreasonable, short, wrong_type
 from handler.workflow import HOW_TO_ASK, Workflow, overridden, read_workflow, saved_as_files
 
@@ -26,13 +27,14 @@ SECTIONS = ("volume", "models", "comfyui", "machine", "environment")
 class WorkflowRequest:
     """Run `workflow` (API format, overrides applied) within `max_wait` seconds, with `files` as its
     inputs; results come as `output` says, to `bucket` where there is one. `retry_on_oom`: once more
-    when the GPU's memory did not suffice, after it was freed."""
+    when the GPU's memory did not suffice, after it was freed. `seeds` were drawn for it."""
 
     workflow: Workflow
     max_wait: float
     files: tuple[InputFile, ...] = ()
     warnings: tuple[str, ...] = field(default=())
     extra_data: Mapping[str, str] = field(default_factory=dict, repr=False)  # holds a secret
+    seeds: Mapping[str, int] = field(default_factory=dict)
     output: OutputOptions = field(default=OutputOptions())
     bucket: Bucket | None = None
     retry_on_oom: bool = False
@@ -120,6 +122,7 @@ _WORKFLOW_FIELDS = {
 
 def _workflow_request(given: Mapping[str, Any], around: Surroundings) -> WorkflowRequest:
     workflow, warnings = overridden(_workflow(given, around), given.get("overrides"))
+    workflow, seeds = draw_seeds(workflow)
     output, more = read_options(given.get("output"))
     bucket = read_bucket(given.get(S3_CONFIG, around.s3_config), around.settings)
     if output.delivery == "s3" and bucket is None:
@@ -138,6 +141,7 @@ def _workflow_request(given: Mapping[str, Any], around: Surroundings) -> Workflo
         bucket=bucket,
         retry_on_oom=_flag(given, "retry_on_oom"),
         extra_data=worker_comfyui.extra_data(given, around.settings),
+        seeds=seeds,
     )
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
@@ -96,7 +96,7 @@ class WorkflowJobs:
                 timings["waited"] = round(deadline.paused, 3)
             with _told_when_long(progress):
                 answer = await asyncio.to_thread(
-                    self._reply, items, order, claim, warnings, timings
+                    self._reply, items, order, claim, warnings, timings, request.seeds
                 )
             self._remember(request, weights)
             return answer
@@ -173,9 +173,11 @@ class WorkflowJobs:
         claim: Claim,
         warnings: list[str],
         timings: dict[str, Any],
+        seeds: Mapping[str, int],
     ) -> dict[str, Any]:
+        more: dict[str, Any] = {"seeds": dict(seeds)} if seeds else {}
         timings["total"] = _ROOM_FOR_TOTAL
-        answer = self._delivery.deliver(items, order, claim, warnings, timings=timings)
+        answer = self._delivery.deliver(items, order, claim, warnings, timings=timings, **more)
         timings["total"] = round(order.deadline.elapsed, 3)
         return answer
 

@@ -38,6 +38,7 @@ PURE = (
     "handler.request_bucket",
     "handler.request_files",
     "handler.requests",
+    "handler.seeds",
     "handler.watch",
     "handler.workflow_models",
     "handler.worker_comfyui",

@@ -21,11 +21,9 @@ def draw_seeds(
     drawn: dict[str, int] = {}
     changed = dict(workflow)
     for node_id, node in workflow.items():
-        wanted = [
-            name for name, value in node["inputs"].items() if value == WORD and _is_seed(name)
-        ]
-        if wanted:
-            numbers = {name: draw(_BITS) for name in wanted}
+        inputs = node["inputs"]
+        numbers = {n: draw(_BITS) for n in inputs if _is_seed(n) and inputs[n] == WORD}
+        if numbers:
             changed[node_id] = {**node, "inputs": {**inputs, **numbers}}
             drawn |= {f"{node_id}.{name}": number for name, number in numbers.items()}
     return changed, drawn

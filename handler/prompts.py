@@ -139,7 +139,7 @@ class Prompts:
         if not fit:
             await turn.come()
         await turn.near()
-        if turn.first and not (fit and not surely):
+        if turn.first and (surely or not fit):
             await self._revival.ready(turn.deadline)
 
     async def _mend(self, error: JobError) -> None:

@@ -189,6 +189,8 @@ def _free_port(wanted: int) -> int:
     """`wanted` when nobody listens there, else any free one (0 asks for any)."""
     for port in dict.fromkeys((wanted, 0)):
         with socket.socket() as probe:
+            # As ComfyUI binds: what is left of connections to the one before is no hindrance.
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             try:
                 probe.bind(("127.0.0.1", port))
             except OSError:

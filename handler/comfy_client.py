@@ -12,7 +12,6 @@ import aiohttp
 
 _Socket = Any  # aiohttp's class is generic in some versions and not in others
 _ANSWER_SECONDS = 30.0
-_SOCKET_SECONDS = 5.0
 _SOCKET_CLOSE = aiohttp.ClientWSTimeout(ws_close=0.0)  # its farewell is not waited for
 _QUEUE_SECONDS = 10.0
 # ComfyUI validates a large workflow before it answers; /object_info starts scans of all models.
@@ -79,16 +78,16 @@ class ComfyClient:
         """Every node class this ComfyUI knows. Slow: it scans all model folders."""
         return list(await self._call("GET", "/object_info", None, _SLOW_ANSWER_SECONDS))
 
-    async def listen(self, client_id: str) -> AsyncIterator[dict[str, Any]] | None:
+    async def listen(self, client_id: str, seconds: float) -> AsyncIterator[dict[str, Any]] | None:
         """Open the socket; the text messages that come until it ends, in whatever way. None when
-        it does not open."""
+        it does not open in time."""
         address = f"{self._url}/ws?clientId={client_id}"
 
         async def connected() -> _Socket:
             return await self._session.ws_connect(address, max_msg_size=0, timeout=_SOCKET_CLOSE)
 
         try:
-            return _messages(await asyncio.wait_for(connected(), _SOCKET_SECONDS))
+            return _messages(await asyncio.wait_for(connected(), seconds))
         except (aiohttp.ClientError, OSError, asyncio.TimeoutError):
             return None
 

@@ -27,6 +27,7 @@ from handler.workflow import Workflow
 # Between looks at the history when the socket brings no news.
 _POLL_SECONDS = 0.5
 _QUEUE_EVERY = 4
+_PROBE_SECONDS, _SOCKET_SECONDS = 2.0, 5.0
 _REFUSALS = 3
 _DEAD_GRACE_SECONDS = 1.0
 Tell = Callable[[Step], None]
@@ -109,7 +110,8 @@ class _Run:
         self.listening: asyncio.Task[None] | None = None
 
     async def to_the_end(self, workflow: Workflow, models: Path, probed: bool) -> Ran:
-        messages = await self.client.listen(self.client_id)
+        seconds = _SOCKET_SECONDS if probed else _PROBE_SECONDS
+        messages = await self.client.listen(self.client_id, seconds)
         if messages is None and not probed:
             raise NoSocket
         listening = self.listening = asyncio.create_task(self._listen(messages))

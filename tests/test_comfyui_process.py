@@ -71,6 +71,16 @@ def test_it_runs_with_our_flags_and_the_users(make: Make) -> None:
     assert (comfyui.ended(), comfyui.starts) == (None, 1)
 
 
+def test_what_is_left_of_earlier_connections_does_not_cost_the_port(make: Make) -> None:
+    """The side that closes first keeps its port in TIME_WAIT for a minute."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+        with socket.create_connection(("127.0.0.1", port)) as client:
+            server.accept()[0].close()
+            assert client.recv(1) == b""
+    assert started(make(port=port)).port == port
+
+
 def test_the_port_that_was_asked_for_is_taken_when_it_is_free(make: Make) -> None:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))

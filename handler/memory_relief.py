@@ -36,22 +36,18 @@ class MemoryRelief:
         self._restart_at = settings.memory_restart_at
         self._measure = measure
         self._stuck_at = 0.0
-        self.is_due = False
 
-    def look(self) -> bool:
-        """Is memory so short that something has to be done about it between jobs? `is_due` has
-        the answer until the next look."""
+    def is_due(self) -> bool:
+        """Is memory so short that something has to be done about it between jobs?"""
         used = self._percent()
         if used is None or used < min(self._free_at, self._restart_at):
-            self._stuck_at, self.is_due = 0.0, False
-        else:
-            worth_it = used >= self._stuck_at + _WORTH_ANOTHER_TRY
-            self.is_due = used >= self._restart_at or worth_it
-        return self.is_due
+            self._stuck_at = 0.0
+            return False
+        return used >= self._restart_at or used >= self._stuck_at + _WORTH_ANOTHER_TRY
 
     async def must_restart(self, url: str) -> bool:
         """Make room where it is short; is a restart all that is left? Never while ComfyUI works."""
-        if not self.look():
+        if not self.is_due():
             return False
         try:
             async with connect(url) as client:
@@ -63,7 +59,6 @@ class MemoryRelief:
                 await client.free()
         except (Unreachable, Refused) as problem:
             say(f"ComfyUI could not be asked to free memory: {problem}")
-        self.is_due = False
         left = await self._after_freeing()
         self._stuck_at = left if left >= self._free_at else 0.0
         if left < self._restart_at:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import threading
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -27,7 +26,6 @@ _OUT_OF_MEMORY = "job.out_of_memory"
 # After these no other job can be trusted to the same process.
 _POISONED = {"job.cuda_failed", "comfyui.history_unreadable", "comfyui.unreachable"}
 _FREEING_SECONDS = 1.0
-_SETTLED = 0.2  # seconds after a prompt: nobody waits for what is done then
 # A job that another one's fault took along is run anew; it may be unlucky twice.
 _MOST_RUNS = 3
 # Told what ran (None: it failed) and until when it wrote, before the next job's end is looked at.
@@ -93,7 +91,6 @@ class Prompts:
                     self._line.displace_others(turn)
                     if turn.first:
                         self._revival.soon()
-                asyncio.get_running_loop().call_later(_SETTLED, self._look_at_memory)
                 if turn.ended:
                     await asyncio.shield(asyncio.to_thread(at_end, ran, turn.wrote_until))
 
@@ -148,9 +145,6 @@ class Prompts:
             await self._revival.end(error.message)
         elif error.code == _OUT_OF_MEMORY:
             await self._free_gpu()
-
-    def _look_at_memory(self) -> None:
-        threading.Thread(target=self._revival.look_at_memory, daemon=True).start()
 
     async def _free_gpu(self) -> None:
         try:

@@ -72,11 +72,7 @@ class Revival:
         """Is it alive, was it ready, and is there memory? Else it wants to be made `ready`, for
         which it has to be without work."""
         alive = self._comfyui.was_ready and self._comfyui.ended() is None
-        return alive and not self._relief.is_due
-
-    def look_at_memory(self) -> None:
-        """After a prompt: what `seems_fit` says of memory. Blocks for a moment."""
-        self._relief.look()
+        return alive and not self._relief.is_due()
 
     async def end(self, why: str) -> None:
         """End a ComfyUI that cannot be trusted with another job."""

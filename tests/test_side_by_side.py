@@ -175,8 +175,8 @@ def test_the_one_that_runs_can_be_cancelled_and_the_other_goes_on(
 def test_short_memory_is_relieved_though_jobs_keep_coming(
     hurt: BootedWorker, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    """Looked at after each; the job that comes next waits until ComfyUI has no other."""
-    levels = [97.0]
+    """The job that comes next waits until ComfyUI has no other."""
+    levels = [50.0]
 
     def measure() -> MemoryFacts:
         return MemoryFacts(100_000, 0, int(levels[0] * 1000), 0, 10**9, 10**9, "cgroup v2", 0, 0)
@@ -194,6 +194,7 @@ def test_short_memory_is_relieved_though_jobs_keep_coming(
     async def scenario() -> list[Reply]:
         coming = []
         for seconds in (1.0, 3.0, 0.2):
+            levels[0] = 97.0 if seconds == 0.2 else 50.0
             coming.append(
                 asyncio.create_task(
                     hurt.worker.handle({"id": str(seconds), "input": sleeping(seconds)})

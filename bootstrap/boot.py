@@ -163,5 +163,5 @@ class Boot(Preparation):
         if not {f.code for f in own} & _LAYOUT_FAULTS:
             return own
         told = [f for f in errors_in(volume) if f.code.startswith(("volume.", "comfyui."))]
-        codes = {f.code for f in told}
-        return [*told, *(f for f in own if f.code not in codes)]
+        answered = _LAYOUT_FAULTS | {f.code for f in told} if told else set()
+        return [*told, *(f for f in own if f.code not in answered)]

@@ -18,7 +18,8 @@ from bootstrap.volume import Layout
 DEFAULT_NAMES = ("models.json", "models.yaml", "models.yml")
 MAX_BYTES = 32 * 1024 * 1024  # a workflow may hold pictures
 MAX_YAML_BYTES = 1024 * 1024  # PyYAML needs seconds for more
-_FIX = "Correct the file; `docs/models.md` shows how it looks."
+_VARIABLE = "MODELS_MANIFEST"
+_FIX = "Correct {}; `docs/models.md` shows how it looks."
 
 
 class Unreadable(Exception):
@@ -43,7 +44,7 @@ def load_manifest(setting: str | None, root: Path, allow_http: bool = False) -> 
     if source is None:
         return Manifest()
     try:
-        label = "MODELS_MANIFEST" if isinstance(source, str) else str(source)
+        label = _VARIABLE if isinstance(source, str) else str(source)
         return parse_manifest(read_data(source), label, allow_http)
     except Unreadable as problem:
         return Manifest(findings=(problem.finding,))
@@ -58,7 +59,7 @@ def wanted_here(settings: Settings, layout: Layout) -> Manifest:
 def read_data(source: Path | str) -> Any:
     """The decoded content of a manifest file, or of JSON text. Raises Unreadable."""
     if isinstance(source, str):
-        return _decode_json(source, "MODELS_MANIFEST")
+        return _decode_json(source, _VARIABLE)
     try:
         size = source.stat().st_size
         yaml = source.suffix.lower() in (".yaml", ".yml")
@@ -146,7 +147,8 @@ def _decode_yaml(text: str, label: str) -> Any:
 
 
 def _unreadable(label: str, why: str) -> Unreadable:
-    return Unreadable(error("manifest.unreadable", f"{label}: {why}.", _FIX))
+    place = "it in the endpoint's environment variables" if label == _VARIABLE else "the file"
+    return Unreadable(error("manifest.unreadable", f"{label}: {why}.", _FIX.format(place)))
 
 
 def _too_large(path: Path, size: int, limit: int) -> Unreadable:

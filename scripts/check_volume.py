@@ -38,7 +38,7 @@ def main(argv: list[str], env: Mapping[str, str] = os.environ) -> int:
     given = {**env, "VOLUME_PATH": os.path.abspath(arguments.path)} if arguments.path else env
     settings, problems = Settings.from_env(given)
     if arguments.path and not os.path.isdir(arguments.path):
-        print(f"check_volume.py: {arguments.path} is no folder", file=sys.stderr)
+        print(f"check_volume.py: {_no_folder(arguments.path)}", file=sys.stderr)
         return 2
     report = _examine(settings, given, arguments)
     if arguments.fix:
@@ -48,6 +48,11 @@ def main(argv: list[str], env: Mapping[str, str] = os.environ) -> int:
     if not _show(report, arguments):
         return 2
     return 1 if report.status == "error" else 0
+
+
+def _no_folder(path: str) -> str:
+    what = "is a file, not a folder" if os.path.exists(path) else "does not exist"
+    return f"{path} {what}. On a Pod the volume is /workspace; without a path it is looked for."
 
 
 def _parser() -> argparse.ArgumentParser:

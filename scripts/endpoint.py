@@ -156,10 +156,7 @@ class Endpoint:
                 "Settings → API Keys, with the right to this endpoint, and set RUNPOD_API_KEY."
             )
         if status == 404:
-            raise EndpointError(
-                f"{place} does not exist (404). Check RUNPOD_ENDPOINT_ID: it is the short name "
-                "in the console's list of endpoints. A result is kept for 30 minutes."
-            )
+            raise EndpointError(f"{place} does not exist (404). {self._missing_fix()}")
         if status >= 400:
             raise EndpointError(f"{place} answers {status}: {self._shown(answer.text)}")
         text = self.without_key(answer.content.decode("utf-8", "replace"))
@@ -189,6 +186,14 @@ class Endpoint:
         if self.local:
             return "Is the worker started with `python -m handler --rp_serve_api`?"
         return "Check the network, and the endpoint's state in the Runpod console."
+
+    def _missing_fix(self) -> str:
+        if self.local:
+            return "Give --url without a path, as http://127.0.0.1:8000."
+        return (
+            "Check RUNPOD_ENDPOINT_ID: it is the short name in the console's list of endpoints. "
+            "A result is kept for 30 minutes."
+        )
 
 
 def usable_key(given: str | None) -> str:

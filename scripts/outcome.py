@@ -49,8 +49,8 @@ def report(ended: Ended, folder: Path, as_json: bool, html: Path | None = None) 
     if code == DONE and isinstance(diagnostics, dict):
         found = findings_in(diagnostics)
         code = FAILED if any(f.severity is Severity.ERROR for f in found) else DONE
-        if html is not None:
-            html.write_text(page(diagnostics, "ComfyUI worker report"), "utf-8")
+        if html is not None and not _written(diagnostics, html, saving):
+            code = NOT_SAVED
     for note in (*_warnings(output), *saving.elsewhere, *saving.problems):
         print(f"note: {plain(note)}", file=sys.stderr)
     if problem:
@@ -76,6 +76,15 @@ def _judged(ended: Ended) -> tuple[int, str]:
             "Lower MAX_REPLY_MB at the endpoint, or let results go to a bucket."
         )
     return ended.exit_code, ended.problem
+
+
+def _written(diagnostics: dict[str, Any], html: Path, saving: Saving) -> bool:
+    try:
+        html.write_text(page(diagnostics, "ComfyUI worker report"), "utf-8")
+    except OSError as problem:
+        saving.problems.append(f"{html} could not be written: {problem.strerror}")
+        return False
+    return True
 
 
 def _warnings(output: Any) -> list[str]:

@@ -72,6 +72,8 @@ def main(argv: list[str], env: Mapping[str, str] = os.environ) -> int:
         try:
             job_input = _input(arguments)
             endpoint = _endpoint(arguments, env, watching)
+            if not arguments.diagnostics:
+                _make_room(arguments.output)
             ended = _run(endpoint, job_input, arguments.timeout, watching)
         except (UsageError, KeyUnusable) as problem:
             ended = Ended(USAGE, problem=str(problem))
@@ -133,6 +135,16 @@ def _endpoint(
     if not is_safe_for_a_key(base):
         raise UsageError(f"RUNPOD_ENDPOINT_BASE_URL is {base}; the key is sent by https only.")
     return Endpoint(f"{base}/{quote(endpoint_id, safe='')}", key, watching.say)
+
+
+def _make_room(folder: Path) -> None:
+    """The folder for results, before anything is paid for that could not be saved."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as problem:
+        raise UsageError(
+            f"--output {folder} cannot be made: {problem.strerror}. Name another folder."
+        ) from None
 
 
 def _run(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shutil
 import sys
 import time
 from collections.abc import Mapping
@@ -13,6 +14,9 @@ from tqdm import tqdm
 
 _WITH_BAR = "{desc}  {bar:24} {percentage:3.0f} %  {elapsed}"
 _WITHOUT_BAR = "{desc}  {elapsed}"
+_NARROW = "{percentage:3.0f} %  {elapsed}  {desc}"  # what does not fit is cut off at the end
+_BESIDE_THE_WORDS = 24 + 16
+_ROOM_FOR_CTRL_C = 2  # the terminal echoes ^C behind the line, and would begin another one
 _MOST_WORDS = 70
 _LINE_EVERY_SECONDS = 5.0
 _JOINT = " · "
@@ -40,7 +44,10 @@ class Watching:
         if self._bar is None:
             self._print(words, percent)
             return
-        self._bar.bar_format = _WITHOUT_BAR if percent is None else _WITH_BAR
+        self._bar.ncols = shutil.get_terminal_size().columns - _ROOM_FOR_CTRL_C
+        narrow = self._bar.ncols < len(words) + _BESIDE_THE_WORDS
+        with_percent = _NARROW if narrow else _WITH_BAR
+        self._bar.bar_format = _WITHOUT_BAR if percent is None else with_percent
         self._bar.set_description_str(words, refresh=False)
         self._bar.n = percent or 0
         self._bar.refresh()
@@ -60,6 +67,7 @@ class Watching:
     ) -> None:
         if self._bar is not None:
             self._bar.close()
+            print("\r\033[K", end="", file=sys.stderr, flush=True)  # the terminal's ^C, too
 
     def _print(self, words: str, percent: float | None) -> None:
         line = words if percent is None else f"{words} ({percent:.0f} %)"

@@ -94,6 +94,26 @@ def test_no_comfyui_is_told(worker_env: dict[str, str], volume: Path) -> None:
     assert "git clone" in errors_in(report.findings)[0].fix
 
 
+def test_a_comfyui_in_another_place_is_named_once_and_not_to_be_cloned(
+    worker_env: dict[str, str], volume: Path
+) -> None:
+    (volume / "stuff").mkdir()
+    (volume / "ComfyUI").rename(volume / "stuff" / "ComfyUI")
+    report, _ = booted(worker_env)
+    assert codes(report) == ["volume.comfyui_elsewhere"]
+
+
+def test_a_file_in_place_of_the_volume_is_told_once(
+    worker_env: dict[str, str], tmp_path: Path
+) -> None:
+    (tmp_path / "file").touch()
+    report, _ = booted(worker_env | {"VOLUME_PATH": str(tmp_path / "file")})
+    told = (*report.findings, *report.noticed)
+    assert [f.code for f in told if f.code.startswith(("volume.", "models."))] == [
+        "volume.not_a_folder"
+    ]
+
+
 def test_wrong_settings_are_all_told_and_nothing_is_started(worker_env: dict[str, str]) -> None:
     report, _ = booted(worker_env | {"MAX_WAIT": "soon", "COMFYUI_PORT": "-1"})
     assert codes(report) == ["settings.invalid", "settings.invalid"]

@@ -18,6 +18,7 @@ from tests.support.check_cases import (
     DEVICE,
     GB,
     GPU,
+    HEALTHY,
     NO_GPU,
     Case,
     assert_case,
@@ -86,6 +87,14 @@ CASES = [
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.code)
 def test_finding(case: Case) -> None:
     assert_case(case)
+
+
+def test_a_cpu_flag_among_refused_arguments_is_not_missed() -> None:
+    env = {"RUNPOD_GPU_COUNT": "0", "COMFYUI_ARGS": "--cpu --port 9000"}
+    settings, refused = Settings.from_env(env)
+    assert refused
+    found = checks.check_gpu(replace(HEALTHY, gpu=NO_GPU), settings, env)
+    assert [f.code for f in found] == ["gpu.none"]
 
 
 def test_every_code_has_a_case() -> None:

@@ -144,7 +144,10 @@ def test_errors_give_exit_code_1_and_quiet_shows_only_them(
 
 
 def test_wrong_use_gives_exit_code_2(bare_python: Path, clean_env: dict[str, str]) -> None:
-    assert check_volume(bare_python, clean_env, "/no/such/folder").returncode == 2
+    for path, said in (("/no/such/folder", "does not exist"), (__file__, "is a file")):
+        done = check_volume(bare_python, clean_env, path)
+        assert done.returncode == 2
+        assert said in done.stderr and "/workspace" in done.stderr
     assert check_volume(bare_python, clean_env, "--no-such-option").returncode == 2
 
 

@@ -38,6 +38,24 @@ def blocks(document: Path, language: str) -> list[str]:
     return fenced.findall(document.read_text("utf-8"))
 
 
+def test_every_file_has_its_room_in_the_architecture() -> None:
+    rows = (ROOT / "docs" / "architecture.md").read_text("utf-8").split("## The life of a boot")[0]
+    rooms: set[str] = set()
+    for row in rows.splitlines():
+        names = re.findall(r"`([^`]+)`", row.split("|")[1]) if row.startswith("| `") else []
+        package = names[0].partition("/")[0] if names else ""
+        rooms |= {name if "/" in name.rstrip("/") else f"{package}/{name}" for name in names}
+    here = {
+        str(path.relative_to(ROOT)) + ("/" if path.is_dir() else "")
+        for package in ("bootstrap", "handler")
+        for path in (ROOT / package).iterdir()
+        if path.name not in ("__init__.py", "__pycache__")
+    }
+    homeless = {path for path in here if not any(fnmatch.fnmatch(path, room) for room in rooms)}
+    empty = {room for room in rooms if not fnmatch.filter(here, room)}
+    assert (homeless, empty) == (set(), set())
+
+
 def test_every_code_is_documented() -> None:
     assert CODES_FILE.read_text("utf-8") == codes_document(), "run `make docs`"
 

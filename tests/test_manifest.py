@@ -252,6 +252,15 @@ def test_a_missing_manifest_is_told(tmp_path: Path) -> None:
     assert codes(load_manifest("none.json", tmp_path)) == ["manifest.unreadable"]
 
 
+def test_the_fix_names_what_is_to_be_corrected(tmp_path: Path) -> None:
+    (tmp_path / "models.json").write_text("{")
+    [in_file] = load_manifest(None, tmp_path).findings
+    [in_variable] = load_manifest('{"models": [', tmp_path).findings
+    assert in_file.fix.startswith("Correct the file")
+    assert "MODELS_MANIFEST: it is no valid JSON" in in_variable.message
+    assert in_variable.fix.startswith("Correct it in the endpoint's environment variables")
+
+
 def test_a_manifest_of_5_mb_is_read_at_once(tmp_path: Path) -> None:
     entries = [{**GOOD, "name": f"{n}.safetensors", "note": "x" * 400} for n in range(10_000)]
     path = tmp_path / "models.json"

@@ -477,12 +477,39 @@ def test_a_download_that_breaks_off_leaves_no_file(tmp_path: Path) -> None:
 def test_not_saved_is_an_exit_code_of_its_own(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    (tmp_path / "out").write_text("a file where the folder should be")
     with scripted(
-        run=[QUEUED], status=[ended({"results": [{"filename": "a", "image": "aGk="}]})]
+        run=[QUEUED], status=[ended({"results": [{"filename": "a", "image": "?"}]})]
     ) as s:
         assert call(s, tmp_path) == 5
     assert "could not be saved" in capsys.readouterr().err
+
+
+def test_nothing_is_sent_when_its_results_could_not_be_saved(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "out").write_text("a file where the folder should be")
+    with scripted(run=[QUEUED]) as script:
+        assert call(script, tmp_path) == 2
+        assert script.seen == []
+    assert "out cannot be made: File exists. Name another" in capsys.readouterr().err
+
+
+def test_a_page_that_cannot_be_written_does_not_hide_the_diagnostics(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    output: Any = {"diagnostics": {"findings": [], "boot": {"outcome": "ready"}, "comfyui": None}}
+    page = tmp_path / "nowhere" / "page.html"
+    assert report(Ended(0, Job("1", "COMPLETED", output)), tmp_path, False, page) == 5
+    shown = capsys.readouterr()
+    assert f"{page} could not be written: No such file" in shown.err
+    assert "Boot: ready" in shown.out
+
+
+def test_an_address_with_a_path_is_told_what_is_too_much(tmp_path: Path) -> None:
+    with scripted() as script:
+        local = Endpoint(f"{script.url}/runsync", None, lambda _: None)
+        with pytest.raises(EndpointError, match="--url without a path"):
+            local.run_and_wait({}, 5)
 
 
 def test_diagnostics_with_errors_end_with_1(capsys: pytest.CaptureFixture[str]) -> None:

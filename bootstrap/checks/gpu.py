@@ -63,7 +63,7 @@ def check_gpu(facts: MachineFacts, settings: Settings, env: Mapping[str, str]) -
         return [_not_asked(facts)]
     expectation = gpu_expectation(gpu, settings, env)
     if not expectation.expected:
-        return _not_expected(gpu, settings, expectation.why)
+        return _not_expected(gpu, settings, env, expectation.why)
     trouble = _trouble(gpu, facts.comfyui_running, env, expectation.why)
     if trouble:
         return [trouble]
@@ -79,7 +79,9 @@ def _not_asked(facts: MachineFacts) -> Finding:
     )
 
 
-def _not_expected(gpu: GpuFacts, settings: Settings, why: str) -> list[Finding]:
+def _not_expected(
+    gpu: GpuFacts, settings: Settings, env: Mapping[str, str], why: str
+) -> list[Finding]:
     if gpu.devices:
         return [
             warning(
@@ -90,7 +92,8 @@ def _not_expected(gpu: GpuFacts, settings: Settings, why: str) -> list[Finding]:
             )
         ]
     found = [info("gpu.none", f"No GPU, and none is expected: {why}.")]
-    if not wants_cpu(settings):
+    # COMFYUI_ARGS that were refused for another flag are a finding of their own.
+    if not wants_cpu(settings) and "--cpu" not in env.get("COMFYUI_ARGS", "").split():
         found.append(
             warning(
                 "gpu.cpu_flag_missing",

@@ -49,7 +49,9 @@ def _volume(facts: Facts, settings: Settings) -> list[Finding]:
 
 
 def _models(facts: Facts, _: Settings) -> list[Finding]:
-    if facts.models is None:
+    # Without volume and ComfyUI there is no place yet where a model could be missing.
+    nowhere = facts.layout is not None and facts.layout.comfyui is None
+    if facts.models is None or (nowhere and not facts.models.roots):
         return []
     machine = facts.machine
     gpus = machine.gpu.visible if machine and machine.gpu else ()

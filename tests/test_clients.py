@@ -192,10 +192,11 @@ def test_stopped_the_job_is_cancelled(
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
+        # As at a prompt: a shell starts what it runs in the background deaf to SIGINT.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # noqa: PLW1509
     )
     assert process.stderr is not None
     job = next(line for line in process.stderr if line.startswith("job ")).split()[1]
-    # Not at the take already: a stop for a job that the SDK has not begun yet is lost in the SDK.
     serving.worker.wait_for_line(r"got prompt", after=lines)
     process.send_signal(number)
     out, err = process.communicate(timeout=30)

@@ -1,8 +1,9 @@
 """How the SDK's loop takes jobs: the next one while ComfyUI works, each alone, none after SIGTERM.
 
 The SDK's own loop (runpod 1.12.0, serverless/modules/rp_scale.py) counts a job until its result has
-been posted, looks for room once a second, takes several at once where there is room for several,
-which leaves other workers without, and forgets a cancel that comes in the moment of a take.
+been posted, looks for room once a second and at what it has taken every 0.1 s, takes several at
+once where there is room for several, which leaves other workers without, and forgets a cancel that
+comes in the moment of a take.
 """
 
 from __future__ import annotations
@@ -34,31 +35,31 @@ class Intake(rp_scale.JobScaler):  # type: ignore[misc]  # the SDK is not typed
         self._loop = asyncio.get_running_loop()
         await super().run()
 
-    async def _take(self, session: Any, _: int) -> list[dict[str, Any]] | None:
+    async def _take(self, session: Any, _: int) -> None:
+        """Take a job and begin with it. One that the open take brought after the end was begun is
+        waited for: nobody else does any more."""
         if not await self._slots.room():
-            return None
-        jobs: list[dict[str, Any]] | None = await self._get_job(session, 1)
-        for job in jobs or ():
+            return
+        for job in await self._get_job(session, 1) or ():
             self._slots.take(job["id"])
-        if jobs and not self.is_alive():
-            await asyncio.gather(*(self._answer_late(session, job) for job in jobs))
-            return None
-        return jobs
+            task = self._begin(session, job)
+            if not self.is_alive():
+                await asyncio.wait({task})
 
-    async def _answer_late(self, session: Any, job: dict[str, Any]) -> None:
-        """A job that the open take brought after the end was begun: nobody looks at the queue any
-        more, so it is answered here."""
+    def _begin(self, session: Any, job: dict[str, Any]) -> asyncio.Task[None]:
+        """At once; what waits in the SDK's queue is looked at every 0.1 s only. The queue hears of
+        the job all the same: it counts those that are done."""
         self.job_progress.add(job)
         self.jobs_queue.put_nowait(job)
         self.jobs_queue.get_nowait()
-        await self.handle_job(session, job)
+        task = asyncio.create_task(self.handle_job(session, job))
+        task.add_done_callback(lambda _: self._slots.leave(job["id"]))
+        self.jobs_tasks[job["id"]] = task
+        return task
 
-    async def handle_job(self, session: Any, job: dict[str, Any]) -> None:
-        """Run one job and post its result."""
-        try:
-            await super().handle_job(session, job)
-        finally:
-            self._slots.leave(job["id"])
+    async def run_jobs(self, _: Any) -> None:
+        """Until no job will be taken any more, and none is here."""
+        await self._slots.over()
 
     async def stop_job(self, job_id: str) -> bool:
         """Stop a job that runs; remember one that is not known yet."""

@@ -35,6 +35,12 @@ class Slots:
             await self._changed.wait()
         return not self._closed
 
+    async def over(self) -> None:
+        """Until none will be taken any more, and none is here."""
+        while self._jobs or not self._closed:
+            self._changed.clear()
+            await self._changed.wait()
+
     def take(self, job: str) -> None:
         """This job has come."""
         self._jobs[job] = False

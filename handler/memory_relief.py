@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 
-from bootstrap.facts.memory import MemoryFacts, gather_memory
+from bootstrap.facts.memory import MemoryGauge
 from bootstrap.log import say
 from bootstrap.settings import Settings
 from handler.comfy_client import Refused, Unreachable, connect
@@ -15,26 +15,16 @@ _LOOKS, _LOOK_EVERY = 20, 0.25  # seconds
 _WORTH_ANOTHER_TRY = 2.0
 
 
-def in_use(facts: MemoryFacts) -> float | None:
-    """Percent of the container's limit that the kernel cannot take back; None without a limit.
-
-    Pages of files do not count, active ones neither: models that are mapped fill a container with
-    them, and the kernel drops them before it kills.
-    """
-    if not facts.source.startswith("cgroup"):
-        return None
-    return 100 * max(facts.used - facts.file_pages, 0) / facts.limit
-
-
 class MemoryRelief:
     """Asks ComfyUI to let go at MEMORY_FREE_AT percent, wants a restart at MEMORY_RESTART_AT."""
 
     def __init__(
-        self, settings: Settings, measure: Callable[[], MemoryFacts] = gather_memory
+        self, settings: Settings, percent: Callable[[], float | None] | None = None
     ) -> None:
+        """`percent` of memory is in use; None where there is no limit."""
         self._free_at = settings.memory_free_at
         self._restart_at = settings.memory_restart_at
-        self._measure = measure
+        self._read = percent or _gauge()
         self._stuck_at = 0.0
 
     def is_due(self) -> bool:
@@ -77,6 +67,13 @@ class MemoryRelief:
 
     def _percent(self) -> float | None:
         try:
-            return in_use(self._measure())
+            return self._read()
         except (OSError, ValueError):
             return None  # no facts, no deeds
+
+
+def _gauge() -> Callable[[], float | None]:
+    try:
+        return MemoryGauge().percent
+    except (OSError, ValueError):
+        return lambda: None

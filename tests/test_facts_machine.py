@@ -14,7 +14,7 @@ import pytest
 
 from bootstrap.facts import machine
 from bootstrap.facts.machine import gather_machine, look_at_preloads
-from bootstrap.facts.memory import gather_cpu, gather_memory
+from bootstrap.facts.memory import MemoryGauge, gather_cpu, gather_memory
 from bootstrap.facts.torch_build import TorchBuild, ask_arches, read_torch_build
 
 GB = 1024**3
@@ -123,6 +123,24 @@ def test_a_limit_of_all_the_machine_has_is_none(root: Root) -> None:
     root.v2()
     root.group("", 64 * GB, used=1 * GB)
     assert gather_memory(root.path).source == "/proc/meminfo"
+
+
+def test_the_gauge_reads_the_tightest_limit_and_leaves_pages_of_files_out(root: Root) -> None:
+    root.v2("/pod/worker")
+    root.group("pod/worker", "max", used=1 * GB)
+    root.group("pod", 8 * GB, used=7 * GB, inactive=2 * GB)
+    root.group("", 32 * GB, used=30 * GB)
+    gauge = MemoryGauge(root.path)
+    assert gauge.percent() == pytest.approx(100 * 5 / 8)
+    root.group("pod", 8 * GB, used=8 * GB, inactive=0)
+    assert gauge.percent() == pytest.approx(100), "read anew each time"
+
+
+def test_the_gauge_knows_nothing_without_a_limit(root: Root) -> None:
+    root.v1()
+    root.write("sys/fs/cgroup/memory/memory.limit_in_bytes", UNLIMITED_V1)
+    root.write("sys/fs/cgroup/memory/memory.usage_in_bytes", 1)
+    assert MemoryGauge(root.path).percent() is None
 
 
 def test_files_that_make_no_sense_limit_nothing(root: Root) -> None:

@@ -15,7 +15,6 @@ import psutil
 import pytest
 
 from bootstrap.boot import Boot
-from bootstrap.facts.memory import MemoryFacts
 from bootstrap.settings import Settings
 from demo.volume import DemoVolume
 from handler.deadline import Deadline
@@ -160,14 +159,13 @@ def test_a_container_near_its_memory_limit_is_relieved_between_jobs(
     """The last level stays."""
     rest = list(levels)
 
-    def measure() -> MemoryFacts:
-        used = int((rest.pop(0) if len(rest) > 1 else rest[0]) * 1000)
-        return MemoryFacts(100_000, 0, used, 0, 10**9, 10**9, "cgroup v2", 0, 0)
+    def percent() -> float:
+        return rest.pop(0) if len(rest) > 1 else rest[0]
 
     comfyui = mended.boot.comfyui
     assert comfyui is not None
     before = comfyui_process(mended)
-    revival = Revival(comfyui, MemoryRelief(mended.boot.settings, measure))
+    revival = Revival(comfyui, MemoryRelief(mended.boot.settings, percent))
     asyncio.run(revival.ready(Deadline(60)))
     assert before.is_running() is not restarted
     assert said in capfd.readouterr().err
@@ -177,11 +175,10 @@ def test_a_container_near_its_memory_limit_is_relieved_between_jobs(
 def test_no_memory_is_freed_under_a_running_prompt(mended: BootedWorker) -> None:
     comfyui = mended.boot.comfyui
     assert comfyui is not None
-    facts = MemoryFacts(100, 0, 99, 0, 10**9, 10**9, "cgroup v2", 0, 0)
     job = threading.Thread(target=mended.ask, args=({"workflow": through("TestSleep", seconds=3)},))
     job.start()
     time.sleep(1.0)
-    relief = MemoryRelief(mended.boot.settings, lambda: facts)
+    relief = MemoryRelief(mended.boot.settings, lambda: 99.0)
     assert asyncio.run(relief.must_restart(comfyui.url)) is False
     job.join()
 

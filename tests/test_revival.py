@@ -12,11 +12,10 @@ from pathlib import Path
 import pytest
 
 from bootstrap.comfyui import ComfyUI
-from bootstrap.facts.memory import MemoryFacts
 from bootstrap.settings import Settings
 from handler.deadline import Deadline
 from handler.errors import JobError
-from handler.memory_relief import MemoryRelief, in_use
+from handler.memory_relief import MemoryRelief
 from handler.revival import Revival
 from tests.support import fake_comfyui
 from tests.support.waiting import wait_until
@@ -34,7 +33,7 @@ class Bench:
 
     def __post_init__(self) -> None:
         settings, _ = Settings.from_env({})
-        relief = MemoryRelief(settings, lambda: facts(0))
+        relief = MemoryRelief(settings, lambda: 0.0)
         self.revival = Revival(self.comfyui, relief, clock=lambda: self.now)
 
     def ready(self, seconds: float = 20) -> JobError | None:
@@ -51,11 +50,6 @@ def bench(tmp_path: Path) -> Iterator[Bench]:
     comfyui = fake_comfyui.write(tmp_path / "ComfyUI", tmp_path / "work")
     yield Bench(comfyui)
     comfyui.stop()
-
-
-def facts(percent: float, file_pages: int = 0, source: str = "cgroup v2") -> MemoryFacts:
-    used = int(percent * 1000) + file_pages
-    return MemoryFacts(100_000, 0, used, 0, 10**9, 10**9, source, 0, file_pages)
 
 
 def code(error: JobError | None) -> str:
@@ -133,8 +127,3 @@ def test_a_process_that_is_replaced_is_another(bench: Bench) -> None:
     wait_until(lambda: bench.comfyui.starts == 2)
     assert bench.ready() is None
     assert len(bench.comfyui.exits) == 1
-
-
-def test_pages_of_files_are_not_in_use_and_without_a_limit_nothing_is_known() -> None:
-    assert in_use(facts(40, file_pages=55_000)) == 40
-    assert in_use(facts(99, source="/proc/meminfo")) is None

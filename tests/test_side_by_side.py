@@ -10,7 +10,6 @@ from typing import Any
 
 import pytest
 
-from bootstrap.facts.memory import MemoryFacts
 from demo.volume import DemoVolume
 from handler.comfy_client import ComfyClient
 from handler.memory_relief import MemoryRelief
@@ -178,9 +177,6 @@ def test_short_memory_is_relieved_though_jobs_keep_coming(
     """The job that comes next waits until ComfyUI has no other."""
     levels = [50.0]
 
-    def measure() -> MemoryFacts:
-        return MemoryFacts(100_000, 0, int(levels[0] * 1000), 0, 10**9, 10**9, "cgroup v2", 0, 0)
-
     async def freed(client: ComfyClient) -> None:
         levels[0] = 60.0
         await really_free(client)
@@ -189,7 +185,8 @@ def test_short_memory_is_relieved_though_jobs_keep_coming(
     assert jobs is not None
     really_free = ComfyClient.free
     monkeypatch.setattr(ComfyClient, "free", freed)
-    monkeypatch.setattr(jobs._revival, "_relief", MemoryRelief(hurt.boot.settings, measure))
+    relief = MemoryRelief(hurt.boot.settings, lambda: levels[0])
+    monkeypatch.setattr(jobs._revival, "_relief", relief)
 
     async def scenario() -> list[Reply]:
         coming = []

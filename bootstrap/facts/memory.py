@@ -94,6 +94,31 @@ def gather_memory(root: Path = Path("/")) -> MemoryFacts:
     )
 
 
+class MemoryGauge:
+    """How full the container is, for whoever asks often: where that is told is looked up once."""
+
+    def __init__(self, root: Path = Path("/")) -> None:
+        """Raises OSError or ValueError when /proc cannot be read or understood."""
+        total, _ = _machine_memory(root)
+        limited: list[tuple[int, tuple[int, Path]]] = []
+        for place in group_folders(root, "memory"):
+            group = _group(*place)
+            if group is not None and group.limit is not None and 0 < group.limit < total:
+                limited.append((group.limit, place))
+        self._tightest = min(limited)[1] if limited else None
+
+    def percent(self) -> float | None:
+        """Percent of the container's limit that the kernel cannot take back; None without a limit.
+
+        Pages of files do not count, active ones neither: models that are mapped fill a container
+        with them, and the kernel drops them before it kills.
+        """
+        group = None if self._tightest is None else _group(*self._tightest)
+        if group is None or not group.limit:
+            return None
+        return 100 * max(group.used - group.file_pages, 0) / group.limit
+
+
 def gather_cpu(root: Path = Path("/")) -> CpuFacts:
     """Cores by quota (v2 `cpu.max`, v1 `cpu.cfs_quota_us`) and by affinity."""
     quotas = list(_cpu_quotas(root))
@@ -115,30 +140,36 @@ def _machine_memory(root: Path) -> tuple[int, int]:
 
 
 def _memory_groups(root: Path) -> Iterator[_Group]:
-    for version, folder in group_folders(root, "memory"):
-        stat = read_table(folder / "memory.stat")
-        if version == 2 and (folder / "memory.current").is_file():
-            yield _Group(
-                limit=read_integer(folder / "memory.max"),
-                used=read_integer(folder / "memory.current") or 0,
-                reclaimable=stat.get("inactive_file", 0),
-                oom_kills=read_table(folder / "memory.events").get("oom_kill"),
-                source="cgroup v2",
-                file_pages=stat.get("inactive_file", 0) + stat.get("active_file", 0),
-            )
-        elif version == 1:
-            yield _Group(
-                limit=read_integer(folder / "memory.limit_in_bytes"),
-                used=read_integer(folder / "memory.usage_in_bytes") or 0,
-                # total_ counts the groups below as the usage does
-                reclaimable=stat.get("total_inactive_file", stat.get("inactive_file", 0)),
-                oom_kills=read_table(folder / "memory.oom_control").get("oom_kill"),
-                source="cgroup v1",
-                file_pages=sum(
-                    stat.get(f"total_{name}", stat.get(name, 0))
-                    for name in ("inactive_file", "active_file")
-                ),
-            )
+    groups = (_group(version, folder) for version, folder in group_folders(root, "memory"))
+    return (group for group in groups if group is not None)
+
+
+def _group(version: int, folder: Path) -> _Group | None:
+    """None for one without the controller."""
+    stat = read_table(folder / "memory.stat")
+    if version == 2 and (folder / "memory.current").is_file():
+        return _Group(
+            limit=read_integer(folder / "memory.max"),
+            used=read_integer(folder / "memory.current") or 0,
+            reclaimable=stat.get("inactive_file", 0),
+            oom_kills=read_table(folder / "memory.events").get("oom_kill"),
+            source="cgroup v2",
+            file_pages=stat.get("inactive_file", 0) + stat.get("active_file", 0),
+        )
+    if version == 1:
+        return _Group(
+            limit=read_integer(folder / "memory.limit_in_bytes"),
+            used=read_integer(folder / "memory.usage_in_bytes") or 0,
+            # total_ counts the groups below as the usage does
+            reclaimable=stat.get("total_inactive_file", stat.get("inactive_file", 0)),
+            oom_kills=read_table(folder / "memory.oom_control").get("oom_kill"),
+            source="cgroup v1",
+            file_pages=sum(
+                stat.get(f"total_{name}", stat.get(name, 0))
+                for name in ("inactive_file", "active_file")
+            ),
+        )
+    return None
 
 
 def _cpu_quotas(root: Path) -> Iterator[tuple[float, str]]:

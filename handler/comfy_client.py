@@ -78,18 +78,15 @@ class ComfyClient:
         """Every node class this ComfyUI knows. Slow: it scans all model folders."""
         return list(await self._call("GET", "/object_info", None, _SLOW_ANSWER_SECONDS))
 
-    async def listen(self, client_id: str, seconds: float) -> AsyncIterator[dict[str, Any]] | None:
+    async def listen(self, client_id: str) -> AsyncIterator[dict[str, Any]] | None:
         """Open the socket; the text messages that come until it ends, in whatever way. None when
-        it does not open in time."""
+        it does not open."""
         address = f"{self._url}/ws?clientId={client_id}"
-
-        async def connected() -> _Socket:
-            return await self._session.ws_connect(address, max_msg_size=0, timeout=_SOCKET_CLOSE)
-
         try:
-            return _messages(await asyncio.wait_for(connected(), seconds))
+            socket = await self._session.ws_connect(address, max_msg_size=0, timeout=_SOCKET_CLOSE)
         except (aiohttp.ClientError, OSError, asyncio.TimeoutError):
             return None
+        return _messages(socket)
 
     async def _call(
         self, method: str, path: str, body: Any = None, seconds: float = _ANSWER_SECONDS

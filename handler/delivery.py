@@ -75,7 +75,7 @@ class Delivery:
             return self._delivered(found, rest, job, more)
         finally:
             shutil.rmtree(job.scratch, ignore_errors=True)
-            self._keeper.write_down()
+            self._pool.submit(self._keeper.write_down)  # the reply does not wait for it
             self.files.settle(claim, found.files)
 
     def keep_rest(self, order: Order, claim: Claim) -> tuple[list[str], list[str]]:
@@ -83,7 +83,7 @@ class Delivery:
         try:
             return self._keep_rest(claim.rest, order)
         finally:
-            self._keeper.write_down()
+            self._pool.submit(self._keeper.write_down)
             self.files.release(claim)
 
     def _delivered(

@@ -7,15 +7,16 @@ import binascii
 import os
 import re
 from collections.abc import Sequence
+from itertools import chain
 from pathlib import Path
 
 from bootstrap.fetch.addresses import shown
 from handler.content import HEAD_BYTES, extension_for, unfit
 from handler.errors import JobError
 from handler.fetch_inputs import Abandoned, Fetcher, Wanted
-from handler.loaders import rename_files, urls_to_load, use_fetched
+from handler.loaders import rename_files, urls_to_load, use_fetched, wanted_files
 from handler.request_files import InputFile, name_in
-from handler.volume_inputs import ROOM_FIX, VolumeInputs
+from handler.volume_inputs import ROOM_FIX, VolumeInputs, named_files
 from handler.workflow import Workflow
 
 _DATA_URI = re.compile(r"data:[\w.+/-]*(?:;[\w=.+-]+)*;base64,", re.IGNORECASE)
@@ -33,6 +34,12 @@ class JobInputs:
         self._shared = shared
         self._written: list[Path] = []
         self._over = False
+
+    @staticmethod
+    def concern(files: Sequence[InputFile], workflow: Workflow) -> bool:
+        """Is there any file to place, or to look for?"""
+        named = (urls_to_load(workflow), named_files(workflow), wanted_files(workflow))
+        return bool(files) or any(True for _ in chain(*named))
 
     def place(self, files: Sequence[InputFile], workflow: Workflow) -> None:
         """Write `files`, and what stands behind URLs in loaders, let `workflow` refer to them, and

@@ -19,7 +19,8 @@ _FILE_CLOCK_LAG = 0.011
 
 
 class Displaced(Exception):
-    """ComfyUI ended through another prompt's fault, and this one with it: it has to run again."""
+    """ComfyUI ended through another prompt's fault, and this one with it, or was not there for it:
+    it has to run again."""
 
 
 class Turn:

@@ -16,6 +16,7 @@ from typing import Any
 
 from bootstrap.log import say
 from handler.reply import postable
+from handler.waiting import is_set_within
 
 SECONDS_APART = 1.0  # between updates of one stage; a new stage is told at once
 _DRAIN_SECONDS = 5.0
@@ -102,9 +103,7 @@ class Progress:
                 if self._news is not None and self._news["stage"] != self._told_stage:
                     return
             self._has_news.clear()
-            try:
-                await asyncio.wait_for(self._has_news.wait(), rest)
-            except asyncio.TimeoutError:
+            if not await is_set_within(self._has_news, rest):
                 return
 
     async def _send(self, update: dict[str, Any]) -> None:

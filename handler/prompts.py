@@ -19,7 +19,7 @@ from handler.preflight import KnownClasses
 from handler.progress import Progress
 from handler.requests import WorkflowRequest
 from handler.revival import Revival
-from handler.run import NoSocket, Ran, run_prompt
+from handler.run import Ran, run_prompt
 from handler.shutdown import Stay
 
 _OUT_OF_MEMORY = "job.out_of_memory"
@@ -117,20 +117,17 @@ class Prompts:
                 displaced = turn.displaced or self._comfyui.starts != life
                 if ran.ended.failure is None or not displaced:
                     return ran
-            except NoSocket:
-                surely = True
-                await turn.come()
-                continue
             except Displaced:
                 pass
             await turn.come()
-            say("ComfyUI ended through another job; the one that waited behind it is run anew")
+            say("ComfyUI ended, or was not there, before it came to a job; the job is run anew")
             turn.queued = turn.displaced = turn.ended = False
+            surely = True
         raise failures.lost()
 
     async def _make_ready(self, turn: Turn, surely: bool) -> None:
         """Have a ComfyUI that takes the prompt. One that was ready once and lives is asked only
-        when it has to be `surely` so: its socket tells the same. Where memory is short, nobody may
+        when it has to be `surely` so: the prompt tells the same. Where memory is short, nobody may
         be before it."""
         fit = self._revival.seems_fit()
         if not fit:

@@ -5,10 +5,10 @@ from __future__ import annotations
 import asyncio
 import time
 import uuid
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import NoReturn
 
 from bootstrap.comfyui import ComfyUI
 from bootstrap.exits import Exit
@@ -22,19 +22,17 @@ from handler.line import Displaced, Turn
 from handler.patience import look_at_history
 from handler.preflight import KnownClasses
 from handler.stopping import lets_go
+from handler.waiting import is_set_within
 from handler.workflow import Workflow
 
 # Between looks at the history when the socket brings no news.
 _POLL_SECONDS = 0.5
 _QUEUE_EVERY = 4
-_PROBE_SECONDS, _SOCKET_SECONDS = 2.0, 5.0
+# One that was there a job ago neither opens a socket nor takes a prompt for so long.
+_DEAF_SECONDS = 10.0
 _REFUSALS = 3
 _DEAD_GRACE_SECONDS = 1.0
 Tell = Callable[[Step], None]
-
-
-class NoSocket(Exception):
-    """ComfyUI lives, but is not there for a socket."""
 
 
 @dataclass(frozen=True)
@@ -59,17 +57,17 @@ async def run_prompt(
     probed: bool = True,
 ) -> Ran:
     """Run `workflow` to its end. Raises JobError and Displaced; whatever ends it, ComfyUI does not
-    go on with it. Raises NoSocket before anything has happened when ComfyUI was not `probed` just
-    now and does not take a socket either.
+    go on with it. A ComfyUI that was not `probed` just now may turn out not to be there: that is
+    Displaced too.
 
     `extra_data` may hold secrets for nodes; it is sent to ComfyUI and nowhere else. `tell` hears
     how far it is.
     """
     async with connect(comfyui.url) as client:
         headway = Headway(workflow)
-        run = _Run(comfyui, client, turn, known, extra_data or {}, headway, tell)
+        run = _Run(comfyui, client, turn, known, extra_data or {}, headway, tell, probed)
         try:
-            ran = await run.to_the_end(workflow, models, probed)
+            ran = await run.to_the_end(workflow, models)
             turn.end(ran.ended.at)
             return ran
         except (asyncio.CancelledError, JobError) as problem:
@@ -92,7 +90,9 @@ class _Run:
         extra_data: Mapping[str, str],
         headway: Headway,
         tell: Tell,
+        probed: bool,
     ) -> None:
+        self.is_there = probed
         self.headway = headway
         self.tell = tell
         self.known = known
@@ -109,21 +109,24 @@ class _Run:
         self.refusals = 0
         self.listening: asyncio.Task[None] | None = None
 
-    async def to_the_end(self, workflow: Workflow, models: Path, probed: bool) -> Ran:
-        seconds = _SOCKET_SECONDS if probed else _PROBE_SECONDS
-        messages = await self.client.listen(self.client_id, seconds)
-        if messages is None and not probed:
-            raise NoSocket
-        listening = self.listening = asyncio.create_task(self._listen(messages))
+    async def to_the_end(self, workflow: Workflow, models: Path) -> Ran:
+        submitted, start = time.time(), time.monotonic()
+        # Its socket before the prompt, so that it hears all, but without waiting for it.
+        listening = self.listening = asyncio.create_task(self._listen())
+        submitting = asyncio.create_task(self._submit(workflow, models))
         try:
-            submitted, start = time.time(), time.monotonic()
-            warnings = await self._submit(workflow, models)
+            await asyncio.wait({submitting}, timeout=None if self.is_there else _DEAF_SECONDS)
+            if not (submitting.done() or self.is_there):
+                submitting.cancel()
+                await self._displace()
+            warnings = await submitting
             ended = await self._watch()
             seconds = ended.seconds(at_most=time.monotonic() - start)
             return Ran(ended, warnings, ended.began or submitted, seconds)
         finally:
+            submitting.cancel()
             listening.cancel()
-            await asyncio.gather(listening, return_exceptions=True)
+            await asyncio.gather(submitting, listening, return_exceptions=True)
 
     async def stop(self) -> None:
         """See that this prompt, and no other, no longer runs. Where ComfyUI does not let go of it,
@@ -147,14 +150,18 @@ class _Run:
         except Refused as refusal:
             raise await self._refused(refusal, workflow, models) from None
         except Unreachable as problem:
-            if early:
-                await self.stop()  # it may have it all the same
-                raise Displaced from None
+            if early or not self.is_there:
+                await self._displace()
             raise await self._unreachable(problem) from None
         self.turn.queue()
         if not self.headway.started:
             self.tell(Step(QUEUED))
         return rejection.partial(left_out, workflow, models)
+
+    async def _displace(self) -> NoReturn:
+        """Give it up here, to be run anew; ComfyUI may have it all the same."""
+        await self.stop()
+        raise Displaced
 
     async def _refused(self, refusal: Refused, workflow: Workflow, models: Path) -> JobError:
         known: list[str] = []
@@ -241,9 +248,13 @@ class _Run:
             raise Displaced
         return failures.died(died, self.headway)
 
-    async def _listen(self, messages: AsyncIterator[dict[str, Any]] | None) -> None:
+    async def _listen(self) -> None:
+        messages = await self.client.listen(self.client_id)
         if messages is None:
             return
+        self.is_there = True
+        if self.turn.queued:
+            self.news.set()  # it may have ended unheard
         async for message in messages:
             self._tell(self.headway.hear(message, self.prompt_id))
             if watch.is_news(message, self.prompt_id):
@@ -251,8 +262,5 @@ class _Run:
                 self.news.set()
 
     async def _wait_for_news(self) -> None:
-        try:
-            seconds = min(_POLL_SECONDS, self.turn.deadline.remaining)
-            await asyncio.wait_for(self.news.wait(), seconds)
-        except asyncio.TimeoutError:
-            pass
+        if not self.news.is_set():
+            await is_set_within(self.news, min(_POLL_SECONDS, self.turn.deadline.remaining))

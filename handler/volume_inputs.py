@@ -63,7 +63,7 @@ class VolumeInputs:
         A file that is not there is left for others to complain about. Raises JobError when there
         is no room for a copy, or the volume does not answer.
         """
-        named = list(_named(workflow))
+        named = list(named_files(workflow))
         if named:
             self._pulse.needed(lambda: self._bring_all(named, user))
 
@@ -113,7 +113,7 @@ class VolumeInputs:
         return going
 
 
-def _named(workflow: Workflow) -> Iterator[str]:
+def named_files(workflow: Workflow) -> Iterator[str]:
     """Every value that may be the name of an input file, as a path."""
     for node in workflow.values():
         for value in node["inputs"].values():

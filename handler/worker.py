@@ -80,7 +80,7 @@ class Worker:
     async def _answer(
         self, job: Mapping[str, Any], progress: Progress, stay: Stay
     ) -> dict[str, Any]:
-        request = await asyncio.to_thread(self._request, job)
+        request = await self._request(job)
         if isinstance(request, DiagnosticsRequest):
             return await asyncio.to_thread(self._diagnostics.examine, request)
         if isinstance(request, ModelsRequest):
@@ -96,12 +96,19 @@ class Worker:
             raise _degraded(faults)
         return await self._jobs.run(request, progress, stay)
 
-    def _request(self, job: Mapping[str, Any]) -> Request:
+    async def _request(self, job: Mapping[str, Any]) -> Request:
         """What is wrong with the worker is told before what is wrong with the request."""
+        given = job.get("input")
+
+        def read() -> Request:
+            return parse_request(given, self._settings, job.get(S3_CONFIG), self._named)
+
         try:
-            return parse_request(job.get("input"), self._settings, job.get(S3_CONFIG), self._named)
+            if isinstance(given, Mapping) and "workflow_name" not in given:
+                return read()
+            return await asyncio.to_thread(read)
         except JobError:
-            faults = self._boot.faults_now(self._report)
+            faults = await asyncio.to_thread(self._boot.faults_now, self._report)
             if faults:
                 raise _degraded(faults) from None
             raise

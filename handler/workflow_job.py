@@ -35,7 +35,7 @@ from handler.volume_inputs import VolumeInputs
 from handler.volume_state import volume_fault
 from handler.warmup import LAST
 from handler.weights import JobWeights, Weights
-from handler.workflow import Workflow, run_anew
+from handler.workflow import run_anew
 
 # As many digits as the true one can have, which is known when the reply's size has been weighed.
 _ROOM_FOR_TOTAL = 99999.999
@@ -83,11 +83,11 @@ class WorkflowJobs:
         inputs = JobInputs(self._work.input, mark, fetcher, self._shared_inputs)
         weights = self._weights.begin(request.workflow)
         claim = Claim()
+        has_inputs = inputs.concern(request.files, request.workflow)
         try:
             request = await self._supplied(request, deadline, progress)
-            problems = await asyncio.to_thread(self._place, request, inputs)
-            if problems:
-                raise await self._all_that_is_missing(problems, request.workflow)
+            if has_inputs:
+                await self._place(request, inputs)
             ran, items, notes = await self._produce(request, order, progress, claim, stay)
             stay.computed()
             warnings = [*request.warnings, *ran.warnings, *notes]
@@ -109,7 +109,8 @@ class WorkflowJobs:
             raise
         finally:
             weights.end()
-            await asyncio.to_thread(inputs.remove)
+            if has_inputs:
+                await asyncio.to_thread(inputs.remove)
 
     async def _supplied(
         self, request: WorkflowRequest, deadline: Deadline, progress: Progress
@@ -128,16 +129,17 @@ class WorkflowJobs:
             return fault or problem
         return await self._supply.explained(problem, request.workflow)
 
-    def _place(self, request: WorkflowRequest, inputs: JobInputs) -> list[JobError]:
-        """Put the input files where ComfyUI looks; an error for each that is missing still."""
-        inputs.place(request.files, request.workflow)
-        return missing_inputs(request.workflow, self._work.input, self._layout.input)
-
-    async def _all_that_is_missing(self, problems: list[JobError], workflow: Workflow) -> JobError:
-        """One error of all, unknown node classes included; ComfyUI would stop at the first."""
-        async with connect(self._comfyui.url) as client:
-            known = await self._known.names(client, self._comfyui.starts)
-        return all_at_once(problems, workflow, known)
+    async def _place(self, request: WorkflowRequest, inputs: JobInputs) -> None:
+        """Put the input files where ComfyUI looks. Raises one JobError of all that is missing,
+        unknown node classes included; ComfyUI would stop at the first."""
+        await asyncio.to_thread(inputs.place, request.files, request.workflow)
+        problems = await asyncio.to_thread(
+            missing_inputs, request.workflow, self._work.input, self._layout.input
+        )
+        if problems:
+            async with connect(self._comfyui.url) as client:
+                known = await self._known.names(client, self._comfyui.starts)
+            raise all_at_once(problems, request.workflow, known)
 
     async def _produce(
         self,

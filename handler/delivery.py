@@ -19,9 +19,10 @@ from bootstrap.settings import Settings
 from bootstrap.volume import Layout
 from bootstrap.workdir import WorkDir
 from handler import reply
+from handler.ahead import Ahead, Wishes
 from handler.deadline import Deadline
 from handler.gather import Gathered, gather, rewrite, write_out
-from handler.keeper import Keeper, NotKept, marked
+from handler.keeper import Keeper, NotKept, place_of
 from handler.local_files import Claim, LocalFiles
 from handler.order import Order
 from handler.outputs import Produced
@@ -37,6 +38,7 @@ _ROOM_FOR_THE_REST = 100_000  # bytes of a reply beside the contents of files
 @dataclass
 class _Job:
     order: Order
+    ahead: Ahead
     store: Store | None
     scratch: Path
     not_uploaded: list[Result] = field(default_factory=list)
@@ -48,16 +50,27 @@ class Delivery:
     def __init__(self, settings: Settings, work: WorkDir, layout: Layout) -> None:
         self.files = LocalFiles(work, layout)
         self._settings = settings
+        self._room = settings.max_reply_mb * 1e6 - _ROOM_FOR_THE_REST
         self._keeper = Keeper(settings, layout)
         self._scratch = work.root / "rewritten"
         self._pool = ThreadPoolExecutor(_AT_ONCE, thread_name_prefix="deliver")
         self._policy = AddressPolicy(allow_private=settings.allow_private_urls)
+
+    def ahead(self, order: Order) -> Ahead:
+        """What can be done for a job while it runs."""
+        keeps = self._settings.keep_outputs or order.way == "volume"
+        room = self._room * 3 / 4 if order.way == "base64" else 0.0
+        wishes = Wishes(order.mark, keeps, room)
+        if order.options.changes_images:
+            wishes = Wishes(order.mark, False, 0.0)
+        return Ahead(wishes, self.files, self._keeper, self._pool)
 
     def deliver(
         self,
         produced: Iterable[Produced],
         order: Order,
         claim: Claim,
+        ahead: Ahead,
         warnings: Iterable[str] = (),
         **more: Any,
     ) -> dict[str, Any]:
@@ -70,19 +83,21 @@ class Delivery:
         found = gather(produced, self.files, order.mark)
         found.warnings[:0] = warnings
         rest = [path for path in claim.rest if path not in found.files]
-        job = _Job(order, self._store(order), self._scratch / order.mark)
+        job = _Job(order, ahead, self._store(order), self._scratch / order.mark)
         try:
             return self._delivered(found, rest, job, more)
         finally:
             shutil.rmtree(job.scratch, ignore_errors=True)
+            ahead.end()
             self._pool.submit(self._keeper.write_down)  # the reply does not wait for it
             self.files.settle(claim, found.files)
 
-    def keep_rest(self, order: Order, claim: Claim) -> tuple[list[str], list[str]]:
+    def keep_rest(self, order: Order, claim: Claim, ahead: Ahead) -> tuple[list[str], list[str]]:
         """After a job that failed: keep what its nodes wrote. Paths on the volume, and warnings."""
         try:
-            return self._keep_rest(claim.rest, order)
+            return self._keep_rest(claim.rest, order, ahead)
         finally:
+            ahead.end()
             self._pool.submit(self._keeper.write_down)
             self.files.release(claim)
 
@@ -90,11 +105,13 @@ class Delivery:
         self, found: Gathered, rest: Sequence[Path], job: _Job, more: dict[str, Any]
     ) -> dict[str, Any]:
         rewrite(found.results, job.order, job.scratch, self._pool)
-        encoded = [self._pool.submit(result.encode) for result in self._for_the_reply(found, job)]
+        encoded = [
+            self._pool.submit(_encode, result, job) for result in self._for_the_reply(found, job)
+        ]
         list(self._pool.map(lambda result: self._place(result, job), found.results))
         for each in encoded:
             each.result()
-        kept, lost = self._keep_rest(rest, job.order)
+        kept, lost = self._keep_rest(rest, job.order, job.ahead)
         found.warnings += lost
         if kept:
             more["also_kept"] = kept
@@ -104,8 +121,7 @@ class Delivery:
         """Files whose contents the reply will hold, as far as that is sure before they are kept:
         base64 is made of them meanwhile."""
         files = [result for result in found.results if result.local is not None]
-        room = self._settings.max_reply_mb * 1e6 - _ROOM_FOR_THE_REST
-        fits = sum(result.content_size for result in files) < room
+        fits = sum(result.content_size for result in files) < self._room
         return files if fits and job.order.way == "base64" else []
 
     def _store(self, order: Order) -> Store | None:
@@ -123,7 +139,7 @@ class Delivery:
         if way == "s3":
             self._upload(result, job)
         if way == "volume" or (self._settings.keep_outputs and result.type == "output"):
-            self._keep(result)
+            self._keep(result, job)
         there = result.url is not None or (way == "volume" and result.path is not None)
         result.in_reply = not there
 
@@ -141,30 +157,33 @@ class Delivery:
             result.warnings.append(f"{result.filename} could not be uploaded: {problem}")
             return False
 
-    def _keep(self, result: Result) -> bool:
+    def _keep(self, result: Result, job: _Job) -> bool:
         """On the volume; a warning when that fails."""
         if result.path is not None:
             return True
         assert result.local is not None
         try:
-            path = self._keeper.keep(result.local, result.subfolder, result.filename)
+            path = job.ahead.kept_at(result.local) or self._keeper.keep(
+                result.local, result.subfolder, result.filename
+            )
         except NotKept as problem:
             result.warnings.append(str(problem))
             return False
         result.path, result.filename = path, Path(path).name
         return True
 
-    def _keep_rest(self, rest: Iterable[Path], order: Order) -> tuple[list[str], list[str]]:
+    def _keep_rest(
+        self, rest: Iterable[Path], order: Order, ahead: Ahead
+    ) -> tuple[list[str], list[str]]:
         """Files that nodes wrote without reporting them (saved models, say). Those that cannot be
         kept are tried again after the next job."""
         kept: list[str] = []
         lost: list[str] = []
         for local in rest:
-            subfolder = local.parent.relative_to(self.files.output)
+            place = place_of(local, self.files.output, order.mark)
             try:
                 if self._settings.keep_outputs:
-                    name = marked(local.name, order.mark)
-                    kept.append(self._keeper.keep(local, subfolder, name))
+                    kept.append(ahead.kept_at(local) or self._keeper.keep(local, *place))
                 local.unlink(missing_ok=True)
             except NotKept as problem:
                 lost.append(str(problem))
@@ -193,7 +212,7 @@ class Delivery:
             write_out(result, job.order.mark, job.scratch)
         if self._upload(result, job):
             where, advice = "was uploaded to its url", ""
-        elif self._keep(result):
+        elif self._keep(result, job):
             where = f"is on the volume at {result.path}"
             advice = "; with BUCKET_ENDPOINT_URL and its fellows set it would come as a URL"
         else:
@@ -209,3 +228,9 @@ def _without_contents(found: Gathered, more: dict[str, Any]) -> dict[str, Any]:
     """The reply but for what files and texts hold."""
     told = [*found.warnings, *(w for result in found.results for w in result.warnings)]
     return reply.completed([result.entry() for result in found.results], told, **more)
+
+
+def _encode(result: Result, job: _Job) -> None:
+    if result.local is not None:
+        result.encoded = job.ahead.encoded(result.local)
+    result.encode()

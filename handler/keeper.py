@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import uuid
+from contextlib import suppress
 from pathlib import Path
 
 from bootstrap.publish import publish_copy
@@ -48,6 +49,14 @@ class Keeper:
             self._new.append(path)
         return str(path.relative_to(self._layout.root))
 
+    def take_back(self, path: str) -> None:
+        """Remove a file that `keep` has just kept. One that cannot be removed stays."""
+        kept = self._layout.root / path
+        with self._lock:
+            self._new = [new for new in self._new if new != kept]
+        with suppress(OSError):
+            self._pulse.attended(lambda: kept.unlink(missing_ok=True))
+
     def write_down(self) -> None:
         """Record what was kept since the last time, and see to limits. A volume that fails now
         only means that these files are never removed."""
@@ -58,6 +67,11 @@ class Keeper:
         except OSError:
             return
         self._record.sweep_if_due()
+
+
+def place_of(local: Path, output: Path, mark: str) -> tuple[Path, str]:
+    """(subfolder, name) of a file in ComfyUI's own `output` folder once it is kept."""
+    return local.parent.relative_to(output), marked(local.name, mark)
 
 
 def marked(name: str, mark: str) -> str:

@@ -107,13 +107,13 @@ class LocalFiles:
         with self._lock:
             self._release(claim)
             ours = (path for path in reported if self._is_ours(path))
-            last = {path: stamp for path in ours if (stamp := _stamp(path)) is not None}
+            last = {path: stamp for path in ours if (stamp := stamp_of(path)) is not None}
             if claim.until >= self._settled:
                 last, self._reported, self._settled = self._reported, last, claim.until
             done_with = [p for p in last if p not in self._reported and not self._claimed[p]]
             self._claimed.update(done_with)  # so that nobody takes them for new until they are gone
         for path in done_with:
-            if _stamp(path) == last[path]:  # else written anew meanwhile
+            if stamp_of(path) == last[path]:  # else written anew meanwhile
                 path.unlink(missing_ok=True)
         self.release(Claim(reported=done_with))
 
@@ -124,7 +124,7 @@ class LocalFiles:
 
     def _unreported(self, until: float) -> Iterator[Path]:
         for path in _files_below(self.output):
-            stamp = _stamp(path)
+            stamp = stamp_of(path)
             known = self._claimed[path] or self._reported.get(path) == stamp
             if stamp is not None and not known and _changed_at(path) <= until:
                 yield path
@@ -133,7 +133,7 @@ class LocalFiles:
         return path.is_relative_to(self.output) or path.is_relative_to(self._temp)
 
     def _is_of(self, path: Path, since: float) -> bool:
-        stamp = _stamp(path)
+        stamp = stamp_of(path)
         return stamp is not None and (
             stamp[1] / 1e9 >= since - _CLOCK_LAG or self._reported.get(path) == stamp
         )
@@ -156,7 +156,7 @@ def _files_below(folder: Path) -> Iterator[Path]:
                 yield path
 
 
-def _stamp(path: Path) -> Stamp | None:
+def stamp_of(path: Path) -> Stamp | None:
     """What changes when the file does, a copy of an old one included; None when it is gone."""
     try:
         status = path.stat()
@@ -166,5 +166,5 @@ def _stamp(path: Path) -> Stamp | None:
 
 
 def _changed_at(path: Path) -> float:
-    stamp = _stamp(path)
+    stamp = stamp_of(path)
     return 0.0 if stamp is None else stamp[1] / 1e9

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 from bootstrap.comfyui import ComfyUI
@@ -13,13 +14,10 @@ from handler import failures
 from handler.comfy_client import Refused, Unreachable, connect
 from handler.deadline import Deadline
 from handler.errors import JobError
-from handler.headway import Step
 from handler.line import Displaced, Line, Turn
 from handler.preflight import KnownClasses
-from handler.progress import Progress
-from handler.requests import WorkflowRequest
 from handler.revival import Revival
-from handler.run import Ran, run_prompt
+from handler.run import Prompt, Ran, run_prompt
 from handler.shutdown import Stay
 
 _OUT_OF_MEMORY = "job.out_of_memory"
@@ -45,39 +43,28 @@ class Prompts:
         self._line = Line()
 
     async def run(
-        self,
-        request: WorkflowRequest,
-        deadline: Deadline,
-        progress: Progress,
-        stay: Stay,
-        at_end: AtEnd,
+        self, prompt: Prompt, deadline: Deadline, stay: Stay, at_end: AtEnd, retry: bool = False
     ) -> Ran:
-        """Run it to its end, and where the request allows it once more when memory was short.
-        Raises JobError. `at_end` is called in a thread."""
+        """Run it to its end, and with `retry` once more when memory was short. Raises JobError.
+        `at_end` is called in a thread."""
+        once = partial(self._in_turn, prompt, deadline, stay, at_end)
         try:
-            return await self._in_turn(request, deadline, progress, stay, at_end)
+            return await once()
         except JobError as error:
-            if error.code != _OUT_OF_MEMORY or not request.retry_on_oom:
+            if error.code != _OUT_OF_MEMORY or not retry:
                 raise
             # ComfyUI frees when it next looks for work, and tells nobody when it has: a prompt
             # that comes first would run first.
             await asyncio.sleep(_FREEING_SECONDS)
-            ran = await self._in_turn(request, deadline, progress, stay, at_end)
+            ran = await once()
             note = f"ran twice: {error.message} It was freed, and the second run went well"
             return replace(ran, warnings=[*ran.warnings, note])
 
-    async def _in_turn(
-        self,
-        request: WorkflowRequest,
-        deadline: Deadline,
-        progress: Progress,
-        stay: Stay,
-        at_end: AtEnd,
-    ) -> Ran:
+    async def _in_turn(self, prompt: Prompt, deadline: Deadline, stay: Stay, at_end: AtEnd) -> Ran:
         ran: Ran | None = None
         async with self._line.turn(deadline) as turn, stay.waiting(lambda: not turn.first):
             try:
-                ran = await self._to_the_end(request, turn, progress)
+                ran = await self._to_the_end(prompt, turn)
                 if ran.ended.failure is not None:
                     raise ran.ended.failure
                 return ran
@@ -94,24 +81,14 @@ class Prompts:
                 if turn.ended:
                     await asyncio.shield(asyncio.to_thread(at_end, ran, turn.wrote_until))
 
-    async def _to_the_end(self, request: WorkflowRequest, turn: Turn, progress: Progress) -> Ran:
-        def tell(step: Step) -> None:
-            progress.tell(step.stage, step.percent, **step.more)
-
+    async def _to_the_end(self, prompt: Prompt, turn: Turn) -> Ran:
         surely = False
         for _ in range(_MOST_RUNS):
             await self._make_ready(turn, surely)
             life = self._comfyui.starts
             try:
                 ran = await run_prompt(
-                    self._comfyui,
-                    request.workflow,
-                    turn,
-                    self._models,
-                    self._known,
-                    request.extra_data,
-                    tell,
-                    probed=surely,
+                    self._comfyui, prompt, turn, self._models, self._known, probed=surely
                 )
                 await turn.come()  # so that what was before it is over and mended
                 displaced = turn.displaced or self._comfyui.starts != life

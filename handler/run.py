@@ -6,9 +6,9 @@ import asyncio
 import time
 import uuid
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from bootstrap.comfyui import ComfyUI
 from bootstrap.exits import Exit
@@ -32,7 +32,18 @@ _QUEUE_EVERY = 4
 _DEAF_SECONDS = 10.0
 _REFUSALS = 3
 _DEAD_GRACE_SECONDS = 1.0
-Tell = Callable[[Step], None]
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """What ComfyUI is to run. `extra_data` may hold secrets for nodes; it is sent to ComfyUI and
+    nowhere else. `tell` hears how far it is, `saved` what a node reports that is through, in the
+    form of the history's outputs."""
+
+    workflow: Workflow
+    extra_data: Mapping[str, str] = field(default_factory=dict, repr=False)
+    tell: Callable[[Step], None] = lambda _: None
+    saved: Callable[[Mapping[str, Any]], None] = lambda _: None
 
 
 @dataclass(frozen=True)
@@ -48,26 +59,19 @@ class Ran:
 
 async def run_prompt(
     comfyui: ComfyUI,
-    workflow: Workflow,
+    prompt: Prompt,
     turn: Turn,
     models: Path,
     known: KnownClasses,
-    extra_data: Mapping[str, str] | None = None,
-    tell: Tell = lambda _: None,
     probed: bool = True,
 ) -> Ran:
-    """Run `workflow` to its end. Raises JobError and Displaced; whatever ends it, ComfyUI does not
-    go on with it. A ComfyUI that was not `probed` just now may turn out not to be there: that is
-    Displaced too.
-
-    `extra_data` may hold secrets for nodes; it is sent to ComfyUI and nowhere else. `tell` hears
-    how far it is.
-    """
+    """Run it to its end. Raises JobError and Displaced; whatever ends it, ComfyUI does not go on
+    with it. A ComfyUI that was not `probed` just now may turn out not to be there: that is
+    Displaced too."""
     async with connect(comfyui.url) as client:
-        headway = Headway(workflow)
-        run = _Run(comfyui, client, turn, known, extra_data or {}, headway, tell, probed)
+        run = _Run(comfyui, client, prompt, turn, models, known, probed)
         try:
-            ran = await run.to_the_end(workflow, models)
+            ran = await run.to_the_end()
             turn.end(ran.ended.at)
             return ran
         except (asyncio.CancelledError, JobError) as problem:
@@ -85,35 +89,34 @@ class _Run:
         self,
         comfyui: ComfyUI,
         client: ComfyClient,
+        prompt: Prompt,
         turn: Turn,
+        models: Path,
         known: KnownClasses,
-        extra_data: Mapping[str, str],
-        headway: Headway,
-        tell: Tell,
-        probed: bool,
+        is_there: bool,
     ) -> None:
-        self.is_there = probed
-        self.headway = headway
-        self.tell = tell
-        self.known = known
         self.comfyui = comfyui
         self.life = comfyui.starts
+        self.ended_before = comfyui.prompts_ended
         self.client = client
-        self.turn = turn
-        self.prompt_id = str(uuid.uuid4())
-        self.extra_data = extra_data
         self.client_id = uuid.uuid4().hex
+        self.prompt = prompt
+        self.prompt_id = str(uuid.uuid4())
+        self.turn = turn
+        self.models = models
+        self.known = known
+        self.is_there = is_there
+        self.headway = Headway(prompt.workflow)
         self.news = asyncio.Event()
         self.heard_end = False
-        self.ended_before = comfyui.prompts_ended
         self.refusals = 0
         self.listening: asyncio.Task[None] | None = None
 
-    async def to_the_end(self, workflow: Workflow, models: Path) -> Ran:
+    async def to_the_end(self) -> Ran:
         submitted, start = time.time(), time.monotonic()
         # Its socket before the prompt, so that it hears all, but without waiting for it.
         listening = self.listening = asyncio.create_task(self._listen())
-        submitting = asyncio.create_task(self._submit(workflow, models))
+        submitting = asyncio.create_task(self._submit())
         try:
             await asyncio.wait({submitting}, timeout=None if self.is_there else _DEAF_SECONDS)
             if not (submitting.done() or self.is_there):
@@ -141,33 +144,33 @@ class _Run:
     def _process_is_gone(self) -> bool:
         return self.comfyui.starts != self.life or self.comfyui.ended() is not None
 
-    async def _submit(self, workflow: Workflow, models: Path) -> list[str]:
+    async def _submit(self) -> list[str]:
         early = not self.turn.first
         try:
             self.prompt_id, left_out = await self.client.submit(
-                workflow, self.client_id, self.prompt_id, self.extra_data
+                self.prompt.workflow, self.client_id, self.prompt_id, self.prompt.extra_data
             )
         except Refused as refusal:
-            raise await self._refused(refusal, workflow, models) from None
+            raise await self._refused(refusal) from None
         except Unreachable as problem:
             if early or not self.is_there:
                 await self._displace()
             raise await self._unreachable(problem) from None
         self.turn.queue()
         if not self.headway.started:
-            self.tell(Step(QUEUED))
-        return rejection.partial(left_out, workflow, models)
+            self.prompt.tell(Step(QUEUED))
+        return rejection.partial(left_out, self.prompt.workflow, self.models)
 
     async def _displace(self) -> NoReturn:
         """Give it up here, to be run anew; ComfyUI may have it all the same."""
         await self.stop()
         raise Displaced
 
-    async def _refused(self, refusal: Refused, workflow: Workflow, models: Path) -> JobError:
+    async def _refused(self, refusal: Refused) -> JobError:
         known: list[str] = []
         if rejection.unknown_class(refusal.body) is not None:
             known = await self.known.names(self.client, self.comfyui.starts)
-        return rejection.explain(refusal.body, workflow, known, models)
+        return rejection.explain(refusal.body, self.prompt.workflow, known, self.models)
 
     async def _watch(self) -> watch.Ended:
         looks = 0
@@ -225,7 +228,7 @@ class _Run:
 
     def _tell(self, step: Step | None) -> None:
         if step is not None:
-            self.tell(step)
+            self.prompt.tell(step)
 
     async def _unreachable(self, problem: Unreachable) -> JobError:
         """A cut connection is most often a process that just died: give it time to be seen."""
@@ -257,6 +260,8 @@ class _Run:
             self.news.set()  # it may have ended unheard
         async for message in messages:
             self._tell(self.headway.hear(message, self.prompt_id))
+            if outputs := watch.reported(message, self.prompt_id):
+                self.prompt.saved(outputs)
             if watch.is_news(message, self.prompt_id):
                 self.heard_end = True
                 self.news.set()

@@ -14,7 +14,6 @@ import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from bootstrap.log import say
 
@@ -45,7 +44,7 @@ class VolumeRecord:
 
     def add(self, files: Iterable[Path]) -> None:
         """Note files that were just kept. Raises OSError."""
-        lines = "".join(json.dumps(self._line(file)) + "\n" for file in files)
+        lines = "".join(self._lines(files))
         if not lines:
             return
         try:
@@ -94,11 +93,15 @@ class VolumeRecord:
                 self._forget(record)
         return len(removed), sum(entry.size for entry in ours if entry.path in removed)
 
-    def _line(self, file: Path) -> dict[str, Any]:
-        status = file.stat()
-        path = str(file.relative_to(self._output))
-        kept = Kept(path, status.st_size, status.st_mtime_ns, round(time.time(), 3))
-        return kept.__dict__
+    def _lines(self, files: Iterable[Path]) -> Iterator[str]:
+        for file in files:
+            try:
+                status = file.stat()
+            except FileNotFoundError:  # somebody removed it already
+                continue
+            path = str(file.relative_to(self._output))
+            kept = Kept(path, status.st_size, status.st_mtime_ns, round(time.time(), 3))
+            yield json.dumps(kept.__dict__) + "\n"
 
     def _records(self) -> list[Path]:
         try:

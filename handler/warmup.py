@@ -82,7 +82,7 @@ def _run(boot: Preparation, workflow: Workflow) -> None:
 
     from handler.line import Line
     from handler.preflight import KnownClasses
-    from handler.run import Ran, run_prompt
+    from handler.run import Prompt, Ran, run_prompt
     from handler.volume_inputs import VolumeInputs
 
     assert boot.comfyui is not None and boot.layout is not None and boot.work is not None
@@ -93,7 +93,7 @@ def _run(boot: Preparation, workflow: Workflow) -> None:
 
     async def run() -> Ran:
         async with Line().turn(deadline) as turn:
-            return await run_prompt(comfyui, workflow, turn, models, KnownClasses())
+            return await run_prompt(comfyui, Prompt(workflow), turn, models, KnownClasses())
 
     ran = asyncio.run(run())
     if ran.ended.failure is not None:

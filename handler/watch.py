@@ -53,6 +53,17 @@ def is_news(message: Mapping[str, Any], prompt_id: str) -> bool:
     return message.get("type") == "executing" and data.get("node") is None
 
 
+def reported(message: Mapping[str, Any], prompt_id: str) -> dict[str, Any] | None:
+    """What a node of this prompt reports that is through, as the history's outputs have it; None
+    for other messages."""
+    data = message.get("data")
+    if message.get("type") != "executed" or not isinstance(data, Mapping):
+        return None
+    if data.get("prompt_id") != prompt_id or not data.get("output"):
+        return None
+    return {str(data.get("node")): data["output"]}
+
+
 def ended(entry: Mapping[str, Any] | None) -> Ended | None:
     """What a history entry says; None while there is none.
 

@@ -7,17 +7,19 @@ import threading
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from bootstrap.findings import Finding
 from bootstrap.preparation import Preparation
 from bootstrap.volume import MODELS
+from handler.ahead import Ahead
 from handler.comfy_client import connect
 from handler.deadline import Deadline
 from handler.delivery import Delivery
 from handler.errors import JobError
 from handler.fetch_inputs import Fetcher
+from handler.headway import Step
 from handler.inputs import JobInputs
 from handler.local_files import Claim
 from handler.memory_relief import MemoryRelief
@@ -29,7 +31,7 @@ from handler.progress import Progress
 from handler.prompts import Prompts
 from handler.requests import WorkflowRequest
 from handler.revival import Revival
-from handler.run import Ran
+from handler.run import Prompt, Ran
 from handler.shutdown import Stay
 from handler.volume_inputs import VolumeInputs
 from handler.volume_state import volume_fault
@@ -44,6 +46,15 @@ _LONG_SECONDS = 0.5
 _TOLD_WAITING = 0.05
 # What only has to be done some time does not take time from a reply that is being written.
 _UNTIL_POSTED = 0.2
+
+
+@dataclass(frozen=True)
+class _Job:
+    order: Order
+    progress: Progress
+    stay: Stay
+    ahead: Ahead
+    claim: Claim = field(default_factory=Claim)
 
 
 class WorkflowJobs:
@@ -79,16 +90,16 @@ class WorkflowJobs:
         deadline = Deadline(request.max_wait)
         mark = uuid.uuid4().hex[:12]
         order = Order(mark, deadline, request.output, request.bucket)
+        job = _Job(order, progress, stay, self._delivery.ahead(order))
         fetcher = Fetcher(self._settings, deadline)
         inputs = JobInputs(self._work.input, mark, fetcher, self._shared_inputs)
         weights = self._weights.begin(request.workflow)
-        claim = Claim()
         has_inputs = inputs.concern(request.files, request.workflow)
         try:
             request = await self._supplied(request, deadline, progress)
             if has_inputs:
                 await self._place(request, inputs)
-            ran, items, notes = await self._produce(request, order, progress, claim, stay)
+            ran, items, notes = await self._produce(request, job)
             stay.computed()
             warnings = [*request.warnings, *ran.warnings, *notes]
             timings = {"execution": round(ran.seconds, 3), **weights.timings()}
@@ -96,16 +107,16 @@ class WorkflowJobs:
                 timings["waited"] = round(deadline.paused, 3)
             with _told_when_long(progress):
                 answer = await asyncio.to_thread(
-                    self._reply, items, order, claim, warnings, timings, request.seeds
+                    self._reply, items, job, warnings, timings, request.seeds
                 )
             self._remember(request, weights)
             return answer
         except JobError as error:
             stay.computed()
-            await asyncio.to_thread(self._delivery.keep_rest, order, claim)
+            await asyncio.to_thread(self._keep_rest, job)
             raise await self._explained(error, request) from None
         except asyncio.CancelledError:
-            await asyncio.shield(asyncio.to_thread(self._delivery.keep_rest, order, claim))
+            await asyncio.shield(asyncio.to_thread(self._keep_rest, job))
             raise
         finally:
             weights.end()
@@ -142,46 +153,50 @@ class WorkflowJobs:
             raise all_at_once(problems, request.workflow, known)
 
     async def _produce(
-        self,
-        request: WorkflowRequest,
-        order: Order,
-        progress: Progress,
-        claim: Claim,
-        stay: Stay,
+        self, request: WorkflowRequest, job: _Job
     ) -> tuple[Ran, list[Produced], list[str]]:
         """Run the workflow: what it produced, and warnings. Nodes whose results ComfyUI has from
         an earlier job, whose files are gone, run once more."""
-        files, with_temp = self._delivery.files, order.options.include_temp
+        files, with_temp = self._delivery.files, job.order.options.include_temp
         stale: list[str] = []
 
         def at_end(ran: Ran | None, until: float) -> None:
             items = produced(ran.ended.outputs, with_temp)[0] if ran is not None else []
             stale[:] = files.stale_nodes(items, ran.began) if ran is not None else []
-            files.claim(claim, until, files.found(items))
+            files.claim(job.claim, until, files.found(items))
 
-        workflow = request.workflow
+        def tell(step: Step) -> None:
+            job.progress.tell(step.stage, step.percent, **step.more)
+
+        prompt = Prompt(request.workflow, request.extra_data, tell, job.ahead.saved)
         for again in (False, True):
-            asked = replace(request, workflow=workflow)
-            ran = await self._prompts.run(asked, order.deadline, progress, stay, at_end)
-            if again or not stale or not set(stale) <= set(workflow):
+            ran = await self._prompts.run(
+                prompt, job.order.deadline, job.stay, at_end, request.retry_on_oom
+            )
+            if again or not stale or not set(stale) <= set(prompt.workflow):
                 return ran, *produced(ran.ended.outputs, with_temp)
-            workflow = run_anew(workflow, stale, order.mark)
+            anew = run_anew(prompt.workflow, stale, job.order.mark)
+            prompt = replace(prompt, workflow=anew)
         raise AssertionError("the second round always returns")
 
     def _reply(
         self,
         items: list[Produced],
-        order: Order,
-        claim: Claim,
+        job: _Job,
         warnings: list[str],
         timings: dict[str, Any],
         seeds: Mapping[str, int],
     ) -> dict[str, Any]:
         more: dict[str, Any] = {"seeds": dict(seeds)} if seeds else {}
         timings["total"] = _ROOM_FOR_TOTAL
-        answer = self._delivery.deliver(items, order, claim, warnings, timings=timings, **more)
-        timings["total"] = round(order.deadline.elapsed, 3)
+        answer = self._delivery.deliver(
+            items, job.order, job.claim, job.ahead, warnings, timings=timings, **more
+        )
+        timings["total"] = round(job.order.deadline.elapsed, 3)
         return answer
+
+    def _keep_rest(self, job: _Job) -> None:
+        self._delivery.keep_rest(job.order, job.claim, job.ahead)
 
     def _remember(self, request: WorkflowRequest, weights: JobWeights) -> None:
         """While the reply travels: what was used, for the next cold start, and what nodes wrote."""

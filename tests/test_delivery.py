@@ -77,7 +77,8 @@ class Jobs:
         self, *items: Produced, mark: str = MARK, until: float | None = None, **options: Any
     ) -> dict[str, Any]:
         order = Order(mark, Deadline(60), OutputOptions(**options), self.bucket)
-        answer = self.delivery.deliver(items, order, self.claim(items, until))
+        claim, ahead = self.claim(items, until), self.delivery.ahead(order)
+        answer = self.delivery.deliver(items, order, claim, ahead)
         assert SECRET not in json.dumps(answer)
         return answer
 
@@ -87,7 +88,8 @@ class Jobs:
         return found
 
     def kept_from_failed(self, mark: str = MARK) -> list[str]:
-        return self.delivery.keep_rest(Order(mark, Deadline(60)), self.claim())[0]
+        order = Order(mark, Deadline(60))
+        return self.delivery.keep_rest(order, self.claim(), self.delivery.ahead(order))[0]
 
     def claim(self, items: Iterable[Produced] = (), until: float | None = None) -> Claim:
         """What a job claims that ended now, or at `until`."""
@@ -387,7 +389,8 @@ def test_jobs_delivered_side_by_side_take_nothing_from_each_other(
     put(work.output, "b.bin")
     parts = [(first, "one", claimed), (second, "two", jobs.claim(second))]
     for items, mark, claim in reversed(parts) if slow == "the first" else parts:
-        answer = jobs.delivery.deliver(items, Order(mark, Deadline(60)), claim)
+        order = Order(mark, Deadline(60))
+        answer = jobs.delivery.deliver(items, order, claim, jobs.delivery.ahead(order))
         assert len(answer["results"]) == 1
         assert answer["also_kept"] == [f"ComfyUI/output/{items[0].filename[0]}_{mark}.bin"]
     assert kept_files(layout) == ["a_00001_one.png", "a_one.bin", "b_00001_two.png", "b_two.bin"]

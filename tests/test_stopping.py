@@ -18,7 +18,7 @@ from handler.deadline import Deadline
 from handler.errors import JobError
 from handler.line import Line
 from handler.preflight import KnownClasses
-from handler.run import run_prompt
+from handler.run import Prompt, run_prompt
 from tests.support import fake_comfyui
 from tests.test_worker import plain
 
@@ -77,9 +77,8 @@ def test_only_the_jobs_own_prompt_is_stopped(tmp_path: Path, other_runs: bool) -
             comfyui.port, own = int(server.port or 0), comfyui.port
             try:
                 async with Line().turn(Deadline(2.5)) as turn:
-                    await run_prompt(
-                        comfyui, plain(), turn, tmp_path, KnownClasses(), None, steps.append
-                    )
+                    prompt = Prompt(plain(), tell=steps.append)
+                    await run_prompt(comfyui, prompt, turn, tmp_path, KnownClasses())
             finally:
                 comfyui.port = own
                 comfyui.stop()

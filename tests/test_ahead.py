@@ -1,0 +1,218 @@
+"""What nodes save is kept and encoded while the job runs: once, as it is at the end, or not."""
+
+from __future__ import annotations
+
+import base64
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from bootstrap.settings import Settings
+from bootstrap.volume import Layout
+from bootstrap.workdir import WorkDir, make_workdir
+from handler.ahead import Ahead
+from handler.deadline import Deadline
+from handler.delivery import Delivery
+from handler.keeper import Keeper
+from handler.local_files import Claim
+from handler.order import Order
+from handler.output_options import OutputOptions
+from handler.outputs import produced
+from tests.conftest import BootedWorker
+from tests.support.waiting import wait_until
+from tests.test_faults import through
+
+MARK = "0123456789ab"
+KEPT = f"a_00001_{MARK}.png"
+PNG = b"\x89PNG\r\n\x1a\n content"
+REPORTED = {"9": {"images": [{"filename": "a_00001_.png", "subfolder": "", "type": "output"}]}}
+
+
+class Job:
+    """One job of a worker with given settings, from its first saved file on."""
+
+    def __init__(self, folder: Path, env: dict[str, str], **options: Any) -> None:
+        work = make_workdir(folder / "work")
+        assert isinstance(work, WorkDir)
+        self.work = work
+        root = folder / "volume"
+        (root / "ComfyUI").mkdir(parents=True)
+        self.layout = Layout(root, True, root / "ComfyUI")
+        settings, problems = Settings.from_env(env)
+        assert not problems
+        self.delivery = Delivery(settings, work, self.layout)
+        self.order = Order(MARK, Deadline(60), OutputOptions(**options))
+        self.ahead: Ahead = self.delivery.ahead(self.order)
+
+    def save(self, content: bytes = PNG, folder: Path | None = None) -> Path:
+        path = (folder or self.work.output) / "a_00001_.png"
+        path.write_bytes(content)
+        return path
+
+    def claim(self, outputs: dict[str, Any]) -> Claim:
+        claim, files = Claim(), self.delivery.files
+        files.claim(claim, 1e12, files.found(produced(outputs)[0]))
+        return claim
+
+    def deliver(self, outputs: dict[str, Any] = REPORTED) -> dict[str, Any]:
+        items, claim = produced(outputs)[0], self.claim(outputs)
+        return self.delivery.deliver(items, self.order, claim, self.ahead)
+
+    def kept(self) -> list[str]:
+        found = self.layout.output.rglob("*.png")
+        return sorted(path.name for path in found if not path.name.startswith("."))
+
+
+@pytest.fixture
+def made(tmp_path: Path) -> Iterator[Callable[..., Job]]:
+    jobs: list[Job] = []
+
+    def make(env: dict[str, str] | None = None, **options: Any) -> Job:
+        jobs.append(Job(tmp_path, env or {}, **options))
+        return jobs[-1]
+
+    yield make
+    for job in jobs:
+        job.work.remove()
+
+
+def begun(job: Job) -> None:
+    """All that can be done ahead has been."""
+    job.ahead.saved(REPORTED)
+    job.delivery._pool.submit(threading.Event().is_set).result()
+    local = job.work.output / "a_00001_.png"
+    job.ahead.encoded(local)
+
+
+def test_a_saved_file_is_on_the_volume_before_the_job_ends_and_kept_once(
+    made: Callable[..., Job],
+) -> None:
+    job = made()
+    job.save()
+    job.ahead.saved(REPORTED)
+    wait_until(lambda: job.kept() == [KEPT])
+    before = (job.layout.output / KEPT).stat()
+    (entry,) = job.deliver()["results"]
+    assert entry["path"] == f"ComfyUI/output/{KEPT}" and entry["filename"] == KEPT
+    assert base64.b64decode(entry["image"]) == PNG
+    assert job.kept() == [KEPT]
+    assert (job.layout.output / KEPT).stat().st_mtime_ns == before.st_mtime_ns, "not written anew"
+
+
+def test_a_file_that_was_changed_since_comes_as_it_is(made: Callable[..., Job]) -> None:
+    job = made()
+    job.save()
+    job.ahead.saved(REPORTED)
+    wait_until(lambda: job.kept() == [KEPT])
+    job.save(PNG + b", better")
+    (entry,) = job.deliver()["results"]
+    assert base64.b64decode(entry["image"]) == PNG + b", better"
+    wait_until(lambda: job.kept() == [entry["filename"]])
+    assert (job.layout.root / entry["path"]).read_bytes() == PNG + b", better"
+
+
+def test_a_failed_job_leaves_it_once(made: Callable[..., Job]) -> None:
+    job = made()
+    job.save()
+    begun(job)
+    paths, lost = job.delivery.keep_rest(job.order, job.claim({}), job.ahead)
+    assert (paths, lost) == ([f"ComfyUI/output/{KEPT}"], [])
+    assert job.kept() == [KEPT] and list(job.work.output.iterdir()) == []
+
+
+def test_a_file_that_its_node_removed_again_is_taken_back(made: Callable[..., Job]) -> None:
+    job = made()
+    path = job.save()
+    job.ahead.saved(REPORTED)
+    wait_until(lambda: job.kept() == [KEPT])
+    path.unlink()
+    job.deliver({"1": {"text": ["done"]}})
+    wait_until(lambda: job.kept() == [])
+
+
+def test_what_could_not_be_kept_ahead_is_tried_at_the_end(
+    made: Callable[..., Job], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job = made()
+    job.save()
+    job.layout.output.write_text("in the way")
+    begun(job)
+    assert "could not be kept" in job.deliver()["warnings"][0]
+    job.layout.output.unlink()
+    again = job.delivery.ahead(job.order)
+    job.ahead = again
+    assert job.deliver()["results"][0]["path"] == f"ComfyUI/output/{KEPT}"
+
+
+@pytest.mark.parametrize(
+    ("env", "options"),
+    [({"KEEP_OUTPUTS": "false"}, {}), ({}, {"format": "webp"}), ({}, {"quality": 50})],
+)
+def test_what_is_not_wanted_as_it_was_saved_is_not_kept_ahead(
+    made: Callable[..., Job], env: dict[str, str], options: dict[str, Any]
+) -> None:
+    job = made(env, **options)
+    job.save()
+    begun(job)
+    assert job.kept() == []
+
+
+def test_previews_and_files_elsewhere_are_not_results(made: Callable[..., Job]) -> None:
+    job = made()
+    job.work.temp.mkdir(exist_ok=True)
+    job.save(folder=job.work.temp)
+    (job.work.root / "secret.png").write_bytes(PNG)
+    shown = {"filename": "a_00001_.png", "subfolder": "", "type": "temp"}
+    outside = {"filename": "secret.png", "subfolder": "..", "type": "output"}
+    job.ahead.saved({"9": {"images": [shown]}, "8": {"images": [outside]}})
+    job.ahead.encoded(job.work.temp / "a_00001_.png")
+    assert job.kept() == [] and job.ahead._begun == {}
+
+
+def test_no_more_is_encoded_than_the_reply_holds(made: Callable[..., Job]) -> None:
+    job = made({"MAX_REPLY_MB": "0.2"})
+    large = PNG + bytes(100_000)
+    path = job.save(large)
+    begun(job)
+    assert job.ahead.encoded(path) is None
+    assert job.ahead.kept_at(path) == f"ComfyUI/output/{KEPT}"
+
+
+def test_a_kept_file_that_was_taken_back_spoils_no_record(tmp_path: Path) -> None:
+    root = tmp_path / "volume"
+    (root / "ComfyUI").mkdir(parents=True)
+    keeper = Keeper(Settings.from_env({})[0], Layout(root, True, root / "ComfyUI"))
+    local = tmp_path / "a.png"
+    local.write_bytes(PNG)
+    gone, removed, stays = (keeper.keep(local, Path(), f"{name}.png") for name in "abc")
+    keeper.take_back(gone)
+    (root / removed).unlink()
+    keeper.write_down()
+    (record,) = (root / "ComfyUI" / "output").rglob("*.jsonl")
+    (line,) = record.read_text().splitlines()
+    assert f'"{Path(stays).name}"' in line
+
+
+def test_the_first_result_is_on_the_volume_while_comfyui_goes_on(worker: BootedWorker) -> None:
+    workflow = through("TestSleep", seconds=4.0)
+    early = {"images": ["1", 0], "filename_prefix": "early"}
+    workflow["0"] = {"class_type": "SaveImage", "inputs": early}
+    layout = worker.boot.layout
+    assert layout is not None
+    seen: list[str] = []
+
+    def look() -> None:
+        wait_until(lambda: any(layout.output.rglob("early_*.png")), 60)
+        seen.extend(path.name for path in layout.output.rglob("*.png"))
+
+    looking = threading.Thread(target=look)
+    looking.start()
+    reply = worker.ask({"workflow": workflow, "max_wait": 60})
+    looking.join()
+    early_one, late_one = sorted(Path(entry["path"]).name for entry in reply["results"])
+    assert early_one in seen and late_one not in seen
+    assert (layout.output / early_one).is_file() and (layout.output / late_one).is_file()
+    assert len(list(layout.output.rglob("early_*.png"))) == 1

@@ -34,7 +34,7 @@ demo-models: python ## Provision a manifest from local servers: plan, pull, pull
 demo-volume: python ## Build the demo volume with a real ComfyUI; its path is the last line
 	@$(PYTHON) -m demo volume
 
-demo-env: python ## Print exports for a shell: eval "$$(make -s demo-env)"
+demo-env: python ## Print exports for a shell: eval "$(make -s demo-env)"
 	@$(PYTHON) -m demo venv worker
 	@$(PYTHON) -m demo env
 

@@ -222,6 +222,12 @@ def test_stdout_holds_the_exports_and_nothing_else(demo: DemoVolume) -> None:
     assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 1.0
 
 
+def test_what_make_help_shows_for_a_shell_works_in_one() -> None:
+    shown = subprocess.run(["make", "help"], cwd=REPOSITORY, capture_output=True, text=True)
+    (line,) = [line for line in shown.stdout.splitlines() if "eval" in line]
+    assert line.endswith('shell: eval "$(make -s demo-env)"')
+
+
 def test_the_path_is_the_last_line_of_demo_volume(demo: DemoVolume) -> None:
     assert command("volume").stdout == f"{demo.path}\n"
 

@@ -223,9 +223,13 @@ def test_stdout_holds_the_exports_and_nothing_else(demo: DemoVolume) -> None:
 
 
 def test_what_make_help_shows_for_a_shell_works_in_one() -> None:
-    shown = subprocess.run(["make", "help"], cwd=REPOSITORY, capture_output=True, text=True)
-    (line,) = [line for line in shown.stdout.splitlines() if "eval" in line]
-    assert line.endswith('shell: eval "$(make -s demo-env)"')
+    def out(*command: str) -> str:
+        done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=True)
+        return done.stdout
+
+    (line,) = [line for line in out("make", "help").splitlines() if "eval" in line]
+    typed = line.partition("shell: ")[2]
+    assert out("sh", "-c", f'{typed}; echo "$COMFYUI_ARGS"') == "--cpu\n"
 
 
 def test_the_path_is_the_last_line_of_demo_volume(demo: DemoVolume) -> None:

@@ -7,6 +7,9 @@ VENV_PYTHON := .venv/bin/python
 # The first Python that is new enough and can make virtual environments.
 CANDIDATES := python3 python3.13 python3.12 python3.11 python3.10
 USABLE := import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 10))
+# What the others are told of theirs; it must run on any Python 3.
+LACKS := *["without " + m for m in ("venv", "ensurepip") if not find_spec(m)]
+SEEN := import sys; from importlib.util import find_spec; print(sys.executable, sys.version.split()[0], $(LACKS))
 ifndef PYTHON
 PYTHON := $(shell for python in $(CANDIDATES); do \
 	"$$python" -c '$(USABLE)' >/dev/null 2>&1 && { echo "$$python"; break; }; done)
@@ -31,7 +34,7 @@ demo-models: python ## Provision a manifest from local servers: plan, pull, pull
 demo-volume: python ## Build the demo volume with a real ComfyUI; its path is the last line
 	@$(PYTHON) -m demo volume
 
-demo-env: python ## Print exports for a shell: eval "$$(make -s demo-env)"
+demo-env: python ## Print exports for a shell: eval "$(make -s demo-env)"
 	@$(PYTHON) -m demo venv worker
 	@$(PYTHON) -m demo env
 
@@ -88,8 +91,8 @@ clean-cache: python ## Remove the demo volumes and ComfyUI's environments from t
 	@$(PYTHON) -m demo clean-cache
 
 python:
-	@test -n "$(PYTHON)" && "$(PYTHON)" -c '$(USABLE)' || { \
+	@test -n "$(PYTHON)" && "$(PYTHON)" -c '$(USABLE)' 2>/dev/null || { \
 	echo "No usable Python: 3.10 or newer with the venv and ensurepip modules is needed." >&2; \
-	echo "  Found: $$(python3 --version 2>&1 || echo 'no python3')" >&2; \
+	echo "  Found: $$("$(or $(PYTHON),python3)" -c '$(SEEN)' 2>/dev/null || echo 'no $(or $(PYTHON),python3)')" >&2; \
 	echo "  Debian, Ubuntu: sudo apt install python3-venv    macOS: brew install python@3.12" >&2; \
 	echo "  Or name one: make demo PYTHON=/path/to/python3.12" >&2; exit 1; }

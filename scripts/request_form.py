@@ -61,14 +61,15 @@ def refuse_too_large(request: dict[str, Any]) -> None:
 
 
 def _read_json(source: str) -> Any:
+    name = "standard input" if source == "-" else source
     try:
         text = sys.stdin.read() if source == "-" else Path(source).read_text("utf-8")
         return json.loads(text)
     except OSError as problem:
-        raise UsageError(f"{source} cannot be read: {problem.strerror}.") from None
+        raise UsageError(f"{name} cannot be read: {problem.strerror}.") from None
     except ValueError as problem:
         raise UsageError(
-            f"{source} is not JSON: {problem}. In ComfyUI choose Workflow → Export (API)."
+            f"{name} is not JSON: {problem}. In ComfyUI choose Workflow → Export (API)."
         ) from None
 
 

@@ -12,10 +12,11 @@ from typing import Any
 
 from tqdm import tqdm
 
-_WITH_BAR = "{desc}  {bar:24} {percentage:3.0f} %  {elapsed}"
+_WITH_BAR = "{{desc}}  {{bar:{width}}} {{percentage:3.0f}} %  {{elapsed}}"
 _WITHOUT_BAR = "{desc}  {elapsed}"
 _NARROW = "{percentage:3.0f} %  {elapsed}  {desc}"  # what does not fit is cut off at the end
-_BESIDE_THE_WORDS = 24 + 16
+_LEAST_BAR, _MOST_BAR = 8, 24
+_BESIDE_WORDS_AND_BAR = 17  # from the first hour on; 15 before
 _ROOM_FOR_CTRL_C = 2  # the terminal echoes ^C behind the line, and would begin another one
 _MOST_WORDS = 70
 _LINE_EVERY_SECONDS = 5.0
@@ -45,9 +46,7 @@ class Watching:
             self._print(words, percent)
             return
         self._bar.ncols = shutil.get_terminal_size().columns - _ROOM_FOR_CTRL_C
-        narrow = self._bar.ncols < len(words) + _BESIDE_THE_WORDS
-        with_percent = _NARROW if narrow else _WITH_BAR
-        self._bar.bar_format = _WITHOUT_BAR if percent is None else with_percent
+        self._bar.bar_format = _form(self._bar.ncols - len(words), percent)
         self._bar.set_description_str(words, refresh=False)
         self._bar.n = percent or 0
         self._bar.refresh()
@@ -77,6 +76,15 @@ class Watching:
             return
         self._line, self._what, self._line_at = line, what, time.monotonic()
         print(line, file=sys.stderr, flush=True)
+
+
+def _form(room: int, percent: float | None) -> str:
+    """tqdm's format for a line with `room` columns beside its words: the bar gives way first, so
+    that the line looks the same whether the step has one digit or two."""
+    if percent is None:
+        return _WITHOUT_BAR
+    width = min(room - _BESIDE_WORDS_AND_BAR, _MOST_BAR)
+    return _NARROW if width < _LEAST_BAR else _WITH_BAR.format(width=width)
 
 
 def progress_in(output: Any) -> tuple[float | None, str]:

@@ -222,21 +222,45 @@ def test_stdout_holds_the_exports_and_nothing_else(demo: DemoVolume) -> None:
     assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 1.0
 
 
+def test_what_make_help_shows_for_a_shell_works_in_one() -> None:
+    def out(*command: str) -> str:
+        done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=True)
+        return done.stdout
+
+    (line,) = [line for line in out("make", "help").splitlines() if "eval" in line]
+    typed = line.partition("shell: ")[2]
+    assert out("sh", "-c", f'{typed}; echo "$COMFYUI_ARGS"') == "--cpu\n"
+
+
 def test_the_path_is_the_last_line_of_demo_volume(demo: DemoVolume) -> None:
     assert command("volume").stdout == f"{demo.path}\n"
 
 
-def test_an_unusable_python_is_told_by_make() -> None:
-    result = subprocess.run(
-        ["make", "-s", "demo-volume", "PYTHON=/bin/false"],
-        cwd=REPOSITORY,
-        capture_output=True,
-        text=True,
-        check=False,
+def test_an_unusable_python_is_told_by_make(tmp_path: Path) -> None:
+    without = tmp_path / "python3"  # as Debian's is until python3-venv is installed
+    hidden = "import sys, importlib.util as u; f = u.find_spec; sys.modules['ensurepip'] = None; "
+    hidden += (
+        "u.find_spec = lambda name: None if name == 'ensurepip' else f(name); exec(sys.argv[1])"
     )
-    assert result.returncode != 0
-    assert "3.10 or newer" in result.stderr
-    assert result.stdout == ""
+    without.write_text(f'#!/bin/sh\nexec "{sys.executable}" -c "{hidden}" "$2"\n')
+    without.chmod(0o755)
+    version = sys.version.split()[0]
+    for python, found in (
+        ("/bin/false", "no /bin/false"),
+        ("/no/such/python", "no /no/such/python"),
+        (str(without), f"{sys.executable} {version} without ensurepip"),
+    ):
+        result = subprocess.run(
+            ["make", "-s", "demo-volume", f"PYTHON={python}"],
+            cwd=REPOSITORY,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert result.returncode != 0
+        assert "3.10 or newer" in result.stderr
+        assert f"Found: {found}\n" in result.stderr
+        assert result.stdout == ""
 
 
 # The tiny model

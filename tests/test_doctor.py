@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 import time
@@ -156,6 +157,26 @@ def test_the_page_is_written(bare_python: Path, clean_env: dict[str, str], tmp_p
     done = check_volume(bare_python, clean_env, "--html", str(page))
     assert done.returncode == 0
     assert page.read_text().startswith("<!DOCTYPE html>")
+
+
+def test_a_reader_that_has_seen_enough_is_no_fault(
+    bare_python: Path, clean_env: dict[str, str], tmp_path: Path
+) -> None:
+    """As with `| head`, when its first line was all it wanted."""
+    reader, writer = os.pipe()
+    os.close(reader)
+    done = subprocess.run(
+        [str(bare_python), str(ROOT / "scripts" / "check_volume.py"), "--html", "report.html"],
+        env={"PATH": "/usr/bin:/bin", **clean_env},
+        cwd=tmp_path,
+        stdout=writer,
+        stderr=subprocess.PIPE,
+        timeout=120,
+        check=False,
+    )
+    os.close(writer)
+    assert (done.returncode, done.stderr) == (0, b"")
+    assert (tmp_path / "report.html").exists()
 
 
 def test_fix_shows_its_plan_repairs_and_finds_nothing_more(

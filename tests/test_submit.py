@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import io
 import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -18,7 +19,7 @@ from scripts.endpoint import TRIES, Endpoint, EndpointError, Job, is_safe_for_a_
 from scripts.outcome import Ended, report
 from scripts.request_form import UsageError, workflow_input
 from scripts.saving import safe_name, save
-from scripts.watching import progress_in
+from scripts.watching import Watching, progress_in
 from tests.support.control_plane import ControlPlane
 from tests.support.plane_http import Answer, LoopbackServer, Request
 from tests.support.public_api import CLIENT_KEY, HANG_UP, PublicApi
@@ -572,3 +573,30 @@ def test_where_a_key_may_go() -> None:
     unsafe = ("http://api.runpod.ai/v2", "http://127.0.0.1.evil.com", "ftp://localhost", "x", "")
     assert all(map(is_safe_for_a_key, safe))
     assert not any(map(is_safe_for_a_key, unsafe))
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+def shown(monkeypatch: pytest.MonkeyPatch, columns: int, step: int) -> str:
+    """The last line on a terminal so wide, a sampler being at `step`."""
+    terminal = Terminal()
+    monkeypatch.setattr("sys.stderr", terminal)
+    monkeypatch.setenv("COLUMNS", str(columns))
+    told = {"stage": "running", "percent": 50.0, "node": "4", "class_type": "KSamplerAdvanced"}
+    with Watching() as watching:
+        watching.show("IN_PROGRESS", {**told, "step": step, "steps": 20})
+        return terminal.getvalue().rpartition("\r")[2].rstrip()
+
+
+@pytest.mark.parametrize("step", [9, 10])
+def test_the_bar_gives_way_to_the_words(monkeypatch: pytest.MonkeyPatch, step: int) -> None:
+    words = f"running · KSamplerAdvanced (4) · step {step} of 20"
+    for columns, filled in ((120, 12), (80, 8), (70, 0), (40, 0)):
+        line = shown(monkeypatch, columns, step)
+        assert len(line) <= columns - 2
+        if columns > 40:
+            assert words in line
+        assert abs(line.count("#") - filled) <= 1  # tqdm draws for a file without encoding so

@@ -1,0 +1,21 @@
+"""Standard output as people use it: in colour on a terminal, and cut short by `| head`."""
+
+from __future__ import annotations
+
+import os
+import sys
+
+
+def show(text: str) -> None:
+    """Print; that the reader has seen enough and is gone changes nothing else, the exit code
+    included."""
+    try:
+        print(text, flush=True)
+    except BrokenPipeError:
+        # Python flushes once more when it ends, and would complain then.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def wants_colour() -> bool:
+    """On a terminal only; https://no-color.org turns it off."""
+    return sys.stdout.isatty() and not os.environ.get("NO_COLOR")

@@ -1,0 +1,21 @@
+"""The worker itself, but for a handler that blocks the loop for as many seconds as a job says."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from typing import Any
+
+import handler.__main__
+from handler.worker import Worker
+
+
+async def block(_: Worker, job: Mapping[str, Any]) -> dict[str, Any]:
+    """What no handler should do."""
+    time.sleep(job["input"]["seconds"])  # noqa: ASYNC251
+    return {"blocked": job["input"]["seconds"]}
+
+
+if __name__ == "__main__":
+    Worker.handle = block  # type: ignore[method-assign]
+    handler.__main__.main()

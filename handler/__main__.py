@@ -33,9 +33,7 @@ def main() -> None:
     slots = Slots(0 if boot.settings.refresh_worker else boot.settings.job_prefetch)
     worker = Worker(boot, report, slots)
     config = {"handler": worker.handle}
-    runpod.serverless.start(
-        with_slots(config, slots, boot.loop_pulse.begin, worker.shutdown.begin)
-    )
+    runpod.serverless.start(with_slots(config, slots, boot.loop_pulse.begin, worker.shutdown.begin))
 
 
 def _import_sdk() -> Any:

@@ -30,6 +30,7 @@ from bootstrap.render import findings_text, report_json, report_text
 from bootstrap.reports import Report
 from bootstrap.settings import Settings
 from scripts.progress import Progress
+from scripts.terminal import wants_colour
 
 
 def main(argv: list[str], env: Mapping[str, str] = os.environ) -> int:
@@ -100,7 +101,7 @@ def _show(report: Report, arguments: argparse.Namespace) -> bool:
     if arguments.json:
         print(json.dumps(data, indent=2))
     else:
-        print(report_text(report, colour=_wants_colour(), quiet=arguments.quiet))
+        print(report_text(report, colour=wants_colour(), quiet=arguments.quiet))
     if arguments.html:
         try:
             Path(arguments.html).write_text(page(data), "utf-8")
@@ -108,11 +109,6 @@ def _show(report: Report, arguments: argparse.Namespace) -> bool:
             print(f"check_volume.py: {arguments.html}: {problem.strerror}", file=sys.stderr)
             return False
     return True
-
-
-def _wants_colour() -> bool:
-    """On a terminal only; https://no-color.org turns it off."""
-    return sys.stdout.isatty() and not os.environ.get("NO_COLOR")
 
 
 if __name__ == "__main__":

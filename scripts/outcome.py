@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +13,7 @@ from bootstrap.page import page
 from scripts.diagnostics_text import diagnostics_text, findings_in
 from scripts.endpoint import Job
 from scripts.saving import Saving, save
+from scripts.terminal import wants_colour
 from scripts.watching import plain
 
 DONE, FAILED, USAGE, UNREACHABLE, TIMEOUT, NOT_SAVED, INTERRUPTED = 0, 1, 2, 3, 4, 5, 130
@@ -58,7 +58,7 @@ def report(ended: Ended, folder: Path, as_json: bool, html: Path | None = None) 
     if as_json:
         print(json.dumps(_data(code, ended.job, problem, output)))
     elif isinstance(diagnostics, dict):
-        print(diagnostics_text(diagnostics, _wants_colour()))
+        print(diagnostics_text(diagnostics, wants_colour()))
     else:
         for line in (*saving.texts, *map(str, saving.saved)):
             print(plain(line))
@@ -100,8 +100,3 @@ def _data(code: int, job: Job | None, problem: str, output: Any) -> dict[str, An
     if output is not None:
         data["output"] = output
     return data
-
-
-def _wants_colour() -> bool:
-    """On a terminal only; https://no-color.org turns it off."""
-    return sys.stdout.isatty() and not os.environ.get("NO_COLOR")

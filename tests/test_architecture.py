@@ -104,6 +104,21 @@ def test_what_the_doctor_uses_needs_nothing_but_the_standard_library() -> None:
 
 
 STANDARD = sys.stdlib_module_names
+DISTRIBUTIONS = {"PIL": "pillow", "yaml": "PyYAML"}
+
+
+def test_what_the_worker_imports_is_what_its_requirements_name() -> None:
+    """None is missing, and none is idle."""
+    own = {"bootstrap", "handler", "scripts"}
+    trees = [
+        ast.parse(path.read_text("utf-8")) for name in own for path in (ROOT / name).rglob("*.py")
+    ]
+    nodes = [node for tree in trees for node in ast.walk(tree)]
+    named = [a.name for node in nodes if isinstance(node, ast.Import) for a in node.names]
+    named += [node.module or "" for node in nodes if isinstance(node, ast.ImportFrom)]
+    imported = {DISTRIBUTIONS.get(top(n), top(n)) for n in named} - {*STANDARD, *own}
+    lines = (ROOT / "requirements" / "worker.txt").read_text("utf-8").splitlines()
+    assert imported == {line.partition("==")[0] for line in lines if "==" in line}
 
 
 def test_the_guard_is_a_script_that_knows_nothing_of_the_project() -> None:

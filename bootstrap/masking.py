@@ -2,8 +2,8 @@
 here, whatever they quote: a requirement, a line of pip or ComfyUI, an exception.
 
 In an address a login stands before the host (`https://user:token@host/`), a signature or a token in
-the query. Elsewhere a header's name gives a token away, or its own beginning. Civitai's has neither:
-32 hexadecimal digits, like many a hash.
+the query. Elsewhere a header's name gives a token away, or its own beginning. A Civitai key outside
+of both is not known: 32 hexadecimal digits, like many a hash.
 """
 
 from __future__ import annotations

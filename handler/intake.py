@@ -85,7 +85,8 @@ def with_slots(
     at_the_end: Callable[[], None],
 ) -> dict[str, Any]:
     """The SDK's configuration for a worker whose jobs `slots` counts; `at_the_start` is called in
-    the loop when it begins, `at_the_end` when it is told to end. The SDK then uses our loop: it has no setting for that."""
+    the loop when it begins, `at_the_end` when it is told to end. The SDK then uses our loop: it has
+    no setting for that."""
     rp_scale.JobScaler = Intake
     # What the SDK itself counts never runs out: it counts a job twice for a moment.
     most = 2 * slots.most + 1

@@ -77,6 +77,11 @@ def test_torch_is_never_imported_into_the_worker() -> None:
         assert not {"torch", "comfy", "folder_paths"} & set(map(top, imports(name))), name
 
 
+@pytest.mark.parametrize("name", sorted(modules()))
+def test_nothing_is_unpickled(name: str) -> None:
+    assert not {"pickle", "marshal", "shelve", "dill", "joblib"} & set(map(top, imports(name)))
+
+
 @pytest.mark.parametrize("name", PURE)
 def test_a_pure_module_imports_nothing_that_touches_the_world(name: str) -> None:
     assert not IMPURE_IMPORTS & {top(i) for i in imports(name) if i != "urllib.parse"}

@@ -98,7 +98,7 @@ _SHAPES = (r"hf_[A-Za-z0-9]{34}", r"api_org_[A-Za-z0-9]{34}", r"rpa_[A-Z0-9]{40}
 
 
 @given(
-    st.one_of(st.from_regex(shape, fullmatch=True) for shape in _SHAPES),
+    st.one_of([st.from_regex(shape, fullmatch=True) for shape in _SHAPES]),
     st.sampled_from(("", " ", "=", "'", '"', "/", ":", "(", "\n")),
 )
 def test_a_token_is_known_by_its_beginning(token: str, before: str) -> None:

@@ -10,7 +10,7 @@ import handler.__main__
 from handler.worker import Worker
 
 
-async def block(_: Worker, job: Mapping[str, Any]) -> dict[str, Any]:
+async def block(self: Worker, job: Mapping[str, Any]) -> dict[str, Any]:
     """What no handler should do."""
     time.sleep(job["input"]["seconds"])  # noqa: ASYNC251
     return {"blocked": job["input"]["seconds"]}

@@ -20,6 +20,7 @@ import pytest
 from bootstrap import healthcheck
 from bootstrap.health import health_of
 from bootstrap.loop_pulse import LoopPulse
+from tests.support import blocking_worker
 from tests.support.control_plane import ControlPlane
 from tests.support.sources import ROOT
 from tests.support.waiting import wait_until
@@ -116,12 +117,12 @@ def test_a_handler_that_blocks_the_loop_is_found_out(
 ) -> None:
     plane, _ = served
     assert checked(temp)[0] == 0
-    job = plane.submit({"seconds": ALLOWED + 6})
+    job = plane.submit({"seconds": blocking_worker.ALLOWED + 6})
     plane.wait_for("take", job)
     assert checked(temp)[0] == 0
-    wait_until(lambda: checked(temp)[0] == 1, ALLOWED + 6)
+    wait_until(lambda: checked(temp)[0] == 1, blocking_worker.ALLOWED + 6)
     assert re.search(r"^worker\.loop_stuck: .*blocking_worker\.py:\d+ in block", checked(temp)[1])
-    assert plane.result(job, 30)["output"] == {"blocked": ALLOWED + 6}
+    assert plane.result(job, 30)["output"] == {"blocked": blocking_worker.ALLOWED + 6}
     assert checked(temp)[0] == 0, "it moves again"
 
 
@@ -131,7 +132,7 @@ def test_the_first_answer_after_a_thaw_is_no_alarm(
     _, worker = served
     (path,) = temp.glob("comfyui-health-*.sock")
     os.kill(worker.pid, signal.SIGSTOP)
-    time.sleep(ALLOWED + 1)
+    time.sleep(blocking_worker.ALLOWED + 1)
     with socket.socket(socket.AF_UNIX) as asking:  # it waits there when the worker wakes
         asking.settimeout(5)
         asking.connect(str(path))

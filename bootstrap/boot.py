@@ -20,6 +20,7 @@ from bootstrap.comfyui import ComfyUI
 from bootstrap.findings import Finding, errors_in, ok, outcome_of
 from bootstrap.health import Health, HealthSocket, health_of
 from bootstrap.log import say
+from bootstrap.loop_pulse import LoopPulse
 from bootstrap.node_imports import check_node_imports
 from bootstrap.preparation import Preparation, WarmUp
 from bootstrap.readiness import wait_until_ready
@@ -53,6 +54,7 @@ class Boot(Preparation):
         tasks = self.examinations() if errors_in(self._before) else self.tasks()
         self._schedule = Schedule(self.timeline, tasks)
         self._report: BootReport | None = None
+        self.loop_pulse = LoopPulse()
         self._health = HealthSocket(self.health)
 
     def begin(self) -> None:
@@ -85,7 +87,7 @@ class Boot(Preparation):
 
     def health(self) -> Health:
         """How this worker is now, for whoever asks on this machine."""
-        return health_of(self._report, self.comfyui)
+        return health_of(self._report, self.comfyui, self.loop_pulse.fault())
 
     def faults_now(self, report: BootReport) -> tuple[Finding, ...]:
         """What keeps jobs from running: the report's errors, but for models that came since."""

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from bootstrap.comfyui import ComfyUI
 from bootstrap.exits import explain_exit
-from bootstrap.findings import Outcome, errors_in
+from bootstrap.findings import Finding, Outcome, errors_in
 from bootstrap.healthcheck import connected, socket_path, socket_paths
 from bootstrap.log import say
 from bootstrap.readiness import is_answering
@@ -34,13 +34,18 @@ class Health:
     text: str
 
 
-def health_of(report: BootReport | None, comfyui: ComfyUI | None) -> Health:
-    """What to say of a worker whose boot came to `report` (None: it still boots).
+def health_of(
+    report: BootReport | None, comfyui: ComfyUI | None, stuck: Finding | None = None
+) -> Health:
+    """What to say of a worker whose boot came to `report` (None: it still boots), and whose loop
+    has stopped moving (`stuck`: `LoopPulse.fault`).
 
     Blocks for half a second at most. *Degraded* is healthy: such a worker tells each job what is
     wrong and how to mend it, and another start of the same container would not do better. Where
     ComfyUI has worked, it is asked.
     """
+    if stuck is not None:
+        return Health(False, f"{stuck.code}: {stuck.message} {stuck.fix}")
     if report is None:
         return Health(False, "starting: no jobs are taken yet")
     if report.outcome is Outcome.READY:

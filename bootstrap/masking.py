@@ -1,7 +1,9 @@
-"""Pure: texts without the secrets that addresses carry. Findings, errors of jobs, facts and the log
-pass through here, whatever they quote: a requirement, a line of pip or ComfyUI, an exception.
+"""Pure: texts without the secrets in them. Findings, errors of jobs, facts and the log pass through
+here, whatever they quote: a requirement, a line of pip or ComfyUI, an exception.
 
-A login stands before the host (`https://user:token@host/`), a signature or a token in the query.
+In an address a login stands before the host (`https://user:token@host/`), a signature or a token in
+the query. Elsewhere a header's name gives a token away, or its own beginning. A Civitai key outside
+of both is not known: 32 hexadecimal digits, like many a hash.
 """
 
 from __future__ import annotations
@@ -24,15 +26,36 @@ _TELLING_NAME = (
 _SECRET_FIELD = re.compile(rf"""(?<=[?&;])({_TELLING_NAME})=[^\s&"'<>]+""", re.IGNORECASE)
 # What a name does not tell, length does: signatures have 32 characters and more.
 _LONG_FIELD = re.compile(r"(?<=[?&;])([\w.%~-]{1,80})=[\w.%~+/=-]{32,}")
+# A header in the forms of curl, of a dict, of JSON within JSON, of pairs of bytes. Behind a scheme
+# all is secret but a plain word (`Authorization: Bearer required`) and a placeholder (`$TOKEN`).
+_AUTHORIZATION = re.compile(
+    r"""(authorization (?:\\*["']\s*[:,=] | \s*[:=]) \s* (?:b?\\*["'])?
+        (?:bearer|token|basic|apikey) \s+)
+        (?![$<{*] | [a-z]{1,15}[.,;:)]*(?:\s|$)) [^\s"'\\]*[^\s"'\\,;)\]}]""",
+    re.IGNORECASE | re.VERBOSE,
+)
+# Without a known scheme, or without the header's name, it must look like a token.
+_BEARER = re.compile(
+    r"""((?:authorization (?:\\*["']\s*[:,=] | \s*[:=]) \s* (?:b?\\*["'])? (?:[a-z][\w-]{1,20}\s+)?)
+        | \bbearer \s+) (?=[\w.~+/-]*\d) [\w.~+/-]{20,}=*""",
+    re.IGNORECASE | re.VERBOSE,
+)
+# Of Hugging Face, Runpod and Comfy.org.
+_SHAPED = re.compile(
+    r"(?<![A-Za-z0-9])(?:(hf_|api_org_|rpa_)[A-Za-z0-9]{30,}|(comfyui-)[0-9a-f]{64})"
+)
 
 
 def masked(text: str) -> str:
-    """The text with `***` for logins, tokens and signatures of the addresses in it."""
+    """The text with `***` for logins, tokens and signatures in it."""
     if "://" in text:
         text = _TORN_LOGIN.sub(MASK, LOGIN.sub(f"{MASK}@", text))
     if "=" in text:
         text = _LONG_FIELD.sub(rf"\1={MASK}", _SECRET_FIELD.sub(rf"\1={MASK}", text))
-    return text
+    lower = text.lower()
+    if "authorization" in lower or "bearer" in lower:
+        text = _BEARER.sub(rf"\1{MASK}", _AUTHORIZATION.sub(rf"\1{MASK}", text))
+    return _SHAPED.sub(rf"\1\2{MASK}", text)
 
 
 def masked_data(value: Any) -> Any:

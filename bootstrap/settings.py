@@ -1,7 +1,8 @@
 """Environment -> frozen `Settings`, read once; secrets never show in a repr.
 
 `Settings` is the one place where variables are declared. The table in the README is made from
-it (`settings_table`), and a test holds the two together.
+it (`settings_table`), and a test holds the two together. It is long as that table is, not deep:
+cut into files by family, it would take base classes to make one frozen object of them again.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from bootstrap.variables import Variable, as_data, read_variables, table_of, var
 class Settings:
     """Everything the environment decides. Durations in seconds, sizes in bytes unless named MB."""
 
+    # Where things are, and how ComfyUI is started.
     volume_path: Path | None = var(
         "VOLUME_PATH",
         kinds.ABSOLUTE_PATH,
@@ -82,6 +84,8 @@ class Settings:
         "Seconds ComfyUI may take until it answers; Runpod gives a cold start 420",
         "400",
     )
+
+    # What a job may take, and bring.
     max_wait: float = var(
         "MAX_WAIT",
         kinds.number(1, 86400),
@@ -124,6 +128,8 @@ class Settings:
         False,
         "URLs of requests (inputs, `s3Config`) may use http and lead to private addresses",
     )
+
+    # Where results go.
     keep_outputs: bool = var(
         "KEEP_OUTPUTS",
         kinds.BOOLEAN,
@@ -187,6 +193,7 @@ class Settings:
         "URLs are signed",
     )
 
+    # The start: ComfyUI's code, its nodes' packages, weights, the warm-up.
     volume_timeout: float = var(
         "VOLUME_TIMEOUT",
         kinds.number(1, 3600),
@@ -250,6 +257,7 @@ class Settings:
         "120",
     )
 
+    # Memory.
     memory_free_at: float = var(
         "MEMORY_FREE_AT",
         kinds.number(1, 100),
@@ -267,6 +275,7 @@ class Settings:
         "95",
     )
 
+    # How jobs are served.
     response_format: str = var(
         "RESPONSE_FORMAT",
         kinds.one_of("native", "worker-comfyui"),
@@ -309,6 +318,7 @@ class Settings:
         "`comfy_org_api_key` goes before it",
     )
 
+    # Models, and what they are fetched with.
     models_manifest: str | None = var(
         "MODELS_MANIFEST",
         kinds.TEXT,

@@ -34,7 +34,8 @@ def main() -> None:
     # A worker that is stopped after a job must not hold another one.
     slots = Slots(0 if boot.settings.refresh_worker else boot.settings.job_prefetch)
     worker = Worker(boot, report, slots)
-    runpod.serverless.start(with_slots({"handler": worker.handle}, slots, worker.shutdown.begin))
+    config = {"handler": worker.handle}
+    runpod.serverless.start(with_slots(config, slots, boot.loop_pulse.begin, worker.shutdown.begin))
 
 
 def _import_sdk() -> Any:

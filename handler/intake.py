@@ -16,7 +16,7 @@ from runpod.serverless.modules import rp_scale
 
 from handler.slots import Slots
 
-_SLOTS, _AT_THE_END = "slots", "at_the_end"
+_SLOTS, _AT_THE_START, _AT_THE_END = "slots", "at_the_start", "at_the_end"
 
 
 class Intake(rp_scale.JobScaler):  # type: ignore[misc]  # the SDK is not typed
@@ -25,6 +25,7 @@ class Intake(rp_scale.JobScaler):  # type: ignore[misc]  # the SDK is not typed
     def __init__(self, config: dict[str, Any]) -> None:
         super().__init__(config)
         self._slots: Slots = config[_SLOTS]
+        self._at_the_start: Callable[[], None] = config[_AT_THE_START]
         self._at_the_end: Callable[[], None] = config[_AT_THE_END]
         self._loop: asyncio.AbstractEventLoop | None = None
         self._get_job: Any = self.jobs_fetcher  # type: ignore[has-type]
@@ -33,6 +34,7 @@ class Intake(rp_scale.JobScaler):  # type: ignore[misc]  # the SDK is not typed
     async def run(self) -> None:
         """Take and run jobs until the worker is told to end."""
         self._loop = asyncio.get_running_loop()
+        self._at_the_start()
         await super().run()
 
     async def _take(self, session: Any, _: int) -> None:
@@ -78,16 +80,21 @@ class Intake(rp_scale.JobScaler):  # type: ignore[misc]  # the SDK is not typed
 
 
 def with_slots(
-    config: dict[str, Any], slots: Slots, at_the_end: Callable[[], None]
+    config: dict[str, Any],
+    slots: Slots,
+    at_the_start: Callable[[], None],
+    at_the_end: Callable[[], None],
 ) -> dict[str, Any]:
-    """The SDK's configuration for a worker whose jobs `slots` counts; `at_the_end` is called when
-    it is told to end. The SDK then uses our loop: it has no setting for that."""
+    """The SDK's configuration for a worker whose jobs `slots` counts; `at_the_start` is called in
+    the loop when it begins, `at_the_end` when it is told to end. The SDK then uses our loop: it has
+    no setting for that."""
     rp_scale.JobScaler = Intake
     # What the SDK itself counts never runs out: it counts a job twice for a moment.
     most = 2 * slots.most + 1
     return {
         **config,
         _SLOTS: slots,
+        _AT_THE_START: at_the_start,
         _AT_THE_END: at_the_end,
         "concurrency_modifier": lambda _: most,
     }

@@ -5,9 +5,7 @@ The key goes to one host. Redirects are not followed, and no answer is printed t
 
 from __future__ import annotations
 
-import ipaddress
 import json
-import re
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -25,7 +23,6 @@ _MOST_WAIT_SECONDS = 30.0
 _CONNECT_SECONDS = 10.0
 _ANSWER_SECONDS = 60.0
 _TRY_AGAIN = frozenset({429, 500, 502, 503, 504})
-_KEY = re.compile(r"[\x21-\x7e]+")
 
 Tell = Callable[[str], None]
 
@@ -36,10 +33,6 @@ class EndpointError(Exception):
 
 class TooSlow(EndpointError):
     """The endpoint took the request and did not answer in time."""
-
-
-class KeyUnusable(Exception):
-    """There is no API key, or one that cannot be sent; `str()` never holds it."""
 
 
 @dataclass(frozen=True)
@@ -54,6 +47,16 @@ class Job:
     @property
     def ended(self) -> bool:
         return self.status in FINAL
+
+
+@dataclass(frozen=True)
+class _NoAnswer:
+    """Why an attempt came to nothing; `wait` is the seconds that the server asks for."""
+
+    said: str
+    maybe_arrived: bool = False
+    too_slow: bool = False
+    wait: float | None = None
 
 
 class _Bearer(AuthBase):
@@ -115,32 +118,34 @@ class Endpoint:
         tries: int = TRIES,
     ) -> Any:
         """The JSON that is answered. `may_repeat`: also after an answer that may have been lost."""
-        url = f"{self._base}/{path}"
-        timeout = (_CONNECT_SECONDS, seconds)
-        attempt = 0
-        while True:
-            attempt += 1
-            wait = min(2.0 ** (attempt - 1), _MOST_WAIT_SECONDS)
-            failure: type[EndpointError] = EndpointError
-            try:
-                answer = self._session.request(
-                    method, url, json=body, timeout=timeout, allow_redirects=False
-                )
-            except requests.RequestException as problem:
-                sent = not _never_sent(problem)
-                said, again = _in_words(problem), may_repeat or not sent
-                failure = TooSlow if sent and isinstance(problem, requests.Timeout) else failure
-                if sent and path == "run":
-                    said += " (should the request have arrived, the job runs twice)"
-            else:
-                if answer.status_code not in _TRY_AGAIN:
-                    return self._content(answer)
-                said, again = f"status {answer.status_code}", True
-                wait = _retry_after(answer) or wait
-            if not again or attempt >= tries:
-                raise failure(f"{_place(url)} gave no answer: {said}. {self._reach_fix()}")
-            self._tell(f"{said}; trying again in {wait:g} s ({attempt} of {tries - 1})")
+        attempt = 1
+        while isinstance(got := self._attempt(method, path, body, seconds), _NoAnswer):
+            if attempt == tries or (got.maybe_arrived and not may_repeat):
+                failure = TooSlow if got.too_slow else EndpointError
+                place = _place(f"{self._base}/{path}")
+                raise failure(f"{place} gave no answer: {got.said}. {self._reach_fix()}")
+            wait = got.wait or min(2.0 ** (attempt - 1), _MOST_WAIT_SECONDS)
+            self._tell(f"{got.said}; trying again in {wait:g} s ({attempt} of {tries - 1})")
             self._sleep(wait)
+            attempt += 1
+        return self._content(got)
+
+    def _attempt(
+        self, method: str, path: str, body: Any, seconds: float
+    ) -> requests.Response | _NoAnswer:
+        url, timeout = f"{self._base}/{path}", (_CONNECT_SECONDS, seconds)
+        try:
+            answer = self._session.request(
+                method, url, json=body, timeout=timeout, allow_redirects=False
+            )
+        except requests.RequestException as problem:
+            said, sent = _in_words(problem), not _never_sent(problem)
+            if sent and path == "run":
+                said += " (should the request have arrived, the job runs twice)"
+            return _NoAnswer(said, sent, sent and isinstance(problem, requests.Timeout))
+        if answer.status_code in _TRY_AGAIN:
+            return _NoAnswer(f"status {answer.status_code}", wait=_retry_after(answer))
+        return answer
 
     def _content(self, answer: requests.Response) -> Any:
         status, place = answer.status_code, _place(answer.url)
@@ -194,35 +199,6 @@ class Endpoint:
             "Check RUNPOD_ENDPOINT_ID: it is the short name in the console's list of endpoints. "
             "A result is kept for 30 minutes."
         )
-
-
-def usable_key(given: str | None) -> str:
-    """The key without white space around it. Raises KeyUnusable, without quoting it."""
-    key = (given or "").strip()
-    if not key:
-        raise KeyUnusable(
-            "RUNPOD_API_KEY is not set. Make a key in the Runpod console under Settings → API "
-            "Keys, or name a local worker with --url http://127.0.0.1:8000."
-        )
-    if not _KEY.fullmatch(key):
-        raise KeyUnusable(
-            "RUNPOD_API_KEY holds white space or characters that no key has. Copy it again."
-        )
-    return key
-
-
-def is_safe_for_a_key(url: str) -> bool:
-    """https, or this very machine."""
-    parts = urlsplit(url)
-    return parts.scheme == "https" or (parts.scheme == "http" and is_loopback(parts.hostname))
-
-
-def is_loopback(host: str | None) -> bool:
-    """Is it this machine?"""
-    try:
-        return ipaddress.ip_address(host or "").is_loopback
-    except ValueError:
-        return host == "localhost"
 
 
 def _never_sent(problem: requests.RequestException) -> bool:

@@ -15,7 +15,7 @@ from urllib.parse import urlsplit
 
 import requests
 
-from scripts.endpoint import is_safe_for_a_key
+from scripts.api_key import is_safe_for_a_key
 
 _SECONDS = (10.0, 60.0)
 _BLOCK_BYTES = 1 << 20

@@ -30,16 +30,8 @@ from urllib.parse import quote
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 try:
-    from scripts.endpoint import (
-        PUBLIC_API,
-        Endpoint,
-        EndpointError,
-        Job,
-        KeyUnusable,
-        TooSlow,
-        is_safe_for_a_key,
-        usable_key,
-    )
+    from scripts.api_key import KeyUnusable, is_safe_for_a_key, usable_key
+    from scripts.endpoint import PUBLIC_API, Endpoint, EndpointError, Job, TooSlow
     from scripts.request_form import UsageError, refuse_too_large, workflow_input
     from scripts.watching import Watching
 except ModuleNotFoundError as missing:

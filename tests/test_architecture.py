@@ -77,6 +77,11 @@ def test_torch_is_never_imported_into_the_worker() -> None:
         assert not {"torch", "comfy", "folder_paths"} & set(map(top, imports(name))), name
 
 
+@pytest.mark.parametrize("name", sorted(modules()))
+def test_nothing_is_unpickled(name: str) -> None:
+    assert not {"pickle", "marshal", "shelve", "dill", "joblib"} & set(map(top, imports(name)))
+
+
 @pytest.mark.parametrize("name", PURE)
 def test_a_pure_module_imports_nothing_that_touches_the_world(name: str) -> None:
     assert not IMPURE_IMPORTS & {top(i) for i in imports(name) if i != "urllib.parse"}
@@ -104,6 +109,21 @@ def test_what_the_doctor_uses_needs_nothing_but_the_standard_library() -> None:
 
 
 STANDARD = sys.stdlib_module_names
+DISTRIBUTIONS = {"PIL": "pillow", "yaml": "PyYAML"}
+
+
+def test_what_the_worker_imports_is_what_its_requirements_name() -> None:
+    """None is missing, and none is idle."""
+    own = {"bootstrap", "handler", "scripts"}
+    trees = [
+        ast.parse(path.read_text("utf-8")) for name in own for path in (ROOT / name).rglob("*.py")
+    ]
+    nodes = [node for tree in trees for node in ast.walk(tree)]
+    named = [a.name for node in nodes if isinstance(node, ast.Import) for a in node.names]
+    named += [node.module or "" for node in nodes if isinstance(node, ast.ImportFrom)]
+    imported = {DISTRIBUTIONS.get(top(n), top(n)) for n in named} - {*STANDARD, *own}
+    lines = (ROOT / "requirements" / "worker.txt").read_text("utf-8").splitlines()
+    assert imported == {line.partition("==")[0] for line in lines if "==" in line}
 
 
 def test_the_guard_is_a_script_that_knows_nothing_of_the_project() -> None:

@@ -3,6 +3,7 @@ GitHub are not at hand in a test, so these hold what can be held: form, pins, ri
 
 from __future__ import annotations
 
+import importlib.metadata
 import re
 import subprocess
 import sys
@@ -133,6 +134,33 @@ def test_the_images_name_is_one_that_registries_take(tmp_path: Path) -> None:
     subprocess.run(["bash", "-ec", release_step("Names")], env=env, check=True)
     image = "ghcr.io/somebody/comfyui-worker"
     assert out.read_text() == f"version=1.2.3\ntags={image}:1.2.3,{image}:latest\n"
+
+
+def pinned(*names: str) -> set[tuple[str, str]]:
+    """(name, version) of every line of these requirement files. AssertionError at one without."""
+    found = set()
+    for name in names:
+        for line in (ROOT / "requirements" / name).read_text("utf-8").splitlines():
+            given = line.partition(";")[0].strip().removesuffix("\\").strip()
+            if given and not given.startswith(("#", "-")):
+                package, _, version = given.partition("==")
+                assert version, f"{name}: {line}"
+                found.add((plain_name(package.partition("[")[0]), version))
+    return found
+
+
+def plain_name(package: str) -> str:
+    return re.sub(r"[-_.]+", "-", package).lower()
+
+
+def test_python_packages_are_pinned_those_they_pull_in_too() -> None:
+    assert pinned("comfyui.txt", "comfyui-constraints.txt", "comfyui-source.txt")
+    there = {
+        (plain_name(found.metadata["Name"]), found.version)
+        for found in importlib.metadata.distributions()
+    }
+    loose = there - pinned("worker.txt", "dev.txt", "constraints.txt")
+    assert {name for name, _ in loose} <= {"pip", "setuptools"}, "Python's own"
 
 
 def test_nothing_enters_the_image_but_what_is_copied() -> None:

@@ -16,6 +16,7 @@ import pytest
 
 from bootstrap.findings import Outcome
 from tests.conftest import BootedWorker
+from tests.support.secret_names import secret_names
 from tests.test_doctor import SCHEMA
 from tests.test_faults import comfyui_process
 from tests.test_worker import assert_refused, plain
@@ -165,6 +166,5 @@ def test_a_marker_token_is_nowhere_in_diagnostics(
     worker_env: dict[str, str], boot_worker: Boots
 ) -> None:
     marker = "marker-51ac0e"
-    names = ("civitai_token", "HF_TOKEN", "RUNPOD_AI_API_KEY", "BUCKET_SECRET_ACCESS_KEY")
-    worker = boot_worker(worker_env | dict.fromkeys(names, marker))
+    worker = boot_worker(worker_env | dict.fromkeys(secret_names(), marker))
     assert marker not in json.dumps(diagnosed(worker))

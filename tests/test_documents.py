@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import fnmatch
+import importlib.util
 import json
 import re
 import shlex
 import subprocess
 import sys
+import textwrap
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +26,7 @@ from handler.requests import DiagnosticsRequest, DownloadRequest, WorkflowReques
 from scripts import check_volume, submit
 from scripts.document import CODES_FILE, READMES, all_codes, codes_document, with_settings
 from scripts.outcome import EXIT_CODES
+from tests.support import check_cases
 from tests.support.schemas import check_reply, check_request, validator
 from tests.test_worker_comfyui import FAILURE, SUCCESS
 
@@ -301,3 +304,24 @@ def _anchors(document: Path) -> set[str]:
     headings = re.findall(r"^#+ (.*)$", document.read_text("utf-8"), re.MULTILINE)
     plain = (re.sub(r"[^\w\- ]", "", heading.lower()) for heading in headings)
     return {heading.strip().replace(" ", "-") for heading in plain}
+
+
+def test_the_check_in_contributing_is_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its two files, put where they are told to be put."""
+    check, test = blocks(ROOT / "CONTRIBUTING.md", "python")
+    processor = loaded(tmp_path / "processor.py", check)
+    monkeypatch.setattr("bootstrap.checks.processor", processor, raising=False)
+    monkeypatch.setattr(check_cases, "CHECKS", (*check_cases.CHECKS, processor.check_processor))
+    tests = loaded(tmp_path / "cases.py", test)
+    for case in tests.CASES:
+        tests.test_finding(case)
+    tests.test_every_code_has_a_case()
+
+
+def loaded(path: Path, text: str) -> Any:
+    path.write_text(textwrap.dedent(text), "utf-8")
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module

@@ -442,6 +442,20 @@ def test_redirects_are_judged_like_urls(
     assert "pw" not in str(result.problem and result.problem.message)
 
 
+def test_a_proxy_of_the_environment_is_not_asked(
+    server: ViciousServer, models: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It would be told what is fetched, and would resolve names that were judged here."""
+    with ViciousServer() as proxy:
+        for name in ("http_proxy", "https_proxy", "all_proxy"):
+            monkeypatch.setenv(name, proxy.url)
+            monkeypatch.setenv(name.upper(), proxy.url)
+        monkeypatch.setenv("no_proxy", "")
+        result = bring(models, spec(server.serve("/m.safetensors", SMALL)))
+        assert proxy.clients == set()
+    assert_brought(result, models, SMALL)
+
+
 def test_a_circle_of_redirects_is_left(server: ViciousServer, models: Path) -> None:
     url = server.serve("/a", b"", redirect="/b")
     server.serve("/b", b"", redirect="/a")

@@ -21,6 +21,7 @@ from handler.deadline import Deadline
 from handler.memory_relief import MemoryRelief
 from handler.revival import Revival
 from tests.conftest import BootedWorker, environment, furnished
+from tests.support.secret_names import secret_names
 from tests.test_worker import assert_refused, plain
 
 Boots = Callable[[Mapping[str, str]], BootedWorker]
@@ -247,12 +248,9 @@ def test_a_marker_token_reaches_neither_comfyui_nor_a_reply(
     capfd: pytest.CaptureFixture[str],
 ) -> None:
     marker = "marker-7f3a9c"
-    env = worker_env | dict.fromkeys(
-        ("RUNPOD_AI_API_KEY", "civitai_token", "HF_TOKEN", "BUCKET_SECRET_ACCESS_KEY"), marker
-    )
-    worker = boot_worker(env)
+    worker = boot_worker(worker_env | dict.fromkeys(secret_names(), marker))
     nodes = {"1": {"class_type": "TestShowEnvironment", "inputs": {}}}
-    reply = worker.ask({"workflow": nodes})
+    reply = worker.ask({"workflow": nodes, "comfy_org_api_key": f"{marker}-too"})
     assert "VOLUME_PATH" in reply["results"][0]["text"]
     broken = worker.ask({"workflow": {"1": {"class_type": "Nope", "inputs": {}}}})
     out, err = capfd.readouterr()

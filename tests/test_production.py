@@ -202,6 +202,17 @@ def test_the_worker_never_imports_torch_nor_comfyuis_packages(production: Produc
     assert not re.search(r"libtorch|/torch/", maps)
 
 
+def test_nobody_on_another_machine_can_connect(production: Production) -> None:
+    worker = psutil.Process(production.worker.pid)
+    listening = {
+        connection.laddr.ip
+        for process in (worker, *worker.children(recursive=True))
+        for connection in process.net_connections("inet")
+        if connection.status == psutil.CONN_LISTEN
+    }
+    assert listening == {"127.0.0.1"}, "ComfyUI's"
+
+
 def test_sigterm_finishes_the_job_in_flight_and_leaves_no_process(production: Production) -> None:
     """Last in this file: it ends the worker."""
     lines_before = len(production.worker.lines)

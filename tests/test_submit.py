@@ -14,8 +14,9 @@ from typing import Any
 import pytest
 
 from scripts import submit
+from scripts.api_key import is_safe_for_a_key
 from scripts.diagnostics_text import diagnostics_text
-from scripts.endpoint import TRIES, Endpoint, EndpointError, Job, is_safe_for_a_key
+from scripts.endpoint import TRIES, Endpoint, EndpointError, Job
 from scripts.outcome import Ended, report
 from scripts.request_form import UsageError, workflow_input
 from scripts.saving import safe_name, save

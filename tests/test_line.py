@@ -59,6 +59,27 @@ def test_a_prompt_follows_as_soon_as_the_one_before_it_is_queued_and_never_soone
     assert said == ["first queued", "second near", "first gone"]
 
 
+def test_behind_one_that_ended_nobody_begins_until_its_files_are_told() -> None:
+    """What a prompt wrote that began now might be taken for its."""
+    said: list[str] = []
+
+    async def first(line: Line) -> None:
+        async with line.turn(Deadline(10)) as turn:
+            turn.queue()
+            turn.end(1.0)
+            await asyncio.sleep(0.05)
+            said.append("told")
+
+    async def second(line: Line) -> None:
+        async with line.turn(Deadline(10)) as turn:
+            await turn.near()
+            assert turn.first
+            said.append("begins")
+
+    together(first, second)
+    assert said == ["told", "begins"]
+
+
 def test_one_that_leaves_from_the_middle_lets_the_next_one_up() -> None:
     async def first(line: Line) -> None:
         async with line.turn(Deadline(10)) as turn:

@@ -69,8 +69,8 @@ class Turn:
             await self._moves()
 
     async def near(self) -> None:
-        """Until it is the first, or ComfyUI has the prompt before it, so that none overtakes. Behind
-        one that ended it waits for a moment: what it wrote is being told from what others write."""
+        """Until it is the first, or ComfyUI has the prompt before it, so that none overtakes.
+        Behind one that ended it waits for a moment: what that wrote is told from others' files."""
         while (ahead := self._line.ahead(self)) is not None and (ahead.ended or not ahead.queued):
             await self._moves()
 

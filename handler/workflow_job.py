@@ -6,7 +6,7 @@ import asyncio
 import threading
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -34,6 +34,7 @@ from handler.revival import Revival
 from handler.run import Prompt, Ran
 from handler.shutdown import Stay
 from handler.volume_inputs import VolumeInputs
+from handler.volume_pulse import Pulse, VolumeSilent
 from handler.volume_state import volume_fault
 from handler.warmup import LAST
 from handler.weights import JobWeights, Weights
@@ -72,6 +73,7 @@ class WorkflowJobs:
         self._work = boot.work
         self._comfyui = boot.comfyui
         self._write_back = boot.write_back
+        self._pulse = Pulse(boot.layout.root)
         self._shared_inputs = VolumeInputs(boot.layout.input, boot.work.input)
         self._delivery = Delivery(boot.settings, boot.work, boot.layout)
         self._models = boot.layout.comfyui / MODELS
@@ -205,11 +207,11 @@ class WorkflowJobs:
         def remember() -> None:
             if self._write_back is not None:
                 self._write_back.soon()
-            self._weights.went_well(weights, repeatable)
+            with suppress(VolumeSilent):
+                self._pulse.attended(lambda: self._weights.went_well(weights, repeatable))
 
-        later = threading.Timer(_UNTIL_POSTED, remember)
-        later.daemon = True
-        later.start()
+        # No daemon: a worker that is ended right after the job remembers it too.
+        threading.Timer(_UNTIL_POSTED, remember).start()
 
 
 @contextmanager

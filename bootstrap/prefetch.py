@@ -11,7 +11,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterable
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,11 +19,13 @@ from bootstrap.facts.memory import gather_memory
 from bootstrap.page_cache import BLOCK, read_block, residence_of
 from bootstrap.wording import counted, size_text
 
-# Four streams take what most volumes give; eight take it also where another stream waits.
-_THREADS = 8
+# Four streams take what most volumes give; eight take it also where another stream waits. At boot
+# ComfyUI's start comes first, where processors are few.
+_THREADS, _THREADS_AT_BOOT = 8, 4
 # ComfyUI copies what it loads: a model needs its size once more, beside what it always needs.
 _COPIES = 2
 _HEADROOM = 1536 * 1024 * 1024
+_NICE = 15
 
 
 @dataclass
@@ -86,7 +88,8 @@ class ReadAhead:
             if before is not None and not (in_turn and before.in_turn):
                 before.stop()
                 before = None
-            request = Request(files, self._room, self._threads, before, in_turn)
+            threads = self._threads if in_turn else min(self._threads, _THREADS_AT_BOOT)
+            request = Request(files, self._room, threads, before, in_turn)
             self._current = request
         request.start()
         return request
@@ -183,6 +186,8 @@ class Request:
     def _read(self) -> None:
         """Take block after block. Each thread has a file open for itself: a network file system
         reads ahead, and may be limited, for each open file."""
+        if not self.in_turn:
+            _give_way()
         with ExitStack() as stack:
             opened: dict[Path, int] = {}
             try:
@@ -202,3 +207,9 @@ class Request:
             if self._stopped.is_set() or not self._blocks:
                 return None
             return self._blocks.popleft()
+
+
+def _give_way() -> None:
+    """This thread comes after whatever else wants a processor."""
+    with suppress(OSError):
+        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _NICE)

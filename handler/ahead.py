@@ -5,16 +5,17 @@ lost nothing of it."""
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from concurrent.futures import Executor, Future
+from concurrent.futures import Executor, Future, wait
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
-
-import pybase64
+from typing import Any, TypeVar
 
 from handler.keeper import Keeper, NotKept, place_of
 from handler.local_files import LocalFiles, Stamp, stamp_of
 from handler.outputs import ProducedFile, produced
+from handler.result import Content, encoded
+
+Made = TypeVar("Made")
 
 
 @dataclass(frozen=True)
@@ -33,7 +34,7 @@ class _Begun:
 
     stamp: Stamp
     kept: Future[str] | None
-    encoded: Future[str] | None
+    content: Future[Content] | None
     used: bool = False
 
 
@@ -63,10 +64,10 @@ class Ahead:
             begun.used = path is not None
         return path
 
-    def encoded(self, local: Path) -> str | None:
+    def encoded(self, local: Path) -> Content | None:
         """The file in base64, as it is now; None where that was not made."""
         begun = self._current(local)
-        return None if begun is None else _result(begun.encoded)
+        return None if begun is None else _result(begun.content)
 
     def end(self) -> None:
         """Take back, in the background, what was kept of files that were changed or removed
@@ -85,14 +86,14 @@ class Ahead:
             stamp = stamp_of(local)
             if stamp is None or local in self._begun:
                 continue
-            kept = encoded = None
+            kept = content = None
             if self._wishes.kept:
                 place = place_of(local, self._files.output, self._wishes.mark)
                 kept = self._pool.submit(self._keeper.keep, local, *place)
             if stamp[0] <= self._room:
                 self._room -= stamp[0]
-                encoded = self._pool.submit(_encode, local)
-            self._begun[local] = _Begun(stamp, kept, encoded)
+                content = self._pool.submit(encoded, local)
+            self._begun[local] = _Begun(stamp, kept, content)
 
     def _local(self, outputs: Mapping[str, Any]) -> Iterator[Path]:
         """Files that were surely saved as results, in the folder for them."""
@@ -103,17 +104,12 @@ class Ahead:
                     yield local
 
     def _current(self, local: Path) -> _Begun | None:
-        for look in self._looks:
-            look.result()
+        wait(self._looks)
         begun = self._begun.get(local)
         return begun if begun is not None and stamp_of(local) == begun.stamp else None
 
 
-def _encode(local: Path) -> str:
-    return pybase64.b64encode_as_string(local.read_bytes())
-
-
-def _result(made: Future[str] | None) -> str | None:
+def _result(made: Future[Made] | None) -> Made | None:
     """None for what was not made, or failed: it is tried again when the job ends."""
     try:
         return None if made is None else made.result()

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import Any
 
 from bootstrap.comfyui import ComfyUI
 from handler.comfy_client import ComfyClient, Unreachable
 from handler.deadline import Deadline
 
+# An answer that comes so soon needs no further care.
+_AT_ONCE = 0.2
 # Without an answer in so many seconds, and with less CPU time used meanwhile, nothing goes on in
 # there; seen several times in a row, since a host or a volume can stall for a while. Where it
 # computes, each look gets twice the time.
@@ -23,10 +26,13 @@ async def look_at_history(
     Python's lock, and has more time."""
     seconds, idle = _LOOK_SECONDS, 0
     for last in (False,) * (_PATIENT_LOOKS - 1) + (True,):
-        before = comfyui.cpu_seconds()
+        before = None
+        limit = min(seconds, max(deadline.remaining, 1.0))
+        asking = asyncio.ensure_future(client.history(prompt_id, limit))
         try:
-            limit = min(seconds, max(deadline.remaining, 1.0))
-            return await client.history(prompt_id, limit)
+            await asyncio.wait({asking}, timeout=_AT_ONCE)
+            before = None if asking.done() else comfyui.cpu_seconds()
+            return await asking
         except Unreachable:
             if deadline.expired:
                 return None
@@ -36,4 +42,6 @@ async def look_at_history(
             if last or idle == _IDLE_LOOKS:
                 raise
             seconds = min(2 * seconds, _LONGEST_LOOK) if works else seconds
+        finally:
+            asking.cancel()
     raise AssertionError("the last look returns or raises")

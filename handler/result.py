@@ -10,6 +10,21 @@ from typing import Any
 import pybase64
 
 
+class Content(str):
+    """What a file holds, in base64. It is not for printing: the SDK makes a line of its log of each
+    whole result, twice, also where that line is not written."""
+
+    __slots__ = ()
+
+    def __repr__(self) -> str:
+        return f"<{len(self)} characters>"
+
+
+def encoded(local: Path) -> Content:
+    """A file's content. Raises OSError."""
+    return Content(pybase64.b64encode_as_string(local.read_bytes()))
+
+
 @dataclass
 class Result:
     """A file or a text that a job produced, and what became of it: `path` on the volume, `url` in
@@ -28,7 +43,7 @@ class Result:
     path: str | None = None
     url: str | None = None
     in_reply: bool = False
-    encoded: str | None = field(default=None, repr=False)
+    encoded: Content | None = field(default=None, repr=False)
     warnings: list[str] = field(default_factory=list)
 
     @property
@@ -66,7 +81,7 @@ class Result:
         """Have the content ready. Raises OSError."""
         if self.text is None and self.encoded is None:
             assert self.local is not None
-            self.encoded = pybase64.b64encode_as_string(self.local.read_bytes())
+            self.encoded = encoded(self.local)
 
     def content(self) -> str:
         """The content as the reply holds it: text, or base64. Raises OSError."""

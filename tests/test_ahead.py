@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import json
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -179,6 +180,25 @@ def test_no_more_is_encoded_than_the_reply_holds(made: Callable[..., Job]) -> No
     begun(job)
     assert job.ahead.encoded(path) is None
     assert job.ahead.kept_at(path) == f"ComfyUI/output/{KEPT}"
+
+
+def test_reports_of_odd_shapes_do_no_harm(made: Callable[..., Job]) -> None:
+    job = made()
+    job.save()
+    for odd in ({"9": None}, {"9": {"images": 7}}, {"9": {"images": [{"filename": "\0"}]}}, {}):
+        job.ahead.saved(odd)
+    (entry,) = job.deliver()["results"]
+    assert base64.b64decode(entry["image"]) == PNG
+
+
+def test_contents_are_not_printed(made: Callable[..., Job]) -> None:
+    """The SDK makes two lines of its log of each result, whole; this is not to be found there."""
+    job = made()
+    job.save()
+    reply = job.deliver()
+    content = base64.b64encode(PNG).decode()
+    assert json.loads(json.dumps(reply))["results"][0]["image"] == content
+    assert content not in f"{reply}" and f"<{len(content)} characters>" in f"{reply}"
 
 
 def test_a_kept_file_that_was_taken_back_spoils_no_record(tmp_path: Path) -> None:

@@ -10,6 +10,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+import psutil
+
 from benchmarks.cold_start import contenders, pages
 from benchmarks.cold_start.loads import Load, plain
 from benchmarks.cold_start.measure import posted
@@ -85,7 +87,7 @@ def unread_and_cached(
     ComfyUI let go of what it had loaded; its log must say that it loaded the checkpoint anew both
     times.
     """
-    series: Series = {"unread": [], "cached": []}
+    series: Series = {"unread": [], "cached": [], "unread processor": [], "cached processor": []}
     for number, name in enumerate(names):
         seen, real = hot.volume / CHECKPOINTS / name, scene.volume(load) / CHECKPOINTS / name
         for path in (seen, real):
@@ -95,8 +97,9 @@ def unread_and_cached(
             found = pages.share_in_memory(seen)
             if abs(found - share) > 0.02:
                 raise RuntimeError(f"{found:.0%} of {name} are in memory before the {key} job")
-            before = hot.loads_so_far()
+            before, busy = hot.loads_so_far(), _processor_seconds()
             series[key].append(hot.ask(load.job(1000 + number, name)))
+            series[f"{key} processor"].append(_processor_seconds() - busy)
             if hot.loads_so_far() != before + 1:
                 raise RuntimeError(f"ComfyUI did not load {name} anew for the {key} job")
             hot.ask(plain(2 * number + len(series["cached"])))
@@ -104,6 +107,12 @@ def unread_and_cached(
         last = " against ".join(f"{series[key][-1]:.2f} s" for key in expected)
         say(f"hot worker, round {number + 1} of {len(names)}: {last} cached")
     return series
+
+
+def _processor_seconds() -> float:
+    """What all processes of the machine have used, the simulated volume's among them."""
+    times = psutil.cpu_times()
+    return float(times.user + times.nice + times.system + times.irq + times.softirq)
 
 
 def thawed_and_hot(

@@ -45,11 +45,10 @@ CUDA's initialisation (with a GPU, theirs pays it twice, ours once), ComfyUI-Man
 *Run from the volume by the first job* starts `main.py` where it lies when the first job is taken.
 
 The hot worker reads copies of the checkpoint under names of their own, so that ComfyUI loads each
-anew (its log is checked); the page cache is looked at before each job. Two cores that also serve
-the volume bound it: such a job cannot take less than half its processor time. For a thaw, all the worker's
-processes are stopped with SIGSTOP for some seconds; the job comes as they go on. The bar is for a
-job of the hot model: one without a model takes less time than the SDK's own ticks of 0.1 s, which
-begin anew with a thaw."""
+anew (its log is checked); the page cache is looked at before each job. Cores that also serve the
+volume bound it: such a job cannot take less than its processor time divided by their number. For a
+thaw, all the worker's processes are stopped with SIGSTOP for some seconds; the job comes as they go
+on. The bar is for a job of the hot model."""
 
 
 def section(

@@ -51,7 +51,7 @@ def ours(name):
     order = Order(name, Deadline(600), bucket=bucket_of(settings))
     items, claim = [ProducedFile("1", name, "", "output")], Claim()
     delivery.files.claim(claim, time.time(), delivery.files.found(items))
-    answer = delivery.deliver(items, order, claim)
+    answer = delivery.deliver(items, order, claim, delivery.ahead(order))
     (result,) = answer["results"]
     assert "url" in result and "path" in result and "warnings" not in answer, answer
 

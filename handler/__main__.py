@@ -54,11 +54,8 @@ def _import_sdk() -> Any:
 def _processor_unasked() -> Iterator[None]:
     """The SDK asks for the processor's name as it is imported, for its debugger's report; in other
     processes, and for a second in which the processor's ticks are counted."""
-    try:
-        import cpuinfo
-    except ImportError:  # a version of the SDK that does without
-        yield
-        return
+    import cpuinfo
+
     asked, cpuinfo.get_cpu_info = cpuinfo.get_cpu_info, dict
     try:
         yield

@@ -109,7 +109,7 @@ def test_what_the_doctor_uses_needs_nothing_but_the_standard_library() -> None:
 
 
 STANDARD = sys.stdlib_module_names
-DISTRIBUTIONS = {"PIL": "pillow", "yaml": "PyYAML"}
+DISTRIBUTIONS = {"PIL": "pillow", "cpuinfo": "py-cpuinfo", "yaml": "PyYAML"}
 
 
 def test_what_the_worker_imports_is_what_its_requirements_name() -> None:

@@ -15,8 +15,8 @@ def places(tar: Path, clues: Sequence[str]) -> list[str]:
     """`CLUE in FILE`, each once, for the clues that are anywhere in an uncompressed archive: in a
     file's content, its name, a link's target or the space between.
 
-    A file that is as its Debian package has it tells nothing of this machine: git's release notes
-    speak of `~/work/main`, and a checkout can be called so.
+    A file that is as its Debian package has it tells nothing of this machine: git's release notes,
+    say, hold paths that a checkout can lie at.
     """
     hits = [(clue, at) for clue in clues for at in _offsets(tar, clue.encode())]
     if not hits:

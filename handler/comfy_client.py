@@ -114,7 +114,9 @@ async def _messages(socket: _Socket) -> AsyncIterator[dict[str, Any]]:
 @asynccontextmanager
 async def connect(url: str) -> AsyncIterator[ComfyClient]:
     """A client for the time of one job. Proxies of the environment are not used."""
-    async with aiohttp.ClientSession(trust_env=False) as session:
+    # Its address is a number. The resolver that aiohttp would choose starts a thread each time.
+    connector = aiohttp.TCPConnector(resolver=aiohttp.ThreadedResolver())
+    async with aiohttp.ClientSession(trust_env=False, connector=connector) as session:
         yield ComfyClient(url, session)
 
 

@@ -59,9 +59,10 @@ class Ahead:
     def kept_at(self, local: Path) -> str | None:
         """Where on the volume the file is kept, as it is now; None where it is not."""
         begun = self._current(local)
-        path = None if begun is None else _result(begun.kept)
-        if begun is not None:
-            begun.used = path is not None
+        if begun is None:
+            return None
+        path = _result(begun.kept)
+        begun.used = path is not None
         return path
 
     def encoded(self, local: Path) -> Content | None:

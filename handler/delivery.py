@@ -58,12 +58,10 @@ class Delivery:
 
     def ahead(self, order: Order) -> Ahead:
         """What can be done for a job while it runs."""
-        keeps = self._settings.keep_outputs or order.way == "volume"
-        room = self._room * 3 / 4 if order.way == "base64" else 0.0
-        wishes = Wishes(order.mark, keeps, room)
-        if order.options.changes_images:
-            wishes = Wishes(order.mark, False, 0.0)
-        return Ahead(wishes, self.files, self._keeper, self._pool)
+        as_saved = not order.options.changes_images
+        keeps = as_saved and (self._settings.keep_outputs or order.way == "volume")
+        room = self._room * 3 / 4 if as_saved and order.way == "base64" else 0.0
+        return Ahead(Wishes(order.mark, keeps, room), self.files, self._keeper, self._pool)
 
     def deliver(
         self,

@@ -145,10 +145,12 @@ class WorkflowJobs:
     async def _place(self, request: WorkflowRequest, inputs: JobInputs) -> None:
         """Put the input files where ComfyUI looks. Raises one JobError of all that is missing,
         unknown node classes included; ComfyUI would stop at the first."""
-        await asyncio.to_thread(inputs.place, request.files, request.workflow)
-        problems = await asyncio.to_thread(
-            missing_inputs, request.workflow, self._work.input, self._layout.input
-        )
+
+        def place() -> list[JobError]:
+            inputs.place(request.files, request.workflow)
+            return missing_inputs(request.workflow, self._work.input, self._layout.input)
+
+        problems = await asyncio.to_thread(place)
         if problems:
             async with connect(self._comfyui.url) as client:
                 known = await self._known.names(client, self._comfyui.starts)

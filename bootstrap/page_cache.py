@@ -11,7 +11,7 @@ import ctypes
 import errno
 import mmap
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import NamedTuple
 
@@ -35,23 +35,27 @@ class Residence(NamedTuple):
     missing: list[int]
 
 
-def residence_of(path: str, block: int = BLOCK) -> Residence:
-    """What of a file is cached, with one look at it. Raises OSError when it cannot be opened."""
-    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        facts = os.fstat(descriptor)
-        size = facts.st_size
-        # Of a file that is neither ours nor ours to write, mincore claims every page (Linux 5.2).
-        ours = facts.st_uid == os.geteuid() or os.access(path, os.W_OK)
-        pages = _resident(descriptor, size) if ours else None
-    finally:
-        os.close(descriptor)
+def residence_of(descriptor: int, block: int = BLOCK) -> Residence:
+    """What of an open file is cached. Raises OSError."""
+    facts = os.fstat(descriptor)
+    size = facts.st_size
+    # Of a file that is neither ours nor ours to write, mincore claims every page (Linux 5.2).
+    ours = facts.st_uid == os.geteuid() or os.access(f"/proc/self/fd/{descriptor}", os.W_OK)
+    pages = _resident(descriptor, size) if ours else None
     blocks = range(0, size, block)
     if pages is None:
         return Residence(size, list(blocks))
     each = block // _PAGE
     missing = [o for o in blocks if 0 in pages[o // _PAGE : o // _PAGE + each]]
     return Residence(size, missing)
+
+
+def read_pages(descriptor: int, offsets: Sequence[int]) -> None:
+    """Read the page at each offset into the page cache, and none around it. Raises OSError."""
+    os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_RANDOM)
+    for offset in offsets:
+        os.pread(descriptor, 1, offset)
+    os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_NORMAL)
 
 
 def read_block(descriptor: int, offset: int, size: int) -> None:

@@ -16,7 +16,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from bootstrap.facts.memory import gather_memory
-from bootstrap.page_cache import BLOCK, read_block, residence_of
+from bootstrap.page_cache import BLOCK, read_block, read_pages, residence_of
+from bootstrap.tensor_starts import tensor_starts
 from bootstrap.wording import counted, size_text
 
 # Four streams take what most volumes give; eight take it also where another stream waits. At boot
@@ -119,6 +120,7 @@ class Request:
         self._files = files
         self._room = room
         self._threads = threads
+        self._starts: list[tuple[Path, list[int]]] = []
         self._blocks: deque[tuple[Path, int, int]] = deque()
         self._stopped = threading.Event()
         self.ended = threading.Event()
@@ -141,7 +143,10 @@ class Request:
         try:
             self._wait_for_the_one_before()
             self._choose()
-            crew = [threading.Thread(target=self._read, daemon=True) for _ in range(self._threads)]
+            crew = [
+                threading.Thread(target=self._read, args=(number,), daemon=True)
+                for number in range(self._threads)
+            ]
             for thread in crew:
                 thread.start()
             for thread in crew:
@@ -170,7 +175,7 @@ class Request:
     def _queue(self, path: Path, room: int) -> int:
         """Queue what is missing of one file; the bytes it takes of `room`."""
         try:
-            size, missing = residence_of(os.fspath(path))
+            size, missing, starts = _look_at(path)
         except OSError as problem:
             self.reading.problem = f"{path.name}: {problem.strerror or problem}"
             return 0
@@ -180,23 +185,31 @@ class Request:
             self.reading.left_out += wanted
             return 0
         self.reading.files += 1
+        self._starts.append((path, starts))
         self._blocks.extend((path, at, min(BLOCK, size - at)) for at in missing)
         return wanted
 
-    def _read(self) -> None:
-        """Take block after block. Each thread has a file open for itself: a network file system
-        reads ahead, and may be limited, for each open file."""
+    def _read(self, number: int) -> None:
+        """Take this thread's share of the pages that are touched first, then block after block.
+        Each thread has a file open for itself: a network file system reads ahead, and may be
+        limited, for each open file."""
         if not self.in_turn:
             _give_way()
         with ExitStack() as stack:
             opened: dict[Path, int] = {}
+
+            def descriptor(path: Path) -> int:
+                if path not in opened:
+                    file = stack.enter_context(open(path, "rb", buffering=0))
+                    opened[path] = file.fileno()
+                return opened[path]
+
             try:
+                for path, starts in self._starts:
+                    read_pages(descriptor(path), starts[number :: self._threads])
                 while (block := self._next()) is not None:
                     path, offset, size = block
-                    if path not in opened:
-                        file = stack.enter_context(open(path, "rb", buffering=0))
-                        opened[path] = file.fileno()
-                    read_block(opened[path], offset, size)
+                    read_block(descriptor(path), offset, size)
                     with self._lock:
                         self.reading.read += size
             except OSError as problem:
@@ -207,6 +220,19 @@ class Request:
             if self._stopped.is_set() or not self._blocks:
                 return None
             return self._blocks.popleft()
+
+
+def _look_at(path: Path) -> tuple[int, list[int], list[int]]:
+    """A file's size, the blocks that are not cached, and the pages in them that its reader touches
+    first; the file is opened once, which costs a round trip. Raises OSError."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        size, missing = residence_of(descriptor)
+        starts = tensor_starts(descriptor, size) if missing else []
+    finally:
+        os.close(descriptor)
+    absent = set(missing)
+    return size, missing, [start for start in starts if start // BLOCK * BLOCK in absent]
 
 
 def _give_way() -> None:

@@ -30,7 +30,8 @@ class AnyPlace:
 
 def missing_in(path: Path) -> list[int]:
     """Offsets of the blocks that are not cached."""
-    return residence_of(str(path)).missing
+    with open(path, "rb") as file:
+        return residence_of(file.fileno()).missing
 
 
 def forget(path: Path) -> None:

@@ -1,4 +1,5 @@
-"""The page cache: emptied of what a start reads, and looked at to see that it is."""
+"""The page cache: emptied of what a start reads, and looked at to see that it is. Free memory:
+touched, where a host may have it."""
 
 from __future__ import annotations
 
@@ -8,11 +9,14 @@ import os
 from collections.abc import Iterable
 from pathlib import Path
 
+import psutil
+
 from benchmarks.simulated_volume import forget_pages as forget_file
 
-__all__ = ["forget", "forget_file", "share_in_memory"]
+__all__ = ["forget", "forget_file", "share_in_memory", "touch_free_memory"]
 
 _PAGE = mmap.PAGESIZE
+_LEFT_ALONE = 2 * 2**30
 
 
 def forget(trees: Iterable[Path]) -> None:
@@ -44,3 +48,16 @@ def share_in_memory(path: Path) -> float:
     if failed:
         raise OSError(ctypes.get_errno(), f"mincore failed for {path}")
     return sum(page & 1 for page in bytes(seen)) / count
+
+
+def touch_free_memory(size: int) -> None:
+    """Touch `size` bytes of free memory, less where less is free, and let go of them.
+
+    A virtual machine may hand free memory back to its host (virtio's free page reporting); who
+    touches it first waits for it to come back, 1 s for 1 GB where this was seen. Dropping a file
+    from the page cache frees its memory, so that the next reader would pay for that too.
+    """
+    size = min(size, psutil.virtual_memory().available - _LEFT_ALONE)
+    if size > 0:
+        flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | mmap.MAP_POPULATE
+        mmap.mmap(-1, size, flags=flags).close()

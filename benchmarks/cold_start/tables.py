@@ -34,8 +34,8 @@ checkpoint with random weights; the job is CheckpointLoaderSimple → KSampler (
 VAEDecode → SaveImage on the CPU, with float16 weights for 7 GB as on a GPU.
 
 The simulated network adds 1.5 ms to each metadata call and 0.3 ms and 400 MB/s to each read of a
-stream, 1.5 GB/s in all, with 128 KB of read-ahead; the process that simulates it takes its
-processor time from the same cores.
+stream, 1.5 GB/s in all, with 128 KB of read-ahead: one stream gets 270 MB/s, four get 700, eight
+950. The process that simulates it takes its processor time from the same cores.
 
 *worker-comfyui's sequence* is our own code in the order of worker-comfyui 5.8: torch is asked for
 the GPU, then ComfyUI starts from local disk with the same packs, models come from the volume by
@@ -45,7 +45,8 @@ CUDA's initialisation (with a GPU, theirs pays it twice, ours once), ComfyUI-Man
 *Run from the volume by the first job* starts `main.py` where it lies when the first job is taken.
 
 The hot worker reads copies of the checkpoint under names of their own, so that ComfyUI loads each
-anew (its log is checked); the page cache is looked at before each job. Cores that also serve the
+anew (its log is checked); the page cache is looked at before each job, and free memory is touched
+(a virtual machine's may be with its host, which the job would wait for). Cores that also serve the
 volume bound it: such a job cannot take less than its processor time divided by their number. For a
 thaw, all the worker's processes are stopped with SIGSTOP for some seconds; the job comes as they go
 on. The bar is for a job of the hot model."""

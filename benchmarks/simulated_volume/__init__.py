@@ -35,15 +35,15 @@ class Delays:
     """How slow the volume is; what is reported of real ones. 0 MB a second is no limit.
 
     `metadata_ms` for each metadata call; `read_ms` for each read, which also waits for its turn
-    on a line of `stream_mb` MB a second for each open file and one of `total_mb` for all;
-    `server_ms` of `read_ms` (its share for reads below the read-ahead) is spent in these
-    lines, one read after another.
+    on a line of `stream_mb` MB a second for each open file and one of `total_mb` for all, on which
+    the files that are being read take turns; `server_ms` of `read_ms` is spent one read of a file
+    after another. So one stream gets 270 MB/s, four get 700, eight 950, sixteen 1,150.
     `attr_seconds` is how long the kernel remembers names and attributes.
     """
 
     metadata_ms: float = 1.5
     read_ms: float = 0.3
-    server_ms: float = 0.1
+    server_ms: float = 0.06
     stream_mb: float = 400.0
     total_mb: float = 1500.0
     read_ahead_kb: int = 128

@@ -3,10 +3,10 @@
  *
  * Every metadata call (look up, stat, list, open, create, rename, ...) waits for --metadata-ms.
  * Every read waits for --read-ms plus its turn on two lines: one of --stream-mb a second for each
- * open file, one of --total-mb a second for all. --server-ms of the latency (less for a read
- * smaller than the read-ahead) is the server's work, done for one read after another on each line;
- * the rest is the network's, and reads that the kernel sends together wait for it together. Writes
- * are only passed through.
+ * open file, one of --total-mb a second for all. All files that are being read take turns, so each
+ * read also waits for as many bytes of every other. --server-ms of the latency is the server's
+ * work, done for one read of a file after another; the rest is the network's, and reads that the
+ * kernel sends together wait for it together. Writes are only passed through.
  * The kernel's page cache works as on any file system; names and attributes are remembered for
  * --attr-seconds (the default of MooseFS' and NFS' clients is 1 to 3 s).
  */
@@ -30,7 +30,7 @@
 static struct {
     double metadata_ms, read_ms, server_ms, stream_mb, total_mb, attr_seconds;
     int read_ahead_kb, threads;
-} model = {1.5, 0.3, 0.1, 400, 1500, 1, 128, 192};
+} model = {1.5, 0.3, 0.06, 400, 1500, 1, 128, 192};
 
 static int source = -1;
 
@@ -40,10 +40,12 @@ struct line {
     int64_t free_at;
 };
 static struct line all = {PTHREAD_MUTEX_INITIALIZER, 0};
+static _Atomic int being_read; /* open files with a read under way */
 
 struct open_file {
     int fd;
     struct line line;
+    _Atomic int reads; /* under way */
 };
 
 static int64_t now_ns(void) {
@@ -62,24 +64,26 @@ static void metadata_call(void) {
     if (model.metadata_ms > 0) sleep_until(now_ns() + (int64_t)(model.metadata_ms * 1e6));
 }
 
-/* Queue `size` bytes on a line of `mb` megabytes a second; when the last one is through. */
-static int64_t send_over(struct line *line, double mb, size_t size, int64_t from) {
-    double share = size / (model.read_ahead_kb * 1024.0);
-    double work = model.server_ms * 1e6 * (share < 1 ? share : 1);
-    if (mb <= 0) return from + (int64_t)work;
+/* What takes `cost` ns on a line is queued there; when it is through. */
+static int64_t send_over(struct line *line, double cost, int64_t from) {
     pthread_mutex_lock(&line->lock);
     int64_t start = line->free_at > from ? line->free_at : from;
-    line->free_at = start + (int64_t)(size * 1e3 / mb + work);
-    int64_t end = line->free_at;
+    int64_t end = line->free_at = start + (int64_t)cost;
     pthread_mutex_unlock(&line->lock);
     return end;
 }
 
+static double ns_for(size_t size, double mb) { return mb > 0 ? size * 1e3 / mb : 0; }
+
 static void read_call(struct open_file *file, size_t size, int64_t from) {
-    int64_t own = send_over(&file->line, model.stream_mb, size, from);
-    int64_t shared = send_over(&all, model.total_mb, size, from);
+    if (file->reads++ == 0) being_read++;
+    double turn = ns_for(size, model.total_mb);
+    double own_cost = model.server_ms * 1e6 + ns_for(size, model.stream_mb) + being_read * turn;
+    int64_t own = send_over(&file->line, own_cost, from);
+    int64_t shared = send_over(&all, turn, from);
     int64_t end = own > shared ? own : shared;
     sleep_until(end + (int64_t)((model.read_ms - model.server_ms) * 1e6));
+    if (--file->reads == 0) being_read--;
 }
 
 static const char *inside(const char *path) { return path[1] ? path + 1 : "."; }
@@ -300,7 +304,7 @@ static const struct option known[] = {
 
 static int usage(const char *self) {
     fprintf(stderr,
-            "usage: %s [--metadata-ms 1.5] [--read-ms 0.3] [--server-ms 0.1]\n"
+            "usage: %s [--metadata-ms 1.5] [--read-ms 0.3] [--server-ms 0.06]\n"
             "       [--stream-mb 400] [--total-mb 1500] [--read-ahead-kb 128] [--attr-seconds 1]\n"
             "       [--threads 192] SOURCE MOUNTPOINT\n"
             "Serves SOURCE at MOUNTPOINT in the foreground until unmounted. 0 MB is no limit.\n",

@@ -1,0 +1,129 @@
+"""What a reader of safetensors touches first: found in a file's header, read before the rest."""
+
+from __future__ import annotations
+
+import json
+import mmap
+import os
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from bootstrap import prefetch
+from bootstrap.page_cache import BLOCK, read_pages
+from bootstrap.tensor_starts import tensor_starts
+from demo.volume import DemoVolume
+from tests.test_prefetch import PLENTY, forget, missing_in
+
+PAGE = mmap.PAGESIZE
+COUNT, EACH = 12, 16 * 1024 * 1024  # farther apart than any kernel reads ahead
+# Opens a file as ComfyUI does (`load_torch_file`), and tells how often it waited for a page of it;
+# done with another file first, so that only the file's own pages can be missing.
+OPENING = """
+import resource, sys
+from safetensors import safe_open
+for path in sys.argv[1:]:
+    with safe_open(path, framework="pt", device="cpu") as file:
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_majflt
+        tensors = {name: file.get_tensor(name) for name in file.keys()}
+        waited = resource.getrusage(resource.RUSAGE_SELF).ru_majflt - before
+print(waited)
+"""
+
+
+def safetensors_of(header: bytes, size: int) -> bytes:
+    return len(header).to_bytes(8, "little") + header + bytes(size)
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> Path:
+    """12 tensors, all of them holes, not in the page cache; the header takes a page."""
+    tensors = {
+        f"t{i}": {"dtype": "U8", "shape": [EACH], "data_offsets": [i * EACH, (i + 1) * EACH]}
+        for i in range(COUNT)
+    }
+    header = json.dumps(tensors | {"__metadata__": {"format": "pt"}}).encode().ljust(PAGE - 8)
+    for name in ("model", "other"):
+        path = tmp_path / f"{name}.safetensors"
+        path.write_bytes(safetensors_of(header, 0))
+        os.truncate(path, PAGE + COUNT * EACH)
+    path = tmp_path / "model.safetensors"
+    forget(path)
+    if not missing_in(path):
+        pytest.skip("this file system keeps its files in memory")
+    return path
+
+
+def starts_of(path: Path) -> list[int]:
+    with open(path, "rb") as file:
+        return tensor_starts(file.fileno(), path.stat().st_size)
+
+
+def test_each_tensor_begins_where_the_header_says(model: Path) -> None:
+    assert starts_of(model) == [PAGE + i * EACH for i in range(COUNT)]
+
+
+def test_a_page_in_which_several_begin_is_one(tmp_path: Path) -> None:
+    header = b'{"a":{"data_offsets":[0,8]},"b":{"data_offsets":[8,16]}}'
+    (tmp_path / "small").write_bytes(safetensors_of(header, 16))
+    assert starts_of(tmp_path / "small") == [0]
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"short",
+        b"\xff" * 100,
+        safetensors_of(b"not json", 10),
+        safetensors_of(b"[1, 2, 3]", 10),
+        safetensors_of(b'{"a": 5}', 10),
+        safetensors_of(b'{"a": {"data_offsets": []}}', 10),
+        safetensors_of(b'{"a": {"data_offsets": ["x", 1]}}', 10),
+        safetensors_of(b'{"a": {"data_offsets": [1e999, 1]}}', 10),
+        safetensors_of(b'{"a": {"data_offsets": [99999999, 99999999]}}', 10),
+        safetensors_of(b'{"a": {"data_offsets": [-99999, 1]}}', 10),
+        safetensors_of(b"[" * 100_000, 10),
+    ],
+)
+def test_what_is_no_safetensors_has_none(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "odd").write_bytes(content)
+    assert starts_of(tmp_path / "odd") == []
+
+
+def waits_to_open(model: Path, demo: DemoVolume) -> int:
+    files = (model.with_name("other.safetensors"), model)
+    command = [str(demo.python), "-c", OPENING, *map(str, files)]
+    return int(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+
+
+def test_the_library_waits_for_nothing_once_they_are_read(model: Path, demo: DemoVolume) -> None:
+    """ComfyUI's own safetensors; without them it waits again and again."""
+    assert waits_to_open(model, demo) > 5
+    forget(model)
+    with open(model, "rb") as file:
+        read_pages(file.fileno(), starts_of(model))
+    assert missing_in(model), "all was read, not the starts alone"
+    assert waits_to_open(model, demo) == 0
+
+
+def test_they_are_read_before_the_blocks(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    read: list[object] = []
+    monkeypatch.setattr(prefetch, "read_pages", lambda _, offsets: read.extend(offsets))
+    monkeypatch.setattr(prefetch, "read_block", lambda _, offset, size: read.append("block"))
+    request = prefetch.Request([model], lambda: PLENTY, 1)
+    request.start()
+    assert request.wait(10)
+    assert read == starts_of(model) + ["block"] * (COUNT * EACH // BLOCK + 1)
+
+
+def test_only_those_that_are_not_cached(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    starts: list[int] = []
+    with open(model, "rb") as file:
+        os.pread(file.fileno(), BLOCK, 0)
+    monkeypatch.setattr(prefetch, "read_pages", lambda _, offsets: starts.extend(offsets))
+    request = prefetch.Request([model], lambda: PLENTY, 2)
+    request.start()
+    assert request.wait(10)
+    assert sorted(starts) == [s for s in starts_of(model) if s >= BLOCK]

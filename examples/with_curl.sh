@@ -6,7 +6,9 @@
 # ENDPOINT_URL=http://127.0.0.1:8000 sh examples/with_curl.sh examples/workflow_api.json
 set -eu
 
-url=${ENDPOINT_URL:-${RUNPOD_ENDPOINT_BASE_URL:-https://api.runpod.ai/v2}/$RUNPOD_ENDPOINT_ID}
+: "${1:?say which workflow, as in the first lines of this file}"
+id=${ENDPOINT_URL:-${RUNPOD_ENDPOINT_ID:?set it, or ENDPOINT_URL for a local worker}}
+url=${ENDPOINT_URL:-${RUNPOD_ENDPOINT_BASE_URL:-https://api.runpod.ai/v2}/$id}
 
 # The key comes from standard input (-H @-), so that no list of processes shows it.
 printf 'Authorization: Bearer %s\n' "${RUNPOD_API_KEY:-}" |

@@ -20,6 +20,8 @@ import requests
 
 
 def main() -> None:
+    if len(sys.argv) != 2 or not {"ENDPOINT_URL", "RUNPOD_ENDPOINT_ID"} & os.environ.keys():
+        sys.exit(__doc__)
     base = os.environ.get("RUNPOD_ENDPOINT_BASE_URL", "https://api.runpod.ai/v2")
     url = os.environ.get("ENDPOINT_URL") or f"{base}/{os.environ['RUNPOD_ENDPOINT_ID']}"
     headers = {"Authorization": f"Bearer {os.environ.get('RUNPOD_API_KEY', '')}"}

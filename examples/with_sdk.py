@@ -19,6 +19,8 @@ import runpod
 
 
 def main() -> None:
+    if len(sys.argv) != 2 or not {"RUNPOD_API_KEY", "RUNPOD_ENDPOINT_ID"} <= os.environ.keys():
+        sys.exit(__doc__)
     runpod.api_key = os.environ["RUNPOD_API_KEY"]
     endpoint = runpod.Endpoint(os.environ["RUNPOD_ENDPOINT_ID"])
     workflow = json.loads(Path(sys.argv[1]).read_text("utf-8"))

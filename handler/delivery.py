@@ -36,11 +36,14 @@ _ROOM_FOR_THE_REST = 100_000  # bytes of a reply beside the contents of files
 
 
 @dataclass
-class _Job:
+class Parcel:
+    """The results of one job, from its start until they are delivered."""
+
     order: Order
     ahead: Ahead
-    store: Store | None
     scratch: Path
+    claim: Claim = field(default_factory=Claim)
+    store: Store | None = None
     not_uploaded: list[Result] = field(default_factory=list)
 
 
@@ -56,19 +59,19 @@ class Delivery:
         self._pool = ThreadPoolExecutor(_AT_ONCE, thread_name_prefix="deliver")
         self._policy = AddressPolicy(allow_private=settings.allow_private_urls)
 
-    def ahead(self, order: Order) -> Ahead:
-        """What can be done for a job while it runs."""
+    def begin(self, order: Order) -> Parcel:
+        """For a job that begins: what it saves may be delivered ahead while it runs, and what it
+        leaves can be claimed for it."""
         as_saved = not order.options.changes_images
         keeps = as_saved and (self._settings.keep_outputs or order.way == "volume")
         room = self._room * 3 / 4 if as_saved and order.way == "base64" else 0.0
-        return Ahead(Wishes(order.mark, keeps, room), self.files, self._keeper, self._pool)
+        ahead = Ahead(Wishes(order.mark, keeps, room), self.files, self._keeper, self._pool)
+        return Parcel(order, ahead, self._scratch / order.mark)
 
     def deliver(
         self,
         produced: Iterable[Produced],
-        order: Order,
-        claim: Claim,
-        ahead: Ahead,
+        job: Parcel,
         warnings: Iterable[str] = (),
         **more: Any,
     ) -> dict[str, Any]:
@@ -78,29 +81,29 @@ class Delivery:
         Raises JobError when files were reported and not one of them is on disk, or when a result
         is too large for the reply and can go nowhere else.
         """
-        found = gather(produced, self.files, order.mark)
+        found = gather(produced, self.files, job.order.mark)
         found.warnings[:0] = warnings
-        rest = [path for path in claim.rest if path not in found.files]
-        job = _Job(order, ahead, self._store(order), self._scratch / order.mark)
+        rest = [path for path in job.claim.rest if path not in found.files]
+        job.store = self._store(job.order)
         try:
             return self._delivered(found, rest, job, more)
         finally:
             shutil.rmtree(job.scratch, ignore_errors=True)
-            ahead.end()
+            job.ahead.end()
             self._pool.submit(self._keeper.write_down)  # the reply does not wait for it
-            self.files.settle(claim, found.files)
+            self.files.settle(job.claim, found.files)
 
-    def keep_rest(self, order: Order, claim: Claim, ahead: Ahead) -> tuple[list[str], list[str]]:
+    def keep_rest(self, job: Parcel) -> tuple[list[str], list[str]]:
         """After a job that failed: keep what its nodes wrote. Paths on the volume, and warnings."""
         try:
-            return self._keep_rest(claim.rest, order, ahead)
+            return self._keep_rest(job.claim.rest, job)
         finally:
-            ahead.end()
+            job.ahead.end()
             self._pool.submit(self._keeper.write_down)
-            self.files.release(claim)
+            self.files.release(job.claim)
 
     def _delivered(
-        self, found: Gathered, rest: Sequence[Path], job: _Job, more: dict[str, Any]
+        self, found: Gathered, rest: Sequence[Path], job: Parcel, more: dict[str, Any]
     ) -> dict[str, Any]:
         rewrite(found.results, job.order, job.scratch, self._pool)
         encoded = [
@@ -109,13 +112,13 @@ class Delivery:
         list(self._pool.map(lambda result: self._place(result, job), found.results))
         for each in encoded:
             each.result()
-        kept, lost = self._keep_rest(rest, job.order, job.ahead)
+        kept, lost = self._keep_rest(rest, job)
         found.warnings += lost
         if kept:
             more["also_kept"] = kept
         return self._composed(found, more, job)
 
-    def _for_the_reply(self, found: Gathered, job: _Job) -> list[Result]:
+    def _for_the_reply(self, found: Gathered, job: Parcel) -> list[Result]:
         """Files whose contents the reply will hold, as far as that is sure before they are kept:
         base64 is made of them meanwhile."""
         files = [result for result in found.results if result.local is not None]
@@ -128,7 +131,7 @@ class Delivery:
         seconds = max(order.deadline.remaining, _LEAST_SECONDS)
         return Store(order.bucket, self._policy, Deadline(seconds))
 
-    def _place(self, result: Result, job: _Job) -> None:
+    def _place(self, result: Result, job: Parcel) -> None:
         """Take one result where it is wanted."""
         if result.local is None:
             result.in_reply = True
@@ -141,7 +144,7 @@ class Delivery:
         there = result.url is not None or (way == "volume" and result.path is not None)
         result.in_reply = not there
 
-    def _upload(self, result: Result, job: _Job) -> bool:
+    def _upload(self, result: Result, job: Parcel) -> bool:
         """To the bucket; a warning when that fails."""
         if job.store is None or result.local is None or result in job.not_uploaded:
             return False
@@ -155,7 +158,7 @@ class Delivery:
             result.warnings.append(f"{result.filename} could not be uploaded: {problem}")
             return False
 
-    def _keep(self, result: Result, job: _Job) -> bool:
+    def _keep(self, result: Result, job: Parcel) -> bool:
         """On the volume; a warning when that fails."""
         if result.path is not None:
             return True
@@ -170,24 +173,22 @@ class Delivery:
         result.path, result.filename = path, Path(path).name
         return True
 
-    def _keep_rest(
-        self, rest: Iterable[Path], order: Order, ahead: Ahead
-    ) -> tuple[list[str], list[str]]:
+    def _keep_rest(self, rest: Iterable[Path], job: Parcel) -> tuple[list[str], list[str]]:
         """Files that nodes wrote without reporting them (saved models, say). Those that cannot be
         kept are tried again after the next job."""
         kept: list[str] = []
         lost: list[str] = []
         for local in rest:
-            place = place_of(local, self.files.output, order.mark)
+            place = place_of(local, self.files.output, job.order.mark)
             try:
                 if self._settings.keep_outputs:
-                    kept.append(ahead.kept_at(local) or self._keeper.keep(local, *place))
+                    kept.append(job.ahead.kept_at(local) or self._keeper.keep(local, *place))
                 local.unlink(missing_ok=True)
             except NotKept as problem:
                 lost.append(str(problem))
         return kept, lost
 
-    def _composed(self, found: Gathered, more: dict[str, Any], job: _Job) -> dict[str, Any]:
+    def _composed(self, found: Gathered, more: dict[str, Any], job: Parcel) -> dict[str, Any]:
         """The reply, with the contents that fit; the largest of the others go elsewhere."""
         limit = self._settings.max_reply_mb * 1e6
         inside = [result for result in found.results if result.in_reply]
@@ -203,7 +204,7 @@ class Delivery:
                 entry[result.content_field] = result.content()
         return answer
 
-    def _leave_out(self, result: Result, job: _Job) -> None:
+    def _leave_out(self, result: Result, job: Parcel) -> None:
         """Take a result out of the reply, to somewhere else, and say so. Raises JobError."""
         limit = f"MAX_REPLY_MB={self._settings.max_reply_mb:g}"
         if result.text is not None:
@@ -228,7 +229,7 @@ def _without_contents(found: Gathered, more: dict[str, Any]) -> dict[str, Any]:
     return reply.completed([result.entry() for result in found.results], told, **more)
 
 
-def _encode(result: Result, job: _Job) -> None:
+def _encode(result: Result, job: Parcel) -> None:
     if result.local is not None:
         result.encoded = job.ahead.encoded(result.local)
     result.encode()

@@ -6,6 +6,7 @@ from bootstrap.exits import Exit, explain_exit
 from handler.deadline import Deadline
 from handler.errors import JobError
 from handler.headway import Headway
+from handler.volume_pulse import VOLUME_FIX
 
 
 def died(exit: Exit, headway: Headway) -> JobError:
@@ -42,6 +43,18 @@ def unreachable(problem: object, headway: Headway, log: list[str]) -> JobError:
         "It is restarted before the next job; send this one again.",
         **headway.where(),
         log=log,
+    )
+
+
+def volume_silent(headway: Headway) -> JobError:
+    """ComfyUI waits for the volume."""
+    where = headway.where()
+    at = f" in node {where['node_id']} ({where['node_type']})" if where else ""
+    return JobError(
+        "volume.silent",
+        f"ComfyUI waited{at} for the volume, which does not answer; the job was stopped.",
+        VOLUME_FIX,
+        **where,
     )
 
 

@@ -16,9 +16,11 @@ from handler.deadline import Deadline
 from handler.errors import JobError
 from handler.line import Displaced, Line, Turn
 from handler.preflight import KnownClasses
+from handler.prompt import Prompt, Ran
 from handler.revival import Revival
-from handler.run import Prompt, Ran, run_prompt
+from handler.run import run_prompt
 from handler.shutdown import Stay
+from handler.volume_pulse import Pulse
 
 _OUT_OF_MEMORY = "job.out_of_memory"
 # After these no other job can be trusted to the same process.
@@ -34,12 +36,18 @@ class Prompts:
     """Runs the workflows of one worker's jobs, however many ask at once."""
 
     def __init__(
-        self, comfyui: ComfyUI, revival: Revival, models: Path, known: KnownClasses
+        self,
+        comfyui: ComfyUI,
+        revival: Revival,
+        models: Path,
+        known: KnownClasses,
+        pulse: Pulse,
     ) -> None:
         self._comfyui = comfyui
         self._revival = revival
         self._models = models
         self._known = known
+        self._pulse = pulse
         self._line = Line()
 
     async def run(
@@ -88,7 +96,7 @@ class Prompts:
             life = self._comfyui.starts
             try:
                 ran = await run_prompt(
-                    self._comfyui, prompt, turn, self._models, self._known, probed=surely
+                    self._comfyui, prompt, turn, self._models, self._known, surely, self._pulse
                 )
                 await turn.come()  # so that what was before it is over and mended
                 displaced = turn.displaced or self._comfyui.starts != life

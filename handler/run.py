@@ -5,10 +5,8 @@ from __future__ import annotations
 import asyncio
 import time
 import uuid
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import NoReturn
 
 from bootstrap.comfyui import ComfyUI
 from bootstrap.exits import Exit
@@ -21,9 +19,11 @@ from handler.headway import QUEUED, Headway, Step, position
 from handler.line import Displaced, Turn
 from handler.patience import look_at_history
 from handler.preflight import KnownClasses
+from handler.prompt import Prompt, Ran
+from handler.stall import Stall
 from handler.stopping import lets_go
+from handler.volume_pulse import Pulse
 from handler.waiting import is_set_within
-from handler.workflow import Workflow
 
 # Between looks at the history when the socket brings no news.
 _POLL_SECONDS = 0.5
@@ -32,29 +32,8 @@ _QUEUE_EVERY = 4
 _DEAF_SECONDS = 10.0
 _REFUSALS = 3
 _DEAD_GRACE_SECONDS = 1.0
-
-
-@dataclass(frozen=True)
-class Prompt:
-    """What ComfyUI is to run. `extra_data` may hold secrets for nodes; it is sent to ComfyUI and
-    nowhere else. `tell` hears how far it is, `saved` what a node reports that is through, in the
-    form of the history's outputs."""
-
-    workflow: Workflow
-    extra_data: Mapping[str, str] = field(default_factory=dict, repr=False)
-    tell: Callable[[Step], None] = lambda _: None
-    saved: Callable[[Mapping[str, Any]], None] = lambda _: None
-
-
-@dataclass(frozen=True)
-class Ran:
-    """A prompt that ran to its end; `began` (seconds since 1970) is not later than ComfyUI began
-    with it, `seconds` what it took."""
-
-    ended: watch.Ended
-    warnings: list[str]
-    began: float
-    seconds: float
+# After these ComfyUI would go on with the prompt.
+_GOES_ON = {"job.timeout", "volume.silent"}
 
 
 async def run_prompt(
@@ -64,12 +43,14 @@ async def run_prompt(
     models: Path,
     known: KnownClasses,
     probed: bool = True,
+    pulse: Pulse | None = None,
 ) -> Ran:
     """Run it to its end. Raises JobError and Displaced; whatever ends it, ComfyUI does not go on
     with it. A ComfyUI that was not `probed` just now may turn out not to be there: that is
-    Displaced too."""
+    Displaced too. With the volume's `pulse` a ComfyUI that waits for it is noticed."""
     async with connect(comfyui.url) as client:
         run = _Run(comfyui, client, prompt, turn, models, known, probed)
+        run.stall = None if pulse is None else Stall(comfyui, pulse)
         try:
             ran = await run.to_the_end()
             turn.end(ran.ended.at)
@@ -77,7 +58,7 @@ async def run_prompt(
         except (asyncio.CancelledError, JobError) as problem:
             if turn.queued and turn.first:
                 turn.end(time.time())
-            if not isinstance(problem, JobError) or problem.code == "job.timeout":
+            if not isinstance(problem, JobError) or problem.code in _GOES_ON:
                 await asyncio.shield(run.stop())
             elif problem.code == "comfyui.unreachable":
                 await asyncio.to_thread(comfyui.stop)
@@ -111,6 +92,7 @@ class _Run:
         self.heard_end = False
         self.refusals = 0
         self.listening: asyncio.Task[None] | None = None
+        self.stall: Stall | None = None
 
     async def to_the_end(self) -> Ran:
         submitted, start = time.time(), time.monotonic()
@@ -184,6 +166,8 @@ class _Run:
             looks += 1
             if looks % _QUEUE_EVERY == 0:
                 missed = 0 if await self._is_queued() else missed + 1
+                if self.stall is not None and self.turn.first:
+                    await self.stall.look(self.headway)
             if missed == 2 and self.turn.first:
                 raise failures.lost()
             if self.turn.deadline.expired:

@@ -19,7 +19,7 @@ from handler.errors import JobError
 T = TypeVar("T")
 _LOOK_EVERY = 3.0
 _PATIENCE = 2.0
-_FIX = (
+VOLUME_FIX = (
     "Send the job again, which another worker may take; if it stays, restart the endpoint's "
     "workers and look at the volume in the Runpod console (Storage)."
 )
@@ -79,7 +79,7 @@ class Pulse:
             return self.attended(work)
         except VolumeSilent as problem:
             said = f"This job needs the volume, and {problem.strerror}."
-            raise JobError("volume.silent", said, _FIX) from None
+            raise JobError("volume.silent", said, VOLUME_FIX) from None
 
     def _ask(self) -> bool:
         """For a name that nobody can remember from an earlier look."""

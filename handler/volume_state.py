@@ -7,15 +7,12 @@ import os
 from bootstrap.facts.together import SilentError, Together
 from bootstrap.volume import Layout
 from handler.errors import JobError
+from handler.volume_pulse import VOLUME_FIX
 
 CODES = {  # volume.silent is the doctor's
     "volume.gone": "The volume was there when the worker started, and is not any more",
 }
 _PATIENCE = 2.0
-_FIX = (
-    "Send the job again, which another worker may take; if it stays, restart the endpoint's "
-    "workers and look at the volume in the Runpod console (Storage)."
-)
 
 
 def volume_fault(layout: Layout, cause: JobError) -> JobError | None:
@@ -36,4 +33,4 @@ def volume_fault(layout: Layout, cause: JobError) -> JobError | None:
 
 def _error(code: str, state: str, cause: JobError) -> JobError:
     message = f"The volume {state}, and the job failed: {cause.message}"
-    return JobError(code, message, _FIX, cause=cause.code, **cause.details)
+    return JobError(code, message, VOLUME_FIX, cause=cause.code, **cause.details)

@@ -82,7 +82,8 @@ def _run(boot: Preparation, workflow: Workflow) -> None:
 
     from handler.line import Line
     from handler.preflight import KnownClasses
-    from handler.run import Prompt, Ran, run_prompt
+    from handler.prompt import Prompt, Ran
+    from handler.run import run_prompt
     from handler.volume_inputs import VolumeInputs
 
     assert boot.comfyui is not None and boot.layout is not None and boot.work is not None

@@ -7,31 +7,29 @@ import threading
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 from bootstrap.findings import Finding
 from bootstrap.preparation import Preparation
 from bootstrap.volume import MODELS
-from handler.ahead import Ahead
 from handler.comfy_client import connect
 from handler.deadline import Deadline
-from handler.delivery import Delivery
+from handler.delivery import Delivery, Parcel
 from handler.errors import JobError
 from handler.fetch_inputs import Fetcher
 from handler.headway import Step
 from handler.inputs import JobInputs
-from handler.local_files import Claim
 from handler.memory_relief import MemoryRelief
 from handler.model_supply import ModelSupply
 from handler.order import Order
 from handler.outputs import Produced, produced
 from handler.preflight import KnownClasses, all_at_once, missing_inputs
 from handler.progress import Progress
+from handler.prompt import Prompt, Ran
 from handler.prompts import Prompts
 from handler.requests import WorkflowRequest
 from handler.revival import Revival
-from handler.run import Prompt, Ran
 from handler.shutdown import Stay
 from handler.volume_inputs import VolumeInputs
 from handler.volume_pulse import Pulse, VolumeSilent
@@ -51,11 +49,13 @@ _UNTIL_POSTED = 0.2
 
 @dataclass(frozen=True)
 class _Job:
-    order: Order
+    parcel: Parcel
     progress: Progress
     stay: Stay
-    ahead: Ahead
-    claim: Claim = field(default_factory=Claim)
+
+    @property
+    def order(self) -> Order:
+        return self.parcel.order
 
 
 class WorkflowJobs:
@@ -79,7 +79,7 @@ class WorkflowJobs:
         self._models = boot.layout.comfyui / MODELS
         self._known = KnownClasses()
         self._revival = Revival(boot.comfyui, MemoryRelief(boot.settings), faults)
-        self._prompts = Prompts(boot.comfyui, self._revival, self._models, self._known)
+        self._prompts = Prompts(boot.comfyui, self._revival, self._models, self._known, self._pulse)
         keep_workflow = (boot.settings.warmup_workflow or "").lower() == LAST
         self._weights = Weights(boot.read_ahead, boot.recent, self._models, keep_workflow)
 
@@ -92,7 +92,7 @@ class WorkflowJobs:
         deadline = Deadline(request.max_wait)
         mark = uuid.uuid4().hex[:12]
         order = Order(mark, deadline, request.output, request.bucket)
-        job = _Job(order, progress, stay, self._delivery.ahead(order))
+        job = _Job(self._delivery.begin(order), progress, stay)
         fetcher = Fetcher(self._settings, deadline)
         inputs = JobInputs(self._work.input, mark, fetcher, self._shared_inputs)
         weights = self._weights.begin(request.workflow)
@@ -115,10 +115,10 @@ class WorkflowJobs:
             return answer
         except JobError as error:
             stay.computed()
-            await asyncio.to_thread(self._keep_rest, job)
+            await asyncio.to_thread(self._delivery.keep_rest, job.parcel)
             raise await self._explained(error, request) from None
         except asyncio.CancelledError:
-            await asyncio.shield(asyncio.to_thread(self._keep_rest, job))
+            await asyncio.shield(asyncio.to_thread(self._delivery.keep_rest, job.parcel))
             raise
         finally:
             weights.end()
@@ -167,12 +167,12 @@ class WorkflowJobs:
         def at_end(ran: Ran | None, until: float) -> None:
             items = produced(ran.ended.outputs, with_temp)[0] if ran is not None else []
             stale[:] = files.stale_nodes(items, ran.began) if ran is not None else []
-            files.claim(job.claim, until, files.found(items))
+            files.claim(job.parcel.claim, until, files.found(items))
 
         def tell(step: Step) -> None:
             job.progress.tell(step.stage, step.percent, **step.more)
 
-        prompt = Prompt(request.workflow, request.extra_data, tell, job.ahead.saved)
+        prompt = Prompt(request.workflow, request.extra_data, tell, job.parcel.ahead.saved)
         for again in (False, True):
             ran = await self._prompts.run(
                 prompt, job.order.deadline, job.stay, at_end, request.retry_on_oom
@@ -193,14 +193,9 @@ class WorkflowJobs:
     ) -> dict[str, Any]:
         more: dict[str, Any] = {"seeds": dict(seeds)} if seeds else {}
         timings["total"] = _ROOM_FOR_TOTAL
-        answer = self._delivery.deliver(
-            items, job.order, job.claim, job.ahead, warnings, timings=timings, **more
-        )
+        answer = self._delivery.deliver(items, job.parcel, warnings, timings=timings, **more)
         timings["total"] = round(job.order.deadline.elapsed, 3)
         return answer
-
-    def _keep_rest(self, job: _Job) -> None:
-        self._delivery.keep_rest(job.order, job.claim, job.ahead)
 
     def _remember(self, request: WorkflowRequest, weights: JobWeights) -> None:
         """While the reply travels: what was used, for the next cold start, and what nodes wrote."""

@@ -14,11 +14,9 @@ import pytest
 from bootstrap.settings import Settings
 from bootstrap.volume import Layout
 from bootstrap.workdir import WorkDir, make_workdir
-from handler.ahead import Ahead
 from handler.deadline import Deadline
 from handler.delivery import Delivery
 from handler.keeper import Keeper
-from handler.local_files import Claim
 from handler.order import Order
 from handler.output_options import OutputOptions
 from handler.outputs import produced
@@ -46,21 +44,21 @@ class Job:
         assert not problems
         self.delivery = Delivery(settings, work, self.layout)
         self.order = Order(MARK, Deadline(60), OutputOptions(**options))
-        self.ahead: Ahead = self.delivery.ahead(self.order)
+        self.parcel = self.delivery.begin(self.order)
+        self.ahead = self.parcel.ahead
 
     def save(self, content: bytes = PNG, folder: Path | None = None) -> Path:
         path = (folder or self.work.output) / "a_00001_.png"
         path.write_bytes(content)
         return path
 
-    def claim(self, outputs: dict[str, Any]) -> Claim:
-        claim, files = Claim(), self.delivery.files
-        files.claim(claim, 1e12, files.found(produced(outputs)[0]))
-        return claim
+    def claim(self, outputs: dict[str, Any]) -> None:
+        files = self.delivery.files
+        files.claim(self.parcel.claim, 1e12, files.found(produced(outputs)[0]))
 
     def deliver(self, outputs: dict[str, Any] = REPORTED) -> dict[str, Any]:
-        items, claim = produced(outputs)[0], self.claim(outputs)
-        return self.delivery.deliver(items, self.order, claim, self.ahead)
+        self.claim(outputs)
+        return self.delivery.deliver(produced(outputs)[0], self.parcel)
 
     def kept(self) -> list[str]:
         found = self.layout.output.rglob("*.png")
@@ -117,7 +115,8 @@ def test_a_failed_job_leaves_it_once(made: Callable[..., Job]) -> None:
     job = made()
     job.save()
     begun(job)
-    paths, lost = job.delivery.keep_rest(job.order, job.claim({}), job.ahead)
+    job.claim({})
+    paths, lost = job.delivery.keep_rest(job.parcel)
     assert (paths, lost) == ([f"ComfyUI/output/{KEPT}"], [])
     assert job.kept() == [KEPT] and list(job.work.output.iterdir()) == []
 
@@ -141,8 +140,7 @@ def test_what_could_not_be_kept_ahead_is_tried_at_the_end(
     begun(job)
     assert "could not be kept" in job.deliver()["warnings"][0]
     job.layout.output.unlink()
-    again = job.delivery.ahead(job.order)
-    job.ahead = again
+    job.parcel = job.delivery.begin(job.order)
     assert job.deliver()["results"][0]["path"] == f"ComfyUI/output/{KEPT}"
 
 

@@ -18,10 +18,9 @@ from bootstrap.settings import Settings
 from bootstrap.volume import Layout
 from bootstrap.workdir import WorkDir, make_workdir
 from handler.deadline import Deadline
-from handler.delivery import Delivery
+from handler.delivery import Delivery, Parcel
 from handler.errors import JobError
 from handler.keeper import marked
-from handler.local_files import Claim
 from handler.order import Order
 from handler.output_options import OutputOptions
 from handler.outputs import Produced, ProducedFile, ProducedText
@@ -77,8 +76,7 @@ class Jobs:
         self, *items: Produced, mark: str = MARK, until: float | None = None, **options: Any
     ) -> dict[str, Any]:
         order = Order(mark, Deadline(60), OutputOptions(**options), self.bucket)
-        claim, ahead = self.claim(items, until), self.delivery.ahead(order)
-        answer = self.delivery.deliver(items, order, claim, ahead)
+        answer = self.delivery.deliver(items, self.claimed(order, items, until))
         assert SECRET not in json.dumps(answer)
         return answer
 
@@ -88,15 +86,15 @@ class Jobs:
         return found
 
     def kept_from_failed(self, mark: str = MARK) -> list[str]:
-        order = Order(mark, Deadline(60))
-        return self.delivery.keep_rest(order, self.claim(), self.delivery.ahead(order))[0]
+        return self.delivery.keep_rest(self.claimed(Order(mark, Deadline(60))))[0]
 
-    def claim(self, items: Iterable[Produced] = (), until: float | None = None) -> Claim:
-        """What a job claims that ended now, or at `until`."""
-        claim = Claim()
-        files = self.delivery.files
-        files.claim(claim, until or time.time(), files.found(items))
-        return claim
+    def claimed(
+        self, order: Order, items: Iterable[Produced] = (), until: float | None = None
+    ) -> Parcel:
+        """Of a job that ended now, or at `until`, with its files claimed for it."""
+        parcel, files = self.delivery.begin(order), self.delivery.files
+        files.claim(parcel.claim, until or time.time(), files.found(items))
+        return parcel
 
 
 @pytest.fixture
@@ -383,16 +381,16 @@ def test_jobs_delivered_side_by_side_take_nothing_from_each_other(
     first, second = [image("a_00001_.png")], [image("b_00001_.png")]
     put(work.output, "a_00001_.png", PNG + b"first")
     put(work.output, "a.bin")
-    claimed = jobs.claim(first)
+    one = jobs.claimed(Order("one", Deadline(60)), first)
     time.sleep(0.05)
     put(work.output, "b_00001_.png", PNG + b"second")
     put(work.output, "b.bin")
-    parts = [(first, "one", claimed), (second, "two", jobs.claim(second))]
-    for items, mark, claim in reversed(parts) if slow == "the first" else parts:
-        order = Order(mark, Deadline(60))
-        answer = jobs.delivery.deliver(items, order, claim, jobs.delivery.ahead(order))
+    parts = [(first, one), (second, jobs.claimed(Order("two", Deadline(60)), second))]
+    for items, parcel in reversed(parts) if slow == "the first" else parts:
+        answer = jobs.delivery.deliver(items, parcel)
         assert len(answer["results"]) == 1
-        assert answer["also_kept"] == [f"ComfyUI/output/{items[0].filename[0]}_{mark}.bin"]
+        kept = f"{items[0].filename[0]}_{parcel.order.mark}.bin"
+        assert answer["also_kept"] == [f"ComfyUI/output/{kept}"]
     assert kept_files(layout) == ["a_00001_one.png", "a_one.bin", "b_00001_two.png", "b_two.bin"]
     assert os.listdir(work.output) == ["b_00001_.png"], "for ComfyUI's cache, the last job's only"
 

@@ -18,7 +18,8 @@ from handler.deadline import Deadline
 from handler.errors import JobError
 from handler.line import Line
 from handler.preflight import KnownClasses
-from handler.run import Prompt, run_prompt
+from handler.prompt import Prompt
+from handler.run import run_prompt
 from tests.support import fake_comfyui
 from tests.test_worker import plain
 

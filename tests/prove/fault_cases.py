@@ -214,6 +214,7 @@ FAULTS: dict[str, Inject] = {
 ON_A_MOUNT: dict[str, Inject] = {
     "volume silent in a job": silent_volume_cases.silent_in_a_job,
     "volume silent, ComfyUI too": silent_volume_cases.silent_under_comfyui,
+    "volume silent to the end": silent_volume_cases.silent_to_the_end,
     "volume silent and needed": silent_volume_cases.silent_and_needed,
 }
 IN_A_CONTAINER: dict[str, Inject] = {

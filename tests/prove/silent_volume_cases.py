@@ -34,15 +34,28 @@ def silent_and_needed(patient: Patient) -> Outcome:
 
 
 def silent_under_comfyui(patient: Patient) -> Outcome:
-    """ComfyUI itself waits for it, as when it loads a model: until the job's time is over."""
+    """ComfyUI itself waits for it, as when it loads a model: long before the job's time is over."""
     mount = _mount_of(patient)
-    nodes = through("TestAskVolume", folder=str(mount.path), seconds=60.0)
-    lines = len(patient.worker.lines)
-    job = patient.submit(nodes, max_wait=_MAX_WAIT)
-    patient.worker.wait_for_line("got prompt", 60, after=lines)
+    job = _asks_the_volume(patient, mount)
+    with mount.silent():
+        return refused(patient.answered(job, time.monotonic()), "volume.silent")
+
+
+def silent_to_the_end(patient: Patient) -> Outcome:
+    """The same, and the job's time is over before it is noticed."""
+    mount = _mount_of(patient)
+    job = _asks_the_volume(patient, mount, max_wait=_MAX_WAIT)
     since = patient.plane.wait_for("take", job).at + _MAX_WAIT
     with mount.silent():
         return refused(patient.answered(job, since), "volume.silent", "job.timeout")
+
+
+def _asks_the_volume(patient: Patient, mount: Mount, **more: float) -> str:
+    """A job of which a node is at that."""
+    lines = len(patient.worker.lines)
+    job = patient.submit(through("TestAskVolume", folder=str(mount.path), seconds=60.0), **more)
+    patient.worker.wait_for_line("got prompt", 60, after=lines)
+    return job
 
 
 def _mount_of(patient: Patient) -> Mount:

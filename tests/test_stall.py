@@ -1,4 +1,4 @@
-"""When a ComfyUI that does nothing is taken to wait for a silent volume. (The real ones: faults.)"""
+"""When a ComfyUI that does nothing is taken to wait for a silent volume. The real ones: faults."""
 
 from __future__ import annotations
 

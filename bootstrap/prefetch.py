@@ -175,7 +175,7 @@ class Request:
     def _queue(self, path: Path, room: int) -> int:
         """Queue what is missing of one file; the bytes it takes of `room`."""
         try:
-            size, missing, starts = _look_at(path)
+            size, missing, starts = _look_at(path, self.in_turn)
         except OSError as problem:
             self.reading.problem = f"{path.name}: {problem.strerror or problem}"
             return 0
@@ -190,7 +190,8 @@ class Request:
         return wanted
 
     def _read(self, number: int) -> None:
-        """Take this thread's share of the pages that are touched first, then block after block.
+        """Take this thread's share of the pages that are touched first, for a job, which waits;
+        then block after block, in the large pages that the kernel makes where none is there yet.
         Each thread has a file open for itself: a network file system reads ahead, and may be
         limited, for each open file."""
         if not self.in_turn:
@@ -222,13 +223,13 @@ class Request:
             return self._blocks.popleft()
 
 
-def _look_at(path: Path) -> tuple[int, list[int], list[int]]:
-    """A file's size, the blocks that are not cached, and the pages in them that its reader touches
-    first; the file is opened once, which costs a round trip. Raises OSError."""
+def _look_at(path: Path, starts_too: bool) -> tuple[int, list[int], list[int]]:
+    """A file's size, the blocks that are not cached, and, with `starts_too`, the pages in them that
+    its reader touches first; it is opened once, which costs a round trip. Raises OSError."""
     descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     try:
         size, missing = residence_of(descriptor)
-        starts = tensor_starts(descriptor, size) if missing else []
+        starts = tensor_starts(descriptor, size) if starts_too and missing else []
     finally:
         os.close(descriptor)
     absent = set(missing)

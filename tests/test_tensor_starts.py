@@ -112,7 +112,7 @@ def test_they_are_read_before_the_blocks(model: Path, monkeypatch: pytest.Monkey
     read: list[object] = []
     monkeypatch.setattr(prefetch, "read_pages", lambda _, offsets: read.extend(offsets))
     monkeypatch.setattr(prefetch, "read_block", lambda _, offset, size: read.append("block"))
-    request = prefetch.Request([model], lambda: PLENTY, 1)
+    request = prefetch.Request([model], lambda: PLENTY, 1, in_turn=True)
     request.start()
     assert request.wait(10)
     assert read == starts_of(model) + ["block"] * (COUNT * EACH // BLOCK + 1)
@@ -123,7 +123,19 @@ def test_only_those_that_are_not_cached(model: Path, monkeypatch: pytest.MonkeyP
     with open(model, "rb") as file:
         os.pread(file.fileno(), BLOCK, 0)
     monkeypatch.setattr(prefetch, "read_pages", lambda _, offsets: starts.extend(offsets))
-    request = prefetch.Request([model], lambda: PLENTY, 2)
+    request = prefetch.Request([model], lambda: PLENTY, 2, in_turn=True)
     request.start()
     assert request.wait(10)
     assert sorted(starts) == [s for s in starts_of(model) if s >= BLOCK]
+
+
+def test_a_boot_which_has_time_reads_blocks_alone(
+    model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def unwanted(_: int, offsets: list[int]) -> None:
+        assert not offsets
+
+    monkeypatch.setattr(prefetch, "read_pages", unwanted)
+    request = prefetch.Request([model], lambda: PLENTY, 2)
+    request.start()
+    assert request.wait(10) and request.reading.read == model.stat().st_size

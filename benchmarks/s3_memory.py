@@ -34,7 +34,6 @@ from bootstrap.volume import Layout
 from bootstrap.workdir import make_workdir
 from handler.deadline import Deadline
 from handler.delivery import Delivery, Order
-from handler.local_files import Claim
 from handler.outputs import ProducedFile
 
 way, film, folder = sys.argv[1], Path(sys.argv[2]), Path(sys.argv[3])
@@ -49,9 +48,9 @@ def resident(field):
 
 def ours(name):
     order = Order(name, Deadline(600), bucket=bucket_of(settings))
-    items, claim = [ProducedFile("1", name, "", "output")], Claim()
-    delivery.files.claim(claim, time.time(), delivery.files.found(items))
-    answer = delivery.deliver(items, order, claim, delivery.ahead(order))
+    items, parcel = [ProducedFile("1", name, "", "output")], delivery.begin(order)
+    delivery.files.claim(parcel.claim, time.time(), delivery.files.found(items))
+    answer = delivery.deliver(items, parcel)
     (result,) = answer["results"]
     assert "url" in result and "path" in result and "warnings" not in answer, answer
 

@@ -171,7 +171,10 @@ def test_a_warm_up_runs_before_jobs_and_leaves_nothing(boot: Boots, volume: Path
     (volume / "warm.json").write_text(json.dumps(plain()))
     worker = boot({"WARMUP_WORKFLOW": "warm.json"})
     assert "warmup.done" in codes(worker)
-    assert "Prompt executed" in "\n".join(worker.boot.comfyui.log_tail(50))  # type: ignore[union-attr]
+    comfyui = worker.boot.comfyui
+    assert comfyui is not None
+    # Told by its history before its log has the line.
+    assert eventually(lambda: "Prompt executed" in "\n".join(comfyui.log_tail(50)))
     reply = worker.ask({"workflow": plain(width=24)})
     assert "also_kept" not in reply
     kept = list((volume / "ComfyUI/output").glob("*.png"))

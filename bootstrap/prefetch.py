@@ -185,7 +185,8 @@ class Request:
             self.reading.left_out += wanted
             return 0
         self.reading.files += 1
-        self._starts.append((path, starts))
+        if starts:  # else no thread needs the file open before its first block of it
+            self._starts.append((path, starts))
         self._blocks.extend((path, at, min(BLOCK, size - at)) for at in missing)
         return wanted
 

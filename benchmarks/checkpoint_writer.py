@@ -98,8 +98,10 @@ def shapes(kind: str) -> Shapes:
         **_prefixed(vae.state_dict(), "first_stage_model."),
         **clip,
     }
-    # Counters and positions are no weights: ComfyUI makes its own.
-    return {n: tuple(t.shape) for n, t in found.items() if t.is_floating_point() and t.dim()}
+    # Counters and positions are no weights: ComfyUI makes its own. Sorted by name, as the library
+    # writes what is of one kind of number: text encoders first, the diffusion model last.
+    weights = {n: t for n, t in sorted(found.items()) if t.is_floating_point() and t.dim()}
+    return {name: tuple(tensor.shape) for name, tensor in weights.items()}
 
 
 def _sd15_text_encoder() -> Any:

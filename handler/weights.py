@@ -35,8 +35,9 @@ class Weights:
         named = named_models(workflow)
         found: list[Path] = []
         if not named:
-            return JobWeights(None, found)
-        return JobWeights(self._read_ahead.start(self._found(named, found), in_turn=True), found)
+            return JobWeights(self._read_ahead, None, found)
+        request = self._read_ahead.start(self._found(named, found), in_turn=True)
+        return JobWeights(self._read_ahead, request, found)
 
     def went_well(self, job: JobWeights, workflow: Workflow | None) -> None:
         """Remember what a job used. Blocks on the volume; nothing is raised."""
@@ -59,7 +60,8 @@ class Weights:
 class JobWeights:
     """What is being read for one job; `files` in the order of the workflow."""
 
-    def __init__(self, request: Request | None, files: list[Path]) -> None:
+    def __init__(self, read_ahead: ReadAhead, request: Request | None, files: list[Path]) -> None:
+        self._read_ahead = read_ahead
         self._request = request
         self.files = files
 
@@ -70,7 +72,7 @@ class JobWeights:
     def end(self) -> None:
         """The job has ended: read no more for it."""
         if self._request is not None:
-            self._request.stop()
+            self._read_ahead.end(self._request)
 
     def timings(self) -> dict[str, Any]:
         """For the reply: what was read ahead, if anything was."""

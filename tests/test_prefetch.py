@@ -13,7 +13,7 @@ import pytest
 
 from bootstrap import page_cache, prefetch
 from bootstrap.page_cache import BLOCK, residence_of
-from bootstrap.prefetch import ReadAhead, memory_for_weights
+from bootstrap.prefetch import ReadAhead, Request, memory_for_weights
 
 PLENTY = 1 << 40
 
@@ -172,6 +172,67 @@ def test_the_next_jobs_files_are_read_after_those_of_the_job_that_runs(
     go_on.set()
     assert second.wait(30) and running.reading.read > 0 and second.reading.read == BLOCK
     assert running.reading.files == second.reading.files == 1
+
+
+@pytest.fixture
+def interrupted(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[tuple[ReadAhead, list[Request]]]:
+    """A boot's reading of `model`, cut by two jobs which have read nothing of it."""
+    begun, go_on = threading.Event(), threading.Event()
+    really_read = page_cache.read_block
+
+    def slow(descriptor: int, offset: int, size: int) -> None:
+        begun.set()
+        go_on.wait(30)
+        really_read(descriptor, offset, size)
+
+    monkeypatch.setattr(prefetch, "read_block", slow)
+    ahead = ReadAhead(lambda: PLENTY, threads=1)
+    likely = ahead.start([model])
+    assert begun.wait(10)
+    jobs = [ahead.start([tmp_path / "none"], in_turn=True) for _ in range(2)]
+    go_on.set()
+    assert likely.wait(30) and all(job.wait(30) for job in jobs)
+    assert missing_in(model)
+    yield ahead, jobs
+    ahead.stop()
+
+
+def test_what_jobs_interrupted_is_read_on_after_the_last_of_them(
+    model: Path, interrupted: tuple[ReadAhead, list[Request]]
+) -> None:
+    ahead, jobs = interrupted
+    ahead.end(jobs[0])
+    time.sleep(0.2)
+    assert missing_in(model), "a job still runs"
+    ahead.end(jobs[1])
+    deadline = time.monotonic() + 30
+    while missing_in(model):
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+def test_once_stopped_nothing_is_read_on(
+    model: Path, interrupted: tuple[ReadAhead, list[Request]]
+) -> None:
+    ahead, jobs = interrupted
+    ahead.stop()
+    for job in jobs:
+        ahead.end(job)
+    time.sleep(0.2)
+    assert missing_in(model)
+
+
+def test_what_was_read_to_its_end_is_not_read_again(model: Path, tmp_path: Path) -> None:
+    ahead = ReadAhead(lambda: PLENTY)
+    assert ahead.start([model]).wait(30)
+    job = ahead.start([tmp_path / "none"], in_turn=True)
+    assert job.wait(30)
+    forget(model)
+    ahead.end(job)
+    time.sleep(0.2)
+    assert missing_in(model)
 
 
 def test_a_missing_file_is_told_and_the_others_are_read(model: Path, tmp_path: Path) -> None:

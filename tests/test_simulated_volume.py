@@ -13,7 +13,14 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.simulated_volume import Delays, SimulatedVolume, mounted, why_not
+from benchmarks.cold_start.pages import share_in_memory
+from benchmarks.simulated_volume import (
+    Delays,
+    SimulatedVolume,
+    forget_pages,
+    mounted,
+    why_not,
+)
 from bootstrap.facts.walk import walk
 from tests.support.model_folders import link, write
 
@@ -40,6 +47,18 @@ def test_the_same_tree(volume: SimulatedVolume) -> None:
     direct = [(e.path, e.kind, e.size, e.link) for e in walk([volume.folder]).entries]
     assert through == direct and len(direct) == 11
     assert (volume.mountpoint / "link").read_bytes() == b"\1" * 100_000
+
+
+def test_what_it_serves_stays_out_of_this_machines_memory(volume: SimulatedVolume) -> None:
+    """Its server would be another machine; its cache and its copying are not the worker's."""
+    real = volume.folder / "d1" / "file"
+    os.sync()  # what is not on disk yet cannot be dropped
+    forget_pages(real)
+    if share_in_memory(real):
+        pytest.skip("this file system keeps its files in memory")
+    assert (volume.mountpoint / "d1" / "file").read_bytes() == b"\1" * 100_000
+    assert share_in_memory(volume.mountpoint / "d1" / "file") == 1
+    assert share_in_memory(real) == 0
 
 
 def test_all_that_a_worker_does_to_files(volume: SimulatedVolume) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import threading
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -62,6 +64,29 @@ def test_what_is_in_memory_is_not_worth_a_word(models: Path) -> None:
     (models / "vae/v.safetensors").read_bytes()
     _, job = begun(models, loading(VAELoader="v.safetensors"))
     assert job.timings() == {}
+
+
+def test_what_a_job_interrupted_is_read_on_when_it_ends(models: Path) -> None:
+    looked = threading.Semaphore(0)
+
+    def likely() -> Iterator[Path]:
+        looked.release()
+        go_on.wait(30)
+        yield from ()
+
+    class Again:
+        def __iter__(self) -> Iterator[Path]:
+            return likely()
+
+    go_on, ahead = threading.Event(), ReadAhead(lambda: PLENTY)
+    ahead.start(Again())
+    assert looked.acquire(timeout=10)
+    weights = Weights(ahead, Recent(models.parent, "ep"), models, keep_workflow=False)
+    job = weights.begin(loading(VAELoader="v.safetensors"))
+    assert job.wait(30)
+    go_on.set()
+    job.end()
+    assert looked.acquire(timeout=10), "the boot's files are gone through again"
 
 
 def test_a_missing_file_is_left_to_comfyui(models: Path) -> None:

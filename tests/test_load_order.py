@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import mmap
 import os
+import re
 import subprocess
 from pathlib import Path
 
 import pytest
 
 from bootstrap import prefetch
+from bootstrap.load_order import LoadOrder, load_order
 from bootstrap.page_cache import BLOCK, read_pages
-from bootstrap.tensor_starts import tensor_starts
 from demo.volume import DemoVolume
 from tests.test_prefetch import PLENTY, forget, missing_in
 
@@ -55,9 +57,13 @@ def model(tmp_path: Path) -> Path:
     return path
 
 
-def starts_of(path: Path) -> list[int]:
+def order_of(path: Path) -> LoadOrder:
     with open(path, "rb") as file:
-        return tensor_starts(file.fileno(), path.stat().st_size)
+        return load_order(file.fileno(), path.stat().st_size)
+
+
+def starts_of(path: Path) -> list[int]:
+    return order_of(path).starts
 
 
 def test_each_tensor_begins_where_the_header_says(model: Path) -> None:
@@ -89,7 +95,7 @@ def test_a_page_in_which_several_begin_is_one(tmp_path: Path) -> None:
 )
 def test_what_is_no_safetensors_has_none(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "odd").write_bytes(content)
-    assert starts_of(tmp_path / "odd") == []
+    assert order_of(tmp_path / "odd") == LoadOrder([], 0)
 
 
 def waits_to_open(model: Path, demo: DemoVolume) -> int:
@@ -139,3 +145,59 @@ def test_a_boot_which_has_time_reads_blocks_alone(
     request = prefetch.Request([model], lambda: PLENTY, 2)
     request.start()
     assert request.wait(10) and request.reading.read == model.stat().st_size
+
+
+@pytest.fixture
+def checkpoint(tmp_path: Path) -> Path:
+    """Text encoder, VAE and diffusion model, in the order of most files; none of it cached."""
+    names = ("cond_stage_model.a", "first_stage_model.a", "model.diffusion_model.a")
+    tensors = {name: {"data_offsets": [i * EACH, (i + 1) * EACH]} for i, name in enumerate(names)}
+    path = tmp_path / "checkpoint.safetensors"
+    path.write_bytes(safetensors_of(json.dumps(tensors).encode().ljust(PAGE - 8), 0))
+    os.truncate(path, PAGE + len(names) * EACH)
+    forget(path)
+    return path
+
+
+@pytest.mark.parametrize("in_turn", [True, False])
+def test_the_diffusion_model_is_read_first(
+    checkpoint: Path, in_turn: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    size, read = checkpoint.stat().st_size, []
+    monkeypatch.setattr(prefetch, "read_pages", lambda *_: None)
+    monkeypatch.setattr(prefetch, "read_block", lambda _, offset, size: read.append(offset))
+    request = prefetch.Request([checkpoint], lambda: PLENTY, 1, in_turn=in_turn)
+    request.start()
+    assert request.wait(10)
+    model = 2 * EACH // BLOCK * BLOCK
+    assert order_of(checkpoint).first == PAGE + 2 * EACH
+    assert read == [*range(model, size, BLOCK), *range(0, model, BLOCK)]
+
+
+def test_comfyui_loads_the_diffusion_model_first(demo: DemoVolume) -> None:
+    tree = ast.parse((demo.comfyui / "comfy" / "sd.py").read_text(encoding="utf-8"))
+    loader = next(
+        node
+        for node in tree.body
+        if isinstance(node, ast.FunctionDef) and node.name == "load_state_dict_guess_config"
+    )
+    steps = (r"\.load_model_weights\(", r"\bVAE\(sd=vae_sd", r"\.load_sd\(clip_sd")
+    places = [re.search(step, ast.unparse(loader)) for step in steps]
+    assert None not in places
+    assert places == sorted(places, key=lambda place: place.start() if place else 0)
+
+
+def test_the_library_writes_tensors_in_order_of_their_names(
+    tmp_path: Path, demo: DemoVolume
+) -> None:
+    """So that the diffusion model lies last in a checkpoint."""
+    writing = """
+import sys, torch
+from safetensors.torch import save_file
+names = ("model.diffusion_model.out", "first_stage_model.a", "cond_stage_model.a")
+save_file({name: torch.zeros(4096, dtype=torch.float16) for name in names}, sys.argv[1])
+"""
+    path = tmp_path / "written.safetensors"
+    subprocess.run([str(demo.python), "-c", writing, str(path)], check=True)
+    order = order_of(path)
+    assert len(order.starts) > 1 and order.first // PAGE * PAGE == order.starts[-1]

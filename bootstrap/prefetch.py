@@ -21,7 +21,7 @@ from bootstrap.load_order import LoadOrder, load_order
 from bootstrap.page_cache import BLOCK, read_block, read_pages, residence_of
 from bootstrap.wording import counted, size_text
 
-# A job waits: four streams get 700 MB/s of a usual volume, eight 950, sixteen 1,200. At boot
+# A job waits: four streams get 700 MB/s of a usual volume, eight 1,000, sixteen 1,300. At boot
 # ComfyUI's start comes first, where processors are few.
 _THREADS, _THREADS_AT_BOOT = 16, 4
 # ComfyUI copies what it loads: a model needs its size once more, beside what it always needs.

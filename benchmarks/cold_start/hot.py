@@ -7,8 +7,9 @@ import signal
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import psutil
 
@@ -32,17 +33,19 @@ Say = Callable[[str], None]
 
 @dataclass
 class HotWorker:
-    """Our worker, its first job done, on the volume; `ask` runs a job and times it."""
+    """Our worker, its first job done, on the volume; `ask` runs a job and times it. `timings`:
+    what the reply to the last one says of its time."""
 
     plane: ControlPlane
     worker: WorkerProcess
     volume: Path
+    timings: dict[str, Any] = field(default_factory=dict)
 
     def ask(self, given: object, begun: float | None = None) -> float:
         """Seconds from submission (or `begun`) to the posted result."""
         begun = now() if begun is None else begun
         job = self.plane.submit(given)
-        posted(self.plane, self.worker, job)
+        self.timings = posted(self.plane, self.worker, job)["output"].get("timings") or {}
         seconds = self.plane.wait_for("done", job).at - begun
         until_idle(self.plane, self.worker)
         return seconds
@@ -90,6 +93,7 @@ def unread_and_cached(
     times.
     """
     series: Series = {"unread": [], "cached": [], "unread processor": [], "cached processor": []}
+    reading = series.setdefault("reading", [])
     for number, name in enumerate(names):
         seen, real = hot.volume / CHECKPOINTS / name, scene.volume(load) / CHECKPOINTS / name
         for path in (seen, real):
@@ -103,6 +107,8 @@ def unread_and_cached(
             before, busy = hot.loads_so_far(), _processor_seconds()
             series[key].append(hot.ask(load.job(1000 + number, name)))
             series[f"{key} processor"].append(_processor_seconds() - busy)
+            if key == "unread":
+                reading.append(hot.timings["read_ahead"]["seconds"])
             if hot.loads_so_far() != before + 1:
                 raise RuntimeError(f"ComfyUI did not load {name} anew for the {key} job")
             hot.ask(plain(2 * number + len(series["cached"])))

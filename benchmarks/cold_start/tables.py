@@ -13,6 +13,7 @@ from benchmarks.cold_start.session import Figures
 
 JOBS = {
     "unread": "hot worker: 2 GB model unread on the volume",
+    "reading": "… until all of it was read",
     "cached": "hot worker: the same model in memory",
     "unread processor": "processor time of the machine for the unread one, the volume's included",
     "cached processor": "processor time for the one in memory",
@@ -35,7 +36,8 @@ VAEDecode → SaveImage on the CPU, with float16 weights for 7 GB as on a GPU.
 
 The simulated network adds 1.5 ms to each metadata call and 0.3 ms and 400 MB/s to each read of a
 stream, 1.5 GB/s in all, with 128 KB of read-ahead: one stream gets 270 MB/s, four get 700, eight
-950. The process that simulates it takes its processor time from the same cores.
+1,000, sixteen 1,300. The process that simulates it takes its processor time from the same cores,
+but no memory: it reads past the page cache, as a server's is in another machine.
 
 *worker-comfyui's sequence* is our own code in the order of worker-comfyui 5.8: torch is asked for
 the GPU, then ComfyUI starts from local disk with the same packs, models come from the volume by
@@ -46,10 +48,11 @@ CUDA's initialisation (with a GPU, theirs pays it twice, ours once), ComfyUI-Man
 
 The hot worker reads copies of the checkpoint under names of their own, so that ComfyUI loads each
 anew (its log is checked); the page cache is looked at before each job, and free memory is touched
-(a virtual machine's may be with its host, which the job would wait for). Cores that also serve the
-volume bound it: such a job cannot take less than its processor time divided by their number. For a
-thaw, all the worker's processes are stopped with SIGSTOP for some seconds; the job comes as they go
-on. The bar is for a job of the hot model."""
+(a virtual machine's may be with its host, which the job would wait for). Two things bound it: at
+1.5 GB/s the file takes 1.4 s, and when its last weight is there, the rest of the job is still to
+do; and a job cannot take less than its processor time divided by the number of cores, which also
+serve the volume. For a thaw, all the worker's processes are stopped with SIGSTOP for some seconds;
+the job comes as they go on. The bar is for a job of the hot model."""
 
 
 def section(

@@ -37,7 +37,7 @@ class Delays:
     `metadata_ms` for each metadata call; `read_ms` for each read, which also waits for its turn
     on a line of `stream_mb` MB a second for each open file and one of `total_mb` for all, on which
     the files that are being read take turns; `server_ms` of `read_ms` is spent one read of a file
-    after another. So one stream gets 270 MB/s, four get 700, eight 950, sixteen 1,150.
+    after another. So one stream gets 270 MB/s, four get 700, eight 1,000, sixteen 1,300.
     `attr_seconds` is how long the kernel remembers names and attributes.
     """
 

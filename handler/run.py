@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 import uuid
+from dataclasses import dataclass
 from pathlib import Path
 from typing import NoReturn
 
@@ -49,8 +50,8 @@ async def run_prompt(
     with it. A ComfyUI that was not `probed` just now may turn out not to be there: that is
     Displaced too. With the volume's `pulse` a ComfyUI that waits for it is noticed."""
     async with connect(comfyui.url) as client:
-        run = _Run(comfyui, client, prompt, turn, models, known, probed)
-        run.stall = None if pulse is None else Stall(comfyui, pulse)
+        stall = None if pulse is None else Stall(comfyui, pulse)
+        run = _Run(comfyui, client, prompt, turn, models, known, stall, probed)
         try:
             ran = await run.to_the_end()
             turn.end(ran.ended.at)
@@ -65,34 +66,27 @@ async def run_prompt(
             raise
 
 
+@dataclass
 class _Run:
-    def __init__(
-        self,
-        comfyui: ComfyUI,
-        client: ComfyClient,
-        prompt: Prompt,
-        turn: Turn,
-        models: Path,
-        known: KnownClasses,
-        is_there: bool,
-    ) -> None:
-        self.comfyui = comfyui
-        self.life = comfyui.starts
-        self.ended_before = comfyui.prompts_ended
-        self.client = client
+    comfyui: ComfyUI
+    client: ComfyClient
+    prompt: Prompt
+    turn: Turn
+    models: Path
+    known: KnownClasses
+    stall: Stall | None
+    is_there: bool
+
+    def __post_init__(self) -> None:
+        self.life = self.comfyui.starts
+        self.ended_before = self.comfyui.prompts_ended
         self.client_id = uuid.uuid4().hex
-        self.prompt = prompt
         self.prompt_id = str(uuid.uuid4())
-        self.turn = turn
-        self.models = models
-        self.known = known
-        self.is_there = is_there
-        self.headway = Headway(prompt.workflow)
+        self.headway = Headway(self.prompt.workflow)
         self.news = asyncio.Event()
         self.heard_end = False
         self.refusals = 0
         self.listening: asyncio.Task[None] | None = None
-        self.stall: Stall | None = None
 
     async def to_the_end(self) -> Ran:
         submitted, start = time.time(), time.monotonic()

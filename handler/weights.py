@@ -7,7 +7,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from bootstrap.prefetch import ReadAhead, Request
+from bootstrap.prefetch import ReadAhead
+from bootstrap.reading import Request
 from bootstrap.recent import Recent
 from handler.workflow import Workflow
 from handler.workflow_models import NamedModel, named_models

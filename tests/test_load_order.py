@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from bootstrap import prefetch
+from bootstrap import reading
 from bootstrap.load_order import LoadOrder, load_order
 from bootstrap.page_cache import BLOCK, read_pages
 from demo.volume import DemoVolume
@@ -116,9 +116,9 @@ def test_the_library_waits_for_nothing_once_they_are_read(model: Path, demo: Dem
 
 def test_they_are_read_before_the_blocks(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     read: list[object] = []
-    monkeypatch.setattr(prefetch, "read_pages", lambda _, offsets: read.extend(offsets))
-    monkeypatch.setattr(prefetch, "read_block", lambda _, offset, size: read.append("block"))
-    request = prefetch.Request([model], lambda: PLENTY, 1, in_turn=True)
+    monkeypatch.setattr(reading, "read_pages", lambda _, offsets: read.extend(offsets))
+    monkeypatch.setattr(reading, "read_block", lambda _, offset, size: read.append("block"))
+    request = reading.Request([model], lambda: PLENTY, 1, in_turn=True)
     request.start()
     assert request.wait(10)
     assert read == starts_of(model) + ["block"] * (COUNT * EACH // BLOCK + 1)
@@ -128,8 +128,8 @@ def test_only_those_that_are_not_cached(model: Path, monkeypatch: pytest.MonkeyP
     starts: list[int] = []
     with open(model, "rb") as file:
         os.pread(file.fileno(), BLOCK, 0)
-    monkeypatch.setattr(prefetch, "read_pages", lambda _, offsets: starts.extend(offsets))
-    request = prefetch.Request([model], lambda: PLENTY, 2, in_turn=True)
+    monkeypatch.setattr(reading, "read_pages", lambda _, offsets: starts.extend(offsets))
+    request = reading.Request([model], lambda: PLENTY, 2, in_turn=True)
     request.start()
     assert request.wait(10)
     assert sorted(starts) == [s for s in starts_of(model) if s >= BLOCK]
@@ -141,8 +141,8 @@ def test_a_boot_which_has_time_reads_blocks_alone(
     def unwanted(_: int, offsets: list[int]) -> None:
         assert not offsets
 
-    monkeypatch.setattr(prefetch, "read_pages", unwanted)
-    request = prefetch.Request([model], lambda: PLENTY, 2)
+    monkeypatch.setattr(reading, "read_pages", unwanted)
+    request = reading.Request([model], lambda: PLENTY, 2)
     request.start()
     assert request.wait(10) and request.reading.read == model.stat().st_size
 
@@ -164,9 +164,9 @@ def test_the_diffusion_model_is_read_first(
     checkpoint: Path, in_turn: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     size, read = checkpoint.stat().st_size, []
-    monkeypatch.setattr(prefetch, "read_pages", lambda *_: None)
-    monkeypatch.setattr(prefetch, "read_block", lambda _, offset, size: read.append(offset))
-    request = prefetch.Request([checkpoint], lambda: PLENTY, 1, in_turn=in_turn)
+    monkeypatch.setattr(reading, "read_pages", lambda *_: None)
+    monkeypatch.setattr(reading, "read_block", lambda _, offset, size: read.append(offset))
+    request = reading.Request([checkpoint], lambda: PLENTY, 1, in_turn=in_turn)
     request.start()
     assert request.wait(10)
     model = 2 * EACH // BLOCK * BLOCK

@@ -11,9 +11,10 @@ from typing import Any
 
 import pytest
 
-from bootstrap import page_cache, prefetch
+from bootstrap import page_cache, prefetch, reading
 from bootstrap.page_cache import BLOCK, residence_of
-from bootstrap.prefetch import ReadAhead, Request, memory_for_weights
+from bootstrap.prefetch import ReadAhead, memory_for_weights
+from bootstrap.reading import Request
 
 PLENTY = 1 << 40
 
@@ -74,7 +75,7 @@ def test_a_file_is_asked_for_by_name_once(model: Path, monkeypatch: pytest.Monke
             return real(path, *rest, **more)
 
         monkeypatch.setattr(os, name, counting)
-    request = prefetch.Request([model], lambda: PLENTY, 0)
+    request = reading.Request([model], lambda: PLENTY, 0)
     request.start()
     assert request.wait(10)
     assert asked == [str(model)]
@@ -138,7 +139,7 @@ def test_a_job_takes_the_place_of_what_was_being_read(
             go_on.wait(30)
         really_read(descriptor, offset, size)
 
-    monkeypatch.setattr(prefetch, "read_block", slow)
+    monkeypatch.setattr(reading, "read_block", slow)
     wanted = tmp_path / "wanted.safetensors"
     wanted.write_bytes(b"w" * BLOCK)
     forget(wanted)
@@ -187,7 +188,7 @@ def interrupted(
         go_on.wait(30)
         really_read(descriptor, offset, size)
 
-    monkeypatch.setattr(prefetch, "read_block", slow)
+    monkeypatch.setattr(reading, "read_block", slow)
     ahead = ReadAhead(lambda: PLENTY, threads=1)
     likely = ahead.start([model])
     assert begun.wait(10)

@@ -215,8 +215,9 @@ _GPU_FAILED = (
     r"|NVIDIA driver on your system is too old|CUDA driver initialization failed"
     r"|CUDA unknown error|CUDA error: ).*$"
 )
+# A traceback is written in pieces; what another thread logs meanwhile may stand between them.
 _NOT_JSON = (
-    r"^TypeError: (Object of type \S+ is not JSON serializable"
+    r"(?:^|TypeError: )(Object of type \S+ is not JSON serializable"
     r"|keys must be str, int, float, bool or None.*)$"
 )
 # Where two match on the same line, the first names the cause.

@@ -82,6 +82,17 @@ LOGS = {
 }
 
 
+@pytest.mark.parametrize(
+    "log",
+    [
+        "TypeError: Prompt executed in 0.01 seconds\nObject of type X is not JSON serializable",
+        "Prompt executed in 0.01 secondsTypeError: Object of type X is not JSON serializable\n",
+    ],
+)
+def test_what_another_thread_logs_between_hides_nothing(log: str) -> None:
+    assert explain(1, log).code == "comfyui.output_not_json"
+
+
 @pytest.mark.parametrize("code", LOGS)
 def test_the_cause_is_named_from_exit_code_and_log(code: str) -> None:
     finding = explain(*LOGS[code])

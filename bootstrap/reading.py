@@ -87,7 +87,7 @@ class Request:
             self._choose()
             crew = [
                 threading.Thread(target=self._read, args=(number,), daemon=True)
-                for number in range(self._threads)
+                for number in range(self._threads if self._blocks else 0)
             ]
             for thread in crew:
                 thread.start()

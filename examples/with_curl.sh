@@ -7,8 +7,8 @@
 set -eu
 
 : "${1:?say which workflow, as in the first lines of this file}"
-id=${ENDPOINT_URL:-${RUNPOD_ENDPOINT_ID:?set it, or ENDPOINT_URL for a local worker}}
-url=${ENDPOINT_URL:-${RUNPOD_ENDPOINT_BASE_URL:-https://api.runpod.ai/v2}/$id}
+base=${RUNPOD_ENDPOINT_BASE_URL:-https://api.runpod.ai/v2}
+url=${ENDPOINT_URL:-$base/${RUNPOD_ENDPOINT_ID:?set it, or ENDPOINT_URL for a local worker}}
 
 # The key comes from standard input (-H @-), so that no list of processes shows it.
 printf 'Authorization: Bearer %s\n' "${RUNPOD_API_KEY:-}" |

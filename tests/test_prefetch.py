@@ -127,19 +127,25 @@ def test_never_more_than_there_is_room_for(model: Path, tmp_path: Path) -> None:
     assert "left out for want of memory" in request.reading.in_words()
 
 
-def test_a_job_takes_the_place_of_what_was_being_read(
-    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def held(path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[threading.Event, threading.Event]:
+    """Set when a block of this file is to be read; to be set so that it is."""
     begun, go_on = threading.Event(), threading.Event()
     really_read = page_cache.read_block
 
     def slow(descriptor: int, offset: int, size: int) -> None:
-        if os.readlink(f"/proc/self/fd/{descriptor}") == str(model):
+        if os.readlink(f"/proc/self/fd/{descriptor}") == str(path):
             begun.set()
             go_on.wait(30)
         really_read(descriptor, offset, size)
 
     monkeypatch.setattr(reading, "read_block", slow)
+    return begun, go_on
+
+
+def test_a_job_takes_the_place_of_what_was_being_read(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun, go_on = held(model, monkeypatch)
     wanted = tmp_path / "wanted.safetensors"
     wanted.write_bytes(b"w" * BLOCK)
     forget(wanted)
@@ -180,15 +186,7 @@ def interrupted(
     model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[tuple[ReadAhead, list[Request]]]:
     """A boot's reading of `model`, cut by two jobs which have read nothing of it."""
-    begun, go_on = threading.Event(), threading.Event()
-    really_read = page_cache.read_block
-
-    def slow(descriptor: int, offset: int, size: int) -> None:
-        begun.set()
-        go_on.wait(30)
-        really_read(descriptor, offset, size)
-
-    monkeypatch.setattr(reading, "read_block", slow)
+    begun, go_on = held(model, monkeypatch)
     ahead = ReadAhead(lambda: PLENTY, threads=1)
     likely = ahead.start([model])
     assert begun.wait(10)

@@ -92,8 +92,8 @@ def unread_and_cached(
     ComfyUI let go of what it had loaded; its log must say that it loaded the checkpoint anew both
     times.
     """
-    series: Series = {"unread": [], "cached": [], "unread processor": [], "cached processor": []}
-    reading = series.setdefault("reading", [])
+    kinds = ("unread", "reading", "cached", "unread processor", "cached processor")
+    series: Series = {kind: [] for kind in kinds}
     for number, name in enumerate(names):
         seen, real = hot.volume / CHECKPOINTS / name, scene.volume(load) / CHECKPOINTS / name
         for path in (seen, real):
@@ -108,7 +108,7 @@ def unread_and_cached(
             series[key].append(hot.ask(load.job(1000 + number, name)))
             series[f"{key} processor"].append(_processor_seconds() - busy)
             if key == "unread":
-                reading.append(hot.timings["read_ahead"]["seconds"])
+                series["reading"].append(hot.timings["read_ahead"]["seconds"])
             if hot.loads_so_far() != before + 1:
                 raise RuntimeError(f"ComfyUI did not load {name} anew for the {key} job")
             hot.ask(plain(2 * number + len(series["cached"])))

@@ -10,7 +10,7 @@ import json
 import sys
 
 from bootstrap.boot import Boot
-from bootstrap.findings import Outcome
+from bootstrap.core.findings import Outcome
 from bootstrap.render import boot_json, boot_text
 from bootstrap.settings import read_settings
 

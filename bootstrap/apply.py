@@ -8,7 +8,7 @@ import uuid
 from collections.abc import Mapping
 from pathlib import Path, PurePosixPath
 
-from bootstrap.findings import Finding, error, info, warning
+from bootstrap.core.findings import Finding, error, info, warning
 from bootstrap.link_plan import Action, Conflict, Folder, Kind, Link, LinkPlan, Unlink
 from bootstrap.plan import plan_links
 from bootstrap.volume import MODELS, Layout, folders_known_to

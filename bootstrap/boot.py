@@ -17,9 +17,9 @@ import os
 from collections.abc import Iterable, Mapping
 
 from bootstrap.comfyui import ComfyUI
-from bootstrap.findings import Finding, errors_in, ok, outcome_of
+from bootstrap.core.findings import Finding, errors_in, ok, outcome_of
+from bootstrap.core.log import say
 from bootstrap.health import Health, HealthSocket, health_of
-from bootstrap.log import say
 from bootstrap.loop_pulse import LoopPulse
 from bootstrap.node_imports import check_node_imports
 from bootstrap.preparation import Preparation, WarmUp

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from bootstrap.apply import link_models
-from bootstrap.findings import Finding, errors_in
+from bootstrap.core.findings import Finding, errors_in
 from bootstrap.manifest import Manifest
 from bootstrap.manifest_file import wanted_here
 from bootstrap.settings import Settings

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 from urllib.parse import urlsplit
 
-from bootstrap.kinds import Secret
+from bootstrap.core.redact import Secret
 from bootstrap.settings import Settings
 
 # `https://NAME.s3.REGION.amazonaws.com`: the bucket's own address, as other workers want it.

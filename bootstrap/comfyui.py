@@ -16,9 +16,9 @@ from pathlib import Path
 from typing import IO
 
 from bootstrap import command, guard, prompt_thread
+from bootstrap.core.log import say
+from bootstrap.core.redact import masked
 from bootstrap.exits import Exit
-from bootstrap.log import say
-from bootstrap.masking import masked
 
 _KEPT_LINES = 2000  # custom nodes talk while they are imported
 _LINE_END = re.compile(rb"[\r\n]+")

@@ -11,8 +11,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from bootstrap.findings import Finding, warning
-from bootstrap.masking import LOGIN
+from bootstrap.core.findings import Finding, warning
+from bootstrap.core.redact import LOGIN
 
 CODES = {"comfyui.flag_unknown": "A flag in COMFYUI_ARGS that this version does not know"}
 

@@ -10,20 +10,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
+from bootstrap.core.files import publish
+from bootstrap.core.text import megabytes
 from bootstrap.facts.weights import SAFETENSORS
 from bootstrap.fetch.blocks import Blocks
 from bootstrap.fetch.digest import Follower
-from bootstrap.fetch.errors import (
-    Changed,
-    DownloadError,
-    Stopped,
-    disk_error,
-    keeps_changing,
-    megabytes,
-)
+from bootstrap.fetch.errors import Changed, DownloadError, Stopped, disk_error, keeps_changing
 from bootstrap.fetch.orphans import Quiet, released_only, take_over
 from bootstrap.fetch.part import Part
-from bootstrap.fetch.publish import publish
 from bootstrap.fetch.ranges import RangeFetch
 from bootstrap.fetch.remote import Locate, Remote
 from bootstrap.fetch.stream import fetch_stream

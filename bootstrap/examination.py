@@ -5,11 +5,10 @@ from __future__ import annotations
 import threading
 from collections.abc import Mapping
 
+from bootstrap.core.findings import Finding, findings_text
+from bootstrap.core.log import say
 from bootstrap.doctor import examine
 from bootstrap.facts.everything import Facts, Scope
-from bootstrap.findings import Finding
-from bootstrap.log import say
-from bootstrap.render import findings_text
 from bootstrap.reports import Report
 from bootstrap.settings import Settings
 from bootstrap.timeline import Stage

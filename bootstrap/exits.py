@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from re import Match
 
-from bootstrap.findings import Finding, error, host_error
+from bootstrap.core.findings import Finding, error, host_error
 
 CODES = {
     "comfyui.killed": "ComfyUI was killed, most often for memory",

@@ -15,10 +15,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from bootstrap.comfyui import ComfyUI
+from bootstrap.core.findings import Finding, Outcome, errors_in
+from bootstrap.core.log import say
 from bootstrap.exits import explain_exit
-from bootstrap.findings import Finding, Outcome, errors_in
 from bootstrap.healthcheck import connected, socket_path, socket_paths
-from bootstrap.log import say
 from bootstrap.readiness import is_answering
 from bootstrap.reports import BootReport
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from shutil import which
 
-from bootstrap.findings import Finding, error
+from bootstrap.core.findings import Finding, error
 from bootstrap.settings import Settings
 from bootstrap.volume import COMFYUI, Layout
 

@@ -11,29 +11,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-
-class Secret:
-    """A text that shows as `***` wherever it is printed; `reveal()` gives it."""
-
-    __slots__ = ("_text",)
-
-    def __init__(self, text: str) -> None:
-        self._text = text
-
-    def reveal(self) -> str:
-        """The secret itself, for the one place that needs it."""
-        return self._text
-
-    def __repr__(self) -> str:
-        return "Secret(***)"
-
-    __str__ = __repr__
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, Secret) and other._text == self._text
-
-    def __hash__(self) -> int:
-        return hash(self._text)
+from bootstrap.core.redact import Secret
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ import time
 import traceback
 from collections.abc import Callable
 
-from bootstrap.findings import Finding, error
+from bootstrap.core.findings import Finding, error
 
 CODES = {"worker.loop_stuck": "The worker's loop does not move: no job is taken or answered"}
 _EVERY = 1.0

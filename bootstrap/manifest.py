@@ -13,7 +13,7 @@ from pathlib import PurePosixPath
 from typing import Any
 
 from bootstrap.categories import category_of
-from bootstrap.findings import Finding, Severity
+from bootstrap.core.findings import Finding, Severity
 from bootstrap.manifest_entry import Complaint, ModelSpec, read_entry
 
 CODES = {

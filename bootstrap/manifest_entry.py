@@ -12,7 +12,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from bootstrap.categories import PICKLES, category_of, extension_of, known_folders
-from bootstrap.masking import masked
+from bootstrap.core.redact import masked
 from bootstrap.path_component import fault_of
 from bootstrap.sources.links import BadLink, CivitaiFile, HubFile, Link, parse_link
 

@@ -7,9 +7,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from bootstrap.fetch.disk import write_whole
-from bootstrap.fetch.names import beside, new_owner
-from bootstrap.findings import Finding, error
+from bootstrap.core.files import write_whole
+from bootstrap.core.findings import Finding, error
+from bootstrap.core.temp_names import beside, new_owner
 from bootstrap.manifest import VERSION, Manifest, is_workflow, parse_manifest
 from bootstrap.manifest_entry import ModelSpec
 from bootstrap.settings import Settings

@@ -6,7 +6,8 @@ import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from bootstrap.fetch.errors import DownloadError, disk_error, megabytes
+from bootstrap.core.text import megabytes
+from bootstrap.fetch.errors import DownloadError, disk_error
 from bootstrap.fetch.receipts import Receipt, read_receipt, write_receipt
 from bootstrap.fetch.verify import check_content, check_hash, hash_file
 from bootstrap.manifest_entry import ModelSpec

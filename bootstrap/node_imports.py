@@ -16,10 +16,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from bootstrap.checks.pip_line import pip_install, where_to_type
+from bootstrap.core.findings import Finding, info, ok, warning
+from bootstrap.core.text import counted, named, shown
 from bootstrap.facts.packages import PackagesFacts
-from bootstrap.findings import Finding, info, ok, warning
 from bootstrap.module_names import distribution_of
-from bootstrap.wording import counted, named, shown
 
 CODES = {
     "nodes.import_failed": "A custom node pack could not be imported.",

@@ -18,18 +18,17 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from bootstrap.core.concurrency import SilentError, Together
+from bootstrap.core.files import Disk, publish_new
+from bootstrap.core.findings import Finding
+from bootstrap.core.lease import BEAT, STALE, Lease
+from bootstrap.core.log import say
 from bootstrap.facts.node_packs import gather_packs
 from bootstrap.facts.packages import PackagesFacts
-from bootstrap.facts.together import SilentError, Together
-from bootstrap.fetch.disk import Disk
-from bootstrap.findings import Finding
-from bootstrap.lease import BEAT, STALE, Lease
-from bootstrap.log import say
 from bootstrap.package_archive import BadArchive, Record, archive_at, mark_used, pack, sweep, unpack
 from bootstrap.package_build import Builder
 from bootstrap.package_findings import added, failed, not_kept, refused
 from bootstrap.pip_child import Pip, PipFailed
-from bootstrap.publish import publish_new
 from bootstrap.wanted_packages import Wanted, constraints, wanted_by
 
 _LOOK_SECONDS = 15.0

@@ -19,8 +19,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from bootstrap.facts.crew import Crew
-from bootstrap.facts.leftovers import look_at_leftover
+from bootstrap.core.concurrency import Crew
+from bootstrap.core.temp_names import look_at_leftover
 from bootstrap.facts.packages import PackagesFacts
 from bootstrap.recent import FOLDER
 from bootstrap.wanted_packages import Wanted, is_archive_name, name_for

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from bootstrap.masking import masked
+from bootstrap.core.redact import masked
 from bootstrap.package_archive import Record
 from bootstrap.pip_child import Pip, PipFailed
 from bootstrap.requirements_text import normalised

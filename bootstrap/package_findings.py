@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from bootstrap.findings import Finding, ok, warning
+from bootstrap.core.findings import Finding, ok, warning
+from bootstrap.core.text import named
 from bootstrap.package_archive import Record
 from bootstrap.wanted_packages import Wanted
-from bootstrap.wording import named
 
 CODES = {
     "nodes.packages_added": "Packages that node packs require were added to ComfyUI's path.",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import unicodedata
 
-from bootstrap.fetch.names import LONGEST_NAME
+from bootstrap.core.temp_names import LONGEST_NAME
 
 _NOT_IN_NAMES = re.compile(r'[\x00-\x1f\x7f/\\:*?"<>|]')
 _DEVICES = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)(\..*)?", re.IGNORECASE)

@@ -16,8 +16,8 @@ from urllib.parse import unquote
 
 from bootstrap import guard
 from bootstrap.command import environment
-from bootstrap.log import say
-from bootstrap.masking import LOGIN, masked
+from bootstrap.core.log import say
+from bootstrap.core.redact import LOGIN, masked
 from bootstrap.pip_words import build_output, is_passing, reason_in
 
 # Where packages go and which ones is ours to say, whatever the image or the endpoint sets.

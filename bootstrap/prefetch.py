@@ -10,7 +10,7 @@ import threading
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
-from bootstrap.facts.memory import gather_memory
+from bootstrap.core.memory import gather_memory
 from bootstrap.reading import Request
 
 # A job waits: four streams get 700 MB/s of a usual volume, eight 1,000, sixteen 1,300. At boot

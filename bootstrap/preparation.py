@@ -11,9 +11,9 @@ from bootstrap import command
 from bootstrap.boot_models import BootModels
 from bootstrap.checks.volume import check_layout
 from bootstrap.comfyui import ComfyUI, Launch
+from bootstrap.core.findings import Finding, host_error
 from bootstrap.examination import MACHINE, VOLUME, Examination
 from bootstrap.facts.packages import PackagesFacts, gather_packages
-from bootstrap.findings import Finding, host_error
 from bootstrap.interpreter import ask_help, choose_python
 from bootstrap.launch import child_environment, copy_user, folders_of, stage_code
 from bootstrap.node_packages import Place, add_packages

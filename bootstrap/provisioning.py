@@ -11,15 +11,15 @@ from pathlib import Path
 
 from bootstrap.apply import link_models
 from bootstrap.at_hand import at_hand
+from bootstrap.core.findings import Finding, error
+from bootstrap.core.log import say
 from bootstrap.fetch.addresses import AddressPolicy
 from bootstrap.fetch.errors import DownloadError
 from bootstrap.fetch.progress import LogMeter, MakeMeter
 from bootstrap.fetch.throttle import Throttle
 from bootstrap.fetch.tools import Tools
 from bootstrap.fetch.verify import check_content
-from bootstrap.findings import Finding, error
 from bootstrap.local_models import link_cached, local_folders, shown_locally
-from bootstrap.log import say
 from bootstrap.manifest_entry import ModelSpec
 from bootstrap.presence import wanted_of
 from bootstrap.provision import provision

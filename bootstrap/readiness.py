@@ -13,9 +13,9 @@ from dataclasses import dataclass
 from enum import Enum
 
 from bootstrap.comfyui import ComfyUI
+from bootstrap.core.findings import Finding, error
+from bootstrap.core.log import say
 from bootstrap.exits import explain_exit
-from bootstrap.findings import Finding, error
-from bootstrap.log import say
 
 CODES = {"comfyui.start_timeout": "ComfyUI lives, but did not answer in time"}
 POLL_SECONDS = 0.1

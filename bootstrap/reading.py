@@ -12,9 +12,9 @@ from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from bootstrap.core.text import counted, size_text
 from bootstrap.load_order import LoadOrder, load_order
 from bootstrap.page_cache import BLOCK, read_block, read_pages, residence_of
-from bootstrap.wording import counted, size_text
 
 _NICE = 15
 

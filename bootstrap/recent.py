@@ -15,8 +15,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from bootstrap.fetch.disk import write_whole
-from bootstrap.publish import part_beside
+from bootstrap.core.files import part_beside, write_whole
 
 FOLDER = ".comfyui-worker"
 _VERSION = 1

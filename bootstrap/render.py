@@ -3,42 +3,25 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from bootstrap.findings import OTHER, SECTIONS, Finding, Severity, section_of, worst_first
+from bootstrap.core.findings import (
+    OTHER,
+    SECTIONS,
+    Finding,
+    Severity,
+    findings_text,
+    section_of,
+    worst_first,
+)
+from bootstrap.core.text import size_text
 from bootstrap.reports import BootReport, Report
 from bootstrap.timeline import Stage
-from bootstrap.wording import size_text
 
 JSON_VERSION = 1
 MOST_BYTES = 900_000
 _BAR = 40  # characters for the whole boot
-_MARKS = {
-    Severity.OK: "ok     ",
-    Severity.INFO: "info   ",
-    Severity.WARNING: "WARNING",
-    Severity.ERROR: "ERROR  ",
-}
-_COLOURS = {
-    Severity.OK: "\033[32m",
-    Severity.INFO: "\033[36m",
-    Severity.WARNING: "\033[33m",
-    Severity.ERROR: "\033[31m",
-}
-
-
-def findings_text(findings: Iterable[Finding], colour: bool = False) -> str:
-    """One line a finding, worst first, its fix indented below."""
-    lines: list[str] = []
-    for finding in worst_first(findings):
-        mark = _MARKS[finding.severity]
-        if colour:
-            mark = f"{_COLOURS[finding.severity]}{mark}\033[0m"
-        lines.append(f"{mark} {finding.code}: {finding.message}")
-        if finding.fix:
-            lines.append(f"        fix: {finding.fix}")
-    return "\n".join(lines)
 
 
 def report_text(report: Report, colour: bool = False, quiet: bool = False) -> str:

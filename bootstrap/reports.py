@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from bootstrap.core.findings import Finding, Outcome, Severity
 from bootstrap.facts.everything import Facts
-from bootstrap.findings import Finding, Outcome, Severity
 from bootstrap.timeline import Stage
 
 

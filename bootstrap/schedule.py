@@ -12,8 +12,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from enum import Enum
 
-from bootstrap.findings import Finding, error, errors_in
-from bootstrap.log import say
+from bootstrap.core.findings import Finding, error, errors_in
+from bootstrap.core.log import say
 from bootstrap.timeline import Stage, Timeline
 
 CODES = {

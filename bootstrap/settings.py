@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from bootstrap import kinds
-from bootstrap.findings import Finding
-from bootstrap.kinds import Secret
+from bootstrap.core.findings import Finding
+from bootstrap.core.redact import Secret
 from bootstrap.variables import Variable, as_data, read_variables, table_of, var
 
 

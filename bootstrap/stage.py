@@ -21,7 +21,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
-from bootstrap.facts.crew import Crew
+from bootstrap.core.concurrency import Crew
 
 # 64 in flight, as in facts/walk.py.
 _THREADS = 64

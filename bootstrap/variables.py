@@ -7,9 +7,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from bootstrap.findings import Finding, error
-from bootstrap.kinds import Kind, Secret
-from bootstrap.masking import MASK, masked
+from bootstrap.core.findings import Finding, error
+from bootstrap.core.redact import MASK, Secret, masked
+from bootstrap.kinds import Kind
 
 CODES = {"settings.invalid": "An environment variable has a value that is not allowed"}
 _ON = ("1", "true", "yes", "on")

@@ -13,7 +13,7 @@ import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
-from bootstrap.findings import Finding, host_error
+from bootstrap.core.findings import Finding, host_error
 
 CODES = {"disk.local_unusable": "The worker's own folder on local disk cannot be made"}
 _PREFIX = "comfyui-worker-"

@@ -7,13 +7,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from bootstrap.core.findings import Finding, Severity
+from bootstrap.core.lease import BEAT, STALE
 from bootstrap.fetch.errors import CODES as DOWNLOAD_CODES
 from bootstrap.fetch.errors import DownloadError
 from bootstrap.fetch.progress import LogMeter, MakeMeter
 from bootstrap.fetch.receipts import Receipt
 from bootstrap.fetch.tools import Tools
-from bootstrap.findings import Finding, Severity
-from bootstrap.lease import BEAT, STALE
 from bootstrap.manifest_entry import ModelSpec
 from bootstrap.sources import Sources
 

@@ -17,9 +17,9 @@ from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
 
-from bootstrap.facts.crew import Crew
-from bootstrap.log import say
-from bootstrap.publish import part_beside, publish_new
+from bootstrap.core.concurrency import Crew
+from bootstrap.core.files import part_beside, publish_new
+from bootstrap.core.log import say
 from bootstrap.stage import PRIVATE, Staged, Stamp
 
 # A file changed more recently may still be being written.

@@ -13,7 +13,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from bootstrap.kinds import Secret
+from bootstrap.core.redact import Secret
 from bootstrap.models_cli import main as models
 from bootstrap.sources import Sources
 from bootstrap.sources.civitai import Civitai

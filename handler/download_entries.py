@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from bootstrap.findings import Finding, errors_in
+from bootstrap.core.findings import Finding, errors_in
 from bootstrap.manifest import VERSION, parse_manifest
 from bootstrap.manifest_entry import ModelSpec
 from bootstrap.settings import Settings

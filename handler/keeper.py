@@ -7,7 +7,7 @@ import uuid
 from contextlib import suppress
 from pathlib import Path
 
-from bootstrap.publish import publish_copy
+from bootstrap.core.files import publish_copy
 from bootstrap.settings import Settings
 from bootstrap.volume import Layout
 from handler.volume_pulse import Pulse

@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 
-from bootstrap.facts.memory import MemoryGauge
-from bootstrap.log import say
+from bootstrap.core.log import say
+from bootstrap.core.memory import MemoryGauge
 from bootstrap.settings import Settings
 from handler.comfy_client import Refused, Unreachable, connect
 

@@ -8,7 +8,7 @@ from pathlib import PurePosixPath
 from typing import Any
 
 from bootstrap.categories import PICKLES, category_of, extension_of
-from bootstrap.findings import errors_in
+from bootstrap.core.findings import errors_in
 from bootstrap.manifest import Manifest
 from bootstrap.manifest_entry import ModelSpec
 from handler.errors import JobError

@@ -10,9 +10,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from bootstrap.fetch.errors import megabytes
+from bootstrap.core.log import say
+from bootstrap.core.text import megabytes
 from bootstrap.fetch.progress import FileMeter, LogMeter
-from bootstrap.log import say
 from bootstrap.manifest_entry import ModelSpec
 from bootstrap.manifest_file import wanted_here
 from bootstrap.provisioning import Provisioning, show_to_comfyui, workplace_for

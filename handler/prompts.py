@@ -9,7 +9,7 @@ from functools import partial
 from pathlib import Path
 
 from bootstrap.comfyui import ComfyUI
-from bootstrap.log import say
+from bootstrap.core.log import say
 from handler import failures
 from handler.comfy_client import Refused, Unreachable, connect
 from handler.deadline import Deadline

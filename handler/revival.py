@@ -11,8 +11,8 @@ from collections.abc import Callable, Sequence
 
 from bootstrap import exits, readiness
 from bootstrap.comfyui import ComfyUI
-from bootstrap.findings import Finding
-from bootstrap.log import say
+from bootstrap.core.findings import Finding
+from bootstrap.core.log import say
 from bootstrap.preparation import not_startable
 from bootstrap.readiness import is_answering, wait_until_ready
 from handler.deadline import Deadline

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import NoReturn
 
 from bootstrap.comfyui import ComfyUI
+from bootstrap.core.log import say
 from bootstrap.exits import Exit
-from bootstrap.log import say
 from handler import failures, rejection, watch
 from handler.comfy_client import ComfyClient, Refused, Unreachable, connect
 from handler.deadline import Deadline

@@ -11,8 +11,8 @@ from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager
 from typing import Any, TypeVar
 
-from bootstrap.log import say
-from bootstrap.wording import counted
+from bootstrap.core.log import say
+from bootstrap.core.text import counted
 from handler.errors import JobError
 
 CODES = {"worker.shutting_down": "The worker was stopped before the job was done"}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 
-from bootstrap.facts.together import SilentError, Together
+from bootstrap.core.concurrency import SilentError, Together
 from bootstrap.volume import Layout
 from handler.errors import JobError
 from handler.volume_pulse import VOLUME_FIX

@@ -8,7 +8,7 @@ import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
-from bootstrap.findings import Finding, ok, warning
+from bootstrap.core.findings import Finding, ok, warning
 from bootstrap.preparation import Preparation
 from bootstrap.timeline import Stage
 from bootstrap.volume import MODELS

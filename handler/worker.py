@@ -11,11 +11,11 @@ from typing import Any
 
 from bootstrap.boot import Boot
 from bootstrap.bucket import S3_CONFIG
-from bootstrap.findings import Finding, errors_in
-from bootstrap.log import say
+from bootstrap.core.findings import Finding, errors_in
+from bootstrap.core.log import say
+from bootstrap.core.text import counted
 from bootstrap.reports import BootReport
 from bootstrap.volume import MODELS
-from bootstrap.wording import counted
 from handler import reply, worker_comfyui
 from handler.diagnostics import Diagnostics
 from handler.errors import JobError

@@ -10,7 +10,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from typing import Any
 
-from bootstrap.findings import Finding
+from bootstrap.core.findings import Finding
 from bootstrap.preparation import Preparation
 from bootstrap.volume import MODELS
 from handler.comfy_client import connect

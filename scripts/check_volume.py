@@ -22,11 +22,12 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 
+from bootstrap.core.findings import findings_text
 from bootstrap.doctor import examine
 from bootstrap.facts.everything import Scope
 from bootstrap.fix import apply_fixes, plan_fixes
-from bootstrap.page import page
-from bootstrap.render import findings_text, report_json, report_text
+from bootstrap.page.document import page
+from bootstrap.render import report_json, report_text
 from bootstrap.reports import Report
 from bootstrap.settings import Settings
 from scripts.progress import Progress

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from bootstrap.findings import Severity
-from bootstrap.page import page
+from bootstrap.core.findings import Severity
+from bootstrap.page.document import page
 from scripts.diagnostics_text import diagnostics_text, findings_in
 from scripts.endpoint import Job
 from scripts.saving import Saving, save

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from bootstrap.boot import Boot
-from bootstrap.findings import Outcome
+from bootstrap.core.findings import Outcome
 from bootstrap.settings import Settings
 from demo.volume import DemoVolume, ensure
 from handler.worker import Worker

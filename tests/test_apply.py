@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 
 from bootstrap import apply
 from bootstrap.apply import link_models, plan_for
-from bootstrap.findings import Finding, Severity
+from bootstrap.core.findings import Finding, Severity
 from bootstrap.link_plan import LinkPlan
 from bootstrap.settings import Settings
 from bootstrap.volume import Layout, locate

@@ -15,10 +15,10 @@ PURE = (
     "bootstrap.categories",
     "bootstrap.command",
     "bootstrap.exits",
-    "bootstrap.findings",
+    "bootstrap.core.findings",
     "bootstrap.kinds",
     "bootstrap.link_plan",
-    "bootstrap.masking",
+    "bootstrap.core.redact",
     "bootstrap.path_component",
     "bootstrap.pip_words",
     "bootstrap.plan",
@@ -99,7 +99,12 @@ def test_a_pure_module_opens_no_file(name: str) -> None:
 
 def test_what_the_doctor_uses_needs_nothing_but_the_standard_library() -> None:
     roots = {n for n in modules() if n.startswith(("bootstrap.checks.", "bootstrap.facts."))}
-    roots |= {"bootstrap.findings", "bootstrap.settings", "bootstrap.volume", "bootstrap.apply"}
+    roots |= {
+        "bootstrap.core.findings",
+        "bootstrap.settings",
+        "bootstrap.volume",
+        "bootstrap.apply",
+    }
     foreign = {
         name: outside
         for name in all_needed_by(roots)

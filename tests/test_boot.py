@@ -15,7 +15,7 @@ import psutil
 import pytest
 
 from bootstrap.boot import Boot
-from bootstrap.findings import Outcome, errors_in
+from bootstrap.core.findings import Outcome, errors_in
 from bootstrap.reports import BootReport
 from bootstrap.settings import Settings
 from tests.conftest import BootedWorker

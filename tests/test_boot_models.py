@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from bootstrap.findings import Outcome
+from bootstrap.core.findings import Outcome
 from tests.conftest import BootedWorker
 from tests.support.provisioning import sha256, tensors
 from tests.support.vicious_server import ViciousServer

@@ -6,9 +6,9 @@ import pytest
 
 from bootstrap.checks import allocator
 from bootstrap.checks.alloc_conf import parse_alloc_conf
+from bootstrap.core.findings import Severity
 from bootstrap.facts.machine import Preload
 from bootstrap.facts.torch_build import TorchBuild
-from bootstrap.findings import Severity
 from tests.support.check_cases import NO_GPU, Case, assert_case, look
 
 OK, INFO, WARNING, ERROR = Severity

@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 
 from bootstrap.checks.comfyui import check_comfyui
+from bootstrap.core.findings import Finding, Severity
 from bootstrap.facts.comfyui import gather_comfyui
 from bootstrap.facts.packages import PackagesFacts, gather_packages
-from bootstrap.findings import Finding, Severity
 
 
 def bad(comfyui: Path, packages: PackagesFacts | None = None) -> dict[str, Finding]:

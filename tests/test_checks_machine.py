@@ -7,9 +7,9 @@ from dataclasses import replace
 import pytest
 
 from bootstrap.checks import machine, memory
+from bootstrap.core.findings import Severity
+from bootstrap.core.memory import CpuFacts
 from bootstrap.facts.machine import ClockFacts, MachineFacts
-from bootstrap.facts.memory import CpuFacts
-from bootstrap.findings import Severity
 from bootstrap.settings import Settings
 from tests.support.check_cases import DISK, GB, HEALTHY, NOW, Case, assert_case, look
 

@@ -14,12 +14,12 @@ from pathlib import Path
 import pytest
 
 from bootstrap.checks.models import CODES, check_models
+from bootstrap.core.findings import Finding, Severity, worst_first
+from bootstrap.core.text import named, shown, size_text, typed
 from bootstrap.facts.inventory import Inventory
 from bootstrap.facts.model_files import gather_models
 from bootstrap.facts.tree import Problem
 from bootstrap.facts.weights import Examined, State
-from bootstrap.findings import Finding, Severity, worst_first
-from bootstrap.wording import named, shown, size_text, typed
 from tests.support.model_folders import (
     HTML,
     REFUSAL,

@@ -15,12 +15,12 @@ import pytest
 from bootstrap.checks import requirements as checks
 from bootstrap.checks.requirements import CANNOT_START_WITHOUT, MOST_PACKS, check_requirements
 from bootstrap.checks.verdicts import Verdict, judge
+from bootstrap.core.findings import Finding, Severity
 from bootstrap.facts.comfyui import ComfyUIFacts, gather_comfyui
 from bootstrap.facts.everything import Facts
 from bootstrap.facts.node_packs import Pack
 from bootstrap.facts.packages import Package, PackagesFacts, gather_packages
 from bootstrap.facts.python_child import Failure, Trouble
-from bootstrap.findings import Finding, Severity
 from bootstrap.requirements_text import parse_file, parse_requirement
 
 PYTHON = "/opt/comfyui/bin/python"

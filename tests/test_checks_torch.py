@@ -8,8 +8,8 @@ import pytest
 
 from bootstrap.checks import torch_build as checks
 from bootstrap.checks.torch_build import check_torch_build, oldest_driver, version_numbers
+from bootstrap.core.findings import Severity
 from bootstrap.facts.torch_build import TorchBuild
-from bootstrap.findings import Severity
 from tests.support.check_cases import DEVICE, NO_GPU, Case, assert_case, device, gpu, look
 
 OK, INFO, WARNING, ERROR = Severity

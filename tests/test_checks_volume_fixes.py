@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from bootstrap.checks import volume_layout
-from bootstrap.findings import Severity
+from bootstrap.core.findings import Severity
 from tests.support.volume_cases import CASES, HEX, LORA, Case, aged, linked, paths_file
 from tests.support.volumes import command_of, follow, grave, healthy, look, model, only
 

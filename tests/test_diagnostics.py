@@ -14,7 +14,7 @@ from typing import Any
 import jsonschema
 import pytest
 
-from bootstrap.findings import Outcome
+from bootstrap.core.findings import Outcome
 from tests.conftest import BootedWorker
 from tests.support.secret_names import secret_names
 from tests.test_doctor import SCHEMA

@@ -14,10 +14,10 @@ import jsonschema
 import pytest
 
 from bootstrap.checks.registry import ALL_CHECKS, Check, run_checks
+from bootstrap.core.findings import Severity
 from bootstrap.doctor import examine
 from bootstrap.facts import everything
 from bootstrap.facts.everything import Facts, Scope
-from bootstrap.findings import Severity
 from bootstrap.reports import Report
 from bootstrap.settings import Settings
 from demo.volume import DemoVolume

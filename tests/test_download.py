@@ -12,10 +12,10 @@ from typing import Any
 
 import pytest
 
+from bootstrap.core.files import Disk
 from bootstrap.download import Download
 from bootstrap.fetch.addresses import AddressPolicy, is_public
 from bootstrap.fetch.blocks import Blocks
-from bootstrap.fetch.disk import Disk
 from bootstrap.fetch.errors import DownloadError, Stopped
 from bootstrap.fetch.orphans import sweep
 from bootstrap.fetch.progress import FileMeter

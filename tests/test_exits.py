@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from bootstrap.core.findings import Finding
 from bootstrap.exits import LOG_LINES_IN_DETAILS, Exit, explain_exit
-from bootstrap.findings import Finding
 
 PYTHON = Path("/opt/comfyui/bin/python")
 

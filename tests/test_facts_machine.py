@@ -12,9 +12,9 @@ from pathlib import Path
 
 import pytest
 
+from bootstrap.core.memory import MemoryGauge, gather_cpu, gather_memory
 from bootstrap.facts import machine
 from bootstrap.facts.machine import gather_machine, look_at_preloads
-from bootstrap.facts.memory import MemoryGauge, gather_cpu, gather_memory
 from bootstrap.facts.torch_build import TorchBuild, ask_arches, read_torch_build
 
 GB = 1024**3

@@ -17,19 +17,18 @@ import pytest
 from benchmarks.simulated_volume import Delays, why_not
 from benchmarks.simulated_volume import mounted as simulated
 from bootstrap.checks.volume import check_volume
+from bootstrap.core.concurrency import SilentError, Together
+from bootstrap.core.files import list_folder
+from bootstrap.core.findings import Finding, Severity
+from bootstrap.core.temp_names import beside, kind_of, lease_name, look_at_leftover
 from bootstrap.facts import volume as gatherer
-from bootstrap.facts.folder import list_folder
-from bootstrap.facts.leftovers import kind_of, look_at_leftover
 from bootstrap.facts.model_paths import read_lines, resolve
 from bootstrap.facts.mount import mount_of
-from bootstrap.facts.together import SilentError, Together
 from bootstrap.facts.venvs import look_at_venv
 from bootstrap.facts.volume_disk import try_writing
 from bootstrap.facts.volume_facts import State
 from bootstrap.facts.volume_links import Leads, look_at_link
 from bootstrap.facts.volume_survey import mount_points
-from bootstrap.fetch.names import beside, lease_name
-from bootstrap.findings import Finding, Severity
 from bootstrap.volume import Layout, locate
 from tests.support.volumes import facts_of, healthy, model, mounted, settings
 
@@ -167,7 +166,7 @@ def test_a_volume_that_falls_silent_keeps_what_is_known(
 def test_a_hanging_call_does_not_keep_the_process_from_ending() -> None:
     code = (
         "import time\n"
-        "from bootstrap.facts.together import SilentError, Together\n"
+        "from bootstrap.core.concurrency import SilentError, Together\n"
         "try:\n    Together(0.2).one(lambda: time.sleep(60))\n"
         "except SilentError as silence:\n    print(silence)\n"
     )

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from bootstrap.findings import Finding, Severity
+from bootstrap.core.findings import Finding, Severity
 from bootstrap.fix import MakeFolders, RemoveLinks, Repair, Sweep, apply_fixes, plan_fixes
 from bootstrap.volume import locate
 from tests.support.volumes import facts_of, healthy, look, model, mounted, only, settings

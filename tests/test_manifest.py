@@ -14,8 +14,8 @@ import pytest
 
 from bootstrap import manifest as manifest_module
 from bootstrap import models_cli
+from bootstrap.core.findings import Severity, errors_in
 from bootstrap.fetch import errors as download_errors
-from bootstrap.findings import Severity, errors_in
 from bootstrap.manifest import Manifest, is_workflow, parse_manifest
 from bootstrap.manifest_file import MAX_BYTES, add_entry, load_manifest
 from tests.support.provisioning import MARKER, sha256, spec, tensors

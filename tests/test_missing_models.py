@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from bootstrap.findings import error
+from bootstrap.core.findings import error
 from bootstrap.manifest import Manifest
 from bootstrap.manifest_entry import ModelSpec
 from handler.errors import JobError

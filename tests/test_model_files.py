@@ -12,7 +12,7 @@ import pytest
 
 from bootstrap.categories import ALIASES, CATEGORIES, category_of, extension_of
 from bootstrap.checks.models import check_models
-from bootstrap.facts.crew import Allowance
+from bootstrap.core.concurrency import Allowance
 from bootstrap.facts.inventory import holdings_of
 from bootstrap.facts.model_files import gather_models
 from bootstrap.facts.weights import Examined, State, examine, sample_hash

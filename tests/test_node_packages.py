@@ -16,10 +16,10 @@ from pathlib import Path
 import pytest
 
 from bootstrap import package_archive
+from bootstrap.core.findings import Finding, Outcome
 from bootstrap.facts.added_packages import with_added
 from bootstrap.facts.comfyui import gather_comfyui
 from bootstrap.facts.packages import PackagesFacts, gather_packages
-from bootstrap.findings import Finding, Outcome
 from bootstrap.node_packages import Added, Place, add_packages
 from bootstrap.package_archive import KEPT_DAYS, Record, pack, read_record, unpack
 from bootstrap.pip_words import reason_in

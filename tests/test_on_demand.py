@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from bootstrap.findings import Outcome
+from bootstrap.core.findings import Outcome
 from bootstrap.sources import Sources
 from bootstrap.sources.huggingface import HuggingFace
 from demo.taesd import write_whole_vae

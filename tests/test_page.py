@@ -13,9 +13,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bootstrap.findings import ok, warning
-from bootstrap.page import page
+from bootstrap.core.findings import ok, warning
 from bootstrap.page.assets import DARK, LIGHT
+from bootstrap.page.document import page
 from bootstrap.page.findings import section_of
 from bootstrap.page.fix import Kind, pieces
 from bootstrap.page.picture import fitted, width_of

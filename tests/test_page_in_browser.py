@@ -18,7 +18,7 @@ from typing import Any
 
 import pytest
 
-from bootstrap.page import page
+from bootstrap.page.document import page
 from tests.support.sample_reports import broken, healthy, hostile
 
 NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")

@@ -13,13 +13,13 @@ from typing import Any
 
 import pytest
 
+from bootstrap.core.files import Disk
+from bootstrap.core.findings import Severity
+from bootstrap.core.lease import Lease
 from bootstrap.fetch import progress
-from bootstrap.fetch.disk import Disk
 from bootstrap.fetch.progress import LogMeter
 from bootstrap.fetch.receipts import receipt_path
 from bootstrap.fetch.throttle import Throttle
-from bootstrap.findings import Severity
-from bootstrap.lease import Lease
 from bootstrap.presence import Present, find_present
 from bootstrap.provision import provision
 from bootstrap.workplace import Result, summary

@@ -12,9 +12,9 @@ from typing import Any
 
 import pytest
 
+from bootstrap.core.findings import Outcome, outcome_of
 from bootstrap.fetch import progress
 from bootstrap.fetch.progress import BarMeter, LogMeter, clock, meters_for
-from bootstrap.findings import Outcome, outcome_of
 from bootstrap.local_models import link_cached
 from bootstrap.manifest_file import wanted_here
 from bootstrap.provisioning import (

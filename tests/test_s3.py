@@ -13,8 +13,8 @@ import pytest
 import requests
 
 from bootstrap.bucket import Bucket
+from bootstrap.core.redact import Secret
 from bootstrap.fetch.addresses import AddressPolicy
-from bootstrap.kinds import Secret
 from handler import s3
 from handler.deadline import Deadline
 from handler.s3 import NotUploaded, Store, Upload

@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Sequence
 
-from bootstrap.findings import Finding, error, warning
+from bootstrap.core.findings import Finding, error, warning
 from bootstrap.schedule import Schedule, State, Task
 from bootstrap.timeline import Stage, Timeline
 

@@ -11,8 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bootstrap import kinds
-from bootstrap.findings import Severity
-from bootstrap.kinds import Secret
+from bootstrap.core.findings import Severity
+from bootstrap.core.redact import Secret
 from bootstrap.settings import Settings, settings_table, variables
 from bootstrap.variables import Variable
 

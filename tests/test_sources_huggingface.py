@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from bootstrap.kinds import Secret
+from bootstrap.core.redact import Secret
 from bootstrap.provision import provision
 from bootstrap.sources.huggingface import HuggingFace, find_cached
 from bootstrap.sources.links import BadLink, HubFile, WebFile, parse_link

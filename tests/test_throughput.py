@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 
 from bootstrap.checks.throughput import CODES, EXAMPLE, check_throughput
+from bootstrap.core.findings import Severity
 from bootstrap.facts import throughput
 from bootstrap.facts.model_files import gather_models
 from bootstrap.facts.throughput import Read, Throughput, measure_throughput
-from bootstrap.findings import Severity
 from tests.support.model_folders import healthy, write
 
 MB = 1024**2

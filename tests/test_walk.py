@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from bootstrap.core.concurrency import Allowance, Crew
 from bootstrap.facts import walk as walk_module
-from bootstrap.facts.crew import Allowance, Crew
 from bootstrap.facts.tree import Entry, Kind, Target
 from bootstrap.facts.walk import walk
 from tests.support.model_folders import link, write

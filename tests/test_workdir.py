@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from bootstrap.findings import Finding
+from bootstrap.core.findings import Finding
 from bootstrap.workdir import WorkDir, make_workdir
 
 ROOT = Path(__file__).parent.parent

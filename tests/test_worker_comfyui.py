@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from jsonschema import validate
 
-from bootstrap.kinds import Secret
+from bootstrap.core.redact import Secret
 from bootstrap.settings import Settings, variables
 from demo.volume import DemoVolume
 from handler.errors import JobError

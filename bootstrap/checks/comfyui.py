@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterator
 
+from bootstrap.core.findings import Finding, error, info, ok, warning
+from bootstrap.core.text import counted, named, shown, typed
 from bootstrap.facts.comfyui import ComfyUIFacts
 from bootstrap.facts.node_packs import Pack, State
 from bootstrap.facts.packages import PackagesFacts
-from bootstrap.findings import Finding, error, info, ok, warning
-from bootstrap.wording import counted, named, shown, typed
 
 CODES = {
     "comfyui.version": "Which ComfyUI it is.",

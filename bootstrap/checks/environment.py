@@ -7,10 +7,10 @@ import difflib
 from collections.abc import Mapping
 
 from bootstrap.bucket import missing_variables
-from bootstrap.checks.shell import IN_ENDPOINT
 from bootstrap.checks.tokens import token_names
+from bootstrap.core.findings import Finding, info, warning
+from bootstrap.core.text import IN_ENDPOINT
 from bootstrap.facts.machine import MachineFacts
-from bootstrap.findings import Finding, info, warning
 from bootstrap.settings import Settings, variables
 from bootstrap.variables import is_on
 

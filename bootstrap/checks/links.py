@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from posixpath import join
 
-from bootstrap.checks.shell import SERVERLESS, about, chained, on_pod, quoted, words
+from bootstrap.core.files import contains
+from bootstrap.core.findings import Finding, error, info, warning
+from bootstrap.core.text import SERVERLESS, about, chained, named, on_pod, quoted, shown, words
 from bootstrap.facts.volume_facts import VolumeFacts
-from bootstrap.facts.volume_links import Leads, LinkFact, contains
-from bootstrap.findings import Finding, error, info, warning
+from bootstrap.facts.volume_links import Leads, LinkFact
 from bootstrap.volume import COMFYUI, MODELS
-from bootstrap.wording import named, shown
 
 CODES = {
     "links.other_mount": "Links name the mount point of a Pod on Serverless, or the reverse.",

@@ -7,10 +7,10 @@ from collections.abc import Sequence
 
 from bootstrap.categories import PICKLES, extension_of
 from bootstrap.checks.model_text import about, delete, paths_of, place
+from bootstrap.core.findings import Finding, info, warning
+from bootstrap.core.text import counted, named, shown, size_text, typed
 from bootstrap.facts.inventory import Inventory, ModelFile
 from bootstrap.facts.weights import State
-from bootstrap.findings import Finding, info, warning
-from bootstrap.wording import counted, named, shown, size_text, typed
 
 CODES = {
     "models.empty_file": "A model file has zero bytes",

@@ -7,12 +7,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from bootstrap.checks.model_text import MOST_PATH, MOST_PATHS, about, delete, paths_of
-from bootstrap.checks.shell import POD, SERVERLESS
+from bootstrap.core.findings import Finding, warning
+from bootstrap.core.text import POD, SERVERLESS, counted, named, shown, typed
 from bootstrap.facts.inventory import Inventory, ModelFile
 from bootstrap.facts.tree import Entry
 from bootstrap.facts.weights import State
-from bootstrap.findings import Finding, warning
-from bootstrap.wording import counted, named, shown, typed
 
 CODES = {
     "models.link_broken": "A link leads nowhere",

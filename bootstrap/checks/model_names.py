@@ -8,9 +8,9 @@ import unicodedata
 from collections.abc import Callable, Sequence
 
 from bootstrap.checks.model_text import MOST_PATH, MOST_PATHS
+from bootstrap.core.findings import Finding, info, warning
+from bootstrap.core.text import counted, named, typed
 from bootstrap.facts.inventory import Inventory
-from bootstrap.findings import Finding, info, warning
-from bootstrap.wording import counted, named, typed
 
 CODES = {
     "models.name_unusable": "A model's name has characters that workflows cannot carry",

@@ -17,9 +17,9 @@ from bootstrap.categories import (
     known_folders,
 )
 from bootstrap.checks.model_text import about, delete, paths_of
+from bootstrap.core.findings import Finding, info, warning
+from bootstrap.core.text import MB, counted, named, size_text, typed
 from bootstrap.facts.inventory import Holding, Inventory, ModelFile, holdings_of
-from bootstrap.findings import Finding, info, warning
-from bootstrap.wording import MB, counted, named, size_text, typed
 
 CODES = {
     "models.empty_category": "Model folders without a model in them",

@@ -5,8 +5,8 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 
+from bootstrap.core.text import counted, named, typed
 from bootstrap.facts.inventory import ModelFile
-from bootstrap.wording import counted, named, typed
 
 # In a finding's details, where programs read them.
 MOST_PATHS = 50

@@ -13,10 +13,10 @@ from pathlib import Path
 
 from bootstrap.checks import model_contents, model_links, model_names, model_places
 from bootstrap.checks.model_text import place
+from bootstrap.core.findings import Finding, info, ok, warning
+from bootstrap.core.text import counted, named, shown, size_text, typed
 from bootstrap.facts.inventory import Inventory, ModelFile, holdings_of, size_of
 from bootstrap.facts.weights import State
-from bootstrap.findings import Finding, info, ok, warning
-from bootstrap.wording import counted, named, shown, size_text, typed
 
 CODES: Mapping[str, str] = {
     "models.found": "How many models there are, in which categories",

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from bootstrap.checks.shell import on_pod
+from bootstrap.core.redact import MASK, masked
+from bootstrap.core.text import on_pod, typed
 from bootstrap.facts.packages import PackagesFacts
-from bootstrap.masking import MASK, masked
-from bootstrap.wording import typed
 
 # Each is built for one torch: pip brings another torch with another version of these.
 _BOUND_TO_TORCH = frozenset({"torchvision", "torchaudio", "torchtext", "xformers", "flash-attn"})

@@ -6,11 +6,11 @@ from collections.abc import Sequence
 
 from bootstrap.checks.pip_line import pip_install, public_torch, where_to_type
 from bootstrap.checks.verdicts import Judged, Verdict, judge
+from bootstrap.core.findings import Finding, error, info, ok, warning
+from bootstrap.core.text import counted, named, shown, typed
 from bootstrap.facts.comfyui import ComfyUIFacts
 from bootstrap.facts.node_packs import Pack
 from bootstrap.facts.packages import PackagesFacts
-from bootstrap.findings import Finding, error, info, ok, warning
-from bootstrap.wording import counted, named, shown, typed
 
 CODES = {
     "comfyui.requirement_missing": "A package that ComfyUI cannot start without is missing.",

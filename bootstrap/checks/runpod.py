@@ -5,9 +5,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from bootstrap.checks.shell import IN_ENDPOINT
+from bootstrap.core.findings import Finding, info, warning
+from bootstrap.core.text import IN_ENDPOINT
 from bootstrap.facts.machine import MachineFacts
-from bootstrap.findings import Finding, info, warning
 from bootstrap.settings import Settings
 from bootstrap.variables import is_on
 

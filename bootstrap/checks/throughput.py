@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+from bootstrap.core.findings import Finding, info, ok, warning
+from bootstrap.core.text import GB, MB, size_text
 from bootstrap.facts.throughput import Read, Throughput
-from bootstrap.findings import Finding, info, ok, warning
-from bootstrap.wording import GB, MB, size_text
 
 CODES = {
     "throughput.read": "How fast the volume is read, and how long a checkpoint takes",

@@ -8,9 +8,9 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping
 
-from bootstrap.checks.shell import IN_ENDPOINT
+from bootstrap.core.findings import Finding, warning
+from bootstrap.core.text import IN_ENDPOINT
 from bootstrap.facts.machine import MachineFacts
-from bootstrap.findings import Finding, warning
 from bootstrap.settings import Settings, variables
 
 _KNOWN = (

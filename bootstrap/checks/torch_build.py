@@ -6,10 +6,10 @@ import re
 from collections.abc import Mapping
 
 from bootstrap.checks.gpu_expected import gpu_expectation
+from bootstrap.core.findings import Finding, error, host_error, info, ok
 from bootstrap.facts.gpu import GpuDevice, GpuFacts
 from bootstrap.facts.machine import MachineFacts
 from bootstrap.facts.torch_build import TorchBuild
-from bootstrap.findings import Finding, error, host_error, info, ok
 from bootstrap.settings import Settings
 
 # The oldest Linux driver for programs built with a CUDA of that version. From 11 on, any minor

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from bootstrap.checks.shell import about, on_pod, quoted
 from bootstrap.checks.volume_presence import io_error
+from bootstrap.core.findings import Finding, error, info, warning
+from bootstrap.core.text import GB, MB, about, named, on_pod, quoted, shown
 from bootstrap.facts.volume_disk import Access, Space
 from bootstrap.facts.volume_facts import VolumeFacts
-from bootstrap.findings import Finding, error, info, warning
-from bootstrap.wording import GB, MB, named, shown
 
 TB = 1024**4
 # A handful of pictures or one video.

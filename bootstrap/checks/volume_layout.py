@@ -5,12 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from posixpath import basename, dirname, join, relpath
 
-from bootstrap.checks.shell import about, chained, on_pod, quoted
+from bootstrap.core.findings import Finding, error, info, warning
+from bootstrap.core.text import about, chained, named, on_pod, quoted, shown
 from bootstrap.facts.volume_facts import VolumeFacts
 from bootstrap.facts.volume_places import How, Place, Stray
-from bootstrap.findings import Finding, error, info, warning
 from bootstrap.volume import COMFYUI, MODELS
-from bootstrap.wording import named, shown
 
 SOURCE = "https://github.com/comfyanonymous/ComfyUI"
 

@@ -6,13 +6,12 @@ import re
 from collections.abc import Sequence
 from posixpath import basename, dirname, join, relpath
 
-from bootstrap.checks.shell import SERVERLESS, about, chained, on_pod, quoted, words
-from bootstrap.facts.leftovers import Leftover
+from bootstrap.core.findings import Finding, info, warning
+from bootstrap.core.temp_names import Leftover
+from bootstrap.core.text import GB, SERVERLESS, about, chained, named, on_pod, quoted, shown, words
 from bootstrap.facts.model_paths import BASE, FILE, ModelPath
 from bootstrap.facts.venvs import Venv
 from bootstrap.facts.volume_facts import VolumeFacts
-from bootstrap.findings import Finding, info, warning
-from bootstrap.wording import GB, named, shown
 
 CODES = {
     "volume.venv_broken": "A virtual environment's Python is not on this machine.",

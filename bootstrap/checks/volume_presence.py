@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from bootstrap.checks.shell import about, on_pod, quoted
+from bootstrap.core.findings import Finding, error, host_error, info, warning
+from bootstrap.core.text import about, on_pod, quoted, shown
 from bootstrap.facts.volume_facts import State, VolumeFacts
-from bootstrap.findings import Finding, error, host_error, info, warning
-from bootstrap.wording import shown
 
 CODES = {
     "volume.silent": "The volume does not answer: its mount hangs.",

@@ -10,10 +10,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from bootstrap.facts.folder import list_folder
+from bootstrap.core.concurrency import SilentError, Together
+from bootstrap.core.files import list_folder
 from bootstrap.facts.git_folder import Git, look_at_git
 from bootstrap.facts.node_packs import Pack, gather_packs, read_text, read_wishes
-from bootstrap.facts.together import SilentError, Together
 from bootstrap.requirements_text import Wishes, project_text
 
 GATHER_SECONDS = 15.0

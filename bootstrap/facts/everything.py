@@ -12,6 +12,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from bootstrap.core.findings import Finding, warning
+from bootstrap.core.redact import masked_data
 from bootstrap.facts.added_packages import with_added
 from bootstrap.facts.comfyui import ComfyUIFacts, gather_comfyui
 from bootstrap.facts.inventory import Inventory
@@ -25,10 +27,9 @@ from bootstrap.facts.throughput import (
     small_files,
 )
 from bootstrap.facts.torch_build import read_torch_build
-from bootstrap.facts.volume import VolumeFacts, gather_volume
-from bootstrap.findings import Finding, warning
+from bootstrap.facts.volume import gather_volume
+from bootstrap.facts.volume_facts import VolumeFacts
 from bootstrap.interpreter import choose_python
-from bootstrap.masking import masked_data
 from bootstrap.settings import Settings
 from bootstrap.volume import MODELS, Layout, locate
 

@@ -6,7 +6,7 @@ import os
 import re
 from dataclasses import dataclass
 
-from bootstrap.masking import LOGIN
+from bootstrap.core.redact import LOGIN
 
 _MOST_TEXT = 1 << 20
 _COMMIT = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")

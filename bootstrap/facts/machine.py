@@ -16,8 +16,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
+from bootstrap.core.memory import CpuFacts, MemoryFacts, gather_cpu, gather_memory
 from bootstrap.facts.gpu import PROBE_TIMEOUT, GpuFacts, gather_gpu
-from bootstrap.facts.memory import CpuFacts, MemoryFacts, gather_cpu, gather_memory
 from bootstrap.facts.torch_build import TorchBuild, ask_arches, read_torch_build
 
 T = TypeVar("T")

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
 from bootstrap.categories import category_of
-from bootstrap.facts.crew import Allowance, Crew, Task
+from bootstrap.core.concurrency import Allowance, Crew, Task
 from bootstrap.facts.inventory import Inventory, ModelFile, is_weights
 from bootstrap.facts.tree import Entry, Kind, Target, Walk
 from bootstrap.facts.walk import LIMIT, THREADS, walk

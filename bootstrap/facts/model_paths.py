@@ -12,7 +12,7 @@ import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
-from bootstrap.facts.volume_links import contains
+from bootstrap.core.files import contains
 
 FILE = "extra_model_paths.yaml"
 BASE = "base_path"

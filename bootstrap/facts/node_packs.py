@@ -7,9 +7,9 @@ import os
 from dataclasses import dataclass
 from enum import Enum
 
-from bootstrap.facts.folder import Folder, list_folder
+from bootstrap.core.concurrency import Together
+from bootstrap.core.files import Folder, list_folder
 from bootstrap.facts.git_folder import look_at_git
-from bootstrap.facts.together import Together
 from bootstrap.requirements_text import Wishes, parse_file, parse_pyproject
 
 CUSTOM_NODES = "custom_nodes"

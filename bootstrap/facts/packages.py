@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import Any
 
 from bootstrap.command import environment
+from bootstrap.core.concurrency import SilentError, Together
 from bootstrap.facts.mount import mount_of
 from bootstrap.facts.python_child import ASK_SECONDS, Failure, Trouble, ask_python
-from bootstrap.facts.together import SilentError, Together
 from bootstrap.facts.venvs import Venv, look_at_venv
 from bootstrap.requirements_text import normalised
 

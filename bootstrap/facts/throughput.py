@@ -16,7 +16,7 @@ from functools import partial
 from itertools import groupby
 from typing import Any
 
-from bootstrap.facts.crew import Crew
+from bootstrap.core.concurrency import Crew
 from bootstrap.facts.inventory import Inventory
 
 STREAMS = 8

@@ -11,9 +11,9 @@ import stat
 from dataclasses import replace
 from pathlib import Path
 
-from bootstrap.facts.folder import list_folder, trouble_of
+from bootstrap.core.concurrency import SilentError, Together
+from bootstrap.core.files import list_folder, trouble_of
 from bootstrap.facts.mount import mount_of
-from bootstrap.facts.together import SilentError, Together
 from bootstrap.facts.volume_disk import Space, look_at_space, try_writing
 from bootstrap.facts.volume_facts import State, VolumeFacts
 from bootstrap.facts.volume_survey import survey

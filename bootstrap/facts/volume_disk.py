@@ -8,7 +8,7 @@ import time
 import uuid
 from dataclasses import dataclass
 
-from bootstrap.facts.folder import Trouble, trouble_of
+from bootstrap.core.files import Trouble, trouble_of
 
 
 @dataclass(frozen=True)

@@ -6,8 +6,8 @@ from dataclasses import asdict, dataclass
 from enum import Enum
 from typing import Any
 
-from bootstrap.facts.folder import Folder, Trouble
-from bootstrap.facts.leftovers import Leftover
+from bootstrap.core.files import Folder, Trouble
+from bootstrap.core.temp_names import Leftover
 from bootstrap.facts.model_paths import ModelPath
 from bootstrap.facts.mount import Mount
 from bootstrap.facts.venvs import Venv

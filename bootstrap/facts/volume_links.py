@@ -13,6 +13,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from enum import Enum
 
+from bootstrap.core.files import contains
+
 # A link costs a readlink, a stat and the stats of its path.
 MOST_LINKS = 200
 
@@ -64,11 +66,6 @@ def look_at_link(path: str, root: str, tree: str, homes: Sequence[str]) -> LinkF
         return replace(link, home=home)
     relative = os.path.relpath(here, os.path.realpath(os.path.dirname(path)))
     return replace(link, home=home, relative=relative)
-
-
-def contains(folder: str, path: str) -> bool:
-    """Is `path` the folder or below it, going by the texts?"""
-    return path == folder or path.startswith(folder.rstrip("/") + "/")
 
 
 def _leads(path: str, tree: str) -> Leads:

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from enum import Enum
 
 from bootstrap.categories import GGUF, PT_EXTENSIONS, extension_of, known_folders
-from bootstrap.facts.folder import Folder, list_folder
-from bootstrap.facts.together import Together
+from bootstrap.core.concurrency import Together
+from bootstrap.core.files import Folder, list_folder
 from bootstrap.volume import COMFYUI, MODELS
 
 _PROPER = {name.casefold(): name for name in known_folders()}

@@ -7,14 +7,14 @@ import time
 from dataclasses import replace
 
 from bootstrap.apply import plan_for
-from bootstrap.facts.folder import Folder, list_folder
-from bootstrap.facts.leftovers import MOST_LEFTOVERS, Leftover, kind_of, look_at_leftover
+from bootstrap.core.concurrency import Together
+from bootstrap.core.files import Folder, contains, list_folder
+from bootstrap.core.temp_names import MOST_LEFTOVERS, Leftover, kind_of, look_at_leftover
 from bootstrap.facts.model_paths import FILE, ModelPath, look_at_path, read_lines, resolve
-from bootstrap.facts.together import Together
 from bootstrap.facts.venvs import Venv, look_at_venv, may_be_venv
 from bootstrap.facts.volume_disk import Access, look_at_access
 from bootstrap.facts.volume_facts import Models, VolumeFacts
-from bootstrap.facts.volume_links import MOST_LINKS, Leads, LinkFact, contains, look_at_link
+from bootstrap.facts.volume_links import MOST_LINKS, Leads, LinkFact, look_at_link
 from bootstrap.facts.volume_places import (
     How,
     differing,

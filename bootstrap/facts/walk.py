@@ -21,7 +21,7 @@ from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 
-from bootstrap.facts.crew import Crew, Task
+from bootstrap.core.concurrency import Crew, Task
 from bootstrap.facts.tree import Entry, Kind, Problem, Target, Walk
 
 # 64 in flight: 20,000 files at 1.5 ms take half a second, and more threads gain little.

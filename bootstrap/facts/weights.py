@@ -18,7 +18,7 @@ from enum import Enum
 from typing import Any
 
 from bootstrap.categories import GGUF, extension_of
-from bootstrap.facts.crew import Allowance
+from bootstrap.core.concurrency import Allowance
 
 SAFETENSORS = frozenset({".safetensors", ".sft"})
 MOST_HEADER = 100_000_000

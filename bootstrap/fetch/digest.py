@@ -5,8 +5,8 @@ from __future__ import annotations
 import hashlib
 import threading
 
+from bootstrap.core.files import Disk
 from bootstrap.fetch.blocks import Blocks
-from bootstrap.fetch.disk import Disk
 
 _BLOCK = 1024 * 1024
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import errno
 
-from bootstrap.findings import Finding, Severity
+from bootstrap.core.findings import Finding, Severity
+from bootstrap.core.text import megabytes
 
 CODES = {
     "download.login_needed": "The server wants a login (401).",
@@ -145,8 +146,3 @@ def disk_error(problem: OSError, folder: object, needed: int | None) -> Download
         f"{folder} could not be written ({problem.strerror or problem}).",
         "Check that the volume is mounted and writable.",
     )
-
-
-def megabytes(count: int) -> str:
-    """A size for people, in decimal units."""
-    return f"{count / 1e9:.2f} GB" if count >= 1e9 else f"{count / 1e6:.1f} MB"

@@ -7,8 +7,8 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from bootstrap.fetch.disk import Disk
-from bootstrap.fetch.names import PART, beside, is_litter, key_of, new_owner
+from bootstrap.core.files import Disk
+from bootstrap.core.temp_names import PART, beside, is_litter, key_of, new_owner
 from bootstrap.fetch.part import Part, State, read_state
 from bootstrap.fetch.remote import Remote
 

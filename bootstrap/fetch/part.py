@@ -17,9 +17,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from bootstrap.fetch.disk import Disk, write_whole
+from bootstrap.core.files import Disk, write_whole
+from bootstrap.core.temp_names import beside, new_owner
 from bootstrap.fetch.errors import Lost, disk_error
-from bootstrap.fetch.names import beside, new_owner
 from bootstrap.fetch.remote import Remote
 
 VERSION = 1

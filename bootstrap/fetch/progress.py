@@ -8,8 +8,8 @@ import time
 from collections.abc import Callable
 from typing import Any, TextIO
 
-from bootstrap.fetch.errors import megabytes
-from bootstrap.log import say
+from bootstrap.core.log import say
+from bootstrap.core.text import megabytes
 
 EVERY = 5.0  # seconds between two lines about one file
 

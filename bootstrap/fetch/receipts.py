@@ -11,8 +11,8 @@ import os
 from dataclasses import asdict, dataclass
 from pathlib import Path, PurePosixPath
 
-from bootstrap.fetch.disk import write_whole
-from bootstrap.fetch.names import RECEIPTS_FOLDER, beside, new_owner
+from bootstrap.core.files import write_whole
+from bootstrap.core.temp_names import RECEIPTS_FOLDER, beside, new_owner
 
 VERSION = 1
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from bootstrap.core.files import Disk
 from bootstrap.fetch.addresses import AddressPolicy
-from bootstrap.fetch.disk import Disk
 from bootstrap.fetch.throttle import Throttle
 from bootstrap.fetch.web import Channel
 

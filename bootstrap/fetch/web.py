@@ -15,10 +15,10 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from urllib.parse import urljoin
 
+from bootstrap.core.redact import Secret
 from bootstrap.fetch.addresses import AddressPolicy, Target, shown
 from bootstrap.fetch.errors import DownloadError, bad_answer
 from bootstrap.fetch.reply import BROKEN, Reply, Response, translate
-from bootstrap.kinds import Secret
 
 USER_AGENT = "comfyui-volume-worker/1 (model downloads)"
 MAX_REDIRECTS = 10

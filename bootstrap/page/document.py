@@ -6,14 +6,14 @@ from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
-from bootstrap.findings import Severity
+from bootstrap.core.findings import Severity
+from bootstrap.core.text import counted
 from bootstrap.page.assets import SCRIPT, STYLE, policy
 from bootstrap.page.findings import MARKS, findings_html, severity_of
 from bootstrap.page.inventory import inventory_html
 from bootstrap.page.machine import machine_html
 from bootstrap.page.text import mapping, mappings, number, safe, seconds
 from bootstrap.page.timeline import timeline_html
-from bootstrap.wording import counted
 
 TITLE = "ComfyUI volume report"
 # Of 300 KB, without style sheet, script and headline.

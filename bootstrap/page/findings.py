@@ -6,8 +6,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from bootstrap.findings import OTHER, SECTIONS, Severity
-from bootstrap.findings import section_of as section_of_code
+from bootstrap.core.findings import OTHER, SECTIONS, Severity
+from bootstrap.core.findings import section_of as section_of_code
+from bootstrap.core.text import counted
 from bootstrap.page.fix import Kind, Piece, pieces
 from bootstrap.page.text import (
     breakable,
@@ -19,7 +20,6 @@ from bootstrap.page.text import (
     plain,
     safe,
 )
-from bootstrap.wording import counted
 
 MOST_FINDINGS = 300
 _MOST_MESSAGE, _MOST_FIX, _MOST_CODE = 1200, 3000, 80

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from bootstrap.core.text import counted
 from bootstrap.page.holdings import Holding, holdings_of, largest_of
 from bootstrap.page.picture import HUES, picture_html
 from bootstrap.page.text import breakable, mapping, number, plain, safe, size
-from bootstrap.wording import counted
 
 # Rows that stand open; the rest is folded.
 _ROWS = 8

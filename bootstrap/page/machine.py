@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from bootstrap.core.text import counted
 from bootstrap.page.text import items, mapping, mappings, number, plain, safe, size
-from bootstrap.wording import counted
 
 _MOST_GPUS, _MOST_PROBLEMS, _MOST_TEXT = 8, 5, 160
 _DISKS = (("root_disk", "Disk /"), ("temp", "Work folder"), ("shm", "Shared memory"))

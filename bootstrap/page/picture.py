@@ -10,10 +10,10 @@ import unicodedata
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+from bootstrap.core.text import counted
 from bootstrap.page.holdings import Holding
 from bootstrap.page.text import escaped, plain, size
 from bootstrap.page.treemap import Rect, squarify
-from bootstrap.wording import counted
 
 HUES = 8
 _MOST_TITLE = 80

@@ -13,7 +13,7 @@ import unicodedata
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from bootstrap.wording import size_text
+from bootstrap.core.text import size_text
 
 # What cannot be seen, or turns the line around it (RTL marks, isolates): Unicode's categories of
 # controls, formats, surrogates, private and unassigned characters, line and paragraph separators.

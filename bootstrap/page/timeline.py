@@ -6,8 +6,8 @@ from collections.abc import Iterator, Mapping
 from math import floor, log10
 from typing import Any
 
+from bootstrap.core.text import counted
 from bootstrap.page.text import mappings, number, plain, safe, seconds, size
-from bootstrap.wording import counted
 
 MOST_STAGES = 40
 _MOST_NAME, _MOST_OUTCOME, _MOST_NOTE = 60, 60, 120

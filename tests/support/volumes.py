@@ -14,9 +14,10 @@ from pathlib import Path
 import pytest
 
 from bootstrap.checks.volume import check_volume
-from bootstrap.facts.volume import VolumeFacts, gather_volume
+from bootstrap.core.findings import Finding, Severity
+from bootstrap.facts.volume import gather_volume
+from bootstrap.facts.volume_facts import VolumeFacts
 from bootstrap.facts.volume_survey import USUAL_CATEGORIES
-from bootstrap.findings import Finding, Severity
 from bootstrap.settings import Settings
 from bootstrap.volume import locate
 

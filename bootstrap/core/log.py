@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 import threading
 
-from bootstrap.masking import masked
+from bootstrap.core.redact import masked
 
 _lock = threading.Lock()
 

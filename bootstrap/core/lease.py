@@ -16,8 +16,8 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from bootstrap.fetch.disk import Disk
-from bootstrap.fetch.names import beside, lease_name, new_owner
+from bootstrap.core.files import Disk
+from bootstrap.core.temp_names import beside, lease_name, new_owner
 
 _WIDTH = 256  # bytes; a beat overwrites the one before it in place
 BEAT = 2.0

@@ -13,9 +13,9 @@ from pathlib import Path
 
 import pytest
 
-from bootstrap.publish import publish_copy
+from bootstrap.core.files import publish_copy
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[3]
 
 
 @pytest.fixture
@@ -80,7 +80,7 @@ def test_eight_writers_of_one_name_all_get_one_and_overwrite_nobody(
 ) -> None:
     script = (
         "import errno, os, sys; from pathlib import Path\n"
-        "from bootstrap.publish import publish_copy\n"
+        "from bootstrap.core.files import publish_copy\n"
         "def refuse(*_): raise OSError(errno.EPERM, 'no links')\n"
         f"if not {links}: os.link = refuse\n"
         "folder, me = Path(sys.argv[1]), sys.argv[2]\n"

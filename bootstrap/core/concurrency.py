@@ -1,8 +1,9 @@
-"""Threads that work off a stack of tasks which may add more, for I/O that is mostly waiting.
+"""Work in daemon threads, for I/O that is mostly waiting, and questions under one deadline.
 
-Not `concurrent.futures`: its threads are joined when the interpreter ends, so one call into a
-network file system that has gone away would keep the whole worker from ending. These are daemons,
-and whoever waits for them can give up.
+`Crew` is not `concurrent.futures`: its threads are joined when the interpreter ends, so one call
+into a network file system that has gone away would keep the whole worker from ending. These are
+daemons, and whoever waits for them can give up. `Together` asks a volume side by side, since each
+question costs a round trip, and a dead network mount answers nothing, for ever.
 """
 
 from __future__ import annotations
@@ -12,9 +13,14 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from typing import TypeVar
 
 Task = Callable[[], None]
 TICK_SECONDS = 0.2
+Given = TypeVar("Given")
+Answer = TypeVar("Answer")
+# A round trip takes 1.5 to 2 ms; 16 in flight make 100 of them 12 ms.
+_THREADS = 16
 
 
 class Crew:
@@ -159,3 +165,36 @@ class Allowance:
             with self._changed:
                 self._left += taken
                 self._changed.notify_all()
+
+
+class SilentError(Exception):
+    """The file system did not answer before the deadline."""
+
+
+class Together:
+    """Asks many things at once, several times over, within `timeout` seconds in all."""
+
+    def __init__(self, timeout: float) -> None:
+        self.timeout = timeout
+        self._end = time.monotonic() + timeout
+
+    def each(self, ask: Callable[[Given], Answer], items: Iterable[Given]) -> list[Answer]:
+        """`ask` of every item, in order. What `ask` raises is raised here.
+
+        Raises SilentError when the deadline passes first.
+        """
+        given = list(items)
+        answers: dict[int, Answer] = {}
+
+        def task(index: int) -> Callable[[], None]:
+            return lambda: answers.__setitem__(index, ask(given[index]))
+
+        left = max(0.0, self._end - time.monotonic())
+        finished = Crew(_THREADS).run([task(i) for i in range(len(given))], left)
+        if not finished:
+            raise SilentError(f"no answer in {self.timeout:g} s")
+        return [answers[i] for i in range(len(given))]
+
+    def one(self, ask: Callable[[], Answer]) -> Answer:
+        """The answer to a single question; as `each`."""
+        return self.each(lambda _: ask(), [None])[0]

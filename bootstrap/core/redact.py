@@ -67,3 +67,27 @@ def masked_data(value: Any) -> Any:
     if isinstance(value, (list, tuple)):
         return type(value)(map(masked_data, value))
     return value
+
+
+class Secret:
+    """A text that shows as `***` wherever it is printed; `reveal()` gives it."""
+
+    __slots__ = ("_text",)
+
+    def __init__(self, text: str) -> None:
+        self._text = text
+
+    def reveal(self) -> str:
+        """The secret itself, for the one place that needs it."""
+        return self._text
+
+    def __repr__(self) -> str:
+        return "Secret(***)"
+
+    __str__ = __repr__
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Secret) and other._text == self._text
+
+    def __hash__(self) -> int:
+        return hash(self._text)

@@ -1,10 +1,11 @@
-"""Sizes, names and commands as a person reads and types them."""
+"""Sizes, names, paths and commands as a person reads and types them."""
 
 from __future__ import annotations
 
 import re
 import shlex
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from typing import Any
 
 KB, MB, GB = 1024, 1024**2, 1024**3
 MOST_NAMED = 5
@@ -12,6 +13,13 @@ MOST_NAMED = 5
 _UNPRINTABLE = re.compile(
     "[\x00-\x1f\x7f-\x9f\u200b-\u200f\u2028-\u202e\u2060-\u2069\ufeff\ud800-\udfff]"
 )
+#: Where people set variables, in a sentence.
+IN_ENDPOINT = "in the endpoint's environment variables"
+# More commands than this are not typed at once: mend these, then check again.
+MOST_AT_ONCE = 20
+MOST_PATHS = 50
+# The platform's two mount points of one volume.
+SERVERLESS, POD = "/runpod-volume", "/workspace"
 
 
 def size_text(size: int) -> str:
@@ -66,3 +74,38 @@ def _escaped(match: re.Match[str]) -> str:
 def _escaped_bytes(match: re.Match[str]) -> str:
     data = match[0].encode("utf-8", "surrogateescape" if ord(match[0]) >= 0xDC80 else "replace")
     return "".join(f"\\x{byte:02x}" for byte in data)
+
+
+def quoted(path: str) -> str:
+    """`path` as one word of a bash command, whatever characters are in it."""
+    return typed(path)
+
+
+def words(paths: Iterable[str]) -> str:
+    """Paths as words of a command, `MOST_AT_ONCE` at most."""
+    return typed(*list(paths)[:MOST_AT_ONCE])
+
+
+def chained(commands: Sequence[str]) -> str:
+    """Commands as one line, `MOST_AT_ONCE` at most."""
+    return " && ".join(commands[:MOST_AT_ONCE])
+
+
+def on_pod(command: str, root: str, then: str = "") -> str:
+    """A fix that is a command, for a volume seen at `root`."""
+    fix = f"On a Pod with this volume: `{command}`."
+    if root == SERVERLESS:
+        fix += f" There the volume is {POD}: type that for {SERVERLESS}."
+    return f"{fix} {then}".rstrip()
+
+
+def about(paths: Sequence[str], command: str = "") -> dict[str, Any]:
+    """Details of a finding about paths, bounded; `command` is the fix as it is typed."""
+    details: dict[str, Any] = {"paths": [shown(p) for p in paths[:MOST_PATHS]]}
+    details["count"] = len(paths)
+    return {**details, "command": command} if command else details
+
+
+def megabytes(count: int) -> str:
+    """A size for people, in decimal units."""
+    return f"{count / 1e9:.2f} GB" if count >= 1e9 else f"{count / 1e6:.1f} MB"

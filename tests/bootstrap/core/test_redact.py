@@ -6,9 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bootstrap.findings import error
-from bootstrap.log import say
-from bootstrap.masking import masked, masked_data
+from bootstrap.core.findings import error
+from bootstrap.core.log import say
+from bootstrap.core.redact import masked, masked_data
 from bootstrap.settings import Settings
 from handler.errors import JobError
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 
-from bootstrap.findings import (
+from bootstrap.core.findings import (
     Finding,
     Outcome,
     Severity,

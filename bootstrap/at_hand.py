@@ -5,8 +5,8 @@ from __future__ import annotations
 
 import threading
 
-from bootstrap.fetch.errors import DownloadError, Stopped, stopped
 from bootstrap.manifest_entry import ModelSpec
+from bootstrap.net.errors import DownloadError, Stopped, stopped
 from bootstrap.presence import Occupied, find_present
 from bootstrap.workplace import Result, Workplace
 

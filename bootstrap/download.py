@@ -15,7 +15,6 @@ from bootstrap.core.text import megabytes
 from bootstrap.facts.weights import SAFETENSORS
 from bootstrap.fetch.blocks import Blocks
 from bootstrap.fetch.digest import Follower
-from bootstrap.fetch.errors import Changed, DownloadError, Stopped, disk_error, keeps_changing
 from bootstrap.fetch.orphans import Quiet, released_only, take_over
 from bootstrap.fetch.part import Part
 from bootstrap.fetch.ranges import RangeFetch
@@ -23,6 +22,7 @@ from bootstrap.fetch.remote import Locate, Remote
 from bootstrap.fetch.stream import fetch_stream
 from bootstrap.fetch.tools import Tools
 from bootstrap.fetch.verify import Wanted, check_content, check_hash, check_size
+from bootstrap.net.errors import Changed, DownloadError, Stopped, disk_error, keeps_changing
 
 _WRONG_BYTES = ("download.hash_mismatch", "download.bad_header", "download.not_a_model")
 _BEGINNINGS = 3  # times a file may turn out to be another one before we give up

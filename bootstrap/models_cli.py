@@ -16,12 +16,12 @@ from bootstrap.categories import PICKLES, extension_of
 from bootstrap.core.findings import Finding, errors_in
 from bootstrap.core.redact import masked
 from bootstrap.core.text import megabytes
-from bootstrap.fetch.errors import DownloadError
 from bootstrap.fetch.progress import meters_for
 from bootstrap.manifest import Manifest
 from bootstrap.manifest_entry import read_entry
 from bootstrap.manifest_file import Unreadable, add_entry, find_manifest, load_manifest
 from bootstrap.models_plan import Step, plan_models, verify_models
+from bootstrap.net.errors import DownloadError
 from bootstrap.provision import provision
 from bootstrap.provisioning import workplace_for
 from bootstrap.settings import Settings, read_settings

@@ -7,10 +7,10 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from bootstrap.core.text import megabytes
-from bootstrap.fetch.errors import DownloadError, disk_error
 from bootstrap.fetch.receipts import Receipt, read_receipt, write_receipt
 from bootstrap.fetch.verify import check_content, check_hash, hash_file
 from bootstrap.manifest_entry import ModelSpec
+from bootstrap.net.errors import DownloadError, disk_error
 from bootstrap.presence import Occupied, Present, find_present, wanted_of
 from bootstrap.workplace import Workplace
 

@@ -17,15 +17,15 @@ from bootstrap.at_hand import at_hand
 from bootstrap.core.lease import Lease
 from bootstrap.core.text import megabytes
 from bootstrap.download import Download, Fetched
-from bootstrap.fetch.addresses import shown
-from bootstrap.fetch.errors import DownloadError, Lost, Stopped, disk_error, stopped
 from bootstrap.fetch.orphans import Quiet, quiet_for, sweep
 from bootstrap.fetch.part import State
 from bootstrap.fetch.progress import FileMeter, MakeMeter
 from bootstrap.fetch.receipts import Receipt, write_receipt
 from bootstrap.fetch.remote import Locate, Remote
-from bootstrap.fetch.web import Channel
 from bootstrap.manifest_entry import ModelSpec
+from bootstrap.net.addresses import shown
+from bootstrap.net.errors import DownloadError, Lost, Stopped, disk_error, stopped
+from bootstrap.net.http import Channel
 from bootstrap.presence import wanted_of
 from bootstrap.workplace import Result, Workplace
 

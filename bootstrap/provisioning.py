@@ -13,14 +13,14 @@ from bootstrap.apply import link_models
 from bootstrap.at_hand import at_hand
 from bootstrap.core.findings import Finding, error
 from bootstrap.core.log import say
-from bootstrap.fetch.addresses import AddressPolicy
-from bootstrap.fetch.errors import DownloadError
 from bootstrap.fetch.progress import LogMeter, MakeMeter
 from bootstrap.fetch.throttle import Throttle
 from bootstrap.fetch.tools import Tools
 from bootstrap.fetch.verify import check_content
 from bootstrap.local_models import link_cached, local_folders, shown_locally
 from bootstrap.manifest_entry import ModelSpec
+from bootstrap.net.addresses import AddressPolicy
+from bootstrap.net.errors import DownloadError
 from bootstrap.presence import wanted_of
 from bootstrap.provision import provision
 from bootstrap.settings import Settings

@@ -9,12 +9,12 @@ from typing import Any
 
 from bootstrap.core.findings import Finding, Severity
 from bootstrap.core.lease import BEAT, STALE
-from bootstrap.fetch.errors import CODES as DOWNLOAD_CODES
-from bootstrap.fetch.errors import DownloadError
 from bootstrap.fetch.progress import LogMeter, MakeMeter
 from bootstrap.fetch.receipts import Receipt
 from bootstrap.fetch.tools import Tools
 from bootstrap.manifest_entry import ModelSpec
+from bootstrap.net.errors import CODES as DOWNLOAD_CODES
+from bootstrap.net.errors import DownloadError
 from bootstrap.sources import Sources
 
 CODES = {

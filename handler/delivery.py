@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from bootstrap.fetch.addresses import AddressPolicy
+from bootstrap.net.addresses import AddressPolicy
 from bootstrap.settings import Settings
 from bootstrap.volume import Layout
 from bootstrap.workdir import WorkDir

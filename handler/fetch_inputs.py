@@ -13,10 +13,9 @@ from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from pathlib import Path
 
-from bootstrap.fetch.addresses import AddressPolicy, shown
-from bootstrap.fetch.errors import DownloadError, bad_answer
-from bootstrap.fetch.reply import Reply
-from bootstrap.fetch.web import Channel
+from bootstrap.net.addresses import AddressPolicy, shown
+from bootstrap.net.errors import DownloadError, bad_answer
+from bootstrap.net.http import Channel, Reply
 from bootstrap.settings import Settings
 from handler.deadline import Deadline
 from handler.errors import JobError

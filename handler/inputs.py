@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from itertools import chain
 from pathlib import Path
 
-from bootstrap.fetch.addresses import shown
+from bootstrap.net.addresses import shown
 from handler.content import HEAD_BYTES, extension_for, unfit
 from handler.errors import JobError
 from handler.fetch_inputs import Abandoned, Fetcher, Wanted

@@ -9,8 +9,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from bootstrap.bucket import S3_CONFIG, Bucket, bucket_from, bucket_of
-from bootstrap.fetch.addresses import AddressPolicy
-from bootstrap.fetch.errors import DownloadError
+from bootstrap.net.addresses import AddressPolicy
+from bootstrap.net.errors import DownloadError
 from bootstrap.settings import Settings
 from handler.errors import JobError
 

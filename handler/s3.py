@@ -10,8 +10,8 @@ from typing import Any
 from urllib.parse import quote
 
 from bootstrap.bucket import Bucket
-from bootstrap.fetch.addresses import AddressPolicy
-from bootstrap.fetch.errors import DownloadError
+from bootstrap.net.addresses import AddressPolicy
+from bootstrap.net.errors import DownloadError
 from handler.deadline import Deadline
 
 _MB = 1024 * 1024

@@ -12,7 +12,7 @@ from typing import Any
 import botocore.awsrequest as aws
 from botocore.httpsession import URLLib3Session
 
-from bootstrap.fetch.addresses import AddressPolicy, Target
+from bootstrap.net.addresses import AddressPolicy, Target
 
 
 class GuardedSession(URLLib3Session):  # type: ignore[misc]  # botocore publishes no types

@@ -14,14 +14,14 @@ import pytest
 
 from bootstrap.core.files import Disk
 from bootstrap.download import Download
-from bootstrap.fetch.addresses import AddressPolicy, is_public
 from bootstrap.fetch.blocks import Blocks
-from bootstrap.fetch.errors import DownloadError, Stopped
 from bootstrap.fetch.orphans import sweep
 from bootstrap.fetch.progress import FileMeter
 from bootstrap.fetch.throttle import Throttle
 from bootstrap.fetch.verify import Wanted
-from bootstrap.fetch.web import Channel
+from bootstrap.net.addresses import AddressPolicy, is_public
+from bootstrap.net.errors import DownloadError, Stopped
+from bootstrap.net.http import Channel
 from bootstrap.sources.https import Https
 from bootstrap.workplace import Result
 from tests.support.provisioning import bring, sha256, spec, tensors, tools, visible

@@ -15,9 +15,9 @@ import pytest
 from bootstrap import manifest as manifest_module
 from bootstrap import models_cli
 from bootstrap.core.findings import Severity, errors_in
-from bootstrap.fetch import errors as download_errors
 from bootstrap.manifest import Manifest, is_workflow, parse_manifest
 from bootstrap.manifest_file import MAX_BYTES, add_entry, load_manifest
+from bootstrap.net import errors as download_errors
 from tests.support.provisioning import MARKER, sha256, spec, tensors
 from tests.support.vicious_server import ViciousServer
 

@@ -14,7 +14,7 @@ import requests
 
 from bootstrap.bucket import Bucket
 from bootstrap.core.redact import Secret
-from bootstrap.fetch.addresses import AddressPolicy
+from bootstrap.net.addresses import AddressPolicy
 from handler import s3
 from handler.deadline import Deadline
 from handler.s3 import NotUploaded, Store, Upload

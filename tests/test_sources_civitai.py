@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from bootstrap.core.redact import Secret
-from bootstrap.fetch.errors import DownloadError
+from bootstrap.net.errors import DownloadError
 from bootstrap.sources.civitai import Civitai, belongs_to_civitai
 from bootstrap.sources.civitai_files import choose_file, folder_for, size_of
 from bootstrap.sources.links import BadLink, CivitaiFile, parse_link

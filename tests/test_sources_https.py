@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 
 from bootstrap.core.redact import Secret
-from bootstrap.fetch.addresses import shown
 from bootstrap.fetch.progress import LogMeter
 from bootstrap.manifest import parse_manifest
+from bootstrap.net.addresses import shown
 from bootstrap.provision import provision
 from bootstrap.sources.https import Https
 from bootstrap.sources.links import BadLink, parse_link

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 
-from bootstrap.fetch.errors import stalled
+from bootstrap.net.errors import stalled
 
 
 class Pace:

@@ -19,8 +19,8 @@ from typing import Any
 
 from bootstrap.core.files import Disk, write_whole
 from bootstrap.core.temp_names import beside, new_owner
-from bootstrap.fetch.errors import Lost, disk_error
 from bootstrap.fetch.remote import Remote
+from bootstrap.net.errors import Lost, disk_error
 
 VERSION = 1
 _LOOK_EVERY = 1.0  # seconds between two looks whether the part is still ours

@@ -12,13 +12,12 @@ import time
 from collections.abc import Callable
 
 from bootstrap.fetch.blocks import SMALLEST, Blocks, Span
-from bootstrap.fetch.errors import Changed, DownloadError, Stopped, bad_answer, unreachable
 from bootstrap.fetch.pace import Pace
 from bootstrap.fetch.part import Part
 from bootstrap.fetch.remote import Locate, Remote, content_range, refuse_text
-from bootstrap.fetch.reply import Reply
 from bootstrap.fetch.tools import Tools
-from bootstrap.fetch.web import Channel
+from bootstrap.net.errors import Changed, DownloadError, Stopped, bad_answer, unreachable
+from bootstrap.net.http import Channel, Reply
 
 _AT_ONCE = 64 * 1024  # each connection's buffer; larger ones made nothing faster
 _PROGRESS = 512 * 1024  # bytes that make a failure forgotten; fewer are a stall in disguise

@@ -6,10 +6,9 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from bootstrap.fetch.addresses import shown
-from bootstrap.fetch.errors import DownloadError, bad_answer
-from bootstrap.fetch.reply import Reply
-from bootstrap.fetch.web import Channel, Credential
+from bootstrap.net.addresses import shown
+from bootstrap.net.errors import DownloadError, bad_answer
+from bootstrap.net.http import Channel, Credential, Reply
 
 Explain = Callable[[Reply], DownloadError]
 _CONTENT_RANGE = re.compile(r"bytes (\d+)-(\d+)/(\d+|\*)")

@@ -6,13 +6,13 @@ import hashlib
 import threading
 from collections.abc import Callable
 
-from bootstrap.fetch.addresses import shown
-from bootstrap.fetch.errors import Changed, DownloadError, Stopped, unreachable
 from bootstrap.fetch.pace import Pace
 from bootstrap.fetch.part import Part
 from bootstrap.fetch.remote import Remote, refuse_text
-from bootstrap.fetch.reply import Reply
 from bootstrap.fetch.tools import Tools
+from bootstrap.net.addresses import shown
+from bootstrap.net.errors import Changed, DownloadError, Stopped, unreachable
+from bootstrap.net.http import Reply
 
 _AT_ONCE = 256 * 1024
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from bootstrap.core.files import Disk
-from bootstrap.fetch.addresses import AddressPolicy
 from bootstrap.fetch.throttle import Throttle
-from bootstrap.fetch.web import Channel
+from bootstrap.net.addresses import AddressPolicy
+from bootstrap.net.http import Channel
 
 
 @dataclass(frozen=True)

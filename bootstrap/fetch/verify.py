@@ -14,7 +14,7 @@ from bootstrap.categories import GGUF
 from bootstrap.core.concurrency import Allowance
 from bootstrap.core.text import megabytes
 from bootstrap.facts.weights import MOST_HEADER, SAFETENSORS, Examined, State, examine
-from bootstrap.fetch.errors import DownloadError, Stopped
+from bootstrap.net.errors import DownloadError, Stopped
 
 BLOCK = 4 * 1024 * 1024
 TEXT_EXTENSIONS = frozenset({".json", ".txt", ".yaml", ".yml", ".md", ".csv", ".xml"})

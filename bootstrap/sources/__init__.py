@@ -6,10 +6,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from bootstrap.fetch.errors import DownloadError
 from bootstrap.fetch.remote import Remote
 from bootstrap.fetch.verify import Wanted
-from bootstrap.fetch.web import Channel
+from bootstrap.net.errors import DownloadError
+from bootstrap.net.http import Channel
 from bootstrap.sources.links import BadLink, Link, parse_link
 
 

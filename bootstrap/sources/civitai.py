@@ -13,12 +13,10 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from bootstrap.core.redact import Secret
-from bootstrap.fetch.errors import DownloadError
 from bootstrap.fetch.remote import Remote, probe
-from bootstrap.fetch.reply import Reply
-from bootstrap.fetch.statuses import Words, explain
 from bootstrap.fetch.verify import Wanted
-from bootstrap.fetch.web import Channel, Credential
+from bootstrap.net.errors import DownloadError
+from bootstrap.net.http import Channel, Credential, Reply, Words, explain
 from bootstrap.sources import Description
 from bootstrap.sources.civitai_files import choose_file, folder_for, sha256_of, size_of
 from bootstrap.sources.https import given_name

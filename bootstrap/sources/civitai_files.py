@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from bootstrap.fetch.errors import DownloadError
+from bootstrap.net.errors import DownloadError
 
 # The file's type decides first, then the model's. Keys are lower case without blanks.
 _BY_FILE = {

@@ -7,12 +7,10 @@ import re
 from urllib.parse import unquote, urlsplit
 
 from bootstrap.core.redact import Secret
-from bootstrap.fetch.addresses import take_apart
 from bootstrap.fetch.remote import Remote, probe
-from bootstrap.fetch.reply import Reply
-from bootstrap.fetch.statuses import explain
 from bootstrap.fetch.verify import Wanted
-from bootstrap.fetch.web import Channel, Credential
+from bootstrap.net.addresses import take_apart
+from bootstrap.net.http import Channel, Credential, Reply, explain
 from bootstrap.sources import Description
 from bootstrap.sources.links import Link, WebFile
 

@@ -14,12 +14,10 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from bootstrap.core.redact import Secret
-from bootstrap.fetch.errors import TRY_AGAIN, DownloadError, unreachable
 from bootstrap.fetch.remote import Remote, probe
-from bootstrap.fetch.reply import Reply
-from bootstrap.fetch.statuses import Words, explain
 from bootstrap.fetch.verify import Wanted
-from bootstrap.fetch.web import Channel, Credential
+from bootstrap.net.errors import TRY_AGAIN, DownloadError, unreachable
+from bootstrap.net.http import Channel, Credential, Reply, Words, explain
 from bootstrap.sources import Description
 from bootstrap.sources.links import HubFile, Link
 

@@ -8,10 +8,10 @@ import random
 from pathlib import Path
 from typing import Any
 
-from bootstrap.fetch.addresses import AddressPolicy
 from bootstrap.fetch.progress import FileMeter
 from bootstrap.fetch.tools import Tools
 from bootstrap.manifest_entry import ModelSpec, read_entry
+from bootstrap.net.addresses import AddressPolicy
 from bootstrap.provision import provision
 from bootstrap.sources import Source, Sources
 from bootstrap.sources.https import Https

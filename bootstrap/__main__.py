@@ -10,9 +10,9 @@ import json
 import sys
 
 from bootstrap.boot import Boot
+from bootstrap.config import read_settings
 from bootstrap.core.findings import Outcome
 from bootstrap.render import boot_json, boot_text
-from bootstrap.settings import read_settings
 
 
 def main(argv: list[str]) -> int:

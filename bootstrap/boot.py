@@ -17,6 +17,7 @@ import os
 from collections.abc import Iterable, Mapping
 
 from bootstrap.comfyui import ComfyUI
+from bootstrap.config import Settings
 from bootstrap.core.findings import Finding, errors_in, ok, outcome_of
 from bootstrap.core.log import say
 from bootstrap.health import Health, HealthSocket, health_of
@@ -26,7 +27,6 @@ from bootstrap.preparation import Preparation, WarmUp
 from bootstrap.readiness import wait_until_ready
 from bootstrap.reports import BootReport
 from bootstrap.schedule import Schedule, State
-from bootstrap.settings import Settings
 
 CODES = {"comfyui.ready": "ComfyUI answers"}
 _LAYOUT_FAULTS = {"volume.not_found", "comfyui.not_found"}

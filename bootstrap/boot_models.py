@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from bootstrap.apply import link_models
+from bootstrap.config import Settings
 from bootstrap.core.findings import Finding, errors_in
 from bootstrap.manifest import Manifest
 from bootstrap.manifest_file import wanted_here
-from bootstrap.settings import Settings
 from bootstrap.volume import Layout
 
 if TYPE_CHECKING:

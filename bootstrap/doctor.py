@@ -7,9 +7,9 @@ from collections.abc import Mapping, Sequence
 from datetime import datetime, timezone
 
 from bootstrap.checks.registry import run_checks
+from bootstrap.config import Settings
 from bootstrap.facts.everything import Scope, gather
 from bootstrap.reports import Report
-from bootstrap.settings import Settings
 
 
 def examine(

@@ -7,8 +7,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from shutil import which
 
+from bootstrap.config import Settings
 from bootstrap.core.findings import Finding, error
-from bootstrap.settings import Settings
 from bootstrap.volume import COMFYUI, Layout
 
 CODES = {

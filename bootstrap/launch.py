@@ -7,10 +7,10 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from bootstrap import command
+from bootstrap.config import Settings
 from bootstrap.core.findings import Finding, info, warning
 from bootstrap.core.text import counted, size_text
 from bootstrap.local_models import describe_local_models
-from bootstrap.settings import Settings
 from bootstrap.stage import CannotStage, Staged, copy_user_folder, stage
 from bootstrap.volume import Layout
 from bootstrap.workdir import WorkDir

@@ -7,12 +7,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from bootstrap.config import Settings
 from bootstrap.core.files import write_whole
 from bootstrap.core.findings import Finding, error
 from bootstrap.core.temp_names import beside, new_owner
 from bootstrap.manifest import VERSION, Manifest, is_workflow, parse_manifest
 from bootstrap.manifest_entry import ModelSpec
-from bootstrap.settings import Settings
 from bootstrap.volume import Layout
 
 DEFAULT_NAMES = ("models.json", "models.yaml", "models.yml")

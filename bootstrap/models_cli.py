@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TextIO
 
 from bootstrap.categories import PICKLES, extension_of
+from bootstrap.config import Settings, read_settings
 from bootstrap.core.findings import Finding, errors_in
 from bootstrap.core.redact import masked
 from bootstrap.core.text import megabytes
@@ -24,7 +25,6 @@ from bootstrap.models_plan import Step, plan_models, verify_models
 from bootstrap.net.errors import DownloadError
 from bootstrap.provision import provision
 from bootstrap.provisioning import workplace_for
-from bootstrap.settings import Settings, read_settings
 from bootstrap.sources import Sources
 from bootstrap.volume import locate
 from bootstrap.workplace import Workplace

@@ -11,6 +11,7 @@ from bootstrap import command
 from bootstrap.boot_models import BootModels
 from bootstrap.checks.volume import check_layout
 from bootstrap.comfyui import ComfyUI, Launch
+from bootstrap.config import Settings
 from bootstrap.core.findings import Finding, host_error
 from bootstrap.examination import MACHINE, VOLUME, Examination
 from bootstrap.facts.packages import PackagesFacts, gather_packages
@@ -20,7 +21,6 @@ from bootstrap.node_packages import Place, add_packages
 from bootstrap.prefetch import ReadAhead
 from bootstrap.recent import Recent
 from bootstrap.schedule import Task
-from bootstrap.settings import Settings
 from bootstrap.stage import Staged
 from bootstrap.timeline import Stage, Timeline
 from bootstrap.volume import MODELS, Layout, locate

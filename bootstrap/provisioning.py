@@ -11,6 +11,7 @@ from pathlib import Path
 
 from bootstrap.apply import link_models
 from bootstrap.at_hand import at_hand
+from bootstrap.config import Settings
 from bootstrap.core.findings import Finding, error
 from bootstrap.core.log import say
 from bootstrap.fetch.progress import LogMeter, MakeMeter
@@ -23,7 +24,6 @@ from bootstrap.net.addresses import AddressPolicy
 from bootstrap.net.errors import DownloadError
 from bootstrap.presence import wanted_of
 from bootstrap.provision import provision
-from bootstrap.settings import Settings
 from bootstrap.sources import make_sources
 from bootstrap.sources.huggingface import CACHE_ON_VOLUME, PLATFORM_CACHE, HubHosts, HuggingFace
 from bootstrap.sources.links import BadLink, parse_link

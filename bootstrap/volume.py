@@ -7,7 +7,7 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from bootstrap.settings import Settings
+from bootstrap.config import Settings
 
 # Serverless mounts the volume at the first, a Pod at the second: the same bytes.
 USUAL_ROOTS = (Path("/runpod-volume"), Path("/workspace"))

@@ -14,8 +14,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from bootstrap.config import Settings
 from bootstrap.net.addresses import AddressPolicy
-from bootstrap.settings import Settings
 from bootstrap.volume import Layout
 from bootstrap.workdir import WorkDir
 from handler import reply

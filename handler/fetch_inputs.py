@@ -13,10 +13,10 @@ from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from pathlib import Path
 
+from bootstrap.config import Settings
 from bootstrap.net.addresses import AddressPolicy, shown
 from bootstrap.net.errors import DownloadError, bad_answer
 from bootstrap.net.http import Channel, Reply
-from bootstrap.settings import Settings
 from handler.deadline import Deadline
 from handler.errors import JobError
 

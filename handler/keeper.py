@@ -7,8 +7,8 @@ import uuid
 from contextlib import suppress
 from pathlib import Path
 
+from bootstrap.config import Settings
 from bootstrap.core.files import publish_copy
-from bootstrap.settings import Settings
 from bootstrap.volume import Layout
 from handler.volume_pulse import Pulse
 from handler.volume_record import VolumeRecord

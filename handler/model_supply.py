@@ -10,13 +10,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from bootstrap.config import Settings
 from bootstrap.core.log import say
 from bootstrap.core.text import megabytes
 from bootstrap.fetch.progress import FileMeter, LogMeter
 from bootstrap.manifest_entry import ModelSpec
 from bootstrap.manifest_file import wanted_here
 from bootstrap.provisioning import Provisioning, show_to_comfyui, workplace_for
-from bootstrap.settings import Settings
 from bootstrap.volume import Layout
 from bootstrap.workplace import Result, Workplace
 from handler import reply

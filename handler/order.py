@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from bootstrap.bucket import Bucket
+from bootstrap.config.bucket import Bucket
 from handler.deadline import Deadline
 from handler.output_options import OutputOptions
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from bootstrap.bucket import Bucket
+from bootstrap.config.bucket import Bucket
 from bootstrap.net.addresses import AddressPolicy
 from bootstrap.net.errors import DownloadError
 from handler.deadline import Deadline

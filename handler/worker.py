@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from bootstrap.boot import Boot
-from bootstrap.bucket import S3_CONFIG
+from bootstrap.config.bucket import S3_CONFIG
 from bootstrap.core.findings import Finding, errors_in
 from bootstrap.core.log import say
 from bootstrap.core.text import counted

@@ -19,9 +19,9 @@ from hypothesis import strategies as st
 
 from bootstrap import apply
 from bootstrap.apply import link_models, plan_for
+from bootstrap.config.settings import Settings
 from bootstrap.core.findings import Finding, Severity
 from bootstrap.link_plan import LinkPlan
-from bootstrap.settings import Settings
 from bootstrap.volume import Layout, locate
 from tests.support.waiting import wait_until
 
@@ -257,7 +257,7 @@ def test_a_folder_that_may_not_be_written_is_said_once_and_the_others_are_linked
         write(volume / f"ComfyUI/models/{name}/put_here", "")
     script = (
         "import os, sys; from pathlib import Path; from bootstrap.apply import link_models\n"
-        "from bootstrap.settings import Settings; from bootstrap.volume import locate\n"
+        "from bootstrap.config.settings import Settings; from bootstrap.volume import locate\n"
         "if os.getuid() == 0: os.setuid(65534)\n"
         "found = link_models(locate(Settings(volume_path=Path(sys.argv[1]))))\n"
         "print(*(f'{f.code} {f.message}' for f in found), sep='\\n')\n"
@@ -286,7 +286,7 @@ def test_eight_workers_link_one_volume_while_models_come_and_go(volume: Path) ->
     precious = write(volume / "ComfyUI/models/loras/own.pt", "own")
     script = (
         "import sys; from pathlib import Path; from bootstrap.apply import link_models\n"
-        "from bootstrap.settings import Settings; from bootstrap.volume import locate\n"
+        "from bootstrap.config.settings import Settings; from bootstrap.volume import locate\n"
         "for _ in range(60):\n"
         "    bad = [f for f in link_models(locate(Settings(volume_path=Path(sys.argv[1]))))\n"
         "           if f.code != 'links.made']\n"
@@ -439,7 +439,7 @@ def test_a_worker_killed_amid_linking_leaves_nothing_that_the_next_cannot_finish
         write(volume / f"models/loras/{number}.pt", "x")
     script = (
         "import sys; from pathlib import Path; from bootstrap.apply import link_models\n"
-        "from bootstrap.settings import Settings; from bootstrap.volume import locate\n"
+        "from bootstrap.config.settings import Settings; from bootstrap.volume import locate\n"
         "link_models(locate(Settings(volume_path=Path(sys.argv[1]))))\n"
     )
     worker = subprocess.Popen([sys.executable, "-c", script, str(volume)], cwd=ROOT)

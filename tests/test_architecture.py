@@ -11,12 +11,12 @@ import pytest
 from tests.support.sources import ROOT, all_needed_by, imports, modules, run_at_import
 
 PURE = (
-    "bootstrap.bucket",
+    "bootstrap.config.bucket",
     "bootstrap.categories",
     "bootstrap.command",
     "bootstrap.exits",
     "bootstrap.core.findings",
-    "bootstrap.kinds",
+    "bootstrap.config.fields",
     "bootstrap.link_plan",
     "bootstrap.core.redact",
     "bootstrap.path_component",
@@ -101,7 +101,7 @@ def test_what_the_doctor_uses_needs_nothing_but_the_standard_library() -> None:
     roots = {n for n in modules() if n.startswith(("bootstrap.checks.", "bootstrap.facts."))}
     roots |= {
         "bootstrap.core.findings",
-        "bootstrap.settings",
+        "bootstrap.config.settings",
         "bootstrap.volume",
         "bootstrap.apply",
     }

@@ -15,9 +15,9 @@ import psutil
 import pytest
 
 from bootstrap.boot import Boot
+from bootstrap.config.settings import Settings
 from bootstrap.core.findings import Outcome, errors_in
 from bootstrap.reports import BootReport
-from bootstrap.settings import Settings
 from tests.conftest import BootedWorker
 from tests.test_worker import plain
 

@@ -7,8 +7,8 @@ import json
 import pytest
 
 from bootstrap.checks import environment, runpod, tokens
+from bootstrap.config.settings import Settings
 from bootstrap.core.findings import Severity
-from bootstrap.settings import Settings
 from tests.support.check_cases import CHECKS, ENV, HEALTHY, Case, assert_case, look
 
 OK, INFO, WARNING, ERROR = Severity

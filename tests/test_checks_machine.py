@@ -7,10 +7,10 @@ from dataclasses import replace
 import pytest
 
 from bootstrap.checks import machine, memory
+from bootstrap.config.settings import Settings
 from bootstrap.core.findings import Severity
 from bootstrap.core.memory import CpuFacts
 from bootstrap.facts.machine import ClockFacts, MachineFacts
-from bootstrap.settings import Settings
 from tests.support.check_cases import DISK, GB, HEALTHY, NOW, Case, assert_case, look
 
 OK, INFO, WARNING, ERROR = Severity

@@ -15,8 +15,8 @@ import pytest
 
 from benchmarks.simulated_volume import SimulatedVolume, mounted, why_not
 from bootstrap.boot import Boot
+from bootstrap.config.settings import Settings
 from bootstrap.core.findings import Outcome
-from bootstrap.settings import Settings
 from bootstrap.timeline import Stage
 from handler.warmup import WarmUp
 from tests.conftest import BootedWorker

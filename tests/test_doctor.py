@@ -14,12 +14,12 @@ import jsonschema
 import pytest
 
 from bootstrap.checks.registry import ALL_CHECKS, Check, run_checks
+from bootstrap.config.settings import Settings
 from bootstrap.core.findings import Severity
 from bootstrap.doctor import examine
 from bootstrap.facts import everything
 from bootstrap.facts.everything import Facts, Scope
 from bootstrap.reports import Report
-from bootstrap.settings import Settings
 from demo.volume import DemoVolume
 
 ROOT = Path(__file__).parent.parent

@@ -16,10 +16,10 @@ from typing import Any
 import pytest
 from jsonschema import validate
 
+from bootstrap.config.settings import Settings, variables
 from bootstrap.fetch.receipts import Receipt
 from bootstrap.manifest import parse_manifest
 from bootstrap.manifest_entry import ModelSpec
-from bootstrap.settings import Settings, variables
 from bootstrap.workplace import Result
 from handler import output_options, requests
 from handler.requests import DiagnosticsRequest, DownloadRequest, WorkflowRequest, parse_request

@@ -18,11 +18,11 @@ import pytest
 from bootstrap import healthcheck, prompt_thread
 from bootstrap.boot import Boot
 from bootstrap.comfyui import ComfyUI
+from bootstrap.config.settings import Settings
 from bootstrap.core.findings import Finding, Outcome, error, host_error, outcome_of
 from bootstrap.health import Health, HealthSocket, health_of
 from bootstrap.readiness import wait_until_ready
 from bootstrap.reports import BootReport
-from bootstrap.settings import Settings
 from tests.support import fake_comfyui
 from tests.support.control_plane import ControlPlane
 from tests.support.sources import ROOT

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from bootstrap.config.settings import Settings
 from bootstrap.core.findings import Outcome, outcome_of
 from bootstrap.fetch import progress
 from bootstrap.fetch.progress import BarMeter, LogMeter, clock, meters_for
@@ -23,7 +24,6 @@ from bootstrap.provisioning import (
     models_folder,
     workplace_for,
 )
-from bootstrap.settings import Settings
 from bootstrap.volume import locate
 from bootstrap.workplace import Result
 from tests.support.provisioning import MARKER, bring, sha256, spec, tensors, workplace

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import requests
 
-from bootstrap.bucket import Bucket
+from bootstrap.config.bucket import Bucket
 from bootstrap.core.redact import Secret
 from bootstrap.net.addresses import AddressPolicy
 from handler import s3

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from bootstrap.checks.volume import check_layout
-from bootstrap.settings import Settings
+from bootstrap.config.settings import Settings
 from bootstrap.volume import Layout, folders_known_to, locate
 
 

@@ -19,11 +19,11 @@ from collections.abc import Mapping
 
 from bootstrap.checks.alloc_conf import ASYNC, NATIVE, AllocConf, Problem, parse_alloc_conf
 from bootstrap.checks.gpu_expected import gpu_expectation
+from bootstrap.config import Settings
 from bootstrap.core.findings import Finding, error, info, ok, warning
 from bootstrap.core.text import IN_ENDPOINT
 from bootstrap.facts.machine import MachineFacts, Preload
 from bootstrap.facts.torch_build import TorchBuild
-from bootstrap.settings import Settings
 
 OLD_NAME = "PYTORCH_CUDA_ALLOC_CONF"
 NEW_NAME = "PYTORCH_ALLOC_CONF"  # torch 2.9 and newer; wins over the old name

@@ -6,13 +6,12 @@ from __future__ import annotations
 import difflib
 from collections.abc import Mapping
 
-from bootstrap.bucket import missing_variables
 from bootstrap.checks.tokens import token_names
+from bootstrap.config import Settings, is_on, variables
+from bootstrap.config.bucket import missing_variables
 from bootstrap.core.findings import Finding, info, warning
 from bootstrap.core.text import IN_ENDPOINT
 from bootstrap.facts.machine import MachineFacts
-from bootstrap.settings import Settings, variables
-from bootstrap.variables import is_on
 
 # Variables of others that matter here, so that a wrong case can be told.
 _FOREIGN = frozenset(

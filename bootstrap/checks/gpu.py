@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from bootstrap.checks.gpu_expected import gpu_expectation, promised_gpus, wants_cpu
+from bootstrap.config import Settings
 from bootstrap.core.findings import Finding, error, host_error, info, ok, warning
 from bootstrap.core.text import GB
 from bootstrap.facts.gpu import GpuFacts
 from bootstrap.facts.machine import MachineFacts
-from bootstrap.settings import Settings
 
 _ANOTHER = (
     "A serverless worker is replaced by Runpod; if every worker reports this, choose another GPU "

@@ -15,8 +15,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from bootstrap.config import Settings
 from bootstrap.facts.gpu import GpuFacts
-from bootstrap.settings import Settings
 
 _NO_DEVICES = ("", "void", "none")
 

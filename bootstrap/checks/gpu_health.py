@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from bootstrap.checks.gpu_expected import gpu_expectation
+from bootstrap.config import Settings
 from bootstrap.core.findings import Finding, host_error, info, warning
 from bootstrap.core.text import GB
 from bootstrap.facts.gpu import GpuDevice
 from bootstrap.facts.machine import MachineFacts
-from bootstrap.settings import Settings
 
 # The driver itself takes 0.3 to 0.7 GB; what is above this share belongs to another process.
 TAKEN_SHARE = 0.10

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from datetime import datetime, timezone
 
+from bootstrap.config import Settings
 from bootstrap.core.findings import Finding, error, host_error, info, ok, warning
 from bootstrap.core.text import GB, MB
 from bootstrap.facts.machine import DiskFacts, MachineFacts
-from bootstrap.settings import Settings
 
 # ComfyUI's code, its temp folder and a job's inputs and outputs are on local disk; a single video
 # job can need 2 GB.

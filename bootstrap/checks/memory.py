@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from bootstrap.config import Settings
 from bootstrap.core.findings import Finding, info, ok, warning
 from bootstrap.core.memory import CpuFacts, MemoryFacts
 from bootstrap.core.text import GB, MB
 from bootstrap.facts.machine import MachineFacts
-from bootstrap.settings import Settings
 
 # ComfyUI with torch takes 0.5 GB before any model, and a checkpoint passes through memory on its
 # way to the GPU: an SDXL one has 6.5 GB. The SDK's own system check asks for 4 GB as well.

@@ -19,11 +19,11 @@ from bootstrap.checks.throughput import check_throughput
 from bootstrap.checks.tokens import check_tokens
 from bootstrap.checks.torch_build import check_torch
 from bootstrap.checks.volume import check_volume
+from bootstrap.config import Settings
 from bootstrap.core.findings import Finding, warning
 from bootstrap.facts.everything import Facts
 from bootstrap.facts.machine import MachineFacts
 from bootstrap.node_imports import check_node_imports
-from bootstrap.settings import Settings
 
 CODES = {"doctor.check_crashed": "A check failed; the others still ran"}
 

@@ -5,11 +5,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from bootstrap.config import Settings, is_on
 from bootstrap.core.findings import Finding, info, warning
 from bootstrap.core.text import IN_ENDPOINT
 from bootstrap.facts.machine import MachineFacts
-from bootstrap.settings import Settings
-from bootstrap.variables import is_on
 
 # Runpod calls a worker unhealthy after 7 minutes (RUNPOD_INIT_TIMEOUT, seconds).
 RUNPOD_INIT_TIMEOUT = 420.0

@@ -8,10 +8,10 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping
 
+from bootstrap.config import Settings, variables
 from bootstrap.core.findings import Finding, warning
 from bootstrap.core.text import IN_ENDPOINT
 from bootstrap.facts.machine import MachineFacts
-from bootstrap.settings import Settings, variables
 
 _KNOWN = (
     "HF_TOKEN",

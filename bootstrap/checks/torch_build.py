@@ -6,11 +6,11 @@ import re
 from collections.abc import Mapping
 
 from bootstrap.checks.gpu_expected import gpu_expectation
+from bootstrap.config import Settings
 from bootstrap.core.findings import Finding, error, host_error, info, ok
 from bootstrap.facts.gpu import GpuDevice, GpuFacts
 from bootstrap.facts.machine import MachineFacts
 from bootstrap.facts.torch_build import TorchBuild
-from bootstrap.settings import Settings
 
 # The oldest Linux driver for programs built with a CUDA of that version. From 11 on, any minor
 # version runs on the major's first driver ("minor version compatibility"). Source: NVIDIA, CUDA

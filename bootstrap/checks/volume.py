@@ -10,10 +10,10 @@ from bootstrap.checks.volume_disk import check_disk
 from bootstrap.checks.volume_layout import SOURCE, check_comfyui, check_models
 from bootstrap.checks.volume_paths import check_leftovers, check_paths
 from bootstrap.checks.volume_presence import ATTACH, check_presence
+from bootstrap.config import Settings
 from bootstrap.core.findings import Finding, error, errors_in, ok
 from bootstrap.core.text import GB, named, quoted, shown
 from bootstrap.facts.volume_facts import VolumeFacts
-from bootstrap.settings import Settings
 from bootstrap.volume import COMFYUI, Layout
 
 CODES = {"volume.found": "Volume and ComfyUI are where they should be."}

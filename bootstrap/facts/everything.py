@@ -12,6 +12,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from bootstrap.config import Settings
 from bootstrap.core.findings import Finding, warning
 from bootstrap.core.redact import masked_data
 from bootstrap.facts.added_packages import with_added
@@ -30,7 +31,6 @@ from bootstrap.facts.torch_build import read_torch_build
 from bootstrap.facts.volume import gather_volume
 from bootstrap.facts.volume_facts import VolumeFacts
 from bootstrap.interpreter import choose_python
-from bootstrap.settings import Settings
 from bootstrap.volume import MODELS, Layout, locate
 
 CODES = {

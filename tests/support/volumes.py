@@ -14,11 +14,11 @@ from pathlib import Path
 import pytest
 
 from bootstrap.checks.volume import check_volume
+from bootstrap.config.settings import Settings
 from bootstrap.core.findings import Finding, Severity
 from bootstrap.facts.volume import gather_volume
 from bootstrap.facts.volume_facts import VolumeFacts
 from bootstrap.facts.volume_survey import USUAL_CATEGORIES
-from bootstrap.settings import Settings
 from bootstrap.volume import locate
 
 MOUNTED = "36 25 0:42 / {root} rw,relatime - fuse mfs#master:9421 rw,user_id=0"

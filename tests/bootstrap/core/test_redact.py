@@ -6,10 +6,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from bootstrap.config.settings import Settings
 from bootstrap.core.findings import error
 from bootstrap.core.log import say
 from bootstrap.core.redact import masked, masked_data
-from bootstrap.settings import Settings
 from handler.errors import JobError
 
 SECRET = "marker-5e1f"

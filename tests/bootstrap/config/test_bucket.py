@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from bootstrap.bucket import Bucket, bucket_of, missing_variables
-from bootstrap.settings import Settings
+from bootstrap.config.bucket import Bucket, bucket_of, missing_variables
+from bootstrap.config.settings import Settings
 
 KEYS = {"BUCKET_ACCESS_KEY_ID": "id-marker", "BUCKET_SECRET_ACCESS_KEY": "secret-marker"}
 

@@ -8,8 +8,8 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 from urllib.parse import urlsplit
 
+from bootstrap.config.settings import Settings
 from bootstrap.core.redact import Secret
-from bootstrap.settings import Settings
 
 # `https://NAME.s3.REGION.amazonaws.com`: the bucket's own address, as other workers want it.
 _AWS = re.compile(r"(?:(?P<name>[a-z0-9.-]+)\.)?s3[.-](?P<region>[a-z0-9-]+)\.amazonaws\.com")

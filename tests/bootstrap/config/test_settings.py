@@ -10,11 +10,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bootstrap import kinds
+from bootstrap.config import fields
+from bootstrap.config.fields import Variable
+from bootstrap.config.settings import Settings, settings_table, variables
 from bootstrap.core.findings import Severity
 from bootstrap.core.redact import Secret
-from bootstrap.settings import Settings, settings_table, variables
-from bootstrap.variables import Variable
 
 TOKEN = "tok-marker-5f1c"
 
@@ -143,15 +143,15 @@ def test_a_first_argument_that_is_no_flag_is_refused() -> None:
     assert "'0.0.0.0' is no flag" in refused("0.0.0.0 --cpu")
 
 
-@given(st.sampled_from(sorted(kinds.OUR_FLAGS)), st.data())
+@given(st.sampled_from(sorted(fields.OUR_FLAGS)), st.data())
 def test_no_beginning_of_our_flags_gets_through(flag: str, data: st.DataObject) -> None:
     length = data.draw(st.integers(2, len(flag)))
     with pytest.raises(ValueError, match="set by the worker"):
-        kinds.COMFYUI_ARGUMENTS.parse(f"--cpu {flag[:length]}=x")
+        fields.COMFYUI_ARGUMENTS.parse(f"--cpu {flag[:length]}=x")
 
 
 def test_the_first_spelling_that_is_set_wins() -> None:
-    variable = Variable("NEW", kinds.NAMES, "", "", aliases=("OLD", "OLDER"))
+    variable = Variable("NEW", fields.NAMES, "", "", aliases=("OLD", "OLDER"))
     assert variable.raw({"NEW": " ", "OLD": "b", "OLDER": "c"}) == ("OLD", "b")
     assert variable.raw({"NEW": "a", "OLD": "b"}) == ("NEW", "a")
     assert variable.raw({}) is None
@@ -203,12 +203,12 @@ def test_secrets_are_equal_by_their_text() -> None:
 
 @pytest.mark.parametrize(("text", "value"), [("TRUE", True), ("on", True), ("0", False)])
 def test_booleans_take_the_usual_words(text: str, value: bool) -> None:
-    assert kinds.BOOLEAN.parse(text) is value
+    assert fields.BOOLEAN.parse(text) is value
 
 
 def test_other_words_are_no_boolean() -> None:
     with pytest.raises(ValueError, match=r"^$"):
-        kinds.BOOLEAN.parse("maybe")
+        fields.BOOLEAN.parse("maybe")
 
 
 def test_every_row_of_the_table_has_four_cells_with_something_in_them() -> None:

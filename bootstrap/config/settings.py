@@ -13,10 +13,10 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
-from bootstrap import kinds
+from bootstrap.config import fields as kinds
+from bootstrap.config.fields import Variable, as_data, read_variables, table_of, var
 from bootstrap.core.findings import Finding
 from bootstrap.core.redact import Secret
-from bootstrap.variables import Variable, as_data, read_variables, table_of, var
 
 
 @dataclass(frozen=True)

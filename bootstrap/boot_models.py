@@ -6,12 +6,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from bootstrap.apply import link_models
 from bootstrap.config import Settings
 from bootstrap.core.findings import Finding, errors_in
 from bootstrap.manifest import Manifest
 from bootstrap.manifest_file import wanted_here
 from bootstrap.volume import Layout
+from bootstrap.volume.links import link_models
 
 if TYPE_CHECKING:
     from bootstrap.provisioning import Provisioning

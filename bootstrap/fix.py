@@ -12,13 +12,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from bootstrap import apply
 from bootstrap.core.findings import Finding, info, warning
 from bootstrap.core.temp_names import Leftover, identity_of
 from bootstrap.core.text import counted, named, size_text
 from bootstrap.facts.volume_facts import State, VolumeFacts
-from bootstrap.link_plan import Action, LinkPlan, Unlink
 from bootstrap.volume import MODELS, Layout
+from bootstrap.volume import links as apply
+from bootstrap.volume.link_plan import Action, LinkPlan, Unlink
 
 CODES = {
     "fix.folders_made": "Missing folders were made.",

@@ -10,9 +10,9 @@ from bootstrap import command
 from bootstrap.config import Settings
 from bootstrap.core.findings import Finding, info, warning
 from bootstrap.core.text import counted, size_text
-from bootstrap.local_models import describe_local_models
 from bootstrap.stage import CannotStage, Staged, copy_user_folder, stage
 from bootstrap.volume import Layout
+from bootstrap.volume.extra_model_paths import describe_local_models
 from bootstrap.workdir import WorkDir
 
 CODES = {

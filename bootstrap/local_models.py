@@ -6,54 +6,17 @@ ComfyUI is told of the folder by `--extra-model-paths-config` and reads it after
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
-from bootstrap.categories import CATEGORIES, category_of
 from bootstrap.manifest import canonical_place
 from bootstrap.manifest_entry import ModelSpec
-from bootstrap.volume import folders_known_to
+from bootstrap.volume.categories import category_of
 
 if TYPE_CHECKING:  # what downloads need is imported only where something is wanted
     from bootstrap.workplace import Result
-
-FLAG = "--extra-model-paths-config"
-
-
-def local_folders(comfyui: Path | None) -> Mapping[str, str]:
-    """ComfyUI's name of a category -> its folder in a local models folder; empty when this ComfyUI
-    cannot be told of further folders.
-
-    Only categories that ComfyUI itself knows: a custom node that finds its own one taken before
-    it was loaded leaves out its folder under ComfyUI/models.
-    """
-    if comfyui is None or not _can_be_told(comfyui):
-        return {}
-    known = folders_known_to(comfyui)
-    return {
-        # One of 2023 says `clip` for `text_encoders`.
-        next(name for name in (category.name, *category.folders) if name in known): folders[0]
-        for category in CATEGORIES.values()
-        if known.intersection(folders := category.folders)
-    }
-
-
-def describe_local_models(comfyui: Path, models: Path, config: Path) -> Path | None:
-    """Write `config`, which tells ComfyUI of the folder `models`; None where it cannot be told."""
-    folders = local_folders(comfyui)
-    if not folders:
-        return None
-    # JSON is YAML, and quotes whatever a path may hold.
-    text = json.dumps({"comfyui_volume_worker": {"base_path": str(models), **folders}}, indent=1)
-    try:
-        models.mkdir(exist_ok=True)
-        config.write_text(text + "\n", "utf-8")
-    except OSError:
-        return None
-    return config
 
 
 def shown_locally(spec: ModelSpec, folders: Mapping[str, str]) -> bool:
@@ -93,10 +56,3 @@ def cached_models(models: Path) -> list[dict[str, Any]]:
         }
         for link in links
     ]
-
-
-def _can_be_told(comfyui: Path) -> bool:
-    try:
-        return FLAG in (comfyui / "comfy" / "cli_args.py").read_text("utf-8", "replace")
-    except OSError:
-        return False

@@ -12,9 +12,9 @@ from dataclasses import dataclass, field, replace
 from pathlib import PurePosixPath
 from typing import Any
 
-from bootstrap.categories import category_of
 from bootstrap.core.findings import Finding, Severity
 from bootstrap.manifest_entry import Complaint, ModelSpec, read_entry
+from bootstrap.volume.categories import category_of
 
 CODES = {
     "manifest.unreadable": "The manifest cannot be read, or is neither JSON nor YAML.",

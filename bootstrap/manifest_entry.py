@@ -11,10 +11,10 @@ from pathlib import PurePosixPath
 from typing import Any
 from urllib.parse import urlsplit
 
-from bootstrap.categories import PICKLES, category_of, extension_of, known_folders
 from bootstrap.core.redact import masked
 from bootstrap.path_component import fault_of
 from bootstrap.sources.links import BadLink, CivitaiFile, HubFile, Link, parse_link
+from bootstrap.volume.categories import PICKLES, category_of, extension_of, known_folders
 
 _KNOWN = frozenset("name url directory hash hash_type size revision optional allow_pickle".split())
 _SHA256 = re.compile(r"[0-9a-fA-F]{64}")

@@ -12,7 +12,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TextIO
 
-from bootstrap.categories import PICKLES, extension_of
 from bootstrap.config import Settings, read_settings
 from bootstrap.core.findings import Finding, errors_in
 from bootstrap.core.redact import masked
@@ -27,6 +26,7 @@ from bootstrap.provision import provision
 from bootstrap.provisioning import workplace_for
 from bootstrap.sources import Sources
 from bootstrap.volume import locate
+from bootstrap.volume.categories import PICKLES, extension_of
 from bootstrap.workplace import Workplace
 
 _OK, _FAILED, _USAGE = 0, 1, 2

@@ -22,7 +22,7 @@ from typing import Any
 from bootstrap.core.concurrency import Crew
 from bootstrap.core.temp_names import look_at_leftover
 from bootstrap.facts.packages import PackagesFacts
-from bootstrap.recent import FOLDER
+from bootstrap.volume.layout import OWN_FOLDER
 from bootstrap.wanted_packages import Wanted, is_archive_name, name_for
 
 _RECORD = ".node-packages.json"
@@ -50,7 +50,7 @@ class Record:
 def archive_at(volume: Path, wanted: Wanted, packages: PackagesFacts) -> Path:
     """Where the archive for these requirements and this interpreter is kept."""
     libc = os.confstr("CS_GNU_LIBC_VERSION") or ""
-    return volume / FOLDER / "packages" / f"{name_for(wanted, packages, libc)}.zip"
+    return volume / OWN_FOLDER / "packages" / f"{name_for(wanted, packages, libc)}.zip"
 
 
 def pack(folder: Path, record: Record, archive: Path) -> None:

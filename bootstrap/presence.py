@@ -9,11 +9,11 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
-from bootstrap.categories import ALIASES
 from bootstrap.fetch.receipts import Receipt, read_receipt, write_receipt
 from bootstrap.fetch.verify import Wanted, check_content, check_hash, hash_file
 from bootstrap.manifest_entry import ModelSpec
 from bootstrap.net.errors import DownloadError, disk_error
+from bootstrap.volume.categories import ALIASES
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,6 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
-from bootstrap.apply import link_models
 from bootstrap.at_hand import at_hand
 from bootstrap.config import Settings
 from bootstrap.core.findings import Finding, error
@@ -18,7 +17,7 @@ from bootstrap.fetch.progress import LogMeter, MakeMeter
 from bootstrap.fetch.throttle import Throttle
 from bootstrap.fetch.tools import Tools
 from bootstrap.fetch.verify import check_content
-from bootstrap.local_models import link_cached, local_folders, shown_locally
+from bootstrap.local_models import link_cached, shown_locally
 from bootstrap.manifest_entry import ModelSpec
 from bootstrap.net.addresses import AddressPolicy
 from bootstrap.net.errors import DownloadError
@@ -28,6 +27,8 @@ from bootstrap.sources import make_sources
 from bootstrap.sources.huggingface import CACHE_ON_VOLUME, PLATFORM_CACHE, HubHosts, HuggingFace
 from bootstrap.sources.links import BadLink, parse_link
 from bootstrap.volume import COMFYUI, MODELS, Layout, locate
+from bootstrap.volume.extra_model_paths import local_folders
+from bootstrap.volume.links import link_models
 from bootstrap.workplace import Result, Workplace, summary
 
 

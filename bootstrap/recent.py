@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from bootstrap.core.files import part_beside, write_whole
+from bootstrap.volume.layout import OWN_FOLDER
 
-FOLDER = ".comfyui-worker"
 _VERSION = 1
 _MOST_MODELS = 32
 _MOST_BYTES = 4 * 1024 * 1024
@@ -28,7 +28,7 @@ class Recent:
 
     def __init__(self, root: Path, endpoint: str | None) -> None:
         name = re.sub(r"[^A-Za-z0-9_-]", "_", endpoint or "default")[:64]
-        self._path = root / FOLDER / "recent" / f"{name}.json"
+        self._path = root / OWN_FOLDER / "recent" / f"{name}.json"
         self._written: Mapping[str, Any] | None = None
 
     def models(self) -> list[str]:

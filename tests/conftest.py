@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from bootstrap.boot import Boot
-from bootstrap.config.settings import Settings
+from bootstrap.config import Settings
 from bootstrap.core.findings import Outcome
 from demo.volume import DemoVolume, ensure
 from handler.worker import Worker

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from bootstrap.config.settings import Settings
+from bootstrap.config import Settings
 from bootstrap.volume import Layout
 from bootstrap.workdir import WorkDir, make_workdir
 from handler.deadline import Deadline

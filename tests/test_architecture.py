@@ -12,16 +12,15 @@ from tests.support.sources import ROOT, all_needed_by, imports, modules, run_at_
 
 PURE = (
     "bootstrap.config.bucket",
-    "bootstrap.categories",
+    "bootstrap.volume.categories",
     "bootstrap.command",
     "bootstrap.exits",
     "bootstrap.core.findings",
     "bootstrap.config.fields",
-    "bootstrap.link_plan",
+    "bootstrap.volume.link_plan",
     "bootstrap.core.redact",
     "bootstrap.path_component",
     "bootstrap.pip_words",
-    "bootstrap.plan",
     "bootstrap.wanted_packages",
     "handler.content",
     "handler.deadline",
@@ -102,8 +101,8 @@ def test_what_the_doctor_uses_needs_nothing_but_the_standard_library() -> None:
     roots |= {
         "bootstrap.core.findings",
         "bootstrap.config.settings",
-        "bootstrap.volume",
-        "bootstrap.apply",
+        "bootstrap.volume.layout",
+        "bootstrap.volume.links",
     }
     foreign = {
         name: outside

@@ -15,7 +15,7 @@ import psutil
 import pytest
 
 from bootstrap.boot import Boot
-from bootstrap.config.settings import Settings
+from bootstrap.config import Settings
 from bootstrap.core.findings import Outcome, errors_in
 from bootstrap.reports import BootReport
 from tests.conftest import BootedWorker

@@ -7,7 +7,7 @@ import json
 import pytest
 
 from bootstrap.checks import environment, runpod, tokens
-from bootstrap.config.settings import Settings
+from bootstrap.config import Settings
 from bootstrap.core.findings import Severity
 from tests.support.check_cases import CHECKS, ENV, HEALTHY, Case, assert_case, look
 

@@ -11,7 +11,7 @@ import pytest
 from bootstrap.checks import gpu as checks
 from bootstrap.checks import gpu_health
 from bootstrap.checks.gpu_expected import gpu_expectation
-from bootstrap.config.settings import Settings
+from bootstrap.config import Settings
 from bootstrap.core.findings import Outcome, Severity, outcome_of
 from bootstrap.facts.gpu import DriverPart, GpuFacts, GpuProcess, gather_gpu
 from tests.support.check_cases import (

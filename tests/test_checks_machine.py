@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 
 from bootstrap.checks import machine, memory
-from bootstrap.config.settings import Settings
+from bootstrap.config import Settings
 from bootstrap.core.findings import Severity
 from bootstrap.core.memory import CpuFacts
 from bootstrap.facts.machine import ClockFacts, MachineFacts

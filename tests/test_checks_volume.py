@@ -24,14 +24,14 @@ from bootstrap.checks import (
     volume_presence,
 )
 from bootstrap.checks.volume import check_layout, check_volume
-from bootstrap.config.settings import Settings
+from bootstrap.config import Settings
 from bootstrap.core.files import Trouble
 from bootstrap.core.findings import Finding, Severity
-from bootstrap.facts.mount import Mount
 from bootstrap.facts.volume import gather_volume
 from bootstrap.facts.volume_disk import Space, Writing
 from bootstrap.facts.volume_facts import State, VolumeFacts
 from bootstrap.volume import Layout, locate
+from bootstrap.volume.layout import Mount
 from tests.support.volumes import (
     follow,
     grave,

@@ -15,7 +15,7 @@ import pytest
 
 from benchmarks.simulated_volume import SimulatedVolume, mounted, why_not
 from bootstrap.boot import Boot
-from bootstrap.config.settings import Settings
+from bootstrap.config import Settings
 from bootstrap.core.findings import Outcome
 from bootstrap.timeline import Stage
 from handler.warmup import WarmUp

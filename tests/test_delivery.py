@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 from PIL import Image
 
+from bootstrap.config import Settings
 from bootstrap.config.bucket import bucket_of
-from bootstrap.config.settings import Settings
 from bootstrap.volume import Layout
 from bootstrap.workdir import WorkDir, make_workdir
 from handler.deadline import Deadline

@@ -14,7 +14,7 @@ import jsonschema
 import pytest
 
 from bootstrap.checks.registry import ALL_CHECKS, Check, run_checks
-from bootstrap.config.settings import Settings
+from bootstrap.config import Settings
 from bootstrap.core.findings import Severity
 from bootstrap.doctor import examine
 from bootstrap.facts import everything

@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 from jsonschema import validate
 
-from bootstrap.config.settings import Settings, variables
+from bootstrap.config import Settings, variables
 from bootstrap.fetch.receipts import Receipt
 from bootstrap.manifest import parse_manifest
 from bootstrap.manifest_entry import ModelSpec

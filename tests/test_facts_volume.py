@@ -23,13 +23,13 @@ from bootstrap.core.findings import Finding, Severity
 from bootstrap.core.temp_names import beside, kind_of, lease_name, look_at_leftover
 from bootstrap.facts import volume as gatherer
 from bootstrap.facts.model_paths import read_lines, resolve
-from bootstrap.facts.mount import mount_of
 from bootstrap.facts.venvs import look_at_venv
 from bootstrap.facts.volume_disk import try_writing
 from bootstrap.facts.volume_facts import State
 from bootstrap.facts.volume_links import Leads, look_at_link
 from bootstrap.facts.volume_survey import mount_points
 from bootstrap.volume import Layout, locate
+from bootstrap.volume.layout import mount_of
 from tests.support.volumes import facts_of, healthy, model, mounted, settings
 
 PROJECT = Path(__file__).parent.parent

@@ -15,7 +15,7 @@ import psutil
 import pytest
 
 from bootstrap.boot import Boot
-from bootstrap.config.settings import Settings
+from bootstrap.config import Settings
 from demo.volume import DemoVolume
 from handler.deadline import Deadline
 from handler.memory_relief import MemoryRelief

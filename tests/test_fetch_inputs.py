@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from bootstrap.config.settings import Settings
+from bootstrap.config import Settings
 from handler.deadline import Deadline
 from handler.errors import CODES, JobError
 from handler.fetch_inputs import Abandoned, Fetcher, Wanted

@@ -18,7 +18,7 @@ import pytest
 from bootstrap import healthcheck, prompt_thread
 from bootstrap.boot import Boot
 from bootstrap.comfyui import ComfyUI
-from bootstrap.config.settings import Settings
+from bootstrap.config import Settings
 from bootstrap.core.findings import Finding, Outcome, error, host_error, outcome_of
 from bootstrap.health import Health, HealthSocket, health_of
 from bootstrap.readiness import wait_until_ready

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bootstrap.config.settings import Settings
+from bootstrap.config import Settings
 from handler.deadline import Deadline
 from handler.errors import JobError
 from handler.fetch_inputs import Fetcher

@@ -5,14 +5,8 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from bootstrap.local_models import (
-    FLAG,
-    cached_models,
-    describe_local_models,
-    link_cached,
-    local_folders,
-    shown_locally,
-)
+from bootstrap.local_models import cached_models, link_cached, shown_locally
+from bootstrap.volume.extra_model_paths import FLAG, describe_local_models, local_folders
 from bootstrap.workplace import Result
 from demo.volume import DemoVolume
 from tests.support.provisioning import spec

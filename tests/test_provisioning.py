@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from bootstrap.config.settings import Settings
+from bootstrap.config import Settings
 from bootstrap.core.findings import Outcome, outcome_of
 from bootstrap.fetch import progress
 from bootstrap.fetch.progress import BarMeter, LogMeter, clock, meters_for

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from bootstrap.comfyui import ComfyUI
-from bootstrap.config.settings import Settings
+from bootstrap.config import Settings
 from handler.deadline import Deadline
 from handler.errors import JobError
 from handler.memory_relief import MemoryRelief

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from jsonschema import validate
 
-from bootstrap.config.settings import Settings, variables
+from bootstrap.config import Settings, variables
 from bootstrap.core.redact import Secret
 from demo.volume import DemoVolume
 from handler.errors import JobError

@@ -5,12 +5,12 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 
-from bootstrap.categories import PICKLES, extension_of
 from bootstrap.checks.model_text import about, delete, paths_of, place
 from bootstrap.core.findings import Finding, info, warning
 from bootstrap.core.text import counted, named, shown, size_text, typed
 from bootstrap.facts.inventory import Inventory, ModelFile
 from bootstrap.facts.weights import State
+from bootstrap.volume.categories import PICKLES, extension_of
 
 CODES = {
     "models.empty_file": "A model file has zero bytes",

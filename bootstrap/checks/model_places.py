@@ -7,7 +7,11 @@ import os
 import re
 from collections.abc import Sequence
 
-from bootstrap.categories import (
+from bootstrap.checks.model_text import about, delete, paths_of
+from bootstrap.core.findings import Finding, info, warning
+from bootstrap.core.text import MB, counted, named, size_text, typed
+from bootstrap.facts.inventory import Holding, Inventory, ModelFile, holdings_of
+from bootstrap.volume.categories import (
     CATEGORIES,
     GGUF,
     OTHER_NAMES,
@@ -16,10 +20,6 @@ from bootstrap.categories import (
     extension_of,
     known_folders,
 )
-from bootstrap.checks.model_text import about, delete, paths_of
-from bootstrap.core.findings import Finding, info, warning
-from bootstrap.core.text import MB, counted, named, size_text, typed
-from bootstrap.facts.inventory import Holding, Inventory, ModelFile, holdings_of
 
 CODES = {
     "models.empty_category": "Model folders without a model in them",

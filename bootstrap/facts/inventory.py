@@ -10,7 +10,9 @@ from heapq import nlargest
 from pathlib import Path
 from typing import Any
 
-from bootstrap.categories import (
+from bootstrap.facts.tree import Entry, Problem
+from bootstrap.facts.weights import Examined, State
+from bootstrap.volume.categories import (
     CATEGORIES,
     GGUF,
     PT_EXTENSIONS,
@@ -18,8 +20,6 @@ from bootstrap.categories import (
     category_of,
     extension_of,
 )
-from bootstrap.facts.tree import Entry, Problem
-from bootstrap.facts.weights import Examined, State
 
 # What holds weights in folders of custom nodes too.
 WEIGHTS = PT_EXTENSIONS | {GGUF, ".onnx"}

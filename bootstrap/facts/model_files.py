@@ -11,12 +11,12 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
-from bootstrap.categories import category_of
 from bootstrap.core.concurrency import Allowance, Crew, Task
 from bootstrap.facts.inventory import Inventory, ModelFile, is_weights
 from bootstrap.facts.tree import Entry, Kind, Target, Walk
 from bootstrap.facts.walk import LIMIT, THREADS, walk
 from bootstrap.facts.weights import Examined, State, examine, sample_hash
+from bootstrap.volume.categories import category_of
 
 # Text of headers held at once by all threads; parsed, a header takes about four times its text.
 MOST_HELD = 32 << 20

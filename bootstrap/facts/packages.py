@@ -16,10 +16,10 @@ from typing import Any
 
 from bootstrap.command import environment
 from bootstrap.core.concurrency import SilentError, Together
-from bootstrap.facts.mount import mount_of
 from bootstrap.facts.python_child import ASK_SECONDS, Failure, Trouble, ask_python
 from bootstrap.facts.venvs import Venv, look_at_venv
 from bootstrap.requirements_text import normalised
+from bootstrap.volume.layout import mount_of
 
 READ_SECONDS = 15.0
 MOST_TOLD = 500

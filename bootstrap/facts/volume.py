@@ -14,11 +14,11 @@ from pathlib import Path
 from bootstrap.config import Settings
 from bootstrap.core.concurrency import SilentError, Together
 from bootstrap.core.files import list_folder, trouble_of
-from bootstrap.facts.mount import mount_of
 from bootstrap.facts.volume_disk import Space, look_at_space, try_writing
 from bootstrap.facts.volume_facts import State, VolumeFacts
 from bootstrap.facts.volume_survey import survey
 from bootstrap.volume import Layout
+from bootstrap.volume.layout import mount_of
 
 __all__ = ["MOUNTINFO", "TIMEOUT", "VolumeFacts", "gather_volume"]
 

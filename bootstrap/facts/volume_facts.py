@@ -9,11 +9,11 @@ from typing import Any
 from bootstrap.core.files import Folder, Trouble
 from bootstrap.core.temp_names import Leftover
 from bootstrap.facts.model_paths import ModelPath
-from bootstrap.facts.mount import Mount
 from bootstrap.facts.venvs import Venv
 from bootstrap.facts.volume_disk import Access, Space, Writing
 from bootstrap.facts.volume_links import LinkFact
 from bootstrap.facts.volume_places import Place, Stray
+from bootstrap.volume.layout import Mount
 
 # Of each kind of thing so many are told; a diagnostics reply has room for 1 MB in all.
 MOST_SHOWN = 50

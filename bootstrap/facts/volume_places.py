@@ -8,10 +8,10 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from enum import Enum
 
-from bootstrap.categories import GGUF, PT_EXTENSIONS, extension_of, known_folders
 from bootstrap.core.concurrency import Together
 from bootstrap.core.files import Folder, list_folder
 from bootstrap.volume import COMFYUI, MODELS
+from bootstrap.volume.categories import GGUF, PT_EXTENSIONS, extension_of, known_folders
 
 _PROPER = {name.casefold(): name for name in known_folders()}
 _WEIGHTS = PT_EXTENSIONS | {GGUF}

@@ -6,7 +6,6 @@ import os
 import time
 from dataclasses import replace
 
-from bootstrap.apply import plan_for
 from bootstrap.core.concurrency import Together
 from bootstrap.core.files import Folder, contains, list_folder
 from bootstrap.core.temp_names import MOST_LEFTOVERS, Leftover, kind_of, look_at_leftover
@@ -23,8 +22,10 @@ from bootstrap.facts.volume_places import (
     has_main,
     wrong_case,
 )
-from bootstrap.link_plan import Unlink
-from bootstrap.volume import COMFYUI, MODELS, USUAL_ROOTS, Layout
+from bootstrap.volume import COMFYUI, MODELS, Layout
+from bootstrap.volume.layout import USUAL_ROOTS
+from bootstrap.volume.link_plan import Unlink
+from bootstrap.volume.links import plan_for
 
 USUAL_CATEGORIES = (
     "checkpoints",

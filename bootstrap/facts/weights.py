@@ -17,8 +17,8 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import Any
 
-from bootstrap.categories import GGUF, extension_of
 from bootstrap.core.concurrency import Allowance
+from bootstrap.volume.categories import GGUF, extension_of
 
 SAFETENSORS = frozenset({".safetensors", ".sft"})
 MOST_HEADER = 100_000_000

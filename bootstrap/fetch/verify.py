@@ -10,11 +10,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from bootstrap.categories import GGUF
 from bootstrap.core.concurrency import Allowance
 from bootstrap.core.text import megabytes
 from bootstrap.facts.weights import MOST_HEADER, SAFETENSORS, Examined, State, examine
 from bootstrap.net.errors import DownloadError, Stopped
+from bootstrap.volume.categories import GGUF
 
 BLOCK = 4 * 1024 * 1024
 TEXT_EXTENSIONS = frozenset({".json", ".txt", ".yaml", ".yml", ".md", ".csv", ".xml"})

@@ -228,7 +228,7 @@ def _by_status(status: int, page: str) -> DownloadError:
 
 def _folder_in(path: str) -> str | None:
     """Repositories made for ComfyUI keep its folders: `split_files/vae/x.safetensors`."""
-    from bootstrap.categories import category_of
+    from bootstrap.volume.categories import category_of
 
     for piece in reversed(path.split("/")[:-1]):
         if category_of(piece) is not None:

@@ -15,7 +15,7 @@ from bootstrap.checks.memory import check_memory
 from bootstrap.checks.runpod import check_runpod
 from bootstrap.checks.tokens import check_tokens
 from bootstrap.checks.torch_build import check_torch
-from bootstrap.config.settings import Settings
+from bootstrap.config import Settings
 from bootstrap.core.findings import Finding, Severity
 from bootstrap.core.memory import CpuFacts, MemoryFacts
 from bootstrap.facts.gpu import DriverPart, GpuDevice, GpuFacts

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from bootstrap.checks.volume import check_volume
-from bootstrap.config.settings import Settings
+from bootstrap.config import Settings
 from bootstrap.core.findings import Finding, Severity
 from bootstrap.facts.volume import gather_volume
 from bootstrap.facts.volume_facts import VolumeFacts

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bootstrap.config.settings import Settings
+from bootstrap.config import Settings
 from bootstrap.core.findings import error
 from bootstrap.core.log import say
 from bootstrap.core.redact import masked, masked_data

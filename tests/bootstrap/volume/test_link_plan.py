@@ -6,8 +6,7 @@ from collections.abc import Mapping
 from pathlib import PurePosixPath as Pure
 from posixpath import normpath
 
-from bootstrap.link_plan import Conflict, Folder, Kind, Link, LinkPlan, Unlink
-from bootstrap.plan import plan_links
+from bootstrap.volume.link_plan import Conflict, Folder, Kind, Link, LinkPlan, Unlink, plan_links
 
 VOLUME = Pure("/v")
 MODELS = Pure("/v/models")

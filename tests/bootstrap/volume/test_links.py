@@ -17,15 +17,15 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from bootstrap import apply
-from bootstrap.apply import link_models, plan_for
-from bootstrap.config.settings import Settings
+from bootstrap.config import Settings
 from bootstrap.core.findings import Finding, Severity
-from bootstrap.link_plan import LinkPlan
-from bootstrap.volume import Layout, locate
+from bootstrap.volume import links
+from bootstrap.volume.layout import Layout, locate
+from bootstrap.volume.link_plan import LinkPlan
+from bootstrap.volume.links import link_models, plan_for
 from tests.support.waiting import wait_until
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[3]
 OLD_FOLDER_PATHS = """
 folder_names_and_paths["clip"] = ([os.path.join(models_dir, "clip")], supported_pt_extensions)
 folder_names_and_paths["unet"] = ([os.path.join(models_dir, "unet")], supported_pt_extensions)
@@ -208,7 +208,7 @@ def test_a_link_that_leads_somewhere_again_is_not_removed(volume: Path) -> None:
     planned = plan_for(layout(volume))
     assert len(planned.actions) == 1
     write(model, "back")
-    assert apply.apply(planned, []) == []
+    assert links.apply(planned, []) == []
     assert (volume / "ComfyUI/models/loras/a.pt").read_text() == "back"
 
 
@@ -221,7 +221,7 @@ def test_a_real_file_that_took_a_links_place_is_not_removed(volume: Path) -> Non
     place = volume / "ComfyUI/models/loras/a.pt"
     place.unlink()
     write(place, "precious")
-    assert apply.apply(planned, []) == []
+    assert links.apply(planned, []) == []
     assert sorted(os.listdir(place.parent)) == ["a.pt", "put_loras_here"]
     assert place.read_text() == "precious"
 
@@ -256,8 +256,8 @@ def test_a_folder_that_may_not_be_written_is_said_once_and_the_others_are_linked
             write(volume / f"models/{name}/{number}.pt", "x")
         write(volume / f"ComfyUI/models/{name}/put_here", "")
     script = (
-        "import os, sys; from pathlib import Path; from bootstrap.apply import link_models\n"
-        "from bootstrap.config.settings import Settings; from bootstrap.volume import locate\n"
+        "import os, sys; from pathlib import Path; from bootstrap.volume.links import link_models\n"
+        "from bootstrap.config import Settings; from bootstrap.volume import locate\n"
         "if os.getuid() == 0: os.setuid(65534)\n"
         "found = link_models(locate(Settings(volume_path=Path(sys.argv[1]))))\n"
         "print(*(f'{f.code} {f.message}' for f in found), sep='\\n')\n"
@@ -285,8 +285,8 @@ def test_eight_workers_link_one_volume_while_models_come_and_go(volume: Path) ->
     stay = {write(volume / f"models/loras/stay{n}.pt", f"{n}") for n in range(10)}
     precious = write(volume / "ComfyUI/models/loras/own.pt", "own")
     script = (
-        "import sys; from pathlib import Path; from bootstrap.apply import link_models\n"
-        "from bootstrap.config.settings import Settings; from bootstrap.volume import locate\n"
+        "import sys; from pathlib import Path; from bootstrap.volume.links import link_models\n"
+        "from bootstrap.config import Settings; from bootstrap.volume import locate\n"
         "for _ in range(60):\n"
         "    bad = [f for f in link_models(locate(Settings(volume_path=Path(sys.argv[1]))))\n"
         "           if f.code != 'links.made']\n"
@@ -438,8 +438,8 @@ def test_a_worker_killed_amid_linking_leaves_nothing_that_the_next_cannot_finish
     for number in range(400):
         write(volume / f"models/loras/{number}.pt", "x")
     script = (
-        "import sys; from pathlib import Path; from bootstrap.apply import link_models\n"
-        "from bootstrap.config.settings import Settings; from bootstrap.volume import locate\n"
+        "import sys; from pathlib import Path; from bootstrap.volume.links import link_models\n"
+        "from bootstrap.config import Settings; from bootstrap.volume import locate\n"
         "link_models(locate(Settings(volume_path=Path(sys.argv[1]))))\n"
     )
     worker = subprocess.Popen([sys.executable, "-c", script, str(volume)], cwd=ROOT)

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from bootstrap.checks.volume import check_layout
-from bootstrap.config.settings import Settings
-from bootstrap.volume import Layout, folders_known_to, locate
+from bootstrap.config import Settings
+from bootstrap.volume.layout import Layout, folders_known_to, locate
 
 
 def make(*files: Path) -> None:

@@ -9,9 +9,17 @@ from collections.abc import Mapping
 from pathlib import Path, PurePosixPath
 
 from bootstrap.core.findings import Finding, error, info, warning
-from bootstrap.link_plan import Action, Conflict, Folder, Kind, Link, LinkPlan, Unlink
-from bootstrap.plan import plan_links
-from bootstrap.volume import MODELS, Layout, folders_known_to
+from bootstrap.volume.layout import MODELS, Layout, folders_known_to
+from bootstrap.volume.link_plan import (
+    Action,
+    Conflict,
+    Folder,
+    Kind,
+    Link,
+    LinkPlan,
+    Unlink,
+    plan_links,
+)
 
 CODES = {
     "links.made": "Links to models were made, as planned",

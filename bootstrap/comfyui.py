@@ -15,7 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
-from bootstrap import command, guard, prompt_thread
+from bootstrap import command, prompt_thread
+from bootstrap.core import guard
 from bootstrap.core.log import say
 from bootstrap.core.redact import masked
 from bootstrap.exits import Exit

@@ -1,4 +1,4 @@
-"""Pure: ComfyUI's command line and environment.
+"""Pure: ComfyUI's command line.
 
 Flags come and go between versions and an unknown one ends ComfyUI with argparse's code 2, so only
 those that its own `--help` names are used.
@@ -7,30 +7,16 @@ those that its own `--help` names are used.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
 from bootstrap.core.findings import Finding, warning
-from bootstrap.core.redact import LOGIN
 
 CODES = {"comfyui.flag_unknown": "A flag in COMFYUI_ARGS that this version does not know"}
 
-# Secrets by the way people name them; what the nodes do need is named in COMFYUI_ENV_PASS.
-_SECRET_NAME = re.compile(
-    r"TOKEN(?!IZ)|SECRET|PASSWORD|PASSWD|PASSPHRASE|CREDENTIAL|API_?KEY|ACCESS_?KEY|PRIVATE_?KEY"
-    r"|(^|_)(AUTH|KEY|PASS|PAT)(_|$)|_PWD$|^RUNPOD_|^AWS_|^BUCKET_",
-    re.IGNORECASE,
-)
-# An address of a package index can hold a password, whatever the variable is called.
-_INDEX_NAME = re.compile(r"^(PIP|UV)_")
 # Python 3.14 colours its help when FORCE_COLOR is set.
 _COLOUR = re.compile(r"\x1b\[[\d;]*m")
-# The worker's own Python must not leak into ComfyUI's; without bytecode each start compiles all.
-_PYTHON_NAMES = frozenset(
-    "PYTHONPATH PYTHONHOME PYTHONSTARTUP PYTHONDONTWRITEBYTECODE PYTHONPYCACHEPREFIX "
-    "VIRTUAL_ENV __PYVENV_LAUNCHER__".split()
-)
 
 
 @dataclass(frozen=True)
@@ -100,21 +86,3 @@ def _unknown_flag(flag: str) -> Finding:
         f"Remove {flag} from COMFYUI_ARGS, or update the ComfyUI on the volume.",
         flag=flag,
     )
-
-
-def environment(env: Mapping[str, str], passed: Iterable[str], python: Path) -> dict[str, str]:
-    """The environment for ComfyUI: no secret it was not given by name, none of our own Python."""
-    allowed = frozenset(passed)
-    child = {
-        name: value
-        for name, value in env.items()
-        if name not in _PYTHON_NAMES and (name in allowed or not _is_secret(name, value))
-    }
-    child["PATH"] = f"{python.parent}:{env.get('PATH', '/usr/bin:/bin')}"
-    child["PYTHONUNBUFFERED"] = "1"
-    return child
-
-
-def _is_secret(name: str, value: str) -> bool:
-    index = _INDEX_NAME.match(name) and LOGIN.search(value)
-    return bool(_SECRET_NAME.search(name) or index)

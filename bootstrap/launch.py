@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
 from pathlib import Path
 
 from bootstrap import command
@@ -70,11 +69,6 @@ def folders_of(work: WorkDir, comfyui: Path) -> command.Folders:
         database=work.database,
         model_paths=describe_local_models(comfyui, work.models, work.model_paths),
     )
-
-
-def child_environment(env: Mapping[str, str], settings: Settings, python: Path) -> dict[str, str]:
-    """ComfyUI's environment."""
-    return command.environment(env, settings.comfyui_env_pass, python)
 
 
 def _not_staged(problem: CannotStage, settings: Settings) -> Finding:

@@ -14,10 +14,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from urllib.parse import unquote
 
-from bootstrap import guard
-from bootstrap.command import environment
+from bootstrap.core import guard
 from bootstrap.core.log import say
-from bootstrap.core.redact import LOGIN, masked
+from bootstrap.core.redact import LOGIN, child_environment, masked
 from bootstrap.pip_words import build_output, is_passing, reason_in
 
 # Where packages go and which ones is ours to say, whatever the image or the endpoint sets.
@@ -105,7 +104,7 @@ class Pip:
 
 def pip_environment(env: Mapping[str, str], python: Path, scratch: Path) -> dict[str, str]:
     """As ComfyUI's, with pip's own settings back in it but for those that would lead it astray."""
-    child = environment(env, (), python)
+    child = child_environment(env, (), python)
     child |= {n: v for n, v in env.items() if n.startswith("PIP_") and n not in _NOT_PASSED}
     for name in _NOT_PASSED & set(child):
         del child[name]

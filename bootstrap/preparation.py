@@ -13,10 +13,11 @@ from bootstrap.checks.volume import check_layout
 from bootstrap.comfyui import ComfyUI, Launch
 from bootstrap.config import Settings
 from bootstrap.core.findings import Finding, host_error
+from bootstrap.core.redact import child_environment
 from bootstrap.examination import MACHINE, VOLUME, Examination
 from bootstrap.facts.packages import PackagesFacts, gather_packages
 from bootstrap.interpreter import ask_help, choose_python
-from bootstrap.launch import child_environment, copy_user, folders_of, stage_code
+from bootstrap.launch import copy_user, folders_of, stage_code
 from bootstrap.node_packages import Place, add_packages
 from bootstrap.prefetch import ReadAhead
 from bootstrap.recent import Recent
@@ -167,7 +168,7 @@ class Preparation:
         if isinstance(python, Finding):
             return [python]
         self._python = python
-        self._child_env = child_environment(self.env, self.settings, python)
+        self._child_env = child_environment(self.env, self.settings.comfyui_env_pass, python)
         return []
 
     def _list_packages(self, _: Stage) -> None:

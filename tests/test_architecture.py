@@ -131,7 +131,7 @@ def test_what_the_worker_imports_is_what_its_requirements_name() -> None:
 
 
 def test_the_guard_is_a_script_that_knows_nothing_of_the_project() -> None:
-    assert {top(i) for i in imports("bootstrap.guard")} <= set(STANDARD)
+    assert {top(i) for i in imports("bootstrap.core.guard")} <= set(STANDARD)
 
 
 @pytest.mark.parametrize("name", sorted(modules()))

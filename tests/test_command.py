@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from bootstrap.command import Folders, arguments, environment, flags_in
+from bootstrap.command import Folders, arguments, flags_in
+from bootstrap.core.redact import child_environment
 
 FOLDERS = Folders(
     input=Path("/w/input"),
@@ -95,23 +96,23 @@ def test_a_value_after_an_equals_sign_belongs_to_its_flag() -> None:
 )
 def test_what_looks_like_a_secret_is_kept_from_comfyui_unless_it_is_named(name: str) -> None:
     python = Path("/opt/comfyui/bin/python")
-    assert TOKEN not in str(environment({name: TOKEN}, (), python))
-    assert environment({name: TOKEN}, (name,), python)[name] == TOKEN
+    assert TOKEN not in str(child_environment({name: TOKEN}, (), python))
+    assert child_environment({name: TOKEN}, (name,), python)[name] == TOKEN
 
 
 @pytest.mark.parametrize("name", ["PIP_INDEX_URL", "PIP_EXTRA_INDEX_URL", "UV_INDEX_URL"])
 def test_a_password_in_an_index_address_is_kept_from_comfyui(name: str) -> None:
     python = Path("/usr/bin/python3")
     with_password = f"https://me:{TOKEN}@packages.example/simple"
-    assert name not in environment({name: with_password}, (), python)
-    assert environment({name: with_password}, (name,), python)[name] == with_password
-    assert environment({name: "https://packages.example"}, (), python)[name]
-    assert environment({"HTTPS_PROXY": with_password}, (), python)["HTTPS_PROXY"]
+    assert name not in child_environment({name: with_password}, (), python)
+    assert child_environment({name: with_password}, (name,), python)[name] == with_password
+    assert child_environment({name: "https://packages.example"}, (), python)[name]
+    assert child_environment({"HTTPS_PROXY": with_password}, (), python)["HTTPS_PROXY"]
 
 
 def test_naming_one_secret_passes_no_other() -> None:
     env = {"HF_TOKEN": "wanted", "CIVITAI_TOKEN": TOKEN}
-    child = environment(env, ("HF_TOKEN", "NOT_THERE"), Path("/usr/bin/python3"))
+    child = child_environment(env, ("HF_TOKEN", "NOT_THERE"), Path("/usr/bin/python3"))
     assert child["HF_TOKEN"] == "wanted" and TOKEN not in str(child)
     assert "NOT_THERE" not in child
 
@@ -122,23 +123,23 @@ def test_naming_one_secret_passes_no_other() -> None:
     "TOKENIZERS_PARALLELISM NVIDIA_VISIBLE_DEVICES KEYBOARD PATCH_LEVEL AUTHOR COMPASS".split(),
 )
 def test_ordinary_variables_pass(name: str) -> None:
-    assert environment({name: "x"}, (), Path("/usr/bin/python3"))[name] == "x"
+    assert child_environment({name: "x"}, (), Path("/usr/bin/python3"))[name] == "x"
 
 
 def test_the_workers_own_python_does_not_leak_even_when_it_is_named() -> None:
     env = {"PYTHONPATH": "/app", "PYTHONHOME": "/x", "VIRTUAL_ENV": "/app/.venv", "A": "b"}
-    child = environment(env, ("PYTHONPATH",), Path("/opt/comfyui/bin/python"))
+    child = child_environment(env, ("PYTHONPATH",), Path("/opt/comfyui/bin/python"))
     assert set(child) == {"A", "PATH", "PYTHONUNBUFFERED"}
 
 
 def test_comfyuis_interpreter_comes_first_on_its_path() -> None:
-    child = environment({"PATH": "/usr/bin"}, (), Path("/opt/comfyui/bin/python"))
+    child = child_environment({"PATH": "/usr/bin"}, (), Path("/opt/comfyui/bin/python"))
     assert child["PATH"] == "/opt/comfyui/bin:/usr/bin"
 
 
 def test_a_real_child_sees_no_marker_token() -> None:
     env = {**os.environ, "HF_TOKEN": TOKEN, "CIVITAI_TOKEN": TOKEN, "RUNPOD_AI_API_KEY": TOKEN}
-    child = environment(env, (), Path(sys.executable))
+    child = child_environment(env, (), Path(sys.executable))
     script = "import os; print(os.environ, open('/proc/self/environ').read())"
     done = subprocess.run(
         [sys.executable, "-c", script], env=child, capture_output=True, text=True, check=True

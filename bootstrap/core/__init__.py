@@ -4,6 +4,7 @@ __all__ = [
     "concurrency",
     "files",
     "findings",
+    "guard",
     "lease",
     "log",
     "memory",

@@ -3,13 +3,15 @@ here, whatever they quote: a requirement, a line of pip or ComfyUI, an exception
 
 In an address a login stands before the host (`https://user:token@host/`), a signature or a token in
 the query. Elsewhere a header's name gives a token away, or its own beginning. A Civitai key outside
-of both is not known: 32 hexadecimal digits, like many a hash.
+of both is not known: 32 hexadecimal digits, like many a hash. Nor does a child get them in its
+environment.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from pathlib import Path
 from typing import Any
 
 MASK = "***"
@@ -43,6 +45,19 @@ _BEARER = re.compile(
 # Of Hugging Face, Runpod and Comfy.org.
 _SHAPED = re.compile(
     r"(?<![A-Za-z0-9])(?:(hf_|api_org_|rpa_)[A-Za-z0-9]{30,}|(comfyui-)[0-9a-f]{64})"
+)
+# Secrets by the way people name them; what the nodes do need is named in COMFYUI_ENV_PASS.
+_SECRET_NAME = re.compile(
+    r"TOKEN(?!IZ)|SECRET|PASSWORD|PASSWD|PASSPHRASE|CREDENTIAL|API_?KEY|ACCESS_?KEY|PRIVATE_?KEY"
+    r"|(^|_)(AUTH|KEY|PASS|PAT)(_|$)|_PWD$|^RUNPOD_|^AWS_|^BUCKET_",
+    re.IGNORECASE,
+)
+# An address of a package index can hold a password, whatever the variable is called.
+_INDEX_NAME = re.compile(r"^(PIP|UV)_")
+# The worker's own Python must not leak into ComfyUI's; without bytecode each start compiles all.
+_PYTHON_NAMES = frozenset(
+    "PYTHONPATH PYTHONHOME PYTHONSTARTUP PYTHONDONTWRITEBYTECODE PYTHONPYCACHEPREFIX "
+    "VIRTUAL_ENV __PYVENV_LAUNCHER__".split()
 )
 
 
@@ -91,3 +106,24 @@ class Secret:
 
     def __hash__(self) -> int:
         return hash(self._text)
+
+
+def child_environment(
+    env: Mapping[str, str], passed: Iterable[str], python: Path
+) -> dict[str, str]:
+    """The environment for a child that runs `python`, ComfyUI above all: no secret it was not given
+    by name (`passed`), none of our own Python."""
+    allowed = frozenset(passed)
+    child = {
+        name: value
+        for name, value in env.items()
+        if name not in _PYTHON_NAMES and (name in allowed or not _is_secret(name, value))
+    }
+    child["PATH"] = f"{python.parent}:{env.get('PATH', '/usr/bin:/bin')}"
+    child["PYTHONUNBUFFERED"] = "1"
+    return child
+
+
+def _is_secret(name: str, value: str) -> bool:
+    index = _INDEX_NAME.match(name) and LOGIN.search(value)
+    return bool(_SECRET_NAME.search(name) or index)

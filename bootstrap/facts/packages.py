@@ -14,8 +14,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from bootstrap.command import environment
 from bootstrap.core.concurrency import SilentError, Together
+from bootstrap.core.redact import child_environment
 from bootstrap.facts.python_child import ASK_SECONDS, Failure, Trouble, ask_python
 from bootstrap.facts.venvs import Venv, look_at_venv
 from bootstrap.requirements_text import normalised
@@ -116,7 +116,7 @@ def gather_packages(
     start = time.monotonic()
     given = os.environ if env is None else env
     venv = look_at_venv(str(python.parent.parent))
-    said = ask_python(python, environment(given, (), python), timeout)
+    said = ask_python(python, child_environment(given, (), python), timeout)
     if isinstance(said, Failure):
         return PackagesFacts(str(python), said, venv=venv, seconds=time.monotonic() - start)
     together = Together(READ_SECONDS)

@@ -13,7 +13,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from bootstrap import guard
+from bootstrap.core import guard
 from tests.support.waiting import wait_until
 
 PYTHON = sys.executable

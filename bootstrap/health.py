@@ -14,12 +14,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from bootstrap.comfyui import ComfyUI
+from bootstrap.comfyui import ComfyUI, explain_exit, is_answering
 from bootstrap.core.findings import Finding, Outcome, errors_in
 from bootstrap.core.log import say
-from bootstrap.exits import explain_exit
 from bootstrap.healthcheck import connected, socket_path, socket_paths
-from bootstrap.readiness import is_answering
 from bootstrap.reports import BootReport
 
 _ANSWER_SECONDS = 0.5

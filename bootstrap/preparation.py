@@ -7,28 +7,34 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Protocol
 
-from bootstrap import command
 from bootstrap.boot_models import BootModels
 from bootstrap.checks.volume import check_layout
-from bootstrap.comfyui import ComfyUI, Launch
+from bootstrap.comfyui import (
+    ComfyUI,
+    Launch,
+    Staged,
+    WorkDir,
+    WriteBack,
+    command,
+    copy_user,
+    folders_of,
+    make_workdir,
+    not_startable,
+    stage_code,
+)
 from bootstrap.config import Settings
-from bootstrap.core.findings import Finding, host_error
+from bootstrap.core.findings import Finding
 from bootstrap.core.redact import child_environment
 from bootstrap.examination import MACHINE, VOLUME, Examination
 from bootstrap.facts.packages import PackagesFacts, gather_packages
 from bootstrap.interpreter import ask_help, choose_python
-from bootstrap.launch import copy_user, folders_of, stage_code
 from bootstrap.node_packages import Place, add_packages
 from bootstrap.prefetch import ReadAhead
 from bootstrap.recent import Recent
 from bootstrap.schedule import Task
-from bootstrap.stage import Staged
 from bootstrap.timeline import Stage, Timeline
 from bootstrap.volume import MODELS, Layout, locate
-from bootstrap.workdir import WorkDir, make_workdir
-from bootstrap.write_back import WriteBack
 
-CODES = {"comfyui.not_startable": "The operating system refused to start ComfyUI"}
 _VOLUME_LATE = (
     "The network volume is slow or its server does not answer: start the worker again; if it "
     "stays, raise VOLUME_TIMEOUT, or ask Runpod about the datacenter's storage."
@@ -245,12 +251,3 @@ class Preparation:
             return [*problems, not_startable(problem)]
         self.comfyui = comfyui
         return problems
-
-
-def not_startable(problem: OSError) -> Finding:
-    """The operating system would not run ComfyUI's Python."""
-    return host_error(
-        "comfyui.not_startable",
-        f"ComfyUI could not be started: {problem}.",
-        "Nothing to do where Runpod takes another machine; if it stays, choose a larger worker.",
-    )

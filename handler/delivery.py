@@ -14,10 +14,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from bootstrap.comfyui import WorkDir
 from bootstrap.config import Settings
 from bootstrap.net.addresses import AddressPolicy
 from bootstrap.volume import Layout
-from bootstrap.workdir import WorkDir
 from handler import reply
 from handler.ahead import Ahead, Wishes
 from handler.deadline import Deadline

@@ -9,11 +9,10 @@ from typing import Any
 
 import bootstrap
 from bootstrap.boot import Boot
+from bootstrap.comfyui import Exit, explain_exit, is_answering
 from bootstrap.doctor import examine
-from bootstrap.exits import Exit, explain_exit
 from bootstrap.facts.everything import Facts, Scope
 from bootstrap.local_models import cached_models
-from bootstrap.readiness import is_answering
 from bootstrap.render import boot_json, bounded, report_json
 from bootstrap.reports import BootReport
 from handler import reply

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from bootstrap.exits import Exit, explain_exit
+from bootstrap.comfyui import Exit, explain_exit
 from handler.deadline import Deadline
 from handler.errors import JobError
 from handler.headway import Headway

@@ -14,8 +14,8 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from bootstrap.comfyui import WorkDir
 from bootstrap.volume import Layout
-from bootstrap.workdir import WorkDir
 from handler.outputs import Produced, ProducedFile
 
 # The clock of file times lags a little behind the one of processes.

@@ -9,12 +9,16 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 
-from bootstrap import exits, readiness
-from bootstrap.comfyui import ComfyUI
+from bootstrap.comfyui import (
+    ComfyUI,
+    exits,
+    is_answering,
+    not_startable,
+    readiness,
+    wait_until_ready,
+)
 from bootstrap.core.findings import Finding
 from bootstrap.core.log import say
-from bootstrap.preparation import not_startable
-from bootstrap.readiness import is_answering, wait_until_ready
 from handler.deadline import Deadline
 from handler.errors import JobError
 from handler.memory_relief import MemoryRelief

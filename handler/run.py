@@ -9,9 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NoReturn
 
-from bootstrap.comfyui import ComfyUI
+from bootstrap.comfyui import ComfyUI, Exit
 from bootstrap.core.log import say
-from bootstrap.exits import Exit
 from handler import failures, rejection, watch
 from handler.comfy_client import ComfyClient, Refused, Unreachable, connect
 from handler.deadline import Deadline

@@ -11,9 +11,9 @@ from typing import Any
 
 import pytest
 
+from bootstrap.comfyui import WorkDir, make_workdir
 from bootstrap.config import Settings
 from bootstrap.volume import Layout
-from bootstrap.workdir import WorkDir, make_workdir
 from handler.deadline import Deadline
 from handler.delivery import Delivery
 from handler.keeper import Keeper

@@ -13,8 +13,8 @@ from tests.support.sources import ROOT, all_needed_by, imports, modules, run_at_
 PURE = (
     "bootstrap.config.bucket",
     "bootstrap.volume.categories",
-    "bootstrap.command",
-    "bootstrap.exits",
+    "bootstrap.comfyui.command",
+    "bootstrap.comfyui.exits",
     "bootstrap.core.findings",
     "bootstrap.config.fields",
     "bootstrap.volume.link_plan",

@@ -13,10 +13,10 @@ from typing import Any
 import pytest
 from PIL import Image
 
+from bootstrap.comfyui import WorkDir, make_workdir
 from bootstrap.config import Settings
 from bootstrap.config.bucket import bucket_of
 from bootstrap.volume import Layout
-from bootstrap.workdir import WorkDir, make_workdir
 from handler.deadline import Deadline
 from handler.delivery import Delivery, Parcel
 from handler.errors import JobError

@@ -15,13 +15,12 @@ from pathlib import Path
 import psutil
 import pytest
 
-from bootstrap import healthcheck, prompt_thread
+from bootstrap import healthcheck
 from bootstrap.boot import Boot
-from bootstrap.comfyui import ComfyUI
+from bootstrap.comfyui import ComfyUI, run_main, wait_until_ready
 from bootstrap.config import Settings
 from bootstrap.core.findings import Finding, Outcome, error, host_error, outcome_of
 from bootstrap.health import Health, HealthSocket, health_of
-from bootstrap.readiness import wait_until_ready
 from bootstrap.reports import BootReport
 from tests.support import fake_comfyui
 from tests.support.control_plane import ControlPlane
@@ -82,7 +81,7 @@ def checked(temp: Path) -> tuple[int, str]:
 def comfyui_of(worker: WorkerProcess) -> psutil.Process:
     """ComfyUI itself, below its guard."""
     children = psutil.Process(worker.pid).children(recursive=True)
-    (found,) = [p for p in children if p.cmdline()[1:2] == [prompt_thread.__file__]]
+    (found,) = [p for p in children if p.cmdline()[1:2] == [run_main.__file__]]
     return found
 
 

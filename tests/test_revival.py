@@ -17,9 +17,9 @@ from handler.deadline import Deadline
 from handler.errors import JobError
 from handler.memory_relief import MemoryRelief
 from handler.revival import Revival
+from tests.bootstrap.comfyui.test_process import behave
 from tests.support import fake_comfyui
 from tests.support.waiting import wait_until
-from tests.test_comfyui_process import behave
 
 BROKEN = "exit 1 ModuleNotFoundError: No module named 'torchsde'"
 

@@ -23,7 +23,7 @@ from pathlib import Path
 
 from bootstrap.core.concurrency import Crew
 
-# 64 in flight, as in facts/walk.py.
+# 64 in flight, as in doctor/facts/walk.py.
 _THREADS = 64
 _CHUNK_FILES = 8
 _BLOCK = 1024 * 1024

@@ -5,14 +5,14 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from bootstrap import command
+from bootstrap.comfyui import command
+from bootstrap.comfyui.stage import CannotStage, Staged, copy_user_folder, stage
+from bootstrap.comfyui.workdir import WorkDir
 from bootstrap.config import Settings
 from bootstrap.core.findings import Finding, info, warning
 from bootstrap.core.text import counted, size_text
-from bootstrap.stage import CannotStage, Staged, copy_user_folder, stage
 from bootstrap.volume import Layout
 from bootstrap.volume.extra_model_paths import describe_local_models
-from bootstrap.workdir import WorkDir
 
 CODES = {
     "comfyui.not_staged": "ComfyUI's code was not copied to local disk, and runs from the volume",

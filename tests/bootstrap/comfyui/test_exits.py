@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from bootstrap.comfyui.exits import LOG_LINES_IN_DETAILS, Exit, explain_exit
 from bootstrap.core.findings import Finding
-from bootstrap.exits import LOG_LINES_IN_DETAILS, Exit, explain_exit
 
 PYTHON = Path("/opt/comfyui/bin/python")
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from bootstrap.stage import CannotStage, Staged, copy_user_folder, stage
+from bootstrap.comfyui.stage import CannotStage, Staged, copy_user_folder, stage
 from tests.support.volumes import mounted
 
 MB = 1_000_000

@@ -14,9 +14,9 @@ from pathlib import Path
 import psutil
 import pytest
 
-from bootstrap.comfyui import ComfyUI
-from bootstrap.exits import explain_exit
-from bootstrap.readiness import wait_until_ready
+from bootstrap.comfyui.exits import explain_exit
+from bootstrap.comfyui.process import ComfyUI
+from bootstrap.comfyui.readiness import wait_until_ready
 from tests.support import fake_comfyui
 from tests.support.waiting import wait_until
 

@@ -13,8 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from bootstrap.comfyui import ComfyUI
-from bootstrap.readiness import Verdict, Waited, is_answering, verdict, wait_until_ready
+from bootstrap.comfyui.process import ComfyUI
+from bootstrap.comfyui.readiness import Verdict, Waited, is_answering, verdict, wait_until_ready
 from tests.support import fake_comfyui
 from tests.support.waiting import wait_until
 

@@ -10,12 +10,12 @@ from pathlib import Path
 
 import pytest
 
+from bootstrap.comfyui.workdir import WorkDir, make_workdir
 from bootstrap.core.findings import Finding
-from bootstrap.workdir import WorkDir, make_workdir
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[3]
 MAKE = (
-    "import sys; from pathlib import Path; from bootstrap.workdir import make_workdir\n"
+    "import sys; from pathlib import Path; from bootstrap.comfyui import make_workdir\n"
     "work = make_workdir(Path(sys.argv[1])); print(getattr(work, 'root', work), flush=True)\n"
 )
 

@@ -12,10 +12,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from enum import Enum
 
-from bootstrap.comfyui import ComfyUI
+from bootstrap.comfyui.exits import explain_exit
+from bootstrap.comfyui.process import ComfyUI
 from bootstrap.core.findings import Finding, error
 from bootstrap.core.log import say
-from bootstrap.exits import explain_exit
 
 CODES = {"comfyui.start_timeout": "ComfyUI lives, but did not answer in time"}
 POLL_SECONDS = 0.1

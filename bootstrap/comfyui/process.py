@@ -15,16 +15,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
-from bootstrap import command, prompt_thread
+from bootstrap.comfyui import command, run_main
+from bootstrap.comfyui.exits import Exit
 from bootstrap.core import guard
+from bootstrap.core.findings import Finding, host_error
 from bootstrap.core.log import say
 from bootstrap.core.redact import masked
-from bootstrap.exits import Exit
 
 _KEPT_LINES = 2000  # custom nodes talk while they are imported
 _LINE_END = re.compile(rb"[\r\n]+")
 _PROMPT_ENDED = "Prompt executed in"  # logged after each, however it ended
 _STOP_SECONDS = guard.GRACE_SECONDS + 3
+CODES = {"comfyui.not_startable": "The operating system refused to start ComfyUI"}
 
 
 @dataclass(frozen=True)
@@ -141,7 +143,7 @@ class ComfyUI:
             self.launch.known_flags, self.launch.folders, self.port, self.launch.extra_args
         )
         guarded = [sys.executable, "-I", "-S", guard.__file__, str(os.getpid())]
-        watched = [str(self.launch.python), prompt_thread.__file__, "main.py"]
+        watched = [str(self.launch.python), run_main.__file__, "main.py"]
         return subprocess.Popen(
             [*guarded, *watched, *args],
             cwd=self.launch.comfyui,
@@ -198,3 +200,12 @@ def _free_port(wanted: int) -> int:
                 continue
             return int(probe.getsockname()[1])
     raise OSError("no free port on 127.0.0.1")
+
+
+def not_startable(problem: OSError) -> Finding:
+    """The operating system would not run ComfyUI's Python."""
+    return host_error(
+        "comfyui.not_startable",
+        f"ComfyUI could not be started: {problem}.",
+        "Nothing to do where Runpod takes another machine; if it stays, choose a larger worker.",
+    )

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from bootstrap.stage import Staged, stage
-from bootstrap.write_back import WriteBack
+from bootstrap.comfyui.stage import Staged, stage
+from bootstrap.comfyui.write_back import WriteBack
 
 PACK = "custom_nodes/pack"
 

@@ -17,10 +17,10 @@ from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
 
+from bootstrap.comfyui.stage import PRIVATE, Staged, Stamp
 from bootstrap.core.concurrency import Crew
 from bootstrap.core.files import part_beside, publish_new
 from bootstrap.core.log import say
-from bootstrap.stage import PRIVATE, Staged, Stamp
 
 # A file changed more recently may still be being written.
 _SETTLED_SECONDS = 2.0

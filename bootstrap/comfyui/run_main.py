@@ -23,7 +23,7 @@ EXIT_CODE = 70  # EX_SOFTWARE of sysexits.h
 # The server's thread still has to send what this one said last: which node runs, above all.
 _LAST_WORDS_SECONDS = 0.5
 _FUNCTION = "(prompt_worker)"  # its name in ComfyUI's main.py since 2023
-SAID = "ComfyUI's prompt thread ended"  # bootstrap/exits.py reads it
+SAID = "ComfyUI's prompt thread ended"  # bootstrap/comfyui/exits.py reads it
 
 
 def main(script: str, arguments: list[str]) -> None:

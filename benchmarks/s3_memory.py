@@ -28,10 +28,10 @@ _DELIVERY = """
 import asyncio, os, sys, time
 from pathlib import Path
 import runpod  # a worker has it
-from bootstrap.bucket import bucket_of
-from bootstrap.settings import Settings
+from bootstrap.config.bucket import bucket_of
+from bootstrap.config import Settings
 from bootstrap.volume import Layout
-from bootstrap.workdir import make_workdir
+from bootstrap.comfyui import make_workdir
 from handler.deadline import Deadline
 from handler.delivery import Delivery, Order
 from handler.outputs import ProducedFile

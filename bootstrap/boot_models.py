@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING
 
 from bootstrap.config import Settings
 from bootstrap.core.findings import Finding, errors_in
-from bootstrap.manifest import Manifest
-from bootstrap.manifest_file import wanted_here
+from bootstrap.models.manifest import Manifest
+from bootstrap.models.manifest_file import wanted_here
 from bootstrap.volume import Layout
 from bootstrap.volume.links import link_models
 
 if TYPE_CHECKING:
-    from bootstrap.provisioning import Provisioning
+    from bootstrap.models.background import Provisioning
 
 
 class BootModels:
@@ -42,7 +42,7 @@ class BootModels:
         """
         if not self._manifest.models:
             return
-        from bootstrap.provisioning import Provisioning, workplace_for
+        from bootstrap.models.background import Provisioning, workplace_for
 
         workplace = workplace_for(self._settings, self._layout)
         self._provisioning = Provisioning(self._manifest.models, workplace)
@@ -83,7 +83,7 @@ class BootModels:
             self._provisioning.stop()
 
     def _link_what_came(self, provisioning: Provisioning) -> list[Finding]:
-        from bootstrap.provisioning import show_to_comfyui
+        from bootstrap.models.background import show_to_comfyui
 
         self._linked = provisioning.ready
         return show_to_comfyui(self._settings, provisioning.results(), self._local_models)[1]

@@ -28,9 +28,8 @@ from bootstrap.core.redact import child_environment
 from bootstrap.examination import MACHINE, VOLUME, Examination
 from bootstrap.facts.packages import PackagesFacts, gather_packages
 from bootstrap.interpreter import ask_help, choose_python
+from bootstrap.models.prefetch import ReadAhead, Recent
 from bootstrap.node_packages import Place, add_packages
-from bootstrap.prefetch import ReadAhead
-from bootstrap.recent import Recent
 from bootstrap.schedule import Task
 from bootstrap.timeline import Stage, Timeline
 from bootstrap.volume import MODELS, Layout, locate

@@ -12,7 +12,7 @@ from bootstrap.boot import Boot
 from bootstrap.comfyui import Exit, explain_exit, is_answering
 from bootstrap.doctor import examine
 from bootstrap.facts.everything import Facts, Scope
-from bootstrap.local_models import cached_models
+from bootstrap.models.cache_links import cached_models
 from bootstrap.render import boot_json, bounded, report_json
 from bootstrap.reports import BootReport
 from handler import reply

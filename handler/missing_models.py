@@ -8,8 +8,8 @@ from pathlib import PurePosixPath
 from typing import Any
 
 from bootstrap.core.findings import errors_in
-from bootstrap.manifest import Manifest
-from bootstrap.manifest_entry import ModelSpec
+from bootstrap.models.manifest import Manifest
+from bootstrap.models.manifest_entry import ModelSpec
 from bootstrap.volume.categories import PICKLES, category_of, extension_of
 from handler.errors import JobError
 from handler.workflow import Workflow

@@ -13,12 +13,12 @@ from typing import Any
 from bootstrap.config import Settings
 from bootstrap.core.log import say
 from bootstrap.core.text import megabytes
-from bootstrap.fetch.progress import FileMeter, LogMeter
-from bootstrap.manifest_entry import ModelSpec
-from bootstrap.manifest_file import wanted_here
-from bootstrap.provisioning import Provisioning, show_to_comfyui, workplace_for
+from bootstrap.models.background import Provisioning, show_to_comfyui, workplace_for
+from bootstrap.models.context import Result, Workplace
+from bootstrap.models.download.progress import FileMeter, LogMeter
+from bootstrap.models.manifest_entry import ModelSpec
+from bootstrap.models.manifest_file import wanted_here
 from bootstrap.volume import Layout
-from bootstrap.workplace import Result, Workplace
 from handler import reply
 from handler.deadline import Deadline
 from handler.errors import JobError

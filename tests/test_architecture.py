@@ -19,7 +19,7 @@ PURE = (
     "bootstrap.config.fields",
     "bootstrap.volume.link_plan",
     "bootstrap.core.redact",
-    "bootstrap.path_component",
+    "bootstrap.models.manifest_entry",
     "bootstrap.pip_words",
     "bootstrap.wanted_packages",
     "handler.content",

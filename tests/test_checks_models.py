@@ -19,7 +19,7 @@ from bootstrap.core.text import named, shown, size_text, typed
 from bootstrap.facts.inventory import Inventory
 from bootstrap.facts.model_files import gather_models
 from bootstrap.facts.tree import Problem
-from bootstrap.facts.weights import Examined, State
+from bootstrap.models.weights_file import Examined, State
 from tests.support.model_folders import (
     HTML,
     REFUSAL,

@@ -19,9 +19,9 @@ from bootstrap.config import Settings
 from bootstrap.core.findings import Outcome
 from bootstrap.timeline import Stage
 from handler.warmup import WarmUp
+from tests.bootstrap.models.test_prefetch import forget
 from tests.conftest import BootedWorker
 from tests.support import volumes
-from tests.test_prefetch import forget
 from tests.test_worker import plain
 
 Boots = Callable[[Mapping[str, str]], BootedWorker]

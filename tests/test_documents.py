@@ -17,10 +17,10 @@ import pytest
 from jsonschema import validate
 
 from bootstrap.config import Settings, variables
-from bootstrap.fetch.receipts import Receipt
-from bootstrap.manifest import parse_manifest
-from bootstrap.manifest_entry import ModelSpec
-from bootstrap.workplace import Result
+from bootstrap.models.context import Result
+from bootstrap.models.installed import Receipt
+from bootstrap.models.manifest import parse_manifest
+from bootstrap.models.manifest_entry import ModelSpec
 from handler import output_options, requests
 from handler.requests import DiagnosticsRequest, DownloadRequest, WorkflowRequest, parse_request
 from scripts import check_volume, submit

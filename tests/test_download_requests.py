@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bootstrap.config import Settings
-from bootstrap.manifest import CODES as MANIFEST_CODES
+from bootstrap.models.manifest import CODES as MANIFEST_CODES
 from handler.errors import CODES, JobError
 from handler.requests import DownloadRequest, Request, parse_request
 

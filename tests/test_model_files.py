@@ -14,7 +14,7 @@ from bootstrap.checks.models import check_models
 from bootstrap.core.concurrency import Allowance
 from bootstrap.facts.inventory import holdings_of
 from bootstrap.facts.model_files import gather_models
-from bootstrap.facts.weights import Examined, State, examine, sample_hash
+from bootstrap.models.weights_file import Examined, State, examine, sample_hash
 from bootstrap.volume.categories import ALIASES, CATEGORIES, category_of, extension_of
 from tests.support.model_folders import (
     HTML,

@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 
 from bootstrap.core.findings import Outcome
-from bootstrap.sources import Sources
-from bootstrap.sources.huggingface import HuggingFace
+from bootstrap.models.sources.base import Sources
+from bootstrap.models.sources.huggingface import HuggingFace
 from demo.taesd import write_whole_vae
 from demo.volume import DemoVolume
 from tests.conftest import BootedWorker, environment, furnished, ready_worker
@@ -225,7 +225,7 @@ def test_a_request_puts_onto_the_volume_what_the_platform_has_in_its_cache(
     with FakeHub() as hub:
         hub.put("org/repo", "m.safetensors", vae)
         sources = Sources((HuggingFace(None, hub.url),))
-        monkeypatch.setattr("bootstrap.provisioning.make_sources", lambda _: sources)
+        monkeypatch.setattr("bootstrap.models.background.make_sources", lambda _: sources)
         wanted = [{"url": "hf://org/repo/m.safetensors", "directory": "vae"}]
         know(own_volume, *wanted)
         assert supplied.ask({"workflow": loading("m.safetensors")})["status"] == "completed"

@@ -9,7 +9,7 @@ from bootstrap.checks.model_text import about, delete, paths_of, place
 from bootstrap.core.findings import Finding, info, warning
 from bootstrap.core.text import counted, named, shown, size_text, typed
 from bootstrap.facts.inventory import Inventory, ModelFile
-from bootstrap.facts.weights import State
+from bootstrap.models.weights_file import State
 from bootstrap.volume.categories import PICKLES, extension_of
 
 CODES = {

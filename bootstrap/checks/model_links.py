@@ -11,7 +11,7 @@ from bootstrap.core.findings import Finding, warning
 from bootstrap.core.text import POD, SERVERLESS, counted, named, shown, typed
 from bootstrap.facts.inventory import Inventory, ModelFile
 from bootstrap.facts.tree import Entry
-from bootstrap.facts.weights import State
+from bootstrap.models.weights_file import State
 
 CODES = {
     "models.link_broken": "A link leads nowhere",

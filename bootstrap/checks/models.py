@@ -16,7 +16,7 @@ from bootstrap.checks.model_text import place
 from bootstrap.core.findings import Finding, info, ok, warning
 from bootstrap.core.text import counted, named, shown, size_text, typed
 from bootstrap.facts.inventory import Inventory, ModelFile, holdings_of, size_of
-from bootstrap.facts.weights import State
+from bootstrap.models.weights_file import State
 
 CODES: Mapping[str, str] = {
     "models.found": "How many models there are, in which categories",

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from bootstrap.facts.tree import Entry, Problem
-from bootstrap.facts.weights import Examined, State
+from bootstrap.models.weights_file import Examined, State
 from bootstrap.volume.categories import (
     CATEGORIES,
     GGUF,

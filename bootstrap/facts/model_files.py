@@ -15,7 +15,7 @@ from bootstrap.core.concurrency import Allowance, Crew, Task
 from bootstrap.facts.inventory import Inventory, ModelFile, is_weights
 from bootstrap.facts.tree import Entry, Kind, Target, Walk
 from bootstrap.facts.walk import LIMIT, THREADS, walk
-from bootstrap.facts.weights import Examined, State, examine, sample_hash
+from bootstrap.models.weights_file import Examined, State, examine, sample_hash
 from bootstrap.volume.categories import category_of
 
 # Text of headers held at once by all threads; parsed, a header takes about four times its text.

@@ -495,9 +495,9 @@ def test_the_doctor_counts_what_is_added(rig: Rig, index: PackageIndex) -> None:
     make_wheel(index.folder, "tiny-one", "1.5")
     rig.pack("a", "tiny-one")
     comfyui = gather_comfyui(rig.comfyui)
-    assert with_added(rig.packages, comfyui, rig.volume) == rig.packages
+    assert with_added(rig.packages, comfyui.active, rig.volume) == rig.packages
     rig.add(index.env())
-    seen = with_added(rig.packages, comfyui, rig.volume)
+    seen = with_added(rig.packages, comfyui.active, rig.volume)
     assert seen.versions_of("tiny-one") == ("1.5",)
     assert read_record(rig.archives()[0]).requirements == ("tiny-one",)
 

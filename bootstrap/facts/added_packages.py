@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 
-from bootstrap.facts.comfyui import ComfyUIFacts
+from bootstrap.facts.node_packs import Pack
 from bootstrap.facts.packages import Package, PackagesFacts
 from bootstrap.package_archive import BadArchive, archive_at, read_record
 from bootstrap.wanted_packages import wanted_by
 
 
-def with_added(packages: PackagesFacts, comfyui: ComfyUIFacts, volume: Path) -> PackagesFacts:
-    """`packages`, and behind them those of the archive on the volume that a worker would use."""
+def with_added(packages: PackagesFacts, packs: Iterable[Pack], volume: Path) -> PackagesFacts:
+    """`packages`, and behind them those of the archive on the volume that a worker would use for
+    `packs`."""
     if not packages.usable:
         return packages
-    wanted = wanted_by(comfyui.active, packages)
+    wanted = wanted_by(packs, packages)
     archive = archive_at(volume, wanted, packages)
     try:
         record = read_record(archive)

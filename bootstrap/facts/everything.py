@@ -166,7 +166,7 @@ class _Gatherer:
     def _added(self, layout: Layout) -> None:
         packages, comfyui = self._facts.packages, self._facts.comfyui
         if self._settings.node_requirements == "install" and packages and comfyui:
-            self._facts.packages = with_added(packages, comfyui, layout.root)
+            self._facts.packages = with_added(packages, comfyui.active, layout.root)
 
     def _machine(self) -> None:
         if not (self._scope.wants("machine") or self._scope.wants("environment")):

@@ -20,9 +20,9 @@ from bootstrap.comfyui import ComfyUI, wait_until_ready
 from bootstrap.config import Settings
 from bootstrap.core.findings import Finding, errors_in, ok, outcome_of
 from bootstrap.core.log import say
+from bootstrap.environment.imports import check_node_imports
 from bootstrap.health import Health, HealthSocket, health_of
 from bootstrap.loop_pulse import LoopPulse
-from bootstrap.node_imports import check_node_imports
 from bootstrap.preparation import Preparation, WarmUp
 from bootstrap.reports import BootReport
 from bootstrap.schedule import Schedule, State

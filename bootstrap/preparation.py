@@ -25,11 +25,10 @@ from bootstrap.comfyui import (
 from bootstrap.config import Settings
 from bootstrap.core.findings import Finding
 from bootstrap.core.redact import child_environment
+from bootstrap.environment import PackagesFacts, ask_help, choose_python, gather_packages
+from bootstrap.environment.install import Place, add_packages
 from bootstrap.examination import MACHINE, VOLUME, Examination
-from bootstrap.facts.packages import PackagesFacts, gather_packages
-from bootstrap.interpreter import ask_help, choose_python
 from bootstrap.models.prefetch import ReadAhead, Recent
-from bootstrap.node_packages import Place, add_packages
 from bootstrap.schedule import Task
 from bootstrap.timeline import Stage, Timeline
 from bootstrap.volume import MODELS, Layout, locate

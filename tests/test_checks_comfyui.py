@@ -12,8 +12,8 @@ import pytest
 
 from bootstrap.checks.comfyui import check_comfyui
 from bootstrap.core.findings import Finding, Severity
+from bootstrap.environment import PackagesFacts, gather_packages
 from bootstrap.facts.comfyui import gather_comfyui
-from bootstrap.facts.packages import PackagesFacts, gather_packages
 
 
 def bad(comfyui: Path, packages: PackagesFacts | None = None) -> dict[str, Finding]:

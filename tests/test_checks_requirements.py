@@ -14,14 +14,15 @@ import pytest
 
 from bootstrap.checks import requirements as checks
 from bootstrap.checks.requirements import CANNOT_START_WITHOUT, MOST_PACKS, check_requirements
-from bootstrap.checks.verdicts import Verdict, judge
 from bootstrap.core.findings import Finding, Severity
+from bootstrap.environment import PackagesFacts, gather_packages
+from bootstrap.environment.judge import Verdict, judge
+from bootstrap.environment.packs import Pack
+from bootstrap.environment.python import Failure, Trouble
+from bootstrap.environment.requirements import parse_file, parse_requirement
+from bootstrap.environment.site_packages import Package
 from bootstrap.facts.comfyui import ComfyUIFacts, gather_comfyui
 from bootstrap.facts.everything import Facts
-from bootstrap.facts.node_packs import Pack
-from bootstrap.facts.packages import Package, PackagesFacts, gather_packages
-from bootstrap.facts.python_child import Failure, Trouble
-from bootstrap.requirements_text import parse_file, parse_requirement
 
 PYTHON = "/opt/comfyui/bin/python"
 MARKERS = {"python_version": "3.11", "python_full_version": "3.11.7", "sys_platform": "linux"}

@@ -9,10 +9,9 @@ from pathlib import Path
 
 import pytest
 
+from bootstrap.environment.packs import MOST_PACKS, Pack, State, look_at_git
 from bootstrap.facts import comfyui as facts
 from bootstrap.facts.comfyui import gather_comfyui
-from bootstrap.facts.git_folder import look_at_git
-from bootstrap.facts.node_packs import MOST_PACKS, Pack, State
 
 FILES = {
     "main.py": "import comfy.options\nfrom app.logger import setup\nimport cuda_malloc\n",

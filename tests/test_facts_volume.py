@@ -21,9 +21,9 @@ from bootstrap.core.concurrency import SilentError, Together
 from bootstrap.core.files import list_folder
 from bootstrap.core.findings import Finding, Severity
 from bootstrap.core.temp_names import beside, kind_of, lease_name, look_at_leftover
+from bootstrap.environment import look_at_venv
 from bootstrap.facts import volume as gatherer
 from bootstrap.facts.model_paths import read_lines, resolve
-from bootstrap.facts.venvs import look_at_venv
 from bootstrap.facts.volume_disk import try_writing
 from bootstrap.facts.volume_facts import State
 from bootstrap.facts.volume_links import Leads, look_at_link

@@ -7,9 +7,9 @@ from collections.abc import Iterator
 
 from bootstrap.core.findings import Finding, error, info, ok, warning
 from bootstrap.core.text import counted, named, shown, typed
+from bootstrap.environment import PackagesFacts
+from bootstrap.environment.packs import Pack, State
 from bootstrap.facts.comfyui import ComfyUIFacts
-from bootstrap.facts.node_packs import Pack, State
-from bootstrap.facts.packages import PackagesFacts
 
 CODES = {
     "comfyui.version": "Which ComfyUI it is.",

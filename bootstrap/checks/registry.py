@@ -21,9 +21,9 @@ from bootstrap.checks.torch_build import check_torch
 from bootstrap.checks.volume import check_volume
 from bootstrap.config import Settings
 from bootstrap.core.findings import Finding, warning
+from bootstrap.environment.imports import check_node_imports
 from bootstrap.facts.everything import Facts
 from bootstrap.facts.machine import MachineFacts
-from bootstrap.node_imports import check_node_imports
 
 CODES = {"doctor.check_crashed": "A check failed; the others still ran"}
 

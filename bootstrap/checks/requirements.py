@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from bootstrap.checks.pip_line import pip_install, public_torch, where_to_type
-from bootstrap.checks.verdicts import Judged, Verdict, judge
 from bootstrap.core.findings import Finding, error, info, ok, warning
 from bootstrap.core.text import counted, named, shown, typed
+from bootstrap.environment import PackagesFacts
+from bootstrap.environment.judge import Judged, Verdict, judge
+from bootstrap.environment.packs import Pack
+from bootstrap.environment.pip_text import pip_install, public_torch, where_to_type
 from bootstrap.facts.comfyui import ComfyUIFacts
-from bootstrap.facts.node_packs import Pack
-from bootstrap.facts.packages import PackagesFacts
 
 CODES = {
     "comfyui.requirement_missing": "A package that ComfyUI cannot start without is missing.",

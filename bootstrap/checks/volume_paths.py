@@ -9,8 +9,8 @@ from posixpath import basename, dirname, join, relpath
 from bootstrap.core.findings import Finding, info, warning
 from bootstrap.core.temp_names import Leftover
 from bootstrap.core.text import GB, SERVERLESS, about, chained, named, on_pod, quoted, shown, words
+from bootstrap.environment import Venv
 from bootstrap.facts.model_paths import BASE, FILE, ModelPath
-from bootstrap.facts.venvs import Venv
 from bootstrap.facts.volume_facts import VolumeFacts
 
 CODES = {

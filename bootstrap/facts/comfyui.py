@@ -12,9 +12,8 @@ from typing import Any
 
 from bootstrap.core.concurrency import SilentError, Together
 from bootstrap.core.files import list_folder
-from bootstrap.facts.git_folder import Git, look_at_git
-from bootstrap.facts.node_packs import Pack, gather_packs, read_text, read_wishes
-from bootstrap.requirements_text import Wishes, project_text
+from bootstrap.environment.packs import Git, Pack, gather_packs, look_at_git, read_text, read_wishes
+from bootstrap.environment.requirements import Wishes, project_text
 
 GATHER_SECONDS = 15.0
 MOST_TOLD = 200

@@ -15,12 +15,12 @@ from typing import Any
 from bootstrap.config import Settings
 from bootstrap.core.findings import Finding, warning
 from bootstrap.core.redact import masked_data
-from bootstrap.facts.added_packages import with_added
+from bootstrap.environment import PackagesFacts, choose_python, gather_packages
+from bootstrap.environment.archive import with_added
 from bootstrap.facts.comfyui import ComfyUIFacts, gather_comfyui
 from bootstrap.facts.inventory import Inventory
 from bootstrap.facts.machine import MachineFacts, gather_machine
 from bootstrap.facts.model_files import Progress, gather_models
-from bootstrap.facts.packages import PackagesFacts, gather_packages
 from bootstrap.facts.throughput import (
     Throughput,
     large_files,
@@ -30,7 +30,6 @@ from bootstrap.facts.throughput import (
 from bootstrap.facts.torch_build import read_torch_build
 from bootstrap.facts.volume import gather_volume
 from bootstrap.facts.volume_facts import VolumeFacts
-from bootstrap.interpreter import choose_python
 from bootstrap.volume import MODELS, Layout, locate
 
 CODES = {

@@ -8,8 +8,8 @@ from typing import Any
 
 from bootstrap.core.files import Folder, Trouble
 from bootstrap.core.temp_names import Leftover
+from bootstrap.environment import Venv
 from bootstrap.facts.model_paths import ModelPath
-from bootstrap.facts.venvs import Venv
 from bootstrap.facts.volume_disk import Access, Space, Writing
 from bootstrap.facts.volume_links import LinkFact
 from bootstrap.facts.volume_places import Place, Stray

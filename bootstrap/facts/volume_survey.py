@@ -9,8 +9,8 @@ from dataclasses import replace
 from bootstrap.core.concurrency import Together
 from bootstrap.core.files import Folder, contains, list_folder
 from bootstrap.core.temp_names import MOST_LEFTOVERS, Leftover, kind_of, look_at_leftover
+from bootstrap.environment import Venv, look_at_venv, may_be_venv
 from bootstrap.facts.model_paths import FILE, ModelPath, look_at_path, read_lines, resolve
-from bootstrap.facts.venvs import Venv, look_at_venv, may_be_venv
 from bootstrap.facts.volume_disk import Access, look_at_access
 from bootstrap.facts.volume_facts import Models, VolumeFacts
 from bootstrap.facts.volume_links import MOST_LINKS, Leads, LinkFact, look_at_link

@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
-from bootstrap.versions import are_specifiers
+from bootstrap.environment.versions import are_specifiers
 
 MOST_REQUIREMENTS = 300
 _MOST_LINE = 500

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from bootstrap.facts.packages import PackagesFacts
-from bootstrap.node_imports import MOST_PACKS, check_node_imports, read_imports
+from bootstrap.environment.imports import MOST_PACKS, check_node_imports, read_imports
+from bootstrap.environment.site_packages import PackagesFacts
 from tests.conftest import BootedWorker
 
 LOG = """

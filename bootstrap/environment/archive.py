@@ -13,17 +13,18 @@ import shutil
 import stat
 import zipfile
 import zlib
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from bootstrap.core.concurrency import Crew
 from bootstrap.core.temp_names import look_at_leftover
-from bootstrap.facts.packages import PackagesFacts
+from bootstrap.environment.judge import Wanted, is_archive_name, name_for, wanted_by
+from bootstrap.environment.packs import Pack
+from bootstrap.environment.site_packages import Package, PackagesFacts
 from bootstrap.volume.layout import OWN_FOLDER
-from bootstrap.wanted_packages import Wanted, is_archive_name, name_for
 
 _RECORD = ".node-packages.json"
 _BLOCK = 8 * 1024 * 1024
@@ -168,3 +169,18 @@ def _record(packed: zipfile.ZipFile) -> Record:
         )
     except (KeyError, ValueError, TypeError) as problem:
         raise BadArchive(f"its record is not understood ({problem})") from problem
+
+
+def with_added(packages: PackagesFacts, packs: Iterable[Pack], volume: Path) -> PackagesFacts:
+    """`packages`, and behind them those of the archive on the volume that a worker would use for
+    `packs`."""
+    if not packages.usable:
+        return packages
+    wanted = wanted_by(packs, packages)
+    archive = archive_at(volume, wanted, packages)
+    try:
+        record = read_record(archive)
+    except (OSError, BadArchive):
+        return packages
+    added = [Package(name, version, str(archive)) for name, version in record.installed.items()]
+    return replace(packages, packages=(*packages.packages, *added))

@@ -15,14 +15,13 @@ from pathlib import Path
 
 import pytest
 
-from bootstrap import package_archive
 from bootstrap.core.findings import Finding, Outcome
-from bootstrap.facts.added_packages import with_added
+from bootstrap.environment import archive as package_archive
+from bootstrap.environment.archive import KEPT_DAYS, Record, pack, read_record, unpack, with_added
+from bootstrap.environment.install import Added, Place, add_packages
+from bootstrap.environment.pip_text import reason_in
+from bootstrap.environment.site_packages import PackagesFacts, gather_packages
 from bootstrap.facts.comfyui import gather_comfyui
-from bootstrap.facts.packages import PackagesFacts, gather_packages
-from bootstrap.node_packages import Added, Place, add_packages
-from bootstrap.package_archive import KEPT_DAYS, Record, pack, read_record, unpack
-from bootstrap.pip_words import reason_in
 from demo.volume import DemoVolume
 from tests.conftest import BootedWorker
 from tests.support.package_index import PackageIndex, make_wheel, serving
@@ -347,8 +346,8 @@ def test_two_workers_at_once_install_once(rig: Rig, index: PackageIndex) -> None
 _WORKER = """
 import os, sys
 from pathlib import Path
-from bootstrap.facts.packages import gather_packages
-from bootstrap.node_packages import Place, add_packages
+from bootstrap.environment import gather_packages
+from bootstrap.environment.install import Place, add_packages
 python, comfyui, volume, work = map(Path, sys.argv[1:])
 place = Place(python, comfyui, volume, work, 120.0, 0.2, 2.0)
 add_packages(place, gather_packages(python), os.environ)

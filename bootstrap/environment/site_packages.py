@@ -16,9 +16,15 @@ from typing import Any
 
 from bootstrap.core.concurrency import SilentError, Together
 from bootstrap.core.redact import child_environment
-from bootstrap.facts.python_child import ASK_SECONDS, Failure, Trouble, ask_python
-from bootstrap.facts.venvs import Venv, look_at_venv
-from bootstrap.requirements_text import normalised
+from bootstrap.environment.python import (
+    ASK_SECONDS,
+    Failure,
+    Trouble,
+    Venv,
+    ask_python,
+    look_at_venv,
+)
+from bootstrap.environment.requirements import normalised
 from bootstrap.volume.layout import mount_of
 
 READ_SECONDS = 15.0

@@ -12,9 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from bootstrap.facts.packages import MOST_TOLD, PackagesFacts, gather_packages
-from bootstrap.facts.python_child import Trouble
-from bootstrap.requirements_text import normalised
+from bootstrap.environment.python import Trouble
+from bootstrap.environment.requirements import normalised
+from bootstrap.environment.site_packages import MOST_TOLD, PackagesFacts, gather_packages
 
 VERSION = f"{sys.version_info[0]}.{sys.version_info[1]}"
 

@@ -20,17 +20,31 @@ from pathlib import Path
 
 from bootstrap.core.concurrency import SilentError, Together
 from bootstrap.core.files import Disk, publish_new
-from bootstrap.core.findings import Finding
+from bootstrap.core.findings import Finding, ok, warning
 from bootstrap.core.lease import BEAT, STALE, Lease
 from bootstrap.core.log import say
-from bootstrap.facts.node_packs import gather_packs
-from bootstrap.facts.packages import PackagesFacts
-from bootstrap.package_archive import BadArchive, Record, archive_at, mark_used, pack, sweep, unpack
-from bootstrap.package_build import Builder
-from bootstrap.package_findings import added, failed, not_kept, refused
-from bootstrap.pip_child import Pip, PipFailed
-from bootstrap.wanted_packages import Wanted, constraints, wanted_by
+from bootstrap.core.text import named
+from bootstrap.environment.archive import (
+    BadArchive,
+    Record,
+    archive_at,
+    mark_used,
+    pack,
+    sweep,
+    unpack,
+)
+from bootstrap.environment.build import Builder
+from bootstrap.environment.judge import Wanted, constraints, wanted_by
+from bootstrap.environment.packs import gather_packs
+from bootstrap.environment.pip import Pip, PipFailed
+from bootstrap.environment.site_packages import PackagesFacts
 
+CODES = {
+    "nodes.packages_added": "Packages that node packs require were added to ComfyUI's path.",
+    "nodes.packages_refused": "Packages that node packs require were not installed.",
+    "nodes.packages_failed": "Node packs' requirements could not be installed.",
+    "nodes.packages_not_kept": "Installed packages could not be kept on the volume.",
+}
 _LOOK_SECONDS = 15.0
 _LOOK_EVERY = 0.5
 # The last is a file on NFS that was removed while it was read.
@@ -50,6 +64,57 @@ _spec = importlib.machinery.PathFinder.find_spec("sitecustomize")
 if _spec is not None and _spec.loader is not None:
     _spec.loader.exec_module(importlib.util.module_from_spec(_spec))
 '''
+
+
+def added(record: Record, archive: Path) -> Finding:
+    """What is there now, and from where."""
+    names = [f"{name} {version}" for name, version in sorted(record.installed.items())]
+    return ok(
+        "nodes.packages_added",
+        f"For node packs, behind what ComfyUI's Python has: {named(names, 8)}.",
+        archive=str(archive),
+        packages=dict(record.installed),
+    )
+
+
+def refused(wanted: Wanted, record: Record, archive: Path | None) -> list[Finding]:
+    """What is not installed and why; nothing where all was."""
+    reasons = {**dict.fromkeys(wanted.wrong, "nothing is installed over it"), **record.refused}
+    if not reasons:
+        return []
+    told = "; ".join(f"{text}: {reason}" for text, reason in list(reasons.items())[:5])
+    again = f" To try again with the same files, remove {archive}." if record.refused else ""
+    return [
+        warning(
+            "nodes.packages_refused",
+            f"Not installed for node packs, which may fail to import: {told}.",
+            "Update the pack, or build an image that has what it needs; what is installed is never "
+            f"replaced.{again}",
+            refused=reasons,
+        )
+    ]
+
+
+def failed(wanted: Wanted, problem: Exception, timeout: float) -> Finding:
+    """Nothing was installed; another start may do better."""
+    return warning(
+        "nodes.packages_failed",
+        f"What node packs require ({named(wanted.missing, 8)}) was not installed: {problem}.",
+        "pip's lines in the worker's log say more. If it was too slow, raise "
+        f"NODE_REQUIREMENTS_TIMEOUT ({timeout:g} s), and with it RUNPOD_INIT_TIMEOUT; if the index "
+        "was not reached, look at PIP_INDEX_URL. The next start tries again.",
+        requirements=list(wanted.missing),
+    )
+
+
+def not_kept(archive: Path, problem: OSError) -> Finding:
+    """Installed for this start only."""
+    return warning(
+        "nodes.packages_not_kept",
+        f"Packages for node packs could not be kept as {archive}: {problem.strerror or problem}.",
+        "This worker has them; each start installs them anew until the volume can be written to "
+        "and has room.",
+    )
 
 
 @dataclass(frozen=True)

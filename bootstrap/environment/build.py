@@ -17,9 +17,9 @@ from pathlib import Path
 from typing import Any
 
 from bootstrap.core.redact import masked
-from bootstrap.package_archive import Record
-from bootstrap.pip_child import Pip, PipFailed
-from bootstrap.requirements_text import normalised
+from bootstrap.environment.archive import Record
+from bootstrap.environment.pip import Pip, PipFailed
+from bootstrap.environment.requirements import normalised
 
 
 @dataclass(frozen=True)

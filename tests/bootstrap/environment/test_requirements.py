@@ -13,8 +13,7 @@ from packaging.utils import canonicalize_name
 from packaging.version import InvalidVersion
 from packaging.version import Version as RealVersion
 
-from bootstrap.markers import evaluate
-from bootstrap.requirements_text import (
+from bootstrap.environment.requirements import (
     MOST_REQUIREMENTS,
     Requirement,
     normalised,
@@ -23,7 +22,7 @@ from bootstrap.requirements_text import (
     parse_requirement,
     project_text,
 )
-from bootstrap.versions import are_specifiers, parse_version, satisfies
+from bootstrap.environment.versions import are_specifiers, evaluate, parse_version, satisfies
 
 small = st.integers(0, 3).map(str)
 release = st.lists(small, min_size=1, max_size=4).map(".".join)

@@ -17,7 +17,7 @@ from urllib.parse import unquote
 from bootstrap.core import guard
 from bootstrap.core.log import say
 from bootstrap.core.redact import LOGIN, child_environment, masked
-from bootstrap.pip_words import build_output, is_passing, reason_in
+from bootstrap.environment.pip_text import build_output, is_passing, reason_in
 
 # Where packages go and which ones is ours to say, whatever the image or the endpoint sets.
 _NOT_PASSED = frozenset(

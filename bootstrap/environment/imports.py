@@ -15,11 +15,11 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from bootstrap.checks.pip_line import pip_install, where_to_type
 from bootstrap.core.findings import Finding, info, ok, warning
 from bootstrap.core.text import counted, named, shown
-from bootstrap.facts.packages import PackagesFacts
-from bootstrap.module_names import distribution_of
+from bootstrap.environment.judge import distribution_of
+from bootstrap.environment.pip_text import pip_install, where_to_type
+from bootstrap.environment.site_packages import PackagesFacts
 
 CODES = {
     "nodes.import_failed": "A custom node pack could not be imported.",

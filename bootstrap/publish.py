@@ -5,8 +5,10 @@ from __future__ import annotations
 import errno
 import os
 import shutil
+import stat
 import uuid
 from pathlib import Path
+from typing import BinaryIO
 
 from bootstrap.fetch.disk import NO_LINKS
 
@@ -41,6 +43,19 @@ def publish_new(source: Path, final: Path) -> bool:
         part.unlink(missing_ok=True)
 
 
+def open_regular(path: Path) -> BinaryIO:
+    """Open a regular file for reading. Raises OSError, also for a FIFO or a device, of which an
+    ordinary open would wait for a writer, maybe for ever."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    try:
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            raise OSError(errno.EINVAL, "it is not a regular file", str(path))
+        return os.fdopen(descriptor, "rb")
+    except BaseException:
+        os.close(descriptor)
+        raise
+
+
 def part_beside(final: Path) -> Path:
     """A name for what is not whole yet; facts/leftovers.py knows it, should we be killed."""
     return final.parent / f".{uuid.uuid4().hex}.part"
@@ -48,7 +63,7 @@ def part_beside(final: Path) -> Path:
 
 def _copy_synced(source: Path, part: Path) -> None:
     """Copy and flush: a full disk or quota can show as late as at fsync or close."""
-    with open(source, "rb") as reader, open(part, "xb") as writer:
+    with open_regular(source) as reader, open(part, "xb") as writer:
         shutil.copyfileobj(reader, writer, 8 * 1024 * 1024)
         writer.flush()
         os.fsync(writer.fileno())

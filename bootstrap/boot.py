@@ -14,7 +14,8 @@ two the caller has some ten seconds for whatever else takes time, such as import
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping
+import threading
+from collections.abc import Callable, Iterable, Mapping
 
 from bootstrap.comfyui import ComfyUI, wait_until_ready
 from bootstrap.config import Settings
@@ -34,6 +35,7 @@ _LAYOUT_FAULTS = {"volume.not_found", "comfyui.not_found"}
 _MACHINE_PATIENCE = 30.0
 _READY_PATIENCE = 1.0
 _FAILED_PATIENCE = 10.0
+_STOP_SECONDS = 3.0
 
 
 class Boot(Preparation):
@@ -54,6 +56,7 @@ class Boot(Preparation):
         self._schedule = Schedule(self.timeline, tasks)
         self._report: BootReport | None = None
         self.loop_pulse = LoopPulse()
+        self._watches: list[Callable[[], Finding | None]] = [self.loop_pulse.fault]
         self._health = HealthSocket(self.health)
 
     def begin(self) -> None:
@@ -86,7 +89,12 @@ class Boot(Preparation):
 
     def health(self) -> Health:
         """How this worker is now, for whoever asks on this machine."""
-        return health_of(self._report, self.comfyui, self.loop_pulse.fault())
+        stuck = next((found for look in self._watches if (found := look()) is not None), None)
+        return health_of(self._report, self.comfyui, stuck)
+
+    def watch(self, fault: Callable[[], Finding | None]) -> None:
+        """Let `health` ask for the fault of what serves the jobs as well. Called in any thread."""
+        self._watches.append(fault)
 
     def faults_now(self, report: BootReport) -> tuple[Finding, ...]:
         """What keeps jobs from running: the report's errors, but for models that came since."""
@@ -105,15 +113,18 @@ class Boot(Preparation):
         return self._node_log
 
     def stop(self) -> None:
-        """End ComfyUI, carry back what it wrote, and remove this worker's own folder."""
+        """End ComfyUI, carry back what it wrote, and remove this worker's own folder. What waits
+        for a volume that does not answer is left behind."""
         self._health.close()
         self.read_ahead.stop()
         if self.models is not None:
-            self.models.stop()
+            self.models.stop(_STOP_SECONDS)
         if self.comfyui is not None:
             self.comfyui.stop()
         if self.write_back is not None:
-            self.write_back.now()
+            carrying = threading.Thread(target=self.write_back.now, daemon=True)
+            carrying.start()
+            carrying.join(_STOP_SECONDS)
         if self.work is not None:
             self.work.remove()
             self.work = None

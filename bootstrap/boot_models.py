@@ -77,10 +77,10 @@ class BootModels:
         lacking = errors_in(self._provisioning.findings())
         return (*(fault for fault in faults if fault not in self._told), *lacking)
 
-    def stop(self) -> None:
-        """Stop fetching; what is half there is resumed next time."""
+    def stop(self, timeout: float) -> None:
+        """Stop fetching; what is half there is resumed next time. Waits `timeout` seconds."""
         if self._provisioning is not None:
-            self._provisioning.stop()
+            self._provisioning.stop(timeout)
 
     def _link_what_came(self, provisioning: Provisioning) -> list[Finding]:
         from bootstrap.models.background import show_to_comfyui

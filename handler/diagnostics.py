@@ -45,6 +45,7 @@ class Diagnostics:
         report = examine(self._boot.settings, self._boot.env, scope, self._boot.node_log)
         diagnostics = {
             **report_json(report),
+            "health": vars(self._boot.health()),
             "boot": boot_json(self._report),
             "comfyui": self._comfyui_state(),
             "versions": _versions(report.facts),

@@ -10,12 +10,14 @@ import ctypes
 import errno
 import os
 import shutil
+import stat
 import time
 import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
+from typing import BinaryIO
 
 from bootstrap.core.temp_names import lease_name
 
@@ -239,6 +241,19 @@ def publish_new(source: Path, final: Path) -> bool:
         part.unlink(missing_ok=True)
 
 
+def open_regular(path: Path) -> BinaryIO:
+    """Open a regular file for reading. Raises OSError, also for a FIFO or a device, of which an
+    ordinary open would wait for a writer, maybe for ever."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    try:
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            raise OSError(errno.EINVAL, "it is not a regular file", str(path))
+        return os.fdopen(descriptor, "rb")
+    except BaseException:
+        os.close(descriptor)
+        raise
+
+
 def part_beside(final: Path) -> Path:
     """A name for what is not whole yet; core/temp_names.py knows it, should we be killed."""
     return final.parent / f".{uuid.uuid4().hex}.part"
@@ -246,7 +261,7 @@ def part_beside(final: Path) -> Path:
 
 def _copy_synced(source: Path, part: Path) -> None:
     """Copy and flush: a full disk or quota can show as late as at fsync or close."""
-    with open(source, "rb") as reader, open(part, "xb") as writer:
+    with open_regular(source) as reader, open(part, "xb") as writer:
         shutil.copyfileobj(reader, writer, 8 * 1024 * 1024)
         writer.flush()
         os.fsync(writer.fileno())

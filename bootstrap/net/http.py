@@ -7,11 +7,14 @@ Proxies of the environment are not used: behind one, nobody can check addresses.
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import functools
 import http.client
 import socket
 import ssl
-from collections.abc import Callable, Mapping
+import threading
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import urljoin
@@ -164,9 +167,58 @@ class Credential:
         return {"Authorization": f"Bearer {self.secret.reveal()}"}
 
 
+class Connections:
+    """Connections that another thread can abort, in whatever state they are: connecting, in the
+    TLS handshake, or waiting for the next byte of a server that sends one a second."""
+
+    def __init__(self) -> None:
+        self.aborted = False
+        self._lock = threading.Lock()
+        self._handles: list[socket.socket] = []
+
+    def connect(self, addresses: Sequence[str], port: int, timeout: float | None) -> socket.socket:
+        """A socket to the first address that answers. Raises OSError."""
+        problem: OSError | None = None
+        for address in addresses:
+            self._raise_if_aborted()
+            try:
+                sock = socket.create_connection((address, port), timeout)
+            except OSError as failed:
+                problem = failed
+                continue
+            # TLS takes the socket over: a handle of one's own stays good.
+            with self._lock:
+                self._handles.append(sock.dup())
+            self._raise_if_aborted()
+            return sock
+        raise problem or OSError("its name has no address")
+
+    def abort(self) -> None:
+        """Shut all of them down, and refuse further ones. Returns at once."""
+        self.aborted = True
+        self._close(shutdown=True)
+
+    def close(self) -> None:
+        """Forget those that were made: they are done with."""
+        self._close(shutdown=False)
+
+    def _raise_if_aborted(self) -> None:
+        if self.aborted:
+            self._close(shutdown=True)
+            raise ConnectionAbortedError(errno.ECONNABORTED, "the transfer was given up")
+
+    def _close(self, shutdown: bool) -> None:
+        with self._lock:
+            handles, self._handles = self._handles, []
+        for handle in handles:
+            with handle, contextlib.suppress(OSError):
+                if shutdown:
+                    handle.shutdown(socket.SHUT_RDWR)
+
+
 class Channel:
     """One connection at a time, kept between requests to one origin. Not for several threads,
-    but `abort` may come from another one."""
+    but `abort` may come from another one, and ends it for good."""
 
     def __init__(self, policy: AddressPolicy, timeout: float = 30.0) -> None:
         self._policy = policy
@@ -174,6 +226,7 @@ class Channel:
         self._connection: http.client.HTTPConnection | None = None
         self._origin: tuple[str, str, int] | None = None
         self._reply: http.client.HTTPResponse | None = None
+        self._connections = Connections()
 
     def get(
         self,
@@ -202,16 +255,17 @@ class Channel:
         connection, self._connection, self._origin, self._reply = self._connection, None, None, None
         if connection is not None:
             connection.close()
+        self._connections.close()
+
+    @property
+    def aborted(self) -> bool:
+        """Was it given up?"""
+        return self._connections.aborted
 
     def abort(self) -> None:
-        """Wake a thread that waits for bytes on this channel; its read fails."""
-        connection = self._connection
-        sock = None if connection is None else connection.sock
-        if sock is not None:
-            try:
-                sock.shutdown(socket.SHUT_RDWR)
-            except OSError:
-                pass
+        """Wake a thread that waits for bytes on this channel; its read fails, and so does whatever
+        it asks for then."""
+        self._connections.abort()
 
     def _next(self, target: Target, reply: Reply) -> str:
         location = reply.headers.get("location", "")
@@ -267,14 +321,9 @@ class Channel:
         return Reply(target, self._reply, self._timeout)
 
     def _connect(self, target: Target) -> http.client.HTTPConnection:
-        problem: OSError | None = None
-        for address in self._policy.addresses(target):
-            try:
-                sock = socket.create_connection((address, target.port), self._timeout)
-                return _connection_on(sock, target, self._timeout)
-            except OSError as failed:
-                problem = failed
-        raise problem or OSError("its name has no address")
+        addresses = self._policy.addresses(target)
+        sock = self._connections.connect(addresses, target.port, self._timeout)
+        return _connection_on(sock, target, self._timeout)
 
 
 def _auth(credential: Credential | None, target: Target) -> dict[str, str]:

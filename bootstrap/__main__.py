@@ -10,9 +10,9 @@ import json
 import sys
 
 from bootstrap.boot import Boot
+from bootstrap.boot_report import boot_json, boot_text
 from bootstrap.config import read_settings
 from bootstrap.core.findings import Outcome
-from bootstrap.render import boot_json, boot_text
 
 
 def main(argv: list[str]) -> int:

@@ -17,6 +17,7 @@ import os
 import threading
 from collections.abc import Callable, Iterable, Mapping
 
+from bootstrap.boot_report import BootReport
 from bootstrap.comfyui import ComfyUI, wait_until_ready
 from bootstrap.config import Settings
 from bootstrap.core.findings import Finding, errors_in, ok, outcome_of
@@ -25,7 +26,6 @@ from bootstrap.environment.imports import check_node_imports
 from bootstrap.health import Health, HealthSocket, health_of
 from bootstrap.loop_pulse import LoopPulse
 from bootstrap.preparation import Preparation, WarmUp
-from bootstrap.reports import BootReport
 from bootstrap.schedule import Schedule, State
 
 CODES = {"comfyui.ready": "ComfyUI answers"}

@@ -8,9 +8,7 @@ from collections.abc import Mapping
 from bootstrap.config import Settings
 from bootstrap.core.findings import Finding, findings_text
 from bootstrap.core.log import say
-from bootstrap.doctor import examine
-from bootstrap.facts.everything import Facts, Scope
-from bootstrap.reports import Report
+from bootstrap.doctor import Facts, Report, Scope, examine
 from bootstrap.timeline import Stage
 
 # Decides whether this machine is fit: always waited for. Its own probes are bounded.

@@ -14,11 +14,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from bootstrap.boot_report import BootReport
 from bootstrap.comfyui import ComfyUI, explain_exit, is_answering
 from bootstrap.core.findings import Finding, Outcome, errors_in
 from bootstrap.core.log import say
 from bootstrap.healthcheck import connected, socket_path, socket_paths
-from bootstrap.reports import BootReport
 
 _ANSWER_SECONDS = 0.5
 _IDLE_CPU_SECONDS = 0.05  # used up in that time by a ComfyUI that only waits

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Protocol
 
 from bootstrap.boot_models import BootModels
-from bootstrap.checks.volume import check_layout
 from bootstrap.comfyui import (
     ComfyUI,
     Launch,
@@ -25,6 +24,7 @@ from bootstrap.comfyui import (
 from bootstrap.config import Settings
 from bootstrap.core.findings import Finding
 from bootstrap.core.redact import child_environment
+from bootstrap.doctor import check_layout
 from bootstrap.environment import PackagesFacts, ask_help, choose_python, gather_packages
 from bootstrap.environment.install import Place, add_packages
 from bootstrap.examination import MACHINE, VOLUME, Examination

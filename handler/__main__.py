@@ -9,11 +9,10 @@ from contextlib import contextmanager
 from typing import Any
 
 from bootstrap.boot import Boot
+from bootstrap.boot_report import BootReport, boot_text
 from bootstrap.config import read_settings
 from bootstrap.core.findings import Finding, Outcome, errors_in
 from bootstrap.core.log import say
-from bootstrap.render import boot_text
-from bootstrap.reports import BootReport
 from handler.warmup import WarmUp
 
 

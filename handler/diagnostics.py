@@ -9,12 +9,10 @@ from typing import Any
 
 import bootstrap
 from bootstrap.boot import Boot
+from bootstrap.boot_report import BootReport, boot_json
 from bootstrap.comfyui import Exit, explain_exit, is_answering
-from bootstrap.doctor import examine
-from bootstrap.facts.everything import Facts, Scope
+from bootstrap.doctor import Facts, Scope, bounded, examine, report_json
 from bootstrap.models.cache_links import cached_models
-from bootstrap.render import boot_json, bounded, report_json
-from bootstrap.reports import BootReport
 from handler import reply
 from handler.requests import DiagnosticsRequest, ModelsRequest
 

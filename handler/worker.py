@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from bootstrap.boot import Boot
+from bootstrap.boot_report import BootReport
 from bootstrap.config.bucket import S3_CONFIG
 from bootstrap.core.findings import Finding, errors_in
 from bootstrap.core.log import say
 from bootstrap.core.text import counted
-from bootstrap.reports import BootReport
 from bootstrap.volume import MODELS
 from handler import reply, worker_comfyui
 from handler.blocking import TimeUp

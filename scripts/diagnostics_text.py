@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from bootstrap.boot_report import waterfall
 from bootstrap.core.findings import Finding, Severity, findings_text
-from bootstrap.page.text import number
-from bootstrap.render import waterfall
+from bootstrap.doctor.html.text import number
 from bootstrap.timeline import Stage
 from scripts.watching import plain
 

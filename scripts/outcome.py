@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from bootstrap.core.findings import Severity
-from bootstrap.page.document import page
+from bootstrap.doctor.html import page
 from scripts.diagnostics_text import diagnostics_text, findings_in
 from scripts.endpoint import Job
 from scripts.saving import Saving, save

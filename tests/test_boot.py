@@ -15,9 +15,9 @@ import psutil
 import pytest
 
 from bootstrap.boot import Boot
+from bootstrap.boot_report import BootReport
 from bootstrap.config import Settings
 from bootstrap.core.findings import Outcome, errors_in
-from bootstrap.reports import BootReport
 from tests.conftest import BootedWorker
 from tests.test_worker import plain
 

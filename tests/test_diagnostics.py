@@ -15,9 +15,9 @@ import jsonschema
 import pytest
 
 from bootstrap.core.findings import Outcome
+from tests.bootstrap.doctor.test_doctor import SCHEMA
 from tests.conftest import BootedWorker
 from tests.support.secret_names import secret_names
-from tests.test_doctor import SCHEMA
 from tests.test_faults import comfyui_process
 from tests.test_worker import assert_refused, plain
 

@@ -310,7 +310,7 @@ def test_the_check_in_contributing_is_one(tmp_path: Path, monkeypatch: pytest.Mo
     """Its two files, put where they are told to be put."""
     check, test = blocks(ROOT / "CONTRIBUTING.md", "python")
     processor = loaded(tmp_path / "processor.py", check)
-    monkeypatch.setattr("bootstrap.checks.processor", processor, raising=False)
+    monkeypatch.setattr("bootstrap.doctor.checks.processor", processor, raising=False)
     monkeypatch.setattr(check_cases, "CHECKS", (*check_cases.CHECKS, processor.check_processor))
     tests = loaded(tmp_path / "cases.py", test)
     for case in tests.CASES:

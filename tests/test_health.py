@@ -17,11 +17,11 @@ import pytest
 
 from bootstrap import healthcheck
 from bootstrap.boot import Boot
+from bootstrap.boot_report import BootReport
 from bootstrap.comfyui import ComfyUI, run_main, wait_until_ready
 from bootstrap.config import Settings
 from bootstrap.core.findings import Finding, Outcome, error, host_error, outcome_of
 from bootstrap.health import Health, HealthSocket, health_of
-from bootstrap.reports import BootReport
 from tests.support import fake_comfyui
 from tests.support.control_plane import ControlPlane
 from tests.support.sources import ROOT

@@ -16,12 +16,12 @@ from pathlib import Path
 import pytest
 
 from bootstrap.core.findings import Finding, Outcome
+from bootstrap.doctor.facts.comfyui import gather_comfyui
 from bootstrap.environment import archive as package_archive
 from bootstrap.environment.archive import KEPT_DAYS, Record, pack, read_record, unpack, with_added
 from bootstrap.environment.install import Added, Place, add_packages
 from bootstrap.environment.pip_text import reason_in
 from bootstrap.environment.site_packages import PackagesFacts, gather_packages
-from bootstrap.facts.comfyui import gather_comfyui
 from demo.volume import DemoVolume
 from tests.conftest import BootedWorker
 from tests.support.package_index import PackageIndex, make_wheel, serving

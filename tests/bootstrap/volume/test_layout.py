@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from bootstrap.checks.volume import check_layout
 from bootstrap.config import Settings
+from bootstrap.doctor import check_layout
 from bootstrap.volume.layout import Layout, folders_known_to, locate
 
 

@@ -9,8 +9,7 @@ import argparse
 import json
 import sys
 
-from bootstrap.boot import Boot
-from bootstrap.boot_report import boot_json, boot_text
+from bootstrap.boot import Boot, boot_json, boot_text
 from bootstrap.config import read_settings
 from bootstrap.core.findings import Outcome
 

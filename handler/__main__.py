@@ -8,8 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from bootstrap.boot import Boot
-from bootstrap.boot_report import BootReport, boot_text
+from bootstrap.boot import Boot, BootReport, boot_text
 from bootstrap.config import read_settings
 from bootstrap.core.findings import Finding, Outcome, errors_in
 from bootstrap.core.log import say

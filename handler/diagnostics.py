@@ -8,8 +8,7 @@ from importlib import metadata
 from typing import Any
 
 import bootstrap
-from bootstrap.boot import Boot
-from bootstrap.boot_report import BootReport, boot_json
+from bootstrap.boot import Boot, BootReport, boot_json
 from bootstrap.comfyui import Exit, explain_exit, is_answering
 from bootstrap.doctor import Facts, Scope, bounded, examine, report_json
 from bootstrap.models.cache_links import cached_models

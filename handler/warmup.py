@@ -8,9 +8,8 @@ import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
+from bootstrap.boot import Preparation, Stage
 from bootstrap.core.findings import Finding, ok, warning
-from bootstrap.preparation import Preparation
-from bootstrap.timeline import Stage
 from bootstrap.volume import MODELS
 from handler.deadline import Deadline
 from handler.errors import JobError

@@ -9,8 +9,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from bootstrap.boot import Boot
-from bootstrap.boot_report import BootReport
+from bootstrap.boot import Boot, BootReport
 from bootstrap.config.bucket import S3_CONFIG
 from bootstrap.core.findings import Finding, errors_in
 from bootstrap.core.log import say

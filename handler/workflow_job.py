@@ -9,8 +9,8 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from typing import Any
 
+from bootstrap.boot import Preparation
 from bootstrap.core.findings import Finding
-from bootstrap.preparation import Preparation
 from bootstrap.volume import MODELS
 from handler import failures
 from handler.blocking import TimeUp

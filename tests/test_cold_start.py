@@ -14,10 +14,9 @@ from typing import Any
 import pytest
 
 from benchmarks.simulated_volume import SimulatedVolume, mounted, why_not
-from bootstrap.boot import Boot
+from bootstrap.boot import Boot, Stage
 from bootstrap.config import Settings
 from bootstrap.core.findings import Outcome
-from bootstrap.timeline import Stage
 from handler.warmup import WarmUp
 from tests.bootstrap.models.test_prefetch import forget
 from tests.conftest import BootedWorker

@@ -18,14 +18,13 @@ from pathlib import Path
 import pytest
 
 from bootstrap import healthcheck
-from bootstrap.health import health_of
-from bootstrap.loop_pulse import LoopPulse
+from bootstrap.boot.health import LoopPulse, health_of
+from tests.bootstrap.boot.test_health import checked
 from tests.support import blocking_worker
 from tests.support.control_plane import ControlPlane
 from tests.support.sources import ROOT
 from tests.support.waiting import wait_until
 from tests.support.worker_process import WorkerProcess
-from tests.test_health import checked
 
 ALLOWED = 10.0
 

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from bootstrap.boot.schedule import Stage
 from bootstrap.core.findings import (
     Finding,
     Outcome,
@@ -14,7 +15,6 @@ from bootstrap.core.findings import (
 )
 from bootstrap.core.text import size_text
 from bootstrap.doctor import JSON_VERSION
-from bootstrap.timeline import Stage
 
 _BAR = 40  # characters for the whole boot
 

@@ -14,8 +14,8 @@ from pathlib import Path
 import psutil
 import pytest
 
-from bootstrap.boot import Boot
-from bootstrap.boot_report import BootReport
+from bootstrap.boot.boot import Boot
+from bootstrap.boot.report import BootReport
 from bootstrap.config import Settings
 from bootstrap.core.findings import Outcome, errors_in
 from tests.conftest import BootedWorker
@@ -196,7 +196,8 @@ def test_a_port_in_use_is_passed_by(worker: BootedWorker, worker_env: dict[str, 
 def test_comfyui_dies_with_a_worker_that_is_killed(
     worker_env: dict[str, str], tmp_path: Path, moment: str
 ) -> None:
-    code = "import time; from bootstrap.boot import Boot; from bootstrap.settings import *\n"
+    code = "import time\nfrom bootstrap.boot import Boot\n"
+    code += "from bootstrap.config import read_settings\n"
     code += "b = Boot(*read_settings()); b.begin()\n"
     code += "b.finish()\n" if moment == "ready" else ""
     code += "print('here', flush=True); time.sleep(600)"

@@ -1,13 +1,18 @@
-"""All that is done up to ComfyUI's start, as tasks that fill in what they find out."""
+"""All that is done up to ComfyUI's start, as tasks that fill in what they find out.
+
+The doctor looks beside it: an `Examination` is waited for only as long as it matters.
+"""
 
 from __future__ import annotations
 
 import os
+import threading
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Protocol
 
-from bootstrap.boot_models import BootModels
+from bootstrap.boot.models import BootModels
+from bootstrap.boot.schedule import Stage, Task, Timeline
 from bootstrap.comfyui import (
     ComfyUI,
     Launch,
@@ -22,21 +27,62 @@ from bootstrap.comfyui import (
     stage_code,
 )
 from bootstrap.config import Settings
-from bootstrap.core.findings import Finding
+from bootstrap.core.findings import Finding, findings_text
+from bootstrap.core.log import say
 from bootstrap.core.redact import child_environment
-from bootstrap.doctor import check_layout
+from bootstrap.doctor import Facts, Report, Scope, check_layout, examine
 from bootstrap.environment import PackagesFacts, ask_help, choose_python, gather_packages
 from bootstrap.environment.install import Place, add_packages
-from bootstrap.examination import MACHINE, VOLUME, Examination
 from bootstrap.models.prefetch import ReadAhead, Recent
-from bootstrap.schedule import Task
-from bootstrap.timeline import Stage, Timeline
 from bootstrap.volume import MODELS, Layout, locate
 
+# Decides whether this machine is fit: always waited for. Its own probes are bounded.
+MACHINE = frozenset({"machine", "environment"})
+VOLUME = frozenset({"volume", "models", "comfyui"})
 _VOLUME_LATE = (
     "The network volume is slow or its server does not answer: start the worker again; if it "
     "stays, raise VOLUME_TIMEOUT, or ask Runpod about the datacenter's storage."
 )
+
+
+class Examination:
+    """One examination, a task of the boot's schedule."""
+
+    def __init__(
+        self, name: str, sections: frozenset[str], settings: Settings, env: Mapping[str, str]
+    ) -> None:
+        self.name = name
+        self._scope = Scope(sections=sections)
+        self._settings = settings
+        self._env = env
+        self._report: Report | None = None
+        self._done = threading.Event()
+        self._late = False
+        self._lock = threading.Lock()
+
+    def findings(self, seconds: float) -> tuple[Finding, ...]:
+        """What was found, waiting up to `seconds`; what comes later is said in the log."""
+        self._done.wait(seconds)
+        with self._lock:
+            self._late = self._report is None
+            return self._report.findings if self._report else ()
+
+    @property
+    def facts(self) -> Facts | None:
+        """What was gathered; None while it is under way."""
+        with self._lock:
+            return self._report.facts if self._report else None
+
+    def run(self, _: Stage) -> None:
+        """Examine; a dead volume can hold this for ever."""
+        report = examine(self._settings, self._env, self._scope)
+        with self._lock:
+            self._report = report
+            late = self._late
+        self._done.set()
+        if late:
+            found = [f for f in report.findings if f.fix and f.severity.rank > 1]
+            say(f"{self.name}, done after the boot:\n{findings_text(found) or 'all is well'}")
 
 
 class WarmUp(Protocol):

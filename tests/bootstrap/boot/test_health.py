@@ -16,12 +16,12 @@ import psutil
 import pytest
 
 from bootstrap import healthcheck
-from bootstrap.boot import Boot
-from bootstrap.boot_report import BootReport
+from bootstrap.boot.boot import Boot
+from bootstrap.boot.health import Health, HealthSocket, health_of
+from bootstrap.boot.report import BootReport
 from bootstrap.comfyui import ComfyUI, run_main, wait_until_ready
 from bootstrap.config import Settings
 from bootstrap.core.findings import Finding, Outcome, error, host_error, outcome_of
-from bootstrap.health import Health, HealthSocket, health_of
 from tests.support import fake_comfyui
 from tests.support.control_plane import ControlPlane
 from tests.support.sources import ROOT

@@ -5,9 +5,8 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Sequence
 
+from bootstrap.boot.schedule import Schedule, Stage, State, Task, Timeline
 from bootstrap.core.findings import Finding, error, warning
-from bootstrap.schedule import Schedule, State, Task
-from bootstrap.timeline import Stage, Timeline
 
 BAD = error("volume.not_found", "bad", "fix")
 Run = Callable[[Stage], Sequence[Finding] | None]

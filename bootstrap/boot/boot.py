@@ -17,16 +17,15 @@ import os
 import threading
 from collections.abc import Callable, Iterable, Mapping
 
-from bootstrap.boot_report import BootReport
+from bootstrap.boot.health import Health, HealthSocket, LoopPulse, health_of
+from bootstrap.boot.preparation import Preparation, WarmUp
+from bootstrap.boot.report import BootReport
+from bootstrap.boot.schedule import Schedule, State
 from bootstrap.comfyui import ComfyUI, wait_until_ready
 from bootstrap.config import Settings
 from bootstrap.core.findings import Finding, errors_in, ok, outcome_of
 from bootstrap.core.log import say
 from bootstrap.environment.imports import check_node_imports
-from bootstrap.health import Health, HealthSocket, health_of
-from bootstrap.loop_pulse import LoopPulse
-from bootstrap.preparation import Preparation, WarmUp
-from bootstrap.schedule import Schedule, State
 
 CODES = {"comfyui.ready": "ComfyUI answers"}
 _LAYOUT_FAULTS = {"volume.not_found", "comfyui.not_found"}

@@ -6,6 +6,7 @@ import asyncio
 import threading
 import time
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,11 @@ import pytest
 from handler.blocking import Background, Pool, TimeUp, together
 from handler.calls import Calls
 from tests.support.waiting import wait_until
+
+
+def after_a_moment(result: int) -> int:
+    time.sleep(0.001)
+    return result
 
 
 @pytest.fixture
@@ -55,8 +61,7 @@ def test_many_callers_of_many_leaves_all_come_through_a_pool_of_two() -> None:
 
     async def job(number: int) -> list[int]:
         return await together(
-            pool.run(lambda n=n: (time.sleep(0.001), n)[1], 30)  # type: ignore[misc]
-            for n in range(number, number + 5)
+            pool.run(partial(after_a_moment, n), 30) for n in range(number, number + 5)
         )
 
     async def jobs() -> list[list[int]]:

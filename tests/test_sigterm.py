@@ -95,21 +95,23 @@ def test_while_the_volume_does_not_answer(demo: DemoVolume, tmp_path: Path, need
     """Needed by a node that runs, or only by results that are to be kept there."""
     folder = furnished(demo, tmp_path / "volume")
     try:
-        with mount_of(folder) as mount:
-            with serving(environment(demo, mount.path, tmp_path / "work")) as (plane, worker):
-                nodes = through("TestSleep", seconds=1.0)
-                if needed:
-                    nodes = through("TestAskVolume", folder=str(mount.path), seconds=60.0)
-                job = plane.submit({"workflow": nodes})
-                worker.wait_for_line("got prompt", 30)
-                with mount.silent():
-                    time.sleep(1.5)
-                    _, seconds = ended(worker)
-                    assert seconds < ENDS_WITHIN
-                    output = plane.result(job, 1)["output"]
-                    assert output.get("error_code", "completed") in (
-                        "completed", "worker.shutting_down", "volume.silent"
-                    )  # fmt: skip
+        with (
+            mount_of(folder) as mount,
+            serving(environment(demo, mount.path, tmp_path / "work")) as (plane, worker),
+        ):
+            nodes = through("TestSleep", seconds=1.0)
+            if needed:
+                nodes = through("TestAskVolume", folder=str(mount.path), seconds=60.0)
+            job = plane.submit({"workflow": nodes})
+            worker.wait_for_line("got prompt", 30)
+            with mount.silent():
+                time.sleep(1.5)
+                _, seconds = ended(worker)
+                assert seconds < ENDS_WITHIN
+                output = plane.result(job, 1)["output"]
+                assert output.get("error_code", "completed") in (
+                    "completed", "worker.shutting_down", "volume.silent"
+                )  # fmt: skip
     except CannotInject as problem:
         pytest.skip(str(problem))
 

@@ -30,6 +30,7 @@ from typing import Any, Generic, TypeVar
 
 T = TypeVar("T")
 _IDLE_SECONDS = 30.0
+_in_a_leaf = threading.local()
 
 
 class TimeUp(Exception):
@@ -81,9 +82,11 @@ class Pool:
     def submit(self, work: Callable[[], T]) -> _Call[T]:
         """Start `work`; for callers that look at the result themselves, from the event loop only.
 
-        Raises RuntimeError in a thread without an event loop, such as one of these pools.
+        Raises RuntimeError in a thread without an event loop, and in a leaf, whatever it started.
         """
         asyncio.get_running_loop()
+        if getattr(_in_a_leaf, "now", False):
+            raise RuntimeError("in a leaf: a blocking call must not wait for another one")
         call = _Call(work)
         with self._changed:
             self._queue.append(call)
@@ -123,6 +126,7 @@ class Pool:
         return sum(call.abandoned for call in self._running)
 
     def _work(self) -> None:
+        _in_a_leaf.now = True
         while (call := self._next()) is not None:
             try:
                 call.set_result(call.work())

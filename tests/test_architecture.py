@@ -96,6 +96,19 @@ def test_a_pure_module_opens_no_file(name: str) -> None:
     assert not called & {"open", "read_text", "read_bytes", "exists", "is_file", "is_dir", "stat"}
 
 
+# A watcher of SIGTERM, which no event loop may be needed for; and starts of ComfyUI beside a reply.
+OWN_THREADS = {"handler.blocking", "handler.shutdown", "handler.revival", "handler.volume_record"}
+
+
+@pytest.mark.parametrize("name", sorted(n for n in modules() if top(n) == "handler"))
+def test_jobs_block_only_in_the_pools_of_leaves(name: str) -> None:
+    """No executor, no thread and no `to_thread` of a module's own: each was a way to hang."""
+    used = {n.attr for n in ast.walk(modules()[name]) if isinstance(n, ast.Attribute)}
+    used |= {n.id for n in ast.walk(modules()[name]) if isinstance(n, ast.Name)}
+    assert not used & {"ThreadPoolExecutor", "to_thread", "run_in_executor"}
+    assert name in OWN_THREADS or not used & {"Thread", "Timer"}
+
+
 def test_what_the_doctor_uses_needs_nothing_but_the_standard_library() -> None:
     roots = {n for n in modules() if n.startswith("bootstrap.doctor.report.")}
     roots |= {

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from bootstrap.core.files import publish_copy
+from bootstrap.core.files import open_regular, publish_copy
 
 ROOT = Path(__file__).parents[3]
 
@@ -80,7 +80,7 @@ def test_eight_writers_of_one_name_all_get_one_and_overwrite_nobody(
 ) -> None:
     script = (
         "import errno, os, sys; from pathlib import Path\n"
-        "from bootstrap.core.files import publish_copy\n"
+        "from bootstrap.core.files import open_regular, publish_copy\n"
         "def refuse(*_): raise OSError(errno.EPERM, 'no links')\n"
         f"if not {links}: os.link = refuse\n"
         "folder, me = Path(sys.argv[1]), sys.argv[2]\n"
@@ -151,3 +151,9 @@ def test_a_name_that_is_too_long_is_an_error_that_leaves_nothing_behind(
     with pytest.raises(OSError, match="too long"):
         publish_copy(source, folder, "x" * 300 + ".png")
     assert os.listdir(folder) == []
+
+
+def test_a_fifo_is_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(OSError, match="not a regular file"):
+        open_regular(tmp_path / "pipe")

@@ -13,9 +13,8 @@ from typing import Any, TypeVar
 
 from handler.blocking import Background, Pool, TimeUp
 from handler.keeper import NotSaved, VolumeStore, place_of
-from handler.local_files import LocalFiles, Stamp, stamp_of
+from handler.local_files import Content, LocalFiles, Stamp, encoded, stamp_of
 from handler.outputs import ProducedFile, produced
-from handler.result import Content, encoded
 
 T = TypeVar("T")
 _LOOK_SECONDS = 30.0

@@ -202,3 +202,14 @@ async def together(calls: Iterable[Coroutine[Any, Any, T]]) -> list[T]:
     finally:
         for task in tasks:
             task.cancel()
+
+
+async def is_set_within(event: asyncio.Event, seconds: float) -> bool:
+    """Is it set, within so many seconds? A cancellation ends this for sure: until Python 3.12
+    `asyncio.wait_for` loses one that comes in the moment in which what it waits for is there."""
+    waiting = asyncio.ensure_future(event.wait())
+    try:
+        done, _ = await asyncio.wait({waiting}, timeout=seconds)
+    finally:
+        waiting.cancel()
+    return bool(done)

@@ -104,6 +104,24 @@ class ComfyClient:
             raise Unreachable(f"{method} {path}: {problem or type(problem).__name__}") from problem
 
 
+class KnownClasses:
+    """The node classes of a ComfyUI, asked for once in each of its lives: the answer is slow."""
+
+    def __init__(self) -> None:
+        self._life: int | None = None
+        self._names: list[str] = []
+
+    async def names(self, client: ComfyClient, life: int) -> list[str]:
+        """All of them; empty when ComfyUI does not say. `life` changes with the process."""
+        if self._life != life or not self._names:
+            try:
+                self._names = await client.node_classes()
+                self._life = life
+            except (Refused, Unreachable):
+                return []
+        return self._names
+
+
 async def _messages(socket: _Socket) -> AsyncIterator[dict[str, Any]]:
     async with socket:
         async for message in socket:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 
+from handler.errors import JobError
+
 
 class Deadline:
     """Runs out `seconds` after it is made, on a clock that nobody sets; pauses do not count."""
@@ -47,3 +49,14 @@ class Deadline:
     def expired(self) -> bool:
         """Is nothing left?"""
         return self.remaining == 0.0
+
+
+def timeout_error(deadline: Deadline, state: str) -> JobError:
+    """The job's time is over; `state` says what it was at."""
+    return JobError(
+        "job.timeout",
+        f"The job was stopped after {deadline.elapsed:.0f} s: {state}.",
+        f"Allow more than {deadline.seconds:g} s with max_wait in the request or MAX_WAIT in the "
+        "endpoint's environment, or make the workflow smaller.",
+        max_wait=deadline.seconds,
+    )

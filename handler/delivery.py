@@ -29,10 +29,10 @@ from handler.deadline import Deadline
 from handler.errors import JobError
 from handler.gather import CollectedOutputs, deduplicate_names, gather, rewrite, write_out
 from handler.keeper import NotSaved, VolumeStore, place_of
-from handler.local_files import LocalFiles, OutputClaim, Stamp, stamp_of
+from handler.local_files import LocalFiles, OutputClaim, Stamp, encoded, stamp_of
 from handler.order import DeliveryOptions
 from handler.outputs import Produced
-from handler.result import Result, encoded
+from handler.result import Result
 from handler.s3 import NotUploaded, Store, Upload
 
 T = TypeVar("T")

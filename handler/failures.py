@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from bootstrap.comfyui import Exit, explain_exit
-from handler.deadline import Deadline
 from handler.errors import JobError
 from handler.headway import Headway
 from handler.volume_watchdog import VOLUME_FIX
@@ -21,17 +20,6 @@ def died(exit: Exit, headway: Headway) -> JobError:
         cause=cause.code,
         **where,
         **cause.details,
-    )
-
-
-def timeout(deadline: Deadline, state: str) -> JobError:
-    """The job's time is over; `state` says what it was at."""
-    return JobError(
-        "job.timeout",
-        f"The job was stopped after {deadline.elapsed:.0f} s: {state}.",
-        f"Allow more than {deadline.seconds:g} s with max_wait in the request or MAX_WAIT in the "
-        "endpoint's environment, or make the workflow smaller.",
-        max_wait=deadline.seconds,
     )
 
 

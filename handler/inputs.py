@@ -6,6 +6,7 @@ import base64
 import binascii
 import os
 import re
+import unicodedata
 from collections.abc import Sequence
 from itertools import chain
 from pathlib import Path
@@ -19,8 +20,10 @@ from handler.fetch_inputs import Fetcher, Wanted
 from handler.loaders import rename_files, urls_to_load, use_fetched, wanted_files
 from handler.request_files import InputFile, name_in
 from handler.volume_inputs import ROOM_FIX, VolumeInputs, named_files
+from handler.words import nearest
 from handler.workflow import Workflow
 
+_LISTED = 2000
 _DATA_URI = re.compile(r"data:[\w.+/-]*(?:;[\w=.+-]+)*;base64,", re.IGNORECASE)
 
 
@@ -138,6 +141,50 @@ class JobInputs:
     def _remember(self, path: Path) -> Path:
         self._written.append(path)
         return path
+
+
+def missing_inputs(workflow: Workflow, folder: Path, volume_input: Path) -> list[JobError]:
+    """An error for each file that a loader wants and that is not in ComfyUI's input folder."""
+    there: list[str] | None = None
+    problems: list[JobError] = []
+    for node_id, name, path in wanted_files(workflow):
+        if _is_there(folder, path):
+            continue
+        if there is None:
+            there = _names_in(volume_input)
+        class_type = workflow[node_id]["class_type"]
+        close = nearest(path, there)
+        hint = f" (nearest: {', '.join(close)})" if close else ""
+        problems.append(
+            JobError(
+                "input.missing",
+                f"{name} of node {node_id} ({class_type}) names {path[:100]!r}, which was not sent "
+                f"and is not in {volume_input}{hint}.",
+                'Send it in "images" or "files" under that name, or put it there on the volume.',
+                node_id=node_id,
+                class_type=class_type,
+                input=name,
+                nearest=close,
+            )
+        )
+    return problems
+
+
+def _is_there(folder: Path, path: str) -> bool:
+    """As ComfyUI looks; a name that no file can have is not there."""
+    try:
+        return os.path.isfile(folder / path)
+    except ValueError:
+        return False
+
+
+def _names_in(folder: Path) -> list[str]:
+    found: list[str] = []
+    for parent, _, names in os.walk(folder):
+        found += [os.path.relpath(os.path.join(parent, name), folder) for name in names]
+        if len(found) >= _LISTED:
+            break
+    return [name for name in found if not any(unicodedata.category(c) == "Cs" for c in name)]
 
 
 def _decode(file: InputFile) -> bytes:

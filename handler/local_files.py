@@ -14,7 +14,10 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import pybase64
+
 from bootstrap.comfyui import WorkDir
+from bootstrap.core.files import open_regular
 from bootstrap.volume import Layout
 from handler.outputs import Produced, ProducedFile
 
@@ -145,6 +148,22 @@ class LocalFiles:
         return stamp is not None and (
             stamp[1] / 1e9 >= since - _CLOCK_LAG or self._reported.get(path) == stamp
         )
+
+
+class Content(str):
+    """What a file holds, in base64. It is not for printing: the SDK makes a line of its log of each
+    whole result, twice, also where that line is not written."""
+
+    __slots__ = ()
+
+    def __repr__(self) -> str:
+        return f"<{len(self)} characters>"
+
+
+def encoded(local: Path) -> Content:
+    """A file's content. Raises OSError."""
+    with open_regular(local) as file:
+        return Content(pybase64.b64encode_as_string(file.read()))
 
 
 def _file_at(path: Path, roots: Iterable[Path]) -> Path | None:

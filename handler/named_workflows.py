@@ -6,8 +6,7 @@ import os
 from pathlib import Path
 
 from handler.errors import JobError
-from handler.rejection import nearest
-from handler.words import short
+from handler.words import nearest, short
 
 FOLDER = "workflows"
 _MAX_BYTES = 20_000_000

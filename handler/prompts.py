@@ -14,11 +14,10 @@ from bootstrap.core.log import say
 from handler import failures
 from handler.blocking import TimeUp
 from handler.calls import Calls
-from handler.comfy_client import Refused, Unreachable, connect
+from handler.comfy_client import KnownClasses, Refused, Unreachable, connect
 from handler.deadline import Deadline
 from handler.errors import JobError
 from handler.line import Displaced, Line, Turn
-from handler.preflight import KnownClasses
 from handler.prompt import Prompt, Ran
 from handler.revival import Revival
 from handler.run import run_prompt

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import Any
 
 from bootstrap.volume.categories import GGUF, PT_EXTENSIONS, extension_of
 from handler.errors import JobError
+from handler.words import nearest
 from handler.workflow import Workflow
 
 # Authors put anything into a class name, emoji included.
@@ -58,13 +58,6 @@ def partial(node_errors: Mapping[str, Any], workflow: Workflow, models: Path) ->
         f"left out of this run: {problem.message}"
         for problem in _node_problems({"node_errors": node_errors}, workflow, models)
     ]
-
-
-def nearest(wanted: str, known: Sequence[str]) -> list[str]:
-    """Up to three of `known` that look like `wanted`, nearest first; case does not matter."""
-    by_lower = {name.lower(): name for name in known}
-    close = difflib.get_close_matches(wanted.lower(), list(by_lower), n=3, cutoff=0.5)
-    return [by_lower[name] for name in close]
 
 
 def _error_of(body: Any) -> Mapping[str, Any]:
@@ -118,6 +111,12 @@ def combined(problems: list[JobError]) -> JobError:
         first.fix,
         problems=[{"error_code": p.code, "error": str(p), **p.details} for p in problems],
     )
+
+
+def all_at_once(problems: Sequence[JobError], workflow: Workflow, known: Sequence[str]) -> JobError:
+    """One error of all missing inputs and, where the known classes are known, unknown classes."""
+    unknown = unknown_nodes(workflow, known) if known else None
+    return combined([*([unknown] if unknown else []), *problems])
 
 
 def _node_problems(body: Any, workflow: Workflow, models: Path) -> Iterator[JobError]:

@@ -7,26 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import pybase64
-
-from bootstrap.core.files import open_regular
-from handler.local_files import Stamp
-
-
-class Content(str):
-    """What a file holds, in base64. It is not for printing: the SDK makes a line of its log of each
-    whole result, twice, also where that line is not written."""
-
-    __slots__ = ()
-
-    def __repr__(self) -> str:
-        return f"<{len(self)} characters>"
-
-
-def encoded(local: Path) -> Content:
-    """A file's content. Raises OSError."""
-    with open_regular(local) as file:
-        return Content(pybase64.b64encode_as_string(file.read()))
+from handler.local_files import Content, Stamp
 
 
 @dataclass

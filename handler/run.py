@@ -12,18 +12,17 @@ from typing import NoReturn
 from bootstrap.comfyui import ComfyUI, Exit
 from bootstrap.core.log import say
 from handler import failures, rejection, watch
+from handler.blocking import is_set_within
 from handler.calls import Calls
-from handler.comfy_client import ComfyClient, Refused, Unreachable, connect
-from handler.deadline import Deadline
+from handler.comfy_client import ComfyClient, KnownClasses, Refused, Unreachable, connect
+from handler.deadline import Deadline, timeout_error
 from handler.errors import JobError
 from handler.headway import QUEUED, Headway, Step, position
 from handler.line import Displaced, Turn
 from handler.patience import look_at_history
-from handler.preflight import KnownClasses
 from handler.prompt import Prompt, Ran
 from handler.stall import VolumeStallDetector
 from handler.stopping import lets_go
-from handler.waiting import is_set_within
 
 # Between looks at the history when the socket brings no news.
 _POLL_SECONDS = 0.5
@@ -168,7 +167,7 @@ class _Run:
             if missed == 2 and self.turn.first:
                 raise failures.lost()
             if self.turn.deadline.expired:
-                raise failures.timeout(self.turn.deadline, "the workflow was still running")
+                raise timeout_error(self.turn.deadline, "the workflow was still running")
 
     async def _look(self) -> watch.Ended | None:
         self._raise_if_displaced()

@@ -20,8 +20,7 @@ from typing import Any, TypeVar
 from bootstrap.core.findings import Finding, error
 from bootstrap.core.log import say
 from bootstrap.core.text import counted
-from handler import failures
-from handler.deadline import Deadline
+from handler.deadline import Deadline, timeout_error
 from handler.errors import JobError
 
 CODES = {
@@ -87,7 +86,7 @@ class JobHandle:
             while not task.done() and time.monotonic() < self._answer_by:
                 await asyncio.wait({task}, timeout=_LOOK_EVERY)
                 if self.overdue > _OVERDUE_SECONDS and self.deadline is not None:
-                    self.end(failures.timeout(self.deadline, self.stage))
+                    self.end(timeout_error(self.deadline, self.stage))
         except asyncio.CancelledError:
             task.cancel()
             await asyncio.wait({task}, timeout=_TIDY_SECONDS)

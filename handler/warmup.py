@@ -11,7 +11,7 @@ from pathlib import Path
 from bootstrap.boot import Preparation, Stage
 from bootstrap.core.findings import Finding, ok, warning
 from bootstrap.volume import MODELS
-from handler.deadline import Deadline
+from handler.deadline import Deadline, timeout_error
 from handler.errors import JobError
 from handler.weights import find_model
 from handler.workflow import Workflow, read_workflow
@@ -79,11 +79,10 @@ def _run(boot: Preparation, workflow: Workflow) -> None:
     """What this needs is imported here, so that it does not hold up ComfyUI's start."""
     import asyncio
 
-    from handler import failures
     from handler.blocking import TimeUp
     from handler.calls import Calls
+    from handler.comfy_client import KnownClasses
     from handler.line import Line
-    from handler.preflight import KnownClasses
     from handler.prompt import Prompt, Ran
     from handler.run import run_prompt
     from handler.volume_inputs import VolumeInputs
@@ -105,7 +104,7 @@ def _run(boot: Preparation, workflow: Workflow) -> None:
     try:
         ran = asyncio.run(run())
     except TimeUp:
-        raise failures.timeout(deadline, "the warm-up was still running") from None
+        raise timeout_error(deadline, "the warm-up was still running") from None
     if ran.ended.failure is not None:
         raise ran.ended.failure
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import difflib
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from handler.errors import JobError
 
@@ -64,3 +65,10 @@ def short(value: object) -> str:
     """A value as JSON writes it, cut at 60 characters."""
     text = json.dumps(value) if isinstance(value, (str, bool)) else str(value)
     return text if len(text) <= 60 else text[:57] + '…"'
+
+
+def nearest(wanted: str, known: Sequence[str]) -> list[str]:
+    """Up to three of `known` that look like `wanted`, nearest first; case does not matter."""
+    by_lower = {name.lower(): name for name in known}
+    close = difflib.get_close_matches(wanted.lower(), list(by_lower), n=3, cutoff=0.5)
+    return [by_lower[name] for name in close]

@@ -12,24 +12,23 @@ from typing import Any
 from bootstrap.boot import Preparation
 from bootstrap.core.findings import Finding
 from bootstrap.volume import MODELS
-from handler import failures
 from handler.blocking import TimeUp
 from handler.calls import Calls
-from handler.comfy_client import connect
-from handler.deadline import Deadline
+from handler.comfy_client import KnownClasses, connect
+from handler.deadline import Deadline, timeout_error
 from handler.delivery import GRACE_SECONDS, Delivery, JobOutputs
 from handler.errors import JobError
 from handler.fetch_inputs import Fetcher
 from handler.headway import Step
-from handler.inputs import JobInputs
+from handler.inputs import JobInputs, missing_inputs
 from handler.memory_relief import MemoryRelief
 from handler.model_supply import ModelSupply
 from handler.order import DeliveryOptions
 from handler.outputs import Produced, produced
-from handler.preflight import KnownClasses, all_at_once, missing_inputs
 from handler.progress import Progress, has_control_plane
 from handler.prompt import Prompt, Ran
 from handler.prompts import Prompts
+from handler.rejection import all_at_once
 from handler.requests import WorkflowRequest
 from handler.revival import Revival
 from handler.shutdown import JobHandle
@@ -124,7 +123,7 @@ class WorkflowJobs:
         except (JobError, TimeUp) as problem:
             handle.computed()
             error = problem if isinstance(problem, JobError) else None
-            error = error or failures.timeout(deadline, handle.stage)
+            error = error or timeout_error(deadline, handle.stage)
             await self._delivery.keep_rest(job.outputs)
             raise await self._explained(error, request) from None
         except asyncio.CancelledError:

@@ -26,11 +26,10 @@ from handler import delivery as delivery_module
 from handler.calls import Calls
 from handler.deadline import Deadline
 from handler.delivery import Delivery
-from handler.local_files import LocalFiles
+from handler.local_files import LocalFiles, encoded
 from handler.order import DeliveryOptions
 from handler.output_options import OutputOptions
 from handler.outputs import produced
-from handler.result import encoded
 
 # No example takes as long, unless something waits for itself.
 _HUNG_SECONDS = 20.0

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from handler import rejection
 from handler.errors import CODES, JobError
+from handler.words import nearest
 
 MODELS = Path("/runpod-volume/ComfyUI/models")
 WORKFLOW: dict[str, Any] = {
@@ -207,8 +208,8 @@ def test_any_other_body_is_passed_on_in_short(given: Any) -> None:
 
 
 def test_the_nearest_do_not_care_for_case() -> None:
-    assert rejection.nearest("saveimage", ["SaveImage", "LoadImage", "X"])[0] == "SaveImage"
-    assert rejection.nearest("anything", []) == []
+    assert nearest("saveimage", ["SaveImage", "LoadImage", "X"])[0] == "SaveImage"
+    assert nearest("anything", []) == []
 
 
 _json = st.recursive(

@@ -15,10 +15,10 @@ from aiohttp.test_utils import TestServer
 
 from bootstrap.comfyui import ComfyUI
 from handler.calls import Calls
+from handler.comfy_client import KnownClasses
 from handler.deadline import Deadline
 from handler.errors import JobError
 from handler.line import Line
-from handler.preflight import KnownClasses
 from handler.prompt import Prompt
 from handler.run import run_prompt
 from tests.support import fake_comfyui

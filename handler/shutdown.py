@@ -68,7 +68,7 @@ class JobHandle:
         deadline = self.deadline
         return 0.0 if deadline is None else max(deadline.elapsed - deadline.seconds, 0.0)
 
-    def end(self, reason: JobError, tidy: float = _TIDY_SECONDS) -> None:
+    def end(self, reason: JobError, tidy: float) -> None:
         """Stop the job; `run` raises `reason` when it has tidied up, or after `tidy` seconds."""
         if self._task is not None and self._reason is None:
             self._reason = reason
@@ -86,7 +86,7 @@ class JobHandle:
             while not task.done() and time.monotonic() < self._answer_by:
                 await asyncio.wait({task}, timeout=_LOOK_EVERY)
                 if self.overdue > _OVERDUE_SECONDS and self.deadline is not None:
-                    self.end(timeout_error(self.deadline, self.stage))
+                    self.end(timeout_error(self.deadline, self.stage), _TIDY_SECONDS)
         except asyncio.CancelledError:
             task.cancel()
             await asyncio.wait({task}, timeout=_TIDY_SECONDS)

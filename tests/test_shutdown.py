@@ -9,6 +9,8 @@ from typing import Any
 import psutil
 import pytest
 
+from handler import shutdown as shutdown_module
+from handler.deadline import Deadline
 from handler.errors import JobError
 from handler.shutdown import JobHandle, Shutdown
 from tests.support.control_plane import ControlPlane
@@ -78,6 +80,48 @@ def test_a_job_that_its_caller_cancels_is_cancelled_and_not_answered() -> None:
         assert job.tidied
 
     asyncio.run(scene())
+
+
+class Clock:
+    seconds = 0.0
+
+    def __call__(self) -> float:
+        return self.seconds
+
+
+def test_a_job_that_hangs_past_its_deadline_is_answered_and_until_then_the_worker_is_unwell(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Whatever it hangs in, even in its own tidying."""
+    monkeypatch.setattr(shutdown_module, "_TIDY_SECONDS", 0.2)
+    monkeypatch.setattr(shutdown_module, "_LOOK_EVERY", 0.05)
+    clock, over = Clock(), asyncio.Event()
+
+    async def hangs(handle: JobHandle) -> str:
+        handle.deadline, handle.stage = Deadline(10.0, clock), "it hung"
+        while not over.is_set():
+            try:
+                await over.wait()
+            except asyncio.CancelledError:
+                continue
+        return "too late"
+
+    async def scene() -> JobError:
+        shutdown = Shutdown(60.0)
+        running = asyncio.create_task(shutdown.bounded(hangs))
+        await asyncio.sleep(0.1)
+        assert shutdown.fault() is None and not running.done()
+        clock.seconds = 10.0 + 45.0 + 1.0
+        fault = shutdown.fault()
+        assert fault is not None and fault.code == "worker.job_overdue"
+        with pytest.raises(JobError) as caught:
+            await asyncio.wait_for(running, 5)
+        assert shutdown.fault() is None
+        over.set()
+        return caught.value
+
+    error = asyncio.run(scene())
+    assert error.code == "job.timeout" and "it hung" in error.message
 
 
 def with_a_picture_first(obedient: bool) -> dict[str, Any]:

@@ -60,3 +60,43 @@ def test_a_cancel_that_overtook_its_job_is_remembered() -> None:
     slots = JobSlots(1)
     slots.cancel_early("a")
     assert slots.is_cancelled("a") and not slots.is_cancelled("b")
+
+
+def test_a_loop_that_no_longer_asks_for_jobs_is_a_fault_and_one_that_is_full_is_not() -> None:
+    slots = JobSlots(1)
+    for _ in range(240):
+        slots.beat()
+    assert slots.fault() is None
+    slots.beat()
+    fault = slots.fault()
+    assert fault is not None and fault.code == "worker.take_stuck" and fault.fix
+    slots.looked()
+    assert slots.fault() is None
+
+    async def full() -> None:
+        slots.take("a")
+        slots.take("b")
+        waiting = asyncio.create_task(slots.wait_for_slot())
+        await asyncio.sleep(0.01)
+        for _ in range(300):
+            slots.beat()
+        assert slots.fault() is None
+        slots.close()
+        await waiting
+
+    asyncio.run(full())
+
+
+def test_a_worker_without_threads_to_spare_takes_no_job_until_it_has_some() -> None:
+    exhausted = True
+
+    async def scenario() -> bool:
+        nonlocal exhausted
+        slots = JobSlots(1, lambda: exhausted)
+        waiting = asyncio.create_task(slots.wait_for_slot())
+        await asyncio.sleep(0.05)
+        assert not waiting.done()
+        exhausted = False
+        return await asyncio.wait_for(waiting, 5)
+
+    assert asyncio.run(scenario())

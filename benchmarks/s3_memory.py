@@ -32,8 +32,8 @@ from bootstrap.config.bucket import bucket_of
 from bootstrap.config import Settings
 from bootstrap.volume import Layout
 from bootstrap.comfyui import make_workdir
-from handler.calls import Calls
-from handler.deadline import Deadline
+from handler.common.calls import Calls
+from handler.common.deadline import Deadline
 from handler.delivery import Delivery
 from handler.order import DeliveryOptions
 from handler.outputs import ProducedFile

@@ -11,7 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
-from handler.blocking import Background, Pool, TimeUp
+from handler.common.blocking import Background, Pool, TimeUp
 from handler.keeper import NotSaved, VolumeStore, place_of
 from handler.local_files import Content, LocalFiles, Stamp, encoded, stamp_of
 from handler.outputs import ProducedFile, produced

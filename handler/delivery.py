@@ -21,12 +21,12 @@ from bootstrap.comfyui import WorkDir
 from bootstrap.config import Settings
 from bootstrap.net.addresses import AddressPolicy
 from bootstrap.volume import Layout
-from handler import reply
 from handler.ahead import DeliveryPolicy, EagerDelivery
-from handler.blocking import TimeUp, together
-from handler.calls import Calls
-from handler.deadline import Deadline
-from handler.errors import JobError
+from handler.common import reply
+from handler.common.blocking import TimeUp, together
+from handler.common.calls import Calls
+from handler.common.deadline import Deadline
+from handler.common.errors import JobError
 from handler.gather import CollectedOutputs, deduplicate_names, gather, rewrite, write_out
 from handler.keeper import NotSaved, VolumeStore, place_of
 from handler.local_files import LocalFiles, OutputClaim, Stamp, encoded, stamp_of

@@ -12,7 +12,7 @@ from bootstrap.boot import Boot, BootReport, boot_json
 from bootstrap.comfyui import Exit, explain_exit, is_answering
 from bootstrap.doctor import Facts, Scope, bounded, examine, report_json
 from bootstrap.models.cache_links import cached_models
-from handler import reply
+from handler.common import reply
 from handler.requests import DiagnosticsRequest, ModelsRequest
 
 _LOG_LINES = 60

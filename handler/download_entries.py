@@ -8,8 +8,7 @@ from bootstrap.config import Settings
 from bootstrap.core.findings import Finding, errors_in
 from bootstrap.models.manifest import VERSION, parse_manifest
 from bootstrap.models.manifest_entry import ModelSpec
-from handler.errors import JobError
-from handler.words import wrong_type
+from handler.common.errors import JobError, wrong_type
 
 _LISTED = 10
 

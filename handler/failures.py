@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from bootstrap.comfyui import Exit, explain_exit
-from handler.errors import JobError
+from handler.common.calls import VOLUME_FIX
+from handler.common.errors import JobError
 from handler.headway import Headway
-from handler.volume_watchdog import VOLUME_FIX
 
 
 def died(exit: Exit, headway: Headway) -> JobError:

@@ -16,9 +16,9 @@ from bootstrap.config import Settings
 from bootstrap.net.addresses import AddressPolicy, shown
 from bootstrap.net.errors import DownloadError, bad_answer
 from bootstrap.net.http import Channel, Reply
-from handler.blocking import Pool, TimeUp, together
-from handler.deadline import Deadline
-from handler.errors import JobError
+from handler.common.blocking import Pool, TimeUp, together
+from handler.common.deadline import Deadline
+from handler.common.errors import JobError
 
 _AT_ONCE = 4
 _SILENCE_SECONDS = 20.0

@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from bootstrap.core.files import open_regular
-from handler.content import HEAD_BYTES, kind_of, mime_type
-from handler.errors import JobError
+from handler.common.errors import JobError
+from handler.common.media_types import HEAD_BYTES, kind_of, mime_type
 from handler.keeper import marked
 from handler.local_files import LocalFiles, stamp_from, stamp_of
 from handler.order import DeliveryOptions

@@ -12,15 +12,14 @@ from itertools import chain
 from pathlib import Path
 
 from bootstrap.net.addresses import shown
-from handler.blocking import Pool
-from handler.content import HEAD_BYTES, extension_for, unfit
-from handler.deadline import Deadline
-from handler.errors import JobError
+from handler.common.blocking import Pool
+from handler.common.deadline import Deadline
+from handler.common.errors import JobError, nearest
+from handler.common.media_types import HEAD_BYTES, extension_for, unfit
 from handler.fetch_inputs import Fetcher, Wanted
 from handler.loaders import rename_files, urls_to_load, use_fetched, wanted_files
 from handler.request_files import InputFile, name_in
 from handler.volume_inputs import ROOM_FIX, VolumeInputs, named_files
-from handler.words import nearest
 from handler.workflow import Workflow
 
 _LISTED = 2000

@@ -10,9 +10,9 @@ from pathlib import Path
 from bootstrap.config import Settings
 from bootstrap.core.files import publish_copy
 from bootstrap.volume import Layout
-from handler.blocking import TimeUp
+from handler.common.blocking import TimeUp
+from handler.common.calls import VolumeWatchdog
 from handler.volume_record import VolumeRecord
-from handler.volume_watchdog import VolumeWatchdog
 
 _RECORD_SECONDS = 30.0
 

@@ -12,7 +12,7 @@ import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
-from handler.deadline import Deadline
+from handler.common.deadline import Deadline
 
 # A file's time is that of the kernel's last tick.
 _FILE_CLOCK_LAG = 0.011

@@ -11,7 +11,7 @@ from bootstrap.core.findings import errors_in
 from bootstrap.models.manifest import Manifest
 from bootstrap.models.manifest_entry import ModelSpec
 from bootstrap.volume.categories import PICKLES, category_of, extension_of
-from handler.errors import JobError
+from handler.common.errors import JobError
 from handler.workflow import Workflow
 from handler.workflow_models import NamedModel, named_models
 

@@ -18,11 +18,11 @@ from bootstrap.models.download.progress import FileMeter, LogMeter
 from bootstrap.models.manifest_entry import ModelSpec
 from bootstrap.models.manifest_file import wanted_here
 from bootstrap.volume import Layout
-from handler import reply
-from handler.blocking import TimeUp
-from handler.calls import Calls
-from handler.deadline import Deadline
-from handler.errors import JobError
+from handler.common import reply
+from handler.common.blocking import TimeUp
+from handler.common.calls import Calls
+from handler.common.deadline import Deadline
+from handler.common.errors import JobError
 from handler.missing_models import misses_a_model, spelt, wanted_by, with_offer
 from handler.progress import Progress
 from handler.requests import DownloadRequest

@@ -5,8 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from handler.errors import JobError
-from handler.words import nearest, short
+from handler.common.errors import JobError, nearest, short
 
 FOLDER = "workflows"
 _MAX_BYTES = 20_000_000

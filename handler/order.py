@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from bootstrap.config.bucket import Bucket
-from handler.deadline import Deadline
+from handler.common.deadline import Deadline
 from handler.output_options import OutputOptions
 
 

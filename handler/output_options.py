@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from handler.words import wrong_type
+from handler.common.errors import wrong_type
 
 DELIVERIES = ("base64", "s3", "volume")
 FORMATS = ("png", "jpeg", "webp")

@@ -7,7 +7,7 @@ from typing import Any
 
 from bootstrap.comfyui import ComfyUI
 from handler.comfy_client import ComfyClient, Unreachable
-from handler.deadline import Deadline
+from handler.common.deadline import Deadline
 
 # An answer that comes so soon needs no further care.
 _AT_ONCE = 0.2

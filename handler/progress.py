@@ -15,8 +15,8 @@ from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 
 from bootstrap.core.log import say
-from handler.blocking import is_set_within
-from handler.reply import postable
+from handler.common.blocking import is_set_within
+from handler.common.reply import postable
 
 SECONDS_APART = 1.0  # between updates of one stage; a new stage is told at once
 _DRAIN_SECONDS = 5.0

@@ -12,11 +12,11 @@ from pathlib import Path
 from bootstrap.comfyui import ComfyUI
 from bootstrap.core.log import say
 from handler import failures
-from handler.blocking import TimeUp
-from handler.calls import Calls
 from handler.comfy_client import KnownClasses, Refused, Unreachable, connect
-from handler.deadline import Deadline
-from handler.errors import JobError
+from handler.common.blocking import TimeUp
+from handler.common.calls import Calls
+from handler.common.deadline import Deadline
+from handler.common.errors import JobError
 from handler.line import Displaced, Line, Turn
 from handler.prompt import Prompt, Ran
 from handler.revival import Revival

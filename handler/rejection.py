@@ -8,8 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from bootstrap.volume.categories import GGUF, PT_EXTENSIONS, extension_of
-from handler.errors import JobError
-from handler.words import nearest
+from handler.common.errors import JobError, nearest
 from handler.workflow import Workflow
 
 # Authors put anything into a class name, emoji included.

@@ -12,7 +12,7 @@ from bootstrap.config import Settings
 from bootstrap.config.bucket import S3_CONFIG, Bucket, bucket_from, bucket_of
 from bootstrap.net.addresses import AddressPolicy
 from bootstrap.net.errors import DownloadError
-from handler.errors import JobError
+from handler.common.errors import JobError
 
 _SHAPE = 'an object {"accessId", "accessSecret", "bucketName", "endpointUrl"}'
 

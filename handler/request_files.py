@@ -9,8 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
-from handler.errors import JobError
-from handler.words import short, wrong_type
+from handler.common.errors import JobError, short, wrong_type
 
 _MAX_NAME_BYTES = 200  # leaves room for the job's mark within the 255 of most file systems
 _MAX_FOLDERS = 5

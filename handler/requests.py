@@ -11,13 +11,12 @@ from bootstrap.config import Settings
 from bootstrap.config.bucket import S3_CONFIG, Bucket
 from bootstrap.models.manifest_entry import ModelSpec
 from handler import worker_comfyui
+from handler.common.errors import JobError, refuse_unreasonable, short, wrong_type
 from handler.download_entries import read_entries
-from handler.errors import JobError
 from handler.output_options import OutputOptions, read_options
 from handler.request_bucket import read_bucket
 from handler.request_files import InputFile, read_files
 from handler.seeds import draw_seeds
-from handler.words import refuse_unreasonable, short, wrong_type
 from handler.workflow import HOW_TO_ASK, Workflow, overridden, read_workflow, saved_as_files
 
 SECTIONS = ("volume", "models", "comfyui", "machine", "environment")

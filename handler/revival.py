@@ -19,9 +19,9 @@ from bootstrap.comfyui import (
 )
 from bootstrap.core.findings import Finding
 from bootstrap.core.log import say
-from handler.blocking import Pool, TimeUp
-from handler.deadline import Deadline
-from handler.errors import JobError
+from handler.common.blocking import Pool, TimeUp
+from handler.common.deadline import Deadline
+from handler.common.errors import JobError
 from handler.memory_relief import MemoryRelief
 from handler.run import STOP_SECONDS
 

@@ -12,11 +12,11 @@ from typing import NoReturn
 from bootstrap.comfyui import ComfyUI, Exit
 from bootstrap.core.log import say
 from handler import failures, rejection, watch
-from handler.blocking import is_set_within
-from handler.calls import Calls
 from handler.comfy_client import ComfyClient, KnownClasses, Refused, Unreachable, connect
-from handler.deadline import Deadline, timeout_error
-from handler.errors import JobError
+from handler.common.blocking import is_set_within
+from handler.common.calls import Calls
+from handler.common.deadline import Deadline, timeout_error
+from handler.common.errors import JobError
 from handler.headway import QUEUED, Headway, Step, position
 from handler.line import Displaced, Turn
 from handler.patience import look_at_history

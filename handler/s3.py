@@ -15,7 +15,7 @@ from bootstrap.core.files import open_regular
 from bootstrap.net.addresses import AddressPolicy
 from bootstrap.net.errors import DownloadError
 from bootstrap.net.http import Connections
-from handler.deadline import Deadline
+from handler.common.deadline import Deadline
 
 _MB = 1024 * 1024
 _PART = 8 * _MB

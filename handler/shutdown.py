@@ -20,8 +20,8 @@ from typing import Any, TypeVar
 from bootstrap.core.findings import Finding, error
 from bootstrap.core.log import say
 from bootstrap.core.text import counted
-from handler.deadline import Deadline, timeout_error
-from handler.errors import JobError
+from handler.common.deadline import Deadline, timeout_error
+from handler.common.errors import JobError
 
 CODES = {
     "worker.shutting_down": "The worker was stopped before the job was done",

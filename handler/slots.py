@@ -8,7 +8,7 @@ from collections import deque
 from collections.abc import Callable
 
 from bootstrap.core.findings import Finding, error
-from handler.blocking import is_set_within
+from handler.common.blocking import is_set_within
 
 CODES = {"worker.take_stuck": "The worker has room for a job and does not ask for one"}
 # Results travel while ComfyUI works; where they pile up, no further job is taken.

@@ -5,8 +5,8 @@ from __future__ import annotations
 
 from bootstrap.comfyui import ComfyUI
 from handler import failures
+from handler.common.calls import VolumeWatchdog
 from handler.headway import Headway
-from handler.volume_watchdog import VolumeWatchdog
 
 # So many looks in a row, two seconds or more apart. A volume can stall for a while, and the job has
 # cost something already.

@@ -18,9 +18,9 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from handler.deadline import Deadline
-from handler.errors import JobError
-from handler.volume_watchdog import VolumeWatchdog
+from handler.common.calls import VolumeWatchdog
+from handler.common.deadline import Deadline
+from handler.common.errors import JobError
 from handler.workflow import Workflow
 
 ROOM_FIX = "Give the endpoint a larger container disk, or set WORK_DIR to a larger one."

@@ -11,8 +11,8 @@ from pathlib import Path
 from bootstrap.boot import Preparation, Stage
 from bootstrap.core.findings import Finding, ok, warning
 from bootstrap.volume import MODELS
-from handler.deadline import Deadline, timeout_error
-from handler.errors import JobError
+from handler.common.deadline import Deadline, timeout_error
+from handler.common.errors import JobError
 from handler.weights import find_model
 from handler.workflow import Workflow, read_workflow
 from handler.workflow_models import named_models
@@ -79,9 +79,9 @@ def _run(boot: Preparation, workflow: Workflow) -> None:
     """What this needs is imported here, so that it does not hold up ComfyUI's start."""
     import asyncio
 
-    from handler.blocking import TimeUp
-    from handler.calls import Calls
     from handler.comfy_client import KnownClasses
+    from handler.common.blocking import TimeUp
+    from handler.common.calls import Calls
     from handler.line import Line
     from handler.prompt import Prompt, Ran
     from handler.run import run_prompt

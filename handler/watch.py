@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from handler.errors import JobError
+from handler.common.errors import JobError
 
 _TRACEBACK_LINES = 12
 _MILLISECOND = 0.001

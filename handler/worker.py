@@ -15,11 +15,12 @@ from bootstrap.core.findings import Finding, errors_in
 from bootstrap.core.log import say
 from bootstrap.core.text import counted
 from bootstrap.volume import MODELS
-from handler import reply, worker_comfyui
-from handler.blocking import TimeUp
-from handler.calls import Calls
+from handler import worker_comfyui
+from handler.common import reply
+from handler.common.blocking import TimeUp
+from handler.common.calls import VOLUME_FIX, Calls
+from handler.common.errors import JobError
 from handler.diagnostics import Diagnostics
-from handler.errors import JobError
 from handler.model_supply import ModelSupply
 from handler.named_workflows import NamedWorkflows
 from handler.progress import Progress, has_control_plane
@@ -32,7 +33,6 @@ from handler.requests import (
 )
 from handler.shutdown import JobHandle, Shutdown
 from handler.slots import JobSlots
-from handler.volume_watchdog import VOLUME_FIX
 from handler.workflow_job import WorkflowJobs
 
 _QUIET_SECONDS = 0.5

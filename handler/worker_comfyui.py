@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from bootstrap.config import Settings
-from handler.words import wrong_type
+from handler.common.errors import wrong_type
 
 FORMAT = "worker-comfyui"
 # Its README names the first, its configuration page the second.

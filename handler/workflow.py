@@ -7,8 +7,7 @@ import math
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
-from handler.errors import JobError
-from handler.words import kind_of, refuse_unreasonable, short, wrong_type
+from handler.common.errors import JobError, described, refuse_unreasonable, short, wrong_type
 
 Workflow = dict[str, dict[str, Any]]
 
@@ -28,7 +27,7 @@ def read_workflow(given: object) -> Workflow:
     if not isinstance(given, Mapping):
         raise JobError(
             "workflow.not_an_object",
-            f"The workflow is {kind_of(given)}, not an object.",
+            f"The workflow is {described(given)}, not an object.",
             _EXPORT_FIX,
         )
     if isinstance(given.get("nodes"), list):
@@ -61,7 +60,7 @@ def _node(node_id: str, node: object) -> dict[str, Any]:
     if not isinstance(node, Mapping):
         raise JobError(
             "workflow.bad_node",
-            f"Node {short(node_id)} is {kind_of(node)}.",
+            f"Node {short(node_id)} is {described(node)}.",
             shape,
             node_id=node_id,
         )
@@ -70,7 +69,7 @@ def _node(node_id: str, node: object) -> dict[str, Any]:
         raise JobError("workflow.bad_node", message, shape, node_id=node_id)
     inputs = node.get("inputs", {})
     if not isinstance(inputs, Mapping):
-        message = f"The inputs of node {short(node_id)} are {kind_of(inputs)}."
+        message = f"The inputs of node {short(node_id)} are {described(inputs)}."
         raise JobError("workflow.bad_node", message, shape, node_id=node_id)
     return {**node, "inputs": dict(inputs)}
 

@@ -12,12 +12,12 @@ from typing import Any
 from bootstrap.boot import Preparation
 from bootstrap.core.findings import Finding
 from bootstrap.volume import MODELS
-from handler.blocking import TimeUp
-from handler.calls import Calls
 from handler.comfy_client import KnownClasses, connect
-from handler.deadline import Deadline, timeout_error
+from handler.common.blocking import TimeUp
+from handler.common.calls import Calls, volume_fault
+from handler.common.deadline import Deadline, timeout_error
+from handler.common.errors import JobError
 from handler.delivery import GRACE_SECONDS, Delivery, JobOutputs
-from handler.errors import JobError
 from handler.fetch_inputs import Fetcher
 from handler.headway import Step
 from handler.inputs import JobInputs, missing_inputs
@@ -33,7 +33,6 @@ from handler.requests import WorkflowRequest
 from handler.revival import Revival
 from handler.shutdown import JobHandle
 from handler.volume_inputs import VolumeInputs
-from handler.volume_state import volume_fault
 from handler.warmup import LAST
 from handler.weights import JobWeights, Weights
 from handler.workflow import run_anew

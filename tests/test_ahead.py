@@ -15,8 +15,8 @@ import pytest
 from bootstrap.comfyui import WorkDir, make_workdir
 from bootstrap.config import Settings
 from bootstrap.volume import Layout
-from handler.calls import Calls
-from handler.deadline import Deadline
+from handler.common.calls import Calls
+from handler.common.deadline import Deadline
 from handler.delivery import Delivery
 from handler.keeper import VolumeStore
 from handler.local_files import stamp_of

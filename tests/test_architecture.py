@@ -32,10 +32,10 @@ PURE = (
     "bootstrap.models.manifest_entry",
     "bootstrap.volume.categories",
     "bootstrap.volume.link_plan",
-    "handler.content",
-    "handler.deadline",
+    "handler.common.media_types",
+    "handler.common.deadline",
     "handler.download_entries",
-    "handler.errors",
+    "handler.common.errors",
     "handler.missing_models",
     "handler.failures",
     "handler.headway",
@@ -43,7 +43,7 @@ PURE = (
     "handler.output_options",
     "handler.outputs",
     "handler.rejection",
-    "handler.reply",
+    "handler.common.reply",
     "handler.request_bucket",
     "handler.request_files",
     "handler.requests",
@@ -107,7 +107,12 @@ def test_a_pure_module_opens_no_file(name: str) -> None:
 
 
 # A watcher of SIGTERM, which no event loop may be needed for; and starts of ComfyUI beside a reply.
-OWN_THREADS = {"handler.blocking", "handler.shutdown", "handler.revival", "handler.volume_record"}
+OWN_THREADS = {
+    "handler.common.blocking",
+    "handler.shutdown",
+    "handler.revival",
+    "handler.volume_record",
+}
 
 
 @pytest.mark.parametrize("name", sorted(n for n in modules() if top(n) == "handler"))

@@ -18,10 +18,10 @@ from bootstrap.comfyui import WorkDir, make_workdir
 from bootstrap.config import Settings
 from bootstrap.config.bucket import bucket_of
 from bootstrap.volume import Layout
-from handler.calls import Calls
-from handler.deadline import Deadline
+from handler.common.calls import Calls
+from handler.common.deadline import Deadline
+from handler.common.errors import JobError
 from handler.delivery import Delivery, JobOutputs
-from handler.errors import JobError
 from handler.keeper import marked
 from handler.order import DeliveryOptions
 from handler.output_options import OutputOptions

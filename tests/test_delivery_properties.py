@@ -23,8 +23,8 @@ from bootstrap.config import Settings
 from bootstrap.core.files import publish_copy
 from bootstrap.volume import Layout
 from handler import delivery as delivery_module
-from handler.calls import Calls
-from handler.deadline import Deadline
+from handler.common.calls import Calls
+from handler.common.deadline import Deadline
 from handler.delivery import Delivery
 from handler.local_files import LocalFiles, encoded
 from handler.order import DeliveryOptions

@@ -17,8 +17,8 @@ import pytest
 from bootstrap.boot import Boot
 from bootstrap.config import Settings
 from demo.volume import DemoVolume
-from handler.blocking import Pool
-from handler.deadline import Deadline
+from handler.common.blocking import Pool
+from handler.common.deadline import Deadline
 from handler.memory_relief import MemoryRelief
 from handler.revival import Revival
 from tests.conftest import BootedWorker, environment, furnished

@@ -12,9 +12,9 @@ from typing import Any
 import pytest
 
 from bootstrap.config import Settings
-from handler.calls import Calls
-from handler.deadline import Deadline
-from handler.errors import CODES, JobError
+from handler.common.calls import Calls
+from handler.common.deadline import Deadline
+from handler.common.errors import CODES, JobError
 from handler.fetch_inputs import Fetcher, Wanted
 from handler.inputs import JobInputs
 from handler.request_files import InputFile

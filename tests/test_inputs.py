@@ -14,9 +14,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bootstrap.config import Settings
-from handler.calls import Calls
-from handler.deadline import Deadline
-from handler.errors import JobError
+from handler.common.calls import Calls
+from handler.common.deadline import Deadline
+from handler.common.errors import JobError
 from handler.fetch_inputs import Fetcher
 from handler.inputs import JobInputs
 from handler.request_files import InputFile, checked_name, read_files

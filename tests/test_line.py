@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Callable, Coroutine
 from typing import Any
 
-from handler.deadline import Deadline
+from handler.common.deadline import Deadline
 from handler.line import Line
 
 

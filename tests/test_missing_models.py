@@ -7,7 +7,7 @@ from typing import Any
 from bootstrap.core.findings import error
 from bootstrap.models.manifest import Manifest
 from bootstrap.models.manifest_entry import ModelSpec
-from handler.errors import JobError
+from handler.common.errors import JobError
 from handler.missing_models import wanted_by, with_offer
 from handler.workflow_models import NamedModel
 

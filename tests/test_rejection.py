@@ -11,8 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from handler import rejection
-from handler.errors import CODES, JobError
-from handler.words import nearest
+from handler.common.errors import CODES, JobError, nearest
 
 MODELS = Path("/runpod-volume/ComfyUI/models")
 WORKFLOW: dict[str, Any] = {

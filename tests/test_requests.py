@@ -12,11 +12,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bootstrap.config import Settings
-from handler.errors import CODES, JobError
+from handler.common.errors import CODES, MAX_DEPTH, JobError
 from handler.output_options import OutputOptions
 from handler.request_files import InputFile
 from handler.requests import Request, WorkflowRequest, parse_request
-from handler.words import MAX_DEPTH
 from handler.workflow import is_link
 
 SETTINGS = Settings(max_wait=300, max_request_mb=1)

@@ -13,9 +13,9 @@ import pytest
 
 from bootstrap.comfyui import ComfyUI
 from bootstrap.config import Settings
-from handler.blocking import Pool
-from handler.deadline import Deadline
-from handler.errors import JobError
+from handler.common.blocking import Pool
+from handler.common.deadline import Deadline
+from handler.common.errors import JobError
 from handler.memory_relief import MemoryRelief
 from handler.revival import Revival
 from tests.bootstrap.comfyui.test_process import behave

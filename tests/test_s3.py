@@ -16,7 +16,7 @@ from bootstrap.config.bucket import Bucket
 from bootstrap.core.redact import Secret
 from bootstrap.net.addresses import AddressPolicy
 from handler import s3
-from handler.deadline import Deadline
+from handler.common.deadline import Deadline
 from handler.s3 import NotUploaded, Store, Upload
 from tests.support.s3_server import (
     BUCKET,

@@ -10,8 +10,8 @@ import psutil
 import pytest
 
 from handler import shutdown as shutdown_module
-from handler.deadline import Deadline
-from handler.errors import JobError
+from handler.common.deadline import Deadline
+from handler.common.errors import JobError
 from handler.shutdown import JobHandle, Shutdown
 from tests.support.control_plane import ControlPlane
 from tests.support.waiting import wait_until

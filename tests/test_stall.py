@@ -9,10 +9,10 @@ from typing import cast
 import pytest
 
 from bootstrap.comfyui import ComfyUI
-from handler.errors import JobError
+from handler.common.calls import VolumeWatchdog
+from handler.common.errors import JobError
 from handler.headway import Headway
 from handler.stall import _LOOKS, VolumeStallDetector
-from handler.volume_watchdog import VolumeWatchdog
 
 IDLE, BUSY = 0.01, 1.0
 

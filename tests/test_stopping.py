@@ -14,10 +14,10 @@ from aiohttp import web
 from aiohttp.test_utils import TestServer
 
 from bootstrap.comfyui import ComfyUI
-from handler.calls import Calls
 from handler.comfy_client import KnownClasses
-from handler.deadline import Deadline
-from handler.errors import JobError
+from handler.common.calls import Calls
+from handler.common.deadline import Deadline
+from handler.common.errors import JobError
 from handler.line import Line
 from handler.prompt import Prompt
 from handler.run import run_prompt

@@ -17,11 +17,11 @@ from bootstrap.config import Settings
 from bootstrap.config.bucket import bucket_of
 from bootstrap.volume import Layout
 from handler import delivery as delivery_module
-from handler.blocking import together
-from handler.calls import Calls
-from handler.deadline import Deadline
+from handler.common.blocking import together
+from handler.common.calls import Calls
+from handler.common.deadline import Deadline
+from handler.common.errors import JobError
 from handler.delivery import Delivery
-from handler.errors import JobError
 from handler.fetch_inputs import Fetcher, Wanted
 from handler.order import DeliveryOptions
 from handler.outputs import ProducedFile

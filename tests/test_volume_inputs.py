@@ -11,11 +11,10 @@ from typing import Any
 import pytest
 
 from handler import volume_inputs
-from handler.calls import Calls
-from handler.deadline import Deadline
-from handler.errors import JobError
+from handler.common.calls import Calls, VolumeWatchdog
+from handler.common.deadline import Deadline
+from handler.common.errors import JobError
 from handler.volume_inputs import VolumeInputs
-from handler.volume_watchdog import VolumeWatchdog
 from tests.conftest import BootedWorker
 from tests.test_worker import png
 

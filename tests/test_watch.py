@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from handler import watch
-from handler.errors import CODES, JobError
+from handler.common.errors import CODES, JobError
 
 ID = "11111111-2222-3333-4444-555555555555"
 OUTPUTS = {"9": {"images": [{"filename": "a.png", "subfolder": "", "type": "output"}]}}

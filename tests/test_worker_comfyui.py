@@ -14,8 +14,8 @@ from jsonschema import validate
 from bootstrap.config import Settings, variables
 from bootstrap.core.redact import Secret
 from demo.volume import DemoVolume
-from handler.errors import JobError
-from handler.reply import completed, failed
+from handler.common.errors import JobError
+from handler.common.reply import completed, failed
 from handler.requests import WorkflowRequest, parse_request
 from handler.worker_comfyui import as_asked
 from tests.conftest import BootedWorker, environment, workflow

@@ -12,10 +12,10 @@ from typing import TypeVar
 
 import pytest
 
-from handler import volume_watchdog
-from handler.blocking import Pool, TimeUp
-from handler.errors import JobError
-from handler.volume_watchdog import VolumeSilent, VolumeWatchdog
+from handler.common import calls
+from handler.common.blocking import Pool, TimeUp
+from handler.common.calls import VolumeSilent, VolumeWatchdog
+from handler.common.errors import JobError
 
 T = TypeVar("T")
 
@@ -38,8 +38,8 @@ def silence(monkeypatch: pytest.MonkeyPatch) -> Iterator[threading.Event]:
         return False
 
     monkeypatch.setattr(os.path, "lexists", lexists)
-    monkeypatch.setattr(volume_watchdog, "_LOOK_EVERY", 0.1)
-    monkeypatch.setattr(volume_watchdog, "_PATIENCE", 0.2)
+    monkeypatch.setattr(calls, "_LOOK_EVERY", 0.1)
+    monkeypatch.setattr(calls, "_PATIENCE", 0.2)
     yield over
     over.set()
 
@@ -61,7 +61,7 @@ def late() -> None:
 def test_slow_work_on_a_volume_that_answers_is_waited_for(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(volume_watchdog, "_LOOK_EVERY", 0.05)
+    monkeypatch.setattr(calls, "_LOOK_EVERY", 0.05)
     started = time.monotonic()
     call(watchdog(tmp_path), lambda: time.sleep(0.5))
     assert time.monotonic() - started >= 0.5

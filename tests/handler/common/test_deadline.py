@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 
-from handler.deadline import Deadline
+from handler.common.deadline import Deadline
 
 
 class Clock:

@@ -6,7 +6,7 @@ import asyncio
 
 import pytest
 
-from handler.blocking import is_set_within
+from handler.common.blocking import is_set_within
 
 
 def test_in_time_and_too_late() -> None:

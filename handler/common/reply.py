@@ -7,7 +7,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from handler.errors import JobError
+from handler.common.errors import JobError
 
 Reply = dict[str, Any]
 # What a signed URL and the sentence about it may take.

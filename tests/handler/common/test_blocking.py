@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from handler.blocking import Background, Pool, TimeUp, together
-from handler.calls import Calls
+from handler.common.blocking import Background, Pool, TimeUp, together
+from handler.common.calls import Calls
 from tests.support.waiting import wait_until
 
 

@@ -9,8 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bootstrap.core.findings import error
-from handler import reply
-from handler.errors import JobError
+from handler.common import reply
+from handler.common.errors import JobError
 
 
 def test_a_completed_job_has_its_results_and_warnings_only_where_there_are_some() -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 
-from handler.errors import JobError
+from handler.common.errors import JobError
 
 
 class Deadline:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from handler.content import extension_for, kind_of, mime_type, unfit
+from handler.common.media_types import extension_for, kind_of, mime_type, unfit
 
 PNG = b"\x89PNG\r\n\x1a\n rest"
 MP4 = b"\0\0\0\x20ftypisom\0\0\2\0isomiso2avc1mp41"

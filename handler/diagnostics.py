@@ -13,7 +13,7 @@ from bootstrap.comfyui import Exit, explain_exit, is_answering
 from bootstrap.doctor import Facts, Scope, bounded, examine, report_json
 from bootstrap.models.cache_links import cached_models
 from handler.common import reply
-from handler.requests import DiagnosticsRequest, ModelsRequest
+from handler.request.parse import DiagnosticsRequest, ModelsRequest
 
 _LOG_LINES = 60
 _ANSWER_SECONDS = 1.0

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from handler.workflow import Workflow
+from handler.request.workflow import Workflow
 
 QUEUED, RUNNING = "queued", "running"
 

@@ -12,8 +12,8 @@ from bootstrap.models.manifest import Manifest
 from bootstrap.models.manifest_entry import ModelSpec
 from bootstrap.volume.categories import PICKLES, category_of, extension_of
 from handler.common.errors import JobError
-from handler.workflow import Workflow
-from handler.workflow_models import NamedModel, named_models
+from handler.request.references import NamedModel, named_models
+from handler.request.workflow import Workflow
 
 _MISSING = "workflow.missing_model"
 _LISTED = 3

@@ -25,9 +25,9 @@ from handler.common.deadline import Deadline
 from handler.common.errors import JobError
 from handler.missing_models import misses_a_model, spelt, wanted_by, with_offer
 from handler.progress import Progress
-from handler.requests import DownloadRequest
-from handler.workflow import Workflow
-from handler.workflow_models import NamedModel, named_models
+from handler.request.parse import DownloadRequest
+from handler.request.references import NamedModel, named_models
+from handler.request.workflow import Workflow
 
 T = TypeVar("T")
 _STAGE = "fetching models"

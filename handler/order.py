@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 from bootstrap.config.bucket import Bucket
 from handler.common.deadline import Deadline
-from handler.output_options import OutputOptions
+from handler.request.fields import OutputOptions
 
 
 @dataclass(frozen=True)

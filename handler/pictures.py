@@ -9,7 +9,7 @@ from PIL import Image
 from PIL.PngImagePlugin import PngImageFile, PngInfo
 
 from bootstrap.core.files import open_regular
-from handler.output_options import OutputOptions
+from handler.request.fields import OutputOptions
 
 _SUFFIXES = {"png": ".png", "jpeg": ".jpg", "webp": ".webp"}
 # Where ComfyUI itself puts them in WebP, and its editor finds them again.

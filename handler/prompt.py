@@ -8,7 +8,7 @@ from typing import Any
 
 from handler import watch
 from handler.headway import Step
-from handler.workflow import Workflow
+from handler.request.workflow import Workflow
 
 
 @dataclass(frozen=True)

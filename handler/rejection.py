@@ -9,7 +9,7 @@ from typing import Any
 
 from bootstrap.volume.categories import GGUF, PT_EXTENSIONS, extension_of
 from handler.common.errors import JobError, nearest
-from handler.workflow import Workflow
+from handler.request.workflow import Workflow
 
 # Authors put anything into a class name, emoji included.
 _UNKNOWN_NODE = re.compile(r"[Nn]ode '?([^\n]+?)'? (?:does not exist|not found)")

@@ -21,7 +21,7 @@ from pathlib import Path
 from handler.common.calls import VolumeWatchdog
 from handler.common.deadline import Deadline
 from handler.common.errors import JobError
-from handler.workflow import Workflow
+from handler.request.workflow import Workflow
 
 ROOM_FIX = "Give the endpoint a larger container disk, or set WORK_DIR to a larger one."
 _FILE_NAME = re.compile(r"(?P<path>[^\0\n]{1,255}\.[A-Za-z0-9]{2,5})(?: \[input\])?")

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from bootstrap.models.prefetch import ReadAhead, Recent, Request
-from handler.workflow import Workflow
-from handler.workflow_models import NamedModel, named_models
+from handler.request.references import NamedModel, named_models
+from handler.request.workflow import Workflow
 
 
 class Weights:

@@ -15,22 +15,22 @@ from bootstrap.core.findings import Finding, errors_in
 from bootstrap.core.log import say
 from bootstrap.core.text import counted
 from bootstrap.volume import MODELS
-from handler import worker_comfyui
 from handler.common import reply
 from handler.common.blocking import TimeUp
 from handler.common.calls import VOLUME_FIX, Calls
 from handler.common.errors import JobError
 from handler.diagnostics import Diagnostics
 from handler.model_supply import ModelSupply
-from handler.named_workflows import NamedWorkflows
 from handler.progress import Progress, has_control_plane
-from handler.requests import (
+from handler.request import worker_comfyui
+from handler.request.parse import (
     DiagnosticsRequest,
     DownloadRequest,
     ModelsRequest,
     Request,
     parse_request,
 )
+from handler.request.workflow import NamedWorkflows
 from handler.shutdown import JobHandle, Shutdown
 from handler.slots import JobSlots
 from handler.workflow_job import WorkflowJobs

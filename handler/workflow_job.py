@@ -29,13 +29,13 @@ from handler.progress import Progress, has_control_plane
 from handler.prompt import Prompt, Ran
 from handler.prompts import Prompts
 from handler.rejection import all_at_once
-from handler.requests import WorkflowRequest
+from handler.request.parse import WorkflowRequest
+from handler.request.workflow import run_anew
 from handler.revival import Revival
 from handler.shutdown import JobHandle
 from handler.volume_inputs import VolumeInputs
 from handler.warmup import LAST
 from handler.weights import JobWeights, Weights
-from handler.workflow import run_anew
 
 # As many digits as the true one can have, which is known when the reply's size has been weighed.
 _ROOM_FOR_TOTAL = 99999.999

@@ -21,8 +21,8 @@ from handler.delivery import Delivery
 from handler.keeper import VolumeStore
 from handler.local_files import stamp_of
 from handler.order import DeliveryOptions
-from handler.output_options import OutputOptions
 from handler.outputs import produced
+from handler.request.fields import OutputOptions
 from tests.conftest import BootedWorker
 from tests.support.loop_thread import LoopThread
 from tests.support.waiting import wait_until

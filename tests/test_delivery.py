@@ -24,8 +24,8 @@ from handler.common.errors import JobError
 from handler.delivery import Delivery, JobOutputs
 from handler.keeper import marked
 from handler.order import DeliveryOptions
-from handler.output_options import OutputOptions
 from handler.outputs import Produced, ProducedFile, ProducedText
+from handler.request.fields import OutputOptions
 from tests.support.s3_server import (
     BUCKET,
     KEY_ID,

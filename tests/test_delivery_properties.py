@@ -28,8 +28,8 @@ from handler.common.deadline import Deadline
 from handler.delivery import Delivery
 from handler.local_files import LocalFiles, encoded
 from handler.order import DeliveryOptions
-from handler.output_options import OutputOptions
 from handler.outputs import produced
+from handler.request.fields import OutputOptions
 
 # No example takes as long, unless something waits for itself.
 _HUNG_SECONDS = 20.0

@@ -17,7 +17,7 @@ from handler.common.deadline import Deadline
 from handler.common.errors import CODES, JobError
 from handler.fetch_inputs import Fetcher, Wanted
 from handler.inputs import JobInputs
-from handler.request_files import InputFile
+from handler.request.fields import InputFile
 from handler.volume_inputs import VolumeInputs
 from tests.support.vicious_server import ViciousServer
 from tests.support.waiting import wait_until

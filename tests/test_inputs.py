@@ -19,7 +19,7 @@ from handler.common.deadline import Deadline
 from handler.common.errors import JobError
 from handler.fetch_inputs import Fetcher
 from handler.inputs import JobInputs
-from handler.request_files import InputFile, checked_name, read_files
+from handler.request.fields import InputFile, checked_name, read_files
 from handler.volume_inputs import VolumeInputs
 
 PIXEL = b"\x89PNG\r\n\x1a\n pixel"

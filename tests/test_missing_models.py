@@ -9,7 +9,7 @@ from bootstrap.models.manifest import Manifest
 from bootstrap.models.manifest_entry import ModelSpec
 from handler.common.errors import JobError
 from handler.missing_models import wanted_by, with_offer
-from handler.workflow_models import NamedModel
+from handler.request.references import NamedModel
 
 
 def named(name: str, category: str | None = "loras") -> NamedModel:

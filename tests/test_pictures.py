@@ -9,8 +9,8 @@ import pytest
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
-from handler.output_options import OutputOptions
 from handler.pictures import NotWritten, rewritten
+from handler.request.fields import OutputOptions
 
 
 @pytest.fixture

@@ -1,4 +1,9 @@
-"""Pure: the `images` and `files` of a request -> input files with checked names."""
+"""Pure: the fields of a request that say which files come with it, in what form its results are to
+come back, and to which bucket they go.
+
+All that can be told without asking anybody is told here, before the GPU works for results that
+could not be uploaded.
+"""
 
 from __future__ import annotations
 
@@ -9,12 +14,20 @@ from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
+from bootstrap.config import Settings
+from bootstrap.config.bucket import S3_CONFIG, Bucket, bucket_from, bucket_of
+from bootstrap.net.addresses import AddressPolicy
+from bootstrap.net.errors import DownloadError
 from handler.common.errors import JobError, short, wrong_type
 
 _MAX_NAME_BYTES = 200  # leaves room for the job's mark within the 255 of most file systems
 _MAX_FOLDERS = 5
 _FIX_NAME = "Use a plain file name such as photo.png, the one that the workflow's LoadImage names."
 _FIX_FOLDER = 'Use a relative folder such as "clipspace", as the workflow names it.'
+_BUCKET_SHAPE = 'an object {"accessId", "accessSecret", "bucketName", "endpointUrl"}'
+DELIVERIES = ("base64", "s3", "volume")
+FORMATS = ("png", "jpeg", "webp")
+_OUTPUT_FIELDS = ("delivery", "format", "quality", "metadata", "include_temp")
 
 
 @dataclass(frozen=True)
@@ -153,3 +166,80 @@ def _problem_with(name: str) -> str | None:
 
 def _cut(name: str) -> str:
     return name if len(name) <= 60 else name[:57] + "…"
+
+
+def read_bucket(s3_config: object, settings: Settings) -> Bucket | None:
+    """The request's own bucket, else the endpoint's. Raises JobError, which holds no secret."""
+    if s3_config is None:
+        return bucket_of(settings)
+    if not isinstance(s3_config, Mapping):
+        raise JobError("request.wrong_type", f"{S3_CONFIG} is no object.", f"Send {_BUCKET_SHAPE}.")
+    try:
+        bucket = bucket_from(s3_config, settings)
+    except ValueError as problem:
+        raise JobError(
+            "output.bad_bucket", f"{S3_CONFIG}: {problem}.", f"Send {_BUCKET_SHAPE}, all texts."
+        ) from None
+    try:
+        AddressPolicy(settings.allow_private_urls).at_sight(s3_config["endpointUrl"].strip())
+    except DownloadError as problem:
+        raise JobError(
+            "output.bad_bucket",
+            f"{S3_CONFIG}: endpointUrl: {problem.message}",
+            "Send a public https address, without a login; where addresses of your own network are "
+            "meant, set ALLOW_PRIVATE_URLS=true in the endpoint's environment.",
+        ) from None
+    return bucket
+
+
+@dataclass(frozen=True)
+class OutputOptions:
+    """`delivery` None: to the bucket where there is one, else in the reply. `format` None: as the
+    workflow saves it; `quality` 1 to 100 for jpeg and webp (where 100 is lossless). Without
+    `metadata` pictures lose the workflow they carry; `include_temp` adds previews."""
+
+    delivery: str | None = None
+    format: str | None = None
+    quality: int = 90
+    metadata: bool = True
+    include_temp: bool = False
+
+    @property
+    def changes_images(self) -> bool:
+        """Is a picture to be written anew?"""
+        return self.format is not None or not self.metadata
+
+
+def read_options(given: object) -> tuple[OutputOptions, tuple[str, ...]]:
+    """The options, and a warning for fields that do not exist. Raises JobError."""
+    if given is None:
+        return OutputOptions(), ()
+    if not isinstance(given, Mapping):
+        raise wrong_type("output", 'an object such as {"delivery": "base64"}', given)
+    quality = given.get("quality", 90)
+    if isinstance(quality, bool) or not isinstance(quality, int) or not 1 <= quality <= 100:
+        raise wrong_type("output.quality", "a whole number from 1 to 100", quality)
+    options = OutputOptions(
+        delivery=_one_of(given, "delivery", DELIVERIES),
+        format=_one_of(given, "format", FORMATS),
+        quality=quality,
+        metadata=_flag(given, "metadata", True),
+        include_temp=_flag(given, "include_temp", False),
+    )
+    unknown = sorted(str(key) for key in given if key not in _OUTPUT_FIELDS)
+    warning = f"ignored unknown fields of output: {', '.join(unknown)[:300]}"
+    return options, ((warning,) if unknown else ())
+
+
+def _one_of(given: Mapping[object, object], name: str, allowed: tuple[str, ...]) -> str | None:
+    value = given.get(name)
+    if value is not None and (not isinstance(value, str) or value not in allowed):
+        raise wrong_type(f"output.{name}", f"one of {', '.join(allowed)}", value)
+    return value
+
+
+def _flag(given: Mapping[object, object], name: str, default: bool) -> bool:
+    value = given.get(name, default)
+    if not isinstance(value, bool):
+        raise wrong_type(f"output.{name}", "true or false", value)
+    return value

@@ -3,23 +3,23 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from bootstrap.config import Settings
 from bootstrap.config.bucket import S3_CONFIG, Bucket
+from bootstrap.core.findings import Finding, errors_in
+from bootstrap.models.manifest import VERSION, parse_manifest
 from bootstrap.models.manifest_entry import ModelSpec
-from handler import worker_comfyui
 from handler.common.errors import JobError, refuse_unreasonable, short, wrong_type
-from handler.download_entries import read_entries
-from handler.output_options import OutputOptions, read_options
-from handler.request_bucket import read_bucket
-from handler.request_files import InputFile, read_files
-from handler.seeds import draw_seeds
-from handler.workflow import HOW_TO_ASK, Workflow, overridden, read_workflow, saved_as_files
+from handler.request import worker_comfyui
+from handler.request.fields import InputFile, OutputOptions, read_bucket, read_files, read_options
+from handler.request.references import draw_seeds
+from handler.request.workflow import HOW_TO_ASK, Workflow, overridden, read_workflow, saved_as_files
 
 SECTIONS = ("volume", "models", "comfyui", "machine", "environment")
+_LISTED = 10
 
 
 @dataclass(frozen=True)
@@ -215,3 +215,39 @@ def _max_wait(given: object, default: float) -> float:
     if isinstance(given, bool) or not isinstance(given, (int, float)) or not 0 < given <= 86400:
         raise wrong_type("max_wait", "a number of seconds above 0, at most 86400", given)
     return float(given)
+
+
+def read_entries(given: object, settings: Settings) -> tuple[tuple[ModelSpec, ...], list[str]]:
+    """The wanted models, and warnings. Raises JobError, also where requests are not allowed."""
+    if not settings.allow_download_requests:
+        raise JobError(
+            "request.download_off",
+            "Download requests are off on this endpoint.",
+            "Set ALLOW_DOWNLOAD_REQUESTS=true in its environment variables, or name the models "
+            "in models.json at the volume's root.",
+        )
+    if not isinstance(given, list) or not given:
+        example = '{"url": "https://…", "directory": "loras"}'
+        raise wrong_type("models", f"a list of manifest entries such as {example}", given)
+    http = settings.allow_private_download_urls
+    manifest = parse_manifest({"version": VERSION, "models": given}, "request", http)
+    faults = errors_in(manifest.findings)
+    if faults:
+        raise _refused(faults)
+    return manifest.models, [f"{f.message} {f.fix}".strip() for f in manifest.findings]
+
+
+def _refused(faults: Sequence[Finding]) -> JobError:
+    """The first fault gives the code; the sentence and the details hold them all."""
+    first = faults[0]
+    if len(faults) == 1:
+        return JobError.from_finding(first)
+    said = " ".join(
+        f"({i}) {fault.message} {fault.fix}" for i, fault in enumerate(faults[:_LISTED], 1)
+    )
+    more = f" and {len(faults) - _LISTED} more" if len(faults) > _LISTED else ""
+    return JobError(
+        first.code,
+        f"The request has {len(faults)} faults: {said}{more}",
+        findings=[fault.as_dict() for fault in faults],
+    )

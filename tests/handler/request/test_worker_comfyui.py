@@ -16,8 +16,8 @@ from bootstrap.core.redact import Secret
 from demo.volume import DemoVolume
 from handler.common.errors import JobError
 from handler.common.reply import completed, failed
-from handler.requests import WorkflowRequest, parse_request
-from handler.worker_comfyui import as_asked
+from handler.request.parse import WorkflowRequest, parse_request
+from handler.request.worker_comfyui import as_asked
 from tests.conftest import BootedWorker, environment, workflow
 from tests.support.control_plane import ControlPlane
 from tests.support.worker_process import WorkerProcess

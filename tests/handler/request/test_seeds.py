@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 
-from handler.seeds import draw_seeds
+from handler.request.references import draw_seeds
 from tests.conftest import BootedWorker
 from tests.test_worker import plain
 

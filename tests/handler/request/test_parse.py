@@ -13,10 +13,9 @@ from hypothesis import strategies as st
 
 from bootstrap.config import Settings
 from handler.common.errors import CODES, MAX_DEPTH, JobError
-from handler.output_options import OutputOptions
-from handler.request_files import InputFile
-from handler.requests import Request, WorkflowRequest, parse_request
-from handler.workflow import is_link
+from handler.request.fields import InputFile, OutputOptions
+from handler.request.parse import Request, WorkflowRequest, parse_request
+from handler.request.workflow import is_link
 
 SETTINGS = Settings(max_wait=300, max_request_mb=1)
 NODE = {"class_type": "SaveImage", "inputs": {"images": ["1", 0], "prefix": "a"}}

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from bootstrap.config import Settings
 from bootstrap.models.manifest import CODES as MANIFEST_CODES
 from handler.common.errors import CODES, JobError
-from handler.requests import DownloadRequest, Request, parse_request
+from handler.request.parse import DownloadRequest, Request, parse_request
 
 ALLOWED = Settings(allow_download_requests=True, max_wait=300)
 ENTRY = {"url": "https://example.com/a.safetensors", "directory": "loras"}

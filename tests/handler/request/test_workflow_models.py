@@ -9,8 +9,8 @@ import pytest
 
 from bootstrap.volume.categories import CATEGORIES
 from demo.volume import DemoVolume
-from handler.workflow import read_workflow
-from handler.workflow_models import NamedModel, named_models, names_a_model
+from handler.request.references import NamedModel, named_models, names_a_model
+from handler.request.workflow import read_workflow
 
 
 def named(class_type: str, **inputs: Any) -> list[tuple[str, str, str | None]]:

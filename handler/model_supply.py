@@ -24,10 +24,10 @@ from handler.common.calls import Calls
 from handler.common.deadline import Deadline
 from handler.common.errors import JobError
 from handler.missing_models import misses_a_model, spelt, wanted_by, with_offer
-from handler.progress import Progress
 from handler.request.parse import DownloadRequest
 from handler.request.references import NamedModel, named_models
 from handler.request.workflow import Workflow
+from handler.sdk.progress import Progress
 
 T = TypeVar("T")
 _STAGE = "fetching models"

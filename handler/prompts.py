@@ -21,7 +21,7 @@ from handler.line import Displaced, Line, Turn
 from handler.prompt import Prompt, Ran
 from handler.revival import Revival
 from handler.run import run_prompt
-from handler.shutdown import JobHandle
+from handler.sdk.shutdown import JobHandle
 
 _OUT_OF_MEMORY = "job.out_of_memory"
 # After these no other job can be trusted to the same process.

@@ -21,7 +21,6 @@ from handler.common.calls import VOLUME_FIX, Calls
 from handler.common.errors import JobError
 from handler.diagnostics import Diagnostics
 from handler.model_supply import ModelSupply
-from handler.progress import Progress, has_control_plane
 from handler.request import worker_comfyui
 from handler.request.parse import (
     DiagnosticsRequest,
@@ -31,8 +30,9 @@ from handler.request.parse import (
     parse_request,
 )
 from handler.request.workflow import NamedWorkflows
-from handler.shutdown import JobHandle, Shutdown
-from handler.slots import JobSlots
+from handler.sdk.job_slots import JobSlots
+from handler.sdk.progress import Progress, has_control_plane
+from handler.sdk.shutdown import JobHandle, Shutdown
 from handler.workflow_job import WorkflowJobs
 
 _QUIET_SECONDS = 0.5

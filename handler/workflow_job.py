@@ -25,14 +25,14 @@ from handler.memory_relief import MemoryRelief
 from handler.model_supply import ModelSupply
 from handler.order import DeliveryOptions
 from handler.outputs import Produced, produced
-from handler.progress import Progress, has_control_plane
 from handler.prompt import Prompt, Ran
 from handler.prompts import Prompts
 from handler.rejection import all_at_once
 from handler.request.parse import WorkflowRequest
 from handler.request.workflow import run_anew
 from handler.revival import Revival
-from handler.shutdown import JobHandle
+from handler.sdk.progress import Progress, has_control_plane
+from handler.sdk.shutdown import JobHandle
 from handler.volume_inputs import VolumeInputs
 from handler.warmup import LAST
 from handler.weights import JobWeights, Weights

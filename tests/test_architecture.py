@@ -104,7 +104,7 @@ def test_a_pure_module_opens_no_file(name: str) -> None:
 # A watcher of SIGTERM, which no event loop may be needed for; and starts of ComfyUI beside a reply.
 OWN_THREADS = {
     "handler.common.blocking",
-    "handler.shutdown",
+    "handler.sdk.shutdown",
     "handler.revival",
     "handler.volume_record",
 }
@@ -117,6 +117,13 @@ def test_jobs_block_only_in_the_pools_of_leaves(name: str) -> None:
     used |= {n.id for n in ast.walk(modules()[name]) if isinstance(n, ast.Name)}
     assert not used & {"ThreadPoolExecutor", "to_thread", "run_in_executor"}
     assert name in OWN_THREADS or not used & {"Thread", "Timer"}
+
+
+@pytest.mark.parametrize("name", sorted(n for n in modules() if top(n) == "handler"))
+def test_only_one_room_knows_the_sdk(name: str) -> None:
+    """What it has of its own accord changes with each version, so it is used in one place."""
+    knows = {"runpod", "cpuinfo"} & set(map(top, imports(name)))
+    assert not knows or name.startswith("handler.sdk")
 
 
 def test_what_the_doctor_uses_needs_nothing_but_the_standard_library() -> None:
@@ -175,7 +182,7 @@ def test_importing_every_module_starts_nothing_and_says_nothing() -> None:
         "assert not children, children\n"
         "assert 'torch' not in sys.modules and 'runpod' not in sys.modules\n"
     )
-    others = [name for name in modules() if name != "handler.intake"]  # the SDK's own loop
+    others = [name for name in modules() if name != "handler.sdk.job_loop"]  # the SDK's own loop
     done = subprocess.run(
         [sys.executable, "-c", script, *others],
         cwd=ROOT,

@@ -14,7 +14,7 @@ import psutil
 import pytest
 
 from demo.volume import DemoVolume
-from handler.shutdown import FORCE_SECONDS
+from handler.sdk.shutdown import FORCE_SECONDS
 from tests.conftest import environment, furnished
 from tests.prove.places import CannotInject, mount_of
 from tests.support.control_plane import ControlPlane

@@ -13,7 +13,7 @@ a call made from a leaf raises RuntimeError, since a thread of these pools has n
 Every call has a limit in seconds. One that exceeds it is abandoned: its caller goes on, and its
 thread, which may hang in the kernel for good, is replaced as long as there are spare ones. When
 they are used up the pool is `exhausted`: it still has its regular threads, but the worker takes no
-further job (`handler/slots.py`) and says why in its health check.
+further job (`handler/sdk/job_slots.py`) and says why in its health check.
 
 Threads are daemons: `concurrent.futures` and `asyncio.to_thread` join theirs when the interpreter
 ends, and one call into a dead mount would keep the worker from ending.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 
-from handler.slots import JobSlots
+from handler.sdk.job_slots import JobSlots
 
 
 def test_one_runs_and_as_many_wait_as_are_to_be_prefetched() -> None:

@@ -17,7 +17,7 @@ from typing import Any
 from runpod.serverless.modules import rp_scale
 
 from bootstrap.core.log import say
-from handler.slots import JobSlots
+from handler.sdk.job_slots import JobSlots
 
 _HOOKS = "hooks"
 _POLL_SECONDS = 90.0

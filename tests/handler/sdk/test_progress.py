@@ -12,14 +12,14 @@ from typing import Any
 
 import pytest
 
-from handler import progress as module
-from handler.progress import Progress
+from handler.sdk import progress as module
+from handler.sdk.progress import Progress
 from tests.support.control_plane import ControlPlane
 from tests.support.rig import START_SECONDS, Rig
 from tests.support.sources import ROOT
 from tests.support.worker_process import WorkerProcess
 
-WORKER = Path(__file__).parent / "support" / "progress_worker.py"
+WORKER = Path(__file__).parents[2] / "support" / "progress_worker.py"
 
 
 class Caller:

@@ -9,10 +9,10 @@ from typing import Any
 import psutil
 import pytest
 
-from handler import shutdown as shutdown_module
 from handler.common.deadline import Deadline
 from handler.common.errors import JobError
-from handler.shutdown import JobHandle, Shutdown
+from handler.sdk import shutdown as shutdown_module
+from handler.sdk.shutdown import JobHandle, Shutdown
 from tests.support.control_plane import ControlPlane
 from tests.support.waiting import wait_until
 from tests.support.worker_process import WorkerProcess

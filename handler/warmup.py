@@ -82,10 +82,10 @@ def _run(boot: Preparation, workflow: Workflow) -> None:
     from handler.comfy_client import KnownClasses
     from handler.common.blocking import TimeUp
     from handler.common.calls import Calls
+    from handler.inputs import VolumeInputs
     from handler.line import Line
     from handler.prompt import Prompt, Ran
     from handler.run import run_prompt
-    from handler.volume_inputs import VolumeInputs
 
     assert boot.comfyui is not None and boot.layout is not None and boot.work is not None
     assert boot.layout.comfyui is not None

@@ -18,9 +18,8 @@ from handler.common.calls import Calls, volume_fault
 from handler.common.deadline import Deadline, timeout_error
 from handler.common.errors import JobError
 from handler.delivery import GRACE_SECONDS, Delivery, JobOutputs
-from handler.fetch_inputs import Fetcher
 from handler.headway import Step
-from handler.inputs import JobInputs, missing_inputs
+from handler.inputs import Fetcher, JobInputs, VolumeInputs, missing_inputs
 from handler.memory_relief import MemoryRelief
 from handler.model_supply import ModelSupply
 from handler.order import DeliveryOptions
@@ -33,7 +32,6 @@ from handler.request.workflow import run_anew
 from handler.revival import Revival
 from handler.sdk.progress import Progress, has_control_plane
 from handler.sdk.shutdown import JobHandle
-from handler.volume_inputs import VolumeInputs
 from handler.warmup import LAST
 from handler.weights import JobWeights, Weights
 

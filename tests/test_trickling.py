@@ -22,7 +22,8 @@ from handler.common.calls import Calls
 from handler.common.deadline import Deadline
 from handler.common.errors import JobError
 from handler.delivery import Delivery
-from handler.fetch_inputs import Fetcher, Wanted
+from handler.inputs import Fetcher
+from handler.inputs.fetch import Wanted
 from handler.order import DeliveryOptions
 from handler.outputs import ProducedFile
 from tests.conftest import BootedWorker

@@ -15,10 +15,10 @@ from bootstrap.config import Settings
 from handler.common.calls import Calls
 from handler.common.deadline import Deadline
 from handler.common.errors import CODES, JobError
-from handler.fetch_inputs import Fetcher, Wanted
-from handler.inputs import JobInputs
+from handler.inputs.fetch import Fetcher, Wanted
+from handler.inputs.inputs import JobInputs
+from handler.inputs.volume_cache import VolumeInputs
 from handler.request.fields import InputFile
-from handler.volume_inputs import VolumeInputs
 from tests.support.vicious_server import ViciousServer
 from tests.support.waiting import wait_until
 

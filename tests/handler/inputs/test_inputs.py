@@ -17,10 +17,10 @@ from bootstrap.config import Settings
 from handler.common.calls import Calls
 from handler.common.deadline import Deadline
 from handler.common.errors import JobError
-from handler.fetch_inputs import Fetcher
-from handler.inputs import JobInputs
+from handler.inputs.fetch import Fetcher
+from handler.inputs.inputs import JobInputs
+from handler.inputs.volume_cache import VolumeInputs
 from handler.request.fields import InputFile, checked_name, read_files
-from handler.volume_inputs import VolumeInputs
 
 PIXEL = b"\x89PNG\r\n\x1a\n pixel"
 TEXT = base64.b64encode(PIXEL).decode()

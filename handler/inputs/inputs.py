@@ -16,11 +16,11 @@ from handler.common.blocking import Pool
 from handler.common.deadline import Deadline
 from handler.common.errors import JobError, nearest
 from handler.common.media_types import HEAD_BYTES, extension_for, unfit
-from handler.fetch_inputs import Fetcher, Wanted
+from handler.inputs.fetch import Fetcher, Wanted
+from handler.inputs.volume_cache import ROOM_FIX, VolumeInputs, named_files
 from handler.request.fields import InputFile, name_in
 from handler.request.references import rename_files, urls_to_load, use_fetched, wanted_files
 from handler.request.workflow import Workflow
-from handler.volume_inputs import ROOM_FIX, VolumeInputs, named_files
 
 _LISTED = 2000
 _DATA_URI = re.compile(r"data:[\w.+/-]*(?:;[\w=.+-]+)*;base64,", re.IGNORECASE)

@@ -10,11 +10,11 @@ from typing import Any
 
 import pytest
 
-from handler import volume_inputs
 from handler.common.calls import Calls, VolumeWatchdog
 from handler.common.deadline import Deadline
 from handler.common.errors import JobError
-from handler.volume_inputs import VolumeInputs
+from handler.inputs import volume_cache
+from handler.inputs.volume_cache import VolumeInputs
 from tests.conftest import BootedWorker
 from tests.test_worker import png
 
@@ -132,7 +132,7 @@ def names(folder: Path) -> list[str]:
 def test_copies_beyond_the_size_go_the_longest_unused_first(
     volume: Path, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(volume_inputs, "_UNUSED_BYTES", 250)
+    monkeypatch.setattr(volume_cache, "_UNUSED_BYTES", 250)
     clock = Clock()
     copies = VolumeInputs(volume, folder, volume_calls(), clock)
     for name in ("a.png", "b.png", "c.png"):
@@ -178,7 +178,7 @@ def test_a_job_that_ends_does_not_wait_for_another_ones_copy(
         begun.set()
         assert go_on.wait(10)
 
-    monkeypatch.setattr(volume_inputs, "_copy", slow)
+    monkeypatch.setattr(volume_cache, "_copy", slow)
     copying = threading.Thread(target=bring, args=(copies, load("photo.png"), "1"))
     copying.start()
     assert begun.wait(10)
@@ -203,7 +203,7 @@ def test_what_a_job_had_from_the_volume_is_free_to_go_when_it_is_over(
     worker: BootedWorker, shared_volume: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """On a real ComfyUI; a bound of 0 bytes shows that the copy is no longer held."""
-    monkeypatch.setattr(volume_inputs, "_UNUSED_BYTES", 0)
+    monkeypatch.setattr(volume_cache, "_UNUSED_BYTES", 0)
     picture = shared_volume / "ComfyUI" / "input" / "shared-picture.png"
     picture.parent.mkdir(exist_ok=True)
     picture.write_bytes(png(4, 4))

@@ -13,9 +13,9 @@ from bootstrap.core.findings import Finding, ok, warning
 from bootstrap.volume import MODELS
 from handler.common.deadline import Deadline, timeout_error
 from handler.common.errors import JobError
+from handler.models.prefetch import find_model
 from handler.request.references import named_models
 from handler.request.workflow import Workflow, read_workflow
-from handler.weights import find_model
 
 CODES = {
     "warmup.done": "The warm-up workflow ran",

@@ -20,7 +20,7 @@ from handler.common.blocking import TimeUp
 from handler.common.calls import VOLUME_FIX, Calls
 from handler.common.errors import JobError
 from handler.diagnostics import Diagnostics
-from handler.model_supply import ModelSupply
+from handler.models.on_demand import ModelSupply
 from handler.request import worker_comfyui
 from handler.request.parse import (
     DiagnosticsRequest,

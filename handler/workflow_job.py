@@ -21,7 +21,8 @@ from handler.delivery import GRACE_SECONDS, Delivery, JobOutputs
 from handler.headway import Step
 from handler.inputs import Fetcher, JobInputs, VolumeInputs, missing_inputs
 from handler.memory_relief import MemoryRelief
-from handler.model_supply import ModelSupply
+from handler.models.on_demand import ModelSupply
+from handler.models.prefetch import JobWeights, Weights
 from handler.order import DeliveryOptions
 from handler.outputs import Produced, produced
 from handler.prompt import Prompt, Ran
@@ -33,7 +34,6 @@ from handler.revival import Revival
 from handler.sdk.progress import Progress, has_control_plane
 from handler.sdk.shutdown import JobHandle
 from handler.warmup import LAST
-from handler.weights import JobWeights, Weights
 
 # As many digits as the true one can have, which is known when the reply's size has been weighed.
 _ROOM_FOR_TOTAL = 99999.999

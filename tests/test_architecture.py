@@ -38,7 +38,7 @@ PURE = (
     "handler.common.reply",
     "handler.failures",
     "handler.headway",
-    "handler.missing_models",
+    "handler.models.missing",
     "handler.outputs",
     "handler.rejection",
     "handler.request.fields",

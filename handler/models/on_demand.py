@@ -23,7 +23,7 @@ from handler.common.blocking import TimeUp
 from handler.common.calls import Calls
 from handler.common.deadline import Deadline
 from handler.common.errors import JobError
-from handler.missing_models import misses_a_model, spelt, wanted_by, with_offer
+from handler.models.missing import misses_a_model, spelt, wanted_by, with_offer
 from handler.request.parse import DownloadRequest
 from handler.request.references import NamedModel, named_models
 from handler.request.workflow import Workflow

@@ -8,7 +8,7 @@ from bootstrap.core.findings import error
 from bootstrap.models.manifest import Manifest
 from bootstrap.models.manifest_entry import ModelSpec
 from handler.common.errors import JobError
-from handler.missing_models import wanted_by, with_offer
+from handler.models.missing import wanted_by, with_offer
 from handler.request.references import NamedModel
 
 

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from bootstrap.models.prefetch import ReadAhead, Recent
-from handler.weights import JobWeights, Weights
+from handler.models.prefetch import JobWeights, Weights
 from tests.bootstrap.models.test_prefetch import PLENTY, forget
 
 

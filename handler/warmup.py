@@ -79,13 +79,10 @@ def _run(boot: Preparation, workflow: Workflow) -> None:
     """What this needs is imported here, so that it does not hold up ComfyUI's start."""
     import asyncio
 
-    from handler.comfy_client import KnownClasses
     from handler.common.blocking import TimeUp
     from handler.common.calls import Calls
+    from handler.execution import KnownClasses, Line, Prompt, Ran, run_prompt
     from handler.inputs import VolumeInputs
-    from handler.line import Line
-    from handler.prompt import Prompt, Ran
-    from handler.run import run_prompt
 
     assert boot.comfyui is not None and boot.layout is not None and boot.work is not None
     assert boot.layout.comfyui is not None

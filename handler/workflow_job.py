@@ -12,25 +12,29 @@ from typing import Any
 from bootstrap.boot import Preparation
 from bootstrap.core.findings import Finding
 from bootstrap.volume import MODELS
-from handler.comfy_client import KnownClasses, connect
 from handler.common.blocking import TimeUp
 from handler.common.calls import Calls, volume_fault
 from handler.common.deadline import Deadline, timeout_error
 from handler.common.errors import JobError
 from handler.delivery import GRACE_SECONDS, Delivery, JobOutputs
-from handler.headway import Step
+from handler.execution import (
+    KnownClasses,
+    MemoryRelief,
+    Prompt,
+    Prompts,
+    Ran,
+    Revival,
+    Step,
+    all_at_once,
+    connect,
+)
 from handler.inputs import Fetcher, JobInputs, VolumeInputs, missing_inputs
-from handler.memory_relief import MemoryRelief
 from handler.models.on_demand import ModelSupply
 from handler.models.prefetch import JobWeights, Weights
 from handler.order import DeliveryOptions
 from handler.outputs import Produced, produced
-from handler.prompt import Prompt, Ran
-from handler.prompts import Prompts
-from handler.rejection import all_at_once
 from handler.request.parse import WorkflowRequest
 from handler.request.workflow import run_anew
-from handler.revival import Revival
 from handler.sdk.progress import Progress, has_control_plane
 from handler.sdk.shutdown import JobHandle
 from handler.warmup import LAST

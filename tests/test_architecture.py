@@ -36,16 +36,15 @@ PURE = (
     "handler.common.errors",
     "handler.common.media_types",
     "handler.common.reply",
-    "handler.failures",
-    "handler.headway",
+    "handler.execution.history",
+    "handler.execution.node_progress",
+    "handler.execution.validation",
     "handler.models.missing",
     "handler.outputs",
-    "handler.rejection",
     "handler.request.fields",
     "handler.request.parse",
     "handler.request.references",
     "handler.request.worker_comfyui",
-    "handler.watch",
 )
 IMPURE_IMPORTS = {
     "aiohttp",
@@ -105,7 +104,7 @@ def test_a_pure_module_opens_no_file(name: str) -> None:
 OWN_THREADS = {
     "handler.common.blocking",
     "handler.sdk.shutdown",
-    "handler.revival",
+    "handler.execution.recovery",
     "handler.volume_record",
 }
 

@@ -19,8 +19,7 @@ from bootstrap.config import Settings
 from demo.volume import DemoVolume
 from handler.common.blocking import Pool
 from handler.common.deadline import Deadline
-from handler.memory_relief import MemoryRelief
-from handler.revival import Revival
+from handler.execution import MemoryRelief, Revival
 from tests.conftest import BootedWorker, environment, furnished
 from tests.support.secret_names import secret_names
 from tests.test_worker import assert_refused, plain
@@ -273,7 +272,7 @@ def test_a_comfyui_that_did_not_start_with_the_worker_is_tried_again_later(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Told at once meanwhile; a job after the rest finds that it starts now."""
-    monkeypatch.setattr("handler.revival._FIRST_REST", 3.0)
+    monkeypatch.setattr("handler.execution.recovery._FIRST_REST", 3.0)
     breaking = volume / "breaking"
     breaking.touch()
     pack = volume / "ComfyUI" / "custom_nodes" / "breaks_the_start"

@@ -134,7 +134,7 @@ def test_all_that_is_missing_is_told_at_once(worker: BootedWorker, volume: Path)
 def test_object_info_is_asked_for_once(
     worker: BootedWorker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from handler.comfy_client import ComfyClient
+    from handler.execution.comfy_client import ComfyClient
 
     asked: list[str] = []
     real = ComfyClient.node_classes

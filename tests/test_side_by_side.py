@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 
 from demo.volume import DemoVolume
-from handler.comfy_client import ComfyClient
-from handler.memory_relief import MemoryRelief
+from handler.execution import MemoryRelief
+from handler.execution.comfy_client import ComfyClient
 from tests.conftest import BootedWorker, environment, furnished, ready_worker
 from tests.test_faults import assert_works, comfyui_process, through
 from tests.test_worker import assert_refused, plain

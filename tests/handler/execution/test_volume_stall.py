@@ -11,8 +11,8 @@ import pytest
 from bootstrap.comfyui import ComfyUI
 from handler.common.calls import VolumeWatchdog
 from handler.common.errors import JobError
-from handler.headway import Headway
-from handler.stall import _LOOKS, VolumeStallDetector
+from handler.execution.node_progress import Headway
+from handler.execution.prompt_run import _LOOKS, VolumeStallDetector
 
 IDLE, BUSY = 0.01, 1.0
 

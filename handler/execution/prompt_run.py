@@ -11,18 +11,22 @@ from typing import NoReturn
 
 from bootstrap.comfyui import ComfyUI, Exit
 from bootstrap.core.log import say
-from handler import failures, rejection, watch
-from handler.comfy_client import ComfyClient, KnownClasses, Refused, Unreachable, connect
 from handler.common.blocking import is_set_within
-from handler.common.calls import Calls
+from handler.common.calls import Calls, VolumeWatchdog
 from handler.common.deadline import Deadline, timeout_error
 from handler.common.errors import JobError
-from handler.headway import QUEUED, Headway, Step, position
-from handler.line import Displaced, Turn
-from handler.patience import look_at_history
-from handler.prompt import Prompt, Ran
-from handler.stall import VolumeStallDetector
-from handler.stopping import lets_go
+from handler.execution import history, validation
+from handler.execution.comfy_client import (
+    ComfyClient,
+    KnownClasses,
+    Refused,
+    Unreachable,
+    connect,
+    lets_go,
+    look_at_history,
+)
+from handler.execution.node_progress import QUEUED, Headway, Step, position
+from handler.execution.queue import Displaced, Prompt, Ran, Turn
 
 # Between looks at the history when the socket brings no news.
 _POLL_SECONDS = 0.5
@@ -35,6 +39,11 @@ _DEAD_GRACE_SECONDS = 1.0
 STOP_SECONDS = 20.0
 # After these ComfyUI would go on with the prompt.
 _GOES_ON = {"job.timeout", "volume.silent"}
+# So many looks in a row, two seconds or more apart. A volume can stall for a while, and the job has
+# cost something already.
+_LOOKS = 8
+# What ComfyUI uses between two looks for the questions it is asked.
+_IDLE_CPU_SECONDS = 0.1
 
 
 async def run_prompt(
@@ -137,7 +146,7 @@ class _Run:
         self.turn.queue()
         if not self.headway.started:
             self.prompt.tell(Step(QUEUED))
-        return rejection.partial(left_out, self.prompt.workflow, self.models)
+        return validation.partial(left_out, self.prompt.workflow, self.models)
 
     async def _displace(self) -> NoReturn:
         """Give it up here, to be run anew; ComfyUI may have it all the same."""
@@ -146,11 +155,11 @@ class _Run:
 
     async def _refused(self, refusal: Refused) -> JobError:
         known: list[str] = []
-        if rejection.unknown_class(refusal.body) is not None:
+        if validation.unknown_class(refusal.body) is not None:
             known = await self.known.names(self.client, self.comfyui.starts)
-        return rejection.explain(refusal.body, self.prompt.workflow, known, self.models)
+        return validation.explain(refusal.body, self.prompt.workflow, known, self.models)
 
-    async def _watch(self) -> watch.Ended:
+    async def _watch(self) -> history.Ended:
         looks = 0
         missed = 0
         while True:
@@ -165,11 +174,11 @@ class _Run:
                 if self.stall is not None and self.turn.first:
                     await self.stall.look(self.headway)
             if missed == 2 and self.turn.first:
-                raise failures.lost()
+                raise history.lost()
             if self.turn.deadline.expired:
                 raise timeout_error(self.turn.deadline, "the workflow was still running")
 
-    async def _look(self) -> watch.Ended | None:
+    async def _look(self) -> history.Ended | None:
         self._raise_if_displaced()
         if not self.turn.first:
             self.ended_before = self.comfyui.prompts_ended
@@ -189,8 +198,8 @@ class _Run:
             self.refusals += 1
             if self.refusals < _REFUSALS:
                 return None
-            raise failures.unreadable(problem, self.headway, self.comfyui.log_tail()) from None
-        return watch.ended(entry)
+            raise history.unreadable(problem, self.headway, self.comfyui.log_tail()) from None
+        return history.ended(entry)
 
     def _raise_if_displaced(self) -> None:
         if self.turn.displaced or self.comfyui.starts != self.life:
@@ -219,7 +228,7 @@ class _Run:
             if died is not None:
                 return await self._died(died)
             await asyncio.sleep(0.05)
-        return failures.unreachable(problem, self.headway, self.comfyui.log_tail())
+        return history.unreachable(problem, self.headway, self.comfyui.log_tail())
 
     async def _died(self, died: Exit) -> JobError:
         """What the socket still holds tells which node ran. Raises Displaced when this prompt had
@@ -229,7 +238,7 @@ class _Run:
         had_ended = self.heard_end or self.comfyui.prompts_ended > self.ended_before
         if had_ended and self.turn.followed:
             raise Displaced
-        return failures.died(died, self.headway)
+        return history.died(died, self.headway)
 
     async def _listen(self) -> None:
         messages = await self.client.listen(self.client_id)
@@ -240,12 +249,33 @@ class _Run:
             self.news.set()  # it may have ended unheard
         async for message in messages:
             self._tell(self.headway.hear(message, self.prompt_id))
-            if outputs := watch.reported(message, self.prompt_id):
+            if outputs := history.reported(message, self.prompt_id):
                 self.prompt.saved(outputs)
-            if watch.is_news(message, self.prompt_id):
+            if history.is_news(message, self.prompt_id):
                 self.heard_end = True
                 self.news.set()
 
     async def _wait_for_news(self) -> None:
         if not self.news.is_set():
             await is_set_within(self.news, min(_POLL_SECONDS, self.turn.deadline.remaining))
+
+
+class VolumeStallDetector:
+    """What was seen of one prompt."""
+
+    def __init__(self, comfyui: ComfyUI, volume: VolumeWatchdog) -> None:
+        self._comfyui = comfyui
+        self._volume = volume
+        self._used: float | None = None
+        self._seen = 0
+
+    async def look(self, headway: Headway) -> None:
+        """To be called every few seconds while the prompt runs. Raises JobError when ComfyUI has
+        computed nothing for long, and the volume has not answered all the while."""
+        used, before = self._comfyui.cpu_seconds(), self._used
+        self._used = used
+        idle = used is not None and before is not None and used - before <= _IDLE_CPU_SECONDS
+        waits = idle and not await self._volume.responds()
+        self._seen = self._seen + 1 if waits else 0
+        if self._seen == _LOOKS:
+            raise history.volume_silent(headway)

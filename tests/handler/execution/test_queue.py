@@ -7,7 +7,7 @@ from collections.abc import Callable, Coroutine
 from typing import Any
 
 from handler.common.deadline import Deadline
-from handler.line import Line
+from handler.execution.queue import Line
 
 
 def together(*jobs: Callable[[Line], Coroutine[Any, Any, None]]) -> None:

@@ -1,4 +1,7 @@
-"""ComfyUI over HTTP and WebSocket, thin. Foreign exceptions are translated here, once."""
+"""ComfyUI over HTTP and WebSocket, thin: asked with patience, a prompt taken out of it.
+
+Foreign exceptions are translated here, once.
+"""
 
 from __future__ import annotations
 
@@ -10,12 +13,24 @@ from typing import Any
 
 import aiohttp
 
+from bootstrap.comfyui import ComfyUI
+from handler.common.deadline import Deadline
+
 _Socket = Any  # aiohttp's class is generic in some versions and not in others
 _ANSWER_SECONDS = 30.0
 _SOCKET_CLOSE = aiohttp.ClientWSTimeout(ws_close=0.0)  # its farewell is not waited for
 _QUEUE_SECONDS = 10.0
 # ComfyUI validates a large workflow before it answers; /object_info starts scans of all models.
 _SLOW_ANSWER_SECONDS = 120.0
+# An answer that comes so soon needs no further care.
+_AT_ONCE = 0.2
+# Without an answer in so many seconds, and with less CPU time used meanwhile, nothing goes on in
+# there; seen several times in a row, since a host or a volume can stall for a while. Where it
+# computes, each look gets twice the time.
+_LOOK_SECONDS, _IDLE_CPU_SECONDS, _IDLE_LOOKS = 3.0, 0.05, 3
+_PATIENT_LOOKS, _LONGEST_LOOK = 6, 30.0
+# A prompt that was cancelled has so long to go; the rest of two seconds is for ending ComfyUI.
+_LET_GO_SECONDS = 1.5
 
 
 class Unreachable(Exception):
@@ -146,3 +161,54 @@ def _content(raw: bytes) -> Any:
         return json.loads(raw)
     except ValueError:
         return raw.decode("utf-8", "replace")
+
+
+async def look_at_history(
+    comfyui: ComfyUI, client: ComfyClient, prompt_id: str, deadline: Deadline
+) -> Any | None:
+    """The prompt's entry; None while there is none. Raises Refused, and Unreachable for a ComfyUI
+    that is frozen: it does not answer and does nothing else either. One that computes may hold
+    Python's lock, and has more time."""
+    seconds, idle = _LOOK_SECONDS, 0
+    for last in (False,) * (_PATIENT_LOOKS - 1) + (True,):
+        before = None
+        limit = min(seconds, max(deadline.remaining, 1.0))
+        asking = asyncio.ensure_future(client.history(prompt_id, limit))
+        try:
+            await asyncio.wait({asking}, timeout=_AT_ONCE)
+            before = None if asking.done() else comfyui.cpu_seconds()
+            return await asking
+        except Unreachable:
+            if deadline.expired:
+                return None
+            after = comfyui.cpu_seconds()
+            works = before is None or after is None or after - before > _IDLE_CPU_SECONDS
+            idle = 0 if works else idle + 1
+            if last or idle == _IDLE_LOOKS:
+                raise
+            seconds = min(2 * seconds, _LONGEST_LOOK) if works else seconds
+        finally:
+            asking.cancel()
+    raise AssertionError("the last look returns or raises")
+
+
+async def lets_go(client: ComfyClient, prompt_id: str) -> bool:
+    """Is the prompt gone from ComfyUI, having been removed or interrupted there?"""
+    try:
+        await asyncio.wait_for(_removed(client, prompt_id), _LET_GO_SECONDS)
+    except (Unreachable, Refused, asyncio.TimeoutError):
+        return False
+    return True
+
+
+async def _removed(client: ComfyClient, prompt_id: str) -> None:
+    """Ask until it is gone; a node looks at the interrupt flag only now and then."""
+    while True:
+        running, pending = await client.queued()
+        if prompt_id in pending:
+            await client.remove_pending(prompt_id)
+        elif prompt_id in running:
+            await client.interrupt(prompt_id)
+        else:
+            return
+        await asyncio.sleep(0.1)

@@ -1,4 +1,4 @@
-"""Sans I/O: what ComfyUI's history says of a prompt, and which socket messages are news.
+"""Sans I/O: what ComfyUI's history says of a prompt, and how it can fail other than by its nodes.
 
 History is the truth. The socket can fall silent, lose its place to a late-closing twin, or drop,
 and nothing is replayed; its messages only say when a look at the history is worth while.
@@ -11,7 +11,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from bootstrap.comfyui import Exit, explain_exit
+from handler.common.calls import VOLUME_FIX
 from handler.common.errors import JobError
+from handler.execution.node_progress import Headway
 
 _TRACEBACK_LINES = 12
 _MILLISECOND = 0.001
@@ -138,4 +141,64 @@ def _node_failed(error: Mapping[str, Any]) -> JobError:
         f"{where[0].upper() + where[1:]} failed with {kind}: {said[:1000]}",
         "The traceback in the details says where; check that node's inputs and models.",
         **details,
+    )
+
+
+def died(exit: Exit, headway: Headway) -> JobError:
+    """ComfyUI ended under the job."""
+    cause = explain_exit(exit)
+    where = headway.where()
+    at = f"while node {where['node_id']} ({where['node_type']}) ran" if where else ""
+    return JobError(
+        "comfyui.died",
+        f"ComfyUI ended {at or 'while the job ran'}. {cause.message}",
+        f"{cause.fix} ComfyUI is being restarted for the next job.",
+        cause=cause.code,
+        **where,
+        **cause.details,
+    )
+
+
+def unreachable(problem: object, headway: Headway, log: list[str]) -> JobError:
+    """ComfyUI did not answer, as `problem` says, and did not end either."""
+    return JobError(
+        "comfyui.unreachable",
+        f"ComfyUI lives but does not answer ({problem}).",
+        "It is restarted before the next job; send this one again.",
+        **headway.where(),
+        log=log,
+    )
+
+
+def volume_silent(headway: Headway) -> JobError:
+    """ComfyUI waits for the volume."""
+    where = headway.where()
+    at = f" in node {where['node_id']} ({where['node_type']})" if where else ""
+    return JobError(
+        "volume.silent",
+        f"ComfyUI waited{at} for the volume, which does not answer; the job was stopped.",
+        VOLUME_FIX,
+        **where,
+    )
+
+
+def lost() -> JobError:
+    """ComfyUI knows nothing of the job."""
+    return JobError(
+        "job.lost",
+        "ComfyUI has the job neither in its queue nor in its history.",
+        "Send it again; if it stays, a custom node clears the queue or the history.",
+    )
+
+
+def unreadable(said: object, headway: Headway, log: list[str]) -> JobError:
+    """ComfyUI refused, as `said`, to show what came of the job."""
+    where = headway.where()
+    node = f" Node {where['node_id']} ({where['node_type']}) ran last." if where else ""
+    return JobError(
+        "comfyui.history_unreadable",
+        f"ComfyUI cannot tell what came of the job ({said}).{node}",
+        "A custom node most likely returned something that is not JSON; mend or remove it.",
+        **where,
+        log=log,
     )

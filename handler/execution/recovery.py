@@ -1,6 +1,9 @@
-"""ComfyUI brought back: before a job when it ended, hangs or is out of memory, after one that
-broke it. Bounded: when its starts keep failing, jobs are told why at once, and it is left alone
-for a growing while."""
+"""ComfyUI fit for the next job: memory freed when it runs short, the process brought back when it
+ended, hangs or broke.
+
+Before a job and after one; bounded: when its starts keep failing, jobs are told why at once, and it
+is left alone for a growing while.
+"""
 
 from __future__ import annotations
 
@@ -17,14 +20,19 @@ from bootstrap.comfyui import (
     readiness,
     wait_until_ready,
 )
+from bootstrap.config import Settings
 from bootstrap.core.findings import Finding
 from bootstrap.core.log import say
+from bootstrap.core.memory import MemoryGauge
 from handler.common.blocking import Pool, TimeUp
 from handler.common.deadline import Deadline
 from handler.common.errors import JobError
-from handler.memory_relief import MemoryRelief
-from handler.run import STOP_SECONDS
+from handler.execution.comfy_client import Refused, Unreachable, connect
+from handler.execution.prompt_run import STOP_SECONDS
 
+_LOOKS, _LOOK_EVERY = 20, 0.25  # seconds
+# What freeing could not bring down is tried again only when this many percent more are in use.
+_WORTH_ANOTHER_TRY = 2.0
 CODES = {"comfyui.keeps_failing": "ComfyUI failed to start several times in a row"}
 # A ComfyUI that answered before and has no job: nothing keeps it from answering for so long.
 _HUNG_SECONDS = 10.0
@@ -35,6 +43,70 @@ _FREE_FAILURES = 3
 _START_FAULTS = {*exits.CODES, *readiness.CODES}
 _PORT_TAKEN = "comfyui.port_taken"
 _FIRST_REST, _LONGEST_REST = 30.0, 300.0
+
+
+class MemoryRelief:
+    """Asks ComfyUI to let go at MEMORY_FREE_AT percent, wants a restart at MEMORY_RESTART_AT."""
+
+    def __init__(
+        self, settings: Settings, percent: Callable[[], float | None] | None = None
+    ) -> None:
+        """`percent` of memory is in use; None where there is no limit."""
+        self._free_at = settings.memory_free_at
+        self._restart_at = settings.memory_restart_at
+        self._read = percent or _gauge()
+        self._stuck_at = 0.0
+
+    def is_due(self) -> bool:
+        """Is memory so short that something has to be done about it between jobs?"""
+        used = self._percent()
+        if used is None or used < min(self._free_at, self._restart_at):
+            self._stuck_at = 0.0
+            return False
+        return used >= self._restart_at or used >= self._stuck_at + _WORTH_ANOTHER_TRY
+
+    async def must_restart(self, url: str) -> bool:
+        """Make room where it is short; is a restart all that is left? Never while ComfyUI works."""
+        if not self.is_due():
+            return False
+        try:
+            async with connect(url) as client:
+                running, pending = await client.queued()
+                if running or pending:
+                    return False
+                used = self._percent() or 0.0
+                say(f"{used:.0f} % of the container's memory is in use; ComfyUI is asked to free")
+                await client.free()
+        except (Unreachable, Refused) as problem:
+            say(f"ComfyUI could not be asked to free memory: {problem}")
+        left = await self._after_freeing()
+        self._stuck_at = left if left >= self._free_at else 0.0
+        if left < self._restart_at:
+            return False
+        say(f"{left:.0f} % of the container's memory is in use still; ComfyUI is restarted")
+        return True
+
+    async def _after_freeing(self) -> float:
+        used = 0.0
+        for _ in range(_LOOKS):
+            await asyncio.sleep(_LOOK_EVERY)
+            used = self._percent() or 0.0
+            if used < self._free_at:
+                break
+        return used
+
+    def _percent(self) -> float | None:
+        try:
+            return self._read()
+        except (OSError, ValueError):
+            return None  # no facts, no deeds
+
+
+def _gauge() -> Callable[[], float | None]:
+    try:
+        return MemoryGauge().percent
+    except (OSError, ValueError):
+        return lambda: None
 
 
 class Revival:

@@ -1,4 +1,4 @@
-"""The prompts of one ComfyUI in the order of their jobs: the first runs, the others wait there.
+"""What ComfyUI is to run, and the prompts of one ComfyUI in the order of their jobs.
 
 ComfyUI runs one prompt at a time. The next job's prompt lies in its queue already, so that it never
 waits for work; but only the first in the line judges, stops or restarts ComfyUI. What happens to
@@ -9,13 +9,41 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from typing import Any
 
 from handler.common.deadline import Deadline
+from handler.execution import history
+from handler.execution.node_progress import Step
+from handler.request.workflow import Workflow
 
 # A file's time is that of the kernel's last tick.
 _FILE_CLOCK_LAG = 0.011
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """What ComfyUI is to run. `extra_data` may hold secrets for nodes; it is sent to ComfyUI and
+    nowhere else. `tell` hears how far it is, `saved` what a node reports that is through, in the
+    form of the history's outputs."""
+
+    workflow: Workflow
+    extra_data: Mapping[str, str] = field(default_factory=dict, repr=False)
+    tell: Callable[[Step], None] = lambda _: None
+    saved: Callable[[Mapping[str, Any]], None] = lambda _: None
+
+
+@dataclass(frozen=True)
+class Ran:
+    """A prompt that ran to its end; `began` (seconds since 1970) is not later than ComfyUI began
+    with it, `seconds` what it took."""
+
+    ended: history.Ended
+    warnings: list[str]
+    began: float
+    seconds: float
 
 
 class Displaced(Exception):

@@ -14,13 +14,12 @@ from aiohttp import web
 from aiohttp.test_utils import TestServer
 
 from bootstrap.comfyui import ComfyUI
-from handler.comfy_client import KnownClasses
 from handler.common.calls import Calls
 from handler.common.deadline import Deadline
 from handler.common.errors import JobError
-from handler.line import Line
-from handler.prompt import Prompt
-from handler.run import run_prompt
+from handler.execution.comfy_client import KnownClasses
+from handler.execution.prompt_run import run_prompt
+from handler.execution.queue import Line, Prompt
 from tests.support import fake_comfyui
 from tests.test_worker import plain
 

@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from handler import rejection
 from handler.common.errors import CODES, JobError, nearest
+from handler.execution import validation
 
 MODELS = Path("/runpod-volume/ComfyUI/models")
 WORKFLOW: dict[str, Any] = {
@@ -50,7 +50,7 @@ def not_in_list(name: str, value: Any, config: Any, listed: str = "[]") -> dict[
 
 
 def explain(given: Any, known: tuple[str, ...] = ()) -> JobError:
-    error = rejection.explain(given, WORKFLOW, known, MODELS)
+    error = validation.explain(given, WORKFLOW, known, MODELS)
     assert error.code in CODES and error.fix
     return error
 
@@ -74,7 +74,7 @@ UNKNOWN_NODE = {
 @pytest.mark.parametrize("version", UNKNOWN_NODE)
 def test_an_unknown_node_is_named_with_the_nearest_that_is_known(version: str) -> None:
     given = UNKNOWN_NODE[version]
-    assert rejection.unknown_class(given) == "NoSuchNode"
+    assert validation.unknown_class(given) == "NoSuchNode"
     known = ("NoSuchNodes", "CheckpointLoaderSimple", "EmptyLatentImage", "SaveImage")
     error = explain(given, known)
     assert error.code == "workflow.unknown_node"
@@ -89,7 +89,7 @@ def test_an_unknown_node_is_named_with_the_nearest_that_is_known(version: str) -
 )
 def test_any_class_name_is_read_from_the_message(name: str) -> None:
     message = f"Cannot execute because node {name} does not exist."
-    assert rejection.unknown_class(body("invalid_prompt", message)) == name
+    assert validation.unknown_class(body("invalid_prompt", message)) == name
 
 
 def test_all_unknown_classes_are_named_though_comfyui_names_one() -> None:
@@ -193,9 +193,9 @@ def test_several_problems_are_told_at_once_the_first_giving_the_code() -> None:
 
 def test_branches_that_were_left_out_become_warnings() -> None:
     errors = node_body(not_in_list("ckpt_name", "a.pt", [[]]))["node_errors"]
-    (warning,) = rejection.partial(errors, WORKFLOW, MODELS)
+    (warning,) = validation.partial(errors, WORKFLOW, MODELS)
     assert warning.startswith("left out of this run: ckpt_name of node 4")
-    assert rejection.partial({}, WORKFLOW, MODELS) == []
+    assert validation.partial({}, WORKFLOW, MODELS) == []
 
 
 @pytest.mark.parametrize(
@@ -225,4 +225,4 @@ def test_whatever_comfyui_sends_is_explained(given: Any, kind: str, extra: Any) 
     explain(given)
     explain(node_body({"type": kind, "extra_info": extra}))
     explain({"node_errors": {"4": {"errors": given}}})
-    json.dumps(rejection.partial({"4": given}, WORKFLOW, MODELS))
+    json.dumps(validation.partial({"4": given}, WORKFLOW, MODELS))

@@ -16,8 +16,7 @@ from bootstrap.config import Settings
 from handler.common.blocking import Pool
 from handler.common.deadline import Deadline
 from handler.common.errors import JobError
-from handler.memory_relief import MemoryRelief
-from handler.revival import Revival
+from handler.execution.recovery import MemoryRelief, Revival
 from tests.bootstrap.comfyui.test_process import behave
 from tests.support import fake_comfyui
 from tests.support.waiting import wait_until

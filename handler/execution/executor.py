@@ -11,16 +11,15 @@ from pathlib import Path
 
 from bootstrap.comfyui import ComfyUI
 from bootstrap.core.log import say
-from handler import failures
-from handler.comfy_client import KnownClasses, Refused, Unreachable, connect
 from handler.common.blocking import TimeUp
 from handler.common.calls import Calls
 from handler.common.deadline import Deadline
 from handler.common.errors import JobError
-from handler.line import Displaced, Line, Turn
-from handler.prompt import Prompt, Ran
-from handler.revival import Revival
-from handler.run import run_prompt
+from handler.execution import history
+from handler.execution.comfy_client import KnownClasses, Refused, Unreachable, connect
+from handler.execution.prompt_run import run_prompt
+from handler.execution.queue import Displaced, Line, Prompt, Ran, Turn
+from handler.execution.recovery import Revival
 from handler.sdk.shutdown import JobHandle
 
 _OUT_OF_MEMORY = "job.out_of_memory"
@@ -120,7 +119,7 @@ class Prompts:
             say("ComfyUI ended, or was not there, before it came to a job; the job is run anew")
             turn.queued = turn.displaced = turn.ended = False
             surely = True
-        raise failures.lost()
+        raise history.lost()
 
     async def _make_ready(self, turn: Turn, surely: bool) -> None:
         """Have a ComfyUI that takes the prompt. One that was ready once and lives is asked only

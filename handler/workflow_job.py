@@ -16,7 +16,6 @@ from handler.common.blocking import TimeUp
 from handler.common.calls import Calls, volume_fault
 from handler.common.deadline import Deadline, timeout_error
 from handler.common.errors import JobError
-from handler.delivery import GRACE_SECONDS, Delivery, JobOutputs
 from handler.execution import (
     KnownClasses,
     MemoryRelief,
@@ -31,8 +30,7 @@ from handler.execution import (
 from handler.inputs import Fetcher, JobInputs, VolumeInputs, missing_inputs
 from handler.models.on_demand import ModelSupply
 from handler.models.prefetch import JobWeights, Weights
-from handler.order import DeliveryOptions
-from handler.outputs import Produced, produced
+from handler.outputs import GRACE_SECONDS, Delivery, DeliveryOptions, JobOutputs, Produced, produced
 from handler.request.parse import WorkflowRequest
 from handler.request.workflow import run_anew
 from handler.sdk.progress import Progress, has_control_plane

@@ -40,7 +40,7 @@ PURE = (
     "handler.execution.node_progress",
     "handler.execution.validation",
     "handler.models.missing",
-    "handler.outputs",
+    "handler.outputs.results",
     "handler.request.fields",
     "handler.request.parse",
     "handler.request.references",
@@ -105,7 +105,7 @@ OWN_THREADS = {
     "handler.common.blocking",
     "handler.sdk.shutdown",
     "handler.execution.recovery",
-    "handler.volume_record",
+    "handler.outputs.volume_store",
 }
 
 

@@ -16,16 +16,15 @@ from bootstrap.comfyui import WorkDir, make_workdir
 from bootstrap.config import Settings
 from bootstrap.config.bucket import bucket_of
 from bootstrap.volume import Layout
-from handler import delivery as delivery_module
 from handler.common.blocking import together
 from handler.common.calls import Calls
 from handler.common.deadline import Deadline
 from handler.common.errors import JobError
-from handler.delivery import Delivery
 from handler.inputs import Fetcher
 from handler.inputs.fetch import Wanted
-from handler.order import DeliveryOptions
-from handler.outputs import ProducedFile
+from handler.outputs import Delivery, DeliveryOptions
+from handler.outputs import delivery as delivery_module
+from handler.outputs.results import ProducedFile
 from tests.conftest import BootedWorker
 from tests.support.s3_server import BUCKET, KEY_ID, SECRET
 from tests.support.trickling_server import PARTS, TricklingServer, trickling

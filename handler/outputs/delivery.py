@@ -21,19 +21,17 @@ from bootstrap.comfyui import WorkDir
 from bootstrap.config import Settings
 from bootstrap.net.addresses import AddressPolicy
 from bootstrap.volume import Layout
-from handler.ahead import DeliveryPolicy, EagerDelivery
 from handler.common import reply
 from handler.common.blocking import TimeUp, together
 from handler.common.calls import Calls
 from handler.common.deadline import Deadline
 from handler.common.errors import JobError
-from handler.gather import CollectedOutputs, deduplicate_names, gather, rewrite, write_out
-from handler.keeper import NotSaved, VolumeStore, place_of
-from handler.local_files import LocalFiles, OutputClaim, Stamp, encoded, stamp_of
-from handler.order import DeliveryOptions
-from handler.outputs import Produced
-from handler.result import Result
-from handler.s3 import NotUploaded, Store, Upload
+from handler.outputs.collect import CollectedOutputs, deduplicate_names, gather, rewrite, write_out
+from handler.outputs.eager import DeliveryPolicy, EagerDelivery
+from handler.outputs.local_files import LocalFiles, OutputClaim, encoded, stamp_of
+from handler.outputs.results import DeliveryOptions, Produced, Result, Stamp
+from handler.outputs.s3 import NotUploaded, Store, Upload
+from handler.outputs.volume_store import NotSaved, VolumeStore, place_of
 
 T = TypeVar("T")
 CODES = {"job.not_delivered": "The results of a job could not be delivered in time"}

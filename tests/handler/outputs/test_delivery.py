@@ -21,10 +21,9 @@ from bootstrap.volume import Layout
 from handler.common.calls import Calls
 from handler.common.deadline import Deadline
 from handler.common.errors import JobError
-from handler.delivery import Delivery, JobOutputs
-from handler.keeper import marked
-from handler.order import DeliveryOptions
-from handler.outputs import Produced, ProducedFile, ProducedText
+from handler.outputs.delivery import Delivery, JobOutputs
+from handler.outputs.results import DeliveryOptions, Produced, ProducedFile, ProducedText
+from handler.outputs.volume_store import marked
 from handler.request.fields import OutputOptions
 from tests.support.s3_server import (
     BUCKET,

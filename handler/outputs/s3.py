@@ -1,8 +1,15 @@
-"""Files -> an S3-compatible bucket: streamed from disk, checked when they are there; their URLs."""
+"""Files -> an S3-compatible bucket: streamed from disk, checked when they are there; their URLs.
+
+boto3 works over connections of our own: they can be aborted, since botocore's time-outs start again
+with each byte and a bucket that answers a byte a second would hold an upload for hours. A bucket
+that comes with a request is reached only over connections whose address was checked when they were
+made: a name that resolves differently a moment later gains nothing.
+"""
 
 from __future__ import annotations
 
 import os
+import socket
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -12,7 +19,7 @@ from urllib.parse import quote
 
 from bootstrap.config.bucket import Bucket
 from bootstrap.core.files import open_regular
-from bootstrap.net.addresses import AddressPolicy
+from bootstrap.net.addresses import AddressPolicy, Target
 from bootstrap.net.errors import DownloadError
 from bootstrap.net.http import Connections
 from handler.common.deadline import Deadline
@@ -144,9 +151,7 @@ class Store:
                 response_checksum_validation="when_required",
             ),
         )
-        from handler.s3_guard import guard
-
-        guard(client, None if bucket.trusted else self._policy, self._connections, _TIMEOUT)
+        _guard(client, None if bucket.trusted else self._policy, self._connections, _TIMEOUT)
         return client
 
     def _url(self, client: Any, key: str) -> str:
@@ -193,3 +198,49 @@ def _reasons(problem: BaseException) -> Iterator[BaseException]:
         wrapped = getattr(inner, "kwargs", {}).get("error")
         inner = wrapped if isinstance(wrapped, BaseException) else None
         inner = inner or seen[-1].__cause__ or seen[-1].__context__
+
+
+def _guard(
+    client: Any,
+    policy: AddressPolicy | None,
+    connections: Connections,
+    timeout: tuple[float, float],
+) -> None:
+    """Let a boto3 client send everything over `connections`; with a `policy` without any proxy, to
+    addresses that it allows."""
+    from botocore.httpsession import URLLib3Session
+
+    if policy is None:
+        _use(client._endpoint.http_session, None, connections)
+        return
+    session = URLLib3Session(timeout=timeout, max_pool_connections=16)
+    _use(session, policy, connections)
+
+    def send(request: Any, **_: Any) -> Any:
+        policy.target(request.url)
+        return session.send(request)
+
+    # botocore takes what a `before-send` handler returns for the answer.
+    client.meta.events.register("before-send", send)
+
+
+def _use(session: Any, policy: AddressPolicy | None, connections: Connections) -> None:
+    import botocore.awsrequest as aws
+
+    plain = _guarded(aws.AWSHTTPConnection, policy, connections, "http")
+    secure = _guarded(aws.AWSHTTPSConnection, policy, connections, "https")
+    session._manager.pool_classes_by_scheme = {
+        "http": type("Pool", (aws.AWSHTTPConnectionPool,), {"ConnectionCls": plain}),
+        "https": type("Pool", (aws.AWSHTTPSConnectionPool,), {"ConnectionCls": secure}),
+    }
+
+
+def _guarded(
+    base: type, policy: AddressPolicy | None, connections: Connections, scheme: str
+) -> type:
+    def new_connection(self: Any) -> socket.socket:
+        target = Target("", scheme, self.host, self.port, "/")
+        addresses = (policy or AddressPolicy(allow_private=True)).addresses(target)
+        return connections.connect(addresses, self.port, self.timeout)
+
+    return type("Guarded" + base.__name__, (base,), {"_new_conn": new_connection})

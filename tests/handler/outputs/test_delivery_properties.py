@@ -22,13 +22,12 @@ from bootstrap.comfyui import WorkDir, make_workdir
 from bootstrap.config import Settings
 from bootstrap.core.files import publish_copy
 from bootstrap.volume import Layout
-from handler import delivery as delivery_module
 from handler.common.calls import Calls
 from handler.common.deadline import Deadline
-from handler.delivery import Delivery
-from handler.local_files import LocalFiles, encoded
-from handler.order import DeliveryOptions
-from handler.outputs import produced
+from handler.outputs import delivery as delivery_module
+from handler.outputs.delivery import Delivery
+from handler.outputs.local_files import LocalFiles, encoded
+from handler.outputs.results import DeliveryOptions, produced
 from handler.request.fields import OutputOptions
 
 # No example takes as long, unless something waits for itself.
@@ -88,8 +87,8 @@ def faring(files: dict[str, File]) -> Iterator[None]:
 
     with (
         patch.object(LocalFiles, "find", slow_find),
-        patch("handler.keeper.publish_copy", slow_publish),
-        patch("handler.ahead.encoded", slow_encoded),
+        patch("handler.outputs.volume_store.publish_copy", slow_publish),
+        patch("handler.outputs.eager.encoded", slow_encoded),
         patch.object(delivery_module, "encoded", slow_encoded),
     ):
         yield

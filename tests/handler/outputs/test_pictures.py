@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
-from handler.pictures import NotWritten, rewritten
+from handler.outputs.collect import NotWritten, rewritten
 from handler.request.fields import OutputOptions
 
 

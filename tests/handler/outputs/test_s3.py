@@ -15,9 +15,9 @@ import requests
 from bootstrap.config.bucket import Bucket
 from bootstrap.core.redact import Secret
 from bootstrap.net.addresses import AddressPolicy
-from handler import s3
 from handler.common.deadline import Deadline
-from handler.s3 import NotUploaded, Store, Upload
+from handler.outputs import s3
+from handler.outputs.s3 import NotUploaded, Store, Upload
 from tests.support.s3_server import (
     BUCKET,
     KEY_ID,

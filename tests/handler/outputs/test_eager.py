@@ -17,11 +17,10 @@ from bootstrap.config import Settings
 from bootstrap.volume import Layout
 from handler.common.calls import Calls
 from handler.common.deadline import Deadline
-from handler.delivery import Delivery
-from handler.keeper import VolumeStore
-from handler.local_files import stamp_of
-from handler.order import DeliveryOptions
-from handler.outputs import produced
+from handler.outputs.delivery import Delivery
+from handler.outputs.local_files import stamp_of
+from handler.outputs.results import DeliveryOptions, produced
+from handler.outputs.volume_store import VolumeStore
 from handler.request.fields import OutputOptions
 from tests.conftest import BootedWorker
 from tests.support.loop_thread import LoopThread

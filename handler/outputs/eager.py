@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from handler.common.blocking import Background, Pool, TimeUp
-from handler.keeper import NotSaved, VolumeStore, place_of
-from handler.local_files import Content, LocalFiles, Stamp, encoded, stamp_of
-from handler.outputs import ProducedFile, produced
+from handler.outputs.local_files import LocalFiles, encoded, stamp_of
+from handler.outputs.results import Content, ProducedFile, Stamp, produced
+from handler.outputs.volume_store import NotSaved, VolumeStore, place_of
 
 T = TypeVar("T")
 _LOOK_SECONDS = 30.0

@@ -19,11 +19,10 @@ import pybase64
 from bootstrap.comfyui import WorkDir
 from bootstrap.core.files import open_regular
 from bootstrap.volume import Layout
-from handler.outputs import Produced, ProducedFile
+from handler.outputs.results import Content, Produced, ProducedFile, Stamp
 
 # The clock of file times lags a little behind the one of processes.
 _CLOCK_LAG = 0.05
-Stamp = tuple[int, int]
 
 
 @dataclass
@@ -148,16 +147,6 @@ class LocalFiles:
         return stamp is not None and (
             stamp[1] / 1e9 >= since - _CLOCK_LAG or self._reported.get(path) == stamp
         )
-
-
-class Content(str):
-    """What a file holds, in base64. It is not for printing: the SDK makes a line of its log of each
-    whole result, twice, also where that line is not written."""
-
-    __slots__ = ()
-
-    def __repr__(self) -> str:
-        return f"<{len(self)} characters>"
 
 
 def encoded(local: Path) -> Content:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from handler.volume_record import FOLDER, VolumeRecord
+from handler.outputs.volume_store import FOLDER, VolumeRecord
 
 DAY = 86400.0
 

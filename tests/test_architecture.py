@@ -192,6 +192,24 @@ def test_importing_every_module_starts_nothing_and_says_nothing() -> None:
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
 
 
+def test_the_command_loads_little_before_comfyui_starts() -> None:
+    """What takes jobs, and the SDK, are imported while ComfyUI starts."""
+    script = "import sys, handler.__main__; print(*sys.modules)"
+    done = subprocess.run(
+        [sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    loaded = done.stdout.split()
+    assert not {"aiohttp", "boto3", "filetype", "PIL", "runpod"} & set(loaded)
+    assert {name for name in loaded if top(name) == "handler" and name.count(".") > 1} == {
+        "handler.common.deadline",
+        "handler.common.errors",
+        "handler.jobs.warmup",
+        "handler.models.prefetch",
+        "handler.request.references",
+        "handler.request.workflow",
+    }
+
+
 # --- the rooms of bootstrap/
 
 

@@ -17,7 +17,7 @@ from benchmarks.simulated_volume import SimulatedVolume, mounted, why_not
 from bootstrap.boot import Boot, Stage
 from bootstrap.config import Settings
 from bootstrap.core.findings import Outcome
-from handler.warmup import WarmUp
+from handler.jobs.warmup import WarmUp
 from tests.bootstrap.models.test_prefetch import forget
 from tests.conftest import BootedWorker
 from tests.support import volumes

@@ -133,11 +133,11 @@ def test_a_worker_whose_loop_stands_still(worker_env: dict[str, str], tmp_path: 
     blocked = tmp_path / "blocked.py"
     blocked.write_text(
         "import sys, time\n"
-        "import handler.worker\n"
+        "import handler.jobs.worker\n"
         "async def handle(self, job):\n"
         "    print('standing still', flush=True)\n"
         "    while True:\n        try: time.sleep(100)\n        except BaseException: pass\n"
-        "handler.worker.Worker.handle = handle\n"
+        "handler.jobs.worker.Worker.handle = handle\n"
         "from handler.__main__ import main\n"
         "main()\n"
     )

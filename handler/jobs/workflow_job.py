@@ -28,6 +28,7 @@ from handler.execution import (
     connect,
 )
 from handler.inputs import Fetcher, JobInputs, VolumeInputs, missing_inputs
+from handler.jobs.warmup import LAST
 from handler.models.on_demand import ModelSupply
 from handler.models.prefetch import JobWeights, Weights
 from handler.outputs import GRACE_SECONDS, Delivery, DeliveryOptions, JobOutputs, Produced, produced
@@ -35,7 +36,6 @@ from handler.request.parse import WorkflowRequest
 from handler.request.workflow import run_anew
 from handler.sdk.progress import Progress, has_control_plane
 from handler.sdk.shutdown import JobHandle
-from handler.warmup import LAST
 
 # As many digits as the true one can have, which is known when the reply's size has been weighed.
 _ROOM_FOR_TOTAL = 99999.999

@@ -19,7 +19,8 @@ from handler.common import reply
 from handler.common.blocking import TimeUp
 from handler.common.calls import VOLUME_FIX, Calls
 from handler.common.errors import JobError
-from handler.diagnostics import Diagnostics
+from handler.jobs.diagnostics import Diagnostics
+from handler.jobs.workflow_job import WorkflowJobs
 from handler.models.on_demand import ModelSupply
 from handler.request import worker_comfyui
 from handler.request.parse import (
@@ -33,7 +34,6 @@ from handler.request.workflow import NamedWorkflows
 from handler.sdk.job_slots import JobSlots
 from handler.sdk.progress import Progress, has_control_plane
 from handler.sdk.shutdown import JobHandle, Shutdown
-from handler.workflow_job import WorkflowJobs
 
 _QUIET_SECONDS = 0.5
 _NAMED_SECONDS = 30.0

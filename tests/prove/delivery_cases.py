@@ -7,10 +7,10 @@ import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
+from tests.end_to_end.test_worker import plain
 from tests.prove.outcome import Outcome, completed
 from tests.prove.patient import Patient
 from tests.prove.places import CannotInject
-from tests.test_worker import plain
 
 
 def volume_full(patient: Patient) -> Outcome:

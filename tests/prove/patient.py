@@ -18,11 +18,11 @@ import psutil
 
 from demo.volume import DemoVolume, ensure
 from tests.conftest import environment, furnished
+from tests.end_to_end.test_faults import through
+from tests.end_to_end.test_worker import plain
 from tests.prove.places import Container, Mount, Place, container, mount_of
 from tests.support.control_plane import ControlPlane
 from tests.support.worker_process import WorkerProcess
-from tests.test_faults import through
-from tests.test_worker import plain
 
 START_SECONDS = 120.0
 ANSWER_SECONDS = 100.0

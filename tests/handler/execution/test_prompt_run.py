@@ -20,8 +20,8 @@ from handler.common.errors import JobError
 from handler.execution.comfy_client import KnownClasses
 from handler.execution.prompt_run import run_prompt
 from handler.execution.queue import Line, Prompt
+from tests.end_to_end.test_worker import plain
 from tests.support import fake_comfyui
-from tests.test_worker import plain
 
 
 class OldComfyUI:

@@ -16,7 +16,7 @@ from handler.common.errors import JobError
 from handler.inputs import volume_cache
 from handler.inputs.volume_cache import VolumeInputs
 from tests.conftest import BootedWorker
-from tests.test_worker import png
+from tests.end_to_end.test_worker import png
 
 PIXEL = b"\x89PNG\r\n\x1a\n pixel"
 

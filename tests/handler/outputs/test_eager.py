@@ -23,9 +23,9 @@ from handler.outputs.results import DeliveryOptions, produced
 from handler.outputs.volume_store import VolumeStore
 from handler.request.fields import OutputOptions
 from tests.conftest import BootedWorker
+from tests.end_to_end.test_faults import through
 from tests.support.loop_thread import LoopThread
 from tests.support.waiting import wait_until
-from tests.test_faults import through
 
 MARK = "0123456789ab"
 KEPT = f"a_00001_{MARK}.png"

@@ -20,11 +20,11 @@ import pytest
 
 from demo.volume import DemoVolume
 from tests.conftest import environment, furnished
+from tests.end_to_end.test_production import Production
+from tests.end_to_end.test_worker import plain
 from tests.support.control_plane import ControlPlane
 from tests.support.moved_clock import MovedClock
 from tests.support.worker_process import WorkerProcess
-from tests.test_production import Production
-from tests.test_worker import plain
 
 COLOURS = itertools.count(1)  # another picture each time, which ComfyUI has not cached
 SECONDS = 12.0  # more than the 10 that a ComfyUI may be silent

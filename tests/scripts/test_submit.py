@@ -21,10 +21,10 @@ from scripts.outcome import Ended, report
 from scripts.request_form import UsageError, workflow_input
 from scripts.saving import safe_name, save
 from scripts.watching import Watching, progress_in
+from tests.end_to_end.test_worker import from_file, plain
 from tests.support.control_plane import ControlPlane
 from tests.support.plane_http import Answer, LoopbackServer, Request
 from tests.support.public_api import CLIENT_KEY, HANG_UP, PublicApi
-from tests.test_worker import from_file, plain
 
 ENV = {"RUNPOD_API_KEY": CLIENT_KEY, "RUNPOD_ENDPOINT_ID": "some-endpoint"}
 

@@ -19,11 +19,11 @@ from demo.taesd import write_whole_vae
 from demo.volume import DemoVolume
 from tests.bootstrap.boot.test_models import loading, platform_caches
 from tests.conftest import BootedWorker, environment, furnished, ready_worker
+from tests.end_to_end.test_worker import assert_refused, plain
 from tests.support.fake_hub import FakeHub
 from tests.support.provisioning import sha256
 from tests.support.vicious_server import ViciousServer
 from tests.support.waiting import wait_until
-from tests.test_worker import assert_refused, plain
 
 Boots = Callable[[Mapping[str, str]], BootedWorker]
 

@@ -25,15 +25,15 @@ from jsonschema import validate
 
 from demo.volume import DemoVolume
 from tests.conftest import environment, furnished
+from tests.end_to_end.test_faults import through
+from tests.end_to_end.test_worker import from_file, png
 from tests.support.control_plane import ControlPlane
 from tests.support.public_api import CLIENT_KEY, PublicApi
 from tests.support.waiting import wait_until
 from tests.support.worker_process import WorkerProcess
 from tests.test_documents import blocks
-from tests.test_faults import through
-from tests.test_worker import from_file, png
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 SUBMIT = ROOT / "scripts" / "submit.py"
 EXAMPLES = ROOT / "examples"
 WORKFLOW = EXAMPLES / "workflow_api.json"

@@ -14,8 +14,8 @@ from demo.volume import DemoVolume
 from handler.execution import MemoryRelief
 from handler.execution.comfy_client import ComfyClient
 from tests.conftest import BootedWorker, environment, furnished, ready_worker
-from tests.test_faults import assert_works, comfyui_process, through
-from tests.test_worker import assert_refused, plain
+from tests.end_to_end.test_faults import assert_works, comfyui_process, through
+from tests.end_to_end.test_worker import assert_refused, plain
 
 Reply = dict[str, Any]
 

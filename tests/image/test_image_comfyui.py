@@ -13,7 +13,7 @@ import pytest
 
 from tests.support.package_index import make_wheel, serving
 
-DOCKERFILE = Path(__file__).parent.parent / "Dockerfile"
+DOCKERFILE = Path(__file__).parents[2] / "Dockerfile"
 REQUIREMENTS = """\
 comfyui-frontend-package==1.0
 torch

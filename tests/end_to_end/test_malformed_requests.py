@@ -8,6 +8,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 
 from tests.conftest import BootedWorker
+from tests.end_to_end.test_worker import from_file, plain
 from tests.support.malformed import (
     NAMES,
     TOKEN,
@@ -17,7 +18,6 @@ from tests.support.malformed import (
     elsewhere,
     requests,
 )
-from tests.test_worker import from_file, plain
 
 
 @settings(max_examples=300, deadline=None, suppress_health_check=list(HealthCheck), database=None)

@@ -210,7 +210,7 @@ def test_the_command_line_says_what_is_wrong() -> None:
         capture_output=True,
         text=True,
         check=False,
-        cwd=Path(__file__).parent.parent,
+        cwd=Path(__file__).parents[2],
     )
     assert done.returncode == 2
     assert "--rounds 0: 1 or more" in done.stderr

@@ -17,7 +17,7 @@ from tests.conftest import BootedWorker, environment
 from tests.support.control_plane import ControlPlane
 from tests.support.worker_process import WorkerProcess
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 SCHEMAS = json.loads((ROOT / "tests" / "support" / "hub_schema.json").read_text())
 HUB = json.loads((ROOT / ".runpod" / "hub.json").read_text())
 TESTS = json.loads((ROOT / ".runpod" / "tests.json").read_text())

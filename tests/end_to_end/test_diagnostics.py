@@ -17,9 +17,9 @@ import pytest
 from bootstrap.core.findings import Outcome
 from tests.bootstrap.doctor.test_doctor import SCHEMA
 from tests.conftest import BootedWorker
+from tests.end_to_end.test_faults import comfyui_process
+from tests.end_to_end.test_worker import assert_refused, plain
 from tests.support.secret_names import secret_names
-from tests.test_faults import comfyui_process
-from tests.test_worker import assert_refused, plain
 
 Boots = Callable[[Mapping[str, str]], BootedWorker]
 PARTS = ("boot", "comfyui", "versions", "settings", "runpod")

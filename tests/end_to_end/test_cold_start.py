@@ -20,8 +20,8 @@ from bootstrap.core.findings import Outcome
 from handler.jobs.warmup import WarmUp
 from tests.bootstrap.models.test_prefetch import forget
 from tests.conftest import BootedWorker
+from tests.end_to_end.test_worker import plain
 from tests.support import volumes
-from tests.test_worker import plain
 
 Boots = Callable[[Mapping[str, str]], BootedWorker]
 

@@ -17,10 +17,10 @@ from PIL import Image
 
 from demo.volume import DemoVolume
 from tests.conftest import BootedWorker, environment, furnished, ready_worker
+from tests.end_to_end.test_worker import assert_refused, from_file, plain, png
 from tests.support.s3_server import BUCKET, KEY_ID, SECRET, S3Server, s3_server
 from tests.support.schemas import check_reply
 from tests.support.vicious_server import ViciousServer
-from tests.test_worker import assert_refused, from_file, plain, png
 
 QUERY = "?X-Signature=query-marker-5150"
 

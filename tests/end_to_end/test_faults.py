@@ -21,8 +21,8 @@ from handler.common.blocking import Pool
 from handler.common.deadline import Deadline
 from handler.execution import MemoryRelief, Revival
 from tests.conftest import BootedWorker, environment, furnished
+from tests.end_to_end.test_worker import assert_refused, plain
 from tests.support.secret_names import secret_names
-from tests.test_worker import assert_refused, plain
 
 Boots = Callable[[Mapping[str, str]], BootedWorker]
 

@@ -16,13 +16,13 @@ import pytest
 from demo.volume import DemoVolume
 from handler.sdk.shutdown import FORCE_SECONDS
 from tests.conftest import environment, furnished
+from tests.end_to_end.test_faults import through
+from tests.end_to_end.test_worker import from_file, plain
 from tests.prove.places import CannotInject, mount_of
 from tests.support.control_plane import ControlPlane
 from tests.support.s3_server import BUCKET, KEY_ID, SECRET
 from tests.support.trickling_server import trickling
 from tests.support.worker_process import WorkerProcess
-from tests.test_faults import through
-from tests.test_worker import from_file, plain
 
 GRACE = 2.0
 # Python itself needs a moment on a busy machine.
@@ -141,7 +141,7 @@ def test_a_worker_whose_loop_stands_still(worker_env: dict[str, str], tmp_path: 
         "from handler.__main__ import main\n"
         "main()\n"
     )
-    env = worker_env | {"PYTHONPATH": str(Path(__file__).parents[1])}
+    env = worker_env | {"PYTHONPATH": str(Path(__file__).parents[2])}
     with ControlPlane(hold_seconds=1) as plane:
         merged = {**env, **plane.worker_env(skip_fitness=True), "SHUTDOWN_GRACE": f"{GRACE}"}
         with WorkerProcess([sys.executable, blocked], env=merged) as worker:

@@ -26,10 +26,10 @@ from handler.outputs import Delivery, DeliveryOptions
 from handler.outputs import delivery as delivery_module
 from handler.outputs.results import ProducedFile
 from tests.conftest import BootedWorker
+from tests.end_to_end.test_worker import plain
 from tests.support.s3_server import BUCKET, KEY_ID, SECRET
 from tests.support.trickling_server import PARTS, TricklingServer, trickling
 from tests.support.waiting import wait_until
-from tests.test_worker import plain
 
 PNG = b"\x89PNG\r\n\x1a\n content"
 LIMIT = 1.0

@@ -25,7 +25,7 @@ from bootstrap.doctor.facts.walk import walk
 from tests.support.model_folders import link, write
 
 pytestmark = pytest.mark.skipif(why_not() is not None, reason=f"no simulated volume: {why_not()}")
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture

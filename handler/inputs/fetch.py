@@ -54,6 +54,7 @@ class Fetcher:
         await together(self._fetch_one(one) for one in wanted)
 
     async def _fetch_one(self, wanted: Wanted) -> None:
+        _check_text(wanted.url)
         async with self._at_once:
             try:
                 await self._attempt(wanted)
@@ -136,6 +137,18 @@ class Fetcher:
             "Use a faster server, or raise INPUT_TIMEOUT (and max_wait, which covers it) in the "
             "endpoint's environment.",
         )
+
+
+def _check_text(url: str) -> None:
+    """JSON can hold half a character (a lone surrogate), which no request can. Raises JobError."""
+    try:
+        url.encode()
+    except UnicodeEncodeError:
+        raise JobError(
+            "input.url_refused",
+            f"{shown(url)} holds half a character (a lone surrogate, U+D800 to U+DFFF).",
+            _FIX_URL,
+        ) from None
 
 
 def _cut(size: int, reply: Reply) -> str:

@@ -13,12 +13,13 @@ from handler.request.workflow import Workflow
 
 @dataclass(frozen=True)
 class Prompt:
-    """What ComfyUI is to run. `extra_data` may hold secrets for nodes; it is sent to ComfyUI and
-    nowhere else. `tell` hears how far it is, `saved` what a node reports that is through, in the
-    form of the history's outputs."""
+    """What ComfyUI is to run; only what `targets` need, where there are any. `extra_data` may hold
+    secrets for nodes; it is sent to ComfyUI and nowhere else. `tell` hears how far it is, `saved`
+    what a node reports that is through, in the form of the history's outputs."""
 
     workflow: Workflow
-    extra_data: Mapping[str, str] = field(default_factory=dict, repr=False)
+    extra_data: Mapping[str, Any] = field(default_factory=dict, repr=False)
+    targets: tuple[str, ...] | None = None
     tell: Callable[[Step], None] = lambda _: None
     saved: Callable[[Mapping[str, Any]], None] = lambda _: None
 

@@ -126,7 +126,11 @@ class _Run:
         early = not self.turn.first
         try:
             self.prompt_id, left_out = await self.client.submit(
-                self.prompt.workflow, self.client_id, self.prompt_id, self.prompt.extra_data
+                self.prompt.workflow,
+                self.client_id,
+                self.prompt_id,
+                self.prompt.extra_data,
+                self.prompt.targets,
             )
         except Refused as refusal:
             raise await self._refused(refusal) from None

@@ -183,7 +183,9 @@ class WorkflowJobs:
         def tell(step: Step) -> None:
             job.progress.tell(step.stage, step.percent, **step.more)
 
-        prompt = Prompt(request.workflow, request.extra_data, tell, job.outputs.eager.saved)
+        prompt = Prompt(
+            request.workflow, request.extra_data, request.targets, tell, job.outputs.eager.saved
+        )
         for again in (False, True):
             ran = await self._prompts.run(
                 prompt, job.order.deadline, job.handle, at_end, request.retry_on_oom

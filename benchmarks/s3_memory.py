@@ -34,9 +34,9 @@ from bootstrap.volume import Layout
 from bootstrap.comfyui import make_workdir
 from handler.common.calls import Calls
 from handler.common.deadline import Deadline
-from handler.delivery import Delivery
-from handler.order import DeliveryOptions
-from handler.outputs import ProducedFile
+from handler.outputs import Delivery
+from handler.outputs import DeliveryOptions
+from handler.outputs.results import ProducedFile
 
 way, film, folder = sys.argv[1], Path(sys.argv[2]), Path(sys.argv[3])
 settings, _ = Settings.from_env(os.environ)

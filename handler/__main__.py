@@ -9,8 +9,8 @@ from bootstrap.boot import Boot, BootReport, boot_text
 from bootstrap.config import read_settings
 from bootstrap.core.findings import Finding, Outcome, errors_in
 from bootstrap.core.log import say
+from handler.jobs.warmup import WarmUp
 from handler.sdk import import_sdk
-from handler.warmup import WarmUp
 
 
 def main() -> None:
@@ -20,9 +20,9 @@ def main() -> None:
     boot.begin()
     with boot.timeline.stage("import SDK"):
         runpod = import_sdk()
+        from handler.jobs.worker import Worker
         from handler.sdk.job_loop import Hooks, with_slots
         from handler.sdk.shutdown import FORCE_SECONDS, force_end_after_sigterm
-        from handler.worker import Worker
     report = boot.finish()
     say("boot report:\n" + boot_text(report))
     if report.outcome is Outcome.UNFIT:

@@ -216,7 +216,7 @@ def test_these_pages_have_commands_at_all() -> None:
     "command", sorted({c for page in PAGES for c in commands(page)}), ids=lambda c: c[:60]
 )
 def test_every_command_is_one_that_exists(command: str) -> None:
-    """tests/test_clients.py really runs those of docs/client.md."""
+    """tests/end_to_end/test_clients.py really runs those of docs/client.md."""
     words = shlex.split(command, comments=True)
     words = words[: words.index("<") if "<" in words else None]
     words = words[: words.index(">") if ">" in words else None]

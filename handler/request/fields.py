@@ -19,6 +19,7 @@ from bootstrap.config.bucket import S3_CONFIG, Bucket, bucket_from, bucket_of
 from bootstrap.net.addresses import AddressPolicy
 from bootstrap.net.errors import DownloadError
 from handler.common.errors import JobError, short, wrong_type
+from handler.request.references import is_url
 
 _MAX_NAME_BYTES = 200  # leaves room for the job's mark within the 255 of most file systems
 _MAX_FOLDERS = 5
@@ -62,11 +63,6 @@ def read_files(
             )
         seen.add(file.reference)
     return found
-
-
-def is_url(text: str) -> bool:
-    """Is it meant as an address on the web? Not: may it be fetched?"""
-    return text[:8].lower().startswith(("http://", "https://"))
 
 
 def name_in(url: str) -> str:

@@ -11,7 +11,6 @@ from types import MappingProxyType
 from typing import Any
 
 from bootstrap.volume.categories import CATEGORIES, GGUF, PT_EXTENSIONS, extension_of
-from handler.request.fields import is_url
 from handler.request.workflow import Workflow, is_link
 
 _FILE_INPUTS = frozenset("image images mask audio video file model_file latent".split())
@@ -68,6 +67,11 @@ _BY_CLASS_AND_INPUT: Mapping[tuple[str, str], str] = MappingProxyType(
 RANDOM = "random"
 # What every node takes: many count seeds in 32 bits, and JavaScript counts exactly up to 53.
 _BITS = 32
+
+
+def is_url(text: str) -> bool:
+    """Is it meant as an address on the web? Not: may it be fetched?"""
+    return text[:8].lower().startswith(("http://", "https://"))
 
 
 def urls_to_load(workflow: Workflow) -> list[str]:

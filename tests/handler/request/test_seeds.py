@@ -6,7 +6,7 @@ import json
 
 from handler.request.references import draw_seeds
 from tests.conftest import BootedWorker
-from tests.test_worker import plain
+from tests.end_to_end.test_worker import plain
 
 NODES = {
     "3": {"class_type": "KSampler", "inputs": {"seed": "random", "sampler_name": "random"}},

@@ -19,10 +19,10 @@ from handler.common.reply import completed, failed
 from handler.request.parse import WorkflowRequest, parse_request
 from handler.request.worker_comfyui import as_asked
 from tests.conftest import BootedWorker, environment, workflow
+from tests.end_to_end.test_faults import through
+from tests.end_to_end.test_worker import from_file, plain, png
 from tests.support.control_plane import ControlPlane
 from tests.support.worker_process import WorkerProcess
-from tests.test_faults import through
-from tests.test_worker import from_file, plain, png
 
 KEY = "comfyui-0123456789abcdef"
 THEIRS = Settings(response_format="worker-comfyui")

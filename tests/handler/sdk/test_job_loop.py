@@ -10,12 +10,12 @@ import pytest
 
 from demo.volume import DemoVolume
 from tests.conftest import environment, furnished
+from tests.end_to_end.test_faults import through
+from tests.end_to_end.test_production import Production
+from tests.end_to_end.test_worker import plain
 from tests.support.control_plane import ControlPlane
 from tests.support.waiting import wait_until
 from tests.support.worker_process import WorkerProcess
-from tests.test_faults import through
-from tests.test_production import Production
-from tests.test_worker import plain
 
 
 @contextmanager

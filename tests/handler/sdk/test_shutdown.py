@@ -13,11 +13,11 @@ from handler.common.deadline import Deadline
 from handler.common.errors import JobError
 from handler.sdk import shutdown as shutdown_module
 from handler.sdk.shutdown import JobHandle, Shutdown
+from tests.end_to_end.test_faults import through
+from tests.end_to_end.test_worker import plain
 from tests.support.control_plane import ControlPlane
 from tests.support.waiting import wait_until
 from tests.support.worker_process import WorkerProcess
-from tests.test_faults import through
-from tests.test_worker import plain
 
 GRACE = 1.0
 

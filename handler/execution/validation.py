@@ -190,7 +190,7 @@ def _hints_for(
     itself stumbled over it."""
     extra = error.get("extra_info")
     name = extra.get("input_name") if isinstance(extra, Mapping) else None
-    if error.get("type") == "exception_during_validation":
+    if str(error.get("type")).startswith("exception_during"):
         nodes = needed_by(workflow, node_id)
         return [hint for hint in hints if hint.details.get("node_id") in nodes]
     wanted = (node_id, name)

@@ -67,6 +67,12 @@ _ALIKE = (
 )
 
 
+#: For a distribution (normalised name): what it is imported as, where that is not its name; and
+#: the others that bring the same modules.
+MODULES = _BY_DISTRIBUTION
+ALIKE = {name: sorted(group - {name}) for group in _ALIKE for name in group}
+
+
 def distribution_of(module: str) -> str:
     """What to install for `import module`, by its first part; mostly the name itself."""
     top = module.partition(".")[0]

@@ -1,0 +1,1 @@
+"""The Python that runs ComfyUI: what it lacks, and how it gets that."""

@@ -87,7 +87,8 @@ class Builder:
         broken = {name: self._imports([self._modules[name]]) for name in tried}
         for name, reason in broken.items():
             if reason is not None:
-                told = f"{found[name].replace('==', ' ')} does not load with torch {self._torch}: {reason}"
+                what = found[name].replace("==", " ")
+                told = f"{what} does not load with torch {self._torch}: {reason}"
                 self._resolver.forbid(name, told)
         return not any(broken.values())
 

@@ -91,19 +91,19 @@ def conflicts(judgement: Judgement, record: Record, kept: Path) -> list[Finding]
 
 
 def _conflict(owner: str, unmet: Sequence[Verdict], record: Record, kept: Path) -> Finding:
-    texts = [
-        f"{v} ({record.refused[v.text]})" if v.text in record.refused else str(v) for v in unmet
-    ]
+    reasons = record.refused
+    told = [f"{v}: {reasons[v.text]}" if v.text in reasons else str(v) for v in unmet[:5]]
+    more = f"; and {len(unmet) - 5} more" if len(unmet) > 5 else ""
     who = COMFYUI if owner == COMFYUI else f"The custom node {shown(owner)}"
     then = "some of its nodes may be missing" if owner == COMFYUI else "it may fail to import"
     return warning(
         "packages.conflict",
-        f"{who} does not get all that it asks for, and {then}: {texts}{more}.",
+        f"{who} does not get all that it asks for, and {then}: {'; '.join(told)}{more}.",
         "Update the custom node, disable it, or use an image whose Python has what it needs. To "
         f"try again with the same files, remove {kept}.",
         owner=owner,
         requirements=[
-            {"wanted": v.text, "installed": v.version, "reason": record.refused.get(v.text)}
+            {"wanted": v.text, "installed": v.version, "reason": reasons.get(v.text)}
             for v in unmet[:50]
         ],
     )

@@ -16,6 +16,7 @@ from typing import Any
 
 from bootstrap.command import environment
 from bootstrap.environment.requirement_files import COMFYUI, RequirementFile
+from bootstrap.masking import masked
 from bootstrap.module_names import ALIKE, MODULES
 
 JUDGE_SECONDS = 20.0
@@ -125,12 +126,12 @@ class Judgement:
 
     def with_packages(self, added: Mapping[str, str], unmet: Sequence[Verdict]) -> Judgement:
         """As it is once the packages `added` (versions by name) are on ComfyUI's path; `unmet` is
-        what was judged so with them."""
+        what was judged so with them, logins masked."""
         left = {(v.owner, v.text): v for v in unmet}
         verdicts = []
         for v in self.verdicts:
             met = replace(v, state=State.MET, version=added.get(v.name, v.version))
-            verdicts.append(left.get((v.owner, v.text), met if v.unmet else v))
+            verdicts.append(left.get((v.owner, masked(v.text)), met if v.unmet else v))
         return replace(self, verdicts=tuple(verdicts), installed={**self.installed, **added})
 
 

@@ -5,6 +5,7 @@ What cannot be built, or does not work with this torch, is left out with a reaso
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -18,6 +19,21 @@ _MOST_TRIES = 12
 # Built for one torch. What an index has may be built for another, or for CUDA where torch is not;
 # a module that fails to load is worse than one that is missing, since many look for it first.
 _TRIED_OUT = {"torchvision": "torchvision", "torchaudio": "torchaudio", "xformers": "xformers"}
+_TRY = """
+import importlib, json, sys
+broken = {}
+try:
+    import torch
+except Exception:
+    pass
+for name in sys.argv[1:]:
+    try:
+        importlib.import_module(name)
+    except Exception as problem:
+        broken[name] = f"{type(problem).__name__}: {problem}"[:300]
+print()
+print(json.dumps(broken))
+"""
 
 
 class Builder:
@@ -40,6 +56,8 @@ class Builder:
         self._modules = {**_TRIED_OUT, **modules}
         self._resolver = Resolver(uv, judgement, scratch)
         self._torch = judgement.torch()
+        self._there: dict[str, Mapping[str, str]] = {}
+        self._works: set[str] = set()
 
     def build(self, units: Sequence[Unit]) -> Plan:
         """Install what can be; what cannot is in the plan, with the reason.
@@ -54,16 +72,36 @@ class Builder:
 
     def _installed(self, plan: Plan) -> bool:
         """Install it all; False where a package cannot be built and is left out from now on."""
-        shutil.rmtree(self._folder, ignore_errors=True)
+        wanted = {BEFORE: plan.replaces, AFTER: plan.adds}
         try:
-            self._put(BEFORE, plan.replaces.values())
-            self._put(AFTER, plan.adds.values())
+            if self._less_is_wanted(wanted):
+                self._take_out(wanted)
+            else:
+                shutil.rmtree(self._folder, ignore_errors=True)
+                for part, requirements in wanted.items():
+                    self._put(part, requirements.values())
+            self._there = wanted
             return True
         except UvFailed as problem:
-            known = problem.package is None or problem.passing
-            if known or not self._resolver.only_wheels(problem.package or "", str(problem)):
+            self._there = {}
+            if problem.package is None or problem.passing:
                 raise
+            self._resolver.cannot_build(problem.package, str(problem))
             return False
+
+    def _less_is_wanted(self, wanted: Mapping[str, Mapping[str, str]]) -> bool:
+        return bool(self._there) and all(
+            requirements.items() <= self._there[part].items()
+            for part, requirements in wanted.items()
+        )
+
+    def _take_out(self, wanted: Mapping[str, Mapping[str, str]]) -> None:
+        for part, there in self._there.items():
+            if names := there.keys() - wanted[part].keys():
+                self._uv.run(
+                    *("uninstall", "--target", str(self._folder / part), *sorted(names)),
+                    "--quiet",
+                )
 
     def _put(self, part: str, requirements: Iterable[str]) -> None:
         """Bytecode is tied to no time of change, since unpacking gives files another."""
@@ -81,24 +119,22 @@ class Builder:
     def _all_work(self, plan: Plan) -> bool:
         """Can what depends on torch be imported? What cannot is never installed from now on."""
         found = {**plan.adds, **plan.replaces}
-        tried = [name for name in self._modules if name in found]
-        if not tried or self._imports([self._modules[name] for name in tried]) is None:
-            return True
-        broken = {name: self._imports([self._modules[name]]) for name in tried}
-        for name, reason in broken.items():
-            if reason is not None:
+        tried = {n: m for n, m in self._modules.items() if n in found and n not in self._works}
+        broken = self._broken(tried.values()) if tried else {}
+        for name, module in tried.items():
+            if module not in broken:
+                self._works.add(name)
+            else:
                 what = found[name].replace("==", " ")
-                told = f"{what} does not load with torch {self._torch}: {reason}"
+                told = f"{what} does not load with torch {self._torch}: {broken[module]}"
                 self._resolver.forbid(name, told)
-        return not any(broken.values())
+        return not broken
 
-    def _imports(self, modules: Sequence[str]) -> str | None:
-        """Why they cannot be imported; None if they can. No GPU is needed for it."""
+    def _broken(self, modules: Iterable[str]) -> dict[str, str]:
+        """Those that cannot be imported, and why. No GPU is needed for it."""
         env = {"PYTHONPATH": str(self._hook()), "CUDA_VISIBLE_DEVICES": ""}
+        said = self._uv.python("-B", "-c", _TRY, *modules, env=env)
         try:
-            self._uv.python("-B", "-c", f"import {', '.join(['torch', *modules])}", env=env)
-        except UvFailed as problem:
-            if problem.passing:
-                raise
-            return str(problem)
-        return None
+            return dict(json.loads(said.splitlines()[-1]))
+        except (ValueError, IndexError) as problem:
+            raise UvFailed(f"trying out the packages: {problem}", False) from problem

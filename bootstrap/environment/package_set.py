@@ -19,7 +19,7 @@ import re
 import shutil
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 
@@ -47,6 +47,7 @@ from bootstrap.fetch.disk import Disk
 from bootstrap.findings import Finding
 from bootstrap.lease import BEAT, STALE, Lease
 from bootstrap.log import say
+from bootstrap.masking import masked
 from bootstrap.recent import FOLDER
 
 INSTALL, REPORT = "install", "report"
@@ -380,8 +381,8 @@ class _Making:
         record = Record(
             installed={name: after.installed[name] or "" for name in sorted(names)},
             replaced={name: judgement.installed[name] or "" for name in plan.replaces},
-            refused=plan.refused,
-            unmet=tuple(v for v in after.verdicts if v.unmet),
+            refused={masked(text): masked(reason) for text, reason in plan.refused.items()},
+            unmet=tuple(replace(v, text=masked(v.text)) for v in after.verdicts if v.unmet),
             seconds=round(time.monotonic() - start, 1),
         )
         return record, self._keep(record, scratch)

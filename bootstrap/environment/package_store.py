@@ -14,6 +14,7 @@ import re
 import shutil
 import stat
 import struct
+import tempfile
 import zipfile
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
@@ -87,19 +88,22 @@ def load(kept: Path, folder: Path, timeout: float) -> Record:
 
     Raises BadSet when the set itself is at fault, and OSError.
     """
+    with _opened(kept) as archive:
+        record, parts = _record(archive)
+        entries = [e for e in archive.infolist() if e.filename != _RECORD]
+    # A thread that is still writing after a failure writes where nothing looks.
+    part = Path(tempfile.mkdtemp(prefix=f"{folder.name}.", dir=folder.parent))
     try:
-        with _opened(kept) as archive:
-            record, parts = _record(archive)
-            entries = [e for e in archive.infolist() if e.filename != _RECORD]
-        _make_folders(folder, entries)
+        _make_folders(part, entries)
         # A descriptor that a silent volume still holds is left to it.
         source = os.open(kept, os.O_RDONLY)
-        if not Crew(_STREAMS).run(_tasks(source, folder, entries, parts), timeout):
+        if not Crew(_STREAMS).run(_tasks(source, part, entries, parts), timeout):
             raise OSError(errno.ETIMEDOUT, os.strerror(errno.ETIMEDOUT), str(kept))
         os.close(source)
+        os.rename(part, folder)
         return record
     except BaseException:
-        shutil.rmtree(folder, ignore_errors=True)
+        shutil.rmtree(part, ignore_errors=True)
         raise
 
 

@@ -14,11 +14,12 @@ from __future__ import annotations
 import re
 import zipfile
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from bootstrap.environment.judgement import Judgement, Needs, State, Verdict
 from bootstrap.environment.uv import Uv, UvFailed
+from bootstrap.masking import masked
 
 #: Built for one torch, or torch itself: as installed, or not at all.
 _KIN = re.compile(
@@ -32,12 +33,13 @@ _STUBS = "installed"
 
 @dataclass(frozen=True)
 class Unit:
-    """One requirement that is not met, and who asks for it."""
+    """One requirement that is not met, and who asks for it; `wrong`: there in another version."""
 
     text: str
     name: str
     owners: tuple[str, ...]
     core: bool
+    wrong: bool = False
 
     @property
     def is_address(self) -> bool:
@@ -54,6 +56,10 @@ class Plan:
     replaces: Mapping[str, str] = field(default_factory=dict)
     refused: Mapping[str, str] = field(default_factory=dict)
 
+    def also_refused(self, more: Mapping[str, str]) -> Plan:
+        """The same plan, which `more` was not for."""
+        return replace(self, refused={**more, **self.refused})
+
 
 def units_of(verdicts: Iterable[Verdict]) -> tuple[Unit, ...]:
     """What is not met, each requirement once: ComfyUI's first, then what most nodes ask for."""
@@ -62,7 +68,13 @@ def units_of(verdicts: Iterable[Verdict]) -> tuple[Unit, ...]:
         if verdict.unmet:
             found.setdefault(verdict.text, []).append(verdict)
     units = [
-        Unit(text, same[0].name, tuple(v.owner for v in same), any(v.core for v in same))
+        Unit(
+            text,
+            same[0].name,
+            tuple(v.owner for v in same),
+            any(v.core for v in same),
+            same[0].state is State.WRONG,
+        )
         for text, same in found.items()
     ]
     return tuple(sorted(units, key=lambda u: (not u.core, -len(u.owners), u.text)))
@@ -84,23 +96,38 @@ class Resolver:
         self._only_wheels: dict[str, str] = {}
         self._forbidden: dict[str, str] = {}
         self._closure = _closure(judgement)
+        self._hopeless: dict[str, str] = {}
+        self._last: Mapping[str, str] = {}
         self._answers: dict[object, dict[str, str] | UvFailed] = {}
 
     def plan(self, units: Sequence[Unit]) -> Plan:
         """What to install for `units`. Raises UvFailed where nothing can be said of packages."""
+        units, given_up = self._without_hopeless(units)
+        if not units:
+            return Plan(refused=given_up)
         core = [unit for unit in units if unit.core]
         nodes = [unit for unit in units if not unit.core]
         by_core = self._releasable(core, ())
         by_nodes = self._releasable(nodes, self._closure | by_core)
         try:
-            return self._as_plan(self._solve(units, by_core | by_nodes), {})
+            return self._as_plan(self._solve(units, by_core | by_nodes), given_up)
         except UvFailed as problem:
-            if problem.passing and not any(unit.is_address for unit in units):
+            if (culprit := _named_in(problem, units)) is not None:
+                self._hopeless[culprit.text] = str(problem)
+                return self.plan(units).also_refused(given_up)
+            if problem.passing:
                 raise
         fixed, refused = self._plan_core(core, by_core) if core else ({}, {})
         chosen, unmet = self._largest(nodes, lambda some: self._solve(some, by_nodes, fixed))
         found = self._solve(chosen, by_nodes, fixed) if chosen else {}
-        return self._as_plan({**found, **fixed}, {**refused, **unmet})
+        return self._as_plan({**found, **fixed}, {**given_up, **refused, **unmet})
+
+    def cannot_build(self, package: str, reason: str) -> None:
+        """From now on use no source of `package`, or, where there is no other, do without."""
+        name = _normalised(package)
+        line = self._last.get(name, "")
+        if "://" in line or not self.only_wheels(name, reason):
+            self.forbid(name, reason)
 
     def only_wheels(self, package: str, reason: str) -> bool:
         """From now on build nothing of `package`; False where that is said once too often."""
@@ -116,9 +143,15 @@ class Resolver:
         """From now on never install `package`."""
         self._forbidden[package] = reason
 
+    def _without_hopeless(self, units: Sequence[Unit]) -> tuple[Sequence[Unit], dict[str, str]]:
+        """Units without those of which it is known that they cannot be had."""
+        known = {u.text: self._forbidden[u.name] for u in units if u.name in self._forbidden}
+        known |= {u.text: self._hopeless[u.text] for u in units if u.text in self._hopeless}
+        return [unit for unit in units if unit.text not in known], known
+
     def _releasable(self, units: Iterable[Unit], kept: Collection[str]) -> frozenset[str]:
         """Installed packages in another version than these ask for, which may be replaced."""
-        names = {unit.name for unit in units if unit.name in self._stubs}
+        names = {unit.name for unit in units if unit.wrong and unit.name in self._stubs}
         return frozenset(name for name in names if name not in kept and not is_kin(name))
 
     def _plan_core(
@@ -258,6 +291,7 @@ class Resolver:
 
     def _as_plan(self, found: Mapping[str, str], refused: Mapping[str, str]) -> Plan:
         there = self._judged.installed
+        self._last = found
         return Plan(
             {name: line for name, line in found.items() if name not in there},
             {name: line for name, line in found.items() if name in there},
@@ -283,7 +317,7 @@ def _grow(
             solve([*accepted, *some])
             return list(some)
         except UvFailed as problem:
-            if problem.passing and not any(unit.is_address for unit in some):
+            if problem.passing:
                 raise
             if len(some) == 1:
                 refused[some[0].text] = reason(problem)
@@ -293,6 +327,16 @@ def _grow(
         return [*first, *grow([*accepted, *first], some[half:])]
 
     return (grow([], units) if units else []), refused
+
+
+def _named_in(problem: UvFailed, units: Iterable[Unit]) -> Unit | None:
+    """The requirement with an address that uv could not use, if that is what it complains of."""
+    for unit in units:
+        address = unit.text.partition(" @ ")[2] or unit.text
+        plain = re.sub(r"^(?:git|hg|svn|bzr)\+|#.*$|@[^/@]*$", "", masked(address))
+        if unit.is_address and (plain in str(problem) or unit.name == problem.package):
+            return unit
+    return None
 
 
 def _closure(judgement: Judgement) -> frozenset[str]:

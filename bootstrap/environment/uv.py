@@ -43,6 +43,7 @@ _PASSING = re.compile(
     r"|Connection (?:refused|reset)|timed out|dns error|network (?:was|is) disabled"
     r"|Git operation failed|unexpected argument"
 )
+_NOT_BUILT = re.compile(r"Failed to (?:download and )?build `(?P<name>[\w.-]+)(?P<at> @ )?")
 _TRUE = frozenset({"1", "true", "yes", "on"})
 
 
@@ -80,6 +81,9 @@ class Uv:
         pip = {} if any(env.get(name) for name in _OWN_INDEX) else pip_settings(python, env)
         self._env = uv_environment(env, python, scratch, pip)
         self.where = masked(self._env.get("UV_DEFAULT_INDEX") or env.get("UV_INDEX_URL") or "PyPI")
+        # uv has no variable for it.
+        no_index = pip.get("no-index", env.get("UV_NO_INDEX", "")).lower() in _TRUE
+        self._flags = ["--no-index"] if no_index else []
         self.constraint_files = [
             file
             for text in (pip.get("constraint", ""), env.get("UV_CONSTRAINT", ""))
@@ -93,31 +97,39 @@ class Uv:
 
         Raises UvFailed.
         """
-        command = [str(self._uv), "pip", *arguments, "--python", str(self._python)]
+        flags = self._flags if arguments[0] != "uninstall" else []
+        command = [str(self._uv), "pip", *arguments, *flags, "--python", str(self._python)]
         code, output, lines = self._communicate(command)
         if code and time.monotonic() >= self._deadline:
             raise UvFailed("it was not done in the time it may take", True)
         if code < 0:
             raise UvFailed(f"uv was ended by signal {-code}", True)
         if code:
-            text = "\n".join(lines)
-            built = re.search(r"Failed to (?:build|download and build) `([\w.-]+)", text)
-            passing = not built and bool(_PASSING.search(text))
-            if built or passing:  # a conflict is a finding, and is often only asked about
-                for line in lines:
-                    say(line, "uv")
-            raise UvFailed(reason_in(lines), passing, built[1] if built else None)
+            raise self._failure(lines)
         return output
 
-    def python(self, *arguments: str, env: Mapping[str, str]) -> None:
-        """The interpreter itself with `env` added, to try something out. Raises UvFailed."""
-        merged = {**self._env, **env}
-        code, _, lines = self._communicate([str(self._python), *arguments], merged)
+    def _failure(self, lines: Sequence[str]) -> UvFailed:
+        text = "\n".join(lines)
+        on_the_way = bool(_PASSING.search(text)) or "error: " not in text
+        built = _NOT_BUILT.search(text)
+        # From an address it is that server's fault; the index may be well.
+        package = built["name"] if built and (built["at"] or not on_the_way) else None
+        if package or on_the_way:  # a conflict is a finding, and is often only asked about
+            for line in lines:
+                say(line, "uv")
+        return UvFailed(reason_in(lines), on_the_way and package is None, package)
+
+    def python(self, *arguments: str, env: Mapping[str, str]) -> str:
+        """What the interpreter itself prints, with `env` added. Raises UvFailed."""
+        code, output, lines = self._communicate(
+            [str(self._python), *arguments], {**self._env, **env}
+        )
         if code and time.monotonic() >= self._deadline:
             raise UvFailed("it was not done in the time it may take", True)
         if code:
             told = [line for line in lines if line.strip()] or [f"exit code {code}"]
             raise UvFailed(told[-1].strip()[:_MOST_REASON], False)
+        return output
 
     def _communicate(
         self, command: Sequence[str], env: Mapping[str, str] | None = None
@@ -158,9 +170,10 @@ class Uv:
 
 def reason_in(lines: Sequence[str]) -> str:
     """Why uv failed, in its own words: causes and hints, without its preamble."""
-    text = " ".join(line.strip() for line in lines if line.strip())
-    _, found, rest = text.partition("error: ")
-    text = rest if found else text
+    told = [line.strip() for line in lines if line.strip()]
+    _, found, text = " ".join(told).partition("error: ")
+    if not found:  # it is not uv that speaks
+        return (told or ["it gave no reason"])[-1][:_MOST_REASON]
     text = text.removeprefix("No solution found when resolving dependencies")
     text = re.sub(r"\s*cause: ", " ", text).strip()
     text = re.sub(r" @ file://\S*", "", text)
@@ -222,12 +235,13 @@ def uv_environment(
 def _as_for_uv(pip: Mapping[str, str]) -> dict[str, str]:
     words = {name: " ".join(value.split()) for name, value in pip.items()}
     proxy = words.get("proxy", "")
+    if words.get("no-index", "").lower() in _TRUE:
+        words = {n: v for n, v in words.items() if n not in ("index-url", "extra-index-url")}
     told = {
         "UV_DEFAULT_INDEX": words.get("index-url", ""),
-        "UV_INDEX": words.get("extra-index-url", ""),
+        "UV_EXTRA_INDEX_URL": words.get("extra-index-url", ""),
         "UV_INDEX_STRATEGY": "unsafe-best-match" if words.get("extra-index-url") else "",
         "UV_FIND_LINKS": words.get("find-links", "").replace(" ", ","),
-        "UV_NO_INDEX": "1" if words.get("no-index", "").lower() in _TRUE else "",
         "UV_INSECURE_HOST": words.get("trusted-host", ""),
         "UV_HTTP_TIMEOUT": words.get("timeout", words.get("default-timeout", "")),
         "UV_HTTP_RETRIES": words.get("retries", ""),

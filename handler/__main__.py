@@ -8,12 +8,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from bootstrap.boot import Boot
-from bootstrap.findings import Finding, Outcome, errors_in
-from bootstrap.log import say
-from bootstrap.render import boot_text
-from bootstrap.reports import BootReport
-from bootstrap.settings import read_settings
+from bootstrap.boot import Boot, BootReport, boot_text
+from bootstrap.config import read_settings
+from bootstrap.core.findings import Finding, Outcome, errors_in
+from bootstrap.core.log import say
 from handler.warmup import WarmUp
 
 
@@ -24,18 +22,25 @@ def main() -> None:
     boot.begin()
     with boot.timeline.stage("import SDK"):
         runpod = _import_sdk()
-        from handler.intake import with_slots
-        from handler.slots import Slots
+        from handler.intake import Hooks, with_slots
+        from handler.shutdown import FORCE_SECONDS, force_end_after_sigterm
         from handler.worker import Worker
     report = boot.finish()
     say("boot report:\n" + boot_text(report))
     if report.outcome is Outcome.UNFIT:
         _register_fitness_check(runpod, report)
     # A worker that is stopped after a job must not hold another one.
-    slots = Slots(0 if boot.settings.refresh_worker else boot.settings.job_prefetch)
-    worker = Worker(boot, report, slots)
-    config = {"handler": worker.handle}
-    runpod.serverless.start(with_slots(config, slots, boot.loop_pulse.begin, worker.shutdown.begin))
+    settings = boot.settings
+    worker = Worker(boot, report, 0 if settings.refresh_worker else settings.job_prefetch)
+    hooks = Hooks(
+        worker.slots,
+        at_start=boot.loop_pulse.begin,
+        at_end=worker.shutdown.begin,
+        finish=worker.finish,
+        grace=settings.shutdown_grace,
+    )
+    force_end_after_sigterm(settings.shutdown_grace + FORCE_SECONDS)
+    runpod.serverless.start(with_slots({"handler": worker.handle}, hooks))
 
 
 def _import_sdk() -> Any:

@@ -8,14 +8,10 @@ from importlib import metadata
 from typing import Any
 
 import bootstrap
-from bootstrap.boot import Boot
-from bootstrap.doctor import examine
-from bootstrap.exits import Exit, explain_exit
-from bootstrap.facts.everything import Facts, Scope
-from bootstrap.local_models import cached_models
-from bootstrap.readiness import is_answering
-from bootstrap.render import boot_json, bounded, report_json
-from bootstrap.reports import BootReport
+from bootstrap.boot import Boot, BootReport, boot_json
+from bootstrap.comfyui import Exit, explain_exit, is_answering
+from bootstrap.doctor import Facts, Scope, bounded, examine, report_json
+from bootstrap.models.cache_links import cached_models
 from handler import reply
 from handler.requests import DiagnosticsRequest, ModelsRequest
 
@@ -46,6 +42,7 @@ class Diagnostics:
         report = examine(self._boot.settings, self._boot.env, scope, self._boot.node_log)
         diagnostics = {
             **report_json(report),
+            "health": vars(self._boot.health()),
             "boot": boot_json(self._report),
             "comfyui": self._comfyui_state(),
             "versions": _versions(report.facts),

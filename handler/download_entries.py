@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from bootstrap.findings import Finding, errors_in
-from bootstrap.manifest import VERSION, parse_manifest
-from bootstrap.manifest_entry import ModelSpec
-from bootstrap.settings import Settings
+from bootstrap.config import Settings
+from bootstrap.core.findings import Finding, errors_in
+from bootstrap.models.manifest import VERSION, parse_manifest
+from bootstrap.models.manifest_entry import ModelSpec
 from handler.errors import JobError
 from handler.words import wrong_type
 

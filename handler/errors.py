@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from bootstrap.findings import Finding
-from bootstrap.masking import masked, masked_data
+from bootstrap.core.findings import Finding
+from bootstrap.core.redact import masked, masked_data
 
 CODES = {
     "request.no_input": "The job has no `input`",

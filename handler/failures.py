@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from bootstrap.exits import Exit, explain_exit
+from bootstrap.comfyui import Exit, explain_exit
 from handler.deadline import Deadline
 from handler.errors import JobError
 from handler.headway import Headway
-from handler.volume_pulse import VOLUME_FIX
+from handler.volume_watchdog import VOLUME_FIX
 
 
 def died(exit: Exit, headway: Headway) -> JobError:

@@ -7,32 +7,26 @@ in no message.
 
 from __future__ import annotations
 
-import threading
+import asyncio
 from collections.abc import Sequence
-from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from pathlib import Path
 
-from bootstrap.fetch.addresses import AddressPolicy, shown
-from bootstrap.fetch.errors import DownloadError, bad_answer
-from bootstrap.fetch.reply import Reply
-from bootstrap.fetch.web import Channel
-from bootstrap.settings import Settings
+from bootstrap.config import Settings
+from bootstrap.net.addresses import AddressPolicy, shown
+from bootstrap.net.errors import DownloadError, bad_answer
+from bootstrap.net.http import Channel, Reply
+from handler.blocking import Pool, TimeUp, together
 from handler.deadline import Deadline
 from handler.errors import JobError
 
 _AT_ONCE = 4
-_ATTEMPTS = 2
 _SILENCE_SECONDS = 20.0
 _BLOCK = 1024 * 1024
 _FIX_URL = (
     "Send a public https address that answers with the file itself, without a login; or send the "
     'file as "data".'
 )
-
-
-class Abandoned(Exception):
-    """Nobody waits for the file any more."""
 
 
 @dataclass(frozen=True)
@@ -44,54 +38,60 @@ class Wanted:
 
 
 class Fetcher:
-    """Fetches for one job; `stop` may come from another thread and ends it soon."""
+    """Fetches for one job. Each connection is aborted when the time is up or the job is cancelled,
+    whatever the server is at by then: a time-out of the socket starts again with each byte."""
 
-    def __init__(self, settings: Settings, deadline: Deadline) -> None:
+    def __init__(self, settings: Settings, deadline: Deadline, network: Pool) -> None:
         self._max_mb = settings.max_input_mb
         self._limit = Deadline(min(settings.input_timeout, deadline.remaining))
         self._policy = AddressPolicy(allow_private=settings.allow_private_urls)
-        self._stopped = threading.Event()
-        self._channels: set[Channel] = set()
+        self._network = network
+        self._at_once = asyncio.Semaphore(_AT_ONCE)
 
-    def fetch(self, wanted: Sequence[Wanted]) -> None:
-        """Write every file. Raises JobError for the first that fails, and ends the others."""
-        if not wanted:
-            return
-        with ThreadPoolExecutor(_AT_ONCE, thread_name_prefix="input") as pool:
-            running = [pool.submit(self._fetch_one, one) for one in wanted]
-            wait(running, return_when=FIRST_EXCEPTION)
-            if any(_failed(one) for one in running):
-                self.stop()
-        _raise_first(running)
+    async def fetch(self, wanted: Sequence[Wanted]) -> None:
+        """Write every file. Raises JobError for the first that fails, and ends the others; OSError
+        when a file cannot be written."""
+        await together(self._fetch_one(one) for one in wanted)
 
-    def stop(self) -> None:
-        """Give up whatever is being fetched."""
-        self._stopped.set()
-        for channel in list(self._channels):
-            channel.abort()
-
-    def _fetch_one(self, wanted: Wanted) -> None:
-        attempt = 1
-        while True:
-            channel = Channel(self._policy, min(_SILENCE_SECONDS, max(self._limit.remaining, 0.1)))
-            self._channels.add(channel)
+    async def _fetch_one(self, wanted: Wanted) -> None:
+        async with self._at_once:
             try:
-                return self._take(channel, wanted)
+                await self._attempt(wanted)
             except DownloadError as problem:
-                if self._stopped.is_set():
-                    raise Abandoned from None
                 if self._limit.expired:
                     raise self._too_slow(wanted) from None
-                if attempt == _ATTEMPTS or not problem.transient:
+                if not problem.transient:
                     raise _as_job_error(problem, wanted.url) from None
-                attempt += 1
-            finally:
-                self._channels.discard(channel)
-                channel.close()
+                await self._last_attempt(wanted)
+
+    async def _last_attempt(self, wanted: Wanted) -> None:
+        try:
+            await self._attempt(wanted)
+        except DownloadError as problem:
+            if self._limit.expired:
+                raise self._too_slow(wanted) from None
+            raise _as_job_error(problem, wanted.url) from None
+
+    async def _attempt(self, wanted: Wanted) -> None:
+        limit = self._limit.remaining
+        channel = Channel(self._policy, min(_SILENCE_SECONDS, limit + 0.1))
+        try:
+            await self._network.run(lambda: self._take(channel, wanted), limit, channel.abort)
+        except TimeUp:
+            raise self._too_slow(wanted) from None
 
     def _take(self, channel: Channel, wanted: Wanted) -> None:
-        if self._stopped.is_set():
-            raise Abandoned
+        """Fetch it; nothing is left of a file that did not come, or came too late."""
+        whole = False
+        try:
+            self._save(channel, wanted)
+            whole = not channel.aborted
+        finally:
+            channel.close()
+            if not whole:
+                wanted.path.unlink(missing_ok=True)
+
+    def _save(self, channel: Channel, wanted: Wanted) -> None:
         reply = channel.get(wanted.url)
         if reply.status != 200:
             raise JobError(
@@ -114,8 +114,6 @@ class Fetcher:
         with open(wanted.path, "wb") as file:
             while block := reply.read_some(_BLOCK):
                 size += len(block)
-                if self._stopped.is_set():
-                    raise Abandoned
                 if size > self._max_mb * 1e6:
                     raise self._too_large(wanted, "more")
                 if self._limit.expired:
@@ -142,20 +140,6 @@ class Fetcher:
 
 def _cut(size: int, reply: Reply) -> str:
     return f"the connection to {reply.host} was cut after {size} of {reply.length} bytes."
-
-
-def _failed(one: Future[None]) -> bool:
-    return one.done() and not one.cancelled() and one.exception() is not None
-
-
-def _raise_first(done: Sequence[Future[None]]) -> None:
-    """The first true reason; those that were only told to stop have none of their own."""
-    problems = [problem for one in done if (problem := one.exception()) is not None]
-    for problem in problems:
-        if not isinstance(problem, Abandoned):
-            raise problem
-    if problems:
-        raise problems[0]
 
 
 def _as_job_error(problem: DownloadError, url: str) -> JobError:

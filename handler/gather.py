@@ -2,23 +2,24 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable
-from concurrent.futures import Executor
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from bootstrap.core.files import open_regular
 from handler.content import HEAD_BYTES, kind_of, mime_type
 from handler.errors import JobError
 from handler.keeper import marked
-from handler.local_files import LocalFiles
-from handler.order import Order
+from handler.local_files import LocalFiles, stamp_from, stamp_of
+from handler.order import DeliveryOptions
 from handler.outputs import Produced, ProducedFile, ProducedText
 from handler.pictures import NotWritten, rewritten
 from handler.result import Result
 
 
 @dataclass
-class Gathered:
+class CollectedOutputs:
     """Results in the order of their nodes, the files that were reported, warnings about others."""
 
     results: list[Result] = field(default_factory=list)
@@ -26,9 +27,9 @@ class Gathered:
     warnings: list[str] = field(default_factory=list)
 
 
-def gather(produced: Iterable[Produced], files: LocalFiles, mark: str) -> Gathered:
+def gather(produced: Iterable[Produced], files: LocalFiles, mark: str) -> CollectedOutputs:
     """Find everything. Raises JobError when files were reported and not one of them is on disk."""
-    found = Gathered()
+    found = CollectedOutputs()
     missing: list[str] = []
     for item in produced:
         if isinstance(item, ProducedText):
@@ -38,8 +39,12 @@ def gather(produced: Iterable[Produced], files: LocalFiles, mark: str) -> Gather
         if local is None:
             missing += [] if item.guessed else [item.filename]
         elif local not in found.files:
-            found.files.append(local)
-            found.results.append(_result(item, local, files, mark))
+            try:
+                found.results.append(_result(item, local, files, mark))
+            except OSError:  # removed, or replaced by something that is not a file
+                missing += [] if item.guessed else [item.filename]
+            else:
+                found.files.append(local)
     if missing and not found.results:
         raise JobError(
             "job.result_missing",
@@ -51,52 +56,8 @@ def gather(produced: Iterable[Produced], files: LocalFiles, mark: str) -> Gather
     return found
 
 
-def rewrite(results: list[Result], order: Order, scratch: Path, pool: Executor) -> None:
-    """Give pictures the form that is wanted, in files of their own below `scratch`."""
-    if order.options.changes_images:
-        pictures = [result for result in results if result.kind == "image"]
-        list(pool.map(lambda result: _rewrite(result, order, scratch), pictures))
-    _tell_apart(results)
-
-
-def write_out(result: Result, mark: str, scratch: Path) -> None:
-    """A text becomes a file."""
-    scratch.mkdir(parents=True, exist_ok=True)
-    name = f"text_{result.node_id}.txt".replace("/", "_")[-100:]
-    local = scratch / name
-    local.write_text(result.text or "", "utf-8", "replace")
-    result.filename = marked(name, mark)
-    result.mime_type, result.size, result.local = "text/plain", local.stat().st_size, local
-
-
-def _result(item: ProducedFile, local: Path, files: LocalFiles, mark: str) -> Result:
-    inside = local.is_relative_to(files.output)
-    result = Result(
-        item.node_id,
-        "file",
-        local,
-        filename=marked(local.name, mark),
-        subfolder=local.parent.relative_to(files.output) if inside else Path(),
-        type=item.type,
-        path=files.place_on_volume(local),
-    )
-    if result.path is not None:
-        result.filename = local.name
-    return _described(result, local)
-
-
-def _described(result: Result, local: Path) -> Result:
-    """What only the file can tell: type, kind and size."""
-    with open(local, "rb") as file:
-        head = file.read(HEAD_BYTES)
-    result.mime_type = mime_type(head, local.name)
-    result.kind = kind_of(result.mime_type)
-    result.size = local.stat().st_size
-    result.local = local
-    return result
-
-
-def _rewrite(result: Result, order: Order, scratch: Path) -> None:
+def rewrite(result: Result, order: DeliveryOptions, scratch: Path) -> None:
+    """Give a picture the form that is wanted, in a file of its own below `scratch`."""
     assert result.local is not None
     folder = scratch / result.subfolder
     folder.mkdir(parents=True, exist_ok=True)
@@ -108,10 +69,50 @@ def _rewrite(result: Result, order: Order, scratch: Path) -> None:
     if changed is not None:
         result.filename = marked(changed.name, order.mark)
         result.path = None
-        _described(result, changed)
+        _describe(result, changed)
 
 
-def _tell_apart(results: Iterable[Result]) -> None:
+def write_out(result: Result, mark: str, scratch: Path) -> None:
+    """A text becomes a file."""
+    scratch.mkdir(parents=True, exist_ok=True)
+    name = f"text_{result.node_id}.txt".replace("/", "_")[-100:]
+    local = scratch / name
+    local.write_text(result.text or "", "utf-8", "replace")
+    result.filename = marked(name, mark)
+    result.mime_type, result.size, result.local = "text/plain", local.stat().st_size, local
+    result.stamp = stamp_of(local)
+
+
+def _result(item: ProducedFile, local: Path, files: LocalFiles, mark: str) -> Result:
+    inside = local.is_relative_to(files.output)
+    result = Result(
+        item.node_id,
+        "file",
+        local,
+        source=local,
+        filename=marked(local.name, mark),
+        subfolder=local.parent.relative_to(files.output) if inside else Path(),
+        type=item.type,
+        path=files.place_on_volume(local),
+    )
+    if result.path is not None:
+        result.filename = local.name
+    _describe(result, local)
+    return result
+
+
+def _describe(result: Result, local: Path) -> None:
+    """What only the file can tell: type, kind and size. Raises OSError."""
+    with open_regular(local) as file:
+        head = file.read(HEAD_BYTES)
+        status = os.fstat(file.fileno())
+    result.mime_type = mime_type(head, local.name)
+    result.kind = kind_of(result.mime_type)
+    result.size, result.stamp = status.st_size, stamp_from(status)
+    result.local = local
+
+
+def deduplicate_names(results: Iterable[Result]) -> None:
     """No two results of a job have one name, such as `a.png` and `a.webp` once both are JPEG."""
     seen: set[Path] = set()
     for result in results:

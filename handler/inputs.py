@@ -10,10 +10,12 @@ from collections.abc import Sequence
 from itertools import chain
 from pathlib import Path
 
-from bootstrap.fetch.addresses import shown
+from bootstrap.net.addresses import shown
+from handler.blocking import Pool
 from handler.content import HEAD_BYTES, extension_for, unfit
+from handler.deadline import Deadline
 from handler.errors import JobError
-from handler.fetch_inputs import Abandoned, Fetcher, Wanted
+from handler.fetch_inputs import Fetcher, Wanted
 from handler.loaders import rename_files, urls_to_load, use_fetched, wanted_files
 from handler.request_files import InputFile, name_in
 from handler.volume_inputs import ROOM_FIX, VolumeInputs, named_files
@@ -25,55 +27,59 @@ _DATA_URI = re.compile(r"data:[\w.+/-]*(?:;[\w=.+-]+)*;base64,", re.IGNORECASE)
 class JobInputs:
     """The input files of one job: they carry its mark, a word that only this job uses, so that a
     name that was used before never shows an older picture. Those of the volume are shared with
-    other jobs. Calls block; use them in a thread."""
+    other jobs."""
 
-    def __init__(self, folder: Path, mark: str, fetcher: Fetcher, shared: VolumeInputs) -> None:
+    def __init__(
+        self, folder: Path, mark: str, fetcher: Fetcher, shared: VolumeInputs, local: Pool
+    ) -> None:
         self._folder = folder
         self._mark = mark
         self._fetcher = fetcher
         self._shared = shared
+        self._local = local
         self._written: list[Path] = []
         self._over = False
 
     @staticmethod
-    def concern(files: Sequence[InputFile], workflow: Workflow) -> bool:
+    def has_files(files: Sequence[InputFile], workflow: Workflow) -> bool:
         """Is there any file to place, or to look for?"""
         named = (urls_to_load(workflow), named_files(workflow), wanted_files(workflow))
         return bool(files) or any(True for _ in chain(*named))
 
-    def place(self, files: Sequence[InputFile], workflow: Workflow) -> None:
+    async def materialize(
+        self, files: Sequence[InputFile], workflow: Workflow, deadline: Deadline
+    ) -> None:
         """Write `files`, and what stands behind URLs in loaders, let `workflow` refer to them, and
         have what else it names from the volume.
 
-        All is decoded before the first is written; after an error nothing is left. Raises
-        JobError for data that is no base64, URLs that cannot be fetched and wrong content.
+        All is decoded before the first is written. Raises JobError for data that is not base64,
+        URLs that cannot be fetched and wrong content, and TimeUp. `remove` is still to be called
+        then.
         """
-        try:
-            self._place(files, workflow)
-            self._shared.bring(workflow, self._mark)
-        except BaseException:
-            self.remove()
-            raise
-        if self._over:  # removed by another thread meanwhile
-            self.remove()
+        names = await self._local.run(lambda: self._write_all(files), deadline.remaining)
+        remote = [(file.reference, file) for file in files if file.url is not None]
+        in_loaders = urls_to_load(workflow)
+        remote += [(url, InputFile(name_in(url), url=url)) for url in in_loaders]
+        if remote:
+            names |= await self._fetch(remote, deadline)
+        use_fetched(workflow, {url: names.pop(url) for url in in_loaders})
+        rename_files(workflow, names)
+        await self._shared.bring(workflow, self._mark, deadline)
 
     def remove(self) -> None:
-        """Delete the job's own input files, and stop fetching more."""
+        """Delete the job's own input files. Blocks, on local disk."""
         self._over = True
-        self._fetcher.stop()
         for file in list(self._written):
             file.unlink(missing_ok=True)
         self._shared.release(self._mark)
 
-    def _place(self, files: Sequence[InputFile], workflow: Workflow) -> None:
+    def _write_all(self, files: Sequence[InputFile]) -> dict[str, str]:
+        """Those that came with the request; the names ComfyUI knows them by."""
         decoded = [(file, _decode(file)) for file in files if file.data is not None]
         names = {file.reference: self._write(file, content) for file, content in decoded}
-        remote = [(file.reference, file) for file in files if file.url is not None]
-        in_loaders = urls_to_load(workflow)
-        remote += [(url, InputFile(name_in(url), url=url)) for url in in_loaders]
-        names |= self._fetch(remote)
-        use_fetched(workflow, {url: names.pop(url) for url in in_loaders})
-        rename_files(workflow, names)
+        if self._over:  # the job ended meanwhile
+            self.remove()
+        return names
 
     def _write(self, file: InputFile, content: bytes) -> str:
         """The name ComfyUI knows it by, relative to the input folder."""
@@ -85,20 +91,28 @@ class JobInputs:
             raise _not_stored(file.name, self._folder, problem) from None
         return str(path.relative_to(self._folder))
 
-    def _fetch(self, remote: Sequence[tuple[str, InputFile]]) -> dict[str, str]:
+    async def _fetch(
+        self, remote: Sequence[tuple[str, InputFile]], deadline: Deadline
+    ) -> dict[str, str]:
         """Fetch (key, file) pairs; the names ComfyUI knows them by."""
         wanted: dict[str, tuple[Wanted, InputFile]] = {}
-        for number, (key, file) in enumerate(remote, 1):
-            # URLs often end alike (…/1/image.png, …/2/image.png): the number tells them apart.
-            name = _marked(file.name, f"{self._mark}-{number}")
-            wanted[key] = (Wanted(file.url or "", self._path_for(file, name)), file)
+
+        def prepare() -> None:
+            for number, (key, file) in enumerate(remote, 1):
+                # URLs often end alike (…/1/image.png, …/2/image.png): the number tells them apart.
+                name = _marked(file.name, f"{self._mark}-{number}")
+                wanted[key] = (Wanted(file.url or "", self._path_for(file, name)), file)
+
+        await self._local.run(prepare, deadline.remaining)
         try:
-            self._fetcher.fetch([one for one, _ in wanted.values()])
+            await self._fetcher.fetch([one for one, _ in wanted.values()])
         except OSError as problem:
             raise _not_stored("from a URL", self._folder, problem) from None
-        except Abandoned:
-            raise JobError("job.interrupted", "The job ended while its files came.", "") from None
-        return {key: self._fetched(one, file) for key, (one, file) in wanted.items()}
+
+        def fetched() -> dict[str, str]:
+            return {key: self._fetched(one, file) for key, (one, file) in wanted.items()}
+
+        return await self._local.run(fetched, deadline.remaining)
 
     def _fetched(self, wanted: Wanted, file: InputFile) -> str:
         """Its content fits its name; one without an extension gets that of its content."""

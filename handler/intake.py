@@ -9,40 +9,85 @@ comes in the moment of a take.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
+from dataclasses import dataclass
 from typing import Any
 
 from runpod.serverless.modules import rp_scale
 
-from handler.slots import Slots
+from bootstrap.core.log import say
+from handler.slots import JobSlots
 
-_SLOTS, _AT_THE_START, _AT_THE_END = "slots", "at_the_start", "at_the_end"
+_HOOKS = "hooks"
+_POLL_SECONDS = 90.0
+_EXHAUSTED_SECONDS = 30
+# What is left of the way out after the grace: jobs that were ended are answered.
+_ANSWER_SECONDS = 3.5
 
 
-class Intake(rp_scale.JobScaler):  # type: ignore[misc]  # the SDK is not typed
-    """The SDK's loop, with `Slots` to say when a job is taken."""
+@dataclass(frozen=True)
+class Hooks:
+    """What the loop tells the worker: in the loop `at_start` when it begins, `at_end` when it is
+    told to end, and `finish` at the very end. `grace` in seconds is what running jobs have then."""
+
+    slots: JobSlots
+    at_start: Callable[[], None]
+    at_end: Callable[[], None]
+    finish: Callable[[], Awaitable[None]]
+    grace: float
+
+
+class JobLoop(rp_scale.JobScaler):  # type: ignore[misc]  # the SDK is not typed
+    """The SDK's loop, with `JobSlots` to say when a job is taken."""
 
     def __init__(self, config: dict[str, Any]) -> None:
         super().__init__(config)
-        self._slots: Slots = config[_SLOTS]
-        self._at_the_start: Callable[[], None] = config[_AT_THE_START]
-        self._at_the_end: Callable[[], None] = config[_AT_THE_END]
+        self._hooks: Hooks = config[_HOOKS]
+        self._slots = self._hooks.slots
         self._loop: asyncio.AbstractEventLoop | None = None
+        self._running: asyncio.Future[None] | None = None
         self._get_job: Any = self.jobs_fetcher  # type: ignore[has-type]
         self.jobs_fetcher = self._take
+        # Of a poll only, not of the wait for a slot before it: a poll that is cut short just
+        # then could lose the job that it brings.
+        self.jobs_fetcher_timeout = None
 
     async def run(self) -> None:
         """Take and run jobs until the worker is told to end."""
         self._loop = asyncio.get_running_loop()
-        self._at_the_start()
-        await super().run()
+        self._hooks.at_start()
+        watching = asyncio.ensure_future(self._watch())
+        self._running = asyncio.ensure_future(super().run())
+        try:
+            await self._running
+        except asyncio.CancelledError:
+            pass  # the open polls were cut
+        finally:
+            watching.cancel()
+            await self._hooks.finish()
+
+    async def _watch(self) -> None:
+        """Once a second; ends a worker that can take no job any more, so that another one can."""
+        exhausted = 0
+        while True:
+            await asyncio.sleep(1.0)
+            self._slots.beat()
+            exhausted = exhausted + 1 if self._slots.exhausted and not self._slots.busy else 0
+            if exhausted == _EXHAUSTED_SECONDS:
+                say("no more jobs can be taken, since calls of earlier ones hang; the worker ends")
+                self.kill_worker()
 
     async def _take(self, session: Any, _: int) -> None:
         """Take a job and begin with it. One that the open take brought after the end was begun is
-        waited for: nobody else does any more."""
-        if not await self._slots.room():
+        waited for: the SDK's loop no longer waits for it."""
+        self._slots.looked()
+        if not await self._slots.wait_for_slot():
             return
-        for job in await self._get_job(session, 1) or ():
+        jobs = None
+        with suppress(asyncio.TimeoutError):
+            jobs = await asyncio.wait_for(self._get_job(session, 1), _POLL_SECONDS)
+        for job in jobs or ():
             self._slots.take(job["id"])
             task = self._begin(session, job)
             if not self.is_alive():
@@ -55,13 +100,13 @@ class Intake(rp_scale.JobScaler):  # type: ignore[misc]  # the SDK is not typed
         self.jobs_queue.put_nowait(job)
         self.jobs_queue.get_nowait()
         task = asyncio.create_task(self.handle_job(session, job))
-        task.add_done_callback(lambda _: self._slots.leave(job["id"]))
+        task.add_done_callback(lambda _: self._slots.release(job["id"]))
         self.jobs_tasks[job["id"]] = task
         return task
 
     async def run_jobs(self, _: Any) -> None:
         """Until no job will be taken any more, and none is here."""
-        await self._slots.over()
+        await self._slots.wait_closed()
 
     async def stop_job(self, job_id: str) -> bool:
         """Stop a job that runs; remember one that is not known yet."""
@@ -75,26 +120,20 @@ class Intake(rp_scale.JobScaler):  # type: ignore[misc]  # the SDK is not typed
         a signal, in between whatever the loop is at."""
         super().kill_worker()
         if self._loop is not None and not self._loop.is_closed():
-            self._loop.call_soon_threadsafe(self._slots.close)
-            self._loop.call_soon_threadsafe(self._at_the_end)
+            self._loop.call_soon_threadsafe(self._close)
+
+    def _close(self) -> None:
+        """Polls are open for 90 s: they are cut when every job has had its time."""
+        self._slots.close()
+        self._hooks.at_end()
+        if self._loop is not None and self._running is not None:
+            self._loop.call_later(self._hooks.grace + _ANSWER_SECONDS, self._running.cancel)
 
 
-def with_slots(
-    config: dict[str, Any],
-    slots: Slots,
-    at_the_start: Callable[[], None],
-    at_the_end: Callable[[], None],
-) -> dict[str, Any]:
-    """The SDK's configuration for a worker whose jobs `slots` counts; `at_the_start` is called in
-    the loop when it begins, `at_the_end` when it is told to end. The SDK then uses our loop: it has
-    no setting for that."""
-    rp_scale.JobScaler = Intake
+def with_slots(config: dict[str, Any], hooks: Hooks) -> dict[str, Any]:
+    """The SDK's configuration for a worker whose jobs are counted. The SDK then uses our loop: it
+    has no setting for that."""
+    rp_scale.JobScaler = JobLoop
     # What the SDK itself counts never runs out: it counts a job twice for a moment.
-    most = 2 * slots.most + 1
-    return {
-        **config,
-        _SLOTS: slots,
-        _AT_THE_START: at_the_start,
-        _AT_THE_END: at_the_end,
-        "concurrency_modifier": lambda _: most,
-    }
+    most = 2 * hooks.slots.most + 1
+    return {**config, _HOOKS: hooks, "concurrency_modifier": lambda _: most}

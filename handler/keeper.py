@@ -7,66 +7,73 @@ import uuid
 from contextlib import suppress
 from pathlib import Path
 
-from bootstrap.publish import publish_copy
-from bootstrap.settings import Settings
+from bootstrap.config import Settings
+from bootstrap.core.files import publish_copy
 from bootstrap.volume import Layout
-from handler.volume_pulse import Pulse
+from handler.blocking import TimeUp
 from handler.volume_record import VolumeRecord
+from handler.volume_watchdog import VolumeWatchdog
+
+_RECORD_SECONDS = 30.0
 
 
-class NotKept(Exception):
+class NotSaved(Exception):
     """A file is not on the volume; `str()` is the reason."""
 
 
-class Keeper:
-    """Keeps files for one worker. Paths it gives are relative to the volume, which is mounted
-    elsewhere on a Pod. May be used by several threads."""
+class VolumeStore:
+    """Saves files for one worker. Paths it gives are relative to the volume, which is mounted
+    elsewhere on a Pod."""
 
-    def __init__(self, settings: Settings, layout: Layout) -> None:
+    def __init__(self, settings: Settings, layout: Layout, volume: VolumeWatchdog) -> None:
         self._layout = layout
-        self._pulse = Pulse(layout.root)
+        self._volume = volume
         self._record = VolumeRecord(
             layout.output, uuid.uuid4().hex, settings.keep_outputs_days, settings.keep_outputs_gb
         )
         self._lock = threading.Lock()
         self._new: list[Path] = []
 
-    def keep(self, local: Path, subfolder: Path, name: str) -> str:
-        """Copy a file to `subfolder`/`name`; its path on the volume. Raises NotKept."""
-        kept = self._layout.output
-
-        def publish() -> Path:
-            if not self._layout.root.is_dir():
-                raise FileNotFoundError(f"there is no volume at {self._layout.root}")
-            return publish_copy(local, kept / subfolder, name)
-
+    async def save(self, local: Path, subfolder: Path, name: str, seconds: float) -> str:
+        """Copy a file to `subfolder`/`name`; its path on the volume. Raises NotSaved, after
+        `seconds` at the latest."""
+        folder = self._layout.output
         try:
-            path = self._pulse.attended(publish)
+            path = await self._volume.call(
+                lambda: self._publish(local, folder / subfolder, name), seconds
+            )
         except OSError as problem:
-            why = problem.strerror or problem
-            raise NotKept(f"{local.name} could not be kept in {kept}: {why}") from None
-        with self._lock:
-            self._new.append(path)
-        return str(path.relative_to(self._layout.root))
+            why = problem.strerror or str(problem)
+        except TimeUp:
+            why = f"that took more than {seconds:.0f} s"
+        else:
+            return str(path.relative_to(self._layout.root))
+        raise NotSaved(f"{local.name} could not be kept in {folder}: {why}")
 
-    def take_back(self, path: str) -> None:
-        """Remove a file that `keep` has just kept. One that cannot be removed stays."""
-        kept = self._layout.root / path
+    async def delete(self, path: str) -> None:
+        """Remove a file that `save` has just saved. One that cannot be removed stays."""
+        saved = self._layout.root / path
         with self._lock:
-            self._new = [new for new in self._new if new != kept]
-        with suppress(OSError):
-            self._pulse.attended(lambda: kept.unlink(missing_ok=True))
+            self._new = [new for new in self._new if new != saved]
+        with suppress(OSError, TimeUp):
+            await self._volume.call(lambda: saved.unlink(missing_ok=True), _RECORD_SECONDS)
 
-    def write_down(self) -> None:
-        """Record what was kept since the last time, and see to limits. A volume that fails now
-        only means that these files are never removed."""
+    async def flush_record(self) -> None:
+        """Record what was saved since the last time, and enforce the limits. A volume that fails
+        now only means that these files are never removed."""
         with self._lock:
             new, self._new = self._new, []
-        try:
-            self._pulse.attended(lambda: self._record.add(new))
-        except OSError:
-            return
-        self._record.sweep_if_due()
+        with suppress(OSError, TimeUp):
+            await self._volume.call(lambda: self._record.add(new), _RECORD_SECONDS)
+            self._record.sweep_if_due()
+
+    def _publish(self, local: Path, folder: Path, name: str) -> Path:
+        if not self._layout.root.is_dir():
+            raise FileNotFoundError(f"there is no volume at {self._layout.root}")
+        path = publish_copy(local, folder, name)
+        with self._lock:
+            self._new.append(path)
+        return path
 
 
 def place_of(local: Path, output: Path, mark: str) -> tuple[Path, str]:

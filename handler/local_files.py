@@ -14,8 +14,8 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from bootstrap.comfyui import WorkDir
 from bootstrap.volume import Layout
-from bootstrap.workdir import WorkDir
 from handler.outputs import Produced, ProducedFile
 
 # The clock of file times lags a little behind the one of processes.
@@ -24,7 +24,7 @@ Stamp = tuple[int, int]
 
 
 @dataclass
-class Claim:
+class OutputClaim:
     """The files of one job, until they are delivered: those it `reported`, and the `rest` that it
     left in the output folder. It ended at `until` (seconds since 1970)."""
 
@@ -84,7 +84,7 @@ class LocalFiles:
         files = (self.find(item) for item in items if isinstance(item, ProducedFile))
         return list(dict.fromkeys(path for path in files if path is not None))
 
-    def claim(self, claim: Claim, until: float, reported: Iterable[Path] = ()) -> None:
+    def claim(self, claim: OutputClaim, until: float, reported: Iterable[Path] = ()) -> None:
         """Reserve what a job left that ended at `until`: files it reported, and those in the output
         folder that nobody did. To be called in the order in which jobs end; they are delivered
         side by side."""
@@ -96,12 +96,20 @@ class LocalFiles:
             claim.reported += reported
             claim.until = max(claim.until, until)
 
-    def release(self, claim: Claim) -> None:
+    def may_be_on_volume(self, items: Iterable[Produced]) -> bool:
+        """May one of the reported files lie on the volume? Told from its name alone."""
+        root = os.fspath(self._layout.root)
+        return any(
+            isinstance(item, ProducedFile) and (item.fullpath or "").startswith(root)
+            for item in items
+        )
+
+    def release(self, claim: OutputClaim) -> None:
         """Give up a claim."""
         with self._lock:
             self._release(claim)
 
-    def settle(self, claim: Claim, reported: Iterable[Path]) -> None:
+    def commit(self, claim: OutputClaim, reported: Iterable[Path]) -> None:
         """After a job: its claim ends, what it reported is left for the next one, and what earlier
         jobs reported is removed. Only ever files in our own folders."""
         with self._lock:
@@ -115,9 +123,9 @@ class LocalFiles:
         for path in done_with:
             if stamp_of(path) == last[path]:  # else written anew meanwhile
                 path.unlink(missing_ok=True)
-        self.release(Claim(reported=done_with))
+        self.release(OutputClaim(reported=done_with))
 
-    def _release(self, claim: Claim) -> None:
+    def _release(self, claim: OutputClaim) -> None:
         self._claimed.subtract([*claim.rest, *claim.reported])
         self._claimed += Counter()  # drops what has none left
         claim.rest, claim.reported = [], []
@@ -162,6 +170,11 @@ def stamp_of(path: Path) -> Stamp | None:
         status = path.stat()
     except OSError:
         return None
+    return stamp_from(status)
+
+
+def stamp_from(status: os.stat_result) -> Stamp:
+    """`stamp_of` a file that is open."""
     return status.st_size, status.st_ctime_ns
 
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 
-from bootstrap.facts.memory import MemoryGauge
-from bootstrap.log import say
-from bootstrap.settings import Settings
+from bootstrap.config import Settings
+from bootstrap.core.log import say
+from bootstrap.core.memory import MemoryGauge
 from handler.comfy_client import Refused, Unreachable, connect
 
 _LOOKS, _LOOK_EVERY = 20, 0.25  # seconds

@@ -7,10 +7,10 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import PurePosixPath
 from typing import Any
 
-from bootstrap.categories import PICKLES, category_of, extension_of
-from bootstrap.findings import errors_in
-from bootstrap.manifest import Manifest
-from bootstrap.manifest_entry import ModelSpec
+from bootstrap.core.findings import errors_in
+from bootstrap.models.manifest import Manifest
+from bootstrap.models.manifest_entry import ModelSpec
+from bootstrap.volume.categories import PICKLES, category_of, extension_of
 from handler.errors import JobError
 from handler.workflow import Workflow
 from handler.workflow_models import NamedModel, named_models

@@ -2,34 +2,37 @@
 
 from __future__ import annotations
 
-import asyncio
 import os
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-from bootstrap.fetch.errors import megabytes
-from bootstrap.fetch.progress import FileMeter, LogMeter
-from bootstrap.log import say
-from bootstrap.manifest_entry import ModelSpec
-from bootstrap.manifest_file import wanted_here
-from bootstrap.provisioning import Provisioning, show_to_comfyui, workplace_for
-from bootstrap.settings import Settings
+from bootstrap.config import Settings
+from bootstrap.core.log import say
+from bootstrap.core.text import megabytes
+from bootstrap.models.background import Provisioning, show_to_comfyui, workplace_for
+from bootstrap.models.context import Result, Workplace
+from bootstrap.models.download.progress import FileMeter, LogMeter
+from bootstrap.models.manifest_entry import ModelSpec
+from bootstrap.models.manifest_file import wanted_here
 from bootstrap.volume import Layout
-from bootstrap.workplace import Result, Workplace
 from handler import reply
+from handler.blocking import TimeUp
+from handler.calls import Calls
 from handler.deadline import Deadline
 from handler.errors import JobError
 from handler.missing_models import misses_a_model, spelt, wanted_by, with_offer
 from handler.progress import Progress
 from handler.requests import DownloadRequest
-from handler.volume_pulse import Pulse
 from handler.workflow import Workflow
 from handler.workflow_models import NamedModel, named_models
 
+T = TypeVar("T")
 _STAGE = "fetching models"
+_EXPLAIN_SECONDS = 5.0
+_SHOW_SECONDS = 30.0
 _TELL_EVERY = 0.5  # seconds; Progress lets through what it finds due
 
 
@@ -37,11 +40,13 @@ class ModelSupply:
     """Brings models for one worker. `shelves` are the folders ComfyUI looks for models in, the
     last one this worker's own; empty where there is no ComfyUI."""
 
-    def __init__(self, settings: Settings, layout: Layout, shelves: Sequence[Path]) -> None:
+    def __init__(
+        self, settings: Settings, layout: Layout, shelves: Sequence[Path], calls: Calls
+    ) -> None:
         self._settings = settings
         self._layout = layout
         self._shelves = tuple(shelves)
-        self._pulse = Pulse(layout.root)
+        self._calls = calls
 
     async def bring(
         self, workflow: Workflow, deadline: Deadline, progress: Progress
@@ -52,32 +57,37 @@ class ModelSupply:
         named = named_models(workflow)
         if not named:
             return ()
-        lacking, specs = await asyncio.to_thread(self._pulse.needed, lambda: self._wanted(named))
+        lacking, specs = await self._ask(lambda: self._wanted(named), deadline)
         if not lacking:
             return ()
         results: tuple[Result, ...] = ()
         if specs:
-            workplace = await asyncio.to_thread(self._workplace, progress)
-            results = await _fetch(specs, workplace, deadline)
+            workplace = await self._ask(lambda: self._workplace(progress), deadline)
+            results = await self._fetch(specs, workplace, deadline)
             _raise_unless_there(specs, results, deadline)
         if results or any(model.folders for model in lacking):
-            await asyncio.to_thread(self._show, results)
+            await self._ask(lambda: self._show(results), deadline)
         return tuple(_in_words(result) for result in results if result.state == "fetched")
 
     async def explained(self, error: JobError, workflow: Workflow) -> JobError:
         """A job's error, with what to write into the manifest where a model is missing."""
         if not misses_a_model(error):
             return error
-        manifest = await asyncio.to_thread(wanted_here, self._settings, self._layout)
+        try:
+            manifest = await self._calls.volume.call(
+                lambda: wanted_here(self._settings, self._layout), _EXPLAIN_SECONDS
+            )
+        except (OSError, TimeUp):
+            return error
         return with_offer(error, workflow, manifest)
 
     async def download(self, request: DownloadRequest, progress: Progress) -> dict[str, Any]:
         """Fetch a request's models onto the volume; the reply with receipts. Raises JobError."""
         deadline = Deadline(request.max_wait)
-        workplace = await asyncio.to_thread(self._workplace, progress)
+        workplace = await self._ask(lambda: self._workplace(progress), deadline)
         onto_the_volume = replace(workplace, cached=lambda _: None)
-        results = await _fetch(request.models, onto_the_volume, deadline)
-        await asyncio.to_thread(self._show, results)
+        results = await self._fetch(request.models, onto_the_volume, deadline)
+        await self._ask(lambda: self._show(results), Deadline(_SHOW_SECONDS))
         required = tuple(spec for spec in request.models if not spec.optional)
         _raise_unless_there(required, results, deadline)
         failed = [f"{finding.message} {finding.fix}" for r in results if (finding := r.finding())]
@@ -88,6 +98,25 @@ class ModelSupply:
             models=models,
             timings={"total": round(deadline.elapsed, 3)},
         )
+
+    async def _ask(self, work: Callable[[], T], deadline: Deadline) -> T:
+        return await self._calls.volume.call_or_fail(work, deadline.remaining)
+
+    async def _fetch(
+        self, specs: Sequence[ModelSpec], workplace: Workplace, deadline: Deadline
+    ) -> tuple[Result, ...]:
+        """What became of each by the deadline; a download that is not through is stopped, and goes
+        on from there next time."""
+        fetching = Provisioning(specs, workplace)
+        fetching.start()
+        try:
+            seconds = deadline.remaining
+            await self._calls.network.run(lambda: fetching.wait_for_all(seconds), seconds)
+        except TimeUp:
+            pass
+        finally:
+            fetching.stop(0)
+        return fetching.results()
 
     def _wanted(
         self, named: Sequence[NamedModel]
@@ -148,20 +177,6 @@ class _ToldMeter(LogMeter):
         self._told = now
         percent = 100 * self.done / self.total if self.total else None
         self._progress.tell(_STAGE, percent, model=self.what, detail=self.line())
-
-
-async def _fetch(
-    specs: Sequence[ModelSpec], workplace: Workplace, deadline: Deadline
-) -> tuple[Result, ...]:
-    """What became of each by the deadline; a download that is not through is stopped, and goes on
-    from there next time."""
-    fetching = Provisioning(specs, workplace)
-    fetching.start()
-    try:
-        await asyncio.to_thread(fetching.wait_for_all, deadline.remaining)
-    finally:
-        fetching.stop(0)
-    return fetching.results()
 
 
 def _raise_unless_there(

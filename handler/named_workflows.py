@@ -7,7 +7,6 @@ from pathlib import Path
 
 from handler.errors import JobError
 from handler.rejection import nearest
-from handler.volume_pulse import Pulse
 from handler.words import short
 
 FOLDER = "workflows"
@@ -20,13 +19,10 @@ class NamedWorkflows:
 
     def __init__(self, root: Path) -> None:
         self._folder = root / FOLDER
-        self._pulse = Pulse(root)
 
     def read(self, name: str) -> str:
-        """The text of the file of that name, with or without `.json`. Raises JobError."""
-        return self._pulse.needed(lambda: self._read(name))
-
-    def _read(self, name: str) -> str:
+        """The text of the file of that name, with or without `.json`. Blocks on the volume. Raises
+        JobError."""
         file = self._file(name)
         if file is None:
             raise self._unknown(name)

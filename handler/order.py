@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from bootstrap.bucket import Bucket
+from bootstrap.config.bucket import Bucket
 from handler.deadline import Deadline
 from handler.output_options import OutputOptions
 
 
 @dataclass(frozen=True)
-class Order:
+class DeliveryOptions:
     """`mark` is a word that only this job uses."""
 
     mark: str
@@ -19,6 +19,6 @@ class Order:
     bucket: Bucket | None = None
 
     @property
-    def way(self) -> str:
+    def destination(self) -> str:
         """`base64`, `s3` or `volume`."""
         return self.options.delivery or ("s3" if self.bucket is not None else "base64")

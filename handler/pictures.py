@@ -8,6 +8,7 @@ from typing import Any
 from PIL import Image
 from PIL.PngImagePlugin import PngImageFile, PngInfo
 
+from bootstrap.core.files import open_regular
 from handler.output_options import OutputOptions
 
 _SUFFIXES = {"png": ".png", "jpeg": ".jpg", "webp": ".webp"}
@@ -26,7 +27,7 @@ def rewritten(source: Path, folder: Path, options: OutputOptions) -> Path | None
     Raises NotWritten for what Pillow does not read, and for animations, which would lose frames.
     """
     try:
-        with Image.open(source) as picture:
+        with open_regular(source) as file, Image.open(file) as picture:
             wanted = options.format or (picture.format or "").lower()
             same = wanted == (picture.format or "").lower()
             if same and (options.metadata or not _has_metadata(picture)):

@@ -14,7 +14,7 @@ import time
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 
-from bootstrap.log import say
+from bootstrap.core.log import say
 from handler.reply import postable
 from handler.waiting import is_set_within
 

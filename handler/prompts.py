@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
 from bootstrap.comfyui import ComfyUI
-from bootstrap.log import say
+from bootstrap.core.log import say
 from handler import failures
+from handler.blocking import TimeUp
+from handler.calls import Calls
 from handler.comfy_client import Refused, Unreachable, connect
 from handler.deadline import Deadline
 from handler.errors import JobError
@@ -19,13 +22,13 @@ from handler.preflight import KnownClasses
 from handler.prompt import Prompt, Ran
 from handler.revival import Revival
 from handler.run import run_prompt
-from handler.shutdown import Stay
-from handler.volume_pulse import Pulse
+from handler.shutdown import JobHandle
 
 _OUT_OF_MEMORY = "job.out_of_memory"
 # After these no other job can be trusted to the same process.
 _POISONED = {"job.cuda_failed", "comfyui.history_unreadable", "comfyui.unreachable"}
 _FREEING_SECONDS = 1.0
+_END_SECONDS = 10.0
 # A job that another one's fault took along is run anew; it may be unlucky twice.
 _MOST_RUNS = 3
 # Told what ran (None: it failed) and until when it wrote, before the next job's end is looked at.
@@ -41,21 +44,26 @@ class Prompts:
         revival: Revival,
         models: Path,
         known: KnownClasses,
-        pulse: Pulse,
+        calls: Calls,
     ) -> None:
         self._comfyui = comfyui
         self._revival = revival
         self._models = models
         self._known = known
-        self._pulse = pulse
+        self._calls = calls
         self._line = Line()
 
     async def run(
-        self, prompt: Prompt, deadline: Deadline, stay: Stay, at_end: AtEnd, retry: bool = False
+        self,
+        prompt: Prompt,
+        deadline: Deadline,
+        handle: JobHandle,
+        at_end: AtEnd,
+        retry: bool = False,
     ) -> Ran:
         """Run it to its end, and with `retry` once more when memory was short. Raises JobError.
         `at_end` is called in a thread."""
-        once = partial(self._in_turn, prompt, deadline, stay, at_end)
+        once = partial(self._in_turn, prompt, deadline, handle, at_end)
         try:
             return await once()
         except JobError as error:
@@ -68,9 +76,11 @@ class Prompts:
             note = f"ran twice: {error.message} It was freed, and the second run went well"
             return replace(ran, warnings=[*ran.warnings, note])
 
-    async def _in_turn(self, prompt: Prompt, deadline: Deadline, stay: Stay, at_end: AtEnd) -> Ran:
+    async def _in_turn(
+        self, prompt: Prompt, deadline: Deadline, handle: JobHandle, at_end: AtEnd
+    ) -> Ran:
         ran: Ran | None = None
-        async with self._line.turn(deadline) as turn, stay.waiting(lambda: not turn.first):
+        async with self._line.turn(deadline) as turn, handle.waiting(lambda: not turn.first):
             try:
                 ran = await self._to_the_end(prompt, turn)
                 if ran.ended.failure is not None:
@@ -87,7 +97,10 @@ class Prompts:
                     if turn.first:
                         self._revival.soon()
                 if turn.ended:
-                    await asyncio.shield(asyncio.to_thread(at_end, ran, turn.wrote_until))
+                    until = turn.wrote_until
+                    with suppress(TimeUp):
+                        looking = self._calls.local.run(lambda: at_end(ran, until), _END_SECONDS)
+                        await asyncio.shield(looking)
 
     async def _to_the_end(self, prompt: Prompt, turn: Turn) -> Ran:
         surely = False
@@ -96,7 +109,7 @@ class Prompts:
             life = self._comfyui.starts
             try:
                 ran = await run_prompt(
-                    self._comfyui, prompt, turn, self._models, self._known, surely, self._pulse
+                    self._comfyui, prompt, turn, self._models, self._known, self._calls, surely
                 )
                 await turn.come()  # so that what was before it is over and mended
                 displaced = turn.displaced or self._comfyui.starts != life

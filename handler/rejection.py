@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from bootstrap.categories import GGUF, PT_EXTENSIONS, extension_of
+from bootstrap.volume.categories import GGUF, PT_EXTENSIONS, extension_of
 from handler.errors import JobError
 from handler.workflow import Workflow
 

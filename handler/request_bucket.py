@@ -8,10 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from bootstrap.bucket import S3_CONFIG, Bucket, bucket_from, bucket_of
-from bootstrap.fetch.addresses import AddressPolicy
-from bootstrap.fetch.errors import DownloadError
-from bootstrap.settings import Settings
+from bootstrap.config import Settings
+from bootstrap.config.bucket import S3_CONFIG, Bucket, bucket_from, bucket_of
+from bootstrap.net.addresses import AddressPolicy
+from bootstrap.net.errors import DownloadError
 from handler.errors import JobError
 
 _SHAPE = 'an object {"accessId", "accessSecret", "bucketName", "endpointUrl"}'

@@ -7,9 +7,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from bootstrap.bucket import S3_CONFIG, Bucket
-from bootstrap.manifest_entry import ModelSpec
-from bootstrap.settings import Settings
+from bootstrap.config import Settings
+from bootstrap.config.bucket import S3_CONFIG, Bucket
+from bootstrap.models.manifest_entry import ModelSpec
 from handler import worker_comfyui
 from handler.download_entries import read_entries
 from handler.errors import JobError

@@ -9,6 +9,9 @@ from typing import Any
 
 import pybase64
 
+from bootstrap.core.files import open_regular
+from handler.local_files import Stamp
+
 
 class Content(str):
     """What a file holds, in base64. It is not for printing: the SDK makes a line of its log of each
@@ -22,18 +25,23 @@ class Content(str):
 
 def encoded(local: Path) -> Content:
     """A file's content. Raises OSError."""
-    return Content(pybase64.b64encode_as_string(local.read_bytes()))
+    with open_regular(local) as file:
+        return Content(pybase64.b64encode_as_string(file.read()))
 
 
 @dataclass
 class Result:
     """A file or a text that a job produced, and what became of it: `path` on the volume, `url` in
     a bucket. `in_reply`: its content is to be in the reply itself, `encoded` if that was made
-    already. A text gets a file (`local`) only when it has to leave the reply. `size` in bytes."""
+    already. A text gets a file (`local`) only when it has to leave the reply. `size` in bytes;
+    `source` is the file that ComfyUI reported, of which
+    `local` may be a rewritten copy; `stamp` as `local` looked when it was found."""
 
     node_id: str
     kind: str
     local: Path | None = None
+    source: Path | None = None
+    stamp: Stamp | None = None
     filename: str = ""
     subfolder: Path = field(default_factory=Path)
     type: str = "output"
@@ -77,15 +85,8 @@ class Result:
             entry["url"] = self.url
         return entry
 
-    def encode(self) -> None:
-        """Have the content ready. Raises OSError."""
-        if self.text is None and self.encoded is None:
-            assert self.local is not None
-            self.encoded = encoded(self.local)
-
     def content(self) -> str:
-        """The content as the reply holds it: text, or base64. Raises OSError."""
-        self.encode()
+        """The content as the reply holds it: text, or base64 that was made before."""
         content = self.text if self.text is not None else self.encoded
         assert content is not None
         return content

@@ -9,19 +9,27 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 
-from bootstrap import exits, readiness
-from bootstrap.comfyui import ComfyUI
-from bootstrap.findings import Finding
-from bootstrap.log import say
-from bootstrap.preparation import not_startable
-from bootstrap.readiness import is_answering, wait_until_ready
+from bootstrap.comfyui import (
+    ComfyUI,
+    exits,
+    is_answering,
+    not_startable,
+    readiness,
+    wait_until_ready,
+)
+from bootstrap.core.findings import Finding
+from bootstrap.core.log import say
+from handler.blocking import Pool, TimeUp
 from handler.deadline import Deadline
 from handler.errors import JobError
 from handler.memory_relief import MemoryRelief
+from handler.run import STOP_SECONDS
 
 CODES = {"comfyui.keeps_failing": "ComfyUI failed to start several times in a row"}
 # A ComfyUI that answered before and has no job: nothing keeps it from answering for so long.
 _HUNG_SECONDS = 10.0
+# What reading an ended process's log may take beyond a limit.
+_LAST_WORDS_SECONDS = 3.0
 # Starts that may fail in a row; then seconds of rest, doubled with each further one.
 _FREE_FAILURES = 3
 _START_FAULTS = {*exits.CODES, *readiness.CODES}
@@ -36,12 +44,14 @@ class Revival:
         self,
         comfyui: ComfyUI,
         relief: MemoryRelief,
+        control: Pool,
         faults: Sequence[Finding] = (),
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """`faults` are what the boot found; a start that failed there counts."""
         self._comfyui = comfyui
         self._relief = relief
+        self._control = control
         self._clock = clock
         self._last = next((f for f in faults if f.code in _START_FAULTS), None)
         self._failures = 0 if self._last is None else 1
@@ -52,10 +62,10 @@ class Revival:
         if await self._answers(deadline):
             if not await self._relief.must_restart(self._comfyui.url):
                 return
-            await asyncio.to_thread(self._comfyui.stop)
+            await self._control.run(self._comfyui.stop, STOP_SECONDS)
         elif self._comfyui.was_ready and self._comfyui.ended() is None:
             say("ComfyUI lives but does not answer; ending it")
-            await asyncio.to_thread(self._comfyui.stop)
+            await self._control.run(self._comfyui.stop, STOP_SECONDS)
         await self._bring_back(deadline)
 
     def may_try(self, faults: Sequence[Finding]) -> bool:
@@ -77,7 +87,7 @@ class Revival:
     async def end(self, why: str) -> None:
         """End a ComfyUI that cannot be trusted with another job."""
         say(f"{why}; ComfyUI is restarted")
-        await asyncio.to_thread(self._comfyui.stop)
+        await self._control.run(self._comfyui.stop, STOP_SECONDS)
 
     def soon(self) -> None:
         """Start ComfyUI again if it ended, while a reply travels; the next job waits for it."""
@@ -88,12 +98,20 @@ class Revival:
         """Asked again for a while where it answered before: it may only be busy."""
         patience = Deadline(min(_HUNG_SECONDS, deadline.remaining))
         while self._comfyui.ended() is None:
-            if await asyncio.to_thread(is_answering, self._comfyui, patience.remaining):
+            if await self._is_answering(patience.remaining):
                 return True
             if patience.expired or not self._comfyui.was_ready:
                 break
             await asyncio.sleep(0.1)
         return False
+
+    async def _is_answering(self, seconds: float) -> bool:
+        try:
+            return await self._control.run(
+                lambda: is_answering(self._comfyui, seconds), seconds + _LAST_WORDS_SECONDS
+            )
+        except TimeUp:
+            return False
 
     async def _bring_back(self, deadline: Deadline) -> None:
         if self._comfyui.ended() is not None and self.resting and self._last is not None:
@@ -121,10 +139,13 @@ class Revival:
 
     async def _start_and_wait(self, deadline: Deadline) -> tuple[bool, Finding | None]:
         """Was it started now, and what came of it (None: it is ready)?"""
-        started = await asyncio.to_thread(self._start)
+        started = await self._control.run(self._start, STOP_SECONDS)
         if isinstance(started, Finding):
             return True, started
-        waited = await asyncio.to_thread(wait_until_ready, self._comfyui, deadline.remaining)
+        seconds = deadline.remaining
+        waited = await self._control.run(
+            lambda: wait_until_ready(self._comfyui, seconds), seconds + _LAST_WORDS_SECONDS
+        )
         return started, waited.finding
 
     def _failed(self, fault: Finding) -> JobError:

@@ -9,10 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NoReturn
 
-from bootstrap.comfyui import ComfyUI
-from bootstrap.exits import Exit
-from bootstrap.log import say
+from bootstrap.comfyui import ComfyUI, Exit
+from bootstrap.core.log import say
 from handler import failures, rejection, watch
+from handler.calls import Calls
 from handler.comfy_client import ComfyClient, Refused, Unreachable, connect
 from handler.deadline import Deadline
 from handler.errors import JobError
@@ -21,9 +21,8 @@ from handler.line import Displaced, Turn
 from handler.patience import look_at_history
 from handler.preflight import KnownClasses
 from handler.prompt import Prompt, Ran
-from handler.stall import Stall
+from handler.stall import VolumeStallDetector
 from handler.stopping import lets_go
-from handler.volume_pulse import Pulse
 from handler.waiting import is_set_within
 
 # Between looks at the history when the socket brings no news.
@@ -33,6 +32,8 @@ _QUEUE_EVERY = 4
 _DEAF_SECONDS = 10.0
 _REFUSALS = 3
 _DEAD_GRACE_SECONDS = 1.0
+# ComfyUI's process is killed by then, wherever it hangs.
+STOP_SECONDS = 20.0
 # After these ComfyUI would go on with the prompt.
 _GOES_ON = {"job.timeout", "volume.silent"}
 
@@ -43,15 +44,16 @@ async def run_prompt(
     turn: Turn,
     models: Path,
     known: KnownClasses,
+    calls: Calls,
     probed: bool = True,
-    pulse: Pulse | None = None,
+    watch_volume: bool = True,
 ) -> Ran:
     """Run it to its end. Raises JobError and Displaced; whatever ends it, ComfyUI does not go on
     with it. A ComfyUI that was not `probed` just now may turn out not to be there: that is
-    Displaced too. With the volume's `pulse` a ComfyUI that waits for it is noticed."""
+    Displaced too. With `watch_volume` a ComfyUI that waits for it is noticed."""
     async with connect(comfyui.url) as client:
-        stall = None if pulse is None else Stall(comfyui, pulse)
-        run = _Run(comfyui, client, prompt, turn, models, known, stall, probed)
+        stall = VolumeStallDetector(comfyui, calls.volume) if watch_volume else None
+        run = _Run(comfyui, client, prompt, turn, models, known, calls, stall, probed)
         try:
             ran = await run.to_the_end()
             turn.end(ran.ended.at)
@@ -62,7 +64,7 @@ async def run_prompt(
             if not isinstance(problem, JobError) or problem.code in _GOES_ON:
                 await asyncio.shield(run.stop())
             elif problem.code == "comfyui.unreachable":
-                await asyncio.to_thread(comfyui.stop)
+                await calls.control.run(comfyui.stop, STOP_SECONDS)
             raise
 
 
@@ -74,7 +76,8 @@ class _Run:
     turn: Turn
     models: Path
     known: KnownClasses
-    stall: Stall | None
+    calls: Calls
+    stall: VolumeStallDetector | None
     is_there: bool
 
     def __post_init__(self) -> None:
@@ -113,7 +116,7 @@ class _Run:
         while not (self._process_is_gone() or await lets_go(self.client, self.prompt_id)):
             if self.turn.first:
                 say(f"ComfyUI did not let go of job {self.prompt_id}; ending it")
-                await asyncio.to_thread(self.comfyui.stop)
+                await self.calls.control.run(self.comfyui.stop, STOP_SECONDS)
                 return
             await self.turn.come()
 

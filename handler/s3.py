@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 from urllib.parse import quote
 
-from bootstrap.bucket import Bucket
-from bootstrap.fetch.addresses import AddressPolicy
-from bootstrap.fetch.errors import DownloadError
+from bootstrap.config.bucket import Bucket
+from bootstrap.core.files import open_regular
+from bootstrap.net.addresses import AddressPolicy
+from bootstrap.net.errors import DownloadError
+from bootstrap.net.http import Connections
 from handler.deadline import Deadline
 
 _MB = 1024 * 1024
 _PART = 8 * _MB
+_IN_PARTS = 2 * _PART  # from so many bytes on
 _PARTS_AT_ONCE = 4
 _TIMEOUT = (10.0, 60.0)  # seconds to connect, and of silence
 _ATTEMPTS = 3
@@ -48,13 +52,30 @@ class Store:
         self._deadline = deadline
         self._made: Any = None
         self._lock = threading.Lock()
+        self._connections = Connections()
+
+    @property
+    def too_slow(self) -> str:
+        """Why an upload failed that was given up."""
+        return f"{self._bucket.shown} took more than {self._deadline.seconds:.0f} s"
+
+    def abort(self) -> None:
+        """Close all connections, now and from now on: uploads that wait for the bucket fail."""
+        self._connections.abort()
+
+    def close(self) -> None:
+        """Every upload has ended."""
+        self._connections.close()
+        if self._made is not None:
+            self._made.close()
 
     def put(self, upload: Upload) -> str:
         """Upload a file and ask the bucket for its size; its URL. Raises NotUploaded."""
-        size = upload.local.stat().st_size
         try:
-            client = self._client()
-            self._send(client, upload)
+            with open_regular(upload.local) as file:
+                size = os.fstat(file.fileno()).st_size
+                client = self._client()
+                self._send(client, upload, file, size)
             stored = client.head_object(Bucket=self._bucket.name, Key=upload.key)["ContentLength"]
         except Exception as problem:  # noqa: BLE001  # botocore's come from three hierarchies
             raise NotUploaded(self._explained(problem)) from None
@@ -62,17 +83,23 @@ class Store:
             raise NotUploaded(f"the bucket has {stored} bytes of {upload.local.name}, not {size}")
         return self._url(client, upload.key)
 
-    def _send(self, client: Any, upload: Upload) -> None:
+    def _send(self, client: Any, upload: Upload, file: BinaryIO, size: int) -> None:
+        where = {"Bucket": self._bucket.name, "Key": upload.key}
+        about = {"ContentType": upload.mime_type}
+        if size < _IN_PARTS:
+            client.put_object(Body=file, **where, **about)
+            return
         from boto3.s3.transfer import TransferConfig
 
         config = TransferConfig(
-            multipart_threshold=2 * _PART, multipart_chunksize=_PART, max_concurrency=_PARTS_AT_ONCE
+            multipart_threshold=_IN_PARTS, multipart_chunksize=_PART, max_concurrency=_PARTS_AT_ONCE
         )
+        # By its descriptor, of which it is known that it is a regular file.
         client.upload_file(
-            str(upload.local),
-            self._bucket.name,
-            upload.key,
-            ExtraArgs={"ContentType": upload.mime_type},
+            f"/proc/self/fd/{file.fileno()}",
+            where["Bucket"],
+            where["Key"],
+            ExtraArgs=about,
             Callback=self._on_time(),
             Config=config,
         )
@@ -117,10 +144,9 @@ class Store:
                 response_checksum_validation="when_required",
             ),
         )
-        if not bucket.trusted:
-            from handler.s3_guard import guard
+        from handler.s3_guard import guard
 
-            guard(client, self._policy, _TIMEOUT)
+        guard(client, None if bucket.trusted else self._policy, self._connections, _TIMEOUT)
         return client
 
     def _url(self, client: Any, key: str) -> str:
@@ -132,10 +158,12 @@ class Store:
 
     def _explained(self, problem: Exception) -> str:
         """In one line: what the store said, or how it could not be reached."""
+        if self._connections.aborted:
+            return self.too_slow
         chain = list(_reasons(problem))
         for reason in chain:
             if isinstance(reason, _TooSlow):
-                return f"{self._bucket.shown} took more than {self._deadline.seconds:.0f} s"
+                return self.too_slow
             if isinstance(reason, DownloadError):
                 return self._without_secrets(reason.message)
             response = getattr(reason, "response", None)
@@ -144,6 +172,8 @@ class Store:
                 status = response.get("ResponseMetadata", {}).get("HTTPStatusCode")
                 said = f"{error.get('Code')}: {error.get('Message')}"
                 return self._without_secrets(f"{self._bucket.shown} answered {status} ({said})")
+        if isinstance(chain[0], OSError) and chain[0].filename is not None:
+            return f"its file cannot be read: {chain[0].strerror}"
         kind = type(chain[-1]).__name__
         return f"{self._bucket.shown} could not be reached ({kind})"
 

@@ -5,17 +5,28 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
+from collections.abc import Callable
 
+from bootstrap.core.findings import Finding, error
+from handler.waiting import is_set_within
+
+CODES = {"worker.take_stuck": "The worker has room for a job and does not ask for one"}
 # Results travel while ComfyUI works; where they pile up, no further job is taken.
 _DELIVERIES = 2
 _REMEMBERED = 100
+_ALLOWED_BEATS = 240  # a poll for a job takes up to 90 s
+_LOOK_EVERY = 1.0
 
 
-class Slots:
+class JobSlots:
     """At most 1 + `prefetch` jobs that are not computed, and `_DELIVERIES` more that are; with a
-    `prefetch` of 0 one job at a time. Used by one event loop."""
+    `prefetch` of 0 one job at a time. Used by one event loop; `waits` from any thread."""
 
-    def __init__(self, prefetch: int) -> None:
+    def __init__(self, prefetch: int, exhausted: Callable[[], bool] = lambda: False) -> None:
+        """No job is taken while the worker is `exhausted`."""
+        self._is_exhausted = exhausted
+        self.waits = False
+        self._idle_beats = 0
         self._uncomputed_most = 1 + prefetch
         self.most = 1 if prefetch == 0 else 1 + prefetch + _DELIVERIES
         self._jobs: dict[str, bool] = {}  # id -> is it computed?
@@ -28,18 +39,53 @@ class Slots:
         uncomputed = sum(not computed for computed in self._jobs.values())
         return len(self._jobs) < self.most and uncomputed < self._uncomputed_most
 
-    async def room(self) -> bool:
+    async def wait_for_slot(self) -> bool:
         """Until another job may be taken; False when none will be taken any more."""
-        while not (self.free() or self._closed):
+        self.waits = True
+        while not (self._closed or (self.free() and not self.exhausted)):
             self._changed.clear()
-            await self._changed.wait()
+            if self.free():
+                await is_set_within(self._changed, _LOOK_EVERY)
+            else:
+                await self._changed.wait()
+        self.waits = False
         return not self._closed
 
-    async def over(self) -> None:
+    async def wait_closed(self) -> None:
         """Until none will be taken any more, and none is here."""
         while self._jobs or not self._closed:
             self._changed.clear()
             await self._changed.wait()
+
+    def looked(self) -> None:
+        """The loop that takes jobs moves."""
+        self._idle_beats = 0
+
+    def beat(self) -> None:
+        """A second has passed. Seconds are counted, so that a worker that was frozen in between
+        (FlashBoot) is not taken for one that stands still."""
+        self._idle_beats = 0 if self.waits or self._closed else self._idle_beats + 1
+
+    def fault(self) -> Finding | None:
+        """What to tell of a loop that no longer asks for jobs."""
+        if self._idle_beats <= _ALLOWED_BEATS:
+            return None
+        return error(
+            "worker.take_stuck",
+            f"The worker has room for a job and has not asked for one for {self._idle_beats} s.",
+            "Restart this worker, and report it with the end of its log.",
+            seconds=self._idle_beats,
+        )
+
+    @property
+    def exhausted(self) -> bool:
+        """Can no job be taken for want of threads?"""
+        return self._is_exhausted()
+
+    @property
+    def busy(self) -> bool:
+        """Is a job here?"""
+        return bool(self._jobs)
 
     def take(self, job: str) -> None:
         """This job has come."""
@@ -51,7 +97,7 @@ class Slots:
             self._jobs[job] = True
             self._changed.set()
 
-    def leave(self, job: str) -> None:
+    def release(self, job: str) -> None:
         """Its result has been posted, or never will be."""
         self._jobs.pop(job, None)
         self._changed.set()

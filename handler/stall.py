@@ -3,12 +3,10 @@ there hangs in the kernel, while ComfyUI's server answers and its log is still."
 
 from __future__ import annotations
 
-import asyncio
-
 from bootstrap.comfyui import ComfyUI
 from handler import failures
 from handler.headway import Headway
-from handler.volume_pulse import Pulse
+from handler.volume_watchdog import VolumeWatchdog
 
 # So many looks in a row, two seconds or more apart. A volume can stall for a while, and the job has
 # cost something already.
@@ -17,12 +15,12 @@ _LOOKS = 8
 _IDLE_CPU_SECONDS = 0.1
 
 
-class Stall:
+class VolumeStallDetector:
     """What was seen of one prompt."""
 
-    def __init__(self, comfyui: ComfyUI, pulse: Pulse) -> None:
+    def __init__(self, comfyui: ComfyUI, volume: VolumeWatchdog) -> None:
         self._comfyui = comfyui
-        self._pulse = pulse
+        self._volume = volume
         self._used: float | None = None
         self._seen = 0
 
@@ -32,7 +30,7 @@ class Stall:
         used, before = self._comfyui.cpu_seconds(), self._used
         self._used = used
         idle = used is not None and before is not None and used - before <= _IDLE_CPU_SECONDS
-        waits = idle and not await asyncio.to_thread(self._pulse.beats)
+        waits = idle and not await self._volume.responds()
         self._seen = self._seen + 1 if waits else 0
         if self._seen == _LOOKS:
             raise failures.volume_silent(headway)

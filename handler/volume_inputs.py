@@ -18,8 +18,9 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from handler.deadline import Deadline
 from handler.errors import JobError
-from handler.volume_pulse import Pulse
+from handler.volume_watchdog import VolumeWatchdog
 from handler.workflow import Workflow
 
 ROOM_FIX = "Give the endpoint a larger container disk, or set WORK_DIR to a larger one."
@@ -38,34 +39,38 @@ class _Copy:
     stamp: Stamp | None = None
     users: set[str] = field(default_factory=set)
     used_at: float = 0.0
+    being_made: threading.Lock = field(default_factory=threading.Lock)
 
 
 class VolumeInputs:
-    """The copies of one worker. Calls block; use them in threads, several at once if need be."""
+    """The copies of one worker."""
 
     def __init__(
-        self, volume_input: Path, folder: Path, clock: Callable[[], float] = time.monotonic
+        self,
+        volume_input: Path,
+        folder: Path,
+        volume: VolumeWatchdog,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """Copies go from `volume_input`, which need not be there, to `folder`."""
         self._volume_input = volume_input
-        self._pulse = Pulse(volume_input)
+        self._volume = volume
         self._folder = folder
         self._clock = clock
         self._copies: dict[Path, _Copy] = {}
         self._lock = threading.Lock()
-        # One copy at a time, and nobody takes a half one for a whole. A lock of its own: a job that
-        # is over does not wait for the volume.
-        self._copying = threading.Lock()
 
-    def bring(self, workflow: Workflow, user: str) -> None:
+    async def bring(self, workflow: Workflow, user: str, deadline: Deadline) -> None:
         """Have a copy of every file of the volume that `workflow` names, until `release(user)`.
 
         A file that is not there is left for others to complain about. Raises JobError when there
-        is no room for a copy, or the volume does not answer.
+        is no room for a copy, or the volume does not answer, and TimeUp.
         """
         named = list(named_files(workflow))
         if named:
-            self._pulse.needed(lambda: self._bring_all(named, user))
+            await self._volume.call_or_fail(
+                lambda: self._bring_all(named, user), deadline.remaining
+            )
 
     def _bring_all(self, named: list[str], user: str) -> None:
         root = Path(os.path.realpath(self._volume_input))
@@ -78,7 +83,7 @@ class VolumeInputs:
                 self._bring(source, self._folder / wanted, user)
 
     def release(self, user: str) -> None:
-        """The job is over; copies beyond the bounds go."""
+        """The job is over; copies beyond the bounds go. Blocks, on local disk."""
         with self._lock:
             for copy in self._copies.values():
                 if user in copy.users:
@@ -92,7 +97,7 @@ class VolumeInputs:
         with self._lock:
             copy = self._copies.setdefault(target, _Copy())
             copy.users.add(user)
-        with self._copying:
+        with copy.being_made:  # by one job at a time, so that no other takes a half one for whole
             stamp = _stamp(source)
             if stamp is not None and _stamp(target) != stamp:
                 _copy(source, target)

@@ -15,7 +15,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from bootstrap.log import say
+from bootstrap.core.log import say
 
 FOLDER = ".kept-by-workers"
 _ABANDONED_SECONDS = 3600.0

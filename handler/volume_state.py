@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import os
 
-from bootstrap.facts.together import SilentError, Together
+from bootstrap.core.concurrency import SilentError, Together
 from bootstrap.volume import Layout
 from handler.errors import JobError
-from handler.volume_pulse import VOLUME_FIX
+from handler.volume_watchdog import VOLUME_FIX
 
 CODES = {  # volume.silent is the doctor's
     "volume.gone": "The volume was there when the worker started, and is not any more",

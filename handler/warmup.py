@@ -8,9 +8,8 @@ import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
-from bootstrap.findings import Finding, ok, warning
-from bootstrap.preparation import Preparation
-from bootstrap.timeline import Stage
+from bootstrap.boot import Preparation, Stage
+from bootstrap.core.findings import Finding, ok, warning
 from bootstrap.volume import MODELS
 from handler.deadline import Deadline
 from handler.errors import JobError
@@ -80,6 +79,9 @@ def _run(boot: Preparation, workflow: Workflow) -> None:
     """What this needs is imported here, so that it does not hold up ComfyUI's start."""
     import asyncio
 
+    from handler import failures
+    from handler.blocking import TimeUp
+    from handler.calls import Calls
     from handler.line import Line
     from handler.preflight import KnownClasses
     from handler.prompt import Prompt, Ran
@@ -88,15 +90,22 @@ def _run(boot: Preparation, workflow: Workflow) -> None:
 
     assert boot.comfyui is not None and boot.layout is not None and boot.work is not None
     assert boot.layout.comfyui is not None
-    VolumeInputs(boot.layout.input, boot.work.input).bring(workflow, "warm-up")
     comfyui, models = boot.comfyui, boot.layout.comfyui / MODELS
     deadline = Deadline(boot.settings.warmup_timeout)
+    calls = Calls.on(boot.layout.root)
+    inputs = VolumeInputs(boot.layout.input, boot.work.input, calls.volume)
 
     async def run() -> Ran:
+        await inputs.bring(workflow, "warm-up", deadline)
         async with Line().turn(deadline) as turn:
-            return await run_prompt(comfyui, Prompt(workflow), turn, models, KnownClasses())
+            return await run_prompt(
+                comfyui, Prompt(workflow), turn, models, KnownClasses(), calls, watch_volume=False
+            )
 
-    ran = asyncio.run(run())
+    try:
+        ran = asyncio.run(run())
+    except TimeUp:
+        raise failures.timeout(deadline, "the warm-up was still running") from None
     if ran.ended.failure is not None:
         raise ran.ended.failure
 

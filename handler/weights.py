@@ -7,9 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from bootstrap.prefetch import ReadAhead
-from bootstrap.reading import Request
-from bootstrap.recent import Recent
+from bootstrap.models.prefetch import ReadAhead, Recent, Request
 from handler.workflow import Workflow
 from handler.workflow_models import NamedModel, named_models
 

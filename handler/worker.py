@@ -5,23 +5,24 @@ from __future__ import annotations
 import asyncio
 import os
 import traceback
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from bootstrap.boot import Boot
-from bootstrap.bucket import S3_CONFIG
-from bootstrap.findings import Finding, errors_in
-from bootstrap.log import say
-from bootstrap.reports import BootReport
+from bootstrap.boot import Boot, BootReport
+from bootstrap.config.bucket import S3_CONFIG
+from bootstrap.core.findings import Finding, errors_in
+from bootstrap.core.log import say
+from bootstrap.core.text import counted
 from bootstrap.volume import MODELS
-from bootstrap.wording import counted
 from handler import reply, worker_comfyui
+from handler.blocking import TimeUp
+from handler.calls import Calls
 from handler.diagnostics import Diagnostics
 from handler.errors import JobError
 from handler.model_supply import ModelSupply
 from handler.named_workflows import NamedWorkflows
-from handler.progress import Progress
+from handler.progress import Progress, has_control_plane
 from handler.requests import (
     DiagnosticsRequest,
     DownloadRequest,
@@ -29,39 +30,45 @@ from handler.requests import (
     Request,
     parse_request,
 )
-from handler.shutdown import Shutdown, Stay
-from handler.slots import Slots
+from handler.shutdown import JobHandle, Shutdown
+from handler.slots import JobSlots
+from handler.volume_watchdog import VOLUME_FIX
 from handler.workflow_job import WorkflowJobs
 
 _QUIET_SECONDS = 0.5
+_NAMED_SECONDS = 30.0
+_EXAMINE_SECONDS = 120.0
+_FINISH_SECONDS = 2.0
 
 
 class Worker:
     """Answers jobs on what a boot has made, be it ready or not."""
 
-    def __init__(self, boot: Boot, report: BootReport, slots: Slots | None = None) -> None:
-        """`slots` counts the jobs that are here; None where nobody takes any."""
-        self._slots = slots or Slots(0)
+    def __init__(self, boot: Boot, report: BootReport, prefetch: int = 0) -> None:
+        """`prefetch` jobs may be here behind the one that ComfyUI runs."""
+        self.calls = Calls.on(Path(os.sep) if boot.layout is None else boot.layout.root)
+        self.slots = JobSlots(prefetch, lambda: self.calls.fault() is not None)
         self._settings = boot.settings
         self._boot = boot
         self._report = report
-        self._diagnostics = Diagnostics(boot, report)
         self.shutdown = Shutdown(boot.settings.shutdown_grace)
+        boot.watch(self.fault)
+        self._diagnostics = Diagnostics(boot, report)
         self._jobs: WorkflowJobs | None = None
-        self._supply = _supply_for(boot)
+        self._supply = _supply_for(boot, self.calls)
         self._named = None if boot.layout is None else NamedWorkflows(boot.layout.root).read
         if boot.comfyui is not None:
-            self._jobs = WorkflowJobs(boot, self._supply, errors_in(report.findings))
+            self._jobs = WorkflowJobs(boot, self._supply, self.calls, errors_in(report.findings))
 
     async def handle(self, job: Mapping[str, Any]) -> dict[str, Any]:
         """The SDK's handler: always a reply, never an exception but a cancellation."""
-        if self._slots.is_cancelled(str(job.get("id"))):
+        if self.slots.is_cancelled(str(job.get("id"))):
             raise asyncio.CancelledError
         progress = Progress(job, quiet=_QUIET_SECONDS)
         try:
             answer = await self.shutdown.bounded(
-                lambda stay: self._answer(job, progress, stay),
-                computed=lambda: self._slots.computed(str(job.get("id"))),
+                lambda handle: self._answer(job, progress, handle),
+                computed=lambda: self.slots.computed(str(job.get("id"))),
             )
         except JobError as error:
             say(f"job {job.get('id')}: {error.code}: {error}")
@@ -71,6 +78,8 @@ class Worker:
             answer = reply.failed(_internal(problem))
         finally:
             await progress.drain()
+            if not has_control_plane():  # nothing else waits for it
+                await self.finish()
         if answer.get("status") == "completed":
             say(f"job {job.get('id')}: {_whereabouts(answer)}")
         asked = worker_comfyui.as_asked(answer, self._settings)
@@ -78,23 +87,21 @@ class Worker:
         return posted
 
     async def _answer(
-        self, job: Mapping[str, Any], progress: Progress, stay: Stay
+        self, job: Mapping[str, Any], progress: Progress, handle: JobHandle
     ) -> dict[str, Any]:
         request = await self._request(job)
         if isinstance(request, DiagnosticsRequest):
-            return await asyncio.to_thread(self._diagnostics.examine, request)
+            return await self._examined(lambda: self._diagnostics.examine(request))
         if isinstance(request, ModelsRequest):
-            return await asyncio.to_thread(self._diagnostics.models, request)
-        faults = errors_in(self._report.findings)
-        if faults:
-            faults = await asyncio.to_thread(self._boot.faults_now, self._report)
+            return await self._examined(lambda: self._diagnostics.models(request))
+        faults = await self._faults()
         if isinstance(request, DownloadRequest) and self._supply is not None:
             return await self._supply.download(request, progress)
         if isinstance(request, DownloadRequest) or self._jobs is None:
             raise _degraded(faults)
         if faults and not self._jobs.may_try(faults):
             raise _degraded(faults)
-        return await self._jobs.run(request, progress, stay)
+        return await self._jobs.run(request, progress, handle)
 
     async def _request(self, job: Mapping[str, Any]) -> Request:
         """What is wrong with the worker is told before what is wrong with the request."""
@@ -106,22 +113,54 @@ class Worker:
         try:
             if isinstance(given, Mapping) and "workflow_name" not in given:
                 return read()
-            return await asyncio.to_thread(read)
+            return await self.calls.volume.call_or_fail(read, _NAMED_SECONDS)
+        except TimeUp:
+            raise _slow_volume() from None
         except JobError:
-            faults = await asyncio.to_thread(self._boot.faults_now, self._report)
-            if faults:
+            if faults := await self._faults():
                 raise _degraded(faults) from None
             raise
 
+    async def _faults(self) -> tuple[Finding, ...]:
+        """What keeps jobs from running, as of now."""
+        known = errors_in(self._report.findings)
+        if not known:
+            return ()
+        try:
+            return await self.calls.volume.call(
+                lambda: self._boot.faults_now(self._report), _NAMED_SECONDS
+            )
+        except (OSError, TimeUp):
+            return known
 
-def _supply_for(boot: Boot) -> ModelSupply | None:
+    async def _examined(self, work: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+        try:
+            return await self.calls.control.run(work, _EXAMINE_SECONDS)
+        except TimeUp:
+            raise _slow_volume() from None
+
+    async def finish(self) -> None:
+        """Wait, for a moment, for what replies do not wait for."""
+        await self.calls.background.finish(_FINISH_SECONDS)
+
+    def fault(self) -> Finding | None:
+        """What keeps this worker from answering jobs, if anything does. From any thread."""
+        looks = (self.calls.fault, self.slots.fault, self.shutdown.fault)
+        return next((found for look in looks if (found := look()) is not None), None)
+
+
+def _supply_for(boot: Boot, calls: Calls) -> ModelSupply | None:
     """None without a volume. ComfyUI need not run for models to be fetched."""
     if boot.layout is None or not boot.layout.root_exists:
         return None
     shelves: tuple[Path, ...] = ()
     if boot.comfyui is not None and boot.work is not None:
         shelves = (boot.comfyui.launch.comfyui / MODELS, boot.work.models)
-    return ModelSupply(boot.settings, boot.layout, shelves)
+    return ModelSupply(boot.settings, boot.layout, shelves, calls)
+
+
+def _slow_volume() -> JobError:
+    return JobError("volume.silent", "The volume took too long to answer.", VOLUME_FIX)
 
 
 def _degraded(faults: tuple[Finding, ...]) -> JobError:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from bootstrap.settings import Settings
+from bootstrap.config import Settings
 from handler.words import wrong_type
 
 FORMAT = "worker-comfyui"

@@ -3,36 +3,37 @@
 from __future__ import annotations
 
 import asyncio
-import threading
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from typing import Any
 
-from bootstrap.findings import Finding
-from bootstrap.preparation import Preparation
+from bootstrap.boot import Preparation
+from bootstrap.core.findings import Finding
 from bootstrap.volume import MODELS
+from handler import failures
+from handler.blocking import TimeUp
+from handler.calls import Calls
 from handler.comfy_client import connect
 from handler.deadline import Deadline
-from handler.delivery import Delivery, Parcel
+from handler.delivery import GRACE_SECONDS, Delivery, JobOutputs
 from handler.errors import JobError
 from handler.fetch_inputs import Fetcher
 from handler.headway import Step
 from handler.inputs import JobInputs
 from handler.memory_relief import MemoryRelief
 from handler.model_supply import ModelSupply
-from handler.order import Order
+from handler.order import DeliveryOptions
 from handler.outputs import Produced, produced
 from handler.preflight import KnownClasses, all_at_once, missing_inputs
-from handler.progress import Progress
+from handler.progress import Progress, has_control_plane
 from handler.prompt import Prompt, Ran
 from handler.prompts import Prompts
 from handler.requests import WorkflowRequest
 from handler.revival import Revival
-from handler.shutdown import Stay
+from handler.shutdown import JobHandle
 from handler.volume_inputs import VolumeInputs
-from handler.volume_pulse import Pulse, VolumeSilent
 from handler.volume_state import volume_fault
 from handler.warmup import LAST
 from handler.weights import JobWeights, Weights
@@ -49,20 +50,24 @@ _UNTIL_POSTED = 0.2
 
 @dataclass(frozen=True)
 class _Job:
-    parcel: Parcel
+    outputs: JobOutputs
     progress: Progress
-    stay: Stay
+    handle: JobHandle
 
     @property
-    def order(self) -> Order:
-        return self.parcel.order
+    def order(self) -> DeliveryOptions:
+        return self.outputs.order
 
 
 class WorkflowJobs:
     """Runs workflow requests on one ComfyUI, restarting it after a fault."""
 
     def __init__(
-        self, boot: Preparation, supply: ModelSupply | None, faults: Sequence[Finding] = ()
+        self,
+        boot: Preparation,
+        supply: ModelSupply | None,
+        calls: Calls,
+        faults: Sequence[Finding] = (),
     ) -> None:
         """`boot` came as far as starting ComfyUI, and found `faults`."""
         assert boot.layout is not None and boot.layout.comfyui is not None
@@ -73,13 +78,13 @@ class WorkflowJobs:
         self._work = boot.work
         self._comfyui = boot.comfyui
         self._write_back = boot.write_back
-        self._pulse = Pulse(boot.layout.root)
-        self._shared_inputs = VolumeInputs(boot.layout.input, boot.work.input)
-        self._delivery = Delivery(boot.settings, boot.work, boot.layout)
+        self._calls = calls
+        self._shared_inputs = VolumeInputs(boot.layout.input, boot.work.input, calls.volume)
+        self._delivery = Delivery(boot.settings, boot.work, boot.layout, calls)
         self._models = boot.layout.comfyui / MODELS
         self._known = KnownClasses()
-        self._revival = Revival(boot.comfyui, MemoryRelief(boot.settings), faults)
-        self._prompts = Prompts(boot.comfyui, self._revival, self._models, self._known, self._pulse)
+        self._revival = Revival(boot.comfyui, MemoryRelief(boot.settings), calls.control, faults)
+        self._prompts = Prompts(boot.comfyui, self._revival, self._models, self._known, calls)
         keep_workflow = (boot.settings.warmup_workflow or "").lower() == LAST
         self._weights = Weights(boot.read_ahead, boot.recent, self._models, keep_workflow)
 
@@ -87,43 +92,49 @@ class WorkflowJobs:
         """Can a job go ahead in spite of these faults, which the boot found?"""
         return self._revival.may_try(faults)
 
-    async def run(self, request: WorkflowRequest, progress: Progress, stay: Stay) -> dict[str, Any]:
+    async def run(
+        self, request: WorkflowRequest, progress: Progress, handle: JobHandle
+    ) -> dict[str, Any]:
         """The reply of a job that went well. Raises JobError for one that did not."""
-        deadline = Deadline(request.max_wait)
+        deadline = handle.deadline = Deadline(request.max_wait)
         mark = uuid.uuid4().hex[:12]
-        order = Order(mark, deadline, request.output, request.bucket)
-        job = _Job(self._delivery.begin(order), progress, stay)
-        fetcher = Fetcher(self._settings, deadline)
-        inputs = JobInputs(self._work.input, mark, fetcher, self._shared_inputs)
+        order = DeliveryOptions(mark, deadline, request.output, request.bucket)
+        job = _Job(self._delivery.begin(order), progress, handle)
+        fetcher = Fetcher(self._settings, deadline, self._calls.network)
+        inputs = JobInputs(self._work.input, mark, fetcher, self._shared_inputs, self._calls.local)
         weights = self._weights.begin(request.workflow)
-        has_inputs = inputs.concern(request.files, request.workflow)
+        has_inputs = inputs.has_files(request.files, request.workflow)
         try:
+            handle.stage = "its models and input files were not there yet"
             request = await self._supplied(request, deadline, progress)
             if has_inputs:
-                await self._place(request, inputs)
+                await self._place(request, inputs, deadline)
+            handle.stage = "the workflow was still running"
             ran, items, notes = await self._produce(request, job)
-            stay.computed()
+            handle.computed()
+            handle.stage = "its results were not delivered yet"
             warnings = [*request.warnings, *ran.warnings, *notes]
             timings = {"execution": round(ran.seconds, 3), **weights.timings()}
             if deadline.paused >= _TOLD_WAITING:
                 timings["waited"] = round(deadline.paused, 3)
             with _told_when_long(progress):
-                answer = await asyncio.to_thread(
-                    self._reply, items, job, warnings, timings, request.seeds
-                )
-            self._remember(request, weights)
+                answer = await self._reply(items, job, warnings, timings, request.seeds)
+            self._calls.background.add(self._remember(request, weights))
             return answer
-        except JobError as error:
-            stay.computed()
-            await asyncio.to_thread(self._delivery.keep_rest, job.parcel)
+        except (JobError, TimeUp) as problem:
+            handle.computed()
+            error = problem if isinstance(problem, JobError) else None
+            error = error or failures.timeout(deadline, handle.stage)
+            await self._delivery.keep_rest(job.outputs)
             raise await self._explained(error, request) from None
         except asyncio.CancelledError:
-            await asyncio.shield(asyncio.to_thread(self._delivery.keep_rest, job.parcel))
+            await asyncio.shield(self._delivery.keep_rest(job.outputs))
             raise
         finally:
             weights.end()
             if has_inputs:
-                await asyncio.to_thread(inputs.remove)
+                with suppress(TimeUp):
+                    await asyncio.shield(self._calls.local.run(inputs.remove, GRACE_SECONDS))
 
     async def _supplied(
         self, request: WorkflowRequest, deadline: Deadline, progress: Progress
@@ -137,20 +148,22 @@ class WorkflowJobs:
 
     async def _explained(self, problem: JobError, request: WorkflowRequest) -> JobError:
         """The error to tell: a volume that went is behind many others."""
-        fault = await asyncio.to_thread(volume_fault, self._layout, problem)
+        fault = await self._calls.control.run(
+            lambda: volume_fault(self._layout, problem), GRACE_SECONDS
+        )
         if fault is not None or self._supply is None:
             return fault or problem
         return await self._supply.explained(problem, request.workflow)
 
-    async def _place(self, request: WorkflowRequest, inputs: JobInputs) -> None:
+    async def _place(self, request: WorkflowRequest, inputs: JobInputs, deadline: Deadline) -> None:
         """Put the input files where ComfyUI looks. Raises one JobError of all that is missing,
         unknown node classes included; ComfyUI would stop at the first."""
 
-        def place() -> list[JobError]:
-            inputs.place(request.files, request.workflow)
-            return missing_inputs(request.workflow, self._work.input, self._layout.input)
-
-        problems = await asyncio.to_thread(place)
+        await inputs.materialize(request.files, request.workflow, deadline)
+        problems = await self._calls.volume.call_or_fail(
+            lambda: missing_inputs(request.workflow, self._work.input, self._layout.input),
+            deadline.remaining,
+        )
         if problems:
             async with connect(self._comfyui.url) as client:
                 known = await self._known.names(client, self._comfyui.starts)
@@ -167,15 +180,15 @@ class WorkflowJobs:
         def at_end(ran: Ran | None, until: float) -> None:
             items = produced(ran.ended.outputs, with_temp)[0] if ran is not None else []
             stale[:] = files.stale_nodes(items, ran.began) if ran is not None else []
-            files.claim(job.parcel.claim, until, files.found(items))
+            files.claim(job.outputs.claim, until, files.found(items))
 
         def tell(step: Step) -> None:
             job.progress.tell(step.stage, step.percent, **step.more)
 
-        prompt = Prompt(request.workflow, request.extra_data, tell, job.parcel.ahead.saved)
+        prompt = Prompt(request.workflow, request.extra_data, tell, job.outputs.eager.saved)
         for again in (False, True):
             ran = await self._prompts.run(
-                prompt, job.order.deadline, job.stay, at_end, request.retry_on_oom
+                prompt, job.order.deadline, job.handle, at_end, request.retry_on_oom
             )
             if again or not stale or not set(stale) <= set(prompt.workflow):
                 return ran, *produced(ran.ended.outputs, with_temp)
@@ -183,7 +196,7 @@ class WorkflowJobs:
             prompt = replace(prompt, workflow=anew)
         raise AssertionError("the second round always returns")
 
-    def _reply(
+    async def _reply(
         self,
         items: list[Produced],
         job: _Job,
@@ -193,22 +206,20 @@ class WorkflowJobs:
     ) -> dict[str, Any]:
         more: dict[str, Any] = {"seeds": dict(seeds)} if seeds else {}
         timings["total"] = _ROOM_FOR_TOTAL
-        answer = self._delivery.deliver(items, job.parcel, warnings, timings=timings, **more)
+        answer = await self._delivery.deliver(items, job.outputs, warnings, timings=timings, **more)
         timings["total"] = round(job.order.deadline.elapsed, 3)
         return answer
 
-    def _remember(self, request: WorkflowRequest, weights: JobWeights) -> None:
+    async def _remember(self, request: WorkflowRequest, weights: JobWeights) -> None:
         """While the reply travels: what was used, for the next cold start, and what nodes wrote."""
         repeatable = None if request.files else request.workflow
-
-        def remember() -> None:
-            if self._write_back is not None:
-                self._write_back.soon()
-            with suppress(VolumeSilent):
-                self._pulse.attended(lambda: self._weights.went_well(weights, repeatable))
-
-        # No daemon: a worker that is ended right after the job remembers it too.
-        threading.Timer(_UNTIL_POSTED, remember).start()
+        await asyncio.sleep(_UNTIL_POSTED if has_control_plane() else 0)
+        if self._write_back is not None:
+            self._write_back.soon()
+        with suppress(OSError, TimeUp):
+            await self._calls.volume.call(
+                lambda: self._weights.went_well(weights, repeatable), GRACE_SECONDS
+            )
 
 
 @contextmanager

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any
 
-from bootstrap.categories import CATEGORIES, GGUF, PT_EXTENSIONS, extension_of
+from bootstrap.volume.categories import CATEGORIES, GGUF, PT_EXTENSIONS, extension_of
 from handler.workflow import Workflow, is_link
 
 _LONGEST = 1024  # more is a text that happens to end in `.bin`
@@ -58,7 +58,8 @@ _BY_CLASS_AND_INPUT: Mapping[tuple[str, str], str] = MappingProxyType(
 class NamedModel:
     """A model file as a workflow names it: `name` is relative to the folder of its category, as
     the workflow spells it. `input` of a value inside another is `lora_1.lora`. `category` is a
-    name of `bootstrap.categories.CATEGORIES` as its loaders have it, None when it is not known."""
+    name of `CATEGORIES` in bootstrap/volume/categories.py as its loaders have it, None when it is
+    not known."""
 
     name: str
     node_id: str

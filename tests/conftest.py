@@ -15,8 +15,8 @@ from typing import Any
 import pytest
 
 from bootstrap.boot import Boot
-from bootstrap.findings import Outcome
-from bootstrap.settings import Settings
+from bootstrap.config import Settings
+from bootstrap.core.findings import Outcome
 from demo.volume import DemoVolume, ensure
 from handler.worker import Worker
 

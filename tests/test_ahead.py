@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import json
 import threading
@@ -11,16 +12,19 @@ from typing import Any
 
 import pytest
 
-from bootstrap.settings import Settings
+from bootstrap.comfyui import WorkDir, make_workdir
+from bootstrap.config import Settings
 from bootstrap.volume import Layout
-from bootstrap.workdir import WorkDir, make_workdir
+from handler.calls import Calls
 from handler.deadline import Deadline
 from handler.delivery import Delivery
-from handler.keeper import Keeper
-from handler.order import Order
+from handler.keeper import VolumeStore
+from handler.local_files import stamp_of
+from handler.order import DeliveryOptions
 from handler.output_options import OutputOptions
 from handler.outputs import produced
 from tests.conftest import BootedWorker
+from tests.support.loop_thread import LoopThread
 from tests.support.waiting import wait_until
 from tests.test_faults import through
 
@@ -42,10 +46,32 @@ class Job:
         self.layout = Layout(root, True, root / "ComfyUI")
         settings, problems = Settings.from_env(env)
         assert not problems
-        self.delivery = Delivery(settings, work, self.layout)
-        self.order = Order(MARK, Deadline(60), OutputOptions(**options))
-        self.parcel = self.delivery.begin(self.order)
-        self.ahead = self.parcel.ahead
+        self.loop = LoopThread()
+        self.calls = Calls.on(root)
+        self.delivery = Delivery(settings, work, self.layout, self.calls)
+        self.order = DeliveryOptions(MARK, Deadline(60), OutputOptions(**options))
+        self.begin()
+
+    def begin(self) -> None:
+        self.outputs = self.loop.call(lambda: self.delivery.begin(self.order))
+
+    def close(self) -> None:
+        self.finish()
+        self.loop.close()
+        self.work.remove()
+
+    def finish(self) -> None:
+        """All that replies do not wait for."""
+        self.loop.run(self.calls.background.finish(10))
+
+    def saved(self, outputs: dict[str, Any] = {}) -> None:  # noqa: B006  # read only
+        self.loop.call(lambda: self.outputs.eager.saved(outputs or REPORTED))
+
+    def encoded(self, path: Path) -> str | None:
+        return self.loop.run(self.outputs.eager.encoded(path, stamp_of(path), 10))
+
+    def kept_at(self, path: Path) -> str | None:
+        return self.loop.run(self.outputs.eager.kept_at(path, stamp_of(path), 10))
 
     def save(self, content: bytes = PNG, folder: Path | None = None) -> Path:
         path = (folder or self.work.output) / "a_00001_.png"
@@ -54,11 +80,11 @@ class Job:
 
     def claim(self, outputs: dict[str, Any]) -> None:
         files = self.delivery.files
-        files.claim(self.parcel.claim, 1e12, files.found(produced(outputs)[0]))
+        files.claim(self.outputs.claim, 1e12, files.found(produced(outputs)[0]))
 
     def deliver(self, outputs: dict[str, Any] = REPORTED) -> dict[str, Any]:
         self.claim(outputs)
-        return self.delivery.deliver(produced(outputs)[0], self.parcel)
+        return self.loop.run(self.delivery.deliver(produced(outputs)[0], self.outputs))
 
     def kept(self) -> list[str]:
         found = self.layout.output.rglob("*.png")
@@ -75,13 +101,13 @@ def made(tmp_path: Path) -> Iterator[Callable[..., Job]]:
 
     yield make
     for job in jobs:
-        job.work.remove()
+        job.close()
 
 
 def begun(job: Job) -> None:
     """All that can be done ahead is begun."""
-    job.ahead.saved(REPORTED)
-    job.ahead.encoded(job.work.output / "a_00001_.png")
+    job.saved(REPORTED)
+    job.encoded(job.work.output / "a_00001_.png")
 
 
 def test_a_saved_file_is_on_the_volume_before_the_job_ends_and_kept_once(
@@ -89,7 +115,7 @@ def test_a_saved_file_is_on_the_volume_before_the_job_ends_and_kept_once(
 ) -> None:
     job = made()
     job.save()
-    job.ahead.saved(REPORTED)
+    job.saved(REPORTED)
     wait_until(lambda: job.kept() == [KEPT])
     before = (job.layout.output / KEPT).stat()
     (entry,) = job.deliver()["results"]
@@ -102,7 +128,7 @@ def test_a_saved_file_is_on_the_volume_before_the_job_ends_and_kept_once(
 def test_a_file_that_was_changed_since_comes_as_it_is(made: Callable[..., Job]) -> None:
     job = made()
     job.save()
-    job.ahead.saved(REPORTED)
+    job.saved(REPORTED)
     wait_until(lambda: job.kept() == [KEPT])
     job.save(PNG + b", better")
     (entry,) = job.deliver()["results"]
@@ -116,7 +142,7 @@ def test_a_failed_job_leaves_it_once(made: Callable[..., Job]) -> None:
     job.save()
     begun(job)
     job.claim({})
-    paths, lost = job.delivery.keep_rest(job.parcel)
+    paths, lost = job.loop.run(job.delivery.keep_rest(job.outputs))
     assert (paths, lost) == ([f"ComfyUI/output/{KEPT}"], [])
     assert job.kept() == [KEPT] and list(job.work.output.iterdir()) == []
 
@@ -124,7 +150,7 @@ def test_a_failed_job_leaves_it_once(made: Callable[..., Job]) -> None:
 def test_a_file_that_its_node_removed_again_is_taken_back(made: Callable[..., Job]) -> None:
     job = made()
     path = job.save()
-    job.ahead.saved(REPORTED)
+    job.saved(REPORTED)
     wait_until(lambda: job.kept() == [KEPT])
     path.unlink()
     job.deliver({"1": {"text": ["done"]}})
@@ -140,7 +166,7 @@ def test_what_could_not_be_kept_ahead_is_tried_at_the_end(
     begun(job)
     assert "could not be kept" in job.deliver()["warnings"][0]
     job.layout.output.unlink()
-    job.parcel = job.delivery.begin(job.order)
+    job.begin()
     assert job.deliver()["results"][0]["path"] == f"ComfyUI/output/{KEPT}"
 
 
@@ -154,7 +180,7 @@ def test_what_is_not_wanted_as_it_was_saved_is_not_kept_ahead(
     job = made(env, **options)
     job.save()
     begun(job)
-    job.delivery._pool.shutdown()  # all that was begun has ended
+    job.kept_at(job.work.output / "a_00001_.png")  # all that was begun has ended
     assert job.kept() == []
 
 
@@ -165,9 +191,9 @@ def test_previews_and_files_elsewhere_are_not_results(made: Callable[..., Job]) 
     (job.work.root / "secret.png").write_bytes(PNG)
     shown = {"filename": "a_00001_.png", "subfolder": "", "type": "temp"}
     outside = {"filename": "secret.png", "subfolder": "..", "type": "output"}
-    job.ahead.saved({"9": {"images": [shown]}, "8": {"images": [outside]}})
-    job.delivery._pool.shutdown()
-    assert job.kept() == [] and job.ahead._begun == {}
+    job.saved({"9": {"images": [shown]}, "8": {"images": [outside]}})
+    job.kept_at(job.work.output / "a_00001_.png")
+    assert job.kept() == [] and job.outputs.eager._pending == {}
 
 
 def test_no_more_is_encoded_than_the_reply_holds(made: Callable[..., Job]) -> None:
@@ -175,15 +201,15 @@ def test_no_more_is_encoded_than_the_reply_holds(made: Callable[..., Job]) -> No
     large = PNG + bytes(100_000)
     path = job.save(large)
     begun(job)
-    assert job.ahead.encoded(path) is None
-    assert job.ahead.kept_at(path) == f"ComfyUI/output/{KEPT}"
+    assert job.encoded(path) is None
+    assert job.kept_at(path) == f"ComfyUI/output/{KEPT}"
 
 
 def test_reports_of_odd_shapes_do_no_harm(made: Callable[..., Job]) -> None:
     job = made()
     job.save()
     for odd in ({"9": None}, {"9": {"images": 7}}, {"9": {"images": [{"filename": "\0"}]}}, {}):
-        job.ahead.saved(odd)
+        job.loop.call(lambda odd=odd: job.outputs.eager.saved(odd))  # type: ignore[misc]
     (entry,) = job.deliver()["results"]
     assert base64.b64decode(entry["image"]) == PNG
 
@@ -201,13 +227,19 @@ def test_contents_are_not_printed(made: Callable[..., Job]) -> None:
 def test_a_kept_file_that_was_taken_back_spoils_no_record(tmp_path: Path) -> None:
     root = tmp_path / "volume"
     (root / "ComfyUI").mkdir(parents=True)
-    keeper = Keeper(Settings.from_env({})[0], Layout(root, True, root / "ComfyUI"))
+    layout = Layout(root, True, root / "ComfyUI")
+    store = VolumeStore(Settings.from_env({})[0], layout, Calls.on(root).volume)
     local = tmp_path / "a.png"
     local.write_bytes(PNG)
-    gone, removed, stays = (keeper.keep(local, Path(), f"{name}.png") for name in "abc")
-    keeper.take_back(gone)
-    (root / removed).unlink()
-    keeper.write_down()
+
+    async def save() -> str:
+        gone, removed, stays = [await store.save(local, Path(), f"{n}.png", 10) for n in "abc"]
+        await store.delete(gone)
+        (root / removed).unlink()
+        await store.flush_record()
+        return stays
+
+    stays = asyncio.run(save())
     (record,) = (root / "ComfyUI" / "output").rglob("*.jsonl")
     (line,) = record.read_text().splitlines()
     assert f'"{Path(stays).name}"' in line

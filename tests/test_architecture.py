@@ -11,18 +11,17 @@ import pytest
 from tests.support.sources import ROOT, all_needed_by, imports, modules, run_at_import
 
 PURE = (
-    "bootstrap.bucket",
-    "bootstrap.categories",
-    "bootstrap.command",
-    "bootstrap.exits",
-    "bootstrap.findings",
-    "bootstrap.kinds",
-    "bootstrap.link_plan",
-    "bootstrap.masking",
-    "bootstrap.path_component",
-    "bootstrap.pip_words",
-    "bootstrap.plan",
-    "bootstrap.wanted_packages",
+    "bootstrap.config.bucket",
+    "bootstrap.volume.categories",
+    "bootstrap.comfyui.command",
+    "bootstrap.comfyui.exits",
+    "bootstrap.core.findings",
+    "bootstrap.config.fields",
+    "bootstrap.volume.link_plan",
+    "bootstrap.core.redact",
+    "bootstrap.models.manifest_entry",
+    "bootstrap.environment.pip_text",
+    "bootstrap.environment.judge",
     "handler.content",
     "handler.deadline",
     "handler.download_entries",
@@ -97,9 +96,27 @@ def test_a_pure_module_opens_no_file(name: str) -> None:
     assert not called & {"open", "read_text", "read_bytes", "exists", "is_file", "is_dir", "stat"}
 
 
+# A watcher of SIGTERM, which no event loop may be needed for; and starts of ComfyUI beside a reply.
+OWN_THREADS = {"handler.blocking", "handler.shutdown", "handler.revival", "handler.volume_record"}
+
+
+@pytest.mark.parametrize("name", sorted(n for n in modules() if top(n) == "handler"))
+def test_jobs_block_only_in_the_pools_of_leaves(name: str) -> None:
+    """No executor, no thread and no `to_thread` of a module's own: each was a way to hang."""
+    used = {n.attr for n in ast.walk(modules()[name]) if isinstance(n, ast.Attribute)}
+    used |= {n.id for n in ast.walk(modules()[name]) if isinstance(n, ast.Name)}
+    assert not used & {"ThreadPoolExecutor", "to_thread", "run_in_executor"}
+    assert name in OWN_THREADS or not used & {"Thread", "Timer"}
+
+
 def test_what_the_doctor_uses_needs_nothing_but_the_standard_library() -> None:
-    roots = {n for n in modules() if n.startswith(("bootstrap.checks.", "bootstrap.facts."))}
-    roots |= {"bootstrap.findings", "bootstrap.settings", "bootstrap.volume", "bootstrap.apply"}
+    roots = {n for n in modules() if n.startswith("bootstrap.doctor.report.")}
+    roots |= {
+        "bootstrap.core.findings",
+        "bootstrap.config.settings",
+        "bootstrap.volume.layout",
+        "bootstrap.volume.links",
+    }
     foreign = {
         name: outside
         for name in all_needed_by(roots)
@@ -127,7 +144,7 @@ def test_what_the_worker_imports_is_what_its_requirements_name() -> None:
 
 
 def test_the_guard_is_a_script_that_knows_nothing_of_the_project() -> None:
-    assert {top(i) for i in imports("bootstrap.guard")} <= set(STANDARD)
+    assert {top(i) for i in imports("bootstrap.core.guard")} <= set(STANDARD)
 
 
 @pytest.mark.parametrize("name", sorted(modules()))

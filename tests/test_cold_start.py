@@ -14,14 +14,13 @@ from typing import Any
 import pytest
 
 from benchmarks.simulated_volume import SimulatedVolume, mounted, why_not
-from bootstrap.boot import Boot
-from bootstrap.findings import Outcome
-from bootstrap.settings import Settings
-from bootstrap.timeline import Stage
+from bootstrap.boot import Boot, Stage
+from bootstrap.config import Settings
+from bootstrap.core.findings import Outcome
 from handler.warmup import WarmUp
+from tests.bootstrap.models.test_prefetch import forget
 from tests.conftest import BootedWorker
 from tests.support import volumes
-from tests.test_prefetch import forget
 from tests.test_worker import plain
 
 Boots = Callable[[Mapping[str, str]], BootedWorker]

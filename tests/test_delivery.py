@@ -2,26 +2,28 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import json
 import os
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Coroutine, Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import pytest
 from PIL import Image
 
-from bootstrap.bucket import bucket_of
-from bootstrap.settings import Settings
+from bootstrap.comfyui import WorkDir, make_workdir
+from bootstrap.config import Settings
+from bootstrap.config.bucket import bucket_of
 from bootstrap.volume import Layout
-from bootstrap.workdir import WorkDir, make_workdir
+from handler.calls import Calls
 from handler.deadline import Deadline
-from handler.delivery import Delivery, Parcel
+from handler.delivery import Delivery, JobOutputs
 from handler.errors import JobError
 from handler.keeper import marked
-from handler.order import Order
+from handler.order import DeliveryOptions
 from handler.output_options import OutputOptions
 from handler.outputs import Produced, ProducedFile, ProducedText
 from tests.support.s3_server import (
@@ -36,6 +38,7 @@ from tests.support.s3_server import (
 from tests.support.volumes import mounted
 
 MARK = "0123456789ab"
+T = TypeVar("T")
 PNG = b"\x89PNG\r\n\x1a\n content"
 
 
@@ -70,13 +73,14 @@ class Jobs:
         settings, problems = Settings.from_env(env)
         assert not problems
         self.bucket = bucket_of(settings)
-        self.delivery = Delivery(settings, work, layout)
+        self.calls = Calls.on(layout.root)
+        self.delivery = Delivery(settings, work, layout, self.calls)
 
     def deliver(
         self, *items: Produced, mark: str = MARK, until: float | None = None, **options: Any
     ) -> dict[str, Any]:
-        order = Order(mark, Deadline(60), OutputOptions(**options), self.bucket)
-        answer = self.delivery.deliver(items, self.claimed(order, items, until))
+        order = DeliveryOptions(mark, Deadline(60), OutputOptions(**options), self.bucket)
+        answer = self.run(self.delivery.deliver(items, self.claimed(order, items, until)))
         assert SECRET not in json.dumps(answer)
         return answer
 
@@ -86,11 +90,23 @@ class Jobs:
         return found
 
     def kept_from_failed(self, mark: str = MARK) -> list[str]:
-        return self.delivery.keep_rest(self.claimed(Order(mark, Deadline(60))))[0]
+        job = self.claimed(DeliveryOptions(mark, Deadline(60)))
+        return self.run(self.delivery.keep_rest(job))[0]
+
+    def run(self, work: Coroutine[Any, Any, T]) -> T:
+        """With all that the reply does not wait for."""
+
+        async def whole() -> T:
+            try:
+                return await work
+            finally:
+                await self.calls.background.finish(10)
+
+        return asyncio.run(whole())
 
     def claimed(
-        self, order: Order, items: Iterable[Produced] = (), until: float | None = None
-    ) -> Parcel:
+        self, order: DeliveryOptions, items: Iterable[Produced] = (), until: float | None = None
+    ) -> JobOutputs:
         """Of a job that ended now, or at `until`, with its files claimed for it."""
         parcel, files = self.delivery.begin(order), self.delivery.files
         files.claim(parcel.claim, until or time.time(), files.found(items))
@@ -297,13 +313,16 @@ def test_delivery_to_the_volume_names_the_path_alone(jobs: Jobs, work: WorkDir) 
         assert "image" not in entry and entry["path"].startswith("ComfyUI/output/")
 
 
-def test_nothing_is_kept_when_nothing_shall_be(work: WorkDir, layout: Layout) -> None:
+def test_without_keep_outputs_only_what_goes_nowhere_else_is_kept(
+    work: WorkDir, layout: Layout
+) -> None:
     jobs = Jobs(work, layout, KEEP_OUTPUTS="false")
     put(work.output, "a_00001_.png")
     put(work.output, "unreported.bin")
     answer = jobs.deliver(image())
-    assert "path" not in answer["results"][0] and "also_kept" not in answer
-    assert not layout.output.exists()
+    assert "path" not in answer["results"][0]
+    assert answer["also_kept"] == [f"ComfyUI/output/unreported_{MARK}.bin"]
+    assert kept_files(layout) == [f"unreported_{MARK}.bin"]
 
 
 # --- the worker's own folder ------------------------------------------------------------------
@@ -381,13 +400,13 @@ def test_jobs_delivered_side_by_side_take_nothing_from_each_other(
     first, second = [image("a_00001_.png")], [image("b_00001_.png")]
     put(work.output, "a_00001_.png", PNG + b"first")
     put(work.output, "a.bin")
-    one = jobs.claimed(Order("one", Deadline(60)), first)
+    one = jobs.claimed(DeliveryOptions("one", Deadline(60)), first)
     time.sleep(0.05)
     put(work.output, "b_00001_.png", PNG + b"second")
     put(work.output, "b.bin")
-    parts = [(first, one), (second, jobs.claimed(Order("two", Deadline(60)), second))]
+    parts = [(first, one), (second, jobs.claimed(DeliveryOptions("two", Deadline(60)), second))]
     for items, parcel in reversed(parts) if slow == "the first" else parts:
-        answer = jobs.delivery.deliver(items, parcel)
+        answer = jobs.run(jobs.delivery.deliver(items, parcel))
         assert len(answer["results"]) == 1
         kept = f"{items[0].filename[0]}_{parcel.order.mark}.bin"
         assert answer["also_kept"] == [f"ComfyUI/output/{kept}"]

@@ -14,7 +14,7 @@ import pytest
 import yaml
 
 import bootstrap
-from bootstrap.settings import Settings, variables
+from bootstrap.config import Settings, variables
 
 ROOT = Path(__file__).parent.parent
 WORKFLOWS = sorted((ROOT / ".github" / "workflows").glob("*.yml"))

@@ -14,10 +14,10 @@ from typing import Any
 import jsonschema
 import pytest
 
-from bootstrap.findings import Outcome
+from bootstrap.core.findings import Outcome
+from tests.bootstrap.doctor.test_doctor import SCHEMA
 from tests.conftest import BootedWorker
 from tests.support.secret_names import secret_names
-from tests.test_doctor import SCHEMA
 from tests.test_faults import comfyui_process
 from tests.test_worker import assert_refused, plain
 

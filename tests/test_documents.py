@@ -16,11 +16,11 @@ from typing import Any
 import pytest
 from jsonschema import validate
 
-from bootstrap.fetch.receipts import Receipt
-from bootstrap.manifest import parse_manifest
-from bootstrap.manifest_entry import ModelSpec
-from bootstrap.settings import Settings, variables
-from bootstrap.workplace import Result
+from bootstrap.config import Settings, variables
+from bootstrap.models.context import Result
+from bootstrap.models.installed import Receipt
+from bootstrap.models.manifest import parse_manifest
+from bootstrap.models.manifest_entry import ModelSpec
 from handler import output_options, requests
 from handler.requests import DiagnosticsRequest, DownloadRequest, WorkflowRequest, parse_request
 from scripts import check_volume, submit
@@ -310,7 +310,7 @@ def test_the_check_in_contributing_is_one(tmp_path: Path, monkeypatch: pytest.Mo
     """Its two files, put where they are told to be put."""
     check, test = blocks(ROOT / "CONTRIBUTING.md", "python")
     processor = loaded(tmp_path / "processor.py", check)
-    monkeypatch.setattr("bootstrap.checks.processor", processor, raising=False)
+    monkeypatch.setattr("bootstrap.doctor.checks.processor", processor, raising=False)
     monkeypatch.setattr(check_cases, "CHECKS", (*check_cases.CHECKS, processor.check_processor))
     tests = loaded(tmp_path / "cases.py", test)
     for case in tests.CASES:

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bootstrap.manifest import CODES as MANIFEST_CODES
-from bootstrap.settings import Settings
+from bootstrap.config import Settings
+from bootstrap.models.manifest import CODES as MANIFEST_CODES
 from handler.errors import CODES, JobError
 from handler.requests import DownloadRequest, Request, parse_request
 

@@ -15,8 +15,9 @@ import psutil
 import pytest
 
 from bootstrap.boot import Boot
-from bootstrap.settings import Settings
+from bootstrap.config import Settings
 from demo.volume import DemoVolume
+from handler.blocking import Pool
 from handler.deadline import Deadline
 from handler.memory_relief import MemoryRelief
 from handler.revival import Revival
@@ -166,7 +167,7 @@ def test_a_container_near_its_memory_limit_is_relieved_between_jobs(
     comfyui = mended.boot.comfyui
     assert comfyui is not None
     before = comfyui_process(mended)
-    revival = Revival(comfyui, MemoryRelief(mended.boot.settings, percent))
+    revival = Revival(comfyui, MemoryRelief(mended.boot.settings, percent), Pool("control", 4, 4))
     asyncio.run(revival.ready(Deadline(60)))
     assert before.is_running() is not restarted
     assert said in capfd.readouterr().err

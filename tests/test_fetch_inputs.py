@@ -3,25 +3,29 @@ strangers may send a worker."""
 
 from __future__ import annotations
 
-import threading
+import asyncio
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from bootstrap.settings import Settings
+from bootstrap.config import Settings
+from handler.calls import Calls
 from handler.deadline import Deadline
 from handler.errors import CODES, JobError
-from handler.fetch_inputs import Abandoned, Fetcher, Wanted
+from handler.fetch_inputs import Fetcher, Wanted
 from handler.inputs import JobInputs
 from handler.request_files import InputFile
 from handler.volume_inputs import VolumeInputs
 from tests.support.vicious_server import ViciousServer
+from tests.support.waiting import wait_until
 
 PNG = b"\x89PNG\r\n\x1a\n" + b"pixel" * 100
 QUERY = "?token=query-marker-99"
+CALLS = Calls.on(Path("/"))
+NETWORK = CALLS.network
 LENIENT = Settings(allow_private_urls=True, max_input_mb=1, input_timeout=5)
 
 
@@ -39,12 +43,16 @@ def folder(tmp_path: Path) -> Path:
 
 
 def fetcher(settings: Settings = LENIENT, seconds: float = 30) -> Fetcher:
-    return Fetcher(settings, Deadline(seconds))
+    return Fetcher(settings, Deadline(seconds), NETWORK)
+
+
+def fetch(wanted: Sequence[Wanted], settings: Settings = LENIENT, seconds: float = 30) -> None:
+    asyncio.run(fetcher(settings, seconds).fetch(wanted))
 
 
 def refused(url: str, folder: Path, settings: Settings = LENIENT, seconds: float = 30) -> JobError:
     with pytest.raises(JobError) as caught:
-        fetcher(settings, seconds).fetch([Wanted(url, folder / "f")])
+        fetch([Wanted(url, folder / "f")], settings, seconds)
     assert caught.value.code in CODES and caught.value.fix
     assert "query-marker" not in str(caught.value) + repr(caught.value.details)
     return caught.value
@@ -52,7 +60,7 @@ def refused(url: str, folder: Path, settings: Settings = LENIENT, seconds: float
 
 def test_several_files_come_at_once(server: ViciousServer, folder: Path) -> None:
     urls = [server.serve(f"/{n}.png", PNG + bytes([n])) for n in range(10)]
-    fetcher().fetch([Wanted(url, folder / str(n)) for n, url in enumerate(urls)])
+    fetch([Wanted(url, folder / str(n)) for n, url in enumerate(urls)])
     assert [(folder / str(n)).read_bytes()[-1] for n in range(10)] == list(range(10))
 
 
@@ -63,13 +71,13 @@ def test_a_file_comes_whole_from_servers_with_small_vices(
     server: ViciousServer, folder: Path, vices: dict[str, Any]
 ) -> None:
     url = server.serve("/small-vice.png", PNG, **vices)
-    fetcher().fetch([Wanted(url, folder / "f")])
+    fetch([Wanted(url, folder / "f")])
     assert (folder / "f").read_bytes() == PNG
 
 
 def test_redirects_are_followed(server: ViciousServer, folder: Path) -> None:
     end = server.serve("/end.png", PNG)
-    fetcher().fetch([Wanted(server.serve("/start", b"", redirect=end), folder / "f")])
+    fetch([Wanted(server.serve("/start", b"", redirect=end), folder / "f")])
     assert (folder / "f").read_bytes() == PNG
 
 
@@ -113,16 +121,19 @@ def test_one_that_fails_ends_the_others(server: ViciousServer, folder: Path) -> 
     bad = server.serve("/bad.png", b"", status=404)
     start = time.monotonic()
     with pytest.raises(JobError, match="404"):
-        fetcher().fetch([Wanted(slow, folder / "a"), Wanted(bad, folder / "b")])
+        fetch([Wanted(slow, folder / "a"), Wanted(bad, folder / "b")])
     assert time.monotonic() - start < 4, "not after the timeout of 5 s"
 
 
-def test_stopping_ends_a_fetch(server: ViciousServer, folder: Path) -> None:
+def test_a_cancel_ends_a_fetch_and_its_thread(server: ViciousServer, folder: Path) -> None:
     url = server.serve("/slow.png", b"x" * 200_000, stall_after=64 * 1024)
-    fetching = fetcher()
-    threading.Timer(0.3, fetching.stop).start()
-    with pytest.raises(Abandoned):
-        fetching.fetch([Wanted(url, folder / "f")])
+
+    async def cancelled() -> None:
+        await asyncio.wait_for(fetcher().fetch([Wanted(url, folder / "f")]), 0.3)
+
+    with pytest.raises(asyncio.TimeoutError):
+        asyncio.run(cancelled())
+    wait_until(lambda: NETWORK.hanging == 0)
 
 
 PRIVATE = [
@@ -170,7 +181,7 @@ def test_no_redirect_leads_to_a_private_place(
     fetching = fetcher(Settings())
     object.__setattr__(fetching._policy, "exempt", frozenset({server.host_port}))
     with pytest.raises(JobError) as caught:
-        fetching.fetch([Wanted(url, folder / "f")])
+        asyncio.run(fetching.fetch([Wanted(url, folder / "f")]))
     assert caught.value.code == "input.url_refused"
 
 
@@ -180,9 +191,18 @@ def test_no_redirect_leads_to_a_private_place(
 def placed(
     folder: Path, workflow: dict[str, Any], *files: InputFile, mark: str = "m1"
 ) -> JobInputs:
-    inputs = JobInputs(folder, mark, fetcher(), VolumeInputs(folder / "no volume", folder))
-    inputs.place(files, workflow)
+    inputs = job_inputs(folder, mark)
+    try:
+        asyncio.run(inputs.materialize(files, workflow, Deadline(30)))
+    except BaseException:
+        inputs.remove()
+        raise
     return inputs
+
+
+def job_inputs(folder: Path, mark: str = "m1") -> JobInputs:
+    shared = VolumeInputs(folder / "no volume", folder, CALLS.volume)
+    return JobInputs(folder, mark, fetcher(), shared, CALLS.local)
 
 
 def load(value: object, class_type: str = "LoadImage", name: str = "image") -> dict[str, Any]:
@@ -269,25 +289,24 @@ def test_a_job_that_is_over_leaves_nothing_though_its_files_still_come(
     server: ViciousServer, folder: Path
 ) -> None:
     url = server.serve("/slow.png", b"x" * 200_000, stall_after=64 * 1024)
-    inputs = JobInputs(folder, "m1", fetcher(), VolumeInputs(folder / "no volume", folder))
-    failed: list[BaseException] = []
+    inputs = job_inputs(folder)
 
-    def place() -> None:
-        try:
-            inputs.place([InputFile("a.png", url=url)], {})
-        except JobError as error:
-            failed.append(error)
+    async def cancelled() -> None:
+        sent = [InputFile("a.png", url=url)]
+        placing = asyncio.ensure_future(inputs.materialize(sent, {}, Deadline(30)))
+        await asyncio.sleep(0.3)
+        placing.cancel()
+        await asyncio.wait({placing})
+        inputs.remove()
 
-    placing = threading.Thread(target=place)
-    placing.start()
-    time.sleep(0.3)
-    inputs.remove()
-    placing.join(5)
-    assert failed and list(folder.iterdir()) == []
+    asyncio.run(cancelled())
+    wait_until(lambda: NETWORK.hanging == 0)
+    assert list(folder.iterdir()) == []
 
 
 def test_files_that_are_placed_after_the_job_is_over_go_too(folder: Path) -> None:
-    inputs = JobInputs(folder, "m1", fetcher(), VolumeInputs(folder / "no volume", folder))
+    inputs = job_inputs(folder)
     inputs.remove()
-    inputs.place([InputFile("a.png", data="iVBORw0KGgo=")], {})
+    sent = [InputFile("a.png", data="iVBORw0KGgo=")]
+    asyncio.run(inputs.materialize(sent, {}, Deadline(30)))
     assert list(folder.iterdir()) == []

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from jsonschema import Draft202012Validator, ValidationError, validate
 
-from bootstrap.settings import Settings, variables
+from bootstrap.config import Settings, variables
 from demo.volume import DemoVolume
 from tests.conftest import BootedWorker, environment
 from tests.support.control_plane import ControlPlane

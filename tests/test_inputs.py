@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import errno
 import os
@@ -12,7 +13,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bootstrap.settings import Settings
+from bootstrap.config import Settings
+from handler.calls import Calls
 from handler.deadline import Deadline
 from handler.errors import JobError
 from handler.fetch_inputs import Fetcher
@@ -33,15 +35,26 @@ def folder(tmp_path: Path) -> Path:
 
 
 def job_inputs(folder: Path, mark: str = MARK, **settings: Any) -> JobInputs:
-    fetcher = Fetcher(Settings(**settings), Deadline(30))
-    return JobInputs(folder, mark, fetcher, VolumeInputs(folder / "no volume", folder))
+    calls = Calls.on(Path("/"))
+    fetcher = Fetcher(Settings(**settings), Deadline(30), calls.network)
+    shared = VolumeInputs(folder / "no volume", folder, calls.volume)
+    return JobInputs(folder, mark, fetcher, shared, calls.local)
+
+
+def materialize(inputs: JobInputs, files: list[InputFile], workflow: dict[str, Any]) -> None:
+    """As a job does, which removes its files at its end whatever happens."""
+    try:
+        asyncio.run(inputs.materialize(files, workflow, Deadline(30)))
+    except BaseException:
+        inputs.remove()
+        raise
 
 
 def place(
     files: list[InputFile], workflow: dict[str, Any], folder: Path, mark: str = MARK
 ) -> list[Path]:
     before = set(folder.rglob("*"))
-    job_inputs(folder, mark).place(files, workflow)
+    materialize(job_inputs(folder, mark), files, workflow)
     return sorted(set(folder.rglob("*")) - before)
 
 
@@ -162,7 +175,7 @@ def test_nothing_stays_when_the_disk_gets_full(
 
 def test_removing_files_twice_is_fine(folder: Path) -> None:
     placed = job_inputs(folder)
-    placed.place([InputFile("a.png", TEXT)], {})
+    materialize(placed, [InputFile("a.png", TEXT)], {})
     assert os.listdir(folder)
     placed.remove()
     placed.remove()

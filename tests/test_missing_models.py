@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from bootstrap.findings import error
-from bootstrap.manifest import Manifest
-from bootstrap.manifest_entry import ModelSpec
+from bootstrap.core.findings import error
+from bootstrap.models.manifest import Manifest
+from bootstrap.models.manifest_entry import ModelSpec
 from handler.errors import JobError
 from handler.missing_models import wanted_by, with_offer
 from handler.workflow_models import NamedModel

@@ -12,17 +12,17 @@ from typing import Any
 
 import pytest
 
-from bootstrap.findings import Outcome
-from bootstrap.sources import Sources
-from bootstrap.sources.huggingface import HuggingFace
+from bootstrap.core.findings import Outcome
+from bootstrap.models.sources.base import Sources
+from bootstrap.models.sources.huggingface import HuggingFace
 from demo.taesd import write_whole_vae
 from demo.volume import DemoVolume
+from tests.bootstrap.boot.test_models import loading, platform_caches
 from tests.conftest import BootedWorker, environment, furnished, ready_worker
 from tests.support.fake_hub import FakeHub
 from tests.support.provisioning import sha256
 from tests.support.vicious_server import ViciousServer
 from tests.support.waiting import wait_until
-from tests.test_boot_models import loading, platform_caches
 from tests.test_worker import assert_refused, plain
 
 Boots = Callable[[Mapping[str, str]], BootedWorker]
@@ -225,7 +225,7 @@ def test_a_request_puts_onto_the_volume_what_the_platform_has_in_its_cache(
     with FakeHub() as hub:
         hub.put("org/repo", "m.safetensors", vae)
         sources = Sources((HuggingFace(None, hub.url),))
-        monkeypatch.setattr("bootstrap.provisioning.make_sources", lambda _: sources)
+        monkeypatch.setattr("bootstrap.models.background.make_sources", lambda _: sources)
         wanted = [{"url": "hf://org/repo/m.safetensors", "directory": "vae"}]
         know(own_volume, *wanted)
         assert supplied.ask({"workflow": loading("m.safetensors")})["status"] == "completed"

@@ -18,13 +18,13 @@ import pytest
 
 from demo.environment import REPOSITORY
 from demo.volume import DemoVolume
+from tests.bootstrap.boot.test_models import loading, want
 from tests.conftest import environment, furnished, workflow
 from tests.support.control_plane import ControlPlane
 from tests.support.provisioning import MARKER as TOKEN
 from tests.support.provisioning import tensors
 from tests.support.vicious_server import ViciousServer
 from tests.support.worker_process import WorkerProcess
-from tests.test_boot_models import loading, want
 from tests.test_faults import through
 from tests.test_worker import plain
 

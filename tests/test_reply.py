@@ -8,7 +8,7 @@ from typing import Any
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bootstrap.findings import error
+from bootstrap.core.findings import error
 from handler import reply
 from handler.errors import JobError
 

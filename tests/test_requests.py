@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bootstrap.settings import Settings
+from bootstrap.config import Settings
 from handler.errors import CODES, JobError
 from handler.output_options import OutputOptions
 from handler.request_files import InputFile

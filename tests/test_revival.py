@@ -12,14 +12,15 @@ from pathlib import Path
 import pytest
 
 from bootstrap.comfyui import ComfyUI
-from bootstrap.settings import Settings
+from bootstrap.config import Settings
+from handler.blocking import Pool
 from handler.deadline import Deadline
 from handler.errors import JobError
 from handler.memory_relief import MemoryRelief
 from handler.revival import Revival
+from tests.bootstrap.comfyui.test_process import behave
 from tests.support import fake_comfyui
 from tests.support.waiting import wait_until
-from tests.test_comfyui_process import behave
 
 BROKEN = "exit 1 ModuleNotFoundError: No module named 'torchsde'"
 
@@ -34,7 +35,7 @@ class Bench:
     def __post_init__(self) -> None:
         settings, _ = Settings.from_env({})
         relief = MemoryRelief(settings, lambda: 0.0)
-        self.revival = Revival(self.comfyui, relief, clock=lambda: self.now)
+        self.revival = Revival(self.comfyui, relief, Pool("control", 4, 4), clock=lambda: self.now)
 
     def ready(self, seconds: float = 20) -> JobError | None:
         """What a job is told; None when ComfyUI is ready for it."""

@@ -12,9 +12,9 @@ from pathlib import Path
 import pytest
 import requests
 
-from bootstrap.bucket import Bucket
-from bootstrap.fetch.addresses import AddressPolicy
-from bootstrap.kinds import Secret
+from bootstrap.config.bucket import Bucket
+from bootstrap.core.redact import Secret
+from bootstrap.net.addresses import AddressPolicy
 from handler import s3
 from handler.deadline import Deadline
 from handler.s3 import NotUploaded, Store, Upload

@@ -10,7 +10,7 @@ import psutil
 import pytest
 
 from handler.errors import JobError
-from handler.shutdown import Shutdown, Stay
+from handler.shutdown import JobHandle, Shutdown
 from tests.support.control_plane import ControlPlane
 from tests.support.waiting import wait_until
 from tests.support.worker_process import WorkerProcess
@@ -27,8 +27,8 @@ class Job:
         self.waits = waits
         self.tidied = False
 
-    async def work(self, stay: Stay) -> str:
-        stay.waits = lambda: self.waits
+    async def work(self, handle: JobHandle) -> str:
+        handle.is_queued = lambda: self.waits
         try:
             await asyncio.sleep(60)
         except asyncio.CancelledError:

@@ -21,7 +21,7 @@ from benchmarks.simulated_volume import (
     mounted,
     why_not,
 )
-from bootstrap.facts.walk import walk
+from bootstrap.doctor.facts.walk import walk
 from tests.support.model_folders import link, write
 
 pytestmark = pytest.mark.skipif(why_not() is not None, reason=f"no simulated volume: {why_not()}")

@@ -11,8 +11,8 @@ import pytest
 from bootstrap.comfyui import ComfyUI
 from handler.errors import JobError
 from handler.headway import Headway
-from handler.stall import _LOOKS, Stall
-from handler.volume_pulse import Pulse
+from handler.stall import _LOOKS, VolumeStallDetector
+from handler.volume_watchdog import VolumeWatchdog
 
 IDLE, BUSY = 0.01, 1.0
 
@@ -32,14 +32,14 @@ class Scene:
         self.used += step
         return self.used
 
-    def beats(self) -> bool:
+    async def responds(self) -> bool:
         return self.answers
 
 
 def looked(looks: list[tuple[float | None, bool]]) -> JobError | None:
     """What came of so many looks."""
     scene = Scene(looks)
-    stall = Stall(cast(ComfyUI, scene), cast(Pulse, scene))
+    stall = VolumeStallDetector(cast(ComfyUI, scene), cast(VolumeWatchdog, scene))
     headway = Headway({"3": {"class_type": "CheckpointLoaderSimple", "inputs": {}}})
     headway.hear({"type": "executing", "data": {"node": "3", "prompt_id": "p"}}, "p")
 

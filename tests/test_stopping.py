@@ -14,6 +14,7 @@ from aiohttp import web
 from aiohttp.test_utils import TestServer
 
 from bootstrap.comfyui import ComfyUI
+from handler.calls import Calls
 from handler.deadline import Deadline
 from handler.errors import JobError
 from handler.line import Line
@@ -79,7 +80,9 @@ def test_only_the_jobs_own_prompt_is_stopped(tmp_path: Path, other_runs: bool) -
             try:
                 async with Line().turn(Deadline(2.5)) as turn:
                     prompt = Prompt(plain(), tell=steps.append)
-                    await run_prompt(comfyui, prompt, turn, tmp_path, KnownClasses())
+                    await run_prompt(
+                        comfyui, prompt, turn, tmp_path, KnownClasses(), Calls.on(tmp_path)
+                    )
             finally:
                 comfyui.port = own
                 comfyui.stop()

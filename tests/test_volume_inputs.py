@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import threading
 from pathlib import Path
@@ -10,8 +11,11 @@ from typing import Any
 import pytest
 
 from handler import volume_inputs
+from handler.calls import Calls
+from handler.deadline import Deadline
 from handler.errors import JobError
 from handler.volume_inputs import VolumeInputs
+from handler.volume_watchdog import VolumeWatchdog
 from tests.conftest import BootedWorker
 from tests.test_worker import png
 
@@ -34,6 +38,14 @@ def volume(tmp_path: Path) -> Path:
     return path
 
 
+def volume_calls() -> VolumeWatchdog:
+    return Calls.on(Path("/")).volume
+
+
+def bring(copies: VolumeInputs, workflow: dict[str, dict[str, Any]], user: str) -> None:
+    asyncio.run(copies.bring(workflow, user, Deadline(30)))
+
+
 def load(name: Any) -> dict[str, dict[str, Any]]:
     return {"1": {"class_type": "LoadImage", "inputs": {"image": name}}}
 
@@ -42,7 +54,7 @@ def load(name: Any) -> dict[str, dict[str, Any]]:
 def test_files_of_the_volume_that_the_workflow_names_are_copied(
     volume: Path, folder: Path, name: str
 ) -> None:
-    VolumeInputs(volume, folder).bring(load(name), "job")
+    bring(VolumeInputs(volume, folder, volume_calls()), load(name), "job")
     place = folder / name.removesuffix(" [input]")
     assert place.read_bytes() == PIXEL and not place.is_symlink()
 
@@ -51,21 +63,21 @@ def test_a_file_that_is_a_link_on_the_volume_is_copied_under_the_name_that_was_a
     volume: Path, folder: Path
 ) -> None:
     (volume / "latest.png").symlink_to("sub/mask.png")
-    VolumeInputs(volume, folder).bring(load("latest.png"), "job")
+    bring(VolumeInputs(volume, folder, volume_calls()), load("latest.png"), "job")
     assert (folder / "latest.png").read_bytes() == PIXEL
 
 
 def test_a_copy_is_made_again_when_the_volumes_file_has_changed(volume: Path, folder: Path) -> None:
     for content in (PIXEL, b"other content"):
         (volume / "photo.png").write_bytes(content)
-        VolumeInputs(volume, folder).bring(load("photo.png"), "job")
+        bring(VolumeInputs(volume, folder, volume_calls()), load("photo.png"), "job")
         assert (folder / "photo.png").read_bytes() == content
 
 
 def test_a_copy_that_is_up_to_date_is_left_alone(volume: Path, folder: Path) -> None:
-    VolumeInputs(volume, folder).bring(load("photo.png"), "job")
+    bring(VolumeInputs(volume, folder, volume_calls()), load("photo.png"), "job")
     before = (folder / "photo.png").stat().st_ctime_ns
-    VolumeInputs(volume, folder).bring(load("photo.png"), "job")
+    bring(VolumeInputs(volume, folder, volume_calls()), load("photo.png"), "job")
     assert (folder / "photo.png").stat().st_ctime_ns == before
 
 
@@ -91,19 +103,19 @@ def test_a_copy_that_is_up_to_date_is_left_alone(volume: Path, folder: Path) -> 
 def test_nothing_else_is_copied(volume: Path, folder: Path, value: Any) -> None:
     (volume.parent / "secret.txt").write_text("secret")
     (volume / "escape.png").symlink_to(volume.parent / "secret.txt")
-    VolumeInputs(volume, folder).bring(load(value), "job")
+    bring(VolumeInputs(volume, folder, volume_calls()), load(value), "job")
     assert os.listdir(folder) == []
 
 
 def test_a_volume_without_input_folder_is_fine(tmp_path: Path, folder: Path) -> None:
-    VolumeInputs(tmp_path / "nowhere", folder).bring(load("photo.png"), "job")
+    bring(VolumeInputs(tmp_path / "nowhere", folder, volume_calls()), load("photo.png"), "job")
     assert os.listdir(folder) == []
 
 
 def test_a_copy_that_finds_no_room_is_an_error_with_its_code(volume: Path, folder: Path) -> None:
     (folder / "sub").write_text("a file where a folder is needed")
     with pytest.raises(JobError) as caught:
-        VolumeInputs(volume, folder).bring(load("sub/mask.png"), "job")
+        bring(VolumeInputs(volume, folder, volume_calls()), load("sub/mask.png"), "job")
     assert caught.value.code == "image.not_stored"
 
 
@@ -123,10 +135,10 @@ def test_copies_beyond_the_size_go_the_longest_unused_first(
 ) -> None:
     monkeypatch.setattr(volume_inputs, "_UNUSED_BYTES", 250)
     clock = Clock()
-    copies = VolumeInputs(volume, folder, clock)
+    copies = VolumeInputs(volume, folder, volume_calls(), clock)
     for name in ("a.png", "b.png", "c.png"):
         (volume / name).write_bytes(b"x" * 100)
-        copies.bring(load(name), name)
+        bring(copies, load(name), name)
         clock.seconds += 1
     assert names(folder) == ["a.png", "b.png", "c.png"], "all are used"
     for user in ("b.png", "c.png"):
@@ -135,17 +147,17 @@ def test_copies_beyond_the_size_go_the_longest_unused_first(
     assert names(folder) == ["a.png", "b.png", "c.png"], "two that are not used have room"
     copies.release("a.png")
     assert names(folder) == ["a.png", "c.png"]
-    copies.bring(load("b.png"), "again")
+    bring(copies, load("b.png"), "again")
     assert (folder / "b.png").stat().st_size == 100
 
 
 def test_copies_that_no_job_named_for_long_go_and_others_do_not(volume: Path, folder: Path) -> None:
     clock = Clock()
-    copies = VolumeInputs(volume, folder, clock)
+    copies = VolumeInputs(volume, folder, volume_calls(), clock)
     (folder / "own.png").write_bytes(b"of a node")
     (folder / "photo.png").write_bytes(b"of a node")
-    copies.bring(load("photo.png"), "1")
-    copies.bring(load("sub/mask.png"), "2")
+    bring(copies, load("photo.png"), "1")
+    bring(copies, load("sub/mask.png"), "2")
     copies.release("2")
     clock.seconds += 3601
     copies.release("3")
@@ -160,7 +172,7 @@ def test_copies_that_no_job_named_for_long_go_and_others_do_not(volume: Path, fo
 def test_a_job_that_ends_does_not_wait_for_another_ones_copy(
     volume: Path, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    copies = VolumeInputs(volume, folder)
+    copies = VolumeInputs(volume, folder, volume_calls())
     begun, go_on = threading.Event(), threading.Event()
 
     def slow(*_: object) -> None:
@@ -168,7 +180,7 @@ def test_a_job_that_ends_does_not_wait_for_another_ones_copy(
         assert go_on.wait(10)
 
     monkeypatch.setattr(volume_inputs, "_copy", slow)
-    copying = threading.Thread(target=copies.bring, args=(load("photo.png"), "1"))
+    copying = threading.Thread(target=bring, args=(copies, load("photo.png"), "1"))
     copying.start()
     assert begun.wait(10)
     copies.release("2")
@@ -179,11 +191,11 @@ def test_a_job_that_ends_does_not_wait_for_another_ones_copy(
 
 
 def test_who_reads_a_copy_is_not_disturbed_by_a_newer_one(volume: Path, folder: Path) -> None:
-    copies = VolumeInputs(volume, folder)
-    copies.bring(load("photo.png"), "1")
+    copies = VolumeInputs(volume, folder, volume_calls())
+    bring(copies, load("photo.png"), "1")
     with open(folder / "photo.png", "rb") as reader:
         (volume / "photo.png").write_bytes(b"new content")
-        copies.bring(load("photo.png"), "2")
+        bring(copies, load("photo.png"), "2")
         assert reader.read() == PIXEL
     assert names(folder) == ["photo.png"] and (folder / "photo.png").read_bytes() == b"new content"
 

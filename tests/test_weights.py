@@ -10,10 +10,9 @@ from typing import Any
 
 import pytest
 
-from bootstrap.prefetch import ReadAhead
-from bootstrap.recent import Recent
+from bootstrap.models.prefetch import ReadAhead, Recent
 from handler.weights import JobWeights, Weights
-from tests.test_prefetch import PLENTY, forget
+from tests.bootstrap.models.test_prefetch import PLENTY, forget
 
 
 def loading(**names: str) -> dict[str, Any]:

@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 from jsonschema import validate
 
-from bootstrap.kinds import Secret
-from bootstrap.settings import Settings, variables
+from bootstrap.config import Settings, variables
+from bootstrap.core.redact import Secret
 from demo.volume import DemoVolume
 from handler.errors import JobError
 from handler.reply import completed, failed

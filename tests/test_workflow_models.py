@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from bootstrap.categories import CATEGORIES
+from bootstrap.volume.categories import CATEGORIES
 from demo.volume import DemoVolume
 from handler.workflow import read_workflow
 from handler.workflow_models import NamedModel, named_models, names_a_model

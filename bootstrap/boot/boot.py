@@ -2,11 +2,12 @@
 
     find volume ─┬─ copy code ───────────────┬─ start ComfyUI ─ ready ─ wait for models ─ warm-up
     local folder ┘  choose Python ─ ask flags┤
+                                  └ packages ┤
                     read manifest ─ fetch ···│··················(beside)
                     link models ─────────────┴─ read ahead ·····(beside)
     check machine, check volume, after the copy (beside)
 
-With NODE_REQUIREMENTS=install, what custom nodes lack is added between the copy and the start.
+What ComfyUI and its custom nodes ask for is made ready while the code is copied ("packages").
 `begin` starts it all and returns when ComfyUI has been started; `finish` waits for it. Between the
 two the caller has some ten seconds for whatever else takes time, such as importing the SDK.
 """

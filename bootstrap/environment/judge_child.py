@@ -1,6 +1,6 @@
 """Judges requirements in ComfyUI's own Python. A script, run as `python -I -B judge_child.py`.
 
-Reads one JSON object from stdin and prints one on the last line of stdout; judgement.py has both
+Reads one JSON object from stdin and prints one on the last line of stdout; judge.py has both
 sides of it in types. PEP 440 and 508 are `packaging`'s, from that Python or from its pip; what is
 installed is read with `importlib.metadata`. Nothing else that is installed is imported: modules are
 only looked for. Must run on any Python from 3.8.
@@ -104,25 +104,29 @@ class Installed:
         ]
         with ThreadPoolExecutor(THREADS) as pool:
             listed = list(pool.map(self._records_in, folders))
-            records = [record for found in listed for record in found][:MOST_PACKAGES]
+            records = [record for _, found in listed for record in found]
+            self.cut = len(records) > MOST_PACKAGES
+            records = records[:MOST_PACKAGES]
             self.all = [one for one in pool.map(self._read, records) if one is not None]
         self.by_name: dict[str, dict[str, Any]] = {}
         for one in self.all:
             self.by_name.setdefault(one["name"], one)
-        self.folders = [f for i, f in enumerate(folders) if listed[i]]
+        self.folders = [f for i, f in enumerate(folders) if listed[i][0]]
 
     @staticmethod
-    def _records_in(folder: str) -> list[tuple[str, str]]:
-        """pip puts a `~` before what it is about to remove, or failed to."""
+    def _records_in(folder: str) -> tuple[bool, list[tuple[str, str]]]:
+        """Is there anything, and the records; pip puts a `~` before what it is about to remove, or
+        failed to."""
         try:
             names = sorted(os.listdir(folder))
         except OSError:
-            return []
-        return [
+            return False, []
+        records = [
             (folder, name)
             for name in names
             if name.endswith((".dist-info", ".egg-info")) and not name.startswith(("~", "."))
         ]
+        return bool(names), records
 
     @staticmethod
     def _read(record: tuple[str, str]) -> dict[str, Any] | None:
@@ -264,7 +268,7 @@ class Judge:
 def verdict(
     line: str, state: str, name: str = "", version: str | None = None, text: str = ""
 ) -> dict[str, Any]:
-    """As judgement.py reads it; `text` is what to ask an installer for."""
+    """As judge.py reads it; `text` is what to ask an installer for."""
     return {"line": line, "state": state, "name": name, "version": version, "text": text or line}
 
 
@@ -298,7 +302,7 @@ def with_folders(path: list[str], before: str | None, after: str | None) -> list
 
 
 def main() -> None:
-    """Answer what stdin asks; see judgement.py."""
+    """Answer what stdin asks; see judge.py."""
     asked = json.load(sys.stdin)
     me = who_am_i()
     me["path"] = with_folders(me["path"], asked.get("before"), asked.get("after"))
@@ -312,6 +316,8 @@ def main() -> None:
     told = ("name", "version", "folder")
     me["packages"] = [{key: one[key] for key in told} for one in installed.all]
     me["folders"] = installed.folders
+    more = f"more than {MOST_PACKAGES} packages: not all were read"
+    me["problems"] = [more] if installed.cut else []
     me["judged_with"] = judge.judged_with
     me["verdicts"] = files
     me["absent"] = [name for name in asked.get("imports", []) if not can_import(name)]

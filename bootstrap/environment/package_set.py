@@ -23,11 +23,19 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 
-from bootstrap.environment import package_report as report
-from bootstrap.environment.hard_imports import HardImport, hard_imports
-from bootstrap.environment.judgement import Judgement, State, judge
-from bootstrap.environment.package_build import Builder
-from bootstrap.environment.package_store import (
+from bootstrap.core.concurrency import SilentError, Together
+from bootstrap.core.files import Disk
+from bootstrap.core.findings import Finding
+from bootstrap.core.lease import BEAT, STALE, Lease
+from bootstrap.core.log import say
+from bootstrap.core.redact import masked
+from bootstrap.environment import report
+from bootstrap.environment.build import Builder
+from bootstrap.environment.hard_imports import hard_imports
+from bootstrap.environment.judge import Judgement, RequirementState, judge
+from bootstrap.environment.requirements import Requirements, read_requirements
+from bootstrap.environment.resolve import Unit, units_of
+from bootstrap.environment.store import (
     AFTER,
     BEFORE,
     BadSet,
@@ -38,17 +46,8 @@ from bootstrap.environment.package_store import (
     read_record,
     sweep,
 )
-from bootstrap.environment.requirement_files import RequirementFile, requirement_files
-from bootstrap.environment.resolve import Unit, units_of
 from bootstrap.environment.uv import Uv, UvFailed, find_uv
-from bootstrap.facts.node_packs import gather_packs
-from bootstrap.facts.together import SilentError, Together
-from bootstrap.fetch.disk import Disk
-from bootstrap.findings import Finding
-from bootstrap.lease import BEAT, STALE, Lease
-from bootstrap.log import say
-from bootstrap.masking import masked
-from bootstrap.recent import FOLDER
+from bootstrap.volume.layout import OWN_FOLDER
 
 INSTALL, REPORT = "install", "report"
 _READ_SECONDS = 15.0
@@ -88,8 +87,8 @@ if _spec is not None and _spec.loader is not None:
 
 @dataclass(frozen=True)
 class Place:
-    """`comfyui` is the folder whose requirements count, of version `version` (None if unknown) and
-    started with `arguments`; `volume` keeps the set, `work` is on local disk. Times in seconds:
+    """Where a ComfyUI and its packages are. `comfyui` is the folder whose requirements count, which
+    is started with `arguments`; `volume` keeps the set, `work` is on local disk. Times in seconds:
     `timeout` for all of it, `beat` and `stale` of leases."""
 
     python: Path
@@ -97,7 +96,6 @@ class Place:
     volume: Path
     work: Path
     timeout: float
-    version: str | None = None
     arguments: Sequence[str] = ()
     beat: float = BEAT
     stale: float = STALE
@@ -106,16 +104,16 @@ class Place:
 @dataclass(frozen=True)
 class PackageSet:
     """What came of it. `path` is what PYTHONPATH must be, None where nothing is added; `programs`
-    are folders for the end of PATH. `judgement` is as it is with the set in place, `absent` what
-    ComfyUI cannot start without and does not have. `asked_by` says who asked for an installed
-    package. `seconds` are of the parts, by name; `note` is for the timeline."""
+    are folders for the end of PATH. `judgement` is with the set in place. `asked_by` says who asked
+    for an installed package. `seconds` are of the parts, by name; `note` is for the timeline.
+
+    An error among the `findings` says that this ComfyUI cannot start."""
 
     path: Path | None = None
     programs: tuple[Path, ...] = ()
     findings: tuple[Finding, ...] = ()
     judgement: Judgement | None = None
     record: Record = field(default_factory=Record)
-    absent: tuple[HardImport, ...] = ()
     asked_by: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     seconds: Mapping[str, float] = field(default_factory=dict)
     note: str = "nothing is missing"
@@ -128,20 +126,13 @@ class PackageSet:
         return {**env, "PYTHONPATH": str(self.path), "PATH": path}
 
 
-def look(place: Place, env: Mapping[str, str], *, needs: bool = False) -> Judgement:
-    """What ComfyUI and its nodes ask for, judged; with `needs`, what is installed as well.
-
-    Raises SilentError where the volume does not answer.
-    """
-    return _Look(place).judged(env, needs=needs)
-
-
-def kept_set(place: Place, judgement: Judgement) -> Record | None:
-    """The set that a worker with this interpreter would use, if it is on the volume already."""
+def kept_set(volume: Path, judgement: Judgement) -> tuple[Record, Path] | None:
+    """The set that a worker with this interpreter would use, and its file, if it is there."""
     if not judgement.unmet:
         return None
+    path = set_path(volume, judgement)
     try:
-        return read_record(set_path(place.volume, judgement))
+        return read_record(path), path
     except (OSError, BadSet):
         return None
 
@@ -151,19 +142,20 @@ def set_path(volume: Path, judgement: Judgement) -> Path:
     another one is in its name: the interpreter, the C library, each installed version, and each
     requirement on what is not as it should be."""
     unmet = judgement.unmet
-    names = {v.name for v in unmet if v.state is State.WRONG}
+    names = {v.name for v in unmet if v.state is RequirementState.WRONG}
     told = [
         _FORMAT,
-        judgement.version,
-        judgement.libc,
+        judgement.packages.version,
+        judgement.packages.libc,
         sorted({(v.core, v.text) for v in unmet}),
         sorted({v.text for v in judgement.verdicts if v.name in names and not v.unmet}),
         sorted((n, v or "") for n, v in judgement.installed.items()),
     ]
     digest = hashlib.sha256(json.dumps(told).encode("utf-8", "backslashreplace")).hexdigest()
     torch = judgement.torch() or "none"
-    name = f"{judgement.tag}-{judgement.machine}-torch{torch}-{digest[:16]}"
-    return volume / FOLDER / "packages" / f"{_UNSAFE.sub('_', name)[-200:]}.zip"
+    machine = judgement.packages.markers.get("platform_machine", "")
+    name = f"{judgement.packages.tag}-{machine}-torch{torch}-{digest[:16]}"
+    return volume / OWN_FOLDER / "packages" / f"{_UNSAFE.sub('_', name)[-200:]}.zip"
 
 
 def prepare_packages(
@@ -171,78 +163,44 @@ def prepare_packages(
 ) -> PackageSet:
     """Have what is missing on local disk, from the volume or by `uv` (found where it is None).
 
-    Never raises: ComfyUI starts without packages as well, unless `absent` says that it cannot. With
-    mode `report` nothing is installed.
+    Never raises: ComfyUI starts without packages as well, unless a finding says that it cannot.
+    With mode `report` nothing is installed.
     """
     start = time.monotonic()
     try:
-        judgement = look(place, env)
+        asked = read_requirements(str(place.comfyui), Together(_READ_SECONDS))
     except SilentError:
         return PackageSet(note="requirements could not be read")
+    judgement = judge(place.python, env, asked, place.arguments)
+    if not judgement.packages.usable:
+        return PackageSet(judgement=judgement, note="the interpreter cannot be used")
     seconds = {"judge": time.monotonic() - start}
-    absent = _absent(place, judgement)
-    if judgement.failure is not None:
-        return PackageSet(judgement=judgement, note="the interpreter does not answer")
     units = units_of(judgement.verdicts)
-    problem = report.not_ready(judgement, uv or find_uv(), mode, units)
-    if problem is not None or not units or mode != INSTALL:
+    uv = uv or find_uv()
+    if not units or mode != INSTALL or uv is None or judgement.judged_with is None:
+        wanted = units if mode == INSTALL else ()
+        findings = report.not_ready(judgement, uv, wanted) + report.cannot_start(judgement)
         note = "not installed" if units else "nothing is missing"
-        findings = [
-            *([problem] if problem else []),
-            *report.cannot_start(place.version, judgement, absent),
-        ]
-        return PackageSet(None, (), tuple(findings), judgement, absent=absent, note=note)
-    making = _Making(place, judgement, env, units, uv or find_uv() or Path("uv"))
+        return PackageSet(None, (), tuple(findings), judgement, seconds=seconds, note=note)
+    making = _Making(place, asked, judgement, env, units, uv)
     try:
-        record, findings = making.have()
+        record, problems = making.have()
     except (UvFailed, OSError) as failure:
-        told = [report.failed(judgement, failure, place.timeout, making.tried)]
-        told += report.cannot_start(place.version, judgement, absent, str(failure))
-        return PackageSet(None, (), tuple(told), judgement, absent=absent, note="failed")
+        findings = [report.failed(judgement, failure, place.timeout, making.tried)]
+        findings += report.cannot_start(judgement, str(failure))
+        return PackageSet(None, (), tuple(findings), judgement, seconds=seconds, note="failed")
     seconds |= {making.way: time.monotonic() - start - seconds["judge"]}
-    return _as_set(place, judgement, record, findings, units, absent, seconds)
-
-
-def _as_set(
-    place: Place,
-    judgement: Judgement,
-    record: Record,
-    findings: Sequence[Finding],
-    units: Sequence[Unit],
-    absent: Sequence[HardImport],
-    seconds: Mapping[str, float],
-) -> PackageSet:
+    findings = [*report.with_set(judgement, record, set_path(place.volume, judgement)), *problems]
     folder = place.work / "packages"
-    after = judgement.with_packages(record.installed, record.unmet)
-    absent = tuple(each for each in absent if not _brings(folder, each.module))
-    told = [
-        *report.installed(after, record, units, set_path(place.volume, judgement)),
-        *findings,
-        *report.conflicts(after, record, set_path(place.volume, judgement)),
-        *report.cannot_start(place.version, after, absent, "; ".join(record.refused.values())),
-    ]
     return PackageSet(
-        path=_hook(place.work, judgement.prefix) if record.installed else None,
+        path=_hook(place.work, judgement.packages.prefix) if record.installed else None,
         programs=tuple(p for n in (BEFORE, AFTER) if (p := folder / n / "bin").is_dir()),
-        findings=tuple(told),
-        judgement=after,
+        findings=tuple(findings),
+        judgement=record.on(judgement),
         record=record,
-        absent=absent,
         asked_by={unit.name: unit.owners for unit in units if unit.name in record.installed},
         seconds=seconds,
         note=f"{len(record.installed)} packages" if record.installed else "all refused",
-    )
-
-
-def _absent(place: Place, judgement: Judgement) -> tuple[HardImport, ...]:
-    wanted = hard_imports(place.version, place.arguments)
-    return tuple(each for each in wanted if each.module in judgement.absent)
-
-
-def _brings(folder: Path, module: str) -> bool:
-    return any(
-        (folder / part / module).is_dir() or any((folder / part).glob(f"{module}.*"))
-        for part in (BEFORE, AFTER)
     )
 
 
@@ -255,31 +213,13 @@ def _hook(work: Path, prefix: str) -> Path:
     return path
 
 
-class _Look:
-    """Requirements as the volume has them, read once for several questions."""
-
-    def __init__(self, place: Place) -> None:
-        self._place = place
-        self.hard = hard_imports(place.version, place.arguments)
-        together = Together(_READ_SECONDS)
-        packs = gather_packs(str(place.comfyui), together)
-        self.files: tuple[RequirementFile, ...] = requirement_files(
-            str(place.comfyui), packs, together
-        )
-
-    def judged(
-        self, env: Mapping[str, str], *, needs: bool = False, folder: Path | None = None
-    ) -> Judgement:
-        modules = [each.module for each in self.hard]
-        return judge(
-            self._place.python,
-            env,
-            self.files,
-            modules,
-            needs=needs,
-            before=folder / BEFORE if folder else None,
-            after=folder / AFTER if folder else None,
-        )
+def _modules_in(folder: Path) -> set[str]:
+    return {
+        path.name.partition(".")[0]
+        for part in (BEFORE, AFTER)
+        for path in (folder / part).iterdir()
+        if path.is_dir() or path.name.endswith((".py", ".so"))
+    }
 
 
 class _Making:
@@ -288,12 +228,14 @@ class _Making:
     def __init__(
         self,
         place: Place,
+        asked: Requirements,
         judgement: Judgement,
         env: Mapping[str, str],
         units: Sequence[Unit],
         uv: Path,
     ) -> None:
         self._place = place
+        self._asked = asked
         self._env = env
         self._units = units
         self._uv = uv
@@ -366,21 +308,26 @@ class _Making:
             shutil.rmtree(scratch, ignore_errors=True)
 
     def _build(self, scratch: Path, start: float) -> tuple[Record, list[Finding]]:
-        looked = _Look(self._place)
-        uv = Uv(self._uv, self._place.python, self._env, scratch, self._end)
+        place = self._place
+        uv = Uv(self._uv, place.python, self._env, scratch, self._end)
         self.tried = f"uv with {uv.where}"
-        judgement = looked.judged(self._env, needs=True)
-        modules = {each.distribution: each.module for each in looked.hard}
-        hook = partial(_hook, self._place.work, judgement.prefix)
-        builder = Builder(uv, judgement, self._folder, scratch, hook, modules)
-        plan = builder.build(self._units)
-        after = looked.judged(self._env, folder=self._folder)
+        before = judge(place.python, self._env, self._asked, place.arguments, needs=True)
+        hard = hard_imports(self._asked.version, place.arguments)
+        hook = partial(_hook, place.work, before.packages.prefix)
+        modules = {each.distribution: each.module for each in hard}
+        plan = Builder(uv, before, self._folder, scratch, hook, modules).build(self._units)
+        after = judge(
+            *(place.python, self._env, self._asked, place.arguments),
+            before=self._folder / BEFORE,
+            after=self._folder / AFTER,
+        )
         names = {*plan.adds, *plan.replaces}
         if lost := names - after.installed.keys():
             raise UvFailed(f"{', '.join(sorted(lost))} is not there after installing", True)
         record = Record(
             installed={name: after.installed[name] or "" for name in sorted(names)},
-            replaced={name: judgement.installed[name] or "" for name in plan.replaces},
+            replaced={name: before.installed[name] or "" for name in plan.replaces},
+            modules=tuple(sorted(_modules_in(self._folder))),
             refused={masked(text): masked(reason) for text, reason in plan.refused.items()},
             unmet=tuple(replace(v, text=masked(v.text)) for v in after.verdicts if v.unmet),
             seconds=round(time.monotonic() - start, 1),

@@ -1,6 +1,6 @@
-"""Which requirements ComfyUI and each custom node ask for, as lines that are not yet judged.
+"""A requirements.txt or pyproject.toml of ComfyUI or a custom node, as lines not judged yet.
 
-A file is read as pip reads it: joined lines, comments, `-r`. What says where packages come from
+It is read as pip reads it: joined lines, comments, `-r`. What says where packages come from
 (`--index-url`, `--find-links`) is passed over: that is the endpoint's to say, not a custom node's.
 Nothing outside the folder that asks is read, through a link or `..`, nor anything but plain files.
 """
@@ -11,11 +11,7 @@ import codecs
 import os
 import re
 import stat
-from collections.abc import Iterable
 from dataclasses import dataclass
-
-from bootstrap.facts.node_packs import Pack, State
-from bootstrap.facts.together import Together
 
 #: The owner of ComfyUI's own requirements.
 COMFYUI = "ComfyUI"
@@ -46,19 +42,6 @@ class RequirementFile:
         return self.owner == COMFYUI
 
 
-def requirement_files(
-    comfyui: str, packs: Iterable[Pack], together: Together
-) -> tuple[RequirementFile, ...]:
-    """ComfyUI's file first, then those of the active custom nodes in the order of their names.
-
-    Raises SilentError.
-    """
-    active = [pack for pack in packs if pack.state is State.GOOD and not pack.disabled]
-    asked = [(COMFYUI, comfyui), *((pack.name, pack.path) for pack in active)]
-    found = together.each(lambda each: requirement_file(*each), asked)
-    return tuple(file for file in found if file is not None)
-
-
 def requirement_file(owner: str, folder: str) -> RequirementFile | None:
     """The requirements.txt in `folder`, which is what ComfyUI-Manager installs; else what its
     pyproject.toml depends on; None without either."""
@@ -70,7 +53,7 @@ def requirement_file(owner: str, folder: str) -> RequirementFile | None:
     return RequirementFile(owner, os.path.join(folder, _PROJECT), toml=text) if text else None
 
 
-def read_text(path: str | None) -> str | None:
+def read_text(path: str | None, most: int = _MOST_TEXT) -> str | None:
     """A small plain file in any encoding that a byte order mark names (PowerShell writes UTF-16),
     else UTF-8, else Latin-1; None when it cannot be read."""
     if path is None:
@@ -81,7 +64,7 @@ def read_text(path: str | None) -> str | None:
         with open(descriptor, "rb") as file:
             if not stat.S_ISREG(os.fstat(descriptor).st_mode):
                 return None
-            data = file.read(_MOST_TEXT)
+            data = file.read(most)
     except OSError:
         return None
     if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):

@@ -17,9 +17,9 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, S
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from bootstrap.environment.judgement import Judgement, Needs, State, Verdict
+from bootstrap.core.redact import masked
+from bootstrap.environment.judge import Judgement, Needs, RequirementState, Verdict
 from bootstrap.environment.uv import Uv, UvFailed
-from bootstrap.masking import masked
 
 #: Built for one torch, or torch itself: as installed, or not at all.
 _KIN = re.compile(
@@ -73,7 +73,7 @@ def units_of(verdicts: Iterable[Verdict]) -> tuple[Unit, ...]:
             same[0].name,
             tuple(v.owner for v in same),
             any(v.core for v in same),
-            same[0].state is State.WRONG,
+            same[0].state is RequirementState.WRONG,
         )
         for text, same in found.items()
     ]
@@ -164,7 +164,7 @@ class Resolver:
         if not refused:
             return found, refused
         free = frozenset(n for n in self._closure if n in self._stubs and not is_kin(n)) | released
-        met = [v for v in self._judged.verdicts if v.core and v.state is State.MET]
+        met = [v for v in self._judged.verdicts if v.core and v.state is RequirementState.MET]
         kept = [Unit(v.text, v.name, (v.owner,), True) for v in met if not is_kin(v.name)]
         more, fewer = self._largest(core, lambda some: self._solve([*kept, *some], free))
         if len(fewer) >= len(refused):
@@ -256,14 +256,14 @@ class Resolver:
         for name, needs in self._judged.needs.items():
             for wanted, specifiers, state in needs.requires if name not in loose else ():
                 may_change = wanted in open_names or wanted not in there
-                if specifiers and state is not State.WRONG and may_change:
+                if specifiers and state is not RequirementState.WRONG and may_change:
                     yield f"{wanted}{specifiers}"
 
     def _needs_of_nodes(self, open_names: Collection[str]) -> Iterator[str]:
         """A node that has what it needs keeps it, unless ComfyUI itself needs another version."""
         of_core = {v.name for v in self._judged.unmet if v.core}
         for verdict in self._judged.verdicts:
-            if verdict.state is not State.MET or "://" in verdict.text:
+            if verdict.state is not RequirementState.MET or "://" in verdict.text:
                 continue
             if verdict.name in open_names and verdict.name not in of_core | self._closure:
                 yield re.sub(r"\[.*?\]", "", verdict.text)
@@ -271,9 +271,11 @@ class Resolver:
     def _overrides(self, units: Sequence[Unit]) -> Iterator[str]:
         """What can be imported and has no record that uv could read is taken as it is."""
         asked = {unit.name for unit in units}
-        untracked = {v.name for v in self._judged.verdicts if v.state is State.UNTRACKED}
+        untracked = {v.name for v in self._judged.verdicts if v.state is RequirementState.UNTRACKED}
         for needs in self._judged.needs.values():
-            untracked |= {name for name, _, state in needs.requires if state is State.UNTRACKED}
+            untracked |= {
+                name for name, _, state in needs.requires if state is RequirementState.UNTRACKED
+            }
         untracked |= set(self._judged.untracked_kin)
         unreadable = self._judged.installed.keys() - self._stubs.keys()
         for name in sorted((untracked | unreadable) - asked):
@@ -341,7 +343,9 @@ def _named_in(problem: UvFailed, units: Iterable[Unit]) -> Unit | None:
 
 def _closure(judgement: Judgement) -> frozenset[str]:
     """All that ComfyUI needs, directly or not, by what is installed."""
-    pending = [v.name for v in judgement.verdicts if v.core and v.state is not State.SKIPPED]
+    pending = [
+        v.name for v in judgement.verdicts if v.core and v.state is not RequirementState.SKIPPED
+    ]
     found: set[str] = set()
     while pending:
         name = pending.pop()

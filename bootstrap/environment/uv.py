@@ -18,10 +18,9 @@ from pathlib import Path
 from shutil import which
 from urllib.parse import unquote
 
-from bootstrap import guard
-from bootstrap.command import environment
-from bootstrap.log import say
-from bootstrap.masking import LOGIN, masked
+from bootstrap.core import guard
+from bootstrap.core.log import say
+from bootstrap.core.redact import LOGIN, child_environment, masked
 
 _MOST_REASON = 600
 # What uv may be told by the endpoint: where packages come from and how they travel. Which are
@@ -213,7 +212,7 @@ def uv_environment(
 ) -> dict[str, str]:
     """As ComfyUI's, with what says where packages come from. pip looks for the best version in all
     indexes, so uv does where it goes by pip's settings."""
-    child = {n: v for n, v in environment(env, (), python).items() if not n.startswith("UV_")}
+    child = {n: v for n, v in child_environment(env, (), python).items() if not n.startswith("UV_")}
     child |= {n: v for n, v in env.items() if _PASSED.fullmatch(n)}
     child |= _as_for_uv(pip)
     defaults = {

@@ -23,10 +23,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from bootstrap.environment.judgement import State, Verdict
-from bootstrap.facts.crew import Crew
-from bootstrap.facts.leftovers import look_at_leftover
-from bootstrap.publish import publish_new
+from bootstrap.core.concurrency import Crew
+from bootstrap.core.files import publish_new
+from bootstrap.core.temp_names import look_at_leftover
+from bootstrap.environment.judge import Judgement, RequirementState, Verdict
 
 #: A set's folders: ahead of the interpreter's packages (they replace some of them), and behind.
 BEFORE, AFTER = "before", "after"
@@ -50,14 +50,20 @@ class BadSet(Exception):
 @dataclass(frozen=True)
 class Record:
     """What a set holds. `installed` are versions by normalised name, `replaced` what they stand in
-    for, `refused` the reason by requirement, `unmet` what is judged so with the set in place, and
-    `seconds` how long it took to make."""
+    for, `modules` what can be imported from it, `refused` the reason by requirement, `unmet` what
+    is judged so with the set in place, and `seconds` how long it took to make. Logins in addresses
+    are masked."""
 
     installed: Mapping[str, str] = field(default_factory=dict)
     replaced: Mapping[str, str] = field(default_factory=dict)
+    modules: Sequence[str] = ()
     refused: Mapping[str, str] = field(default_factory=dict)
     unmet: Sequence[Verdict] = ()
     seconds: float = 0.0
+
+    def on(self, judgement: Judgement) -> Judgement:
+        """What is judged with the set in place."""
+        return judgement.with_packages(self.installed, self.unmet, self.modules)
 
 
 def keep(folder: Path, record: Record, scratch: Path, kept: Path) -> None:
@@ -177,10 +183,11 @@ def _record(archive: zipfile.ZipFile) -> tuple[Record, dict[str, list[int]]]:
         if archive.getinfo(_RECORD).file_size > _MOST_RECORD:
             raise BadSet("its record is too long")
         told: dict[str, Any] = json.loads(archive.read(_RECORD))
-        unmet = [Verdict(**{**v, "state": State(v["state"])}) for v in told["unmet"]]
+        unmet = [Verdict(**{**v, "state": RequirementState(v["state"])}) for v in told["unmet"]]
         record = Record(
             dict(told["installed"]),
             dict(told["replaced"]),
+            tuple(told["modules"]),
             dict(told["refused"]),
             tuple(unmet),
             float(told["seconds"]),

@@ -10,8 +10,9 @@ from pathlib import Path
 import pytest
 
 from bootstrap.environment.hard_imports import hard_imports
-from bootstrap.environment.judgement import Judgement, State, judge
+from bootstrap.environment.judge import Judgement, RequirementState, judge
 from bootstrap.environment.requirement_files import RequirementFile, requirement_file
+from bootstrap.environment.requirements import Requirements
 from tests.support.small_python import SmallPython
 
 ENV = dict(os.environ)
@@ -27,6 +28,8 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> SmallPython:
     found.module("cv2")
     found.record("opencv-python-headless", "4.10.0")
     found.module("untracked_one")
+    found.module("triton")
+    (found.site / "av").mkdir()
     (found.site / "left_behind").mkdir()
     (found.site / "cut_off-3.0.dist-info").mkdir()
     (found.site / "~ld-3.0.dist-info").mkdir()
@@ -36,9 +39,13 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> SmallPython:
     return found
 
 
-def of_lines(small: SmallPython, *lines: str) -> list[State]:
-    made = judge(small.python, ENV, [RequirementFile("node", "requirements.txt", lines)])
-    assert made.failure is None
+def asked(*files: RequirementFile) -> Requirements:
+    return Requirements(files=files)
+
+
+def of_lines(small: SmallPython, *lines: str) -> list[RequirementState]:
+    made = judge(small.python, ENV, asked(RequirementFile("node", "", lines)))
+    assert made.packages.failure is None
     return [verdict.state for verdict in made.verdicts]
 
 
@@ -84,12 +91,12 @@ def of_lines(small: SmallPython, *lines: str) -> list[State]:
     ],
 )
 def test_a_line(small: SmallPython, line: str, state: str) -> None:
-    assert of_lines(small, line) == [State(state)]
+    assert of_lines(small, line) == [RequirementState(state)]
 
 
 def test_what_to_ask_an_installer_for(small: SmallPython) -> None:
     lines = ("kornia[x] >=0.7 ; sys_platform == 'linux'", "git+https://example.com/x.git#egg=y")
-    made = judge(small.python, ENV, [RequirementFile("node", "", lines)])
+    made = judge(small.python, ENV, asked(RequirementFile("node", "", lines)))
     assert [(v.text, v.name) for v in made.verdicts] == [
         ("kornia[x]>=0.7", "kornia"),
         ("git+https://example.com/x.git#egg=y", "y"),
@@ -99,22 +106,24 @@ def test_what_to_ask_an_installer_for(small: SmallPython) -> None:
 def test_a_project_file(small: SmallPython) -> None:
     text = '[project]\nname = "x"\ndependencies = [\n "numpy<2", # no\n \'kornia\',\n 3]\n'
     files = [RequirementFile("a", "", toml=text), RequirementFile("b", "", toml="[broken")]
-    assert [(v.owner, str(v)) for v in judge(small.python, ENV, files).verdicts] == [
+    assert [(v.owner, str(v)) for v in judge(small.python, ENV, asked(*files)).verdicts] == [
         ("a", "numpy<2 (2.0.1 is installed)"),
         ("a", "kornia"),
     ]
 
 
 def test_the_interpreter_and_what_it_has(small: SmallPython) -> None:
-    made = judge(small.python, ENV, [], ["cv2", "left_behind", "no_such"], needs=True)
-    assert made.prefix == str(small.python.parent.parent)
-    assert made.tag == sys.implementation.cache_tag
+    made = judge(small.python, ENV, Requirements("0.33.0"), needs=True)
+    assert made.packages.prefix == str(small.python.parent.parent)
+    assert made.packages.tag == sys.implementation.cache_tag
     assert made.judged_with == "packaging"
     assert made.installed["torch"] == "2.13.0+cpu"
     assert made.installed["cut-off"] is None
     assert "ld" not in made.installed
-    assert set(made.absent) >= {"left_behind", "no_such", "torchvision"}
-    assert "cv2" not in made.absent
+    absent = {each.module for each in made.absent}
+    assert absent >= {"comfy_aimdo", "av", "torchvision"}
+    assert not absent & {"torch", "yaml"}
+    assert made.untracked_kin == ("triton",)
     assert made.needs["library"].extras == ("fast", "slow")
     assert made.needs["library"].requires == ()
 
@@ -122,16 +131,17 @@ def test_the_interpreter_and_what_it_has(small: SmallPython) -> None:
 def test_it_is_never_the_packages_that_run(small: SmallPython, tmp_path: Path) -> None:
     """Neither what is looked for, nor a module in the folder where the worker runs."""
     loud = SmallPython(tmp_path / "loud")
-    loud.add("loud", "1.0", text="raise SystemExit('I ran')\n")
+    loud.add("av", "1.0", text="raise SystemExit('I ran')\n")
     (tmp_path / "json.py").write_text("raise SystemExit('I ran')\n")
     code = (
-        "import os; from bootstrap.environment.judgement import judge; from pathlib import Path\n"
+        "import os; from bootstrap.environment.judge import judge; from pathlib import Path\n"
         f"os.chdir({str(tmp_path)!r})\n"
-        f"print(judge(Path({str(loud.python)!r}), os.environ, [], ['loud']).absent)"
+        "from bootstrap.environment.requirements import Requirements\n"
+        f"print(judge(Path({str(loud.python)!r}), os.environ, Requirements('0.33.0')).absent)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert "'torchvision'" in done.stdout
-    assert "loud" not in done.stdout
+    assert "'av'" not in done.stdout
 
 
 @pytest.mark.parametrize(
@@ -149,8 +159,9 @@ def test_an_interpreter_that_does_not_answer(tmp_path: Path, script: str, reason
     python = tmp_path / "python"
     python.write_text(script)
     python.chmod(0o755)
-    made = judge(python, ENV, [], timeout=1)
-    assert reason in (made.failure or "")
+    made = judge(python, ENV, Requirements(), timeout=1)
+    assert made.packages.failure is not None
+    assert reason in made.packages.failure.reason
     assert made.verdicts == ()
 
 
@@ -160,15 +171,15 @@ def test_a_python_whose_pip_has_packaging(tmp_path: Path) -> None:
     file = RequirementFile("node", "", ("numpy<2",))
 
     def made() -> Judgement:
-        return judge(bare.python, ENV, [file])
+        return judge(bare.python, ENV, asked(file))
 
     assert made().judged_with is None
-    assert made().verdicts[0].state is State.UNJUDGED
+    assert made().verdicts[0].state is RequirementState.UNJUDGED
     assert made().installed["numpy"] == "2.0"
     vendored = next(Path(p) for p in map(Path, sys.path) if (Path(p) / "pip").is_dir())
     (bare.site / "pip").symlink_to(vendored / "pip")
     assert made().judged_with == "pip._vendor.packaging"
-    assert made().verdicts[0].state is State.WRONG
+    assert made().verdicts[0].state is RequirementState.WRONG
 
 
 # Files ------------------------------------------------------------------------------------------

@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+from bootstrap.core.findings import Finding, error, info, ok, warning
+from bootstrap.core.text import counted, named, shown
 from bootstrap.environment.hard_imports import HardImport
-from bootstrap.environment.judgement import Judgement, Verdict
-from bootstrap.environment.package_store import Record
+from bootstrap.environment.judge import Judgement, Verdict
 from bootstrap.environment.requirement_files import COMFYUI
-from bootstrap.environment.resolve import Unit
-from bootstrap.findings import Finding, error, info, ok, warning
-from bootstrap.wording import counted, named, shown
+from bootstrap.environment.resolve import Unit, units_of
+from bootstrap.environment.store import Record
 
 CODES = {
     "packages.installed": "Packages that ComfyUI or its nodes ask for were added to its path.",
@@ -27,32 +27,45 @@ _MOST_OWNERS = 10
 
 
 def not_ready(
-    judgement: Judgement, uv: Path | None, mode: str, units: Sequence[Unit]
-) -> Finding | None:
-    """Why nothing can be judged or installed, if that is so."""
-    if judgement.judged_with is None:
-        return info(
-            "packages.not_judged",
-            f"{shown(str(judgement.python))} has neither packaging nor pip: what ComfyUI and its "
-            "nodes ask for was not judged, and nothing is installed.",
-            "Install packaging there, if nodes fail to import.",
-        )
-    if uv is None and mode == "install" and units:
-        return warning(
-            "packages.no_uv",
-            f"uv was not found: {_texts(units)} cannot be installed.",
-            "Use the worker's image, or install requirements/worker.txt, which has uv.",
-            requirements=[unit.text for unit in units[:50]],
-        )
-    return None
-
-
-def installed(
-    judgement: Judgement, record: Record, units: Sequence[Unit], kept: Path
+    judgement: Judgement, uv: Path | None = None, units: Sequence[Unit] = ()
 ) -> list[Finding]:
-    """What is there now, for whom, and from where."""
+    """Why nothing can be judged, or the `units` cannot be installed, if that is so."""
+    if judgement.judged_with is None:
+        return [
+            info(
+                "packages.not_judged",
+                f"{shown(judgement.packages.python)} has neither packaging nor pip: what ComfyUI "
+                "and its nodes ask for was not judged, and nothing is installed.",
+                "Install packaging there, if nodes fail to import.",
+            )
+        ]
+    if uv is None and units:
+        return [
+            warning(
+                "packages.no_uv",
+                f"uv was not found: {named([u.text for u in units], 8)} cannot be installed.",
+                "Use the worker's image, or install requirements/worker.txt, which has uv.",
+                requirements=[unit.text for unit in units[:50]],
+            )
+        ]
+    return []
+
+
+def with_set(judgement: Judgement, record: Record, kept: Path) -> list[Finding]:
+    """What a package set gives and does not give; `judgement` is without it."""
+    after = record.on(judgement)
+    refused = "; ".join(record.refused.values())
+    return [
+        *_installed(judgement, record, kept),
+        *_conflicts(after, record, kept),
+        *cannot_start(after, refused),
+    ]
+
+
+def _installed(judgement: Judgement, record: Record, kept: Path) -> list[Finding]:
     if not record.installed:
         return []
+    units = units_of(judgement.verdicts)
     owners = dict.fromkeys(owner for unit in units for owner in unit.owners)
     names = [f"{name} {version}" for name, version in record.installed.items()]
     replaced = [f"{n} {old}" for n, old in record.replaced.items()]
@@ -60,7 +73,7 @@ def installed(
     return [
         ok(
             "packages.installed",
-            f"On the path of {shown(str(judgement.python))} for {_owners(owners)}: "
+            f"On the path of {shown(judgement.packages.python)} for {_owners(owners)}: "
             f"{named(names, 8)}.{instead}",
             archive=str(kept),
             packages=dict(record.installed),
@@ -70,7 +83,7 @@ def installed(
     ]
 
 
-def conflicts(judgement: Judgement, record: Record, kept: Path) -> list[Finding]:
+def _conflicts(judgement: Judgement, record: Record, kept: Path) -> list[Finding]:
     """For each owner what it does not get, and why."""
     by_owner: dict[str, list[Verdict]] = {}
     for verdict in judgement.unmet:
@@ -137,24 +150,22 @@ def not_kept(kept: Path, problem: OSError) -> Finding:
     )
 
 
-def cannot_start(
-    version: str | None, judgement: Judgement, absent: Iterable[HardImport], tried: str = ""
-) -> list[Finding]:
-    """The error for modules without which this ComfyUI ends at its start; none where all are
-    there, or the interpreter could not be asked."""
-    absent = list(absent)
-    missing = [_asked_for(each, judgement) for each in absent]
-    if not missing or judgement.failure is not None:
+def cannot_start(judgement: Judgement, tried: str = "") -> list[Finding]:
+    """The error for what this ComfyUI cannot start without; none where all is there, or the
+    interpreter could not be asked. `tried` is why it was not installed."""
+    if not judgement.absent or not judgement.packages.usable:
         return []
-    which = f"ComfyUI {version}" if version else "ComfyUI"
-    why = f" Installing them failed: {tried}." if tried else ""
+    missing = [_asked_for(each, judgement) for each in judgement.absent]
+    which = f"ComfyUI {judgement.version}" if judgement.version else "ComfyUI"
+    python = shown(judgement.packages.python)
     return [
         error(
             "comfyui.requirement_missing",
-            f"{which} cannot start: {shown(str(judgement.python))} lacks {named(missing, 8)}.{why}",
-            "Set PACKAGES=install and an index that can be reached (PIP_INDEX_URL), or install "
+            f"{which} cannot start: {python} lacks {named(missing, 8)}."
+            f"{f' It was not installed: {tried}.' if tried else ''}",
+            "Set PACKAGES=install, with an index that can be reached (PIP_INDEX_URL), or install "
             "them into that Python yourself.",
-            modules=[each.module for each in absent],
+            modules=[each.module for each in judgement.absent],
             requirements=missing,
         )
     ]
@@ -172,7 +183,3 @@ def _owners(owners: Iterable[str]) -> str:
     if nodes:
         both.append(f"{counted(len(nodes), 'custom node')} ({named(nodes, 5)})")
     return " and ".join(both)
-
-
-def _texts(units: Sequence[Unit]) -> str:
-    return named([unit.text for unit in units], 8)

@@ -13,12 +13,14 @@ from pathlib import Path
 
 import pytest
 
-from bootstrap.environment import package_store
+from bootstrap.core.concurrency import Together
+from bootstrap.core.findings import Finding
+from bootstrap.environment import store
 from bootstrap.environment.hard_imports import hard_imports
-from bootstrap.environment.judgement import State
-from bootstrap.environment.package_set import PackageSet, Place, kept_set, look, prepare_packages
-from bootstrap.environment.package_store import KEPT_DAYS, KEPT_SETS, BadSet, Record, keep, load
-from bootstrap.findings import Finding
+from bootstrap.environment.judge import RequirementState, judge
+from bootstrap.environment.package_set import PackageSet, Place, kept_set, prepare_packages
+from bootstrap.environment.requirements import read_requirements
+from bootstrap.environment.store import KEPT_DAYS, KEPT_SETS, BadSet, Record, keep, load
 from tests.support.package_index import PackageIndex, make_wheel, serving
 from tests.support.process_tree import family
 from tests.support.small_python import SmallPython
@@ -45,7 +47,10 @@ class Rig:
         self.volume = root / "volume"
         self.comfyui = self.volume / "ComfyUI"
         (self.comfyui / "custom_nodes").mkdir(parents=True)
-        self.version: str | None = None
+
+    def set_version(self, version: str) -> None:
+        """Which ComfyUI it is."""
+        (self.comfyui / "comfyui_version.py").write_text(f'__version__ = "{version}"\n')
 
     def core(self, *requirements: str) -> None:
         """What ComfyUI itself requires."""
@@ -68,7 +73,6 @@ class Rig:
             volume=self.volume,
             work=folder,
             timeout=timeout,
-            version=self.version,
             beat=0.2,
             stale=stale,
         )
@@ -325,7 +329,7 @@ def test_what_does_not_load_with_this_torch_is_left_out(rig: Rig, index: Package
     broken = {"torchaudio/__init__.py": "raise OSError('libcudart.so.13: cannot open')\n"}
     make_wheel(index.folder, "torchaudio", "2.11.1", ["torch>=2.11"], files=broken)
     make_wheel(index.folder, "tiny-one", "1.5")
-    rig.version = "0.33.0"
+    rig.set_version("0.33.0")
     rig.core("torchaudio", "tiny-one")
     made = rig.prepare(index.env())
     assert made.record.installed == {"tiny-one": "1.5"}
@@ -341,9 +345,9 @@ def test_missing_hard_imports_are_errors_by_version(rig: Rig, index: PackageInde
         if each.module not in ("torch", "packaging"):
             rig.small.module(each.module)
     rig.core("comfy-aimdo==0.4.13")
-    rig.version = "0.11.0"
+    rig.set_version("0.11.0")
     assert "comfyui.requirement_missing" not in codes(rig.prepare(index.env(), mode="report"))
-    rig.version = "0.12.3"
+    rig.set_version("0.12.3")
     error = one(rig.prepare(index.env(), mode="report"), "comfyui.requirement_missing")
     assert error.details["modules"] == ["comfy_aimdo"]
     assert "comfy-aimdo==0.4.13" in error.message and "0.12.3" in error.message
@@ -601,7 +605,7 @@ def test_large_files_in_parts(tmp_path: Path) -> None:
     folder = tmp_path / "set"
     (folder / "after" / "deep").mkdir(parents=True)
     (folder / "before").mkdir()
-    large = os.urandom(package_store._BLOCK * 2 + 17)
+    large = os.urandom(store._BLOCK * 2 + 17)
     (folder / "after" / "deep" / "large.so").write_bytes(large)
     (folder / "after" / "deep" / "large.so").chmod(0o755)
     for number in range(300):
@@ -701,16 +705,15 @@ def test_the_checker_says_what_the_worker_says(rig: Rig, index: PackageIndex) ->
     make_wheel(index.folder, "tiny-one", "1.5")
     rig.core("tiny-one", "comfyui-frontend-package==1.48.7")
     rig.node("a", "no-such-package")
-    place = rig.place("look")
-    before = look(place, os.environ)
-    assert kept_set(place, before) is None
+    asked = read_requirements(str(rig.comfyui), Together(10))
+    before = judge(rig.small.python, os.environ, asked)
+    assert kept_set(rig.volume, before) is None
     made = rig.prepare(index.env())
-    record = kept_set(place, before)
-    assert record == made.record
-    assert record is not None
-    assert before.with_packages(record.installed, record.unmet) == made.judgement
+    assert kept_set(rig.volume, before) == (made.record, rig.sets()[0])
+    assert made.judgement is not None
+    assert made.record.on(before).verdicts == made.judgement.verdicts
     states = {v.text: v.state for v in made.judgement.verdicts}
-    assert states["tiny-one"] is State.MET
-    assert states["no-such-package"] is State.MISSING
-    assert states["comfyui-frontend-package==1.48.7"] is State.MISSING
+    assert states["tiny-one"] is RequirementState.MET
+    assert states["no-such-package"] is RequirementState.MISSING
+    assert states["comfyui-frontend-package==1.48.7"] is RequirementState.MISSING
     assert "comfyui-frontend-package" not in made.record.installed

@@ -1,6 +1,6 @@
 """`python -m bootstrap [--json]`: boot, print the report, stop. Exit 0 ready, 1 not.
 
-`python -m bootstrap models …` is about the models that are wanted: `models_cli.py`.
+`python -m bootstrap models …` is about the models that are wanted: `models/cli.py`.
 """
 
 from __future__ import annotations

@@ -3,25 +3,35 @@
 from __future__ import annotations
 
 import ast
+import functools
+import re
 import subprocess
 import sys
+from collections.abc import Iterator
 
 import pytest
 
-from tests.support.sources import ROOT, all_needed_by, imports, modules, run_at_import
+from tests.support.sources import ROOT, all_needed_by, imports, modules, run_at_import, trees
+
+# The rooms of bootstrap/. Arrows go down this list, never up: a room may import those behind it.
+ROOMS = "boot doctor environment models comfyui volume net config core".split()
+# What lies in no room: the package, its command, and what the image's HEALTHCHECK runs.
+TOP = {"bootstrap", "bootstrap.__main__", "bootstrap.healthcheck"}
 
 PURE = (
-    "bootstrap.config.bucket",
-    "bootstrap.volume.categories",
     "bootstrap.comfyui.command",
     "bootstrap.comfyui.exits",
-    "bootstrap.core.findings",
+    "bootstrap.config.bucket",
     "bootstrap.config.fields",
-    "bootstrap.volume.link_plan",
+    "bootstrap.core.findings",
     "bootstrap.core.redact",
-    "bootstrap.models.manifest_entry",
-    "bootstrap.environment.pip_text",
     "bootstrap.environment.judge",
+    "bootstrap.environment.pip_text",
+    "bootstrap.environment.requirements",
+    "bootstrap.environment.versions",
+    "bootstrap.models.manifest_entry",
+    "bootstrap.volume.categories",
+    "bootstrap.volume.link_plan",
     "handler.content",
     "handler.deadline",
     "handler.download_entries",
@@ -174,3 +184,111 @@ def test_importing_every_module_starts_nothing_and_says_nothing() -> None:
         check=False,
     )
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+
+
+# --- the rooms of bootstrap/
+
+
+def room(name: str) -> str:
+    """The room of a module of bootstrap; empty for what lies in none."""
+    first = name.removeprefix("bootstrap.").partition(".")[0]
+    return first if name.startswith("bootstrap.") and first in ROOMS else ""
+
+
+def arrows(name: str) -> set[str]:
+    """The other rooms that a room imports."""
+    used = {room(i) for n in modules() if room(n) == name for i in imports(n)}
+    return used - {name, ""}
+
+
+def test_every_module_of_bootstrap_has_a_room() -> None:
+    here = {n for n in modules() if top(n) == "bootstrap"}
+    assert {n for n in here if not room(n)} == TOP
+    assert {room(n) for n in here} == {*ROOMS, ""}
+
+
+@pytest.mark.parametrize("name", ROOMS)
+def test_a_room_imports_only_rooms_below_it(name: str) -> None:
+    assert arrows(name) <= set(ROOMS[ROOMS.index(name) + 1 :])
+
+
+def test_the_picture_on_the_architecture_page_shows_every_arrow_and_no_other() -> None:
+    text = (ROOT / "docs" / "architecture.md").read_text("utf-8")
+    block = next(b for b in re.findall(r"```\n(.*?)```", text, re.DOTALL) if b.startswith("boot "))
+    drawn = {}
+    for line in block.splitlines():
+        name, _, used = line.partition("─▶")
+        drawn[name.strip()] = set(used.split())
+    assert list(drawn) == ROOMS
+    assert drawn == {name: arrows(name) for name in ROOMS}
+
+
+@functools.cache
+def faces() -> dict[str, set[str]]:
+    """Package of bootstrap → what its `__all__` names, for rooms and the packages in them."""
+    found = {}
+    for name, tree in modules().items():
+        if room(name) and any(other.startswith(f"{name}.") for other in modules()):
+            lists = (n.value for n in tree.body if isinstance(n, ast.Assign) and is_all(n))
+            found[name] = set(ast.literal_eval(next(lists, ast.List([]))))
+    return found
+
+
+def is_all(node: ast.Assign) -> bool:
+    return [getattr(target, "id", "") for target in node.targets] == ["__all__"]
+
+
+def steps(module: str, name: str) -> Iterator[tuple[str, str]]:
+    """Package and what is taken from it, on the way to `from module import name`."""
+    parts = module.split(".")
+    for depth in range(2, len(parts)):
+        yield ".".join(parts[:depth]), parts[depth]
+    if module in faces():
+        yield module, name
+
+
+@functools.cache
+def taken(tree: ast.Module) -> tuple[tuple[str, str], ...]:
+    """Module and name of each import from a room, wherever in the tree."""
+    return tuple(_taken(tree))
+
+
+def _taken(tree: ast.Module) -> Iterator[tuple[str, str]]:
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from ((a.name, "") for a in node.names if room(a.name))
+        elif isinstance(node, ast.ImportFrom):
+            module = node.module or ""
+            for alias in node.names:
+                if room(module) or (module == "bootstrap" and alias.name in ROOMS):
+                    yield module, alias.name
+
+
+USERS = ("bootstrap", "handler", "scripts", "demo")
+
+
+@pytest.mark.parametrize("user", sorted(trees(*USERS)))
+def test_a_room_is_used_through_its_face(user: str) -> None:
+    """From outside, only what `__all__` of the room, and of a package within it, names."""
+    past = {
+        f"{package}: {name}"
+        for module, wanted in taken(trees(*USERS)[user])
+        if room(module) != room(user) or not room(module)
+        for package, name in steps(module, wanted)
+        if name not in faces()[package]
+    }
+    assert past == set()
+
+
+@pytest.mark.parametrize("package", sorted(faces()))
+def test_a_face_says_one_sentence_and_names_what_is_used_outside(package: str) -> None:
+    assert ast.get_docstring(modules()[package])
+    used = {
+        name
+        for user, tree in trees(*USERS).items()
+        if not f"{user}.".startswith(f"{package}.")
+        for module, wanted in taken(tree)
+        for at, name in steps(module, wanted)
+        if at == package
+    }
+    assert faces()[package] <= used

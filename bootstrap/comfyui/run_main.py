@@ -1,6 +1,6 @@
 """Runs ComfyUI's `main.py`, and ends the process when the thread that runs prompts ends.
 
-Started as a script, `python prompt_thread.py main.py ARGUMENTS…`, in ComfyUI's own Python. A node
+Started as a script, `python run_main.py main.py ARGUMENTS…`, in ComfyUI's own Python. A node
 that raises SystemExit, which ComfyUI does not catch, ends that thread: Python says nothing, the
 server goes on to answer, and no prompt ever runs again. From outside that looks like a node that
 takes long. Here the thread's end is told with its traceback and the process ends, so that job and

@@ -60,7 +60,7 @@ class WorkDir:
 
     @property
     def models(self) -> Path:
-        """Links to models of the platform's cache; see local_models.py."""
+        """Links to models of the platform's cache; see models/cache_links.py."""
         return self.root / "models"
 
     @property

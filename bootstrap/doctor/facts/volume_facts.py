@@ -142,7 +142,7 @@ def look_at_space(path: str) -> Space:
 def try_writing(folder: str) -> Writing:
     """Make a file in `folder`, flush it to the disk, remove it.
 
-    Its name is one of those that `leftovers` sweeps, should this process be killed meanwhile.
+    core/temp_names.py knows its name, should this process be killed meanwhile.
     """
     path = os.path.join(folder, f".{uuid.uuid4().hex}.part")
     started = time.monotonic()

@@ -6,6 +6,7 @@ has `packaging` and `importlib.metadata`; this side needs the standard library o
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -138,10 +139,12 @@ class Judgement:
 
 
 def gather_packages(
-    python: Path, env: Mapping[str, str], timeout: float = ASK_SECONDS
+    python: Path, env: Mapping[str, str] | None = None, timeout: float = ASK_SECONDS
 ) -> PackagesFacts:
-    """What `python` is and has installed, nothing being asked for; never raises."""
-    return judge(python, env, Requirements(), timeout=timeout).packages
+    """What `python` is and has installed, nothing being asked for; never raises. `env` is the
+    worker's environment, by default this process's."""
+    given = os.environ if env is None else env
+    return judge(python, given, Requirements(), timeout=timeout).packages
 
 
 def judge(

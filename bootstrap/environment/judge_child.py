@@ -110,7 +110,9 @@ class Installed:
             self.all = [one for one in pool.map(self._read, records) if one is not None]
         self.by_name: dict[str, dict[str, Any]] = {}
         for one in self.all:
-            self.by_name.setdefault(one["name"], one)
+            first = self.by_name.setdefault(one["name"], one)
+            if first["folder"] == one["folder"]:  # two, where an upgrade was interrupted
+                first["versions"].append(one["version"])
         self.folders = [f for i, f in enumerate(folders) if listed[i][0]]
 
     @staticmethod
@@ -144,6 +146,7 @@ class Installed:
         return {
             "name": normalised(called.strip()),
             "version": (head.get("Version") or "").strip() or None,
+            "versions": [],
             "folder": folder,
             "requires": head.get_all("Requires-Dist") or [],
             "extras": head.get_all("Provides-Extra") or [],
@@ -245,7 +248,8 @@ class Judge:
             self._versions.Version(one["version"])
         except Exception:  # noqa: BLE001  # not a version of PEP 440: nothing can be said
             return "unread", one["version"]
-        if not wanted.specifier.contains(one["version"], prereleases=True):
+        versions = [version for version in one["versions"] if version is not None]
+        if not any(wanted.specifier.contains(each, prereleases=True) for each in versions):
             return "wrong", one["version"]
         whole = all(self._has_extra(one, extra, depth) for extra in wanted.extras)
         return ("met" if whole else "missing"), one["version"]

@@ -9,6 +9,7 @@ from bootstrap.core.findings import Finding, error, info, ok, warning
 from bootstrap.core.text import counted, named, shown
 from bootstrap.environment.hard_imports import HardImport
 from bootstrap.environment.judge import Judgement, Verdict
+from bootstrap.environment.pip_text import pip_install
 from bootstrap.environment.requirement_files import COMFYUI
 from bootstrap.environment.resolve import Unit, units_of
 from bootstrap.environment.store import Record
@@ -155,18 +156,19 @@ def cannot_start(judgement: Judgement, tried: str = "") -> list[Finding]:
     interpreter could not be asked. `tried` is why it was not installed."""
     if not judgement.absent or not judgement.packages.usable:
         return []
-    missing = [_asked_for(each, judgement) for each in judgement.absent]
+    missing = [(e.distribution, _asked_for(e, judgement)) for e in judgement.absent]
+    texts = [text for _, text in missing]
     which = f"ComfyUI {judgement.version}" if judgement.version else "ComfyUI"
     python = shown(judgement.packages.python)
     return [
         error(
             "comfyui.requirement_missing",
-            f"{which} cannot start: {python} lacks {named(missing, 8)}."
+            f"{which} cannot start: {python} lacks {named(texts, 8)}."
             f"{f' It was not installed: {tried}.' if tried else ''}",
             "Set PACKAGES=install, with an index that can be reached (PIP_INDEX_URL), or install "
-            "them into that Python yourself.",
+            f"it yourself: `{pip_install(judgement.packages, missing)}`.",
             modules=[each.module for each in judgement.absent],
-            requirements=missing,
+            requirements=texts,
         )
     ]
 

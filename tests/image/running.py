@@ -83,7 +83,7 @@ def test_what_a_node_pack_lacks_is_added_once(container: Container, tmp_path: Pa
     (pack / "__init__.py").write_text(NODE_PACK)
     (pack / "requirements.txt").write_text("tiny-one\nold-friend\n")
     with serving(wheels) as index:
-        env = {**CPU, **index.env(), "NODE_REQUIREMENTS": "install"}
+        env = {**CPU, **index.env(), "PACKAGES": "install"}
         first = _boot_report(container, env)
         asked = len(index.asked)
         assert "tiny_one-1.5-py3-none-any.whl" in index.wheels_fetched()

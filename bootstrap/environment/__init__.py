@@ -1,6 +1,6 @@
 """The Python that runs ComfyUI: which one, what it has, what it lacks and how it gets that."""
 
-from bootstrap.environment.judge import Judgement, gather_packages, judge
+from bootstrap.environment.judge import Judgement, judge
 from bootstrap.environment.package_set import (
     INSTALL,
     PackageSet,
@@ -9,7 +9,7 @@ from bootstrap.environment.package_set import (
     prepare_packages,
 )
 from bootstrap.environment.python import Venv, ask_help, choose_python, look_at_venv, may_be_venv
-from bootstrap.environment.requirements import Requirements, read_requirements
+from bootstrap.environment.requirements import Requirements
 from bootstrap.environment.site_packages import PackagesFacts
 from bootstrap.environment.store import Record
 
@@ -24,7 +24,6 @@ __all__ = [
     "Venv",
     "ask_help",
     "choose_python",
-    "gather_packages",
     "imports",
     "judge",
     "kept_set",
@@ -33,7 +32,6 @@ __all__ = [
     "packs",
     "pip_text",
     "prepare_packages",
-    "read_requirements",
     "report",
     "requirement_files",
     "requirements",

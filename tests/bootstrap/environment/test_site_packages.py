@@ -13,7 +13,8 @@ from pathlib import Path
 import pytest
 from packaging.utils import canonicalize_name
 
-from bootstrap.environment import PackagesFacts, gather_packages
+from bootstrap.environment import PackagesFacts
+from bootstrap.environment.judge import gather_packages
 from bootstrap.environment.python import Trouble
 from bootstrap.environment.site_packages import MOST_TOLD
 

@@ -8,19 +8,20 @@ import sys
 import threading
 import time
 import zipfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 import pytest
 
 from bootstrap.core.concurrency import Together
-from bootstrap.core.findings import Finding
+from bootstrap.core.findings import Finding, Outcome, Severity
 from bootstrap.environment import store
 from bootstrap.environment.hard_imports import hard_imports
 from bootstrap.environment.judge import RequirementState, judge
 from bootstrap.environment.package_set import PackageSet, Place, kept_set, prepare_packages
 from bootstrap.environment.requirements import read_requirements
 from bootstrap.environment.store import KEPT_DAYS, KEPT_SETS, BadSet, Record, keep, load
+from tests.conftest import BootedWorker
 from tests.support.package_index import PackageIndex, make_wheel, serving
 from tests.support.process_tree import family
 from tests.support.small_python import SmallPython
@@ -717,3 +718,61 @@ def test_the_checker_says_what_the_worker_says(rig: Rig, index: PackageIndex) ->
     assert states["no-such-package"] is RequirementState.MISSING
     assert states["comfyui-frontend-package==1.48.7"] is RequirementState.MISSING
     assert "comfyui-frontend-package" not in made.record.installed
+
+
+def noticed(worker: BootedWorker) -> set[str]:
+    return {finding.code for finding in worker.report.noticed}
+
+
+def test_a_boot_of_comfyui_with_and_without(
+    boot_worker: Callable[[Mapping[str, str]], BootedWorker],
+    volume: Path,
+    worker_env: dict[str, str],
+    index: PackageIndex,
+) -> None:
+    make_wheel(index.folder, "tiny-one", "1.5")
+    pack = volume / "ComfyUI" / "custom_nodes" / "needy"
+    pack.mkdir()
+    (pack / "__init__.py").write_text("import tiny_one\nNODE_CLASS_MAPPINGS = {}\n")
+    (pack / "requirements.txt").write_text("tiny-one\n")
+    env = {**worker_env, **index.env()}
+    without = boot_worker(env)
+    assert without.report.outcome is Outcome.READY
+    assert {"nodes.import_failed", "nodes.requirements_unmet"} <= noticed(without)
+    without.boot.stop()
+    assert index.asked == []
+
+    installing = boot_worker({**env, "PACKAGES": "install"})
+    assert installing.report.outcome is Outcome.READY
+    assert not {"nodes.import_failed", "nodes.requirements_unmet"} & noticed(installing)
+    told = [f for f in installing.report.findings if f.code.startswith("packages.")]
+    # The index has nothing for ComfyUI itself.
+    assert [f.code for f in told] == ["packages.installed", "packages.conflict"]
+    assert told[1].details["owner"] == "ComfyUI"
+    assert "nodes.imported" in noticed(installing)
+    assert not any("tiny_one" in path for path in sys.path)
+    said = [(f.code, f.message) for f in (*installing.report.findings, *installing.report.noticed)]
+    assert len(said) == len(set(said))
+    installing.boot.stop()
+
+    asked = len(index.asked)
+    again = boot_worker({**env, "PACKAGES": "install"})
+    assert "nodes.import_failed" not in noticed(again)
+    assert len(index.asked) == asked
+
+
+def test_a_boot_without_what_comfyui_cannot_start_without(
+    boot_worker: Callable[[Mapping[str, str]], BootedWorker],
+    volume: Path,
+    worker_env: dict[str, str],
+    index: PackageIndex,
+) -> None:
+    version = volume / "ComfyUI" / "comfyui_version.py"
+    version.write_text('__version__ = "0.33.0"\n')
+    (volume / "ComfyUI" / "requirements.txt").write_text("torch\ncomfy-aimdo==0.4.13\n")
+    worker = boot_worker({**worker_env, **index.env(), "PACKAGES": "install"})
+    assert worker.report.outcome is Outcome.DEGRADED
+    (error,) = [f for f in worker.report.findings if f.severity is Severity.ERROR]
+    assert error.code == "comfyui.requirement_missing"
+    assert "comfy-aimdo==0.4.13" in error.message
+    assert worker.boot.comfyui is None

@@ -70,6 +70,7 @@ class Boot(Preparation):
         """Wait until ComfyUI answers or it is clear that it won't."""
         if self.comfyui is not None:
             self._wait(self.comfyui)
+            self._after += self.late_package_findings()
         if self.comfyui is not None and not self._failed:
             self._prepare_jobs()
         patience = _FAILED_PATIENCE if self._failed else _READY_PATIENCE

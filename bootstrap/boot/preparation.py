@@ -224,6 +224,10 @@ class Preparation:
         row.note = made.note
         return made.findings
 
+    def late_package_findings(self) -> Sequence[Finding]:
+        """What went wrong with packages after ComfyUI was started."""
+        return self._package_set.late_findings()
+
     def _ask_flags(self, _: Stage) -> Sequence[Finding]:
         """From the volume's own `main.py`, while the code is being copied."""
         assert self.layout is not None and self.layout.comfyui is not None and self._python

@@ -33,6 +33,7 @@ from bootstrap.environment import report
 from bootstrap.environment.build import Builder
 from bootstrap.environment.hard_imports import hard_imports
 from bootstrap.environment.judge import Judgement, RequirementState, judge
+from bootstrap.environment.loading import Loading
 from bootstrap.environment.requirements import Requirements, read_requirements
 from bootstrap.environment.resolve import Unit, units_of
 from bootstrap.environment.store import (
@@ -41,7 +42,6 @@ from bootstrap.environment.store import (
     BadSet,
     Record,
     keep,
-    load,
     mark_used,
     read_record,
     sweep,
@@ -62,6 +62,7 @@ import importlib.util
 import os
 import site
 import sys
+import time
 
 _here = os.path.dirname(os.path.abspath(__file__))
 sys.path[:] = [path for path in sys.path if os.path.abspath(path or ".") != _here]
@@ -73,11 +74,26 @@ def _add(folder, at):
     sys.path[:] = known[:at] + [p for p in sys.path if p not in known] + known[at:]
 
 
+class _Late:
+    """Lets an import of a package wait that is still being unpacked."""
+
+    def find_spec(self, name, path=None, target=None):
+        if path is None and name in {late!r}:
+            while self in sys.meta_path and not os.path.exists({arrived!r}):
+                time.sleep(0.005)
+            if self in sys.meta_path:
+                sys.meta_path.remove(self)
+            importlib.invalidate_caches()
+        return None
+
+
 # Other interpreters that ComfyUI starts inherit PYTHONPATH, and their packages are their own.
 if sys.prefix == {prefix!r}:
     _own = [i for i, path in enumerate(sys.path) if path.endswith("-packages")]
     _add({after!r}, len(sys.path))
     _add({before!r}, _own[0] if _own else len(sys.path))
+    if {late!r} and not os.path.exists({arrived!r}):
+        sys.meta_path.insert(0, _Late())
 # The interpreter's own file of this name, which this one hid.
 _spec = importlib.machinery.PathFinder.find_spec("sitecustomize")
 if _spec is not None and _spec.loader is not None:
@@ -117,6 +133,13 @@ class PackageSet:
     asked_by: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     seconds: Mapping[str, float] = field(default_factory=dict)
     note: str = "nothing is missing"
+    loading: Loading | None = None
+
+    def late_findings(self) -> list[Finding]:
+        """What came to light since: a set that broke off when ComfyUI had been started already."""
+        if self.loading is None or self.loading.failure is None:
+            return []
+        return [report.broke_off(self.loading.failure)]
 
     def environment(self, env: Mapping[str, str]) -> dict[str, str]:
         """ComfyUI's environment with the packages on its path."""
@@ -192,8 +215,9 @@ def prepare_packages(
     seconds |= {making.way: time.monotonic() - start - seconds["judge"]}
     findings = [*report.with_set(judgement, record, set_path(place.volume, judgement)), *problems]
     folder = place.work / "packages"
+    prefix = judgement.packages.prefix
     return PackageSet(
-        path=_hook(place.work, judgement.packages.prefix) if record.installed else None,
+        path=_hook(place.work, prefix, making.loading) if record.installed else None,
         programs=tuple(p for n in (BEFORE, AFTER) if (p := folder / n / "bin").is_dir()),
         findings=tuple(findings),
         judgement=record.on(judgement),
@@ -201,15 +225,27 @@ def prepare_packages(
         asked_by={unit.name: unit.owners for unit in units if unit.name in record.installed},
         seconds=seconds,
         note=f"{len(record.installed)} packages" if record.installed else "all refused",
+        loading=making.loading,
     )
 
 
-def _hook(work: Path, prefix: str) -> Path:
+def _hook(work: Path, prefix: str, loading: Loading | None = None) -> Path:
+    """What PYTHONPATH must be. The rest of a set that is being loaded comes meanwhile."""
     path = work / "packages-path"
     path.mkdir(exist_ok=True)
     folder = work / "packages"
-    text = _HOOK.format(prefix=prefix, before=str(folder / BEFORE), after=str(folder / AFTER))
+    arrived = path / "arrived"
+    late = sorted({*loading.late, "pkg_resources"}) if loading and loading.late else []
+    text = _HOOK.format(
+        prefix=prefix,
+        before=str(folder / BEFORE),
+        after=str(folder / AFTER),
+        late=late,
+        arrived=str(arrived),
+    )
     (path / "sitecustomize.py").write_text(text, encoding="utf-8")
+    if loading is not None:
+        loading.finish_beside(arrived)
     return path
 
 
@@ -243,6 +279,7 @@ class _Making:
         self._folder = place.work / "packages"
         self._end = time.monotonic() + place.timeout
         self.way = "load"
+        self.loading: Loading | None = None
         self.tried = "the set on the volume"
 
     def have(self) -> tuple[Record, list[Finding]]:
@@ -283,7 +320,9 @@ class _Making:
         try:
             with contextlib.suppress(OSError):  # a volume that is read-only
                 mark_used(self._kept)
-            return load(self._kept, self._folder, max(1.0, self._end - time.monotonic()))
+            left = max(1.0, self._end - time.monotonic())
+            self.loading = Loading(self._kept, self._folder, left)
+            return self.loading.record
         except BadSet as problem:
             say(f"{self._kept} cannot be used: {problem}")
             self._kept.unlink(missing_ok=True)

@@ -141,6 +141,16 @@ def failed(judgement: Judgement, problem: Exception, timeout: float, tried: str)
     )
 
 
+def broke_off(problem: Exception) -> Finding:
+    """A set of which a part is missing, since ComfyUI had been started before that was known."""
+    return warning(
+        "packages.failed",
+        f"Packages could not be read from the volume to the end: {problem}. ComfyUI runs without "
+        "some of them.",
+        "The next start tries again, and makes the set again where it is damaged.",
+    )
+
+
 def not_kept(kept: Path, problem: OSError) -> Finding:
     """Installed for this start only."""
     return warning(

@@ -8,19 +8,20 @@ import sys
 import threading
 import time
 import zipfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import pytest
 
 from bootstrap.core.concurrency import Together
 from bootstrap.core.findings import Finding, Outcome, Severity
-from bootstrap.environment import store
+from bootstrap.environment import loading, store
 from bootstrap.environment.hard_imports import hard_imports
 from bootstrap.environment.judge import RequirementState, judge
+from bootstrap.environment.loading import load
 from bootstrap.environment.package_set import PackageSet, Place, kept_set, prepare_packages
 from bootstrap.environment.requirements import read_requirements
-from bootstrap.environment.store import KEPT_DAYS, KEPT_SETS, BadSet, Record, keep, load
+from bootstrap.environment.store import KEPT_DAYS, KEPT_SETS, BadSet, Record, keep
 from tests.conftest import BootedWorker
 from tests.support.package_index import PackageIndex, make_wheel, serving
 from tests.support.process_tree import family
@@ -602,11 +603,64 @@ def test_a_damaged_set_is_made_again(rig: Rig, index: PackageIndex) -> None:
         assert zipfile.ZipFile(kept).testzip() is None
 
 
+def all_late(monkeypatch: pytest.MonkeyPatch, seconds: float) -> None:
+    """Each package comes late, and slowly."""
+    monkeypatch.setattr(loading, "_SOON_SECONDS", -1.0)
+    real = loading._load_batch
+
+    def slowly(source: int, folder: Path, batch: Sequence[zipfile.ZipInfo]) -> None:
+        if any(entry.filename.endswith("tiny_one/__init__.py") for entry in batch):
+            time.sleep(seconds)
+        real(source, folder, batch)
+
+    monkeypatch.setattr(loading, "_load_batch", slowly)
+
+
+def test_an_import_waits_for_what_is_still_being_unpacked(
+    rig: Rig, index: PackageIndex, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    files = {"tiny_one/__init__.py": "VERSION = '1.5'\n", "tiny_one.pth": "import sys; sys.a = 1\n"}
+    make_wheel(index.folder, "tiny-one", "1.5", files=files)
+    rig.core("tiny-one")
+    rig.prepare(index.env())
+    all_late(monkeypatch, 3.0)
+    made = rig.prepare(index.env(), "second")
+    module = rig.root / "second" / "packages" / "after" / "tiny_one" / "__init__.py"
+    assert not module.exists()
+    program = (
+        "import importlib.metadata as m, os, sys\n"
+        f"print(sys.a, m.version('tiny-one'), os.path.exists({str(module)!r}))\n"
+        f"{VERSION}\nprint(sys.meta_path[0])"
+    )
+    lines = rig.prints(made, program).splitlines()
+    assert lines[:2] == ["1 1.5 False", "1.5"]
+    assert "_Late" not in lines[2]
+    assert made.late_findings() == []
+
+
+def test_a_set_that_breaks_off_late(
+    rig: Rig, index: PackageIndex, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make_wheel(index.folder, "tiny-one", "1.5")
+    rig.core("tiny-one")
+    rig.prepare(index.env())
+    (kept,) = rig.sets()
+    whole = kept.read_bytes()
+    where = whole.index(b"VERSION = ")
+    kept.write_bytes(whole[:where] + b"version" + whole[where + 7 :])
+    all_late(monkeypatch, 1.0)
+    made = rig.prepare(index.env(), "second")
+    assert rig.prints(made, VERSION).endswith("No module named 'tiny_one'")
+    (told,) = made.late_findings()
+    assert told.code == "packages.failed"
+    assert rig.sets() == []
+
+
 def test_large_files_in_parts(tmp_path: Path) -> None:
     folder = tmp_path / "set"
     (folder / "after" / "deep").mkdir(parents=True)
     (folder / "before").mkdir()
-    large = os.urandom(store._BLOCK * 2 + 17)
+    large = os.urandom(store.BLOCK * 2 + 17)
     (folder / "after" / "deep" / "large.so").write_bytes(large)
     (folder / "after" / "deep" / "large.so").chmod(0o755)
     for number in range(300):

@@ -272,7 +272,7 @@ class Delivery:
         if size > limit:
             raise reply.too_large(size, self._settings.max_reply_mb)
         await together(self._encode(result, job) for result in inside if result.in_reply)
-        for entry, result in zip(answer["results"], found.results, strict=True):
+        for entry, (_, result) in zip(answer["results"], found.for_each_node(), strict=True):
             if result.in_reply:
                 entry[result.content_field] = result.content()
         return answer
@@ -351,4 +351,5 @@ class Delivery:
 def _without_contents(found: CollectedOutputs, more: dict[str, Any]) -> dict[str, Any]:
     """The reply but for what files and texts hold."""
     told = [*found.warnings, *(w for result in found.results for w in result.warnings)]
-    return reply.completed([result.entry() for result in found.results], told, **more)
+    entries = [{**result.entry(), "node_id": node} for node, result in found.for_each_node()]
+    return reply.completed(entries, told, **more)

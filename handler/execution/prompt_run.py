@@ -76,6 +76,14 @@ async def run_prompt(
             raise
 
 
+class _RanUnheard(Exception):
+    """ComfyUI, too slow to say so in time, had the prompt and ran it to a good end."""
+
+    def __init__(self, ended: history.Ended) -> None:
+        super().__init__()
+        self.ended = ended
+
+
 @dataclass
 class _Run:
     comfyui: ComfyUI
@@ -111,12 +119,14 @@ class _Run:
                 await self._displace()
             warnings = await submitting
             ended = await self._watch()
-            seconds = ended.seconds(at_most=time.monotonic() - start)
-            return Ran(ended, warnings, ended.began or submitted, seconds)
+        except _RanUnheard as ran:
+            warnings, ended = [], ran.ended
         finally:
             submitting.cancel()
             listening.cancel()
             await asyncio.gather(submitting, listening, return_exceptions=True)
+        seconds = ended.seconds(at_most=time.monotonic() - start)
+        return Ran(ended, warnings, ended.began or submitted, seconds)
 
     async def stop(self) -> None:
         """See that this prompt, and no other, no longer runs. Where ComfyUI does not let go of it,
@@ -135,7 +145,11 @@ class _Run:
         early = not self.turn.first
         try:
             self.prompt_id, left_out = await self.client.submit(
-                self.prompt.workflow, self.client_id, self.prompt_id, self.prompt.extra_data
+                self.prompt.workflow,
+                self.client_id,
+                self.prompt_id,
+                self.prompt.extra_data,
+                self.prompt.targets,
             )
         except Refused as refusal:
             raise await self._refused(refusal) from None
@@ -146,18 +160,27 @@ class _Run:
         self.turn.queue()
         if not self.headway.started:
             self.prompt.tell(Step(QUEUED))
-        return validation.partial(left_out, self.prompt.workflow, self.models)
+        return validation.partial(left_out, self.prompt.workflow, self.models, self.prompt.hints)
 
     async def _displace(self) -> NoReturn:
-        """Give it up here, to be run anew; ComfyUI may have it all the same."""
+        """Give it up here, to be run again; unless ComfyUI had it all the same, and ran it."""
         await self.stop()
+        try:
+            entry = await self.client.history(self.prompt_id, _POLL_SECONDS)
+        except (Unreachable, Refused):
+            entry = None
+        ended = history.ended(entry)
+        if ended is not None and ended.failure is None:
+            raise _RanUnheard(ended)
         raise Displaced
 
     async def _refused(self, refusal: Refused) -> JobError:
         known: list[str] = []
         if validation.unknown_class(refusal.body) is not None:
             known = await self.known.names(self.client, self.comfyui.starts)
-        return validation.explain(refusal.body, self.prompt.workflow, known, self.models)
+        return validation.explain(
+            refusal.body, self.prompt.workflow, known, self.models, self.prompt.hints
+        )
 
     async def _watch(self) -> history.Ended:
         looks = 0

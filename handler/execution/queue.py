@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
 from handler.common.deadline import Deadline
+from handler.common.errors import JobError
 from handler.execution import history
 from handler.execution.node_progress import Step
 from handler.request.workflow import Workflow
@@ -25,12 +26,15 @@ _FILE_CLOCK_LAG = 0.011
 
 @dataclass(frozen=True)
 class Prompt:
-    """What ComfyUI is to run. `extra_data` may hold secrets for nodes; it is sent to ComfyUI and
-    nowhere else. `tell` hears how far it is, `saved` what a node reports that is through, in the
+    """What ComfyUI is to run; only what `targets` need, where there are any. `extra_data` may hold
+    secrets for nodes; it is sent to ComfyUI and nowhere else. `hints` explain what ComfyUI may find
+    wrong with it. `tell` hears how far it is, `saved` what a node reports that is through, in the
     form of the history's outputs."""
 
     workflow: Workflow
-    extra_data: Mapping[str, str] = field(default_factory=dict, repr=False)
+    extra_data: Mapping[str, Any] = field(default_factory=dict, repr=False)
+    targets: tuple[str, ...] | None = None
+    hints: Sequence[JobError] = ()
     tell: Callable[[Step], None] = lambda _: None
     saved: Callable[[Mapping[str, Any]], None] = lambda _: None
 

@@ -268,6 +268,12 @@ def named_models(workflow: Workflow) -> tuple[NamedModel, ...]:
     )
 
 
+def used_nodes(workflow: Workflow) -> frozenset[str]:
+    """Nodes that others are linked to: ComfyUI runs no loader whose result is not used."""
+    values = (value for node in workflow.values() for value in node["inputs"].values())
+    return frozenset(str(value[0]) for value in values if is_link(value))
+
+
 def names_a_model(value: str) -> bool:
     """Does a text look like the name of a model file below one of ComfyUI's folders?"""
     if extension_of(value) not in PT_EXTENSIONS | {GGUF} or len(value) > _LONGEST:

@@ -301,7 +301,7 @@ def test_what_a_node_saves_past_the_output_folder_comes_back(
 
 
 def test_texts_that_name_files_come_back_as_files(worker: BootedWorker) -> None:
-    ui = {"audio": ["u.wav"], "mesh": {"path": "OUTPUT/u.glb"}, "video": ["output/u.mp4", "mp4"]}
+    ui = {"audio": ["u.wav"], "mesh": [{"path": "OUTPUT/u.glb"}], "video": ["output/u.mp4", "mp4"]}
     results = ask(worker, workflow=report("u.wav u.glb u.mp4", ui))["results"]
     assert [r["kind"] for r in results] == ["audio", "model", "video"]
 

@@ -67,4 +67,5 @@ def _problem(model: NamedModel, link: Path, layout: Layout) -> JobError:
         model=model.name,
         link=path,
         leads_to=text,
+        relative=None if fact is None else fact.relative,
     )

@@ -81,10 +81,11 @@ def _known(models: Sequence[NamedModel], manifest: Manifest) -> str:
 
 
 def _missing_in(error: JobError) -> Iterator[tuple[str, str]]:
-    """(node, model) of every missing model that an error tells of."""
+    """(node, model) of every missing model that an error tells of, but for those that are on the
+    volume behind a broken link: a `relative` one would find them."""
     details: Mapping[str, Any] = error.details
     for problem in details.get("problems") or [{"error_code": error.code, **details}]:
-        if problem.get("error_code") == _MISSING:
+        if problem.get("error_code") == _MISSING and not problem.get("relative"):
             yield str(problem.get("node_id")), str(problem.get("model"))
 
 

@@ -13,6 +13,7 @@ from bootstrap.volume import Layout
 from handler.common.calls import Calls
 from handler.common.deadline import Deadline
 from handler.common.errors import JobError
+from handler.models.missing import misses_a_model
 from handler.models.on_demand import ModelSupply
 from handler.sdk.progress import Progress
 
@@ -70,6 +71,7 @@ def test_a_link_by_another_mount_is_told_with_the_one_that_holds(volume: Path) -
     error = broken(volume, "c1.safetensors")
     assert "ln -sfn ../../../storage/ckpt/c1.safetensors " in error.fix
     assert ELSEWHERE in error.message
+    assert not misses_a_model(error), "the manifest need not bring what is there"
 
 
 def test_all_of_them_are_told_at_once(volume: Path) -> None:

@@ -1,0 +1,217 @@
+"""What a start has opened of a venv becomes its archive on the volume, for the next start.
+
+    .comfyui-worker/python/<venv>.venv      one for each venv; replaced as a whole
+
+Several workers may do so at once: one does, by a lease; without working leases the last one wins.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import re
+import stat
+import time
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from bootstrap.environment.mirror_archive import Content, Packed, write_archive
+from bootstrap.environment.mirror_tree import (
+    LARGE,
+    Folder,
+    Stamp,
+    Tree,
+    bytecode_of,
+    is_fresh,
+    source_of,
+)
+from bootstrap.facts.leftovers import look_at_leftover
+from bootstrap.fetch.disk import Disk
+from bootstrap.lease import Lease
+from bootstrap.publish import part_beside
+
+#: Days that an archive is kept after the last start that used it.
+KEPT_DAYS = 30
+_NAME = re.compile(r"[0-9a-f]{24}\.venv")
+# A file that changed so shortly before it was read may change again within the same tick of the
+# volume's clock, which for some file systems is a second (git calls that "racily clean").
+_SETTLED_NS = 10 * 1_000_000_000
+_LOOK_EVERY = 0.5
+_HEADER = 16
+
+
+@dataclass(frozen=True)
+class Opened:
+    """What processes opened below site-packages, in order, and large libraries they have mapped."""
+
+    files: tuple[str, ...]
+    mapped: tuple[str, ...]
+
+
+def archive_at(store: Path, venv: Path, tag: str) -> Path:
+    """Where the archive of a venv is kept, wherever the volume is mounted."""
+    where = os.path.relpath(os.path.realpath(venv), os.path.realpath(store))
+    return store / f"{hashlib.sha256(f'{where} {tag}'.encode()).hexdigest()[:24]}.venv"
+
+
+def read_opened(log: Path, site: Path, source: Path) -> Opened:
+    """What the hook has noted so far. Raises OSError."""
+    files: dict[str, None] = {}
+    mapped: dict[str, None] = {}
+    text = log.read_text(encoding="utf-8", errors="surrogateescape")
+    for kind, _, value in (line.partition(" ") for line in text.split("\n")):
+        if kind == "open":
+            files.update(dict.fromkeys(_below(value, site, source)))
+        elif kind == "process" and value.isdigit():
+            for path in _mapped_by(int(value)):
+                mapped.update(dict.fromkeys(_below(path, site, source)))
+    return Opened(tuple(files), tuple(mapped))
+
+
+@dataclass(frozen=True)
+class Record:
+    """An archive about to be made: `tree` is what the mirror at `site` holds of `source`."""
+
+    source: Path
+    site: Path
+    tree: Tree
+    tag: str
+
+    def write(self, wanted: Iterable[str], archive: Path, timeout: float) -> int:
+        """Put the archive there, complete or not at all; the number of files, 0 when another
+        worker has just made one. Raises OSError."""
+        end = time.monotonic() + timeout
+        archive.parent.mkdir(parents=True, exist_ok=True)
+        before = _change_of(archive)
+        lease = Lease(archive.parent, archive.name, Disk())
+        while not lease.acquire():
+            if time.monotonic() > end:
+                raise TimeoutError(f"another worker is still at {archive}")
+            time.sleep(_LOOK_EVERY)
+            if lease.look() is not None:
+                lease.break_stale()
+        try:
+            if _change_of(archive) != before:
+                return 0
+            return self._write(wanted, archive, end)
+        finally:
+            lease.release()
+
+    def _write(self, wanted: Iterable[str], archive: Path, end: float) -> int:
+        part = part_beside(archive)
+        try:
+            with open(part, "xb") as file:
+                now = os.fstat(file.fileno()).st_mtime_ns
+                tree = Tree(dict(self.tree.folders), large=dict(self.tree.large))
+                contents = self._contents(tree, wanted, now - _SETTLED_NS, end)
+                count = write_archive(file, tree, contents)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(part, archive)
+            sweep(archive)
+            return count
+        finally:
+            part.unlink(missing_ok=True)
+
+    def _contents(
+        self, tree: Tree, wanted: Iterable[str], settled: int, end: float
+    ) -> Iterator[Content]:
+        """Files with their bytecode behind them, each once."""
+        done: set[str] = set()
+        for path in wanted:
+            if time.monotonic() > end:
+                raise TimeoutError("writing the archive took too long")
+            source = source_of(path) or path
+            if source in done:
+                continue
+            done.add(source)
+            content = self._content(source)
+            if content is None or content[0].stamp.mtime_ns > settled:
+                continue
+            yield content
+            compiled = self._bytecode(source, content[0].stamp)
+            if compiled is not None:
+                _add_name(tree, compiled[0].path)
+                yield compiled
+
+    def _content(self, path: str) -> Content | None:
+        """As the mirror has it, where that is what was copied; else from the volume."""
+        if not self.tree.holds(path):
+            return None
+        stamp = self.tree.copied.get(path)
+        found = _read(self.site / path) if stamp is not None else None
+        if stamp is None or found is None or not found[0].same_content(stamp):
+            found = _read(self.source / path)
+        if found is None or found[0].size != len(found[1]):
+            return None
+        return Packed(path, found[0], True), found[1]
+
+    def _bytecode(self, source: str, stamp: Stamp) -> Content | None:
+        """What was compiled from this version of a source file, by whomever."""
+        path = bytecode_of(source, self.tag)
+        found = _read(self.site / path) if path is not None else None
+        if path is None or found is None or not is_fresh(found[1][:_HEADER], stamp):
+            return None
+        return Packed(path, Stamp(len(found[1]), stamp.mtime_ns), False), found[1]
+
+
+def sweep(kept: Path) -> None:
+    """Remove archives that no start has used for `KEPT_DAYS` (of venvs that are gone), and what
+    killed workers left half written. Raises OSError."""
+    now = kept.stat().st_mtime
+    for path in list(kept.parent.iterdir()):
+        leftover = look_at_leftover(str(path), now)
+        half = leftover is not None and leftover.stale and leftover.removable
+        if half or (path != kept and _is_forgotten(path, now)):
+            path.unlink(missing_ok=True)
+
+
+def _is_forgotten(path: Path, now: float) -> bool:
+    if not _NAME.fullmatch(path.name):
+        return False
+    with contextlib.suppress(FileNotFoundError):
+        return now - path.lstat().st_mtime > KEPT_DAYS * 24 * 3600
+    return False
+
+
+def _below(path: str, site: Path, source: Path) -> list[str]:
+    """The path below site-packages, be it the mirror's or the volume's; none for any other."""
+    for root in (f"{site}/", f"{source}/"):
+        if path.startswith(root):
+            return [os.path.normpath(path[len(root) :])]
+    return []
+
+
+def _mapped_by(process: int) -> Iterator[str]:
+    with contextlib.suppress(OSError), open(f"/proc/{process}/maps", errors="replace") as maps:
+        for line in maps:
+            yield f"/{line.rstrip().partition('/')[2]}"
+
+
+def _read(path: Path) -> tuple[Stamp, bytes] | None:
+    """A file that is small enough, with its stamp from before it was read."""
+    try:
+        with open(path, "rb", buffering=0) as file:
+            found = os.fstat(file.fileno())
+            if not stat.S_ISREG(found.st_mode) or found.st_size >= LARGE:
+                return None
+            return Stamp.of(found), file.read()
+    except OSError:
+        return None
+
+
+def _add_name(tree: Tree, path: str) -> None:
+    """Bytecode that this worker has compiled is not on the volume."""
+    parent, name = os.path.split(path)
+    folder = tree.folders.get(parent, Folder(0))
+    tree.folders[parent] = Folder(folder.mtime_ns, folder.files | {name}, folder.links)
+
+
+def _change_of(archive: Path) -> tuple[int, int] | None:
+    try:
+        found = archive.stat()
+    except FileNotFoundError:
+        return None
+    return found.st_ino, found.st_size

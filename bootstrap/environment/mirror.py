@@ -26,7 +26,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
-from bootstrap.environment.mirror_archive import BadArchive, read_archive
+from bootstrap.environment.mirror_archive import Archive, BadArchive, read_archive
 from bootstrap.environment.mirror_large import LargeFiles
 from bootstrap.environment.mirror_record import Record, archive_at, read_opened
 from bootstrap.environment.mirror_tree import LARGE, Tree, source_of
@@ -53,25 +53,11 @@ _HEADROOM = 256 << 20
 _BORDER = 4096
 # An archive that lacks no more than this is not made again.
 _MOST_LACKING = 20
-_LOG = "opened.log"
-
-
-@dataclass(frozen=True)
-class Mirror:
-    """A venv on local disk. `python` is its interpreter, `site` its site-packages; `note` says in
-    a few words how it came about, `bytes` what was copied for it in `seconds`."""
-
-    python: Path
-    site: Path
-    note: str
-    bytes: int
-    seconds: float
-    _made: _Made = field(repr=False)
 
 
 @dataclass(frozen=True)
 class Request:
-    """Which venv, `place` on local disk (made anew), the folder `store` on the volume for archives.
+    """Which venv, a new folder `place` on local disk, a folder `store` on the volume for archives.
 
     `timeout` in seconds is for all of it, `room` the bytes of memory that large libraries may
     take. `interpreter`, of the same version, is used where the venv's own is not on this machine.
@@ -88,15 +74,23 @@ class Request:
 
 
 @dataclass(frozen=True)
-class _Made:
-    """What is known of a mirror for its archive. `recorded` files were in the one it came from,
-    None where there was none; `changed` of them were not as recorded."""
+class Mirror:
+    """A venv on local disk: `python` is its interpreter, `site` its site-packages. `note` says in
+    a few words how it came about, `bytes` what was written for it in `seconds`.
 
-    venv: Venv
-    archive: Path
-    log: Path
-    tree: Tree
-    recorded: frozenset[str] | None = None
+    The rest is for `record_opened`: `recorded` files were in the archive, None where there was
+    none; `changed` of them were not as recorded.
+    """
+
+    python: Path
+    site: Path
+    note: str
+    bytes: int
+    seconds: float
+    venv: Venv = field(repr=False)
+    archive: Path = field(repr=False)
+    tree: Tree = field(repr=False)
+    recorded: frozenset[str] | None = field(default=None, repr=False)
     changed: int = 0
 
 
@@ -107,115 +101,134 @@ class _CannotMirror(Exception):
 def mirror_venv(request: Request) -> Mirror | Finding:
     """Make the mirror, or a finding that says why there is none. Never raises: ComfyUI runs from
     the volume as well."""
-    began = time.monotonic()
+    making = _Making(request)
     try:
-        made, python, note = _Making(request, began + request.timeout).make()
+        return making.make()
     except (NotAVenv, SilentError, OSError, _CannotMirror) as problem:
-        threading.Thread(
-            target=shutil.rmtree, args=(request.place, True), name="clean-up", daemon=True
-        ).start()
+        making.clean_up()
         return _not_copied(request, problem)
-    size = sum(stamp.size for stamp in made.tree.copied.values())
-    site = python.parent.parent / "lib" / made.venv.library / "site-packages"
-    return Mirror(python, site, note, size, time.monotonic() - began, made)
 
 
 def record_opened(mirror: Mirror, timeout: float = 120) -> str:
     """Make an archive of what this mirror's Python has opened so far, if there is none or it lacks
     too much; what was done, in a few words. Never raises: the next start does without."""
-    made = mirror._made
+    source = mirror.venv.site
     try:
-        opened = read_opened(made.log, mirror.site, made.venv.site)
+        opened = read_opened(_log_of(mirror.site), mirror.site, source)
         small, large = _by_size(mirror, (*opened.mapped, *opened.files))
-        if made.recorded is not None:
-            lacking = made.changed + len(small.keys() - made.recorded)
+        if mirror.recorded is not None:
+            lacking = mirror.changed + len(small.keys() - mirror.recorded)
             if lacking <= _MOST_LACKING:
                 return "the archive is up to date"
-        made.tree.large.clear()
-        made.tree.large.update(large)
-        record = Record(made.venv.site, mirror.site, made.tree, made.venv.tag)
-        wanted = dict.fromkeys([*opened.files, *small, *(made.recorded or ())])
-        count = record.write(wanted, made.archive, timeout)
+        tree = Tree(dict(mirror.tree.folders), dict(mirror.tree.copied), large)
+        wanted = dict.fromkeys([*opened.files, *small, *(mirror.recorded or ())])
+        record = Record(source, mirror.site, tree, mirror.venv.tag)
+        count = record.write(wanted, mirror.archive, timeout)
     except OSError as problem:
         return f"no archive was made: {problem.strerror or problem}"
     return f"{counted(count, 'file')} archived" if count else "another worker made the archive"
 
 
 class _Making:
-    """One way from a venv on the volume to a mirror. `end` is by the monotonic clock."""
+    """One way from a venv on the volume to a mirror."""
 
-    def __init__(self, request: Request, end: float) -> None:
+    def __init__(self, request: Request) -> None:
         self._request = request
-        self._end = end
+        self._began = time.monotonic()
         self._together = Together(request.timeout)
+        self._places: list[Path] = []
 
-    def make(self) -> tuple[_Made, Path, str]:
-        """What is known of it, its Python, and a note. Raises NotAVenv, SilentError, OSError,
-        _CannotMirror."""
+    def make(self) -> Mirror:
+        """Raises NotAVenv, SilentError, OSError, _CannotMirror."""
         request = self._request
         venv = self._together.one(partial(look_at_venv, request.venv, request.interpreter))
-        archive = self._together.one(partial(archive_at, request.store, request.venv, venv.tag))
-        shutil.rmtree(request.place, ignore_errors=True)
-        python = make_skeleton(venv, request.place)
-        if os.statvfs(request.place).f_flag & os.ST_NOEXEC:
-            raise _CannotMirror(f"programs cannot be run from {request.place}")
-        site = request.place / "lib" / venv.library / "site-packages"
-        log = request.place / _LOG
-        made, note = self._from_archive(venv, archive, log, site) or self._from_venv(
-            venv, archive, log, site
-        )
-        settle_paths(site, venv.site)
-        note_opened(site, log)
-        return made, python, note
-
-    def _from_archive(
-        self, venv: Venv, path: Path, log: Path, site: Path
-    ) -> tuple[_Made, str] | None:
-        """None where there is no archive or it cannot be used."""
+        path = self._together.one(partial(archive_at, request.store, request.venv, venv.tag))
         try:
-            archive = self._together.one(partial(read_archive, path))
-            self._check_room(archive.bytes, len(archive.files) + len(archive.tree.folders))
-            self._read_large(venv, site, archive.tree)
-            unpacking = Unpacking(path, archive, str(venv.site), str(site), venv.tag)
-            if not unpacking.run(self._left, self._tick(archive.tree)):
-                raise _CannotMirror(self._late)
-        except FileNotFoundError:
-            return None
+            archive = self._together.one(partial(_read_if_there, path))
+            if archive is not None:
+                return self._unpack(venv, path, archive)
         except BadArchive as problem:
             say(f"{path} cannot be used: {problem}")
-            shutil.rmtree(site)
-            site.mkdir()
-            return None
+        return self._walk(venv, path)
+
+    def clean_up(self) -> None:
+        """Remove what is half made, in the background: threads may still be at it."""
+        for place in self._places:
+            threading.Thread(
+                target=shutil.rmtree, args=(place, True), name="clean-up", daemon=True
+            ).start()
+
+    def _unpack(self, venv: Venv, path: Path, archive: Archive) -> Mirror:
+        """Raises BadArchive besides."""
+        self._places.append(self._request.place)
+        python, site = self._begin(venv, self._request.place)
+        self._check_room(archive.bytes, len(archive.files) + len(archive.tree.folders))
+        self._read_large(venv, site, archive.tree)
+        recorded = frozenset(packed.path for packed in archive.files)
+        unpacking = Unpacking(path, archive, str(venv.site), str(site), venv.tag)
+        if not unpacking.run(self._left, self._tick(lambda: unpacking.written)):
+            raise _CannotMirror(self._late)
         with contextlib.suppress(OSError):  # a volume that is read-only
             os.utime(path)
-        recorded = frozenset(packed.path for packed in archive.files)
-        made = _Made(venv, path, log, archive.tree, recorded, unpacking.changed)
         note = f"{counted(len(recorded), 'file')}, {size_text(archive.bytes)} from the archive"
         if unpacking.changed:
             note += f", {unpacking.changed} changed since"
-        return made, note
+        return self._mirror(
+            python, site, note, venv, path, archive.tree, recorded, unpacking.changed
+        )
 
-    def _from_venv(self, venv: Venv, archive: Path, log: Path, site: Path) -> tuple[_Made, str]:
+    def _walk(self, venv: Venv, path: Path) -> Mirror:
+        place = self._request.place
+        if self._places:  # what failed there may not have ended
+            self.clean_up()
+            place = place.with_name(f"{place.name}-walked")
+        self._places.append(place)
+        python, site = self._begin(venv, place)
         tree, crew = Tree(), Crew(_THREADS)
         walk = Walk(str(venv.site), str(site), tree, venv.tag, crew)
-        if not crew.run([partial(walk.look_at, "")], self._left, self._tick(tree)):
+        if not crew.run(
+            [partial(walk.look_at, "")], self._left, self._tick(lambda: len(tree.copied))
+        ):
             raise _CannotMirror(self._late)
         self._read_large(venv, site, tree)
+        note = f"{counted(len(tree.copied), 'file')} copied, without an archive"
+        return self._mirror(python, site, note, venv, path, tree)
+
+    def _begin(self, venv: Venv, place: Path) -> tuple[Path, Path]:
+        """Everything around site-packages; the Python, and site-packages, empty."""
+        python = make_skeleton(venv, place)
+        if os.statvfs(place).f_flag & os.ST_NOEXEC:
+            raise _CannotMirror(f"programs cannot be run from {place}")
+        return python, place / "lib" / venv.library / "site-packages"
+
+    def _mirror(
+        self,
+        python: Path,
+        site: Path,
+        note: str,
+        venv: Venv,
+        path: Path,
+        tree: Tree,
+        recorded: frozenset[str] | None = None,
+        changed: int = 0,
+    ) -> Mirror:
+        settle_paths(site, venv.site)
+        note_opened(site, _log_of(site))
         size = sum(stamp.size for stamp in tree.copied.values())
-        note = f"{counted(len(tree.copied), 'file')}, {size_text(size)} copied, without an archive"
-        return _Made(venv, archive, log, tree), note
+        seconds = time.monotonic() - self._began
+        return Mirror(python, site, note, size, seconds, venv, path, tree, recorded, changed)
 
     @property
     def _left(self) -> float:
-        return max(0.0, self._end - time.monotonic())
+        return max(0.0, self._began + self._request.timeout - time.monotonic())
 
     @property
     def _late(self) -> str:
         return f"the volume did not hand it over within {self._request.timeout:g} s"
 
-    def _tick(self, tree: Tree) -> Callable[[], None] | None:
+    def _tick(self, count: Callable[[], int]) -> Callable[[], None] | None:
         progress = self._request.progress
-        return None if progress is None else lambda: progress(len(tree.copied))
+        return None if progress is None else lambda: progress(count())
 
     def _check_room(self, size: int, entries: int) -> None:
         free = shutil.disk_usage(self._request.place).free
@@ -227,12 +240,27 @@ class _Making:
         large.read_ahead(self._request.timeout)
 
 
+def _log_of(site: Path) -> Path:
+    """Beside site-packages; what Python opens is noted there."""
+    return site.with_name("opened.log")
+
+
+def _read_if_there(path: Path) -> Archive | None:
+    """Raises BadArchive."""
+    try:
+        return read_archive(path)
+    except FileNotFoundError:
+        return None
+    except OSError as problem:
+        raise BadArchive(problem.strerror or str(problem)) from problem
+
+
 def _by_size(mirror: Mirror, paths: tuple[str, ...]) -> tuple[dict[str, int], dict[str, int]]:
     """Files of the venv that are small enough for the archive, and larger ones."""
     small: dict[str, int] = {}
     large: dict[str, int] = {}
     for path in dict.fromkeys(paths):
-        if mirror._made.tree.holds(source_of(path) or path):
+        if mirror.tree.holds(source_of(path) or path):
             with contextlib.suppress(OSError):
                 size = os.stat(mirror.site / path).st_size
                 (small if size < LARGE else large)[path] = size

@@ -15,14 +15,15 @@ import time
 import zlib
 from collections import deque
 from collections.abc import Callable
+from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
 from bootstrap.environment.mirror_archive import Archive, BadArchive, Block
-from bootstrap.environment.mirror_tree import BYTECODE, Stamp, Tree, join
+from bootstrap.environment.mirror_tree import BYTECODE, Stamp, join
 from bootstrap.environment.mirror_walk import Walk, write_file
-from bootstrap.facts.crew import Crew
+from bootstrap.facts.crew import Crew, Task
 
 # Readers keep two processors busy; questions only wait.
 _READERS, _ASKERS = 8, 32
@@ -36,10 +37,11 @@ _Chunk = list[tuple[Callable[[str], None], str]]
 
 class Unpacking:
     """One archive becoming a mirror at `place`, which is empty. `changed` counts files and folders
-    that are not as recorded any more."""
+    that are not as recorded any more, `written` files that are there."""
 
     def __init__(self, path: Path, archive: Archive, source: str, place: str, tag: str) -> None:
         self.changed = 0
+        self.written = 0
         self.tree = archive.tree
         self._path = path
         self._archive = archive
@@ -56,7 +58,7 @@ class Unpacking:
         self._make_folders()
         self.tree.copied.update({packed.path: packed.stamp for packed in self._archive.files})
         blocks, questions = deque(self._archive.blocks), deque(self._questions())
-        tasks = [partial(self._unpack, blocks)] * min(_READERS, len(blocks))
+        tasks: list[Task] = [partial(self._unpack, blocks)] * min(_READERS, len(blocks))
         tasks += [self._link_rest, *[partial(self._ask, questions)] * _ASKERS]
         if not self._crew.run(tasks, timeout, tick):
             return False
@@ -70,7 +72,7 @@ class Unpacking:
     def _questions(self) -> list[_Chunk]:
         """In an order that spreads them over the folders: the kernel asks about one name of a
         folder after another."""
-        asked = [(self._ask_file, p.path) for p in self._archive.files if p.checked]
+        asked: _Chunk = [(self._ask_file, p.path) for p in self._archive.files if p.checked]
         asked += [(self._ask_folder, p) for p, f in self.tree.folders.items() if f.mtime_ns]
         chunks = [asked[i : i + _CHUNK] for i in range(0, len(asked), _CHUNK)]
         random.shuffle(chunks)
@@ -103,15 +105,18 @@ class Unpacking:
             return None
 
     def _unpack(self, blocks: deque[Block]) -> None:
-        with open(self._path, "rb", buffering=0) as file:
+        with ExitStack() as stack:
+            descriptor = _open(self._path)
+            stack.callback(os.close, descriptor)
             while blocks and not self._crew.stopped:
                 for block in _taken(blocks):
-                    self._write(block, _read_block(file.fileno(), block))
+                    self._write(block, _read_block(descriptor, block))
 
     def _write(self, block: Block, data: memoryview) -> None:
         for packed in block.files:
             part, data = data[: packed.stamp.size], data[packed.stamp.size :]
             write_file(os.path.join(self._place, packed.path), part, packed.stamp)
+        self.written += len(block.files)  # for people; threads may lose one another's
 
     def _link_rest(self) -> None:
         prefix, place = f"{self._source}/", f"{self._place}/"
@@ -152,15 +157,25 @@ def _taken(items: deque[Item]) -> list[Item]:
         return []
 
 
+def _open(path: Path) -> int:
+    """Raises BadArchive."""
+    try:
+        return os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    except OSError as problem:
+        raise BadArchive(problem.strerror or str(problem)) from problem
+
+
 def _read_block(descriptor: int, block: Block) -> memoryview:
+    """Raises BadArchive."""
     data = bytearray(block.size)
     view, position = memoryview(data), block.offset
-    while view:
-        count = os.preadv(descriptor, [view], position)
-        if not count:
-            raise BadArchive("it is cut off")
-        view, position = view[count:], position + count
-    os.posix_fadvise(descriptor, block.offset, block.size, os.POSIX_FADV_DONTNEED)
-    if zlib.crc32(data) != block.checksum:
+    try:
+        while view and (count := os.preadv(descriptor, [view], position)):
+            view, position = view[count:], position + count
+        # It is not read again: the memory is for what comes.
+        os.posix_fadvise(descriptor, block.offset, block.size, os.POSIX_FADV_DONTNEED)
+    except OSError as problem:  # of another kind than one of the local disk
+        raise BadArchive(problem.strerror or str(problem)) from problem
+    if view or zlib.crc32(data) != block.checksum:
         raise BadArchive("its content is damaged")
     return memoryview(data)

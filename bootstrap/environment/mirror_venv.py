@@ -24,9 +24,8 @@ _LIBRARY = re.compile(r"python(3\.\d+)")
 _MOST_TEXT = 1 << 16
 _HOOK = "_worker_files_opened"
 _PIP = """\
-#!{python}
-from pip._internal.cli.main import main
-sys.exit(main())
+#!/bin/sh
+exec '{python}' -m pip "$@"
 """
 
 

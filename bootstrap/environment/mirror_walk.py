@@ -77,7 +77,8 @@ class Walk:
     def drop_bytecode(self, source: str) -> None:
         """What was compiled from an earlier version of a file; the volume's takes its place."""
         path = bytecode_of(source, self._tag)
-        if path is not None and self._tree.copied.pop(path, None):
+        if path is not None and path in self._tree.copied:
+            self._tree.copied.pop(path)
             self._remove(path)
             if self._tree.holds(path):
                 self._link(path)

@@ -21,7 +21,7 @@ import os
 import shutil
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -29,7 +29,7 @@ from pathlib import Path
 from bootstrap.environment.mirror_archive import Archive, BadArchive, read_archive
 from bootstrap.environment.mirror_large import LargeFiles
 from bootstrap.environment.mirror_record import Record, archive_at, read_opened
-from bootstrap.environment.mirror_tree import LARGE, Tree, source_of
+from bootstrap.environment.mirror_tree import LARGE, Tree, join, source_of
 from bootstrap.environment.mirror_unpack import Unpacking
 from bootstrap.environment.mirror_venv import (
     NotAVenv,
@@ -115,14 +115,16 @@ def record_opened(mirror: Mirror, timeout: float = 120) -> str:
     source = mirror.venv.site
     try:
         opened = read_opened(_log_of(mirror.site), mirror.site, source)
-        small, large = _by_size(mirror, (*opened.mapped, *opened.files))
+        listed = [join(f, n) for f in opened.folders for n in sorted(mirror.tree.names_in(f))]
+        small, large = _by_size(mirror, [*opened.mapped, *opened.files])
+        small |= _by_size(mirror, listed)[0]
         if mirror.recorded is not None:
             lacking = mirror.changed + len(small.keys() - mirror.recorded)
             if lacking <= _MOST_LACKING:
                 return "the archive is up to date"
         tree = Tree(dict(mirror.tree.folders), dict(mirror.tree.copied), large)
-        wanted = dict.fromkeys([*opened.files, *small, *(mirror.recorded or ())])
-        record = Record(source, mirror.site, tree, mirror.venv.tag)
+        wanted = dict.fromkeys([*small, *(mirror.recorded or ())])
+        record = Record(source, mirror.site, tree)
         count = record.write(wanted, mirror.archive, timeout)
     except OSError as problem:
         return f"no archive was made: {problem.strerror or problem}"
@@ -255,7 +257,7 @@ def _read_if_there(path: Path) -> Archive | None:
         raise BadArchive(problem.strerror or str(problem)) from problem
 
 
-def _by_size(mirror: Mirror, paths: tuple[str, ...]) -> tuple[dict[str, int], dict[str, int]]:
+def _by_size(mirror: Mirror, paths: Iterable[str]) -> tuple[dict[str, int], dict[str, int]]:
     """Files of the venv that are small enough for the archive, and larger ones."""
     small: dict[str, int] = {}
     large: dict[str, int] = {}

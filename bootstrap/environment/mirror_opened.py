@@ -5,13 +5,15 @@ process of that Python, before all else. Standard library only; knows nothing of
 
 An audit hook (PEP 578) sees what Python code opens, and extension modules as they are imported. The
 libraries that these bring along are found later in the memory map of the process, whose id stands
-in the first line.
+in the first line. What code only asks the size or kind of is not seen, but that it lists a folder
+is: transformers lists each of its models' folders and looks at all that is in them.
 """
 
 from __future__ import annotations
 
 import os
 import sys
+from types import FrameType
 from typing import Any
 
 
@@ -31,14 +33,21 @@ def start(log: str) -> None:
 
     def hook(event: str, details: tuple[Any, ...]) -> None:
         if event == "open":
-            path = details[0]
+            line = f"open {details[0]}"
         elif event == "import":
-            path = details[1]
+            line = f"open {details[1]}"
+        elif event in ("os.listdir", "os.scandir") and not _by_import(sys._getframe(1)):
+            line = f"list {details[0]}"
         else:
             return
-        if type(path) is str and path not in seen:
-            seen.add(path)
-            note(f"open {path}")
+        if line not in seen:
+            seen.add(line)
+            note(line)
 
     note(f"process {os.getpid()}")
     sys.addaudithook(hook)
+
+
+def _by_import(caller: FrameType) -> bool:
+    """Is it Python's own search for modules, which asks for names only?"""
+    return caller.f_code.co_filename.startswith("<frozen importlib")

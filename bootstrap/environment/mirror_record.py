@@ -23,7 +23,6 @@ from bootstrap.environment.mirror_tree import (
     Folder,
     Stamp,
     Tree,
-    bytecode_of,
     is_fresh,
     source_of,
 )
@@ -44,10 +43,12 @@ _HEADER = 16
 
 @dataclass(frozen=True)
 class Opened:
-    """What processes opened below site-packages, in order, and large libraries they have mapped."""
+    """Paths below site-packages: files that processes opened, in order, libraries that they have
+    mapped, folders that they listed."""
 
     files: tuple[str, ...]
     mapped: tuple[str, ...]
+    folders: tuple[str, ...]
 
 
 def archive_at(store: Path, venv: Path, tag: str) -> Path:
@@ -60,14 +61,17 @@ def read_opened(log: Path, site: Path, source: Path) -> Opened:
     """What the hook has noted so far. Raises OSError."""
     files: dict[str, None] = {}
     mapped: dict[str, None] = {}
+    folders: dict[str, None] = {}
     text = log.read_text(encoding="utf-8", errors="surrogateescape")
     for kind, _, value in (line.partition(" ") for line in text.split("\n")):
         if kind == "open":
             files.update(dict.fromkeys(_below(value, site, source)))
+        elif kind == "list":
+            folders.update(dict.fromkeys(_below(value, site, source)))
         elif kind == "process" and value.isdigit():
             for path in _mapped_by(int(value)):
                 mapped.update(dict.fromkeys(_below(path, site, source)))
-    return Opened(tuple(files), tuple(mapped))
+    return Opened(tuple(files), tuple(mapped), tuple(folders))
 
 
 @dataclass(frozen=True)
@@ -77,7 +81,6 @@ class Record:
     source: Path
     site: Path
     tree: Tree
-    tag: str
 
     def write(self, wanted: Iterable[str], archive: Path, timeout: float) -> int:
         """Put the archive there, complete or not at all; the number of files, 0 when another
@@ -118,20 +121,20 @@ class Record:
     def _contents(
         self, tree: Tree, wanted: Iterable[str], settled: int, end: float
     ) -> Iterator[Content]:
-        """Files with their bytecode behind them, each once."""
-        done: set[str] = set()
+        """Each once. Bytecode comes with its source, which says whether it is right."""
+        sources: dict[str, Stamp | None] = {}
         for path in wanted:
             if time.monotonic() > end:
                 raise TimeoutError("writing the archive took too long")
             source = source_of(path) or path
-            if source in done:
-                continue
-            done.add(source)
-            content = self._content(source)
-            if content is None or content[0].stamp.mtime_ns > settled:
-                continue
-            yield content
-            compiled = self._bytecode(source, content[0].stamp)
+            if source not in sources:
+                content = self._content(source)
+                fit = content is not None and content[0].stamp.mtime_ns <= settled
+                sources[source] = content[0].stamp if content is not None and fit else None
+                if content is not None and fit:
+                    yield content
+            stamp = sources[source]
+            compiled = self._bytecode(path, stamp) if path != source and stamp else None
             if compiled is not None:
                 _add_name(tree, compiled[0].path)
                 yield compiled
@@ -148,13 +151,12 @@ class Record:
             return None
         return Packed(path, found[0], True), found[1]
 
-    def _bytecode(self, source: str, stamp: Stamp) -> Content | None:
+    def _bytecode(self, path: str, source: Stamp) -> Content | None:
         """What was compiled from this version of a source file, by whomever."""
-        path = bytecode_of(source, self.tag)
-        found = _read(self.site / path) if path is not None else None
-        if path is None or found is None or not is_fresh(found[1][:_HEADER], stamp):
+        found = _read(self.site / path)
+        if found is None or not is_fresh(found[1][:_HEADER], source):
             return None
-        return Packed(path, Stamp(len(found[1]), stamp.mtime_ns), False), found[1]
+        return Packed(path, Stamp(len(found[1]), source.mtime_ns), False), found[1]
 
 
 def sweep(kept: Path) -> None:

@@ -55,6 +55,10 @@ class Tree:
         parent, name = os.path.split(path)
         return parent in self.folders and name in self.folders[parent].files
 
+    def names_in(self, path: str) -> frozenset[str]:
+        """Plain files in one folder; none where there is no such folder."""
+        return frozenset(self.folders[path].files) if path in self.folders else frozenset()
+
     def linked_files(self) -> Iterator[str]:
         """Plain files that were not copied."""
         for parent, folder in self.folders.items():

@@ -183,7 +183,7 @@ def test_a_python_that_is_not_here_is_replaced_by_one_that_is(venv: VolumeVenv) 
 
 def test_a_folder_that_is_no_venv(tmp_path: Path) -> None:
     (tmp_path / "venv").mkdir()
-    found = VolumeVenv(tmp_path / "venv", tmp_path / "local").try_to_mirror()
+    found = VolumeVenv(tmp_path / "venv", tmp_path).try_to_mirror()
     assert isinstance(found, Finding)
     assert found.code == "python.not_copied"
 

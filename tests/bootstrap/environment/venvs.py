@@ -29,7 +29,9 @@ FILES = {
     "single.py": "x = 1\n",
     "alpha-1.0.dist-info/METADATA": "Metadata-Version: 2.1\nName: alpha\nVersion: 1.0\n",
     "alpha-1.0.dist-info/entry_points.txt": "[alpha.plugins]\ngo = alpha:VERSION\n",
-    "alpha-1.0.dist-info/RECORD": "alpha/__init__.py,,\nalpha/deep/__init__.py,,\n",
+    "alpha-1.0.dist-info/RECORD": "alpha/__init__.py,,\nalpha/deep/__init__.py,,\n"
+    "alpha/include/alpha.h,,\nalpha-1.0.dist-info/METADATA,,\n"
+    "alpha-1.0.dist-info/entry_points.txt,,\nalpha-1.0.dist-info/RECORD,,\n",
 }
 
 

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from bootstrap.environment.mirror_archive import Archive, BadArchive, Block
+from bootstrap.environment.mirror_links import make_links
 from bootstrap.environment.mirror_tree import BYTECODE, Stamp, join
 from bootstrap.environment.mirror_walk import Walk, write_file
 from bootstrap.facts.crew import Crew, Task
@@ -59,7 +60,7 @@ class Unpacking:
         self.tree.copied.update({packed.path: packed.stamp for packed in self._archive.files})
         blocks, questions = deque(self._archive.blocks), deque(self._questions())
         tasks: list[Task] = [partial(self._unpack, blocks)] * min(_READERS, len(blocks))
-        tasks += [self._link_rest, *[partial(self._ask, questions)] * _ASKERS]
+        tasks += [partial(self._link_rest, end), *[partial(self._ask, questions)] * _ASKERS]
         if not self._crew.run(tasks, timeout, tick):
             return False
         return self._follow_changes(end - time.monotonic())
@@ -118,15 +119,13 @@ class Unpacking:
             write_file(os.path.join(self._place, packed.path), part, packed.stamp)
         self.written += len(block.files)  # for people; threads may lose one another's
 
-    def _link_rest(self) -> None:
-        prefix, place = f"{self._source}/", f"{self._place}/"
-        for path in self.tree.linked_files():
-            os.symlink(prefix + path, place + path)
-            if self._crew.stopped:
-                return
+    def _link_rest(self, end: float) -> None:
         for parent, folder in self.tree.folders.items():
             for name, text in folder.links.items():
-                os.symlink(text, place + join(parent, name))
+                os.symlink(text, os.path.join(self._place, join(parent, name)))
+        make_links(
+            list(self.tree.linked_files()), self._source, self._place, end - time.monotonic()
+        )
 
     def _follow_changes(self, timeout: float) -> bool:
         """What was asked tells. A listing brings names, so of a folder that has changed the

@@ -119,8 +119,9 @@ def record_opened(mirror: Mirror, timeout: float = 120) -> str:
         small, large = _by_size(mirror, [*opened.mapped, *opened.files])
         small |= _by_size(mirror, listed)[0]
         if mirror.recorded is not None:
-            lacking = mirror.changed + len(small.keys() - mirror.recorded)
-            if lacking <= _MOST_LACKING:
+            lost = mirror.recorded - mirror.tree.copied.keys()
+            lacking = small.keys() - mirror.recorded
+            if mirror.changed + len(lost) + len(lacking) <= _MOST_LACKING:
                 return "the archive is up to date"
         tree = Tree(dict(mirror.tree.folders), dict(mirror.tree.copied), large)
         wanted = dict.fromkeys([*small, *(mirror.recorded or ())])

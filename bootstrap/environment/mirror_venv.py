@@ -59,6 +59,7 @@ class Venv:
 def look_at_venv(path: Path, interpreter: Path | None) -> Venv:
     """What a mirror needs to know; `interpreter` is used where the venv's own is not on this
     machine. Raises NotAVenv, OSError."""
+    path = Path(os.path.realpath(path))  # as the maps of processes have it
     with open(path / "pyvenv.cfg", encoding="utf-8", errors="replace") as file:
         settings = file.read(_MOST_TEXT)
     own = Path(os.path.realpath(path / "bin" / "python"))

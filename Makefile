@@ -38,7 +38,7 @@ demo-env: python ## Print exports for a shell: eval "$(make -s demo-env)"
 	@$(PYTHON) -m demo venv worker
 	@$(PYTHON) -m demo env
 
-test: python ## Run all tests, the real ComfyUI included (TESTS="tests/test_boot.py -k name" for some)
+test: python ## Run all tests, the real ComfyUI included (TESTS="tests/bootstrap/boot/test_boot.py -k name" for some)
 	@$(PYTHON) -m demo venv dev
 	@$(PYTHON) -m demo volume >/dev/null
 	@$(VENV_PYTHON) -m pytest $(or $(TESTS),-n 2 --dist loadfile)

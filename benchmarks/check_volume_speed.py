@@ -24,9 +24,9 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # run as a file, too
 
 from benchmarks.simulated_volume import CannotSimulate, Delays, mounted
-from bootstrap.facts.everything import LIGHT_HEADERS
-from bootstrap.facts.model_files import gather_models
-from bootstrap.facts.walk import walk
+from bootstrap.doctor.facts.gather import LIGHT_HEADERS
+from bootstrap.doctor.facts.inventory import gather_models
+from bootstrap.doctor.facts.walk import walk
 
 BAR = 0.10
 CHECK = "check"

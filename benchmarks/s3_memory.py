@@ -28,29 +28,32 @@ _DELIVERY = """
 import asyncio, os, sys, time
 from pathlib import Path
 import runpod  # a worker has it
-from bootstrap.bucket import bucket_of
-from bootstrap.settings import Settings
+from bootstrap.config.bucket import bucket_of
+from bootstrap.config import Settings
 from bootstrap.volume import Layout
-from bootstrap.workdir import make_workdir
-from handler.deadline import Deadline
-from handler.delivery import Delivery, Order
-from handler.outputs import ProducedFile
+from bootstrap.comfyui import make_workdir
+from handler.common.calls import Calls
+from handler.common.deadline import Deadline
+from handler.outputs import Delivery
+from handler.outputs import DeliveryOptions
+from handler.outputs.results import ProducedFile
 
 way, film, folder = sys.argv[1], Path(sys.argv[2]), Path(sys.argv[3])
 settings, _ = Settings.from_env(os.environ)
 work = make_workdir(folder / "work")
 (folder / "volume" / "ComfyUI").mkdir(parents=True, exist_ok=True)
-delivery = Delivery(settings, work, Layout(folder / "volume", True, None))
+calls = Calls.on(folder / "volume")
+delivery = Delivery(settings, work, Layout(folder / "volume", True, None), calls)
 
 def resident(field):
     with open("/proc/self/status") as status:
         return next(int(line.split()[1]) for line in status if line.startswith(field)) * 1024
 
 def ours(name):
-    order = Order(name, Deadline(600), bucket=bucket_of(settings))
-    items, parcel = [ProducedFile("1", name, "", "output")], delivery.begin(order)
-    delivery.files.claim(parcel.claim, time.time(), delivery.files.found(items))
-    answer = delivery.deliver(items, parcel)
+    order = DeliveryOptions(name, Deadline(600), bucket=bucket_of(settings))
+    items, job = [ProducedFile("1", name, "", "output")], delivery.begin(order)
+    delivery.files.claim(job.claim, time.time(), delivery.files.found(items))
+    answer = asyncio.run(delivery.deliver(items, job))
     (result,) = answer["results"]
     assert "url" in result and "path" in result and "warnings" not in answer, answer
 

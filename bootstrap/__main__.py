@@ -1,6 +1,6 @@
 """`python -m bootstrap [--json]`: boot, print the report, stop. Exit 0 ready, 1 not.
 
-`python -m bootstrap models …` is about the models that are wanted: `models_cli.py`.
+`python -m bootstrap models …` is about the models that are wanted: `models/cli.py`.
 """
 
 from __future__ import annotations
@@ -9,18 +9,17 @@ import argparse
 import json
 import sys
 
-from bootstrap.boot import Boot
-from bootstrap.findings import Outcome
-from bootstrap.render import boot_json, boot_text
-from bootstrap.settings import read_settings
+from bootstrap.boot import Boot, boot_json, boot_text
+from bootstrap.config import read_settings
+from bootstrap.core.findings import Outcome
 
 
 def main(argv: list[str]) -> int:
     """Run one boot and report on it; 0 when it came to `ready`, else 1."""
     if argv[:1] == ["models"]:
-        from bootstrap import models_cli
+        from bootstrap.models import cli
 
-        return models_cli.main(argv[1:])
+        return cli.main(argv[1:])
     parser = argparse.ArgumentParser(prog="python -m bootstrap", description=__doc__)
     parser.add_argument("--json", action="store_true", help="the report as JSON")
     arguments = parser.parse_args(argv)

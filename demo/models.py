@@ -13,12 +13,12 @@ import time
 from pathlib import Path
 from typing import Any
 
-from bootstrap.kinds import Secret
-from bootstrap.models_cli import main as models
-from bootstrap.sources import Sources
-from bootstrap.sources.civitai import Civitai
-from bootstrap.sources.https import Https
-from bootstrap.sources.huggingface import HuggingFace
+from bootstrap.core.redact import Secret
+from bootstrap.models.cli import main as models
+from bootstrap.models.sources.base import Sources
+from bootstrap.models.sources.civitai import Civitai
+from bootstrap.models.sources.https import Https
+from bootstrap.models.sources.huggingface import HuggingFace
 from demo.console import DemoError, say
 from demo.model_servers import COMMIT, ModelServers
 from demo.taesd import write_whole_vae

@@ -22,13 +22,11 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 
-from bootstrap.doctor import examine
-from bootstrap.facts.everything import Scope
-from bootstrap.fix import apply_fixes, plan_fixes
-from bootstrap.page import page
-from bootstrap.render import findings_text, report_json, report_text
-from bootstrap.reports import Report
-from bootstrap.settings import Settings
+from bootstrap.config import Settings
+from bootstrap.core.findings import findings_text
+from bootstrap.doctor import Report, Scope, examine, report_json, report_text
+from bootstrap.doctor.fix import apply_fixes, plan_fixes
+from bootstrap.doctor.html import page
 from scripts.progress import Progress
 from scripts.stdout import show, wants_colour
 

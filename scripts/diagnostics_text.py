@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from bootstrap.findings import Finding, Severity
-from bootstrap.page.text import number
-from bootstrap.render import findings_text, waterfall
-from bootstrap.timeline import Stage
+from bootstrap.core.findings import Finding, Severity, findings_text
 from scripts.watching import plain
+
+if TYPE_CHECKING:  # the boot's room is large, and a client that runs a workflow needs none of it
+    from bootstrap.boot import Stage
 
 
 def diagnostics_text(diagnostics: Mapping[str, Any], colour: bool = False) -> str:
@@ -39,12 +39,17 @@ def findings_in(diagnostics: Mapping[str, Any]) -> list[Finding]:
 def _boot(boot: Mapping[str, Any]) -> Iterator[str]:
     if not boot:
         return
+    from bootstrap.boot import waterfall
+
     yield f"Boot: {plain(str(boot.get('outcome')))} after {_seconds(boot.get('seconds'))} s"
     stages = [_stage(given) for given in _objects(boot.get("timeline"))]
     yield from map(plain, waterfall(stages))
 
 
 def _stage(given: Mapping[str, Any]) -> Stage:
+    from bootstrap.boot import Stage
+    from bootstrap.doctor.html.text import number
+
     name, outcome, note = (str(given.get(key) or "") for key in ("name", "outcome", "note"))
     start, took, moved = (number(given.get(key)) for key in ("start", "seconds", "bytes"))
     return Stage(name, start, took, outcome, int(moved), note)

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import bootstrap
 import handler
-from bootstrap.settings import settings_table
+from bootstrap.config import settings_table
 
 ROOT = Path(__file__).resolve().parent.parent
 CODES_FILE = ROOT / "docs" / "codes.md"

@@ -8,8 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from bootstrap.findings import Severity
-from bootstrap.page import page
+from bootstrap.core.findings import Severity
 from scripts.diagnostics_text import diagnostics_text, findings_in
 from scripts.endpoint import Job
 from scripts.saving import Saving, save
@@ -79,6 +78,8 @@ def _judged(ended: Ended) -> tuple[int, str]:
 
 
 def _written(diagnostics: dict[str, Any], html: Path, saving: Saving) -> bool:
+    from bootstrap.doctor.html import page
+
     try:
         html.write_text(page(diagnostics, "ComfyUI worker report"), "utf-8")
     except OSError as problem:

@@ -15,10 +15,10 @@ from typing import Any
 import pytest
 
 from bootstrap.boot import Boot
-from bootstrap.findings import Outcome
-from bootstrap.settings import Settings
+from bootstrap.config import Settings
+from bootstrap.core.findings import Outcome
 from demo.volume import DemoVolume, ensure
-from handler.worker import Worker
+from handler.jobs.worker import Worker
 
 FAULTY_NODES = Path(__file__).parent / "support" / "faulty_nodes"
 WORKFLOWS = Path(__file__).parent.parent / "demo" / "workflows"

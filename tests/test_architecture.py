@@ -3,45 +3,58 @@
 from __future__ import annotations
 
 import ast
+import functools
+import re
 import subprocess
 import sys
+from collections.abc import Iterator
 
 import pytest
 
-from tests.support.sources import ROOT, all_needed_by, imports, modules, run_at_import
+from tests.support.sources import ROOT, all_needed_by, imports, modules, run_at_import, trees
+
+# The rooms of each package. Arrows go down a list, never up: a room may import those behind it.
+ROOMS = {
+    "bootstrap": "boot doctor environment models comfyui volume net config core".split(),
+    "handler": "jobs outputs execution models inputs request sdk common".split(),
+}
+ALL_ROOMS = [f"{package}.{name}" for package, names in ROOMS.items() for name in names]
+# What lies in no room: the packages, their commands, and what the image's HEALTHCHECK runs.
+TOP = {
+    "bootstrap",
+    "bootstrap.__main__",
+    "bootstrap.healthcheck",
+    "handler",
+    "handler.__main__",
+}
 
 PURE = (
-    "bootstrap.bucket",
-    "bootstrap.categories",
-    "bootstrap.command",
-    "bootstrap.exits",
-    "bootstrap.findings",
-    "bootstrap.kinds",
-    "bootstrap.link_plan",
-    "bootstrap.masking",
-    "bootstrap.path_component",
-    "bootstrap.pip_words",
-    "bootstrap.plan",
-    "bootstrap.wanted_packages",
-    "handler.content",
-    "handler.deadline",
-    "handler.download_entries",
-    "handler.errors",
-    "handler.missing_models",
-    "handler.failures",
-    "handler.headway",
-    "handler.loaders",
-    "handler.output_options",
-    "handler.outputs",
-    "handler.rejection",
-    "handler.reply",
-    "handler.request_bucket",
-    "handler.request_files",
-    "handler.requests",
-    "handler.seeds",
-    "handler.watch",
-    "handler.workflow_models",
-    "handler.worker_comfyui",
+    "bootstrap.comfyui.command",
+    "bootstrap.comfyui.exits",
+    "bootstrap.config.bucket",
+    "bootstrap.config.fields",
+    "bootstrap.core.findings",
+    "bootstrap.core.redact",
+    "bootstrap.environment.judge",
+    "bootstrap.environment.pip_text",
+    "bootstrap.environment.requirements",
+    "bootstrap.environment.versions",
+    "bootstrap.models.manifest_entry",
+    "bootstrap.volume.categories",
+    "bootstrap.volume.link_plan",
+    "handler.common.deadline",
+    "handler.common.errors",
+    "handler.common.media_types",
+    "handler.common.reply",
+    "handler.execution.history",
+    "handler.execution.node_progress",
+    "handler.execution.validation",
+    "handler.models.missing",
+    "handler.outputs.results",
+    "handler.request.fields",
+    "handler.request.parse",
+    "handler.request.references",
+    "handler.request.worker_comfyui",
 )
 IMPURE_IMPORTS = {
     "aiohttp",
@@ -97,9 +110,39 @@ def test_a_pure_module_opens_no_file(name: str) -> None:
     assert not called & {"open", "read_text", "read_bytes", "exists", "is_file", "is_dir", "stat"}
 
 
+# A watcher of SIGTERM, which no event loop may be needed for; and starts of ComfyUI beside a reply.
+OWN_THREADS = {
+    "handler.common.blocking",
+    "handler.sdk.shutdown",
+    "handler.execution.recovery",
+    "handler.outputs.volume_store",
+}
+
+
+@pytest.mark.parametrize("name", sorted(n for n in modules() if top(n) == "handler"))
+def test_jobs_block_only_in_the_pools_of_leaves(name: str) -> None:
+    """No executor, no thread and no `to_thread` of a module's own: each was a way to hang."""
+    used = {n.attr for n in ast.walk(modules()[name]) if isinstance(n, ast.Attribute)}
+    used |= {n.id for n in ast.walk(modules()[name]) if isinstance(n, ast.Name)}
+    assert not used & {"ThreadPoolExecutor", "to_thread", "run_in_executor"}
+    assert name in OWN_THREADS or not used & {"Thread", "Timer"}
+
+
+@pytest.mark.parametrize("name", sorted(n for n in modules() if top(n) == "handler"))
+def test_only_one_room_knows_the_sdk(name: str) -> None:
+    """What it has of its own accord changes with each version, so it is used in one place."""
+    knows = {"runpod", "cpuinfo"} & set(map(top, imports(name)))
+    assert not knows or name.startswith("handler.sdk")
+
+
 def test_what_the_doctor_uses_needs_nothing_but_the_standard_library() -> None:
-    roots = {n for n in modules() if n.startswith(("bootstrap.checks.", "bootstrap.facts."))}
-    roots |= {"bootstrap.findings", "bootstrap.settings", "bootstrap.volume", "bootstrap.apply"}
+    roots = {n for n in modules() if n.startswith("bootstrap.doctor.report.")}
+    roots |= {
+        "bootstrap.core.findings",
+        "bootstrap.config.settings",
+        "bootstrap.volume.layout",
+        "bootstrap.volume.links",
+    }
     foreign = {
         name: outside
         for name in all_needed_by(roots)
@@ -127,7 +170,7 @@ def test_what_the_worker_imports_is_what_its_requirements_name() -> None:
 
 
 def test_the_guard_is_a_script_that_knows_nothing_of_the_project() -> None:
-    assert {top(i) for i in imports("bootstrap.guard")} <= set(STANDARD)
+    assert {top(i) for i in imports("bootstrap.core.guard")} <= set(STANDARD)
 
 
 @pytest.mark.parametrize("name", sorted(modules()))
@@ -148,7 +191,7 @@ def test_importing_every_module_starts_nothing_and_says_nothing() -> None:
         "assert not children, children\n"
         "assert 'torch' not in sys.modules and 'runpod' not in sys.modules\n"
     )
-    others = [name for name in modules() if name != "handler.intake"]  # the SDK's own loop
+    others = [name for name in modules() if name != "handler.sdk.job_loop"]  # the SDK's own loop
     done = subprocess.run(
         [sys.executable, "-c", script, *others],
         cwd=ROOT,
@@ -157,3 +200,133 @@ def test_importing_every_module_starts_nothing_and_says_nothing() -> None:
         check=False,
     )
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+
+
+def test_the_command_loads_little_before_comfyui_starts() -> None:
+    """What takes jobs, and the SDK, are imported while ComfyUI starts."""
+    script = "import sys, handler.__main__; print(*sys.modules)"
+    done = subprocess.run(
+        [sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    loaded = done.stdout.split()
+    assert not {"aiohttp", "boto3", "filetype", "PIL", "runpod"} & set(loaded)
+    assert {name for name in loaded if top(name) == "handler" and name.count(".") > 1} == {
+        "handler.common.deadline",
+        "handler.common.errors",
+        "handler.jobs.warmup",
+        "handler.models.prefetch",
+        "handler.request.references",
+        "handler.request.workflow",
+    }
+
+
+# --- the rooms
+
+
+def room(name: str) -> str:
+    """The room of a module, such as `bootstrap.volume`; empty for what lies in none."""
+    here = ".".join(name.split(".")[:2])
+    return here if here in ALL_ROOMS else ""
+
+
+def arrows(name: str) -> set[str]:
+    """The other rooms of its package that a room imports."""
+    used = {room(i) for n in modules() if room(n) == name for i in imports(n)}
+    return {other for other in used if top(other) == top(name)} - {name}
+
+
+def test_every_module_has_a_room() -> None:
+    assert {n for n in modules() if not room(n)} == TOP
+    assert {room(n) for n in modules()} == {*ALL_ROOMS, ""}
+
+
+@pytest.mark.parametrize("name", ALL_ROOMS)
+def test_a_room_imports_only_rooms_below_it(name: str) -> None:
+    order = [other for other in ALL_ROOMS if top(other) == top(name)]
+    assert arrows(name) <= set(order[order.index(name) + 1 :])
+
+
+@pytest.mark.parametrize("package", ROOMS)
+def test_the_picture_on_the_architecture_page_shows_every_arrow_and_no_other(package: str) -> None:
+    text = (ROOT / "docs" / "architecture.md").read_text("utf-8")
+    first = ROOMS[package][0]
+    block = next(
+        b for b in re.findall(r"```\n(.*?)```", text, re.DOTALL) if b.startswith(f"{first} ")
+    )
+    drawn = {}
+    for line in block.splitlines():
+        name, _, used = line.partition("─▶")
+        drawn[name.strip()] = {f"{package}.{other}" for other in used.split()}
+    assert list(drawn) == ROOMS[package]
+    assert drawn == {name: arrows(f"{package}.{name}") for name in ROOMS[package]}
+
+
+@functools.cache
+def faces() -> dict[str, set[str]]:
+    """Package → what its `__all__` names, for rooms and the packages in them."""
+    found = {}
+    for name, tree in modules().items():
+        if room(name) and any(other.startswith(f"{name}.") for other in modules()):
+            lists = (n.value for n in tree.body if isinstance(n, ast.Assign) and is_all(n))
+            found[name] = set(ast.literal_eval(next(lists, ast.List([]))))
+    return found
+
+
+def is_all(node: ast.Assign) -> bool:
+    return [getattr(target, "id", "") for target in node.targets] == ["__all__"]
+
+
+def steps(module: str, name: str) -> Iterator[tuple[str, str]]:
+    """Package and what is taken from it, on the way to `from module import name`."""
+    parts = module.split(".")
+    for depth in range(2, len(parts)):
+        yield ".".join(parts[:depth]), parts[depth]
+    if module in faces():
+        yield module, name
+
+
+@functools.cache
+def taken(tree: ast.Module) -> tuple[tuple[str, str], ...]:
+    """Module and name of each import from a room, wherever in the tree."""
+    return tuple(_taken(tree))
+
+
+def _taken(tree: ast.Module) -> Iterator[tuple[str, str]]:
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from ((a.name, "") for a in node.names if room(a.name))
+        elif isinstance(node, ast.ImportFrom):
+            module = node.module or ""
+            for alias in node.names:
+                if room(module) or room(f"{module}.{alias.name}"):
+                    yield module, alias.name
+
+
+USERS = ("bootstrap", "handler", "scripts", "demo")
+
+
+@pytest.mark.parametrize("user", sorted(trees(*USERS)))
+def test_a_room_is_used_through_its_face(user: str) -> None:
+    """From outside, only what `__all__` of the room, and of a package within it, names."""
+    past = {
+        f"{package}: {name}"
+        for module, wanted in taken(trees(*USERS)[user])
+        if room(module) != room(user) or not room(module)
+        for package, name in steps(module, wanted)
+        if name not in faces()[package]
+    }
+    assert past == set()
+
+
+@pytest.mark.parametrize("package", sorted(faces()))
+def test_a_face_says_one_sentence_and_names_what_is_used_outside(package: str) -> None:
+    assert ast.get_docstring(modules()[package])
+    used = {
+        name
+        for user, tree in trees(*USERS).items()
+        if not f"{user}.".startswith(f"{package}.")
+        for module, wanted in taken(tree)
+        for at, name in steps(module, wanted)
+        if at == package
+    }
+    assert faces()[package] <= used

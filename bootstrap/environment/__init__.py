@@ -1,1 +1,21 @@
-"""The Python that runs ComfyUI: which one, and how it starts at local speed."""
+"""The Python that runs ComfyUI: which one, what it has, what it lacks and how it gets that."""
+
+from bootstrap.environment.python import Venv, ask_help, choose_python, look_at_venv, may_be_venv
+from bootstrap.environment.site_packages import PackagesFacts, gather_packages
+
+__all__ = [
+    "PackagesFacts",
+    "Venv",
+    "archive",
+    "ask_help",
+    "choose_python",
+    "gather_packages",
+    "imports",
+    "install",
+    "judge",
+    "look_at_venv",
+    "may_be_venv",
+    "packs",
+    "pip_text",
+    "requirements",
+]

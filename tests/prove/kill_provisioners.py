@@ -26,8 +26,8 @@ from dataclasses import dataclass, field
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 
-from bootstrap.fetch.disk import Disk
-from bootstrap.provision import provision
+from bootstrap.core.files import Disk
+from bootstrap.models.provision import provision
 from tests.support.provisioning import sha256, spec, tensors, tools, workplace
 from tests.support.vicious_server import ViciousServer
 

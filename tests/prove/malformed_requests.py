@@ -20,7 +20,7 @@ from pathlib import Path
 from hypothesis import HealthCheck, Phase, given, seed, settings
 
 from bootstrap.boot import Boot
-from bootstrap.settings import Settings
+from bootstrap.config import Settings
 from demo.volume import ensure
 from tests.conftest import BootedWorker, environment, furnished
 from tests.support.malformed import check_answer, check_whole, elsewhere, requests

@@ -8,8 +8,8 @@ from collections.abc import Mapping
 from typing import Any
 
 import handler.__main__
-from bootstrap import loop_pulse
-from handler.worker import Worker
+from bootstrap.boot import health
+from handler.jobs.worker import Worker
 
 ALLOWED = 3.0
 
@@ -21,6 +21,6 @@ async def block(self: Worker, job: Mapping[str, Any]) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    loop_pulse._ALLOWED = ALLOWED
+    health._ALLOWED = ALLOWED
     Worker.handle = block  # type: ignore[method-assign]
     handler.__main__.main()

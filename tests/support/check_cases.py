@@ -6,21 +6,19 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from bootstrap.checks.allocator import check_allocator
-from bootstrap.checks.environment import check_environment
-from bootstrap.checks.gpu import check_gpu
-from bootstrap.checks.gpu_health import check_gpu_health
-from bootstrap.checks.machine import check_machine
-from bootstrap.checks.memory import check_memory
-from bootstrap.checks.runpod import check_runpod
-from bootstrap.checks.tokens import check_tokens
-from bootstrap.checks.torch_build import check_torch
-from bootstrap.facts.gpu import DriverPart, GpuDevice, GpuFacts
-from bootstrap.facts.machine import ClockFacts, DiskFacts, MachineFacts
-from bootstrap.facts.memory import CpuFacts, MemoryFacts
-from bootstrap.facts.torch_build import TorchBuild
-from bootstrap.findings import Finding, Severity
-from bootstrap.settings import Settings
+from bootstrap.config import Settings
+from bootstrap.core.findings import Finding, Severity
+from bootstrap.core.memory import CpuFacts, MemoryFacts
+from bootstrap.doctor.checks.allocator import check_allocator
+from bootstrap.doctor.checks.environment import check_environment, check_runpod
+from bootstrap.doctor.checks.gpu import check_gpu
+from bootstrap.doctor.checks.gpu_health import check_gpu_health
+from bootstrap.doctor.checks.machine import check_machine, check_memory
+from bootstrap.doctor.checks.tokens import check_tokens
+from bootstrap.doctor.checks.torch_build import check_torch
+from bootstrap.doctor.facts.gpu import DriverPart, GpuDevice, GpuFacts
+from bootstrap.doctor.facts.machine import ClockFacts, DiskFacts, MachineFacts
+from bootstrap.doctor.facts.torch_build import TorchBuild
 
 GB = 1024**3
 CHECKS = (

@@ -8,14 +8,14 @@ import random
 from pathlib import Path
 from typing import Any
 
-from bootstrap.fetch.addresses import AddressPolicy
-from bootstrap.fetch.progress import FileMeter
-from bootstrap.fetch.tools import Tools
-from bootstrap.manifest_entry import ModelSpec, read_entry
-from bootstrap.provision import provision
-from bootstrap.sources import Source, Sources
-from bootstrap.sources.https import Https
-from bootstrap.workplace import Result, Workplace
+from bootstrap.models.context import Result, Workplace
+from bootstrap.models.download.options import Tools
+from bootstrap.models.download.progress import FileMeter
+from bootstrap.models.manifest_entry import ModelSpec, read_entry
+from bootstrap.models.provision import provision
+from bootstrap.models.sources.base import Source, Sources
+from bootstrap.models.sources.https import Https
+from bootstrap.net.addresses import AddressPolicy
 
 MARKER = "tok3n-marker-Zq9"  # appears in no log, report or answer
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from bootstrap.findings import Finding, error, host_error, info, ok, warning
+from bootstrap.core.findings import Finding, error, host_error, info, ok, warning
 
 GB = 1024**3
 MB = 1024**2

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from bootstrap.settings import variables
+from bootstrap.config import variables
 
 
 def secret_names() -> list[str]:

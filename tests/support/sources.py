@@ -10,11 +10,16 @@ from pathlib import Path
 ROOT = Path(__file__).parent.parent.parent
 
 
-@functools.cache
 def modules() -> dict[str, ast.Module]:
     """Dotted name → tree, for every module of `bootstrap` and `handler`."""
+    return trees("bootstrap", "handler")
+
+
+@functools.cache
+def trees(*packages: str) -> dict[str, ast.Module]:
+    """Dotted name → tree, for every module of `packages`."""
     found: dict[str, ast.Module] = {}
-    for package in ("bootstrap", "handler"):
+    for package in packages:
         for path in sorted((ROOT / package).rglob("*.py")):
             parts = path.relative_to(ROOT).with_suffix("").parts
             name = ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
@@ -22,6 +27,7 @@ def modules() -> dict[str, ast.Module]:
     return found
 
 
+@functools.cache
 def imports(name: str) -> set[str]:
     """What a module imports, wherever in it, as dotted names; `from a import b` is `a.b` where
     that is a module of ours, else `a`."""

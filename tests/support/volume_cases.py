@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from bootstrap.findings import Severity
+from bootstrap.core.findings import Severity
 from tests.support.volumes import model
 
 _, _, WARNING, ERROR = Severity

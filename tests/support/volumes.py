@@ -13,11 +13,11 @@ from pathlib import Path
 
 import pytest
 
-from bootstrap.checks.volume import check_volume
-from bootstrap.facts.volume import VolumeFacts, gather_volume
-from bootstrap.facts.volume_survey import USUAL_CATEGORIES
-from bootstrap.findings import Finding, Severity
-from bootstrap.settings import Settings
+from bootstrap.config import Settings
+from bootstrap.core.findings import Finding, Severity
+from bootstrap.doctor.checks.volume import check_volume
+from bootstrap.doctor.facts.volume import USUAL_CATEGORIES, gather_volume
+from bootstrap.doctor.facts.volume_facts import VolumeFacts
 from bootstrap.volume import locate
 
 MOUNTED = "36 25 0:42 / {root} rw,relatime - fuse mfs#master:9421 rw,user_id=0"

@@ -6,6 +6,7 @@ Runs in ComfyUI's Python, so it imports nothing of the project.
 import json
 import os
 import signal
+import threading
 import time
 
 
@@ -331,7 +332,46 @@ class Memory:
         return (image,)
 
 
+class SaveOddly:
+    """Reports a text file that it saves `late`, by 0.2 s, that it will `change` by then, or that it
+    has replaced by a `fifo`."""
+
+    CATEGORY = "tests"
+    RETURN_TYPES = ()
+    OUTPUT_NODE = True
+    FUNCTION = "run"
+
+    @classmethod
+    def INPUT_TYPES(cls):
+        how = (["late", "change", "fifo"],)
+        return {"required": {"name": ("STRING", {}), "content": ("STRING", {}), "how": how}}
+
+    def run(self, name, content, how):
+        import folder_paths
+
+        path = os.path.join(folder_paths.get_output_directory(), name)
+
+        def put(text):
+            with open(path + ".part", "w") as file:
+                file.write(text)
+            os.replace(path + ".part", path)
+
+        def later():
+            time.sleep(0.2)
+            put(content)
+
+        if how != "late":
+            put("not yet " + content)
+        if how == "fifo":
+            os.unlink(path)
+            os.mkfifo(path)
+        else:
+            threading.Thread(target=later).start()
+        return {"ui": {"files": [{"filename": name, "subfolder": "", "type": "output"}]}}
+
+
 NODE_CLASS_MAPPINGS = {
+    "TestSaveOddly": SaveOddly,
     "TestMemory": Memory,
     "TestAskVolume": AskVolume,
     "TestHoldLock": HoldLock,

@@ -1,0 +1,215 @@
+"""How this worker is, told on a local socket to whoever asks: `bootstrap/healthcheck.py`.
+
+It is the living process that answers, not a file it wrote once: a worker that was killed or
+stopped cannot look well, and the port that ComfyUI has after a restart is known.
+
+A loop that a handler blocks takes no job, answers none and hears of no cancel, while the process,
+ComfyUI and Runpod's pings (a process of their own) look as ever.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import socket
+import sys
+import threading
+import time
+import traceback
+import uuid
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from bootstrap.boot.report import BootReport
+from bootstrap.comfyui import ComfyUI, explain_exit, is_answering
+from bootstrap.core.findings import Finding, Outcome, error, errors_in
+from bootstrap.core.log import say
+from bootstrap.healthcheck import connected, socket_path, socket_paths
+
+CODES = {"worker.loop_stuck": "The worker's loop does not move: no job is taken or answered"}
+_EVERY = 1.0
+_ALLOWED = 10.0
+_SECOND_CHANCE = 1.0
+_ANSWER_SECONDS = 0.5
+_IDLE_CPU_SECONDS = 0.05  # used up in that time by a ComfyUI that only waits
+
+
+class LoopPulse:
+    """Begun in the loop, asked from any other thread. One that was never begun has no fault."""
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._last: float | None = None
+        self._thread = 0
+        self._moved = threading.Event()
+
+    def begin(self) -> None:
+        """To be called in the loop, which leaves its time from now on."""
+        self._thread = threading.get_ident()
+        self._beat(asyncio.get_running_loop())
+
+    def fault(self) -> Finding | None:
+        """What to tell of a loop that has stood for more than ten seconds. Blocks for a second at
+        most: a worker that was frozen all that time (SIGSTOP, FlashBoot) moves at once."""
+        last = self._last
+        if last is None or self._clock() - last <= _ALLOWED:
+            return None
+        self._moved.clear()
+        if self._last != last or self._moved.wait(_SECOND_CHANCE):
+            return None
+        return _stuck(self._clock() - last, _place_of(self._thread))
+
+    def _beat(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._last = self._clock()
+        self._moved.set()
+        loop.call_later(_EVERY, self._beat, loop)
+
+
+def _place_of(thread: int) -> str:
+    """Where a thread is: `file:line in function`."""
+    frame = sys._current_frames().get(thread)
+    if frame is None:
+        return "nowhere: its thread has ended"
+    (at,) = traceback.extract_stack(frame, limit=1)
+    return f"{at.filename}:{at.lineno} in {at.name}"
+
+
+def _stuck(seconds: float, place: str) -> Finding:
+    return error(
+        "worker.loop_stuck",
+        f"The worker's loop has not moved for {seconds:.0f} s; it stands at {place}.",
+        "Restart this worker (docker restart, or terminate it in Runpod's console), and report "
+        "where it stands.",
+        seconds=round(seconds),
+        place=place,
+    )
+
+
+@dataclass(frozen=True)
+class Health:
+    """`text` is one line for people."""
+
+    healthy: bool
+    text: str
+
+
+def health_of(
+    report: BootReport | None, comfyui: ComfyUI | None, stuck: Finding | None = None
+) -> Health:
+    """What to say of a worker whose boot came to `report` (None: it still boots), and whose loop
+    has stopped moving (`stuck`: `LoopPulse.fault`).
+
+    Blocks for half a second at most. *Degraded* is healthy: such a worker tells each job what is
+    wrong and how to mend it, and another start of the same container would not do better. Where
+    ComfyUI has worked, it is asked.
+    """
+    if stuck is not None:
+        return Health(False, f"{stuck.code}: {stuck.message} {stuck.fix}")
+    if report is None:
+        return Health(False, "starting: no jobs are taken yet")
+    if report.outcome is Outcome.READY:
+        assert comfyui is not None
+        return _serving(comfyui)
+    first = errors_in(report.findings)[0]
+    told = f"{report.outcome.value}: {first.code}: {first.message}"
+    if report.outcome is Outcome.UNFIT:
+        return Health(False, told)
+    if comfyui is not None and comfyui.was_ready:
+        now = _serving(comfyui)
+        return Health(now.healthy, f"{now.text}; when it started: {told}")
+    return Health(True, told)
+
+
+def _serving(comfyui: ComfyUI) -> Health:
+    ended = comfyui.ended()
+    if ended is not None:
+        why = explain_exit(ended)
+        return Health(False, f"ComfyUI is not running: {why.code}: {why.message}")
+    before = comfyui.cpu_seconds()
+    if is_answering(comfyui, _ANSWER_SECONDS):
+        return Health(True, "ready: ComfyUI answers")
+    after = comfyui.cpu_seconds()
+    if not comfyui.was_ready:
+        return Health(False, "ComfyUI is being started again")
+    if before is not None and after is not None and after - before > _IDLE_CPU_SECONDS:
+        return Health(True, "ready: ComfyUI computes, and does not answer meanwhile")
+    return Health(False, "ComfyUI lives, but neither answers nor computes")
+
+
+class HealthSocket:
+    """Answers each connection with what `look` says at that moment, from `open` to `close`."""
+
+    def __init__(self, look: Callable[[], Health]) -> None:
+        self._look = look
+        self._path = socket_path(uuid.uuid4().hex)
+        self._server: socket.socket | None = None
+
+    def open(self) -> None:
+        """Listen. A worker that cannot is not worse for it, and says so."""
+        try:
+            _sweep()
+            self._server = _listening(self._path)
+        except OSError as problem:
+            say(f"health checks will find no worker: {self._path}: {problem.strerror or problem}")
+            return
+        serve = threading.Thread(target=self._serve, args=(self._server,), name="health")
+        serve.daemon = True
+        serve.start()
+
+    def close(self) -> None:
+        """Stop listening. Harmless when that was never begun."""
+        if self._server is None:
+            return
+        self._path.unlink(missing_ok=True)
+        try:
+            self._server.shutdown(socket.SHUT_RDWR)  # wakes the thread; close alone does not
+        except OSError:
+            pass
+        self._server = None
+
+    def _serve(self, server: socket.socket) -> None:
+        with server:
+            while True:
+                try:
+                    connection, _ = server.accept()
+                except OSError:
+                    return
+                with connection:
+                    self._tell(connection)
+
+    def _tell(self, connection: socket.socket) -> None:
+        try:
+            now = self._look()
+        except Exception as problem:  # noqa: BLE001  # the next one who asks wants an answer too
+            now = Health(False, f"the worker cannot tell: {type(problem).__name__}: {problem}")
+        try:
+            connection.sendall(json.dumps(vars(now)).encode() + b"\n")
+        except OSError:
+            pass  # whoever asked did not wait
+
+
+def _sweep() -> None:
+    """Remove what workers that were killed have left."""
+    for path in socket_paths():
+        connection = connected(path)
+        if connection is None:
+            path.unlink(missing_ok=True)
+        else:
+            connection.close()
+
+
+def _listening(path: Path) -> socket.socket:
+    """It gets its name when it listens: another worker's sweep must not take it for left behind."""
+    early = path.with_suffix(".new")
+    server = socket.socket(socket.AF_UNIX)
+    try:
+        server.bind(str(early))
+        early.chmod(0o600)
+        server.listen()
+        early.rename(path)
+    except OSError:
+        server.close()
+        early.unlink(missing_ok=True)
+        raise
+    return server

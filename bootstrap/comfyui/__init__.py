@@ -1,0 +1,29 @@
+"""ComfyUI's process: its code and folders on local disk, its start, whether it answers, its end."""
+
+from bootstrap.comfyui.exits import Exit, explain_exit
+from bootstrap.comfyui.launch import copy_user, folders_of, stage_code
+from bootstrap.comfyui.process import ComfyUI, Launch, not_startable
+from bootstrap.comfyui.readiness import is_answering, wait_until_ready
+from bootstrap.comfyui.stage import Staged
+from bootstrap.comfyui.workdir import WorkDir, make_workdir
+from bootstrap.comfyui.write_back import WriteBack
+
+__all__ = [
+    "ComfyUI",
+    "Exit",
+    "Launch",
+    "Staged",
+    "WorkDir",
+    "WriteBack",
+    "command",
+    "copy_user",
+    "exits",
+    "explain_exit",
+    "folders_of",
+    "is_answering",
+    "make_workdir",
+    "not_startable",
+    "readiness",
+    "stage_code",
+    "wait_until_ready",
+]

@@ -1,0 +1,211 @@
+"""ComfyUI as a child process: start, log, end, restart. Never a network answer; see readiness."""
+
+from __future__ import annotations
+
+import os
+import re
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections import deque
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO
+
+from bootstrap.comfyui import command, run_main
+from bootstrap.comfyui.exits import Exit
+from bootstrap.core import guard
+from bootstrap.core.findings import Finding, host_error
+from bootstrap.core.log import say
+from bootstrap.core.redact import masked
+
+_KEPT_LINES = 2000  # custom nodes talk while they are imported
+_LINE_END = re.compile(rb"[\r\n]+")
+_PROMPT_ENDED = "Prompt executed in"  # logged after each, however it ended
+_STOP_SECONDS = guard.GRACE_SECONDS + 3
+CODES = {"comfyui.not_startable": "The operating system refused to start ComfyUI"}
+
+
+@dataclass(frozen=True)
+class Launch:
+    """All that is needed to start ComfyUI, again and again.
+
+    `home` is where people know this ComfyUI, on the volume; its log then names files there, where
+    they can be mended, and not in the copy at `comfyui` that runs.
+    """
+
+    python: Path
+    comfyui: Path
+    folders: command.Folders
+    known_flags: frozenset[str]
+    extra_args: tuple[str, ...]
+    env: Mapping[str, str]
+    port: int
+    home: Path | None = None
+
+
+class ComfyUI:
+    """One ComfyUI, through all its restarts. Safe to use from several threads.
+
+    `exits` lists how earlier processes ended, oldest first; the port can differ after a restart.
+    `was_ready` is set by whoever has seen the present process answer. `prompts_ended` counts what
+    its log says.
+    """
+
+    def __init__(self, launch: Launch) -> None:
+        self.launch = launch
+        self.port = 0
+        self.was_ready = False
+        self.prompts_ended = 0
+        self.exits: list[Exit] = []
+        self._lock = threading.RLock()
+        self._process: subprocess.Popen[bytes] | None = None
+        self._reader: threading.Thread | None = None
+        self._started = 0.0
+        self._log: deque[str] = deque(maxlen=_KEPT_LINES)
+        self._own_log: deque[str] = deque(maxlen=_KEPT_LINES)
+
+    @property
+    def url(self) -> str:
+        """Where it listens, without a slash at the end."""
+        return f"http://127.0.0.1:{self.port}"
+
+    @property
+    def starts(self) -> int:
+        """How often it was started; changes when the process behind it does."""
+        return len(self.exits) + (self._process is not None)
+
+    def log_tail(self, lines: int = 30) -> list[str]:
+        """The last lines it wrote, through all restarts."""
+        return list(self._log)[-lines:]
+
+    def start(self) -> bool:
+        """Start the process if none runs; did it? Raises OSError when it cannot be started."""
+        with self._lock:
+            if self._process is not None and self.ended() is None:
+                return False
+            self._collect()
+            self.port = _free_port(self.launch.port)
+            self.was_ready = False
+            self._process = self._spawn()
+            self._started = time.monotonic()
+            # Of its own, so that an earlier process's last words explain no later one's end.
+            self._own_log = deque(maxlen=_KEPT_LINES)
+            self._reader = threading.Thread(
+                target=self._read,
+                args=(self._process.stdout, self._own_log),
+                name="comfyui-log",
+                daemon=True,
+            )
+            self._reader.start()
+            return True
+
+    def ended(self) -> Exit | None:
+        """How the process ended; None while it runs."""
+        with self._lock:
+            if self._process is None:
+                return self.exits[-1] if self.exits else None
+            code = self._process.poll()
+            if code is None:
+                return None
+            self._collect()
+            return self.exits[-1]
+
+    def cpu_seconds(self) -> float | None:
+        """CPU time that the process behind the guard has used; None when it cannot be told."""
+        with self._lock:
+            guard_pid = self._process.pid if self._process is not None else 0
+        try:
+            (pid, *_) = Path(f"/proc/{guard_pid}/task/{guard_pid}/children").read_text().split()
+            ticks = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[11:13]
+        except (OSError, ValueError):
+            return None
+        return sum(map(int, ticks)) / os.sysconf("SC_CLK_TCK")
+
+    def stop(self) -> None:
+        """End the process and all it started; returns when they are gone."""
+        with self._lock:
+            if self._process is None:
+                return
+            self._process.terminate()
+            try:
+                self._process.wait(_STOP_SECONDS)
+            except subprocess.TimeoutExpired:
+                self._process.kill()  # the guard; its child dies with it
+                self._process.wait()
+            self._collect()
+
+    def _spawn(self) -> subprocess.Popen[bytes]:
+        args, _ = command.arguments(
+            self.launch.known_flags, self.launch.folders, self.port, self.launch.extra_args
+        )
+        guarded = [sys.executable, "-I", "-S", guard.__file__, str(os.getpid())]
+        watched = [str(self.launch.python), run_main.__file__, "main.py"]
+        return subprocess.Popen(
+            [*guarded, *watched, *args],
+            cwd=self.launch.comfyui,
+            env=dict(self.launch.env),
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+
+    def _collect(self) -> None:
+        """Turn an ended process into an entry of `exits`, its last lines included."""
+        if self._process is None or self._process.poll() is None:
+            return
+        if self._reader is not None:
+            self._reader.join(1)
+        seconds = time.monotonic() - self._started
+        code = self._process.returncode
+        self.exits.append(Exit(code, tuple(self._own_log), self.launch.python, seconds))
+        self._process = None
+
+    def _read(self, pipe: IO[bytes], own_log: deque[str]) -> None:
+        """Pass the log on line by line; a progress bar's `\\r` ends a line too."""
+        rest = b""
+        while chunk := pipe.read1(65536):  # type: ignore[attr-defined]
+            *lines, rest = _LINE_END.split(rest + chunk)
+            if len(rest) > 65536:
+                lines, rest = [*lines, rest], b""
+            for line in lines:
+                self._keep(line, own_log)
+        self._keep(rest, own_log)
+        pipe.close()
+
+    def _keep(self, line: bytes, own_log: deque[str]) -> None:
+        text = masked(line.decode("utf-8", "replace").rstrip())
+        if self.launch.home is not None:
+            text = text.replace(str(self.launch.comfyui), str(self.launch.home))
+        if text:
+            self.prompts_ended += text.startswith(_PROMPT_ENDED)
+            own_log.append(text)
+            self._log.append(text)
+            say(text, "comfyui")
+
+
+def _free_port(wanted: int) -> int:
+    """`wanted` when nobody listens there, else any free one (0 asks for any)."""
+    for port in dict.fromkeys((wanted, 0)):
+        with socket.socket() as probe:
+            # As ComfyUI binds: what is left of connections to the one before is no hindrance.
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                probe.bind(("127.0.0.1", port))
+            except OSError:
+                continue
+            return int(probe.getsockname()[1])
+    raise OSError("no free port on 127.0.0.1")
+
+
+def not_startable(problem: OSError) -> Finding:
+    """The operating system would not run ComfyUI's Python."""
+    return host_error(
+        "comfyui.not_startable",
+        f"ComfyUI could not be started: {problem}.",
+        "Nothing to do where Runpod takes another machine; if it stays, choose a larger worker.",
+    )

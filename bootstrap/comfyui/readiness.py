@@ -1,0 +1,110 @@
+"""Is ComfyUI ready? A pure verdict, and a thin loop that asks.
+
+Ready means: the process lives *and* `GET /system_stats` answers 200.
+"""
+
+from __future__ import annotations
+
+import http.client
+import json
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from enum import Enum
+
+from bootstrap.comfyui.exits import explain_exit
+from bootstrap.comfyui.process import ComfyUI
+from bootstrap.core.findings import Finding, error
+from bootstrap.core.log import say
+
+CODES = {"comfyui.start_timeout": "ComfyUI lives, but did not answer in time"}
+POLL_SECONDS = 0.1
+_REPORT_SECONDS = 15.0
+_ANSWER_SECONDS = 5.0
+
+
+class Verdict(Enum):
+    """What a look at a starting ComfyUI says."""
+
+    READY = "ready"
+    ENDED = "ended"
+    TOO_LATE = "too late"
+    WAIT = "wait"
+
+
+def verdict(ended: bool, answers: bool, elapsed: float, limit: float) -> Verdict:
+    """Pure: an ended process is never ready, even if something answers on its port."""
+    if ended:
+        return Verdict.ENDED
+    if answers:
+        return Verdict.READY
+    return Verdict.TOO_LATE if elapsed >= limit else Verdict.WAIT
+
+
+@dataclass(frozen=True)
+class Waited:
+    """`finding` is None when ComfyUI is ready."""
+
+    seconds: float
+    finding: Finding | None
+
+
+def wait_until_ready(
+    comfyui: ComfyUI, limit: float, cancelled: Callable[[], bool] = lambda: False
+) -> Waited:
+    """Wait up to `limit` seconds; tell within a poll when the process ends instead.
+
+    Says every 15 s what ComfyUI is at. `cancelled` ends the wait early, as if it were too late.
+    """
+    start = time.monotonic()
+    next_report = _REPORT_SECONDS
+    while True:
+        answers = is_answering(comfyui)
+        elapsed = time.monotonic() - start
+        ended = comfyui.ended()
+        decided = verdict(ended is not None, answers, elapsed, 0 if cancelled() else limit)
+        if decided is Verdict.READY:
+            comfyui.was_ready = True
+            return Waited(elapsed, None)
+        if ended is not None:
+            return Waited(elapsed, explain_exit(ended))
+        if decided is Verdict.TOO_LATE:
+            return Waited(elapsed, _too_late(comfyui, elapsed))
+        if elapsed >= next_report:
+            say(f"ComfyUI is starting, {elapsed:.0f} s so far; it last said: {_last(comfyui)}")
+            next_report += _REPORT_SECONDS
+        time.sleep(POLL_SECONDS)
+
+
+def is_answering(comfyui: ComfyUI, seconds: float = _ANSWER_SECONDS) -> bool:
+    """Does *this* ComfyUI answer `GET /system_stats` with 200 within `seconds`?
+
+    Newer versions tell their own command line; one that names other folders is a stranger who
+    took the port.
+    """
+    connection = http.client.HTTPConnection("127.0.0.1", comfyui.port, timeout=max(seconds, 0.1))
+    try:
+        connection.request("GET", "/system_stats")
+        answer = connection.getresponse()
+        if answer.status != 200:
+            return False
+        argv = json.loads(answer.read())["system"].get("argv")
+        return not argv or str(comfyui.launch.folders.output) in argv
+    except (OSError, http.client.HTTPException, ValueError, TypeError, KeyError, AttributeError):
+        return False
+    finally:
+        connection.close()
+
+
+def _last(comfyui: ComfyUI) -> str:
+    return (comfyui.log_tail(1) or ["nothing yet"])[0]
+
+
+def _too_late(comfyui: ComfyUI, elapsed: float) -> Finding:
+    return error(
+        "comfyui.start_timeout",
+        f"ComfyUI lives, but did not answer within {elapsed:.0f} s; it last said: {_last(comfyui)}",
+        "If it is only slow, raise BOOT_TIMEOUT; if a custom node hangs, rule it out with "
+        "COMFYUI_ARGS=--disable-all-custom-nodes.",
+        log=comfyui.log_tail(),
+    )

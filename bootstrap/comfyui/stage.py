@@ -1,0 +1,241 @@
+"""ComfyUI's code from the volume to local disk, in parallel: thousands of small files cost a round
+trip each, one after another when Python imports them, all at once when they are copied.
+
+    work/stage/ComfyUI/            a copy of the volume's ComfyUI, and in it
+        models output input …      links to the volume: what is data stays where it is
+        custom_nodes/pack/x.bin    a link where a pack is too heavy to copy
+    work/stage/<anything else>     links to what lies beside ComfyUI on the volume, so that
+                                   relative paths such as ../models mean what they meant
+
+The copy is made anew at each boot, so that a change on the volume is seen. What is written in it
+goes back to the volume: write_back.py.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import stat
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+
+from bootstrap.core.concurrency import Crew
+
+# 64 in flight, as in doctor/facts/walk.py.
+_THREADS = 64
+_CHUNK_FILES = 8
+_BLOCK = 1024 * 1024
+# Smaller files are copied as they come; larger ones when their pack's weight is known.
+_LARGE = 4 * 1024 * 1024
+# Folders in ComfyUI's own that hold data. Only there: `comfy/ldm/models` is code.
+DATA = frozenset({"models", "output", "input", "temp", "user", "venv", ".venv"})
+# Anywhere: read by few, and large.
+_LINKED_ANYWHERE = frozenset({".git"})
+# Names that end so are one worker's own: logs, databases, what is half written.
+PRIVATE = tuple(
+    ".log .db .db-journal .db-wal .db-shm .sqlite .lock .tmp .temp .part .incomplete "
+    ".download .crdownload .aria2".split()
+)
+_PACKS = "custom_nodes"
+# What a copy must leave free on the local disk, in bytes.
+_HEADROOM = 256 * 1024 * 1024
+
+_TOO_SLOW = "the volume did not hand it over within {:g} s"
+
+Stamp = tuple[int, int]  # size in bytes, time of change in nanoseconds
+
+
+class CannotStage(Exception):
+    """The code cannot be copied; the message completes "ComfyUI was not copied: …"."""
+
+
+@dataclass(frozen=True)
+class Staged:
+    """A copy at `place` of the ComfyUI at `source`. `stamps` tells each copied file's as it was,
+    by its path below both; `linked` names what is linked for its weight."""
+
+    source: Path
+    place: Path
+    stamps: Mapping[str, Stamp]
+    linked: tuple[str, ...]
+    bytes: int
+
+
+def stage(
+    comfyui: Path, parent: Path, pack_bytes: int, timeout: float, threads: int = _THREADS
+) -> Staged:
+    """Copy the ComfyUI at `comfyui` (without links in its path) into the new folder `parent`.
+
+    Of the files of a custom node with more than `pack_bytes`, the largest are linked until the
+    rest has less. Raises CannotStage, leaving nothing behind, when it takes longer than `timeout`
+    seconds or the disk is too small.
+    """
+    copier = _Copier(comfyui, parent / comfyui.name, threads, pack_bytes, DATA)
+    try:
+        _link_neighbours(comfyui, parent)
+        return copier.run(timeout)
+    except OSError as problem:
+        shutil.rmtree(parent, ignore_errors=True)
+        raise CannotStage(f"{problem.strerror or problem} ({parent})") from problem
+    except CannotStage:
+        shutil.rmtree(parent, ignore_errors=True)
+        raise
+
+
+def copy_user_folder(user: Path, place: Path, timeout: float) -> Staged:
+    """Copy people's settings and workflows at `user`, if there are any, into the folder `place`.
+
+    Logs and databases are not copied. Raises CannotStage.
+    """
+    copier = _Copier(user, place, 8, None, frozenset(), PRIVATE)
+    try:
+        return copier.run(timeout) if user.is_dir() else Staged(user, place, {}, (), 0)
+    except OSError as problem:
+        raise CannotStage(f"{problem.strerror or problem} ({user})") from problem
+
+
+def _link_neighbours(comfyui: Path, parent: Path) -> None:
+    parent.mkdir(parents=True)
+    with os.scandir(comfyui.parent) as neighbours:
+        for entry in neighbours:
+            if entry.name != comfyui.name:
+                (parent / entry.name).symlink_to(entry.path)
+
+
+@dataclass
+class _Pack:
+    """What is known of one custom node (or of ComfyUI itself, whose name is empty)."""
+
+    bytes: int = 0
+    large: list[tuple[int, str]] = field(default_factory=list)
+
+
+class _Copier:
+    def __init__(
+        self,
+        source: Path,
+        place: Path,
+        threads: int,
+        pack_bytes: int | None,
+        data: frozenset[str],
+        skipped: tuple[str, ...] = (),
+    ) -> None:
+        self._source = os.fspath(source)
+        self._place = os.fspath(place)
+        self._threads = threads
+        self._pack_bytes = pack_bytes
+        self._data = data
+        self._skipped = skipped
+        self._crew = Crew(threads)
+        self._packs: dict[str, _Pack] = {}
+        self._stamps: dict[str, Stamp] = {}
+        self._linked: list[str] = []
+
+    def run(self, timeout: float) -> Staged:
+        os.makedirs(self._place, exist_ok=True)
+        if not self._crew.run([partial(self._list, "")], timeout):
+            raise CannotStage(_TOO_SLOW.format(timeout))
+        self._settle_large_files(timeout)
+        size = sum(size for size, _ in self._stamps.values())
+        linked = tuple(sorted(self._linked))
+        return Staged(Path(self._source), Path(self._place), self._stamps, linked, size)
+
+    def _list(self, folder: str) -> None:
+        """Copy one folder's entries, leaving what is in its folders to others."""
+        files: list[str] = []
+        with os.scandir(os.path.join(self._source, folder)) as entries:
+            found = list(entries)
+        for entry in found:
+            path = os.path.join(folder, entry.name)
+            if self._skipped and entry.name.endswith(self._skipped):
+                continue
+            if entry.is_symlink():
+                self._copy_link(path)
+            elif not entry.is_dir(follow_symlinks=False):
+                files.append(path)
+            elif entry.name in _LINKED_ANYWHERE or (not folder and entry.name in self._data):
+                self._link(path)
+            else:
+                os.mkdir(os.path.join(self._place, path))
+                self._crew.add([partial(self._list, path)])
+        chunks = [files[i : i + _CHUNK_FILES] for i in range(0, len(files), _CHUNK_FILES)]
+        self._crew.add((partial(self._copy_all, chunk) for chunk in chunks), later=True)
+
+    def _copy_all(self, paths: list[str]) -> None:
+        for path in paths:
+            if self._crew.stopped:
+                return
+            self._copy(path)
+
+    def _copy(self, path: str, large: bool = False) -> None:
+        """Copy a file, unless it is large and its pack's weight not known yet.
+
+        What cannot be read is linked: whoever wants it then gets the volume's own answer.
+        """
+        try:
+            source = os.open(os.path.join(self._source, path), os.O_RDONLY | os.O_NONBLOCK)
+        except OSError:
+            self._link(path)
+            return
+        try:
+            facts = os.fstat(source)
+            if not stat.S_ISREG(facts.st_mode):
+                return  # a socket or a pipe somebody left
+            pack = self._packs.setdefault(_pack_of(path), _Pack())
+            if facts.st_size >= _LARGE and not large:
+                pack.large.append((facts.st_size, path))
+                return
+            self._write(source, path, facts)
+            pack.bytes += facts.st_size
+            self._stamps[path] = (facts.st_size, facts.st_mtime_ns)
+        finally:
+            os.close(source)
+
+    def _write(self, source: int, path: str, facts: os.stat_result) -> None:
+        place = os.path.join(self._place, path)
+        mode = stat.S_IMODE(facts.st_mode) | stat.S_IWUSR
+        target = os.open(place, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
+        try:
+            while block := os.read(source, _BLOCK):
+                os.write(target, block)
+            os.utime(target, ns=(facts.st_mtime_ns, facts.st_mtime_ns))
+        finally:
+            os.close(target)
+
+    def _copy_link(self, path: str) -> None:
+        """A link as it is; one whose relative text would lead elsewhere from here, absolute."""
+        text = os.readlink(os.path.join(self._source, path))
+        above = os.path.dirname(self._source)
+        meant = os.path.normpath(os.path.join(self._source, os.path.dirname(path), text))
+        if not text.startswith("/") and not meant.startswith(above.rstrip("/") + "/"):
+            text = meant
+        os.symlink(text, os.path.join(self._place, path))
+
+    def _link(self, path: str) -> None:
+        os.symlink(os.path.join(self._source, path), os.path.join(self._place, path))
+
+    def _settle_large_files(self, timeout: float) -> None:
+        """Link the largest files of packs that weigh too much, copy the others."""
+        wanted: list[tuple[int, str]] = []
+        for pack in self._packs.values():
+            weight = pack.bytes + sum(size for size, _ in pack.large)
+            for size, path in sorted(pack.large, reverse=True):
+                if self._pack_bytes is not None and weight > self._pack_bytes:
+                    self._link(path)
+                    self._linked.append(path)
+                    weight -= size
+                else:
+                    wanted.append((size, path))
+        needed = sum(size for size, _ in wanted)
+        if needed > shutil.disk_usage(self._place).free - _HEADROOM:
+            raise CannotStage(f"the local disk has no room for {needed / 1e6:.0f} MB more")
+        if not Crew(self._threads).run([partial(self._copy, p, True) for _, p in wanted], timeout):
+            raise CannotStage(_TOO_SLOW.format(timeout))
+
+
+def _pack_of(path: str) -> str:
+    """The custom node that a file belongs to; empty for ComfyUI's own files."""
+    first, _, rest = path.partition("/")
+    return rest.partition("/")[0] if first == _PACKS and "/" in rest else ""

@@ -1,0 +1,263 @@
+"""Declared environment variables: how a text becomes a value, what is allowed, how it is shown."""
+
+from __future__ import annotations
+
+import math
+import re
+import shlex
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+from bootstrap.core.findings import Finding, error
+from bootstrap.core.redact import MASK, Secret, masked
+
+CODES = {"settings.invalid": "An environment variable has a value that is not allowed"}
+_ON = ("1", "true", "yes", "on")
+
+
+@dataclass(frozen=True)
+class Kind:
+    """What a variable may hold. `parse` raises ValueError, with the reason if there is more to say
+    than `allowed` says."""
+
+    allowed: str
+    parse: Callable[[str], Any]
+    secret: bool = False
+
+
+# Flags that are ours to set: a second value would break the worker, or open ComfyUI, which has no
+# authentication, to the network. `--help` makes it print and end.
+OUR_FLAGS = frozenset(
+    "--listen --port --output-directory --input-directory --temp-directory --user-directory "
+    "--database-url --base-directory --front-end-root --front-end-version --auto-launch "
+    "--disable-auto-launch --tls-keyfile --tls-certfile --enable-cors-header "
+    "--windows-standalone-build --quick-test-for-ci --multi-user --help".split()
+)
+_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
+_HOST = re.compile(r"[A-Za-z0-9]([A-Za-z0-9.-]*[A-Za-z0-9])?(:\d{1,5})?")
+_BOOLEANS = {
+    **dict.fromkeys(("1", "true", "yes", "on"), True),
+    **dict.fromkeys(("0", "false", "no", "off"), False),
+}
+
+
+def _absolute_path(text: str) -> Path:
+    if "\0" in text or not text.startswith("/"):
+        raise ValueError("not an absolute path")
+    return Path(text)
+
+
+def _boolean(text: str) -> bool:
+    try:
+        return _BOOLEANS[text.lower()]
+    except KeyError:
+        raise ValueError("") from None
+
+
+def _text(text: str) -> str:
+    if "\0" in text:
+        raise ValueError("it holds a NUL")
+    return text
+
+
+def _host(text: str) -> str:
+    if not _HOST.fullmatch(text):
+        raise ValueError("not a host name")
+    return text.lower()
+
+
+def _url(text: str) -> str:
+    try:
+        parts = urlsplit(text)
+        complete = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+    except ValueError:
+        complete = False
+        parts = urlsplit("")
+    if not complete or any(ord(c) <= 32 or ord(c) == 127 for c in text):
+        raise ValueError("not a web address")
+    if parts.username is not None or parts.query or parts.fragment:
+        raise ValueError("it carries a login or a query")
+    return text.rstrip("/")
+
+
+def _names(text: str) -> tuple[str, ...]:
+    names = tuple(part for part in re.split(r"[,\s]+", text) if part)
+    for name in names:
+        if not _NAME.fullmatch(name):
+            raise ValueError(f"{name!r} is no variable name")
+    return names
+
+
+def _comfyui_arguments(text: str) -> tuple[str, ...]:
+    arguments = tuple(shlex.split(text))
+    for argument in arguments:
+        _refuse_if_ours(argument.split("=", 1)[0])
+    if arguments and not arguments[0].startswith("-"):
+        raise ValueError(f"{arguments[0]!r} is no flag")
+    return arguments
+
+
+def _refuse_if_ours(flag: str) -> None:
+    """argparse takes any unambiguous beginning of a flag for it: `--lis` is `--listen`."""
+    if not flag.startswith("--"):
+        if flag.startswith("-h"):
+            raise ValueError(f"{flag} asks for help and runs nothing")
+        return
+    meant = sorted(ours for ours in OUR_FLAGS if ours.startswith(flag))
+    if flag in meant:
+        raise ValueError(f"{flag} is set by the worker itself")
+    if meant:
+        raise ValueError(f"{flag} can be read as {meant[0]}, which is set by the worker itself")
+
+
+def _secret(text: str) -> Secret:
+    if any(ord(c) < 33 or ord(c) > 126 for c in text):
+        raise ValueError("it holds white space or unprintable characters")
+    return Secret(text)
+
+
+def _bucket_name(text: str) -> str:
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}", text):
+        raise ValueError("not a name")
+    return text
+
+
+def integer(low: int, high: int) -> Kind:
+    """A whole number from `low` to `high`."""
+
+    def parse(text: str) -> int:
+        try:
+            value = int(text)
+        except ValueError:
+            raise ValueError("not a whole number") from None
+        if not low <= value <= high:
+            raise ValueError("out of range")
+        return value
+
+    return Kind(f"a whole number from {low} to {high}", parse)
+
+
+def number(low: float, high: float) -> Kind:
+    """A finite number from `low` to `high`."""
+
+    def parse(text: str) -> float:
+        try:
+            value = float(text)
+        except ValueError:
+            raise ValueError("not a number") from None
+        if not (math.isfinite(value) and low <= value <= high):
+            raise ValueError("out of range")
+        return value
+
+    return Kind(f"a number from {low:g} to {high:g}", parse)
+
+
+def one_of(*choices: str) -> Kind:
+    """One of some words, in any case."""
+
+    def parse(text: str) -> str:
+        if text.lower() not in choices:
+            raise ValueError("")
+        return text.lower()
+
+    return Kind(" or ".join(f"`{c}`" for c in choices), parse)
+
+
+ABSOLUTE_PATH = Kind("an absolute path", _absolute_path)
+BOOLEAN = Kind("`true` or `false`", _boolean)
+TEXT = Kind("any text", _text)
+HOST = Kind("a host name such as `models.example.com`, with `:port` where it is not 443", _host)
+URL = Kind("a web address such as `https://s3.example.com`, without login or query", _url)
+BUCKET_NAME = Kind("letters, digits, dots, dashes and underscores", _bucket_name)
+NAMES = Kind("variable names, separated by commas", _names)
+COMFYUI_ARGUMENTS = Kind(
+    "ComfyUI flags, but for those the worker sets (`--listen`, `--port`, folders, database)",
+    _comfyui_arguments,
+)
+SECRET = Kind("a token without white space", _secret, secret=True)
+
+
+@dataclass(frozen=True)
+class Variable:
+    """One environment variable: its name and aliases, what it means and what it may hold."""
+
+    name: str
+    kind: Kind
+    meaning: str
+    default: str
+    aliases: tuple[str, ...] = ()
+
+    def raw(self, env: Mapping[str, str]) -> tuple[str, str] | None:
+        """(name, value) of the first spelling that is set and not blank."""
+        for name in (self.name, *self.aliases):
+            if env.get(name, "").strip():
+                return name, env[name].strip()
+        return None
+
+
+def var(name: str, kind: Kind, default: Any, meaning: str, shown: str = "", *aliases: str) -> Any:
+    """A dataclass field for one variable; `shown` is its default as the README words it."""
+    variable = Variable(name, kind, meaning, shown or _shown(default), aliases)
+    return field(default=default, metadata={"variable": variable})
+
+
+def read_variables(
+    declared: Mapping[str, Variable], env: Mapping[str, str]
+) -> tuple[dict[str, Any], tuple[Finding, ...]]:
+    """The values that `env` sets, by attribute, and a finding for each that is not allowed."""
+    values: dict[str, Any] = {}
+    findings: list[Finding] = []
+    for attribute, variable in declared.items():
+        given = variable.raw(env)
+        if given is None:
+            continue
+        name, text = given
+        try:
+            values[attribute] = variable.kind.parse(text)
+        except ValueError as problem:
+            findings.append(_wrong(name, text, variable.kind, str(problem)))
+    return values, tuple(findings)
+
+
+def is_on(env: Mapping[str, str], name: str) -> bool:
+    """Is a switch of somebody else's on, as Hugging Face's libraries and Runpod's SDK read it?"""
+    return env.get(name, "").strip().lower() in _ON
+
+
+def table_of(declared: Iterable[Variable]) -> str:
+    """The variables as a Markdown table: name, meaning, default, allowed values."""
+    rows = ["| Variable | Meaning | Default | Allowed |", "|---|---|---|---|"]
+    for v in declared:
+        names = " or ".join(f"`{name}`" for name in (v.name, *v.aliases))
+        rows.append(f"| {names} | {v.meaning} | {v.default} | {v.kind.allowed} |")
+    return "\n".join(rows)
+
+
+def as_data(value: Any) -> Any:
+    """A value as JSON-ready data, a secret as `"***"`."""
+    if isinstance(value, Secret):
+        return MASK
+    if isinstance(value, tuple):
+        return [as_data(v) for v in value]
+    return masked(str(value)) if isinstance(value, (str, Path)) else value
+
+
+def _shown(default: Any) -> str:
+    if default is None or default == ():
+        return "–"
+    return str(default).lower() if isinstance(default, bool) else str(default)
+
+
+def _wrong(name: str, text: str, kind: Kind, problem: str) -> Finding:
+    shown = MASK if kind.secret else repr(masked(text)[:80])
+    why = f" ({problem})" if problem else ""
+    return error(
+        "settings.invalid",
+        f"{name} is {shown}{why}; allowed: {kind.allowed}.",
+        f"Set {name} to {kind.allowed}, or remove it to get the default, "
+        "in the endpoint's environment variables.",
+        name=name,
+    )

@@ -1,0 +1,426 @@
+"""Environment -> frozen `Settings`, read once; secrets never show in a repr.
+
+`Settings` is the one place where variables are declared. The table in the README is made from
+it (`settings_table`), and a test holds the two together. It is long as that table is, not deep:
+cut into files by family, it would take base classes to make one frozen object of them again.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import Any
+
+from bootstrap.config import fields as kinds
+from bootstrap.config.fields import Variable, as_data, read_variables, table_of, var
+from bootstrap.core.findings import Finding
+from bootstrap.core.redact import Secret
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Everything the environment decides. Durations in seconds, sizes in bytes unless named MB."""
+
+    # Where things are, and how ComfyUI is started.
+    volume_path: Path | None = var(
+        "VOLUME_PATH",
+        kinds.ABSOLUTE_PATH,
+        None,
+        "Where the network volume is mounted",
+        "`/runpod-volume`, else `/workspace`",
+    )
+    comfyui_dir: Path | None = var(
+        "COMFYUI_DIR",
+        kinds.ABSOLUTE_PATH,
+        None,
+        "A ComfyUI in the image, used when the volume has none in `ComfyUI/`",
+    )
+    comfyui_python: Path | None = var(
+        "COMFYUI_PYTHON",
+        kinds.ABSOLUTE_PATH,
+        None,
+        "The interpreter ComfyUI runs with (torch and the nodes' packages live there)",
+        "a venv in ComfyUI or on the volume, else `/opt/comfyui/bin/python`, else `python3`",
+    )
+    comfyui_args: tuple[str, ...] = var(
+        "COMFYUI_ARGS",
+        kinds.COMFYUI_ARGUMENTS,
+        (),
+        "Further ComfyUI flags, quoted as in a shell; those this ComfyUI does not know are "
+        "left out and reported",
+    )
+    gpu: str = var(
+        "GPU",
+        kinds.one_of("auto", "required", "none"),
+        "auto",
+        "Whether a GPU must be there; `auto` asks Runpod's variables and `/dev`",
+    )
+    comfyui_port: int = var(
+        "COMFYUI_PORT",
+        kinds.integer(0, 65535),
+        8188,
+        "ComfyUI's port on 127.0.0.1; a free one is taken when it is in use; 0 is any free one",
+    )
+    comfyui_env_pass: tuple[str, ...] = var(
+        "COMFYUI_ENV_PASS",
+        kinds.NAMES,
+        (),
+        "Names of secret-looking variables that ComfyUI's nodes do need, such as `HF_TOKEN`; "
+        "all others are kept from it",
+    )
+    work_dir: Path | None = var(
+        "WORK_DIR",
+        kinds.ABSOLUTE_PATH,
+        None,
+        "Local disk for what this worker writes for itself: temp, input, user, database",
+        "a new folder in the system's temp folder",
+    )
+    boot_timeout: float = var(
+        "BOOT_TIMEOUT",
+        kinds.number(1, 3600),
+        400.0,
+        "Seconds ComfyUI may take until it answers; Runpod gives a cold start 420",
+        "400",
+    )
+
+    # What a job may take, and bring.
+    max_wait: float = var(
+        "MAX_WAIT",
+        kinds.number(1, 86400),
+        300.0,
+        "Seconds a job may take unless it says otherwise with `max_wait`",
+        "300",
+    )
+    max_request_mb: float = var(
+        "MAX_REQUEST_MB",
+        kinds.number(0.01, 1000),
+        20.0,
+        "A larger request is refused; Runpod itself takes 10 (`/run`) or 20 (`/runsync`)",
+        "20",
+    )
+    max_reply_mb: float = var(
+        "MAX_REPLY_MB",
+        kinds.number(0.01, 1000),
+        10.0,
+        "Files that would make a reply larger go to the bucket, or stay on the volume, and are "
+        "named instead",
+        "10",
+    )
+    max_input_mb: float = var(
+        "MAX_INPUT_MB",
+        kinds.number(0.01, 100_000),
+        500.0,
+        "Megabytes that a file fetched from a URL of a request may have",
+        "500",
+    )
+    input_timeout: float = var(
+        "INPUT_TIMEOUT",
+        kinds.number(1, 3600),
+        120.0,
+        "Seconds that fetching all of a request's URLs may take",
+        "120",
+    )
+    allow_private_urls: bool = var(
+        "ALLOW_PRIVATE_URLS",
+        kinds.BOOLEAN,
+        False,
+        "URLs of requests (inputs, `s3Config`) may use http and lead to private addresses",
+    )
+
+    # Where results go.
+    keep_outputs: bool = var(
+        "KEEP_OUTPUTS",
+        kinds.BOOLEAN,
+        True,
+        "Keep results in `ComfyUI/output/` on the volume; without it only those that can go "
+        "nowhere else",
+    )
+    keep_outputs_days: float | None = var(
+        "KEEP_OUTPUTS_DAYS",
+        kinds.number(0.01, 36500),
+        None,
+        "Days after which results that workers kept are removed; files of yours never are",
+    )
+    keep_outputs_gb: float | None = var(
+        "KEEP_OUTPUTS_GB",
+        kinds.number(0.001, 1_000_000),
+        None,
+        "Gigabytes of kept results above which the oldest are removed; files of yours never are",
+    )
+    bucket_endpoint_url: str | None = var(
+        "BUCKET_ENDPOINT_URL",
+        kinds.URL,
+        None,
+        "An S3-compatible store to upload results to; with it, key and name, results are "
+        "delivered as URLs",
+    )
+    bucket_access_key_id: Secret | None = var(
+        "BUCKET_ACCESS_KEY_ID", kinds.SECRET, None, "Its access key id"
+    )
+    bucket_secret_access_key: Secret | None = var(
+        "BUCKET_SECRET_ACCESS_KEY", kinds.SECRET, None, "Its secret access key"
+    )
+    bucket_name: str | None = var(
+        "BUCKET_NAME",
+        kinds.BUCKET_NAME,
+        None,
+        "The bucket",
+        "the one that an address such as `https://NAME.s3.REGION.amazonaws.com` names",
+    )
+    bucket_region: str | None = var(
+        "BUCKET_REGION",
+        kinds.BUCKET_NAME,
+        None,
+        "Its region",
+        "the one in BUCKET_ENDPOINT_URL, else `us-east-1`",
+    )
+    bucket_prefix: str | None = var(
+        "BUCKET_PREFIX", kinds.TEXT, None, "What stands before the keys of all results"
+    )
+    bucket_url_expiry: int = var(
+        "BUCKET_URL_EXPIRY",
+        kinds.integer(1, 604_800),
+        86_400,
+        "Seconds that the signed URLs of results are good for",
+    )
+    bucket_public_url: str | None = var(
+        "BUCKET_PUBLIC_URL",
+        kinds.URL,
+        None,
+        "Where the bucket can be read without a signature; URLs of results then begin with it",
+        "URLs are signed",
+    )
+
+    # The start: ComfyUI's code, its nodes' packages, weights, the warm-up.
+    volume_timeout: float = var(
+        "VOLUME_TIMEOUT",
+        kinds.number(1, 3600),
+        60.0,
+        "Seconds the volume may take to show its layout and take links",
+        "60",
+    )
+    stage_comfyui: bool = var(
+        "STAGE_COMFYUI",
+        kinds.BOOLEAN,
+        True,
+        "Copy ComfyUI's code and custom nodes from the volume to local disk and run them there",
+    )
+    stage_pack_mb: float = var(
+        "STAGE_PACK_MB",
+        kinds.number(0, 1_000_000),
+        200.0,
+        "Of a custom node with more megabytes than this, the largest files are linked, not copied",
+        "200",
+    )
+    stage_timeout: float = var(
+        "STAGE_TIMEOUT",
+        kinds.number(1, 3600),
+        60.0,
+        "Seconds the copy may take; past it ComfyUI runs from the volume",
+        "60",
+    )
+    node_requirements: str = var(
+        "NODE_REQUIREMENTS",
+        kinds.one_of("report", "install"),
+        "report",
+        "What custom nodes require and ComfyUI's Python lacks: `report` names it, `install` "
+        "fetches it once, keeps it on the volume, and replaces nothing that is installed",
+    )
+    node_requirements_timeout: float = var(
+        "NODE_REQUIREMENTS_TIMEOUT",
+        kinds.number(1, 3600),
+        300.0,
+        "Seconds that may take; past it ComfyUI starts without",
+        "300",
+    )
+    prefetch_models: str = var(
+        "PREFETCH_MODELS",
+        kinds.TEXT,
+        "last",
+        "Weights to read into memory while ComfyUI starts: `last` (those this endpoint used last), "
+        "`none`, or file names below `models/` separated by commas",
+    )
+    warmup_workflow: str | None = var(
+        "WARMUP_WORKFLOW",
+        kinds.TEXT,
+        None,
+        "A workflow to run before jobs are taken: a path on the volume or in the image, JSON "
+        "itself, or `last` (the last one that succeeded here, made small)",
+    )
+    warmup_timeout: float = var(
+        "WARMUP_TIMEOUT",
+        kinds.number(1, 3600),
+        120.0,
+        "Seconds the warm-up may take",
+        "120",
+    )
+
+    # Memory.
+    memory_free_at: float = var(
+        "MEMORY_FREE_AT",
+        kinds.number(1, 100),
+        90.0,
+        "Percent of the container's memory limit at which ComfyUI is asked, between jobs, to let "
+        "go of models and cached results; 100 is never",
+        "90",
+    )
+    memory_restart_at: float = var(
+        "MEMORY_RESTART_AT",
+        kinds.number(1, 100),
+        95.0,
+        "Percent of it, after that, at which ComfyUI is restarted before the next job; 100 is "
+        "never",
+        "95",
+    )
+
+    # How jobs are served.
+    response_format: str = var(
+        "RESPONSE_FORMAT",
+        kinds.one_of("native", "worker-comfyui"),
+        "native",
+        "The form of replies: this worker's own, or worker-comfyui's for its clients",
+    )
+    job_prefetch: int = var(
+        "JOB_PREFETCH",
+        kinds.integer(0, 8),
+        1,
+        "Jobs to take beyond the one that runs, so that ComfyUI never waits for work; 0 is one job "
+        "at a time",
+    )
+    shutdown_grace: float = var(
+        "SHUTDOWN_GRACE",
+        kinds.number(0, 3600),
+        6.0,
+        "Seconds that a running job may go on when the worker is told to end (SIGTERM); then it is "
+        "stopped and answered. Keep it some seconds below what the platform waits until it kills: "
+        "10 with Docker's default, for Runpod Serverless no figure is published",
+        "6",
+    )
+    refresh_worker: bool = var(
+        "REFRESH_WORKER",
+        kinds.BOOLEAN,
+        False,
+        "Let Runpod stop the worker after each job; the next one starts cold",
+    )
+    comfy_log_level: str | None = var(
+        "COMFY_LOG_LEVEL",
+        kinds.one_of("debug", "info", "warning", "error", "critical"),
+        None,
+        "How much ComfyUI logs: its `--verbose`, unless COMFYUI_ARGS has that",
+    )
+    comfy_org_api_key: Secret | None = var(
+        "COMFY_ORG_API_KEY",
+        kinds.SECRET,
+        None,
+        "Comfy.org key for API nodes, sent to ComfyUI with each workflow; a request's "
+        "`comfy_org_api_key` goes before it",
+    )
+
+    # Models, and what they are fetched with.
+    models_manifest: str | None = var(
+        "MODELS_MANIFEST",
+        kinds.TEXT,
+        None,
+        "Models to have: a path on the volume or in the image, or the manifest itself as JSON",
+        "`models.json` or `models.yaml` at the volume's root, when there",
+    )
+    civitai_token: Secret | None = var(
+        "civitai_token",
+        kinds.SECRET,
+        None,
+        "Civitai API key; goes to civitai.com and civitai.red only",
+        "",
+        "CIVITAI_TOKEN",
+    )
+    hf_token: Secret | None = var(
+        "HF_TOKEN",
+        kinds.SECRET,
+        None,
+        "Hugging Face token, for gated and private repositories",
+        "",
+        "HUGGING_FACE_HUB_TOKEN",
+    )
+    download_token: Secret | None = var(
+        "DOWNLOAD_TOKEN",
+        kinds.SECRET,
+        None,
+        "Bearer token for model URLs at the one host DOWNLOAD_TOKEN_HOST names",
+    )
+    download_token_host: str | None = var(
+        "DOWNLOAD_TOKEN_HOST",
+        kinds.HOST,
+        None,
+        "The host that DOWNLOAD_TOKEN goes to, by https",
+    )
+    allow_private_download_urls: bool = var(
+        "ALLOW_PRIVATE_DOWNLOAD_URLS",
+        kinds.BOOLEAN,
+        False,
+        "Model URLs may use http and lead to private addresses",
+    )
+    allow_download_requests: bool = var(
+        "ALLOW_DOWNLOAD_REQUESTS",
+        kinds.BOOLEAN,
+        False,
+        'Whether a request of type "download" may fetch models onto the volume, with this '
+        "endpoint's tokens",
+    )
+    download_connections: int = var(
+        "DOWNLOAD_CONNECTIONS",
+        kinds.integer(1, 64),
+        16,
+        "Parallel connections a model is downloaded with, where its server allows",
+    )
+    download_max_mbps: float | None = var(
+        "DOWNLOAD_MAX_MBPS",
+        kinds.number(0.1, 100_000),
+        None,
+        "Megabytes per second that all downloads together may take",
+    )
+    download_timeout: float = var(
+        "DOWNLOAD_TIMEOUT",
+        kinds.number(0, 86400),
+        300.0,
+        "Seconds required models may hold back the first job; then the worker starts degraded "
+        "and goes on downloading",
+        "300",
+    )
+
+    @classmethod
+    def from_env(cls, env: Mapping[str, str]) -> tuple[Settings, tuple[Finding, ...]]:
+        """Settings from an environment, and a finding for each value that is not allowed.
+
+        A wrong value falls back to its default, so that a worker can still start far enough to
+        say what is wrong; the finding is an error, so that it takes no jobs.
+        """
+        values, findings = read_variables(variables(), env)
+        return _with_log_level(cls(**values)), findings
+
+    def masked(self) -> dict[str, Any]:
+        """The settings as JSON-ready data, secrets as `"***"`."""
+        return {name: as_data(getattr(self, name)) for name in variables()}
+
+
+def _with_log_level(settings: Settings) -> Settings:
+    """COMFY_LOG_LEVEL is worker-comfyui's name for a flag that COMFYUI_ARGS may hold already."""
+    level, flags = settings.comfy_log_level, settings.comfyui_args
+    if level is None or any(flag.partition("=")[0] == "--verbose" for flag in flags):
+        return settings
+    return replace(settings, comfyui_args=(*flags, "--verbose", level.upper()))
+
+
+def read_settings() -> tuple[Settings, tuple[Finding, ...]]:
+    """`Settings.from_env` of this process; the only place that looks at `os.environ`."""
+    return Settings.from_env(os.environ)
+
+
+def variables() -> dict[str, Variable]:
+    """Every declared variable by the name of its attribute, in order of declaration."""
+    return {f.name: f.metadata["variable"] for f in fields(Settings)}
+
+
+def settings_table() -> str:
+    """The variables as a Markdown table: name, meaning, default, allowed values."""
+    return table_of(variables().values())

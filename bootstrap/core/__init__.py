@@ -1,0 +1,14 @@
+"""Vocabulary and primitives that every other room builds on, and that know none of them."""
+
+__all__ = [
+    "concurrency",
+    "files",
+    "findings",
+    "guard",
+    "lease",
+    "log",
+    "memory",
+    "redact",
+    "temp_names",
+    "text",
+]

@@ -1,0 +1,308 @@
+"""Folders listed, files written and published: complete or not at all, never replacing another.
+
+The few calls of the file system on which correctness stands are in one place (`Disk`): a network
+file system may lack hard links, or take O_EXCL lightly; tests put such a disk in.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import os
+import shutil
+import stat
+import time
+import uuid
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import BinaryIO
+
+from bootstrap.core.temp_names import lease_name
+
+# More names than this in one of the folders looked at are not looked at.
+MOST_NAMES = 5000
+NO_LINKS = frozenset({errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EMLINK, errno.ENOSYS})
+_RENAME_NOREPLACE = 1  # linux/fs.h
+_AT_FDCWD = -100
+_CANNOT = NO_LINKS | {errno.EINVAL}
+# A publisher holds the marker for a few system calls; one that is older belongs to a dead one.
+_MARKER_SECONDS = 10.0
+
+
+@dataclass(frozen=True)
+class Trouble:
+    """What the system said: `name` is the error's symbol (`EACCES`), `text` its sentence."""
+
+    name: str
+    text: str
+
+
+@dataclass(frozen=True)
+class Folder:
+    """The names in a folder by what they are, links not followed; `trouble` when unreadable."""
+
+    path: str
+    folders: frozenset[str] = frozenset()
+    files: frozenset[str] = frozenset()
+    links: frozenset[str] = frozenset()
+    trouble: Trouble | None = None
+
+    @property
+    def names(self) -> frozenset[str]:
+        """All of them."""
+        return self.folders | self.files | self.links
+
+    @property
+    def exists(self) -> bool:
+        """Is it there and a folder, readable or not?"""
+        return self.trouble is None or self.trouble.name not in ("ENOENT", "ENOTDIR", "ELOOP")
+
+    def paths(self, names: frozenset[str]) -> list[str]:
+        """Full paths of some of the names, sorted."""
+        return [os.path.join(self.path, name) for name in sorted(names)]
+
+
+def list_folder(path: str) -> Folder:
+    """List `path`, following a link that stands there."""
+    folders, files, links = set(), set(), set()
+    try:
+        with os.scandir(path) as entries:
+            for entry in islice(entries, MOST_NAMES):
+                if entry.is_symlink():
+                    links.add(entry.name)
+                elif entry.is_dir(follow_symlinks=False):
+                    folders.add(entry.name)
+                else:
+                    files.add(entry.name)
+    except OSError as problem:
+        return Folder(path, trouble=trouble_of(problem))
+    return Folder(path, frozenset(folders), frozenset(files), frozenset(links))
+
+
+def trouble_of(problem: OSError) -> Trouble:
+    """What to keep of an OSError."""
+    name = errno.errorcode.get(problem.errno or 0, "unknown")
+    return Trouble(name, problem.strerror or str(problem))
+
+
+class Disk:
+    """The real one. Every method raises OSError."""
+
+    def link(self, source: Path, target: Path) -> None:
+        """A second name for a file; FileExistsError when `target` is taken."""
+        os.link(source, target)
+
+    def rename_to_free_name(self, source: Path, target: Path) -> None:
+        """renameat2(RENAME_NOREPLACE): FileExistsError when `target` is taken; ENOSYS or EINVAL
+        where the kernel or the file system cannot."""
+        try:
+            renameat2 = ctypes.CDLL(None, use_errno=True).renameat2
+        except (OSError, AttributeError):
+            raise OSError(errno.ENOSYS, "no renameat2") from None
+        source_bytes, target_bytes = os.fsencode(source), os.fsencode(target)
+        flags = ctypes.c_uint(_RENAME_NOREPLACE)
+        if renameat2(_AT_FDCWD, source_bytes, _AT_FDCWD, target_bytes, flags) != 0:
+            code = ctypes.get_errno()
+            raise OSError(code, os.strerror(code), str(target))
+
+    def rename(self, source: Path, target: Path) -> None:
+        """Rename, replacing `target`."""
+        os.rename(source, target)
+
+    def create(self, path: Path) -> int:
+        """A new file, open for reading and writing; FileExistsError when there is one."""
+        return os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644)
+
+    def write_at(self, descriptor: int, data: memoryview, position: int) -> None:
+        """Write all of `data` at `position`."""
+        while data:
+            written = os.pwrite(descriptor, data, position)
+            data, position = data[written:], position + written
+
+    def read_at(self, descriptor: int, buffers: Sequence[memoryview], position: int) -> int:
+        """Read into `buffers` from `position`; number of bytes, 0 at the end."""
+        return os.preadv(descriptor, list(buffers), position)
+
+    def flush(self, descriptor: int) -> None:
+        """Make what was written durable; a quota can show here first."""
+        os.fsync(descriptor)
+
+    def close(self, descriptor: int) -> None:
+        """Close; a quota on NFS can show here first."""
+        os.close(descriptor)
+
+    def flush_folder(self, folder: Path) -> None:
+        """Make names durable, where the file system lets folders be flushed."""
+        descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            os.fsync(descriptor)
+        except OSError:
+            pass
+        finally:
+            os.close(descriptor)
+
+    def free_bytes(self, folder: Path) -> int:
+        """Room for an ordinary user. Quotas do not show here: expect ENOSPC and EDQUOT anyway."""
+        facts = os.statvfs(folder)
+        return facts.f_bavail * facts.f_frsize
+
+
+def write_whole(path: Path, text: str, scratch: Path) -> None:
+    """Put `text` at `path`, whole or not at all, by way of `scratch`. Raises OSError."""
+    try:
+        with open(scratch, "w", encoding="utf-8") as file:
+            file.write(text)
+        os.replace(scratch, path)
+    except BaseException:
+        scratch.unlink(missing_ok=True)
+        raise
+
+
+def publish(part: Path, final: Path, disk: Disk) -> bool:
+    """Give `part` the name `final`. False when the name is taken: the winner's file stays, and
+    `part` is left to the caller. Raises OSError.
+
+    Hard link first, which every POSIX file system does atomically; renameat2 next; and where
+    there is neither, a look and a rename behind a marker made with O_EXCL. If that does not
+    exclude either, two may rename one after the other: both files are checked and alike.
+    """
+    try:
+        return _name_it(part, final, disk)
+    finally:
+        disk.flush_folder(final.parent)
+
+
+def _name_it(part: Path, final: Path, disk: Disk) -> bool:
+    for give_name in (disk.link, disk.rename_to_free_name):
+        try:
+            give_name(part, final)
+        except FileExistsError:
+            return False
+        except OSError as problem:
+            if problem.errno not in _CANNOT:
+                raise
+        else:
+            part.unlink(missing_ok=True)
+            return True
+    return _behind_marker(part, final, disk)
+
+
+def _behind_marker(part: Path, final: Path, disk: Disk) -> bool:
+    marker = final.with_name(lease_name(final.name, "publishing"))
+    deadline = time.monotonic() + _MARKER_SECONDS
+    while True:
+        try:
+            disk.close(disk.create(marker))
+            break
+        except FileExistsError:
+            if final.exists():
+                return False
+            if time.monotonic() > deadline:  # its maker is dead
+                marker.unlink(missing_ok=True)
+            time.sleep(0.05)
+    try:
+        if final.exists() or final.is_symlink():
+            return False
+        disk.rename(part, final)
+        return True
+    finally:
+        marker.unlink(missing_ok=True)
+
+
+def publish_copy(source: Path, folder: Path, name: str) -> Path:
+    """Copy `source` to `folder`/`name`, or to `name` with a number if that is taken.
+
+    The bytes are on the volume before the final name is. Raises OSError, leaving nothing behind.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    part = part_beside(folder / name)
+    try:
+        _copy_synced(source, part)
+        return _give_free_name(part, folder, name)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def publish_new(source: Path, final: Path) -> bool:
+    """Copy `source` to `final`, in a folder that is there; False when the name is taken.
+
+    Raises OSError, leaving nothing behind.
+    """
+    part = part_beside(final)
+    try:
+        _copy_synced(source, part)
+        _link_or_move(part, final)
+        return True
+    except FileExistsError:
+        return False
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def open_regular(path: Path) -> BinaryIO:
+    """Open a regular file for reading. Raises OSError, also for a FIFO or a device, of which an
+    ordinary open would wait for a writer, maybe for ever."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    try:
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            raise OSError(errno.EINVAL, "it is not a regular file", str(path))
+        return os.fdopen(descriptor, "rb")
+    except BaseException:
+        os.close(descriptor)
+        raise
+
+
+def part_beside(final: Path) -> Path:
+    """A name for what is not whole yet; core/temp_names.py knows it, should we be killed."""
+    return final.parent / f".{uuid.uuid4().hex}.part"
+
+
+def _copy_synced(source: Path, part: Path) -> None:
+    """Copy and flush: a full disk or quota can show as late as at fsync or close."""
+    with open_regular(source) as reader, open(part, "xb") as writer:
+        shutil.copyfileobj(reader, writer, 8 * 1024 * 1024)
+        writer.flush()
+        os.fsync(writer.fileno())
+
+
+def _give_free_name(part: Path, folder: Path, name: str) -> Path:
+    stem, suffix = os.path.splitext(name)
+    number = 1
+    while True:
+        final = folder / (name if number == 1 else f"{stem}-{number}{suffix}")
+        try:
+            _link_or_move(part, final)
+            return final
+        except FileExistsError:
+            number += 1
+
+
+def _link_or_move(part: Path, final: Path) -> None:
+    """`os.link` fails when the name is taken. Where links are unsupported the name is claimed by
+    a hidden file beside it, so that of several workers only one looks and moves. Nobody breaks
+    that claim, as is done for models, which are alike (`publish`): its maker may be frozen
+    between look and move, and must not replace another result when it goes on."""
+    try:
+        os.link(part, final)
+    except OSError as problem:
+        if problem.errno not in NO_LINKS:
+            raise
+        _move_under_claim(part, final)
+
+
+def _move_under_claim(part: Path, final: Path) -> None:
+    claim = final.with_name(f".{final.name}.claim")
+    os.close(os.open(claim, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o644))
+    try:
+        if os.path.lexists(final):
+            raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(final))
+        os.rename(part, final)
+    finally:
+        claim.unlink(missing_ok=True)
+
+
+def contains(folder: str, path: str) -> bool:
+    """Is `path` the folder or below it, going by the texts?"""
+    return path == folder or path.startswith(folder.rstrip("/") + "/")

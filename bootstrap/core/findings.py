@@ -1,0 +1,158 @@
+"""What a check found: a stable code, a sentence with the facts, and a fix one can type or click."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import Any
+
+from bootstrap.core.redact import masked, masked_data
+
+
+class Severity(str, Enum):
+    """How much a finding matters, from good news to a fault that keeps jobs from running."""
+
+    OK = "ok"
+    INFO = "info"
+    WARNING = "warning"
+    ERROR = "error"
+
+    @property
+    def rank(self) -> int:
+        """Position in the order ok < info < warning < error, from 0."""
+        return list(Severity).index(self)
+
+
+# The first word of a code -> the heading it stands under. What is not here is "Other".
+SECTIONS: Mapping[str, tuple[str, ...]] = {
+    "Volume": ("volume", "links", "throughput"),
+    "Models": ("models", "manifest"),
+    "ComfyUI": ("comfyui", "python", "nodes"),
+    "Machine": ("gpu", "memory", "disk", "machine", "host"),
+    "Environment": ("env", "settings", "allocator", "tokens"),
+}
+OTHER = "Other"
+_SECTION_OF = {family: name for name, families in SECTIONS.items() for family in families}
+
+
+def section_of(code: str) -> str:
+    """The heading a code stands under, wherever findings are shown."""
+    return _SECTION_OF.get(code.partition(".")[0], OTHER)
+
+
+class Outcome(str, Enum):
+    """What a boot came to; see `outcome_of`."""
+
+    READY = "ready"
+    DEGRADED = "degraded"
+    UNFIT = "unfit"
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing that was found.
+
+    `code` is stable across releases (`family.what`), `message` one sentence with the actual
+    values and paths, `fix` what to type or click next (empty where nothing needs mending).
+    `host_fault` marks an error that lies with this machine, not with the user: Runpod should
+    take another one. `details` is JSON-ready data for programs. Secrets of addresses in any of
+    them are masked.
+    """
+
+    code: str
+    severity: Severity
+    message: str
+    fix: str = ""
+    host_fault: bool = False
+    details: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "message", masked(self.message))
+        object.__setattr__(self, "fix", masked(self.fix))
+        object.__setattr__(self, "details", masked_data(self.details))
+
+    def as_dict(self) -> dict[str, Any]:
+        """The finding as JSON-ready data; empty fields are left out."""
+        data: dict[str, Any] = {
+            "code": self.code,
+            "severity": self.severity.value,
+            "message": self.message,
+        }
+        if self.fix:
+            data["fix"] = self.fix
+        if self.host_fault:
+            data["host_fault"] = True
+        if self.details:
+            data["details"] = dict(self.details)
+        return data
+
+
+def error(code: str, message: str, fix: str, /, **details: Any) -> Finding:
+    """A fault the user must mend before jobs can run."""
+    return Finding(code, Severity.ERROR, message, fix, details=details)
+
+
+def host_error(code: str, message: str, fix: str, /, **details: Any) -> Finding:
+    """A fault of this machine: another worker may well be fine."""
+    return Finding(code, Severity.ERROR, message, fix, host_fault=True, details=details)
+
+
+def warning(code: str, message: str, fix: str, /, **details: Any) -> Finding:
+    """Jobs run, but somebody should look at this."""
+    return Finding(code, Severity.WARNING, message, fix, details=details)
+
+
+def info(code: str, message: str, fix: str = "", /, **details: Any) -> Finding:
+    """Worth knowing; nothing to mend."""
+    return Finding(code, Severity.INFO, message, fix, details=details)
+
+
+def ok(code: str, message: str, /, **details: Any) -> Finding:
+    """Looked at and found good."""
+    return Finding(code, Severity.OK, message, details=details)
+
+
+def errors_in(findings: Iterable[Finding]) -> tuple[Finding, ...]:
+    """The findings that keep jobs from running."""
+    return tuple(f for f in findings if f.severity is Severity.ERROR)
+
+
+def outcome_of(findings: Iterable[Finding]) -> Outcome:
+    """Ready, degraded (the user must mend something) or unfit (this machine is broken)."""
+    errors = errors_in(findings)
+    if any(f.host_fault for f in errors):
+        return Outcome.UNFIT
+    return Outcome.DEGRADED if errors else Outcome.READY
+
+
+def worst_first(findings: Iterable[Finding]) -> list[Finding]:
+    """Findings by falling severity; equal ones keep their order."""
+    return sorted(findings, key=lambda f: -f.severity.rank)
+
+
+_MARKS = {
+    Severity.OK: "ok     ",
+    Severity.INFO: "info   ",
+    Severity.WARNING: "WARNING",
+    Severity.ERROR: "ERROR  ",
+}
+_COLOURS = {
+    Severity.OK: "\033[32m",
+    Severity.INFO: "\033[36m",
+    Severity.WARNING: "\033[33m",
+    Severity.ERROR: "\033[31m",
+}
+
+
+def findings_text(findings: Iterable[Finding], colour: bool = False) -> str:
+    """One line a finding, worst first, its fix indented below."""
+    lines: list[str] = []
+    for finding in worst_first(findings):
+        mark = _MARKS[finding.severity]
+        if colour:
+            mark = f"{_COLOURS[finding.severity]}{mark}\033[0m"
+        lines.append(f"{mark} {finding.code}: {finding.message}")
+        if finding.fix:
+            lines.append(f"        fix: {finding.fix}")
+    return "\n".join(lines)

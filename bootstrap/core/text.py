@@ -1,0 +1,111 @@
+"""Sizes, names, paths and commands as a person reads and types them."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+KB, MB, GB = 1024, 1024**2, 1024**3
+MOST_NAMED = 5
+# What a terminal would act on, what no file system stores as text, and what cannot be seen.
+_UNPRINTABLE = re.compile(
+    "[\x00-\x1f\x7f-\x9f\u200b-\u200f\u2028-\u202e\u2060-\u2069\ufeff\ud800-\udfff]"
+)
+#: Where people set variables, in a sentence.
+IN_ENDPOINT = "in the endpoint's environment variables"
+# More commands than this are not typed at once: mend these, then check again.
+MOST_AT_ONCE = 20
+MOST_PATHS = 50
+# The platform's two mount points of one volume.
+SERVERLESS, POD = "/runpod-volume", "/workspace"
+
+
+def size_text(size: int) -> str:
+    """A number of bytes as `6.5 GB` (of 1024 MB each, as memory is counted)."""
+    for unit, name in ((GB, "GB"), (MB, "MB"), (KB, "KB")):
+        if size >= unit:
+            return f"{size / unit:.1f} {name}" if size < 10 * unit else f"{size / unit:,.0f} {name}"
+    return "1 byte" if size == 1 else f"{size} bytes"
+
+
+def counted(count: int, one: str, many: str = "") -> str:
+    """`1 file`, `2 files`."""
+    return f"{count:,} {one if count == 1 else many or one + 's'}"
+
+
+def shown(name: str) -> str:
+    """A file name in a sentence: what cannot be printed is escaped, outer spaces are seen."""
+    text = _UNPRINTABLE.sub(_escaped, name)
+    return (
+        f"'{text}'"
+        if text != text.strip() or any(p != p.strip() for p in text.split("/"))
+        else text
+    )
+
+
+def named(names: Sequence[str], most: int = MOST_NAMED) -> str:
+    """The first few names and how many more there are."""
+    more = len(names) - most
+    text = ", ".join(shown(name) for name in names[:most])
+    return f"{text} and {more:,} more" if more > 0 else text
+
+
+def typed(*words: str) -> str:
+    """A command as one types it into bash, whatever characters its words have."""
+    return " ".join(_typed_word(word) for word in words)
+
+
+def _typed_word(word: str) -> str:
+    if not _UNPRINTABLE.search(word):
+        return shlex.quote(word)
+    plain = word.replace("\\", "\\\\").replace("'", "\\'")
+    return "$'" + _UNPRINTABLE.sub(_escaped_bytes, plain) + "'"
+
+
+def _escaped(match: re.Match[str]) -> str:
+    code = ord(match[0])
+    if 0xDC80 <= code <= 0xDCFF:  # a byte that is no UTF-8 (PEP 383)
+        return f"\\x{code - 0xDC00:02x}"
+    return f"\\x{code:02x}" if code < 256 else f"\\u{code:04x}"
+
+
+def _escaped_bytes(match: re.Match[str]) -> str:
+    data = match[0].encode("utf-8", "surrogateescape" if ord(match[0]) >= 0xDC80 else "replace")
+    return "".join(f"\\x{byte:02x}" for byte in data)
+
+
+def quoted(path: str) -> str:
+    """`path` as one word of a bash command, whatever characters are in it."""
+    return typed(path)
+
+
+def words(paths: Iterable[str]) -> str:
+    """Paths as words of a command, `MOST_AT_ONCE` at most."""
+    return typed(*list(paths)[:MOST_AT_ONCE])
+
+
+def chained(commands: Sequence[str]) -> str:
+    """Commands as one line, `MOST_AT_ONCE` at most."""
+    return " && ".join(commands[:MOST_AT_ONCE])
+
+
+def on_pod(command: str, root: str, then: str = "") -> str:
+    """A fix that is a command, for a volume seen at `root`."""
+    fix = f"On a Pod with this volume: `{command}`."
+    if root == SERVERLESS:
+        fix += f" There the volume is {POD}: type that for {SERVERLESS}."
+    return f"{fix} {then}".rstrip()
+
+
+def about(paths: Sequence[str], command: str = "") -> dict[str, Any]:
+    """Details of a finding about paths, bounded; `command` is the fix as it is typed."""
+    details: dict[str, Any] = {"paths": [shown(p) for p in paths[:MOST_PATHS]]}
+    details["count"] = len(paths)
+    return {**details, "command": command} if command else details
+
+
+def megabytes(count: int) -> str:
+    """A size for people, in decimal units."""
+    return f"{count / 1e9:.2f} GB" if count >= 1e9 else f"{count / 1e6:.1f} MB"

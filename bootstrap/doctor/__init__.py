@@ -1,0 +1,26 @@
+"""What is true of this machine and volume, what that means, what to do about it, and the doing."""
+
+from bootstrap.doctor.checks.volume import check_layout
+from bootstrap.doctor.facts.gather import Facts, Scope
+from bootstrap.doctor.report import (
+    JSON_VERSION,
+    Report,
+    bounded,
+    examine,
+    report_json,
+    report_text,
+)
+
+__all__ = [
+    "JSON_VERSION",
+    "Facts",
+    "Report",
+    "Scope",
+    "bounded",
+    "check_layout",
+    "examine",
+    "fix",
+    "html",
+    "report_json",
+    "report_text",
+]

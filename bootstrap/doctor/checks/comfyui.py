@@ -1,0 +1,164 @@
+"""ComfyUI's tree and the interpreter it will run with."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterator
+
+from bootstrap.core.findings import Finding, error, info, ok, warning
+from bootstrap.core.text import counted, named, shown, typed
+from bootstrap.doctor.facts.comfyui import ComfyUIFacts
+from bootstrap.environment import PackagesFacts
+from bootstrap.environment.packs import Pack, State
+
+CODES = {
+    "comfyui.version": "Which ComfyUI it is.",
+    "comfyui.version_unknown": "ComfyUI does not say which version it is.",
+    "comfyui.incomplete": "Files or folders of ComfyUI are missing.",
+    "comfyui.silent": "ComfyUI's folder did not answer in time.",
+    "python.unusable": "The interpreter for ComfyUI does not start.",
+    "python.other_version": "A venv was made by another Python than the one it now starts.",
+    "python.on_network": "ComfyUI's packages lie on a network volume, which costs start time.",
+    "python.scripts_moved": "A venv's scripts name an interpreter that is elsewhere.",
+    "nodes.pack_empty": "A custom node's folder has nothing in it that can be imported.",
+    "nodes.pack_twice": "Two copies of one custom node pack are active.",
+}
+
+
+def check_comfyui(comfyui: ComfyUIFacts, packages: PackagesFacts | None) -> list[Finding]:
+    """Version and completeness, the interpreter, the folders of custom nodes."""
+    if comfyui.silent_after is not None:
+        return [_silent(comfyui)]
+    found = [_version(comfyui)]
+    if comfyui.missing:
+        found.append(_incomplete(comfyui))
+    if packages is not None:
+        found += _interpreter(packages)
+    return [*found, *_empty_packs(comfyui), *_twins(comfyui)]
+
+
+def _silent(comfyui: ComfyUIFacts) -> Finding:
+    return warning(
+        "comfyui.silent",
+        f"{shown(comfyui.path)} did not answer within {comfyui.silent_after:g} s.",
+        "Look at the volume's findings first; a network volume that hangs needs another worker.",
+    )
+
+
+def _version(comfyui: ComfyUIFacts) -> Finding:
+    packs = counted(len(comfyui.active), "custom node pack")
+    if comfyui.version is None:
+        return info(
+            "comfyui.version_unknown",
+            f"The ComfyUI in {shown(comfyui.path)} does not say which version it is; it has "
+            f"{packs}. Versions before 2025 do not.",
+        )
+    return ok("comfyui.version", f"ComfyUI {comfyui.version} with {packs}.")
+
+
+def _incomplete(comfyui: ComfyUIFacts) -> Finding:
+    restore = typed("git", "-C", comfyui.path, "checkout", "--", *comfyui.missing)
+    fix = f"On a Pod: `{restore}`."
+    if comfyui.git is None:
+        fix = (
+            "It is no git checkout: clone ComfyUI anew beside it and copy "
+            f"{named(comfyui.missing)} from there."
+        )
+    return error(
+        "comfyui.incomplete",
+        f"The ComfyUI in {shown(comfyui.path)} lacks {named(comfyui.missing)}: it cannot start.",
+        fix,
+        missing=list(comfyui.missing),
+    )
+
+
+def _interpreter(packages: PackagesFacts) -> Iterator[Finding]:
+    python = shown(packages.python)
+    if packages.failure is not None:
+        yield error(
+            "python.unusable",
+            f"{python}, which ComfyUI is to run with, does not start: {packages.failure.reason}.",
+            "Set COMFYUI_PYTHON to an interpreter of this image, or make the venv anew on a Pod "
+            "that runs the same image.",
+        )
+    elif packages.sees_nothing:
+        yield error(
+            "python.other_version",
+            f"{python} is Python {packages.version}, but its packages were installed for Python "
+            f"{named(packages.other_versions)}: it sees none of them.",
+            "Make the venv anew on a Pod that runs the worker's image, or use an image with "
+            f"Python {named(packages.other_versions)}.",
+        )
+    elif packages.network is not None:
+        yield info(
+            "python.on_network",
+            f"ComfyUI's packages lie on a network volume ({packages.network}): each of their "
+            "thousands of small files costs a round trip at every cold start.",
+            "Install them into the image's /opt/comfyui instead; a venv on the volume with "
+            "--system-site-packages then only holds what your nodes add.",
+        )
+    if packages.scripts_python is not None:
+        yield info(
+            "python.scripts_moved",
+            f"Scripts beside {python} name {shown(packages.scripts_python)}, where the venv was "
+            "made; the interpreter itself works.",
+            f"Write `{typed(packages.python, '-m', 'pip')} …` instead of `pip …`.",
+        )
+
+
+def _empty_packs(comfyui: ComfyUIFacts) -> Iterator[Finding]:
+    for pack in comfyui.active:
+        if pack.state is not State.GOOD:
+            yield _empty(pack)
+
+
+def _empty(pack: Pack) -> Finding:
+    path = shown(pack.path)
+    reasons = {
+        State.EMPTY: f"{path} is empty: a clone or a submodule that was never filled.",
+        State.NO_INIT: f"{path} has no __init__.py, so ComfyUI cannot import it.",
+        State.LINK_BROKEN: f"{path} is a link that leads nowhere.",
+        State.UNREADABLE: f"{path} cannot be read.",
+    }
+    fixes = {
+        State.EMPTY: f"`{typed('rmdir', pack.path)}`, then clone the custom node again.",
+        State.NO_INIT: f"If it is none, take it out of ComfyUI's sight: `{_disable(pack)}`.",
+        State.LINK_BROKEN: f"`{typed('rm', pack.path)}` removes the link; clone the node instead.",
+        State.UNREADABLE: f"`{typed('chmod', '-R', 'u+rwX', pack.path)}` on a Pod.",
+    }
+    fix = fixes.get(pack.state, f"`{_disable(pack)}`")
+    if pack.only_git:
+        fix = f"`{typed('git', '-C', pack.path, 'checkout', '-f', 'HEAD')}` restores its files."
+    elif pack.inner:
+        fix = (
+            f"Move {shown(pack.inner)} one level up: it was unpacked one folder too deep: "
+            f"`{typed('mv', f'{pack.path}/{pack.inner}', f'{pack.path}-inner')} && "
+            f"{_disable(pack)} && {typed('mv', f'{pack.path}-inner', pack.path)}`."
+        )
+    elif pack.origin:
+        clone = typed("git", "clone", pack.origin, pack.path)
+        fix = f"`{_disable(pack)} && {clone}`."
+    return warning("nodes.pack_empty", reasons.get(pack.state, path), fix, pack=pack.path)
+
+
+def _disable(pack: Pack) -> str:
+    """ComfyUI passes by folders with this ending; nothing is deleted."""
+    return typed("mv", pack.path, f"{pack.path}.disabled")
+
+
+def _twins(comfyui: ComfyUIFacts) -> Iterator[Finding]:
+    """Same name but for case, `-main` or `-master`: both are imported, the later one wins."""
+    same: dict[str, list[Pack]] = defaultdict(list)
+    for pack in comfyui.active:
+        plain = pack.name.lower().removesuffix("-main").removesuffix("-master")
+        same[plain].append(pack)
+    for packs in same.values():
+        if len(packs) > 1:
+            last = packs[-1]
+            yield warning(
+                "nodes.pack_twice",
+                f"{named([p.path for p in packs])} are copies of one custom node: both are "
+                "imported, and which one's nodes you get is chance.",
+                f"Keep one: `{_disable(last)}`.",
+                packs=[p.path for p in packs],
+            )

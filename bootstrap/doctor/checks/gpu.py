@@ -1,0 +1,296 @@
+"""The GPU: is there one where one is expected, and does it really answer?
+
+Whether one is expected is decided in this order; the first that says something wins:
+
+1. `GPU=required` or `GPU=none` (a setting of ours).
+2. `--cpu` in COMFYUI_ARGS: the user wants the CPU.
+3. RUNPOD_GPU_COUNT, which Runpod sets for the worker: a number above 0 or not.
+4. /dev/nvidia*: the container was given a device.
+5. NVIDIA_VISIBLE_DEVICES naming devices (`0,1`, `GPU-…`). `all` says nothing: CUDA base images
+   have it baked in, and run on CPU endpoints too; `void` and `none` mean no GPU.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from bootstrap.config import Settings
+from bootstrap.core.findings import Finding, error, host_error, info, ok, warning
+from bootstrap.core.text import GB
+from bootstrap.doctor.facts.gpu import GpuFacts
+from bootstrap.doctor.facts.machine import MachineFacts
+
+_NO_DEVICES = ("", "void", "none")
+_ANOTHER = (
+    "A serverless worker is replaced by Runpod; if every worker reports this, choose another GPU "
+    "type or datacenter in Edit Endpoint. On a Pod: stop it and start another."
+)
+# CUresult, cuda.h
+CUDA_OUT_OF_MEMORY = 2
+CUDA_NO_DEVICE = 100
+_CUDA_CODES = {
+    -1: "wrong bytes came back",
+    CUDA_OUT_OF_MEMORY: "CUDA_ERROR_OUT_OF_MEMORY",
+    3: "CUDA_ERROR_NOT_INITIALIZED",
+    46: "CUDA_ERROR_DEVICE_UNAVAILABLE: another process holds it exclusively",
+    CUDA_NO_DEVICE: "CUDA_ERROR_NO_DEVICE",
+    101: "CUDA_ERROR_INVALID_DEVICE",
+    214: "CUDA_ERROR_ECC_UNCORRECTABLE",
+    700: "CUDA_ERROR_ILLEGAL_ADDRESS",
+    719: "CUDA_ERROR_LAUNCH_FAILED",
+    802: "CUDA_ERROR_SYSTEM_NOT_READY: the host's fabric manager does not run",
+    803: "CUDA_ERROR_SYSTEM_DRIVER_MISMATCH",
+    804: "CUDA_ERROR_COMPAT_NOT_SUPPORTED_ON_DEVICE: the image's CUDA compatibility package is "
+    "for data-centre GPUs only",
+    999: "CUDA_ERROR_UNKNOWN",
+}
+# The image's own compatibility libraries cause this one; another machine of that kind won't help.
+CUDA_COMPAT_NOT_SUPPORTED = 804
+CODES = {
+    "gpu.good": "The GPU is there and answers.",
+    "gpu.none": "There is no GPU and none is expected.",
+    "gpu.unused": "There is a GPU, but COMFYUI_ARGS or GPU says not to use it.",
+    "gpu.absent": "A GPU is expected and there is none.",
+    "gpu.fewer": "There are fewer GPUs than Runpod promised.",
+    "gpu.hidden": "CUDA_VISIBLE_DEVICES hides the GPU.",
+    "gpu.capabilities": "NVIDIA_DRIVER_CAPABILITIES keeps CUDA out of the container.",
+    "gpu.library_missing": "The GPU is there, but the driver's library is not.",
+    "gpu.driver_silent": "The driver did not answer in time.",
+    "gpu.probe_died": "The process that asked the driver died.",
+    "gpu.not_answering": "CUDA cannot use the GPU: it returned an error.",
+    "gpu.compat_package": "The image's CUDA compatibility package does not fit this GPU.",
+    "gpu.memory_full": "Other processes fill the GPU, so that not even 4 KB could be had.",
+    "gpu.not_asked": "The GPU could not be asked at all.",
+    "gpu.cpu_flag_missing": "There is no GPU and ComfyUI is not told to use the CPU.",
+}
+
+
+@dataclass(frozen=True)
+class Expectation:
+    """Whether a GPU is expected, and a clause that says why."""
+
+    expected: bool
+    why: str
+
+
+def gpu_expectation(
+    gpu: GpuFacts | None, settings: Settings, env: Mapping[str, str]
+) -> Expectation:
+    """Whether a GPU must be there, by the rules above."""
+    if settings.gpu != "auto":
+        return Expectation(settings.gpu == "required", f"GPU={settings.gpu} is set")
+    if wants_cpu(settings):
+        return Expectation(False, "COMFYUI_ARGS has --cpu")
+    count = promised_gpus(env)
+    if count is not None:
+        return Expectation(count > 0, f"RUNPOD_GPU_COUNT is {count}")
+    if gpu and gpu.device_files:
+        return Expectation(True, f"/dev/{gpu.device_files[0]} is there")
+    named = env.get("NVIDIA_VISIBLE_DEVICES", "").strip()
+    if named.lower() not in (*_NO_DEVICES, "all"):
+        return Expectation(True, f"NVIDIA_VISIBLE_DEVICES is {named[:80]}")
+    return Expectation(False, "neither Runpod nor /dev names a GPU")
+
+
+def wants_cpu(settings: Settings) -> bool:
+    """Whether ComfyUI is told to use the CPU."""
+    return "--cpu" in settings.comfyui_args
+
+
+def promised_gpus(env: Mapping[str, str]) -> int | None:
+    """How many GPUs Runpod says this worker has; None where it says nothing."""
+    text = env.get("RUNPOD_GPU_COUNT", "").strip()
+    return int(text) if text.isdigit() else None
+
+
+def check_gpu(facts: MachineFacts, settings: Settings, env: Mapping[str, str]) -> list[Finding]:
+    """Is there a GPU, if one is expected, and does it answer? At most one of these is an error."""
+    gpu = facts.gpu
+    if gpu is None:
+        return [_not_asked(facts)]
+    expectation = gpu_expectation(gpu, settings, env)
+    if not expectation.expected:
+        return _not_expected(gpu, settings, env, expectation.why)
+    trouble = _trouble(gpu, facts.comfyui_running, env, expectation.why)
+    if trouble:
+        return [trouble]
+    return [*_fewer(gpu, env), _good(gpu)]
+
+
+def _not_asked(facts: MachineFacts) -> Finding:
+    why = "; ".join(p for p in facts.problems if p.startswith("GPU")) or "no facts were gathered"
+    return warning(
+        "gpu.not_asked",
+        f"The GPU could not be asked: {why}.",
+        "Ask again with a diagnostics request; on a Pod, `nvidia-smi` shows what the driver says.",
+    )
+
+
+def _not_expected(
+    gpu: GpuFacts, settings: Settings, env: Mapping[str, str], why: str
+) -> list[Finding]:
+    if gpu.devices:
+        return [
+            warning(
+                "gpu.unused",
+                f"There is a GPU ({_names(gpu)}) that will not be used: {why}.",
+                "Remove --cpu from COMFYUI_ARGS and GPU=none from the endpoint's environment "
+                "variables, or use a CPU endpoint, which costs less.",
+            )
+        ]
+    found = [info("gpu.none", f"No GPU, and none is expected: {why}.")]
+    # COMFYUI_ARGS that were refused for another flag are a finding of their own.
+    if not wants_cpu(settings) and "--cpu" not in env.get("COMFYUI_ARGS", "").split():
+        found.append(
+            warning(
+                "gpu.cpu_flag_missing",
+                "There is no GPU, and COMFYUI_ARGS does not have --cpu, without which ComfyUI ends "
+                "at start with 'Found no NVIDIA driver'.",
+                "Set COMFYUI_ARGS to `--cpu` (add it to the flags that are there). If there should "
+                "be a GPU, set GPU=required, and choose a GPU in Edit Endpoint.",
+            )
+        )
+    return found
+
+
+def _trouble(
+    gpu: GpuFacts, comfyui_running: bool, env: Mapping[str, str], why: str
+) -> Finding | None:
+    if gpu.silent_in:
+        return host_error(
+            "gpu.driver_silent",
+            f"The NVIDIA driver did not answer in {gpu.timeout:g} s (in {gpu.silent_in}).",
+            _ANOTHER,
+            call=gpu.silent_in,
+        )
+    if gpu.died:
+        return host_error(
+            "gpu.probe_died",
+            f"The process that asked the NVIDIA driver ended with {gpu.died}.",
+            _ANOTHER,
+        )
+    if gpu.cuda.missing:
+        return _library_missing(gpu, env, why)
+    if gpu.cuda.failed:
+        return _cuda_failed(gpu, comfyui_running, env, why)
+    return None if gpu.visible else _none_visible(gpu, env, why)
+
+
+def _library_missing(gpu: GpuFacts, env: Mapping[str, str], why: str) -> Finding:
+    allowed = env.get("NVIDIA_DRIVER_CAPABILITIES", "").replace(" ", "").split(",")
+    if gpu.devices and any(allowed) and not {"all", "compute"} & set(allowed):
+        return error(
+            "gpu.capabilities",
+            f"The GPU ({_names(gpu)}) is there, but not CUDA: NVIDIA_DRIVER_CAPABILITIES is "
+            f"`{','.join(allowed)[:80]}`.",
+            "Set NVIDIA_DRIVER_CAPABILITIES to `compute,utility` in the endpoint's environment "
+            "variables.",
+        )
+    if gpu.devices or gpu.device_files:
+        return host_error(
+            "gpu.library_missing",
+            f"A GPU is there, but the driver's library is not ({gpu.cuda.missing}).",
+            _ANOTHER,
+        )
+    return _absent(why)
+
+
+def _absent(why: str) -> Finding:
+    return host_error(
+        "gpu.absent",
+        f"There is no GPU, though one is expected: {why}.",
+        f"{_ANOTHER} If this is meant to be a CPU endpoint, set COMFYUI_ARGS to `--cpu`.",
+    )
+
+
+def _cuda_failed(
+    gpu: GpuFacts, comfyui_running: bool, env: Mapping[str, str], why: str
+) -> Finding | None:
+    code = gpu.cuda.code if gpu.cuda.code is not None else -1
+    if code == CUDA_NO_DEVICE:
+        return _none_visible(gpu, env, why)
+    if code == CUDA_OUT_OF_MEMORY:
+        # Our own ComfyUI may well fill it: that is what it is for.
+        return None if comfyui_running else _memory_full(gpu)
+    said = f"{gpu.cuda.failed} returned {code} ({_CUDA_CODES.get(code, 'see CUresult in cuda.h')})"
+    if code == CUDA_COMPAT_NOT_SUPPORTED:
+        return error(
+            "gpu.compat_package",
+            f"CUDA cannot use the GPU ({_names(gpu)}): {said}.",
+            "Choose only workers that have the image's CUDA version: Edit Endpoint > Advanced > "
+            "Allowed CUDA versions; or `rm -rf /usr/local/cuda/compat` when building the image.",
+            cuda_error=code,
+        )
+    return host_error(
+        "gpu.not_answering",
+        f"CUDA cannot use the GPU ({_names(gpu)}): {said}.",
+        _ANOTHER,
+        cuda_error=code,
+        call=gpu.cuda.failed,
+    )
+
+
+def _memory_full(gpu: GpuFacts) -> Finding:
+    free = ", ".join(
+        f"{d.memory_free / GB:.1f} of {d.memory_total / GB:.0f} GB free"
+        for d in gpu.visible
+        if d.memory_free is not None and d.memory_total
+    )
+    return host_error(
+        "gpu.memory_full",
+        f"The GPU ({_names(gpu)}) has no memory left for this worker: {free or 'amount unknown'}.",
+        f"{_ANOTHER} If something of yours runs there, such as another ComfyUI, end it first: "
+        "`nvidia-smi` lists it.",
+    )
+
+
+def _none_visible(gpu: GpuFacts, env: Mapping[str, str], why: str) -> Finding:
+    chosen = env.get("CUDA_VISIBLE_DEVICES")
+    if chosen is not None and gpu.devices:
+        return error(
+            "gpu.hidden",
+            f"CUDA_VISIBLE_DEVICES is `{chosen[:80]}`, which hides the GPU ({_names(gpu)}).",
+            "Remove CUDA_VISIBLE_DEVICES from the endpoint's environment variables, or set it "
+            "to 0.",
+        )
+    if gpu.devices:
+        return host_error(
+            "gpu.not_answering",
+            f"The driver knows a GPU ({_names(gpu)}), but CUDA lists none.",
+            _ANOTHER,
+            cuda_error=gpu.cuda.code,
+        )
+    return _absent(why)
+
+
+def _fewer(gpu: GpuFacts, env: Mapping[str, str]) -> list[Finding]:
+    promised = promised_gpus(env)
+    if promised is None or len(gpu.visible) >= promised:
+        return []
+    return [
+        warning(
+            "gpu.fewer",
+            f"RUNPOD_GPU_COUNT is {promised}, but CUDA lists {len(gpu.visible)} GPU(s).",
+            "ComfyUI uses one GPU: set GPUs per worker to 1 in Edit Endpoint. If "
+            "CUDA_VISIBLE_DEVICES is set, remove it.",
+        )
+    ]
+
+
+def _good(gpu: GpuFacts) -> Finding:
+    device = gpu.visible[0]
+    memory = f", {device.memory_total / GB:.0f} GB" if device.memory_total else ""
+    cuda = f"CUDA {gpu.cuda_driver_version}" if gpu.cuda_driver_version else "CUDA"
+    proof = "stores and returns bytes" if gpu.touched else "listed by CUDA (not touched)"
+    return ok(
+        "gpu.good",
+        f"GPU: {_names(gpu)}{memory}, driver {gpu.driver_version or 'unknown'}, {cuda}; {proof}, "
+        f"asked in {gpu.seconds:.1f} s.",
+        seconds=gpu.seconds,
+    )
+
+
+def _names(gpu: GpuFacts) -> str:
+    names = [d.name or f"GPU {d.index}" for d in gpu.devices]
+    return ", ".join(dict.fromkeys(names)) or "name unknown"

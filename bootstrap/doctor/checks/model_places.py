@@ -1,0 +1,364 @@
+"""Do the models lie where ComfyUI looks, under names that it lists?"""
+
+from __future__ import annotations
+
+import difflib
+import os
+import re
+import unicodedata
+from collections.abc import Callable, Sequence
+
+from bootstrap.core.findings import Finding, info, warning
+from bootstrap.core.text import MB, counted, named, size_text, typed
+from bootstrap.doctor.checks.model_text import MOST_PATH, MOST_PATHS, about, delete, paths_of
+from bootstrap.doctor.facts.inventory import Holding, Inventory, ModelFile, holdings_of
+from bootstrap.volume.categories import (
+    CATEGORIES,
+    GGUF,
+    OTHER_NAMES,
+    Category,
+    category_of,
+    extension_of,
+    known_folders,
+)
+
+CODES = {
+    "models.name_unusable": "A model's name has characters that workflows cannot carry",
+    "models.name_spaces": "A name begins or ends with white space",
+    "models.name_not_nfc": "A name looks like another one but is written with other code points",
+    "models.name_too_long": "A name leaves no room for a download's temporary suffix",
+    "models.names_differ_by_case": "Two names differ in upper and lower case only",
+    "models.empty_category": "Model folders without a model in them",
+    "models.folder_misnamed": "A folder whose name ComfyUI does not read, though nearly",
+    "models.folder_unknown": "Folders that only custom nodes read",
+    "models.outside_category": "Models straight under models/, where nothing looks for them",
+    "models.ignored_extension": "Files in a model folder that ComfyUI does not list",
+    "models.archive": "A packed model, which ComfyUI does not list",
+    "models.partial_download": "Downloads that are under way or were broken off",
+}
+# A download is `NAME.part` until it is whole; file systems take 255 bytes.
+LONGEST_NAME = 255 - 6
+# A backslash is a folder separator to ComfyUI on Windows, where many workflows come from.
+_UNUSABLE = re.compile("[\x00-\x1f\x7f\\\\\udc80-\udcff]")
+PARTIAL = frozenset(
+    {".part", ".aria2", ".crdownload", ".tmp", ".temp", ".incomplete", ".download", ".partial"}
+    | {".!qb", ".opdownload", ".filepart"}
+)
+ARCHIVES = frozenset({".zip", ".rar", ".7z", ".tar", ".gz", ".tgz", ".xz", ".zst", ".bz2"})
+# Below this an unlisted file is a note, a preview or a configuration.
+LEAST_MODEL = 10 * MB
+_HIDDEN_ENDING = re.compile(
+    r"(?P<real>\.(safetensors|sft|ckpt|pth?|gguf))(\.(?P<number>\d+)|\.txt|\.html?)$", re.IGNORECASE
+)
+# Large files that nodes and people keep beside models on purpose.
+_BESIDE_MODELS = frozenset(
+    {".onnx", ".engine", ".json", ".txt", ".md", ".yaml", ".csv", ".png", ".jpg", ".jpeg", ".webp"}
+    | {".gif", ".mp4", ".webm", ".pdf", ".model", ".msgpack", ".h5", ".py"}
+)
+_NEAR = 0.85
+
+
+def check_names(inventory: Inventory) -> list[Finding]:
+    """Findings about names of models and their folders."""
+    names = _paths(inventory)
+    return [
+        *unusable(names),
+        *outer_spaces(names),
+        *not_nfc(names),
+        *too_long(names),
+        *differ_by_case(names),
+    ]
+
+
+def unusable(paths: Sequence[str]) -> list[Finding]:
+    """Control characters, backslashes, bytes that are no UTF-8."""
+    found = [path for path in paths if _UNUSABLE.search(os.path.basename(path))]
+    return _renaming(
+        warning,
+        "models.name_unusable",
+        found,
+        "with control characters, backslashes or bytes that are no UTF-8, which workflows cannot "
+        "name reliably",
+        lambda name: _UNUSABLE.sub("_", name),
+    )
+
+
+def outer_spaces(paths: Sequence[str]) -> list[Finding]:
+    """White space at the beginning or end of a name."""
+    found = [path for path in paths if _base(path).strip() != _base(path)]
+    return _renaming(
+        warning,
+        "models.name_spaces",
+        found,
+        "that begin or end with white space, which gets lost where names are typed or copied",
+        str.strip,
+    )
+
+
+def not_nfc(paths: Sequence[str]) -> list[Finding]:
+    """Mostly from macOS, which stores é as e and an accent."""
+    found = [p for p in paths if not unicodedata.is_normalized("NFC", os.path.basename(p))]
+    return _renaming(
+        info,
+        "models.name_not_nfc",
+        found,
+        "whose accents are separate code points (as macOS writes them): a workflow with the usual "
+        "spelling does not find them",
+        lambda name: unicodedata.normalize("NFC", name),
+    )
+
+
+def too_long(paths: Sequence[str]) -> list[Finding]:
+    """Fine to read, but a download under that name would fail."""
+    found = [p for p in paths if len(os.fsencode(os.path.basename(p))) > LONGEST_NAME]
+    return _renaming(
+        info,
+        "models.name_too_long",
+        found,
+        f"of more than {LONGEST_NAME} bytes, too long for a download to write beside it",
+        _shortened,
+    )
+
+
+def differ_by_case(paths: Sequence[str]) -> list[Finding]:
+    """Different files here, one file on Windows and macOS."""
+    groups: dict[str, list[str]] = {}
+    for path in paths:
+        groups.setdefault(unicodedata.normalize("NFC", path).casefold(), []).append(path)
+    twins = [group for group in groups.values() if len(group) > 1]
+    if not twins:
+        return []
+    pairs = [" and ".join(group[:3]) for group in twins]
+    return [
+        info(
+            "models.names_differ_by_case",
+            f"{counted(len(twins), 'name exists', 'names exist')} in several spellings that differ "
+            f"in case or accents only: {named(pairs, 3)}. A workflow made on Windows or macOS may "
+            "mean the other one.",
+            f"Rename one: {typed('mv', '-n', '--', twins[0][1], twins[0][1] + '-2')} "
+            "(with the extension at the end), or delete it.",
+            paths=[path[-MOST_PATH:] for group in twins[:20] for path in group[:3]],
+        )
+    ]
+
+
+def _paths(inventory: Inventory) -> list[str]:
+    """Folders and models; notes and previews beside them trouble nobody."""
+    folders = (os.path.join(root, path) for root, path in inventory.folders)
+    return [*folders, *(f.full_path for f in inventory.files if f.is_weights)]
+
+
+def _renaming(
+    finding: Callable[..., Finding],
+    code: str,
+    paths: Sequence[str],
+    which: str,
+    better: Callable[[str], str],
+) -> list[Finding]:
+    if not paths:
+        return []
+    commands = [
+        typed("mv", "-n", "--", path, os.path.join(os.path.dirname(path), better(_base(path))))
+        for path in paths[:3]
+    ]
+    return [
+        finding(
+            code,
+            f"{counted(len(paths), 'name', 'names')} {which}: {named([_base(p) for p in paths])}.",
+            f"{'; '.join(commands)} (and choose the new name in workflows).",
+            paths=[path[-MOST_PATH:] for path in paths[:MOST_PATHS]],
+        )
+    ]
+
+
+def _base(path: str) -> str:
+    return os.path.basename(path)
+
+
+def _shortened(name: str) -> str:
+    stem, extension = os.path.splitext(name)
+    room = LONGEST_NAME - len(os.fsencode(extension))
+    return os.fsencode(stem)[:room].decode("utf-8", "ignore") + extension
+
+
+def check_places(inventory: Inventory) -> list[Finding]:
+    """Findings about folders, and about files that no loader lists."""
+    holdings = holdings_of(inventory)
+    unlisted = [f for f in inventory.files if not f.is_model and f.inode is not None]
+    partial = [f for f in unlisted if _is_partial(f)]
+    archives = [f for f in unlisted if _is_archive(f)]
+    ignored = [f for f in unlisted if _is_ignored(f)]
+    return [
+        *empty_categories(holdings),
+        *unknown_folders(inventory, holdings),
+        *outside_category([f for f in inventory.files if not f.folder and f.is_weights]),
+        *ignored_extensions(ignored),
+        *packed(archives),
+        *partial_downloads(partial),
+    ]
+
+
+def empty_categories(holdings: Sequence[Holding]) -> list[Finding]:
+    """Known folders with nothing for a loader; quite usual, often the answer to a question."""
+    empty = [h.name for h in holdings if h.known and not h.count and h.name != "configs"]
+    if not empty:
+        return []
+    return [
+        info(
+            "models.empty_category",
+            f"No model in {named(empty, 30)}.",
+            categories=empty[:60],
+        )
+    ]
+
+
+def unknown_folders(inventory: Inventory, holdings: Sequence[Holding]) -> list[Finding]:
+    """Misspelt names as a warning, all others as information."""
+    unknown = [h for h in holdings if not h.known and h.name and h.count]
+    misnamed = [(h, meant) for h in unknown if (meant := _meant(h.name))]
+    others = [h for h in unknown if not _meant(h.name)]
+    findings = [_misnamed(misnamed)] if misnamed else []
+    if others:
+        listed = [f"{h.name} ({counted(h.count, 'model')}, {size_text(h.size)})" for h in others]
+        findings.append(
+            info(
+                "models.folder_unknown",
+                f"ComfyUI itself does not read {named(listed, 10)}; custom nodes may.",
+                "If a model is missing from a loader's list, move it to that loader's folder.",
+                folders=[path for h in others[:20] for path in h.folders[:2]],
+            )
+        )
+    return findings
+
+
+def outside_category(files: Sequence[ModelFile]) -> list[Finding]:
+    """Which folder is right depends on the model's kind, which its author tells."""
+    if not files:
+        return []
+    first = files[0]
+    folder = os.path.join(first.root, "checkpoints", "")
+    return [
+        warning(
+            "models.outside_category",
+            f"{about(files, 'lies', 'lie')} straight under {first.root.name}/, where no loader "
+            "looks.",
+            f"Move to the folder of its kind, a checkpoint with: {typed('mkdir', '-p', folder)} && "
+            f"{typed('mv', '-n', '--', first.full_path, folder)} (loras/, vae/, ... for others).",
+            paths=paths_of(files),
+        )
+    ]
+
+
+def ignored_extensions(files: Sequence[ModelFile]) -> list[Finding]:
+    """`.safetensors.1` from wget, `.safetensors.txt` from a browser, or no model at all."""
+    if not files:
+        return []
+    first = files[0]
+    moves = [typed("mv", "-n", "--", f.full_path, _better_path(f)) for f in files[:3]]
+    accepted = ", ".join(sorted(first.category.extensions)) if first.category else ".safetensors"
+    return [
+        warning(
+            "models.ignored_extension",
+            f"{about(files, 'is', 'are')} not listed by ComfyUI because of the name's ending "
+            f"(it takes {accepted}).",
+            f"If it is a model: {'; '.join(moves)}. If not, move it out of the model folders.",
+            paths=paths_of(files),
+        )
+    ]
+
+
+def packed(files: Sequence[ModelFile]) -> list[Finding]:
+    """ComfyUI unpacks nothing."""
+    if not files:
+        return []
+    first = files[0]
+    folder = os.path.dirname(first.full_path)
+    zipped = extension_of(first.name) == ".zip"
+    unpack = (
+        typed("python3", "-m", "zipfile", "-e", first.full_path, folder)
+        if zipped
+        else typed("tar", "-xf", first.full_path, "-C", folder)
+    )
+    return [
+        warning(
+            "models.archive",
+            f"{about(files, 'is an archive', 'are archives')}; ComfyUI lists only what is "
+            "unpacked.",
+            f"{unpack} && {typed('rm', '--', first.full_path)}",
+            paths=paths_of(files),
+        )
+    ]
+
+
+def partial_downloads(files: Sequence[ModelFile]) -> list[Finding]:
+    """Information only: another worker may be downloading at this moment."""
+    if not files:
+        return []
+    size = sum(f.size for f in files)
+    return [
+        info(
+            "models.partial_download",
+            f"{about(files, 'is a download', 'are downloads')} under way or broken off "
+            f"({size_text(size)}).",
+            f"If nothing is downloading on any worker or Pod: {delete(files)}",
+            paths=paths_of(files),
+            size=size,
+        )
+    ]
+
+
+def _misnamed(found: Sequence[tuple[Holding, Category]]) -> Finding:
+    pairs = [f"{h.name} (meant: {meant.folders[0]})" for h, meant in found]
+    holding, meant = found[0]
+    source = holding.folders[0]
+    target = os.path.join(os.path.dirname(source), meant.folders[0])
+    source_files = typed(os.path.join(source, "")) + "*"
+    return warning(
+        "models.folder_misnamed",
+        f"ComfyUI does not read {named(pairs)}: {counted(sum(h.count for h, _ in found), 'model')} "
+        f"({size_text(sum(h.size for h, _ in found))}) will not be listed.",
+        f"{typed('mkdir', '-p', target)} && mv -n -- {source_files} "
+        f"{typed(os.path.join(target, ''))} && {typed('rmdir', '--', source)}",
+        folders=[path for h, _ in found for path in h.folders][:50],
+    )
+
+
+def _meant(folder: str) -> Category | None:
+    """The category a misspelt folder name stands for."""
+    plain = folder.strip().lower().replace(" ", "_").replace("-", "_")
+    name = OTHER_NAMES.get(plain) or OTHER_NAMES.get(folder.lower())
+    if name:
+        return CATEGORIES[name]
+    near = difflib.get_close_matches(plain, known_folders(), 1, _NEAR)
+    return category_of(near[0]) if near else None
+
+
+def _is_partial(file: ModelFile) -> bool:
+    return extension_of(file.name) in PARTIAL
+
+
+def _is_archive(file: ModelFile) -> bool:
+    return file.category is not None and extension_of(file.name) in ARCHIVES
+
+
+def _is_ignored(file: ModelFile) -> bool:
+    """In a folder of ComfyUI's, and a model by its name or by its size."""
+    if file.category is None or _is_partial(file) or _is_archive(file):
+        return False
+    if extension_of(file.name) in _BESIDE_MODELS:
+        return False
+    looks_like_one = file.is_weights or _HIDDEN_ENDING.search(file.name)
+    return bool(looks_like_one) or file.size >= LEAST_MODEL
+
+
+def _better_path(file: ModelFile) -> str:
+    """Where ComfyUI would list it: another folder, or the name without what hides its ending."""
+    if file.is_weights:
+        folder = "diffusion_models" if extension_of(file.name) == GGUF else "checkpoints"
+        return os.path.join(file.root, folder, file.name)
+    found = _HIDDEN_ENDING.search(file.name)
+    if not found:
+        return file.full_path + ".safetensors"
+    number = found["number"]
+    stem = file.full_path[: found.start() - len(file.name)]
+    return f"{stem}{'-' + number if number else ''}{found['real']}"

@@ -1,0 +1,292 @@
+"""The models on the volume: are there any, are they whole, will ComfyUI list and load them?
+
+None of these findings is an error: a worker with one broken LoRA must still take the jobs that do
+not use it, and one without models may have them downloaded later.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+from bootstrap.core.findings import Finding, info, ok, warning
+from bootstrap.core.text import POD, SERVERLESS, counted, named, shown, size_text, typed
+from bootstrap.doctor.checks import model_contents, model_places
+from bootstrap.doctor.checks.model_text import MOST_PATH, MOST_PATHS, about, delete, paths_of, place
+from bootstrap.doctor.facts.inventory import Inventory, ModelFile, holdings_of, size_of
+from bootstrap.doctor.facts.walk import Entry
+from bootstrap.models.weights_file import State
+
+CODES = {
+    "models.link_broken": "A link leads nowhere",
+    "models.link_other_mount": "A link leads to where the volume is mounted on another machine",
+    "models.link_loop": "A link leads to itself or to a folder it lies in",
+    "models.link_escapes": "A link leads out of the volume",
+    "models.found": "How many models there are, in which categories",
+    "models.none": "There is no model at all",
+    "models.unopened": "Some model files were seen but not opened.",
+    "models.incomplete": "The model folders were not looked at to the end",
+    "models.unreadable": "Files or folders that could not be read",
+    "models.larger_than_gpu": "The largest model does not fit into the GPU's memory",
+    "models.larger_than_memory": "The largest model exceeds the container's memory limit",
+    **model_places.CODES,
+    **model_contents.CODES,
+}
+# ComfyUI computes in 16 bits where a model has more (comfy/model_management.py, unet_dtype).
+_ON_GPU = {"F64": 0.25, "F32": 0.5}
+
+
+def check_links(inventory: Inventory, volume_root: Path | None) -> list[Finding]:
+    """Findings about symbolic links; `volume_root` is where the volume is mounted here."""
+    broken = [f for f in inventory.files if f.state is State.BROKEN_LINK]
+    foreign = [f for f in broken if _on_this_volume(f, volume_root) is not None]
+    nowhere = [f for f in broken if _on_this_volume(f, volume_root) is None]
+    loops = [f for f in inventory.files if f.state is State.LOOPING_LINK]
+    return [
+        *other_mount(foreign, volume_root),
+        *broken_links(nowhere),
+        *looping_links(loops),
+        *escaping_links(inventory.escaping),
+    ]
+
+
+def other_mount(files: Sequence[ModelFile], volume_root: Path | None) -> list[Finding]:
+    """Made on a Pod with an absolute text; relative links hold on both."""
+    if not files or volume_root is None:
+        return []
+    commands = []
+    for file in files[:3]:
+        target = _on_this_volume(file, volume_root) or ""
+        text = os.path.relpath(target, os.path.dirname(file.full_path))
+        commands.append(typed("ln", "-sfn", "--", text, file.full_path))
+    return [
+        warning(
+            "models.link_other_mount",
+            f"{about(files, 'is a link', 'are links')} to {_text(files[0])}, a place that "
+            f"exists where the volume is mounted elsewhere; here it is {volume_root}.",
+            f"Make it relative: {'; '.join(commands)}",
+            paths=paths_of(files),
+        )
+    ]
+
+
+def broken_links(files: Sequence[ModelFile]) -> list[Finding]:
+    """ComfyUI lists them, takes jobs that use them, and fails when it opens them."""
+    if not files:
+        return []
+    return [
+        warning(
+            "models.link_broken",
+            f"{about(files, 'is a link that leads', 'are links that lead')} nowhere "
+            f"(to {_text(files[0])}). ComfyUI lists it all the same and fails when a job uses it.",
+            f"Put the model there, or remove the link: {delete(files)}",
+            paths=paths_of(files),
+        )
+    ]
+
+
+def looping_links(files: Sequence[ModelFile]) -> list[Finding]:
+    """ComfyUI's scan follows links without looking for loops, up to 40 levels deep."""
+    if not files:
+        return []
+    return [
+        warning(
+            "models.link_loop",
+            f"{about(files, 'is a link that leads', 'are links that lead')} back to where it lies "
+            f"({_text(files[0])}): ComfyUI walks round in it and lists every model many times.",
+            f"Remove the link: {delete(files)}",
+            paths=paths_of(files),
+        )
+    ]
+
+
+def escaping_links(entries: Sequence[Entry]) -> list[Finding]:
+    """There on this machine, gone on the next worker."""
+    if not entries:
+        return []
+    first = entries[0]
+    pairs = [f"{e.root.name}/{e.path} → {e.link}" for e in entries]
+    copy = typed("cp", "-rL", "--", first.full_path, first.full_path + ".copy")
+    swap = typed("rm", "--", first.full_path)
+    back = typed("mv", "--", first.full_path + ".copy", first.full_path)
+    return [
+        warning(
+            "models.link_escapes",
+            f"{counted(len(entries), 'link leads', 'links lead')} out of the volume: "
+            f"{named(pairs)}. Other workers and Pods do not have what is there.",
+            f"Copy it onto the volume: {copy} && {swap} && {back}",
+            paths=[e.full_path[-MOST_PATH:] for e in entries[:MOST_PATHS]],
+        )
+    ]
+
+
+def _on_this_volume(file: ModelFile, volume_root: Path | None) -> str | None:
+    """Where a link made at another mount of the same volume would lead here."""
+    text = file.link or ""
+    for mount in (SERVERLESS, POD):
+        if volume_root is not None and Path(mount) != volume_root and text.startswith(mount + "/"):
+            return os.path.join(volume_root, text[len(mount) + 1 :])
+    return None
+
+
+def _text(file: ModelFile) -> str:
+    return shown(file.link or "")
+
+
+def check_models(
+    inventory: Inventory,
+    gpu_memory: int | None = None,
+    memory_limit: int | None = None,
+    volume_root: Path | None = None,
+) -> list[Finding]:
+    """All findings about models, at most one for each code.
+
+    `gpu_memory` and `memory_limit` (bytes) are the largest GPU's and the container's, None where
+    unknown or unlimited; `volume_root` is where the volume is mounted here.
+    """
+    return [
+        *overview(inventory),
+        *incomplete(inventory),
+        *unopened(inventory),
+        *unreadable(inventory),
+        *model_places.check_places(inventory),
+        *model_contents.check_contents(inventory),
+        *model_places.check_names(inventory),
+        *check_links(inventory, volume_root),
+        *larger_than_gpu(inventory, gpu_memory),
+        *larger_than_memory(inventory, memory_limit),
+    ]
+
+
+def overview(inventory: Inventory) -> list[Finding]:
+    """What there is, or that there is nothing."""
+    models = inventory.models
+    if not models:
+        return [] if not inventory.complete else [_none(inventory)]
+    holdings = sorted(holdings_of(inventory), key=lambda h: (-h.size, h.name))
+    parts = [f"{h.name} {h.count:,} ({size_text(h.size)})" for h in holdings if h.count and h.name]
+    return [
+        ok(
+            "models.found",
+            f"{counted(len(models), 'model')}, {size_text(size_of(models))}: {named(parts, 12)}.",
+            count=len(models),
+            size=size_of(models),
+        )
+    ]
+
+
+def incomplete(inventory: Inventory) -> list[Finding]:
+    """A limit in number or time ended the look; what was not seen is not judged."""
+    if inventory.complete:
+        return []
+    return [
+        info(
+            "models.incomplete",
+            f"The model folders were not looked at to the end: {len(inventory.files):,} files in "
+            f"{inventory.seconds:.1f} s.",
+            "A deep check on a Pod takes the time it needs: python3 scripts/check_volume.py --deep",
+        )
+    ]
+
+
+def unopened(inventory: Inventory) -> list[Finding]:
+    """A light look opens so many files and no more."""
+    weights = [f for f in inventory.files if f.is_weights]
+    unread = [f for f in weights if f.state is State.UNREAD and not f.examined.detail]
+    if not inventory.headers or not inventory.complete or not unread:
+        return []
+    return [
+        info(
+            "models.unopened",
+            f"{len(unread):,} of {len(weights):,} model files were seen but not opened, so "
+            "whether they are whole is not known.",
+            "A deep check opens them all: python3 scripts/check_volume.py --deep",
+        )
+    ]
+
+
+def unreadable(inventory: Inventory) -> list[Finding]:
+    """Permissions, or a volume that fails."""
+    failed = [f for f in inventory.files if f.state is State.UNREADABLE]
+    count = inventory.problem_count + len(failed)
+    if not count:
+        return []
+    places = [f"{p.path} ({p.reason})" for p in inventory.problems]
+    places += [f"{place(f)} ({f.examined.detail})" for f in failed]
+    first = inventory.problems[0].path if inventory.problems else failed[0].full_path
+    denied = any(os.strerror(errno.EACCES) in text for text in places)
+    allow = f"{typed('chmod', '-R', 'a+rX', first)} on a Pod."
+    retry = "Look again; if it stays, the volume or the path is gone: check that it is attached."
+    return [
+        warning(
+            "models.unreadable",
+            f"{counted(count, 'file or folder', 'files or folders')} could not be read: "
+            f"{named(places)}.",
+            allow if denied else retry,
+            paths=places[:50],
+        )
+    ]
+
+
+def larger_than_gpu(inventory: Inventory, gpu_memory: int | None) -> list[Finding]:
+    """ComfyUI then loads it piece by piece: slow, not broken."""
+    largest = max(inventory.models, key=_size_on_gpu, default=None)
+    if gpu_memory is None or largest is None or _size_on_gpu(largest) <= gpu_memory:
+        return []
+    return [
+        info(
+            "models.larger_than_gpu",
+            f"{shown(place(largest))} takes {size_text(_size_on_gpu(largest))} on a GPU, this one "
+            f"has {size_text(gpu_memory)}: ComfyUI will move it in and out in parts, which is "
+            "several times slower.",
+            "Choose a GPU type with more memory for jobs that use it, or an fp8 or GGUF version.",
+            path=largest.full_path,
+            size=_size_on_gpu(largest),
+            gpu_memory=gpu_memory,
+        )
+    ]
+
+
+def larger_than_memory(inventory: Inventory, memory_limit: int | None) -> list[Finding]:
+    """The kernel ends ComfyUI with signal 9 when the container exceeds its limit."""
+    largest = max(inventory.models, key=lambda f: f.size, default=None)
+    if memory_limit is None or largest is None or largest.size <= memory_limit:
+        return []
+    return [
+        warning(
+            "models.larger_than_memory",
+            f"{shown(place(largest))} has {size_text(largest.size)}, this container may use "
+            f"{size_text(memory_limit)}: the kernel can kill ComfyUI (exit code 137) while it "
+            "loads it.",
+            "Choose a GPU type with more memory beside it (Edit Endpoint → GPU), or a smaller "
+            "version of the model.",
+            path=largest.full_path,
+            size=largest.size,
+            memory_limit=memory_limit,
+        )
+    ]
+
+
+def _none(inventory: Inventory) -> Finding:
+    roots = [str(root) for root in inventory.roots]
+    if not roots:
+        return warning(
+            "models.none",
+            "There is no model folder: neither models/ on the volume nor one in ComfyUI.",
+            "Create models/checkpoints/ on the volume and put a model there.",
+        )
+    folder = f"{roots[0]}/checkpoints"
+    return warning(
+        "models.none",
+        f"There is no model under {named(roots)}.",
+        f"{typed('mkdir', '-p', folder)} && {typed('curl', '-fL', '-o', folder + '/NAME')} URL",
+        roots=roots,
+    )
+
+
+def _size_on_gpu(file: ModelFile) -> int:
+    if not file.examined.dtypes:
+        return file.size
+    return int(sum(size * _ON_GPU.get(dtype, 1.0) for dtype, size in file.examined.dtypes))

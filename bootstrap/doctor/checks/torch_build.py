@@ -1,0 +1,161 @@
+"""Does ComfyUI's torch fit this driver and this GPU?"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+
+from bootstrap.config import Settings
+from bootstrap.core.findings import Finding, error, host_error, info, ok
+from bootstrap.doctor.checks.gpu import gpu_expectation
+from bootstrap.doctor.facts.gpu import GpuDevice, GpuFacts
+from bootstrap.doctor.facts.machine import MachineFacts
+from bootstrap.doctor.facts.torch_build import TorchBuild
+
+# The oldest Linux driver for programs built with a CUDA of that version. From 11 on, any minor
+# version runs on the major's first driver ("minor version compatibility"). Source: NVIDIA, CUDA
+# Compatibility, "Minor Version Compatibility", and the CUDA Toolkit release notes, table "CUDA
+# Toolkit and Minimum Required Driver Version" (docs.nvidia.com, read in 2026).
+OLDEST_DRIVER: dict[tuple[int, int], tuple[int, ...]] = {
+    (10, 0): (410, 48),
+    (10, 1): (418, 39),
+    (10, 2): (440, 33),
+    (11, 0): (450, 80, 2),
+    (12, 0): (525, 60, 13),
+    (13, 0): (580, 65, 6),
+}
+# The first CUDA whose compiler knows GPUs of that compute capability, where a torch without code
+# for the whole generation cannot run at all: 9 Hopper, 10 and 12 Blackwell. Ada (8.9) runs
+# Ampere's code. Source: the compiler's "new features" in the CUDA release notes 11.8 and 12.8.
+FIRST_CUDA = {8: (11, 0), 9: (11, 8), 10: (12, 8), 11: (13, 0), 12: (12, 8)}
+# CUDA 13 removed Maxwell, Pascal and Volta. Source: CUDA Toolkit 13.0 release notes.
+OLDEST_CAPABILITY_OF_13 = (7, 5)
+
+CODES = {
+    "gpu.torch_good": "ComfyUI's torch fits driver and GPU.",
+    "gpu.torch_unknown": "ComfyUI's torch could not be found, so it was not compared.",
+    "gpu.torch_without_cuda": "ComfyUI's torch is a build without CUDA on a GPU machine.",
+    "gpu.driver_old": "The driver is too old for the CUDA that ComfyUI's torch was built with.",
+    "gpu.torch_too_old": "ComfyUI's torch has no code for this GPU, which is newer.",
+    "gpu.torch_too_new": "ComfyUI's torch has no code for this GPU any more.",
+}
+
+
+def check_torch(facts: MachineFacts, settings: Settings, env: Mapping[str, str]) -> list[Finding]:
+    """Findings about torch against driver and GPU; nothing where no GPU is expected or there."""
+    gpu = facts.gpu
+    if gpu is None or not gpu.visible or not gpu_expectation(gpu, settings, env).expected:
+        return []
+    if facts.torch is None or facts.torch.version is None:
+        return [info("gpu.torch_unknown", "ComfyUI's torch was not found, so not compared.")]
+    python = str(settings.comfyui_python or "python")
+    return check_torch_build(facts.torch, gpu, python)
+
+
+def check_torch_build(build: TorchBuild, gpu: GpuFacts, python: str = "python") -> list[Finding]:
+    """The same for one torch; `python` is the interpreter that fixes name."""
+    if build.cuda is None:
+        return [_without_cuda(build, python)]
+    cuda = version_numbers(build.cuda)
+    found = [f for f in (_driver(build, gpu, cuda),) if f]
+    for device in gpu.visible:
+        found += [f for f in (_capability(build, device, cuda, python),) if f]
+    return found or [
+        ok("gpu.torch_good", f"torch {build.version} (CUDA {build.cuda}) fits driver and GPU.")
+    ]
+
+
+def version_numbers(text: str) -> tuple[int, ...]:
+    """`570.124.06` -> (570, 124, 6); empty for a text without numbers."""
+    return tuple(int(n) for n in re.findall(r"\d+", text))
+
+
+def oldest_driver(cuda: tuple[int, ...]) -> tuple[int, ...] | None:
+    """The oldest driver for a CUDA version, None for one older than the table."""
+    known = [key for key in OLDEST_DRIVER if key <= cuda[:2]]
+    return OLDEST_DRIVER[max(known)] if known else None
+
+
+def _without_cuda(build: TorchBuild, python: str) -> Finding:
+    kind = "for AMD (ROCm)" if build.hip else "without CUDA"
+    return error(
+        "gpu.torch_without_cuda",
+        f"ComfyUI's torch {build.version} is a build {kind}; ComfyUI ends at start with 'Torch not "
+        "compiled with CUDA enabled'.",
+        f"`{python} -m pip install --force-reinstall torch torchvision torchaudio` (on Linux that "
+        "is the CUDA build), or set COMFYUI_ARGS to `--cpu`.",
+        torch=build.version,
+    )
+
+
+def _driver(build: TorchBuild, gpu: GpuFacts, cuda: tuple[int, ...]) -> Finding | None:
+    needed = oldest_driver(cuda)
+    have = version_numbers(gpu.driver_version or "")
+    if not needed or not have or have >= needed:
+        return None
+    wanted = ".".join(f"{n:02d}" for n in needed)
+    # Another machine of the same endpoint may have a newer driver, so this one is unfit.
+    return host_error(
+        "gpu.driver_old",
+        f"torch {build.version} is built for CUDA {build.cuda}, which needs driver {wanted} or "
+        f"newer; this machine has {gpu.driver_version} (CUDA {gpu.cuda_driver_version}).",
+        f"Let only machines with CUDA {build.cuda} or newer be chosen: Edit Endpoint > Advanced > "
+        "Allowed CUDA versions (on a Pod: filter by CUDA version when deploying).",
+        driver=gpu.driver_version,
+        cuda=build.cuda,
+    )
+
+
+def _capability(
+    build: TorchBuild, device: GpuDevice, cuda: tuple[int, ...], python: str
+) -> Finding | None:
+    capability = device.compute_capability
+    if capability is None or _runs_on(build.arches, cuda, capability):
+        return None
+    label = f"{device.name or 'this GPU'} (compute capability {capability[0]}.{capability[1]})"
+    having = f" (it has {', '.join(build.arches)})" if build.arches else ""
+    message = f"torch {build.version}, built for CUDA {build.cuda}, has no code for {label}{having}"
+    newest = max((_arch(a) for a in build.arches), default=(0, 0))
+    too_old = capability > newest if build.arches else capability >= OLDEST_CAPABILITY_OF_13
+    if too_old:
+        first = ".".join(str(n) for n in FIRST_CUDA.get(capability[0], (13, 0)))
+        return error(
+            "gpu.torch_too_old",
+            f"{message}: jobs fail with 'no kernel image is available for execution'.",
+            f"Install a torch built for CUDA {first} or newer: `{python} -m pip install --upgrade "
+            "torch torchvision torchaudio`; or choose an older GPU type in Edit Endpoint.",
+            capability=list(capability),
+        )
+    return error(
+        "gpu.torch_too_new",
+        f"{message}: jobs fail with 'no kernel image is available for execution'.",
+        f"Choose a newer GPU type in Edit Endpoint, or install an older torch: `{python} "
+        "-m pip install 'torch<2.8' torchvision torchaudio`.",
+        capability=list(capability),
+    )
+
+
+def _runs_on(arches: tuple[str, ...], cuda: tuple[int, ...], capability: tuple[int, int]) -> bool:
+    """By the list of architectures where there is one, else by the CUDA version.
+
+    Machine code (`sm_86`) runs on the same major version with the same or a higher minor one,
+    PTX (`compute_90`) is compiled for anything newer (CUDA C Programming Guide, 5.1).
+    """
+    if not arches:
+        first = FIRST_CUDA.get(capability[0], (0, 0))
+        return cuda[:2] >= first and (cuda[:1] < (13,) or capability >= OLDEST_CAPABILITY_OF_13)
+    for name in arches:
+        arch = _arch(name)
+        if name.startswith("compute_") and arch <= capability:
+            return True
+        if name.endswith(("a", "f")) and arch != capability:
+            continue  # sm_90a and the like run on exactly that GPU
+        if arch[0] == capability[0] and arch[1] <= capability[1]:
+            return True
+    return False
+
+
+def _arch(name: str) -> tuple[int, int]:
+    """`sm_120a` -> (12, 0): the last digit is the minor version."""
+    digits = re.sub(r"\D", "", name)
+    return (int(digits[:-1]), int(digits[-1])) if len(digits) >= 2 else (0, 0)

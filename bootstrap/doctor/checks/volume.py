@@ -1,0 +1,368 @@
+"""The volume: is it there, is there room, is everything where it is looked for?
+
+`check_volume` says all there is to say; `check_layout` is the short look at the start of a boot.
+"""
+
+from __future__ import annotations
+
+from bootstrap.config import Settings
+from bootstrap.core.findings import Finding, error, errors_in, host_error, info, ok, warning
+from bootstrap.core.text import GB, MB, about, named, on_pod, quoted, shown
+from bootstrap.doctor.checks.volume_layout import SOURCE, check_comfyui, check_models
+from bootstrap.doctor.checks.volume_links import (
+    check_leftovers,
+    check_links,
+    check_paths,
+    hides_comfyui,
+)
+from bootstrap.doctor.facts.volume_facts import Access, Space, State, VolumeFacts
+from bootstrap.volume import COMFYUI, Layout
+
+CODES = {
+    "volume.silent": "The volume does not answer: its mount hangs.",
+    "volume.not_found": "There is no volume where one was looked for.",
+    "volume.not_mounted": "The volume's folder is empty and no mount: no volume is attached.",
+    "volume.not_a_folder": "What is at the volume's path is no folder.",
+    "volume.io_error": "The volume's mount is broken: the system reports an error.",
+    "volume.local": "The volume's folder is on a disk of this machine, not on a network volume.",
+    "volume.unreadable": "Folders on the volume may not be read by this user.",
+    "volume.not_writable": "Folders on the volume may not be written to by this user.",
+    "volume.read_only": "The volume is mounted read-only.",
+    "volume.full": "The volume takes no more data.",
+    "volume.low": "The volume has little room left.",
+    "volume.inodes_gone": "The volume takes no more files.",
+    "volume.inodes_low": "The volume can hold few more files.",
+    "volume.space_unknown": "How much room is left cannot be told from here.",
+    "volume.slow": "Writing a tiny file to the volume takes seconds.",
+    "volume.found": "Volume and ComfyUI are where they should be.",
+}
+#: How a network volume comes to an endpoint or a Pod.
+ATTACH = (
+    "Attach it: Serverless > the endpoint > Manage > Edit Endpoint > Advanced > Network Volumes, "
+    "then Save; it must be in one of the endpoint's datacenters, and workers started later have "
+    "it. A Pod gets a network volume only when it is deployed. If it is mounted elsewhere, set "
+    "VOLUME_PATH to that folder."
+)
+TB = 1024**4
+# A handful of pictures or one video.
+LITTLE_ROOM = GB
+# A file system slows down when it is nearly full; of a large one, room for a big model is enough.
+LITTLE_SHARE, ENOUGH_ROOM = 0.02, 20 * GB
+FEW_INODES = 1000
+# Network volumes have 4 TB or a little more; a file system that tells more means its cluster.
+IMPLAUSIBLE = 64 * TB
+# Four or five round trips of 2 ms each and a flush.
+SLOW_WRITE = 2.0
+_FULL = ("ENOSPC", "EDQUOT")
+_FORBIDDEN = ("EACCES", "EPERM")
+_GROW = "Or enlarge it: Storage > the volume > Edit."
+
+
+def check_presence(facts: VolumeFacts) -> list[Finding]:
+    """Why nothing else can be said about the volume; empty when it is there."""
+    root = shown(facts.root)
+    if facts.silent_after is not None:
+        return [_silent(facts, root)]
+    if facts.state is State.MISSING:
+        return [_absent(facts, "volume.not_found", f"There is no volume at {root}.")]
+    if facts.state is State.FILE:
+        return [_not_a_folder(root)]
+    if facts.state is not State.FOLDER:
+        return [_bad(facts, root)]
+    if not facts.mounted and not _furnished(facts):
+        message = f"No volume is attached: {root} is a folder on this machine's own disk"
+        return [
+            _absent(facts, "volume.not_mounted", f"{message}, with neither ComfyUI nor models.")
+        ]
+    return []
+
+
+def _furnished(facts: VolumeFacts) -> bool:
+    """A worker whose volume vanished may have made `ComfyUI/output` on its own disk since."""
+    return bool(
+        facts.models.homes or facts.models.strays or facts.places or facts.comfyui_on_volume
+    )
+
+
+def _silent(facts: VolumeFacts, root: str) -> Finding:
+    system = f" ({facts.mount.system})" if facts.mount and facts.mount.network else ""
+    return error(
+        "volume.silent",
+        f"The volume at {root}{system} did not answer within {facts.silent_after:g} s.",
+        "Its storage or its mount hangs. End this worker (Serverless > the endpoint > Workers > "
+        "Terminate) or restart the Pod; if the next one has the same, look at "
+        "Runpod's status page and ask its support with the volume's id.",
+        root=root,
+        seconds=facts.silent_after,
+    )
+
+
+def _absent(facts: VolumeFacts, code: str, message: str) -> Finding:
+    """An image may bring its own ComfyUI and need no volume; who sets VOLUME_PATH wants one."""
+    if facts.comfyui is None:
+        return error(code, message, ATTACH, root=shown(facts.root))
+    message += f" ComfyUI is the image's, at {shown(facts.comfyui)}."
+    report = warning if facts.configured else info
+    return report(code, message, ATTACH, root=shown(facts.root))
+
+
+def _not_a_folder(root: str) -> Finding:
+    return error(
+        "volume.not_a_folder",
+        f"{root} is a file, not a folder.",
+        "Set VOLUME_PATH to the folder where the volume is mounted, or remove VOLUME_PATH.",
+        root=root,
+    )
+
+
+def _bad(facts: VolumeFacts, root: str) -> Finding:
+    trouble = facts.trouble
+    name, text = (trouble.name, trouble.text) if trouble else ("unknown", "no reason given")
+    if name in ("EACCES", "EPERM"):
+        command = f"chmod a+rx {quoted(facts.root)}"
+        return error(
+            "volume.unreadable",
+            f"User {facts.user} may not read {root}: {text}.",
+            on_pod(command, facts.root),
+            **about([facts.root], command),
+        )
+    return io_error(root, "read", name, text)
+
+
+def io_error(root: str, what: str, name: str, text: str) -> Finding:
+    """A fresh worker has a fresh mount, so this is the machine's fault as far as can be seen."""
+    return host_error(
+        "volume.io_error",
+        f"The volume at {root} cannot be {what}: {text} ({name}).",
+        "Its mount is broken. A serverless worker is replaced; restart a Pod. If it stays, ask "
+        "Runpod's support with the volume's id.",
+        root=root,
+        errno=name,
+    )
+
+
+def check_disk(facts: VolumeFacts) -> list[Finding]:
+    """Kind of mount, room, permissions, speed of a write."""
+    found = [_local(facts), _read_only(facts), _full(facts), _room(facts.space, facts)]
+    found += [_unreadable(facts), _not_writable(facts), _broken(facts), _slow(facts)]
+    return [f for f in found if f is not None]
+
+
+def _broken(facts: VolumeFacts) -> Finding | None:
+    """What a write reported that is neither a matter of room nor of rights."""
+    trouble = facts.writing.trouble if facts.writing else None
+    if trouble is None or trouble.name in (*_FULL, *_FORBIDDEN, "EROFS"):
+        return None
+    return io_error(shown(facts.root), "written to", trouble.name, trouble.text)
+
+
+def _local(facts: VolumeFacts) -> Finding | None:
+    mount = facts.mount
+    if mount is None or mount.network:
+        return None
+    return info(
+        "volume.local",
+        f"{shown(facts.root)} is on a disk of this machine ({mount.kind}), not on a network "
+        "volume: no other machine sees what is on it.",
+        "For Serverless, put ComfyUI and models on a network volume: Storage > New Network Volume.",
+        kind=mount.kind,
+        point=shown(mount.point),
+    )
+
+
+def _read_only(facts: VolumeFacts) -> Finding | None:
+    trouble = facts.writing.trouble if facts.writing else None
+    by_error = trouble is not None and trouble.name == "EROFS"
+    if not by_error and not (facts.mount and facts.mount.read_only):
+        return None
+    point = facts.mount.point if facts.mount else facts.root
+    command = f"mount -o remount,rw {quoted(point)}"
+    return warning(
+        "volume.read_only",
+        f"The volume at {shown(facts.root)} is mounted read-only: results are not kept on it, "
+        "models cannot be linked or downloaded.",
+        "On Runpod: start another worker or Pod, and ask the support if that one has the same. "
+        f"Where you may mount: `{command}`.",
+        command=command,
+    )
+
+
+def _full(facts: VolumeFacts) -> Finding | None:
+    trouble = facts.writing.trouble if facts.writing else None
+    if trouble is None or trouble.name not in _FULL:
+        return None
+    root, space = quoted(facts.root), facts.space
+    if trouble.name == "ENOSPC" and space and space.inodes_total and not space.inodes_free:
+        command = f"du --inodes -x --max-depth=2 {root} | sort -n | tail -n 20"
+        return error(
+            "volume.inodes_gone",
+            f"The volume at {shown(facts.root)} takes no more files: all {space.inodes_total} "
+            "inodes are in use.",
+            on_pod(command, facts.root, f"Remove a folder of many small files. {_GROW}"),
+            command=command,
+        )
+    command = f"du -xh --max-depth=2 {root} | sort -h | tail -n 20"
+    why = "its quota is used up" if trouble.name == "EDQUOT" else "no space is left"
+    return error(
+        "volume.full",
+        f"The volume at {shown(facts.root)} takes no more data: {why}. Results and models cannot "
+        "be kept.",
+        on_pod(command, facts.root, f"Remove what you do not need. {_GROW}"),
+        command=command,
+    )
+
+
+def _room(space: Space | None, facts: VolumeFacts) -> Finding | None:
+    if space is None or (facts.writing and facts.writing.trouble):
+        return None
+    if space.total > IMPLAUSIBLE and facts.mount is not None and facts.mount.network:
+        return info(
+            "volume.space_unknown",
+            f"{facts.mount.system} reports {space.total / TB:,.0f} TB, which is its cluster's "
+            "size: how much of the volume is free cannot be told from here.",
+            "Storage > the volume shows what is in use.",
+            total=space.total,
+        )
+    share = min(LITTLE_SHARE * space.total, ENOUGH_ROOM)
+    if space.free < max(LITTLE_ROOM, share):
+        return _low(space, facts)
+    if space.inodes_total and space.inodes_free < FEW_INODES:
+        command = f"du --inodes -x --max-depth=2 {quoted(facts.root)} | sort -n | tail -n 20"
+        return warning(
+            "volume.inodes_low",
+            f"The volume at {shown(facts.root)} can hold {space.inodes_free} more files only.",
+            on_pod(command, facts.root, f"Remove a folder of many small files. {_GROW}"),
+            command=command,
+            inodes_free=space.inodes_free,
+        )
+    return None
+
+
+def _low(space: Space, facts: VolumeFacts) -> Finding:
+    command = f"du -xh --max-depth=2 {quoted(facts.root)} | sort -h | tail -n 20"
+    return warning(
+        "volume.low",
+        f"The volume at {shown(facts.root)} has {space.free / MB:,.0f} MB of "
+        f"{space.total / GB:,.1f} GB left.",
+        on_pod(command, facts.root, f"Remove what you do not need. {_GROW}"),
+        command=command,
+        free=space.free,
+        total=space.total,
+    )
+
+
+def _unreadable(facts: VolumeFacts) -> Finding | None:
+    """Without its code ComfyUI does not start; without a folder of models it lists fewer."""
+    hidden = [a.path for a in facts.access if not a.readable]
+    if not hidden:
+        return None
+    code = (facts.root, facts.comfyui, f"{facts.comfyui}/main.py")
+    report = error if any(path in code for path in hidden) else warning
+    command = "chmod a+rX " + " ".join(map(quoted, hidden))
+    return report(
+        "volume.unreadable",
+        f"User {facts.user} may not read {named(hidden)}.",
+        on_pod(command, facts.root),
+        **about(hidden, command),
+    )
+
+
+def _not_writable(facts: VolumeFacts) -> Finding | None:
+    if _read_only(facts) is not None:
+        return None
+    trouble = facts.writing.trouble if facts.writing else None
+    refused = trouble is not None and trouble.name in _FORBIDDEN
+    closed = [a for a in facts.access if a.is_folder and not a.writable and _is_written_to(a)]
+    paths = [a.path for a in closed]
+    if refused and facts.root not in paths:
+        paths.insert(0, facts.root)
+    if not paths:
+        return None
+    command = "chmod a+rwX " + " ".join(map(quoted, paths))
+    return warning(
+        "volume.not_writable",
+        f"User {facts.user} may not write to {named(paths)}: results are not kept, models not "
+        "linked.",
+        on_pod(command, facts.root, f"Or give them to that user: chown {facts.user} instead."),
+        **about(paths, command),
+    )
+
+
+def _is_written_to(access: Access) -> bool:
+    """Custom nodes' code and input files are read only."""
+    return not access.path.endswith(("/custom_nodes", "/input"))
+
+
+def _slow(facts: VolumeFacts) -> Finding | None:
+    writing = facts.writing
+    if writing is None or writing.trouble or writing.seconds < SLOW_WRITE:
+        return None
+    return warning(
+        "volume.slow",
+        f"Writing a tiny file to {shown(facts.root)} took {writing.seconds:.1f} s; far "
+        "less than one is usual.",
+        "Ask again in some minutes, since others use the same storage; if it stays, start "
+        "another worker, and ask Runpod's support with the volume's id.",
+        seconds=round(writing.seconds, 3),
+    )
+
+
+def check_volume(facts: VolumeFacts, settings: Settings) -> list[Finding]:
+    """All findings about volume and links. What keeps everything else from being seen comes alone.
+
+    It covers what `check_layout` says; `settings` is there for the sake of all checks' shape.
+    """
+    del settings
+    absent = check_presence(facts)
+    if absent:
+        return absent
+    found = check_disk(facts)
+    if not hides_comfyui(facts):
+        found += check_comfyui(facts)
+    found += [*check_models(facts), *check_links(facts), *check_paths(facts)]
+    found += check_leftovers(facts)
+    return found if errors_in(found) else [_good(facts), *found]
+
+
+def check_layout(layout: Layout) -> list[Finding]:
+    """The volume's root and ComfyUI's `main.py`, as `locate` found them."""
+    if not layout.root_exists and layout.comfyui is None:
+        return [_no_volume(layout)]
+    if layout.comfyui is None:
+        return [_no_comfyui(layout)]
+    models = named([str(root) for root in layout.model_roots]) or "none beside ComfyUI's own"
+    comfyui, root = shown(str(layout.comfyui)), shown(str(layout.root))
+    volume = f"volume {root}" if layout.root_exists else f"no volume at {root}"
+    return [ok("volume.found", f"ComfyUI at {comfyui}, {volume}, models {models}.")]
+
+
+def _good(facts: VolumeFacts) -> Finding:
+    mount = f" ({facts.mount.system})" if facts.mount else ""
+    took = f", a write takes {facts.writing.seconds * 1000:.0f} ms" if facts.writing else ""
+    room = f", {facts.space.free / GB:,.1f} GB free" if facts.space else ""
+    return ok(
+        "volume.found",
+        f"Volume {shown(facts.root)}{mount}{room}{took}; ComfyUI at {shown(str(facts.comfyui))}, "
+        f"models in {named(facts.models.homes) or 'ComfyUI'}.",
+    )
+
+
+def _no_volume(layout: Layout) -> Finding:
+    return error(
+        "volume.not_found",
+        f"There is no volume at {shown(str(layout.root))}.",
+        ATTACH,
+        root=shown(str(layout.root)),
+    )
+
+
+def _no_comfyui(layout: Layout) -> Finding:
+    place = layout.root / COMFYUI
+    return error(
+        "comfyui.not_found",
+        f"There is no ComfyUI at {shown(str(place))} (main.py is missing), and none in the image.",
+        f"On a Pod with this volume, put ComfyUI there: git clone {SOURCE} {quoted(str(place))} "
+        "(it must lie straight in the volume's root under exactly this name); or set COMFYUI_DIR "
+        "to one in the image. `check_volume.py` looks for it in other places.",
+        looked_at=shown(str(place)),
+    )

@@ -1,0 +1,358 @@
+"""What on the volume leads nowhere, or to a place that is not here: links, venvs, model paths;
+leftovers.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+from posixpath import basename, dirname, join, relpath
+
+from bootstrap.core.files import contains
+from bootstrap.core.findings import Finding, error, info, warning
+from bootstrap.core.temp_names import Leftover
+from bootstrap.core.text import GB, SERVERLESS, about, chained, named, on_pod, quoted, shown, words
+from bootstrap.doctor.facts.volume_facts import Leads, LinkFact, VolumeFacts
+from bootstrap.doctor.facts.volume_places import BASE, FILE, ModelPath
+from bootstrap.environment import Venv
+from bootstrap.volume import COMFYUI, MODELS
+
+CODES = {
+    "links.other_mount": "Links name the mount point of a Pod on Serverless, or the reverse.",
+    "links.absolute": "Links name this mount point and lead nowhere where there is another.",
+    "links.broken": "Links lead nowhere.",
+    "links.ours_broken": "Links of our own lead nowhere: the models behind them are gone.",
+    "links.endless": "Links lead to themselves or to a folder they lie in.",
+    "links.outward": "Links lead off the volume, to what is on this machine only.",
+    "volume.venv_broken": "A virtual environment's Python is not on this machine.",
+    "volume.venv_moved": "A virtual environment was made under another path.",
+    "volume.paths_other_mount": "extra_model_paths.yaml names the other mount point.",
+    "volume.paths_absolute": "extra_model_paths.yaml names a mount point that Serverless lacks.",
+    "volume.paths_missing": "extra_model_paths.yaml names folders that do not exist.",
+    "volume.leftovers": "Files of ours are left from workers that were killed.",
+    "volume.put_aside": "Something was put aside when a link was removed, and never put back.",
+}
+_AWAY = (Leads.NOWHERE, Leads.LOOP)
+
+
+def check_links(facts: VolumeFacts) -> list[Finding]:
+    """One finding a kind; a link is of one kind only."""
+    kinds: dict[str, list[LinkFact]] = {}
+    for link in facts.links:
+        kind = _kind(link, facts)
+        if kind is not None:
+            kinds.setdefault(kind, []).append(link)
+    return [_REPORTS[kind](links, facts) for kind, links in kinds.items()]
+
+
+def hides_comfyui(facts: VolumeFacts) -> bool:
+    """Is ComfyUI on the volume, behind a link that names another mount point?"""
+    expected = join(facts.root, COMFYUI)
+    return facts.comfyui is None and any(
+        link.path == expected and link.leads in _AWAY and link.relative for link in facts.links
+    )
+
+
+def _kind(link: LinkFact, facts: VolumeFacts) -> str | None:
+    if link.ours:
+        return "links.ours_broken"
+    if link.leads in _AWAY and link.relative is not None:
+        return "links.other_mount"
+    if link.leads is Leads.NOWHERE:
+        return "links.broken"
+    if link.leads is Leads.LOOP or (link.leads is Leads.UP and _matters(link, facts)):
+        return "links.endless"
+    if link.leads is Leads.OUT:
+        return "links.outward"
+    return "links.absolute" if link.relative is not None else None
+
+
+def _matters(link: LinkFact, facts: VolumeFacts) -> bool:
+    """Is it ComfyUI, models, or in one of them? The rest of the volume is not ours to judge."""
+    return any(contains(join(facts.root, top), link.path) for top in (COMFYUI, MODELS))
+
+
+def _other_mount(links: list[LinkFact], facts: VolumeFacts) -> Finding:
+    report = error if hides_comfyui(facts) else warning
+    return _relinked("links.other_mount", report, links, facts, "but the volume is mounted at")
+
+
+def _absolute(links: list[LinkFact], facts: VolumeFacts) -> Finding:
+    """What works on Serverless is fit for jobs; what works on the Pod only is not."""
+    report = info if facts.root == SERVERLESS else warning
+    return _relinked(
+        "links.absolute", report, links, facts, "which leads nowhere where it is not mounted at"
+    )
+
+
+def _relinked(
+    code: str,
+    report: Callable[..., Finding],
+    links: list[LinkFact],
+    facts: VolumeFacts,
+    why: str,
+) -> Finding:
+    commands = [f"ln -sfn {quoted(str(link.relative))} {quoted(link.path)}" for link in links]
+    command = chained(commands)
+    texts = sorted({str(link.home) for link in links})
+    return report(
+        code,
+        f"Links that begin with {named(texts)}, {why} {shown(facts.root)}: {_examples(links)}.",
+        on_pod(command, facts.root, "Relative links work under every mount point."),
+        **about([link.path for link in links], command),
+    )
+
+
+def _broken(links: list[LinkFact], facts: VolumeFacts) -> Finding:
+    report = warning if any(_matters(link, facts) for link in links) else info
+    return _removed(
+        "links.broken",
+        report,
+        links,
+        facts,
+        "lead nowhere; a broken link in models makes whole lists of models vanish",
+        "If you miss what they led to, put it there first.",
+    )
+
+
+def _ours(links: list[LinkFact], facts: VolumeFacts) -> Finding:
+    return _removed(
+        "links.ours_broken",
+        warning,
+        links,
+        facts,
+        "were made by this worker, and the models behind them are gone",
+        "A worker that starts removes them, too.",
+    )
+
+
+def _endless(links: list[LinkFact], facts: VolumeFacts) -> Finding:
+    return _removed(
+        "links.endless",
+        warning,
+        links,
+        facts,
+        "lead to themselves or to a folder they lie in, so ComfyUI's search does not end there",
+        "",
+    )
+
+
+def _removed(
+    code: str,
+    report: Callable[..., Finding],
+    links: list[LinkFact],
+    facts: VolumeFacts,
+    why: str,
+    then: str,
+) -> Finding:
+    paths = [link.path for link in links]
+    command = f"rm {words(paths)}"
+    return report(
+        code,
+        f"{_counted(links)} {why}: {_examples(links)}.",
+        on_pod(command, facts.root, then),
+        **about(paths, command),
+    )
+
+
+def _outward(links: list[LinkFact], facts: VolumeFacts) -> Finding:
+    report = warning if any(_matters(link, facts) for link in links) else info
+    command = chained([_brought_in(link.path) for link in links])
+    return report(
+        "links.outward",
+        f"{_counted(links)} lead off the volume, to what other machines do not have: "
+        f"{_examples(links)}.",
+        on_pod(command, facts.root, "That copies what they lead to onto the volume."),
+        **about([link.path for link in links], command),
+    )
+
+
+def _brought_in(path: str) -> str:
+    copy = quoted(f"{path}.copy")
+    return f"cp -aL {quoted(path)} {copy} && rm {quoted(path)} && mv -T {copy} {quoted(path)}"
+
+
+def _counted(links: list[LinkFact]) -> str:
+    return "1 link:" if len(links) == 1 else f"{len(links)} links"
+
+
+def _examples(links: list[LinkFact]) -> str:
+    return named([f"{link.path} → {link.text}" for link in links])
+
+
+_REPORTS: dict[str, Callable[[list[LinkFact], VolumeFacts], Finding]] = {
+    "links.other_mount": _other_mount,
+    "links.absolute": _absolute,
+    "links.broken": _broken,
+    "links.ours_broken": _ours,
+    "links.endless": _endless,
+    "links.outward": _outward,
+}
+
+
+def check_paths(facts: VolumeFacts) -> list[Finding]:
+    """Findings about venvs and about ComfyUI's own file of model paths."""
+    found = [f for venv in facts.venvs for f in _venv(venv, facts)]
+    return found + _paths_other_mount(facts) + _paths_absolute(facts) + _missing(facts)
+
+
+def check_leftovers(facts: VolumeFacts) -> list[Finding]:
+    """What of ours may go, and what somebody should look at."""
+    stale = [leftover for leftover in facts.leftovers if leftover.stale]
+    kept = [x for x in stale if x.kind == "unlinking" and not x.removable]
+    return _sweepable([x for x in stale if x.removable], facts) + _put_aside(kept, facts)
+
+
+def _venv(venv: Venv, facts: VolumeFacts) -> list[Finding]:
+    if not venv.python_exists:
+        return [_venv_broken(venv, facts)]
+    if venv.made_at is None or venv.made_at == venv.path:
+        return []
+    program = quoted(join(venv.path, "bin", "python"))
+    return [
+        info(
+            "volume.venv_moved",
+            f"The virtual environment {shown(venv.path)} was made at {shown(venv.made_at)}: its "
+            "Python works here, its pip and other scripts only there.",
+            f"Where you need pip: `{program} -m pip`.",
+            **about([venv.path]),
+        )
+    ]
+
+
+def _venv_broken(venv: Venv, facts: VolumeFacts) -> Finding:
+    leads = f" ({shown(venv.python_text)})" if venv.python_text else ""
+    message = (
+        f"The Python of the virtual environment {shown(venv.path)} is not on this machine{leads}, "
+        "so ComfyUI cannot run with the packages in it."
+    )
+    program = f"python{venv.version}" if venv.version else "python3"
+    path = quoted(venv.path)
+    links = " ".join(quoted(join(venv.path, "bin", n)) for n in ("python", "python3", program))
+    command = f"rm -f {links} && {program} -m venv --upgrade --without-pip {path}"
+    return warning(
+        "volume.venv_broken",
+        message,
+        on_pod(
+            command,
+            facts.root,
+            f"It must be the same Python version ({venv.version or 'see lib/ in it'}) as in the "
+            "image; else make the environment anew with the image's Python, or set COMFYUI_PYTHON.",
+        ),
+        **about([venv.path], command),
+    )
+
+
+def _paths_other_mount(facts: VolumeFacts) -> list[Finding]:
+    wrong = [p for p in facts.model_paths if p.home and not p.exists and p.there]
+    if not wrong:
+        return []
+    file, command = _file(facts), _respelt(wrong, facts)
+    return [
+        warning(
+            "volume.paths_other_mount",
+            f"{shown(file)} names {named([p.text for p in wrong])}, but the volume is mounted "
+            f"at {shown(facts.root)}: models in there are not seen.",
+            on_pod(command, facts.root, "Relative paths work under every mount point."),
+            **about([p.path for p in wrong], command),
+        )
+    ]
+
+
+def _paths_absolute(facts: VolumeFacts) -> list[Finding]:
+    """What names Serverless's own mount point is fit for jobs."""
+    wrong = [p for p in facts.model_paths if p.home and p.exists and p.there]
+    if not wrong or not facts.comfyui_on_volume:
+        return []
+    report = info if facts.root == SERVERLESS else warning
+    file, command = _file(facts), _respelt(wrong, facts)
+    return [
+        report(
+            "volume.paths_absolute",
+            f"{shown(file)} names {named([p.text for p in wrong])}, which is not there where "
+            "the volume has another mount point.",
+            on_pod(command, facts.root, "Relative paths work under every mount point."),
+            **about([p.path for p in wrong], command),
+        )
+    ]
+
+
+def _respelt(paths: Sequence[ModelPath], facts: VolumeFacts) -> str:
+    """A sed command that makes the lines relative to the file, as ComfyUI reads them."""
+    root = facts.root
+    if facts.comfyui_on_volume:
+        root = relpath(facts.real, facts.comfyui_real)
+    scripts = [f"{p.number}s#{_pattern(str(p.home))}#{_replacement(root)}#" for p in paths]
+    return f"sed -i.bak {' '.join(f'-e {quoted(s)}' for s in scripts)} {quoted(_file(facts))}"
+
+
+def _missing(facts: VolumeFacts) -> list[Finding]:
+    """A base that is not there leaves all of its section unread; a category that nobody has
+    filled yet is nothing to worry about."""
+    moved = {p.section for p in facts.model_paths if p.key == BASE and p.there and not p.exists}
+    gone = [
+        p
+        for p in facts.model_paths
+        if not p.exists and not p.there and not (p.below_base and p.section in moved)
+    ]
+    if not gone:
+        return []
+    file = _file(facts)
+    grave = any(p.key == BASE or not p.below_base for p in gone)
+    command = f"sed -i.bak {quoted(';'.join(f'{p.number}d' for p in gone))} {quoted(file)}"
+    report = warning if grave else info
+    return [
+        report(
+            "volume.paths_missing",
+            f"{shown(file)} names folders that do not exist: {named([p.path for p in gone])}.",
+            on_pod(command, facts.root, "It takes their lines out; the old file stays as .bak."),
+            **about([p.path for p in gone], command),
+        )
+    ]
+
+
+def _file(facts: VolumeFacts) -> str:
+    return join(str(facts.comfyui), FILE)
+
+
+def _pattern(text: str) -> str:
+    return re.sub(r"([][.*^$\\#])", r"\\\1", text)
+
+
+def _replacement(text: str) -> str:
+    return re.sub(r"([&\\#])", r"\\\1", text)
+
+
+def _sweepable(stale: list[Leftover], facts: VolumeFacts) -> list[Finding]:
+    if not stale:
+        return []
+    size = sum(x.size for x in stale)
+    paths = [x.path for x in stale]
+    command = f"rm -f {words(paths)}"
+    report = warning if size > GB else info
+    return [
+        report(
+            "volume.leftovers",
+            f"Workers that were killed left {len(paths)} files ({size / GB:.2f} GB): "
+            f"{named(paths)}.",
+            on_pod(command, facts.root, "Or check again with --fix."),
+            **about(paths, command),
+        )
+    ]
+
+
+def _put_aside(kept: list[Leftover], facts: VolumeFacts) -> list[Finding]:
+    if not kept:
+        return []
+    paths = [x.path for x in kept]
+    names = {path: f"put-aside-{basename(path)[1:9]}" for path in paths}
+    command = chained([f"mv -nT {quoted(p)} {quoted(join(dirname(p), names[p]))}" for p in paths])
+    return [
+        warning(
+            "volume.put_aside",
+            f"{named(paths)} stood where a worker was about to remove a link of its own, and "
+            "was put aside under a hidden name.",
+            on_pod(command, facts.root, "Then look what it is, and give it its name again."),
+            **about(paths, command),
+        )
+    ]

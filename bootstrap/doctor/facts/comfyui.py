@@ -1,0 +1,144 @@
+"""A ComfyUI as its files show it: version, completeness, what it requires, its node packs."""
+
+from __future__ import annotations
+
+import os
+import re
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from bootstrap.core.concurrency import SilentError, Together
+from bootstrap.core.files import list_folder
+from bootstrap.environment.packs import Git, Pack, gather_packs, look_at_git, read_text, read_wishes
+from bootstrap.environment.requirements import Wishes, project_text
+
+GATHER_SECONDS = 15.0
+MOST_TOLD = 200
+_VERSION_FILE = "comfyui_version.py"
+# There in every version since early 2023.
+_ALWAYS = frozenset(
+    {"main.py", "nodes.py", "execution.py", "server.py", "folder_paths.py", "comfy", "comfy_extras"}
+)
+# Came and went: needed where one of the files below imports them.
+_SOMETIMES = frozenset(
+    "alembic_db api_server app comfy_api comfy_api_nodes comfy_config comfy_execution "
+    "comfyui_version cuda_malloc latent_preview middleware node_helpers protocol utils".split()
+)
+_IMPORTING = ("main.py", "nodes.py", "execution.py", "server.py")
+_IMPORT = re.compile(r"^(?:from|import)\s+(\w+)", re.MULTILINE)
+
+
+@dataclass(frozen=True)
+class ComfyUIFacts:
+    """What is there. `version` comes from `version_source` (a file's name, or `git`).
+
+    `missing` are files and folders that it needs and that are absent or empty. `wishes` are
+    its own requirements (None without a requirements.txt). `silent_after` is how many seconds the
+    volume was given, when it did not answer.
+    """
+
+    path: str
+    version: str | None = None
+    version_source: str | None = None
+    git: Git | None = None
+    missing: tuple[str, ...] = ()
+    wishes: Wishes | None = None
+    packs: tuple[Pack, ...] = ()
+    silent_after: float | None = None
+    seconds: float = 0.0
+
+    @property
+    def active(self) -> tuple[Pack, ...]:
+        """The packs that ComfyUI tries to import."""
+        return tuple(pack for pack in self.packs if not pack.disabled)
+
+    def as_dict(self) -> dict[str, Any]:
+        """The facts as JSON-ready data of bounded size."""
+        return {
+            "path": self.path,
+            "version": self.version,
+            "version_source": self.version_source,
+            "git": vars(self.git) if self.git else None,
+            "missing": list(self.missing),
+            "requirements": [r.text for r in self.wishes.requirements] if self.wishes else None,
+            "pack_count": len(self.packs),
+            "packs": [_told(pack) for pack in self.packs[:MOST_TOLD]],
+            "silent_after": self.silent_after,
+            "seconds": round(self.seconds, 3),
+        }
+
+
+def gather_comfyui(comfyui: Path, timeout: float = GATHER_SECONDS) -> ComfyUIFacts:
+    """Look at the ComfyUI in a folder, for `timeout` seconds at most; never raises OSError."""
+    start = time.monotonic()
+    path = str(comfyui)
+    try:
+        found = _gather(path, Together(timeout))
+    except SilentError:
+        found = {"silent_after": timeout}
+    return ComfyUIFacts(path, seconds=time.monotonic() - start, **found)
+
+
+def _gather(path: str, together: Together) -> dict[str, Any]:
+    names = (*_IMPORTING, _VERSION_FILE, "pyproject.toml")
+    read = together.each(lambda name: read_text(os.path.join(path, name)), names)
+    texts = {name: text for name, text in zip(names, read, strict=True) if text is not None}
+    git = together.one(lambda: look_at_git(path))
+    version, source = _version(texts, git)
+    return {
+        "version": version,
+        "version_source": source,
+        "git": git,
+        "missing": _missing(path, texts, together),
+        "wishes": together.one(lambda: read_wishes(path)),
+        "packs": gather_packs(path, together),
+    }
+
+
+def _version(texts: Mapping[str, str], git: Git | None) -> tuple[str | None, str | None]:
+    """comfyui_version.py is there since 2025, a version in pyproject.toml since mid-2024; before
+    that, a release is a tag of git's."""
+    match = re.search(
+        r"""^__version__\s*=\s*["']([^"']+)""", texts.get(_VERSION_FILE, ""), re.MULTILINE
+    )
+    if match:
+        return match[1], _VERSION_FILE
+    version = project_text(texts.get("pyproject.toml", ""), "version")
+    if version:
+        return version, "pyproject.toml"
+    if git is not None and git.tag and re.fullmatch(r"v\d+(\.\d+)*", git.tag):
+        return git.tag[1:], "git"
+    return None, None
+
+
+def _missing(path: str, texts: Mapping[str, str], together: Together) -> tuple[str, ...]:
+    """Needed and absent: a file, or a folder that is not there or empty."""
+    needed = set(_ALWAYS)
+    for name in _IMPORTING:
+        needed |= _SOMETIMES & set(_IMPORT.findall(texts.get(name, "")))
+    top = together.one(lambda: list_folder(path))
+    if top.trouble is not None:
+        return ()
+    gone = {n for n in needed if not {n, f"{n}.py"} & top.names}
+    folders = sorted(needed & (top.folders | top.links))
+    listed = together.each(lambda name: list_folder(os.path.join(path, name)), folders)
+    empty = {n for n, f in zip(folders, listed, strict=True) if _is_empty(f.names, f.trouble)}
+    blank = {name for name, text in texts.items() if name in needed and not text.strip()}
+    return tuple(sorted(gone | empty | blank))
+
+
+def _is_empty(names: frozenset[str], trouble: object) -> bool:
+    return trouble is None and not names - {"__pycache__"}
+
+
+def _told(pack: Pack) -> dict[str, Any]:
+    return {
+        "name": pack.name.encode("utf-8", "replace").decode(),
+        "state": pack.state.value,
+        "disabled": pack.disabled,
+        "requirements": len(pack.wishes.requirements),
+        "install_script": pack.install_script,
+    }

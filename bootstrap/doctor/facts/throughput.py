@@ -1,0 +1,207 @@
+"""How fast the volume gives bytes and answers for small files; measured, so only when asked for.
+
+Reads what is there, bounded in bytes and in seconds, and writes nothing. Pages that are in memory
+already would make every volume look fast: they are dropped before, and each byte is read once.
+The page cache is the machine's, so a job that runs at the time is slowed down.
+"""
+
+from __future__ import annotations
+
+import os
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from functools import partial
+from itertools import groupby
+from typing import Any
+
+from bootstrap.core.concurrency import Crew
+from bootstrap.doctor.facts.inventory import Inventory
+
+STREAMS = 8
+BLOCK = 8 << 20
+# Enough for a rate within a few percent at 2 GB/s, and over in seconds at 50 MB/s.
+MOST_BYTES = 1 << 30
+MOST_SECONDS = 6.0
+LEAST_BYTES = 16 << 20
+SMALL_FILES = 64
+PATIENCE = 10.0
+
+
+@dataclass(frozen=True)
+class Read:
+    """`size` bytes in `seconds`, by so many streams at once."""
+
+    streams: int
+    size: int
+    seconds: float
+
+    @property
+    def rate(self) -> float:
+        """Bytes a second."""
+        return self.size / self.seconds
+
+
+@dataclass(frozen=True)
+class Throughput:
+    """What reading the volume gave.
+
+    `one` and `many` are sequential reads by one and by eight streams; None where no file is large
+    enough or nothing answered. `stat_seconds` and `open_seconds` are medians for one small file:
+    asking for its size, and opening it and reading its first bytes. `cold` tells whether pages
+    could be dropped from memory before; if not, the rates may be those of memory. `problem` is
+    the system's reason where something failed.
+    """
+
+    one: Read | None = None
+    many: Read | None = None
+    stat_seconds: float | None = None
+    open_seconds: float | None = None
+    cold: bool = True
+    problem: str = ""
+
+    def as_dict(self) -> dict[str, Any]:
+        """JSON-ready data."""
+        return asdict(self)
+
+
+def large_files(inventory: Inventory, count: int = 16) -> list[str]:
+    """The largest models, each once: what a cold start reads."""
+    models = sorted(inventory.models, key=lambda f: f.size, reverse=True)
+    return list({f.inode: f.full_path for f in models if f.inode}.values())[:count]
+
+
+def small_files(inventory: Inventory, count: int = SMALL_FILES) -> list[str]:
+    """The smallest files, for the latency of metadata."""
+    files = sorted((f for f in inventory.files if f.inode), key=lambda f: f.size)
+    return [f.full_path for f in files[:count]]
+
+
+@dataclass(frozen=True)
+class _Piece:
+    path: str
+    offset: int
+
+
+def measure_throughput(
+    large: Sequence[str],
+    small: Sequence[str],
+    most_bytes: int = MOST_BYTES,
+    most_seconds: float = MOST_SECONDS,
+) -> Throughput:
+    """Read the `large` files and touch the `small` ones (paths, the most telling first).
+
+    One stream reads at most `most_bytes`, eight together as much, from other places. Each of the
+    steps takes at most `most_seconds`, and ten seconds more on a volume that no longer answers.
+    Raises nothing of the file system's.
+    """
+    problems: list[str] = []
+    pieces = _pieces(large, 2 * most_bytes, problems)
+    half = len(pieces) // 2
+    one = _read([pieces[:half]], most_seconds, problems)
+    many = _read(_shared_out(pieces[half : 2 * half]), most_seconds, problems)
+    return Throughput(
+        one=one,
+        many=many,
+        stat_seconds=_median(os.stat, small, most_seconds, problems),
+        open_seconds=_median(_open_and_read, small, most_seconds, problems),
+        cold=hasattr(os, "posix_fadvise"),
+        problem=problems[0] if problems else "",
+    )
+
+
+def _pieces(paths: Sequence[str], most: int, problems: list[str]) -> list[_Piece]:
+    """Whole blocks of the files, in order, up to `most` bytes."""
+    pieces: list[_Piece] = []
+    for path in paths:
+        if len(pieces) * BLOCK >= most:
+            break
+        try:
+            size = os.stat(path).st_size
+        except OSError as problem:
+            problems.append(_told(problem))
+            continue
+        pieces += [_Piece(path, i * BLOCK) for i in range(size // BLOCK)]
+    return pieces[: most // BLOCK]
+
+
+def _shared_out(pieces: list[_Piece]) -> list[list[_Piece]]:
+    """One run of neighbouring pieces for each stream."""
+    share = -(-len(pieces) // STREAMS) or 1
+    return [pieces[i : i + share] for i in range(0, len(pieces), share)]
+
+
+def _read(shares: list[list[_Piece]], most_seconds: float, problems: list[str]) -> Read | None:
+    """Read each share in a stream of its own; None where there is too little to tell."""
+    pieces = [piece for share in shares for piece in share]
+    if len(pieces) * BLOCK < LEAST_BYTES:
+        return None
+    for path in dict.fromkeys(piece.path for piece in pieces):
+        own = [piece.offset for piece in pieces if piece.path == path]
+        _forget(path, min(own), max(own) + BLOCK - min(own))
+    done: list[int] = []
+    started = time.monotonic()
+    end = started + most_seconds
+    tasks = [partial(_read_share, share, end, done, problems) for share in shares]
+    Crew(len(shares)).run(tasks, most_seconds + PATIENCE)
+    seconds = time.monotonic() - started
+    size = sum(done)
+    return Read(len(shares), size, seconds) if size >= BLOCK else None
+
+
+def _read_share(share: list[_Piece], end: float, done: list[int], problems: list[str]) -> None:
+    buffer = bytearray(BLOCK)
+    try:
+        for path, pieces in groupby(share, lambda piece: piece.path):
+            with open(path, "rb", buffering=0) as file:
+                for piece in pieces:
+                    if time.monotonic() > end:
+                        return
+                    done.append(os.preadv(file.fileno(), [buffer], piece.offset))
+    except OSError as problem:
+        problems.append(_told(problem))
+
+
+def _forget(path: str, offset: int, size: int) -> None:
+    """Drop what is to be read from the page cache; it comes back by being read."""
+    if hasattr(os, "posix_fadvise"):
+        try:
+            with open(path, "rb", buffering=0) as file:
+                os.posix_fadvise(file.fileno(), offset, size, os.POSIX_FADV_DONTNEED)
+        except OSError:
+            pass  # reading it will tell
+
+
+def _median(
+    call: Callable[[str], object], paths: Sequence[str], most_seconds: float, problems: list[str]
+) -> float | None:
+    """Median seconds of a call for one file after another."""
+    taken: list[float] = []
+
+    def task() -> None:
+        end = time.monotonic() + most_seconds
+        for path in paths[:SMALL_FILES]:
+            started = time.monotonic()
+            try:
+                call(path)
+            except OSError as problem:
+                problems.append(_told(problem))
+                continue
+            taken.append(time.monotonic() - started)
+            if time.monotonic() > end:
+                return
+
+    Crew(1).run([task], most_seconds + PATIENCE)
+    return statistics.median(taken) if taken else None
+
+
+def _open_and_read(path: str) -> None:
+    with open(path, "rb", buffering=0) as file:
+        if hasattr(os, "posix_fadvise"):
+            os.posix_fadvise(file.fileno(), 0, 4096, os.POSIX_FADV_DONTNEED)
+        file.read(4096)
+
+
+def _told(problem: OSError) -> str:
+    return problem.strerror or str(problem)

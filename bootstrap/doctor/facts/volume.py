@@ -1,0 +1,289 @@
+"""The network volume as this process sees it: mount, room, layout, links. Light and never hanging.
+
+Only the top levels are looked at: some hundred metadata calls, made side by side; 80 to 110 ms
+where each takes 1.5 ms. What lies deeper is for the inventory of models.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+import time
+from dataclasses import replace
+from pathlib import Path
+
+from bootstrap.config import Settings
+from bootstrap.core.concurrency import SilentError, Together
+from bootstrap.core.files import Folder, contains, list_folder, trouble_of
+from bootstrap.core.temp_names import MOST_LEFTOVERS, Leftover, kind_of, look_at_leftover
+from bootstrap.doctor.facts.volume_facts import (
+    MOST_LINKS,
+    Access,
+    Leads,
+    LinkFact,
+    Models,
+    Space,
+    State,
+    VolumeFacts,
+    look_at_access,
+    look_at_link,
+    look_at_space,
+    try_writing,
+)
+from bootstrap.doctor.facts.volume_places import (
+    FILE,
+    How,
+    ModelPath,
+    differing,
+    find_comfyuis,
+    find_strays,
+    has_main,
+    look_at_path,
+    read_lines,
+    resolve,
+    wrong_case,
+)
+from bootstrap.environment import Venv, look_at_venv, may_be_venv
+from bootstrap.volume import COMFYUI, MODELS, Layout
+from bootstrap.volume.layout import USUAL_ROOTS, mount_of
+from bootstrap.volume.link_plan import Unlink
+from bootstrap.volume.links import plan_for
+
+USUAL_CATEGORIES = (
+    "checkpoints",
+    "clip_vision",
+    "controlnet",
+    "diffusion_models",
+    "embeddings",
+    "loras",
+    "text_encoders",
+    "upscale_models",
+    "vae",
+)
+# So many folders are listed in a models folder, and in the output folder.
+_MOST_FOLDERS = 100
+__all__ = ["MOUNTINFO", "TIMEOUT", "VolumeFacts", "gather_volume"]
+# All of it takes well under a second on a volume that works; a network mount that lost its server
+# never answers.
+TIMEOUT = 10.0
+MOUNTINFO = Path("/proc/self/mountinfo")
+
+
+def survey(facts: VolumeFacts, layout: Layout, together: Together) -> VolumeFacts:
+    """`facts` (its root is a readable folder) with all that lies on the top levels.
+
+    Raises SilentError.
+    """
+    top = facts.top or Folder(facts.root)
+    facts = _find_comfyui(facts, top, together)
+    homes = _model_homes(facts, together)
+    folders = _folders_looked_at(facts, homes, together)
+    facts = replace(facts, models=_models(facts, top, homes, together))
+    links = _links(facts, folders, together)
+    return replace(
+        facts,
+        access=_access(facts, homes, together),
+        links=_mark_ours(links, facts, layout, together),
+        venvs=_venvs(facts, top, together),
+        model_paths=_model_paths(facts, together),
+        leftovers=_leftovers(facts, folders, together),
+    )
+
+
+def mount_points(facts: VolumeFacts) -> list[str]:
+    """The paths that this volume may be known under, the one at hand first."""
+    own = [facts.root, facts.real]
+    # With a VOLUME_PATH below /workspace, the rest of /workspace is no other mount of the same.
+    others = [u for u in map(str, USUAL_ROOTS) if not any(contains(u, path) for path in own)]
+    return list(dict.fromkeys(own + others))
+
+
+def _find_comfyui(facts: VolumeFacts, top: Folder, together: Together) -> VolumeFacts:
+    path = os.path.join(facts.root, COMFYUI)
+    expected = together.one(lambda: list_folder(path)) if COMFYUI in top.names else None
+    works = together.one(lambda: has_main(path))
+    places = find_comfyuis(top, expected or Folder(path), together)
+    if works:
+        renamed = [place for place in places if place.how is How.RENAMED]
+        places = differing(renamed, path, together)
+    comfyui = path if works else facts.comfyui
+    return replace(
+        facts,
+        comfyui=comfyui,
+        comfyui_real=together.one(lambda: os.path.realpath(comfyui)) if comfyui else "",
+        comfyui_on_volume=works,
+        expected=expected,
+        places=tuple(places),
+    )
+
+
+def _model_homes(facts: VolumeFacts, together: Together) -> list[Folder]:
+    """The models folders there are, each once, whatever links lead to it."""
+    places = [os.path.join(facts.root, MODELS), os.path.join(facts.root, COMFYUI, MODELS)]
+    real = together.each(os.path.realpath, places)
+    once = {path: place for place, path in reversed([*zip(places, real, strict=True)])}
+    listed = together.each(list_folder, sorted(once.values(), key=places.index))
+    return [folder for folder in listed if folder.exists]
+
+
+def _models(facts: VolumeFacts, top: Folder, homes: list[Folder], together: Together) -> Models:
+    here = {name for folder in homes for name in folder.names}
+    home = homes[0].path if homes else os.path.join(facts.root, MODELS)
+    tops = [top, *([facts.expected] if facts.expected else [])]
+    return Models(
+        homes=tuple(folder.path for folder in homes),
+        missing=tuple(name for name in USUAL_CATEGORIES if name not in here),
+        strays=tuple(find_strays(tops, home, together)),
+        wrong_case=tuple(wrong_case(tops, homes)),
+    )
+
+
+def _folders_looked_at(facts: VolumeFacts, homes: list[Folder], together: Together) -> list[Folder]:
+    """Top folders first, then the categories, then the output's."""
+    comfyui = os.path.join(facts.root, COMFYUI)
+    nodes, output = together.each(
+        list_folder, [os.path.join(comfyui, "custom_nodes"), os.path.join(comfyui, "output")]
+    )
+    deeper = [p for home in homes for p in home.paths(home.folders)[:_MOST_FOLDERS]]
+    deeper += output.paths(output.folders)[:_MOST_FOLDERS]
+    tops = [folder for folder in (facts.top, facts.expected, nodes, *homes, output) if folder]
+    return tops + together.each(list_folder, deeper)
+
+
+def _links(facts: VolumeFacts, folders: list[Folder], together: Together) -> list[LinkFact]:
+    """Those in the top folders; and of those to single models the ones that work here and not
+    where the volume has another mount point. The inventory of models tells the rest."""
+    homes = mount_points(facts)
+    mount = facts.mount
+    tree = mount.point if mount is not None and mount.network else facts.real
+    paths = [path for folder in folders for path in folder.paths(folder.links)][:MOST_LINKS]
+    found = together.each(lambda path: look_at_link(path, facts.real, tree, homes), paths)
+    comfyui = os.path.join(facts.root, COMFYUI)
+    tops = {facts.root, comfyui, os.path.join(facts.root, MODELS)}
+    tops |= {os.path.join(comfyui, name) for name in ("custom_nodes", MODELS)}
+    return [
+        link
+        for link in found
+        if link is not None
+        and (os.path.dirname(link.path) in tops or (link.home and link.leads is Leads.WELL))
+    ]
+
+
+def _mark_ours(
+    links: list[LinkFact], facts: VolumeFacts, layout: Layout, together: Together
+) -> tuple[LinkFact, ...]:
+    """The link plan knows which broken links are its own. It looks deep, so it is asked only
+    where there are broken links in ComfyUI's models folder."""
+    models = os.path.join(facts.root, COMFYUI, MODELS)
+    broken = [link for link in links if link.leads is Leads.NOWHERE and contains(models, link.path)]
+    if not broken or layout.comfyui is None:
+        return tuple(links)
+    plan = together.one(lambda: plan_for(layout))
+    ours = {str(action.place) for action in plan.actions if isinstance(action, Unlink)}
+    places = together.each(_real_place, [link.path for link in broken])
+    marked = {link.path for link, place in zip(broken, places, strict=True) if place in ours}
+    return tuple(replace(link, ours=True) if link.path in marked else link for link in links)
+
+
+def _real_place(path: str) -> str:
+    return os.path.join(os.path.realpath(os.path.dirname(path)), os.path.basename(path))
+
+
+def _access(facts: VolumeFacts, homes: list[Folder], together: Together) -> tuple[Access, ...]:
+    comfyui = os.path.join(facts.root, COMFYUI)
+    below = [os.path.join(comfyui, n) for n in ("main.py", "custom_nodes", "input", "output")]
+    paths = dict.fromkeys([facts.root, comfyui, *(home.path for home in homes), *below])
+    found = together.each(look_at_access, paths)
+    return tuple(access for access in found if access is not None)
+
+
+def _venvs(facts: VolumeFacts, top: Folder, together: Together) -> tuple[Venv, ...]:
+    paths = [
+        path
+        for folder in (top, facts.expected)
+        if folder is not None
+        for path in folder.paths(frozenset(filter(may_be_venv, folder.folders)))
+    ]
+    return tuple(v for v in together.each(look_at_venv, paths[:_MOST_FOLDERS]) if v is not None)
+
+
+def _model_paths(facts: VolumeFacts, together: Together) -> tuple[ModelPath, ...]:
+    if facts.comfyui is None:
+        return ()
+    lines = together.one(lambda: read_lines(os.path.join(facts.comfyui_real, FILE)))
+    given = resolve(lines, facts.comfyui_real, mount_points(facts))
+    return tuple(together.each(lambda path: look_at_path(path, facts.root), given))
+
+
+def _leftovers(
+    facts: VolumeFacts, folders: list[Folder], together: Together
+) -> tuple[Leftover, ...]:
+    """Measured by the volume's own clock: a server's may be hours off this machine's."""
+    now = facts.writing.now if facts.writing and facts.writing.now else time.time()
+    paths = [
+        os.path.join(folder.path, name)
+        for folder in folders
+        for name in sorted(folder.names)
+        if kind_of(name) is not None
+    ]
+    found = together.each(lambda path: look_at_leftover(path, now), paths[:MOST_LEFTOVERS])
+    return tuple(leftover for leftover in found if leftover is not None)
+
+
+def gather_volume(
+    layout: Layout,
+    settings: Settings,
+    mountinfo: Path = MOUNTINFO,
+    timeout: float = TIMEOUT,
+) -> VolumeFacts:
+    """Look at the volume of `layout`, for `timeout` seconds at most; raises nothing of the disk's.
+
+    Asked afresh: `layout` says where to look, not what is there. One tiny file is made on the
+    volume and removed. `settings` are those that `layout` was found with.
+    """
+    together = Together(timeout)
+    root = os.path.normpath(layout.root)
+    facts = VolumeFacts(
+        root=root,
+        real=root,
+        mount=mount_of(root, mountinfo),
+        user=os.geteuid(),
+        configured=settings.volume_path is not None,
+        comfyui=None if layout.comfyui_on_volume else _text(layout.comfyui),
+    )
+    try:
+        facts = together.one(lambda: _look_at_root(root, facts))
+        facts = replace(facts, mount=mount_of(facts.real, mountinfo))
+        if facts.state is State.FOLDER:
+            facts = replace(facts, writing=together.one(lambda: try_writing(root)))
+            facts = survey(facts, layout, together)
+    except SilentError:
+        return replace(facts, silent_after=timeout)
+    return facts
+
+
+def _look_at_root(root: str, facts: VolumeFacts) -> VolumeFacts:
+    facts = replace(facts, real=os.path.realpath(root))
+    try:
+        found = os.stat(root)
+    except OSError as problem:
+        trouble = trouble_of(problem)
+        absent = trouble.name in ("ENOENT", "ENOTDIR")
+        return replace(facts, state=State.MISSING if absent else State.BAD, trouble=trouble)
+    if not stat.S_ISDIR(found.st_mode):
+        return replace(facts, state=State.FILE)
+    top = list_folder(root)
+    if top.trouble is not None:
+        return replace(facts, state=State.BAD, trouble=top.trouble)
+    return replace(facts, state=State.FOLDER, top=top, space=_space(root))
+
+
+def _space(root: str) -> Space | None:
+    try:
+        return look_at_space(root)
+    except OSError:
+        return None
+
+
+def _text(path: Path | None) -> str | None:
+    return None if path is None else str(path)

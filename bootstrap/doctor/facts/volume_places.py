@@ -1,0 +1,235 @@
+"""Where people put ComfyUI and models on a volume, and what `extra_model_paths.yaml` names.
+
+Tolerant: what is not understood is left out. Rules of ComfyUI (`utils/extra_config.py`,
+`load_extra_path_config`): `~` and variables in `base_path` are expanded; a relative path is joined
+to `base_path`, and that to the file's own folder; a value may hold several lines.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from enum import Enum
+
+from bootstrap.core.concurrency import Together
+from bootstrap.core.files import Folder, contains, list_folder
+from bootstrap.volume import COMFYUI, MODELS
+from bootstrap.volume.categories import GGUF, PT_EXTENSIONS, extension_of, known_folders
+
+FILE = "extra_model_paths.yaml"
+BASE = "base_path"
+_MOST_TEXT = 64 << 10
+MOST_PATHS = 200
+_SECTION = re.compile(r"(\S[^:#]*):\s*(#.*)?$")
+_PAIR = re.compile(r"(\s+)([\w.-]+):(?:\s+(.*))?$")
+_BLOCK = re.compile(r"[|>][+-]?\d*$")
+_PROPER = {name.casefold(): name for name in known_folders()}
+_WEIGHTS = PT_EXTENSIONS | {GGUF}
+# Runpod's own templates keep it in `runpod-slim/ComfyUI` or `madapps/ComfyUI`.
+_MOST_NEIGHBOURS = 60
+_MOST_SUBFOLDERS = 8
+
+
+@dataclass(frozen=True)
+class Line:
+    """A path as line `number` (from 1) gives it; `key` is its category, or `base_path`."""
+
+    number: int
+    section: str
+    key: str
+    value: str
+
+
+@dataclass(frozen=True)
+class ModelPath:
+    """A line, where it leads (`path`, absolute), and whether a folder is there.
+
+    `below_base` marks a path that is relative to its section's base_path. `home` is the mount
+    point that an absolute path begins with, if it is one a volume can have; `there` then says
+    whether the volume at hand has the folder.
+    """
+
+    number: int
+    section: str
+    key: str
+    text: str
+    path: str
+    exists: bool = False
+    below_base: bool = False
+    home: str | None = None
+    there: bool = False
+
+
+def read_lines(path: str) -> list[Line]:
+    """The paths in the file at `path`; none when it cannot be read."""
+    try:
+        with open(path, encoding="utf-8", errors="surrogateescape") as file:
+            text = file.read(_MOST_TEXT)
+    except OSError:
+        return []
+    return list(_parse(text.splitlines()))[:MOST_PATHS]
+
+
+def resolve(lines: list[Line], folder: str, homes: Sequence[str]) -> list[ModelPath]:
+    """Where the lines of a file in `folder` lead; nothing is asked of the disk."""
+    bases = {line.section: _expanded(line.value) for line in lines if line.key == BASE}
+    return [_resolved(line, folder, bases.get(line.section), homes) for line in lines]
+
+
+def look_at_path(given: ModelPath, root: str) -> ModelPath:
+    """`given` with what the disk says, for a volume at `root`."""
+    there = False
+    if given.home is not None:
+        there = os.path.isdir(os.path.join(root, os.path.relpath(given.path, given.home)))
+    return replace(given, exists=os.path.isdir(given.path), there=there)
+
+
+def _resolved(line: Line, folder: str, base: str | None, homes: Sequence[str]) -> ModelPath:
+    value = base if line.key == BASE and base is not None else line.value
+    below = line.key != BASE and base is not None and not os.path.isabs(value)
+    path = os.path.normpath(os.path.join(folder, (base or "") if below else "", value))
+    home = None
+    if os.path.isabs(value):
+        home = next((h for h in homes if contains(h, path)), None)
+    number, section, key = line.number, line.section, line.key
+    return ModelPath(number, section, key, line.value, path, below_base=below, home=home)
+
+
+def _expanded(text: str) -> str:
+    return os.path.expandvars(os.path.expanduser(text))
+
+
+def _parse(lines: list[str]) -> Iterator[Line]:
+    section, key, depth = "", "", -1
+    for number, line in enumerate(lines, 1):
+        if not line.strip() or line.lstrip().startswith("#"):
+            continue
+        indent = len(line) - len(line.lstrip())
+        if depth >= 0 and indent > depth:
+            yield Line(number, section, key, line.strip())
+            continue
+        depth = -1
+        top, pair = _SECTION.match(line), _PAIR.match(line)
+        if top:
+            section = top[1].strip()
+        elif pair:
+            key, value = pair[2], _value(pair[3] or "")
+            if _BLOCK.match(value):
+                depth = len(pair[1])
+            elif value and key != "is_default":
+                yield Line(number, section, key, value)
+
+
+def _value(text: str) -> str:
+    text = text.strip()
+    if text[:1] in ("'", '"'):
+        return text[1:].partition(text[0])[0]
+    return re.split(r"\s+#", text, maxsplit=1)[0].strip()
+
+
+class How(str, Enum):
+    """In which way a ComfyUI is not where it is looked for."""
+
+    NESTED = "nested"
+    RENAMED = "renamed"
+    ELSEWHERE = "elsewhere"
+    IN_ROOT = "in_root"
+
+
+@dataclass(frozen=True)
+class Place:
+    """A ComfyUI (it has a main.py) at `path`, which is not `<volume>/ComfyUI`."""
+
+    path: str
+    how: How
+
+
+@dataclass(frozen=True)
+class Stray:
+    """A folder of models at `path` that ComfyUI would read if it were at `belongs`."""
+
+    path: str
+    belongs: str
+
+
+def find_comfyuis(top: Folder, expected: Folder, together: Together) -> list[Place]:
+    """ComfyUIs on the volume but for the expected one, the likeliest first.
+
+    Raises SilentError, as everything here that is given a `together`.
+    """
+    places = [Place(p, How.NESTED) for p in expected.paths(_like_comfyui(expected))]
+    alike = _like_comfyui(top) - {COMFYUI}
+    places += [Place(p, How.RENAMED) for p in top.paths(alike)]
+    places += [Place(os.path.join(p, COMFYUI), How.ELSEWHERE) for p in top.paths(alike)]
+    others = top.paths(top.folders - alike - {COMFYUI})[:_MOST_NEIGHBOURS]
+    places += [Place(os.path.join(p, COMFYUI), How.ELSEWHERE) for p in others]
+    if "main.py" in top.files and top.names & {"comfy", "nodes.py", "folder_paths.py"}:
+        places.append(Place(top.path, How.IN_ROOT))
+    there = together.each(lambda place: has_main(place.path), places)
+    return [place for place, found in zip(places, there, strict=True) if found]
+
+
+def has_main(comfyui: str) -> bool:
+    """Is there a `main.py`?"""
+    return os.path.isfile(os.path.join(comfyui, "main.py"))
+
+
+def differing(places: Iterable[Place], used: str, together: Together) -> list[Place]:
+    """The places that are not the ComfyUI at `used` under another name."""
+    kept = list(places)
+    real = together.each(os.path.realpath, [used, *(p.path for p in kept)])
+    return [p for p, path in zip(kept, real[1:], strict=True) if path != real[0]]
+
+
+def find_strays(folders: Iterable[Folder], home: str, together: Together) -> list[Stray]:
+    """Category folders with models in them that lie straight in one of `folders`."""
+    found = [
+        Stray(path, os.path.join(home, _PROPER[os.path.basename(path).casefold()]))
+        for folder in folders
+        for path in folder.paths(frozenset(n for n in folder.folders if n.casefold() in _PROPER))
+    ]
+    holds = together.each(lambda stray: _holds_weights(stray.path), found)
+    return [stray for stray, models in zip(found, holds, strict=True) if models]
+
+
+def wrong_case(tops: Iterable[Folder], homes: Iterable[Folder]) -> list[Stray]:
+    """`Models` for `models` in `tops`, `Checkpoints` for `checkpoints` in the models folders."""
+    found = []
+    for folder in tops:
+        names = (n for n in folder.folders if n.casefold() == MODELS and n != MODELS)
+        found += [_beside(folder, name, MODELS) for name in sorted(names)]
+    for folder in homes:
+        for name in sorted(folder.folders):
+            proper = _PROPER.get(name.casefold())
+            if proper is not None and proper != name:
+                found.append(_beside(folder, name, proper))
+    return found
+
+
+def _beside(folder: Folder, name: str, proper: str) -> Stray:
+    return Stray(os.path.join(folder.path, name), os.path.join(folder.path, proper))
+
+
+def _like_comfyui(folder: Folder) -> frozenset[str]:
+    """`comfyui`, `ComfyUI-master`, `Comfy_UI` …"""
+    return frozenset(
+        name
+        for name in folder.folders | folder.links
+        if re.sub(r"[^a-z0-9]", "", name.casefold()).startswith("comfyui")
+    )
+
+
+def _holds_weights(path: str) -> bool:
+    """Among its files, or those of its first subfolders. `configs` with somebody's settings in
+    it is then not taken for a folder of models."""
+    folder = list_folder(path)
+    if any(map(_is_weights, folder.files | folder.links)):
+        return True
+    below = (list_folder(p) for p in folder.paths(folder.folders)[:_MOST_SUBFOLDERS])
+    return any(_is_weights(name) for sub in below for name in sub.files | sub.links)
+
+
+def _is_weights(name: str) -> bool:
+    return extension_of(name) in _WEIGHTS

@@ -1,0 +1,217 @@
+"""Repairs that are safe: missing folders made, our own dead links and leftovers removed.
+
+Nothing that is not provably ours is removed, replaced or followed. A second run does nothing.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import uuid
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from bootstrap.core.findings import Finding, info, warning
+from bootstrap.core.temp_names import Leftover, identity_of
+from bootstrap.core.text import counted, named, size_text
+from bootstrap.doctor.facts.volume_facts import State, VolumeFacts
+from bootstrap.volume import MODELS, Layout
+from bootstrap.volume import links as apply
+from bootstrap.volume.link_plan import Action, LinkPlan, Unlink
+
+CODES = {
+    "fix.folders_made": "Missing folders were made.",
+    "fix.links_removed": "Our own links that led nowhere were removed.",
+    "fix.swept": "Leftovers of workers that were killed were removed.",
+    "fix.failed": "A repair could not be made.",
+}
+
+
+@dataclass(frozen=True)
+class MakeFolders:
+    """Make these folders; parents come first. One that is there by then is left as it is."""
+
+    paths: tuple[str, ...]
+
+    @property
+    def sentence(self) -> str:
+        """What would be done."""
+        return f"Make {counted(len(self.paths), 'folder')}: {named(self.paths)}"
+
+
+@dataclass(frozen=True)
+class RemoveLinks:
+    """Remove links that our link plan made and that lead nowhere."""
+
+    links: tuple[Unlink, ...]
+
+    @property
+    def paths(self) -> tuple[str, ...]:
+        """Where they are."""
+        return tuple(str(link.place) for link in self.links)
+
+    @property
+    def sentence(self) -> str:
+        """What would be done."""
+        count = counted(len(self.links), "link")
+        return f"Remove {count} of our own that lead nowhere: {named(self.paths)}"
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """Remove files of ours that are too old to be in use."""
+
+    leftovers: tuple[Leftover, ...]
+
+    @property
+    def paths(self) -> tuple[str, ...]:
+        """Where they are."""
+        return tuple(leftover.path for leftover in self.leftovers)
+
+    @property
+    def sentence(self) -> str:
+        """What would be done."""
+        size = size_text(sum(leftover.size for leftover in self.leftovers))
+        count = counted(len(self.leftovers), "file")
+        return f"Remove {count} ({size}) left by workers that were killed: {named(self.paths)}"
+
+
+Repair = MakeFolders | RemoveLinks | Sweep
+
+
+def plan_fixes(layout: Layout, facts: VolumeFacts) -> list[Repair]:
+    """What `apply_fixes` would do; empty when there is nothing, or no volume that can be mended.
+
+    Asks the disk which links are ours, and changes nothing.
+    """
+    if facts.silent_after is not None or facts.state is not State.FOLDER or not _furnished(facts):
+        return []
+    folders = _missing_folders(facts)
+    links = tuple(a for a in apply.plan_for(layout).actions if isinstance(a, Unlink))
+    stale = tuple(x for x in facts.leftovers if x.stale and x.removable)
+    repairs: list[Repair] = [MakeFolders(folders)] if folders else []
+    repairs += [RemoveLinks(links)] if links else []
+    repairs += [Sweep(stale)] if stale else []
+    return repairs
+
+
+def apply_fixes(repairs: Sequence[Repair]) -> list[Finding]:
+    """Carry the repairs out; says what was done, and what could not be."""
+    findings: list[Finding] = []
+    for repair in repairs:
+        if isinstance(repair, MakeFolders):
+            findings += _make_folders(repair)
+        elif isinstance(repair, RemoveLinks):
+            findings += _remove_links(repair)
+        else:
+            findings += _sweep(repair)
+    return findings
+
+
+def _furnished(facts: VolumeFacts) -> bool:
+    """Folders made in the empty place of a volume that is not attached would hide that."""
+    return facts.mounted or facts.comfyui_on_volume or bool(facts.models.homes)
+
+
+def _missing_folders(facts: VolumeFacts) -> tuple[str, ...]:
+    """The models folder and its usual categories. A misspelt one is for a person to rename, and
+    a name that something else has is left alone."""
+    models = os.path.join(facts.root, MODELS)
+    misspelt = {os.path.basename(stray.belongs) for stray in facts.models.wrong_case}
+    if facts.models.homes:
+        home, paths = facts.models.homes[0], []
+    elif MODELS in misspelt or os.path.lexists(models):
+        return ()
+    else:
+        home, paths = models, [models]
+    paths += [os.path.join(home, name) for name in facts.models.missing if name not in misspelt]
+    return tuple(path for path in paths if not os.path.lexists(path))
+
+
+def _make_folders(repair: MakeFolders) -> list[Finding]:
+    made, failed = [], []
+    for path in repair.paths:
+        try:
+            os.mkdir(path)
+            made.append(path)
+        except FileExistsError:
+            continue
+        except OSError as problem:
+            failed.append(_failed(path, problem))
+    if made:
+        failed.insert(0, info("fix.folders_made", f"Made {named(made)}.", paths=made))
+    return failed
+
+
+def _remove_links(repair: RemoveLinks) -> list[Finding]:
+    done: list[Action] = []
+    findings = apply.apply(LinkPlan(repair.links), done)
+    if done:
+        paths = [str(action.place) for action in done]
+        message = f"Removed {counted(len(paths), 'link')} of our own: {named(paths)}."
+        findings.insert(0, info("fix.links_removed", message, paths=paths[:50]))
+    return findings
+
+
+def _sweep(repair: Sweep) -> list[Finding]:
+    swept, findings = [], []
+    for leftover in repair.leftovers:
+        try:
+            if _remove(leftover):
+                swept.append(leftover)
+        except OSError as problem:
+            findings.append(_failed(leftover.path, problem))
+    if swept:
+        size = size_text(sum(leftover.size for leftover in swept))
+        paths = [leftover.path for leftover in swept]
+        message = f"Removed {counted(len(swept), 'file')} ({size}): {named(paths)}."
+        findings.insert(0, info("fix.swept", message, paths=paths[:50]))
+    return findings
+
+
+def _remove(leftover: Leftover) -> bool:
+    """Remove the leftover if it still is what was seen; a live link is none any more.
+
+    It is moved aside before it is looked at, as in `apply._remove_link`; under a name of the same
+    kind, so that it is found again should we be killed now.
+    """
+    place = Path(leftover.path)
+    if not _is_same(place, leftover):
+        return False
+    aside = place.with_name(_name_like(place.name))
+    try:
+        os.rename(place, aside)
+    except FileNotFoundError:
+        return False
+    if _is_same(aside, leftover):
+        os.unlink(aside)
+        return True
+    if os.path.lexists(place):
+        raise OSError(errno.EBUSY, f"changed under us; what stood there is kept at {aside}")
+    os.rename(aside, place)
+    return False
+
+
+def _is_same(path: Path, leftover: Leftover) -> bool:
+    try:
+        same = identity_of(os.lstat(path)) == leftover.identity
+    except OSError:
+        return False
+    return same and not (path.is_symlink() and os.path.exists(path))
+
+
+def _name_like(name: str) -> str:
+    """Leases and parts of models are known by other names: they become plain parts."""
+    suffix = "unlinking" if name.endswith(".unlinking") else "part"
+    return f".{uuid.uuid4().hex}.{suffix}"
+
+
+def _failed(path: str, problem: OSError) -> Finding:
+    return warning(
+        "fix.failed",
+        f"{named([path])} could not be mended: {problem.strerror or problem}.",
+        "Make its folder writable for the user this runs as, then check again with --fix.",
+        path=path,
+        errno=errno.errorcode.get(problem.errno or 0, ""),
+    )

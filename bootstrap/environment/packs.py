@@ -1,0 +1,221 @@
+"""Custom node packs of a ComfyUI and their git checkouts, read from files and never imported."""
+
+from __future__ import annotations
+
+import codecs
+import os
+import re
+from dataclasses import dataclass
+from enum import Enum
+
+from bootstrap.core.concurrency import Together
+from bootstrap.core.files import Folder, list_folder
+from bootstrap.core.redact import LOGIN
+from bootstrap.environment.requirements import Wishes, parse_file, parse_pyproject
+
+_MOST_TEXT = 1 << 20
+_COMMIT = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")
+_ORIGIN = re.compile(r'^\[remote "origin"\]\n(?:\s+.*\n)*?\s+url\s*=\s*(\S+)', re.MULTILINE)
+CUSTOM_NODES = "custom_nodes"
+DISABLED = ".disabled"
+MOST_PACKS = 500
+MOST_TEXT = 64 << 10
+# Of files that a requirements.txt names with -r.
+_MOST_INCLUDES = 8
+
+
+@dataclass(frozen=True)
+class Git:
+    """A checkout: `branch` is None at a detached commit, `tag` a tag on the very commit that is
+    checked out, `origin` the address it came from, without login."""
+
+    branch: str | None = None
+    commit: str | None = None
+    tag: str | None = None
+    origin: str | None = None
+
+
+def look_at_git(folder: str) -> Git | None:
+    """The checkout in `folder`, None when it is none or of no use. Four small reads."""
+    home = os.path.join(folder, ".git")
+    pointer = _text(home)  # a submodule's .git is a file
+    if pointer is not None and pointer.startswith("gitdir:"):
+        home = os.path.join(folder, pointer[len("gitdir:") :].strip())
+    head = (_text(os.path.join(home, "HEAD")) or "").strip()
+    if not head:
+        return None
+    packed = _text(os.path.join(home, "packed-refs")) or ""
+    branch = head[len("ref: refs/heads/") :] if head.startswith("ref: refs/heads/") else None
+    commit = _commit_of(home, f"refs/heads/{branch}", packed) if branch else head
+    if commit is not None and not _COMMIT.fullmatch(commit):
+        commit = None
+    config = _text(os.path.join(home, "config")) or ""
+    origin = _ORIGIN.search(config)
+    return Git(
+        branch=branch,
+        commit=commit,
+        tag=_tag(commit, packed) if commit else None,
+        origin=LOGIN.sub("", origin[1]) if origin else None,
+    )
+
+
+def _commit_of(home: str, reference: str, packed: str) -> str | None:
+    loose = _text(os.path.join(home, reference))
+    if loose:
+        return loose.strip()
+    match = re.search(rf"^([0-9a-f]+) {re.escape(reference)}$", packed, re.MULTILINE)
+    return match[1] if match else None
+
+
+def _tag(commit: str, packed: str) -> str | None:
+    """An annotated tag's own line is followed by `^` and the commit it stands for."""
+    direct = re.search(rf"^{commit} refs/tags/(\S+)$", packed, re.MULTILINE)
+    peeled = re.search(rf"^[0-9a-f]+ refs/tags/(\S+)\n\^{commit}$", packed, re.MULTILINE)
+    match = direct or peeled
+    return match[1] if match else None
+
+
+def _text(path: str) -> str | None:
+    try:
+        with open(path, encoding="utf-8", errors="replace") as file:
+            return file.read(_MOST_TEXT)
+    except OSError:
+        return None
+
+
+class State(str, Enum):
+    """What there is of a pack. `NO_INIT` is a folder that Python cannot import."""
+
+    GOOD = "good"
+    EMPTY = "empty"
+    NO_INIT = "no_init"
+    LINK_BROKEN = "link_broken"
+    UNREADABLE = "unreadable"
+
+
+@dataclass(frozen=True)
+class Pack:
+    """One pack. `only_git` says that of a checkout nothing but `.git` is there.
+
+    `inner` is the name of a folder in it that is a pack (unpacked one level too deep), `origin`
+    the address it was cloned from, both asked only where the pack is not `GOOD`. `wishes` are its
+    requirements, from `wishes_file`; `install_script` that it has an install.py.
+    """
+
+    name: str
+    path: str
+    state: State = State.GOOD
+    disabled: bool = False
+    only_git: bool = False
+    inner: str | None = None
+    origin: str | None = None
+    wishes: Wishes = Wishes()
+    wishes_file: str | None = None
+    install_script: bool = False
+
+
+def gather_packs(comfyui: str, together: Together) -> tuple[Pack, ...]:
+    """All packs by name, as ComfyUI would try them, and the disabled ones; `MOST_PACKS` at most.
+
+    Raises SilentError.
+    """
+    folder = together.one(lambda: list_folder(os.path.join(comfyui, CUSTOM_NODES)))
+    names = sorted(n for n in folder.names if _is_pack(n, folder))[:MOST_PACKS]
+    return tuple(together.each(lambda name: _look(folder.path, name, folder), names))
+
+
+def read_text(path: str) -> str | None:
+    """A small text file in any encoding that a byte order mark names (PowerShell writes UTF-16);
+    None when it cannot be read."""
+    try:
+        with open(path, "rb") as file:
+            data = file.read(MOST_TEXT)
+    except OSError:
+        return None
+    utf16 = data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
+    return data.decode("utf-16" if utf16 else "utf-8-sig", "replace")
+
+
+def read_wishes(folder: str, name: str = "requirements.txt") -> Wishes | None:
+    """A requirements file and those it names with -r, as far as they lie in `folder`; None when
+    there is none."""
+    home = os.path.realpath(folder)
+    pending, seen = [os.path.join(folder, name)], set[str]()
+    found: Wishes | None = None
+    while pending and len(seen) <= _MOST_INCLUDES:
+        path = os.path.realpath(pending.pop(0))
+        if path in seen or not (path + os.sep).startswith(home + os.sep):
+            continue
+        seen.add(path)
+        text = read_text(path)
+        if text is None:
+            continue
+        wishes = parse_file(text)
+        pending += [os.path.join(os.path.dirname(path), include) for include in wishes.includes]
+        found = wishes if found is None else _both(found, wishes)
+    return found
+
+
+def _both(a: Wishes, b: Wishes) -> Wishes:
+    together = tuple(dict.fromkeys((*a.requirements, *b.requirements)))
+    return Wishes(together, a.includes, a.unread + b.unread)
+
+
+def _is_pack(name: str, folder: Folder) -> bool:
+    """ComfyUI tries every folder and every .py file; a hidden one (`.git`) is nobody's pack."""
+    if name.startswith((".", "__pycache__")):
+        return False
+    stem = name.removesuffix(DISABLED)
+    return name not in folder.files or stem.endswith(".py")
+
+
+def _look(home: str, name: str, folder: Folder) -> Pack:
+    path = os.path.join(home, name)
+    disabled = name.endswith(DISABLED)
+    if name in folder.files or (name in folder.links and os.path.isfile(path)):
+        return Pack(name, path, disabled=disabled)
+    inside = list_folder(path)
+    state = _state(inside, name in folder.links)
+    good = state is State.GOOD
+    git = look_at_git(path) if not good and ".git" in inside.names else None
+    wishes, file = _wishes(path, inside) if good else (Wishes(), None)
+    return Pack(
+        name=name,
+        path=path,
+        state=state,
+        disabled=disabled,
+        only_git=state is State.EMPTY and bool(inside.names),
+        inner=_inner(inside) if state is State.NO_INIT else None,
+        origin=git.origin if git else None,
+        wishes=wishes,
+        wishes_file=file,
+        install_script="install.py" in inside.names,
+    )
+
+
+def _state(inside: Folder, is_link: bool) -> State:
+    if inside.trouble is not None:
+        return State.UNREADABLE if inside.exists or not is_link else State.LINK_BROKEN
+    if not inside.names - {".git"}:
+        return State.EMPTY
+    return State.GOOD if "__init__.py" in inside.names else State.NO_INIT
+
+
+def _inner(inside: Folder) -> str | None:
+    for name in sorted(inside.folders)[:20]:
+        text = read_text(os.path.join(inside.path, name, "__init__.py")) or ""
+        if "NODE_CLASS_MAPPINGS" in text or "comfy_entrypoint" in text:
+            return name
+    return None
+
+
+def _wishes(path: str, inside: Folder) -> tuple[Wishes, str | None]:
+    """requirements.txt is what ComfyUI-Manager installs; a pyproject.toml counts without one."""
+    if "requirements.txt" in inside.names:
+        wishes = read_wishes(path)
+        if wishes is not None:
+            return wishes, os.path.join(path, "requirements.txt")
+    if "pyproject.toml" in inside.names:
+        text = read_text(os.path.join(path, "pyproject.toml"))
+        return parse_pyproject(text or ""), os.path.join(path, "pyproject.toml")
+    return Wishes(), None

@@ -1,0 +1,289 @@
+"""Which Python runs ComfyUI, what it says of itself, and the virtual environments on the volume."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import re
+import subprocess
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from enum import Enum
+from pathlib import Path
+from shutil import which
+from typing import Any
+
+from bootstrap.config import Settings
+from bootstrap.core.findings import Finding, error
+from bootstrap.volume import COMFYUI, Layout
+
+_MOST_TEXT = 16 << 10
+_SETTING = re.compile(r"^\s*([\w-]+)\s*=\s*(.*?)\s*$", re.MULTILINE)
+# 0.05 s on local disk; on a cold network volume, where starting reads some 100 files, seconds.
+ASK_SECONDS = 15.0
+_MOST_REASON = 300
+# Valid for every Python 3. With -I the user's own site-packages (~/.local) are left out, but
+# ComfyUI sees them where its interpreter is no closed-off venv, so they are named here.
+# What .pth files print stands before the last line.
+_ASK = """
+import json, os, platform, site, sys
+own = lambda p: p.startswith(sys.base_prefix) and p.endswith("-packages")
+user = sys.prefix == sys.base_prefix or any(own(p) for p in sys.path)
+info = getattr(sys.implementation, "version", sys.version_info)
+said = {
+    "version": platform.python_version(), "prefix": sys.prefix, "base_prefix": sys.base_prefix,
+    "path": sys.path + ([site.getusersitepackages()] if user else []),
+    "stdlib": os.path.dirname(os.__file__), "tag": sys.implementation.cache_tag or "",
+    "managed": sys.prefix == sys.base_prefix
+    and os.path.exists(os.path.join(os.path.dirname(os.__file__), "EXTERNALLY-MANAGED")),
+    "markers": {
+        "os_name": os.name, "sys_platform": sys.platform,
+        "platform_machine": platform.machine(), "platform_system": platform.system(),
+        "platform_release": platform.release(), "platform_version": platform.version(),
+        "platform_python_implementation": platform.python_implementation(),
+        "python_version": "%d.%d" % sys.version_info[:2],
+        "python_full_version": platform.python_version(),
+        "implementation_name": sys.implementation.name,
+        "implementation_version": "%d.%d.%d" % tuple(info)[:3],
+    },
+}
+print()
+print(json.dumps(said))
+"""
+CODES = {
+    "comfyui.python_missing": "No Python that can run ComfyUI was found",
+    "comfyui.help_failed": "ComfyUI's `main.py --help` did not work",
+}
+IMAGE_PYTHON = Path("/opt/comfyui/bin/python")
+_VENV_NAMES = ("venv", ".venv")
+_PROBE = "import importlib.util as u, sys; sys.exit(0 if u.find_spec('torch') else 3)"
+_PROBE_SECONDS = 60  # a venv on a cold network volume
+
+
+@dataclass(frozen=True)
+class Venv:
+    """`version` is the Python it was made by ("3.11"), None when unknown. `python_text` is what
+    the link `bin/python` reads, `python_exists` whether a program is there in the end. `made_at`
+    is where it lay when it was made, which the first lines of its scripts still name."""
+
+    path: str
+    version: str | None
+    python_text: str | None
+    python_exists: bool
+    made_at: str | None
+
+
+def may_be_venv(name: str) -> bool:
+    """Does a folder's name suggest a virtual environment?"""
+    return "venv" in name.lower() or name in ("env", ".env", "python_env")
+
+
+def look_at_venv(path: str) -> Venv | None:
+    """The virtual environment at `path`; None when it is none (no pyvenv.cfg: PEP 405)."""
+    try:
+        with open(os.path.join(path, "pyvenv.cfg"), encoding="utf-8", errors="replace") as file:
+            told = dict(_SETTING.findall(file.read(_MOST_TEXT)))
+    except OSError:
+        return None
+    python = os.path.join(path, "bin", "python")
+    return Venv(
+        path=path,
+        version=_short(told.get("version") or told.get("version_info")),
+        python_text=_link_text(python),
+        python_exists=os.path.exists(python),
+        made_at=_made_at(told.get("command", ""), path),
+    )
+
+
+def _short(version: str | None) -> str | None:
+    match = re.match(r"(\d+\.\d+)", version or "")
+    return match[1] if match else None
+
+
+def _link_text(path: str) -> str | None:
+    try:
+        return os.readlink(path)
+    except OSError:
+        return None
+
+
+def _made_at(command: str, path: str) -> str | None:
+    """From `command = … -m venv /workspace/venv` (Python 3.11 on), else from bin/activate."""
+    word = command.rpartition(" ")[2]
+    if os.path.isabs(word):
+        return os.path.normpath(word)
+    try:
+        with open(os.path.join(path, "bin", "activate"), encoding="utf-8", errors="replace") as f:
+            match = re.search(
+                r"^\s*VIRTUAL_ENV=['\"]?([^'\"\n]+)", f.read(_MOST_TEXT), re.MULTILINE
+            )
+    except OSError:
+        return None
+    return match[1] if match and os.path.isabs(match[1]) else None
+
+
+class Trouble(str, Enum):
+    """Why an interpreter cannot be used."""
+
+    MISSING = "missing"
+    LINK_BROKEN = "link_broken"
+    NOT_EXECUTABLE = "not_executable"
+    NO_LOADER = "no_loader"
+    OTHER_MACHINE = "other_machine"
+    FAILED = "failed"
+    SILENT = "silent"
+
+
+@dataclass(frozen=True)
+class Failure:
+    """What kept an interpreter from answering, and the system's or its own words."""
+
+    trouble: Trouble
+    reason: str
+
+
+def ask_python(
+    python: Path, env: Mapping[str, str], timeout: float = ASK_SECONDS
+) -> dict[str, Any] | Failure:
+    """What `python` says of itself (see `_ASK`), or why it says nothing; `timeout` in seconds."""
+    if not os.path.exists(python):
+        if os.path.islink(python):
+            return Failure(Trouble.LINK_BROKEN, f"it leads to {os.path.realpath(python)}")
+        return Failure(Trouble.MISSING, "there is no such file")
+    try:
+        child = subprocess.run(
+            [str(python), "-I", "-c", _ASK],
+            env=dict(env),
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            timeout=timeout,
+            check=False,
+        )
+    except OSError as problem:
+        return _not_started(problem)
+    except subprocess.TimeoutExpired:
+        return Failure(Trouble.SILENT, f"no answer in {timeout:g} s")
+    if child.returncode != 0:
+        return Failure(Trouble.FAILED, _last_words(child.stderr, child.returncode))
+    return _understood(child.stdout)
+
+
+def _not_started(problem: OSError) -> Failure:
+    reason = problem.strerror or str(problem)
+    if problem.errno == errno.ENOENT:
+        # The file is there, so what is not is its loader (glibc's on Alpine), or the interpreter
+        # that its first line names: execve(2).
+        return Failure(Trouble.NO_LOADER, reason)
+    if problem.errno == errno.ENOEXEC:
+        return Failure(Trouble.OTHER_MACHINE, reason)
+    if problem.errno in (errno.EACCES, errno.EPERM):
+        return Failure(Trouble.NOT_EXECUTABLE, reason)
+    return Failure(Trouble.FAILED, reason)
+
+
+def _last_words(stderr: bytes, code: int) -> str:
+    lines = [line.strip() for line in stderr.decode("utf-8", "replace").splitlines()]
+    # After a failed start Python adds lines about threads and an empty stack.
+    telling = [line for line in lines if "rror" in line or "not found" in line]
+    words = (telling or [line for line in lines if line] or [f"exit code {code}"])[-1]
+    return words[:_MOST_REASON]
+
+
+def _understood(stdout: bytes) -> dict[str, Any] | Failure:
+    lines = stdout.decode("utf-8", "surrogateescape").splitlines()
+    try:
+        said = json.loads(lines[-1])
+    except (IndexError, ValueError):
+        return Failure(Trouble.FAILED, "it answered something that is not understood")
+    if not isinstance(said, dict) or not isinstance(said.get("path"), list):
+        return Failure(Trouble.FAILED, "it answered something that is not understood")
+    return said
+
+
+def choose_python(settings: Settings, layout: Layout) -> Path | Finding:
+    """The first candidate that starts and has torch, or a finding that says what each lacks.
+
+    COMFYUI_PYTHON is the only candidate when it is set: somebody meant it.
+    """
+    tried: list[str] = []
+    for candidate in _candidates(settings, layout):
+        problem = _problem_with(candidate)
+        if problem is None:
+            return candidate
+        tried.append(f"{candidate} ({problem})")
+    return error(
+        "comfyui.python_missing",
+        f"No Python that can run ComfyUI: tried {', '.join(tried) or 'nothing'}.",
+        "Set COMFYUI_PYTHON to the interpreter ComfyUI runs with on the Pod (a venv must be made "
+        "by the same Python version as the image has), or install torch into one of these.",
+        tried=tried,
+    )
+
+
+def ask_help(python: Path, comfyui: Path, env: dict[str, str]) -> str | Finding:
+    """What `main.py --help` prints; it answers before torch is imported (0.2 s from local disk)."""
+    command = [str(python), "main.py", "--help"]
+    try:
+        answer = subprocess.run(
+            command,
+            cwd=comfyui,
+            env=env,
+            capture_output=True,
+            text=True,
+            timeout=_PROBE_SECONDS,
+            check=False,
+        )
+    except (OSError, subprocess.TimeoutExpired) as problem:
+        return _help_failed(comfyui, str(problem))
+    if answer.returncode != 0:
+        return _help_failed(
+            comfyui, (answer.stderr.strip().splitlines() or ["no reason given"])[-1]
+        )
+    return answer.stdout
+
+
+def _help_failed(comfyui: Path, why: str) -> Finding:
+    return error(
+        "comfyui.help_failed",
+        f"`main.py --help` in {comfyui} did not work: {why}",
+        "Check that ComfyUI on the volume is complete: on a Pod, cd into its folder and run "
+        "`git status`, then `git checkout .` to restore missing files.",
+    )
+
+
+def _candidates(settings: Settings, layout: Layout) -> Iterator[Path]:
+    if settings.comfyui_python is not None:
+        yield settings.comfyui_python
+        return
+    homes = [layout.comfyui] if layout.comfyui else []
+    if layout.comfyui_on_volume:
+        homes += [layout.root, layout.root / COMFYUI]
+    for home in dict.fromkeys(homes):
+        for name in _VENV_NAMES:
+            if (home / name).is_dir():
+                yield home / name / "bin" / "python"
+    yield IMAGE_PYTHON
+    on_path = which("python3")
+    if on_path:
+        yield Path(on_path)
+
+
+def _problem_with(python: Path) -> str | None:
+    """Why `python` will not do; None when it will. Torch is looked for, not imported."""
+    if not python.exists():
+        return "a link that leads nowhere" if python.is_symlink() else "not there"
+    try:
+        answer = subprocess.run(
+            [str(python), "-I", "-c", _PROBE],
+            capture_output=True,
+            timeout=_PROBE_SECONDS,
+            check=False,
+        )
+    except OSError as problem:
+        return problem.strerror or "cannot be run"
+    except subprocess.TimeoutExpired:
+        return f"no answer in {_PROBE_SECONDS} s"
+    if answer.returncode == 3:
+        return "has no torch"
+    return None if answer.returncode == 0 else "does not start"

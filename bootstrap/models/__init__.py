@@ -1,0 +1,16 @@
+"""Wanted models on disk: which they are, whether they are there, how they are had, read ahead."""
+
+# Modules, not names: the checker needs how a weights file is read, and nothing of downloads.
+__all__ = [
+    "background",
+    "cache_links",
+    "cli",
+    "context",
+    "download",
+    "manifest",
+    "manifest_entry",
+    "manifest_file",
+    "prefetch",
+    "sources",
+    "weights_file",
+]

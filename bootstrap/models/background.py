@@ -1,0 +1,233 @@
+"""Provisioning as a boot sees it: what is wanted here, begun in the background, waited for with a
+limit, told as findings."""
+
+from __future__ import annotations
+
+import functools
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+from bootstrap.config import Settings
+from bootstrap.core.findings import Finding, error
+from bootstrap.core.log import say
+from bootstrap.models.cache_links import link_cached, shown_locally
+from bootstrap.models.context import Result, Workplace, summary
+from bootstrap.models.download.options import Throttle, Tools
+from bootstrap.models.download.progress import LogMeter, MakeMeter
+from bootstrap.models.download.verify import check_content
+from bootstrap.models.installed import wanted_of
+from bootstrap.models.manifest_entry import ModelSpec
+from bootstrap.models.provision import at_hand, provision
+from bootstrap.models.sources.base import make_sources
+from bootstrap.models.sources.huggingface import (
+    CACHE_ON_VOLUME,
+    PLATFORM_CACHE,
+    HubHosts,
+    HuggingFace,
+)
+from bootstrap.models.sources.links import BadLink, parse_link
+from bootstrap.net.addresses import AddressPolicy
+from bootstrap.net.errors import DownloadError
+from bootstrap.volume import COMFYUI, MODELS, Layout, locate
+from bootstrap.volume.extra_model_paths import local_folders
+from bootstrap.volume.links import link_models
+
+
+def models_folder(layout: Layout) -> Path:
+    """Where models are put: `models/` at the volume's root when it is there or the volume has no
+    ComfyUI, else the models folder of the volume's ComfyUI."""
+    own, inside = layout.root / MODELS, layout.root / COMFYUI / MODELS
+    return inside if inside.is_dir() and not own.is_dir() else own
+
+
+def workplace_for(
+    settings: Settings, layout: Layout, make_meter: MakeMeter = LogMeter
+) -> Workplace:
+    """Where and with what this worker provisions."""
+    target = models_folder(layout)
+    roots = [*layout.model_roots, layout.root / COMFYUI / MODELS]
+    if layout.comfyui is not None:
+        roots.append(layout.comfyui / MODELS)
+    tools = Tools(
+        policy=AddressPolicy(settings.allow_private_download_urls, exempt=HubHosts()),
+        throttle=_throttle(settings.download_max_mbps),
+        connections=settings.download_connections,
+    )
+    return Workplace(
+        models=target,
+        sources=make_sources(settings),
+        tools=tools,
+        within=(layout.root,),
+        also=tuple(dict.fromkeys(root for root in roots if root != target)),
+        make_meter=make_meter,
+        cached=platform_cache(layout),
+    )
+
+
+@functools.cache
+def _throttle(megabytes_per_second: float | None) -> Throttle:
+    """One for all downloads of this process, those of a boot and those on demand."""
+    return Throttle(None if megabytes_per_second is None else megabytes_per_second * 1e6)
+
+
+def platform_cache(layout: Layout) -> Callable[[ModelSpec], Path | None]:
+    """Looks a model up in the platform's cache, if ComfyUI could be shown it from there."""
+    folders = local_folders(layout.comfyui)
+    caches = tuple(dict.fromkeys((PLATFORM_CACHE, layout.root / CACHE_ON_VOLUME)))
+
+    def cached(spec: ModelSpec) -> Path | None:
+        if not shown_locally(spec, folders):
+            return None
+        found = (cached_by_platform(spec, cache) for cache in caches)
+        return next((path for path in found if path is not None), None)
+
+    return cached
+
+
+def cached_by_platform(spec: ModelSpec, cache: Path = PLATFORM_CACHE) -> Path | None:
+    """The model in the platform's cache, if it is there and what it should be.
+
+    An LFS file's blob is named by its SHA-256, so that a pinned hash needs no reading.
+    """
+    try:
+        link = parse_link(spec.url)
+        found = HuggingFace().cached(link, spec.revision, cache)
+        if found is None:
+            return None
+        if spec.sha256 is not None and found.resolve().name != spec.sha256:
+            return None
+        check_content(found, wanted_of(spec))
+    except (BadLink, DownloadError, OSError):
+        return None
+    return found
+
+
+def show_to_comfyui(
+    settings: Settings, results: Sequence[Result], local_models: Path | None
+) -> tuple[Layout, list[Finding]]:
+    """Link what has come into ComfyUI's folders; the layout as it is now (models/ at the volume's
+    root may be there only since), and findings. Models of the platform's cache are linked in
+    `local_models`, a folder on this worker's own disk."""
+    layout = locate(settings)
+    if local_models is not None:
+        link_cached(results, local_models)
+    return layout, link_models(layout)
+
+
+class Provisioning:
+    """The models of one manifest, brought by a thread of its own.
+
+    `wait_for_required` holds back the first job; past its limit the worker starts degraded, the
+    thread goes on, and `findings` and `ready` change when it is through, or when `look_again` sees
+    what somebody else has brought.
+    """
+
+    def __init__(self, specs: Sequence[ModelSpec], workplace: Workplace) -> None:
+        self._specs = tuple(specs)
+        self._workplace = workplace
+        self._results: dict[int, Result] = {}
+        self._changed = threading.Condition()
+        self._stop = threading.Event()
+        self._next_look = 0.0
+        self._thread = threading.Thread(target=self._run, name="provisioning", daemon=True)
+
+    def start(self) -> None:
+        """Begin; returns at once."""
+        self._thread.start()
+
+    def stop(self, timeout: float = 10.0) -> None:
+        """Stop; what is half there is resumed next time. Waits up to `timeout` seconds."""
+        self._stop.set()
+        if self._thread.is_alive():
+            self._thread.join(timeout)
+
+    def wait_for_required(self, timeout: float) -> bool:
+        """True as soon as every required model is settled, False after `timeout` seconds."""
+        with self._changed:
+            return self._changed.wait_for(lambda: not self._pending_required(), timeout)
+
+    def wait_for_all(self, timeout: float) -> bool:
+        """True as soon as every model is settled, False after `timeout` seconds."""
+        with self._changed:
+            return self._changed.wait_for(lambda: len(self._results) == len(self._specs), timeout)
+
+    @property
+    def ready(self) -> bool:
+        """Are all required models there?"""
+        with self._changed:
+            return all(
+                (result := self._results.get(id(spec))) is not None and result.good
+                for spec in self._specs
+                if not spec.optional
+            )
+
+    def look_again(self) -> None:
+        """See whether somebody brought what could not be fetched: a download request, another
+        worker, a person on a Pod. Without the network; so seldom that it costs a tenth of the
+        time at most, since a large file may have to be hashed to be known."""
+        with self._changed:
+            failed = [r.spec for r in self._results.values() if r.state == "failed"]
+        began = time.monotonic()
+        if not failed or began < self._next_look:
+            return
+        for spec in failed:
+            result = at_hand(spec, self._workplace, self._stop)
+            if result is not None:
+                self._note(result)
+        now = time.monotonic()
+        self._next_look = now + 9 * (now - began)
+
+    def results(self) -> tuple[Result, ...]:
+        """What is known so far."""
+        with self._changed:
+            return tuple(self._results.values())
+
+    def findings(self) -> list[Finding]:
+        """Failures, and required models that are still on their way."""
+        with self._changed:
+            known, pending = tuple(self._results.values()), self._pending_required()
+        found = [f for result in known if (f := result.finding()) is not None]
+        if pending:
+            found.append(_pending(pending))
+        return found or summary(known)
+
+    def _pending_required(self) -> list[ModelSpec]:
+        return [s for s in self._specs if not s.optional and id(s) not in self._results]
+
+    def _run(self) -> None:
+        try:
+            provision(self._specs, self._workplace, self._stop, self._note)
+        except Exception as fault:  # noqa: BLE001 - a thread's fault must be told, not lost
+            say(f"provisioning stopped: {type(fault).__name__}", "models")
+            for result in _all_crashed(self._specs, fault):
+                if id(result.spec) not in self._results:
+                    self._note(result)
+
+    def _note(self, result: Result) -> None:
+        with self._changed:
+            self._results[id(result.spec)] = result
+            self._changed.notify_all()
+
+
+def _all_crashed(specs: Sequence[ModelSpec], fault: Exception) -> Iterator[Result]:
+    problem = DownloadError(
+        "download.crashed",
+        f"a fault of this program ({type(fault).__name__}) while models were fetched.",
+        "Report it, with the manifest.",
+    )
+    for spec in specs:
+        yield Result(spec, "failed", problem=problem)
+
+
+def _pending(specs: Sequence[ModelSpec]) -> Finding:
+    names = ", ".join(str(spec.place) for spec in specs[:5])
+    more = f" and {len(specs) - 5} more" if len(specs) > 5 else ""
+    return error(
+        "provision.pending",
+        f"Still being fetched: {names}{more}.",
+        "Wait, or set DOWNLOAD_TIMEOUT higher to hold jobs back for longer; models that may come "
+        "later can be marked `optional: true`.",
+        models=[str(spec.place) for spec in specs],
+    )

@@ -1,0 +1,357 @@
+"""`python -m bootstrap models add|list|plan|pull|verify`: the same on a Pod as on a worker."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import signal
+import sys
+import threading
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TextIO
+
+from bootstrap.config import Settings, read_settings
+from bootstrap.core.findings import Finding, errors_in
+from bootstrap.core.redact import masked
+from bootstrap.core.text import megabytes
+from bootstrap.models.background import workplace_for
+from bootstrap.models.context import Workplace
+from bootstrap.models.download.progress import meters_for
+from bootstrap.models.download.verify import check_content, check_hash, hash_file
+from bootstrap.models.installed import (
+    Occupied,
+    Present,
+    Receipt,
+    find_present,
+    read_receipt,
+    wanted_of,
+    write_receipt,
+)
+from bootstrap.models.manifest import Manifest
+from bootstrap.models.manifest_entry import ModelSpec, read_entry
+from bootstrap.models.manifest_file import Unreadable, add_entry, find_manifest, load_manifest
+from bootstrap.models.provision import provision
+from bootstrap.models.sources.base import Sources
+from bootstrap.net.errors import DownloadError, disk_error
+from bootstrap.volume import locate
+from bootstrap.volume.categories import PICKLES, extension_of
+
+_OK, _FAILED, _USAGE = 0, 1, 2
+
+
+@dataclass(frozen=True)
+class Step:
+    """One model. `fetch`: it would be fetched, `size` bytes (None unknown) from `host` with the
+    credential called `credential`. `there`: nothing is to be done."""
+
+    place: str
+    what: str
+    there: bool = False
+    fetch: bool = False
+    size: int | None = None
+    host: str = ""
+    credential: str | None = None
+    problem: DownloadError | None = None
+
+    def as_dict(self) -> dict[str, object]:
+        """JSON-ready data."""
+        data: dict[str, object] = {"model": self.place, "there": self.there, "what": self.what}
+        if self.fetch:
+            data |= {"size": self.size, "host": self.host, "credential": self.credential}
+        if self.problem is not None:
+            data["problem"] = self.problem.finding(self.place).as_dict()
+        return data
+
+
+def plan_models(specs: Sequence[ModelSpec], workplace: Workplace, ask: bool) -> list[Step]:
+    """What a pull would do; `ask` the sources for the sizes that the manifest does not give."""
+    return [_plan(spec, workplace, ask) for spec in specs]
+
+
+def _plan(spec: ModelSpec, workplace: Workplace, ask: bool) -> Step:
+    place = str(spec.place)
+    found = find_present(spec, workplace.models, workplace.also)
+    if isinstance(found, Present):
+        return Step(place, f"{megabytes(found.receipt.size)} at {found.path}", there=True)
+    if isinstance(found, Occupied):
+        text = f"{found.path} is there, but: {found.problem.message} {found.problem.fix}"
+        return Step(place, text, problem=found.problem)
+    if (cached := workplace.cached(spec)) is not None:
+        return Step(place, f"in the platform's cache, {cached}", there=True)
+    try:
+        return _to_fetch(spec, workplace, ask)
+    except DownloadError as problem:
+        return Step(place, f"{problem.message} {problem.fix}", problem=problem)
+
+
+def _to_fetch(spec: ModelSpec, workplace: Workplace, ask: bool) -> Step:
+    source, link = workplace.sources.source_of(spec.url)
+    host, credential, size = source.host_of(link), source.credential_name(link), spec.size
+    if ask:
+        channel = workplace.tools.channel()
+        try:
+            located = source.locate(link, spec.revision, wanted_of(spec), channel)
+            size = located.size or size
+        finally:
+            channel.close()
+    amount = "unknown size" if size is None else megabytes(size)
+    optional = ", optional" if spec.optional else ""
+    key = f", with {credential}" if credential else ""
+    text = f"{amount} from {source.name} ({host}){key}{optional}"
+    return Step(str(spec.place), text, fetch=True, size=size, host=host, credential=credential)
+
+
+def verify_models(specs: Sequence[ModelSpec], workplace: Workplace) -> Iterator[Step]:
+    """Hash what is there and compare it with the manifest, and with the receipt of when it came.
+
+    A file whose receipt has no hash yet gets one now.
+    """
+    for spec in specs:
+        yield _verify(spec, workplace)
+
+
+def _verify(spec: ModelSpec, workplace: Workplace) -> Step:
+    place = str(spec.place)
+    try:
+        root, relative = next(
+            (root, place_there)
+            for root in (workplace.models, *workplace.also)
+            for place_there in [spec.place]
+            if (root / place_there).is_file()
+        )
+    except StopIteration:
+        found = find_present(spec, workplace.models, workplace.also)
+        if isinstance(found, Present):
+            return Step(place, f"under another folder's name, {found.path}", there=True)
+        return Step(place, "not there")
+    path, wanted = root / relative, wanted_of(spec)
+    receipt = read_receipt(root, relative)
+    try:
+        facts = os.stat(path)
+        checked = check_content(path, wanted)
+        sha256 = hash_file(path)
+        check_hash(sha256, wanted.sha256)
+        if receipt is not None and receipt.sha256 is not None and wanted.sha256 is None:
+            check_hash(sha256, receipt.sha256)
+        fresh = Receipt(facts.st_size, facts.st_mtime_ns, sha256, (*checked, "sha256"))
+        if receipt is None or receipt.sha256 is None or not receipt.still_true_of(facts):
+            write_receipt(root, relative, fresh)
+    except DownloadError as problem:
+        return Step(place, f"{path}: {problem.message} {problem.fix}", problem=problem)
+    except OSError as problem:
+        failed = disk_error(problem, path, None)
+        return Step(place, failed.message, problem=failed)
+    against = "the manifest" if wanted.sha256 else "its receipt" if receipt else "nothing yet"
+    return Step(place, f"SHA-256 {sha256}, compared with {against}", there=True)
+
+
+def main(argv: Sequence[str], out: TextIO | None = None, sources: Sources | None = None) -> int:
+    """Run one command; 0 when all is well, 1 when something is wrong or missing, 2 for usage.
+
+    `sources` in place of the real ones are for the demo, which has its own servers.
+    """
+    arguments = _parser().parse_args(argv)
+    settings, findings = read_settings()
+    stream = sys.stdout if out is None else out
+    if findings:
+        return _report(findings, stream)
+    return _Command(arguments, settings, stream, sources).run()
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m bootstrap models", description=__doc__)
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    helps = {
+        "add": "ask a source about a file and write its entry into the manifest",
+        "list": "what the manifest wants, and what of it is there",
+        "plan": "what pull would fetch, from where, how much, and whether it fits",
+        "pull": "fetch what is missing",
+        "verify": "hash what is there and compare it with manifest and receipts",
+    }
+    for name, text in helps.items():
+        command = commands.add_parser(name, help=text, description=f"{text.capitalize()}.")
+        command.add_argument("--manifest", metavar="FILE", help="instead of MODELS_MANIFEST")
+        if name == "add":
+            command.add_argument("url", help="https://..., hf://org/repo/file, urn:air:...")
+            command.add_argument("--directory", help="folder under models/, such as loras")
+            command.add_argument("--name", help="file name, if not the source's")
+            command.add_argument("--optional", action="store_true", help="may come later")
+            command.add_argument(
+                "--allow-pickle", action="store_true", help="accept a file that can run code"
+            )
+        else:
+            command.add_argument("--json", action="store_true", help="as JSON")
+    return parser
+
+
+class _Command:
+    def __init__(
+        self,
+        arguments: argparse.Namespace,
+        settings: Settings,
+        out: TextIO,
+        sources: Sources | None,
+    ) -> None:
+        self.sources = sources
+        self.arguments = arguments
+        self.settings = settings
+        self.out = out
+        self.layout = locate(settings)
+        self.setting: str | None = settings.models_manifest
+        if arguments.manifest is not None:
+            self.setting = str(Path(arguments.manifest).absolute())
+
+    def run(self) -> int:
+        """The command's exit code."""
+        if self.arguments.command == "add":
+            return self.add()
+        http = self.settings.allow_private_download_urls
+        manifest = load_manifest(self.setting, self.layout.root, http)
+        if not manifest.models and not manifest.findings:
+            self._say(f"No manifest: put one at {self.layout.root / 'models.json'}, or add a URL:")
+            self._say("  python -m bootstrap models add https://civitai.com/models/...")
+            return _FAILED
+        bad = _report(manifest.findings, self.out)
+        code: int = getattr(self, self.arguments.command)(manifest)
+        return max(code, bad)
+
+    def add(self) -> int:
+        """Ask the source, write the entry."""
+        path = find_manifest(self.setting, self.layout.root) or self.layout.root / "models.json"
+        if isinstance(path, str):
+            self._say("MODELS_MANIFEST holds the manifest itself; give --manifest FILE.")
+            return _USAGE
+        try:
+            entry = self._described()
+            spec, complaints = read_entry(
+                entry, self.arguments.url, self.settings.allow_private_download_urls
+            )
+            for complaint in complaints:
+                self._say(f"{complaint.field}: {complaint.message} {complaint.fix}")
+            if spec is None:
+                return _FAILED
+            changed = add_entry(path, spec)
+        except DownloadError as problem:
+            self._say(f"{problem.message}\n  {problem.fix}")
+            return _FAILED
+        except Unreadable as problem:
+            return _report([problem.finding], self.out)
+        except OSError as problem:
+            self._say(f"{path} cannot be written ({problem.strerror}).")
+            return _FAILED
+        self._say(f"{'Added to' if changed else 'Already in'} {path}:")
+        self._say(json.dumps(spec.as_entry(), indent=2, ensure_ascii=False))
+        self._say("Fetch it with: python -m bootstrap models pull")
+        return _OK
+
+    def _described(self) -> dict[str, object]:
+        workplace = self._workplace()
+        source, link = workplace.sources.source_of(self.arguments.url)
+        channel = workplace.tools.channel()
+        try:
+            known = source.describe(link, channel)
+        finally:
+            channel.close()
+        entry: dict[str, object] = {
+            "name": self.arguments.name or known.name,
+            "url": known.url,
+            "directory": self.arguments.directory or known.directory,
+        }
+        if known.sha256 is not None:
+            entry |= {"hash": known.sha256, "hash_type": "SHA256"}
+        entry |= {k: v for k in ("size", "revision") if (v := getattr(known, k)) is not None}
+        if self.arguments.optional:
+            entry["optional"] = True
+        if self.arguments.allow_pickle and extension_of(str(entry["name"])) in PICKLES:
+            entry["allow_pickle"] = True
+        return entry
+
+    def list(self, manifest: Manifest) -> int:
+        """What is wanted; asks nobody."""
+        steps = plan_models(manifest.models, self._workplace(), ask=False)
+        self._show(steps, [f"{_mark(step)} {step.place}  {step.what}" for step in steps])
+        return _OK if all(step.there for step in steps) else _FAILED
+
+    def plan(self, manifest: Manifest) -> int:
+        """What would be fetched; asks the sources for sizes."""
+        workplace = self._workplace()
+        steps = plan_models(manifest.models, workplace, ask=True)
+        lines = [f"{_mark(step)} {step.place}  {step.what}" for step in steps]
+        needed = sum(step.size or 0 for step in steps if step.fetch)
+        free = _free(workplace)
+        fits = free is None or needed <= free
+        room = "an unknown amount" if free is None else megabytes(free)
+        lines.append(f"To fetch: {megabytes(needed)}; free at {workplace.models}: {room}.")
+        if not fits:
+            lines.append("It does not fit: delete files or enlarge the network volume.")
+        self._show(steps, lines)
+        return _OK if fits and not any(step.problem for step in steps) else _FAILED
+
+    def pull(self, manifest: Manifest) -> int:
+        """Fetch what is missing."""
+        results = provision(manifest.models, self._workplace(), _stop_on_signals())
+        if self.arguments.json:
+            receipts = [result.as_dict() for result in results]
+            self._say(json.dumps(receipts, indent=2))
+        else:
+            _report([f for result in results if (f := result.finding())], self.out)
+            there = sum(result.good for result in results)
+            self._say(f"{there} of {len(results)} models are there.")
+        return _OK if all(result.good or result.spec.optional for result in results) else _FAILED
+
+    def verify(self, manifest: Manifest) -> int:
+        """Hash everything that is there."""
+        steps = list(verify_models(manifest.models, self._workplace()))
+        self._show(steps, [f"{_mark(step)} {step.place}  {step.what}" for step in steps])
+        return _OK if all(step.there for step in steps) else _FAILED
+
+    def _workplace(self) -> Workplace:
+        workplace = workplace_for(self.settings, self.layout, meters_for())
+        return replace(workplace, sources=self.sources or workplace.sources)
+
+    def _show(self, steps: Sequence[Step], lines: Sequence[str]) -> None:
+        if self.arguments.json:
+            self._say(json.dumps([step.as_dict() for step in steps], indent=2))
+        else:
+            self._say("\n".join(lines))
+
+    def _say(self, text: str) -> None:
+        print(masked(text), file=self.out)
+
+
+def _stop_on_signals() -> threading.Event:
+    """Ctrl-C and a Pod's end stop in good order, so that the next pull goes on from there."""
+    stop = threading.Event()
+    if threading.current_thread() is threading.main_thread():
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, lambda *_: stop.set())
+    return stop
+
+
+def _mark(step: Step) -> str:
+    return "ok     " if step.there else "FAILED " if step.problem else "missing"
+
+
+def _free(workplace: Workplace) -> int | None:
+    folder = workplace.models
+    while not folder.is_dir() and folder != folder.parent:
+        folder = folder.parent
+    try:
+        return workplace.tools.disk.free_bytes(folder)
+    except OSError:
+        return None
+
+
+def _report(findings: Sequence[Finding], out: TextIO) -> int:
+    for finding in findings:
+        print(f"{finding.severity.value}: {finding.message}", file=out)
+        if finding.fix:
+            print(f"  {finding.fix}", file=out)
+    return _FAILED if errors_in(findings) else _OK
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

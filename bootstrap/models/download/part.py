@@ -1,0 +1,309 @@
+"""A model that is not whole yet: its bytes, and a note beside it of which bytes are good.
+
+Two may believe a part theirs, when one of them was frozen for a while or locks do nothing. So a
+part is never truncated nor begun anew (that takes a new part), it changes hands by a rename, which
+only one can win, and its owner looks whether it still has it before it writes. A part that has a
+second name is published and is never written to again.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import threading
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from bootstrap.core.files import Disk, write_whole
+from bootstrap.core.temp_names import PART, beside, is_litter, key_of, new_owner
+from bootstrap.models.download.remote import Remote
+from bootstrap.net.errors import Lost, disk_error
+
+VERSION = 1
+_LOOK_EVERY = 1.0  # seconds between two looks whether the part is still ours
+Ranges = Sequence[tuple[int, int]]
+#: Seconds after which a leftover is removed; a part that is being written is never that old.
+SWEEP_AGE = 24 * 3600.0
+
+
+@dataclass(frozen=True)
+class State:
+    """What the note says. `released` is set by an owner that stopped in an orderly way."""
+
+    identity: str
+    size: int | None
+    etag: str | None
+    sha256: str | None
+    done: tuple[tuple[int, int], ...] = ()
+    released: bool = False
+
+    def fits(self, remote: Remote) -> bool:
+        """Are these bytes of the file that `remote` is now? Only a hash or a strong ETag tells."""
+        if self.size is None or self.size != remote.size:
+            return False
+        if self.sha256 is not None and remote.sha256 is not None:
+            return self.sha256 == remote.sha256
+        return self.etag is not None and (self.identity, self.etag) == (
+            remote.identity,
+            remote.etag,
+        )
+
+
+class Part:
+    """An open part of ours. `needed` is what is still to come, for the message of a full disk."""
+
+    def __init__(self, path: Path, owner: str, name: str, disk: Disk, descriptor: int) -> None:
+        self.path = path
+        self.needed: int | None = None
+        self._state_path = path.with_name(beside(name, owner, "state"))
+        self._scratch = path.with_name(beside(name, owner, "state-new"))
+        self._disk = disk
+        self._descriptor = descriptor
+        facts = os.fstat(descriptor)
+        self._inode = (facts.st_dev, facts.st_ino)
+        self._looked = time.monotonic()
+        self._lock = threading.Lock()
+        self._closed = False
+
+    @classmethod
+    def create(cls, folder: Path, name: str, disk: Disk) -> Part:
+        """A new, empty part for the model `name` in `folder`. Raises DownloadError."""
+        owner = new_owner()
+        path = folder / beside(name, owner, "part")
+        try:
+            return cls(path, owner, name, disk, disk.create(path))
+        except OSError as problem:
+            raise disk_error(problem, folder, None) from None
+
+    @property
+    def descriptor(self) -> int:
+        """For reading back."""
+        return self._descriptor
+
+    def write_at(self, data: memoryview, position: int) -> None:
+        """Write `data` at `position`. Raises DownloadError, or Lost when it is ours no more."""
+        if time.monotonic() - self._looked > _LOOK_EVERY:
+            self.look()
+        try:
+            self._disk.write_at(self._descriptor, data, position)
+        except OSError as problem:
+            raise disk_error(problem, self.path.parent, self.needed) from None
+
+    def look(self) -> None:
+        """Raise Lost unless the part's name still leads to our file."""
+        try:
+            facts = os.stat(self.path, follow_symlinks=False)
+        except OSError:
+            raise Lost from None
+        if (facts.st_dev, facts.st_ino) != self._inode:
+            raise Lost
+        self._looked = time.monotonic()
+
+    def note(self, remote: Remote, done: Ranges, released: bool = False) -> None:
+        """Make the ranges `done` durable, then note them. Raises DownloadError."""
+        with self._lock:
+            if self._closed:
+                return
+            state = {
+                "version": VERSION,
+                "identity": remote.identity,
+                "size": remote.size,
+                "etag": remote.etag,
+                "sha256": remote.sha256,
+                "done": [list(pair) for pair in done],
+                "released": released,
+            }
+            try:
+                self._disk.flush(self._descriptor)
+                write_whole(self._state_path, json.dumps(state), self._scratch)
+            except OSError as problem:
+                raise disk_error(problem, self.path.parent, self.needed) from None
+
+    def finish(self) -> None:
+        """Flush and close; a quota may show only here. Raises DownloadError."""
+        with self._lock:
+            if self._closed:
+                return
+            self._closed = True
+            try:
+                try:
+                    self._disk.flush(self._descriptor)
+                finally:
+                    self._disk.close(self._descriptor)
+            except OSError as problem:
+                raise disk_error(problem, self.path.parent, self.needed) from None
+
+    def close(self) -> None:
+        """Close without caring; what is on disk stays for whoever goes on."""
+        with self._lock:
+            if not self._closed:
+                self._closed = True
+                try:
+                    os.close(self._descriptor)
+                except OSError:
+                    pass
+
+    def forget_note(self) -> None:
+        """Remove the note: the part is published, or of no use."""
+        self._state_path.unlink(missing_ok=True)
+        self._scratch.unlink(missing_ok=True)
+
+    def discard(self) -> None:
+        """Close and remove what is ours; never raises for what is gone already."""
+        self.close()
+        for remove in (self.forget_note, lambda: self.path.unlink(missing_ok=True)):
+            try:
+                remove()
+            except OSError:
+                pass
+
+
+def read_state(path: Path) -> State | None:
+    """The note at `path`, or None when it is missing or damaged."""
+    try:
+        data = json.loads(path.read_text("utf-8"))
+        if data["version"] != VERSION:
+            return None
+        return State(
+            str(data["identity"]),
+            _whole_or_none(data["size"]),
+            _text_or_none(data["etag"]),
+            _text_or_none(data["sha256"]),
+            _checked_ranges(data["done"], data["size"]),
+            data["released"] is True,
+        )
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        return None
+
+
+def _checked_ranges(pairs: Any, size: Any) -> tuple[tuple[int, int], ...]:
+    """The ranges when they are whole numbers, in order, apart, and within the file."""
+    position, checked = 0, []
+    for first, end in pairs:
+        if type(first) is not int or type(end) is not int or not position <= first < end <= size:
+            raise ValueError("ranges out of order")
+        checked.append((first, end))
+        position = end
+    return tuple(checked)
+
+
+def _whole_or_none(value: Any) -> int | None:
+    if value is not None and type(value) is not int:
+        raise ValueError("no whole number")
+    return value
+
+
+def _text_or_none(value: Any) -> str | None:
+    if value is not None and not isinstance(value, str):
+        raise ValueError("no text")
+    return value
+
+
+#: Is the owner of this part gone?
+Quiet = Callable[[Path, State], bool]
+
+
+def take_over(
+    folder: Path, name: str, remote: Remote, disk: Disk, quiet: Quiet
+) -> tuple[Part, tuple[tuple[int, int], ...]] | None:
+    """The most advanced part of `name` that fits `remote` and whose owner is `quiet`, now ours,
+    with its good ranges; None when there is none.
+
+    The new note is written first, then the part renamed: killed in between, the part still
+    belongs to its old name.
+    """
+    for _, path, state in _candidates(folder, name, remote):
+        if not quiet(path, state):
+            continue
+        taken = _take(path, name, state, remote, disk)
+        if taken is not None:
+            return taken
+    return None
+
+
+def sweep(folder: Path, age: float = SWEEP_AGE) -> int:
+    """Remove our leftovers in `folder` that nobody touched for `age` seconds; how many."""
+    removed = 0
+    try:
+        entries = list(os.scandir(folder))
+    except OSError:
+        return 0
+    for entry in entries:
+        try:
+            if not is_litter(entry.name) or not entry.is_file(follow_symlinks=False):
+                continue
+            if time.time() - entry.stat(follow_symlinks=False).st_mtime > age:
+                os.unlink(entry.path)
+                removed += 1
+        except OSError:
+            continue
+    return removed
+
+
+def released_only(_path: Path, state: State) -> bool:
+    """The careful answer to whether a part's owner is gone: only if it said so."""
+    return state.released
+
+
+def quiet_for(seconds: float) -> Quiet:
+    """A part counts as left when its owner said so or neither part nor note changed for that
+    long. Clocks of two machines may differ: then a live part changes hands, which costs time."""
+
+    def quiet(path: Path, state: State) -> bool:
+        if state.released:
+            return True
+        newest = 0.0
+        for file in (path, path.with_suffix(".state")):
+            try:
+                newest = max(newest, file.stat().st_mtime)
+            except OSError:
+                return False
+        return time.time() - newest > seconds
+
+    return quiet
+
+
+def _candidates(folder: Path, name: str, remote: Remote) -> list[tuple[int, Path, State]]:
+    """Parts of `name` that fit, the most advanced first."""
+    found = []
+    try:
+        names = os.listdir(folder)
+    except OSError:
+        return []
+    for entry in names:
+        match = PART.fullmatch(entry)
+        if match is None or match["key"] != key_of(name):
+            continue
+        path = folder / entry
+        state = read_state(folder / beside(name, match["owner"], "state"))
+        if state is not None and state.done and state.fits(remote):
+            found.append((sum(end - first for first, end in state.done), path, state))
+    return sorted(found, key=lambda item: -item[0])
+
+
+def _take(
+    path: Path, name: str, state: State, remote: Remote, disk: Disk
+) -> tuple[Part, tuple[tuple[int, int], ...]] | None:
+    owner = new_owner()
+    mine = path.with_name(beside(name, owner, "part"))
+    old_note = path.with_suffix(".state")
+    try:
+        if path.lstat().st_nlink != 1:  # published: its bytes belong to readers now
+            path.unlink()
+            old_note.unlink(missing_ok=True)
+            return None
+        os.rename(path, mine)
+        descriptor = os.open(mine, os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC)
+    except OSError:
+        return None
+    part = Part(mine, owner, name, disk, descriptor)
+    facts = os.fstat(descriptor)
+    if facts.st_nlink != 1 or facts.st_size < state.done[-1][1]:
+        part.discard()
+        return None
+    part.note(remote, state.done)
+    old_note.unlink(missing_ok=True)
+    return part, state.done

@@ -1,0 +1,185 @@
+"""Is this file what it should be? Size, first bytes, header, and the hash, computed on the way."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import os
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from bootstrap.core.concurrency import Allowance
+from bootstrap.core.files import Disk
+from bootstrap.core.text import megabytes
+from bootstrap.models.download.transfer import Blocks
+from bootstrap.models.weights_file import MOST_HEADER, SAFETENSORS, Examined, State, examine
+from bootstrap.net.errors import DownloadError, Stopped
+from bootstrap.volume.categories import GGUF
+
+_BLOCK = 1024 * 1024
+BLOCK = 4 * 1024 * 1024
+TEXT_EXTENSIONS = frozenset({".json", ".txt", ".yaml", ".yml", ".md", ".csv", ".xml"})
+# What a server sent instead of weights.
+_ANSWERS = {
+    State.PAGE: "a web page",
+    State.JSON: "JSON, perhaps an error message",
+    State.TEXT: "plain text",
+    State.POINTER: "a Git LFS pointer, not the file it points to",
+}
+_FAULTS = {
+    State.TRUNCATED: "is truncated",
+    State.TOO_LONG: "is followed by other bytes",
+    State.DAMAGED: "is damaged",
+    State.MISLABELLED: "has the wrong extension",
+}
+_GOOD_ENOUGH = (State.GOOD, State.UNREAD)
+
+
+class Follower:
+    """Hashes what is written through `descriptor`, in order, in a thread of its own."""
+
+    def __init__(self, descriptor: int, blocks: Blocks, disk: Disk) -> None:
+        self._descriptor = descriptor
+        self._blocks = blocks
+        self._disk = disk
+        self._digest = hashlib.sha256()
+        self._stop = threading.Event()
+        self._problem: OSError | None = None
+        self._position = 0
+        self._thread = threading.Thread(target=self._follow, name="model-hash", daemon=True)
+        self._thread.start()
+
+    def result(self) -> str:
+        """The hash of the whole file; waits for it. Raises OSError when reading failed."""
+        self._thread.join()
+        if self._problem is not None:
+            raise self._problem
+        return self._digest.hexdigest()
+
+    def stop(self) -> None:
+        """Give up, and let go of the descriptor."""
+        self._stop.set()
+        self._thread.join()
+
+    def _follow(self) -> None:
+        buffer = memoryview(bytearray(_BLOCK))
+        try:
+            while self._position < self._blocks.size and not self._stop.is_set():
+                frontier = self._blocks.wait_beyond(self._position, 0.2)
+                while self._position < frontier and not self._stop.is_set():
+                    self._hash_up_to(frontier, buffer)
+        except OSError as problem:
+            self._problem = problem
+
+    def _hash_up_to(self, frontier: int, buffer: memoryview) -> None:
+        view = buffer[: min(_BLOCK, frontier - self._position)]
+        count = self._disk.read_at(self._descriptor, [view], self._position)
+        if count == 0:
+            raise OSError(5, "the part became shorter while it was read")
+        self._digest.update(view[:count])
+        self._position += count
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What is known beforehand about the content of a file called `name`."""
+
+    name: str
+    size: int | None = None
+    sha256: str | None = None
+
+    @property
+    def extension(self) -> str:
+        """Lower case, with its dot."""
+        return os.path.splitext(self.name)[1].lower()
+
+    @property
+    def text_is_fine(self) -> bool:
+        """Is the file itself JSON or other text?"""
+        return self.extension in TEXT_EXTENSIONS
+
+
+def check_content(path: Path, wanted: Wanted) -> tuple[str, ...]:
+    """What was checked of `path` without hashing it: `size` and `header` where they apply.
+
+    Raises DownloadError when the file is not what it should be, OSError when it cannot be read.
+    """
+    size = path.stat().st_size
+    if size == 0:
+        raise DownloadError("download.empty", "the file has 0 bytes.", "Delete it and pull again.")
+    checked = []
+    if wanted.size is not None:
+        check_size(size, wanted.size)
+        checked.append("size")
+    if wanted.text_is_fine:
+        return tuple(checked)
+    _judge(examine(str(path), size, Allowance(MOST_HEADER), wanted.extension), size)
+    if wanted.extension in (*SAFETENSORS, GGUF):
+        checked.append("header")
+    return tuple(checked)
+
+
+def _judge(seen: Examined, size: int) -> None:
+    """Raise DownloadError for what is no model, OSError for what could not be read."""
+    if seen.state in _GOOD_ENOUGH:
+        return
+    if seen.state is State.UNREADABLE:
+        raise OSError(errno.EIO, seen.detail)
+    if seen.state in _ANSWERS:
+        raise DownloadError(
+            "download.not_a_model",
+            f"the content is {_ANSWERS[seen.state]}.",
+            "Use the link of the file itself; on Hugging Face the one of its download button "
+            "(`/resolve/`).",
+        )
+    detail = f" ({seen.detail})" if seen.detail else ""
+    told = (
+        f"; it has {size:,} bytes, its header tells of {seen.expected:,}" if seen.expected else ""
+    )
+    raise DownloadError(
+        "download.bad_header",
+        f"the file {_FAULTS.get(seen.state, 'is no model')}{detail}{told}.",
+        "Delete it and pull again; if that does not help, the source itself is broken.",
+    )
+
+
+def check_size(actual: int, wanted: int) -> None:
+    """Raise DownloadError unless the sizes, in bytes, are equal."""
+    if actual != wanted:
+        raise DownloadError(
+            "download.size_mismatch",
+            f"it has {actual:,} bytes ({megabytes(actual)}) where {wanted:,} are expected.",
+            "If the file was replaced at its source on purpose, correct `size` and `hash` in the "
+            "manifest; else use another link.",
+        )
+
+
+def check_hash(actual: str, wanted: str | None) -> None:
+    """Raise DownloadError unless the SHA-256 is the wanted one, or none is wanted."""
+    if wanted is not None and actual != wanted:
+        raise DownloadError(
+            "download.hash_mismatch",
+            f"its SHA-256 is {actual}, expected is {wanted}.",
+            "If the file was replaced at its source on purpose, correct `hash` in the manifest; "
+            "else do not use it.",
+        )
+
+
+def hash_file(
+    path: Path,
+    stop: threading.Event | None = None,
+    on_bytes: Callable[[int], None] | None = None,
+) -> str:
+    """SHA-256 of a file, in memory-flat blocks. Raises OSError, and Stopped on `stop`."""
+    digest = hashlib.sha256()
+    buffer = memoryview(bytearray(BLOCK))
+    with open(path, "rb", buffering=0) as file:
+        while count := file.readinto(buffer):
+            if stop is not None and stop.is_set():
+                raise Stopped
+            digest.update(buffer[:count])
+            if on_bytes is not None:
+                on_bytes(count)
+    return digest.hexdigest()

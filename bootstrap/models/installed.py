@@ -1,0 +1,185 @@
+"""Is a wanted model there already? Answered without the network, and mostly without reading it.
+
+What was checked about a model is kept, so that a later boot need not hash it: receipts lie under
+`.receipts/` in the models folder, one for each file. A receipt counts while size and modification
+time are what they were when the file was checked.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import stat
+import threading
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path, PurePosixPath
+
+from bootstrap.core.files import write_whole
+from bootstrap.core.temp_names import RECEIPTS_FOLDER, beside, new_owner
+from bootstrap.models.download.verify import Wanted, check_content, check_hash, hash_file
+from bootstrap.models.manifest_entry import ModelSpec
+from bootstrap.net.errors import DownloadError, disk_error
+from bootstrap.volume.categories import ALIASES
+
+VERSION = 1
+
+
+@dataclass(frozen=True)
+class Receipt:
+    """`checked` names what was compared: `size`, `sha256`, `header`. `sha256` is what the bytes
+    were hashed to, whether or not it was known before; None when they never were."""
+
+    size: int
+    mtime_ns: int
+    sha256: str | None
+    checked: tuple[str, ...]
+    source: str = ""
+
+    def still_true_of(self, facts: os.stat_result) -> bool:
+        """Is the file as it was when it was checked?"""
+        return facts.st_size == self.size and facts.st_mtime_ns == self.mtime_ns
+
+    def as_dict(self) -> dict[str, object]:
+        """JSON-ready data."""
+        return {"version": VERSION, **asdict(self), "checked": list(self.checked)}
+
+
+def receipt_path(models: Path, place: PurePosixPath) -> Path:
+    """Where the receipt for `place` (relative to `models`) lies."""
+    return models / RECEIPTS_FOLDER / place.parent / f"{place.name}.json"
+
+
+def read_receipt(models: Path, place: PurePosixPath) -> Receipt | None:
+    """The receipt for `place`, or None when there is none that can be read."""
+    try:
+        data = json.loads(receipt_path(models, place).read_text("utf-8"))
+        sha256 = data["sha256"]
+        if data["version"] != VERSION or not (sha256 is None or isinstance(sha256, str)):
+            return None
+        return Receipt(
+            int(data["size"]),
+            int(data["mtime_ns"]),
+            sha256,
+            tuple(str(item) for item in data["checked"]),
+            str(data.get("source", "")),
+        )
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        return None
+
+
+def write_receipt(models: Path, place: PurePosixPath, receipt: Receipt) -> None:
+    """Remember `receipt` for `place`. Raises OSError."""
+    path = receipt_path(models, place)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    scratch = path.with_name(beside(place.name, new_owner(), "receipt-new"))
+    write_whole(path, json.dumps(receipt.as_dict(), indent=1) + "\n", scratch)
+
+
+@dataclass(frozen=True)
+class Present:
+    """The model is at `path`, as `receipt` says."""
+
+    path: Path
+    receipt: Receipt
+
+
+@dataclass(frozen=True)
+class Occupied:
+    """Something else stands at the model's own place; `problem` says what is wrong with it."""
+
+    path: Path
+    problem: DownloadError
+
+
+def wanted_of(spec: ModelSpec) -> Wanted:
+    """What is known of a spec's content."""
+    return Wanted(spec.name, spec.size, spec.sha256)
+
+
+def find_present(
+    spec: ModelSpec,
+    models: Path,
+    also: Sequence[Path] = (),
+    stop: threading.Event | None = None,
+) -> Present | Occupied | None:
+    """The model in its folder or one that ComfyUI reads as the same category, under `models`
+    first, then under the other roots.
+
+    A file with a valid receipt is not opened. One without is checked: size, header, and its hash
+    where one is known, once; then it has a receipt. Raises Stopped.
+    """
+    occupied: Occupied | None = None
+    for root, place in _candidates(spec, models, also):
+        path = root / place
+        try:
+            facts = os.stat(path)
+        except FileNotFoundError:
+            if path.is_symlink() and (root, place) == (models, spec.place):
+                occupied = Occupied(path, _dangling(path))
+            continue
+        except OSError as problem:
+            return Occupied(path, disk_error(problem, path, None))
+        if not stat.S_ISREG(facts.st_mode):
+            continue
+        try:
+            return Present(path, _examined(spec, root, place, facts, stop))
+        except DownloadError as problem:
+            if (root, place) == (models, spec.place):
+                occupied = Occupied(path, problem)
+    return occupied
+
+
+def examine(
+    path: Path, facts: os.stat_result, wanted: Wanted, stop: threading.Event | None = None
+) -> Receipt:
+    """Check a file and say what was checked. Raises DownloadError and Stopped."""
+    try:
+        checked = check_content(path, wanted)
+        sha256 = None
+        if wanted.sha256 is not None:
+            sha256 = hash_file(path, stop)
+            check_hash(sha256, wanted.sha256)
+            checked = (*checked, "sha256")
+    except OSError as problem:
+        raise disk_error(problem, path, None) from None
+    return Receipt(facts.st_size, facts.st_mtime_ns, sha256, checked)
+
+
+def _examined(
+    spec: ModelSpec,
+    root: Path,
+    place: PurePosixPath,
+    facts: os.stat_result,
+    stop: threading.Event | None,
+) -> Receipt:
+    wanted = wanted_of(spec)
+    receipt = read_receipt(root, place)
+    if receipt is not None and receipt.still_true_of(facts):
+        hash_known = wanted.sha256 is None or receipt.sha256 is not None
+        if hash_known and wanted.size in (None, receipt.size):
+            check_hash(receipt.sha256 or "", wanted.sha256)
+            return receipt
+    receipt = examine(root / place, facts, wanted, stop)
+    try:
+        write_receipt(root, place, receipt)
+    except OSError:
+        pass  # a read-only folder: looked at again next time
+    return receipt
+
+
+def _candidates(
+    spec: ModelSpec, models: Path, also: Sequence[Path]
+) -> Iterator[tuple[Path, PurePosixPath]]:
+    first, *rest = spec.place.parts
+    for root in (models, *also):
+        for folder in (first, *ALIASES.get(first, ())):
+            yield root, PurePosixPath(folder, *rest)
+
+
+def _dangling(path: Path) -> DownloadError:
+    return DownloadError(
+        "download.occupied",
+        f"a link that leads nowhere stands there ({os.readlink(path)}).",
+        f"Remove it (`rm '{path}'`) and start again.",
+    )

@@ -1,0 +1,233 @@
+"""Pure: which models are wanted. A manifest of ours, or any saved ComfyUI workflow.
+
+ComfyUI's templates declare models as `{name, url, hash, hash_type, directory}` at top level, in a
+node's `properties.models` and in the nodes of subgraphs. Ours is a list of the same entries under
+`{"version": 1, "models": [...]}` with a few fields more; `docs/models-manifest.schema.json`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import PurePosixPath
+from typing import Any
+
+from bootstrap.core.findings import Finding, Severity
+from bootstrap.models.manifest_entry import Complaint, ModelSpec, read_entry
+from bootstrap.volume.categories import category_of
+
+CODES = {
+    "manifest.unreadable": "The manifest cannot be read, or is neither JSON nor YAML.",
+    "manifest.too_large": "The manifest is larger than any should be.",
+    "manifest.shape": "The manifest is no manifest and no saved workflow.",
+    "manifest.version": "The manifest has another version than this worker knows.",
+    "manifest.field": "A field of an entry is missing or holds something it cannot.",
+    "manifest.name": "A name or folder would escape, or cannot be a file's.",
+    "manifest.url": "A URL cannot be understood.",
+    "manifest.pickle": "A file that can run code is not allowed and pinned by a SHA-256.",
+    "manifest.two_for_one_file": "Two entries want one file with different contents.",
+    "manifest.case_twins": "Two names differ in upper and lower case only.",
+    "manifest.unknown_folder": "ComfyUI itself reads no such folder.",
+    "manifest.extension": "ComfyUI does not list files of this kind in this folder.",
+    "manifest.hash_type": "The hash is of a kind that is not checked.",
+    "manifest.no_models": "The manifest or workflow names no models.",
+}
+VERSION = 1
+# In a workflow somebody else wrote: other nodes may keep something else under `models`, and two
+# of them name two copies of one file. What can be read is used.
+_NOT_OURS = ("manifest.field", "manifest.two_for_one_file")
+_MUTED, _BYPASSED = 2, 4  # a node's `mode` in ComfyUI's frontend
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What a manifest wants. Entries with an error are left out; `findings` has them all."""
+
+    models: tuple[ModelSpec, ...] = ()
+    findings: tuple[Finding, ...] = ()
+
+
+@dataclass
+class _Reading:
+    label: str
+    lenient: bool
+    findings: list[Finding] = field(default_factory=list)
+
+    def complain(self, where: str, complaint: Complaint) -> None:
+        message = f"{self.label}, {where}: {complaint.message}"
+        details = {"entry": where, "field": complaint.field}
+        severity = Severity.ERROR if complaint.fatal else Severity.WARNING
+        if self.lenient and complaint.code in _NOT_OURS:
+            severity = Severity.WARNING
+        self.findings.append(
+            Finding(complaint.code, severity, message, complaint.fix, details=details)
+        )
+
+
+def parse_manifest(data: Any, label: str = "manifest", allow_http: bool = False) -> Manifest:
+    """The models that a manifest or a saved workflow, already decoded, asks for.
+
+    `label` names it in findings; every fault of every entry is reported at once.
+    """
+    if not isinstance(data, Mapping):
+        return _refused(label, "it is no JSON object", _HOW)
+    if is_workflow(data):
+        return _collect(_in_workflow(data), label, True, allow_http)
+    if _is_prompt(data):
+        return _refused(
+            label,
+            "it is a workflow in API format, which does not say where models come from",
+            "Save the workflow itself (in ComfyUI: File, Save), or write a manifest.",
+        )
+    if "models" not in data:
+        return _refused(label, "it has no `models`", _HOW)
+    if data.get("version") != VERSION:
+        finding = Finding(
+            "manifest.version",
+            Severity.ERROR,
+            f"{label}: `version` is {data.get('version')!r}; this worker knows {VERSION}.",
+            f'Write `"version": {VERSION}`, or use a newer worker.',
+        )
+        return Manifest(findings=(finding,))
+    models = data["models"]
+    if not isinstance(models, Sequence) or isinstance(models, (str, bytes)):
+        return _refused(label, "`models` is no list", _HOW)
+    return _collect(_numbered(models, "models"), label, False, allow_http)
+
+
+def is_workflow(data: Mapping[str, Any]) -> bool:
+    """Is this a workflow as ComfyUI's File, Save writes it?"""
+    return isinstance(data.get("nodes"), list) or isinstance(data.get("definitions"), Mapping)
+
+
+def _collect(
+    entries: Iterator[tuple[str, Any, bool]], label: str, workflow: bool, allow_http: bool
+) -> Manifest:
+    reading = _Reading(label, workflow)
+    specs = []
+    for where, entry, idle in entries:
+        spec, complaints = read_entry(entry, where, allow_http)
+        for complaint in complaints:
+            reading.complain(where, complaint)
+        if spec is not None:
+            specs.append(replace(spec, optional=True) if idle else spec)
+    models = _unique(specs, reading)
+    if not models and not reading.findings:
+        reading.findings.append(
+            Finding("manifest.no_models", Severity.INFO, f"{label} names no models.")
+        )
+    return Manifest(tuple(models), tuple(reading.findings))
+
+
+def _numbered(models: Sequence[Any], path: str) -> Iterator[tuple[str, Any, bool]]:
+    for index, entry in enumerate(models):
+        yield f"{path}[{index}]", entry, False
+
+
+def _in_workflow(data: Mapping[str, Any]) -> Iterator[tuple[str, Any, bool]]:
+    """(where, entry, is its node muted or bypassed) of all models a workflow names."""
+    models = data.get("models")
+    if isinstance(models, list):
+        yield from _numbered(models, "models")
+    yield from _in_nodes(data.get("nodes"), "node")
+    definitions = data.get("definitions")
+    subgraphs = definitions.get("subgraphs") if isinstance(definitions, Mapping) else None
+    for graph in subgraphs if isinstance(subgraphs, list) else []:
+        if isinstance(graph, Mapping):
+            name = str(graph.get("name") or graph.get("id") or "?")[:60]
+            yield from _in_nodes(graph.get("nodes"), f"subgraph {name!r}, node")
+
+
+def _in_nodes(nodes: Any, label: str) -> Iterator[tuple[str, Any, bool]]:
+    for node in nodes if isinstance(nodes, list) else []:
+        properties = node.get("properties") if isinstance(node, Mapping) else None
+        models = properties.get("models") if isinstance(properties, Mapping) else None
+        if not isinstance(models, list):
+            continue
+        idle = node.get("mode") in (_MUTED, _BYPASSED)
+        for where, entry, _ in _numbered(models, "models"):
+            title = f"{label} {node.get('id', '?')} ({str(node.get('type', '?'))[:60]})"
+            yield f"{title}, {where}", entry, idle
+
+
+def _unique(specs: Sequence[ModelSpec], reading: _Reading) -> list[ModelSpec]:
+    """One spec for each file: equal ones joined, conflicting ones reported and left out."""
+    found: dict[PurePosixPath, ModelSpec] = {}
+    by_folded: dict[str, PurePosixPath] = {}
+    for spec in specs:
+        place = canonical_place(spec)
+        twin = by_folded.setdefault(str(place).casefold(), place)
+        earlier = found.get(twin)
+        if earlier is None:
+            found[place] = spec
+        elif twin != place:
+            reading.complain(spec.where, _twins(spec, earlier))
+        elif (joined := _joined(earlier, spec)) is not None:
+            found[place] = joined
+        else:
+            reading.complain(spec.where, _conflict(spec, earlier))
+    return list(found.values())
+
+
+def canonical_place(spec: ModelSpec) -> PurePosixPath:
+    """Where the file belongs, with `clip` and `text_encoders` and the like taken as one."""
+    first, *rest = PurePosixPath(spec.directory).parts
+    category = category_of(first)
+    return PurePosixPath(category.folders[0] if category else first, *rest, spec.name)
+
+
+def _joined(one: ModelSpec, other: ModelSpec) -> ModelSpec | None:
+    """One entry that says what both do; None when they contradict each other."""
+    same_hash = one.sha256 is not None and one.sha256 == other.sha256
+    if one.url != other.url and not same_hash:
+        return None
+    for name in ("sha256", "size", "revision"):
+        a, b = getattr(one, name), getattr(other, name)
+        if a is not None and b is not None and a != b:
+            return None
+    return replace(
+        one,
+        sha256=one.sha256 or other.sha256,
+        size=one.size if one.size is not None else other.size,
+        revision=one.revision or other.revision,
+        optional=one.optional and other.optional,
+        allow_pickle=one.allow_pickle or other.allow_pickle,
+    )
+
+
+def _conflict(spec: ModelSpec, earlier: ModelSpec) -> Complaint:
+    return Complaint(
+        "manifest.two_for_one_file",
+        "name",
+        f"{spec.place} is wanted with another content by {earlier.where} "
+        f"({_without_query(earlier.url)} there, {_without_query(spec.url)} here); "
+        "the first one counts.",
+        "Give one of them another `name`, or remove it.",
+    )
+
+
+def _without_query(url: str) -> str:
+    """A signed URL's signature is in its query."""
+    return url.partition("?")[0]
+
+
+def _twins(spec: ModelSpec, earlier: ModelSpec) -> Complaint:
+    return Complaint(
+        "manifest.case_twins",
+        "name",
+        f"{spec.place} and {earlier.place} ({earlier.where}) differ in upper and lower case "
+        "only, which not every file system tells apart.",
+        "Spell both alike, or give one of them another `name`.",
+    )
+
+
+_HOW = 'Write {"version": 1, "models": [...]}, or give a saved ComfyUI workflow.'
+
+
+def _refused(label: str, why: str, fix: str) -> Manifest:
+    finding = Finding("manifest.shape", Severity.ERROR, f"{label}: {why}.", fix)
+    return Manifest(findings=(finding,))
+
+
+def _is_prompt(data: Mapping[str, Any]) -> bool:
+    return any(isinstance(node, Mapping) and "class_type" in node for node in data.values())

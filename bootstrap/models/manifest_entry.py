@@ -1,0 +1,262 @@
+"""Pure: one entry of a manifest, read with all its faults at once."""
+
+from __future__ import annotations
+
+import difflib
+import re
+import unicodedata
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import PurePosixPath
+from typing import Any
+from urllib.parse import urlsplit
+
+from bootstrap.core.redact import masked
+from bootstrap.core.temp_names import LONGEST_NAME
+from bootstrap.models.sources.links import BadLink, CivitaiFile, HubFile, Link, parse_link
+from bootstrap.volume.categories import PICKLES, category_of, extension_of, known_folders
+
+_NOT_IN_NAMES = re.compile(r'[\x00-\x1f\x7f/\\:*?"<>|]')
+_DEVICES = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)(\..*)?", re.IGNORECASE)
+_KNOWN = frozenset("name url directory hash hash_type size revision optional allow_pickle".split())
+_SHA256 = re.compile(r"[0-9a-fA-F]{64}")
+
+
+def fault_of(name: str) -> str:
+    """What keeps `name` from being one component of a path everywhere; empty for nothing."""
+    if name in ("", ".", "..") or name != name.strip() or name.endswith("."):
+        return f"is {name!r}, which is no name"
+    if found := _NOT_IN_NAMES.search(name):
+        return f"is {name[:80]!r}, which holds {found.group()!r}"
+    if name.startswith(".") or _DEVICES.fullmatch(name):
+        return f"is {name[:80]!r}, which is hidden or reserved"
+    try:
+        length = len(unicodedata.normalize("NFC", name).encode())
+    except UnicodeError:
+        return f"is {name[:80]!r}, which is no valid text"
+    if length > LONGEST_NAME:
+        return f"has {length} bytes; {LONGEST_NAME} are the most"
+    return ""
+
+
+@dataclass(frozen=True)
+class ModelSpec:
+    """A wanted model. `directory` is relative to the models folder, `sha256` lower case hex,
+    `size` in bytes; `extra` holds unknown fields, kept as they are; `where` names the entry."""
+
+    name: str
+    url: str
+    directory: str
+    sha256: str | None = None
+    size: int | None = None
+    revision: str | None = None
+    optional: bool = False
+    allow_pickle: bool = False
+    extra: Mapping[str, Any] = field(default_factory=dict)
+    where: str = ""
+
+    @property
+    def place(self) -> PurePosixPath:
+        """Where it belongs, relative to the models folder."""
+        return PurePosixPath(self.directory, self.name)
+
+    def as_entry(self) -> dict[str, Any]:
+        """The entry that says this, as ComfyUI spells it."""
+        entry: dict[str, Any] = {"name": self.name, "url": self.url, "directory": self.directory}
+        if self.sha256 is not None:
+            entry |= {"hash": self.sha256, "hash_type": "SHA256"}
+        for name in ("size", "revision"):
+            if getattr(self, name) is not None:
+                entry[name] = getattr(self, name)
+        for name in ("optional", "allow_pickle"):
+            if getattr(self, name):
+                entry[name] = True
+        return {**entry, **self.extra}
+
+
+@dataclass(frozen=True)
+class Complaint:
+    """A fault of one `field`; a `fatal` one leaves the entry out."""
+
+    code: str
+    field: str
+    message: str
+    fix: str
+    fatal: bool = True
+
+
+def read_entry(
+    entry: Any, where: str, allow_http: bool = False
+) -> tuple[ModelSpec | None, list[Complaint]]:
+    """The entry as a spec, or None when it has a fatal fault, and all its faults."""
+    if not isinstance(entry, Mapping):
+        return None, [_field("", f"is {type(entry).__name__}, not an object", "Write {...}.")]
+    reader = _Entry(entry, allow_http)
+    spec = reader.spec(where)
+    return (None if any(c.fatal for c in reader.complaints) else spec), reader.complaints
+
+
+class _Entry:
+    def __init__(self, entry: Mapping[Any, Any], allow_http: bool) -> None:
+        self.entry = entry
+        self.allow_http = allow_http
+        self.complaints: list[Complaint] = []
+
+    def spec(self, where: str) -> ModelSpec:
+        url = self._text("url", needed=True) or ""
+        link = self._link(url)
+        name = self._name(self._text("name") or _name_in(link))
+        directory = self._directory(self._text("directory", needed=True))
+        spec = ModelSpec(
+            name=name,
+            url=url,
+            directory=directory,
+            sha256=self._hash(),
+            size=self._size(),
+            revision=self._text("revision"),
+            optional=self._flag("optional"),
+            allow_pickle=self._flag("allow_pickle"),
+            extra={str(k): v for k, v in self.entry.items() if k not in _KNOWN},
+            where=where,
+        )
+        if name and directory:
+            self._check_kind(spec)
+        return spec
+
+    def _text(self, key: str, needed: bool = False) -> str | None:
+        value = self.entry.get(key)
+        if value is None or value == "":
+            if needed:
+                self._complain(_field(key, f"`{key}` is missing", f"Add `{key}`."))
+            return None
+        if not isinstance(value, str):
+            self._complain(
+                _field(key, f"`{key}` is {masked(repr(value)):.80}, not a text", "Put quotes.")
+            )
+            return None
+        return value.strip()
+
+    def _flag(self, key: str) -> bool:
+        value = self.entry.get(key, False)
+        if not isinstance(value, bool):
+            fix = "Write true or false, without quotes."
+            self._complain(_field(key, f"`{key}` is {value!r:.80}", fix))
+            return False
+        return value
+
+    def _size(self) -> int | None:
+        value = self.entry.get("size")
+        if value is None:
+            return None
+        if type(value) is not int or value <= 0:
+            fix = "Write the size in bytes as a whole number, or leave it out."
+            self._complain(_field("size", f"`size` is {value!r:.80}", fix))
+            return None
+        return value
+
+    def _hash(self) -> str | None:
+        value = self._text("hash")
+        if value is None:
+            return None
+        kind = (self._text("hash_type") or "SHA256").upper().replace("-", "").replace("_", "")
+        if kind != "SHA256":
+            self._complain(
+                Complaint(
+                    "manifest.hash_type",
+                    "hash_type",
+                    f"`hash_type` is {kind}, which is not checked here; SHA256 is.",
+                    "Give the SHA-256 as `hash`; `sha256sum FILE` prints it.",
+                    fatal=False,
+                )
+            )
+            return None
+        value = value.removeprefix("sha256:")
+        if not _SHA256.fullmatch(value):
+            fix = "Give all 64 hexadecimal digits, or leave `hash` out."
+            self._complain(_field("hash", f"`hash` is {value[:80]!r}, no SHA-256", fix))
+            return None
+        return value.lower()
+
+    def _link(self, url: str) -> Link | None:
+        if not url:
+            return None
+        try:
+            link = parse_link(url)
+        except BadLink as problem:
+            self._complain(_url(f"the URL {problem}", "Correct `url`."))
+            return None
+        if isinstance(link, CivitaiFile) and link.version is None:
+            fix = "Choose a version on the page and copy that address (`?modelVersionId=...`)."
+            self._complain(_url("the URL names a Civitai model but no version", fix))
+        if urlsplit(url).scheme == "http" and not self.allow_http:
+            fix = "Use https; for a server of your own set ALLOW_PRIVATE_DOWNLOAD_URLS=true."
+            self._complain(_url("the URL is plain http", fix))
+        return link
+
+    def _name(self, name: str) -> str:
+        if not name:
+            why = "`name` is missing and cannot be taken from the URL"
+            self._complain(_field("name", why, "Add `name`."))
+            return ""
+        if problem := fault_of(name):
+            fix = "Give the file's plain name, such as `model.safetensors`."
+            self._complain(Complaint("manifest.name", "name", f"`name` {problem}.", fix))
+            return ""
+        return unicodedata.normalize("NFC", name)
+
+    def _directory(self, directory: str | None) -> str:
+        if directory is None:
+            return ""
+        pieces = unicodedata.normalize("NFC", directory).strip("/").split("/")
+        faults = [fault for piece in pieces if (fault := fault_of(piece))]
+        if faults or directory.startswith("/"):
+            why = faults[0] if faults else "starts with a slash"
+            fix = "Give a folder under models/, such as `loras` or `loras/flux`."
+            self._complain(Complaint("manifest.name", "directory", f"`directory` {why}.", fix))
+            return ""
+        return "/".join(pieces)
+
+    def _check_kind(self, spec: ModelSpec) -> None:
+        folder = spec.place.parts[0]
+        category = category_of(folder)
+        if category is None:
+            near = difflib.get_close_matches(folder, known_folders(), 1)
+            hint = f"Did you mean `{near[0]}`? " if near else ""
+            message = f"ComfyUI itself reads no folder `{folder}`; a custom node may."
+            fix = f"{hint}ComfyUI's own are: {', '.join(known_folders())}."
+            self._complain(
+                Complaint("manifest.unknown_folder", "directory", message, fix, fatal=False)
+            )
+        elif not category.accepts(spec.name):
+            message = f"ComfyUI does not list {spec.name} in {folder}: its kind is not read there."
+            fix = "Check `name` and `directory`."
+            self._complain(Complaint("manifest.extension", "name", message, fix, fatal=False))
+        if extension_of(spec.name) in PICKLES and not (spec.allow_pickle and spec.sha256):
+            self._complain(_pickle(spec))
+
+    def _complain(self, complaint: Complaint) -> None:
+        self.complaints.append(complaint)
+
+
+def _name_in(link: Link | None) -> str:
+    if isinstance(link, HubFile):
+        return link.path.rpartition("/")[2]
+    return "" if link is None or isinstance(link, CivitaiFile) else link.name
+
+
+def _field(key: str, message: str, fix: str) -> Complaint:
+    return Complaint("manifest.field", key, f"{message}.", fix)
+
+
+def _url(message: str, fix: str) -> Complaint:
+    return Complaint("manifest.url", "url", f"{message}.", fix)
+
+
+def _pickle(spec: ModelSpec) -> Complaint:
+    return Complaint(
+        "manifest.pickle",
+        "allow_pickle",
+        f"{spec.name} can run code when it is loaded; such files need `allow_pickle: true` and a "
+        "SHA-256 in `hash`.",
+        "Prefer a .safetensors of the same model; else add both fields if you trust the source.",
+    )

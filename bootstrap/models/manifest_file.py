@@ -1,0 +1,161 @@
+"""Manifests on disk or in a variable: found, read, and written back with one entry more."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from bootstrap.config import Settings
+from bootstrap.core.files import write_whole
+from bootstrap.core.findings import Finding, error
+from bootstrap.core.temp_names import beside, new_owner
+from bootstrap.models.manifest import VERSION, Manifest, is_workflow, parse_manifest
+from bootstrap.models.manifest_entry import ModelSpec
+from bootstrap.volume import Layout
+
+DEFAULT_NAMES = ("models.json", "models.yaml", "models.yml")
+MAX_BYTES = 32 * 1024 * 1024  # a workflow may hold pictures
+MAX_YAML_BYTES = 1024 * 1024  # PyYAML needs seconds for more
+_VARIABLE = "MODELS_MANIFEST"
+_FIX = "Correct {}; `docs/models.md` shows how it looks."
+
+
+class Unreadable(Exception):
+    """The manifest cannot be had; `finding` says why."""
+
+    def __init__(self, finding: Finding) -> None:
+        super().__init__(finding.message)
+        self.finding = finding
+
+
+def find_manifest(setting: str | None, root: Path) -> Path | str | None:
+    """MODELS_MANIFEST as a path, or as the text it holds inline; else the file at the volume's
+    root; else None. A relative path counts from the volume's root."""
+    if setting is None:
+        return next((root / name for name in DEFAULT_NAMES if (root / name).is_file()), None)
+    return setting if setting.lstrip()[:1] in ("{", "[") else root / setting
+
+
+def load_manifest(setting: str | None, root: Path, allow_http: bool = False) -> Manifest:
+    """The manifest that `setting` (MODELS_MANIFEST) names; an empty one when there is none."""
+    source = find_manifest(setting, root)
+    if source is None:
+        return Manifest()
+    try:
+        label = _VARIABLE if isinstance(source, str) else str(source)
+        return parse_manifest(read_data(source), label, allow_http)
+    except Unreadable as problem:
+        return Manifest(findings=(problem.finding,))
+
+
+def wanted_here(settings: Settings, layout: Layout) -> Manifest:
+    """The manifest that MODELS_MANIFEST names, or the volume's own."""
+    http = settings.allow_private_download_urls
+    return load_manifest(settings.models_manifest, layout.root, http)
+
+
+def read_data(source: Path | str) -> Any:
+    """The decoded content of a manifest file, or of JSON text. Raises Unreadable."""
+    if isinstance(source, str):
+        return _decode_json(source, _VARIABLE)
+    try:
+        size = source.stat().st_size
+        yaml = source.suffix.lower() in (".yaml", ".yml")
+        limit = MAX_YAML_BYTES if yaml else MAX_BYTES
+        if size > limit:
+            raise _too_large(source, size, limit)
+        text = source.read_text("utf-8-sig")
+    except UnicodeError:
+        raise _unreadable(str(source), "it is not UTF-8 text") from None
+    except OSError as problem:
+        why = problem.strerror or str(problem)
+        finding = error(
+            "manifest.unreadable",
+            f"{source}: cannot be read ({why}).",
+            "Put the manifest there, or correct or remove MODELS_MANIFEST.",
+        )
+        raise Unreadable(finding) from None
+    return _decode_yaml(text, str(source)) if yaml else _decode_json(text, str(source))
+
+
+def add_entry(path: Path, spec: ModelSpec) -> bool:
+    """Write `spec` into the manifest at `path`, in place of an entry for the same file; True when
+    the file changed. Other entries and unknown fields stay. Raises Unreadable and OSError."""
+    data: Any = read_data(path) if path.exists() else {"version": VERSION, "models": []}
+    if not isinstance(data, dict) or is_workflow(data) or not isinstance(data.get("models"), list):
+        raise _unreadable(str(path), "it is no manifest that entries can be added to")
+    models: list[Any] = data["models"]
+    entry = spec.as_entry()
+    for index, old in enumerate(models):
+        if isinstance(old, Mapping) and _same_place(old, spec):
+            merged = {**old, **entry}
+            if merged == old:
+                return False
+            models[index] = merged
+            break
+    else:
+        models.append(entry)
+    _write(path, data)
+    return True
+
+
+def _same_place(entry: Mapping[str, Any], spec: ModelSpec) -> bool:
+    return (entry.get("directory"), entry.get("name")) == (spec.directory, spec.name)
+
+
+def _write(path: Path, data: Any) -> None:
+    if path.suffix.lower() in (".yaml", ".yml"):
+        import yaml
+
+        text = yaml.safe_dump(data, sort_keys=False, allow_unicode=True)
+    else:
+        text = json.dumps(data, indent=2, ensure_ascii=False) + "\n"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_whole(path, text, path.with_name(beside(path.name, new_owner(), "receipt-new")))
+
+
+def _decode_json(text: str, label: str) -> Any:
+    try:
+        return json.loads(text)
+    except RecursionError:
+        raise _unreadable(label, "it is nested too deep") from None
+    except ValueError as problem:
+        raise _unreadable(label, f"it is no valid JSON ({problem})") from None
+
+
+def _decode_yaml(text: str, label: str) -> Any:
+    try:
+        import yaml
+    except ImportError:
+        raise _unreadable(label, "PyYAML is not installed, so only JSON can be read") from None
+
+    loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+    try:
+        # An alias can stand for itself many times over (a "billion laughs"); manifests need none.
+        if any(isinstance(token, yaml.AliasToken) for token in yaml.scan(text, loader)):
+            raise _unreadable(label, "it uses YAML aliases (`*name`)")
+        return yaml.load(text, loader)  # noqa: S506 - the safe loader, in C where there is one
+    except RecursionError:
+        raise _unreadable(label, "it is nested too deep") from None
+    except yaml.YAMLError as problem:
+        first = " ".join(str(problem).split())[:200]
+        raise _unreadable(label, f"it is no valid YAML ({first})") from None
+    except ValueError as problem:  # dates such as 2026-99-99
+        raise _unreadable(label, f"it is no valid YAML ({problem})") from None
+
+
+def _unreadable(label: str, why: str) -> Unreadable:
+    place = "it in the endpoint's environment variables" if label == _VARIABLE else "the file"
+    return Unreadable(error("manifest.unreadable", f"{label}: {why}.", _FIX.format(place)))
+
+
+def _too_large(path: Path, size: int, limit: int) -> Unreadable:
+    return Unreadable(
+        error(
+            "manifest.too_large",
+            f"{path} has {size:,} bytes; the most is {limit:,}.",
+            "Split it, or take out what is not about models.",
+        )
+    )

@@ -1,0 +1,160 @@
+"""What of a file lies in the kernel's page cache: asked, and read into it, in a useful order.
+
+A page that is cached costs a reader nothing, wherever the file lies: FUSE, NFS, local disk. Readers
+of safetensors map the file and touch it in small pieces, each a round trip on a network volume;
+a few threads with blocks of megabytes get the same bytes several times as fast.
+
+Opening such a file makes a view of every tensor (`get_tensor` of huggingface/safetensors), and
+with each the page at its beginning is looked at: in a checkpoint of Stable Diffusion 1.5 some 400
+page faults one after another, each a round trip on a network volume, more than a second before a
+weight is used. The same pages by several readers at once take a twentieth of that.
+
+Then the weights: of a checkpoint the diffusion model's come first (`load_state_dict_guess_config`
+in ComfyUI's comfy/sd.py), which in most files, sorted by name, lie last.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import json
+import mmap
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+
+from bootstrap.models.weights_file import MOST_PARSED
+
+BLOCK = 8 * 1024 * 1024
+_PAGE = mmap.PAGESIZE
+_NO_PLACE = ctypes.c_void_p(-1).value
+# Linux 5.14; faults pages in as a read would, and answers with an error where a read would fail.
+_MADV_POPULATE_READ = 22
+# The kernel then reads 2 MB ahead at a time (do_sync_mmap_readahead), not the 128 KB that most
+# network file systems are mounted with: requests to the server are as large as it takes.
+_MADV_HUGEPAGE = 14
+# Only the lowest bit of mincore's bytes means anything.
+_LOWEST_BIT = bytes(value & 1 for value in range(256))
+# What nearly every checkpoint calls it (`unet_prefix_from_state_dict`, comfy/model_detection.py).
+_DIFFUSION_MODEL = "model.diffusion_model."
+
+
+class Residence(NamedTuple):
+    """A file of `size` bytes; `missing` are the offsets of the blocks of which any page is not
+    cached, in order, all of them where the system cannot tell."""
+
+    size: int
+    missing: list[int]
+
+
+def residence_of(descriptor: int, block: int = BLOCK) -> Residence:
+    """What of an open file is cached. Raises OSError."""
+    facts = os.fstat(descriptor)
+    size = facts.st_size
+    # Of a file that is neither ours nor ours to write, mincore claims every page (Linux 5.2).
+    ours = facts.st_uid == os.geteuid() or os.access(f"/proc/self/fd/{descriptor}", os.W_OK)
+    pages = _resident(descriptor, size) if ours else None
+    blocks = range(0, size, block)
+    if pages is None:
+        return Residence(size, list(blocks))
+    each = block // _PAGE
+    missing = [o for o in blocks if 0 in pages[o // _PAGE : o // _PAGE + each]]
+    return Residence(size, missing)
+
+
+def read_pages(descriptor: int, offsets: Sequence[int]) -> None:
+    """Read the page at each offset into the page cache, and none around it. Raises OSError."""
+    os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_RANDOM)
+    for offset in offsets:
+        os.pread(descriptor, 1, offset)
+    os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_NORMAL)
+
+
+def read_block(descriptor: int, offset: int, size: int) -> None:
+    """Read `size` bytes from `offset` (a multiple of BLOCK) into the page cache. Raises OSError.
+
+    Nothing is copied to this process where the kernel can do without.
+    """
+    libc = ctypes.CDLL(None, use_errno=True)
+    with _mapped(descriptor, offset, size) as place:
+        if place is not None:
+            libc.madvise(place, ctypes.c_size_t(size), _MADV_HUGEPAGE)
+            if libc.madvise(place, ctypes.c_size_t(size), _MADV_POPULATE_READ) == 0:
+                return
+            if ctypes.get_errno() not in (errno.EINVAL, errno.ENOSYS, errno.EFAULT):
+                raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
+    os.preadv(descriptor, [bytearray(size)], offset)
+
+
+def _resident(descriptor: int, size: int) -> bytes | None:
+    """A byte for each page, 0 for one that is not cached, by mincore(2); None where it fails.
+
+    The file is mapped for the question only, which reads nothing.
+    """
+    if size == 0:
+        return b""
+    libc = ctypes.CDLL(None, use_errno=True)
+    vector = (ctypes.c_ubyte * (-(-size // _PAGE)))()
+    with _mapped(descriptor, 0, size) as place:
+        if place is None or libc.mincore(place, ctypes.c_size_t(size), vector) != 0:
+            return None
+    return bytes(vector).translate(_LOWEST_BIT)
+
+
+@contextmanager
+def _mapped(descriptor: int, offset: int, size: int) -> Iterator[ctypes.c_void_p | None]:
+    """A part of a file in memory, for the kernel to look at; None where it cannot be mapped.
+
+    Not `mmap.mmap`, whose `madvise` holds the interpreter's lock while the disk is read.
+    """
+    libc = ctypes.CDLL(None, use_errno=True)
+    libc.mmap.restype = ctypes.c_void_p
+    place = libc.mmap(
+        None,
+        ctypes.c_size_t(size),
+        mmap.PROT_READ,
+        mmap.MAP_SHARED,
+        descriptor,
+        ctypes.c_long(offset),
+    )
+    if place in (_NO_PLACE, None):
+        yield None
+        return
+    try:
+        yield ctypes.c_void_p(place)
+    finally:
+        libc.munmap(ctypes.c_void_p(place), ctypes.c_size_t(size))
+
+
+class LoadOrder(NamedTuple):
+    """`starts`: offsets in bytes, in order, of the pages in which the tensors begin. `first`: the
+    offset in bytes at which the part begins that is loaded first."""
+
+    starts: list[int]
+    first: int
+
+
+def load_order(descriptor: int, size: int) -> LoadOrder:
+    """Of an open file of `size` bytes; what is no safetensors has no starts, and is loaded from
+    its beginning. Raises OSError."""
+    length = int.from_bytes(os.pread(descriptor, 8, 0), "little")
+    if not 2 <= length <= min(MOST_PARSED, size - 8):
+        return LoadOrder([], 0)
+    try:
+        begins = _begins(json.loads(os.pread(descriptor, length, 8)), 8 + length, size)
+    except (ValueError, TypeError, LookupError, AttributeError, OverflowError, RecursionError):
+        return LoadOrder([], 0)
+    starts = sorted({at // _PAGE * _PAGE for at in begins.values()})
+    model = (at for name, at in begins.items() if name.startswith(_DIFFUSION_MODEL))
+    return LoadOrder(starts, min(model, default=0))
+
+
+def _begins(header: Any, data: int, size: int) -> dict[str, int]:
+    """Where in the file each tensor begins; `data` is where the first of them may."""
+    places = {
+        name: data + int(tensor["data_offsets"][0])
+        for name, tensor in header.items()
+        if name != "__metadata__"
+    }
+    return {name: at for name, at in places.items() if 0 <= at < size}

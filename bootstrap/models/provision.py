@@ -1,0 +1,258 @@
+"""Brings wanted models onto the volume, with as many workers at it as there are.
+
+    there already? -> in the platform's cache? -> whoever gets the lease fetches, the others wait
+
+Models that another worker is fetching are left for later, so that several workers share a list.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from bootstrap.core.lease import Lease
+from bootstrap.core.text import megabytes
+from bootstrap.models.context import Result, Workplace
+from bootstrap.models.download.download import Download, Fetched
+from bootstrap.models.download.part import Quiet, State, quiet_for, sweep
+from bootstrap.models.download.progress import FileMeter, MakeMeter
+from bootstrap.models.download.remote import Locate, Remote
+from bootstrap.models.installed import Occupied, Receipt, find_present, wanted_of, write_receipt
+from bootstrap.models.manifest_entry import ModelSpec
+from bootstrap.net.addresses import shown
+from bootstrap.net.errors import DownloadError, Lost, Stopped, disk_error, stopped
+from bootstrap.net.http import Channel
+
+
+def at_hand(spec: ModelSpec, place: Workplace, stop: threading.Event) -> Result | None:
+    """What became of the model; None when it is to be fetched. Never raises."""
+    try:
+        found = find_present(spec, place.models, place.also, stop)
+        if isinstance(found, Occupied):
+            return Result(spec, "failed", found.path, problem=_occupied(found))
+        if found is not None:
+            return Result(spec, "present", found.path, found.receipt)
+        cached = place.cached(spec)
+        return None if cached is None else Result(spec, "cached", cached)
+    except Stopped:
+        return Result(spec, "stopped", problem=stopped())
+
+
+def _occupied(found: Occupied) -> DownloadError:
+    return DownloadError(
+        "download.occupied",
+        f"{found.path} is there but is not the wanted file: {found.problem.message}",
+        f"If it is of no use, remove it (`rm '{found.path}'`) and start again; else correct the "
+        "manifest. A file that is there is never replaced.",
+    )
+
+
+def provision(
+    specs: Sequence[ModelSpec],
+    workplace: Workplace,
+    stop: threading.Event | None = None,
+    on_result: Callable[[Result], None] | None = None,
+) -> tuple[Result, ...]:
+    """Bring all `specs`, the required ones first; results in the order of `specs`.
+
+    Never raises for what is wrong with a model: that is in its result. `on_result` is told each
+    one as soon as it is known.
+    """
+    job = _Job(workplace, stop or threading.Event(), on_result or (lambda result: None))
+    ordered = sorted(specs, key=lambda spec: spec.optional)
+    for folder in {workplace.models / spec.directory for spec in specs}:
+        sweep(folder)
+    missing = [spec for spec in ordered if not job.settled_without_network(spec)]
+    busy = [spec for spec in missing if not job.fetch(spec, wait=False)]
+    for spec in busy:
+        job.fetch(spec, wait=True)
+    return tuple(job.results[id(spec)] for spec in specs)
+
+
+class _Job:
+    def __init__(
+        self, workplace: Workplace, stop: threading.Event, on_result: Callable[[Result], None]
+    ) -> None:
+        self.results: dict[int, Result] = {}
+        self._place = workplace
+        self._stop = stop
+        self._on_result = on_result
+
+    def settled_without_network(self, spec: ModelSpec) -> bool:
+        """Is it known what becomes of the model without fetching it?"""
+        result = at_hand(spec, self._place, self._stop)
+        return result is not None and self._settle(result)
+
+    def fetch(self, spec: ModelSpec, wait: bool) -> bool:
+        """Fetch, or wait for who does; False when somebody does and we are not to wait."""
+        try:
+            return self._fetch(spec, wait)
+        except DownloadError as problem:
+            return self._settle(Result(spec, "failed", problem=problem))
+        except Stopped:
+            return self._settle(Result(spec, "stopped", problem=stopped()))
+        except Exception as fault:  # noqa: BLE001 - the other models are still to be brought
+            # Only the kind of fault is told: its text may hold anything, a token as well.
+            return self._settle(Result(spec, "failed", problem=_crashed(fault)))
+
+    def _fetch(self, spec: ModelSpec, wait: bool) -> bool:
+        deadline = time.monotonic() + self._place.longest_wait
+        while not self._stop.is_set():
+            lease = self._lease(spec)
+            # Having waited long enough, we go on without a lease: it saves bandwidth only.
+            mine = lease.acquire() or time.monotonic() > deadline
+            if not mine and not wait:
+                return False
+            mine = mine or (self._holder_is_dead(spec, lease, deadline) and lease.acquire())
+            if not mine:
+                continue
+            try:
+                if not self.settled_without_network(spec):
+                    self._fetch_now(spec, lease)
+                return True
+            except Lost:
+                wait = True  # somebody took our part over and goes on with it
+            finally:
+                lease.release()
+        raise Stopped
+
+    def _holder_is_dead(self, spec: ModelSpec, lease: Lease, deadline: float) -> bool:
+        """Wait until the lease's holder is through, or too slow for us (False), or was silent for
+        so long that its lease was broken (True)."""
+        line = _WaitingLine(spec, self._place.make_meter)
+        try:
+            while not self._stop.is_set() and time.monotonic() < deadline:
+                sight = lease.look()
+                if sight is None:
+                    return False
+                if lease.break_stale():
+                    return True
+                line.show(sight.done, sight.total)
+                self._stop.wait(self._place.look_every)
+            return False
+        finally:
+            line.end()
+
+    def _fetch_now(self, spec: ModelSpec, lease: Lease) -> None:
+        place = self._place
+        final = place.models / spec.place
+        meter = place.make_meter(str(spec.place), lease.tell)
+        download = Download(
+            self._locate(spec), final, wanted_of(spec), place.tools, meter, self._quiet(lease)
+        )
+        try:
+            fetched = download.run(self._stop)
+        except DownloadError as problem:
+            meter.end(f"failed: {problem.message}")
+            raise
+        if not fetched.published:
+            meter.end("another worker was faster")
+            if not self.settled_without_network(spec):
+                raise Lost  # it was published and removed again: once more
+            return
+        receipt = self._remember(spec, final, fetched)
+        meter.end(_done(meter, fetched))
+        self._settle(Result(spec, "fetched", final, receipt))
+
+    def _remember(self, spec: ModelSpec, final: Path, fetched: Fetched) -> Receipt:
+        try:
+            facts = final.stat()
+            receipt = Receipt(
+                facts.st_size,
+                facts.st_mtime_ns,
+                fetched.sha256,
+                fetched.checked,
+                shown(spec.url),
+            )
+            write_receipt(self._place.models, spec.place, receipt)
+            return receipt
+        except OSError as problem:
+            raise disk_error(problem, final.parent, None) from None
+
+    def _locate(self, spec: ModelSpec) -> Locate:
+        source, link = self._place.sources.source_of(spec.url)
+        wanted = wanted_of(spec)
+
+        def locate(channel: Channel) -> Remote:
+            return source.locate(link, spec.revision, wanted, channel)
+
+        return locate
+
+    def _quiet(self, lease: Lease) -> Quiet:
+        """The owner of a part is dead when its lease was; else its part must have been left."""
+        left = quiet_for(self._place.stale)
+
+        def quiet(path: Path, state: State) -> bool:
+            return lease.taken_over or left(path, state)
+
+        return quiet
+
+    def _lease(self, spec: ModelSpec) -> Lease:
+        folder = self._place.models / spec.directory
+        self._check_inside(folder)
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as problem:
+            raise disk_error(problem, folder, None) from None
+        return Lease(folder, spec.name, self._place.tools.disk, self._place.beat, self._place.stale)
+
+    def _check_inside(self, folder: Path) -> None:
+        real = Path(os.path.realpath(folder))
+        roots = (self._place.models, *self._place.within)
+        if not any(real.is_relative_to(os.path.realpath(root)) for root in roots):
+            raise _outside(folder, real)
+
+    def _settle(self, result: Result) -> bool:
+        self.results[id(result.spec)] = result
+        self._on_result(result)
+        return True
+
+
+class _WaitingLine:
+    """Tells now and then how far the other worker is."""
+
+    def __init__(self, spec: ModelSpec, make_meter: MakeMeter) -> None:
+        self._meter = make_meter(f"{spec.place} (another worker)", None)
+        self._begun = False
+
+    def show(self, done: int, total: int) -> None:
+        """The other worker has `done` of `total` bytes."""
+        if not total:
+            return
+        if not self._begun or done < self._meter.done:
+            self._meter.begin(done, total)
+            self._begun = True
+        self._meter.add(done - self._meter.done)
+
+    def end(self) -> None:
+        """The other worker is through, or dead."""
+        if self._begun:
+            self._meter.end("no longer waiting for the other worker")
+
+
+def _done(meter: FileMeter, fetched: Fetched) -> str:
+    resumed = f", {megabytes(fetched.resumed_bytes)} of it before" if fetched.resumed_bytes else ""
+    return (
+        f"there, {megabytes(fetched.size)}{resumed}, {meter.speed / 1e6:.1f} MB/s, "
+        f"checked: {', '.join(fetched.checked) or 'length'}"
+    )
+
+
+def _outside(folder: Path, real: Path) -> DownloadError:
+    return DownloadError(
+        "download.outside",
+        f"{folder} leads to {real}, which is not on the volume.",
+        "Name another `directory`, or put a real folder in the place of the link; the model would "
+        "be lost with this machine.",
+    )
+
+
+def _crashed(fault: Exception) -> DownloadError:
+    return DownloadError(
+        "download.crashed",
+        f"a fault of this program ({type(fault).__name__}) while the model was fetched.",
+        "Report it, with the model's entry in the manifest.",
+    )

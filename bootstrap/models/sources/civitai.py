@@ -1,0 +1,292 @@
+"""Civitai: by version id, page link or AIR. Measured facts on which this stands:
+
+HEAD gives 401 even with a good token, so the first byte is asked for instead. The answer redirects
+to a signed storage URL, which answers 400 when it gets the Authorization header as well; the
+credential's own rule keeps it at civitai. A browser-like User-Agent turns a missing login into a
+page with status 200. API: https://developer.civitai.com/docs/api/public-rest
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from typing import Any
+from urllib.parse import urlsplit
+
+from bootstrap.core.redact import Secret
+from bootstrap.models.download.remote import Remote, probe
+from bootstrap.models.download.verify import Wanted
+from bootstrap.models.sources.base import Description
+from bootstrap.models.sources.https import given_name
+from bootstrap.models.sources.links import CIVITAI_HOSTS, CivitaiFile, Link
+from bootstrap.net.errors import DownloadError
+from bootstrap.net.http import Channel, Credential, Reply, Words, explain
+
+# The file's type decides first, then the model's. Keys are lower case without blanks.
+_BY_FILE = {
+    "vae": "vae",
+    "textencoder": "text_encoders",
+    "unet": "diffusion_models",
+    "diffusionmodel": "diffusion_models",
+    "clipvision": "clip_vision",
+    "controlnet": "controlnet",
+    "upscaler": "upscale_models",
+}
+_BY_MODEL = {
+    "checkpoint": "checkpoints",
+    "lora": "loras",
+    "locon": "loras",
+    "dora": "loras",
+    "textualinversion": "embeddings",
+    "hypernetwork": "hypernetworks",
+    "controlnet": "controlnet",
+    "upscaler": "upscale_models",
+    "vae": "vae",
+    "motionmodule": "animatediff_models",
+    "textencoder": "text_encoders",
+    "clip": "text_encoders",
+    "unet": "diffusion_models",
+}
+_NO_MODELS = ("trainingdata", "archive", "workflow", "workflows", "config", "negative")
+BASE = "https://civitai.com"
+_LOGIN = (
+    "Make an API key at https://civitai.com/user/account (API Keys) and set it as civitai_token "
+    "in the endpoint's environment variables; if one is set, it may have been revoked."
+)
+_WORDS: Words = {
+    400: (
+        "download.http_status",
+        "Civitai does not understand the request (400).",
+        "Check the link's format, size and fp fields.",
+    ),
+    401: ("download.login_needed", "Civitai wants a login for this model (401).", _LOGIN),
+    403: (
+        "download.forbidden",
+        "Civitai does not let this account have the model (403): early access, or no right to it.",
+        "Open the model's page with the account of the API key; buy early access or wait for it.",
+    ),
+    404: (
+        "download.not_found",
+        "Civitai has no such model version (404).",
+        "Check the id: the version's, not the model's (`modelVersionId` in the page's address).",
+    ),
+    410: (
+        "download.gone",
+        "The model was archived or removed at Civitai (410).",
+        "Choose another version or source.",
+    ),
+    429: (
+        "download.rate_limited",
+        "Civitai's download quota of this account is used up (429).",
+        "Wait until it is renewed, or use a token of an account with a larger quota.",
+    ),
+}
+
+
+def choose_file(version: Mapping[str, Any], choice: Mapping[str, str]) -> Mapping[str, Any]:
+    """The file that the link's fields pick, else the primary, else the first that is a model.
+
+    Raises DownloadError when the version holds no model at all.
+    """
+    listed = version.get("files")
+    files = [f for f in listed if isinstance(f, Mapping)] if isinstance(listed, list) else []
+    models = [f for f in files if _plain(f.get("type")) not in _NO_MODELS]
+    wanted = [f for f in files if _matches(f, choice)] if choice else []
+    chosen = wanted or [f for f in models if f.get("primary")] or models
+    if not chosen or _plain(chosen[0].get("type")) in _NO_MODELS:
+        kind = chosen[0].get("type") if chosen else "nothing"
+        raise DownloadError(
+            "download.wrong_type",
+            f"the Civitai version holds {kind}, which is no model.",
+            "Use the link of a version with a model file.",
+        )
+    return chosen[0]
+
+
+def folder_for(version: Mapping[str, Any], file: Mapping[str, Any]) -> str | None:
+    """The folder under `models/`; None when it must be given by hand."""
+    by_file = _BY_FILE.get(_plain(file.get("type")))
+    model = version.get("model")
+    kind = model.get("type") if isinstance(model, Mapping) else None
+    if _plain(kind) in _NO_MODELS:
+        return None
+    return by_file or _BY_MODEL.get(_plain(kind))
+
+
+def sha256_of(file: Mapping[str, Any]) -> str | None:
+    """The file's SHA-256 in lower case."""
+    hashes = file.get("hashes")
+    value = hashes.get("SHA256") if isinstance(hashes, Mapping) else None
+    if isinstance(value, str) and re.fullmatch(r"[0-9a-fA-F]{64}", value):
+        return value.lower()
+    return None
+
+
+def size_of(file: Mapping[str, Any]) -> int | None:
+    """Bytes, when `sizeKB` (KiB, with a fraction) stands for a whole number of them."""
+    kib = file.get("sizeKB")
+    if not isinstance(kib, (int, float)) or isinstance(kib, bool) or kib <= 0:
+        return None
+    size = kib * 1024
+    return round(size) if abs(size - round(size)) < 0.01 else None
+
+
+def _matches(file: Mapping[str, Any], choice: Mapping[str, str]) -> bool:
+    metadata = file.get("metadata")
+    metadata = metadata if isinstance(metadata, Mapping) else {}
+    if "fileId" in choice:
+        return str(file.get("id")) == choice["fileId"]
+    for key, value in choice.items():
+        actual = file.get("type") if key == "type" else metadata.get(key)
+        if _plain(actual) != _plain(value):
+            return False
+    return True
+
+
+def _plain(value: Any) -> str:
+    return re.sub(r"[\s_-]", "", value).lower() if isinstance(value, str) else ""
+
+
+def belongs_to_civitai(scheme: str, host: str, port: int) -> bool:
+    """May the token be shown there?"""
+    own = any(host == name or host.endswith(f".{name}") for name in CIVITAI_HOSTS)
+    return own and scheme == "https" and port == 443
+
+
+class Civitai:
+    """`base` is for tests: the token then belongs to that origin alone."""
+
+    name = "Civitai"
+
+    def __init__(self, token: Secret | None = None, base: str = BASE) -> None:
+        self._base = base
+        self._credential: Credential | None = None
+        if token is not None:
+            own = belongs_to_civitai if base == BASE else _only(base)
+            self._credential = Credential("civitai_token", token, own)
+        self._versions: dict[int, dict[str, Any]] = {}
+
+    def understands(self, link: Link) -> bool:
+        """Links to civitai.com and civitai.red, and AIRs."""
+        return isinstance(link, CivitaiFile)
+
+    def host_of(self, link: Link) -> str:
+        """civitai.com; the file itself comes from its storage."""
+        return urlsplit(self._base).hostname or ""
+
+    def credential_name(self, link: Link) -> str | None:
+        """civitai_token, when there is one."""
+        return None if self._credential is None else self._credential.name
+
+    def locate(self, link: Link, revision: str | None, wanted: Wanted, channel: Channel) -> Remote:
+        """The signed URL of the file; its hash is asked for when the manifest has none."""
+        assert isinstance(link, CivitaiFile)
+        if link.version is None:
+            raise _no_version()
+        sha256 = wanted.sha256 or self._known_hash(link, channel)
+        return self._probe(link, sha256, wanted.text_is_fine, channel)[0]
+
+    def describe(self, link: Link, channel: Channel) -> Description:
+        """Name, folder, size and hash, from Civitai's API; a page without a version means the
+        newest one."""
+        assert isinstance(link, CivitaiFile)
+        if link.version is None:
+            link = CivitaiFile(self._newest_version(link, channel), link.model, link.choice)
+        assert link.version is not None
+        version = self._version(link.version, channel)
+        file = choose_file(version, dict(link.choice))
+        name, size = str(file.get("name") or ""), None
+        if not name:
+            remote, reply = self._probe(link, None, False, channel)
+            name, size = given_name(reply), remote.size
+        return Description(
+            url=str(link),
+            name=name,
+            directory=folder_for(version, file),
+            size=size_of(file) or size,
+            sha256=sha256_of(file),
+        )
+
+    def _probe(
+        self, link: CivitaiFile, sha256: str | None, text_is_fine: bool, channel: Channel
+    ) -> tuple[Remote, Reply]:
+        query = f"?{link.query}" if link.choice else ""
+        remote, reply = probe(
+            channel,
+            Remote(
+                f"{self._base}/api/download/models/{link.version}{query}",
+                f"civitai:{link.version}?{link.query}",
+                self._explain,
+                sha256=sha256,
+                credential=self._credential,
+                text_is_fine=text_is_fine,
+            ),
+        )
+        return remote, reply
+
+    def _known_hash(self, link: CivitaiFile, channel: Channel) -> str | None:
+        """The file's SHA-256 as Civitai knows it; not worth failing for."""
+        assert link.version is not None
+        try:
+            version = self._version(link.version, channel)
+            return sha256_of(choose_file(version, dict(link.choice)))
+        except DownloadError:
+            return None
+
+    def _version(self, number: int, channel: Channel) -> dict[str, Any]:
+        if number not in self._versions:
+            self._versions[number] = self._api(f"/api/v1/model-versions/{number}", channel)
+        return self._versions[number]
+
+    def _newest_version(self, link: CivitaiFile, channel: Channel) -> int:
+        model = self._api(f"/api/v1/models/{link.model}", channel)
+        versions = model.get("modelVersions")
+        newest = versions[0] if isinstance(versions, list) and versions else None
+        if not isinstance(newest, dict) or type(newest.get("id")) is not int:
+            raise _no_version()
+        return int(newest["id"])
+
+    def _api(self, path: str, channel: Channel) -> dict[str, Any]:
+        reply = channel.get(f"{self._base}{path}", self._credential)
+        if reply.status != 200:
+            raise self._explain(reply)
+        try:
+            data = json.loads(reply.read_text(8_000_000))
+        except (ValueError, RecursionError):
+            data = None
+        finally:
+            channel.close()
+        if not isinstance(data, dict):
+            raise DownloadError(
+                "download.bad_answer",
+                "Civitai's API answers with something that is no JSON object.",
+                "Try again later.",
+                transient=True,
+            )
+        return data
+
+    def _explain(self, reply: Reply) -> DownloadError:
+        detail = ""
+        if "json" in reply.headers.get("content-type", ""):
+            try:
+                said = json.loads(reply.read_text(10_000)).get("error", "")
+                detail = said if isinstance(said, str) else str(said.get("message", ""))
+            except (ValueError, AttributeError):
+                pass
+        # The storage answers 403 when the signature has expired; see RangeFetch, which asks anew.
+        return explain(reply, _WORDS, detail)
+
+
+def _only(base: str) -> Any:
+    parts = urlsplit(base)
+    origin = (parts.scheme, parts.hostname, parts.port)
+    return lambda scheme, host, port: (scheme, host, port) == origin
+
+
+def _no_version() -> DownloadError:
+    return DownloadError(
+        "download.not_found",
+        "the Civitai link names a model but no version.",
+        "Choose a version on the model's page and copy that address (`?modelVersionId=...`).",
+    )

@@ -1,0 +1,244 @@
+"""Does a weights file hold what its name says? Its first bytes and its header tell, at little cost.
+
+The rule for safetensors (format documentation of huggingface/safetensors, README "Format"):
+`n` = first 8 bytes, little-endian, 0 < n <= 100 MB; then `n` bytes of JSON; then the tensors, so
+that 8 + n + the largest `data_offsets` end is the file's size. Truncation and web pages are found
+that way; a tail full of zeros is not.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+from collections import Counter
+from dataclasses import dataclass
+from enum import Enum
+from typing import Any
+
+from bootstrap.core.concurrency import Allowance
+from bootstrap.volume.categories import GGUF, extension_of
+
+SAFETENSORS = frozenset({".safetensors", ".sft"})
+MOST_HEADER = 100_000_000
+# Headers of known models are below 5 MB. A parsed header takes about four times its text.
+MOST_PARSED = 16 << 20
+# Most headers of LoRAs fit; one request of a network file system.
+_FIRST_READ = 64 << 10
+_EXCERPT = 160
+_SAMPLES = 16
+_SAMPLE_BYTES = 4096
+# Longer answers of a server than this are pages; text that long may be a real file.
+_MOST_TEXT = 64 << 10
+_ZIP, _ZIP_END = b"PK\x03\x04", b"PK\x05\x06"
+_ZIP_TAIL = 1024
+_POINTER = b"version https://git-lfs.github.com/spec/"
+_PAGES = (b"<!doctype", b"<html", b"<head", b"<?xml", b"<error")
+
+
+class State(str, Enum):
+    """What examining a weights file came to."""
+
+    GOOD = "good"
+    UNREAD = "unread"
+    EMPTY = "empty"
+    TRUNCATED = "truncated"
+    TOO_LONG = "too_long"
+    DAMAGED = "damaged"
+    MISLABELLED = "mislabelled"
+    PAGE = "page"
+    JSON = "json"
+    TEXT = "text"
+    POINTER = "pointer"
+    UNREADABLE = "unreadable"
+    BROKEN_LINK = "broken_link"
+    LOOPING_LINK = "looping_link"
+
+
+@dataclass(frozen=True)
+class Examined:
+    """What one file turned out to be.
+
+    `detail` says more in words; `expected` is the size in bytes it should have, where known;
+    `dtypes` are (name, bytes) of a safetensors' tensors, the most first; `fingerprint` is a hash
+    of size and beginning: equal files have equal ones, but so do two models of one kind.
+    """
+
+    state: State
+    detail: str = ""
+    expected: int | None = None
+    dtypes: tuple[tuple[str, int], ...] = ()
+    fingerprint: bytes = b""
+
+
+def examine(path: str, size: int, allowance: Allowance, extension: str | None = None) -> Examined:
+    """Look at the beginning of the weights file at `path`, of `size` bytes; raises nothing.
+
+    `extension` is the one it will have, for a file that has not got its name yet.
+    """
+    if size == 0:
+        return Examined(State.EMPTY)
+    try:
+        file = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+        try:
+            _advise_random(file)
+            kind = extension_of(path) if extension is None else extension
+            return _examine_open(file, kind, size, allowance)
+        finally:
+            os.close(file)
+    except OSError as problem:
+        return Examined(State.UNREADABLE, problem.strerror or str(problem))
+
+
+def sample_hash(path: str, size: int) -> bytes:
+    """Hash of 16 pieces spread over the file, to tell apart what only begins alike.
+
+    Raises OSError.
+    """
+    digest = hashlib.blake2b(str(size).encode(), digest_size=16)
+    file = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        _advise_random(file)
+        last = max(size - _SAMPLE_BYTES, 0)
+        for place in range(_SAMPLES):
+            digest.update(os.pread(file, _SAMPLE_BYTES, last * place // (_SAMPLES - 1)))
+    finally:
+        os.close(file)
+    return digest.digest()
+
+
+def _advise_random(file: int) -> None:
+    """Keep the kernel from reading ahead what nobody will look at."""
+    if hasattr(os, "posix_fadvise"):
+        os.posix_fadvise(file, 0, 0, os.POSIX_FADV_RANDOM)
+
+
+def _examine_open(file: int, extension: str, size: int, allowance: Allowance) -> Examined:
+    head = os.pread(file, min(size, _FIRST_READ), 0)
+    if extension in SAFETENSORS and _begins_like_safetensors(head, size):
+        return _examine_safetensors(file, head, size, allowance)
+    answer = _server_answer(head, size)
+    if answer is not None:
+        return answer
+    if not head.strip(b"\0"):
+        return Examined(State.DAMAGED, "it begins with zeros, like a download that never filled")
+    if extension in SAFETENSORS:
+        return _examine_safetensors(file, head, size, allowance)
+    return _examine_other(file, head, extension, size)
+
+
+def _server_answer(head: bytes, size: int) -> Examined | None:
+    """What servers send instead of weights: a page, an error as JSON or text, an LFS pointer."""
+    start = head[:_EXCERPT].lstrip(b"\xef\xbb\xbf \t\r\n")
+    if start.startswith(_POINTER):
+        named = re.search(rb"^size (\d+)$", head[:1024], re.MULTILINE)
+        return Examined(State.POINTER, expected=int(named[1]) if named else None)
+    if start.lower().startswith(_PAGES):
+        return Examined(State.PAGE, _excerpt(start))
+    if size > _MOST_TEXT or not _is_text(head):
+        return None
+    return Examined(State.JSON if start[:1] in (b"{", b"[") else State.TEXT, _excerpt(start))
+
+
+def _excerpt(start: bytes) -> str:
+    return " ".join(start.decode("utf-8", "replace").split())
+
+
+def _is_text(data: bytes) -> bool:
+    try:
+        text = data.decode("utf-8")
+    except UnicodeDecodeError:
+        return False
+    return all(character >= " " or character in "\t\r\n\f" for character in text)
+
+
+def _examine_safetensors(file: int, head: bytes, size: int, allowance: Allowance) -> Examined:
+    length = int.from_bytes(head[:8], "little")
+    other = _other_format(head)
+    if other is not None:
+        return Examined(State.MISLABELLED, other)
+    if not 0 < length <= MOST_HEADER or head[8:9] not in (b"{", b""):
+        return Examined(State.DAMAGED, "it does not begin like safetensors")
+    if 8 + length > size:
+        return Examined(State.TRUNCATED, "it ends within its header", 8 + length)
+    if length > MOST_PARSED:
+        return Examined(State.UNREAD, f"its header has {length} bytes")
+    if 8 + length <= len(head):
+        return _judge_header(head[8 : 8 + length], size)
+    with allowance.hold(length):
+        return _judge_header(_read_exactly(file, head, 8 + length)[8:], size)
+
+
+def _read_exactly(file: int, head: bytes, size: int) -> bytes:
+    """The first `size` bytes, of which `head` is known. Raises OSError if they are not there."""
+    parts, have = [head[:size]], min(len(head), size)
+    while have < size:
+        part = os.pread(file, size - have, have)
+        if not part:
+            raise OSError(None, "the file became shorter while it was read")
+        parts.append(part)
+        have += len(part)
+    return b"".join(parts)
+
+
+def _judge_header(header: bytes, size: int) -> Examined:
+    dtypes: Counter[str] = Counter()
+    end = 0
+
+    def shrink(pairs: list[tuple[str, Any]]) -> None:
+        """Keep of each tensor only what counts, as soon as it is parsed."""
+        nonlocal end
+        tensor = dict(pairs)
+        offsets = tensor.get("data_offsets")
+        if isinstance(offsets, list):
+            first, last = offsets
+            if type(first) is not int or type(last) is not int or not 0 <= first <= last:
+                raise ValueError("offsets")
+            dtypes[str(tensor.get("dtype"))[:16]] += last - first
+            end = max(end, last)
+
+    try:
+        if not header.startswith(b"{"):
+            raise ValueError("no object")
+        json.loads(header, object_pairs_hook=shrink)
+    except (ValueError, TypeError, RecursionError):
+        return Examined(State.DAMAGED, "its header cannot be read")
+    expected = 8 + len(header) + end
+    if size < expected:
+        return Examined(State.TRUNCATED, "", expected)
+    if size > expected:
+        return Examined(State.TOO_LONG, "", expected)
+    return Examined(
+        State.GOOD, "", expected, tuple(dtypes.most_common(8)), _fingerprint(header, size)
+    )
+
+
+def _examine_other(file: int, head: bytes, extension: str, size: int) -> Examined:
+    if extension == GGUF and not head.startswith(b"GGUF"):
+        return Examined(State.DAMAGED, "it does not begin like GGUF")
+    if extension != GGUF and head.startswith(b"GGUF"):
+        return Examined(State.MISLABELLED, GGUF)
+    if _begins_like_safetensors(head, size):
+        return Examined(State.MISLABELLED, ".safetensors")
+    if head.startswith(_ZIP) and _ZIP_END not in os.pread(
+        file, _ZIP_TAIL, max(0, size - _ZIP_TAIL)
+    ):
+        return Examined(State.TRUNCATED, "the end of its zip archive is missing")
+    return Examined(State.GOOD, fingerprint=_fingerprint(head, size))
+
+
+def _other_format(head: bytes) -> str | None:
+    """The extension that fits, where the beginning is a pickle's (torch) or GGUF's."""
+    if head.startswith((_ZIP, b"\x80\x02")):
+        return ".pt"
+    return GGUF if head.startswith(b"GGUF") else None
+
+
+def _begins_like_safetensors(head: bytes, size: int) -> bool:
+    length = int.from_bytes(head[:8], "little")
+    return 2 < length <= min(MOST_HEADER, size - 8) and head[8:10] == b'{"'
+
+
+def _fingerprint(beginning: bytes, size: int) -> bytes:
+    return hashlib.blake2b(str(size).encode() + beginning, digest_size=16).digest()

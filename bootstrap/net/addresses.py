@@ -1,0 +1,174 @@
+"""Which URLs and addresses a download may go to: https, to public addresses, unless allowed.
+
+A name is resolved once and the connection goes to the address that was checked, so that a name
+that changes its mind between check and use gains nothing (DNS rebinding).
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import socket
+from collections.abc import Callable, Container, Sequence
+from dataclasses import dataclass, field
+from urllib.parse import urlsplit
+
+from bootstrap.net.errors import DownloadError, unreachable
+
+Resolve = Callable[[str, int], Sequence[str]]
+_NAT64 = ipaddress.ip_network("64:ff9b::/96")
+_FIX_PRIVATE = (
+    "Use a public https URL, or set ALLOW_PRIVATE_DOWNLOAD_URLS=true if this address is yours."
+)
+
+
+@dataclass(frozen=True)
+class Target:
+    """A URL, taken apart. `origin` is what credentials belong to."""
+
+    url: str
+    scheme: str
+    host: str
+    port: int
+    path: str
+
+    @property
+    def origin(self) -> tuple[str, str, int]:
+        return (self.scheme, self.host, self.port)
+
+
+def system_resolve(host: str, port: int) -> Sequence[str]:
+    """Addresses of a name, as this system resolves it. Raises OSError."""
+    found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+    return list(dict.fromkeys(str(entry[4][0]) for entry in found))
+
+
+def numeric(host: str) -> Sequence[str]:
+    """The address that a host is in itself, in any notation that connecting understands
+    (`127.1`, `0x7f000001`); none for a name. `localhost` is the one name that everybody knows."""
+    if host.lower() == "localhost" or host.lower().endswith(".localhost"):  # RFC 6761
+        return ["127.0.0.1"]
+    try:
+        found = socket.getaddrinfo(host, None, flags=socket.AI_NUMERICHOST)
+    except (OSError, UnicodeError):
+        return []
+    return list(dict.fromkeys(str(entry[4][0]) for entry in found))
+
+
+@dataclass(frozen=True)
+class AddressPolicy:
+    """`exempt` holds `host:port` pairs for which http and private addresses are fine: those that
+    the operator named, such as HF_ENDPOINT."""
+
+    allow_private: bool = False
+    exempt: Container[str] = frozenset()
+    resolve: Resolve = field(default=system_resolve, compare=False)
+
+    def target(self, url: str) -> Target:
+        """The parts of `url`. Raises DownloadError when it may not be used."""
+        target = take_apart(url)
+        if target.scheme != "https" and not self._is_free(target):
+            raise DownloadError(
+                "download.url_refused",
+                f"{shown(url)} is plain http, where anybody on the way can change the file.",
+                "Use https; for a server of your own set ALLOW_PRIVATE_DOWNLOAD_URLS=true.",
+            )
+        return target
+
+    def at_sight(self, url: str) -> Target:
+        """`target`, refused as well where the host is an address that may not be used: all that
+        can be told without asking anybody for the address of a name. Raises DownloadError."""
+        target = self.target(url)
+        self._refuse_private(target, numeric(target.host))
+        return target
+
+    def addresses(self, target: Target) -> Sequence[str]:
+        """Where to connect for `target`, checked. Raises DownloadError."""
+        try:
+            found = self.resolve(target.host, target.port)
+        except (OSError, UnicodeError) as problem:
+            raise unreachable(target.host, f"its name cannot be resolved: {problem}") from None
+        self._refuse_private(target, found)
+        return found
+
+    def _refuse_private(self, target: Target, found: Sequence[str]) -> None:
+        private = [address for address in found if not is_public(address)]
+        if private and not self._is_free(target):
+            raise DownloadError(
+                "download.private_address",
+                f"{target.host} leads to {private[0]}, which is not a public address.",
+                _FIX_PRIVATE,
+            )
+
+    def _is_free(self, target: Target) -> bool:
+        return self.allow_private or f"{target.host}:{target.port}" in self.exempt
+
+
+def take_apart(url: str) -> Target:
+    """Scheme, host, port and path of an http(s) URL. Raises DownloadError when it is none."""
+    if any(ord(c) <= 32 or ord(c) == 127 or c == "\\" for c in url):
+        raise _refused(url, "holds white space, control characters or backslashes")
+    try:
+        parts = urlsplit(url)
+        port = parts.port
+    except ValueError as problem:
+        raise _refused(url, f"is malformed ({problem})") from None
+    if parts.scheme not in ("http", "https") or not parts.hostname:
+        raise _refused(url, "is no https URL")
+    if parts.username is not None or parts.password is not None:
+        raise DownloadError(
+            "download.url_refused",
+            f"{shown(url)} carries a login.",
+            "Give the URL without it; for models set DOWNLOAD_TOKEN and DOWNLOAD_TOKEN_HOST.",
+        )
+    try:
+        host = parts.hostname.encode("ascii").decode()
+    except UnicodeError:
+        try:
+            host = parts.hostname.encode("idna").decode()
+        except UnicodeError:
+            raise _refused(url, "has a host name that cannot be") from None
+    path = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
+    if port is None:
+        port = 443 if parts.scheme == "https" else 80
+    return Target(url, parts.scheme, host.rstrip("."), port, _ascii(path))
+
+
+def is_public(address: str) -> bool:
+    """May a stranger's URL lead there? IPv4 inside IPv6 counts as the IPv4 address it is."""
+    ip = ipaddress.ip_address(address.partition("%")[0])
+    if isinstance(ip, ipaddress.IPv6Address):
+        inner = ip.ipv4_mapped or ip.sixtofour or (ip.teredo[1] if ip.teredo else None)
+        if ip in _NAT64:
+            inner = ipaddress.IPv4Address(int(ip) & 0xFFFFFFFF)
+        if inner is not None:
+            return is_public(str(inner))
+        if ip.is_site_local or int(ip) < 2**32:  # ::a.b.c.d, the old IPv4-compatible form
+            return False
+    return ip.is_global and not ip.is_multicast and not ip.is_reserved
+
+
+def shown(url: str) -> str:
+    """A URL for people: without its query, where signatures and tokens are, and any login."""
+    try:
+        parts = urlsplit(url)
+        host = parts.hostname or ""
+        port = f":{parts.port}" if parts.port else ""
+    except ValueError:
+        return "a malformed URL"
+    if not parts.netloc:
+        return url.partition("?")[0][:200]
+    return f"{parts.scheme}://{host}{port}{parts.path}"[:300]
+
+
+def _ascii(path: str) -> str:
+    return "".join(
+        c if ord(c) < 128 else "".join(f"%{byte:02X}" for byte in c.encode()) for c in path
+    )
+
+
+def _refused(url: str, why: str) -> DownloadError:
+    return DownloadError(
+        "download.url_refused",
+        f"{shown(url)} {why}.",
+        "Give a URL such as https://example.com/model.safetensors.",
+    )

@@ -1,0 +1,375 @@
+"""HTTP as downloads need it: one kept connection, checked addresses, redirects of our own.
+
+On the standard library's http.client, because the connection must go to the very address that
+was checked, a credential must be weighed anew at every hop, and bytes are taken as they come.
+Proxies of the environment are not used: behind one, nobody can check addresses.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import functools
+import http.client
+import socket
+import ssl
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+from urllib.parse import urljoin
+
+from bootstrap.core.redact import Secret
+from bootstrap.net.addresses import AddressPolicy, Target, shown
+from bootstrap.net.errors import TRY_AGAIN, DownloadError, bad_answer, stalled, unreachable
+
+#: How a connection shows that it is broken.
+BROKEN = (http.client.HTTPException, ssl.SSLError, OSError)
+# status -> (code, sentence, fix); {where} is the URL without its query.
+Words = Mapping[int, tuple[str, str, str]]
+_TOKEN = "set DOWNLOAD_TOKEN and DOWNLOAD_TOKEN_HOST in the endpoint's environment variables"
+PLAIN: Words = {
+    401: (
+        "download.login_needed",
+        "{where} wants a login (401).",
+        f"If you have a token for this host, {_TOKEN}; a token that is set may have expired.",
+    ),
+    403: (
+        "download.forbidden",
+        "{where} refuses access (403); a signed URL may have expired.",
+        f"Make a new signed URL, or {_TOKEN}.",
+    ),
+    404: ("download.not_found", "{where} does not exist (404).", "Correct the URL."),
+    410: ("download.gone", "{where} was removed for good (410).", "Find another source."),
+    429: (
+        "download.rate_limited",
+        "{where} is asked too often (429).",
+        "Wait a while, or lower DOWNLOAD_CONNECTIONS.",
+    ),
+}
+USER_AGENT = "comfyui-volume-worker/1 (model downloads)"
+MAX_REDIRECTS = 10
+_REDIRECTS = (301, 302, 303, 307, 308)
+
+
+class Response(http.client.HTTPResponse):
+    """Fills one buffer again and again, where CPython makes a new one for each piece: these left
+    holes in malloc's arenas, one for each thread (5 GB by 16 connections: 44 MB, now 25)."""
+
+    def readinto1(self, buffer: Any) -> int:
+        """As `readinto` (from which this is), but with what has arrived, as `read1`."""
+        if self.fp is None or self.chunked:
+            return super().readinto1(buffer)
+        if self.length is not None:
+            buffer = memoryview(buffer)[: self.length]
+        count: int = self.fp.readinto1(buffer)
+        if self.length is not None:
+            self.length -= count
+        # Python before 3.11.8 forgets this in `read1`, and then no connection is kept.
+        if (not count and buffer) or self.length == 0:
+            self.close()
+        return count
+
+
+class Reply:
+    """A final answer (no redirect). `url` is where it came from in the end."""
+
+    def __init__(self, target: Target, raw: http.client.HTTPResponse, timeout: float) -> None:
+        self.url = target.url
+        self.host = target.host
+        self.status = raw.status
+        self.headers: Mapping[str, str] = {k.lower(): v.strip() for k, v in raw.getheaders()}
+        self.chunked = bool(raw.chunked)
+        self._raw = raw
+        self._timeout = timeout
+        self._buffer = memoryview(b"")
+
+    def read_some(self, limit: int) -> memoryview:
+        """What has arrived of the body, at most `limit` bytes; nothing at its end. The next call
+        overwrites it.
+
+        Not until a buffer is full, for a server that trickles would never be found out. Raises
+        DownloadError (transient) when the connection breaks or stalls.
+        """
+        if len(self._buffer) < limit:
+            self._buffer = memoryview(bytearray(limit))
+        try:
+            return self._buffer[: self._raw.readinto1(self._buffer[:limit])]
+        except BROKEN as problem:
+            raise translate(problem, self.host, self._timeout) from None
+
+    def read_text(self, limit: int = 1_000_000) -> str:
+        """Up to `limit` bytes of the body as text; what cannot be read is left out."""
+        try:
+            return self._raw.read(limit).decode("utf-8", "replace")
+        except BROKEN:
+            return ""
+
+    @property
+    def length(self) -> int | None:
+        """Content-Length of this body, in bytes."""
+        text = self.headers.get("content-length", "")
+        return int(text) if text.isdecimal() and not self.chunked else None
+
+    @property
+    def strong_etag(self) -> str | None:
+        """The ETag when two equal ones promise equal bytes."""
+        etag = self.headers.get("etag", "")
+        return etag if len(etag) > 2 and etag.startswith('"') else None
+
+
+def translate(problem: BaseException, host: str, timeout: float) -> DownloadError:
+    """A foreign exception of the network as ours."""
+    if isinstance(problem, TimeoutError):
+        return stalled(host, timeout)
+    if isinstance(problem, http.client.IncompleteRead):
+        return unreachable(host, "it was closed too early")
+    return unreachable(host, str(problem) or type(problem).__name__)
+
+
+def explain(reply: Reply, words: Words = PLAIN, detail: str = "") -> DownloadError:
+    """The error for an answer that is no file. 408, 429 and 5xx are worth another attempt."""
+    where = shown(reply.url)
+    transient = reply.status in (408, 429) or reply.status >= 500
+    code, sentence, fix = words.get(
+        reply.status,
+        ("download.http_status", f"{{where}} answers {reply.status}.", TRY_AGAIN),
+    )
+    message = sentence.format(where=where) + (f" It says: {detail[:200]!r}." if detail else "")
+    return DownloadError(
+        code,
+        message,
+        fix,
+        transient=transient,
+        retry_after=_retry_after(reply),
+        status=reply.status,
+    )
+
+
+def _retry_after(reply: Reply) -> float | None:
+    """Seconds; an HTTP date there is taken as "a while", which is what the caller does anyway."""
+    text = reply.headers.get("retry-after", "")
+    return float(text) if text.isdecimal() else None
+
+
+@dataclass(frozen=True)
+class Credential:
+    """A bearer token and the origins it may be shown to. `name` is what plans may say."""
+
+    name: str
+    secret: Secret
+    belongs_to: Callable[[str, str, int], bool] = field(repr=False)
+
+    def headers_for(self, target: Target) -> dict[str, str]:
+        """The header for `target`, or nothing when the token is none of its business."""
+        if not self.belongs_to(*target.origin):
+            return {}
+        return {"Authorization": f"Bearer {self.secret.reveal()}"}
+
+
+class Connections:
+    """Connections that another thread can abort, in whatever state they are: connecting, in the
+    TLS handshake, or waiting for the next byte of a server that sends one a second."""
+
+    def __init__(self) -> None:
+        self.aborted = False
+        self._lock = threading.Lock()
+        self._handles: list[socket.socket] = []
+
+    def connect(self, addresses: Sequence[str], port: int, timeout: float | None) -> socket.socket:
+        """A socket to the first address that answers. Raises OSError."""
+        problem: OSError | None = None
+        for address in addresses:
+            self._raise_if_aborted()
+            try:
+                sock = socket.create_connection((address, port), timeout)
+            except OSError as failed:
+                problem = failed
+                continue
+            # TLS takes the socket over: a handle of one's own stays good.
+            with self._lock:
+                self._handles.append(sock.dup())
+            self._raise_if_aborted()
+            return sock
+        raise problem or OSError("its name has no address")
+
+    def abort(self) -> None:
+        """Shut all of them down, and refuse further ones. Returns at once."""
+        self.aborted = True
+        self._close(shutdown=True)
+
+    def close(self) -> None:
+        """Forget those that were made: they are done with."""
+        self._close(shutdown=False)
+
+    def _raise_if_aborted(self) -> None:
+        if self.aborted:
+            self._close(shutdown=True)
+            raise ConnectionAbortedError(errno.ECONNABORTED, "the transfer was given up")
+
+    def _close(self, shutdown: bool) -> None:
+        with self._lock:
+            handles, self._handles = self._handles, []
+        for handle in handles:
+            with handle, contextlib.suppress(OSError):
+                if shutdown:
+                    handle.shutdown(socket.SHUT_RDWR)
+
+
+class Channel:
+    """One connection at a time, kept between requests to one origin. Not for several threads,
+    but `abort` may come from another one, and ends it for good."""
+
+    def __init__(self, policy: AddressPolicy, timeout: float = 30.0) -> None:
+        self._policy = policy
+        self._timeout = timeout
+        self._connection: http.client.HTTPConnection | None = None
+        self._origin: tuple[str, str, int] | None = None
+        self._reply: http.client.HTTPResponse | None = None
+        self._connections = Connections()
+
+    def get(
+        self,
+        url: str,
+        credential: Credential | None = None,
+        headers: Mapping[str, str] | None = None,
+    ) -> Reply:
+        """Ask for `url`, following redirects to https and public addresses only.
+
+        Raises DownloadError. Statuses from 400 on are for the caller to judge.
+        """
+        seen: set[str] = set()
+        while True:
+            target = self._policy.target(url)
+            if url in seen or len(seen) > MAX_REDIRECTS:
+                raise _loop(url)
+            seen.add(url)
+            reply = self._ask(target, {**(headers or {}), **_auth(credential, target)})
+            if reply.status not in _REDIRECTS:
+                return reply
+            url = self._next(target, reply)
+            self.close()
+
+    def close(self) -> None:
+        """Give up the connection; the next `get` makes a new one."""
+        connection, self._connection, self._origin, self._reply = self._connection, None, None, None
+        if connection is not None:
+            connection.close()
+        self._connections.close()
+
+    @property
+    def aborted(self) -> bool:
+        """Was it given up?"""
+        return self._connections.aborted
+
+    def abort(self) -> None:
+        """Wake a thread that waits for bytes on this channel; its read fails, and so does whatever
+        it asks for then."""
+        self._connections.abort()
+
+    def _next(self, target: Target, reply: Reply) -> str:
+        location = reply.headers.get("location", "")
+        try:
+            url = urljoin(target.url, location) if location else ""
+        except ValueError:
+            url = ""
+        if not url:
+            raise bad_answer(target.host, "redirects without saying where to")
+        try:
+            self._policy.target(url)
+        except DownloadError as refusal:
+            raise DownloadError(
+                "download.redirect_refused",
+                f"{target.host} redirects to a place that is refused: {refusal.message}",
+                refusal.fix,
+            ) from None
+        return url
+
+    def _ask(self, target: Target, headers: Mapping[str, str]) -> Reply:
+        reused = self._ready_for(target)
+        try:
+            return self._exchange(target, headers)
+        except BROKEN as problem:
+            self.close()
+            if not reused:
+                raise translate(problem, target.host, self._timeout) from None
+        try:  # a kept connection that the server had closed meanwhile says nothing about the file
+            return self._exchange(target, headers)
+        except BROKEN as problem:
+            self.close()
+            raise translate(problem, target.host, self._timeout) from None
+
+    def _ready_for(self, target: Target) -> bool:
+        """Is the kept connection good for `target`? If not, it is closed."""
+        fit = self._origin == target.origin and self._reply is not None and self._reply.isclosed()
+        if not fit or self._connection is None or self._connection.sock is None:
+            self.close()
+            return False
+        return True
+
+    def _exchange(self, target: Target, headers: Mapping[str, str]) -> Reply:
+        if self._connection is None:
+            self._connection = self._connect(target)
+            self._origin = target.origin
+        connection = self._connection
+        connection.request(
+            "GET",
+            target.path,
+            headers={"User-Agent": USER_AGENT, "Accept-Encoding": "identity", **headers},
+        )
+        self._reply = connection.getresponse()
+        return Reply(target, self._reply, self._timeout)
+
+    def _connect(self, target: Target) -> http.client.HTTPConnection:
+        addresses = self._policy.addresses(target)
+        sock = self._connections.connect(addresses, target.port, self._timeout)
+        return _connection_on(sock, target, self._timeout)
+
+
+def _auth(credential: Credential | None, target: Target) -> dict[str, str]:
+    return {} if credential is None else credential.headers_for(target)
+
+
+def _connection_on(
+    sock: socket.socket, target: Target, timeout: float
+) -> http.client.HTTPConnection:
+    """An HTTP connection on a socket that is connected to a checked address."""
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    # auto_open is off: http.client must never resolve the name by itself.
+    if target.scheme == "http":
+        plain = http.client.HTTPConnection(target.host, target.port, timeout=timeout)
+        plain.auto_open = 0
+        plain.response_class = Response
+        plain.sock = sock
+        return plain
+    context = _context()
+    secure = http.client.HTTPSConnection(target.host, target.port, timeout=timeout, context=context)
+    secure.auto_open = 0
+    secure.response_class = Response
+    try:
+        secure.sock = context.wrap_socket(sock, server_hostname=target.host)
+    except BaseException:
+        sock.close()
+        raise
+    return secure
+
+
+@functools.lru_cache(maxsize=1)
+def _context() -> ssl.SSLContext:
+    """A slim image may lack the system's certificates; requests brings its own."""
+    context = ssl.create_default_context()
+    if not context.cert_store_stats()["x509_ca"]:
+        try:
+            import certifi
+        except ImportError:
+            return context
+        context.load_verify_locations(certifi.where())
+    return context
+
+
+def _loop(url: str) -> DownloadError:
+    return DownloadError(
+        "download.redirect_loop",
+        f"{shown(url)} redirects in circles, or more than {MAX_REDIRECTS} times.",
+        "Open the URL in a browser; the file may have moved or want a login.",
+    )

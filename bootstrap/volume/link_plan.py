@@ -1,0 +1,274 @@
+"""Pure: which links make the volume's models visible in ComfyUI's own models folder.
+
+Whole folder, category or file, whichever loses nothing: a link is planned only where there is
+nothing yet, and only as deep as needed. Where ComfyUI has a real folder of the same name, the
+plan goes into it. A real file or folder is never replaced. A link is *ours* when it reads exactly
+as this plan would write it; only such a link is removed, and only when it leads nowhere.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from enum import Enum
+from pathlib import PurePosixPath as Pure
+from posixpath import relpath
+from typing import Protocol
+
+from bootstrap.volume.categories import ALIASES
+
+
+class Kind(Enum):
+    """What a folder entry is, before any link is followed."""
+
+    FILE = "file"
+    FOLDER = "folder"
+    LINK = "link"
+
+
+class Tree(Protocol):
+    """The questions a plan asks of a file system."""
+
+    def entries(self, folder: Pure) -> Mapping[str, Kind]:
+        """The entries of a folder; empty when it does not exist."""
+        ...
+
+    def kind(self, path: Pure) -> Kind | None:
+        """What is at `path`; None for nothing. Links are not followed."""
+        ...
+
+    def leads_to(self, path: Pure) -> Kind | None:
+        """What is at `path` after all links; None when they lead nowhere."""
+        ...
+
+    def link_text(self, path: Pure) -> str:
+        """What the link at `path` reads."""
+        ...
+
+    def alike(self, one: Pure, other: Pure) -> bool:
+        """Are both the same file or folder, or files with the same content?"""
+        ...
+
+
+@dataclass(frozen=True)
+class Link:
+    """Make `place` a symlink that reads `text`."""
+
+    place: Pure
+    text: str
+
+
+@dataclass(frozen=True)
+class Folder:
+    """Make a real folder at `place`, for links from several sources."""
+
+    place: Pure
+
+
+@dataclass(frozen=True)
+class Unlink:
+    """Remove our own link at `place`, which reads `text` and leads nowhere."""
+
+    place: Pure
+    text: str
+
+
+Action = Link | Folder | Unlink
+
+
+@dataclass(frozen=True)
+class Conflict:
+    """`source` cannot be seen at `place`; `reason` completes the sentence. `dead_link`: what
+    stands at `place` is a link that leads nowhere and is not ours to remove."""
+
+    place: Pure
+    source: Pure
+    reason: str
+    dead_link: bool = False
+
+
+@dataclass(frozen=True)
+class LinkPlan:
+    """What to do, in order, and what cannot be done."""
+
+    actions: tuple[Action, ...] = ()
+    conflicts: tuple[Conflict, ...] = ()
+
+
+def plan_links(
+    tree: Tree,
+    sources: Iterable[Pure],
+    target: Pure,
+    volume: Pure,
+    known: frozenset[str] = frozenset(),
+) -> LinkPlan:
+    """Plan links in `target` (ComfyUI's models folder) to all that `sources` hold.
+
+    All paths are absolute and free of links in their parents. Links that lie on `volume` and
+    lead to it are relative, since the same volume is mounted elsewhere on a Pod. `known` names
+    the folders this ComfyUI reads; models in a folder it does not know are shown under that
+    folder's other name as well (`text_encoders` under `clip`). A source that is gone tells which
+    of the links were ours.
+    """
+    planner = _Planner(tree, volume, target, known)
+    sources = list(dict.fromkeys(sources))
+    planner.clear(sources)
+    roots = [s for s in sources if tree.leads_to(s) is Kind.FOLDER and not tree.alike(s, target)]
+    planner.visit(roots, target)
+    planner.report_shadows([*roots, target])
+    return LinkPlan(tuple(planner.actions), tuple(planner.conflicts))
+
+
+class _Planner:
+    def __init__(self, tree: Tree, volume: Pure, target: Pure, known: frozenset[str]) -> None:
+        self.tree = tree
+        self.volume = volume
+        self.target = target
+        self.known = known
+        self.actions: list[Action] = []
+        self.conflicts: list[Conflict] = []
+        self.cleared: set[Pure] = set()
+
+    def clear(self, sources: list[Pure]) -> None:
+        """Remove our links that lead nowhere, wherever in the target they are."""
+        if self.tree.kind(self.target) is Kind.LINK:
+            self._clear_if_ours(sources, self.target)
+        for name, kind in sorted(self.tree.entries(self.target).items()):
+            others = ALIASES.get(name, ())
+            linked = [source / n for source in sources for n in (name, *others)]
+            linked += [self.target / other for other in others]
+            self._clear_below(linked, self.target / name, kind)
+
+    def _clear_below(self, sources: list[Pure], place: Pure, kind: Kind) -> None:
+        if kind is Kind.LINK:
+            self._clear_if_ours(sources, place)
+        elif kind is Kind.FOLDER:
+            for name, below in sorted(self.tree.entries(place).items()):
+                self._clear_below([source / name for source in sources], place / name, below)
+
+    def _clear_if_ours(self, sources: list[Pure], place: Pure) -> None:
+        if self.tree.leads_to(place) is not None:
+            return
+        text = self.tree.link_text(place)
+        if any(text == self._text(place, source) for source in sources):
+            self.actions.append(Unlink(place, text))
+            self.cleared.add(place)
+
+    def visit(self, sources: list[Pure], place: Pure) -> None:
+        """Make everything in the folders `sources` visible in the folder `place`."""
+        if not sources and place != self.target:
+            return
+        claims: dict[str, list[Pure]] = {}
+        for source in sources:
+            for name in self._visible(source):
+                claims.setdefault(name, []).append(source / name)
+        if place == self.target:
+            self._claim_older_names(claims)
+        here = self._enter(sources, place, claims)
+        if here is None:
+            return
+        for name, claimants in claims.items():
+            self._claim(claimants, place / name, here.get(name))
+
+    def _claim_older_names(self, claims: dict[str, list[Pure]]) -> None:
+        """Folders this ComfyUI does not know also claim the other name that it does know,
+        its own real folders included."""
+        for name, others in ALIASES.items():
+            if not self.known or name in self.known:
+                continue
+            unknown = list(claims.get(name, ()))
+            if self.tree.kind(self.target / name) is Kind.FOLDER:
+                unknown.append(self.target / name)
+            for other in others:
+                if unknown and other in self.known:
+                    claims.setdefault(other, []).extend(unknown)
+
+    def _visible(self, source: Pure) -> list[str]:
+        """Entries worth showing: no hidden ones, no links that lead nowhere."""
+        return [
+            name
+            for name, kind in sorted(self.tree.entries(source).items())
+            if not name.startswith(".")
+            and (kind is not Kind.LINK or self.tree.leads_to(source / name))
+        ]
+
+    def _enter(
+        self, sources: list[Pure], place: Pure, claims: Mapping[str, list[Pure]]
+    ) -> Mapping[str, Kind] | None:
+        """The entries of `place` if links belong *in* it; None when it is settled as a whole."""
+        kind = None if place in self.cleared else self.tree.kind(place)
+        if kind is Kind.FOLDER or (not sources and self.tree.leads_to(place) is Kind.FOLDER):
+            entries = self.tree.entries(place)
+            return {name: k for name, k in entries.items() if place / name not in self.cleared}
+        if not sources:
+            return None
+        one_source_suffices = len(sources) == 1 and all(
+            paths == [sources[0] / name] for name, paths in claims.items()
+        )
+        if kind is None and not one_source_suffices:
+            self.actions.append(Folder(place))
+            return {}
+        for source in sources:
+            self._claim([source], place, kind)
+        return None
+
+    def _claim(self, claimants: list[Pure], place: Pure, kind: Kind | None) -> None:
+        """`claimants` want to be seen at `place`, where `kind` is now."""
+        folders = [c for c in claimants if self.tree.leads_to(c) is Kind.FOLDER]
+        several = len(claimants) > 1
+        if folders == claimants and (kind is Kind.FOLDER or (several and kind is None)):
+            self.visit([f for f in folders if not self.tree.alike(f, place)], place)
+            return
+        if kind is None:
+            first, *claimants = claimants
+            self.actions.append(Link(place, self._text(place, first)))
+            self._report_others(claimants, place, first)
+            return
+        for claimant in claimants:
+            self._compare(claimant, place, kind)
+
+    def _compare(self, source: Pure, place: Pure, kind: Kind) -> None:
+        text = self.tree.link_text(place)
+        if kind is Kind.LINK and text in (
+            "",
+            self._text(place, source),
+        ):  # gone meanwhile, or right
+            return
+        if self.tree.alike(source, place):
+            return
+        dead_link = kind is Kind.LINK and self.tree.leads_to(place) is None
+        if dead_link:
+            reason = f"a link that is not ours stands there and leads nowhere ({text})"
+        elif kind is Kind.LINK:
+            reason = f"a link to something else stands there ({text})"
+        else:
+            reason = f"a different {kind.value} has that name"
+        self.conflicts.append(Conflict(place, source, reason, dead_link))
+
+    def _report_others(self, claimants: list[Pure], place: Pure, winner: Pure) -> None:
+        for other in claimants:
+            if not self.tree.alike(other, winner):
+                self.conflicts.append(Conflict(place, other, f"{winner} has that name"))
+
+    def _text(self, place: Pure, source: Pure) -> str:
+        if place.is_relative_to(self.volume) and source.is_relative_to(self.volume):
+            return relpath(str(source), str(place.parent))
+        return str(source)
+
+    def report_shadows(self, roots: list[Pure]) -> None:
+        """Two folders that ComfyUI reads as one category hold different files of one name."""
+        for name, others in ALIASES.items():
+            for other in others:
+                if name < other and {name, other} <= self.known:
+                    self._report_twins(roots, name, other)
+
+    def _report_twins(self, roots: list[Pure], name: str, other: str) -> None:
+        first = {file: root / name / file for root in roots for file in self._visible(root / name)}
+        for root in roots:
+            for file in self._visible(root / other):
+                twin, path = first.get(file), root / other / file
+                if twin is None or self.tree.alike(twin, path):
+                    continue
+                if Kind.FOLDER not in (self.tree.leads_to(twin), self.tree.leads_to(path)):
+                    reason = f"ComfyUI reads {name} and {other} as one category"
+                    self.conflicts.append(Conflict(twin, path, reason))

@@ -1,0 +1,219 @@
+"""Runs a link plan on the real file system. A second run does nothing."""
+
+from __future__ import annotations
+
+import errno
+import os
+import uuid
+from collections.abc import Mapping
+from pathlib import Path, PurePosixPath
+
+from bootstrap.core.findings import Finding, error, info, warning
+from bootstrap.volume.layout import MODELS, Layout, folders_known_to
+from bootstrap.volume.link_plan import (
+    Action,
+    Conflict,
+    Folder,
+    Kind,
+    Link,
+    LinkPlan,
+    Unlink,
+    plan_links,
+)
+
+CODES = {
+    "links.made": "Links to models were made, as planned",
+    "links.conflict": "Two different files want one name in ComfyUI's models folder",
+    "links.not_writable": "A link could not be made or removed",
+}
+_SAMPLE = 64 * 1024
+# Other workers link on the same volume meanwhile; what they did is seen by planning again.
+_PASSES = 3
+
+
+class DiskTree:
+    """`link_plan.Tree` over the real file system."""
+
+    def entries(self, folder: PurePosixPath) -> Mapping[str, Kind]:
+        try:
+            with os.scandir(folder) as entries:
+                return {entry.name: _kind_of(entry) for entry in entries}
+        except OSError:
+            return {}
+
+    def kind(self, path: PurePosixPath) -> Kind | None:
+        real = Path(path)
+        if real.is_symlink():
+            return Kind.LINK
+        return self.leads_to(path)
+
+    def leads_to(self, path: PurePosixPath) -> Kind | None:
+        if os.path.isdir(path):
+            return Kind.FOLDER
+        return Kind.FILE if os.path.exists(path) else None
+
+    def link_text(self, path: PurePosixPath) -> str:
+        try:
+            return os.readlink(path)
+        except OSError:
+            return ""
+
+    def alike(self, one: PurePosixPath, other: PurePosixPath) -> bool:
+        """Same inode; or files of the same size whose first and last 64 KB are the same."""
+        try:
+            a, b = os.stat(one), os.stat(other)
+            if os.path.samestat(a, b):
+                return True
+            if not (os.path.isfile(one) and os.path.isfile(other)) or a.st_size != b.st_size:
+                return False
+            return _sample(one, a.st_size) == _sample(other, b.st_size)
+        except OSError:
+            return False
+
+
+def link_models(layout: Layout) -> list[Finding]:
+    """Make the volume's models visible to ComfyUI; says what was done and what is in the way."""
+    if layout.comfyui is None:
+        return []
+    done: list[Action] = []
+    failed: list[Finding] = []
+    plan = plan_for(layout)
+    seen = plan.conflicts
+    for _ in range(_PASSES):
+        if failed or not (plan.actions or plan.conflicts):
+            break
+        seen = plan.conflicts
+        failed = apply(plan, done)
+        plan = plan_for(layout)
+        if not plan.actions and plan.conflicts == seen:
+            break
+    # A conflict is believed when it is seen twice: a link can go between a listing and a look.
+    twice = {(c.place, c.source) for c in seen}
+    findings = failed + [_conflict(c) for c in plan.conflicts if (c.place, c.source) in twice]
+    if done:
+        findings.append(_made(done))
+    return findings
+
+
+def plan_for(layout: Layout) -> LinkPlan:
+    """The plan for a located volume, as things are now."""
+    if layout.comfyui is None:
+        return LinkPlan()
+    comfyui = Path(os.path.realpath(layout.comfyui))
+    return plan_links(
+        DiskTree(),
+        # A models folder at the volume's root that is gone still tells which links were ours.
+        [PurePosixPath(os.path.realpath(r)) for r in (*layout.model_roots, layout.root / MODELS)],
+        PurePosixPath(comfyui / MODELS),
+        PurePosixPath(os.path.realpath(layout.root)),
+        folders_known_to(comfyui),
+    )
+
+
+def apply(plan: LinkPlan, done: list[Action]) -> list[Finding]:
+    """Carry out `plan`, adding each action that changed something to `done`.
+
+    Anything another worker did first is left as it is: planning again shows whether it fits.
+    """
+    findings: list[Finding] = []
+    closed: set[PurePosixPath] = set()
+    for action in plan.actions:
+        if action.place.parent in closed:
+            continue
+        try:
+            if _carry_out(action):
+                done.append(action)
+        except OSError as problem:
+            findings.append(_not_writable(action, problem))
+            if problem.errno in (errno.EROFS, errno.ENOSPC, errno.EDQUOT):
+                break
+            if problem.errno in (errno.EACCES, errno.EPERM):
+                closed.add(action.place.parent)
+    return findings
+
+
+def _carry_out(action: Action) -> bool:
+    try:
+        if isinstance(action, Folder):
+            os.mkdir(action.place)
+        elif isinstance(action, Link):
+            os.symlink(action.text, action.place)
+        else:
+            return _remove_link(action)
+    except FileExistsError:
+        return False
+    return True
+
+
+def _remove_link(action: Unlink) -> bool:
+    """Remove the link if it still is what was planned, and still leads nowhere.
+
+    It is moved aside before it is looked at, since between a look and an unlink another process
+    could put a real file in its place.
+    """
+    aside = action.place.with_name(f".{uuid.uuid4().hex}.unlinking")
+    try:
+        os.rename(action.place, aside)
+    except FileNotFoundError:
+        return False
+    same = os.path.islink(aside) and os.readlink(aside) == action.text
+    if same and not os.path.exists(aside):
+        os.unlink(aside)
+        return True
+    if os.path.lexists(action.place):
+        raise OSError(errno.EBUSY, f"changed under us; what stood there is kept at {aside}")
+    os.rename(aside, action.place)
+    return False
+
+
+def _kind_of(entry: os.DirEntry[str]) -> Kind:
+    if entry.is_symlink():
+        return Kind.LINK
+    return Kind.FOLDER if entry.is_dir(follow_symlinks=False) else Kind.FILE
+
+
+def _sample(path: PurePosixPath, size: int) -> bytes:
+    with open(path, "rb") as file:
+        head = file.read(_SAMPLE)
+        file.seek(max(0, size - _SAMPLE))
+        return head + file.read(_SAMPLE)
+
+
+def _made(done: list[Action]) -> Finding:
+    links = [a for a in done if isinstance(a, Link)]
+    removed = [a for a in done if isinstance(a, Unlink)]
+    examples = ", ".join(f"{a.place.name} → {a.text}" for a in links[:3])
+    more = f" and {len(links) - 3} more" if len(links) > 3 else ""
+    parts = []
+    if links:
+        parts.append(f"linked {examples}{more}")
+    if removed:
+        parts.append(f"removed {len(removed)} of our links whose models are gone")
+    return info("links.made", "Models: " + "; ".join(parts) + ".", links=len(links))
+
+
+def _conflict(conflict: Conflict) -> Finding:
+    fix = (
+        f"Keep one of the two, or rename one: mv '{conflict.source}' under another name; "
+        "workflows then use that name."
+    )
+    if conflict.dead_link:
+        fix = f"rm '{conflict.place}' (a link that leads nowhere), then start the worker again."
+    return warning(
+        "links.conflict",
+        f"{conflict.source} cannot be seen by ComfyUI at {conflict.place}: {conflict.reason}.",
+        fix,
+        source=str(conflict.source),
+        place=str(conflict.place),
+    )
+
+
+def _not_writable(action: Action, problem: OSError) -> Finding:
+    what = "remove the link" if isinstance(action, Unlink) else "make"
+    return error(
+        "links.not_writable",
+        f"Could not {what} {action.place}: {problem.strerror}.",
+        "Make the volume writable, with free space and inodes, for the user this worker runs as "
+        f"(on a Pod: chmod u+rwX '{action.place.parent}').",
+        place=str(action.place),
+    )

@@ -1,0 +1,139 @@
+"""A worker whose loop stands still says so, and one that was frozen does not look like it."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import re
+import signal
+import socket
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from bootstrap import healthcheck
+from bootstrap.boot.health import LoopPulse, health_of
+from tests.bootstrap.boot.test_health import checked
+from tests.support import blocking_worker
+from tests.support.control_plane import ControlPlane
+from tests.support.sources import ROOT
+from tests.support.waiting import wait_until
+from tests.support.worker_process import WorkerProcess
+
+ALLOWED = 10.0
+
+
+class Clock:
+    """A monotonic clock that a test puts forward."""
+
+    def __init__(self) -> None:
+        self.ahead = 0.0
+
+    def __call__(self) -> float:
+        return time.monotonic() + self.ahead
+
+
+@contextmanager
+def beating(pulse: LoopPulse) -> Iterator[asyncio.AbstractEventLoop]:
+    """A loop in a thread, whose pulse it is."""
+    loop = asyncio.new_event_loop()
+    thread = threading.Thread(target=loop.run_forever, daemon=True)
+    thread.start()
+    loop.call_soon_threadsafe(pulse.begin)
+    wait_until(lambda: pulse._last is not None)
+    yield loop
+    loop.call_soon_threadsafe(loop.stop)
+    thread.join(10)
+    loop.close()
+
+
+def test_a_loop_that_never_began_has_no_fault() -> None:
+    assert LoopPulse().fault() is None
+
+
+def test_a_loop_that_moves_has_none_and_a_blocked_one_is_told_with_its_place() -> None:
+    clock, release, blocked = Clock(), threading.Event(), threading.Event()
+    pulse = LoopPulse(clock)
+
+    def block() -> None:
+        blocked.set()
+        release.wait(30)
+
+    with beating(pulse) as loop:
+        assert pulse.fault() is None
+        loop.call_soon_threadsafe(block)
+        assert blocked.wait(10)
+        clock.ahead = ALLOWED - 2
+        assert pulse.fault() is None, "it may take a while"
+        clock.ahead = ALLOWED + 20
+        fault = pulse.fault()
+        assert fault is not None and fault.code == "worker.loop_stuck"
+        assert re.search(r"has not moved for 3\d s; it stands at .*threading\.py:", fault.message)
+        told = health_of(None, None, fault)
+        assert not told.healthy and told.text.startswith("worker.loop_stuck: ")
+        assert "docker restart" in told.text
+        release.set()
+        wait_until(lambda: pulse.fault() is None)
+
+
+def test_the_first_look_after_a_thaw_gives_the_loop_the_time_to_move() -> None:
+    clock = Clock()
+    pulse = LoopPulse(clock)
+    with beating(pulse) as loop:
+        thaw = threading.Event()
+        loop.call_soon_threadsafe(thaw.wait, 30)
+        time.sleep(1.1)  # its next beat is due
+        clock.ahead = 3600.0
+        threading.Timer(0.2, thaw.set).start()
+        assert pulse.fault() is None
+
+
+@pytest.fixture(scope="module")
+def temp() -> Iterator[Path]:
+    with tempfile.TemporaryDirectory(prefix="pulse-") as folder:
+        yield Path(folder)
+
+
+@pytest.fixture(scope="module")
+def served(temp: Path) -> Iterator[tuple[ControlPlane, WorkerProcess]]:
+    """A worker of the real SDK whose jobs block its loop; it needs no ComfyUI for that."""
+    with ControlPlane() as plane:
+        env = {**plane.worker_env(), "TMPDIR": str(temp), "VOLUME_PATH": "/not/there"}
+        command = [sys.executable, "-m", "tests.support.blocking_worker"]
+        with WorkerProcess(command, env=env, cwd=ROOT) as worker:
+            plane.wait_for("ready", timeout=90)
+            yield plane, worker
+
+
+def test_a_handler_that_blocks_the_loop_is_found_out(
+    served: tuple[ControlPlane, WorkerProcess], temp: Path
+) -> None:
+    plane, _ = served
+    assert checked(temp)[0] == 0
+    job = plane.submit({"seconds": blocking_worker.ALLOWED + 6})
+    plane.wait_for("take", job)
+    assert checked(temp)[0] == 0
+    wait_until(lambda: checked(temp)[0] == 1, blocking_worker.ALLOWED + 6)
+    assert re.search(r"^worker\.loop_stuck: .*blocking_worker\.py:\d+ in block", checked(temp)[1])
+    assert plane.result(job, 30)["output"] == {"blocked": blocking_worker.ALLOWED + 6}
+    assert checked(temp)[0] == 0, "it moves again"
+
+
+def test_the_first_answer_after_a_thaw_is_no_alarm(
+    served: tuple[ControlPlane, WorkerProcess], temp: Path
+) -> None:
+    _, worker = served
+    (path,) = temp.glob("comfyui-health-*.sock")
+    os.kill(worker.pid, signal.SIGSTOP)
+    time.sleep(blocking_worker.ALLOWED + 1)
+    with socket.socket(socket.AF_UNIX) as asking:  # it waits there when the worker wakes
+        asking.settimeout(5)
+        asking.connect(str(path))
+        os.kill(worker.pid, signal.SIGCONT)
+        assert healthcheck._answer(asking)[0]

@@ -1,0 +1,163 @@
+"""When ComfyUI counts as ready: it lives and it is it that answers."""
+
+from __future__ import annotations
+
+import http.server
+import json
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from bootstrap.comfyui.process import ComfyUI
+from bootstrap.comfyui.readiness import Verdict, Waited, is_answering, verdict, wait_until_ready
+from tests.support import fake_comfyui
+from tests.support.waiting import wait_until
+
+
+@pytest.fixture
+def comfyui(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[ComfyUI]:
+    """A fake ComfyUI with the behaviour that the test's parameter names; not started."""
+    behaviour = getattr(request, "param", "")
+    made = fake_comfyui.write(tmp_path / "ComfyUI", tmp_path / "work", behaviour)
+    yield made
+    made.stop()
+
+
+def behaving(behaviour: str) -> pytest.MarkDecorator:
+    return pytest.mark.parametrize("comfyui", [behaviour], indirect=True)
+
+
+def wait(comfyui: ComfyUI, limit: float = 10) -> Waited:
+    comfyui.start()
+    return wait_until_ready(comfyui, limit)
+
+
+@contextmanager
+def stranger(status: int, body: bytes) -> Iterator[int]:
+    """A server that gives one answer to everything; its port."""
+
+    class Answer(http.server.BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(status)
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Answer)
+    thread = threading.Thread(target=server.serve_forever, args=(0.05,))
+    thread.start()
+    try:
+        yield server.server_address[1]
+    finally:
+        server.shutdown()
+        thread.join()
+        server.server_close()
+
+
+@pytest.mark.parametrize(
+    ("ended", "answers", "elapsed", "expected"),
+    [
+        (False, False, 1, Verdict.WAIT),
+        (False, True, 1, Verdict.READY),
+        (False, True, 99, Verdict.READY),
+        (False, False, 10, Verdict.TOO_LATE),
+        (True, False, 1, Verdict.ENDED),
+        (True, True, 1, Verdict.ENDED),
+        (True, False, 99, Verdict.ENDED),
+    ],
+)
+def test_the_verdict(ended: bool, answers: bool, elapsed: float, expected: Verdict) -> None:
+    assert verdict(ended, answers, elapsed, 10) is expected
+
+
+def test_a_comfyui_that_answers_is_ready(comfyui: ComfyUI) -> None:
+    assert wait(comfyui).finding is None
+    assert is_answering(comfyui)
+
+
+@behaving("late")
+def test_one_that_binds_late_is_waited_for(comfyui: ComfyUI) -> None:
+    waited = wait(comfyui)
+    assert waited.finding is None
+    assert waited.seconds >= 0.7
+
+
+@behaving("exit 2 main.py: error: unrecognized arguments: --nope")
+def test_an_exit_is_told_with_its_cause_within_a_second(comfyui: ComfyUI) -> None:
+    start = time.monotonic()
+    waited = wait(comfyui, 60)
+    assert time.monotonic() - start < 1
+    assert waited.finding is not None and waited.finding.code == "comfyui.bad_flag"
+
+
+@behaving("exit 0")
+def test_an_exit_with_code_0_is_not_ready_either(comfyui: ComfyUI) -> None:
+    finding = wait(comfyui).finding
+    assert finding is not None and finding.code == "comfyui.exited"
+
+
+@behaving("hang")
+def test_one_that_hangs_is_told_when_the_time_is_up(comfyui: ComfyUI) -> None:
+    waited = wait(comfyui, 0.5)
+    assert 0.5 <= waited.seconds < 1.5
+    assert waited.finding is not None and waited.finding.code == "comfyui.start_timeout"
+    assert "arguments --listen" in waited.finding.message
+    assert waited.finding.details["log"] == comfyui.log_tail()
+
+
+@behaving("accept only")
+def test_one_that_takes_connections_and_says_nothing_is_not_ready(comfyui: ComfyUI) -> None:
+    comfyui.start()
+    wait_until(lambda: accepts(comfyui.port))
+    start = time.monotonic()
+    assert not is_answering(comfyui, 0.3)
+    assert time.monotonic() - start < 1
+
+
+def accepts(port: int) -> bool:
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) == 0
+
+
+@behaving("hang")
+def test_a_cancelled_wait_ends_at_once(comfyui: ComfyUI) -> None:
+    comfyui.start()
+    start = time.monotonic()
+    waited = wait_until_ready(comfyui, 60, cancelled=lambda: time.monotonic() - start > 0.2)
+    assert waited.finding is not None and waited.seconds < 1
+
+
+@behaving("hang")
+@pytest.mark.parametrize(
+    ("status", "body"),
+    [
+        (200, json.dumps({"system": {"argv": ["main.py", "--output-directory", "/x"]}}).encode()),
+        (200, json.dumps({"system": {"argv": 5}}).encode()),
+        (200, b"<html>hello</html>"),
+        (200, b"[]"),
+        (200, b"\xff"),
+        (404, b"{}"),
+        (500, json.dumps({"system": {}}).encode()),
+    ],
+)
+def test_a_stranger_on_the_port_is_not_taken_for_it(
+    comfyui: ComfyUI, status: int, body: bytes
+) -> None:
+    comfyui.start()
+    with stranger(status, body) as comfyui.port:
+        assert not is_answering(comfyui)
+
+
+@behaving("hang")
+def test_an_old_version_that_does_not_tell_its_arguments_is_believed(comfyui: ComfyUI) -> None:
+    comfyui.start()
+    with stranger(200, json.dumps({"system": {"os": "posix"}}).encode()) as comfyui.port:
+        assert is_answering(comfyui)

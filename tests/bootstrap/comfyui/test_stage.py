@@ -1,0 +1,204 @@
+"""ComfyUI's tree copied to local disk: content, links, weight, and what if it cannot be."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import socket
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from bootstrap.comfyui.stage import CannotStage, Staged, copy_user_folder, stage
+from tests.support.volumes import mounted
+
+MB = 1_000_000
+
+
+@pytest.fixture
+def comfyui(tmp_path: Path) -> Path:
+    """A small tree with one of everything."""
+    root = tmp_path / "volume" / "ComfyUI"
+    write(root / "main.py", "print('main')")
+    write(root / "comfy/ldm/models/autoencoder.py", "code, not weights")
+    write(root / "custom_nodes/pack/__init__.py", "import os")
+    write(root / "custom_nodes/pack/__pycache__/__init__.cpython-311.pyc", "bytecode")
+    write(root / "custom_nodes/pack/run.sh", "#!/bin/sh")
+    os.chmod(root / "custom_nodes/pack/run.sh", 0o755)
+    write(root / "custom_nodes/pack/.git/HEAD", "ref: refs/heads/main")
+    for name in ("models", "output", "input", "temp", "user", "venv"):
+        write(root / name / "data.bin", name)
+    write(root.parent / "models/vae/v.safetensors", "weights")
+    os.utime(root / "main.py", ns=(1_600_000_000_123_456_789, 1_600_000_000_123_456_789))
+    return root
+
+
+def write(path: Path, text: str | bytes) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(text.encode() if isinstance(text, str) else text)
+    return path
+
+
+def staged(comfyui: Path, pack_mb: float = 200, timeout: float = 30) -> Staged:
+    """A copy in a new folder beside the volume."""
+    parent = comfyui.parent.parent / "local" / "stage"
+    shutil.rmtree(parent, ignore_errors=True)
+    return stage(comfyui, parent, int(pack_mb * MB), timeout)
+
+
+def test_code_is_copied_with_its_time_and_rights(comfyui: Path) -> None:
+    copy = staged(comfyui).place
+    for path in ("main.py", "comfy/ldm/models/autoencoder.py", "custom_nodes/pack/__init__.py"):
+        assert (copy / path).read_bytes() == (comfyui / path).read_bytes()
+        assert not (copy / path).is_symlink()
+    assert (copy / "main.py").stat().st_mtime_ns == 1_600_000_000_123_456_789
+    assert os.access(copy / "custom_nodes/pack/run.sh", os.X_OK)
+
+
+def test_bytecode_comes_along(comfyui: Path) -> None:
+    bytecode = "custom_nodes/pack/__pycache__/__init__.cpython-311.pyc"
+    assert (staged(comfyui).place / bytecode).read_text() == "bytecode"
+
+
+@pytest.mark.parametrize("name", ["models", "output", "input", "temp", "user", "venv"])
+def test_data_stays_on_the_volume_at_the_top_only(comfyui: Path, name: str) -> None:
+    copy = staged(comfyui).place
+    assert (copy / name).is_symlink()
+    write(copy / name / "new.bin", "written through")
+    assert (comfyui / name / "new.bin").read_text() == "written through"
+
+
+def test_a_repository_is_linked(comfyui: Path) -> None:
+    copy = staged(comfyui).place
+    assert (copy / "custom_nodes/pack/.git").is_symlink()
+    assert (copy / "custom_nodes/pack/.git/HEAD").is_file()
+
+
+def test_a_change_on_the_volume_is_in_the_next_copy(comfyui: Path) -> None:
+    staged(comfyui)
+    write(comfyui / "custom_nodes/pack/__init__.py", "import sys")
+    write(comfyui / "custom_nodes/other/__init__.py", "new")
+    (comfyui / "custom_nodes/pack/run.sh").unlink()
+    copy = staged(comfyui).place
+    assert (copy / "custom_nodes/pack/__init__.py").read_text() == "import sys"
+    assert (copy / "custom_nodes/other/__init__.py").read_text() == "new"
+    assert not (copy / "custom_nodes/pack/run.sh").exists()
+
+
+@pytest.mark.parametrize(
+    ("place", "text"),
+    [
+        ("custom_nodes/pack/inside", "../../comfy"),
+        ("custom_nodes/pack/to_data", "../../models"),
+        ("custom_nodes/pack/beside", "../../../models/vae"),
+        ("custom_nodes/pack/far_away", "../../../../outside"),
+        ("custom_nodes/pack/absolute", "{volume}/models"),
+        ("custom_nodes/pack/broken", "nowhere"),
+    ],
+)
+def test_links_mean_what_they_meant(comfyui: Path, place: str, text: str) -> None:
+    write(comfyui.parent.parent / "outside/file", "o")
+    (comfyui / place).symlink_to(text.format(volume=comfyui.parent))
+    copy = staged(comfyui).place
+    assert (copy / place).is_symlink()
+    meant, now = os.path.realpath(comfyui / place), os.path.realpath(copy / place)
+    inside = os.path.relpath(meant, comfyui)
+    if inside.startswith(("..", "models")):
+        assert now == meant
+    else:
+        assert now == os.path.realpath(copy / inside)
+    assert os.path.exists(now) == os.path.exists(meant)
+
+
+def test_a_relative_path_of_a_models_file_leads_where_it_led(comfyui: Path) -> None:
+    copy = staged(comfyui).place
+    beside = os.path.normpath(copy / "../models/vae/v.safetensors")
+    assert Path(beside).read_text() == "weights"
+
+
+def test_of_a_heavy_pack_the_largest_files_are_linked(comfyui: Path) -> None:
+    pack = comfyui / "custom_nodes/heavy"
+    write(pack / "__init__.py", "code")
+    write(pack / "big.bin", b"b" * 30 * MB)
+    write(pack / "small.bin", b"s" * 6 * MB)
+    copy = staged(comfyui, pack_mb=10)
+    assert copy.linked == ("custom_nodes/heavy/big.bin",)
+    place = copy.place / "custom_nodes/heavy"
+    assert (place / "big.bin").is_symlink() and (place / "big.bin").read_bytes()[:1] == b"b"
+    assert not (place / "small.bin").is_symlink()
+    assert (place / "small.bin").stat().st_size == 6 * MB
+    assert not (place / "__init__.py").is_symlink()
+    assert staged(comfyui, pack_mb=50).linked == ()
+
+
+def test_a_pipe_or_socket_that_was_left_holds_nothing_up(comfyui: Path) -> None:
+    os.mkfifo(comfyui / "pipe")
+    with socket.socket(socket.AF_UNIX) as left:
+        left.bind(str(comfyui / "s"))
+        copy = staged(comfyui).place
+    assert not (copy / "pipe").exists()
+
+
+def test_what_cannot_be_read_is_linked(comfyui: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    really_open = os.open
+
+    def refuse(path: str, *rest: int) -> int:
+        if str(path) == str(comfyui / "custom_nodes/pack/run.sh"):
+            raise PermissionError(13, "Permission denied")
+        return really_open(path, *rest)
+
+    monkeypatch.setattr(os, "open", refuse)
+    copy = staged(comfyui).place
+    assert (copy / "custom_nodes/pack/run.sh").is_symlink()
+
+
+def test_a_disk_that_is_too_small_leaves_nothing_behind(comfyui: Path, tmp_path: Path) -> None:
+    write(comfyui / "custom_nodes/pack/weights.bin", b"w" * 3 * MB)
+    with mounted(tmp_path / "small", "-o", "size=1m") as disk:
+        with pytest.raises(CannotStage, match="No space left"):
+            stage(comfyui, disk / "stage", 200 * MB, 30)
+        assert list(disk.iterdir()) == []
+
+
+def test_large_files_are_not_begun_where_there_is_no_room(comfyui: Path, tmp_path: Path) -> None:
+    write(comfyui / "custom_nodes/pack/weights.bin", b"w" * 6 * MB)
+    with mounted(tmp_path / "small", "-o", "size=200m") as disk:
+        with pytest.raises(CannotStage, match="no room for 6 MB"):
+            stage(comfyui, disk / "stage", 200 * MB, 30)
+        assert list(disk.iterdir()) == []
+
+
+def test_a_volume_that_hangs_is_given_up(comfyui: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`scandir` that never answers stands for a mount whose server is gone."""
+    hung = subprocess.Popen(["sleep", "60"])
+    really_scan = os.scandir
+
+    def hang(path: str) -> object:
+        if str(path).endswith("custom_nodes/pack"):
+            hung.wait()
+        return really_scan(path)
+
+    monkeypatch.setattr(os, "scandir", hang)
+    try:
+        with pytest.raises(CannotStage, match=r"within 0\.5 s"):
+            staged(comfyui, timeout=0.5)
+    finally:
+        hung.kill()
+        hung.wait()
+
+
+def test_people_s_settings_come_along_but_no_logs_or_databases(tmp_path: Path) -> None:
+    user = tmp_path / "user"
+    write(user / "default/workflows/mine.json", "{}")
+    write(user / "__manager/config.ini", "[default]")
+    for name in ("comfyui.db", "comfyui.log", "comfyui.db-wal"):
+        write(user / name, "another worker's")
+    copy = copy_user_folder(user, tmp_path / "local", 30).place
+    assert (copy / "default/workflows/mine.json").is_file()
+    assert (copy / "__manager/config.ini").read_text() == "[default]"
+    assert sorted(p.name for p in copy.iterdir()) == ["__manager", "default"]
+
+
+def test_no_user_folder_is_no_fault(tmp_path: Path) -> None:
+    assert copy_user_folder(tmp_path / "none", tmp_path / "local", 30).stamps == {}

@@ -1,0 +1,141 @@
+"""What is written into the local copy goes back to the volume, and never over somebody else's."""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from bootstrap.comfyui.stage import Staged, stage
+from bootstrap.comfyui.write_back import WriteBack
+
+PACK = "custom_nodes/pack"
+
+
+@pytest.fixture
+def copy(tmp_path: Path) -> Staged:
+    """A copy of a ComfyUI with one custom node."""
+    root = tmp_path / "volume/ComfyUI"
+    (root / PACK).mkdir(parents=True)
+    (root / "models").mkdir()
+    (root / "main.py").write_text("main")
+    (root / PACK / "config.json").write_text("old")
+    (root / PACK / "other.json").write_text("old")
+    return stage(root, tmp_path / "local/stage", 10**9, 30)
+
+
+def there(copy: Staged) -> set[str]:
+    """Files on the volume, below ComfyUI."""
+    return {str(p.relative_to(copy.source)) for p in copy.source.rglob("*") if p.is_file()}
+
+
+def test_nothing_new_is_nothing_done(copy: Staged) -> None:
+    before = there(copy)
+    assert WriteBack([copy]).now() == []
+    assert there(copy) == before
+
+
+def test_a_model_that_a_node_downloads_beside_itself_is_kept(copy: Staged) -> None:
+    (copy.place / PACK / "ckpts/deep").mkdir(parents=True)
+    (copy.place / PACK / "ckpts/deep/m.bin").write_bytes(b"weights" * 1000)
+    write_back = WriteBack([copy])
+    assert write_back.now() == [f"{PACK}/ckpts/deep/m.bin"]
+    assert (copy.source / PACK / "ckpts/deep/m.bin").read_bytes() == b"weights" * 1000
+    assert write_back.now() == [], "kept once"
+
+
+def test_a_changed_setting_replaces_the_one_it_was(copy: Staged) -> None:
+    write_back = WriteBack([copy])
+    for text in ("new", "newer still"):
+        (copy.place / PACK / "config.json").write_text(text)
+        write_back.now()
+        assert (copy.source / PACK / "config.json").read_text() == text
+
+
+def test_a_file_that_another_worker_changed_is_left(
+    copy: Staged, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (copy.source / PACK / "config.json").write_text("theirs, changed since")
+    (copy.place / PACK / "config.json").write_text("ours")
+    (copy.source / PACK / "new.json").write_text("theirs, new")
+    (copy.place / PACK / "new.json").write_text("ours")
+    write_back = WriteBack([copy])
+    assert write_back.now() == write_back.now() == []
+    assert (copy.source / PACK / "config.json").read_text() == "theirs, changed since"
+    assert (copy.source / PACK / "new.json").read_text() == "theirs, new"
+    assert capsys.readouterr().err.count("not kept on the volume") == 2, "each told once"
+
+
+def test_bytecode_goes_back_quietly_and_may_replace(
+    copy: Staged, capsys: pytest.CaptureFixture[str]
+) -> None:
+    cache = PACK + "/__pycache__"
+    (copy.place / cache).mkdir()
+    (copy.place / cache / "a.cpython-311.pyc").write_bytes(b"new")
+    (copy.place / cache / "b.cpython-311.pyc.140213").write_bytes(b"half")
+    (copy.source / cache).mkdir()
+    (copy.source / cache / "a.cpython-311.pyc").write_bytes(b"other")
+    assert WriteBack([copy]).now() == [f"{cache}/a.cpython-311.pyc"]
+    assert (copy.source / cache / "a.cpython-311.pyc").read_bytes() == b"new"
+    assert os.listdir(copy.source / cache) == ["a.cpython-311.pyc"]
+    assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize("name", ["x.log", "x.db", "x.tmp", "m.safetensors.part", "a.lock"])
+def test_what_is_one_worker_s_own_or_half_written_stays_here(copy: Staged, name: str) -> None:
+    (copy.place / PACK / name).write_text("private")
+    assert WriteBack([copy]).now() == []
+
+
+def test_what_is_still_being_written_is_left_for_later(copy: Staged) -> None:
+    new = copy.place / PACK / "growing.bin"
+    new.write_bytes(b"half")
+    write_back = WriteBack([copy])
+    assert write_back.now(settled=60) == []
+    old = time.time() - 120
+    os.utime(new, (old, old))
+    assert write_back.now(settled=60) == [f"{PACK}/growing.bin"]
+
+
+def test_a_file_that_went_on_growing_is_whole_in_the_end(copy: Staged) -> None:
+    new = copy.place / PACK / "growing.bin"
+    write_back = WriteBack([copy])
+    for size in (10, 20, 30):
+        new.write_bytes(b"x" * size)
+        write_back.now()
+        assert (copy.source / PACK / "growing.bin").stat().st_size == size
+
+
+def test_writes_through_links_are_no_news(copy: Staged) -> None:
+    (copy.place / "models/new.safetensors").write_text("on the volume already")
+    (copy.place / PACK / "link").symlink_to(copy.place / "main.py")
+    assert WriteBack([copy]).now() == []
+    assert not os.path.lexists(copy.source / PACK / "link")
+
+
+def test_a_volume_that_refuses_is_told_and_tried_again(
+    copy: Staged, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (copy.place / PACK / "new.bin").write_text("new")
+    write_back = WriteBack([copy])
+    with monkeypatch.context() as broken:
+        broken.setattr(os, "fsync", lambda _: (_ for _ in ()).throw(OSError(28, "No space left")))
+        assert write_back.now() == []
+        assert sorted(os.listdir(copy.source / PACK)) == ["config.json", "other.json"]
+    assert "No space left" in capsys.readouterr().err
+    assert write_back.now() == [f"{PACK}/new.bin"]
+
+
+def test_soon_works_in_the_background_and_again(copy: Staged) -> None:
+    write_back = WriteBack([copy])
+    for name in ("one.bin", "two.bin"):
+        (copy.place / PACK / name).write_text(name)
+        write_back.soon()
+        deadline = time.monotonic() + 10
+        while not (copy.source / PACK / name).exists() and time.monotonic() < deadline:
+            time.sleep(0.02)
+        assert (copy.source / PACK / name).read_text() == name
+    assert sum(thread.name == "write-back" for thread in threading.enumerate()) >= 1

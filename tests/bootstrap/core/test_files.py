@@ -1,0 +1,159 @@
+"""Copies that appear complete or not at all, and replace nothing."""
+
+from __future__ import annotations
+
+import errno
+import os
+import shutil
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from bootstrap.core.files import open_regular, publish_copy
+
+ROOT = Path(__file__).parents[3]
+
+
+@pytest.fixture
+def source(tmp_path: Path) -> Path:
+    path = tmp_path / "source.png"
+    path.write_bytes(b"content")
+    return path
+
+
+@pytest.fixture(params=["with hard links", "without hard links"])
+def folder(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder on a file system that has hard links, and on one that has none."""
+    if request.param == "without hard links":
+        monkeypatch.setattr(os, "link", refuse_links)
+    return tmp_path / "ComfyUI/output"
+
+
+def refuse_links(*_: object) -> None:
+    raise PermissionError(errno.EPERM, os.strerror(errno.EPERM))
+
+
+def test_a_copy_gets_its_name_in_a_folder_that_is_made(source: Path, folder: Path) -> None:
+    final = publish_copy(source, folder / "sub", "a.png")
+    assert final == folder / "sub/a.png" and final.read_bytes() == b"content"
+    assert os.listdir(final.parent) == ["a.png"]
+    assert source.exists()
+
+
+def test_a_name_that_is_taken_gets_a_number(source: Path, folder: Path) -> None:
+    folder.mkdir(parents=True)
+    (folder / "a.tar.png").write_text("old")
+    (folder / "a.tar-2.png").symlink_to("/nowhere")
+    assert publish_copy(source, folder, "a.tar.png") == folder / "a.tar-3.png"
+    assert (folder / "a.tar.png").read_text() == "old"
+    assert sorted(os.listdir(folder)) == ["a.tar-2.png", "a.tar-3.png", "a.tar.png"]
+
+
+def test_no_incomplete_copy_is_ever_seen_under_its_name(tmp_path: Path, folder: Path) -> None:
+    big = tmp_path / "big"
+    big.write_bytes(b"x" * 3_000_000)
+    sizes: set[int] = set()
+    done = threading.Event()
+
+    def look() -> None:
+        while not done.is_set():
+            for name in os.listdir(folder) if folder.is_dir() else []:
+                if not name.startswith("."):
+                    sizes.add((folder / name).stat().st_size)
+
+    reader = threading.Thread(target=look)
+    reader.start()
+    for number in range(30):
+        publish_copy(big, folder, f"{number}.bin")
+    done.set()
+    reader.join()
+    assert sizes == {3_000_000}
+
+
+@pytest.mark.parametrize("links", [True, False])
+def test_eight_writers_of_one_name_all_get_one_and_overwrite_nobody(
+    tmp_path: Path, links: bool
+) -> None:
+    script = (
+        "import errno, os, sys; from pathlib import Path\n"
+        "from bootstrap.core.files import open_regular, publish_copy\n"
+        "def refuse(*_): raise OSError(errno.EPERM, 'no links')\n"
+        f"if not {links}: os.link = refuse\n"
+        "folder, me = Path(sys.argv[1]), sys.argv[2]\n"
+        "source = folder.with_name(me); source.write_text(me)\n"
+        "for _ in range(10): publish_copy(source, folder, 'a.png')\n"
+    )
+    writers = [
+        subprocess.Popen([sys.executable, "-c", script, str(tmp_path / "out"), f"w{n}"], cwd=ROOT)
+        for n in range(8)
+    ]
+    assert [writer.wait() for writer in writers] == [0] * 8
+    written = [path.read_text() for path in (tmp_path / "out").iterdir()]
+    assert {name: written.count(name) for name in written} == {f"w{n}": 10 for n in range(8)}
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A real file system of one megabyte, where the machine lets us mount one."""
+    place = tmp_path / "small"
+    place.mkdir()
+    mount = shutil.which("mount")
+    command = [mount or "false", "-t", "tmpfs", "-o", "size=1m", "none", str(place)]
+    mounted = subprocess.run(command, capture_output=True, check=False).returncode == 0
+    if not mounted:
+        pytest.skip("no file system can be mounted here")
+    yield place
+    subprocess.run(["umount", str(place)], check=True)
+
+
+def test_a_full_disk_leaves_nothing_behind(tmp_path: Path, small_disk: Path) -> None:
+    big = tmp_path / "big"
+    big.write_bytes(b"x" * 2_000_000)
+    with pytest.raises(OSError, match="No space left") as caught:
+        publish_copy(big, small_disk, "a.png")
+    assert caught.value.errno == errno.ENOSPC
+    assert os.listdir(small_disk) == []
+
+
+def test_a_disk_that_turns_out_full_at_the_flush_leaves_nothing_behind(
+    source: Path, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(_: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match="No space left"):
+        publish_copy(source, folder, "a.png")
+    assert os.listdir(folder) == []
+
+
+def test_a_failed_move_leaves_nothing_behind(
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*_: object) -> None:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    monkeypatch.setattr(os, "link", refuse_links)
+    for name in ("rename", "replace"):
+        monkeypatch.setattr(os, name, broken)
+    with pytest.raises(OSError, match="Input/output"):
+        publish_copy(source, tmp_path / "out", "a.png")
+    assert os.listdir(tmp_path / "out") == []
+
+
+def test_a_name_that_is_too_long_is_an_error_that_leaves_nothing_behind(
+    source: Path, folder: Path
+) -> None:
+    with pytest.raises(OSError, match="too long"):
+        publish_copy(source, folder, "x" * 300 + ".png")
+    assert os.listdir(folder) == []
+
+
+def test_a_fifo_is_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(OSError, match="not a regular file"):
+        open_regular(tmp_path / "pipe")

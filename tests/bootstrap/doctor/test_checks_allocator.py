@@ -1,0 +1,170 @@
+"""Allocator settings: the parser against what torch takes, and each finding with its cure."""
+
+from __future__ import annotations
+
+import pytest
+
+from bootstrap.core.findings import Severity
+from bootstrap.doctor.checks import allocator
+from bootstrap.doctor.checks.allocator import parse_alloc_conf
+from bootstrap.doctor.facts.machine import Preload
+from bootstrap.doctor.facts.torch_build import TorchBuild
+from tests.support.check_cases import NO_GPU, Case, assert_case, look
+
+OK, INFO, WARNING, ERROR = Severity
+OLD, NEW = "PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_ALLOC_CONF"
+NATIVE_FLAG = {"COMFYUI_ARGS": "--disable-cuda-malloc"}
+GOOD = {OLD: "max_split_size_mb:256", **NATIVE_FLAG}
+OLD_TORCH = {"torch": TorchBuild("2.8.0+cu128", "12.8")}
+TCMALLOC = Preload("/usr/lib/libtcmalloc.so.4", True)
+GONE = Preload("/opt/libjemalloc.so", False)
+
+CASES = [
+    Case("env.alloc_conf_good", OK, env=GOOD),
+    Case(
+        "env.alloc_conf_unknown_key", ERROR, env={**GOOD, OLD: "max_splt_size_mb:256"}, cured=GOOD
+    ),
+    Case("env.alloc_conf_unknown_key", WARNING, env={**GOOD, OLD: "quantum_mode:3"}, cured=GOOD),
+    Case("env.alloc_conf_value", ERROR, env={**GOOD, OLD: "max_split_size_mb:20"}, cured=GOOD),
+    Case("env.alloc_conf_syntax", ERROR, env={**GOOD, OLD: "backend"}, cured=GOOD),
+    Case("env.alloc_conf_syntax", WARNING, env={OLD: ""}),
+    Case("env.alloc_conf_syntax", WARNING, env={OLD: "pinned_num_register_threads:4,"}),
+    Case("env.alloc_conf_both", WARNING, env={**GOOD, NEW: "max_split_size_mb:512"}, cured=GOOD),
+    Case(
+        "env.alloc_conf_name",
+        WARNING,
+        OLD_TORCH,
+        {**NATIVE_FLAG, NEW: "max_split_size_mb:512"},
+        OLD_TORCH,
+        GOOD,
+    ),
+    Case("env.alloc_conf_no_effect", WARNING, env={OLD: "max_split_size_mb:256"}, cured=GOOD),
+    Case("env.alloc_conf_no_effect", WARNING, env={OLD: "max_split_size_mb:256"}),
+    Case("env.alloc_conf_backend", WARNING, env={OLD: "backend:native"}, cured=NATIVE_FLAG),
+    Case("env.arena_max_unset", INFO, env={"MALLOC_ARENA_MAX": None}),
+    Case("env.arena_max_value", WARNING, env={"MALLOC_ARENA_MAX": "two"}),
+    Case("env.preload", INFO, {"preloads": (TCMALLOC,)}),
+    Case("env.preload_missing", WARNING, {"preloads": (GONE,)}),
+    Case(
+        "env.preload_several",
+        WARNING,
+        {"preloads": (TCMALLOC, Preload("libjemalloc.so.2", True))},
+        mended={"preloads": (TCMALLOC,)},
+    ),
+]
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.code)
+def test_finding(case: Case) -> None:
+    assert_case(case)
+
+
+def test_every_code_has_a_case() -> None:
+    assert {case.code for case in CASES} == set(allocator.CODES)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "max_split_size_mb:256",
+        " max_split_size_mb : 256 , garbage_collection_threshold:0.8,",
+        "roundup_power2_divisions:[256:1,512:2,1024:4,>:8],expandable_segments:True",
+        "roundup_power2_divisions:4",
+        "backend:cudaMallocAsync",
+        "expandable_segments:False,pinned_use_cuda_host_register:True",
+        "pinned_num_register_threads:8,per_process_memory_fraction:1.0",
+        "max_split_size_mb:21",
+        "pinned_num_register_threads:128",
+    ],
+)
+def test_what_torch_takes(text: str) -> None:
+    assert parse_alloc_conf(text).problems == ()
+
+
+@pytest.mark.parametrize(
+    ("text", "kind"),
+    [
+        ("max_split_size_mb:20", "value"),
+        ("max_split_size_mb:-1", "value"),
+        ("max_split_size_mb:256MB", "value"),
+        ("garbage_collection_threshold:1.0", "value"),
+        ("garbage_collection_threshold:nan", "value"),
+        ("garbage_collection_threshold:80%", "value"),
+        ("per_process_memory_fraction:1.1", "value"),
+        ("expandable_segments:true", "value"),
+        ("backend:cudaMallocSync", "value"),
+        ("backend:native:native", "value"),
+        ("roundup_power2_divisions:3", "value"),
+        ("roundup_power2_divisions:[256:3]", "value"),
+        ("roundup_power2_divisions:[256:4", "value"),
+        ("pinned_num_register_threads:6", "value"),
+        ("pinned_num_register_threads:256", "value"),
+        ("roundup_power2_divisions:256:4]", "value"),
+        (",", "syntax"),
+        ("pinned_reserve_segment_size_mb:0", "value"),
+        ("max_split_size_mb:", "syntax"),
+        ("max_split_size_mb", "syntax"),
+        (",backend:native", "syntax"),
+        ("backend:native,,expandable_segments:True", "syntax"),
+        ("max_split_size_mb=256", "unknown_key"),
+        ("Max_Split_Size_MB:256", "unknown_key"),
+        ('"max_split_size_mb:256"', "unknown_key"),
+    ],
+)
+def test_what_torch_refuses(text: str, kind: str) -> None:
+    assert [p.kind for p in parse_alloc_conf(text).problems] == [kind]
+
+
+def test_a_typo_is_answered_with_the_nearest_key() -> None:
+    for typo in ("max_split_size", "Max_Split_Size_MB", "max_split_size_mb=256"):
+        (problem,) = parse_alloc_conf(f"{typo}:1" if "=" not in typo else typo).problems
+        assert problem.nearest == "max_split_size_mb", typo
+    assert parse_alloc_conf("quantum_mode:3").problems[0].nearest is None
+
+
+def test_the_fix_of_a_typo_is_the_key_to_write() -> None:
+    (finding,) = [f for f in look({}, {OLD: "max_splt_size_mb:256"}) if "unknown" in f.code]
+    assert finding.fix.startswith("Write `max_split_size_mb` in place of it")
+
+
+def test_without_a_gpu_a_typo_stops_nothing() -> None:
+    env = {OLD: "max_splt_size_mb:256", "RUNPOD_GPU_COUNT": "0", "COMFYUI_ARGS": "--cpu"}
+    (finding,) = [f for f in look({"gpu": NO_GPU}, env) if f.code.startswith("env.alloc_conf")]
+    assert finding.severity is WARNING
+
+
+def test_the_new_name_is_not_what_comfyui_appends_to() -> None:
+    found = look({}, {NEW: "max_split_size_mb:256"})
+    assert {f.code for f in found if f.code.startswith("env.alloc")} == {"env.alloc_conf_good"}
+    found = look({}, {NEW: "backend:cudaMallocAsync,max_split_size_mb:256"})
+    assert {f.code for f in found if f.code.startswith("env.alloc")} == {"env.alloc_conf_no_effect"}
+
+
+def test_a_preloaded_allocator_needs_no_arenas() -> None:
+    found = look({"preloads": (TCMALLOC,)}, {"MALLOC_ARENA_MAX": None})
+    assert "env.arena_max_unset" not in {f.code for f in found}
+    found = look({"preloads": (GONE,)}, {"MALLOC_ARENA_MAX": None})
+    assert "env.arena_max_unset" in {f.code for f in found}
+
+
+def test_arenas_must_be_more_than_none() -> None:
+    assert "env.arena_max_value" in {f.code for f in look({}, {"MALLOC_ARENA_MAX": "0"})}
+    assert "env.arena_max_value" not in {f.code for f in look({}, {"MALLOC_ARENA_MAX": "1"})}
+
+
+@pytest.mark.parametrize(
+    ("version", "known"), [("2.9.0", True), ("2.10.1+cu130", True), ("2.8", False), ("dev", True)]
+)
+def test_since_which_torch_the_new_name_counts(version: str, known: bool) -> None:
+    found = look({"torch": TorchBuild(version, "12.8")}, {NEW: "backend:native"})
+    assert ("env.alloc_conf_name" not in {f.code for f in found}) is known
+    assert known or any(version in f.message for f in found if f.code == "env.alloc_conf_name")
+
+
+def test_the_fix_tells_to_remove_the_backend_that_is_in_the_way() -> None:
+    (plain,) = [f for f in look({}, {OLD: "max_split_size_mb:99"}) if "no_effect" in f.code]
+    asked = {OLD: "max_split_size_mb:99,backend:cudaMallocAsync"}
+    (named,) = [f for f in look({}, asked) if "no_effect" in f.code]
+    assert "remove `backend:cudaMallocAsync`" in named.fix
+    assert "remove `backend" not in plain.fix

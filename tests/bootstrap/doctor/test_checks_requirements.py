@@ -1,0 +1,331 @@
+"""Requirements against what is installed: each finding, and its fix typed into a real pip."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+import zipfile
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from bootstrap.core.findings import Finding, Severity
+from bootstrap.doctor.checks import requirements as checks
+from bootstrap.doctor.checks.requirements import (
+    CANNOT_START_WITHOUT,
+    MOST_PACKS,
+    check_requirements,
+)
+from bootstrap.doctor.facts.comfyui import ComfyUIFacts, gather_comfyui
+from bootstrap.doctor.facts.gather import Facts
+from bootstrap.environment import PackagesFacts, gather_packages
+from bootstrap.environment.judge import Verdict, judge
+from bootstrap.environment.packs import Pack
+from bootstrap.environment.python import Failure, Trouble
+from bootstrap.environment.requirements import parse_file, parse_requirement
+from bootstrap.environment.site_packages import Package
+
+PYTHON = "/opt/comfyui/bin/python"
+MARKERS = {"python_version": "3.11", "python_full_version": "3.11.7", "sys_platform": "linux"}
+# Of ComfyUI 0.3.75.
+OWN = """
+comfyui-frontend-package==1.32.9
+torch
+torchvision
+torchaudio
+numpy>=1.25.0
+transformers>=4.50.3
+aiohttp>=3.11.8
+kornia>=0.7.1
+"""
+INSTALLED = {
+    "comfyui-frontend-package": "1.32.9",
+    "pip": "25.0",
+    "torch": "2.9.1+cu128",
+    "torchvision": "0.24.1",
+    "torchaudio": "2.9.1",
+    "numpy": "2.2.0",
+    "transformers": "4.57.6",
+    "aiohttp": "3.14.5",
+    "kornia": "0.8.0",
+}
+
+
+def comfyui(own: str = OWN, **packs: str) -> ComfyUIFacts:
+    """Facts of a ComfyUI whose packs have these requirements."""
+    home = "/runpod-volume/ComfyUI"
+    return ComfyUIFacts(
+        home,
+        version="0.3.75",
+        wishes=parse_file(own),
+        packs=tuple(
+            Pack(
+                name,
+                f"{home}/custom_nodes/{name}",
+                wishes=parse_file(text),
+                wishes_file=f"{home}/custom_nodes/{name}/requirements.txt",
+            )
+            for name, text in packs.items()
+        ),
+    )
+
+
+def packages(python: str = PYTHON, **changes: str | None) -> PackagesFacts:
+    """What is installed, with changes; None takes a package away."""
+    have = {**INSTALLED, **{name.replace("_", "-"): v for name, v in changes.items()}}
+    return PackagesFacts(
+        python,
+        version="3.11.7",
+        markers=MARKERS,
+        packages=tuple(Package(n, v, "/site") for n, v in have.items() if v is not None),
+    )
+
+
+def without(name: str) -> PackagesFacts:
+    """What is installed, but for one package."""
+    whole = packages()
+    return replace(whole, packages=tuple(p for p in whole.packages if p.name != name))
+
+
+def found(facts: ComfyUIFacts, installed: PackagesFacts) -> dict[str, Finding]:
+    return {f.code: f for f in check_requirements(facts, installed)}
+
+
+def serious(findings: dict[str, Finding]) -> list[str]:
+    return [c for c, f in findings.items() if f.severity.rank >= Severity.WARNING.rank]
+
+
+def test_all_is_there() -> None:
+    told = found(comfyui(Pack="numpy<3\n"), packages())
+    assert list(told) == ["comfyui.requirements_met", "nodes.requirements_met"]
+    assert {f.severity for f in told.values()} == {Severity.OK}
+
+
+@pytest.mark.parametrize("name", ["aiohttp", "torchvision", "transformers", "numpy"])
+def test_without_it_comfyui_cannot_start(name: str) -> None:
+    told = found(comfyui(), without(name))
+    assert told["comfyui.requirement_missing"].severity is Severity.ERROR
+    assert serious(told) == ["comfyui.requirement_missing"]
+    assert f"{PYTHON} -m pip install" in told["comfyui.requirement_missing"].fix
+    assert name in CANNOT_START_WITHOUT
+
+
+def test_without_it_only_some_nodes_are_missing() -> None:
+    told = found(comfyui(), packages(torchaudio=None, kornia=None))
+    assert serious(told) == ["comfyui.requirement_wanted"]
+    finding = told["comfyui.requirement_wanted"]
+    assert finding.severity is Severity.WARNING
+    # torchaudio must not bring another torch.
+    assert f"{PYTHON} -m pip install torchaudio 'kornia>=0.7.1' torch==2.9.1" in finding.fix
+
+
+def test_a_wrong_version() -> None:
+    told = found(comfyui(), packages(transformers="4.40.0"))
+    assert serious(told) == ["comfyui.requirement_version"]
+    assert (
+        "transformers>=4.50.3 (4.40.0 is installed)" in told["comfyui.requirement_version"].message
+    )
+
+
+def test_the_page_is_not_needed() -> None:
+    told = found(comfyui(), packages(comfyui_frontend_package=None))
+    assert told["comfyui.front_end_packages"].severity is Severity.INFO
+    assert serious(told) == []
+
+
+def test_a_stand_in_without_a_record_is_no_alarm() -> None:
+    installed = replace(packages(torchvision=None), modules=frozenset({"torchvision"}))
+    told = found(comfyui(), installed)
+    assert serious(told) == []
+    assert told["python.package_untracked"].severity is Severity.INFO
+    assert "torchvision" in told["python.package_untracked"].message
+
+
+def test_a_pack_is_named_with_a_line_for_the_right_interpreter() -> None:
+    facts = comfyui(Alpha="numpy<2  # old\nsome-thing[x]>=1,<2\n", Beta="numpy\n")
+    told = found(facts, packages())
+    assert serious(told) == ["nodes.requirements_unmet"]
+    finding = told["nodes.requirements_unmet"]
+    assert finding.details["pack"] == "Alpha"
+    assert "numpy<2 (2.2.0 is installed)" in finding.message
+    assert f"`{PYTHON} -m pip install 'numpy<2' 'some-thing[x]>=1,<2'`" in finding.fix
+    assert "Dockerfile" in finding.fix
+
+
+def test_an_interpreter_on_the_volume_is_mended_on_a_pod() -> None:
+    facts = comfyui(Alpha="missing\n")
+    told = found(facts, packages("/runpod-volume/my venv/bin/python"))
+    fix = told["nodes.requirements_unmet"].fix
+    assert "'/runpod-volume/my venv/bin/python' -m pip install missing" in fix
+    assert fix.startswith("On a Pod")
+    assert "/workspace" in fix
+
+
+def test_pip_is_brought_first_where_there_is_none_and_debians_guard_passed() -> None:
+    facts = comfyui(Alpha="missing\n")
+    fix = found(facts, packages(pip=None))["nodes.requirements_unmet"].fix
+    assert f"{PYTHON} -m ensurepip && {PYTHON} -m pip install missing" in fix
+    managed = replace(packages(), managed=True)
+    fix = found(facts, managed)["nodes.requirements_unmet"].fix
+    assert "pip install --break-system-packages missing" in fix
+
+
+def test_an_install_script_is_mentioned() -> None:
+    facts = comfyui(Alpha="missing\n")
+    facts = replace(facts, packs=(replace(facts.packs[0], install_script=True),))
+    assert f"{PYTHON} install.py" in found(facts, packages())["nodes.requirements_unmet"].fix
+
+
+@pytest.mark.parametrize("wish", ["torch==2.1.0", "torch==2.9.1+cu121", "torchaudio<2.4"])
+def test_a_pack_that_would_replace_torch(wish: str) -> None:
+    told = found(comfyui(Alpha=f"{wish}\nnumpy\n"), packages())
+    assert serious(told) == ["nodes.torch_conflict"]
+    fix = told["nodes.torch_conflict"].fix
+    assert f"{PYTHON} -m pip install -r /runpod-volume/" in fix
+    assert "requirements.txt torch==2.9.1" in fix
+
+
+def test_the_installed_torch_is_what_a_pack_without_local_version_means() -> None:
+    assert serious(found(comfyui(Alpha="torch==2.9.1\n"), packages())) == []
+
+
+def test_many_packs_share_a_finding() -> None:
+    facts = comfyui(**{f"Pack{n:02}": f"missing{n}\n" for n in range(MOST_PACKS + 7)})
+    told = check_requirements(facts, packages())
+    codes = [f.code for f in told]
+    assert codes.count("nodes.requirements_unmet") == MOST_PACKS
+    (more,) = [f for f in told if f.code == "nodes.requirements_more"]
+    assert "7 more node packs" in more.message
+    assert "missing16" in more.fix
+
+
+def test_disabled_packs_ask_for_nothing() -> None:
+    facts = comfyui(Alpha="missing\n")
+    facts = replace(facts, packs=(replace(facts.packs[0], disabled=True),))
+    assert list(found(facts, packages())) == ["comfyui.requirements_met"]
+
+
+def test_an_interpreter_that_cannot_be_used_is_said_once_elsewhere() -> None:
+    broken = PackagesFacts(PYTHON, Failure(Trouble.MISSING, "there is no such file"))
+    assert check_requirements(comfyui(Alpha="missing\n"), broken) == []
+    other = replace(packages(), other_versions=("3.10",), packages=())
+    assert check_requirements(comfyui(), other) == []
+
+
+@pytest.mark.parametrize(
+    ("line", "verdict"),
+    [
+        ("numpy", Verdict.MET),
+        ("NumPy>=2", Verdict.MET),
+        ("numpy<2", Verdict.WRONG),
+        ("gone", Verdict.MISSING),
+        ("gone; sys_platform == 'win32'", Verdict.UNKNOWN),
+        ("gone; weather == 'fine'", Verdict.UNKNOWN),
+        ("gone; python_version >= '3.10'", Verdict.MISSING),
+        ("opencv-python>=4", Verdict.MET),
+        ("pillow", Verdict.UNTRACKED),
+        ("damaged>=2", Verdict.UNKNOWN),
+        ("twice==2", Verdict.MET),
+        ("git+https://example.org/x#egg=gone", Verdict.MISSING),
+        ("git+https://example.org/x#egg=numpy", Verdict.MET),
+        ("strange>=1", Verdict.UNKNOWN),
+    ],
+)
+def test_verdicts(line: str, verdict: Verdict) -> None:
+    more = (
+        Package("opencv-contrib-python", "4.10.0", "/site"),
+        Package("damaged", None, "/site"),
+        Package("twice", "1", "/site"),
+        Package("twice", "2", "/site"),
+        Package("strange", "not-a-version", "/site"),
+    )
+    installed = replace(
+        packages(), packages=(*packages().packages, *more), modules=frozenset({"PIL"})
+    )
+    requirement = parse_requirement(line)
+    assert requirement is not None
+    assert judge(requirement, installed).verdict is verdict
+
+
+def test_a_pack_cannot_put_a_command_into_a_fix() -> None:
+    evil = "x @ https://example.org/$(touch${IFS}/tmp/x)\n-e git+https://e.org/`id`#egg=y\n"
+    fix = found(comfyui(Alpha=evil), packages())["nodes.requirements_unmet"].fix
+    assert "'x @ https://example.org/$(touch${IFS}/tmp/x)'" in fix
+    assert "'git+https://e.org/`id`#egg=y'" in fix
+
+
+def test_every_code_is_met_above() -> None:
+    source = Path(__file__).read_text("utf-8")
+    assert {code for code in checks.CODES if source.count(code) == 0} == set()
+
+
+def wheel(folder: Path, name: str, version: str) -> None:
+    """A package with nothing in it, as pip installs it."""
+    info = f"{name}-{version}.dist-info"
+    with zipfile.ZipFile(folder / f"{name}-{version}-py3-none-any.whl", "w") as file:
+        file.writestr(
+            f"{info}/METADATA", f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n"
+        )
+        file.writestr(
+            f"{info}/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n"
+        )
+        file.writestr(f"{info}/RECORD", "")
+
+
+def test_the_fixes_typed_into_a_real_pip_mend_it(tmp_path: Path) -> None:
+    volume, wheels = tmp_path / "my volume", tmp_path / "wheels"
+    wheels.mkdir()
+    for name, version in (("torch", "2.9.1"), ("torch", "2.1.0"), ("torchaudio", "2.9.1")):
+        wheel(wheels, name, version)
+    for name, version in (("einops", "0.8"), ("numpy", "1.26.4"), ("numpy", "2.2.0")):
+        wheel(wheels, name, version)
+    python = volume / "venv" / "bin" / "python"
+    env = {
+        **os.environ,
+        "PIP_NO_INDEX": "1",
+        "PIP_FIND_LINKS": str(wheels),
+        "PIP_CONFIG_FILE": "/dev/null",
+    }
+    subprocess.run([sys.executable, "-m", "venv", str(volume / "venv")], check=True)
+    command = [str(python), "-m", "pip", "install", "-q", "torch==2.9.1", "numpy==2.2.0"]
+    subprocess.run(command, check=True, env=env, stderr=subprocess.DEVNULL)
+    home = volume / "ComfyUI"
+    pack = home / "custom_nodes" / "a pack"
+    pack.mkdir(parents=True)
+    (home / "requirements.txt").write_text("torch\ntorchaudio\neinops\n")
+    (pack / "__init__.py").touch()
+    (pack / "requirements.txt").write_text("torch==2.1.0\nnumpy<2\n")
+
+    def look() -> dict[str, Finding]:
+        return found(gather_comfyui(home), gather_packages(python))
+
+    expected = "comfyui.requirement_missing comfyui.requirement_wanted "
+    expected += "nodes.torch_conflict nodes.requirements_unmet"
+    assert serious(look()) == expected.split()
+    for finding in look().values():
+        typed = re.search(r"`([^`]+)`", finding.fix)
+        if typed and finding.severity.rank >= Severity.WARNING.rank:
+            subprocess.run(["bash", "-c", typed[1]], check=True, env=env, capture_output=True)
+    assert serious(look()) == []
+    assert gather_packages(python).versions_of("torch") == ("2.9.1",)
+    assert gather_packages(python).versions_of("numpy") == ("1.26.4",)
+
+
+def test_a_login_in_a_requirement_is_never_told() -> None:
+    secret = "marker-5e1f"
+    lines = (
+        f"private @ git+https://me:{secret}@git.example.org/private.git\n"
+        f"other @ https://{secret}@example.org/other-2.7.0.whl\n"
+    )
+    facts = comfyui(OWN + lines, pack=lines)
+    found = check_requirements(facts, packages())
+    told = next(f for f in found if f.code == "nodes.requirements_unmet")
+    assert "private @ git+https://***@git.example.org/private.git" in told.message
+    assert "type the login" in told.fix and "git+https://***@git" in told.fix
+    assert "comfyui.requirement_wanted" in {f.code for f in found}
+    everything = Facts({}, comfyui=facts).as_dict()
+    assert secret not in repr([found, everything])
+    assert "private @" in repr(everything)

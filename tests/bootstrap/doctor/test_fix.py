@@ -1,0 +1,188 @@
+"""Safe repairs: planned first, done once, never on what may be somebody's."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+
+from bootstrap.core.findings import Finding, Severity
+from bootstrap.doctor.fix import MakeFolders, RemoveLinks, Repair, Sweep, apply_fixes, plan_fixes
+from bootstrap.volume import locate
+from tests.support.volumes import facts_of, healthy, look, model, mounted, only, settings
+
+HEX = "0123456789abcdef" * 2
+KEY = "0123456789abcdef"
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    return healthy(tmp_path / "volume")
+
+
+def plan(root: Path, mounts: str | None = None) -> list[Repair]:
+    facts = facts_of(root) if mounts is None else facts_of(root, mounts=mounts)
+    return plan_fixes(locate(settings(root)), facts)
+
+
+def snapshot(root: Path) -> dict[str, str]:
+    return {str(p): os.readlink(p) if p.is_symlink() else "" for p in sorted(root.rglob("*"))}
+
+
+def aged(path: Path, hours: float) -> Path:
+    before = path.lstat().st_mtime - hours * 3600
+    os.utime(path, (before, before), follow_symlinks=False)
+    return path
+
+
+def repaired(root: Path) -> list[Finding]:
+    """What was done; afterwards there is nothing left to do."""
+    planned = plan(root)
+    done = apply_fixes(planned)
+    assert plan(root) == []
+    state = snapshot(root)
+    assert apply_fixes(planned) == []
+    assert snapshot(root) == state
+    return done
+
+
+def test_a_healthy_volume_needs_nothing(root: Path) -> None:
+    state = snapshot(root)
+    assert plan(root) == []
+    assert snapshot(root) == state
+
+
+def test_planning_changes_nothing_and_says_what_would_be_done(root: Path) -> None:
+    shutil.rmtree(root / "ComfyUI/models")
+    aged(model(root / f"ComfyUI/output/.{HEX}.part"), 2)
+    state = snapshot(root)
+    folders, sweep = plan(root)
+    assert snapshot(root) == state
+    assert isinstance(folders, MakeFolders) and isinstance(sweep, Sweep)
+    assert folders.paths[:2] == (str(root / "models"), str(root / "models/checkpoints"))
+    assert "Make 10 folders" in folders.sentence and str(root / "models") in folders.sentence
+    assert "Remove 1 file (7 bytes)" in sweep.sentence
+    assert sweep.paths == (str(root / f"ComfyUI/output/.{HEX}.part"),)
+
+
+def test_missing_folders_are_made(root: Path) -> None:
+    shutil.rmtree(root / "ComfyUI/models")
+    assert [f.code for f in repaired(root)] == ["fix.folders_made"]
+    assert (root / "models/checkpoints").is_dir()
+    assert [f.code for f in look(root)] == ["volume.found"]
+
+
+def test_missing_categories_are_made_where_the_models_are(root: Path) -> None:
+    shutil.rmtree(root / "ComfyUI/models/loras")
+    os.rename(root / "ComfyUI/models/vae", root / "ComfyUI/models/VAE")
+    repaired(root)
+    assert (root / "ComfyUI/models/loras").is_dir()
+    assert not (root / "ComfyUI/models/vae").exists()  # a person renames it
+
+
+@pytest.mark.parametrize("make", [Path.touch, lambda path: path.symlink_to("gone")])
+def test_a_name_that_something_has_is_left_alone(root: Path, make: object) -> None:
+    shutil.rmtree(root / "ComfyUI/models")
+    make(root / "models")  # type: ignore[operator]
+    assert plan(root) == []
+
+
+def test_nothing_is_made_where_no_volume_is_attached(tmp_path: Path) -> None:
+    (tmp_path / "volume").mkdir()
+    assert plan(tmp_path / "volume", mounts="") == []
+    assert plan(tmp_path / "none") == []
+
+
+def test_our_own_dead_links_go_and_others_stay(root: Path) -> None:
+    models = root / "ComfyUI/models"
+    (models / "sams").symlink_to("../../models/sams")
+    (models / "loras/deep.pt").symlink_to("../../../models/loras/deep.pt")
+    (models / "theirs").symlink_to("../../store/theirs")
+    (models / "absolute").symlink_to(root / "models/absolute")
+    assert [f.code for f in repaired(root)] == ["fix.links_removed"]
+    assert not (models / "sams").is_symlink() and not (models / "loras/deep.pt").is_symlink()
+    assert (models / "theirs").is_symlink() and (models / "absolute").is_symlink()
+
+
+def test_our_link_that_came_to_life_meanwhile_stays(root: Path) -> None:
+    (root / "ComfyUI/models/sams").symlink_to("../../models/sams")
+    planned = plan(root)
+    assert [type(repair) for repair in planned] == [RemoveLinks]
+    model(root / "models/sams/x.pth")
+    assert apply_fixes(planned) == []
+    assert (root / "ComfyUI/models/sams/x.pth").exists()
+
+
+def test_only_old_leftovers_of_ours_are_swept(root: Path) -> None:
+    models, output = root / "ComfyUI/models", root / "ComfyUI/output"
+    gone = [
+        aged(model(output / f".{HEX}.part"), 1.1),
+        aged(model(output / "mine" / f".{HEX}.part"), 1.1),
+        aged(model(models / f"loras/.model-{KEY}-{KEY}.part"), 25),
+        aged(model(models / f"loras/.model-{KEY}.lease"), 25),
+    ]
+    dead = models / f".{HEX}.unlinking"
+    dead.symlink_to("gone")
+    gone.append(aged(dead, 1.1))
+    kept = [
+        aged(model(output / f".{'a' * 32}.part"), 0.9),
+        aged(model(models / f"vae/.model-{KEY}-{KEY}.part"), 23),
+        aged(model(models / f"vae/.{HEX}.unlinking"), 99),
+        aged(model(models / "vae/big.safetensors.part"), 99),
+        aged(model(output / ".part"), 99),
+    ]
+    alive = models / f".{'b' * 32}.unlinking"
+    alive.symlink_to("vae")
+    kept.append(aged(alive, 99))
+    assert [f.code for f in repaired(root)] == ["fix.swept"]
+    assert [p for p in gone if p.is_symlink() or p.exists()] == []
+    assert [p for p in kept if not p.exists()] == []
+
+
+def test_a_leftover_that_changed_meanwhile_stays(root: Path) -> None:
+    part = aged(model(root / f"ComfyUI/output/.{HEX}.part"), 2)
+    planned = plan(root)
+    part.write_bytes(b"somebody goes on with it")
+    assert apply_fixes(planned) == []
+    assert part.read_bytes() == b"somebody goes on with it"
+    assert [p.name for p in part.parent.iterdir()] == [part.name]
+
+
+def test_one_that_changes_between_look_and_removal_is_put_back(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    part = aged(model(root / f"ComfyUI/output/.{HEX}.part"), 2)
+    planned = plan(root)
+    rename = os.rename
+
+    def replaced_first(source: Path, target: Path) -> None:
+        if source == part:
+            source.write_bytes(b"new")
+        rename(source, target)
+
+    monkeypatch.setattr(os, "rename", replaced_first)
+    assert apply_fixes(planned) == []
+    assert part.read_bytes() == b"new"
+    assert len(list(part.parent.iterdir())) == 1
+
+
+def test_what_cannot_be_mended_is_told(tmp_path: Path) -> None:
+    with mounted(tmp_path / "volume") as root:
+        healthy(root)
+        (root / "ComfyUI/models/loras").rmdir()
+        aged(model(root / f"ComfyUI/output/.{HEX}.part"), 2)
+        planned = plan(root)
+        os.system(f"mount -o remount,ro '{root}'")
+        done = apply_fixes(planned)
+    assert [f.code for f in done] == ["fix.failed", "fix.failed"]
+    assert {f.severity for f in done} == {Severity.WARNING}
+    assert done[0].details["errno"] == "EROFS" and str(root) in done[0].message
+
+
+def test_the_finding_about_leftovers_is_gone_after_the_fix(root: Path) -> None:
+    aged(model(root / f"ComfyUI/output/.{HEX}.part"), 2)
+    only(look(root), "volume.leftovers")
+    repaired(root)
+    assert [f.code for f in look(root)] == ["volume.found"]

@@ -1,0 +1,178 @@
+"""Provisioning as a boot sees it, and what it tells while it works."""
+
+from __future__ import annotations
+
+import io
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from bootstrap.config import Settings
+from bootstrap.core.findings import Outcome, outcome_of
+from bootstrap.models.background import (
+    Provisioning,
+    cached_by_platform,
+    models_folder,
+    workplace_for,
+)
+from bootstrap.models.cache_links import link_cached
+from bootstrap.models.context import Result
+from bootstrap.models.download import progress
+from bootstrap.models.download.progress import BarMeter, LogMeter, clock, meters_for
+from bootstrap.models.manifest_file import wanted_here
+from bootstrap.volume import locate
+from tests.support.provisioning import MARKER, bring, sha256, spec, tensors, workplace
+from tests.support.vicious_server import ViciousServer
+
+DATA = tensors(9_000_000)
+
+
+@pytest.fixture
+def server() -> Iterator[ViciousServer]:
+    with ViciousServer() as running:
+        yield running
+
+
+def test_required_models_hold_back_and_optional_ones_do_not(
+    server: ViciousServer, tmp_path: Path
+) -> None:
+    url = server.serve("/slow", DATA, bytes_per_second=2e6)
+    wanted = [
+        spec(server.serve("/m", DATA), "a.safetensors"),
+        spec(url, "b.safetensors", optional=True),
+    ]
+    work = Provisioning(wanted, workplace(tmp_path))
+    ready_before = work.ready
+    work.start()
+    assert work.wait_for_required(10)
+    assert (ready_before, work.ready) == (False, True)
+    assert not (tmp_path / "loras/b.safetensors").exists()
+    work.stop()
+    assert outcome_of(work.findings()) is Outcome.READY
+
+
+def test_past_the_limit_it_is_degraded_and_goes_on(server: ViciousServer, tmp_path: Path) -> None:
+    url = server.serve("/m.safetensors", DATA, bytes_per_second=4e6)
+    work = Provisioning([spec(url)], workplace(tmp_path))
+    work.start()
+    assert not work.wait_for_required(0.1)
+    (finding,) = work.findings()
+    assert finding.code == "provision.pending"
+    assert "loras/m.safetensors" in finding.message
+    assert work.wait_for_required(10)
+    assert [f.code for f in work.findings()] == ["provision.ready"]
+
+
+def test_a_fault_of_ours_is_told_without_its_text(tmp_path: Path) -> None:
+    def broken(_wanted: Any) -> Path | None:
+        raise RuntimeError(MARKER)
+
+    work = Provisioning([spec("https://x.invalid/m")], workplace(tmp_path, cached=broken))
+    work.start()
+    assert work.wait_for_required(10)
+    (finding,) = work.findings()
+    assert finding.code == "download.crashed"
+    assert MARKER not in finding.message
+
+
+def test_lines_for_a_log(
+    server: ViciousServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    monkeypatch.setattr(progress, "EVERY", 0.2)
+    url = server.serve("/m.safetensors", DATA, bytes_per_second=4e6) + "?token=s3cret"
+    bring(tmp_path, spec(url), make_meter=LogMeter)
+    lines = capsys.readouterr().err.splitlines()
+    assert 3 <= len(lines) < 20
+    assert any("% of 9.0 MB" in line and "MB/s" in line and "left" in line for line in lines)
+    assert "there, 9.0 MB" in lines[-1]
+    assert "s3cret" not in str(lines)
+
+
+def test_a_bar_for_a_terminal(server: ViciousServer, tmp_path: Path) -> None:
+    class Terminal(io.StringIO):
+        def isatty(self) -> bool:
+            return True
+
+    terminal = Terminal()
+    make = meters_for(terminal)
+    assert isinstance(make("m", None), BarMeter)
+    assert meters_for(io.StringIO()) is LogMeter
+    bring(tmp_path, spec(server.serve("/m.safetensors", DATA)), make_meter=make)
+    assert "9.00M" in terminal.getvalue()
+    assert terminal.getvalue().endswith("checked: header\n")
+
+
+def test_clock() -> None:
+    assert [clock(0), clock(61.4), clock(3723)] == ["0:00", "1:01", "1:02:03"]
+
+
+def test_the_platform_s_models_are_linked_locally(tmp_path: Path) -> None:
+    blob = tmp_path / "models--org--repo/blobs" / sha256(DATA)
+    snapshot = tmp_path / "models--org--repo/snapshots/c0ffee/m.safetensors"
+    for path in (blob, snapshot):
+        path.parent.mkdir(parents=True)
+    blob.write_bytes(DATA)
+    snapshot.symlink_to(blob)
+    wanted = spec("hf://org/repo/m.safetensors", hash=sha256(DATA))
+    assert cached_by_platform(wanted, tmp_path) == snapshot
+    assert cached_by_platform(spec(wanted.url, hash="0" * 64), tmp_path) is None
+    assert cached_by_platform(spec(wanted.url, size=5), tmp_path) is None
+    results = [Result(wanted, "cached", snapshot)]
+    (link,) = link_cached(results, tmp_path / "local")
+    assert link == tmp_path / "local/loras/m.safetensors"
+    assert link.read_bytes() == DATA
+    assert link_cached(results, tmp_path / "local") == []
+
+
+def test_where_models_go(tmp_path: Path) -> None:
+    layout = locate(Settings(volume_path=tmp_path))
+    assert models_folder(layout) == tmp_path / "models"
+    (tmp_path / "ComfyUI/models").mkdir(parents=True)
+    assert models_folder(layout) == tmp_path / "ComfyUI/models"
+    (tmp_path / "models").mkdir()
+    assert models_folder(layout) == tmp_path / "models"
+    settings = Settings(volume_path=tmp_path, download_max_mbps=5, download_connections=3)
+    place = workplace_for(settings, layout)
+    assert place.also == (tmp_path / "ComfyUI/models",)
+    assert place.tools.connections == 3
+    assert wanted_here(settings, layout).models == ()
+
+
+def test_tokens_show_nowhere(tmp_path: Path) -> None:
+    env = dict.fromkeys(("civitai_token", "HF_TOKEN", "DOWNLOAD_TOKEN"), MARKER)
+    settings, _ = Settings.from_env({**env, "DOWNLOAD_TOKEN_HOST": "x.example"})
+    place = workplace_for(settings, locate(settings))
+    assert MARKER not in repr((settings, place, place.sources, vars(place.tools)))
+
+
+def test_a_killed_pull_is_resumed_by_the_next(server: ViciousServer, tmp_path: Path) -> None:
+    """SIGKILL at half; what the note tells is not fetched again."""
+    url = server.serve("/m.safetensors", DATA, bytes_per_second=1e6)
+    script = (
+        "import sys; from pathlib import Path\n"
+        "from tests.support.provisioning import *\n"
+        "bring(Path(sys.argv[1]), spec(sys.argv[2]), tools=tools(note_every=0.1, stall=30))\n"
+    )
+    process = subprocess.Popen([sys.executable, "-c", script, str(tmp_path), url])
+    folder = tmp_path / "loras"
+    while not (folder.is_dir() and any(n.endswith(".state") for n in os.listdir(folder))):
+        pass
+    import time
+
+    time.sleep(1.0)
+    process.kill()
+    process.wait()
+    server.files["/m.safetensors"].bytes_per_second = None
+    server.seen.clear()
+    result = bring(tmp_path, spec(url))
+    assert result.state == "fetched"
+    starts = [h["range"] for _, h in server.seen if h.get("range", "") != "bytes=0-0"]
+    asked = sum(int(b) - int(a) + 1 for a, b in (s[6:].split("-") for s in starts))
+    assert asked < len(DATA) * 0.95
+    assert sorted(os.listdir(folder)) == ["m.safetensors"]

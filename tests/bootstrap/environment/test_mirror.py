@@ -12,10 +12,11 @@ from pathlib import Path
 
 import pytest
 
-from bootstrap.environment.mirror import Mirror, record_opened
-from bootstrap.environment.mirror_archive import read_archive
-from bootstrap.environment.mirror_record import archive_at
-from bootstrap.findings import Finding
+from bootstrap.core.findings import Finding
+from bootstrap.environment.mirror import late
+from bootstrap.environment.mirror.archive import read_archive
+from bootstrap.environment.mirror.mirror import Mirror, record_opened
+from bootstrap.environment.mirror.record import archive_at
 from tests.bootstrap.environment.venvs import LIBRARY, VolumeVenv, ask, contents, make_venv
 
 
@@ -53,6 +54,33 @@ def test_what_a_start_may_import_is_local_and_the_rest_linked(venv: VolumeVenv) 
     assert os.readlink(site / "alpha/include/alpha.h") == str(venv.site / "alpha/include/alpha.h")
     assert (site / "alpha/tests/test_alpha.py").is_symlink()
     assert not (site / "alpha/include").is_symlink(), "pip would write through it"
+
+
+def test_no_name_is_missing_while_folders_of_links_take_their_place(venv: VolumeVenv) -> None:
+    for number in range(300):
+        venv.write(f"alpha/include/sub{number % 7}/h{number}.h", str(number))
+        venv.write(f"seldom{number}/tests/t.py", "")
+    made = venv.try_to_mirror()
+    assert isinstance(made, Mirror)
+    looked = 0
+    while made.late.is_alive() or not looked:
+        for number in range(0, 300, 10):
+            header = made.site / f"alpha/include/sub{number % 7}/h{number}.h"
+            assert header.read_text() == str(number)
+            assert (made.site / f"seldom{number}/tests/t.py").exists()
+            looked += 1
+    assert not any(path.is_symlink() and path.is_dir() for path in made.site.rglob("*"))
+    assert {p.name for p in made.python.parent.parent.iterdir()} >= {"bin", "lib", "pyvenv.cfg"}
+    assert not (made.python.parent.parent / "late").exists()
+
+
+def test_a_file_system_that_cannot_exchange_two_names(
+    venv: VolumeVenv, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(late, "_RENAME_EXCHANGE", 1 << 20)  # EINVAL
+    site = venv.mirror().site
+    assert not (site / "alpha/include").is_symlink()
+    assert (site / "alpha/include/alpha.h").read_text() == "#define ALPHA\n"
 
 
 def test_the_second_start_uses_the_archive(venv: VolumeVenv) -> None:

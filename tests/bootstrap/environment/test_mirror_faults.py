@@ -21,18 +21,14 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from benchmarks.simulated_volume import SimulatedVolume, mounted, why_not
-from bootstrap.environment import (
-    mirror,
-    mirror_archive,
-    mirror_large,
-    mirror_record,
-    mirror_walk,
-)
-from bootstrap.environment.mirror import Mirror, record_opened
-from bootstrap.environment.mirror_archive import BadArchive, read_archive
-from bootstrap.environment.mirror_tree import Stamp
-from bootstrap.findings import Finding
-from bootstrap.lease import Lease
+from bootstrap.core.findings import Finding
+from bootstrap.core.lease import Lease
+from bootstrap.environment.mirror import archive as archives
+from bootstrap.environment.mirror import large as libraries
+from bootstrap.environment.mirror import mirror, record, walk
+from bootstrap.environment.mirror.archive import BadArchive, read_archive
+from bootstrap.environment.mirror.mirror import Mirror, record_opened
+from bootstrap.environment.mirror.tree import Stamp
 from demo.environment import REPOSITORY
 from tests.bootstrap.environment.test_mirror import archive_of
 from tests.bootstrap.environment.venvs import VolumeVenv, ask, contents, make_venv
@@ -48,13 +44,13 @@ def venv(tmp_path: Path) -> VolumeVenv:
 
 def index_of(archive: Path) -> tuple[bytes, dict[str, Any]]:
     """An archive's data and its index."""
-    packed, begin = mirror_archive._read_index(archive)
+    packed, begin = archives._read_index(archive)
     return archive.read_bytes()[:begin], json.loads(zlib.decompress(packed))
 
 
 def write(archive: Path, data: bytes, index: Any) -> None:
     packed = zlib.compress(json.dumps(index).encode())
-    trailer = mirror_archive._TRAILER.pack(mirror_archive._MAGIC, len(packed), zlib.crc32(packed))
+    trailer = archives._TRAILER.pack(archives._MAGIC, len(packed), zlib.crc32(packed))
     archive.write_bytes(data + packed + trailer)
 
 
@@ -101,8 +97,8 @@ def test_a_hostile_index_is_not_followed(venv: VolumeVenv, what: str) -> None:
 
 def test_an_index_that_would_fill_the_memory(venv: VolumeVenv) -> None:
     venv.recorded()
-    packed = zlib.compress(bytes(mirror_archive._MOST_INDEX + 1))
-    trailer = mirror_archive._TRAILER.pack(mirror_archive._MAGIC, len(packed), zlib.crc32(packed))
+    packed = zlib.compress(bytes(archives._MOST_INDEX + 1))
+    trailer = archives._TRAILER.pack(archives._MAGIC, len(packed), zlib.crc32(packed))
     archive_of(venv).write_bytes(packed + trailer)
     with pytest.raises(BadArchive, match="too long"):
         read_archive(archive_of(venv))
@@ -135,7 +131,7 @@ def test_a_full_disk_is_named_and_comfyui_runs_from_the_volume(
     def full(*_: object) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr(mirror_walk, "write_file", full)
+    monkeypatch.setattr(walk, "write_file", full)
     found = venv.try_to_mirror()
     assert isinstance(found, Finding)
     assert "was not copied to local disk: No space left on device" in found.message
@@ -154,28 +150,28 @@ def test_a_disk_without_room_for_the_archive(
 def test_a_short_write_is_noticed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     real = os.write
     monkeypatch.setattr(os, "write", lambda file, data: real(file, data[:3]))
-    mirror_walk.write_file(str(tmp_path / "a"), b"0123456789", Stamp(10, 1))
+    walk.write_file(str(tmp_path / "a"), b"0123456789", Stamp(10, 1))
     assert (tmp_path / "a").read_bytes() == b"0123456789"
 
 
 _KILLED = """
 import os, sys
 from pathlib import Path
-from bootstrap.environment import mirror, mirror_record
+from bootstrap.environment.mirror import mirror, record
 from tests.bootstrap.environment.venvs import VolumeVenv, ask
 venv = VolumeVenv(Path(sys.argv[1]), Path(sys.argv[2]))
 made = venv.mirror()
 ask(made.python, "import alpha, single")
-written = mirror_record.write_archive
-def slow(file, tree, contents):
+written = record.write_archive
+def slow(file, contents, tree_of):
     def one_by_one():
         for content in contents:
             yield content
             file.flush()
             print("writing", flush=True)
             sys.stdin.read()
-    return written(file, tree, one_by_one())
-mirror_record.write_archive = slow
+    return written(file, one_by_one(), tree_of)
+record.write_archive = slow
 mirror.record_opened(made)
 """
 
@@ -184,7 +180,7 @@ def test_a_recorder_that_is_killed_leaves_nothing_half(
     venv: VolumeVenv, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     impatient = partial(Lease, beat=0.2, stale=1.0)
-    monkeypatch.setattr(mirror_record, "Lease", impatient)
+    monkeypatch.setattr(record, "Lease", impatient)
     command = [sys.executable, "-c", _KILLED, str(venv.path), str(venv.scratch / "other")]
     (venv.scratch / "other").mkdir()
     child = subprocess.Popen(
@@ -269,7 +265,7 @@ def test_large_libraries_are_read_or_copied(
     large.parent.mkdir()
     large.write_bytes(os.urandom(20 << 20))
     os.utime(large, (1, 1))
-    monkeypatch.setattr(mirror_large.LargeFiles, "_pages_stay", lambda *_: stay)
+    monkeypatch.setattr(libraries.LargeFiles, "_pages_stay", lambda *_: stay)
     made = venv.mirror()
     for thread in threading.enumerate():
         if thread.name == "libraries":

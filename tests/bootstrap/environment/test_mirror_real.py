@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from bootstrap.environment.mirror import Mirror, record_opened
+from bootstrap.environment.mirror.mirror import Mirror, record_opened
 from demo.volume import DemoVolume
 from tests.bootstrap.environment.venvs import VolumeVenv, ask
 
@@ -24,8 +24,8 @@ with open("/proc/self/maps") as maps:
 places = {m.__file__ for m in list(sys.modules.values()) if getattr(m, "__file__", None)}
 """
 _ANSWER = (
-    "[float(product.sum()), spread, names, torch.__version__, len(av.codecs_available)], "
-    "sorted(places), mapped"
+    "[[float(product.sum()), spread, names, torch.__version__, len(av.codecs_available)], "
+    "sorted(places), mapped]"
 )
 
 

@@ -12,11 +12,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from bootstrap.environment.mirror import Mirror, Request, mirror_venv, record_opened
-from bootstrap.findings import Finding
+from bootstrap.core.findings import Finding
+from bootstrap.environment.mirror.mirror import Mirror, Request, mirror_venv, record_opened
 
 LIBRARY = f"python{sys.version_info[0]}.{sys.version_info[1]}"
-# Long enough ago to be archived (mirror_record.py leaves out what has just changed).
+# Long enough ago to be archived (record.py leaves out what has just changed).
 _AGE = 3600.0
 
 FILES = {
@@ -71,6 +71,7 @@ class VolumeVenv:
         """As above; there must be one."""
         made = self.try_to_mirror(**more)
         assert isinstance(made, Mirror), made
+        made.late.join()
         return made
 
     def recorded(self, program: str = "import alpha, single, space.one") -> Mirror:

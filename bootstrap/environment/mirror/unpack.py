@@ -20,11 +20,11 @@ from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
-from bootstrap.environment.mirror_archive import Archive, BadArchive, Block
-from bootstrap.environment.mirror_links import make_links
-from bootstrap.environment.mirror_tree import BYTECODE, Stamp, join
-from bootstrap.environment.mirror_walk import Walk, write_file
-from bootstrap.facts.crew import Crew, Task
+from bootstrap.core.concurrency import Crew, Task
+from bootstrap.environment.mirror.archive import Archive, BadArchive, Block
+from bootstrap.environment.mirror.links import make_links
+from bootstrap.environment.mirror.tree import BYTECODE, Stamp, join
+from bootstrap.environment.mirror.walk import Walk, write_file
 
 # Readers keep two processors busy; questions only wait.
 _READERS, _ASKERS = 8, 32
@@ -66,7 +66,7 @@ class Unpacking:
         return self._follow_changes(end - time.monotonic())
 
     def _make_folders(self) -> None:
-        for path in self.tree.folders:
+        for path in sorted(self.tree.folders):  # parents first
             if path:
                 os.mkdir(os.path.join(self._place, path))
 
@@ -123,6 +123,8 @@ class Unpacking:
         for parent, folder in self.tree.folders.items():
             for name, text in folder.links.items():
                 os.symlink(text, os.path.join(self._place, join(parent, name)))
+        for path in self.tree.late:
+            os.symlink(os.path.join(self._source, path), os.path.join(self._place, path))
         make_links(
             list(self.tree.linked_files()), self._source, self._place, end - time.monotonic()
         )

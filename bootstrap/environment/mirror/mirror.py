@@ -1,14 +1,15 @@
 """A venv on the network volume, started at local speed.
 
-    work/python/                            a venv on local disk: mirror_venv.py
+    work/python/                            a venv on local disk (skeleton.py)
     work/python/lib/…/site-packages         a mirror of the volume's: copies and links
-    .comfyui-worker/python/<venv>.venv      what the last start opened, in one file
+    .comfyui-worker/python/<venv>.venv      what earlier starts opened, in one file (archive.py)
 
 Python's start with torch opens thousands of files, one after another, each several round trips.
 `mirror_venv` brings them to local disk before: those that the last start opened from one archive,
-checked against the volume file by file (mirror_unpack.py); where there is no archive, all that a
-start may import (mirror_walk.py). Everything else is linked, large libraries too, which are read
-into memory beside (mirror_large.py). When ComfyUI is ready, `record_opened` makes the archive.
+checked against the volume file by file (unpack.py); where there is no archive, all that a start may
+import (walk.py). Everything else is linked, folders that a start does not look into as a whole at
+first (late.py), large libraries too, which are read into memory beside (large.py). When ComfyUI is
+ready, `record_opened` makes the archive of what its processes have noted (opened.py, record.py).
 
 What changes on the volume is seen at the next start: a file by its size and time, a new one by its
 folder's time. It is not seen that a file was changed with neither, or while a worker runs.
@@ -26,12 +27,15 @@ from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
-from bootstrap.environment.mirror_archive import Archive, BadArchive, read_archive
-from bootstrap.environment.mirror_large import LargeFiles
-from bootstrap.environment.mirror_record import Record, archive_at, read_opened
-from bootstrap.environment.mirror_tree import LARGE, Tree, join, source_of
-from bootstrap.environment.mirror_unpack import Unpacking
-from bootstrap.environment.mirror_venv import (
+from bootstrap.core.concurrency import Crew, SilentError, Together
+from bootstrap.core.findings import Finding, warning
+from bootstrap.core.log import say
+from bootstrap.core.text import counted, size_text
+from bootstrap.environment.mirror.archive import Archive, BadArchive, read_archive
+from bootstrap.environment.mirror.large import LargeFiles
+from bootstrap.environment.mirror.late import LateFolders
+from bootstrap.environment.mirror.record import Record, archive_at, read_opened
+from bootstrap.environment.mirror.skeleton import (
     NotAVenv,
     Venv,
     look_at_venv,
@@ -39,12 +43,9 @@ from bootstrap.environment.mirror_venv import (
     note_opened,
     settle_paths,
 )
-from bootstrap.environment.mirror_walk import Walk
-from bootstrap.facts.crew import Crew
-from bootstrap.facts.together import SilentError, Together
-from bootstrap.findings import Finding, warning
-from bootstrap.log import say
-from bootstrap.wording import counted, size_text
+from bootstrap.environment.mirror.tree import LARGE, Tree, join, source_of
+from bootstrap.environment.mirror.unpack import Unpacking
+from bootstrap.environment.mirror.walk import Walk
 
 CODES = {"python.not_copied": "A venv on the volume was not copied to local disk, and runs from it"}
 _THREADS = 64
@@ -78,8 +79,8 @@ class Mirror:
     """A venv on local disk: `python` is its interpreter, `site` its site-packages. `note` says in
     a few words how it came about, `bytes` what was written for it in `seconds`.
 
-    The rest is for `record_opened`: `recorded` files were in the archive, None where there was
-    none; `changed` of them were not as recorded.
+    The rest is for `record_opened`: `late` ends when no folder is a link any more; `recorded`
+    files were in the archive, None where there was none; `changed` of them were not as recorded.
     """
 
     python: Path
@@ -90,6 +91,7 @@ class Mirror:
     venv: Venv = field(repr=False)
     archive: Path = field(repr=False)
     tree: Tree = field(repr=False)
+    late: threading.Thread = field(repr=False)
     recorded: frozenset[str] | None = field(default=None, repr=False)
     changed: int = 0
 
@@ -113,6 +115,7 @@ def record_opened(mirror: Mirror, timeout: float = 120) -> str:
     """Make an archive of what this mirror's Python has opened so far, if there is none or it lacks
     too much; what was done, in a few words. Never raises: the next start does without."""
     source = mirror.venv.site
+    mirror.late.join(timeout)
     try:
         opened = read_opened(_log_of(mirror.site), mirror.site, source)
         listed = [join(f, n) for f in opened.folders for n in sorted(mirror.tree.names_in(f))]
@@ -123,7 +126,8 @@ def record_opened(mirror: Mirror, timeout: float = 120) -> str:
             lacking = small.keys() - mirror.recorded
             if mirror.changed + len(lost) + len(lacking) <= _MOST_LACKING:
                 return "the archive is up to date"
-        tree = Tree(dict(mirror.tree.folders), dict(mirror.tree.copied), large)
+        whole = mirror.tree
+        tree = Tree(dict(whole.folders), dict(whole.copied), large, set(whole.late))
         wanted = dict.fromkeys([*small, *(mirror.recorded or ())])
         record = Record(source, mirror.site, tree)
         count = record.write(wanted, mirror.archive, timeout)
@@ -219,7 +223,9 @@ class _Making:
         note_opened(site, _log_of(site))
         size = sum(stamp.size for stamp in tree.copied.values())
         seconds = time.monotonic() - self._began
-        return Mirror(python, site, note, size, seconds, venv, path, tree, recorded, changed)
+        scratch = python.parent.parent / "late"
+        late = LateFolders(venv.site, site, scratch, tree, venv.tag).start(self._request.timeout)
+        return Mirror(python, site, note, size, seconds, venv, path, tree, late, recorded, changed)
 
     @property
     def _left(self) -> float:

@@ -17,7 +17,7 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from bootstrap.environment import mirror_opened
+from bootstrap.environment.mirror import opened
 
 _SETTING = re.compile(r"^\s*([\w-]+)\s*=\s*(.*?)\s*$", re.MULTILINE)
 _LIBRARY = re.compile(r"python(3\.\d+)")
@@ -99,7 +99,7 @@ def settle_paths(site: Path, source: Path) -> None:
 
 def note_opened(site: Path, log: Path) -> None:
     """From now on each process of this Python adds to `log` what it opens. Raises OSError."""
-    program = Path(mirror_opened.__file__).read_text(encoding="utf-8")
+    program = Path(opened.__file__).read_text(encoding="utf-8")
     (site / f"{_HOOK}.py").write_text(program, encoding="utf-8")
     line = f"import {_HOOK}; {_HOOK}.start({str(log)!r})\n"
     (site / f"{_HOOK}.pth").write_text(line, encoding="utf-8")

@@ -1,5 +1,6 @@
 """Site-packages on the volume, made local folder by folder: what ComfyUI's start may import is
-copied, all else linked. And the same for folders that have changed since they were recorded.
+copied, all else linked. And the same for folders that have changed since they were recorded, and
+for those that are late (late.py).
 """
 
 from __future__ import annotations
@@ -9,7 +10,8 @@ import shutil
 import stat
 from functools import partial
 
-from bootstrap.environment.mirror_tree import (
+from bootstrap.core.concurrency import Crew, Task
+from bootstrap.environment.mirror.tree import (
     BYTECODE,
     LARGE,
     Folder,
@@ -19,10 +21,9 @@ from bootstrap.environment.mirror_tree import (
     children,
     join,
 )
-from bootstrap.facts.crew import Crew, Task
 
 _CHUNK_FILES = 8
-# What lies in such a folder, or is called so, a start does not import. It is linked.
+# What lies in such a folder, or is called so, a start does not import.
 _SELDOM_FOLDERS = frozenset({"test", "tests", "include", "docs", "examples"})
 _SELDOM_FILES = tuple(".h .hpp .cuh .cu .c .cpp .f .f90 .pyx .pxd .pyi .a .lib .cmake".split())
 _LIBRARY = ".so"
@@ -31,15 +32,25 @@ _LIBRARY = ".so"
 class Walk:
     """Makes `place` follow `source`, as far as `tree` does not say that it does already.
 
-    `tree` is kept up to date. Bytecode of other interpreters than `tag` is linked.
+    `tree` is kept up to date. Bytecode of other interpreters than `tag` is linked. With
+    `names_only`, files are neither copied nor linked.
     """
 
-    def __init__(self, source: str, place: str, tree: Tree, tag: str, crew: Crew) -> None:
+    def __init__(
+        self,
+        source: str,
+        place: str,
+        tree: Tree,
+        tag: str,
+        crew: Crew,
+        names_only: bool = False,
+    ) -> None:
         self._source = source
         self._place = place
         self._tree = tree
         self._tag = tag
         self._crew = crew
+        self._names_only = names_only
         self._children = children(tree)
 
     def look_at(self, folder: str) -> None:
@@ -94,24 +105,30 @@ class Walk:
     def _add(self, folder: str, known: Folder, folders: set[str]) -> None:
         now = self._tree.folders[folder]
         for name in folders - self._children.get(folder, set()):
-            path = join(folder, name)
-            os.mkdir(os.path.join(self._place, path))
-            self._crew.add([partial(self.look_at, path)])
+            self._add_folder(join(folder, name))
         for name in now.links.keys() - known.links.keys():
             os.symlink(now.links[name], os.path.join(self._place, join(folder, name)))
+        if self._names_only:
+            return
         added = [join(folder, name) for name in sorted(now.files - known.files)]
         chosen = [path for path in added if self._is_likely(path)]
         for path in set(added).difference(chosen):
             self._link(path)
         self._crew.add(self._copies(chosen), later=True)
 
+    def _add_folder(self, path: str) -> None:
+        if os.path.basename(path) in _SELDOM_FOLDERS and not self._names_only:
+            self._link(path)
+            self._tree.late.add(path)
+        else:
+            os.mkdir(os.path.join(self._place, path))
+            self._crew.add([partial(self.look_at, path)])
+
     def _copies(self, paths: list[str]) -> list[Task]:
         chunks = [paths[i : i + _CHUNK_FILES] for i in range(0, len(paths), _CHUNK_FILES)]
         return [partial(self._copy_all, chunk) for chunk in chunks]
 
     def _is_likely(self, path: str) -> bool:
-        if not _SELDOM_FOLDERS.isdisjoint(path.split("/")[:-1]):
-            return False
         if path.endswith(".pyc"):
             return path.endswith(f".{self._tag}.pyc")
         return not path.endswith(_SELDOM_FILES)
@@ -155,10 +172,10 @@ class Walk:
 
     def _remove(self, path: str) -> None:
         place = os.path.join(self._place, path)
-        if path in self._tree.folders:
-            shutil.rmtree(place)
-        else:
+        if os.path.islink(place) or path not in self._tree.folders:
             os.unlink(place)
+        else:
+            shutil.rmtree(place)
 
 
 def read_all(descriptor: int, size: int) -> bytes:

@@ -13,23 +13,23 @@ import os
 import re
 import stat
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from bootstrap.environment.mirror_archive import Content, Packed, write_archive
-from bootstrap.environment.mirror_tree import (
+from bootstrap.core.files import Disk, part_beside
+from bootstrap.core.lease import Lease
+from bootstrap.core.temp_names import look_at_leftover
+from bootstrap.environment.mirror.archive import Content, Packed, write_archive
+from bootstrap.environment.mirror.tree import (
     LARGE,
     Folder,
     Stamp,
     Tree,
     is_fresh,
     source_of,
+    with_late_folders,
 )
-from bootstrap.facts.leftovers import look_at_leftover
-from bootstrap.fetch.disk import Disk
-from bootstrap.lease import Lease
-from bootstrap.publish import part_beside
 
 #: Days that an archive is kept after the last start that used it.
 KEPT_DAYS = 30
@@ -107,9 +107,8 @@ class Record:
         try:
             with open(part, "xb") as file:
                 now = os.fstat(file.fileno()).st_mtime_ns
-                tree = Tree(dict(self.tree.folders), large=dict(self.tree.large))
-                contents = self._contents(tree, wanted, now - _SETTLED_NS, end)
-                count = write_archive(file, tree, contents)
+                contents = self._contents(wanted, now - _SETTLED_NS, end)
+                count = write_archive(file, contents, self._tree_of)
                 file.flush()
                 os.fsync(file.fileno())
             os.replace(part, archive)
@@ -118,9 +117,18 @@ class Record:
         finally:
             part.unlink(missing_ok=True)
 
-    def _contents(
-        self, tree: Tree, wanted: Iterable[str], settled: int, end: float
-    ) -> Iterator[Content]:
+    def _tree_of(self, files: Sequence[Packed]) -> Tree:
+        """All folders in which something is needed. Bytecode that this worker has compiled is not
+        on the volume, and has a name all the same."""
+        folders = dict(self.tree.folders)
+        for path in (packed.path for packed in files if not self.tree.holds(packed.path)):
+            parent, name = os.path.split(path)
+            folder = folders.get(parent, Folder(0))
+            folders[parent] = Folder(folder.mtime_ns, folder.files | {name}, folder.links)
+        whole = Tree(folders, large=self.tree.large, late=self.tree.late)
+        return with_late_folders(whole, [*(packed.path for packed in files), *whole.large])
+
+    def _contents(self, wanted: Iterable[str], settled: int, end: float) -> Iterator[Content]:
         """Each once. Bytecode comes with its source, which says whether it is right."""
         sources: dict[str, Stamp | None] = {}
         for path in wanted:
@@ -136,7 +144,6 @@ class Record:
             stamp = sources[source]
             compiled = self._bytecode(path, stamp) if path != source and stamp else None
             if compiled is not None:
-                _add_name(tree, compiled[0].path)
                 yield compiled
 
     def _content(self, path: str) -> Content | None:
@@ -202,13 +209,6 @@ def _read(path: Path) -> tuple[Stamp, bytes] | None:
             return Stamp.of(found), file.read()
     except OSError:
         return None
-
-
-def _add_name(tree: Tree, path: str) -> None:
-    """Bytecode that this worker has compiled is not on the volume."""
-    parent, name = os.path.split(path)
-    folder = tree.folders.get(parent, Folder(0))
-    tree.folders[parent] = Folder(folder.mtime_ns, folder.files | {name}, folder.links)
 
 
 def _change_of(archive: Path) -> tuple[int, int] | None:

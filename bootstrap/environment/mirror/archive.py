@@ -6,7 +6,7 @@ side, where thousands of small files would cost several round trips each.
     magic, length of the index, its checksum
 
 The index names everything in site-packages, with times of change: a start looks at those and sees
-what has changed since (mirror_unpack.py). No name in it can lead out of the mirror.
+what has changed since (unpack.py). No name in it can lead out of the mirror.
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ import json
 import os
 import struct
 import zlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
-from bootstrap.environment.mirror_tree import Folder, Stamp, Tree
+from bootstrap.environment.mirror.tree import Folder, Stamp, Tree
 
 _TRAILER = struct.Struct("<8sQI")
 _MAGIC = b"venv-1\r\n"
@@ -74,13 +74,17 @@ class Archive:
 Content = tuple[Packed, bytes]
 
 
-def write_archive(file: BinaryIO, tree: Tree, contents: Iterable[Content]) -> int:
-    """Write an archive of the files in `contents`, each of the size that its stamp says; the number
-    of files. Raises OSError, and whatever `contents` does."""
+def write_archive(
+    file: BinaryIO, contents: Iterable[Content], tree_of: Callable[[Sequence[Packed]], Tree]
+) -> int:
+    """Write an archive of the files in `contents`, each of the size that its stamp says, and of the
+    tree around them; the number of files. Raises OSError, and whatever the two do."""
     blocks = [_write_block(file, group) for group in _grouped(contents)]
-    index = zlib.compress(json.dumps(_as_data(tree, blocks)).encode("ascii"), 6)
+    files = [packed for block in blocks for packed in block.files]
+    text = json.dumps(_as_data(tree_of(files), blocks))
+    index = zlib.compress(text.encode("ascii"), 6)
     file.write(index + _TRAILER.pack(_MAGIC, len(index), zlib.crc32(index)))
-    return sum(len(block.files) for block in blocks)
+    return len(files)
 
 
 def read_archive(path: Path) -> Archive:
@@ -148,6 +152,7 @@ def _as_data(tree: Tree, blocks: Iterable[Block]) -> dict[str, Any]:
     return {
         "folders": {p: [f.mtime_ns, sorted(f.files), f.links] for p, f in tree.folders.items()},
         "large": tree.large,
+        "late": sorted(tree.late),
         "blocks": [
             [b.checksum, [[p.path, *p.stamp, int(p.checked)] for p in b.files]] for b in blocks
         ],
@@ -162,6 +167,7 @@ def _understood(data: Any) -> Archive:
                 for path, (mtime, files, links) in data["folders"].items()
             },
             large={path: int(size) for path, size in data["large"].items()},
+            late=set(data["late"]),
         )
         _check_names(tree)
         archive = Archive(tree, tuple(_blocks(data["blocks"])))
@@ -195,17 +201,19 @@ def _size(packed: Packed) -> int:
 def _check_names(tree: Tree) -> None:
     """A name is one part of a path, each folder lies in another that is named, and nothing has
     two meanings: so all lies where the mirror makes its own folders."""
-    for path, folder in tree.folders.items():
+    folders = tree.folders.keys() | tree.late
+    for path in folders:
         parent, _, name = path.rpartition("/")
         if path and (parent not in tree.folders or not _is_name(name)):
             raise ValueError(f"folder {path!r}")
+    for path, folder in tree.folders.items():
         for name in (*folder.files, *folder.links):
-            if not _is_name(name) or (f"{path}/{name}" if path else name) in tree.folders:
+            if not _is_name(name) or (f"{path}/{name}" if path else name) in folders:
                 raise ValueError(f"name {name!r}")
         if not folder.files.isdisjoint(folder.links):
             raise ValueError(f"folder {path!r}")
-    if "" not in tree.folders:
-        raise ValueError("no root")
+    if "" not in tree.folders or not tree.late.isdisjoint(tree.folders):
+        raise ValueError("no root, or a folder that is two")
 
 
 def _is_name(name: str) -> bool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -43,12 +43,14 @@ class Folder:
 
 @dataclass
 class Tree:
-    """A mirror: all folders by path ("" is site-packages itself), files that were copied, and the
-    sizes of large ones that ComfyUI's start needs, in the order in which it does."""
+    """A mirror: folders by path ("" is site-packages itself), files that were copied, sizes of
+    large ones that ComfyUI's start needs, in the order in which it does, and paths of folders that
+    are still links as a whole (late.py)."""
 
     folders: dict[str, Folder] = field(default_factory=dict)
     copied: dict[str, Stamp] = field(default_factory=dict)
     large: dict[str, int] = field(default_factory=dict)
+    late: set[str] = field(default_factory=set)
 
     def holds(self, path: str) -> bool:
         """Is there a plain file of this path on the volume?"""
@@ -77,6 +79,7 @@ class Tree:
         for folder in [path, *self.below(path)] if path in self.folders else ():
             for name in self.folders.pop(folder).files:
                 self._forget_file(join(folder, name))
+        self.late.discard(path)
         parent, name = os.path.split(path)
         if parent in self.folders:
             self.folders[parent].files.discard(name)
@@ -123,8 +126,24 @@ def is_fresh(header: bytes, source: Stamp) -> bool:
 def children(tree: Tree) -> Mapping[str, set[str]]:
     """Names of the folders in each folder."""
     found: dict[str, set[str]] = {path: set() for path in tree.folders}
-    for path in tree.folders:
+    for path in (*tree.folders, *tree.late):
         if path:
             parent, name = os.path.split(path)
-            found[parent].add(name)
+            found.setdefault(parent, set()).add(name)
     return found
+
+
+def with_late_folders(tree: Tree, needed: Iterable[str]) -> Tree:
+    """The tree with those folders only in which there is one of the `needed` files; others in them
+    are late. Bytecode goes with its source."""
+    kept = {""}
+    for path in needed:
+        parent = os.path.dirname(path)
+        while parent not in kept:
+            kept.add(parent)
+            parent = os.path.dirname(parent)
+    kept |= {join(path, BYTECODE) for path in kept} & tree.folders.keys()
+    others = {path for path in (*tree.folders, *tree.late) if path not in kept}
+    late = {path for path in others if os.path.dirname(path) in kept}
+    folders = {path: folder for path, folder in tree.folders.items() if path in kept}
+    return Tree(folders, tree.copied, tree.large, late)

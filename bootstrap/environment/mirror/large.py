@@ -17,8 +17,8 @@ from dataclasses import dataclass
 from functools import partial
 from typing import NamedTuple
 
-from bootstrap.facts.crew import Crew
-from bootstrap.page_cache import BLOCK, read_block, residence_of
+from bootstrap.core.concurrency import Crew
+from bootstrap.core.page_cache import BLOCK, read_block, residence_of
 
 _THREADS = 8
 # What copies must leave free on the local disk, in bytes.

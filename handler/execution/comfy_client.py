@@ -71,10 +71,10 @@ class ComfyClient:
         return (await self._call("GET", f"/history/{prompt_id}", None, seconds)).get(prompt_id)
 
     async def queued(self) -> tuple[list[str], list[str]]:
-        """Prompt ids (running, pending), those that wait in the order of their turn."""
+        """Prompt ids (running, pending), those pending in the order in which they will run."""
         queue = await self._call("GET", "/queue", None, _QUEUE_SECONDS)
         running, pending = queue.get("queue_running", []), queue.get("queue_pending", [])
-        pending.sort(key=lambda item: item[0])  # told as the heap it is
+        pending.sort(key=lambda item: item[0])  # it comes as the heap it is
         return [str(item[1]) for item in running], [str(item[1]) for item in pending]
 
     async def interrupt(self, prompt_id: str) -> None:
@@ -120,18 +120,18 @@ class ComfyClient:
 
 
 class KnownClasses:
-    """The node classes of a ComfyUI, asked for once in each of its lives: the answer is slow."""
+    """The node classes of a ComfyUI, asked for once for each of its processes: that is slow."""
 
     def __init__(self) -> None:
-        self._life: int | None = None
+        self._generation: int | None = None
         self._names: list[str] = []
 
-    async def names(self, client: ComfyClient, life: int) -> list[str]:
-        """All of them; empty when ComfyUI does not say. `life` changes with the process."""
-        if self._life != life or not self._names:
+    async def names(self, client: ComfyClient, generation: int) -> list[str]:
+        """All of them; empty when ComfyUI does not say. `generation` changes with the process."""
+        if self._generation != generation or not self._names:
             try:
                 self._names = await client.node_classes()
-                self._life = life
+                self._generation = generation
             except (Refused, Unreachable):
                 return []
         return self._names
@@ -163,7 +163,7 @@ def _content(raw: bytes) -> Any:
         return raw.decode("utf-8", "replace")
 
 
-async def look_at_history(
+async def fetch_history(
     comfyui: ComfyUI, client: ComfyClient, prompt_id: str, deadline: Deadline
 ) -> Any | None:
     """The prompt's entry; None while there is none. Raises Refused, and Unreachable for a ComfyUI

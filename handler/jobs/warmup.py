@@ -81,7 +81,7 @@ def _run(boot: Preparation, workflow: Workflow) -> None:
 
     from handler.common.blocking import TimeUp
     from handler.common.calls import Calls
-    from handler.execution import KnownClasses, Line, Prompt, Ran, run_prompt
+    from handler.execution import KnownClasses, Prompt, PromptQueue, PromptResult, run_prompt
     from handler.inputs import VolumeInputs
 
     assert boot.comfyui is not None and boot.layout is not None and boot.work is not None
@@ -91,19 +91,19 @@ def _run(boot: Preparation, workflow: Workflow) -> None:
     calls = Calls.on(boot.layout.root)
     inputs = VolumeInputs(boot.layout.input, boot.work.input, calls.volume)
 
-    async def run() -> Ran:
+    async def run() -> PromptResult:
         await inputs.bring(workflow, "warm-up", deadline)
-        async with Line().turn(deadline) as turn:
+        async with PromptQueue().enter(deadline) as entry:
             return await run_prompt(
-                comfyui, Prompt(workflow), turn, models, KnownClasses(), calls, watch_volume=False
+                comfyui, Prompt(workflow), entry, models, KnownClasses(), calls, watch_volume=False
             )
 
     try:
-        ran = asyncio.run(run())
+        result = asyncio.run(run())
     except TimeUp:
         raise timeout_error(deadline, "the warm-up was still running") from None
-    if ran.ended.failure is not None:
-        raise ran.ended.failure
+    if result.history.failure is not None:
+        raise result.history.failure
 
 
 def _wanted(boot: Preparation) -> Workflow | None:

@@ -99,7 +99,7 @@ class Worker:
             return await self._supply.download(request, progress)
         if isinstance(request, DownloadRequest) or self._jobs is None:
             raise _degraded(faults)
-        if faults and not self._jobs.may_try(faults):
+        if faults and not self._jobs.can_retry(faults):
             raise _degraded(faults)
         return await self._jobs.run(request, progress, handle)
 

@@ -17,13 +17,13 @@ from handler.common.calls import Calls, volume_fault
 from handler.common.deadline import Deadline, timeout_error
 from handler.common.errors import JobError
 from handler.execution import (
+    ComfyRecovery,
     KnownClasses,
     MemoryRelief,
+    ProgressUpdate,
     Prompt,
-    Prompts,
-    Ran,
-    Revival,
-    Step,
+    PromptExecutor,
+    PromptResult,
     all_at_once,
     connect,
 )
@@ -81,14 +81,17 @@ class WorkflowJobs:
         self._delivery = Delivery(boot.settings, boot.work, boot.layout, calls)
         self._models = boot.layout.comfyui / MODELS
         self._known = KnownClasses()
-        self._revival = Revival(boot.comfyui, MemoryRelief(boot.settings), calls.control, faults)
-        self._prompts = Prompts(boot.comfyui, self._revival, self._models, self._known, calls)
+        relief = MemoryRelief(boot.settings)
+        self._recovery = ComfyRecovery(boot.comfyui, relief, calls.control, faults)
+        self._executor = PromptExecutor(
+            boot.comfyui, self._recovery, self._models, self._known, calls
+        )
         keep_workflow = (boot.settings.warmup_workflow or "").lower() == LAST
         self._weights = Weights(boot.read_ahead, boot.recent, self._models, keep_workflow)
 
-    def may_try(self, faults: Sequence[Finding]) -> bool:
+    def can_retry(self, faults: Sequence[Finding]) -> bool:
         """Can a job go ahead in spite of these faults, which the boot found?"""
-        return self._revival.may_try(faults)
+        return self._recovery.can_retry(faults)
 
     async def run(
         self, request: WorkflowRequest, progress: Progress, handle: JobHandle
@@ -108,11 +111,11 @@ class WorkflowJobs:
             if has_inputs:
                 await self._place(request, inputs, deadline)
             handle.stage = "the workflow was still running"
-            ran, items, notes = await self._produce(request, job)
+            result, items, notes = await self._produce(request, job)
             handle.computed()
             handle.stage = "its results were not delivered yet"
-            warnings = [*request.warnings, *ran.warnings, *notes]
-            timings = {"execution": round(ran.seconds, 3), **weights.timings()}
+            warnings = [*request.warnings, *result.warnings, *notes]
+            timings = {"execution": round(result.seconds, 3), **weights.timings()}
             if deadline.paused >= _TOLD_WAITING:
                 timings["waited"] = round(deadline.paused, 3)
             with _told_when_long(progress):
@@ -169,27 +172,28 @@ class WorkflowJobs:
 
     async def _produce(
         self, request: WorkflowRequest, job: _Job
-    ) -> tuple[Ran, list[Produced], list[str]]:
+    ) -> tuple[PromptResult, list[Produced], list[str]]:
         """Run the workflow: what it produced, and warnings. Nodes whose results ComfyUI has from
         an earlier job, whose files are gone, run once more."""
         files, with_temp = self._delivery.files, job.order.options.include_temp
         stale: list[str] = []
 
-        def at_end(ran: Ran | None, until: float) -> None:
-            items = produced(ran.ended.outputs, with_temp)[0] if ran is not None else []
-            stale[:] = files.stale_nodes(items, ran.began) if ran is not None else []
-            files.claim(job.outputs.claim, until, files.found(items))
+        def at_end(result: PromptResult | None, cutoff: float) -> None:
+            items = produced(result.history.outputs, with_temp)[0] if result is not None else []
+            stale[:] = files.stale_nodes(items, result.started_at) if result is not None else []
+            files.claim(job.outputs.claim, cutoff, files.found(items))
 
-        def tell(step: Step) -> None:
-            job.progress.tell(step.stage, step.percent, **step.more)
+        def on_progress(update: ProgressUpdate) -> None:
+            job.progress.tell(update.stage, update.percent, **update.more)
 
-        prompt = Prompt(request.workflow, request.extra_data, tell, job.outputs.eager.saved)
+        on_output = job.outputs.eager.saved
+        prompt = Prompt(request.workflow, request.extra_data, on_progress, on_output)
         for again in (False, True):
-            ran = await self._prompts.run(
+            result = await self._executor.run(
                 prompt, job.order.deadline, job.handle, at_end, request.retry_on_oom
             )
             if again or not stale or not set(stale) <= set(prompt.workflow):
-                return ran, *produced(ran.ended.outputs, with_temp)
+                return result, *produced(result.history.outputs, with_temp)
             anew = run_anew(prompt.workflow, stale, job.order.mark)
             prompt = replace(prompt, workflow=anew)
         raise AssertionError("the second round always returns")

@@ -19,7 +19,7 @@ from bootstrap.config import Settings
 from demo.volume import DemoVolume
 from handler.common.blocking import Pool
 from handler.common.deadline import Deadline
-from handler.execution import MemoryRelief, Revival
+from handler.execution import ComfyRecovery, MemoryRelief
 from tests.conftest import BootedWorker, environment, furnished
 from tests.end_to_end.test_worker import assert_refused, plain
 from tests.support.secret_names import secret_names
@@ -166,8 +166,10 @@ def test_a_container_near_its_memory_limit_is_relieved_between_jobs(
     comfyui = mended.boot.comfyui
     assert comfyui is not None
     before = comfyui_process(mended)
-    revival = Revival(comfyui, MemoryRelief(mended.boot.settings, percent), Pool("control", 4, 4))
-    asyncio.run(revival.ready(Deadline(60)))
+    recovery = ComfyRecovery(
+        comfyui, MemoryRelief(mended.boot.settings, percent), Pool("control", 4, 4)
+    )
+    asyncio.run(recovery.ensure_ready(Deadline(60)))
     assert before.is_running() is not restarted
     assert said in capfd.readouterr().err
     assert_works(mended)
@@ -180,7 +182,7 @@ def test_no_memory_is_freed_under_a_running_prompt(mended: BootedWorker) -> None
     job.start()
     time.sleep(1.0)
     relief = MemoryRelief(mended.boot.settings, lambda: 99.0)
-    assert asyncio.run(relief.must_restart(comfyui.url)) is False
+    assert asyncio.run(relief.ensure_memory(comfyui.url)) is True
     job.join()
 
 

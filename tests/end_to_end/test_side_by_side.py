@@ -186,7 +186,7 @@ def test_short_memory_is_relieved_though_jobs_keep_coming(
     really_free = ComfyClient.free
     monkeypatch.setattr(ComfyClient, "free", freed)
     relief = MemoryRelief(hurt.boot.settings, lambda: levels[0])
-    monkeypatch.setattr(jobs._revival, "_relief", relief)
+    monkeypatch.setattr(jobs._recovery, "_relief", relief)
 
     async def scenario() -> list[Reply]:
         coming = []

@@ -19,7 +19,7 @@ from handler.common.deadline import Deadline
 from handler.common.errors import JobError
 from handler.execution.comfy_client import KnownClasses
 from handler.execution.prompt_run import run_prompt
-from handler.execution.queue import Line, Prompt
+from handler.execution.queue import Prompt, PromptQueue
 from tests.end_to_end.test_worker import plain
 from tests.support import fake_comfyui
 
@@ -77,10 +77,10 @@ def test_only_the_jobs_own_prompt_is_stopped(tmp_path: Path, other_runs: bool) -
             comfyui = started(tmp_path)
             comfyui.port, own = int(server.port or 0), comfyui.port
             try:
-                async with Line().turn(Deadline(2.5)) as turn:
-                    prompt = Prompt(plain(), tell=steps.append)
+                async with PromptQueue().enter(Deadline(2.5)) as entry:
+                    prompt = Prompt(plain(), on_progress=steps.append)
                     await run_prompt(
-                        comfyui, prompt, turn, tmp_path, KnownClasses(), Calls.on(tmp_path)
+                        comfyui, prompt, entry, tmp_path, KnownClasses(), Calls.on(tmp_path)
                     )
             finally:
                 comfyui.port = own

@@ -145,7 +145,7 @@ def _node_failed(error: Mapping[str, Any]) -> JobError:
 
 
 def died_error(exit: Exit, progress: NodeProgress) -> JobError:
-    """ComfyUI ended under the job."""
+    """The error for a job under which ComfyUI ended."""
     cause = explain_exit(exit)
     where = progress.current_node()
     at = f"while node {where['node_id']} ({where['node_type']}) ran" if where else ""
@@ -160,10 +160,10 @@ def died_error(exit: Exit, progress: NodeProgress) -> JobError:
 
 
 def unreachable_error(problem: object, progress: NodeProgress, log: list[str]) -> JobError:
-    """ComfyUI did not answer, as `problem` says, and did not end either."""
+    """The error for a ComfyUI that did not answer, as `problem` says, and did not end either."""
     return JobError(
         "comfyui.unreachable",
-        f"ComfyUI lives but does not answer ({problem}).",
+        f"ComfyUI is running but does not answer ({problem}).",
         "It is restarted before the next job; send this one again.",
         **progress.current_node(),
         log=log,
@@ -171,7 +171,7 @@ def unreachable_error(problem: object, progress: NodeProgress, log: list[str]) -
 
 
 def volume_silent_error(progress: NodeProgress) -> JobError:
-    """ComfyUI waits for the volume."""
+    """The error for a ComfyUI that waits for the volume."""
     where = progress.current_node()
     at = f" in node {where['node_id']} ({where['node_type']})" if where else ""
     return JobError(
@@ -183,7 +183,7 @@ def volume_silent_error(progress: NodeProgress) -> JobError:
 
 
 def lost_error() -> JobError:
-    """ComfyUI knows nothing of the job."""
+    """The error for a prompt that ComfyUI does not know."""
     return JobError(
         "job.lost",
         "ComfyUI has the job neither in its queue nor in its history.",
@@ -192,12 +192,12 @@ def lost_error() -> JobError:
 
 
 def unreadable_error(said: object, progress: NodeProgress, log: list[str]) -> JobError:
-    """ComfyUI refused, as `said`, to show what came of the job."""
+    """The error for a ComfyUI that refused, as `said`, to show the outcome."""
     where = progress.current_node()
     node = f" Node {where['node_id']} ({where['node_type']}) ran last." if where else ""
     return JobError(
         "comfyui.history_unreadable",
-        f"ComfyUI cannot tell what came of the job ({said}).{node}",
+        f"ComfyUI cannot show the outcome of the job ({said}).{node}",
         "A custom node most likely returned something that is not JSON; fix or remove it.",
         **where,
         log=log,

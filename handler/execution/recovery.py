@@ -58,7 +58,7 @@ class MemoryRelief:
         self._stuck_at = 0.0
 
     def is_due(self) -> bool:
-        """Is memory so short that something has to be done about it between jobs?"""
+        """Is memory so short that some must be freed between jobs?"""
         used = self._percent()
         if used is None or used < min(self._free_at, self._restart_at):
             self._stuck_at = 0.0
@@ -139,7 +139,7 @@ class ComfyRecovery:
                 return
             await self._control.run(self._comfyui.stop, STOP_SECONDS)
         elif self._comfyui.was_ready and self._comfyui.ended() is None:
-            say("ComfyUI lives but does not answer; ending it")
+            say("ComfyUI is running but does not answer; ending it")
             await self._control.run(self._comfyui.stop, STOP_SECONDS)
         await self._restart(deadline)
 
@@ -165,7 +165,7 @@ class ComfyRecovery:
         await self._control.run(self._comfyui.stop, STOP_SECONDS)
 
     def restart_in_background(self) -> None:
-        """Start ComfyUI again if it ended, while a reply travels; the next job waits for it."""
+        """Start ComfyUI again if it ended, while the reply is sent; the next job waits for it."""
         if self._comfyui.ended() is not None and not self.resting:
             threading.Thread(target=self._start, name="comfyui-restart", daemon=True).start()
 
@@ -213,7 +213,7 @@ class ComfyRecovery:
             return not_startable(problem)
 
     async def _start_and_wait(self, deadline: Deadline) -> tuple[bool, Finding | None]:
-        """Was it started now, and what came of it (None: it is ready)?"""
+        """Was it started now, and the fault if it failed (None: it is ready)?"""
         started = await self._control.run(self._start, STOP_SECONDS)
         if isinstance(started, Finding):
             return True, started

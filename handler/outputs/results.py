@@ -1,4 +1,4 @@
-"""Pure: a prompt's history -> what it produced, and each of it on its way into a reply."""
+"""Pure: a prompt's history -> what it produced, and each result on its way into a reply."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ _PATH_ENDINGS = tuple(
 
 @dataclass(frozen=True)
 class ProducedFile:
-    """A file that a node reported; `type` is ComfyUI's: output, temp or input. `fullpath` is what
-    some nodes tell beside it. One that was only `guessed` from a text may turn out to be none."""
+    """A file that a node reported; `type` is ComfyUI's: output, temp or input. `fullpath` is
+    reported by some nodes beside it. One that was only `guessed` from text may not be a file."""
 
     node_id: str = field(compare=False)
     filename: str
@@ -40,7 +40,7 @@ class ProducedFile:
 
 @dataclass(frozen=True)
 class ProducedText:
-    """A text that a node reported."""
+    """Text that a node reported."""
 
     node_id: str
     text: str
@@ -120,29 +120,29 @@ def _file(node_id: str, item: Mapping[str, Any]) -> ProducedFile:
 
 
 def _path(node_id: str, text: str) -> ProducedFile:
-    """Relative to the output folder or absolute; which of them, the disk has to tell."""
+    """Relative to the output folder or absolute; only the disk shows which."""
     subfolder, name = posixpath.split(text.replace("\\", "/"))
     return ProducedFile(node_id, name, subfolder, "output", text, guessed=True)
 
 
 @dataclass(frozen=True)
 class DeliveryOptions:
-    """`mark` is a word that only this job uses."""
+    """How the results of a job are delivered. `job_tag` is a word that only this job uses."""
 
-    mark: str
+    job_tag: str
     deadline: Deadline
-    options: OutputOptions = field(default_factory=OutputOptions)
+    output: OutputOptions = field(default_factory=OutputOptions)
     bucket: Bucket | None = None
 
     @property
     def destination(self) -> str:
         """`base64`, `s3` or `volume`."""
-        return self.options.delivery or ("s3" if self.bucket is not None else "base64")
+        return self.output.delivery or ("s3" if self.bucket is not None else "base64")
 
 
 class Content(str):
-    """What a file holds, in base64. It is not for printing: the SDK makes a line of its log of each
-    whole result, twice, also where that line is not written."""
+    """A file's content in base64. It is not printed: the SDK formats each whole result for its log,
+    twice, even where that line is not written."""
 
     __slots__ = ()
 
@@ -152,11 +152,11 @@ class Content(str):
 
 @dataclass
 class Result:
-    """A file or a text that a job produced, and what became of it: `path` on the volume, `url` in
-    a bucket. `in_reply`: its content is to be in the reply itself, `encoded` if that was made
-    already. A text gets a file (`local`) only when it has to leave the reply. `size` in bytes;
-    `source` is the file that ComfyUI reported, of which
-    `local` may be a rewritten copy; `stamp` as `local` looked when it was found."""
+    """A file or text that a job produced, and where it is: `path` on the volume, `url` in a bucket.
+    `in_reply`: its content goes into the reply itself, `encoded` if that was done already. Text
+    gets a file (`local`) only when it must leave the reply. `size` in bytes; `source` is the file
+    that ComfyUI reported, of which `local` may be a rewritten copy; `stamp` is that of `local` when
+    it was found."""
 
     node_id: str
     kind: str
@@ -191,7 +191,7 @@ class Result:
         return overhead + 2 + 4 * ((self.size + 2) // 3)
 
     def entry(self) -> dict[str, Any]:
-        """What the reply says of it, without its content."""
+        """What the reply says about it, without its content."""
         entry: dict[str, Any] = {"node_id": self.node_id, "kind": self.kind}
         if self.local is not None:
             entry |= {
@@ -207,7 +207,7 @@ class Result:
         return entry
 
     def content(self) -> str:
-        """The content as the reply holds it: text, or base64 that was made before."""
+        """The content for the reply: text, or base64 that was made before."""
         content = self.text if self.text is not None else self.encoded
         assert content is not None
         return content

@@ -146,7 +146,7 @@ def test_a_gpu_error_that_poisons_the_process_is_told_and_comfyui_replaced(
     ("levels", "restarted", "said"),
     [
         ((50.0,), False, ""),
-        ((92.0, 92.0, 60.0), False, "asked to free"),
+        ((92.0, 92.0, 60.0), False, "asking ComfyUI to free"),
         ((97.0,), True, "in use still; ComfyUI is restarted"),
     ],
 )
@@ -192,7 +192,7 @@ def test_comfyui_frozen_in_a_job_is_told_within_seconds(mended: BootedWorker) ->
     start = time.monotonic()
     reply = mended.ask({"workflow": through("TestSleep", seconds=120), "max_wait": 100})
     assert time.monotonic() - start < 30, "not at max_wait"
-    assert_refused(reply, "comfyui.unreachable", "lives but does not answer")
+    assert_refused(reply, "comfyui.unreachable", "is running but does not answer")
     assert not frozen.is_running()
     assert_works(mended)
 

@@ -42,7 +42,7 @@ def volume_calls() -> VolumeWatchdog:
 
 
 def bring(copies: VolumeInputs, workflow: dict[str, dict[str, Any]], user: str) -> None:
-    asyncio.run(copies.bring(workflow, user, Deadline(30)))
+    asyncio.run(copies.ensure_copies(workflow, user, Deadline(30)))
 
 
 def load(name: Any) -> dict[str, dict[str, Any]]:

@@ -56,6 +56,7 @@ def environment(demo: DemoVolume, volume: Path, work: Path) -> dict[str, str]:
         "VOLUME_PATH": str(volume),
         "COMFYUI_PYTHON": str(demo.python),
         "COMFYUI_ARGS": "--cpu",
+        "PACKAGES": "report",
         "COMFYUI_PORT": "0",
         "WORK_DIR": str(work),
     }

@@ -35,10 +35,9 @@ PURE = (
     "bootstrap.config.fields",
     "bootstrap.core.findings",
     "bootstrap.core.redact",
-    "bootstrap.environment.judge",
     "bootstrap.environment.pip_text",
-    "bootstrap.environment.requirements",
-    "bootstrap.environment.versions",
+    "bootstrap.environment.hard_imports",
+    "bootstrap.environment.modules",
     "bootstrap.models.manifest_entry",
     "bootstrap.volume.categories",
     "bootstrap.volume.link_plan",
@@ -166,7 +165,8 @@ def test_what_the_worker_imports_is_what_its_requirements_name() -> None:
     named += [node.module or "" for node in nodes if isinstance(node, ast.ImportFrom)]
     imported = {DISTRIBUTIONS.get(top(n), top(n)) for n in named} - {*STANDARD, *own}
     lines = (ROOT / "requirements" / "worker.txt").read_text("utf-8").splitlines()
-    assert imported == {line.partition("==")[0] for line in lines if "==" in line}
+    required = {line.partition("==")[0] for line in lines if "==" in line}
+    assert imported == required - {"uv"}  # a program
 
 
 def test_the_guard_is_a_script_that_knows_nothing_of_the_project() -> None:

@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 
 from bootstrap.comfyui import command
-from bootstrap.comfyui.stage import CannotStage, Staged, copy_user_folder, stage
+from bootstrap.comfyui.stage import CannotStage, Staged, copy_user_folder, link_output, stage
 from bootstrap.comfyui.workdir import WorkDir
 from bootstrap.config import Settings
 from bootstrap.core.findings import Finding, info, warning
@@ -36,6 +36,7 @@ def stage_code(
         staged = stage(source, work.stage, limit, settings.stage_timeout)
     except CannotStage as problem:
         return None, [_not_staged(problem, settings)]
+    link_output(staged.place, work.output)
     return staged, [_heavy(staged, settings)] if staged.linked else []
 
 

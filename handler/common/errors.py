@@ -65,6 +65,8 @@ CODES = {
     "worker.internal": "A fault in the worker itself",
 }
 MAX_DEPTH = 100
+# Of what a client sent, an error quotes so many characters and list items.
+_MOST_SENTENCE, _MOST_TEXT, _MOST_ITEMS, _MOST_DETAILS = 4000, 4000, 500, 200_000
 
 
 class JobError(Exception):
@@ -73,15 +75,41 @@ class JobError(Exception):
 
     def __init__(self, code: str, message: str, fix: str = "", /, **details: Any) -> None:
         self.code = code
-        self.message = masked(message)
-        self.fix = masked(fix)
-        self.details: Mapping[str, Any] = masked_data(details)
+        self.message = masked(cut(message, _MOST_SENTENCE))
+        self.fix = masked(cut(fix, _MOST_SENTENCE))
+        self.details: Mapping[str, Any] = masked_data(bounded(details))
         super().__init__(f"{self.message} {self.fix}".strip())
 
     @classmethod
     def from_finding(cls, finding: Finding) -> JobError:
         """The error for a job that a fault of the worker keeps from running."""
         return cls(finding.code, finding.message, finding.fix, **finding.details)
+
+
+def cut(text: str, most: int) -> str:
+    """A text of at most `most` characters."""
+    return text if len(text) <= most else f"{text[: most - 1]}…"
+
+
+def bounded(details: Mapping[str, Any]) -> dict[str, Any]:
+    """`details` without anything long: a class name or a list of choices may have megabytes, and a
+    reply that is too large is one that Runpod drops."""
+    room = _MOST_DETAILS
+
+    def within(value: Any) -> Any:
+        nonlocal room
+        if isinstance(value, str):
+            value = cut(value, max(min(_MOST_TEXT, room), 1))
+            room -= len(value)
+        elif isinstance(value, Mapping):
+            items = list(value.items())[:_MOST_ITEMS]
+            return {cut(str(k), 200): within(v) for k, v in items if room > 0}
+        elif isinstance(value, (list, tuple)):
+            return [within(item) for item in list(value)[:_MOST_ITEMS] if room > 0]
+        room -= 8
+        return value
+
+    return {name: within(value) for name, value in details.items()}
 
 
 def check_limits(given: object, max_mb: float) -> None:

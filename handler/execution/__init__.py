@@ -1,12 +1,12 @@
 """One prompt on one ComfyUI, the queue of them, and a ComfyUI kept ready for the next."""
 
-from handler.execution.comfy_client import KnownClasses, connect
+from handler.execution.comfy_client import KnownClasses
 from handler.execution.executor import PromptExecutor
 from handler.execution.node_progress import ProgressUpdate
 from handler.execution.prompt_run import run_prompt
 from handler.execution.queue import Prompt, PromptQueue, PromptResult
 from handler.execution.recovery import ComfyRecovery, MemoryRelief
-from handler.execution.validation import all_at_once
+from handler.execution.validation import of_node
 
 __all__ = [
     "ComfyRecovery",
@@ -17,7 +17,6 @@ __all__ = [
     "PromptExecutor",
     "PromptQueue",
     "PromptResult",
-    "all_at_once",
-    "connect",
+    "of_node",
     "run_prompt",
 ]

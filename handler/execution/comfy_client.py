@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -54,12 +54,19 @@ class ComfyClient:
         self._session = session
 
     async def submit(
-        self, workflow: Any, client_id: str, prompt_id: str, extra_data: Mapping[str, str]
+        self,
+        workflow: Any,
+        client_id: str,
+        prompt_id: str,
+        extra_data: Mapping[str, Any],
+        targets: Sequence[str] | None = None,
     ) -> tuple[str, Any]:
         """Queue a workflow; (the prompt id in force, errors of nodes that were left out)."""
         body = {"prompt": workflow, "client_id": client_id, "prompt_id": prompt_id}
         if extra_data:
             body["extra_data"] = dict(extra_data)
+        if targets is not None:
+            body["partial_execution_targets"] = list(targets)
         answer = await self._call("POST", "/prompt", body, _SLOW_ANSWER_SECONDS)
         return str(answer["prompt_id"]), answer.get("node_errors") or {}
 

@@ -76,6 +76,14 @@ async def run_prompt(
             raise
 
 
+class _RanUnheard(Exception):
+    """ComfyUI had the prompt, though it answered too late, and ran it successfully."""
+
+    def __init__(self, ended: history.HistoryEntry) -> None:
+        super().__init__()
+        self.ended = ended
+
+
 @dataclass
 class _Run:
     comfyui: ComfyUI
@@ -111,12 +119,14 @@ class _Run:
                 await self._give_up()
             warnings = await submitting
             ended = await self._watch()
-            seconds = ended.seconds(at_most=time.monotonic() - start)
-            return PromptResult(ended, warnings, ended.started_at or submitted, seconds)
+        except _RanUnheard as ran:
+            warnings, ended = [], ran.ended
         finally:
             submitting.cancel()
             listening.cancel()
             await asyncio.gather(submitting, listening, return_exceptions=True)
+        seconds = ended.seconds(at_most=time.monotonic() - start)
+        return PromptResult(ended, warnings, ended.started_at or submitted, seconds)
 
     async def stop(self) -> None:
         """Make sure that this prompt, and no other, no longer runs. If ComfyUI does not let go of
@@ -135,7 +145,11 @@ class _Run:
         early = not self.entry.is_head
         try:
             self.prompt_id, left_out = await self.client.submit(
-                self.prompt.workflow, self.client_id, self.prompt_id, self.prompt.extra_data
+                self.prompt.workflow,
+                self.client_id,
+                self.prompt_id,
+                self.prompt.extra_data,
+                self.prompt.targets,
             )
         except Refused as refusal:
             raise await self._refused(refusal) from None
@@ -146,18 +160,27 @@ class _Run:
         self.entry.submitted()
         if not self.progress.started:
             self.prompt.on_progress(ProgressUpdate(QUEUED))
-        return validation.partial(left_out, self.prompt.workflow, self.models)
+        return validation.partial(left_out, self.prompt.workflow, self.models, self.prompt.hints)
 
     async def _give_up(self) -> NoReturn:
-        """Give up this attempt; ComfyUI may have the prompt all the same."""
+        """Give up this attempt, unless ComfyUI had the prompt all the same, and ran it."""
         await self.stop()
+        try:
+            entry = await self.client.history(self.prompt_id, _POLL_SECONDS)
+        except (Unreachable, Refused):
+            entry = None
+        ended = history.read_entry(entry)
+        if ended is not None and ended.failure is None:
+            raise _RanUnheard(ended)
         raise PromptLost
 
     async def _refused(self, refusal: Refused) -> JobError:
         known: list[str] = []
         if validation.unknown_class(refusal.body) is not None:
             known = await self.known.names(self.client, self.comfyui.starts)
-        return validation.explain(refusal.body, self.prompt.workflow, known, self.models)
+        return validation.explain(
+            refusal.body, self.prompt.workflow, known, self.models, self.prompt.hints
+        )
 
     async def _watch(self) -> history.HistoryEntry:
         looks = 0

@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any
 
 from handler.common.deadline import Deadline
+from handler.common.errors import JobError
 from handler.execution.history import HistoryEntry
 from handler.execution.node_progress import ProgressUpdate
 from handler.request.workflow import Workflow
@@ -27,12 +28,15 @@ _UNKNOWN = 0.0
 
 @dataclass(frozen=True)
 class Prompt:
-    """What ComfyUI is to run. `extra_data` may hold secrets for nodes; it is sent to ComfyUI and
-    nowhere else. `on_progress` is called as it advances, `on_output` with what each node that has
+    """What ComfyUI is to run; only what `targets` need, where there are any. `extra_data` may hold
+    secrets for nodes; it is sent to ComfyUI and nowhere else. `hints` explain what ComfyUI may find
+    wrong with it. `on_progress` is called as it advances, `on_output` with what each node that has
     finished reports, in the form of the history's outputs."""
 
     workflow: Workflow
-    extra_data: Mapping[str, str] = field(default_factory=dict, repr=False)
+    extra_data: Mapping[str, Any] = field(default_factory=dict, repr=False)
+    targets: tuple[str, ...] | None = None
+    hints: Sequence[JobError] = ()
     on_progress: Callable[[ProgressUpdate], None] = lambda _: None
     on_output: Callable[[Mapping[str, Any]], None] = lambda _: None
 
@@ -61,7 +65,13 @@ class EntryState(Enum):
 
 
 _TRANSITIONS = {
-    EntryState.WAITING: {EntryState.WAITING, EntryState.QUEUED, EntryState.RUNNING},
+    # To ENDED: ComfyUI had it although its answer to the submission was lost.
+    EntryState.WAITING: {
+        EntryState.WAITING,
+        EntryState.QUEUED,
+        EntryState.RUNNING,
+        EntryState.ENDED,
+    },
     EntryState.QUEUED: {EntryState.WAITING, EntryState.RUNNING, EntryState.ENDED, EntryState.LOST},
     EntryState.RUNNING: {EntryState.WAITING, EntryState.ENDED},
     EntryState.ENDED: {EntryState.WAITING, EntryState.LOST},

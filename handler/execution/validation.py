@@ -1,4 +1,9 @@
-"""Pure: why ComfyUI refused a workflow -> one `JobError` that names everything at once."""
+"""Pure: why ComfyUI refused a workflow -> one `JobError` that names everything at once.
+
+What is known beforehand (files that are missing, links to nowhere) only explains: ComfyUI decides,
+and runs the good branches of a workflow whose others are broken. `hints` are such explanations,
+each with `node_id` and `input` in its details.
+"""
 
 from __future__ import annotations
 
@@ -8,11 +13,23 @@ from pathlib import Path
 from typing import Any
 
 from bootstrap.volume.categories import GGUF, PT_EXTENSIONS, extension_of
-from handler.common.errors import JobError, nearest
-from handler.request.workflow import Workflow
+from handler.common.errors import JobError, described, nearest
+from handler.request.workflow import Workflow, bad_links, needed_by
 
 # Authors put anything into a class name, emoji included.
 _UNKNOWN_NODE = re.compile(r"[Nn]ode '?([^\n]+?)'? (?:does not exist|not found)")
+# What the editor resolves when it exports: subgraphs (their ids), group nodes, and its own helpers.
+_EDITOR_ONLY = re.compile(
+    r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}|workflow[>/].*"
+    r"|Note|MarkdownNote|Reroute|PrimitiveNode",
+    re.DOTALL,
+)
+_TYPES = {
+    "INT": "a whole number",
+    "FLOAT": "a number",
+    "STRING": "a text",
+    "BOOLEAN": "true or false",
+}
 _LIST_LENGTH = re.compile(r"\(list of length (\d+)\)")
 _OUTPUT_NODES = "SaveImage, SaveVideo, SaveAudio, SaveAnimatedWEBP or PreviewAny"
 _LISTED = 5
@@ -29,18 +46,25 @@ def unknown_class(body: Any) -> str | None:
     return match[1].strip() if match else None
 
 
-def explain(body: Any, workflow: Workflow, known_classes: Sequence[str], models: Path) -> JobError:
+def explain(
+    body: Any,
+    workflow: Workflow,
+    known_classes: Sequence[str],
+    models: Path,
+    hints: Sequence[JobError] = (),
+) -> JobError:
     """The error for a refused prompt. `models` is the folder ComfyUI looks for models in;
     `known_classes` may be empty when no class is unknown."""
     error = _error_of(body)
+    hints = [*hints, *bad_links(workflow)]
     name = unknown_class(body)
     if name is not None:
         unknown = unknown_nodes(workflow, known_classes, name)
         assert unknown is not None
-        return unknown
+        return combined([unknown, *hints])
     if error.get("type") == "prompt_no_outputs":
         return _no_output(workflow)
-    problems = list(_node_problems(body, workflow, models))
+    problems = list(_node_problems(body, workflow, models, hints)) or hints
     if not problems:
         said, details = error.get("message") or str(body), str(error.get("details", ""))
         return JobError(
@@ -51,12 +75,28 @@ def explain(body: Any, workflow: Workflow, known_classes: Sequence[str], models:
     return combined(problems)
 
 
-def partial(node_errors: Mapping[str, Any], workflow: Workflow, models: Path) -> list[str]:
+def partial(
+    node_errors: Mapping[str, Any],
+    workflow: Workflow,
+    models: Path,
+    hints: Sequence[JobError] = (),
+) -> list[str]:
     """Warnings for branches that ComfyUI left out although it accepted the rest."""
+    hints = [*hints, *bad_links(workflow)]
     return [
         f"left out of this run: {problem.message}"
-        for problem in _node_problems({"node_errors": node_errors}, workflow, models)
+        for problem in _node_problems({"node_errors": node_errors}, workflow, models, hints)
     ]
+
+
+def of_node(hints: Sequence[JobError], error: JobError) -> JobError:
+    """The hint about the node that raised `error` where there is one, with what the node said."""
+    node_id = error.details.get("node_id")
+    found = [hint for hint in hints if hint.details.get("node_id") == node_id]
+    if error.code != "job.node_failed" or not found:
+        return error
+    first = combined(found)
+    return JobError(first.code, first.message, first.fix, **{**error.details, **first.details})
 
 
 def _error_of(body: Any) -> Mapping[str, Any]:
@@ -77,6 +117,19 @@ def unknown_nodes(
     ids = [key for key, node in workflow.items() if node["class_type"] in missing]
     close = {cls: nearest(cls, known) for cls in missing}
     hints = "; ".join(f"{cls}: did you mean {', '.join(n)}?" for cls, n in close.items() if n)
+    drawn = [name for name in missing if _EDITOR_ONLY.fullmatch(name)]
+    if drawn:
+        told_of = ", ".join(f"{k} ({workflow[k]['class_type'][:60]})" for k in ids[:_LISTED])
+        return JobError(
+            "workflow.unknown_node",
+            f"Node {told_of} is something of the editor, not a node that ComfyUI can run: a "
+            "subgraph, a group node, a note, a reroute or a primitive.",
+            "Export the workflow with Workflow → Export (API), which replaces these by the nodes "
+            "behind them.",
+            classes=missing,
+            node_ids=ids,
+            nearest={},
+        )
     return JobError(
         "workflow.unknown_node",
         f"This ComfyUI has no node class {', '.join(missing)} (node {', '.join(ids) or '?'}).",
@@ -112,13 +165,9 @@ def combined(problems: list[JobError]) -> JobError:
     )
 
 
-def all_at_once(problems: Sequence[JobError], workflow: Workflow, known: Sequence[str]) -> JobError:
-    """One error of all missing inputs and, where the known classes are known, unknown classes."""
-    unknown = unknown_nodes(workflow, known) if known else None
-    return combined([*([unknown] if unknown else []), *problems])
-
-
-def _node_problems(body: Any, workflow: Workflow, models: Path) -> Iterator[JobError]:
+def _node_problems(
+    body: Any, workflow: Workflow, models: Path, hints: Sequence[JobError] = ()
+) -> Iterator[JobError]:
     node_errors = body.get("node_errors") if isinstance(body, Mapping) else None
     if not isinstance(node_errors, Mapping):
         return
@@ -126,7 +175,26 @@ def _node_problems(body: Any, workflow: Workflow, models: Path) -> Iterator[JobE
         errors = report.get("errors") if isinstance(report, Mapping) else None
         for error in errors if isinstance(errors, list) else []:
             if isinstance(error, Mapping):
-                yield _node_problem(str(node_id), report.get("class_type"), error, workflow, models)
+                known = _hints_for(str(node_id), error, workflow, hints)
+                if known:
+                    yield from known
+                else:
+                    kind = report.get("class_type")
+                    yield _node_problem(str(node_id), kind, error, workflow, models)
+
+
+def _hints_for(
+    node_id: str, error: Mapping[str, Any], workflow: Workflow, hints: Sequence[JobError]
+) -> list[JobError]:
+    """What was known of the input that ComfyUI names; of all that an output needs, where ComfyUI
+    itself stumbled over it."""
+    extra = error.get("extra_info")
+    name = extra.get("input_name") if isinstance(extra, Mapping) else None
+    if str(error.get("type")).startswith("exception_during"):
+        nodes = needed_by(workflow, node_id)
+        return [hint for hint in hints if hint.details.get("node_id") in nodes]
+    wanted = (node_id, name)
+    return [h for h in hints if (h.details.get("node_id"), h.details.get("input")) == wanted]
 
 
 def _node_problem(
@@ -145,7 +213,9 @@ def _node_problem(
         return JobError(
             "workflow.value_out_of_range",
             f"{name} of {where} is out of range: {error.get('message')}.",
-            "Send a value within the range.",
+            'Send a value within the range, or "random" to have one drawn.'
+            if "seed" in name.lower()
+            else "Send a value within the range.",
             **details,
         )
     if kind == "required_input_missing":
@@ -153,6 +223,14 @@ def _node_problem(
             "workflow.input_missing",
             f"{where[0].upper() + where[1:]} lacks its required input {name}.",
             "Add it to the workflow, or export the workflow again.",
+            **details,
+        )
+    if kind == "invalid_input_type" and (wanted := _wanted_type(extra)) is not None:
+        return JobError(
+            "workflow.invalid",
+            f"{name} of {where} must be {wanted}, and is {described(extra.get('received_value'))}.",
+            f"Send {wanted}.",
+            type=kind,
             **details,
         )
     said = f"{error.get('message')}: {error.get('details')}"
@@ -163,6 +241,12 @@ def _node_problem(
         type=kind,
         **details,
     )
+
+
+def _wanted_type(extra: Mapping[str, Any]) -> str | None:
+    config = extra.get("input_config")
+    first = config[0] if isinstance(config, (list, tuple)) and config else config
+    return _TYPES.get(first) if isinstance(first, str) else None
 
 
 def _not_in_list(

@@ -101,7 +101,12 @@ class Worker:
             raise _degraded(faults)
         if faults and not self._jobs.can_retry(faults):
             raise _degraded(faults)
-        return await self._jobs.run(request, progress, handle)
+        try:
+            return await self._jobs.run(request, progress, handle)
+        except JobError as error:  # what was ignored of the request may be why
+            if request.warnings:
+                error.details = {**error.details, "warnings": list(request.warnings)}
+            raise
 
     async def _request(self, job: Mapping[str, Any]) -> Request:
         """A fault of the worker is reported rather than one of the request."""

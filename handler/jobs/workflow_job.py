@@ -24,8 +24,7 @@ from handler.execution import (
     Prompt,
     PromptExecutor,
     PromptResult,
-    all_at_once,
-    connect,
+    of_node,
 )
 from handler.inputs import Fetcher, JobInputs, VolumeInputs, missing_inputs
 from handler.jobs.warmup import LAST
@@ -112,10 +111,11 @@ class WorkflowJobs:
         try:
             handle.stage = "its models and input files were not there yet"
             request = await self._supplied(request, deadline, progress)
+            hints: Sequence[JobError] = ()
             if has_inputs:
-                await self._place(request, inputs, deadline)
+                hints = await self._place(request, inputs, deadline)
             handle.stage = "the workflow was still running"
-            result, items, notes = await self._produce(request, job)
+            result, items, notes = await self._produce(request, job, hints)
             handle.computed()
             handle.stage = "its results were not delivered yet"
             warnings = [*request.warnings, *result.warnings, *notes]
@@ -160,25 +160,23 @@ class WorkflowJobs:
             return fault or problem
         return await self._supply.explained(problem, request.workflow)
 
-    async def _place(self, request: WorkflowRequest, inputs: JobInputs, deadline: Deadline) -> None:
-        """Put the input files where ComfyUI looks. Raises one JobError of all that is missing,
-        unknown node classes included; ComfyUI would stop at the first."""
-
+    async def _place(
+        self, request: WorkflowRequest, inputs: JobInputs, deadline: Deadline
+    ) -> list[JobError]:
+        """Put the input files where ComfyUI looks; an explanation for each that is missing. ComfyUI
+        decides whether the workflow can do without."""
         await inputs.materialize(request.files, request.workflow, deadline)
-        problems = await self._calls.volume.call_or_fail(
+        return await self._calls.volume.call_or_fail(
             lambda: missing_inputs(request.workflow, self._work.input, self._layout.input),
             deadline.remaining,
         )
-        if problems:
-            async with connect(self._comfyui.url) as client:
-                known = await self._known.names(client, self._comfyui.starts)
-            raise all_at_once(problems, request.workflow, known)
 
     async def _produce(
-        self, request: WorkflowRequest, job: _Job
+        self, request: WorkflowRequest, job: _Job, hints: Sequence[JobError]
     ) -> tuple[PromptResult, list[Produced], list[str]]:
-        """Run the workflow: what it produced, and warnings. Nodes whose results ComfyUI has cached
-        from an earlier job, but whose files are gone, run once more."""
+        """Run the workflow: what it produced, and warnings. Nodes whose results ComfyUI has from
+        an earlier job, whose files are gone, run once more. Raises JobError, as `hints` explain it
+        where they can."""
         files, with_temp = self._delivery.files, job.options.output.include_temp
         stale: list[str] = []
 
@@ -190,12 +188,21 @@ class WorkflowJobs:
         def on_progress(update: ProgressUpdate) -> None:
             job.progress.update(update.stage, update.percent, **update.more)
 
-        on_output = job.outputs.eager.on_output
-        prompt = Prompt(request.workflow, request.extra_data, on_progress, on_output)
+        prompt = Prompt(
+            request.workflow,
+            request.extra_data,
+            request.targets,
+            hints,
+            on_progress,
+            job.outputs.eager.on_output,
+        )
         for again in (False, True):
-            result = await self._executor.run(
-                prompt, job.options.deadline, job.handle, at_end, request.retry_on_oom
-            )
+            try:
+                result = await self._executor.run(
+                    prompt, job.options.deadline, job.handle, at_end, request.retry_on_oom
+                )
+            except JobError as error:
+                raise of_node(hints, error) from None
             if again or not stale or not set(stale) <= set(prompt.workflow):
                 return result, *produced(result.history.outputs, with_temp)
             workflow = bust_cache(prompt.workflow, stale, job.options.job_tag)

@@ -15,7 +15,14 @@ from bootstrap.core.files import open_regular
 from handler.common.errors import JobError
 from handler.common.media_types import HEAD_BYTES, kind_of, mime_type
 from handler.outputs.local_files import LocalFiles, stamp_from, stamp_of
-from handler.outputs.results import DeliveryOptions, Produced, ProducedFile, ProducedText, Result
+from handler.outputs.results import (
+    NO_OUTPUT,
+    DeliveryOptions,
+    Produced,
+    ProducedFile,
+    ProducedText,
+    Result,
+)
 from handler.outputs.volume_store import tagged
 from handler.request.fields import OutputOptions
 
@@ -103,11 +110,19 @@ def _flat(picture: Any) -> Any:
 
 @dataclass
 class CollectedOutputs:
-    """Results in the order of their nodes, the files that were reported, warnings about others."""
+    """Results, each file once, in the order of their nodes; the files that were reported, warnings
+    about others."""
 
     results: list[Result] = field(default_factory=list)
     files: list[Path] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
+
+    def for_each_node(self) -> list[tuple[str, Result]]:
+        """(node id, result) of all nodes, in their order; a file that two reported is there twice,
+        as worker-comfyui has it."""
+        places = [(r.place, r.node_id, r) for r in self.results]
+        places += [(place, node, r) for r in self.results for place, node in r.repeats]
+        return [(node, r) for _, node, r in sorted(places, key=lambda item: item[0])]
 
 
 def collect_outputs(
@@ -115,21 +130,28 @@ def collect_outputs(
 ) -> CollectedOutputs:
     """Find everything. Raises JobError when files were reported and not one of them is on disk."""
     found = CollectedOutputs()
+    by_file: dict[Path, Result] = {}
     missing: list[str] = []
-    for item in produced:
+    items = list(produced)
+    for place, item in enumerate(items):
         if isinstance(item, ProducedText):
-            found.results.append(Result(item.node_id, "text", text=item.text))
+            found.results.append(Result(item.node_id, "text", text=item.text, place=place))
             continue
         local = files.find(item)
-        if local is None:
+        if local is not None and local in by_file:
+            _repeat(by_file[local], item.node_id, place)
+            continue
+        try:
+            result = None if local is None else _result(item, local, files, job_tag)
+        except OSError:  # removed, or replaced by something that is not a file
+            result = None
+        if local is None or result is None:
             missing += [] if item.guessed else [item.filename]
-        elif local not in found.files:
-            try:
-                found.results.append(_result(item, local, files, job_tag))
-            except OSError:  # removed, or replaced by something that is not a file
-                missing += [] if item.guessed else [item.filename]
-            else:
-                found.files.append(local)
+        else:
+            result.place = place
+            by_file[local] = result
+            found.results.append(result)
+    found.files = list(by_file)
     if missing and not found.results:
         raise JobError(
             "job.result_missing",
@@ -138,7 +160,15 @@ def collect_outputs(
             files=missing,
         )
     found.warnings = [f"{name} was reported by ComfyUI but is not on disk" for name in missing]
+    if items and not found.results:
+        found.warnings.append(NO_OUTPUT)
     return found
+
+
+def _repeat(result: Result, node_id: str, place: int) -> None:
+    """A file that another node has reported; one that a node reports twice is still one."""
+    if node_id not in (result.node_id, *(node for _, node in result.repeats)):
+        result.repeats.append((place, node_id))
 
 
 def rewrite(result: Result, options: DeliveryOptions, scratch: Path) -> None:
@@ -177,7 +207,7 @@ def _result(item: ProducedFile, local: Path, files: LocalFiles, job_tag: str) ->
         source=local,
         filename=tagged(local.name, job_tag),
         subfolder=local.parent.relative_to(files.output) if inside else Path(),
-        type=item.type,
+        type="temp" if item.guessed and files.is_temp(local) else item.type,
         path=files.place_on_volume(local),
     )
     if result.path is not None:

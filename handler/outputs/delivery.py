@@ -278,7 +278,7 @@ class Delivery:
         if size > limit:
             raise reply.too_large(size, self._settings.max_reply_mb)
         await together(self._encode(result, job) for result in inside if result.in_reply)
-        for entry, result in zip(answer["results"], found.results, strict=True):
+        for entry, (_, result) in zip(answer["results"], found.for_each_node(), strict=True):
             if result.in_reply:
                 entry[result.content_field] = result.content()
         return answer
@@ -292,7 +292,7 @@ class Delivery:
             where, advice = "was uploaded to its url", ""
         elif await self._keep(result, job):
             where = f"is on the volume at {result.path}"
-            advice = "; with BUCKET_ENDPOINT_URL and the other BUCKET_ settings it would be returned as a URL"
+            advice = "; with BUCKET_ENDPOINT_URL and the other BUCKET_ settings it would be a URL"
         else:
             raise reply.too_large_alone(result.entry(), result.warnings, limit)
         result.in_reply, result.text = False, None
@@ -356,4 +356,5 @@ class Delivery:
 def _without_contents(found: CollectedOutputs, more: dict[str, Any]) -> dict[str, Any]:
     """The reply without the contents of files and texts."""
     warnings = [*found.warnings, *(w for result in found.results for w in result.warnings)]
-    return reply.completed([result.entry() for result in found.results], warnings, **more)
+    entries = [{**result.entry(), "node_id": node} for node, result in found.for_each_node()]
+    return reply.completed(entries, warnings, **more)

@@ -7,7 +7,9 @@ since, the node must run again."""
 from __future__ import annotations
 
 import os
+import stat
 import threading
+import time
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
@@ -22,6 +24,8 @@ from handler.outputs.results import Content, Produced, ProducedFile, Stamp
 
 # The clock of file times lags a little behind the one of processes.
 _CLOCK_LAG = 0.05
+# A volume's file times are its server's.
+_VOLUME_CLOCK_LAG = 60.0
 
 
 @dataclass
@@ -39,10 +43,13 @@ class LocalFiles:
 
     def __init__(self, work: WorkDir, layout: Layout) -> None:
         self._layout = layout
+        self._root = Path(os.path.realpath(work.root))
         self.output = Path(os.path.realpath(work.output))
         self._temp = Path(os.path.realpath(work.temp))
         self._input = Path(os.path.realpath(work.input))
         self._volume = Path(os.path.realpath(layout.output))
+        self._beside_code = _beside_code(work, layout)
+        self._began = time.time()
         self._reported: dict[Path, Stamp] = {}
         self._settled = 0.0  # when the job ended whose files `_reported` are
         self._claimed: Counter[Path] = Counter()
@@ -53,13 +60,30 @@ class LocalFiles:
         a workflow must not be able to send for any file of this machine."""
         bases = {"output": self.output, "temp": self._temp, "input": self._input}
         base = bases.get(item.type)
-        if base is not None:
-            path = _file_at(base / item.subfolder / item.filename, (base,))
-            if path is not None:
-                return path
-        if item.fullpath is None:
+        named = Path(item.subfolder, item.filename)
+        own = (self._input,) if item.type == "input" else (self.output, self._temp)
+        places = [] if base is None else [base / named]
+        if item.guessed:
+            places += [self._root / named, self._temp / named]
+        found = next((file for place in places if (file := _file_at(place, own))), None)
+        if found is None and item.fullpath is not None and not item.guessed:
+            found = _file_at(Path(item.fullpath), (self.output, self._temp, self._volume))
+        return found or self._written_elsewhere(item, named)
+
+    def _written_elsewhere(self, item: ProducedFile, named: Path) -> Path | None:
+        """What a node wrote past ComfyUI's output folder: into the one beside its code, or the
+        volume's. Names there are not this worker's alone, so only what was changed since it
+        began."""
+        if item.type != "output":
             return None
-        return _file_at(Path(item.fullpath), (self.output, self._temp, self._volume))
+        places = [self._beside_code / named, self.output / named]
+        if item.guessed:
+            places += [self._beside_code.parent / named]
+        for place in places:
+            found = _file_at(place, (self._beside_code, self._volume))
+            if found is not None and _changed_at(found) >= self._began - _VOLUME_CLOCK_LAG:
+                return found
+        return None
 
     def place_on_volume(self, path: Path) -> str | None:
         """Where a file that a node wrote straight to the volume's output folder is, from the
@@ -68,6 +92,10 @@ class LocalFiles:
             return None
         inside = self._layout.output / path.relative_to(self._volume)
         return str(inside.relative_to(self._layout.root))
+
+    def is_temp(self, path: Path) -> bool:
+        """Does a file that was found lie in ComfyUI's folder for previews?"""
+        return path.is_relative_to(self._temp)
 
     def stale_nodes(self, items: Iterable[Produced], since: float) -> list[str]:
         """Nodes whose reported files a job that started at `since` cannot have: gone, or older
@@ -100,8 +128,10 @@ class LocalFiles:
     def may_be_on_volume(self, items: Iterable[Produced]) -> bool:
         """May one of the reported files be on the volume? Judged by its name alone."""
         root = os.fspath(self._layout.root)
+        anywhere = self._beside_code.is_relative_to(self._volume)
         return any(
-            isinstance(item, ProducedFile) and (item.fullpath or "").startswith(root)
+            isinstance(item, ProducedFile)
+            and (anywhere or ".." in item.subfolder or (item.fullpath or "").startswith(root))
             for item in items
         )
 
@@ -154,6 +184,14 @@ def encoded(local: Path) -> Content:
         return Content(pybase64.b64encode_as_string(file.read()))
 
 
+def _beside_code(work: WorkDir, layout: Layout) -> Path:
+    """The folder `output` beside ComfyUI's code: some nodes write there whatever it is told. In a
+    copy of the code it is a link to the output folder."""
+    if layout.comfyui is None or work.stage.exists():
+        return Path(os.path.realpath(work.output))
+    return Path(os.path.realpath(layout.comfyui / "output"))
+
+
 def _file_at(path: Path, roots: Iterable[Path]) -> Path | None:
     try:
         real = Path(os.path.realpath(path))
@@ -167,8 +205,16 @@ def _files_below(folder: Path) -> Iterator[Path]:
     for parent, _, names in os.walk(folder):
         for name in sorted(names):
             path = Path(parent) / name
-            if path.is_file():  # no sockets, no broken links
+            if _is_regular(path):
                 yield path
+
+
+def _is_regular(path: Path) -> bool:
+    """No socket, and no link either: what it leads to may be any file of this machine."""
+    try:
+        return stat.S_ISREG(path.lstat().st_mode)
+    except OSError:
+        return False
 
 
 def stamp_of(path: Path) -> Stamp | None:

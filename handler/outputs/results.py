@@ -14,21 +14,19 @@ from handler.common.deadline import Deadline
 from handler.request.fields import OutputOptions
 
 Stamp = tuple[int, int]
+NO_OUTPUT = "the workflow ran, but its nodes reported no output"
 _MAX_DEPTH = 8
 _TEXT_KEYS = frozenset(("text", "texts", "string", "strings"))
-# A text in one of these places, or with one of these endings, is the path of a file.
-_PATH_KEYS = frozenset("result model_file model_path video_path audio_path file_path path".split())
-_PATH_ENDINGS = tuple(
-    ".png .jpg .jpeg .webp .gif .avif .exr .tif .tiff .mp4 .webm .mkv .mov .avi .wav .mp3 .flac "
-    ".ogg .opus .m4a .glb .gltf .obj .fbx .stl .ply .usdz .splat .spz .latent .safetensors .npz "
-    ".json .txt .srt .csv .zip .pdf .svg".split()
-)
+# Any other text may be the name of a file, whatever it stands under; each costs a look at the disk.
+_LONGEST_NAME = 1024
+_MOST_GUESSES = 1000
 
 
 @dataclass(frozen=True)
 class ProducedFile:
-    """A file that a node reported; `type` is ComfyUI's: output, temp or input. `fullpath` is
-    reported by some nodes beside it. One that was only `guessed` from text may not be a file."""
+    """A file that a node reported; `type` is ComfyUI's: output, temp or input. `fullpath` is what
+    some nodes tell beside it. One that was only `guessed` from a text is most often none: the disk
+    has to tell."""
 
     node_id: str = field(compare=False)
     filename: str
@@ -52,28 +50,33 @@ Produced = ProducedFile | ProducedText
 def produced(
     outputs: Mapping[str, Any], include_temp: bool = False
 ) -> tuple[list[Produced], list[str]]:
-    """Everything in a history entry's outputs, each file once, and warnings.
+    """Everything in a history entry's outputs, each file once for each node, and warnings.
 
-    Previews (type `temp`) count only when asked for, or when there is nothing else: then they are
-    all one gets.
+    Previews (type `temp`) count only when asked for, or when there is nothing else for sure: then
+    they are all one gets.
     """
     found = list(_once(_all(outputs)))
-    if include_temp and found:
+    if not found:
+        return [], [NO_OUTPUT]
+    results = [p for p in found if isinstance(p, ProducedText) or p.type != "temp"]
+    if include_temp or len(results) == len(found):
         return found, []
-    kept = [p for p in found if isinstance(p, ProducedText) or p.type != "temp"]
-    if kept or not found:
-        return kept, [] if found else ["the workflow ran, but its nodes reported no output"]
+    if any(isinstance(p, ProducedText) or not p.guessed for p in results):
+        return results, []
     return found, ["only previews were produced; use SaveImage to keep results"]
 
 
 def _once(items: Iterator[Produced]) -> Iterator[Produced]:
-    """Each file once, however many nodes report it; texts may well be the same."""
-    seen: set[ProducedFile] = set()
+    """Each file once for each node that reports it: ComfyUI answers a node that repeats another
+    with that one's file. Texts may well be the same. A name that is certain makes a guess idle."""
+    seen: set[tuple[str, ProducedFile]] = set()
+    guesses = 0
     for item in items:
         if isinstance(item, ProducedFile):
-            if item in seen:
+            guesses += item.guessed
+            if (item.node_id, item) in seen or (item.guessed and guesses > _MOST_GUESSES):
                 continue
-            seen.add(item)
+            seen.add((item.node_id, item))
         yield item
 
 
@@ -99,7 +102,7 @@ def _within(node_id: str, key: str, value: Any, depth: int) -> Iterator[Produced
             yield from _within(node_id, key, inner, depth - 1)
     elif key in _TEXT_KEYS and value is not None:
         yield ProducedText(node_id, value if isinstance(value, str) else str(value))
-    elif isinstance(value, str) and key in _PATH_KEYS and value.lower().endswith(_PATH_ENDINGS):
+    elif isinstance(value, str) and 0 < len(value) <= _LONGEST_NAME and "\n" not in value:
         yield _path(node_id, value)
 
 
@@ -120,7 +123,8 @@ def _file(node_id: str, item: Mapping[str, Any]) -> ProducedFile:
 
 
 def _path(node_id: str, text: str) -> ProducedFile:
-    """Relative to the output folder or absolute; only the disk shows which."""
+    """Relative to the output folder, to ComfyUI's own, or absolute: the disk has to tell which, and
+    whether it is a file at all."""
     subfolder, name = posixpath.split(text.replace("\\", "/"))
     return ProducedFile(node_id, name, subfolder, "output", text, guessed=True)
 
@@ -152,11 +156,13 @@ class Content(str):
 
 @dataclass
 class Result:
-    """A file or text that a job produced, and where it is: `path` on the volume, `url` in a bucket.
-    `in_reply`: its content goes into the reply itself, `encoded` if that was done already. Text
-    gets a file (`local`) only when it must leave the reply. `size` in bytes; `source` is the file
-    that ComfyUI reported, of which `local` may be a rewritten copy; `stamp` is that of `local` when
-    it was found."""
+    """A file or a text that a job produced, and what became of it: `path` on the volume, `url` in
+    a bucket. `in_reply`: its content is to be in the reply itself, `encoded` if that was made
+    already. A text gets a file (`local`) only when it has to leave the reply. `size` in bytes;
+    `source` is the file that ComfyUI reported, of which
+    `local` may be a rewritten copy; `stamp` as `local` looked when it was found. `repeats` are
+    the nodes that also reported the same file; like `node_id` at its `place` among all that was
+    produced."""
 
     node_id: str
     kind: str
@@ -174,6 +180,8 @@ class Result:
     in_reply: bool = False
     encoded: Content | None = field(default=None, repr=False)
     warnings: list[str] = field(default_factory=list)
+    place: int = 0
+    repeats: list[tuple[int, str]] = field(default_factory=list)
 
     @property
     def content_field(self) -> str:
@@ -188,7 +196,7 @@ class Result:
         overhead = len(f', "{self.content_field}": ')
         if self.text is not None:
             return overhead + len(json.dumps(self.text))
-        return overhead + 2 + 4 * ((self.size + 2) // 3)
+        return (1 + len(self.repeats)) * (overhead + 2 + 4 * ((self.size + 2) // 3))
 
     def entry(self) -> dict[str, Any]:
         """What the reply says about it, without its content."""

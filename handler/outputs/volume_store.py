@@ -8,7 +8,9 @@ record names, and that still has that size and time; what people put there, or c
 from __future__ import annotations
 
 import json
+import math
 import os
+import stat
 import threading
 import time
 import uuid
@@ -18,8 +20,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from bootstrap.config import Settings
-from bootstrap.core.files import publish_copy
+from bootstrap.core.files import open_regular, publish_copy
 from bootstrap.core.log import say
+from bootstrap.core.text import counted
 from bootstrap.volume import Layout
 from handler.common.blocking import TimeUp
 from handler.common.calls import VolumeWatchdog
@@ -49,6 +52,7 @@ class VolumeRecord:
         self._days = days
         self._gb = gb
         self._swept: float | None = None
+        self._reported: set[Path] = set()
 
     def add(self, files: Iterable[Path]) -> None:
         """Note files that were just kept. Raises OSError."""
@@ -88,13 +92,17 @@ class VolumeRecord:
 
     def sweep(self) -> tuple[int, int]:
         """Number and bytes of the files removed. Raises OSError."""
-        kept = {record: list(_entries(record)) for record in self._records()}
+        kept = {record: list(self._entries(record)) for record in self._records()}
         known = {entry.path: entry for entries in kept.values() for entry in entries}
         ours = sorted(filter(self._is_ours, known.values()), key=lambda entry: entry.at)
         removed: set[str] = set()
         for entry in _too_many(ours, self._days, self._gb, time.time()):
-            (self._output / entry.path).unlink(missing_ok=True)
-            removed.add(entry.path)
+            try:
+                (self._output / entry.path).unlink(missing_ok=True)
+            except OSError as problem:
+                self._report(self._output / entry.path, f"could not be removed: {problem.strerror}")
+            else:
+                removed.add(entry.path)
         left = {entry.path for entry in ours} - removed
         for record, entries in kept.items():
             if not any(entry.path in left for entry in entries):
@@ -117,6 +125,30 @@ class VolumeRecord:
         except FileNotFoundError:
             return []
 
+    def _entries(self, record: Path) -> Iterator[Kept]:
+        """A record's lines. What is not one, such as a line that was cut off when its worker was
+        killed, is left out, and reported once."""
+        try:
+            with open_regular(record) as file:
+                lines = file.read().decode("utf-8", "replace").split("\n")
+        except OSError as problem:
+            self._report(record, f"cannot be read: {problem.strerror}")
+            return
+        bad = 0
+        for line in filter(None, lines):
+            try:
+                yield _entry(line)
+            except ValueError:
+                bad += 1
+        if bad:
+            self._report(record, f"{counted(bad, 'line')} skipped, not as a worker writes them")
+
+    def _report(self, path: Path, what: str) -> None:
+        """In the log, once for each file; a sweep goes on with the others."""
+        if path not in self._reported:
+            self._reported.add(path)
+            say(f"{path}: {what}")
+
     def _is_ours(self, entry: Kept) -> bool:
         """The very file that was kept: inside the folder, no link, not written to since."""
         path = self._output / entry.path
@@ -133,8 +165,11 @@ class VolumeRecord:
 
     def _forget(self, record: Path) -> None:
         """Drop a record of which nothing is left, unless its worker may be about to add to it."""
-        if record != self._file and time.time() - record.stat().st_mtime > _ABANDONED_SECONDS:
-            record.unlink(missing_ok=True)
+        with suppress(OSError):
+            status = record.lstat()
+            abandoned = time.time() - status.st_mtime > _ABANDONED_SECONDS
+            if record != self._file and abandoned and stat.S_ISREG(status.st_mode):
+                record.unlink(missing_ok=True)
 
 
 def _too_many(ours: list[Kept], days: float | None, gb: float | None, now: float) -> Iterator[Kept]:
@@ -148,16 +183,19 @@ def _too_many(ours: list[Kept], days: float | None, gb: float | None, now: float
         yield entry
 
 
-def _entries(record: Path) -> Iterator[Kept]:
-    """A record's lines; one that was cut off when its worker was killed is left out."""
-    for line in record.read_text("utf-8", "replace").splitlines():
-        try:
-            given = json.loads(line)
-            yield Kept(
-                str(given["path"]), int(given["size"]), int(given["modified"]), float(given["at"])
-            )
-        except (ValueError, TypeError, KeyError):
-            continue
+def _entry(line: str) -> Kept:
+    """Raises ValueError for a line that no worker wrote."""
+    try:
+        given = json.loads(line)
+        entry = Kept(
+            str(given["path"]), int(given["size"]), int(given["modified"]), float(given["at"])
+        )
+        os.fsencode(entry.path)
+    except (ValueError, TypeError, KeyError, OverflowError, RecursionError):
+        raise ValueError(line[:100]) from None
+    if "\0" in entry.path or not math.isfinite(entry.at):
+        raise ValueError(line[:100])
+    return entry
 
 
 class NotSaved(Exception):

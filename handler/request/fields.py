@@ -46,9 +46,12 @@ class InputFile:
         return posixpath.join(self.subfolder, self.name)
 
 
-def read_files(images: object, files: object) -> tuple[InputFile, ...]:
-    """Both fields of a request. Raises JobError."""
-    found = (*_read_list("images", "image", images), *_read_list("files", "data", files))
+def read_files(
+    images: object, files: object, others: tuple[InputFile, ...] = ()
+) -> tuple[InputFile, ...]:
+    """Both fields of a request, and files that it names in another way. Raises JobError."""
+    listed = (*_read_list("images", "image", images), *_read_list("files", "data", files))
+    found = (*listed, *(file for file in others if file not in listed))
     seen: set[str] = set()
     for file in found:
         if file.reference in seen:

@@ -13,7 +13,8 @@ from bootstrap.core.findings import Finding, errors_in
 from bootstrap.models.manifest import VERSION, parse_manifest
 from bootstrap.models.manifest_entry import ModelSpec
 from handler.common.errors import JobError, check_limits, short, wrong_type
-from handler.request import worker_comfyui
+from handler.request import envelopes, worker_comfyui
+from handler.request.envelopes import Envelope
 from handler.request.fields import InputFile, OutputOptions, read_bucket, read_files, read_options
 from handler.request.references import draw_seeds
 from handler.request.workflow import HOW_TO_ASK, Workflow, overridden, read_workflow, saved_as_files
@@ -26,13 +27,15 @@ _LISTED = 10
 class WorkflowRequest:
     """Run `workflow` (API format, overrides applied) within `max_wait` seconds, with `files` as its
     inputs; results come as `output` says, to `bucket` where there is one. `retry_on_oom`: once more
-    when the GPU's memory did not suffice, after it was freed. `seeds` were drawn for it."""
+    when the GPU's memory did not suffice, after it was freed. `seeds` were drawn for it. ComfyUI
+    gets `extra_data` beside the workflow, and runs only what `targets` need where there are any."""
 
     workflow: Workflow
     max_wait: float
     files: tuple[InputFile, ...] = ()
     warnings: tuple[str, ...] = field(default=())
-    extra_data: Mapping[str, str] = field(default_factory=dict, repr=False)  # holds a secret
+    extra_data: Mapping[str, Any] = field(default_factory=dict, repr=False)  # holds a secret
+    targets: tuple[str, ...] | None = None
     seeds: Mapping[str, int] = field(default_factory=dict)
     output: OutputOptions = field(default=OutputOptions())
     bucket: Bucket | None = None
@@ -114,13 +117,27 @@ def _parsed(text: str) -> object:
 
 _WORKFLOW_FIELDS = {
     "workflow", "workflow_name", "overrides", "images", "files", "max_wait", "output", S3_CONFIG,
-    "retry_on_oom",
-    *worker_comfyui.KEY_FIELDS,
+    "retry_on_oom", *envelopes.BESIDE, *worker_comfyui.KEY_FIELDS,
 }  # fmt: skip
 
 
 def _workflow_request(given: Mapping[str, Any], context: RequestContext) -> WorkflowRequest:
-    workflow, warnings = overridden(_workflow(given, context), given.get("overrides"))
+    envelope = envelopes.opened(given)
+    unknown = envelopes.ignored(given, _WORKFLOW_FIELDS | envelope.fields | {"type"})
+    try:
+        return _read_workflow_request(given, context, envelope, unknown)
+    except JobError as error:
+        if unknown:
+            error.details = {**error.details, "warnings": list(unknown)}
+        raise
+
+
+def _read_workflow_request(
+    given: Mapping[str, Any], context: RequestContext, envelope: Envelope, unknown: tuple[str, ...]
+) -> WorkflowRequest:
+    sent = _workflow(given, context, envelope)
+    extra_files = envelopes.file_inputs(given, sent)
+    workflow, warnings = overridden(sent, given.get("overrides"))
     workflow, seeds = draw_seeds(workflow)
     output, more = read_options(given.get("output"))
     bucket = read_bucket(given.get(S3_CONFIG, context.s3_config), context.settings)
@@ -134,19 +151,24 @@ def _workflow_request(given: Mapping[str, Any], context: RequestContext) -> Work
     return WorkflowRequest(
         workflow=saved_as_files(workflow),
         max_wait=_max_wait(given.get("max_wait"), context.settings.max_wait),
-        files=read_files(given.get("images"), given.get("files")),
-        warnings=(*warnings, *more, *_unknown(given, _WORKFLOW_FIELDS)),
+        files=read_files(given.get("images"), given.get("files"), extra_files),
+        warnings=(*envelope.notes, *warnings, *more, *unknown),
         output=output,
         bucket=bucket,
         retry_on_oom=_flag(given, "retry_on_oom"),
-        extra_data=worker_comfyui.extra_data(given, context.settings),
+        extra_data={
+            **worker_comfyui.endpoint_key(context.settings),
+            **envelope.extra_data,
+            **worker_comfyui.request_key(given),
+        },
+        targets=envelope.targets,
         seeds=seeds,
     )
 
 
-def _workflow(given: Mapping[str, Any], context: RequestContext) -> Workflow:
+def _workflow(given: Mapping[str, Any], context: RequestContext, envelope: Envelope) -> Workflow:
     """The one that was sent, or the one on the volume with that name."""
-    name, sent = given.get("workflow_name"), given.get("workflow")
+    name, sent = given.get("workflow_name"), envelope.workflow
     if name is None:
         return read_workflow(sent)
     if not isinstance(name, str) or not name.strip():
@@ -196,10 +218,7 @@ _READERS: dict[str, Callable[[Mapping[str, Any], RequestContext], Request]] = {
 
 
 def _unknown(given: Mapping[str, Any], known: set[str]) -> tuple[str, ...]:
-    unknown = sorted(str(key) for key in given if key not in known | {"type"})
-    if not unknown:
-        return ()
-    return (f"ignored unknown fields of the input: {', '.join(unknown)[:500]}",)
+    return envelopes.ignored(given, known | {"type"})
 
 
 def _flag(given: Mapping[str, Any], name: str) -> bool:

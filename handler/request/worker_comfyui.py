@@ -17,15 +17,20 @@ FORMAT = "worker-comfyui"
 KEY_FIELDS = ("comfy_org_api_key", "api_key_comfy_org")
 
 
-def extra_data(given: Mapping[str, Any], settings: Settings) -> dict[str, str]:
-    """What ComfyUI gets beside the workflow: the Comfy.org key of the request, else the
-    endpoint's. It is a secret. Raises JobError."""
+def request_key(given: Mapping[str, Any]) -> dict[str, str]:
+    """The Comfy.org key of a request, as ComfyUI gets it beside the workflow. It is a secret.
+    Raises JobError."""
     for name in KEY_FIELDS:
         key = given.get(name)
         if key is not None and not isinstance(key, str):
             raise wrong_type(name, "the API key as a string", "something else")
         if key:
             return {"api_key_comfy_org": key}
+    return {}
+
+
+def endpoint_key(settings: Settings) -> dict[str, str]:
+    """The same, of the endpoint."""
     own = settings.comfy_org_api_key
     return {"api_key_comfy_org": own.reveal()} if own else {}
 

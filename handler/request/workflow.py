@@ -19,6 +19,7 @@ from handler.common.errors import (
 )
 
 Workflow = dict[str, dict[str, Any]]
+_MOST_WARNINGS = 20
 HOW_TO_ASK = 'Send {"input": {"workflow": {…}}} with a workflow in API format.'
 _EXPORT_FIX = (
     "In ComfyUI choose Workflow → Export (API) (older versions: enable Dev mode in the settings, "
@@ -30,7 +31,7 @@ _LISTED = 200
 
 
 def read_workflow(given: object) -> Workflow:
-    """A workflow in API format, checked for shape and links. Raises JobError."""
+    """A workflow in API format, checked for its shape. Raises JobError."""
     if given is None:
         raise JobError("workflow.missing", "The input has no workflow.", HOW_TO_ASK)
     if isinstance(given, str):
@@ -49,10 +50,7 @@ def read_workflow(given: object) -> Workflow:
         )
     if not given:
         raise JobError("workflow.empty", "The workflow has no nodes.", _EXPORT_FIX)
-    nodes = {str(key): _node(str(key), node) for key, node in given.items()}
-    for node_id, node in nodes.items():
-        _check_links(node_id, node, nodes)
-    return nodes
+    return {str(key): _node(str(key), node) for key, node in given.items()}
 
 
 def _parsed(text: str) -> object:
@@ -87,21 +85,41 @@ def _node(node_id: str, node: object) -> dict[str, Any]:
     return {**node, "inputs": dict(inputs)}
 
 
-def _check_links(node_id: str, node: Mapping[str, Any], nodes: Mapping[str, Any]) -> None:
-    """A link is `[node id, output number]`; other lists are values."""
-    for name, value in node["inputs"].items():
-        if not is_link(value) or str(value[0]) in nodes:
+def bad_links(workflow: Workflow) -> list[JobError]:
+    """An error for each link to a node that is not there. ComfyUI minds them only where a node that
+    saves something needs them, so they explain its refusal and are no reason for one of ours."""
+    return [
+        _bad_link(node_id, name, value[0], workflow)
+        for node_id, node in workflow.items()
+        for name, value in node["inputs"].items()
+        if is_link(value) and str(value[0]) not in workflow
+    ]
+
+
+def _bad_link(node_id: str, name: object, target: object, workflow: Workflow) -> JobError:
+    return JobError(
+        "workflow.bad_link",
+        f"Input {short(name)} of node {_list_nodes({node_id: workflow[node_id]})} is linked to "
+        f"node {short(target)}, which is not in the workflow.",
+        f"Add node {short(target)}, or link {short(name)} to one of the nodes "
+        f"{', '.join(list(workflow)[:20])[:300]}.",
+        node_id=node_id,
+        input=str(name),
+        linked_to=str(target),
+    )
+
+
+def needed_by(workflow: Workflow, node_id: str) -> set[str]:
+    """The ids of a node and of all that it is linked to, directly or through others."""
+    needed: set[str] = set()
+    pending = [node_id]
+    while pending:
+        here = pending.pop()
+        if here in needed or here not in workflow:
             continue
-        raise JobError(
-            "workflow.bad_link",
-            f"Input {short(name)} of node {_list_nodes({node_id: node})} is linked to node "
-            f"{short(value[0])}, which is not in the workflow.",
-            f"Add node {short(value[0])}, or link {short(name)} to one of the nodes "
-            f"{', '.join(list(nodes)[:20])[:300]}.",
-            node_id=node_id,
-            input=str(name),
-            linked_to=str(value[0]),
-        )
+        needed.add(here)
+        pending += [str(v[0]) for v in workflow[here]["inputs"].values() if is_link(v)]
+    return needed
 
 
 def is_link(value: object) -> bool:
@@ -158,9 +176,7 @@ def overridden(workflow: Workflow, given: object) -> tuple[Workflow, list[str]]:
                     f"overrides: node {node_id[:60]} had no input {short(name)} (it has {has})"
                 )
         workflow[node_id]["inputs"] = {**inputs, **values}
-    for node_id, node in workflow.items():
-        _check_links(node_id, node, workflow)
-    return workflow, warnings
+    return workflow, warnings[:_MOST_WARNINGS]
 
 
 def _override_items(given: object) -> Iterator[tuple[str, Mapping[str, Any]]]:

@@ -34,7 +34,7 @@ from tests.support.waiting import wait_until
 PNG = b"\x89PNG\r\n\x1a\n content"
 LIMIT = 1.0
 # Far more than the limit, far less than a server takes that sends a byte every 0.2 s.
-SOON = 15.0
+SOON = 40.0
 
 
 @pytest.mark.parametrize("part", PARTS)

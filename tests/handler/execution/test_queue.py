@@ -212,8 +212,8 @@ def test_no_state_follows_that_cannot() -> None:
     async def scenario() -> None:
         queue = PromptQueue()
         async with queue.enter(Deadline(1)) as entry:
-            with pytest.raises(AssertionError, match="WAITING to ENDED"):
-                entry.ended(1000.0)
+            with pytest.raises(AssertionError, match="WAITING to LOST"):
+                entry.lost()
             entry.submitted()
             with pytest.raises(AssertionError, match="RUNNING to LOST"):
                 entry.lost()

@@ -22,7 +22,13 @@ from handler.common.calls import Calls
 from handler.common.deadline import Deadline
 from handler.common.errors import JobError
 from handler.outputs.delivery import Delivery, JobOutputs
-from handler.outputs.results import DeliveryOptions, Produced, ProducedFile, ProducedText
+from handler.outputs.results import (
+    DeliveryOptions,
+    Produced,
+    ProducedFile,
+    ProducedText,
+    produced,
+)
 from handler.outputs.volume_store import tagged
 from handler.request.fields import OutputOptions
 from tests.support.s3_server import (
@@ -227,6 +233,94 @@ def test_a_file_that_a_node_wrote_to_the_volume_itself_is_named_and_left_alone(
         assert entry["path"] == "ComfyUI/output/vhs/a.mp4" and entry["data"]
     jobs.deliver(ProducedText("1", "the next job"))
     assert kept_files(layout) == ["vhs/a.mp4"]
+
+
+@pytest.mark.parametrize("subfolder", ["wild", "{relative}/wild"])
+def test_a_file_written_past_the_output_folder_is_found_on_the_volume(
+    jobs: Jobs, work: WorkDir, layout: Layout, subfolder: str
+) -> None:
+    """Into the output folder beside the code, or the volume's by an absolute path."""
+    put(layout.output / "wild", "hard.png")
+    relative = os.path.relpath(layout.output, os.path.realpath(work.output))
+    entry = jobs.entry(image("hard.png", subfolder.format(relative=relative)))
+    assert entry["path"] == "ComfyUI/output/wild/hard.png" and entry["image"]
+    assert kept_files(layout) == ["wild/hard.png"]
+
+
+@pytest.mark.parametrize("guessed", [False, True])
+def test_an_older_file_of_that_name_on_the_volume_is_not_taken_for_it(
+    work: WorkDir, layout: Layout, monkeypatch: pytest.MonkeyPatch, guessed: bool
+) -> None:
+    film = put(layout.output, "a.png")
+    monkeypatch.setattr("handler.outputs.local_files.time.time", lambda: 1e10)
+    later = Jobs(work, layout)
+    monkeypatch.undo()
+    name = ProducedFile("9", "a.png", "", "output", None, guessed)
+    if guessed:
+        assert later.deliver(name)["results"] == []
+    else:
+        with pytest.raises(JobError):
+            later.deliver(name)
+    assert film.exists()
+
+
+def test_a_text_is_a_file_where_it_names_one_in_the_folders_of_results(
+    jobs: Jobs, work: WorkDir, layout: Layout
+) -> None:
+    put(work.output, "a.wav")
+    put(work.output / "deep", "b.mp4")
+    put(work.output, "noext")
+    put(work.temp, "c.glb")
+    absolute = str(put(work.output, "d.bin"))
+    secret = str(put(work.root, "secret.png"))
+    put(work.input, "photo.png")
+    names = ["a.wav", "output/deep/b.mp4", "noext", "c.glb", absolute]
+    others = [secret, "../secret.png", "input/photo.png", "photo.png", "/etc/hostname", "mp4"]
+    outputs = {"7": {"some": {"key": names}, "others": others}}
+    answer = jobs.deliver(*produced(outputs)[0])
+    assert [r["filename"].partition("_")[0] for r in answer["results"]] == [
+        "a", "b", "noext", "c", "d"
+    ]  # fmt: skip
+    assert [r["type"] for r in answer["results"]] == ["output"] * 3 + ["temp", "output"]
+    assert "warnings" not in answer and len(kept_files(layout)) == 3
+
+
+def test_texts_that_are_no_files_leave_a_warning_that_there_is_no_output(jobs: Jobs) -> None:
+    answer = jobs.deliver(*produced({"7": {"format": "webp"}})[0])
+    assert answer["results"] == [] and "no output" in answer["warnings"][0]
+
+
+def test_a_file_that_two_nodes_report_is_a_result_of_each_and_kept_once(
+    jobs: Jobs, work: WorkDir, layout: Layout
+) -> None:
+    """ComfyUI answers the second of two equal SaveImage nodes from its cache."""
+    for name in ("a.png", "b.png"):
+        put(work.output, name)
+    batch = {"images": [{"filename": f"{n}.png", "type": "output"} for n in "ab"]}
+    results = jobs.deliver(*produced({"3": batch, "5": batch})[0])["results"]
+    assert [(r["node_id"], r["filename"][0]) for r in results] == [
+        ("3", "a"), ("3", "b"), ("5", "a"), ("5", "b")
+    ]  # fmt: skip
+    assert all(r["image"] and r["path"] for r in results)
+    assert kept_files(layout) == [f"a_{MARK}.png", f"b_{MARK}.png"]
+
+
+@pytest.mark.parametrize("target", ["/etc/hostname", "{root}/secret.png", "{root}/output/a.png"])
+def test_a_link_in_the_output_folder_is_never_followed(
+    jobs: Jobs, work: WorkDir, layout: Layout, target: str
+) -> None:
+    put(work.root, "secret.png")
+    put(work.output, "a.png")
+    (work.output / "link.png").symlink_to(target.format(root=work.root))
+    (work.output / "folder").symlink_to("/etc")
+    answer = jobs.deliver(ProducedText("1", "text"))
+    assert answer["also_kept"] == [f"ComfyUI/output/a_{MARK}.png"]
+    assert kept_files(layout) == [f"a_{MARK}.png"]
+
+
+def test_a_link_that_a_node_reports_may_lead_to_a_preview(jobs: Jobs, work: WorkDir) -> None:
+    (work.output / "link.png").symlink_to(put(work.temp, "link.png"))
+    assert jobs.entry(image("link.png"))["image"]
 
 
 def test_a_file_of_the_input_folder_that_is_reported_is_left_there(

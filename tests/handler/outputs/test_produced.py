@@ -33,9 +33,11 @@ def test_every_image_of_a_batch_counts_in_order() -> None:
         ({"9": {"images": [file("a.png"), file("a.png")], "copy": [file("a.png")]}}, ["a.png"]),
         ({"9": {"ui": {"deep": {"files": [[file("a.zip")]]}}}}, ["a.zip"]),
         ({"9": {"model_file": "3d/a.glb"}}, ["a.glb"]),
-        ({"9": {"result": ["mesh\\\\a.obj", "no path", 7, "x.unknown"]}}, ["a.obj"]),
-        ({"9": {"images": [file("a.png")]}, "8": {"again": [file("a.png")]}}, ["a.png"]),
-        ({"9": {"images": [{"filename": 7}, {"filename": None}, "x"]}, "8": None, "7": []}, []),
+        ({"9": {"result": ["mesh\\\\a.obj", "", 7, "two\nlines"]}}, ["a.obj"]),
+        ({"9": {"audio": ["a.wav"], "mesh": {"path": "a.bin"}}}, ["a.wav", "a.bin"]),
+        ({"9": {"anything": "noext", "long": "x" * 2000}}, ["noext"]),
+        ({"9": {"images": [file("a.png")]}, "8": {"again": [file("a.png")]}}, ["a.png", "a.png"]),
+        ({"9": {"images": [{"filename": 7}, {"filename": None}]}, "8": None, "7": []}, []),
     ],
 )  # fmt: skip
 def test_anything_with_a_file_name_is_a_file(outputs: dict[str, Any], names: list[str]) -> None:
@@ -61,6 +63,17 @@ def test_previews_alone_count_with_a_warning() -> None:
     found, (warning,) = produced({"1": {"images": [file("p.png", "temp")]}})
     assert found == [ProducedFile("1", "p.png", "", "temp")]
     assert "SaveImage" in warning
+
+
+def test_a_text_that_may_be_a_file_does_not_displace_previews() -> None:
+    found, (warning,) = produced({"1": {"images": [file("p.png", "temp")], "format": ["webp"]}})
+    assert [item.guessed for item in found if isinstance(item, ProducedFile)] == [False, True]
+    assert "SaveImage" in warning
+
+
+def test_texts_without_number_cost_no_more_than_a_thousand_looks() -> None:
+    found, _ = produced({"1": {"names": [f"n{n}" for n in range(100_000)]}})
+    assert len(found) == 1000
 
 
 def test_nothing_at_all_is_a_warning() -> None:

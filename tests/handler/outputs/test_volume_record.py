@@ -105,6 +105,49 @@ def test_lines_that_are_broken_are_left_out(output: Path) -> None:
     assert record(output, days=1).sweep() == (1, 1000)
 
 
+_LINE = '{{"path": {}, "size": {}, "modified": 0, "at": {}}}'
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        _LINE.format('"a\\u0000b"', 1, 0),
+        _LINE.format('"\\ud800"', 1, 0),
+        _LINE.format('"b"', "1e999", 0),
+        _LINE.format('"b"', 1, "1e999"),
+        _LINE.format('"b"', 1, "NaN"),
+        _LINE.format('"b"', "9" * 5000, 0),
+        "[" * 100_000,
+        "\0",
+    ],
+    ids=["NUL", "surrogate", "infinite size", "infinite time", "NaN", "digits", "brackets", "0"],
+)  # fmt: skip
+def test_a_bad_line_is_skipped_and_reported_once(
+    output: Path, capsys: pytest.CaptureFixture[str], line: str
+) -> None:
+    record(output).add([put(output, "a"), put(output, "b")])
+    aged(output, 9)
+    with open(output / FOLDER / "w0.jsonl", "w") as file:
+        file.write(line + "\n")
+    sweeping = record(output, days=1)
+    assert sweeping.sweep() == (2, 2000) and sweeping.sweep() == (0, 0)
+    assert capsys.readouterr().err.count("1 line skipped") == 1
+
+
+def test_a_record_that_cannot_be_read_is_skipped_and_reported_once(
+    output: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    record(output).add([put(output, "a")])
+    aged(output, 9)
+    os.mkfifo(output / FOLDER / "fifo.jsonl")
+    (output / FOLDER / "folder.jsonl").mkdir()
+    (output / FOLDER / "link.jsonl").symlink_to("nowhere")
+    sweeping = record(output, days=1)
+    assert sweeping.sweep() == (1, 1000) and sweeping.sweep() == (0, 0)
+    said = capsys.readouterr().err
+    assert [said.count(f"{name}.jsonl: ") for name in ("fifo", "folder", "link")] == [1, 1, 1]
+
+
 def test_a_record_of_nothing_goes_when_its_worker_is_long_gone(output: Path) -> None:
     for worker in ("gone", "alive"):
         record(output, worker).add([put(output, worker)])

@@ -185,7 +185,7 @@ def encoded(local: Path) -> Content:
 
 
 def _beside_code(work: WorkDir, layout: Layout) -> Path:
-    """The folder `output` beside ComfyUI's code: some nodes write there whatever it is told. In a
+    """The folder `output` beside ComfyUI's code: some nodes write there whatever its flags. In a
     copy of the code it is a link to the output folder."""
     if layout.comfyui is None or work.stage.exists():
         return Path(os.path.realpath(work.output))

@@ -87,7 +87,7 @@ def _node(node_id: str, node: object) -> dict[str, Any]:
 
 def bad_links(workflow: Workflow) -> list[JobError]:
     """An error for each link to a node that is not there. ComfyUI minds them only where a node that
-    saves something needs them, so they explain its refusal and are no reason for one of ours."""
+    saves something needs them, so they explain its refusal and are not refused here."""
     return [
         _bad_link(node_id, name, value[0], workflow)
         for node_id, node in workflow.items()

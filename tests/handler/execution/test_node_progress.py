@@ -48,7 +48,7 @@ def test_a_run_from_its_start_to_its_last_node() -> None:
 
 
 def test_percent_never_goes_back() -> None:
-    """A node that samples twice begins its bar anew; nodes of an expansion come again."""
+    """A node that samples twice restarts its bar; nodes of an expansion come again."""
     steps = heard(
         message("executing", node="2"),
         message("progress", node="2", value=9, max=10),

@@ -69,7 +69,7 @@ class OldComfyUI:
 
 @pytest.mark.parametrize("other_runs", [True, False])
 def test_only_the_jobs_own_prompt_is_stopped(tmp_path: Path, other_runs: bool) -> None:
-    old = OldComfyUI(["somebody-elses"] if other_runs else [])
+    old = OldComfyUI(["another-jobs"] if other_runs else [])
     steps: list[Any] = []
 
     async def job() -> None:
@@ -90,7 +90,7 @@ def test_only_the_jobs_own_prompt_is_stopped(tmp_path: Path, other_runs: bool) -
         asyncio.run(job())
     assert caught.value.code == "job.timeout"
     assert old.pending == []
-    assert old.running == (["somebody-elses"] if other_runs else [])
+    assert old.running == (["another-jobs"] if other_runs else [])
     assert old.interrupts == (0 if other_runs else 1)
     positions = {step.more.get("position") for step in steps if step.stage == "queued"}
     assert positions == ({None, 2} if other_runs else {None}), "told though the socket is not there"

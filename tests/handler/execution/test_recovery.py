@@ -1,4 +1,4 @@
-"""ComfyUI brought back, boundedly; the fake is a real process that starts as it is told."""
+"""ComfyUI restarted, a bounded number of times; the fake is a real process."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class Bench:
         )
 
     def ready(self, seconds: float = 20) -> JobError | None:
-        """What a job is told; None when ComfyUI is ready for it."""
+        """The error a job gets; None when ComfyUI is ready for it."""
         try:
             asyncio.run(self.recovery.ensure_ready(Deadline(seconds)))
         except JobError as error:
@@ -78,7 +78,7 @@ def test_a_start_that_keeps_failing_is_told_at_once_and_tried_again_later(bench:
     assert bench.ready() is None
     bench.comfyui.stop()
     behave(bench.comfyui, BROKEN)
-    assert code(bench.ready()) == "comfyui.module_missing", "the count begins anew"
+    assert code(bench.ready()) == "comfyui.module_missing", "the count starts again"
 
 
 def test_a_restart_beside_the_reply_keeps_the_rest_too(bench: Bench) -> None:

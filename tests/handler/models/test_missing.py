@@ -1,4 +1,4 @@
-"""Which wanted models a workflow names, and the line to add for those nobody wants yet."""
+"""Which models of the manifest a workflow names, and the entry to add for one it lacks."""
 
 from __future__ import annotations
 
@@ -83,8 +83,8 @@ def test_another_error_and_a_model_the_workflow_does_not_name_are_left_as_they_a
 
 def test_a_manifest_with_a_fault_is_told() -> None:
     manifest = Manifest(
-        findings=(error("manifest.shape", "models.json: it is no object.", "Write one."),)
+        findings=(error("manifest.shape", "models.json: it is not an object.", "Write one."),)
     )
     fault = JobError("workflow.missing_model", "No.", "Put.", node_id="1", model="a.safetensors")
     told = with_manifest_entries(fault, {"1": lora("a.safetensors")}, manifest)
-    assert "models.json: it is no object" in told.fix
+    assert "models.json: it is not an object" in told.fix

@@ -482,7 +482,7 @@ def test_a_cached_result_is_good_only_as_long_as_it_is_the_last_jobs(
     path.write_bytes(b"another job's")
     os.utime(path)
     time.sleep(0.1)
-    assert files.stale_nodes([item], time.time()) == ["9"], "written anew by another job"
+    assert files.stale_nodes([item], time.time()) == ["9"], "overwritten by another job"
 
 
 @pytest.mark.parametrize("slow", ["the first", "the second"])

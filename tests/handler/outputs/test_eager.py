@@ -121,7 +121,7 @@ def test_a_saved_file_is_on_the_volume_before_the_job_ends_and_kept_once(
     assert entry["path"] == f"ComfyUI/output/{KEPT}" and entry["filename"] == KEPT
     assert base64.b64decode(entry["image"]) == PNG
     assert job.kept() == [KEPT]
-    assert (job.layout.output / KEPT).stat().st_mtime_ns == before.st_mtime_ns, "not written anew"
+    assert (job.layout.output / KEPT).stat().st_mtime_ns == before.st_mtime_ns, "not written again"
 
 
 def test_a_file_that_was_changed_since_comes_as_it_is(made: Callable[..., Job]) -> None:

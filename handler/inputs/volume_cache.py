@@ -43,7 +43,7 @@ class _Copy:
 
 
 class VolumeInputs:
-    """The copies of one worker."""
+    """The copies of files on the volume, for one worker."""
 
     def __init__(
         self,
@@ -60,51 +60,51 @@ class VolumeInputs:
         self._copies: dict[Path, _Copy] = {}
         self._lock = threading.Lock()
 
-    async def bring(self, workflow: Workflow, user: str, deadline: Deadline) -> None:
+    async def ensure_copies(self, workflow: Workflow, user: str, deadline: Deadline) -> None:
         """Have a copy of every file of the volume that `workflow` names, until `release(user)`.
 
-        A file that is not there is left for others to complain about. Raises JobError when there
-        is no room for a copy, or the volume does not answer, and TimeUp.
+        A file that does not exist is reported elsewhere. Raises JobError when a copy cannot be
+        written, or the volume does not respond, and TimeUp.
         """
         named = list(named_files(workflow))
         if named:
             await self._volume.call_or_fail(
-                lambda: self._bring_all(named, user), deadline.remaining
+                lambda: self._ensure_all(named, user), deadline.remaining
             )
 
-    def _bring_all(self, named: list[str], user: str) -> None:
+    def _ensure_all(self, named: list[str], user: str) -> None:
         root = Path(os.path.realpath(self._volume_input))
         for wanted in named:
-            # One call for names of anything else: each costs a round trip to the volume.
+            # One call for each name that is not a file: each costs a round trip to the volume.
             if wanted.startswith(("/", "../")) or not os.path.isfile(root / wanted):
                 continue
             source = Path(os.path.realpath(root / wanted))
             if source.is_relative_to(root):
-                self._bring(source, self._folder / wanted, user)
+                self._ensure(source, self._folder / wanted, user)
 
     def release(self, user: str) -> None:
-        """The job is over; copies beyond the bounds go. Blocks, on local disk."""
+        """The job has ended; remove copies beyond the bounds. Blocks, on local disk."""
         with self._lock:
             for copy in self._copies.values():
                 if user in copy.users:
                     copy.users.remove(user)
                     copy.used_at = self._clock()
-            for path in self._too_many():
-                if _stamp(path) == self._copies.pop(path).stamp:  # else a node's by now
+            for path in self._excess():
+                if _stamp(path) == self._copies.pop(path).stamp:  # else a node has replaced it
                     path.unlink(missing_ok=True)
 
-    def _bring(self, source: Path, target: Path, user: str) -> None:
+    def _ensure(self, source: Path, target: Path, user: str) -> None:
         with self._lock:
             copy = self._copies.setdefault(target, _Copy())
             copy.users.add(user)
-        with copy.being_made:  # by one job at a time, so that no other takes a half one for whole
+        with copy.being_made:  # by one job at a time, so that no other uses an incomplete one
             stamp = _stamp(source)
             if stamp is not None and _stamp(target) != stamp:
                 _copy(source, target)
             copy.stamp = stamp
 
-    def _too_many(self) -> list[Path]:
-        """The unused copies that are too old, or too much together, the longest unused first."""
+    def _excess(self) -> list[Path]:
+        """Unused copies that are too old, or beyond the total size, the longest unused first."""
         unused = [
             (copy.used_at, path, copy.stamp[0])
             for path, copy in self._copies.items()
@@ -128,7 +128,7 @@ def named_files(workflow: Workflow) -> Iterator[str]:
 
 
 def _copy(source: Path, target: Path) -> None:
-    """In one step: a job that has opened the former copy reads on in it."""
+    """Atomically: a job that has opened the former copy goes on reading that."""
     part = target.with_name(f".{uuid.uuid4().hex}.part")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)

@@ -15,14 +15,14 @@ from handler.request.workflow import Workflow, is_link
 
 _FILE_INPUTS = frozenset("image images mask audio video file model_file latent".split())
 # ComfyUI's own loaders and the most used ones beside them: they read the input folder and nothing
-# else. Of others nobody knows what a name stands for.
+# else. What a name stands for in other nodes is unknown.
 _CORE_LOADERS = frozenset(
     "LoadImage LoadImageMask LoadAudio LoadVideo LoadLatent Load3D VHS_LoadVideo "
     "VHS_LoadAudioUpload".split()
 )
 _SUFFIXES = (" [input]", "[input]")
 _ELSEWHERE = ("[output]", "[temp]")
-_LONGEST = 1024  # more is a text that happens to end in `.bin`
+_LONGEST = 1024  # longer ones are prose that happens to end in `.bin`
 # Input names of ComfyUI's own loaders and of those that imitate them, without a number at the end.
 _BY_INPUT: Mapping[str, str] = MappingProxyType(
     {
@@ -75,9 +75,9 @@ def is_url(text: str) -> bool:
 
 
 def urls_to_load(workflow: Workflow) -> list[str]:
-    """Addresses that stand where a loader wants a file name, each once, in order.
+    """Addresses where a loader expects a file name, each once, in order.
 
-    A node that says it loads URLs is left to do so, and texts elsewhere are texts.
+    Nodes that load URLs themselves are left alone, and so is text elsewhere.
     """
     found: dict[str, None] = {}
     for node in workflow.values():
@@ -87,7 +87,7 @@ def urls_to_load(workflow: Workflow) -> list[str]:
     return list(found)
 
 
-def use_fetched(workflow: Workflow, names: Mapping[str, str]) -> None:
+def substitute_urls(workflow: Workflow, names: Mapping[str, str]) -> None:
     """Put file names where `urls_to_load` found addresses."""
     for node in workflow.values():
         for name, value in node["inputs"].items():
@@ -96,7 +96,7 @@ def use_fetched(workflow: Workflow, names: Mapping[str, str]) -> None:
 
 
 def rename_files(workflow: Workflow, names: Mapping[str, str]) -> None:
-    """Let the workflow use new names (`subfolder/name` → `subfolder/other`) wherever it has the
+    """Make the workflow use new names (`subfolder/name` → `subfolder/other`) wherever it has the
     old ones, also deep in lists, with ComfyUI's ` [input]` behind them, or with a backslash."""
     for node in workflow.values():
         for name, value in node["inputs"].items():
@@ -105,7 +105,7 @@ def rename_files(workflow: Workflow, names: Mapping[str, str]) -> None:
 
 
 def wanted_files(workflow: Workflow) -> Iterator[tuple[str, str, str]]:
-    """(node id, input, relative path) of every file that a loader we know wants."""
+    """(node id, input, relative path) of every file that a known loader reads."""
     for node_id, node in workflow.items():
         if node["class_type"] not in _CORE_LOADERS:
             continue
@@ -204,7 +204,7 @@ def _category(class_type: str, name: str) -> str | None:
 def draw_seeds(
     workflow: Workflow, draw: Callable[[int], int] = secrets.randbits
 ) -> tuple[Workflow, dict[str, int]]:
-    """The workflow with a number for each input `seed` or `…_seed` that is the word; the numbers
+    """The workflow with a number for each input `seed` or `…_seed` that is "random"; the numbers
     by `NODE.INPUT`. `draw` gives a number of so many bits."""
     drawn: dict[str, int] = {}
     changed = dict(workflow)

@@ -48,6 +48,7 @@ CODES = {
     "input.url_refused": "The URL of an input file may not be fetched",
     "input.not_fetched": "The URL of an input file did not give the file",
     "input.too_large": "The file behind a URL is larger than MAX_INPUT_MB",
+    "input.outside": "A loader of uploads names a file outside the folders it reads",
     "input.missing": "A file that a loader names is neither sent nor on the volume",
     "output.no_bucket": "Results should go to a bucket, but none is configured",
     "output.bad_bucket": "The bucket that came with the job cannot be used",

@@ -53,7 +53,8 @@ class Fetcher:
         when a file cannot be written."""
         await together(self._fetch_one(one) for one in remote)
 
-    async def _fetch_one(self, remote: RemoteFile) -> None:
+    async def _fetch_one(self, wanted: Wanted) -> None:
+        _check_text(wanted.url)
         async with self._at_once:
             try:
                 await self._attempt(remote)
@@ -136,6 +137,18 @@ class Fetcher:
             "Use a faster server, or raise INPUT_TIMEOUT (and max_wait, which covers it) in the "
             "endpoint's environment.",
         )
+
+
+def _check_text(url: str) -> None:
+    """JSON can hold half a character (a lone surrogate), which no request can. Raises JobError."""
+    try:
+        url.encode()
+    except UnicodeEncodeError:
+        raise JobError(
+            "input.url_refused",
+            f"{shown(url)} holds half a character (a lone surrogate, U+D800 to U+DFFF).",
+            _FIX_URL,
+        ) from None
 
 
 def _cut(size: int, reply: Reply) -> str:

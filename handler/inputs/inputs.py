@@ -6,6 +6,7 @@ import base64
 import binascii
 import os
 import re
+import sys
 import unicodedata
 from collections.abc import Sequence
 from itertools import chain
@@ -15,11 +16,18 @@ from bootstrap.net.addresses import shown
 from handler.common.blocking import Pool
 from handler.common.deadline import Deadline
 from handler.common.errors import JobError, nearest
-from handler.common.media_types import HEAD_BYTES, extension_for, wrong_content
-from handler.inputs.fetch import Fetcher, RemoteFile
-from handler.inputs.volume_cache import ROOM_FIX, VolumeInputs, named_files
+from handler.common.media_types import HEAD_BYTES, extension_for, unfit
+from handler.inputs.fetch import Fetcher, Wanted
+from handler.inputs.volume_cache import ROOM_FIX, VolumeInputs
 from handler.request.fields import InputFile, name_in
-from handler.request.references import rename_files, substitute_urls, urls_to_load, wanted_files
+from handler.request.references import (
+    is_folder_input,
+    named_files,
+    rename_files,
+    urls_to_load,
+    use_fetched,
+    wanted_files,
+)
 from handler.request.workflow import Workflow
 
 _LISTED = 2000
@@ -44,9 +52,9 @@ class JobInputs:
 
     @staticmethod
     def has_files(files: Sequence[InputFile], workflow: Workflow) -> bool:
-        """Are there any files to write, or to look for?"""
-        named = (urls_to_load(workflow), named_files(workflow), wanted_files(workflow))
-        return bool(files) or any(True for _ in chain(*named))
+        """Is there any file to place, or to look for?"""
+        named = chain(urls_to_load(workflow), named_files(workflow))
+        return bool(files) or any(True for _ in named)
 
     async def materialize(
         self, files: Sequence[InputFile], workflow: Workflow, deadline: Deadline
@@ -133,6 +141,10 @@ class JobInputs:
     def _path_for(self, file: InputFile, name: str) -> Path:
         folder = self._folder / file.subfolder
         try:
+            os.fsencode(folder / name)
+        except UnicodeEncodeError:
+            raise _no_name_here(file.name) from None
+        try:
             folder.mkdir(parents=True, exist_ok=True)
         except OSError as problem:
             raise _not_stored(file.name, folder, problem) from None
@@ -144,11 +156,13 @@ class JobInputs:
 
 
 def missing_inputs(workflow: Workflow, folder: Path, volume_input: Path) -> list[JobError]:
-    """An error for each file that a loader reads and that is not in ComfyUI's input folder."""
+    """An error for each file or folder that a loader wants and that is not in ComfyUI's input
+    folder."""
     there: list[str] | None = None
     problems: list[JobError] = []
     for node_id, name, path in wanted_files(workflow):
-        if _is_there(folder, path):
+        is_there = os.path.isdir if is_folder_input(name) else os.path.isfile
+        if is_there(folder / path):
             continue
         if there is None:
             there = _names_in(volume_input)
@@ -170,18 +184,11 @@ def missing_inputs(workflow: Workflow, folder: Path, volume_input: Path) -> list
     return problems
 
 
-def _is_there(folder: Path, path: str) -> bool:
-    """As ComfyUI looks; a name that no file can have does not exist."""
-    try:
-        return os.path.isfile(folder / path)
-    except ValueError:
-        return False
-
-
 def _names_in(folder: Path) -> list[str]:
     found: list[str] = []
-    for parent, _, names in os.walk(folder):
-        found += [os.path.relpath(os.path.join(parent, name), folder) for name in names]
+    for parent, folders, names in os.walk(folder):
+        entries = [*names, *folders]
+        found += [os.path.relpath(os.path.join(parent, name), folder) for name in entries]
         if len(found) >= _LISTED:
             break
     return [name for name in found if not any(unicodedata.category(c) == "Cs" for c in name)]
@@ -219,6 +226,16 @@ def _check_content(head: bytes, name: str, shown_as: str) -> None:
 def _tagged(name: str, job_tag: str) -> str:
     stem, suffix = os.path.splitext(name)
     return f"{stem}-{job_tag}{suffix}"
+
+
+def _no_name_here(name: str) -> JobError:
+    return JobError(
+        "image.bad_name",
+        f"The name {name!a} cannot be written in this worker's file name encoding, "
+        f"{sys.getfilesystemencoding()}.",
+        "Use a name of ASCII characters, or remove PYTHONUTF8=0 and the locale (LC_ALL, LANG) from "
+        "the endpoint's environment.",
+    )
 
 
 def _not_stored(name: str, folder: Path, problem: OSError) -> JobError:

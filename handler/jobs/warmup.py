@@ -89,7 +89,7 @@ def _run(boot: Preparation, workflow: Workflow) -> None:
     comfyui, models = boot.comfyui, boot.layout.comfyui / MODELS
     deadline = Deadline(boot.settings.warmup_timeout)
     calls = Calls.on(boot.layout.root)
-    inputs = VolumeInputs(boot.layout.input, boot.work.input, calls.volume)
+    inputs = VolumeInputs(boot.layout, boot.work.input, calls.volume)
 
     async def run() -> PromptResult:
         await inputs.ensure_copies(workflow, "warm-up", deadline)

@@ -76,7 +76,7 @@ class WorkflowJobs:
         self._comfyui = boot.comfyui
         self._write_back = boot.write_back
         self._calls = calls
-        self._shared_inputs = VolumeInputs(boot.layout.input, boot.work.input, calls.volume)
+        self._shared_inputs = VolumeInputs(boot.layout, boot.work.input, calls.volume)
         self._delivery = Delivery(boot.settings, boot.work, boot.layout, calls)
         self._models = boot.layout.comfyui / MODELS
         self._known = KnownClasses()

@@ -23,9 +23,10 @@ from handler.common.blocking import TimeUp
 from handler.common.calls import Calls
 from handler.common.deadline import Deadline
 from handler.common.errors import JobError
-from handler.models.missing import misses_a_model, specs_named, with_manifest_entries, with_slashes
+from handler.models.broken_links import check_links
+from handler.models.missing import misses_a_model, spelt, wanted_by, with_offer
 from handler.request.parse import DownloadRequest
-from handler.request.references import NamedModel, named_models
+from handler.request.references import NamedModel, named_models, replace_texts, used_nodes
 from handler.request.workflow import Workflow
 from handler.sdk.progress import Progress
 
@@ -51,12 +52,17 @@ class ModelSupply:
     async def ensure_models(
         self, workflow: Workflow, deadline: Deadline, progress: Progress
     ) -> tuple[str, ...]:
-        """Make every model available that the workflow names and the manifest has; the names of
-        those fetched now. Raises JobError. Checked again for each job: a volume changes, and a
-        worker may be thawed on a host whose cache has other models."""
+        """Have every model that the workflow names and the manifest knows; the names of those
+        fetched now. Raises JobError. Looked at anew for each job: a volume changes, and a worker
+        may go on at a host whose cache has other models. Names with backslashes, from Windows, get
+        slashes in `workflow`."""
         named = named_models(workflow)
         if not named:
             return ()
+        if any("\\" in model.name for model in named):
+            foreign = await self._ask(lambda: self._with_slashes(named), deadline)
+            replace_texts(workflow, foreign)
+            named = named_models(workflow)
         lacking, specs = await self._ask(lambda: self._wanted(named), deadline)
         if not lacking:
             return ()
@@ -67,7 +73,10 @@ class ModelSupply:
             _raise_if_missing(specs, results, deadline)
         if results or any(model.folders for model in lacking):
             await self._ask(lambda: self._show(results), deadline)
-        return tuple(_describe(result) for result in results if result.state == "fetched")
+        used = used_nodes(workflow)
+        needed = [model for model in lacking if model.node_id in used]
+        await self._ask(lambda: check_links(needed, self._shelves, self._layout), deadline)
+        return tuple(_in_words(result) for result in results if result.state == "fetched")
 
     async def explained(self, error: JobError, workflow: Workflow) -> JobError:
         """A job's error, with what to write into the manifest where a model is missing."""
@@ -124,6 +133,15 @@ class ModelSupply:
         """The models ComfyUI lacks, and those of them that the manifest has."""
         lacking = self._lacking(named)
         return lacking, self._known(lacking) if lacking else ()
+
+    def _with_slashes(self, named: Sequence[NamedModel]) -> dict[str, str]:
+        """Names with backslashes, and what they mean, unless a file has that very name."""
+        return {
+            model.name: spelt(model.name)
+            for model in named
+            if "\\" in model.name
+            and not self._sees(f"{folder}/{model.name}" for folder in model.folders)
+        }
 
     def _lacking(self, named: Sequence[NamedModel]) -> list[NamedModel]:
         """Those that ComfyUI does not see in the folders of their kind, or of unknown kind."""

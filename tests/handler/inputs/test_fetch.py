@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from bootstrap.config import Settings
+from bootstrap.volume import Layout
 from handler.common.calls import Calls
 from handler.common.deadline import Deadline
 from handler.common.errors import CODES, JobError
@@ -148,6 +149,7 @@ ODD = [
     "http://example.com/a.png", "ftp://example.com/a", "file:///etc/passwd", "gopher://x/",
     "https://user:pass@example.com/a", "https:///a", "https://", "https://exa mple.com/",
     "https://example.com:99999/", "https://example.com:x/", "https://[::1", "https://\\evil/",
+    "https://example.com/\ud800.png", "https://example.com/a.png?\udfff",
     "https://example.com/a\r\nHost: evil", "https://example.com/\0", "//example.com/a", "",
     "https://" + "a" * 300 + ".com/", "https://\ud800.com/", "https://xn--.com/", "https://..com/",
     "jar:https://example.com!/", "https://example.com\t/a", "data:text/plain,x",
@@ -201,7 +203,7 @@ def placed(
 
 
 def job_inputs(folder: Path, mark: str = "m1") -> JobInputs:
-    shared = VolumeInputs(folder / "no volume", folder, CALLS.volume)
+    shared = VolumeInputs(Layout(folder / "no volume", False, None), folder, CALLS.volume)
     return JobInputs(folder, mark, fetcher(), shared, CALLS.local)
 
 

@@ -14,6 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bootstrap.config import Settings
+from bootstrap.volume import Layout
 from handler.common.calls import Calls
 from handler.common.deadline import Deadline
 from handler.common.errors import JobError
@@ -37,7 +38,7 @@ def folder(tmp_path: Path) -> Path:
 def job_inputs(folder: Path, mark: str = MARK, **settings: Any) -> JobInputs:
     calls = Calls.on(Path("/"))
     fetcher = Fetcher(Settings(**settings), Deadline(30), calls.network)
-    shared = VolumeInputs(folder / "no volume", folder, calls.volume)
+    shared = VolumeInputs(Layout(folder / "no volume", False, None), folder, calls.volume)
     return JobInputs(folder, mark, fetcher, shared, calls.local)
 
 

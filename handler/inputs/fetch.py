@@ -53,8 +53,8 @@ class Fetcher:
         when a file cannot be written."""
         await together(self._fetch_one(one) for one in remote)
 
-    async def _fetch_one(self, wanted: Wanted) -> None:
-        _check_text(wanted.url)
+    async def _fetch_one(self, remote: RemoteFile) -> None:
+        _check_text(remote.url)
         async with self._at_once:
             try:
                 await self._attempt(remote)

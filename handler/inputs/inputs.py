@@ -16,16 +16,16 @@ from bootstrap.net.addresses import shown
 from handler.common.blocking import Pool
 from handler.common.deadline import Deadline
 from handler.common.errors import JobError, nearest
-from handler.common.media_types import HEAD_BYTES, extension_for, unfit
-from handler.inputs.fetch import Fetcher, Wanted
+from handler.common.media_types import HEAD_BYTES, extension_for, wrong_content
+from handler.inputs.fetch import Fetcher, RemoteFile
 from handler.inputs.volume_cache import ROOM_FIX, VolumeInputs
 from handler.request.fields import InputFile, name_in
 from handler.request.references import (
     is_folder_input,
     named_files,
     rename_files,
+    substitute_urls,
     urls_to_load,
-    use_fetched,
     wanted_files,
 )
 from handler.request.workflow import Workflow

@@ -73,7 +73,7 @@ class VolumeInputs:
         self._copies: dict[Path, _Copy] = {}
         self._lock = threading.Lock()
 
-    async def bring(self, workflow: Workflow, user: str, deadline: Deadline) -> None:
+    async def ensure_copies(self, workflow: Workflow, user: str, deadline: Deadline) -> None:
         """Have a copy of every file and folder of the volume that `workflow` names, until
         `release(user)`, and let it name them as ComfyUI finds them.
 
@@ -87,7 +87,7 @@ class VolumeInputs:
                 raise _outside(file)
         if named:
             texts = await self._volume.call_or_fail(
-                lambda: self._bring_all(named, user, deadline), deadline.remaining
+                lambda: self._ensure_all(named, user, deadline), deadline.remaining
             )
             replace_texts(workflow, texts)
 
@@ -102,7 +102,7 @@ class VolumeInputs:
                     return replace(file, path=file.path[len(home) :], folder=folder)
         return file
 
-    def _bring_all(self, named: list[NamedFile], user: str, deadline: Deadline) -> dict[str, str]:
+    def _ensure_all(self, named: list[NamedFile], user: str, deadline: Deadline) -> dict[str, str]:
         """Texts of the workflow and what to put in their place."""
         texts: dict[str, str] = {}
         for file in named:
@@ -136,14 +136,14 @@ class VolumeInputs:
         name = file.path if file.folder == "input" else posixpath.join(_RESULTS, file.path)
         if found == "folder":
             files = dict(_files_below(source, root))
-            self._bring_folder(source, files, self._folder / name, (user, deadline))
+            self._ensure_folder(source, files, self._folder / name, (user, deadline))
         else:
-            self._bring(source, self._folder / name, user)
+            self._ensure(source, self._folder / name, user)
         if "\\" not in file.text and not file.by_loader and file.folder == "input":
             return None  # its node may read more than we know from how it is spelt
         return name
 
-    def _bring_folder(
+    def _ensure_folder(
         self, source: Path, files: dict[str, int], target: Path, job: tuple[str, Deadline]
     ) -> None:
         user, deadline = job
@@ -156,7 +156,7 @@ class VolumeInputs:
 
         def bring(path: str) -> None:
             if not deadline.expired:
-                self._bring(source / path, target / path, user)
+                self._ensure(source / path, target / path, user)
 
         Crew(_AT_ONCE).run([partial(bring, path) for path in files])
 
@@ -187,7 +187,7 @@ class VolumeInputs:
                 if user in copy.users:
                     copy.users.remove(user)
                     copy.used_at = self._clock()
-            for path in self._too_many():
+            for path in self._excess():
                 self._remove(path)
 
     def _ensure(self, source: Path, target: Path, user: str) -> None:

@@ -11,7 +11,7 @@ from bootstrap.doctor import look_at_link
 from bootstrap.volume import Layout
 from bootstrap.volume.layout import USUAL_ROOTS
 from handler.common.errors import JobError
-from handler.models.missing import spelt
+from handler.models.missing import with_slashes
 from handler.request.references import NamedModel
 
 _LISTED = 5
@@ -23,7 +23,7 @@ def check_links(models: Iterable[NamedModel], model_dirs: Sequence[Path], layout
     problems = []
     for model in models:
         places = (
-            top / folder / spelt(model.name) for folder in model.folders for top in model_dirs
+            top / folder / with_slashes(model.name) for folder in model.folders for top in model_dirs
         )
         broken = next((p for p in places if os.path.islink(p) and not os.path.exists(p)), None)
         if broken is not None:

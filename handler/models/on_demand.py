@@ -24,7 +24,7 @@ from handler.common.calls import Calls
 from handler.common.deadline import Deadline
 from handler.common.errors import JobError
 from handler.models.broken_links import check_links
-from handler.models.missing import misses_a_model, spelt, wanted_by, with_offer
+from handler.models.missing import misses_a_model, specs_named, with_manifest_entries, with_slashes
 from handler.request.parse import DownloadRequest
 from handler.request.references import NamedModel, named_models, replace_texts, used_nodes
 from handler.request.workflow import Workflow
@@ -75,8 +75,8 @@ class ModelSupply:
             await self._ask(lambda: self._show(results), deadline)
         used = used_nodes(workflow)
         needed = [model for model in lacking if model.node_id in used]
-        await self._ask(lambda: check_links(needed, self._shelves, self._layout), deadline)
-        return tuple(_in_words(result) for result in results if result.state == "fetched")
+        await self._ask(lambda: check_links(needed, self._model_dirs, self._layout), deadline)
+        return tuple(_describe(result) for result in results if result.state == "fetched")
 
     async def explained(self, error: JobError, workflow: Workflow) -> JobError:
         """A job's error, with what to write into the manifest where a model is missing."""
@@ -137,7 +137,7 @@ class ModelSupply:
     def _with_slashes(self, named: Sequence[NamedModel]) -> dict[str, str]:
         """Names with backslashes, and what they mean, unless a file has that very name."""
         return {
-            model.name: spelt(model.name)
+            model.name: with_slashes(model.name)
             for model in named
             if "\\" in model.name
             and not self._sees(f"{folder}/{model.name}" for folder in model.folders)

@@ -13,7 +13,7 @@ from handler.errors import JobError
 from handler.workflow import Workflow
 
 # Authors put anything into a class name, emoji included.
-_UNKNOWN_NODE = re.compile(r"[Nn]ode '?([^\n]+?)'? (?:does not exist|not found)")
+_UNKNOWN_NODE = re.compile(r"[Nn]ode '?([^\n]{1,200}?)'? (?:does not exist|not found)")
 _LIST_LENGTH = re.compile(r"\(list of length (\d+)\)")
 _OUTPUT_NODES = "SaveImage, SaveVideo, SaveAudio, SaveAnimatedWEBP or PreviewAny"
 _LISTED = 5

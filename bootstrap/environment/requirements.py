@@ -164,9 +164,10 @@ def _without_comment(line: str) -> str:
     return _COMMENT.sub("", line).strip()
 
 
-_HEADER = re.compile(r"^\s*\[[^\[\]]+\]\s*(?:#.*)?$", re.MULTILINE)
-_PROJECT = re.compile(r"^\s*\[\s*project\s*\]\s*(?:#.*)?$", re.MULTILINE)
-_KEY = r"^\s*{}\s*=\s*"
+# White space within a line: `\s` after `^` would go over all empty lines, again at each of them.
+_HEADER = re.compile(r"^[ \t]*\[[^\[\]\n]+\][ \t]*(?:#.*)?\r?$", re.MULTILINE)
+_PROJECT = re.compile(r"^[ \t]*\[[ \t]*project[ \t]*\][ \t]*(?:#.*)?\r?$", re.MULTILINE)
+_KEY = r"^[ \t]*{}[ \t]*=[ \t]*"
 _ITEM = re.compile(r"""\s*(?:#[^\n]*\n|,|(?P<item>"(?:[^"\\\n]|\\.)*"|'[^'\n]*'))""")
 
 

@@ -19,7 +19,6 @@ and "Optimizing memory usage with PYTORCH_ALLOC_CONF" in torch's CUDA notes.
 from __future__ import annotations
 
 import difflib
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -148,7 +147,14 @@ def parse_alloc_conf(text: str) -> AllocConf:
 
 def _items(text: str) -> list[str]:
     """Split at commas that are not inside brackets."""
-    return re.split(r",(?![^\[]*\])", text) if text else []
+    items, depth = [""], 0
+    for character in text:
+        depth = max(depth + (character == "[") - (character == "]"), 0)
+        if character == "," and not depth:
+            items.append("")
+        else:
+            items[-1] += character
+    return items if text else []
 
 
 def _unknown(key: str) -> Problem:

@@ -73,8 +73,10 @@ _WORDS: Words = {
     404: (
         "download.not_found",
         "Civitai has no such model version (404).",
-        "Check the id: the version's, not the model's (`modelVersionId` in the page's address). A "
-        "model that only civitai.red shows needs a link to https://civitai.red/....",
+        (
+            "Check the id: the version's, not the model's (`modelVersionId` in the page's "
+            "address). A model that only civitai.red shows needs a link to https://civitai.red/...."
+        ),
     ),
     410: (
         "download.gone",

@@ -19,7 +19,7 @@ from pathlib import Path
 
 from bootstrap.comfyui.stage import PRIVATE, Staged, Stamp
 from bootstrap.core.concurrency import Crew
-from bootstrap.core.files import part_beside, publish_new
+from bootstrap.core.files import part_beside, publish_new, stays_within
 from bootstrap.core.log import say
 
 # A file changed more recently may still be being written.
@@ -123,6 +123,9 @@ class _Copy:
     def _carry(self, path: str) -> bool:
         """Put one file on the volume; False when a file of somebody else is there."""
         local, target = self._staged.place / path, self._staged.source / path
+        if not stays_within(target, self._staged.source):
+            self._tell(path, "a link on the volume leads elsewhere there")
+            return False
         there = _stamp_of(target)
         if there is None:
             target.parent.mkdir(parents=True, exist_ok=True)

@@ -58,6 +58,9 @@ class DiskTree:
         except OSError:
             return ""
 
+    def real(self, path: PurePosixPath) -> PurePosixPath | None:
+        return PurePosixPath(os.path.realpath(path)) if os.path.exists(path) else None
+
     def alike(self, one: PurePosixPath, other: PurePosixPath) -> bool:
         """Same inode; or files of the same size whose first and last 64 KB are the same."""
         try:
@@ -93,6 +96,11 @@ def link_models(layout: Layout) -> list[Finding]:
     if done:
         findings.append(_made(done))
     return findings
+
+
+def conflicts(plan: LinkPlan | None) -> list[Finding]:
+    """What a boot that carries out `plan` will say is in the way."""
+    return [] if plan is None else [_conflict(conflict) for conflict in plan.conflicts]
 
 
 def plan_for(layout: Layout) -> LinkPlan:

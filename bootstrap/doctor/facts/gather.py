@@ -30,6 +30,8 @@ from bootstrap.doctor.facts.volume_facts import VolumeFacts
 from bootstrap.environment import PackagesFacts, choose_python, gather_packages
 from bootstrap.environment.archive import with_added
 from bootstrap.volume import MODELS, Layout, locate
+from bootstrap.volume.link_plan import LinkPlan
+from bootstrap.volume.links import plan_for
 
 CODES = {
     "doctor.part_failed": "One part of the examination could not be done",
@@ -74,6 +76,7 @@ class Facts:
     machine: MachineFacts | None = None
     throughput: Throughput | None = None
     node_log: tuple[str, ...] = ()
+    link_plan: LinkPlan | None = None
     findings: list[Finding] = field(default_factory=list)
 
     def as_dict(self) -> dict[str, Any]:
@@ -115,6 +118,7 @@ class _Gatherer:
                     "models": lambda: self._models(layout),
                     "comfyui": lambda: self._comfyui(layout),
                     "packages": lambda: self._packages(layout),
+                    "links": lambda: self._links(layout),
                 }
             )
             self._side_by_side(
@@ -146,6 +150,11 @@ class _Gatherer:
                 timeout=left,
                 most_headers=None if self._scope.deep else LIGHT_HEADERS,
             )
+
+    def _links(self, layout: Layout) -> None:
+        """Only where everything is asked for: a boot plans its links itself, and says the same."""
+        if not self._scope.sections:
+            self._facts.link_plan = plan_for(layout)
 
     def _comfyui(self, layout: Layout) -> None:
         if self._scope.wants("comfyui") and layout.comfyui is not None:

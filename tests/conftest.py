@@ -18,7 +18,7 @@ from bootstrap.boot import Boot
 from bootstrap.config import Settings
 from bootstrap.core.findings import Outcome
 from demo.volume import DemoVolume, ensure
-from handler.worker import Worker
+from handler.jobs.worker import Worker
 
 FAULTY_NODES = Path(__file__).parent / "support" / "faulty_nodes"
 WORKFLOWS = Path(__file__).parent.parent / "demo" / "workflows"

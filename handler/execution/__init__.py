@@ -1,0 +1,23 @@
+"""One prompt on one ComfyUI, the queue of them, and a ComfyUI that is fit for the next."""
+
+from handler.execution.comfy_client import KnownClasses, connect
+from handler.execution.executor import Prompts
+from handler.execution.node_progress import Step
+from handler.execution.prompt_run import run_prompt
+from handler.execution.queue import Line, Prompt, Ran
+from handler.execution.recovery import MemoryRelief, Revival
+from handler.execution.validation import all_at_once
+
+__all__ = [
+    "KnownClasses",
+    "Line",
+    "MemoryRelief",
+    "Prompt",
+    "Prompts",
+    "Ran",
+    "Revival",
+    "Step",
+    "all_at_once",
+    "connect",
+    "run_prompt",
+]

@@ -1,0 +1,212 @@
+"""Pure: why ComfyUI refused a workflow -> one `JobError` that names everything at once."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from bootstrap.volume.categories import GGUF, PT_EXTENSIONS, extension_of
+from handler.common.errors import JobError, nearest
+from handler.request.workflow import Workflow
+
+# Authors put anything into a class name, emoji included.
+_UNKNOWN_NODE = re.compile(r"[Nn]ode '?([^\n]{1,200}?)'? (?:does not exist|not found)")
+_LIST_LENGTH = re.compile(r"\(list of length (\d+)\)")
+_OUTPUT_NODES = "SaveImage, SaveVideo, SaveAudio, SaveAnimatedWEBP or PreviewAny"
+_LISTED = 5
+
+
+def unknown_class(body: Any) -> str | None:
+    """The node class that ComfyUI does not know, if that is why it refused."""
+    error = _error_of(body)
+    if error.get("type") == "missing_node_type":
+        extra = error.get("extra_info")
+        if isinstance(extra, Mapping) and extra.get("class_type"):
+            return str(extra["class_type"])
+    match = _UNKNOWN_NODE.search(f"{error.get('message', '')} {error.get('details', '')}")
+    return match[1].strip() if match else None
+
+
+def explain(body: Any, workflow: Workflow, known_classes: Sequence[str], models: Path) -> JobError:
+    """The error for a refused prompt. `models` is the folder ComfyUI looks for models in;
+    `known_classes` may be empty when no class is unknown."""
+    error = _error_of(body)
+    name = unknown_class(body)
+    if name is not None:
+        unknown = unknown_nodes(workflow, known_classes, name)
+        assert unknown is not None
+        return unknown
+    if error.get("type") == "prompt_no_outputs":
+        return _no_output(workflow)
+    problems = list(_node_problems(body, workflow, models))
+    if not problems:
+        said, details = error.get("message") or str(body), str(error.get("details", ""))
+        return JobError(
+            "workflow.invalid",
+            f"ComfyUI refused the workflow: {str(said)[:500]} {details[:500]}".strip() + ".",
+            "Run it once in ComfyUI's editor, then export it again.",
+        )
+    return combined(problems)
+
+
+def partial(node_errors: Mapping[str, Any], workflow: Workflow, models: Path) -> list[str]:
+    """Warnings for branches that ComfyUI left out although it accepted the rest."""
+    return [
+        f"left out of this run: {problem.message}"
+        for problem in _node_problems({"node_errors": node_errors}, workflow, models)
+    ]
+
+
+def _error_of(body: Any) -> Mapping[str, Any]:
+    error = body.get("error") if isinstance(body, Mapping) else None
+    return error if isinstance(error, Mapping) else {"message": str(error or body)[:500]}
+
+
+def unknown_nodes(
+    workflow: Workflow, known: Sequence[str], told: str | None = None
+) -> JobError | None:
+    """The error for all classes that are not `known`; `told` is one that ComfyUI named, all there
+    is to go by when `known` is empty. None when every class is known."""
+    classes = dict.fromkeys(node["class_type"] for node in workflow.values())
+    missing = [name for name in classes if name not in set(known)] if known else []
+    missing = missing or ([told] if told is not None else [])
+    if not missing:
+        return None
+    ids = [key for key, node in workflow.items() if node["class_type"] in missing]
+    close = {cls: nearest(cls, known) for cls in missing}
+    hints = "; ".join(f"{cls}: did you mean {', '.join(n)}?" for cls, n in close.items() if n)
+    return JobError(
+        "workflow.unknown_node",
+        f"This ComfyUI has no node class {', '.join(missing)} (node {', '.join(ids) or '?'}).",
+        f"{hints + ' ' if hints else ''}Install the custom node in ComfyUI/custom_nodes on the "
+        "volume, and look in the worker's log for an IMPORT FAILED if it is there.",
+        classes=missing,
+        node_ids=ids,
+        nearest=close,
+    )
+
+
+def _no_output(workflow: Workflow) -> JobError:
+    classes = ", ".join(dict.fromkeys(node["class_type"] for node in workflow.values()))
+    return JobError(
+        "workflow.no_output",
+        f"No node of the workflow produces anything (it has {classes[:300]}).",
+        f"Add an output node such as {_OUTPUT_NODES}.",
+    )
+
+
+def combined(problems: list[JobError]) -> JobError:
+    """The first problem gives the code; the sentence and details hold them all."""
+    first = problems[0]
+    if len(problems) == 1:
+        return first
+    listed = " ".join(f"({i}) {p.message}" for i, p in enumerate(problems[:_LISTED], 1))
+    more = f" and {len(problems) - _LISTED} more" if len(problems) > _LISTED else ""
+    return JobError(
+        first.code,
+        f"The workflow has {len(problems)} problems: {listed}{more}",
+        first.fix,
+        problems=[{"error_code": p.code, "error": str(p), **p.details} for p in problems],
+    )
+
+
+def all_at_once(problems: Sequence[JobError], workflow: Workflow, known: Sequence[str]) -> JobError:
+    """One error of all missing inputs and, where the known classes are known, unknown classes."""
+    unknown = unknown_nodes(workflow, known) if known else None
+    return combined([*([unknown] if unknown else []), *problems])
+
+
+def _node_problems(body: Any, workflow: Workflow, models: Path) -> Iterator[JobError]:
+    node_errors = body.get("node_errors") if isinstance(body, Mapping) else None
+    if not isinstance(node_errors, Mapping):
+        return
+    for node_id, report in node_errors.items():
+        errors = report.get("errors") if isinstance(report, Mapping) else None
+        for error in errors if isinstance(errors, list) else []:
+            if isinstance(error, Mapping):
+                yield _node_problem(str(node_id), report.get("class_type"), error, workflow, models)
+
+
+def _node_problem(
+    node_id: str, class_type: Any, error: Mapping[str, Any], workflow: Workflow, models: Path
+) -> JobError:
+    extra = error.get("extra_info")
+    extra = extra if isinstance(extra, Mapping) else {}
+    name = str(extra.get("input_name", ""))
+    where = f"node {node_id} ({class_type})"
+    details = {"node_id": node_id, "class_type": class_type, "input": name}
+    kind = error.get("type")
+    if kind == "value_not_in_list":
+        length = _LIST_LENGTH.search(str(error.get("details")))
+        return _not_in_list(name, where, extra, length[1] if length else "", details, models)
+    if kind in ("value_smaller_than_min", "value_bigger_than_max"):
+        return JobError(
+            "workflow.value_out_of_range",
+            f"{name} of {where} is out of range: {error.get('message')}.",
+            "Send a value within the range.",
+            **details,
+        )
+    if kind == "required_input_missing":
+        return JobError(
+            "workflow.input_missing",
+            f"{where[0].upper() + where[1:]} lacks its required input {name}.",
+            "Add it to the workflow, or export the workflow again.",
+            **details,
+        )
+    said = f"{error.get('message')}: {error.get('details')}"
+    return JobError(
+        "workflow.invalid",
+        f"{where[0].upper() + where[1:]}: {said[:500]}.",
+        "Correct that input, or export the workflow again.",
+        type=kind,
+        **details,
+    )
+
+
+def _not_in_list(
+    name: str,
+    where: str,
+    extra: Mapping[str, Any],
+    length: str,
+    details: dict[str, Any],
+    models: Path,
+) -> JobError:
+    """`length` is all that ComfyUI tells of a list with more than 20 items."""
+    value = str(extra.get("received_value"))
+    choices = _choices(extra.get("input_config"))
+    close = nearest(value, choices)
+    shown = f"nearest: {', '.join(close)}" if close else f"there are: {', '.join(choices[:10])}"
+    if not choices:
+        shown = f"there are {length or 'none'}"
+    if extension_of(value) not in PT_EXTENSIONS | {GGUF}:
+        return JobError(
+            "workflow.value_not_allowed",
+            f"{name} of {where} is {value!r}, which is not in its list ({shown}).",
+            "Send one of the listed values.",
+            nearest=close,
+            **details,
+        )
+    return JobError(
+        "workflow.missing_model",
+        f"{name} of {where} names {value!r}, which is not among the files that "
+        f"ComfyUI finds for it ({shown}). It was looked for in {models}.",
+        f"Put the file into the matching folder below models/ on the volume, or name one that is "
+        f"there{': ' + close[0] if close else ''}.",
+        model=value,
+        nearest=close,
+        **details,
+    )
+
+
+def _choices(config: Any) -> list[str]:
+    """An input's allowed values: the first item of its config, or newer nodes' `options`."""
+    if not isinstance(config, list) or not config:
+        return []
+    if isinstance(config[0], list):
+        return [str(choice) for choice in config[0]]
+    options = (
+        config[1].get("options") if len(config) > 1 and isinstance(config[1], Mapping) else None
+    )
+    return [str(choice) for choice in options or []]

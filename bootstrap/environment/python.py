@@ -217,7 +217,8 @@ def choose_python(settings: Settings, layout: Layout) -> Path | Finding:
         "comfyui.python_missing",
         f"No Python that can run ComfyUI: tried {', '.join(tried) or 'nothing'}.",
         "Set COMFYUI_PYTHON to the interpreter ComfyUI runs with on the Pod (a venv must be made "
-        "by the same Python version as the image has), or install torch into one of these.",
+        "by the same Python version as the image has), or install torch into one of these. "
+        "One that may not be read: `chmod -R a+rX` its folder, or run the worker as its owner.",
         tried=tried,
     )
 
@@ -262,7 +263,7 @@ def _candidates(settings: Settings, layout: Layout) -> Iterator[Path]:
         homes += [layout.root, layout.root / COMFYUI]
     for home in dict.fromkeys(homes):
         for name in _VENV_NAMES:
-            if (home / name).is_dir():
+            if os.path.isdir(home / name):
                 yield home / name / "bin" / "python"
     yield IMAGE_PYTHON
     on_path = which("python3")
@@ -272,8 +273,12 @@ def _candidates(settings: Settings, layout: Layout) -> Iterator[Path]:
 
 def _problem_with(python: Path) -> str | None:
     """Why `python` will not do; None when it will. Torch is looked for, not imported."""
-    if not python.exists():
-        return "a link that leads nowhere" if python.is_symlink() else "not there"
+    try:
+        os.stat(python)
+    except PermissionError:
+        return f"a folder on the way to it may not be entered by user {os.geteuid()}"
+    except (OSError, ValueError):
+        return "a broken link" if os.path.islink(python) else "not there"
     try:
         answer = subprocess.run(
             [str(python), "-I", "-c", _PROBE],

@@ -5,6 +5,7 @@ What one part cannot tell becomes a finding; the others still run.
 
 from __future__ import annotations
 
+import os
 import threading
 import time
 from collections.abc import Callable, Mapping
@@ -139,7 +140,7 @@ class _Gatherer:
 
     def _models(self, layout: Layout) -> None:
         roots = list(layout.model_roots)
-        if layout.comfyui is not None and (layout.comfyui / MODELS).is_dir():
+        if layout.comfyui is not None and os.path.isdir(layout.comfyui / MODELS):
             roots.append(layout.comfyui / MODELS)
         if self._scope.wants("models"):
             left = self._end - time.monotonic()

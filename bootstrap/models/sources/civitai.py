@@ -164,7 +164,7 @@ def sha256_of(file: Mapping[str, Any]) -> str | None:
 def size_of(file: Mapping[str, Any]) -> int | None:
     """Bytes, when `sizeKB` (KiB, with a fraction) stands for a whole number of them."""
     kib = file.get("sizeKB")
-    if not isinstance(kib, (int, float)) or isinstance(kib, bool) or kib <= 0:
+    if not isinstance(kib, (int, float)) or isinstance(kib, bool) or not 0 < kib < 2**50:
         return None
     size = kib * 1024
     return round(size) if abs(size - round(size)) < 0.01 else None

@@ -81,8 +81,8 @@ Link = HubFile | CivitaiFile | WebFile
 
 def parse_link(url: str) -> Link:
     """What `url` points at. Raises BadLink when it is nothing that could be fetched."""
-    if not url or any(ord(c) <= 32 or ord(c) == 127 or c == "\\" for c in url):
-        raise BadLink("is empty, or holds white space, control characters or backslashes")
+    if not url or any(c <= " " or c in "\x7f\\" or "\ud800" <= c <= "\udfff" for c in url):
+        raise BadLink("is empty, or holds white space, control characters, backslashes or bytes")
     if match := _AIR.fullmatch(url):
         choice = (("format", match["format"]),) if match["format"] else ()
         return CivitaiFile(int(match["version"]), int(match["model"]), choice)

@@ -10,7 +10,7 @@ from bootstrap.comfyui.stage import CannotStage, Staged, copy_user_folder, link_
 from bootstrap.comfyui.workdir import WorkDir
 from bootstrap.config import Settings
 from bootstrap.core.findings import Finding, info, warning
-from bootstrap.core.text import counted, size_text
+from bootstrap.core.text import counted, named, size_text
 from bootstrap.volume import Layout
 from bootstrap.volume.extra_model_paths import describe_local_models
 
@@ -84,12 +84,11 @@ def _not_staged(problem: CannotStage, settings: Settings) -> Finding:
 
 
 def _heavy(staged: Staged, settings: Settings) -> Finding:
-    examples = ", ".join(staged.linked[:3])
-    more = f" and {len(staged.linked) - 3} more" if len(staged.linked) > 3 else ""
     return info(
         "comfyui.heavy_nodes",
-        f"{counted(len(staged.linked), 'large file')} in ComfyUI's folder ({examples}{more}) "
-        f"stay on the volume; {size_text(staged.bytes)} of code were copied.",
+        f"{counted(len(staged.linked), 'large file')} in ComfyUI's folder "
+        f"({named(staged.linked, 3)}) stay on the volume; {size_text(staged.bytes)} of code were "
+        "copied.",
         f"Nothing to do; STAGE_PACK_MB ({settings.stage_pack_mb:g}) is the most that is copied of "
         "one custom node.",
         files=list(staged.linked[:50]),

@@ -19,7 +19,7 @@ from bootstrap.core.findings import Finding, error
 from bootstrap.volume import COMFYUI, Layout
 
 _MOST_TEXT = 16 << 10
-_SETTING = re.compile(r"^\s*([\w-]+)\s*=\s*(.*?)\s*$", re.MULTILINE)
+_SETTING = re.compile(r"^[ \t]*([\w-]+)[ \t]*=[ \t]*(.*)$", re.MULTILINE)
 # 0.2 s on local disk; on a cold network volume, where starting reads some 100 files, seconds.
 ASK_SECONDS = 20.0
 _MOST_REASON = 300
@@ -56,7 +56,8 @@ def look_at_venv(path: str) -> Venv | None:
     """The virtual environment at `path`; None when it is none (no pyvenv.cfg: PEP 405)."""
     try:
         with open(os.path.join(path, "pyvenv.cfg"), encoding="utf-8", errors="replace") as file:
-            told = dict(_SETTING.findall(file.read(_MOST_TEXT)))
+            found = _SETTING.findall(file.read(_MOST_TEXT))
+            told = {name: value.strip() for name, value in found}
     except OSError:
         return None
     python = os.path.join(path, "bin", "python")
@@ -89,7 +90,7 @@ def _made_at(command: str, path: str) -> str | None:
     try:
         with open(os.path.join(path, "bin", "activate"), encoding="utf-8", errors="replace") as f:
             match = re.search(
-                r"^\s*VIRTUAL_ENV=['\"]?([^'\"\n]+)", f.read(_MOST_TEXT), re.MULTILINE
+                r"^[ \t]*VIRTUAL_ENV=['\"]?([^'\"\n]+)", f.read(_MOST_TEXT), re.MULTILINE
             )
     except OSError:
         return None
@@ -193,7 +194,8 @@ def choose_python(settings: Settings, layout: Layout) -> Path | Finding:
         "comfyui.python_missing",
         f"No Python that can run ComfyUI: tried {', '.join(tried) or 'nothing'}.",
         "Set COMFYUI_PYTHON to the interpreter ComfyUI runs with on the Pod (a venv must be made "
-        "by the same Python version as the image has), or install torch into one of these.",
+        "by the same Python version as the image has), or install torch into one of these. "
+        "One that may not be read: `chmod -R a+rX` its folder, or run the worker as its owner.",
         tried=tried,
     )
 
@@ -238,7 +240,7 @@ def _candidates(settings: Settings, layout: Layout) -> Iterator[Path]:
         homes += [layout.root, layout.root / COMFYUI]
     for home in dict.fromkeys(homes):
         for name in _VENV_NAMES:
-            if (home / name).is_dir():
+            if os.path.isdir(home / name):
                 yield home / name / "bin" / "python"
     yield IMAGE_PYTHON
     on_path = which("python3")
@@ -248,8 +250,12 @@ def _candidates(settings: Settings, layout: Layout) -> Iterator[Path]:
 
 def _problem_with(python: Path) -> str | None:
     """Why `python` will not do; None when it will. Torch is looked for, not imported."""
-    if not python.exists():
-        return "a link that leads nowhere" if python.is_symlink() else "not there"
+    try:
+        os.stat(python)
+    except PermissionError:
+        return f"a folder on the way to it may not be entered by user {os.geteuid()}"
+    except (OSError, ValueError):
+        return "a broken link" if os.path.islink(python) else "not there"
     try:
         answer = subprocess.run(
             [str(python), "-I", "-c", _PROBE],

@@ -17,7 +17,7 @@ from handler.common.errors import JobError, described, nearest
 from handler.request.workflow import Workflow, bad_links, needed_by
 
 # Authors put anything into a class name, emoji included.
-_UNKNOWN_NODE = re.compile(r"[Nn]ode '?([^\n]+?)'? (?:does not exist|not found)")
+_UNKNOWN_NODE = re.compile(r"[Nn]ode '?([^\n]{1,200}?)'? (?:does not exist|not found)")
 # What the editor resolves when it exports: subgraphs (their ids), group nodes, and its own helpers.
 _EDITOR_ONLY = re.compile(
     r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}|workflow[>/].*"

@@ -23,7 +23,9 @@ def check_links(models: Iterable[NamedModel], model_dirs: Sequence[Path], layout
     problems = []
     for model in models:
         places = (
-            top / folder / with_slashes(model.name) for folder in model.folders for top in model_dirs
+            top / folder / with_slashes(model.name)
+            for folder in model.folders
+            for top in model_dirs
         )
         broken = next((p for p in places if os.path.islink(p) and not os.path.exists(p)), None)
         if broken is not None:

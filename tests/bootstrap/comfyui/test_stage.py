@@ -218,3 +218,18 @@ def test_people_s_settings_come_along_but_no_logs_or_databases(tmp_path: Path) -
 
 def test_no_user_folder_is_no_fault(tmp_path: Path) -> None:
     assert copy_user_folder(tmp_path / "none", tmp_path / "local", 30).stamps == {}
+
+
+def test_what_links_lead_to_is_never_copied(comfyui: Path, tmp_path: Path) -> None:
+    """Neither a file nor a folder elsewhere, in code, data and people's settings."""
+    elsewhere = tmp_path / "elsewhere"
+    write(elsewhere / "secret", "secret")
+    for place in ("custom_nodes/pack", "output", "models", "user"):
+        (comfyui / place / "file").symlink_to(elsewhere / "secret")
+        (comfyui / place / "folder").symlink_to(elsewhere)
+    code = staged(comfyui)
+    user = copy_user_folder(comfyui / "user", tmp_path / "local/user", 30)
+    for copy, below in ((code, "custom_nodes/pack"), (user, "")):
+        for name in ("file", "folder"):
+            assert os.readlink(copy.place / below / name).startswith(str(elsewhere))
+        assert not [path for path in copy.stamps if "secret" in path or "file" in path]

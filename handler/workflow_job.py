@@ -11,7 +11,6 @@ from typing import Any
 
 from bootstrap.boot import Preparation
 from bootstrap.core.findings import Finding
-from bootstrap.volume import MODELS
 from handler import failures
 from handler.blocking import TimeUp
 from handler.calls import Calls
@@ -81,7 +80,7 @@ class WorkflowJobs:
         self._calls = calls
         self._shared_inputs = VolumeInputs(boot.layout.input, boot.work.input, calls.volume)
         self._delivery = Delivery(boot.settings, boot.work, boot.layout, calls)
-        self._models = boot.layout.comfyui / MODELS
+        self._models = boot.layout.models
         self._known = KnownClasses()
         self._revival = Revival(boot.comfyui, MemoryRelief(boot.settings), calls.control, faults)
         self._prompts = Prompts(boot.comfyui, self._revival, self._models, self._known, calls)

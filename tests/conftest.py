@@ -58,6 +58,8 @@ def environment(demo: DemoVolume, volume: Path, work: Path) -> dict[str, str]:
         "COMFYUI_ARGS": "--cpu",
         "COMFYUI_PORT": "0",
         "WORK_DIR": str(work),
+        # A name that all tests on this machine would share.
+        "LINK_OTHER_MOUNT": "false",
     }
 
 

@@ -19,6 +19,7 @@ from bootstrap.comfyui import (
     Staged,
     WorkDir,
     WriteBack,
+    check_queued,
     command,
     copy_user,
     folders_of,
@@ -34,7 +35,10 @@ from bootstrap.doctor import Facts, Report, Scope, check_layout, examine
 from bootstrap.environment import PackagesFacts, ask_help, choose_python, gather_packages
 from bootstrap.environment.install import Place, add_packages
 from bootstrap.models.prefetch import ReadAhead, Recent
-from bootstrap.volume import MODELS, Layout, locate
+from bootstrap.volume import Layout, locate, volume_root
+from bootstrap.volume.args_file import check_args_file, read_args_file, with_args_file
+from bootstrap.volume.links import with_view
+from bootstrap.volume.other_mount import link_other_mounts
 
 # Decides whether this machine is fit: always waited for. Its own probes are bounded.
 MACHINE = frozenset({"machine", "environment"})
@@ -116,6 +120,8 @@ class Preparation:
         self.recent: Recent | None = None
         self.models: BootModels | None = None
         self.write_back: WriteBack | None = None
+        self.mount_links: list[Path] = []
+        self._args = settings.comfyui_args
         self._code: Staged | None = None
         self._python: Path | None = None
         self._packages: PackagesFacts | None = None
@@ -132,9 +138,15 @@ class Preparation:
         adding = self._adding()
         added = tuple(task.name for task in adding)
         return (
-            Task("find volume", self._locate, budget=patience, late=_VOLUME_LATE),
             Task("local folder", self._make_workdir),
-            Task("copy code", self._copy_code, needs=("find volume", "local folder")),
+            Task(
+                "find volume",
+                self._locate,
+                needs=("local folder",),
+                budget=patience,
+                late=_VOLUME_LATE,
+            ),
+            Task("copy code", self._copy_code, needs=("find volume",)),
             # The copy is what ComfyUI's start waits for; whoever can wait does not take its time.
             Task(self.machine_check.name, self.machine_check.run, after=("copy code",)),
             Task(self.volume_check.name, self.volume_check.run, after=("copy code", *added)),
@@ -176,11 +188,17 @@ class Preparation:
         )
 
     def _locate(self, _: Stage) -> Sequence[Finding]:
-        layout = locate(self.settings)
+        assert self.work is not None
+        linked: list[Finding] = []
+        if self.settings.link_other_mount:
+            self.mount_links, linked = link_other_mounts(volume_root(self.settings))
+        layout = with_view(locate(self.settings), self.work.view)
         self.layout = layout
         self.recent = Recent(layout.root, self.env.get("RUNPOD_ENDPOINT_ID"))
         self.models = BootModels(self.settings, layout)
-        return check_layout(layout)
+        args = read_args_file(layout)
+        self._args = with_args_file(self.settings, args).comfyui_args
+        return [*check_layout(layout), *linked, *check_args_file(args)]
 
     def _make_workdir(self, _: Stage) -> Sequence[Finding]:
         work = make_workdir(self.settings.work_dir)
@@ -191,14 +209,16 @@ class Preparation:
 
     def _copy_code(self, row: Stage) -> Sequence[Finding]:
         assert self.layout is not None and self.work is not None
-        code, findings = stage_code(self.settings, self.layout, self.work)
+        staged, findings = stage_code(self.settings, self.layout, self.work)
         user, more = copy_user(self.settings, self.layout, self.work)
-        copies = [copy for copy in (code, user) if copy is not None]
-        self._code = code
-        self.write_back = WriteBack(copies)
+        copies = [*staged, *([user] if user is not None else [])]
+        self._code = staged[0] if staged else None
+        # An image's ComfyUI is nothing to carry changes back to.
+        root = os.path.realpath(self.layout.root)
+        self.write_back = WriteBack([c for c in copies if c.source.is_relative_to(root)])
         row.bytes = sum(copy.bytes for copy in copies)
-        row.note = f"{sum(len(copy.stamps) for copy in copies)} files" if code else "not needed"
-        return [*findings, *more]
+        row.note = f"{sum(len(copy.stamps) for copy in copies)} files" if staged else "not needed"
+        return [*findings, *more, *check_queued(copies)]
 
     def _read_manifest(self, _: Stage) -> Sequence[Finding]:
         assert self.models is not None
@@ -272,14 +292,15 @@ class Preparation:
             listed = "" if wanted.lower() == "none" else wanted
             names = [name.strip() for name in listed.split(",") if name.strip()]
         first = self.warm_up.models(self) if self.warm_up is not None else ()
-        models = self.layout.comfyui / MODELS
+        models = self.layout.models
         return list(dict.fromkeys([*first, *(models / name for name in names)]))
 
     def _start(self, _: Stage) -> Sequence[Finding]:
         assert self.layout is not None and self.layout.comfyui is not None
         assert self.work is not None and self._python is not None
-        folders = folders_of(self.work, self.layout.comfyui)
-        extra = self.settings.comfyui_args
+        nodes = None if self._code is not None else self.layout.nodes
+        folders = folders_of(self.work, self.layout.comfyui, nodes)
+        extra = self._args
         port = self.settings.comfyui_port
         problems = command.arguments(self._flags, folders, port, extra)[1]
         home = self.layout.comfyui

@@ -1,7 +1,7 @@
 """ComfyUI's process: its code and folders on local disk, its start, whether it answers, its end."""
 
 from bootstrap.comfyui.exits import Exit, explain_exit
-from bootstrap.comfyui.launch import copy_user, folders_of, stage_code
+from bootstrap.comfyui.launch import check_queued, copy_user, folders_of, stage_code
 from bootstrap.comfyui.process import ComfyUI, Launch, not_startable
 from bootstrap.comfyui.readiness import is_answering, wait_until_ready
 from bootstrap.comfyui.stage import Staged
@@ -15,6 +15,7 @@ __all__ = [
     "Staged",
     "WorkDir",
     "WriteBack",
+    "check_queued",
     "command",
     "copy_user",
     "exits",

@@ -34,11 +34,16 @@ def local_folders(comfyui: Path | None) -> Mapping[str, str]:
     }
 
 
-def describe_local_models(comfyui: Path, models: Path, config: Path) -> Path | None:
-    """Write `config`, which tells ComfyUI of the folder `models`; None where it cannot be told."""
-    folders = local_folders(comfyui)
+def describe_local_models(
+    comfyui: Path, models: Path, config: Path, nodes: Path | None = None
+) -> Path | None:
+    """Write `config`, which tells ComfyUI of the folder `models`, and of the custom nodes at
+    `nodes`; None where it cannot be told."""
+    folders = dict(local_folders(comfyui))
     if not folders:
         return None
+    if nodes is not None:
+        folders["custom_nodes"] = str(nodes)
     # JSON is YAML, and quotes whatever a path may hold.
     text = json.dumps({"comfyui_volume_worker": {"base_path": str(models), **folders}}, indent=1)
     try:

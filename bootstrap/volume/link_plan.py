@@ -2,7 +2,8 @@
 
 Whole folder, category or file, whichever loses nothing: a link is planned only where there is
 nothing yet, and only as deep as needed. Where ComfyUI has a real folder of the same name, the
-plan goes into it. A real file or folder is never replaced. A link is *ours* when it reads exactly
+plan goes into it, also where it is a link to a folder elsewhere on the volume. A real file or
+folder is never replaced. A link is *ours* when it reads exactly
 as this plan would write it; only such a link is removed, and only when it leads nowhere.
 """
 
@@ -43,6 +44,10 @@ class Tree(Protocol):
 
     def link_text(self, path: Pure) -> str:
         """What the link at `path` reads."""
+        ...
+
+    def real(self, path: Pure) -> Pure | None:
+        """`path` without links; None when they lead nowhere."""
         ...
 
     def alike(self, one: Pure, other: Pure) -> bool:
@@ -111,7 +116,7 @@ def plan_links(
     of the links were ours.
     """
     planner = _Planner(tree, volume, target, known)
-    sources = list(dict.fromkeys(sources))
+    sources = [source for source in dict.fromkeys(sources) if source != target]
     planner.clear(sources)
     roots = [s for s in sources if tree.leads_to(s) is Kind.FOLDER and not tree.alike(s, target)]
     planner.visit(roots, target)
@@ -128,6 +133,8 @@ class _Planner:
         self.actions: list[Action] = []
         self.conflicts: list[Conflict] = []
         self.cleared: set[Pure] = set()
+        # Folders behind links that are being looked at: links may lead round in a circle.
+        self.entered: list[Pure] = []
 
     def clear(self, sources: list[Pure]) -> None:
         """Remove our links that lead nowhere, wherever in the target they are."""
@@ -140,11 +147,17 @@ class _Planner:
             self._clear_below(linked, self.target / name, kind)
 
     def _clear_below(self, sources: list[Pure], place: Pure, kind: Kind) -> None:
-        if kind is Kind.LINK:
-            self._clear_if_ours(sources, place)
-        elif kind is Kind.FOLDER:
+        if kind is Kind.FOLDER:
             for name, below in sorted(self.tree.entries(place).items()):
                 self._clear_below([source / name for source in sources], place / name, below)
+            return
+        if kind is Kind.LINK:
+            self._clear_if_ours(sources, place)
+            behind = self._behind(sources, place)
+            if behind is not None:
+                self.entered.append(behind)
+                self._clear_below(sources, behind, Kind.FOLDER)
+                self.entered.pop()
 
     def _clear_if_ours(self, sources: list[Pure], place: Pure) -> None:
         if self.tree.leads_to(place) is not None:
@@ -153,6 +166,17 @@ class _Planner:
         if any(text == self._text(place, source) for source in sources):
             self.actions.append(Unlink(place, text))
             self.cleared.add(place)
+
+    def _behind(self, sources: Iterable[Pure], place: Pure) -> Pure | None:
+        """The folder on the volume that the link at `place` leads to, if links may be made in it:
+        none of `sources` holds it or lies in it, or links would lead to themselves."""
+        real = self.tree.real(place)
+        if real is None or self.tree.leads_to(real) is not Kind.FOLDER or real in self.entered:
+            return None
+        away = [self.tree.real(source) or source for source in sources]
+        if any(real.is_relative_to(s) or s.is_relative_to(real) for s in away):
+            return None
+        return real if real.is_relative_to(self.volume) else None
 
     def visit(self, sources: list[Pure], place: Pure) -> None:
         """Make everything in the folders `sources` visible in the folder `place`."""
@@ -219,6 +243,14 @@ class _Planner:
         if folders == claimants and (kind is Kind.FOLDER or (several and kind is None)):
             self.visit([f for f in folders if not self.tree.alike(f, place)], place)
             return
+        if folders == claimants and kind is Kind.LINK:
+            others = [f for f in folders if not self.tree.alike(f, place)]
+            behind = self._behind(others, place)
+            if behind is not None:
+                self.entered.append(behind)
+                self.visit(others, behind)
+                self.entered.pop()
+                return
         if kind is None:
             first, *claimants = claimants
             self.actions.append(Link(place, self._text(place, first)))

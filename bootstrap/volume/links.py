@@ -6,10 +6,11 @@ import errno
 import os
 import uuid
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path, PurePosixPath
 
 from bootstrap.core.findings import Finding, error, info, warning
-from bootstrap.volume.layout import MODELS, Layout, folders_known_to
+from bootstrap.volume.layout import Layout, folders_known_to
 from bootstrap.volume.link_plan import (
     Action,
     Conflict,
@@ -20,6 +21,7 @@ from bootstrap.volume.link_plan import (
     Unlink,
     plan_links,
 )
+from bootstrap.volume.search import MODELS
 
 CODES = {
     "links.made": "Links to models were made, as planned",
@@ -58,6 +60,10 @@ class DiskTree:
         except OSError:
             return ""
 
+    def real(self, path: PurePosixPath) -> PurePosixPath | None:
+        real = os.path.realpath(path)
+        return PurePosixPath(real) if os.path.exists(real) else None
+
     def alike(self, one: PurePosixPath, other: PurePosixPath) -> bool:
         """Same inode; or files of the same size whose first and last 64 KB are the same."""
         try:
@@ -77,6 +83,8 @@ def link_models(layout: Layout) -> list[Finding]:
         return []
     done: list[Action] = []
     failed: list[Finding] = []
+    if layout.view is not None:
+        layout.view.mkdir(exist_ok=True)
     plan = plan_for(layout)
     seen = plan.conflicts
     for _ in range(_PASSES):
@@ -100,14 +108,37 @@ def plan_for(layout: Layout) -> LinkPlan:
     if layout.comfyui is None:
         return LinkPlan()
     comfyui = Path(os.path.realpath(layout.comfyui))
+    # A models folder at the volume's root that is gone still tells which links were ours.
+    sources = [*layout.model_roots, layout.root / MODELS]
+    if layout.view is not None:
+        sources.insert(0, comfyui / MODELS)
+    volume = os.path.realpath(layout.root)
     return plan_links(
         DiskTree(),
-        # A models folder at the volume's root that is gone still tells which links were ours.
-        [PurePosixPath(os.path.realpath(r)) for r in (*layout.model_roots, layout.root / MODELS)],
-        PurePosixPath(comfyui / MODELS),
-        PurePosixPath(os.path.realpath(layout.root)),
+        [PurePosixPath(os.path.realpath(source)) for source in sources],
+        PurePosixPath(layout.view or _target(comfyui / MODELS, volume)),
+        PurePosixPath(volume),
         folders_known_to(comfyui),
     )
+
+
+def with_view(layout: Layout, place: Path) -> Layout:
+    """The layout with `place` on local disk for links to all models, where ComfyUI needs links and
+    none can be made on the volume."""
+    if not (layout.comfyui_on_volume and layout.model_roots) or _takes_links(layout.models):
+        return layout
+    return replace(layout, view=place)
+
+
+def _takes_links(models: Path) -> bool:
+    folder = models if os.path.isdir(models) else models.parent
+    return os.access(folder, os.W_OK | os.X_OK)
+
+
+def _target(models: Path, volume: str) -> str:
+    """ComfyUI's models folder, or what it is a link to if that is on the volume."""
+    real = os.path.realpath(models)
+    return real if os.path.isdir(real) and Path(real).is_relative_to(volume) else str(models)
 
 
 def apply(plan: LinkPlan, done: list[Action]) -> list[Finding]:
@@ -184,7 +215,7 @@ def _made(done: list[Action]) -> Finding:
     removed = [a for a in done if isinstance(a, Unlink)]
     examples = ", ".join(f"{a.place.name} → {a.text}" for a in links[:3])
     more = f" and {len(links) - 3} more" if len(links) > 3 else ""
-    parts = []
+    parts: list[str] = []
     if links:
         parts.append(f"linked {examples}{more}")
     if removed:

@@ -19,9 +19,11 @@ from bootstrap.doctor.checks.throughput import check_throughput
 from bootstrap.doctor.checks.tokens import check_tokens
 from bootstrap.doctor.checks.torch_build import check_torch
 from bootstrap.doctor.checks.volume import check_volume
+from bootstrap.doctor.checks.volume_links import names_that_hold
 from bootstrap.doctor.facts.gather import Facts
 from bootstrap.doctor.facts.machine import MachineFacts
 from bootstrap.environment.imports import check_node_imports
+from bootstrap.volume.args_file import check_args_file
 
 CODES = {"doctor.check_crashed": "A check failed; the others still ran"}
 
@@ -46,7 +48,7 @@ def _volume(facts: Facts, settings: Settings) -> list[Finding]:
     return check_volume(facts.volume, settings) if facts.volume else []
 
 
-def _models(facts: Facts, _: Settings) -> list[Finding]:
+def _models(facts: Facts, settings: Settings) -> list[Finding]:
     # Without volume and ComfyUI there is no place yet where a model could be missing.
     nowhere = facts.layout is not None and facts.layout.comfyui is None
     if facts.models is None or (nowhere and not facts.models.roots):
@@ -58,11 +60,14 @@ def _models(facts: Facts, _: Settings) -> list[Finding]:
         gpu_memory=max((g.memory_total for g in gpus if g.memory_total), default=None),
         memory_limit=machine.memory.limit if machine and machine.memory else None,
         volume_root=facts.layout.root if facts.layout else None,
+        names=names_that_hold(facts.volume, settings) if facts.volume else frozenset(),
     )
 
 
 def _comfyui(facts: Facts, _: Settings) -> list[Finding]:
-    return check_comfyui(facts.comfyui, facts.packages) if facts.comfyui else []
+    if facts.comfyui is None:
+        return []
+    return [*check_comfyui(facts.comfyui, facts.packages), *check_args_file(facts.args)]
 
 
 def _node_imports(facts: Facts, _: Settings) -> list[Finding]:

@@ -30,6 +30,7 @@ from bootstrap.doctor.facts.volume_facts import VolumeFacts
 from bootstrap.environment import PackagesFacts, choose_python, gather_packages
 from bootstrap.environment.archive import with_added
 from bootstrap.volume import MODELS, Layout, locate
+from bootstrap.volume.args_file import ArgsFile, read_args_file
 
 CODES = {
     "doctor.part_failed": "One part of the examination could not be done",
@@ -69,6 +70,7 @@ class Facts:
     volume: VolumeFacts | None = None
     models: Inventory | None = None
     comfyui: ComfyUIFacts | None = None
+    args: ArgsFile | None = None
     python: Path | None = None
     packages: PackagesFacts | None = None
     machine: MachineFacts | None = None
@@ -127,7 +129,8 @@ class _Gatherer:
         return self._facts
 
     def _layout(self) -> None:
-        self._facts.layout = locate(self._settings)
+        layout = locate(self._settings)
+        self._facts.layout, self._facts.args = layout, read_args_file(layout)
 
     def _volume(self, layout: Layout) -> None:
         if self._scope.wants("volume"):

@@ -160,10 +160,29 @@ def test_a_file_where_a_folder_wants_to_be_is_a_conflict() -> None:
     assert [c.source for c in made.conflicts] == [MODELS / "loras"]
 
 
-def test_somebody_elses_link_to_something_else_is_a_conflict() -> None:
-    made = plan({"/v/models/loras/a.pt": "a", "/v/old/b.pt": "b", f"{TARGET}/loras": "→ /v/old"})
-    assert made.actions == ()
-    assert "a link to something else stands there (/v/old)" in made.conflicts[0].reason
+def test_a_category_that_is_a_link_to_a_folder_of_the_volume_takes_the_links() -> None:
+    files = {"/v/models/loras/a.pt": "a", "/v/old/b.pt": "b", f"{TARGET}/loras": "→ /v/old"}
+    made = plan(files)
+    assert made == LinkPlan((Link(Pure("/v/old/a.pt"), "../models/loras/a.pt"),))
+    done = plan(files | {"/v/old/a.pt": "→ ../models/loras/a.pt"})
+    assert done == LinkPlan()
+    gone = plan(
+        {
+            "/v/models/loras/c.pt": "c",
+            f"{TARGET}/loras": "→ /v/old",
+            "/v/old/a.pt": "→ ../models/loras/a.pt",
+            "/v/old/c.pt": "→ ../models/loras/c.pt",
+        }
+    )
+    assert gone == LinkPlan((Unlink(Pure("/v/old/a.pt"), "../models/loras/a.pt"),))
+
+
+def test_somebody_elses_link_off_the_volume_or_round_in_a_circle_is_a_conflict() -> None:
+    away = plan({"/v/models/loras/a.pt": "a", "/old/b.pt": "b", f"{TARGET}/loras": "→ /old"})
+    assert away.actions == ()
+    assert "a link to something else stands there (/old)" in away.conflicts[0].reason
+    inner = {"/v/models/loras/sub/a.pt": "a", f"{TARGET}/loras": "→ /v/models/loras/sub"}
+    assert plan(inner).actions == ()
 
 
 def test_somebody_elses_link_that_leads_nowhere_is_a_conflict_where_it_is_in_the_way() -> None:

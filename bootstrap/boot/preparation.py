@@ -234,12 +234,13 @@ class Preparation:
 
     def _choose_python(self, _: Stage) -> Sequence[Finding]:
         assert self.layout is not None
-        python = choose_python(self.settings, self.layout)
-        if isinstance(python, Finding):
-            return [python]
-        self._python = python
-        self._child_env = child_environment(self.env, self.settings.comfyui_env_pass, python)
-        return []
+        choice = choose_python(self.settings, self.layout)
+        if isinstance(choice, Finding):
+            return [choice]
+        self._python = choice.python
+        passed = self.settings.comfyui_env_pass
+        self._child_env = child_environment(self.env, passed, choice.python)
+        return choice.findings
 
     def _list_packages(self, _: Stage) -> None:
         """While the code is being copied."""

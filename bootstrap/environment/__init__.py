@@ -1,9 +1,11 @@
 """The Python that runs ComfyUI: which one, what it has, what it lacks and how it gets that."""
 
-from bootstrap.environment.python import Venv, ask_help, choose_python, look_at_venv, may_be_venv
+from bootstrap.environment.choice import Choice, choose_python, venvs_of
+from bootstrap.environment.python import Venv, ask_help, look_at_venv
 from bootstrap.environment.site_packages import PackagesFacts, gather_packages
 
 __all__ = [
+    "Choice",
     "PackagesFacts",
     "Venv",
     "archive",
@@ -14,8 +16,9 @@ __all__ = [
     "install",
     "judge",
     "look_at_venv",
-    "may_be_venv",
     "packs",
     "pip_text",
     "requirements",
+    "torch_build",
+    "venvs_of",
 ]

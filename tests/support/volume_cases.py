@@ -183,7 +183,6 @@ CASES = [
         WARNING,
         swapped("ComfyUI/models/vae", "{root}/../elsewhere", "../elsewhere"),
     ),
-    Case("volume.venv_broken", WARNING, broken_venv, "venv/bin/python"),
     Case(
         "volume.paths_other_mount",
         WARNING,

@@ -28,7 +28,7 @@ from bootstrap.core.findings import Finding, error, info, ok, warning
 from bootstrap.core.text import IN_ENDPOINT
 from bootstrap.doctor.checks.gpu import gpu_expectation
 from bootstrap.doctor.facts.machine import MachineFacts, Preload
-from bootstrap.doctor.facts.torch_build import TorchBuild
+from bootstrap.environment.torch_build import TorchBuild
 
 NATIVE = "native"
 ASYNC = "cudaMallocAsync"

@@ -243,7 +243,7 @@ def check_leftovers(facts: VolumeFacts) -> list[Finding]:
 
 def _venv(venv: Venv, facts: VolumeFacts, names: frozenset[str]) -> list[Finding]:
     if not venv.python_exists:
-        return [_venv_broken(venv, facts)]
+        return [] if venv.interpreter else [_venv_broken(venv, facts)]
     if venv.made_at is None or venv.made_at == venv.path:
         return []
     if any(contains(name, venv.made_at) for name in names):
@@ -277,7 +277,8 @@ def _venv_broken(venv: Venv, facts: VolumeFacts) -> Finding:
             command,
             facts.root,
             f"It must be the same Python version ({venv.version or 'see lib/ in it'}) as in the "
-            "image; else make the environment anew with the image's Python, or set COMFYUI_PYTHON.",
+            "image, whose build argument PYTHON_VERSION sets that; or make the environment again "
+            "with the image's Python.",
         ),
         **about([venv.path], command),
     )

@@ -24,11 +24,11 @@ from bootstrap.doctor.facts.throughput import (
     measure_throughput,
     small_files,
 )
-from bootstrap.doctor.facts.torch_build import read_torch_build
 from bootstrap.doctor.facts.volume import gather_volume
 from bootstrap.doctor.facts.volume_facts import VolumeFacts
 from bootstrap.environment import PackagesFacts, choose_python, gather_packages
 from bootstrap.environment.archive import with_added
+from bootstrap.environment.torch_build import read_torch_build
 from bootstrap.volume import MODELS, Layout, locate
 from bootstrap.volume.args_file import ArgsFile, read_args_file
 
@@ -157,12 +157,13 @@ class _Gatherer:
     def _packages(self, layout: Layout) -> None:
         if not self._scope.wants("comfyui") or layout.comfyui is None:
             return
-        python = choose_python(self._settings, layout)
-        if isinstance(python, Finding):
-            self._facts.findings.append(python)
+        choice = choose_python(self._settings, layout)
+        if isinstance(choice, Finding):
+            self._facts.findings.append(choice)
         else:
-            self._facts.python = python
-            self._facts.packages = gather_packages(python, self._facts.env)
+            self._facts.findings += choice.findings
+            self._facts.python = choice.python
+            self._facts.packages = gather_packages(choice.python, self._facts.env)
 
     def _added(self, layout: Layout) -> None:
         packages, comfyui = self._facts.packages, self._facts.comfyui
@@ -185,7 +186,7 @@ class _Gatherer:
         python = self._facts.python
         if python is None and self._facts.layout is not None:
             chosen = choose_python(self._settings, self._facts.layout)
-            python = None if isinstance(chosen, Finding) else chosen
+            python = None if isinstance(chosen, Finding) else chosen.python
         if python is not None:
             build = read_torch_build(python)
             self._facts.machine = replace(self._facts.machine, torch=build)

@@ -18,7 +18,7 @@ from typing import Any, TypeVar
 
 from bootstrap.core.memory import CpuFacts, MemoryFacts, gather_cpu, gather_memory
 from bootstrap.doctor.facts.gpu import PROBE_TIMEOUT, GpuFacts, gather_gpu
-from bootstrap.doctor.facts.torch_build import TorchBuild, ask_arches, read_torch_build
+from bootstrap.environment.torch_build import TorchBuild, ask_arches, read_torch_build
 
 T = TypeVar("T")
 _PROJECT = Path(__file__).resolve().parents[3]

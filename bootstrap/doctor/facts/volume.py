@@ -39,7 +39,7 @@ from bootstrap.doctor.facts.volume_places import (
     resolve,
     wrong_case,
 )
-from bootstrap.environment import Venv, look_at_venv, may_be_venv
+from bootstrap.environment import venvs_of
 from bootstrap.volume import CUSTOM_NODES, MODELS, Layout
 from bootstrap.volume.layout import mount_of
 from bootstrap.volume.link_plan import Unlink
@@ -83,7 +83,7 @@ def survey(facts: VolumeFacts, layout: Layout, together: Together) -> VolumeFact
         facts,
         access=_access(facts, homes, together),
         links=_mark_ours(links, facts, layout, together),
-        venvs=_venvs(facts, top, together),
+        venvs=tuple(together.one(lambda: venvs_of(layout))),
         nodes=_unread_nodes(facts, layout, together),
         leftovers=_leftovers(facts, folders, together),
     )
@@ -212,24 +212,6 @@ def _access(facts: VolumeFacts, homes: list[Folder], together: Together) -> tupl
     paths = dict.fromkeys([facts.root, comfyui, *(home.path for home in homes), *below])
     found = together.each(look_at_access, paths)
     return tuple(access for access in found if access is not None)
-
-
-def _venvs(facts: VolumeFacts, top: Folder, together: Together) -> tuple[Venv, ...]:
-    paths = [
-        path
-        for folder in (top, facts.expected, _beside(facts, top, together))
-        if folder is not None
-        for path in folder.paths(frozenset(filter(may_be_venv, folder.folders)))
-    ]
-    return tuple(v for v in together.each(look_at_venv, paths[:_MOST_FOLDERS]) if v is not None)
-
-
-def _beside(facts: VolumeFacts, top: Folder, together: Together) -> Folder | None:
-    """What lies beside a ComfyUI that is further down than the volume's root."""
-    parent = os.path.dirname(facts.home)
-    if parent == top.path or not contains(facts.root, parent):
-        return None
-    return together.one(lambda: list_folder(parent))
 
 
 def _model_paths(facts: VolumeFacts, together: Together) -> tuple[ModelPath, ...]:

@@ -8,7 +8,7 @@ from bootstrap.core.findings import Severity
 from bootstrap.doctor.checks import allocator
 from bootstrap.doctor.checks.allocator import parse_alloc_conf
 from bootstrap.doctor.facts.machine import Preload
-from bootstrap.doctor.facts.torch_build import TorchBuild
+from bootstrap.environment.torch_build import TorchBuild
 from tests.support.check_cases import NO_GPU, Case, assert_case, look
 
 OK, INFO, WARNING, ERROR = Severity

@@ -17,6 +17,7 @@ from bootstrap.core.findings import Severity
 from bootstrap.doctor.checks import volume_layout
 from bootstrap.doctor.checks.volume import check_layout, check_volume
 from bootstrap.doctor.facts.volume import gather_volume
+from bootstrap.environment import choice
 from bootstrap.volume import locate
 from bootstrap.volume.other_mount import Name, OtherMount
 from tests.support.volume_cases import (
@@ -26,6 +27,7 @@ from tests.support.volume_cases import (
     Break,
     Case,
     aged,
+    broken_venv,
     into_root,
     linked,
     moved,
@@ -126,6 +128,17 @@ def test_a_comfyui_behind_a_link_that_names_the_pods_mount_is_used(root: Path) -
     assert locate(settings(root)).comfyui == root / "apps/Comfy"
     follow(only(found, "links.other_mount"))
     assert grave(look(root)) == []
+
+
+def test_a_venv_whose_python_is_not_here(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    broken_venv(root)
+    assert grave(look(root)) == []  # one of the same version is here, and stands in
+    with monkeypatch.context() as patch:
+        patch.setattr(choice, "interpreter_of", lambda version: None)
+        finding = only(look(root), "volume.venv_broken")
+        assert finding.severity is WARNING and "PYTHON_VERSION" in finding.fix
+        follow(finding)
+        assert grave(look(root)) == []
 
 
 def test_links_that_the_workers_link_of_the_other_mount_makes_good_are_told_as_that(

@@ -20,6 +20,7 @@ from bootstrap.comfyui import (
     WorkDir,
     WriteBack,
     check_queued,
+    choose_allocator,
     command,
     copy_user,
     folders_of,
@@ -34,6 +35,7 @@ from bootstrap.core.redact import child_environment
 from bootstrap.doctor import Facts, Report, Scope, check_layout, examine
 from bootstrap.environment import PackagesFacts, ask_help, choose_python, gather_packages
 from bootstrap.environment.install import Place, add_packages
+from bootstrap.environment.torch_build import read_torch_build
 from bootstrap.models.prefetch import ReadAhead, Recent
 from bootstrap.volume import Layout, locate, volume_root
 from bootstrap.volume.args_file import check_args_file, read_args_file, with_args_file
@@ -303,13 +305,16 @@ class Preparation:
         folders = folders_of(self.work, self.layout.comfyui, nodes)
         extra = self._args
         port = self.settings.comfyui_port
+        build = read_torch_build(self._python)
+        chosen = choose_allocator(
+            self._flags, extra, build.version if build else None, self._child_env
+        )
+        extra, env = (*extra, *chosen.args), {**self._child_env, **chosen.env}
         problems = command.arguments(self._flags, folders, port, extra)[1]
         home = self.layout.comfyui
         place = self._code.place if self._code is not None else home
         comfyui = ComfyUI(
-            Launch(
-                self._python, place, folders, self._flags, extra, self._child_env, port, home=home
-            )
+            Launch(self._python, place, folders, self._flags, extra, env, port, home=home)
         )
         try:
             comfyui.start()

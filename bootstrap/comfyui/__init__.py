@@ -1,5 +1,6 @@
 """ComfyUI's process: its code and folders on local disk, its start, whether it answers, its end."""
 
+from bootstrap.comfyui.allocator import Allocator, choose_allocator
 from bootstrap.comfyui.exits import Exit, explain_exit
 from bootstrap.comfyui.launch import check_queued, copy_user, folders_of, stage_code
 from bootstrap.comfyui.process import ComfyUI, Launch, not_startable
@@ -9,6 +10,7 @@ from bootstrap.comfyui.workdir import WorkDir, make_workdir
 from bootstrap.comfyui.write_back import WriteBack
 
 __all__ = [
+    "Allocator",
     "ComfyUI",
     "Exit",
     "Launch",
@@ -16,6 +18,7 @@ __all__ = [
     "WorkDir",
     "WriteBack",
     "check_queued",
+    "choose_allocator",
     "command",
     "copy_user",
     "exits",

@@ -19,6 +19,10 @@ CODES = {"comfyui.flag_unknown": "A flag that this version of ComfyUI does not k
 # Python 3.14 colours its help when FORCE_COLOR is set.
 _COLOUR = re.compile(r"\x1b\[[\d;]*m")
 
+# On by default in 0.38: each worker would scan all models on the volume, at its start and at each
+# question for nodes, and keep them in a database.
+_NO_ASSETS = "--disable-assets"
+
 
 @dataclass(frozen=True)
 class Folders:
@@ -58,6 +62,8 @@ def arguments(
         ours.append(["--extra-model-paths-config", str(folders.model_paths)])
     kept = [part for group in ours if group[0] in known for part in group]
     users, findings = _known_groups(extra, known)
+    if _NO_ASSETS in known and "--enable-assets" not in users:
+        kept.append(_NO_ASSETS)
     return kept + users, findings
 
 

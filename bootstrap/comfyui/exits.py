@@ -19,6 +19,7 @@ CODES = {
     "comfyui.port_taken": "ComfyUI's port was taken",
     "comfyui.database": "ComfyUI could not open its database",
     "comfyui.model_paths_bad": "ComfyUI could not read extra_model_paths.yaml",
+    "comfyui.assets": "ComfyUI could not start its assets",
     "comfyui.torch_without_gpu": "The torch in ComfyUI's Python has no CUDA",
     "comfyui.gpu_unusable": "The GPU or its driver failed when ComfyUI opened it",
     "comfyui.disk_full": "ComfyUI found no space on the device",
@@ -150,8 +151,34 @@ def _database(exit: Exit, match: Match[str]) -> Finding:
 def _model_paths(exit: Exit, match: Match[str]) -> Finding:
     return error(
         "comfyui.model_paths_bad",
-        "ComfyUI could not read extra_model_paths.yaml in its folder.",
+        f"ComfyUI could not read {match[1] or 'extra_model_paths'}.yaml in its folder.",
         "Correct that file, or remove it: the worker links models/ by itself.",
+    )
+
+
+# ComfyUI 0.38, main.py and app/database: what it says before it ends with code 1.
+_ASSETS = {
+    "in_use": "another process has its database open",
+    "locked": "its database is locked",
+    "newer_revision": "its database was made by a newer ComfyUI",
+    "path_blocked": "something else is where its database belongs",
+    "not_writable": "its database cannot be written",
+    "corrupt": "its database is damaged",
+    "missing_packages": "packages that it needs are not installed (alembic, SQLAlchemy, blake3)",
+    "unsupported_url": "the address of its database is not one it knows",
+}
+
+
+def _assets(exit: Exit, match: Match[str]) -> Finding:
+    kind = match[1]
+    fix = "Remove --enable-assets from COMFYUI_ARGS: a worker has no use for them."
+    if kind == "missing_packages":
+        fix += f" Or install them: {exit.python} -m pip install alembic SQLAlchemy blake3"
+    return error(
+        "comfyui.assets",
+        f"ComfyUI could not start its assets ({kind}): {_ASSETS.get(kind, 'see its log')}.",
+        fix,
+        kind=kind,
     )
 
 
@@ -231,9 +258,10 @@ _REASONS: Sequence[tuple[str, Explain]] = (
     (r"^ComfyUI's prompt thread ended: (.*)$", _prompt_thread_ended),
     (_NOT_JSON, _output_not_json),
     (r"No space left on device[^\n]*", _disk_full),
+    (r"ASSETS_STARTUP_FAILED:\s*(\w+)", _assets),
     (r"(?:address already in use|Port \d+ is already in use)", _port_taken),
     (r"comfyui-frontend-package (?:is not installed|is missing)[^\n]*", _front_end_missing),
     (r"^ModuleNotFoundError: No module named '([^']+)'", _module_missing),
     (r"^.*(?:database is locked|unable to open database file|sqlite3?\.\w+Error).*$", _database),
-    (r"extra_model_paths|load_extra_path_config", _model_paths),
+    (r"(extra_model_paths|extra_paths)\b|load_extra_path_config", _model_paths),
 )

@@ -1,11 +1,10 @@
 """The Python that runs ComfyUI: which one, what it has, what it lacks and how it gets that."""
 
-from bootstrap.environment.choice import Choice, choose_python, venvs_of
-from bootstrap.environment.python import Venv, ask_help, look_at_venv
+from bootstrap.environment.choice import choose_python, venvs_of
+from bootstrap.environment.python import Venv, ask_help
 from bootstrap.environment.site_packages import PackagesFacts, gather_packages
 
 __all__ = [
-    "Choice",
     "PackagesFacts",
     "Venv",
     "archive",
@@ -15,7 +14,6 @@ __all__ = [
     "imports",
     "install",
     "judge",
-    "look_at_venv",
     "packs",
     "pip_text",
     "requirements",

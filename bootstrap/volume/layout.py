@@ -218,6 +218,16 @@ def folders_known_to(comfyui: Path) -> frozenset[str]:
     return frozenset(re.findall(r"""models_dir,\s*["']([\w.-]+)["']""", source))
 
 
+def flags_known_to(comfyui: Path) -> frozenset[str]:
+    """Flags that this ComfyUI takes, as its `comfy/cli_args.py` spells them; empty when that cannot
+    be read."""
+    try:
+        source = (comfyui / "comfy" / "cli_args.py").read_text("utf-8", "replace")
+    except OSError:
+        return frozenset()
+    return frozenset(re.findall(r"""["'](--[a-z][\w-]*)["']""", source))
+
+
 def _first_furnished(roots: tuple[Path, ...]) -> Path:
     """The first with ComfyUI or models, else with anything, else that exists, else the first."""
     for root in roots:

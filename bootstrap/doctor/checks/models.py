@@ -16,7 +16,7 @@ from bootstrap.core.findings import Finding, info, ok, warning
 from bootstrap.core.text import POD, SERVERLESS, counted, named, shown, size_text, typed
 from bootstrap.doctor.checks import model_contents, model_places
 from bootstrap.doctor.checks.model_text import MOST_PATH, MOST_PATHS, about, delete, paths_of, place
-from bootstrap.doctor.facts.inventory import Inventory, ModelFile, holdings_of, size_of
+from bootstrap.doctor.facts.inventory import Inventory, ModelFile, count_of, holdings_of, size_of
 from bootstrap.doctor.facts.walk import Entry
 from bootstrap.models.weights_file import State
 
@@ -177,12 +177,13 @@ def overview(inventory: Inventory) -> list[Finding]:
     if not models:
         return [] if not inventory.complete else [_none(inventory)]
     holdings = sorted(holdings_of(inventory), key=lambda h: (-h.size, h.name))
+    count = count_of(models)
     parts = [f"{h.name} {h.count:,} ({size_text(h.size)})" for h in holdings if h.count and h.name]
     return [
         ok(
             "models.found",
-            f"{counted(len(models), 'model')}, {size_text(size_of(models))}: {named(parts, 12)}.",
-            count=len(models),
+            f"{counted(count, 'model')}, {size_text(size_of(models))}: {named(parts, 12)}.",
+            count=count,
             size=size_of(models),
         )
     ]

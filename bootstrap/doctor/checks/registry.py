@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
+from bootstrap.comfyui import choose_allocator
 from bootstrap.config import Settings
 from bootstrap.core.findings import Finding, warning
 from bootstrap.doctor.checks.allocator import check_allocator
@@ -70,6 +71,16 @@ def _comfyui(facts: Facts, _: Settings) -> list[Finding]:
     return [*check_comfyui(facts.comfyui, facts.packages), *check_args_file(facts.args)]
 
 
+def _allocator(facts: Facts, settings: Settings) -> list[Finding]:
+    if facts.machine is None:
+        return []
+    torch = facts.machine.torch.version if facts.machine.torch else None
+    chosen = None
+    if facts.flags:
+        chosen = choose_allocator(facts.flags, settings.comfyui_args, torch, facts.env)
+    return check_allocator(facts.machine, settings, facts.env, chosen)
+
+
 def _node_imports(facts: Facts, _: Settings) -> list[Finding]:
     comfyui = facts.comfyui.path if facts.comfyui else ""
     return check_node_imports(facts.node_log, facts.packages, comfyui)
@@ -92,7 +103,7 @@ ALL_CHECKS: tuple[Check, ...] = (
     Check("torch", _of_machine(check_torch)),
     Check("memory", _of_machine(check_memory)),
     Check("machine", _of_machine(check_machine)),
-    Check("allocator", _of_machine(check_allocator)),
+    Check("allocator", _allocator),
     Check("tokens", _of_machine(check_tokens)),
     Check("environment", _of_machine(check_environment)),
     Check("Runpod", _of_machine(check_runpod)),

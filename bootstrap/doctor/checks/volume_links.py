@@ -25,9 +25,10 @@ from bootstrap.core.text import (
     words,
 )
 from bootstrap.doctor.facts.volume_facts import Leads, LinkFact, VolumeFacts
-from bootstrap.doctor.facts.volume_places import BASE, FILE, ModelPath
+from bootstrap.doctor.facts.volume_places import BASE, ModelPath
 from bootstrap.environment import Venv
 from bootstrap.volume import COMFYUI, MODELS
+from bootstrap.volume.extra_model_paths import OLD_FILE
 from bootstrap.volume.other_mount import Name
 
 CODES = {
@@ -356,7 +357,7 @@ def _missing(facts: VolumeFacts) -> list[Finding]:
 
 
 def _file(facts: VolumeFacts) -> str:
-    return join(str(facts.comfyui), FILE)
+    return join(str(facts.comfyui), basename(facts.paths_file) or OLD_FILE)
 
 
 def _pattern(text: str) -> str:

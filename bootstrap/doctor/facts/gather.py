@@ -26,11 +26,13 @@ from bootstrap.doctor.facts.throughput import (
 )
 from bootstrap.doctor.facts.volume import gather_volume
 from bootstrap.doctor.facts.volume_facts import VolumeFacts
+from bootstrap.doctor.facts.volume_places import further_folders
 from bootstrap.environment import PackagesFacts, choose_python, gather_packages
 from bootstrap.environment.archive import with_added
 from bootstrap.environment.torch_build import read_torch_build
 from bootstrap.volume import MODELS, Layout, locate
 from bootstrap.volume.args_file import ArgsFile, read_args_file
+from bootstrap.volume.layout import flags_known_to
 
 CODES = {
     "doctor.part_failed": "One part of the examination could not be done",
@@ -71,6 +73,7 @@ class Facts:
     models: Inventory | None = None
     comfyui: ComfyUIFacts | None = None
     args: ArgsFile | None = None
+    flags: frozenset[str] = frozenset()
     python: Path | None = None
     packages: PackagesFacts | None = None
     machine: MachineFacts | None = None
@@ -131,6 +134,8 @@ class _Gatherer:
     def _layout(self) -> None:
         layout = locate(self._settings)
         self._facts.layout, self._facts.args = layout, read_args_file(layout)
+        if layout.comfyui is not None:
+            self._facts.flags = flags_known_to(layout.comfyui)
 
     def _volume(self, layout: Layout) -> None:
         if self._scope.wants("volume"):
@@ -148,6 +153,7 @@ class _Gatherer:
                 progress=self._scope.progress,
                 timeout=left,
                 most_headers=None if self._scope.deep else LIGHT_HEADERS,
+                shelves=further_folders(layout.comfyui) if layout.comfyui else None,
             )
 
     def _comfyui(self, layout: Layout) -> None:

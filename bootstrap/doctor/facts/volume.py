@@ -31,7 +31,6 @@ from bootstrap.doctor.facts.volume_facts import (
     try_writing,
 )
 from bootstrap.doctor.facts.volume_places import (
-    FILE,
     ModelPath,
     find_strays,
     look_at_path,
@@ -41,6 +40,7 @@ from bootstrap.doctor.facts.volume_places import (
 )
 from bootstrap.environment import venvs_of
 from bootstrap.volume import CUSTOM_NODES, MODELS, Layout
+from bootstrap.volume.extra_model_paths import paths_file
 from bootstrap.volume.layout import mount_of
 from bootstrap.volume.link_plan import Unlink
 from bootstrap.volume.links import plan_for
@@ -78,6 +78,8 @@ def survey(facts: VolumeFacts, layout: Layout, together: Together) -> VolumeFact
     folders = _folders_looked_at(facts, homes, together)
     facts = replace(facts, models=_models(facts, top, homes, together))
     links = _links(facts, folders, together)
+    file = together.one(lambda: paths_file(Path(facts.comfyui_real)))
+    facts = replace(facts, paths_file=str(file))
     facts = replace(facts, model_paths=_model_paths(facts, together))
     return replace(
         facts,
@@ -217,7 +219,7 @@ def _access(facts: VolumeFacts, homes: list[Folder], together: Together) -> tupl
 def _model_paths(facts: VolumeFacts, together: Together) -> tuple[ModelPath, ...]:
     if facts.comfyui is None:
         return ()
-    lines = together.one(lambda: read_lines(os.path.join(facts.comfyui_real, FILE)))
+    lines = together.one(lambda: read_lines(facts.paths_file))
     given = resolve(lines, facts.comfyui_real, mount_points(facts))
     return tuple(together.each(lambda path: look_at_path(path, facts.root), given))
 

@@ -217,8 +217,8 @@ class VolumeFacts:
     `home` is ComfyUI's folder on the volume, or where one is looked for first; `expected` is its
     listing (None when there is nothing). `places` are other ComfyUIs; `rivals` are those none of
     which goes before the others, `asked` what COMFYUI_PATH names if there is none. `nodes` are
-    folders of custom nodes that ComfyUI does not read. `user` is this process's
-    user id; `configured` that VOLUME_PATH names the root.
+    folders of custom nodes that ComfyUI does not read, `paths_file` its file of further models.
+    `user` is this process's user id; `configured` that VOLUME_PATH names the root.
     """
 
     root: str
@@ -242,6 +242,7 @@ class VolumeFacts:
     rivals: tuple[str, ...] = ()
     asked: str | None = None
     nodes: tuple[str, ...] = ()
+    paths_file: str = ""
     other_mounts: tuple[OtherMount, ...] = ()
     models: Models = Models()
     links: tuple[LinkFact, ...] = ()

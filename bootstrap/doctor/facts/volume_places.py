@@ -1,4 +1,4 @@
-"""Where people put models on a volume, and what `extra_model_paths.yaml` names.
+"""Where people put models on a volume, and what ComfyUI's `extra_model_paths.yaml` names.
 
 Tolerant: what is not understood is left out. Rules of ComfyUI (`utils/extra_config.py`,
 `load_extra_path_config`): `~` and variables in `base_path` are expanded; a relative path is joined
@@ -11,13 +11,14 @@ import os
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 from bootstrap.core.concurrency import Together
 from bootstrap.core.files import Folder, contains, list_folder
-from bootstrap.volume import MODELS
+from bootstrap.volume import CUSTOM_NODES, MODELS
 from bootstrap.volume.categories import GGUF, PT_EXTENSIONS, extension_of, known_folders
+from bootstrap.volume.extra_model_paths import paths_file
 
-FILE = "extra_model_paths.yaml"
 BASE = "base_path"
 _MOST_TEXT = 64 << 10
 MOST_PATHS = 200
@@ -67,6 +68,14 @@ def read_lines(path: str) -> list[Line]:
     except OSError:
         return []
     return list(_parse(text.splitlines()))[:MOST_PATHS]
+
+
+def further_folders(comfyui: Path) -> dict[Path, str]:
+    """Folder of models -> its category, as the file of the ComfyUI at `comfyui` names them."""
+    folder = os.path.realpath(comfyui)
+    given = resolve(read_lines(str(paths_file(Path(folder)))), folder, ())
+    wanted = (path for path in given if path.key not in (BASE, CUSTOM_NODES))
+    return {Path(path.path): path.key for path in wanted if os.path.isdir(path.path)}
 
 
 def resolve(lines: list[Line], folder: str, homes: Sequence[str]) -> list[ModelPath]:

@@ -55,6 +55,7 @@ LOGS = {
             "address already in use"
         ),
     ),
+    "comfyui.assets": (1, "ASSETS_STARTUP_FAILED: newer_revision\nsome detail of it"),
     "comfyui.database": (1, "sqlite3.OperationalError: unable to open database file"),
     "comfyui.model_paths_bad": (
         1,

@@ -123,7 +123,9 @@ def test_where_its_python_is_not_here_one_of_the_same_version_stands_in(root: Pa
     assert found.venv is not None and found.venv.path == str(venv)
     assert found.interpreter is not None and found.python.is_relative_to(tempfile.gettempdir())
     asked = "import sys, importlib.util as u; print(sys.prefix); print(u.find_spec('torch').origin)"
-    run = subprocess.run([str(found.python), "-c", asked], check=True, capture_output=True, text=True)
+    run = subprocess.run(
+        [str(found.python), "-c", asked], check=True, capture_output=True, text=True
+    )
     prefix, torch = run.stdout.split()
     assert Path(prefix) == found.python.parent.parent
     assert os.path.realpath(torch).startswith(str(venv))

@@ -19,8 +19,10 @@ ROOMS = "boot doctor environment models comfyui volume net config core".split()
 TOP = {"bootstrap", "bootstrap.__main__", "bootstrap.healthcheck"}
 
 PURE = (
+    "bootstrap.comfyui.allocator",
     "bootstrap.comfyui.command",
     "bootstrap.comfyui.exits",
+    "bootstrap.comfyui.stacks",
     "bootstrap.config.bucket",
     "bootstrap.config.fields",
     "bootstrap.core.findings",

@@ -70,7 +70,7 @@ def main(script: str, arguments: list[str]) -> None:
 
 def _tell_containers_memory() -> None:
     """From now on psutil.virtual_memory tells what this container may have."""
-    psutil = importlib.import_module("psutil")  # of ComfyUI's Python, not the worker's
+    psutil: Any = importlib.import_module("psutil")  # of ComfyUI's Python, not the worker's
     gauge = _load(_MEMORY).MemoryGauge()
     if gauge.room() is None:
         return

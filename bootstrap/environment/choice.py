@@ -118,7 +118,7 @@ def _candidates(settings: Settings, layout: Layout) -> Iterator[Venv | Path]:
         yield settings.comfyui_python
         return
     if layout.comfyui_on_volume or layout.nodes is not None:
-        yield from venvs_of(layout)
+        yield from (venv for venv in venvs_of(layout) if _is_for(venv, layout))
     elif layout.comfyui is not None:
         for name in ("venv", ".venv"):
             own = look_at_venv(str(layout.comfyui / name))
@@ -128,6 +128,11 @@ def _candidates(settings: Settings, layout: Layout) -> Iterator[Venv | Path]:
     on_path = which("python3")
     if on_path:
         yield Path(on_path)
+
+
+def _is_for(venv: Venv, layout: Layout) -> bool:
+    """Outside of ComfyUI's folder a venv may be another program's: one for training, a webui."""
+    return venv.for_comfyui or Path(venv.path).is_relative_to(layout.home)
 
 
 def _try(candidate: Venv | Path, driver: str | None) -> Choice | _Refused:

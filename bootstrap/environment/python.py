@@ -60,7 +60,7 @@ class Venv:
     """`version` is the Python it was made by ("3.11"), None when unknown. `python_text` is what
     the link `bin/python` reads, `python_exists` whether a program is there in the end. `made_at`
     is where it lay when it was made, which the first lines of its scripts still name. `full`: torch
-    lies in it, not in what it was made from. `for_comfyui`: so does one of ComfyUI's own packages.
+    lies in it, not in what it was made from. `for_comfyui`: so does what ComfyUI alone asks for.
     `made` is when, in seconds since 1970. `interpreter` is a Python of this machine with the same
     version, where the one it was made by is not here."""
 
@@ -92,7 +92,8 @@ def look_at_venv(path: str) -> Venv | None:
         python_exists=os.path.exists(python),
         made_at=_made_at(told.get("command", ""), path),
         full="torch" in names,
-        for_comfyui=any(name.startswith(("comfyui_", "comfy_")) for name in names),
+        # torchsde: since 2023, when none of its packages was called after ComfyUI.
+        for_comfyui="torchsde" in names or any(n.startswith(("comfyui_", "comfy_")) for n in names),
         made=made,
     )
 

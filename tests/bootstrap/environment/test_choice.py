@@ -84,6 +84,14 @@ def test_any_folder_with_a_pyvenv_cfg_in_the_known_places(root: Path, place: str
     assert found.venv.full and found.venv.for_comfyui and codes(found) == []
 
 
+def test_another_programs_venv_is_not_taken_outside_of_comfyuis_folder(root: Path) -> None:
+    make_venv(root / "kohya", comfyui=False)
+    found = choose(root)
+    assert isinstance(found, Finding) and "kohya" not in found.message
+    (root / "kohya").rename(root / "ComfyUI/kohya")
+    assert chosen(root).python == root / "ComfyUI/kohya/bin/python"
+
+
 def test_a_thin_one_is_told_by_its_packages(root: Path) -> None:
     made = make_venv(root / "ComfyUI/venv", torch=None)
     outside = make_venv(root.parent / "image")

@@ -24,12 +24,11 @@ class TemplateLook:
         return {"required": {}}
 
     def run(self):
+        here = os.path.dirname(__file__)
         told = {
             "prefix": sys.prefix,
             "own package": importlib.util.find_spec("template_only") is not None,
-            "beside main.py": os.path.isfile(
-                os.path.join(os.path.dirname(__file__), "../../main.py")
-            ),
+            "beside main.py": os.path.isfile(os.path.join(here, "../../main.py")),
             "loras": folder_paths.get_filename_list("loras"),
             "checkpoints": folder_paths.get_filename_list("checkpoints"),
         }

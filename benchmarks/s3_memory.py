@@ -32,11 +32,11 @@ from bootstrap.config.bucket import bucket_of
 from bootstrap.config import Settings
 from bootstrap.volume import Layout
 from bootstrap.comfyui import make_workdir
-from handler.calls import Calls
-from handler.deadline import Deadline
-from handler.delivery import Delivery
-from handler.order import DeliveryOptions
-from handler.outputs import ProducedFile
+from handler.common.calls import Calls
+from handler.common.deadline import Deadline
+from handler.outputs import Delivery
+from handler.outputs import DeliveryOptions
+from handler.outputs.results import ProducedFile
 
 way, film, folder = sys.argv[1], Path(sys.argv[2]), Path(sys.argv[3])
 settings, _ = Settings.from_env(os.environ)

@@ -46,6 +46,8 @@ class DemoVolume:
             "VOLUME_PATH": str(self.path),
             "COMFYUI_PYTHON": str(self.python),
             "COMFYUI_ARGS": "--cpu",
+            # Its Python is made for it; what is left out of it on purpose is not fetched.
+            "PACKAGES": "report",
         }
 
     def copy_to(self, destination: Path) -> Path:

@@ -9,8 +9,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from handler.errors import JobError
-from handler.workflow import Workflow, read_workflow
+from handler.common.errors import JobError
+from handler.request.workflow import Workflow, read_workflow
 
 # https://docs.runpod.io/serverless/endpoints/send-requests: /run takes 10 MB
 RUN_LIMIT_BYTES = 10_000_000

@@ -18,7 +18,7 @@ from bootstrap.boot import Boot
 from bootstrap.config import Settings
 from bootstrap.core.findings import Outcome
 from demo.volume import DemoVolume, ensure
-from handler.worker import Worker
+from handler.jobs.worker import Worker
 
 FAULTY_NODES = Path(__file__).parent / "support" / "faulty_nodes"
 WORKFLOWS = Path(__file__).parent.parent / "demo" / "workflows"
@@ -56,6 +56,7 @@ def environment(demo: DemoVolume, volume: Path, work: Path) -> dict[str, str]:
         "VOLUME_PATH": str(volume),
         "COMFYUI_PYTHON": str(demo.python),
         "COMFYUI_ARGS": "--cpu",
+        "PACKAGES": "report",
         "COMFYUI_PORT": "0",
         "WORK_DIR": str(work),
         # A name that all tests on this machine would share.

@@ -13,10 +13,20 @@ import pytest
 
 from tests.support.sources import ROOT, all_needed_by, imports, modules, run_at_import, trees
 
-# The rooms of bootstrap/. Arrows go down this list, never up: a room may import those behind it.
-ROOMS = "boot doctor environment models comfyui volume net config core".split()
-# What lies in no room: the package, its command, and what the image's HEALTHCHECK runs.
-TOP = {"bootstrap", "bootstrap.__main__", "bootstrap.healthcheck"}
+# The rooms of each package. Arrows go down a list, never up: a room may import those behind it.
+ROOMS = {
+    "bootstrap": "boot doctor environment models comfyui volume net config core".split(),
+    "handler": "jobs outputs execution models inputs request sdk common".split(),
+}
+ALL_ROOMS = [f"{package}.{name}" for package, names in ROOMS.items() for name in names]
+# What lies in no room: the packages, their commands, and what the image's HEALTHCHECK runs.
+TOP = {
+    "bootstrap",
+    "bootstrap.__main__",
+    "bootstrap.healthcheck",
+    "handler",
+    "handler.__main__",
+}
 
 PURE = (
     "bootstrap.comfyui.allocator",
@@ -27,32 +37,25 @@ PURE = (
     "bootstrap.config.fields",
     "bootstrap.core.findings",
     "bootstrap.core.redact",
-    "bootstrap.environment.judge",
     "bootstrap.environment.pip_text",
-    "bootstrap.environment.requirements",
-    "bootstrap.environment.versions",
+    "bootstrap.environment.hard_imports",
+    "bootstrap.environment.modules",
     "bootstrap.models.manifest_entry",
     "bootstrap.volume.categories",
     "bootstrap.volume.link_plan",
-    "handler.content",
-    "handler.deadline",
-    "handler.download_entries",
-    "handler.errors",
-    "handler.missing_models",
-    "handler.failures",
-    "handler.headway",
-    "handler.loaders",
-    "handler.output_options",
-    "handler.outputs",
-    "handler.rejection",
-    "handler.reply",
-    "handler.request_bucket",
-    "handler.request_files",
-    "handler.requests",
-    "handler.seeds",
-    "handler.watch",
-    "handler.workflow_models",
-    "handler.worker_comfyui",
+    "handler.common.deadline",
+    "handler.common.errors",
+    "handler.common.media_types",
+    "handler.common.reply",
+    "handler.execution.history",
+    "handler.execution.node_progress",
+    "handler.execution.validation",
+    "handler.models.missing",
+    "handler.outputs.results",
+    "handler.request.fields",
+    "handler.request.parse",
+    "handler.request.references",
+    "handler.request.worker_comfyui",
 )
 IMPURE_IMPORTS = {
     "aiohttp",
@@ -109,7 +112,12 @@ def test_a_pure_module_opens_no_file(name: str) -> None:
 
 
 # A watcher of SIGTERM, which no event loop may be needed for; and starts of ComfyUI beside a reply.
-OWN_THREADS = {"handler.blocking", "handler.shutdown", "handler.revival", "handler.volume_record"}
+OWN_THREADS = {
+    "handler.common.blocking",
+    "handler.sdk.shutdown",
+    "handler.execution.recovery",
+    "handler.outputs.volume_store",
+}
 
 
 @pytest.mark.parametrize("name", sorted(n for n in modules() if top(n) == "handler"))
@@ -119,6 +127,13 @@ def test_jobs_block_only_in_the_pools_of_leaves(name: str) -> None:
     used |= {n.id for n in ast.walk(modules()[name]) if isinstance(n, ast.Name)}
     assert not used & {"ThreadPoolExecutor", "to_thread", "run_in_executor"}
     assert name in OWN_THREADS or not used & {"Thread", "Timer"}
+
+
+@pytest.mark.parametrize("name", sorted(n for n in modules() if top(n) == "handler"))
+def test_only_one_room_knows_the_sdk(name: str) -> None:
+    """What it has of its own accord changes with each version, so it is used in one place."""
+    knows = {"runpod", "cpuinfo"} & set(map(top, imports(name)))
+    assert not knows or name.startswith("handler.sdk")
 
 
 def test_what_the_doctor_uses_needs_nothing_but_the_standard_library() -> None:
@@ -152,7 +167,8 @@ def test_what_the_worker_imports_is_what_its_requirements_name() -> None:
     named += [node.module or "" for node in nodes if isinstance(node, ast.ImportFrom)]
     imported = {DISTRIBUTIONS.get(top(n), top(n)) for n in named} - {*STANDARD, *own}
     lines = (ROOT / "requirements" / "worker.txt").read_text("utf-8").splitlines()
-    assert imported == {line.partition("==")[0] for line in lines if "==" in line}
+    required = {line.partition("==")[0] for line in lines if "==" in line}
+    assert imported == required - {"uv"}  # a program
 
 
 def test_the_guard_is_a_script_that_knows_nothing_of_the_project() -> None:
@@ -177,7 +193,7 @@ def test_importing_every_module_starts_nothing_and_says_nothing() -> None:
         "assert not children, children\n"
         "assert 'torch' not in sys.modules and 'runpod' not in sys.modules\n"
     )
-    others = [name for name in modules() if name != "handler.intake"]  # the SDK's own loop
+    others = [name for name in modules() if name != "handler.sdk.job_loop"]  # the SDK's own loop
     done = subprocess.run(
         [sys.executable, "-c", script, *others],
         cwd=ROOT,
@@ -188,46 +204,68 @@ def test_importing_every_module_starts_nothing_and_says_nothing() -> None:
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
 
 
-# --- the rooms of bootstrap/
+def test_the_command_loads_little_before_comfyui_starts() -> None:
+    """What takes jobs, and the SDK, are imported while ComfyUI starts."""
+    script = "import sys, handler.__main__; print(*sys.modules)"
+    done = subprocess.run(
+        [sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    loaded = done.stdout.split()
+    assert not {"aiohttp", "boto3", "filetype", "PIL", "runpod"} & set(loaded)
+    assert {name for name in loaded if top(name) == "handler" and name.count(".") > 1} == {
+        "handler.common.deadline",
+        "handler.common.errors",
+        "handler.jobs.warmup",
+        "handler.models.prefetch",
+        "handler.request.references",
+        "handler.request.workflow",
+    }
+
+
+# --- the rooms
 
 
 def room(name: str) -> str:
-    """The room of a module of bootstrap; empty for what lies in none."""
-    first = name.removeprefix("bootstrap.").partition(".")[0]
-    return first if name.startswith("bootstrap.") and first in ROOMS else ""
+    """The room of a module, such as `bootstrap.volume`; empty for what lies in none."""
+    here = ".".join(name.split(".")[:2])
+    return here if here in ALL_ROOMS else ""
 
 
 def arrows(name: str) -> set[str]:
-    """The other rooms that a room imports."""
+    """The other rooms of its package that a room imports."""
     used = {room(i) for n in modules() if room(n) == name for i in imports(n)}
-    return used - {name, ""}
+    return {other for other in used if top(other) == top(name)} - {name}
 
 
-def test_every_module_of_bootstrap_has_a_room() -> None:
-    here = {n for n in modules() if top(n) == "bootstrap"}
-    assert {n for n in here if not room(n)} == TOP
-    assert {room(n) for n in here} == {*ROOMS, ""}
+def test_every_module_has_a_room() -> None:
+    assert {n for n in modules() if not room(n)} == TOP
+    assert {room(n) for n in modules()} == {*ALL_ROOMS, ""}
 
 
-@pytest.mark.parametrize("name", ROOMS)
+@pytest.mark.parametrize("name", ALL_ROOMS)
 def test_a_room_imports_only_rooms_below_it(name: str) -> None:
-    assert arrows(name) <= set(ROOMS[ROOMS.index(name) + 1 :])
+    order = [other for other in ALL_ROOMS if top(other) == top(name)]
+    assert arrows(name) <= set(order[order.index(name) + 1 :])
 
 
-def test_the_picture_on_the_architecture_page_shows_every_arrow_and_no_other() -> None:
+@pytest.mark.parametrize("package", ROOMS)
+def test_the_picture_on_the_architecture_page_shows_every_arrow_and_no_other(package: str) -> None:
     text = (ROOT / "docs" / "architecture.md").read_text("utf-8")
-    block = next(b for b in re.findall(r"```\n(.*?)```", text, re.DOTALL) if b.startswith("boot "))
+    first = ROOMS[package][0]
+    block = next(
+        b for b in re.findall(r"```\n(.*?)```", text, re.DOTALL) if b.startswith(f"{first} ")
+    )
     drawn = {}
     for line in block.splitlines():
         name, _, used = line.partition("─▶")
-        drawn[name.strip()] = set(used.split())
-    assert list(drawn) == ROOMS
-    assert drawn == {name: arrows(name) for name in ROOMS}
+        drawn[name.strip()] = {f"{package}.{other}" for other in used.split()}
+    assert list(drawn) == ROOMS[package]
+    assert drawn == {name: arrows(f"{package}.{name}") for name in ROOMS[package]}
 
 
 @functools.cache
 def faces() -> dict[str, set[str]]:
-    """Package of bootstrap → what its `__all__` names, for rooms and the packages in them."""
+    """Package → what its `__all__` names, for rooms and the packages in them."""
     found = {}
     for name, tree in modules().items():
         if room(name) and any(other.startswith(f"{name}.") for other in modules()):
@@ -262,7 +300,7 @@ def _taken(tree: ast.Module) -> Iterator[tuple[str, str]]:
         elif isinstance(node, ast.ImportFrom):
             module = node.module or ""
             for alias in node.names:
-                if room(module) or (module == "bootstrap" and alias.name in ROOMS):
+                if room(module) or room(f"{module}.{alias.name}"):
                     yield module, alias.name
 
 

@@ -21,14 +21,19 @@ from bootstrap.models.context import Result
 from bootstrap.models.installed import Receipt
 from bootstrap.models.manifest import parse_manifest
 from bootstrap.models.manifest_entry import ModelSpec
-from handler import output_options, requests
-from handler.requests import DiagnosticsRequest, DownloadRequest, WorkflowRequest, parse_request
+from handler.request import fields, parse
+from handler.request.parse import (
+    DiagnosticsRequest,
+    DownloadRequest,
+    WorkflowRequest,
+    parse_request,
+)
 from scripts import check_volume, submit
 from scripts.document import CODES_FILE, READMES, all_codes, codes_document, with_settings
 from scripts.outcome import EXIT_CODES
+from tests.handler.request.test_worker_comfyui import FAILURE, SUCCESS
 from tests.support import check_cases
 from tests.support.schemas import check_reply, check_request, validator
-from tests.test_worker_comfyui import FAILURE, SUCCESS
 
 ROOT = Path(__file__).parent.parent
 README = ROOT / "README.md"
@@ -72,8 +77,8 @@ def test_every_setting_is_documented(readme: Path) -> None:
 @pytest.mark.parametrize("readme", READMES, ids=lambda r: r.name)
 def test_json_in_the_readme_is_what_the_worker_takes_and_gives(readme: Path) -> None:
     examples: list[Any] = [json.loads(block) for block in blocks(readme, "json")]
-    requests = [e["input"] for e in examples if "input" in e]
-    parsed = [parse_request(request, ALLOWING) for request in requests]
+    parse = [e["input"] for e in examples if "input" in e]
+    parsed = [parse_request(request, ALLOWING) for request in parse]
     assert not any(request.warnings for request in parsed), "a field that does not exist"
     assert {WorkflowRequest, DiagnosticsRequest, DownloadRequest} <= {type(r) for r in parsed}
     replies = [e for e in examples if "results" in e]
@@ -137,8 +142,8 @@ def test_examples_in_the_readme_fit_the_schemas(readme: Path) -> None:
 def test_the_schema_of_requests_knows_every_field_that_is_read() -> None:
     schema: Any = validator("request").schema
     properties = schema["properties"]
-    assert set(properties) == {*requests._WORKFLOW_FIELDS, "type"}
-    assert set(properties["output"]["properties"]) == set(output_options._FIELDS)
+    assert set(properties) == {*parse._WORKFLOW_FIELDS, "type"}
+    assert set(properties["output"]["properties"]) == set(fields._OUTPUT_FIELDS)
 
 
 def test_both_readmes_have_the_same_examples_and_links() -> None:
@@ -211,7 +216,7 @@ def test_these_pages_have_commands_at_all() -> None:
     "command", sorted({c for page in PAGES for c in commands(page)}), ids=lambda c: c[:60]
 )
 def test_every_command_is_one_that_exists(command: str) -> None:
-    """tests/test_clients.py really runs those of docs/client.md."""
+    """tests/end_to_end/test_clients.py really runs those of docs/client.md."""
     words = shlex.split(command, comments=True)
     words = words[: words.index("<") if "<" in words else None]
     words = words[: words.index(">") if ">" in words else None]

@@ -47,6 +47,7 @@ def ours(
         "VOLUME_PATH": str(volume),
         "COMFYUI_PYTHON": str(scene.demo.python),
         "COMFYUI_ARGS": " ".join(("--cpu", *load.arguments)),
+        "PACKAGES": "report",
         "COMFYUI_PORT": "0",
         "WORK_DIR": str(scene.work),
         **more,

@@ -39,6 +39,7 @@ def ours(key: str, name: str, **settings: str) -> Contender:
             "VOLUME_PATH": str(site.volume),
             "COMFYUI_PYTHON": str(site.demo.python),
             "COMFYUI_ARGS": "--cpu",
+            "PACKAGES": "report",
             "COMFYUI_PORT": "0",
             "WORK_DIR": str(site.work(key)),
         }

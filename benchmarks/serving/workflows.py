@@ -9,8 +9,18 @@ Workflow = dict[str, Any]
 
 
 def work(seed: int, seconds: float) -> dict[str, Any]:
-    """A job's input: `seconds` in ComfyUI, a plain picture of 64×64."""
-    return _saved("BenchmarkWork", seed=seed, seconds=seconds, size=64)
+    """A job's input: `seconds` in ComfyUI, then 1, 2, 4 or 8 plain pictures of 64×64, by the seed,
+    from two savers."""
+    job = _saved("BenchmarkWork", seed=seed, seconds=seconds, size=64)
+    count = (1, 2, 4, 8)[seed % 4]
+    if count > 1:
+        nodes = job["workflow"]
+        nodes["2"]["inputs"]["images"] = ["3", 0]
+        batch = {"image": ["1", 0], "amount": count - 1}
+        nodes["3"] = {"class_type": "RepeatImageBatch", "inputs": batch}
+        other = {"images": ["1", 0], "filename_prefix": "bench/other"}
+        nodes["4"] = {"class_type": "SaveImage", "inputs": other}
+    return job
 
 
 def pictures(seed: int, size: int, count: int) -> dict[str, Any]:

@@ -2,11 +2,12 @@
 
     find volume ─┬─ copy code ───────────────┬─ start ComfyUI ─ ready ─ wait for models ─ warm-up
     local folder ┘  choose Python ─ ask flags┤
+                                  └ packages ┤
                     read manifest ─ fetch ···│··················(beside)
                     link models ─────────────┴─ read ahead ·····(beside)
     check machine, check volume, after the copy (beside)
 
-With NODE_REQUIREMENTS=install, what custom nodes lack is added between the copy and the start.
+What ComfyUI and its custom nodes ask for is made ready while the code is copied ("packages").
 `begin` starts it all and returns when ComfyUI has been started; `finish` waits for it. Between the
 two the caller has some ten seconds for whatever else takes time, such as importing the SDK.
 """
@@ -75,6 +76,7 @@ class Boot(Preparation):
         """Wait until ComfyUI answers or it is clear that it won't."""
         if self.comfyui is not None:
             self._wait(self.comfyui)
+            self._after += self.late_package_findings()
         if self.comfyui is not None and not self._failed:
             self._prepare_jobs()
         patience = _FAILED_PATIENCE if self._failed else _READY_PATIENCE

@@ -33,8 +33,7 @@ from bootstrap.core.findings import Finding, findings_text
 from bootstrap.core.log import say
 from bootstrap.core.redact import child_environment
 from bootstrap.doctor import Facts, Report, Scope, check_layout, examine
-from bootstrap.environment import PackagesFacts, ask_help, choose_python, gather_packages
-from bootstrap.environment.install import Place, add_packages
+from bootstrap.environment import PackageSet, Place, ask_help, choose_python, prepare_packages
 from bootstrap.environment.torch_build import read_torch_build
 from bootstrap.models.prefetch import ReadAhead, Recent
 from bootstrap.volume import Layout, locate, volume_root
@@ -126,7 +125,7 @@ class Preparation:
         self._args = settings.comfyui_args
         self._code: Staged | None = None
         self._python: Path | None = None
-        self._packages: PackagesFacts | None = None
+        self._package_set = PackageSet()
         self._child_env: dict[str, str] = {}
         self._flags: frozenset[str] = frozenset()
 
@@ -137,8 +136,6 @@ class Preparation:
     def tasks(self) -> tuple[Task, ...]:
         """What to do, each with what it needs."""
         patience = self.settings.volume_timeout
-        adding = self._adding()
-        added = tuple(task.name for task in adding)
         return (
             Task("local folder", self._make_workdir),
             Task(
@@ -151,7 +148,7 @@ class Preparation:
             Task("copy code", self._copy_code, needs=("find volume",)),
             # The copy is what ComfyUI's start waits for; whoever can wait does not take its time.
             Task(self.machine_check.name, self.machine_check.run, after=("copy code",)),
-            Task(self.volume_check.name, self.volume_check.run, after=("copy code", *added)),
+            Task(self.volume_check.name, self.volume_check.run, after=("copy code", "packages")),
             Task("read manifest", self._read_manifest, needs=("find volume",)),
             Task(
                 "link models",
@@ -162,31 +159,20 @@ class Preparation:
             ),
             Task("choose Python", self._choose_python, needs=("find volume",)),
             Task("ask flags", self._ask_flags, needs=("choose Python",)),
-            *adding,
+            Task(
+                "packages",
+                self._prepare_packages,
+                needs=("choose Python", "local folder"),
+                budget=self.settings.packages_timeout + patience,
+                late=_VOLUME_LATE,
+            ),
             Task(
                 "start ComfyUI",
                 self._start,
-                needs=("copy code", "read manifest", "link models", "ask flags"),
-                after=added,
+                needs=("copy code", "read manifest", "link models", "ask flags", "packages"),
             ),
             Task("fetch models", self._fetch, needs=("read manifest", "start ComfyUI")),
             Task("read ahead", self._read_weights, needs=("copy code", "link models")),
-        )
-
-    def _adding(self) -> tuple[Task, ...]:
-        """What custom nodes lack is added before ComfyUI starts, if that is wanted."""
-        if self.settings.node_requirements != "install":
-            return ()
-        budget = self.settings.node_requirements_timeout + self.settings.volume_timeout
-        return (
-            Task("list packages", self._list_packages, needs=("choose Python",)),
-            Task(
-                "node requirements",
-                self._add_packages,
-                needs=("copy code", "list packages"),
-                budget=budget,
-                late=_VOLUME_LATE,
-            ),
         )
 
     def _locate(self, _: Stage) -> Sequence[Finding]:
@@ -244,26 +230,27 @@ class Preparation:
         self._child_env = child_environment(self.env, passed, choice.python)
         return choice.findings
 
-    def _list_packages(self, _: Stage) -> None:
-        """While the code is being copied."""
-        assert self._python is not None
-        self._packages = gather_packages(self._python, self.env)
-
-    def _add_packages(self, row: Stage) -> Sequence[Finding]:
+    def _prepare_packages(self, row: Stage) -> Sequence[Finding]:
+        """What ComfyUI and its nodes ask for, while the code is being copied."""
         assert self.layout is not None and self.layout.comfyui is not None
-        assert self.work is not None and self._python is not None and self._packages is not None
+        assert self.work is not None and self._python is not None
         place = Place(
             python=self._python,
-            comfyui=self._code.place if self._code is not None else self.layout.comfyui,
+            comfyui=self.layout.comfyui,
             volume=self.layout.root,
             work=self.work.root,
-            timeout=self.settings.node_requirements_timeout,
+            timeout=self.settings.packages_timeout,
+            arguments=self._args,
+            nodes=None if self.layout.nodes is None else str(self.layout.nodes),
         )
-        added = add_packages(place, self._packages, self.env)
-        if added.path is not None:
-            self._child_env = {**self._child_env, "PYTHONPATH": str(added.path)}
-        row.note = added.note
-        return added.findings
+        made = prepare_packages(place, self.env, self.settings.packages)
+        self._package_set = made
+        row.note = made.note
+        return made.findings
+
+    def late_package_findings(self) -> Sequence[Finding]:
+        """What went wrong with packages after ComfyUI was started."""
+        return self._package_set.late_findings()
 
     def _ask_flags(self, _: Stage) -> Sequence[Finding]:
         """From the volume's own `main.py`, while the code is being copied."""
@@ -313,6 +300,7 @@ class Preparation:
         problems = command.arguments(self._flags, folders, port, extra)[1]
         home = self.layout.comfyui
         place = self._code.place if self._code is not None else home
+        env = self._package_set.environment(self._child_env)
         comfyui = ComfyUI(
             Launch(self._python, place, folders, self._flags, extra, env, port, home=home)
         )

@@ -117,8 +117,9 @@ def _module_missing(exit: Exit, match: Match[str]) -> Finding:
     return error(
         "comfyui.module_missing",
         f"ComfyUI's Python ({exit.python}) has no module {module}.",
-        f"Install ComfyUI's requirements into it: {exit.python} -m pip install -r "
-        f"requirements.txt (or: {exit.python} -m pip install {module.split('.')[0]}).",
+        "With PACKAGES=install (the default) a worker adds what ComfyUI's requirements.txt asks "
+        "for; the findings on packages say what it could not add. By hand: "
+        f"{exit.python} -m pip install {module.split('.')[0]}",
         module=module,
     )
 

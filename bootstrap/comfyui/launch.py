@@ -7,7 +7,14 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from bootstrap.comfyui import command
-from bootstrap.comfyui.stage import CannotStage, Plan, Staged, copy_user_folder, stage
+from bootstrap.comfyui.stage import (
+    CannotStage,
+    Plan,
+    Staged,
+    copy_user_folder,
+    link_output,
+    stage,
+)
 from bootstrap.comfyui.workdir import WorkDir
 from bootstrap.config import Settings
 from bootstrap.core.findings import Finding, info, warning
@@ -46,6 +53,7 @@ def stage_code(
         staged = stage(plan)
     except CannotStage as problem:
         return [], [_not_staged(problem, settings)]
+    link_output(staged[0].place, work.output)
     return staged, [_heavy(copy, settings) for copy in staged if copy.linked]
 
 

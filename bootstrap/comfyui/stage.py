@@ -2,7 +2,8 @@
 trip each, one after another when Python imports them, all at once when they are copied.
 
     work/stage/ComfyUI/            a copy of the volume's ComfyUI, and in it
-        models output input …      links to the volume: what is data stays where it is
+        models input …             links to the volume: what is data stays where it is
+        output                     a link to this worker's own; see link_output
         .venv-cu128                a link, as any virtual environment, whatever its name
         custom_nodes/pack/x.bin    a link where a pack is too heavy to copy
     work/stage/<anything else>     links to what lies beside ComfyUI on the volume, so that
@@ -141,6 +142,16 @@ def _link_models(plan: Plan, copy: Path) -> None:
         place.unlink()
     if not place.is_symlink():
         place.symlink_to(models)
+
+
+def link_output(copy: Path, output: Path) -> None:
+    """Many nodes write to `output` beside the code, or in the working directory, whatever ComfyUI
+    is told: let that be the folder that it is told. Raises OSError."""
+    place = copy / "output"
+    if place.is_symlink():
+        place.unlink()
+    if not place.exists():
+        place.symlink_to(output)
 
 
 def copy_user_folder(user: Path, place: Path, timeout: float) -> Staged:

@@ -237,19 +237,22 @@ class Settings:
         "Seconds the copy may take; past it ComfyUI runs from the volume",
         "60",
     )
-    node_requirements: str = var(
+    packages: str = var(
+        "PACKAGES",
+        kinds.one_of("install", "report"),
+        "install",
+        "What ComfyUI and its custom nodes ask for and ComfyUI's Python lacks or has in another "
+        "version: `install` fetches it once and keeps it on the volume, `report` names it",
+        "install",
         "NODE_REQUIREMENTS",
-        kinds.one_of("report", "install"),
-        "report",
-        "What custom nodes require and ComfyUI's Python lacks: `report` names it, `install` "
-        "fetches it once, keeps it on the volume, and replaces nothing that is installed",
     )
-    node_requirements_timeout: float = var(
-        "NODE_REQUIREMENTS_TIMEOUT",
+    packages_timeout: float = var(
+        "PACKAGES_TIMEOUT",
         kinds.number(1, 3600),
         300.0,
-        "Seconds that may take; past it ComfyUI starts without",
+        "Timeout in seconds; then ComfyUI starts without them",
         "300",
+        "NODE_REQUIREMENTS_TIMEOUT",
     )
     prefetch_models: str = var(
         "PREFETCH_MODELS",

@@ -28,7 +28,7 @@ class Severity(str, Enum):
 SECTIONS: Mapping[str, tuple[str, ...]] = {
     "Volume": ("volume", "links", "throughput"),
     "Models": ("models", "manifest"),
-    "ComfyUI": ("comfyui", "python", "nodes"),
+    "ComfyUI": ("comfyui", "python", "packages", "nodes"),
     "Machine": ("gpu", "memory", "disk", "machine", "host"),
     "Environment": ("env", "settings", "allocator", "tokens"),
 }

@@ -1,21 +1,38 @@
 """The Python that runs ComfyUI: which one, what it has, what it lacks and how it gets that."""
 
 from bootstrap.environment.choice import choose_python, venvs_of
+from bootstrap.environment.judge import Judgement, judge
+from bootstrap.environment.package_set import (
+    INSTALL,
+    PackageSet,
+    Place,
+    kept_set,
+    prepare_packages,
+)
 from bootstrap.environment.python import Venv, ask_help
-from bootstrap.environment.site_packages import PackagesFacts, gather_packages
+from bootstrap.environment.requirements import Requirements
+from bootstrap.environment.site_packages import PackagesFacts
+from bootstrap.environment.store import Record
 
 __all__ = [
+    "INSTALL",
+    "Judgement",
+    "PackageSet",
     "PackagesFacts",
+    "Place",
+    "Record",
+    "Requirements",
     "Venv",
-    "archive",
     "ask_help",
     "choose_python",
-    "gather_packages",
     "imports",
-    "install",
     "judge",
+    "kept_set",
     "packs",
     "pip_text",
+    "prepare_packages",
+    "report",
+    "requirement_files",
     "requirements",
     "torch_build",
     "venvs_of",

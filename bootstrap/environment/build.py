@@ -1,184 +1,140 @@
-"""Packages that are missing, put into a folder of their own by the pip of ComfyUI's Python.
+"""Makes a package set: resolved, installed into two folders, and tried out.
 
-First it is only asked what it would do (`--dry-run --report`), with everything that is installed as
-a constraint: what would need another version of something is refused before anything is fetched.
-Then exactly that is installed, into an empty folder, and compared with what was announced.
+What cannot be built, or does not work with this torch, is left out with a reason.
 """
 
 from __future__ import annotations
 
-import importlib.metadata
 import json
-import os
 import shutil
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
-from bootstrap.core.redact import masked
-from bootstrap.environment.archive import Record
-from bootstrap.environment.pip import Pip, PipFailed
-from bootstrap.environment.requirements import normalised
+from bootstrap.environment.judge import Judgement
+from bootstrap.environment.resolve import Plan, Resolver, Unit
+from bootstrap.environment.store import AFTER, BEFORE
+from bootstrap.environment.uv import Uv, UvFailed
 
-
-@dataclass(frozen=True)
-class Announced:
-    """One distribution that pip would install; `text` is what to ask it for."""
-
-    name: str
-    version: str
-    text: str
+_MOST_TRIES = 12
+# Built for one torch. What an index has may be built for another, or for CUDA where torch is not;
+# a module that fails to load is worse than one that is missing, since many look for it first.
+_TRIED_OUT = {"torchvision": "torchvision", "torchaudio": "torchaudio", "xformers": "xformers"}
+_TRY = """
+import importlib, json, sys
+broken = {}
+try:
+    import torch
+except Exception:
+    pass
+for name in sys.argv[1:]:
+    try:
+        importlib.import_module(name)
+    except Exception as problem:
+        broken[name] = f"{type(problem).__name__}: {problem}"[:300]
+print()
+print(json.dumps(broken))
+"""
 
 
 class Builder:
-    """Makes the folder `folder` with `pip`; `scratch` is for files that tell pip what to do."""
+    """Fills the folder `folder`. `hook` makes what PYTHONPATH must be for it; `modules` are
+    imported to see that they work, by the distribution that brings them."""
 
-    def __init__(self, pip: Pip, constraints: Sequence[str], folder: Path, scratch: Path) -> None:
-        self._pip = pip
+    def __init__(
+        self,
+        uv: Uv,
+        judgement: Judgement,
+        folder: Path,
+        scratch: Path,
+        hook: Callable[[], Path],
+        modules: Mapping[str, str],
+    ) -> None:
+        self._uv = uv
         self._folder = folder
         self._scratch = scratch
-        self._constraints = self._written("constraints.txt", constraints)
-        self._wheels = scratch / "wheels"
-        self._installed = {line.partition("==")[0] for line in constraints}
+        self._hook = hook
+        self._modules = {**_TRIED_OUT, **modules}
+        self._resolver = Resolver(uv, judgement, scratch)
+        self._torch = judgement.torch()
+        self._there: dict[str, Mapping[str, str]] = {}
+        self._works: set[str] = set()
 
-    def build(self, requirements: Sequence[str]) -> Record:
-        """Install what can be installed; what cannot is in the record, with the reason.
+    def build(self, units: Sequence[Unit]) -> Plan:
+        """Install what can be; what cannot is in the plan, with the reason.
 
-        Raises PipFailed when nothing can be said of the packages themselves, and OSError.
+        Raises UvFailed when nothing can be said of the packages themselves, and OSError.
         """
-        announced, refused = self._sorted_out(requirements)
-        self._folder.mkdir(parents=True)
-        if announced:
-            announced, not_built = self._install(announced)
-            refused |= not_built
-            self._verify(announced)
-        return Record(
-            tuple(map(masked, requirements)),
-            {each.name: each.version for each in announced},
-            {masked(text): reason for text, reason in refused.items()},
+        for _ in range(_MOST_TRIES):
+            plan = self._resolver.plan(units)
+            if self._installed(plan) and self._all_work(plan):
+                return plan
+        raise UvFailed("each try left out another package that does not work", False)
+
+    def _installed(self, plan: Plan) -> bool:
+        """Install it all; False where a package cannot be built and is left out from now on."""
+        wanted = {BEFORE: plan.replaces, AFTER: plan.adds}
+        try:
+            if self._less_is_wanted(wanted):
+                self._take_out(wanted)
+            else:
+                shutil.rmtree(self._folder, ignore_errors=True)
+                for part, requirements in wanted.items():
+                    self._put(part, requirements.values())
+            self._there = wanted
+            return True
+        except UvFailed as problem:
+            self._there = {}
+            if problem.package is None or problem.passing:
+                raise
+            self._resolver.cannot_build(problem.package, str(problem))
+            return False
+
+    def _less_is_wanted(self, wanted: Mapping[str, Mapping[str, str]]) -> bool:
+        return bool(self._there) and all(
+            requirements.items() <= self._there[part].items()
+            for part, requirements in wanted.items()
         )
 
-    def _sorted_out(self, requirements: Sequence[str]) -> tuple[list[Announced], dict[str, str]]:
-        """All of them, where they go together; else one by one, first come first served."""
-        try:
-            return self._announced(requirements), {}
-        except PipFailed as problem:
-            if problem.passing:
-                raise
-            if len(requirements) == 1:
-                return [], {requirements[0]: str(problem)}
-        accepted: list[str] = []
-        announced: list[Announced] = []
-        refused: dict[str, str] = {}
-        for requirement in requirements:
-            try:
-                announced = self._announced([*accepted, requirement])
-                accepted.append(requirement)
-            except PipFailed as problem:
-                if problem.passing:
-                    raise
-                refused[requirement] = str(problem)
-        return announced, refused
+    def _take_out(self, wanted: Mapping[str, Mapping[str, str]]) -> None:
+        for part, there in self._there.items():
+            if names := there.keys() - wanted[part].keys():
+                self._uv.run(
+                    *("uninstall", "--target", str(self._folder / part), *sorted(names)),
+                    "--quiet",
+                )
 
-    def _announced(self, requirements: Sequence[str]) -> list[Announced]:
-        """What pip would install for these."""
-        wanted = self._written("requirements.txt", requirements)
-        report = self._scratch / "report.json"
-        report.unlink(missing_ok=True)
-        constraint = ("--constraint", str(self._constraints))
-        self._pip.run(
-            *("install", "--dry-run", "--report", str(report)),
-            *("--requirement", str(wanted), *constraint),
-        )
-        announced = _read(report.read_text("utf-8"))
-        replaced = [each.name for each in announced if each.name in self._installed]
-        if replaced:  # a pip that does not take constraints as seriously as we do
-            raise PipFailed(f"it would replace {', '.join(replaced)}", False)
-        return announced
-
-    def _install(self, announced: Sequence[Announced]) -> tuple[list[Announced], dict[str, str]]:
-        """All of them; where one cannot be built from its source, the others."""
-        try:
-            self._put(each.text for each in announced)
-            return list(announced), {}
-        except PipFailed as problem:
-            if problem.passing:
-                raise
-        built, refused = self._built(announced)
-        shutil.rmtree(self._folder)
-        self._folder.mkdir()
-        if built:
-            self._put(wheel.as_uri() for wheel in sorted(self._wheels.glob("*.whl")))
-        return built, refused
-
-    def _built(self, announced: Sequence[Announced]) -> tuple[list[Announced], dict[str, str]]:
-        """A wheel of each that there can be one of."""
-        built: list[Announced] = []
-        refused: dict[str, str] = {}
-        for each in announced:
-            try:
-                self._pip.run("wheel", "--no-deps", "--wheel-dir", str(self._wheels), each.text)
-                built.append(each)
-            except PipFailed as problem:
-                if problem.passing:
-                    raise
-                refused[each.text] = str(problem)
-        return built, refused
-
-    def _put(self, texts: Iterable[str]) -> None:
+    def _put(self, part: str, requirements: Iterable[str]) -> None:
         """Bytecode is tied to no time of change, since unpacking gives files another."""
-        exact = self._written("exact.txt", texts)
-        self._pip.run(
-            *("install", "--no-deps", "--no-compile", "--target", str(self._folder)),
-            *("--requirement", str(exact)),
+        folder = self._folder / part
+        folder.mkdir(parents=True)
+        exact = self._scratch / f"{part}.txt"
+        exact.write_text("".join(f"{line}\n" for line in requirements), encoding="utf-8")
+        if not exact.stat().st_size:
+            return
+        self._uv.run(
+            *("install", "--no-deps", "--target", str(folder), "--requirements", str(exact)),
+            *("--compile-bytecode", "--quiet", *self._resolver.builds()),
         )
+
+    def _all_work(self, plan: Plan) -> bool:
+        """Can what depends on torch be imported? What cannot is never installed from now on."""
+        found = {**plan.adds, **plan.replaces}
+        tried = {n: m for n, m in self._modules.items() if n in found and n not in self._works}
+        broken = self._broken(tried.values()) if tried else {}
+        for name, module in tried.items():
+            if module not in broken:
+                self._works.add(name)
+            else:
+                what = found[name].replace("==", " ")
+                told = f"{what} does not load with torch {self._torch}: {broken[module]}"
+                self._resolver.forbid(name, told)
+        return not broken
+
+    def _broken(self, modules: Iterable[str]) -> dict[str, str]:
+        """Those that cannot be imported, and why. No GPU is needed for it."""
+        env = {"PYTHONPATH": str(self._hook()), "CUDA_VISIBLE_DEVICES": ""}
+        said = self._uv.python("-B", "-c", _TRY, *modules, env=env)
         try:
-            compiling = ("-q", "--invalidation-mode", "unchecked-hash", str(self._folder))
-            self._pip.run(*compiling, module="compileall")
-        except PipFailed as problem:
-            if problem.passing:
-                raise
-            # Some packages hold files that are templates, or Python 2.
-
-    def _verify(self, announced: Sequence[Announced]) -> None:
-        """Everything announced is there, with all files that it says it has."""
-        found = {
-            normalised(each.metadata["Name"] or ""): each
-            for each in importlib.metadata.distributions(path=[str(self._folder)])
-        }
-        for each in announced:
-            one = found.get(each.name)
-            if one is None or one.version != each.version:
-                raise PipFailed(f"{each.name} {each.version} is not there after installing", True)
-            for file in one.files or ():
-                path = os.path.join(self._folder, file)
-                if ".." in file.parts or file.suffix == ".pyc":
-                    continue  # programs lie elsewhere with --target
-                size = os.path.getsize(path) if os.path.isfile(path) else None
-                if size is None or file.size not in (None, size):
-                    raise PipFailed(f"{file} of {each.name} is not whole after installing", True)
-
-    def _written(self, name: str, lines: Iterable[str]) -> Path:
-        path = self._scratch / name
-        path.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
-        return path
-
-
-def _read(report: str) -> list[Announced]:
-    """pip's installation report (https://pip.pypa.io/en/stable/reference/installation-report/)."""
-    try:
-        return [_announced(item) for item in json.loads(report)["install"]]
-    except (ValueError, KeyError, TypeError) as problem:
-        raise PipFailed(f"pip's report is not understood ({problem!r})", True) from problem
-
-
-def _announced(item: Any) -> Announced:
-    name, version = str(item["metadata"]["name"]), str(item["metadata"]["version"])
-    text = f"{name}=={version}"
-    if item.get("is_direct"):
-        origin = item["download_info"]
-        vcs = origin.get("vcs_info")
-        prefix, commit = (f"{vcs['vcs']}+", f"@{vcs['commit_id']}") if vcs else ("", "")
-        text = f"{name} @ {prefix}{origin['url']}{commit}"
-    return Announced(normalised(name), version, text)
+            return dict(json.loads(said.splitlines()[-1]))
+        except (ValueError, IndexError) as problem:
+            raise UvFailed(f"trying out the packages: {problem}", False) from problem

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 
 from bootstrap.core.findings import Finding, info, ok, warning
 from bootstrap.core.text import counted, named, shown
-from bootstrap.environment.judge import distribution_of
+from bootstrap.environment.modules import distribution_of
 from bootstrap.environment.pip_text import pip_install, where_to_type
 from bootstrap.environment.site_packages import PackagesFacts
 

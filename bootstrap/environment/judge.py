@@ -1,203 +1,227 @@
-"""Pure: what node packs lack in ComfyUI's Python, and the name under which it is kept.
+"""What ComfyUI's Python has and lacks, asked of that Python itself; for the checker and the worker.
 
-Which distribution brings which module, where the two have different names, is from the packages'
-own documentation; only those that ComfyUI's node packs use.
-
-Everything that could make the answer another one goes into the name: the interpreter, the C
-library, each installed package's version, each requirement. So an image that changed asks again,
-and what was made for one image is used by no other.
+Both go through `judge`, so that one never says what the other denies. The child (`judge_child.py`)
+has `packaging` and `importlib.metadata`; this side needs the standard library only.
 """
 
 from __future__ import annotations
 
-import hashlib
-import json
-import re
-from collections.abc import Iterable
-from dataclasses import dataclass
+import os
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from enum import Enum
+from pathlib import Path
+from typing import Any
 
-from bootstrap.environment.packs import Pack, State
-from bootstrap.environment.requirements import Requirement
-from bootstrap.environment.site_packages import PackagesFacts
-from bootstrap.environment.versions import evaluate, parse_version, satisfies
+from bootstrap.core.redact import child_environment, masked
+from bootstrap.environment.hard_imports import HardImport, hard_imports
+from bootstrap.environment.modules import ALIKE, MODULES
+from bootstrap.environment.python import ASK_SECONDS, Failure, Trouble, ask_python
+from bootstrap.environment.requirement_files import COMFYUI, RequirementFile
+from bootstrap.environment.requirements import Requirements
+from bootstrap.environment.site_packages import PackagesFacts, packages_facts
 
-# Of the four distributions of OpenCV the headless one needs no libGL, which servers lack.
-_MODULES = {
-    "Crypto": "pycryptodome",
-    "OpenSSL": "pyOpenSSL",
-    "PIL": "Pillow",
-    "ascii_magic": "ascii-magic",
-    "attr": "attrs",
-    "blend_modes": "blend-modes",
-    "bs4": "beautifulsoup4",
-    "clip_interrogator": "clip-interrogator",
-    "comfyui_frontend_package": "comfyui-frontend-package",
-    "cv2": "opencv-python-headless",
-    "dateutil": "python-dateutil",
-    "docx": "python-docx",
-    "dotenv": "python-dotenv",
-    "ffmpeg": "ffmpeg-python",
-    "flash_attn": "flash-attn",
-    "fitz": "PyMuPDF",
-    "git": "GitPython",
-    "github": "PyGithub",
-    "huggingface_hub": "huggingface-hub",
-    "imageio_ffmpeg": "imageio-ffmpeg",
-    "jwt": "PyJWT",
-    "magic": "python-magic",
-    "mss": "mss",
-    "OpenGL": "PyOpenGL",
-    "pkg_resources": "setuptools<81",
-    "pynvml": "nvidia-ml-py",
-    "serial": "pyserial",
-    "skimage": "scikit-image",
-    "sklearn": "scikit-learn",
-    "slugify": "python-slugify",
-    "segment_anything": "segment-anything",
-    "usb": "pyusb",
-    "websocket": "websocket-client",
-    "yaml": "PyYAML",
-}
-_BY_DISTRIBUTION = {
-    **{name.lower().replace("_", "-"): module for module, name in _MODULES.items()},
-    "opencv-python": "cv2",
-    "opencv-contrib-python": "cv2",
-    "opencv-contrib-python-headless": "cv2",
-}
-# Distributions that bring the same modules with the same version numbers: one will do.
-_ALIKE = (
-    frozenset(
-        {
-            "opencv-python",
-            "opencv-python-headless",
-            "opencv-contrib-python",
-            "opencv-contrib-python-headless",
-        }
-    ),
-    frozenset({"onnxruntime", "onnxruntime-gpu"}),
-    frozenset({"pillow", "pillow-simd"}),
-    frozenset({"triton", "pytorch-triton", "pytorch-triton-rocm"}),
-    frozenset({"tensorflow", "tensorflow-cpu"}),
-    frozenset({"scikit-learn", "sklearn"}),
-    frozenset({"pynvml", "nvidia-ml-py"}),
-)
-_ARCHIVE = re.compile(r"[A-Za-z0-9._+-]+-torch[A-Za-z0-9._+-]+-[0-9a-f]{16}\.zip")
-_UNSAFE = re.compile(r"[^A-Za-z0-9._+-]")
+# ComfyUI's web page: the worker gives it one of its own.
+_PAGE = ("comfyui-frontend-package", "comfyui-workflow-templates", "comfyui-embedded-docs")
+# Looked for in any case: a copy without a record must not be replaced either.
+_KIN_MODULES = ("torch", "torchvision", "torchaudio", "xformers", "triton")
 
 
-def distribution_of(module: str) -> str:
-    """What to install for `import module`, by its first part; mostly the name itself."""
-    top = module.partition(".")[0]
-    if module == "google.protobuf" or module.startswith("google.protobuf."):
-        return "protobuf"
-    return _MODULES.get(top, top)
-
-
-def module_of(distribution: str) -> str:
-    """What a distribution (normalised name) is imported as, as far as that is known."""
-    return _BY_DISTRIBUTION.get(distribution, distribution.replace("-", "_"))
-
-
-def alike(distribution: str) -> tuple[str, ...]:
-    """Other distributions (normalised names) that bring the same modules."""
-    found = {name for group in _ALIKE if distribution in group for name in group}
-    return tuple(sorted(found - {distribution}))
-
-
-class Verdict(str, Enum):
-    """What became of one requirement. `UNKNOWN` is also what does not apply here."""
+class RequirementState(str, Enum):
+    """What became of a requirement. `UNTRACKED`: it can be imported, but no record says in which
+    version. `SKIPPED`: its marker says that it is not for this Python. `UNREAD`: not understood.
+    `UNJUDGED`: there is neither `packaging` nor pip."""
 
     MET = "met"
     MISSING = "missing"
     WRONG = "wrong"
     UNTRACKED = "untracked"
-    UNKNOWN = "unknown"
+    SKIPPED = "skipped"
+    UNREAD = "unread"
+    UNJUDGED = "unjudged"
+
+
+_UNMET = (RequirementState.MISSING, RequirementState.WRONG)
 
 
 @dataclass(frozen=True)
-class Judged:
-    """A requirement, what became of it, and the version that is installed (None for none)."""
+class Verdict:
+    """One requirement of one owner (COMFYUI or a custom node). `text` is what to ask an installer
+    for, `name` the package's normalised name ("" where an address does not tell), `version` what
+    is installed."""
 
-    requirement: Requirement
-    verdict: Verdict
+    owner: str
+    text: str
+    name: str
+    state: RequirementState
     version: str | None = None
 
     @property
-    def name(self) -> str:
-        """The package's normalised name."""
-        return self.requirement.name
+    def core(self) -> bool:
+        """Is it ComfyUI's own requirement?"""
+        return self.owner == COMFYUI
+
+    @property
+    def page(self) -> bool:
+        """Is it a part of ComfyUI's web page that is not as required? No job needs it."""
+        return self.core and self.name.startswith(_PAGE) and self.state in _UNMET
+
+    @property
+    def unmet(self) -> bool:
+        """Is it needed, and missing or there in another version?"""
+        return self.state in _UNMET and not self.page
 
     def __str__(self) -> str:
-        if self.verdict is Verdict.WRONG:
-            return f"{self.requirement.text} ({self.version} is installed)"
-        return self.requirement.text
-
-
-def judge(requirement: Requirement, packages: PackagesFacts) -> Judged:
-    """Whether a requirement is met by what is installed; never a guess."""
-    if evaluate(requirement.marker, packages.markers) is not True:
-        return Judged(requirement, Verdict.UNKNOWN)
-    versions = packages.versions_of(requirement.name)
-    if not versions:
-        if any(packages.versions_of(other) for other in alike(requirement.name)):
-            return Judged(requirement, Verdict.MET)
-        if module_of(requirement.name) in packages.modules:
-            return Judged(requirement, Verdict.UNTRACKED)
-        return Judged(requirement, Verdict.MISSING)
-    known = [version for version in versions if version is not None]
-    verdicts = [satisfies(version, requirement.specifiers) for version in known]
-    if True in verdicts:
-        return Judged(requirement, Verdict.MET, known[0])
-    if None in verdicts or not known:
-        return Judged(requirement, Verdict.UNKNOWN)
-    return Judged(requirement, Verdict.WRONG, known[0])
+        if self.state is RequirementState.WRONG:
+            return f"{self.text} ({self.version} is installed)"
+        return self.text
 
 
 @dataclass(frozen=True)
-class Wanted:
-    """`missing` are requirements as pip reads them, each once, in order. `wrong` are those that
-    are installed in a version that will not do: nothing is ever installed over them."""
+class Needs:
+    """What an installed distribution requires: (name, specifiers, state) each; and, as they are
+    written, its extras and what they add."""
 
-    missing: tuple[str, ...]
-    wrong: tuple[str, ...]
-
-
-def wanted_by(packs: Iterable[Pack], packages: PackagesFacts) -> Wanted:
-    """What the active packs require that is not there."""
-    judged = [
-        judge(requirement, packages)
-        for pack in packs
-        if pack.state is State.GOOD and not pack.disabled
-        for requirement in pack.wishes.requirements
-    ]
-    return Wanted(_of(judged, Verdict.MISSING), _of(judged, Verdict.WRONG))
+    requires: tuple[tuple[str, str, RequirementState], ...] = ()
+    extras: tuple[str, ...] = ()
+    extra_lines: tuple[str, ...] = ()
 
 
-def name_for(wanted: Wanted, packages: PackagesFacts, libc: str) -> str:
-    """The name, without ending, of the archive that has what is missing; fit for a file."""
-    torch = next(iter(packages.versions_of("torch")), None) or "none"
-    machine = packages.markers.get("platform_machine", "")
-    told = json.dumps([wanted.missing, constraints(packages), packages.tag, machine, libc])
-    digest = hashlib.sha256(told.encode("utf-8", "backslashreplace")).hexdigest()[:16]
-    return _UNSAFE.sub("_", f"{packages.tag}-{machine}-torch{torch}-{digest}")[:200]
+@dataclass(frozen=True)
+class Judgement:
+    """What was found. Where `packages` has a failure, all else is empty.
+
+    `judged_with` is None where neither `packaging` nor pip is there. `installed` are versions by
+    normalised name, None for a damaged record. `absent` is what this ComfyUI cannot start without
+    and cannot import; `untracked_kin` are torch and its like without a record. `needs` is by name.
+    """
+
+    packages: PackagesFacts
+    version: str | None = None
+    judged_with: str | None = None
+    installed: Mapping[str, str | None] = field(default_factory=dict)
+    verdicts: tuple[Verdict, ...] = ()
+    absent: tuple[HardImport, ...] = ()
+    untracked_kin: tuple[str, ...] = ()
+    needs: Mapping[str, Needs] = field(default_factory=dict)
+
+    @property
+    def unmet(self) -> tuple[Verdict, ...]:
+        """What is missing or has another version, ComfyUI's own first."""
+        return tuple(v for v in self.verdicts if v.unmet)
+
+    def in_state(self, *states: RequirementState) -> tuple[Verdict, ...]:
+        """The verdicts of these kinds, without parts of ComfyUI's page."""
+        return tuple(v for v in self.verdicts if v.state in states and not v.page)
+
+    def torch(self) -> str | None:
+        """The version of the torch that is installed, its build included: `2.9.1+cu128`."""
+        return self.installed.get("torch")
+
+    def with_packages(
+        self, added: Mapping[str, str], unmet: Iterable[Verdict], modules: Iterable[str]
+    ) -> Judgement:
+        """As it is once the packages `added` (versions by name), which bring `modules`, are on
+        ComfyUI's path; `unmet` is what was judged so with them, logins masked."""
+        left = {(v.owner, v.text): v for v in unmet}
+        verdicts = []
+        for v in self.verdicts:
+            met = replace(v, state=RequirementState.MET, version=added.get(v.name, v.version))
+            verdicts.append(left.get((v.owner, masked(v.text)), met if v.unmet else v))
+        brought = set(modules)
+        return replace(
+            self,
+            verdicts=tuple(verdicts),
+            installed={**self.installed, **added},
+            absent=tuple(each for each in self.absent if each.module not in brought),
+        )
 
 
-def is_archive_name(name: str) -> bool:
-    """Was a file of this name made by us, for whatever image and requirements?"""
-    return _ARCHIVE.fullmatch(name) is not None
+def gather_packages(
+    python: Path, env: Mapping[str, str] | None = None, timeout: float = ASK_SECONDS
+) -> PackagesFacts:
+    """What `python` is and has installed, nothing being asked for; never raises. `env` is the
+    worker's environment, by default this process's."""
+    given = os.environ if env is None else env
+    return judge(python, given, Requirements(), timeout=timeout).packages
 
 
-def constraints(packages: PackagesFacts) -> list[str]:
-    """Lines for pip's `--constraint`: all that is installed, as it is."""
-    installed = {p.name: p.version for p in reversed(packages.packages)}
-    return sorted(
-        f"{name}=={version}"
-        for name, version in installed.items()
-        if version is not None and parse_version(version) is not None
+def judge(
+    python: Path,
+    env: Mapping[str, str],
+    requirements: Requirements,
+    arguments: Sequence[str] = (),
+    *,
+    needs: bool = False,
+    before: Path | None = None,
+    after: Path | None = None,
+    timeout: float = ASK_SECONDS,
+) -> Judgement:
+    """Judge in `python` what a ComfyUI that is started with `arguments` asks for; never raises.
+    0.2 s on local disk.
+
+    `env` is the worker's environment; secrets are kept from the child. `needs` asks what each
+    installed distribution requires. `before` and `after` are folders with packages ahead of and
+    behind the interpreter's own. `timeout` is in seconds.
+    """
+    start = time.monotonic()
+    hard = hard_imports(requirements.version, arguments)
+    question = {
+        "files": [{"lines": file.lines, "toml": file.toml} for file in requirements.files],
+        "imports": [*(each.module for each in hard), *_KIN_MODULES],
+        "alike": ALIKE,
+        "modules": MODULES,
+        "needs": needs,
+        "before": str(before) if before else None,
+        "after": str(after) if after else None,
+    }
+    said = ask_python(python, child_environment(env, (), python), question, timeout)
+    try:
+        packages = packages_facts(python, said, time.monotonic() - start)
+        if isinstance(said, Failure):
+            return Judgement(packages, requirements.version)
+        return _understood(packages, requirements, hard, said)
+    except (KeyError, TypeError, ValueError) as problem:
+        failure = Failure(Trouble.FAILED, f"its answer is not understood ({problem!r})")
+        return Judgement(PackagesFacts(str(python), failure), requirements.version)
+
+
+def _understood(
+    packages: PackagesFacts,
+    requirements: Requirements,
+    hard: Sequence[HardImport],
+    said: Mapping[str, Any],
+) -> Judgement:
+    installed: dict[str, str | None] = {}
+    for one in packages.packages:
+        installed.setdefault(one.name, one.version)
+    absent = frozenset(map(str, said["absent"]))
+    return Judgement(
+        packages,
+        requirements.version,
+        judged_with=said["judged_with"],
+        installed=installed,
+        verdicts=tuple(
+            verdict
+            for file, found in zip(requirements.files, said["verdicts"], strict=True)
+            for verdict in _verdicts(file, found)
+        ),
+        absent=tuple(each for each in hard if each.module in absent),
+        untracked_kin=tuple(m for m in _KIN_MODULES if m not in absent and m not in installed),
+        needs={name: _needs(told) for name, told in said.get("needs", {}).items()},
     )
 
 
-def _of(judged: Iterable[Judged], verdict: Verdict) -> tuple[str, ...]:
-    texts = (str(j) for j in judged if j.verdict is verdict)
-    return tuple(sorted(dict.fromkeys(texts)))
+def _verdicts(file: RequirementFile, found: Iterable[Mapping[str, Any]]) -> Iterable[Verdict]:
+    for one in found:
+        state = RequirementState(one["state"])
+        yield Verdict(file.owner, one["text"], one["name"], state, one["version"])
+
+
+def _needs(told: Mapping[str, Any]) -> Needs:
+    return Needs(
+        tuple((str(n), str(s), RequirementState(state)) for n, s, state in told["requires"]),
+        tuple(map(str, told["extras"])),
+        tuple(map(str, told["extra_lines"])),
+    )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import codecs
 import os
 import re
 from dataclasses import dataclass
@@ -11,7 +10,7 @@ from enum import Enum
 from bootstrap.core.concurrency import Together
 from bootstrap.core.files import Folder, list_folder
 from bootstrap.core.redact import LOGIN
-from bootstrap.environment.requirements import Wishes, parse_file, parse_pyproject
+from bootstrap.environment.requirement_files import RequirementFile, read_text, requirement_file
 
 _MOST_TEXT = 1 << 20
 _COMMIT = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")
@@ -19,9 +18,6 @@ _ORIGIN = re.compile(r'^\[remote "origin"\]\n(?:\s+.*\n)*?\s+url\s*=\s*(\S+)', r
 CUSTOM_NODES = "custom_nodes"
 DISABLED = ".disabled"
 MOST_PACKS = 500
-MOST_TEXT = 64 << 10
-# Of files that a requirements.txt names with -r.
-_MOST_INCLUDES = 8
 
 
 @dataclass(frozen=True)
@@ -98,8 +94,8 @@ class Pack:
     """One pack. `only_git` says that of a checkout nothing but `.git` is there.
 
     `inner` is the name of a folder in it that is a pack (unpacked one level too deep), `origin`
-    the address it was cloned from, both asked only where the pack is not `GOOD`. `wishes` are its
-    requirements, from `wishes_file`; `install_script` that it has an install.py.
+    the address it was cloned from, both asked only where the pack is not `GOOD`. `requirements` is
+    what it asks for; `install_script` that it has an install.py.
     """
 
     name: str
@@ -109,56 +105,22 @@ class Pack:
     only_git: bool = False
     inner: str | None = None
     origin: str | None = None
-    wishes: Wishes = Wishes()
-    wishes_file: str | None = None
+    requirements: RequirementFile | None = None
     install_script: bool = False
 
 
-def gather_packs(comfyui: str, together: Together) -> tuple[Pack, ...]:
+def gather_packs(comfyui: str, together: Together, nodes: str | None = None) -> tuple[Pack, ...]:
     """All packs by name, as ComfyUI would try them, and the disabled ones; `MOST_PACKS` at most.
+    Those in the folder `nodes` go before ComfyUI's own of the same name.
 
     Raises SilentError.
     """
-    folder = together.one(lambda: list_folder(os.path.join(comfyui, CUSTOM_NODES)))
-    names = sorted(n for n in folder.names if _is_pack(n, folder))[:MOST_PACKS]
-    return tuple(together.each(lambda name: _look(folder.path, name, folder), names))
-
-
-def read_text(path: str) -> str | None:
-    """A small text file in any encoding that a byte order mark names (PowerShell writes UTF-16);
-    None when it cannot be read."""
-    try:
-        with open(path, "rb") as file:
-            data = file.read(MOST_TEXT)
-    except OSError:
-        return None
-    utf16 = data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
-    return data.decode("utf-16" if utf16 else "utf-8-sig", "replace")
-
-
-def read_wishes(folder: str, name: str = "requirements.txt") -> Wishes | None:
-    """A requirements file and those it names with -r, as far as they lie in `folder`; None when
-    there is none."""
-    home = os.path.realpath(folder)
-    pending, seen = [os.path.join(folder, name)], set[str]()
-    found: Wishes | None = None
-    while pending and len(seen) <= _MOST_INCLUDES:
-        path = os.path.realpath(pending.pop(0))
-        if path in seen or not (path + os.sep).startswith(home + os.sep):
-            continue
-        seen.add(path)
-        text = read_text(path)
-        if text is None:
-            continue
-        wishes = parse_file(text)
-        pending += [os.path.join(os.path.dirname(path), include) for include in wishes.includes]
-        found = wishes if found is None else _both(found, wishes)
-    return found
-
-
-def _both(a: Wishes, b: Wishes) -> Wishes:
-    together = tuple(dict.fromkeys((*a.requirements, *b.requirements)))
-    return Wishes(together, a.includes, a.unread + b.unread)
+    homes = [os.path.join(comfyui, CUSTOM_NODES), *([nodes] if nodes is not None else [])]
+    found: dict[str, Folder] = {}
+    for folder in together.each(list_folder, homes):
+        found.update({name: folder for name in folder.names if _is_pack(name, folder)})
+    names = sorted(found)[:MOST_PACKS]
+    return tuple(together.each(lambda name: _look(found[name].path, name, found[name]), names))
 
 
 def _is_pack(name: str, folder: Folder) -> bool:
@@ -178,7 +140,7 @@ def _look(home: str, name: str, folder: Folder) -> Pack:
     state = _state(inside, name in folder.links)
     good = state is State.GOOD
     git = look_at_git(path) if not good and ".git" in inside.names else None
-    wishes, file = _wishes(path, inside) if good else (Wishes(), None)
+    asking = good and {"requirements.txt", "pyproject.toml"} & inside.names
     return Pack(
         name=name,
         path=path,
@@ -187,8 +149,7 @@ def _look(home: str, name: str, folder: Folder) -> Pack:
         only_git=state is State.EMPTY and bool(inside.names),
         inner=_inner(inside) if state is State.NO_INIT else None,
         origin=git.origin if git else None,
-        wishes=wishes,
-        wishes_file=file,
+        requirements=requirement_file(name, path) if asking else None,
         install_script="install.py" in inside.names,
     )
 
@@ -207,15 +168,3 @@ def _inner(inside: Folder) -> str | None:
         if "NODE_CLASS_MAPPINGS" in text or "comfy_entrypoint" in text:
             return name
     return None
-
-
-def _wishes(path: str, inside: Folder) -> tuple[Wishes, str | None]:
-    """requirements.txt is what ComfyUI-Manager installs; a pyproject.toml counts without one."""
-    if "requirements.txt" in inside.names:
-        wishes = read_wishes(path)
-        if wishes is not None:
-            return wishes, os.path.join(path, "requirements.txt")
-    if "pyproject.toml" in inside.names:
-        text = read_text(os.path.join(path, "pyproject.toml"))
-        return parse_pyproject(text or ""), os.path.join(path, "pyproject.toml")
-    return Wishes(), None

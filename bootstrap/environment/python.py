@@ -18,37 +18,10 @@ from bootstrap.core.findings import Finding, error
 
 _MOST_TEXT = 16 << 10
 _SETTING = re.compile(r"^\s*([\w-]+)\s*=\s*(.*?)\s*$", re.MULTILINE)
-# 0.05 s on local disk; on a cold network volume, where starting reads some 100 files, seconds.
-ASK_SECONDS = 15.0
+# 0.2 s on local disk; on a cold network volume, where starting reads some 100 files, seconds.
+ASK_SECONDS = 20.0
 _MOST_REASON = 300
-# Valid for every Python 3. With -I the user's own site-packages (~/.local) are left out, but
-# ComfyUI sees them where its interpreter is no closed-off venv, so they are named here.
-# What .pth files print stands before the last line.
-_ASK = """
-import json, os, platform, site, sys
-own = lambda p: p.startswith(sys.base_prefix) and p.endswith("-packages")
-user = sys.prefix == sys.base_prefix or any(own(p) for p in sys.path)
-info = getattr(sys.implementation, "version", sys.version_info)
-said = {
-    "version": platform.python_version(), "prefix": sys.prefix, "base_prefix": sys.base_prefix,
-    "path": sys.path + ([site.getusersitepackages()] if user else []),
-    "stdlib": os.path.dirname(os.__file__), "tag": sys.implementation.cache_tag or "",
-    "managed": sys.prefix == sys.base_prefix
-    and os.path.exists(os.path.join(os.path.dirname(os.__file__), "EXTERNALLY-MANAGED")),
-    "markers": {
-        "os_name": os.name, "sys_platform": sys.platform,
-        "platform_machine": platform.machine(), "platform_system": platform.system(),
-        "platform_release": platform.release(), "platform_version": platform.version(),
-        "platform_python_implementation": platform.python_implementation(),
-        "python_version": "%d.%d" % sys.version_info[:2],
-        "python_full_version": platform.python_version(),
-        "implementation_name": sys.implementation.name,
-        "implementation_version": "%d.%d.%d" % tuple(info)[:3],
-    },
-}
-print()
-print(json.dumps(said))
-"""
+_CHILD = Path(__file__).with_name("judge_child.py")
 CODES = {
     "comfyui.help_failed": "ComfyUI's `main.py --help` did not work",
 }
@@ -156,18 +129,22 @@ class Failure:
 
 
 def ask_python(
-    python: Path, env: Mapping[str, str], timeout: float = ASK_SECONDS
+    python: Path,
+    env: Mapping[str, str],
+    question: Mapping[str, Any],
+    timeout: float = ASK_SECONDS,
 ) -> dict[str, Any] | Failure:
-    """What `python` says of itself (see `_ASK`), or why it says nothing; `timeout` in seconds."""
+    """What `python` answers to a question (judge_child.py), or why it says nothing; `timeout` in
+    seconds."""
     if not os.path.exists(python):
         if os.path.islink(python):
             return Failure(Trouble.LINK_BROKEN, f"it leads to {os.path.realpath(python)}")
         return Failure(Trouble.MISSING, "there is no such file")
     try:
         child = subprocess.run(
-            [str(python), "-I", "-c", _ASK],
+            [str(python), "-I", "-B", str(_CHILD)],
             env=dict(env),
-            stdin=subprocess.DEVNULL,
+            input=json.dumps(question).encode("utf-8", "backslashreplace"),
             capture_output=True,
             timeout=timeout,
             check=False,

@@ -23,7 +23,7 @@ from tests.support.worker_process import WorkerProcess
 
 WORKER = "/worker/.venv/bin/python"
 # The network is the host's, where another ComfyUI may have 8188.
-CPU = {"COMFYUI_ARGS": "--cpu", "COMFYUI_PORT": "0"}
+CPU = {"COMFYUI_ARGS": "--cpu", "COMFYUI_PORT": "0", "PACKAGES": "report"}
 _SHARED = ("/dev", "/sys")
 
 

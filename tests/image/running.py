@@ -83,7 +83,7 @@ def test_what_a_node_pack_lacks_is_added_once(container: Container, tmp_path: Pa
     (pack / "__init__.py").write_text(NODE_PACK)
     (pack / "requirements.txt").write_text("tiny-one\nold-friend\n")
     with serving(wheels) as index:
-        env = {**CPU, **index.env(), "NODE_REQUIREMENTS": "install"}
+        env = {**CPU, **index.env(), "PACKAGES": "install"}
         first = _boot_report(container, env)
         asked = len(index.asked)
         assert "tiny_one-1.5-py3-none-any.whl" in index.wheels_fetched()
@@ -92,9 +92,10 @@ def test_what_a_node_pack_lacks_is_added_once(container: Container, tmp_path: Pa
         assert len(index.asked) == asked  # from the volume
     for report in (first, second):
         assert report["outcome"] == "ready"
-        found = {finding["code"]: finding for finding in report["findings"]}
-        assert found["nodes.packages_added"]["details"]["packages"] == {"tiny-one": "1.5"}
-        assert "torch<2" in found["nodes.packages_refused"]["details"]["refused"]["old-friend"]
+        found = {finding["code"]: finding["details"] for finding in report["findings"]}
+        assert found["packages.installed"]["packages"] == {"tiny-one": "1.5"}
+        refused = [f["message"] for f in report["findings"] if f["code"] == "packages.conflict"]
+        assert any("old-friend" in text and "torch<2" in text for text in refused)
     assert list(archive.parent.glob("*.zip")) == [archive]
     assert (volume / "imported").read_text() == "1.5 1.5 "
 

@@ -7,10 +7,10 @@ import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
+from tests.end_to_end.test_worker import plain
 from tests.prove.outcome import Outcome, completed
 from tests.prove.patient import Patient
 from tests.prove.places import CannotInject
-from tests.test_worker import plain
 
 
 def volume_full(patient: Patient) -> Outcome:
@@ -67,8 +67,8 @@ def _only_on_the_volume(patient: Patient) -> Outcome:
     job = patient.submit(plain())
     line = patient.worker.wait_for_line(rf"{job}.*on the volume: ", 60, after=lines)
     seconds = line.at - patient.plane.wait_for("take", job).at
-    path = line.text.partition("on the volume: ")[2].split('"')[0].strip()
-    kept = (patient.volume / path).is_file()
+    named = line.text.partition("on the volume: ")[2].split('"')[0].partition(" and ")[0]
+    kept = all((patient.volume / path.strip()).is_file() for path in named.split(","))
     patient.lost += not kept
     return Outcome(kept, seconds, line.text)
 

@@ -12,12 +12,12 @@ from typing import Any
 
 import psutil
 
+from tests.end_to_end.test_worker import plain
 from tests.prove import delivery_cases, memory_cases, silent_volume_cases
 from tests.prove.outcome import Outcome, completed, refused
 from tests.prove.patient import Patient
 from tests.prove.places import black_hole
 from tests.support.waiting import wait_until
-from tests.test_worker import plain
 
 Inject = Callable[[Patient], Outcome]
 

@@ -3,7 +3,7 @@
     python -m tests.prove.freeze [--seconds 150] [--rounds 2]
 
 The longest of them that can run while no job does is 120 s (a slow answer of ComfyUI). The wall
-clock is moved by a day and back; see tests/test_thaw.py.
+clock is moved by a day and back; see tests/end_to_end/test_thaw.py.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from demo.volume import ensure
-from tests.test_thaw import check_first_job_after_a_freeze, frozen_worker
+from tests.end_to_end.test_thaw import check_first_job_after_a_freeze, frozen_worker
 
 
 def main(argv: Sequence[str]) -> int:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from tests.end_to_end.test_faults import through
+from tests.end_to_end.test_worker import plain
 from tests.prove.outcome import Outcome, completed, refused
 from tests.prove.patient import Patient
 from tests.prove.places import CannotInject
-from tests.test_faults import through
-from tests.test_worker import plain
 
 CONTAINER_BYTES = 2_000_000_000
 

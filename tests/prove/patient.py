@@ -18,11 +18,11 @@ import psutil
 
 from demo.volume import DemoVolume, ensure
 from tests.conftest import environment, furnished
+from tests.end_to_end.test_faults import through
+from tests.end_to_end.test_worker import plain
 from tests.prove.places import Container, Mount, Place, container, mount_of
 from tests.support.control_plane import ControlPlane
 from tests.support.worker_process import WorkerProcess
-from tests.test_faults import through
-from tests.test_worker import plain
 
 START_SECONDS = 120.0
 ANSWER_SECONDS = 100.0
@@ -42,18 +42,30 @@ class Patient:
     container: Container | None = None
     lost: int = 0
     _number: int = field(default=0)
+    _pictures: dict[str, int] = field(default_factory=dict)
 
     def submit(self, workflow: dict[str, Any], **more: Any) -> str:
-        """A job on its way, its pictures named after nothing before."""
+        """A job on its way, its pictures named after nothing before: 1 to 8, the next job more than
+        the last, and one of a second saver."""
         self._number += 1
         workflow["2"]["inputs"].setdefault("filename_prefix", f"fault-{self._number}")
-        workflow["1"]["inputs"]["color"] = self._number  # no result from ComfyUI's cache
-        return self.plane.submit({"workflow": workflow, "max_wait": ANSWER_SECONDS, **more})
+        count = (1, 2, 4, 8)[self._number % 4]
+        # No result comes from ComfyUI's cache.
+        workflow["1"]["inputs"] |= {"color": self._number, "batch_size": count}
+        beside = {"images": workflow["2"]["inputs"]["images"], "filename_prefix": "beside"}
+        workflow["beside"] = {"class_type": "SaveImage", "inputs": beside}
+        given = {"workflow": workflow, "max_wait": ANSWER_SECONDS, **more}
+        job = self.plane.submit(given)
+        self._pictures[job] = 2 * count
+        return job
 
     def answer(self, job: str) -> dict[str, Any]:
         """What was posted for it: the output, status and code in it."""
         output: dict[str, Any] = self.plane.result(job, ANSWER_SECONDS + 20)["output"]
         self._look_for_results(output)
+        if output.get("status") == "completed":
+            found = [r for r in output["results"] if r["kind"] == "image"]
+            self.lost += max(self._pictures[job] - len(found), 0)
         return output
 
     def run(self, class_type: str, **inputs: Any) -> tuple[dict[str, Any], float]:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import time
 
+from tests.end_to_end.test_faults import through
+from tests.end_to_end.test_worker import plain
 from tests.prove.outcome import Outcome, completed, refused
 from tests.prove.patient import Patient
 from tests.prove.places import CannotInject, Mount
-from tests.test_faults import through
-from tests.test_worker import plain
 
 _RUNS_ON = 1.0
 _MAX_WAIT = 5.0

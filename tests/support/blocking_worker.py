@@ -9,7 +9,7 @@ from typing import Any
 
 import handler.__main__
 from bootstrap.boot import health
-from handler.worker import Worker
+from handler.jobs.worker import Worker
 
 ALLOWED = 3.0
 

@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 
 from scripts.document import all_codes
 from tests.conftest import BootedWorker
+from tests.end_to_end.test_worker import plain, png
 from tests.support.schemas import check_reply
-from tests.test_worker import plain, png
 
 SECRET = "secret-marker-6622"  # of a bucket: never in a reply
 TOKEN = "token-marker-7733"  # of a URL: not in what is said about fetching it

@@ -1,4 +1,4 @@
-"""A package index on 127.0.0.1 with wheels made on the spot, for a real pip."""
+"""A package index on 127.0.0.1 with wheels made on the spot, for a real uv or pip."""
 
 from __future__ import annotations
 
@@ -42,7 +42,8 @@ def make_wheel(
 
 class PackageIndex:
     """Serves the wheels in `folder`. `asked` lists the paths that were asked for; while `gate` is
-    not set, no wheel is handed out; a gate that is not set at the end lets go."""
+    not set, no wheel is handed out; a gate that is not set at the end lets go. `cut` is after how
+    many bytes each answer breaks off."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -51,6 +52,7 @@ class PackageIndex:
         self.gate.set()
         self.waiting = threading.Event()
         self.port = 0
+        self.cut: int | None = None
 
     def env(self, login: str = "") -> dict[str, str]:
         """What makes pip look here and nowhere else."""
@@ -86,8 +88,19 @@ def serving(folder: Path) -> Iterator[PackageIndex]:
     index = PackageIndex(folder)
 
     class Handler(BaseHTTPRequestHandler):
+        def do_HEAD(self) -> None:
+            self._answer(with_body=False)
+
         def do_GET(self) -> None:
             index.asked.append(self.path)
+            self._answer(with_body=True)
+
+        def _answer(self, with_body: bool) -> None:
+            if self.path.startswith("/status/"):
+                self.send_response(int(self.path.split("/")[2]))
+                self.send_header("Content-Length", "0")
+                self.end_headers()
+                return
             content = index.page(self.path)
             self.send_response(404 if content is None else 200)
             whole = content or b""
@@ -95,7 +108,8 @@ def serving(folder: Path) -> Iterator[PackageIndex]:
             self.send_header("Content-Length", str(len(whole)))
             self.end_headers()
             try:
-                self.wfile.write(whole)
+                if with_body:
+                    self.wfile.write(whole[: index.cut])
             except OSError:
                 pass
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import runpod
 
-from handler.progress import Progress
+from handler.sdk.progress import Progress
 
 
 async def handler(job: dict[str, Any]) -> dict[str, Any]:

@@ -86,10 +86,10 @@ def _node_imports(facts: Facts, _: Settings) -> list[Finding]:
     return check_node_imports(facts.node_log, facts.packages, comfyui)
 
 
-def _requirements(facts: Facts, _: Settings) -> list[Finding]:
-    if facts.comfyui is None or facts.packages is None:
+def _requirements(facts: Facts, settings: Settings) -> list[Finding]:
+    if facts.comfyui is None or facts.judgement is None:
         return []
-    return check_requirements(facts.comfyui, facts.packages)
+    return check_requirements(facts.comfyui, facts.judgement, settings.packages, facts.kept)
 
 
 ALL_CHECKS: tuple[Check, ...] = (

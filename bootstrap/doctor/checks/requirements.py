@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 
-from bootstrap.core.findings import Finding, error, info, ok, warning
+from bootstrap.core.findings import Finding, info, ok, warning
 from bootstrap.core.text import counted, named, shown, typed
 from bootstrap.doctor.facts.comfyui import ComfyUIFacts
-from bootstrap.environment import PackagesFacts
-from bootstrap.environment.judge import Judged, Verdict, judge
+from bootstrap.environment import INSTALL, Judgement, PackagesFacts, Record, report
+from bootstrap.environment.judge import RequirementState, Verdict
 from bootstrap.environment.packs import Pack
 from bootstrap.environment.pip_text import pip_install, public_torch, where_to_type
 
 CODES = {
-    "comfyui.requirement_missing": "A package that ComfyUI cannot start without is missing.",
     "comfyui.requirement_wanted": "A package that some of ComfyUI's own nodes need is missing.",
     "comfyui.requirement_version": "A package has another version than ComfyUI requires.",
     "comfyui.front_end_packages": "Packages of ComfyUI's web page are missing; no job needs it.",
@@ -22,69 +22,78 @@ CODES = {
     "nodes.requirements_unmet": "A node pack's requirements are not installed.",
     "nodes.requirements_more": "Further node packs lack requirements.",
     "nodes.torch_conflict": "A node pack asks for another torch than the one installed.",
+    "packages.to_install": "What is asked for is missing, and a worker installs it at its start.",
     "nodes.requirements_met": "All that the node packs require is installed.",
 }
 # A finding each for so many packs; the rest share one.
 MOST_PACKS = 10
-# Each was hidden from ComfyUI 0.3.75, which then ended with code 1 before it answered; without
-# any of the others it started (torchaudio, sentencepiece, alembic, SQLAlchemy, pydantic, kornia …).
-CANNOT_START_WITHOUT = frozenset(
-    "aiohttp av einops numpy pillow psutil pyyaml safetensors scipy tokenizers torch torchsde "
-    "torchvision tqdm transformers yarl".split()
-)
 TORCH = frozenset({"torch", "torchvision", "torchaudio"})
-_FRONT_END = ("comfyui-frontend-package", "comfyui-workflow-templates", "comfyui-embedded-docs")
+_MET = "All that ComfyUI needs for jobs is installed."
 
 
-def check_requirements(comfyui: ComfyUIFacts, packages: PackagesFacts) -> list[Finding]:
-    """Findings about missing packages and wrong versions; none where the interpreter cannot be
-    used at all, which is another check's to say."""
-    if not packages.usable or comfyui.silent_after is not None:
-        return []
-    return [*_of_comfyui(comfyui, packages), *_of_packs(comfyui, packages)]
-
-
-def _of_comfyui(comfyui: ComfyUIFacts, packages: PackagesFacts) -> list[Finding]:
-    if comfyui.wishes is None:
-        return []
-    judged = [judge(r, packages) for r in comfyui.wishes.requirements]
-    front_end = [j for j in judged if j.name.startswith(_FRONT_END)]
-    core = [j for j in judged if j not in front_end]
-    missing = [j for j in core if j.verdict is Verdict.MISSING]
-    hard = [j for j in missing if j.name in CANNOT_START_WITHOUT]
-    found = _core(hard, missing, [j for j in core if j.verdict is Verdict.WRONG], comfyui, packages)
-    found += _untracked([j for j in core if j.verdict is Verdict.UNTRACKED], packages)
-    found += _page([j for j in front_end if j.verdict in (Verdict.MISSING, Verdict.WRONG)])
-    if any(f.code.startswith("comfyui.requirement") for f in found):
-        return found
-    return [*found, ok("comfyui.requirements_met", "All that ComfyUI needs for jobs is installed.")]
-
-
-def _core(
-    hard: Sequence[Judged],
-    missing: Sequence[Judged],
-    wrong: Sequence[Judged],
+def check_requirements(
     comfyui: ComfyUIFacts,
-    packages: PackagesFacts,
+    judgement: Judgement,
+    mode: str = INSTALL,
+    kept: tuple[Record, Path] | None = None,
 ) -> list[Finding]:
+    """What ComfyUI and its nodes ask for, and do not have; none where the interpreter cannot be
+    used at all, which is another check's to say. `mode` is PACKAGES, `kept` the package set that a
+    worker uses, and its file: what it gives is said in the worker's own words."""
+    if not judgement.packages.usable or comfyui.silent_after is not None:
+        return []
+    if judgement.judged_with is None:
+        return [*report.not_ready(judgement), *report.cannot_start(judgement)]
+    if kept is not None:
+        return [*report.with_set(judgement, *kept), *_noted(judgement, comfyui)]
+    if mode == INSTALL and judgement.unmet:
+        return [_to_install(judgement), *_noted(judgement, comfyui)]
+    return [*_of_comfyui(comfyui, judgement), *_of_packs(comfyui, judgement)]
+
+
+def _to_install(judgement: Judgement) -> Finding:
+    """What is true of a Pod, of a worker before its start, and of one that could not keep a set."""
+    owners: dict[str, list[str]] = {}
+    for verdict in judgement.unmet:
+        owners.setdefault(verdict.owner, []).append(str(verdict))
+    texts = [f"{shown(owner)}: {named(asked, 5)}" for owner, asked in list(owners.items())[:10]]
+    more = f"; and {len(owners) - 10} more custom nodes" if len(owners) > 10 else ""
+    return info(
+        "packages.to_install",
+        f"{shown(judgement.packages.python)} lacks what is asked for; a worker installs it at its "
+        f"start (PACKAGES=install): {'; '.join(texts)}{more}.",
+        missing={owner: asked[:50] for owner, asked in list(owners.items())[:200]},
+    )
+
+
+def _noted(judgement: Judgement, comfyui: ComfyUIFacts) -> list[Finding]:
+    core = [v for v in judgement.verdicts if v.core]
+    untracked = [v for v in core if v.state is RequirementState.UNTRACKED]
+    page = [v for v in core if v.page]
+    return [*_untracked(untracked, judgement.packages), *_page(page)]
+
+
+def _of_comfyui(comfyui: ComfyUIFacts, judgement: Judgement) -> list[Finding]:
+    found = [*report.cannot_start(judgement), *_core(comfyui, judgement)]
+    found += _noted(judgement, comfyui)
+    if comfyui.own is None or any(f.code.startswith("comfyui.requirement") for f in found):
+        return found
+    return [*found, ok("comfyui.requirements_met", _MET)]
+
+
+def _core(comfyui: ComfyUIFacts, judgement: Judgement) -> list[Finding]:
     found = []
-    wanted = [j for j in missing if j not in hard]
-    python = shown(packages.python)
-    if hard:
-        found.append(
-            error(
-                "comfyui.requirement_missing",
-                f"ComfyUI cannot start: {python} lacks {_texts(hard)}.",
-                _install(hard, comfyui, packages),
-                **_details(hard),
-            )
-        )
+    packages = judgement.packages
+    hard = {each.distribution for each in judgement.absent}
+    core = [v for v in judgement.unmet if v.core and v.name not in hard]
+    wanted = [v for v in core if v.state is RequirementState.MISSING]
+    wrong = [v for v in core if v.state is RequirementState.WRONG]
     if wanted:
         found.append(
             warning(
                 "comfyui.requirement_wanted",
-                f"{python} lacks {_texts(wanted)}: ComfyUI starts, but nodes that need them are "
-                "missing.",
+                f"{shown(packages.python)} lacks {_texts(wanted)}: ComfyUI starts, but nodes that "
+                "need them are missing.",
                 _install(wanted, comfyui, packages),
                 **_details(wanted),
             )
@@ -93,7 +102,7 @@ def _core(
         found.append(
             warning(
                 "comfyui.requirement_version",
-                f"This ComfyUI requires {_texts(wrong)} in {python}.",
+                f"This ComfyUI requires {_texts(wrong)} in {shown(packages.python)}.",
                 _install(wrong, comfyui, packages),
                 **_details(wrong),
             )
@@ -101,7 +110,7 @@ def _core(
     return found
 
 
-def _untracked(judged: Sequence[Judged], packages: PackagesFacts) -> list[Finding]:
+def _untracked(judged: Sequence[Verdict], packages: PackagesFacts) -> list[Finding]:
     if not judged:
         return []
     names = named([j.name for j in judged])
@@ -116,7 +125,7 @@ def _untracked(judged: Sequence[Judged], packages: PackagesFacts) -> list[Findin
     ]
 
 
-def _page(judged: Sequence[Judged]) -> list[Finding]:
+def _page(judged: Sequence[Verdict]) -> list[Finding]:
     if not judged:
         return []
     return [
@@ -129,19 +138,24 @@ def _page(judged: Sequence[Judged]) -> list[Finding]:
     ]
 
 
-def _of_packs(comfyui: ComfyUIFacts, packages: PackagesFacts) -> list[Finding]:
-    asking = [pack for pack in comfyui.active if pack.wishes.requirements]
-    unmet: list[tuple[Pack, list[Judged]]] = []
+def _of_packs(comfyui: ComfyUIFacts, judgement: Judgement) -> list[Finding]:
+    packages = judgement.packages
+    packs = {pack.name: pack for pack in comfyui.active}
+    asking = {v.owner for v in judgement.verdicts if not v.core}
+    bad: dict[str, list[Verdict]] = {}
+    for verdict in judgement.unmet:
+        if not verdict.core:
+            bad.setdefault(verdict.owner, []).append(verdict)
+    unmet: list[tuple[Pack, list[Verdict]]] = []
     found: list[Finding] = []
-    for pack in asking:
-        judged = [judge(r, packages) for r in pack.wishes.requirements]
-        bad = [j for j in judged if j.verdict in (Verdict.MISSING, Verdict.WRONG)]
-        torch = [j for j in bad if j.name in TORCH and j.verdict is Verdict.WRONG]
+    for owner, verdicts in bad.items():
+        wrong = [v for v in verdicts if v.state is RequirementState.WRONG]
+        torch = [v for v in wrong if v.name in TORCH]
         if torch and len(found) < MOST_PACKS:
-            found.append(_torch_conflict(pack, torch, comfyui, packages))
-        if rest := [j for j in bad if j not in torch]:
-            unmet.append((pack, rest))
-    found += [_unmet(pack, bad, comfyui, packages) for pack, bad in unmet[:MOST_PACKS]]
+            found.append(_torch_conflict(packs[owner], torch, comfyui, packages))
+        if rest := [v for v in verdicts if v not in torch]:
+            unmet.append((packs[owner], rest))
+    found += [_unmet(pack, rest, comfyui, packages) for pack, rest in unmet[:MOST_PACKS]]
     if unmet[MOST_PACKS:]:
         found.append(_more(unmet[MOST_PACKS:], comfyui, packages))
     if asking and not found:
@@ -151,7 +165,7 @@ def _of_packs(comfyui: ComfyUIFacts, packages: PackagesFacts) -> list[Finding]:
 
 
 def _unmet(
-    pack: Pack, bad: Sequence[Judged], comfyui: ComfyUIFacts, packages: PackagesFacts
+    pack: Pack, bad: Sequence[Verdict], comfyui: ComfyUIFacts, packages: PackagesFacts
 ) -> Finding:
     then = ""
     if pack.install_script:
@@ -159,8 +173,8 @@ def _unmet(
         then = f"It also has an install script: `cd {typed(pack.path)} && {script}`."
     return warning(
         "nodes.requirements_unmet",
-        f"The node pack {shown(pack.name)} requires {_texts(bad)}, not so in "
-        f"{shown(packages.python)}.",
+        f"The node pack {shown(pack.name)} needs {_texts(bad)}, which {shown(packages.python)} "
+        "does not have.",
         _install(bad, comfyui, packages, then),
         pack=shown(pack.name),
         **_details(bad),
@@ -168,9 +182,9 @@ def _unmet(
 
 
 def _torch_conflict(
-    pack: Pack, torch: Sequence[Judged], comfyui: ComfyUIFacts, packages: PackagesFacts
+    pack: Pack, torch: Sequence[Verdict], comfyui: ComfyUIFacts, packages: PackagesFacts
 ) -> Finding:
-    file = pack.wishes_file or pack.path
+    file = pack.requirements.path if pack.requirements else pack.path
     # What stays out of the file is asked for no more; the old file stays as .bak.
     script = "/^[[:space:]]*(torch|torchvision|torchaudio)([^A-Za-z0-9_.-]|$)/Id"
     flags = ["--break-system-packages"] if packages.managed else []
@@ -191,9 +205,9 @@ def _torch_conflict(
 
 
 def _more(
-    unmet: Sequence[tuple[Pack, list[Judged]]], comfyui: ComfyUIFacts, packages: PackagesFacts
+    unmet: Sequence[tuple[Pack, list[Verdict]]], comfyui: ComfyUIFacts, packages: PackagesFacts
 ) -> Finding:
-    every = [j for _, bad in unmet for j in bad if j.verdict is Verdict.MISSING][:50]
+    every = [j for _, bad in unmet for j in bad if j.state is RequirementState.MISSING][:50]
     every = every or [j for _, bad in unmet for j in bad][:50]
     return warning(
         "nodes.requirements_more",
@@ -205,23 +219,22 @@ def _more(
 
 
 def _install(
-    judged: Sequence[Judged], comfyui: ComfyUIFacts, packages: PackagesFacts, then: str = ""
+    judged: Sequence[Verdict], comfyui: ComfyUIFacts, packages: PackagesFacts, then: str = ""
 ) -> str:
     return where_to_type(_line(judged, packages), packages.python, comfyui.path, then)
 
 
-def _line(judged: Sequence[Judged], packages: PackagesFacts) -> str:
-    return pip_install(packages, [(j.name, j.requirement.text) for j in judged])
+def _line(judged: Sequence[Verdict], packages: PackagesFacts) -> str:
+    return pip_install(packages, [(j.name, j.text) for j in judged])
 
 
-def _texts(judged: Sequence[Judged]) -> str:
+def _texts(judged: Sequence[Verdict]) -> str:
     return named([str(j) for j in judged], 8)
 
 
-def _details(judged: Sequence[Judged]) -> dict[str, list[dict[str, str | None]]]:
+def _details(judged: Sequence[Verdict]) -> dict[str, list[dict[str, str | None]]]:
     return {
         "requirements": [
-            {"name": j.name, "wanted": j.requirement.text, "installed": j.version}
-            for j in judged[:50]
+            {"name": j.name, "wanted": j.text, "installed": j.version} for j in judged[:50]
         ]
     }

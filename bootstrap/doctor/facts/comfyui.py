@@ -12,12 +12,23 @@ from typing import Any
 
 from bootstrap.core.concurrency import SilentError, Together
 from bootstrap.core.files import list_folder
-from bootstrap.environment.packs import Git, Pack, gather_packs, look_at_git, read_text, read_wishes
-from bootstrap.environment.requirements import Wishes, project_text
+from bootstrap.environment.packs import Git, Pack, gather_packs, look_at_git
+from bootstrap.environment.requirement_files import (
+    COMFYUI,
+    RequirementFile,
+    read_text,
+    requirement_file,
+)
+from bootstrap.environment.requirements import (
+    PROJECT_FILE,
+    VERSION_FILE,
+    Requirements,
+    files_of,
+    read_version,
+)
 
 GATHER_SECONDS = 15.0
 MOST_TOLD = 200
-_VERSION_FILE = "comfyui_version.py"
 # There in every version since early 2023.
 _ALWAYS = frozenset(
     {"main.py", "nodes.py", "execution.py", "server.py", "folder_paths.py", "comfy", "comfy_extras"}
@@ -35,8 +46,8 @@ _IMPORT = re.compile(r"^(?:from|import)\s+(\w+)", re.MULTILINE)
 class ComfyUIFacts:
     """What is there. `version` comes from `version_source` (a file's name, or `git`).
 
-    `missing` are files and folders that it needs and that are absent or empty. `wishes` are
-    its own requirements (None without a requirements.txt). `silent_after` is how many seconds the
+    `missing` are files and folders that it needs and that are absent or empty. `own` are its own
+    requirements (None without a requirements.txt). `silent_after` is how many seconds the
     volume was given, when it did not answer.
     """
 
@@ -45,7 +56,7 @@ class ComfyUIFacts:
     version_source: str | None = None
     git: Git | None = None
     missing: tuple[str, ...] = ()
-    wishes: Wishes | None = None
+    own: RequirementFile | None = None
     packs: tuple[Pack, ...] = ()
     silent_after: float | None = None
     seconds: float = 0.0
@@ -55,6 +66,11 @@ class ComfyUIFacts:
         """The packs that ComfyUI tries to import."""
         return tuple(pack for pack in self.packs if not pack.disabled)
 
+    @property
+    def asked(self) -> Requirements:
+        """What it and its active packs ask for."""
+        return Requirements(self.version, files_of(self.own, self.packs))
+
     def as_dict(self) -> dict[str, Any]:
         """The facts as JSON-ready data of bounded size."""
         return {
@@ -63,7 +79,7 @@ class ComfyUIFacts:
             "version_source": self.version_source,
             "git": vars(self.git) if self.git else None,
             "missing": list(self.missing),
-            "requirements": [r.text for r in self.wishes.requirements] if self.wishes else None,
+            "requirements": list(self.own.lines) if self.own else None,
             "pack_count": len(self.packs),
             "packs": [_told(pack) for pack in self.packs[:MOST_TOLD]],
             "silent_after": self.silent_after,
@@ -71,47 +87,34 @@ class ComfyUIFacts:
         }
 
 
-def gather_comfyui(comfyui: Path, timeout: float = GATHER_SECONDS) -> ComfyUIFacts:
-    """Look at the ComfyUI in a folder, for `timeout` seconds at most; never raises OSError."""
+def gather_comfyui(
+    comfyui: Path, nodes: Path | None = None, timeout: float = GATHER_SECONDS
+) -> ComfyUIFacts:
+    """Look at the ComfyUI in a folder, and at further custom nodes in `nodes`, for `timeout`
+    seconds at most; never raises OSError."""
     start = time.monotonic()
     path = str(comfyui)
     try:
-        found = _gather(path, Together(timeout))
+        found = _gather(path, None if nodes is None else str(nodes), Together(timeout))
     except SilentError:
         found = {"silent_after": timeout}
     return ComfyUIFacts(path, seconds=time.monotonic() - start, **found)
 
 
-def _gather(path: str, together: Together) -> dict[str, Any]:
-    names = (*_IMPORTING, _VERSION_FILE, "pyproject.toml")
+def _gather(path: str, nodes: str | None, together: Together) -> dict[str, Any]:
+    names = (*_IMPORTING, VERSION_FILE, PROJECT_FILE)
     read = together.each(lambda name: read_text(os.path.join(path, name)), names)
     texts = {name: text for name, text in zip(names, read, strict=True) if text is not None}
     git = together.one(lambda: look_at_git(path))
-    version, source = _version(texts, git)
+    version, source = read_version(path, together, git)
     return {
         "version": version,
         "version_source": source,
         "git": git,
         "missing": _missing(path, texts, together),
-        "wishes": together.one(lambda: read_wishes(path)),
-        "packs": gather_packs(path, together),
+        "own": together.one(lambda: requirement_file(COMFYUI, path)),
+        "packs": gather_packs(path, together, nodes),
     }
-
-
-def _version(texts: Mapping[str, str], git: Git | None) -> tuple[str | None, str | None]:
-    """comfyui_version.py is there since 2025, a version in pyproject.toml since mid-2024; before
-    that, a release is a tag of git's."""
-    match = re.search(
-        r"""^__version__\s*=\s*["']([^"']+)""", texts.get(_VERSION_FILE, ""), re.MULTILINE
-    )
-    if match:
-        return match[1], _VERSION_FILE
-    version = project_text(texts.get("pyproject.toml", ""), "version")
-    if version:
-        return version, "pyproject.toml"
-    if git is not None and git.tag and re.fullmatch(r"v\d+(\.\d+)*", git.tag):
-        return git.tag[1:], "git"
-    return None, None
 
 
 def _missing(path: str, texts: Mapping[str, str], together: Together) -> tuple[str, ...]:
@@ -139,6 +142,6 @@ def _told(pack: Pack) -> dict[str, Any]:
         "name": pack.name.encode("utf-8", "replace").decode(),
         "state": pack.state.value,
         "disabled": pack.disabled,
-        "requirements": len(pack.wishes.requirements),
+        "requirements": len(pack.requirements.lines) if pack.requirements else 0,
         "install_script": pack.install_script,
     }

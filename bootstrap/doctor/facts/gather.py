@@ -27,11 +27,19 @@ from bootstrap.doctor.facts.throughput import (
 from bootstrap.doctor.facts.volume import gather_volume
 from bootstrap.doctor.facts.volume_facts import VolumeFacts
 from bootstrap.doctor.facts.volume_places import further_folders
-from bootstrap.environment import PackagesFacts, choose_python, gather_packages
-from bootstrap.environment.archive import with_added
+from bootstrap.environment import (
+    INSTALL,
+    Judgement,
+    PackagesFacts,
+    Record,
+    Requirements,
+    choose_python,
+    judge,
+    kept_set,
+)
 from bootstrap.environment.torch_build import read_torch_build
 from bootstrap.volume import MODELS, Layout, locate
-from bootstrap.volume.args_file import ArgsFile, read_args_file
+from bootstrap.volume.args_file import ArgsFile, read_args_file, with_args_file
 from bootstrap.volume.layout import flags_known_to
 
 CODES = {
@@ -64,7 +72,8 @@ class Scope:
 class Facts:
     """What was gathered; None for what was not asked for or could not be told.
 
-    `node_log` is what ComfyUI logged while it started; `findings` are of the gathering itself.
+    `kept` is the package set that a worker with this Python uses, and its file. `node_log` is what
+    ComfyUI logged while it started; `findings` are of the gathering itself.
     """
 
     env: Mapping[str, str]
@@ -75,11 +84,17 @@ class Facts:
     args: ArgsFile | None = None
     flags: frozenset[str] = frozenset()
     python: Path | None = None
-    packages: PackagesFacts | None = None
+    judgement: Judgement | None = None
+    kept: tuple[Record, Path] | None = None
     machine: MachineFacts | None = None
     throughput: Throughput | None = None
     node_log: tuple[str, ...] = ()
     findings: list[Finding] = field(default_factory=list)
+
+    @property
+    def packages(self) -> PackagesFacts | None:
+        """ComfyUI's Python, and what it has itself."""
+        return self.judgement.packages if self.judgement else None
 
     def as_dict(self) -> dict[str, Any]:
         """The facts as JSON-ready data; no environment, since that holds secrets, and those of
@@ -119,14 +134,14 @@ class _Gatherer:
                     "volume": lambda: self._volume(layout),
                     "models": lambda: self._models(layout),
                     "comfyui": lambda: self._comfyui(layout),
-                    "packages": lambda: self._packages(layout),
+                    "Python": lambda: self._python(layout),
                 }
             )
             self._side_by_side(
                 {
                     "torch": self._torch,
                     "throughput": lambda: self._throughput(layout),
-                    "added packages": lambda: self._added(layout),
+                    "packages": lambda: self._judge(layout),
                 }
             )
         return self._facts
@@ -158,9 +173,9 @@ class _Gatherer:
 
     def _comfyui(self, layout: Layout) -> None:
         if self._scope.wants("comfyui") and layout.comfyui is not None:
-            self._facts.comfyui = gather_comfyui(layout.comfyui)
+            self._facts.comfyui = gather_comfyui(layout.comfyui, layout.nodes)
 
-    def _packages(self, layout: Layout) -> None:
+    def _python(self, layout: Layout) -> None:
         if not self._scope.wants("comfyui") or layout.comfyui is None:
             return
         choice = choose_python(self._settings, layout)
@@ -169,12 +184,17 @@ class _Gatherer:
         else:
             self._facts.findings += choice.findings
             self._facts.python = choice.python
-            self._facts.packages = gather_packages(choice.python, self._facts.env)
 
-    def _added(self, layout: Layout) -> None:
-        packages, comfyui = self._facts.packages, self._facts.comfyui
-        if self._settings.node_requirements == "install" and packages and comfyui:
-            self._facts.packages = with_added(packages, comfyui.active, layout.root)
+    def _judge(self, layout: Layout) -> None:
+        """What is asked for is read beside the choice of the Python that is asked."""
+        facts = self._facts
+        if facts.python is None:
+            return
+        asked = facts.comfyui.asked if facts.comfyui else Requirements()
+        arguments = with_args_file(self._settings, facts.args).comfyui_args
+        facts.judgement = judge(facts.python, facts.env, asked, arguments)
+        if self._settings.packages == INSTALL:
+            facts.kept = kept_set(layout.root, facts.judgement)
 
     def _machine(self) -> None:
         if not (self._scope.wants("machine") or self._scope.wants("environment")):

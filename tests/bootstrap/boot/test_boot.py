@@ -19,7 +19,7 @@ from bootstrap.boot.report import BootReport
 from bootstrap.config import Settings
 from bootstrap.core.findings import Outcome, errors_in
 from tests.conftest import BootedWorker
-from tests.test_worker import plain
+from tests.end_to_end.test_worker import plain
 
 
 def booted(env: dict[str, str]) -> tuple[BootReport, float]:

@@ -12,10 +12,10 @@ from typing import Any
 
 from bootstrap.core.findings import Outcome
 from tests.conftest import BootedWorker
+from tests.end_to_end.test_worker import assert_refused, plain
 from tests.support.provisioning import sha256, tensors
 from tests.support.vicious_server import ViciousServer
 from tests.support.waiting import wait_until
-from tests.test_worker import assert_refused, plain
 
 Boots = Callable[[Mapping[str, str]], BootedWorker]
 

@@ -10,7 +10,15 @@ from pathlib import Path
 
 import pytest
 
-from bootstrap.comfyui.stage import CannotStage, Plan, Staged, copy_user_folder, stage
+from bootstrap.comfyui.stage import (
+    CannotStage,
+    Plan,
+    Staged,
+    copy_user_folder,
+    link_output,
+    stage,
+)
+from bootstrap.comfyui.write_back import WriteBack
 from tests.support.volumes import mounted
 
 MB = 1_000_000
@@ -67,6 +75,21 @@ def test_data_stays_on_the_volume_at_the_top_only(comfyui: Path, name: str) -> N
     assert (copy / name).is_symlink()
     write(copy / name / "new.bin", "written through")
     assert (comfyui / name / "new.bin").read_text() == "written through"
+
+
+@pytest.mark.parametrize("on_the_volume", ["a folder", "a link", "nothing"])
+def test_output_beside_the_code_is_where_comfyui_is_told_to_write(
+    comfyui: Path, tmp_path: Path, on_the_volume: str
+) -> None:
+    if on_the_volume != "a folder":
+        shutil.rmtree(comfyui / "output")
+    if on_the_volume == "a link":
+        (comfyui / "output").symlink_to("../elsewhere")
+    copy, told = staged(comfyui), tmp_path / "work/output"
+    link_output(copy.place, told)
+    write(told / "a.png", "result")
+    assert (copy.place / "output/a.png").read_text() == "result"
+    assert WriteBack([copy]).now() == [], "results reach the volume in their own way"
 
 
 def test_a_repository_is_linked(comfyui: Path) -> None:

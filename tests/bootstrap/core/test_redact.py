@@ -10,7 +10,7 @@ from bootstrap.config import Settings
 from bootstrap.core.findings import error
 from bootstrap.core.log import say
 from bootstrap.core.redact import masked, masked_data
-from handler.errors import JobError
+from handler.common.errors import JobError
 
 SECRET = "marker-5e1f"
 

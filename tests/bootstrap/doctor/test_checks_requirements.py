@@ -7,26 +7,27 @@ import re
 import subprocess
 import sys
 import zipfile
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
 from bootstrap.core.findings import Finding, Severity
 from bootstrap.doctor.checks import requirements as checks
-from bootstrap.doctor.checks.requirements import (
-    CANNOT_START_WITHOUT,
-    MOST_PACKS,
-    check_requirements,
-)
+from bootstrap.doctor.checks.requirements import MOST_PACKS, check_requirements
 from bootstrap.doctor.facts.comfyui import ComfyUIFacts, gather_comfyui
 from bootstrap.doctor.facts.gather import Facts
-from bootstrap.environment import PackagesFacts, gather_packages
-from bootstrap.environment.judge import Verdict, judge
+from bootstrap.environment import Judgement, PackagesFacts, judge, judge_child
+from bootstrap.environment.hard_imports import hard_imports
+from bootstrap.environment.judge import RequirementState, Verdict, gather_packages
+from bootstrap.environment.modules import ALIKE, MODULES
 from bootstrap.environment.packs import Pack
 from bootstrap.environment.python import Failure, Trouble
-from bootstrap.environment.requirements import parse_file, parse_requirement
+from bootstrap.environment.requirement_files import RequirementFile
 from bootstrap.environment.site_packages import Package
+from bootstrap.environment.store import Record
 
 PYTHON = "/opt/comfyui/bin/python"
 MARKERS = {"python_version": "3.11", "python_full_version": "3.11.7", "sys_platform": "linux"}
@@ -41,6 +42,7 @@ transformers>=4.50.3
 aiohttp>=3.11.8
 kornia>=0.7.1
 """
+PINNED = ("torch", "torchvision", "numpy", "transformers", "aiohttp")
 INSTALLED = {
     "comfyui-frontend-package": "1.32.9",
     "pip": "25.0",
@@ -51,7 +53,9 @@ INSTALLED = {
     "transformers": "4.57.6",
     "aiohttp": "3.14.5",
     "kornia": "0.8.0",
+    **{e.distribution: "1.0" for e in hard_imports("0.3.75") if e.module not in PINNED},
 }
+STAND_INS = frozenset({"torchvision"})
 
 
 def comfyui(own: str = OWN, **packs: str) -> ComfyUIFacts:
@@ -60,38 +64,81 @@ def comfyui(own: str = OWN, **packs: str) -> ComfyUIFacts:
     return ComfyUIFacts(
         home,
         version="0.3.75",
-        wishes=parse_file(own),
+        own=file_of("ComfyUI", home, own),
         packs=tuple(
             Pack(
                 name,
                 f"{home}/custom_nodes/{name}",
-                wishes=parse_file(text),
-                wishes_file=f"{home}/custom_nodes/{name}/requirements.txt",
+                requirements=file_of(name, f"{home}/custom_nodes/{name}", text),
             )
             for name, text in packs.items()
         ),
     )
 
 
-def packages(python: str = PYTHON, **changes: str | None) -> PackagesFacts:
+def file_of(owner: str, folder: str, text: str) -> RequirementFile:
+    lines = [line.partition("  #")[0].removeprefix("-e ") for line in text.splitlines() if line]
+    return RequirementFile(owner, f"{folder}/requirements.txt", tuple(lines))
+
+
+@dataclass(frozen=True)
+class Have:
+    """An interpreter and what is there: `modules` without a record."""
+
+    facts: PackagesFacts
+    modules: frozenset[str] = frozenset()
+    judged_with: str | None = "packaging"
+
+
+def packages(python: str = PYTHON, **changes: str | None) -> Have:
     """What is installed, with changes; None takes a package away."""
     have = {**INSTALLED, **{name.replace("_", "-"): v for name, v in changes.items()}}
-    return PackagesFacts(
-        python,
-        version="3.11.7",
-        markers=MARKERS,
-        packages=tuple(Package(n, v, "/site") for n, v in have.items() if v is not None),
+    listed = tuple(Package(n, v, "/site") for n, v in have.items() if v is not None)
+    return Have(PackagesFacts(python, version="3.11.7", markers=MARKERS, packages=listed))
+
+
+def without(name: str) -> Have:
+    """What is installed, but for one package."""
+    gone: dict[str, Any] = {name.replace("-", "_"): None}
+    return packages(**gone)
+
+
+def judged(facts: ComfyUIFacts, have: Have) -> Judgement:
+    """As the child judges, on packages that are nowhere."""
+    installed = {p.name: p for p in reversed(have.facts.packages)}
+    there = {
+        n: {"name": n, "version": p.version, "versions": [p.version], "requires": []}
+        for n, p in installed.items()
+    }
+    judge = judge_child.Judge(SimpleNamespace(by_name=there), ALIKE, MODULES)  # type: ignore[arg-type]
+    verdicts = [
+        Verdict(file.owner, v["text"], v["name"], RequirementState(v["state"]), v["version"])
+        for file in facts.asked.files
+        for v in map(judge.line, file.lines)
+    ]
+    hard = hard_imports(facts.version)
+    return Judgement(
+        have.facts,
+        facts.version,
+        have.judged_with,
+        {n: p.version for n, p in installed.items()},
+        tuple(verdicts),
+        tuple(e for e in hard if e.distribution not in there and e.module not in have.modules),
     )
 
 
-def without(name: str) -> PackagesFacts:
-    """What is installed, but for one package."""
-    whole = packages()
-    return replace(whole, packages=tuple(p for p in whole.packages if p.name != name))
+@pytest.fixture(autouse=True)
+def nothing_else_can_be_imported(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is judged here runs in this Python, whose packages do not count."""
+    monkeypatch.setattr(judge_child, "can_import", lambda module: module in STAND_INS)
 
 
-def found(facts: ComfyUIFacts, installed: PackagesFacts) -> dict[str, Finding]:
-    return {f.code: f for f in check_requirements(facts, installed)}
+def check(facts: ComfyUIFacts, have: Have, mode: str = "report") -> list[Finding]:
+    return check_requirements(facts, judged(facts, have), mode)
+
+
+def found(facts: ComfyUIFacts, have: Have, mode: str = "report") -> dict[str, Finding]:
+    return {f.code: f for f in check(facts, have, mode)}
 
 
 def serious(findings: dict[str, Finding]) -> list[str]:
@@ -110,7 +157,6 @@ def test_without_it_comfyui_cannot_start(name: str) -> None:
     assert told["comfyui.requirement_missing"].severity is Severity.ERROR
     assert serious(told) == ["comfyui.requirement_missing"]
     assert f"{PYTHON} -m pip install" in told["comfyui.requirement_missing"].fix
-    assert name in CANNOT_START_WITHOUT
 
 
 def test_without_it_only_some_nodes_are_missing() -> None:
@@ -137,8 +183,8 @@ def test_the_page_is_not_needed() -> None:
 
 
 def test_a_stand_in_without_a_record_is_no_alarm() -> None:
-    installed = replace(packages(torchvision=None), modules=frozenset({"torchvision"}))
-    told = found(comfyui(), installed)
+    have = replace(packages(torchvision=None), modules=STAND_INS)
+    told = found(comfyui(), have)
     assert serious(told) == []
     assert told["python.package_untracked"].severity is Severity.INFO
     assert "torchvision" in told["python.package_untracked"].message
@@ -151,7 +197,7 @@ def test_a_pack_is_named_with_a_line_for_the_right_interpreter() -> None:
     finding = told["nodes.requirements_unmet"]
     assert finding.details["pack"] == "Alpha"
     assert "numpy<2 (2.2.0 is installed)" in finding.message
-    assert f"`{PYTHON} -m pip install 'numpy<2' 'some-thing[x]>=1,<2'`" in finding.fix
+    assert f"`{PYTHON} -m pip install 'numpy<2' 'some-thing[x]<2,>=1'`" in finding.fix
     assert "Dockerfile" in finding.fix
 
 
@@ -168,8 +214,8 @@ def test_pip_is_brought_first_where_there_is_none_and_debians_guard_passed() -> 
     facts = comfyui(Alpha="missing\n")
     fix = found(facts, packages(pip=None))["nodes.requirements_unmet"].fix
     assert f"{PYTHON} -m ensurepip && {PYTHON} -m pip install missing" in fix
-    managed = replace(packages(), managed=True)
-    fix = found(facts, managed)["nodes.requirements_unmet"].fix
+    managed = replace(packages().facts, managed=True)
+    fix = found(facts, Have(managed))["nodes.requirements_unmet"].fix
     assert "pip install --break-system-packages missing" in fix
 
 
@@ -194,7 +240,7 @@ def test_the_installed_torch_is_what_a_pack_without_local_version_means() -> Non
 
 def test_many_packs_share_a_finding() -> None:
     facts = comfyui(**{f"Pack{n:02}": f"missing{n}\n" for n in range(MOST_PACKS + 7)})
-    told = check_requirements(facts, packages())
+    told = check(facts, packages())
     codes = [f.code for f in told]
     assert codes.count("nodes.requirements_unmet") == MOST_PACKS
     (more,) = [f for f in told if f.code == "nodes.requirements_more"]
@@ -210,50 +256,47 @@ def test_disabled_packs_ask_for_nothing() -> None:
 
 def test_an_interpreter_that_cannot_be_used_is_said_once_elsewhere() -> None:
     broken = PackagesFacts(PYTHON, Failure(Trouble.MISSING, "there is no such file"))
-    assert check_requirements(comfyui(Alpha="missing\n"), broken) == []
-    other = replace(packages(), other_versions=("3.10",), packages=())
-    assert check_requirements(comfyui(), other) == []
+    assert check(comfyui(Alpha="missing\n"), Have(broken)) == []
+    other = replace(packages().facts, other_versions=("3.10",), packages=())
+    assert check(comfyui(), Have(other)) == []
 
 
-@pytest.mark.parametrize(
-    ("line", "verdict"),
-    [
-        ("numpy", Verdict.MET),
-        ("NumPy>=2", Verdict.MET),
-        ("numpy<2", Verdict.WRONG),
-        ("gone", Verdict.MISSING),
-        ("gone; sys_platform == 'win32'", Verdict.UNKNOWN),
-        ("gone; weather == 'fine'", Verdict.UNKNOWN),
-        ("gone; python_version >= '3.10'", Verdict.MISSING),
-        ("opencv-python>=4", Verdict.MET),
-        ("pillow", Verdict.UNTRACKED),
-        ("damaged>=2", Verdict.UNKNOWN),
-        ("twice==2", Verdict.MET),
-        ("git+https://example.org/x#egg=gone", Verdict.MISSING),
-        ("git+https://example.org/x#egg=numpy", Verdict.MET),
-        ("strange>=1", Verdict.UNKNOWN),
-    ],
-)
-def test_verdicts(line: str, verdict: Verdict) -> None:
-    more = (
-        Package("opencv-contrib-python", "4.10.0", "/site"),
-        Package("damaged", None, "/site"),
-        Package("twice", "1", "/site"),
-        Package("twice", "2", "/site"),
-        Package("strange", "not-a-version", "/site"),
-    )
-    installed = replace(
-        packages(), packages=(*packages().packages, *more), modules=frozenset({"PIL"})
-    )
-    requirement = parse_requirement(line)
-    assert requirement is not None
-    assert judge(requirement, installed).verdict is verdict
+def test_what_a_worker_installs_at_its_start_is_no_alarm() -> None:
+    facts = comfyui(Alpha="missing\nnumpy<2\n")
+    told = found(facts, packages(aiohttp=None, comfyui_frontend_package=None), "install")
+    assert list(told) == ["packages.to_install", "comfyui.front_end_packages"]
+    finding = told["packages.to_install"]
+    assert finding.severity is Severity.INFO
+    assert finding.details["missing"] == {
+        "ComfyUI": ["aiohttp>=3.11.8"],
+        "Alpha": ["missing", "numpy<2 (2.2.0 is installed)"],
+    }
+    told = found(comfyui(Alpha="numpy\n"), packages(), "install")
+    assert list(told) == ["comfyui.requirements_met", "nodes.requirements_met"]
+
+
+def test_a_kept_set_counts() -> None:
+    facts = comfyui(Alpha="missing\nnumpy<2\n")
+    judgement = judged(facts, packages(aiohttp=None))
+    unmet = [v for v in judgement.unmet if v.text == "numpy<2"]
+    record = Record({"aiohttp": "3.12", "missing": "1"}, {}, ("aiohttp",), {"numpy<2": "no"}, unmet)
+    kept = record, Path("/volume/set.zip")
+    told = {f.code: f for f in check_requirements(facts, judgement, "install", kept)}
+    assert list(told) == ["packages.installed", "packages.conflict"]
+    assert told["packages.conflict"].details["owner"] == "Alpha"
+    assert "numpy<2 (2.2.0 is installed): no" in told["packages.conflict"].message
+    assert "aiohttp 3.12" in told["packages.installed"].message
+
+
+def test_without_a_judge_it_is_said() -> None:
+    told = found(comfyui(), replace(packages(torch=None), judged_with=None))
+    assert list(told) == ["packages.not_judged", "comfyui.requirement_missing"]
 
 
 def test_a_pack_cannot_put_a_command_into_a_fix() -> None:
-    evil = "x @ https://example.org/$(touch${IFS}/tmp/x)\n-e git+https://e.org/`id`#egg=y\n"
+    evil = "x @ https://example.org/$(id>/tmp/x)\n-e git+https://e.org/`id`#egg=y\n"
     fix = found(comfyui(Alpha=evil), packages())["nodes.requirements_unmet"].fix
-    assert "'x @ https://example.org/$(touch${IFS}/tmp/x)'" in fix
+    assert "'x @ https://example.org/$(id>/tmp/x)'" in fix
     assert "'git+https://e.org/`id`#egg=y'" in fix
 
 
@@ -263,7 +306,7 @@ def test_every_code_is_met_above() -> None:
 
 
 def wheel(folder: Path, name: str, version: str) -> None:
-    """A package with nothing in it, as pip installs it."""
+    """A package with an empty module, as pip installs it."""
     info = f"{name}-{version}.dist-info"
     with zipfile.ZipFile(folder / f"{name}-{version}-py3-none-any.whl", "w") as file:
         file.writestr(
@@ -272,6 +315,7 @@ def wheel(folder: Path, name: str, version: str) -> None:
         file.writestr(
             f"{info}/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n"
         )
+        file.writestr(f"{name}/__init__.py", "")
         file.writestr(f"{info}/RECORD", "")
 
 
@@ -292,16 +336,24 @@ def test_the_fixes_typed_into_a_real_pip_mend_it(tmp_path: Path) -> None:
     subprocess.run([sys.executable, "-m", "venv", str(volume / "venv")], check=True)
     command = [str(python), "-m", "pip", "install", "-q", "torch==2.9.1", "numpy==2.2.0"]
     subprocess.run(command, check=True, env=env, stderr=subprocess.DEVNULL)
+    site = next((volume / "venv" / "lib").glob("python3*")) / "site-packages"
     home = volume / "ComfyUI"
     pack = home / "custom_nodes" / "a pack"
     pack.mkdir(parents=True)
     (home / "requirements.txt").write_text("torch\ntorchaudio\neinops\n")
+    (home / "comfyui_version.py").write_text('__version__ = "0.3.75"\n')
     (pack / "__init__.py").touch()
     (pack / "requirements.txt").write_text("torch==2.1.0\nnumpy<2\n")
 
     def look() -> dict[str, Finding]:
-        return found(gather_comfyui(home), gather_packages(python))
+        facts = gather_comfyui(home)
+        findings = check_requirements(facts, judge(python, env, facts.asked), "report")
+        return {f.code: f for f in findings}
 
+    for each in hard_imports("0.3.75"):  # all but what is installed by the fixes
+        if each.module not in ("torch", "einops", "numpy"):
+            (site / each.module).mkdir(exist_ok=True)
+            (site / each.module / "__init__.py").touch()
     expected = "comfyui.requirement_missing comfyui.requirement_wanted "
     expected += "nodes.torch_conflict nodes.requirements_unmet"
     assert serious(look()) == expected.split()
@@ -321,7 +373,7 @@ def test_a_login_in_a_requirement_is_never_told() -> None:
         f"other @ https://{secret}@example.org/other-2.7.0.whl\n"
     )
     facts = comfyui(OWN + lines, pack=lines)
-    found = check_requirements(facts, packages())
+    found = check(facts, packages())
     told = next(f for f in found if f.code == "nodes.requirements_unmet")
     assert "private @ git+https://***@git.example.org/private.git" in told.message
     assert "type the login" in told.fix and "git+https://***@git" in told.fix

@@ -38,6 +38,7 @@ def clean_env(demo: DemoVolume, volume: Path) -> dict[str, str]:
         "VOLUME_PATH": str(volume),
         "COMFYUI_PYTHON": str(demo.python),
         "COMFYUI_ARGS": "--cpu",
+        "PACKAGES": "report",
         "MALLOC_ARENA_MAX": "2",
     }
 

@@ -54,12 +54,16 @@ def packs_of(comfyui: Path) -> dict[str, Pack]:
     return {pack.name: pack for pack in gather_comfyui(comfyui).packs}
 
 
+def lines_of(pack: Pack) -> tuple[str, ...]:
+    return pack.requirements.lines if pack.requirements else ()
+
+
 def test_a_complete_tree(comfyui: Path) -> None:
     found = gather_comfyui(comfyui)
     assert (found.version, found.version_source) == ("0.3.75", "comfyui_version.py")
     assert (found.missing, found.packs, found.git) == ((), (), None)
-    assert found.wishes is not None
-    assert [r.text for r in found.wishes.requirements] == ["torch", "aiohttp>=3.11.8"]
+    assert found.own is not None
+    assert found.own.lines == ("torch", "aiohttp>=3.11.8")
 
 
 @pytest.mark.parametrize("name", ["nodes.py", "cuda_malloc.py", "server.py", "folder_paths.py"])
@@ -177,9 +181,11 @@ def test_requirements_and_what_they_include(comfyui: Path) -> None:
     write(home / "powershell" / "__init__.py")
     (home / "powershell" / "requirements.txt").write_bytes("e\r\n".encode("utf-16"))
     packs = packs_of(comfyui)
-    names = {n: [r.name for r in p.wishes.requirements] for n, p in packs.items()}
-    assert names == {"pack": ["a", "b", "c"], "modern": ["d"], "powershell": ["e"]}
-    assert packs["modern"].wishes_file == str(home / "modern" / "pyproject.toml")
+    lines = {n: p.requirements.lines for n, p in packs.items() if p.requirements}
+    assert lines == {"pack": ("a", "b", "c"), "modern": (), "powershell": ("e",)}
+    modern = packs["modern"].requirements
+    assert modern is not None and modern.toml is not None
+    assert modern.path == str(home / "modern" / "pyproject.toml")
 
 
 def test_an_include_cannot_leave_its_pack_by_a_link(comfyui: Path, tmp_path: Path) -> None:
@@ -188,14 +194,14 @@ def test_an_include_cannot_leave_its_pack_by_a_link(comfyui: Path, tmp_path: Pat
     write(pack / "__init__.py")
     write(pack / "requirements.txt", "a\n-r link.txt\n")
     (pack / "link.txt").symlink_to(tmp_path / "outside.txt")
-    assert [r.name for r in packs_of(comfyui)["pack"].wishes.requirements] == ["a"]
+    assert lines_of(packs_of(comfyui)["pack"]) == ("a",)
 
 
 def test_a_pack_reached_by_a_link_is_read(comfyui: Path, tmp_path: Path) -> None:
     write(tmp_path / "real" / "__init__.py")
     write(tmp_path / "real" / "requirements.txt", "a\n")
     (comfyui / "custom_nodes" / "pack").symlink_to(tmp_path / "real")
-    assert [r.name for r in packs_of(comfyui)["pack"].wishes.requirements] == ["a"]
+    assert lines_of(packs_of(comfyui)["pack"]) == ("a",)
 
 
 def test_the_facts_are_bounded_and_fit_into_json(comfyui: Path) -> None:
@@ -211,7 +217,7 @@ def test_the_facts_are_bounded_and_fit_into_json(comfyui: Path) -> None:
 
 def test_no_folder_at_all(tmp_path: Path) -> None:
     found = gather_comfyui(tmp_path / "nothing")
-    assert (found.missing, found.packs, found.wishes) == ((), (), None)
+    assert (found.missing, found.packs, found.own) == ((), (), None)
 
 
 def test_a_volume_that_does_not_answer(comfyui: Path, monkeypatch: pytest.MonkeyPatch) -> None:

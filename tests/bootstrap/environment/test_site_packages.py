@@ -11,10 +11,12 @@ import sys
 from pathlib import Path
 
 import pytest
+from packaging.utils import canonicalize_name
 
+from bootstrap.environment import PackagesFacts
+from bootstrap.environment.judge import gather_packages
 from bootstrap.environment.python import Trouble
-from bootstrap.environment.requirements import normalised
-from bootstrap.environment.site_packages import MOST_TOLD, PackagesFacts, gather_packages
+from bootstrap.environment.site_packages import MOST_TOLD
 
 VERSION = f"{sys.version_info[0]}.{sys.version_info[1]}"
 
@@ -50,7 +52,9 @@ def failure(venv: Path) -> Trouble:
 
 def test_this_very_interpreter_as_its_own_library_sees_it() -> None:
     found = gather_packages(Path(sys.executable))
-    real = {normalised(d.metadata["Name"]): d.version for d in importlib.metadata.distributions()}
+    real = {
+        canonicalize_name(d.metadata["Name"]): d.version for d in importlib.metadata.distributions()
+    }
     assert {p.name: p.version for p in found.packages} == real
     assert found.usable
     assert found.version == ".".join(map(str, sys.version_info[:3]))
@@ -60,7 +64,7 @@ def test_this_very_interpreter_as_its_own_library_sees_it() -> None:
 def test_an_empty_venv(venv: Path, site: Path) -> None:
     found = ask(venv)
     assert found.failure is None
-    assert (found.packages, found.modules) == ((), frozenset())
+    assert found.packages == ()
     assert found.folders == ()
     assert not found.sees_nothing
     assert found.venv is not None
@@ -86,17 +90,6 @@ def test_all_kinds_of_records(venv: Path, site: Path) -> None:
     }
     assert found.versions_of("foo-bar-baz") == ("1.2+cu128",)
     assert found.versions_of("torch") == ()
-
-
-def test_modules_that_no_record_explains(venv: Path, site: Path) -> None:
-    record(site, "known-1.dist-info", "Name: known\nVersion: 1\n")
-    for name in ("known", "standin", "_private"):
-        (site / name).mkdir()
-        (site / name / "__init__.py").touch()
-    (site / "left_over" / "__pycache__").mkdir(parents=True)
-    (site / "single.py").touch()
-    (site / "built.cpython-311-x86_64-linux-gnu.so").touch()
-    assert ask(venv).modules == {"standin", "single", "built"}
 
 
 def test_nothing_is_imported_or_run(venv: Path, site: Path, tmp_path: Path) -> None:
@@ -211,9 +204,8 @@ def test_no_secret_reaches_the_child(venv: Path, site: Path, tmp_path: Path) -> 
 def test_the_facts_are_bounded_and_fit_into_json(venv: Path, site: Path) -> None:
     for number in range(MOST_TOLD + 20):
         (site / f"p{number}-1.egg-info").write_text(f"Name: p{number}\nVersion: 1\n")
-        (site / f"m{number}.py").touch()
     told = ask(venv).as_dict()
     assert told["package_count"] == MOST_TOLD + 20
-    assert len(told["packages"]) == len(told["modules"]) == MOST_TOLD
+    assert len(told["packages"]) == MOST_TOLD
     assert len(json.dumps(told)) < 60_000
     assert json.dumps(gather_packages(Path("/nowhere/python")).as_dict())

@@ -1,0 +1,383 @@
+"""The packages that ComfyUI and its custom nodes ask for and ComfyUI's Python lacks.
+
+    volume/.comfyui-worker/packages/<name>.zip   made once for an interpreter and what is asked for
+    work/packages/before, after                  unpacked on local disk
+    work/packages-path/sitecustomize.py          puts these folders on ComfyUI's path
+
+`prepare_packages` is the door. Nothing is installed into an interpreter. What replaces another
+version stands ahead of the interpreter's packages, what is added behind them, where it hides
+nothing. Of several workers one makes a set, the others wait for it and need no network.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import hashlib
+import json
+import re
+import shutil
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
+from pathlib import Path
+
+from bootstrap.core.concurrency import SilentError, Together
+from bootstrap.core.files import Disk
+from bootstrap.core.findings import Finding
+from bootstrap.core.lease import BEAT, STALE, Lease
+from bootstrap.core.log import say
+from bootstrap.core.redact import masked
+from bootstrap.environment import report
+from bootstrap.environment.build import Builder
+from bootstrap.environment.hard_imports import hard_imports
+from bootstrap.environment.judge import Judgement, RequirementState, judge
+from bootstrap.environment.loading import Loading
+from bootstrap.environment.requirements import Requirements, read_requirements
+from bootstrap.environment.resolve import Unit, units_of
+from bootstrap.environment.store import (
+    AFTER,
+    BEFORE,
+    BadSet,
+    Record,
+    keep,
+    mark_used,
+    read_record,
+    sweep,
+)
+from bootstrap.environment.uv import Uv, UvFailed, find_uv
+from bootstrap.volume.layout import OWN_FOLDER
+
+INSTALL, REPORT = "install", "report"
+_READ_SECONDS = 15.0
+_LOOK_EVERY = 0.2
+_FORMAT = 2
+_UNSAFE = re.compile(r"[^A-Za-z0-9._+-]")
+# The last is a file on NFS that was removed while it was read.
+_ABSENT = (errno.ENOENT, errno.ENOTDIR, errno.ESTALE)
+_HOOK = '''"""Puts packages on ComfyUI's path; a worker writes it at each start."""
+import importlib.machinery
+import importlib.util
+import os
+import site
+import sys
+import time
+
+_here = os.path.dirname(os.path.abspath(__file__))
+sys.path[:] = [path for path in sys.path if os.path.abspath(path or ".") != _here]
+
+
+def _add(folder, at):
+    known = list(sys.path)
+    site.addsitedir(folder)
+    sys.path[:] = known[:at] + [p for p in sys.path if p not in known] + known[at:]
+
+
+class _Late:
+    """Lets an import of a package wait that is still being unpacked."""
+
+    def find_spec(self, name, path=None, target=None):
+        if path is None and name in {late!r}:
+            while self in sys.meta_path and not os.path.exists({arrived!r}):
+                time.sleep(0.005)
+            if self in sys.meta_path:
+                sys.meta_path.remove(self)
+            importlib.invalidate_caches()
+        return None
+
+
+# Other interpreters that ComfyUI starts inherit PYTHONPATH, and their packages are their own.
+if sys.prefix == {prefix!r}:
+    _own = [i for i, path in enumerate(sys.path) if path.endswith("-packages")]
+    _add({after!r}, len(sys.path))
+    _add({before!r}, _own[0] if _own else len(sys.path))
+    if {late!r} and not os.path.exists({arrived!r}):
+        sys.meta_path.insert(0, _Late())
+# The interpreter's own file of this name, which this one hid.
+_spec = importlib.machinery.PathFinder.find_spec("sitecustomize")
+if _spec is not None and _spec.loader is not None:
+    _spec.loader.exec_module(importlib.util.module_from_spec(_spec))
+'''
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a ComfyUI and its packages are. `comfyui` is the folder whose requirements count, which
+    is started with `arguments` and reads custom nodes in `nodes` as well; `volume` keeps the set,
+    `work` is on local disk. Times in seconds: `timeout` for all of it, `beat` and `stale` of
+    leases."""
+
+    python: Path
+    comfyui: Path
+    volume: Path
+    work: Path
+    timeout: float
+    arguments: Sequence[str] = ()
+    nodes: str | None = None
+    beat: float = BEAT
+    stale: float = STALE
+
+
+@dataclass(frozen=True)
+class PackageSet:
+    """What came of it. `path` is what PYTHONPATH must be, None where nothing is added; `programs`
+    are folders for the end of PATH. `judgement` is with the set in place. `asked_by` says who asked
+    for an installed package. `seconds` are of the parts, by name; `note` is for the timeline.
+
+    An error among the `findings` says that this ComfyUI cannot start."""
+
+    path: Path | None = None
+    programs: tuple[Path, ...] = ()
+    findings: tuple[Finding, ...] = ()
+    judgement: Judgement | None = None
+    record: Record = field(default_factory=Record)
+    asked_by: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    seconds: Mapping[str, float] = field(default_factory=dict)
+    note: str = "nothing is missing"
+    loading: Loading | None = None
+
+    def late_findings(self) -> list[Finding]:
+        """What came to light since: a set that broke off when ComfyUI had been started already."""
+        if self.loading is None or self.loading.failure is None:
+            return []
+        return [report.broke_off(self.loading.failure)]
+
+    def environment(self, env: Mapping[str, str]) -> dict[str, str]:
+        """ComfyUI's environment with the packages on its path."""
+        if self.path is None:
+            return dict(env)
+        path = ":".join([env.get("PATH", "/usr/bin:/bin"), *map(str, self.programs)])
+        return {**env, "PYTHONPATH": str(self.path), "PATH": path}
+
+
+def kept_set(volume: Path, judgement: Judgement) -> tuple[Record, Path] | None:
+    """The set that a worker with this interpreter would use, and its file, if it is there."""
+    if not judgement.unmet:
+        return None
+    path = set_path(volume, judgement)
+    try:
+        return read_record(path), path
+    except (OSError, BadSet):
+        return None
+
+
+def set_path(volume: Path, judgement: Judgement) -> Path:
+    """Where the set for this interpreter and these requirements is kept. All that could make it
+    another one is in its name: the interpreter, the C library, each installed version, and each
+    requirement on what is not as it should be."""
+    unmet = judgement.unmet
+    names = {v.name for v in unmet if v.state is RequirementState.WRONG}
+    told = [
+        _FORMAT,
+        judgement.packages.version,
+        judgement.packages.libc,
+        sorted({(v.core, v.text) for v in unmet}),
+        sorted({v.text for v in judgement.verdicts if v.name in names and not v.unmet}),
+        sorted((n, v or "") for n, v in judgement.installed.items()),
+    ]
+    digest = hashlib.sha256(json.dumps(told).encode("utf-8", "backslashreplace")).hexdigest()
+    torch = judgement.torch() or "none"
+    machine = judgement.packages.markers.get("platform_machine", "")
+    name = f"{judgement.packages.tag}-{machine}-torch{torch}-{digest[:16]}"
+    return volume / OWN_FOLDER / "packages" / f"{_UNSAFE.sub('_', name)[-200:]}.zip"
+
+
+def prepare_packages(
+    place: Place, env: Mapping[str, str], mode: str = INSTALL, uv: Path | None = None
+) -> PackageSet:
+    """Have what is missing on local disk, from the volume or by `uv` (found where it is None).
+
+    Never raises: ComfyUI starts without packages as well, unless a finding says that it cannot.
+    With mode `report` nothing is installed.
+    """
+    start = time.monotonic()
+    try:
+        asked = read_requirements(str(place.comfyui), Together(_READ_SECONDS), place.nodes)
+    except SilentError:
+        return PackageSet(note="requirements could not be read")
+    judgement = judge(place.python, env, asked, place.arguments)
+    if not judgement.packages.usable:
+        return PackageSet(judgement=judgement, note="the interpreter cannot be used")
+    seconds = {"judge": time.monotonic() - start}
+    units = units_of(judgement.verdicts)
+    uv = uv or find_uv()
+    if not units or mode != INSTALL or uv is None or judgement.judged_with is None:
+        wanted = units if mode == INSTALL else ()
+        findings = report.not_ready(judgement, uv, wanted) + report.cannot_start(judgement)
+        note = "not installed" if units else "nothing is missing"
+        return PackageSet(None, (), tuple(findings), judgement, seconds=seconds, note=note)
+    making = _Making(place, asked, judgement, env, units, uv)
+    try:
+        record, problems = making.have()
+    except (UvFailed, OSError) as failure:
+        findings = [report.failed(judgement, failure, place.timeout, making.tried)]
+        findings += report.cannot_start(judgement, str(failure))
+        return PackageSet(None, (), tuple(findings), judgement, seconds=seconds, note="failed")
+    seconds |= {making.way: time.monotonic() - start - seconds["judge"]}
+    findings = [*report.with_set(judgement, record, set_path(place.volume, judgement)), *problems]
+    folder = place.work / "packages"
+    prefix = judgement.packages.prefix
+    return PackageSet(
+        path=_hook(place.work, prefix, making.loading) if record.installed else None,
+        programs=tuple(p for n in (BEFORE, AFTER) if (p := folder / n / "bin").is_dir()),
+        findings=tuple(findings),
+        judgement=record.on(judgement),
+        record=record,
+        asked_by={unit.name: unit.owners for unit in units if unit.name in record.installed},
+        seconds=seconds,
+        note=f"{len(record.installed)} packages" if record.installed else "all refused",
+        loading=making.loading,
+    )
+
+
+def _hook(work: Path, prefix: str, loading: Loading | None = None) -> Path:
+    """What PYTHONPATH must be. The rest of a set that is being loaded comes meanwhile."""
+    path = work / "packages-path"
+    path.mkdir(exist_ok=True)
+    folder = work / "packages"
+    arrived = path / "arrived"
+    late = sorted({*loading.late, "pkg_resources"}) if loading and loading.late else []
+    text = _HOOK.format(
+        prefix=prefix,
+        before=str(folder / BEFORE),
+        after=str(folder / AFTER),
+        late=late,
+        arrived=str(arrived),
+    )
+    (path / "sitecustomize.py").write_text(text, encoding="utf-8")
+    if loading is not None:
+        loading.finish_beside(arrived)
+    return path
+
+
+def _modules_in(folder: Path) -> set[str]:
+    return {
+        path.name.partition(".")[0]
+        for part in (BEFORE, AFTER)
+        for path in (folder / part).iterdir()
+        if path.is_dir() or path.name.endswith((".py", ".so"))
+    }
+
+
+class _Making:
+    """One worker's way to the set: use it, wait for it, or make it."""
+
+    def __init__(
+        self,
+        place: Place,
+        asked: Requirements,
+        judgement: Judgement,
+        env: Mapping[str, str],
+        units: Sequence[Unit],
+        uv: Path,
+    ) -> None:
+        self._place = place
+        self._asked = asked
+        self._env = env
+        self._units = units
+        self._uv = uv
+        self._kept = set_path(place.volume, judgement)
+        self._folder = place.work / "packages"
+        self._end = time.monotonic() + place.timeout
+        self.way = "load"
+        self.loading: Loading | None = None
+        self.tried = "the set on the volume"
+
+    def have(self) -> tuple[Record, list[Finding]]:
+        """Fill the local folder. Raises UvFailed, OSError."""
+        record = self._loaded()
+        if record is not None:
+            return record, []
+        with contextlib.suppress(OSError):  # reported when the set cannot be kept
+            self._kept.parent.mkdir(parents=True, exist_ok=True)
+        place = self._place
+        lease = Lease(self._kept.parent, self._kept.name, Disk(), place.beat, place.stale)
+        self._wait_for(lease)
+        try:
+            record = self._loaded()
+            if record is not None:
+                return record, []
+            with contextlib.suppress(OSError):  # the next one tries again
+                sweep(self._kept, now=lease.path.stat().st_mtime)
+            return self._made()
+        finally:
+            lease.release()
+
+    def _wait_for(self, lease: Lease) -> None:
+        said = False
+        while not lease.acquire():
+            self.tried = "waiting for another worker that installs them"
+            if not said:
+                say(f"packages: {self.tried}")
+                said = True
+            if time.monotonic() >= self._end:
+                raise UvFailed("another worker is still installing them", True)
+            time.sleep(_LOOK_EVERY)
+            if lease.look() is not None:
+                lease.break_stale()
+
+    def _loaded(self) -> Record | None:
+        """From the volume; a set that is damaged is put away, since no worker could use it."""
+        try:
+            with contextlib.suppress(OSError):  # a volume that is read-only
+                mark_used(self._kept)
+            left = max(1.0, self._end - time.monotonic())
+            self.loading = Loading(self._kept, self._folder, left)
+            return self.loading.record
+        except BadSet as problem:
+            say(f"{self._kept} cannot be used: {problem}")
+            self._kept.unlink(missing_ok=True)
+            return None
+        except OSError as problem:
+            if problem.errno in _ABSENT:
+                return None
+            raise
+
+    def _made(self) -> tuple[Record, list[Finding]]:
+        self.way, self.tried = "build", "uv"
+        start = time.monotonic()
+        scratch = self._place.work / "uv"
+        scratch.mkdir()
+        say(f"installing packages: {', '.join(unit.text for unit in self._units)}")
+        try:
+            return self._build(scratch, start)
+        except BaseException:
+            shutil.rmtree(self._folder, ignore_errors=True)
+            raise
+        finally:
+            shutil.rmtree(scratch, ignore_errors=True)
+
+    def _build(self, scratch: Path, start: float) -> tuple[Record, list[Finding]]:
+        place = self._place
+        uv = Uv(self._uv, place.python, self._env, scratch, self._end)
+        self.tried = f"uv with {uv.where}"
+        before = judge(place.python, self._env, self._asked, place.arguments, needs=True)
+        hard = hard_imports(self._asked.version, place.arguments)
+        hook = partial(_hook, place.work, before.packages.prefix)
+        modules = {each.distribution: each.module for each in hard}
+        plan = Builder(uv, before, self._folder, scratch, hook, modules).build(self._units)
+        after = judge(
+            *(place.python, self._env, self._asked, place.arguments),
+            before=self._folder / BEFORE,
+            after=self._folder / AFTER,
+        )
+        names = {*plan.adds, *plan.replaces}
+        if lost := names - after.installed.keys():
+            raise UvFailed(f"{', '.join(sorted(lost))} is not there after installing", True)
+        record = Record(
+            installed={name: after.installed[name] or "" for name in sorted(names)},
+            replaced={name: before.installed[name] or "" for name in plan.replaces},
+            modules=tuple(sorted(_modules_in(self._folder))),
+            refused={masked(text): masked(reason) for text, reason in plan.refused.items()},
+            unmet=tuple(replace(v, text=masked(v.text)) for v in after.verdicts if v.unmet),
+            seconds=round(time.monotonic() - start, 1),
+        )
+        return record, self._keep(record, scratch)
+
+    def _keep(self, record: Record, scratch: Path) -> list[Finding]:
+        try:
+            keep(self._folder, record, scratch, self._kept)
+            return []
+        except OSError as problem:
+            return [report.not_kept(self._kept, problem)]

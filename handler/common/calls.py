@@ -1,0 +1,160 @@
+"""How the jobs of one worker do what blocks: each kind of call in threads of its own.
+
+Work on the volume is given up when the volume goes silent: a dead mount never answers, and no job
+waits that long. A large file on a slow volume may take its time.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import time
+import uuid
+from collections.abc import Callable
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TypeVar
+
+from bootstrap.core.concurrency import SilentError, Together
+from bootstrap.core.findings import Finding, error
+from bootstrap.volume import Layout
+from handler.common.blocking import Background, Pool, TimeUp, result_within
+from handler.common.errors import JobError
+
+T = TypeVar("T")
+_LOOK_EVERY = 3.0
+_PATIENCE = 2.0
+VOLUME_FIX = (
+    "Send the job again, which another worker may take; if it stays, restart the endpoint's "
+    "workers and look at the volume in the Runpod console (Storage)."
+)
+CODES = {
+    "worker.threads_exhausted": "Too many calls of earlier jobs hang; no more jobs are taken",
+    # volume.silent is the doctor's
+    "volume.gone": "The volume was there when the worker started, and is not any more",
+}
+
+
+class VolumeSilent(OSError):
+    """The volume does not answer; `strerror` says so."""
+
+    def __init__(self, root: Path) -> None:
+        super().__init__(errno.ETIMEDOUT, f"the volume does not answer ({root})")
+
+
+class VolumeWatchdog:
+    """Checks whether the volume at `root` responds while jobs work on it. One for a worker."""
+
+    def __init__(self, root: Path, pool: Pool) -> None:
+        """All that touches the volume runs in `pool`."""
+        self._root = root
+        self.pool = pool
+        self._asked: Future[bool] | None = None
+        self._asked_at = 0.0
+
+    async def responds(self) -> bool:
+        """Does it respond within two seconds? While an earlier question has no answer, it does not,
+        and is not asked again: each question costs a thread, for as long as the silence lasts."""
+        if self._asked is None or self._asked.done():
+            self._asked_at = time.monotonic()
+            self._asked = self.pool.submit(self._ask)
+        try:
+            await result_within(self._asked, self._asked_at + _PATIENCE - time.monotonic())
+        except TimeUp:
+            return False
+        return True
+
+    async def call(self, work: Callable[[], T], seconds: float) -> T:
+        """What `work`, which asks the volume, returns or raises.
+
+        Raises VolumeSilent when the volume does not respond, and TimeUp after `seconds`; `work`
+        then goes on when the volume does.
+        """
+        if self._asked is not None and not self._asked.done() and not await self.responds():
+            raise VolumeSilent(self._root)
+        working = self.pool.submit(work)
+        end = time.monotonic() + seconds
+        try:
+            while True:
+                left = end - time.monotonic()
+                try:
+                    return await result_within(working, min(_LOOK_EVERY, left))
+                except TimeUp:
+                    if left <= _LOOK_EVERY:
+                        raise
+                if not (await self.responds() or working.done()):
+                    raise VolumeSilent(self._root)
+        finally:
+            if not working.done():
+                self.pool.abandon(working)
+
+    async def call_or_fail(self, work: Callable[[], T], seconds: float) -> T:
+        """`call`, for a job that cannot go on without. Raises JobError for the silence."""
+        try:
+            return await self.call(work, seconds)
+        except VolumeSilent as problem:
+            said = f"This job needs the volume, and {problem.strerror}."
+            raise JobError("volume.silent", said, VOLUME_FIX) from None
+
+    def _ask(self) -> bool:
+        """For a name that no cache can know from an earlier look."""
+        return os.path.lexists(self._root / f".{uuid.uuid4().hex}")
+
+
+@dataclass(frozen=True)
+class Calls:
+    """`local` disk and encoding; the `network` for uploads and inputs; `control` of ComfyUI's
+    process, and diagnostics; the `volume`; and what a reply does not wait for."""
+
+    volume: VolumeWatchdog
+    local: Pool = field(default_factory=lambda: Pool("local", 8, 8))
+    network: Pool = field(default_factory=lambda: Pool("network", 12, 12))
+    control: Pool = field(default_factory=lambda: Pool("control", 6, 6))
+    background: Background = field(default_factory=Background)
+
+    @classmethod
+    def on(cls, volume: Path) -> Calls:
+        """For a worker whose volume is mounted there."""
+        return cls(VolumeWatchdog(volume, Pool("volume", 12, 12)))
+
+    @property
+    def pools(self) -> tuple[Pool, ...]:
+        """All of them."""
+        return (self.local, self.network, self.control, self.volume.pool)
+
+    def fault(self) -> Finding | None:
+        """What to tell when one of the pools has no spare threads left."""
+        full = next((pool for pool in self.pools if pool.exhausted), None)
+        if full is None:
+            return None
+        return error(
+            "worker.threads_exhausted",
+            f"{full.hanging} calls of earlier jobs hang in the pool {full.name!r}, so no further "
+            "job is taken.",
+            "Look at the log: behind most of these is a volume that does not answer, or a server "
+            "that trickles. The worker ends when its jobs are answered, and Runpod starts another.",
+            pool=full.name,
+            hanging=full.hanging,
+        )
+
+
+def volume_fault(layout: Layout, cause: JobError) -> JobError | None:
+    """The error to tell instead of `cause` when the volume is gone or silent; None when it is
+    there, or `cause` tells already. Blocks for two seconds at most."""
+    if cause.code == "volume.silent":
+        return None
+    probe = layout.root
+    if layout.comfyui is not None and layout.comfyui_on_volume:
+        probe = layout.comfyui / "main.py"  # a mount point stays when its mount goes
+    try:
+        if Together(_PATIENCE).one(lambda: os.path.exists(probe)):
+            return None
+    except SilentError:
+        return _error("volume.silent", f"does not answer ({probe}, {_PATIENCE:g} s)", cause)
+    return _error("volume.gone", f"is no longer there ({probe} is missing)", cause)
+
+
+def _error(code: str, state: str, cause: JobError) -> JobError:
+    message = f"The volume {state}, and the job failed: {cause.message}"
+    return JobError(code, message, VOLUME_FIX, cause=cause.code, **cause.details)

@@ -1,0 +1,172 @@
+"""What can go wrong with a job: one exception, a stable code, a sentence and a fix; and values in a
+few words, as these sentences quote them."""
+
+from __future__ import annotations
+
+import difflib
+import json
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from bootstrap.core.findings import Finding
+from bootstrap.core.redact import masked, masked_data
+
+CODES = {
+    "request.no_input": "The job has no `input`",
+    "request.unknown_type": "The request has a type that does not exist",
+    "request.wrong_type": "A field of the request has the wrong type or value",
+    "request.not_json": "The request holds something JSON cannot say, such as NaN",
+    "request.too_large": "The request is larger than MAX_REQUEST_MB",
+    "request.too_deep": "The request is nested too deeply",
+    "request.download_off": "Download requests are not allowed on this endpoint",
+    "workflow.missing": "The request has no workflow",
+    "workflow.not_json": "The workflow is a text that is not JSON",
+    "workflow.not_an_object": "The workflow is not an object",
+    "workflow.empty": "The workflow has no nodes",
+    "workflow.ui_format": "The workflow was saved in the editor's own format",
+    "workflow.bad_node": "An entry of the workflow is not a node",
+    "workflow.bad_link": "A node is linked to a node that is not there",
+    "workflow.no_output": "No node of the workflow produces anything",
+    "workflow.name_unknown": "There is no workflow of that name on the volume",
+    "workflow.unknown_node": "A node class is not installed in this ComfyUI",
+    "workflow.missing_model": "A model file is not where ComfyUI looks",
+    "workflow.value_not_allowed": "An input has a value that is not in the node's list",
+    "workflow.value_out_of_range": "A number is too small or too large for its input",
+    "workflow.input_missing": "A node lacks a required input",
+    "workflow.invalid": "ComfyUI refused the workflow for another reason",
+    "overrides.unknown_node": "An override names a node that the workflow does not have",
+    "image.no_name": "An input file has no name",
+    "image.no_data": "An input file has no data",
+    "image.bad_name": "An input file has a name that is no plain file name",
+    "image.bad_base64": "An input file is not valid base64",
+    "image.not_stored": "An input file could not be written to local disk",
+    "input.named_twice": "Two input files have one name",
+    "input.wrong_content": "An input file is not what its name says",
+    "input.url_refused": "The URL of an input file may not be fetched",
+    "input.not_fetched": "The URL of an input file did not give the file",
+    "input.too_large": "The file behind a URL is larger than MAX_INPUT_MB",
+    "input.missing": "A file that a loader names is neither sent nor on the volume",
+    "output.no_bucket": "Results are wanted in a bucket and there is none",
+    "output.bad_bucket": "The bucket that came with the job cannot be used",
+    "job.timeout": "The job took longer than it may",
+    "job.node_failed": "A node raised an error",
+    "job.out_of_memory": "A node ran out of GPU memory",
+    "job.cuda_failed": "The GPU failed in a way that its process does not survive",
+    "job.interrupted": "The job was interrupted by somebody else",
+    "job.lost": "ComfyUI no longer knows the job",
+    "job.result_missing": "A file that ComfyUI reported is not on disk",
+    "comfyui.died": "ComfyUI ended while the job ran",
+    "comfyui.history_unreadable": "ComfyUI cannot tell what came of a job",
+    "comfyui.unreachable": "ComfyUI lives but does not answer as it should",
+    "reply.too_large": "A result is too large for a reply and cannot be kept either",
+    "worker.internal": "A fault in the worker itself",
+}
+MAX_DEPTH = 100
+# Of what a client sent, an error quotes so many characters and list items.
+_MOST_SENTENCE, _MOST_TEXT, _MOST_ITEMS, _MOST_DETAILS = 4000, 4000, 500, 200_000
+
+
+class JobError(Exception):
+    """A job cannot be done. `str()` is the sentence with its fix, as the caller reads it; secrets
+    of addresses that it quotes are masked."""
+
+    def __init__(self, code: str, message: str, fix: str = "", /, **details: Any) -> None:
+        self.code = code
+        self.message = masked(cut(message, _MOST_SENTENCE))
+        self.fix = masked(cut(fix, _MOST_SENTENCE))
+        self.details: Mapping[str, Any] = masked_data(bounded(details))
+        super().__init__(f"{self.message} {self.fix}".strip())
+
+    @classmethod
+    def from_finding(cls, finding: Finding) -> JobError:
+        """The job's view of something that was found wrong with the worker."""
+        return cls(finding.code, finding.message, finding.fix, **finding.details)
+
+
+def cut(text: str, most: int) -> str:
+    """A text of at most `most` characters."""
+    return text if len(text) <= most else f"{text[: most - 1]}…"
+
+
+def bounded(details: Mapping[str, Any]) -> dict[str, Any]:
+    """`details` without anything long: a class name or a list of choices may have megabytes, and a
+    reply that is too large is one that Runpod drops."""
+    room = _MOST_DETAILS
+
+    def within(value: Any) -> Any:
+        nonlocal room
+        if isinstance(value, str):
+            value = cut(value, max(min(_MOST_TEXT, room), 1))
+            room -= len(value)
+        elif isinstance(value, Mapping):
+            items = list(value.items())[:_MOST_ITEMS]
+            return {cut(str(k), 200): within(v) for k, v in items if room > 0}
+        elif isinstance(value, (list, tuple)):
+            return [within(item) for item in list(value)[:_MOST_ITEMS] if room > 0]
+        room -= 8
+        return value
+
+    return {name: within(value) for name, value in details.items()}
+
+
+def refuse_unreasonable(given: object, max_mb: float) -> None:
+    """One walk, without recursion, over everything: depth, size, and what JSON cannot say."""
+    size = 0
+    pending: list[tuple[object, int]] = [(given, 0)]
+    while pending:
+        value, depth = pending.pop()
+        if depth > MAX_DEPTH:
+            raise JobError(
+                "request.too_deep",
+                f"The request is nested more than {MAX_DEPTH} levels deep.",
+                "A workflow in API format needs no more than five.",
+            )
+        size += len(value) if isinstance(value, str) else 8
+        if isinstance(value, float) and not math.isfinite(value):
+            raise JobError(
+                "request.not_json", f"The request holds {value}.", "Send a finite number instead."
+            )
+        if isinstance(value, Mapping):
+            size += sum(len(str(key)) for key in value)
+            pending.extend((v, depth + 1) for v in value.values())
+        elif isinstance(value, (list, tuple)):
+            pending.extend((v, depth + 1) for v in value)
+    if size > max_mb * 1_000_000:
+        raise JobError(
+            "request.too_large",
+            f"The request has {size / 1e6:.1f} MB; this worker takes {max_mb:g} MB.",
+            "Send smaller images, put large files on the volume in ComfyUI/input/ and name them, "
+            "or raise MAX_REQUEST_MB (Runpod itself takes 10 MB for /run, 20 MB for /runsync).",
+            bytes=size,
+        )
+
+
+def wrong_type(name: str, wanted: str, given: object) -> JobError:
+    """The error for a field `name` that should be `wanted`."""
+    return JobError(
+        "request.wrong_type", f"{name} is {described(given)}.", f"Send {wanted}.", field=name
+    )
+
+
+def described(value: object) -> str:
+    """A value in a few words: what it is, and what it says when that is short."""
+    if value is None:
+        return "null"
+    names = {str: "the text", bool: "the value", int: "the number", float: "the number"}
+    if type(value) in names:
+        return f"{names[type(value)]} {short(value)}"
+    return "a list" if isinstance(value, (list, tuple)) else "an object"
+
+
+def short(value: object) -> str:
+    """A value as JSON writes it, cut at 60 characters."""
+    text = json.dumps(value) if isinstance(value, (str, bool)) else str(value)
+    return text if len(text) <= 60 else text[:57] + '…"'
+
+
+def nearest(wanted: str, known: Sequence[str]) -> list[str]:
+    """Up to three of `known` that look like `wanted`, nearest first; case does not matter."""
+    by_lower = {name.lower(): name for name in known}
+    close = difflib.get_close_matches(wanted.lower(), list(by_lower), n=3, cutoff=0.5)
+    return [by_lower[name] for name in close]

@@ -1,0 +1,99 @@
+"""What came of a job -> the dict that Runpod gets."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from handler.common.errors import JobError
+
+Reply = dict[str, Any]
+# What a signed URL and the sentence about it may take.
+_NOTE_BYTES = 2500
+
+
+def completed(results: list[dict[str, Any]], warnings: list[str], **more: Any) -> Reply:
+    """The reply of a job that went well."""
+    reply: Reply = {"status": "completed", "results": results, **more}
+    if warnings:
+        reply["warnings"] = warnings
+    return reply
+
+
+def failed(error: JobError) -> Reply:
+    """The reply of a job that did not; the SDK turns `error`, a string, into FAILED."""
+    reply: Reply = {"status": "failed", "error": str(error), "error_code": error.code}
+    if error.fix:
+        reply["fix"] = error.fix
+    if error.details:
+        reply["details"] = dict(error.details)
+    return reply
+
+
+def json_size(value: Any) -> int:
+    """Bytes of `value` as JSON in ASCII, which is never less than what is sent."""
+    return len(json.dumps(value))
+
+
+def to_leave_out(sizes: Sequence[int], room: float) -> list[int]:
+    """Which contents, by number, must not be in a reply that has `room` bytes for them all.
+
+    The largest go first: it costs the fewest. Each that goes makes the reply say where it went.
+    """
+    left_out: list[int] = []
+    total = sum(sizes)
+    for index in sorted(range(len(sizes)), key=lambda i: -sizes[i]):
+        if total <= room:
+            break
+        if sizes[index] <= _NOTE_BYTES:
+            break
+        total -= sizes[index] - _NOTE_BYTES
+        left_out.append(index)
+    return left_out
+
+
+def postable(value: Any) -> Any:
+    """`value` as JSON that the SDK can post: no NaN, no lone surrogates, no foreign types.
+
+    The SDK posts nothing at all for a reply that holds one of these.
+    """
+    if isinstance(value, str):
+        if value.isascii():  # contents are: no copy of megabytes
+            return value
+        return value.encode("utf-8", "replace").decode("utf-8")
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if value is None or isinstance(value, (bool, int)):
+        return value
+    if isinstance(value, Mapping):
+        return {postable(str(key)): postable(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [postable(item) for item in value]
+    return str(value)
+
+
+def too_large_alone(entry: Mapping[str, Any], warnings: Sequence[str], limit: str) -> JobError:
+    """A result that fits into no reply and can go nowhere else."""
+    why = f" ({'; '.join(warnings)})" if warnings else ""
+    return JobError(
+        "reply.too_large",
+        f"With {entry.get('filename')} ({entry.get('size')} bytes) the reply is larger than "
+        f"{limit}, and it could be kept nowhere else{why}.",
+        "Attach a network volume with room to the endpoint, set BUCKET_ENDPOINT_URL and its "
+        "fellows, or make the result smaller.",
+        filename=entry.get("filename"),
+        size=entry.get("size"),
+    )
+
+
+def too_large(size: int, max_mb: float) -> JobError:
+    """What is left when all large contents are out is too large still."""
+    return JobError(
+        "reply.too_large",
+        f"Without any large file the reply still has {size / 1e6:.1f} MB, more than "
+        f"MAX_REPLY_MB={max_mb:g}.",
+        "Produce fewer results in one job.",
+        size=size,
+    )

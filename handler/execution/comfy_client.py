@@ -1,0 +1,221 @@
+"""ComfyUI over HTTP and WebSocket, thin: asked with patience, a prompt taken out of it.
+
+Foreign exceptions are translated here, once.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import asynccontextmanager
+from typing import Any
+
+import aiohttp
+
+from bootstrap.comfyui import ComfyUI
+from handler.common.deadline import Deadline
+
+_Socket = Any  # aiohttp's class is generic in some versions and not in others
+_ANSWER_SECONDS = 30.0
+_SOCKET_CLOSE = aiohttp.ClientWSTimeout(ws_close=0.0)  # its farewell is not waited for
+_QUEUE_SECONDS = 10.0
+# ComfyUI validates a large workflow before it answers; /object_info starts scans of all models.
+_SLOW_ANSWER_SECONDS = 120.0
+# An answer that comes so soon needs no further care.
+_AT_ONCE = 0.2
+# Without an answer in so many seconds, and with less CPU time used meanwhile, nothing goes on in
+# there; seen several times in a row, since a host or a volume can stall for a while. Where it
+# computes, each look gets twice the time.
+_LOOK_SECONDS, _IDLE_CPU_SECONDS, _IDLE_LOOKS = 3.0, 0.05, 3
+_PATIENT_LOOKS, _LONGEST_LOOK = 6, 30.0
+# A prompt that was cancelled has so long to go; the rest of two seconds is for ending ComfyUI.
+_LET_GO_SECONDS = 1.5
+
+
+class Unreachable(Exception):
+    """ComfyUI did not answer: not connected, cut off, or too slow."""
+
+
+class Refused(Exception):
+    """ComfyUI answered with a status other than 200; `body` is what it said."""
+
+    def __init__(self, status: int, body: Any) -> None:
+        super().__init__(f"status {status}: {str(body)[:300]}")
+        self.status = status
+        self.body = body
+
+
+class ComfyClient:
+    """Talks to the ComfyUI at `url`. Made for one job: nothing is kept open between jobs.
+
+    All calls raise `Unreachable` or `Refused`.
+    """
+
+    def __init__(self, url: str, session: aiohttp.ClientSession) -> None:
+        self._url = url
+        self._session = session
+
+    async def submit(
+        self,
+        workflow: Any,
+        client_id: str,
+        prompt_id: str,
+        extra_data: Mapping[str, Any],
+        targets: Sequence[str] | None = None,
+    ) -> tuple[str, Any]:
+        """Queue a workflow; (the prompt id in force, errors of nodes that were left out)."""
+        body = {"prompt": workflow, "client_id": client_id, "prompt_id": prompt_id}
+        if extra_data:
+            body["extra_data"] = dict(extra_data)
+        if targets is not None:
+            body["partial_execution_targets"] = list(targets)
+        answer = await self._call("POST", "/prompt", body, _SLOW_ANSWER_SECONDS)
+        return str(answer["prompt_id"]), answer.get("node_errors") or {}
+
+    async def history(self, prompt_id: str, seconds: float = _ANSWER_SECONDS) -> Any | None:
+        """The history entry of a prompt that ended; None for one that has not, or is unknown."""
+        return (await self._call("GET", f"/history/{prompt_id}", None, seconds)).get(prompt_id)
+
+    async def queued(self) -> tuple[list[str], list[str]]:
+        """Prompt ids (running, pending), those that wait in the order of their turn."""
+        queue = await self._call("GET", "/queue", None, _QUEUE_SECONDS)
+        running, pending = queue.get("queue_running", []), queue.get("queue_pending", [])
+        pending.sort(key=lambda item: item[0])  # told as the heap it is
+        return [str(item[1]) for item in running], [str(item[1]) for item in pending]
+
+    async def interrupt(self, prompt_id: str) -> None:
+        """Interrupt the running prompt; versions before 0.3.57 interrupt whatever runs."""
+        await self._call("POST", "/interrupt", {"prompt_id": prompt_id})
+
+    async def remove_pending(self, prompt_id: str) -> None:
+        """Take a prompt that waits out of the queue."""
+        await self._call("POST", "/queue", {"delete": [prompt_id]})
+
+    async def free(self) -> None:
+        """Let go of models and cached results; done by ComfyUI after the prompt that runs."""
+        await self._call("POST", "/free", {"unload_models": True, "free_memory": True})
+
+    async def node_classes(self) -> list[str]:
+        """Every node class this ComfyUI knows. Slow: it scans all model folders."""
+        return list(await self._call("GET", "/object_info", None, _SLOW_ANSWER_SECONDS))
+
+    async def listen(self, client_id: str) -> AsyncIterator[dict[str, Any]] | None:
+        """Open the socket; the text messages that come until it ends, in whatever way. None when
+        it does not open."""
+        address = f"{self._url}/ws?clientId={client_id}"
+        try:
+            socket = await self._session.ws_connect(address, max_msg_size=0, timeout=_SOCKET_CLOSE)
+        except (aiohttp.ClientError, OSError, asyncio.TimeoutError):
+            return None
+        return _messages(socket)
+
+    async def _call(
+        self, method: str, path: str, body: Any = None, seconds: float = _ANSWER_SECONDS
+    ) -> Any:
+        limit = aiohttp.ClientTimeout(total=seconds)
+        try:
+            async with self._session.request(
+                method, self._url + path, json=body, timeout=limit
+            ) as answer:
+                content = _content(await answer.read())
+                if answer.status != 200:
+                    raise Refused(answer.status, content)
+                return content
+        except (aiohttp.ClientError, OSError, asyncio.TimeoutError) as problem:
+            raise Unreachable(f"{method} {path}: {problem or type(problem).__name__}") from problem
+
+
+class KnownClasses:
+    """The node classes of a ComfyUI, asked for once in each of its lives: the answer is slow."""
+
+    def __init__(self) -> None:
+        self._life: int | None = None
+        self._names: list[str] = []
+
+    async def names(self, client: ComfyClient, life: int) -> list[str]:
+        """All of them; empty when ComfyUI does not say. `life` changes with the process."""
+        if self._life != life or not self._names:
+            try:
+                self._names = await client.node_classes()
+                self._life = life
+            except (Refused, Unreachable):
+                return []
+        return self._names
+
+
+async def _messages(socket: _Socket) -> AsyncIterator[dict[str, Any]]:
+    async with socket:
+        async for message in socket:
+            if message.type is aiohttp.WSMsgType.TEXT:
+                yield json.loads(message.data)
+
+
+@asynccontextmanager
+async def connect(url: str) -> AsyncIterator[ComfyClient]:
+    """A client for the time of one job. Proxies of the environment are not used."""
+    # Its address is a number. The resolver that aiohttp would choose starts a thread each time.
+    connector = aiohttp.TCPConnector(resolver=aiohttp.ThreadedResolver())
+    async with aiohttp.ClientSession(trust_env=False, connector=connector) as session:
+        yield ComfyClient(url, session)
+
+
+def _content(raw: bytes) -> Any:
+    """JSON (which from ComfyUI may hold bare NaN) where it is JSON, else text."""
+    if not raw:
+        return {}
+    try:
+        return json.loads(raw)
+    except ValueError:
+        return raw.decode("utf-8", "replace")
+
+
+async def look_at_history(
+    comfyui: ComfyUI, client: ComfyClient, prompt_id: str, deadline: Deadline
+) -> Any | None:
+    """The prompt's entry; None while there is none. Raises Refused, and Unreachable for a ComfyUI
+    that is frozen: it does not answer and does nothing else either. One that computes may hold
+    Python's lock, and has more time."""
+    seconds, idle = _LOOK_SECONDS, 0
+    for last in (False,) * (_PATIENT_LOOKS - 1) + (True,):
+        before = None
+        limit = min(seconds, max(deadline.remaining, 1.0))
+        asking = asyncio.ensure_future(client.history(prompt_id, limit))
+        try:
+            await asyncio.wait({asking}, timeout=_AT_ONCE)
+            before = None if asking.done() else comfyui.cpu_seconds()
+            return await asking
+        except Unreachable:
+            if deadline.expired:
+                return None
+            after = comfyui.cpu_seconds()
+            works = before is None or after is None or after - before > _IDLE_CPU_SECONDS
+            idle = 0 if works else idle + 1
+            if last or idle == _IDLE_LOOKS:
+                raise
+            seconds = min(2 * seconds, _LONGEST_LOOK) if works else seconds
+        finally:
+            asking.cancel()
+    raise AssertionError("the last look returns or raises")
+
+
+async def lets_go(client: ComfyClient, prompt_id: str) -> bool:
+    """Is the prompt gone from ComfyUI, having been removed or interrupted there?"""
+    try:
+        await asyncio.wait_for(_removed(client, prompt_id), _LET_GO_SECONDS)
+    except (Unreachable, Refused, asyncio.TimeoutError):
+        return False
+    return True
+
+
+async def _removed(client: ComfyClient, prompt_id: str) -> None:
+    """Ask until it is gone; a node looks at the interrupt flag only now and then."""
+    while True:
+        running, pending = await client.queued()
+        if prompt_id in pending:
+            await client.remove_pending(prompt_id)
+        elif prompt_id in running:
+            await client.interrupt(prompt_id)
+        else:
+            return
+        await asyncio.sleep(0.1)

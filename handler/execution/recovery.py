@@ -1,0 +1,256 @@
+"""ComfyUI fit for the next job: memory freed when it runs short, the process brought back when it
+ended, hangs or broke.
+
+Before a job and after one; bounded: when its starts keep failing, jobs are told why at once, and it
+is left alone for a growing while.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+from collections.abc import Callable, Sequence
+
+from bootstrap.comfyui import (
+    ComfyUI,
+    exits,
+    is_answering,
+    not_startable,
+    readiness,
+    wait_until_ready,
+)
+from bootstrap.config import Settings
+from bootstrap.core.findings import Finding
+from bootstrap.core.log import say
+from bootstrap.core.memory import MemoryGauge
+from handler.common.blocking import Pool, TimeUp
+from handler.common.deadline import Deadline
+from handler.common.errors import JobError
+from handler.execution.comfy_client import Refused, Unreachable, connect
+from handler.execution.prompt_run import STOP_SECONDS
+
+_LOOKS, _LOOK_EVERY = 20, 0.25  # seconds
+# What freeing could not bring down is tried again only when this many percent more are in use.
+_WORTH_ANOTHER_TRY = 2.0
+CODES = {"comfyui.keeps_failing": "ComfyUI failed to start several times in a row"}
+# A ComfyUI that answered before and has no job: nothing keeps it from answering for so long.
+_HUNG_SECONDS = 10.0
+# What reading an ended process's log may take beyond a limit.
+_LAST_WORDS_SECONDS = 3.0
+# Starts that may fail in a row; then seconds of rest, doubled with each further one.
+_FREE_FAILURES = 3
+_START_FAULTS = {*exits.CODES, *readiness.CODES}
+_PORT_TAKEN = "comfyui.port_taken"
+_FIRST_REST, _LONGEST_REST = 30.0, 300.0
+
+
+class MemoryRelief:
+    """Asks ComfyUI to let go at MEMORY_FREE_AT percent, wants a restart at MEMORY_RESTART_AT."""
+
+    def __init__(
+        self, settings: Settings, percent: Callable[[], float | None] | None = None
+    ) -> None:
+        """`percent` of memory is in use; None where there is no limit."""
+        self._free_at = settings.memory_free_at
+        self._restart_at = settings.memory_restart_at
+        self._read = percent or _gauge()
+        self._stuck_at = 0.0
+
+    def is_due(self) -> bool:
+        """Is memory so short that something has to be done about it between jobs?"""
+        used = self._percent()
+        if used is None or used < min(self._free_at, self._restart_at):
+            self._stuck_at = 0.0
+            return False
+        return used >= self._restart_at or used >= self._stuck_at + _WORTH_ANOTHER_TRY
+
+    async def must_restart(self, url: str) -> bool:
+        """Make room where it is short; is a restart all that is left? Never while ComfyUI works."""
+        if not self.is_due():
+            return False
+        try:
+            async with connect(url) as client:
+                running, pending = await client.queued()
+                if running or pending:
+                    return False
+                used = self._percent() or 0.0
+                say(f"{used:.0f} % of the container's memory is in use; ComfyUI is asked to free")
+                await client.free()
+        except (Unreachable, Refused) as problem:
+            say(f"ComfyUI could not be asked to free memory: {problem}")
+        left = await self._after_freeing()
+        self._stuck_at = left if left >= self._free_at else 0.0
+        if left < self._restart_at:
+            return False
+        say(f"{left:.0f} % of the container's memory is in use still; ComfyUI is restarted")
+        return True
+
+    async def _after_freeing(self) -> float:
+        used = 0.0
+        for _ in range(_LOOKS):
+            await asyncio.sleep(_LOOK_EVERY)
+            used = self._percent() or 0.0
+            if used < self._free_at:
+                break
+        return used
+
+    def _percent(self) -> float | None:
+        try:
+            return self._read()
+        except (OSError, ValueError):
+            return None  # no facts, no deeds
+
+
+def _gauge() -> Callable[[], float | None]:
+    try:
+        return MemoryGauge().percent
+    except (OSError, ValueError):
+        return lambda: None
+
+
+class Revival:
+    """Keeps one ComfyUI fit for jobs."""
+
+    def __init__(
+        self,
+        comfyui: ComfyUI,
+        relief: MemoryRelief,
+        control: Pool,
+        faults: Sequence[Finding] = (),
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """`faults` are what the boot found; a start that failed there counts."""
+        self._comfyui = comfyui
+        self._relief = relief
+        self._control = control
+        self._clock = clock
+        self._last = next((f for f in faults if f.code in _START_FAULTS), None)
+        self._failures = 0 if self._last is None else 1
+        self._rest_until = 0.0 if self._last is None else clock() + _FIRST_REST
+
+    async def ready(self, deadline: Deadline) -> None:
+        """Have a ComfyUI that answers and has memory. Raises JobError."""
+        if await self._answers(deadline):
+            if not await self._relief.must_restart(self._comfyui.url):
+                return
+            await self._control.run(self._comfyui.stop, STOP_SECONDS)
+        elif self._comfyui.was_ready and self._comfyui.ended() is None:
+            say("ComfyUI lives but does not answer; ending it")
+            await self._control.run(self._comfyui.stop, STOP_SECONDS)
+        await self._bring_back(deadline)
+
+    def may_try(self, faults: Sequence[Finding]) -> bool:
+        """Can a job go ahead in spite of what the boot found? When that is only that ComfyUI did
+        not start, it may start now: something was mended on the volume, or has passed."""
+        return all(fault.code in _START_FAULTS for fault in faults) and not self.resting
+
+    @property
+    def resting(self) -> bool:
+        """Is ComfyUI left alone for now?"""
+        return self._clock() < self._rest_until
+
+    def seems_fit(self) -> bool:
+        """Is it alive, was it ready, and is there memory? Else it wants to be made `ready`, for
+        which it has to be without work."""
+        alive = self._comfyui.was_ready and self._comfyui.ended() is None
+        return alive and not self._relief.is_due()
+
+    async def end(self, why: str) -> None:
+        """End a ComfyUI that cannot be trusted with another job."""
+        say(f"{why}; ComfyUI is restarted")
+        await self._control.run(self._comfyui.stop, STOP_SECONDS)
+
+    def soon(self) -> None:
+        """Start ComfyUI again if it ended, while a reply travels; the next job waits for it."""
+        if self._comfyui.ended() is not None and not self.resting:
+            threading.Thread(target=self._start, name="comfyui-restart", daemon=True).start()
+
+    async def _answers(self, deadline: Deadline) -> bool:
+        """Asked again for a while where it answered before: it may only be busy."""
+        patience = Deadline(min(_HUNG_SECONDS, deadline.remaining))
+        while self._comfyui.ended() is None:
+            if await self._is_answering(patience.remaining):
+                return True
+            if patience.expired or not self._comfyui.was_ready:
+                break
+            await asyncio.sleep(0.1)
+        return False
+
+    async def _is_answering(self, seconds: float) -> bool:
+        try:
+            return await self._control.run(
+                lambda: is_answering(self._comfyui, seconds), seconds + _LAST_WORDS_SECONDS
+            )
+        except TimeUp:
+            return False
+
+    async def _bring_back(self, deadline: Deadline) -> None:
+        if self._comfyui.ended() is not None and self.resting and self._last is not None:
+            raise self._left_alone(self._last)
+        started, fault = await self._start_and_wait(deadline)
+        not_its_own = not started or (fault is not None and fault.code == _PORT_TAKEN)
+        if fault and not_its_own and self._comfyui.ended() is not None:
+            # It was dying when it was looked at, or somebody took the port while it started: the
+            # next process is ours to judge, and gets another port.
+            _, fault = await self._start_and_wait(deadline)
+        if fault is None:
+            self._failures = 0
+            return
+        if deadline.expired and self._comfyui.ended() is None:
+            raise _not_yet(deadline)
+        raise self._failed(fault)
+
+    def _start(self) -> bool | Finding:
+        """Was it started now? A finding when the system refuses."""
+        try:
+            return self._comfyui.start()
+        except OSError as problem:
+            say(f"ComfyUI could not be restarted: {problem}")
+            return not_startable(problem)
+
+    async def _start_and_wait(self, deadline: Deadline) -> tuple[bool, Finding | None]:
+        """Was it started now, and what came of it (None: it is ready)?"""
+        started = await self._control.run(self._start, STOP_SECONDS)
+        if isinstance(started, Finding):
+            return True, started
+        seconds = deadline.remaining
+        waited = await self._control.run(
+            lambda: wait_until_ready(self._comfyui, seconds), seconds + _LAST_WORDS_SECONDS
+        )
+        return started, waited.finding
+
+    def _failed(self, fault: Finding) -> JobError:
+        """Count a start that failed; what its job is told."""
+        self._failures += 1
+        self._last = fault
+        further = self._failures - _FREE_FAILURES
+        if further < 0:
+            return JobError.from_finding(fault)
+        rest = min(_FIRST_REST * 2**further, _LONGEST_REST)
+        self._rest_until = self._clock() + rest
+        say(f"ComfyUI failed to start {self._failures} times in a row; left alone for {rest:g} s")
+        return self._left_alone(fault)
+
+    def _left_alone(self, last: Finding) -> JobError:
+        rest = max(self._rest_until - self._clock(), 0.0)
+        return JobError(
+            "comfyui.keeps_failing",
+            f"ComfyUI failed to start {self._failures} times in a row and is tried again in "
+            f"{rest:.0f} s. The last time: {last.message}",
+            last.fix,
+            cause=last.code,
+            failures=self._failures,
+            retry_in=round(rest, 1),
+            **last.details,
+        )
+
+
+def _not_yet(deadline: Deadline) -> JobError:
+    return JobError(
+        "job.timeout",
+        f"The job was stopped after {deadline.elapsed:.0f} s: ComfyUI did not answer yet.",
+        f"Allow more than {deadline.seconds:g} s with max_wait in the request or MAX_WAIT in the "
+        "endpoint's environment.",
+        max_wait=deadline.seconds,
+    )

@@ -1,0 +1,296 @@
+"""Pure: why ComfyUI refused a workflow -> one `JobError` that names everything at once.
+
+What is known beforehand (files that are missing, links to nowhere) only explains: ComfyUI decides,
+and runs the good branches of a workflow whose others are broken. `hints` are such explanations,
+each with `node_id` and `input` in its details.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from bootstrap.volume.categories import GGUF, PT_EXTENSIONS, extension_of
+from handler.common.errors import JobError, described, nearest
+from handler.request.workflow import Workflow, bad_links, needed_by
+
+# Authors put anything into a class name, emoji included.
+_UNKNOWN_NODE = re.compile(r"[Nn]ode '?([^\n]+?)'? (?:does not exist|not found)")
+# What the editor resolves when it exports: subgraphs (their ids), group nodes, and its own helpers.
+_EDITOR_ONLY = re.compile(
+    r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}|workflow[>/].*"
+    r"|Note|MarkdownNote|Reroute|PrimitiveNode",
+    re.DOTALL,
+)
+_TYPES = {
+    "INT": "a whole number",
+    "FLOAT": "a number",
+    "STRING": "a text",
+    "BOOLEAN": "true or false",
+}
+_LIST_LENGTH = re.compile(r"\(list of length (\d+)\)")
+_OUTPUT_NODES = "SaveImage, SaveVideo, SaveAudio, SaveAnimatedWEBP or PreviewAny"
+_LISTED = 5
+
+
+def unknown_class(body: Any) -> str | None:
+    """The node class that ComfyUI does not know, if that is why it refused."""
+    error = _error_of(body)
+    if error.get("type") == "missing_node_type":
+        extra = error.get("extra_info")
+        if isinstance(extra, Mapping) and extra.get("class_type"):
+            return str(extra["class_type"])
+    match = _UNKNOWN_NODE.search(f"{error.get('message', '')} {error.get('details', '')}")
+    return match[1].strip() if match else None
+
+
+def explain(
+    body: Any,
+    workflow: Workflow,
+    known_classes: Sequence[str],
+    models: Path,
+    hints: Sequence[JobError] = (),
+) -> JobError:
+    """The error for a refused prompt. `models` is the folder ComfyUI looks for models in;
+    `known_classes` may be empty when no class is unknown."""
+    error = _error_of(body)
+    hints = [*hints, *bad_links(workflow)]
+    name = unknown_class(body)
+    if name is not None:
+        unknown = unknown_nodes(workflow, known_classes, name)
+        assert unknown is not None
+        return combined([unknown, *hints])
+    if error.get("type") == "prompt_no_outputs":
+        return _no_output(workflow)
+    problems = list(_node_problems(body, workflow, models, hints)) or hints
+    if not problems:
+        said, details = error.get("message") or str(body), str(error.get("details", ""))
+        return JobError(
+            "workflow.invalid",
+            f"ComfyUI refused the workflow: {str(said)[:500]} {details[:500]}".strip() + ".",
+            "Run it once in ComfyUI's editor, then export it again.",
+        )
+    return combined(problems)
+
+
+def partial(
+    node_errors: Mapping[str, Any],
+    workflow: Workflow,
+    models: Path,
+    hints: Sequence[JobError] = (),
+) -> list[str]:
+    """Warnings for branches that ComfyUI left out although it accepted the rest."""
+    hints = [*hints, *bad_links(workflow)]
+    return [
+        f"left out of this run: {problem.message}"
+        for problem in _node_problems({"node_errors": node_errors}, workflow, models, hints)
+    ]
+
+
+def of_node(hints: Sequence[JobError], error: JobError) -> JobError:
+    """The hint about the node that raised `error` where there is one, with what the node said."""
+    node_id = error.details.get("node_id")
+    found = [hint for hint in hints if hint.details.get("node_id") == node_id]
+    if error.code != "job.node_failed" or not found:
+        return error
+    first = combined(found)
+    return JobError(first.code, first.message, first.fix, **{**error.details, **first.details})
+
+
+def _error_of(body: Any) -> Mapping[str, Any]:
+    error = body.get("error") if isinstance(body, Mapping) else None
+    return error if isinstance(error, Mapping) else {"message": str(error or body)[:500]}
+
+
+def unknown_nodes(
+    workflow: Workflow, known: Sequence[str], told: str | None = None
+) -> JobError | None:
+    """The error for all classes that are not `known`; `told` is one that ComfyUI named, all there
+    is to go by when `known` is empty. None when every class is known."""
+    classes = dict.fromkeys(node["class_type"] for node in workflow.values())
+    missing = [name for name in classes if name not in set(known)] if known else []
+    missing = missing or ([told] if told is not None else [])
+    if not missing:
+        return None
+    ids = [key for key, node in workflow.items() if node["class_type"] in missing]
+    close = {cls: nearest(cls, known) for cls in missing}
+    hints = "; ".join(f"{cls}: did you mean {', '.join(n)}?" for cls, n in close.items() if n)
+    drawn = [name for name in missing if _EDITOR_ONLY.fullmatch(name)]
+    if drawn:
+        told_of = ", ".join(f"{k} ({workflow[k]['class_type'][:60]})" for k in ids[:_LISTED])
+        return JobError(
+            "workflow.unknown_node",
+            f"Node {told_of} is something of the editor, not a node that ComfyUI can run: a "
+            "subgraph, a group node, a note, a reroute or a primitive.",
+            "Export the workflow with Workflow → Export (API), which replaces these by the nodes "
+            "behind them.",
+            classes=missing,
+            node_ids=ids,
+            nearest={},
+        )
+    return JobError(
+        "workflow.unknown_node",
+        f"This ComfyUI has no node class {', '.join(missing)} (node {', '.join(ids) or '?'}).",
+        f"{hints + ' ' if hints else ''}Install the custom node in ComfyUI/custom_nodes on the "
+        "volume, and look in the worker's log for an IMPORT FAILED if it is there.",
+        classes=missing,
+        node_ids=ids,
+        nearest=close,
+    )
+
+
+def _no_output(workflow: Workflow) -> JobError:
+    classes = ", ".join(dict.fromkeys(node["class_type"] for node in workflow.values()))
+    return JobError(
+        "workflow.no_output",
+        f"No node of the workflow produces anything (it has {classes[:300]}).",
+        f"Add an output node such as {_OUTPUT_NODES}.",
+    )
+
+
+def combined(problems: list[JobError]) -> JobError:
+    """The first problem gives the code; the sentence and details hold them all."""
+    first = problems[0]
+    if len(problems) == 1:
+        return first
+    listed = " ".join(f"({i}) {p.message}" for i, p in enumerate(problems[:_LISTED], 1))
+    more = f" and {len(problems) - _LISTED} more" if len(problems) > _LISTED else ""
+    return JobError(
+        first.code,
+        f"The workflow has {len(problems)} problems: {listed}{more}",
+        first.fix,
+        problems=[{"error_code": p.code, "error": str(p), **p.details} for p in problems],
+    )
+
+
+def _node_problems(
+    body: Any, workflow: Workflow, models: Path, hints: Sequence[JobError] = ()
+) -> Iterator[JobError]:
+    node_errors = body.get("node_errors") if isinstance(body, Mapping) else None
+    if not isinstance(node_errors, Mapping):
+        return
+    for node_id, report in node_errors.items():
+        errors = report.get("errors") if isinstance(report, Mapping) else None
+        for error in errors if isinstance(errors, list) else []:
+            if isinstance(error, Mapping):
+                known = _hints_for(str(node_id), error, workflow, hints)
+                if known:
+                    yield from known
+                else:
+                    kind = report.get("class_type")
+                    yield _node_problem(str(node_id), kind, error, workflow, models)
+
+
+def _hints_for(
+    node_id: str, error: Mapping[str, Any], workflow: Workflow, hints: Sequence[JobError]
+) -> list[JobError]:
+    """What was known of the input that ComfyUI names; of all that an output needs, where ComfyUI
+    itself stumbled over it."""
+    extra = error.get("extra_info")
+    name = extra.get("input_name") if isinstance(extra, Mapping) else None
+    if str(error.get("type")).startswith("exception_during"):
+        nodes = needed_by(workflow, node_id)
+        return [hint for hint in hints if hint.details.get("node_id") in nodes]
+    wanted = (node_id, name)
+    return [h for h in hints if (h.details.get("node_id"), h.details.get("input")) == wanted]
+
+
+def _node_problem(
+    node_id: str, class_type: Any, error: Mapping[str, Any], workflow: Workflow, models: Path
+) -> JobError:
+    extra = error.get("extra_info")
+    extra = extra if isinstance(extra, Mapping) else {}
+    name = str(extra.get("input_name", ""))
+    where = f"node {node_id} ({class_type})"
+    details = {"node_id": node_id, "class_type": class_type, "input": name}
+    kind = error.get("type")
+    if kind == "value_not_in_list":
+        length = _LIST_LENGTH.search(str(error.get("details")))
+        return _not_in_list(name, where, extra, length[1] if length else "", details, models)
+    if kind in ("value_smaller_than_min", "value_bigger_than_max"):
+        return JobError(
+            "workflow.value_out_of_range",
+            f"{name} of {where} is out of range: {error.get('message')}.",
+            'Send a value within the range, or "random" to have one drawn.'
+            if "seed" in name.lower()
+            else "Send a value within the range.",
+            **details,
+        )
+    if kind == "required_input_missing":
+        return JobError(
+            "workflow.input_missing",
+            f"{where[0].upper() + where[1:]} lacks its required input {name}.",
+            "Add it to the workflow, or export the workflow again.",
+            **details,
+        )
+    if kind == "invalid_input_type" and (wanted := _wanted_type(extra)) is not None:
+        return JobError(
+            "workflow.invalid",
+            f"{name} of {where} must be {wanted}, and is {described(extra.get('received_value'))}.",
+            f"Send {wanted}.",
+            type=kind,
+            **details,
+        )
+    said = f"{error.get('message')}: {error.get('details')}"
+    return JobError(
+        "workflow.invalid",
+        f"{where[0].upper() + where[1:]}: {said[:500]}.",
+        "Correct that input, or export the workflow again.",
+        type=kind,
+        **details,
+    )
+
+
+def _wanted_type(extra: Mapping[str, Any]) -> str | None:
+    config = extra.get("input_config")
+    first = config[0] if isinstance(config, (list, tuple)) and config else config
+    return _TYPES.get(first) if isinstance(first, str) else None
+
+
+def _not_in_list(
+    name: str,
+    where: str,
+    extra: Mapping[str, Any],
+    length: str,
+    details: dict[str, Any],
+    models: Path,
+) -> JobError:
+    """`length` is all that ComfyUI tells of a list with more than 20 items."""
+    value = str(extra.get("received_value"))
+    choices = _choices(extra.get("input_config"))
+    close = nearest(value, choices)
+    shown = f"nearest: {', '.join(close)}" if close else f"there are: {', '.join(choices[:10])}"
+    if not choices:
+        shown = f"there are {length or 'none'}"
+    if extension_of(value) not in PT_EXTENSIONS | {GGUF}:
+        return JobError(
+            "workflow.value_not_allowed",
+            f"{name} of {where} is {value!r}, which is not in its list ({shown}).",
+            "Send one of the listed values.",
+            nearest=close,
+            **details,
+        )
+    return JobError(
+        "workflow.missing_model",
+        f"{name} of {where} names {value!r}, which is not among the files that "
+        f"ComfyUI finds for it ({shown}). It was looked for in {models}.",
+        f"Put the file into the matching folder below models/ on the volume, or name one that is "
+        f"there{': ' + close[0] if close else ''}.",
+        model=value,
+        nearest=close,
+        **details,
+    )
+
+
+def _choices(config: Any) -> list[str]:
+    """An input's allowed values: the first item of its config, or newer nodes' `options`."""
+    if not isinstance(config, list) or not config:
+        return []
+    if isinstance(config[0], list):
+        return [str(choice) for choice in config[0]]
+    options = (
+        config[1].get("options") if len(config) > 1 and isinstance(config[1], Mapping) else None
+    )
+    return [str(choice) for choice in options or []]

@@ -1,0 +1,155 @@
+"""URLs of a request -> files: several at once, capped in size and time, to public addresses only.
+
+Uses the guarded connection of the model downloads: a name is resolved once and the connection goes
+to the address that was checked, at every redirect anew; queries of URLs, where signatures are, show
+in no message.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from bootstrap.config import Settings
+from bootstrap.net.addresses import AddressPolicy, shown
+from bootstrap.net.errors import DownloadError, bad_answer
+from bootstrap.net.http import Channel, Reply
+from handler.common.blocking import Pool, TimeUp, together
+from handler.common.deadline import Deadline
+from handler.common.errors import JobError
+
+_AT_ONCE = 4
+_SILENCE_SECONDS = 20.0
+_BLOCK = 1024 * 1024
+_FIX_URL = (
+    "Send a public https address that answers with the file itself, without a login; or send the "
+    'file as "data".'
+)
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """A file to fetch: from where, to where."""
+
+    url: str
+    path: Path
+
+
+class Fetcher:
+    """Fetches for one job. Each connection is aborted when the time is up or the job is cancelled,
+    whatever the server is at by then: a time-out of the socket starts again with each byte."""
+
+    def __init__(self, settings: Settings, deadline: Deadline, network: Pool) -> None:
+        self._max_mb = settings.max_input_mb
+        self._limit = Deadline(min(settings.input_timeout, deadline.remaining))
+        self._policy = AddressPolicy(allow_private=settings.allow_private_urls)
+        self._network = network
+        self._at_once = asyncio.Semaphore(_AT_ONCE)
+
+    async def fetch(self, wanted: Sequence[Wanted]) -> None:
+        """Write every file. Raises JobError for the first that fails, and ends the others; OSError
+        when a file cannot be written."""
+        await together(self._fetch_one(one) for one in wanted)
+
+    async def _fetch_one(self, wanted: Wanted) -> None:
+        async with self._at_once:
+            try:
+                await self._attempt(wanted)
+            except DownloadError as problem:
+                if self._limit.expired:
+                    raise self._too_slow(wanted) from None
+                if not problem.transient:
+                    raise _as_job_error(problem, wanted.url) from None
+                await self._last_attempt(wanted)
+
+    async def _last_attempt(self, wanted: Wanted) -> None:
+        try:
+            await self._attempt(wanted)
+        except DownloadError as problem:
+            if self._limit.expired:
+                raise self._too_slow(wanted) from None
+            raise _as_job_error(problem, wanted.url) from None
+
+    async def _attempt(self, wanted: Wanted) -> None:
+        limit = self._limit.remaining
+        channel = Channel(self._policy, min(_SILENCE_SECONDS, limit + 0.1))
+        try:
+            await self._network.run(lambda: self._take(channel, wanted), limit, channel.abort)
+        except TimeUp:
+            raise self._too_slow(wanted) from None
+
+    def _take(self, channel: Channel, wanted: Wanted) -> None:
+        """Fetch it; nothing is left of a file that did not come, or came too late."""
+        whole = False
+        try:
+            self._save(channel, wanted)
+            whole = not channel.aborted
+        finally:
+            channel.close()
+            if not whole:
+                wanted.path.unlink(missing_ok=True)
+
+    def _save(self, channel: Channel, wanted: Wanted) -> None:
+        reply = channel.get(wanted.url)
+        if reply.status != 200:
+            raise JobError(
+                "input.not_fetched",
+                f"{shown(wanted.url)} answers with status {reply.status}.",
+                _FIX_URL,
+                status=reply.status,
+            )
+        if reply.headers.get("content-encoding", "identity").lower() not in ("", "identity"):
+            raise bad_answer(reply.host, "compresses the file though asked not to")
+        if (reply.length or 0) > self._max_mb * 1e6:
+            raise self._too_large(wanted, f"{(reply.length or 0) / 1e6:.1f} MB")
+        size = self._write(reply, wanted)
+        if reply.length is not None and size != reply.length:
+            raise DownloadError("download.unreachable", _cut(size, reply), "", transient=True)
+
+    def _write(self, reply: Reply, wanted: Wanted) -> int:
+        """The body into the file; its size in bytes."""
+        size = 0
+        with open(wanted.path, "wb") as file:
+            while block := reply.read_some(_BLOCK):
+                size += len(block)
+                if size > self._max_mb * 1e6:
+                    raise self._too_large(wanted, "more")
+                if self._limit.expired:
+                    raise self._too_slow(wanted)
+                file.write(block)
+        return size
+
+    def _too_large(self, wanted: Wanted, size: str) -> JobError:
+        return JobError(
+            "input.too_large",
+            f"{shown(wanted.url)} has {size}; this worker fetches up to {self._max_mb:g} MB.",
+            "Send a smaller file, raise MAX_INPUT_MB in the endpoint's environment, or put the "
+            "file on the volume in ComfyUI/input/ and name it.",
+        )
+
+    def _too_slow(self, wanted: Wanted) -> JobError:
+        return JobError(
+            "input.not_fetched",
+            f"{shown(wanted.url)} was not there within {self._limit.seconds:.0f} s.",
+            "Use a faster server, or raise INPUT_TIMEOUT (and max_wait, which covers it) in the "
+            "endpoint's environment.",
+        )
+
+
+def _cut(size: int, reply: Reply) -> str:
+    return f"the connection to {reply.host} was cut after {size} of {reply.length} bytes."
+
+
+def _as_job_error(problem: DownloadError, url: str) -> JobError:
+    refused = ("download.url_refused", "download.private_address", "download.redirect_refused")
+    said = problem.message[:1].upper() + problem.message[1:]
+    if problem.code in refused:
+        return JobError(
+            "input.url_refused",
+            f"{said}",
+            "Send a public https address; where addresses of your own network are meant, set "
+            "ALLOW_PRIVATE_URLS=true in the endpoint's environment.",
+        )
+    return JobError("input.not_fetched", f"{shown(url)}: {problem.message}", _FIX_URL)

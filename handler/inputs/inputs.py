@@ -1,0 +1,228 @@
+"""A job's input files -> ComfyUI's input folder, under names no other job uses."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import os
+import re
+import unicodedata
+from collections.abc import Sequence
+from itertools import chain
+from pathlib import Path
+
+from bootstrap.net.addresses import shown
+from handler.common.blocking import Pool
+from handler.common.deadline import Deadline
+from handler.common.errors import JobError, nearest
+from handler.common.media_types import HEAD_BYTES, extension_for, unfit
+from handler.inputs.fetch import Fetcher, Wanted
+from handler.inputs.volume_cache import ROOM_FIX, VolumeInputs, named_files
+from handler.request.fields import InputFile, name_in
+from handler.request.references import rename_files, urls_to_load, use_fetched, wanted_files
+from handler.request.workflow import Workflow
+
+_LISTED = 2000
+_DATA_URI = re.compile(r"data:[\w.+/-]*(?:;[\w=.+-]+)*;base64,", re.IGNORECASE)
+
+
+class JobInputs:
+    """The input files of one job: they carry its mark, a word that only this job uses, so that a
+    name that was used before never shows an older picture. Those of the volume are shared with
+    other jobs."""
+
+    def __init__(
+        self, folder: Path, mark: str, fetcher: Fetcher, shared: VolumeInputs, local: Pool
+    ) -> None:
+        self._folder = folder
+        self._mark = mark
+        self._fetcher = fetcher
+        self._shared = shared
+        self._local = local
+        self._written: list[Path] = []
+        self._over = False
+
+    @staticmethod
+    def has_files(files: Sequence[InputFile], workflow: Workflow) -> bool:
+        """Is there any file to place, or to look for?"""
+        named = (urls_to_load(workflow), named_files(workflow), wanted_files(workflow))
+        return bool(files) or any(True for _ in chain(*named))
+
+    async def materialize(
+        self, files: Sequence[InputFile], workflow: Workflow, deadline: Deadline
+    ) -> None:
+        """Write `files`, and what stands behind URLs in loaders, let `workflow` refer to them, and
+        have what else it names from the volume.
+
+        All is decoded before the first is written. Raises JobError for data that is not base64,
+        URLs that cannot be fetched and wrong content, and TimeUp. `remove` is still to be called
+        then.
+        """
+        names = await self._local.run(lambda: self._write_all(files), deadline.remaining)
+        remote = [(file.reference, file) for file in files if file.url is not None]
+        in_loaders = urls_to_load(workflow)
+        remote += [(url, InputFile(name_in(url), url=url)) for url in in_loaders]
+        if remote:
+            names |= await self._fetch(remote, deadline)
+        use_fetched(workflow, {url: names.pop(url) for url in in_loaders})
+        rename_files(workflow, names)
+        await self._shared.bring(workflow, self._mark, deadline)
+
+    def remove(self) -> None:
+        """Delete the job's own input files. Blocks, on local disk."""
+        self._over = True
+        for file in list(self._written):
+            file.unlink(missing_ok=True)
+        self._shared.release(self._mark)
+
+    def _write_all(self, files: Sequence[InputFile]) -> dict[str, str]:
+        """Those that came with the request; the names ComfyUI knows them by."""
+        decoded = [(file, _decode(file)) for file in files if file.data is not None]
+        names = {file.reference: self._write(file, content) for file, content in decoded}
+        if self._over:  # the job ended meanwhile
+            self.remove()
+        return names
+
+    def _write(self, file: InputFile, content: bytes) -> str:
+        """The name ComfyUI knows it by, relative to the input folder."""
+        _refuse_unfit(content[:HEAD_BYTES], file.name, f"Image {file.name!r}")
+        path = self._path_for(file, _marked(file.name, self._mark))
+        try:
+            path.write_bytes(content)
+        except OSError as problem:
+            raise _not_stored(file.name, self._folder, problem) from None
+        return str(path.relative_to(self._folder))
+
+    async def _fetch(
+        self, remote: Sequence[tuple[str, InputFile]], deadline: Deadline
+    ) -> dict[str, str]:
+        """Fetch (key, file) pairs; the names ComfyUI knows them by."""
+        wanted: dict[str, tuple[Wanted, InputFile]] = {}
+
+        def prepare() -> None:
+            for number, (key, file) in enumerate(remote, 1):
+                # URLs often end alike (…/1/image.png, …/2/image.png): the number tells them apart.
+                name = _marked(file.name, f"{self._mark}-{number}")
+                wanted[key] = (Wanted(file.url or "", self._path_for(file, name)), file)
+
+        await self._local.run(prepare, deadline.remaining)
+        try:
+            await self._fetcher.fetch([one for one, _ in wanted.values()])
+        except OSError as problem:
+            raise _not_stored("from a URL", self._folder, problem) from None
+
+        def fetched() -> dict[str, str]:
+            return {key: self._fetched(one, file) for key, (one, file) in wanted.items()}
+
+        return await self._local.run(fetched, deadline.remaining)
+
+    def _fetched(self, wanted: Wanted, file: InputFile) -> str:
+        """Its content fits its name; one without an extension gets that of its content."""
+        with open(wanted.path, "rb") as opened:
+            head = opened.read(HEAD_BYTES)
+        if not head:
+            raise JobError("image.no_data", f"{shown(wanted.url)} is empty.", "Send another file.")
+        _refuse_unfit(head, file.name, shown(wanted.url))
+        path = wanted.path
+        if not path.suffix:
+            path = self._remember(path.with_name(path.name + extension_for(head)))
+            os.rename(wanted.path, path)
+        return str(path.relative_to(self._folder))
+
+    def _path_for(self, file: InputFile, name: str) -> Path:
+        folder = self._folder / file.subfolder
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as problem:
+            raise _not_stored(file.name, folder, problem) from None
+        return self._remember(folder / name)
+
+    def _remember(self, path: Path) -> Path:
+        self._written.append(path)
+        return path
+
+
+def missing_inputs(workflow: Workflow, folder: Path, volume_input: Path) -> list[JobError]:
+    """An error for each file that a loader wants and that is not in ComfyUI's input folder."""
+    there: list[str] | None = None
+    problems: list[JobError] = []
+    for node_id, name, path in wanted_files(workflow):
+        if _is_there(folder, path):
+            continue
+        if there is None:
+            there = _names_in(volume_input)
+        class_type = workflow[node_id]["class_type"]
+        close = nearest(path, there)
+        hint = f" (nearest: {', '.join(close)})" if close else ""
+        problems.append(
+            JobError(
+                "input.missing",
+                f"{name} of node {node_id} ({class_type}) names {path[:100]!r}, which was not sent "
+                f"and is not in {volume_input}{hint}.",
+                'Send it in "images" or "files" under that name, or put it there on the volume.',
+                node_id=node_id,
+                class_type=class_type,
+                input=name,
+                nearest=close,
+            )
+        )
+    return problems
+
+
+def _is_there(folder: Path, path: str) -> bool:
+    """As ComfyUI looks; a name that no file can have is not there."""
+    try:
+        return os.path.isfile(folder / path)
+    except ValueError:
+        return False
+
+
+def _names_in(folder: Path) -> list[str]:
+    found: list[str] = []
+    for parent, _, names in os.walk(folder):
+        found += [os.path.relpath(os.path.join(parent, name), folder) for name in names]
+        if len(found) >= _LISTED:
+            break
+    return [name for name in found if not any(unicodedata.category(c) == "Cs" for c in name)]
+
+
+def _decode(file: InputFile) -> bytes:
+    data = file.data or ""
+    head = _DATA_URI.match(data[:200])
+    text = re.sub(r"\s+", "", data[head.end() :] if head else data)
+    try:
+        content = base64.b64decode(text, validate=True)
+    except (binascii.Error, ValueError) as problem:
+        raise JobError(
+            "image.bad_base64",
+            f"Image {file.name!r} is not valid base64: {problem}.",
+            "Encode the file's bytes with standard base64; a data URI head "
+            "(data:image/png;base64,) may stand before it.",
+        ) from None
+    if not content:
+        raise JobError("image.no_data", f"Image {file.name!r} is empty.", "Send its content.")
+    return content
+
+
+def _refuse_unfit(head: bytes, name: str, shown_as: str) -> None:
+    found = unfit(head, name)
+    if found is not None:
+        raise JobError(
+            "input.wrong_content",
+            f"{shown_as} is {found}, not what a file called {name} holds.",
+            "Send the file itself: not a page about it, not a path, nothing encoded twice.",
+            found=found,
+        )
+
+
+def _marked(name: str, mark: str) -> str:
+    stem, suffix = os.path.splitext(name)
+    return f"{stem}-{mark}{suffix}"
+
+
+def _not_stored(name: str, folder: Path, problem: OSError) -> JobError:
+    return JobError(
+        "image.not_stored",
+        f"Image {name} could not be written to {folder}: {problem.strerror}.",
+        ROOM_FIX,
+    )

@@ -1,0 +1,4 @@
+"""A job by its type, from the dict that came in to the reply, behind one error boundary."""
+
+# Modules, not names: `warmup` is needed before ComfyUI starts, `worker` while it does.
+__all__ = ["warmup", "worker"]

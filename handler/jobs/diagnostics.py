@@ -1,0 +1,99 @@
+"""The diagnostics reply: why a worker is, or is not, healthy – asked afresh each time."""
+
+from __future__ import annotations
+
+import os
+import platform
+from importlib import metadata
+from typing import Any
+
+import bootstrap
+from bootstrap.boot import Boot, BootReport, boot_json
+from bootstrap.comfyui import Exit, explain_exit, is_answering
+from bootstrap.doctor import Facts, Scope, bounded, examine, report_json
+from bootstrap.models.cache_links import cached_models
+from handler.common import reply
+from handler.request.parse import DiagnosticsRequest, ModelsRequest
+
+_LOG_LINES = 60
+_ANSWER_SECONDS = 1.0
+# What Runpod tells a worker about itself; none of it is secret.
+_RUNPOD_NAMES = (
+    "RUNPOD_POD_ID RUNPOD_ENDPOINT_ID RUNPOD_DC_ID RUNPOD_GPU_COUNT RUNPOD_VOLUME_ID "
+    "RUNPOD_CPU_COUNT RUNPOD_MEM_GB RUNPOD_GPU_NAME RUNPOD_IMAGE_NAME"
+).split()
+
+
+class Diagnostics:
+    """Answers for one worker, in whatever state it is. Calls block; use them in a thread."""
+
+    def __init__(self, boot: Boot, report: BootReport) -> None:
+        self._boot = boot
+        self._report = report
+
+    def examine(self, request: DiagnosticsRequest) -> dict[str, Any]:
+        """Findings and facts as of now, the boot, ComfyUI's state, versions, settings."""
+        comfyui = self._boot.comfyui
+        scope = Scope(
+            sections=request.sections,
+            deep=request.deep,
+            comfyui_running=comfyui is not None and comfyui.ended() is None,
+        )
+        report = examine(self._boot.settings, self._boot.env, scope, self._boot.node_log)
+        diagnostics = {
+            **report_json(report),
+            "health": vars(self._boot.health()),
+            "boot": boot_json(self._report),
+            "comfyui": self._comfyui_state(),
+            "versions": _versions(report.facts),
+            "settings": self._boot.settings.masked(),
+            "runpod": {n: os.environ[n] for n in _RUNPOD_NAMES if n in os.environ},
+        }
+        return reply.completed([], list(request.warnings), diagnostics=bounded(diagnostics))
+
+    def models(self, request: ModelsRequest) -> dict[str, Any]:
+        """The models by category, as they are now; `cached` are those that ComfyUI sees in the
+        platform's cache on this machine."""
+        scope = Scope(sections=frozenset({"models"}))
+        facts = examine(self._boot.settings, self._boot.env, scope).facts.as_dict()
+        work = self._boot.work
+        models = {**facts.get("models", {}), "cached": cached_models(work.models) if work else []}
+        return reply.completed([], list(request.warnings), models=bounded(models))
+
+    def _comfyui_state(self) -> dict[str, Any]:
+        comfyui = self._boot.comfyui
+        if comfyui is None:
+            return {"running": False, "answers": False, "starts": 0, "exits": [], "log": []}
+        running = comfyui.ended() is None
+        return {
+            "running": running,
+            "answers": running and is_answering(comfyui, _ANSWER_SECONDS),
+            "port": comfyui.port,
+            "starts": comfyui.starts,
+            "exits": [_exit(exit) for exit in comfyui.exits[-5:]],
+            "log": comfyui.log_tail(_LOG_LINES),
+        }
+
+
+def _exit(exit: Exit) -> dict[str, Any]:
+    reason = explain_exit(exit).as_dict()
+    return {"code": exit.code, "seconds": round(exit.seconds, 1), "reason": reason}
+
+
+def _versions(facts: Facts) -> dict[str, str | None]:
+    torch = facts.machine.torch if facts.machine else None
+    return {
+        "worker": bootstrap.__version__,
+        "sdk": _version_of("runpod"),
+        "python": platform.python_version(),
+        "comfyui": facts.comfyui.version if facts.comfyui else None,
+        "comfyui_python": facts.packages.version if facts.packages else None,
+        "torch": torch.version if torch else None,
+    }
+
+
+def _version_of(package: str) -> str | None:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None

@@ -1,0 +1,152 @@
+"""A workflow run before jobs are taken, so that models sit in GPU memory, and in what FlashBoot
+keeps of this worker. Its results are thrown away; its failure is a finding, not the end."""
+
+from __future__ import annotations
+
+import copy
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+
+from bootstrap.boot import Preparation, Stage
+from bootstrap.core.findings import Finding, ok, warning
+from handler.common.deadline import Deadline, timeout_error
+from handler.common.errors import JobError
+from handler.models.prefetch import find_model
+from handler.request.references import named_models
+from handler.request.workflow import Workflow, read_workflow
+
+CODES = {
+    "warmup.done": "The warm-up workflow ran",
+    "warmup.failed": "The warm-up workflow could not be run",
+    "warmup.none": "There is no last workflow to warm up with yet",
+}
+LAST = "last"
+_MOST_BYTES = 32 * 1024 * 1024
+_SMALL_SIDE = 64
+_FEWEST = {"steps": 1, "batch_size": 1, "length": 1}
+
+
+class WarmUp:
+    """What WARMUP_WORKFLOW asks for; does nothing where it is not set."""
+
+    def models(self, boot: Preparation) -> Sequence[Path]:
+        """The model files that the workflow names."""
+        assert boot.layout is not None and boot.layout.comfyui is not None
+        models = boot.layout.models
+        try:
+            workflow = _wanted(boot)
+        except JobError:
+            return ()  # told when it is to run
+        named = named_models(workflow) if workflow is not None else ()
+        return [place for model in named if (place := find_model(model, models)) is not None]
+
+    def run(self, boot: Preparation, row: Stage) -> Sequence[Finding]:
+        """Run the workflow within WARMUP_TIMEOUT."""
+        if boot.settings.warmup_workflow is None:
+            row.note = "no WARMUP_WORKFLOW"
+            return []
+        try:
+            workflow = _wanted(boot)
+            if workflow is None:
+                row.note = "nothing to repeat yet"
+                return [_none_yet()]
+            _run(boot, workflow)
+        except JobError as problem:
+            row.outcome = "failed"
+            return [_failed(problem)]
+        finally:
+            _throw_away(boot)
+        return [ok("warmup.done", f"The warm-up ran ({len(workflow)} nodes).")]
+
+
+def made_small(workflow: Workflow) -> Workflow:
+    """The same models at the least work: one step, one picture, 64 × 64."""
+    small = copy.deepcopy(workflow)
+    for node in small.values():
+        for name, value in node["inputs"].items():
+            if isinstance(value, bool) or not isinstance(value, int):
+                continue
+            if name in _FEWEST:
+                node["inputs"][name] = min(value, _FEWEST[name])
+            elif name in ("width", "height") and "Latent" in node["class_type"]:
+                node["inputs"][name] = min(value, _SMALL_SIDE)
+    return small
+
+
+def _run(boot: Preparation, workflow: Workflow) -> None:
+    """What this needs is imported here, so that it does not hold up ComfyUI's start."""
+    import asyncio
+
+    from handler.common.blocking import TimeUp
+    from handler.common.calls import Calls
+    from handler.execution import KnownClasses, Line, Prompt, Ran, run_prompt
+    from handler.inputs import VolumeInputs
+
+    assert boot.comfyui is not None and boot.layout is not None and boot.work is not None
+    assert boot.layout.comfyui is not None
+    comfyui, models = boot.comfyui, boot.layout.models
+    deadline = Deadline(boot.settings.warmup_timeout)
+    calls = Calls.on(boot.layout.root)
+    inputs = VolumeInputs(boot.layout.input, boot.work.input, calls.volume)
+
+    async def run() -> Ran:
+        await inputs.bring(workflow, "warm-up", deadline)
+        async with Line().turn(deadline) as turn:
+            return await run_prompt(
+                comfyui, Prompt(workflow), turn, models, KnownClasses(), calls, watch_volume=False
+            )
+
+    try:
+        ran = asyncio.run(run())
+    except TimeUp:
+        raise timeout_error(deadline, "the warm-up was still running") from None
+    if ran.ended.failure is not None:
+        raise ran.ended.failure
+
+
+def _wanted(boot: Preparation) -> Workflow | None:
+    """The workflow that is asked for; None when there is none. Raises JobError."""
+    setting = boot.settings.warmup_workflow
+    assert boot.layout is not None and boot.recent is not None
+    if setting is None:
+        return None
+    if setting.lower() == LAST:
+        last = boot.recent.workflow()
+        return None if last is None else made_small(read_workflow(last))
+    if setting.lstrip().startswith("{"):
+        return read_workflow(setting)
+    return read_workflow(_text_of(boot.layout.root / setting))
+
+
+def _text_of(path: Path) -> str:
+    try:
+        if path.stat().st_size > _MOST_BYTES:
+            raise OSError(None, f"it is larger than {_MOST_BYTES >> 20} MB")
+        return path.read_text("utf-8-sig")
+    except (OSError, UnicodeError) as problem:
+        why = getattr(problem, "strerror", None) or problem
+        raise JobError("warmup.failed", f"{path} cannot be read: {why}.") from None
+
+
+def _throw_away(boot: Preparation) -> None:
+    """Nothing of the warm-up is a result."""
+    assert boot.work is not None
+    for left in boot.work.output.iterdir():
+        if left.is_dir() and not left.is_symlink():
+            shutil.rmtree(left, ignore_errors=True)
+        else:
+            left.unlink(missing_ok=True)
+
+
+def _failed(problem: JobError) -> Finding:
+    return warning(
+        "warmup.failed",
+        f"The warm-up did not run: {problem.message}",
+        f"{problem.fix} Jobs are taken all the same; correct or remove WARMUP_WORKFLOW.".strip(),
+        cause=problem.code,
+    )
+
+
+def _none_yet() -> Finding:
+    return ok("warmup.none", "WARMUP_WORKFLOW=last has nothing to repeat before the first job.")

@@ -1,0 +1,197 @@
+"""`Worker.handle(job)`: from the SDK's dict to the reply, behind one error boundary."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import traceback
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from bootstrap.boot import Boot, BootReport
+from bootstrap.config.bucket import S3_CONFIG
+from bootstrap.core.findings import Finding, errors_in
+from bootstrap.core.log import say
+from bootstrap.core.text import counted
+from bootstrap.volume import MODELS
+from handler.common import reply
+from handler.common.blocking import TimeUp
+from handler.common.calls import VOLUME_FIX, Calls
+from handler.common.errors import JobError
+from handler.jobs.diagnostics import Diagnostics
+from handler.jobs.workflow_job import WorkflowJobs
+from handler.models.on_demand import ModelSupply
+from handler.request import worker_comfyui
+from handler.request.parse import (
+    DiagnosticsRequest,
+    DownloadRequest,
+    ModelsRequest,
+    Request,
+    parse_request,
+)
+from handler.request.workflow import NamedWorkflows
+from handler.sdk.job_slots import JobSlots
+from handler.sdk.progress import Progress, has_control_plane
+from handler.sdk.shutdown import JobHandle, Shutdown
+
+_QUIET_SECONDS = 0.5
+_NAMED_SECONDS = 30.0
+_EXAMINE_SECONDS = 120.0
+_FINISH_SECONDS = 2.0
+
+
+class Worker:
+    """Answers jobs on what a boot has made, be it ready or not."""
+
+    def __init__(self, boot: Boot, report: BootReport, prefetch: int = 0) -> None:
+        """`prefetch` jobs may be here behind the one that ComfyUI runs."""
+        self.calls = Calls.on(Path(os.sep) if boot.layout is None else boot.layout.root)
+        self.slots = JobSlots(prefetch, lambda: self.calls.fault() is not None)
+        self._settings = boot.settings
+        self._boot = boot
+        self._report = report
+        self.shutdown = Shutdown(boot.settings.shutdown_grace)
+        boot.watch(self.fault)
+        self._diagnostics = Diagnostics(boot, report)
+        self._jobs: WorkflowJobs | None = None
+        self._supply = _supply_for(boot, self.calls)
+        self._named = None if boot.layout is None else NamedWorkflows(boot.layout.root).read
+        if boot.comfyui is not None:
+            self._jobs = WorkflowJobs(boot, self._supply, self.calls, errors_in(report.findings))
+
+    async def handle(self, job: Mapping[str, Any]) -> dict[str, Any]:
+        """The SDK's handler: always a reply, never an exception but a cancellation."""
+        if self.slots.is_cancelled(str(job.get("id"))):
+            raise asyncio.CancelledError
+        progress = Progress(job, quiet=_QUIET_SECONDS)
+        try:
+            answer = await self.shutdown.bounded(
+                lambda handle: self._answer(job, progress, handle),
+                computed=lambda: self.slots.computed(str(job.get("id"))),
+            )
+        except JobError as error:
+            say(f"job {job.get('id')}: {error.code}: {error}")
+            answer = reply.failed(error)
+        except Exception as problem:  # noqa: BLE001  # the boundary: the worker lives on
+            say(traceback.format_exc())
+            answer = reply.failed(_internal(problem))
+        finally:
+            await progress.drain()
+            if not has_control_plane():  # nothing else waits for it
+                await self.finish()
+        if answer.get("status") == "completed":
+            say(f"job {job.get('id')}: {_whereabouts(answer)}")
+        asked = worker_comfyui.as_asked(answer, self._settings)
+        posted: dict[str, Any] = reply.postable(asked)
+        return posted
+
+    async def _answer(
+        self, job: Mapping[str, Any], progress: Progress, handle: JobHandle
+    ) -> dict[str, Any]:
+        request = await self._request(job)
+        if isinstance(request, DiagnosticsRequest):
+            return await self._examined(lambda: self._diagnostics.examine(request))
+        if isinstance(request, ModelsRequest):
+            return await self._examined(lambda: self._diagnostics.models(request))
+        faults = await self._faults()
+        if isinstance(request, DownloadRequest) and self._supply is not None:
+            return await self._supply.download(request, progress)
+        if isinstance(request, DownloadRequest) or self._jobs is None:
+            raise _degraded(faults)
+        if faults and not self._jobs.may_try(faults):
+            raise _degraded(faults)
+        try:
+            return await self._jobs.run(request, progress, handle)
+        except JobError as error:  # what was ignored of the request may be why
+            if request.warnings:
+                error.details = {**error.details, "warnings": list(request.warnings)}
+            raise
+
+    async def _request(self, job: Mapping[str, Any]) -> Request:
+        """What is wrong with the worker is told before what is wrong with the request."""
+        given = job.get("input")
+
+        def read() -> Request:
+            return parse_request(given, self._settings, job.get(S3_CONFIG), self._named)
+
+        try:
+            if isinstance(given, Mapping) and "workflow_name" not in given:
+                return read()
+            return await self.calls.volume.call_or_fail(read, _NAMED_SECONDS)
+        except TimeUp:
+            raise _slow_volume() from None
+        except JobError:
+            if faults := await self._faults():
+                raise _degraded(faults) from None
+            raise
+
+    async def _faults(self) -> tuple[Finding, ...]:
+        """What keeps jobs from running, as of now."""
+        known = errors_in(self._report.findings)
+        if not known:
+            return ()
+        try:
+            return await self.calls.volume.call(
+                lambda: self._boot.faults_now(self._report), _NAMED_SECONDS
+            )
+        except (OSError, TimeUp):
+            return known
+
+    async def _examined(self, work: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+        try:
+            return await self.calls.control.run(work, _EXAMINE_SECONDS)
+        except TimeUp:
+            raise _slow_volume() from None
+
+    async def finish(self) -> None:
+        """Wait, for a moment, for what replies do not wait for."""
+        await self.calls.background.finish(_FINISH_SECONDS)
+
+    def fault(self) -> Finding | None:
+        """What keeps this worker from answering jobs, if anything does. From any thread."""
+        looks = (self.calls.fault, self.slots.fault, self.shutdown.fault)
+        return next((found for look in looks if (found := look()) is not None), None)
+
+
+def _supply_for(boot: Boot, calls: Calls) -> ModelSupply | None:
+    """None without a volume. ComfyUI need not run for models to be fetched."""
+    if boot.layout is None or not boot.layout.root_exists:
+        return None
+    shelves: tuple[Path, ...] = ()
+    if boot.comfyui is not None and boot.work is not None:
+        shelves = (boot.comfyui.launch.comfyui / MODELS, boot.work.models)
+    return ModelSupply(boot.settings, boot.layout, shelves, calls)
+
+
+def _slow_volume() -> JobError:
+    return JobError("volume.silent", "The volume took too long to answer.", VOLUME_FIX)
+
+
+def _degraded(faults: tuple[Finding, ...]) -> JobError:
+    """The first fault, for whoever reads one sentence; all of them in the details."""
+    first = faults[0]
+    return JobError(
+        first.code,
+        f"This worker cannot run jobs: {first.message}",
+        first.fix,
+        findings=[fault.as_dict() for fault in faults],
+        worker_id=os.environ.get("RUNPOD_POD_ID", ""),
+    )
+
+
+def _whereabouts(answer: Mapping[str, Any]) -> str:
+    """For the log: where results are should the reply get lost. URLs are signed, so not told."""
+    results = answer.get("results") or []
+    places = [str(r["path"]) for r in results if isinstance(r, Mapping) and r.get("path")]
+    more = f" and {len(places) - 5} more" if len(places) > 5 else ""
+    kept = f", on the volume: {', '.join(places[:5])}{more}" if places else ""
+    return f"completed with {counted(len(results), 'result')}{kept}"
+
+
+def _internal(problem: Exception) -> JobError:
+    return JobError(
+        "worker.internal",
+        f"The worker failed: {type(problem).__name__}: {problem}",
+        "Please report this with the worker's log; the worker itself goes on.",
+    )

@@ -1,0 +1,218 @@
+"""Models on demand: those a job needs, before it runs, and those a download request asks for."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, TypeVar
+
+from bootstrap.config import Settings
+from bootstrap.core.log import say
+from bootstrap.core.text import megabytes
+from bootstrap.models.background import Provisioning, show_to_comfyui, workplace_for
+from bootstrap.models.context import Result, Workplace
+from bootstrap.models.download.progress import FileMeter, LogMeter
+from bootstrap.models.manifest_entry import ModelSpec
+from bootstrap.models.manifest_file import wanted_here
+from bootstrap.volume import Layout
+from handler.common import reply
+from handler.common.blocking import TimeUp
+from handler.common.calls import Calls
+from handler.common.deadline import Deadline
+from handler.common.errors import JobError
+from handler.models.missing import misses_a_model, spelt, wanted_by, with_offer
+from handler.request.parse import DownloadRequest
+from handler.request.references import NamedModel, named_models
+from handler.request.workflow import Workflow
+from handler.sdk.progress import Progress
+
+T = TypeVar("T")
+_STAGE = "fetching models"
+_EXPLAIN_SECONDS = 5.0
+_SHOW_SECONDS = 30.0
+_TELL_EVERY = 0.5  # seconds; Progress lets through what it finds due
+
+
+class ModelSupply:
+    """Brings models for one worker. `shelves` are the folders ComfyUI looks for models in, the
+    last one this worker's own; empty where there is no ComfyUI."""
+
+    def __init__(
+        self, settings: Settings, layout: Layout, shelves: Sequence[Path], calls: Calls
+    ) -> None:
+        self._settings = settings
+        self._layout = layout
+        self._shelves = tuple(shelves)
+        self._calls = calls
+
+    async def bring(
+        self, workflow: Workflow, deadline: Deadline, progress: Progress
+    ) -> tuple[str, ...]:
+        """Have every model that the workflow names and the manifest knows; the names of those
+        fetched now. Raises JobError. Looked at anew for each job: a volume changes, and a worker
+        may go on at a host whose cache has other models."""
+        named = named_models(workflow)
+        if not named:
+            return ()
+        lacking, specs = await self._ask(lambda: self._wanted(named), deadline)
+        if not lacking:
+            return ()
+        results: tuple[Result, ...] = ()
+        if specs:
+            workplace = await self._ask(lambda: self._workplace(progress), deadline)
+            results = await self._fetch(specs, workplace, deadline)
+            _raise_unless_there(specs, results, deadline)
+        if results or any(model.folders for model in lacking):
+            await self._ask(lambda: self._show(results), deadline)
+        return tuple(_in_words(result) for result in results if result.state == "fetched")
+
+    async def explained(self, error: JobError, workflow: Workflow) -> JobError:
+        """A job's error, with what to write into the manifest where a model is missing."""
+        if not misses_a_model(error):
+            return error
+        try:
+            manifest = await self._calls.volume.call(
+                lambda: wanted_here(self._settings, self._layout), _EXPLAIN_SECONDS
+            )
+        except (OSError, TimeUp):
+            return error
+        return with_offer(error, workflow, manifest)
+
+    async def download(self, request: DownloadRequest, progress: Progress) -> dict[str, Any]:
+        """Fetch a request's models onto the volume; the reply with receipts. Raises JobError."""
+        deadline = Deadline(request.max_wait)
+        workplace = await self._ask(lambda: self._workplace(progress), deadline)
+        onto_the_volume = replace(workplace, cached=lambda _: None)
+        results = await self._fetch(request.models, onto_the_volume, deadline)
+        await self._ask(lambda: self._show(results), Deadline(_SHOW_SECONDS))
+        required = tuple(spec for spec in request.models if not spec.optional)
+        _raise_unless_there(required, results, deadline)
+        failed = [f"{finding.message} {finding.fix}" for r in results if (finding := r.finding())]
+        models = [result.as_dict() for result in results]
+        return reply.completed(
+            [],
+            [*request.warnings, *failed],
+            models=models,
+            timings={"total": round(deadline.elapsed, 3)},
+        )
+
+    async def _ask(self, work: Callable[[], T], deadline: Deadline) -> T:
+        return await self._calls.volume.call_or_fail(work, deadline.remaining)
+
+    async def _fetch(
+        self, specs: Sequence[ModelSpec], workplace: Workplace, deadline: Deadline
+    ) -> tuple[Result, ...]:
+        """What became of each by the deadline; a download that is not through is stopped, and goes
+        on from there next time."""
+        fetching = Provisioning(specs, workplace)
+        fetching.start()
+        try:
+            seconds = deadline.remaining
+            await self._calls.network.run(lambda: fetching.wait_for_all(seconds), seconds)
+        except TimeUp:
+            pass
+        finally:
+            fetching.stop(0)
+        return fetching.results()
+
+    def _wanted(
+        self, named: Sequence[NamedModel]
+    ) -> tuple[list[NamedModel], tuple[ModelSpec, ...]]:
+        """What ComfyUI lacks, and what of it the manifest knows."""
+        lacking = self._lacking(named)
+        return lacking, self._known(lacking) if lacking else ()
+
+    def _lacking(self, named: Sequence[NamedModel]) -> list[NamedModel]:
+        """Those that ComfyUI does not see in the folders of their kind, or of unknown kind."""
+        return [
+            model
+            for model in named
+            if not self._sees(f"{folder}/{spelt(model.name)}" for folder in model.folders)
+        ]
+
+    def _known(self, lacking: Sequence[NamedModel]) -> tuple[ModelSpec, ...]:
+        """The manifest's models among those, unless ComfyUI sees them where they belong."""
+        known = wanted_here(self._settings, self._layout).models
+        specs = wanted_by(lacking, known)
+        rest = [model for model in lacking if not wanted_by([model], specs)]
+        specs += wanted_by(rest, known, any_folder=True)
+        return tuple(spec for spec in specs if not self._sees([str(spec.place)]))
+
+    def _sees(self, places: Iterable[str]) -> bool:
+        return any(os.path.isfile(shelf / place) for place in places for shelf in self._shelves)
+
+    def _show(self, results: Sequence[Result]) -> None:
+        """Let ComfyUI see what has come, by whomever."""
+        local = self._shelves[-1] if self._shelves else None
+        self._layout, findings = show_to_comfyui(self._settings, results, local)
+        for finding in findings:
+            say(finding.message, "models")
+
+    def _workplace(self, progress: Progress) -> Workplace:
+        def meter(what: str, tell: Callable[[int, int], None] | None) -> FileMeter:
+            return _ToldMeter(what, tell, progress)
+
+        return workplace_for(self._settings, self._layout, meter)
+
+
+class _ToldMeter(LogMeter):
+    """Tells the caller what the log is told, more often."""
+
+    def __init__(
+        self, what: str, tell: Callable[[int, int], None] | None, progress: Progress
+    ) -> None:
+        super().__init__(what, tell)
+        self._progress = progress
+        self._told = 0.0
+
+    def show(self, force: bool = False) -> None:
+        """Tell log and caller where it stands."""
+        super().show(force)
+        now = time.monotonic()
+        if not force and now - self._told < _TELL_EVERY:
+            return
+        self._told = now
+        percent = 100 * self.done / self.total if self.total else None
+        self._progress.tell(_STAGE, percent, model=self.what, detail=self.line())
+
+
+def _raise_unless_there(
+    specs: Sequence[ModelSpec], results: Sequence[Result], deadline: Deadline
+) -> None:
+    """Raise JobError when one of `specs` is not there."""
+    good = {id(result.spec) for result in results if result.good}
+    missing = [spec for spec in specs if id(spec) not in good]
+    if not missing:
+        return
+    models = [result.as_dict() for result in results]
+    failed = [r for r in results if r.spec in missing and r.problem and r.state == "failed"]
+    if not failed:
+        raise _unfinished(missing, deadline, models)
+    first = failed[0].problem
+    assert first is not None
+    said = " ".join(f.message for r in failed if (f := r.finding()))
+    raise JobError(first.code, f"Models could not be fetched: {said}", first.fix, models=models)
+
+
+def _unfinished(
+    missing: Sequence[ModelSpec], deadline: Deadline, models: list[dict[str, Any]]
+) -> JobError:
+    names = ", ".join(str(spec.place) for spec in missing[:5])
+    return JobError(
+        "job.timeout",
+        f"The job was stopped after {deadline.elapsed:.0f} s: {names} "
+        f"{'was' if len(missing) == 1 else 'were'} not there yet.",
+        "Send it again: what can be resumed goes on from there. Or allow more than "
+        f"{deadline.seconds:g} s with max_wait in the request or MAX_WAIT in the endpoint's "
+        "environment.",
+        max_wait=deadline.seconds,
+        models=models,
+    )
+
+
+def _in_words(result: Result) -> str:
+    size = f" ({megabytes(result.receipt.size)})" if result.receipt else ""
+    return f"{result.spec.place}{size}"

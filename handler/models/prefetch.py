@@ -1,0 +1,91 @@
+"""The model files of a job: read ahead from the moment it arrives, remembered when it went well."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from bootstrap.models.prefetch import ReadAhead, Recent, Request
+from handler.request.references import NamedModel, named_models
+from handler.request.workflow import Workflow
+
+
+class Weights:
+    """Reads ahead for one worker's jobs. `models` is the folder ComfyUI looks for models in;
+    `keep_workflow`: the last workflow is remembered too, for WARMUP_WORKFLOW=last."""
+
+    def __init__(
+        self, read_ahead: ReadAhead, recent: Recent, models: Path, keep_workflow: bool
+    ) -> None:
+        self._read_ahead = read_ahead
+        self._recent = recent
+        self._models = models
+        self._keep_workflow = keep_workflow
+        self._places: dict[NamedModel, Path] = {}
+
+    def begin(self, workflow: Workflow) -> JobWeights:
+        """Begin to read what `workflow` names and is not in memory: at once, or when all is read
+        for a job that came before and has not ended.
+
+        Returns at once: the files are looked for in the background, too.
+        """
+        named = named_models(workflow)
+        found: list[Path] = []
+        if not named:
+            return JobWeights(self._read_ahead, None, found)
+        request = self._read_ahead.start(self._found(named, found), in_turn=True)
+        return JobWeights(self._read_ahead, request, found)
+
+    def went_well(self, job: JobWeights, workflow: Workflow | None) -> None:
+        """Remember what a job used. Blocks on the volume; nothing is raised."""
+        used = [os.path.relpath(path, self._models) for path in job.files]
+        kept = workflow if self._keep_workflow else None
+        if used or kept:
+            self._recent.note(used, kept)
+
+    def _found(self, named: tuple[NamedModel, ...], found: list[Path]) -> Iterator[Path]:
+        for model in dict.fromkeys(named):
+            place = self._places.get(model)
+            if place is None or not os.path.isfile(place):
+                place = find_model(model, self._models)
+            if place is not None and place not in found:
+                self._places[model] = place
+                found.append(place)
+                yield place
+
+
+class JobWeights:
+    """What is being read for one job; `files` in the order of the workflow."""
+
+    def __init__(self, read_ahead: ReadAhead, request: Request | None, files: list[Path]) -> None:
+        self._read_ahead = read_ahead
+        self._request = request
+        self.files = files
+
+    def wait(self, seconds: float) -> bool:
+        """Until all is read; False when `seconds` were not enough."""
+        return self._request is None or self._request.wait(seconds)
+
+    def end(self) -> None:
+        """The job has ended: read no more for it."""
+        if self._request is not None:
+            self._read_ahead.end(self._request)
+
+    def timings(self) -> dict[str, Any]:
+        """For the reply: what was read ahead, if anything was."""
+        if self._request is None or not self._request.reading.read:
+            return {}
+        return {"read_ahead": self._request.reading.as_dict()}
+
+
+def find_model(model: NamedModel, models: Path) -> Path | None:
+    """Where a named model is below `models`: in the folders of its category, else in any."""
+    name = model.name.replace("\\", "/")
+    try:
+        folders = model.folders or sorted(os.listdir(models))
+    except OSError:
+        return None
+    places = (models / folder / name for folder in folders)
+    return next((place for place in places if os.path.isfile(place)), None)

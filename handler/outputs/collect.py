@@ -1,0 +1,238 @@
+"""What a job produced -> results: found on disk, described, in the form that is wanted."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+from PIL.PngImagePlugin import PngImageFile, PngInfo
+
+from bootstrap.core.files import open_regular
+from handler.common.errors import JobError
+from handler.common.media_types import HEAD_BYTES, kind_of, mime_type
+from handler.outputs.local_files import LocalFiles, stamp_from, stamp_of
+from handler.outputs.results import (
+    NO_OUTPUT,
+    DeliveryOptions,
+    Produced,
+    ProducedFile,
+    ProducedText,
+    Result,
+)
+from handler.outputs.volume_store import marked
+from handler.request.fields import OutputOptions
+
+_SUFFIXES = {"png": ".png", "jpeg": ".jpg", "webp": ".webp"}
+# Where ComfyUI itself puts them in WebP, and its editor finds them again.
+_EXIF_PLACES = {"prompt": 0x0110, "workflow": 0x010F}
+_PNG_LEVEL = 4  # as ComfyUI saves
+
+
+class NotWritten(Exception):
+    """A picture cannot be given the wanted form; `str()` is the reason."""
+
+
+def rewritten(source: Path, folder: Path, options: OutputOptions) -> Path | None:
+    """A new file in `folder` in the wanted form; None when `source` has it already.
+
+    Raises NotWritten for what Pillow does not read, and for animations, which would lose frames.
+    """
+    try:
+        with open_regular(source) as file, Image.open(file) as picture:
+            wanted = options.format or (picture.format or "").lower()
+            same = wanted == (picture.format or "").lower()
+            if same and (options.metadata or not _has_metadata(picture)):
+                return None
+            if getattr(picture, "n_frames", 1) > 1:
+                raise NotWritten("it is an animation")
+            if wanted not in _SUFFIXES:
+                raise NotWritten(f"{picture.format} cannot be written without loss")
+            target = folder / (source.stem + (_SUFFIXES[wanted] if not same else source.suffix))
+            _save(picture, target, wanted, same, options)
+            return target
+    except NotWritten:
+        raise
+    except Exception as problem:  # noqa: BLE001  # Pillow's readers raise whatever they like
+        raise NotWritten(f"{type(problem).__name__}: {problem}"[:200]) from None
+
+
+def _save(picture: Any, target: Path, wanted: str, same: bool, options: OutputOptions) -> None:
+    texts = _texts(picture) if options.metadata else {}
+    if wanted == "png":
+        info = PngInfo()
+        for key, value in texts.items():
+            info.add_text(key, value)
+        picture.save(target, "PNG", compress_level=_PNG_LEVEL, pnginfo=info)
+        return
+    exif = _exif(picture, texts) if options.metadata else Image.Exif()
+    if wanted == "jpeg":
+        quality: int | str = "keep" if same else options.quality
+        _flat(picture).save(target, "JPEG", quality=quality, exif=exif)
+        return
+    lossless = options.quality == 100 or same
+    picture.save(target, "WEBP", quality=options.quality, lossless=lossless, exif=exif)
+
+
+def _has_metadata(picture: Any) -> bool:
+    return bool(_texts(picture)) or bool(picture.getexif()) or bool(picture.info.get("xmp"))
+
+
+def _texts(picture: Any) -> dict[str, str]:
+    """The texts of a PNG: ComfyUI's `prompt` and `workflow` among them."""
+    if not isinstance(picture, PngImageFile):
+        return {}
+    return {str(key): str(value) for key, value in picture.text.items()}
+
+
+def _exif(picture: Any, texts: dict[str, str]) -> Image.Exif:
+    exif: Image.Exif = picture.getexif()
+    for key, value in texts.items():
+        if key in _EXIF_PLACES:
+            exif[_EXIF_PLACES[key]] = f"{key}:{value}"
+    return exif
+
+
+def _flat(picture: Any) -> Any:
+    """Without transparency, which JPEG has not: on white. The very picture where nothing is to do,
+    since only that can be saved again without loss."""
+    if picture.mode in ("RGB", "L", "CMYK"):
+        return picture
+    if "A" in picture.getbands() or "transparency" in picture.info:
+        layered = picture.convert("RGBA")
+        ground = Image.new("RGBA", layered.size, "white")
+        return Image.alpha_composite(ground, layered).convert("RGB")
+    return picture.convert("RGB")
+
+
+@dataclass
+class CollectedOutputs:
+    """Results, each file once, in the order of their nodes; the files that were reported, warnings
+    about others."""
+
+    results: list[Result] = field(default_factory=list)
+    files: list[Path] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
+
+    def for_each_node(self) -> list[tuple[str, Result]]:
+        """(node id, result) of all nodes, in their order; a file that two reported is there twice,
+        as worker-comfyui has it."""
+        places = [(r.place, r.node_id, r) for r in self.results]
+        places += [(place, node, r) for r in self.results for place, node in r.repeats]
+        return [(node, r) for _, node, r in sorted(places, key=lambda item: item[0])]
+
+
+def gather(produced: Iterable[Produced], files: LocalFiles, mark: str) -> CollectedOutputs:
+    """Find everything. Raises JobError when files were reported and not one of them is on disk."""
+    found = CollectedOutputs()
+    by_file: dict[Path, Result] = {}
+    missing: list[str] = []
+    items = list(produced)
+    for place, item in enumerate(items):
+        if isinstance(item, ProducedText):
+            found.results.append(Result(item.node_id, "text", text=item.text, place=place))
+            continue
+        local = files.find(item)
+        if local is not None and local in by_file:
+            _repeat(by_file[local], item.node_id, place)
+            continue
+        try:
+            result = None if local is None else _result(item, local, files, mark)
+        except OSError:  # removed, or replaced by something that is not a file
+            result = None
+        if local is None or result is None:
+            missing += [] if item.guessed else [item.filename]
+        else:
+            result.place = place
+            by_file[local] = result
+            found.results.append(result)
+    found.files = list(by_file)
+    if missing and not found.results:
+        raise JobError(
+            "job.result_missing",
+            f"ComfyUI reported {', '.join(missing[:5])}, but no such file is on disk.",
+            "Send the job again; if it stays, a custom node saves somewhere else than it says.",
+            files=missing,
+        )
+    found.warnings = [f"{name} was reported by ComfyUI but is not on disk" for name in missing]
+    if items and not found.results:
+        found.warnings.append(NO_OUTPUT)
+    return found
+
+
+def _repeat(result: Result, node_id: str, place: int) -> None:
+    """A file that another node has reported; one that a node reports twice is still one."""
+    if node_id not in (result.node_id, *(node for _, node in result.repeats)):
+        result.repeats.append((place, node_id))
+
+
+def rewrite(result: Result, order: DeliveryOptions, scratch: Path) -> None:
+    """Give a picture the form that is wanted, in a file of its own below `scratch`."""
+    assert result.local is not None
+    folder = scratch / result.subfolder
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        changed = rewritten(result.local, folder, order.options)
+    except NotWritten as problem:
+        result.warnings.append(f"{result.filename} comes as it was saved: {problem}")
+        return
+    if changed is not None:
+        result.filename = marked(changed.name, order.mark)
+        result.path = None
+        _describe(result, changed)
+
+
+def write_out(result: Result, mark: str, scratch: Path) -> None:
+    """A text becomes a file."""
+    scratch.mkdir(parents=True, exist_ok=True)
+    name = f"text_{result.node_id}.txt".replace("/", "_")[-100:]
+    local = scratch / name
+    local.write_text(result.text or "", "utf-8", "replace")
+    result.filename = marked(name, mark)
+    result.mime_type, result.size, result.local = "text/plain", local.stat().st_size, local
+    result.stamp = stamp_of(local)
+
+
+def _result(item: ProducedFile, local: Path, files: LocalFiles, mark: str) -> Result:
+    inside = local.is_relative_to(files.output)
+    result = Result(
+        item.node_id,
+        "file",
+        local,
+        source=local,
+        filename=marked(local.name, mark),
+        subfolder=local.parent.relative_to(files.output) if inside else Path(),
+        type="temp" if item.guessed and files.is_temp(local) else item.type,
+        path=files.place_on_volume(local),
+    )
+    if result.path is not None:
+        result.filename = local.name
+    _describe(result, local)
+    return result
+
+
+def _describe(result: Result, local: Path) -> None:
+    """What only the file can tell: type, kind and size. Raises OSError."""
+    with open_regular(local) as file:
+        head = file.read(HEAD_BYTES)
+        status = os.fstat(file.fileno())
+    result.mime_type = mime_type(head, local.name)
+    result.kind = kind_of(result.mime_type)
+    result.size, result.stamp = status.st_size, stamp_from(status)
+    result.local = local
+
+
+def deduplicate_names(results: Iterable[Result]) -> None:
+    """No two results of a job have one name, such as `a.png` and `a.webp` once both are JPEG."""
+    seen: set[Path] = set()
+    for result in results:
+        if result.local is None:
+            continue
+        name, number = Path(result.filename), 1
+        while result.subfolder / result.filename in seen:
+            number += 1
+            result.filename = f"{name.stem}-{number}{name.suffix}"
+        seen.add(result.subfolder / result.filename)

@@ -1,0 +1,355 @@
+"""Results -> the reply, a bucket, the volume; what nodes wrote unreported -> the volume.
+
+ComfyUI numbers its files by listing its output folder, so two workers that share one overwrite
+each other's `ComfyUI_00001_.png`. It therefore writes to local disk; each job's files are copied
+to `ComfyUI/output/` on the volume under names that carry the job's mark.
+
+A delivery is a coroutine; only its leaves (copying one file, encoding one, uploading one) run in
+threads, at most four for one job, so that neither many files nor many jobs wait for themselves.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import shutil
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeVar
+
+from bootstrap.comfyui import WorkDir
+from bootstrap.config import Settings
+from bootstrap.net.addresses import AddressPolicy
+from bootstrap.volume import Layout
+from handler.common import reply
+from handler.common.blocking import TimeUp, together
+from handler.common.calls import Calls
+from handler.common.deadline import Deadline
+from handler.common.errors import JobError
+from handler.outputs.collect import CollectedOutputs, deduplicate_names, gather, rewrite, write_out
+from handler.outputs.eager import DeliveryPolicy, EagerDelivery
+from handler.outputs.local_files import LocalFiles, OutputClaim, encoded, stamp_of
+from handler.outputs.results import DeliveryOptions, Produced, Result, Stamp
+from handler.outputs.s3 import NotUploaded, Store, Upload
+from handler.outputs.volume_store import NotSaved, VolumeStore, place_of
+
+T = TypeVar("T")
+CODES = {"job.not_delivered": "The results of a job could not be delivered in time"}
+_AT_ONCE = 4
+# What was computed is not thrown away because the job's time is up now.
+GRACE_SECONDS = 10.0
+_ROOM_FOR_THE_REST = 100_000  # bytes of a reply beside the contents of files
+
+
+@dataclass
+class JobOutputs:
+    """The results of one job, from its start until they are delivered. `limit` begins when it has
+    been computed, or has failed; uploads end by `upload_limit`, which leaves time to deliver what
+    could not be uploaded in another way."""
+
+    order: DeliveryOptions
+    eager: EagerDelivery
+    scratch: Path
+    claim: OutputClaim = field(default_factory=OutputClaim)
+    limit: Deadline = field(default_factory=lambda: Deadline(GRACE_SECONDS))
+    upload_limit: Deadline = field(default_factory=lambda: Deadline(GRACE_SECONDS))
+    store: Store | None = None
+    not_uploaded: list[Result] = field(default_factory=list)
+    at_once: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(_AT_ONCE))
+
+
+class Delivery:
+    """Delivers the results of one worker's jobs."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        work: WorkDir,
+        layout: Layout,
+        calls: Calls,
+    ) -> None:
+        self.files = LocalFiles(work, layout)
+        self._settings = settings
+        self._calls = calls
+        self._room = settings.max_reply_mb * 1e6 - _ROOM_FOR_THE_REST
+        self._saver = VolumeStore(settings, layout, calls.volume)
+        self._scratch = work.root / "rewritten"
+        self._policy = AddressPolicy(allow_private=settings.allow_private_urls)
+
+    def begin(self, order: DeliveryOptions) -> JobOutputs:
+        """For a job that begins: what it saves may be delivered ahead while it runs, and what it
+        leaves can be claimed for it."""
+        as_saved = not order.options.changes_images
+        keeps = as_saved and (self._settings.keep_outputs or order.destination == "volume")
+        room = self._room * 3 / 4 if as_saved and order.destination == "base64" else 0.0
+        policy = DeliveryPolicy(order.mark, keeps, room)
+        eager = EagerDelivery(policy, self.files, self._saver, self._calls.local)
+        return JobOutputs(order, eager, self._scratch / order.mark)
+
+    async def deliver(
+        self,
+        produced: Sequence[Produced],
+        job: JobOutputs,
+        warnings: Iterable[str] = (),
+        **more: Any,
+    ) -> dict[str, Any]:
+        """The reply of a job that produced this and left what is claimed, within the platform's
+        limit, by the job's deadline or within ten seconds, if that is later.
+
+        Raises JobError when files were reported and not one of them is on disk, or when a result
+        can go nowhere. Such a result stays on local disk, and is kept with the next job's.
+        """
+        seconds = max(job.order.deadline.remaining, GRACE_SECONDS)
+        job.upload_limit = Deadline(seconds)
+        job.limit = Deadline(seconds + (GRACE_SECONDS if job.order.bucket else 0))
+        found, answer = CollectedOutputs(), None
+        try:
+            found = await self._collected(produced, job)
+            found.warnings[:0] = warnings
+            answer = await self._delivered(found, job, more)
+            return answer
+        except TimeUp:
+            raise self._not_delivered(found, job) from None
+        finally:
+            await asyncio.shield(self._end(job, found, answered=answer is not None))
+
+    async def keep_rest(self, job: JobOutputs) -> tuple[list[str], list[str]]:
+        """After a job that failed: keep what its nodes wrote. Paths on the volume, and warnings."""
+        job.limit = Deadline(GRACE_SECONDS)
+        try:
+            return await self._keep_rest(job.claim.rest, job)
+        except TimeUp:
+            return [], []
+        finally:
+            job.eager.end(self._calls.background)
+            self._calls.background.add(self._saver.flush_record())
+            self.files.release(job.claim)
+
+    async def _collected(self, produced: Sequence[Produced], job: JobOutputs) -> CollectedOutputs:
+        def collect() -> CollectedOutputs:
+            return gather(produced, self.files, job.order.mark)
+
+        if self.files.may_be_on_volume(produced):
+            return await self._calls.volume.call_or_fail(collect, job.limit.remaining)
+        return await self._local(collect, job)
+
+    async def _delivered(
+        self, found: CollectedOutputs, job: JobOutputs, more: dict[str, Any]
+    ) -> dict[str, Any]:
+        rest = [path for path in job.claim.rest if path not in found.files]
+        job.store = self._store(job)
+        await self._rewrite(found.results, job)
+        deduplicate_names(found.results)
+        early = self._for_the_reply(found, job)
+        encoding = [self._encode(result, job) for result in early]
+        await together([*encoding, *(self._place(result, job) for result in found.results)])
+        kept, lost = await self._keep_rest(rest, job)
+        found.warnings += lost
+        if kept:
+            more["also_kept"] = kept
+        return await self._composed(found, more, job)
+
+    async def _rewrite(self, results: Sequence[Result], job: JobOutputs) -> None:
+        if not job.order.options.changes_images:
+            return
+
+        async def one(result: Result) -> None:
+            async with job.at_once:
+                await self._local(lambda: rewrite(result, job.order, job.scratch), job)
+
+        await together(one(result) for result in results if result.kind == "image")
+
+    def _for_the_reply(self, found: CollectedOutputs, job: JobOutputs) -> list[Result]:
+        """Files whose contents the reply will hold, as far as that is sure before they are kept:
+        base64 is made of them meanwhile."""
+        files = [result for result in found.results if result.local is not None]
+        fits = sum(result.content_size for result in files) < self._room
+        return files if fits and job.order.destination == "base64" else []
+
+    async def _encode(self, result: Result, job: JobOutputs) -> None:
+        if result.local is None or result.encoded is not None:
+            return
+        local, seconds = result.local, job.limit.remaining
+        made = await job.eager.encoded(local, result.stamp, seconds)
+        if made is None:
+            async with job.at_once:
+                made = await self._read(lambda: encoded(local), local, job)
+        result.encoded = made
+
+    def _store(self, job: JobOutputs) -> Store | None:
+        if job.order.bucket is None:
+            return None
+        return Store(job.order.bucket, self._policy, job.upload_limit)
+
+    async def _place(self, result: Result, job: JobOutputs) -> None:
+        """Take one result where it is wanted."""
+        if result.local is None:
+            result.in_reply = True
+            return
+        destination = job.order.destination
+        if destination == "s3":
+            await self._upload(result, job)
+        if destination == "volume" or (self._settings.keep_outputs and result.type == "output"):
+            await self._keep(result, job)
+        there = result.url is not None or (destination == "volume" and result.path is not None)
+        result.in_reply = not there
+
+    async def _upload(self, result: Result, job: JobOutputs) -> bool:
+        """To the bucket; a warning when that fails."""
+        if job.store is None or result.local is None or result in job.not_uploaded:
+            return False
+        prefix = job.order.bucket.prefix if job.order.bucket else ""
+        key = (Path(prefix) / result.subfolder / result.filename).as_posix()
+        store, upload = job.store, Upload(result.local, key, result.mime_type)
+        try:
+            async with job.at_once:
+                result.url = await self._calls.network.run(
+                    lambda: store.put(upload), job.upload_limit.remaining, store.abort
+                )
+            return True
+        except (NotUploaded, TimeUp) as problem:
+            why = str(problem) or store.too_slow
+            job.not_uploaded.append(result)
+            result.warnings.append(f"{result.filename} could not be uploaded: {why}")
+            return False
+
+    async def _keep(self, result: Result, job: JobOutputs) -> bool:
+        """On the volume; a warning when that fails."""
+        if result.path is not None:
+            return True
+        assert result.local is not None
+        place = (result.subfolder, result.filename)
+        try:
+            path = await self._save(result.local, result.stamp, place, job)
+        except NotSaved as problem:
+            result.warnings.append(str(problem))
+            return False
+        result.path, result.filename = path, Path(path).name
+        return True
+
+    async def _save(
+        self, local: Path, stamp: Stamp | None, place: tuple[Path, str], job: JobOutputs
+    ) -> str:
+        """Where the file is on the volume, now or since it was saved. Raises NotSaved."""
+        path = await job.eager.kept_at(local, stamp, job.limit.remaining)
+        if path is None:
+            async with job.at_once:
+                path = await self._saver.save(local, *place, job.limit.remaining)
+        return path
+
+    async def _keep_rest(
+        self, rest: Sequence[Path], job: JobOutputs
+    ) -> tuple[list[str], list[str]]:
+        """Files that nodes wrote without reporting them (saved models, say). Those that cannot be
+        kept are tried again after the next job."""
+        kept: list[str] = []
+        lost: list[str] = []
+
+        async def keep(local: Path, stamp: Stamp | None) -> None:
+            place = place_of(local, self.files.output, job.order.mark)
+            try:
+                kept.append(await self._save(local, stamp, place, job))
+                await self._local(lambda: local.unlink(missing_ok=True), job)
+            except NotSaved as problem:
+                lost.append(str(problem))
+
+        if rest:
+            stamps = await self._local(lambda: [stamp_of(path) for path in rest], job)
+            await together(map(keep, rest, stamps))
+        return sorted(kept), lost
+
+    async def _composed(
+        self, found: CollectedOutputs, more: dict[str, Any], job: JobOutputs
+    ) -> dict[str, Any]:
+        """The reply, with the contents that fit; the largest of the others go elsewhere."""
+        limit = self._settings.max_reply_mb * 1e6
+        inside = [result for result in found.results if result.in_reply]
+        head = reply.json_size(_without_contents(found, more))
+        for index in reply.to_leave_out([r.content_size for r in inside], limit - head):
+            await self._leave_out(inside[index], job)
+        answer = _without_contents(found, more)
+        size = reply.json_size(answer) + sum(r.content_size for r in inside if r.in_reply)
+        if size > limit:
+            raise reply.too_large(size, self._settings.max_reply_mb)
+        await together(self._encode(result, job) for result in inside if result.in_reply)
+        for entry, (_, result) in zip(answer["results"], found.for_each_node(), strict=True):
+            if result.in_reply:
+                entry[result.content_field] = result.content()
+        return answer
+
+    async def _leave_out(self, result: Result, job: JobOutputs) -> None:
+        """Take a result out of the reply, to somewhere else, and say so. Raises JobError."""
+        limit = f"MAX_REPLY_MB={self._settings.max_reply_mb:g}"
+        if result.text is not None:
+            await self._local(lambda: write_out(result, job.order.mark, job.scratch), job)
+        if await self._upload(result, job):
+            where, advice = "was uploaded to its url", ""
+        elif await self._keep(result, job):
+            where = f"is on the volume at {result.path}"
+            advice = "; with BUCKET_ENDPOINT_URL and its fellows set it would come as a URL"
+        else:
+            raise reply.too_large_alone(result.entry(), result.warnings, limit)
+        result.in_reply, result.text = False, None
+        result.warnings.append(
+            f"{result.filename} ({result.size} bytes) {where}; with it the reply would be larger "
+            f"than {limit}{advice}"
+        )
+
+    async def _read(self, work: Callable[[], T], local: Path, job: JobOutputs) -> T:
+        """Read a result's file, which may lie on the volume. Raises JobError when it does not."""
+        try:
+            if self.files.place_on_volume(local) is not None:
+                return await self._calls.volume.call_or_fail(work, job.limit.remaining)
+            return await self._local(work, job)
+        except OSError as problem:
+            raise JobError(
+                "job.result_missing",
+                f"{local.name} was saved, but cannot be read: {problem.strerror or problem}.",
+                "Send the job again; if it stays, a custom node removes or replaces what it saved.",
+                files=[local.name],
+            ) from None
+
+    async def _local(self, work: Callable[[], T], job: JobOutputs) -> T:
+        return await self._calls.local.run(work, job.limit.remaining)
+
+    async def _end(self, job: JobOutputs, found: CollectedOutputs, answered: bool) -> None:
+        """Results that went nowhere are no longer claimed by a job, so that the next one keeps
+        them."""
+        job.eager.end(self._calls.background)
+        self._calls.background.add(self._saver.flush_record())
+        nowhere = {
+            r.source for r in found.results if not (r.path or r.url or (answered and r.in_reply))
+        }
+        delivered = [path for path in found.files if path not in nowhere]
+
+        def tidy() -> None:
+            if job.store is not None:
+                job.store.close()
+            shutil.rmtree(job.scratch, ignore_errors=True)
+            self.files.commit(job.claim, delivered)
+
+        try:
+            await self._calls.local.run(tidy, GRACE_SECONDS)
+        except TimeUp:
+            self.files.release(job.claim)
+
+    def _not_delivered(self, found: CollectedOutputs, job: JobOutputs) -> JobError:
+        left = [r for r in found.results if r.local is not None and not (r.path or r.url)]
+        kept = [r.path for r in found.results if r.path]
+        names = ", ".join(r.filename for r in left[:5]) or "The results"
+        return JobError(
+            "job.not_delivered",
+            f"The workflow ran, but {names} could not be delivered within "
+            f"{job.limit.seconds:.0f} s.",
+            "What was kept is named in `kept`; the other files are kept on the volume with the "
+            "next job of this worker. Allow more time with max_wait, or look at the volume.",
+            kept=kept,
+            files=[r.filename for r in left],
+        )
+
+
+def _without_contents(found: CollectedOutputs, more: dict[str, Any]) -> dict[str, Any]:
+    """The reply but for what files and texts hold."""
+    told = [*found.warnings, *(w for result in found.results for w in result.warnings)]
+    entries = [{**result.entry(), "node_id": node} for node, result in found.for_each_node()]
+    return reply.completed(entries, told, **more)

@@ -1,0 +1,237 @@
+"""The files that ComfyUI writes on local disk: found, told apart by job, and removed in time.
+
+ComfyUI answers a repeated node from its cache and reports the file it wrote then. The files of the
+last job are therefore left in place; of one that is gone, or was written anew by another job
+meanwhile, the node has to run again.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+import threading
+import time
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pybase64
+
+from bootstrap.comfyui import WorkDir
+from bootstrap.core.files import open_regular
+from bootstrap.volume import Layout
+from handler.outputs.results import Content, Produced, ProducedFile, Stamp
+
+# The clock of file times lags a little behind the one of processes.
+_CLOCK_LAG = 0.05
+# A volume's file times are its server's.
+_VOLUME_CLOCK_LAG = 60.0
+
+
+@dataclass
+class OutputClaim:
+    """The files of one job, until they are delivered: those it `reported`, and the `rest` that it
+    left in the output folder. It ended at `until` (seconds since 1970)."""
+
+    reported: list[Path] = field(default_factory=list)
+    rest: list[Path] = field(default_factory=list)
+    until: float = 0.0
+
+
+class LocalFiles:
+    """ComfyUI's output and temp folders. Times are seconds since 1970."""
+
+    def __init__(self, work: WorkDir, layout: Layout) -> None:
+        self._layout = layout
+        self._root = Path(os.path.realpath(work.root))
+        self.output = Path(os.path.realpath(work.output))
+        self._temp = Path(os.path.realpath(work.temp))
+        self._input = Path(os.path.realpath(work.input))
+        self._volume = Path(os.path.realpath(layout.output))
+        self._beside_code = _beside_code(work, layout)
+        self._began = time.time()
+        self._reported: dict[Path, Stamp] = {}
+        self._settled = 0.0  # when the job ended whose files `_reported` are
+        self._claimed: Counter[Path] = Counter()
+        self._lock = threading.Lock()
+
+    def find(self, item: ProducedFile) -> Path | None:
+        """The file ComfyUI reported; None when it is gone or lies outside the folders of results:
+        a workflow must not be able to send for any file of this machine."""
+        bases = {"output": self.output, "temp": self._temp, "input": self._input}
+        base = bases.get(item.type)
+        named = Path(item.subfolder, item.filename)
+        own = (self._input,) if item.type == "input" else (self.output, self._temp)
+        places = [] if base is None else [base / named]
+        if item.guessed:
+            places += [self._root / named, self._temp / named]
+        found = next((file for place in places if (file := _file_at(place, own))), None)
+        if found is None and item.fullpath is not None and not item.guessed:
+            found = _file_at(Path(item.fullpath), (self.output, self._temp, self._volume))
+        return found or self._written_elsewhere(item, named)
+
+    def _written_elsewhere(self, item: ProducedFile, named: Path) -> Path | None:
+        """What a node wrote past ComfyUI's output folder: into the one beside its code, or the
+        volume's. Names there are not this worker's alone, so only what was changed since it
+        began."""
+        if item.type != "output":
+            return None
+        places = [self._beside_code / named, self.output / named]
+        if item.guessed:
+            places += [self._beside_code.parent / named]
+        for place in places:
+            found = _file_at(place, (self._beside_code, self._volume))
+            if found is not None and _changed_at(found) >= self._began - _VOLUME_CLOCK_LAG:
+                return found
+        return None
+
+    def place_on_volume(self, path: Path) -> str | None:
+        """Where a file that a node wrote straight to the volume's output folder is, from the
+        volume's root; None for all others."""
+        if path.is_relative_to(self.output) or not path.is_relative_to(self._volume):
+            return None
+        inside = self._layout.output / path.relative_to(self._volume)
+        return str(inside.relative_to(self._layout.root))
+
+    def is_temp(self, path: Path) -> bool:
+        """Does a file that was found lie in ComfyUI's folder for previews?"""
+        return path.is_relative_to(self._temp)
+
+    def stale_nodes(self, items: Iterable[Produced], since: float) -> list[str]:
+        """Nodes whose reported files a job that started at `since` cannot have: gone, or older
+        without being those of the last job."""
+        stale: dict[str, None] = {}
+        for item in items:
+            if isinstance(item, ProducedFile) and not item.guessed and item.type != "input":
+                path = self.find(item)
+                if path is None or (self._is_ours(path) and not self._is_of(path, since)):
+                    stale[item.node_id] = None
+        return list(stale)
+
+    def found(self, items: Iterable[Produced]) -> list[Path]:
+        """The reported files that are there, each once."""
+        files = (self.find(item) for item in items if isinstance(item, ProducedFile))
+        return list(dict.fromkeys(path for path in files if path is not None))
+
+    def claim(self, claim: OutputClaim, until: float, reported: Iterable[Path] = ()) -> None:
+        """Reserve what a job left that ended at `until`: files it reported, and those in the output
+        folder that nobody did. To be called in the order in which jobs end; they are delivered
+        side by side."""
+        with self._lock:
+            rest = list(self._unreported(until))
+            reported = [path for path in reported if path not in rest]
+            self._claimed.update([*rest, *reported])
+            claim.rest += rest
+            claim.reported += reported
+            claim.until = max(claim.until, until)
+
+    def may_be_on_volume(self, items: Iterable[Produced]) -> bool:
+        """May one of the reported files lie on the volume? Told from its name alone."""
+        root = os.fspath(self._layout.root)
+        anywhere = self._beside_code.is_relative_to(self._volume)
+        return any(
+            isinstance(item, ProducedFile)
+            and (anywhere or ".." in item.subfolder or (item.fullpath or "").startswith(root))
+            for item in items
+        )
+
+    def release(self, claim: OutputClaim) -> None:
+        """Give up a claim."""
+        with self._lock:
+            self._release(claim)
+
+    def commit(self, claim: OutputClaim, reported: Iterable[Path]) -> None:
+        """After a job: its claim ends, what it reported is left for the next one, and what earlier
+        jobs reported is removed. Only ever files in our own folders."""
+        with self._lock:
+            self._release(claim)
+            ours = (path for path in reported if self._is_ours(path))
+            last = {path: stamp for path in ours if (stamp := stamp_of(path)) is not None}
+            if claim.until >= self._settled:
+                last, self._reported, self._settled = self._reported, last, claim.until
+            done_with = [p for p in last if p not in self._reported and not self._claimed[p]]
+            self._claimed.update(done_with)  # so that nobody takes them for new until they are gone
+        for path in done_with:
+            if stamp_of(path) == last[path]:  # else written anew meanwhile
+                path.unlink(missing_ok=True)
+        self.release(OutputClaim(reported=done_with))
+
+    def _release(self, claim: OutputClaim) -> None:
+        self._claimed.subtract([*claim.rest, *claim.reported])
+        self._claimed += Counter()  # drops what has none left
+        claim.rest, claim.reported = [], []
+
+    def _unreported(self, until: float) -> Iterator[Path]:
+        for path in _files_below(self.output):
+            stamp = stamp_of(path)
+            known = self._claimed[path] or self._reported.get(path) == stamp
+            if stamp is not None and not known and _changed_at(path) <= until:
+                yield path
+
+    def _is_ours(self, path: Path) -> bool:
+        return path.is_relative_to(self.output) or path.is_relative_to(self._temp)
+
+    def _is_of(self, path: Path, since: float) -> bool:
+        stamp = stamp_of(path)
+        return stamp is not None and (
+            stamp[1] / 1e9 >= since - _CLOCK_LAG or self._reported.get(path) == stamp
+        )
+
+
+def encoded(local: Path) -> Content:
+    """A file's content. Raises OSError."""
+    with open_regular(local) as file:
+        return Content(pybase64.b64encode_as_string(file.read()))
+
+
+def _beside_code(work: WorkDir, layout: Layout) -> Path:
+    """The folder `output` beside ComfyUI's code: some nodes write there whatever it is told. In a
+    copy of the code it is a link to the output folder."""
+    if layout.comfyui is None or work.stage.exists():
+        return Path(os.path.realpath(work.output))
+    return Path(os.path.realpath(layout.comfyui / "output"))
+
+
+def _file_at(path: Path, roots: Iterable[Path]) -> Path | None:
+    try:
+        real = Path(os.path.realpath(path))
+        inside = any(real.is_relative_to(root) for root in roots)
+        return real if inside and real.is_file() else None
+    except (OSError, ValueError):
+        return None
+
+
+def _files_below(folder: Path) -> Iterator[Path]:
+    for parent, _, names in os.walk(folder):
+        for name in sorted(names):
+            path = Path(parent) / name
+            if _is_regular(path):
+                yield path
+
+
+def _is_regular(path: Path) -> bool:
+    """No socket, and no link either: what it leads to may be any file of this machine."""
+    try:
+        return stat.S_ISREG(path.lstat().st_mode)
+    except OSError:
+        return False
+
+
+def stamp_of(path: Path) -> Stamp | None:
+    """What changes when the file does, a copy of an old one included; None when it is gone."""
+    try:
+        status = path.stat()
+    except OSError:
+        return None
+    return stamp_from(status)
+
+
+def stamp_from(status: os.stat_result) -> Stamp:
+    """`stamp_of` a file that is open."""
+    return status.st_size, status.st_ctime_ns
+
+
+def _changed_at(path: Path) -> float:
+    stamp = stamp_of(path)
+    return 0.0 if stamp is None else stamp[1] / 1e9

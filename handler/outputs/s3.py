@@ -1,0 +1,246 @@
+"""Files -> an S3-compatible bucket: streamed from disk, checked when they are there; their URLs.
+
+boto3 works over connections of our own: they can be aborted, since botocore's time-outs start again
+with each byte and a bucket that answers a byte a second would hold an upload for hours. A bucket
+that comes with a request is reached only over connections whose address was checked when they were
+made: a name that resolves differently a moment later gains nothing.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO
+from urllib.parse import quote
+
+from bootstrap.config.bucket import Bucket
+from bootstrap.core.files import open_regular
+from bootstrap.net.addresses import AddressPolicy, Target
+from bootstrap.net.errors import DownloadError
+from bootstrap.net.http import Connections
+from handler.common.deadline import Deadline
+
+_MB = 1024 * 1024
+_PART = 8 * _MB
+_IN_PARTS = 2 * _PART  # from so many bytes on
+_PARTS_AT_ONCE = 4
+_TIMEOUT = (10.0, 60.0)  # seconds to connect, and of silence
+_ATTEMPTS = 3
+_SAID = 200
+
+
+class NotUploaded(Exception):
+    """A file is not in the bucket. `str()` is the reason, without any secret."""
+
+
+class _TooSlow(Exception):
+    """The deadline came while bytes were sent."""
+
+
+@dataclass(frozen=True)
+class Upload:
+    """A local file and where it goes."""
+
+    local: Path
+    key: str
+    mime_type: str
+
+
+class Store:
+    """One bucket, for the time of one job. May be used by several threads."""
+
+    def __init__(self, bucket: Bucket, policy: AddressPolicy, deadline: Deadline) -> None:
+        self._bucket = bucket
+        self._policy = policy
+        self._deadline = deadline
+        self._made: Any = None
+        self._lock = threading.Lock()
+        self._connections = Connections()
+
+    @property
+    def too_slow(self) -> str:
+        """Why an upload failed that was given up."""
+        return f"{self._bucket.shown} took more than {self._deadline.seconds:.0f} s"
+
+    def abort(self) -> None:
+        """Close all connections, now and from now on: uploads that wait for the bucket fail."""
+        self._connections.abort()
+
+    def close(self) -> None:
+        """Every upload has ended."""
+        self._connections.close()
+        if self._made is not None:
+            self._made.close()
+
+    def put(self, upload: Upload) -> str:
+        """Upload a file and ask the bucket for its size; its URL. Raises NotUploaded."""
+        try:
+            with open_regular(upload.local) as file:
+                size = os.fstat(file.fileno()).st_size
+                client = self._client()
+                self._send(client, upload, file, size)
+            stored = client.head_object(Bucket=self._bucket.name, Key=upload.key)["ContentLength"]
+        except Exception as problem:  # noqa: BLE001  # botocore's come from three hierarchies
+            raise NotUploaded(self._explained(problem)) from None
+        if stored != size:
+            raise NotUploaded(f"the bucket has {stored} bytes of {upload.local.name}, not {size}")
+        return self._url(client, upload.key)
+
+    def _send(self, client: Any, upload: Upload, file: BinaryIO, size: int) -> None:
+        where = {"Bucket": self._bucket.name, "Key": upload.key}
+        about = {"ContentType": upload.mime_type}
+        if size < _IN_PARTS:
+            client.put_object(Body=file, **where, **about)
+            return
+        from boto3.s3.transfer import TransferConfig
+
+        config = TransferConfig(
+            multipart_threshold=_IN_PARTS, multipart_chunksize=_PART, max_concurrency=_PARTS_AT_ONCE
+        )
+        # By its descriptor, of which it is known that it is a regular file.
+        client.upload_file(
+            f"/proc/self/fd/{file.fileno()}",
+            where["Bucket"],
+            where["Key"],
+            ExtraArgs=about,
+            Callback=self._on_time(),
+            Config=config,
+        )
+
+    def _on_time(self) -> Callable[[int], None]:
+        def sent(_: int) -> None:
+            if self._deadline.expired:
+                raise _TooSlow
+
+        return sent
+
+    def _client(self) -> Any:
+        with self._lock:
+            if self._made is None:
+                self._made = self._make_client()
+            return self._made
+
+    def _make_client(self) -> Any:
+        """The SDK's own session is not used: it would look for credentials of its own."""
+        import boto3
+        from botocore.config import Config
+
+        bucket = self._bucket
+        if not bucket.trusted:
+            self._policy.target(bucket.endpoint)
+        client = boto3.session.Session(
+            aws_access_key_id=bucket.key_id.reveal(),
+            aws_secret_access_key=bucket.secret.reveal(),
+            region_name=bucket.region,
+        ).client(
+            "s3",
+            endpoint_url=bucket.endpoint,
+            config=Config(
+                signature_version="s3v4",
+                connect_timeout=_TIMEOUT[0],
+                read_timeout=_TIMEOUT[1],
+                retries={"mode": "standard", "total_max_attempts": _ATTEMPTS},
+                max_pool_connections=16,
+                s3={"addressing_style": "virtual" if bucket.virtual_host else "path"},
+                # Stores that are not Amazon's often don't know the newer checksums.
+                request_checksum_calculation="when_required",
+                response_checksum_validation="when_required",
+            ),
+        )
+        _guard(client, None if bucket.trusted else self._policy, self._connections, _TIMEOUT)
+        return client
+
+    def _url(self, client: Any, key: str) -> str:
+        bucket = self._bucket
+        if bucket.public_url is not None:
+            return f"{bucket.public_url}/{quote(key)}"
+        where = {"Bucket": bucket.name, "Key": key}
+        return str(client.generate_presigned_url("get_object", where, ExpiresIn=bucket.expiry))
+
+    def _explained(self, problem: Exception) -> str:
+        """In one line: what the store said, or how it could not be reached."""
+        if self._connections.aborted:
+            return self.too_slow
+        chain = list(_reasons(problem))
+        for reason in chain:
+            if isinstance(reason, _TooSlow):
+                return self.too_slow
+            if isinstance(reason, DownloadError):
+                return self._without_secrets(reason.message)
+            response = getattr(reason, "response", None)
+            if isinstance(response, dict):
+                error = response.get("Error", {})
+                status = response.get("ResponseMetadata", {}).get("HTTPStatusCode")
+                said = f"{error.get('Code')}: {error.get('Message')}"
+                return self._without_secrets(f"{self._bucket.shown} answered {status} ({said})")
+        if isinstance(chain[0], OSError) and chain[0].filename is not None:
+            return f"its file cannot be read: {chain[0].strerror}"
+        kind = type(chain[-1]).__name__
+        return f"{self._bucket.shown} could not be reached ({kind})"
+
+    def _without_secrets(self, text: str) -> str:
+        for secret in (self._bucket.secret, self._bucket.key_id):
+            text = text.replace(secret.reveal(), "***")
+        return text[:_SAID]
+
+
+def _reasons(problem: BaseException) -> Iterator[BaseException]:
+    """A problem and what is behind it; botocore wraps in several ways."""
+    seen: list[BaseException] = []
+    inner: BaseException | None = problem
+    while inner is not None and inner not in seen and len(seen) < 10:
+        seen.append(inner)
+        yield inner
+        wrapped = getattr(inner, "kwargs", {}).get("error")
+        inner = wrapped if isinstance(wrapped, BaseException) else None
+        inner = inner or seen[-1].__cause__ or seen[-1].__context__
+
+
+def _guard(
+    client: Any,
+    policy: AddressPolicy | None,
+    connections: Connections,
+    timeout: tuple[float, float],
+) -> None:
+    """Let a boto3 client send everything over `connections`; with a `policy` without any proxy, to
+    addresses that it allows."""
+    from botocore.httpsession import URLLib3Session
+
+    if policy is None:
+        _use(client._endpoint.http_session, None, connections)
+        return
+    session = URLLib3Session(timeout=timeout, max_pool_connections=16)
+    _use(session, policy, connections)
+
+    def send(request: Any, **_: Any) -> Any:
+        policy.target(request.url)
+        return session.send(request)
+
+    # botocore takes what a `before-send` handler returns for the answer.
+    client.meta.events.register("before-send", send)
+
+
+def _use(session: Any, policy: AddressPolicy | None, connections: Connections) -> None:
+    import botocore.awsrequest as aws
+
+    plain = _guarded(aws.AWSHTTPConnection, policy, connections, "http")
+    secure = _guarded(aws.AWSHTTPSConnection, policy, connections, "https")
+    session._manager.pool_classes_by_scheme = {
+        "http": type("Pool", (aws.AWSHTTPConnectionPool,), {"ConnectionCls": plain}),
+        "https": type("Pool", (aws.AWSHTTPSConnectionPool,), {"ConnectionCls": secure}),
+    }
+
+
+def _guarded(
+    base: type, policy: AddressPolicy | None, connections: Connections, scheme: str
+) -> type:
+    def new_connection(self: Any) -> socket.socket:
+        target = Target("", scheme, self.host, self.port, "/")
+        addresses = (policy or AddressPolicy(allow_private=True)).addresses(target)
+        return connections.connect(addresses, self.port, self.timeout)
+
+    return type("Guarded" + base.__name__, (base,), {"_new_conn": new_connection})

@@ -1,0 +1,269 @@
+"""Copies of results in `ComfyUI/output/` on the volume: complete or not there, and for good.
+
+Every worker writes a record of its own beside the results: one line for each file it kept, with
+the file's size and time. What is too old or too much is removed again, but only a file that a
+record names, and that still has that size and time; what people put there, or changed, is theirs.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import stat
+import threading
+import time
+import uuid
+from collections.abc import Iterable, Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from bootstrap.config import Settings
+from bootstrap.core.files import open_regular, publish_copy
+from bootstrap.core.log import say
+from bootstrap.core.text import counted
+from bootstrap.volume import Layout
+from handler.common.blocking import TimeUp
+from handler.common.calls import VolumeWatchdog
+
+FOLDER = ".kept-by-workers"
+_ABANDONED_SECONDS = 3600.0
+_SWEEP_SECONDS = 3600.0
+_RECORD_SECONDS = 30.0
+
+
+@dataclass(frozen=True)
+class Kept:
+    """A file that a worker kept: `path` below the output folder, `at` in seconds since 1970."""
+
+    path: str
+    size: int
+    modified: int
+    at: float
+
+
+class VolumeRecord:
+    """The record of one worker in `output`, and the limits all workers' results are held to."""
+
+    def __init__(self, output: Path, worker: str, days: float | None, gb: float | None) -> None:
+        self._output = output
+        self._file = output / FOLDER / f"{worker}.jsonl"
+        self._days = days
+        self._gb = gb
+        self._swept: float | None = None
+        self._reported: set[Path] = set()
+
+    def add(self, files: Iterable[Path]) -> None:
+        """Note files that were just kept. Raises OSError."""
+        lines = "".join(self._lines(files))
+        if not lines:
+            return
+        try:
+            self._append(lines)
+        except FileNotFoundError:
+            self._file.parent.mkdir(parents=True, exist_ok=True)
+            self._append(lines)
+
+    def sweep_if_due(self) -> threading.Thread | None:
+        """Now and then, in a thread that nobody has to wait for, remove what is too old, then the
+        oldest of what is too much."""
+        due = self._swept is None or time.monotonic() - self._swept > _SWEEP_SECONDS
+        if not due or (self._days is None and self._gb is None):
+            return None
+        self._swept = time.monotonic()
+        sweeping = threading.Thread(target=self._sweep_and_tell, name="old-results", daemon=True)
+        sweeping.start()
+        return sweeping
+
+    def _append(self, lines: str) -> None:
+        with open(self._file, "a", encoding="utf-8") as record:
+            record.write(lines)
+
+    def _sweep_and_tell(self) -> None:
+        """Never raises: a volume that is gone is told elsewhere."""
+        try:
+            count, size = self.sweep()
+        except OSError as problem:
+            say(f"old results could not be removed: {problem}")
+            return
+        if count:
+            say(f"removed {count} old results ({size / 1e6:.1f} MB) from the volume")
+
+    def sweep(self) -> tuple[int, int]:
+        """Number and bytes of the files removed. Raises OSError."""
+        kept = {record: list(self._entries(record)) for record in self._records()}
+        known = {entry.path: entry for entries in kept.values() for entry in entries}
+        ours = sorted(filter(self._is_ours, known.values()), key=lambda entry: entry.at)
+        removed: set[str] = set()
+        for entry in _too_many(ours, self._days, self._gb, time.time()):
+            try:
+                (self._output / entry.path).unlink(missing_ok=True)
+            except OSError as problem:
+                self._report(self._output / entry.path, f"could not be removed: {problem.strerror}")
+            else:
+                removed.add(entry.path)
+        left = {entry.path for entry in ours} - removed
+        for record, entries in kept.items():
+            if not any(entry.path in left for entry in entries):
+                self._forget(record)
+        return len(removed), sum(entry.size for entry in ours if entry.path in removed)
+
+    def _lines(self, files: Iterable[Path]) -> Iterator[str]:
+        for file in files:
+            try:
+                status = file.stat()
+            except FileNotFoundError:  # somebody removed it already
+                continue
+            path = str(file.relative_to(self._output))
+            kept = Kept(path, status.st_size, status.st_mtime_ns, round(time.time(), 3))
+            yield json.dumps(kept.__dict__) + "\n"
+
+    def _records(self) -> list[Path]:
+        try:
+            return sorted(self._file.parent.glob("*.jsonl"))
+        except FileNotFoundError:
+            return []
+
+    def _entries(self, record: Path) -> Iterator[Kept]:
+        """A record's lines. What is not one, such as a line that was cut off when its worker was
+        killed, is left out, and reported once."""
+        try:
+            with open_regular(record) as file:
+                lines = file.read().decode("utf-8", "replace").split("\n")
+        except OSError as problem:
+            self._report(record, f"cannot be read: {problem.strerror}")
+            return
+        bad = 0
+        for line in filter(None, lines):
+            try:
+                yield _entry(line)
+            except ValueError:
+                bad += 1
+        if bad:
+            self._report(record, f"{counted(bad, 'line')} skipped, not as a worker writes them")
+
+    def _report(self, path: Path, what: str) -> None:
+        """In the log, once for each file; a sweep goes on with the others."""
+        if path not in self._reported:
+            self._reported.add(path)
+            say(f"{path}: {what}")
+
+    def _is_ours(self, entry: Kept) -> bool:
+        """The very file that was kept: inside the folder, no link, not written to since."""
+        path = self._output / entry.path
+        if ".." in Path(entry.path).parts or Path(entry.path).is_absolute():
+            return False
+        try:
+            real = Path(os.path.realpath(path.parent))
+            status = path.lstat()
+        except OSError:
+            return False
+        inside = real.is_relative_to(os.path.realpath(self._output))
+        same = (status.st_size, status.st_mtime_ns) == (entry.size, entry.modified)
+        return inside and same and not path.is_symlink()
+
+    def _forget(self, record: Path) -> None:
+        """Drop a record of which nothing is left, unless its worker may be about to add to it."""
+        with suppress(OSError):
+            status = record.lstat()
+            abandoned = time.time() - status.st_mtime > _ABANDONED_SECONDS
+            if record != self._file and abandoned and stat.S_ISREG(status.st_mode):
+                record.unlink(missing_ok=True)
+
+
+def _too_many(ours: list[Kept], days: float | None, gb: float | None, now: float) -> Iterator[Kept]:
+    """Of files sorted by age, oldest first, those beyond the limits."""
+    over = 0.0 if gb is None else sum(entry.size for entry in ours) - gb * 1e9
+    for entry in ours:
+        too_old = days is not None and now - entry.at > days * 86400
+        if not too_old and not (gb is not None and over > 0):
+            continue
+        over -= entry.size
+        yield entry
+
+
+def _entry(line: str) -> Kept:
+    """Raises ValueError for a line that no worker wrote."""
+    try:
+        given = json.loads(line)
+        entry = Kept(
+            str(given["path"]), int(given["size"]), int(given["modified"]), float(given["at"])
+        )
+        os.fsencode(entry.path)
+    except (ValueError, TypeError, KeyError, OverflowError, RecursionError):
+        raise ValueError(line[:100]) from None
+    if "\0" in entry.path or not math.isfinite(entry.at):
+        raise ValueError(line[:100])
+    return entry
+
+
+class NotSaved(Exception):
+    """A file is not on the volume; `str()` is the reason."""
+
+
+class VolumeStore:
+    """Saves files for one worker. Paths it gives are relative to the volume, which is mounted
+    elsewhere on a Pod."""
+
+    def __init__(self, settings: Settings, layout: Layout, volume: VolumeWatchdog) -> None:
+        self._layout = layout
+        self._volume = volume
+        self._record = VolumeRecord(
+            layout.output, uuid.uuid4().hex, settings.keep_outputs_days, settings.keep_outputs_gb
+        )
+        self._lock = threading.Lock()
+        self._new: list[Path] = []
+
+    async def save(self, local: Path, subfolder: Path, name: str, seconds: float) -> str:
+        """Copy a file to `subfolder`/`name`; its path on the volume. Raises NotSaved, after
+        `seconds` at the latest."""
+        folder = self._layout.output
+        try:
+            path = await self._volume.call(
+                lambda: self._publish(local, folder / subfolder, name), seconds
+            )
+        except OSError as problem:
+            why = problem.strerror or str(problem)
+        except TimeUp:
+            why = f"that took more than {seconds:.0f} s"
+        else:
+            return str(path.relative_to(self._layout.root))
+        raise NotSaved(f"{local.name} could not be kept in {folder}: {why}")
+
+    async def delete(self, path: str) -> None:
+        """Remove a file that `save` has just saved. One that cannot be removed stays."""
+        saved = self._layout.root / path
+        with self._lock:
+            self._new = [new for new in self._new if new != saved]
+        with suppress(OSError, TimeUp):
+            await self._volume.call(lambda: saved.unlink(missing_ok=True), _RECORD_SECONDS)
+
+    async def flush_record(self) -> None:
+        """Record what was saved since the last time, and enforce the limits. A volume that fails
+        now only means that these files are never removed."""
+        with self._lock:
+            new, self._new = self._new, []
+        with suppress(OSError, TimeUp):
+            await self._volume.call(lambda: self._record.add(new), _RECORD_SECONDS)
+            self._record.sweep_if_due()
+
+    def _publish(self, local: Path, folder: Path, name: str) -> Path:
+        if not self._layout.root.is_dir():
+            raise FileNotFoundError(f"there is no volume at {self._layout.root}")
+        path = publish_copy(local, folder, name)
+        with self._lock:
+            self._new.append(path)
+        return path
+
+
+def place_of(local: Path, output: Path, mark: str) -> tuple[Path, str]:
+    """(subfolder, name) of a file in ComfyUI's own `output` folder once it is kept."""
+    return local.parent.relative_to(output), marked(local.name, mark)
+
+
+def marked(name: str, mark: str) -> str:
+    """`name` with the job's mark before its extension: `a_00001_.png` → `a_00001_MARK.png`."""
+    path = Path(name)
+    stem, suffix = path.stem, path.suffix
+    return f"{stem}{'' if stem.endswith('_') else '_'}{mark}{suffix}"

@@ -1,0 +1,244 @@
+"""Pure: the fields of a request that say which files come with it, in what form its results are to
+come back, and to which bucket they go.
+
+All that can be told without asking anybody is told here, before the GPU works for results that
+could not be uploaded.
+"""
+
+from __future__ import annotations
+
+import posixpath
+import unicodedata
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+from urllib.parse import unquote, urlsplit
+
+from bootstrap.config import Settings
+from bootstrap.config.bucket import S3_CONFIG, Bucket, bucket_from, bucket_of
+from bootstrap.net.addresses import AddressPolicy
+from bootstrap.net.errors import DownloadError
+from handler.common.errors import JobError, short, wrong_type
+from handler.request.references import is_url
+
+_MAX_NAME_BYTES = 200  # leaves room for the job's mark within the 255 of most file systems
+_MAX_FOLDERS = 5
+_FIX_NAME = "Use a plain file name such as photo.png, the one that the workflow's LoadImage names."
+_FIX_FOLDER = 'Use a relative folder such as "clipspace", as the workflow names it.'
+_BUCKET_SHAPE = 'an object {"accessId", "accessSecret", "bucketName", "endpointUrl"}'
+DELIVERIES = ("base64", "s3", "volume")
+FORMATS = ("png", "jpeg", "webp")
+_OUTPUT_FIELDS = ("delivery", "format", "quality", "metadata", "include_temp")
+
+
+@dataclass(frozen=True)
+class InputFile:
+    """A file that comes with the request: `data` is base64 with or without a data URI head, or
+    `url` says where it is. The workflow refers to it by `reference`."""
+
+    name: str
+    data: str | None = field(default=None, repr=False)
+    url: str | None = field(default=None, repr=False)
+    subfolder: str = ""
+
+    @property
+    def reference(self) -> str:
+        """How a workflow names the file: `subfolder/name`."""
+        return posixpath.join(self.subfolder, self.name)
+
+
+def read_files(
+    images: object, files: object, others: tuple[InputFile, ...] = ()
+) -> tuple[InputFile, ...]:
+    """Both fields of a request, and files that it names in another way. Raises JobError."""
+    listed = (*_read_list("images", "image", images), *_read_list("files", "data", files))
+    found = (*listed, *(file for file in others if file not in listed))
+    seen: set[str] = set()
+    for file in found:
+        if file.reference in seen:
+            raise JobError(
+                "input.named_twice",
+                f"Two input files are called {short(file.reference)}.",
+                "Give each file a name of its own.",
+            )
+        seen.add(file.reference)
+    return found
+
+
+def name_in(url: str) -> str:
+    """The file name at the end of a URL's path; `file` where there is none that can be used."""
+    try:
+        name = unquote(urlsplit(url).path.rpartition("/")[2])
+        return checked_name(name)
+    except (ValueError, JobError):
+        return "file"
+
+
+def checked_name(name: str) -> str:
+    """`name` in NFC if it is one plain file name. Raises JobError."""
+    plain = unicodedata.normalize("NFC", name)
+    problem = _problem_with(plain)
+    if problem is None:
+        return plain
+    raise JobError("image.bad_name", f"The image name {_cut(plain)!r} {problem}.", _FIX_NAME)
+
+
+def checked_folder(folder: str) -> str:
+    """`folder` in NFC if it is a plain relative folder. Raises JobError."""
+    plain = unicodedata.normalize("NFC", folder).strip("/") if folder != "/" else folder
+    parts = plain.split("/") if plain else []
+    problem = next((p for p in map(_problem_with, parts) if p is not None), None)
+    if folder.startswith("/"):
+        problem = "is not relative"
+    if len(parts) > _MAX_FOLDERS or len(plain.encode("utf-8", "replace")) > _MAX_NAME_BYTES:
+        problem = "is too long"
+    if problem is None:
+        return plain
+    raise JobError("image.bad_name", f"The subfolder {_cut(plain)!r} {problem}.", _FIX_FOLDER)
+
+
+def _read_list(name: str, data_field: str, given: object) -> Iterator[InputFile]:
+    if given is None:
+        return
+    if not isinstance(given, list):
+        raise wrong_type(name, f'a list of {{"name", "{data_field}"}} objects', given)
+    for index, item in enumerate(given):
+        yield _read_file(f"{name}[{index}]", data_field, item)
+
+
+def _read_file(where: str, data_field: str, given: object) -> InputFile:
+    if not isinstance(given, Mapping):
+        raise wrong_type(where, f'an object with "name" and "{data_field}"', given)
+    data, url = _content_of(where, data_field, given)
+    name, subfolder = given.get("name"), given.get("subfolder") or ""
+    if name is None and url is not None:
+        name = name_in(url)
+    if not isinstance(name, str) or not name:
+        raise JobError(
+            "image.no_name",
+            f"{where} has no name.",
+            f'Give it the name the workflow uses: {{"name": "photo.png", "{data_field}": "…"}}.',
+        )
+    if not isinstance(subfolder, str):
+        raise wrong_type(f"{where}.subfolder", "a relative folder", subfolder)
+    return InputFile(checked_name(name), data, url, checked_folder(subfolder))
+
+
+def _content_of(
+    where: str, data_field: str, given: Mapping[Any, Any]
+) -> tuple[str | None, str | None]:
+    """(data, url) of an entry, one of them None."""
+    data, url = given.get(data_field), given.get("url")
+    for key, value in ((data_field, data), ("url", url)):
+        if value is not None and not isinstance(value, str):
+            raise wrong_type(f"{where}.{key}", "a text", value)
+    if data and url:
+        raise JobError(
+            "request.wrong_type",
+            f'{where} has both "{data_field}" and "url".',
+            "Send one of them.",
+            field=where,
+        )
+    if not data and not url:
+        raise JobError(
+            "image.no_data",
+            f"{where} ({short(given.get('name'))}) has no data.",
+            f'Put the file\'s content, base64 encoded, into its "{data_field}" field, or an https '
+            'address into "url".',
+        )
+    if data and is_url(data):
+        return None, data
+    return data or None, url or None
+
+
+def _problem_with(name: str) -> str | None:
+    if "/" in name or "\\" in name:
+        return 'holds a folder separator; folders go into "subfolder"'
+    if any(unicodedata.category(c) in ("Cc", "Cs") for c in name):
+        return "holds a control character"
+    if name.strip(". ") == "" or name != name.strip():
+        return "is no file name"
+    if len(name.encode()) > _MAX_NAME_BYTES:
+        return f"has {len(name.encode())} bytes, more than {_MAX_NAME_BYTES}"
+    return None
+
+
+def _cut(name: str) -> str:
+    return name if len(name) <= 60 else name[:57] + "…"
+
+
+def read_bucket(s3_config: object, settings: Settings) -> Bucket | None:
+    """The request's own bucket, else the endpoint's. Raises JobError, which holds no secret."""
+    if s3_config is None:
+        return bucket_of(settings)
+    if not isinstance(s3_config, Mapping):
+        raise JobError("request.wrong_type", f"{S3_CONFIG} is no object.", f"Send {_BUCKET_SHAPE}.")
+    try:
+        bucket = bucket_from(s3_config, settings)
+    except ValueError as problem:
+        raise JobError(
+            "output.bad_bucket", f"{S3_CONFIG}: {problem}.", f"Send {_BUCKET_SHAPE}, all texts."
+        ) from None
+    try:
+        AddressPolicy(settings.allow_private_urls).at_sight(s3_config["endpointUrl"].strip())
+    except DownloadError as problem:
+        raise JobError(
+            "output.bad_bucket",
+            f"{S3_CONFIG}: endpointUrl: {problem.message}",
+            "Send a public https address, without a login; where addresses of your own network are "
+            "meant, set ALLOW_PRIVATE_URLS=true in the endpoint's environment.",
+        ) from None
+    return bucket
+
+
+@dataclass(frozen=True)
+class OutputOptions:
+    """`delivery` None: to the bucket where there is one, else in the reply. `format` None: as the
+    workflow saves it; `quality` 1 to 100 for jpeg and webp (where 100 is lossless). Without
+    `metadata` pictures lose the workflow they carry; `include_temp` adds previews."""
+
+    delivery: str | None = None
+    format: str | None = None
+    quality: int = 90
+    metadata: bool = True
+    include_temp: bool = False
+
+    @property
+    def changes_images(self) -> bool:
+        """Is a picture to be written anew?"""
+        return self.format is not None or not self.metadata
+
+
+def read_options(given: object) -> tuple[OutputOptions, tuple[str, ...]]:
+    """The options, and a warning for fields that do not exist. Raises JobError."""
+    if given is None:
+        return OutputOptions(), ()
+    if not isinstance(given, Mapping):
+        raise wrong_type("output", 'an object such as {"delivery": "base64"}', given)
+    quality = given.get("quality", 90)
+    if isinstance(quality, bool) or not isinstance(quality, int) or not 1 <= quality <= 100:
+        raise wrong_type("output.quality", "a whole number from 1 to 100", quality)
+    options = OutputOptions(
+        delivery=_one_of(given, "delivery", DELIVERIES),
+        format=_one_of(given, "format", FORMATS),
+        quality=quality,
+        metadata=_flag(given, "metadata", True),
+        include_temp=_flag(given, "include_temp", False),
+    )
+    unknown = sorted(str(key) for key in given if key not in _OUTPUT_FIELDS)
+    warning = f"ignored unknown fields of output: {', '.join(unknown)[:300]}"
+    return options, ((warning,) if unknown else ())
+
+
+def _one_of(given: Mapping[object, object], name: str, allowed: tuple[str, ...]) -> str | None:
+    value = given.get(name)
+    if value is not None and (not isinstance(value, str) or value not in allowed):
+        raise wrong_type(f"output.{name}", f"one of {', '.join(allowed)}", value)
+    return value
+
+
+def _flag(given: Mapping[object, object], name: str, default: bool) -> bool:
+    value = given.get(name, default)
+    if not isinstance(value, bool):
+        raise wrong_type(f"output.{name}", "true or false", value)
+    return value

@@ -1,0 +1,272 @@
+"""Pure: what came in -> a request, or a `JobError` that says what to send instead."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from bootstrap.config import Settings
+from bootstrap.config.bucket import S3_CONFIG, Bucket
+from bootstrap.core.findings import Finding, errors_in
+from bootstrap.models.manifest import VERSION, parse_manifest
+from bootstrap.models.manifest_entry import ModelSpec
+from handler.common.errors import JobError, refuse_unreasonable, short, wrong_type
+from handler.request import envelopes, worker_comfyui
+from handler.request.envelopes import Envelope
+from handler.request.fields import InputFile, OutputOptions, read_bucket, read_files, read_options
+from handler.request.references import draw_seeds
+from handler.request.workflow import HOW_TO_ASK, Workflow, overridden, read_workflow, saved_as_files
+
+SECTIONS = ("volume", "models", "comfyui", "machine", "environment")
+_LISTED = 10
+
+
+@dataclass(frozen=True)
+class WorkflowRequest:
+    """Run `workflow` (API format, overrides applied) within `max_wait` seconds, with `files` as its
+    inputs; results come as `output` says, to `bucket` where there is one. `retry_on_oom`: once more
+    when the GPU's memory did not suffice, after it was freed. `seeds` were drawn for it. ComfyUI
+    gets `extra_data` beside the workflow, and runs only what `targets` need where there are any."""
+
+    workflow: Workflow
+    max_wait: float
+    files: tuple[InputFile, ...] = ()
+    warnings: tuple[str, ...] = field(default=())
+    extra_data: Mapping[str, Any] = field(default_factory=dict, repr=False)  # holds a secret
+    targets: tuple[str, ...] | None = None
+    seeds: Mapping[str, int] = field(default_factory=dict)
+    output: OutputOptions = field(default=OutputOptions())
+    bucket: Bucket | None = None
+    retry_on_oom: bool = False
+
+
+@dataclass(frozen=True)
+class DiagnosticsRequest:
+    """Say how this worker is. `sections` (none: all) are names of `SECTIONS`; `deep` also measures
+    the volume, which takes a while and its bandwidth."""
+
+    sections: frozenset[str] = frozenset()
+    deep: bool = False
+    warnings: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class ModelsRequest:
+    """List the models by category."""
+
+    warnings: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class DownloadRequest:
+    """Fetch `models` onto the volume within `max_wait` seconds."""
+
+    models: tuple[ModelSpec, ...]
+    max_wait: float
+    warnings: tuple[str, ...] = ()
+
+
+Request = WorkflowRequest | DiagnosticsRequest | ModelsRequest | DownloadRequest
+
+
+@dataclass(frozen=True)
+class Surroundings:
+    """What a request is read with: the settings, the job's own bucket (`s3Config`), and how to
+    find a workflow by its name."""
+
+    settings: Settings
+    s3_config: object = None
+    named_workflow: Callable[[str], object] | None = None
+
+
+def parse_request(
+    given: object,
+    settings: Settings,
+    s3_config: object = None,
+    named_workflow: Callable[[str], object] | None = None,
+) -> Request:
+    """Read a job's `input`; without a `type` it asks for a workflow. Raises JobError."""
+    if given is None:
+        raise JobError("request.no_input", "The job has no input.", HOW_TO_ASK)
+    if isinstance(given, str):
+        given = _parsed(given)
+    if not isinstance(given, Mapping):
+        raise wrong_type("input", "an object", given)
+    refuse_unreasonable(given, settings.max_request_mb)
+    name = given.get("type") or "workflow"
+    if not isinstance(name, str) or name not in _READERS:
+        known = ", ".join(_READERS)
+        raise JobError(
+            "request.unknown_type",
+            f"There is no request of type {short(name)}.",
+            f"Send one of the types {known}; without a type it is a workflow.",
+            known=list(_READERS),
+        )
+    return _READERS[name](given, Surroundings(settings, s3_config, named_workflow))
+
+
+def _parsed(text: str) -> object:
+    """An input that is JSON text, which clients of worker-comfyui may send; else the text."""
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError):
+        return text
+
+
+_WORKFLOW_FIELDS = {
+    "workflow", "workflow_name", "overrides", "images", "files", "max_wait", "output", S3_CONFIG,
+    "retry_on_oom", *envelopes.BESIDE, *worker_comfyui.KEY_FIELDS,
+}  # fmt: skip
+
+
+def _workflow_request(given: Mapping[str, Any], around: Surroundings) -> WorkflowRequest:
+    envelope = envelopes.opened(given)
+    unknown = envelopes.ignored(given, _WORKFLOW_FIELDS | envelope.fields | {"type"})
+    try:
+        return _read_workflow_request(given, around, envelope, unknown)
+    except JobError as error:
+        if unknown:
+            error.details = {**error.details, "warnings": list(unknown)}
+        raise
+
+
+def _read_workflow_request(
+    given: Mapping[str, Any], around: Surroundings, envelope: Envelope, unknown: tuple[str, ...]
+) -> WorkflowRequest:
+    sent = _workflow(given, around, envelope)
+    extra_files = envelopes.file_inputs(given, sent)
+    workflow, warnings = overridden(sent, given.get("overrides"))
+    workflow, seeds = draw_seeds(workflow)
+    output, more = read_options(given.get("output"))
+    bucket = read_bucket(given.get(S3_CONFIG, around.s3_config), around.settings)
+    if output.delivery == "s3" and bucket is None:
+        raise JobError(
+            "output.no_bucket",
+            "Results are wanted in a bucket, but this endpoint has none.",
+            "Set BUCKET_ENDPOINT_URL, BUCKET_ACCESS_KEY_ID, BUCKET_SECRET_ACCESS_KEY and "
+            f"BUCKET_NAME in the endpoint's environment, or send {S3_CONFIG} with the job.",
+        )
+    return WorkflowRequest(
+        workflow=saved_as_files(workflow),
+        max_wait=_max_wait(given.get("max_wait"), around.settings.max_wait),
+        files=read_files(given.get("images"), given.get("files"), extra_files),
+        warnings=(*envelope.notes, *warnings, *more, *unknown),
+        output=output,
+        bucket=bucket,
+        retry_on_oom=_flag(given, "retry_on_oom"),
+        extra_data={
+            **worker_comfyui.endpoint_key(around.settings),
+            **envelope.extra_data,
+            **worker_comfyui.request_key(given),
+        },
+        targets=envelope.targets,
+        seeds=seeds,
+    )
+
+
+def _workflow(given: Mapping[str, Any], around: Surroundings, envelope: Envelope) -> Workflow:
+    """The one that was sent, or the one on the volume that was named."""
+    name, sent = given.get("workflow_name"), envelope.workflow
+    if name is None:
+        return read_workflow(sent)
+    if not isinstance(name, str) or not name.strip():
+        raise wrong_type("workflow_name", "the name of a file in workflows/ on the volume", name)
+    if sent is not None:
+        raise JobError(
+            "request.wrong_type",
+            "The request has both workflow and workflow_name.",
+            "Send one of them.",
+            field="workflow_name",
+        )
+    if around.named_workflow is None:
+        raise JobError("workflow.name_unknown", "This worker has no volume.", "Send the workflow.")
+    return read_workflow(around.named_workflow(name.strip()))
+
+
+def _diagnostics_request(given: Mapping[str, Any], _: Surroundings) -> DiagnosticsRequest:
+    deep, sections = _flag(given, "deep"), given.get("sections") or []
+    wanted = f"a list of some of {', '.join(SECTIONS)}"
+    if not isinstance(sections, list):
+        raise wrong_type("sections", wanted, sections)
+    for section in sections:
+        if section not in SECTIONS:
+            raise wrong_type("sections", wanted, section)
+    return DiagnosticsRequest(frozenset(sections), deep, _unknown(given, {"deep", "sections"}))
+
+
+def _models_request(given: Mapping[str, Any], _: Surroundings) -> ModelsRequest:
+    return ModelsRequest(_unknown(given, set()))
+
+
+def _download_request(given: Mapping[str, Any], around: Surroundings) -> DownloadRequest:
+    models, notes = read_entries(given.get("models"), around.settings)
+    return DownloadRequest(
+        models=models,
+        max_wait=_max_wait(given.get("max_wait"), around.settings.max_wait),
+        warnings=(*notes, *_unknown(given, {"models", "max_wait"})),
+    )
+
+
+_READERS: dict[str, Callable[[Mapping[str, Any], Surroundings], Request]] = {
+    "workflow": _workflow_request,
+    "diagnostics": _diagnostics_request,
+    "models": _models_request,
+    "download": _download_request,
+}
+
+
+def _unknown(given: Mapping[str, Any], known: set[str]) -> tuple[str, ...]:
+    return envelopes.ignored(given, known | {"type"})
+
+
+def _flag(given: Mapping[str, Any], name: str) -> bool:
+    value = given.get(name, False)
+    if not isinstance(value, bool):
+        raise wrong_type(name, "true or false", value)
+    return value
+
+
+def _max_wait(given: object, default: float) -> float:
+    if given is None:
+        return default
+    if isinstance(given, bool) or not isinstance(given, (int, float)) or not 0 < given <= 86400:
+        raise wrong_type("max_wait", "a number of seconds above 0, at most 86400", given)
+    return float(given)
+
+
+def read_entries(given: object, settings: Settings) -> tuple[tuple[ModelSpec, ...], list[str]]:
+    """The wanted models, and warnings. Raises JobError, also where requests are not allowed."""
+    if not settings.allow_download_requests:
+        raise JobError(
+            "request.download_off",
+            "Download requests are off on this endpoint.",
+            "Set ALLOW_DOWNLOAD_REQUESTS=true in its environment variables, or name the models "
+            "in models.json at the volume's root.",
+        )
+    if not isinstance(given, list) or not given:
+        example = '{"url": "https://…", "directory": "loras"}'
+        raise wrong_type("models", f"a list of manifest entries such as {example}", given)
+    http = settings.allow_private_download_urls
+    manifest = parse_manifest({"version": VERSION, "models": given}, "request", http)
+    faults = errors_in(manifest.findings)
+    if faults:
+        raise _refused(faults)
+    return manifest.models, [f"{f.message} {f.fix}".strip() for f in manifest.findings]
+
+
+def _refused(faults: Sequence[Finding]) -> JobError:
+    """The first fault gives the code; the sentence and the details hold them all."""
+    first = faults[0]
+    if len(faults) == 1:
+        return JobError.from_finding(first)
+    said = " ".join(
+        f"({i}) {fault.message} {fault.fix}" for i, fault in enumerate(faults[:_LISTED], 1)
+    )
+    more = f" and {len(faults) - _LISTED} more" if len(faults) > _LISTED else ""
+    return JobError(
+        first.code,
+        f"The request has {len(faults)} faults: {said}{more}",
+        findings=[fault.as_dict() for fault in faults],
+    )

@@ -1,0 +1,221 @@
+"""Pure: what inputs of a workflow stand for: files in the input folder, models, random seeds."""
+
+from __future__ import annotations
+
+import posixpath
+import secrets
+import unicodedata
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Any
+
+from bootstrap.volume.categories import CATEGORIES, GGUF, PT_EXTENSIONS, extension_of
+from handler.request.workflow import Workflow, is_link
+
+_FILE_INPUTS = frozenset("image images mask audio video file model_file latent".split())
+# ComfyUI's own loaders and the most used ones beside them: they read the input folder and nothing
+# else. Of others nobody knows what a name stands for.
+_CORE_LOADERS = frozenset(
+    "LoadImage LoadImageMask LoadAudio LoadVideo LoadLatent Load3D VHS_LoadVideo "
+    "VHS_LoadAudioUpload".split()
+)
+_SUFFIXES = (" [input]", "[input]")
+_ELSEWHERE = ("[output]", "[temp]")
+_LONGEST = 1024  # more is a text that happens to end in `.bin`
+# Input names of ComfyUI's own loaders and of those that imitate them, without a number at the end.
+_BY_INPUT: Mapping[str, str] = MappingProxyType(
+    {
+        "ckpt_name": "checkpoints",
+        "checkpoint": "checkpoints",
+        "checkpoint_name": "checkpoints",
+        "base_ckpt_name": "checkpoints",
+        "refiner_ckpt_name": "checkpoints",
+        "lora": "loras",
+        "lora_name": "loras",
+        "existing_lora": "loras",
+        "vae": "vae",
+        "vae_name": "vae",
+        "unet_name": "diffusion_models",
+        "diffusion_model": "diffusion_models",
+        "clip_name": "text_encoders",
+        "text_encoder": "text_encoders",
+        "text_encoder_name": "text_encoders",
+        "clip_vision": "clip_vision",
+        "clip_vision_name": "clip_vision",
+        "control_net": "controlnet",
+        "control_net_name": "controlnet",
+        "controlnet_name": "controlnet",
+        "upscale_model": "upscale_models",
+        "upscale_model_name": "upscale_models",
+        "style_model_name": "style_models",
+        "gligen_name": "gligen",
+        "hypernetwork_name": "hypernetworks",
+        "photomaker_model_name": "photomaker",
+        "audio_encoder_name": "audio_encoders",
+    }
+)
+# Where the class says more than the input's name.
+_BY_CLASS_AND_INPUT: Mapping[tuple[str, str], str] = MappingProxyType(
+    {
+        ("CLIPVisionLoader", "clip_name"): "clip_vision",
+        ("UpscaleModelLoader", "model_name"): "upscale_models",
+        ("LatentUpscaleModelLoader", "model_name"): "latent_upscale_models",
+        ("ModelPatchLoader", "name"): "model_patches",
+    }
+)
+RANDOM = "random"
+# What every node takes: many count seeds in 32 bits, and JavaScript counts exactly up to 53.
+_BITS = 32
+
+
+def is_url(text: str) -> bool:
+    """Is it meant as an address on the web? Not: may it be fetched?"""
+    return text[:8].lower().startswith(("http://", "https://"))
+
+
+def urls_to_load(workflow: Workflow) -> list[str]:
+    """Addresses that stand where a loader wants a file name, each once, in order.
+
+    A node that says it loads URLs is left to do so, and texts elsewhere are texts.
+    """
+    found: dict[str, None] = {}
+    for node in workflow.values():
+        for name, value in node["inputs"].items():
+            if _takes_a_file(node["class_type"], name) and isinstance(value, str) and is_url(value):
+                found[value] = None
+    return list(found)
+
+
+def use_fetched(workflow: Workflow, names: Mapping[str, str]) -> None:
+    """Put file names where `urls_to_load` found addresses."""
+    for node in workflow.values():
+        for name, value in node["inputs"].items():
+            if _takes_a_file(node["class_type"], name) and isinstance(value, str):
+                node["inputs"][name] = names.get(value, value)
+
+
+def rename_files(workflow: Workflow, names: Mapping[str, str]) -> None:
+    """Let the workflow use new names (`subfolder/name` → `subfolder/other`) wherever it has the
+    old ones, also deep in lists, with ComfyUI's ` [input]` behind them, or with a backslash."""
+    for node in workflow.values():
+        for name, value in node["inputs"].items():
+            if not is_link(value):
+                node["inputs"][name] = _renamed(value, names)
+
+
+def wanted_files(workflow: Workflow) -> Iterator[tuple[str, str, str]]:
+    """(node id, input, relative path) of every file that a loader we know wants."""
+    for node_id, node in workflow.items():
+        if node["class_type"] not in _CORE_LOADERS:
+            continue
+        for name, value in node["inputs"].items():
+            named = name in _FILE_INPUTS and isinstance(value, str) and value.strip()
+            if named and not value.endswith(_ELSEWHERE) and not is_url(value):
+                yield node_id, name, reference_in(value)[0]
+
+
+def reference_in(value: str) -> tuple[str, str]:
+    """(`subfolder/name`, the suffix behind it) of a value that names a file."""
+    text = unicodedata.normalize("NFC", value)
+    suffix = next((s for s in _SUFFIXES if text.endswith(s)), "")
+    path = text[: len(text) - len(suffix)].replace("\\", "/")
+    return posixpath.normpath(path) if path else "", suffix
+
+
+def _takes_a_file(class_type: str, name: str) -> bool:
+    lowered = class_type.lower()
+    return "load" in lowered and "url" not in lowered and name in _FILE_INPUTS
+
+
+def _renamed(value: Any, names: Mapping[str, str]) -> Any:
+    if isinstance(value, str):
+        reference, suffix = reference_in(value)
+        return names[reference] + suffix if reference in names else value
+    if isinstance(value, list):
+        return [_renamed(item, names) for item in value]
+    if isinstance(value, Mapping):
+        return {key: _renamed(item, names) for key, item in value.items()}
+    return value
+
+
+@dataclass(frozen=True)
+class NamedModel:
+    """A model file as a workflow names it: `name` is relative to the folder of its category, as
+    the workflow spells it. `input` of a value inside another is `lora_1.lora`. `category` is a
+    name of `CATEGORIES` in bootstrap/volume/categories.py as its loaders have it, None when it is
+    not known."""
+
+    name: str
+    node_id: str
+    class_type: str
+    input: str
+    category: str | None
+
+    @property
+    def folders(self) -> tuple[str, ...]:
+        """Folders under models/ that the category is read from, the first for new files."""
+        return CATEGORIES[self.category].folders if self.category else ()
+
+
+def named_models(workflow: Workflow) -> tuple[NamedModel, ...]:
+    """Every model file that the nodes' inputs name, in the workflow's order, repeats included.
+
+    A model file is known by its extension. URLs, absolute paths and paths that climb are none.
+    """
+    return tuple(
+        NamedModel(value, node_id, node["class_type"], name, _category(node["class_type"], name))
+        for node_id, node in workflow.items()
+        for name, value in _texts(node["inputs"])
+        if names_a_model(value)
+    )
+
+
+def names_a_model(value: str) -> bool:
+    """Does a text look like the name of a model file below one of ComfyUI's folders?"""
+    if extension_of(value) not in PT_EXTENSIONS | {GGUF} or len(value) > _LONGEST:
+        return False
+    pieces = value.replace("\\", "/").split("/")
+    return not any(piece in ("", ".", "..") for piece in pieces) and not (
+        ":" in value or any(ord(character) < 32 for character in value)
+    )
+
+
+def _texts(values: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """(input, text) of all texts, those inside an input's object included (some loaders keep
+    `{"on": true, "lora": "x.safetensors"}`), unless it is switched off."""
+    pending = list(values.items())[::-1]
+    while pending:
+        name, value = pending.pop()
+        if isinstance(value, str):
+            yield name, value
+        elif isinstance(value, Mapping) and value.get("on") is not False:
+            pending += [(f"{name}.{key}", inner) for key, inner in list(value.items())[::-1]]
+        elif isinstance(value, list) and not is_link(value):
+            pending += [(name, inner) for inner in value[::-1]]
+
+
+def _category(class_type: str, name: str) -> str | None:
+    last = name.rpartition(".")[2]
+    bare = last.rstrip("0123456789").rstrip("_")
+    return _BY_CLASS_AND_INPUT.get((class_type, last)) or _BY_INPUT.get(bare)
+
+
+def draw_seeds(
+    workflow: Workflow, draw: Callable[[int], int] = secrets.randbits
+) -> tuple[Workflow, dict[str, int]]:
+    """The workflow with a number for each input `seed` or `…_seed` that is the word; the numbers
+    by `NODE.INPUT`. `draw` gives a number of so many bits."""
+    drawn: dict[str, int] = {}
+    changed = dict(workflow)
+    for node_id, node in workflow.items():
+        inputs = node["inputs"]
+        numbers = {n: draw(_BITS) for n in inputs if _is_seed(n) and inputs[n] == RANDOM}
+        if numbers:
+            changed[node_id] = {**node, "inputs": {**inputs, **numbers}}
+            drawn |= {f"{node_id}.{name}": number for name, number in numbers.items()}
+    return changed, drawn
+
+
+def _is_seed(name: str) -> bool:
+    return name == "seed" or name.endswith("_seed")

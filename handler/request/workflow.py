@@ -1,0 +1,250 @@
+"""What a workflow in API format must look like, its overrides, and those that lie on the volume."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from handler.common.errors import (
+    JobError,
+    described,
+    nearest,
+    refuse_unreasonable,
+    short,
+    wrong_type,
+)
+
+Workflow = dict[str, dict[str, Any]]
+_MOST_WARNINGS = 20
+HOW_TO_ASK = 'Send {"input": {"workflow": {…}}} with a workflow in API format.'
+_EXPORT_FIX = (
+    "In ComfyUI choose Workflow → Export (API) (older versions: enable Dev mode in the settings, "
+    "then Save (API Format)) and send that file's content."
+)
+FOLDER = "workflows"
+_MAX_BYTES = 20_000_000
+_LISTED = 200
+
+
+def read_workflow(given: object) -> Workflow:
+    """A workflow in API format, checked for its shape. Raises JobError."""
+    if given is None:
+        raise JobError("workflow.missing", "The input has no workflow.", HOW_TO_ASK)
+    if isinstance(given, str):
+        given = _parsed(given)
+    if not isinstance(given, Mapping):
+        raise JobError(
+            "workflow.not_an_object",
+            f"The workflow is {described(given)}, not an object.",
+            _EXPORT_FIX,
+        )
+    if isinstance(given.get("nodes"), list):
+        raise JobError(
+            "workflow.ui_format",
+            "The workflow is in the editor's own format, which ComfyUI cannot run.",
+            _EXPORT_FIX,
+        )
+    if not given:
+        raise JobError("workflow.empty", "The workflow has no nodes.", _EXPORT_FIX)
+    return {str(key): _node(str(key), node) for key, node in given.items()}
+
+
+def _parsed(text: str) -> object:
+    try:
+        given = json.loads(text)
+    except (ValueError, RecursionError) as problem:
+        raise JobError(
+            "workflow.not_json", f"The workflow is a text that is not JSON: {problem}.", _EXPORT_FIX
+        ) from None
+    refuse_unreasonable(given, math.inf)
+    return given
+
+
+def _node(node_id: str, node: object) -> dict[str, Any]:
+    shape = 'Each entry is a node: {"class_type": "…", "inputs": {…}}. ' + _EXPORT_FIX
+    if not isinstance(node, Mapping):
+        raise JobError(
+            "workflow.bad_node",
+            f"Node {short(node_id)} is {described(node)}.",
+            shape,
+            node_id=node_id,
+        )
+    if not isinstance(node.get("class_type"), str) or not node["class_type"]:
+        message = f"Node {short(node_id)} has no class_type."
+        raise JobError("workflow.bad_node", message, shape, node_id=node_id)
+    inputs = node.get("inputs", {})
+    if not isinstance(inputs, Mapping):
+        message = f"The inputs of node {short(node_id)} are {described(inputs)}."
+        raise JobError("workflow.bad_node", message, shape, node_id=node_id)
+    return {**node, "inputs": dict(inputs)}
+
+
+def bad_links(workflow: Workflow) -> list[JobError]:
+    """An error for each link to a node that is not there. ComfyUI minds them only where a node that
+    saves something needs them, so they explain its refusal and are no reason for one of ours."""
+    return [
+        _bad_link(node_id, name, value[0], workflow)
+        for node_id, node in workflow.items()
+        for name, value in node["inputs"].items()
+        if is_link(value) and str(value[0]) not in workflow
+    ]
+
+
+def _bad_link(node_id: str, name: object, target: object, workflow: Workflow) -> JobError:
+    return JobError(
+        "workflow.bad_link",
+        f"Input {short(name)} of node {_nodes_in_words({node_id: workflow[node_id]})} is linked to "
+        f"node {short(target)}, which is not in the workflow.",
+        f"Add node {short(target)}, or link {short(name)} to one of the nodes "
+        f"{', '.join(list(workflow)[:20])[:300]}.",
+        node_id=node_id,
+        input=str(name),
+        linked_to=str(target),
+    )
+
+
+def needed_by(workflow: Workflow, node_id: str) -> set[str]:
+    """The ids of a node and of all that it is linked to, directly or through others."""
+    needed: set[str] = set()
+    pending = [node_id]
+    while pending:
+        here = pending.pop()
+        if here in needed or here not in workflow:
+            continue
+        needed.add(here)
+        pending += [str(v[0]) for v in workflow[here]["inputs"].values() if is_link(v)]
+    return needed
+
+
+def is_link(value: object) -> bool:
+    """Does an input's value have the shape of a link to another node's output?"""
+    return (
+        isinstance(value, list)
+        and len(value) == 2
+        and isinstance(value[0], str)
+        and isinstance(value[1], int)
+        and not isinstance(value[1], bool)
+    )
+
+
+def saved_as_files(workflow: Workflow) -> Workflow:
+    """SaveImageWebsocket sends its pictures to whoever listens, once, and reports none: let it save
+    them, under a name of ours, so that they come back like all others."""
+    for node_id, node in workflow.items():
+        if node["class_type"] == "SaveImageWebsocket":
+            inputs = {**node["inputs"], "filename_prefix": "ComfyUI"}
+            workflow[node_id] = {**node, "class_type": "SaveImage", "inputs": inputs}
+    return workflow
+
+
+def run_anew(workflow: Workflow, node_ids: Iterable[str], mark: str) -> Workflow:
+    """A copy in which these nodes differ from any that ran before, so that none of them is answered
+    from ComfyUI's cache: an input more, which nodes don't get to see."""
+    again = dict(workflow)
+    for node_id in node_ids:
+        again[node_id] = {
+            **again[node_id],
+            "inputs": {**again[node_id]["inputs"], "_run_anew": mark},
+        }
+    return again
+
+
+def overridden(workflow: Workflow, given: object) -> tuple[Workflow, list[str]]:
+    """The workflow with inputs replaced, and a warning for each input it did not have."""
+    warnings: list[str] = []
+    if given is None:
+        return workflow, warnings
+    for node_id, values in _override_items(given):
+        if node_id not in workflow:
+            raise JobError(
+                "overrides.unknown_node",
+                f"overrides names node {short(node_id)}, which the workflow does not have.",
+                f"Its nodes are: {_nodes_in_words(workflow)}.",
+                node_id=node_id,
+            )
+        inputs = workflow[node_id]["inputs"]
+        for name in values:
+            if name not in inputs:
+                has = ", ".join(map(str, inputs))[:300] or "none"
+                warnings.append(
+                    f"overrides: node {node_id[:60]} had no input {short(name)} (it has {has})"
+                )
+        workflow[node_id]["inputs"] = {**inputs, **values}
+    return workflow, warnings[:_MOST_WARNINGS]
+
+
+def _override_items(given: object) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    shape = 'an object such as {"6": {"text": "a cat"}}'
+    if not isinstance(given, Mapping):
+        raise wrong_type("overrides", shape, given)
+    for node_id, values in given.items():
+        if not isinstance(values, Mapping):
+            raise wrong_type(f"overrides[{short(node_id)}]", shape, values)
+        yield str(node_id), {str(name): value for name, value in values.items()}
+
+
+def _nodes_in_words(workflow: Mapping[str, Mapping[str, Any]]) -> str:
+    first = list(workflow.items())[:20]
+    shown = [f"{key[:60]} ({node['class_type'][:60]})" for key, node in first]
+    return ", ".join(shown) + (" …" if len(workflow) > 20 else "")
+
+
+class NamedWorkflows:
+    """The `.json` files in `workflows/` at the volume's root, subfolders included."""
+
+    def __init__(self, root: Path) -> None:
+        self._folder = root / FOLDER
+
+    def read(self, name: str) -> str:
+        """The text of the file of that name, with or without `.json`. Blocks on the volume. Raises
+        JobError."""
+        file = self._file(name)
+        if file is None:
+            raise self._unknown(name)
+        try:
+            if file.stat().st_size > _MAX_BYTES:
+                raise OSError(f"it is larger than {_MAX_BYTES / 1e6:.0f} MB")
+            return file.read_text("utf-8", "replace")
+        except OSError as problem:
+            raise JobError(
+                "workflow.name_unknown",
+                f"{FOLDER}/{file.name} on the volume cannot be read: {problem}.",
+                "Export it from ComfyUI again: Workflow → Export (API).",
+            ) from None
+
+    def _file(self, name: str) -> Path | None:
+        """Inside the folder, wherever links lead; None when there is none."""
+        relative = name if name.lower().endswith(".json") else f"{name}.json"
+        try:
+            root = Path(os.path.realpath(self._folder))
+            file = Path(os.path.realpath(root / relative))
+            return file if file.is_relative_to(root) and file.is_file() else None
+        except (OSError, ValueError):
+            return None
+
+    def _unknown(self, name: str) -> JobError:
+        there = self._names()
+        close = nearest(name, there)
+        hint = f"nearest: {', '.join(close)}" if close else f"there are: {', '.join(there[:10])}"
+        return JobError(
+            "workflow.name_unknown",
+            f"There is no workflow {short(name)} in {self._folder} ({hint if there else 'empty'}).",
+            "Export it from ComfyUI (Workflow → Export (API)) into that folder, or name one that "
+            "is there.",
+            nearest=close,
+        )
+
+    def _names(self) -> list[str]:
+        found: list[str] = []
+        for parent, _, names in os.walk(self._folder):
+            for name in names:
+                if name.lower().endswith(".json"):
+                    path = os.path.relpath(os.path.join(parent, name), self._folder)
+                    found.append(os.path.splitext(path)[0])
+            if len(found) >= _LISTED:
+                break
+        return sorted(found)[:_LISTED]

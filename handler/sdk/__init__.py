@@ -1,0 +1,36 @@
+"""Runpod's loop: jobs taken, progress told, the end of the worker. Only here, the SDK's insides."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+# Modules, not names: `job_loop` imports the SDK, which takes a second.
+__all__ = ["import_sdk", "job_loop", "job_slots", "progress", "shutdown"]
+
+
+def import_sdk() -> Any:
+    """The SDK, without its own system checks: they import torch into this process, which leaves a
+    CUDA context there for good, and look at the host's memory instead of the container's."""
+    os.environ.setdefault("RUNPOD_SKIP_AUTO_SYSTEM_CHECKS", "true")
+    os.environ.setdefault("RUNPOD_SKIP_GPU_CHECK", "true")
+    os.environ.setdefault("RUNPOD_LOG_LEVEL", "INFO")  # DEBUG, its default, logs whole results
+    with _processor_unasked():
+        import runpod
+
+    return runpod
+
+
+@contextmanager
+def _processor_unasked() -> Iterator[None]:
+    """The SDK asks for the processor's name as it is imported, for its debugger's report; in other
+    processes, and for a second in which the processor's ticks are counted."""
+    import cpuinfo
+
+    asked, cpuinfo.get_cpu_info = cpuinfo.get_cpu_info, dict
+    try:
+        yield
+    finally:
+        cpuinfo.get_cpu_info = asked

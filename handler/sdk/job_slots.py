@@ -1,0 +1,116 @@
+"""Which jobs a worker holds, and when it may take another: the one ComfyUI works for, those that
+wait behind it, and those whose results are on their way."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Callable
+
+from bootstrap.core.findings import Finding, error
+from handler.common.blocking import is_set_within
+
+CODES = {"worker.take_stuck": "The worker has room for a job and does not ask for one"}
+# Results travel while ComfyUI works; where they pile up, no further job is taken.
+_DELIVERIES = 2
+_REMEMBERED = 100
+_ALLOWED_BEATS = 240  # a poll for a job takes up to 90 s
+_LOOK_EVERY = 1.0
+
+
+class JobSlots:
+    """At most 1 + `prefetch` jobs that are not computed, and `_DELIVERIES` more that are; with a
+    `prefetch` of 0 one job at a time. Used by one event loop; `waits` from any thread."""
+
+    def __init__(self, prefetch: int, exhausted: Callable[[], bool] = lambda: False) -> None:
+        """No job is taken while the worker is `exhausted`."""
+        self._is_exhausted = exhausted
+        self.waits = False
+        self._idle_beats = 0
+        self._uncomputed_most = 1 + prefetch
+        self.most = 1 if prefetch == 0 else 1 + prefetch + _DELIVERIES
+        self._jobs: dict[str, bool] = {}  # id -> is it computed?
+        self._cancelled: deque[str] = deque(maxlen=_REMEMBERED)
+        self._closed = False
+        self._changed = asyncio.Event()
+
+    def free(self) -> bool:
+        """May another job be taken?"""
+        uncomputed = sum(not computed for computed in self._jobs.values())
+        return len(self._jobs) < self.most and uncomputed < self._uncomputed_most
+
+    async def wait_for_slot(self) -> bool:
+        """Until another job may be taken; False when none will be taken any more."""
+        self.waits = True
+        while not (self._closed or (self.free() and not self.exhausted)):
+            self._changed.clear()
+            if self.free():
+                await is_set_within(self._changed, _LOOK_EVERY)
+            else:
+                await self._changed.wait()
+        self.waits = False
+        return not self._closed
+
+    async def wait_closed(self) -> None:
+        """Until none will be taken any more, and none is here."""
+        while self._jobs or not self._closed:
+            self._changed.clear()
+            await self._changed.wait()
+
+    def looked(self) -> None:
+        """The loop that takes jobs moves."""
+        self._idle_beats = 0
+
+    def beat(self) -> None:
+        """A second has passed. Seconds are counted, so that a worker that was frozen in between
+        (FlashBoot) is not taken for one that stands still."""
+        self._idle_beats = 0 if self.waits or self._closed else self._idle_beats + 1
+
+    def fault(self) -> Finding | None:
+        """What to tell of a loop that no longer asks for jobs."""
+        if self._idle_beats <= _ALLOWED_BEATS:
+            return None
+        return error(
+            "worker.take_stuck",
+            f"The worker has room for a job and has not asked for one for {self._idle_beats} s.",
+            "Restart this worker, and report it with the end of its log.",
+            seconds=self._idle_beats,
+        )
+
+    @property
+    def exhausted(self) -> bool:
+        """Can no job be taken for want of threads?"""
+        return self._is_exhausted()
+
+    @property
+    def busy(self) -> bool:
+        """Is a job here?"""
+        return bool(self._jobs)
+
+    def take(self, job: str) -> None:
+        """This job has come."""
+        self._jobs[job] = False
+
+    def computed(self, job: str) -> None:
+        """ComfyUI is done with it."""
+        if job in self._jobs:
+            self._jobs[job] = True
+            self._changed.set()
+
+    def release(self, job: str) -> None:
+        """Its result has been posted, or never will be."""
+        self._jobs.pop(job, None)
+        self._changed.set()
+
+    def close(self) -> None:
+        """Take no further job."""
+        self._closed = True
+        self._changed.set()
+
+    def cancel_early(self, job: str) -> None:
+        """A cancel came for a job that has not begun here, maybe since it is about to come."""
+        self._cancelled.append(job)
+
+    def is_cancelled(self, job: str) -> bool:
+        """Did a cancel come before the job?"""
+        return job in self._cancelled

@@ -1,0 +1,132 @@
+"""How far a job is, told to its caller in order, not too often, and never after the reply.
+
+The SDK's own `progress_update` sends each update from a thread of its own: they overtake one
+another, and one that arrives after the result leaves the job IN_PROGRESS for ever. So one task
+sends one update after another, the newest only, and `drain` ends it before the reply goes out.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import threading
+import time
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Any
+
+from bootstrap.core.log import say
+from handler.common.blocking import is_set_within
+from handler.common.reply import postable
+
+SECONDS_APART = 1.0  # between updates of one stage; a new stage is told at once
+_DRAIN_SECONDS = 5.0
+Post = Callable[[dict[str, Any]], Awaitable[None]]
+
+
+class Progress:
+    """Progress of one job. Make it in the event loop; `tell` from any thread.
+
+    `post` delivers one update; None asks the SDK, where it has a control plane to tell. Without
+    one (the SDK's local modes, tests) nothing is sent. Nothing is sent in the first `quiet`
+    seconds either: a reply waits for the update on its way, so short jobs are better off without.
+    """
+
+    def __init__(
+        self, job: Mapping[str, Any], post: Post | None = None, quiet: float = 0.0
+    ) -> None:
+        self._quiet_until = time.monotonic() + quiet
+        self._post = post or (_through_the_sdk(job) if has_control_plane() else None)
+        self._loop = asyncio.get_running_loop()
+        self._lock = threading.Lock()
+        self._news: dict[str, Any] | None = None
+        self._told_stage: object = None
+        self._closed = False
+        self._has_news = asyncio.Event()
+        self._posting = asyncio.Lock()
+        self._sender: asyncio.Task[None] | None = None
+
+    def tell(self, stage: str, percent: float | None = None, **more: Any) -> None:
+        """The job is in `stage`, `percent` (0 to 100) of it done. Cheap, and never raises; what
+        comes too fast is left out, the newest stands."""
+        if self._post is None:
+            return
+        update = {"stage": stage, **more}
+        if percent is not None:
+            update["percent"] = round(min(max(percent, 0.0), 100.0), 1)
+        with self._lock:
+            # The sender looks by itself while it waits; it is woken for what cannot wait.
+            idle = self._news is None or self._news["stage"] != stage
+            self._news = update
+        if idle and not self._closed:
+            try:
+                self._loop.call_soon_threadsafe(self._wake)
+            except RuntimeError:
+                pass  # the loop is closed: nobody is left to be told
+
+    async def drain(self) -> None:
+        """Send nothing more: wait for the update on its way, drop what was not begun."""
+        self._closed = True
+        if self._sender is None:
+            return
+        try:
+            await asyncio.wait_for(self._posting.acquire(), _DRAIN_SECONDS)
+        except asyncio.TimeoutError:
+            pass  # cancelled below, which cuts its connection
+        finally:
+            self._sender.cancel()
+            await asyncio.gather(self._sender, return_exceptions=True)
+
+    def _wake(self) -> None:
+        self._has_news.set()
+        if self._sender is None and not self._closed:
+            self._sender = asyncio.create_task(self._send_all())
+
+    async def _send_all(self) -> None:
+        sent_at = -SECONDS_APART
+        await asyncio.sleep(max(self._quiet_until - time.monotonic(), 0.0))
+        while True:
+            await self._has_news.wait()
+            await self._wait_until_due(sent_at)
+            async with self._posting:
+                with self._lock:
+                    update, self._news = self._news, None
+                    self._has_news.clear()
+                if update is not None:
+                    sent_at = time.monotonic()
+                    self._told_stage = update["stage"]
+                    await self._send(update)
+
+    async def _wait_until_due(self, sent_at: float) -> None:
+        """Until the newest update is of another stage than the last one told, or late enough."""
+        while (rest := sent_at + SECONDS_APART - time.monotonic()) > 0:
+            with self._lock:
+                if self._news is not None and self._news["stage"] != self._told_stage:
+                    return
+            self._has_news.clear()
+            if not await is_set_within(self._has_news, rest):
+                return
+
+    async def _send(self, update: dict[str, Any]) -> None:
+        assert self._post is not None
+        try:
+            await self._post(postable(update))
+        except Exception as problem:  # noqa: BLE001 - no job fails for want of news about it
+            say(f"progress could not be told: {type(problem).__name__}: {problem}")
+
+
+def has_control_plane() -> bool:
+    """Does the SDK have somebody to tell? It has not in its local modes and in tests."""
+    return bool(os.environ.get("RUNPOD_WEBHOOK_POST_OUTPUT"))
+
+
+def _through_the_sdk(job: Mapping[str, Any]) -> Post:
+    """What `runpod.serverless.progress_update` does, but awaited."""
+
+    async def post(update: dict[str, Any]) -> None:
+        from runpod.http_client import AsyncClientSession
+        from runpod.serverless.modules.rp_http import send_result
+
+        async with AsyncClientSession() as session:
+            await send_result(session, {"status": "IN_PROGRESS", "output": update}, dict(job))
+
+    return post

@@ -1,0 +1,198 @@
+"""How a job's stay in the worker ends: by its reply, at its deadline, or with the worker.
+
+Whoever ends the worker sends SIGTERM, and kills a while later. In between every job that it took
+gets an answer, so that its caller can send it again. The SDK lets running jobs finish, however long
+they take; the platform does not wait for that.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import socket
+import threading
+import time
+from collections.abc import AsyncIterator, Callable, Coroutine
+from contextlib import asynccontextmanager
+from typing import Any, TypeVar
+
+from bootstrap.core.findings import Finding, error
+from bootstrap.core.log import say
+from bootstrap.core.text import counted
+from handler.common.deadline import Deadline, timeout_error
+from handler.common.errors import JobError
+
+CODES = {
+    "worker.shutting_down": "The worker was stopped before the job was done",
+    "worker.job_overdue": "A job is past its deadline and has not been answered",
+}
+_FIX = "Send it again: another worker takes it."
+# Past its deadline a job has so long to stop ComfyUI and deliver what it has, and when it is ended
+# so long to tidy up. Then it is answered without.
+_OVERDUE_SECONDS = 45.0
+_TIDY_SECONDS = 15.0
+_LOOK_EVERY = 1.0
+# After the grace, a worker that still has not ended is ended by force.
+FORCE_SECONDS = 8.0
+_SHUTDOWN_TIDY_SECONDS = 2.5
+T = TypeVar("T")
+
+
+class JobHandle:
+    """One job's stay in the worker. `is_queued` tells whether it has not begun, so that it may be
+    given back at once; `computed` is called when ComfyUI is done with it. `stage` is what to say of
+    a job whose `deadline` passes."""
+
+    def __init__(self, computed: Callable[[], None] = lambda: None) -> None:
+        self.is_queued: Callable[[], bool] = _no
+        self.computed = computed
+        self.deadline: Deadline | None = None
+        self.stage = "it was not begun"
+        self._task: asyncio.Task[Any] | None = None
+        self._reason: JobError | None = None
+        self._answer_by = float("inf")
+
+    @asynccontextmanager
+    async def waiting(self, is_queued: Callable[[], bool]) -> AsyncIterator[None]:
+        """While this lasts, `is_queued` tells."""
+        self.is_queued = is_queued
+        try:
+            yield
+        finally:
+            self.is_queued = _no
+
+    @property
+    def overdue(self) -> float:
+        """Seconds since the deadline; 0 while there is time left."""
+        deadline = self.deadline
+        return 0.0 if deadline is None else max(deadline.elapsed - deadline.seconds, 0.0)
+
+    def end(self, reason: JobError, tidy: float) -> None:
+        """Stop the job; `run` raises `reason` when it has tidied up, or after `tidy` seconds."""
+        if self._task is not None and self._reason is None:
+            self._reason = reason
+            self._answer_by = time.monotonic() + tidy
+            self._task.cancel()
+
+    async def run(self, work: Coroutine[Any, Any, T]) -> T:
+        """What `work` returns, however it may hang: one that is not done long after its deadline is
+        ended, and one that does not end then is left to itself.
+
+        Raises what it was ended with, or CancelledError when cancelled.
+        """
+        self._task = task = asyncio.ensure_future(work)
+        try:
+            while not task.done() and time.monotonic() < self._answer_by:
+                await asyncio.wait({task}, timeout=_LOOK_EVERY)
+                if self.overdue > _OVERDUE_SECONDS and self.deadline is not None:
+                    self.end(timeout_error(self.deadline, self.stage), _TIDY_SECONDS)
+        except asyncio.CancelledError:
+            task.cancel()
+            await asyncio.wait({task}, timeout=_TIDY_SECONDS)
+            raise
+        if not task.done():
+            say(f"a job that was ended does not end ({self.stage}); it is answered all the same")
+        if self._reason is not None and (not task.done() or task.cancelled()):
+            raise self._reason
+        return task.result()
+
+
+class Shutdown:
+    """Bounds the jobs of one worker, and ends them when it is told to end. For one event loop;
+    `fault` may be asked from any thread."""
+
+    def __init__(self, grace: float) -> None:
+        """`grace`: seconds that running jobs have from the signal on."""
+        self._grace = grace
+        self._begun = False
+        self._jobs: dict[JobHandle, None] = {}
+
+    async def bounded(
+        self,
+        work: Callable[[JobHandle], Coroutine[Any, Any, T]],
+        computed: Callable[[], None] = lambda: None,
+    ) -> T:
+        """What `work` returns. Raises JobError when the worker ends and it has not begun, or
+        does not end in time; it is cancelled then and has tidied up."""
+        if self._begun:
+            raise _not_begun()
+        handle = JobHandle(computed)
+        self._jobs[handle] = None
+        try:
+            return await handle.run(work(handle))
+        finally:
+            del self._jobs[handle]
+
+    def begin(self) -> None:
+        """Take up no job any more, give back those that wait, and the others after the grace."""
+        if self._begun:
+            return
+        self._begun = True
+        say(f"asked to end: {counted(len(self._jobs), 'job')} here, {self._grace:g} s for them")
+        for handle in list(self._jobs):
+            if handle.is_queued():
+                handle.end(_not_begun(), _SHUTDOWN_TIDY_SECONDS)
+        asyncio.get_running_loop().call_later(self._grace, self._end_all)
+
+    def fault(self) -> Finding | None:
+        """What to tell of a job that should have been answered long ago."""
+        late = max((handle.overdue for handle in list(self._jobs)), default=0.0)
+        if late <= _OVERDUE_SECONDS + _TIDY_SECONDS:
+            return None
+        return error(
+            "worker.job_overdue",
+            f"A job is {late:.0f} s past its deadline and has not been answered.",
+            "Restart this worker, and report it with the end of its log.",
+            seconds=round(late),
+        )
+
+    def _end_all(self) -> None:
+        for handle in list(self._jobs):
+            handle.end(_not_done(self._grace), _SHUTDOWN_TIDY_SECONDS)
+
+
+def force_end_after_sigterm(seconds: float) -> None:
+    """From now on, end this process `seconds` after SIGTERM whatever it is at. To be called in the
+    main thread once Python handles SIGTERM.
+
+    A handler in Python runs only when the main thread comes back from what it is doing; the
+    wake-up descriptor is written to by the system's own handler, and read by a thread.
+    """
+    ours, woken = socket.socketpair()
+    woken.setblocking(False)
+    signal.set_wakeup_fd(woken.fileno(), warn_on_full_buffer=False)
+
+    def wait() -> None:
+        keep = woken  # closed, the descriptor could become another one's
+        while signal.SIGTERM not in ours.recv(64):
+            pass
+        time.sleep(seconds)
+        say(f"this worker has not ended {seconds:g} s after SIGTERM; ending it by force")
+        del keep
+        os._exit(1)  # the guard takes ComfyUI along
+
+    threading.Thread(target=wait, name="force-end", daemon=True).start()
+
+
+def _no() -> bool:
+    return False
+
+
+def _not_begun() -> JobError:
+    return JobError(
+        "worker.shutting_down",
+        "This worker is being stopped and has not begun the job.",
+        _FIX,
+        begun=False,
+    )
+
+
+def _not_done(grace: float) -> JobError:
+    return JobError(
+        "worker.shutting_down",
+        f"This worker is being stopped and the job was not done within {grace:g} s.",
+        f"{_FIX} If this happens often, raise SHUTDOWN_GRACE, as far as the platform waits.",
+        begun=True,
+        grace=grace,
+    )

@@ -1,0 +1,329 @@
+"""Jobs with inputs and outputs of all kinds on a real ComfyUI, with real servers on either side."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import io
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import requests
+from PIL import Image
+
+from demo.volume import DemoVolume
+from tests.conftest import BootedWorker, environment, furnished, ready_worker
+from tests.end_to_end.test_worker import assert_refused, from_file, plain, png
+from tests.support.s3_server import BUCKET, KEY_ID, SECRET, S3Server, s3_server
+from tests.support.schemas import check_reply
+from tests.support.vicious_server import ViciousServer
+
+QUERY = "?X-Signature=query-marker-5150"
+
+
+@pytest.fixture(scope="module")
+def volume(demo: DemoVolume, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return furnished(demo, tmp_path_factory.mktemp("in-and-out") / "volume")
+
+
+@pytest.fixture(scope="module")
+def worker(
+    demo: DemoVolume, volume: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[BootedWorker]:
+    """One that may fetch from, and upload to, this machine."""
+    env = environment(demo, volume, tmp_path_factory.mktemp("work"))
+    with ready_worker({**env, "ALLOW_PRIVATE_URLS": "true"}) as booted:
+        yield booted
+
+
+@pytest.fixture(scope="module")
+def web() -> Iterator[ViciousServer]:
+    with ViciousServer() as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def bucket() -> Iterator[S3Server]:
+    with s3_server() as running:
+        yield running
+
+
+def ask(worker: BootedWorker, **given: Any) -> dict[str, Any]:
+    """A job that goes well, its reply held against the schema."""
+    reply = worker.ask(given)
+    assert reply["status"] == "completed", reply
+    check_reply(reply)
+    return reply
+
+
+def colour(result: dict[str, Any]) -> Any:
+    picture = Image.open(io.BytesIO(base64.b64decode(result["image"])))
+    return picture.convert("RGB").getpixel((2, 2))
+
+
+def no_input_is_left(worker: BootedWorker) -> bool:
+    work = worker.boot.work
+    assert work is not None
+    return not any(path.is_file() for path in work.input.rglob("*"))
+
+
+def report(files: str, ui: Any) -> dict[str, Any]:
+    node = {"class_type": "TestReport", "inputs": {"files": files, "ui": json.dumps(ui)}}
+    return {"1": node}
+
+
+# --- in ---------------------------------------------------------------------------------------
+
+
+def test_a_url_in_a_loader_is_fetched_and_its_query_is_seen_nowhere(
+    worker: BootedWorker, web: ViciousServer, capfd: pytest.CaptureFixture[str]
+) -> None:
+    url = web.serve("/photo.png", png(colour=(10, 200, 30))) + QUERY
+    reply = ask(worker, workflow=from_file(url))
+    assert colour(reply["results"][0]) == (10, 200, 30)
+    assert no_input_is_left(worker)
+    bad = worker.ask({"workflow": from_file(web.serve("/gone.png", b"", status=404) + QUERY)})
+    assert_refused(bad, "input.not_fetched", "/gone.png", "404")
+    out, err = capfd.readouterr()
+    assert "query-marker" not in repr(reply) + repr(bad) + out + err
+
+
+@pytest.mark.parametrize("value", ["clipspace/mask.png", "clipspace/mask.png [input]"])
+def test_a_file_in_a_subfolder_is_loaded_as_the_editor_names_it(
+    worker: BootedWorker, value: str
+) -> None:
+    data = base64.b64encode(png(colour=(1, 2, 3))).decode()
+    file = {"name": "mask.png", "subfolder": "clipspace", "data": data}
+    reply = ask(worker, workflow=from_file(value), files=[file])
+    assert colour(reply["results"][0]) == (1, 2, 3) and no_input_is_left(worker)
+
+
+def test_a_repeated_name_never_shows_yesterdays_picture(
+    worker: BootedWorker, web: ViciousServer
+) -> None:
+    for shade in ((1, 1, 1), (250, 1, 1), (1, 250, 1)):
+        url = web.serve("/same.png", png(colour=shade))
+        by_name = [{"name": "a.png", "url": url}]
+        assert (
+            colour(ask(worker, workflow=from_file("a.png"), files=by_name)["results"][0]) == shade
+        )
+        assert colour(ask(worker, workflow=from_file(url))["results"][0]) == shade
+
+
+def test_all_that_is_missing_is_told_at_once(worker: BootedWorker, volume: Path) -> None:
+    (volume / "ComfyUI" / "input").mkdir(exist_ok=True)
+    (volume / "ComfyUI" / "input" / "portrait.png").write_bytes(png())
+    nodes = from_file("portrai.png")
+    nodes["7"] = {"class_type": "LoadImageMask", "inputs": {"image": "mask.png", "channel": "red"}}
+    nodes["8"] = {"class_type": "SaveImagee", "inputs": {"images": ["1", 0]}}
+    nodes["9"] = {"class_type": "Nothing", "inputs": {}}
+    reply = worker.ask({"workflow": nodes})
+    assert_refused(
+        reply, "workflow.unknown_node", "SaveImagee", "Nothing", "portrai.png", "mask.png"
+    )
+    check_reply(reply)
+    codes = [problem["error_code"] for problem in reply["details"]["problems"]]
+    assert codes == ["workflow.unknown_node", "input.missing", "input.missing"]
+    assert reply["details"]["problems"][1]["nearest"] == ["portrait.png"]
+
+
+def test_object_info_is_asked_for_once(
+    worker: BootedWorker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from handler.execution.comfy_client import ComfyClient
+
+    asked: list[str] = []
+    real = ComfyClient.node_classes
+
+    async def counted(self: ComfyClient) -> list[str]:
+        asked.append("object_info")
+        return await real(self)
+
+    monkeypatch.setattr(ComfyClient, "node_classes", counted)
+    jobs = worker.worker._jobs
+    assert jobs is not None
+    jobs._known._names.clear()
+    ask(worker, workflow=plain())
+    assert asked == [], "not needed for a job that is right"
+    for name in ("SaveImagee", "SaveImageee"):
+        nodes = plain()
+        nodes["2"]["class_type"] = name
+        reply = worker.ask({"workflow": nodes})
+        assert reply["details"]["nearest"][name], "it knows what there is"
+    assert asked == ["object_info"]
+
+
+def test_a_workflow_on_the_volume_is_run_by_its_name(worker: BootedWorker, volume: Path) -> None:
+    folder = volume / "workflows" / "people"
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "portrait.json").write_text(json.dumps(plain(color=0)))
+    (volume / "workflows" / "ui.json").write_text('{"nodes": [], "links": []}')
+    (volume / "secret.json").write_text(json.dumps(plain()))
+    for name in ("people/portrait", "people/portrait.json"):
+        overrides = {"1": {"color": 0x0000FF}}
+        reply = ask(worker, workflow_name=name, overrides=overrides)
+        assert colour(reply["results"][0]) == (0, 0, 255)
+    reply = worker.ask({"workflow_name": "people/portrai"})
+    assert_refused(reply, "workflow.name_unknown", "people/portrait")
+    assert_refused(worker.ask({"workflow_name": "ui"}), "workflow.ui_format", "Export (API)")
+    for name in ("../secret", "/etc/passwd", str(volume / "secret"), "a\0b", "x" * 5000, "\ud800"):
+        assert_refused(worker.ask({"workflow_name": name}), "workflow.name_unknown")
+
+
+# --- out --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("format", "mime"), [("webp", "image/webp"), ("jpeg", "image/jpeg"), ("png", "image/png")]
+)
+def test_pictures_come_in_the_format_that_is_wanted(
+    worker: BootedWorker, volume: Path, format: str, mime: str
+) -> None:
+    (result,) = ask(worker, workflow=plain(), output={"format": format, "metadata": False})[
+        "results"
+    ]
+    picture = base64.b64decode(result["image"])
+    assert result["mime_type"] == mime and b"EmptyImage" not in picture
+    assert (volume / result["path"]).read_bytes() == picture
+
+
+def test_the_workflow_travels_in_the_picture_unless_it_shall_not(worker: BootedWorker) -> None:
+    (result,) = ask(worker, workflow=plain())["results"]
+    assert b"EmptyImage" in base64.b64decode(result["image"])
+
+
+def test_previews_come_when_they_are_asked_for(worker: BootedWorker) -> None:
+    nodes = plain()
+    nodes["3"] = {"class_type": "PreviewImage", "inputs": {"images": ["1", 0]}}
+    assert [r["type"] for r in ask(worker, workflow=nodes)["results"]] == ["output"]
+    both = ask(worker, workflow=nodes, output={"include_temp": True})["results"]
+    assert sorted(r["type"] for r in both) == ["output", "temp"]
+
+
+def test_pictures_meant_for_the_socket_come_back_too(worker: BootedWorker) -> None:
+    nodes = plain(color=0x00FF00)
+    nodes["2"] = {"class_type": "SaveImageWebsocket", "inputs": {"images": ["1", 0]}}
+    assert colour(ask(worker, workflow=nodes)["results"][0]) == (0, 255, 0)
+
+
+def test_a_latent_comes_back(worker: BootedWorker) -> None:
+    size = {"width": 64, "height": 64, "batch_size": 1}
+    nodes = {
+        "1": {"class_type": "EmptyLatentImage", "inputs": size},
+        "2": {"class_type": "SaveLatent", "inputs": {"samples": ["1", 0], "filename_prefix": "l"}},
+    }
+    (result,) = ask(worker, workflow=nodes)["results"]
+    assert result["kind"] == "file" and result["filename"].endswith(".latent") and result["data"]
+
+
+@pytest.mark.parametrize(
+    ("files", "ui", "kinds"),
+    [
+        ("v/a.mp4", {"gifs": [{"filename": "a.mp4", "subfolder": "v", "type": "output",
+                               "format": "video/h264-mp4", "fullpath": "OUTPUT/v/a.mp4"}]},
+         ["video"]),
+        ("v/b.mp4", {"gifs": [{"filename": "b.mp4", "subfolder": "odd", "type": "odd",
+                               "fullpath": "OUTPUT/v/b.mp4"}]}, ["video"]),
+        ("3d/m.glb", {"result": ["3d/m.glb", {"position": [1]}, None]}, ["model"]),
+        ("3d/n.glb", {"model_file": "OUTPUT/3d/n.glb"}, ["model"]),
+        ("s.flac", {"audio": [{"filename": "s.flac", "subfolder": "", "type": "output"}]},
+         ["audio"]),
+        ("x.custom", {"odd": [{"deep": [[{"filename": "x.custom"}]]}]}, ["file"]),
+        ("y.bin", {"text": "one text", "string": ["two", "two"]}, ["text"] * 3),
+    ],
+)  # fmt: skip
+def test_whatever_shape_a_node_reports_comes_back(
+    worker: BootedWorker, files: str, ui: Any, kinds: list[str]
+) -> None:
+    reply = ask(worker, workflow=report(files, ui))
+    assert [r["kind"] for r in reply["results"]] == kinds
+    if kinds != ["text"] * 3:
+        content = base64.b64decode(reply["results"][0]["data"])
+        assert content == f"content of {files}".encode()
+    else:
+        assert reply["also_kept"] and reply["also_kept"][0].endswith(".bin")
+
+
+@pytest.mark.parametrize(
+    "path", ["/proc/self/environ", "/etc/passwd", "../user/x.json", "OUTPUT/../.lock"]
+)
+def test_a_node_cannot_have_other_files_sent(worker: BootedWorker, path: str) -> None:
+    ui = {
+        "text": ["x"],
+        "gifs": [{"filename": path, "fullpath": path}],
+        "result": [path + ".json", path],
+        "files": [{"filename": os.path.basename(path), "subfolder": os.path.dirname(path)}],
+    }
+    reply = ask(worker, workflow=report("", ui))
+    assert [r["kind"] for r in reply["results"]] == ["text"]
+
+
+def test_a_job_takes_its_own_bucket_along_and_its_secret_is_seen_nowhere(
+    worker: BootedWorker, bucket: S3Server, capfd: pytest.CaptureFixture[str]
+) -> None:
+    config = {
+        "accessId": KEY_ID,
+        "accessSecret": SECRET,
+        "bucketName": BUCKET,
+        "endpointUrl": bucket.url,
+    }
+    job = {"id": "j", "input": {"workflow": plain(batch_size=3)}, "s3Config": config}
+    reply = asyncio.run(worker.worker.handle(job))
+    check_reply(reply)
+    assert len(reply["results"]) == 3
+    for result in reply["results"]:
+        answer = requests.get(result["url"], timeout=30)
+        assert answer.headers["Content-Type"] == "image/png"
+        assert len(answer.content) == result["size"] and "image" not in result
+    wrong = {**config, "bucketName": "not-there"}
+    failed = asyncio.run(worker.worker.handle({**job, "s3Config": wrong}))
+    assert all(result["image"] for result in failed["results"])
+    assert any("NoSuchBucket" in warning for warning in failed["warnings"])
+    assert worker.boot.comfyui is not None
+    history = requests.get(worker.boot.comfyui.url + "/history", timeout=30).text
+    out, err = capfd.readouterr()
+    assert SECRET not in repr(reply) + repr(failed) + out + err + history
+
+
+def test_a_repeated_job_whose_file_is_gone_runs_its_last_node_again(worker: BootedWorker) -> None:
+    work = worker.boot.work
+    assert work is not None
+    first = ask(worker, workflow=plain(color=99))["results"][0]
+    assert os.listdir(work.output), "left for a repetition"
+    for file in work.output.glob("*.png"):
+        file.unlink()
+    again = ask(worker, workflow=plain(color=99))["results"][0]
+    assert colour(first) == colour(again) and first["path"] != again["path"]
+
+
+def test_the_output_folder_does_not_grow(worker: BootedWorker) -> None:
+    work = worker.boot.work
+    assert work is not None
+    for shade in range(5):
+        ask(worker, workflow=plain(color=shade, batch_size=3))
+        assert len([p for p in work.output.rglob("*") if p.is_file()]) <= 6
+    ask(worker, workflow=report("", {"text": ["x"]}))
+    assert [p for p in work.output.rglob("*") if p.is_file()] == []
+
+
+def test_what_is_too_large_is_on_the_volume_and_the_reply_says_so(
+    worker: BootedWorker, volume: Path
+) -> None:
+    jobs = worker.worker._jobs
+    assert jobs is not None
+    settings = jobs._delivery._settings
+    object.__setattr__(settings, "max_reply_mb", 0.02)
+    try:
+        nodes = plain(width=512, height=512)
+        nodes["3"] = report("", {"text": ["x" * 30_000]})["1"]
+        reply = ask(worker, workflow=nodes)
+    finally:
+        object.__setattr__(settings, "max_reply_mb", 10.0)
+    (long,) = [r for r in reply["results"] if r["kind"] == "text"]
+    assert (volume / long["path"]).read_text() == "x" * 30_000
+    assert len(json.dumps(reply)) <= 20_000
+    assert any("MAX_REPLY_MB=0.02" in warning for warning in reply["warnings"])

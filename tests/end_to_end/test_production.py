@@ -1,0 +1,252 @@
+"""The worker as Runpod runs it: the real SDK in production mode, a loopback control plane."""
+
+from __future__ import annotations
+
+import base64
+import json
+import re
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from demo.volume import DemoVolume
+from tests.bootstrap.boot.test_models import loading, want
+from tests.conftest import environment, furnished, workflow
+from tests.end_to_end.test_faults import through
+from tests.end_to_end.test_worker import plain
+from tests.support.control_plane import ControlPlane
+from tests.support.provisioning import MARKER as TOKEN
+from tests.support.provisioning import tensors
+from tests.support.vicious_server import ViciousServer
+from tests.support.worker_process import WorkerProcess
+
+
+@dataclass(frozen=True)
+class Production:
+    """A worker that serves, its control plane and its volume."""
+
+    plane: ControlPlane
+    worker: WorkerProcess
+    volume: Path
+
+    def ask(self, given: Any, timeout: float = 60) -> Any:
+        """What was posted for `{"input": given}`."""
+        return self.plane.result(self.plane.submit(given), timeout)
+
+
+@pytest.fixture(scope="module")
+def production(demo: DemoVolume, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Production]:
+    """One worker in production mode for the tests of this file that leave it serving."""
+    volume = furnished(demo, tmp_path_factory.mktemp("production") / "volume")
+    work = tmp_path_factory.mktemp("work")
+    with ControlPlane() as plane:
+        env = environment(demo, volume, work) | plane.worker_env()
+        env |= {"ALLOW_PRIVATE_DOWNLOAD_URLS": "true", "HF_TOKEN": TOKEN, "civitai_token": TOKEN}
+        with WorkerProcess.module("handler", env=env) as worker:
+            plane.wait_for("ready", timeout=90)
+            yield Production(plane, worker, volume)
+
+
+def test_results_come_back_whole(production: Production) -> None:
+    for name, count, magic in (
+        ("batch_of_3", 3, b"\x89PNG"),
+        ("video_mp4", 1, b"ftyp"),
+        ("animation_webp", 1, b"WEBP"),
+    ):
+        output = production.ask({"workflow": workflow(name)})["output"]
+        assert output["status"] == "completed"
+        assert len(output["results"]) == count
+        for result in output["results"]:
+            content = base64.b64decode(result.get("image") or result["data"])
+            assert magic in content[:16]
+            assert (production.volume / result["path"]).read_bytes() == content
+
+
+def test_a_model_on_demand_is_told_while_it_comes_and_before_the_result(
+    production: Production,
+) -> None:
+    content = tensors(1_500_000)
+    production.plane.faults.delay["progress"] = 1.5
+    with ViciousServer() as server:
+        url = server.serve("/d.safetensors", content, bytes_per_second=400_000)
+        want(production.volume, url, content)
+        job = production.plane.submit({"workflow": loading()})
+        body = production.plane.result(job)
+    assert body["output"]["error_code"] == "job.node_failed", "found, but no VAE"
+    time.sleep(2.5)  # what was not drained would arrive now
+    production.plane.faults.delay.clear()
+    mine = [event for event in production.plane.events if event.job_id == job]
+    assert {event.kind for event in mine[:-1]} == {"submit", "take", "progress"}
+    assert mine[-1].kind == "done", "nothing after the result"
+    told = [event.body["output"] for event in mine if event.kind == "progress"]
+    assert {update["model"] for update in told} == {"vae/wanted.safetensors"}
+    assert {key for update in told for key in update} == {"stage", "percent", "model", "detail"}
+    percents = [update["percent"] for update in told]
+    assert len(percents) >= 2 and percents == sorted(percents)
+    assert TOKEN not in production.worker.log and TOKEN not in str(mine)
+
+
+def test_a_running_prompt_is_told_in_order_and_not_too_often(production: Production) -> None:
+    nodes = through("TestSteps", steps=40, seconds=4.0)
+    job = production.plane.submit({"workflow": nodes})
+    production.plane.result(job)
+    time.sleep(1.5)  # what was not drained would arrive now
+    mine = [event for event in production.plane.events if event.job_id == job]
+    assert mine[-1].kind == "done", "nothing after the result"
+    told = [event for event in mine if event.kind == "progress"]
+    updates = [event.body["output"] for event in told]
+    stages = [update["stage"] for update in updates]
+    order = ["queued", "running", "delivering"]
+    assert [order.index(stage) for stage in stages] == sorted(map(order.index, stages))
+    assert "running" in stages, "`queued` is over before the first update"
+    running = [update for update in updates if update["stage"] == "running"]
+    percents = [update["percent"] for update in running]
+    assert percents == sorted(percents) and percents[-1] > 30
+    stepping = [update for update in running if "step" in update]
+    assert 2 <= len(stepping) <= 5, "about one a second of 40 steps"
+    assert {(update["node"], update["class_type"], update["steps"]) for update in stepping} == {
+        ("3", "TestSteps", 40)
+    }
+
+
+def test_an_error_is_posted_as_runpod_shows_it(production: Production) -> None:
+    body = production.ask({"workflow": {}})
+    assert isinstance(body["error"], str)
+    assert body["output"]["error_code"] == "workflow.empty"
+
+
+@pytest.mark.parametrize("given", [None, [], "text", 7, {"workflow": None}, {"workflow": "\ud800"}])
+def test_malformed_input_is_answered(production: Production, given: Any) -> None:
+    assert "error" in production.ask(given)
+
+
+def test_a_job_that_is_not_json_does_not_stop_the_worker(production: Production) -> None:
+    production.plane.submit_raw(b"{not json")
+    assert production.ask({"workflow": plain()})["output"]["status"] == "completed"
+
+
+def test_cancel_frees_comfyui_for_the_next_job(production: Production) -> None:
+    lines_before = len(production.worker.lines)
+    job = production.plane.submit({"workflow": through("TestSleep", seconds=120)})
+    production.plane.wait_for("take", job)
+    production.worker.wait_for_line(r"got prompt", after=lines_before)
+    production.plane.cancel(job)
+    body = production.ask({"workflow": plain(), "max_wait": 20})
+    assert body["output"]["status"] == "completed"
+    assert production.plane.select("done", job) == []
+
+
+def test_comfyui_killed_in_a_job_gives_the_reason_and_the_next_job_works(
+    production: Production,
+) -> None:
+    body = production.ask({"workflow": through("TestDie", way="SIGKILL")})
+    assert body["output"]["error_code"] == "comfyui.died"
+    assert "memory" in body["error"]
+    assert production.ask({"workflow": plain()})["output"]["status"] == "completed"
+
+
+@pytest.mark.parametrize("megabytes", [7, 8, 30])
+def test_a_result_that_runpod_would_drop_is_on_the_volume(
+    production: Production, megabytes: int
+) -> None:
+    """The control plane answers 400 to more than 10 MB, as Runpod does."""
+    ui = {"gifs": [{"filename": "film.mp4", "subfolder": "", "type": "output"}]}
+    inputs = {"files": "film.mp4", "ui": json.dumps(ui), "megabytes": megabytes}
+    nodes = {"1": {"class_type": "TestReport", "inputs": inputs}}
+    (result,) = production.ask({"workflow": nodes})["output"]["results"]
+    assert ("data" in result) is (megabytes == 7)
+    kept = production.volume / result["path"]
+    assert kept.stat().st_size == result["size"] > megabytes * 1_000_000
+
+
+def test_a_bucket_beside_the_input_reaches_the_worker_and_must_be_public(
+    production: Production,
+) -> None:
+    """The SDK hands the whole job on; a caller's bucket on this machine is refused at the door."""
+    config = {"accessId": "id", "accessSecret": "s3-secret-marker", "bucketName": "results"}
+    prompts = production.worker.log.count("got prompt")
+    for endpoint in ("http://127.0.0.1:9", "https://169.254.169.254"):
+        job = production.plane.submit_raw(
+            {
+                "id": f"bucket-{endpoint[:5]}",
+                "input": {"workflow": plain()},
+                "s3Config": {**config, "endpointUrl": endpoint},
+            }
+        )
+        output = production.plane.result(job)["output"]
+        assert output["error_code"] == "output.bad_bucket" and output["fix"]
+        assert "s3-secret-marker" not in repr(output) + production.worker.log
+    assert production.worker.log.count("got prompt") == prompts, "the GPU did not work for it"
+
+
+def test_each_result_is_posted_once(production: Production) -> None:
+    done = [event.job_id for event in production.plane.select("done")]
+    assert len(done) == len(set(done))
+
+
+def test_no_key_reaches_the_log(production: Production) -> None:
+    env = production.plane.worker_env()
+    assert env["RUNPOD_AI_API_KEY"] not in production.worker.log
+
+
+def test_the_worker_never_imports_torch_nor_comfyuis_packages(production: Production) -> None:
+    maps = Path(f"/proc/{production.worker.pid}/maps").read_text()
+    assert not re.search(r"libtorch|/torch/", maps)
+
+
+def test_nobody_on_another_machine_can_connect(production: Production) -> None:
+    worker = psutil.Process(production.worker.pid)
+    listening = {
+        connection.laddr.ip
+        for process in (worker, *worker.children(recursive=True))
+        for connection in process.net_connections("inet")
+        if connection.status == psutil.CONN_LISTEN
+    }
+    assert listening == {"127.0.0.1"}, "ComfyUI's"
+
+
+def test_sigterm_finishes_the_job_in_flight_and_leaves_no_process(production: Production) -> None:
+    """Last in this file: it ends the worker."""
+    lines_before = len(production.worker.lines)
+    job = production.plane.submit({"workflow": through("TestSleep", seconds=3)})
+    # Handed out is not yet taken up: the SDK drops what comes to it after the signal.
+    production.worker.wait_for_line(r"got prompt", after=lines_before)
+    production.worker.terminate()
+    assert production.plane.result(job)["output"]["status"] == "completed"
+    assert production.worker.wait(30) == 0
+    psutil.wait_procs([psutil.Process(p.pid) for p in production.worker.living()], timeout=5)
+    assert production.worker.living() == []
+
+
+def test_a_worker_without_volume_answers_at_once_what_to_do(
+    demo: DemoVolume, tmp_path: Path
+) -> None:
+    with ControlPlane() as plane:
+        env = environment(demo, tmp_path / "nowhere", tmp_path / "work") | plane.worker_env()
+        with WorkerProcess.module("handler", env=env):
+            body = plane.result(plane.submit({"workflow": plain()}), 30)
+    assert body["output"]["error_code"] == "volume.not_found"
+    assert "Network Volume" in body["error"]
+
+
+def test_a_broken_machine_is_reported_as_unhealthy(demo: DemoVolume, tmp_path: Path) -> None:
+    volume = furnished(demo, tmp_path / "volume")
+    (tmp_path / "file").write_text("not a folder")
+    with ControlPlane() as plane:
+        env = environment(demo, volume, tmp_path / "file" / "work") | plane.worker_env()
+        with WorkerProcess.module("handler", env=env) as worker:
+            event = plane.wait_for("unhealthy", timeout=30)
+            assert worker.wait(30) == 1
+    assert "disk.local_unusable" in str(event.body)
+
+
+def test_sdk_local_mode_runs_one_job(worker_env: dict[str, str]) -> None:
+    given = json.dumps({"input": {"workflow": plain()}})
+    with WorkerProcess.module("handler", "--test_input", given, env=worker_env) as worker:
+        assert worker.wait(90) == 0
+        assert "completed successfully" in worker.log

@@ -1,0 +1,104 @@
+"""Whatever stops a job, no other prompt is touched.
+
+ComfyUI before 0.3.57 interrupts whatever runs: it is asked only while the job's own prompt does.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+from typing import Any
+
+import pytest
+from aiohttp import web
+from aiohttp.test_utils import TestServer
+
+from bootstrap.comfyui import ComfyUI
+from handler.common.calls import Calls
+from handler.common.deadline import Deadline
+from handler.common.errors import JobError
+from handler.execution.comfy_client import KnownClasses
+from handler.execution.prompt_run import run_prompt
+from handler.execution.queue import Line, Prompt
+from tests.end_to_end.test_worker import plain
+from tests.support import fake_comfyui
+
+
+class OldComfyUI:
+    """Answers as 2023's did: takes no prompt id, interrupts whatever runs, has no socket for us."""
+
+    def __init__(self, running: list[str]) -> None:
+        self.running = running
+        self.pending: list[str] = []
+        self.interrupts = 0
+
+    def app(self) -> web.Application:
+        app = web.Application()
+        app.router.add_post("/prompt", self._prompt)
+        app.router.add_get("/queue", self._queue)
+        app.router.add_post("/queue", self._delete)
+        app.router.add_post("/interrupt", self._interrupt)
+        app.router.add_get("/history/{id}", self._history)
+        return app
+
+    async def _prompt(self, _: web.Request) -> web.Response:
+        (self.pending if self.running else self.running).append("own-id-of-comfyui")
+        return web.json_response({"prompt_id": "own-id-of-comfyui", "number": 1})
+
+    async def _queue(self, _: web.Request) -> web.Response:
+        return web.json_response(
+            {
+                "queue_running": [[0, name, {}, {}, []] for name in self.running],
+                "queue_pending": [[1, name, {}, {}, []] for name in self.pending],
+            }
+        )
+
+    async def _delete(self, request: web.Request) -> web.Response:
+        for name in (await request.json())["delete"]:
+            self.pending.remove(name)
+        return web.Response()
+
+    async def _interrupt(self, _: web.Request) -> web.Response:
+        self.interrupts += 1
+        self.running.clear()
+        return web.Response()
+
+    async def _history(self, _: web.Request) -> web.Response:
+        return web.json_response({})
+
+
+@pytest.mark.parametrize("other_runs", [True, False])
+def test_only_the_jobs_own_prompt_is_stopped(tmp_path: Path, other_runs: bool) -> None:
+    old = OldComfyUI(["somebody-elses"] if other_runs else [])
+    steps: list[Any] = []
+
+    async def job() -> None:
+        async with TestServer(old.app(), host="127.0.0.1") as server:
+            comfyui = started(tmp_path)
+            comfyui.port, own = int(server.port or 0), comfyui.port
+            try:
+                async with Line().turn(Deadline(2.5)) as turn:
+                    prompt = Prompt(plain(), tell=steps.append)
+                    await run_prompt(
+                        comfyui, prompt, turn, tmp_path, KnownClasses(), Calls.on(tmp_path)
+                    )
+            finally:
+                comfyui.port = own
+                comfyui.stop()
+
+    with pytest.raises(JobError) as caught:
+        asyncio.run(job())
+    assert caught.value.code == "job.timeout"
+    assert old.pending == []
+    assert old.running == (["somebody-elses"] if other_runs else [])
+    assert old.interrupts == (0 if other_runs else 1)
+    positions = {step.more.get("position") for step in steps if step.stage == "queued"}
+    assert positions == ({None, 2} if other_runs else {None}), "told though the socket is not there"
+    assert ("running" in {step.stage for step in steps}) is not other_runs
+
+
+def started(folder: Path) -> ComfyUI:
+    """A process that lives; what answers for it is the server of the test."""
+    comfyui = fake_comfyui.write(folder / "ComfyUI", folder / "work")
+    comfyui.start()
+    return comfyui

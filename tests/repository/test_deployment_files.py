@@ -1,0 +1,188 @@
+"""Files that only other machines run: compose, workflows, what may enter the image. Docker and
+GitHub are not at hand in a test, so these hold what can be held: form, pins, rights and names."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+import bootstrap
+from bootstrap.config import Settings, variables
+
+ROOT = Path(__file__).parents[2]
+WORKFLOWS = sorted((ROOT / ".github" / "workflows").glob("*.yml"))
+COMPOSE: Any = yaml.safe_load((ROOT / "docker-compose.yml").read_text())
+DOCKERFILE = (ROOT / "Dockerfile").read_text()
+
+
+def fits(schema: str, path: Path) -> subprocess.CompletedProcess[str]:
+    """check-jsonschema's word on a file, by the schema that it brings along."""
+    command = [sys.executable, "-m", "check_jsonschema", "--builtin-schema", f"vendor.{schema}"]
+    return subprocess.run([*command, str(path)], capture_output=True, text=True, check=False)
+
+
+FILES = [("compose-spec", ROOT / "docker-compose.yml")] + [
+    ("github-workflows", w) for w in WORKFLOWS
+]
+
+
+@pytest.mark.parametrize(("schema", "path"), FILES, ids=lambda given: getattr(given, "name", given))
+def test_a_file_fits_its_schema(schema: str, path: Path, tmp_path: Path) -> None:
+    assert fits(schema, path).returncode == 0, fits(schema, path).stdout
+    broken = tmp_path / "broken.yml"
+    broken.write_text(path.read_text().replace("ports:", "prots:").replace("runs-on:", "run-on:"))
+    assert fits(schema, broken).returncode == 1
+
+
+@pytest.mark.parametrize("name", ["gpu", "cpu"])
+def test_a_service_is_what_compose_takes_and_the_image_has(name: str) -> None:
+    service = COMPOSE["services"][name]
+    command = re.search(r"^CMD \[(.*)\]", DOCKERFILE, re.MULTILINE)
+    assert command is not None
+    own = re.findall(r'"([^"]+)"', command[1])
+    assert service["command"] == [*own, "--rp_serve_api", "--rp_api_host", "0.0.0.0"]
+    for argument in service["build"].get("args", {}):
+        assert re.search(rf"^ARG {argument}\b", DOCKERFILE, re.MULTILINE), argument
+
+
+@pytest.mark.parametrize("name", ["gpu", "cpu"])
+def test_a_service_sets_what_the_worker_understands(name: str) -> None:
+    environment = COMPOSE["services"][name]["environment"]
+    assert set(environment) <= {variable.name for variable in variables().values()}
+    given = {key: value for key, value in environment.items() if value is not None}
+    settings, findings = Settings.from_env(given)
+    assert findings == ()
+    assert settings.gpu == {"gpu": "required", "cpu": "none"}[name]
+    assert ("--cpu" in settings.comfyui_args) == (name == "cpu")
+    secret = {v.name for v in variables().values() if v.kind.secret}
+    assert not secret & set(given), "a secret has no value here"
+
+
+@pytest.mark.parametrize("name", ["gpu", "cpu"])
+def test_nobody_else_reaches_the_local_api(name: str) -> None:
+    ports = COMPOSE["services"][name]["ports"]
+    assert ports
+    assert all(port.startswith("127.0.0.1:") for port in ports)
+
+
+def test_a_gpu_is_asked_for() -> None:
+    resources = COMPOSE["services"]["gpu"]["deploy"]["resources"]["reservations"]
+    assert resources["devices"] == [{"driver": "nvidia", "count": 1, "capabilities": ["gpu"]}]
+
+
+@pytest.mark.parametrize("path", WORKFLOWS, ids=lambda p: p.name)
+def test_actions_are_pinned_by_commit_and_rights_are_few(path: Path) -> None:
+    text = path.read_text()
+    workflow = yaml.safe_load(text)
+    assert workflow["permissions"] == {"contents": "read"}
+    for line in re.findall(r"uses: (.*)", text):
+        assert re.fullmatch(r"[\w.-]+/[\w.-]+@[0-9a-f]{40} # v\d+\.\d+\.\d+", line), line
+    for job in workflow["jobs"].values():
+        assert job["timeout-minutes"] <= 90
+        assert "pull_request_target" not in text
+        for step in job["steps"]:
+            if "checkout" in step.get("uses", ""):
+                assert step["with"] == {"persist-credentials": False}
+            assert "${{" not in step.get("run", ""), "what others write would become a command"
+
+
+def test_ci_runs_what_a_clone_is_judged_by() -> None:
+    for path in WORKFLOWS:
+        steps = yaml.safe_load(path.read_text())["jobs"]["test"]["steps"]
+        assert ".ci/run" in [step.get("run") for step in steps]
+    assert (ROOT / ".ci" / "run").stat().st_mode & 0o111
+
+
+def test_a_release_builds_for_runpods_machines_after_the_tests() -> None:
+    image = yaml.safe_load((ROOT / ".github/workflows/release.yml").read_text())["jobs"]["image"]
+    assert image["needs"] == "test"
+    assert image["permissions"] == {"contents": "read", "packages": "write"}
+    build = image["steps"][-1]["with"]
+    assert build["platforms"] == "linux/amd64"
+    for argument in re.findall(r"^(\w+)=", build["build-args"], re.MULTILINE):
+        assert re.search(rf"^ARG {argument}\b", DOCKERFILE, re.MULTILINE)
+
+
+def release_step(prefix: str) -> str:
+    release = yaml.safe_load((ROOT / ".github/workflows/release.yml").read_text())
+    steps = [step for job in release["jobs"].values() for step in job["steps"]]
+    return next(str(s["run"]) for s in steps if s.get("name", "").startswith(prefix))
+
+
+@pytest.mark.parametrize(("tag", "code"), [(f"v{bootstrap.__version__}", 0), ("v99.0.0", 1)])
+def test_a_tag_must_be_the_version_in_the_code(tag: str, code: int) -> None:
+    env = {"GITHUB_REF_NAME": tag, "PATH": "/usr/bin:/bin"}
+    done = subprocess.run(["bash", "-c", release_step("The tag")], cwd=ROOT, env=env, check=False)
+    assert done.returncode == code
+
+
+def test_the_images_name_is_one_that_registries_take(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    env = {
+        "GITHUB_REF_NAME": "v1.2.3",
+        "GITHUB_REPOSITORY": "Somebody/ComfyUI-Worker",
+        "GITHUB_OUTPUT": str(out),
+        "PATH": "/usr/bin:/bin",
+    }
+    subprocess.run(["bash", "-ec", release_step("Names")], env=env, check=True)
+    image = "ghcr.io/somebody/comfyui-worker"
+    assert out.read_text() == f"version=1.2.3\ntags={image}:1.2.3,{image}:latest\n"
+
+
+def pinned(*names: str) -> set[tuple[str, str]]:
+    """(name, version) of every line of these requirement files. AssertionError at one without."""
+    found = set()
+    for name in names:
+        for line in (ROOT / "requirements" / name).read_text("utf-8").splitlines():
+            given = line.partition(";")[0].strip().removesuffix("\\").strip()
+            if given and not given.startswith(("#", "-")):
+                package, _, version = given.partition("==")
+                assert version, f"{name}: {line}"
+                found.add((plain_name(package.partition("[")[0]), version))
+    return found
+
+
+def plain_name(package: str) -> str:
+    return re.sub(r"[-_.]+", "-", package).lower()
+
+
+def test_python_packages_are_pinned_those_they_pull_in_too() -> None:
+    assert pinned("comfyui.txt", "comfyui-constraints.txt", "comfyui-source.txt")
+    there = {
+        (plain_name(found.metadata["Name"]), found.version)
+        for found in importlib.metadata.distributions()
+    }
+    loose = there - pinned("worker.txt", "dev.txt", "constraints.txt")
+    assert {name for name, _ in loose} <= {"pip", "setuptools"}, "Python's own"
+
+
+def test_nothing_enters_the_image_but_what_is_copied() -> None:
+    """`.dockerignore` shuts everything out; what it lets in again is what COPY names."""
+    lines = [
+        line
+        for line in (ROOT / ".dockerignore").read_text().splitlines()
+        if line and not line.startswith("#")
+    ]
+    assert lines[0] == "*"
+    let_in = {line[1:] for line in lines if line.startswith("!")}
+    copied = {
+        source.split("/")[0]
+        for sources in re.findall(r"^COPY (.*) \S+$", DOCKERFILE, re.MULTILINE)
+        for source in sources.split()
+    }
+    assert let_in == copied
+    shut_out = [line for line in lines[1:] if not line.startswith("!")]
+    assert lines[-len(shut_out) :] == shut_out, "the last rule that fits wins"
+    assert {"**/.env*", "**/__pycache__"} <= set(shut_out)
+
+
+def test_the_changelog_knows_the_version_or_what_comes() -> None:
+    headings = re.findall(r"^## (.*)$", (ROOT / "CHANGELOG.md").read_text(), re.MULTILINE)
+    assert headings[0] == "Unreleased" or headings[0].startswith(bootstrap.__version__)

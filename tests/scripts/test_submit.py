@@ -1,0 +1,603 @@
+"""scripts/submit.py and its parts: what it sends, what it survives, what it never does."""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from scripts import submit
+from scripts.api_key import is_safe_for_a_key
+from scripts.diagnostics_text import diagnostics_text
+from scripts.endpoint import TRIES, Endpoint, EndpointError, Job
+from scripts.outcome import Ended, report
+from scripts.request_form import UsageError, workflow_input
+from scripts.saving import safe_name, save
+from scripts.watching import Watching, progress_in
+from tests.end_to_end.test_worker import from_file, plain
+from tests.support.control_plane import ControlPlane
+from tests.support.plane_http import Answer, LoopbackServer, Request
+from tests.support.public_api import CLIENT_KEY, HANG_UP, PublicApi
+
+ENV = {"RUNPOD_API_KEY": CLIENT_KEY, "RUNPOD_ENDPOINT_ID": "some-endpoint"}
+
+
+def answer(body: Any, status: int = 200, **headers: str) -> Answer:
+    return Answer(status, json.dumps(body).encode(), headers=headers)
+
+
+@dataclass
+class Script:
+    """A server that answers each call with the next of its list, and the last for ever."""
+
+    answers: dict[str, list[Answer | None]]
+    seen: list[Request] = field(default_factory=list)
+    url: str = ""
+
+    def serve(self, request: Request) -> Answer | None:
+        self.seen.append(request)
+        call = next((c for c in self.answers if f"/{c}" in request.path), None)
+        if call is None:
+            return Answer(404)
+        left = self.answers[call]
+        return left.pop(0) if len(left) > 1 else left[0]
+
+
+@contextmanager
+def scripted(**answers: list[Answer | None]) -> Iterator[Script]:
+    script = Script(answers)
+    server = LoopbackServer(script.serve)
+    script.url = f"{server.url}/v2"
+    try:
+        yield script
+    finally:
+        server.close()
+
+
+def ended(output: Any, status: str = "COMPLETED", **more: Any) -> Answer:
+    return answer({"id": "job-1", "status": status, "output": output, **more})
+
+
+QUEUED = answer({"id": "job-1", "status": "IN_QUEUE"})
+
+
+def call(script: Script, folder: Path, *arguments: str, **env: str) -> int:
+    """submit.py with a small workflow; results go below `folder`."""
+    workflow = folder / "workflow.json"
+    workflow.write_text(json.dumps(plain()))
+    given = [str(workflow), "--output", str(folder / "out"), *arguments]
+    return submit.main(given, {**ENV, "RUNPOD_ENDPOINT_BASE_URL": script.url, **env})
+
+
+def endpoint(url: str, waits: list[float], key: str | None = CLIENT_KEY) -> Endpoint:
+    return Endpoint(url, key, lambda _: None, waits.append)
+
+
+# --- what is sent -----------------------------------------------------------------------------
+
+
+def written(folder: Path, content: Any) -> str:
+    place = folder / "workflow.json"
+    place.write_text(json.dumps(content))
+    return str(place)
+
+
+def test_set_keeps_the_type_of_what_it_replaces(tmp_path: Path) -> None:
+    source = written(tmp_path, plain())
+    given = workflow_input(
+        source, ["1.width=64", "2.filename_prefix=64", "1.new=a cat", "1.flag=true"], [], None
+    )
+    assert given["overrides"] == {
+        "1": {"width": 64, "new": "a cat", "flag": True},
+        "2": {"filename_prefix": "64"},
+    }
+
+
+def test_a_value_may_hold_equals_signs_and_dots(tmp_path: Path) -> None:
+    given = workflow_input(written(tmp_path, plain()), ["2.filename_prefix=a=b.c"], [], 5)
+    assert given["overrides"] == {"2": {"filename_prefix": "a=b.c"}}
+    assert given["max_wait"] == 5
+
+
+def test_a_whole_request_keeps_its_fields(tmp_path: Path) -> None:
+    request = {"workflow": plain(), "overrides": {"1": {"width": 8}}, "max_wait": 9}
+    given = workflow_input(written(tmp_path, {"input": request}), ["1.height=4"], [], None)
+    assert given == {**request, "overrides": {"1": {"width": 8, "height": 4}}}
+
+
+def test_an_image_is_named_by_its_file_or_as_asked(tmp_path: Path) -> None:
+    (tmp_path / "cat.png").write_bytes(b"bytes")
+    source, cat = written(tmp_path, from_file("x")), str(tmp_path / "cat.png")
+    given = workflow_input(source, [], [cat, f"photo.png={cat}"], None)
+    assert [image["name"] for image in given["images"]] == ["cat.png", "photo.png"]
+    assert base64.b64decode(given["images"][1]["image"]) == b"bytes"
+
+
+@pytest.mark.parametrize(
+    ("content", "assignments", "images", "said"),
+    [
+        ({"nodes": []}, [], [], "API format|Export"),
+        ([], [], [], "not an object"),
+        ({}, [], [], "no nodes"),
+        (plain(), ["9.text=a"], [], r"node 9; the workflow has 1 \(EmptyImage\)"),
+        (plain(), ["text=a"], [], "NODE.INPUT=VALUE"),
+        (plain(), ["1.width"], [], "NODE.INPUT=VALUE"),
+        (plain(), [], ["no/such/file.png"], "cannot be read"),
+    ],
+)
+def test_what_cannot_be_sent_is_told_before_it_is(
+    tmp_path: Path, content: Any, assignments: list[str], images: list[str], said: str
+) -> None:
+    with pytest.raises(UsageError, match=said):
+        workflow_input(written(tmp_path, content), assignments, images, None)
+
+
+def test_a_file_that_is_missing_or_not_json(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="cannot be read: No such file"):
+        workflow_input(str(tmp_path / "none.json"), [], [], None)
+    (tmp_path / "a.json").write_text("{")
+    with pytest.raises(UsageError, match="is not JSON"):
+        workflow_input(str(tmp_path / "a.json"), [], [], None)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "env", "said"),
+    [
+        ([], ENV, "Name a workflow file"),
+        (["w.json", "--diagnostics"], ENV, "--diagnostics goes without"),
+        (["w.json", "--html", "x.html"], ENV, "--html go with --diagnostics"),
+        (["--diagnostics"], {"RUNPOD_ENDPOINT_ID": "e"}, "RUNPOD_API_KEY is not set"),
+        (["--diagnostics"], {"RUNPOD_API_KEY": "k"}, "RUNPOD_ENDPOINT_ID is not set"),
+        (["--diagnostics"], {**ENV, "RUNPOD_API_KEY": "rpa_A\nrpa_B"}, "white space"),
+        (
+            ["--diagnostics"],
+            {**ENV, "RUNPOD_ENDPOINT_BASE_URL": "http://example.com"},
+            "https only",
+        ),
+        (["--diagnostics", "--url", "localhost:8000"], {}, "http:// or https://"),
+    ],
+)
+def test_wrong_use_ends_with_2_and_a_sentence(
+    arguments: list[str],
+    env: Mapping[str, str],
+    said: str,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert submit.main(arguments, env) == 2
+    shown = capsys.readouterr().err
+    assert said in shown
+    assert "rpa_A" not in shown
+
+
+def test_a_request_that_runpod_would_refuse_is_not_sent(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "large.png").write_bytes(bytes(8_000_000))
+    with scripted(run=[QUEUED]) as script:
+        assert call(script, tmp_path, "--image", str(tmp_path / "large.png")) == 2
+        assert script.seen == []
+    assert "10.7 MB; Runpod takes 10 MB" in capsys.readouterr().err
+
+
+# --- what it survives -------------------------------------------------------------------------
+
+
+def test_busy_broken_and_cut_answers_are_asked_for_again(tmp_path: Path) -> None:
+    with ControlPlane() as plane, PublicApi(plane) as api:
+        api.answer_next("run", Answer(429), Answer(503), HANG_UP)
+        waits: list[float] = []
+        job = endpoint(api.url, waits).submit({"a": 1})
+        assert plane.pending == [job.id]
+        assert waits == [1, 2, 4]
+        api.answer_next("status", Answer(500), HANG_UP)
+        assert endpoint(api.url, waits).status(job.id).status == "IN_QUEUE"
+
+
+def test_a_job_that_may_have_been_queued_twice_is_said_to_be(tmp_path: Path) -> None:
+    told: list[str] = []
+    with ControlPlane() as plane, PublicApi(plane) as api:
+        api.lose_answers_to_run = 1
+        Endpoint(api.url, CLIENT_KEY, told.append, lambda _: None).submit({"a": 1})
+        assert len(plane.pending) == 2
+    assert "the job runs twice" in told[0]
+
+
+def test_trying_again_has_an_end() -> None:
+    waits: list[float] = []
+    with scripted(run=[Answer(502)]) as script:
+        with pytest.raises(EndpointError, match="status 502"):
+            endpoint(f"{script.url}/e", waits).submit({})
+        assert len(script.seen) == TRIES
+    assert len(waits) == TRIES - 1
+    assert sum(waits) <= 60
+
+
+def test_the_server_says_when_to_come_again() -> None:
+    waits: list[float] = []
+    busy = [Answer(429, headers={"Retry-After": "7"}), Answer(429, headers={"Retry-After": "9999"})]
+    with scripted(run=[*busy, QUEUED]) as script:
+        endpoint(f"{script.url}/e", waits).submit({})
+    assert waits == [7, 30]
+
+
+def test_a_job_is_not_sent_again_to_a_local_worker_that_may_run_it() -> None:
+    with scripted(runsync=[HANG_UP]) as script:
+        with pytest.raises(EndpointError, match="cut"):
+            endpoint(script.url, [], None).run_and_wait({}, 5)
+        assert len(script.seen) == 1
+
+
+def test_a_local_worker_that_is_not_up_yet_is_waited_for() -> None:
+    waits: list[float] = []
+    with scripted(runsync=[QUEUED]) as script:
+        gone = script.url
+    with pytest.raises(EndpointError, match=r"nobody answers there.*--rp_serve_api"):
+        endpoint(gone, waits, None).run_and_wait({}, 5)
+    assert len(waits) == TRIES - 1
+
+
+@pytest.mark.parametrize(
+    ("first", "said"),
+    [
+        (Answer(401), "refuses the key"),
+        (Answer(403), "refuses the key"),
+        (Answer(404), "RUNPOD_ENDPOINT_ID"),
+        (Answer(400, b'{"error": "bad input"}'), "bad input"),
+        (Answer(200, b"<html>hello"), "not JSON: <html>hello"),
+        (answer([1, 2]), "names no job"),
+        (answer({"status": "IN_QUEUE"}), "names no job"),
+    ],
+)
+def test_a_refusal_ends_with_3_and_says_what_to_do(
+    tmp_path: Path, first: Answer, said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with scripted(run=[first]) as script:
+        assert call(script, tmp_path) == 3
+    assert said in capsys.readouterr().err
+
+
+def test_a_connection_lost_while_watching_leaves_the_jobs_name(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with scripted(run=[QUEUED], status=[Answer(404)]) as script:
+        assert call(script, tmp_path, "--json") == 3
+    shown = capsys.readouterr()
+    assert json.loads(shown.out)["id"] == "job-1"
+    assert "job-1 may go on" in shown.err
+
+
+def test_completed_without_output_is_no_success(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with scripted(run=[QUEUED], status=[answer({"id": "job-1", "status": "COMPLETED"})]) as script:
+        assert call(script, tmp_path) == 1
+    assert "MAX_REPLY_MB" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("status", ["FAILED", "TIMED_OUT", "CANCELLED"])
+def test_other_ends_are_failures(
+    tmp_path: Path, status: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with scripted(run=[QUEUED], status=[answer({"id": "job-1", "status": status})]) as script:
+        assert call(script, tmp_path) == 1
+    assert status in capsys.readouterr().err
+
+
+def test_a_job_that_cannot_be_cancelled_is_said_to_go_on(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with scripted(run=[QUEUED], status=[QUEUED], cancel=[Answer(403)]) as script:
+        assert call(script, tmp_path, "--timeout", "0.1") == 4
+    assert "could not be cancelled" in capsys.readouterr().err
+
+
+# --- what it never does -----------------------------------------------------------------------
+
+
+def test_the_key_goes_to_no_other_host_and_nowhere_else(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    netrc = tmp_path / "netrc"
+    netrc.write_text("machine 127.0.0.1 login somebody password from-netrc\n")
+    netrc.chmod(0o600)
+    monkeypatch.setenv("NETRC", str(netrc))
+    with scripted(run=[QUEUED], status=[QUEUED]) as other:
+        location = other.url.replace("127.0.0.1", "localhost") + "/e/run"
+        for status in (301, 302, 303, 307, 308):
+            with scripted(run=[Answer(status, headers={"Location": location})]) as script:
+                assert call(script, tmp_path) == 3
+                assert script.seen[0].headers["authorization"] == f"Bearer {CLIENT_KEY}"
+        assert other.seen == []
+    shown = capsys.readouterr()
+    assert "redirects to localhost" in shown.err
+    assert CLIENT_KEY not in shown.out + shown.err
+
+
+def test_a_local_worker_gets_no_key(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HTTP_PROXY", "http://127.0.0.1:1")
+    with scripted(runsync=[ended({"results": []})]) as script:
+        assert call(script, tmp_path, "--url", script.url) == 0
+        assert "authorization" not in script.seen[0].headers
+
+
+def test_a_key_that_comes_back_is_not_printed(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    echo = f"who sends {CLIENT_KEY}?"
+    for first in (Answer(400, echo.encode()), answer(echo)):
+        with scripted(run=[first]) as script:
+            assert call(script, tmp_path) == 3
+    results = {"results": [{"kind": "text", "text": echo}], "warnings": [echo]}
+    for last in (ended(results), ended({"x": echo}, "FAILED", error=echo)):
+        for option in ([], ["--json"]):
+            with scripted(run=[QUEUED], status=[last]) as script:
+                assert call(script, tmp_path, *option) in (0, 1)
+    shown = capsys.readouterr()
+    assert "who sends ***?" in shown.out
+    assert CLIENT_KEY not in shown.out + shown.err
+
+
+def test_a_job_id_cannot_choose_the_path(tmp_path: Path) -> None:
+    queued = answer({"id": "../../other/x?y=#", "status": "IN_QUEUE"})
+    with scripted(run=[queued], status=[ended({"results": []})]) as script:
+        assert call(script, tmp_path) == 0
+        assert script.seen[1].path == "/v2/some-endpoint/status/../../other/x?y=#"  # unquoted
+
+
+def test_what_a_terminal_would_act_on_is_left_out(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    nasty = "\x1b]0;title\x07\x1b[2Jhello\r\x9b1m"
+    output = {"results": [{"kind": "text", "text": nasty}], "warnings": [nasty]}
+    assert progress_in({"stage": nasty})[1] == "]0;title[2Jhello1m"
+    with scripted(run=[QUEUED], status=[ended(output)]) as script:
+        assert call(script, tmp_path) == 0
+    shown = capsys.readouterr()
+    assert "hello" in shown.out
+    assert not {"\x1b", "\r", "\x07", "\x9b"} & set(shown.out + shown.err)
+    finding = {"code": "a.b", "severity": "error", "message": nasty, "fix": nasty}
+    assert "\x1b" not in diagnostics_text({"findings": [finding], "versions": {"a": nasty}})
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["../../evil.png", "/etc/evil.png", "..\\evil.png", "C:\\x\\evil.png", "a/../../evil.png"],
+)
+def test_a_result_stays_in_its_folder(tmp_path: Path, name: str) -> None:
+    folder = tmp_path / "a" / "out"
+    save({"results": [{"filename": name, "image": "aGk="}]}, folder)
+    files = [path for path in tmp_path.rglob("*") if path.is_file()]
+    assert files == [folder / "evil.png"]
+
+
+@pytest.mark.parametrize(
+    ("given", "name"),
+    [
+        ("", "result"),
+        ("..", "result"),
+        (".bashrc", "bashrc"),
+        ("a\x00\n\x1b[2Jb.png", "a_[2Jb.png"),
+        ("\ud800.png", "_.png"),
+        ("x" * 300 + ".png", "x" * 180 + ".png"),
+        ("é" * 150 + ".webp", "é" * 90 + ".webp"),
+        ("Größe 1.png", "Größe 1.png"),
+    ],
+)
+def test_names_are_plain(given: str, name: str) -> None:
+    assert safe_name(given) == name
+
+
+def test_nothing_that_exists_is_written_to(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "a.png").write_text("mine")
+    (tmp_path / "target").write_text("also mine")
+    (out / "a-2.png").symlink_to(tmp_path / "target")
+    (out / "a-3.png").symlink_to(tmp_path / "not-there")
+    output, saving = save({"results": [{"filename": "a.png", "image": "aGk="}]}, out)
+    assert saving.saved == [out / "a-4.png"]
+    assert output["results"] == [{"filename": "a.png", "saved": str(out / "a-4.png")}]
+    assert (out / "a.png").read_text() == "mine"
+    assert (tmp_path / "target").read_text() == "also mine"
+    assert not (tmp_path / "not-there").exists()
+
+
+# --- what comes back --------------------------------------------------------------------------
+
+
+def test_every_kind_of_result(tmp_path: Path) -> None:
+    with scripted(video=[Answer(200, b"a video", "video/mp4")]) as bucket:
+        url = f"{bucket.url}/video.mp4?signature=secret"
+        output = {
+            "results": [
+                {"filename": "a.png", "kind": "image", "image": "aGk="},
+                {"filename": "b.flac", "kind": "audio", "data": "aGk="},
+                {"kind": "text", "text": "a caption", "node_id": "3"},
+                {"filename": "long.txt", "kind": "text", "data": "aGk="},
+                {"filename": "c.mp4", "kind": "video", "url": url},
+                {"filename": "d.mp4", "kind": "video", "path": "ComfyUI/output/d.mp4"},
+            ]
+        }
+        shown, saving = save(output, tmp_path)
+        assert "authorization" not in bucket.seen[0].headers
+    assert [path.name for path in saving.saved] == ["a.png", "b.flac", "long.txt", "c.mp4"]
+    assert (tmp_path / "c.mp4").read_bytes() == b"a video"
+    assert saving.texts == ["a caption"]
+    assert saving.elsewhere == ["d.mp4 is on the volume at ComfyUI/output/d.mp4"]
+    assert saving.problems == []
+    assert "secret" not in json.dumps(shown)
+
+
+def test_worker_comfyuis_replies_are_saved_too(tmp_path: Path) -> None:
+    with scripted(b=[Answer(200, b"from the bucket")]) as bucket:
+        images = [
+            {"filename": "a.png", "type": "base64", "data": "aGk="},
+            {"filename": "b.png", "type": "s3_url", "data": f"{bucket.url}/b.png"},
+        ]
+        _, saving = save({"images": images, "texts": ["a caption"]}, tmp_path)
+    assert (tmp_path / "a.png").read_bytes() == b"hi"
+    assert saving.texts == ["a caption"]
+    assert (tmp_path / "b.png").read_bytes() == b"from the bucket"
+    assert saving.problems == []
+
+
+@pytest.mark.parametrize(
+    ("entry", "said"),
+    [
+        ("text", "unknown form"),
+        ({"filename": "a.png", "image": "not base64!"}, "not base64"),
+        ({"filename": "a.png"}, "without content"),
+        ({"filename": "a.png", "url": "http://192.0.2.1/a.png?signature=secret"}, "is not https"),
+        ({"filename": "a.png", "url": "file:///etc/passwd"}, "is not https"),
+        ({"filename": "a.png", "url": "http://127.0.0.1:1/a?signature=secret"}, "bucket failed"),
+    ],
+)
+def test_a_result_that_cannot_be_saved_is_told(tmp_path: Path, entry: Any, said: str) -> None:
+    _, saving = save({"results": [entry, {"filename": "b.png", "image": "aGk="}]}, tmp_path)
+    assert [path.name for path in saving.saved] == ["b.png"]
+    assert len(saving.problems) == 1
+    assert said in saving.problems[0]
+    assert "secret" not in saving.problems[0]
+
+
+def test_a_download_that_breaks_off_leaves_no_file(tmp_path: Path) -> None:
+    cut = Answer(200, b"half", headers={"Content-Encoding": "gzip"})  # and it is not
+    with scripted(a=[cut]) as bucket:
+        entry = {"filename": "a.png", "url": f"{bucket.url}/a.png"}
+        _, saving = save({"results": [entry]}, tmp_path)
+    assert len(saving.problems) == 1
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_not_saved_is_an_exit_code_of_its_own(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with scripted(
+        run=[QUEUED], status=[ended({"results": [{"filename": "a", "image": "?"}]})]
+    ) as s:
+        assert call(s, tmp_path) == 5
+    assert "could not be saved" in capsys.readouterr().err
+
+
+def test_nothing_is_sent_when_its_results_could_not_be_saved(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "out").write_text("a file where the folder should be")
+    with scripted(run=[QUEUED]) as script:
+        assert call(script, tmp_path) == 2
+        assert script.seen == []
+    assert "out cannot be made: File exists. Name another" in capsys.readouterr().err
+
+
+def test_a_page_that_cannot_be_written_does_not_hide_the_diagnostics(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    output: Any = {"diagnostics": {"findings": [], "boot": {"outcome": "ready"}, "comfyui": None}}
+    page = tmp_path / "nowhere" / "page.html"
+    assert report(Ended(0, Job("1", "COMPLETED", output)), tmp_path, False, page) == 5
+    shown = capsys.readouterr()
+    assert f"{page} could not be written: No such file" in shown.err
+    assert "Boot: ready" in shown.out
+
+
+def test_an_address_with_a_path_is_told_what_is_too_much(tmp_path: Path) -> None:
+    with scripted() as script:
+        local = Endpoint(f"{script.url}/runsync", None, lambda _: None)
+        with pytest.raises(EndpointError, match="--url without a path"):
+            local.run_and_wait({}, 5)
+
+
+def test_diagnostics_with_errors_end_with_1(capsys: pytest.CaptureFixture[str]) -> None:
+    finding = {"code": "volume.full", "severity": "error", "message": "It is full.", "fix": "Room!"}
+    output: Any = {"diagnostics": {"findings": [finding, "… 5 more"], "boot": {}, "comfyui": None}}
+    job = Job("job-1", "COMPLETED", output)
+    assert report(Ended(0, job), Path("nowhere"), False) == 1
+    shown = capsys.readouterr().out
+    assert "ERROR   volume.full: It is full." in shown
+    assert "fix: Room!" in shown
+
+
+@pytest.mark.parametrize(
+    ("output", "percent", "words"),
+    [
+        (None, None, ""),
+        (["what", "ever"], None, ""),
+        ("loading", None, "loading"),
+        (41, None, ""),
+        ({}, None, ""),
+        ({"percent": 40, "stage": "sampling"}, 40, "sampling"),
+        ({"percent": 400}, 100, ""),
+        ({"percent": "40"}, None, ""),
+        ({"percent": float("nan")}, None, ""),
+        ({"node": "3", "node_type": "KSampler", "step": 5, "steps": 20}, 25, None),
+        ({"node": {"id": "3", "class_type": "KSampler"}, "value": 5, "max": 20}, 25, None),
+        ({"node": 3}, None, "node 3"),
+        ({"step": 1, "steps": 0}, None, ""),
+    ],
+)
+def test_any_progress_is_borne(output: Any, percent: float | None, words: str | None) -> None:
+    expected = "KSampler (3) · step 5 of 20" if words is None else words
+    assert progress_in(output) == (percent, expected)
+
+
+def test_progress_is_shown_line_by_line_off_a_terminal(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    sampling = {"node": "3", "node_type": "KSampler", "step": 1, "steps": 4}
+    told = [{"stage": "loading model.safetensors"}, sampling, {**sampling, "step": 2}]
+    states = [ended(output, "IN_PROGRESS") for output in told]
+    with scripted(run=[QUEUED], status=[*states, ended({"results": []})]) as script:
+        assert call(script, tmp_path) == 0
+    lines = capsys.readouterr().err.splitlines()
+    assert lines == [
+        "job job-1",
+        "waiting for a worker",
+        "loading model.safetensors",
+        "KSampler (3) · step 1 of 4 (25 %)",
+    ]
+
+
+def test_where_a_key_may_go() -> None:
+    safe = (
+        "https://api.runpod.ai/v2",
+        "http://127.0.0.1:8000",
+        "http://localhost",
+        "http://[::1]/",
+    )
+    unsafe = ("http://api.runpod.ai/v2", "http://127.0.0.1.evil.com", "ftp://localhost", "x", "")
+    assert all(map(is_safe_for_a_key, safe))
+    assert not any(map(is_safe_for_a_key, unsafe))
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+def shown(monkeypatch: pytest.MonkeyPatch, columns: int, step: int) -> str:
+    """The last line on a terminal so wide, a sampler being at `step`."""
+    terminal = Terminal()
+    monkeypatch.setattr("sys.stderr", terminal)
+    monkeypatch.setenv("COLUMNS", str(columns))
+    told = {"stage": "running", "percent": 50.0, "node": "4", "class_type": "KSamplerAdvanced"}
+    with Watching() as watching:
+        watching.show("IN_PROGRESS", {**told, "step": step, "steps": 20})
+        return terminal.getvalue().rpartition("\r")[2].rstrip()
+
+
+@pytest.mark.parametrize("step", [9, 10])
+def test_the_bar_gives_way_to_the_words(monkeypatch: pytest.MonkeyPatch, step: int) -> None:
+    words = f"running · KSamplerAdvanced (4) · step {step} of 20"
+    for columns, filled in ((120, 12), (80, 8), (70, 0), (40, 0)):
+        line = shown(monkeypatch, columns, step)
+        assert len(line) <= columns - 2
+        if columns > 40:
+            assert words in line
+        assert abs(line.count("#") - filled) <= 1  # tqdm draws for a file without encoding so

@@ -27,9 +27,15 @@ from bootstrap.config import Settings
 from bootstrap.core.findings import Finding, errors_in, ok, outcome_of
 from bootstrap.core.log import say
 from bootstrap.environment.imports import check_node_imports
+from bootstrap.volume.other_mount import unlink_other_mounts
 
 CODES = {"comfyui.ready": "ComfyUI answers"}
-_LAYOUT_FAULTS = {"volume.not_found", "comfyui.not_found"}
+_LAYOUT_FAULTS = {
+    "volume.not_found",
+    "comfyui.not_found",
+    "volume.comfyui_several",
+    "volume.comfyui_path_wrong",
+}
 # Seconds to wait for the doctor: its word on the machine decides; a slow volume must not hold up
 # a worker that is ready; a worker that failed has time to say why.
 _MACHINE_PATIENCE = 30.0
@@ -127,6 +133,8 @@ class Boot(Preparation):
             carrying = threading.Thread(target=self.write_back.now, daemon=True)
             carrying.start()
             carrying.join(_STOP_SECONDS)
+        if self.layout is not None:
+            unlink_other_mounts(self.mount_links, self.layout.root)
         if self.work is not None:
             self.work.remove()
             self.work = None

@@ -20,6 +20,7 @@ CODES = {
     "comfyui.port_taken": "ComfyUI's port was taken",
     "comfyui.database": "ComfyUI could not open its database",
     "comfyui.model_paths_bad": "ComfyUI could not read extra_model_paths.yaml",
+    "comfyui.assets": "ComfyUI could not start its assets",
     "comfyui.torch_without_gpu": "The torch in ComfyUI's Python has no CUDA",
     "comfyui.gpu_unusable": "The GPU or its driver failed when ComfyUI opened it",
     "comfyui.no_gpu_code": "A package in ComfyUI's Python has no code for this GPU",
@@ -260,7 +261,7 @@ _REASONS: Sequence[_Reason] = (
     ),
     _Reason(
         "comfyui.model_paths_bad",
-        re.compile(r"extra_model_paths|load_extra_path_config", _FLAGS),
+        re.compile(r"(extra_model_paths|extra_paths)\b|load_extra_path_config", _FLAGS),
         "ComfyUI could not read extra_model_paths.yaml in its folder.",
         "Correct that file, or remove it: the worker links models/ by itself.",
     ),
@@ -276,6 +277,15 @@ _REASONS: Sequence[_Reason] = (
         "names it: a link, extra_model_paths.yaml, COMFYUI_ARGS; the traceback in the details says "
         "where ComfyUI asked for it.",
         detail="path",
+    ),
+    _Reason(
+        "comfyui.assets",
+        re.compile(r"ASSETS_STARTUP_FAILED:\s*(\w+)", _FLAGS),
+        "ComfyUI could not start its assets ({0}).",
+        "Remove --enable-assets from COMFYUI_ARGS: a worker has no use for them. (in_use, locked, "
+        "newer_revision, path_blocked, not_writable, corrupt: its database; missing_packages: "
+        "{python} -m pip install alembic SQLAlchemy blake3.)",
+        detail="kind",
     ),
 )
 # An exit's code -> codes under which a check may have noticed its cause before.

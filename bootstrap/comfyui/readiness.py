@@ -13,10 +13,14 @@ from enum import Enum
 
 from bootstrap.comfyui.exits import PORT_TAKEN, explain_exit
 from bootstrap.comfyui.process import ComfyUI, not_startable
+from bootstrap.comfyui.stacks import importing_node, innermost_call
 from bootstrap.core.findings import Finding, error
 from bootstrap.core.log import say
 
-CODES = {"comfyui.start_timeout": "ComfyUI lives, but did not answer in time"}
+CODES = {
+    "comfyui.start_timeout": "ComfyUI lives, but did not answer in time",
+    "comfyui.node_hangs": "A custom node hangs while it is imported",
+}
 POLL_SECONDS = 0.1
 _REPORT_SECONDS = 15.0
 _ANSWER_SECONDS = 5.0
@@ -116,10 +120,24 @@ def _last(comfyui: ComfyUI) -> str:
 
 
 def _too_late(comfyui: ComfyUI, elapsed: float) -> Finding:
+    last, log = _last(comfyui), comfyui.log_tail()
+    stacks = comfyui.stacks()
+    node, place = importing_node(stacks), innermost_call(stacks)
+    if node is not None:
+        return error(
+            "comfyui.node_hangs",
+            f"The custom node {node.name} keeps ComfyUI from starting: after {elapsed:.0f} s it is "
+            f"still at {node.place}.",
+            f"Disable it on a Pod (mv '{node.folder}' '{node.folder}.disabled'), or start ComfyUI "
+            "there once, if it fetches something; if it is only slow, raise BOOT_TIMEOUT.",
+            node=node.name,
+            log=[*log, *stacks],
+        )
+    at = f"it last said: {last}" + (f"; it is at {place}" if place else "")
     return error(
         "comfyui.start_timeout",
-        f"ComfyUI lives, but did not answer within {elapsed:.0f} s; it last said: {_last(comfyui)}",
+        f"ComfyUI lives, but did not answer within {elapsed:.0f} s; {at}",
         "If it is only slow, raise BOOT_TIMEOUT; if a custom node hangs, rule it out with "
         "COMFYUI_ARGS=--disable-all-custom-nodes.",
-        log=comfyui.log_tail(),
+        log=[*log, *stacks],
     )

@@ -105,7 +105,12 @@ class _Copy:
             for name in files:
                 full = os.path.join(folder, name)
                 path = os.path.relpath(full, place)
-                if name.endswith(PRIVATE) or _HALF_BYTECODE.search(name) or os.path.islink(full):
+                if (
+                    not self._is_ours(path)
+                    or name.endswith(PRIVATE)
+                    or _HALF_BYTECODE.search(name)
+                    or os.path.islink(full)
+                ):
                     continue
                 try:
                     facts = os.stat(full)
@@ -118,6 +123,10 @@ class _Copy:
                     self.unsettled = True
                 else:
                     yield path, stamp
+
+    def _is_ours(self, path: str) -> bool:
+        keep = self._staged.keep
+        return keep is None or path.partition("/")[0] in keep
 
     def _carry(self, path: str) -> bool:
         """Put one file on the volume; False when a file of somebody else is there."""

@@ -62,8 +62,9 @@ _ABSENT = (errno.ENOENT, errno.ENOTDIR, errno.ESTALE)
 @dataclass(frozen=True)
 class Place:
     """Where a ComfyUI and its packages are. `comfyui` is the folder whose requirements count, which
-    is started with `arguments`; `volume` keeps the set, `work` is on local disk. Times in seconds:
-    `timeout` for all of it, `beat` and `stale` of leases."""
+    is started with `arguments` and reads custom nodes in `nodes` as well; `volume` keeps the set,
+    `work` is on local disk. Times in seconds: `timeout` for all of it, `beat` and `stale` of
+    leases."""
 
     python: Path
     comfyui: Path
@@ -71,6 +72,7 @@ class Place:
     work: Path
     timeout: float
     arguments: Sequence[str] = ()
+    nodes: str | None = None
     beat: float = BEAT
     stale: float = STALE
 
@@ -149,7 +151,7 @@ def prepare_packages(
     """
     start = time.monotonic()
     try:
-        asked = read_requirements(str(place.comfyui), Together(_READ_SECONDS))
+        asked = read_requirements(str(place.comfyui), Together(_READ_SECONDS), place.nodes)
     except SilentError:
         return PackageSet(note="requirements could not be read")
     judgement = judge(place.python, env, asked, place.arguments)

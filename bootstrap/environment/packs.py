@@ -121,14 +121,18 @@ class Pack:
     install_script: bool = False
 
 
-def gather_packs(comfyui: str, together: Together) -> tuple[Pack, ...]:
+def gather_packs(comfyui: str, together: Together, nodes: str | None = None) -> tuple[Pack, ...]:
     """All packs by name, as ComfyUI would try them, and the disabled ones; `MOST_PACKS` at most.
+    Those in the folder `nodes` go before ComfyUI's own of the same name.
 
     Raises SilentError.
     """
-    folder = together.one(lambda: list_folder(os.path.join(comfyui, CUSTOM_NODES)))
-    names = sorted(n for n in folder.names if _is_pack(n, folder))[:MOST_PACKS]
-    return tuple(together.each(lambda name: _look(folder.path, name, folder), names))
+    homes = [os.path.join(comfyui, CUSTOM_NODES), *([nodes] if nodes is not None else [])]
+    found: dict[str, Folder] = {}
+    for folder in together.each(list_folder, homes):
+        found.update({name: folder for name in folder.names if _is_pack(name, folder)})
+    names = sorted(found)[:MOST_PACKS]
+    return tuple(together.each(lambda name: _look(found[name].path, name, found[name]), names))
 
 
 def _is_pack(name: str, folder: Folder) -> bool:

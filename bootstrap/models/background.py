@@ -32,7 +32,7 @@ from bootstrap.models.sources.huggingface import (
 from bootstrap.models.sources.links import BadLink, parse_link
 from bootstrap.net.addresses import AddressPolicy
 from bootstrap.net.errors import DownloadError
-from bootstrap.volume import COMFYUI, MODELS, Layout, locate
+from bootstrap.volume import MODELS, Layout, locate
 from bootstrap.volume.extra_model_paths import local_folders
 from bootstrap.volume.links import link_models
 
@@ -40,7 +40,7 @@ from bootstrap.volume.links import link_models
 def models_folder(layout: Layout) -> Path:
     """Where models are put: `models/` at the volume's root when it is there or the volume has no
     ComfyUI, else the models folder of the volume's ComfyUI."""
-    own, inside = layout.root / MODELS, layout.root / COMFYUI / MODELS
+    own, inside = layout.root / MODELS, layout.home / MODELS
     return inside if os.path.isdir(inside) and not os.path.isdir(own) else own
 
 
@@ -49,7 +49,7 @@ def workplace_for(
 ) -> Workplace:
     """Where and with what this worker provisions."""
     target = models_folder(layout)
-    roots = [*layout.model_roots, layout.root / COMFYUI / MODELS]
+    roots = [*layout.model_roots, layout.home / MODELS]
     if layout.comfyui is not None:
         roots.append(layout.comfyui / MODELS)
     tools = Tools(

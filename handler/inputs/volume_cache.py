@@ -23,7 +23,7 @@ from pathlib import Path
 
 from bootstrap.core.concurrency import Crew
 from bootstrap.volume import Layout
-from bootstrap.volume.layout import USUAL_ROOTS
+from bootstrap.volume.search import USUAL_ROOTS
 from handler.common.calls import VolumeWatchdog
 from handler.common.deadline import Deadline
 from handler.common.errors import JobError, short

@@ -10,7 +10,6 @@ from pathlib import Path
 
 from bootstrap.boot import Preparation, Stage
 from bootstrap.core.findings import Finding, ok, warning
-from bootstrap.volume import MODELS
 from handler.common.deadline import Deadline, timeout_error
 from handler.common.errors import JobError
 from handler.models.prefetch import find_model
@@ -34,7 +33,7 @@ class WarmUp:
     def models(self, boot: Preparation) -> Sequence[Path]:
         """The model files that the workflow names."""
         assert boot.layout is not None and boot.layout.comfyui is not None
-        models = boot.layout.comfyui / MODELS
+        models = boot.layout.models
         try:
             workflow = _configured(boot)
         except JobError:
@@ -86,7 +85,7 @@ def _run(boot: Preparation, workflow: Workflow) -> None:
 
     assert boot.comfyui is not None and boot.layout is not None and boot.work is not None
     assert boot.layout.comfyui is not None
-    comfyui, models = boot.comfyui, boot.layout.comfyui / MODELS
+    comfyui, models = boot.comfyui, boot.layout.models
     deadline = Deadline(boot.settings.warmup_timeout)
     calls = Calls.on(boot.layout.root)
     inputs = VolumeInputs(boot.layout, boot.work.input, calls.volume)

@@ -11,7 +11,6 @@ from typing import Any
 
 from bootstrap.boot import Preparation
 from bootstrap.core.findings import Finding
-from bootstrap.volume import MODELS
 from handler.common.blocking import TimeUp
 from handler.common.calls import Calls, volume_fault
 from handler.common.deadline import Deadline, timeout_error
@@ -78,7 +77,7 @@ class WorkflowJobs:
         self._calls = calls
         self._shared_inputs = VolumeInputs(boot.layout, boot.work.input, calls.volume)
         self._delivery = Delivery(boot.settings, boot.work, boot.layout, calls)
-        self._models = boot.layout.comfyui / MODELS
+        self._models = boot.layout.models
         self._known = KnownClasses()
         relief = MemoryRelief(boot.settings)
         self._recovery = ComfyRecovery(boot.comfyui, relief, calls.control, faults)

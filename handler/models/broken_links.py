@@ -9,7 +9,7 @@ from pathlib import Path
 from bootstrap.core.text import typed
 from bootstrap.doctor import look_at_link
 from bootstrap.volume import Layout
-from bootstrap.volume.layout import USUAL_ROOTS
+from bootstrap.volume.search import USUAL_ROOTS
 from handler.common.errors import JobError
 from handler.models.missing import with_slashes
 from handler.request.references import NamedModel

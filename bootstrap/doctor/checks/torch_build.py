@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 
 from bootstrap.config import Settings
@@ -10,20 +9,8 @@ from bootstrap.core.findings import Finding, error, host_error, info, ok
 from bootstrap.doctor.checks.gpu import gpu_expectation
 from bootstrap.doctor.facts.gpu import GpuDevice, GpuFacts
 from bootstrap.doctor.facts.machine import MachineFacts
-from bootstrap.doctor.facts.torch_build import TorchBuild
+from bootstrap.environment.torch_build import TorchBuild, oldest_driver, version_numbers
 
-# The oldest Linux driver for programs built with a CUDA of that version. From 11 on, any minor
-# version runs on the major's first driver ("minor version compatibility"). Source: NVIDIA, CUDA
-# Compatibility, "Minor Version Compatibility", and the CUDA Toolkit release notes, table "CUDA
-# Toolkit and Minimum Required Driver Version" (docs.nvidia.com, read in 2026).
-OLDEST_DRIVER: dict[tuple[int, int], tuple[int, ...]] = {
-    (10, 0): (410, 48),
-    (10, 1): (418, 39),
-    (10, 2): (440, 33),
-    (11, 0): (450, 80, 2),
-    (12, 0): (525, 60, 13),
-    (13, 0): (580, 65, 6),
-}
 # The first CUDA whose compiler knows GPUs of that compute capability, where a torch without code
 # for the whole generation cannot run at all: 9 Hopper, 10 and 12 Blackwell. Ada (8.9) runs
 # Ampere's code. Source: the compiler's "new features" in the CUDA release notes 11.8 and 12.8.
@@ -63,17 +50,6 @@ def check_torch_build(build: TorchBuild, gpu: GpuFacts, python: str = "python") 
     return found or [
         ok("gpu.torch_good", f"torch {build.version} (CUDA {build.cuda}) fits driver and GPU.")
     ]
-
-
-def version_numbers(text: str) -> tuple[int, ...]:
-    """`570.124.06` -> (570, 124, 6); empty for a text without numbers."""
-    return tuple(int(n) for n in re.findall(r"\d+", text))
-
-
-def oldest_driver(cuda: tuple[int, ...]) -> tuple[int, ...] | None:
-    """The oldest driver for a CUDA version, None for one older than the table."""
-    known = [key for key in OLDEST_DRIVER if key <= cuda[:2]]
-    return OLDEST_DRIVER[max(known)] if known else None
 
 
 def _without_cuda(build: TorchBuild, python: str) -> Finding:

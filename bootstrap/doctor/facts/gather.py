@@ -25,9 +25,9 @@ from bootstrap.doctor.facts.throughput import (
     measure_throughput,
     small_files,
 )
-from bootstrap.doctor.facts.torch_build import read_torch_build
 from bootstrap.doctor.facts.volume import gather_volume
 from bootstrap.doctor.facts.volume_facts import VolumeFacts
+from bootstrap.doctor.facts.volume_places import further_folders
 from bootstrap.environment import (
     INSTALL,
     Judgement,
@@ -38,7 +38,10 @@ from bootstrap.environment import (
     judge,
     kept_set,
 )
+from bootstrap.environment.torch_build import read_torch_build
 from bootstrap.volume import MODELS, Layout, locate
+from bootstrap.volume.args_file import ArgsFile, read_args_file, with_args_file
+from bootstrap.volume.layout import flags_known_to
 from bootstrap.volume.link_plan import LinkPlan
 from bootstrap.volume.links import plan_for
 
@@ -81,6 +84,8 @@ class Facts:
     volume: VolumeFacts | None = None
     models: Inventory | None = None
     comfyui: ComfyUIFacts | None = None
+    args: ArgsFile | None = None
+    flags: frozenset[str] = frozenset()
     python: Path | None = None
     judgement: Judgement | None = None
     kept: tuple[Record, Path] | None = None
@@ -147,7 +152,10 @@ class _Gatherer:
         return self._facts
 
     def _layout(self) -> None:
-        self._facts.layout = locate(self._settings)
+        layout = locate(self._settings)
+        self._facts.layout, self._facts.args = layout, read_args_file(layout)
+        if layout.comfyui is not None:
+            self._facts.flags = flags_known_to(layout.comfyui)
 
     def _volume(self, layout: Layout) -> None:
         if self._scope.wants("volume"):
@@ -165,6 +173,7 @@ class _Gatherer:
                 progress=self._scope.progress,
                 timeout=left,
                 most_headers=None if self._scope.deep else LIGHT_HEADERS,
+                shelves=further_folders(layout.comfyui) if layout.comfyui else None,
             )
 
     def _links(self, layout: Layout) -> None:
@@ -174,16 +183,17 @@ class _Gatherer:
 
     def _comfyui(self, layout: Layout) -> None:
         if self._scope.wants("comfyui") and layout.comfyui is not None:
-            self._facts.comfyui = gather_comfyui(layout.comfyui)
+            self._facts.comfyui = gather_comfyui(layout.comfyui, layout.nodes)
 
     def _python(self, layout: Layout) -> None:
         if not self._scope.wants("comfyui") or layout.comfyui is None:
             return
-        python = choose_python(self._settings, layout)
-        if isinstance(python, Finding):
-            self._facts.findings.append(python)
+        choice = choose_python(self._settings, layout)
+        if isinstance(choice, Finding):
+            self._facts.findings.append(choice)
         else:
-            self._facts.python = python
+            self._facts.findings += choice.findings
+            self._facts.python = choice.python
 
     def _judge(self, layout: Layout) -> None:
         """What is asked for is read beside the choice of the Python that is asked."""
@@ -191,7 +201,7 @@ class _Gatherer:
         if facts.python is None:
             return
         asked = facts.comfyui.asked if facts.comfyui else Requirements()
-        arguments = self._settings.comfyui_args
+        arguments = with_args_file(self._settings, facts.args).comfyui_args
         facts.judgement = judge(facts.python, facts.env, asked, arguments)
         if self._settings.packages == INSTALL:
             facts.kept = kept_set(layout.root, facts.judgement)
@@ -212,7 +222,7 @@ class _Gatherer:
         python = self._facts.python
         if python is None and self._facts.layout is not None:
             chosen = choose_python(self._settings, self._facts.layout)
-            python = None if isinstance(chosen, Finding) else chosen
+            python = None if isinstance(chosen, Finding) else chosen.python
         if python is not None:
             build = read_torch_build(python)
             self._facts.machine = replace(self._facts.machine, torch=build)

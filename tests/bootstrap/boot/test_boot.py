@@ -96,13 +96,13 @@ def test_no_comfyui_is_told(worker_env: dict[str, str], volume: Path) -> None:
     assert "git clone" in errors_in(report.findings)[0].fix
 
 
-def test_a_comfyui_in_another_place_is_named_once_and_not_to_be_cloned(
+def test_of_two_comfyuis_away_from_the_root_the_setting_is_named_once(
     worker_env: dict[str, str], volume: Path
 ) -> None:
-    (volume / "stuff").mkdir()
-    (volume / "ComfyUI").rename(volume / "stuff" / "ComfyUI")
+    (volume / "ComfyUI").rename(volume / "old")
+    shutil.copytree(volume / "old", volume / "new")
     report, _ = booted(worker_env)
-    assert codes(report) == ["volume.comfyui_elsewhere"]
+    assert codes(report) == ["volume.comfyui_several"]
 
 
 @pytest.mark.parametrize("way", ["link", "extra_model_paths.yaml"])

@@ -55,6 +55,7 @@ LOGS = {
             "address already in use"
         ),
     ),
+    "comfyui.assets": (1, "ASSETS_STARTUP_FAILED: newer_revision\nsome detail of it"),
     "comfyui.database": (1, "sqlite3.OperationalError: unable to open database file"),
     "comfyui.model_paths_bad": (
         1,
@@ -172,7 +173,7 @@ def test_a_bad_flag_is_quoted() -> None:
 def test_a_missing_module_is_named_with_the_command_that_installs_it() -> None:
     finding = explain(1, "ModuleNotFoundError: No module named 'comfy_aimdo.control'")
     assert finding.details["module"] == "comfy_aimdo.control"
-    assert f"{PYTHON} -m pip install comfy_aimdo)" in finding.fix
+    assert f"{PYTHON} -m pip install comfy_aimdo" in finding.fix
 
 
 def test_137_is_the_same_as_signal_9() -> None:

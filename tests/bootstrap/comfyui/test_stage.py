@@ -10,7 +10,14 @@ from pathlib import Path
 
 import pytest
 
-from bootstrap.comfyui.stage import CannotStage, Staged, copy_user_folder, link_output, stage
+from bootstrap.comfyui.stage import (
+    CannotStage,
+    Plan,
+    Staged,
+    copy_user_folder,
+    link_output,
+    stage,
+)
 from bootstrap.comfyui.write_back import WriteBack
 from tests.support.volumes import mounted
 
@@ -45,7 +52,7 @@ def staged(comfyui: Path, pack_mb: float = 200, timeout: float = 30) -> Staged:
     """A copy in a new folder beside the volume."""
     parent = comfyui.parent.parent / "local" / "stage"
     shutil.rmtree(parent, ignore_errors=True)
-    return stage(comfyui, parent, int(pack_mb * MB), timeout)
+    return stage(Plan(comfyui, parent, int(pack_mb * MB), timeout))[0]
 
 
 def test_code_is_copied_with_its_time_and_rights(comfyui: Path) -> None:
@@ -173,7 +180,7 @@ def test_a_disk_that_is_too_small_leaves_nothing_behind(comfyui: Path, tmp_path:
     write(comfyui / "custom_nodes/pack/weights.bin", b"w" * 3 * MB)
     with mounted(tmp_path / "small", "-o", "size=1m") as disk:
         with pytest.raises(CannotStage, match="No space left"):
-            stage(comfyui, disk / "stage", 200 * MB, 30)
+            stage(Plan(comfyui, disk / "stage", 200 * MB, 30))
         assert list(disk.iterdir()) == []
 
 
@@ -181,7 +188,7 @@ def test_large_files_are_not_begun_where_there_is_no_room(comfyui: Path, tmp_pat
     write(comfyui / "custom_nodes/pack/weights.bin", b"w" * 6 * MB)
     with mounted(tmp_path / "small", "-o", "size=200m") as disk:
         with pytest.raises(CannotStage, match="no room for 6 MB"):
-            stage(comfyui, disk / "stage", 200 * MB, 30)
+            stage(Plan(comfyui, disk / "stage", 200 * MB, 30))
         assert list(disk.iterdir()) == []
 
 

@@ -8,8 +8,8 @@ import pytest
 
 from bootstrap.core.findings import Severity
 from bootstrap.doctor.checks import torch_build as checks
-from bootstrap.doctor.checks.torch_build import check_torch_build, oldest_driver, version_numbers
-from bootstrap.doctor.facts.torch_build import TorchBuild
+from bootstrap.doctor.checks.torch_build import check_torch_build
+from bootstrap.environment.torch_build import TorchBuild, oldest_driver, version_numbers
 from tests.support.check_cases import DEVICE, NO_GPU, Case, assert_case, device, gpu, look
 
 OK, INFO, WARNING, ERROR = Severity

@@ -16,7 +16,7 @@ import pytest
 from bootstrap.core.memory import MemoryGauge, gather_cpu, gather_memory
 from bootstrap.doctor.facts import machine
 from bootstrap.doctor.facts.machine import gather_machine, look_at_preloads
-from bootstrap.doctor.facts.torch_build import TorchBuild, read_torch_build
+from bootstrap.environment.torch_build import TorchBuild, read_torch_build
 
 GB = 1024**3
 UNLIMITED_V1 = 9223372036854771712

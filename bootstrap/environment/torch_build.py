@@ -3,9 +3,23 @@
 from __future__ import annotations
 
 import ast
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+
+# The oldest Linux driver for programs built with a CUDA of that version. From 11 on, any minor
+# version runs on the major's first driver ("minor version compatibility"). Source: NVIDIA, CUDA
+# Compatibility, "Minor Version Compatibility", and the CUDA Toolkit release notes, table "CUDA
+# Toolkit and Minimum Required Driver Version" (docs.nvidia.com, read in 2026).
+OLDEST_DRIVER: dict[tuple[int, int], tuple[int, ...]] = {
+    (10, 0): (410, 48),
+    (10, 1): (418, 39),
+    (10, 2): (440, 33),
+    (11, 0): (450, 80, 2),
+    (12, 0): (525, 60, 13),
+    (13, 0): (580, 65, 6),
+}
 
 
 @dataclass(frozen=True)
@@ -30,6 +44,24 @@ def read_torch_build(python: Path) -> TorchBuild | None:
         if build:
             return build
     return None
+
+
+def version_numbers(text: str) -> tuple[int, ...]:
+    """`570.124.06` -> (570, 124, 6); empty for a text without numbers."""
+    return tuple(int(n) for n in re.findall(r"\d+", text))
+
+
+def oldest_driver(cuda: tuple[int, ...]) -> tuple[int, ...] | None:
+    """The oldest driver for a CUDA version, None for one older than the table."""
+    known = [key for key in OLDEST_DRIVER if key <= cuda[:2]]
+    return OLDEST_DRIVER[max(known)] if known else None
+
+
+def runs_with(build: TorchBuild, driver: str | None) -> bool:
+    """Is the driver new enough for the CUDA of that torch? One that is not known is."""
+    needed = oldest_driver(version_numbers(build.cuda)) if build.cuda else None
+    have = version_numbers(driver or "")
+    return not needed or not have or have >= needed
 
 
 def package_folders(python: Path) -> tuple[Path, ...]:

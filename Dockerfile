@@ -7,12 +7,22 @@ FROM ${BASE_IMAGE}
 
 # An argument and not ENV: it is for the build alone.
 ARG DEBIAN_FRONTEND=noninteractive
+# The Python that ComfyUI runs with, 3.10 to 3.13: that of the venv on the volume, where there is one.
+# Empty is BASE_IMAGE's own (3.12); another comes from the deadsnakes archive for Ubuntu.
+ARG PYTHON_VERSION=""
 
 # ffmpeg, libgl1 and libglib2.0-0 are what custom nodes ask for most; git is for nodes that look at
 # their own version; tini reaps processes as PID 1 and passes SIGTERM on.
 RUN apt-get update \
     && apt-get install -y --no-install-recommends \
         ca-certificates ffmpeg git libgl1 libglib2.0-0 python3 python3-venv tini \
+    && if [ ! -x "/usr/bin/python${PYTHON_VERSION:-3}" ]; then \
+        apt-get install -y --no-install-recommends gpg gpg-agent software-properties-common \
+        && add-apt-repository -y ppa:deadsnakes/ppa \
+        && apt-get install -y --no-install-recommends \
+            "python${PYTHON_VERSION}" "python${PYTHON_VERSION}-venv" \
+        && apt-get purge -y --autoremove gpg gpg-agent software-properties-common; \
+    fi \
     && rm -rf /var/lib/apt/lists/* /var/cache/apt/* /var/log/apt /var/log/*.log
 
 # ComfyUI's Python: large, changes seldom. PyTorch's own index holds a build for each CUDA version; it
@@ -26,13 +36,14 @@ COPY requirements/comfyui.txt requirements/comfyui-constraints.txt /tmp/requirem
 # Downloads are cached beside the image, so that a changed line does not fetch torch again. The .pth
 # gives torch to a venv that is made with --system-site-packages, as those on volumes are.
 RUN --mount=type=cache,target=/root/.cache/pip \
-    python3 -m venv /opt/comfyui \
+    "python${PYTHON_VERSION:-3}" -m venv /opt/comfyui \
     && torch="$(grep '^torch==' /tmp/requirements/comfyui.txt)" \
     && /opt/comfyui/bin/pip install ${TORCH_INDEX_URL:+--index-url "${TORCH_INDEX_URL}"} "${torch}" ${TORCH_COMPANIONS} \
     && /opt/comfyui/bin/pip install -r /tmp/requirements/comfyui.txt ${COMFYUI_EXTRAS} \
     && /opt/comfyui/bin/pip check \
-    && ls -d /opt/comfyui/lib/python3.*/site-packages \
-        > "$(python3 -c 'import site; print(site.getsitepackages()[0])')/comfyui.pth" \
+    && packages="$("python${PYTHON_VERSION:-3}" -c 'import site; print(site.getsitepackages()[0])')" \
+    && mkdir -p "${packages}" \
+    && ls -d /opt/comfyui/lib/python3.*/site-packages > "${packages}/comfyui.pth" \
     && rm -rf /tmp/requirements
 
 # The worker's Python: never shares packages with ComfyUI's.
@@ -64,13 +75,10 @@ COPY handler handler
 COPY scripts scripts
 RUN .venv/bin/python -m compileall -q bootstrap handler scripts
 
-# max_split_size_mb is for torch's own allocator: without --disable-cuda-malloc ComfyUI would choose
-# cudaMallocAsync, which ignores it. Who sets COMFYUI_ARGS replaces it: see docs/image.md.
+# The GPU's allocator depends on the ComfyUI that runs; the worker sets it: see docs/image.md.
 ENV LANG=C.UTF-8 \
     PYTHONUNBUFFERED=1 \
     MALLOC_ARENA_MAX=2 \
-    PYTORCH_CUDA_ALLOC_CONF=max_split_size_mb:256 \
-    COMFYUI_ARGS=--disable-cuda-malloc \
     COMFYUI_DIR=/comfyui
 
 # No EXPOSE: no port is open. No USER: files on the volume belong to root, as a Pod writes them.

@@ -59,6 +59,8 @@ def environment(demo: DemoVolume, volume: Path, work: Path) -> dict[str, str]:
         "PACKAGES": "report",
         "COMFYUI_PORT": "0",
         "WORK_DIR": str(work),
+        # A name that all tests on this machine would share.
+        "LINK_OTHER_MOUNT": "false",
     }
 
 

@@ -29,8 +29,10 @@ TOP = {
 }
 
 PURE = (
+    "bootstrap.comfyui.allocator",
     "bootstrap.comfyui.command",
     "bootstrap.comfyui.exits",
+    "bootstrap.comfyui.stacks",
     "bootstrap.config.bucket",
     "bootstrap.config.fields",
     "bootstrap.core.findings",

@@ -19,6 +19,8 @@ from bootstrap.comfyui import (
     Staged,
     WorkDir,
     WriteBack,
+    check_queued,
+    choose_allocator,
     command,
     copy_user,
     folders_of,
@@ -32,8 +34,12 @@ from bootstrap.core.log import say
 from bootstrap.core.redact import child_environment
 from bootstrap.doctor import Facts, Report, Scope, check_layout, examine
 from bootstrap.environment import PackageSet, Place, ask_help, choose_python, prepare_packages
+from bootstrap.environment.torch_build import read_torch_build
 from bootstrap.models.prefetch import ReadAhead, Recent
-from bootstrap.volume import MODELS, Layout, locate
+from bootstrap.volume import Layout, locate, volume_root
+from bootstrap.volume.args_file import check_args_file, read_args_file, with_args_file
+from bootstrap.volume.links import with_view
+from bootstrap.volume.other_mount import link_other_mounts
 
 # Decides whether this machine is fit: always waited for. Its own probes are bounded.
 MACHINE = frozenset({"machine", "environment"})
@@ -115,6 +121,8 @@ class Preparation:
         self.recent: Recent | None = None
         self.models: BootModels | None = None
         self.write_back: WriteBack | None = None
+        self.mount_links: list[Path] = []
+        self._args = settings.comfyui_args
         self._code: Staged | None = None
         self._python: Path | None = None
         self._package_set = PackageSet()
@@ -129,9 +137,15 @@ class Preparation:
         """What to do, each with what it needs."""
         patience = self.settings.volume_timeout
         return (
-            Task("find volume", self._locate, budget=patience, late=_VOLUME_LATE),
             Task("local folder", self._make_workdir),
-            Task("copy code", self._copy_code, needs=("find volume", "local folder")),
+            Task(
+                "find volume",
+                self._locate,
+                needs=("local folder",),
+                budget=patience,
+                late=_VOLUME_LATE,
+            ),
+            Task("copy code", self._copy_code, needs=("find volume",)),
             # The copy is what ComfyUI's start waits for; whoever can wait does not take its time.
             Task(self.machine_check.name, self.machine_check.run, after=("copy code",)),
             Task(self.volume_check.name, self.volume_check.run, after=("copy code", "packages")),
@@ -162,11 +176,17 @@ class Preparation:
         )
 
     def _locate(self, _: Stage) -> Sequence[Finding]:
-        layout = locate(self.settings)
+        assert self.work is not None
+        linked: list[Finding] = []
+        if self.settings.link_other_mount:
+            self.mount_links, linked = link_other_mounts(volume_root(self.settings))
+        layout = with_view(locate(self.settings), self.work.view)
         self.layout = layout
         self.recent = Recent(layout.root, self.env.get("RUNPOD_ENDPOINT_ID"))
         self.models = BootModels(self.settings, layout)
-        return check_layout(layout)
+        args = read_args_file(layout)
+        self._args = with_args_file(self.settings, args).comfyui_args
+        return [*check_layout(layout), *linked, *check_args_file(args)]
 
     def _make_workdir(self, _: Stage) -> Sequence[Finding]:
         work = make_workdir(self.settings.work_dir)
@@ -177,14 +197,16 @@ class Preparation:
 
     def _copy_code(self, row: Stage) -> Sequence[Finding]:
         assert self.layout is not None and self.work is not None
-        code, findings = stage_code(self.settings, self.layout, self.work)
+        staged, findings = stage_code(self.settings, self.layout, self.work)
         user, more = copy_user(self.settings, self.layout, self.work)
-        copies = [copy for copy in (code, user) if copy is not None]
-        self._code = code
-        self.write_back = WriteBack(copies)
+        copies = [*staged, *([user] if user is not None else [])]
+        self._code = staged[0] if staged else None
+        # An image's ComfyUI is nothing to carry changes back to.
+        root = os.path.realpath(self.layout.root)
+        self.write_back = WriteBack([c for c in copies if c.source.is_relative_to(root)])
         row.bytes = sum(copy.bytes for copy in copies)
-        row.note = f"{sum(len(copy.stamps) for copy in copies)} files" if code else "not needed"
-        return [*findings, *more]
+        row.note = f"{sum(len(copy.stamps) for copy in copies)} files" if staged else "not needed"
+        return [*findings, *more, *check_queued(copies)]
 
     def _read_manifest(self, _: Stage) -> Sequence[Finding]:
         assert self.models is not None
@@ -200,12 +222,13 @@ class Preparation:
 
     def _choose_python(self, _: Stage) -> Sequence[Finding]:
         assert self.layout is not None
-        python = choose_python(self.settings, self.layout)
-        if isinstance(python, Finding):
-            return [python]
-        self._python = python
-        self._child_env = child_environment(self.env, self.settings.comfyui_env_pass, python)
-        return []
+        choice = choose_python(self.settings, self.layout)
+        if isinstance(choice, Finding):
+            return [choice]
+        self._python = choice.python
+        passed = self.settings.comfyui_env_pass
+        self._child_env = child_environment(self.env, passed, choice.python)
+        return choice.findings
 
     def _prepare_packages(self, row: Stage) -> Sequence[Finding]:
         """What ComfyUI and its nodes ask for, while the code is being copied."""
@@ -217,7 +240,8 @@ class Preparation:
             volume=self.layout.root,
             work=self.work.root,
             timeout=self.settings.packages_timeout,
-            arguments=self.settings.comfyui_args,
+            arguments=self._args,
+            nodes=None if self.layout.nodes is None else str(self.layout.nodes),
         )
         made = prepare_packages(place, self.env, self.settings.packages)
         self._package_set = made
@@ -258,15 +282,21 @@ class Preparation:
             listed = "" if wanted.lower() == "none" else wanted
             names = [name.strip() for name in listed.split(",") if name.strip()]
         first = self.warm_up.models(self) if self.warm_up is not None else ()
-        models = self.layout.comfyui / MODELS
+        models = self.layout.models
         return list(dict.fromkeys([*first, *(models / name for name in names)]))
 
     def _start(self, _: Stage) -> Sequence[Finding]:
         assert self.layout is not None and self.layout.comfyui is not None
         assert self.work is not None and self._python is not None
-        folders = folders_of(self.work, self.layout.comfyui)
-        extra = self.settings.comfyui_args
+        nodes = None if self._code is not None else self.layout.nodes
+        folders = folders_of(self.work, self.layout.comfyui, nodes)
+        extra = self._args
         port = self.settings.comfyui_port
+        build = read_torch_build(self._python)
+        chosen = choose_allocator(
+            self._flags, extra, build.version if build else None, self._child_env
+        )
+        extra, env = (*extra, *chosen.args), {**self._child_env, **chosen.env}
         problems = command.arguments(self._flags, folders, port, extra)[1]
         home = self.layout.comfyui
         place = self._code.place if self._code is not None else home

@@ -1,7 +1,8 @@
 """ComfyUI's process: its code and folders on local disk, its start, whether it answers, its end."""
 
-from bootstrap.comfyui.exits import Exit, explain_exit
-from bootstrap.comfyui.launch import copy_user, folders_of, stage_code
+from bootstrap.comfyui.allocator import Allocator, choose_allocator
+from bootstrap.comfyui.exits import Exit, explain_exit, with_cause
+from bootstrap.comfyui.launch import check_queued, copy_user, folders_of, stage_code
 from bootstrap.comfyui.process import ComfyUI, Launch, not_startable
 from bootstrap.comfyui.readiness import is_answering, wait_until_ready
 from bootstrap.comfyui.stage import Staged
@@ -9,12 +10,15 @@ from bootstrap.comfyui.workdir import WorkDir, make_workdir
 from bootstrap.comfyui.write_back import WriteBack
 
 __all__ = [
+    "Allocator",
     "ComfyUI",
     "Exit",
     "Launch",
     "Staged",
     "WorkDir",
     "WriteBack",
+    "check_queued",
+    "choose_allocator",
     "command",
     "copy_user",
     "exits",
@@ -26,4 +30,5 @@ __all__ = [
     "readiness",
     "stage_code",
     "wait_until_ready",
+    "with_cause",
 ]

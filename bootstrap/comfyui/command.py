@@ -12,11 +12,16 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from bootstrap.core.findings import Finding, warning
+from bootstrap.volume.args_file import group_flags
 
-CODES = {"comfyui.flag_unknown": "A flag in COMFYUI_ARGS that this version does not know"}
+CODES = {"comfyui.flag_unknown": "A flag that this version of ComfyUI does not know"}
 
 # Python 3.14 colours its help when FORCE_COLOR is set.
 _COLOUR = re.compile(r"\x1b\[[\d;]*m")
+
+# On by default in 0.38: each worker would scan all models on the volume, at its start and at each
+# question for nodes, and keep them in a database.
+_NO_ASSETS = "--disable-assets"
 
 
 @dataclass(frozen=True)
@@ -57,17 +62,14 @@ def arguments(
         ours.append(["--extra-model-paths-config", str(folders.model_paths)])
     kept = [part for group in ours if group[0] in known for part in group]
     users, findings = _known_groups(extra, known)
+    if _NO_ASSETS in known and "--enable-assets" not in users:
+        kept.append(_NO_ASSETS)
     return kept + users, findings
 
 
 def _known_groups(extra: Iterable[str], known: frozenset[str]) -> tuple[list[str], list[Finding]]:
     """The user's flags with their values, without those this version does not know."""
-    groups: list[list[str]] = []
-    for part in extra:
-        if part.startswith("--") or not groups:
-            groups.append([part])
-        else:
-            groups[-1].append(part)
+    groups = group_flags(tuple(extra))
     kept: list[str] = []
     findings: list[Finding] = []
     for group in groups:
@@ -82,7 +84,8 @@ def _known_groups(extra: Iterable[str], known: frozenset[str]) -> tuple[list[str
 def _unknown_flag(flag: str) -> Finding:
     return warning(
         "comfyui.flag_unknown",
-        f"This ComfyUI does not know the flag {flag} from COMFYUI_ARGS; it was left out.",
-        f"Remove {flag} from COMFYUI_ARGS, or update the ComfyUI on the volume.",
+        f"This ComfyUI does not know the flag {flag}; it was left out.",
+        f"Remove {flag} from COMFYUI_ARGS (or comfyui_args.txt on the volume), or update the "
+        "ComfyUI on the volume.",
         flag=flag,
     )

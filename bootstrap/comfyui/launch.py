@@ -3,20 +3,29 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
 from bootstrap.comfyui import command
-from bootstrap.comfyui.stage import CannotStage, Staged, copy_user_folder, link_output, stage
+from bootstrap.comfyui.stage import (
+    CannotStage,
+    Plan,
+    Staged,
+    copy_user_folder,
+    link_output,
+    stage,
+)
 from bootstrap.comfyui.workdir import WorkDir
 from bootstrap.config import Settings
 from bootstrap.core.findings import Finding, info, warning
-from bootstrap.core.text import counted, size_text
+from bootstrap.core.text import counted, named, size_text
 from bootstrap.volume import Layout
 from bootstrap.volume.extra_model_paths import describe_local_models
 
 CODES = {
     "comfyui.not_staged": "ComfyUI's code was not copied to local disk, and runs from the volume",
     "comfyui.user_not_copied": "People's settings and workflows were not copied from the volume",
+    "nodes.installs_queued": "What ComfyUI-Manager has queued to install is not installed here",
     "comfyui.heavy_nodes": "Large files of custom nodes are linked, not copied, to local disk",
 }
 USER = "user"
@@ -24,30 +33,53 @@ USER = "user"
 
 def stage_code(
     settings: Settings, layout: Layout, work: WorkDir
-) -> tuple[Staged | None, list[Finding]]:
-    """ComfyUI's code on local disk; None where it runs where it lies, with the reason if that is
-    not what was asked for."""
+) -> tuple[list[Staged], list[Finding]]:
+    """ComfyUI's code on local disk, and after it the custom nodes that lie elsewhere; nothing where
+    it runs where it lies, with the reason if that is not what was asked for."""
     assert layout.comfyui is not None
-    if not (settings.stage_comfyui and layout.comfyui_on_volume):
-        return None, []
+    if not (settings.stage_comfyui and (layout.comfyui_on_volume or layout.nodes is not None)):
+        return [], []
     source = Path(os.path.realpath(layout.comfyui))
-    limit = int(settings.stage_pack_mb * 1e6)
+    plan = Plan(
+        source,
+        work.stage,
+        int(settings.stage_pack_mb * 1e6),
+        settings.stage_timeout,
+        models=layout.models,
+        is_volume=source == Path(os.path.realpath(layout.root)),
+        nodes=None if layout.nodes is None else Path(os.path.realpath(layout.nodes)),
+    )
     try:
-        staged = stage(source, work.stage, limit, settings.stage_timeout)
+        staged = stage(plan)
     except CannotStage as problem:
-        return None, [_not_staged(problem, settings)]
-    link_output(staged.place, work.output)
-    return staged, [_heavy(staged, settings)] if staged.linked else []
+        return [], [_not_staged(problem, settings)]
+    link_output(staged[0].place, work.output)
+    return staged, [_heavy(copy, settings) for copy in staged if copy.linked]
+
+
+def check_queued(copies: Sequence[Staged]) -> list[Finding]:
+    """What ComfyUI-Manager has queued and a worker does not run."""
+    queued = [path for copy in copies for path in copy.queued]
+    if not queued:
+        return []
+    return [
+        info(
+            "nodes.installs_queued",
+            f"ComfyUI-Manager has queued what to do at the next start ({named(queued)}). A worker "
+            "does not do it: many start at once, and each would change the shared volume.",
+            "Start ComfyUI once on a Pod with this volume, which does it.",
+            paths=queued,
+        )
+    ]
 
 
 def copy_user(
     settings: Settings, layout: Layout, work: WorkDir
 ) -> tuple[Staged | None, list[Finding]]:
     """People's workflows and nodes' settings, into this worker's own user folder."""
-    assert layout.comfyui is not None
-    if not layout.comfyui_on_volume:
+    user = Path(os.path.realpath(layout.home)) / USER
+    if not (layout.comfyui_on_volume or user.is_dir()):
         return None, []
-    user = Path(os.path.realpath(layout.comfyui)) / USER
     try:
         return copy_user_folder(user, work.user, settings.stage_timeout), []
     except CannotStage as problem:
@@ -59,8 +91,8 @@ def copy_user(
         return None, [finding]
 
 
-def folders_of(work: WorkDir, comfyui: Path) -> command.Folders:
-    """Where ComfyUI writes, and further models that it is told of."""
+def folders_of(work: WorkDir, comfyui: Path, nodes: Path | None = None) -> command.Folders:
+    """Where ComfyUI writes, and further models that it is told of, and custom nodes at `nodes`."""
     return command.Folders(
         input=work.input,
         output=work.output,
@@ -68,7 +100,7 @@ def folders_of(work: WorkDir, comfyui: Path) -> command.Folders:
         temp_parent=work.temp_parent,
         front_end=work.front_end,
         database=work.database,
-        model_paths=describe_local_models(comfyui, work.models, work.model_paths),
+        model_paths=describe_local_models(comfyui, work.models, work.model_paths, nodes),
     )
 
 
@@ -84,12 +116,11 @@ def _not_staged(problem: CannotStage, settings: Settings) -> Finding:
 
 
 def _heavy(staged: Staged, settings: Settings) -> Finding:
-    examples = ", ".join(staged.linked[:3])
-    more = f" and {len(staged.linked) - 3} more" if len(staged.linked) > 3 else ""
     return info(
         "comfyui.heavy_nodes",
-        f"{counted(len(staged.linked), 'large file')} in ComfyUI's folder ({examples}{more}) "
-        f"stay on the volume; {size_text(staged.bytes)} of code were copied.",
+        f"{counted(len(staged.linked), 'large file')} in ComfyUI's folder "
+        f"({named(staged.linked, 3)}) stay on the volume; {size_text(staged.bytes)} of code were "
+        "copied.",
         f"Nothing to do; STAGE_PACK_MB ({settings.stage_pack_mb:g}) is the most that is copied of "
         "one custom node.",
         files=list(staged.linked[:50]),

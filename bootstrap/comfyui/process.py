@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import IO
 
 from bootstrap.comfyui import command, run_main
-from bootstrap.comfyui.exits import Exit
+from bootstrap.comfyui.exits import PORT_TAKEN, Exit, explain_exit
 from bootstrap.core import guard
 from bootstrap.core.findings import Finding, host_error
 from bootstrap.core.log import say
@@ -26,6 +26,8 @@ _KEPT_LINES = 2000  # custom nodes talk while they are imported
 _LINE_END = re.compile(rb"[\r\n]+")
 _PROMPT_ENDED = "Prompt executed in"  # logged after each, however it ended
 _STOP_SECONDS = guard.GRACE_SECONDS + 3
+# faulthandler writes at once, in small pieces.
+_STACKS_SECONDS, _STACKS_PAUSE = 3.0, 0.2
 CODES = {"comfyui.not_startable": "The operating system refused to start ComfyUI"}
 
 
@@ -61,6 +63,7 @@ class ComfyUI:
         self.was_ready = False
         self.prompts_ended = 0
         self.exits: list[Exit] = []
+        self._lines = 0
         self._lock = threading.RLock()
         self._process: subprocess.Popen[bytes] | None = None
         self._reader: threading.Thread | None = None
@@ -88,7 +91,9 @@ class ComfyUI:
             if self._process is not None and self.ended() is None:
                 return False
             self._collect()
-            self.port = _free_port(self.launch.port)
+            # A port that was taken behind our back may be so again: any free one then.
+            taken = bool(self.exits) and explain_exit(self.exits[-1]).code == PORT_TAKEN
+            self.port = _free_port(0 if taken else self.launch.port)
             self.was_ready = False
             self._process = self._spawn()
             self._started = time.monotonic()
@@ -116,14 +121,37 @@ class ComfyUI:
 
     def cpu_seconds(self) -> float | None:
         """CPU time that the process behind the guard has used; None when it cannot be told."""
-        with self._lock:
-            guard_pid = self._process.pid if self._process is not None else 0
         try:
-            (pid, *_) = Path(f"/proc/{guard_pid}/task/{guard_pid}/children").read_text().split()
-            ticks = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[11:13]
+            ticks = Path(f"/proc/{self._pid()}/stat").read_text().rpartition(")")[2].split()[11:13]
         except (OSError, ValueError):
             return None
         return sum(map(int, ticks)) / os.sysconf("SC_CLK_TCK")
+
+    def stacks(self, seconds: float = _STACKS_SECONDS) -> list[str]:
+        """Where all its threads are, as faulthandler writes it, innermost call first; empty when
+        it says nothing within `seconds`."""
+        before = self._lines
+        try:
+            pid = self._pid()
+            if not _catches(pid, run_main.ASK_STACKS):
+                return []
+            os.kill(pid, run_main.ASK_STACKS)
+        except (OSError, ValueError):
+            return []
+        end, seen = time.monotonic() + seconds, before
+        while time.monotonic() < end:
+            time.sleep(_STACKS_PAUSE)
+            if seen == self._lines != before:
+                break
+            seen = self._lines
+        return self.log_tail(self._lines - before) if self._lines > before else []
+
+    def _pid(self) -> int:
+        """ComfyUI's own, behind the guard. Raises OSError or ValueError."""
+        with self._lock:
+            guard_pid = self._process.pid if self._process is not None else 0
+        (pid, *_) = Path(f"/proc/{guard_pid}/task/{guard_pid}/children").read_text().split()
+        return int(pid)
 
     def stop(self) -> None:
         """End the process and all it started; returns when they are gone."""
@@ -183,9 +211,19 @@ class ComfyUI:
             text = text.replace(str(self.launch.comfyui), str(self.launch.home))
         if text:
             self.prompts_ended += text.startswith(_PROMPT_ENDED)
+            self._lines += 1
             own_log.append(text)
             self._log.append(text)
             say(text, "comfyui")
+
+
+def _catches(pid: int, number: int) -> bool:
+    """Has that process a handler for the signal? Without one it would die of it. Raises OSError."""
+    for line in Path(f"/proc/{pid}/status").read_text().splitlines():
+        name, _, mask = line.partition(":")
+        if name == "SigCgt":
+            return bool(int(mask, 16) >> (number - 1) & 1)
+    return False
 
 
 def _free_port(wanted: int) -> int:

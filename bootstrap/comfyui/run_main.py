@@ -7,23 +7,38 @@ takes long. Here the thread's end is told with its traceback and the process end
 ComfyUI get what they get at any other death. Threads are named after their function since Python
 3.10; in an older one nothing is changed, and the job ends at its `max_wait`.
 
-Standard library only; knows nothing of the project. All else is as with `python main.py`.
+psutil tells the machine's memory, of which a container may have a small part. ComfyUI takes up to
+90 % of it for pinned weights and caches, so that the kernel kills it. Here psutil.virtual_memory
+tells the container's, as long as psutil can be imported.
+
+A node that hangs while it is imported says nothing. Asked by SIGUSR2, this process writes where all
+its threads are; faulthandler does that even while a node holds Python's lock.
+
+Standard library only, and of the project one file that is no more. All else is as with
+`python main.py`.
 """
 
 from __future__ import annotations
 
+import faulthandler
+import importlib
+import importlib.util
 import os
 import runpy
+import signal
 import sys
 import threading
 import time
 import traceback
+from typing import Any
 
 EXIT_CODE = 70  # EX_SOFTWARE of sysexits.h
 # The server's thread still has to send what this one said last: which node runs, above all.
 _LAST_WORDS_SECONDS = 0.5
 _FUNCTION = "(prompt_worker)"  # its name in ComfyUI's main.py since 2023
 SAID = "ComfyUI's prompt thread ended"  # bootstrap/comfyui/exits.py reads it
+ASK_STACKS = signal.SIGUSR2
+_MEMORY = os.path.join(os.path.dirname(os.path.abspath(__file__)), "..", "core", "memory.py")
 
 
 def main(script: str, arguments: list[str]) -> None:
@@ -45,7 +60,47 @@ def main(script: str, arguments: list[str]) -> None:
         os._exit(EXIT_CODE)
 
     threading.excepthook = hook
+    faulthandler.register(ASK_STACKS, file=2, all_threads=True)
+    try:
+        _tell_containers_memory()
+    except Exception as problem:  # noqa: BLE001  # ComfyUI runs without as well
+        print(f"psutil tells the machine's memory: {problem}", file=sys.stderr, flush=True)
     runpy.run_path(script, run_name="__main__")
+
+
+def _tell_containers_memory() -> None:
+    """From now on psutil.virtual_memory tells what this container may have."""
+    psutil: Any = importlib.import_module("psutil")  # of ComfyUI's Python, not the worker's
+    gauge = _load(_MEMORY).MemoryGauge()
+    if gauge.room() is None:
+        return
+    of_machine = psutil.virtual_memory
+
+    def virtual_memory() -> Any:
+        told, room = of_machine(), gauge.room()
+        if room is None:
+            return told
+        total, available = min(told.total, room[0]), min(told.available, room[1])
+        return told._replace(
+            total=total,
+            available=available,
+            used=total - available,
+            free=min(told.free, available),
+            percent=round(100 * (total - available) / total, 1),
+        )
+
+    psutil.virtual_memory = virtual_memory
+
+
+def _load(path: str) -> Any:
+    """A module by its file: the project's folders are not on this Python's path."""
+    spec = importlib.util.spec_from_file_location("_container_memory", path)
+    if spec is None or spec.loader is None:
+        raise ImportError(path)
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+    return module
 
 
 if __name__ == "__main__":

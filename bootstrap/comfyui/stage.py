@@ -4,6 +4,7 @@ trip each, one after another when Python imports them, all at once when they are
     work/stage/ComfyUI/            a copy of the volume's ComfyUI, and in it
         models input …             links to the volume: what is data stays where it is
         output                     a link to this worker's own; see link_output
+        .venv-cu128                a link, as any virtual environment, whatever its name
         custom_nodes/pack/x.bin    a link where a pack is too heavy to copy
     work/stage/<anything else>     links to what lies beside ComfyUI on the volume, so that
                                    relative paths such as ../models mean what they meant
@@ -17,8 +18,9 @@ from __future__ import annotations
 import os
 import shutil
 import stat
+import time
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 
@@ -32,8 +34,21 @@ _BLOCK = 1024 * 1024
 _LARGE = 4 * 1024 * 1024
 # Folders in ComfyUI's own that hold data. Only there: `comfy/ldm/models` is code.
 DATA = frozenset({"models", "output", "input", "temp", "user", "venv", ".venv"})
+# ComfyUI's own folders of code, 2023 to v0.38. Where the volume itself is ComfyUI's folder, all
+# others in it are somebody's data and are linked.
+CODE = frozenset(
+    "alembic_db api_server app blueprints comfy comfy_api comfy_api_nodes comfy_config "
+    "comfy_execution comfy_extras custom_nodes middleware script_examples tests tests-unit utils "
+    "web".split()
+)
 # Anywhere: read by few, and large.
 _LINKED_ANYWHERE = frozenset({".git"})
+# PEP 405: a folder with this file is a virtual environment.
+_VENV = "pyvenv.cfg"
+# What ComfyUI-Manager has queued to be installed at the next start; source: its
+# prestartup_script.py, in the user folder or, in old versions, in its own. A worker is no place
+# for it: many start at once, and each would change the shared volume.
+_QUEUES = ("startup-scripts/install-scripts.txt", "startup-scripts/restore-snapshot.json")
 # Names that end so are one worker's own: logs, databases, what is half written.
 PRIVATE = tuple(
     ".log .db .db-journal .db-wal .db-shm .sqlite .lock .tmp .temp .part .incomplete "
@@ -55,34 +70,78 @@ class CannotStage(Exception):
 @dataclass(frozen=True)
 class Staged:
     """A copy at `place` of the ComfyUI at `source`. `stamps` tells each copied file's as it was,
-    by its path below both; `linked` names what is linked for its weight."""
+    by its path below both; `linked` names what is linked for its weight, `queued` what
+    ComfyUI-Manager would have installed at the start, which is left out. Of what is new in the copy
+    only what lies below one of the folders `keep` belongs to the source; None is all of it."""
 
     source: Path
     place: Path
     stamps: Mapping[str, Stamp]
     linked: tuple[str, ...]
     bytes: int
+    queued: tuple[str, ...] = ()
+    keep: frozenset[str] | None = None
 
 
-def stage(
-    comfyui: Path, parent: Path, pack_bytes: int, timeout: float, threads: int = _THREADS
-) -> Staged:
-    """Copy the ComfyUI at `comfyui` (without links in its path) into the new folder `parent`.
+@dataclass(frozen=True)
+class Plan:
+    """What to copy: the ComfyUI at `comfyui` (without links in its path) into the new folder
+    `parent`. Of the files of a custom node with more than `pack_bytes`, the largest are linked
+    until the rest has less. `models` is the models folder to link, `is_volume` that `comfyui` is
+    the volume's root. `nodes` are custom nodes that lie elsewhere, in place of those of `comfyui`
+    that have the same names."""
 
-    Of the files of a custom node with more than `pack_bytes`, the largest are linked until the
-    rest has less. Raises CannotStage, leaving nothing behind, when it takes longer than `timeout`
-    seconds or the disk is too small.
-    """
-    copier = _Copier(comfyui, parent / comfyui.name, threads, pack_bytes, DATA)
+    comfyui: Path
+    parent: Path
+    pack_bytes: int
+    timeout: float
+    models: Path | None = None
+    is_volume: bool = False
+    nodes: Path | None = None
+    threads: int = _THREADS
+
+
+def stage(plan: Plan) -> list[Staged]:
+    """Make the copy: of ComfyUI, then of `nodes`, if there are any. Raises CannotStage, leaving
+    nothing behind, when it takes longer than `timeout` seconds or the disk is too small."""
+    end = time.monotonic() + plan.timeout
     try:
-        _link_neighbours(comfyui, parent)
-        return copier.run(timeout)
+        _link_neighbours(plan.comfyui, plan.parent)
+        code = _copier_of(plan).run(plan.timeout)
+        _link_models(plan, code.place)
+        if plan.nodes is None:
+            return [code]
+        left = max(0.1, end - time.monotonic())
+        place = code.place / _PACKS
+        nodes = _Copier(plan.nodes, place, plan.threads, plan.pack_bytes, frozenset())
+        nodes.packs_at = ""
+        return [code, replace(nodes.run(left), keep=frozenset(os.listdir(plan.nodes)))]
     except OSError as problem:
-        shutil.rmtree(parent, ignore_errors=True)
-        raise CannotStage(f"{problem.strerror or problem} ({parent})") from problem
+        shutil.rmtree(plan.parent, ignore_errors=True)
+        raise CannotStage(f"{problem.strerror or problem} ({plan.parent})") from problem
     except CannotStage:
-        shutil.rmtree(parent, ignore_errors=True)
+        shutil.rmtree(plan.parent, ignore_errors=True)
         raise
+
+
+def _copier_of(plan: Plan) -> _Copier:
+    copier = _Copier(
+        plan.comfyui, plan.parent / plan.comfyui.name, plan.threads, plan.pack_bytes, DATA
+    )
+    if plan.is_volume:
+        copier.code = CODE
+    if plan.nodes is not None:
+        copier.left_out = frozenset(f"{_PACKS}/{name}" for name in os.listdir(plan.nodes))
+    return copier
+
+
+def _link_models(plan: Plan, copy: Path) -> None:
+    """There at once, though ComfyUI may get its models folder only while it is copied."""
+    models, place = plan.models or plan.comfyui / "models", copy / "models"
+    if place.is_symlink() and os.readlink(place) != str(models):
+        place.unlink()
+    if not place.is_symlink():
+        place.symlink_to(models)
 
 
 def link_output(copy: Path, output: Path) -> None:
@@ -143,6 +202,11 @@ class _Copier:
         self._packs: dict[str, _Pack] = {}
         self._stamps: dict[str, Stamp] = {}
         self._linked: list[str] = []
+        self._queued: list[str] = []
+        # Folders at the top to copy, None for all; what to leave out; where the packs are.
+        self.code: frozenset[str] | None = None
+        self.left_out: frozenset[str] = frozenset()
+        self.packs_at = _PACKS
 
     def run(self, timeout: float) -> Staged:
         os.makedirs(self._place, exist_ok=True)
@@ -150,29 +214,44 @@ class _Copier:
             raise CannotStage(_TOO_SLOW.format(timeout))
         self._settle_large_files(timeout)
         size = sum(size for size, _ in self._stamps.values())
-        linked = tuple(sorted(self._linked))
-        return Staged(Path(self._source), Path(self._place), self._stamps, linked, size)
+        linked, queued = tuple(sorted(self._linked)), tuple(sorted(self._queued))
+        source, place = Path(self._source), Path(self._place)
+        return Staged(source, place, self._stamps, linked, size, queued)
 
     def _list(self, folder: str) -> None:
         """Copy one folder's entries, leaving what is in its folders to others."""
         files: list[str] = []
         with os.scandir(os.path.join(self._source, folder)) as entries:
             found = list(entries)
+        if folder and any(entry.name == _VENV for entry in found):
+            os.rmdir(os.path.join(self._place, folder))
+            self._link(folder)
+            return
         for entry in found:
             path = os.path.join(folder, entry.name)
-            if self._skipped and entry.name.endswith(self._skipped):
+            if self._is_left_out(path):
                 continue
-            if entry.is_symlink():
+            packs = path == self.packs_at and entry.is_dir()
+            if entry.is_symlink() and not packs:
                 self._copy_link(path)
-            elif not entry.is_dir(follow_symlinks=False):
+            elif not entry.is_dir():
                 files.append(path)
-            elif entry.name in _LINKED_ANYWHERE or (not folder and entry.name in self._data):
+            elif entry.name in _LINKED_ANYWHERE or (not folder and self._is_data(entry.name)):
                 self._link(path)
             else:
                 os.mkdir(os.path.join(self._place, path))
                 self._crew.add([partial(self._list, path)])
         chunks = [files[i : i + _CHUNK_FILES] for i in range(0, len(files), _CHUNK_FILES)]
         self._crew.add((partial(self._copy_all, chunk) for chunk in chunks), later=True)
+
+    def _is_left_out(self, path: str) -> bool:
+        if path.endswith(_QUEUES):
+            self._queued.append(os.path.join(self._source, path))
+            return True
+        return path in self.left_out or bool(self._skipped and path.endswith(self._skipped))
+
+    def _is_data(self, name: str) -> bool:
+        return name in self._data or (self.code is not None and name not in self.code)
 
     def _copy_all(self, paths: list[str]) -> None:
         for path in paths:
@@ -194,7 +273,7 @@ class _Copier:
             facts = os.fstat(source)
             if not stat.S_ISREG(facts.st_mode):
                 return  # a socket or a pipe somebody left
-            pack = self._packs.setdefault(_pack_of(path), _Pack())
+            pack = self._packs.setdefault(self._pack_of(path), _Pack())
             if facts.st_size >= _LARGE and not large:
                 pack.large.append((facts.st_size, path))
                 return
@@ -245,8 +324,9 @@ class _Copier:
         if not Crew(self._threads).run([partial(self._copy, p, True) for _, p in wanted], timeout):
             raise CannotStage(_TOO_SLOW.format(timeout))
 
-
-def _pack_of(path: str) -> str:
-    """The custom node that a file belongs to; empty for ComfyUI's own files."""
-    first, _, rest = path.partition("/")
-    return rest.partition("/")[0] if first == _PACKS and "/" in rest else ""
+    def _pack_of(self, path: str) -> str:
+        """The custom node that a file belongs to; empty for ComfyUI's own files."""
+        first, _, rest = path.partition("/")
+        if not self.packs_at:
+            return first if rest else ""
+        return rest.partition("/")[0] if first == self.packs_at and "/" in rest else ""

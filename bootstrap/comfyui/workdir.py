@@ -54,6 +54,11 @@ class WorkDir:
         return self.root / "stage"
 
     @property
+    def view(self) -> Path:
+        """A models folder of links, where the volume's takes none; see volume/links.py."""
+        return self.root / "volume-models"
+
+    @property
     def front_end(self) -> Path:
         """A page in place of ComfyUI's front end, which a worker has no use for."""
         return self.root / "front-end"

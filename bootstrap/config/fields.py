@@ -50,6 +50,15 @@ def _absolute_path(text: str) -> Path:
     return Path(text)
 
 
+def _path_on_volume(text: str) -> str:
+    parts = text.split("/")
+    if "\0" in text or text.startswith("/"):
+        raise ValueError("it begins at the volume's root, without a slash")
+    if ".." in parts:
+        raise ValueError("it leads out of the volume")
+    return "/".join(part for part in parts if part not in ("", ".")) or "."
+
+
 def _boolean(text: str) -> bool:
     try:
         return _BOOLEANS[text.lower()]
@@ -101,16 +110,26 @@ def _comfyui_arguments(text: str) -> tuple[str, ...]:
 
 
 def _refuse_if_ours(flag: str) -> None:
-    """argparse takes any unambiguous beginning of a flag for it: `--lis` is `--listen`."""
     if not flag.startswith("--"):
         if flag.startswith("-h"):
             raise ValueError(f"{flag} asks for help and runs nothing")
         return
-    meant = sorted(ours for ours in OUR_FLAGS if ours.startswith(flag))
+    meant = _ours_meant_by(flag)
     if flag in meant:
         raise ValueError(f"{flag} is set by the worker itself")
     if meant:
         raise ValueError(f"{flag} can be read as {meant[0]}, which is set by the worker itself")
+
+
+def _ours_meant_by(flag: str) -> list[str]:
+    """argparse takes any unambiguous beginning of a flag for it: `--lis` is `--listen`."""
+    return sorted(ours for ours in OUR_FLAGS if ours.startswith(flag))
+
+
+def is_ours(argument: str) -> bool:
+    """Is `argument` (`--port`, `--port=1`, `--por`, `-h`) a flag that the worker sets itself?"""
+    flag = argument.partition("=")[0]
+    return flag.startswith("-h") or (flag.startswith("--") and bool(_ours_meant_by(flag)))
 
 
 def _secret(text: str) -> Secret:
@@ -167,6 +186,7 @@ def one_of(*choices: str) -> Kind:
 
 
 ABSOLUTE_PATH = Kind("an absolute path", _absolute_path)
+PATH_ON_VOLUME = Kind("a path below the volume's root, without `..`", _path_on_volume)
 BOOLEAN = Kind("`true` or `false`", _boolean)
 TEXT = Kind("any text", _text)
 HOST = Kind("a host name such as `models.example.com`, with `:port` where it is not 443", _host)

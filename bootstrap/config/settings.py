@@ -31,11 +31,27 @@ class Settings:
         "Where the network volume is mounted",
         "`/runpod-volume`, else `/workspace`",
     )
+    link_other_mount: bool = var(
+        "LINK_OTHER_MOUNT",
+        kinds.BOOLEAN,
+        True,
+        "Make `/workspace`, where a Pod mounts the volume, a link to it (and the reverse), so that "
+        "paths that the Pod wrote hold here; only where nothing has that name",
+    )
+    comfyui_path: str | None = var(
+        "COMFYUI_PATH",
+        kinds.PATH_ON_VOLUME,
+        None,
+        "The folder of the ComfyUI to run, relative to the volume, such as `runpod-slim/ComfyUI`; "
+        "`.` is the volume itself",
+        "`ComfyUI` at the root, else the only one on the volume",
+    )
     comfyui_dir: Path | None = var(
         "COMFYUI_DIR",
         kinds.ABSOLUTE_PATH,
         None,
-        "A ComfyUI in the image, used when the volume has none in `ComfyUI/`",
+        "A ComfyUI in the image, used when the volume has none; it gets the volume's models and "
+        "custom nodes",
     )
     comfyui_python: Path | None = var(
         "COMFYUI_PYTHON",

@@ -220,6 +220,14 @@ class MemoryGauge:
             return None
         return 100 * max(group.used - group.file_pages, 0) / group.limit
 
+    def room(self) -> tuple[int, int] | None:
+        """Bytes of the container's limit, and how many of them can still be had when the kernel
+        takes back the pages of files; None without a limit."""
+        group = None if self._tightest is None else _group(*self._tightest)
+        if group is None or not group.limit:
+            return None
+        return group.limit, max(group.limit - max(group.used - group.file_pages, 0), 0)
+
 
 def gather_cpu(root: Path = Path("/")) -> CpuFacts:
     """Cores by quota (v2 `cpu.max`, v1 `cpu.cfs_quota_us`) and by affinity."""

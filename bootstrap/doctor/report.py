@@ -21,6 +21,7 @@ from bootstrap.core.findings import (
 )
 from bootstrap.doctor.checks.registry import run_checks
 from bootstrap.doctor.facts.gather import Facts, Scope, gather
+from bootstrap.volume.args_file import with_args_file
 
 JSON_VERSION = 1
 MOST_BYTES = 900_000
@@ -54,7 +55,8 @@ def examine(
     start = time.monotonic()
     facts = gather(settings, env, scope)
     facts.node_log = tuple(node_log)
-    findings = [*facts.findings, *run_checks(facts, settings)]
+    started_with = with_args_file(settings, facts.args)
+    findings = [*facts.findings, *run_checks(facts, started_with)]
     return Report(
         findings=tuple(findings),
         facts=facts,

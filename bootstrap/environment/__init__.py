@@ -1,5 +1,6 @@
 """The Python that runs ComfyUI: which one, what it has, what it lacks and how it gets that."""
 
+from bootstrap.environment.choice import choose_python, venvs_of
 from bootstrap.environment.judge import Judgement, judge
 from bootstrap.environment.package_set import (
     INSTALL,
@@ -8,7 +9,7 @@ from bootstrap.environment.package_set import (
     kept_set,
     prepare_packages,
 )
-from bootstrap.environment.python import Venv, ask_help, choose_python, look_at_venv, may_be_venv
+from bootstrap.environment.python import Venv, ask_help
 from bootstrap.environment.requirements import Requirements
 from bootstrap.environment.site_packages import PackagesFacts
 from bootstrap.environment.store import Record
@@ -27,12 +28,12 @@ __all__ = [
     "imports",
     "judge",
     "kept_set",
-    "look_at_venv",
-    "may_be_venv",
     "packs",
     "pip_text",
     "prepare_packages",
     "report",
     "requirement_files",
     "requirements",
+    "torch_build",
+    "venvs_of",
 ]

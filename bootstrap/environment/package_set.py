@@ -34,6 +34,7 @@ from bootstrap.environment.build import Builder
 from bootstrap.environment.hard_imports import hard_imports
 from bootstrap.environment.judge import Judgement, RequirementState, judge
 from bootstrap.environment.loading import Loading
+from bootstrap.environment.path_hook import write_hook
 from bootstrap.environment.requirements import Requirements, read_requirements
 from bootstrap.environment.resolve import Unit, units_of
 from bootstrap.environment.store import (
@@ -56,56 +57,14 @@ _FORMAT = 2
 _UNSAFE = re.compile(r"[^A-Za-z0-9._+-]")
 # The last is a file on NFS that was removed while it was read.
 _ABSENT = (errno.ENOENT, errno.ENOTDIR, errno.ESTALE)
-_HOOK = '''"""Puts packages on ComfyUI's path; a worker writes it at each start."""
-import importlib.machinery
-import importlib.util
-import os
-import site
-import sys
-import time
-
-_here = os.path.dirname(os.path.abspath(__file__))
-sys.path[:] = [path for path in sys.path if os.path.abspath(path or ".") != _here]
-
-
-def _add(folder, at):
-    known = list(sys.path)
-    site.addsitedir(folder)
-    sys.path[:] = known[:at] + [p for p in sys.path if p not in known] + known[at:]
-
-
-class _Late:
-    """Lets an import of a package wait that is still being unpacked."""
-
-    def find_spec(self, name, path=None, target=None):
-        if path is None and name in {late!r}:
-            while self in sys.meta_path and not os.path.exists({arrived!r}):
-                time.sleep(0.005)
-            if self in sys.meta_path:
-                sys.meta_path.remove(self)
-            importlib.invalidate_caches()
-        return None
-
-
-# Other interpreters that ComfyUI starts inherit PYTHONPATH, and their packages are their own.
-if sys.prefix == {prefix!r}:
-    _own = [i for i, path in enumerate(sys.path) if path.endswith("-packages")]
-    _add({after!r}, len(sys.path))
-    _add({before!r}, _own[0] if _own else len(sys.path))
-    if {late!r} and not os.path.exists({arrived!r}):
-        sys.meta_path.insert(0, _Late())
-# The interpreter's own file of this name, which this one hid.
-_spec = importlib.machinery.PathFinder.find_spec("sitecustomize")
-if _spec is not None and _spec.loader is not None:
-    _spec.loader.exec_module(importlib.util.module_from_spec(_spec))
-'''
 
 
 @dataclass(frozen=True)
 class Place:
     """Where a ComfyUI and its packages are. `comfyui` is the folder whose requirements count, which
-    is started with `arguments`; `volume` keeps the set, `work` is on local disk. Times in seconds:
-    `timeout` for all of it, `beat` and `stale` of leases."""
+    is started with `arguments` and reads custom nodes in `nodes` as well; `volume` keeps the set,
+    `work` is on local disk. Times in seconds: `timeout` for all of it, `beat` and `stale` of
+    leases."""
 
     python: Path
     comfyui: Path
@@ -113,6 +72,7 @@ class Place:
     work: Path
     timeout: float
     arguments: Sequence[str] = ()
+    nodes: str | None = None
     beat: float = BEAT
     stale: float = STALE
 
@@ -191,7 +151,7 @@ def prepare_packages(
     """
     start = time.monotonic()
     try:
-        asked = read_requirements(str(place.comfyui), Together(_READ_SECONDS))
+        asked = read_requirements(str(place.comfyui), Together(_READ_SECONDS), place.nodes)
     except SilentError:
         return PackageSet(note="requirements could not be read")
     judgement = judge(place.python, env, asked, place.arguments)
@@ -217,7 +177,7 @@ def prepare_packages(
     folder = place.work / "packages"
     prefix = judgement.packages.prefix
     return PackageSet(
-        path=_hook(place.work, prefix, making.loading) if record.installed else None,
+        path=write_hook(place.work, prefix, making.loading) if record.installed else None,
         programs=tuple(p for n in (BEFORE, AFTER) if (p := folder / n / "bin").is_dir()),
         findings=tuple(findings),
         judgement=record.on(judgement),
@@ -227,26 +187,6 @@ def prepare_packages(
         note=f"{len(record.installed)} packages" if record.installed else "all refused",
         loading=making.loading,
     )
-
-
-def _hook(work: Path, prefix: str, loading: Loading | None = None) -> Path:
-    """What PYTHONPATH must be. The rest of a set that is being loaded comes meanwhile."""
-    path = work / "packages-path"
-    path.mkdir(exist_ok=True)
-    folder = work / "packages"
-    arrived = path / "arrived"
-    late = sorted({*loading.late, "pkg_resources"}) if loading and loading.late else []
-    text = _HOOK.format(
-        prefix=prefix,
-        before=str(folder / BEFORE),
-        after=str(folder / AFTER),
-        late=late,
-        arrived=str(arrived),
-    )
-    (path / "sitecustomize.py").write_text(text, encoding="utf-8")
-    if loading is not None:
-        loading.finish_beside(arrived)
-    return path
 
 
 def _modules_in(folder: Path) -> set[str]:
@@ -352,7 +292,7 @@ class _Making:
         self.tried = f"uv with {uv.where}"
         before = judge(place.python, self._env, self._asked, place.arguments, needs=True)
         hard = hard_imports(self._asked.version, place.arguments)
-        hook = partial(_hook, place.work, before.packages.prefix)
+        hook = partial(write_hook, place.work, before.packages.prefix)
         modules = {each.distribution: each.module for each in hard}
         plan = Builder(uv, before, self._folder, scratch, hook, modules).build(self._units)
         after = judge(

@@ -1,4 +1,4 @@
-"""Which Python runs ComfyUI, what it says of itself, and the virtual environments on the volume."""
+"""What a Python says of itself, what a virtual environment is, what ComfyUI's `--help` lists."""
 
 from __future__ import annotations
 
@@ -7,30 +7,24 @@ import json
 import os
 import re
 import subprocess
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
-from shutil import which
 from typing import Any
 
-from bootstrap.config import Settings
+from bootstrap.core.files import list_folder
 from bootstrap.core.findings import Finding, error
-from bootstrap.volume import COMFYUI, Layout
 
 _MOST_TEXT = 16 << 10
-_SETTING = re.compile(r"^\s*([\w-]+)\s*=\s*(.*?)\s*$", re.MULTILINE)
+_SETTING = re.compile(r"^[ \t]*([\w-]+)[ \t]*=[ \t]*(.*)$", re.MULTILINE)
 # 0.2 s on local disk; on a cold network volume, where starting reads some 100 files, seconds.
 ASK_SECONDS = 20.0
 _MOST_REASON = 300
 _CHILD = Path(__file__).with_name("judge_child.py")
 CODES = {
-    "comfyui.python_missing": "No Python that can run ComfyUI was found",
     "comfyui.help_failed": "ComfyUI's `main.py --help` did not work",
 }
-IMAGE_PYTHON = Path("/opt/comfyui/bin/python")
-_VENV_NAMES = ("venv", ".venv")
-_PROBE = "import importlib.util as u, sys; sys.exit(0 if u.find_spec('torch') else 3)"
 _PROBE_SECONDS = 60  # a venv on a cold network volume
 
 
@@ -38,35 +32,54 @@ _PROBE_SECONDS = 60  # a venv on a cold network volume
 class Venv:
     """`version` is the Python it was made by ("3.11"), None when unknown. `python_text` is what
     the link `bin/python` reads, `python_exists` whether a program is there in the end. `made_at`
-    is where it lay when it was made, which the first lines of its scripts still name."""
+    is where it lay when it was made, which the first lines of its scripts still name. `full`: torch
+    lies in it, not in what it was made from. `for_comfyui`: so does what ComfyUI alone asks for.
+    `made` is when, in seconds since 1970. `interpreter` is a Python of this machine with the same
+    version, where the one it was made by is not here."""
 
     path: str
     version: str | None
     python_text: str | None
     python_exists: bool
     made_at: str | None
-
-
-def may_be_venv(name: str) -> bool:
-    """Does a folder's name suggest a virtual environment?"""
-    return "venv" in name.lower() or name in ("env", ".env", "python_env")
+    full: bool = False
+    for_comfyui: bool = False
+    made: float = 0.0
+    interpreter: str | None = None
 
 
 def look_at_venv(path: str) -> Venv | None:
     """The virtual environment at `path`; None when it is none (no pyvenv.cfg: PEP 405)."""
     try:
         with open(os.path.join(path, "pyvenv.cfg"), encoding="utf-8", errors="replace") as file:
-            told = dict(_SETTING.findall(file.read(_MOST_TEXT)))
+            found = _SETTING.findall(file.read(_MOST_TEXT))
+            told = {name: value.strip() for name, value in found}
+            made = os.fstat(file.fileno()).st_mtime
     except OSError:
         return None
     python = os.path.join(path, "bin", "python")
+    library, names = _library(path, _short(told.get("version") or told.get("version_info")))
     return Venv(
         path=path,
-        version=_short(told.get("version") or told.get("version_info")),
+        version=library,
         python_text=_link_text(python),
         python_exists=os.path.exists(python),
         made_at=_made_at(told.get("command", ""), path),
+        full="torch" in names,
+        # torchsde: since 2023, when none of its packages was called after ComfyUI.
+        for_comfyui="torchsde" in names or any(n.startswith(("comfyui_", "comfy_")) for n in names),
+        made=made,
     )
+
+
+def _library(path: str, told: str | None) -> tuple[str | None, frozenset[str]]:
+    """The version whose site-packages are filled, and what lies in there: what pyvenv.cfg tells
+    may be that of an upgrade which left the packages behind."""
+    libraries = list_folder(os.path.join(path, "lib")).folders
+    found = sorted(n.removeprefix("python") for n in libraries if n.startswith("python3."))
+    version = told if told in found or len(found) != 1 else found[0]
+    packages = os.path.join(path, "lib", f"python{version}", "site-packages")
+    return version, list_folder(packages).names
 
 
 def _short(version: str | None) -> str | None:
@@ -89,7 +102,7 @@ def _made_at(command: str, path: str) -> str | None:
     try:
         with open(os.path.join(path, "bin", "activate"), encoding="utf-8", errors="replace") as f:
             match = re.search(
-                r"^\s*VIRTUAL_ENV=['\"]?([^'\"\n]+)", f.read(_MOST_TEXT), re.MULTILINE
+                r"^[ \t]*VIRTUAL_ENV=['\"]?([^'\"\n]+)", f.read(_MOST_TEXT), re.MULTILINE
             )
     except OSError:
         return None
@@ -178,26 +191,6 @@ def _understood(stdout: bytes) -> dict[str, Any] | Failure:
     return said
 
 
-def choose_python(settings: Settings, layout: Layout) -> Path | Finding:
-    """The first candidate that starts and has torch, or a finding that says what each lacks.
-
-    COMFYUI_PYTHON is the only candidate when it is set: somebody meant it.
-    """
-    tried: list[str] = []
-    for candidate in _candidates(settings, layout):
-        problem = _problem_with(candidate)
-        if problem is None:
-            return candidate
-        tried.append(f"{candidate} ({problem})")
-    return error(
-        "comfyui.python_missing",
-        f"No Python that can run ComfyUI: tried {', '.join(tried) or 'nothing'}.",
-        "Set COMFYUI_PYTHON to the interpreter ComfyUI runs with on the Pod (a venv must be made "
-        "by the same Python version as the image has), or install torch into one of these.",
-        tried=tried,
-    )
-
-
 def ask_help(python: Path, comfyui: Path, env: dict[str, str]) -> str | Finding:
     """What `main.py --help` prints; it answers before torch is imported (0.2 s from local disk)."""
     command = [str(python), "main.py", "--help"]
@@ -227,40 +220,3 @@ def _help_failed(comfyui: Path, why: str) -> Finding:
         "Check that ComfyUI on the volume is complete: on a Pod, cd into its folder and run "
         "`git status`, then `git checkout .` to restore missing files.",
     )
-
-
-def _candidates(settings: Settings, layout: Layout) -> Iterator[Path]:
-    if settings.comfyui_python is not None:
-        yield settings.comfyui_python
-        return
-    homes = [layout.comfyui] if layout.comfyui else []
-    if layout.comfyui_on_volume:
-        homes += [layout.root, layout.root / COMFYUI]
-    for home in dict.fromkeys(homes):
-        for name in _VENV_NAMES:
-            if (home / name).is_dir():
-                yield home / name / "bin" / "python"
-    yield IMAGE_PYTHON
-    on_path = which("python3")
-    if on_path:
-        yield Path(on_path)
-
-
-def _problem_with(python: Path) -> str | None:
-    """Why `python` will not do; None when it will. Torch is looked for, not imported."""
-    if not python.exists():
-        return "a link that leads nowhere" if python.is_symlink() else "not there"
-    try:
-        answer = subprocess.run(
-            [str(python), "-I", "-c", _PROBE],
-            capture_output=True,
-            timeout=_PROBE_SECONDS,
-            check=False,
-        )
-    except OSError as problem:
-        return problem.strerror or "cannot be run"
-    except subprocess.TimeoutExpired:
-        return f"no answer in {_PROBE_SECONDS} s"
-    if answer.returncode == 3:
-        return "has no torch"
-    return None if answer.returncode == 0 else "does not start"

@@ -28,9 +28,9 @@ class Requirements:
     files: tuple[RequirementFile, ...] = ()
 
 
-def read_requirements(comfyui: str, together: Together) -> Requirements:
-    """What the ComfyUI in a folder asks for. Raises SilentError."""
-    packs = gather_packs(comfyui, together)
+def read_requirements(comfyui: str, together: Together, nodes: str | None = None) -> Requirements:
+    """What the ComfyUI in a folder asks for, and custom nodes in `nodes`. Raises SilentError."""
+    packs = gather_packs(comfyui, together, nodes)
     own = together.one(lambda: requirement_file(COMFYUI, comfyui))
     return Requirements(read_version(comfyui, together)[0], files_of(own, packs))
 

@@ -1,4 +1,4 @@
-"""A further models folder on this worker's own disk, and how ComfyUI is told of it.
+"""ComfyUI's file of further models folders, and one on this worker's own disk that it is told of.
 
 The platform's cache is this host's own: a link to it on the volume would lead nowhere elsewhere.
 ComfyUI is told of the folder by `--extra-model-paths-config` and reads it after its own ones.
@@ -14,6 +14,19 @@ from bootstrap.volume.categories import CATEGORIES
 from bootstrap.volume.layout import folders_known_to
 
 FLAG = "--extra-model-paths-config"
+OLD_FILE, NEW_FILE = "extra_model_paths.yaml", "extra_paths.yaml"
+
+
+def paths_file(comfyui: Path) -> Path:
+    """The file that this ComfyUI reads by itself: versions of late 2026 read extra_paths.yaml
+    instead of the other, where it is there."""
+    new = comfyui / NEW_FILE
+    try:
+        if new.is_file() and NEW_FILE in (comfyui / "main.py").read_text("utf-8", "replace"):
+            return new
+    except OSError:
+        pass
+    return comfyui / OLD_FILE
 
 
 def local_folders(comfyui: Path | None) -> Mapping[str, str]:
@@ -34,11 +47,16 @@ def local_folders(comfyui: Path | None) -> Mapping[str, str]:
     }
 
 
-def describe_local_models(comfyui: Path, models: Path, config: Path) -> Path | None:
-    """Write `config`, which tells ComfyUI of the folder `models`; None where it cannot be told."""
-    folders = local_folders(comfyui)
+def describe_local_models(
+    comfyui: Path, models: Path, config: Path, nodes: Path | None = None
+) -> Path | None:
+    """Write `config`, which tells ComfyUI of the folder `models`, and of the custom nodes at
+    `nodes`; None where it cannot be told."""
+    folders = dict(local_folders(comfyui))
     if not folders:
         return None
+    if nodes is not None:
+        folders["custom_nodes"] = str(nodes)
     # JSON is YAML, and quotes whatever a path may hold.
     text = json.dumps({"comfyui_volume_worker": {"base_path": str(models), **folders}}, indent=1)
     try:

@@ -9,10 +9,20 @@ from __future__ import annotations
 
 import os
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 
 from bootstrap.config import Settings
+from bootstrap.core.files import list_folder
+from bootstrap.volume.search import (
+    CUSTOM_NODES,
+    MODELS,
+    USUAL_ROOTS,
+    Found,
+    has_main,
+    on_this_mount,
+    search,
+)
 
 # At the root of a volume: what workers keep there for themselves.
 OWN_FOLDER = ".comfyui-worker"
@@ -22,10 +32,7 @@ _NETWORK = frozenset(
 # FUSE file systems that are local; every other `fuse.*` is taken for a network's.
 _LOCAL_FUSE = frozenset("fuse.fuse-overlayfs fuse.lxcfs fuse.gvfsd-fuse fuse.portal".split())
 _ESCAPED = re.compile(r"\\([0-7]{3})")
-# Serverless mounts the volume at the first, a Pod at the second: the same bytes.
-USUAL_ROOTS = (Path("/runpod-volume"), Path("/workspace"))
 COMFYUI = "ComfyUI"
-MODELS = "models"
 
 
 @dataclass(frozen=True)
@@ -100,12 +107,24 @@ def _name(kind: str, source: str) -> str:
 @dataclass(frozen=True)
 class Layout:
     """What was found. `comfyui` has a `main.py`; `model_roots` exist and hold category folders
-    that ComfyUI does not read by itself."""
+    that ComfyUI does not read by itself.
+
+    `data` is ComfyUI's folder on the volume where that is not `ComfyUI/` at the root. `rivals` are
+    several ComfyUIs none of which goes before the others, so that none is used. `asked` is what
+    COMFYUI_PATH names if no ComfyUI is there. `nodes` are custom nodes on the volume for a ComfyUI
+    in the image. `view` is a models folder on local disk that stands for the volume's, where links
+    cannot be made on the volume.
+    """
 
     root: Path
     root_exists: bool
     comfyui: Path | None
     model_roots: tuple[Path, ...] = ()
+    data: Path | None = None
+    rivals: tuple[Path, ...] = ()
+    asked: Path | None = None
+    nodes: Path | None = None
+    view: Path | None = None
 
     @property
     def comfyui_on_volume(self) -> bool:
@@ -113,26 +132,77 @@ class Layout:
         return self.comfyui is not None and self.comfyui.is_relative_to(self.root)
 
     @property
+    def home(self) -> Path:
+        """ComfyUI's folder on the volume, whether it can run or only holds data."""
+        return self.data or self.root / COMFYUI
+
+    @property
+    def models(self) -> Path:
+        """The models folder that ComfyUI reads."""
+        return self.view or (self.comfyui or self.home) / MODELS
+
+    @property
     def output(self) -> Path:
         """Where results are kept on the volume."""
-        return self.root / COMFYUI / "output"
+        return self.home / "output"
 
     @property
     def input(self) -> Path:
         """Where people keep input files on the volume."""
-        return self.root / COMFYUI / "input"
+        return self.home / "input"
+
+
+def volume_root(settings: Settings, usual_roots: tuple[Path, ...] = USUAL_ROOTS) -> Path:
+    """Where the volume is mounted, or would be."""
+    return settings.volume_path or _first_furnished(usual_roots)
 
 
 def locate(settings: Settings, usual_roots: tuple[Path, ...] = USUAL_ROOTS) -> Layout:
-    """Find the volume, then ComfyUI on it or in the image, then the models."""
-    root = settings.volume_path or _first_furnished(usual_roots)
-    comfyui = _first_comfyui(root / COMFYUI, settings.comfyui_dir)
-    return Layout(
-        root=root,
-        root_exists=_is_folder(root),
-        comfyui=comfyui,
-        model_roots=_model_roots(root, comfyui),
-    )
+    """Find the volume, then ComfyUI on it or in the image, then the models.
+
+    ComfyUI at the volume's root is taken without a look at the rest; else the volume is searched,
+    and the only one on it is taken.
+    """
+    root = volume_root(settings, usual_roots)
+    place = _place_of_comfyui(root, settings.comfyui_path)
+    if has_main(place):
+        return _complete(Layout(root, _is_folder(root), place, data=place))
+    if settings.comfyui_path is not None:
+        return _complete(Layout(root, _is_folder(root), None, asked=place))
+    found = search(root)
+    if len(found.comfyuis) > 1:
+        return _complete(Layout(root, _is_folder(root), None, rivals=found.comfyuis))
+    if found.comfyuis:
+        (only,) = found.comfyuis
+        return _complete(Layout(root, _is_folder(root), only, data=only))
+    return _complete(_with_image(root, place, settings.comfyui_dir, found))
+
+
+def _place_of_comfyui(root: Path, asked: str | None) -> Path:
+    """Where it is looked for first: at COMFYUI_PATH, else at the root, or the root itself."""
+    if asked is not None:
+        return on_this_mount(root / asked, root)
+    usual = on_this_mount(root / COMFYUI, root)
+    if has_main(usual):
+        return usual
+    return root if has_main(root) and (root / "comfy").is_dir() else usual
+
+
+def _with_image(root: Path, usual: Path, image: Path | None, found: Found) -> Layout:
+    """The image's ComfyUI, if it has one, with what the volume holds for one."""
+    data = next(iter(found.data), usual)
+    own = data / CUSTOM_NODES
+    nodes = own if _is_folder(own) else next(iter(found.custom_nodes), None)
+    comfyui = _first_comfyui(image)
+    return Layout(root, _is_folder(root), comfyui, data=data, nodes=nodes if comfyui else None)
+
+
+def _complete(layout: Layout) -> Layout:
+    """With the models' roots; `data` only where it is not the usual place."""
+    usual = layout.root / COMFYUI
+    data = None if layout.data in (None, usual) else layout.data
+    layout = replace(layout, data=data)
+    return replace(layout, model_roots=_model_roots(layout))
 
 
 def folders_known_to(comfyui: Path) -> frozenset[str]:
@@ -148,24 +218,40 @@ def folders_known_to(comfyui: Path) -> frozenset[str]:
     return frozenset(re.findall(r"""models_dir,\s*["']([\w.-]+)["']""", source))
 
 
+def flags_known_to(comfyui: Path) -> frozenset[str]:
+    """Flags that this ComfyUI takes, as its `comfy/cli_args.py` spells them; empty when that cannot
+    be read."""
+    try:
+        source = (comfyui / "comfy" / "cli_args.py").read_text("utf-8", "replace")
+    except OSError:
+        return frozenset()
+    return frozenset(re.findall(r"""["'](--[a-z][\w-]*)["']""", source))
+
+
 def _first_furnished(roots: tuple[Path, ...]) -> Path:
-    """The first root with ComfyUI or models, else the first that exists, else the first."""
+    """The first with ComfyUI or models, else with anything, else that exists, else the first."""
     for root in roots:
         if _is_folder(root / COMFYUI) or _is_folder(root / MODELS):
+            return root
+    for root in roots:
+        if list_folder(str(root)).names:
             return root
     return next((root for root in roots if _is_folder(root)), roots[0])
 
 
 def _first_comfyui(*places: Path | None) -> Path | None:
-    return next((p for p in places if p is not None and os.path.isfile(p / "main.py")), None)
+    return next((p for p in places if p is not None and has_main(p)), None)
 
 
-def _model_roots(root: Path, comfyui: Path | None) -> tuple[Path, ...]:
-    """Model folders beside the running ComfyUI's own: at the volume's root, and, when the
-    running ComfyUI is the image's, in a `ComfyUI/` on the volume that cannot run."""
-    own = None if comfyui is None else _real(comfyui / MODELS)
+def _model_roots(layout: Layout) -> tuple[Path, ...]:
+    """Model folders beside the running ComfyUI's own: at the volume's root, beside ComfyUI, and in
+    a ComfyUI's folder on the volume that does not run."""
+    own = None if layout.comfyui is None else _real(layout.comfyui / MODELS)
+    homes = [layout.root, layout.home.parent, layout.home, layout.root / COMFYUI]
+    if layout.root == layout.home:
+        homes = homes[:1]
     found: dict[Path, Path] = {}
-    for path in (root / MODELS, root / COMFYUI / MODELS):
+    for path in (home / MODELS for home in homes):
         if _is_folder(path) and _real(path) != own:
             found.setdefault(_real(path), path)
     return tuple(found.values())

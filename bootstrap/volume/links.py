@@ -6,10 +6,12 @@ import errno
 import os
 import uuid
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path, PurePosixPath
 
 from bootstrap.core.findings import Finding, error, info, warning
-from bootstrap.volume.layout import MODELS, Layout, folders_known_to
+from bootstrap.core.text import named
+from bootstrap.volume.layout import Layout, folders_known_to
 from bootstrap.volume.link_plan import (
     Action,
     Conflict,
@@ -20,6 +22,7 @@ from bootstrap.volume.link_plan import (
     Unlink,
     plan_links,
 )
+from bootstrap.volume.search import MODELS
 
 CODES = {
     "links.made": "Links to models were made, as planned",
@@ -42,8 +45,7 @@ class DiskTree:
             return {}
 
     def kind(self, path: PurePosixPath) -> Kind | None:
-        real = Path(path)
-        if real.is_symlink():
+        if os.path.islink(path):
             return Kind.LINK
         return self.leads_to(path)
 
@@ -57,6 +59,9 @@ class DiskTree:
             return os.readlink(path)
         except OSError:
             return ""
+
+    def real(self, path: PurePosixPath) -> PurePosixPath | None:
+        return PurePosixPath(os.path.realpath(path)) if os.path.exists(path) else None
 
     def alike(self, one: PurePosixPath, other: PurePosixPath) -> bool:
         """Same inode; or files of the same size whose first and last 64 KB are the same."""
@@ -77,6 +82,8 @@ def link_models(layout: Layout) -> list[Finding]:
         return []
     done: list[Action] = []
     failed: list[Finding] = []
+    if layout.view is not None:
+        layout.view.mkdir(exist_ok=True)
     plan = plan_for(layout)
     seen = plan.conflicts
     for _ in range(_PASSES):
@@ -95,19 +102,47 @@ def link_models(layout: Layout) -> list[Finding]:
     return findings
 
 
+def conflicts(plan: LinkPlan | None) -> list[Finding]:
+    """What a boot that carries out `plan` will say is in the way."""
+    return [] if plan is None else [_conflict(conflict) for conflict in plan.conflicts]
+
+
 def plan_for(layout: Layout) -> LinkPlan:
     """The plan for a located volume, as things are now."""
     if layout.comfyui is None:
         return LinkPlan()
     comfyui = Path(os.path.realpath(layout.comfyui))
+    # A models folder at the volume's root that is gone still tells which links were ours.
+    sources = [*layout.model_roots, layout.root / MODELS]
+    if layout.view is not None:
+        sources.insert(0, comfyui / MODELS)
+    volume = os.path.realpath(layout.root)
     return plan_links(
         DiskTree(),
-        # A models folder at the volume's root that is gone still tells which links were ours.
-        [PurePosixPath(os.path.realpath(r)) for r in (*layout.model_roots, layout.root / MODELS)],
-        PurePosixPath(comfyui / MODELS),
-        PurePosixPath(os.path.realpath(layout.root)),
+        [PurePosixPath(os.path.realpath(source)) for source in sources],
+        PurePosixPath(layout.view or _target(comfyui / MODELS, volume)),
+        PurePosixPath(volume),
         folders_known_to(comfyui),
     )
+
+
+def with_view(layout: Layout, place: Path) -> Layout:
+    """The layout with `place` on local disk for links to all models, where ComfyUI needs links and
+    none can be made on the volume."""
+    if not (layout.comfyui_on_volume and layout.model_roots) or _takes_links(layout.models):
+        return layout
+    return replace(layout, view=place)
+
+
+def _takes_links(models: Path) -> bool:
+    folder = models if os.path.isdir(models) else models.parent
+    return os.access(folder, os.W_OK | os.X_OK)
+
+
+def _target(models: Path, volume: str) -> str:
+    """ComfyUI's models folder, or what it is a link to if that is on the volume."""
+    real = os.path.realpath(models)
+    return real if os.path.isdir(real) and Path(real).is_relative_to(volume) else str(models)
 
 
 def apply(plan: LinkPlan, done: list[Action]) -> list[Finding]:
@@ -182,11 +217,10 @@ def _sample(path: PurePosixPath, size: int) -> bytes:
 def _made(done: list[Action]) -> Finding:
     links = [a for a in done if isinstance(a, Link)]
     removed = [a for a in done if isinstance(a, Unlink)]
-    examples = ", ".join(f"{a.place.name} → {a.text}" for a in links[:3])
-    more = f" and {len(links) - 3} more" if len(links) > 3 else ""
-    parts = []
+    examples = named([f"{a.place.name} → {a.text}" for a in links], 3)
+    parts: list[str] = []
     if links:
-        parts.append(f"linked {examples}{more}")
+        parts.append(f"linked {examples}")
     if removed:
         parts.append(f"removed {len(removed)} of our links whose models are gone")
     return info("links.made", "Models: " + "; ".join(parts) + ".", links=len(links))

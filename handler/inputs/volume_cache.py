@@ -23,7 +23,7 @@ from pathlib import Path
 
 from bootstrap.core.concurrency import Crew
 from bootstrap.volume import Layout
-from bootstrap.volume.layout import USUAL_ROOTS
+from bootstrap.volume.search import USUAL_ROOTS
 from handler.common.calls import VolumeWatchdog
 from handler.common.deadline import Deadline
 from handler.common.errors import JobError, short
@@ -53,7 +53,7 @@ class _Copy:
 
 
 class VolumeInputs:
-    """The copies of one worker."""
+    """The copies of files on the volume, for one worker."""
 
     def __init__(
         self,
@@ -73,7 +73,7 @@ class VolumeInputs:
         self._copies: dict[Path, _Copy] = {}
         self._lock = threading.Lock()
 
-    async def bring(self, workflow: Workflow, user: str, deadline: Deadline) -> None:
+    async def ensure_copies(self, workflow: Workflow, user: str, deadline: Deadline) -> None:
         """Have a copy of every file and folder of the volume that `workflow` names, until
         `release(user)`, and let it name them as ComfyUI finds them.
 
@@ -87,7 +87,7 @@ class VolumeInputs:
                 raise _outside(file)
         if named:
             texts = await self._volume.call_or_fail(
-                lambda: self._bring_all(named, user, deadline), deadline.remaining
+                lambda: self._ensure_all(named, user, deadline), deadline.remaining
             )
             replace_texts(workflow, texts)
 
@@ -102,7 +102,7 @@ class VolumeInputs:
                     return replace(file, path=file.path[len(home) :], folder=folder)
         return file
 
-    def _bring_all(self, named: list[NamedFile], user: str, deadline: Deadline) -> dict[str, str]:
+    def _ensure_all(self, named: list[NamedFile], user: str, deadline: Deadline) -> dict[str, str]:
         """Texts of the workflow and what to put in their place."""
         texts: dict[str, str] = {}
         for file in named:
@@ -136,14 +136,14 @@ class VolumeInputs:
         name = file.path if file.folder == "input" else posixpath.join(_RESULTS, file.path)
         if found == "folder":
             files = dict(_files_below(source, root))
-            self._bring_folder(source, files, self._folder / name, (user, deadline))
+            self._ensure_folder(source, files, self._folder / name, (user, deadline))
         else:
-            self._bring(source, self._folder / name, user)
+            self._ensure(source, self._folder / name, user)
         if "\\" not in file.text and not file.by_loader and file.folder == "input":
             return None  # its node may read more than we know from how it is spelt
         return name
 
-    def _bring_folder(
+    def _ensure_folder(
         self, source: Path, files: dict[str, int], target: Path, job: tuple[str, Deadline]
     ) -> None:
         user, deadline = job
@@ -156,7 +156,7 @@ class VolumeInputs:
 
         def bring(path: str) -> None:
             if not deadline.expired:
-                self._bring(source / path, target / path, user)
+                self._ensure(source / path, target / path, user)
 
         Crew(_AT_ONCE).run([partial(bring, path) for path in files])
 
@@ -181,27 +181,27 @@ class VolumeInputs:
             path.unlink(missing_ok=True)
 
     def release(self, user: str) -> None:
-        """The job is over; copies beyond the bounds go. Blocks, on local disk."""
+        """The job has ended; remove copies beyond the bounds. Blocks, on local disk."""
         with self._lock:
             for copy in self._copies.values():
                 if user in copy.users:
                     copy.users.remove(user)
                     copy.used_at = self._clock()
-            for path in self._too_many():
+            for path in self._excess():
                 self._remove(path)
 
-    def _bring(self, source: Path, target: Path, user: str) -> None:
+    def _ensure(self, source: Path, target: Path, user: str) -> None:
         with self._lock:
             copy = self._copies.setdefault(target, _Copy())
             copy.users.add(user)
-        with copy.being_made:  # by one job at a time, so that no other takes a half one for whole
+        with copy.being_made:  # by one job at a time, so that no other uses an incomplete one
             stamp = _stamp(source)
             if stamp is not None and _stamp(target) != stamp:
                 _copy(source, target)
             copy.stamp = stamp
 
-    def _too_many(self) -> list[Path]:
-        """The unused copies that are too old, or too much together, the longest unused first."""
+    def _excess(self) -> list[Path]:
+        """Unused copies that are too old, or beyond the total size, the longest unused first."""
         unused = [
             (copy.used_at, path, copy.stamp[0])
             for path, copy in self._copies.items()
@@ -243,7 +243,7 @@ def _files_below(folder: Path, root: Path) -> Iterator[tuple[str, int]]:
 
 
 def _copy(source: Path, target: Path) -> None:
-    """In one step: a job that has opened the former copy reads on in it."""
+    """Atomically: a job that has opened the former copy goes on reading that."""
     part = target.with_name(f".{uuid.uuid4().hex}.part")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)

@@ -9,9 +9,9 @@ from pathlib import Path
 from bootstrap.core.text import typed
 from bootstrap.doctor import look_at_link
 from bootstrap.volume import Layout
-from bootstrap.volume.layout import USUAL_ROOTS
+from bootstrap.volume.search import USUAL_ROOTS
 from handler.common.errors import JobError
-from handler.models.missing import spelt
+from handler.models.missing import with_slashes
 from handler.request.references import NamedModel
 
 _LISTED = 5
@@ -22,11 +22,10 @@ def check_links(models: Iterable[NamedModel], model_dirs: Sequence[Path], layout
     of their kind below `model_dirs`. Blocks on the volume."""
     problems = []
     for model in models:
-        places = (
-            top / folder / spelt(model.name) for folder in model.folders for top in model_dirs
-        )
-        broken = next((p for p in places if os.path.islink(p) and not os.path.exists(p)), None)
-        if broken is not None:
+        names = [f"{folder}/{with_slashes(model.name)}" for folder in model.folders]
+        places = [folder / name for name in names for folder in model_dirs]
+        broken = next(filter(os.path.islink, places), None)
+        if broken is not None and not any(map(os.path.exists, places)):
             problems.append(_problem(model, broken, layout))
     if len(problems) == 1:
         raise problems[0]

@@ -89,9 +89,9 @@ def is_url(text: str) -> bool:
 
 
 def urls_to_load(workflow: Workflow) -> list[str]:
-    """Addresses that stand where a loader wants a file name, each once, in order.
+    """Addresses where a loader expects a file name, each once, in order.
 
-    A node that says it loads URLs is left to do so, and texts elsewhere are texts.
+    Nodes that load URLs themselves are left alone, and so is text elsewhere.
     """
     found: dict[str, None] = {}
     for node in workflow.values():
@@ -101,7 +101,7 @@ def urls_to_load(workflow: Workflow) -> list[str]:
     return list(found)
 
 
-def use_fetched(workflow: Workflow, names: Mapping[str, str]) -> None:
+def substitute_urls(workflow: Workflow, names: Mapping[str, str]) -> None:
     """Put file names where `urls_to_load` found addresses."""
     for node in workflow.values():
         for name, value in node["inputs"].items():
@@ -110,7 +110,7 @@ def use_fetched(workflow: Workflow, names: Mapping[str, str]) -> None:
 
 
 def rename_files(workflow: Workflow, names: Mapping[str, str]) -> None:
-    """Let the workflow use new names (`subfolder/name` → `subfolder/other`) wherever it has the
+    """Make the workflow use new names (`subfolder/name` → `subfolder/other`) wherever it has the
     old ones, also deep in lists, with ComfyUI's ` [input]` behind them, or with a backslash."""
     for node in workflow.values():
         for name, value in node["inputs"].items():
@@ -307,7 +307,7 @@ def _category(class_type: str, name: str) -> str | None:
 def draw_seeds(
     workflow: Workflow, draw: Callable[[int], int] = secrets.randbits
 ) -> tuple[Workflow, dict[str, int]]:
-    """The workflow with a number for each input `seed` or `…_seed` that is the word; the numbers
+    """The workflow with a number for each input `seed` or `…_seed` that is "random"; the numbers
     by `NODE.INPUT`. `draw` gives a number of so many bits."""
     drawn: dict[str, int] = {}
     changed = dict(workflow)

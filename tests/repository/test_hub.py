@@ -55,8 +55,7 @@ def test_what_is_asked_for_is_a_setting_with_the_same_default(key: str) -> None:
     attribute, given = DECLARED[key], ASKED[key]["default"]
     settings, findings = Settings.from_env({key: as_env(key, given)})
     assert findings == ()
-    if key != "COMFYUI_ARGS":  # the image sets it, and an endpoint's would replace that
-        assert settings == Settings(), attribute
+    assert settings == Settings(), attribute
     assert not (variables()[attribute].kind.secret and given), "no secret has a default"
 
 
@@ -81,7 +80,7 @@ def test_presets_set_what_is_asked_for() -> None:
 
 
 def test_what_is_fixed_is_what_the_image_sets() -> None:
-    for key, value in {**FIXED, "COMFYUI_ARGS": ASKED["COMFYUI_ARGS"]["default"]}.items():
+    for key, value in FIXED.items():
         assert f"{key}={value}" in DOCKERFILE
     assert {e["key"]: e["value"] for e in TESTS["config"]["env"]} == FIXED
 

@@ -18,7 +18,7 @@ from bootstrap.doctor.checks.tokens import check_tokens
 from bootstrap.doctor.checks.torch_build import check_torch
 from bootstrap.doctor.facts.gpu import DriverPart, GpuDevice, GpuFacts
 from bootstrap.doctor.facts.machine import ClockFacts, DiskFacts, MachineFacts
-from bootstrap.doctor.facts.torch_build import TorchBuild
+from bootstrap.environment.torch_build import TorchBuild
 
 GB = 1024**3
 CHECKS = (

@@ -59,6 +59,10 @@ def into_root(root: Path) -> None:
     (root / "ComfyUI").rmdir()
 
 
+def pack(root: Path) -> None:
+    (root / "ComfyUI/custom_nodes/pack").mkdir()
+
+
 def without_models(root: Path) -> None:
     shutil.rmtree(root / "ComfyUI/models")
 
@@ -103,21 +107,15 @@ def ours_broken(root: Path) -> None:
 
 LORA = "ComfyUI/models/loras/mine.safetensors"
 CASES = [
-    Case("volume.comfyui_nested", ERROR, nested),
     Case(
-        "volume.comfyui_nested", ERROR, nested_with_models_outside, "models/loras/mine.safetensors"
+        "volume.nodes_misplaced", WARNING, both(pack, moved("ComfyUI/custom_nodes", "custom_nodes"))
     ),
-    Case("volume.comfyui_renamed", ERROR, moved("ComfyUI", "comfyui")),
-    Case("volume.comfyui_renamed", ERROR, moved("ComfyUI", "ComfyUI-master"), name="zip"),
     Case(
-        "volume.comfyui_renamed",
-        ERROR,
-        both(moved("ComfyUI", "comfyui"), lambda r: model(r / "ComfyUI/output/a.png")),
-        "ComfyUI-before/output/a.png",
-        "with results where it belongs",
+        "volume.nodes_misplaced",
+        WARNING,
+        lambda r: (r / "stuff/custom_nodes/pack").mkdir(parents=True),
+        name="deeper",
     ),
-    Case("volume.comfyui_elsewhere", ERROR, moved("ComfyUI", "runpod-slim/ComfyUI")),
-    Case("volume.comfyui_in_root", ERROR, into_root),
     Case("volume.models_missing", WARNING, without_models, "models/checkpoints"),
     Case("volume.models_misplaced", WARNING, lambda r: model(r / "loras/mine.safetensors"), LORA),
     Case(
@@ -163,12 +161,6 @@ CASES = [
         swapped("ComfyUI/models", "/workspace/models", "models"),
         name="models",
     ),
-    Case(
-        "links.other_mount",
-        ERROR,
-        swapped("ComfyUI", "/runpod-volume/apps/Comfy", "apps/Comfy"),
-        name="comfyui",
-    ),
     Case("links.absolute", WARNING, swapped("ComfyUI/models", "{root}/models", "models")),
     Case(
         "links.absolute",
@@ -191,7 +183,6 @@ CASES = [
         WARNING,
         swapped("ComfyUI/models/vae", "{root}/../elsewhere", "../elsewhere"),
     ),
-    Case("volume.venv_broken", WARNING, broken_venv, "venv/bin/python"),
     Case(
         "volume.paths_other_mount",
         WARNING,

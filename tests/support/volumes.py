@@ -45,8 +45,9 @@ def model(path: Path) -> Path:
 
 
 def settings(root: Path, image: Path | None = None) -> Settings:
-    """VOLUME_PATH at `root`, COMFYUI_DIR at `image`."""
-    return Settings(volume_path=root, comfyui_dir=image)
+    """VOLUME_PATH at `root`, COMFYUI_DIR at `image`; links that name another mount point are not
+    made good by a worker."""
+    return Settings(volume_path=root, comfyui_dir=image, link_other_mount=False)
 
 
 def facts_of(

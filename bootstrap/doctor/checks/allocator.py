@@ -2,11 +2,11 @@
 
 What we recommend, and when to change it:
 
-- `PYTORCH_CUDA_ALLOC_CONF=max_split_size_mb:256` together with `--disable-cuda-malloc`, when jobs
-  end in "CUDA out of memory" although much is "reserved but unallocated": blocks above 256 MB are
-  not cut up, so memory fragments less. A lower value (128) fragments still less and is slower; a
-  higher one (512) suits big video models. Without such errors leave it unset: ComfyUI's own choice
-  (cudaMallocAsync, or its dynamic VRAM) is faster.
+- `PYTORCH_CUDA_ALLOC_CONF=max_split_size_mb:256` together with `--disable-cuda-malloc`, for a
+  ComfyUI without dynamic VRAM, when nothing else is set: blocks above 256 MB are not cut up, so
+  memory fragments less. The worker sets both there, and neither with dynamic VRAM (on by default
+  since 0.16), which manages the GPU's memory itself: comfyui/allocator.py. A lower value (128)
+  fragments still less and is slower; a higher one (512) suits big video models.
 - `MALLOC_ARENA_MAX=2`, always: glibc gives threads up to 8 arenas a core, and those keep what was
   freed, so a worker on a machine with many cores grows by gigabytes until the container's limit
   kills it. Raise it to 4 if CPU-heavy nodes with many threads got slower; unneeded with tcmalloc,
@@ -19,16 +19,16 @@ and "Optimizing memory usage with PYTORCH_ALLOC_CONF" in torch's CUDA notes.
 from __future__ import annotations
 
 import difflib
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from bootstrap.comfyui import Allocator
 from bootstrap.config import Settings
 from bootstrap.core.findings import Finding, error, info, ok, warning
-from bootstrap.core.text import IN_ENDPOINT
+from bootstrap.core.text import IN_ENDPOINT, whole
 from bootstrap.doctor.checks.gpu import gpu_expectation
 from bootstrap.doctor.facts.machine import MachineFacts, Preload
-from bootstrap.doctor.facts.torch_build import TorchBuild
+from bootstrap.environment.torch_build import TorchBuild
 
 NATIVE = "native"
 ASYNC = "cudaMallocAsync"
@@ -82,6 +82,8 @@ CODES = {
     "env.alloc_conf_both": "Both names of torch's allocator settings are set.",
     "env.alloc_conf_name": "PYTORCH_ALLOC_CONF is set, which this torch does not know yet.",
     "env.alloc_conf_no_effect": "Allocator settings that cudaMallocAsync ignores.",
+    "env.allocator_dynamic": "ComfyUI's dynamic VRAM manages the GPU's memory; nothing is set.",
+    "env.allocator_native": "Torch's own allocator is used, with its blocks kept whole.",
     "env.alloc_conf_backend": "The allocator's backend contradicts the one ComfyUI appends.",
     "env.arena_max_unset": "MALLOC_ARENA_MAX is not set; 2 is recommended.",
     "env.arena_max_value": "MALLOC_ARENA_MAX is not a positive whole number.",
@@ -148,7 +150,14 @@ def parse_alloc_conf(text: str) -> AllocConf:
 
 def _items(text: str) -> list[str]:
     """Split at commas that are not inside brackets."""
-    return re.split(r",(?![^\[]*\])", text) if text else []
+    items, depth = [""], 0
+    for character in text:
+        depth = max(depth + (character == "[") - (character == "]"), 0)
+        if character == "," and not depth:
+            items.append("")
+        else:
+            items[-1] += character
+    return items if text else []
 
 
 def _unknown(key: str) -> Problem:
@@ -165,11 +174,11 @@ def _wrong_value(key: str, value: str) -> str | None:
         return None if value in ("True", "False") else f"{key} must be `True` or `False`"
     if key in _SPLIT_KEYS:
         least = f"{key} must be a whole number of MB above 20"
-        return None if value.isdigit() and int(value) >= LEAST_SPLIT_MB else least
+        return None if (whole(value) or 0) >= LEAST_SPLIT_MB else least
     if key in _FRACTION_KEYS:
         return _wrong_fraction(key, value)
     if key in _SIZE_KEYS:
-        return None if value.isdigit() and int(value) > 0 else f"{key} must be MB above 0"
+        return None if whole(value) else f"{key} must be MB above 0"
     if key == "pinned_num_register_threads":
         good = value in _POWER_OF_TWO and int(value) <= 128
         return None if good else f"{key} must be 1, 2, 4 … 128"
@@ -199,15 +208,55 @@ def _wrong_divisions(value: str) -> str | None:
 
 
 def check_allocator(
-    facts: MachineFacts, settings: Settings, env: Mapping[str, str]
+    facts: MachineFacts,
+    settings: Settings,
+    env: Mapping[str, str],
+    chosen: Allocator | None = None,
 ) -> list[Finding]:
-    """Findings about the allocators of torch and of libc."""
+    """Findings about the allocators of torch and of libc; `chosen` is what ComfyUI is started
+    with, None where no ComfyUI is known."""
     uses_gpu = gpu_expectation(facts.gpu, settings, env).expected
     return [
-        *_alloc_conf(settings, env, facts.torch, uses_gpu),
+        *_chosen(chosen, uses_gpu),
+        *_not_with_dynamic(chosen, _alloc_conf(settings, env, facts.torch, uses_gpu)),
         *_preloads(facts.preloads),
         *_arenas(env, facts.preloads),
     ]
+
+
+def _chosen(chosen: Allocator | None, uses_gpu: bool) -> list[Finding]:
+    if chosen is None or not uses_gpu or not (chosen.dynamic or chosen.args):
+        return []
+    if not chosen.dynamic:
+        return [
+            info(
+                "env.allocator_native",
+                f"ComfyUI is started with {chosen.args[0]} and {OLD_NAME}={RECOMMENDED}: without "
+                "dynamic VRAM that keeps GPU memory from fragmenting.",
+                f"Nothing to do; {OLD_NAME} or --cuda-malloc in COMFYUI_ARGS decide otherwise.",
+            )
+        ]
+    why = (
+        "ComfyUI's dynamic VRAM manages GPU memory itself, by cudaMallocAsync; max_split_size_mb "
+        "has no effect on that, and with --disable-cuda-malloc leaves large blocks unused"
+    )
+    if not chosen.by_user:
+        return [info("env.allocator_dynamic", f"{why}: neither is set.", "Nothing to do.")]
+    return [
+        info(
+            "env.allocator_dynamic",
+            f"{why}. Variables or flags set an allocator all the same.",
+            f"Remove {OLD_NAME}, {NEW_NAME} and --disable-cuda-malloc {IN_ENDPOINT}, unless you "
+            "measured that they help; --disable-dynamic-vram switches dynamic VRAM off.",
+        )
+    ]
+
+
+def _not_with_dynamic(chosen: Allocator | None, found: list[Finding]) -> list[Finding]:
+    """What makes native settings take effect is the poorer choice with dynamic VRAM."""
+    if chosen is None or not chosen.dynamic:
+        return found
+    return [f for f in found if f.code != "env.alloc_conf_no_effect"]
 
 
 def _alloc_conf(
@@ -320,7 +369,7 @@ def _no_effect(name: str, conf: AllocConf) -> Finding:
 
 def _too_new_name(torch: TorchBuild | None) -> list[Finding]:
     numbers = (torch.version or "").split(".") if torch else []
-    if len(numbers) < 2 or not (numbers[0].isdigit() and numbers[1].isdigit()):
+    if len(numbers) < 2 or not (numbers[0].isdecimal() and numbers[1].isdecimal()):
         return []
     if (int(numbers[0]), int(numbers[1])) >= NEW_NAME_SINCE:
         return []
@@ -370,7 +419,7 @@ def _preloads(preloads: tuple[Preload, ...]) -> list[Finding]:
 
 def _arenas(env: Mapping[str, str], preloads: tuple[Preload, ...]) -> list[Finding]:
     text = env.get("MALLOC_ARENA_MAX", "").strip()
-    if text and not (text.isdigit() and int(text) > 0):
+    if text and not whole(text):
         return [
             warning(
                 "env.arena_max_value",

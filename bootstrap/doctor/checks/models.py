@@ -11,11 +11,12 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
+from bootstrap.core.files import contains
 from bootstrap.core.findings import Finding, info, ok, warning
 from bootstrap.core.text import POD, SERVERLESS, counted, named, shown, size_text, typed
 from bootstrap.doctor.checks import model_contents, model_places
 from bootstrap.doctor.checks.model_text import MOST_PATH, MOST_PATHS, about, delete, paths_of, place
-from bootstrap.doctor.facts.inventory import Inventory, ModelFile, holdings_of, size_of
+from bootstrap.doctor.facts.inventory import Inventory, ModelFile, count_of, holdings_of, size_of
 from bootstrap.doctor.facts.walk import Entry
 from bootstrap.models.weights_file import State
 
@@ -38,22 +39,28 @@ CODES = {
 _ON_GPU = {"F64": 0.25, "F32": 0.5}
 
 
-def check_links(inventory: Inventory, volume_root: Path | None) -> list[Finding]:
-    """Findings about symbolic links; `volume_root` is where the volume is mounted here."""
+def check_links(
+    inventory: Inventory, volume_root: Path | None, names: frozenset[str] = frozenset()
+) -> list[Finding]:
+    """Findings about symbolic links; `volume_root` is where the volume is mounted here, `names`
+    what leads to it on a worker as well."""
     broken = [f for f in inventory.files if f.state is State.BROKEN_LINK]
     foreign = [f for f in broken if _on_this_volume(f, volume_root) is not None]
     nowhere = [f for f in broken if _on_this_volume(f, volume_root) is None]
     loops = [f for f in inventory.files if f.state is State.LOOPING_LINK]
     return [
-        *other_mount(foreign, volume_root),
+        *other_mount(foreign, volume_root, names),
         *broken_links(nowhere),
         *looping_links(loops),
         *escaping_links(inventory.escaping),
     ]
 
 
-def other_mount(files: Sequence[ModelFile], volume_root: Path | None) -> list[Finding]:
-    """Made on a Pod with an absolute text; relative links hold on both."""
+def other_mount(
+    files: Sequence[ModelFile], volume_root: Path | None, names: frozenset[str]
+) -> list[Finding]:
+    """Made on a Pod with an absolute text; relative links hold on both. Information where a
+    worker makes the other name a link to the volume."""
     if not files or volume_root is None:
         return []
     commands = []
@@ -61,8 +68,10 @@ def other_mount(files: Sequence[ModelFile], volume_root: Path | None) -> list[Fi
         target = _on_this_volume(file, volume_root) or ""
         text = os.path.relpath(target, os.path.dirname(file.full_path))
         commands.append(typed("ln", "-sfn", "--", text, file.full_path))
+    held = all(any(contains(name, str(file.link)) for name in names) for file in files)
+    report = info if held else warning
     return [
-        warning(
+        report(
             "models.link_other_mount",
             f"{about(files, 'is a link', 'are links')} to {_text(files[0])}, a place that "
             f"exists where the volume is mounted elsewhere; here it is {volume_root}.",
@@ -140,11 +149,13 @@ def check_models(
     gpu_memory: int | None = None,
     memory_limit: int | None = None,
     volume_root: Path | None = None,
+    names: frozenset[str] = frozenset(),
 ) -> list[Finding]:
     """All findings about models, at most one for each code.
 
     `gpu_memory` and `memory_limit` (bytes) are the largest GPU's and the container's, None where
-    unknown or unlimited; `volume_root` is where the volume is mounted here.
+    unknown or unlimited; `volume_root` is where the volume is mounted here, `names` are other
+    mount points that lead to it on a worker.
     """
     return [
         *overview(inventory),
@@ -154,7 +165,7 @@ def check_models(
         *model_places.check_places(inventory),
         *model_contents.check_contents(inventory),
         *model_places.check_names(inventory),
-        *check_links(inventory, volume_root),
+        *check_links(inventory, volume_root, names),
         *larger_than_gpu(inventory, gpu_memory),
         *larger_than_memory(inventory, memory_limit),
     ]
@@ -166,12 +177,13 @@ def overview(inventory: Inventory) -> list[Finding]:
     if not models:
         return [] if not inventory.complete else [_none(inventory)]
     holdings = sorted(holdings_of(inventory), key=lambda h: (-h.size, h.name))
+    count = count_of(models)
     parts = [f"{h.name} {h.count:,} ({size_text(h.size)})" for h in holdings if h.count and h.name]
     return [
         ok(
             "models.found",
-            f"{counted(len(models), 'model')}, {size_text(size_of(models))}: {named(parts, 12)}.",
-            count=len(models),
+            f"{counted(count, 'model')}, {size_text(size_of(models))}: {named(parts, 12)}.",
+            count=count,
             size=size_of(models),
         )
     ]

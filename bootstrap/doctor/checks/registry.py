@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
+from bootstrap.comfyui import choose_allocator
 from bootstrap.config import Settings
 from bootstrap.core.findings import Finding, warning
 from bootstrap.doctor.checks.allocator import check_allocator
@@ -19,9 +20,12 @@ from bootstrap.doctor.checks.throughput import check_throughput
 from bootstrap.doctor.checks.tokens import check_tokens
 from bootstrap.doctor.checks.torch_build import check_torch
 from bootstrap.doctor.checks.volume import check_volume
+from bootstrap.doctor.checks.volume_links import names_that_hold
 from bootstrap.doctor.facts.gather import Facts
 from bootstrap.doctor.facts.machine import MachineFacts
 from bootstrap.environment.imports import check_node_imports
+from bootstrap.volume.args_file import check_args_file
+from bootstrap.volume.links import conflicts
 
 CODES = {"doctor.check_crashed": "A check failed; the others still ran"}
 
@@ -46,7 +50,7 @@ def _volume(facts: Facts, settings: Settings) -> list[Finding]:
     return check_volume(facts.volume, settings) if facts.volume else []
 
 
-def _models(facts: Facts, _: Settings) -> list[Finding]:
+def _models(facts: Facts, settings: Settings) -> list[Finding]:
     # Without volume and ComfyUI there is no place yet where a model could be missing.
     nowhere = facts.layout is not None and facts.layout.comfyui is None
     if facts.models is None or (nowhere and not facts.models.roots):
@@ -58,11 +62,24 @@ def _models(facts: Facts, _: Settings) -> list[Finding]:
         gpu_memory=max((g.memory_total for g in gpus if g.memory_total), default=None),
         memory_limit=machine.memory.limit if machine and machine.memory else None,
         volume_root=facts.layout.root if facts.layout else None,
+        names=names_that_hold(facts.volume, settings) if facts.volume else frozenset(),
     )
 
 
 def _comfyui(facts: Facts, _: Settings) -> list[Finding]:
-    return check_comfyui(facts.comfyui, facts.packages) if facts.comfyui else []
+    if facts.comfyui is None:
+        return []
+    return [*check_comfyui(facts.comfyui, facts.packages), *check_args_file(facts.args)]
+
+
+def _allocator(facts: Facts, settings: Settings) -> list[Finding]:
+    if facts.machine is None:
+        return []
+    torch = facts.machine.torch.version if facts.machine.torch else None
+    chosen = None
+    if facts.flags:
+        chosen = choose_allocator(facts.flags, settings.comfyui_args, torch, facts.env)
+    return check_allocator(facts.machine, settings, facts.env, chosen)
 
 
 def _node_imports(facts: Facts, _: Settings) -> list[Finding]:
@@ -79,6 +96,7 @@ def _requirements(facts: Facts, settings: Settings) -> list[Finding]:
 ALL_CHECKS: tuple[Check, ...] = (
     Check("volume", _volume),
     Check("models", _models),
+    Check("links to models", lambda facts, _: conflicts(facts.link_plan)),
     Check("comfyui", _comfyui),
     Check("node imports", _node_imports),
     Check("requirements", _requirements),
@@ -87,7 +105,7 @@ ALL_CHECKS: tuple[Check, ...] = (
     Check("torch", _of_machine(check_torch)),
     Check("memory", _of_machine(check_memory)),
     Check("machine", _of_machine(check_machine)),
-    Check("allocator", _of_machine(check_allocator)),
+    Check("allocator", _allocator),
     Check("tokens", _of_machine(check_tokens)),
     Check("environment", _of_machine(check_environment)),
     Check("Runpod", _of_machine(check_runpod)),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 
 from bootstrap.config import Settings
@@ -10,20 +9,8 @@ from bootstrap.core.findings import Finding, error, host_error, info, ok
 from bootstrap.doctor.checks.gpu import gpu_expectation
 from bootstrap.doctor.facts.gpu import GpuDevice, GpuFacts
 from bootstrap.doctor.facts.machine import MachineFacts
-from bootstrap.doctor.facts.torch_build import TorchBuild
+from bootstrap.environment.torch_build import TorchBuild, oldest_driver, version_numbers
 
-# The oldest Linux driver for programs built with a CUDA of that version. From 11 on, any minor
-# version runs on the major's first driver ("minor version compatibility"). Source: NVIDIA, CUDA
-# Compatibility, "Minor Version Compatibility", and the CUDA Toolkit release notes, table "CUDA
-# Toolkit and Minimum Required Driver Version" (docs.nvidia.com, read in 2026).
-OLDEST_DRIVER: dict[tuple[int, int], tuple[int, ...]] = {
-    (10, 0): (410, 48),
-    (10, 1): (418, 39),
-    (10, 2): (440, 33),
-    (11, 0): (450, 80, 2),
-    (12, 0): (525, 60, 13),
-    (13, 0): (580, 65, 6),
-}
 # The first CUDA whose compiler knows GPUs of that compute capability, where a torch without code
 # for the whole generation cannot run at all: 9 Hopper, 10 and 12 Blackwell. Ada (8.9) runs
 # Ampere's code. Source: the compiler's "new features" in the CUDA release notes 11.8 and 12.8.
@@ -65,17 +52,6 @@ def check_torch_build(build: TorchBuild, gpu: GpuFacts, python: str = "python") 
     ]
 
 
-def version_numbers(text: str) -> tuple[int, ...]:
-    """`570.124.06` -> (570, 124, 6); empty for a text without numbers."""
-    return tuple(int(n) for n in re.findall(r"\d+", text))
-
-
-def oldest_driver(cuda: tuple[int, ...]) -> tuple[int, ...] | None:
-    """The oldest driver for a CUDA version, None for one older than the table."""
-    known = [key for key in OLDEST_DRIVER if key <= cuda[:2]]
-    return OLDEST_DRIVER[max(known)] if known else None
-
-
 def _without_cuda(build: TorchBuild, python: str) -> Finding:
     kind = "for AMD (ROCm)" if build.hip else "without CUDA"
     return error(
@@ -110,13 +86,11 @@ def _capability(
     build: TorchBuild, device: GpuDevice, cuda: tuple[int, ...], python: str
 ) -> Finding | None:
     capability = device.compute_capability
-    if capability is None or _runs_on(build.arches, cuda, capability):
+    if capability is None or _runs_on(cuda, capability):
         return None
     label = f"{device.name or 'this GPU'} (compute capability {capability[0]}.{capability[1]})"
-    having = f" (it has {', '.join(build.arches)})" if build.arches else ""
-    message = f"torch {build.version}, built for CUDA {build.cuda}, has no code for {label}{having}"
-    newest = max((_arch(a) for a in build.arches), default=(0, 0))
-    too_old = capability > newest if build.arches else capability >= OLDEST_CAPABILITY_OF_13
+    message = f"torch {build.version}, built for CUDA {build.cuda}, has no code for {label}"
+    too_old = capability >= OLDEST_CAPABILITY_OF_13
     if too_old:
         first = ".".join(str(n) for n in FIRST_CUDA.get(capability[0], (13, 0)))
         return error(
@@ -135,27 +109,6 @@ def _capability(
     )
 
 
-def _runs_on(arches: tuple[str, ...], cuda: tuple[int, ...], capability: tuple[int, int]) -> bool:
-    """By the list of architectures where there is one, else by the CUDA version.
-
-    Machine code (`sm_86`) runs on the same major version with the same or a higher minor one,
-    PTX (`compute_90`) is compiled for anything newer (CUDA C Programming Guide, 5.1).
-    """
-    if not arches:
-        first = FIRST_CUDA.get(capability[0], (0, 0))
-        return cuda[:2] >= first and (cuda[:1] < (13,) or capability >= OLDEST_CAPABILITY_OF_13)
-    for name in arches:
-        arch = _arch(name)
-        if name.startswith("compute_") and arch <= capability:
-            return True
-        if name.endswith(("a", "f")) and arch != capability:
-            continue  # sm_90a and the like run on exactly that GPU
-        if arch[0] == capability[0] and arch[1] <= capability[1]:
-            return True
-    return False
-
-
-def _arch(name: str) -> tuple[int, int]:
-    """`sm_120a` -> (12, 0): the last digit is the minor version."""
-    digits = re.sub(r"\D", "", name)
-    return (int(digits[:-1]), int(digits[-1])) if len(digits) >= 2 else (0, 0)
+def _runs_on(cuda: tuple[int, ...], capability: tuple[int, int]) -> bool:
+    first = FIRST_CUDA.get(capability[0], (0, 0))
+    return cuda[:2] >= first and (cuda[:1] < (13,) or capability >= OLDEST_CAPABILITY_OF_13)

@@ -8,13 +8,16 @@ from __future__ import annotations
 from bootstrap.config import Settings
 from bootstrap.core.findings import Finding, error, errors_in, host_error, info, ok, warning
 from bootstrap.core.text import GB, MB, about, named, on_pod, quoted, shown
-from bootstrap.doctor.checks.volume_layout import SOURCE, check_comfyui, check_models
-from bootstrap.doctor.checks.volume_links import (
-    check_leftovers,
-    check_links,
-    check_paths,
-    hides_comfyui,
+from bootstrap.doctor.checks.volume_layout import (
+    SOURCE,
+    check_comfyui,
+    check_models,
+    check_nodes,
+    elsewhere,
+    path_wrong,
+    several,
 )
+from bootstrap.doctor.checks.volume_links import check_leftovers, check_links, check_paths
 from bootstrap.doctor.facts.volume_facts import Access, Space, State, VolumeFacts
 from bootstrap.volume import COMFYUI, Layout
 
@@ -310,30 +313,34 @@ def _slow(facts: VolumeFacts) -> Finding | None:
 def check_volume(facts: VolumeFacts, settings: Settings) -> list[Finding]:
     """All findings about volume and links. What keeps everything else from being seen comes alone.
 
-    It covers what `check_layout` says; `settings` is there for the sake of all checks' shape.
+    It covers what `check_layout` says.
     """
-    del settings
     absent = check_presence(facts)
     if absent:
         return absent
-    found = check_disk(facts)
-    if not hides_comfyui(facts):
-        found += check_comfyui(facts)
-    found += [*check_models(facts), *check_links(facts), *check_paths(facts)]
+    found = [*check_disk(facts), *check_comfyui(facts), *check_nodes(facts), *check_models(facts)]
+    found += [*check_links(facts, settings), *check_paths(facts, settings)]
     found += check_leftovers(facts)
     return found if errors_in(found) else [_good(facts), *found]
 
 
 def check_layout(layout: Layout) -> list[Finding]:
     """The volume's root and ComfyUI's `main.py`, as `locate` found them."""
-    if not layout.root_exists and layout.comfyui is None:
-        return [_no_volume(layout)]
+    root = str(layout.root)
+    if layout.asked is not None and layout.root_exists:
+        return [path_wrong(str(layout.asked), (), root)]
+    if layout.rivals:
+        return [several(list(map(str, layout.rivals)), root)]
     if layout.comfyui is None:
-        return [_no_comfyui(layout)]
-    models = named([str(root) for root in layout.model_roots]) or "none beside ComfyUI's own"
-    comfyui, root = shown(str(layout.comfyui)), shown(str(layout.root))
-    volume = f"volume {root}" if layout.root_exists else f"no volume at {root}"
-    return [ok("volume.found", f"ComfyUI at {comfyui}, {volume}, models {models}.")]
+        return [_no_comfyui(layout) if layout.root_exists else _no_volume(layout)]
+    models = named([str(path) for path in layout.model_roots]) or "none beside ComfyUI's own"
+    comfyui = shown(str(layout.comfyui))
+    volume = f"volume {shown(root)}" if layout.root_exists else f"no volume at {shown(root)}"
+    nodes = f", custom nodes {shown(str(layout.nodes))}" if layout.nodes else ""
+    found = [ok("volume.found", f"ComfyUI at {comfyui}, {volume}, models {models}{nodes}.")]
+    if layout.comfyui_on_volume and layout.data is not None:
+        found.append(elsewhere(str(layout.data), root))
+    return found
 
 
 def _good(facts: VolumeFacts) -> Finding:
@@ -360,9 +367,9 @@ def _no_comfyui(layout: Layout) -> Finding:
     place = layout.root / COMFYUI
     return error(
         "comfyui.not_found",
-        f"There is no ComfyUI at {shown(str(place))} (main.py is missing), and none in the image.",
-        f"On a Pod with this volume, put ComfyUI there: git clone {SOURCE} {quoted(str(place))} "
-        "(it must lie straight in the volume's root under exactly this name); or set COMFYUI_DIR "
-        "to one in the image. `check_volume.py` looks for it in other places.",
+        f"There is no ComfyUI at {shown(str(place))} (main.py is missing), nor within three "
+        "folders of the volume's root, and none in the image.",
+        f"On a Pod with this volume, put ComfyUI there: git clone {SOURCE} {quoted(str(place))}; "
+        "or set COMFYUI_DIR to one in the image.",
         looked_at=shown(str(place)),
     )

@@ -2,43 +2,114 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from posixpath import basename, dirname, join, relpath
+from collections.abc import Sequence
+from posixpath import join, relpath
 
 from bootstrap.core.findings import Finding, error, info, warning
-from bootstrap.core.text import about, chained, named, on_pod, quoted, shown
+from bootstrap.core.text import (
+    IN_ENDPOINT,
+    MOST_PATHS,
+    about,
+    chained,
+    named,
+    on_pod,
+    quoted,
+    shown,
+    typed,
+)
 from bootstrap.doctor.facts.volume_facts import VolumeFacts
-from bootstrap.doctor.facts.volume_places import How, Place, Stray
-from bootstrap.volume import COMFYUI, MODELS
+from bootstrap.doctor.facts.volume_places import Stray
+from bootstrap.volume import COMFYUI, CUSTOM_NODES, MODELS
 
+MOST_RIVALS = 20
 SOURCE = "https://github.com/comfyanonymous/ComfyUI"
 
 CODES = {
     "comfyui.not_found": "There is no ComfyUI on the volume or in the image.",
     "volume.comfyui_incomplete": "There is a folder ComfyUI, but no main.py in it.",
-    "volume.comfyui_nested": "ComfyUI is one folder too deep: ComfyUI/ComfyUI.",
-    "volume.comfyui_renamed": "ComfyUI's folder has another name, such as comfyui.",
-    "volume.comfyui_elsewhere": "ComfyUI is in another folder of the volume.",
-    "volume.comfyui_in_root": "The volume's root itself is ComfyUI's folder.",
+    "volume.comfyui_elsewhere": "ComfyUI is not straight in the volume's root; it is used there.",
+    "volume.comfyui_several": "There are several ComfyUIs, and none goes before the others.",
+    "volume.comfyui_path_wrong": "COMFYUI_PATH names a folder without a ComfyUI.",
     "volume.comfyui_spare": "There is a second ComfyUI, which is not used.",
+    "volume.nodes_misplaced": "Custom nodes lie where ComfyUI does not look for them.",
     "volume.models_missing": "There is no models folder.",
     "volume.models_misplaced": "A folder of models lies outside of the models folder.",
     "volume.wrong_case": "A folder's name differs in upper and lower case from what is read.",
 }
-Report = Callable[..., Finding]
 
 
 def check_comfyui(facts: VolumeFacts) -> list[Finding]:
-    """Where ComfyUI is; nothing when it is where it belongs, or the image's is meant to run."""
-    if facts.comfyui_on_volume and facts.comfyui is not None:
-        return _spare(facts)
-    if facts.places:
-        return [_misplaced(facts, facts.places[0])]
+    """Which ComfyUI is used, or why none is; nothing when it is where it is looked for first, or
+    the image's is meant to run."""
+    if facts.asked is not None:
+        return [path_wrong(facts.asked, facts.places, facts.root)]
+    if facts.rivals:
+        return [several(facts.rivals, facts.root)]
+    if facts.comfyui_on_volume:
+        away = facts.home != join(facts.root, COMFYUI)
+        found = [elsewhere(facts.home, facts.root)] if away else []
+        return found + _spare(facts)
     if facts.comfyui is not None:
         return []
-    if facts.expected is not None and facts.expected.exists:
-        return [_incomplete(facts)]
-    return [_absent(facts)]
+    return [_incomplete(facts)] if facts.expected is not None else [_absent(facts)]
+
+
+def check_nodes(facts: VolumeFacts) -> list[Finding]:
+    """Custom nodes that no ComfyUI reads; each folder of them with the link that shows it."""
+    if not facts.nodes or facts.comfyui is None:
+        return []
+    home = join(facts.home, CUSTOM_NODES)
+    commands = [f"mkdir -p {quoted(home)}", *(_shown_nodes(path, home) for path in facts.nodes)]
+    command = chained(commands)
+    return [
+        warning(
+            "volume.nodes_misplaced",
+            f"ComfyUI does not read the custom nodes in {named(facts.nodes)}; it reads those in "
+            f"{shown(home)}.",
+            on_pod(command, facts.root, "Names that are taken there stay where they are."),
+            **about(list(facts.nodes), command),
+        )
+    ]
+
+
+def _shown_nodes(path: str, home: str) -> str:
+    return f"find {quoted(path)} -mindepth 1 -maxdepth 1 -exec mv -n -t {quoted(home)} {{}} +"
+
+
+def elsewhere(comfyui: str, root: str) -> Finding:
+    """The only ComfyUI of the volume, or the one that was asked for."""
+    return info(
+        "volume.comfyui_elsewhere",
+        f"ComfyUI is at {shown(comfyui)}, and used there.",
+        f"Nothing to do. COMFYUI_PATH={typed(relpath(comfyui, root))} keeps it so if another one "
+        "is put on the volume.",
+        path=comfyui,
+    )
+
+
+def several(rivals: Sequence[str], root: str) -> Finding:
+    """None is used: which one is meant cannot be told."""
+    paths = [relpath(path, root) for path in rivals]
+    return error(
+        "volume.comfyui_several",
+        f"There are {len(rivals)} ComfyUIs on the volume at {shown(root)}, none of them straight "
+        f"in its root: {named(paths, MOST_RIVALS)}.",
+        f"Set COMFYUI_PATH to the one to run, {IN_ENDPOINT}: COMFYUI_PATH={typed(paths[0])}.",
+        paths=list(rivals[:MOST_PATHS]),
+    )
+
+
+def path_wrong(asked: str, others: Sequence[str], root: str) -> Finding:
+    """COMFYUI_PATH is set, so nothing else is used in its place."""
+    paths = [relpath(path, root) for path in others]
+    there = f" There are ComfyUIs at {named(paths, MOST_RIVALS)}." if paths else ""
+    fix = f"Set COMFYUI_PATH={typed(paths[0])}" if paths else "Correct COMFYUI_PATH"
+    return error(
+        "volume.comfyui_path_wrong",
+        f"COMFYUI_PATH names {shown(asked)}, where no main.py is.{there}",
+        f"{fix} {IN_ENDPOINT}, or remove it: then the only ComfyUI on the volume is used.",
+        path=asked,
+    )
 
 
 def check_models(facts: VolumeFacts) -> list[Finding]:
@@ -62,101 +133,17 @@ def check_models(facts: VolumeFacts) -> list[Finding]:
     return found
 
 
-def _misplaced(facts: VolumeFacts, place: Place) -> Finding:
-    if place.how is How.IN_ROOT:
-        return _in_root(facts)
-    report: Report = error if facts.comfyui is None else warning
-    expected = join(facts.root, COMFYUI)
-    where = f"ComfyUI is at {shown(place.path)}; it is looked for at {shown(expected)}."
-    then = ""
-    if place.how is How.NESTED:
-        code, command = "volume.comfyui_nested", _lift(facts, place.path, expected)
-    else:
-        clear, then = _clear(facts, expected)
-        if place.how is How.RENAMED:
-            code, move = "volume.comfyui_renamed", _move(place.path, expected)
-        else:
-            code = "volume.comfyui_elsewhere"
-            move = f"ln -sfn {quoted(relpath(place.path, facts.root))} {quoted(expected)}"
-            report = error if facts.comfyui is None else info
-        command = chained([*clear, move])
-    return report(
-        code,
-        where,
-        on_pod(command, facts.root, then),
-        **about([p.path for p in facts.places], command),
-    )
-
-
-def _lift(facts: VolumeFacts, inner: str, expected: str) -> str:
-    """The outer folder stays, under another name, if there is more in it than ComfyUI."""
-    outer, new = _free(facts, f"{COMFYUI}-outer"), _free(facts, f"{COMFYUI}-new")
-    commands = [_move(inner, new), _move(expected, outer), _move(new, expected)]
-    commands += _rescue_models(facts, outer)
-    return chained([*commands, f"rmdir --ignore-fail-on-non-empty {quoted(outer)}"])
-
-
-def _clear(facts: VolumeFacts, expected: str) -> tuple[list[str], str]:
-    """Commands that put aside what stands where ComfyUI belongs, and a word about it."""
-    if facts.top is None or COMFYUI not in facts.top.names:
-        return [], ""
-    aside = _free(facts, f"{COMFYUI}-before")
-    commands = [_move(expected, aside), *_rescue_models(facts, aside)]
-    return commands, f"What was at {shown(expected)} is then in {shown(basename(aside))}."
-
-
-def _rescue_models(facts: VolumeFacts, aside: str) -> list[str]:
-    """Models of a folder that is put aside become the volume's own, if it has none yet."""
-    expected, top = facts.expected, facts.top
-    if expected is None or MODELS not in expected.names or (top and MODELS in top.names):
-        return []
-    return [_move(join(aside, MODELS), join(facts.root, MODELS))]
-
-
-def _free(facts: VolumeFacts, name: str) -> str:
-    """A path in the root that nothing has."""
-    taken = facts.top.names if facts.top else frozenset()
-    number = 2
-    free = name
-    while free in taken:
-        free, number = f"{name}-{number}", number + 1
-    return join(facts.root, free)
-
-
-def _move(source: str, target: str) -> str:
-    """`-T`: never into a folder that is at `target` already."""
-    return f"mv -T {quoted(source)} {quoted(target)}"
-
-
-def _in_root(facts: VolumeFacts) -> Finding:
-    root = shown(facts.root)
-    report = error if facts.comfyui is None else warning
-    message = f"{root} is ComfyUI's own folder; ComfyUI is looked for in a folder {COMFYUI} in it."
-    if basename(facts.root) == COMFYUI:
-        parent = shown(dirname(facts.root))
-        return report("volume.comfyui_in_root", message, f"Set VOLUME_PATH to {parent}.")
-    target = join(facts.root, COMFYUI)
-    # huggingface-cache is Runpod's, a mount of its own.
-    keep = f"! -name {COMFYUI} ! -name huggingface-cache ! -name lost+found"
-    command = (
-        f"mkdir -p {quoted(target)} && find {quoted(facts.root)} -mindepth 1 -maxdepth 1 {keep} "
-        f"-exec mv -n -t {quoted(target)} {{}} +"
-    )
-    return report(
-        "volume.comfyui_in_root", message, on_pod(command, facts.root), **about([root], command)
-    )
-
-
 def _spare(facts: VolumeFacts) -> list[Finding]:
     if not facts.places:
         return []
-    paths = [place.path for place in facts.places]
+    paths = list(facts.places)
+    use = typed(relpath(paths[0], facts.root))
     return [
         info(
             "volume.comfyui_spare",
             f"{shown(str(facts.comfyui))} is used; {named(paths)} is another ComfyUI, whose "
             "models and nodes are not seen.",
-            "Nothing to do if that is meant.",
+            f"Nothing to do if that is meant; COMFYUI_PATH={use} uses it instead.",
             **about(paths),
         )
     ]
@@ -164,7 +151,7 @@ def _spare(facts: VolumeFacts) -> list[Finding]:
 
 def _incomplete(facts: VolumeFacts) -> Finding:
     """Git brings ComfyUI's own files back and leaves models, nodes and results alone."""
-    path = join(facts.root, COMFYUI)
+    path = facts.home
     if facts.expected is not None and ".git" in facts.expected.folders:
         command = f"git -C {quoted(path)} checkout -- main.py"
         then = ""
@@ -174,9 +161,12 @@ def _incomplete(facts: VolumeFacts) -> Finding:
             "git checkout -q -f -B master FETCH_HEAD"
         )
         then = "It replaces ComfyUI's own files and leaves models, nodes and results alone."
+    then += (
+        f"{' ' if then else ''}Or use an image that has a ComfyUI (COMFYUI_VERSION at its build)."
+    )
     return error(
         "volume.comfyui_incomplete",
-        f"{shown(path)} has no main.py, so it is no ComfyUI that can run, and there is none in "
+        f"{shown(path)} has no main.py, so it is not a ComfyUI that can run, and there is none in "
         "the image.",
         on_pod(command, facts.root, then),
         **about([path], command),
@@ -201,7 +191,7 @@ def _missing(facts: VolumeFacts) -> Finding:
     command = f"mkdir -p {quoted(join(path, 'checkpoints'))}"
     return warning(
         "volume.models_missing",
-        f"There is no models folder: neither {shown(path)} nor one in {COMFYUI}.",
+        f"There is no models folder: neither {shown(path)} nor one in {shown(facts.home)}.",
         on_pod(command, facts.root, "Then put models there, one folder for each kind."),
         **about([path], command),
     )

@@ -8,17 +8,32 @@ import re
 from collections.abc import Callable, Sequence
 from posixpath import basename, dirname, join, relpath
 
+from bootstrap.config import Settings
 from bootstrap.core.files import contains
-from bootstrap.core.findings import Finding, error, info, warning
+from bootstrap.core.findings import Finding, info, warning
 from bootstrap.core.temp_names import Leftover
-from bootstrap.core.text import GB, SERVERLESS, about, chained, named, on_pod, quoted, shown, words
+from bootstrap.core.text import (
+    GB,
+    POD,
+    SERVERLESS,
+    about,
+    chained,
+    named,
+    on_pod,
+    quoted,
+    shown,
+    words,
+)
 from bootstrap.doctor.facts.volume_facts import Leads, LinkFact, VolumeFacts
-from bootstrap.doctor.facts.volume_places import BASE, FILE, ModelPath
+from bootstrap.doctor.facts.volume_places import BASE, ModelPath
 from bootstrap.environment import Venv
 from bootstrap.volume import COMFYUI, MODELS
+from bootstrap.volume.extra_model_paths import OLD_FILE
+from bootstrap.volume.other_mount import Name
 
 CODES = {
     "links.other_mount": "Links name the mount point of a Pod on Serverless, or the reverse.",
+    "links.held_by_mount": "Links name the other mount point, which a worker makes a link.",
     "links.absolute": "Links name this mount point and lead nowhere where there is another.",
     "links.broken": "Links lead nowhere.",
     "links.ours_broken": "Links of our own lead nowhere: the models behind them are gone.",
@@ -35,22 +50,30 @@ CODES = {
 _AWAY = (Leads.NOWHERE, Leads.LOOP)
 
 
-def check_links(facts: VolumeFacts) -> list[Finding]:
+def check_links(facts: VolumeFacts, settings: Settings) -> list[Finding]:
     """One finding a kind; a link is of one kind only."""
     kinds: dict[str, list[LinkFact]] = {}
+    names = names_that_hold(facts, settings)
     for link in facts.links:
         kind = _kind(link, facts)
-        if kind is not None:
+        # Where both names of the volume lead to it, it does not matter which one a link has.
+        if kind == "links.other_mount" and link.home in names:
+            kind = "links.held_by_mount"
+        if kind is not None and not (kind == "links.absolute" and link.home in names):
             kinds.setdefault(kind, []).append(link)
     return [_REPORTS[kind](links, facts) for kind, links in kinds.items()]
 
 
-def hides_comfyui(facts: VolumeFacts) -> bool:
-    """Is ComfyUI on the volume, behind a link that names another mount point?"""
-    expected = join(facts.root, COMFYUI)
-    return facts.comfyui is None and any(
-        link.path == expected and link.leads in _AWAY and link.relative for link in facts.links
-    )
+def names_that_hold(facts: VolumeFacts, settings: Settings) -> frozenset[str]:
+    """The volume's mount points that lead to it on a worker, but for the one that it has here.
+
+    Seen on a Pod, where it is /workspace, that name is the one that a worker makes.
+    """
+    if not settings.link_other_mount:
+        return frozenset(str(m.path) for m in facts.other_mounts if m.state is Name.VOLUME)
+    here = {POD} if facts.root == POD else set()
+    others = {str(m.path) for m in facts.other_mounts if m.state is not Name.TAKEN}
+    return frozenset(here | others)
 
 
 def _kind(link: LinkFact, facts: VolumeFacts) -> str | None:
@@ -69,12 +92,25 @@ def _kind(link: LinkFact, facts: VolumeFacts) -> str | None:
 
 def _matters(link: LinkFact, facts: VolumeFacts) -> bool:
     """Is it ComfyUI, models, or in one of them? The rest of the volume is not ours to judge."""
-    return any(contains(join(facts.root, top), link.path) for top in (COMFYUI, MODELS))
+    if facts.home == facts.root:
+        return True
+    tops = (facts.home, join(facts.root, COMFYUI), join(facts.root, MODELS))
+    return any(contains(top, link.path) for top in tops)
 
 
 def _other_mount(links: list[LinkFact], facts: VolumeFacts) -> Finding:
-    report = error if hides_comfyui(facts) else warning
-    return _relinked("links.other_mount", report, links, facts, "but the volume is mounted at")
+    return _relinked("links.other_mount", warning, links, facts, "but the volume is mounted at")
+
+
+def _held(links: list[LinkFact], facts: VolumeFacts) -> Finding:
+    texts = sorted({str(link.home) for link in links})
+    return info(
+        "links.held_by_mount",
+        f"Links that begin with {named(texts)} lead nowhere here; a worker makes that name a link "
+        f"to the volume, and then they hold: {_examples(links)}.",
+        "Nothing to do, unless LINK_OTHER_MOUNT=false.",
+        **about([link.path for link in links]),
+    )
 
 
 def _absolute(links: list[LinkFact], facts: VolumeFacts) -> Finding:
@@ -182,6 +218,7 @@ def _examples(links: list[LinkFact]) -> str:
 
 _REPORTS: dict[str, Callable[[list[LinkFact], VolumeFacts], Finding]] = {
     "links.other_mount": _other_mount,
+    "links.held_by_mount": _held,
     "links.absolute": _absolute,
     "links.broken": _broken,
     "links.ours_broken": _ours,
@@ -190,10 +227,12 @@ _REPORTS: dict[str, Callable[[list[LinkFact], VolumeFacts], Finding]] = {
 }
 
 
-def check_paths(facts: VolumeFacts) -> list[Finding]:
+def check_paths(facts: VolumeFacts, settings: Settings) -> list[Finding]:
     """Findings about venvs and about ComfyUI's own file of model paths."""
-    found = [f for venv in facts.venvs for f in _venv(venv, facts)]
-    return found + _paths_other_mount(facts) + _paths_absolute(facts) + _missing(facts)
+    names = names_that_hold(facts, settings)
+    found = [f for venv in facts.venvs for f in _venv(venv, facts, names)]
+    found += _paths_other_mount(facts, names) + _paths_absolute(facts, names)
+    return found + _missing(facts)
 
 
 def check_leftovers(facts: VolumeFacts) -> list[Finding]:
@@ -203,10 +242,12 @@ def check_leftovers(facts: VolumeFacts) -> list[Finding]:
     return _sweepable([x for x in stale if x.removable], facts) + _put_aside(kept, facts)
 
 
-def _venv(venv: Venv, facts: VolumeFacts) -> list[Finding]:
+def _venv(venv: Venv, facts: VolumeFacts, names: frozenset[str]) -> list[Finding]:
     if not venv.python_exists:
-        return [_venv_broken(venv, facts)]
+        return [] if venv.interpreter else [_venv_broken(venv, facts)]
     if venv.made_at is None or venv.made_at == venv.path:
+        return []
+    if any(contains(name, venv.made_at) for name in names):
         return []
     program = quoted(join(venv.path, "bin", "python"))
     return [
@@ -237,14 +278,17 @@ def _venv_broken(venv: Venv, facts: VolumeFacts) -> Finding:
             command,
             facts.root,
             f"It must be the same Python version ({venv.version or 'see lib/ in it'}) as in the "
-            "image; else make the environment anew with the image's Python, or set COMFYUI_PYTHON.",
+            "image, whose build argument PYTHON_VERSION sets that; or make the environment again "
+            "with the image's Python.",
         ),
         **about([venv.path], command),
     )
 
 
-def _paths_other_mount(facts: VolumeFacts) -> list[Finding]:
+def _paths_other_mount(facts: VolumeFacts, names: frozenset[str]) -> list[Finding]:
+    """Nothing where the other name leads to the volume on a worker."""
     wrong = [p for p in facts.model_paths if p.home and not p.exists and p.there]
+    wrong = [p for p in wrong if p.home not in names]
     if not wrong:
         return []
     file, command = _file(facts), _respelt(wrong, facts)
@@ -259,9 +303,10 @@ def _paths_other_mount(facts: VolumeFacts) -> list[Finding]:
     ]
 
 
-def _paths_absolute(facts: VolumeFacts) -> list[Finding]:
+def _paths_absolute(facts: VolumeFacts, names: frozenset[str]) -> list[Finding]:
     """What names Serverless's own mount point is fit for jobs."""
     wrong = [p for p in facts.model_paths if p.home and p.exists and p.there]
+    wrong = [p for p in wrong if p.home not in names]
     if not wrong or not facts.comfyui_on_volume:
         return []
     report = info if facts.root == SERVERLESS else warning
@@ -312,7 +357,7 @@ def _missing(facts: VolumeFacts) -> list[Finding]:
 
 
 def _file(facts: VolumeFacts) -> str:
-    return join(str(facts.comfyui), FILE)
+    return join(str(facts.comfyui), basename(facts.paths_file) or OLD_FILE)
 
 
 def _pattern(text: str) -> str:

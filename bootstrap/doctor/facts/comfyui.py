@@ -87,18 +87,21 @@ class ComfyUIFacts:
         }
 
 
-def gather_comfyui(comfyui: Path, timeout: float = GATHER_SECONDS) -> ComfyUIFacts:
-    """Look at the ComfyUI in a folder, for `timeout` seconds at most; never raises OSError."""
+def gather_comfyui(
+    comfyui: Path, nodes: Path | None = None, timeout: float = GATHER_SECONDS
+) -> ComfyUIFacts:
+    """Look at the ComfyUI in a folder, and at further custom nodes in `nodes`, for `timeout`
+    seconds at most; never raises OSError."""
     start = time.monotonic()
     path = str(comfyui)
     try:
-        found = _gather(path, Together(timeout))
+        found = _gather(path, None if nodes is None else str(nodes), Together(timeout))
     except SilentError:
         found = {"silent_after": timeout}
     return ComfyUIFacts(path, seconds=time.monotonic() - start, **found)
 
 
-def _gather(path: str, together: Together) -> dict[str, Any]:
+def _gather(path: str, nodes: str | None, together: Together) -> dict[str, Any]:
     names = (*_IMPORTING, VERSION_FILE, PROJECT_FILE)
     read = together.each(lambda name: read_text(os.path.join(path, name)), names)
     texts = {name: text for name, text in zip(names, read, strict=True) if text is not None}
@@ -110,7 +113,7 @@ def _gather(path: str, together: Together) -> dict[str, Any]:
         "git": git,
         "missing": _missing(path, texts, together),
         "own": together.one(lambda: requirement_file(COMFYUI, path)),
-        "packs": gather_packs(path, together),
+        "packs": gather_packs(path, together, nodes),
     }
 
 

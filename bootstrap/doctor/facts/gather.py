@@ -5,6 +5,7 @@ What one part cannot tell becomes a finding; the others still run.
 
 from __future__ import annotations
 
+import os
 import threading
 import time
 from collections.abc import Callable, Mapping
@@ -24,9 +25,9 @@ from bootstrap.doctor.facts.throughput import (
     measure_throughput,
     small_files,
 )
-from bootstrap.doctor.facts.torch_build import read_torch_build
 from bootstrap.doctor.facts.volume import gather_volume
 from bootstrap.doctor.facts.volume_facts import VolumeFacts
+from bootstrap.doctor.facts.volume_places import further_folders
 from bootstrap.environment import (
     INSTALL,
     Judgement,
@@ -37,7 +38,12 @@ from bootstrap.environment import (
     judge,
     kept_set,
 )
+from bootstrap.environment.torch_build import read_torch_build
 from bootstrap.volume import MODELS, Layout, locate
+from bootstrap.volume.args_file import ArgsFile, read_args_file, with_args_file
+from bootstrap.volume.layout import flags_known_to
+from bootstrap.volume.link_plan import LinkPlan
+from bootstrap.volume.links import plan_for
 
 CODES = {
     "doctor.part_failed": "One part of the examination could not be done",
@@ -78,12 +84,15 @@ class Facts:
     volume: VolumeFacts | None = None
     models: Inventory | None = None
     comfyui: ComfyUIFacts | None = None
+    args: ArgsFile | None = None
+    flags: frozenset[str] = frozenset()
     python: Path | None = None
     judgement: Judgement | None = None
     kept: tuple[Record, Path] | None = None
     machine: MachineFacts | None = None
     throughput: Throughput | None = None
     node_log: tuple[str, ...] = ()
+    link_plan: LinkPlan | None = None
     findings: list[Finding] = field(default_factory=list)
 
     @property
@@ -130,6 +139,7 @@ class _Gatherer:
                     "models": lambda: self._models(layout),
                     "comfyui": lambda: self._comfyui(layout),
                     "Python": lambda: self._python(layout),
+                    "links": lambda: self._links(layout),
                 }
             )
             self._side_by_side(
@@ -142,7 +152,10 @@ class _Gatherer:
         return self._facts
 
     def _layout(self) -> None:
-        self._facts.layout = locate(self._settings)
+        layout = locate(self._settings)
+        self._facts.layout, self._facts.args = layout, read_args_file(layout)
+        if layout.comfyui is not None:
+            self._facts.flags = flags_known_to(layout.comfyui)
 
     def _volume(self, layout: Layout) -> None:
         if self._scope.wants("volume"):
@@ -150,7 +163,7 @@ class _Gatherer:
 
     def _models(self, layout: Layout) -> None:
         roots = list(layout.model_roots)
-        if layout.comfyui is not None and (layout.comfyui / MODELS).is_dir():
+        if layout.comfyui is not None and os.path.isdir(layout.comfyui / MODELS):
             roots.append(layout.comfyui / MODELS)
         if self._scope.wants("models"):
             left = self._end - time.monotonic()
@@ -160,20 +173,27 @@ class _Gatherer:
                 progress=self._scope.progress,
                 timeout=left,
                 most_headers=None if self._scope.deep else LIGHT_HEADERS,
+                shelves=further_folders(layout.comfyui) if layout.comfyui else None,
             )
+
+    def _links(self, layout: Layout) -> None:
+        """Only where everything is asked for: a boot plans its links itself, and says the same."""
+        if not self._scope.sections:
+            self._facts.link_plan = plan_for(layout)
 
     def _comfyui(self, layout: Layout) -> None:
         if self._scope.wants("comfyui") and layout.comfyui is not None:
-            self._facts.comfyui = gather_comfyui(layout.comfyui)
+            self._facts.comfyui = gather_comfyui(layout.comfyui, layout.nodes)
 
     def _python(self, layout: Layout) -> None:
         if not self._scope.wants("comfyui") or layout.comfyui is None:
             return
-        python = choose_python(self._settings, layout)
-        if isinstance(python, Finding):
-            self._facts.findings.append(python)
+        choice = choose_python(self._settings, layout)
+        if isinstance(choice, Finding):
+            self._facts.findings.append(choice)
         else:
-            self._facts.python = python
+            self._facts.findings += choice.findings
+            self._facts.python = choice.python
 
     def _judge(self, layout: Layout) -> None:
         """What is asked for is read beside the choice of the Python that is asked."""
@@ -181,7 +201,7 @@ class _Gatherer:
         if facts.python is None:
             return
         asked = facts.comfyui.asked if facts.comfyui else Requirements()
-        arguments = self._settings.comfyui_args
+        arguments = with_args_file(self._settings, facts.args).comfyui_args
         facts.judgement = judge(facts.python, facts.env, asked, arguments)
         if self._settings.packages == INSTALL:
             facts.kept = kept_set(layout.root, facts.judgement)
@@ -202,7 +222,7 @@ class _Gatherer:
         python = self._facts.python
         if python is None and self._facts.layout is not None:
             chosen = choose_python(self._settings, self._facts.layout)
-            python = None if isinstance(chosen, Finding) else chosen
+            python = None if isinstance(chosen, Finding) else chosen.python
         if python is not None:
             build = read_torch_build(python)
             self._facts.machine = replace(self._facts.machine, torch=build)

@@ -10,7 +10,7 @@ import os
 import time
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from heapq import nlargest
 from pathlib import Path
 from typing import Any
@@ -58,6 +58,7 @@ class ModelFile:
     examined: Examined
     inode: tuple[int, int] | None = None
     link: str | None = None
+    shelf: str = ""
 
     @property
     def state(self) -> State:
@@ -66,7 +67,10 @@ class ModelFile:
 
     @property
     def folder(self) -> str:
-        """The folder straight under the root, "" for a file that lies in the root itself."""
+        """The folder straight under the root, "" for a file that lies in the root itself; where the
+        root is the folder of a single category, that."""
+        if self.shelf:
+            return self.shelf
         first, slash, _ = self.path.partition("/")
         return first if slash else ""
 
@@ -131,7 +135,7 @@ class Inventory:
         return {
             "roots": [str(root) for root in self.roots],
             "files": len(self.files),
-            "models": len(self.models),
+            "models": count_of(self.models),
             "size": self.size,
             "states": dict(Counter(f.state.value for f in self.models)),
             "categories": [holding.as_dict() for holding in holdings[:MOST_CATEGORIES]],
@@ -203,7 +207,7 @@ def _holding(name: str, folders: list[str], files: list[ModelFile]) -> Holding:
         name=name,
         known=name in CATEGORIES,
         folders=tuple(folders),
-        count=len(models),
+        count=count_of(models),
         size=size_of(models),
         other_count=len(others),
         other_size=size_of(others),
@@ -214,6 +218,14 @@ def _holding(name: str, folders: list[str], files: list[ModelFile]) -> Holding:
 def is_weights(path: str) -> bool:
     """Does the name end like a model's?"""
     return extension_of(path.rpartition("/")[2]) in WEIGHTS
+
+
+def count_of(files: Iterable[ModelFile]) -> int:
+    """How many files these are on the volume, each counted once however many links lead to it."""
+    given = list(files)
+    return len({f.inode for f in given if f.inode is not None}) + sum(
+        f.inode is None for f in given
+    )
 
 
 def size_of(files: Iterable[ModelFile]) -> int:
@@ -230,8 +242,10 @@ def gather_models(
     limit: int = LIMIT,
     timeout: float | None = None,
     most_headers: int | None = None,
+    shelves: Mapping[Path, str] | None = None,
 ) -> Inventory:
-    """Look at everything under `model_roots` (each a `models` folder).
+    """Look at everything under `model_roots` (each a `models` folder), and under `shelves`: folders
+    of a single category each, as extra_model_paths.yaml names them.
 
     `headers` also opens each weights file, `most_headers` of them at most: two more round trips
     each, and most of the time where there are many. Links that lead
@@ -248,12 +262,29 @@ def gather_models(
             examined[entry.root, entry.path] = examine(entry.full_path, entry.size, allowance)
 
     visit = open_weights if headers else None
-    found = walk(model_roots, threads, progress, limit, inside, timeout, visit)
+    shelves = _not_within(shelves or {}, model_roots)
+    roots = [*model_roots, *shelves]
+    found = walk(roots, threads, progress, limit, inside, timeout, visit)
     known = examined.copy()
-    files = [_file(entry, known) for entry in found.entries if _is_listed(entry)]
+    files = [_file(entry, known, shelves) for entry in found.entries if _is_listed(entry)]
     left = None if timeout is None else started + timeout - time.monotonic()
     same = _find_same(files, threads, left)
-    return _inventory(model_roots, found, files, same, headers, started)
+    found = replace(found, entries=tuple(e for e in found.entries if e.root not in shelves))
+    return _inventory(roots, found, files, same, headers, started)
+
+
+def _not_within(shelves: Mapping[Path, str], roots: Sequence[Path]) -> dict[Path, str]:
+    """Those that are not looked at already, as a part of one of the roots."""
+    real = [_real(root) for root in roots]
+    return {
+        path: name
+        for path, name in shelves.items()
+        if not any(_real(path).is_relative_to(root) for root in real)
+    }
+
+
+def _real(path: Path) -> Path:
+    return Path(os.path.realpath(path))
 
 
 def _inventory(
@@ -311,18 +342,22 @@ def _alike(files: Iterable[ModelFile]) -> list[list[ModelFile]]:
     return [list(group.values()) for group in groups.values() if len(group) > 1]
 
 
-def _file(entry: Entry, examined: Mapping[tuple[Path, str], Examined]) -> ModelFile:
+def _file(
+    entry: Entry, examined: Mapping[tuple[Path, str], Examined], shelves: Mapping[Path, str]
+) -> ModelFile:
     unopened = Examined(_LOST.get(entry.target, State.UNREAD) if entry.target else State.UNREAD)
     folder, slash, _ = entry.path.partition("/")
+    shelf = shelves.get(entry.root, "")
     return ModelFile(
         root=entry.root,
         path=entry.path,
         size=entry.size,
         mtime=entry.mtime,
-        category=category_of(folder) if slash else None,
+        category=category_of(shelf or folder) if shelf or slash else None,
         examined=examined.get((entry.root, entry.path), unopened),
         inode=entry.inode,
         link=entry.link,
+        shelf=shelf,
     )
 
 

@@ -31,23 +31,21 @@ from bootstrap.doctor.facts.volume_facts import (
     try_writing,
 )
 from bootstrap.doctor.facts.volume_places import (
-    FILE,
-    How,
     ModelPath,
-    differing,
-    find_comfyuis,
     find_strays,
-    has_main,
     look_at_path,
     read_lines,
     resolve,
     wrong_case,
 )
-from bootstrap.environment import Venv, look_at_venv, may_be_venv
-from bootstrap.volume import COMFYUI, MODELS, Layout
-from bootstrap.volume.layout import USUAL_ROOTS, mount_of
+from bootstrap.environment import venvs_of
+from bootstrap.volume import CUSTOM_NODES, MODELS, Layout
+from bootstrap.volume.extra_model_paths import paths_file
+from bootstrap.volume.layout import mount_of
 from bootstrap.volume.link_plan import Unlink
 from bootstrap.volume.links import plan_for
+from bootstrap.volume.other_mount import other_mounts
+from bootstrap.volume.search import USUAL_ROOTS, has_main, search
 
 USUAL_CATEGORIES = (
     "checkpoints",
@@ -75,17 +73,20 @@ def survey(facts: VolumeFacts, layout: Layout, together: Together) -> VolumeFact
     Raises SilentError.
     """
     top = facts.top or Folder(facts.root)
-    facts = _find_comfyui(facts, top, together)
-    homes = _model_homes(facts, together)
+    facts = _find_comfyui(facts, layout, together)
+    homes = _model_homes(facts, layout, together)
     folders = _folders_looked_at(facts, homes, together)
     facts = replace(facts, models=_models(facts, top, homes, together))
     links = _links(facts, folders, together)
+    file = together.one(lambda: paths_file(Path(facts.comfyui_real)))
+    facts = replace(facts, paths_file=str(file))
+    facts = replace(facts, model_paths=_model_paths(facts, together))
     return replace(
         facts,
         access=_access(facts, homes, together),
         links=_mark_ours(links, facts, layout, together),
-        venvs=_venvs(facts, top, together),
-        model_paths=_model_paths(facts, together),
+        venvs=tuple(together.one(lambda: venvs_of(layout))),
+        nodes=_unread_nodes(facts, layout, together),
         leftovers=_leftovers(facts, folders, together),
     )
 
@@ -98,28 +99,46 @@ def mount_points(facts: VolumeFacts) -> list[str]:
     return list(dict.fromkeys(own + others))
 
 
-def _find_comfyui(facts: VolumeFacts, top: Folder, together: Together) -> VolumeFacts:
-    path = os.path.join(facts.root, COMFYUI)
-    expected = together.one(lambda: list_folder(path)) if COMFYUI in top.names else None
-    works = together.one(lambda: has_main(path))
-    places = find_comfyuis(top, expected or Folder(path), together)
-    if works:
-        renamed = [place for place in places if place.how is How.RENAMED]
-        places = differing(renamed, path, together)
-    comfyui = path if works else facts.comfyui
+def _find_comfyui(facts: VolumeFacts, layout: Layout, together: Together) -> VolumeFacts:
+    """The one that `layout` names, if it still is there, and all others on the volume."""
+    home = str(layout.home)
+    undecided = layout.asked is not None or bool(layout.rivals)
+    works = not undecided and together.one(lambda: has_main(home))
+    comfyui = home if works else facts.comfyui
+    expected = together.one(lambda: list_folder(home))
+    found = together.one(lambda: search(layout.root))
+    real: list[str] = together.each(os.path.realpath, [home, *map(str, found.comfyuis)])
+    used = real[0] if works else None
+    places = [str(p) for p, at in zip(found.comfyuis, real[1:], strict=True) if at != used]
     return replace(
         facts,
+        home=home,
         comfyui=comfyui,
         comfyui_real=together.one(lambda: os.path.realpath(comfyui)) if comfyui else "",
         comfyui_on_volume=works,
-        expected=expected,
+        expected=expected if expected.exists else None,
         places=tuple(places),
+        rivals=tuple(map(str, layout.rivals)),
+        asked=_text(layout.asked),
+        nodes=tuple(map(str, found.custom_nodes)),
+        other_mounts=together.one(lambda: other_mounts(layout.root)),
     )
 
 
-def _model_homes(facts: VolumeFacts, together: Together) -> list[Folder]:
+def _unread_nodes(facts: VolumeFacts, layout: Layout, together: Together) -> tuple[str, ...]:
+    """Folders of custom nodes that neither lie in ComfyUI, nor are named to it, nor are empty."""
+    read = [os.path.join(facts.home, CUSTOM_NODES), *([str(layout.nodes)] if layout.nodes else [])]
+    read += [path.path for path in facts.model_paths if path.key == CUSTOM_NODES]
+    real = set(together.each(os.path.realpath, read))
+    others = [n for n in facts.nodes if os.path.realpath(n) not in real]
+    listed = together.each(list_folder, others)
+    return tuple(f.path for f in listed if any(not n.startswith((".", "_")) for n in f.folders))
+
+
+def _model_homes(facts: VolumeFacts, layout: Layout, together: Together) -> list[Folder]:
     """The models folders there are, each once, whatever links lead to it."""
-    places = [os.path.join(facts.root, MODELS), os.path.join(facts.root, COMFYUI, MODELS)]
+    roots = [*map(str, layout.model_roots), os.path.join(facts.root, MODELS)]
+    places = list(dict.fromkeys([*roots, os.path.join(facts.home, MODELS)]))
     real = together.each(os.path.realpath, places)
     once = {path: place for place, path in reversed([*zip(places, real, strict=True)])}
     listed = together.each(list_folder, sorted(once.values(), key=places.index))
@@ -140,7 +159,7 @@ def _models(facts: VolumeFacts, top: Folder, homes: list[Folder], together: Toge
 
 def _folders_looked_at(facts: VolumeFacts, homes: list[Folder], together: Together) -> list[Folder]:
     """Top folders first, then the categories, then the output's."""
-    comfyui = os.path.join(facts.root, COMFYUI)
+    comfyui = facts.home
     nodes, output = together.each(
         list_folder, [os.path.join(comfyui, "custom_nodes"), os.path.join(comfyui, "output")]
     )
@@ -158,7 +177,7 @@ def _links(facts: VolumeFacts, folders: list[Folder], together: Together) -> lis
     tree = mount.point if mount is not None and mount.network else facts.real
     paths = [path for folder in folders for path in folder.paths(folder.links)][:MOST_LINKS]
     found = together.each(lambda path: look_at_link(path, facts.real, tree, homes), paths)
-    comfyui = os.path.join(facts.root, COMFYUI)
+    comfyui = facts.home
     tops = {facts.root, comfyui, os.path.join(facts.root, MODELS)}
     tops |= {os.path.join(comfyui, name) for name in ("custom_nodes", MODELS)}
     return [
@@ -174,7 +193,7 @@ def _mark_ours(
 ) -> tuple[LinkFact, ...]:
     """The link plan knows which broken links are its own. It looks deep, so it is asked only
     where there are broken links in ComfyUI's models folder."""
-    models = os.path.join(facts.root, COMFYUI, MODELS)
+    models = os.path.join(facts.home, MODELS)
     broken = [link for link in links if link.leads is Leads.NOWHERE and contains(models, link.path)]
     if not broken or layout.comfyui is None:
         return tuple(links)
@@ -190,27 +209,17 @@ def _real_place(path: str) -> str:
 
 
 def _access(facts: VolumeFacts, homes: list[Folder], together: Together) -> tuple[Access, ...]:
-    comfyui = os.path.join(facts.root, COMFYUI)
+    comfyui = facts.home
     below = [os.path.join(comfyui, n) for n in ("main.py", "custom_nodes", "input", "output")]
     paths = dict.fromkeys([facts.root, comfyui, *(home.path for home in homes), *below])
     found = together.each(look_at_access, paths)
     return tuple(access for access in found if access is not None)
 
 
-def _venvs(facts: VolumeFacts, top: Folder, together: Together) -> tuple[Venv, ...]:
-    paths = [
-        path
-        for folder in (top, facts.expected)
-        if folder is not None
-        for path in folder.paths(frozenset(filter(may_be_venv, folder.folders)))
-    ]
-    return tuple(v for v in together.each(look_at_venv, paths[:_MOST_FOLDERS]) if v is not None)
-
-
 def _model_paths(facts: VolumeFacts, together: Together) -> tuple[ModelPath, ...]:
     if facts.comfyui is None:
         return ()
-    lines = together.one(lambda: read_lines(os.path.join(facts.comfyui_real, FILE)))
+    lines = together.one(lambda: read_lines(facts.paths_file))
     given = resolve(lines, facts.comfyui_real, mount_points(facts))
     return tuple(together.each(lambda path: look_at_path(path, facts.root), given))
 

@@ -14,13 +14,16 @@ import uuid
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from enum import Enum
+from pathlib import Path
 from typing import Any
 
 from bootstrap.core.files import Folder, Trouble, contains, trouble_of
 from bootstrap.core.temp_names import Leftover
-from bootstrap.doctor.facts.volume_places import ModelPath, Place, Stray
+from bootstrap.doctor.facts.volume_places import ModelPath, Stray
 from bootstrap.environment import Venv
+from bootstrap.volume import COMFYUI
 from bootstrap.volume.layout import Mount
+from bootstrap.volume.other_mount import OtherMount
 
 # A link costs a readlink, a stat and the stats of its path.
 MOST_LINKS = 200
@@ -211,8 +214,11 @@ class VolumeFacts:
 
     `state` is None when not even the root answered within `silent_after` seconds. `comfyui` is
     the ComfyUI that will run (`comfyui_real` without links), None when its main.py is gone.
-    `expected` is the listing of `<root>/ComfyUI` (None when there is nothing), `places` are other
-    ComfyUIs. `user` is this process's user id; `configured` that VOLUME_PATH names the root.
+    `home` is ComfyUI's folder on the volume, or where one is looked for first; `expected` is its
+    listing (None when there is nothing). `places` are other ComfyUIs; `rivals` are those none of
+    which goes before the others, `asked` what COMFYUI_PATH names if there is none. `nodes` are
+    folders of custom nodes that ComfyUI does not read, `paths_file` its file of further models.
+    `user` is this process's user id; `configured` that VOLUME_PATH names the root.
     """
 
     root: str
@@ -231,12 +237,21 @@ class VolumeFacts:
     comfyui_real: str = ""
     comfyui_on_volume: bool = False
     expected: Folder | None = None
-    places: tuple[Place, ...] = ()
+    places: tuple[str, ...] = ()
+    home: str = ""
+    rivals: tuple[str, ...] = ()
+    asked: str | None = None
+    nodes: tuple[str, ...] = ()
+    paths_file: str = ""
+    other_mounts: tuple[OtherMount, ...] = ()
     models: Models = Models()
     links: tuple[LinkFact, ...] = ()
     venvs: tuple[Venv, ...] = ()
     model_paths: tuple[ModelPath, ...] = ()
     leftovers: tuple[Leftover, ...] = ()
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "home", self.home or os.path.join(self.root, COMFYUI))
 
     @property
     def mounted(self) -> bool:
@@ -263,6 +278,8 @@ def _clean(value: Any) -> Any:
         return [_clean(item) for item in value[:MOST_SHOWN]]
     if isinstance(value, Enum):
         return value.value
+    if isinstance(value, Path):
+        return _clean(str(value))
     if isinstance(value, str):
         return value.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
     return value

@@ -1,4 +1,4 @@
-"""Where people put ComfyUI and models on a volume, and what `extra_model_paths.yaml` names.
+"""Where people put models on a volume, and what ComfyUI's `extra_model_paths.yaml` names.
 
 Tolerant: what is not understood is left out. Rules of ComfyUI (`utils/extra_config.py`,
 `load_extra_path_config`): `~` and variables in `base_path` are expanded; a relative path is joined
@@ -11,14 +11,14 @@ import os
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from enum import Enum
+from pathlib import Path
 
 from bootstrap.core.concurrency import Together
 from bootstrap.core.files import Folder, contains, list_folder
-from bootstrap.volume import COMFYUI, MODELS
+from bootstrap.volume import CUSTOM_NODES, MODELS
 from bootstrap.volume.categories import GGUF, PT_EXTENSIONS, extension_of, known_folders
+from bootstrap.volume.extra_model_paths import paths_file
 
-FILE = "extra_model_paths.yaml"
 BASE = "base_path"
 _MOST_TEXT = 64 << 10
 MOST_PATHS = 200
@@ -27,8 +27,6 @@ _PAIR = re.compile(r"(\s+)([\w.-]+):(?:\s+(.*))?$")
 _BLOCK = re.compile(r"[|>][+-]?\d*$")
 _PROPER = {name.casefold(): name for name in known_folders()}
 _WEIGHTS = PT_EXTENSIONS | {GGUF}
-# Runpod's own templates keep it in `runpod-slim/ComfyUI` or `madapps/ComfyUI`.
-_MOST_NEIGHBOURS = 60
 _MOST_SUBFOLDERS = 8
 
 
@@ -70,6 +68,14 @@ def read_lines(path: str) -> list[Line]:
     except OSError:
         return []
     return list(_parse(text.splitlines()))[:MOST_PATHS]
+
+
+def further_folders(comfyui: Path) -> dict[Path, str]:
+    """Folder of models -> its category, as the file of the ComfyUI at `comfyui` names them."""
+    folder = os.path.realpath(comfyui)
+    given = resolve(read_lines(str(paths_file(Path(folder)))), folder, ())
+    wanted = (path for path in given if path.key not in (BASE, CUSTOM_NODES))
+    return {Path(path.path): path.key for path in wanted if os.path.isdir(path.path)}
 
 
 def resolve(lines: list[Line], folder: str, homes: Sequence[str]) -> list[ModelPath]:
@@ -126,24 +132,7 @@ def _value(text: str) -> str:
     text = text.strip()
     if text[:1] in ("'", '"'):
         return text[1:].partition(text[0])[0]
-    return re.split(r"\s+#", text, maxsplit=1)[0].strip()
-
-
-class How(str, Enum):
-    """In which way a ComfyUI is not where it is looked for."""
-
-    NESTED = "nested"
-    RENAMED = "renamed"
-    ELSEWHERE = "elsewhere"
-    IN_ROOT = "in_root"
-
-
-@dataclass(frozen=True)
-class Place:
-    """A ComfyUI (it has a main.py) at `path`, which is not `<volume>/ComfyUI`."""
-
-    path: str
-    how: How
+    return re.split(r"\s#", text, maxsplit=1)[0].strip()
 
 
 @dataclass(frozen=True)
@@ -152,35 +141,6 @@ class Stray:
 
     path: str
     belongs: str
-
-
-def find_comfyuis(top: Folder, expected: Folder, together: Together) -> list[Place]:
-    """ComfyUIs on the volume but for the expected one, the likeliest first.
-
-    Raises SilentError, as everything here that is given a `together`.
-    """
-    places = [Place(p, How.NESTED) for p in expected.paths(_like_comfyui(expected))]
-    alike = _like_comfyui(top) - {COMFYUI}
-    places += [Place(p, How.RENAMED) for p in top.paths(alike)]
-    places += [Place(os.path.join(p, COMFYUI), How.ELSEWHERE) for p in top.paths(alike)]
-    others = top.paths(top.folders - alike - {COMFYUI})[:_MOST_NEIGHBOURS]
-    places += [Place(os.path.join(p, COMFYUI), How.ELSEWHERE) for p in others]
-    if "main.py" in top.files and top.names & {"comfy", "nodes.py", "folder_paths.py"}:
-        places.append(Place(top.path, How.IN_ROOT))
-    there = together.each(lambda place: has_main(place.path), places)
-    return [place for place, found in zip(places, there, strict=True) if found]
-
-
-def has_main(comfyui: str) -> bool:
-    """Is there a `main.py`?"""
-    return os.path.isfile(os.path.join(comfyui, "main.py"))
-
-
-def differing(places: Iterable[Place], used: str, together: Together) -> list[Place]:
-    """The places that are not the ComfyUI at `used` under another name."""
-    kept = list(places)
-    real = together.each(os.path.realpath, [used, *(p.path for p in kept)])
-    return [p for p, path in zip(kept, real[1:], strict=True) if path != real[0]]
 
 
 def find_strays(folders: Iterable[Folder], home: str, together: Together) -> list[Stray]:
@@ -210,15 +170,6 @@ def wrong_case(tops: Iterable[Folder], homes: Iterable[Folder]) -> list[Stray]:
 
 def _beside(folder: Folder, name: str, proper: str) -> Stray:
     return Stray(os.path.join(folder.path, name), os.path.join(folder.path, proper))
-
-
-def _like_comfyui(folder: Folder) -> frozenset[str]:
-    """`comfyui`, `ComfyUI-master`, `Comfy_UI` …"""
-    return frozenset(
-        name
-        for name in folder.folders | folder.links
-        if re.sub(r"[^a-z0-9]", "", name.casefold()).startswith("comfyui")
-    )
 
 
 def _holds_weights(path: str) -> bool:

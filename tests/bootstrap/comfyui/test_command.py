@@ -70,6 +70,13 @@ def test_a_flag_that_this_version_does_not_know_is_left_out_with_its_value() -> 
     assert findings == []
 
 
+def test_assets_are_off_where_they_can_be_and_nobody_asks_for_them() -> None:
+    both = ALL | {"--disable-assets", "--enable-assets"}
+    assert "--disable-assets" in arguments(both, FOLDERS, 1, ())[0]
+    assert "--disable-assets" not in arguments(both, FOLDERS, 1, ("--enable-assets",))[0]
+    assert "--disable-assets" not in arguments(ALL, FOLDERS, 1, ())[0]
+
+
 def test_the_users_flags_come_last_with_their_values() -> None:
     made, _ = arguments(ALL, FOLDERS, 1, ("--cpu", "--preview-method", "none"))
     assert made[-3:] == ["--cpu", "--preview-method", "none"]

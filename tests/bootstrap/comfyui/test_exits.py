@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from bootstrap.comfyui.exits import LOG_LINES_IN_DETAILS, Exit, explain_exit
-from bootstrap.core.findings import Finding
+from bootstrap.comfyui.exits import LOG_LINES_IN_DETAILS, Exit, explain_exit, with_cause
+from bootstrap.core.findings import Finding, info, ok, warning
 
 PYTHON = Path("/opt/comfyui/bin/python")
 
@@ -55,6 +55,7 @@ LOGS = {
             "address already in use"
         ),
     ),
+    "comfyui.assets": (1, "ASSETS_STARTUP_FAILED: newer_revision\nsome detail of it"),
     "comfyui.database": (1, "sqlite3.OperationalError: unable to open database file"),
     "comfyui.model_paths_bad": (
         1,
@@ -67,6 +68,14 @@ LOGS = {
     "comfyui.gpu_unusable": (
         1,
         "RuntimeError: Found no NVIDIA driver on your system. Please check that you have one",
+    ),
+    "comfyui.no_gpu_code": (
+        1,
+        "RuntimeError: CUDA error: no kernel image is available for execution on the device",
+    ),
+    "comfyui.path_unusable": (
+        1,
+        "FileNotFoundError: [Errno 2] No such file or directory: '/workspace/custom_nodes'",
     ),
     "comfyui.disk_full": (1, "OSError: [Errno 28] No space left on device: '/tmp/x'"),
     "comfyui.killed": (-9, "loading model"),
@@ -107,6 +116,56 @@ def test_only_a_gpu_that_fails_is_the_machines_fault() -> None:
     assert faulty == {"comfyui.gpu_unusable"}
 
 
+ONNX = (
+    "[ONNXRuntimeError] : 1 : FAIL : CUDA failure 209: no kernel image is available for execution "
+    "on the device ; GPU=0 ; hostname=a"
+)
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        ONNX,
+        "CUDA error (flash_fwd_launch_template.h:188): no kernel image is available for execution",
+        "torch.AcceleratorError: CUDA error: invalid device function",
+    ],
+)
+def test_a_package_without_code_for_this_gpu_is_not_the_machines_fault(line: str) -> None:
+    finding = explain(1, line)
+    assert (finding.code, finding.host_fault) == ("comfyui.no_gpu_code", False)
+    assert line.removesuffix(".") in finding.message and "onnxruntime-gpu" in finding.fix
+
+
+FOUND = warning("volume.paths_other_mount", "It names /workspace/x.", "sed it", paths=["/w/nodes"])
+
+
+@pytest.mark.parametrize(
+    ("log", "noticed", "carries"),
+    [
+        ("FileNotFoundError: [Errno 2] No such file: '/w/nodes/a'", FOUND, True),
+        ("FileNotFoundError: [Errno 2] No such file: '/w/nodes'", FOUND, True),
+        ("FileNotFoundError: [Errno 2] No such file: '/workspace/x'", FOUND, True),
+        ("FileNotFoundError: [Errno 2] No such file: '/w/nodes2'", FOUND, False),
+        ("something odd", FOUND, False),
+        ("yaml.scanner.ScannerError in extra_model_paths.yaml", FOUND, True),
+        (ONNX, warning("gpu.torch_too_old", "torch 2.4 is too old.", "Install 2.8."), True),
+        (ONNX, FOUND, False),
+        ("FileNotFoundError: [Errno 2] No such file: '/w/nodes'", info("a.b", "/w/nodes"), False),
+    ],
+)
+def test_an_exit_carries_what_a_check_has_found_of_its_cause(
+    log: str, noticed: Finding, carries: bool
+) -> None:
+    exit = explain(1, log)
+    told = with_cause(exit, [ok("volume.found", "/w/nodes"), noticed])
+    assert told.code == exit.code
+    if carries:
+        assert told.fix == noticed.fix and noticed.message in told.message
+        assert told.details["cause"] == noticed.code
+    else:
+        assert told == exit
+
+
 def test_a_bad_flag_is_quoted() -> None:
     assert "unrecognized arguments: --nope" in explain(*LOGS["comfyui.bad_flag"]).message
 
@@ -114,7 +173,7 @@ def test_a_bad_flag_is_quoted() -> None:
 def test_a_missing_module_is_named_with_the_command_that_installs_it() -> None:
     finding = explain(1, "ModuleNotFoundError: No module named 'comfy_aimdo.control'")
     assert finding.details["module"] == "comfy_aimdo.control"
-    assert f"{PYTHON} -m pip install comfy_aimdo)" in finding.fix
+    assert f"{PYTHON} -m pip install comfy_aimdo" in finding.fix
 
 
 def test_137_is_the_same_as_signal_9() -> None:

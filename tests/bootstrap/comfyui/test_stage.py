@@ -10,7 +10,14 @@ from pathlib import Path
 
 import pytest
 
-from bootstrap.comfyui.stage import CannotStage, Staged, copy_user_folder, link_output, stage
+from bootstrap.comfyui.stage import (
+    CannotStage,
+    Plan,
+    Staged,
+    copy_user_folder,
+    link_output,
+    stage,
+)
 from bootstrap.comfyui.write_back import WriteBack
 from tests.support.volumes import mounted
 
@@ -45,7 +52,7 @@ def staged(comfyui: Path, pack_mb: float = 200, timeout: float = 30) -> Staged:
     """A copy in a new folder beside the volume."""
     parent = comfyui.parent.parent / "local" / "stage"
     shutil.rmtree(parent, ignore_errors=True)
-    return stage(comfyui, parent, int(pack_mb * MB), timeout)
+    return stage(Plan(comfyui, parent, int(pack_mb * MB), timeout))[0]
 
 
 def test_code_is_copied_with_its_time_and_rights(comfyui: Path) -> None:
@@ -173,7 +180,7 @@ def test_a_disk_that_is_too_small_leaves_nothing_behind(comfyui: Path, tmp_path:
     write(comfyui / "custom_nodes/pack/weights.bin", b"w" * 3 * MB)
     with mounted(tmp_path / "small", "-o", "size=1m") as disk:
         with pytest.raises(CannotStage, match="No space left"):
-            stage(comfyui, disk / "stage", 200 * MB, 30)
+            stage(Plan(comfyui, disk / "stage", 200 * MB, 30))
         assert list(disk.iterdir()) == []
 
 
@@ -181,7 +188,7 @@ def test_large_files_are_not_begun_where_there_is_no_room(comfyui: Path, tmp_pat
     write(comfyui / "custom_nodes/pack/weights.bin", b"w" * 6 * MB)
     with mounted(tmp_path / "small", "-o", "size=200m") as disk:
         with pytest.raises(CannotStage, match="no room for 6 MB"):
-            stage(comfyui, disk / "stage", 200 * MB, 30)
+            stage(Plan(comfyui, disk / "stage", 200 * MB, 30))
         assert list(disk.iterdir()) == []
 
 
@@ -218,3 +225,18 @@ def test_people_s_settings_come_along_but_no_logs_or_databases(tmp_path: Path) -
 
 def test_no_user_folder_is_no_fault(tmp_path: Path) -> None:
     assert copy_user_folder(tmp_path / "none", tmp_path / "local", 30).stamps == {}
+
+
+def test_what_links_lead_to_is_never_copied(comfyui: Path, tmp_path: Path) -> None:
+    """Neither a file nor a folder elsewhere, in code, data and people's settings."""
+    elsewhere = tmp_path / "elsewhere"
+    write(elsewhere / "secret", "secret")
+    for place in ("custom_nodes/pack", "output", "models", "user"):
+        (comfyui / place / "file").symlink_to(elsewhere / "secret")
+        (comfyui / place / "folder").symlink_to(elsewhere)
+    code = staged(comfyui)
+    user = copy_user_folder(comfyui / "user", tmp_path / "local/user", 30)
+    for copy, below in ((code, "custom_nodes/pack"), (user, "")):
+        for name in ("file", "folder"):
+            assert os.readlink(copy.place / below / name).startswith(str(elsewhere))
+        assert not [path for path in copy.stamps if "secret" in path or "file" in path]

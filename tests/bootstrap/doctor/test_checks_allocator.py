@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import pytest
 
+from bootstrap.comfyui import choose_allocator
+from bootstrap.config import Settings
 from bootstrap.core.findings import Severity
 from bootstrap.doctor.checks import allocator
-from bootstrap.doctor.checks.allocator import parse_alloc_conf
+from bootstrap.doctor.checks.allocator import check_allocator, parse_alloc_conf
 from bootstrap.doctor.facts.machine import Preload
-from bootstrap.doctor.facts.torch_build import TorchBuild
-from tests.support.check_cases import NO_GPU, Case, assert_case, look
+from bootstrap.environment.torch_build import TorchBuild
+from tests.support.check_cases import HEALTHY, NO_GPU, Case, assert_case, look
 
+DYNAMIC, BY_WORKER = "env.allocator_dynamic", "env.allocator_native"
 OK, INFO, WARNING, ERROR = Severity
 OLD, NEW = "PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_ALLOC_CONF"
 NATIVE_FLAG = {"COMFYUI_ARGS": "--disable-cuda-malloc"}
@@ -60,7 +63,56 @@ def test_finding(case: Case) -> None:
 
 
 def test_every_code_has_a_case() -> None:
-    assert {case.code for case in CASES} == set(allocator.CODES)
+    assert {case.code for case in CASES} | {DYNAMIC, BY_WORKER} == set(allocator.CODES)
+
+
+# Flags of ComfyUI's 0.3.75 and 0.33.
+OLD_FLAGS = frozenset({"--cuda-malloc", "--disable-cuda-malloc", "--highvram", "--cpu"})
+NEW_FLAGS = OLD_FLAGS | {"--disable-dynamic-vram", "--enable-dynamic-vram"}
+BOTH = (("--disable-cuda-malloc",), {OLD: "max_split_size_mb:256"})
+NOTHING: tuple[tuple[str, ...], dict[str, str]] = ((), {})
+
+
+@pytest.mark.parametrize(
+    ("known", "args", "torch", "env", "added", "code"),
+    [
+        (OLD_FLAGS, (), "2.8.0+cu128", {}, BOTH, "env.allocator_native"),
+        (NEW_FLAGS, (), "2.10.0+cu130", {}, NOTHING, "env.allocator_dynamic"),
+        (NEW_FLAGS, (), None, {}, NOTHING, "env.allocator_dynamic"),
+        (NEW_FLAGS, (), "2.7.1+cu126", {}, BOTH, "env.allocator_native"),
+        (NEW_FLAGS, ("--highvram",), "2.10.0", {}, BOTH, "env.allocator_native"),
+        (NEW_FLAGS, ("--disable-dynamic-vram",), "2.10.0", {}, BOTH, "env.allocator_native"),
+        (
+            NEW_FLAGS,
+            ("--highvram", "--enable-dynamic-vram"),
+            "2.7.0",
+            {},
+            NOTHING,
+            "env.allocator_dynamic",
+        ),
+        (NEW_FLAGS, (), "2.10.0", {OLD: "max_split_size_mb:512"}, NOTHING, "env.allocator_dynamic"),
+        (OLD_FLAGS, (), "2.8.0", {OLD: "max_split_size_mb:512"}, NOTHING, None),
+        (OLD_FLAGS, ("--cuda-malloc",), "2.8.0", {}, NOTHING, None),
+        (OLD_FLAGS, ("--cpu",), "2.8.0", {}, NOTHING, None),
+        (frozenset({"--cpu"}), (), "2.0.1", {}, NOTHING, None),
+    ],
+)
+def test_the_allocator_by_version_flags_and_torch(
+    known: frozenset[str],
+    args: tuple[str, ...],
+    torch: str | None,
+    env: dict[str, str],
+    added: tuple[tuple[str, ...], dict[str, str]],
+    code: str | None,
+) -> None:
+    chosen = choose_allocator(known, args, torch, env)
+    assert (chosen.args, dict(chosen.env)) == added
+    settings = Settings(gpu="required", comfyui_args=args)
+    found = check_allocator(HEALTHY, settings, env, chosen)
+    told = [f for f in found if f.code.startswith("env.allocator_")]
+    assert [f.code for f in told] == ([code] if code else [])
+    if env and code:
+        assert "Remove" in told[0].fix
 
 
 @pytest.mark.parametrize(

@@ -4,19 +4,49 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from bootstrap.core.findings import Severity
 from bootstrap.doctor.checks import volume_layout
-from tests.support.volume_cases import CASES, HEX, LORA, Case, aged, linked, paths_file
-from tests.support.volumes import command_of, follow, grave, healthy, look, model, only
+from bootstrap.doctor.checks.volume import check_layout, check_volume
+from bootstrap.doctor.facts.volume import gather_volume
+from bootstrap.environment import choice
+from bootstrap.volume import locate
+from bootstrap.volume.other_mount import Name, OtherMount
+from tests.support.volume_cases import (
+    CASES,
+    HEX,
+    LORA,
+    Break,
+    Case,
+    aged,
+    broken_venv,
+    into_root,
+    linked,
+    moved,
+    nested,
+    paths_file,
+    swapped,
+)
+from tests.support.volumes import command_of, follow, grave, healthy, look, model, only, settings
 
-OK, INFO, WARNING, _ = Severity
+OK, INFO, WARNING, ERROR = Severity
+ELSEWHERE = (
+    "comfyui",
+    "ComfyUI-master",
+    "runpod-slim/ComfyUI",
+    "madapps/ComfyUI",
+    "workspace/runpod-slim/ComfyUI",
+    "Data/Packages/ComfyUI",
+    "app",
+)
 GB = 1024**3
 
 
@@ -76,25 +106,94 @@ def test_an_incomplete_comfyui_gets_its_files_and_keeps_the_rest(
     assert grave(look(root)) == []
 
 
-def test_a_comfyui_that_is_the_volumes_root(tmp_path: Path) -> None:
-    root = healthy(tmp_path) / "ComfyUI"
-    finding = only(look(root), "volume.comfyui_in_root")
-    assert finding.fix == f"Set VOLUME_PATH to {tmp_path}."
-    assert grave(look(tmp_path)) == []
+@pytest.mark.parametrize(
+    "spoil", [nested, into_root, *(moved("ComfyUI", place) for place in ELSEWHERE)]
+)
+def test_the_only_comfyui_is_used_wherever_it_is(root: Path, spoil: Break) -> None:
+    spoil(root)
+    found = look(root)
+    assert grave(found) == []
+    finding = only(found, "volume.comfyui_elsewhere")
+    assert finding.severity is INFO
+    setting = re.search(r"COMFYUI_PATH=(\S+)", finding.fix)
+    assert setting is not None
+    asked = replace(settings(root), comfyui_path=setting[1])
+    assert locate(asked).comfyui == locate(settings(root)).comfyui == Path(finding.details["path"])
+
+
+def test_a_comfyui_behind_a_link_that_names_the_pods_mount_is_used(root: Path) -> None:
+    swapped("ComfyUI", "/workspace/apps/Comfy", "apps/Comfy")(root)
+    found = look(root)
+    assert grave(found) == ["links.other_mount"]
+    assert locate(settings(root)).comfyui == root / "apps/Comfy"
+    follow(only(found, "links.other_mount"))
+    assert grave(look(root)) == []
+
+
+def test_a_venv_whose_python_is_not_here(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    broken_venv(root)
+    assert grave(look(root)) == []  # one of the same version is here, and stands in
+    with monkeypatch.context() as patch:
+        patch.setattr(choice, "interpreter_of", lambda version: None)
+        finding = only(look(root), "volume.venv_broken")
+        assert finding.severity is WARNING and "PYTHON_VERSION" in finding.fix
+        follow(finding)
+        assert grave(look(root)) == []
+
+
+def test_links_that_the_workers_link_of_the_other_mount_makes_good_are_told_as_that(
+    root: Path,
+) -> None:
+    swapped("ComfyUI/models/loras", "/workspace/store/loras", "store/loras")(root)
+    text = "pod:\n  base_path: /workspace/store\n  loras: loras\n"
+    (root / "ComfyUI/extra_model_paths.yaml").write_text(text)
+    (root / "store/loras").mkdir(exist_ok=True)
+    given = settings(root)
+    facts = gather_volume(locate(given), given)
+    free = replace(facts, other_mounts=(OtherMount(Path("/workspace"), Name.FREE),))
+    taken = replace(facts, other_mounts=(OtherMount(Path("/workspace"), Name.TAKEN),))
+    linking = replace(given, link_other_mount=True)
+    assert grave(check_volume(free, linking)) == []
+    assert only(check_volume(free, linking), "links.held_by_mount").severity is INFO
+    for found in (check_volume(free, given), check_volume(taken, linking)):
+        assert grave(found) == ["links.other_mount", "volume.paths_other_mount"]
+
+
+def test_of_several_none_is_used_until_one_is_named(root: Path) -> None:
+    shutil.copytree(root / "ComfyUI", root / "runpod-slim/ComfyUI")
+    assert grave(look(root)) == []
+    os.rename(root / "ComfyUI", root / "old")
+    found = look(root)
+    assert grave(found) == ["volume.comfyui_several"]
+    finding = only(found, "volume.comfyui_several")
+    assert finding.details["paths"] == [str(root / "old"), str(root / "runpod-slim/ComfyUI")]
+    (same,) = check_layout(locate(settings(root)))
+    assert same == finding
+    named = replace(settings(root), comfyui_path="runpod-slim/ComfyUI")
+    found = check_volume(gather_volume(locate(named), named), named)
+    assert [f.code for f in found if f.severity is ERROR] == []
+    assert only(found, "volume.comfyui_spare").details["paths"] == [str(root / "old")]
+
+
+def test_a_path_without_comfyui_is_named_with_those_there_are(root: Path) -> None:
+    wrong = replace(settings(root), comfyui_path="comfy")
+    found = check_volume(gather_volume(locate(wrong), wrong), wrong)
+    finding = only(found, "volume.comfyui_path_wrong")
+    assert finding.severity is ERROR and "COMFYUI_PATH=ComfyUI" in finding.fix
+    assert [f.code for f in check_layout(locate(wrong))] == ["volume.comfyui_path_wrong"]
 
 
 def test_with_a_comfyui_in_the_image_the_volume_may_have_none(root: Path, tmp_path: Path) -> None:
     image = tmp_path / "image"
     os.rename(root / "ComfyUI", image)
     model(root / "models/loras/x.safetensors")
+    (root / "custom_nodes/pack").mkdir(parents=True)
     assert grave(look(root, image)) == []
+    assert locate(settings(root, image)).nodes == root / "custom_nodes"
     shutil.copytree(image, root / "comfyui")
     found = look(root, image)
-    assert grave(found) == ["volume.comfyui_renamed"]
-    assert only(found, "volume.comfyui_renamed").severity is WARNING
-    shutil.copytree(image, root / "runpod-slim/ComfyUI")
-    shutil.rmtree(root / "comfyui")
-    assert only(look(root, image), "volume.comfyui_elsewhere").severity is INFO
+    assert locate(settings(root, image)).comfyui == root / "comfyui"
+    assert only(found, "volume.comfyui_elsewhere").severity is INFO
 
 
 def test_a_second_comfyui_is_told(root: Path) -> None:

@@ -25,7 +25,7 @@ from bootstrap.doctor.facts import volume as gatherer
 from bootstrap.doctor.facts.volume import mount_points
 from bootstrap.doctor.facts.volume_facts import Leads, State, look_at_link, try_writing
 from bootstrap.doctor.facts.volume_places import read_lines, resolve
-from bootstrap.environment import look_at_venv
+from bootstrap.environment.python import look_at_venv
 from bootstrap.volume import Layout, locate
 from bootstrap.volume.layout import mount_of
 from tests.support.volumes import facts_of, healthy, model, mounted, settings

@@ -13,6 +13,7 @@ import pytest
 from bootstrap.core.concurrency import Allowance
 from bootstrap.doctor.checks.models import check_models
 from bootstrap.doctor.facts.inventory import gather_models, holdings_of
+from bootstrap.doctor.facts.volume_places import further_folders
 from bootstrap.models.weights_file import Examined, State, examine, sample_hash
 from bootstrap.volume.categories import ALIASES, CATEGORIES, category_of, extension_of
 from tests.support.model_folders import (
@@ -257,3 +258,48 @@ def test_progress_counts_names(tmp_path: Path) -> None:
     inventory = gather_models([healthy(tmp_path / "models")], progress=seen.append)
     assert seen[-1] == len(inventory.files) + len(inventory.folders)
     assert seen == sorted(seen)
+
+
+def test_models_of_extra_model_paths_are_counted_in_their_category(tmp_path: Path) -> None:
+    comfyui = tmp_path / "volume/ComfyUI"
+    own = comfyui / "models"
+    safetensors(own / "loras/a.safetensors", 640)
+    a1111 = tmp_path / "volume/stable-diffusion-webui/models"
+    safetensors(a1111 / "Lora/b.safetensors", 64)
+    safetensors(a1111 / "Stable-diffusion/deep/c.safetensors", 128)
+    text = (
+        "a111:\n  base_path: ../stable-diffusion-webui\n  loras: models/Lora\n"
+        "  checkpoints: models/Stable-diffusion\n  vae: models/VAE\n  custom_nodes: nodes\n"
+        "own:\n  base_path: models\n  loras: loras\n"
+    )
+    write(comfyui / "extra_model_paths.yaml", text.encode())
+    named = further_folders(comfyui)
+    assert set(named.values()) == {"loras", "checkpoints"}
+    found = gather_models([own], shelves=named)
+    counts = {h.name: h.count for h in holdings_of(found) if h.count}
+    assert counts == {"loras": 2, "checkpoints": 1}
+    (finding,) = check_models(found)
+    assert finding.code == "models.found" and finding.details["count"] == 3
+
+
+def test_the_newer_file_is_read_by_a_comfyui_that_knows_it(tmp_path: Path) -> None:
+    (tmp_path / "old").mkdir()
+    (tmp_path / "new").mkdir()
+    write(tmp_path / "extra_model_paths.yaml", b"a:\n  loras: old\n")
+    write(tmp_path / "extra_paths.yaml", b"a:\n  vae: new\n")
+    write(tmp_path / "main.py", b"# reads extra_model_paths.yaml")
+    assert further_folders(tmp_path) == {tmp_path / "old": "loras"}
+    write(tmp_path / "main.py", b"for name in ('extra_paths.yaml', 'extra_model_paths.yaml'): ...")
+    assert further_folders(tmp_path) == {tmp_path / "new": "vae"}
+
+
+def test_a_linked_model_is_counted_once(tmp_path: Path) -> None:
+    real = safetensors(tmp_path / "models/loras/a.safetensors", 640)
+    (tmp_path / "ComfyUI/models/loras").mkdir(parents=True)
+    (tmp_path / "ComfyUI/models/loras/a.safetensors").symlink_to(real)
+    (tmp_path / "ComfyUI/models/more").symlink_to("loras")
+    found = gather_models([tmp_path / "models", tmp_path / "ComfyUI/models"])
+    assert found.as_dict()["models"] == 1
+    assert [h.count for h in holdings_of(found) if h.name == "loras"] == [1]
+    (finding,) = [f for f in check_models(found) if f.code == "models.found"]
+    assert finding.details["count"] == 1 and finding.message.startswith("1 model,")

@@ -11,8 +11,9 @@ from typing import Any
 
 import pytest
 
-from bootstrap.models.prefetch import page_cache, prefetch
-from bootstrap.models.prefetch.page_cache import BLOCK, residence_of
+from bootstrap.core import page_cache
+from bootstrap.core.page_cache import BLOCK, residence_of
+from bootstrap.models.prefetch import prefetch
 from bootstrap.models.prefetch.prefetch import ReadAhead, Request, memory_for_weights
 
 PLENTY = 1 << 40

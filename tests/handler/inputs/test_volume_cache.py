@@ -48,7 +48,7 @@ def volume_calls() -> VolumeWatchdog:
 
 
 def bring(copies: VolumeInputs, workflow: dict[str, dict[str, Any]], user: str) -> None:
-    asyncio.run(copies.bring(workflow, user, Deadline(30)))
+    asyncio.run(copies.ensure_copies(workflow, user, Deadline(30)))
 
 
 def load(name: Any) -> dict[str, dict[str, Any]]:
@@ -306,7 +306,7 @@ def test_copies_that_no_job_named_for_long_go_and_others_do_not(volume: Path, fo
     (folder / "photo.png").write_bytes(b"of a node again")
     clock.seconds += 3601
     copies.release("4")
-    assert names(folder) == ["own.png", "photo.png"], "it is no copy any more"
+    assert names(folder) == ["own.png", "photo.png"], "it is no longer a copy"
 
 
 def test_a_job_that_ends_does_not_wait_for_another_ones_copy(

@@ -34,7 +34,7 @@ def bring(volume: Path, workflow: dict[str, Any]) -> None:
     supply = ModelSupply(Settings(volume_path=volume), layout, folders, Calls.on(volume))
 
     async def brought() -> None:
-        await supply.bring(workflow, Deadline(30), Progress({}))
+        await supply.ensure_models(workflow, Deadline(30), Progress({}))
 
     asyncio.run(brought())
 

@@ -114,14 +114,14 @@ class Scene:
         self.claims = asyncio.Lock()
 
     async def job(self, number: int, job: Job) -> dict[str, Any] | None:
-        options = OutputOptions(delivery=job.destination)
-        order = DeliveryOptions(f"mark{number}", Deadline(10), options)
-        outputs = self.delivery.begin(order)
+        output = OutputOptions(delivery=job.destination)
+        options = DeliveryOptions(f"mark{number}", Deadline(10), output)
+        outputs = self.delivery.begin(options)
         names = [name_of(number, n) for n in range(len(job.files))]
         for name, file in zip(names, job.files, strict=True):
             (self.work.output / name).write_bytes(content_of(name))
             if file.told_early:
-                outputs.eager.saved(outputs_of([name]))
+                outputs.eager.on_output(outputs_of([name]))
                 await asyncio.sleep(0)
         await asyncio.sleep(job.runs)
         items = produced(outputs_of(names))[0] if names else []

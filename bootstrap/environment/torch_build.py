@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import ast
-import json
-import subprocess
-from collections.abc import Iterator, Mapping
+import re
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-# `import torch` takes 2 s on local disk; from a network volume, with nothing cached, a minute.
-ARCHES_TIMEOUT = 90.0
-_ASK_ARCHES = (
-    "import json, torch\n"
-    "flags = getattr(torch._C, '_cuda_getArchFlags', lambda: None)()\n"
-    "print(json.dumps((flags or '').split()))\n"
-)
+# The oldest Linux driver for programs built with a CUDA of that version. From 11 on, any minor
+# version runs on the major's first driver ("minor version compatibility"). Source: NVIDIA, CUDA
+# Compatibility, "Minor Version Compatibility", and the CUDA Toolkit release notes, table "CUDA
+# Toolkit and Minimum Required Driver Version" (docs.nvidia.com, read in 2026).
+OLDEST_DRIVER: dict[tuple[int, int], tuple[int, ...]] = {
+    (10, 0): (410, 48),
+    (10, 1): (418, 39),
+    (10, 2): (440, 33),
+    (11, 0): (450, 80, 2),
+    (12, 0): (525, 60, 13),
+    (13, 0): (580, 65, 6),
+}
 
 
 @dataclass(frozen=True)
@@ -23,12 +27,10 @@ class TorchBuild:
     """A torch as installed.
 
     `cuda` is the CUDA it was built for (`12.8`), None in a CPU or ROCm build; `hip` the ROCm.
-    `arches` are what it has code for (`sm_90`, `compute_90`), empty where nobody asked.
     """
 
     version: str | None
     cuda: str | None
-    arches: tuple[str, ...] = ()
     hip: str | None = None
 
 
@@ -44,6 +46,24 @@ def read_torch_build(python: Path) -> TorchBuild | None:
     return None
 
 
+def version_numbers(text: str) -> tuple[int, ...]:
+    """`570.124.06` -> (570, 124, 6); empty for a text without numbers."""
+    return tuple(int(n) for n in re.findall(r"\d+", text))
+
+
+def oldest_driver(cuda: tuple[int, ...]) -> tuple[int, ...] | None:
+    """The oldest driver for a CUDA version, None for one older than the table."""
+    known = [key for key in OLDEST_DRIVER if key <= cuda[:2]]
+    return OLDEST_DRIVER[max(known)] if known else None
+
+
+def runs_with(build: TorchBuild, driver: str | None) -> bool:
+    """Is the driver new enough for the CUDA of that torch? One that is not known is."""
+    needed = oldest_driver(version_numbers(build.cuda)) if build.cuda else None
+    have = version_numbers(driver or "")
+    return not needed or not have or have >= needed
+
+
 def package_folders(python: Path) -> tuple[Path, ...]:
     """site-packages and dist-packages that belong to an interpreter, a venv's own first.
 
@@ -51,33 +71,6 @@ def package_folders(python: Path) -> tuple[Path, ...]:
     and where the link lies is what makes it the venv's.
     """
     return tuple(dict.fromkeys(_package_folders(python)))
-
-
-def ask_arches(
-    python: Path, env: Mapping[str, str], timeout: float = ARCHES_TIMEOUT
-) -> tuple[str, ...]:
-    """What that torch has code for, from a child process that imports it; empty if it cannot.
-
-    Slow (seconds to a minute): for deep diagnostics only. Raises OSError when the interpreter
-    cannot be started.
-    """
-    passed = {k: env[k] for k in ("PATH", "LD_LIBRARY_PATH", "HOME") if k in env}
-    # No device is needed to list them, and a process that sees none makes no context.
-    passed["CUDA_VISIBLE_DEVICES"] = ""
-    try:
-        child = subprocess.run(
-            [str(python), "-I", "-c", _ASK_ARCHES],
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            env=passed,
-            timeout=timeout,
-            check=True,
-        )
-        arches = json.loads(child.stdout)
-    except (subprocess.SubprocessError, ValueError):
-        return ()
-    return tuple(str(a) for a in arches) if isinstance(arches, list) else ()
 
 
 def _package_folders(python: Path) -> Iterator[Path]:

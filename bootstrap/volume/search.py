@@ -1,0 +1,144 @@
+"""Looks for ComfyUI on a volume, wherever a Pod template or a person has put it.
+
+    runpod-slim/ComfyUI  madapps/ComfyUI  comfyui  ComfyUI-master  Data/Packages/ComfyUI
+    workspace/runpod-slim/ComfyUI  app  ComfyUI/ComfyUI  .
+
+ComfyUI is known by its files, never by a template's name. Folders are listed side by side, three
+levels deep; what holds models, results, packages or code of others is not entered.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from bootstrap.core.concurrency import Crew, Task
+from bootstrap.core.files import Folder, list_folder
+
+# Serverless mounts the volume at the first, a Pod at the second: the same bytes.
+USUAL_ROOTS = (Path("/runpod-volume"), Path("/workspace"))
+CUSTOM_NODES = "custom_nodes"
+MODELS = "models"
+_LEVELS = 3
+_THREADS = 64
+# A listing is a round trip; with 64 in flight these take a tenth of a second.
+_MOST_FOLDERS = 3000
+_CODE = frozenset({"comfy", "nodes.py", "folder_paths.py"})
+# Never entered. huggingface-cache is the platform's own, lost+found a file system's.
+_CLOSED = frozenset(
+    "models custom_nodes input output temp user site-packages node_modules __pycache__ "
+    "huggingface-cache lost+found stable-diffusion-webui venvs runpod-venvs".split()
+)
+
+
+@dataclass(frozen=True)
+class Found:
+    """`comfyuis` can run, those nearest to the root first; `data` are folders that hold only what
+    belongs to one (models, custom nodes); `custom_nodes` are folders of that name elsewhere.
+    `complete` is False when there were more folders than are looked at."""
+
+    comfyuis: tuple[Path, ...] = ()
+    data: tuple[Path, ...] = ()
+    custom_nodes: tuple[Path, ...] = ()
+    complete: bool = True
+
+
+def search(root: Path, timeout: float | None = None) -> Found:
+    """Everything that looks like ComfyUI on the volume at `root`. Raises nothing of the disk's;
+    after `timeout` seconds what was seen by then is the answer."""
+    looking = _Search(root)
+    finished = looking.crew.run([lambda: looking.look_at(root, 0)], timeout)
+    return looking.found(finished)
+
+
+def has_main(comfyui: str | Path) -> bool:
+    """Is there a `main.py`?"""
+    return os.path.isfile(os.path.join(comfyui, "main.py"))
+
+
+def like_comfyui(name: str) -> bool:
+    """`comfyui`, `ComfyUI-master`, `Comfy_UI` …"""
+    return re.sub(r"[^a-z0-9]", "", name.casefold()).startswith("comfyui")
+
+
+def on_this_mount(path: Path, root: Path) -> Path:
+    """`path`, or where it leads when it is a link that names the volume's other mount point, which
+    is not there (yet)."""
+    if not path.is_symlink() or os.path.exists(path):
+        return path
+    text = Path(os.path.normpath(os.readlink(path)))
+    other = next((o for o in USUAL_ROOTS if o != root and text.is_relative_to(o)), None)
+    return path if other is None else root / text.relative_to(other)
+
+
+class _Search:
+    def __init__(self, root: Path) -> None:
+        self.crew = Crew(_THREADS)
+        self._root = root
+        self._left = _MOST_FOLDERS
+        self._comfyuis: list[Path] = []
+        self._data: list[Path] = []
+        self._nodes: list[Path] = []
+
+    def look_at(self, path: Path, level: int) -> None:
+        """List a folder, note what it is, and go on with the folders in it."""
+        self._left -= 1
+        folder = list_folder(str(path))
+        if "pyvenv.cfg" in folder.names:
+            return
+        if _can_run(folder, path.name):
+            self._comfyuis.append(path)
+            return
+        if _is_data(folder, path.name, level):
+            self._data.append(path)
+        elif CUSTOM_NODES in folder.names:
+            self._nodes.append(path / CUSTOM_NODES)
+        if level < _LEVELS:
+            below = [on_this_mount(path / name, self._root) for name in _entered(folder)]
+            if self._left < len(below):
+                below = below[: max(0, self._left)]
+            self.crew.add([self._looking_at(p, level + 1) for p in below])
+
+    def _looking_at(self, path: Path, level: int) -> Task:
+        return lambda: self.look_at(path, level)
+
+    def found(self, finished: bool) -> Found:
+        comfyuis = _each_once(self._comfyuis)
+        # What lies in a ComfyUI that runs is its own.
+        nodes = (p for p in self._nodes if not any(p.is_relative_to(c) for c in comfyuis))
+        return Found(
+            comfyuis=comfyuis,
+            data=_each_once(self._data),
+            custom_nodes=_each_once(nodes),
+            complete=finished and self._left > 0,
+        )
+
+
+def _can_run(folder: Folder, name: str) -> bool:
+    return "main.py" in folder.files | folder.links and (
+        bool(folder.names & _CODE) or like_comfyui(name)
+    )
+
+
+def _is_data(folder: Folder, name: str, level: int) -> bool:
+    """The root itself holds models and perhaps custom nodes: that makes it no ComfyUI."""
+    own = folder.names & {MODELS, CUSTOM_NODES}
+    return level > 0 and (len(own) == 2 or (bool(own) and like_comfyui(name)))
+
+
+def _entered(folder: Folder) -> list[str]:
+    """Folders, and links to what is called ComfyUI; likely names first."""
+    names = {n for n in folder.folders if n not in _CLOSED and not n.startswith(".")}
+    names |= {n for n in folder.links if like_comfyui(n)}
+    return sorted(names, key=lambda name: (not like_comfyui(name), name))
+
+
+def _each_once(paths: Iterable[Path]) -> tuple[Path, ...]:
+    """The shortest path of each folder, whatever links lead to it."""
+    once: dict[str, Path] = {}
+    for path in sorted(paths, key=lambda p: (len(p.parts), p)):
+        once.setdefault(os.path.realpath(path), path)
+    return tuple(once.values())

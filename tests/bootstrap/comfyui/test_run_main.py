@@ -1,0 +1,138 @@
+"""What the wrapper around ComfyUI's main.py does: real processes, a real control group."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+
+from bootstrap.comfyui import ComfyUI, Launch, run_main, wait_until_ready
+from bootstrap.comfyui.command import Folders
+from bootstrap.comfyui.stacks import importing_node, innermost_call
+from tests.prove.places import CannotInject, Container, container
+
+MB = 1 << 20
+MEMORY = """
+import json, psutil
+before = psutil.virtual_memory()
+held = bytearray(100 << 20)
+print(json.dumps([before._asdict(), psutil.virtual_memory()._asdict()]))
+"""
+
+
+@pytest.fixture
+def limited() -> Iterator[Container]:
+    try:
+        with container(600 * MB) as made:
+            yield made
+    except CannotInject as problem:
+        pytest.skip(str(problem))
+
+
+def test_psutil_tells_the_containers_memory(tmp_path: Path, limited: Container) -> None:
+    (tmp_path / "main.py").write_text(MEMORY)
+    command = [sys.executable, run_main.__file__, "main.py"]
+    said = subprocess.check_output(limited.around(command), cwd=tmp_path, text=True)
+    before, after = json.loads(said)
+    assert before["total"] == 600 * MB < psutil.virtual_memory().total
+    assert 400 * MB < before["available"] < 600 * MB
+    assert 90 * MB < before["available"] - after["available"] < 150 * MB
+    assert after["used"] == after["total"] - after["available"]
+    assert 15 < after["percent"] < 40
+
+
+def test_without_a_limit_psutil_tells_the_machines(tmp_path: Path) -> None:
+    (tmp_path / "main.py").write_text(MEMORY)
+    command = [sys.executable, run_main.__file__, "main.py"]
+    before, _ = json.loads(subprocess.check_output(command, cwd=tmp_path, text=True))
+    assert before["total"] <= psutil.virtual_memory().total
+
+
+def test_a_python_without_psutil_runs_main_as_well(tmp_path: Path) -> None:
+    (tmp_path / "main.py").write_text("print('it runs')")
+    command = [sys.executable, "-S", run_main.__file__, "main.py"]
+    assert subprocess.check_output(command, cwd=tmp_path, text=True) == "it runs\n"
+
+
+def starting(tmp_path: Path) -> ComfyUI:
+    folders = Folders(tmp_path, tmp_path, tmp_path, tmp_path, tmp_path, "sqlite://")
+    return ComfyUI(
+        Launch(Path(sys.executable), tmp_path, folders, frozenset(), (), dict(os.environ), 0)
+    )
+
+
+HANGING = """
+import importlib, sys, threading
+threading.Thread(target=threading.Event().wait, daemon=True).start()
+def load_custom_node(name):
+    sys.path.insert(0, "custom_nodes")
+    importlib.import_module(name)
+print("loading", flush=True)
+load_custom_node("slow_pack")
+"""
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "import time; time.sleep(600)",
+        # Holds Python's lock: nothing written in Python would get to say anything.
+        "import re; re.match(r'(a+)+$', 'a' * 64 + 'b')",
+    ],
+)
+def test_a_node_that_hangs_at_its_import_is_named_with_the_place(tmp_path: Path, line: str) -> None:
+    (tmp_path / "main.py").write_text(HANGING)
+    pack = tmp_path / "custom_nodes/slow_pack"
+    pack.mkdir(parents=True)
+    (pack / "__init__.py").write_text(f"\n{line}\n")
+    comfyui = starting(tmp_path)
+    comfyui.start()
+    try:
+        while not any("loading" in said for said in comfyui.log_tail()):
+            time.sleep(0.05)
+        waited = wait_until_ready(comfyui, 1)
+    finally:
+        comfyui.stop()
+    assert waited.finding is not None and waited.finding.code == "comfyui.node_hangs"
+    assert "slow_pack" in waited.finding.message
+    assert f"{pack}/__init__.py:2 in <module>" in waited.finding.message
+    assert f"{pack}.disabled" in waited.finding.fix
+
+
+def test_where_no_node_is_imported_the_place_is_named(tmp_path: Path) -> None:
+    script = "import time\nprint('loading', flush=True)\ndef wait():\n    time.sleep(600)\nwait()\n"
+    (tmp_path / "main.py").write_text(script)
+    comfyui = starting(tmp_path)
+    comfyui.start()
+    try:
+        while not comfyui.log_tail():
+            time.sleep(0.05)
+        waited = wait_until_ready(comfyui, 0.5)
+    finally:
+        comfyui.stop()
+    assert waited.finding is not None and waited.finding.code == "comfyui.start_timeout"
+    assert "main.py:4 in wait" in waited.finding.message
+
+
+def test_a_process_that_does_not_listen_yet_is_not_killed_by_the_question(tmp_path: Path) -> None:
+    (tmp_path / "main.py").write_text("")
+    comfyui = starting(tmp_path)
+    comfyui.start()
+    comfyui.stacks(0.1)
+    while (ended := comfyui.ended()) is None:
+        time.sleep(0.05)
+    assert ended.code == 0
+
+
+def test_stacks_without_a_node_and_without_sense() -> None:
+    assert importing_node([]) is None and innermost_call(["Current thread 0x1 ("]) is None
+    elsewhere = ["Thread 0x1 (x):", '  File "/v/custom_nodes/a/b.py", line 3 in run']
+    assert importing_node(elsewhere) is None
+    assert innermost_call(elsewhere) == "/v/custom_nodes/a/b.py:3 in run"

@@ -1,0 +1,38 @@
+"""A custom node as a Pod template bakes it in: tells what ComfyUI has and sees where it runs.
+
+Runs in ComfyUI's Python, so it imports nothing of the project.
+"""
+
+import importlib.util
+import json
+import os
+import sys
+
+import folder_paths
+
+
+class TemplateLook:
+    """Tells, as text: the environment, a package of the template's own, models by category."""
+
+    CATEGORY = "tests"
+    RETURN_TYPES = ()
+    FUNCTION = "run"
+    OUTPUT_NODE = True
+
+    @classmethod
+    def INPUT_TYPES(cls):
+        return {"required": {}}
+
+    def run(self):
+        here = os.path.dirname(__file__)
+        told = {
+            "prefix": sys.prefix,
+            "own package": importlib.util.find_spec("template_only") is not None,
+            "beside main.py": os.path.isfile(os.path.join(here, "../../main.py")),
+            "loras": folder_paths.get_filename_list("loras"),
+            "checkpoints": folder_paths.get_filename_list("checkpoints"),
+        }
+        return {"ui": {"text": [json.dumps(told)]}}
+
+
+NODE_CLASS_MAPPINGS = {"TemplateLook": TemplateLook}

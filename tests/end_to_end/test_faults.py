@@ -149,7 +149,7 @@ def test_a_gpu_error_that_poisons_the_process_is_told_and_comfyui_replaced(
     [
         ((50.0,), False, ""),
         ((92.0, 92.0, 60.0), False, "asking ComfyUI to free"),
-        ((97.0,), True, "in use still; ComfyUI is restarted"),
+        ((97.0,), True, "still in use; restarting ComfyUI"),
     ],
 )
 def test_a_container_near_its_memory_limit_is_relieved_between_jobs(

@@ -32,7 +32,7 @@ def near_the_limit_and_freed(patient: Patient) -> Outcome:
 def near_the_limit_for_good(patient: Patient) -> Outcome:
     """What a node never lets go of: only a new process helps."""
     before = patient.comfyui.pid
-    outcome = _after_filling(patient, "for good", 96.5, "in use still; ComfyUI is restarted")
+    outcome = _after_filling(patient, "for good", 96.5, "still in use; restarting ComfyUI")
     return replace(outcome, right=outcome.right and patient.comfyui.pid != before)
 
 

@@ -261,8 +261,8 @@ _REASONS: Sequence[_Reason] = (
     ),
     _Reason(
         "comfyui.model_paths_bad",
-        re.compile(r"(extra_model_paths|extra_paths)\b|load_extra_path_config", _FLAGS),
-        "ComfyUI could not read extra_model_paths.yaml in its folder.",
+        re.compile(r"extra_model_paths|extra_paths|load_extra_path_config", _FLAGS),
+        "ComfyUI could not read extra_model_paths.yaml, or extra_paths.yaml, in its folder.",
         "Correct that file, or remove it: the worker links models/ by itself.",
     ),
     _Reason(

@@ -136,7 +136,9 @@ class _Entry:
             return None
         if any("\ud800" <= c <= "\udfff" for c in value):
             fix = "Write it in plain UTF-8, without half characters (\\ud83d and the like)."
-            self._complain(_field(key, f"`{key}` is {value[:80]!r}, which is not valid text", fix))
+            said = f"`{key}` is {value[:80]!r}, which is not valid text."
+            code = "manifest.name" if key in ("name", "directory") else "manifest.field"
+            self._complain(Complaint(code, key, said, fix))
             return None
         return value.strip()
 

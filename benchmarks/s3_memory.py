@@ -50,8 +50,8 @@ def resident(field):
         return next(int(line.split()[1]) for line in status if line.startswith(field)) * 1024
 
 def ours(name):
-    order = DeliveryOptions(name, Deadline(600), bucket=bucket_of(settings))
-    items, job = [ProducedFile("1", name, "", "output")], delivery.begin(order)
+    options = DeliveryOptions(name, Deadline(600), bucket=bucket_of(settings))
+    items, job = [ProducedFile("1", name, "", "output")], delivery.begin(options)
     delivery.files.claim(job.claim, time.time(), delivery.files.found(items))
     answer = asyncio.run(delivery.deliver(items, job))
     (result,) = answer["results"]

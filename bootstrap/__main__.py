@@ -12,6 +12,7 @@ import sys
 from bootstrap.boot import Boot, boot_json, boot_text
 from bootstrap.config import read_settings
 from bootstrap.core.findings import Outcome
+from bootstrap.core.log import show, use_utf8
 
 
 def main(argv: list[str]) -> int:
@@ -29,9 +30,11 @@ def main(argv: list[str]) -> int:
         report = boot.finish()
     finally:
         boot.stop()
-    print(json.dumps(boot_json(report), indent=2) if arguments.json else boot_text(report))
+    text = json.dumps(boot_json(report), indent=2) if arguments.json else boot_text(report)
+    show(f"{text}\n", sys.stdout)
     return 0 if report.outcome is Outcome.READY else 1
 
 
 if __name__ == "__main__":
+    use_utf8()
     sys.exit(main(sys.argv[1:]))

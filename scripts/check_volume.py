@@ -23,6 +23,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 
 from bootstrap.config import Settings
+from bootstrap.core import log
 from bootstrap.core.findings import findings_text
 from bootstrap.doctor import Report, Scope, examine, report_json, report_text
 from bootstrap.doctor.fix import apply_fixes, plan_fixes
@@ -37,7 +38,7 @@ def main(argv: list[str], env: Mapping[str, str] = os.environ) -> int:
     given = {**env, "VOLUME_PATH": os.path.abspath(arguments.path)} if arguments.path else env
     settings, problems = Settings.from_env(given)
     if arguments.path and not os.path.isdir(arguments.path):
-        print(f"check_volume.py: {_no_folder(arguments.path)}", file=sys.stderr)
+        _say(f"check_volume.py: {_no_folder(arguments.path)}")
         return 2
     report = _examine(settings, given, arguments)
     if arguments.fix:
@@ -86,11 +87,15 @@ def _fix(report: Report) -> None:
     facts = report.facts
     repairs = plan_fixes(facts.layout, facts.volume) if facts.layout and facts.volume else []
     if not repairs:
-        print("Nothing to repair that is safe to repair.", file=sys.stderr)
+        _say("Nothing can be repaired automatically.")
         return
     for repair in repairs:
-        print(f"will {repair.sentence}", file=sys.stderr)
-    print(findings_text(apply_fixes(repairs)), file=sys.stderr)
+        _say(f"will {repair.sentence}")
+    _say(findings_text(apply_fixes(repairs)))
+
+
+def _say(text: str) -> None:
+    log.show(f"{text}\n", sys.stderr)
 
 
 def _show(report: Report, arguments: argparse.Namespace) -> bool:
@@ -104,10 +109,11 @@ def _show(report: Report, arguments: argparse.Namespace) -> bool:
         try:
             Path(arguments.html).write_text(page(data), "utf-8")
         except OSError as problem:
-            print(f"check_volume.py: {arguments.html}: {problem.strerror}", file=sys.stderr)
+            _say(f"check_volume.py: {arguments.html}: {problem.strerror}")
             return False
     return True
 
 
 if __name__ == "__main__":
+    log.use_utf8()
     sys.exit(main(sys.argv[1:]))

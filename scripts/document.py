@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import importlib
 import pkgutil
-import re
 import sys
 from pathlib import Path
 
@@ -25,7 +24,7 @@ Findings (in the boot report, from the checker, in diagnostics) and job errors (
 reply) share one list. A code never changes its meaning; the sentence beside it, with the actual
 values and the fix, may get better. Written by `make docs` from the code.
 """
-_SETTINGS = re.compile(r"(<!-- settings -->\n).*?(<!-- /settings -->)", re.DOTALL)
+_BEGIN, _END = "<!-- settings -->\n", "<!-- /settings -->"
 
 
 def all_codes() -> dict[str, str]:
@@ -52,7 +51,9 @@ def codes_document() -> str:
 
 def with_settings(readme: str) -> str:
     """The text of a README with the present table of settings between its two markers."""
-    return _SETTINGS.sub(lambda m: f"{m[1]}{settings_table()}\n{m[2]}", readme)
+    before, begin, rest = readme.partition(_BEGIN)
+    _, end, after = rest.partition(_END)
+    return f"{before}{begin}{settings_table()}\n{end}{after}" if end else readme
 
 
 def main() -> int:

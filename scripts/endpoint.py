@@ -227,4 +227,4 @@ def _place(url: str) -> str:
 def _retry_after(answer: requests.Response) -> float | None:
     """Seconds the server asks for, within reason; dates are not used by Runpod."""
     text = answer.headers.get("Retry-After", "")
-    return min(float(text), _MOST_WAIT_SECONDS) if text.isdigit() else None
+    return min(float(text), _MOST_WAIT_SECONDS) if text.isdecimal() else None

@@ -5,12 +5,14 @@ from __future__ import annotations
 import os
 import sys
 
+from bootstrap.core import log
+
 
 def show(text: str) -> None:
     """Print; that the reader has seen enough and is gone changes nothing else, the exit code
     included."""
     try:
-        print(text, flush=True)
+        log.show(f"{text}\n", sys.stdout)
     except BrokenPipeError:
         # Python flushes once more when it ends, and would complain then.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

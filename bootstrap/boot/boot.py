@@ -22,7 +22,7 @@ from bootstrap.boot.health import Health, HealthSocket, LoopPulse, health_of
 from bootstrap.boot.preparation import Preparation, WarmUp
 from bootstrap.boot.report import BootReport
 from bootstrap.boot.schedule import Schedule, State
-from bootstrap.comfyui import ComfyUI, wait_until_ready
+from bootstrap.comfyui import ComfyUI, wait_until_ready, with_cause
 from bootstrap.config import Settings
 from bootstrap.core.findings import Finding, errors_in, ok, outcome_of
 from bootstrap.core.log import say
@@ -83,7 +83,8 @@ class Boot(Preparation):
         machine = self.machine_check.findings(_MACHINE_PATIENCE)
         # Where ComfyUI runs, reality has answered; only a machine that is broken outweighs it.
         volume = self.volume_check.findings(patience)
-        decisive = [*self._exact(volume), *(f for f in machine if f.host_fault)]
+        own = [with_cause(finding, [*volume, *machine]) for finding in self.findings]
+        decisive = [*self._exact(own, volume), *(f for f in machine if f.host_fault)]
         noticed = [*machine, *volume, *self._node_findings()]
         self._report = BootReport(
             outcome=outcome_of(decisive),
@@ -177,10 +178,9 @@ class Boot(Preparation):
         packages = facts.packages if facts else None
         return check_node_imports(self._node_log, packages, str(home or ""))
 
-    def _exact(self, volume: Iterable[Finding]) -> list[Finding]:
+    def _exact(self, own: list[Finding], volume: Iterable[Finding]) -> list[Finding]:
         """Our own findings; where the volume's layout is at fault, the doctor's word on it first,
         since it looks for what lies one level too deep or under another name."""
-        own = self.findings
         if not {f.code for f in own} & _LAYOUT_FAULTS:
             return own
         told = [f for f in errors_in(volume) if f.code.startswith(("volume.", "comfyui."))]

@@ -1,7 +1,7 @@
 """ComfyUI's process: its code and folders on local disk, its start, whether it answers, its end."""
 
 from bootstrap.comfyui.allocator import Allocator, choose_allocator
-from bootstrap.comfyui.exits import Exit, explain_exit
+from bootstrap.comfyui.exits import Exit, explain_exit, with_cause
 from bootstrap.comfyui.launch import check_queued, copy_user, folders_of, stage_code
 from bootstrap.comfyui.process import ComfyUI, Launch, not_startable
 from bootstrap.comfyui.readiness import is_answering, wait_until_ready
@@ -30,4 +30,5 @@ __all__ = [
     "readiness",
     "stage_code",
     "wait_until_ready",
+    "with_cause",
 ]

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import re
 import signal
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from re import Match
 
-from bootstrap.core.findings import Finding, error, host_error
+from bootstrap.core.files import contains
+from bootstrap.core.findings import Finding, Severity, error
 
 CODES = {
     "comfyui.killed": "ComfyUI was killed, most often for memory",
@@ -22,11 +23,14 @@ CODES = {
     "comfyui.assets": "ComfyUI could not start its assets",
     "comfyui.torch_without_gpu": "The torch in ComfyUI's Python has no CUDA",
     "comfyui.gpu_unusable": "The GPU or its driver failed when ComfyUI opened it",
+    "comfyui.no_gpu_code": "A package in ComfyUI's Python has no code for this GPU",
+    "comfyui.path_unusable": "A file or folder that ComfyUI needs is missing or cannot be opened",
     "comfyui.disk_full": "ComfyUI found no space on the device",
     "comfyui.prompt_thread_ended": "A node ended the thread that runs prompts",
     "comfyui.output_not_json": "A node reported something that is not JSON",
     "comfyui.exited": "ComfyUI ended for a reason the log does not name",
 }
+PORT_TAKEN = "comfyui.port_taken"
 LOG_LINES_IN_DETAILS = 30
 # Custom nodes log failures of their own on the way; the fatal one stands at the end.
 _LINES_LOOKED_AT = 30
@@ -43,21 +47,62 @@ class Exit:
     seconds: float
 
 
-Explain = Callable[[Exit, "Match[str]"], Finding]
+@dataclass(frozen=True)
+class _Reason:
+    """What the log says of a cause. In `message` and `fix`, {line} is the match, {0} its group and
+    {top} that up to the first dot, {python} the interpreter; `detail` names the group for programs.
+    """
+
+    code: str
+    pattern: re.Pattern[str]
+    message: str
+    fix: str
+    detail: str = ""
+    host_fault: bool = False
+
+    def finding(self, exit: Exit, match: Match[str]) -> Finding:
+        """The finding for a match in the log of `exit`."""
+        group = (match[1] if match.re.groups else "").strip()
+        given = {"line": match[0].strip(), "top": group.partition(".")[0], "python": exit.python}
+        return Finding(
+            self.code,
+            Severity.ERROR,
+            self.message.format(group, **given),
+            self.fix.format(group, **given),
+            self.host_fault,
+            {self.detail: group} if self.detail else {},
+        )
 
 
 def explain_exit(exit: Exit) -> Finding:
     """The finding that names the cause; `details` hold the exit code and the log's end."""
     finding = _by_signal(exit) or _by_log(exit) or _unnamed(exit)
     details = {"exit_code": exit.code, "log": list(exit.log[-LOG_LINES_IN_DETAILS:])}
-    return Finding(
-        finding.code,
-        finding.severity,
-        finding.message,
-        finding.fix,
-        finding.host_fault,
-        {**finding.details, **details},
-    )
+    return replace(finding, details={**finding.details, **details})
+
+
+def with_cause(finding: Finding, noticed: Iterable[Finding]) -> Finding:
+    """`finding` of an exit with what a check has noticed of its cause, if any has: the check's
+    words and fix are the more exact ones, and `details` name its code."""
+    path = str(finding.details.get("path") or "")
+    for cause in noticed:
+        if cause.severity.rank < Severity.WARNING.rank:
+            continue
+        if cause.code in _NOTICED_AS.get(finding.code, ()) or (path and _is_about(cause, path)):
+            return replace(
+                finding,
+                message=f"{finding.message} {cause.message}",
+                fix=cause.fix or finding.fix,
+                details={**finding.details, "cause": cause.code},
+            )
+    return finding
+
+
+def _is_about(cause: Finding, path: str) -> bool:
+    """Does it name the path, or a folder or link that the path leads through?"""
+    named = cause.details.get("paths")
+    listed = [str(one).rstrip("/") for one in named] if isinstance(named, list) else []
+    return path in cause.message or any(contains(one, path) for one in listed if one)
 
 
 def _by_signal(exit: Exit) -> Finding | None:
@@ -84,11 +129,11 @@ def _by_signal(exit: Exit) -> Finding | None:
 def _by_log(exit: Exit) -> Finding | None:
     """The reason that stands last in the log: what was survived stands before what was not."""
     text = "\n".join(_lines_that_count(exit.log))
-    found = [(match, explain) for pattern, explain in _REASONS if (match := _last(pattern, text))]
+    found = [(match, reason) for reason in _REASONS if (match := _last(reason.pattern, text))]
     if not found:
         return None
-    match, explain = max(found, key=lambda reason: text.count("\n", 0, reason[0].start()))
-    return explain(exit, match)
+    match, reason = max(found, key=lambda pair: text.count("\n", 0, pair[0].start()))
+    return reason.finding(exit, match)
 
 
 def _lines_that_count(log: Sequence[str]) -> Sequence[str]:
@@ -98,133 +143,10 @@ def _lines_that_count(log: Sequence[str]) -> Sequence[str]:
     return last[survived[-1] + 1 :] if survived else last
 
 
-def _last(pattern: str, text: str) -> Match[str] | None:
+def _last(pattern: re.Pattern[str], text: str) -> Match[str] | None:
     """The last match: an import that fails early may be caught, the one at the end was not."""
-    found = list(re.finditer(pattern, text, re.MULTILINE | re.IGNORECASE))
+    found = list(pattern.finditer(text))
     return found[-1] if found else None
-
-
-def _bad_flag(exit: Exit, match: Match[str]) -> Finding:
-    return error(
-        "comfyui.bad_flag",
-        f"ComfyUI refused its command line: {match[1]}.",
-        "Correct COMFYUI_ARGS; `python main.py --help` in the ComfyUI folder lists what it knows.",
-    )
-
-
-def _module_missing(exit: Exit, match: Match[str]) -> Finding:
-    module = match[1]
-    return error(
-        "comfyui.module_missing",
-        f"ComfyUI's Python ({exit.python}) has no module {module}.",
-        "With PACKAGES=install (the default) a worker adds what ComfyUI's requirements.txt asks "
-        "for; the findings on packages say what it could not add. By hand: "
-        f"{exit.python} -m pip install {module.split('.')[0]}",
-        module=module,
-    )
-
-
-def _front_end_missing(exit: Exit, match: Match[str]) -> Finding:
-    return error(
-        "comfyui.front_end_missing",
-        "ComfyUI wants the package comfyui-frontend-package, and knows no --front-end-root.",
-        f"{exit.python} -m pip install comfyui-frontend-package",
-    )
-
-
-def _port_taken(exit: Exit, match: Match[str]) -> Finding:
-    return error(
-        "comfyui.port_taken",
-        "ComfyUI's port was taken by another process while it started.",
-        "Remove COMFYUI_PORT, so that a free port is chosen; start no other ComfyUI in the image.",
-    )
-
-
-def _database(exit: Exit, match: Match[str]) -> Finding:
-    return error(
-        "comfyui.database",
-        f"ComfyUI could not open its database: {match[0].strip()}.",
-        "Set WORK_DIR to a folder on local disk; a ComfyUI without --database-url keeps its "
-        "database in its own folder, where two workers collide: update it.",
-    )
-
-
-def _model_paths(exit: Exit, match: Match[str]) -> Finding:
-    return error(
-        "comfyui.model_paths_bad",
-        f"ComfyUI could not read {match[1] or 'extra_model_paths'}.yaml in its folder.",
-        "Correct that file, or remove it: the worker links models/ by itself.",
-    )
-
-
-# ComfyUI 0.38, main.py and app/database: what it says before it ends with code 1.
-_ASSETS = {
-    "in_use": "another process has its database open",
-    "locked": "its database is locked",
-    "newer_revision": "its database was made by a newer ComfyUI",
-    "path_blocked": "something else is where its database belongs",
-    "not_writable": "its database cannot be written",
-    "corrupt": "its database is damaged",
-    "missing_packages": "packages that it needs are not installed (alembic, SQLAlchemy, blake3)",
-    "unsupported_url": "the address of its database is not one it knows",
-}
-
-
-def _assets(exit: Exit, match: Match[str]) -> Finding:
-    kind = match[1]
-    fix = "Remove --enable-assets from COMFYUI_ARGS: a worker has no use for them."
-    if kind == "missing_packages":
-        fix += f" Or install them: {exit.python} -m pip install alembic SQLAlchemy blake3"
-    return error(
-        "comfyui.assets",
-        f"ComfyUI could not start its assets ({kind}): {_ASSETS.get(kind, 'see its log')}.",
-        fix,
-        kind=kind,
-    )
-
-
-def _torch_without_gpu(exit: Exit, match: Match[str]) -> Finding:
-    return error(
-        "comfyui.torch_without_gpu",
-        f"The torch in {exit.python} is built without CUDA.",
-        f"Install a CUDA build of torch into {exit.python}, or set COMFYUI_ARGS=--cpu to run "
-        "without a GPU.",
-    )
-
-
-def _gpu_unusable(exit: Exit, match: Match[str]) -> Finding:
-    return host_error(
-        "comfyui.gpu_unusable",
-        f"ComfyUI could not use the GPU: {match[0].strip()}.",
-        "Nothing to do where Runpod takes another machine. If every machine says so: choose one "
-        "with a newer driver (Edit Endpoint → Allowed CUDA Versions), or COMFYUI_ARGS=--cpu.",
-    )
-
-
-def _prompt_thread_ended(exit: Exit, match: Match[str]) -> Finding:
-    return error(
-        "comfyui.prompt_thread_ended",
-        f"A node ended ComfyUI's prompt thread ({match[1].strip()}), after which no job would run.",
-        "A custom node calls exit() or raises SystemExit: the traceback in the details names its "
-        "file. Mend or remove it.",
-    )
-
-
-def _output_not_json(exit: Exit, match: Match[str]) -> Finding:
-    return error(
-        "comfyui.output_not_json",
-        f"A node reported a result that is not JSON ({match[1].strip()}), of which ComfyUI ended.",
-        "Mend or remove the custom node: what it returns under `ui` may hold texts, numbers, "
-        "lists and objects only.",
-    )
-
-
-def _disk_full(exit: Exit, match: Match[str]) -> Finding:
-    return error(
-        "comfyui.disk_full",
-        f"ComfyUI found no space: {match[0].strip()}.",
-        "Give the endpoint a larger container disk, or free space on the volume.",
-    )
 
 
 def _unnamed(exit: Exit) -> Finding:
@@ -238,31 +160,138 @@ def _unnamed(exit: Exit) -> Finding:
     )
 
 
-_GPU_FAILED = (
-    r"^.*(?:No CUDA GPUs are available|Found no NVIDIA driver"
-    r"|NVIDIA driver on your system is too old|CUDA driver initialization failed"
-    r"|CUDA unknown error|CUDA error: ).*$"
-)
-# A traceback is written in pieces; what another thread logs meanwhile may stand between them.
-_NOT_JSON = (
-    r"(?:^|TypeError: )(Object of type \S+ is not JSON serializable"
-    r"|keys must be str, int, float, bool or None.*)$"
-)
 # Where two match on the same line, the first names the cause.
-_REASONS: Sequence[tuple[str, Explain]] = (
-    (r"error: ((?:unrecognized arguments|argument|ambiguous option)[^\n]*)", _bad_flag),
-    (
-        _GPU_FAILED,
-        _gpu_unusable,
+_FLAGS = re.MULTILINE | re.IGNORECASE
+_REASONS: Sequence[_Reason] = (
+    _Reason(
+        "comfyui.bad_flag",
+        re.compile(r"error: ((?:unrecognized arguments|argument|ambiguous option)[^\n]*)", _FLAGS),
+        "ComfyUI refused its command line: {0}.",
+        "Correct COMFYUI_ARGS; `python main.py --help` in the ComfyUI folder lists what it knows.",
     ),
-    (r"Torch not compiled with CUDA enabled", _torch_without_gpu),
-    (r"^ComfyUI's prompt thread ended: (.*)$", _prompt_thread_ended),
-    (_NOT_JSON, _output_not_json),
-    (r"No space left on device[^\n]*", _disk_full),
-    (r"ASSETS_STARTUP_FAILED:\s*(\w+)", _assets),
-    (r"(?:address already in use|Port \d+ is already in use)", _port_taken),
-    (r"comfyui-frontend-package (?:is not installed|is missing)[^\n]*", _front_end_missing),
-    (r"^ModuleNotFoundError: No module named '([^']+)'", _module_missing),
-    (r"^.*(?:database is locked|unable to open database file|sqlite3?\.\w+Error).*$", _database),
-    (r"(extra_model_paths|extra_paths)\b|load_extra_path_config", _model_paths),
+    # As torch, onnxruntime and the libraries built on CUDA itself say it.
+    _Reason(
+        "comfyui.no_gpu_code",
+        re.compile(
+            r"^.*(?:no kernel image is available|cudaErrorNoKernelImageForDevice"
+            r"|CUDA error: invalid device function).*$",
+            _FLAGS,
+        ),
+        "A package in {python} has no code for this GPU: {line}.",
+        "Install a build of that package for this GPU into {python}: torch, or what a custom node "
+        "brings (onnxruntime-gpu, xformers, sageattention; the traceback in the details names it). "
+        "Or choose a GPU type that it was built for.",
+    ),
+    _Reason(
+        "comfyui.gpu_unusable",
+        re.compile(
+            r"^.*(?:No CUDA GPUs are available|Found no NVIDIA driver"
+            r"|NVIDIA driver on your system is too old|CUDA driver initialization failed"
+            r"|CUDA unknown error|CUDA error: ).*$",
+            _FLAGS,
+        ),
+        "ComfyUI could not use the GPU: {line}.",
+        "Nothing to do where Runpod takes another machine. If every machine says so: choose one "
+        "with a newer driver (Edit Endpoint → Allowed CUDA Versions), or COMFYUI_ARGS=--cpu.",
+        host_fault=True,
+    ),
+    _Reason(
+        "comfyui.torch_without_gpu",
+        re.compile(r"Torch not compiled with CUDA enabled", _FLAGS),
+        "The torch in {python} is built without CUDA.",
+        "Install a CUDA build of torch into {python}, or set COMFYUI_ARGS=--cpu to run without a "
+        "GPU.",
+    ),
+    _Reason(
+        "comfyui.prompt_thread_ended",
+        re.compile(r"^ComfyUI's prompt thread ended: (.*)$", _FLAGS),
+        "A node ended ComfyUI's prompt thread ({0}), after which no job would run.",
+        "A custom node calls exit() or raises SystemExit: the traceback in the details names its "
+        "file. Fix or remove it.",
+    ),
+    # A traceback is written in pieces; what another thread logs meanwhile may stand between them.
+    _Reason(
+        "comfyui.output_not_json",
+        re.compile(
+            r"(?:^|TypeError: )(Object of type \S+ is not JSON serializable"
+            r"|keys must be str, int, float, bool or None.*)$",
+            _FLAGS,
+        ),
+        "A node reported a result that is not JSON ({0}), which ended ComfyUI.",
+        "Fix or remove the custom node: what it returns under `ui` may hold strings, numbers, "
+        "lists and objects only.",
+    ),
+    _Reason(
+        "comfyui.disk_full",
+        re.compile(r"No space left on device[^\n]*", _FLAGS),
+        "ComfyUI found no space: {line}.",
+        "Give the endpoint a larger container disk, or free space on the volume.",
+    ),
+    # A worker that starts takes another port then (readiness.py): this one was taken each time.
+    _Reason(
+        PORT_TAKEN,
+        re.compile(r"(?:address already in use|Port \d+ is already in use)", _FLAGS),
+        "ComfyUI's port was taken by another process while it started.",
+        "Start nothing else in this container that listens on 127.0.0.1, or set COMFYUI_PORT to a "
+        "port that nothing else uses (0: any free one).",
+    ),
+    _Reason(
+        "comfyui.front_end_missing",
+        re.compile(r"comfyui-frontend-package (?:is not installed|is missing)[^\n]*", _FLAGS),
+        "ComfyUI requires the package comfyui-frontend-package, and knows no --front-end-root.",
+        "{python} -m pip install comfyui-frontend-package",
+    ),
+    _Reason(
+        "comfyui.module_missing",
+        re.compile(r"^ModuleNotFoundError: No module named '([^']+)'", _FLAGS),
+        "ComfyUI's Python ({python}) has no module {0}.",
+        "With PACKAGES=install (the default) a worker adds what ComfyUI's requirements.txt asks "
+        "for; the findings on packages say what it could not add. By hand: "
+        "{python} -m pip install {top}",
+        detail="module",
+    ),
+    _Reason(
+        "comfyui.database",
+        re.compile(
+            r"^.*(?:database is locked|unable to open database file|sqlite3?\.\w+Error).*$", _FLAGS
+        ),
+        "ComfyUI could not open its database: {line}.",
+        "Set WORK_DIR to a folder on local disk; a ComfyUI without --database-url keeps its "
+        "database in its own folder, where two workers collide: update it.",
+    ),
+    _Reason(
+        "comfyui.model_paths_bad",
+        re.compile(r"extra_model_paths|extra_paths|load_extra_path_config", _FLAGS),
+        "ComfyUI could not read extra_model_paths.yaml, or extra_paths.yaml, in its folder.",
+        "Correct that file, or remove it: the worker links models/ by itself.",
+    ),
+    _Reason(
+        "comfyui.path_unusable",
+        re.compile(
+            r"^(?:FileNotFound|NotADirectory|IsADirectory|Permission|OS)Error: \[Errno \d+\] "
+            r"[^:\n]*: '([^'\n]+)'.*$",
+            _FLAGS,
+        ),
+        "ComfyUI ended because of {0} ({line}).",
+        "Put that file or folder where ComfyUI looks for it and let it be read, or correct what "
+        "names it: a link, extra_model_paths.yaml, COMFYUI_ARGS; the traceback in the details says "
+        "where ComfyUI asked for it.",
+        detail="path",
+    ),
+    _Reason(
+        "comfyui.assets",
+        re.compile(r"ASSETS_STARTUP_FAILED:\s*(\w+)", _FLAGS),
+        "ComfyUI could not start its assets ({0}).",
+        "Remove --enable-assets from COMFYUI_ARGS: a worker has no use for them. (in_use, locked, "
+        "newer_revision, path_blocked, not_writable, corrupt: its database; missing_packages: "
+        "{python} -m pip install alembic SQLAlchemy blake3.)",
+        detail="kind",
+    ),
 )
+# An exit's code -> codes under which a check may have noticed its cause before.
+_NOTICED_AS: Mapping[str, tuple[str, ...]] = {
+    "comfyui.no_gpu_code": ("gpu.torch_too_old", "gpu.torch_too_new"),
+    "comfyui.torch_without_gpu": ("gpu.torch_without_cuda",),
+    "comfyui.disk_full": ("volume.full", "volume.inodes_gone"),
+    "comfyui.model_paths_bad": ("volume.paths_other_mount", "volume.paths_missing"),
+}

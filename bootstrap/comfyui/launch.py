@@ -116,12 +116,11 @@ def _not_staged(problem: CannotStage, settings: Settings) -> Finding:
 
 
 def _heavy(staged: Staged, settings: Settings) -> Finding:
-    examples = ", ".join(staged.linked[:3])
-    more = f" and {len(staged.linked) - 3} more" if len(staged.linked) > 3 else ""
     return info(
         "comfyui.heavy_nodes",
-        f"{counted(len(staged.linked), 'large file')} in ComfyUI's folder ({examples}{more}) "
-        f"stay on the volume; {size_text(staged.bytes)} of code were copied.",
+        f"{counted(len(staged.linked), 'large file')} in ComfyUI's folder "
+        f"({named(staged.linked, 3)}) stay on the volume; {size_text(staged.bytes)} of code were "
+        "copied.",
         f"Nothing to do; STAGE_PACK_MB ({settings.stage_pack_mb:g}) is the most that is copied of "
         "one custom node.",
         files=list(staged.linked[:50]),

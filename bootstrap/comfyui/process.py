@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import IO
 
 from bootstrap.comfyui import command, run_main
-from bootstrap.comfyui.exits import Exit
+from bootstrap.comfyui.exits import PORT_TAKEN, Exit, explain_exit
 from bootstrap.core import guard
 from bootstrap.core.findings import Finding, host_error
 from bootstrap.core.log import say
@@ -91,7 +91,9 @@ class ComfyUI:
             if self._process is not None and self.ended() is None:
                 return False
             self._collect()
-            self.port = _free_port(self.launch.port)
+            # A port that was taken behind our back may be so again: any free one then.
+            taken = bool(self.exits) and explain_exit(self.exits[-1]).code == PORT_TAKEN
+            self.port = _free_port(0 if taken else self.launch.port)
             self.was_ready = False
             self._process = self._spawn()
             self._started = time.monotonic()

@@ -8,12 +8,11 @@ from __future__ import annotations
 import http.client
 import json
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from enum import Enum
 
-from bootstrap.comfyui.exits import explain_exit
-from bootstrap.comfyui.process import ComfyUI
+from bootstrap.comfyui.exits import PORT_TAKEN, explain_exit
+from bootstrap.comfyui.process import ComfyUI, not_startable
 from bootstrap.comfyui.stacks import importing_node, innermost_call
 from bootstrap.core.findings import Finding, error
 from bootstrap.core.log import say
@@ -25,6 +24,7 @@ CODES = {
 POLL_SECONDS = 0.1
 _REPORT_SECONDS = 15.0
 _ANSWER_SECONDS = 5.0
+_MOST_PORTS = 3
 
 
 class Verdict(Enum):
@@ -53,31 +53,46 @@ class Waited:
     finding: Finding | None
 
 
-def wait_until_ready(
-    comfyui: ComfyUI, limit: float, cancelled: Callable[[], bool] = lambda: False
-) -> Waited:
+def wait_until_ready(comfyui: ComfyUI, limit: float) -> Waited:
     """Wait up to `limit` seconds; tell within a poll when the process ends instead.
 
-    Says every 15 s what ComfyUI is at. `cancelled` ends the wait early, as if it were too late.
+    Says every 15 s what ComfyUI is at. One whose port was taken after it had been found free, as
+    happens where two workers start at once, is started again on another port.
     """
     start = time.monotonic()
     next_report = _REPORT_SECONDS
+    ports_left = _MOST_PORTS - 1
     while True:
         answers = is_answering(comfyui)
         elapsed = time.monotonic() - start
         ended = comfyui.ended()
-        decided = verdict(ended is not None, answers, elapsed, 0 if cancelled() else limit)
+        decided = verdict(ended is not None, answers, elapsed, limit)
         if decided is Verdict.READY:
             comfyui.was_ready = True
             return Waited(elapsed, None)
         if ended is not None:
-            return Waited(elapsed, explain_exit(ended))
+            finding = explain_exit(ended)
+            if finding.code != PORT_TAKEN or not ports_left or elapsed >= limit:
+                return Waited(elapsed, finding)
+            ports_left -= 1
+            say(f"port {comfyui.port} was taken while ComfyUI started; it is started on another")
+            if (refused := _start_again(comfyui)) is not None:
+                return Waited(elapsed, refused)
+            continue
         if decided is Verdict.TOO_LATE:
             return Waited(elapsed, _too_late(comfyui, elapsed))
         if elapsed >= next_report:
             say(f"ComfyUI is starting, {elapsed:.0f} s so far; it last said: {_last(comfyui)}")
             next_report += _REPORT_SECONDS
         time.sleep(POLL_SECONDS)
+
+
+def _start_again(comfyui: ComfyUI) -> Finding | None:
+    try:
+        comfyui.start()
+    except OSError as problem:
+        return not_startable(problem)
+    return None
 
 
 def is_answering(comfyui: ComfyUI, seconds: float = _ANSWER_SECONDS) -> bool:

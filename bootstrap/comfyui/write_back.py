@@ -19,14 +19,14 @@ from pathlib import Path
 
 from bootstrap.comfyui.stage import PRIVATE, Staged, Stamp
 from bootstrap.core.concurrency import Crew
-from bootstrap.core.files import part_beside, publish_new
+from bootstrap.core.files import part_beside, publish_new, stays_within
 from bootstrap.core.log import say
+from bootstrap.core.text import named
 
 # A file changed more recently may still be being written.
 _SETTLED_SECONDS = 2.0
 # After so many looks a file that is written all the time is left to the next call.
 _MOST_LOOKS = 10
-_MOST_TOLD = 5
 _THREADS = 16
 _BYTECODE = ".pyc"
 # Python writes bytecode under this name first (importlib._bootstrap_external).
@@ -93,8 +93,7 @@ class _Copy:
         Crew(_THREADS).run([partial(carry, *changed) for changed in self._changed(settled)])
         other = sorted(path for path in kept if not path.endswith(_BYTECODE))
         if other:
-            more = f" and {len(other) - _MOST_TOLD} more" if len(other) > _MOST_TOLD else ""
-            say(f"kept on the volume: {', '.join(other[:_MOST_TOLD])}{more}")
+            say(f"kept on the volume: {named(other)}")
         return kept
 
     def _changed(self, settled: float) -> Iterator[tuple[str, Stamp]]:
@@ -132,6 +131,9 @@ class _Copy:
     def _carry(self, path: str) -> bool:
         """Put one file on the volume; False when a file of somebody else is there."""
         local, target = self._staged.place / path, self._staged.source / path
+        if not stays_within(target, self._staged.source):
+            self._tell(path, "a link on the volume leads elsewhere there")
+            return False
         there = _stamp_of(target)
         if there is None:
             target.parent.mkdir(parents=True, exist_ok=True)

@@ -8,6 +8,7 @@ __all__ = [
     "lease",
     "log",
     "memory",
+    "page_cache",
     "redact",
     "temp_names",
     "text",

@@ -303,6 +303,12 @@ def _move_under_claim(part: Path, final: Path) -> None:
         claim.unlink(missing_ok=True)
 
 
+def stays_within(path: str | os.PathLike[str], root: str | os.PathLike[str]) -> bool:
+    """Is what is made or removed at `path` below `root`, whatever links lead there? `path` itself
+    is not followed."""
+    return contains(os.path.realpath(root), os.path.realpath(os.path.dirname(path)))
+
+
 def contains(folder: str, path: str) -> bool:
     """Is `path` the folder or below it, going by the texts?"""
     return path == folder or path.startswith(folder.rstrip("/") + "/")

@@ -8,6 +8,8 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 KB, MB, GB = 1024, 1024**2, 1024**3
+# No file system holds more; larger numbers come from headers that lie.
+_MOST_SIZE = 1 << 63
 MOST_NAMED = 5
 # What a terminal would act on, what no file system stores as text, and what cannot be seen.
 _UNPRINTABLE = re.compile(
@@ -22,8 +24,15 @@ MOST_PATHS = 50
 SERVERLESS, POD = "/runpod-volume", "/workspace"
 
 
+def whole(text: str, digits: int = 18) -> int | None:
+    """The number that up to so many ASCII digits are; None for anything else. `int` also takes
+    other alphabets' digits, and refuses some thousand of them with an exception."""
+    return int(text) if text.isascii() and text.isdecimal() and len(text) <= digits else None
+
+
 def size_text(size: int) -> str:
     """A number of bytes as `6.5 GB` (of 1024 MB each, as memory is counted)."""
+    size = min(size, _MOST_SIZE)
     for unit, name in ((GB, "GB"), (MB, "MB"), (KB, "KB")):
         if size >= unit:
             return f"{size / unit:.1f} {name}" if size < 10 * unit else f"{size / unit:,.0f} {name}"
@@ -108,4 +117,5 @@ def about(paths: Sequence[str], command: str = "") -> dict[str, Any]:
 
 def megabytes(count: int) -> str:
     """A size for people, in decimal units."""
+    count = min(count, _MOST_SIZE)
     return f"{count / 1e9:.2f} GB" if count >= 1e9 else f"{count / 1e6:.1f} MB"

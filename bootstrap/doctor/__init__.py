@@ -2,6 +2,7 @@
 
 from bootstrap.doctor.checks.volume import check_layout
 from bootstrap.doctor.facts.gather import Facts, Scope
+from bootstrap.doctor.facts.volume_facts import look_at_link
 from bootstrap.doctor.report import (
     JSON_VERSION,
     Report,
@@ -21,6 +22,7 @@ __all__ = [
     "examine",
     "fix",
     "html",
+    "look_at_link",
     "report_json",
     "report_text",
 ]

@@ -1,6 +1,7 @@
 """Repairs that are safe: missing folders made, our own dead links and leftovers removed.
 
-Nothing that is not provably ours is removed, replaced or followed. A second run does nothing.
+Nothing that is not provably ours is removed, replaced or followed, and nothing behind a link that
+leaves the volume is touched. A second run does nothing.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from bootstrap.core.files import stays_within
 from bootstrap.core.findings import Finding, info, warning
 from bootstrap.core.temp_names import Leftover, identity_of
 from bootstrap.core.text import counted, named, size_text
@@ -87,9 +89,17 @@ def plan_fixes(layout: Layout, facts: VolumeFacts) -> list[Repair]:
     """
     if facts.silent_after is not None or facts.state is not State.FOLDER or not _furnished(facts):
         return []
-    folders = _missing_folders(facts)
-    links = tuple(a for a in apply.plan_for(layout).actions if isinstance(a, Unlink))
-    stale = tuple(x for x in facts.leftovers if x.stale and x.removable)
+    folders = tuple(p for p in _missing_folders(facts) if stays_within(p, facts.root))
+    links = tuple(
+        action
+        for action in apply.plan_for(layout).actions
+        if isinstance(action, Unlink) and stays_within(action.place, facts.root)
+    )
+    stale = tuple(
+        leftover
+        for leftover in facts.leftovers
+        if leftover.stale and leftover.removable and stays_within(leftover.path, facts.root)
+    )
     repairs: list[Repair] = [MakeFolders(folders)] if folders else []
     repairs += [RemoveLinks(links)] if links else []
     repairs += [Sweep(stale)] if stale else []

@@ -227,8 +227,12 @@ def _is_as(place: Path, new: Path) -> bool:
 def _problem_with(python: Path) -> tuple[str | None, str | None]:
     """Its version, if it starts; why it will not do, None when it will. Torch is looked for, not
     imported."""
-    if not python.exists():
-        return None, "a link that leads nowhere" if python.is_symlink() else "not there"
+    try:
+        os.stat(python)
+    except PermissionError:
+        return None, f"a folder on the way to it may not be entered by user {os.geteuid()}"
+    except (OSError, ValueError):
+        return None, "a broken link" if os.path.islink(python) else "not there"
     try:
         answer = subprocess.run(
             [str(python), "-I", "-c", _PROBE],
@@ -296,6 +300,7 @@ def _none(refused: Sequence[_Refused]) -> Finding:
         "comfyui.python_missing",
         f"No Python that can run ComfyUI: tried {', '.join(tried) or 'nothing'}.",
         "Set COMFYUI_PYTHON to the interpreter ComfyUI runs with on the Pod (a venv must be made "
-        "by the same Python version as the image has), or install torch into one of these.",
+        "by the same Python version as the image has), or install torch into one of these. "
+        "One that may not be read: `chmod -R a+rX` its folder, or run the worker as its owner.",
         tried=tried,
     )

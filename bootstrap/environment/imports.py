@@ -31,8 +31,8 @@ CODES = {
 # A finding each for so many packs; the rest share one.
 MOST_PACKS = 10
 SLOW_SECONDS = 5.0
-_TIME = re.compile(r"^\s*(\d+(?:\.\d+)?) seconds( \(IMPORT FAILED\))?: (.+?)\s*$")
-_REASON = re.compile(r"Cannot import (.+?) module for custom nodes: ?(.*)$")
+_TIME = re.compile(r"^\s*(\d+(?:\.\d+)?) seconds( \(IMPORT FAILED\))?: (.*\S)\s*$")
+_REASON = re.compile(r"Cannot import (.+?) module for custom nodes: ?(.*)")
 _EXTRA = re.compile(r"^IMPORT FAILED: (\S+)")
 _MODULE = re.compile(r"No module named '([^']+)'")
 

@@ -14,7 +14,6 @@ from bootstrap.environment.requirement_files import RequirementFile, read_text, 
 
 _MOST_TEXT = 1 << 20
 _COMMIT = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")
-_ORIGIN = re.compile(r'^\[remote "origin"\]\n(?:\s+.*\n)*?\s+url\s*=\s*(\S+)', re.MULTILINE)
 CUSTOM_NODES = "custom_nodes"
 DISABLED = ".disabled"
 MOST_PACKS = 500
@@ -45,14 +44,27 @@ def look_at_git(folder: str) -> Git | None:
     commit = _commit_of(home, f"refs/heads/{branch}", packed) if branch else head
     if commit is not None and not _COMMIT.fullmatch(commit):
         commit = None
-    config = _text(os.path.join(home, "config")) or ""
-    origin = _ORIGIN.search(config)
+    origin = _origin(_text(os.path.join(home, "config")) or "")
     return Git(
         branch=branch,
         commit=commit,
         tag=_tag(commit, packed) if commit else None,
-        origin=LOGIN.sub("", origin[1]) if origin else None,
+        origin=LOGIN.sub("", origin) if origin else None,
     )
+
+
+def _origin(config: str) -> str | None:
+    """The url of the remote "origin", line by line as git reads it: a section lasts until the
+    next one begins."""
+    inside = False
+    for line in map(str.strip, config.splitlines()):
+        if line.startswith("["):
+            inside = line.partition("]")[0].replace(" ", "").lower() == '[remote"origin"'
+            continue
+        key, equals, value = line.partition("=")
+        if inside and equals and key.strip().lower() == "url" and value.strip():
+            return value.split()[0]
+    return None
 
 
 def _commit_of(home: str, reference: str, packed: str) -> str | None:

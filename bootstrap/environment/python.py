@@ -17,7 +17,7 @@ from bootstrap.core.files import list_folder
 from bootstrap.core.findings import Finding, error
 
 _MOST_TEXT = 16 << 10
-_SETTING = re.compile(r"^\s*([\w-]+)\s*=\s*(.*?)\s*$", re.MULTILINE)
+_SETTING = re.compile(r"^[ \t]*([\w-]+)[ \t]*=[ \t]*(.*)$", re.MULTILINE)
 # 0.2 s on local disk; on a cold network volume, where starting reads some 100 files, seconds.
 ASK_SECONDS = 20.0
 _MOST_REASON = 300
@@ -52,7 +52,8 @@ def look_at_venv(path: str) -> Venv | None:
     """The virtual environment at `path`; None when it is none (no pyvenv.cfg: PEP 405)."""
     try:
         with open(os.path.join(path, "pyvenv.cfg"), encoding="utf-8", errors="replace") as file:
-            told = dict(_SETTING.findall(file.read(_MOST_TEXT)))
+            found = _SETTING.findall(file.read(_MOST_TEXT))
+            told = {name: value.strip() for name, value in found}
             made = os.fstat(file.fileno()).st_mtime
     except OSError:
         return None
@@ -101,7 +102,7 @@ def _made_at(command: str, path: str) -> str | None:
     try:
         with open(os.path.join(path, "bin", "activate"), encoding="utf-8", errors="replace") as f:
             match = re.search(
-                r"^\s*VIRTUAL_ENV=['\"]?([^'\"\n]+)", f.read(_MOST_TEXT), re.MULTILINE
+                r"^[ \t]*VIRTUAL_ENV=['\"]?([^'\"\n]+)", f.read(_MOST_TEXT), re.MULTILINE
             )
     except OSError:
         return None

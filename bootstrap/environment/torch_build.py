@@ -3,20 +3,10 @@
 from __future__ import annotations
 
 import ast
-import json
 import re
-import subprocess
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-
-# `import torch` takes 2 s on local disk; from a network volume, with nothing cached, a minute.
-ARCHES_TIMEOUT = 90.0
-_ASK_ARCHES = (
-    "import json, torch\n"
-    "flags = getattr(torch._C, '_cuda_getArchFlags', lambda: None)()\n"
-    "print(json.dumps((flags or '').split()))\n"
-)
 
 # The oldest Linux driver for programs built with a CUDA of that version. From 11 on, any minor
 # version runs on the major's first driver ("minor version compatibility"). Source: NVIDIA, CUDA
@@ -37,12 +27,10 @@ class TorchBuild:
     """A torch as installed.
 
     `cuda` is the CUDA it was built for (`12.8`), None in a CPU or ROCm build; `hip` the ROCm.
-    `arches` are what it has code for (`sm_90`, `compute_90`), empty where nobody asked.
     """
 
     version: str | None
     cuda: str | None
-    arches: tuple[str, ...] = ()
     hip: str | None = None
 
 
@@ -83,33 +71,6 @@ def package_folders(python: Path) -> tuple[Path, ...]:
     and where the link lies is what makes it the venv's.
     """
     return tuple(dict.fromkeys(_package_folders(python)))
-
-
-def ask_arches(
-    python: Path, env: Mapping[str, str], timeout: float = ARCHES_TIMEOUT
-) -> tuple[str, ...]:
-    """What that torch has code for, from a child process that imports it; empty if it cannot.
-
-    Slow (seconds to a minute): for deep diagnostics only. Raises OSError when the interpreter
-    cannot be started.
-    """
-    passed = {k: env[k] for k in ("PATH", "LD_LIBRARY_PATH", "HOME") if k in env}
-    # No device is needed to list them, and a process that sees none makes no context.
-    passed["CUDA_VISIBLE_DEVICES"] = ""
-    try:
-        child = subprocess.run(
-            [str(python), "-I", "-c", _ASK_ARCHES],
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            env=passed,
-            timeout=timeout,
-            check=True,
-        )
-        arches = json.loads(child.stdout)
-    except (subprocess.SubprocessError, ValueError):
-        return ()
-    return tuple(str(a) for a in arches) if isinstance(arches, list) else ()
 
 
 def _package_folders(python: Path) -> Iterator[Path]:

@@ -4,6 +4,7 @@ limit, told as findings."""
 from __future__ import annotations
 
 import functools
+import os
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -12,6 +13,7 @@ from pathlib import Path
 from bootstrap.config import Settings
 from bootstrap.core.findings import Finding, error
 from bootstrap.core.log import say
+from bootstrap.core.text import named
 from bootstrap.models.cache_links import link_cached, shown_locally
 from bootstrap.models.context import Result, Workplace, summary
 from bootstrap.models.download.options import Throttle, Tools
@@ -39,7 +41,7 @@ def models_folder(layout: Layout) -> Path:
     """Where models are put: `models/` at the volume's root when it is there or the volume has no
     ComfyUI, else the models folder of the volume's ComfyUI."""
     own, inside = layout.root / MODELS, layout.home / MODELS
-    return inside if inside.is_dir() and not own.is_dir() else own
+    return inside if os.path.isdir(inside) and not os.path.isdir(own) else own
 
 
 def workplace_for(
@@ -222,11 +224,10 @@ def _all_crashed(specs: Sequence[ModelSpec], fault: Exception) -> Iterator[Resul
 
 
 def _pending(specs: Sequence[ModelSpec]) -> Finding:
-    names = ", ".join(str(spec.place) for spec in specs[:5])
-    more = f" and {len(specs) - 5} more" if len(specs) > 5 else ""
+    names = named([str(spec.place) for spec in specs])
     return error(
         "provision.pending",
-        f"Still being fetched: {names}{more}.",
+        f"Still being fetched: {names}.",
         "Wait, or set DOWNLOAD_TIMEOUT higher to hold jobs back for longer; models that may come "
         "later can be marked `optional: true`.",
         models=[str(spec.place) for spec in specs],

@@ -15,6 +15,7 @@ from typing import TextIO
 
 from bootstrap.config import Settings, read_settings
 from bootstrap.core.findings import Finding, errors_in
+from bootstrap.core.log import show
 from bootstrap.core.redact import masked
 from bootstrap.core.text import megabytes
 from bootstrap.models.background import workplace_for
@@ -120,7 +121,7 @@ def _verify(spec: ModelSpec, workplace: Workplace) -> Step:
             (root, place_there)
             for root in (workplace.models, *workplace.also)
             for place_there in [spec.place]
-            if (root / place_there).is_file()
+            if os.path.isfile(root / place_there)
         )
     except StopIteration:
         found = find_present(spec, workplace.models, workplace.also)
@@ -319,7 +320,7 @@ class _Command:
             self._say("\n".join(lines))
 
     def _say(self, text: str) -> None:
-        print(masked(text), file=self.out)
+        show(f"{masked(text)}\n", self.out)
 
 
 def _stop_on_signals() -> threading.Event:
@@ -337,7 +338,7 @@ def _mark(step: Step) -> str:
 
 def _free(workplace: Workplace) -> int | None:
     folder = workplace.models
-    while not folder.is_dir() and folder != folder.parent:
+    while not os.path.isdir(folder) and folder != folder.parent:
         folder = folder.parent
     try:
         return workplace.tools.disk.free_bytes(folder)
@@ -347,9 +348,8 @@ def _free(workplace: Workplace) -> int | None:
 
 def _report(findings: Sequence[Finding], out: TextIO) -> int:
     for finding in findings:
-        print(f"{finding.severity.value}: {finding.message}", file=out)
-        if finding.fix:
-            print(f"  {finding.fix}", file=out)
+        fix = f"  {finding.fix}\n" if finding.fix else ""
+        show(f"{finding.severity.value}: {finding.message}\n{fix}", out)
     return _FAILED if errors_in(findings) else _OK
 
 

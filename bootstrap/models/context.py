@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from bootstrap.core.files import contains
 from bootstrap.core.findings import Finding, Severity
 from bootstrap.core.lease import BEAT, STALE
 from bootstrap.models.download.options import Tools
@@ -61,7 +63,8 @@ class Result:
 @dataclass(frozen=True)
 class Workplace:
     """Where and with what. `models` is the folder that models go to, `also` others that ComfyUI
-    reads; a link in `models` may lead into `within` as well, and nowhere else. Times in seconds:
+    reads; where links in the way of `models` or in it lead, is in one of `within` (none given: in
+    `models`). Times in seconds:
     `beat` and `stale` of leases, `longest_wait` for another worker that seems alive, after which
     we fetch the model ourselves."""
 
@@ -76,6 +79,11 @@ class Workplace:
     stale: float = STALE
     longest_wait: float = 3600.0
     look_every: float = 0.5
+
+    def holds(self, folder: Path) -> bool:
+        """Is `folder` where models may be put and leftovers removed, wherever links lead?"""
+        real = os.path.realpath(folder)
+        return any(contains(os.path.realpath(r), real) for r in self.within or (self.models,))
 
 
 def summary(results: Sequence[Result]) -> list[Finding]:

@@ -134,6 +134,12 @@ class _Entry:
                 _field(key, f"`{key}` is {masked(repr(value)):.80}, not a text", "Put quotes.")
             )
             return None
+        if any("\ud800" <= c <= "\udfff" for c in value):
+            fix = "Write it in plain UTF-8, without half characters (\\ud83d and the like)."
+            said = f"`{key}` is {value[:80]!r}, which is not valid text."
+            code = "manifest.name" if key in ("name", "directory") else "manifest.field"
+            self._complain(Complaint(code, key, said, fix))
+            return None
         return value.strip()
 
     def _flag(self, key: str) -> bool:
@@ -148,7 +154,7 @@ class _Entry:
         value = self.entry.get("size")
         if value is None:
             return None
-        if type(value) is not int or value <= 0:
+        if type(value) is not int or not 0 < value < 2**63:
             fix = "Write the size in bytes as a whole number, or leave it out."
             self._complain(_field("size", f"`size` is {value!r:.80}", fix))
             return None

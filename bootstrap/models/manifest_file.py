@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -34,7 +35,7 @@ def find_manifest(setting: str | None, root: Path) -> Path | str | None:
     """MODELS_MANIFEST as a path, or as the text it holds inline; else the file at the volume's
     root; else None. A relative path counts from the volume's root."""
     if setting is None:
-        return next((root / name for name in DEFAULT_NAMES if (root / name).is_file()), None)
+        return next((root / name for name in DEFAULT_NAMES if os.path.isfile(root / name)), None)
     return setting if setting.lstrip()[:1] in ("{", "[") else root / setting
 
 
@@ -83,7 +84,7 @@ def read_data(source: Path | str) -> Any:
 def add_entry(path: Path, spec: ModelSpec) -> bool:
     """Write `spec` into the manifest at `path`, in place of an entry for the same file; True when
     the file changed. Other entries and unknown fields stay. Raises Unreadable and OSError."""
-    data: Any = read_data(path) if path.exists() else {"version": VERSION, "models": []}
+    data: Any = read_data(path) if os.path.exists(path) else {"version": VERSION, "models": []}
     if not isinstance(data, dict) or is_workflow(data) or not isinstance(data.get("models"), list):
         raise _unreadable(str(path), "it is no manifest that entries can be added to")
     models: list[Any] = data["models"]

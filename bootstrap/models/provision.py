@@ -64,7 +64,8 @@ def provision(
     job = _Job(workplace, stop or threading.Event(), on_result or (lambda result: None))
     ordered = sorted(specs, key=lambda spec: spec.optional)
     for folder in {workplace.models / spec.directory for spec in specs}:
-        sweep(folder)
+        if workplace.holds(folder):
+            sweep(folder)
     missing = [spec for spec in ordered if not job.settled_without_network(spec)]
     busy = [spec for spec in missing if not job.fetch(spec, wait=False)]
     for spec in busy:
@@ -200,10 +201,8 @@ class _Job:
         return Lease(folder, spec.name, self._place.tools.disk, self._place.beat, self._place.stale)
 
     def _check_inside(self, folder: Path) -> None:
-        real = Path(os.path.realpath(folder))
-        roots = (self._place.models, *self._place.within)
-        if not any(real.is_relative_to(os.path.realpath(root)) for root in roots):
-            raise _outside(folder, real)
+        if not self._place.holds(folder):
+            raise _outside(folder, Path(os.path.realpath(folder)))
 
     def _settle(self, result: Result) -> bool:
         self.results[id(result.spec)] = result

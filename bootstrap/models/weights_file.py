@@ -132,7 +132,7 @@ def _server_answer(head: bytes, size: int) -> Examined | None:
     """What servers send instead of weights: a page, an error as JSON or text, an LFS pointer."""
     start = head[:_EXCERPT].lstrip(b"\xef\xbb\xbf \t\r\n")
     if start.startswith(_POINTER):
-        named = re.search(rb"^size (\d+)$", head[:1024], re.MULTILINE)
+        named = re.search(rb"^size (\d{1,18})$", head[:1024], re.MULTILINE)
         return Examined(State.POINTER, expected=int(named[1]) if named else None)
     if start.lower().startswith(_PAGES):
         return Examined(State.PAGE, _excerpt(start))
@@ -193,7 +193,7 @@ def _judge_header(header: bytes, size: int) -> Examined:
         offsets = tensor.get("data_offsets")
         if isinstance(offsets, list):
             first, last = offsets
-            if type(first) is not int or type(last) is not int or not 0 <= first <= last:
+            if type(first) is not int or type(last) is not int or not 0 <= first <= last < 2**63:
                 raise ValueError("offsets")
             dtypes[str(tensor.get("dtype"))[:16]] += last - first
             end = max(end, last)

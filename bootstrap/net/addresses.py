@@ -105,8 +105,8 @@ class AddressPolicy:
 
 def take_apart(url: str) -> Target:
     """Scheme, host, port and path of an http(s) URL. Raises DownloadError when it is none."""
-    if any(ord(c) <= 32 or ord(c) == 127 or c == "\\" for c in url):
-        raise _refused(url, "holds white space, control characters or backslashes")
+    if any(c <= " " or c in "\x7f\\" or "\ud800" <= c <= "\udfff" for c in url):
+        raise _refused(url, "holds white space, control characters, backslashes or bytes")
     try:
         parts = urlsplit(url)
         port = parts.port

@@ -20,6 +20,7 @@ from typing import Any
 from urllib.parse import urljoin
 
 from bootstrap.core.redact import Secret
+from bootstrap.core.text import whole
 from bootstrap.net.addresses import AddressPolicy, Target, shown
 from bootstrap.net.errors import TRY_AGAIN, DownloadError, bad_answer, stalled, unreachable
 
@@ -107,9 +108,14 @@ class Reply:
 
     @property
     def length(self) -> int | None:
-        """Content-Length of this body, in bytes."""
+        """Content-Length of this body, in bytes. Raises DownloadError for one that no body has."""
         text = self.headers.get("content-length", "")
-        return int(text) if text.isdecimal() and not self.chunked else None
+        if self.chunked or not text:
+            return None
+        length = whole(text)
+        if length is None:
+            raise bad_answer(self.host, f"says an impossible length ({text[:20]!r})")
+        return length
 
     @property
     def strong_etag(self) -> str | None:
@@ -149,7 +155,7 @@ def explain(reply: Reply, words: Words = PLAIN, detail: str = "") -> DownloadErr
 def _retry_after(reply: Reply) -> float | None:
     """Seconds; an HTTP date there is taken as "a while", which is what the caller does anyway."""
     text = reply.headers.get("retry-after", "")
-    return float(text) if text.isdecimal() else None
+    return whole(text)
 
 
 @dataclass(frozen=True)

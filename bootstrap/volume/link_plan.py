@@ -2,9 +2,9 @@
 
 Whole folder, category or file, whichever loses nothing: a link is planned only where there is
 nothing yet, and only as deep as needed. Where ComfyUI has a real folder of the same name, the
-plan goes into it, also where it is a link to a folder elsewhere on the volume. A real file or
-folder is never replaced. A link is *ours* when it reads exactly
-as this plan would write it; only such a link is removed, and only when it leads nowhere.
+plan goes into it, also by way of a link to one on the volume, never into one off it. A real file
+or folder is never replaced. A link is *ours* when it reads exactly as this plan would write it;
+only such a link is removed, and only when it leads nowhere.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ class Tree(Protocol):
         ...
 
     def real(self, path: Pure) -> Pure | None:
-        """`path` without links; None when they lead nowhere."""
+        """`path` without links; None when it leads nowhere."""
         ...
 
     def alike(self, one: Pure, other: Pure) -> bool:
@@ -116,9 +116,10 @@ def plan_links(
     of the links were ours.
     """
     planner = _Planner(tree, volume, target, known)
-    sources = [source for source in dict.fromkeys(sources) if source != target]
-    planner.clear(sources)
+    sources = list(dict.fromkeys(sources))
     roots = [s for s in sources if tree.leads_to(s) is Kind.FOLDER and not tree.alike(s, target)]
+    planner.target = target = planner.through(target, sources)
+    planner.clear(sources)
     planner.visit(roots, target)
     planner.report_shadows([*roots, target])
     return LinkPlan(tuple(planner.actions), tuple(planner.conflicts))
@@ -133,13 +134,27 @@ class _Planner:
         self.actions: list[Action] = []
         self.conflicts: list[Conflict] = []
         self.cleared: set[Pure] = set()
-        # Folders behind links that are being looked at: links may lead round in a circle.
-        self.entered: list[Pure] = []
+        self.inside: list[Pure] = []  # the folders on the way to where the plan is
+
+    def through(self, place: Pure, sources: list[Pure]) -> Pure:
+        """`place`; where that is a link to a real folder on the volume, that folder, so that links
+        are made in it. Not one that holds a source or lies in one, and none twice on one way."""
+        if self.tree.kind(place) is not Kind.LINK or self.tree.leads_to(place) is not Kind.FOLDER:
+            return place
+        real = self.tree.real(place)
+        if real is None or not real.is_relative_to(self.volume) or real in self.inside:
+            return place
+        # A source that another worker removes at this moment still counts, by its name.
+        homes = {home for s in sources for home in (s, self.tree.real(s)) if home is not None}
+        if any(real.is_relative_to(home) or home.is_relative_to(real) for home in homes):
+            return place
+        return real
 
     def clear(self, sources: list[Pure]) -> None:
         """Remove our links that lead nowhere, wherever in the target they are."""
         if self.tree.kind(self.target) is Kind.LINK:
             self._clear_if_ours(sources, self.target)
+            return
         for name, kind in sorted(self.tree.entries(self.target).items()):
             others = ALIASES.get(name, ())
             linked = [source / n for source in sources for n in (name, *others)]
@@ -147,17 +162,15 @@ class _Planner:
             self._clear_below(linked, self.target / name, kind)
 
     def _clear_below(self, sources: list[Pure], place: Pure, kind: Kind) -> None:
-        if kind is Kind.FOLDER:
-            for name, below in sorted(self.tree.entries(place).items()):
-                self._clear_below([source / name for source in sources], place / name, below)
-            return
         if kind is Kind.LINK:
             self._clear_if_ours(sources, place)
-            behind = self._behind(sources, place)
-            if behind is not None:
-                self.entered.append(behind)
-                self._clear_below(sources, behind, Kind.FOLDER)
-                self.entered.pop()
+            real = self.through(place, sources)
+            place, kind = real, kind if real == place else Kind.FOLDER
+        if kind is Kind.FOLDER:
+            self.inside.append(place)
+            for name, below in sorted(self.tree.entries(place).items()):
+                self._clear_below([source / name for source in sources], place / name, below)
+            self.inside.pop()
 
     def _clear_if_ours(self, sources: list[Pure], place: Pure) -> None:
         if self.tree.leads_to(place) is not None:
@@ -166,17 +179,6 @@ class _Planner:
         if any(text == self._text(place, source) for source in sources):
             self.actions.append(Unlink(place, text))
             self.cleared.add(place)
-
-    def _behind(self, sources: Iterable[Pure], place: Pure) -> Pure | None:
-        """The folder on the volume that the link at `place` leads to, if links may be made in it:
-        none of `sources` holds it or lies in it, or links would lead to themselves."""
-        real = self.tree.real(place)
-        if real is None or self.tree.leads_to(real) is not Kind.FOLDER or real in self.entered:
-            return None
-        away = [self.tree.real(source) or source for source in sources]
-        if any(real.is_relative_to(s) or s.is_relative_to(real) for s in away):
-            return None
-        return real if real.is_relative_to(self.volume) else None
 
     def visit(self, sources: list[Pure], place: Pure) -> None:
         """Make everything in the folders `sources` visible in the folder `place`."""
@@ -191,8 +193,10 @@ class _Planner:
         here = self._enter(sources, place, claims)
         if here is None:
             return
+        self.inside.append(place)
         for name, claimants in claims.items():
             self._claim(claimants, place / name, here.get(name))
+        self.inside.pop()
 
     def _claim_older_names(self, claims: dict[str, list[Pure]]) -> None:
         """Folders this ComfyUI does not know also claim the other name that it does know,
@@ -240,17 +244,13 @@ class _Planner:
         """`claimants` want to be seen at `place`, where `kind` is now."""
         folders = [c for c in claimants if self.tree.leads_to(c) is Kind.FOLDER]
         several = len(claimants) > 1
+        if kind is Kind.LINK and folders == claimants:
+            real = self.through(place, folders)
+            if real != place and self.tree.kind(real) is Kind.FOLDER:
+                place, kind = real, Kind.FOLDER
         if folders == claimants and (kind is Kind.FOLDER or (several and kind is None)):
             self.visit([f for f in folders if not self.tree.alike(f, place)], place)
             return
-        if folders == claimants and kind is Kind.LINK:
-            others = [f for f in folders if not self.tree.alike(f, place)]
-            behind = self._behind(others, place)
-            if behind is not None:
-                self.entered.append(behind)
-                self.visit(others, behind)
-                self.entered.pop()
-                return
         if kind is None:
             first, *claimants = claimants
             self.actions.append(Link(place, self._text(place, first)))

@@ -10,6 +10,7 @@ from dataclasses import replace
 from pathlib import Path, PurePosixPath
 
 from bootstrap.core.findings import Finding, error, info, warning
+from bootstrap.core.text import named
 from bootstrap.volume.layout import Layout, folders_known_to
 from bootstrap.volume.link_plan import (
     Action,
@@ -44,8 +45,7 @@ class DiskTree:
             return {}
 
     def kind(self, path: PurePosixPath) -> Kind | None:
-        real = Path(path)
-        if real.is_symlink():
+        if os.path.islink(path):
             return Kind.LINK
         return self.leads_to(path)
 
@@ -61,8 +61,7 @@ class DiskTree:
             return ""
 
     def real(self, path: PurePosixPath) -> PurePosixPath | None:
-        real = os.path.realpath(path)
-        return PurePosixPath(real) if os.path.exists(real) else None
+        return PurePosixPath(os.path.realpath(path)) if os.path.exists(path) else None
 
     def alike(self, one: PurePosixPath, other: PurePosixPath) -> bool:
         """Same inode; or files of the same size whose first and last 64 KB are the same."""
@@ -101,6 +100,11 @@ def link_models(layout: Layout) -> list[Finding]:
     if done:
         findings.append(_made(done))
     return findings
+
+
+def conflicts(plan: LinkPlan | None) -> list[Finding]:
+    """What a boot that carries out `plan` will say is in the way."""
+    return [] if plan is None else [_conflict(conflict) for conflict in plan.conflicts]
 
 
 def plan_for(layout: Layout) -> LinkPlan:
@@ -213,11 +217,10 @@ def _sample(path: PurePosixPath, size: int) -> bytes:
 def _made(done: list[Action]) -> Finding:
     links = [a for a in done if isinstance(a, Link)]
     removed = [a for a in done if isinstance(a, Unlink)]
-    examples = ", ".join(f"{a.place.name} → {a.text}" for a in links[:3])
-    more = f" and {len(links) - 3} more" if len(links) > 3 else ""
+    examples = named([f"{a.place.name} → {a.text}" for a in links], 3)
     parts: list[str] = []
     if links:
-        parts.append(f"linked {examples}{more}")
+        parts.append(f"linked {examples}")
     if removed:
         parts.append(f"removed {len(removed)} of our links whose models are gone")
     return info("links.made", "Models: " + "; ".join(parts) + ".", links=len(links))

@@ -94,7 +94,7 @@ class Pool:
         return call
 
     def abandon(self, call: _Call[Any]) -> bool:
-        """Nobody waits for the call any more; False when it has already ended."""
+        """The caller no longer waits for the call; False when it has already ended."""
         with self._changed:
             call.abandoned = True
             if call.cancel() and call in self._queue:
@@ -137,7 +137,7 @@ class Pool:
                     self._running.discard(call)
 
     def _next(self) -> _Call[Any] | None:
-        """The next call; None when this thread is not needed any more."""
+        """The next call; None when this thread is no longer needed."""
         with self._changed:
             while True:
                 while self._queue:

@@ -1,7 +1,7 @@
-"""How the jobs of one worker do what blocks: each kind of call in threads of its own.
+"""The blocking calls of one worker's jobs: each kind in a pool of its own.
 
-Work on the volume is given up when the volume goes silent: a dead mount never answers, and no job
-waits that long. A large file on a slow volume may take its time.
+Work on the volume is abandoned when the volume stops responding: a dead mount never answers, and no
+job waits that long. A large file on a slow volume may take its time.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ VOLUME_FIX = (
 CODES = {
     "worker.threads_exhausted": "Too many calls of earlier jobs hang; no more jobs are taken",
     # volume.silent is the doctor's
-    "volume.gone": "The volume was there when the worker started, and is not any more",
+    "volume.gone": "The volume was there when the worker started, and no longer is",
 }
 
 
@@ -124,7 +124,7 @@ class Calls:
         return (self.local, self.network, self.control, self.volume.pool)
 
     def fault(self) -> Finding | None:
-        """What to tell when one of the pools has no spare threads left."""
+        """The finding for a pool that has no spare threads left."""
         full = next((pool for pool in self.pools if pool.exhausted), None)
         if full is None:
             return None
@@ -140,8 +140,8 @@ class Calls:
 
 
 def volume_fault(layout: Layout, cause: JobError) -> JobError | None:
-    """The error to tell instead of `cause` when the volume is gone or silent; None when it is
-    there, or `cause` tells already. Blocks for two seconds at most."""
+    """The error to report instead of `cause` when the volume is gone or silent; None when it is
+    there, or `cause` already says so. Blocks for two seconds at most."""
     if cause.code == "volume.silent":
         return None
     probe = layout.root

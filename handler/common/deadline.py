@@ -9,7 +9,7 @@ from handler.common.errors import JobError
 
 
 class Deadline:
-    """Runs out `seconds` after it is made, on a clock that nobody sets; pauses do not count."""
+    """Expires `seconds` after it is made, on a monotonic clock; pauses do not count."""
 
     def __init__(self, seconds: float, clock: Callable[[], float] = time.monotonic) -> None:
         self.seconds = seconds
@@ -19,12 +19,12 @@ class Deadline:
         self._pauses = 0.0
 
     def pause(self) -> None:
-        """Let the clock stand still, if it does not yet."""
+        """Stop the clock, unless it is stopped."""
         if self._paused is None:
             self._paused = self._clock()
 
     def resume(self) -> None:
-        """Let the clock go on, if it stands still."""
+        """Start the clock again, if it is stopped."""
         if self._paused is not None:
             self._pauses += self._clock() - self._paused
             self._paused = None
@@ -47,12 +47,12 @@ class Deadline:
 
     @property
     def expired(self) -> bool:
-        """Is nothing left?"""
+        """Is no time left?"""
         return self.remaining == 0.0
 
 
 def timeout_error(deadline: Deadline, state: str) -> JobError:
-    """The job's time is over; `state` says what it was at."""
+    """The error for a job whose time is up; `state` says what it was doing."""
     return JobError(
         "job.timeout",
         f"The job was stopped after {deadline.elapsed:.0f} s: {state}.",

@@ -1,5 +1,7 @@
-"""What can go wrong with a job: one exception, a stable code, a sentence and a fix; and values in a
-few words, as these sentences quote them."""
+"""What can go wrong with a job: one exception with a stable code, a sentence and a fix.
+
+Also how these sentences describe a value in a few words.
+"""
 
 from __future__ import annotations
 
@@ -16,12 +18,12 @@ CODES = {
     "request.no_input": "The job has no `input`",
     "request.unknown_type": "The request has a type that does not exist",
     "request.wrong_type": "A field of the request has the wrong type or value",
-    "request.not_json": "The request holds something JSON cannot say, such as NaN",
+    "request.not_json": "The request contains a value that JSON cannot represent, such as NaN",
     "request.too_large": "The request is larger than MAX_REQUEST_MB",
     "request.too_deep": "The request is nested too deeply",
     "request.download_off": "Download requests are not allowed on this endpoint",
     "workflow.missing": "The request has no workflow",
-    "workflow.not_json": "The workflow is a text that is not JSON",
+    "workflow.not_json": "The workflow is a string that is not valid JSON",
     "workflow.not_an_object": "The workflow is not an object",
     "workflow.empty": "The workflow has no nodes",
     "workflow.ui_format": "The workflow was saved in the editor's own format",
@@ -38,7 +40,7 @@ CODES = {
     "overrides.unknown_node": "An override names a node that the workflow does not have",
     "image.no_name": "An input file has no name",
     "image.no_data": "An input file has no data",
-    "image.bad_name": "An input file has a name that is no plain file name",
+    "image.bad_name": "The name of an input file is not a plain file name",
     "image.bad_base64": "An input file is not valid base64",
     "image.not_stored": "An input file could not be written to local disk",
     "input.named_twice": "Two input files have one name",
@@ -46,19 +48,20 @@ CODES = {
     "input.url_refused": "The URL of an input file may not be fetched",
     "input.not_fetched": "The URL of an input file did not give the file",
     "input.too_large": "The file behind a URL is larger than MAX_INPUT_MB",
+    "input.outside": "A loader of uploads names a file outside the folders it reads",
     "input.missing": "A file that a loader names is neither sent nor on the volume",
-    "output.no_bucket": "Results are wanted in a bucket and there is none",
+    "output.no_bucket": "Results should go to a bucket, but none is configured",
     "output.bad_bucket": "The bucket that came with the job cannot be used",
-    "job.timeout": "The job took longer than it may",
+    "job.timeout": "The job exceeded its time limit",
     "job.node_failed": "A node raised an error",
     "job.out_of_memory": "A node ran out of GPU memory",
     "job.cuda_failed": "The GPU failed in a way that its process does not survive",
-    "job.interrupted": "The job was interrupted by somebody else",
+    "job.interrupted": "The job was interrupted by something other than this worker",
     "job.lost": "ComfyUI no longer knows the job",
     "job.result_missing": "A file that ComfyUI reported is not on disk",
     "comfyui.died": "ComfyUI ended while the job ran",
-    "comfyui.history_unreadable": "ComfyUI cannot tell what came of a job",
-    "comfyui.unreachable": "ComfyUI lives but does not answer as it should",
+    "comfyui.history_unreadable": "ComfyUI cannot show the outcome of a job",
+    "comfyui.unreachable": "ComfyUI is running but does not answer as it should",
     "reply.too_large": "A result is too large for a reply and cannot be kept either",
     "worker.internal": "A fault in the worker itself",
 }
@@ -68,8 +71,8 @@ _MOST_SENTENCE, _MOST_TEXT, _MOST_ITEMS, _MOST_DETAILS = 4000, 4000, 500, 200_00
 
 
 class JobError(Exception):
-    """A job cannot be done. `str()` is the sentence with its fix, as the caller reads it; secrets
-    of addresses that it quotes are masked."""
+    """A job failed. `str()` is the sentence with its fix, as the caller reads it; secrets in the
+    addresses that it quotes are masked."""
 
     def __init__(self, code: str, message: str, fix: str = "", /, **details: Any) -> None:
         self.code = code
@@ -80,7 +83,7 @@ class JobError(Exception):
 
     @classmethod
     def from_finding(cls, finding: Finding) -> JobError:
-        """The job's view of something that was found wrong with the worker."""
+        """The error for a job that a fault of the worker keeps from running."""
         return cls(finding.code, finding.message, finding.fix, **finding.details)
 
 
@@ -110,8 +113,8 @@ def bounded(details: Mapping[str, Any]) -> dict[str, Any]:
     return {name: within(value) for name, value in details.items()}
 
 
-def refuse_unreasonable(given: object, max_mb: float) -> None:
-    """One walk, without recursion, over everything: depth, size, and what JSON cannot say."""
+def check_limits(given: object, max_mb: float) -> None:
+    """Check depth, size and that JSON can represent all of it, in one walk without recursion."""
     size = 0
     pending: list[tuple[object, int]] = [(given, 0)]
     while pending:
@@ -125,7 +128,9 @@ def refuse_unreasonable(given: object, max_mb: float) -> None:
         size += len(value) if isinstance(value, str) else 8
         if isinstance(value, float) and not math.isfinite(value):
             raise JobError(
-                "request.not_json", f"The request holds {value}.", "Send a finite number instead."
+                "request.not_json",
+                f"The request contains {value}.",
+                "Send a finite number instead.",
             )
         if isinstance(value, Mapping):
             size += sum(len(str(key)) for key in value)
@@ -150,10 +155,10 @@ def wrong_type(name: str, wanted: str, given: object) -> JobError:
 
 
 def described(value: object) -> str:
-    """A value in a few words: what it is, and what it says when that is short."""
+    """A value in a few words: its type, and what it holds if that is short."""
     if value is None:
         return "null"
-    names = {str: "the text", bool: "the value", int: "the number", float: "the number"}
+    names = {str: "the string", bool: "the value", int: "the number", float: "the number"}
     if type(value) in names:
         return f"{names[type(value)]} {short(value)}"
     return "a list" if isinstance(value, (list, tuple)) else "an object"

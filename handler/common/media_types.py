@@ -7,7 +7,7 @@ import posixpath
 
 import filetype
 
-# Enough of a file's beginning for every format that is told apart here.
+# Enough of a file's beginning for every format that is recognised here.
 HEAD_BYTES = 8192
 MEDIA = ("image", "video", "audio")
 _UNKNOWN = "application/octet-stream"
@@ -60,10 +60,10 @@ def extension_for(head: bytes) -> str:
     return "" if kind is None else f".{kind.extension}"
 
 
-def unfit(head: bytes, name: str) -> str | None:
-    """What a file is instead, when its name promises picture, film or sound and it is none.
+def wrong_content(head: bytes, name: str) -> str | None:
+    """What a file is instead, when its name promises a picture, video or sound and it is not one.
 
-    Bytes nobody knows pass: ComfyUI reads more formats than are told apart here.
+    Unknown bytes pass: ComfyUI reads more formats than are recognised here.
     """
     if family_of(_by_name(name)) not in MEDIA:
         return None
@@ -77,7 +77,7 @@ def unfit(head: bytes, name: str) -> str | None:
 
 
 def family_of(mime: str) -> str:
-    """What stands before the slash."""
+    """The part before the slash."""
     return mime.partition("/")[0]
 
 

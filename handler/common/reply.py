@@ -1,4 +1,4 @@
-"""What came of a job -> the dict that Runpod gets."""
+"""The outcome of a job -> the dict that Runpod gets."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _NOTE_BYTES = 2500
 
 
 def completed(results: list[dict[str, Any]], warnings: list[str], **more: Any) -> Reply:
-    """The reply of a job that went well."""
+    """The reply of a job that succeeded."""
     reply: Reply = {"status": "completed", "results": results, **more}
     if warnings:
         reply["warnings"] = warnings
@@ -23,7 +23,7 @@ def completed(results: list[dict[str, Any]], warnings: list[str], **more: Any) -
 
 
 def failed(error: JobError) -> Reply:
-    """The reply of a job that did not; the SDK turns `error`, a string, into FAILED."""
+    """The reply of a job that failed; the SDK turns `error`, a string, into FAILED."""
     reply: Reply = {"status": "failed", "error": str(error), "error_code": error.code}
     if error.fix:
         reply["fix"] = error.fix
@@ -75,21 +75,21 @@ def postable(value: Any) -> Any:
 
 
 def too_large_alone(entry: Mapping[str, Any], warnings: Sequence[str], limit: str) -> JobError:
-    """A result that fits into no reply and can go nowhere else."""
+    """The error for a result that fits into no reply and can go nowhere else."""
     why = f" ({'; '.join(warnings)})" if warnings else ""
     return JobError(
         "reply.too_large",
         f"With {entry.get('filename')} ({entry.get('size')} bytes) the reply is larger than "
         f"{limit}, and it could be kept nowhere else{why}.",
-        "Attach a network volume with room to the endpoint, set BUCKET_ENDPOINT_URL and its "
-        "fellows, or make the result smaller.",
+        "Attach a network volume with room to the endpoint, set BUCKET_ENDPOINT_URL and the "
+        "other BUCKET_ settings, or make the result smaller.",
         filename=entry.get("filename"),
         size=entry.get("size"),
     )
 
 
 def too_large(size: int, max_mb: float) -> JobError:
-    """What is left when all large contents are out is too large still."""
+    """The error for a reply that is too large even without all large contents."""
     return JobError(
         "reply.too_large",
         f"Without any large file the reply still has {size / 1e6:.1f} MB, more than "

@@ -1,22 +1,22 @@
-"""One prompt on one ComfyUI, the queue of them, and a ComfyUI that is fit for the next."""
+"""One prompt on one ComfyUI, the queue of them, and a ComfyUI kept ready for the next."""
 
 from handler.execution.comfy_client import KnownClasses
-from handler.execution.executor import Prompts
-from handler.execution.node_progress import Step
+from handler.execution.executor import PromptExecutor
+from handler.execution.node_progress import ProgressUpdate
 from handler.execution.prompt_run import run_prompt
-from handler.execution.queue import Line, Prompt, Ran
-from handler.execution.recovery import MemoryRelief, Revival
+from handler.execution.queue import Prompt, PromptQueue, PromptResult
+from handler.execution.recovery import ComfyRecovery, MemoryRelief
 from handler.execution.validation import of_node
 
 __all__ = [
+    "ComfyRecovery",
     "KnownClasses",
-    "Line",
     "MemoryRelief",
+    "ProgressUpdate",
     "Prompt",
-    "Prompts",
-    "Ran",
-    "Revival",
-    "Step",
+    "PromptExecutor",
+    "PromptQueue",
+    "PromptResult",
     "of_node",
     "run_prompt",
 ]

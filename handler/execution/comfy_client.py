@@ -1,7 +1,4 @@
-"""ComfyUI over HTTP and WebSocket, thin: asked with patience, a prompt taken out of it.
-
-Foreign exceptions are translated here, once.
-"""
+"""ComfyUI over HTTP and WebSocket. Exceptions of aiohttp are translated here, once."""
 
 from __future__ import annotations
 
@@ -18,11 +15,11 @@ from handler.common.deadline import Deadline
 
 _Socket = Any  # aiohttp's class is generic in some versions and not in others
 _ANSWER_SECONDS = 30.0
-_SOCKET_CLOSE = aiohttp.ClientWSTimeout(ws_close=0.0)  # its farewell is not waited for
+_SOCKET_CLOSE = aiohttp.ClientWSTimeout(ws_close=0.0)  # does not wait for the server's close frame
 _QUEUE_SECONDS = 10.0
 # ComfyUI validates a large workflow before it answers; /object_info starts scans of all models.
 _SLOW_ANSWER_SECONDS = 120.0
-# An answer that comes so soon needs no further care.
+# CPU time is not measured for an answer that comes so soon.
 _AT_ONCE = 0.2
 # Without an answer in so many seconds, and with less CPU time used meanwhile, nothing goes on in
 # there; seen several times in a row, since a host or a volume can stall for a while. Where it
@@ -78,10 +75,10 @@ class ComfyClient:
         return (await self._call("GET", f"/history/{prompt_id}", None, seconds)).get(prompt_id)
 
     async def queued(self) -> tuple[list[str], list[str]]:
-        """Prompt ids (running, pending), those that wait in the order of their turn."""
+        """Prompt ids (running, pending), those pending in the order in which they will run."""
         queue = await self._call("GET", "/queue", None, _QUEUE_SECONDS)
         running, pending = queue.get("queue_running", []), queue.get("queue_pending", [])
-        pending.sort(key=lambda item: item[0])  # told as the heap it is
+        pending.sort(key=lambda item: item[0])  # it comes as the heap it is
         return [str(item[1]) for item in running], [str(item[1]) for item in pending]
 
     async def interrupt(self, prompt_id: str) -> None:
@@ -89,11 +86,11 @@ class ComfyClient:
         await self._call("POST", "/interrupt", {"prompt_id": prompt_id})
 
     async def remove_pending(self, prompt_id: str) -> None:
-        """Take a prompt that waits out of the queue."""
+        """Remove a pending prompt from the queue."""
         await self._call("POST", "/queue", {"delete": [prompt_id]})
 
     async def free(self) -> None:
-        """Let go of models and cached results; done by ComfyUI after the prompt that runs."""
+        """Unload models and drop cached results; ComfyUI does so after the running prompt."""
         await self._call("POST", "/free", {"unload_models": True, "free_memory": True})
 
     async def node_classes(self) -> list[str]:
@@ -101,8 +98,8 @@ class ComfyClient:
         return list(await self._call("GET", "/object_info", None, _SLOW_ANSWER_SECONDS))
 
     async def listen(self, client_id: str) -> AsyncIterator[dict[str, Any]] | None:
-        """Open the socket; the text messages that come until it ends, in whatever way. None when
-        it does not open."""
+        """Open the socket; its text messages until it ends for any reason. None when it does not
+        open."""
         address = f"{self._url}/ws?clientId={client_id}"
         try:
             socket = await self._session.ws_connect(address, max_msg_size=0, timeout=_SOCKET_CLOSE)
@@ -127,18 +124,18 @@ class ComfyClient:
 
 
 class KnownClasses:
-    """The node classes of a ComfyUI, asked for once in each of its lives: the answer is slow."""
+    """The node classes of a ComfyUI, asked for once for each of its processes: that is slow."""
 
     def __init__(self) -> None:
-        self._life: int | None = None
+        self._generation: int | None = None
         self._names: list[str] = []
 
-    async def names(self, client: ComfyClient, life: int) -> list[str]:
-        """All of them; empty when ComfyUI does not say. `life` changes with the process."""
-        if self._life != life or not self._names:
+    async def names(self, client: ComfyClient, generation: int) -> list[str]:
+        """All of them; empty when ComfyUI does not say. `generation` changes with the process."""
+        if self._generation != generation or not self._names:
             try:
                 self._names = await client.node_classes()
-                self._life = life
+                self._generation = generation
             except (Refused, Unreachable):
                 return []
         return self._names
@@ -170,12 +167,12 @@ def _content(raw: bytes) -> Any:
         return raw.decode("utf-8", "replace")
 
 
-async def look_at_history(
+async def fetch_history(
     comfyui: ComfyUI, client: ComfyClient, prompt_id: str, deadline: Deadline
 ) -> Any | None:
     """The prompt's entry; None while there is none. Raises Refused, and Unreachable for a ComfyUI
-    that is frozen: it does not answer and does nothing else either. One that computes may hold
-    Python's lock, and has more time."""
+    that is frozen: it neither answers nor uses CPU time. One that computes may hold Python's lock,
+    and gets more time."""
     seconds, idle = _LOOK_SECONDS, 0
     for last in (False,) * (_PATIENT_LOOKS - 1) + (True,):
         before = None

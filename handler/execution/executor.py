@@ -1,4 +1,4 @@
-"""Workflows run on one ComfyUI in turn: it is made fit before, and mended after what broke it."""
+"""Runs the workflows of all jobs on one ComfyUI in turn, and restarts it after what broke it."""
 
 from __future__ import annotations
 
@@ -15,11 +15,18 @@ from handler.common.blocking import TimeUp
 from handler.common.calls import Calls
 from handler.common.deadline import Deadline
 from handler.common.errors import JobError
-from handler.execution import history
 from handler.execution.comfy_client import KnownClasses, Refused, Unreachable, connect
+from handler.execution.history import lost_error
 from handler.execution.prompt_run import run_prompt
-from handler.execution.queue import Displaced, Line, Prompt, Ran, Turn
-from handler.execution.recovery import Revival
+from handler.execution.queue import (
+    EntryState,
+    Prompt,
+    PromptLost,
+    PromptQueue,
+    PromptResult,
+    QueueEntry,
+)
+from handler.execution.recovery import ComfyRecovery
 from handler.sdk.shutdown import JobHandle
 
 _OUT_OF_MEMORY = "job.out_of_memory"
@@ -27,29 +34,30 @@ _OUT_OF_MEMORY = "job.out_of_memory"
 _POISONED = {"job.cuda_failed", "comfyui.history_unreadable", "comfyui.unreachable"}
 _FREEING_SECONDS = 1.0
 _END_SECONDS = 10.0
-# A job that another one's fault took along is run anew; it may be unlucky twice.
-_MOST_RUNS = 3
-# Told what ran (None: it failed) and until when it wrote, before the next job's end is looked at.
-AtEnd = Callable[[Ran | None, float], None]
+# Retries a job lost to another job's crash, at most twice.
+_MAX_ATTEMPTS = 3
+# Called with the result (None: it failed) and the time until which files may be this prompt's,
+# before the next job's end is looked at.
+AtEnd = Callable[[PromptResult | None, float], None]
 
 
-class Prompts:
+class PromptExecutor:
     """Runs the workflows of one worker's jobs, however many ask at once."""
 
     def __init__(
         self,
         comfyui: ComfyUI,
-        revival: Revival,
+        recovery: ComfyRecovery,
         models: Path,
         known: KnownClasses,
         calls: Calls,
     ) -> None:
         self._comfyui = comfyui
-        self._revival = revival
+        self._recovery = recovery
         self._models = models
         self._known = known
         self._calls = calls
-        self._line = Line()
+        self._queue = PromptQueue()
 
     async def run(
         self,
@@ -58,84 +66,85 @@ class Prompts:
         handle: JobHandle,
         at_end: AtEnd,
         retry: bool = False,
-    ) -> Ran:
+    ) -> PromptResult:
         """Run it to its end, and with `retry` once more when memory was short. Raises JobError.
         `at_end` is called in a thread."""
-        once = partial(self._in_turn, prompt, deadline, handle, at_end)
+        once = partial(self._run_in_turn, prompt, deadline, handle, at_end)
         try:
             return await once()
         except JobError as error:
             if error.code != _OUT_OF_MEMORY or not retry:
                 raise
-            # ComfyUI frees when it next looks for work, and tells nobody when it has: a prompt
-            # that comes first would run first.
+            # ComfyUI frees memory when it next looks for work, and does not say when it has: a
+            # prompt submitted before that would run first.
             await asyncio.sleep(_FREEING_SECONDS)
-            ran = await once()
-            note = f"ran twice: {error.message} It was freed, and the second run went well"
-            return replace(ran, warnings=[*ran.warnings, note])
+            result = await once()
+            note = f"ran twice: {error.message} It was freed, and the second run succeeded"
+            return replace(result, warnings=[*result.warnings, note])
 
-    async def _in_turn(
+    async def _run_in_turn(
         self, prompt: Prompt, deadline: Deadline, handle: JobHandle, at_end: AtEnd
-    ) -> Ran:
-        ran: Ran | None = None
-        async with self._line.turn(deadline) as turn, handle.waiting(lambda: not turn.first):
+    ) -> PromptResult:
+        result: PromptResult | None = None
+        async with self._queue.enter(deadline) as entry, handle.waiting(lambda: not entry.is_head):
             try:
-                ran = await self._to_the_end(prompt, turn)
-                if ran.ended.failure is not None:
-                    raise ran.ended.failure
-                return ran
+                result = await self._run_to_end(prompt, entry)
+                if result.history.failure is not None:
+                    raise result.history.failure
+                return result
             except JobError as error:
-                ran = None
-                if turn.first:
-                    await self._mend(error)
+                result = None
+                if entry.is_head:
+                    await self._clean_up_after(error)
                 raise
             finally:
                 if self._comfyui.ended() is not None:
-                    self._line.displace_others(turn)
-                    if turn.first:
-                        self._revival.soon()
-                if turn.ended:
-                    until = turn.wrote_until
+                    self._queue.mark_lost(entry)
+                    if entry.is_head:
+                        self._recovery.restart_in_background()
+                cutoff = entry.output_cutoff
+                if cutoff is not None:
                     with suppress(TimeUp):
-                        looking = self._calls.local.run(lambda: at_end(ran, until), _END_SECONDS)
-                        await asyncio.shield(looking)
+                        ending = self._calls.local.run(
+                            partial(at_end, result, cutoff), _END_SECONDS
+                        )
+                        await asyncio.shield(ending)
 
-    async def _to_the_end(self, prompt: Prompt, turn: Turn) -> Ran:
-        surely = False
-        for _ in range(_MOST_RUNS):
-            await self._make_ready(turn, surely)
-            life = self._comfyui.starts
+    async def _run_to_end(self, prompt: Prompt, entry: QueueEntry) -> PromptResult:
+        probe = False
+        for _ in range(_MAX_ATTEMPTS):
+            await self._prepare(entry, probe)
+            generation = self._comfyui.starts
             try:
-                ran = await run_prompt(
-                    self._comfyui, prompt, turn, self._models, self._known, self._calls, surely
+                result = await run_prompt(
+                    self._comfyui, prompt, entry, self._models, self._known, self._calls, probe
                 )
-                await turn.come()  # so that what was before it is over and mended
-                displaced = turn.displaced or self._comfyui.starts != life
-                if ran.ended.failure is None or not displaced:
-                    return ran
-            except Displaced:
+                await entry.wait_until_head()  # so that what was before it is over and cleaned up
+                lost = entry.state is EntryState.LOST or self._comfyui.starts != generation
+                if result.history.failure is None or not lost:
+                    return result
+            except PromptLost:
                 pass
-            await turn.come()
-            say("ComfyUI ended, or was not there, before it came to a job; the job is run anew")
-            turn.queued = turn.displaced = turn.ended = False
-            surely = True
-        raise history.lost()
+            await entry.wait_until_head()
+            say("ComfyUI ended, or was not there, before it came to a job; retrying the job")
+            entry.retry()
+            probe = True
+        raise lost_error()
 
-    async def _make_ready(self, turn: Turn, surely: bool) -> None:
-        """Have a ComfyUI that takes the prompt. One that was ready once and lives is asked only
-        when it has to be `surely` so: the prompt tells the same. Where memory is short, nobody may
-        be before it."""
-        fit = self._revival.seems_fit()
-        if not fit:
-            await turn.come()
-        await turn.near()
-        if turn.first and (surely or not fit):
-            await self._revival.ready(turn.deadline)
+    async def _prepare(self, entry: QueueEntry, probe: bool) -> None:
+        """Have a ComfyUI that takes the prompt. Without `probe`, one that was ready once and lives
+        is not asked: the prompt shows the same. Where memory is short, no job may be before it."""
+        healthy = self._recovery.is_healthy()
+        if not healthy:
+            await entry.wait_until_head()
+        await entry.wait_until_next()
+        if entry.is_head and (probe or not healthy):
+            await self._recovery.ensure_ready(entry.deadline)
 
-    async def _mend(self, error: JobError) -> None:
+    async def _clean_up_after(self, error: JobError) -> None:
         """What ComfyUI needs after a job that failed, before the next one."""
         if error.code in _POISONED:
-            await self._revival.end(error.message)
+            await self._recovery.end(error.message)
         elif error.code == _OUT_OF_MEMORY:
             await self._free_gpu()
 

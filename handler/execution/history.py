@@ -1,7 +1,7 @@
 """Sans I/O: what ComfyUI's history says of a prompt, and how it can fail other than by its nodes.
 
-History is the truth. The socket can fall silent, lose its place to a late-closing twin, or drop,
-and nothing is replayed; its messages only say when a look at the history is worth while.
+History is the truth. The socket can fall silent, drop, or be replaced by a stale connection with
+the same client id, and nothing is replayed; its messages only say when to look at the history.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Any
 from bootstrap.comfyui import Exit, explain_exit
 from handler.common.calls import VOLUME_FIX
 from handler.common.errors import JobError
-from handler.execution.node_progress import Headway
+from handler.execution.node_progress import NodeProgress
 
 _TRACEBACK_LINES = 12
 _MILLISECOND = 0.001
@@ -29,36 +29,36 @@ _MEMORY = re.compile(r"CUDA (?:error: )?out of memory", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
-class Ended:
-    """A prompt that ended; `failure` is None when all went well. When it began and ended, in
-    seconds since 1970, where ComfyUI says so (since 2024)."""
+class HistoryEntry:
+    """A prompt that ended; `failure` is None when it succeeded. Times are in seconds since 1970,
+    None where ComfyUI does not say (before 2024)."""
 
     outputs: Mapping[str, Any]
     failure: JobError | None
-    at: float | None = None
-    began: float | None = None
+    ended_at: float | None = None
+    started_at: float | None = None
 
     def seconds(self, at_most: float) -> float:
         """What it took; `at_most`, which was measured from outside, where ComfyUI does not say or
         the clock was set meanwhile."""
-        if self.at is None or self.began is None:
+        if self.ended_at is None or self.started_at is None:
             return at_most
-        took = self.at - self.began
+        took = self.ended_at - self.started_at
         return took if 0 < took < at_most else at_most
 
 
-def is_news(message: Mapping[str, Any], prompt_id: str) -> bool:
-    """Does a socket message say that the history has this prompt now? That of its success comes a
-    moment before."""
+def announces_end(message: Mapping[str, Any], prompt_id: str) -> bool:
+    """Does a socket message say that the history has this prompt now? `execution_success` comes a
+    moment too early."""
     data = message.get("data")
     if not isinstance(data, Mapping) or data.get("prompt_id") != prompt_id:
         return False
     return message.get("type") == "executing" and data.get("node") is None
 
 
-def reported(message: Mapping[str, Any], prompt_id: str) -> dict[str, Any] | None:
-    """What a node of this prompt reports that is through, as the history's outputs have it; None
-    for other messages."""
+def node_outputs(message: Mapping[str, Any], prompt_id: str) -> dict[str, Any] | None:
+    """What a node of this prompt reports when it has finished, as the history's outputs have it;
+    None for other messages."""
     data = message.get("data")
     if message.get("type") != "executed" or not isinstance(data, Mapping):
         return None
@@ -67,7 +67,7 @@ def reported(message: Mapping[str, Any], prompt_id: str) -> dict[str, Any] | Non
     return {str(data.get("node")): data["output"]}
 
 
-def ended(entry: Mapping[str, Any] | None) -> Ended | None:
+def read_entry(entry: Mapping[str, Any] | None) -> HistoryEntry | None:
     """What a history entry says; None while there is none.
 
     Versions before 2024 write no status: there an entry alone means success.
@@ -76,19 +76,19 @@ def ended(entry: Mapping[str, Any] | None) -> Ended | None:
         return None
     status = entry.get("status") or {}
     messages = {m[0]: m[1] for m in status.get("messages") or [] if len(m) == 2}
-    at = _when(messages, "execution_success", "execution_error", "execution_interrupted")
-    return Ended(
+    ended_at = _when(messages, "execution_success", "execution_error", "execution_interrupted")
+    return HistoryEntry(
         entry.get("outputs") or {},
         _failure(status, messages),
-        None if at is None else at + _MILLISECOND,  # told in whole ones, cut off
+        None if ended_at is None else ended_at + _MILLISECOND,  # they are cut to whole ones
         _when(messages, "execution_start"),
     )
 
 
 def _when(messages: Mapping[str, Any], *kinds: str) -> float | None:
     for kind in kinds:
-        told = messages.get(kind)
-        stamp = told.get("timestamp") if isinstance(told, Mapping) else None
+        message = messages.get(kind)
+        stamp = message.get("timestamp") if isinstance(message, Mapping) else None
         if isinstance(stamp, (int, float)):
             return stamp / 1000
     return None
@@ -100,7 +100,7 @@ def _failure(status: Mapping[str, Any], messages: Mapping[str, Any]) -> JobError
     if "execution_interrupted" in messages:
         return JobError(
             "job.interrupted",
-            "The job was interrupted in ComfyUI by somebody else.",
+            "The job was interrupted in ComfyUI by something other than this worker.",
             "Send it again.",
         )
     if status.get("status_str") == "error":
@@ -144,10 +144,10 @@ def _node_failed(error: Mapping[str, Any]) -> JobError:
     )
 
 
-def died(exit: Exit, headway: Headway) -> JobError:
-    """ComfyUI ended under the job."""
+def died_error(exit: Exit, progress: NodeProgress) -> JobError:
+    """The error for a job under which ComfyUI ended."""
     cause = explain_exit(exit)
-    where = headway.where()
+    where = progress.current_node()
     at = f"while node {where['node_id']} ({where['node_type']}) ran" if where else ""
     return JobError(
         "comfyui.died",
@@ -159,20 +159,20 @@ def died(exit: Exit, headway: Headway) -> JobError:
     )
 
 
-def unreachable(problem: object, headway: Headway, log: list[str]) -> JobError:
-    """ComfyUI did not answer, as `problem` says, and did not end either."""
+def unreachable_error(problem: object, progress: NodeProgress, log: list[str]) -> JobError:
+    """The error for a ComfyUI that did not answer, as `problem` says, and did not end either."""
     return JobError(
         "comfyui.unreachable",
-        f"ComfyUI lives but does not answer ({problem}).",
+        f"ComfyUI is running but does not answer ({problem}).",
         "It is restarted before the next job; send this one again.",
-        **headway.where(),
+        **progress.current_node(),
         log=log,
     )
 
 
-def volume_silent(headway: Headway) -> JobError:
-    """ComfyUI waits for the volume."""
-    where = headway.where()
+def volume_silent_error(progress: NodeProgress) -> JobError:
+    """The error for a ComfyUI that waits for the volume."""
+    where = progress.current_node()
     at = f" in node {where['node_id']} ({where['node_type']})" if where else ""
     return JobError(
         "volume.silent",
@@ -182,8 +182,8 @@ def volume_silent(headway: Headway) -> JobError:
     )
 
 
-def lost() -> JobError:
-    """ComfyUI knows nothing of the job."""
+def lost_error() -> JobError:
+    """The error for a prompt that ComfyUI does not know."""
     return JobError(
         "job.lost",
         "ComfyUI has the job neither in its queue nor in its history.",
@@ -191,14 +191,14 @@ def lost() -> JobError:
     )
 
 
-def unreadable(said: object, headway: Headway, log: list[str]) -> JobError:
-    """ComfyUI refused, as `said`, to show what came of the job."""
-    where = headway.where()
+def unreadable_error(said: object, progress: NodeProgress, log: list[str]) -> JobError:
+    """The error for a ComfyUI that refused, as `said`, to show the outcome."""
+    where = progress.current_node()
     node = f" Node {where['node_id']} ({where['node_type']}) ran last." if where else ""
     return JobError(
         "comfyui.history_unreadable",
-        f"ComfyUI cannot tell what came of the job ({said}).{node}",
-        "A custom node most likely returned something that is not JSON; mend or remove it.",
+        f"ComfyUI cannot show the outcome of the job ({said}).{node}",
+        "A custom node most likely returned something that is not JSON; fix or remove it.",
         **where,
         log=log,
     )

@@ -1,6 +1,6 @@
-"""Sans I/O: ComfyUI's socket messages and queue -> how far a prompt is, as its caller is told.
+"""Sans I/O: ComfyUI's socket messages and queue -> how far a prompt is, for its caller.
 
-Messages may be missing, late or of another prompt: what they say is news, never the outcome.
+Messages may be missing, late or of another prompt: they are news, never the outcome.
 """
 
 from __future__ import annotations
@@ -15,16 +15,16 @@ QUEUED, RUNNING = "queued", "running"
 
 
 @dataclass(frozen=True)
-class Step:
-    """One thing to tell: the stage, percent of it done (None: unknown), and further fields."""
+class ProgressUpdate:
+    """The stage, percent of it done (None: unknown), and further fields."""
 
     stage: str
     percent: float | None = None
     more: Mapping[str, Any] = field(default_factory=dict)
 
 
-class Headway:
-    """How far one prompt is. `node` is the id of the node that was last heard to run."""
+class NodeProgress:
+    """How far one prompt is. `node` is the id of the node that was last reported to run."""
 
     def __init__(self, workflow: Workflow) -> None:
         self._workflow = workflow
@@ -34,32 +34,32 @@ class Headway:
         self.node: str | None = None
         self.started = False
 
-    def hear(self, message: Mapping[str, Any], prompt_id: str) -> Step | None:
-        """What a message of the socket changes; None when that is nothing."""
+    def on_message(self, message: Mapping[str, Any], prompt_id: str) -> ProgressUpdate | None:
+        """The update that a message of the socket makes; None where it changes nothing."""
         data = message.get("data")
         if not isinstance(data, Mapping) or data.get("prompt_id", prompt_id) != prompt_id:
             return None
         kind = message.get("type")
         if kind == "execution_start":
-            return self._told()
+            return self._update()
         if kind == "execution_cached" and isinstance(data.get("nodes"), list):
             self._done |= {str(node) for node in data["nodes"]}
-            return self._told()
+            return self._update()
         if kind == "executing" and data.get("node") is not None:
             self._begin(str(data["node"]))
-            return self._told()
+            return self._update()
         if kind == "progress":
             return self._progress(data)
         return None
 
-    def queue(self, running: bool, ahead: int) -> Step | None:
-        """What a look at the queue says: `ahead` prompts go before this one."""
+    def on_queue(self, running: bool, ahead: int) -> ProgressUpdate | None:
+        """The update that a look at the queue makes: `ahead` prompts go before this one."""
         if running:
-            return None if self.started else self._told()
-        return Step(QUEUED, None, {"position": ahead + 1})
+            return None if self.started else self._update()
+        return ProgressUpdate(QUEUED, None, {"position": ahead + 1})
 
-    def where(self) -> dict[str, Any]:
-        """The node that was last heard to run, for an error's details."""
+    def current_node(self) -> dict[str, Any]:
+        """The node that was last reported to run, for an error's details."""
         return {} if self.node is None else {"node_id": self.node, "node_type": self._class()}
 
     def _begin(self, node: str) -> None:
@@ -67,26 +67,28 @@ class Headway:
             self._done.add(self.node)
         self.node, self._share = node, 0.0
 
-    def _progress(self, data: Mapping[str, Any]) -> Step | None:
+    def _progress(self, data: Mapping[str, Any]) -> ProgressUpdate | None:
         step, steps = _number(data.get("value")), _number(data.get("max"))
         if step is None or not steps:
             return None
         if data.get("node") is not None and str(data["node"]) != self.node:
             self._begin(str(data["node"]))
         self._share = min(max(step / steps, 0.0), 1.0)
-        return self._told(step=step, steps=steps)
+        return self._update(step=step, steps=steps)
 
-    def _told(self, **more: Any) -> Step:
+    def _update(self, **more: Any) -> ProgressUpdate:
         self.started = True
         done = len(self._done & set(self._workflow)) + self._share
         # A node that expands into others, or that comes twice, must not turn the bar back.
         self._percent = max(self._percent, 100 * min(done / max(len(self._workflow), 1), 1.0))
         if self.node is not None:
             more = {"node": self.node, "class_type": self._class(), **more}
-        return Step(RUNNING, self._percent, {k: v for k, v in more.items() if v is not None})
+        return ProgressUpdate(
+            RUNNING, self._percent, {k: v for k, v in more.items() if v is not None}
+        )
 
     def _class(self) -> str | None:
-        """Nodes that a node expands into have ids such as `5.0.1`: told as their origin's."""
+        """Nodes that a node expands into have ids such as `5.0.1`: reported as the one it was."""
         node = self._workflow.get((self.node or "").partition(".")[0])
         return None if node is None else node.get("class_type")
 

@@ -22,16 +22,16 @@ from handler.execution.comfy_client import (
     Refused,
     Unreachable,
     connect,
+    fetch_history,
     lets_go,
-    look_at_history,
 )
-from handler.execution.node_progress import QUEUED, Headway, Step, position
-from handler.execution.queue import Displaced, Prompt, Ran, Turn
+from handler.execution.node_progress import QUEUED, NodeProgress, ProgressUpdate, position
+from handler.execution.queue import EntryState, Prompt, PromptLost, PromptResult, QueueEntry
 
 # Between looks at the history when the socket brings no news.
 _POLL_SECONDS = 0.5
 _QUEUE_EVERY = 4
-# One that was there a job ago neither opens a socket nor takes a prompt for so long.
+# One that answered a job ago opens no socket and takes no prompt for so long.
 _DEAF_SECONDS = 10.0
 _REFUSALS = 3
 _DEAD_GRACE_SECONDS = 1.0
@@ -49,26 +49,26 @@ _IDLE_CPU_SECONDS = 0.1
 async def run_prompt(
     comfyui: ComfyUI,
     prompt: Prompt,
-    turn: Turn,
+    entry: QueueEntry,
     models: Path,
     known: KnownClasses,
     calls: Calls,
     probed: bool = True,
     watch_volume: bool = True,
-) -> Ran:
-    """Run it to its end. Raises JobError and Displaced; whatever ends it, ComfyUI does not go on
-    with it. A ComfyUI that was not `probed` just now may turn out not to be there: that is
-    Displaced too. With `watch_volume` a ComfyUI that waits for it is noticed."""
+) -> PromptResult:
+    """Run it to its end. Raises JobError and PromptLost; whatever ends it, ComfyUI does not go on
+    with it. A ComfyUI that was not `probed` just now may turn out not to be there: that raises
+    PromptLost too. With `watch_volume`, a ComfyUI that waits for the volume is noticed."""
     async with connect(comfyui.url) as client:
         stall = VolumeStallDetector(comfyui, calls.volume) if watch_volume else None
-        run = _Run(comfyui, client, prompt, turn, models, known, calls, stall, probed)
+        run = _Run(comfyui, client, prompt, entry, models, known, calls, stall, probed)
         try:
-            ran = await run.to_the_end()
-            turn.end(ran.ended.at)
-            return ran
+            result = await run.to_end()
+            entry.ended(result.history.ended_at)
+            return result
         except (asyncio.CancelledError, JobError) as problem:
-            if turn.queued and turn.first:
-                turn.end(time.time())
+            if entry.is_head and entry.state is not EntryState.WAITING:
+                entry.ended(time.time())
             if not isinstance(problem, JobError) or problem.code in _GOES_ON:
                 await asyncio.shield(run.stop())
             elif problem.code == "comfyui.unreachable":
@@ -77,9 +77,9 @@ async def run_prompt(
 
 
 class _RanUnheard(Exception):
-    """ComfyUI, too slow to say so in time, had the prompt and ran it to a good end."""
+    """ComfyUI had the prompt, though it answered too late, and ran it successfully."""
 
-    def __init__(self, ended: history.Ended) -> None:
+    def __init__(self, ended: history.HistoryEntry) -> None:
         super().__init__()
         self.ended = ended
 
@@ -89,34 +89,34 @@ class _Run:
     comfyui: ComfyUI
     client: ComfyClient
     prompt: Prompt
-    turn: Turn
+    entry: QueueEntry
     models: Path
     known: KnownClasses
     calls: Calls
     stall: VolumeStallDetector | None
-    is_there: bool
+    reachable: bool
 
     def __post_init__(self) -> None:
-        self.life = self.comfyui.starts
+        self.generation = self.comfyui.starts
         self.ended_before = self.comfyui.prompts_ended
         self.client_id = uuid.uuid4().hex
         self.prompt_id = str(uuid.uuid4())
-        self.headway = Headway(self.prompt.workflow)
+        self.progress = NodeProgress(self.prompt.workflow)
         self.news = asyncio.Event()
         self.heard_end = False
         self.refusals = 0
         self.listening: asyncio.Task[None] | None = None
 
-    async def to_the_end(self) -> Ran:
+    async def to_end(self) -> PromptResult:
         submitted, start = time.time(), time.monotonic()
         # Its socket before the prompt, so that it hears all, but without waiting for it.
         listening = self.listening = asyncio.create_task(self._listen())
         submitting = asyncio.create_task(self._submit())
         try:
-            await asyncio.wait({submitting}, timeout=None if self.is_there else _DEAF_SECONDS)
-            if not (submitting.done() or self.is_there):
+            await asyncio.wait({submitting}, timeout=None if self.reachable else _DEAF_SECONDS)
+            if not (submitting.done() or self.reachable):
                 submitting.cancel()
-                await self._displace()
+                await self._give_up()
             warnings = await submitting
             ended = await self._watch()
         except _RanUnheard as ran:
@@ -126,23 +126,23 @@ class _Run:
             listening.cancel()
             await asyncio.gather(submitting, listening, return_exceptions=True)
         seconds = ended.seconds(at_most=time.monotonic() - start)
-        return Ran(ended, warnings, ended.began or submitted, seconds)
+        return PromptResult(ended, warnings, ended.started_at or submitted, seconds)
 
     async def stop(self) -> None:
-        """See that this prompt, and no other, no longer runs. Where ComfyUI does not let go of it,
-        ComfyUI is ended, unless another prompt runs there: then that one is waited for."""
+        """Make sure that this prompt, and no other, no longer runs. If ComfyUI does not let go of
+        it, end ComfyUI, but not while another prompt runs there: wait for that one first."""
         while not (self._process_is_gone() or await lets_go(self.client, self.prompt_id)):
-            if self.turn.first:
+            if self.entry.is_head:
                 say(f"ComfyUI did not let go of job {self.prompt_id}; ending it")
                 await self.calls.control.run(self.comfyui.stop, STOP_SECONDS)
                 return
-            await self.turn.come()
+            await self.entry.wait_until_head()
 
     def _process_is_gone(self) -> bool:
-        return self.comfyui.starts != self.life or self.comfyui.ended() is not None
+        return self.comfyui.starts != self.generation or self.comfyui.ended() is not None
 
     async def _submit(self) -> list[str]:
-        early = not self.turn.first
+        early = not self.entry.is_head
         try:
             self.prompt_id, left_out = await self.client.submit(
                 self.prompt.workflow,
@@ -154,25 +154,25 @@ class _Run:
         except Refused as refusal:
             raise await self._refused(refusal) from None
         except Unreachable as problem:
-            if early or not self.is_there:
-                await self._displace()
+            if early or not self.reachable:
+                await self._give_up()
             raise await self._unreachable(problem) from None
-        self.turn.queue()
-        if not self.headway.started:
-            self.prompt.tell(Step(QUEUED))
+        self.entry.submitted()
+        if not self.progress.started:
+            self.prompt.on_progress(ProgressUpdate(QUEUED))
         return validation.partial(left_out, self.prompt.workflow, self.models, self.prompt.hints)
 
-    async def _displace(self) -> NoReturn:
-        """Give it up here, to be run again; unless ComfyUI had it all the same, and ran it."""
+    async def _give_up(self) -> NoReturn:
+        """Give up this attempt, unless ComfyUI had the prompt all the same, and ran it."""
         await self.stop()
         try:
             entry = await self.client.history(self.prompt_id, _POLL_SECONDS)
         except (Unreachable, Refused):
             entry = None
-        ended = history.ended(entry)
+        ended = history.read_entry(entry)
         if ended is not None and ended.failure is None:
             raise _RanUnheard(ended)
-        raise Displaced
+        raise PromptLost
 
     async def _refused(self, refusal: Refused) -> JobError:
         known: list[str] = []
@@ -182,7 +182,7 @@ class _Run:
             refusal.body, self.prompt.workflow, known, self.models, self.prompt.hints
         )
 
-    async def _watch(self) -> history.Ended:
+    async def _watch(self) -> history.HistoryEntry:
         looks = 0
         missed = 0
         while True:
@@ -194,39 +194,41 @@ class _Run:
             looks += 1
             if looks % _QUEUE_EVERY == 0:
                 missed = 0 if await self._is_queued() else missed + 1
-                if self.stall is not None and self.turn.first:
-                    await self.stall.look(self.headway)
-            if missed == 2 and self.turn.first:
-                raise history.lost()
-            if self.turn.deadline.expired:
-                raise timeout_error(self.turn.deadline, "the workflow was still running")
+                if self.stall is not None and self.entry.is_head:
+                    await self.stall.look(self.progress)
+            if missed == 2 and self.entry.is_head:
+                raise history.lost_error()
+            if self.entry.deadline.expired:
+                raise timeout_error(self.entry.deadline, "the workflow was still running")
 
-    async def _look(self) -> history.Ended | None:
-        self._raise_if_displaced()
-        if not self.turn.first:
+    async def _look(self) -> history.HistoryEntry | None:
+        self._raise_if_lost()
+        if not self.entry.is_head:
             self.ended_before = self.comfyui.prompts_ended
         died = self.comfyui.ended()
-        if died is not None and self.turn.first:
+        if died is not None and self.entry.is_head:
             raise await self._died(died)
         try:
-            entry = await look_at_history(
-                self.comfyui, self.client, self.prompt_id, self.turn.deadline
+            found = await fetch_history(
+                self.comfyui, self.client, self.prompt_id, self.entry.deadline
             )
         except (Unreachable, Refused) as problem:
-            if not self.turn.first:
-                return None  # those before it find out what is the matter
-            self._raise_if_displaced()
+            if not self.entry.is_head:
+                return None  # those before it find out what is wrong
+            self._raise_if_lost()
             if isinstance(problem, Unreachable):
                 raise await self._unreachable(problem) from None
             self.refusals += 1
             if self.refusals < _REFUSALS:
                 return None
-            raise history.unreadable(problem, self.headway, self.comfyui.log_tail()) from None
-        return history.ended(entry)
+            raise history.unreadable_error(
+                problem, self.progress, self.comfyui.log_tail()
+            ) from None
+        return history.read_entry(found)
 
-    def _raise_if_displaced(self) -> None:
-        if self.turn.displaced or self.comfyui.starts != self.life:
-            raise Displaced
+    def _raise_if_lost(self) -> None:
+        if self.entry.state is EntryState.LOST or self.comfyui.starts != self.generation:
+            raise PromptLost
 
     async def _is_queued(self) -> bool:
         try:
@@ -235,56 +237,57 @@ class _Run:
             return True  # the next look at the history says more
         runs, ahead = position(self.prompt_id, running, pending)
         if runs or self.prompt_id in pending:
-            self._tell(self.headway.queue(runs, ahead))
+            self._report(self.progress.on_queue(runs, ahead))
         return runs or self.prompt_id in pending
 
-    def _tell(self, step: Step | None) -> None:
-        if step is not None:
-            self.prompt.tell(step)
+    def _report(self, update: ProgressUpdate | None) -> None:
+        if update is not None:
+            self.prompt.on_progress(update)
 
     async def _unreachable(self, problem: Unreachable) -> JobError:
         """A cut connection is most often a process that just died: give it time to be seen."""
         limit = Deadline(_DEAD_GRACE_SECONDS)
         while not limit.expired:
-            self._raise_if_displaced()
+            self._raise_if_lost()
             died = self.comfyui.ended()
             if died is not None:
                 return await self._died(died)
             await asyncio.sleep(0.05)
-        return history.unreachable(problem, self.headway, self.comfyui.log_tail())
+        return history.unreachable_error(problem, self.progress, self.comfyui.log_tail())
 
     async def _died(self, died: Exit) -> JobError:
-        """What the socket still holds tells which node ran. Raises Displaced when this prompt had
-        ended by then, as socket or log say, and there is one behind it that ended ComfyUI."""
+        """What the socket still holds tells which node ran. Raises PromptLost when this prompt had
+        ended by then, according to socket or log, and one behind it ended ComfyUI."""
         if self.listening is not None:
             await asyncio.wait({self.listening}, timeout=_DEAD_GRACE_SECONDS)
         had_ended = self.heard_end or self.comfyui.prompts_ended > self.ended_before
-        if had_ended and self.turn.followed:
-            raise Displaced
-        return history.died(died, self.headway)
+        if had_ended and self.entry.has_successor:
+            raise PromptLost
+        return history.died_error(died, self.progress)
 
     async def _listen(self) -> None:
         messages = await self.client.listen(self.client_id)
         if messages is None:
             return
-        self.is_there = True
-        if self.turn.queued:
+        self.reachable = True
+        if self.entry.state is not EntryState.WAITING:
             self.news.set()  # it may have ended unheard
         async for message in messages:
-            self._tell(self.headway.hear(message, self.prompt_id))
-            if outputs := history.reported(message, self.prompt_id):
-                self.prompt.saved(outputs)
-            if history.is_news(message, self.prompt_id):
+            self._report(self.progress.on_message(message, self.prompt_id))
+            if outputs := history.node_outputs(message, self.prompt_id):
+                self.prompt.on_output(outputs)
+            if history.announces_end(message, self.prompt_id):
                 self.heard_end = True
                 self.news.set()
 
     async def _wait_for_news(self) -> None:
         if not self.news.is_set():
-            await is_set_within(self.news, min(_POLL_SECONDS, self.turn.deadline.remaining))
+            await is_set_within(self.news, min(_POLL_SECONDS, self.entry.deadline.remaining))
 
 
 class VolumeStallDetector:
-    """What was seen of one prompt."""
+    """Notices a ComfyUI that waits for a volume which has stopped responding: a node that opens a
+    model there hangs in the kernel, while ComfyUI's server answers and its log is still."""
 
     def __init__(self, comfyui: ComfyUI, volume: VolumeWatchdog) -> None:
         self._comfyui = comfyui
@@ -292,13 +295,13 @@ class VolumeStallDetector:
         self._used: float | None = None
         self._seen = 0
 
-    async def look(self, headway: Headway) -> None:
+    async def look(self, progress: NodeProgress) -> None:
         """To be called every few seconds while the prompt runs. Raises JobError when ComfyUI has
-        computed nothing for long, and the volume has not answered all the while."""
+        computed nothing and the volume has not responded for too long."""
         used, before = self._comfyui.cpu_seconds(), self._used
         self._used = used
         idle = used is not None and before is not None and used - before <= _IDLE_CPU_SECONDS
         waits = idle and not await self._volume.responds()
         self._seen = self._seen + 1 if waits else 0
         if self._seen == _LOOKS:
-            raise history.volume_silent(headway)
+            raise history.volume_silent_error(progress)

@@ -1,8 +1,8 @@
-"""ComfyUI fit for the next job: memory freed when it runs short, the process brought back when it
-ended, hangs or broke.
+"""Keeps ComfyUI ready for the next job: frees memory when it runs short, restarts the process when
+it ended, hangs or broke.
 
-Before a job and after one; bounded: when its starts keep failing, jobs are told why at once, and it
-is left alone for a growing while.
+Restarts are bounded: when starts keep failing, jobs are refused at once with the reason, and the
+next attempt waits longer each time.
 """
 
 from __future__ import annotations
@@ -32,12 +32,12 @@ from handler.execution.prompt_run import STOP_SECONDS
 
 _LOOKS, _LOOK_EVERY = 20, 0.25  # seconds
 # What freeing could not bring down is tried again only when this many percent more are in use.
-_WORTH_ANOTHER_TRY = 2.0
+_WORTH_RETRYING = 2.0
 CODES = {"comfyui.keeps_failing": "ComfyUI failed to start several times in a row"}
 # A ComfyUI that answered before and has no job: nothing keeps it from answering for so long.
 _HUNG_SECONDS = 10.0
 # What reading an ended process's log may take beyond a limit.
-_LAST_WORDS_SECONDS = 3.0
+_READ_LOG_SECONDS = 3.0
 # Starts that may fail in a row; then seconds of rest, doubled with each further one.
 _FREE_FAILURES = 3
 _START_FAULTS = {*exits.CODES, *readiness.CODES}
@@ -46,7 +46,7 @@ _FIRST_REST, _LONGEST_REST = 30.0, 300.0
 
 
 class MemoryRelief:
-    """Asks ComfyUI to let go at MEMORY_FREE_AT percent, wants a restart at MEMORY_RESTART_AT."""
+    """Lets ComfyUI free memory at MEMORY_FREE_AT percent; at MEMORY_RESTART_AT it must restart."""
 
     def __init__(
         self, settings: Settings, percent: Callable[[], float | None] | None = None
@@ -58,33 +58,36 @@ class MemoryRelief:
         self._stuck_at = 0.0
 
     def is_due(self) -> bool:
-        """Is memory so short that something has to be done about it between jobs?"""
+        """Is memory so short that some must be freed between jobs?"""
         used = self._percent()
         if used is None or used < min(self._free_at, self._restart_at):
             self._stuck_at = 0.0
             return False
-        return used >= self._restart_at or used >= self._stuck_at + _WORTH_ANOTHER_TRY
+        return used >= self._restart_at or used >= self._stuck_at + _WORTH_RETRYING
 
-    async def must_restart(self, url: str) -> bool:
-        """Make room where it is short; is a restart all that is left? Never while ComfyUI works."""
+    async def ensure_memory(self, url: str) -> bool:
+        """Free memory where it is short. False when only a restart of ComfyUI helps; never while
+        it works."""
         if not self.is_due():
-            return False
+            return True
         try:
             async with connect(url) as client:
                 running, pending = await client.queued()
                 if running or pending:
-                    return False
+                    return True
                 used = self._percent() or 0.0
-                say(f"{used:.0f} % of the container's memory is in use; ComfyUI is asked to free")
+                say(
+                    f"{used:.0f} % of the container's memory is in use; asking ComfyUI to free some"
+                )
                 await client.free()
         except (Unreachable, Refused) as problem:
             say(f"ComfyUI could not be asked to free memory: {problem}")
         left = await self._after_freeing()
         self._stuck_at = left if left >= self._free_at else 0.0
         if left < self._restart_at:
-            return False
-        say(f"{left:.0f} % of the container's memory is in use still; ComfyUI is restarted")
-        return True
+            return True
+        say(f"{left:.0f} % of the container's memory is still in use; restarting ComfyUI")
+        return False
 
     async def _after_freeing(self) -> float:
         used = 0.0
@@ -99,7 +102,7 @@ class MemoryRelief:
         try:
             return self._read()
         except (OSError, ValueError):
-            return None  # no facts, no deeds
+            return None  # unknown: nothing is done
 
 
 def _gauge() -> Callable[[], float | None]:
@@ -109,8 +112,8 @@ def _gauge() -> Callable[[], float | None]:
         return lambda: None
 
 
-class Revival:
-    """Keeps one ComfyUI fit for jobs."""
+class ComfyRecovery:
+    """Keeps one ComfyUI ready for jobs."""
 
     def __init__(
         self,
@@ -120,7 +123,7 @@ class Revival:
         faults: Sequence[Finding] = (),
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """`faults` are what the boot found; a start that failed there counts."""
+        """`faults` are those the boot found; a start that failed there counts."""
         self._comfyui = comfyui
         self._relief = relief
         self._control = control
@@ -129,50 +132,50 @@ class Revival:
         self._failures = 0 if self._last is None else 1
         self._rest_until = 0.0 if self._last is None else clock() + _FIRST_REST
 
-    async def ready(self, deadline: Deadline) -> None:
+    async def ensure_ready(self, deadline: Deadline) -> None:
         """Have a ComfyUI that answers and has memory. Raises JobError."""
         if await self._answers(deadline):
-            if not await self._relief.must_restart(self._comfyui.url):
+            if await self._relief.ensure_memory(self._comfyui.url):
                 return
             await self._control.run(self._comfyui.stop, STOP_SECONDS)
         elif self._comfyui.was_ready and self._comfyui.ended() is None:
-            say("ComfyUI lives but does not answer; ending it")
+            say("ComfyUI is running but does not answer; ending it")
             await self._control.run(self._comfyui.stop, STOP_SECONDS)
-        await self._bring_back(deadline)
+        await self._restart(deadline)
 
-    def may_try(self, faults: Sequence[Finding]) -> bool:
-        """Can a job go ahead in spite of what the boot found? When that is only that ComfyUI did
-        not start, it may start now: something was mended on the volume, or has passed."""
+    def can_retry(self, faults: Sequence[Finding]) -> bool:
+        """Can a job go ahead in spite of the boot's faults? If ComfyUI only failed to start, it may
+        start now: the volume was fixed since, or the cause has passed."""
         return all(fault.code in _START_FAULTS for fault in faults) and not self.resting
 
     @property
     def resting(self) -> bool:
-        """Is ComfyUI left alone for now?"""
+        """Does the next start wait, since too many have failed?"""
         return self._clock() < self._rest_until
 
-    def seems_fit(self) -> bool:
-        """Is it alive, was it ready, and is there memory? Else it wants to be made `ready`, for
-        which it has to be without work."""
+    def is_healthy(self) -> bool:
+        """Is it alive, was it ready, and is there memory? If not, `ensure_ready` is needed once it
+        has no work."""
         alive = self._comfyui.was_ready and self._comfyui.ended() is None
         return alive and not self._relief.is_due()
 
     async def end(self, why: str) -> None:
         """End a ComfyUI that cannot be trusted with another job."""
-        say(f"{why}; ComfyUI is restarted")
+        say(f"{why}; restarting ComfyUI")
         await self._control.run(self._comfyui.stop, STOP_SECONDS)
 
-    def soon(self) -> None:
-        """Start ComfyUI again if it ended, while a reply travels; the next job waits for it."""
+    def restart_in_background(self) -> None:
+        """Start ComfyUI again if it ended, while the reply is sent; the next job waits for it."""
         if self._comfyui.ended() is not None and not self.resting:
             threading.Thread(target=self._start, name="comfyui-restart", daemon=True).start()
 
     async def _answers(self, deadline: Deadline) -> bool:
-        """Asked again for a while where it answered before: it may only be busy."""
-        patience = Deadline(min(_HUNG_SECONDS, deadline.remaining))
+        """Asked again for a while where it answered before, as it may only be busy."""
+        limit = Deadline(min(_HUNG_SECONDS, deadline.remaining))
         while self._comfyui.ended() is None:
-            if await self._is_answering(patience.remaining):
+            if await self._is_answering(limit.remaining):
                 return True
-            if patience.expired or not self._comfyui.was_ready:
+            if limit.expired or not self._comfyui.was_ready:
                 break
             await asyncio.sleep(0.1)
         return False
@@ -180,19 +183,19 @@ class Revival:
     async def _is_answering(self, seconds: float) -> bool:
         try:
             return await self._control.run(
-                lambda: is_answering(self._comfyui, seconds), seconds + _LAST_WORDS_SECONDS
+                lambda: is_answering(self._comfyui, seconds), seconds + _READ_LOG_SECONDS
             )
         except TimeUp:
             return False
 
-    async def _bring_back(self, deadline: Deadline) -> None:
+    async def _restart(self, deadline: Deadline) -> None:
         if self._comfyui.ended() is not None and self.resting and self._last is not None:
-            raise self._left_alone(self._last)
+            raise self._resting_error(self._last)
         started, fault = await self._start_and_wait(deadline)
         not_its_own = not started or (fault is not None and fault.code == _PORT_TAKEN)
         if fault and not_its_own and self._comfyui.ended() is not None:
-            # It was dying when it was looked at, or somebody took the port while it started: the
-            # next process is ours to judge, and gets another port.
+            # It was dying when it was looked at, or the port was taken while it started: the next
+            # process is ours to judge, and gets another port.
             _, fault = await self._start_and_wait(deadline)
         if fault is None:
             self._failures = 0
@@ -210,18 +213,18 @@ class Revival:
             return not_startable(problem)
 
     async def _start_and_wait(self, deadline: Deadline) -> tuple[bool, Finding | None]:
-        """Was it started now, and what came of it (None: it is ready)?"""
+        """Was it started now, and the fault if it failed (None: it is ready)?"""
         started = await self._control.run(self._start, STOP_SECONDS)
         if isinstance(started, Finding):
             return True, started
         seconds = deadline.remaining
         waited = await self._control.run(
-            lambda: wait_until_ready(self._comfyui, seconds), seconds + _LAST_WORDS_SECONDS
+            lambda: wait_until_ready(self._comfyui, seconds), seconds + _READ_LOG_SECONDS
         )
         return started, waited.finding
 
     def _failed(self, fault: Finding) -> JobError:
-        """Count a start that failed; what its job is told."""
+        """Count a start that failed; the error for its job."""
         self._failures += 1
         self._last = fault
         further = self._failures - _FREE_FAILURES
@@ -229,14 +232,14 @@ class Revival:
             return JobError.from_finding(fault)
         rest = min(_FIRST_REST * 2**further, _LONGEST_REST)
         self._rest_until = self._clock() + rest
-        say(f"ComfyUI failed to start {self._failures} times in a row; left alone for {rest:g} s")
-        return self._left_alone(fault)
+        say(f"ComfyUI failed to start {self._failures} times in a row; next attempt in {rest:g} s")
+        return self._resting_error(fault)
 
-    def _left_alone(self, last: Finding) -> JobError:
+    def _resting_error(self, last: Finding) -> JobError:
         rest = max(self._rest_until - self._clock(), 0.0)
         return JobError(
             "comfyui.keeps_failing",
-            f"ComfyUI failed to start {self._failures} times in a row and is tried again in "
+            f"ComfyUI failed to start {self._failures} times in a row; the next attempt is in "
             f"{rest:.0f} s. The last time: {last.message}",
             last.fix,
             cause=last.code,

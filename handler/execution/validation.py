@@ -17,7 +17,7 @@ from handler.common.errors import JobError, described, nearest
 from handler.request.workflow import Workflow, bad_links, needed_by
 
 # Authors put anything into a class name, emoji included.
-_UNKNOWN_NODE = re.compile(r"[Nn]ode '?([^\n]+?)'? (?:does not exist|not found)")
+_UNKNOWN_NODE = re.compile(r"[Nn]ode '?([^\n]{1,200}?)'? (?:does not exist|not found)")
 # What the editor resolves when it exports: subgraphs (their ids), group nodes, and its own helpers.
 _EDITOR_ONLY = re.compile(
     r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}|workflow[>/].*"
@@ -105,13 +105,13 @@ def _error_of(body: Any) -> Mapping[str, Any]:
 
 
 def unknown_nodes(
-    workflow: Workflow, known: Sequence[str], told: str | None = None
+    workflow: Workflow, known: Sequence[str], named: str | None = None
 ) -> JobError | None:
-    """The error for all classes that are not `known`; `told` is one that ComfyUI named, all there
-    is to go by when `known` is empty. None when every class is known."""
+    """The error for all classes that are not `known`; `named` is one that ComfyUI named, which is
+    all there is when `known` is empty. None when every class is known."""
     classes = dict.fromkeys(node["class_type"] for node in workflow.values())
     missing = [name for name in classes if name not in set(known)] if known else []
-    missing = missing or ([told] if told is not None else [])
+    missing = missing or ([named] if named is not None else [])
     if not missing:
         return None
     ids = [key for key, node in workflow.items() if node["class_type"] in missing]
@@ -257,7 +257,7 @@ def _not_in_list(
     details: dict[str, Any],
     models: Path,
 ) -> JobError:
-    """`length` is all that ComfyUI tells of a list with more than 20 items."""
+    """`length` is all that ComfyUI reports of a list with more than 20 items."""
     value = str(extra.get("received_value"))
     choices = _choices(extra.get("input_config"))
     close = nearest(value, choices)

@@ -1,8 +1,8 @@
 """URLs of a request -> files: several at once, capped in size and time, to public addresses only.
 
 Uses the guarded connection of the model downloads: a name is resolved once and the connection goes
-to the address that was checked, at every redirect anew; queries of URLs, where signatures are, show
-in no message.
+to the address that was checked, again at every redirect; queries of URLs, which hold signatures,
+appear in no message.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ _FIX_URL = (
 
 
 @dataclass(frozen=True)
-class Wanted:
+class RemoteFile:
     """A file to fetch: from where, to where."""
 
     url: str
@@ -39,7 +39,7 @@ class Wanted:
 
 class Fetcher:
     """Fetches for one job. Each connection is aborted when the time is up or the job is cancelled,
-    whatever the server is at by then: a time-out of the socket starts again with each byte."""
+    whatever the server sends: a time-out of the socket starts again with each byte."""
 
     def __init__(self, settings: Settings, deadline: Deadline, network: Pool) -> None:
         self._max_mb = settings.max_input_mb
@@ -48,94 +48,107 @@ class Fetcher:
         self._network = network
         self._at_once = asyncio.Semaphore(_AT_ONCE)
 
-    async def fetch(self, wanted: Sequence[Wanted]) -> None:
+    async def fetch(self, remote: Sequence[RemoteFile]) -> None:
         """Write every file. Raises JobError for the first that fails, and ends the others; OSError
         when a file cannot be written."""
-        await together(self._fetch_one(one) for one in wanted)
+        await together(self._fetch_one(one) for one in remote)
 
-    async def _fetch_one(self, wanted: Wanted) -> None:
+    async def _fetch_one(self, remote: RemoteFile) -> None:
+        _check_text(remote.url)
         async with self._at_once:
             try:
-                await self._attempt(wanted)
+                await self._attempt(remote)
             except DownloadError as problem:
                 if self._limit.expired:
-                    raise self._too_slow(wanted) from None
+                    raise self._too_slow(remote) from None
                 if not problem.transient:
-                    raise _as_job_error(problem, wanted.url) from None
-                await self._last_attempt(wanted)
+                    raise _as_job_error(problem, remote.url) from None
+                await self._last_attempt(remote)
 
-    async def _last_attempt(self, wanted: Wanted) -> None:
+    async def _last_attempt(self, remote: RemoteFile) -> None:
         try:
-            await self._attempt(wanted)
+            await self._attempt(remote)
         except DownloadError as problem:
             if self._limit.expired:
-                raise self._too_slow(wanted) from None
-            raise _as_job_error(problem, wanted.url) from None
+                raise self._too_slow(remote) from None
+            raise _as_job_error(problem, remote.url) from None
 
-    async def _attempt(self, wanted: Wanted) -> None:
+    async def _attempt(self, remote: RemoteFile) -> None:
         limit = self._limit.remaining
         channel = Channel(self._policy, min(_SILENCE_SECONDS, limit + 0.1))
         try:
-            await self._network.run(lambda: self._take(channel, wanted), limit, channel.abort)
+            await self._network.run(lambda: self._take(channel, remote), limit, channel.abort)
         except TimeUp:
-            raise self._too_slow(wanted) from None
+            raise self._too_slow(remote) from None
 
-    def _take(self, channel: Channel, wanted: Wanted) -> None:
+    def _take(self, channel: Channel, remote: RemoteFile) -> None:
         """Fetch it; nothing is left of a file that did not come, or came too late."""
         whole = False
         try:
-            self._save(channel, wanted)
+            self._save(channel, remote)
             whole = not channel.aborted
         finally:
             channel.close()
             if not whole:
-                wanted.path.unlink(missing_ok=True)
+                remote.path.unlink(missing_ok=True)
 
-    def _save(self, channel: Channel, wanted: Wanted) -> None:
-        reply = channel.get(wanted.url)
+    def _save(self, channel: Channel, remote: RemoteFile) -> None:
+        reply = channel.get(remote.url)
         if reply.status != 200:
             raise JobError(
                 "input.not_fetched",
-                f"{shown(wanted.url)} answers with status {reply.status}.",
+                f"{shown(remote.url)} answers with status {reply.status}.",
                 _FIX_URL,
                 status=reply.status,
             )
         if reply.headers.get("content-encoding", "identity").lower() not in ("", "identity"):
             raise bad_answer(reply.host, "compresses the file though asked not to")
         if (reply.length or 0) > self._max_mb * 1e6:
-            raise self._too_large(wanted, f"{(reply.length or 0) / 1e6:.1f} MB")
-        size = self._write(reply, wanted)
+            raise self._too_large(remote, f"{(reply.length or 0) / 1e6:.1f} MB")
+        size = self._write(reply, remote)
         if reply.length is not None and size != reply.length:
             raise DownloadError("download.unreachable", _cut(size, reply), "", transient=True)
 
-    def _write(self, reply: Reply, wanted: Wanted) -> int:
+    def _write(self, reply: Reply, remote: RemoteFile) -> int:
         """The body into the file; its size in bytes."""
         size = 0
-        with open(wanted.path, "wb") as file:
+        with open(remote.path, "wb") as file:
             while block := reply.read_some(_BLOCK):
                 size += len(block)
                 if size > self._max_mb * 1e6:
-                    raise self._too_large(wanted, "more")
+                    raise self._too_large(remote, "more")
                 if self._limit.expired:
-                    raise self._too_slow(wanted)
+                    raise self._too_slow(remote)
                 file.write(block)
         return size
 
-    def _too_large(self, wanted: Wanted, size: str) -> JobError:
+    def _too_large(self, remote: RemoteFile, size: str) -> JobError:
         return JobError(
             "input.too_large",
-            f"{shown(wanted.url)} has {size}; this worker fetches up to {self._max_mb:g} MB.",
+            f"{shown(remote.url)} has {size}; this worker fetches up to {self._max_mb:g} MB.",
             "Send a smaller file, raise MAX_INPUT_MB in the endpoint's environment, or put the "
             "file on the volume in ComfyUI/input/ and name it.",
         )
 
-    def _too_slow(self, wanted: Wanted) -> JobError:
+    def _too_slow(self, remote: RemoteFile) -> JobError:
         return JobError(
             "input.not_fetched",
-            f"{shown(wanted.url)} was not there within {self._limit.seconds:.0f} s.",
+            f"{shown(remote.url)} was not there within {self._limit.seconds:.0f} s.",
             "Use a faster server, or raise INPUT_TIMEOUT (and max_wait, which covers it) in the "
             "endpoint's environment.",
         )
+
+
+def _check_text(url: str) -> None:
+    """JSON can hold half a character (a lone surrogate), which no request can. Raises JobError."""
+    try:
+        url.encode()
+    except UnicodeEncodeError:
+        raise JobError(
+            "input.url_refused",
+            f"{shown(url)} holds half a character (a lone surrogate, U+D800 to U+DFFF).",
+            _FIX_URL,
+        ) from None
 
 
 def _cut(size: int, reply: Reply) -> str:

@@ -1,4 +1,4 @@
-"""A job's input files -> ComfyUI's input folder, under names no other job uses."""
+"""A job's input files -> ComfyUI's input folder, under names that no other job uses."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import base64
 import binascii
 import os
 import re
+import sys
 import unicodedata
 from collections.abc import Sequence
 from itertools import chain
@@ -15,11 +16,18 @@ from bootstrap.net.addresses import shown
 from handler.common.blocking import Pool
 from handler.common.deadline import Deadline
 from handler.common.errors import JobError, nearest
-from handler.common.media_types import HEAD_BYTES, extension_for, unfit
-from handler.inputs.fetch import Fetcher, Wanted
-from handler.inputs.volume_cache import ROOM_FIX, VolumeInputs, named_files
+from handler.common.media_types import HEAD_BYTES, extension_for, wrong_content
+from handler.inputs.fetch import Fetcher, RemoteFile
+from handler.inputs.volume_cache import ROOM_FIX, VolumeInputs
 from handler.request.fields import InputFile, name_in
-from handler.request.references import rename_files, urls_to_load, use_fetched, wanted_files
+from handler.request.references import (
+    is_folder_input,
+    named_files,
+    rename_files,
+    substitute_urls,
+    urls_to_load,
+    wanted_files,
+)
 from handler.request.workflow import Workflow
 
 _LISTED = 2000
@@ -27,36 +35,36 @@ _DATA_URI = re.compile(r"data:[\w.+/-]*(?:;[\w=.+-]+)*;base64,", re.IGNORECASE)
 
 
 class JobInputs:
-    """The input files of one job: they carry its mark, a word that only this job uses, so that a
-    name that was used before never shows an older picture. Those of the volume are shared with
+    """The input files of one job. Their names carry its tag, a word that only this job uses, so
+    that a name used before never shows an older picture. Copies from the volume are shared with
     other jobs."""
 
     def __init__(
-        self, folder: Path, mark: str, fetcher: Fetcher, shared: VolumeInputs, local: Pool
+        self, folder: Path, job_tag: str, fetcher: Fetcher, shared: VolumeInputs, local: Pool
     ) -> None:
         self._folder = folder
-        self._mark = mark
+        self._job_tag = job_tag
         self._fetcher = fetcher
         self._shared = shared
         self._local = local
         self._written: list[Path] = []
-        self._over = False
+        self._ended = False
 
     @staticmethod
     def has_files(files: Sequence[InputFile], workflow: Workflow) -> bool:
         """Is there any file to place, or to look for?"""
-        named = (urls_to_load(workflow), named_files(workflow), wanted_files(workflow))
-        return bool(files) or any(True for _ in chain(*named))
+        named = chain(urls_to_load(workflow), named_files(workflow))
+        return bool(files) or any(True for _ in named)
 
     async def materialize(
         self, files: Sequence[InputFile], workflow: Workflow, deadline: Deadline
     ) -> None:
-        """Write `files`, and what stands behind URLs in loaders, let `workflow` refer to them, and
-        have what else it names from the volume.
+        """Write `files` and what URLs in loaders lead to, make `workflow` refer to them, and copy
+        what else it names from the volume.
 
         All is decoded before the first is written. Raises JobError for data that is not base64,
-        URLs that cannot be fetched and wrong content, and TimeUp. `remove` is still to be called
-        then.
+        URLs that cannot be fetched and wrong content, and TimeUp. `remove` must still be
+        called then.
         """
         names = await self._local.run(lambda: self._write_all(files), deadline.remaining)
         remote = [(file.reference, file) for file in files if file.url is not None]
@@ -64,29 +72,29 @@ class JobInputs:
         remote += [(url, InputFile(name_in(url), url=url)) for url in in_loaders]
         if remote:
             names |= await self._fetch(remote, deadline)
-        use_fetched(workflow, {url: names.pop(url) for url in in_loaders})
+        substitute_urls(workflow, {url: names.pop(url) for url in in_loaders})
         rename_files(workflow, names)
-        await self._shared.bring(workflow, self._mark, deadline)
+        await self._shared.ensure_copies(workflow, self._job_tag, deadline)
 
     def remove(self) -> None:
         """Delete the job's own input files. Blocks, on local disk."""
-        self._over = True
+        self._ended = True
         for file in list(self._written):
             file.unlink(missing_ok=True)
-        self._shared.release(self._mark)
+        self._shared.release(self._job_tag)
 
     def _write_all(self, files: Sequence[InputFile]) -> dict[str, str]:
         """Those that came with the request; the names ComfyUI knows them by."""
         decoded = [(file, _decode(file)) for file in files if file.data is not None]
         names = {file.reference: self._write(file, content) for file, content in decoded}
-        if self._over:  # the job ended meanwhile
+        if self._ended:  # the job ended meanwhile
             self.remove()
         return names
 
     def _write(self, file: InputFile, content: bytes) -> str:
         """The name ComfyUI knows it by, relative to the input folder."""
-        _refuse_unfit(content[:HEAD_BYTES], file.name, f"Image {file.name!r}")
-        path = self._path_for(file, _marked(file.name, self._mark))
+        _check_content(content[:HEAD_BYTES], file.name, f"Image {file.name!r}")
+        path = self._path_for(file, _tagged(file.name, self._job_tag))
         try:
             path.write_bytes(content)
         except OSError as problem:
@@ -97,13 +105,13 @@ class JobInputs:
         self, remote: Sequence[tuple[str, InputFile]], deadline: Deadline
     ) -> dict[str, str]:
         """Fetch (key, file) pairs; the names ComfyUI knows them by."""
-        wanted: dict[str, tuple[Wanted, InputFile]] = {}
+        wanted: dict[str, tuple[RemoteFile, InputFile]] = {}
 
         def prepare() -> None:
             for number, (key, file) in enumerate(remote, 1):
                 # URLs often end alike (…/1/image.png, …/2/image.png): the number tells them apart.
-                name = _marked(file.name, f"{self._mark}-{number}")
-                wanted[key] = (Wanted(file.url or "", self._path_for(file, name)), file)
+                name = _tagged(file.name, f"{self._job_tag}-{number}")
+                wanted[key] = (RemoteFile(file.url or "", self._path_for(file, name)), file)
 
         await self._local.run(prepare, deadline.remaining)
         try:
@@ -116,13 +124,14 @@ class JobInputs:
 
         return await self._local.run(fetched, deadline.remaining)
 
-    def _fetched(self, wanted: Wanted, file: InputFile) -> str:
-        """Its content fits its name; one without an extension gets that of its content."""
+    def _fetched(self, wanted: RemoteFile, file: InputFile) -> str:
+        """Check that its content fits its name; without an extension it gets that of its
+        content."""
         with open(wanted.path, "rb") as opened:
             head = opened.read(HEAD_BYTES)
         if not head:
             raise JobError("image.no_data", f"{shown(wanted.url)} is empty.", "Send another file.")
-        _refuse_unfit(head, file.name, shown(wanted.url))
+        _check_content(head, file.name, shown(wanted.url))
         path = wanted.path
         if not path.suffix:
             path = self._remember(path.with_name(path.name + extension_for(head)))
@@ -131,6 +140,10 @@ class JobInputs:
 
     def _path_for(self, file: InputFile, name: str) -> Path:
         folder = self._folder / file.subfolder
+        try:
+            os.fsencode(folder / name)
+        except UnicodeEncodeError:
+            raise _no_name_here(file.name) from None
         try:
             folder.mkdir(parents=True, exist_ok=True)
         except OSError as problem:
@@ -143,11 +156,13 @@ class JobInputs:
 
 
 def missing_inputs(workflow: Workflow, folder: Path, volume_input: Path) -> list[JobError]:
-    """An error for each file that a loader wants and that is not in ComfyUI's input folder."""
+    """An error for each file or folder that a loader wants and that is not in ComfyUI's input
+    folder."""
     there: list[str] | None = None
     problems: list[JobError] = []
     for node_id, name, path in wanted_files(workflow):
-        if _is_there(folder, path):
+        is_there = os.path.isdir if is_folder_input(name) else os.path.isfile
+        if is_there(folder / path):
             continue
         if there is None:
             there = _names_in(volume_input)
@@ -169,18 +184,11 @@ def missing_inputs(workflow: Workflow, folder: Path, volume_input: Path) -> list
     return problems
 
 
-def _is_there(folder: Path, path: str) -> bool:
-    """As ComfyUI looks; a name that no file can have is not there."""
-    try:
-        return os.path.isfile(folder / path)
-    except ValueError:
-        return False
-
-
 def _names_in(folder: Path) -> list[str]:
     found: list[str] = []
-    for parent, _, names in os.walk(folder):
-        found += [os.path.relpath(os.path.join(parent, name), folder) for name in names]
+    for parent, folders, names in os.walk(folder):
+        entries = [*names, *folders]
+        found += [os.path.relpath(os.path.join(parent, name), folder) for name in entries]
         if len(found) >= _LISTED:
             break
     return [name for name in found if not any(unicodedata.category(c) == "Cs" for c in name)]
@@ -204,8 +212,8 @@ def _decode(file: InputFile) -> bytes:
     return content
 
 
-def _refuse_unfit(head: bytes, name: str, shown_as: str) -> None:
-    found = unfit(head, name)
+def _check_content(head: bytes, name: str, shown_as: str) -> None:
+    found = wrong_content(head, name)
     if found is not None:
         raise JobError(
             "input.wrong_content",
@@ -215,9 +223,19 @@ def _refuse_unfit(head: bytes, name: str, shown_as: str) -> None:
         )
 
 
-def _marked(name: str, mark: str) -> str:
+def _tagged(name: str, job_tag: str) -> str:
     stem, suffix = os.path.splitext(name)
-    return f"{stem}-{mark}{suffix}"
+    return f"{stem}-{job_tag}{suffix}"
+
+
+def _no_name_here(name: str) -> JobError:
+    return JobError(
+        "image.bad_name",
+        f"The name {name!a} cannot be written in this worker's file name encoding, "
+        f"{sys.getfilesystemencoding()}.",
+        "Use a name of ASCII characters, or remove PYTHONUTF8=0 and the locale (LC_ALL, LANG) from "
+        "the endpoint's environment.",
+    )
 
 
 def _not_stored(name: str, folder: Path, problem: OSError) -> JobError:

@@ -1,30 +1,40 @@
-"""Files of the volume's `ComfyUI/input/` that jobs name -> copies in ComfyUI's own input folder.
+"""Files and folders of the volume that jobs name -> copies in ComfyUI's own input folder.
 
 ComfyUI's input folder is local, and from version 0.28 on it refuses links that lead out of it.
-Copies stay for the next job that names them, within bounds: local disk is small.
+Copies stay for the next job that names them, within bounds: local disk is small. A result of an
+earlier job (`name [output]`) becomes an input file as well: in ComfyUI's own output folder it would
+be taken for a result of this job.
 """
 
 from __future__ import annotations
 
 import contextlib
 import os
-import re
+import posixpath
 import shutil
+import stat
 import threading
 import time
-import unicodedata
 import uuid
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 
+from bootstrap.core.concurrency import Crew
+from bootstrap.volume import Layout
+from bootstrap.volume.search import USUAL_ROOTS
 from handler.common.calls import VolumeWatchdog
 from handler.common.deadline import Deadline
-from handler.common.errors import JobError
+from handler.common.errors import JobError, short
+from handler.request.references import NamedFile, is_folder_input, named_files, replace_texts
 from handler.request.workflow import Workflow
 
 ROOM_FIX = "Give the endpoint a larger container disk, or set WORK_DIR to a larger one."
-_FILE_NAME = re.compile(r"(?P<path>[^\0\n]{1,255}\.[A-Za-z0-9]{2,5})(?: \[input\])?")
+# In the input folder, for results of earlier jobs.
+_RESULTS = ".from-output"
+_AT_ONCE = 8
+_MOST_FILES = 20_000
 # Of copies that no job uses: seconds since one did, and bytes of all together.
 _UNUSED_SECONDS = 3600.0
 _UNUSED_BYTES = 1_000_000_000
@@ -43,68 +53,155 @@ class _Copy:
 
 
 class VolumeInputs:
-    """The copies of one worker."""
+    """The copies of files on the volume, for one worker."""
 
     def __init__(
         self,
-        volume_input: Path,
+        layout: Layout,
         folder: Path,
         volume: VolumeWatchdog,
         clock: Callable[[], float] = time.monotonic,
+        other_roots: tuple[Path, ...] = USUAL_ROOTS,
     ) -> None:
-        """Copies go from `volume_input`, which need not be there, to `folder`."""
-        self._volume_input = volume_input
+        """Copies go from the volume's folders, which need not be there, to `folder`. A workflow may
+        name the volume by one of `other_roots`, where a Pod has it."""
+        self._layout = layout
+        self._other_roots = tuple(root for root in other_roots if root != layout.root)
         self._volume = volume
         self._folder = folder
         self._clock = clock
         self._copies: dict[Path, _Copy] = {}
         self._lock = threading.Lock()
 
-    async def bring(self, workflow: Workflow, user: str, deadline: Deadline) -> None:
-        """Have a copy of every file of the volume that `workflow` names, until `release(user)`.
+    async def ensure_copies(self, workflow: Workflow, user: str, deadline: Deadline) -> None:
+        """Have a copy of every file and folder of the volume that `workflow` names, until
+        `release(user)`, and let it name them as ComfyUI finds them.
 
-        A file that is not there is left for others to complain about. Raises JobError when there
-        is no room for a copy, or the volume does not answer, and TimeUp.
+        What is not there is left for others to complain about. Raises JobError where a loader of
+        uploads names anything outside the folders for them, there is no room for a copy, or the
+        volume does not answer, and TimeUp.
         """
-        named = list(named_files(workflow))
+        named = list(dict.fromkeys(map(self._as_here, named_files(workflow))))
+        for file in named:
+            if file.by_loader and file.outside:
+                raise _outside(file)
         if named:
-            await self._volume.call_or_fail(
-                lambda: self._bring_all(named, user), deadline.remaining
+            texts = await self._volume.call_or_fail(
+                lambda: self._ensure_all(named, user, deadline), deadline.remaining
             )
+            replace_texts(workflow, texts)
 
-    def _bring_all(self, named: list[str], user: str) -> None:
-        root = Path(os.path.realpath(self._volume_input))
-        for wanted in named:
-            # One call for names of anything else: each costs a round trip to the volume.
-            if wanted.startswith(("/", "../")) or not os.path.isfile(root / wanted):
-                continue
-            source = Path(os.path.realpath(root / wanted))
-            if source.is_relative_to(root):
-                self._bring(source, self._folder / wanted, user)
+    def _as_here(self, file: NamedFile) -> NamedFile:
+        """A full path of a file in the volume's input or output folder, by whatever mount, as
+        ComfyUI names it."""
+        folders = (("input", self._layout.input), ("output", self._layout.output))
+        for root in (self._layout.root, *self._other_roots):
+            for folder, place in folders:
+                home = f"{root / place.relative_to(self._layout.root)}/"
+                if file.by_loader and file.path.startswith(home):
+                    return replace(file, path=file.path[len(home) :], folder=folder)
+        return file
+
+    def _ensure_all(self, named: list[NamedFile], user: str, deadline: Deadline) -> dict[str, str]:
+        """Texts of the workflow and what to put in their place."""
+        texts: dict[str, str] = {}
+        for file in named:
+            new = self._elsewhere(file) if file.outside else self._brought(file, user, deadline)
+            if new is not None and new != file.text:
+                texts[file.text] = new
+        return texts
+
+    def _elsewhere(self, file: NamedFile) -> str | None:
+        """A path by another mount of this volume, as it is here."""
+        for other in self._other_roots:
+            if file.path.startswith(f"{other}/") and not os.path.lexists(file.path):
+                here = self._layout.root / file.path[len(f"{other}/") :]
+                return str(here) if os.path.exists(here) else None
+        return None
+
+    def _brought(self, file: NamedFile, user: str, deadline: Deadline) -> str | None:
+        """What ComfyUI finds the copy by; None where there is nothing to copy. It takes one call
+        for names of anything else: each costs a round trip to the volume."""
+        if file.folder == "temp" or file.path in ("", "."):
+            return None
+        place = self._layout.input if file.folder == "input" else self._layout.output
+        found = _kind_of(place / file.path)
+        folders = is_folder_input(file.input) or not file.by_loader
+        if found is None or (found == "folder" and not (folders and file.folder == "input")):
+            return None
+        root = Path(os.path.realpath(place))
+        source = Path(os.path.realpath(root / file.path))
+        if not source.is_relative_to(root) or source == root:
+            return None
+        name = file.path if file.folder == "input" else posixpath.join(_RESULTS, file.path)
+        if found == "folder":
+            files = dict(_files_below(source, root))
+            self._ensure_folder(source, files, self._folder / name, (user, deadline))
+        else:
+            self._ensure(source, self._folder / name, user)
+        if "\\" not in file.text and not file.by_loader and file.folder == "input":
+            return None  # its node may read more than we know from how it is spelt
+        return name
+
+    def _ensure_folder(
+        self, source: Path, files: dict[str, int], target: Path, job: tuple[str, Deadline]
+    ) -> None:
+        user, deadline = job
+        self._check_room(source, files)
+        try:
+            target.mkdir(parents=True, exist_ok=True)
+        except OSError as problem:
+            raise _not_stored(source, target.parent, problem.strerror) from None
+        self._forget_others(target, {target / path for path in files})
+
+        def bring(path: str) -> None:
+            if not deadline.expired:
+                self._ensure(source / path, target / path, user)
+
+        Crew(_AT_ONCE).run([partial(bring, path) for path in files])
+
+    def _check_room(self, source: Path, files: dict[str, int]) -> None:
+        """Raises JobError for a folder that the local disk does not hold."""
+        size = sum(files.values())
+        if len(files) > _MOST_FILES:
+            raise _not_stored(source, self._folder, f"it holds more than {_MOST_FILES:,} files")
+        if size > shutil.disk_usage(self._folder).free:
+            raise _not_stored(source, self._folder, f"there is no room for {size / 1e6:.0f} MB")
+
+    def _forget_others(self, folder: Path, files: set[Path]) -> None:
+        """Of a folder's copies, those whose files are gone from the volume; what another job still
+        reads stays."""
+        with self._lock:
+            for path in [p for p in self._copies if p.is_relative_to(folder) and p not in files]:
+                if not self._copies[path].users:
+                    self._remove(path)
+
+    def _remove(self, path: Path) -> None:
+        if _stamp(path) == self._copies.pop(path).stamp:  # else a node's by now
+            path.unlink(missing_ok=True)
 
     def release(self, user: str) -> None:
-        """The job is over; copies beyond the bounds go. Blocks, on local disk."""
+        """The job has ended; remove copies beyond the bounds. Blocks, on local disk."""
         with self._lock:
             for copy in self._copies.values():
                 if user in copy.users:
                     copy.users.remove(user)
                     copy.used_at = self._clock()
-            for path in self._too_many():
-                if _stamp(path) == self._copies.pop(path).stamp:  # else a node's by now
-                    path.unlink(missing_ok=True)
+            for path in self._excess():
+                self._remove(path)
 
-    def _bring(self, source: Path, target: Path, user: str) -> None:
+    def _ensure(self, source: Path, target: Path, user: str) -> None:
         with self._lock:
             copy = self._copies.setdefault(target, _Copy())
             copy.users.add(user)
-        with copy.being_made:  # by one job at a time, so that no other takes a half one for whole
+        with copy.being_made:  # by one job at a time, so that no other uses an incomplete one
             stamp = _stamp(source)
             if stamp is not None and _stamp(target) != stamp:
                 _copy(source, target)
             copy.stamp = stamp
 
-    def _too_many(self) -> list[Path]:
-        """The unused copies that are too old, or too much together, the longest unused first."""
+    def _excess(self) -> list[Path]:
+        """Unused copies that are too old, or beyond the total size, the longest unused first."""
         unused = [
             (copy.used_at, path, copy.stamp[0])
             for path, copy in self._copies.items()
@@ -118,17 +215,35 @@ class VolumeInputs:
         return going
 
 
-def named_files(workflow: Workflow) -> Iterator[str]:
-    """Every value that may be the name of an input file, as a path."""
-    for node in workflow.values():
-        for value in node["inputs"].values():
-            match = _FILE_NAME.fullmatch(value) if isinstance(value, str) else None
-            if match is not None and _is_text(value):
-                yield os.path.normpath(match["path"])
+def _kind_of(path: Path) -> str | None:
+    """`file` or `folder`; None for what is neither, or not there."""
+    try:
+        mode = os.stat(path).st_mode
+    except (OSError, ValueError):  # ValueError: no name that this system's encoding has
+        return None
+    return "file" if stat.S_ISREG(mode) else "folder" if stat.S_ISDIR(mode) else None
+
+
+def _files_below(folder: Path, root: Path) -> Iterator[tuple[str, int]]:
+    """(path, bytes) of a folder's files, at most one more than may be copied. A link counts where
+    it leads to a file below `root`; one to a folder may lead round in circles."""
+    pending, count = [os.fspath(folder)], 0
+    while pending:
+        with contextlib.suppress(OSError), os.scandir(pending.pop()) as entries:
+            for entry in entries:
+                if entry.is_dir(follow_symlinks=False):
+                    pending.append(entry.path)
+                elif entry.is_file() and (
+                    not entry.is_symlink() or Path(os.path.realpath(entry)).is_relative_to(root)
+                ):
+                    yield os.path.relpath(entry.path, folder), entry.stat().st_size
+                    count += 1
+                if count > _MOST_FILES:
+                    return
 
 
 def _copy(source: Path, target: Path) -> None:
-    """In one step: a job that has opened the former copy reads on in it."""
+    """Atomically: a job that has opened the former copy goes on reading that."""
     part = target.with_name(f".{uuid.uuid4().hex}.part")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -137,11 +252,7 @@ def _copy(source: Path, target: Path) -> None:
     except OSError as problem:
         with contextlib.suppress(OSError):
             part.unlink()
-        raise JobError(
-            "image.not_stored",
-            f"{source} could not be copied to {target.parent}: {problem.strerror}.",
-            ROOM_FIX,
-        ) from None
+        raise _not_stored(source, target.parent, problem.strerror) from None
 
 
 def _stamp(path: Path) -> Stamp | None:
@@ -153,6 +264,21 @@ def _stamp(path: Path) -> Stamp | None:
     return status.st_size, status.st_mtime_ns
 
 
-def _is_text(value: str) -> bool:
-    """No lone surrogates, which no file name on this system can hold."""
-    return not any(unicodedata.category(c) == "Cs" for c in value)
+def _not_stored(source: Path, folder: Path, why: str | None) -> JobError:
+    return JobError(
+        "image.not_stored", f"{source} could not be copied to {folder}: {why}.", ROOM_FIX
+    )
+
+
+def _outside(file: NamedFile) -> JobError:
+    """Says nothing of whether there is such a file."""
+    return JobError(
+        "input.outside",
+        f"{file.input} of node {file.node_id} ({file.class_type}) names {short(file.text)}, which "
+        "is outside the folders that this loader reads.",
+        'Send the file in "images" or "files", or put it into ComfyUI/input/ on the volume and '
+        "name it from there; a result of an earlier job is named `file.png [output]`.",
+        node_id=file.node_id,
+        class_type=file.class_type,
+        input=file.input,
+    )

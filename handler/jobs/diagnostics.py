@@ -17,7 +17,7 @@ from handler.request.parse import DiagnosticsRequest, ModelsRequest
 
 _LOG_LINES = 60
 _ANSWER_SECONDS = 1.0
-# What Runpod tells a worker about itself; none of it is secret.
+# What Runpod sets for each worker; none of it is secret.
 _RUNPOD_NAMES = (
     "RUNPOD_POD_ID RUNPOD_ENDPOINT_ID RUNPOD_DC_ID RUNPOD_GPU_COUNT RUNPOD_VOLUME_ID "
     "RUNPOD_CPU_COUNT RUNPOD_MEM_GB RUNPOD_GPU_NAME RUNPOD_IMAGE_NAME"
@@ -25,7 +25,7 @@ _RUNPOD_NAMES = (
 
 
 class Diagnostics:
-    """Answers for one worker, in whatever state it is. Calls block; use them in a thread."""
+    """Answers for one worker, whatever its state. Calls block; use them in a thread."""
 
     def __init__(self, boot: Boot, report: BootReport) -> None:
         self._boot = boot

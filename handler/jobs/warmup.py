@@ -35,9 +35,9 @@ class WarmUp:
         assert boot.layout is not None and boot.layout.comfyui is not None
         models = boot.layout.models
         try:
-            workflow = _wanted(boot)
+            workflow = _configured(boot)
         except JobError:
-            return ()  # told when it is to run
+            return ()  # reported when it is run
         named = named_models(workflow) if workflow is not None else ()
         return [place for model in named if (place := find_model(model, models)) is not None]
 
@@ -47,7 +47,7 @@ class WarmUp:
             row.note = "no WARMUP_WORKFLOW"
             return []
         try:
-            workflow = _wanted(boot)
+            workflow = _configured(boot)
             if workflow is None:
                 row.note = "nothing to repeat yet"
                 return [_none_yet()]
@@ -56,12 +56,12 @@ class WarmUp:
             row.outcome = "failed"
             return [_failed(problem)]
         finally:
-            _throw_away(boot)
+            _discard_outputs(boot)
         return [ok("warmup.done", f"The warm-up ran ({len(workflow)} nodes).")]
 
 
 def made_small(workflow: Workflow) -> Workflow:
-    """The same models at the least work: one step, one picture, 64 × 64."""
+    """The same models with the least work: one step, one picture, 64 × 64."""
     small = copy.deepcopy(workflow)
     for node in small.values():
         for name, value in node["inputs"].items():
@@ -75,12 +75,12 @@ def made_small(workflow: Workflow) -> Workflow:
 
 
 def _run(boot: Preparation, workflow: Workflow) -> None:
-    """What this needs is imported here, so that it does not hold up ComfyUI's start."""
+    """Imports are here, so that they do not delay ComfyUI's start."""
     import asyncio
 
     from handler.common.blocking import TimeUp
     from handler.common.calls import Calls
-    from handler.execution import KnownClasses, Line, Prompt, Ran, run_prompt
+    from handler.execution import KnownClasses, Prompt, PromptQueue, PromptResult, run_prompt
     from handler.inputs import VolumeInputs
 
     assert boot.comfyui is not None and boot.layout is not None and boot.work is not None
@@ -88,25 +88,25 @@ def _run(boot: Preparation, workflow: Workflow) -> None:
     comfyui, models = boot.comfyui, boot.layout.models
     deadline = Deadline(boot.settings.warmup_timeout)
     calls = Calls.on(boot.layout.root)
-    inputs = VolumeInputs(boot.layout.input, boot.work.input, calls.volume)
+    inputs = VolumeInputs(boot.layout, boot.work.input, calls.volume)
 
-    async def run() -> Ran:
-        await inputs.bring(workflow, "warm-up", deadline)
-        async with Line().turn(deadline) as turn:
+    async def run() -> PromptResult:
+        await inputs.ensure_copies(workflow, "warm-up", deadline)
+        async with PromptQueue().enter(deadline) as entry:
             return await run_prompt(
-                comfyui, Prompt(workflow), turn, models, KnownClasses(), calls, watch_volume=False
+                comfyui, Prompt(workflow), entry, models, KnownClasses(), calls, watch_volume=False
             )
 
     try:
-        ran = asyncio.run(run())
+        result = asyncio.run(run())
     except TimeUp:
         raise timeout_error(deadline, "the warm-up was still running") from None
-    if ran.ended.failure is not None:
-        raise ran.ended.failure
+    if result.history.failure is not None:
+        raise result.history.failure
 
 
-def _wanted(boot: Preparation) -> Workflow | None:
-    """The workflow that is asked for; None when there is none. Raises JobError."""
+def _configured(boot: Preparation) -> Workflow | None:
+    """The configured workflow; None when there is none. Raises JobError."""
     setting = boot.settings.warmup_workflow
     assert boot.layout is not None and boot.recent is not None
     if setting is None:
@@ -129,7 +129,7 @@ def _text_of(path: Path) -> str:
         raise JobError("warmup.failed", f"{path} cannot be read: {why}.") from None
 
 
-def _throw_away(boot: Preparation) -> None:
+def _discard_outputs(boot: Preparation) -> None:
     """Nothing of the warm-up is a result."""
     assert boot.work is not None
     for left in boot.work.output.iterdir():

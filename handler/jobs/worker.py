@@ -61,7 +61,7 @@ class Worker:
             self._jobs = WorkflowJobs(boot, self._supply, self.calls, errors_in(report.findings))
 
     async def handle(self, job: Mapping[str, Any]) -> dict[str, Any]:
-        """The SDK's handler: always a reply, never an exception but a cancellation."""
+        """The SDK's handler: always a reply; the only exception is a cancellation."""
         if self.slots.is_cancelled(str(job.get("id"))):
             raise asyncio.CancelledError
         progress = Progress(job, quiet=_QUIET_SECONDS)
@@ -73,7 +73,7 @@ class Worker:
         except JobError as error:
             say(f"job {job.get('id')}: {error.code}: {error}")
             answer = reply.failed(error)
-        except Exception as problem:  # noqa: BLE001  # the boundary: the worker lives on
+        except Exception as problem:  # noqa: BLE001  # the boundary: the worker goes on
             say(traceback.format_exc())
             answer = reply.failed(_internal(problem))
         finally:
@@ -81,7 +81,7 @@ class Worker:
             if not has_control_plane():  # nothing else waits for it
                 await self.finish()
         if answer.get("status") == "completed":
-            say(f"job {job.get('id')}: {_whereabouts(answer)}")
+            say(f"job {job.get('id')}: {_summary(answer)}")
         asked = worker_comfyui.as_asked(answer, self._settings)
         posted: dict[str, Any] = reply.postable(asked)
         return posted
@@ -91,15 +91,15 @@ class Worker:
     ) -> dict[str, Any]:
         request = await self._request(job)
         if isinstance(request, DiagnosticsRequest):
-            return await self._examined(lambda: self._diagnostics.examine(request))
+            return await self._examine(lambda: self._diagnostics.examine(request))
         if isinstance(request, ModelsRequest):
-            return await self._examined(lambda: self._diagnostics.models(request))
+            return await self._examine(lambda: self._diagnostics.models(request))
         faults = await self._faults()
         if isinstance(request, DownloadRequest) and self._supply is not None:
             return await self._supply.download(request, progress)
         if isinstance(request, DownloadRequest) or self._jobs is None:
             raise _degraded(faults)
-        if faults and not self._jobs.may_try(faults):
+        if faults and not self._jobs.can_retry(faults):
             raise _degraded(faults)
         try:
             return await self._jobs.run(request, progress, handle)
@@ -109,7 +109,7 @@ class Worker:
             raise
 
     async def _request(self, job: Mapping[str, Any]) -> Request:
-        """What is wrong with the worker is told before what is wrong with the request."""
+        """A fault of the worker is reported rather than one of the request."""
         given = job.get("input")
 
         def read() -> Request:
@@ -138,18 +138,18 @@ class Worker:
         except (OSError, TimeUp):
             return known
 
-    async def _examined(self, work: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    async def _examine(self, work: Callable[[], dict[str, Any]]) -> dict[str, Any]:
         try:
             return await self.calls.control.run(work, _EXAMINE_SECONDS)
         except TimeUp:
             raise _slow_volume() from None
 
     async def finish(self) -> None:
-        """Wait, for a moment, for what replies do not wait for."""
+        """Wait for a moment for background work that replies do not wait for."""
         await self.calls.background.finish(_FINISH_SECONDS)
 
     def fault(self) -> Finding | None:
-        """What keeps this worker from answering jobs, if anything does. From any thread."""
+        """What keeps this worker from answering jobs, if anything. From any thread."""
         looks = (self.calls.fault, self.slots.fault, self.shutdown.fault)
         return next((found for look in looks if (found := look()) is not None), None)
 
@@ -158,10 +158,10 @@ def _supply_for(boot: Boot, calls: Calls) -> ModelSupply | None:
     """None without a volume. ComfyUI need not run for models to be fetched."""
     if boot.layout is None or not boot.layout.root_exists:
         return None
-    shelves: tuple[Path, ...] = ()
+    model_dirs: tuple[Path, ...] = ()
     if boot.comfyui is not None and boot.work is not None:
-        shelves = (boot.comfyui.launch.comfyui / MODELS, boot.work.models)
-    return ModelSupply(boot.settings, boot.layout, shelves, calls)
+        model_dirs = (boot.comfyui.launch.comfyui / MODELS, boot.work.models)
+    return ModelSupply(boot.settings, boot.layout, model_dirs, calls)
 
 
 def _slow_volume() -> JobError:
@@ -169,7 +169,7 @@ def _slow_volume() -> JobError:
 
 
 def _degraded(faults: tuple[Finding, ...]) -> JobError:
-    """The first fault, for whoever reads one sentence; all of them in the details."""
+    """The error of a worker with faults: the first one, and all of them in the details."""
     first = faults[0]
     return JobError(
         first.code,
@@ -180,8 +180,8 @@ def _degraded(faults: tuple[Finding, ...]) -> JobError:
     )
 
 
-def _whereabouts(answer: Mapping[str, Any]) -> str:
-    """For the log: where results are should the reply get lost. URLs are signed, so not told."""
+def _summary(answer: Mapping[str, Any]) -> str:
+    """For the log: where results are, should the reply get lost. Not URLs, which are signed."""
     results = answer.get("results") or []
     places = [str(r["path"]) for r in results if isinstance(r, Mapping) and r.get("path")]
     more = f" and {len(places) - 5} more" if len(places) > 5 else ""
@@ -193,5 +193,5 @@ def _internal(problem: Exception) -> JobError:
     return JobError(
         "worker.internal",
         f"The worker failed: {type(problem).__name__}: {problem}",
-        "Please report this with the worker's log; the worker itself goes on.",
+        "Please report this with the worker's log; the worker itself continues.",
     )

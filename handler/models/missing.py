@@ -1,4 +1,4 @@
-"""Pure: which wanted models a workflow names, and what to write down for those nobody wants yet."""
+"""Pure: which models of the manifest a workflow names, and what to add for those it lacks."""
 
 from __future__ import annotations
 
@@ -19,18 +19,18 @@ _MISSING = "workflow.missing_model"
 _LISTED = 3
 
 
-def wanted_by(
+def specs_named(
     named: Iterable[NamedModel], specs: Sequence[ModelSpec], any_folder: bool = False
 ) -> tuple[ModelSpec, ...]:
     """The manifest's models that a workflow names, in the manifest's order.
 
-    A loader reads from the folder of its kind, where its input tells the kind; with `any_folder`
+    A loader reads from the folder of its kind, where its input shows the kind; with `any_folder`
     the name alone counts, since an input's name may mislead.
     """
     kinds: dict[str, set[str | None]] = {}
     for model in named:
         kind = None if any_folder else model.category
-        kinds.setdefault(spelt(model.name), set()).add(kind)
+        kinds.setdefault(with_slashes(model.name), set()).add(kind)
     return tuple(
         spec
         for spec, (kind, name) in ((spec, _read_as(spec)) for spec in specs)
@@ -38,19 +38,19 @@ def wanted_by(
     )
 
 
-def spelt(name: str) -> str:
+def with_slashes(name: str) -> str:
     """A model's name with slashes, as Linux has it."""
     return name.replace("\\", "/")
 
 
 def misses_a_model(error: JobError) -> bool:
-    """Does a job fail for a model that is not there?"""
+    """Did a job fail because a model is missing?"""
     return next(_missing_in(error), None) is not None
 
 
-def with_offer(error: JobError, workflow: Workflow, manifest: Manifest) -> JobError:
-    """`error` with manifest entries for the models it misses, ready but for their URLs. An error
-    that misses none comes back as it is."""
+def with_manifest_entries(error: JobError, workflow: Workflow, manifest: Manifest) -> JobError:
+    """`error` with manifest entries for the models it misses, complete but for their URLs;
+    unchanged when it misses none."""
     missing = set(_missing_in(error))
     models = [m for m in named_models(workflow) if (m.node_id, m.name) in missing]
     entries: list[dict[str, Any]] = []
@@ -70,26 +70,27 @@ def with_offer(error: JobError, workflow: Workflow, manifest: Manifest) -> JobEr
 
 
 def _known(models: Sequence[NamedModel], manifest: Manifest) -> str:
-    """What the manifest has to do with it."""
+    """What the manifest says about it."""
     broken = errors_in(manifest.findings)
     if broken:
-        return f"The manifest has a fault ({broken[0].message}), so it may not count."
-    elsewhere = wanted_by(models, manifest.models, any_folder=True)
+        return f"The manifest has an error ({broken[0].message}), so entries may be ignored."
+    elsewhere = specs_named(models, manifest.models, any_folder=True)
     if elsewhere:
         return f"The manifest has it in another folder, {elsewhere[0].directory}."
-    return "The manifest does not know it."
+    return "The manifest has no entry for it."
 
 
 def _missing_in(error: JobError) -> Iterator[tuple[str, str]]:
-    """(node, model) of every missing model that an error tells of."""
+    """(node, model) of every missing model in an error, but for those that are on the volume behind
+    a broken link: a `relative` one finds them."""
     details: Mapping[str, Any] = error.details
     for problem in details.get("problems") or [{"error_code": error.code, **details}]:
-        if problem.get("error_code") == _MISSING:
+        if problem.get("error_code") == _MISSING and not problem.get("relative"):
             yield str(problem.get("node_id")), str(problem.get("model"))
 
 
 def _entry_for(model: NamedModel) -> dict[str, Any]:
-    path = PurePosixPath(spelt(model.name))
+    path = PurePosixPath(with_slashes(model.name))
     folder = model.folders[0] if model.folders else "FOLDER"
     directory = str(PurePosixPath(folder) / path.parent)
     entry: dict[str, Any] = {"name": path.name, "url": "https://…", "directory": directory}

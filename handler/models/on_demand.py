@@ -23,9 +23,10 @@ from handler.common.blocking import TimeUp
 from handler.common.calls import Calls
 from handler.common.deadline import Deadline
 from handler.common.errors import JobError
-from handler.models.missing import misses_a_model, spelt, wanted_by, with_offer
+from handler.models.broken_links import check_links
+from handler.models.missing import misses_a_model, specs_named, with_manifest_entries, with_slashes
 from handler.request.parse import DownloadRequest
-from handler.request.references import NamedModel, named_models
+from handler.request.references import NamedModel, named_models, replace_texts, used_nodes
 from handler.request.workflow import Workflow
 from handler.sdk.progress import Progress
 
@@ -33,30 +34,35 @@ T = TypeVar("T")
 _STAGE = "fetching models"
 _EXPLAIN_SECONDS = 5.0
 _SHOW_SECONDS = 30.0
-_TELL_EVERY = 0.5  # seconds; Progress lets through what it finds due
+_REPORT_EVERY = 0.5  # seconds; Progress lets through what it finds due
 
 
 class ModelSupply:
-    """Brings models for one worker. `shelves` are the folders ComfyUI looks for models in, the
+    """Provides models for one worker. `model_dirs` are the folders ComfyUI looks for models in, the
     last one this worker's own; empty where there is no ComfyUI."""
 
     def __init__(
-        self, settings: Settings, layout: Layout, shelves: Sequence[Path], calls: Calls
+        self, settings: Settings, layout: Layout, model_dirs: Sequence[Path], calls: Calls
     ) -> None:
         self._settings = settings
         self._layout = layout
-        self._shelves = tuple(shelves)
+        self._model_dirs = tuple(model_dirs)
         self._calls = calls
 
-    async def bring(
+    async def ensure_models(
         self, workflow: Workflow, deadline: Deadline, progress: Progress
     ) -> tuple[str, ...]:
         """Have every model that the workflow names and the manifest knows; the names of those
         fetched now. Raises JobError. Looked at anew for each job: a volume changes, and a worker
-        may go on at a host whose cache has other models."""
+        may go on at a host whose cache has other models. Names with backslashes, from Windows, get
+        slashes in `workflow`."""
         named = named_models(workflow)
         if not named:
             return ()
+        if any("\\" in model.name for model in named):
+            foreign = await self._ask(lambda: self._with_slashes(named), deadline)
+            replace_texts(workflow, foreign)
+            named = named_models(workflow)
         lacking, specs = await self._ask(lambda: self._wanted(named), deadline)
         if not lacking:
             return ()
@@ -64,10 +70,13 @@ class ModelSupply:
         if specs:
             workplace = await self._ask(lambda: self._workplace(progress), deadline)
             results = await self._fetch(specs, workplace, deadline)
-            _raise_unless_there(specs, results, deadline)
+            _raise_if_missing(specs, results, deadline)
         if results or any(model.folders for model in lacking):
             await self._ask(lambda: self._show(results), deadline)
-        return tuple(_in_words(result) for result in results if result.state == "fetched")
+        used = used_nodes(workflow)
+        needed = [model for model in lacking if model.node_id in used]
+        await self._ask(lambda: check_links(needed, self._model_dirs, self._layout), deadline)
+        return tuple(_describe(result) for result in results if result.state == "fetched")
 
     async def explained(self, error: JobError, workflow: Workflow) -> JobError:
         """A job's error, with what to write into the manifest where a model is missing."""
@@ -79,7 +88,7 @@ class ModelSupply:
             )
         except (OSError, TimeUp):
             return error
-        return with_offer(error, workflow, manifest)
+        return with_manifest_entries(error, workflow, manifest)
 
     async def download(self, request: DownloadRequest, progress: Progress) -> dict[str, Any]:
         """Fetch a request's models onto the volume; the reply with receipts. Raises JobError."""
@@ -89,7 +98,7 @@ class ModelSupply:
         results = await self._fetch(request.models, onto_the_volume, deadline)
         await self._ask(lambda: self._show(results), Deadline(_SHOW_SECONDS))
         required = tuple(spec for spec in request.models if not spec.optional)
-        _raise_unless_there(required, results, deadline)
+        _raise_if_missing(required, results, deadline)
         failed = [f"{finding.message} {finding.fix}" for r in results if (finding := r.finding())]
         models = [result.as_dict() for result in results]
         return reply.completed(
@@ -105,8 +114,8 @@ class ModelSupply:
     async def _fetch(
         self, specs: Sequence[ModelSpec], workplace: Workplace, deadline: Deadline
     ) -> tuple[Result, ...]:
-        """What became of each by the deadline; a download that is not through is stopped, and goes
-        on from there next time."""
+        """The outcome of each by the deadline; an unfinished download is stopped, and resumed next
+        time."""
         fetching = Provisioning(specs, workplace)
         fetching.start()
         try:
@@ -121,65 +130,76 @@ class ModelSupply:
     def _wanted(
         self, named: Sequence[NamedModel]
     ) -> tuple[list[NamedModel], tuple[ModelSpec, ...]]:
-        """What ComfyUI lacks, and what of it the manifest knows."""
+        """The models ComfyUI lacks, and those of them that the manifest has."""
         lacking = self._lacking(named)
         return lacking, self._known(lacking) if lacking else ()
+
+    def _with_slashes(self, named: Sequence[NamedModel]) -> dict[str, str]:
+        """Names with backslashes, and what they mean, unless a file has that very name."""
+        return {
+            model.name: with_slashes(model.name)
+            for model in named
+            if "\\" in model.name
+            and not self._sees(f"{folder}/{model.name}" for folder in model.folders)
+        }
 
     def _lacking(self, named: Sequence[NamedModel]) -> list[NamedModel]:
         """Those that ComfyUI does not see in the folders of their kind, or of unknown kind."""
         return [
             model
             for model in named
-            if not self._sees(f"{folder}/{spelt(model.name)}" for folder in model.folders)
+            if not self._sees(f"{folder}/{with_slashes(model.name)}" for folder in model.folders)
         ]
 
     def _known(self, lacking: Sequence[NamedModel]) -> tuple[ModelSpec, ...]:
         """The manifest's models among those, unless ComfyUI sees them where they belong."""
         known = wanted_here(self._settings, self._layout).models
-        specs = wanted_by(lacking, known)
-        rest = [model for model in lacking if not wanted_by([model], specs)]
-        specs += wanted_by(rest, known, any_folder=True)
+        specs = specs_named(lacking, known)
+        rest = [model for model in lacking if not specs_named([model], specs)]
+        specs += specs_named(rest, known, any_folder=True)
         return tuple(spec for spec in specs if not self._sees([str(spec.place)]))
 
     def _sees(self, places: Iterable[str]) -> bool:
-        return any(os.path.isfile(shelf / place) for place in places for shelf in self._shelves)
+        return any(
+            os.path.isfile(folder / place) for place in places for folder in self._model_dirs
+        )
 
     def _show(self, results: Sequence[Result]) -> None:
-        """Let ComfyUI see what has come, by whomever."""
-        local = self._shelves[-1] if self._shelves else None
+        """Make new models visible to ComfyUI, whichever worker fetched them."""
+        local = self._model_dirs[-1] if self._model_dirs else None
         self._layout, findings = show_to_comfyui(self._settings, results, local)
         for finding in findings:
             say(finding.message, "models")
 
     def _workplace(self, progress: Progress) -> Workplace:
         def meter(what: str, tell: Callable[[int, int], None] | None) -> FileMeter:
-            return _ToldMeter(what, tell, progress)
+            return _ReportingMeter(what, tell, progress)
 
         return workplace_for(self._settings, self._layout, meter)
 
 
-class _ToldMeter(LogMeter):
-    """Tells the caller what the log is told, more often."""
+class _ReportingMeter(LogMeter):
+    """Reports to the caller what the log gets, more often."""
 
     def __init__(
         self, what: str, tell: Callable[[int, int], None] | None, progress: Progress
     ) -> None:
         super().__init__(what, tell)
         self._progress = progress
-        self._told = 0.0
+        self._reported_at = 0.0
 
     def show(self, force: bool = False) -> None:
-        """Tell log and caller where it stands."""
+        """Report to log and caller."""
         super().show(force)
         now = time.monotonic()
-        if not force and now - self._told < _TELL_EVERY:
+        if not force and now - self._reported_at < _REPORT_EVERY:
             return
-        self._told = now
+        self._reported_at = now
         percent = 100 * self.done / self.total if self.total else None
-        self._progress.tell(_STAGE, percent, model=self.what, detail=self.line())
+        self._progress.update(_STAGE, percent, model=self.what, detail=self.line())
 
 
-def _raise_unless_there(
+def _raise_if_missing(
     specs: Sequence[ModelSpec], results: Sequence[Result], deadline: Deadline
 ) -> None:
     """Raise JobError when one of `specs` is not there."""
@@ -204,8 +224,8 @@ def _unfinished(
     return JobError(
         "job.timeout",
         f"The job was stopped after {deadline.elapsed:.0f} s: {names} "
-        f"{'was' if len(missing) == 1 else 'were'} not there yet.",
-        "Send it again: what can be resumed goes on from there. Or allow more than "
+        f"{'was' if len(missing) == 1 else 'were'} not fetched yet.",
+        "Send it again: downloads are resumed where possible. Or allow more than "
         f"{deadline.seconds:g} s with max_wait in the request or MAX_WAIT in the endpoint's "
         "environment.",
         max_wait=deadline.seconds,
@@ -213,6 +233,6 @@ def _unfinished(
     )
 
 
-def _in_words(result: Result) -> str:
+def _describe(result: Result) -> str:
     size = f" ({megabytes(result.receipt.size)})" if result.receipt else ""
     return f"{result.spec.place}{size}"

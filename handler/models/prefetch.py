@@ -1,4 +1,4 @@
-"""The model files of a job: read ahead from the moment it arrives, remembered when it went well."""
+"""The model files of a job: read ahead from the moment it arrives, recorded when it succeeds."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from handler.request.references import NamedModel, named_models
 from handler.request.workflow import Workflow
 
 
-class Weights:
-    """Reads ahead for one worker's jobs. `models` is the folder ComfyUI looks for models in;
-    `keep_workflow`: the last workflow is remembered too, for WARMUP_WORKFLOW=last."""
+class ModelPrefetcher:
+    """Reads model files ahead for one worker's jobs. `models` is the folder ComfyUI looks for
+    models in; `keep_workflow`: the last workflow is recorded too, for WARMUP_WORKFLOW=last."""
 
     def __init__(
         self, read_ahead: ReadAhead, recent: Recent, models: Path, keep_workflow: bool
@@ -25,7 +25,7 @@ class Weights:
         self._keep_workflow = keep_workflow
         self._places: dict[NamedModel, Path] = {}
 
-    def begin(self, workflow: Workflow) -> JobWeights:
+    def begin(self, workflow: Workflow) -> JobPrefetch:
         """Begin to read what `workflow` names and is not in memory: at once, or when all is read
         for a job that came before and has not ended.
 
@@ -34,12 +34,12 @@ class Weights:
         named = named_models(workflow)
         found: list[Path] = []
         if not named:
-            return JobWeights(self._read_ahead, None, found)
+            return JobPrefetch(self._read_ahead, None, found)
         request = self._read_ahead.start(self._found(named, found), in_turn=True)
-        return JobWeights(self._read_ahead, request, found)
+        return JobPrefetch(self._read_ahead, request, found)
 
-    def went_well(self, job: JobWeights, workflow: Workflow | None) -> None:
-        """Remember what a job used. Blocks on the volume; nothing is raised."""
+    def record_use(self, job: JobPrefetch, workflow: Workflow | None) -> None:
+        """Record which files a job used. Blocks on the volume; raises nothing."""
         used = [os.path.relpath(path, self._models) for path in job.files]
         kept = workflow if self._keep_workflow else None
         if used or kept:
@@ -56,7 +56,7 @@ class Weights:
                 yield place
 
 
-class JobWeights:
+class JobPrefetch:
     """What is being read for one job; `files` in the order of the workflow."""
 
     def __init__(self, read_ahead: ReadAhead, request: Request | None, files: list[Path]) -> None:

@@ -1,4 +1,4 @@
-"""What a job produced -> results: found on disk, described, in the form that is wanted."""
+"""What a job produced -> results: found on disk, described, in the requested form."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from handler.outputs.results import (
     ProducedText,
     Result,
 )
-from handler.outputs.volume_store import marked
+from handler.outputs.volume_store import tagged
 from handler.request.fields import OutputOptions
 
 _SUFFIXES = {"png": ".png", "jpeg": ".jpg", "webp": ".webp"}
@@ -33,43 +33,43 @@ _PNG_LEVEL = 4  # as ComfyUI saves
 
 
 class NotWritten(Exception):
-    """A picture cannot be given the wanted form; `str()` is the reason."""
+    """A picture cannot be given the requested form; `str()` is the reason."""
 
 
 def rewritten(source: Path, folder: Path, options: OutputOptions) -> Path | None:
-    """A new file in `folder` in the wanted form; None when `source` has it already.
+    """A new file in `folder` in the requested form; None when `source` has it already.
 
     Raises NotWritten for what Pillow does not read, and for animations, which would lose frames.
     """
     try:
         with open_regular(source) as file, Image.open(file) as picture:
-            wanted = options.format or (picture.format or "").lower()
-            same = wanted == (picture.format or "").lower()
+            form = options.format or (picture.format or "").lower()
+            same = form == (picture.format or "").lower()
             if same and (options.metadata or not _has_metadata(picture)):
                 return None
             if getattr(picture, "n_frames", 1) > 1:
                 raise NotWritten("it is an animation")
-            if wanted not in _SUFFIXES:
+            if form not in _SUFFIXES:
                 raise NotWritten(f"{picture.format} cannot be written without loss")
-            target = folder / (source.stem + (_SUFFIXES[wanted] if not same else source.suffix))
-            _save(picture, target, wanted, same, options)
+            target = folder / (source.stem + (_SUFFIXES[form] if not same else source.suffix))
+            _save(picture, target, form, same, options)
             return target
     except NotWritten:
         raise
-    except Exception as problem:  # noqa: BLE001  # Pillow's readers raise whatever they like
+    except Exception as problem:  # noqa: BLE001  # Pillow's readers raise anything
         raise NotWritten(f"{type(problem).__name__}: {problem}"[:200]) from None
 
 
-def _save(picture: Any, target: Path, wanted: str, same: bool, options: OutputOptions) -> None:
+def _save(picture: Any, target: Path, form: str, same: bool, options: OutputOptions) -> None:
     texts = _texts(picture) if options.metadata else {}
-    if wanted == "png":
+    if form == "png":
         info = PngInfo()
         for key, value in texts.items():
             info.add_text(key, value)
         picture.save(target, "PNG", compress_level=_PNG_LEVEL, pnginfo=info)
         return
     exif = _exif(picture, texts) if options.metadata else Image.Exif()
-    if wanted == "jpeg":
+    if form == "jpeg":
         quality: int | str = "keep" if same else options.quality
         _flat(picture).save(target, "JPEG", quality=quality, exif=exif)
         return
@@ -97,7 +97,7 @@ def _exif(picture: Any, texts: dict[str, str]) -> Image.Exif:
 
 
 def _flat(picture: Any) -> Any:
-    """Without transparency, which JPEG has not: on white. The very picture where nothing is to do,
+    """Without transparency, which JPEG lacks: on white. The same object where nothing changes,
     since only that can be saved again without loss."""
     if picture.mode in ("RGB", "L", "CMYK"):
         return picture
@@ -125,7 +125,9 @@ class CollectedOutputs:
         return [(node, r) for _, node, r in sorted(places, key=lambda item: item[0])]
 
 
-def gather(produced: Iterable[Produced], files: LocalFiles, mark: str) -> CollectedOutputs:
+def collect_outputs(
+    produced: Iterable[Produced], files: LocalFiles, job_tag: str
+) -> CollectedOutputs:
     """Find everything. Raises JobError when files were reported and not one of them is on disk."""
     found = CollectedOutputs()
     by_file: dict[Path, Result] = {}
@@ -140,7 +142,7 @@ def gather(produced: Iterable[Produced], files: LocalFiles, mark: str) -> Collec
             _repeat(by_file[local], item.node_id, place)
             continue
         try:
-            result = None if local is None else _result(item, local, files, mark)
+            result = None if local is None else _result(item, local, files, job_tag)
         except OSError:  # removed, or replaced by something that is not a file
             result = None
         if local is None or result is None:
@@ -169,41 +171,41 @@ def _repeat(result: Result, node_id: str, place: int) -> None:
         result.repeats.append((place, node_id))
 
 
-def rewrite(result: Result, order: DeliveryOptions, scratch: Path) -> None:
-    """Give a picture the form that is wanted, in a file of its own below `scratch`."""
+def rewrite(result: Result, options: DeliveryOptions, scratch: Path) -> None:
+    """Give a picture the requested form, in a new file below `scratch`."""
     assert result.local is not None
     folder = scratch / result.subfolder
     folder.mkdir(parents=True, exist_ok=True)
     try:
-        changed = rewritten(result.local, folder, order.options)
+        changed = rewritten(result.local, folder, options.output)
     except NotWritten as problem:
-        result.warnings.append(f"{result.filename} comes as it was saved: {problem}")
+        result.warnings.append(f"{result.filename} is returned as it was saved: {problem}")
         return
     if changed is not None:
-        result.filename = marked(changed.name, order.mark)
+        result.filename = tagged(changed.name, options.job_tag)
         result.path = None
         _describe(result, changed)
 
 
-def write_out(result: Result, mark: str, scratch: Path) -> None:
-    """A text becomes a file."""
+def write_out(result: Result, job_tag: str, scratch: Path) -> None:
+    """Write text into a file."""
     scratch.mkdir(parents=True, exist_ok=True)
     name = f"text_{result.node_id}.txt".replace("/", "_")[-100:]
     local = scratch / name
     local.write_text(result.text or "", "utf-8", "replace")
-    result.filename = marked(name, mark)
+    result.filename = tagged(name, job_tag)
     result.mime_type, result.size, result.local = "text/plain", local.stat().st_size, local
     result.stamp = stamp_of(local)
 
 
-def _result(item: ProducedFile, local: Path, files: LocalFiles, mark: str) -> Result:
+def _result(item: ProducedFile, local: Path, files: LocalFiles, job_tag: str) -> Result:
     inside = local.is_relative_to(files.output)
     result = Result(
         item.node_id,
         "file",
         local,
         source=local,
-        filename=marked(local.name, mark),
+        filename=tagged(local.name, job_tag),
         subfolder=local.parent.relative_to(files.output) if inside else Path(),
         type="temp" if item.guessed and files.is_temp(local) else item.type,
         path=files.place_on_volume(local),
@@ -215,7 +217,7 @@ def _result(item: ProducedFile, local: Path, files: LocalFiles, mark: str) -> Re
 
 
 def _describe(result: Result, local: Path) -> None:
-    """What only the file can tell: type, kind and size. Raises OSError."""
+    """Set type, kind and size, from the file itself. Raises OSError."""
     with open_regular(local) as file:
         head = file.read(HEAD_BYTES)
         status = os.fstat(file.fileno())
@@ -226,7 +228,7 @@ def _describe(result: Result, local: Path) -> None:
 
 
 def deduplicate_names(results: Iterable[Result]) -> None:
-    """No two results of a job have one name, such as `a.png` and `a.webp` once both are JPEG."""
+    """Give each result a name of its own: `a.png` and `a.webp` may both have become JPEG."""
     seen: set[Path] = set()
     for result in results:
         if result.local is None:

@@ -1,8 +1,8 @@
-"""Results -> the reply, a bucket, the volume; what nodes wrote unreported -> the volume.
+"""Results -> the reply, a bucket, the volume; unreported files of nodes -> the volume.
 
 ComfyUI numbers its files by listing its output folder, so two workers that share one overwrite
 each other's `ComfyUI_00001_.png`. It therefore writes to local disk; each job's files are copied
-to `ComfyUI/output/` on the volume under names that carry the job's mark.
+to `ComfyUI/output/` on the volume under names that carry the job's tag.
 
 A delivery is a coroutine; only its leaves (copying one file, encoding one, uploading one) run in
 threads, at most four for one job, so that neither many files nor many jobs wait for themselves.
@@ -26,17 +26,23 @@ from handler.common.blocking import TimeUp, together
 from handler.common.calls import Calls
 from handler.common.deadline import Deadline
 from handler.common.errors import JobError
-from handler.outputs.collect import CollectedOutputs, deduplicate_names, gather, rewrite, write_out
+from handler.outputs.collect import (
+    CollectedOutputs,
+    collect_outputs,
+    deduplicate_names,
+    rewrite,
+    write_out,
+)
 from handler.outputs.eager import DeliveryPolicy, EagerDelivery
 from handler.outputs.local_files import LocalFiles, OutputClaim, encoded, stamp_of
 from handler.outputs.results import DeliveryOptions, Produced, Result, Stamp
 from handler.outputs.s3 import NotUploaded, Store, Upload
-from handler.outputs.volume_store import NotSaved, VolumeStore, place_of
+from handler.outputs.volume_store import NotSaved, VolumeStore, saved_as
 
 T = TypeVar("T")
 CODES = {"job.not_delivered": "The results of a job could not be delivered in time"}
 _AT_ONCE = 4
-# What was computed is not thrown away because the job's time is up now.
+# Results are not thrown away because the job's time is up now.
 GRACE_SECONDS = 10.0
 _ROOM_FOR_THE_REST = 100_000  # bytes of a reply beside the contents of files
 
@@ -47,7 +53,7 @@ class JobOutputs:
     been computed, or has failed; uploads end by `upload_limit`, which leaves time to deliver what
     could not be uploaded in another way."""
 
-    order: DeliveryOptions
+    options: DeliveryOptions
     eager: EagerDelivery
     scratch: Path
     claim: OutputClaim = field(default_factory=OutputClaim)
@@ -76,15 +82,15 @@ class Delivery:
         self._scratch = work.root / "rewritten"
         self._policy = AddressPolicy(allow_private=settings.allow_private_urls)
 
-    def begin(self, order: DeliveryOptions) -> JobOutputs:
-        """For a job that begins: what it saves may be delivered ahead while it runs, and what it
-        leaves can be claimed for it."""
-        as_saved = not order.options.changes_images
-        keeps = as_saved and (self._settings.keep_outputs or order.destination == "volume")
-        room = self._room * 3 / 4 if as_saved and order.destination == "base64" else 0.0
-        policy = DeliveryPolicy(order.mark, keeps, room)
+    def begin(self, options: DeliveryOptions) -> JobOutputs:
+        """For a job that begins: its results may be delivered eagerly while it runs, and its files
+        can be claimed for it."""
+        as_saved = not options.output.changes_images
+        keeps = as_saved and (self._settings.keep_outputs or options.destination == "volume")
+        room = self._room * 3 / 4 if as_saved and options.destination == "base64" else 0.0
+        policy = DeliveryPolicy(options.job_tag, keeps, room)
         eager = EagerDelivery(policy, self.files, self._saver, self._calls.local)
-        return JobOutputs(order, eager, self._scratch / order.mark)
+        return JobOutputs(options, eager, self._scratch / options.job_tag)
 
     async def deliver(
         self,
@@ -99,14 +105,14 @@ class Delivery:
         Raises JobError when files were reported and not one of them is on disk, or when a result
         can go nowhere. Such a result stays on local disk, and is kept with the next job's.
         """
-        seconds = max(job.order.deadline.remaining, GRACE_SECONDS)
+        seconds = max(job.options.deadline.remaining, GRACE_SECONDS)
         job.upload_limit = Deadline(seconds)
-        job.limit = Deadline(seconds + (GRACE_SECONDS if job.order.bucket else 0))
+        job.limit = Deadline(seconds + (GRACE_SECONDS if job.options.bucket else 0))
         found, answer = CollectedOutputs(), None
         try:
-            found = await self._collected(produced, job)
+            found = await self._collect(produced, job)
             found.warnings[:0] = warnings
-            answer = await self._delivered(found, job, more)
+            answer = await self._deliver(found, job, more)
             return answer
         except TimeUp:
             raise self._not_delivered(found, job) from None
@@ -125,15 +131,15 @@ class Delivery:
             self._calls.background.add(self._saver.flush_record())
             self.files.release(job.claim)
 
-    async def _collected(self, produced: Sequence[Produced], job: JobOutputs) -> CollectedOutputs:
+    async def _collect(self, produced: Sequence[Produced], job: JobOutputs) -> CollectedOutputs:
         def collect() -> CollectedOutputs:
-            return gather(produced, self.files, job.order.mark)
+            return collect_outputs(produced, self.files, job.options.job_tag)
 
         if self.files.may_be_on_volume(produced):
             return await self._calls.volume.call_or_fail(collect, job.limit.remaining)
         return await self._local(collect, job)
 
-    async def _delivered(
+    async def _deliver(
         self, found: CollectedOutputs, job: JobOutputs, more: dict[str, Any]
     ) -> dict[str, Any]:
         rest = [path for path in job.claim.rest if path not in found.files]
@@ -147,24 +153,24 @@ class Delivery:
         found.warnings += lost
         if kept:
             more["also_kept"] = kept
-        return await self._composed(found, more, job)
+        return await self._compose(found, more, job)
 
     async def _rewrite(self, results: Sequence[Result], job: JobOutputs) -> None:
-        if not job.order.options.changes_images:
+        if not job.options.output.changes_images:
             return
 
         async def one(result: Result) -> None:
             async with job.at_once:
-                await self._local(lambda: rewrite(result, job.order, job.scratch), job)
+                await self._local(lambda: rewrite(result, job.options, job.scratch), job)
 
         await together(one(result) for result in results if result.kind == "image")
 
     def _for_the_reply(self, found: CollectedOutputs, job: JobOutputs) -> list[Result]:
-        """Files whose contents the reply will hold, as far as that is sure before they are kept:
-        base64 is made of them meanwhile."""
+        """Files whose contents are certain to fit into the reply: they are encoded while results
+        are saved."""
         files = [result for result in found.results if result.local is not None]
         fits = sum(result.content_size for result in files) < self._room
-        return files if fits and job.order.destination == "base64" else []
+        return files if fits and job.options.destination == "base64" else []
 
     async def _encode(self, result: Result, job: JobOutputs) -> None:
         if result.local is None or result.encoded is not None:
@@ -177,16 +183,16 @@ class Delivery:
         result.encoded = made
 
     def _store(self, job: JobOutputs) -> Store | None:
-        if job.order.bucket is None:
+        if job.options.bucket is None:
             return None
-        return Store(job.order.bucket, self._policy, job.upload_limit)
+        return Store(job.options.bucket, self._policy, job.upload_limit)
 
     async def _place(self, result: Result, job: JobOutputs) -> None:
-        """Take one result where it is wanted."""
+        """Deliver one result to its destination."""
         if result.local is None:
             result.in_reply = True
             return
-        destination = job.order.destination
+        destination = job.options.destination
         if destination == "s3":
             await self._upload(result, job)
         if destination == "volume" or (self._settings.keep_outputs and result.type == "output"):
@@ -198,7 +204,7 @@ class Delivery:
         """To the bucket; a warning when that fails."""
         if job.store is None or result.local is None or result in job.not_uploaded:
             return False
-        prefix = job.order.bucket.prefix if job.order.bucket else ""
+        prefix = job.options.bucket.prefix if job.options.bucket else ""
         key = (Path(prefix) / result.subfolder / result.filename).as_posix()
         store, upload = job.store, Upload(result.local, key, result.mime_type)
         try:
@@ -246,7 +252,7 @@ class Delivery:
         lost: list[str] = []
 
         async def keep(local: Path, stamp: Stamp | None) -> None:
-            place = place_of(local, self.files.output, job.order.mark)
+            place = saved_as(local, self.files.output, job.options.job_tag)
             try:
                 kept.append(await self._save(local, stamp, place, job))
                 await self._local(lambda: local.unlink(missing_ok=True), job)
@@ -258,7 +264,7 @@ class Delivery:
             await together(map(keep, rest, stamps))
         return sorted(kept), lost
 
-    async def _composed(
+    async def _compose(
         self, found: CollectedOutputs, more: dict[str, Any], job: JobOutputs
     ) -> dict[str, Any]:
         """The reply, with the contents that fit; the largest of the others go elsewhere."""
@@ -278,15 +284,15 @@ class Delivery:
         return answer
 
     async def _leave_out(self, result: Result, job: JobOutputs) -> None:
-        """Take a result out of the reply, to somewhere else, and say so. Raises JobError."""
+        """Move a result out of the reply, to bucket or volume, with a warning. Raises JobError."""
         limit = f"MAX_REPLY_MB={self._settings.max_reply_mb:g}"
         if result.text is not None:
-            await self._local(lambda: write_out(result, job.order.mark, job.scratch), job)
+            await self._local(lambda: write_out(result, job.options.job_tag, job.scratch), job)
         if await self._upload(result, job):
             where, advice = "was uploaded to its url", ""
         elif await self._keep(result, job):
             where = f"is on the volume at {result.path}"
-            advice = "; with BUCKET_ENDPOINT_URL and its fellows set it would come as a URL"
+            advice = "; with BUCKET_ENDPOINT_URL and the other BUCKET_ settings it would be a URL"
         else:
             raise reply.too_large_alone(result.entry(), result.warnings, limit)
         result.in_reply, result.text = False, None
@@ -313,8 +319,7 @@ class Delivery:
         return await self._calls.local.run(work, job.limit.remaining)
 
     async def _end(self, job: JobOutputs, found: CollectedOutputs, answered: bool) -> None:
-        """Results that went nowhere are no longer claimed by a job, so that the next one keeps
-        them."""
+        """Release results that could not be delivered, so that the next job keeps them."""
         job.eager.end(self._calls.background)
         self._calls.background.add(self._saver.flush_record())
         nowhere = {
@@ -349,7 +354,7 @@ class Delivery:
 
 
 def _without_contents(found: CollectedOutputs, more: dict[str, Any]) -> dict[str, Any]:
-    """The reply but for what files and texts hold."""
-    told = [*found.warnings, *(w for result in found.results for w in result.warnings)]
+    """The reply without the contents of files and texts."""
+    warnings = [*found.warnings, *(w for result in found.results for w in result.warnings)]
     entries = [{**result.entry(), "node_id": node} for node, result in found.for_each_node()]
-    return reply.completed(entries, told, **more)
+    return reply.completed(entries, warnings, **more)

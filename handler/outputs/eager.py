@@ -1,6 +1,6 @@
-"""What a node has saved is kept on the volume and encoded for the reply at once, while ComfyUI goes
-on with other nodes: little is left to do when the job ends, and a worker that is killed before has
-lost nothing of it."""
+"""Saves a node's files to the volume and encodes them for the reply at once, while ComfyUI runs
+other nodes: little is left to do when the job ends, and a worker that is killed before loses
+nothing."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 from handler.common.blocking import Background, Pool, TimeUp
 from handler.outputs.local_files import LocalFiles, encoded, stamp_of
 from handler.outputs.results import Content, ProducedFile, Stamp, produced
-from handler.outputs.volume_store import NotSaved, VolumeStore, place_of
+from handler.outputs.volume_store import NotSaved, VolumeStore, saved_as
 
 T = TypeVar("T")
 _LOOK_SECONDS = 30.0
@@ -25,17 +25,17 @@ _AT_ONCE = 4
 
 @dataclass(frozen=True)
 class DeliveryPolicy:
-    """What is to become of files: `kept` on the volume under names that carry `mark`, and encoded,
-    as long as they are not more than `room` bytes together."""
+    """How files are delivered: `kept` on the volume under names that carry `job_tag`, and encoded,
+    up to `room` bytes in total."""
 
-    mark: str
+    job_tag: str
     kept: bool
     room: float
 
 
 @dataclass
 class _Pending:
-    """A file that was taken up when it looked like `stamp`."""
+    """A file whose delivery began when it had this `stamp`."""
 
     stamp: Stamp
     kept: asyncio.Task[str | None] | None
@@ -44,8 +44,8 @@ class _Pending:
 
 
 class EagerDelivery:
-    """The files of one job. What was done with one counts as long as it has not changed since.
-    For one event loop; nothing here blocks."""
+    """The files of one job. A delivery counts as long as its file has not changed since. For one
+    event loop; nothing here blocks."""
 
     def __init__(
         self, policy: DeliveryPolicy, files: LocalFiles, store: VolumeStore, local: Pool
@@ -59,14 +59,14 @@ class EagerDelivery:
         self._looks: set[asyncio.Task[None]] = set()
         self._at_once = asyncio.Semaphore(_AT_ONCE)
 
-    def saved(self, outputs: Mapping[str, Any]) -> None:
-        """Nodes report these outputs, in the form of the history's."""
+    def on_output(self, outputs: Mapping[str, Any]) -> None:
+        """A node reports these outputs, in the form of the history's."""
         if self._policy.kept or self._policy.room:
             self._looks.add(asyncio.ensure_future(self._begin(outputs)))
 
     async def kept_at(self, local: Path, stamp: Stamp | None, seconds: float) -> str | None:
-        """Where on the volume the file is kept as it is with this `stamp`; None where it is not,
-        or is not within `seconds`."""
+        """Where the file with this `stamp` is on the volume; None where it is not, or not within
+        `seconds`."""
         pending = await self._current(local, stamp, seconds)
         if pending is None or pending.kept is None:
             return None
@@ -75,7 +75,7 @@ class EagerDelivery:
         return path
 
     async def encoded(self, local: Path, stamp: Stamp | None, seconds: float) -> Content | None:
-        """The file in base64 as it is with this `stamp`; None where that was not made."""
+        """The file with this `stamp` in base64; None where it was not encoded."""
         pending = await self._current(local, stamp, seconds)
         if pending is None or pending.content is None:
             return None
@@ -100,13 +100,13 @@ class EagerDelivery:
         try:
             found = await self._local.run(lambda: self._find(outputs), _LOOK_SECONDS)
         except (TimeUp, OSError):
-            return  # looked at once more when the job ends
+            return  # tried again when the job ends
         for local, stamp in found:
             if local in self._pending:
                 continue
             kept = content = None
             if self._policy.kept:
-                place = place_of(local, self._files.output, self._policy.mark)
+                place = saved_as(local, self._files.output, self._policy.job_tag)
                 kept = self._attempt(self._store.save(local, *place, _WORK_SECONDS))
             if stamp[0] <= self._room:
                 self._room -= stamp[0]
@@ -115,7 +115,7 @@ class EagerDelivery:
             self._pending[local] = _Pending(stamp, kept, content)
 
     def _attempt(self, work: Coroutine[Any, Any, T]) -> asyncio.Task[T | None]:
-        """None for what fails: it is tried again when the job ends."""
+        """None when it fails: it is tried again when the job ends."""
 
         async def attempt() -> T | None:
             try:
@@ -129,7 +129,7 @@ class EagerDelivery:
         return asyncio.ensure_future(attempt())
 
     def _find(self, outputs: Mapping[str, Any]) -> list[tuple[Path, Stamp]]:
-        """Files that were surely saved as results, in the folder for them."""
+        """Files that are certainly results, in ComfyUI's output folder."""
         found: list[tuple[Path, Stamp]] = []
         for item in produced(outputs)[0]:
             if isinstance(item, ProducedFile) and not item.guessed:

@@ -1,9 +1,8 @@
-"""The files that ComfyUI writes on local disk: found, told apart by job, and removed in time.
+"""The files that ComfyUI writes on local disk: found, assigned to jobs, and removed in time.
 
-ComfyUI answers a repeated node from its cache and reports the file it wrote then. The files of the
-last job are therefore left in place; of one that is gone, or was written anew by another job
-meanwhile, the node has to run again.
-"""
+ComfyUI answers a repeated node from its cache and reports the file it wrote back then. The files of
+the last job are therefore left in place; where one is gone, or was overwritten by another job
+since, the node must run again."""
 
 from __future__ import annotations
 
@@ -115,9 +114,9 @@ class LocalFiles:
         return list(dict.fromkeys(path for path in files if path is not None))
 
     def claim(self, claim: OutputClaim, until: float, reported: Iterable[Path] = ()) -> None:
-        """Reserve what a job left that ended at `until`: files it reported, and those in the output
-        folder that nobody did. To be called in the order in which jobs end; they are delivered
-        side by side."""
+        """Reserve the files of a job that ended at `until`: those it reported, and those in the
+        output folder that no job reported. To be called in the order in which jobs end; they are
+        delivered in parallel."""
         with self._lock:
             rest = list(self._unreported(until))
             reported = [path for path in reported if path not in rest]
@@ -127,7 +126,7 @@ class LocalFiles:
             claim.until = max(claim.until, until)
 
     def may_be_on_volume(self, items: Iterable[Produced]) -> bool:
-        """May one of the reported files lie on the volume? Told from its name alone."""
+        """May one of the reported files be on the volume? Judged by its name alone."""
         root = os.fspath(self._layout.root)
         anywhere = self._beside_code.is_relative_to(self._volume)
         return any(
@@ -151,15 +150,15 @@ class LocalFiles:
             if claim.until >= self._settled:
                 last, self._reported, self._settled = self._reported, last, claim.until
             done_with = [p for p in last if p not in self._reported and not self._claimed[p]]
-            self._claimed.update(done_with)  # so that nobody takes them for new until they are gone
+            self._claimed.update(done_with)  # so that no job claims them as new until they are gone
         for path in done_with:
-            if stamp_of(path) == last[path]:  # else written anew meanwhile
+            if stamp_of(path) == last[path]:  # else overwritten since
                 path.unlink(missing_ok=True)
         self.release(OutputClaim(reported=done_with))
 
     def _release(self, claim: OutputClaim) -> None:
         self._claimed.subtract([*claim.rest, *claim.reported])
-        self._claimed += Counter()  # drops what has none left
+        self._claimed += Counter()  # drops entries at zero
         claim.rest, claim.reported = [], []
 
     def _unreported(self, until: float) -> Iterator[Path]:
@@ -186,7 +185,7 @@ def encoded(local: Path) -> Content:
 
 
 def _beside_code(work: WorkDir, layout: Layout) -> Path:
-    """The folder `output` beside ComfyUI's code: some nodes write there whatever it is told. In a
+    """The folder `output` beside ComfyUI's code: some nodes write there whatever its flags. In a
     copy of the code it is a link to the output folder."""
     if layout.comfyui is None or work.stage.exists():
         return Path(os.path.realpath(work.output))

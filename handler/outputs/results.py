@@ -1,4 +1,4 @@
-"""Pure: a prompt's history -> what it produced, and each of it on its way into a reply."""
+"""Pure: a prompt's history -> what it produced, and each result on its way into a reply."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class ProducedFile:
 
 @dataclass(frozen=True)
 class ProducedText:
-    """A text that a node reported."""
+    """Text that a node reported."""
 
     node_id: str
     text: str
@@ -131,22 +131,22 @@ def _path(node_id: str, text: str) -> ProducedFile:
 
 @dataclass(frozen=True)
 class DeliveryOptions:
-    """`mark` is a word that only this job uses."""
+    """How the results of a job are delivered. `job_tag` is a word that only this job uses."""
 
-    mark: str
+    job_tag: str
     deadline: Deadline
-    options: OutputOptions = field(default_factory=OutputOptions)
+    output: OutputOptions = field(default_factory=OutputOptions)
     bucket: Bucket | None = None
 
     @property
     def destination(self) -> str:
         """`base64`, `s3` or `volume`."""
-        return self.options.delivery or ("s3" if self.bucket is not None else "base64")
+        return self.output.delivery or ("s3" if self.bucket is not None else "base64")
 
 
 class Content(str):
-    """What a file holds, in base64. It is not for printing: the SDK makes a line of its log of each
-    whole result, twice, also where that line is not written."""
+    """A file's content in base64. It is not printed: the SDK formats each whole result for its log,
+    twice, even where that line is not written."""
 
     __slots__ = ()
 
@@ -199,7 +199,7 @@ class Result:
         return (1 + len(self.repeats)) * (overhead + 2 + 4 * ((self.size + 2) // 3))
 
     def entry(self) -> dict[str, Any]:
-        """What the reply says of it, without its content."""
+        """What the reply says about it, without its content."""
         entry: dict[str, Any] = {"node_id": self.node_id, "kind": self.kind}
         if self.local is not None:
             entry |= {
@@ -215,7 +215,7 @@ class Result:
         return entry
 
     def content(self) -> str:
-        """The content as the reply holds it: text, or base64 that was made before."""
+        """The content for the reply: text, or base64 that was made before."""
         content = self.text if self.text is not None else self.encoded
         assert content is not None
         return content

@@ -1,4 +1,4 @@
-"""Files -> an S3-compatible bucket: streamed from disk, checked when they are there; their URLs.
+"""Files -> an S3-compatible bucket: streamed from disk, their size checked there; their URLs.
 
 boto3 works over connections of our own: they can be aborted, since botocore's time-outs start again
 with each byte and a bucket that answers a byte a second would hold an upload for hours. A bucket

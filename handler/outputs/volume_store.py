@@ -66,13 +66,13 @@ class VolumeRecord:
             self._append(lines)
 
     def sweep_if_due(self) -> threading.Thread | None:
-        """Now and then, in a thread that nobody has to wait for, remove what is too old, then the
-        oldest of what is too much."""
+        """Once an hour, in a thread of its own, remove what is too old, then the oldest until the
+        rest is small enough."""
         due = self._swept is None or time.monotonic() - self._swept > _SWEEP_SECONDS
         if not due or (self._days is None and self._gb is None):
             return None
         self._swept = time.monotonic()
-        sweeping = threading.Thread(target=self._sweep_and_tell, name="old-results", daemon=True)
+        sweeping = threading.Thread(target=self._sweep_and_log, name="old-results", daemon=True)
         sweeping.start()
         return sweeping
 
@@ -80,8 +80,8 @@ class VolumeRecord:
         with open(self._file, "a", encoding="utf-8") as record:
             record.write(lines)
 
-    def _sweep_and_tell(self) -> None:
-        """Never raises: a volume that is gone is told elsewhere."""
+    def _sweep_and_log(self) -> None:
+        """Never raises: a volume that is gone is reported elsewhere."""
         try:
             count, size = self.sweep()
         except OSError as problem:
@@ -113,7 +113,7 @@ class VolumeRecord:
         for file in files:
             try:
                 status = file.stat()
-            except FileNotFoundError:  # somebody removed it already
+            except FileNotFoundError:  # removed already
                 continue
             path = str(file.relative_to(self._output))
             kept = Kept(path, status.st_size, status.st_mtime_ns, round(time.time(), 3))
@@ -257,13 +257,13 @@ class VolumeStore:
         return path
 
 
-def place_of(local: Path, output: Path, mark: str) -> tuple[Path, str]:
-    """(subfolder, name) of a file in ComfyUI's own `output` folder once it is kept."""
-    return local.parent.relative_to(output), marked(local.name, mark)
+def saved_as(local: Path, output: Path, job_tag: str) -> tuple[Path, str]:
+    """(subfolder, name) under which a file of ComfyUI's own `output` folder is saved."""
+    return local.parent.relative_to(output), tagged(local.name, job_tag)
 
 
-def marked(name: str, mark: str) -> str:
-    """`name` with the job's mark before its extension: `a_00001_.png` → `a_00001_MARK.png`."""
+def tagged(name: str, job_tag: str) -> str:
+    """`name` with the job's tag before its extension: `a_00001_.png` → `a_00001_TAG.png`."""
     path = Path(name)
     stem, suffix = path.stem, path.suffix
-    return f"{stem}{'' if stem.endswith('_') else '_'}{mark}{suffix}"
+    return f"{stem}{'' if stem.endswith('_') else '_'}{job_tag}{suffix}"

@@ -1,8 +1,7 @@
-"""Pure: the fields of a request that say which files come with it, in what form its results are to
-come back, and to which bucket they go.
+"""Pure: the fields of a request for its input files, the form of its results, and their bucket.
 
-All that can be told without asking anybody is told here, before the GPU works for results that
-could not be uploaded.
+A bucket that cannot work is refused here, before the GPU works for results that could not be
+uploaded.
 """
 
 from __future__ import annotations
@@ -131,7 +130,7 @@ def _content_of(
     data, url = given.get(data_field), given.get("url")
     for key, value in ((data_field, data), ("url", url)):
         if value is not None and not isinstance(value, str):
-            raise wrong_type(f"{where}.{key}", "a text", value)
+            raise wrong_type(f"{where}.{key}", "a string", value)
     if data and url:
         raise JobError(
             "request.wrong_type",
@@ -157,7 +156,7 @@ def _problem_with(name: str) -> str | None:
     if any(unicodedata.category(c) in ("Cc", "Cs") for c in name):
         return "holds a control character"
     if name.strip(". ") == "" or name != name.strip():
-        return "is no file name"
+        return "is not a file name"
     if len(name.encode()) > _MAX_NAME_BYTES:
         return f"has {len(name.encode())} bytes, more than {_MAX_NAME_BYTES}"
     return None
@@ -172,12 +171,14 @@ def read_bucket(s3_config: object, settings: Settings) -> Bucket | None:
     if s3_config is None:
         return bucket_of(settings)
     if not isinstance(s3_config, Mapping):
-        raise JobError("request.wrong_type", f"{S3_CONFIG} is no object.", f"Send {_BUCKET_SHAPE}.")
+        raise JobError(
+            "request.wrong_type", f"{S3_CONFIG} is not an object.", f"Send {_BUCKET_SHAPE}."
+        )
     try:
         bucket = bucket_from(s3_config, settings)
     except ValueError as problem:
         raise JobError(
-            "output.bad_bucket", f"{S3_CONFIG}: {problem}.", f"Send {_BUCKET_SHAPE}, all texts."
+            "output.bad_bucket", f"{S3_CONFIG}: {problem}.", f"Send {_BUCKET_SHAPE}, all strings."
         ) from None
     try:
         AddressPolicy(settings.allow_private_urls).at_sight(s3_config["endpointUrl"].strip())
@@ -205,7 +206,7 @@ class OutputOptions:
 
     @property
     def changes_images(self) -> bool:
-        """Is a picture to be written anew?"""
+        """Must pictures be rewritten?"""
         return self.format is not None or not self.metadata
 
 

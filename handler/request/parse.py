@@ -12,7 +12,7 @@ from bootstrap.config.bucket import S3_CONFIG, Bucket
 from bootstrap.core.findings import Finding, errors_in
 from bootstrap.models.manifest import VERSION, parse_manifest
 from bootstrap.models.manifest_entry import ModelSpec
-from handler.common.errors import JobError, refuse_unreasonable, short, wrong_type
+from handler.common.errors import JobError, check_limits, short, wrong_type
 from handler.request import envelopes, worker_comfyui
 from handler.request.envelopes import Envelope
 from handler.request.fields import InputFile, OutputOptions, read_bucket, read_files, read_options
@@ -44,8 +44,8 @@ class WorkflowRequest:
 
 @dataclass(frozen=True)
 class DiagnosticsRequest:
-    """Say how this worker is. `sections` (none: all) are names of `SECTIONS`; `deep` also measures
-    the volume, which takes a while and its bandwidth."""
+    """Report the state of this worker. `sections` (none: all) are names of `SECTIONS`; `deep` also
+    measures the volume, which takes a while and its bandwidth."""
 
     sections: frozenset[str] = frozenset()
     deep: bool = False
@@ -72,9 +72,9 @@ Request = WorkflowRequest | DiagnosticsRequest | ModelsRequest | DownloadRequest
 
 
 @dataclass(frozen=True)
-class Surroundings:
-    """What a request is read with: the settings, the job's own bucket (`s3Config`), and how to
-    find a workflow by its name."""
+class RequestContext:
+    """What else is needed to read a request: the settings, the job's own bucket (`s3Config`), and
+    how to find a workflow by its name."""
 
     settings: Settings
     s3_config: object = None
@@ -87,24 +87,24 @@ def parse_request(
     s3_config: object = None,
     named_workflow: Callable[[str], object] | None = None,
 ) -> Request:
-    """Read a job's `input`; without a `type` it asks for a workflow. Raises JobError."""
+    """Read a job's `input`; without a `type` it is a workflow. Raises JobError."""
     if given is None:
         raise JobError("request.no_input", "The job has no input.", HOW_TO_ASK)
     if isinstance(given, str):
         given = _parsed(given)
     if not isinstance(given, Mapping):
         raise wrong_type("input", "an object", given)
-    refuse_unreasonable(given, settings.max_request_mb)
+    check_limits(given, settings.max_request_mb)
     name = given.get("type") or "workflow"
     if not isinstance(name, str) or name not in _READERS:
         known = ", ".join(_READERS)
         raise JobError(
             "request.unknown_type",
-            f"There is no request of type {short(name)}.",
+            f"Unknown request type {short(name)}.",
             f"Send one of the types {known}; without a type it is a workflow.",
             known=list(_READERS),
         )
-    return _READERS[name](given, Surroundings(settings, s3_config, named_workflow))
+    return _READERS[name](given, RequestContext(settings, s3_config, named_workflow))
 
 
 def _parsed(text: str) -> object:
@@ -121,11 +121,11 @@ _WORKFLOW_FIELDS = {
 }  # fmt: skip
 
 
-def _workflow_request(given: Mapping[str, Any], around: Surroundings) -> WorkflowRequest:
+def _workflow_request(given: Mapping[str, Any], context: RequestContext) -> WorkflowRequest:
     envelope = envelopes.opened(given)
     unknown = envelopes.ignored(given, _WORKFLOW_FIELDS | envelope.fields | {"type"})
     try:
-        return _read_workflow_request(given, around, envelope, unknown)
+        return _read_workflow_request(given, context, envelope, unknown)
     except JobError as error:
         if unknown:
             error.details = {**error.details, "warnings": list(unknown)}
@@ -133,31 +133,31 @@ def _workflow_request(given: Mapping[str, Any], around: Surroundings) -> Workflo
 
 
 def _read_workflow_request(
-    given: Mapping[str, Any], around: Surroundings, envelope: Envelope, unknown: tuple[str, ...]
+    given: Mapping[str, Any], context: RequestContext, envelope: Envelope, unknown: tuple[str, ...]
 ) -> WorkflowRequest:
-    sent = _workflow(given, around, envelope)
+    sent = _workflow(given, context, envelope)
     extra_files = envelopes.file_inputs(given, sent)
     workflow, warnings = overridden(sent, given.get("overrides"))
     workflow, seeds = draw_seeds(workflow)
     output, more = read_options(given.get("output"))
-    bucket = read_bucket(given.get(S3_CONFIG, around.s3_config), around.settings)
+    bucket = read_bucket(given.get(S3_CONFIG, context.s3_config), context.settings)
     if output.delivery == "s3" and bucket is None:
         raise JobError(
             "output.no_bucket",
-            "Results are wanted in a bucket, but this endpoint has none.",
+            "Results should go to a bucket, but none is configured for this endpoint.",
             "Set BUCKET_ENDPOINT_URL, BUCKET_ACCESS_KEY_ID, BUCKET_SECRET_ACCESS_KEY and "
             f"BUCKET_NAME in the endpoint's environment, or send {S3_CONFIG} with the job.",
         )
     return WorkflowRequest(
         workflow=saved_as_files(workflow),
-        max_wait=_max_wait(given.get("max_wait"), around.settings.max_wait),
+        max_wait=_max_wait(given.get("max_wait"), context.settings.max_wait),
         files=read_files(given.get("images"), given.get("files"), extra_files),
         warnings=(*envelope.notes, *warnings, *more, *unknown),
         output=output,
         bucket=bucket,
         retry_on_oom=_flag(given, "retry_on_oom"),
         extra_data={
-            **worker_comfyui.endpoint_key(around.settings),
+            **worker_comfyui.endpoint_key(context.settings),
             **envelope.extra_data,
             **worker_comfyui.request_key(given),
         },
@@ -166,8 +166,8 @@ def _read_workflow_request(
     )
 
 
-def _workflow(given: Mapping[str, Any], around: Surroundings, envelope: Envelope) -> Workflow:
-    """The one that was sent, or the one on the volume that was named."""
+def _workflow(given: Mapping[str, Any], context: RequestContext, envelope: Envelope) -> Workflow:
+    """The one that was sent, or the one on the volume with that name."""
     name, sent = given.get("workflow_name"), envelope.workflow
     if name is None:
         return read_workflow(sent)
@@ -180,12 +180,12 @@ def _workflow(given: Mapping[str, Any], around: Surroundings, envelope: Envelope
             "Send one of them.",
             field="workflow_name",
         )
-    if around.named_workflow is None:
+    if context.named_workflow is None:
         raise JobError("workflow.name_unknown", "This worker has no volume.", "Send the workflow.")
-    return read_workflow(around.named_workflow(name.strip()))
+    return read_workflow(context.named_workflow(name.strip()))
 
 
-def _diagnostics_request(given: Mapping[str, Any], _: Surroundings) -> DiagnosticsRequest:
+def _diagnostics_request(given: Mapping[str, Any], _: RequestContext) -> DiagnosticsRequest:
     deep, sections = _flag(given, "deep"), given.get("sections") or []
     wanted = f"a list of some of {', '.join(SECTIONS)}"
     if not isinstance(sections, list):
@@ -196,20 +196,20 @@ def _diagnostics_request(given: Mapping[str, Any], _: Surroundings) -> Diagnosti
     return DiagnosticsRequest(frozenset(sections), deep, _unknown(given, {"deep", "sections"}))
 
 
-def _models_request(given: Mapping[str, Any], _: Surroundings) -> ModelsRequest:
+def _models_request(given: Mapping[str, Any], _: RequestContext) -> ModelsRequest:
     return ModelsRequest(_unknown(given, set()))
 
 
-def _download_request(given: Mapping[str, Any], around: Surroundings) -> DownloadRequest:
-    models, notes = read_entries(given.get("models"), around.settings)
+def _download_request(given: Mapping[str, Any], context: RequestContext) -> DownloadRequest:
+    models, notes = read_entries(given.get("models"), context.settings)
     return DownloadRequest(
         models=models,
-        max_wait=_max_wait(given.get("max_wait"), around.settings.max_wait),
+        max_wait=_max_wait(given.get("max_wait"), context.settings.max_wait),
         warnings=(*notes, *_unknown(given, {"models", "max_wait"})),
     )
 
 
-_READERS: dict[str, Callable[[Mapping[str, Any], Surroundings], Request]] = {
+_READERS: dict[str, Callable[[Mapping[str, Any], RequestContext], Request]] = {
     "workflow": _workflow_request,
     "diagnostics": _diagnostics_request,
     "models": _models_request,

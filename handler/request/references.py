@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import posixpath
+import re
 import secrets
 import unicodedata
 from collections.abc import Callable, Iterator, Mapping
@@ -14,14 +15,26 @@ from bootstrap.volume.categories import CATEGORIES, GGUF, PT_EXTENSIONS, extensi
 from handler.request.workflow import Workflow, is_link
 
 _FILE_INPUTS = frozenset("image images mask audio video file model_file latent".split())
-# ComfyUI's own loaders and the most used ones beside them: they read the input folder and nothing
-# else. Of others nobody knows what a name stands for.
-_CORE_LOADERS = frozenset(
-    "LoadImage LoadImageMask LoadAudio LoadVideo LoadLatent Load3D VHS_LoadVideo "
-    "VHS_LoadAudioUpload".split()
+_FOLDER_INPUTS = frozenset(("folder", "directory"))
+# ComfyUI's own loaders of uploads and the most used ones beside them: they read the input folder
+# and, where a name says so, the one for results or previews, and nothing else. Of others nobody
+# knows what a name stands for.
+_UPLOAD_LOADERS = frozenset(
+    "LoadImage LoadImageMask LoadImageOutput LoadImageSetNode LoadImageSetFromFolderNode "
+    "LoadImageTextSetFromFolderNode LoadImageDataSetFromFolder LoadImageTextDataSetFromFolder "
+    "LoadAudio LoadVideo LoadLatent Load3D Load3DAnimation WebcamCapture GeminiInputFiles "
+    "OpenAIInputFiles VHS_LoadVideo VHS_LoadVideoFFmpeg VHS_LoadAudioUpload VHS_LoadImages".split()
 )
 _SUFFIXES = (" [input]", "[input]")
-_ELSEWHERE = ("[output]", "[temp]")
+# Behind a name, as ComfyUI's folder_paths.annotated_filepath reads it.
+_ANNOTATION = re.compile(r"(?P<path>.*?) ?\[(?P<folder>input|output|temp)\]", re.DOTALL)
+# Of other nodes: a name with a usual extension, or what an input of such a name has.
+_USUAL_NAME = re.compile(r".+\.[A-Za-z0-9]{2,5}")
+_NAMES_FILES = frozenset(
+    "image images mask masks audio video videos file files filename latent latents folder folders "
+    "directory directories dir path paths input inputs subfolder sequence".split()
+)
+_LONGEST_PATH = 1024
 _LONGEST = 1024  # more is a text that happens to end in `.bin`
 # Input names of ComfyUI's own loaders and of those that imitate them, without a number at the end.
 _BY_INPUT: Mapping[str, str] = MappingProxyType(
@@ -64,6 +77,7 @@ _BY_CLASS_AND_INPUT: Mapping[tuple[str, str], str] = MappingProxyType(
         ("ModelPatchLoader", "name"): "model_patches",
     }
 )
+_LOADER_INPUTS = _FILE_INPUTS | _FOLDER_INPUTS
 RANDOM = "random"
 # What every node takes: many count seeds in 32 bits, and JavaScript counts exactly up to 53.
 _BITS = 32
@@ -75,9 +89,9 @@ def is_url(text: str) -> bool:
 
 
 def urls_to_load(workflow: Workflow) -> list[str]:
-    """Addresses that stand where a loader wants a file name, each once, in order.
+    """Addresses where a loader expects a file name, each once, in order.
 
-    A node that says it loads URLs is left to do so, and texts elsewhere are texts.
+    Nodes that load URLs themselves are left alone, and so is text elsewhere.
     """
     found: dict[str, None] = {}
     for node in workflow.values():
@@ -87,7 +101,7 @@ def urls_to_load(workflow: Workflow) -> list[str]:
     return list(found)
 
 
-def use_fetched(workflow: Workflow, names: Mapping[str, str]) -> None:
+def substitute_urls(workflow: Workflow, names: Mapping[str, str]) -> None:
     """Put file names where `urls_to_load` found addresses."""
     for node in workflow.values():
         for name, value in node["inputs"].items():
@@ -96,7 +110,7 @@ def use_fetched(workflow: Workflow, names: Mapping[str, str]) -> None:
 
 
 def rename_files(workflow: Workflow, names: Mapping[str, str]) -> None:
-    """Let the workflow use new names (`subfolder/name` → `subfolder/other`) wherever it has the
+    """Make the workflow use new names (`subfolder/name` → `subfolder/other`) wherever it has the
     old ones, also deep in lists, with ComfyUI's ` [input]` behind them, or with a backslash."""
     for node in workflow.values():
         for name, value in node["inputs"].items():
@@ -105,14 +119,97 @@ def rename_files(workflow: Workflow, names: Mapping[str, str]) -> None:
 
 
 def wanted_files(workflow: Workflow) -> Iterator[tuple[str, str, str]]:
-    """(node id, input, relative path) of every file that a loader we know wants."""
+    """(node id, input, relative path) of every file or folder of the input folder that a loader we
+    know wants."""
+    for named in named_files(workflow):
+        if named.by_loader and named.folder == "input" and named.input in _LOADER_INPUTS:
+            yield named.node_id, named.input, reference_in(named.text)[0]
+
+
+def is_folder_input(name: str) -> bool:
+    """Does a loader's input of this name want a folder?"""
+    return name.rpartition(".")[2] in _FOLDER_INPUTS
+
+
+@dataclass(frozen=True)
+class NamedFile:
+    """A value of a workflow that may name a file or folder. `path` is the name with slashes, free
+    of what ComfyUI puts behind it to say in which `folder` it is: input, output or temp.
+    `by_loader`: in a loader of uploads, which reads these folders only."""
+
+    node_id: str
+    class_type: str
+    input: str
+    text: str
+    path: str
+    folder: str
+    by_loader: bool
+
+    @property
+    def outside(self) -> bool:
+        """Does it lead out of the folder, by its spelling alone?"""
+        return self.path.startswith("/") or self.path == ".." or self.path.startswith("../")
+
+
+def named_files(workflow: Workflow) -> Iterator[NamedFile]:
+    """Every value that may name a file or folder of those that ComfyUI reads."""
     for node_id, node in workflow.items():
-        if node["class_type"] not in _CORE_LOADERS:
-            continue
+        class_type = node["class_type"]
+        for name, text in _texts(node["inputs"]):
+            last = name.rpartition(".")[2]
+            by_loader = class_type in _UPLOAD_LOADERS and (
+                name.partition(".")[0] in _LOADER_INPUTS or last in _LOADER_INPUTS
+            )
+            if _may_name_a_file(text) and not is_url(text):
+                match = _ANNOTATION.fullmatch(text)
+                if by_loader or match or _says_file(class_type, last, text):
+                    path = (match["path"] if match else text).replace("\\", "/")
+                    folder = match["folder"] if match else "input"
+                    yield NamedFile(
+                        node_id,
+                        class_type,
+                        name,
+                        text,
+                        posixpath.normpath(path) if path else "",
+                        folder,
+                        by_loader,
+                    )
+
+
+def replace_texts(workflow: Workflow, texts: Mapping[str, str]) -> None:
+    """Put other texts in the place of some, wherever an input holds one of them whole."""
+    for node in workflow.values():
         for name, value in node["inputs"].items():
-            named = name in _FILE_INPUTS and isinstance(value, str) and value.strip()
-            if named and not value.endswith(_ELSEWHERE) and not is_url(value):
-                yield node_id, name, reference_in(value)[0]
+            if not is_link(value):
+                node["inputs"][name] = _replaced(value, texts)
+
+
+def _replaced(value: Any, texts: Mapping[str, str]) -> Any:
+    if isinstance(value, str):
+        return texts.get(value, value)
+    if isinstance(value, list):
+        return [_replaced(item, texts) for item in value]
+    if isinstance(value, Mapping):
+        return {key: _replaced(item, texts) for key, item in value.items()}
+    return value
+
+
+def _may_name_a_file(text: str) -> bool:
+    """No file name holds a NUL, and none that we can open a lone surrogate."""
+    return 0 < len(text.strip()) <= len(text) <= _LONGEST_PATH and not any(
+        character in "\0\n" or unicodedata.category(character) == "Cs" for character in text
+    )
+
+
+def _says_file(class_type: str, name: str, text: str) -> bool:
+    if names_a_model(text) and name not in _FILE_INPUTS:
+        return False
+    words = set(re.split(r"[^a-z]+", name.lower()))
+    return (
+        _USUAL_NAME.fullmatch(text) is not None
+        or ("load" in class_type.lower() and name in _FILE_INPUTS)
+        or (bool(words & _NAMES_FILES) and not words & {"prefix", "output"})
+    )
 
 
 def reference_in(value: str) -> tuple[str, str]:
@@ -171,6 +268,12 @@ def named_models(workflow: Workflow) -> tuple[NamedModel, ...]:
     )
 
 
+def used_nodes(workflow: Workflow) -> frozenset[str]:
+    """Nodes that others are linked to: ComfyUI runs no loader whose result is not used."""
+    values = (value for node in workflow.values() for value in node["inputs"].values())
+    return frozenset(str(value[0]) for value in values if is_link(value))
+
+
 def names_a_model(value: str) -> bool:
     """Does a text look like the name of a model file below one of ComfyUI's folders?"""
     if extension_of(value) not in PT_EXTENSIONS | {GGUF} or len(value) > _LONGEST:
@@ -204,7 +307,7 @@ def _category(class_type: str, name: str) -> str | None:
 def draw_seeds(
     workflow: Workflow, draw: Callable[[int], int] = secrets.randbits
 ) -> tuple[Workflow, dict[str, int]]:
-    """The workflow with a number for each input `seed` or `…_seed` that is the word; the numbers
+    """The workflow with a number for each input `seed` or `…_seed` that is "random"; the numbers
     by `NODE.INPUT`. `draw` gives a number of so many bits."""
     drawn: dict[str, int] = {}
     changed = dict(workflow)

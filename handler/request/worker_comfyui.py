@@ -1,7 +1,7 @@
 """Pure: what clients of runpod-workers/worker-comfyui (5.x) send and expect.
 
 Its requests are ours but for the key of Comfy.org's API nodes; with RESPONSE_FORMAT=worker-comfyui
-its reply form is given, too. docs/migration.md tells the differences.
+replies have its form, too. docs/migration.md lists the differences.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ def request_key(given: Mapping[str, Any]) -> dict[str, str]:
     for name in KEY_FIELDS:
         key = given.get(name)
         if key is not None and not isinstance(key, str):
-            raise wrong_type(name, "the API key as a text", "something else")
+            raise wrong_type(name, "the API key as a string", "something else")
         if key:
             return {"api_key_comfy_org": key}
     return {}
@@ -36,7 +36,7 @@ def endpoint_key(settings: Settings) -> dict[str, str]:
 
 
 def as_asked(reply: Mapping[str, Any], settings: Settings) -> dict[str, Any]:
-    """A reply of ours in the form the endpoint is set to, with REFRESH_WORKER's wish to Runpod."""
+    """A reply in the form the endpoint is set to, with REFRESH_WORKER's request to Runpod."""
     asked = dict(reply)
     if settings.response_format == FORMAT:
         asked = _failed(reply) if "error" in reply else _completed(reply)
@@ -70,7 +70,7 @@ def _completed(reply: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _image(entry: Mapping[str, Any]) -> dict[str, Any] | None:
-    """An entry of `images`; None for a file that is only named, of which a warning tells."""
+    """An entry of `images`; None for a file that is only named, as a warning says."""
     if "url" in entry:
         return {"filename": entry["filename"], "type": "s3_url", "data": entry["url"]}
     content = entry.get("image") or entry.get("data")
@@ -80,7 +80,7 @@ def _image(entry: Mapping[str, Any]) -> dict[str, Any] | None:
 
 
 def _failed(reply: Mapping[str, Any]) -> dict[str, Any]:
-    """`error` and a list of texts; our stable code stays beside them."""
+    """`error` and a list of strings; our stable code stays beside them."""
     details = reply.get("details") or {}
     shaped: dict[str, Any] = {"error": reply["error"], "details": list(_lines(details))}
     if "error_code" in reply:

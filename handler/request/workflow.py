@@ -11,9 +11,9 @@ from typing import Any
 
 from handler.common.errors import (
     JobError,
+    check_limits,
     described,
     nearest,
-    refuse_unreasonable,
     short,
     wrong_type,
 )
@@ -58,9 +58,11 @@ def _parsed(text: str) -> object:
         given = json.loads(text)
     except (ValueError, RecursionError) as problem:
         raise JobError(
-            "workflow.not_json", f"The workflow is a text that is not JSON: {problem}.", _EXPORT_FIX
+            "workflow.not_json",
+            f"The workflow is a string that is not valid JSON: {problem}.",
+            _EXPORT_FIX,
         ) from None
-    refuse_unreasonable(given, math.inf)
+    check_limits(given, math.inf)
     return given
 
 
@@ -85,7 +87,7 @@ def _node(node_id: str, node: object) -> dict[str, Any]:
 
 def bad_links(workflow: Workflow) -> list[JobError]:
     """An error for each link to a node that is not there. ComfyUI minds them only where a node that
-    saves something needs them, so they explain its refusal and are no reason for one of ours."""
+    saves something needs them, so they explain its refusal and are not refused here."""
     return [
         _bad_link(node_id, name, value[0], workflow)
         for node_id, node in workflow.items()
@@ -97,7 +99,7 @@ def bad_links(workflow: Workflow) -> list[JobError]:
 def _bad_link(node_id: str, name: object, target: object, workflow: Workflow) -> JobError:
     return JobError(
         "workflow.bad_link",
-        f"Input {short(name)} of node {_nodes_in_words({node_id: workflow[node_id]})} is linked to "
+        f"Input {short(name)} of node {_list_nodes({node_id: workflow[node_id]})} is linked to "
         f"node {short(target)}, which is not in the workflow.",
         f"Add node {short(target)}, or link {short(name)} to one of the nodes "
         f"{', '.join(list(workflow)[:20])[:300]}.",
@@ -132,8 +134,8 @@ def is_link(value: object) -> bool:
 
 
 def saved_as_files(workflow: Workflow) -> Workflow:
-    """SaveImageWebsocket sends its pictures to whoever listens, once, and reports none: let it save
-    them, under a name of ours, so that they come back like all others."""
+    """SaveImageWebsocket sends its pictures over the socket, once, and reports none: replace it
+    with SaveImage, so that they are returned like all others."""
     for node_id, node in workflow.items():
         if node["class_type"] == "SaveImageWebsocket":
             inputs = {**node["inputs"], "filename_prefix": "ComfyUI"}
@@ -141,14 +143,14 @@ def saved_as_files(workflow: Workflow) -> Workflow:
     return workflow
 
 
-def run_anew(workflow: Workflow, node_ids: Iterable[str], mark: str) -> Workflow:
-    """A copy in which these nodes differ from any that ran before, so that none of them is answered
-    from ComfyUI's cache: an input more, which nodes don't get to see."""
+def bust_cache(workflow: Workflow, node_ids: Iterable[str], job_tag: str) -> Workflow:
+    """A copy in which these nodes differ from any that ran before, so that none of them comes from
+    ComfyUI's cache: they get one more input, which the node itself does not see."""
     again = dict(workflow)
     for node_id in node_ids:
         again[node_id] = {
             **again[node_id],
-            "inputs": {**again[node_id]["inputs"], "_run_anew": mark},
+            "inputs": {**again[node_id]["inputs"], "_cache_buster": job_tag},
         }
     return again
 
@@ -163,7 +165,7 @@ def overridden(workflow: Workflow, given: object) -> tuple[Workflow, list[str]]:
             raise JobError(
                 "overrides.unknown_node",
                 f"overrides names node {short(node_id)}, which the workflow does not have.",
-                f"Its nodes are: {_nodes_in_words(workflow)}.",
+                f"Its nodes are: {_list_nodes(workflow)}.",
                 node_id=node_id,
             )
         inputs = workflow[node_id]["inputs"]
@@ -187,7 +189,7 @@ def _override_items(given: object) -> Iterator[tuple[str, Mapping[str, Any]]]:
         yield str(node_id), {str(name): value for name, value in values.items()}
 
 
-def _nodes_in_words(workflow: Mapping[str, Mapping[str, Any]]) -> str:
+def _list_nodes(workflow: Mapping[str, Mapping[str, Any]]) -> str:
     first = list(workflow.items())[:20]
     shown = [f"{key[:60]} ({node['class_type'][:60]})" for key, node in first]
     return ", ".join(shown) + (" …" if len(workflow) > 20 else "")
@@ -217,7 +219,7 @@ class NamedWorkflows:
             ) from None
 
     def _file(self, name: str) -> Path | None:
-        """Inside the folder, wherever links lead; None when there is none."""
+        """The file, if it is inside the folder wherever links lead; else None."""
         relative = name if name.lower().endswith(".json") else f"{name}.json"
         try:
             root = Path(os.path.realpath(self._folder))

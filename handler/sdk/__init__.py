@@ -1,4 +1,4 @@
-"""Runpod's loop: jobs taken, progress told, the end of the worker. Only here, the SDK's insides."""
+"""Runpod's loop: taking jobs, progress, shutdown. The only room that knows the SDK's internals."""
 
 from __future__ import annotations
 
@@ -17,20 +17,20 @@ def import_sdk() -> Any:
     os.environ.setdefault("RUNPOD_SKIP_AUTO_SYSTEM_CHECKS", "true")
     os.environ.setdefault("RUNPOD_SKIP_GPU_CHECK", "true")
     os.environ.setdefault("RUNPOD_LOG_LEVEL", "INFO")  # DEBUG, its default, logs whole results
-    with _processor_unasked():
+    with _without_cpu_query():
         import runpod
 
     return runpod
 
 
 @contextmanager
-def _processor_unasked() -> Iterator[None]:
-    """The SDK asks for the processor's name as it is imported, for its debugger's report; in other
-    processes, and for a second in which the processor's ticks are counted."""
+def _without_cpu_query() -> Iterator[None]:
+    """The SDK queries the CPU's name at import, for its debugger's report: that starts processes
+    and counts the CPU's ticks for a second."""
     import cpuinfo
 
-    asked, cpuinfo.get_cpu_info = cpuinfo.get_cpu_info, dict
+    original, cpuinfo.get_cpu_info = cpuinfo.get_cpu_info, dict
     try:
         yield
     finally:
-        cpuinfo.get_cpu_info = asked
+        cpuinfo.get_cpu_info = original

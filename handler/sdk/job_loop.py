@@ -1,9 +1,9 @@
-"""How the SDK's loop takes jobs: the next one while ComfyUI works, each alone, none after SIGTERM.
+"""How the SDK's loop takes jobs: the next one while ComfyUI works, one by one, none after SIGTERM.
 
 The SDK's own loop (runpod 1.12.0, serverless/modules/rp_scale.py) counts a job until its result has
-been posted, looks for room once a second and at what it has taken every 0.1 s, takes several at
-once where there is room for several, which leaves other workers without, and forgets a cancel that
-comes in the moment of a take.
+been posted, checks for a free slot once a second and its queue every 0.1 s, takes several jobs at
+once when several slots are free, which leaves other workers idle, and forgets a cancellation that
+arrives while the job is being taken.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ from handler.sdk.job_slots import JobSlots
 _HOOKS = "hooks"
 _POLL_SECONDS = 90.0
 _EXHAUSTED_SECONDS = 30
-# What is left of the way out after the grace: jobs that were ended are answered.
+# After the grace: time to answer the jobs that were ended.
 _ANSWER_SECONDS = 3.5
 
 
 @dataclass(frozen=True)
 class Hooks:
-    """What the loop tells the worker: in the loop `at_start` when it begins, `at_end` when it is
-    told to end, and `finish` at the very end. `grace` in seconds is what running jobs have then."""
+    """What the loop calls: `at_start` when it begins, `at_end` when the worker must end, `finish`
+    at the very end, all in the event loop. Running jobs then have `grace` seconds."""
 
     slots: JobSlots
     at_start: Callable[[], None]
@@ -54,7 +54,7 @@ class JobLoop(rp_scale.JobScaler):  # type: ignore[misc]  # the SDK is not typed
         self.jobs_fetcher_timeout = None
 
     async def run(self) -> None:
-        """Take and run jobs until the worker is told to end."""
+        """Take and run jobs until the worker must end."""
         self._loop = asyncio.get_running_loop()
         self._hooks.at_start()
         watching = asyncio.ensure_future(self._watch())
@@ -68,19 +68,19 @@ class JobLoop(rp_scale.JobScaler):  # type: ignore[misc]  # the SDK is not typed
             await self._hooks.finish()
 
     async def _watch(self) -> None:
-        """Once a second; ends a worker that can take no job any more, so that another one can."""
+        """Once a second; ends a worker that can take no more jobs, so that another one can."""
         exhausted = 0
         while True:
             await asyncio.sleep(1.0)
             self._slots.beat()
             exhausted = exhausted + 1 if self._slots.exhausted and not self._slots.busy else 0
             if exhausted == _EXHAUSTED_SECONDS:
-                say("no more jobs can be taken, since calls of earlier ones hang; the worker ends")
+                say("calls of earlier jobs hang, so no more can be taken; the worker exits")
                 self.kill_worker()
 
     async def _take(self, session: Any, _: int) -> None:
-        """Take a job and begin with it. One that the open take brought after the end was begun is
-        waited for: the SDK's loop no longer waits for it."""
+        """Take a job and begin it. One that an open poll returns after shutdown has begun is waited
+        for here: the SDK's loop no longer does."""
         self._slots.looked()
         if not await self._slots.wait_for_slot():
             return
@@ -94,8 +94,8 @@ class JobLoop(rp_scale.JobScaler):  # type: ignore[misc]  # the SDK is not typed
                 await asyncio.wait({task})
 
     def _begin(self, session: Any, job: dict[str, Any]) -> asyncio.Task[None]:
-        """At once; what waits in the SDK's queue is looked at every 0.1 s only. The queue hears of
-        the job all the same: it counts those that are done."""
+        """At once: the SDK's queue is only checked every 0.1 s. The job passes through that queue
+        all the same, which counts those that are done."""
         self.job_progress.add(job)
         self.jobs_queue.put_nowait(job)
         self.jobs_queue.get_nowait()
@@ -105,7 +105,7 @@ class JobLoop(rp_scale.JobScaler):  # type: ignore[misc]  # the SDK is not typed
         return task
 
     async def run_jobs(self, _: Any) -> None:
-        """Until no job will be taken any more, and none is here."""
+        """Until no more jobs are taken, and none is here."""
         await self._slots.wait_closed()
 
     async def stop_job(self, job_id: str) -> bool:
@@ -116,14 +116,14 @@ class JobLoop(rp_scale.JobScaler):  # type: ignore[misc]  # the SDK is not typed
         return found
 
     def kill_worker(self) -> None:
-        """Take no further job; what becomes of those that are here is decided elsewhere. Called by
-        a signal, in between whatever the loop is at."""
+        """Take no further job; `Shutdown` ends those that are here. Called by a signal handler, in
+        between any two steps of the loop."""
         super().kill_worker()
         if self._loop is not None and not self._loop.is_closed():
             self._loop.call_soon_threadsafe(self._close)
 
     def _close(self) -> None:
-        """Polls are open for 90 s: they are cut when every job has had its time."""
+        """Polls stay open for 90 s: they are cut when every job has had its time."""
         self._slots.close()
         self._hooks.at_end()
         if self._loop is not None and self._running is not None:
@@ -131,8 +131,8 @@ class JobLoop(rp_scale.JobScaler):  # type: ignore[misc]  # the SDK is not typed
 
 
 def with_slots(config: dict[str, Any], hooks: Hooks) -> dict[str, Any]:
-    """The SDK's configuration for a worker whose jobs are counted. The SDK then uses our loop: it
-    has no setting for that."""
+    """The SDK's configuration for a worker with job slots. The SDK then uses our loop, for which it
+    has no setting."""
     rp_scale.JobScaler = JobLoop
     # What the SDK itself counts never runs out: it counts a job twice for a moment.
     most = 2 * hooks.slots.most + 1

@@ -1,5 +1,5 @@
-"""Which jobs a worker holds, and when it may take another: the one ComfyUI works for, those that
-wait behind it, and those whose results are on their way."""
+"""Which jobs a worker holds, and when it may take another: the one ComfyUI works on, those queued
+behind it, and those whose results are being delivered."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from bootstrap.core.findings import Finding, error
 from handler.common.blocking import is_set_within
 
 CODES = {"worker.take_stuck": "The worker has room for a job and does not ask for one"}
-# Results travel while ComfyUI works; where they pile up, no further job is taken.
+# Results are delivered while ComfyUI works; where they pile up, no further job is taken.
 _DELIVERIES = 2
 _REMEMBERED = 100
 _ALLOWED_BEATS = 240  # a poll for a job takes up to 90 s
@@ -40,7 +40,7 @@ class JobSlots:
         return len(self._jobs) < self.most and uncomputed < self._uncomputed_most
 
     async def wait_for_slot(self) -> bool:
-        """Until another job may be taken; False when none will be taken any more."""
+        """Until another job may be taken; False when no more are taken."""
         self.waits = True
         while not (self._closed or (self.free() and not self.exhausted)):
             self._changed.clear()
@@ -52,7 +52,7 @@ class JobSlots:
         return not self._closed
 
     async def wait_closed(self) -> None:
-        """Until none will be taken any more, and none is here."""
+        """Until no more are taken, and none is here."""
         while self._jobs or not self._closed:
             self._changed.clear()
             await self._changed.wait()
@@ -62,12 +62,12 @@ class JobSlots:
         self._idle_beats = 0
 
     def beat(self) -> None:
-        """A second has passed. Seconds are counted, so that a worker that was frozen in between
-        (FlashBoot) is not taken for one that stands still."""
+        """A second has passed. Seconds are counted here, so that a worker that was frozen in
+        between (FlashBoot) does not look stuck."""
         self._idle_beats = 0 if self.waits or self._closed else self._idle_beats + 1
 
     def fault(self) -> Finding | None:
-        """What to tell of a loop that no longer asks for jobs."""
+        """The finding for a loop that no longer asks for jobs."""
         if self._idle_beats <= _ALLOWED_BEATS:
             return None
         return error(
@@ -79,7 +79,7 @@ class JobSlots:
 
     @property
     def exhausted(self) -> bool:
-        """Can no job be taken for want of threads?"""
+        """Is no job taken because threads are used up?"""
         return self._is_exhausted()
 
     @property
@@ -88,7 +88,7 @@ class JobSlots:
         return bool(self._jobs)
 
     def take(self, job: str) -> None:
-        """This job has come."""
+        """This job was taken."""
         self._jobs[job] = False
 
     def computed(self, job: str) -> None:
@@ -108,9 +108,9 @@ class JobSlots:
         self._changed.set()
 
     def cancel_early(self, job: str) -> None:
-        """A cancel came for a job that has not begun here, maybe since it is about to come."""
+        """A cancellation for a job that is not here, perhaps because it is just being taken."""
         self._cancelled.append(job)
 
     def is_cancelled(self, job: str) -> bool:
-        """Did a cancel come before the job?"""
+        """Did a cancellation arrive before the job?"""
         return job in self._cancelled

@@ -1,8 +1,8 @@
-"""How far a job is, told to its caller in order, not too often, and never after the reply.
+"""Progress of a job, sent to its caller in order, not too often, and never after the reply.
 
-The SDK's own `progress_update` sends each update from a thread of its own: they overtake one
-another, and one that arrives after the result leaves the job IN_PROGRESS for ever. So one task
-sends one update after another, the newest only, and `drain` ends it before the reply goes out.
+The SDK's own `progress_update` sends each update from a new thread: they overtake one another, and
+one that arrives after the result leaves the job IN_PROGRESS for good. So one task sends the updates
+one by one, only the newest, and `drain` ends it before the reply is sent.
 """
 
 from __future__ import annotations
@@ -18,16 +18,16 @@ from bootstrap.core.log import say
 from handler.common.blocking import is_set_within
 from handler.common.reply import postable
 
-SECONDS_APART = 1.0  # between updates of one stage; a new stage is told at once
+SECONDS_APART = 1.0  # between updates of one stage; a new stage is sent at once
 _DRAIN_SECONDS = 5.0
 Post = Callable[[dict[str, Any]], Awaitable[None]]
 
 
 class Progress:
-    """Progress of one job. Make it in the event loop; `tell` from any thread.
+    """Progress of one job. Make it in the event loop; `update` may be called from any thread.
 
-    `post` delivers one update; None asks the SDK, where it has a control plane to tell. Without
-    one (the SDK's local modes, tests) nothing is sent. Nothing is sent in the first `quiet`
+    `post` delivers one update; None uses the SDK, where it has a control plane. Without one (the
+    SDK's local modes, tests) nothing is sent. Nothing is sent in the first `quiet`
     seconds either: a reply waits for the update on its way, so short jobs are better off without.
     """
 
@@ -39,32 +39,32 @@ class Progress:
         self._loop = asyncio.get_running_loop()
         self._lock = threading.Lock()
         self._news: dict[str, Any] | None = None
-        self._told_stage: object = None
+        self._sent_stage: object = None
         self._closed = False
         self._has_news = asyncio.Event()
         self._posting = asyncio.Lock()
         self._sender: asyncio.Task[None] | None = None
 
-    def tell(self, stage: str, percent: float | None = None, **more: Any) -> None:
-        """The job is in `stage`, `percent` (0 to 100) of it done. Cheap, and never raises; what
-        comes too fast is left out, the newest stands."""
+    def update(self, stage: str, percent: float | None = None, **more: Any) -> None:
+        """The job is in `stage`, `percent` (0 to 100) of it done. Cheap, and never raises; of
+        updates that come too fast only the newest is sent."""
         if self._post is None:
             return
-        update = {"stage": stage, **more}
+        news = {"stage": stage, **more}
         if percent is not None:
-            update["percent"] = round(min(max(percent, 0.0), 100.0), 1)
+            news["percent"] = round(min(max(percent, 0.0), 100.0), 1)
         with self._lock:
             # The sender looks by itself while it waits; it is woken for what cannot wait.
             idle = self._news is None or self._news["stage"] != stage
-            self._news = update
+            self._news = news
         if idle and not self._closed:
             try:
                 self._loop.call_soon_threadsafe(self._wake)
             except RuntimeError:
-                pass  # the loop is closed: nobody is left to be told
+                pass  # the loop is closed: the job is over
 
     async def drain(self) -> None:
-        """Send nothing more: wait for the update on its way, drop what was not begun."""
+        """Send nothing more: wait for the update being sent, drop a later one."""
         self._closed = True
         if self._sender is None:
             return
@@ -93,14 +93,14 @@ class Progress:
                     self._has_news.clear()
                 if update is not None:
                     sent_at = time.monotonic()
-                    self._told_stage = update["stage"]
+                    self._sent_stage = update["stage"]
                     await self._send(update)
 
     async def _wait_until_due(self, sent_at: float) -> None:
-        """Until the newest update is of another stage than the last one told, or late enough."""
+        """Until the newest update is of another stage than the last one sent, or late enough."""
         while (rest := sent_at + SECONDS_APART - time.monotonic()) > 0:
             with self._lock:
-                if self._news is not None and self._news["stage"] != self._told_stage:
+                if self._news is not None and self._news["stage"] != self._sent_stage:
                     return
             self._has_news.clear()
             if not await is_set_within(self._has_news, rest):
@@ -110,12 +110,12 @@ class Progress:
         assert self._post is not None
         try:
             await self._post(postable(update))
-        except Exception as problem:  # noqa: BLE001 - no job fails for want of news about it
-            say(f"progress could not be told: {type(problem).__name__}: {problem}")
+        except Exception as problem:  # noqa: BLE001 - a job does not fail for this
+            say(f"could not send progress: {type(problem).__name__}: {problem}")
 
 
 def has_control_plane() -> bool:
-    """Does the SDK have somebody to tell? It has not in its local modes and in tests."""
+    """Does the SDK have a control plane? It has none in its local modes and in tests."""
     return bool(os.environ.get("RUNPOD_WEBHOOK_POST_OUTPUT"))
 
 

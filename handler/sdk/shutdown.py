@@ -1,9 +1,8 @@
-"""How a job's stay in the worker ends: by its reply, at its deadline, or with the worker.
+"""How a job ends in this worker: by its reply, past its deadline, or at the worker's shutdown.
 
-Whoever ends the worker sends SIGTERM, and kills a while later. In between every job that it took
-gets an answer, so that its caller can send it again. The SDK lets running jobs finish, however long
-they take; the platform does not wait for that.
-"""
+The platform sends SIGTERM, and SIGKILL a while later. In between, every job that the worker holds
+is answered, so that its caller can send it again. The SDK alone would let running jobs finish,
+however long they take, which the platform does not wait for."""
 
 from __future__ import annotations
 
@@ -28,8 +27,8 @@ CODES = {
     "worker.job_overdue": "A job is past its deadline and has not been answered",
 }
 _FIX = "Send it again: another worker takes it."
-# Past its deadline a job has so long to stop ComfyUI and deliver what it has, and when it is ended
-# so long to tidy up. Then it is answered without.
+# Past its deadline a job has so long to stop ComfyUI and deliver what it has, and once it is ended
+# so long to clean up. Then it is answered without waiting for it.
 _OVERDUE_SECONDS = 45.0
 _TIDY_SECONDS = 15.0
 _LOOK_EVERY = 1.0
@@ -40,9 +39,9 @@ T = TypeVar("T")
 
 
 class JobHandle:
-    """One job's stay in the worker. `is_queued` tells whether it has not begun, so that it may be
-    given back at once; `computed` is called when ComfyUI is done with it. `stage` is what to say of
-    a job whose `deadline` passes."""
+    """One job in this worker. `is_queued` says that it has not begun, so that it may be given back
+    at once; `computed` is called when ComfyUI is done with it. `stage` completes the error of a job
+    whose `deadline` passes."""
 
     def __init__(self, computed: Callable[[], None] = lambda: None) -> None:
         self.is_queued: Callable[[], bool] = _no
@@ -55,7 +54,7 @@ class JobHandle:
 
     @asynccontextmanager
     async def waiting(self, is_queued: Callable[[], bool]) -> AsyncIterator[None]:
-        """While this lasts, `is_queued` tells."""
+        """In this context, `is_queued` decides."""
         self.is_queued = is_queued
         try:
             yield
@@ -76,8 +75,8 @@ class JobHandle:
             self._task.cancel()
 
     async def run(self, work: Coroutine[Any, Any, T]) -> T:
-        """What `work` returns, however it may hang: one that is not done long after its deadline is
-        ended, and one that does not end then is left to itself.
+        """What `work` returns, however it may hang: it is ended when it is not done long after its
+        deadline, and abandoned when it does not end then.
 
         Raises what it was ended with, or CancelledError when cancelled.
         """
@@ -92,15 +91,15 @@ class JobHandle:
             await asyncio.wait({task}, timeout=_TIDY_SECONDS)
             raise
         if not task.done():
-            say(f"a job that was ended does not end ({self.stage}); it is answered all the same")
+            say(f"a job does not end although it was cancelled ({self.stage}); answering it anyway")
         if self._reason is not None and (not task.done() or task.cancelled()):
             raise self._reason
         return task.result()
 
 
 class Shutdown:
-    """Bounds the jobs of one worker, and ends them when it is told to end. For one event loop;
-    `fault` may be asked from any thread."""
+    """Bounds the jobs of one worker, and ends them at shutdown. For one event loop; `fault` may be
+    called from any thread."""
 
     def __init__(self, grace: float) -> None:
         """`grace`: seconds that running jobs have from the signal on."""
@@ -113,8 +112,8 @@ class Shutdown:
         work: Callable[[JobHandle], Coroutine[Any, Any, T]],
         computed: Callable[[], None] = lambda: None,
     ) -> T:
-        """What `work` returns. Raises JobError when the worker ends and it has not begun, or
-        does not end in time; it is cancelled then and has tidied up."""
+        """What `work` returns. Raises JobError when the worker ends and it has not begun, or does
+        not end in time; it is cancelled then and has cleaned up."""
         if self._begun:
             raise _not_begun()
         handle = JobHandle(computed)
@@ -125,18 +124,20 @@ class Shutdown:
             del self._jobs[handle]
 
     def begin(self) -> None:
-        """Take up no job any more, give back those that wait, and the others after the grace."""
+        """Begin no more jobs, give back those that are queued, and the others after the grace."""
         if self._begun:
             return
         self._begun = True
-        say(f"asked to end: {counted(len(self._jobs), 'job')} here, {self._grace:g} s for them")
+        running = counted(len(self._jobs), "job") if self._jobs else "no jobs"
+        left = f"up to {self._grace:g} s to finish" if self._jobs else "exiting"
+        say(f"SIGTERM: {running} running, {left}")
         for handle in list(self._jobs):
             if handle.is_queued():
                 handle.end(_not_begun(), _SHUTDOWN_TIDY_SECONDS)
         asyncio.get_running_loop().call_later(self._grace, self._end_all)
 
     def fault(self) -> Finding | None:
-        """What to tell of a job that should have been answered long ago."""
+        """The finding for a job that should have been answered long ago."""
         late = max((handle.overdue for handle in list(self._jobs)), default=0.0)
         if late <= _OVERDUE_SECONDS + _TIDY_SECONDS:
             return None
@@ -153,24 +154,24 @@ class Shutdown:
 
 
 def force_end_after_sigterm(seconds: float) -> None:
-    """From now on, end this process `seconds` after SIGTERM whatever it is at. To be called in the
-    main thread once Python handles SIGTERM.
+    """From now on, end this process `seconds` after SIGTERM, whatever it is doing. To be called in
+    the main thread.
 
-    A handler in Python runs only when the main thread comes back from what it is doing; the
-    wake-up descriptor is written to by the system's own handler, and read by a thread.
+    A signal handler in Python runs only when the main thread returns from what it is doing; the
+    wake-up descriptor is written by the interpreter's C handler, and read by a thread here.
     """
     ours, woken = socket.socketpair()
     woken.setblocking(False)
     signal.set_wakeup_fd(woken.fileno(), warn_on_full_buffer=False)
 
     def wait() -> None:
-        keep = woken  # closed, the descriptor could become another one's
+        keep = woken  # if it were closed, its descriptor could be reused
         while signal.SIGTERM not in ours.recv(64):
             pass
         time.sleep(seconds)
-        say(f"this worker has not ended {seconds:g} s after SIGTERM; ending it by force")
+        say(f"still running {seconds:g} s after SIGTERM; ending the process by force")
         del keep
-        os._exit(1)  # the guard takes ComfyUI along
+        os._exit(1)  # the guard then ends ComfyUI
 
     threading.Thread(target=wait, name="force-end", daemon=True).start()
 

@@ -1,4 +1,4 @@
-"""Faults under a job on a real ComfyUI: the reason is told, the next job works."""
+"""Faults under a job on a real ComfyUI: the reason is reported, the next job works."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from bootstrap.config import Settings
 from demo.volume import DemoVolume
 from handler.common.blocking import Pool
 from handler.common.deadline import Deadline
-from handler.execution import MemoryRelief, Revival
+from handler.execution import ComfyRecovery, MemoryRelief
 from tests.conftest import BootedWorker, environment, furnished
 from tests.end_to_end.test_worker import assert_refused, plain
 from tests.support.secret_names import secret_names
@@ -28,7 +28,7 @@ Boots = Callable[[Mapping[str, str]], BootedWorker]
 
 
 @pytest.fixture(scope="module")
-def mended(demo: DemoVolume, tmp_path_factory: pytest.TempPathFactory) -> Iterator[BootedWorker]:
+def booted(demo: DemoVolume, tmp_path_factory: pytest.TempPathFactory) -> Iterator[BootedWorker]:
     """A worker that these tests hurt, one after the other; each leaves it working again."""
     volume = furnished(demo, tmp_path_factory.mktemp("faults") / "volume")
     env = environment(demo, volume, tmp_path_factory.mktemp("work"))
@@ -68,90 +68,92 @@ def assert_works(worker: BootedWorker) -> None:
     [("SIGKILL", "comfyui.killed", "memory"), ("exit 3", "comfyui.exited", "code 3")],
 )
 def test_comfyui_dying_in_a_job_gives_the_reason_and_the_next_job_works(
-    mended: BootedWorker, way: str, cause: str, said: str
+    booted: BootedWorker, way: str, cause: str, said: str
 ) -> None:
     start = time.monotonic()
-    reply = mended.ask({"workflow": through("TestDie", way=way), "max_wait": 60})
+    reply = booted.ask({"workflow": through("TestDie", way=way), "max_wait": 60})
     answered = time.monotonic() - start
     assert_refused(reply, "comfyui.died", said)
     assert reply["details"]["cause"] == cause
     assert any("about to die" in line for line in reply["details"]["log"])
     assert answered < 10, "not after a timeout"
-    assert_works(mended)
+    assert_works(booted)
 
 
 def test_a_node_that_ends_the_prompt_thread_is_named_and_the_next_job_works(
-    mended: BootedWorker,
+    booted: BootedWorker,
 ) -> None:
     """Python says nothing of SystemExit in a thread, and ComfyUI would wait for ever."""
     start = time.monotonic()
-    reply = mended.ask({"workflow": through("TestRaise", what="SystemExit"), "max_wait": 60})
+    reply = booted.ask({"workflow": through("TestRaise", what="SystemExit"), "max_wait": 60})
     assert time.monotonic() - start < 20, "not at max_wait"
     assert_refused(reply, "comfyui.died", "SystemExit: 3", "node 3 (TestRaise)")
     assert reply["details"]["cause"] == "comfyui.prompt_thread_ended"
     assert any("faulty_nodes" in line for line in reply["details"]["log"])
-    assert_works(mended)
+    assert_works(booted)
 
 
 @pytest.mark.parametrize(
     ("quietly", "code"), [(False, "comfyui.died"), (True, "comfyui.history_unreadable")]
 )
 def test_a_result_that_is_not_json_is_told_and_the_next_job_works(
-    mended: BootedWorker, quietly: bool, code: str
+    booted: BootedWorker, quietly: bool, code: str
 ) -> None:
     """Sent to the socket it ends ComfyUI; kept in the history it makes that unreadable."""
     nodes = plain()
     nodes["3"] = {"class_type": "TestNotJson", "inputs": {"image": ["1", 0], "quietly": quietly}}
     start = time.monotonic()
-    reply = mended.ask({"workflow": nodes, "max_wait": 60})
+    reply = booted.ask({"workflow": nodes, "max_wait": 60})
     assert time.monotonic() - start < 20, "not at max_wait"
     assert_refused(reply, code, "not JSON", "(TestNotJson)")
     if code == "comfyui.died":
         assert reply["details"]["cause"] == "comfyui.output_not_json"
-    assert_works(mended)
+    assert_works(booted)
 
 
-def test_gpu_memory_that_ran_out_is_told_and_leaves_comfyui_running(mended: BootedWorker) -> None:
-    before = comfyui_process(mended).pid
-    reply = mended.ask({"workflow": through("TestRaise", what="OutOfMemoryError")})
+def test_gpu_memory_that_ran_out_is_reported_and_leaves_comfyui_running(
+    booted: BootedWorker,
+) -> None:
+    before = comfyui_process(booted).pid
+    reply = booted.ask({"workflow": through("TestRaise", what="OutOfMemoryError")})
     assert_refused(reply, "job.out_of_memory", "20.00 GiB")
-    assert_works(mended)
-    assert comfyui_process(mended).pid == before
+    assert_works(booted)
+    assert comfyui_process(booted).pid == before
 
 
 def test_gpu_memory_is_freed_and_the_job_run_once_more_where_the_request_says_so(
-    mended: BootedWorker,
+    booted: BootedWorker,
 ) -> None:
     nodes = through("TestRaise", what="OutOfMemoryError", once="first try")
-    reply = mended.ask({"workflow": nodes, "retry_on_oom": True})
+    reply = booted.ask({"workflow": nodes, "retry_on_oom": True})
     assert reply["status"] == "completed", reply
     assert any("second run" in warning for warning in reply["warnings"])
     nodes = through("TestRaise", what="OutOfMemoryError")
-    reply = mended.ask({"workflow": nodes, "retry_on_oom": True})
+    reply = booted.ask({"workflow": nodes, "retry_on_oom": True})
     assert_refused(reply, "job.out_of_memory")
 
 
 def test_a_gpu_error_that_poisons_the_process_is_told_and_comfyui_replaced(
-    mended: BootedWorker,
+    booted: BootedWorker,
 ) -> None:
-    before = comfyui_process(mended)
+    before = comfyui_process(booted)
     said = "CUDA error: an illegal memory access was encountered"
-    reply = mended.ask({"workflow": through("TestRaise", what="RuntimeError", said=said)})
+    reply = booted.ask({"workflow": through("TestRaise", what="RuntimeError", said=said)})
     assert_refused(reply, "job.cuda_failed", "illegal memory access", "restarted")
     assert not before.is_running()
-    assert_works(mended)
+    assert_works(booted)
 
 
 @pytest.mark.parametrize(
     ("levels", "restarted", "said"),
     [
         ((50.0,), False, ""),
-        ((92.0, 92.0, 60.0), False, "asked to free"),
+        ((92.0, 92.0, 60.0), False, "asking ComfyUI to free"),
         ((97.0,), True, "in use still; ComfyUI is restarted"),
     ],
 )
 def test_a_container_near_its_memory_limit_is_relieved_between_jobs(
-    mended: BootedWorker,
+    booted: BootedWorker,
     levels: tuple[float, ...],
     restarted: bool,
     said: str,
@@ -163,82 +165,84 @@ def test_a_container_near_its_memory_limit_is_relieved_between_jobs(
     def percent() -> float:
         return rest.pop(0) if len(rest) > 1 else rest[0]
 
-    comfyui = mended.boot.comfyui
+    comfyui = booted.boot.comfyui
     assert comfyui is not None
-    before = comfyui_process(mended)
-    revival = Revival(comfyui, MemoryRelief(mended.boot.settings, percent), Pool("control", 4, 4))
-    asyncio.run(revival.ready(Deadline(60)))
+    before = comfyui_process(booted)
+    recovery = ComfyRecovery(
+        comfyui, MemoryRelief(booted.boot.settings, percent), Pool("control", 4, 4)
+    )
+    asyncio.run(recovery.ensure_ready(Deadline(60)))
     assert before.is_running() is not restarted
     assert said in capfd.readouterr().err
-    assert_works(mended)
+    assert_works(booted)
 
 
-def test_no_memory_is_freed_under_a_running_prompt(mended: BootedWorker) -> None:
-    comfyui = mended.boot.comfyui
+def test_no_memory_is_freed_under_a_running_prompt(booted: BootedWorker) -> None:
+    comfyui = booted.boot.comfyui
     assert comfyui is not None
-    job = threading.Thread(target=mended.ask, args=({"workflow": through("TestSleep", seconds=3)},))
+    job = threading.Thread(target=booted.ask, args=({"workflow": through("TestSleep", seconds=3)},))
     job.start()
     time.sleep(1.0)
-    relief = MemoryRelief(mended.boot.settings, lambda: 99.0)
-    assert asyncio.run(relief.must_restart(comfyui.url)) is False
+    relief = MemoryRelief(booted.boot.settings, lambda: 99.0)
+    assert asyncio.run(relief.ensure_memory(comfyui.url)) is True
     job.join()
 
 
-def test_comfyui_frozen_in_a_job_is_told_within_seconds(mended: BootedWorker) -> None:
-    frozen = comfyui_process(mended)
+def test_comfyui_frozen_in_a_job_is_reported_within_seconds(booted: BootedWorker) -> None:
+    frozen = comfyui_process(booted)
     threading.Timer(1.5, frozen.send_signal, [signal.SIGSTOP]).start()
     start = time.monotonic()
-    reply = mended.ask({"workflow": through("TestSleep", seconds=120), "max_wait": 100})
+    reply = booted.ask({"workflow": through("TestSleep", seconds=120), "max_wait": 100})
     assert time.monotonic() - start < 30, "not at max_wait"
-    assert_refused(reply, "comfyui.unreachable", "lives but does not answer")
+    assert_refused(reply, "comfyui.unreachable", "is running but does not answer")
     assert not frozen.is_running()
-    assert_works(mended)
+    assert_works(booted)
 
 
 def test_comfyui_that_computes_and_cannot_answer_meanwhile_is_left_to_it(
-    mended: BootedWorker,
+    booted: BootedWorker,
 ) -> None:
-    before = comfyui_process(mended)
-    reply = mended.ask({"workflow": through("TestHoldLock", seconds=14.0), "max_wait": 100})
+    before = comfyui_process(booted)
+    reply = booted.ask({"workflow": through("TestHoldLock", seconds=14.0), "max_wait": 100})
     assert reply["status"] == "completed", reply
     assert before.is_running()
 
 
-def test_comfyui_killed_between_jobs_is_back_for_the_next(mended: BootedWorker) -> None:
-    comfyui_process(mended).kill()
-    assert_works(mended)
+def test_comfyui_killed_between_jobs_is_back_for_the_next(booted: BootedWorker) -> None:
+    comfyui_process(booted).kill()
+    assert_works(booted)
 
 
-def test_a_node_that_does_not_listen_is_ended_with_comfyui(mended: BootedWorker) -> None:
+def test_a_node_that_does_not_listen_is_ended_with_comfyui(booted: BootedWorker) -> None:
     nodes = through("TestSleep", seconds=120, obedient=False)
-    reply = mended.ask({"workflow": nodes, "max_wait": 1})
+    reply = booted.ask({"workflow": nodes, "max_wait": 1})
     assert_refused(reply, "job.timeout")
-    assert_works(mended)
+    assert_works(booted)
 
 
-def test_a_frozen_comfyui_is_replaced(mended: BootedWorker) -> None:
-    frozen = comfyui_process(mended)
+def test_a_frozen_comfyui_is_replaced(booted: BootedWorker) -> None:
+    frozen = comfyui_process(booted)
     frozen.send_signal(signal.SIGSTOP)
-    reply = mended.ask({"workflow": plain(), "max_wait": 3})
+    reply = booted.ask({"workflow": plain(), "max_wait": 3})
     assert_refused(reply, "job.timeout")
-    assert_works(mended)
+    assert_works(booted)
     assert not frozen.is_running()
 
 
-def test_cancel_stops_the_prompt_on_comfyui(mended: BootedWorker) -> None:
+def test_cancel_stops_the_prompt_on_comfyui(booted: BootedWorker) -> None:
     nodes = through("TestSleep", seconds=120)
 
     async def cancelled() -> None:
-        job = asyncio.create_task(mended.worker.handle({"id": "c", "input": {"workflow": nodes}}))
+        job = asyncio.create_task(booted.worker.handle({"id": "c", "input": {"workflow": nodes}}))
         await asyncio.sleep(1.0)
         job.cancel()
         with pytest.raises(asyncio.CancelledError):
             await job
 
     asyncio.run(cancelled())
-    before = comfyui_process(mended).pid
-    assert_works(mended)
-    assert comfyui_process(mended).pid == before, "interrupted, not killed"
+    before = comfyui_process(booted).pid
+    assert_works(booted)
+    assert comfyui_process(booted).pid == before, "interrupted, not killed"
 
 
 def test_a_marker_token_reaches_neither_comfyui_nor_a_reply(

@@ -174,6 +174,45 @@ def test_a_workflow_on_the_volume_is_run_by_its_name(worker: BootedWorker, volum
         assert_refused(worker.ask({"workflow_name": name}), "workflow.name_unknown")
 
 
+def test_a_folder_of_the_volume_is_loaded(worker: BootedWorker, volume: Path) -> None:
+    folder = volume / "ComfyUI/input/seq"
+    folder.mkdir(parents=True)
+    for n in (1, 2):
+        (folder / f"{n}.png").write_bytes(png())
+    load = {"class_type": "LoadImageDataSetFromFolder", "inputs": {"folder": "seq"}}
+    save = {"class_type": "SaveImage", "inputs": {"images": ["1", 0], "filename_prefix": "f"}}
+    assert len(ask(worker, workflow={"1": load, "2": save})["results"]) == 2
+
+
+@pytest.mark.parametrize("name", ["noext", "sub\\a.png", "照片.PNG", "old.png [output]"])
+def test_a_file_of_the_volume_is_loaded_whatever_its_name(
+    worker: BootedWorker, volume: Path, name: str
+) -> None:
+    folder = volume / "ComfyUI" / ("output" if name.endswith("]") else "input")
+    place = folder / name.removesuffix(" [output]").replace("\\", "/")
+    place.parent.mkdir(parents=True, exist_ok=True)
+    place.write_bytes(png(colour=(7, 8, 9)))
+    assert colour(ask(worker, workflow=from_file(name))["results"][0]) == (7, 8, 9)
+
+
+@pytest.mark.parametrize("suffix", ["", " [output]", " [temp]", " [input]"])
+def test_a_loader_of_uploads_leads_nowhere_else(
+    worker: BootedWorker, volume: Path, tmp_path: Path, suffix: str
+) -> None:
+    (tmp_path / "secret.png").write_bytes(png())
+    (volume / "secret.png").write_bytes(png())
+    said = set()
+    for path in (tmp_path / "secret.png", tmp_path / "not-there.png"):
+        climbing = os.path.relpath(path, worker.boot.work.input if worker.boot.work else "/")
+        for name in (f"{path}{suffix}", f"{climbing}{suffix}"):
+            reply = worker.ask({"workflow": from_file(name)})
+            assert_refused(reply, "input.outside")
+            said.add(
+                reply["error"].partition(" names ")[0] + reply["error"].partition(" which ")[2]
+            )
+    assert len(said) == 1, "nothing tells whether there is such a file"
+
+
 # --- out --------------------------------------------------------------------------------------
 
 
@@ -246,6 +285,35 @@ def test_whatever_shape_a_node_reports_comes_back(
         assert content == f"content of {files}".encode()
     else:
         assert reply["also_kept"] and reply["also_kept"][0].endswith(".bin")
+
+
+@pytest.mark.parametrize("place", ["beside the code", "working directory", "{volume}"])
+def test_what_a_node_saves_past_the_output_folder_comes_back(
+    worker: BootedWorker, volume: Path, place: str
+) -> None:
+    name = f"{len(place)}.png"
+    inputs = {"place": place.format(volume=volume / "ComfyUI/output"), "name": name}
+    for _ in range(2):
+        nodes = {"1": {"class_type": "TestWriteAside", "inputs": inputs}}
+        (result,) = ask(worker, workflow=nodes)["results"]
+        assert result["image"] and (volume / result["path"]).is_file()
+        assert result["path"].startswith("ComfyUI/output/aside/")
+
+
+def test_texts_that_name_files_come_back_as_files(worker: BootedWorker) -> None:
+    ui = {"audio": ["u.wav"], "mesh": [{"path": "OUTPUT/u.glb"}], "video": ["output/u.mp4", "mp4"]}
+    results = ask(worker, workflow=report("u.wav u.glb u.mp4", ui))["results"]
+    assert [r["kind"] for r in results] == ["audio", "model", "video"]
+
+
+def test_two_nodes_that_save_the_same_have_a_result_each(
+    worker: BootedWorker, volume: Path
+) -> None:
+    nodes = plain(color=0x123456)
+    nodes["3"] = nodes["2"]
+    first, second = ask(worker, workflow=nodes)["results"]
+    assert {first["node_id"], second["node_id"]} == {"2", "3"}
+    assert first["image"] == second["image"] and first["path"] == second["path"]
 
 
 @pytest.mark.parametrize(

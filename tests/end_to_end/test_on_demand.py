@@ -122,7 +122,7 @@ def test_a_model_nobody_knows_is_refused_with_the_line_to_add(
     know(own_volume)
     nodes = loading("xl/unknown.pt")
     reply = supplied.ask({"workflow": nodes})
-    assert_refused(reply, "workflow.missing_model", "manifest does not know it")
+    assert_refused(reply, "workflow.missing_model", "manifest has no entry for it")
     (line,) = reply["details"]["manifest_entries"]
     assert json.dumps(line, ensure_ascii=False) in reply["error"]
     assert (line["name"], line["directory"]) == ("unknown.pt", "vae/xl")
@@ -139,7 +139,7 @@ def test_a_manifest_that_has_it_in_another_folder_or_is_broken_is_told(
     assert (own_volume / "models/loras/c.safetensors").is_file(), "its input's name may mislead"
     (own_volume / "models.json").write_text("{")
     reply = supplied.ask({"workflow": loading("d.safetensors")})
-    assert_refused(reply, "workflow.missing_model", "has a fault", "models.json")
+    assert_refused(reply, "workflow.missing_model", "has an error", "models.json")
 
 
 def test_a_download_that_fails_fails_this_job_only(

@@ -143,7 +143,7 @@ def test_a_job_that_breaks_comfyui_costs_the_one_behind_it_nothing(
 
 
 def test_a_job_that_breaks_comfyui_behind_another_is_the_one_to_blame(hurt: BootedWorker) -> None:
-    """At once, so that the end of the first is not known yet: it is run anew."""
+    """At once, so that the end of the first is not known yet: it is retried."""
     other, broken = both(hurt, sleeping(2.0), {"workflow": through("TestDie", way="SIGKILL")})
     assert other and other["status"] == "completed", other
     assert broken is not None
@@ -186,7 +186,7 @@ def test_short_memory_is_relieved_though_jobs_keep_coming(
     really_free = ComfyClient.free
     monkeypatch.setattr(ComfyClient, "free", freed)
     relief = MemoryRelief(hurt.boot.settings, lambda: levels[0])
-    monkeypatch.setattr(jobs._revival, "_relief", relief)
+    monkeypatch.setattr(jobs._recovery, "_relief", relief)
 
     async def scenario() -> list[Reply]:
         coming = []
@@ -203,5 +203,5 @@ def test_short_memory_is_relieved_though_jobs_keep_coming(
     for reply in asyncio.run(scenario()):
         assert_done(reply)
     said = capfd.readouterr().err
-    asked = said.index("asked to free")
+    asked = said.index("asking ComfyUI to free")
     assert said[:asked].count("got prompt") == said[:asked].count("Prompt executed") == 2

@@ -21,7 +21,7 @@ from handler.common.calls import Calls
 from handler.common.deadline import Deadline
 from handler.common.errors import JobError
 from handler.inputs import Fetcher
-from handler.inputs.fetch import Wanted
+from handler.inputs.fetch import RemoteFile
 from handler.outputs import Delivery, DeliveryOptions
 from handler.outputs import delivery as delivery_module
 from handler.outputs.results import ProducedFile
@@ -45,7 +45,7 @@ def test_a_fetch_ends_with_its_time_wherever_the_server_trickles(part: str, tmp_
         began = time.monotonic()
         fetcher = Fetcher(settings, Deadline(60), calls.network)
         with pytest.raises(JobError, match="was not there within 1 s") as caught:
-            asyncio.run(fetcher.fetch([Wanted(server.url + "/x.png", tmp_path / "x.png")]))
+            asyncio.run(fetcher.fetch([RemoteFile(server.url + "/x.png", tmp_path / "x.png")]))
         assert time.monotonic() - began < SOON and caught.value.code == "input.not_fetched"
         wait_until(lambda: calls.network.hanging == 0)
         wait_until(lambda: server.open == 0)
@@ -114,8 +114,8 @@ def test_a_bucket_that_trickles_costs_no_result_and_no_thread(
         delivery = Delivery(settings, work, Layout(root, True, root / "ComfyUI"), calls)
 
         async def job(number: int) -> dict[str, Any]:
-            order = DeliveryOptions(f"mark{number}", Deadline(LIMIT), bucket=bucket_of(settings))
-            outputs = delivery.begin(order)
+            options = DeliveryOptions(f"mark{number}", Deadline(LIMIT), bucket=bucket_of(settings))
+            outputs = delivery.begin(options)
             names = [f"j{number}-{n}.png" for n in range(3)]
             items = [ProducedFile("9", name, "", "output") for name in names]
             for name in names:

@@ -24,7 +24,7 @@ def killed_by_the_kernel(patient: Patient) -> Outcome:
 def near_the_limit_and_freed(patient: Patient) -> Outcome:
     """What ComfyUI keeps in its caches: it lets go of it, and goes on."""
     before = patient.comfyui.pid
-    outcome = _after_filling(patient, "cached", 93.0, "asked to free")
+    outcome = _after_filling(patient, "cached", 93.0, "asking ComfyUI to free")
     room = patient.container is not None and patient.container.megabytes_until(90.0) > 0
     return replace(outcome, right=outcome.right and room and patient.comfyui.pid == before)
 

@@ -13,10 +13,10 @@ from handler.sdk.progress import Progress
 async def handler(job: dict[str, Any]) -> dict[str, Any]:
     progress = Progress(job)
     for stage, percent, seconds in job["input"]["steps"]:
-        progress.tell(stage, percent, model="m.safetensors")
+        progress.update(stage, percent, model="m.safetensors")
         await asyncio.sleep(seconds)
     await progress.drain()
-    progress.tell("too late")
+    progress.update("too late")
     return {"ok": True}
 
 

@@ -19,14 +19,13 @@ and "Optimizing memory usage with PYTORCH_ALLOC_CONF" in torch's CUDA notes.
 from __future__ import annotations
 
 import difflib
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 
 from bootstrap.comfyui import Allocator
 from bootstrap.config import Settings
 from bootstrap.core.findings import Finding, error, info, ok, warning
-from bootstrap.core.text import IN_ENDPOINT
+from bootstrap.core.text import IN_ENDPOINT, whole
 from bootstrap.doctor.checks.gpu import gpu_expectation
 from bootstrap.doctor.facts.machine import MachineFacts, Preload
 from bootstrap.environment.torch_build import TorchBuild
@@ -151,7 +150,14 @@ def parse_alloc_conf(text: str) -> AllocConf:
 
 def _items(text: str) -> list[str]:
     """Split at commas that are not inside brackets."""
-    return re.split(r",(?![^\[]*\])", text) if text else []
+    items, depth = [""], 0
+    for character in text:
+        depth = max(depth + (character == "[") - (character == "]"), 0)
+        if character == "," and not depth:
+            items.append("")
+        else:
+            items[-1] += character
+    return items if text else []
 
 
 def _unknown(key: str) -> Problem:
@@ -168,11 +174,11 @@ def _wrong_value(key: str, value: str) -> str | None:
         return None if value in ("True", "False") else f"{key} must be `True` or `False`"
     if key in _SPLIT_KEYS:
         least = f"{key} must be a whole number of MB above 20"
-        return None if value.isdigit() and int(value) >= LEAST_SPLIT_MB else least
+        return None if (whole(value) or 0) >= LEAST_SPLIT_MB else least
     if key in _FRACTION_KEYS:
         return _wrong_fraction(key, value)
     if key in _SIZE_KEYS:
-        return None if value.isdigit() and int(value) > 0 else f"{key} must be MB above 0"
+        return None if whole(value) else f"{key} must be MB above 0"
     if key == "pinned_num_register_threads":
         good = value in _POWER_OF_TWO and int(value) <= 128
         return None if good else f"{key} must be 1, 2, 4 … 128"
@@ -363,7 +369,7 @@ def _no_effect(name: str, conf: AllocConf) -> Finding:
 
 def _too_new_name(torch: TorchBuild | None) -> list[Finding]:
     numbers = (torch.version or "").split(".") if torch else []
-    if len(numbers) < 2 or not (numbers[0].isdigit() and numbers[1].isdigit()):
+    if len(numbers) < 2 or not (numbers[0].isdecimal() and numbers[1].isdecimal()):
         return []
     if (int(numbers[0]), int(numbers[1])) >= NEW_NAME_SINCE:
         return []
@@ -413,7 +419,7 @@ def _preloads(preloads: tuple[Preload, ...]) -> list[Finding]:
 
 def _arenas(env: Mapping[str, str], preloads: tuple[Preload, ...]) -> list[Finding]:
     text = env.get("MALLOC_ARENA_MAX", "").strip()
-    if text and not (text.isdigit() and int(text) > 0):
+    if text and not whole(text):
         return [
             warning(
                 "env.arena_max_value",

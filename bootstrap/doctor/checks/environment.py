@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from bootstrap.config import Settings, is_on, variables
 from bootstrap.config.bucket import missing_variables
 from bootstrap.core.findings import Finding, info, warning
-from bootstrap.core.text import IN_ENDPOINT
+from bootstrap.core.text import IN_ENDPOINT, whole
 from bootstrap.doctor.checks.tokens import token_names
 from bootstrap.doctor.facts.machine import MachineFacts
 
@@ -66,7 +66,7 @@ def check_runpod(facts: MachineFacts, settings: Settings, env: Mapping[str, str]
 
 def _boot_timeout(settings: Settings, env: Mapping[str, str]) -> list[Finding]:
     text = env.get("RUNPOD_INIT_TIMEOUT", "").strip()
-    if not text.isdigit() or int(text) == 0:
+    if not whole(text):
         if text:
             return [
                 warning(

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 
 from bootstrap.config import Settings
 from bootstrap.core.findings import Finding, error, host_error, info, ok, warning
-from bootstrap.core.text import GB
+from bootstrap.core.text import GB, whole
 from bootstrap.doctor.facts.gpu import GpuFacts
 from bootstrap.doctor.facts.machine import MachineFacts
 
@@ -101,7 +101,7 @@ def wants_cpu(settings: Settings) -> bool:
 def promised_gpus(env: Mapping[str, str]) -> int | None:
     """How many GPUs Runpod says this worker has; None where it says nothing."""
     text = env.get("RUNPOD_GPU_COUNT", "").strip()
-    return int(text) if text.isdigit() else None
+    return whole(text)
 
 
 def check_gpu(facts: MachineFacts, settings: Settings, env: Mapping[str, str]) -> list[Finding]:

@@ -31,6 +31,7 @@ CODES = {
     "machine.disk_low": "A local disk has less than 2 GB free.",
     "machine.inodes_low": "A local disk can hold fewer than 10,000 more files.",
     "machine.shm_small": "/dev/shm has less than 64 MB.",
+    "machine.locks_unusable": "Processes cannot share a lock: /dev/shm cannot be written to.",
     "machine.open_files_low": "A process may open fewer than 4,096 files.",
     "machine.clock_wrong": "The clock is years off, so TLS connections fail.",
     "machine.clock_behind": "The clock is more than a day behind this project's newest file.",
@@ -227,7 +228,21 @@ def _inodes(disk: DiskFacts) -> Finding | None:
 
 
 def _limits(facts: MachineFacts) -> list[Finding]:
-    return [f for f in (_shm(facts.shm), _open_files(facts.open_files)) if f]
+    found = (_locks(facts.locks), _shm(facts.shm), _open_files(facts.open_files))
+    return [f for f in found if f]
+
+
+def _locks(trouble: str) -> Finding | None:
+    if not trouble:
+        return None
+    return host_error(
+        "machine.locks_unusable",
+        f"No lock can be made that processes share ({trouble}); the Runpod SDK needs one to serve "
+        "jobs, and many custom nodes do.",
+        "Make /dev/shm writable where you start the container yourself: without `--read-only`, or "
+        "with `--tmpfs /dev/shm:rw,size=1g`. At Runpod another machine is taken.",
+        reason=trouble,
+    )
 
 
 def _shm(shm: DiskFacts | None) -> Finding | None:

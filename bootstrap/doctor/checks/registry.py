@@ -25,6 +25,7 @@ from bootstrap.doctor.facts.gather import Facts
 from bootstrap.doctor.facts.machine import MachineFacts
 from bootstrap.environment.imports import check_node_imports
 from bootstrap.volume.args_file import check_args_file
+from bootstrap.volume.links import conflicts
 
 CODES = {"doctor.check_crashed": "A check failed; the others still ran"}
 
@@ -95,6 +96,7 @@ def _requirements(facts: Facts, settings: Settings) -> list[Finding]:
 ALL_CHECKS: tuple[Check, ...] = (
     Check("volume", _volume),
     Check("models", _models),
+    Check("links to models", lambda facts, _: conflicts(facts.link_plan)),
     Check("comfyui", _comfyui),
     Check("node imports", _node_imports),
     Check("requirements", _requirements),

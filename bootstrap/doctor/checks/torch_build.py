@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 
 from bootstrap.config import Settings
@@ -87,13 +86,11 @@ def _capability(
     build: TorchBuild, device: GpuDevice, cuda: tuple[int, ...], python: str
 ) -> Finding | None:
     capability = device.compute_capability
-    if capability is None or _runs_on(build.arches, cuda, capability):
+    if capability is None or _runs_on(cuda, capability):
         return None
     label = f"{device.name or 'this GPU'} (compute capability {capability[0]}.{capability[1]})"
-    having = f" (it has {', '.join(build.arches)})" if build.arches else ""
-    message = f"torch {build.version}, built for CUDA {build.cuda}, has no code for {label}{having}"
-    newest = max((_arch(a) for a in build.arches), default=(0, 0))
-    too_old = capability > newest if build.arches else capability >= OLDEST_CAPABILITY_OF_13
+    message = f"torch {build.version}, built for CUDA {build.cuda}, has no code for {label}"
+    too_old = capability >= OLDEST_CAPABILITY_OF_13
     if too_old:
         first = ".".join(str(n) for n in FIRST_CUDA.get(capability[0], (13, 0)))
         return error(
@@ -112,27 +109,6 @@ def _capability(
     )
 
 
-def _runs_on(arches: tuple[str, ...], cuda: tuple[int, ...], capability: tuple[int, int]) -> bool:
-    """By the list of architectures where there is one, else by the CUDA version.
-
-    Machine code (`sm_86`) runs on the same major version with the same or a higher minor one,
-    PTX (`compute_90`) is compiled for anything newer (CUDA C Programming Guide, 5.1).
-    """
-    if not arches:
-        first = FIRST_CUDA.get(capability[0], (0, 0))
-        return cuda[:2] >= first and (cuda[:1] < (13,) or capability >= OLDEST_CAPABILITY_OF_13)
-    for name in arches:
-        arch = _arch(name)
-        if name.startswith("compute_") and arch <= capability:
-            return True
-        if name.endswith(("a", "f")) and arch != capability:
-            continue  # sm_90a and the like run on exactly that GPU
-        if arch[0] == capability[0] and arch[1] <= capability[1]:
-            return True
-    return False
-
-
-def _arch(name: str) -> tuple[int, int]:
-    """`sm_120a` -> (12, 0): the last digit is the minor version."""
-    digits = re.sub(r"\D", "", name)
-    return (int(digits[:-1]), int(digits[-1])) if len(digits) >= 2 else (0, 0)
+def _runs_on(cuda: tuple[int, ...], capability: tuple[int, int]) -> bool:
+    first = FIRST_CUDA.get(capability[0], (0, 0))
+    return cuda[:2] >= first and (cuda[:1] < (13,) or capability >= OLDEST_CAPABILITY_OF_13)

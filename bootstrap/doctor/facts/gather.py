@@ -5,6 +5,7 @@ What one part cannot tell becomes a finding; the others still run.
 
 from __future__ import annotations
 
+import os
 import threading
 import time
 from collections.abc import Callable, Mapping
@@ -41,6 +42,8 @@ from bootstrap.environment.torch_build import read_torch_build
 from bootstrap.volume import MODELS, Layout, locate
 from bootstrap.volume.args_file import ArgsFile, read_args_file, with_args_file
 from bootstrap.volume.layout import flags_known_to
+from bootstrap.volume.link_plan import LinkPlan
+from bootstrap.volume.links import plan_for
 
 CODES = {
     "doctor.part_failed": "One part of the examination could not be done",
@@ -89,6 +92,7 @@ class Facts:
     machine: MachineFacts | None = None
     throughput: Throughput | None = None
     node_log: tuple[str, ...] = ()
+    link_plan: LinkPlan | None = None
     findings: list[Finding] = field(default_factory=list)
 
     @property
@@ -135,6 +139,7 @@ class _Gatherer:
                     "models": lambda: self._models(layout),
                     "comfyui": lambda: self._comfyui(layout),
                     "Python": lambda: self._python(layout),
+                    "links": lambda: self._links(layout),
                 }
             )
             self._side_by_side(
@@ -158,7 +163,7 @@ class _Gatherer:
 
     def _models(self, layout: Layout) -> None:
         roots = list(layout.model_roots)
-        if layout.comfyui is not None and (layout.comfyui / MODELS).is_dir():
+        if layout.comfyui is not None and os.path.isdir(layout.comfyui / MODELS):
             roots.append(layout.comfyui / MODELS)
         if self._scope.wants("models"):
             left = self._end - time.monotonic()
@@ -170,6 +175,11 @@ class _Gatherer:
                 most_headers=None if self._scope.deep else LIGHT_HEADERS,
                 shelves=further_folders(layout.comfyui) if layout.comfyui else None,
             )
+
+    def _links(self, layout: Layout) -> None:
+        """Only where everything is asked for: a boot plans its links itself, and says the same."""
+        if not self._scope.sections:
+            self._facts.link_plan = plan_for(layout)
 
     def _comfyui(self, layout: Layout) -> None:
         if self._scope.wants("comfyui") and layout.comfyui is not None:

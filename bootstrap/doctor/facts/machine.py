@@ -6,6 +6,7 @@ that fails leaves None and a sentence in `problems`; the others still run. No ho
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import platform
 import resource
@@ -18,7 +19,7 @@ from typing import Any, TypeVar
 
 from bootstrap.core.memory import CpuFacts, MemoryFacts, gather_cpu, gather_memory
 from bootstrap.doctor.facts.gpu import PROBE_TIMEOUT, GpuFacts, gather_gpu
-from bootstrap.environment.torch_build import TorchBuild, ask_arches, read_torch_build
+from bootstrap.environment.torch_build import TorchBuild
 
 T = TypeVar("T")
 _PROJECT = Path(__file__).resolve().parents[3]
@@ -63,15 +64,16 @@ class Preload:
 class MachineFacts:
     """All of it; None where a probe failed, with the reason in `problems`.
 
-    `shm` is /dev/shm, `temp` the folder the worker writes to (WORK_DIR or the system's),
-    `open_files` the soft and hard limit (None for no limit). `comfyui_running` says that our own
-    ComfyUI was using the GPU.
+    `shm` is /dev/shm, `locks` why processes cannot share a lock (empty: they can), `temp` the
+    folder the worker writes to (WORK_DIR or the system's), `open_files` the soft and hard limit
+    (None for no limit). `comfyui_running` says that our own ComfyUI was using the GPU.
     """
 
     gpu: GpuFacts | None = None
     memory: MemoryFacts | None = None
     cpu: CpuFacts | None = None
     shm: DiskFacts | None = None
+    locks: str = ""
     root_disk: DiskFacts | None = None
     temp: DiskFacts | None = None
     open_files: tuple[int | None, int | None] | None = None
@@ -94,18 +96,14 @@ def gather_machine(
     env: Mapping[str, str] | None = None,
     *,
     work_dir: Path | None = None,
-    comfyui_python: Path | None = None,
     comfyui_running: bool = False,
-    deep: bool = False,
-    gpu_timeout: float = PROBE_TIMEOUT,
 ) -> MachineFacts:
-    """Look at this machine; 0.1 s on a healthy one, `gpu_timeout` seconds at most.
+    """Look at this machine; 0.1 s on a healthy one, `PROBE_TIMEOUT` at most.
 
     `root` stands for `/` in tests. `env` is the worker's environment, an empty one by default.
     `work_dir` is `Settings.work_dir`.
-    `comfyui_python` names the interpreter whose torch is to be looked up. With
-    `comfyui_running` the GPU is asked but not touched. `deep` also asks that torch what it has
-    code for, which imports it in a child process and takes up to `ARCHES_TIMEOUT` more.
+    With `comfyui_running` the GPU is asked but not touched. Whose torch is looked up is known only
+    when ComfyUI's interpreter has been found: that is left to the caller.
     """
     env = {} if env is None else env
     problems: list[str] = []
@@ -119,16 +117,16 @@ def gather_machine(
 
     touch = not comfyui_running
     return MachineFacts(
-        gpu=attempt("GPU", lambda: gather_gpu(env, root, touch, gpu_timeout)),
+        gpu=attempt("GPU", lambda: gather_gpu(env, root, touch, PROBE_TIMEOUT)),
         memory=attempt("memory", lambda: gather_memory(root)),
         cpu=attempt("CPU", lambda: gather_cpu(root)),
         shm=attempt("/dev/shm", lambda: look_at_disk(root / "dev/shm", "/dev/shm")),
+        locks=attempt("locks", look_at_locks) or "",
         root_disk=attempt("disk /", lambda: look_at_disk(root, "/")),
         temp=attempt("temp folder", lambda: _temp_disk(work_dir)),
         open_files=attempt("open files", _open_files),
         clock=attempt("clock", lambda: look_at_clock(_PROJECT)),
         preloads=attempt("LD_PRELOAD", lambda: look_at_preloads(env, root)) or (),
-        torch=attempt("torch", lambda: _torch(comfyui_python, env, deep)),
         python=platform.python_version(),
         kernel=platform.release(),
         architecture=platform.machine(),
@@ -151,10 +149,20 @@ def look_at_disk(path: Path, shown: str | None = None) -> DiskFacts:
     )
 
 
+def look_at_locks() -> str:
+    """Why a lock that processes share cannot be made; they lie in /dev/shm (sem_open(3)), and the
+    SDK makes one. Empty when one can."""
+    try:
+        multiprocessing.get_context().Lock()
+    except (OSError, ImportError) as problem:
+        return str(getattr(problem, "strerror", None) or problem)
+    return ""
+
+
 def _temp_disk(work_dir: Path | None) -> DiskFacts:
     """WORK_DIR need not exist yet: then its nearest parent that does has the room."""
     folder = work_dir or Path(tempfile.gettempdir())
-    while not folder.exists() and folder != folder.parent:
+    while not os.path.exists(folder) and folder != folder.parent:
         folder = folder.parent
     return look_at_disk(folder)
 
@@ -175,11 +183,11 @@ def look_at_preloads(env: Mapping[str, str], root: Path = Path("/")) -> tuple[Pr
 
 def _library_exists(name: str, root: Path, folders: list[Path]) -> bool:
     if "/" in name:
-        return (root / name.lstrip("/")).exists()
+        return os.path.exists(root / name.lstrip("/"))
     machine = f"{platform.machine()}-linux-gnu"
     for folder in _LIBRARY_FOLDERS:
         folders = [*folders, root / folder, root / folder / machine]
-    return any((folder / name).exists() for folder in folders)
+    return any(os.path.exists(folder / name) for folder in folders)
 
 
 def _open_files() -> tuple[int | None, int | None]:
@@ -188,10 +196,3 @@ def _open_files() -> tuple[int | None, int | None]:
         for limit in resource.getrlimit(resource.RLIMIT_NOFILE)
     )
     return soft, hard
-
-
-def _torch(python: Path | None, env: Mapping[str, str], deep: bool) -> TorchBuild | None:
-    build = read_torch_build(python) if python else None
-    if not (build and python and deep):
-        return build
-    return TorchBuild(build.version, build.cuda, ask_arches(python, env), build.hip)

@@ -132,7 +132,7 @@ def _value(text: str) -> str:
     text = text.strip()
     if text[:1] in ("'", '"'):
         return text[1:].partition(text[0])[0]
-    return re.split(r"\s+#", text, maxsplit=1)[0].strip()
+    return re.split(r"\s#", text, maxsplit=1)[0].strip()
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from bootstrap.net.errors import DownloadError, bad_answer
 from bootstrap.net.http import Channel, Credential, Reply
 
 Explain = Callable[[Reply], DownloadError]
-_CONTENT_RANGE = re.compile(r"bytes (\d+)-(\d+)/(\d+|\*)")
+_CONTENT_RANGE = re.compile(r"bytes (\d{1,18})-(\d{1,18})/(\d{1,18}|\*)", re.ASCII)
 
 
 @dataclass(frozen=True)

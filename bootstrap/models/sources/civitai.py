@@ -1,16 +1,19 @@
 """Civitai: by version id, page link or AIR. Measured facts on which this stands:
 
 HEAD gives 401 even with a good token, so the first byte is asked for instead. The answer redirects
-to a signed storage URL, which answers 400 when it gets the Authorization header as well; the
-credential's own rule keeps it at civitai. A browser-like User-Agent turns a missing login into a
-page with status 200. API: https://developer.civitai.com/docs/api/public-rest
+to a signed storage URL (R2, or b2.civitai.com), which answers 400 or 401 when it gets the
+Authorization header as well, so the token goes to the hosts of the API by their full names. A
+browser-like User-Agent turns a missing login into a page with status 200. The addresses by type,
+format and fp that the API itself gives may answer 404, those by fileId do not.
+API: https://developer.civitai.com/docs/api/public-rest
 """
 
 from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -49,7 +52,8 @@ _BY_MODEL = {
     "unet": "diffusion_models",
 }
 _NO_MODELS = ("trainingdata", "archive", "workflow", "workflows", "config", "negative")
-BASE = "https://civitai.com"
+# What an AIR calls a file's format by its extension, and what the API calls it.
+_FORMATS = {"safetensors": "safetensor", "ckpt": "pickletensor", "pt": "pickletensor"}
 _LOGIN = (
     "Make an API key at https://civitai.com/user/account (API Keys) and set it as civitai_token "
     "in the endpoint's environment variables; if one is set, it may have been revoked."
@@ -69,7 +73,10 @@ _WORDS: Words = {
     404: (
         "download.not_found",
         "Civitai has no such model version (404).",
-        "Check the id: the version's, not the model's (`modelVersionId` in the page's address).",
+        (
+            "Check the id: the version's, not the model's (`modelVersionId` in the page's "
+            "address). A model that only civitai.red shows needs a link to https://civitai.red/...."
+        ),
     ),
     410: (
         "download.gone",
@@ -85,23 +92,54 @@ _WORDS: Words = {
 
 
 def choose_file(version: Mapping[str, Any], choice: Mapping[str, str]) -> Mapping[str, Any]:
-    """The file that the link's fields pick, else the primary, else the first that is a model.
+    """The one file that the link's fields pick; without fields the primary file, or the first
+    that is a model.
 
-    Raises DownloadError when the version holds no model at all.
+    Raises NoSuchFile when the fields pick no file or leave several, and DownloadError when the
+    version holds no model at all.
     """
     listed = version.get("files")
     files = [f for f in listed if isinstance(f, Mapping)] if isinstance(listed, list) else []
-    models = [f for f in files if _plain(f.get("type")) not in _NO_MODELS]
-    wanted = [f for f in files if _matches(f, choice)] if choice else []
-    chosen = wanted or [f for f in models if f.get("primary")] or models
-    if not chosen or _plain(chosen[0].get("type")) in _NO_MODELS:
-        kind = chosen[0].get("type") if chosen else "nothing"
+    chosen = [f for f in files if _matches(f, choice)] if choice else _models_in(files)
+    chosen = [f for f in chosen if f.get("primary") is True] or chosen
+    if choice and len(chosen) != 1:
+        raise NoSuchFile(version, files, chosen, choice)
+    if not chosen or not _models_in(chosen[:1]):
+        kind = files[0].get("type") if files else "nothing"
         raise DownloadError(
             "download.wrong_type",
-            f"the Civitai version holds {kind}, which is no model.",
+            f"the Civitai version holds {kind}, which is not a model.",
             "Use the link of a version with a model file.",
         )
     return chosen[0]
+
+
+def _models_in(files: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    return [f for f in files if _plain(f.get("type")) not in _NO_MODELS]
+
+
+class NoSuchFile(DownloadError):
+    """The link's fields do not pick one file of the version."""
+
+    def __init__(
+        self,
+        version: Mapping[str, Any],
+        files: Sequence[Mapping[str, Any]],
+        chosen: Sequence[Mapping[str, Any]],
+        choice: Mapping[str, str],
+    ) -> None:
+        asked = " and ".join(f"{key} {value}" for key, value in choice.items())
+        count = f"{len(chosen)} files" if chosen else "no file"
+        listed = ", ".join(_file_line(file) for file in (chosen or files)[:12]) or "none"
+        super().__init__(
+            "download.not_found",
+            f"the Civitai version {version.get('id', '')} has {count} with {asked[:120]}.",
+            f"Choose one by its fileId (`?fileId=...`): {listed}.",
+        )
+
+
+def _file_line(file: Mapping[str, Any]) -> str:
+    return f"{file.get('id')} ({file.get('name') or file.get('type')})"
 
 
 def folder_for(version: Mapping[str, Any], file: Mapping[str, Any]) -> str | None:
@@ -126,7 +164,7 @@ def sha256_of(file: Mapping[str, Any]) -> str | None:
 def size_of(file: Mapping[str, Any]) -> int | None:
     """Bytes, when `sizeKB` (KiB, with a fraction) stands for a whole number of them."""
     kib = file.get("sizeKB")
-    if not isinstance(kib, (int, float)) or isinstance(kib, bool) or kib <= 0:
+    if not isinstance(kib, (int, float)) or isinstance(kib, bool) or not 0 < kib < 2**50:
         return None
     size = kib * 1024
     return round(size) if abs(size - round(size)) < 0.01 else None
@@ -139,7 +177,7 @@ def _matches(file: Mapping[str, Any], choice: Mapping[str, str]) -> bool:
         return str(file.get("id")) == choice["fileId"]
     for key, value in choice.items():
         actual = file.get("type") if key == "type" else metadata.get(key)
-        if _plain(actual) != _plain(value):
+        if _plain(actual) != _FORMATS.get(_plain(value), _plain(value)):
             return False
     return True
 
@@ -149,42 +187,46 @@ def _plain(value: Any) -> str:
 
 
 def belongs_to_civitai(scheme: str, host: str, port: int) -> bool:
-    """May the token be shown there?"""
-    own = any(host == name or host.endswith(f".{name}") for name in CIVITAI_HOSTS)
-    return own and scheme == "https" and port == 443
+    """May the token be shown there? Only to the hosts of the API, by their full names."""
+    return host in CIVITAI_HOSTS and scheme == "https" and port == 443
 
 
 class Civitai:
-    """`base` is for tests: the token then belongs to that origin alone."""
+    """`base` is for tests and the demo, in the place of https://civitai.com and its like: the
+    token then belongs to that origin alone."""
 
     name = "Civitai"
 
-    def __init__(self, token: Secret | None = None, base: str = BASE) -> None:
+    def __init__(self, token: Secret | None = None, base: str | None = None) -> None:
         self._base = base
         self._credential: Credential | None = None
         if token is not None:
-            own = belongs_to_civitai if base == BASE else _only(base)
+            own = belongs_to_civitai if base is None else _only(base)
             self._credential = Credential("civitai_token", token, own)
-        self._versions: dict[int, dict[str, Any]] = {}
+        self._versions: dict[tuple[str, int], dict[str, Any]] = {}
 
     def understands(self, link: Link) -> bool:
         """Links to civitai.com and civitai.red, and AIRs."""
         return isinstance(link, CivitaiFile)
 
     def host_of(self, link: Link) -> str:
-        """civitai.com; the file itself comes from its storage."""
-        return urlsplit(self._base).hostname or ""
+        """civitai.com or civitai.red; the file itself comes from their storage."""
+        assert isinstance(link, CivitaiFile)
+        return urlsplit(self._site(link)).hostname or ""
 
     def credential_name(self, link: Link) -> str | None:
         """civitai_token, when there is one."""
         return None if self._credential is None else self._credential.name
 
     def locate(self, link: Link, revision: str | None, wanted: Wanted, channel: Channel) -> Remote:
-        """The signed URL of the file; its hash is asked for when the manifest has none."""
+        """The signed URL of the file. The API is asked for the hash when the manifest has none,
+        and which file the link means when it says that by other fields than fileId."""
         assert isinstance(link, CivitaiFile)
         if link.version is None:
             raise _no_version()
-        sha256 = wanted.sha256 or self._known_hash(link, channel)
+        sha256 = wanted.sha256
+        if sha256 is None or (link.choice and "fileId" not in dict(link.choice)):
+            link, sha256 = self._known_file(link, sha256, channel)
         return self._probe(link, sha256, wanted.text_is_fine, channel)[0]
 
     def describe(self, link: Link, channel: Channel) -> Description:
@@ -192,10 +234,10 @@ class Civitai:
         newest one."""
         assert isinstance(link, CivitaiFile)
         if link.version is None:
-            link = CivitaiFile(self._newest_version(link, channel), link.model, link.choice)
-        assert link.version is not None
-        version = self._version(link.version, channel)
+            link = replace(link, version=self._newest_version(link, channel))
+        version = self._version(link, channel)
         file = choose_file(version, dict(link.choice))
+        link = _by_id(link, file)
         name, size = str(file.get("name") or ""), None
         if not name:
             remote, reply = self._probe(link, None, False, channel)
@@ -208,6 +250,9 @@ class Civitai:
             sha256=sha256_of(file),
         )
 
+    def _site(self, link: CivitaiFile) -> str:
+        return self._base or f"https://{link.host}"
+
     def _probe(
         self, link: CivitaiFile, sha256: str | None, text_is_fine: bool, channel: Channel
     ) -> tuple[Remote, Reply]:
@@ -215,7 +260,7 @@ class Civitai:
         remote, reply = probe(
             channel,
             Remote(
-                f"{self._base}/api/download/models/{link.version}{query}",
+                f"{self._site(link)}/api/download/models/{link.version}{query}",
                 f"civitai:{link.version}?{link.query}",
                 self._explain,
                 sha256=sha256,
@@ -225,30 +270,40 @@ class Civitai:
         )
         return remote, reply
 
-    def _known_hash(self, link: CivitaiFile, channel: Channel) -> str | None:
-        """The file's SHA-256 as Civitai knows it; not worth failing for."""
-        assert link.version is not None
+    def _known_file(
+        self, link: CivitaiFile, pinned: str | None, channel: Channel
+    ) -> tuple[CivitaiFile, str | None]:
+        """The link by fileId where it makes a choice, and the file's SHA-256, `pinned` or as the
+        API knows it; an API that does not answer is not worth failing for. Raises NoSuchFile."""
         try:
-            version = self._version(link.version, channel)
-            return sha256_of(choose_file(version, dict(link.choice)))
+            version = self._version(link, channel)
+            file = _file_with(pinned, version) or choose_file(version, dict(link.choice))
+        except NoSuchFile:
+            if pinned is None:
+                raise
+            return link, pinned  # other bytes than those that are pinned are refused later
         except DownloadError:
-            return None
+            return link, pinned
+        return _by_id(link, file), pinned or sha256_of(file)
 
-    def _version(self, number: int, channel: Channel) -> dict[str, Any]:
-        if number not in self._versions:
-            self._versions[number] = self._api(f"/api/v1/model-versions/{number}", channel)
-        return self._versions[number]
+    def _version(self, link: CivitaiFile, channel: Channel) -> dict[str, Any]:
+        assert link.version is not None
+        key = (link.host, link.version)
+        if key not in self._versions:
+            path = f"/api/v1/model-versions/{link.version}"
+            self._versions[key] = self._api(link, path, channel)
+        return self._versions[key]
 
     def _newest_version(self, link: CivitaiFile, channel: Channel) -> int:
-        model = self._api(f"/api/v1/models/{link.model}", channel)
+        model = self._api(link, f"/api/v1/models/{link.model}", channel)
         versions = model.get("modelVersions")
         newest = versions[0] if isinstance(versions, list) and versions else None
         if not isinstance(newest, dict) or type(newest.get("id")) is not int:
             raise _no_version()
         return int(newest["id"])
 
-    def _api(self, path: str, channel: Channel) -> dict[str, Any]:
-        reply = channel.get(f"{self._base}{path}", self._credential)
+    def _api(self, link: CivitaiFile, path: str, channel: Channel) -> dict[str, Any]:
+        reply = channel.get(f"{self._site(link)}{path}", self._credential)
         if reply.status != 200:
             raise self._explain(reply)
         try:
@@ -260,7 +315,7 @@ class Civitai:
         if not isinstance(data, dict):
             raise DownloadError(
                 "download.bad_answer",
-                "Civitai's API answers with something that is no JSON object.",
+                "Civitai's API answers with something that is not a JSON object.",
                 "Try again later.",
                 transient=True,
             )
@@ -276,6 +331,20 @@ class Civitai:
                 pass
         # The storage answers 403 when the signature has expired; see RangeFetch, which asks anew.
         return explain(reply, _WORDS, detail)
+
+
+def _file_with(sha256: str | None, version: Mapping[str, Any]) -> Mapping[str, Any] | None:
+    listed = version.get("files")
+    files = listed if sha256 and isinstance(listed, list) else []
+    return next((f for f in files if isinstance(f, Mapping) and sha256_of(f) == sha256), None)
+
+
+def _by_id(link: CivitaiFile, file: Mapping[str, Any]) -> CivitaiFile:
+    """The link with its choice by fileId; as it is where it makes none, or the id is unknown."""
+    number = file.get("id")
+    if not link.choice or type(number) is not int:
+        return link
+    return replace(link, choice=(("fileId", str(number)),))
 
 
 def _only(base: str) -> Any:

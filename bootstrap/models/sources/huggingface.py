@@ -7,6 +7,7 @@ is, how long and which SHA-256, and the bytes come by ranges, which resume whoev
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Container
 from pathlib import Path
@@ -112,7 +113,7 @@ class HuggingFace:
 
     def cached(self, link: Link, revision: str | None, cache: Path = PLATFORM_CACHE) -> Path | None:
         """The file in the platform's cache, looked up without network; None when not there."""
-        if not isinstance(link, HubFile) or not cache.is_dir():
+        if not isinstance(link, HubFile) or not os.path.isdir(cache):
             return None
         return find_cached(link, revision or link.revision, cache)
 
@@ -205,7 +206,7 @@ def find_cached(link: HubFile, revision: str | None, cache: Path) -> Path | None
         names += [path.name for path in by_age]
     for name in names:
         path = snapshots / name / link.path
-        if path.is_file() and Path(path).resolve().is_relative_to(folder.resolve()):
+        if os.path.isfile(path) and Path(path).resolve().is_relative_to(folder.resolve()):
             return path
     return None
 

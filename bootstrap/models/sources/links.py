@@ -8,13 +8,20 @@ from urllib.parse import parse_qsl, unquote, urlencode, urlsplit
 
 _REPO_KINDS = {"datasets": "dataset", "spaces": "space"}
 _HUB_HOSTS = ("huggingface.co", "www.huggingface.co", "hf.co")
-CIVITAI_HOSTS = ("civitai.com", "civitai.red")
+# These serve the API and the models' pages. Other names below them (b2.civitai.com,
+# image.civitai.com) are storage: plain servers, which no token is shown to.
+CIVITAI_HOSTS = {
+    "civitai.com": "civitai.com",
+    "www.civitai.com": "civitai.com",
+    "civitai.red": "civitai.red",
+    "www.civitai.red": "civitai.red",
+}
 _AIR = re.compile(
     r"(?:urn:)?(?:air:)?(?:(?P<base>[\w.-]+):)?(?P<type>[\w.-]+):civitai:"
-    r"(?P<model>\d+)@(?P<version>\d+)(?:\.\w+)?",
+    r"(?P<model>\d{1,18})@(?P<version>\d{1,18})(?:\.(?P<format>\w+))?",
     re.IGNORECASE,
 )
-_FILE_CHOICE = ("type", "format", "size", "fp", "fileId")
+_FILE_CHOICE = ("type", "format", "size", "fp", "quantType", "fileId")
 
 
 class BadLink(ValueError):
@@ -39,18 +46,20 @@ class HubFile:
 @dataclass(frozen=True)
 class CivitaiFile:
     """A file of a Civitai model version. `choice` are the query fields that pick one of several
-    files; `version` None means that the link names a model only."""
+    files; `version` None means that the link names a model only. `host` is the site that knows
+    the model: civitai.com does not have all that civitai.red has."""
 
     version: int | None
     model: int | None = None
     choice: tuple[tuple[str, str], ...] = ()
+    host: str = "civitai.com"
 
     @property
     def query(self) -> str:
         return urlencode(self.choice)
 
     def __str__(self) -> str:
-        return f"https://civitai.com/api/download/models/{self.version}" + (
+        return f"https://{self.host}/api/download/models/{self.version}" + (
             f"?{self.query}" if self.choice else ""
         )
 
@@ -72,10 +81,11 @@ Link = HubFile | CivitaiFile | WebFile
 
 def parse_link(url: str) -> Link:
     """What `url` points at. Raises BadLink when it is nothing that could be fetched."""
-    if not url or any(ord(c) <= 32 or ord(c) == 127 or c == "\\" for c in url):
-        raise BadLink("is empty, or holds white space, control characters or backslashes")
+    if not url or any(c <= " " or c in "\x7f\\" or "\ud800" <= c <= "\udfff" for c in url):
+        raise BadLink("is empty, or holds white space, control characters, backslashes or bytes")
     if match := _AIR.fullmatch(url):
-        return CivitaiFile(int(match["version"]), int(match["model"]))
+        choice = (("format", match["format"]),) if match["format"] else ()
+        return CivitaiFile(int(match["version"]), int(match["model"]), choice)
     if url.lower().startswith(("urn:", "air:")):
         raise BadLink(
             "is no Civitai AIR with a version (urn:air:sdxl:lora:civitai:<model>@<version>)"
@@ -94,8 +104,8 @@ def parse_link(url: str) -> Link:
         raise BadLink("carries a login; use DOWNLOAD_TOKEN and DOWNLOAD_TOKEN_HOST instead")
     if host in _HUB_HOSTS:
         return _hub_url(url, parts.path)
-    if any(host == known or host.endswith(f".{known}") for known in CIVITAI_HOSTS):
-        return _civitai_url(url, parts.path, parts.query)
+    if host in CIVITAI_HOSTS:
+        return _civitai_url(CIVITAI_HOSTS[host], parts.path, parts.query)
     return WebFile(url)
 
 
@@ -139,18 +149,20 @@ def _pin(revision: str) -> str | None:
     return None if revision == "main" else revision
 
 
-def _civitai_url(url: str, path: str, query: str) -> CivitaiFile:
+def _civitai_url(host: str, path: str, query: str) -> CivitaiFile:
     fields = dict(parse_qsl(query))
     choice = tuple((key, fields[key]) for key in _FILE_CHOICE if key in fields)
-    pieces = [piece for piece in path.split("/") if piece]
-    if pieces[:3] == ["api", "download", "models"] and len(pieces) == 4 and _id(pieces[3]):
-        return CivitaiFile(int(pieces[3]), None, choice)
-    if pieces[:1] == ["models"] and len(pieces) >= 2 and _id(pieces[1]):
-        version = fields.get("modelVersionId", "")
-        return CivitaiFile(int(version) if _id(version) else None, int(pieces[1]), choice)
-    if pieces[:1] == ["model-versions"] and len(pieces) == 2 and _id(pieces[1]):
-        return CivitaiFile(int(pieces[1]))
-    raise BadLink("points at a Civitai page that is no model; copy the link of the model's page")
+    if "fileId" in fields:  # says all
+        choice = (("fileId", fields["fileId"]),)
+    version = fields.get("modelVersionId", "")
+    match [piece for piece in path.split("/") if piece]:
+        case ["api", "download", "models", number] if _id(number):
+            return CivitaiFile(int(number), None, choice, host)
+        case ["models", number, *_] if _id(number):
+            return CivitaiFile(int(version) if _id(version) else None, int(number), choice, host)
+        case ["model-versions", number] if _id(number):
+            return CivitaiFile(int(number), None, choice, host)
+    raise BadLink("points at a Civitai page that is not a model's; copy the link of its page")
 
 
 def _id(text: str) -> bool:

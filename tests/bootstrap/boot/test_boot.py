@@ -18,6 +18,8 @@ from bootstrap.boot.boot import Boot
 from bootstrap.boot.report import BootReport
 from bootstrap.config import Settings
 from bootstrap.core.findings import Outcome, errors_in
+from bootstrap.environment import choose_python
+from bootstrap.volume import Layout
 from tests.conftest import BootedWorker
 from tests.end_to_end.test_worker import plain
 
@@ -101,6 +103,54 @@ def test_of_two_comfyuis_away_from_the_root_the_setting_is_named_once(
     shutil.copytree(volume / "old", volume / "new")
     report, _ = booted(worker_env)
     assert codes(report) == ["volume.comfyui_several"]
+
+
+@pytest.mark.parametrize("way", ["link", "extra_model_paths.yaml"])
+def test_an_end_of_comfyui_that_the_check_foresaw_has_its_words_and_fix(
+    worker_env: dict[str, str], volume: Path, way: str
+) -> None:
+    """custom_nodes by the path of a Pod's mount point: ComfyUI lists that folder, and ends."""
+    nodes = volume / "ComfyUI/custom_nodes"
+    if way == "link":
+        nodes.rename(volume / "nodes")
+        nodes.symlink_to("/workspace/nodes")
+    else:
+        (volume / "nodes").mkdir()
+        text = "pod:\n  base_path: /workspace\n  custom_nodes: nodes/\n"
+        (volume / "ComfyUI/extra_model_paths.yaml").write_text(text)
+    report, _ = booted(worker_env)
+    (finding,) = errors_in(report.findings)
+    assert finding.code == "comfyui.path_unusable", finding
+    causes = {f.code: f for f in report.noticed}
+    cause = causes["links.other_mount" if way == "link" else "volume.paths_other_mount"]
+    assert finding.fix == cause.fix and "On a Pod with this volume: `" in finding.fix
+    assert cause.message in finding.message
+    assert report.outcome is Outcome.DEGRADED
+
+
+def test_a_python_in_a_folder_that_may_not_be_entered_is_a_finding(
+    worker_env: dict[str, str], tmp_path: Path
+) -> None:
+    """As a user without root's rights, in a process of its own."""
+    if os.geteuid() != 0:
+        pytest.skip("only root can become another user")
+    python = tmp_path / "closed/bin/python"
+    python.parent.mkdir(parents=True)
+    python.symlink_to(sys.executable)
+    (tmp_path / "closed").chmod(0o700)
+    settings, _ = Settings.from_env({"COMFYUI_PYTHON": str(python)})
+    reading, writing = os.pipe()
+    child = os.fork()
+    if child == 0:
+        try:
+            os.setuid(65534)
+            found = choose_python(settings, Layout(tmp_path, True, None))
+            os.write(writing, repr(found).encode())
+        finally:
+            os._exit(0)
+    os.waitpid(child, 0)
+    told = os.read(reading, 65536).decode()
+    assert "comfyui.python_missing" in told and "may not be entered by user 65534" in told
 
 
 def test_a_file_in_place_of_the_volume_is_told_once(

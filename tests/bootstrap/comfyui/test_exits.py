@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from bootstrap.comfyui.exits import LOG_LINES_IN_DETAILS, Exit, explain_exit
-from bootstrap.core.findings import Finding
+from bootstrap.comfyui.exits import LOG_LINES_IN_DETAILS, Exit, explain_exit, with_cause
+from bootstrap.core.findings import Finding, info, ok, warning
 
 PYTHON = Path("/opt/comfyui/bin/python")
 
@@ -69,6 +69,14 @@ LOGS = {
         1,
         "RuntimeError: Found no NVIDIA driver on your system. Please check that you have one",
     ),
+    "comfyui.no_gpu_code": (
+        1,
+        "RuntimeError: CUDA error: no kernel image is available for execution on the device",
+    ),
+    "comfyui.path_unusable": (
+        1,
+        "FileNotFoundError: [Errno 2] No such file or directory: '/workspace/custom_nodes'",
+    ),
     "comfyui.disk_full": (1, "OSError: [Errno 28] No space left on device: '/tmp/x'"),
     "comfyui.killed": (-9, "loading model"),
     "comfyui.prompt_thread_ended": (
@@ -106,6 +114,56 @@ def test_the_cause_is_named_from_exit_code_and_log(code: str) -> None:
 def test_only_a_gpu_that_fails_is_the_machines_fault() -> None:
     faulty = {code for code, given in LOGS.items() if explain(*given).host_fault}
     assert faulty == {"comfyui.gpu_unusable"}
+
+
+ONNX = (
+    "[ONNXRuntimeError] : 1 : FAIL : CUDA failure 209: no kernel image is available for execution "
+    "on the device ; GPU=0 ; hostname=a"
+)
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        ONNX,
+        "CUDA error (flash_fwd_launch_template.h:188): no kernel image is available for execution",
+        "torch.AcceleratorError: CUDA error: invalid device function",
+    ],
+)
+def test_a_package_without_code_for_this_gpu_is_not_the_machines_fault(line: str) -> None:
+    finding = explain(1, line)
+    assert (finding.code, finding.host_fault) == ("comfyui.no_gpu_code", False)
+    assert line.removesuffix(".") in finding.message and "onnxruntime-gpu" in finding.fix
+
+
+FOUND = warning("volume.paths_other_mount", "It names /workspace/x.", "sed it", paths=["/w/nodes"])
+
+
+@pytest.mark.parametrize(
+    ("log", "noticed", "carries"),
+    [
+        ("FileNotFoundError: [Errno 2] No such file: '/w/nodes/a'", FOUND, True),
+        ("FileNotFoundError: [Errno 2] No such file: '/w/nodes'", FOUND, True),
+        ("FileNotFoundError: [Errno 2] No such file: '/workspace/x'", FOUND, True),
+        ("FileNotFoundError: [Errno 2] No such file: '/w/nodes2'", FOUND, False),
+        ("something odd", FOUND, False),
+        ("yaml.scanner.ScannerError in extra_model_paths.yaml", FOUND, True),
+        (ONNX, warning("gpu.torch_too_old", "torch 2.4 is too old.", "Install 2.8."), True),
+        (ONNX, FOUND, False),
+        ("FileNotFoundError: [Errno 2] No such file: '/w/nodes'", info("a.b", "/w/nodes"), False),
+    ],
+)
+def test_an_exit_carries_what_a_check_has_found_of_its_cause(
+    log: str, noticed: Finding, carries: bool
+) -> None:
+    exit = explain(1, log)
+    told = with_cause(exit, [ok("volume.found", "/w/nodes"), noticed])
+    assert told.code == exit.code
+    if carries:
+        assert told.fix == noticed.fix and noticed.message in told.message
+        assert told.details["cause"] == noticed.code
+    else:
+        assert told == exit
 
 
 def test_a_bad_flag_is_quoted() -> None:

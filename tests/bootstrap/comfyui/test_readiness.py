@@ -127,12 +127,31 @@ def accepts(port: int) -> bool:
         return probe.connect_ex(("127.0.0.1", port)) == 0
 
 
-@behaving("hang")
-def test_a_cancelled_wait_ends_at_once(comfyui: ComfyUI) -> None:
+def test_two_that_start_at_once_on_one_port_both_come_up(tmp_path: Path) -> None:
+    """Both find the port free; the later one to bind it is started again on another."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    both = [fake_comfyui.write(tmp_path / n / "ComfyUI", tmp_path / n, "late", port) for n in "ab"]
+    try:
+        for comfyui in both:
+            comfyui.start()
+        assert [comfyui.port for comfyui in both] == [port, port]
+        assert [wait_until_ready(comfyui, 60).finding for comfyui in both] == [None, None]
+        assert len({comfyui.port for comfyui in both}) == 2
+        assert sorted(len(comfyui.exits) for comfyui in both) == [0, 1]
+    finally:
+        for comfyui in both:
+            comfyui.stop()
+
+
+@behaving("exit 1 address already in use")
+def test_a_port_that_is_taken_each_time_is_told_after_three_starts(comfyui: ComfyUI) -> None:
     comfyui.start()
-    start = time.monotonic()
-    waited = wait_until_ready(comfyui, 60, cancelled=lambda: time.monotonic() - start > 0.2)
-    assert waited.finding is not None and waited.seconds < 1
+    finding = wait_until_ready(comfyui, 60).finding
+    assert finding is not None and finding.code == "comfyui.port_taken"
+    assert comfyui.starts == 3
+    assert "Remove COMFYUI_PORT" not in finding.fix
 
 
 @behaving("hang")

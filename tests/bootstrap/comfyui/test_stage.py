@@ -298,3 +298,18 @@ def test_what_the_manager_has_queued_is_left_out_and_told(comfyui: Path) -> None
     for path in finding.details["paths"]:  # as a start on a Pod does it
         Path(path).unlink()
     assert check_queued([staged(comfyui)]) == []
+
+
+def test_what_links_lead_to_is_never_copied(comfyui: Path, tmp_path: Path) -> None:
+    """Neither a file nor a folder elsewhere, in code, data and people's settings."""
+    elsewhere = tmp_path / "elsewhere"
+    write(elsewhere / "secret", "secret")
+    for place in ("custom_nodes/pack", "output", "models", "user"):
+        (comfyui / place / "file").symlink_to(elsewhere / "secret")
+        (comfyui / place / "folder").symlink_to(elsewhere)
+    code = staged(comfyui)
+    user = copy_user_folder(comfyui / "user", tmp_path / "local/user", 30)
+    for copy, below in ((code, "custom_nodes/pack"), (user, "")):
+        for name in ("file", "folder"):
+            assert os.readlink(copy.place / below / name).startswith(str(elsewhere))
+        assert not [path for path in copy.stamps if "secret" in path or "file" in path]

@@ -139,3 +139,24 @@ def test_soon_works_in_the_background_and_again(copy: Staged) -> None:
             time.sleep(0.02)
         assert (copy.source / PACK / name).read_text() == name
     assert sum(thread.name == "write-back" for thread in threading.enumerate()) >= 1
+
+
+def test_nothing_goes_through_a_link_that_leads_away_from_where_it_belongs(
+    copy: Staged, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """On the volume, a folder became such a link since the copy was made; in the copy, a node
+    made links to files elsewhere."""
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    (elsewhere / "secret").write_text("secret")
+    (copy.source / PACK).rename(tmp_path / "pack")
+    (copy.source / PACK).symlink_to(elsewhere)
+    (copy.place / PACK / "new.bin").write_text("ours")
+    (copy.place / PACK / "deep").mkdir()
+    (copy.place / PACK / "deep/new.bin").write_text("ours")
+    (copy.place / "custom_nodes/file").symlink_to(elsewhere / "secret")
+    (copy.place / "custom_nodes/folder").symlink_to(elsewhere)
+    assert WriteBack([copy]).now() == []
+    assert [path.name for path in elsewhere.iterdir()] == ["secret"]
+    assert sorted(p.name for p in (copy.source / "custom_nodes").iterdir()) == ["pack"]
+    assert "leads elsewhere" in capsys.readouterr().err

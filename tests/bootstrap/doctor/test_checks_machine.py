@@ -34,6 +34,7 @@ CASES = [
     Case("machine.disk_low", WARNING, {"temp": replace(FULL, free=2 * GB - 1)}),
     Case("machine.inodes_low", WARNING, {"root_disk": replace(DISK, inodes_free=9_999)}),
     Case("machine.shm_small", INFO, {"shm": replace(HEALTHY.shm, total=63 * MB)}),
+    Case("machine.locks_unusable", ERROR, {"locks": "Read-only file system"}, host=True),
     Case("machine.open_files_low", WARNING, {"open_files": (1024, None)}),
     Case("machine.clock_wrong", ERROR, {"clock": ClockFacts(0.0, NOW)}, host=True),
     Case("machine.clock_behind", WARNING, {"clock": ClockFacts(NOW, NOW + 90_000)}),

@@ -109,6 +109,29 @@ def test_the_version_from_pyproject_then_from_a_tag(comfyui: Path) -> None:
     assert (found.version, found.version_source) == ("0.2.2", "git")
 
 
+@pytest.mark.parametrize(
+    ("config", "origin"),
+    [
+        ('[remote "origin"]\n' + "        fetch = +refs\n" * 2000, None),
+        ('[remote "origin"]\n' + "        \n" * 6000 + "\turl = https://a.example/x\n", "x"),
+        (
+            '[core]\n\turl = https://a.example/no\n[remote "origin"]\nurl=https://a.example/x',
+            "x",
+        ),
+        ('[remote "origin"]\n\tfetch = +refs\n[remote "b"]\n\turl = https://a.example/no\n', None),
+        ('[remote "origin"] ; mine\n\tURL=https://a.example/x\n', "x"),
+    ],
+)
+def test_a_git_config_is_read_line_by_line(tmp_path: Path, config: str, origin: str | None) -> None:
+    """The first hung a boot: no url, and a pattern that tried all ways to share the spaces."""
+    (tmp_path / ".git").mkdir()
+    (tmp_path / ".git/HEAD").write_text("ref: refs/heads/main\n")
+    (tmp_path / ".git/config").write_text(config)
+    found = look_at_git(str(tmp_path))
+    assert found is not None
+    assert found.origin == (origin and f"https://a.example/{origin}")
+
+
 def test_git_without_its_secrets(tmp_path: Path) -> None:
     git(tmp_path, "init", "-b", "master")
     address = "https://somebody:marker-token@example.org/pack.git"

@@ -186,3 +186,24 @@ def test_the_finding_about_leftovers_is_gone_after_the_fix(root: Path) -> None:
     only(look(root), "volume.leftovers")
     repaired(root)
     assert [f.code for f in look(root)] == ["volume.found"]
+
+
+@pytest.mark.parametrize("linked", ["models", "models/loras", "ComfyUI/models", "ComfyUI/output"])
+def test_nothing_is_made_or_removed_behind_a_link_that_leaves_the_volume(
+    root: Path, tmp_path: Path, linked: str
+) -> None:
+    """With a leftover, a dead link that reads like ours, and folders missing."""
+    elsewhere = tmp_path / "elsewhere"
+    if (root / linked).exists():
+        shutil.rmtree(root / linked)
+    for folder in (elsewhere, elsewhere / "loras"):
+        model(folder / f".{HEX}.part")
+        aged(folder / f".{HEX}.part", 48)
+        model(folder / f".model-{KEY}-{KEY}.part")
+        aged(folder / f".model-{KEY}-{KEY}.part", 48)
+        (folder / "gone.safetensors").symlink_to(root / "models/loras/gone.safetensors")
+    (root / linked).parent.mkdir(parents=True, exist_ok=True)
+    (root / linked).symlink_to(elsewhere)
+    state = snapshot(elsewhere)
+    apply_fixes(plan(root))
+    assert snapshot(elsewhere) == state

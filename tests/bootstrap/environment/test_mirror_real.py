@@ -8,7 +8,7 @@ import pytest
 
 from bootstrap.environment.mirror.mirror import Mirror, record_opened
 from demo.volume import DemoVolume
-from tests.bootstrap.environment.venvs import VolumeVenv, ask
+from tests.bootstrap.environment.venvs import VolumeVenv, ask, asked
 
 # Libraries with $ORIGIN in their search path, data beside modules, entry points, lazy imports.
 _PROGRAM = """
@@ -40,13 +40,14 @@ def venv(demo: DemoVolume, tmp_path: Path) -> VolumeVenv:
 def test_a_real_environment_works_alike(venv: VolumeVenv) -> None:
     wanted, *_ = ask(venv.path / "bin/python", _PROGRAM, _ANSWER)
     first = venv.mirror(timeout=200)
-    assert ask(first.python, _PROGRAM, _ANSWER)[0] == wanted
-    assert record_opened(first).endswith("archived")
+    with asked(first.python, _PROGRAM, _ANSWER) as (answer, *_):
+        assert answer == wanted
+        assert record_opened(first).endswith("archived")
     second = venv.mirror(timeout=200)
     assert "from the archive" in second.note
-    answer, places, mapped = ask(second.python, _PROGRAM, _ANSWER)
-    assert answer == wanted
-    assert record_opened(second) == "the archive is up to date"
+    with asked(second.python, _PROGRAM, _ANSWER) as (answer, places, mapped):
+        assert answer == wanted
+        assert record_opened(second) == "the archive is up to date"
     assert_local(second, places, mapped)
 
 

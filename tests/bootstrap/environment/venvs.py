@@ -8,6 +8,8 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -96,17 +98,27 @@ def make_venv(volume: Path, scratch: Path, *flags: str) -> VolumeVenv:
 
 def ask(python: Path, program: str, answer: str = "None") -> Any:
     """Run `program` in an interpreter; the value of the expression `answer`, by way of JSON."""
-    text = f"{program}\nimport json\nprint(json.dumps({answer}))"
-    done = subprocess.run(
+    with asked(python, program, answer) as value:
+        return value
+
+
+@contextmanager
+def asked(python: Path, program: str, answer: str) -> Iterator[Any]:
+    """The same; the process lives until the end of the block."""
+    text = f"{program}\nimport json, sys\nprint(json.dumps({answer}), flush=True)\nsys.stdin.read()"
+    with subprocess.Popen(
         [str(python), "-c", text],
         env={"PATH": "/usr/bin:/bin"},
         cwd="/",
-        capture_output=True,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
         text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    return json.loads(done.stdout.splitlines()[-1])
+    ) as child:
+        assert child.stdin is not None and child.stdout is not None
+        value = json.loads(child.stdout.readline())
+        yield value
+        child.stdin.close()
+        assert child.wait() == 0
 
 
 def contents(folder: Path) -> dict[str, str | bytes]:

@@ -271,6 +271,24 @@ def test_a_link_that_leads_out_of_the_volume_is_not_followed(
     assert (shared / "m.safetensors").is_file()
 
 
+@pytest.mark.parametrize("linked", ["models", "models/loras"])
+def test_old_parts_behind_a_link_that_leaves_the_volume_stay(
+    server: ViciousServer, tmp_path: Path, linked: str
+) -> None:
+    """Nothing is swept there, and nothing fetched."""
+    volume, elsewhere = tmp_path / "volume", tmp_path / "elsewhere"
+    old = elsewhere / ("loras" if linked == "models" else "") / f".model-{'0' * 16}-{'0' * 16}.part"
+    old.parent.mkdir(parents=True)
+    old.write_bytes(b"part")
+    os.utime(old, (0, 0))
+    (volume / linked).parent.mkdir(parents=True)
+    (volume / linked).symlink_to(elsewhere)
+    wanted = spec(server.serve("/m.safetensors", DATA))
+    problem = bring(volume / "models", wanted, within=(volume,)).problem
+    assert problem is not None and problem.code == "download.outside"
+    assert [path for path in elsewhere.rglob("*") if path.is_file()] == [old]
+
+
 def test_a_receipt_says_what_was_checked(server: ViciousServer, models: Path) -> None:
     url = server.serve("/m.safetensors", DATA) + "?X-Amz-Signature=s3cret"
     wanted = spec(url, hash=sha256(DATA), size=len(DATA))

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from bootstrap.core.redact import Secret
+from bootstrap.models.provision import provision
 from bootstrap.models.sources.civitai import (
     Civitai,
     belongs_to_civitai,
@@ -16,9 +17,9 @@ from bootstrap.models.sources.civitai import (
     folder_for,
     size_of,
 )
-from bootstrap.models.sources.links import BadLink, CivitaiFile, parse_link
+from bootstrap.models.sources.links import BadLink, CivitaiFile, WebFile, parse_link
 from bootstrap.net.errors import DownloadError
-from tests.support.fake_civitai import FakeCivitai
+from tests.support.fake_civitai import Answer, FakeCivitai, Sites
 from tests.support.provisioning import MARKER, sha256, spec, tensors, tools, workplace
 
 DATA = tensors(9_000_000)
@@ -32,8 +33,6 @@ def civitai() -> Iterator[FakeCivitai]:
 
 
 def bring(models: Path, civitai: FakeCivitai, url: str = AIR, token: str | None = MARKER) -> Any:
-    from bootstrap.models.provision import provision
-
     source = Civitai(None if token is None else Secret(token), civitai.url)
     (result,) = provision([spec(url)], workplace(models, source))
     return result
@@ -99,9 +98,13 @@ def test_a_signature_that_expires_is_made_anew(civitai: FakeCivitai, tmp_path: P
 def test_describe_says_what_an_entry_should(civitai: FakeCivitai) -> None:
     civitai.publish(123, DATA, model_type="Checkpoint")
     source, channel = Civitai(None, civitai.url), tools().channel()
-    for url in (AIR, "https://civitai.com/models/12/a-model", "https://civitai.red/models/12"):
+    for site, url in (
+        ("civitai.com", AIR),
+        ("civitai.com", "https://civitai.com/models/12/a-model"),
+        ("civitai.red", "https://civitai.red/models/12"),
+    ):
         described = source.describe(parse_link(url), channel)
-        assert described.url == "https://civitai.com/api/download/models/123"
+        assert described.url == f"https://{site}/api/download/models/123"
         assert (described.name, described.directory) == ("m.safetensors", "checkpoints")
         assert (described.size, described.sha256) == (len(DATA), sha256(DATA))
 
@@ -112,6 +115,10 @@ def test_describe_says_what_an_entry_should(civitai: FakeCivitai) -> None:
         (("https", "civitai.com", 443), True),
         (("https", "www.civitai.com", 443), True),
         (("https", "civitai.red", 443), True),
+        (("https", "b2.civitai.com", 443), False),
+        (("https", "blobs-b2.civitai.com", 443), False),
+        (("https", "unheard-of.civitai.com", 443), False),
+        (("https", "b2.civitai.red", 443), False),
         (("http", "civitai.com", 80), False),
         (("https", "civitai.com", 8443), False),
         (("https", "civitai.com.evil.example", 443), False),
@@ -133,6 +140,13 @@ def test_where_the_token_may_go(origin: tuple[str, str, int], belongs: bool) -> 
             (("type", "Model"), ("format", "SafeTensor")),
         ),
         ("https://civitai.com/models/9/name?modelVersionId=123", 123, ()),
+        (
+            "https://civitai.com/api/download/models/123?type=VAE&fileId=7",
+            123,
+            (("fileId", "7"),),
+        ),
+        ("https://civitai.com/model-versions/123?fileId=7", 123, (("fileId", "7"),)),
+        (f"{AIR}.safetensors", 123, (("format", "safetensors"),)),
         ("https://civitai.com/models/9", None, ()),
     ],
 )
@@ -177,3 +191,105 @@ def test_a_page_without_version_is_no_entry(civitai: FakeCivitai, tmp_path: Path
     with pytest.raises(DownloadError) as caught:
         source.locate(CivitaiFile(None, 9), None, Wanted("m"), tools().channel())
     assert "version" in caught.value.message
+
+
+# What civitai.com has been seen to redirect a download to, and what it may choose tomorrow.
+STORAGE = [
+    "civitai-delivery-worker-prod.5ac0637cfd0766c97916cefa3764fbdf.r2.cloudflarestorage.com",
+    "b2.civitai.com",
+    "blobs-b2.civitai.com",
+    "civitai-modelfiles.s3.us-west-004.backblazeb2.com",
+    "storage.civitai.red",
+    "tomorrow.civitai.com",
+    "elsewhere.example",
+]
+
+
+@pytest.mark.parametrize("storage", STORAGE)
+@pytest.mark.parametrize("site", ["civitai.com", "civitai.red"])
+def test_the_token_opens_the_site_that_the_link_names_and_never_goes_to_its_storage(
+    site: str, storage: str, tmp_path: Path
+) -> None:
+    data = tensors(64)
+
+    def answer(host: str, path: str, headers: dict[str, str]) -> Answer:
+        if host == site:
+            if headers.get("authorization") != f"Bearer {MARKER}":
+                return 401, {"Content-Type": "application/json"}, b'{"error": "Unauthorized"}'
+            if path.startswith("/api/download/models/456"):
+                return 307, {"Location": f"https://{storage}/model/x?X-Signature=abc"}, b""
+        if host == storage and "authorization" not in headers:
+            first, _, last = headers.get("range", "bytes=0-").removeprefix("bytes=").partition("-")
+            end = min(int(last or len(data)), len(data) - 1)
+            part = data[int(first) : end + 1]
+            return 206, {"Content-Range": f"bytes {first}-{end}/{len(data)}"}, part
+        return 404, {}, b"no"
+
+    with Sites(tmp_path, answer, site, storage) as sites:
+        source = Civitai(Secret(MARKER))
+        wanted = spec(f"https://{site}/api/download/models/456")
+        place = workplace(tmp_path / "models", source, tools=tools(policy=sites.policy))
+        (result,) = provision([wanted], place)
+    assert result.state == "fetched", result.problem
+    shown_to = {host for host, _, headers in sites.seen if MARKER in str(headers)}
+    assert shown_to == {site}
+    assert storage in {host for host, _, _ in sites.seen}
+
+
+def test_what_lies_on_civitai_s_storage_is_a_plain_server_s_file() -> None:
+    assert isinstance(parse_link("https://b2.civitai.com/file/x.safetensors?sig=1"), WebFile)
+
+
+FILES = [
+    {"id": 11, "name": "bf16", "type": "UNet", "primary": True, "metadata": {"fp": "bf16"}},
+    {"id": 12, "name": "int8", "type": "UNet", "metadata": {"fp": "int8"}},
+    {"id": 13, "name": "old", "type": "UNet", "metadata": {"fp": "fp32", "format": "SafeTensor"}},
+    {"id": 14, "name": "old2", "type": "UNet", "metadata": {"fp": "fp32", "format": "SafeTensor"}},
+]
+
+
+@pytest.mark.parametrize(
+    ("query", "number"),
+    [("fileId=12", 12), ("type=UNet&fp=int8", 12), ("type=UNet", 11), ("fp=int8&fileId=11", 11)],
+)
+def test_a_choice_becomes_its_file_s_id(query: str, number: int, civitai: FakeCivitai) -> None:
+    civitai.publish(123, DATA)
+    civitai.describe_files(123, FILES)
+    link = parse_link(f"https://civitai.com/api/download/models/123?{query}")
+    described = Civitai(None, civitai.url).describe(link, tools().channel())
+    assert described.url == f"https://civitai.com/api/download/models/123?fileId={number}"
+    assert described.name == next(file["name"] for file in FILES if file["id"] == number)
+
+
+@pytest.mark.parametrize("query", ["fileId=77", "fp=fp8", "type=Checkpoint", "fp=fp32"])
+def test_a_choice_of_no_file_or_of_several_is_refused_with_the_files_there_are(
+    query: str, civitai: FakeCivitai, tmp_path: Path
+) -> None:
+    civitai.publish(123, DATA)
+    civitai.describe_files(123, FILES)
+    url = f"https://civitai.com/api/download/models/123?{query}"
+    with pytest.raises(DownloadError) as caught:
+        Civitai(None, civitai.url).describe(parse_link(url), tools().channel())
+    assert caught.value.code == "download.not_found"
+    assert "13 (old), 14 (old2)" in caught.value.fix
+    problem = bring(tmp_path, civitai, url).problem  # nor is another file fetched
+    assert (problem.code, problem.fix) == ("download.not_found", caught.value.fix)
+
+
+def test_a_manifest_s_choice_is_asked_for_by_id_as_civitai_may_not_find_it_otherwise(
+    civitai: FakeCivitai, tmp_path: Path
+) -> None:
+    civitai.publish(123, DATA)
+    download = civitai.front.files.pop("/api/download/models/123")
+    civitai.front.files["/api/download/models/123?fileId=1230"] = download
+    url = "https://civitai.com/api/download/models/123?type=Model&format=SafeTensor&fp=fp16"
+    assert bring(tmp_path, civitai, url).state == "fetched"
+
+
+def test_a_pinned_hash_says_which_file_is_meant(civitai: FakeCivitai, tmp_path: Path) -> None:
+    civitai.publish(123, DATA)
+    download = civitai.front.files.pop("/api/download/models/123")
+    civitai.front.files["/api/download/models/123?fileId=1230"] = download
+    wanted = spec("https://civitai.com/api/download/models/123?fp=odd", hash=sha256(DATA))
+    place = workplace(tmp_path, Civitai(None, civitai.url))
+    assert provision([wanted], place)[0].state == "fetched"

@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from pathlib import PurePosixPath as Pure
 from posixpath import normpath
 
+import pytest
+
 from bootstrap.volume.link_plan import Conflict, Folder, Kind, Link, LinkPlan, Unlink, plan_links
 
 VOLUME = Pure("/v")
@@ -160,29 +162,50 @@ def test_a_file_where_a_folder_wants_to_be_is_a_conflict() -> None:
     assert [c.source for c in made.conflicts] == [MODELS / "loras"]
 
 
-def test_a_category_that_is_a_link_to_a_folder_of_the_volume_takes_the_links() -> None:
+def test_models_go_into_the_folder_on_the_volume_that_a_category_is_a_link_to() -> None:
     files = {"/v/models/loras/a.pt": "a", "/v/old/b.pt": "b", f"{TARGET}/loras": "→ /v/old"}
     made = plan(files)
-    assert made == LinkPlan((Link(Pure("/v/old/a.pt"), "../models/loras/a.pt"),))
-    done = plan(files | {"/v/old/a.pt": "→ ../models/loras/a.pt"})
-    assert done == LinkPlan()
-    gone = plan(
+    assert made == LinkPlan((link("/v/old/a.pt", "../models/loras/a.pt"),))
+    assert plan({**files, "/v/old/a.pt": "→ ../models/loras/a.pt"}) == LinkPlan()
+    assert [c.place for c in plan({**files, "/v/old/a.pt": "other"}).conflicts] == [
+        Pure("/v/old/a.pt")
+    ]
+
+
+def test_models_go_into_the_folder_that_all_of_models_is_a_link_to() -> None:
+    files = {"/v/models/loras/a.pt": "a", "/v/shared/loras/b.pt": "b", str(TARGET): "→ ../shared"}
+    made = plan(files)
+    assert made == LinkPlan((link("/v/shared/loras/a.pt", "../../models/loras/a.pt"),))
+
+
+def test_our_links_behind_a_category_s_link_go_with_their_models() -> None:
+    files = {"/v/old/b.pt": "b", f"{TARGET}/loras": "→ /v/old"}
+    gone = {**files, "/v/old/a.pt": "→ ../models/loras/a.pt"}
+    assert plan(gone).actions == (Unlink(Pure("/v/old/a.pt"), "../models/loras/a.pt"),)
+
+
+@pytest.mark.parametrize(
+    "leads", ["/elsewhere", "/v", "/v/models", "/v/models/loras/sub", "/v/ComfyUI/models"]
+)
+def test_nothing_goes_off_the_volume_or_round_in_a_circle(leads: str) -> None:
+    made = plan(
         {
-            "/v/models/loras/c.pt": "c",
-            f"{TARGET}/loras": "→ /v/old",
-            "/v/old/a.pt": "→ ../models/loras/a.pt",
-            "/v/old/c.pt": "→ ../models/loras/c.pt",
+            "/v/models/loras/a.pt": "a",
+            "/v/models/loras/sub/c.pt": "c",
+            "/elsewhere/b.pt": "b",
+            f"{TARGET}/vae/d.pt": "d",
+            f"{TARGET}/loras": f"→ {leads}",
         }
     )
-    assert gone == LinkPlan((Unlink(Pure("/v/old/a.pt"), "../models/loras/a.pt"),))
+    assert [type(action) for action in made.actions if action.place.name == "a.pt"] == []
+    assert f"a link to something else stands there ({leads})" in made.conflicts[0].reason
 
 
-def test_somebody_elses_link_off_the_volume_or_round_in_a_circle_is_a_conflict() -> None:
-    away = plan({"/v/models/loras/a.pt": "a", "/old/b.pt": "b", f"{TARGET}/loras": "→ /old"})
-    assert away.actions == ()
-    assert "a link to something else stands there (/old)" in away.conflicts[0].reason
-    inner = {"/v/models/loras/sub/a.pt": "a", f"{TARGET}/loras": "→ /v/models/loras/sub"}
-    assert plan(inner).actions == ()
+def test_our_dead_links_behind_a_link_that_leaves_the_volume_stay() -> None:
+    gone = {"/elsewhere/loras/a.pt": "→ /v/models/loras/a.pt", str(TARGET): "→ /elsewhere"}
+    assert plan(gone).actions == ()
+    gone = {"/elsewhere/a.pt": "→ /v/models/loras/a.pt", f"{TARGET}/loras": "→ /elsewhere"}
+    assert plan(gone).actions == ()
 
 
 def test_somebody_elses_link_that_leads_nowhere_is_a_conflict_where_it_is_in_the_way() -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from handler.common.media_types import extension_for, kind_of, mime_type, unfit
+from handler.common.media_types import extension_for, kind_of, mime_type, wrong_content
 
 PNG = b"\x89PNG\r\n\x1a\n rest"
 MP4 = b"\0\0\0\x20ftypisom\0\0\2\0isomiso2avc1mp41"
@@ -66,7 +66,7 @@ def test_content_goes_before_the_name(head: bytes, name: str, expected: str) -> 
     ],
 )
 def test_what_is_no_picture_film_or_sound_is_noticed(head: bytes, name: str, said: str) -> None:
-    assert unfit(head, name) == said
+    assert wrong_content(head, name) == said
 
 
 @pytest.mark.parametrize(
@@ -82,7 +82,7 @@ def test_what_is_no_picture_film_or_sound_is_noticed(head: bytes, name: str, sai
     ],
 )
 def test_the_rest_is_left_to_comfyui(head: bytes, name: str) -> None:
-    assert unfit(head, name) is None
+    assert wrong_content(head, name) is None
 
 
 def test_an_extension_is_found_for_content() -> None:

@@ -19,7 +19,7 @@ def entry(status: str, *messages: list[Any]) -> dict[str, Any]:
 
 
 def failure(given: dict[str, Any]) -> JobError:
-    ended = history.ended(given)
+    ended = history.read_entry(given)
     assert ended is not None and ended.failure is not None
     assert ended.failure.code in CODES
     return ended.failure
@@ -60,21 +60,23 @@ def raised(kind: str, message: str = "it broke\n") -> dict[str, Any]:
     ],
 )
 def test_only_the_end_of_this_prompt_is_news(message: dict[str, Any], expected: bool) -> None:
-    assert history.is_news(message, ID) is expected
+    assert history.announces_end(message, ID) is expected
 
 
 def test_without_an_entry_nothing_has_ended() -> None:
-    assert history.ended(None) is None
+    assert history.read_entry(None) is None
 
 
 def test_an_entry_of_success_has_its_outputs() -> None:
-    ended = history.ended(entry("success", ["execution_success", {"prompt_id": ID}]))
-    assert ended == history.Ended(OUTPUTS, None)
+    ended = history.read_entry(entry("success", ["execution_success", {"prompt_id": ID}]))
+    assert ended == history.HistoryEntry(OUTPUTS, None)
 
 
 def test_an_entry_of_2023_without_status_means_success() -> None:
-    assert history.ended({"prompt": [], "outputs": OUTPUTS}) == history.Ended(OUTPUTS, None)
-    assert history.ended({"outputs": None, "status": None}) == history.Ended({}, None)
+    assert history.read_entry({"prompt": [], "outputs": OUTPUTS}) == history.HistoryEntry(
+        OUTPUTS, None
+    )
+    assert history.read_entry({"outputs": None, "status": None}) == history.HistoryEntry({}, None)
 
 
 def test_a_node_that_raised_is_named_with_the_end_of_its_traceback() -> None:
@@ -111,4 +113,4 @@ def test_an_error_without_a_message_is_still_one() -> None:
 
 def test_messages_of_another_shape_are_passed_over() -> None:
     odd = entry("success", [], ["one"], ["a", "b", "c"])
-    assert history.ended(odd) == history.Ended(OUTPUTS, None)
+    assert history.read_entry(odd) == history.HistoryEntry(OUTPUTS, None)

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from handler.execution.node_progress import QUEUED, RUNNING, Headway, Step, position
+from handler.execution.node_progress import QUEUED, RUNNING, NodeProgress, ProgressUpdate, position
 
 ID = "11111111-2222-3333-4444-555555555555"
 WORKFLOW: dict[str, Any] = {
@@ -21,9 +21,9 @@ def message(kind: str, **data: Any) -> dict[str, Any]:
     return {"type": kind, "data": {"prompt_id": ID, **data}}
 
 
-def heard(*messages: dict[str, Any]) -> list[Step]:
-    headway = Headway(WORKFLOW)
-    return [step for each in messages if (step := headway.hear(each, ID)) is not None]
+def heard(*messages: dict[str, Any]) -> list[ProgressUpdate]:
+    progress = NodeProgress(WORKFLOW)
+    return [step for each in messages if (step := progress.on_message(each, ID)) is not None]
 
 
 def test_a_run_from_its_start_to_its_last_node() -> None:
@@ -48,7 +48,7 @@ def test_a_run_from_its_start_to_its_last_node() -> None:
 
 
 def test_percent_never_goes_back() -> None:
-    """A node that samples twice begins its bar anew; nodes of an expansion come again."""
+    """A node that samples twice restarts its bar; nodes of an expansion come again."""
     steps = heard(
         message("executing", node="2"),
         message("progress", node="2", value=9, max=10),
@@ -95,16 +95,16 @@ def test_more_nodes_than_the_workflow_has_are_never_more_than_all() -> None:
 
 
 def test_a_place_in_the_queue_counts_from_one() -> None:
-    headway = Headway(WORKFLOW)
-    assert headway.queue(*position(ID, ["a"], ["b", ID, "c"])) == Step(
+    progress = NodeProgress(WORKFLOW)
+    assert progress.on_queue(*position(ID, ["a"], ["b", ID, "c"])) == ProgressUpdate(
         QUEUED, None, {"position": 3}
     )
-    assert headway.queue(*position(ID, [ID], ["b"])) == Step(RUNNING, 0.0)
-    assert headway.queue(*position(ID, [ID], [])) is None, "the socket tells more"
+    assert progress.on_queue(*position(ID, [ID], ["b"])) == ProgressUpdate(RUNNING, 0.0)
+    assert progress.on_queue(*position(ID, [ID], [])) is None, "the socket tells more"
 
 
 def test_the_last_node_is_where_it_happened() -> None:
-    headway = Headway(WORKFLOW)
-    assert headway.where() == {}
-    headway.hear(message("executing", node="2"), ID)
-    assert headway.where() == {"node_id": "2", "node_type": "KSampler"}
+    progress = NodeProgress(WORKFLOW)
+    assert progress.current_node() == {}
+    progress.on_message(message("executing", node="2"), ID)
+    assert progress.current_node() == {"node_id": "2", "node_type": "KSampler"}

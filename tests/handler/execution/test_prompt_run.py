@@ -19,7 +19,7 @@ from handler.common.deadline import Deadline
 from handler.common.errors import JobError
 from handler.execution.comfy_client import KnownClasses
 from handler.execution.prompt_run import run_prompt
-from handler.execution.queue import Line, Prompt
+from handler.execution.queue import Prompt, PromptQueue
 from tests.end_to_end.test_worker import plain
 from tests.support import fake_comfyui
 
@@ -69,7 +69,7 @@ class OldComfyUI:
 
 @pytest.mark.parametrize("other_runs", [True, False])
 def test_only_the_jobs_own_prompt_is_stopped(tmp_path: Path, other_runs: bool) -> None:
-    old = OldComfyUI(["somebody-elses"] if other_runs else [])
+    old = OldComfyUI(["another-jobs"] if other_runs else [])
     steps: list[Any] = []
 
     async def job() -> None:
@@ -77,10 +77,10 @@ def test_only_the_jobs_own_prompt_is_stopped(tmp_path: Path, other_runs: bool) -
             comfyui = started(tmp_path)
             comfyui.port, own = int(server.port or 0), comfyui.port
             try:
-                async with Line().turn(Deadline(2.5)) as turn:
-                    prompt = Prompt(plain(), tell=steps.append)
+                async with PromptQueue().enter(Deadline(2.5)) as entry:
+                    prompt = Prompt(plain(), on_progress=steps.append)
                     await run_prompt(
-                        comfyui, prompt, turn, tmp_path, KnownClasses(), Calls.on(tmp_path)
+                        comfyui, prompt, entry, tmp_path, KnownClasses(), Calls.on(tmp_path)
                     )
             finally:
                 comfyui.port = own
@@ -90,7 +90,7 @@ def test_only_the_jobs_own_prompt_is_stopped(tmp_path: Path, other_runs: bool) -
         asyncio.run(job())
     assert caught.value.code == "job.timeout"
     assert old.pending == []
-    assert old.running == (["somebody-elses"] if other_runs else [])
+    assert old.running == (["another-jobs"] if other_runs else [])
     assert old.interrupts == (0 if other_runs else 1)
     positions = {step.more.get("position") for step in steps if step.stage == "queued"}
     assert positions == ({None, 2} if other_runs else {None}), "told though the socket is not there"

@@ -1,4 +1,4 @@
-"""ComfyUI brought back, boundedly; the fake is a real process that starts as it is told."""
+"""ComfyUI restarted, a bounded number of times; the fake is a real process."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from bootstrap.config import Settings
 from handler.common.blocking import Pool
 from handler.common.deadline import Deadline
 from handler.common.errors import JobError
-from handler.execution.recovery import MemoryRelief, Revival
+from handler.execution.recovery import ComfyRecovery, MemoryRelief
 from tests.bootstrap.comfyui.test_process import behave
 from tests.support import fake_comfyui
 from tests.support.waiting import wait_until
@@ -26,7 +26,7 @@ BROKEN = "exit 1 ModuleNotFoundError: No module named 'torchsde'"
 
 @dataclass
 class Bench:
-    """A fake ComfyUI under a revival whose clock is ours."""
+    """A fake ComfyUI under a recovery whose clock is ours."""
 
     comfyui: ComfyUI
     now: float = 0.0
@@ -34,12 +34,14 @@ class Bench:
     def __post_init__(self) -> None:
         settings, _ = Settings.from_env({})
         relief = MemoryRelief(settings, lambda: 0.0)
-        self.revival = Revival(self.comfyui, relief, Pool("control", 4, 4), clock=lambda: self.now)
+        self.recovery = ComfyRecovery(
+            self.comfyui, relief, Pool("control", 4, 4), clock=lambda: self.now
+        )
 
     def ready(self, seconds: float = 20) -> JobError | None:
-        """What a job is told; None when ComfyUI is ready for it."""
+        """The error a job gets; None when ComfyUI is ready for it."""
         try:
-            asyncio.run(self.revival.ready(Deadline(seconds)))
+            asyncio.run(self.recovery.ensure_ready(Deadline(seconds)))
         except JobError as error:
             return error
         return None
@@ -76,7 +78,7 @@ def test_a_start_that_keeps_failing_is_told_at_once_and_tried_again_later(bench:
     assert bench.ready() is None
     bench.comfyui.stop()
     behave(bench.comfyui, BROKEN)
-    assert code(bench.ready()) == "comfyui.module_missing", "the count begins anew"
+    assert code(bench.ready()) == "comfyui.module_missing", "the count starts again"
 
 
 def test_a_restart_beside_the_reply_keeps_the_rest_too(bench: Bench) -> None:
@@ -84,7 +86,7 @@ def test_a_restart_beside_the_reply_keeps_the_rest_too(bench: Bench) -> None:
     for _ in range(3):
         bench.ready()
     starts = bench.comfyui.starts
-    bench.revival.soon()
+    bench.recovery.restart_in_background()
     assert bench.comfyui.starts == starts
 
 
@@ -122,8 +124,8 @@ def test_a_port_that_is_taken_while_comfyui_starts_costs_no_job(bench: Bench) ->
 
 def test_a_process_that_is_replaced_is_another(bench: Bench) -> None:
     assert bench.ready() is None
-    asyncio.run(bench.revival.end("The GPU failed"))
-    bench.revival.soon()
+    asyncio.run(bench.recovery.end("The GPU failed"))
+    bench.recovery.restart_in_background()
     wait_until(lambda: bench.comfyui.starts == 2)
     assert bench.ready() is None
     assert len(bench.comfyui.exits) == 1

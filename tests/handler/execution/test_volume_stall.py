@@ -11,7 +11,7 @@ import pytest
 from bootstrap.comfyui import ComfyUI
 from handler.common.calls import VolumeWatchdog
 from handler.common.errors import JobError
-from handler.execution.node_progress import Headway
+from handler.execution.node_progress import NodeProgress
 from handler.execution.prompt_run import _LOOKS, VolumeStallDetector
 
 IDLE, BUSY = 0.01, 1.0
@@ -40,13 +40,13 @@ def looked(looks: list[tuple[float | None, bool]]) -> JobError | None:
     """What came of so many looks."""
     scene = Scene(looks)
     stall = VolumeStallDetector(cast(ComfyUI, scene), cast(VolumeWatchdog, scene))
-    headway = Headway({"3": {"class_type": "CheckpointLoaderSimple", "inputs": {}}})
-    headway.hear({"type": "executing", "data": {"node": "3", "prompt_id": "p"}}, "p")
+    progress = NodeProgress({"3": {"class_type": "CheckpointLoaderSimple", "inputs": {}}})
+    progress.on_message({"type": "executing", "data": {"node": "3", "prompt_id": "p"}}, "p")
 
     async def all_of_them() -> JobError | None:
         for _ in looks:
             try:
-                await stall.look(headway)
+                await stall.look(progress)
             except JobError as error:
                 return error
         return None

@@ -12,10 +12,11 @@ from typing import Any
 import pytest
 
 from bootstrap.config import Settings
+from bootstrap.volume import Layout
 from handler.common.calls import Calls
 from handler.common.deadline import Deadline
 from handler.common.errors import CODES, JobError
-from handler.inputs.fetch import Fetcher, Wanted
+from handler.inputs.fetch import Fetcher, RemoteFile
 from handler.inputs.inputs import JobInputs
 from handler.inputs.volume_cache import VolumeInputs
 from handler.request.fields import InputFile
@@ -46,13 +47,13 @@ def fetcher(settings: Settings = LENIENT, seconds: float = 30) -> Fetcher:
     return Fetcher(settings, Deadline(seconds), NETWORK)
 
 
-def fetch(wanted: Sequence[Wanted], settings: Settings = LENIENT, seconds: float = 30) -> None:
+def fetch(wanted: Sequence[RemoteFile], settings: Settings = LENIENT, seconds: float = 30) -> None:
     asyncio.run(fetcher(settings, seconds).fetch(wanted))
 
 
 def refused(url: str, folder: Path, settings: Settings = LENIENT, seconds: float = 30) -> JobError:
     with pytest.raises(JobError) as caught:
-        fetch([Wanted(url, folder / "f")], settings, seconds)
+        fetch([RemoteFile(url, folder / "f")], settings, seconds)
     assert caught.value.code in CODES and caught.value.fix
     assert "query-marker" not in str(caught.value) + repr(caught.value.details)
     return caught.value
@@ -60,7 +61,7 @@ def refused(url: str, folder: Path, settings: Settings = LENIENT, seconds: float
 
 def test_several_files_come_at_once(server: ViciousServer, folder: Path) -> None:
     urls = [server.serve(f"/{n}.png", PNG + bytes([n])) for n in range(10)]
-    fetch([Wanted(url, folder / str(n)) for n, url in enumerate(urls)])
+    fetch([RemoteFile(url, folder / str(n)) for n, url in enumerate(urls)])
     assert [(folder / str(n)).read_bytes()[-1] for n in range(10)] == list(range(10))
 
 
@@ -71,13 +72,13 @@ def test_a_file_comes_whole_from_servers_with_small_vices(
     server: ViciousServer, folder: Path, vices: dict[str, Any]
 ) -> None:
     url = server.serve("/small-vice.png", PNG, **vices)
-    fetch([Wanted(url, folder / "f")])
+    fetch([RemoteFile(url, folder / "f")])
     assert (folder / "f").read_bytes() == PNG
 
 
 def test_redirects_are_followed(server: ViciousServer, folder: Path) -> None:
     end = server.serve("/end.png", PNG)
-    fetch([Wanted(server.serve("/start", b"", redirect=end), folder / "f")])
+    fetch([RemoteFile(server.serve("/start", b"", redirect=end), folder / "f")])
     assert (folder / "f").read_bytes() == PNG
 
 
@@ -121,7 +122,7 @@ def test_one_that_fails_ends_the_others(server: ViciousServer, folder: Path) -> 
     bad = server.serve("/bad.png", b"", status=404)
     start = time.monotonic()
     with pytest.raises(JobError, match="404"):
-        fetch([Wanted(slow, folder / "a"), Wanted(bad, folder / "b")])
+        fetch([RemoteFile(slow, folder / "a"), RemoteFile(bad, folder / "b")])
     assert time.monotonic() - start < 4, "not after the timeout of 5 s"
 
 
@@ -129,7 +130,7 @@ def test_a_cancel_ends_a_fetch_and_its_thread(server: ViciousServer, folder: Pat
     url = server.serve("/slow.png", b"x" * 200_000, stall_after=64 * 1024)
 
     async def cancelled() -> None:
-        await asyncio.wait_for(fetcher().fetch([Wanted(url, folder / "f")]), 0.3)
+        await asyncio.wait_for(fetcher().fetch([RemoteFile(url, folder / "f")]), 0.3)
 
     with pytest.raises(asyncio.TimeoutError):
         asyncio.run(cancelled())
@@ -148,6 +149,7 @@ ODD = [
     "http://example.com/a.png", "ftp://example.com/a", "file:///etc/passwd", "gopher://x/",
     "https://user:pass@example.com/a", "https:///a", "https://", "https://exa mple.com/",
     "https://example.com:99999/", "https://example.com:x/", "https://[::1", "https://\\evil/",
+    "https://example.com/\ud800.png", "https://example.com/a.png?\udfff",
     "https://example.com/a\r\nHost: evil", "https://example.com/\0", "//example.com/a", "",
     "https://" + "a" * 300 + ".com/", "https://\ud800.com/", "https://xn--.com/", "https://..com/",
     "jar:https://example.com!/", "https://example.com\t/a", "data:text/plain,x",
@@ -181,7 +183,7 @@ def test_no_redirect_leads_to_a_private_place(
     fetching = fetcher(Settings())
     object.__setattr__(fetching._policy, "exempt", frozenset({server.host_port}))
     with pytest.raises(JobError) as caught:
-        asyncio.run(fetching.fetch([Wanted(url, folder / "f")]))
+        asyncio.run(fetching.fetch([RemoteFile(url, folder / "f")]))
     assert caught.value.code == "input.url_refused"
 
 
@@ -201,7 +203,7 @@ def placed(
 
 
 def job_inputs(folder: Path, mark: str = "m1") -> JobInputs:
-    shared = VolumeInputs(folder / "no volume", folder, CALLS.volume)
+    shared = VolumeInputs(Layout(folder / "no volume", False, None), folder, CALLS.volume)
     return JobInputs(folder, mark, fetcher(), shared, CALLS.local)
 
 

@@ -6,6 +6,8 @@ import asyncio
 import base64
 import errno
 import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bootstrap.config import Settings
+from bootstrap.volume import Layout
 from handler.common.calls import Calls
 from handler.common.deadline import Deadline
 from handler.common.errors import JobError
@@ -37,7 +40,7 @@ def folder(tmp_path: Path) -> Path:
 def job_inputs(folder: Path, mark: str = MARK, **settings: Any) -> JobInputs:
     calls = Calls.on(Path("/"))
     fetcher = Fetcher(Settings(**settings), Deadline(30), calls.network)
-    shared = VolumeInputs(folder / "no volume", folder, calls.volume)
+    shared = VolumeInputs(Layout(folder / "no volume", False, None), folder, calls.volume)
     return JobInputs(folder, mark, fetcher, shared, calls.local)
 
 
@@ -171,6 +174,34 @@ def test_nothing_stays_when_the_disk_gets_full(
     assert caught.value.code == "image.not_stored"
     assert "No space left" in caught.value.message
     assert os.listdir(folder) == []
+
+
+_IN_A_NARROW_LOCALE = """
+import asyncio, pathlib, sys
+from handler.common.deadline import Deadline
+from handler.common.errors import JobError
+from handler.request.fields import InputFile
+from tests.handler.inputs.test_inputs import TEXT, job_inputs, load
+
+folder = pathlib.Path(sys.argv[1])
+name = "\\u7167\\u7247.png"
+(folder / "no volume/ComfyUI/input").mkdir(parents=True)
+for files, workflow in (([], load(name)), ([], load(name + " [output]"))):
+    asyncio.run(job_inputs(folder).materialize(files, workflow, Deadline(30)))
+try:
+    asyncio.run(job_inputs(folder).materialize([InputFile(name, TEXT)], {}, Deadline(30)))
+except JobError as error:
+    print(sys.getfilesystemencoding(), error.code)
+"""
+
+
+def test_a_name_that_the_locale_cannot_write_has_a_code_of_its_own(folder: Path) -> None:
+    env = {**os.environ, "LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    ran = subprocess.run(
+        [sys.executable, "-c", _IN_A_NARROW_LOCALE, str(folder)],
+        env=env, capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    assert ran.stdout.split() == ["ascii", "image.bad_name"], ran.stderr
 
 
 def test_removing_files_twice_is_fine(folder: Path) -> None:

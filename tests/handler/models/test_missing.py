@@ -1,4 +1,4 @@
-"""Which wanted models a workflow names, and the line to add for those nobody wants yet."""
+"""Which models of the manifest a workflow names, and the entry to add for one it lacks."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from bootstrap.core.findings import error
 from bootstrap.models.manifest import Manifest
 from bootstrap.models.manifest_entry import ModelSpec
 from handler.common.errors import JobError
-from handler.models.missing import wanted_by, with_offer
+from handler.models.missing import specs_named, with_manifest_entries
 from handler.request.references import NamedModel
 
 
@@ -22,22 +22,22 @@ def spec(name: str, directory: str = "loras") -> ModelSpec:
 
 def test_a_model_is_wanted_by_folder_and_name() -> None:
     specs = [spec("a.safetensors"), spec("b.safetensors"), spec("a.safetensors", "vae")]
-    assert wanted_by([named("a.safetensors")], specs) == (specs[0],)
-    assert wanted_by([named("a.safetensors", None)], specs) == (specs[0], specs[2])
-    assert wanted_by([named("b.safetensors", "vae")], specs) == ()
-    assert wanted_by([named("b.safetensors", "vae")], specs, any_folder=True) == (specs[1],)
+    assert specs_named([named("a.safetensors")], specs) == (specs[0],)
+    assert specs_named([named("a.safetensors", None)], specs) == (specs[0], specs[2])
+    assert specs_named([named("b.safetensors", "vae")], specs) == ()
+    assert specs_named([named("b.safetensors", "vae")], specs, any_folder=True) == (specs[1],)
 
 
 def test_subfolders_count_and_backslashes_are_slashes() -> None:
     specs = [spec("a.safetensors", "loras/xl"), spec("a.safetensors")]
-    assert wanted_by([named("xl\\a.safetensors")], specs) == (specs[0],)
-    assert wanted_by([named("a.safetensors")], specs) == (specs[1],)
+    assert specs_named([named("xl\\a.safetensors")], specs) == (specs[0],)
+    assert specs_named([named("a.safetensors")], specs) == (specs[1],)
 
 
 def test_both_names_of_a_folder_are_one_kind() -> None:
     specs = [spec("t5.safetensors", "clip"), spec("x.gguf", "unet")]
-    assert wanted_by([named("t5.safetensors", "text_encoders")], specs) == (specs[0],)
-    assert wanted_by([named("x.gguf", "diffusion_models")], specs) == (specs[1],)
+    assert specs_named([named("t5.safetensors", "text_encoders")], specs) == (specs[0],)
+    assert specs_named([named("x.gguf", "diffusion_models")], specs) == (specs[1],)
 
 
 def lora(name: str) -> dict[str, Any]:
@@ -59,7 +59,7 @@ def test_the_offer_names_each_missing_model_once() -> None:
     workflow = {str(i): lora(name) for i, name in enumerate(names)}
     problems = [missing(str(i), name) for i, name in enumerate(names)]
     problems.append({"error_code": "workflow.value_not_allowed", "node_id": "9", "model": "x"})
-    told = with_offer(
+    told = with_manifest_entries(
         JobError("workflow.missing_model", "5 problems.", "Fix.", problems=problems),
         workflow,
         Manifest(),
@@ -71,20 +71,20 @@ def test_the_offer_names_each_missing_model_once() -> None:
         ("c.safetensors", "loras"),
         ("d.safetensors", "loras"),
     ]
-    assert "and 1 more" in told.fix and "does not know it" in told.fix
+    assert "and 1 more" in told.fix and "has no entry for it" in told.fix
 
 
 def test_another_error_and_a_model_the_workflow_does_not_name_are_left_as_they_are() -> None:
     other = JobError("job.timeout", "Late.", "Wait.")
-    assert with_offer(other, {"1": lora("a.safetensors")}, Manifest()) is other
+    assert with_manifest_entries(other, {"1": lora("a.safetensors")}, Manifest()) is other
     strange = JobError("workflow.missing_model", "?", "?", node_id="7", model="b.safetensors")
-    assert with_offer(strange, {"1": lora("a.safetensors")}, Manifest()) is strange
+    assert with_manifest_entries(strange, {"1": lora("a.safetensors")}, Manifest()) is strange
 
 
 def test_a_manifest_with_a_fault_is_told() -> None:
     manifest = Manifest(
-        findings=(error("manifest.shape", "models.json: it is no object.", "Write one."),)
+        findings=(error("manifest.shape", "models.json: it is not an object.", "Write one."),)
     )
     fault = JobError("workflow.missing_model", "No.", "Put.", node_id="1", model="a.safetensors")
-    told = with_offer(fault, {"1": lora("a.safetensors")}, manifest)
-    assert "models.json: it is no object" in told.fix
+    told = with_manifest_entries(fault, {"1": lora("a.safetensors")}, manifest)
+    assert "models.json: it is not an object" in told.fix

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from bootstrap.models.prefetch import ReadAhead, Recent
-from handler.models.prefetch import JobWeights, Weights
+from handler.models.prefetch import JobPrefetch, ModelPrefetcher
 from tests.bootstrap.models.test_prefetch import PLENTY, forget
 
 
@@ -35,10 +35,12 @@ def models(tmp_path: Path) -> Path:
     return folder
 
 
-def begun(models: Path, workflow: dict[str, Any], keep: bool = False) -> tuple[Weights, JobWeights]:
+def begun(
+    models: Path, workflow: dict[str, Any], keep: bool = False
+) -> tuple[ModelPrefetcher, JobPrefetch]:
     """A job's weights, all read."""
     recent = Recent(models.parent, "ep")
-    weights = Weights(ReadAhead(lambda: PLENTY), recent, models, keep)
+    weights = ModelPrefetcher(ReadAhead(lambda: PLENTY), recent, models, keep)
     job = weights.begin(workflow)
     assert job.wait(30)
     return weights, job
@@ -80,7 +82,7 @@ def test_what_a_job_interrupted_is_read_on_when_it_ends(models: Path) -> None:
     go_on, ahead = threading.Event(), ReadAhead(lambda: PLENTY)
     ahead.start(Again())
     assert looked.acquire(timeout=10)
-    weights = Weights(ahead, Recent(models.parent, "ep"), models, keep_workflow=False)
+    weights = ModelPrefetcher(ahead, Recent(models.parent, "ep"), models, keep_workflow=False)
     job = weights.begin(loading(VAELoader="v.safetensors"))
     assert job.wait(30)
     go_on.set()
@@ -94,7 +96,7 @@ def test_a_missing_file_is_left_to_comfyui(models: Path) -> None:
 
 
 def test_a_workflow_without_models_asks_for_nothing(models: Path) -> None:
-    weights = Weights(ReadAhead(lambda: PLENTY), Recent(models.parent, None), models, False)
+    weights = ModelPrefetcher(ReadAhead(lambda: PLENTY), Recent(models.parent, None), models, False)
     job = weights.begin(loading())
     assert job.wait(0) and job.files == [] and job.timings() == {}
 
@@ -103,7 +105,7 @@ def test_a_workflow_without_models_asks_for_nothing(models: Path) -> None:
 def test_a_good_job_is_remembered_its_workflow_only_on_demand(models: Path, keep: bool) -> None:
     workflow = loading(VAELoader="v.safetensors")
     weights, job = begun(models, workflow, keep)
-    weights.went_well(job, workflow)
+    weights.record_use(job, workflow)
     recent = Recent(models.parent, "ep")
     assert recent.models() == ["vae/v.safetensors"]
     assert recent.workflow() == (workflow if keep else None)

@@ -29,7 +29,7 @@ from handler.outputs.results import (
     ProducedText,
     produced,
 )
-from handler.outputs.volume_store import marked
+from handler.outputs.volume_store import tagged
 from handler.request.fields import OutputOptions
 from tests.support.s3_server import (
     BUCKET,
@@ -84,8 +84,8 @@ class Jobs:
     def deliver(
         self, *items: Produced, mark: str = MARK, until: float | None = None, **options: Any
     ) -> dict[str, Any]:
-        order = DeliveryOptions(mark, Deadline(60), OutputOptions(**options), self.bucket)
-        answer = self.run(self.delivery.deliver(items, self.claimed(order, items, until)))
+        wanted = DeliveryOptions(mark, Deadline(60), OutputOptions(**options), self.bucket)
+        answer = self.run(self.delivery.deliver(items, self.claimed(wanted, items, until)))
         assert SECRET not in json.dumps(answer)
         return answer
 
@@ -110,10 +110,10 @@ class Jobs:
         return asyncio.run(whole())
 
     def claimed(
-        self, order: DeliveryOptions, items: Iterable[Produced] = (), until: float | None = None
+        self, options: DeliveryOptions, items: Iterable[Produced] = (), until: float | None = None
     ) -> JobOutputs:
         """Of a job that ended now, or at `until`, with its files claimed for it."""
-        parcel, files = self.delivery.begin(order), self.delivery.files
+        parcel, files = self.delivery.begin(options), self.delivery.files
         files.claim(parcel.claim, until or time.time(), files.found(items))
         return parcel
 
@@ -482,7 +482,7 @@ def test_a_cached_result_is_good_only_as_long_as_it_is_the_last_jobs(
     path.write_bytes(b"another job's")
     os.utime(path)
     time.sleep(0.1)
-    assert files.stale_nodes([item], time.time()) == ["9"], "written anew by another job"
+    assert files.stale_nodes([item], time.time()) == ["9"], "overwritten by another job"
 
 
 @pytest.mark.parametrize("slow", ["the first", "the second"])
@@ -501,7 +501,7 @@ def test_jobs_delivered_side_by_side_take_nothing_from_each_other(
     for items, parcel in reversed(parts) if slow == "the first" else parts:
         answer = jobs.run(jobs.delivery.deliver(items, parcel))
         assert len(answer["results"]) == 1
-        kept = f"{items[0].filename[0]}_{parcel.order.mark}.bin"
+        kept = f"{items[0].filename[0]}_{parcel.options.job_tag}.bin"
         assert answer["also_kept"] == [f"ComfyUI/output/{kept}"]
     assert kept_files(layout) == ["a_00001_one.png", "a_one.bin", "b_00001_two.png", "b_two.bin"]
     assert os.listdir(work.output) == ["b_00001_.png"], "for ComfyUI's cache, the last job's only"
@@ -638,4 +638,4 @@ def test_a_reply_is_never_above_its_limit(work: WorkDir, layout: Layout, sizes: 
     ],
 )
 def test_the_mark_stands_before_the_extension(name: str, expected: str) -> None:
-    assert marked(name, "M") == expected
+    assert tagged(name, "M") == expected

@@ -48,11 +48,11 @@ class Job:
         self.loop = LoopThread()
         self.calls = Calls.on(root)
         self.delivery = Delivery(settings, work, self.layout, self.calls)
-        self.order = DeliveryOptions(MARK, Deadline(60), OutputOptions(**options))
+        self.options = DeliveryOptions(MARK, Deadline(60), OutputOptions(**options))
         self.begin()
 
     def begin(self) -> None:
-        self.outputs = self.loop.call(lambda: self.delivery.begin(self.order))
+        self.outputs = self.loop.call(lambda: self.delivery.begin(self.options))
 
     def close(self) -> None:
         self.finish()
@@ -64,7 +64,7 @@ class Job:
         self.loop.run(self.calls.background.finish(10))
 
     def saved(self, outputs: dict[str, Any] = {}) -> None:  # noqa: B006  # read only
-        self.loop.call(lambda: self.outputs.eager.saved(outputs or REPORTED))
+        self.loop.call(lambda: self.outputs.eager.on_output(outputs or REPORTED))
 
     def encoded(self, path: Path) -> str | None:
         return self.loop.run(self.outputs.eager.encoded(path, stamp_of(path), 10))
@@ -121,7 +121,7 @@ def test_a_saved_file_is_on_the_volume_before_the_job_ends_and_kept_once(
     assert entry["path"] == f"ComfyUI/output/{KEPT}" and entry["filename"] == KEPT
     assert base64.b64decode(entry["image"]) == PNG
     assert job.kept() == [KEPT]
-    assert (job.layout.output / KEPT).stat().st_mtime_ns == before.st_mtime_ns, "not written anew"
+    assert (job.layout.output / KEPT).stat().st_mtime_ns == before.st_mtime_ns, "not written again"
 
 
 def test_a_file_that_was_changed_since_comes_as_it_is(made: Callable[..., Job]) -> None:
@@ -208,7 +208,7 @@ def test_reports_of_odd_shapes_do_no_harm(made: Callable[..., Job]) -> None:
     job = made()
     job.save()
     for odd in ({"9": None}, {"9": {"images": 7}}, {"9": {"images": [{"filename": "\0"}]}}, {}):
-        job.loop.call(lambda odd=odd: job.outputs.eager.saved(odd))  # type: ignore[misc]
+        job.loop.call(lambda odd=odd: job.outputs.eager.on_output(odd))  # type: ignore[misc]
     (entry,) = job.deliver()["results"]
     assert base64.b64decode(entry["image"]) == PNG
 

@@ -70,7 +70,7 @@ def test_a_file_that_was_changed_or_replaced_is_no_longer_ours(output: Path) -> 
     kept = [put(output, name) for name in ("edited", "replaced", "linked", "touched")]
     record(output).add(kept)
     aged(output, 9)
-    kept[0].write_bytes(b"edited by somebody")
+    kept[0].write_bytes(b"edited by a person")
     kept[1].unlink()
     put(output, "replaced")
     kept[2].unlink()

@@ -31,7 +31,7 @@ def test_each_draw_is_another() -> None:
 
 
 def test_the_reply_tells_what_was_drawn(worker: BootedWorker) -> None:
-    """ComfyUI refuses a word where a node wants a number."""
+    """ComfyUI refuses a word where a node expects a number."""
     nodes = {
         "1": {
             "class_type": "KSampler",

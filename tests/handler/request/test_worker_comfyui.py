@@ -140,7 +140,7 @@ def test_the_log_level_is_one_that_comfyui_takes(
 def test_its_input_may_be_json_text() -> None:
     request = parse_request(json.dumps({"workflow": plain()}), Settings())
     assert isinstance(request, WorkflowRequest)
-    with pytest.raises(JobError, match="input is the text"):
+    with pytest.raises(JobError, match="input is the string"):
         parse_request("{not json", Settings())
 
 

@@ -116,7 +116,7 @@ def test_a_job_that_the_open_take_brings_after_sigterm_is_given_back(
         polls = production.plane.polls["take"]
         wait_until(lambda: production.plane.polls["take"] > polls)
         production.worker.terminate()
-        wait_until(lambda: "asked to end" in production.worker.log)
+        wait_until(lambda: "SIGTERM: " in production.worker.log)
         late = production.plane.submit({"workflow": plain()})
         assert production.plane.result(late, 20)["output"]["error_code"] == "worker.shutting_down"
         assert production.worker.wait(30) == 0

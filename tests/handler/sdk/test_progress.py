@@ -48,7 +48,7 @@ def test_a_new_stage_is_told_at_once_and_in_order() -> None:
     async def job() -> None:
         progress = Progress({"id": "j"}, caller)
         for stage in ("fetching", "loading", "sampling"):
-            progress.tell(stage)
+            progress.update(stage)
             await asyncio.sleep(0.05)
         await progress.drain()
 
@@ -62,7 +62,7 @@ def test_one_stage_is_told_once_a_second_at_most_and_its_newest_state_stands() -
     async def job() -> None:
         progress = Progress({"id": "j"}, caller)
         for percent in range(100):
-            progress.tell("sampling", percent)
+            progress.update("sampling", percent)
             await asyncio.sleep(0.001)
         assert [update["percent"] for update in caller.heard] == [0.0]
         await asyncio.sleep(module.SECONDS_APART + 0.3)
@@ -78,7 +78,7 @@ def test_a_new_stage_overtakes_an_update_that_waits_for_its_second() -> None:
     async def job() -> None:
         progress = Progress({"id": "j"}, caller)
         for stage, percent in (("fetching", 1), ("fetching", 2), ("loading", 3)):
-            progress.tell(stage, percent)
+            progress.update(stage, percent)
             await asyncio.sleep(0.1)
         assert [update["percent"] for update in caller.heard] == [1.0, 3.0]
         await progress.drain()
@@ -91,8 +91,8 @@ def test_a_job_that_ends_in_its_quiet_time_sends_and_waits_for_nothing() -> None
 
     async def job(seconds: float) -> None:
         progress = Progress({"id": "j"}, caller, quiet=0.3)
-        progress.tell("sampling", 1)
-        progress.tell("sampling", 2)
+        progress.update("sampling", 1)
+        progress.update("sampling", 2)
         await asyncio.sleep(seconds)
         await progress.drain()
 
@@ -108,7 +108,7 @@ def test_what_is_told_first_after_the_drain_is_not_sent() -> None:
     async def job() -> None:
         progress = Progress({"id": "j"}, caller)
         await progress.drain()
-        progress.tell("late")
+        progress.update("late")
         await asyncio.sleep(0.1)
 
     asyncio.run(job())
@@ -120,12 +120,12 @@ def test_drain_waits_for_the_update_on_its_way_and_sends_no_other() -> None:
 
     async def job() -> None:
         progress = Progress({"id": "j"}, caller)
-        progress.tell("one")
+        progress.update("one")
         await asyncio.sleep(0.1)
-        progress.tell("two")
+        progress.update("two")
         await progress.drain()
         assert caller.heard == caller.begun == [{"stage": "one"}]
-        progress.tell("three")
+        progress.update("three")
         await asyncio.sleep(0.5)
 
     asyncio.run(job())
@@ -140,7 +140,7 @@ def test_a_caller_that_never_takes_it_does_not_hold_up_the_reply(
 
     async def job() -> None:
         progress = Progress({"id": "j"}, caller)
-        progress.tell("one")
+        progress.update("one")
         await asyncio.sleep(0.05)
         await progress.drain()
 
@@ -155,12 +155,12 @@ def test_it_is_told_from_any_thread_also_after_the_loop_is_gone() -> None:
     async def job() -> None:
         progress = Progress({"id": "j"}, caller)
         kept.append(progress)
-        thread = threading.Thread(target=progress.tell, args=("fetching", 250.0))
+        thread = threading.Thread(target=progress.update, args=("fetching", 250.0))
         thread.start()
         await asyncio.wait_for(caller.heard_one.wait(), 10)
 
     asyncio.run(job())
-    kept[0].tell("late")
+    kept[0].update("late")
     assert caller.heard == [{"stage": "fetching", "percent": 100.0}]
 
 
@@ -170,9 +170,9 @@ def test_a_post_that_fails_fails_no_job(capsys: pytest.CaptureFixture[str]) -> N
 
     async def job() -> str:
         progress = Progress({"id": "j"}, refuse)
-        progress.tell("one")
+        progress.update("one")
         await asyncio.sleep(0.05)
-        progress.tell("two", float("nan"))
+        progress.update("two", float("nan"))
         await asyncio.sleep(0.05)
         await progress.drain()
         return "done"
@@ -186,7 +186,7 @@ def test_without_a_control_plane_nothing_is_sent(monkeypatch: pytest.MonkeyPatch
 
     async def job() -> int:
         progress = Progress({"id": "j"})
-        progress.tell("one")
+        progress.update("one")
         await asyncio.sleep(0.05)
         await progress.drain()
         return len(asyncio.all_tasks())

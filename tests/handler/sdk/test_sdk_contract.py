@@ -182,7 +182,7 @@ def test_the_checks_that_import_torch_are_skipped_by_these_variables() -> None:
 
 
 def test_the_sdk_is_imported_without_a_second_of_counting_ticks() -> None:
-    """It asks for the processor's name for its debugger's report; nobody else finds it changed."""
+    """It queries the CPU's name for its debugger's report; the function is restored afterwards."""
     script = """
 import cpuinfo
 def counting(): raise SystemExit("asked")

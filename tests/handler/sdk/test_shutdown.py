@@ -1,4 +1,4 @@
-"""A worker that is told to end: each job it took is answered in time, and can be sent again."""
+"""A worker that shuts down: each job it took is answered in time, and can be sent again."""
 
 from __future__ import annotations
 

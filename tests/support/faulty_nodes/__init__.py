@@ -84,6 +84,33 @@ class Report:
         return {"ui": json.loads(ui.replace("OUTPUT", output))}
 
 
+class WriteAside:
+    """Saves a picture past the output folder that ComfyUI is told, as some nodes do, and reports it
+    as if it lay there: `beside the code`, in the `working directory`, or at any other `place`."""
+
+    CATEGORY = "tests"
+    RETURN_TYPES = ()
+    OUTPUT_NODE = True
+    FUNCTION = "run"
+
+    @classmethod
+    def INPUT_TYPES(cls):
+        return {"required": {"place": ("STRING", {}), "name": ("STRING", {})}}
+
+    def run(self, place, name):
+        import folder_paths
+        from PIL import Image
+
+        code = os.path.dirname(os.path.realpath(folder_paths.__file__))
+        known = {"beside the code": os.path.join(code, "output"), "working directory": "output"}
+        path = os.path.join(known.get(place, place), "aside", name)
+        os.makedirs(os.path.dirname(path), exist_ok=True)
+        Image.new("RGB", (8, 8), (255, 0, 0)).save(path)
+        output = folder_paths.get_output_directory()
+        below = "aside" if place in known else os.path.relpath(os.path.dirname(path), output)
+        return {"ui": {"images": [{"filename": name, "subfolder": below, "type": "output"}]}}
+
+
 class ShowEnvironment:
     """Tells the names and values of ComfyUI's environment as text."""
 
@@ -380,6 +407,7 @@ NODE_CLASS_MAPPINGS = {
     "TestNotJson": NotJson,
     "TestSteps": Steps,
     "TestShowKey": ShowKey,
+    "TestWriteAside": WriteAside,
     "TestWriteBeside": WriteBeside,
     "TestSleep": Sleep,
     "TestDie": Die,

@@ -61,11 +61,9 @@ def test_a_python_without_psutil_runs_main_as_well(tmp_path: Path) -> None:
     assert subprocess.check_output(command, cwd=tmp_path, text=True) == "it runs\n"
 
 
-def starting(tmp_path: Path) -> ComfyUI:
+def starting(tmp_path: Path, python: Path = Path(sys.executable)) -> ComfyUI:
     folders = Folders(tmp_path, tmp_path, tmp_path, tmp_path, tmp_path, "sqlite://")
-    return ComfyUI(
-        Launch(Path(sys.executable), tmp_path, folders, frozenset(), (), dict(os.environ), 0)
-    )
+    return ComfyUI(Launch(python, tmp_path, folders, frozenset(), (), dict(os.environ), 0))
 
 
 HANGING = """
@@ -122,10 +120,14 @@ def test_where_no_node_is_imported_the_place_is_named(tmp_path: Path) -> None:
 
 
 def test_a_process_that_does_not_listen_yet_is_not_killed_by_the_question(tmp_path: Path) -> None:
-    (tmp_path / "main.py").write_text("")
-    comfyui = starting(tmp_path)
+    python = tmp_path / "python"
+    python.write_text("#!/bin/sh\necho here\nsleep 1\n")
+    python.chmod(0o755)
+    comfyui = starting(tmp_path, python)
     comfyui.start()
-    comfyui.stacks(0.1)
+    while not comfyui.log_tail():
+        time.sleep(0.05)
+    assert comfyui.stacks(0.1) == []
     while (ended := comfyui.ended()) is None:
         time.sleep(0.05)
     assert ended.code == 0

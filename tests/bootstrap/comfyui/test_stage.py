@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from bootstrap.comfyui.launch import check_queued
 from bootstrap.comfyui.stage import (
     CannotStage,
     Plan,
@@ -225,6 +226,78 @@ def test_people_s_settings_come_along_but_no_logs_or_databases(tmp_path: Path) -
 
 def test_no_user_folder_is_no_fault(tmp_path: Path) -> None:
     assert copy_user_folder(tmp_path / "none", tmp_path / "local", 30).stamps == {}
+
+
+@pytest.mark.parametrize("name", [".venv-cu128", "env", "custom_nodes/pack/inner"])
+def test_a_virtual_environment_is_never_copied_whatever_its_name(comfyui: Path, name: str) -> None:
+    write(comfyui / name / "pyvenv.cfg", "home = /usr/bin")
+    write(comfyui / name / "lib/python3.12/site-packages/torch/__init__.py", "large")
+    copy = staged(comfyui)
+    assert (copy.place / name).is_symlink()
+    assert (copy.place / name / "lib/python3.12/site-packages/torch/__init__.py").is_file()
+    assert not any(path.startswith(name) for path in copy.stamps)
+
+
+def test_where_the_volume_is_comfyui_only_its_own_folders_are_copied(comfyui: Path) -> None:
+    write(comfyui / "datasets/mine.bin", "data")
+    parent = comfyui.parent.parent / "local/stage"
+    (copy,) = stage(Plan(comfyui, parent, MB, 30, is_volume=True))
+    assert (copy.place / "datasets").is_symlink()
+    assert not (copy.place / "comfy").is_symlink() and "main.py" in copy.stamps
+
+
+def test_custom_nodes_that_are_a_link_are_copied(comfyui: Path) -> None:
+    (comfyui / "custom_nodes").rename(comfyui.parent / "nodes")
+    (comfyui / "custom_nodes").symlink_to("../nodes")
+    copy = staged(comfyui).place
+    assert not (copy / "custom_nodes").is_symlink()
+    assert (copy / "custom_nodes/pack/__init__.py").read_text() == "import os"
+
+
+def test_a_comfyui_without_a_models_folder_gets_a_link_to_the_one_that_is_made(
+    comfyui: Path,
+) -> None:
+    shutil.rmtree(comfyui / "models")
+    copy = staged(comfyui).place
+    (comfyui / "models").symlink_to("../models")
+    assert (copy / "models/vae/v.safetensors").read_text() == "weights"
+
+
+def test_nodes_of_the_volume_go_before_those_of_the_images_comfyui(comfyui: Path) -> None:
+    nodes = comfyui.parent / "nodes"
+    write(nodes / "pack/__init__.py", "newer")
+    write(nodes / "other.py", "one file")
+    write(comfyui / "custom_nodes/baked/__init__.py", "of the image")
+    parent = comfyui.parent.parent / "local/stage"
+    code, extra = stage(Plan(comfyui, parent, MB, 30, nodes=nodes))
+    packs = code.place / "custom_nodes"
+    assert sorted(os.listdir(packs)) == ["baked", "other.py", "pack"]
+    assert (packs / "pack/__init__.py").read_text() == "newer"
+    assert not (packs / "pack/run.sh").exists()
+    write(packs / "baked/__pycache__/x.pyc", "of the image")
+    write(packs / "pack/kept.txt", "of the volume")
+    assert WriteBack([extra]).now() == ["pack/kept.txt"]
+    assert sorted(os.listdir(nodes)) == ["other.py", "pack"]
+
+
+QUEUE = "startup-scripts/install-scripts.txt"
+
+
+def test_what_the_manager_has_queued_is_left_out_and_told(comfyui: Path) -> None:
+    assert check_queued([staged(comfyui)]) == []
+    write(comfyui / "custom_nodes/ComfyUI-Manager" / QUEUE, "['pack', '#LAZY-INSTALL-NODE']")
+    write(comfyui / "user/__manager" / QUEUE, "['pack']")
+    write(comfyui / "user/__manager/startup-scripts/restore-snapshot.json", "{}")
+    write(comfyui / "user/__manager/config.ini", "[default]")
+    code = staged(comfyui)
+    user = copy_user_folder(comfyui / "user", comfyui.parent.parent / "local/user", 30)
+    assert not (code.place / "custom_nodes/ComfyUI-Manager" / QUEUE).exists()
+    assert sorted(user.stamps) == ["__manager/config.ini", "data.bin"]
+    (finding,) = check_queued([code, user])
+    assert finding.code == "nodes.installs_queued" and len(finding.details["paths"]) == 3
+    for path in finding.details["paths"]:  # as a start on a Pod does it
+        Path(path).unlink()
+    assert check_queued([staged(comfyui)]) == []
 
 
 def test_what_links_lead_to_is_never_copied(comfyui: Path, tmp_path: Path) -> None:

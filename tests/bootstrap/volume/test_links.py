@@ -395,6 +395,16 @@ def check_invariants(root: Path, findings: list[Finding]) -> None:
         assert seen or named_by_a_conflict(findings, source, place), (name, findings)
 
 
+def test_a_link_of_the_user_to_itself_is_not_ours(tmp_path: Path) -> None:
+    """It reads as a link of ours would, were models/ linked into itself."""
+    write(tmp_path / "ComfyUI/main.py", "")
+    (tmp_path / "models").mkdir()
+    (tmp_path / "models/a").symlink_to("a")
+    for _ in range(2):
+        link(tmp_path)
+        assert os.readlink(tmp_path / "models/a") == "a"
+
+
 @settings(max_examples=120, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(models=_trees, own=st.one_of(st.none(), _trees), old=st.booleans(), gone=st.data())
 def test_whatever_the_trees_nothing_is_lost_and_everything_is_seen_or_named(

@@ -116,12 +116,11 @@ def plan_for(layout: Layout) -> LinkPlan:
     sources = [*layout.model_roots, layout.root / MODELS]
     if layout.view is not None:
         sources.insert(0, comfyui / MODELS)
-    volume = os.path.realpath(layout.root)
     return plan_links(
         DiskTree(),
         [PurePosixPath(os.path.realpath(source)) for source in sources],
-        PurePosixPath(layout.view or _target(comfyui / MODELS, volume)),
-        PurePosixPath(volume),
+        PurePosixPath(layout.view or comfyui / MODELS),
+        PurePosixPath(os.path.realpath(layout.root)),
         folders_known_to(comfyui),
     )
 
@@ -137,12 +136,6 @@ def with_view(layout: Layout, place: Path) -> Layout:
 def _takes_links(models: Path) -> bool:
     folder = models if os.path.isdir(models) else models.parent
     return os.access(folder, os.W_OK | os.X_OK)
-
-
-def _target(models: Path, volume: str) -> str:
-    """ComfyUI's models folder, or what it is a link to if that is on the volume."""
-    real = os.path.realpath(models)
-    return real if os.path.isdir(real) and Path(real).is_relative_to(volume) else str(models)
 
 
 def apply(plan: LinkPlan, done: list[Action]) -> list[Finding]:

@@ -116,12 +116,11 @@ def plan_for(layout: Layout) -> LinkPlan:
     sources = [*layout.model_roots, layout.root / MODELS]
     if layout.view is not None:
         sources.insert(0, comfyui / MODELS)
-    volume = os.path.realpath(layout.root)
     return plan_links(
         DiskTree(),
         [PurePosixPath(os.path.realpath(source)) for source in sources],
         PurePosixPath(layout.view or comfyui / MODELS),
-        PurePosixPath(volume),
+        PurePosixPath(os.path.realpath(layout.root)),
         folders_known_to(comfyui),
     )
 

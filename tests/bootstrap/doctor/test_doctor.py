@@ -188,4 +188,4 @@ def test_fix_shows_its_plan_repairs_and_finds_nothing_more(
     assert "will " in done.stderr
     assert not link.is_symlink()
     again = check_volume(bare_python, clean_env, "--fix")
-    assert "Nothing to repair" in again.stderr
+    assert "Nothing can be repaired" in again.stderr

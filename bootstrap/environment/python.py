@@ -52,8 +52,7 @@ def look_at_venv(path: str) -> Venv | None:
     """The virtual environment at `path`; None when it is none (no pyvenv.cfg: PEP 405)."""
     try:
         with open(os.path.join(path, "pyvenv.cfg"), encoding="utf-8", errors="replace") as file:
-            found = _SETTING.findall(file.read(_MOST_TEXT))
-            told = {name: value.strip() for name, value in found}
+            told = venv_settings(file.read(_MOST_TEXT))
             made = os.fstat(file.fileno()).st_mtime
     except OSError:
         return None
@@ -80,6 +79,11 @@ def _library(path: str, told: str | None) -> tuple[str | None, frozenset[str]]:
     version = told if told in found or len(found) != 1 else found[0]
     packages = os.path.join(path, "lib", f"python{version}", "site-packages")
     return version, list_folder(packages).names
+
+
+def venv_settings(text: str) -> dict[str, str]:
+    """What a pyvenv.cfg says, by name."""
+    return {name: value.strip() for name, value in _SETTING.findall(text)}
 
 
 def _short(version: str | None) -> str | None:

@@ -266,7 +266,7 @@ class Resolver:
             if verdict.state is not RequirementState.MET or "://" in verdict.text:
                 continue
             if verdict.name in open_names and verdict.name not in of_core | self._closure:
-                yield re.sub(r"\[.*?\]", "", verdict.text)
+                yield re.sub(r"\[[^\[\]]*\]", "", verdict.text)
 
     def _overrides(self, units: Sequence[Unit]) -> Iterator[str]:
         """What can be imported and has no record that uv could read is taken as it is."""
@@ -335,7 +335,7 @@ def _named_in(problem: UvFailed, units: Iterable[Unit]) -> Unit | None:
     """The requirement with an address that uv could not use, if that is what it complains of."""
     for unit in units:
         address = unit.text.partition(" @ ")[2] or unit.text
-        plain = re.sub(r"^(?:git|hg|svn|bzr)\+|#.*$|@[^/@]*$", "", masked(address))
+        plain = re.sub(r"^(?:git|hg|svn|bzr)\+|#.*|@[^/@]*$", "", masked(address))
         if unit.is_address and (plain in str(problem) or unit.name == problem.package):
             return unit
     return None
@@ -357,7 +357,7 @@ def _closure(judgement: Judgement) -> frozenset[str]:
 
 def _named_lines(text: str) -> Iterator[tuple[str, str]]:
     for line in text.splitlines():
-        match = re.match(r"([A-Za-z0-9][\w.-]*)\s*(?:\[[^\]]*\])?\s*(?:==|@)", line)
+        match = re.match(r"([A-Za-z0-9][\w.-]*)\s*(?:\[[^\]]*\]\s*)?(?:==|@)", line)
         if match is not None:
             yield _normalised(match[1]), line.strip()
 

@@ -174,7 +174,7 @@ def reason_in(lines: Sequence[str]) -> str:
     if not found:  # it is not uv that speaks
         return (told or ["it gave no reason"])[-1][:_MOST_REASON]
     text = text.removeprefix("No solution found when resolving dependencies")
-    text = re.sub(r"\s*cause: ", " ", text).strip()
+    text = " ".join(part.rstrip() for part in text.split("cause: ")).strip()
     text = re.sub(r" @ file://\S*", "", text)
     text = re.sub(r",? we can conclude that your requirements are unsatisfiable\.?", "", text)
     return (text.rstrip(". ") or "it gave no reason")[:_MOST_REASON]

@@ -18,8 +18,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from bootstrap.environment.mirror import opened
+from bootstrap.environment.python import venv_settings
 
-_SETTING = re.compile(r"^\s*([\w-]+)\s*=\s*(.*?)\s*$", re.MULTILINE)
 _LIBRARY = re.compile(r"python(3\.\d+)")
 _MOST_TEXT = 1 << 16
 _HOOK = "_worker_files_opened"
@@ -66,7 +66,7 @@ def look_at_venv(path: Path, interpreter: Path | None) -> Venv:
     program = own if own.exists() else interpreter
     if program is None:
         raise NotAVenv(f"its Python is not on this machine ({own})")
-    library = _library(path, dict(_SETTING.findall(settings)))
+    library = _library(path, venv_settings(settings))
     names, programs = tuple(os.listdir(path)), tuple(os.listdir(path / "bin"))
     return Venv(path, settings, library, Path(os.path.abspath(program)), names, programs)
 
@@ -121,7 +121,7 @@ def _library(path: Path, settings: dict[str, str]) -> str:
 
 def _settings(venv: Venv) -> str:
     """The home of an interpreter that is somewhere else on this machine is set right."""
-    home = dict(_SETTING.findall(venv.settings)).get("home", "")
+    home = venv_settings(venv.settings).get("home", "")
     if os.path.isdir(home):
         return venv.settings
     rest = [line for line in venv.settings.splitlines() if not re.match(r"\s*home\s*=", line)]

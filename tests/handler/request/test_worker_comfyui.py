@@ -16,8 +16,8 @@ from bootstrap.core.redact import Secret
 from demo.volume import DemoVolume
 from handler.common.errors import JobError
 from handler.common.reply import completed, failed
+from handler.request.compatibility import as_asked
 from handler.request.parse import WorkflowRequest, parse_request
-from handler.request.worker_comfyui import as_asked
 from tests.conftest import BootedWorker, environment, workflow
 from tests.end_to_end.test_faults import through
 from tests.end_to_end.test_worker import from_file, plain, png

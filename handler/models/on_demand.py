@@ -54,8 +54,8 @@ class ModelSupply:
     async def ensure_models(
         self, workflow: Workflow, deadline: Deadline, progress: Progress
     ) -> tuple[str, ...]:
-        """Have every model that the workflow names and the manifest knows; the names of those
-        fetched now. Raises JobError. Looked at anew for each job: a volume changes, and a worker
+        """Provide every model that the workflow names and the manifest has; the names of those
+        fetched now. Raises JobError. Checked again for each job: a volume changes, and a worker
         may go on at a host whose cache has other models. Names with backslashes, from Windows, get
         slashes in `workflow`."""
         named = named_models(workflow)

@@ -42,7 +42,7 @@ KEY_FIELDS = ("comfy_org_api_key", "api_key_comfy_org")
 @dataclass(frozen=True)
 class Envelope:
     """What was sent as the workflow, and what goes to ComfyUI beside it. `fields` of the input were
-    taken for that; `notes` tell of those that have another name here."""
+    taken for that; `notes` name those that have another name here."""
 
     workflow: object
     extra_data: dict[str, Any] = field(default_factory=dict, repr=False)  # may hold a key
@@ -85,8 +85,10 @@ def ignored(given: Mapping[str, Any], known: set[str]) -> tuple[str, ...]:
     unknown = sorted(str(key) for key in given if key not in known)
     if not unknown:
         return ()
-    told = [f"{n} (here: {EQUIVALENTS[n]})" if n in EQUIVALENTS else short(n) for n in unknown[:20]]
-    plain = [text.strip('"') for text in told]
+    named = [
+        f"{n} (here: {EQUIVALENTS[n]})" if n in EQUIVALENTS else short(n) for n in unknown[:20]
+    ]
+    plain = [text.strip('"') for text in named]
     more = f" and {len(unknown) - 20} more" if len(unknown) > 20 else ""
     return (f"ignored unknown fields of the input: {', '.join(plain)}{more}",)
 

@@ -37,9 +37,9 @@ PURE = (
     "bootstrap.config.fields",
     "bootstrap.core.findings",
     "bootstrap.core.redact",
-    "bootstrap.environment.pip_text",
     "bootstrap.environment.hard_imports",
     "bootstrap.environment.modules",
+    "bootstrap.environment.pip_text",
     "bootstrap.models.manifest_entry",
     "bootstrap.volume.categories",
     "bootstrap.volume.link_plan",
@@ -52,10 +52,10 @@ PURE = (
     "handler.execution.validation",
     "handler.models.missing",
     "handler.outputs.results",
+    "handler.request.compatibility",
     "handler.request.fields",
     "handler.request.parse",
     "handler.request.references",
-    "handler.request.worker_comfyui",
 )
 IMPURE_IMPORTS = {
     "aiohttp",

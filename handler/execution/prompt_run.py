@@ -256,7 +256,7 @@ class _Run:
         return history.unreachable_error(problem, self.progress, self.comfyui.log_tail())
 
     async def _died(self, died: Exit) -> JobError:
-        """What the socket still holds tells which node ran. Raises PromptLost when this prompt had
+        """What the socket still holds shows which node ran. Raises PromptLost when this prompt had
         ended by then, according to socket or log, and one behind it ended ComfyUI."""
         if self.listening is not None:
             await asyncio.wait({self.listening}, timeout=_DEAD_GRACE_SECONDS)

@@ -109,7 +109,7 @@ class JobInputs:
 
         def prepare() -> None:
             for number, (key, file) in enumerate(remote, 1):
-                # URLs often end alike (…/1/image.png, …/2/image.png): the number tells them apart.
+                # URLs often end alike (…/1/image.png, …/2/image.png): the number keeps them apart.
                 name = _tagged(file.name, f"{self._job_tag}-{number}")
                 wanted[key] = (RemoteFile(file.url or "", self._path_for(file, name)), file)
 
@@ -156,7 +156,7 @@ class JobInputs:
 
 
 def missing_inputs(workflow: Workflow, folder: Path, volume_input: Path) -> list[JobError]:
-    """An error for each file or folder that a loader wants and that is not in ComfyUI's input
+    """An error for each file or folder that a loader reads and that is not in ComfyUI's input
     folder."""
     there: list[str] | None = None
     problems: list[JobError] = []

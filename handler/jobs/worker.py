@@ -22,7 +22,7 @@ from handler.common.errors import JobError
 from handler.jobs.diagnostics import Diagnostics
 from handler.jobs.workflow_job import WorkflowJobs
 from handler.models.on_demand import ModelSupply
-from handler.request import worker_comfyui
+from handler.request.compatibility import as_asked
 from handler.request.parse import (
     DiagnosticsRequest,
     DownloadRequest,
@@ -82,8 +82,8 @@ class Worker:
                 await self.finish()
         if answer.get("status") == "completed":
             say(f"job {job.get('id')}: {_summary(answer)}")
-        asked = worker_comfyui.as_asked(answer, self._settings)
-        posted: dict[str, Any] = reply.postable(asked)
+        shaped = as_asked(answer, self._settings)
+        posted: dict[str, Any] = reply.postable(shaped)
         return posted
 
     async def _answer(

@@ -11,19 +11,20 @@ from typing import Any, TypeVar
 
 from bootstrap.config import Settings
 from bootstrap.core.log import say
-from bootstrap.core.text import megabytes
+from bootstrap.core.text import megabytes, typed
+from bootstrap.doctor import look_at_link
 from bootstrap.models.background import Provisioning, show_to_comfyui, workplace_for
 from bootstrap.models.context import Result, Workplace
 from bootstrap.models.download.progress import FileMeter, LogMeter
 from bootstrap.models.manifest_entry import ModelSpec
 from bootstrap.models.manifest_file import wanted_here
 from bootstrap.volume import Layout
+from bootstrap.volume.search import USUAL_ROOTS
 from handler.common import reply
 from handler.common.blocking import TimeUp
 from handler.common.calls import Calls
 from handler.common.deadline import Deadline
 from handler.common.errors import JobError
-from handler.models.broken_links import check_links
 from handler.models.missing import misses_a_model, specs_named, with_manifest_entries, with_slashes
 from handler.request.parse import DownloadRequest
 from handler.request.references import NamedModel, named_models, replace_texts, used_nodes
@@ -31,6 +32,7 @@ from handler.request.workflow import Workflow
 from handler.sdk.progress import Progress
 
 T = TypeVar("T")
+_LISTED = 5
 _STAGE = "fetching models"
 _EXPLAIN_SECONDS = 5.0
 _SHOW_SECONDS = 30.0
@@ -52,8 +54,8 @@ class ModelSupply:
     async def ensure_models(
         self, workflow: Workflow, deadline: Deadline, progress: Progress
     ) -> tuple[str, ...]:
-        """Have every model that the workflow names and the manifest knows; the names of those
-        fetched now. Raises JobError. Looked at anew for each job: a volume changes, and a worker
+        """Provide every model that the workflow names and the manifest has; the names of those
+        fetched now. Raises JobError. Checked again for each job: a volume changes, and a worker
         may go on at a host whose cache has other models. Names with backslashes, from Windows, get
         slashes in `workflow`."""
         named = named_models(workflow)
@@ -75,7 +77,7 @@ class ModelSupply:
             await self._ask(lambda: self._show(results), deadline)
         used = used_nodes(workflow)
         needed = [model for model in lacking if model.node_id in used]
-        await self._ask(lambda: check_links(needed, self._model_dirs, self._layout), deadline)
+        await self._ask(lambda: _check_links(needed, self._model_dirs, self._layout), deadline)
         return tuple(_describe(result) for result in results if result.state == "fetched")
 
     async def explained(self, error: JobError, workflow: Workflow) -> JobError:
@@ -236,3 +238,56 @@ def _unfinished(
 def _describe(result: Result) -> str:
     size = f" ({megabytes(result.receipt.size)})" if result.receipt else ""
     return f"{result.spec.place}{size}"
+
+
+def _check_links(models: Iterable[NamedModel], model_dirs: Sequence[Path], layout: Layout) -> None:
+    """Of models that are not there, raise JobError for those that have a link in one of the folders
+    of their kind below `model_dirs`. Blocks on the volume."""
+    problems = []
+    for model in models:
+        names = [f"{folder}/{with_slashes(model.name)}" for folder in model.folders]
+        places = [folder / name for name in names for folder in model_dirs]
+        broken = next(filter(os.path.islink, places), None)
+        if broken is not None and not any(map(os.path.exists, places)):
+            problems.append(_broken_link(model, broken, layout))
+    if len(problems) == 1:
+        raise problems[0]
+    if problems:
+        said = " ".join(f"({n}) {p.message}" for n, p in enumerate(problems[:_LISTED], 1))
+        raise JobError(
+            problems[0].code,
+            f"{len(problems)} models are broken links: {said}",
+            problems[0].fix,
+            problems=[{"error_code": p.code, "error": str(p), **p.details} for p in problems],
+        )
+
+
+def _broken_link(model: NamedModel, link: Path, layout: Layout) -> JobError:
+    root = os.path.realpath(layout.root)
+    path = os.path.join(os.path.realpath(link.parent), link.name)
+    homes = dict.fromkeys((str(layout.root), root, *map(str, USUAL_ROOTS)))
+    fact = look_at_link(path, root, root, list(homes))
+    text = "?" if fact is None else fact.text
+    if fact is not None and fact.relative is not None:
+        there = os.path.normpath(os.path.join(os.path.dirname(path), fact.relative))
+        fix = (
+            f"The file is on the volume, at {there}; a relative link leads there under any mount: "
+            f"ln -sfn {typed(fact.relative)} {typed(path)}"
+        )
+    else:
+        fix = (
+            f"Put the file where the link leads, or in the link's place (first: rm {typed(path)})."
+        )
+    return JobError(
+        "workflow.missing_model",
+        f"{model.input} of node {model.node_id} ({model.class_type}) names {model.name!r}, which "
+        f"is a broken link: {path} leads to {text}, which is not there.",
+        fix,
+        node_id=model.node_id,
+        class_type=model.class_type,
+        input=model.input,
+        model=model.name,
+        link=path,
+        leads_to=text,
+        relative=None if fact is None else fact.relative,
+    )

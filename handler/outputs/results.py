@@ -24,9 +24,9 @@ _MOST_GUESSES = 1000
 
 @dataclass(frozen=True)
 class ProducedFile:
-    """A file that a node reported; `type` is ComfyUI's: output, temp or input. `fullpath` is what
-    some nodes tell beside it. One that was only `guessed` from a text is most often none: the disk
-    has to tell."""
+    """A file that a node reported; `type` is ComfyUI's: output, temp or input. `fullpath` is
+    reported by some nodes beside it. One that was only `guessed` from text is most often not a
+    file: only the disk shows that."""
 
     node_id: str = field(compare=False)
     filename: str
@@ -123,8 +123,8 @@ def _file(node_id: str, item: Mapping[str, Any]) -> ProducedFile:
 
 
 def _path(node_id: str, text: str) -> ProducedFile:
-    """Relative to the output folder, to ComfyUI's own, or absolute: the disk has to tell which, and
-    whether it is a file at all."""
+    """Relative to the output folder, to ComfyUI's own, or absolute: only the disk shows which,
+    and whether it is a file at all."""
     subfolder, name = posixpath.split(text.replace("\\", "/"))
     return ProducedFile(node_id, name, subfolder, "output", text, guessed=True)
 

@@ -1,4 +1,4 @@
 """What came in becomes a request, or an error that says what to send instead."""
 
 # Modules, not names: a client reads workflows, and the warm-up too, before anything else is loaded.
-__all__ = ["fields", "parse", "references", "worker_comfyui", "workflow"]
+__all__ = ["compatibility", "fields", "parse", "references", "workflow"]

@@ -13,8 +13,8 @@ from bootstrap.core.findings import Finding, errors_in
 from bootstrap.models.manifest import VERSION, parse_manifest
 from bootstrap.models.manifest_entry import ModelSpec
 from handler.common.errors import JobError, check_limits, short, wrong_type
-from handler.request import envelopes, worker_comfyui
-from handler.request.envelopes import Envelope
+from handler.request import compatibility
+from handler.request.compatibility import Envelope
 from handler.request.fields import InputFile, OutputOptions, read_bucket, read_files, read_options
 from handler.request.references import draw_seeds
 from handler.request.workflow import HOW_TO_ASK, Workflow, overridden, read_workflow, saved_as_files
@@ -117,13 +117,13 @@ def _parsed(text: str) -> object:
 
 _WORKFLOW_FIELDS = {
     "workflow", "workflow_name", "overrides", "images", "files", "max_wait", "output", S3_CONFIG,
-    "retry_on_oom", *envelopes.BESIDE, *worker_comfyui.KEY_FIELDS,
+    "retry_on_oom", *compatibility.BESIDE, *compatibility.KEY_FIELDS,
 }  # fmt: skip
 
 
 def _workflow_request(given: Mapping[str, Any], context: RequestContext) -> WorkflowRequest:
-    envelope = envelopes.opened(given)
-    unknown = envelopes.ignored(given, _WORKFLOW_FIELDS | envelope.fields | {"type"})
+    envelope = compatibility.opened(given)
+    unknown = compatibility.ignored(given, _WORKFLOW_FIELDS | envelope.fields | {"type"})
     try:
         return _read_workflow_request(given, context, envelope, unknown)
     except JobError as error:
@@ -136,7 +136,7 @@ def _read_workflow_request(
     given: Mapping[str, Any], context: RequestContext, envelope: Envelope, unknown: tuple[str, ...]
 ) -> WorkflowRequest:
     sent = _workflow(given, context, envelope)
-    extra_files = envelopes.file_inputs(given, sent)
+    extra_files = compatibility.file_inputs(given, sent)
     workflow, warnings = overridden(sent, given.get("overrides"))
     workflow, seeds = draw_seeds(workflow)
     output, more = read_options(given.get("output"))
@@ -157,9 +157,9 @@ def _read_workflow_request(
         bucket=bucket,
         retry_on_oom=_flag(given, "retry_on_oom"),
         extra_data={
-            **worker_comfyui.endpoint_key(context.settings),
+            **compatibility.endpoint_key(context.settings),
             **envelope.extra_data,
-            **worker_comfyui.request_key(given),
+            **compatibility.request_key(given),
         },
         targets=envelope.targets,
         seeds=seeds,
@@ -218,7 +218,7 @@ _READERS: dict[str, Callable[[Mapping[str, Any], RequestContext], Request]] = {
 
 
 def _unknown(given: Mapping[str, Any], known: set[str]) -> tuple[str, ...]:
-    return envelopes.ignored(given, known | {"type"})
+    return compatibility.ignored(given, known | {"type"})
 
 
 def _flag(given: Mapping[str, Any], name: str) -> bool:

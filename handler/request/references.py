@@ -17,8 +17,8 @@ from handler.request.workflow import Workflow, is_link
 _FILE_INPUTS = frozenset("image images mask audio video file model_file latent".split())
 _FOLDER_INPUTS = frozenset(("folder", "directory"))
 # ComfyUI's own loaders of uploads and the most used ones beside them: they read the input folder
-# and, where a name says so, the one for results or previews, and nothing else. Of others nobody
-# knows what a name stands for.
+# and, where a name says so, the one for results or previews, and nothing else. What a name
+# stands for in other nodes is unknown.
 _UPLOAD_LOADERS = frozenset(
     "LoadImage LoadImageMask LoadImageOutput LoadImageSetNode LoadImageSetFromFolderNode "
     "LoadImageTextSetFromFolderNode LoadImageDataSetFromFolder LoadImageTextDataSetFromFolder "
@@ -119,8 +119,8 @@ def rename_files(workflow: Workflow, names: Mapping[str, str]) -> None:
 
 
 def wanted_files(workflow: Workflow) -> Iterator[tuple[str, str, str]]:
-    """(node id, input, relative path) of every file or folder of the input folder that a loader we
-    know wants."""
+    """(node id, input, relative path) of every file or folder in the input folder that a known
+    loader reads."""
     for named in named_files(workflow):
         if named.by_loader and named.folder == "input" and named.input in _LOADER_INPUTS:
             yield named.node_id, named.input, reference_in(named.text)[0]

@@ -146,7 +146,7 @@ def test_an_image_is_sent_along(serving: Serving, tmp_path: Path) -> None:
     assert Path(tmp_path / result["saved"]).read_bytes()[16:20] == (24).to_bytes(4, "big")
 
 
-def test_the_reason_of_a_failed_job_is_told(serving: Serving, tmp_path: Path) -> None:
+def test_the_reason_of_a_failed_job_is_reported(serving: Serving, tmp_path: Path) -> None:
     nothing_produced = {"1": {"class_type": "EmptyImage", "inputs": {"width": 8, "height": 8}}}
     done = submit(serving, tmp_path, written(tmp_path, nothing_produced), "--json")
     assert done.code == 1

@@ -188,7 +188,9 @@ def test_a_warm_up_runs_before_jobs_and_leaves_nothing(boot: Boots, volume: Path
         ('{"nodes": [], "links": []}', "editor's own format"),
     ],
 )
-def test_a_warm_up_that_fails_is_told_and_jobs_run(boot: Boots, workflow: str, said: str) -> None:
+def test_a_warm_up_that_fails_is_reported_and_jobs_run(
+    boot: Boots, workflow: str, said: str
+) -> None:
     worker = boot({"WARMUP_WORKFLOW": workflow})
     assert worker.report.outcome is Outcome.READY
     (finding,) = [f for f in worker.report.findings if f.code == "warmup.failed"]
@@ -222,7 +224,9 @@ def network_volume(volume: Path, tmp_path: Path) -> Iterator[SimulatedVolume]:
         yield simulated
 
 
-def test_a_volume_that_hangs_is_told_in_time(boot: Boots, network_volume: SimulatedVolume) -> None:
+def test_a_volume_that_hangs_is_reported_in_time(
+    boot: Boots, network_volume: SimulatedVolume
+) -> None:
     server = network_volume.pid
     os.kill(server, signal.SIGSTOP)
     try:

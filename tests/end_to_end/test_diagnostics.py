@@ -96,7 +96,7 @@ def test_a_worker_without_volume_still_answers(
     assert any(code.startswith("volume.") for code in codes(told))
 
 
-def test_what_was_mended_since_is_seen(
+def test_what_was_fixed_since_is_seen(
     worker_env: dict[str, str], volume: Path, boot_worker: Boots
 ) -> None:
     aside = volume.with_name("aside")
@@ -107,7 +107,7 @@ def test_what_was_mended_since_is_seen(
     assert "error" not in {f["severity"] for f in diagnosed(worker)["findings"]}
 
 
-def test_comfyui_that_died_is_told_with_its_reason(
+def test_comfyui_that_died_is_reported_with_its_reason(
     worker_env: dict[str, str], boot_worker: Boots
 ) -> None:
     worker = boot_worker(worker_env)
@@ -123,7 +123,7 @@ def test_comfyui_that_died_is_told_with_its_reason(
     assert told["log"]
 
 
-def test_an_absent_gpu_makes_the_worker_unfit_and_is_told(
+def test_an_absent_gpu_makes_the_worker_unfit_and_is_reported(
     worker_env: dict[str, str], boot_worker: Boots
 ) -> None:
     worker = boot_worker(worker_env | {"GPU": "required"})
@@ -150,7 +150,7 @@ def mounted(volume: Path, tmp_path: Path) -> Iterator[Path]:
     subprocess.run(["umount", "-l", str(place)], capture_output=True, check=False)
 
 
-def test_a_volume_that_vanished_is_told(
+def test_a_volume_that_vanished_is_reported(
     worker_env: dict[str, str], mounted: Path, boot_worker: Boots
 ) -> None:
     worker = boot_worker(worker_env | {"VOLUME_PATH": str(mounted)})

@@ -96,7 +96,7 @@ def test_a_node_that_ends_the_prompt_thread_is_named_and_the_next_job_works(
 @pytest.mark.parametrize(
     ("quietly", "code"), [(False, "comfyui.died"), (True, "comfyui.history_unreadable")]
 )
-def test_a_result_that_is_not_json_is_told_and_the_next_job_works(
+def test_a_result_that_is_not_json_is_reported_and_the_next_job_works(
     booted: BootedWorker, quietly: bool, code: str
 ) -> None:
     """Sent to the socket it ends ComfyUI; kept in the history it makes that unreadable."""
@@ -133,7 +133,7 @@ def test_gpu_memory_is_freed_and_the_job_run_once_more_where_the_request_says_so
     assert_refused(reply, "job.out_of_memory")
 
 
-def test_a_gpu_error_that_poisons_the_process_is_told_and_comfyui_replaced(
+def test_a_gpu_error_that_poisons_the_process_is_reported_and_comfyui_replaced(
     booted: BootedWorker,
 ) -> None:
     before = comfyui_process(booted)

@@ -114,7 +114,7 @@ def test_a_repeated_name_never_shows_yesterdays_picture(
         assert colour(ask(worker, workflow=from_file(url))["results"][0]) == shade
 
 
-def test_all_that_is_missing_is_told_at_once(worker: BootedWorker, volume: Path) -> None:
+def test_all_that_is_missing_is_reported_at_once(worker: BootedWorker, volume: Path) -> None:
     (volume / "ComfyUI" / "input").mkdir(exist_ok=True)
     (volume / "ComfyUI" / "input" / "portrait.png").write_bytes(png())
     nodes = from_file("portrai.png")

@@ -105,7 +105,7 @@ def test_a_model_in_a_new_subfolder(
     assert reply["status"] == "completed", reply
 
 
-def test_a_model_somebody_else_put_there_since_the_boot_is_linked(
+def test_a_model_put_there_by_others_since_the_boot_is_linked(
     supplied: BootedWorker, own_volume: Path, vae: bytes
 ) -> None:
     know(own_volume)
@@ -116,7 +116,7 @@ def test_a_model_somebody_else_put_there_since_the_boot_is_linked(
     assert reply["status"] == "completed", reply
 
 
-def test_a_model_nobody_knows_is_refused_with_the_line_to_add(
+def test_a_model_without_an_entry_is_refused_with_the_line_to_add(
     supplied: BootedWorker, own_volume: Path
 ) -> None:
     know(own_volume)
@@ -129,7 +129,7 @@ def test_a_model_nobody_knows_is_refused_with_the_line_to_add(
     assert line["allow_pickle"] is True
 
 
-def test_a_manifest_that_has_it_in_another_folder_or_is_broken_is_told(
+def test_a_manifest_that_has_it_in_another_folder_or_is_broken_is_reported(
     supplied: BootedWorker, own_volume: Path, server: ViciousServer, vae: bytes
 ) -> None:
     url = server.serve("/c.safetensors", vae)

@@ -67,7 +67,7 @@ def test_results_come_back_whole(production: Production) -> None:
             assert (production.volume / result["path"]).read_bytes() == content
 
 
-def test_a_model_on_demand_is_told_while_it_comes_and_before_the_result(
+def test_a_model_on_demand_is_reported_while_it_comes_and_before_the_result(
     production: Production,
 ) -> None:
     content = tensors(1_500_000)
@@ -91,7 +91,7 @@ def test_a_model_on_demand_is_told_while_it_comes_and_before_the_result(
     assert TOKEN not in production.worker.log and TOKEN not in str(mine)
 
 
-def test_a_running_prompt_is_told_in_order_and_not_too_often(production: Production) -> None:
+def test_a_running_prompt_is_reported_in_order_and_not_too_often(production: Production) -> None:
     nodes = through("TestSteps", steps=40, seconds=4.0)
     job = production.plane.submit({"workflow": nodes})
     production.plane.result(job)
@@ -199,7 +199,7 @@ def test_the_worker_never_imports_torch_nor_comfyuis_packages(production: Produc
     assert not re.search(r"libtorch|/torch/", maps)
 
 
-def test_nobody_on_another_machine_can_connect(production: Production) -> None:
+def test_no_other_machine_can_connect(production: Production) -> None:
     worker = psutil.Process(production.worker.pid)
     listening = {
         connection.laddr.ip

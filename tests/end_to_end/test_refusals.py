@@ -97,7 +97,7 @@ def test_a_seed_below_zero_learns_of_random(worker: BootedWorker) -> None:
     assert '"random"' in seed["error"]
 
 
-def test_what_was_ignored_of_a_failed_request_is_told(worker: BootedWorker) -> None:
+def test_what_was_ignored_of_a_failed_request_is_reported(worker: BootedWorker) -> None:
     reply = worker.ask({"workflow": {"1": MISSING, "2": saver("1")}, "timeout": 5})
     assert "timeout (here: `max_wait`)" in reply["details"]["warnings"][0]
 

@@ -104,7 +104,7 @@ def test_a_timeout_is_the_own_one_and_leaves_the_other_alone(hurt: BootedWorker)
     assert second and second["error_code"] == "job.timeout"
 
 
-def test_a_rejected_workflow_is_told_while_another_runs(hurt: BootedWorker) -> None:
+def test_a_rejected_workflow_is_reported_while_another_runs(hurt: BootedWorker) -> None:
     start = time.monotonic()
     told: list[float] = []
 

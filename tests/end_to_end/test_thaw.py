@@ -114,7 +114,7 @@ def test_a_comfyui_that_did_not_survive_the_freeze_is_replaced(freezer: Freezer)
     assert production.plane.result(job, 90)["output"]["status"] == "completed"
 
 
-def test_a_volume_that_is_gone_after_the_freeze_is_told(freezer: Freezer) -> None:
+def test_a_volume_that_is_gone_after_the_freeze_is_reported(freezer: Freezer) -> None:
     production = freezer.production
     gone = production.volume.with_name("unmounted")
     freezer.freeze()

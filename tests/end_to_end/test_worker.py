@@ -226,7 +226,7 @@ def test_missing_input(worker: BootedWorker) -> None:
     assert_refused(worker.ask({"workflow": nodes}), "workflow.input_missing", "images")
 
 
-def test_several_problems_are_told_at_once(worker: BootedWorker) -> None:
+def test_several_problems_are_reported_at_once(worker: BootedWorker) -> None:
     nodes = plain(width=0, height=0)
     reply = worker.ask({"workflow": nodes})
     assert_refused(reply, "workflow.value_out_of_range", "width", "height")
@@ -239,7 +239,7 @@ def test_no_output_node_names_what_would_make_one(worker: BootedWorker) -> None:
     assert_refused(worker.ask({"workflow": nodes}), "workflow.no_output", "EmptyImage", "SaveImage")
 
 
-def test_a_broken_branch_is_left_out_and_told(worker: BootedWorker) -> None:
+def test_a_broken_branch_is_left_out_and_reported(worker: BootedWorker) -> None:
     nodes = plain()
     nodes["9"] = {
         "class_type": "EmptyImage",

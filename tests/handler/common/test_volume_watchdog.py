@@ -93,7 +93,7 @@ def test_a_silent_volume_is_given_up_and_asked_by_one_thread_only(
     assert call(volume, lambda: "back") == "back"
 
 
-def test_a_job_is_told_what_to_do(tmp_path: Path, silence: threading.Event) -> None:
+def test_a_job_is_reported_what_to_do(tmp_path: Path, silence: threading.Event) -> None:
     with pytest.raises(JobError) as caught:
         asyncio.run(watchdog(tmp_path).call_or_fail(silence.wait, 30))
     assert caught.value.code == "volume.silent" and "Send the job again" in caught.value.fix

@@ -58,7 +58,7 @@ def code(error: JobError | None) -> str:
     return "" if error is None else error.code
 
 
-def test_a_start_that_keeps_failing_is_told_at_once_and_tried_again_later(bench: Bench) -> None:
+def test_a_start_that_keeps_failing_is_reported_at_once_and_tried_again_later(bench: Bench) -> None:
     behave(bench.comfyui, BROKEN)
     told = [bench.ready() for _ in range(3)]
     assert [code(error) for error in told] == [
@@ -97,7 +97,7 @@ def test_a_start_that_only_takes_long_is_no_failure(bench: Bench) -> None:
     assert bench.comfyui.starts == 1
 
 
-def test_a_folder_that_is_gone_is_told(bench: Bench, tmp_path: Path) -> None:
+def test_a_folder_that_is_gone_is_reported(bench: Bench, tmp_path: Path) -> None:
     bench.comfyui.launch = replace(bench.comfyui.launch, comfyui=tmp_path / "gone")
     error = bench.ready()
     assert code(error) == "comfyui.not_startable"

@@ -112,7 +112,7 @@ CHOICES = ["sdxl.safetensors", "sd15_v2.safetensors"]
 @pytest.mark.parametrize(
     "config", [[CHOICES], [CHOICES, {"tooltip": ""}], ["COMBO", {"options": CHOICES}]]
 )
-def test_a_missing_model_is_told_with_the_nearest_and_the_folder(config: Any) -> None:
+def test_a_missing_model_is_reported_with_the_nearest_and_the_folder(config: Any) -> None:
     error = explain(node_body(not_in_list("ckpt_name", "sd15.safetensors", config)))
     assert error.code == "workflow.missing_model"
     assert "'sd15.safetensors'" in error.message and str(MODELS) in error.message
@@ -136,14 +136,14 @@ def test_any_model_file_counts_as_a_model(name: str) -> None:
     assert explain(node_body(not_in_list("x", name, [[]]))).code == "workflow.missing_model"
 
 
-def test_another_value_that_is_not_in_its_list_is_told_with_the_list() -> None:
+def test_another_value_that_is_not_in_its_list_is_reported_with_the_list() -> None:
     problem = not_in_list("sampler_name", "eulerr", [["euler", "heun"]])
     error = explain(node_body(problem))
     assert error.code == "workflow.value_not_allowed"
     assert "nearest: euler" in error.message
 
 
-def test_a_number_out_of_range_is_told_with_the_limit() -> None:
+def test_a_number_out_of_range_is_reported_with_the_limit() -> None:
     error = explain(
         node_body(
             {
@@ -183,7 +183,7 @@ def test_what_a_node_itself_refuses_is_passed_on() -> None:
     assert "Invalid image file: photo.png" in error.message
 
 
-def test_several_problems_are_told_at_once_the_first_giving_the_code() -> None:
+def test_several_problems_are_reported_at_once_the_first_giving_the_code() -> None:
     problems = [not_in_list("ckpt_name", f"{n}.pt", [[]]) for n in range(7)]
     error = explain(node_body(*problems))
     assert error.code == "workflow.missing_model"

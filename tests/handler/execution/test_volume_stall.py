@@ -54,7 +54,7 @@ def looked(looks: list[tuple[float | None, bool]]) -> JobError | None:
     return asyncio.run(all_of_them())
 
 
-def test_a_comfyui_that_waits_for_a_silent_volume_is_told_with_its_node() -> None:
+def test_a_comfyui_that_waits_for_a_silent_volume_is_reported_with_its_node() -> None:
     assert looked([(IDLE, False)] * _LOOKS) is None, "the first look has nothing to compare with"
     error = looked([(IDLE, False)] * (_LOOKS + 1))
     assert error is not None and error.code == "volume.silent"

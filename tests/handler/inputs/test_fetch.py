@@ -93,7 +93,7 @@ def test_redirects_are_followed(server: ViciousServer, folder: Path) -> None:
         ({"redirect": "/vice" + QUERY}, "circles"),
     ],
 )
-def test_a_server_that_fails_is_told(
+def test_a_server_that_fails_is_reported(
     server: ViciousServer, folder: Path, vices: dict[str, Any], said: str
 ) -> None:
     error = refused(server.serve("/vice", PNG, **vices) + QUERY, folder)

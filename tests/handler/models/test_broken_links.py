@@ -57,7 +57,7 @@ def broken(volume: Path, *names: str, leads: str = ELSEWHERE) -> JobError:
     return caught.value
 
 
-def test_a_link_to_nowhere_is_told_with_where_it_leads(volume: Path) -> None:
+def test_a_link_to_nowhere_is_reported_with_where_it_leads(volume: Path) -> None:
     error = broken(volume, "c1.safetensors", leads="../gone.safetensors")
     path = str(volume / "ComfyUI/models/checkpoints/c1.safetensors")
     assert path in error.message and "../gone.safetensors" in error.message
@@ -65,7 +65,7 @@ def test_a_link_to_nowhere_is_told_with_where_it_leads(volume: Path) -> None:
     assert error.details["link"] == path and error.details["node_id"] == "0"
 
 
-def test_a_link_by_another_mount_is_told_with_the_one_that_holds(volume: Path) -> None:
+def test_a_link_by_another_mount_is_reported_with_the_one_that_holds(volume: Path) -> None:
     (volume / "storage/ckpt").mkdir(parents=True)
     (volume / "storage/ckpt/c1.safetensors").write_bytes(b"weights")
     error = broken(volume, "c1.safetensors")
@@ -74,7 +74,7 @@ def test_a_link_by_another_mount_is_told_with_the_one_that_holds(volume: Path) -
     assert not misses_a_model(error), "the manifest need not bring what is there"
 
 
-def test_all_of_them_are_told_at_once(volume: Path) -> None:
+def test_all_of_them_are_reported_at_once(volume: Path) -> None:
     error = broken(volume, "c1.safetensors", "c2.safetensors")
     assert "c1.safetensors" in error.message and "c2.safetensors" in error.message
     assert [p["model"] for p in error.details["problems"]] == ["c1.safetensors", "c2.safetensors"]

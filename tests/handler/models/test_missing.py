@@ -81,7 +81,7 @@ def test_another_error_and_a_model_the_workflow_does_not_name_are_left_as_they_a
     assert with_manifest_entries(strange, {"1": lora("a.safetensors")}, Manifest()) is strange
 
 
-def test_a_manifest_with_a_fault_is_told() -> None:
+def test_a_manifest_with_a_fault_is_reported() -> None:
     manifest = Manifest(
         findings=(error("manifest.shape", "models.json: it is not an object.", "Write one."),)
     )

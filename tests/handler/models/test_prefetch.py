@@ -46,7 +46,7 @@ def begun(
     return weights, job
 
 
-def test_named_files_are_found_read_and_told(models: Path) -> None:
+def test_named_files_are_found_read_and_reported(models: Path) -> None:
     workflow = loading(
         CheckpointLoaderSimple="sub/a.safetensors", VAELoader="v.safetensors", MyNode="x.pth"
     )

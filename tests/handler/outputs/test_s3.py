@@ -82,7 +82,7 @@ def test_a_public_url_stands_before_the_key(server: S3Server, tmp_path: Path) ->
     assert len(requests.get(url, timeout=30).content) == 10
 
 
-def test_a_bucket_that_is_not_there_is_told(server: S3Server, tmp_path: Path) -> None:
+def test_a_bucket_that_is_not_there_is_reported(server: S3Server, tmp_path: Path) -> None:
     given = replace(bucket(server.url), name="nowhere")
     assert "404 (NoSuchBucket" in failure(given, a_file(tmp_path, 10))
 
@@ -101,13 +101,13 @@ def test_a_server_that_refuses_is_quoted_without_secrets(
     assert len(way.seen) == (1 if status == 403 else 3)
 
 
-def test_a_server_that_cuts_is_told(tmp_path: Path) -> None:
+def test_a_server_that_cuts_is_reported(tmp_path: Path) -> None:
     with bad_s3_server(Misbehaviour(cut_after=1000)) as url:
         text = failure(bucket(url), a_file(tmp_path, 3_000_000))
     assert "could not be reached" in text or "ConnectionClosed" in text
 
 
-def test_a_server_that_is_not_there_is_told(tmp_path: Path) -> None:
+def test_a_server_that_is_not_there_is_reported(tmp_path: Path) -> None:
     text = failure(bucket("http://127.0.0.1:9"), a_file(tmp_path, 10))
     assert "could not be reached" in text and "127.0.0.1" in text
 
@@ -171,7 +171,7 @@ def test_a_name_that_changes_its_mind_leads_nowhere(tmp_path: Path) -> None:
         assert not reached.is_set()
 
 
-def test_nobody_elses_credentials_are_used(
+def test_no_other_credentials_are_used(
     server: S3Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", "somebody-else")

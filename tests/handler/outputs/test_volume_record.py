@@ -81,7 +81,7 @@ def test_a_file_that_was_changed_or_replaced_is_no_longer_ours(output: Path) -> 
 
 
 @pytest.mark.parametrize("path", ["../victim", "/victim", "sub/../../victim", "out/victim"])
-def test_a_record_that_somebody_forged_reaches_nothing_outside(output: Path, path: str) -> None:
+def test_a_record_that_was_forged_reaches_nothing_outside(output: Path, path: str) -> None:
     victim = output.parent / "victim"
     victim.write_bytes(b"x" * 10)
     (output / "out").symlink_to(output.parent)

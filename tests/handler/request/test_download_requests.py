@@ -60,12 +60,12 @@ def test_every_fault_of_every_entry_comes_at_once() -> None:
 
 
 @pytest.mark.parametrize("models", [None, [], {}, "https://example.com/a.safetensors", 7])
-def test_what_is_no_list_of_entries_is_told(models: object) -> None:
+def test_what_is_no_list_of_entries_is_reported(models: object) -> None:
     error = refused(models)
     assert error.code == "request.wrong_type" and "directory" in error.fix
 
 
-def test_one_fault_is_told_in_its_own_words() -> None:
+def test_one_fault_is_reported_in_its_own_words() -> None:
     error = refused([{"url": "https://example.com/a.safetensors"}])
     assert error.code == "manifest.field" and "`directory`" in str(error)
     assert "faults" not in str(error)

@@ -16,7 +16,7 @@ NODES = {
 }
 
 
-def test_only_seeds_that_are_the_word_are_drawn_and_told() -> None:
+def test_only_seeds_that_are_the_word_are_drawn_and_reported() -> None:
     before = json.dumps(NODES)
     changed, drawn = draw_seeds(NODES, draw=lambda bits: bits)
     assert drawn == {"3.seed": 32, "4.noise_seed": 32}

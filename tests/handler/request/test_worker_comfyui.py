@@ -16,8 +16,8 @@ from bootstrap.core.redact import Secret
 from demo.volume import DemoVolume
 from handler.common.errors import JobError
 from handler.common.reply import completed, failed
+from handler.request.compatibility import as_asked
 from handler.request.parse import WorkflowRequest, parse_request
-from handler.request.worker_comfyui import as_asked
 from tests.conftest import BootedWorker, environment, workflow
 from tests.end_to_end.test_faults import through
 from tests.end_to_end.test_worker import from_file, plain, png
@@ -171,7 +171,7 @@ def test_a_text_too_long_for_the_reply_is_a_file() -> None:
     assert "texts" not in reply
 
 
-def test_warnings_are_errors_and_a_named_file_is_told_there() -> None:
+def test_warnings_are_errors_and_a_named_file_is_reported_there() -> None:
     named = {"filename": "large.mp4", "kind": "video", "path": "ComfyUI/output/large.mp4"}
     image = {"filename": "a.png", "kind": "image", "image": "aGk="}
     reply = shaped(completed([named, image], ["large.mp4 is on the volume"]))
@@ -233,7 +233,7 @@ def test_its_log_level_is_comfyuis_flag(env: dict[str, str], flags: tuple[str, .
     assert findings == ()
 
 
-def test_a_level_it_does_not_know_is_told() -> None:
+def test_a_level_it_does_not_know_is_reported() -> None:
     _, (finding,) = Settings.from_env({"COMFY_LOG_LEVEL": "LOUD"})
     assert "COMFY_LOG_LEVEL is 'LOUD'" in finding.message
 

@@ -18,7 +18,7 @@ def named(class_type: str, **inputs: Any) -> list[tuple[str, str, str | None]]:
     return [(model.input, model.name, model.category) for model in named_models(workflow)]
 
 
-def test_a_model_is_told_with_its_node_and_its_likely_folders() -> None:
+def test_a_model_is_reported_with_its_node_and_its_likely_folders() -> None:
     workflow = read_workflow(
         {
             "4": {"class_type": "CheckpointLoaderSimple", "inputs": {"ckpt_name": "a.safetensors"}},

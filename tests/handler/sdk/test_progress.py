@@ -42,7 +42,7 @@ class Caller:
         return [update["stage"] for update in self.heard]
 
 
-def test_a_new_stage_is_told_at_once_and_in_order() -> None:
+def test_a_new_stage_is_reported_at_once_and_in_order() -> None:
     caller = Caller()
 
     async def job() -> None:
@@ -56,7 +56,7 @@ def test_a_new_stage_is_told_at_once_and_in_order() -> None:
     assert caller.stages == ["fetching", "loading", "sampling"]
 
 
-def test_one_stage_is_told_once_a_second_at_most_and_its_newest_state_stands() -> None:
+def test_one_stage_is_reported_once_a_second_at_most_and_its_newest_state_stands() -> None:
     caller = Caller()
 
     async def job() -> None:
@@ -102,7 +102,7 @@ def test_a_job_that_ends_in_its_quiet_time_sends_and_waits_for_nothing() -> None
     assert caller.heard == [{"stage": "sampling", "percent": 2.0}]
 
 
-def test_what_is_told_first_after_the_drain_is_not_sent() -> None:
+def test_what_is_reported_first_after_the_drain_is_not_sent() -> None:
     caller = Caller()
 
     async def job() -> None:
@@ -148,7 +148,7 @@ def test_a_caller_that_never_takes_it_does_not_hold_up_the_reply(
     assert (len(caller.begun), len(caller.heard)) == (1, 0)
 
 
-def test_it_is_told_from_any_thread_also_after_the_loop_is_gone() -> None:
+def test_it_is_reported_from_any_thread_also_after_the_loop_is_gone() -> None:
     caller = Caller()
     kept: list[Progress] = []
 

@@ -33,6 +33,7 @@ from tests.support.waiting import wait_until
 
 PNG = b"\x89PNG\r\n\x1a\n content"
 LIMIT = 1.0
+GRACE = 5.0  # enough to save a file on a busy machine
 # Far more than the limit, far less than a server takes that sends a byte every 0.2 s.
 SOON = 40.0
 
@@ -98,7 +99,7 @@ def work(tmp_path: Path) -> Iterator[WorkDir]:
 def test_a_bucket_that_trickles_costs_no_result_and_no_thread(
     part: str, work: WorkDir, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(delivery_module, "GRACE_SECONDS", LIMIT)
+    monkeypatch.setattr(delivery_module, "GRACE_SECONDS", GRACE)
     root = tmp_path / "volume"
     (root / "ComfyUI").mkdir(parents=True)
     with trickling(part) as server:
@@ -130,7 +131,7 @@ def test_a_bucket_that_trickles_costs_no_result_and_no_thread(
         assert time.monotonic() - began < SOON
         for answer in answers:
             assert len(answer["results"]) == 3 and len(answer["warnings"]) == 3
-            assert "took more than 1 s" in answer["warnings"][0]
+            assert "took more than 5 s" in answer["warnings"][0]
             assert all(entry["path"] and entry["image"] for entry in answer["results"])
         wait_until(lambda: calls.network.hanging == 0, 30)
     assert not any(t.name.startswith("ThreadPoolExecutor") for t in threading.enumerate())

@@ -235,6 +235,12 @@ def _use(session: Any, policy: AddressPolicy | None, connections: Connections) -
     }
 
 
+def _consume_headers(self: Any, fp: Any) -> None:
+    """After a 100 Continue. botocore's own reads on for ever where the connection ends there."""
+    while fp.readline() not in (b"\r\n", b""):
+        pass
+
+
 def _guarded(
     base: type, policy: AddressPolicy | None, connections: Connections, scheme: str
 ) -> type:
@@ -243,4 +249,8 @@ def _guarded(
         addresses = (policy or AddressPolicy(allow_private=True)).addresses(target)
         return connections.connect(addresses, self.port, self.timeout)
 
-    return type("Guarded" + base.__name__, (base,), {"_new_conn": new_connection})
+    return type(
+        "Guarded" + base.__name__,
+        (base,),
+        {"_new_conn": new_connection, "_consume_headers": _consume_headers},
+    )

@@ -21,6 +21,7 @@ from handler.common.deadline import Deadline
 from handler.common.errors import JobError
 
 _AT_ONCE = 4
+_ATTEMPTS = 2
 _SILENCE_SECONDS = 20.0
 _BLOCK = 1024 * 1024
 _FIX_URL = (
@@ -56,22 +57,15 @@ class Fetcher:
     async def _fetch_one(self, remote: RemoteFile) -> None:
         _check_text(remote.url)
         async with self._at_once:
-            try:
-                await self._attempt(remote)
-            except DownloadError as problem:
-                if self._limit.expired:
-                    raise self._too_slow(remote) from None
-                if not problem.transient:
-                    raise _as_job_error(problem, remote.url) from None
-                await self._last_attempt(remote)
-
-    async def _last_attempt(self, remote: RemoteFile) -> None:
-        try:
-            await self._attempt(remote)
-        except DownloadError as problem:
-            if self._limit.expired:
-                raise self._too_slow(remote) from None
-            raise _as_job_error(problem, remote.url) from None
+            for left in reversed(range(_ATTEMPTS)):
+                try:
+                    await self._attempt(remote)
+                    return
+                except DownloadError as problem:
+                    if self._limit.expired:
+                        raise self._too_slow(remote) from None
+                    if not (problem.transient and left):
+                        raise _as_job_error(problem, remote.url) from None
 
     async def _attempt(self, remote: RemoteFile) -> None:
         limit = self._limit.remaining

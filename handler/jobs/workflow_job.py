@@ -127,10 +127,10 @@ class WorkflowJobs:
             return answer
         except (JobError, TimeUp) as problem:
             handle.computed()
-            error = problem if isinstance(problem, JobError) else None
-            error = error or timeout_error(deadline, handle.stage)
+            if isinstance(problem, TimeUp):
+                problem = timeout_error(deadline, handle.stage)
             await self._delivery.keep_rest(job.outputs)
-            raise await self._explained(error, request) from None
+            raise await self._explained(problem, request) from None
         except asyncio.CancelledError:
             await asyncio.shield(self._delivery.keep_rest(job.outputs))
             raise

@@ -7,6 +7,7 @@ __all__ = [
     "cli",
     "context",
     "download",
+    "fetched",
     "manifest",
     "manifest_entry",
     "manifest_file",

@@ -7,7 +7,7 @@ import json
 import os
 import time
 from collections.abc import Iterator
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import pytest
@@ -17,11 +17,10 @@ from bootstrap.core.redact import Secret
 from bootstrap.models import background
 from bootstrap.models.fetched import FetchedModels, name_for
 from bootstrap.models.installed import receipt_path
-from bootstrap.models.sources.base import Sources
+from bootstrap.models.sources.base import Sources, parse_link
 from bootstrap.models.sources.civitai import Civitai
 from bootstrap.models.sources.https import Https
 from bootstrap.models.sources.huggingface import HuggingFace
-from bootstrap.models.sources.links import parse_link
 from bootstrap.volume import Layout
 from handler.common.calls import Calls
 from handler.common.deadline import Deadline
@@ -131,14 +130,14 @@ def test_an_address_at_civitai(site: Site, address: str) -> None:
     site.bring(nodes)
     name = nodes["2"]["inputs"]["lora_name"]
     assert name.startswith("fetched/my style-")
-    receipt = json.loads(receipt_path(site.models, Path("loras", name)).read_text())
+    receipt = json.loads(receipt_path(site.models, PurePosixPath("loras", name)).read_text())
     assert receipt["sha256"] == sha256(MODEL) and "sha256" in receipt["checked"]
     assert MARKER not in json.dumps(receipt)
 
 
 def test_the_category_of_the_input_decides_the_folder(site: Site) -> None:
     url = site.web.serve("/dir/model.safetensors?sig=s3cret", MODEL)
-    nodes = {
+    nodes: dict[str, Any] = {
         "1": {"class_type": "CheckpointLoaderSimple", "inputs": {"ckpt_name": url}},
         "2": {"class_type": "VAELoader", "inputs": {"vae_name": url}},
         "3": {
@@ -272,7 +271,9 @@ def test_over_the_limit_the_one_used_least_recently_goes_and_no_file_of_the_user
     own.mkdir()
     (own / "mine-0123456789abcdef.safetensors").write_bytes(MODEL)
     (site.models / "loras" / "mine.safetensors").write_bytes(MODEL)
-    urls = [site.web.serve(f"/{n}.safetensors", tensors(20_000, seed=n)) for n in "abc"]
+    urls = [
+        site.web.serve(f"/{n}.safetensors", tensors(20_000, seed)) for seed, n in enumerate("abc")
+    ]
     for url in urls[:2]:
         site.bring(lora(url), model_cache_gb=limit)
     site.age("a", 5000)
@@ -286,7 +287,9 @@ def test_over_the_limit_the_one_used_least_recently_goes_and_no_file_of_the_user
 
 
 def test_what_is_in_use_stays_and_one_too_large_is_refused(site: Site) -> None:
-    urls = [site.web.serve(f"/{n}.safetensors", tensors(20_000, seed=n)) for n in "ab"]
+    urls = [
+        site.web.serve(f"/{n}.safetensors", tensors(20_000, seed)) for seed, n in enumerate("ab")
+    ]
     for url in urls:
         site.bring(lora(url), model_cache_gb=25_000 / 1e9)
     assert len(visible(site.models)) == 2, "a job may still need the first one"

@@ -31,7 +31,7 @@ from bootstrap.core.log import say
 from bootstrap.environment import record_opened
 from bootstrap.environment.imports import check_node_imports
 from bootstrap.models.prefetch import ReadAhead
-from bootstrap.volume.other_mount import unlink_other_mounts
+from bootstrap.volume.search import unlink_other_mounts
 
 CODES = {"comfyui.ready": "ComfyUI answers"}
 _LAYOUT_FAULTS = {

@@ -49,12 +49,13 @@ from bootstrap.environment import (
 from bootstrap.environment.torch_build import read_torch_build
 from bootstrap.models.manifest import Manifest
 from bootstrap.models.manifest_file import wanted_here
-from bootstrap.models.prefetch import ReadAhead, Recent, memory_for_weights
+from bootstrap.models.prefetch import ReadAhead, memory_for_weights
+from bootstrap.models.recent import Recent
 from bootstrap.volume import Layout, locate, volume_root
 from bootstrap.volume.args_file import check_args_file, read_args_file, with_args_file
 from bootstrap.volume.layout import OWN_FOLDER
 from bootstrap.volume.links import link_models, with_view
-from bootstrap.volume.other_mount import link_other_mounts
+from bootstrap.volume.search import link_other_mounts
 
 # Decides whether this machine is fit: always waited for. Its own probes are bounded.
 MACHINE = frozenset({"machine", "environment"})

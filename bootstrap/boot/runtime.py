@@ -14,7 +14,8 @@ from bootstrap.boot.schedule import Stage
 from bootstrap.comfyui import ComfyUI, WorkDir, WriteBack
 from bootstrap.config import Settings
 from bootstrap.core.findings import Finding, errors_in
-from bootstrap.models.prefetch import ReadAhead, Recent
+from bootstrap.models.prefetch import ReadAhead
+from bootstrap.models.recent import Recent
 from bootstrap.volume import Layout
 
 

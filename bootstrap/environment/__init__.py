@@ -10,8 +10,8 @@ from bootstrap.environment.package_set import (
     kept_set,
     prepare_packages,
 )
+from bootstrap.environment.packs import Requirements
 from bootstrap.environment.python import Venv, ask_help
-from bootstrap.environment.requirements import Requirements
 from bootstrap.environment.site_packages import PackagesFacts
 from bootstrap.environment.store import Record
 
@@ -34,12 +34,11 @@ __all__ = [
     "kept_set",
     "mirror_venv",
     "packs",
-    "pip_text",
     "prepare_packages",
     "record_opened",
     "report",
     "requirement_files",
-    "requirements",
+    "site_packages",
     "torch_build",
     "venvs_of",
 ]

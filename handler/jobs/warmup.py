@@ -11,7 +11,7 @@ from pathlib import Path
 from bootstrap.boot import Serving, Stage
 from bootstrap.config import Settings
 from bootstrap.core.findings import Finding, ok, warning
-from bootstrap.models.prefetch import Recent
+from bootstrap.models.recent import Recent
 from bootstrap.volume import Layout
 from handler.common.deadline import Deadline, timeout_error
 from handler.common.errors import JobError

@@ -14,6 +14,7 @@ two the caller has some ten seconds for whatever else takes time, such as import
 
 from __future__ import annotations
 
+import logging
 import os
 import threading
 from collections.abc import Callable, Iterable, Mapping
@@ -25,9 +26,10 @@ from bootstrap.boot.schedule import Schedule, State
 from bootstrap.comfyui import ComfyUI, wait_until_ready, with_cause
 from bootstrap.config import Settings
 from bootstrap.core.findings import Finding, errors_in, ok, outcome_of
-from bootstrap.core.log import say
 from bootstrap.environment.imports import check_node_imports
 from bootstrap.volume.other_mount import unlink_other_mounts
+
+_log = logging.getLogger(__name__)
 
 CODES = {"comfyui.ready": "ComfyUI answers"}
 _LAYOUT_FAULTS = {
@@ -157,7 +159,7 @@ class Boot(Preparation):
             )
         )
         self._node_log = tuple(comfyui.log_tail(2000))
-        say(f"ComfyUI is ready after {self.timeline.elapsed:.1f} s")
+        _log.info("ComfyUI is ready after %.1f s", self.timeline.elapsed)
 
     def _prepare_jobs(self) -> None:
         """What is left to do when ComfyUI answers: models that are still coming, the warm-up."""

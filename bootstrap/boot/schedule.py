@@ -6,9 +6,9 @@ a network mount that hangs holds its thread for ever, and nobody waits for that.
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
-import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -16,7 +16,8 @@ from enum import Enum
 from typing import Any
 
 from bootstrap.core.findings import Finding, error, errors_in
-from bootstrap.core.log import say
+
+_log = logging.getLogger(__name__)
 
 CODES = {
     "boot.stage_crashed": "A stage of the boot ended with a fault of this program",
@@ -160,7 +161,7 @@ class Schedule:
             try:
                 findings = list(task.run(row) or ())
             except Exception as fault:  # noqa: BLE001  # the boot goes on and says so
-                say(traceback.format_exc())
+                _log.exception("The boot's stage “%s” failed", task.name)
                 findings = [_crashed(task, fault)]
             state = State.FAILED if errors_in(findings) else State.GOOD
             if state is State.FAILED:

@@ -4,6 +4,7 @@ limit, told as findings."""
 from __future__ import annotations
 
 import functools
+import logging
 import os
 import threading
 import time
@@ -12,7 +13,6 @@ from pathlib import Path
 
 from bootstrap.config import Settings
 from bootstrap.core.findings import Finding, error
-from bootstrap.core.log import say
 from bootstrap.core.text import named
 from bootstrap.models.cache_links import link_cached, shown_locally
 from bootstrap.models.context import Result, Workplace, summary
@@ -35,6 +35,8 @@ from bootstrap.net.errors import DownloadError
 from bootstrap.volume import MODELS, Layout, locate
 from bootstrap.volume.extra_model_paths import local_folders
 from bootstrap.volume.links import link_models
+
+_log = logging.getLogger("models")
 
 
 def models_folder(layout: Layout) -> Path:
@@ -202,7 +204,7 @@ class Provisioning:
         try:
             provision(self._specs, self._workplace, self._stop, self._note)
         except Exception as fault:  # noqa: BLE001 - a thread's fault must be told, not lost
-            say(f"provisioning stopped: {type(fault).__name__}", "models")
+            _log.error("provisioning stopped: %s", type(fault).__name__)
             for result in _all_crashed(self._specs, fault):
                 if id(result.spec) not in self._results:
                     self._note(result)

@@ -27,7 +27,7 @@ from bootstrap.comfyui import ComfyUI, wait_until_ready, with_cause
 from bootstrap.config import Settings
 from bootstrap.core.findings import Finding, errors_in, ok, outcome_of
 from bootstrap.environment.imports import check_node_imports
-from bootstrap.volume.other_mount import unlink_other_mounts
+from bootstrap.volume.search import unlink_other_mounts
 
 _log = logging.getLogger(__name__)
 

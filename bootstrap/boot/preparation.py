@@ -35,11 +35,12 @@ from bootstrap.core.redact import child_environment
 from bootstrap.doctor import Facts, Report, Scope, check_layout, examine
 from bootstrap.environment import PackageSet, Place, ask_help, choose_python, prepare_packages
 from bootstrap.environment.torch_build import read_torch_build
-from bootstrap.models.prefetch import ReadAhead, Recent
+from bootstrap.models.prefetch import ReadAhead
+from bootstrap.models.recent import Recent
 from bootstrap.volume import Layout, locate, volume_root
 from bootstrap.volume.args_file import check_args_file, read_args_file, with_args_file
 from bootstrap.volume.links import with_view
-from bootstrap.volume.other_mount import link_other_mounts
+from bootstrap.volume.search import link_other_mounts
 
 _log = logging.getLogger(__name__)
 

@@ -9,8 +9,8 @@ from bootstrap.environment.package_set import (
     kept_set,
     prepare_packages,
 )
+from bootstrap.environment.packs import Requirements
 from bootstrap.environment.python import Venv, ask_help
-from bootstrap.environment.requirements import Requirements
 from bootstrap.environment.site_packages import PackagesFacts
 from bootstrap.environment.store import Record
 
@@ -29,11 +29,10 @@ __all__ = [
     "judge",
     "kept_set",
     "packs",
-    "pip_text",
     "prepare_packages",
     "report",
     "requirement_files",
-    "requirements",
+    "site_packages",
     "torch_build",
     "venvs_of",
 ]

@@ -31,11 +31,10 @@ from bootstrap.core.lease import BEAT, STALE, Lease
 from bootstrap.core.redact import masked
 from bootstrap.environment import report
 from bootstrap.environment.build import Builder
-from bootstrap.environment.hard_imports import hard_imports
 from bootstrap.environment.judge import Judgement, RequirementState, judge
-from bootstrap.environment.loading import Loading
-from bootstrap.environment.path_hook import write_hook
-from bootstrap.environment.requirements import Requirements, read_requirements
+from bootstrap.environment.loading import Loading, write_hook
+from bootstrap.environment.modules import hard_imports
+from bootstrap.environment.packs import Requirements, read_requirements
 from bootstrap.environment.resolve import Unit, units_of
 from bootstrap.environment.store import (
     AFTER,

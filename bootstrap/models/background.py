@@ -14,22 +14,20 @@ from pathlib import Path
 from bootstrap.config import Settings
 from bootstrap.core.findings import Finding, error
 from bootstrap.core.text import named
-from bootstrap.models.cache_links import link_cached, shown_locally
 from bootstrap.models.context import Result, Workplace, summary
 from bootstrap.models.download.options import Throttle, Tools
 from bootstrap.models.download.progress import LogMeter, MakeMeter
 from bootstrap.models.download.verify import check_content
-from bootstrap.models.installed import wanted_of
+from bootstrap.models.installed import link_cached, shown_locally, wanted_of
 from bootstrap.models.manifest_entry import ModelSpec
 from bootstrap.models.provision import at_hand, provision
-from bootstrap.models.sources.base import make_sources
+from bootstrap.models.sources.base import BadLink, make_sources, parse_link
 from bootstrap.models.sources.huggingface import (
     CACHE_ON_VOLUME,
     PLATFORM_CACHE,
     HubHosts,
     HuggingFace,
 )
-from bootstrap.models.sources.links import BadLink, parse_link
 from bootstrap.net.addresses import AddressPolicy
 from bootstrap.net.errors import DownloadError
 from bootstrap.volume import MODELS, Layout, locate

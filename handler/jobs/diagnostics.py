@@ -11,7 +11,7 @@ import bootstrap
 from bootstrap.boot import Boot, BootReport, boot_json
 from bootstrap.comfyui import Exit, explain_exit, is_answering
 from bootstrap.doctor import Facts, Scope, bounded, examine, report_json
-from bootstrap.models.cache_links import cached_models
+from bootstrap.models.installed import cached_models
 from handler.common import reply
 from handler.request.parse import DiagnosticsRequest, ModelsRequest
 

@@ -12,19 +12,22 @@ from typing import Any
 
 from bootstrap.core.concurrency import SilentError, Together
 from bootstrap.core.files import list_folder
-from bootstrap.environment.packs import Git, Pack, gather_packs, look_at_git
+from bootstrap.environment.packs import (
+    PROJECT_FILE,
+    VERSION_FILE,
+    Git,
+    Pack,
+    Requirements,
+    files_of,
+    gather_packs,
+    look_at_git,
+    read_version,
+)
 from bootstrap.environment.requirement_files import (
     COMFYUI,
     RequirementFile,
     read_text,
     requirement_file,
-)
-from bootstrap.environment.requirements import (
-    PROJECT_FILE,
-    VERSION_FILE,
-    Requirements,
-    files_of,
-    read_version,
 )
 
 GATHER_SECONDS = 15.0

@@ -16,11 +16,11 @@ import pytest
 from bootstrap.core.concurrency import Together
 from bootstrap.core.findings import Finding, Outcome, Severity
 from bootstrap.environment import loading, store
-from bootstrap.environment.hard_imports import hard_imports
 from bootstrap.environment.judge import RequirementState, judge
 from bootstrap.environment.loading import load
+from bootstrap.environment.modules import hard_imports
 from bootstrap.environment.package_set import PackageSet, Place, kept_set, prepare_packages
-from bootstrap.environment.requirements import read_requirements
+from bootstrap.environment.packs import read_requirements
 from bootstrap.environment.store import KEPT_DAYS, KEPT_SETS, BadSet, Record, keep
 from tests.conftest import BootedWorker
 from tests.support.package_index import PackageIndex, make_wheel, serving

@@ -29,7 +29,7 @@ def main(argv: list[str]) -> int:
     boot = Boot(settings, problems)
     try:
         boot.begin()
-        report = boot.finish()
+        report = boot.finish().report
     finally:
         boot.stop()
     text = json.dumps(boot_json(report), indent=2) if arguments.json else boot_text(report)

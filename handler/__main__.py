@@ -30,15 +30,16 @@ def main() -> None:
         from handler.jobs.worker import Worker
         from handler.sdk.job_loop import Hooks, with_slots
         from handler.sdk.shutdown import FORCE_SECONDS, force_end_after_sigterm
-    report = boot.finish()
+    runtime = boot.finish()
+    report = runtime.report
     _log.info("boot report:\n%s", boot_text(report))
     if report.outcome is Outcome.UNFIT:
         _register_fitness_check(runpod, report)
     # A worker that is stopped after a job must not hold another one.
-    worker = Worker(boot, report, 0 if settings.refresh_worker else settings.job_prefetch)
+    worker = Worker(runtime, 0 if settings.refresh_worker else settings.job_prefetch)
     hooks = Hooks(
         worker.slots,
-        at_start=boot.loop_pulse.begin,
+        at_start=runtime.health.loop_pulse.begin,
         at_end=worker.shutdown.begin,
         finish=worker.finish,
         grace=settings.shutdown_grace,

@@ -139,6 +139,34 @@ def _serving(comfyui: ComfyUI) -> Health:
     return Health(False, "ComfyUI lives, but neither answers nor computes")
 
 
+class HealthMonitor:
+    """How this worker is, at any moment: what `report` and `comfyui` it has is set as they come."""
+
+    def __init__(self) -> None:
+        self.loop_pulse = LoopPulse()
+        self.report: BootReport | None = None
+        self.comfyui: ComfyUI | None = None
+        self._watches: list[Callable[[], Finding | None]] = [self.loop_pulse.fault]
+        self._socket = HealthSocket(self.now)
+
+    def open(self) -> None:
+        """Answer those who ask on this machine."""
+        self._socket.open()
+
+    def close(self) -> None:
+        """Stop answering."""
+        self._socket.close()
+
+    def watch(self, fault: Callable[[], Finding | None]) -> None:
+        """Ask for the fault of what serves the jobs as well, in any thread."""
+        self._watches.append(fault)
+
+    def now(self) -> Health:
+        """Blocks for two seconds at most."""
+        stuck = next((found for look in self._watches if (found := look()) is not None), None)
+        return health_of(self.report, self.comfyui, stuck)
+
+
 class HealthSocket:
     """Answers each connection with what `look` says at that moment, from `open` to `close`."""
 

@@ -59,7 +59,7 @@ _MOST_LACKING = 20
 
 
 @dataclass(frozen=True)
-class Request:
+class MirrorRequest:
     """Which venv, a new folder `place` on local disk, a folder `store` on the volume for archives.
 
     `timeout` in seconds is for all of it, `room` the bytes of memory that large libraries may
@@ -102,7 +102,7 @@ class _CannotMirror(Exception):
     """The message completes "… was not copied: …"."""
 
 
-def mirror_venv(request: Request) -> Mirror | Finding:
+def mirror_venv(request: MirrorRequest) -> Mirror | Finding:
     """Make the mirror, or a finding that says why there is none. Never raises: ComfyUI runs from
     the volume as well."""
     making = _Making(request)
@@ -141,7 +141,7 @@ def record_opened(mirror: Mirror, timeout: float = 120) -> str:
 class _Making:
     """One way from a venv on the volume to a mirror."""
 
-    def __init__(self, request: Request) -> None:
+    def __init__(self, request: MirrorRequest) -> None:
         self._request = request
         self._began = time.monotonic()
         self._together = Together(request.timeout)
@@ -278,7 +278,7 @@ def _by_size(mirror: Mirror, paths: Iterable[str]) -> tuple[dict[str, int], dict
     return small, large
 
 
-def _not_copied(request: Request, problem: Exception) -> Finding:
+def _not_copied(request: MirrorRequest, problem: Exception) -> Finding:
     reason = problem.strerror if isinstance(problem, OSError) and problem.strerror else problem
     return warning(
         "python.not_copied",

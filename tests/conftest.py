@@ -16,11 +16,13 @@ import pytest
 
 from bootstrap.boot import Boot, Serving
 from bootstrap.config import Settings
+from bootstrap.core import log
 from bootstrap.core.findings import Outcome
 from demo.volume import DemoVolume, ensure
 from handler.jobs.worker import Worker
 
 FAULTY_NODES = Path(__file__).parent / "support" / "faulty_nodes"
+log.set_up()  # as a program does
 WORKFLOWS = Path(__file__).parent.parent / "demo" / "workflows"
 
 

@@ -15,6 +15,7 @@ such as importing the SDK.
 
 from __future__ import annotations
 
+import logging
 import os
 import threading
 from collections.abc import Iterable, Mapping
@@ -27,11 +28,12 @@ from bootstrap.boot.schedule import Schedule, State, Timeline
 from bootstrap.comfyui import ComfyUI, wait_until_ready, with_cause
 from bootstrap.config import Settings
 from bootstrap.core.findings import Finding, errors_in, ok, outcome_of
-from bootstrap.core.log import say
 from bootstrap.environment import record_opened
 from bootstrap.environment.imports import check_node_imports
 from bootstrap.models.prefetch import ReadAhead
 from bootstrap.volume.search import unlink_other_mounts
+
+_log = logging.getLogger(__name__)
 
 CODES = {"comfyui.ready": "ComfyUI answers"}
 _LAYOUT_FAULTS = {
@@ -148,7 +150,7 @@ class Boot:
         if waited.finding is not None:
             comfyui.stop()
             return [waited.finding]
-        say(f"ComfyUI is ready after {self.timeline.elapsed:.1f} s")
+        _log.info("ComfyUI is ready after %.1f s", self.timeline.elapsed)
         return [
             ok(
                 "comfyui.ready",
@@ -174,10 +176,11 @@ class Boot:
         """Which of a venv's files ComfyUI has opened, for the next worker's start."""
         mirror = self._plan.python.value.mirror
         if mirror is not None:
-            record = threading.Thread(
-                target=lambda: say(f"venv: {record_opened(mirror)}"), name="venv", daemon=True
-            )
-            record.start()
+
+            def record() -> None:
+                _log.info("venv: %s", record_opened(mirror))
+
+            threading.Thread(target=record, name="venv", daemon=True).start()
 
     def _report(
         self, own: list[Finding], node_log: tuple[str, ...], serving: Serving | None

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 import socket
 import sys
 import threading
@@ -24,8 +25,9 @@ from pathlib import Path
 from bootstrap.boot.report import BootReport
 from bootstrap.comfyui import ComfyUI, explain_exit, is_answering
 from bootstrap.core.findings import Finding, Outcome, error, errors_in
-from bootstrap.core.log import say
 from bootstrap.healthcheck import connected, socket_path, socket_paths
+
+_log = logging.getLogger(__name__)
 
 CODES = {"worker.loop_stuck": "The worker's loop does not move: no job is taken or answered"}
 _EVERY = 1.0
@@ -179,7 +181,8 @@ class HealthSocket:
             _sweep()
             self._server = _listening(self._path)
         except OSError as problem:
-            say(f"health checks will find no worker: {self._path}: {problem.strerror or problem}")
+            why = problem.strerror or problem
+            _log.warning("health checks will find no worker: %s: %s", self._path, why)
             return
         serve = threading.Thread(target=self._serve, args=(self._server,), name="health")
         serve.daemon = True

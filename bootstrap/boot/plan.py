@@ -5,6 +5,7 @@ The doctor looks beside it: an `Examination` is waited for only as long as it ma
 
 from __future__ import annotations
 
+import logging
 import os
 import threading
 from collections.abc import Mapping, Sequence
@@ -32,7 +33,6 @@ from bootstrap.comfyui import (
 )
 from bootstrap.config import Settings
 from bootstrap.core.findings import Finding, findings_text
-from bootstrap.core.log import say
 from bootstrap.core.redact import child_environment
 from bootstrap.doctor import Facts, Report, Scope, check_layout, examine
 from bootstrap.environment import (
@@ -56,6 +56,8 @@ from bootstrap.volume.args_file import check_args_file, read_args_file, with_arg
 from bootstrap.volume.layout import OWN_FOLDER
 from bootstrap.volume.links import link_models, with_view
 from bootstrap.volume.search import link_other_mounts
+
+_log = logging.getLogger(__name__)
 
 # Decides whether this machine is fit: always waited for. Its own probes are bounded.
 MACHINE = frozenset({"machine", "environment"})
@@ -140,7 +142,8 @@ class Examination:
         self._done.set()
         if late:
             found = [f for f in report.findings if f.fix and f.severity.rank > 1]
-            say(f"{row.name}, done after the boot:\n{findings_text(found) or 'all is well'}")
+            said = findings_text(found) or "all is well"
+            _log.info("%s, done after the boot:\n%s", row.name, said)
 
 
 class Plan:

@@ -6,9 +6,9 @@ a network mount that hangs holds its thread for ever, and nobody waits for that.
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
-import traceback
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -16,7 +16,8 @@ from enum import Enum
 from typing import Any, Generic, TypeVar
 
 from bootstrap.core.findings import Finding, error, errors_in
-from bootstrap.core.log import say
+
+_log = logging.getLogger(__name__)
 
 CODES = {
     "boot.stage_crashed": "A stage of the boot ended with a fault of this program",
@@ -215,7 +216,7 @@ class Schedule:
             except StageFailed as failure:
                 row.add(failure.findings)
             except Exception as fault:  # noqa: BLE001  # the boot goes on and says so
-                say(traceback.format_exc())
+                _log.exception("the stage “%s” failed", task.name)
                 row.add([_crashed(task, fault)])
             state = State.FAILED if errors_in(row.findings) else State.GOOD
             if state is State.FAILED:

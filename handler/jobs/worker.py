@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
-import traceback
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from bootstrap.boot import Runtime
 from bootstrap.config.bucket import S3_CONFIG
+from bootstrap.core import log
 from bootstrap.core.findings import Finding, errors_in
-from bootstrap.core.log import say
 from bootstrap.core.text import counted
 from bootstrap.volume import MODELS
 from handler.common import reply
@@ -34,6 +34,8 @@ from handler.request.workflow import NamedWorkflows
 from handler.sdk.job_slots import JobSlots
 from handler.sdk.progress import Progress, has_control_plane
 from handler.sdk.shutdown import JobHandle, Shutdown
+
+_log = logging.getLogger(__name__)
 
 _QUIET_SECONDS = 0.5
 _NAMED_SECONDS = 30.0
@@ -65,6 +67,10 @@ class Worker:
 
     async def handle(self, job: Mapping[str, Any]) -> dict[str, Any]:
         """The SDK's handler: always a reply; the only exception is a cancellation."""
+        with log.of_job(str(job.get("id") or "")):
+            return await self._handle(job)
+
+    async def _handle(self, job: Mapping[str, Any]) -> dict[str, Any]:
         if self.slots.is_cancelled(str(job.get("id"))):
             raise asyncio.CancelledError
         progress = Progress(job, quiet=_QUIET_SECONDS)
@@ -74,17 +80,17 @@ class Worker:
                 computed=lambda: self.slots.computed(str(job.get("id"))),
             )
         except JobError as error:
-            say(f"job {job.get('id')}: {error.code}: {error}")
+            _log.error("%s: %s", error.code, error)
             answer = reply.failed(error)
         except Exception as problem:  # noqa: BLE001  # the boundary: the worker goes on
-            say(traceback.format_exc())
+            _log.exception("The worker failed")
             answer = reply.failed(_internal(problem))
         finally:
             await progress.drain()
             if not has_control_plane():  # nothing else waits for it
                 await self.finish()
         if answer.get("status") == "completed":
-            say(f"job {job.get('id')}: {_summary(answer)}")
+            _log.info("%s", _summary(answer))
         shaped = as_asked(answer, self._settings)
         posted: dict[str, Any] = reply.postable(shaped)
         return posted

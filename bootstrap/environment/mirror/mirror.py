@@ -18,6 +18,7 @@ folder's time. It is not seen that a file was changed with neither, or while a w
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import shutil
 import threading
@@ -29,7 +30,6 @@ from pathlib import Path
 
 from bootstrap.core.concurrency import Crew, SilentError, Together
 from bootstrap.core.findings import Finding, warning
-from bootstrap.core.log import say
 from bootstrap.core.text import counted, size_text
 from bootstrap.environment.mirror.archive import Archive, BadArchive, read_archive
 from bootstrap.environment.mirror.large import LargeFiles
@@ -46,6 +46,8 @@ from bootstrap.environment.mirror.skeleton import (
 from bootstrap.environment.mirror.tree import LARGE, Tree, join, source_of
 from bootstrap.environment.mirror.unpack import Unpacking
 from bootstrap.environment.mirror.walk import Walk
+
+_log = logging.getLogger(__name__)
 
 CODES = {"python.not_copied": "A venv on the volume was not copied to local disk, and runs from it"}
 _THREADS = 64
@@ -155,7 +157,7 @@ class _Making:
             if archive is not None:
                 return self._unpack(venv, path, archive)
         except BadArchive as problem:
-            say(f"{path} cannot be used: {problem}")
+            _log.warning("%s cannot be used: %s", path, problem)
         return self._walk(venv, path)
 
     def clean_up(self) -> None:

@@ -323,11 +323,18 @@ class Settings:
         False,
         "Let Runpod stop the worker after each job; the next one starts cold",
     )
+    log_level: str = var(
+        "LOG_LEVEL",
+        kinds.one_of("debug", "info", "warning", "error"),
+        "info",
+        "How much the worker logs",
+    )
     comfy_log_level: str | None = var(
         "COMFY_LOG_LEVEL",
         kinds.one_of("debug", "info", "warning", "error", "critical"),
         None,
-        "How much ComfyUI logs: its `--verbose`, unless COMFYUI_ARGS has that",
+        "How much ComfyUI logs: its `--verbose`, unless COMFYUI_ARGS has that; `debug` also shows "
+        "lines of its start that say nothing",
     )
     comfy_org_api_key: Secret | None = var(
         "COMFY_ORG_API_KEY",

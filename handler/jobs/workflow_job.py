@@ -9,7 +9,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from typing import Any
 
-from bootstrap.boot import Preparation
+from bootstrap.boot import Serving
 from bootstrap.core.findings import Finding
 from handler.common.blocking import TimeUp
 from handler.common.calls import Calls, volume_fault
@@ -60,33 +60,29 @@ class WorkflowJobs:
 
     def __init__(
         self,
-        boot: Preparation,
+        serving: Serving,
         supply: ModelSupply | None,
         calls: Calls,
         faults: Sequence[Finding] = (),
     ) -> None:
-        """`boot` has started ComfyUI, and found `faults`."""
-        assert boot.layout is not None and boot.layout.comfyui is not None
-        assert boot.work is not None and boot.comfyui is not None and boot.recent is not None
+        """`faults` are what the boot found."""
+        settings, layout, comfyui = serving.settings, serving.layout, serving.comfyui
         self._supply = supply
-        self._settings = boot.settings
-        self._layout = boot.layout
-        self._work = boot.work
-        self._comfyui = boot.comfyui
-        self._write_back = boot.write_back
+        self._settings = settings
+        self._layout = layout
+        self._work = serving.work
+        self._comfyui = comfyui
+        self._write_back = serving.write_back
         self._calls = calls
-        self._shared_inputs = VolumeInputs(boot.layout, boot.work.input, calls.volume)
-        self._delivery = Delivery(boot.settings, boot.work, boot.layout, calls)
-        self._models = boot.layout.models
+        self._shared_inputs = VolumeInputs(layout, serving.work.input, calls.volume)
+        self._delivery = Delivery(settings, serving.work, layout, calls)
+        self._models = layout.models
         self._known = KnownClasses()
-        relief = MemoryRelief(boot.settings)
-        self._recovery = ComfyRecovery(boot.comfyui, relief, calls.control, faults)
-        self._executor = PromptExecutor(
-            boot.comfyui, self._recovery, self._models, self._known, calls
-        )
-        keep_workflow = (boot.settings.warmup_workflow or "").lower() == LAST
+        self._recovery = ComfyRecovery(comfyui, MemoryRelief(settings), calls.control, faults)
+        self._executor = PromptExecutor(comfyui, self._recovery, self._models, self._known, calls)
+        keep_workflow = (settings.warmup_workflow or "").lower() == LAST
         self._prefetcher = ModelPrefetcher(
-            boot.read_ahead, boot.recent, self._models, keep_workflow
+            serving.read_ahead, serving.recent, self._models, keep_workflow
         )
 
     def can_retry(self, faults: Sequence[Finding]) -> bool:

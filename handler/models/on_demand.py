@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import time
 from collections.abc import Callable, Iterable, Sequence
@@ -10,7 +11,6 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from bootstrap.config import Settings
-from bootstrap.core.log import say
 from bootstrap.core.text import megabytes, typed
 from bootstrap.doctor import look_at_link
 from bootstrap.models.background import Provisioning, show_to_comfyui, workplace_for
@@ -32,6 +32,8 @@ from handler.request.parse import DownloadRequest
 from handler.request.references import NamedModel, named_models, replace_texts, used_nodes
 from handler.request.workflow import Workflow
 from handler.sdk.progress import Progress
+
+_log = logging.getLogger("models")
 
 T = TypeVar("T")
 _LISTED = 5
@@ -196,7 +198,7 @@ class ModelSupply:
         local = self._model_dirs[-1] if self._model_dirs else None
         self._layout, findings = show_to_comfyui(self._settings, results, local)
         for finding in findings:
-            say(finding.message, "models")
+            _log.info("%s", finding.message)
 
     def _workplace(self, progress: Progress) -> Workplace:
         def meter(what: str, tell: Callable[[int, int], None] | None) -> FileMeter:

@@ -59,12 +59,14 @@ LIGHT_HEADERS = 4000
 @dataclass(frozen=True)
 class Scope:
     """What to look at. `deep` also reads from the volume to measure it. `comfyui_running`: our own
-    ComfyUI uses the GPU, which is then asked but not touched."""
+    ComfyUI uses the GPU, which is then asked but not touched. `python` is ComfyUI's, where it has
+    been chosen."""
 
     sections: frozenset[str] = frozenset()
     deep: bool = False
     comfyui_running: bool = False
     progress: Progress | None = None
+    python: Path | None = None
 
     def wants(self, section: str) -> bool:
         """Is this section asked for? All are when none is named."""
@@ -188,6 +190,9 @@ class _Gatherer:
     def _python(self, layout: Layout) -> None:
         if not self._scope.wants("comfyui") or layout.comfyui is None:
             return
+        if self._scope.python is not None:
+            self._facts.python = self._scope.python
+            return
         choice = choose_python(self._settings, layout)
         if isinstance(choice, Finding):
             self._facts.findings.append(choice)
@@ -219,7 +224,7 @@ class _Gatherer:
         """Which torch ComfyUI's interpreter has is known only when that has been found."""
         if self._facts.machine is None:
             return
-        python = self._facts.python
+        python = self._facts.python or self._scope.python
         if python is None and self._facts.layout is not None:
             chosen = choose_python(self._settings, self._facts.layout)
             python = None if isinstance(chosen, Finding) else chosen.python

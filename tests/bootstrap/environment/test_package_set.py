@@ -829,4 +829,4 @@ def test_a_boot_without_what_comfyui_cannot_start_without(
     (error,) = [f for f in worker.report.findings if f.severity is Severity.ERROR]
     assert error.code == "comfyui.requirement_missing"
     assert "comfy-aimdo==0.4.13" in error.message
-    assert worker.boot.comfyui is None
+    assert worker.runtime.serving is None

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import PurePosixPath
 from typing import TypeVar
 
 from bootstrap.config import Settings
-from bootstrap.core.log import say
 from bootstrap.core.text import megabytes
 from bootstrap.models.context import Workplace
 from bootstrap.models.fetched import FOLDER, FetchedModels, has_model_name, name_for
@@ -26,6 +26,7 @@ from handler.request.references import NamedModel, model_addresses, replace_in_n
 from handler.request.workflow import Workflow
 
 T = TypeVar("T")
+_log = logging.getLogger("models")
 CODES = {
     "model.larger_than_cache": "A model by address is larger than MODEL_CACHE_GB",
 }
@@ -128,7 +129,7 @@ class ModelAddresses:
 
         removed = await self._ask(on_volume, limit)
         if removed:
-            say(f"removed to make room: {', '.join(map(str, removed))}", "models")
+            _log.info("removed to make room: %s", ", ".join(map(str, removed)))
 
     async def _find(
         self, wanted: Sequence[_Wanted], place: Workplace, deadline: Deadline

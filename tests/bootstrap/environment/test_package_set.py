@@ -142,6 +142,30 @@ def test_the_second_worker_needs_no_network(rig: Rig, index: PackageIndex) -> No
     assert "load" in made.seconds and "build" in first.seconds
 
 
+@pytest.mark.parametrize(
+    ("arguments", "lines"),
+    [
+        ([], ["torch", "one", "two"]),
+        (["--disable-all-custom-nodes"], ["torch"]),
+        (
+            ["--disable-all-custom-nodes", "--whitelist-custom-nodes", "b", "--cpu"],
+            ["torch", "two"],
+        ),
+        (["--enable-manager", "--disable-all-custom-nodes"], ["torch", "comfyui_manager==4.2.2"]),
+        (["--whitelist-custom-nodes", "b"], ["torch", "one", "two"]),
+    ],
+)
+def test_what_is_asked_for_follows_the_command_line(
+    rig: Rig, arguments: list[str], lines: list[str]
+) -> None:
+    rig.core("torch")
+    (rig.comfyui / "manager_requirements.txt").write_text("comfyui_manager==4.2.2\n")
+    rig.node("a", "one")
+    rig.node("b", "two")
+    asked = read_requirements(str(rig.comfyui), Together(10), arguments=arguments)
+    assert [line for file in asked.files for line in file.lines] == lines
+
+
 def test_nothing_missing_asks_nobody_and_writes_nothing(rig: Rig, index: PackageIndex) -> None:
     rig.core("torch>=2", "packaging")
     made = rig.prepare(index.env())

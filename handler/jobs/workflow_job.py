@@ -97,7 +97,7 @@ class WorkflowJobs:
         job_tag = uuid.uuid4().hex[:12]
         options = DeliveryOptions(job_tag, deadline, request.output, request.bucket)
         job = _Job(self._delivery.begin(options), progress, handle)
-        fetcher = Fetcher(self._settings, deadline, self._calls.network)
+        fetcher = Fetcher(self._settings, deadline, self._calls.network, request.bucket)
         inputs = JobInputs(
             self._work.input, job_tag, fetcher, self._shared_inputs, self._calls.local
         )

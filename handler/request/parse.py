@@ -157,9 +157,9 @@ def _read_workflow_request(
     if given.get("params") is not None and given.get("workflow_name") is None:
         warnings.append("params are ignored: they belong to a workflow_name")
     workflow, seeds = draw_seeds(workflow)
-    output, more = read_options(given.get("output"))
+    output, more = read_options(given.get("output"), context.settings)
     bucket = read_bucket(given.get(S3_CONFIG, context.s3_config), context.settings)
-    if output.delivery == "s3" and bucket is None:
+    if output.delivery == "s3" and bucket is None and not output.upload_urls:
         raise JobError(
             "output.no_bucket",
             "Results should go to a bucket, but none is configured for this endpoint.",

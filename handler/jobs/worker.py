@@ -113,7 +113,8 @@ class Worker:
         given = job.get("input")
 
         def read() -> Request:
-            return parse_request(given, self._settings, job.get(S3_CONFIG), self._named)
+            job_id = str(job.get("id"))
+            return parse_request(given, self._settings, job.get(S3_CONFIG), self._named, job_id)
 
         try:
             if isinstance(given, Mapping) and "workflow_name" not in given:

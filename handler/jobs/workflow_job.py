@@ -11,6 +11,7 @@ from typing import Any
 
 from bootstrap.boot import Preparation
 from bootstrap.core.findings import Finding
+from bootstrap.core.redact import withheld
 from handler.common.blocking import TimeUp
 from handler.common.calls import Calls, volume_fault
 from handler.common.deadline import Deadline, timeout_error
@@ -24,6 +25,7 @@ from handler.execution import (
     PromptExecutor,
     PromptResult,
     of_node,
+    with_withheld,
 )
 from handler.inputs import Fetcher, JobInputs, VolumeInputs, missing_inputs
 from handler.jobs.warmup import LAST
@@ -31,7 +33,6 @@ from handler.models.on_demand import ModelSupply
 from handler.models.prefetch import JobPrefetch, ModelPrefetcher
 from handler.outputs import GRACE_SECONDS, Delivery, DeliveryOptions, JobOutputs, Produced, produced
 from handler.request.parse import WorkflowRequest
-from handler.request.workflow import bust_cache
 from handler.sdk.progress import Progress, has_control_plane
 from handler.sdk.shutdown import JobHandle
 
@@ -70,6 +71,7 @@ class WorkflowJobs:
         assert boot.work is not None and boot.comfyui is not None and boot.recent is not None
         self._supply = supply
         self._settings = boot.settings
+        self._withheld = withheld(boot.env, boot.settings.comfyui_env_pass)
         self._layout = boot.layout
         self._work = boot.work
         self._comfyui = boot.comfyui
@@ -152,6 +154,7 @@ class WorkflowJobs:
 
     async def _explained(self, problem: JobError, request: WorkflowRequest) -> JobError:
         """The error to report: a volume that is gone causes many others."""
+        problem = with_withheld(problem, self._withheld, self._settings.comfyui_env_pass)
         fault = await self._calls.control.run(
             lambda: volume_fault(self._layout, problem), GRACE_SECONDS
         )
@@ -181,7 +184,9 @@ class WorkflowJobs:
 
         def at_end(result: PromptResult | None, cutoff: float) -> None:
             items = produced(result.history.outputs, with_temp)[0] if result is not None else []
-            stale[:] = files.stale_nodes(items, result.started_at) if result is not None else []
+            nodes = files.stale_nodes(items, result.started_at) if result is not None else []
+            # One that another expanded into has an id such as `5.0.1`.
+            stale[:] = [n for n in nodes if {n, n.partition(".")[0]} & set(request.workflow)]
             files.claim(job.outputs.claim, cutoff, files.found(items))
 
         def on_progress(update: ProgressUpdate) -> None:
@@ -191,9 +196,9 @@ class WorkflowJobs:
             request.workflow,
             request.extra_data,
             request.targets,
-            hints,
-            on_progress,
-            job.outputs.eager.on_output,
+            hints=hints,
+            on_progress=on_progress,
+            on_output=job.outputs.eager.on_output,
         )
         for again in (False, True):
             try:
@@ -202,10 +207,9 @@ class WorkflowJobs:
                 )
             except JobError as error:
                 raise of_node(hints, error) from None
-            if again or not stale or not set(stale) <= set(prompt.workflow):
+            if again or not stale:
                 return result, *produced(result.history.outputs, with_temp)
-            workflow = bust_cache(prompt.workflow, stale, job.options.job_tag)
-            prompt = replace(prompt, workflow=workflow)
+            prompt = replace(prompt, rerun=tuple(stale))
         raise AssertionError("the second round always returns")
 
     async def _reply(

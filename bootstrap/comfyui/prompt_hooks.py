@@ -3,8 +3,8 @@
 - A saver whose result is cached reports the file that it wrote back then, which may be gone. Nodes
   that `rerun` names run although they are cached; their inputs, and all other nodes, stay as they
   are, so that loaders and samplers keep their results.
-- A node that has expanded into nodes that save is forgotten, or ComfyUI answers from the cache
-  without a word of them. What it expanded into stays cached.
+- A node that has expanded into nodes that save is answered from the cache without a word of them;
+  the history then reports what they reported.
 - ComfyUI tells only the socket, once, why a node was blocked; the history says it as well.
 - A prompt that a node queues runs right after the one that queued it, whose history names it.
 
@@ -57,16 +57,18 @@ class _WhenImported(importlib.abc.MetaPathFinder):
 
 def attach(execution: Any) -> None:
     """Wrap what ComfyUI's module `execution` runs and queues prompts with."""
-    queued: dict[str, list[str]] = {}
+    queued: dict[str, list[str]] = {}  # by the prompt that ran then
     executor, queue = execution.PromptExecutor, execution.PromptQueue
     executor.execute = _observed(executor.execute, queued)
     queue.put = _followed(queue.put, queued)
 
 
 def _observed(execute: Callable[..., Any], queued: dict[str, list[str]]) -> Callable[..., Any]:
+    expanded: dict[Any, dict[str, Any]] = {}  # by the key that a node is cached under
+
     @functools.wraps(execute)
     def observed(
-        self: Any, prompt: Any, prompt_id: str, extra_data: Any = None, *rest: Any, **named: Any
+        self: Any, prompt: Any, prompt_id: str, extra_data: Any = None, targets: Any = ()
     ) -> Any:
         extra_data = dict(extra_data or {})
         mark = extra_data.pop(MARK, {})
@@ -74,12 +76,12 @@ def _observed(execute: Callable[..., Any], queued: dict[str, list[str]]) -> Call
         with ExitStack() as stack:
             _quietly(_hide, stack, self, mark.get("rerun", ()))
             _quietly(_listen, stack, self.server, blocked)
-            result = execute(self, prompt, prompt_id, extra_data, *rest, **named)
+            result = execute(self, prompt, prompt_id, extra_data, targets)
         self.status_messages = getattr(self, "status_messages", [])
         self.status_messages += [(BLOCKED, each) for each in blocked]
         if prompt_id in queued:
             self.status_messages.append((QUEUED, {"prompt_ids": queued.pop(prompt_id)}))
-        _quietly(_forget_expanded, self)
+        _quietly(_recall, self, prompt, targets, expanded)
         return result
 
     return observed
@@ -99,7 +101,9 @@ def _hide(stack: ExitStack, executor: Any, node_ids: Any) -> None:
         for node_id in node_ids:
             getattr(executor, name, {}).pop(node_id, None)
     outputs = getattr(getattr(executor, "caches", None), "outputs", None)
-    hidden = set(node_ids)
+    # One that a node expanded into has that one's id, and more behind a dot.
+    parts = [node_id.split(".") for node_id in node_ids]
+    hidden = {".".join(part[: n + 1]) for part in parts for n in range(len(part))}
     if outputs is None or not hidden:
         return
     for name in _READS + _WRITES:
@@ -139,20 +143,35 @@ def _listen(stack: ExitStack, server: Any, blocked: list[dict[str, Any]]) -> Non
     stack.enter_context(_replaced(server, "send_sync", send_sync))
 
 
-def _forget_expanded(executor: Any) -> None:
-    meta = getattr(executor, "history_result", {}).get("meta", {})
+def _recall(executor: Any, prompt: Any, targets: Any, expanded: dict[Any, dict[str, Any]]) -> None:
+    """Report what the cached nodes among those needed for `targets` once expanded into."""
     outputs: Any = getattr(getattr(executor, "caches", None), "outputs", None)
-    for each in meta.values():
-        parent = each.get("parent_node")
-        while parent is not None:
-            _forget(outputs, parent)
-            parent = outputs.dynprompt.get_parent_node_id(parent)
+    if not hasattr(outputs, "cache_key_set"):  # with --cache-none, and before August 2024
+        return
+    told, about = executor.history_result["outputs"], executor.history_result["meta"]
+    keys = {node_id: outputs.cache_key_set.get_data_key(node_id) for node_id in prompt}
+    now = {each["real_node_id"] for each in about.values() if each["parent_node"] is not None}
+    for node_id in now:
+        inner = {n: (told[n], about[n]) for n in told if about[n]["real_node_id"] == node_id}
+        expanded[keys[node_id]] = {n[len(node_id) :]: both for n, both in inner.items()}
+    for key in [key for key in expanded if key not in outputs.cache]:
+        del expanded[key]
+    for node_id in _needed(prompt, targets) - now:
+        for rest, (ui, meta) in expanded.get(keys[node_id], {}).items():
+            told.setdefault(node_id + rest, ui)
+            about.setdefault(node_id + rest, {**meta, "real_node_id": node_id})
 
 
-def _forget(outputs: Any, node_id: str) -> None:
-    cache = outputs._get_cache_for(node_id) if hasattr(outputs, "_get_cache_for") else outputs
-    if cache is not None and hasattr(cache, "cache_key_set"):  # it is not with --cache-none
-        cache.cache.pop(cache.cache_key_set.get_data_key(node_id), None)
+def _needed(prompt: Any, targets: Any) -> set[str]:
+    needed: set[str] = set()
+    pending = list(targets)
+    while pending:
+        node_id = pending.pop()
+        if node_id in prompt and node_id not in needed:
+            needed.add(node_id)
+            inputs = prompt[node_id]["inputs"].values()
+            pending += [str(v[0]) for v in inputs if isinstance(v, list) and len(v) == 2]
+    return needed
 
 
 @contextmanager

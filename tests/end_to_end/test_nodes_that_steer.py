@@ -65,7 +65,8 @@ def test_what_a_node_queues_runs_before_the_next_job(worker: BootedWorker) -> No
     slow["2"]["inputs"]["images"] = ["5", 0]
     first = queueing(slow)
     first["6"] = node("TestSleep", image=["1", 0], seconds=1.0)
-    first["7"] = node("TestQueuePrompt", image=["6", 0], workflow=json.dumps(slow), fails=False)
+    quick = json.dumps(plain(color=next(COLOURS)))
+    first["7"] = node("TestQueuePrompt", image=["6", 0], workflow=quick, fails=False)
     replies: dict[str, Any] = {}
 
     async def both() -> None:

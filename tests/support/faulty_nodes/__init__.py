@@ -478,7 +478,7 @@ class Expand:
     @classmethod
     def INPUT_TYPES(cls):
         more = {"word": ("STRING", {"default": ""}), "deep": ("INT", {"default": 0})}
-        return {"required": {"image": ("IMAGE",)}, "optional": more}
+        return {"required": {"image": ("IMAGE", {"rawLink": True})}, "optional": more}
 
     def run(self, image, word="", deep=0):
         from comfy_execution.graph_utils import GraphBuilder

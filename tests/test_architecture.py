@@ -29,17 +29,13 @@ TOP = {
 }
 
 PURE = (
-    "bootstrap.comfyui.allocator",
     "bootstrap.comfyui.command",
     "bootstrap.comfyui.exits",
-    "bootstrap.comfyui.stacks",
     "bootstrap.config.bucket",
     "bootstrap.config.fields",
     "bootstrap.core.findings",
     "bootstrap.core.redact",
-    "bootstrap.environment.hard_imports",
     "bootstrap.environment.modules",
-    "bootstrap.environment.pip_text",
     "bootstrap.models.manifest_entry",
     "bootstrap.volume.categories",
     "bootstrap.volume.link_plan",

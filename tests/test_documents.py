@@ -93,8 +93,8 @@ def test_json_about_models_is_what_the_worker_takes_and_gives() -> None:
         example: dict[str, Any] = json.loads(block)
         if "input" in example:
             request = parse_request(example["input"], ALLOWING)
-            assert isinstance(request, DownloadRequest) and not request.warnings
-            seen.add("request")
+            assert isinstance(request, DownloadRequest | WorkflowRequest) and not request.warnings
+            seen.add("by address" if isinstance(request, WorkflowRequest) else "request")
         elif "version" in example:
             manifest = parse_manifest(example)
             assert manifest.models and manifest.findings == ()
@@ -111,7 +111,7 @@ def test_json_about_models_is_what_the_worker_takes_and_gives() -> None:
                 given["receipt"]
             )
             seen.add("reply")
-    assert seen == {"request", "manifest", "progress", "reply"}
+    assert seen == {"request", "by address", "manifest", "progress", "reply"}
 
 
 def test_json_in_the_api_page_fits_the_schemas_and_the_worker() -> None:

@@ -1,6 +1,6 @@
 """ComfyUI's process: its code and folders on local disk, its start, whether it answers, its end."""
 
-from bootstrap.comfyui.allocator import Allocator, choose_allocator
+from bootstrap.comfyui.command import Allocator, choose_allocator
 from bootstrap.comfyui.exits import Exit, explain_exit, with_cause
 from bootstrap.comfyui.launch import check_queued, copy_user, folders_of, stage_code
 from bootstrap.comfyui.process import ComfyUI, Launch, not_startable

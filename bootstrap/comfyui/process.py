@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 import socket
@@ -19,8 +20,9 @@ from bootstrap.comfyui import command, run_main
 from bootstrap.comfyui.exits import PORT_TAKEN, Exit, explain_exit
 from bootstrap.core import guard
 from bootstrap.core.findings import Finding, host_error
-from bootstrap.core.log import say
 from bootstrap.core.redact import masked
+
+_log = logging.getLogger("comfyui")
 
 _KEPT_LINES = 2000  # custom nodes talk while they are imported
 _LINE_END = re.compile(rb"[\r\n]+")
@@ -214,7 +216,7 @@ class ComfyUI:
             self._lines += 1
             own_log.append(text)
             self._log.append(text)
-            say(text, "comfyui")
+            _log.info(text)
 
 
 def _catches(pid: int, number: int) -> bool:

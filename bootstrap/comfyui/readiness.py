@@ -1,21 +1,25 @@
 """Is ComfyUI ready? A pure verdict, and a thin loop that asks.
 
-Ready means: the process lives *and* `GET /system_stats` answers 200.
+Ready means: the process lives *and* `GET /system_stats` answers 200. Where it hangs is read
+from the stacks of its threads as faulthandler writes them.
 """
 
 from __future__ import annotations
 
 import http.client
 import json
+import logging
+import re
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import Enum
 
 from bootstrap.comfyui.exits import PORT_TAKEN, explain_exit
 from bootstrap.comfyui.process import ComfyUI, not_startable
-from bootstrap.comfyui.stacks import importing_node, innermost_call
 from bootstrap.core.findings import Finding, error
-from bootstrap.core.log import say
+
+_log = logging.getLogger(__name__)
 
 CODES = {
     "comfyui.start_timeout": "ComfyUI lives, but did not answer in time",
@@ -75,14 +79,18 @@ def wait_until_ready(comfyui: ComfyUI, limit: float) -> Waited:
             if finding.code != PORT_TAKEN or not ports_left or elapsed >= limit:
                 return Waited(elapsed, finding)
             ports_left -= 1
-            say(f"port {comfyui.port} was taken while ComfyUI started; it is started on another")
+            _log.warning(
+                "port %d was taken while ComfyUI started; it is started on another", comfyui.port
+            )
             if (refused := _start_again(comfyui)) is not None:
                 return Waited(elapsed, refused)
             continue
         if decided is Verdict.TOO_LATE:
             return Waited(elapsed, _too_late(comfyui, elapsed))
         if elapsed >= next_report:
-            say(f"ComfyUI is starting, {elapsed:.0f} s so far; it last said: {_last(comfyui)}")
+            _log.info(
+                "ComfyUI is starting, %.0f s so far; it last said: %s", elapsed, _last(comfyui)
+            )
             next_report += _REPORT_SECONDS
         time.sleep(POLL_SECONDS)
 
@@ -141,3 +149,54 @@ def _too_late(comfyui: ComfyUI, elapsed: float) -> Finding:
         "COMFYUI_ARGS=--disable-all-custom-nodes.",
         log=[*log, *stacks],
     )
+
+
+_THREAD = re.compile(r"^(Current thread|Thread) 0x")
+_CALL = re.compile(r'^\s*File "(?P<file>.+)", line (?P<line>\d+) in (?P<function>.+)$')
+_NODE = re.compile(r"^(?P<folder>.*/custom_nodes/(?P<name>[^/]+))")
+# What runs a custom node's code while ComfyUI starts: nodes.py, main.py.
+_IMPORTING = frozenset({"load_custom_node", "execute_prestartup_script", "init_custom_nodes"})
+
+
+@dataclass(frozen=True)
+class Node:
+    """A custom node at `folder`, and the innermost place in it (`file:line in function`)."""
+
+    name: str
+    folder: str
+    place: str
+
+
+def importing_node(stacks: Sequence[str]) -> Node | None:
+    """The custom node that is being imported, by the thread that imports it; None without one."""
+    for calls in _threads(stacks):
+        if not any(call["function"] in _IMPORTING for call in calls):
+            continue
+        for call in calls:
+            found = _NODE.match(call["file"])
+            if found is not None:
+                return Node(found["name"], found["folder"], _place(call))
+    return None
+
+
+def innermost_call(stacks: Sequence[str]) -> str | None:
+    """Where the main thread is, which faulthandler writes last; in a file that can be looked at."""
+    for calls in reversed(_threads(stacks)):
+        for call in calls:
+            if not call["file"].startswith("<"):
+                return _place(call)
+    return None
+
+
+def _place(call: re.Match[str]) -> str:
+    return f"{call['file']}:{call['line']} in {call['function']}"
+
+
+def _threads(stacks: Sequence[str]) -> list[list[re.Match[str]]]:
+    threads: list[list[re.Match[str]]] = []
+    for line in stacks:
+        if _THREAD.match(line):
+            threads.append([])
+        elif threads and (call := _CALL.match(line)):
+            threads[-1].append(call)
+    return threads

@@ -65,7 +65,7 @@ class WorkDir:
 
     @property
     def models(self) -> Path:
-        """Links to models of the platform's cache; see models/cache_links.py."""
+        """Links to models of the platform's cache; see models/installed.py."""
         return self.root / "models"
 
     @property

@@ -19,7 +19,7 @@ from bootstrap.core.findings import (
     section_of,
     worst_first,
 )
-from bootstrap.doctor.checks.registry import run_checks
+from bootstrap.doctor.checks import run_checks
 from bootstrap.doctor.facts.gather import Facts, Scope, gather
 from bootstrap.volume.args_file import with_args_file
 

@@ -1,7 +1,8 @@
 """The Python that runs ComfyUI: which one, what it has, what it lacks and how it gets that."""
 
-from bootstrap.environment.choice import choose_python, venvs_of
+from bootstrap.environment.choice import Choice, choose_python, venvs_of
 from bootstrap.environment.judge import Judgement, judge
+from bootstrap.environment.mirror.mirror import Mirror, MirrorRequest, mirror_venv, record_opened
 from bootstrap.environment.package_set import (
     INSTALL,
     PackageSet,
@@ -9,14 +10,17 @@ from bootstrap.environment.package_set import (
     kept_set,
     prepare_packages,
 )
+from bootstrap.environment.packs import Requirements
 from bootstrap.environment.python import Venv, ask_help
-from bootstrap.environment.requirements import Requirements
 from bootstrap.environment.site_packages import PackagesFacts
 from bootstrap.environment.store import Record
 
 __all__ = [
     "INSTALL",
+    "Choice",
     "Judgement",
+    "Mirror",
+    "MirrorRequest",
     "PackageSet",
     "PackagesFacts",
     "Place",
@@ -28,12 +32,13 @@ __all__ = [
     "imports",
     "judge",
     "kept_set",
+    "mirror_venv",
     "packs",
-    "pip_text",
     "prepare_packages",
+    "record_opened",
     "report",
     "requirement_files",
-    "requirements",
+    "site_packages",
     "torch_build",
     "venvs_of",
 ]

@@ -18,8 +18,7 @@ from dataclasses import dataclass
 from bootstrap.core.findings import Finding, info, ok, warning
 from bootstrap.core.text import counted, named, shown
 from bootstrap.environment.modules import distribution_of
-from bootstrap.environment.pip_text import pip_install, where_to_type
-from bootstrap.environment.site_packages import PackagesFacts
+from bootstrap.environment.site_packages import PackagesFacts, pip_install, where_to_type
 
 CODES = {
     "nodes.import_failed": "A custom node pack could not be imported.",

@@ -15,11 +15,10 @@ from pathlib import Path
 from typing import Any
 
 from bootstrap.core.redact import child_environment, masked
-from bootstrap.environment.hard_imports import HardImport, hard_imports
-from bootstrap.environment.modules import ALIKE, MODULES
+from bootstrap.environment.modules import ALIKE, MODULES, HardImport, hard_imports
+from bootstrap.environment.packs import Requirements
 from bootstrap.environment.python import ASK_SECONDS, Failure, Trouble, ask_python
 from bootstrap.environment.requirement_files import COMFYUI, RequirementFile
-from bootstrap.environment.requirements import Requirements
 from bootstrap.environment.site_packages import PackagesFacts, packages_facts
 
 # ComfyUI's web page: the worker gives it one of its own.

@@ -15,6 +15,7 @@ import contextlib
 import errno
 import hashlib
 import json
+import logging
 import re
 import shutil
 import time
@@ -27,15 +28,13 @@ from bootstrap.core.concurrency import SilentError, Together
 from bootstrap.core.files import Disk
 from bootstrap.core.findings import Finding
 from bootstrap.core.lease import BEAT, STALE, Lease
-from bootstrap.core.log import say
 from bootstrap.core.redact import masked
 from bootstrap.environment import report
 from bootstrap.environment.build import Builder
-from bootstrap.environment.hard_imports import hard_imports
 from bootstrap.environment.judge import Judgement, RequirementState, judge
-from bootstrap.environment.loading import Loading
-from bootstrap.environment.path_hook import write_hook
-from bootstrap.environment.requirements import Requirements, read_requirements
+from bootstrap.environment.loading import Loading, write_hook
+from bootstrap.environment.modules import hard_imports
+from bootstrap.environment.packs import Requirements, read_requirements
 from bootstrap.environment.resolve import Unit, units_of
 from bootstrap.environment.store import (
     AFTER,
@@ -49,6 +48,8 @@ from bootstrap.environment.store import (
 )
 from bootstrap.environment.uv import Uv, UvFailed, find_uv
 from bootstrap.volume.layout import OWN_FOLDER
+
+_log = logging.getLogger(__name__)
 
 INSTALL, REPORT = "install", "report"
 _READ_SECONDS = 15.0
@@ -151,7 +152,8 @@ def prepare_packages(
     """
     start = time.monotonic()
     try:
-        asked = read_requirements(str(place.comfyui), Together(_READ_SECONDS), place.nodes)
+        reading = Together(_READ_SECONDS)
+        asked = read_requirements(str(place.comfyui), reading, place.nodes, place.arguments)
     except SilentError:
         return PackageSet(note="requirements could not be read")
     judgement = judge(place.python, env, asked, place.arguments)
@@ -247,7 +249,7 @@ class _Making:
         while not lease.acquire():
             self.tried = "waiting for another worker that installs them"
             if not said:
-                say(f"packages: {self.tried}")
+                _log.info("packages: %s", self.tried)
                 said = True
             if time.monotonic() >= self._end:
                 raise UvFailed("another worker is still installing them", True)
@@ -264,7 +266,7 @@ class _Making:
             self.loading = Loading(self._kept, self._folder, left)
             return self.loading.record
         except BadSet as problem:
-            say(f"{self._kept} cannot be used: {problem}")
+            _log.warning("%s cannot be used: %s", self._kept, problem)
             self._kept.unlink(missing_ok=True)
             return None
         except OSError as problem:
@@ -277,7 +279,7 @@ class _Making:
         start = time.monotonic()
         scratch = self._place.work / "uv"
         scratch.mkdir()
-        say(f"installing packages: {', '.join(unit.text for unit in self._units)}")
+        _log.info("installing packages: %s", ", ".join(unit.text for unit in self._units))
         try:
             return self._build(scratch, start)
         except BaseException:

@@ -1,16 +1,23 @@
-"""Custom node packs of a ComfyUI and their git checkouts, read from files and never imported."""
+"""What a ComfyUI asks for: its version, and its custom node packs with their git checkouts, read
+from files and never imported."""
 
 from __future__ import annotations
 
 import os
 import re
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
 from enum import Enum
 
 from bootstrap.core.concurrency import Together
 from bootstrap.core.files import Folder, list_folder
 from bootstrap.core.redact import LOGIN
-from bootstrap.environment.requirement_files import RequirementFile, read_text, requirement_file
+from bootstrap.environment.requirement_files import (
+    RequirementFile,
+    comfyui_file,
+    read_text,
+    requirement_file,
+)
 
 _MOST_TEXT = 1 << 20
 _COMMIT = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")
@@ -121,9 +128,12 @@ class Pack:
     install_script: bool = False
 
 
-def gather_packs(comfyui: str, together: Together, nodes: str | None = None) -> tuple[Pack, ...]:
-    """All packs by name, as ComfyUI would try them, and the disabled ones; `MOST_PACKS` at most.
-    Those in the folder `nodes` go before ComfyUI's own of the same name.
+def gather_packs(
+    comfyui: str, together: Together, nodes: str | None = None, arguments: Sequence[str] = ()
+) -> tuple[Pack, ...]:
+    """All packs by name, as a ComfyUI started with `arguments` would try them, and the disabled
+    ones; `MOST_PACKS` at most. Those in the folder `nodes` go before ComfyUI's own of the same
+    name.
 
     Raises SilentError.
     """
@@ -132,7 +142,25 @@ def gather_packs(comfyui: str, together: Together, nodes: str | None = None) -> 
     for folder in together.each(list_folder, homes):
         found.update({name: folder for name in folder.names if _is_pack(name, folder)})
     names = sorted(found)[:MOST_PACKS]
-    return tuple(together.each(lambda name: _look(found[name].path, name, found[name]), names))
+    packs = together.each(lambda name: _look(found[name].path, name, found[name]), names)
+    if "--disable-all-custom-nodes" not in arguments:
+        return tuple(packs)
+    named = _values_of("--whitelist-custom-nodes", arguments)
+    return tuple(p if p.name in named else replace(p, disabled=True) for p in packs)
+
+
+def _values_of(flag: str, arguments: Sequence[str]) -> frozenset[str]:
+    """The values behind a flag that takes several."""
+    values: list[str] = []
+    taking = False
+    for argument in arguments:
+        if argument.startswith("--"):
+            name, _, value = argument.partition("=")
+            taking = name == flag
+            values += [value] if taking and value else []
+        elif taking:
+            values.append(argument)
+    return frozenset(values)
 
 
 def _is_pack(name: str, folder: Folder) -> bool:
@@ -180,3 +208,55 @@ def _inner(inside: Folder) -> str | None:
         if "NODE_CLASS_MAPPINGS" in text or "comfy_entrypoint" in text:
             return name
     return None
+
+
+VERSION_FILE = "comfyui_version.py"
+PROJECT_FILE = "pyproject.toml"
+
+
+@dataclass(frozen=True)
+class Requirements:
+    """`files` are ComfyUI's own first, then the nodes'; `version` is None where it is not told."""
+
+    version: str | None = None
+    files: tuple[RequirementFile, ...] = ()
+
+
+def read_requirements(
+    comfyui: str, together: Together, nodes: str | None = None, arguments: Sequence[str] = ()
+) -> Requirements:
+    """What the ComfyUI in a folder asks for when it is started with `arguments`, and custom nodes
+    in `nodes`. Raises SilentError."""
+    packs = gather_packs(comfyui, together, nodes, arguments)
+    own = together.one(lambda: comfyui_file(comfyui, arguments))
+    return Requirements(read_version(comfyui, together)[0], files_of(own, packs))
+
+
+def files_of(own: RequirementFile | None, packs: Iterable[Pack]) -> tuple[RequirementFile, ...]:
+    """ComfyUI's file and those of the active custom nodes."""
+    active = (pack for pack in packs if pack.state is State.GOOD and not pack.disabled)
+    return tuple(file for file in (own, *(p.requirements for p in active)) if file is not None)
+
+
+def read_version(
+    comfyui: str, together: Together, git: Git | None = None
+) -> tuple[str | None, str | None]:
+    """The version, and what tells it: comfyui_version.py since 2025, pyproject.toml since mid-2024;
+    before that, a release is a tag of git's. Raises SilentError."""
+    paths = [os.path.join(comfyui, name) for name in (VERSION_FILE, PROJECT_FILE)]
+    texts = together.each(read_text, paths)
+    match = re.search(r"""^__version__\s*=\s*["']([^"']+)""", texts[0] or "", re.MULTILINE)
+    if match:
+        return match[1], VERSION_FILE
+    project = re.search(r"^\[project\]\s*\n((?:(?!\[).*\n?)*)", texts[1] or "", re.MULTILINE)
+    match = (
+        re.search(r"""^version\s*=\s*["']([^"'\n]+)""", project[1], re.MULTILINE)
+        if project
+        else None
+    )
+    if match:
+        return match[1], PROJECT_FILE
+    git = git or together.one(lambda: look_at_git(comfyui))
+    if git is not None and git.tag and re.fullmatch(r"v\d+(\.\d+)*", git.tag):
+        return git.tag[1:], "git"
+    return None, None

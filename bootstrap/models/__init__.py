@@ -3,14 +3,16 @@
 # Modules, not names: the checker needs how a weights file is read, and nothing of downloads.
 __all__ = [
     "background",
-    "cache_links",
     "cli",
     "context",
     "download",
+    "fetched",
+    "installed",
     "manifest",
     "manifest_entry",
     "manifest_file",
     "prefetch",
+    "recent",
     "sources",
     "weights_file",
 ]

@@ -4,6 +4,7 @@ limit, told as findings."""
 from __future__ import annotations
 
 import functools
+import logging
 import os
 import threading
 import time
@@ -12,29 +13,28 @@ from pathlib import Path
 
 from bootstrap.config import Settings
 from bootstrap.core.findings import Finding, error
-from bootstrap.core.log import say
 from bootstrap.core.text import named
-from bootstrap.models.cache_links import link_cached, shown_locally
 from bootstrap.models.context import Result, Workplace, summary
 from bootstrap.models.download.options import Throttle, Tools
 from bootstrap.models.download.progress import LogMeter, MakeMeter
 from bootstrap.models.download.verify import check_content
-from bootstrap.models.installed import wanted_of
+from bootstrap.models.installed import link_cached, shown_locally, wanted_of
 from bootstrap.models.manifest_entry import ModelSpec
 from bootstrap.models.provision import at_hand, provision
-from bootstrap.models.sources.base import make_sources
+from bootstrap.models.sources.base import BadLink, make_sources, parse_link
 from bootstrap.models.sources.huggingface import (
     CACHE_ON_VOLUME,
     PLATFORM_CACHE,
     HubHosts,
     HuggingFace,
 )
-from bootstrap.models.sources.links import BadLink, parse_link
 from bootstrap.net.addresses import AddressPolicy
 from bootstrap.net.errors import DownloadError
 from bootstrap.volume import MODELS, Layout, locate
 from bootstrap.volume.extra_model_paths import local_folders
 from bootstrap.volume.links import link_models
+
+_log = logging.getLogger("models")
 
 
 def models_folder(layout: Layout) -> Path:
@@ -202,7 +202,7 @@ class Provisioning:
         try:
             provision(self._specs, self._workplace, self._stop, self._note)
         except Exception as fault:  # noqa: BLE001 - a thread's fault must be told, not lost
-            say(f"provisioning stopped: {type(fault).__name__}", "models")
+            _log.error("provisioning stopped: %s", type(fault).__name__)
             for result in _all_crashed(self._specs, fault):
                 if id(result.spec) not in self._results:
                     self._note(result)

@@ -3,6 +3,9 @@
 What was checked about a model is kept, so that a later boot need not hash it: receipts lie under
 `.receipts/` in the models folder, one for each file. A receipt counts while size and modification
 time are what they were when the file was checked.
+
+What the platform's cache has is linked from a folder on this worker's own disk: the cache is this
+host's own, and a link on the volume would be broken elsewhere (volume/extra_model_paths.py).
 """
 
 from __future__ import annotations
@@ -11,16 +14,18 @@ import json
 import os
 import stat
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING, Any
 
 from bootstrap.core.files import write_whole
 from bootstrap.core.temp_names import RECEIPTS_FOLDER, beside, new_owner
 from bootstrap.models.download.verify import Wanted, check_content, check_hash, hash_file
+from bootstrap.models.manifest import canonical_place
 from bootstrap.models.manifest_entry import ModelSpec
 from bootstrap.net.errors import DownloadError, disk_error
-from bootstrap.volume.categories import ALIASES
+from bootstrap.volume.categories import ALIASES, category_of
 
 VERSION = 1
 
@@ -183,3 +188,46 @@ def _dangling(path: Path) -> DownloadError:
         f"a link that leads nowhere stands there ({os.readlink(path)}).",
         f"Remove it (`rm '{path}'`) and start again.",
     )
+
+
+if TYPE_CHECKING:  # what downloads need is imported only where something is wanted
+    from bootstrap.models.context import Result
+
+
+def shown_locally(spec: ModelSpec, folders: Mapping[str, str]) -> bool:
+    """Would ComfyUI see this model in a local models folder with `folders`?"""
+    category = category_of(PurePosixPath(spec.directory).parts[0])
+    return category is not None and category.folders[0] in folders.values()
+
+
+def link_cached(results: Sequence[Result], models: Path) -> list[Path]:
+    """Link models of the platform's cache into the local folder `models`; the links made.
+
+    A link that leads nowhere, since the worker went on at another host, is made anew.
+    """
+    made = []
+    for result in results:
+        if result.state != "cached" or result.path is None:
+            continue
+        place = models / canonical_place(result.spec)
+        place.parent.mkdir(parents=True, exist_ok=True)
+        if place.is_symlink() and not place.exists():
+            place.unlink()
+        if not place.is_symlink() and not place.exists():
+            place.symlink_to(result.path)
+            made.append(place)
+    return made
+
+
+def cached_models(models: Path) -> list[dict[str, Any]]:
+    """JSON-ready: the links in the local folder `models`, of which `from` is what they lead to and
+    `size` is in bytes, None where that is gone."""
+    links = sorted(path for path in models.rglob("*") if path.is_symlink())
+    return [
+        {
+            "path": str(link.relative_to(models)),
+            "size": link.stat().st_size if link.exists() else None,
+            "from": os.readlink(link),
+        }
+        for link in links
+    ]

@@ -15,7 +15,6 @@ __all__ = [
     "link_plan",
     "links",
     "locate",
-    "other_mount",
     "search",
     "volume_root",
 ]

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
-import traceback
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from bootstrap.boot import Boot, BootReport
+from bootstrap.boot import Runtime
 from bootstrap.config.bucket import S3_CONFIG
+from bootstrap.core import log
 from bootstrap.core.findings import Finding, errors_in
-from bootstrap.core.log import say
+from bootstrap.core.redact import withheld
 from bootstrap.core.text import counted
 from bootstrap.volume import MODELS
 from handler.common import reply
@@ -35,6 +36,8 @@ from handler.sdk.job_slots import JobSlots
 from handler.sdk.progress import Progress, has_control_plane
 from handler.sdk.shutdown import JobHandle, Shutdown
 
+_log = logging.getLogger(__name__)
+
 _QUIET_SECONDS = 0.5
 _NAMED_SECONDS = 30.0
 _EXAMINE_SECONDS = 120.0
@@ -44,24 +47,32 @@ _FINISH_SECONDS = 2.0
 class Worker:
     """Answers jobs on what a boot has made, be it ready or not."""
 
-    def __init__(self, boot: Boot, report: BootReport, prefetch: int = 0) -> None:
+    def __init__(self, runtime: Runtime, prefetch: int = 0) -> None:
         """`prefetch` jobs may be here behind the one that ComfyUI runs."""
-        self.calls = Calls.on(Path(os.sep) if boot.layout is None else boot.layout.root)
+        layout = runtime.layout
+        self.calls = Calls.on(Path(os.sep) if layout is None else layout.root)
         self.slots = JobSlots(prefetch, lambda: self.calls.fault() is not None)
-        self._settings = boot.settings
-        self._boot = boot
-        self._report = report
-        self.shutdown = Shutdown(boot.settings.shutdown_grace)
-        boot.watch(self.fault)
-        self._diagnostics = Diagnostics(boot, report)
+        self.shutdown = Shutdown(runtime.settings.shutdown_grace)
+        self._runtime = runtime
+        self._settings = runtime.settings
+        self._faults_at_boot = errors_in(runtime.report.findings)
+        runtime.health.watch(self.fault)
+        self._diagnostics = Diagnostics(runtime)
+        self._supply = _supply_for(runtime, self.calls)
+        self._named = None if layout is None else NamedWorkflows(layout.root).read
         self._jobs: WorkflowJobs | None = None
-        self._supply = _supply_for(boot, self.calls)
-        self._named = None if boot.layout is None else NamedWorkflows(boot.layout.root).read
-        if boot.comfyui is not None:
-            self._jobs = WorkflowJobs(boot, self._supply, self.calls, errors_in(report.findings))
+        if runtime.serving is not None:
+            kept = withheld(runtime.env, runtime.settings.comfyui_env_pass)
+            self._jobs = WorkflowJobs(
+                runtime.serving, self._supply, self.calls, self._faults_at_boot, kept
+            )
 
     async def handle(self, job: Mapping[str, Any]) -> dict[str, Any]:
         """The SDK's handler: always a reply; the only exception is a cancellation."""
+        with log.of_job(str(job.get("id") or "")):
+            return await self._handle(job)
+
+    async def _handle(self, job: Mapping[str, Any]) -> dict[str, Any]:
         if self.slots.is_cancelled(str(job.get("id"))):
             raise asyncio.CancelledError
         progress = Progress(job, quiet=_QUIET_SECONDS)
@@ -71,17 +82,17 @@ class Worker:
                 computed=lambda: self.slots.computed(str(job.get("id"))),
             )
         except JobError as error:
-            say(f"job {job.get('id')}: {error.code}: {error}")
+            _log.error("%s: %s", error.code, error)
             answer = reply.failed(error)
         except Exception as problem:  # noqa: BLE001  # the boundary: the worker goes on
-            say(traceback.format_exc())
+            _log.exception("The worker failed")
             answer = reply.failed(_internal(problem))
         finally:
             await progress.drain()
             if not has_control_plane():  # nothing else waits for it
                 await self.finish()
         if answer.get("status") == "completed":
-            say(f"job {job.get('id')}: {_summary(answer)}")
+            _log.info("%s", _summary(answer))
         shaped = as_asked(answer, self._settings)
         posted: dict[str, Any] = reply.postable(shaped)
         return posted
@@ -129,15 +140,12 @@ class Worker:
 
     async def _faults(self) -> tuple[Finding, ...]:
         """What keeps jobs from running, as of now."""
-        known = errors_in(self._report.findings)
-        if not known:
+        if not self._faults_at_boot:
             return ()
         try:
-            return await self.calls.volume.call(
-                lambda: self._boot.faults_now(self._report), _NAMED_SECONDS
-            )
+            return await self.calls.volume.call(self._runtime.faults_now, _NAMED_SECONDS)
         except (OSError, TimeUp):
-            return known
+            return self._faults_at_boot
 
     async def _examine(self, work: Callable[[], dict[str, Any]]) -> dict[str, Any]:
         try:
@@ -155,14 +163,15 @@ class Worker:
         return next((found for look in looks if (found := look()) is not None), None)
 
 
-def _supply_for(boot: Boot, calls: Calls) -> ModelSupply | None:
+def _supply_for(runtime: Runtime, calls: Calls) -> ModelSupply | None:
     """None without a volume. ComfyUI need not run for models to be fetched."""
-    if boot.layout is None or not boot.layout.root_exists:
+    layout, serving = runtime.layout, runtime.serving
+    if layout is None or not layout.root_exists:
         return None
     model_dirs: tuple[Path, ...] = ()
-    if boot.comfyui is not None and boot.work is not None:
-        model_dirs = (boot.comfyui.launch.comfyui / MODELS, boot.work.models)
-    return ModelSupply(boot.settings, boot.layout, model_dirs, calls)
+    if serving is not None:
+        model_dirs = (serving.comfyui.launch.comfyui / MODELS, serving.work.models)
+    return ModelSupply(runtime.settings, layout, model_dirs, calls)
 
 
 def _slow_volume() -> JobError:

@@ -7,7 +7,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from bootstrap.models.prefetch import ReadAhead, Recent, Request
+from bootstrap.models.prefetch import ReadAhead, Request
+from bootstrap.models.recent import Recent
 from handler.request.references import NamedModel, named_models
 from handler.request.workflow import Workflow
 

@@ -15,7 +15,14 @@ from bootstrap.models.manifest_entry import ModelSpec
 from handler.common.errors import JobError, check_limits, short, wrong_type
 from handler.request import compatibility
 from handler.request.compatibility import Envelope
-from handler.request.fields import InputFile, OutputOptions, read_bucket, read_files, read_options
+from handler.request.fields import (
+    InputFile,
+    OutputOptions,
+    check_model_host,
+    read_bucket,
+    read_files,
+    read_options,
+)
 from handler.request.references import draw_seeds
 from handler.request.workflow import HOW_TO_ASK, Workflow, overridden, read_workflow, saved_as_files
 
@@ -259,6 +266,8 @@ def read_entries(given: object, settings: Settings) -> tuple[tuple[ModelSpec, ..
     faults = errors_in(manifest.findings)
     if faults:
         raise _refused(faults)
+    for model in manifest.models:
+        check_model_host(model.url, settings)
     return manifest.models, [f"{f.message} {f.fix}".strip() for f in manifest.findings]
 
 

@@ -83,8 +83,7 @@ def test_only_the_node_that_saves_runs_again(worker: BootedWorker, cache: str) -
     )
     for _ in range(3):
         assert len(results(worker, workflow)) == 2
-        assert worker.boot.work is not None
-        for file in worker.boot.work.output.glob("*"):
+        for file in worker.serving.work.output.glob("*"):
             file.unlink()
     cached = cache != "--cache-none"
     assert (runs_of(worker, "before") == 1) is cached
@@ -98,8 +97,7 @@ def test_a_node_that_takes_any_input_is_not_shown_why_it_runs_again(
     told = []
     for _ in range(3):
         told += contents(shared_volume, results(worker, workflow))
-        assert worker.boot.work is not None
-        for file in worker.boot.work.output.glob("*"):
+        for file in worker.serving.work.output.glob("*"):
             file.unlink()
         results(worker, plain(color=next(COLOURS)))
     shown = [json.loads(each) for each in told]

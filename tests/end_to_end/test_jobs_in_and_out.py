@@ -66,7 +66,7 @@ def colour(result: dict[str, Any]) -> Any:
 
 
 def no_input_is_left(worker: BootedWorker) -> bool:
-    work = worker.boot.work
+    work = worker.serving.work
     assert work is not None
     return not any(path.is_file() for path in work.input.rglob("*"))
 
@@ -203,7 +203,7 @@ def test_a_loader_of_uploads_leads_nowhere_else(
     (volume / "secret.png").write_bytes(png())
     said = set()
     for path in (tmp_path / "secret.png", tmp_path / "not-there.png"):
-        climbing = os.path.relpath(path, worker.boot.work.input if worker.boot.work else "/")
+        climbing = os.path.relpath(path, worker.serving.work.input)
         for name in (f"{path}{suffix}", f"{climbing}{suffix}"):
             reply = worker.ask({"workflow": from_file(name)})
             assert_refused(reply, "input.outside")
@@ -351,14 +351,13 @@ def test_a_job_takes_its_own_bucket_along_and_its_secret_is_seen_nowhere(
     failed = asyncio.run(worker.worker.handle({**job, "s3Config": wrong}))
     assert all(result["image"] for result in failed["results"])
     assert any("NoSuchBucket" in warning for warning in failed["warnings"])
-    assert worker.boot.comfyui is not None
-    history = requests.get(worker.boot.comfyui.url + "/history", timeout=30).text
+    history = requests.get(worker.serving.comfyui.url + "/history", timeout=30).text
     out, err = capfd.readouterr()
     assert SECRET not in repr(reply) + repr(failed) + out + err + history
 
 
 def test_a_repeated_job_whose_file_is_gone_runs_its_last_node_again(worker: BootedWorker) -> None:
-    work = worker.boot.work
+    work = worker.serving.work
     assert work is not None
     first = ask(worker, workflow=plain(color=99))["results"][0]
     assert os.listdir(work.output), "left for a repetition"
@@ -369,7 +368,7 @@ def test_a_repeated_job_whose_file_is_gone_runs_its_last_node_again(worker: Boot
 
 
 def test_the_output_folder_does_not_grow(worker: BootedWorker) -> None:
-    work = worker.boot.work
+    work = worker.serving.work
     assert work is not None
     for shade in range(5):
         ask(worker, workflow=plain(color=shade, batch_size=3))

@@ -104,10 +104,9 @@ def test_a_deadline_ends_what_was_queued_too(worker: BootedWorker) -> None:
     slow = plain(color=next(COLOURS))
     slow["5"] = node("TestSleep", image=["1", 0], seconds=30.0)
     slow["2"]["inputs"]["images"] = ["5", 0]
-    assert worker.boot.comfyui is not None
-    before = worker.boot.comfyui.starts
+    before = worker.serving.comfyui.starts
     reply = worker.ask({"workflow": queueing(slow), "max_wait": 4})
     assert_refused(reply, "job.timeout")
     quick = worker.ask({"workflow": plain(color=next(COLOURS)), "max_wait": 15})
     assert quick["status"] == "completed" and len(quick["results"]) == 1
-    assert worker.boot.comfyui.starts == before, "interrupted, not restarted"
+    assert worker.serving.comfyui.starts == before, "interrupted, not restarted"

@@ -11,8 +11,7 @@ from bootstrap.core.findings import Finding, Severity
 from bootstrap.core.memory import CpuFacts, MemoryFacts
 from bootstrap.doctor.checks.allocator import check_allocator
 from bootstrap.doctor.checks.environment import check_environment, check_runpod
-from bootstrap.doctor.checks.gpu import check_gpu
-from bootstrap.doctor.checks.gpu_health import check_gpu_health
+from bootstrap.doctor.checks.gpu import check_gpu, check_gpu_health
 from bootstrap.doctor.checks.machine import check_machine, check_memory
 from bootstrap.doctor.checks.tokens import check_tokens
 from bootstrap.doctor.checks.torch_build import check_torch

@@ -1,1 +1,134 @@
-"""Small pure checks: facts and settings in, findings out. `registry.py` lists them."""
+"""Facts and settings in, findings out: all checks in one list, and the loop that runs them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import NamedTuple
+
+from bootstrap.comfyui import choose_allocator
+from bootstrap.config import Settings
+from bootstrap.core.findings import Finding, warning
+from bootstrap.doctor.checks.allocator import check_allocator
+from bootstrap.doctor.checks.comfyui import check_comfyui
+from bootstrap.doctor.checks.environment import check_environment, check_runpod
+from bootstrap.doctor.checks.gpu import check_gpu, check_gpu_health
+from bootstrap.doctor.checks.machine import check_machine, check_memory
+from bootstrap.doctor.checks.models import check_models
+from bootstrap.doctor.checks.requirements import check_requirements
+from bootstrap.doctor.checks.throughput import check_throughput
+from bootstrap.doctor.checks.tokens import check_tokens
+from bootstrap.doctor.checks.torch_build import check_torch
+from bootstrap.doctor.checks.volume import check_volume
+from bootstrap.doctor.checks.volume_links import names_that_hold
+from bootstrap.doctor.facts.gather import Facts
+from bootstrap.doctor.facts.machine import MachineFacts
+from bootstrap.environment.imports import check_node_imports
+from bootstrap.volume.args_file import check_args_file
+from bootstrap.volume.links import conflicts
+
+CODES = {"doctor.check_crashed": "A check failed; the others still ran"}
+
+MachineCheck = Callable[[MachineFacts, Settings, Mapping[str, str]], list[Finding]]
+
+
+class Check(NamedTuple):
+    """A check and its name; it finds nothing where its facts were not gathered."""
+
+    name: str
+    run: Callable[[Facts, Settings], list[Finding]]
+
+
+def _of_machine(check: MachineCheck) -> Callable[[Facts, Settings], list[Finding]]:
+    def run(facts: Facts, settings: Settings) -> list[Finding]:
+        return check(facts.machine, settings, facts.env) if facts.machine else []
+
+    return run
+
+
+def _volume(facts: Facts, settings: Settings) -> list[Finding]:
+    return check_volume(facts.volume, settings) if facts.volume else []
+
+
+def _models(facts: Facts, settings: Settings) -> list[Finding]:
+    # Without volume and ComfyUI there is no place yet where a model could be missing.
+    nowhere = facts.layout is not None and facts.layout.comfyui is None
+    if facts.models is None or (nowhere and not facts.models.roots):
+        return []
+    machine = facts.machine
+    gpus = machine.gpu.visible if machine and machine.gpu else ()
+    return check_models(
+        facts.models,
+        gpu_memory=max((g.memory_total for g in gpus if g.memory_total), default=None),
+        memory_limit=machine.memory.limit if machine and machine.memory else None,
+        volume_root=facts.layout.root if facts.layout else None,
+        names=names_that_hold(facts.volume, settings) if facts.volume else frozenset(),
+    )
+
+
+def _comfyui(facts: Facts, _: Settings) -> list[Finding]:
+    if facts.comfyui is None:
+        return []
+    return [*check_comfyui(facts.comfyui, facts.packages), *check_args_file(facts.args)]
+
+
+def _allocator(facts: Facts, settings: Settings) -> list[Finding]:
+    if facts.machine is None:
+        return []
+    torch = facts.machine.torch.version if facts.machine.torch else None
+    chosen = None
+    if facts.flags:
+        chosen = choose_allocator(facts.flags, settings.comfyui_args, torch, facts.env)
+    return check_allocator(facts.machine, settings, facts.env, chosen)
+
+
+def _node_imports(facts: Facts, _: Settings) -> list[Finding]:
+    comfyui = facts.comfyui.path if facts.comfyui else ""
+    return check_node_imports(facts.node_log, facts.packages, comfyui)
+
+
+def _requirements(facts: Facts, settings: Settings) -> list[Finding]:
+    if facts.comfyui is None or facts.judgement is None:
+        return []
+    return check_requirements(facts.comfyui, facts.judgement, settings.packages, facts.kept)
+
+
+ALL_CHECKS: tuple[Check, ...] = (
+    Check("volume", _volume),
+    Check("models", _models),
+    Check("links to models", lambda facts, _: conflicts(facts.link_plan)),
+    Check("comfyui", _comfyui),
+    Check("node imports", _node_imports),
+    Check("requirements", _requirements),
+    Check("GPU", _of_machine(check_gpu)),
+    Check("GPU health", _of_machine(check_gpu_health)),
+    Check("torch", _of_machine(check_torch)),
+    Check("memory", _of_machine(check_memory)),
+    Check("machine", _of_machine(check_machine)),
+    Check("allocator", _allocator),
+    Check("tokens", _of_machine(check_tokens)),
+    Check("environment", _of_machine(check_environment)),
+    Check("Runpod", _of_machine(check_runpod)),
+    Check("throughput", lambda facts, _: check_throughput(facts.throughput)),
+)
+
+
+def run_checks(
+    facts: Facts, settings: Settings, checks: Sequence[Check] = ALL_CHECKS
+) -> list[Finding]:
+    """The findings of all checks, in order; one that crashes becomes a finding."""
+    findings: list[Finding] = []
+    for check in checks:
+        try:
+            findings += check.run(facts, settings)
+        except Exception as problem:  # noqa: BLE001  # one broken check must not spoil the others
+            findings.append(_crashed(check.name, problem))
+    return findings
+
+
+def _crashed(name: str, problem: Exception) -> Finding:
+    return warning(
+        "doctor.check_crashed",
+        f"The check of {name} failed: {type(problem).__name__}: {problem}.",
+        "The other findings hold. Please report this with the message.",
+        check=name,
+    )

@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 
 from bootstrap.core.findings import Finding, info, warning
 from bootstrap.core.text import MB, counted, named, size_text, typed
-from bootstrap.doctor.checks.model_text import MOST_PATH, MOST_PATHS, about, delete, paths_of
+from bootstrap.doctor.checks.model_contents import MOST_PATH, MOST_PATHS, about, delete, paths_of
 from bootstrap.doctor.facts.inventory import Holding, Inventory, ModelFile, holdings_of
 from bootstrap.volume.categories import (
     CATEGORIES,

@@ -15,7 +15,14 @@ from bootstrap.core.files import contains
 from bootstrap.core.findings import Finding, info, ok, warning
 from bootstrap.core.text import POD, SERVERLESS, counted, named, shown, size_text, typed
 from bootstrap.doctor.checks import model_contents, model_places
-from bootstrap.doctor.checks.model_text import MOST_PATH, MOST_PATHS, about, delete, paths_of, place
+from bootstrap.doctor.checks.model_contents import (
+    MOST_PATH,
+    MOST_PATHS,
+    about,
+    delete,
+    paths_of,
+    place,
+)
 from bootstrap.doctor.facts.inventory import Inventory, ModelFile, count_of, holdings_of, size_of
 from bootstrap.doctor.facts.walk import Entry
 from bootstrap.models.weights_file import State

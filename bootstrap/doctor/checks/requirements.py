@@ -11,7 +11,7 @@ from bootstrap.doctor.facts.comfyui import ComfyUIFacts
 from bootstrap.environment import INSTALL, Judgement, PackagesFacts, Record, report
 from bootstrap.environment.judge import RequirementState, Verdict
 from bootstrap.environment.packs import Pack
-from bootstrap.environment.pip_text import pip_install, public_torch, where_to_type
+from bootstrap.environment.site_packages import pip_install, public_torch, where_to_type
 
 CODES = {
     "comfyui.requirement_wanted": "A package that some of ComfyUI's own nodes need is missing.",

@@ -29,7 +29,7 @@ from bootstrap.doctor.facts.volume_places import BASE, ModelPath
 from bootstrap.environment import Venv
 from bootstrap.volume import COMFYUI, MODELS
 from bootstrap.volume.extra_model_paths import OLD_FILE
-from bootstrap.volume.other_mount import Name
+from bootstrap.volume.search import Name
 
 CODES = {
     "links.other_mount": "Links name the mount point of a Pod on Serverless, or the reverse.",

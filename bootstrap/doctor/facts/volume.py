@@ -44,8 +44,7 @@ from bootstrap.volume.extra_model_paths import paths_file
 from bootstrap.volume.layout import mount_of
 from bootstrap.volume.link_plan import Unlink
 from bootstrap.volume.links import plan_for
-from bootstrap.volume.other_mount import other_mounts
-from bootstrap.volume.search import USUAL_ROOTS, has_main, search
+from bootstrap.volume.search import USUAL_ROOTS, has_main, other_mounts, search
 
 USUAL_CATEGORIES = (
     "checkpoints",

@@ -23,7 +23,7 @@ from bootstrap.doctor.facts.volume_places import ModelPath, Stray
 from bootstrap.environment import Venv
 from bootstrap.volume import COMFYUI
 from bootstrap.volume.layout import Mount
-from bootstrap.volume.other_mount import OtherMount
+from bootstrap.volume.search import OtherMount
 
 # A link costs a readlink, a stat and the stats of its path.
 MOST_LINKS = 200

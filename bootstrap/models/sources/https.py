@@ -9,8 +9,7 @@ from urllib.parse import unquote, urlsplit
 from bootstrap.core.redact import Secret
 from bootstrap.models.download.remote import Remote, probe
 from bootstrap.models.download.verify import Wanted
-from bootstrap.models.sources.base import Description
-from bootstrap.models.sources.links import Link, WebFile
+from bootstrap.models.sources.base import Description, Link, WebFile
 from bootstrap.net.addresses import take_apart
 from bootstrap.net.http import Channel, Credential, Reply, explain
 

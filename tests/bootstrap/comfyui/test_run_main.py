@@ -15,7 +15,7 @@ import pytest
 
 from bootstrap.comfyui import ComfyUI, Launch, run_main, wait_until_ready
 from bootstrap.comfyui.command import Folders
-from bootstrap.comfyui.stacks import importing_node, innermost_call
+from bootstrap.comfyui.readiness import importing_node, innermost_call
 from tests.prove.places import CannotInject, Container, container
 
 MB = 1 << 20

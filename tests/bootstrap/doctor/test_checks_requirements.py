@@ -20,9 +20,8 @@ from bootstrap.doctor.checks.requirements import MOST_PACKS, check_requirements
 from bootstrap.doctor.facts.comfyui import ComfyUIFacts, gather_comfyui
 from bootstrap.doctor.facts.gather import Facts
 from bootstrap.environment import Judgement, PackagesFacts, judge, judge_child
-from bootstrap.environment.hard_imports import hard_imports
 from bootstrap.environment.judge import RequirementState, Verdict, gather_packages
-from bootstrap.environment.modules import ALIKE, MODULES
+from bootstrap.environment.modules import ALIKE, MODULES, hard_imports
 from bootstrap.environment.packs import Pack
 from bootstrap.environment.python import Failure, Trouble
 from bootstrap.environment.requirement_files import RequirementFile

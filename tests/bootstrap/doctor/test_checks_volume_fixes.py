@@ -19,7 +19,7 @@ from bootstrap.doctor.checks.volume import check_layout, check_volume
 from bootstrap.doctor.facts.volume import gather_volume
 from bootstrap.environment import choice
 from bootstrap.volume import locate
-from bootstrap.volume.other_mount import Name, OtherMount
+from bootstrap.volume.search import Name, OtherMount
 from tests.support.volume_cases import (
     CASES,
     HEX,

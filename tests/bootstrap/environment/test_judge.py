@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from bootstrap.environment.hard_imports import hard_imports
 from bootstrap.environment.judge import Judgement, RequirementState, judge
+from bootstrap.environment.modules import hard_imports
+from bootstrap.environment.packs import Requirements
 from bootstrap.environment.requirement_files import RequirementFile, requirement_file
-from bootstrap.environment.requirements import Requirements
 from tests.support.small_python import SmallPython
 
 ENV = dict(os.environ)
@@ -136,7 +136,7 @@ def test_it_is_never_the_packages_that_run(small: SmallPython, tmp_path: Path) -
     code = (
         "import os; from bootstrap.environment.judge import judge; from pathlib import Path\n"
         f"os.chdir({str(tmp_path)!r})\n"
-        "from bootstrap.environment.requirements import Requirements\n"
+        "from bootstrap.environment.packs import Requirements\n"
         f"print(judge(Path({str(loud.python)!r}), os.environ, Requirements('0.33.0')).absent)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -16,11 +16,11 @@ import pytest
 from bootstrap.core.concurrency import Together
 from bootstrap.core.findings import Finding, Outcome, Severity
 from bootstrap.environment import loading, store
-from bootstrap.environment.hard_imports import hard_imports
 from bootstrap.environment.judge import RequirementState, judge
 from bootstrap.environment.loading import load
+from bootstrap.environment.modules import hard_imports
 from bootstrap.environment.package_set import PackageSet, Place, kept_set, prepare_packages
-from bootstrap.environment.requirements import read_requirements
+from bootstrap.environment.packs import read_requirements
 from bootstrap.environment.store import KEPT_DAYS, KEPT_SETS, BadSet, Record, keep
 from tests.conftest import BootedWorker
 from tests.support.package_index import PackageIndex, make_wheel, serving
@@ -140,6 +140,30 @@ def test_the_second_worker_needs_no_network(rig: Rig, index: PackageIndex) -> No
     assert len(index.asked) == asked > 0
     assert made.findings == first.findings
     assert "load" in made.seconds and "build" in first.seconds
+
+
+@pytest.mark.parametrize(
+    ("arguments", "lines"),
+    [
+        ([], ["torch", "one", "two"]),
+        (["--disable-all-custom-nodes"], ["torch"]),
+        (
+            ["--disable-all-custom-nodes", "--whitelist-custom-nodes", "b", "--cpu"],
+            ["torch", "two"],
+        ),
+        (["--enable-manager", "--disable-all-custom-nodes"], ["torch", "comfyui_manager==4.2.2"]),
+        (["--whitelist-custom-nodes", "b"], ["torch", "one", "two"]),
+    ],
+)
+def test_what_is_asked_for_follows_the_command_line(
+    rig: Rig, arguments: list[str], lines: list[str]
+) -> None:
+    rig.core("torch")
+    (rig.comfyui / "manager_requirements.txt").write_text("comfyui_manager==4.2.2\n")
+    rig.node("a", "one")
+    rig.node("b", "two")
+    asked = read_requirements(str(rig.comfyui), Together(10), arguments=arguments)
+    assert [line for file in asked.files for line in file.lines] == lines
 
 
 def test_nothing_missing_asks_nobody_and_writes_nothing(rig: Rig, index: PackageIndex) -> None:
@@ -829,4 +853,4 @@ def test_a_boot_without_what_comfyui_cannot_start_without(
     (error,) = [f for f in worker.report.findings if f.severity is Severity.ERROR]
     assert error.code == "comfyui.requirement_missing"
     assert "comfy-aimdo==0.4.13" in error.message
-    assert worker.boot.comfyui is None
+    assert worker.runtime.serving is None

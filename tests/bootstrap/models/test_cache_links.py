@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from bootstrap.models.cache_links import cached_models, link_cached, shown_locally
 from bootstrap.models.context import Result
+from bootstrap.models.installed import cached_models, link_cached, shown_locally
 from bootstrap.volume.extra_model_paths import FLAG, describe_local_models, local_folders
 from demo.volume import DemoVolume
 from tests.support.provisioning import spec

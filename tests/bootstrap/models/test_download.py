@@ -205,7 +205,7 @@ def stopped_midway(url: str, models: Path, data: bytes, at: float = 0.5) -> Down
 
     source, wanted = Https(), Wanted("m.safetensors")
     link = spec(url)
-    from bootstrap.models.sources.links import parse_link
+    from bootstrap.models.sources.base import parse_link
 
     def locate(channel: Any) -> Any:
         return source.locate(parse_link(link.url), None, wanted, channel)

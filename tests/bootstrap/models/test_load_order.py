@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 
 from bootstrap.core.page_cache import BLOCK, read_pages
-from bootstrap.models.prefetch import prefetch
-from bootstrap.models.prefetch.load_order import LoadOrder, load_order
+from bootstrap.models import prefetch
+from bootstrap.models.weights_file import LoadOrder, load_order
 from demo.volume import DemoVolume
 from tests.bootstrap.models.test_prefetch import PLENTY, forget, missing_in
 

@@ -13,8 +13,8 @@ import pytest
 
 from bootstrap.core import page_cache
 from bootstrap.core.page_cache import BLOCK, residence_of
-from bootstrap.models.prefetch import prefetch
-from bootstrap.models.prefetch.prefetch import ReadAhead, Request, memory_for_weights
+from bootstrap.models import prefetch
+from bootstrap.models.prefetch import ReadAhead, Request, memory_for_weights
 
 PLENTY = 1 << 40
 

@@ -10,6 +10,7 @@ import pytest
 
 from bootstrap.core.redact import Secret
 from bootstrap.models.provision import provision
+from bootstrap.models.sources.base import BadLink, CivitaiFile, WebFile, parse_link
 from bootstrap.models.sources.civitai import (
     Civitai,
     belongs_to_civitai,
@@ -17,7 +18,6 @@ from bootstrap.models.sources.civitai import (
     folder_for,
     size_of,
 )
-from bootstrap.models.sources.links import BadLink, CivitaiFile, WebFile, parse_link
 from bootstrap.net.errors import DownloadError
 from tests.support.fake_civitai import Answer, FakeCivitai, Sites
 from tests.support.provisioning import MARKER, sha256, spec, tensors, tools, workplace

@@ -12,8 +12,8 @@ from bootstrap.core.redact import Secret
 from bootstrap.models.download.progress import LogMeter
 from bootstrap.models.manifest import parse_manifest
 from bootstrap.models.provision import provision
+from bootstrap.models.sources.base import BadLink, parse_link
 from bootstrap.models.sources.https import Https
-from bootstrap.models.sources.links import BadLink, parse_link
 from bootstrap.net.addresses import shown
 from tests.support.provisioning import MARKER, spec, tensors, tools, workplace
 from tests.support.vicious_server import ViciousServer

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from bootstrap.volume.other_mount import (
+from bootstrap.volume.search import (
     Name,
     OtherMount,
     link_other_mounts,

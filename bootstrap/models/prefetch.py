@@ -19,7 +19,7 @@ from pathlib import Path
 from bootstrap.core.memory import gather_memory
 from bootstrap.core.page_cache import BLOCK, read_block, read_pages, residence_of
 from bootstrap.core.text import counted, size_text
-from bootstrap.models.prefetch.load_order import LoadOrder, load_order
+from bootstrap.models.weights_file import LoadOrder, load_order
 
 _NICE = 15
 # A job waits: four streams get 700 MB/s of a usual volume, eight 1,000, sixteen 1,300. At boot

@@ -25,7 +25,7 @@ DOCS = ROOT / "docs"
 TROUBLESHOOTING = (DOCS / "troubleshooting.md", DOCS / "troubleshooting.ru.md")
 SETTINGS = (DOCS / "settings.md", DOCS / "settings.ru.md")
 _RUSSIAN = DOCS / "settings.ru.json"
-_CODES = re.compile(r"(<!-- codes: ([^\n>]*) -->\n)(?:(?!<!--).)*(<!-- /codes -->\n)", re.DOTALL)
+_CODES = re.compile(r"(<!-- codes: ([^\n<>]*) -->\n)(?:(?!<!--).)*(<!-- /codes -->\n)", re.DOTALL)
 _SETTINGS = re.compile(r"(<!-- settings -->\n)(?:(?!<!--).)*(<!-- /settings -->\n)", re.DOTALL)
 
 

@@ -70,6 +70,7 @@ class Boot:
         self._plan = Plan(settings, env, warm_up, self._read_ahead)
         tasks = self._plan.examinations if errors_in(self._before) else self._plan.tasks
         self._schedule = Schedule(self.timeline, tasks)
+        self._stopped = threading.Event()
 
     def begin(self) -> None:
         """Find the volume, copy its code, link its models, start ComfyUI; all else goes on."""
@@ -109,7 +110,10 @@ class Boot:
 
     def stop(self) -> None:
         """End ComfyUI, carry back what it wrote, and remove this worker's own folder. What waits
-        for a volume that does not answer is left behind."""
+        for a volume that does not answer is left behind. Harmless when repeated."""
+        if self._stopped.is_set():
+            return
+        self._stopped.set()
         plan = self._plan
         self.health.close()
         self._read_ahead.stop()

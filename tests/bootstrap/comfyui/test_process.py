@@ -185,8 +185,13 @@ def test_a_traceback_that_does_not_end_is_shown_soon(
     make: Make, capfd: pytest.CaptureFixture[str]
 ) -> None:
     make("unfinished").start()
-    seen: list[str] = []
-    wait_until(lambda: bool(seen.append(capfd.readouterr().err)) or "File a" in "".join(seen))
+    seen = [""]
+
+    def look() -> bool:
+        seen.append(capfd.readouterr().err)
+        return "File a" in "".join(seen)
+
+    wait_until(look)
     assert "[comfyui] Traceback (most recent call last):" in "".join(seen)
 
 

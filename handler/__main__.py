@@ -11,7 +11,7 @@ from bootstrap.config import read_settings
 from bootstrap.core import log
 from bootstrap.core.findings import Finding, Outcome, errors_in
 from handler.jobs.warmup import WarmUp
-from handler.sdk import import_sdk
+from handler.sdk import describe_local_api, import_sdk
 
 
 def main() -> None:
@@ -42,6 +42,7 @@ def main() -> None:
         grace=settings.shutdown_grace,
     )
     force_end_after_sigterm(settings.shutdown_grace + FORCE_SECONDS)
+    describe_local_api(worker.described)
     runpod.serverless.start(with_slots({"handler": worker.handle}, hooks))
 
 

@@ -21,11 +21,13 @@ from bootstrap.models.context import Result
 from bootstrap.models.installed import Receipt
 from bootstrap.models.manifest import parse_manifest
 from bootstrap.models.manifest_entry import ModelSpec
-from handler.request import fields, parse
+from handler.request import fields, params, parse
+from handler.request.named_workflows import NamedWorkflows
 from handler.request.parse import (
     DiagnosticsRequest,
     DownloadRequest,
     WorkflowRequest,
+    WorkflowsRequest,
     parse_request,
 )
 from scripts import check_volume, submit
@@ -93,8 +95,8 @@ def test_json_about_models_is_what_the_worker_takes_and_gives() -> None:
         example: dict[str, Any] = json.loads(block)
         if "input" in example:
             request = parse_request(example["input"], ALLOWING)
-            assert isinstance(request, DownloadRequest) and not request.warnings
-            seen.add("request")
+            assert isinstance(request, DownloadRequest | WorkflowRequest) and not request.warnings
+            seen.add("by address" if isinstance(request, WorkflowRequest) else "request")
         elif "version" in example:
             manifest = parse_manifest(example)
             assert manifest.models and manifest.findings == ()
@@ -111,7 +113,31 @@ def test_json_about_models_is_what_the_worker_takes_and_gives() -> None:
                 given["receipt"]
             )
             seen.add("reply")
-    assert seen == {"request", "manifest", "progress", "reply"}
+    assert seen == {"request", "by address", "manifest", "progress", "reply"}
+
+
+def test_the_page_about_workflows_is_what_the_worker_takes_and_gives(tmp_path: Path) -> None:
+    page = ROOT / "docs" / "workflows.md"
+    inputs = {"text": "", "steps": 1, "sampler_name": "", "seed": 0, "noise_seed": 0, "image": ""}
+    nodes = {n: {"class_type": "X", "inputs": dict(inputs)} for n in ("1", "3", "6", "12")}
+    (tmp_path / "workflows").mkdir()
+    (tmp_path / "workflows/portrait.json").write_text(json.dumps(nodes))
+    (declared,) = blocks(page, "yaml")
+    (tmp_path / "workflows/portrait.params.yaml").write_text(declared)
+    named = NamedWorkflows(tmp_path)
+    asked, listing, reply = map(json.loads, blocks(page, "json"))
+    request = parse_request(asked["input"], Settings(), None, named.read)
+    assert isinstance(request, WorkflowRequest) and request.workflow["6"]["inputs"]["text"]
+    assert isinstance(parse_request(listing["input"], Settings()), WorkflowsRequest)
+    (entry,) = named.listed()
+    told = reply["workflows"][0]
+    assert set(told) == set(entry) and told["description"] == entry["description"]
+    for name, schema in told["params"]["properties"].items():
+        assert schema == entry["params"]["properties"][name]
+    fields = set(re.findall(r"^\| (`.*?) \|", page.read_text().split("## Asking")[0], re.MULTILINE))
+    assert {name for row in fields for name in re.findall(r"`(\w+)`", row)} == params._FIELDS
+    for command in commands(page):
+        assert (ROOT / command.split()[1]).is_file()
 
 
 def test_json_in_the_api_page_fits_the_schemas_and_the_worker() -> None:

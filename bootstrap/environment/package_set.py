@@ -152,7 +152,8 @@ def prepare_packages(
     """
     start = time.monotonic()
     try:
-        asked = read_requirements(str(place.comfyui), Together(_READ_SECONDS), place.nodes)
+        reading = Together(_READ_SECONDS)
+        asked = read_requirements(str(place.comfyui), reading, place.nodes, place.arguments)
     except SilentError:
         return PackageSet(note="requirements could not be read")
     judgement = judge(place.python, env, asked, place.arguments)

@@ -13,6 +13,7 @@ from typing import Any
 from bootstrap.boot import Runtime
 from bootstrap.config.bucket import S3_CONFIG
 from bootstrap.core import log
+from bootstrap.core.concurrency import SilentError, Together
 from bootstrap.core.findings import Finding, errors_in
 from bootstrap.core.text import counted, named
 from bootstrap.volume import MODELS
@@ -24,21 +25,22 @@ from handler.jobs.diagnostics import Diagnostics
 from handler.jobs.workflow_job import WorkflowJobs
 from handler.models.on_demand import ModelSupply
 from handler.request.compatibility import as_asked
+from handler.request.named_workflows import NamedWorkflows, openapi
 from handler.request.parse import (
     DiagnosticsRequest,
     DownloadRequest,
     ModelsRequest,
     Request,
     WorkflowRequest,
+    WorkflowsRequest,
     parse_request,
 )
-from handler.request.workflow import NamedWorkflows
 from handler.sdk.job_slots import JobSlots
 from handler.sdk.progress import Progress, has_control_plane
 from handler.sdk.shutdown import JobHandle, Shutdown
 
 _log = logging.getLogger(__name__)
-
+_OPENAPI = {"openapi": "3.1.0", "info": {"title": "ComfyUI on this endpoint", "version": "1"}}
 _QUIET_SECONDS = 0.5
 _NAMED_SECONDS = 30.0
 _EXAMINE_SECONDS = 120.0
@@ -60,7 +62,7 @@ class Worker:
         runtime.health.watch(self.fault)
         self._diagnostics = Diagnostics(runtime)
         self._supply = _supply_for(runtime, self.calls)
-        self._named = None if layout is None else NamedWorkflows(layout.root).read
+        self._named = None if layout is None else NamedWorkflows(layout.root)
         self._jobs: WorkflowJobs | None = None
         if runtime.serving is not None:
             self._jobs = WorkflowJobs(
@@ -110,6 +112,8 @@ class Worker:
             return await self._examine(lambda: self._diagnostics.examine(request))
         if isinstance(request, ModelsRequest):
             return await self._examine(lambda: self._diagnostics.models(request))
+        if isinstance(request, WorkflowsRequest):
+            return await self._list_workflows(request)
         faults = await self._faults()
         if isinstance(request, DownloadRequest) and self._supply is not None:
             return await self._supply.download(request, progress)
@@ -129,7 +133,8 @@ class Worker:
         given = job.get("input")
 
         def read() -> Request:
-            return parse_request(given, self._settings, job.get(S3_CONFIG), self._named)
+            named = None if self._named is None else self._named.read
+            return parse_request(given, self._settings, job.get(S3_CONFIG), named)
 
         try:
             if isinstance(given, Mapping) and "workflow_name" not in given:
@@ -141,6 +146,25 @@ class Worker:
             if faults := await self._faults():
                 raise _degraded(faults) from None
             raise
+
+    async def _list_workflows(self, request: WorkflowsRequest) -> dict[str, Any]:
+        try:
+            listed = await self.calls.volume.call_or_fail(self.workflows, _NAMED_SECONDS)
+        except TimeUp:
+            raise _slow_volume() from None
+        more = {"openapi": openapi(listed, dict(_OPENAPI))} if request.openapi else {}
+        return reply.completed([], list(request.warnings), workflows=listed, **more)
+
+    def workflows(self) -> list[dict[str, Any]]:
+        """The volume's workflows with their parameters, JSON-ready. Blocks on the volume."""
+        return [] if self._named is None else self._named.listed()
+
+    def described(self, document: dict[str, Any]) -> dict[str, Any]:
+        """The local API's OpenAPI document, with the volume's workflows as far as it answers."""
+        try:
+            return openapi(Together(_QUIET_SECONDS * 4).one(self.workflows), document)
+        except SilentError:
+            return document
 
     async def _faults(self) -> tuple[Finding, ...]:
         """What keeps jobs from running, as of now."""
@@ -205,6 +229,8 @@ def _described(request: Request) -> str:
         return f"workflow of {counted(len(request.workflow), 'node')}{files}"
     if isinstance(request, DownloadRequest):
         return f"download of {counted(len(request.models), 'model')}"
+    if isinstance(request, WorkflowsRequest):
+        return "list of workflows"
     return "diagnostics" if isinstance(request, DiagnosticsRequest) else "list of models"
 
 

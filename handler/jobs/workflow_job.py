@@ -27,7 +27,7 @@ from handler.execution import (
 )
 from handler.inputs import Fetcher, JobInputs, VolumeInputs, missing_inputs
 from handler.jobs.warmup import LAST
-from handler.models.on_demand import ModelSupply
+from handler.models.on_demand import ModelSupply, Supplied
 from handler.models.prefetch import JobPrefetch, ModelPrefetcher
 from handler.outputs import GRACE_SECONDS, Delivery, DeliveryOptions, JobOutputs, Produced, produced
 from handler.request.parse import WorkflowRequest
@@ -105,16 +105,21 @@ class WorkflowJobs:
         has_inputs = inputs.has_files(request.files, request.workflow)
         try:
             handle.stage = "its models and input files were not there yet"
-            request = await self._supplied(request, deadline, progress)
-            hints: Sequence[JobError] = ()
+            request, supplied = await self._supplied(request, deadline, progress)
+            if supplied.renamed:
+                prefetch.end()
+                prefetch = self._prefetcher.begin(request.workflow)
+            hints = supplied.hints
             if has_inputs:
-                hints = await self._place(request, inputs, deadline)
+                hints = (*hints, *await self._place(request, inputs, deadline))
             handle.stage = "the workflow was still running"
             result, items, notes = await self._produce(request, job, hints)
             handle.computed()
             handle.stage = "its results were not delivered yet"
             warnings = [*request.warnings, *result.warnings, *notes]
             timings = {"execution": round(result.seconds, 3), **prefetch.timings()}
+            if supplied.seconds:
+                timings["models"] = round(supplied.seconds, 3)
             if deadline.paused >= _REPORTED_WAIT:
                 timings["waited"] = round(deadline.paused, 3)
             with _reported_when_long(progress):
@@ -138,13 +143,13 @@ class WorkflowJobs:
 
     async def _supplied(
         self, request: WorkflowRequest, deadline: Deadline, progress: Progress
-    ) -> WorkflowRequest:
-        """The request, once its models are there that the manifest has."""
+    ) -> tuple[WorkflowRequest, Supplied]:
+        """The request, once its models are there that the manifest has or it gives addresses of."""
         if self._supply is None:
-            return request
-        fetched = await self._supply.ensure_models(request.workflow, deadline, progress)
-        notes = tuple(f"{model} was fetched for this job" for model in fetched)
-        return replace(request, warnings=(*request.warnings, *notes))
+            return request, Supplied()
+        supplied = await self._supply.ensure_models(request.workflow, deadline, progress)
+        notes = tuple(f"{model} was fetched for this job" for model in supplied.fetched)
+        return replace(request, warnings=(*request.warnings, *notes)), supplied
 
     async def _explained(self, problem: JobError, request: WorkflowRequest) -> JobError:
         """The error to report: a volume that is gone causes many others."""

@@ -174,6 +174,32 @@ def test_a_workflow_on_the_volume_is_run_by_its_name(worker: BootedWorker, volum
         assert_refused(worker.ask({"workflow_name": name}), "workflow.name_unknown")
 
 
+DECLARED = """
+params:
+  color: {type: integer, sets: 1.color, minimum: 0, maximum: 16777215, required: true}
+  size: {type: integer, sets: [1.width, 1.height], minimum: 16, maximum: 64, default: 32}
+"""
+
+
+def test_a_workflow_with_declared_params_is_a_typed_endpoint(
+    worker: BootedWorker, volume: Path
+) -> None:
+    folder = volume / "workflows"
+    folder.mkdir(exist_ok=True)
+    (folder / "typed.json").write_text(json.dumps(plain()))
+    (folder / "typed.params.yaml").write_text(DECLARED)
+    reply = ask(worker, workflow_name="typed", params={"color": 0x00FF00})
+    assert colour(reply["results"][0]) == (0, 255, 0)
+    picture = Image.open(io.BytesIO(base64.b64decode(reply["results"][0]["image"])))
+    assert picture.size == (32, 32)
+    wrong = worker.ask({"workflow_name": "typed", "params": {"colour": 1, "size": 65}})
+    assert_refused(wrong, "params.unknown", "did you mean color", "at most 64", "is missing")
+    listed = worker.ask({"type": "workflows", "openapi": True})
+    check_reply(listed)
+    (entry,) = [entry for entry in listed["workflows"] if entry["name"] == "typed"]
+    assert entry["params"]["required"] == ["color"] and "/runsync" in listed["openapi"]["paths"]
+
+
 def test_a_folder_of_the_volume_is_loaded(worker: BootedWorker, volume: Path) -> None:
     folder = volume / "ComfyUI/input/seq"
     folder.mkdir(parents=True)

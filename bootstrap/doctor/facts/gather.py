@@ -183,9 +183,14 @@ class _Gatherer:
         if not self._scope.sections:
             self._facts.link_plan = plan_for(layout)
 
+    @property
+    def _arguments(self) -> tuple[str, ...]:
+        """What ComfyUI is started with: the endpoint's flags, and the volume's."""
+        return with_args_file(self._settings, self._facts.args).comfyui_args
+
     def _comfyui(self, layout: Layout) -> None:
         if self._scope.wants("comfyui") and layout.comfyui is not None:
-            self._facts.comfyui = gather_comfyui(layout.comfyui, layout.nodes)
+            self._facts.comfyui = gather_comfyui(layout.comfyui, layout.nodes, self._arguments)
 
     def _python(self, layout: Layout) -> None:
         if not self._scope.wants("comfyui") or layout.comfyui is None:
@@ -206,8 +211,7 @@ class _Gatherer:
         if facts.python is None:
             return
         asked = facts.comfyui.asked if facts.comfyui else Requirements()
-        arguments = with_args_file(self._settings, facts.args).comfyui_args
-        facts.judgement = judge(facts.python, facts.env, asked, arguments)
+        facts.judgement = judge(facts.python, facts.env, asked, self._arguments)
         if self._settings.packages == INSTALL:
             facts.kept = kept_set(layout.root, facts.judgement)
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import Any
 
-from bootstrap.core.findings import OTHER, SECTIONS, Severity
+from bootstrap.core.findings import OTHER, SECTIONS, Severity, docs_url
 from bootstrap.core.findings import section_of as section_of_code
 from bootstrap.core.text import counted
 from bootstrap.doctor.html.text import (
@@ -30,6 +30,7 @@ from bootstrap.doctor.html.text import (
 
 MOST_FINDINGS = 300
 _MOST_MESSAGE, _MOST_FIX, _MOST_CODE = 1200, 3000, 80
+_A_CODE = re.compile(r"[a-z0-9_]{1,40}\.[a-z0-9_]{1,40}")
 _MOST_PATHS, _MOST_PATH, _FEW_PATHS = 20, 200, 5
 MARKS: Mapping[Severity, tuple[str, str]] = {
     Severity.ERROR: ("✗", "Error"),
@@ -255,14 +256,16 @@ def _mark(severity: Severity) -> str:
 
 
 def _finding(finding: Mapping[str, Any], severity: Severity) -> str:
-    code = safe(finding.get("code"), _MOST_CODE)
+    code = f"<code>{safe(finding.get('code'), _MOST_CODE)}</code>"
+    if severity is not Severity.OK and _A_CODE.fullmatch(named := str(finding.get("code"))):
+        code = f'<a href="{docs_url(named)}" rel="noreferrer">{code}</a>'
     host = ""
     if finding.get("host_fault") is True:
         host = ' <span class="host">this machine’s fault</span>'
     return (
         f'<article class="finding {severity.value}">{_mark(severity)}<div class="said">'
         f'<p class="message" dir="auto">{_message(finding)}</p>{_fix(finding)}{_paths(finding)}'
-        f'<p class="code"><code>{code}</code>{host}</p></div></article>\n'
+        f'<p class="code">{code}{host}</p></div></article>\n'
     )
 
 

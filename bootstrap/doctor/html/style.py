@@ -52,6 +52,7 @@ h3{margin-bottom:2px;font-size:13px;color:var(--muted);font-weight:600}
 .finding .message{max-width:72ch}
 .finding.error .message,.finding.warning .message{font-weight:500}
 .finding .message code,.fix p code{background:var(--block);padding:1px 4px;border-radius:4px}
+.code a{color:inherit}
 .code{color:var(--muted);font-size:13px;margin-top:6px}
 .host{white-space:nowrap;color:var(--error);font-weight:600;margin-left:8px}
 .fix{margin-top:10px}

@@ -23,6 +23,7 @@ from bootstrap.environment.package_set import PackageSet, Place, kept_set, prepa
 from bootstrap.environment.packs import read_requirements
 from bootstrap.environment.store import KEPT_DAYS, KEPT_SETS, BadSet, Record, keep
 from tests.conftest import BootedWorker
+from tests.end_to_end.test_worker import plain
 from tests.support.package_index import PackageIndex, make_wheel, serving
 from tests.support.process_tree import family
 from tests.support.small_python import SmallPython
@@ -854,3 +855,25 @@ def test_a_boot_without_what_comfyui_cannot_start_without(
     assert error.code == "comfyui.requirement_missing"
     assert "comfy-aimdo==0.4.13" in error.message
     assert worker.runtime.serving is None
+
+
+def test_the_packages_of_a_new_comfyui_from_the_real_index(
+    boot_worker: Callable[[Mapping[str, str]], BootedWorker],
+    volume: Path,
+    worker_env: dict[str, str],
+) -> None:
+    """Exact pins of 0.33, imported as it does at its start; once installed, and once kept."""
+    comfyui = volume / "ComfyUI"
+    (comfyui / "comfyui_version.py").write_text('__version__ = "0.38.0"\n')
+    pins = "comfy-kitchen==0.2.31\ncomfy-aimdo==0.4.13\nblake3\n"
+    (comfyui / "requirements.txt").write_text(f"torch\n{pins}")
+    nodes = (comfyui / "nodes.py").read_text()
+    imports = "import comfy_aimdo.control\nimport comfy_aimdo.host_buffer\nimport comfy_kitchen\n"
+    future = "from __future__ import annotations\n"
+    assert nodes.startswith(future)
+    (comfyui / "nodes.py").write_text(future + imports + nodes.removeprefix(future))
+    for offline in ({}, {"UV_OFFLINE": "1"}):
+        worker = boot_worker({**worker_env, "PACKAGES": "install", **offline})
+        assert worker.report.outcome is Outcome.READY, worker.report.findings
+        assert worker.ask({"workflow": plain()})["status"] == "completed"
+        worker.boot.stop()

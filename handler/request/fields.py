@@ -32,6 +32,7 @@ FORMATS = ("png", "jpeg", "webp")
 _OUTPUT_FIELDS = (
     "delivery", "format", "quality", "metadata", "include_temp", "zip", "upload_urls",
 )  # fmt: skip
+_PROGRESS_FIELDS = ("previews", "preview_size")
 _MOST_ADDRESSES = 1000
 _ADDRESS_SHAPE = 'a list of https addresses, or of {"url", "headers"}'
 _HEADER_NAME = re.compile(r"[A-Za-z0-9-]{1,64}")
@@ -256,6 +257,32 @@ class OutputOptions:
     def changes_images(self) -> bool:
         """Must pictures be rewritten?"""
         return self.format is not None or not self.metadata
+
+
+@dataclass(frozen=True)
+class ProgressOptions:
+    """What progress tells besides: `previews` of pictures while they are made, of at most
+    `preview_size` pixels a side."""
+
+    previews: bool = False
+    preview_size: int = 256
+
+
+def read_progress(given: object) -> tuple[ProgressOptions, tuple[str, ...]]:
+    """The options, and a warning for fields that do not exist. Raises JobError."""
+    if given is None:
+        return ProgressOptions(), ()
+    if not isinstance(given, Mapping):
+        raise wrong_type("progress", 'an object such as {"previews": true}', given)
+    size = given.get("preview_size", 256)
+    if isinstance(size, bool) or not isinstance(size, int) or not 32 <= size <= 512:
+        raise wrong_type("progress.preview_size", "a whole number from 32 to 512", size)
+    previews = given.get("previews", False)
+    if not isinstance(previews, bool):
+        raise wrong_type("progress.previews", "true or false", previews)
+    unknown = sorted(str(key) for key in given if key not in _PROGRESS_FIELDS)
+    warning = f"ignored unknown fields of progress: {', '.join(unknown)[:300]}"
+    return ProgressOptions(previews, size), ((warning,) if unknown else ())
 
 
 def read_options(given: object, settings: Settings) -> tuple[OutputOptions, tuple[str, ...]]:

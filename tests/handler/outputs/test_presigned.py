@@ -268,3 +268,18 @@ def test_a_zip_that_is_too_large_for_the_reply_goes_to_the_volume(
 def test_a_job_without_files_has_no_zip(work: WorkDir, layout: Layout) -> None:
     answer = Jobs(work, layout).deliver(ProducedText("4", "hello"), zip=True)
     assert [entry["kind"] for entry in answer["results"]] == ["text"]
+
+
+def test_what_a_zip_that_went_nowhere_held_is_kept_with_the_next_job(
+    work: WorkDir, layout: Layout
+) -> None:
+    put(work.output, "a_1_.png", PNG + bytes(400_000))
+    layout.output.parent.mkdir(parents=True, exist_ok=True)
+    layout.output.write_text("in the way")
+    jobs = Jobs(work, layout, MAX_REPLY_MB="0.2", KEEP_OUTPUTS="false")
+    with pytest.raises(JobError) as caught:
+        jobs.deliver(image("a_1_.png"), zip=True)
+    assert caught.value.code == "reply.too_large"
+    layout.output.unlink()
+    (kept,) = jobs.kept_from_failed("b" * 12)
+    assert kept.endswith(f"a_1_{'b' * 12}.png") or "a_1_" in kept

@@ -227,7 +227,7 @@ class Settings:
         "STAGE_PACK_MB",
         kinds.number(0, 1_000_000),
         200.0,
-        "Of a custom node with more megabytes than this, the largest files are linked, not copied",
+        "Of a custom node with more size_text than this, the largest files are linked, not copied",
         "200",
     )
     stage_timeout: float = var(

@@ -8,6 +8,8 @@ from bootstrap.doctor.report import (
     Report,
     bounded,
     examine,
+    of_volume,
+    repairs_of,
     report_json,
     report_text,
 )
@@ -23,6 +25,8 @@ __all__ = [
     "fix",
     "html",
     "look_at_link",
+    "of_volume",
+    "repairs_of",
     "report_json",
     "report_text",
 ]

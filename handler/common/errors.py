@@ -94,7 +94,7 @@ def cut(text: str, most: int) -> str:
 
 
 def bounded(details: Mapping[str, Any]) -> dict[str, Any]:
-    """`details` without anything long: a class name or a list of choices may have megabytes, and a
+    """`details` without anything long: a class name or a list of choices may have size_text, and a
     reply that is too large is one that Runpod drops."""
     room = _MOST_DETAILS
 

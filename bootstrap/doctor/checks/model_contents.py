@@ -25,7 +25,7 @@ CODES = {
 }
 _AGAIN = (
     "download it again with a token, for instance: "
-    'curl -fL -H "Authorization: Bearer $CIVITAI_TOKEN" -o FILE URL (HF_TOKEN for Hugging Face)'
+    '`curl -fL -H "Authorization: Bearer $CIVITAI_TOKEN" -o FILE URL` (HF_TOKEN for Hugging Face)'
 )
 
 
@@ -51,7 +51,7 @@ def empty_file(files: Sequence[ModelFile]) -> Finding:
     return warning(
         "models.empty_file",
         f"{about(files, 'has', 'have')} zero bytes.",
-        f"{delete(files)} and download again (a full volume leaves such files too: df -h).",
+        f"{delete(files)}, then download it again (a full volume leaves such files too: df -h).",
         paths=paths_of(files),
     )
 
@@ -61,7 +61,7 @@ def truncated(files: Sequence[ModelFile]) -> Finding:
     return warning(
         "models.truncated",
         f"{about(files, 'is', 'are')} cut off: {_lengths(files)}.",
-        f"If nothing is downloading there now: {delete(files)} and download again.",
+        f"If nothing is downloading there now: {delete(files)}, then download it again.",
         paths=paths_of(files),
     )
 
@@ -72,7 +72,7 @@ def too_long(files: Sequence[ModelFile]) -> Finding:
         "models.too_long",
         f"{about(files, 'has', 'have')} bytes after the end: {_lengths(files)}. Two downloads "
         "wrote into one file, or one was resumed at the wrong place.",
-        f"{delete(files)} and download again.",
+        f"{delete(files)}, then download it again.",
         paths=paths_of(files),
     )
 
@@ -82,7 +82,7 @@ def damaged(files: Sequence[ModelFile]) -> Finding:
     return warning(
         "models.damaged",
         f"{about(files, 'is', 'are')} damaged: {_details(files)}.",
-        f"If nothing is downloading there now: {delete(files)} and download again.",
+        f"If nothing is downloading there now: {delete(files)}, then download it again.",
         paths=paths_of(files),
     )
 
@@ -105,7 +105,7 @@ def web_page(files: Sequence[ModelFile]) -> Finding:
         "models.web_page",
         f"{about(files, 'is', 'are')} a web page, not a model: {_details(files)}. "
         "The site wanted a login, or the address was that of a page.",
-        f"{delete(files)} and {_AGAIN}.",
+        f"{delete(files)}, then {_AGAIN}.",
         paths=paths_of(files),
     )
 
@@ -115,7 +115,7 @@ def server_message(files: Sequence[ModelFile]) -> Finding:
     return warning(
         "models.server_message",
         f"{about(files, 'is', 'are')} a server's message, not a model: {_details(files)}.",
-        f"{delete(files)} and {_AGAIN}.",
+        f"{delete(files)}, then {_AGAIN}.",
         paths=paths_of(files),
     )
 
@@ -129,7 +129,7 @@ def lfs_pointer(files: Sequence[ModelFile]) -> Finding:
         "models.lfs_pointer",
         f"{about(files, 'is', 'are')} a Git LFS pointer of some bytes; the model itself{size} was "
         "never fetched (cloned without Git LFS, or downloaded from a /raw/ address).",
-        f"{pull} (apt-get install git-lfs first), or {delete(files)} and download from the "
+        f"{pull} (apt-get install git-lfs first), or {delete(files)}, then download from the "
         "/resolve/ address instead of /raw/ or /blob/.",
         paths=paths_of(files),
     )
@@ -226,7 +226,7 @@ def delete(files: Sequence[ModelFile]) -> str:
     """The command that deletes them, the first few where there are many."""
     command = typed("rm", "--", *(f.full_path for f in files[:MOST_TYPED]))
     more = len(files) - MOST_TYPED
-    return f"{command} (and the {counted(more, 'other')})" if more > 0 else command
+    return f"`{command}` (and the {counted(more, 'other')})" if more > 0 else f"`{command}`"
 
 
 def paths_of(files: Sequence[ModelFile]) -> list[str]:

@@ -31,7 +31,7 @@ def is_unseen(character: str) -> bool:
 def plain(value: object, most: int, keep_lines: bool = False) -> str:
     """`value` as text without unseen characters, `most` characters at most with an ellipsis."""
     text = value if isinstance(value, str) else "" if value is None else str(value)[: most + 1]
-    # Bounded before it is walked: a message may be megabytes long.
+    # Bounded before it is walked: a message may be size_text long.
     cut = text[: most + 1]
     seen = "".join(_seen(c, keep_lines) for c in cut)
     return seen if len(seen) <= most else seen[: max(most - 1, 0)] + "…"

@@ -68,10 +68,10 @@ class Report:
     def INPUT_TYPES(cls):
         return {
             "required": {"files": ("STRING", {}), "ui": ("STRING", {})},
-            "optional": {"megabytes": ("INT", {"default": 0})},
+            "optional": {"size_text": ("INT", {"default": 0})},
         }
 
-    def run(self, files, ui, megabytes=0):
+    def run(self, files, ui, size_text=0):
         import folder_paths
 
         output = folder_paths.get_output_directory()
@@ -80,7 +80,7 @@ class Report:
             os.makedirs(os.path.dirname(path), exist_ok=True)
             with open(path, "w") as file:
                 file.write(f"content of {name}")
-                file.write("x" * megabytes * 1_000_000)
+                file.write("x" * size_text * 1_000_000)
         return {"ui": json.loads(ui.replace("OUTPUT", output))}
 
 
@@ -342,14 +342,14 @@ class Memory:
     def INPUT_TYPES(cls):
         ways = ["cached", "for good", "without end"]
         amount = ("INT", {"default": 0, "max": 1_000_000})
-        return {"required": {"image": ("IMAGE",), "megabytes": amount, "way": (ways,)}}
+        return {"required": {"image": ("IMAGE",), "size_text": amount, "way": (ways,)}}
 
     @classmethod
     def IS_CHANGED(cls, **_):
         return float("nan")
 
-    def run(self, image, megabytes, way):
-        taken = [b"x" * 1_000_000 * megabytes]  # one block, which goes back to the system at once
+    def run(self, image, size_text, way):
+        taken = [b"x" * 1_000_000 * size_text]  # one block, which goes back to the system at once
         if way == "cached":
             self.taken = taken  # this instance is in a cache that /free empties
         else:

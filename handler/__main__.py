@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 import atexit
-import logging
 import os
 from typing import Any
 
-from bootstrap.boot import Boot, BootReport, boot_text
+from bootstrap.boot import Boot, BootReport, log_report
 from bootstrap.config import read_settings
 from bootstrap.core import log
 from bootstrap.core.findings import Finding, Outcome, errors_in
 from handler.jobs.warmup import WarmUp
 from handler.sdk import describe_local_api, import_sdk
-
-_log = logging.getLogger("handler")
 
 
 def main() -> None:
@@ -32,7 +29,7 @@ def main() -> None:
         from handler.sdk.shutdown import FORCE_SECONDS, force_end_after_sigterm
     runtime = boot.finish()
     report = runtime.report
-    _log.info("boot report:\n%s", boot_text(report))
+    log_report(report)
     if report.outcome is Outcome.UNFIT:
         _register_fitness_check(runpod, report)
     # A worker that is stopped after a job must not hold another one.

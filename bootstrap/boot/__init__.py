@@ -1,7 +1,7 @@
 """The order of the start, and what came of it."""
 
 from bootstrap.boot.boot import Boot
-from bootstrap.boot.report import BootReport, boot_json, boot_text, waterfall
+from bootstrap.boot.report import BootReport, boot_json, boot_text, log_report, waterfall
 from bootstrap.boot.runtime import Runtime, Serving
 from bootstrap.boot.schedule import Stage
 
@@ -13,5 +13,6 @@ __all__ = [
     "Stage",
     "boot_json",
     "boot_text",
+    "log_report",
     "waterfall",
 ]

@@ -22,7 +22,7 @@ from collections.abc import Iterable, Mapping
 
 from bootstrap.boot.health import HealthMonitor
 from bootstrap.boot.plan import Plan
-from bootstrap.boot.report import BootReport
+from bootstrap.boot.report import BootReport, log_first_line
 from bootstrap.boot.runtime import Runtime, Serving, WarmUp
 from bootstrap.boot.schedule import Schedule, State, Timeline
 from bootstrap.comfyui import ComfyUI, wait_until_ready, with_cause
@@ -74,6 +74,8 @@ class Boot:
 
     def begin(self) -> None:
         """Find the volume, copy its code, link its models, start ComfyUI; all else goes on."""
+        if errors_in(self._before):
+            log_first_line("the settings have errors, so ComfyUI is not started")
         self.health.open()
         self._schedule.start()
         if not errors_in(self._before):
@@ -145,12 +147,11 @@ class Boot:
         )
 
     def _wait(self, comfyui: ComfyUI) -> list[Finding]:
-        with self.timeline.stage("ComfyUI ready"):
+        with self.timeline.stage("ComfyUI ready", since=comfyui.started_at):
             waited = wait_until_ready(comfyui, self._settings.boot_timeout)
         if waited.finding is not None:
             comfyui.stop()
             return [waited.finding]
-        _log.info("ComfyUI is ready after %.1f s", self.timeline.elapsed)
         return [
             ok(
                 "comfyui.ready",

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from bootstrap.boot.models import WantedModels
+from bootstrap.boot.report import log_place
 from bootstrap.boot.runtime import WarmUp
 from bootstrap.boot.schedule import Stage, StageFailed, Task
 from bootstrap.comfyui import (
@@ -225,6 +226,7 @@ class Plan:
             links, linked = link_other_mounts(volume_root(self._settings))
             row.add(linked)
         layout = with_view(locate(self._settings), self.work.value.view)
+        log_place(layout)
         args = read_args_file(layout)
         row.add([*check_layout(layout), *check_args_file(args)])
         recent = Recent(layout.root, self._env.get("RUNPOD_ENDPOINT_ID"))

@@ -16,6 +16,7 @@ from enum import Enum
 from typing import Any, Generic, TypeVar
 
 from bootstrap.core.findings import Finding, error, errors_in
+from bootstrap.core.text import size_text
 
 _log = logging.getLogger(__name__)
 
@@ -25,6 +26,8 @@ CODES = {
 }
 
 
+# Shorter stages say nothing to a person.
+SHOWN_SECONDS = 0.1
 T = TypeVar("T")
 
 
@@ -53,6 +56,19 @@ class Stage:
         """An error among them makes the stage a failure, whatever it returns."""
         self.findings += findings
 
+    @property
+    def is_worth_showing(self) -> bool:
+        """Did it take time, or go wrong?"""
+        return self.seconds >= SHOWN_SECONDS or self.outcome != "ok"
+
+    @property
+    def remark(self) -> str:
+        """` (its note, what it moved, its outcome)`, as far as there are any."""
+        said = [self.note, size_text(self.bytes) if self.bytes else ""]
+        said += [self.outcome] if self.outcome != "ok" else []
+        text = ", ".join(part for part in said if part)
+        return f" ({text})" if text else ""
+
     def as_dict(self) -> dict[str, Any]:
         """JSON-ready data without the findings; `bytes` and `note` only where there are any."""
         told = {k: v for k, v in vars(self).items() if k != "findings"}
@@ -73,10 +89,11 @@ class Timeline:
         return time.monotonic() - self._zero
 
     @contextmanager
-    def stage(self, name: str) -> Iterator[Stage]:
+    def stage(self, name: str, since: float | None = None) -> Iterator[Stage]:
         """Time a block; its outcome is `ok`, what the block sets, or the name of the exception
-        that ended it."""
-        stage = Stage(name, round(self.elapsed, 3))
+        that ended it. What it is about may have begun earlier: `since`, by `time.monotonic()`."""
+        begun = self.elapsed if since is None else max(since - self._zero, 0.0)
+        stage = Stage(name, round(begun, 3))
         try:
             yield stage
         except BaseException as problem:
@@ -101,12 +118,21 @@ class Timeline:
                 s.name == stage.name and s.outcome == State.LATE.value for s in self._stages
             ):
                 self._stages.append(stage)
+                _log_stage(stage)
 
     @property
     def stages(self) -> tuple[Stage, ...]:
         """All stages so far, by start."""
         with self._lock:
             return tuple(sorted(self._stages, key=lambda s: s.start))
+
+
+def _log_stage(stage: Stage) -> None:
+    """A line for each that took time or went wrong."""
+    if stage.outcome == State.SKIPPED.value or not stage.is_worth_showing:
+        return
+    level = logging.INFO if stage.outcome == "ok" else logging.WARNING
+    _log.log(level, "%s: %.1f s%s", stage.name, stage.seconds, stage.remark)
 
 
 class State(Enum):

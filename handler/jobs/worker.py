@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,8 @@ from bootstrap.config.bucket import S3_CONFIG
 from bootstrap.core import log
 from bootstrap.core.concurrency import SilentError, Together
 from bootstrap.core.findings import Finding, errors_in
-from bootstrap.core.text import counted
+from bootstrap.core.redact import withheld
+from bootstrap.core.text import counted, named
 from bootstrap.volume import MODELS
 from handler.common import reply
 from handler.common.blocking import TimeUp
@@ -30,6 +32,7 @@ from handler.request.parse import (
     DownloadRequest,
     ModelsRequest,
     Request,
+    WorkflowRequest,
     WorkflowsRequest,
     parse_request,
 )
@@ -63,8 +66,9 @@ class Worker:
         self._named = None if layout is None else NamedWorkflows(layout.root)
         self._jobs: WorkflowJobs | None = None
         if runtime.serving is not None:
+            kept = withheld(runtime.env, runtime.settings.comfyui_env_pass)
             self._jobs = WorkflowJobs(
-                runtime.serving, self._supply, self.calls, self._faults_at_boot
+                runtime.serving, self._supply, self.calls, self._faults_at_boot, kept
             )
 
     async def handle(self, job: Mapping[str, Any]) -> dict[str, Any]:
@@ -76,23 +80,27 @@ class Worker:
         if self.slots.is_cancelled(str(job.get("id"))):
             raise asyncio.CancelledError
         progress = Progress(job, quiet=_QUIET_SECONDS)
+        begun = time.monotonic()
         try:
             answer = await self.shutdown.bounded(
                 lambda handle: self._answer(job, progress, handle),
                 computed=lambda: self.slots.computed(str(job.get("id"))),
             )
         except JobError as error:
-            _log.error("%s: %s", error.code, error)
+            _log.error("failed after %.1f s: %s: %s", _since(begun), error.code, error)
             answer = reply.failed(error)
+        except asyncio.CancelledError:
+            _log.info("cancelled after %.1f s", _since(begun))
+            raise
         except Exception as problem:  # noqa: BLE001  # the boundary: the worker goes on
-            _log.exception("The worker failed")
+            _log.exception("failed after %.1f s", _since(begun))
             answer = reply.failed(_internal(problem))
         finally:
             await progress.drain()
             if not has_control_plane():  # nothing else waits for it
                 await self.finish()
         if answer.get("status") == "completed":
-            _log.info("%s", _summary(answer))
+            _log.info("done in %.1f s%s", _since(begun), _summary(answer))
         shaped = as_asked(answer, self._settings)
         posted: dict[str, Any] = reply.postable(shaped)
         return posted
@@ -101,6 +109,7 @@ class Worker:
         self, job: Mapping[str, Any], progress: Progress, handle: JobHandle
     ) -> dict[str, Any]:
         request = await self._request(job)
+        _log.info("begun: %s", _described(request))
         if isinstance(request, DiagnosticsRequest):
             return await self._examine(lambda: self._diagnostics.examine(request))
         if isinstance(request, ModelsRequest):
@@ -127,7 +136,8 @@ class Worker:
 
         def read() -> Request:
             named = None if self._named is None else self._named.read
-            return parse_request(given, self._settings, job.get(S3_CONFIG), named)
+            job_id = str(job.get("id"))
+            return parse_request(given, self._settings, job.get(S3_CONFIG), named, job_id)
 
         try:
             if isinstance(given, Mapping) and "workflow_name" not in given:
@@ -211,13 +221,37 @@ def _degraded(faults: tuple[Finding, ...]) -> JobError:
     )
 
 
+def _since(begun: float) -> float:
+    return time.monotonic() - begun
+
+
+def _described(request: Request) -> str:
+    """For the log: what was asked for."""
+    if isinstance(request, WorkflowRequest):
+        files = f", {counted(len(request.files), 'input file')}" if request.files else ""
+        return f"workflow of {counted(len(request.workflow), 'node')}{files}"
+    if isinstance(request, DownloadRequest):
+        return f"download of {counted(len(request.models), 'model')}"
+    if isinstance(request, WorkflowsRequest):
+        return "list of workflows"
+    return "diagnostics" if isinstance(request, DiagnosticsRequest) else "list of models"
+
+
 def _summary(answer: Mapping[str, Any]) -> str:
-    """For the log: where results are, should the reply get lost. Not URLs, which are signed."""
-    results = answer.get("results") or []
+    """For the log: what took how long, and where results are, should the reply get lost. Not URLs,
+    which are signed."""
+    results, timings = answer.get("results"), answer.get("timings") or {}
+    took = [
+        f"{words} {timings[key]:.1f} s"
+        for key, words in (("execution", "ComfyUI"), ("waited", "waiting for its turn"))
+        if isinstance(timings.get(key), float)
+    ]
+    text = f" ({', '.join(took)})" if took else ""
+    if not isinstance(results, list):
+        return text
     places = [str(r["path"]) for r in results if isinstance(r, Mapping) and r.get("path")]
-    more = f" and {len(places) - 5} more" if len(places) > 5 else ""
-    kept = f", on the volume: {', '.join(places[:5])}{more}" if places else ""
-    return f"completed with {counted(len(results), 'result')}{kept}"
+    kept = f", on the volume: {named(places)}" if places else ""
+    return f"{text}: {counted(len(results), 'result')}{kept}"
 
 
 def _internal(problem: Exception) -> JobError:

@@ -162,7 +162,7 @@ def test_diagnostics_are_text_for_people(serving: Serving, tmp_path: Path) -> No
     assert done.code == 0, done.out
     assert "volume.found" in done.out
     assert re.search(r"Boot: ready after \d", done.out)
-    assert re.search(r"█.*│ start ComfyUI$", done.out, re.MULTILINE)
+    assert re.search(r"█.*│ ComfyUI ready$", done.out, re.MULTILINE)
     assert "ComfyUI: answers" in done.out
     assert "\033" not in done.out
 

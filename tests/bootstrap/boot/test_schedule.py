@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -125,3 +126,21 @@ def test_a_task_that_hangs_is_given_up_and_what_it_says_later_does_not_count() -
     assert (found.code, found.fix) == ("boot.stage_late", "fix it")
     assert next(s.outcome for s in timeline.stages if s.name == "hangs") == "late"
     assert b.state is State.SKIPPED and a.result is None
+
+
+def test_a_stage_may_have_begun_before_it_is_waited_for(capsys: pytest.CaptureFixture[str]) -> None:
+    timeline = Timeline()
+    begun = time.monotonic()
+    time.sleep(0.15)
+    with timeline.stage("ComfyUI", since=begun) as row:
+        row.note = "here"
+    with timeline.stage("short"):
+        pass
+    with timeline.stage("wrong") as row:
+        row.outcome = "failed"
+    comfyui = timeline.stages[0]
+    assert (comfyui.name, comfyui.start < 0.1, comfyui.seconds >= 0.15) == ("ComfyUI", True, True)
+    assert capsys.readouterr().err.splitlines() == [
+        f"[worker] ComfyUI: {comfyui.seconds:.1f} s (here)",
+        "[worker] WARN: wrong: 0.0 s (failed)",
+    ]

@@ -33,6 +33,8 @@ SECTIONS: Mapping[str, tuple[str, ...]] = {
     "Environment": ("env", "settings", "allocator", "tokens"),
 }
 OTHER = "Other"
+# Where each code is explained, as an anchor of its own.
+TROUBLESHOOTING = "https://comfyui-volume-worker.github.io/comfyui-volume-worker/troubleshooting/"
 _SECTION_OF = {family: name for name, families in SECTIONS.items() for family in families}
 
 

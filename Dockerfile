@@ -1,9 +1,10 @@
 # The worker's image: two Pythons, no models, and no ComfyUI unless COMFYUI_VERSION names one: they are
 # on the network volume.
 #   docker build --platform linux/amd64 -t YOU/comfyui-volume-worker:0.1 .
-# How it is tested, its arguments and sizes: docs/image.md.
-ARG BASE_IMAGE=nvidia/cuda:13.0.1-runtime-ubuntu24.04
-FROM ${BASE_IMAGE}
+# Its variants: docker-bake.hcl. How it is tested, its arguments and sizes: docs/image.md.
+# torch brings its own CUDA libraries: of NVIDIA's images the smallest will do.
+ARG BASE_IMAGE=nvidia/cuda:13.0.2-base-ubuntu24.04
+FROM ${BASE_IMAGE} AS system
 
 # An argument and not ENV: it is for the build alone.
 ARG DEBIAN_FRONTEND=noninteractive
@@ -12,35 +13,52 @@ ARG DEBIAN_FRONTEND=noninteractive
 ARG PYTHON_VERSION=""
 
 # ffmpeg, libgl1 and libglib2.0-0 are what custom nodes ask for most; git is for nodes that look at
-# their own version; tini reaps processes as PID 1 and passes SIGTERM on.
+# their own version; gcc and Python's headers are for Triton, which compiles at run time, and for
+# packages without a wheel; tini reaps processes as PID 1 and passes SIGTERM on.
 RUN apt-get update \
     && apt-get install -y --no-install-recommends \
-        ca-certificates ffmpeg git libgl1 libglib2.0-0 python3 python3-venv tini \
+        ca-certificates ffmpeg gcc git libc6-dev libgl1 libglib2.0-0 python3 python3-dev python3-venv tini \
     && if [ ! -x "/usr/bin/python${PYTHON_VERSION:-3}" ]; then \
         apt-get install -y --no-install-recommends gpg gpg-agent software-properties-common \
         && add-apt-repository -y ppa:deadsnakes/ppa \
         && apt-get install -y --no-install-recommends \
-            "python${PYTHON_VERSION}" "python${PYTHON_VERSION}-venv" \
+            "python${PYTHON_VERSION}-dev" "python${PYTHON_VERSION}-venv" \
         && apt-get purge -y --autoremove gpg gpg-agent software-properties-common; \
     fi \
     && rm -rf /var/lib/apt/lists/* /var/cache/apt/* /var/log/apt /var/log/*.log
 
+# uv for the build, in the version that the worker has. It is bound into the steps that need it.
+FROM system AS uv
+COPY requirements/worker.txt /tmp/worker.txt
+RUN python3 -m venv /opt/uv \
+    && /opt/uv/bin/pip install --no-cache-dir --no-deps "$(grep '^uv==' /tmp/worker.txt)"
+
+FROM system
+# As the build's environment alone, hence no ENV. Downloads are cached beside the image; what is
+# installed is compiled, so that the first start does not have to.
+ARG UV_LINK_MODE=copy UV_COMPILE_BYTECODE=1 UV_PYTHON_DOWNLOADS=never
+
 # ComfyUI's Python: large, changes seldom. PyTorch's own index holds a build for each CUDA version; it
-# must fit BASE_IMAGE, and the driver of the machines that Runpod may choose (CUDA 13.0 wants driver 580
-# or newer). All three can be empty. An address with a password in it would stay in the history.
+# must fit the driver of the machines that Runpod may choose (CUDA 13.0 wants driver 580 or newer). An
+# empty index is whichever uv is set to. An address with a password in it would stay in the history.
+ARG TORCH="torch==2.13.0 torchvision==0.28.0 torchaudio==2.11.0"
 ARG TORCH_INDEX_URL=https://download.pytorch.org/whl/cu130
-ARG TORCH_COMPANIONS="torchvision==0.28.0"
-# What ComfyUI's upscaling and image nodes import; spandrel needs torchvision.
-ARG COMFYUI_EXTRAS="kornia==0.9.0 kornia_rs==0.2.0 spandrel==0.4.2"
-COPY requirements/comfyui.txt requirements/comfyui-constraints.txt /tmp/requirements/
-# Downloads are cached beside the image, so that a changed line does not fetch torch again. The .pth
-# gives torch to a venv that is made with --system-site-packages, as those on volumes are.
-RUN --mount=type=cache,target=/root/.cache/pip \
-    "python${PYTHON_VERSION:-3}" -m venv /opt/comfyui \
-    && torch="$(grep '^torch==' /tmp/requirements/comfyui.txt)" \
-    && /opt/comfyui/bin/pip install ${TORCH_INDEX_URL:+--index-url "${TORCH_INDEX_URL}"} "${torch}" ${TORCH_COMPANIONS} \
-    && /opt/comfyui/bin/pip install -r /tmp/requirements/comfyui.txt ${COMFYUI_EXTRAS} \
-    && /opt/comfyui/bin/pip check \
+# Packages to leave out, as an extended regular expression: those that do not fit another torch.
+ARG COMFYUI_LEFT_OUT=""
+COPY requirements/comfyui.txt requirements/comfyui-constraints.txt requirements/image.txt /tmp/requirements/
+# The .pth gives torch to a venv that is made with --system-site-packages, as those on volumes are.
+RUN --mount=type=bind,from=uv,source=/opt/uv,target=/opt/uv \
+    --mount=type=cache,target=/root/.cache/uv \
+    cd /tmp/requirements \
+    && "python${PYTHON_VERSION:-3}" -m venv /opt/comfyui \
+    && install="/opt/uv/bin/uv pip install --python /opt/comfyui/bin/python" \
+    && ${install} ${TORCH_INDEX_URL:+--index-url "${TORCH_INDEX_URL}"} ${TORCH} \
+    && /opt/uv/bin/uv pip freeze --python /opt/comfyui/bin/python \
+        | grep -E '^(torch|torchvision|torchaudio|triton|nvidia-.*)==' > kept.txt \
+    && grep -hvE "^(torch==|-c |#)" comfyui.txt image.txt \
+        | grep -vE "^(${COMFYUI_LEFT_OUT:-nothing})=" > wanted.txt \
+    && ${install} -r wanted.txt -c comfyui-constraints.txt -c kept.txt \
+    && /opt/uv/bin/uv pip check --python /opt/comfyui/bin/python \
     && packages="$("python${PYTHON_VERSION:-3}" -c 'import site; print(site.getsitepackages()[0])')" \
     && mkdir -p "${packages}" \
     && ls -d /opt/comfyui/lib/python3.*/site-packages > "${packages}/comfyui.pth" \
@@ -49,22 +67,27 @@ RUN --mount=type=cache,target=/root/.cache/pip \
 # The worker's Python: never shares packages with ComfyUI's.
 WORKDIR /worker
 COPY requirements/worker.txt requirements/constraints.txt requirements/
-RUN --mount=type=cache,target=/root/.cache/pip \
-    python3 -m venv .venv \
-    && .venv/bin/pip install -r requirements/worker.txt \
-    && .venv/bin/pip check
+RUN --mount=type=bind,from=uv,source=/opt/uv,target=/opt/uv \
+    --mount=type=cache,target=/root/.cache/uv \
+    /opt/uv/bin/uv venv --quiet --python /usr/bin/python3 .venv \
+    && /opt/uv/bin/uv pip install --python .venv/bin/python -r requirements/worker.txt \
+    && /opt/uv/bin/uv pip check --python .venv/bin/python
 
-# A ComfyUI for volumes that have none: a tag such as v0.3.75, empty for none. Its own requirements are
+# A ComfyUI for volumes that have none: a tag such as v0.38.0, empty for none. Its own requirements are
 # added as far as torch allows; its web page is not, since the worker gives it one.
 ARG COMFYUI_VERSION=""
 ARG COMFYUI_REPOSITORY=https://github.com/comfyanonymous/ComfyUI
-RUN --mount=type=cache,target=/root/.cache/pip \
+RUN --mount=type=bind,from=uv,source=/opt/uv,target=/opt/uv \
+    --mount=type=cache,target=/root/.cache/uv \
     if [ -n "${COMFYUI_VERSION}" ]; then \
         git clone --quiet --depth 1 --branch "${COMFYUI_VERSION}" "${COMFYUI_REPOSITORY}" /comfyui \
         && rm -rf /comfyui/.git \
-        && /opt/comfyui/bin/pip list --format=freeze | grep -iE '^(torch|torchvision)==' > /tmp/kept.txt \
-        && grep -viE '^(torch|torchvision|torchaudio)([^a-z]|$)|^comfyui-' /comfyui/requirements.txt > /tmp/wanted.txt \
-        && /opt/comfyui/bin/pip install -r /tmp/wanted.txt -c /tmp/kept.txt \
+        && /opt/uv/bin/uv pip freeze --python /opt/comfyui/bin/python \
+            | grep -iE '^(torch|torchvision|torchaudio|triton|nvidia-.*)==' > /tmp/kept.txt \
+        && grep -viE "^(torch|torchvision|torchaudio|${COMFYUI_LEFT_OUT:-torch})([^a-z]|$)|^comfyui-" \
+            /comfyui/requirements.txt > /tmp/wanted.txt \
+        && /opt/uv/bin/uv pip install --python /opt/comfyui/bin/python -r /tmp/wanted.txt -c /tmp/kept.txt \
+        && /opt/uv/bin/uv pip check --python /opt/comfyui/bin/python \
         && /opt/comfyui/bin/python -m compileall -q /comfyui \
         && rm /tmp/kept.txt /tmp/wanted.txt; \
     fi
@@ -75,11 +98,13 @@ COPY handler handler
 COPY scripts scripts
 RUN .venv/bin/python -m compileall -q bootstrap handler scripts
 
-# The GPU's allocator depends on the ComfyUI that runs; the worker sets it: see docs/image.md.
+# The GPU's allocator depends on the ComfyUI that runs; the worker sets it: see docs/image.md. The
+# driver's video libraries are for nodes that decode and encode on the GPU.
 ENV LANG=C.UTF-8 \
     PYTHONUNBUFFERED=1 \
     MALLOC_ARENA_MAX=2 \
-    COMFYUI_DIR=/comfyui
+    COMFYUI_DIR=/comfyui \
+    NVIDIA_DRIVER_CAPABILITIES=compute,utility,video
 
 # No EXPOSE: no port is open. No USER: files on the volume belong to root, as a Pod writes them.
 ENTRYPOINT ["tini", "--"]
@@ -94,9 +119,11 @@ HEALTHCHECK --interval=15s --timeout=5s --start-period=15m --retries=3 \
 ARG BASE_IMAGE
 ARG VERSION=0.1.0
 ARG REVISION=unknown
+ARG SOURCE=""
 LABEL org.opencontainers.image.title="comfyui-volume-worker" \
       org.opencontainers.image.description="Runs ComfyUI on Runpod Serverless from a network volume" \
       org.opencontainers.image.licenses="MIT" \
       org.opencontainers.image.version="${VERSION}" \
       org.opencontainers.image.revision="${REVISION}" \
+      org.opencontainers.image.source="${SOURCE}" \
       org.opencontainers.image.base.name="${BASE_IMAGE}"

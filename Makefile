@@ -18,7 +18,7 @@ endif
 CODE = $(wildcard bootstrap handler demo scripts tests benchmarks examples)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo demo-models demo-volume demo-env test image-test bench prove check docs format venv clean clean-cache python
+.PHONY: help demo demo-models demo-volume demo-env test image-test bench prove check docs picture site format venv clean clean-cache python
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -55,7 +55,8 @@ bench: python ## Measure starts, a busy GPU, our time in jobs, leaks (ARGS="--on
 	@$(PYTHON) -m demo venv dev
 	@$(PYTHON) -m demo volume >/dev/null
 	@missed=0; for name in $(BENCHMARKS); do \
-	$(VENV_PYTHON) -m benchmarks.$$name $(ARGS) || missed=1; done; exit $$missed
+	$(VENV_PYTHON) -m benchmarks.$$name $(ARGS) || missed=1; done; \
+	$(VENV_PYTHON) -m scripts.document; exit $$missed
 
 prove: python ## The long proofs: killed provisioners, malformed requests, faults, frozen workers (an hour)
 	@$(PYTHON) -m demo venv dev
@@ -71,9 +72,17 @@ check: python ## Formatter, linter and strict types, changing nothing
 	$(VENV_PYTHON) -m ruff check .
 	$(VENV_PYTHON) -m mypy $(CODE)
 
-docs: python ## Write what the documents hold of the code: codes, settings
+docs: python ## Write what the documents hold of the code: codes, settings, the chart of cold starts
 	@$(PYTHON) -m demo venv dev
 	@$(VENV_PYTHON) -m scripts.document
+
+picture: python ## Draw the README's picture of the checker's report again
+	@$(PYTHON) -m demo venv dev
+	@$(VENV_PYTHON) -m demo.picture
+
+site: python ## Build the documentation site in build/site/; a broken link is an error
+	@$(PYTHON) -m demo venv dev
+	@DISABLE_MKDOCS_2_WARNING=true $(VENV_PYTHON) -m mkdocs build --quiet
 
 format: python ## Format the code and apply the linter's safe fixes
 	@$(PYTHON) -m demo venv dev
@@ -84,7 +93,7 @@ venv: python ## Make .venv with the worker's and the developer's packages
 	@$(PYTHON) -m demo venv dev
 
 clean: ## Remove what was made inside this folder
-	rm -rf .venv .venv.lock demo-output .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf .venv .venv.lock demo-output output build .mypy_cache .ruff_cache .pytest_cache .hypothesis
 	find $(CODE) -name __pycache__ -type d -prune -exec rm -rf {} +
 
 clean-cache: python ## Remove the demo volumes and ComfyUI's environments from the cache

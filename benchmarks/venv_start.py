@@ -28,7 +28,7 @@ from benchmarks.cold_start import pages
 from benchmarks.document import FILE, put_section
 from benchmarks.machine import this_machine
 from benchmarks.simulated_volume import CannotSimulate, Delays, mounted, why_not
-from bootstrap.environment.mirror.mirror import Mirror, Request, mirror_venv, record_opened
+from bootstrap.environment.mirror.mirror import Mirror, MirrorRequest, mirror_venv, record_opened
 from demo.cache import cache_folder
 from demo.console import DemoError
 from demo.volume import DemoVolume, ensure
@@ -118,7 +118,9 @@ class Scene:
 
     def _mirror(self, volume: Path) -> Mirror:
         place = self.folder / f"python-{uuid.uuid4().hex}"
-        found = mirror_venv(Request(volume / "venv", place, volume / _STORE, _PATIENCE, _ROOM))
+        found = mirror_venv(
+            MirrorRequest(volume / "venv", place, volume / _STORE, _PATIENCE, _ROOM)
+        )
         if not isinstance(found, Mirror):
             raise RuntimeError(found.message)
         return found

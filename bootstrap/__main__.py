@@ -12,7 +12,7 @@ import sys
 from bootstrap.boot import Boot, boot_json, boot_text
 from bootstrap.config import read_settings
 from bootstrap.core.findings import Outcome
-from bootstrap.core.log import show, use_utf8
+from bootstrap.core.log import set_up, show, use_utf8
 
 
 def main(argv: list[str]) -> int:
@@ -24,10 +24,12 @@ def main(argv: list[str]) -> int:
     parser = argparse.ArgumentParser(prog="python -m bootstrap", description=__doc__)
     parser.add_argument("--json", action="store_true", help="the report as JSON")
     arguments = parser.parse_args(argv)
-    boot = Boot(*read_settings())
+    settings, problems = read_settings()
+    set_up(settings.log_level, settings.comfy_log_level)
+    boot = Boot(settings, problems)
     try:
         boot.begin()
-        report = boot.finish()
+        report = boot.finish().report
     finally:
         boot.stop()
     text = json.dumps(boot_json(report), indent=2) if arguments.json else boot_text(report)

@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import atexit
+import os
 from typing import Any
 
-from bootstrap.boot import Boot, BootReport, boot_text
+from bootstrap.boot import Boot, BootReport, log_report
 from bootstrap.config import read_settings
+from bootstrap.core import log
 from bootstrap.core.findings import Finding, Outcome, errors_in
-from bootstrap.core.log import say
 from handler.jobs.warmup import WarmUp
-from handler.sdk import import_sdk
+from handler.sdk import describe_local_api, import_sdk
 
 
 def main() -> None:
     """Boot and serve. What takes jobs is imported (the SDK alone a second) while ComfyUI starts."""
-    boot = Boot(*read_settings(), warm_up=WarmUp())
+    settings, problems = read_settings()
+    collected = "RUNPOD_ENDPOINT_ID" in os.environ
+    log.set_up(settings.log_level, settings.comfy_log_level, as_json=collected)
+    boot = Boot(settings, problems, warm_up=WarmUp())
     atexit.register(boot.stop)
     boot.begin()
     with boot.timeline.stage("import SDK"):
@@ -23,21 +27,22 @@ def main() -> None:
         from handler.jobs.worker import Worker
         from handler.sdk.job_loop import Hooks, with_slots
         from handler.sdk.shutdown import FORCE_SECONDS, force_end_after_sigterm
-    report = boot.finish()
-    say("boot report:\n" + boot_text(report))
+    runtime = boot.finish()
+    report = runtime.report
+    log_report(report)
     if report.outcome is Outcome.UNFIT:
         _register_fitness_check(runpod, report)
     # A worker that is stopped after a job must not hold another one.
-    settings = boot.settings
-    worker = Worker(boot, report, 0 if settings.refresh_worker else settings.job_prefetch)
+    worker = Worker(runtime, 0 if settings.refresh_worker else settings.job_prefetch)
     hooks = Hooks(
         worker.slots,
-        at_start=boot.loop_pulse.begin,
+        at_start=runtime.health.loop_pulse.begin,
         at_end=worker.shutdown.begin,
         finish=worker.finish,
         grace=settings.shutdown_grace,
     )
     force_end_after_sigterm(settings.shutdown_grace + FORCE_SECONDS)
+    describe_local_api(worker.described)
     runpod.serverless.start(with_slots({"handler": worker.handle}, hooks))
 
 

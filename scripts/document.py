@@ -1,30 +1,32 @@
-"""`make docs`: write what the documents hold of the code – codes and settings.
+"""`make docs`: write what the documents hold of the code: codes, settings, a chart.
 
-docs/codes.md lists every finding and error code; the README's table lists every setting. Tests
-compare both with the code, so run this after adding one.
+Hand-written text stays; what stands between two markers is replaced. Tests compare all of it with
+the code, so run this after adding a code or a setting, or after a benchmark.
 """
 
 from __future__ import annotations
 
+import fnmatch
 import importlib
+import json
 import pkgutil
+import re
 import sys
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import bootstrap
 import handler
 from bootstrap.config import settings_table
+from scripts.chart import LANGUAGES, cold_starts
 
 ROOT = Path(__file__).resolve().parent.parent
-CODES_FILE = ROOT / "docs" / "codes.md"
-READMES = (ROOT / "README.md", ROOT / "README.ru.md")
-_HEAD = """# Every code
-
-Findings (in the boot report, from the checker, in diagnostics) and job errors (`error_code` in a
-reply) share one list. A code never changes its meaning; the sentence beside it, with the actual
-values and the fix, may get better. Written by `make docs` from the code.
-"""
-_BEGIN, _END = "<!-- settings -->\n", "<!-- /settings -->"
+DOCS = ROOT / "docs"
+TROUBLESHOOTING = (DOCS / "troubleshooting.md", DOCS / "troubleshooting.ru.md")
+SETTINGS = (DOCS / "settings.md", DOCS / "settings.ru.md")
+_RUSSIAN = DOCS / "settings.ru.json"
+_CODES = re.compile(r"(<!-- codes: ([^\n<>]*) -->\n)(?:(?!<!--).)*(<!-- /codes -->\n)", re.DOTALL)
+_SETTINGS = re.compile(r"(<!-- settings -->\n)(?:(?!<!--).)*(<!-- /settings -->\n)", re.DOTALL)
 
 
 def all_codes() -> dict[str, str]:
@@ -37,32 +39,71 @@ def all_codes() -> dict[str, str]:
     return codes
 
 
-def codes_document() -> str:
-    """docs/codes.md: a table for each family, in order of the alphabet."""
-    families: dict[str, list[str]] = {}
-    for code, meaning in sorted(all_codes().items()):
-        families.setdefault(code.split(".")[0], []).append(f"| `{code}` | {meaning} |")
-    tables = [
-        f"\n## {family}\n\n| code | meaning |\n|---|---|\n" + "\n".join(rows) + "\n"
-        for family, rows in families.items()
-    ]
-    return _HEAD + "".join(tables)
+def with_codes(page: str, codes: Mapping[str, str]) -> str:
+    """The troubleshooting page with a table under each section of the codes that its marker names.
+
+    A code goes where its pattern is the longest; each row is an anchor, which links lead to.
+    """
+    patterns = [pattern for found in _CODES.finditer(page) for pattern in found[2].split()]
+    home = {code: _nearest(code, patterns) for code in codes}
+
+    def table(found: re.Match[str]) -> str:
+        here = [code for code in sorted(codes) if home[code] in found[2].split()]
+        rows = [f'| <a id="{code}"></a>`{code}` | {codes[code].rstrip(".")} |' for code in here]
+        return "\n".join([f"{found[1]}\n| | |\n|---|---|", *rows, f"\n{found[3]}"])
+
+    return _CODES.sub(table, page)
 
 
-def with_settings(readme: str) -> str:
-    """The text of a README with the present table of settings between its two markers."""
-    before, begin, rest = readme.partition(_BEGIN)
-    _, end, after = rest.partition(_END)
-    return f"{before}{begin}{settings_table()}\n{end}{after}" if end else readme
+def with_settings(page: str, russian: bool) -> str:
+    """A settings page with the present table between its two markers."""
+    table = settings_table()
+    if russian:
+        words = json.loads(_RUSSIAN.read_text("utf-8"))
+        table = "\n".join(_translated(table.splitlines(), words))
+    return _SETTINGS.sub(lambda found: f"{found[1]}\n{table}\n\n{found[2]}", page)
+
+
+def documents() -> dict[Path, str]:
+    """Every file that holds something of the code, as it should be now."""
+    codes, starts = all_codes(), (DOCS / "benchmarks.md").read_text("utf-8")
+    pages = {page: with_codes(page.read_text("utf-8"), codes) for page in TROUBLESHOOTING}
+    pages |= {
+        page: with_settings(page.read_text("utf-8"), page.name.endswith(".ru.md"))
+        for page in SETTINGS
+    }
+    charts = {
+        DOCS / "images" / f"cold-starts{end}.svg": cold_starts(starts, language)
+        for language, end in LANGUAGES.items()
+    }
+    return pages | charts
 
 
 def main() -> int:
     """Write all documents that are made from code."""
-    CODES_FILE.write_text(codes_document(), "utf-8")
-    for readme in READMES:
-        if readme.exists():
-            readme.write_text(with_settings(readme.read_text("utf-8")), "utf-8")
+    for path, text in documents().items():
+        path.write_text(text, "utf-8")
     return 0
+
+
+def _nearest(code: str, patterns: list[str]) -> str:
+    fitting = [p for p in patterns if fnmatch.fnmatchcase(code, p)]
+    return max(fitting, key=lambda p: (p == code, len(p)), default="")
+
+
+def russian(cell: str, words: Mapping[str, str]) -> str:
+    """A cell of the table in Russian; KeyError for one that docs/settings.ru.json does not have."""
+    if found := re.fullmatch(r"a (whole )?number from (\S+) to (\S+)", cell):
+        return f"{'целое число' if found[1] else 'число'} от {found[2]} до {found[3]}"
+    if re.fullmatch(r"(`[^`]+` or )*`[^`]+`", cell):
+        return cell.replace("` or `", "` или `")
+    return cell if re.fullmatch(r"[\w.–-]*", cell) and cell not in words else words[cell]
+
+
+def _translated(rows: list[str], words: Mapping[str, str]) -> Iterator[str]:
+    for row in rows:
+        cells = [cell.strip() for cell in row.strip("|").split("|")]
+        yield f"| {' | '.join(russian(cell, words) for cell in cells)} |"
 
 
 if __name__ == "__main__":

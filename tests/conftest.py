@@ -14,13 +14,15 @@ from typing import Any
 
 import pytest
 
-from bootstrap.boot import Boot
+from bootstrap.boot import Boot, Serving
 from bootstrap.config import Settings
+from bootstrap.core import log
 from bootstrap.core.findings import Outcome
 from demo.volume import DemoVolume, ensure
 from handler.jobs.worker import Worker
 
 FAULTY_NODES = Path(__file__).parent / "support" / "faulty_nodes"
+log.set_up()  # as a program does
 WORKFLOWS = Path(__file__).parent.parent / "demo" / "workflows"
 
 
@@ -70,8 +72,15 @@ class BootedWorker:
     def __init__(self, boot: Boot) -> None:
         self.boot = boot
         boot.begin()
-        self.report = boot.finish()
-        self.worker = Worker(boot, self.report)
+        self.runtime = boot.finish()
+        self.report = self.runtime.report
+        self.worker = Worker(self.runtime)
+
+    @property
+    def serving(self) -> Serving:
+        """What its jobs run with; only of a worker whose ComfyUI was started."""
+        assert self.runtime.serving is not None
+        return self.runtime.serving
 
     def ask(self, given: Any, job_id: str = "test") -> dict[str, Any]:
         """The reply to `{"input": given}`."""

@@ -52,10 +52,8 @@ def used_in(tree: ast.Module) -> set[str]:
     """Patterns of codes that stand as the first argument of a finding or a job's error."""
     found: set[str] = set()
     for node in ast.walk(tree):
-        if isinstance(node, ast.Call) and node.args:
-            name = getattr(node.func, "id", getattr(node.func, "attr", ""))
-            if name in MAKERS:
-                found.update(texts(node.args[0]))
+        if isinstance(node, ast.Call) and node.args and getattr(node.func, "id", "") in MAKERS:
+            found.update(texts(node.args[0]))
     return found
 
 

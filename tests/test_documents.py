@@ -17,26 +17,30 @@ import pytest
 from jsonschema import validate
 
 from bootstrap.config import Settings, variables
+from bootstrap.core.findings import DOCS, docs_url
 from bootstrap.models.context import Result
 from bootstrap.models.installed import Receipt
 from bootstrap.models.manifest import parse_manifest
 from bootstrap.models.manifest_entry import ModelSpec
-from handler.request import fields, parse
+from handler.request import fields, params, parse
+from handler.request.named_workflows import NamedWorkflows
 from handler.request.parse import (
     DiagnosticsRequest,
     DownloadRequest,
     WorkflowRequest,
+    WorkflowsRequest,
     parse_request,
 )
 from scripts import check_volume, submit
-from scripts.document import CODES_FILE, READMES, all_codes, codes_document, with_settings
+from scripts.document import TROUBLESHOOTING, all_codes, documents
 from scripts.outcome import EXIT_CODES
 from tests.handler.request.test_worker_comfyui import FAILURE, SUCCESS
 from tests.support import check_cases
 from tests.support.schemas import check_reply, check_request, validator
 
 ROOT = Path(__file__).parent.parent
-README = ROOT / "README.md"
+READMES = (ROOT / "README.md", ROOT / "README.ru.md")
+CHECK = ROOT / "docs" / "check.md"
 ALLOWING = Settings(allow_download_requests=True)
 
 
@@ -64,27 +68,49 @@ def test_every_file_has_its_room_in_the_architecture() -> None:
     assert (homeless, empty) == (set(), set())
 
 
-def test_every_code_is_documented() -> None:
-    assert CODES_FILE.read_text("utf-8") == codes_document(), "run `make docs`"
+@pytest.mark.parametrize("path", documents(), ids=lambda path: path.name)
+def test_what_documents_hold_of_the_code_is_up_to_date(path: Path) -> None:
+    assert path.read_text("utf-8") == documents()[path], "run `make docs`"
 
 
-@pytest.mark.parametrize("readme", READMES, ids=lambda r: r.name)
-def test_every_setting_is_documented(readme: Path) -> None:
-    text = readme.read_text("utf-8")
-    assert "| `VOLUME_PATH` |" in text and text == with_settings(text), "run `make docs`"
+def test_every_code_has_one_anchor_on_both_pages() -> None:
+    for page in TROUBLESHOOTING:
+        anchors = re.findall(r'\| <a id="([^"]+)">', page.read_text("utf-8"))
+        assert sorted(anchors) == sorted(all_codes()), page.name
+    assert docs_url("volume.full").endswith("/troubleshooting/#volume.full")
 
 
-@pytest.mark.parametrize("readme", READMES, ids=lambda r: r.name)
-def test_json_in_the_readme_is_what_the_worker_takes_and_gives(readme: Path) -> None:
-    examples: list[Any] = [json.loads(block) for block in blocks(readme, "json")]
-    parse = [e["input"] for e in examples if "input" in e]
-    parsed = [parse_request(request, ALLOWING) for request in parse]
-    assert not any(request.warnings for request in parsed), "a field that does not exist"
-    assert {WorkflowRequest, DiagnosticsRequest, DownloadRequest} <= {type(r) for r in parsed}
-    replies = [e for e in examples if "results" in e]
-    assert replies
-    for reply in replies:
-        assert {"filename", "image", "path"} <= set(reply["results"][0])
+def test_every_section_names_codes_that_exist_and_both_pages_the_same() -> None:
+    named = [
+        re.findall(r"<!-- codes: (.*?) -->", page.read_text("utf-8")) for page in TROUBLESHOOTING
+    ]
+    assert named[0] == named[1]
+    codes = all_codes()
+    assert [p for line in named[0] for p in line.split() if not fnmatch.filter(codes, p)] == []
+
+
+def test_the_address_of_the_documentation_is_in_one_place() -> None:
+    project = (ROOT / "pyproject.toml").read_text("utf-8")
+    repository, documentation = (
+        re.search(rf'^urls\.{name} = "(.*)"', project, re.MULTILINE)[1]  # type: ignore[index]
+        for name in ("Repository", "Documentation")
+    )
+    site = (ROOT / "mkdocs.yml").read_text("utf-8")
+    assert documentation == f"{DOCS}/"
+    assert f"site_url: {documentation}\nrepo_url: {repository}\n" in site
+    for readme in READMES:
+        text = readme.read_text("utf-8")
+        cloned = set(re.findall(r"git clone (\S+)", text))
+        images = set(re.findall(r"ghcr\.io/[\w./-]+", text))
+        assert cloned == {repository}
+        assert images == {repository.replace("https://github.com", "ghcr.io").lower()}
+
+
+def test_json_about_checks_is_what_the_worker_takes() -> None:
+    for page in (ROOT / "docs" / "check.md", ROOT / "docs" / "check.ru.md"):
+        (example,) = map(json.loads, blocks(page, "json"))
+        request = parse_request(example["input"], ALLOWING)
+        assert isinstance(request, DiagnosticsRequest) and not request.warnings
 
 
 def test_json_about_models_is_what_the_worker_takes_and_gives() -> None:
@@ -93,8 +119,8 @@ def test_json_about_models_is_what_the_worker_takes_and_gives() -> None:
         example: dict[str, Any] = json.loads(block)
         if "input" in example:
             request = parse_request(example["input"], ALLOWING)
-            assert isinstance(request, DownloadRequest) and not request.warnings
-            seen.add("request")
+            assert isinstance(request, DownloadRequest | WorkflowRequest) and not request.warnings
+            seen.add("by address" if isinstance(request, WorkflowRequest) else "request")
         elif "version" in example:
             manifest = parse_manifest(example)
             assert manifest.models and manifest.findings == ()
@@ -111,7 +137,31 @@ def test_json_about_models_is_what_the_worker_takes_and_gives() -> None:
                 given["receipt"]
             )
             seen.add("reply")
-    assert seen == {"request", "manifest", "progress", "reply"}
+    assert seen == {"request", "by address", "manifest", "progress", "reply"}
+
+
+def test_the_page_about_workflows_is_what_the_worker_takes_and_gives(tmp_path: Path) -> None:
+    page = ROOT / "docs" / "workflows.md"
+    inputs = {"text": "", "steps": 1, "sampler_name": "", "seed": 0, "noise_seed": 0, "image": ""}
+    nodes = {n: {"class_type": "X", "inputs": dict(inputs)} for n in ("1", "3", "6", "12")}
+    (tmp_path / "workflows").mkdir()
+    (tmp_path / "workflows/portrait.json").write_text(json.dumps(nodes))
+    (declared,) = blocks(page, "yaml")
+    (tmp_path / "workflows/portrait.params.yaml").write_text(declared)
+    named = NamedWorkflows(tmp_path)
+    asked, listing, reply = map(json.loads, blocks(page, "json"))
+    request = parse_request(asked["input"], Settings(), None, named.read)
+    assert isinstance(request, WorkflowRequest) and request.workflow["6"]["inputs"]["text"]
+    assert isinstance(parse_request(listing["input"], Settings()), WorkflowsRequest)
+    (entry,) = named.listed()
+    told = reply["workflows"][0]
+    assert set(told) == set(entry) and told["description"] == entry["description"]
+    for name, schema in told["params"]["properties"].items():
+        assert schema == entry["params"]["properties"][name]
+    fields = set(re.findall(r"^\| (`.*?) \|", page.read_text().split("## Asking")[0], re.MULTILINE))
+    assert {name for row in fields for name in re.findall(r"`(\w+)`", row)} == params._FIELDS
+    for command in commands(page):
+        assert (ROOT / command.split()[1]).is_file()
 
 
 def test_json_in_the_api_page_fits_the_schemas_and_the_worker() -> None:
@@ -130,15 +180,6 @@ def test_json_in_the_api_page_fits_the_schemas_and_the_worker() -> None:
         assert reply.get("error_code", "input.missing") in all_codes()
 
 
-@pytest.mark.parametrize("readme", READMES, ids=lambda r: r.name)
-def test_examples_in_the_readme_fit_the_schemas(readme: Path) -> None:
-    for example in map(json.loads, blocks(readme, "json")):
-        if "results" in example:
-            check_reply(example)
-        elif "type" not in example.get("input", {"type": 1}):
-            check_request(example["input"])
-
-
 def test_the_schema_of_requests_knows_every_field_that_is_read() -> None:
     schema: Any = validator("request").schema
     properties = schema["properties"]
@@ -146,13 +187,21 @@ def test_the_schema_of_requests_knows_every_field_that_is_read() -> None:
     assert set(properties["output"]["properties"]) == set(fields._OUTPUT_FIELDS)
 
 
-def test_both_readmes_have_the_same_examples_and_links() -> None:
-    english, russian = READMES
+RUSSIAN = [*(ROOT / "docs").glob("*.ru.md"), ROOT / "README.ru.md"]
+
+
+@pytest.mark.parametrize("russian", RUSSIAN, ids=lambda page: page.name)
+def test_a_russian_page_has_the_examples_and_links_of_the_english_one(russian: Path) -> None:
+    english = russian.with_name(russian.name.replace(".ru.md", ".md"))
     for language in ("json", "sh"):
         ours, theirs = blocks(english, language), blocks(russian, language)
         assert [_without_comments(b) for b in ours] == [_without_comments(b) for b in theirs]
-    found = [sorted(set(_links(readme))) for readme in READMES]
-    assert found[0] == found[1]
+    assert _links(english) == _links(russian)
+
+
+@pytest.mark.parametrize("readme", READMES, ids=lambda readme: readme.name)
+def test_a_readme_is_short(readme: Path) -> None:
+    assert len(readme.read_text("utf-8").splitlines()) <= 150
 
 
 def test_links_lead_somewhere() -> None:
@@ -169,14 +218,14 @@ def test_make_targets_that_are_named_exist() -> None:
         assert named <= targets, f"{document.name} names {named - targets}"
 
 
-def test_the_checkers_options_in_the_readme_exist() -> None:
+def test_the_checkers_options_that_are_told_exist() -> None:
     done = subprocess.run(
         [sys.executable, str(ROOT / "scripts" / "check_volume.py"), "--help"],
         capture_output=True,
         text=True,
         check=True,
     )
-    options = set(re.findall(r"^\| `(--[a-z]+)", README.read_text("utf-8"), re.MULTILINE))
+    options = set(re.findall(r"^\| `(--[a-z]+)", CHECK.read_text("utf-8"), re.MULTILINE))
     assert options
     assert options == set(re.findall(r"^  (--[a-z]+)", done.stdout, re.MULTILINE))
 
@@ -185,15 +234,18 @@ def _without_comments(block: str) -> str:
     return re.sub(r"\s+# .*", "", block)
 
 
-def _links(readme: Path) -> list[str]:
-    links = re.findall(r"\]\(([^)]+)\)", readme.read_text("utf-8"))
-    return [link for link in links if not re.fullmatch(r"README(\.ru)?\.md", link)]
+def _links(page: Path) -> set[str]:
+    """Where a page leads to, whichever language the page there has, without anchors."""
+    links = re.findall(r"\]\(([^)#]+)", page.read_text("utf-8"))
+    return {re.sub(r"\.ru\.(md|svg)$", r".\1", link) for link in links} - {"README.md"}
 
 
 # --- docs/ ------------------------------------------------------------------------------------
 
-PAGES = [ROOT / "docs" / f"{name}.md" for name in ("client", "deploy", "migration", "security")]
-TROUBLES = (ROOT / "docs" / "troubleshooting.md").read_text("utf-8")
+PAGES = [
+    *(ROOT / "docs" / f"{n}.md" for n in "client check deploy migration security".split()),
+    *(ROOT / "docs" / f"{name}.ru.md" for name in ("check", "deploy")),
+]
 CODE = re.compile(r"`([a-z0-9]+(?:_[a-z0-9]+)*\.[a-z0-9_*]+)`")
 # Variables of Runpod's, of other programs, of other workers; all others are settings.
 FOREIGN = re.compile(
@@ -236,8 +288,9 @@ def test_every_command_is_one_that_exists(command: str) -> None:
 
 def test_json_on_these_pages_is_what_is_taken_and_given() -> None:
     examples = [json.loads(block) for page in PAGES for block in blocks(page, "json")]
-    assert {"images" in e or "error" in e for e in examples} == {True}
-    for example in examples:
+    replies = [example for example in examples if "input" not in example]
+    assert {"images" in e or "error" in e for e in replies} == {True}
+    for example in replies:
         validate(example, FAILURE if "error" in example else SUCCESS)
         if "error_code" in example:
             assert example["error_code"] in all_codes()
@@ -262,15 +315,6 @@ def test_the_options_of_the_client_are_all_told() -> None:
     assert told == {o for a in actions for o in a.option_strings} - {"-h", "--help"}
     codes = re.findall(r"^\| (\d+) \|", text, re.MULTILINE)
     assert codes == re.findall(r"^  (\d+) ", EXIT_CODES, re.MULTILINE)
-
-
-def test_every_code_has_a_heading_in_troubleshooting_and_every_heading_a_code() -> None:
-    headings = re.findall(r"^## (.*)$", TROUBLES.partition("# By code")[2], re.MULTILINE)
-    patterns = [pattern for heading in headings for pattern in CODE.findall(heading)]
-    assert all(CODE.search(heading) for heading in headings)
-    codes = all_codes()
-    assert [p for p in patterns if not fnmatch.filter(codes, p)] == []
-    assert [c for c in codes if not any(fnmatch.fnmatchcase(c, p) for p in patterns)] == []
 
 
 @pytest.mark.parametrize(
@@ -305,10 +349,11 @@ def test_the_rooms_on_the_architecture_page_exist() -> None:
 
 
 def _anchors(document: Path) -> set[str]:
-    """As GitHub makes them of headings."""
+    """As GitHub makes them of headings, and those that were placed."""
     headings = re.findall(r"^#+ (.*)$", document.read_text("utf-8"), re.MULTILINE)
     plain = (re.sub(r"[^\w\- ]", "", heading.lower()) for heading in headings)
-    return {heading.strip().replace(" ", "-") for heading in plain}
+    placed = re.findall(r'<a id="([^"]+)">', document.read_text("utf-8"))
+    return {heading.strip().replace(" ", "-") for heading in plain} | set(placed)
 
 
 def test_the_check_in_contributing_is_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

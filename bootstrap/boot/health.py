@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 import socket
 import sys
 import threading
@@ -24,8 +25,9 @@ from pathlib import Path
 from bootstrap.boot.report import BootReport
 from bootstrap.comfyui import ComfyUI, explain_exit, is_answering
 from bootstrap.core.findings import Finding, Outcome, error, errors_in
-from bootstrap.core.log import say
 from bootstrap.healthcheck import connected, socket_path, socket_paths
+
+_log = logging.getLogger(__name__)
 
 CODES = {"worker.loop_stuck": "The worker's loop does not move: no job is taken or answered"}
 _EVERY = 1.0
@@ -137,6 +139,34 @@ def _serving(comfyui: ComfyUI) -> Health:
     return Health(False, "ComfyUI lives, but neither answers nor computes")
 
 
+class HealthMonitor:
+    """How this worker is, at any moment: what `report` and `comfyui` it has is set as they come."""
+
+    def __init__(self) -> None:
+        self.loop_pulse = LoopPulse()
+        self.report: BootReport | None = None
+        self.comfyui: ComfyUI | None = None
+        self._watches: list[Callable[[], Finding | None]] = [self.loop_pulse.fault]
+        self._socket = HealthSocket(self.now)
+
+    def open(self) -> None:
+        """Answer those who ask on this machine."""
+        self._socket.open()
+
+    def close(self) -> None:
+        """Stop answering."""
+        self._socket.close()
+
+    def watch(self, fault: Callable[[], Finding | None]) -> None:
+        """Ask for the fault of what serves the jobs as well, in any thread."""
+        self._watches.append(fault)
+
+    def now(self) -> Health:
+        """Blocks for two seconds at most."""
+        stuck = next((found for look in self._watches if (found := look()) is not None), None)
+        return health_of(self.report, self.comfyui, stuck)
+
+
 class HealthSocket:
     """Answers each connection with what `look` says at that moment, from `open` to `close`."""
 
@@ -151,7 +181,8 @@ class HealthSocket:
             _sweep()
             self._server = _listening(self._path)
         except OSError as problem:
-            say(f"health checks will find no worker: {self._path}: {problem.strerror or problem}")
+            why = problem.strerror or problem
+            _log.warning("health checks will find no worker: %s: %s", self._path, why)
             return
         serve = threading.Thread(target=self._serve, args=(self._server,), name="health")
         serve.daemon = True

@@ -1,4 +1,4 @@
-"""The models of one boot: wanted ones brought while ComfyUI starts, all of them made visible."""
+"""The models that a boot fetches while ComfyUI starts."""
 
 from __future__ import annotations
 
@@ -9,53 +9,40 @@ from typing import TYPE_CHECKING
 from bootstrap.config import Settings
 from bootstrap.core.findings import Finding, errors_in
 from bootstrap.models.manifest import Manifest
-from bootstrap.models.manifest_file import wanted_here
 from bootstrap.volume import Layout
-from bootstrap.volume.links import link_models
 
 if TYPE_CHECKING:
     from bootstrap.models.background import Provisioning
 
 
-class BootModels:
-    """What a boot does about models on the volume of `layout`."""
+class WantedModels:
+    """The models that the manifest wants here, fetched in the background.
 
-    def __init__(self, settings: Settings, layout: Layout) -> None:
+    `local_models` is for links to what the platform has cached on this host. The packages that
+    downloads need are imported only where something is wanted.
+    """
+
+    def __init__(
+        self, settings: Settings, layout: Layout, manifest: Manifest, local_models: Path
+    ) -> None:
         self._settings = settings
-        self._layout = layout
-        self._manifest = Manifest()
-        self._provisioning: Provisioning | None = None
-        self._local_models: Path | None = None
+        self._local_models = local_models
         self._told: list[Finding] = []
         self._linked = False
+        self._provisioning: Provisioning | None = None
+        if manifest.models:
+            from bootstrap.models.background import Provisioning, workplace_for
 
-    def read_manifest(self) -> Sequence[Finding]:
-        """Which models are wanted; errors where the manifest is none."""
-        self._manifest = wanted_here(self._settings, self._layout)
-        return self._manifest.findings
+            self._provisioning = Provisioning(manifest.models, workplace_for(settings, layout))
 
-    def fetch(self, local_models: Path) -> None:
-        """Begin to fetch wanted models that are missing; returns at once. `local_models` is for
-        links to what the platform has cached on this host.
-
-        The packages that downloads need are imported only where something is wanted.
-        """
-        if not self._manifest.models:
-            return
-        from bootstrap.models.background import Provisioning, workplace_for
-
-        workplace = workplace_for(self._settings, self._layout)
-        self._provisioning = Provisioning(self._manifest.models, workplace)
-        self._local_models = local_models
-        self._provisioning.start()
-
-    def link(self) -> list[Finding]:
-        """Make the volume's models visible to ComfyUI."""
-        return link_models(self._layout)
+    def begin(self) -> None:
+        """Fetch those that are missing; returns at once."""
+        if self._provisioning is not None:
+            self._provisioning.start()
 
     @property
-    def wanted(self) -> bool:
-        """Is anything being brought that jobs wait for?"""
+    def any(self) -> bool:
+        """Is there anything that jobs may have to wait for?"""
         return self._provisioning is not None
 
     def wait(self) -> list[Finding]:

@@ -1,22 +1,43 @@
-"""What a boot came to, as frozen data; as text for a log, as JSON for programs."""
+"""What a boot came to, as frozen data; as lines of a log, as text for a terminal, as JSON for
+programs."""
 
 from __future__ import annotations
 
+import logging
+import re
+import threading
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
+import bootstrap
 from bootstrap.boot.schedule import Stage
+from bootstrap.core.concurrency import SilentError, Together
 from bootstrap.core.findings import (
     Finding,
     Outcome,
     Severity,
+    errors_in,
     findings_text,
+    worst_first,
 )
-from bootstrap.core.text import size_text
 from bootstrap.doctor import JSON_VERSION
+from bootstrap.environment.packs import read_version
+from bootstrap.volume import Layout
+
+_log = logging.getLogger(__name__)
 
 _BAR = 40  # characters for the whole boot
+_VERSION_SECONDS = 2.0
+_DRIVER = Path("/proc/driver/nvidia")
+_GOOD = Severity.OK
+_LEVELS = {
+    Severity.INFO: logging.INFO,
+    Severity.WARNING: logging.WARNING,
+    Severity.ERROR: logging.ERROR,
+}
 
 
 @dataclass(frozen=True)
@@ -32,14 +53,81 @@ class BootReport:
     timeline: tuple[Stage, ...]
     seconds: float
 
+    @property
+    def worth_reading(self) -> list[Finding]:
+        """What decided the outcome, and warnings, worst first."""
+        warnings = [f for f in self.noticed if f.severity.rank >= Severity.WARNING.rank]
+        return [f for f in worst_first([*self.findings, *warnings]) if f.severity is not _GOOD]
+
+    @property
+    def verdict(self) -> str:
+        """The outcome in one sentence, the first error in it."""
+        first = next(iter(errors_in(self.findings)), None)
+        if first is None:
+            return f"Boot: {self.outcome.value} after {self.seconds:.1f} s."
+        return f"Boot: {self.outcome.value}: {_sentence(first)}"
+
+
+def log_first_line(*parts: str) -> None:
+    """The worker's version, and where it is."""
+    gpus = Counter(_gpus())
+    named = [f"{count} × {name}" if count > 1 else name for name, count in gpus.items()]
+    what = ", ".join((*parts, *named)) if named else ", ".join(parts)
+    _log.info("comfyui-volume-worker %s: %s", bootstrap.__version__, what)
+
+
+def log_place(layout: Layout) -> None:
+    """The first line of a worker that found its way; the version is read beside what goes on."""
+    volume = f"volume {layout.root}" if layout.root_exists else f"no volume at {layout.root}"
+    comfyui = layout.comfyui
+    if comfyui is None:
+        log_first_line(volume, "no ComfyUI")
+        return
+
+    def log() -> None:
+        log_first_line(volume, f"ComfyUI {_version_of(comfyui)} in {comfyui}")
+
+    threading.Thread(target=log, name="first line", daemon=True).start()
+
+
+def _version_of(comfyui: Path) -> str:
+    try:
+        version = read_version(str(comfyui), Together(_VERSION_SECONDS))[0]
+    except (SilentError, OSError):
+        version = None
+    return version or "of unknown version"
+
+
+def _gpus() -> list[str]:
+    """As the driver's files name them: asking it takes longer than a first line may."""
+    found = []
+    for file in sorted(_DRIVER.glob("gpus/*/information")):
+        try:
+            model = re.search(r"^Model:\s*(\S.*)", file.read_text("utf-8", "replace"), re.MULTILINE)
+        except OSError:
+            continue
+        found += [model[1].strip()] if model else []
+    return found
+
+
+def log_report(report: BootReport) -> None:
+    """A line for the verdict, and one for each finding that is worth reading."""
+    first = next(iter(errors_in(report.findings)), None)
+    _log.log(logging.ERROR if first else logging.INFO, "%s", report.verdict)
+    for finding in report.worth_reading:
+        if finding is not first:
+            _log.log(_LEVELS[finding.severity], "%s", _sentence(finding))
+
+
+def _sentence(finding: Finding) -> str:
+    return f"{finding.code}: {finding.message} {finding.fix}".rstrip()
+
 
 def boot_text(report: BootReport) -> str:
-    """The boot report as a person reads it in a log."""
-    worth_saying = [f for f in report.noticed if f.severity.rank >= Severity.WARNING.rank]
-    lines = [findings_text([*report.findings, *worth_saying])]
-    lines += waterfall(report.timeline)
-    lines.append(f"Boot: {report.outcome.value} after {report.seconds:.1f} s.")
-    return "\n".join(lines)
+    """The boot report as a person reads it on a terminal."""
+    lines = [f"Boot: {report.outcome.value} after {report.seconds:.1f} s."]
+    lines += [findings_text(report.worth_reading)] if report.worth_reading else []
+    return "\n".join([*lines, *waterfall(report.timeline)])
 
 
 def boot_json(report: BootReport) -> dict[str, Any]:
@@ -55,15 +143,14 @@ def boot_json(report: BootReport) -> dict[str, Any]:
 
 
 def waterfall(timeline: Sequence[Stage]) -> list[str]:
-    """The stages, a line each: how long it took, and when, as a bar."""
+    """The stages that took time or went wrong, a line each: how long, and when, as a bar."""
     total = max((s.start + s.seconds for s in timeline), default=0.0) or 1.0
     lines = []
     for stage in timeline:
+        if not stage.is_worth_showing:
+            continue
         start = min(round(_BAR * stage.start / total), _BAR - 1)
         length = max(1, round(_BAR * stage.seconds / total))
         bar = (" " * start + "█" * length)[:_BAR].ljust(_BAR)
-        said = [stage.note, size_text(stage.bytes) if stage.bytes else ""]
-        said += [stage.outcome] if stage.outcome != "ok" else []
-        note = ", ".join(part for part in said if part)
-        lines.append(f"{stage.seconds:8.2f} s │{bar}│ {stage.name}{f' ({note})' if note else ''}")
+        lines.append(f"{stage.seconds:8.2f} s │{bar}│ {stage.name}{stage.remark}")
     return lines

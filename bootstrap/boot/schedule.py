@@ -6,17 +6,19 @@ a network mount that hangs holds its thread for ever, and nobody waits for that.
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
-import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import Enum
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 from bootstrap.core.findings import Finding, error, errors_in
-from bootstrap.core.log import say
+from bootstrap.core.text import size_text
+
+_log = logging.getLogger(__name__)
 
 CODES = {
     "boot.stage_crashed": "A stage of the boot ended with a fault of this program",
@@ -24,10 +26,23 @@ CODES = {
 }
 
 
+# Shorter stages say nothing to a person.
+SHOWN_SECONDS = 0.1
+T = TypeVar("T")
+
+
+class StageFailed(Exception):
+    """Ends a stage that has no value to return, with the findings that say why."""
+
+    def __init__(self, *findings: Finding) -> None:
+        super().__init__(", ".join(finding.code for finding in findings))
+        self.findings = findings
+
+
 @dataclass
 class Stage:
     """One part of a boot; `start` and `seconds` count from the timeline's beginning. `bytes` is
-    what it moved, `note` what else there is to say."""
+    what it moved, `note` what else there is to say, `findings` what it found."""
 
     name: str
     start: float
@@ -35,10 +50,29 @@ class Stage:
     outcome: str = "ok"
     bytes: int = 0
     note: str = ""
+    findings: list[Finding] = field(default_factory=list, repr=False)
+
+    def add(self, findings: Iterable[Finding]) -> None:
+        """An error among them makes the stage a failure, whatever it returns."""
+        self.findings += findings
+
+    @property
+    def is_worth_showing(self) -> bool:
+        """Did it take time, or go wrong?"""
+        return self.seconds >= SHOWN_SECONDS or self.outcome != "ok"
+
+    @property
+    def remark(self) -> str:
+        """` (its note, what it moved, its outcome)`, as far as there are any."""
+        said = [self.note, size_text(self.bytes) if self.bytes else ""]
+        said += [self.outcome] if self.outcome != "ok" else []
+        text = ", ".join(part for part in said if part)
+        return f" ({text})" if text else ""
 
     def as_dict(self) -> dict[str, Any]:
-        """JSON-ready data; `bytes` and `note` only where there are any."""
-        return {k: v for k, v in vars(self).items() if v or k not in ("bytes", "note")}
+        """JSON-ready data without the findings; `bytes` and `note` only where there are any."""
+        told = {k: v for k, v in vars(self).items() if k != "findings"}
+        return {k: v for k, v in told.items() if v or k not in ("bytes", "note")}
 
 
 class Timeline:
@@ -55,10 +89,11 @@ class Timeline:
         return time.monotonic() - self._zero
 
     @contextmanager
-    def stage(self, name: str) -> Iterator[Stage]:
+    def stage(self, name: str, since: float | None = None) -> Iterator[Stage]:
         """Time a block; its outcome is `ok`, what the block sets, or the name of the exception
-        that ended it."""
-        stage = Stage(name, round(self.elapsed, 3))
+        that ended it. What it is about may have begun earlier: `since`, by `time.monotonic()`."""
+        begun = self.elapsed if since is None else max(since - self._zero, 0.0)
+        stage = Stage(name, round(begun, 3))
         try:
             yield stage
         except BaseException as problem:
@@ -70,21 +105,34 @@ class Timeline:
 
     def skip(self, name: str) -> None:
         """A stage that what it needs kept from running."""
-        self._add(Stage(name, round(self.elapsed, 3), outcome="skipped"))
+        self._add(Stage(name, round(self.elapsed, 3), outcome=State.SKIPPED.value))
 
     def give_up(self, name: str, seconds: float) -> None:
         """A stage that has been at it for `seconds` and is waited for no longer."""
-        self._add(Stage(name, round(self.elapsed - seconds, 3), seconds, "late"))
+        self._add(Stage(name, round(self.elapsed - seconds, 3), seconds, State.LATE.value))
 
     def _add(self, stage: Stage) -> None:
+        """One that was given up stays so, whenever it ends."""
         with self._lock:
-            self._stages.append(stage)
+            if not any(
+                s.name == stage.name and s.outcome == State.LATE.value for s in self._stages
+            ):
+                self._stages.append(stage)
+                _log_stage(stage)
 
     @property
     def stages(self) -> tuple[Stage, ...]:
         """All stages so far, by start."""
         with self._lock:
             return tuple(sorted(self._stages, key=lambda s: s.start))
+
+
+def _log_stage(stage: Stage) -> None:
+    """A line for each that took time or went wrong."""
+    if stage.outcome == State.SKIPPED.value or not stage.is_worth_showing:
+        return
+    level = logging.INFO if stage.outcome == "ok" else logging.WARNING
+    _log.log(level, "%s: %.1f s%s", stage.name, stage.seconds, stage.remark)
 
 
 class State(Enum):
@@ -97,89 +145,123 @@ class State(Enum):
     LATE = "late"
 
 
-@dataclass(frozen=True)
-class Task:
-    """`run` is given its row of the timeline to say more on, and returns findings (an error among
-    them is a failure). It begins when all `needs` went
-    well and all of `after` are settled. `budget` in seconds; `late` is what to do when it is
-    exceeded, as a fix."""
+class Task(Generic[T]):
+    """`run` is given its row of the timeline, to say more on, and returns the task's value. It
+    begins when all `needs` went well and all of `after` are settled. `budget` in seconds; `late` is
+    what to do when it is exceeded, as a fix."""
 
-    name: str
-    run: Callable[[Stage], Sequence[Finding] | None]
-    needs: tuple[str, ...] = ()
-    after: tuple[str, ...] = ()
-    budget: float | None = None
-    late: str = ""
+    def __init__(
+        self,
+        name: str,
+        run: Callable[[Stage], T],
+        needs: Sequence[Task[Any]] = (),
+        after: Sequence[Task[Any]] = (),
+        budget: float | None = None,
+        late: str = "",
+    ) -> None:
+        self.name = name
+        self.run = run
+        self.needs = tuple(needs)
+        self.after = tuple(after)
+        self.budget = budget
+        self.late = late
+        self.state = State.WAITING
+        self.findings: Sequence[Finding] = ()
+        self._values: list[T] = []
+
+    @property
+    def value(self) -> T:
+        """What it returned, for those that need it. Raises LookupError if it did not return."""
+        if not self._values:
+            raise LookupError(f"the stage “{self.name}” has no value: it is {self.state.value}")
+        return self._values[0]
+
+    @property
+    def result(self) -> T | None:
+        """What it returned, even if an error was found; None if it did not return."""
+        return self._values[0] if self._values else None
+
+    def settle(
+        self, state: State, findings: Sequence[Finding] = (), values: Sequence[T] = ()
+    ) -> bool:
+        """The first word on a task counts: one that was given up stays so. False if it was."""
+        if self.state is not State.WAITING:
+            return False
+        self.findings, self._values = findings, list(values)
+        self.state = state
+        return True
 
 
 class Schedule:
     """Tasks, in an order in which each stands behind what it needs."""
 
-    def __init__(self, timeline: Timeline, tasks: Sequence[Task]) -> None:
+    def __init__(self, timeline: Timeline, tasks: Sequence[Task[Any]]) -> None:
         self._timeline = timeline
-        self._tasks = {task.name: task for task in tasks}
-        self._states = dict.fromkeys(self._tasks, State.WAITING)
-        self._findings: dict[str, Sequence[Finding]] = {}
+        self._tasks = tasks
         self._changed = threading.Condition()
 
     def start(self) -> None:
         """Begin; returns at once."""
-        for task in self._tasks.values():
+        for task in self._tasks:
             threading.Thread(
                 target=self._attend, args=(task,), name=f"boot: {task.name}", daemon=True
             ).start()
 
-    def wait(self, name: str, seconds: float | None = None) -> State:
+    def wait(self, task: Task[Any], seconds: float | None = None) -> State:
         """What came of a task, waiting for it up to `seconds`."""
         with self._changed:
-            self._changed.wait_for(lambda: self._settled(name), seconds)
-            return self._states[name]
+            self._changed.wait_for(lambda: task.state is not State.WAITING, seconds)
+            return task.state
 
     def findings(self) -> list[Finding]:
         """What the settled tasks found, in the order of the tasks."""
         with self._changed:
-            return [f for name in self._tasks for f in self._findings.get(name, ())]
+            return [finding for task in self._tasks for finding in task.findings]
 
-    def _attend(self, task: Task) -> None:
+    def _attend(self, task: Task[Any]) -> None:
+        before = (*task.needs, *task.after)
         with self._changed:
-            self._changed.wait_for(lambda: all(map(self._settled, (*task.needs, *task.after))))
-            good = all(self._states[need] is State.GOOD for need in task.needs)
+            self._changed.wait_for(lambda: all(t.state is not State.WAITING for t in before))
+            good = all(need.state is State.GOOD for need in task.needs)
         if not good:
             self._timeline.skip(task.name)
-            self._settle(task.name, State.SKIPPED)
+            self._settle(task, State.SKIPPED)
             return
         worker = threading.Thread(target=self._run, args=(task,), name=task.name, daemon=True)
         worker.start()
         worker.join(task.budget)
         if worker.is_alive():
             self._timeline.give_up(task.name, task.budget or 0.0)
-            self._settle(task.name, State.LATE, [_late(task)])
+            self._settle(task, State.LATE, [_late(task)])
 
-    def _run(self, task: Task) -> None:
+    def _run(self, task: Task[Any]) -> None:
+        values: list[Any] = []
         with self._timeline.stage(task.name) as row:
             try:
-                findings = list(task.run(row) or ())
+                values.append(task.run(row))
+            except StageFailed as failure:
+                row.add(failure.findings)
             except Exception as fault:  # noqa: BLE001  # the boot goes on and says so
-                say(traceback.format_exc())
-                findings = [_crashed(task, fault)]
-            state = State.FAILED if errors_in(findings) else State.GOOD
+                _log.exception("the stage “%s” failed", task.name)
+                row.add([_crashed(task, fault)])
+            state = State.FAILED if errors_in(row.findings) else State.GOOD
             if state is State.FAILED:
                 row.outcome = state.value
-        self._settle(task.name, state, findings)
+        self._settle(task, state, tuple(row.findings), values)
 
-    def _settle(self, name: str, state: State, findings: Sequence[Finding] = ()) -> None:
-        """The first word on a task counts: one that was given up stays so."""
+    def _settle(
+        self,
+        task: Task[Any],
+        state: State,
+        findings: Sequence[Finding] = (),
+        values: Sequence[Any] = (),
+    ) -> None:
         with self._changed:
-            if not self._settled(name):
-                self._states[name] = state
-                self._findings[name] = findings
+            if task.settle(state, findings, values):
                 self._changed.notify_all()
 
-    def _settled(self, name: str) -> bool:
-        return self._states[name] is not State.WAITING
 
-
-def _late(task: Task) -> Finding:
+def _late(task: Task[Any]) -> Finding:
     return error(
         "boot.stage_late",
         f"The boot's stage “{task.name}” was not through after {task.budget:g} s.",
@@ -188,7 +270,7 @@ def _late(task: Task) -> Finding:
     )
 
 
-def _crashed(task: Task, fault: Exception) -> Finding:
+def _crashed(task: Task[Any], fault: Exception) -> Finding:
     return error(
         "boot.stage_crashed",
         f"The boot's stage “{task.name}” failed: {type(fault).__name__}: {fault}",

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import re
+import select
 import socket
 import subprocess
 import sys
@@ -17,14 +19,17 @@ from typing import IO
 
 from bootstrap.comfyui import command, run_main
 from bootstrap.comfyui.exits import PORT_TAKEN, Exit, explain_exit
+from bootstrap.comfyui.log_lines import LogLines
 from bootstrap.core import guard
 from bootstrap.core.findings import Finding, host_error
-from bootstrap.core.log import say
 from bootstrap.core.redact import masked
+
+_log = logging.getLogger("comfyui")
 
 _KEPT_LINES = 2000  # custom nodes talk while they are imported
 _LINE_END = re.compile(rb"[\r\n]+")
 _PROMPT_ENDED = "Prompt executed in"  # logged after each, however it ended
+_HELD_SECONDS = 0.3  # a line whose meaning shows at the next one is held so long
 _STOP_SECONDS = guard.GRACE_SECONDS + 3
 # faulthandler writes at once, in small pieces.
 _STACKS_SECONDS, _STACKS_PAUSE = 3.0, 0.2
@@ -75,6 +80,11 @@ class ComfyUI:
     def url(self) -> str:
         """Where it listens, without a slash at the end."""
         return f"http://127.0.0.1:{self.port}"
+
+    @property
+    def started_at(self) -> float:
+        """When the present process was started, by `time.monotonic()`."""
+        return self._started
 
     @property
     def starts(self) -> int:
@@ -195,17 +205,18 @@ class ComfyUI:
 
     def _read(self, pipe: IO[bytes], own_log: deque[str]) -> None:
         """Pass the log on line by line; a progress bar's `\\r` ends a line too."""
-        rest = b""
-        while chunk := pipe.read1(65536):  # type: ignore[attr-defined]
-            *lines, rest = _LINE_END.split(rest + chunk)
+        rest, lines = b"", LogLines()
+        while chunk := _next_chunk(pipe, lines):
+            *ended, rest = _LINE_END.split(rest + chunk)
             if len(rest) > 65536:
-                lines, rest = [*lines, rest], b""
-            for line in lines:
-                self._keep(line, own_log)
-        self._keep(rest, own_log)
+                ended, rest = [*ended, rest], b""
+            for line in ended:
+                self._keep(line, own_log, lines)
+        self._keep(rest, own_log, lines)
+        _show(lines.flush())
         pipe.close()
 
-    def _keep(self, line: bytes, own_log: deque[str]) -> None:
+    def _keep(self, line: bytes, own_log: deque[str], lines: LogLines) -> None:
         text = masked(line.decode("utf-8", "replace").rstrip())
         if self.launch.home is not None:
             text = text.replace(str(self.launch.comfyui), str(self.launch.home))
@@ -214,7 +225,22 @@ class ComfyUI:
             self._lines += 1
             own_log.append(text)
             self._log.append(text)
-            say(text, "comfyui")
+            _show(lines.feed(text))
+
+
+def _next_chunk(pipe: IO[bytes], lines: LogLines) -> bytes:
+    """What is written next; empty at the end. Held lines do not wait for it."""
+    if lines.holds:
+        poll = select.poll()
+        poll.register(pipe, select.POLLIN)
+        if not poll.poll(1000 * _HELD_SECONDS):
+            _show(lines.flush())
+    return os.read(pipe.fileno(), 65536)
+
+
+def _show(lines: list[tuple[int, str]]) -> None:
+    for level, text in lines:
+        _log.log(level, "%s", text)
 
 
 def _catches(pid: int, number: int) -> bool:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import http.client
 import json
+import logging
 import re
 import time
 from collections.abc import Sequence
@@ -17,7 +18,8 @@ from enum import Enum
 from bootstrap.comfyui.exits import PORT_TAKEN, explain_exit
 from bootstrap.comfyui.process import ComfyUI, not_startable
 from bootstrap.core.findings import Finding, error
-from bootstrap.core.log import say
+
+_log = logging.getLogger(__name__)
 
 CODES = {
     "comfyui.start_timeout": "ComfyUI lives, but did not answer in time",
@@ -77,14 +79,18 @@ def wait_until_ready(comfyui: ComfyUI, limit: float) -> Waited:
             if finding.code != PORT_TAKEN or not ports_left or elapsed >= limit:
                 return Waited(elapsed, finding)
             ports_left -= 1
-            say(f"port {comfyui.port} was taken while ComfyUI started; it is started on another")
+            _log.warning(
+                "port %d was taken while ComfyUI started; it is started on another", comfyui.port
+            )
             if (refused := _start_again(comfyui)) is not None:
                 return Waited(elapsed, refused)
             continue
         if decided is Verdict.TOO_LATE:
             return Waited(elapsed, _too_late(comfyui, elapsed))
         if elapsed >= next_report:
-            say(f"ComfyUI is starting, {elapsed:.0f} s so far; it last said: {_last(comfyui)}")
+            _log.info(
+                "ComfyUI is starting, %.0f s so far; it last said: %s", elapsed, _last(comfyui)
+            )
             next_report += _REPORT_SECONDS
         time.sleep(POLL_SECONDS)
 

@@ -8,6 +8,7 @@ changed file replaces the one it was copied from, unless that has changed as wel
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 import shutil
@@ -20,8 +21,9 @@ from pathlib import Path
 from bootstrap.comfyui.stage import PRIVATE, Staged, Stamp
 from bootstrap.core.concurrency import Crew
 from bootstrap.core.files import part_beside, publish_new, stays_within
-from bootstrap.core.log import say
 from bootstrap.core.text import named
+
+_log = logging.getLogger(__name__)
 
 # A file changed more recently may still be being written.
 _SETTLED_SECONDS = 2.0
@@ -93,7 +95,7 @@ class _Copy:
         Crew(_THREADS).run([partial(carry, *changed) for changed in self._changed(settled)])
         other = sorted(path for path in kept if not path.endswith(_BYTECODE))
         if other:
-            say(f"kept on the volume: {named(other)}")
+            _log.info("kept on the volume: %s", named(other))
         return kept
 
     def _changed(self, settled: float) -> Iterator[tuple[str, Stamp]]:
@@ -150,7 +152,9 @@ class _Copy:
     def _tell(self, path: str, why: str) -> None:
         if path not in self._told and not path.endswith(_BYTECODE):
             self._told.add(path)
-            say(f"{path} was written by ComfyUI or a node, but not kept on the volume: {why}")
+            _log.warning(
+                "%s was written by ComfyUI or a node, but not kept on the volume: %s", path, why
+            )
 
 
 def _replace(local: Path, target: Path) -> bool:

@@ -78,6 +78,14 @@ def _host(text: str) -> str:
     return text.lower()
 
 
+def _hosts(text: str) -> tuple[str, ...]:
+    hosts = tuple(part.lower() for part in re.split(r"[,\s]+", text) if part)
+    for host in hosts:
+        if not _HOST.fullmatch(host.removeprefix("*.")) or ":" in host:
+            raise ValueError(f"{host!r} is not a host name")
+    return hosts
+
+
 def _url(text: str) -> str:
     try:
         parts = urlsplit(text)
@@ -190,6 +198,7 @@ PATH_ON_VOLUME = Kind("a path below the volume's root, without `..`", _path_on_v
 BOOLEAN = Kind("`true` or `false`", _boolean)
 TEXT = Kind("any text", _text)
 HOST = Kind("a host name such as `models.example.com`, with `:port` where it is not 443", _host)
+HOSTS = Kind("host names such as `huggingface.co` or `*.example.com`, separated by commas", _hosts)
 URL = Kind("a web address such as `https://s3.example.com`, without login or query", _url)
 BUCKET_NAME = Kind("letters, digits, dots, dashes and underscores", _bucket_name)
 NAMES = Kind("variable names, separated by commas", _names)

@@ -323,11 +323,18 @@ class Settings:
         False,
         "Let Runpod stop the worker after each job; the next one starts cold",
     )
+    log_level: str = var(
+        "LOG_LEVEL",
+        kinds.one_of("debug", "info", "warning", "error"),
+        "info",
+        "How much the worker logs",
+    )
     comfy_log_level: str | None = var(
         "COMFY_LOG_LEVEL",
         kinds.one_of("debug", "info", "warning", "error", "critical"),
         None,
-        "How much ComfyUI logs: its `--verbose`, unless COMFYUI_ARGS has that",
+        "How much ComfyUI logs: its `--verbose`, unless COMFYUI_ARGS has that; `debug` also shows "
+        "lines of its start that say nothing",
     )
     comfy_org_api_key: Secret | None = var(
         "COMFY_ORG_API_KEY",
@@ -383,8 +390,22 @@ class Settings:
         "ALLOW_DOWNLOAD_REQUESTS",
         kinds.BOOLEAN,
         False,
-        'Whether a request of type "download" may fetch models onto the volume, with this '
-        "endpoint's tokens",
+        "Whether jobs may have models fetched onto the volume, with this endpoint's tokens: by a "
+        'request of type "download", or by an address in the place of a model\'s file name',
+    )
+    model_hosts: tuple[str, ...] = var(
+        "MODEL_HOSTS",
+        kinds.HOSTS,
+        (),
+        "The only hosts that jobs may have models fetched from; `*.example.com` is all below it",
+        "any public one",
+    )
+    model_cache_gb: float | None = var(
+        "MODEL_CACHE_GB",
+        kinds.number(0.001, 1_000_000),
+        None,
+        "Gigabytes of models fetched by address above which those used least recently are removed; "
+        "files of yours never are",
     )
     download_connections: int = var(
         "DOWNLOAD_CONNECTIONS",

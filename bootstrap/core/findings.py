@@ -33,9 +33,16 @@ SECTIONS: Mapping[str, tuple[str, ...]] = {
     "Environment": ("env", "settings", "allocator", "tokens"),
 }
 OTHER = "Other"
-# Where each code is explained, as an anchor of its own.
-TROUBLESHOOTING = "https://comfyui-volume-worker.github.io/comfyui-volume-worker/troubleshooting/"
 _SECTION_OF = {family: name for name, families in SECTIONS.items() for family in families}
+
+
+# The documentation's address, as pyproject.toml has it.
+DOCS = "https://comfyui-volume-worker.github.io/comfyui-volume-worker"
+
+
+def docs_url(code: str) -> str:
+    """Where a code is explained, with what to do about it."""
+    return f"{DOCS}/troubleshooting/#{code}"
 
 
 def section_of(code: str) -> str:
@@ -75,7 +82,8 @@ class Finding:
         object.__setattr__(self, "details", masked_data(self.details))
 
     def as_dict(self) -> dict[str, Any]:
-        """The finding as JSON-ready data; empty fields are left out."""
+        """The finding as JSON-ready data; empty fields are left out. `docs` is where its code is
+        explained."""
         data: dict[str, Any] = {
             "code": self.code,
             "severity": self.severity.value,
@@ -83,6 +91,7 @@ class Finding:
         }
         if self.fix:
             data["fix"] = self.fix
+            data["docs"] = docs_url(self.code)
         if self.host_fault:
             data["host_fault"] = True
         if self.details:

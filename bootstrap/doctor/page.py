@@ -17,7 +17,7 @@ from collections.abc import Mapping, Sequence
 from importlib.resources import files
 from typing import Any
 
-from bootstrap.core.findings import OTHER, SECTIONS, TROUBLESHOOTING, Severity, section_of
+from bootstrap.core.findings import OTHER, SECTIONS, Severity, docs_url, section_of
 from bootstrap.doctor.report import bounded
 
 TITLE = "ComfyUI volume report"
@@ -39,7 +39,7 @@ def page(report: Mapping[str, Any], title: str = TITLE) -> str:
     type do not show. No error is raised and nothing is left unescaped.
     """
     template = (files("bootstrap.doctor") / "page.html").read_text("utf-8")
-    template = template.replace("{{codes}}", TROUBLESHOOTING)
+    template = template.replace("{{codes}}", docs_url(""))
     filling = {
         "policy": _policy(template),
         "title": html.escape(_printable(title)[:_MOST_TITLE]) or TITLE,

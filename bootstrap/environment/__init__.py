@@ -1,7 +1,8 @@
 """The Python that runs ComfyUI: which one, what it has, what it lacks and how it gets that."""
 
-from bootstrap.environment.choice import choose_python, venvs_of
+from bootstrap.environment.choice import Choice, choose_python, venvs_of
 from bootstrap.environment.judge import Judgement, judge
+from bootstrap.environment.mirror.mirror import Mirror, MirrorRequest, mirror_venv, record_opened
 from bootstrap.environment.package_set import (
     INSTALL,
     PackageSet,
@@ -16,7 +17,10 @@ from bootstrap.environment.store import Record
 
 __all__ = [
     "INSTALL",
+    "Choice",
     "Judgement",
+    "Mirror",
+    "MirrorRequest",
     "PackageSet",
     "PackagesFacts",
     "Place",
@@ -28,8 +32,10 @@ __all__ = [
     "imports",
     "judge",
     "kept_set",
+    "mirror_venv",
     "packs",
     "prepare_packages",
+    "record_opened",
     "report",
     "requirement_files",
     "site_packages",

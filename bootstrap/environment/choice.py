@@ -39,10 +39,8 @@ NVIDIA = Path("/proc/driver/nvidia/version")
 # that keep several: ai-dock, madiator, AUTOMATIC1111's neighbours.
 _NESTED = ("environments/python", "runpod-venvs", "venvs")
 _MOST_VENVS = 20
-_PROBE = (
-    "import importlib.util as u, sys; print('%d.%d' % sys.version_info[:2]); "
-    "sys.exit(0 if u.find_spec('torch') else 3)"
-)
+_VERSION = "import sys; print('%d.%d' % sys.version_info[:2])"
+_PROBE = f"{_VERSION}; import importlib.util as u; sys.exit(0 if u.find_spec('torch') else 3)"
 _PROBE_SECONDS = 60  # a venv on a cold network volume
 _DRIVER = re.compile(r"\s(\d{3,}(?:\.\d+)+)\s")
 
@@ -56,6 +54,13 @@ class Choice:
     venv: Venv | None = None
     interpreter: Path | None = None
     findings: tuple[Finding, ...] = ()
+
+    def venv_on(self, volume: Path) -> Path | None:
+        """The folder of its virtual environment, if that lies on the volume."""
+        if self.venv is None:
+            return None
+        place = Path(os.path.realpath(self.venv.path))
+        return place if place.is_relative_to(os.path.realpath(volume)) else None
 
 
 @dataclass(frozen=True)
@@ -140,7 +145,8 @@ def _try(candidate: Venv | Path, driver: str | None) -> Choice | _Refused:
         place, choice = candidate.path, _start_venv(candidate)
     else:
         place, problem = str(candidate), _problem_with(candidate)[1]
-        choice = Choice(candidate) if problem is None else _Refused(place, problem)
+        own = look_at_venv(str(candidate.parent.parent))
+        choice = Choice(candidate, own) if problem is None else _Refused(place, problem)
     if isinstance(choice, _Refused):
         return choice
     build = read_torch_build(choice.python)
@@ -153,7 +159,7 @@ def _try(candidate: Venv | Path, driver: str | None) -> Choice | _Refused:
 def _start_venv(venv: Venv) -> Choice | _Refused:
     """With its own Python, else with one of the same version."""
     own = Path(venv.path, "bin", "python")
-    version, problem = _problem_with(own)
+    version, problem = _problem_with(own, venv.full)
     if version == venv.version or (version is not None and venv.version is None):
         return Choice(own, venv) if problem is None else _Refused(venv.path, problem, venv)
     other = interpreter_of(venv.version) if venv.version else None
@@ -165,7 +171,7 @@ def _start_venv(venv: Venv) -> Choice | _Refused:
         python = _stand_in(venv, other)
     except OSError as trouble:
         return _Refused(venv.path, f"{trouble.strerror or trouble}", venv)
-    problem = _problem_with(python)[1]
+    problem = _problem_with(python, venv.full)[1]
     if problem is not None:
         return _Refused(venv.path, f"with {other} it {problem}", venv)
     return Choice(python, venv, other)
@@ -224,9 +230,10 @@ def _is_as(place: Path, new: Path) -> bool:
         return False
 
 
-def _problem_with(python: Path) -> tuple[str | None, str | None]:
+def _problem_with(python: Path, has_torch: bool = False) -> tuple[str | None, str | None]:
     """Its version, if it starts; why it will not do, None when it will. Torch is looked for, not
-    imported."""
+    imported; where it is known to be there, site-packages on the volume are not read at all."""
+    options = ["-I", "-S", "-c", _VERSION] if has_torch else ["-I", "-c", _PROBE]
     try:
         os.stat(python)
     except PermissionError:
@@ -235,7 +242,7 @@ def _problem_with(python: Path) -> tuple[str | None, str | None]:
         return None, "a broken link" if os.path.islink(python) else "not there"
     try:
         answer = subprocess.run(
-            [str(python), "-I", "-c", _PROBE],
+            [str(python), *options],
             capture_output=True,
             text=True,
             errors="replace",

@@ -277,13 +277,27 @@ def verdict(
 
 
 def can_import(module: str) -> bool:
-    """Is there such a top-level module? A folder alone, which an uninstalled package leaves, is not
-    one."""
+    """Is there such a top-level module? A folder without code, which an uninstalled package leaves,
+    is not one; one with code and no `__init__.py` is (comfy-aimdo)."""
     try:
         spec = importlib.util.find_spec(module.partition(".")[0])
     except (ImportError, ValueError, AttributeError):
         return False
-    return spec is not None and spec.origin is not None
+    if spec is None or spec.origin is not None:
+        return spec is not None
+    return any(has_code(folder) for folder in spec.submodule_search_locations or ())
+
+
+def has_code(folder: str) -> bool:
+    """Does a folder hold modules, or packages?"""
+    try:
+        names = os.listdir(folder)
+    except OSError:
+        return False
+    return any(
+        name.endswith((".py", ".so")) or os.path.isfile(os.path.join(folder, name, "__init__.py"))
+        for name in names
+    )
 
 
 def lines_of(file: Mapping[str, Any]) -> list[str]:

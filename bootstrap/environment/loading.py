@@ -9,6 +9,7 @@ standard library, which no package may hide.
 from __future__ import annotations
 
 import errno
+import logging
 import os
 import shutil
 import struct
@@ -22,8 +23,9 @@ from functools import partial
 from pathlib import Path
 
 from bootstrap.core.concurrency import Crew
-from bootstrap.core.log import say
 from bootstrap.environment.store import AFTER, BEFORE, BLOCK, BadSet, Record, read_contents
+
+_log = logging.getLogger(__name__)
 
 _STREAMS = 8
 _HEADER = 30  # of an entry, before its name; APPNOTE.TXT 4.3.7
@@ -70,7 +72,7 @@ class Loading:
             self.failure = problem
             for part, name in {(e.filename.split("/", 1)[0], _top(e)) for e in self._later}:
                 shutil.rmtree(self._folder / part / name, ignore_errors=True)  # none, not a half
-            say(f"{self._kept} cannot be used: {problem}")
+            _log.warning("%s cannot be used: %s", self._kept, problem)
             if isinstance(problem, BadSet):
                 self._kept.unlink(missing_ok=True)
         return self.failure

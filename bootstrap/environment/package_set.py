@@ -15,6 +15,7 @@ import contextlib
 import errno
 import hashlib
 import json
+import logging
 import re
 import shutil
 import time
@@ -27,7 +28,6 @@ from bootstrap.core.concurrency import SilentError, Together
 from bootstrap.core.files import Disk
 from bootstrap.core.findings import Finding
 from bootstrap.core.lease import BEAT, STALE, Lease
-from bootstrap.core.log import say
 from bootstrap.core.redact import masked
 from bootstrap.environment import report
 from bootstrap.environment.build import Builder
@@ -48,6 +48,8 @@ from bootstrap.environment.store import (
 )
 from bootstrap.environment.uv import Uv, UvFailed, find_uv
 from bootstrap.volume.layout import OWN_FOLDER
+
+_log = logging.getLogger(__name__)
 
 INSTALL, REPORT = "install", "report"
 _READ_SECONDS = 15.0
@@ -150,7 +152,8 @@ def prepare_packages(
     """
     start = time.monotonic()
     try:
-        asked = read_requirements(str(place.comfyui), Together(_READ_SECONDS), place.nodes)
+        reading = Together(_READ_SECONDS)
+        asked = read_requirements(str(place.comfyui), reading, place.nodes, place.arguments)
     except SilentError:
         return PackageSet(note="requirements could not be read")
     judgement = judge(place.python, env, asked, place.arguments)
@@ -246,7 +249,7 @@ class _Making:
         while not lease.acquire():
             self.tried = "waiting for another worker that installs them"
             if not said:
-                say(f"packages: {self.tried}")
+                _log.info("packages: %s", self.tried)
                 said = True
             if time.monotonic() >= self._end:
                 raise UvFailed("another worker is still installing them", True)
@@ -263,7 +266,7 @@ class _Making:
             self.loading = Loading(self._kept, self._folder, left)
             return self.loading.record
         except BadSet as problem:
-            say(f"{self._kept} cannot be used: {problem}")
+            _log.warning("%s cannot be used: %s", self._kept, problem)
             self._kept.unlink(missing_ok=True)
             return None
         except OSError as problem:
@@ -276,7 +279,7 @@ class _Making:
         start = time.monotonic()
         scratch = self._place.work / "uv"
         scratch.mkdir()
-        say(f"installing packages: {', '.join(unit.text for unit in self._units)}")
+        _log.info("installing packages: %s", ", ".join(unit.text for unit in self._units))
         try:
             return self._build(scratch, start)
         except BaseException:

@@ -5,16 +5,16 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
 from enum import Enum
 
 from bootstrap.core.concurrency import Together
 from bootstrap.core.files import Folder, list_folder
 from bootstrap.core.redact import LOGIN
 from bootstrap.environment.requirement_files import (
-    COMFYUI,
     RequirementFile,
+    comfyui_file,
     read_text,
     requirement_file,
 )
@@ -128,9 +128,12 @@ class Pack:
     install_script: bool = False
 
 
-def gather_packs(comfyui: str, together: Together, nodes: str | None = None) -> tuple[Pack, ...]:
-    """All packs by name, as ComfyUI would try them, and the disabled ones; `MOST_PACKS` at most.
-    Those in the folder `nodes` go before ComfyUI's own of the same name.
+def gather_packs(
+    comfyui: str, together: Together, nodes: str | None = None, arguments: Sequence[str] = ()
+) -> tuple[Pack, ...]:
+    """All packs by name, as a ComfyUI started with `arguments` would try them, and the disabled
+    ones; `MOST_PACKS` at most. Those in the folder `nodes` go before ComfyUI's own of the same
+    name.
 
     Raises SilentError.
     """
@@ -139,7 +142,25 @@ def gather_packs(comfyui: str, together: Together, nodes: str | None = None) -> 
     for folder in together.each(list_folder, homes):
         found.update({name: folder for name in folder.names if _is_pack(name, folder)})
     names = sorted(found)[:MOST_PACKS]
-    return tuple(together.each(lambda name: _look(found[name].path, name, found[name]), names))
+    packs = together.each(lambda name: _look(found[name].path, name, found[name]), names)
+    if "--disable-all-custom-nodes" not in arguments:
+        return tuple(packs)
+    named = _values_of("--whitelist-custom-nodes", arguments)
+    return tuple(p if p.name in named else replace(p, disabled=True) for p in packs)
+
+
+def _values_of(flag: str, arguments: Sequence[str]) -> frozenset[str]:
+    """The values behind a flag that takes several."""
+    values: list[str] = []
+    taking = False
+    for argument in arguments:
+        if argument.startswith("--"):
+            name, _, value = argument.partition("=")
+            taking = name == flag
+            values += [value] if taking and value else []
+        elif taking:
+            values.append(argument)
+    return frozenset(values)
 
 
 def _is_pack(name: str, folder: Folder) -> bool:
@@ -201,10 +222,13 @@ class Requirements:
     files: tuple[RequirementFile, ...] = ()
 
 
-def read_requirements(comfyui: str, together: Together, nodes: str | None = None) -> Requirements:
-    """What the ComfyUI in a folder asks for, and custom nodes in `nodes`. Raises SilentError."""
-    packs = gather_packs(comfyui, together, nodes)
-    own = together.one(lambda: requirement_file(COMFYUI, comfyui))
+def read_requirements(
+    comfyui: str, together: Together, nodes: str | None = None, arguments: Sequence[str] = ()
+) -> Requirements:
+    """What the ComfyUI in a folder asks for when it is started with `arguments`, and custom nodes
+    in `nodes`. Raises SilentError."""
+    packs = gather_packs(comfyui, together, nodes, arguments)
+    own = together.one(lambda: comfyui_file(comfyui, arguments))
     return Requirements(read_version(comfyui, together)[0], files_of(own, packs))
 
 

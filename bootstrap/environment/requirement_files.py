@@ -11,11 +11,13 @@ import codecs
 import os
 import re
 import stat
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 #: The owner of ComfyUI's own requirements.
 COMFYUI = "ComfyUI"
 _FILE = "requirements.txt"
+_MANAGER = "manager_requirements.txt"
 _PROJECT = "pyproject.toml"
 _MOST_TEXT = 64 << 10
 _MOST_LINES = 300
@@ -42,10 +44,12 @@ class RequirementFile:
         return self.owner == COMFYUI
 
 
-def requirement_file(owner: str, folder: str) -> RequirementFile | None:
-    """The requirements.txt in `folder`, which is what ComfyUI-Manager installs; else what its
-    pyproject.toml depends on; None without either."""
-    lines = _read(folder)
+def requirement_file(
+    owner: str, folder: str, names: Sequence[str] = (_FILE,)
+) -> RequirementFile | None:
+    """The files `names` in `folder`, by default the requirements.txt, which is what ComfyUI-Manager
+    installs; else what its pyproject.toml depends on; None without either."""
+    lines = _read(folder, names)
     if lines is not None:
         return RequirementFile(owner, os.path.join(folder, _FILE), lines)
     home = os.path.realpath(folder)
@@ -75,11 +79,18 @@ def read_text(path: str | None, most: int = _MOST_TEXT) -> str | None:
         return data.decode("latin-1")
 
 
-def _read(folder: str) -> tuple[str, ...] | None:
-    """Lines of the requirements.txt and of the files it names with -r, as far as they lie in
+def comfyui_file(folder: str, arguments: Sequence[str]) -> RequirementFile | None:
+    """What the ComfyUI in `folder` asks for when it is started with `arguments`: its manager,
+    a package of its own since 0.4, has a file beside the others."""
+    manager = {"--enable-manager", "--enable-manager-legacy-ui"} & set(arguments)
+    return requirement_file(COMFYUI, folder, (_FILE, *([_MANAGER] if manager else [])))
+
+
+def _read(folder: str, names: Sequence[str]) -> tuple[str, ...] | None:
+    """Lines of the files `names` and of those they name with -r, as far as they lie in
     `folder`."""
     home = os.path.realpath(folder)
-    pending = [_inside(home, home, _FILE)]
+    pending = [_inside(home, home, name) for name in names]
     seen: set[str] = set()
     lines: list[str] | None = None
     while pending and len(seen) <= _MOST_INCLUDES:

@@ -7,6 +7,7 @@ of its own. No secret but an index's login reaches it, and no login reaches the 
 from __future__ import annotations
 
 import ast
+import logging
 import os
 import re
 import subprocess
@@ -19,8 +20,9 @@ from shutil import which
 from urllib.parse import unquote
 
 from bootstrap.core import guard
-from bootstrap.core.log import say
 from bootstrap.core.redact import LOGIN, child_environment, masked
+
+_log = logging.getLogger("uv")
 
 _MOST_REASON = 600
 # What uv may be told by the endpoint: where packages come from and how they travel. Which are
@@ -115,7 +117,7 @@ class Uv:
         package = built["name"] if built and (built["at"] or not on_the_way) else None
         if package or on_the_way:  # a conflict is a finding, and is often only asked about
             for line in lines:
-                say(line, "uv")
+                _log.info(line)
         return UvFailed(reason_in(lines), on_the_way and package is None, package)
 
     def python(self, *arguments: str, env: Mapping[str, str]) -> str:

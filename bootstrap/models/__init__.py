@@ -6,6 +6,7 @@ __all__ = [
     "cli",
     "context",
     "download",
+    "fetched",
     "installed",
     "manifest",
     "manifest_entry",

@@ -4,6 +4,7 @@ limit, told as findings."""
 from __future__ import annotations
 
 import functools
+import logging
 import os
 import threading
 import time
@@ -12,7 +13,6 @@ from pathlib import Path
 
 from bootstrap.config import Settings
 from bootstrap.core.findings import Finding, error
-from bootstrap.core.log import say
 from bootstrap.core.text import named
 from bootstrap.models.context import Result, Workplace, summary
 from bootstrap.models.download.options import Throttle, Tools
@@ -33,6 +33,8 @@ from bootstrap.net.errors import DownloadError
 from bootstrap.volume import MODELS, Layout, locate
 from bootstrap.volume.extra_model_paths import local_folders
 from bootstrap.volume.links import link_models
+
+_log = logging.getLogger("models")
 
 
 def models_folder(layout: Layout) -> Path:
@@ -200,7 +202,7 @@ class Provisioning:
         try:
             provision(self._specs, self._workplace, self._stop, self._note)
         except Exception as fault:  # noqa: BLE001 - a thread's fault must be told, not lost
-            say(f"provisioning stopped: {type(fault).__name__}", "models")
+            _log.error("provisioning stopped: %s", type(fault).__name__)
             for result in _all_crashed(self._specs, fault):
                 if id(result.spec) not in self._results:
                     self._note(result)

@@ -15,7 +15,7 @@ from typing import TextIO
 
 from bootstrap.config import Settings, read_settings
 from bootstrap.core.findings import Finding, errors_in
-from bootstrap.core.log import show
+from bootstrap.core.log import set_up, show
 from bootstrap.core.redact import masked
 from bootstrap.core.text import megabytes
 from bootstrap.models.background import workplace_for
@@ -156,6 +156,7 @@ def main(argv: Sequence[str], out: TextIO | None = None, sources: Sources | None
     """
     arguments = _parser().parse_args(argv)
     settings, findings = read_settings()
+    set_up(settings.log_level)
     stream = sys.stdout if out is None else out
     if findings:
         return _report(findings, stream)

@@ -22,6 +22,7 @@ ends, and one call into a dead mount would keep the worker from ending.
 from __future__ import annotations
 
 import asyncio
+import contextvars
 import threading
 from collections import deque
 from collections.abc import Callable, Coroutine, Iterable
@@ -42,7 +43,8 @@ class _Call(Future, Generic[T]):  # type: ignore[type-arg]  # typeshed's Future 
 
     def __init__(self, work: Callable[[], T]) -> None:
         super().__init__()
-        self.work = work
+        context = contextvars.copy_context()  # log lines are of the same job
+        self.work: Callable[[], T] = lambda: context.run(work)
         self.abandoned = False
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import mimetypes
 import posixpath
 
@@ -58,6 +59,20 @@ def extension_for(head: bytes) -> str:
     """The usual extension of a file that begins with `head`, with its dot; "" when unknown."""
     kind = filetype.guess(head)
     return "" if kind is None else f".{kind.extension}"
+
+
+def extension_of_data(data: str) -> str:
+    """The extension for a file that comes as a data URI or base64; "" when unknown."""
+    head, comma, rest = data[:200].partition(",")
+    if comma and head.lower().startswith("data:"):
+        by_type = mimetypes.guess_extension(head[5:].partition(";")[0].lower()) or ""
+        rest = data[len(head) + 1 :][:1024]
+    else:
+        by_type, rest = "", data[:1024]
+    try:
+        return extension_for(base64.b64decode(rest[: len(rest) // 4 * 4])) or by_type
+    except ValueError:
+        return by_type
 
 
 def wrong_content(head: bytes, name: str) -> str | None:

@@ -7,6 +7,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from bootstrap.core.findings import docs_url
 from handler.common.errors import JobError
 
 Reply = dict[str, Any]
@@ -25,6 +26,7 @@ def completed(results: list[dict[str, Any]], warnings: list[str], **more: Any) -
 def failed(error: JobError) -> Reply:
     """The reply of a job that failed; the SDK turns `error`, a string, into FAILED."""
     reply: Reply = {"status": "failed", "error": str(error), "error_code": error.code}
+    reply["docs"] = docs_url(error.code)
     if error.fix:
         reply["fix"] = error.fix
     if error.details:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import replace
@@ -10,7 +11,6 @@ from functools import partial
 from pathlib import Path
 
 from bootstrap.comfyui import ComfyUI
-from bootstrap.core.log import say
 from handler.common.blocking import TimeUp
 from handler.common.calls import Calls
 from handler.common.deadline import Deadline
@@ -28,6 +28,8 @@ from handler.execution.queue import (
 )
 from handler.execution.recovery import ComfyRecovery
 from handler.sdk.shutdown import JobHandle
+
+_log = logging.getLogger(__name__)
 
 _OUT_OF_MEMORY = "job.out_of_memory"
 # After these no other job can be trusted to the same process.
@@ -126,7 +128,7 @@ class PromptExecutor:
             except PromptLost:
                 pass
             await entry.wait_until_head()
-            say("ComfyUI ended, or was not there, before it came to a job; retrying the job")
+            _log.warning("ComfyUI ended, or was not there, before it came to the job; retrying it")
             entry.retry()
             probe = True
         raise lost_error()

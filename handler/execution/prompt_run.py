@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 import uuid
 from dataclasses import dataclass
@@ -10,7 +11,6 @@ from pathlib import Path
 from typing import NoReturn
 
 from bootstrap.comfyui import ComfyUI, Exit
-from bootstrap.core.log import say
 from handler.common.blocking import is_set_within
 from handler.common.calls import Calls, VolumeWatchdog
 from handler.common.deadline import Deadline, timeout_error
@@ -27,6 +27,8 @@ from handler.execution.comfy_client import (
 )
 from handler.execution.node_progress import QUEUED, NodeProgress, ProgressUpdate, position
 from handler.execution.queue import EntryState, Prompt, PromptLost, PromptResult, QueueEntry
+
+_log = logging.getLogger(__name__)
 
 # Between looks at the history when the socket brings no news.
 _POLL_SECONDS = 0.5
@@ -133,7 +135,7 @@ class _Run:
         it, end ComfyUI, but not while another prompt runs there: wait for that one first."""
         while not (self._process_is_gone() or await lets_go(self.client, self.prompt_id)):
             if self.entry.is_head:
-                say(f"ComfyUI did not let go of job {self.prompt_id}; ending it")
+                _log.warning("ComfyUI did not let go of the prompt; ending it")
                 await self.calls.control.run(self.comfyui.stop, STOP_SECONDS)
                 return
             await self.entry.wait_until_head()

@@ -8,6 +8,7 @@ next attempt waits longer each time.
 from __future__ import annotations
 
 import asyncio
+import logging
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -22,13 +23,14 @@ from bootstrap.comfyui import (
 )
 from bootstrap.config import Settings
 from bootstrap.core.findings import Finding
-from bootstrap.core.log import say
 from bootstrap.core.memory import MemoryGauge
 from handler.common.blocking import Pool, TimeUp
 from handler.common.deadline import Deadline
 from handler.common.errors import JobError
 from handler.execution.comfy_client import Refused, Unreachable, connect
 from handler.execution.prompt_run import STOP_SECONDS
+
+_log = logging.getLogger(__name__)
 
 _LOOKS, _LOOK_EVERY = 20, 0.25  # seconds
 # What freeing could not bring down is tried again only when this many percent more are in use.
@@ -76,17 +78,17 @@ class MemoryRelief:
                 if running or pending:
                     return True
                 used = self._percent() or 0.0
-                say(
-                    f"{used:.0f} % of the container's memory is in use; asking ComfyUI to free some"
+                _log.warning(
+                    "%.0f %% of the container's memory is in use; asking ComfyUI to free some", used
                 )
                 await client.free()
         except (Unreachable, Refused) as problem:
-            say(f"ComfyUI could not be asked to free memory: {problem}")
+            _log.warning("ComfyUI could not be asked to free memory: %s", problem)
         left = await self._after_freeing()
         self._stuck_at = left if left >= self._free_at else 0.0
         if left < self._restart_at:
             return True
-        say(f"{left:.0f} % of the container's memory is still in use; restarting ComfyUI")
+        _log.warning("%.0f %% of the container's memory is still in use; restarting ComfyUI", left)
         return False
 
     async def _after_freeing(self) -> float:
@@ -139,7 +141,7 @@ class ComfyRecovery:
                 return
             await self._control.run(self._comfyui.stop, STOP_SECONDS)
         elif self._comfyui.was_ready and self._comfyui.ended() is None:
-            say("ComfyUI is running but does not answer; ending it")
+            _log.error("ComfyUI is running but does not answer; ending it")
             await self._control.run(self._comfyui.stop, STOP_SECONDS)
         await self._restart(deadline)
 
@@ -161,7 +163,7 @@ class ComfyRecovery:
 
     async def end(self, why: str) -> None:
         """End a ComfyUI that cannot be trusted with another job."""
-        say(f"{why}; restarting ComfyUI")
+        _log.warning("%s; restarting ComfyUI", why)
         await self._control.run(self._comfyui.stop, STOP_SECONDS)
 
     def restart_in_background(self) -> None:
@@ -209,7 +211,7 @@ class ComfyRecovery:
         try:
             return self._comfyui.start()
         except OSError as problem:
-            say(f"ComfyUI could not be restarted: {problem}")
+            _log.error("ComfyUI could not be restarted: %s", problem)
             return not_startable(problem)
 
     async def _start_and_wait(self, deadline: Deadline) -> tuple[bool, Finding | None]:
@@ -232,7 +234,9 @@ class ComfyRecovery:
             return JobError.from_finding(fault)
         rest = min(_FIRST_REST * 2**further, _LONGEST_REST)
         self._rest_until = self._clock() + rest
-        say(f"ComfyUI failed to start {self._failures} times in a row; next attempt in {rest:g} s")
+        _log.error(
+            "ComfyUI failed to start %d times in a row; next attempt in %g s", self._failures, rest
+        )
         return self._resting_error(fault)
 
     def _resting_error(self, last: Finding) -> JobError:

@@ -8,7 +8,7 @@ from importlib import metadata
 from typing import Any
 
 import bootstrap
-from bootstrap.boot import Boot, BootReport, boot_json
+from bootstrap.boot import Runtime, boot_json
 from bootstrap.comfyui import Exit, explain_exit, is_answering
 from bootstrap.doctor import Facts, Scope, bounded, examine, report_json
 from bootstrap.models.installed import cached_models
@@ -27,26 +27,27 @@ _RUNPOD_NAMES = (
 class Diagnostics:
     """Answers for one worker, whatever its state. Calls block; use them in a thread."""
 
-    def __init__(self, boot: Boot, report: BootReport) -> None:
-        self._boot = boot
-        self._report = report
+    def __init__(self, runtime: Runtime) -> None:
+        self._runtime = runtime
+        self._comfyui = runtime.serving.comfyui if runtime.serving else None
 
     def examine(self, request: DiagnosticsRequest) -> dict[str, Any]:
         """Findings and facts as of now, the boot, ComfyUI's state, versions, settings."""
-        comfyui = self._boot.comfyui
+        runtime, comfyui = self._runtime, self._comfyui
         scope = Scope(
             sections=request.sections,
             deep=request.deep,
             comfyui_running=comfyui is not None and comfyui.ended() is None,
+            python=runtime.python,
         )
-        report = examine(self._boot.settings, self._boot.env, scope, self._boot.node_log)
+        report = examine(runtime.settings, runtime.env, scope, runtime.node_log)
         diagnostics = {
             **report_json(report),
-            "health": vars(self._boot.health()),
-            "boot": boot_json(self._report),
+            "health": vars(runtime.health.now()),
+            "boot": boot_json(runtime.report),
             "comfyui": self._comfyui_state(),
             "versions": _versions(report.facts),
-            "settings": self._boot.settings.masked(),
+            "settings": runtime.settings.masked(),
             "runpod": {n: os.environ[n] for n in _RUNPOD_NAMES if n in os.environ},
         }
         return reply.completed([], list(request.warnings), diagnostics=bounded(diagnostics))
@@ -55,13 +56,14 @@ class Diagnostics:
         """The models by category, as they are now; `cached` are those that ComfyUI sees in the
         platform's cache on this machine."""
         scope = Scope(sections=frozenset({"models"}))
-        facts = examine(self._boot.settings, self._boot.env, scope).facts.as_dict()
-        work = self._boot.work
-        models = {**facts.get("models", {}), "cached": cached_models(work.models) if work else []}
+        facts = examine(self._runtime.settings, self._runtime.env, scope).facts.as_dict()
+        serving = self._runtime.serving
+        cached = cached_models(serving.work.models) if serving else []
+        models = {**facts.get("models", {}), "cached": cached}
         return reply.completed([], list(request.warnings), models=bounded(models))
 
     def _comfyui_state(self) -> dict[str, Any]:
-        comfyui = self._boot.comfyui
+        comfyui = self._comfyui
         if comfyui is None:
             return {"running": False, "answers": False, "starts": 0, "exits": [], "log": []}
         running = comfyui.ended() is None

@@ -8,8 +8,11 @@ import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
-from bootstrap.boot import Preparation, Stage
+from bootstrap.boot import Serving, Stage
+from bootstrap.config import Settings
 from bootstrap.core.findings import Finding, ok, warning
+from bootstrap.models.recent import Recent
+from bootstrap.volume import Layout
 from handler.common.deadline import Deadline, timeout_error
 from handler.common.errors import JobError
 from handler.models.prefetch import find_model
@@ -30,33 +33,32 @@ _FEWEST = {"steps": 1, "batch_size": 1, "length": 1}
 class WarmUp:
     """What WARMUP_WORKFLOW asks for; does nothing where it is not set."""
 
-    def models(self, boot: Preparation) -> Sequence[Path]:
+    def models(self, settings: Settings, layout: Layout, recent: Recent) -> Sequence[Path]:
         """The model files that the workflow names."""
-        assert boot.layout is not None and boot.layout.comfyui is not None
-        models = boot.layout.models
         try:
-            workflow = _configured(boot)
+            workflow = _configured(settings, layout, recent)
         except JobError:
             return ()  # reported when it is run
         named = named_models(workflow) if workflow is not None else ()
-        return [place for model in named if (place := find_model(model, models)) is not None]
+        found = (find_model(model, layout.models) for model in named)
+        return [place for place in found if place is not None]
 
-    def run(self, boot: Preparation, row: Stage) -> Sequence[Finding]:
+    def run(self, serving: Serving, row: Stage) -> Sequence[Finding]:
         """Run the workflow within WARMUP_TIMEOUT."""
-        if boot.settings.warmup_workflow is None:
+        if serving.settings.warmup_workflow is None:
             row.note = "no WARMUP_WORKFLOW"
             return []
         try:
-            workflow = _configured(boot)
+            workflow = _configured(serving.settings, serving.layout, serving.recent)
             if workflow is None:
                 row.note = "nothing to repeat yet"
                 return [_none_yet()]
-            _run(boot, workflow)
+            _run(serving, workflow)
         except JobError as problem:
             row.outcome = "failed"
             return [_failed(problem)]
         finally:
-            _discard_outputs(boot)
+            _discard_outputs(serving.work.output)
         return [ok("warmup.done", f"The warm-up ran ({len(workflow)} nodes).")]
 
 
@@ -74,7 +76,7 @@ def made_small(workflow: Workflow) -> Workflow:
     return small
 
 
-def _run(boot: Preparation, workflow: Workflow) -> None:
+def _run(serving: Serving, workflow: Workflow) -> None:
     """Imports are here, so that they do not delay ComfyUI's start."""
     import asyncio
 
@@ -83,18 +85,17 @@ def _run(boot: Preparation, workflow: Workflow) -> None:
     from handler.execution import KnownClasses, Prompt, PromptQueue, PromptResult, run_prompt
     from handler.inputs import VolumeInputs
 
-    assert boot.comfyui is not None and boot.layout is not None and boot.work is not None
-    assert boot.layout.comfyui is not None
-    comfyui, models = boot.comfyui, boot.layout.models
-    deadline = Deadline(boot.settings.warmup_timeout)
-    calls = Calls.on(boot.layout.root)
-    inputs = VolumeInputs(boot.layout, boot.work.input, calls.volume)
+    comfyui, layout = serving.comfyui, serving.layout
+    deadline = Deadline(serving.settings.warmup_timeout)
+    calls = Calls.on(layout.root)
+    inputs = VolumeInputs(layout, serving.work.input, calls.volume)
 
     async def run() -> PromptResult:
         await inputs.ensure_copies(workflow, "warm-up", deadline)
         async with PromptQueue().enter(deadline) as entry:
             return await run_prompt(
-                comfyui, Prompt(workflow), entry, models, KnownClasses(), calls, watch_volume=False
+                *(comfyui, Prompt(workflow), entry, layout.models, KnownClasses(), calls),
+                watch_volume=False,
             )
 
     try:
@@ -105,18 +106,17 @@ def _run(boot: Preparation, workflow: Workflow) -> None:
         raise result.history.failure
 
 
-def _configured(boot: Preparation) -> Workflow | None:
+def _configured(settings: Settings, layout: Layout, recent: Recent) -> Workflow | None:
     """The configured workflow; None when there is none. Raises JobError."""
-    setting = boot.settings.warmup_workflow
-    assert boot.layout is not None and boot.recent is not None
+    setting = settings.warmup_workflow
     if setting is None:
         return None
     if setting.lower() == LAST:
-        last = boot.recent.workflow()
+        last = recent.workflow()
         return None if last is None else made_small(read_workflow(last))
     if setting.lstrip().startswith("{"):
         return read_workflow(setting)
-    return read_workflow(_text_of(boot.layout.root / setting))
+    return read_workflow(_text_of(layout.root / setting))
 
 
 def _text_of(path: Path) -> str:
@@ -129,10 +129,9 @@ def _text_of(path: Path) -> str:
         raise JobError("warmup.failed", f"{path} cannot be read: {why}.") from None
 
 
-def _discard_outputs(boot: Preparation) -> None:
+def _discard_outputs(output: Path) -> None:
     """Nothing of the warm-up is a result."""
-    assert boot.work is not None
-    for left in boot.work.output.iterdir():
+    for left in output.iterdir():
         if left.is_dir() and not left.is_symlink():
             shutil.rmtree(left, ignore_errors=True)
         else:

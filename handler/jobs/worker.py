@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
-import traceback
+import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from bootstrap.boot import Boot, BootReport
+from bootstrap.boot import Runtime
 from bootstrap.config.bucket import S3_CONFIG
+from bootstrap.core import log
+from bootstrap.core.concurrency import SilentError, Together
 from bootstrap.core.findings import Finding, errors_in
-from bootstrap.core.log import say
-from bootstrap.core.text import counted
+from bootstrap.core.text import counted, named
 from bootstrap.volume import MODELS
 from handler.common import reply
 from handler.common.blocking import TimeUp
@@ -23,18 +25,22 @@ from handler.jobs.diagnostics import Diagnostics
 from handler.jobs.workflow_job import WorkflowJobs
 from handler.models.on_demand import ModelSupply
 from handler.request.compatibility import as_asked
+from handler.request.named_workflows import NamedWorkflows, openapi
 from handler.request.parse import (
     DiagnosticsRequest,
     DownloadRequest,
     ModelsRequest,
     Request,
+    WorkflowRequest,
+    WorkflowsRequest,
     parse_request,
 )
-from handler.request.workflow import NamedWorkflows
 from handler.sdk.job_slots import JobSlots
 from handler.sdk.progress import Progress, has_control_plane
 from handler.sdk.shutdown import JobHandle, Shutdown
 
+_log = logging.getLogger(__name__)
+_OPENAPI = {"openapi": "3.1.0", "info": {"title": "ComfyUI on this endpoint", "version": "1"}}
 _QUIET_SECONDS = 0.5
 _NAMED_SECONDS = 30.0
 _EXAMINE_SECONDS = 120.0
@@ -44,44 +50,55 @@ _FINISH_SECONDS = 2.0
 class Worker:
     """Answers jobs on what a boot has made, be it ready or not."""
 
-    def __init__(self, boot: Boot, report: BootReport, prefetch: int = 0) -> None:
+    def __init__(self, runtime: Runtime, prefetch: int = 0) -> None:
         """`prefetch` jobs may be here behind the one that ComfyUI runs."""
-        self.calls = Calls.on(Path(os.sep) if boot.layout is None else boot.layout.root)
+        layout = runtime.layout
+        self.calls = Calls.on(Path(os.sep) if layout is None else layout.root)
         self.slots = JobSlots(prefetch, lambda: self.calls.fault() is not None)
-        self._settings = boot.settings
-        self._boot = boot
-        self._report = report
-        self.shutdown = Shutdown(boot.settings.shutdown_grace)
-        boot.watch(self.fault)
-        self._diagnostics = Diagnostics(boot, report)
+        self.shutdown = Shutdown(runtime.settings.shutdown_grace)
+        self._runtime = runtime
+        self._settings = runtime.settings
+        self._faults_at_boot = errors_in(runtime.report.findings)
+        runtime.health.watch(self.fault)
+        self._diagnostics = Diagnostics(runtime)
+        self._supply = _supply_for(runtime, self.calls)
+        self._named = None if layout is None else NamedWorkflows(layout.root)
         self._jobs: WorkflowJobs | None = None
-        self._supply = _supply_for(boot, self.calls)
-        self._named = None if boot.layout is None else NamedWorkflows(boot.layout.root).read
-        if boot.comfyui is not None:
-            self._jobs = WorkflowJobs(boot, self._supply, self.calls, errors_in(report.findings))
+        if runtime.serving is not None:
+            self._jobs = WorkflowJobs(
+                runtime.serving, self._supply, self.calls, self._faults_at_boot
+            )
 
     async def handle(self, job: Mapping[str, Any]) -> dict[str, Any]:
         """The SDK's handler: always a reply; the only exception is a cancellation."""
+        with log.of_job(str(job.get("id") or "")):
+            return await self._handle(job)
+
+    async def _handle(self, job: Mapping[str, Any]) -> dict[str, Any]:
         if self.slots.is_cancelled(str(job.get("id"))):
             raise asyncio.CancelledError
         progress = Progress(job, quiet=_QUIET_SECONDS)
+        begun = time.monotonic()
         try:
             answer = await self.shutdown.bounded(
                 lambda handle: self._answer(job, progress, handle),
                 computed=lambda: self.slots.computed(str(job.get("id"))),
             )
         except JobError as error:
-            say(f"job {job.get('id')}: {error.code}: {error}")
+            _log.error("failed after %.1f s: %s: %s", _since(begun), error.code, error)
             answer = reply.failed(error)
+        except asyncio.CancelledError:
+            _log.info("cancelled after %.1f s", _since(begun))
+            raise
         except Exception as problem:  # noqa: BLE001  # the boundary: the worker goes on
-            say(traceback.format_exc())
+            _log.exception("failed after %.1f s", _since(begun))
             answer = reply.failed(_internal(problem))
         finally:
             await progress.drain()
             if not has_control_plane():  # nothing else waits for it
                 await self.finish()
         if answer.get("status") == "completed":
-            say(f"job {job.get('id')}: {_summary(answer)}")
+            _log.info("done in %.1f s%s", _since(begun), _summary(answer))
         shaped = as_asked(answer, self._settings)
         posted: dict[str, Any] = reply.postable(shaped)
         return posted
@@ -90,10 +107,13 @@ class Worker:
         self, job: Mapping[str, Any], progress: Progress, handle: JobHandle
     ) -> dict[str, Any]:
         request = await self._request(job)
+        _log.info("begun: %s", _described(request))
         if isinstance(request, DiagnosticsRequest):
             return await self._examine(lambda: self._diagnostics.examine(request))
         if isinstance(request, ModelsRequest):
             return await self._examine(lambda: self._diagnostics.models(request))
+        if isinstance(request, WorkflowsRequest):
+            return await self._list_workflows(request)
         faults = await self._faults()
         if isinstance(request, DownloadRequest) and self._supply is not None:
             return await self._supply.download(request, progress)
@@ -113,7 +133,8 @@ class Worker:
         given = job.get("input")
 
         def read() -> Request:
-            return parse_request(given, self._settings, job.get(S3_CONFIG), self._named)
+            named = None if self._named is None else self._named.read
+            return parse_request(given, self._settings, job.get(S3_CONFIG), named)
 
         try:
             if isinstance(given, Mapping) and "workflow_name" not in given:
@@ -126,17 +147,33 @@ class Worker:
                 raise _degraded(faults) from None
             raise
 
+    async def _list_workflows(self, request: WorkflowsRequest) -> dict[str, Any]:
+        try:
+            listed = await self.calls.volume.call_or_fail(self.workflows, _NAMED_SECONDS)
+        except TimeUp:
+            raise _slow_volume() from None
+        more = {"openapi": openapi(listed, dict(_OPENAPI))} if request.openapi else {}
+        return reply.completed([], list(request.warnings), workflows=listed, **more)
+
+    def workflows(self) -> list[dict[str, Any]]:
+        """The volume's workflows with their parameters, JSON-ready. Blocks on the volume."""
+        return [] if self._named is None else self._named.listed()
+
+    def described(self, document: dict[str, Any]) -> dict[str, Any]:
+        """The local API's OpenAPI document, with the volume's workflows as far as it answers."""
+        try:
+            return openapi(Together(_QUIET_SECONDS * 4).one(self.workflows), document)
+        except SilentError:
+            return document
+
     async def _faults(self) -> tuple[Finding, ...]:
         """What keeps jobs from running, as of now."""
-        known = errors_in(self._report.findings)
-        if not known:
+        if not self._faults_at_boot:
             return ()
         try:
-            return await self.calls.volume.call(
-                lambda: self._boot.faults_now(self._report), _NAMED_SECONDS
-            )
+            return await self.calls.volume.call(self._runtime.faults_now, _NAMED_SECONDS)
         except (OSError, TimeUp):
-            return known
+            return self._faults_at_boot
 
     async def _examine(self, work: Callable[[], dict[str, Any]]) -> dict[str, Any]:
         try:
@@ -154,14 +191,15 @@ class Worker:
         return next((found for look in looks if (found := look()) is not None), None)
 
 
-def _supply_for(boot: Boot, calls: Calls) -> ModelSupply | None:
+def _supply_for(runtime: Runtime, calls: Calls) -> ModelSupply | None:
     """None without a volume. ComfyUI need not run for models to be fetched."""
-    if boot.layout is None or not boot.layout.root_exists:
+    layout, serving = runtime.layout, runtime.serving
+    if layout is None or not layout.root_exists:
         return None
     model_dirs: tuple[Path, ...] = ()
-    if boot.comfyui is not None and boot.work is not None:
-        model_dirs = (boot.comfyui.launch.comfyui / MODELS, boot.work.models)
-    return ModelSupply(boot.settings, boot.layout, model_dirs, calls)
+    if serving is not None:
+        model_dirs = (serving.comfyui.launch.comfyui / MODELS, serving.work.models)
+    return ModelSupply(runtime.settings, layout, model_dirs, calls)
 
 
 def _slow_volume() -> JobError:
@@ -180,13 +218,37 @@ def _degraded(faults: tuple[Finding, ...]) -> JobError:
     )
 
 
+def _since(begun: float) -> float:
+    return time.monotonic() - begun
+
+
+def _described(request: Request) -> str:
+    """For the log: what was asked for."""
+    if isinstance(request, WorkflowRequest):
+        files = f", {counted(len(request.files), 'input file')}" if request.files else ""
+        return f"workflow of {counted(len(request.workflow), 'node')}{files}"
+    if isinstance(request, DownloadRequest):
+        return f"download of {counted(len(request.models), 'model')}"
+    if isinstance(request, WorkflowsRequest):
+        return "list of workflows"
+    return "diagnostics" if isinstance(request, DiagnosticsRequest) else "list of models"
+
+
 def _summary(answer: Mapping[str, Any]) -> str:
-    """For the log: where results are, should the reply get lost. Not URLs, which are signed."""
-    results = answer.get("results") or []
+    """For the log: what took how long, and where results are, should the reply get lost. Not URLs,
+    which are signed."""
+    results, timings = answer.get("results"), answer.get("timings") or {}
+    took = [
+        f"{words} {timings[key]:.1f} s"
+        for key, words in (("execution", "ComfyUI"), ("waited", "waiting for its turn"))
+        if isinstance(timings.get(key), float)
+    ]
+    text = f" ({', '.join(took)})" if took else ""
+    if not isinstance(results, list):
+        return text
     places = [str(r["path"]) for r in results if isinstance(r, Mapping) and r.get("path")]
-    more = f" and {len(places) - 5} more" if len(places) > 5 else ""
-    kept = f", on the volume: {', '.join(places[:5])}{more}" if places else ""
-    return f"completed with {counted(len(results), 'result')}{kept}"
+    kept = f", on the volume: {named(places)}" if places else ""
+    return f"{text}: {counted(len(results), 'result')}{kept}"
 
 
 def _internal(problem: Exception) -> JobError:

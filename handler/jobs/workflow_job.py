@@ -9,7 +9,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from typing import Any
 
-from bootstrap.boot import Preparation
+from bootstrap.boot import Serving
 from bootstrap.core.findings import Finding
 from handler.common.blocking import TimeUp
 from handler.common.calls import Calls, volume_fault
@@ -27,7 +27,7 @@ from handler.execution import (
 )
 from handler.inputs import Fetcher, JobInputs, VolumeInputs, missing_inputs
 from handler.jobs.warmup import LAST
-from handler.models.on_demand import ModelSupply
+from handler.models.on_demand import ModelSupply, Supplied
 from handler.models.prefetch import JobPrefetch, ModelPrefetcher
 from handler.outputs import GRACE_SECONDS, Delivery, DeliveryOptions, JobOutputs, Produced, produced
 from handler.request.parse import WorkflowRequest
@@ -60,33 +60,29 @@ class WorkflowJobs:
 
     def __init__(
         self,
-        boot: Preparation,
+        serving: Serving,
         supply: ModelSupply | None,
         calls: Calls,
         faults: Sequence[Finding] = (),
     ) -> None:
-        """`boot` has started ComfyUI, and found `faults`."""
-        assert boot.layout is not None and boot.layout.comfyui is not None
-        assert boot.work is not None and boot.comfyui is not None and boot.recent is not None
+        """`faults` are what the boot found."""
+        settings, layout, comfyui = serving.settings, serving.layout, serving.comfyui
         self._supply = supply
-        self._settings = boot.settings
-        self._layout = boot.layout
-        self._work = boot.work
-        self._comfyui = boot.comfyui
-        self._write_back = boot.write_back
+        self._settings = settings
+        self._layout = layout
+        self._work = serving.work
+        self._comfyui = comfyui
+        self._write_back = serving.write_back
         self._calls = calls
-        self._shared_inputs = VolumeInputs(boot.layout, boot.work.input, calls.volume)
-        self._delivery = Delivery(boot.settings, boot.work, boot.layout, calls)
-        self._models = boot.layout.models
+        self._shared_inputs = VolumeInputs(layout, serving.work.input, calls.volume)
+        self._delivery = Delivery(settings, serving.work, layout, calls)
+        self._models = layout.models
         self._known = KnownClasses()
-        relief = MemoryRelief(boot.settings)
-        self._recovery = ComfyRecovery(boot.comfyui, relief, calls.control, faults)
-        self._executor = PromptExecutor(
-            boot.comfyui, self._recovery, self._models, self._known, calls
-        )
-        keep_workflow = (boot.settings.warmup_workflow or "").lower() == LAST
+        self._recovery = ComfyRecovery(comfyui, MemoryRelief(settings), calls.control, faults)
+        self._executor = PromptExecutor(comfyui, self._recovery, self._models, self._known, calls)
+        keep_workflow = (settings.warmup_workflow or "").lower() == LAST
         self._prefetcher = ModelPrefetcher(
-            boot.read_ahead, boot.recent, self._models, keep_workflow
+            serving.read_ahead, serving.recent, self._models, keep_workflow
         )
 
     def can_retry(self, faults: Sequence[Finding]) -> bool:
@@ -109,16 +105,21 @@ class WorkflowJobs:
         has_inputs = inputs.has_files(request.files, request.workflow)
         try:
             handle.stage = "its models and input files were not there yet"
-            request = await self._supplied(request, deadline, progress)
-            hints: Sequence[JobError] = ()
+            request, supplied = await self._supplied(request, deadline, progress)
+            if supplied.renamed:
+                prefetch.end()
+                prefetch = self._prefetcher.begin(request.workflow)
+            hints = supplied.hints
             if has_inputs:
-                hints = await self._place(request, inputs, deadline)
+                hints = (*hints, *await self._place(request, inputs, deadline))
             handle.stage = "the workflow was still running"
             result, items, notes = await self._produce(request, job, hints)
             handle.computed()
             handle.stage = "its results were not delivered yet"
             warnings = [*request.warnings, *result.warnings, *notes]
             timings = {"execution": round(result.seconds, 3), **prefetch.timings()}
+            if supplied.seconds:
+                timings["models"] = round(supplied.seconds, 3)
             if deadline.paused >= _REPORTED_WAIT:
                 timings["waited"] = round(deadline.paused, 3)
             with _reported_when_long(progress):
@@ -142,13 +143,13 @@ class WorkflowJobs:
 
     async def _supplied(
         self, request: WorkflowRequest, deadline: Deadline, progress: Progress
-    ) -> WorkflowRequest:
-        """The request, once its models are there that the manifest has."""
+    ) -> tuple[WorkflowRequest, Supplied]:
+        """The request, once its models are there that the manifest has or it gives addresses of."""
         if self._supply is None:
-            return request
-        fetched = await self._supply.ensure_models(request.workflow, deadline, progress)
-        notes = tuple(f"{model} was fetched for this job" for model in fetched)
-        return replace(request, warnings=(*request.warnings, *notes))
+            return request, Supplied()
+        supplied = await self._supply.ensure_models(request.workflow, deadline, progress)
+        notes = tuple(f"{model} was fetched for this job" for model in supplied.fetched)
+        return replace(request, warnings=(*request.warnings, *notes)), supplied
 
     async def _explained(self, problem: JobError, request: WorkflowRequest) -> JobError:
         """The error to report: a volume that is gone causes many others."""

@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import time
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
 from bootstrap.config import Settings
-from bootstrap.core.log import say
 from bootstrap.core.text import megabytes, typed
 from bootstrap.doctor import look_at_link
 from bootstrap.models.background import Provisioning, show_to_comfyui, workplace_for
 from bootstrap.models.context import Result, Workplace
 from bootstrap.models.download.progress import FileMeter, LogMeter
+from bootstrap.models.manifest import Manifest
 from bootstrap.models.manifest_entry import ModelSpec
 from bootstrap.models.manifest_file import wanted_here
 from bootstrap.volume import Layout
@@ -25,11 +26,14 @@ from handler.common.blocking import TimeUp
 from handler.common.calls import Calls
 from handler.common.deadline import Deadline
 from handler.common.errors import JobError
+from handler.models.addresses import ModelAddresses
 from handler.models.missing import misses_a_model, specs_named, with_manifest_entries, with_slashes
 from handler.request.parse import DownloadRequest
 from handler.request.references import NamedModel, named_models, replace_texts, used_nodes
 from handler.request.workflow import Workflow
 from handler.sdk.progress import Progress
+
+_log = logging.getLogger("models")
 
 T = TypeVar("T")
 _LISTED = 5
@@ -37,6 +41,17 @@ _STAGE = "fetching models"
 _EXPLAIN_SECONDS = 5.0
 _SHOW_SECONDS = 30.0
 _REPORT_EVERY = 0.5  # seconds; Progress lets through what it finds due
+
+
+@dataclass(frozen=True)
+class Supplied:
+    """What a job's models took: the names of those `fetched` now, with their sizes, and in how many
+    `seconds`; `hints` say why an address was left alone; `renamed`: others became file names."""
+
+    fetched: tuple[str, ...] = ()
+    seconds: float = 0.0
+    hints: tuple[JobError, ...] = ()
+    renamed: bool = False
 
 
 class ModelSupply:
@@ -50,44 +65,50 @@ class ModelSupply:
         self._layout = layout
         self._model_dirs = tuple(model_dirs)
         self._calls = calls
+        self._addresses = ModelAddresses(settings, calls)
 
     async def ensure_models(
         self, workflow: Workflow, deadline: Deadline, progress: Progress
-    ) -> tuple[str, ...]:
-        """Provide every model that the workflow names and the manifest has; the names of those
-        fetched now. Raises JobError. Checked again for each job: a volume changes, and a worker
-        may go on at a host whose cache has other models. Names with backslashes, from Windows, get
-        slashes in `workflow`."""
+    ) -> Supplied:
+        """Provide every model that the workflow names and the manifest has, or that it gives the
+        address of. Raises JobError. Checked again for each job: a volume changes, and a worker may
+        go on at a host whose cache has other models. In `workflow` file names take the place of
+        addresses, and names with backslashes, from Windows, get slashes."""
+        begun = deadline.elapsed
+        addressed = await self._addresses.resolve(
+            workflow, lambda: self._manifest().models, lambda: self._workplace(progress), deadline
+        )
         named = named_models(workflow)
         if not named:
-            return ()
+            return Supplied(hints=addressed.hints)
         if any("\\" in model.name for model in named):
             foreign = await self._ask(lambda: self._with_slashes(named), deadline)
             replace_texts(workflow, foreign)
             named = named_models(workflow)
-        lacking, specs = await self._ask(lambda: self._wanted(named), deadline)
-        if not lacking:
-            return ()
+        lacking, specs = await self._ask(lambda: self._wanted(named, addressed.specs), deadline)
         results: tuple[Result, ...] = ()
-        if specs:
+        if specs or addressed.ours:
             workplace = await self._ask(lambda: self._workplace(progress), deadline)
-            results = await self._fetch(specs, workplace, deadline)
+            await self._addresses.make_room(addressed, specs, workplace, deadline)
+            results = await self._fetch(specs, workplace, deadline) if specs else ()
             _raise_if_missing(specs, results, deadline)
+            if results:
+                await self._addresses.make_room(addressed, (), workplace, deadline)
         if results or any(model.folders for model in lacking):
             await self._ask(lambda: self._show(results), deadline)
         used = used_nodes(workflow)
         needed = [model for model in lacking if model.node_id in used]
         await self._ask(lambda: _check_links(needed, self._model_dirs, self._layout), deadline)
-        return tuple(_describe(result) for result in results if result.state == "fetched")
+        fetched = tuple(_describe(result) for result in results if result.state == "fetched")
+        seconds = deadline.elapsed - begun if fetched else 0.0
+        return Supplied(fetched, seconds, addressed.hints, bool(addressed.specs))
 
     async def explained(self, error: JobError, workflow: Workflow) -> JobError:
         """A job's error, with what to write into the manifest where a model is missing."""
         if not misses_a_model(error):
             return error
         try:
-            manifest = await self._calls.volume.call(
-                lambda: wanted_here(self._settings, self._layout), _EXPLAIN_SECONDS
-            )
+            manifest = await self._calls.volume.call(self._manifest, _EXPLAIN_SECONDS)
         except (OSError, TimeUp):
             return error
         return with_manifest_entries(error, workflow, manifest)
@@ -130,11 +151,11 @@ class ModelSupply:
         return fetching.results()
 
     def _wanted(
-        self, named: Sequence[NamedModel]
+        self, named: Sequence[NamedModel], addressed: Sequence[ModelSpec]
     ) -> tuple[list[NamedModel], tuple[ModelSpec, ...]]:
-        """The models ComfyUI lacks, and those of them that the manifest has."""
+        """The models ComfyUI lacks, and those of them that are `addressed` or in the manifest."""
         lacking = self._lacking(named)
-        return lacking, self._known(lacking) if lacking else ()
+        return lacking, self._known(lacking, addressed) if lacking else ()
 
     def _with_slashes(self, named: Sequence[NamedModel]) -> dict[str, str]:
         """Names with backslashes, and what they mean, unless a file has that very name."""
@@ -153,9 +174,15 @@ class ModelSupply:
             if not self._sees(f"{folder}/{with_slashes(model.name)}" for folder in model.folders)
         ]
 
-    def _known(self, lacking: Sequence[NamedModel]) -> tuple[ModelSpec, ...]:
-        """The manifest's models among those, unless ComfyUI sees them where they belong."""
-        known = wanted_here(self._settings, self._layout).models
+    def _manifest(self) -> Manifest:
+        return wanted_here(self._settings, self._layout)
+
+    def _known(
+        self, lacking: Sequence[NamedModel], addressed: Sequence[ModelSpec]
+    ) -> tuple[ModelSpec, ...]:
+        """Those of `addressed` and of the manifest, unless ComfyUI sees them where they belong."""
+        listed = self._manifest().models
+        known = (*addressed, *(spec for spec in listed if spec not in addressed))
         specs = specs_named(lacking, known)
         rest = [model for model in lacking if not specs_named([model], specs)]
         specs += specs_named(rest, known, any_folder=True)
@@ -171,7 +198,7 @@ class ModelSupply:
         local = self._model_dirs[-1] if self._model_dirs else None
         self._layout, findings = show_to_comfyui(self._settings, results, local)
         for finding in findings:
-            say(finding.message, "models")
+            _log.info("%s", finding.message)
 
     def _workplace(self, progress: Progress) -> Workplace:
         def meter(what: str, tell: Callable[[int, int], None] | None) -> FileMeter:

@@ -8,6 +8,7 @@ record names, and that still has that size and time; what people put there, or c
 from __future__ import annotations
 
 import json
+import logging
 import math
 import os
 import stat
@@ -21,11 +22,12 @@ from pathlib import Path
 
 from bootstrap.config import Settings
 from bootstrap.core.files import open_regular, publish_copy
-from bootstrap.core.log import say
 from bootstrap.core.text import counted
 from bootstrap.volume import Layout
 from handler.common.blocking import TimeUp
 from handler.common.calls import VolumeWatchdog
+
+_log = logging.getLogger(__name__)
 
 FOLDER = ".kept-by-workers"
 _ABANDONED_SECONDS = 3600.0
@@ -85,10 +87,10 @@ class VolumeRecord:
         try:
             count, size = self.sweep()
         except OSError as problem:
-            say(f"old results could not be removed: {problem}")
+            _log.warning("old results could not be removed: %s", problem)
             return
         if count:
-            say(f"removed {count} old results ({size / 1e6:.1f} MB) from the volume")
+            _log.info("removed %d old results (%.1f MB) from the volume", count, size / 1e6)
 
     def sweep(self) -> tuple[int, int]:
         """Number and bytes of the files removed. Raises OSError."""
@@ -147,7 +149,7 @@ class VolumeRecord:
         """In the log, once for each file; a sweep goes on with the others."""
         if path not in self._reported:
             self._reported.add(path)
-            say(f"{path}: {what}")
+            _log.warning("%s: %s", path, what)
 
     def _is_ours(self, entry: Kept) -> bool:
         """The very file that was kept: inside the folder, no link, not written to since."""

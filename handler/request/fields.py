@@ -15,6 +15,7 @@ from urllib.parse import unquote, urlsplit
 
 from bootstrap.config import Settings
 from bootstrap.config.bucket import S3_CONFIG, Bucket, bucket_from, bucket_of
+from bootstrap.models.sources.base import BadLink, host_of, parse_link
 from bootstrap.net.addresses import AddressPolicy
 from bootstrap.net.errors import DownloadError
 from handler.common.errors import JobError, short, wrong_type
@@ -62,6 +63,28 @@ def read_files(
             )
         seen.add(file.reference)
     return found
+
+
+def check_model_host(url: str, settings: Settings) -> None:
+    """May a job have a model fetched from there? An address that is none is refused by who reads
+    it. Raises JobError."""
+    try:
+        host = host_of(parse_link(url))
+    except BadLink:
+        return
+    allowed = settings.model_hosts
+    if not allowed or any(
+        host == name or (name.startswith("*.") and host.endswith(name[1:])) for name in allowed
+    ):
+        return
+    raise JobError(
+        "request.model_host",
+        f"Models may not be fetched from {host} on this endpoint.",
+        f"Use one of {', '.join(allowed)}, or add {host} to MODEL_HOSTS in the endpoint's "
+        "environment variables.",
+        host=host,
+        allowed=list(allowed),
+    )
 
 
 def name_in(url: str) -> str:

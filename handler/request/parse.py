@@ -15,7 +15,15 @@ from bootstrap.models.manifest_entry import ModelSpec
 from handler.common.errors import JobError, check_limits, short, wrong_type
 from handler.request import compatibility
 from handler.request.compatibility import Envelope
-from handler.request.fields import InputFile, OutputOptions, read_bucket, read_files, read_options
+from handler.request.fields import (
+    InputFile,
+    OutputOptions,
+    check_model_host,
+    read_bucket,
+    read_files,
+    read_options,
+)
+from handler.request.named_workflows import NamedWorkflow
 from handler.request.references import draw_seeds
 from handler.request.workflow import HOW_TO_ASK, Workflow, overridden, read_workflow, saved_as_files
 
@@ -60,6 +68,14 @@ class ModelsRequest:
 
 
 @dataclass(frozen=True)
+class WorkflowsRequest:
+    """List the volume's workflows with their parameters; `openapi`: as an OpenAPI document too."""
+
+    openapi: bool = False
+    warnings: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
 class DownloadRequest:
     """Fetch `models` onto the volume within `max_wait` seconds."""
 
@@ -68,7 +84,7 @@ class DownloadRequest:
     warnings: tuple[str, ...] = ()
 
 
-Request = WorkflowRequest | DiagnosticsRequest | ModelsRequest | DownloadRequest
+Request = WorkflowRequest | DiagnosticsRequest | ModelsRequest | WorkflowsRequest | DownloadRequest
 
 
 @dataclass(frozen=True)
@@ -78,14 +94,14 @@ class RequestContext:
 
     settings: Settings
     s3_config: object = None
-    named_workflow: Callable[[str], object] | None = None
+    named_workflow: Callable[[str], NamedWorkflow] | None = None
 
 
 def parse_request(
     given: object,
     settings: Settings,
     s3_config: object = None,
-    named_workflow: Callable[[str], object] | None = None,
+    named_workflow: Callable[[str], NamedWorkflow] | None = None,
 ) -> Request:
     """Read a job's `input`; without a `type` it is a workflow. Raises JobError."""
     if given is None:
@@ -116,8 +132,8 @@ def _parsed(text: str) -> object:
 
 
 _WORKFLOW_FIELDS = {
-    "workflow", "workflow_name", "overrides", "images", "files", "max_wait", "output", S3_CONFIG,
-    "retry_on_oom", *compatibility.BESIDE, *compatibility.KEY_FIELDS,
+    "workflow", "workflow_name", "params", "overrides", "images", "files", "max_wait", "output",
+    S3_CONFIG, "retry_on_oom", *compatibility.BESIDE, *compatibility.KEY_FIELDS,
 }  # fmt: skip
 
 
@@ -135,9 +151,11 @@ def _workflow_request(given: Mapping[str, Any], context: RequestContext) -> Work
 def _read_workflow_request(
     given: Mapping[str, Any], context: RequestContext, envelope: Envelope, unknown: tuple[str, ...]
 ) -> WorkflowRequest:
-    sent = _workflow(given, context, envelope)
-    extra_files = compatibility.file_inputs(given, sent)
+    sent, params_files = _workflow(given, context, envelope)
+    extra_files = (*params_files, *compatibility.file_inputs(given, sent))
     workflow, warnings = overridden(sent, given.get("overrides"))
+    if given.get("params") is not None and given.get("workflow_name") is None:
+        warnings.append("params are ignored: they belong to a workflow_name")
     workflow, seeds = draw_seeds(workflow)
     output, more = read_options(given.get("output"))
     bucket = read_bucket(given.get(S3_CONFIG, context.s3_config), context.settings)
@@ -166,11 +184,13 @@ def _read_workflow_request(
     )
 
 
-def _workflow(given: Mapping[str, Any], context: RequestContext, envelope: Envelope) -> Workflow:
-    """The one that was sent, or the one on the volume with that name."""
-    name, sent = given.get("workflow_name"), envelope.workflow
+def _workflow(
+    given: Mapping[str, Any], context: RequestContext, envelope: Envelope
+) -> tuple[Workflow, tuple[InputFile, ...]]:
+    """The one that was sent, or the one on the volume with that name, and its params' files."""
+    name, sent, params = given.get("workflow_name"), envelope.workflow, given.get("params")
     if name is None:
-        return read_workflow(sent)
+        return read_workflow(sent), ()
     if not isinstance(name, str) or not name.strip():
         raise wrong_type("workflow_name", "the name of a file in workflows/ on the volume", name)
     if sent is not None:
@@ -182,7 +202,22 @@ def _workflow(given: Mapping[str, Any], context: RequestContext, envelope: Envel
         )
     if context.named_workflow is None:
         raise JobError("workflow.name_unknown", "This worker has no volume.", "Send the workflow.")
-    return read_workflow(context.named_workflow(name.strip()))
+    return _with_params(context.named_workflow(name.strip()), name.strip(), params)
+
+
+def _with_params(
+    named: NamedWorkflow, name: str, params: object
+) -> tuple[Workflow, tuple[InputFile, ...]]:
+    if named.params is None:
+        if params:
+            raise JobError(
+                "params.none",
+                f"The workflow {short(name)} declares no params.",
+                "Declare them beside it (docs/workflows.md), or send overrides.",
+            )
+        return named.workflow, ()
+    overrides, files = named.params.applied(params)
+    return overridden(named.workflow, overrides)[0], files
 
 
 def _diagnostics_request(given: Mapping[str, Any], _: RequestContext) -> DiagnosticsRequest:
@@ -200,6 +235,10 @@ def _models_request(given: Mapping[str, Any], _: RequestContext) -> ModelsReques
     return ModelsRequest(_unknown(given, set()))
 
 
+def _workflows_request(given: Mapping[str, Any], _: RequestContext) -> WorkflowsRequest:
+    return WorkflowsRequest(_flag(given, "openapi"), _unknown(given, {"openapi"}))
+
+
 def _download_request(given: Mapping[str, Any], context: RequestContext) -> DownloadRequest:
     models, notes = read_entries(given.get("models"), context.settings)
     return DownloadRequest(
@@ -213,6 +252,7 @@ _READERS: dict[str, Callable[[Mapping[str, Any], RequestContext], Request]] = {
     "workflow": _workflow_request,
     "diagnostics": _diagnostics_request,
     "models": _models_request,
+    "workflows": _workflows_request,
     "download": _download_request,
 }
 
@@ -253,6 +293,8 @@ def read_entries(given: object, settings: Settings) -> tuple[tuple[ModelSpec, ..
     faults = errors_in(manifest.findings)
     if faults:
         raise _refused(faults)
+    for model in manifest.models:
+        check_model_host(model.url, settings)
     return manifest.models, [f"{f.message} {f.fix}".strip() for f in manifest.findings]
 
 

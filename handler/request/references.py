@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any
 
+from bootstrap.models.sources.base import looks_like_link
 from bootstrap.volume.categories import CATEGORIES, GGUF, PT_EXTENSIONS, extension_of
 from handler.request.workflow import Workflow, is_link
 
@@ -178,10 +179,16 @@ def named_files(workflow: Workflow) -> Iterator[NamedFile]:
 
 def replace_texts(workflow: Workflow, texts: Mapping[str, str]) -> None:
     """Put other texts in the place of some, wherever an input holds one of them whole."""
-    for node in workflow.values():
-        for name, value in node["inputs"].items():
-            if not is_link(value):
-                node["inputs"][name] = _replaced(value, texts)
+    for node_id in workflow:
+        replace_in_node(workflow, node_id, texts)
+
+
+def replace_in_node(workflow: Workflow, node_id: str, texts: Mapping[str, str]) -> None:
+    """`replace_texts` for one node."""
+    inputs = workflow[node_id]["inputs"]
+    for name, value in inputs.items():
+        if not is_link(value):
+            inputs[name] = _replaced(value, texts)
 
 
 def _replaced(value: Any, texts: Mapping[str, str]) -> Any:
@@ -260,12 +267,29 @@ def named_models(workflow: Workflow) -> tuple[NamedModel, ...]:
 
     A model file is known by its extension. URLs, absolute paths and paths that climb are none.
     """
+    return tuple(model for model in _all_texts(workflow) if names_a_model(model.name))
+
+
+def model_addresses(workflow: Workflow) -> tuple[NamedModel, ...]:
+    """Every input of a loader of models that has an address (`name`) where a file name belongs.
+
+    Only where the input shows which folder is read; nodes that load URLs themselves are left alone.
+    """
     return tuple(
-        NamedModel(value, node_id, node["class_type"], name, _category(node["class_type"], name))
-        for node_id, node in workflow.items()
-        for name, value in _texts(node["inputs"])
-        if names_a_model(value)
+        model
+        for model in _all_texts(workflow)
+        if model.category is not None
+        and looks_like_link(model.name)
+        and "url" not in model.class_type.lower()
     )
+
+
+def _all_texts(workflow: Workflow) -> Iterator[NamedModel]:
+    """Every text of the nodes' inputs, as if it named a model."""
+    for node_id, node in workflow.items():
+        class_type = node["class_type"]
+        for name, value in _texts(node["inputs"]):
+            yield NamedModel(value, node_id, class_type, name, _category(class_type, name))
 
 
 def used_nodes(workflow: Workflow) -> frozenset[str]:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
 # Modules, not names: `job_loop` imports the SDK, which takes a second.
-__all__ = ["import_sdk", "job_loop", "job_slots", "progress", "shutdown"]
+__all__ = ["describe_local_api", "import_sdk", "job_loop", "job_slots", "progress", "shutdown"]
 
 
 def import_sdk() -> Any:
@@ -21,6 +21,21 @@ def import_sdk() -> Any:
         import runpod
 
     return runpod
+
+
+def describe_local_api(describe: Callable[[dict[str, Any]], dict[str, Any]]) -> None:
+    """Let `/openapi.json` of the local API (`--rp_serve_api`) be what `describe` makes of the SDK's
+    own."""
+    from runpod.serverless.modules import rp_fastapi
+
+    begin = rp_fastapi.WorkerAPI.__init__
+
+    def with_description(api: Any, config: dict[str, Any]) -> None:
+        begin(api, config)
+        own = api.rp_app.openapi
+        api.rp_app.openapi = lambda: describe(own())
+
+    rp_fastapi.WorkerAPI.__init__ = with_description
 
 
 @contextmanager

@@ -9,6 +9,7 @@ arrives while the job is being taken.
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from dataclasses import dataclass
@@ -16,8 +17,9 @@ from typing import Any
 
 from runpod.serverless.modules import rp_scale
 
-from bootstrap.core.log import say
 from handler.sdk.job_slots import JobSlots
+
+_log = logging.getLogger(__name__)
 
 _HOOKS = "hooks"
 _POLL_SECONDS = 90.0
@@ -75,7 +77,7 @@ class JobLoop(rp_scale.JobScaler):  # type: ignore[misc]  # the SDK is not typed
             self._slots.beat()
             exhausted = exhausted + 1 if self._slots.exhausted and not self._slots.busy else 0
             if exhausted == _EXHAUSTED_SECONDS:
-                say("calls of earlier jobs hang, so no more can be taken; the worker exits")
+                _log.error("calls of earlier jobs hang, so no more can be taken; the worker exits")
                 self.kill_worker()
 
     async def _take(self, session: Any, _: int) -> None:

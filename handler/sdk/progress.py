@@ -8,15 +8,17 @@ one by one, only the newest, and `drain` ends it before the reply is sent.
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import threading
 import time
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 
-from bootstrap.core.log import say
 from handler.common.blocking import is_set_within
 from handler.common.reply import postable
+
+_log = logging.getLogger(__name__)
 
 SECONDS_APART = 1.0  # between updates of one stage; a new stage is sent at once
 _DRAIN_SECONDS = 5.0
@@ -111,7 +113,7 @@ class Progress:
         try:
             await self._post(postable(update))
         except Exception as problem:  # noqa: BLE001 - a job does not fail for this
-            say(f"could not send progress: {type(problem).__name__}: {problem}")
+            _log.warning("could not send progress: %s: %s", type(problem).__name__, problem)
 
 
 def has_control_plane() -> bool:

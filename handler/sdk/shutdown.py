@@ -7,6 +7,7 @@ however long they take, which the platform does not wait for."""
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import signal
 import socket
@@ -17,10 +18,11 @@ from contextlib import asynccontextmanager
 from typing import Any, TypeVar
 
 from bootstrap.core.findings import Finding, error
-from bootstrap.core.log import say
 from bootstrap.core.text import counted
 from handler.common.deadline import Deadline, timeout_error
 from handler.common.errors import JobError
+
+_log = logging.getLogger(__name__)
 
 CODES = {
     "worker.shutting_down": "The worker was stopped before the job was done",
@@ -91,7 +93,9 @@ class JobHandle:
             await asyncio.wait({task}, timeout=_TIDY_SECONDS)
             raise
         if not task.done():
-            say(f"a job does not end although it was cancelled ({self.stage}); answering it anyway")
+            _log.error(
+                "it does not end although it was cancelled (%s); answering it anyway", self.stage
+            )
         if self._reason is not None and (not task.done() or task.cancelled()):
             raise self._reason
         return task.result()
@@ -130,7 +134,7 @@ class Shutdown:
         self._begun = True
         running = counted(len(self._jobs), "job") if self._jobs else "no jobs"
         left = f"up to {self._grace:g} s to finish" if self._jobs else "exiting"
-        say(f"SIGTERM: {running} running, {left}")
+        _log.info("SIGTERM: %s running, %s", running, left)
         for handle in list(self._jobs):
             if handle.is_queued():
                 handle.end(_not_begun(), _SHUTDOWN_TIDY_SECONDS)
@@ -169,7 +173,7 @@ def force_end_after_sigterm(seconds: float) -> None:
         while signal.SIGTERM not in ours.recv(64):
             pass
         time.sleep(seconds)
-        say(f"still running {seconds:g} s after SIGTERM; ending the process by force")
+        _log.error("still running %g s after SIGTERM; ending the process by force", seconds)
         del keep
         os._exit(1)  # the guard then ends ComfyUI
 

@@ -26,7 +26,7 @@ from jsonschema import validate
 from demo.volume import DemoVolume
 from tests.conftest import environment, furnished
 from tests.end_to_end.test_faults import through
-from tests.end_to_end.test_worker import from_file, png
+from tests.end_to_end.test_worker import from_file, plain, png
 from tests.support.control_plane import ControlPlane
 from tests.support.public_api import CLIENT_KEY, PublicApi
 from tests.support.waiting import wait_until
@@ -77,6 +77,7 @@ def serving(demo: DemoVolume, tmp_path_factory: pytest.TempPathFactory) -> Itera
 def local_api(demo: DemoVolume, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """The address of a worker that serves its local API."""
     volume = furnished(demo, tmp_path_factory.mktemp("local") / "volume")
+    put_typed_workflow(volume)
     env = environment(demo, volume, tmp_path_factory.mktemp("work"))
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -161,7 +162,7 @@ def test_diagnostics_are_text_for_people(serving: Serving, tmp_path: Path) -> No
     assert done.code == 0, done.out
     assert "volume.found" in done.out
     assert re.search(r"Boot: ready after \d", done.out)
-    assert re.search(r"█.*│ start ComfyUI$", done.out, re.MULTILINE)
+    assert re.search(r"█.*│ ComfyUI ready$", done.out, re.MULTILINE)
     assert "ComfyUI: answers" in done.out
     assert "\033" not in done.out
 
@@ -369,3 +370,31 @@ def test_the_loopback_api_answers_as_runpods(serving: Serving) -> None:
 
     wait_until(lambda: state()["status"] == "COMPLETED", 30)
     assert state()["output"]["status"] == "completed"
+
+
+def put_typed_workflow(volume: Path) -> None:
+    folder = volume / "workflows"
+    folder.mkdir(exist_ok=True)
+    (folder / "typed.json").write_text(json.dumps(plain()))
+    (folder / "typed.params.yaml").write_text("params: {color: {type: integer, sets: 1.color}}")
+
+
+def test_a_workflow_by_name_with_its_params_through_the_client(
+    serving: Serving, tmp_path: Path
+) -> None:
+    put_typed_workflow(serving.volume)
+    request = tmp_path / "request.json"
+    given: dict[str, Any] = {"workflow_name": "typed", "params": {"color": 255}}
+    request.write_text(json.dumps({"input": given}))
+    assert submit(serving, tmp_path, request).code == 0
+    given["params"] = {"color": "red"}
+    request.write_text(json.dumps({"input": given}))
+    refused = submit(serving, tmp_path, request)
+    assert refused.code == 1 and "color (integer)" in refused.err
+
+
+def test_the_local_apis_document_knows_the_volumes_workflows(local_api: str) -> None:
+    document = requests.get(f"{local_api}/openapi.json", timeout=30).json()
+    assert {"/runsync", "/status/{job_id}"} <= set(document["paths"])
+    titles = [schema.get("title") for schema in document["components"]["schemas"].values()]
+    assert "typed" in titles and "DefaultRequest" in titles

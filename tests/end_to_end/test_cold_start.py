@@ -75,7 +75,7 @@ def test_code_runs_from_local_disk_and_the_log_names_the_volume(
     place = reply["results"][0]["text"]
     assert place.startswith(str(tmp_path / "work")), place
     assert stage_of(worker, "copy code").bytes > 20_000_000
-    log = "\n".join(worker.boot.node_log)
+    log = "\n".join(worker.runtime.node_log)
     assert str(volume / "ComfyUI/custom_nodes/faulty_nodes") in log
     assert "/stage/" not in log
 
@@ -98,8 +98,7 @@ def test_bytecode_is_compiled_once_for_all_cold_starts(boot: Boots, volume: Path
     compiled = [p for p in (volume / "ComfyUI").rglob("*.pyc") if "comfy" in p.parts]
     assert len(compiled) > 20
     second = boot({})
-    assert second.boot.write_back is not None
-    assert [path for path in second.boot.write_back.now() if path.endswith(".pyc")] == []
+    assert [path for path in second.serving.write_back.now() if path.endswith(".pyc")] == []
 
 
 def test_it_can_be_turned_off(boot: Boots, volume: Path) -> None:
@@ -127,8 +126,7 @@ def test_people_s_settings_are_read_and_kept(boot: Boots, volume: Path) -> None:
     mine.parent.mkdir(parents=True)
     mine.write_text("{}")
     worker = boot({})
-    assert worker.boot.work is not None
-    user = worker.boot.work.user
+    user = worker.serving.work.user
     assert (user / "default/workflows/mine.json").read_text() == "{}"
     (user / "default/manager.ini").write_text("[default]")
     worker.boot.stop()
@@ -170,7 +168,7 @@ def test_a_warm_up_runs_before_jobs_and_leaves_nothing(boot: Boots, volume: Path
     (volume / "warm.json").write_text(json.dumps(plain()))
     worker = boot({"WARMUP_WORKFLOW": "warm.json"})
     assert "warmup.done" in codes(worker)
-    comfyui = worker.boot.comfyui
+    comfyui = worker.serving.comfyui
     assert comfyui is not None
     # Told by its history before its log has the line.
     assert eventually(lambda: "Prompt executed" in "\n".join(comfyui.log_tail(50)))

@@ -112,7 +112,7 @@ def test_comfyui_that_died_is_reported_with_its_reason(
 ) -> None:
     worker = boot_worker(worker_env)
     comfyui_process(worker).kill()
-    comfyui = worker.boot.comfyui
+    comfyui = worker.serving.comfyui
     assert comfyui is not None
     deadline = time.monotonic() + 5
     while comfyui.ended() is None and time.monotonic() < deadline:

@@ -11,6 +11,5 @@ def test_the_worker_does_what_comfyui_does(worker: BootedWorker) -> None:
 
 
 def test_some_of_these_are_refused_and_some_run_in_part(worker: BootedWorker) -> None:
-    assert worker.boot.comfyui is not None
-    outcomes = [direct(worker.boot.comfyui.url, generated(n)) for n in range(60)]
+    outcomes = [direct(worker.serving.comfyui.url, generated(n)) for n in range(60)]
     assert outcomes.count(None) > 5 and sum(o is not None for o in outcomes) > 20

@@ -48,7 +48,7 @@ def through(class_type: str, **inputs: Any) -> dict[str, dict[str, Any]]:
 
 def comfyui_process(worker: BootedWorker) -> psutil.Process:
     """The ComfyUI process itself, behind its guard."""
-    work = worker.boot.work
+    work = worker.serving.work
     assert work is not None
     for process in psutil.process_iter(["cmdline"]):
         line = process.info["cmdline"] or []
@@ -165,11 +165,11 @@ def test_a_container_near_its_memory_limit_is_relieved_between_jobs(
     def percent() -> float:
         return rest.pop(0) if len(rest) > 1 else rest[0]
 
-    comfyui = booted.boot.comfyui
+    comfyui = booted.serving.comfyui
     assert comfyui is not None
     before = comfyui_process(booted)
     recovery = ComfyRecovery(
-        comfyui, MemoryRelief(booted.boot.settings, percent), Pool("control", 4, 4)
+        comfyui, MemoryRelief(booted.runtime.settings, percent), Pool("control", 4, 4)
     )
     asyncio.run(recovery.ensure_ready(Deadline(60)))
     assert before.is_running() is not restarted
@@ -178,12 +178,12 @@ def test_a_container_near_its_memory_limit_is_relieved_between_jobs(
 
 
 def test_no_memory_is_freed_under_a_running_prompt(booted: BootedWorker) -> None:
-    comfyui = booted.boot.comfyui
+    comfyui = booted.serving.comfyui
     assert comfyui is not None
     job = threading.Thread(target=booted.ask, args=({"workflow": through("TestSleep", seconds=3)},))
     job.start()
     time.sleep(1.0)
-    relief = MemoryRelief(booted.boot.settings, lambda: 99.0)
+    relief = MemoryRelief(booted.runtime.settings, lambda: 99.0)
     assert asyncio.run(relief.ensure_memory(comfyui.url)) is True
     job.join()
 
@@ -262,7 +262,7 @@ def test_a_marker_token_reaches_neither_comfyui_nor_a_reply(
         repr(reply),
         repr(broken),
         repr(worker.report),
-        repr(worker.boot.settings),
+        repr(worker.runtime.settings),
         out,
         err,
     ):
@@ -287,7 +287,7 @@ def test_a_comfyui_that_did_not_start_with_the_worker_is_tried_again_later(
     )
     worker = boot_worker(worker_env)
     assert_refused(worker.ask({"workflow": plain()}), "comfyui.exited", "This worker cannot run")
-    assert worker.boot.comfyui is not None and worker.boot.comfyui.starts == 1
+    assert worker.serving.comfyui.starts == 1
     breaking.unlink()
     time.sleep(3.0)
     assert_works(worker)

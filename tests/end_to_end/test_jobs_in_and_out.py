@@ -66,7 +66,7 @@ def colour(result: dict[str, Any]) -> Any:
 
 
 def no_input_is_left(worker: BootedWorker) -> bool:
-    work = worker.boot.work
+    work = worker.serving.work
     assert work is not None
     return not any(path.is_file() for path in work.input.rglob("*"))
 
@@ -174,6 +174,32 @@ def test_a_workflow_on_the_volume_is_run_by_its_name(worker: BootedWorker, volum
         assert_refused(worker.ask({"workflow_name": name}), "workflow.name_unknown")
 
 
+DECLARED = """
+params:
+  color: {type: integer, sets: 1.color, minimum: 0, maximum: 16777215, required: true}
+  size: {type: integer, sets: [1.width, 1.height], minimum: 16, maximum: 64, default: 32}
+"""
+
+
+def test_a_workflow_with_declared_params_is_a_typed_endpoint(
+    worker: BootedWorker, volume: Path
+) -> None:
+    folder = volume / "workflows"
+    folder.mkdir(exist_ok=True)
+    (folder / "typed.json").write_text(json.dumps(plain()))
+    (folder / "typed.params.yaml").write_text(DECLARED)
+    reply = ask(worker, workflow_name="typed", params={"color": 0x00FF00})
+    assert colour(reply["results"][0]) == (0, 255, 0)
+    picture = Image.open(io.BytesIO(base64.b64decode(reply["results"][0]["image"])))
+    assert picture.size == (32, 32)
+    wrong = worker.ask({"workflow_name": "typed", "params": {"colour": 1, "size": 65}})
+    assert_refused(wrong, "params.unknown", "did you mean color", "at most 64", "is missing")
+    listed = worker.ask({"type": "workflows", "openapi": True})
+    check_reply(listed)
+    (entry,) = [entry for entry in listed["workflows"] if entry["name"] == "typed"]
+    assert entry["params"]["required"] == ["color"] and "/runsync" in listed["openapi"]["paths"]
+
+
 def test_a_folder_of_the_volume_is_loaded(worker: BootedWorker, volume: Path) -> None:
     folder = volume / "ComfyUI/input/seq"
     folder.mkdir(parents=True)
@@ -203,7 +229,7 @@ def test_a_loader_of_uploads_leads_nowhere_else(
     (volume / "secret.png").write_bytes(png())
     said = set()
     for path in (tmp_path / "secret.png", tmp_path / "not-there.png"):
-        climbing = os.path.relpath(path, worker.boot.work.input if worker.boot.work else "/")
+        climbing = os.path.relpath(path, worker.serving.work.input)
         for name in (f"{path}{suffix}", f"{climbing}{suffix}"):
             reply = worker.ask({"workflow": from_file(name)})
             assert_refused(reply, "input.outside")
@@ -351,14 +377,13 @@ def test_a_job_takes_its_own_bucket_along_and_its_secret_is_seen_nowhere(
     failed = asyncio.run(worker.worker.handle({**job, "s3Config": wrong}))
     assert all(result["image"] for result in failed["results"])
     assert any("NoSuchBucket" in warning for warning in failed["warnings"])
-    assert worker.boot.comfyui is not None
-    history = requests.get(worker.boot.comfyui.url + "/history", timeout=30).text
+    history = requests.get(worker.serving.comfyui.url + "/history", timeout=30).text
     out, err = capfd.readouterr()
     assert SECRET not in repr(reply) + repr(failed) + out + err + history
 
 
 def test_a_repeated_job_whose_file_is_gone_runs_its_last_node_again(worker: BootedWorker) -> None:
-    work = worker.boot.work
+    work = worker.serving.work
     assert work is not None
     first = ask(worker, workflow=plain(color=99))["results"][0]
     assert os.listdir(work.output), "left for a repetition"
@@ -369,7 +394,7 @@ def test_a_repeated_job_whose_file_is_gone_runs_its_last_node_again(worker: Boot
 
 
 def test_the_output_folder_does_not_grow(worker: BootedWorker) -> None:
-    work = worker.boot.work
+    work = worker.serving.work
     assert work is not None
     for shade in range(5):
         ask(worker, workflow=plain(color=shade, batch_size=3))

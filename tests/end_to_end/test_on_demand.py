@@ -236,6 +236,31 @@ def test_a_request_puts_onto_the_volume_what_the_platform_has_in_its_cache(
     assert (own_volume / "models/vae/m.safetensors").is_file()
 
 
+def test_a_model_by_address_is_fetched_named_and_found_again(
+    supplied: BootedWorker, own_volume: Path, server: ViciousServer, vae: bytes
+) -> None:
+    know(own_volume)
+    url = server.serve("/tiny.safetensors", vae)
+    reply = supplied.ask({"workflow": loading(url)})
+    assert reply["status"] == "completed", reply
+    (place,) = (own_volume / "models/vae/fetched").glob("tiny-*.safetensors")
+    assert place.read_bytes() == vae and reply["timings"]["models"] > 0
+    assert any(place.name in warning for warning in reply["warnings"])
+    asked = len(server.seen)
+    again = supplied.ask({"workflow": loading(url)})
+    assert again["status"] == "completed" and "models" not in again["timings"]
+    assert len(server.seen) == asked
+
+
+def test_an_address_in_the_place_of_a_model_is_explained_where_it_is_off(
+    worker: BootedWorker, server: ViciousServer, vae: bytes
+) -> None:
+    url = server.serve("/off.safetensors", vae)
+    reply = worker.ask({"workflow": loading(url)})
+    assert_refused(reply, "request.download_off", "ALLOW_DOWNLOAD_REQUESTS", "vae_name of node 3")
+    assert server.seen == []
+
+
 def test_a_requests_failures_come_all_at_once(
     supplied: BootedWorker, server: ViciousServer, vae: bytes
 ) -> None:

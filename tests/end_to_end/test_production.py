@@ -14,6 +14,7 @@ from typing import Any
 import psutil
 import pytest
 
+from demo.taesd import write_whole_vae
 from demo.volume import DemoVolume
 from tests.bootstrap.boot.test_models import loading, want
 from tests.conftest import environment, furnished, workflow
@@ -47,6 +48,7 @@ def production(demo: DemoVolume, tmp_path_factory: pytest.TempPathFactory) -> It
     with ControlPlane() as plane:
         env = environment(demo, volume, work) | plane.worker_env()
         env |= {"ALLOW_PRIVATE_DOWNLOAD_URLS": "true", "HF_TOKEN": TOKEN, "civitai_token": TOKEN}
+        env |= {"ALLOW_DOWNLOAD_REQUESTS": "true"}
         with WorkerProcess.module("handler", env=env) as worker:
             plane.wait_for("ready", timeout=90)
             yield Production(plane, worker, volume)
@@ -89,6 +91,24 @@ def test_a_model_on_demand_is_reported_while_it_comes_and_before_the_result(
     percents = [update["percent"] for update in told]
     assert len(percents) >= 2 and percents == sorted(percents)
     assert TOKEN not in production.worker.log and TOKEN not in str(mine)
+
+
+def test_two_jobs_that_bring_one_address_wait_for_one_download(production: Production) -> None:
+    vae = production.volume.parent / "tiny.safetensors"
+    write_whole_vae(vae)
+    content = vae.read_bytes()
+    with ViciousServer() as server:
+        url = server.serve("/t.safetensors?sig=s3cret", content, bytes_per_second=4_000_000)
+        jobs = [production.plane.submit({"workflow": loading(url)}) for _ in range(2)]
+        replies = [production.plane.result(job)["output"] for job in jobs]
+        firsts = [h.get("range", "") for _, h in server.seen]
+    assert [reply["status"] for reply in replies] == ["completed"] * 2, replies
+    assert sum(r.startswith("bytes=0-") and r != "bytes=0-0" for r in firsts) == 1
+    (place,) = (production.volume / "models/vae/fetched").glob("t-*.safetensors")
+    assert place.read_bytes() == content
+    told = [e.body["output"] for e in production.plane.events if e.kind == "progress"]
+    assert f"vae/fetched/{place.name}" in {update.get("model") for update in told}
+    assert "s3cret" not in production.worker.log and "s3cret" not in str(replies)
 
 
 def test_a_running_prompt_is_reported_in_order_and_not_too_often(production: Production) -> None:

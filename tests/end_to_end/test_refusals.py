@@ -107,8 +107,7 @@ def test_nodes_that_read_the_editors_workflow_get_it(worker: BootedWorker) -> No
     drawn = {"nodes": [{"id": 1, "title": "a marker of this test"}]}
     given = {"workflow": plain(color=4242), "extra_pnginfo": {"workflow": drawn}}
     reply = worker.ask(given)
-    assert worker.boot.layout is not None
-    picture = (worker.boot.layout.root / reply["results"][0]["path"]).read_bytes()
+    picture = (worker.serving.layout.root / reply["results"][0]["path"]).read_bytes()
     assert b"a marker of this test" in picture
 
 

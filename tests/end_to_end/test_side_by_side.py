@@ -66,7 +66,7 @@ def test_both_come_back_whole_the_second_without_the_time_it_waited(hurt: Booted
     assert first["results"][0]["path"] != second["results"][0]["path"]
     assert "waited" not in first["timings"] and second["timings"]["waited"] > 1
     assert second["timings"]["execution"] < 1.5, "what ComfyUI took for it, not the wait"
-    work = hurt.boot.work
+    work = hurt.serving.work
     assert work is not None
     assert len(list(work.output.iterdir())) == 1, "the last job's, for ComfyUI's cache"
 
@@ -185,7 +185,7 @@ def test_short_memory_is_relieved_though_jobs_keep_coming(
     assert jobs is not None
     really_free = ComfyClient.free
     monkeypatch.setattr(ComfyClient, "free", freed)
-    relief = MemoryRelief(hurt.boot.settings, lambda: levels[0])
+    relief = MemoryRelief(hurt.runtime.settings, lambda: levels[0])
     monkeypatch.setattr(jobs._recovery, "_relief", relief)
 
     async def scenario() -> list[Reply]:

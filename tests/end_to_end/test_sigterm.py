@@ -60,7 +60,8 @@ def ended(worker: WorkerProcess) -> tuple[int, float]:
 
 
 def test_while_it_boots(worker_env: dict[str, str]) -> None:
-    with serving(worker_env, ready=False) as (_, worker):
+    env = worker_env | {"COMFY_LOG_LEVEL": "debug"}
+    with serving(env, ready=False) as (_, worker):
         worker.wait_for_line(r"\[comfyui\]", 60)
         _, seconds = ended(worker)
         assert seconds < ENDS_WITHIN

@@ -21,7 +21,8 @@ from bootstrap.volume.search import USUAL_ROOTS
 from demo.volume import DemoVolume
 from tests.conftest import BootedWorker, environment
 from tests.end_to_end.test_worker import plain
-from tests.support.templates import PACK, TEMPLATES, Template, comfyui, lora
+from tests.support.templates import PACK, TEMPLATES, Template, comfyui, lora, venv
+from tests.support.waiting import wait_until
 
 Boots = Callable[[Mapping[str, str]], BootedWorker]
 LOOK = {"3": {"class_type": "TemplateLook", "inputs": {}}}
@@ -98,9 +99,9 @@ def boot_template(
     assert told["beside main.py"]
     if template.venv is not None:
         assert told["own package"]
-    used = volume / template.venv if template.venv else demo.python.parent.parent
-    if not template.stand_in:
-        assert os.path.realpath(told["prefix"]) == os.path.realpath(used)
+        assert Path(told["prefix"]).is_relative_to(tmp_path / "work"), "its twin on local disk"
+    else:
+        assert os.path.realpath(told["prefix"]) == os.path.realpath(demo.python.parent.parent)
     booted.boot.stop()
     assert snapshot(volume) == before
     if template.venv is None:
@@ -128,6 +129,35 @@ def test_a_templates_volume_starts_as_it_is(
         return
     with the_mount_points():
         boot_template(template, demo, image, tmp_path, boot_worker)
+
+
+def test_the_second_worker_on_a_venv_takes_what_the_first_one_has_recorded(
+    demo: DemoVolume, tmp_path: Path, boot_worker: Boots
+) -> None:
+    volume = tmp_path / "volume"
+    home = comfyui(demo, volume)
+    venv(demo, home / "venv", full=True)
+    env = environment(demo, volume, tmp_path / "work") | {"COMFYUI_PYTHON": ""}
+    notes = []
+    for _ in range(2):
+        booted = boot_worker(env)
+        told, _ = look(booted)
+        assert told["own package"] and Path(told["prefix"]).is_relative_to(tmp_path / "work")
+        notes += [s.note for s in booted.report.timeline if s.name == "copy Python"]
+        wait_until(lambda: any(volume.glob(".comfyui-worker/python/*.venv")), 120)
+        booted.boot.stop()
+    first, second = notes
+    assert "without an archive" in first and "from the archive" in second
+
+
+def test_a_venv_runs_from_the_volume_where_that_is_asked_for(
+    demo: DemoVolume, tmp_path: Path, boot_worker: Boots
+) -> None:
+    volume = tmp_path / "volume"
+    kept = venv(demo, comfyui(demo, volume) / "venv")
+    env = environment(demo, volume, tmp_path / "work")
+    told, _ = look(boot_worker(env | {"COMFYUI_PYTHON": "", "STAGE_COMFYUI": "false"}))
+    assert os.path.realpath(told["prefix"]) == os.path.realpath(kept)
 
 
 def test_custom_nodes_of_the_volume_in_the_images_comfyui_keep_what_they_write(

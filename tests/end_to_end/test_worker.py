@@ -134,8 +134,7 @@ def test_an_input_image_is_used_and_gone_afterwards(worker: BootedWorker, head: 
     sent = {"name": "photo.png", "image": head + base64.b64encode(png()).decode()}
     reply = worker.ask({"workflow": from_file("photo.png"), "images": [sent]})
     assert reply["status"] == "completed", reply
-    assert worker.boot.work is not None
-    assert list(worker.boot.work.input.glob("photo*")) == []
+    assert list(worker.serving.work.input.glob("photo*")) == []
 
 
 def test_a_repeated_image_name_never_gives_the_old_picture(worker: BootedWorker) -> None:
@@ -155,8 +154,7 @@ def test_an_input_file_on_the_volume_is_found(worker: BootedWorker, shared_volum
 
 
 def test_files_that_no_node_reports_are_kept_too(worker: BootedWorker, shared_volume: Path) -> None:
-    assert worker.boot.work is not None
-    (worker.boot.work.output / "quiet.bin").write_bytes(b"quiet")
+    (worker.serving.work.output / "quiet.bin").write_bytes(b"quiet")
     reply = worker.ask({"workflow": plain()})
     (path,) = reply["also_kept"]
     assert (shared_volume / path).read_bytes() == b"quiet"
@@ -297,6 +295,5 @@ def test_a_job_past_its_time_is_stopped_on_comfyui(worker: BootedWorker) -> None
     nodes["2"]["inputs"]["images"] = ["3", 0]
     reply = worker.ask({"workflow": nodes, "max_wait": 1.5})
     assert_refused(reply, "job.timeout", "max_wait")
-    assert worker.boot.comfyui is not None
-    assert worker.boot.comfyui.ended() is None, "it was interrupted, not killed"
+    assert worker.serving.comfyui.ended() is None, "it was interrupted, not killed"
     assert worker.ask({"workflow": plain(), "max_wait": 5})["status"] == "completed"

@@ -121,12 +121,11 @@ def through(worker: BootedWorker, workflow: Workflow) -> Counter[str] | None:
 
 def differences(worker: BootedWorker, numbers: Sequence[int]) -> list[str]:
     """Where the worker does not do what ComfyUI does; some workflows are sent twice."""
-    assert worker.boot.comfyui is not None
     found: list[str] = []
     for number in numbers:
         workflow = generated(number)
         for _ in range(2 if number % 5 == 0 else 1):
-            ours, theirs = through(worker, workflow), direct(worker.boot.comfyui.url, workflow)
+            ours, theirs = through(worker, workflow), direct(worker.serving.comfyui.url, workflow)
             if ours != theirs:
                 found.append(f"{number}: worker {ours}, ComfyUI {theirs}: {workflow}")
     return found

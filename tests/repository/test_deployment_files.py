@@ -72,6 +72,22 @@ def test_nobody_else_reaches_the_local_api(name: str) -> None:
     assert all(port.startswith("127.0.0.1:") for port in ports)
 
 
+def test_a_copy_of_the_example_is_all_that_compose_needs() -> None:
+    lines = (ROOT / ".env.example").read_text().splitlines()
+    given = dict(line.split("=", 1) for line in lines if line and not line.startswith("#"))
+    text = (ROOT / "docker-compose.yml").read_text()
+    asked = set(re.findall(r"\$\{(\w+)", text)) | {
+        name
+        for service in COMPOSE["services"].values()
+        for name, value in service["environment"].items()
+        if value is None
+    }
+    assert set(given) == asked
+    assert "profiles" not in COMPOSE["services"]["cpu"], "what `docker compose up` starts"
+    ignored = (ROOT / ".gitignore").read_text().splitlines()
+    assert {".env", "/output/"} <= set(ignored)
+
+
 def test_a_gpu_is_asked_for() -> None:
     resources = COMPOSE["services"]["gpu"]["deploy"]["resources"]["reservations"]
     assert resources["devices"] == [{"driver": "nvidia", "count": 1, "capabilities": ["gpu"]}]
@@ -93,21 +109,68 @@ def test_actions_are_pinned_by_commit_and_rights_are_few(path: Path) -> None:
             assert "${{" not in step.get("run", ""), "what others write would become a command"
 
 
+def workflow(name: str) -> Any:
+    return yaml.safe_load((ROOT / ".github" / "workflows" / f"{name}.yml").read_text())
+
+
+def steps_of(job: Any, key: str) -> list[Any]:
+    return [step[key] for step in job["steps"] if key in step]
+
+
 def test_ci_runs_what_a_clone_is_judged_by() -> None:
-    for path in WORKFLOWS:
-        steps = yaml.safe_load(path.read_text())["jobs"]["test"]["steps"]
-        assert ".ci/run" in [step.get("run") for step in steps]
-    assert (ROOT / ".ci" / "run").stat().st_mode & 0o111
+    for name in ("ci", "release"):
+        assert ".ci/run" in steps_of(workflow(name)["jobs"]["test"], "run")
+    for script in (".ci/run", ".ci/smoke"):
+        assert (ROOT / script).stat().st_mode & 0o111
+    assert "make site" in (ROOT / ".ci" / "run").read_text()
 
 
-def test_a_release_builds_for_runpods_machines_after_the_tests() -> None:
-    image = yaml.safe_load((ROOT / ".github/workflows/release.yml").read_text())["jobs"]["image"]
-    assert image["needs"] == "test"
+def test_the_image_is_built_and_run_whenever_what_it_holds_changes() -> None:
+    image = workflow("image")
+    paths = image[True]["push"]["paths"]  # `on` is YAML's true
+    copied = {path.removesuffix("/**") for path in paths}
+    let_in = re.findall(r"^!(\S+)", (ROOT / ".dockerignore").read_text(), re.MULTILINE)
+    assert {*let_in, "Dockerfile", "docker-bake.hcl", ".dockerignore", ".ci/smoke"} <= copied
+    assert image[True]["pull_request"]["paths"] == paths
+    runs = steps_of(image["jobs"]["cpu"], "run")
+    assert runs == [".ci/smoke comfyui-volume-worker:local-cpu"]
+
+
+def test_a_release_is_tested_built_run_and_scanned_before_latest_moves() -> None:
+    jobs = workflow("release")["jobs"]
+    image = jobs["image"]
+    assert (image["needs"], jobs["latest"]["needs"]) == ("test", "image")
     assert image["permissions"] == {"contents": "read", "packages": "write"}
-    build = image["steps"][-1]["with"]
-    assert build["platforms"] == "linux/amd64"
-    for argument in re.findall(r"^(\w+)=", build["build-args"], re.MULTILINE):
-        assert re.search(rf"^ARG {argument}\b", DOCKERFILE, re.MULTILINE)
+    uses = [step.get("uses", "").partition("@")[0] or step["name"] for step in image["steps"]]
+    order = ("docker/bake-action", "It answers the Hub's jobs", "anchore/scan-action")
+    assert [use for use in uses if use in order] == list(order)
+    build = image["steps"][uses.index("docker/bake-action")]["with"]
+    assert build["push"] and build["sbom"] and build["provenance"] == "mode=max"
+    moves = [text for job in jobs.values() for text in steps_of(job, "run") if "latest" in text]
+    assert moves == steps_of(jobs["latest"], "run")
+
+
+BAKE = (ROOT / "docker-bake.hcl").read_text()
+
+
+def test_every_variant_is_made_by_arguments_that_the_dockerfile_has() -> None:
+    names = set(re.findall(r"^    ([A-Z_]+) += ", BAKE, re.MULTILINE))
+    names |= set(re.findall(r"\{ ([A-Z_]+) += ", BAKE))
+    assert {"TORCH", "COMFYUI_VERSION", "BASE_IMAGE"} <= names
+    for name in names:
+        assert re.search(rf"^ARG {name}\b", DOCKERFILE, re.MULTILINE), name
+    targets = set(re.findall(r'^target "([\w-]+)"', BAKE, re.MULTILINE))
+    named = set(re.findall(r'"([\w-]+)"', " ".join(re.findall(r"(?:targets|inherits) .*", BAKE))))
+    assert named <= targets
+    for suffix in ("", "-comfyui"):
+        wanted = {f"{entry['target']}{suffix}" for entry in release_matrix()}
+        assert wanted <= targets
+    for entry in release_matrix():
+        assert f'"${{IMAGE}}:${{TAG}}{entry["suffix"]}"' in BAKE
+
+
+def release_matrix() -> Any:
+    return workflow("release")["jobs"]["image"]["strategy"]["matrix"]["include"]
 
 
 def release_step(prefix: str) -> str:
@@ -128,12 +191,18 @@ def test_the_images_name_is_one_that_registries_take(tmp_path: Path) -> None:
     env = {
         "GITHUB_REF_NAME": "v1.2.3",
         "GITHUB_REPOSITORY": "Somebody/ComfyUI-Worker",
-        "GITHUB_OUTPUT": str(out),
+        "GITHUB_ENV": str(out),
+        "GITHUB_SHA": "abc",
+        "GITHUB_SERVER_URL": "https://github.com",
         "PATH": "/usr/bin:/bin",
     }
     subprocess.run(["bash", "-ec", release_step("Names")], env=env, check=True)
-    image = "ghcr.io/somebody/comfyui-worker"
-    assert out.read_text() == f"version=1.2.3\ntags={image}:1.2.3,{image}:latest\n"
+    told = dict(line.split("=", 1) for line in out.read_text().splitlines())
+    assert (told["IMAGE"], told["TAG"], told["SOURCE"]) == (
+        "ghcr.io/somebody/comfyui-worker",
+        "1.2.3",
+        "https://github.com/Somebody/ComfyUI-Worker",
+    )
 
 
 def pinned(*names: str) -> set[tuple[str, str]]:
@@ -154,7 +223,7 @@ def plain_name(package: str) -> str:
 
 
 def test_python_packages_are_pinned_those_they_pull_in_too() -> None:
-    assert pinned("comfyui.txt", "comfyui-constraints.txt", "comfyui-source.txt")
+    assert pinned("comfyui.txt", "comfyui-constraints.txt", "comfyui-source.txt", "image.txt")
     there = {
         (plain_name(found.metadata["Name"]), found.version)
         for found in importlib.metadata.distributions()

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from jsonschema import Draft202012Validator, ValidationError, validate
 
+import bootstrap
 from bootstrap.config import Settings, variables
 from demo.volume import DemoVolume
 from tests.conftest import BootedWorker, environment
@@ -89,7 +90,21 @@ def test_the_cuda_versions_are_those_the_image_is_built_for() -> None:
     base = re.search(r"^ARG BASE_IMAGE=nvidia/cuda:(\d+\.\d+)", DOCKERFILE, re.MULTILINE)
     assert base is not None
     for config in (HUB["config"], TESTS["config"]):
-        assert config["allowedCudaVersions"][0] == base[1]
+        assert config["allowedCudaVersions"][-1] == base[1], "the oldest that it runs on"
+        assert config["allowedCudaVersions"] == sorted(config["allowedCudaVersions"], reverse=True)
+
+
+def test_the_hub_takes_the_released_image_that_has_a_comfyui() -> None:
+    """Its tests run on a machine without a volume."""
+    text = (ROOT / ".runpod" / "Dockerfile").read_text()
+    (image,) = re.findall(r"^FROM (\S+)$", text, re.MULTILINE)
+    assert image.endswith(f":{bootstrap.__version__}-comfyui")
+    assert image.startswith("ghcr.io/comfyui-volume-worker/")
+
+
+def test_the_icon_is_in_the_repository() -> None:
+    _, _, path = HUB["iconUrl"].partition("/main/")
+    assert (ROOT / path).read_bytes().startswith(b"\x89PNG")
 
 
 def test_the_files_that_the_hub_wants_are_there() -> None:

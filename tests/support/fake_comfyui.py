@@ -62,6 +62,9 @@ if behaviour == "progress":
     sys.stdout.write("10%\r50%\r100%\n" + "@" * 70000 + "\n")
     sys.stdout.flush()
     os.write(1, b"\xff bytes\n")
+if behaviour == "unfinished":
+    print("Traceback (most recent call last):\n  File a", flush=True)
+    time.sleep(60)
 if behaviour == "accept only":
     listener = socket.create_server(("127.0.0.1", port))
     time.sleep(60)

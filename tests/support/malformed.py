@@ -163,7 +163,7 @@ def check_answer(worker: BootedWorker, given: Any) -> str:
 def check_whole(worker: BootedWorker) -> None:
     """The worker works, and nothing of earlier jobs lies about."""
     assert worker.ask(copy.deepcopy(WHOLE))["status"] == "completed"
-    work = worker.boot.work
+    work = worker.serving.work
     assert work is not None
     assert not any(path.is_file() for path in work.input.rglob("*"))
     assert len([path for path in work.output.rglob("*") if path.is_file()]) <= 2
@@ -171,7 +171,7 @@ def check_whole(worker: BootedWorker) -> None:
 
 def elsewhere(worker: BootedWorker, volume: Path) -> list[str]:
     """All files of the worker's own folder and the volume that jobs have no business with."""
-    work = worker.boot.work
+    work = worker.serving.work
     assert work is not None
     theirs = [work.input, work.output, work.temp, work.user, volume / "ComfyUI" / "output"]
     found: list[str] = []

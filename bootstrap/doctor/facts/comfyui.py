@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,12 +23,7 @@ from bootstrap.environment.packs import (
     look_at_git,
     read_version,
 )
-from bootstrap.environment.requirement_files import (
-    COMFYUI,
-    RequirementFile,
-    read_text,
-    requirement_file,
-)
+from bootstrap.environment.requirement_files import RequirementFile, comfyui_file, read_text
 
 GATHER_SECONDS = 15.0
 MOST_TOLD = 200
@@ -91,20 +86,25 @@ class ComfyUIFacts:
 
 
 def gather_comfyui(
-    comfyui: Path, nodes: Path | None = None, timeout: float = GATHER_SECONDS
+    comfyui: Path,
+    nodes: Path | None = None,
+    arguments: Sequence[str] = (),
+    timeout: float = GATHER_SECONDS,
 ) -> ComfyUIFacts:
-    """Look at the ComfyUI in a folder, and at further custom nodes in `nodes`, for `timeout`
-    seconds at most; never raises OSError."""
+    """Look at the ComfyUI in a folder, started with `arguments`, and at further custom nodes in
+    `nodes`, for `timeout` seconds at most; never raises OSError."""
     start = time.monotonic()
     path = str(comfyui)
     try:
-        found = _gather(path, None if nodes is None else str(nodes), Together(timeout))
+        found = _gather(path, None if nodes is None else str(nodes), arguments, Together(timeout))
     except SilentError:
         found = {"silent_after": timeout}
     return ComfyUIFacts(path, seconds=time.monotonic() - start, **found)
 
 
-def _gather(path: str, nodes: str | None, together: Together) -> dict[str, Any]:
+def _gather(
+    path: str, nodes: str | None, arguments: Sequence[str], together: Together
+) -> dict[str, Any]:
     names = (*_IMPORTING, VERSION_FILE, PROJECT_FILE)
     read = together.each(lambda name: read_text(os.path.join(path, name)), names)
     texts = {name: text for name, text in zip(names, read, strict=True) if text is not None}
@@ -115,8 +115,8 @@ def _gather(path: str, nodes: str | None, together: Together) -> dict[str, Any]:
         "version_source": source,
         "git": git,
         "missing": _missing(path, texts, together),
-        "own": together.one(lambda: requirement_file(COMFYUI, path)),
-        "packs": gather_packs(path, together, nodes),
+        "own": together.one(lambda: comfyui_file(path, arguments)),
+        "packs": gather_packs(path, together, nodes, arguments),
     }
 
 

@@ -59,12 +59,14 @@ LIGHT_HEADERS = 4000
 @dataclass(frozen=True)
 class Scope:
     """What to look at. `deep` also reads from the volume to measure it. `comfyui_running`: our own
-    ComfyUI uses the GPU, which is then asked but not touched."""
+    ComfyUI uses the GPU, which is then asked but not touched. `python` is ComfyUI's, where it has
+    been chosen."""
 
     sections: frozenset[str] = frozenset()
     deep: bool = False
     comfyui_running: bool = False
     progress: Progress | None = None
+    python: Path | None = None
 
     def wants(self, section: str) -> bool:
         """Is this section asked for? All are when none is named."""
@@ -181,12 +183,20 @@ class _Gatherer:
         if not self._scope.sections:
             self._facts.link_plan = plan_for(layout)
 
+    @property
+    def _arguments(self) -> tuple[str, ...]:
+        """What ComfyUI is started with: the endpoint's flags, and the volume's."""
+        return with_args_file(self._settings, self._facts.args).comfyui_args
+
     def _comfyui(self, layout: Layout) -> None:
         if self._scope.wants("comfyui") and layout.comfyui is not None:
-            self._facts.comfyui = gather_comfyui(layout.comfyui, layout.nodes)
+            self._facts.comfyui = gather_comfyui(layout.comfyui, layout.nodes, self._arguments)
 
     def _python(self, layout: Layout) -> None:
         if not self._scope.wants("comfyui") or layout.comfyui is None:
+            return
+        if self._scope.python is not None:
+            self._facts.python = self._scope.python
             return
         choice = choose_python(self._settings, layout)
         if isinstance(choice, Finding):
@@ -201,8 +211,7 @@ class _Gatherer:
         if facts.python is None:
             return
         asked = facts.comfyui.asked if facts.comfyui else Requirements()
-        arguments = with_args_file(self._settings, facts.args).comfyui_args
-        facts.judgement = judge(facts.python, facts.env, asked, arguments)
+        facts.judgement = judge(facts.python, facts.env, asked, self._arguments)
         if self._settings.packages == INSTALL:
             facts.kept = kept_set(layout.root, facts.judgement)
 
@@ -219,7 +228,7 @@ class _Gatherer:
         """Which torch ComfyUI's interpreter has is known only when that has been found."""
         if self._facts.machine is None:
             return
-        python = self._facts.python
+        python = self._facts.python or self._scope.python
         if python is None and self._facts.layout is not None:
             chosen = choose_python(self._settings, self._facts.layout)
             python = None if isinstance(chosen, Finding) else chosen.python

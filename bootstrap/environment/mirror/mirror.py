@@ -18,6 +18,7 @@ folder's time. It is not seen that a file was changed with neither, or while a w
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import shutil
 import threading
@@ -29,7 +30,6 @@ from pathlib import Path
 
 from bootstrap.core.concurrency import Crew, SilentError, Together
 from bootstrap.core.findings import Finding, warning
-from bootstrap.core.log import say
 from bootstrap.core.text import counted, size_text
 from bootstrap.environment.mirror.archive import Archive, BadArchive, read_archive
 from bootstrap.environment.mirror.large import LargeFiles
@@ -47,6 +47,8 @@ from bootstrap.environment.mirror.tree import LARGE, Tree, join, source_of
 from bootstrap.environment.mirror.unpack import Unpacking
 from bootstrap.environment.mirror.walk import Walk
 
+_log = logging.getLogger(__name__)
+
 CODES = {"python.not_copied": "A venv on the volume was not copied to local disk, and runs from it"}
 _THREADS = 64
 # What must be left free on the local disk, in bytes, and what a link or the end of a file takes.
@@ -57,7 +59,7 @@ _MOST_LACKING = 20
 
 
 @dataclass(frozen=True)
-class Request:
+class MirrorRequest:
     """Which venv, a new folder `place` on local disk, a folder `store` on the volume for archives.
 
     `timeout` in seconds is for all of it, `room` the bytes of memory that large libraries may
@@ -100,7 +102,7 @@ class _CannotMirror(Exception):
     """The message completes "… was not copied: …"."""
 
 
-def mirror_venv(request: Request) -> Mirror | Finding:
+def mirror_venv(request: MirrorRequest) -> Mirror | Finding:
     """Make the mirror, or a finding that says why there is none. Never raises: ComfyUI runs from
     the volume as well."""
     making = _Making(request)
@@ -139,7 +141,7 @@ def record_opened(mirror: Mirror, timeout: float = 120) -> str:
 class _Making:
     """One way from a venv on the volume to a mirror."""
 
-    def __init__(self, request: Request) -> None:
+    def __init__(self, request: MirrorRequest) -> None:
         self._request = request
         self._began = time.monotonic()
         self._together = Together(request.timeout)
@@ -155,7 +157,7 @@ class _Making:
             if archive is not None:
                 return self._unpack(venv, path, archive)
         except BadArchive as problem:
-            say(f"{path} cannot be used: {problem}")
+            _log.warning("%s cannot be used: %s", path, problem)
         return self._walk(venv, path)
 
     def clean_up(self) -> None:
@@ -276,7 +278,7 @@ def _by_size(mirror: Mirror, paths: Iterable[str]) -> tuple[dict[str, int], dict
     return small, large
 
 
-def _not_copied(request: Request, problem: Exception) -> Finding:
+def _not_copied(request: MirrorRequest, problem: Exception) -> Finding:
     reason = problem.strerror if isinstance(problem, OSError) and problem.strerror else problem
     return warning(
         "python.not_copied",

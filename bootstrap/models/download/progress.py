@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import logging
 import sys
 import threading
 import time
 from collections.abc import Callable
 from typing import Any, TextIO
 
-from bootstrap.core.log import say
 from bootstrap.core.text import megabytes
+
+_log = logging.getLogger("models")
 
 EVERY = 5.0  # seconds between two lines about one file
 
@@ -77,11 +79,11 @@ class LogMeter(FileMeter):
             if not force and now - self._shown < EVERY:
                 return
             self._shown = now
-        say(f"{self.what}: {self.line()}", "models")
+        _log.info("%s: %s", self.what, self.line())
 
     def end(self, note: str) -> None:
         """Say how it ended."""
-        say(f"{self.what}: {note}", "models")
+        _log.info("%s: %s", self.what, note)
 
 
 class BarMeter(FileMeter):

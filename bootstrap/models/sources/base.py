@@ -161,6 +161,26 @@ class WebFile:
 Link = HubFile | CivitaiFile | WebFile
 
 
+def looks_like_link(text: str) -> bool:
+    """Is it meant as an address of a model? Not: does it lead to one?"""
+    return text[:8].lower().startswith(("http://", "https://", "hf://", "urn:air:", "air:"))
+
+
+def host_of(link: Link) -> str:
+    """The host whose content a link names: the Hub and Civitai by their public names."""
+    if isinstance(link, HubFile):
+        return _HUB_HOSTS[0]
+    return link.host if isinstance(link, CivitaiFile) else _host_in(link.url)
+
+
+def identity_of(link: Link) -> str:
+    """One text for all spellings of a link: a page, a download address and an AIR of one file."""
+    if isinstance(link, CivitaiFile):
+        which = f"version/{link.version}" if link.version is not None else f"model/{link.model}"
+        return f"civitai:{link.host}/{which}?{link.query}"
+    return link.url if isinstance(link, WebFile) else str(link)
+
+
 def parse_link(url: str) -> Link:
     """What `url` points at. Raises BadLink when it is nothing that could be fetched."""
     if not url or any(c <= " " or c in "\x7f\\" or "\ud800" <= c <= "\udfff" for c in url):
@@ -189,6 +209,10 @@ def parse_link(url: str) -> Link:
     if host in CIVITAI_HOSTS:
         return _civitai_url(CIVITAI_HOSTS[host], parts.path, parts.query)
     return WebFile(url)
+
+
+def _host_in(url: str) -> str:
+    return (urlsplit(url).hostname or "").lower()
 
 
 def _hub_uri(url: str) -> HubFile:

@@ -31,7 +31,7 @@ def booted(env: dict[str, str]) -> tuple[BootReport, float]:
     start = time.monotonic()
     try:
         boot.begin()
-        return boot.finish(), time.monotonic() - start
+        return boot.finish().report, time.monotonic() - start
     finally:
         boot.stop()
 
@@ -229,15 +229,14 @@ def test_comfyui_in_the_image_with_models_on_the_volume(
 
 
 def test_a_port_in_use_is_passed_by(worker: BootedWorker, worker_env: dict[str, str]) -> None:
-    assert worker.boot.comfyui is not None
-    taken = worker.boot.comfyui.port
+    taken = worker.serving.comfyui.port
     settings, problems = Settings.from_env(worker_env | {"COMFYUI_PORT": str(taken)})
     boot = Boot(settings, problems, worker_env)
     try:
         boot.begin()
-        assert boot.finish().outcome is Outcome.READY
-        assert boot.comfyui is not None
-        assert boot.comfyui.port != taken
+        runtime = boot.finish()
+        assert runtime.report.outcome is Outcome.READY
+        assert runtime.serving is not None and runtime.serving.comfyui.port != taken
     finally:
         boot.stop()
 

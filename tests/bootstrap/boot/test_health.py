@@ -238,7 +238,7 @@ def test_degraded_on_purpose_is_well(
     settings, problems = Settings.from_env(env)
     boot = Boot(settings, problems, env)
     boot.begin()
-    assert boot.finish().outcome is Outcome.DEGRADED
+    assert boot.finish().report.outcome is Outcome.DEGRADED
     code, text = checked(private)
     boot.stop()
     assert code == 0

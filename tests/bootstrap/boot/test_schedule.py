@@ -3,29 +3,36 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Sequence
+import time
+from collections.abc import Callable
+from typing import Any
 
-from bootstrap.boot.schedule import Schedule, Stage, State, Task, Timeline
+import pytest
+
+from bootstrap.boot.schedule import Schedule, Stage, StageFailed, State, Task, Timeline
 from bootstrap.core.findings import Finding, error, warning
 
 BAD = error("volume.not_found", "bad", "fix")
-Run = Callable[[Stage], Sequence[Finding] | None]
 
 
-def good(_: Stage) -> None:
-    return None
+def good(_: Stage) -> str:
+    return "value"
 
 
-def returning(*findings: Finding) -> Run:
-    return lambda _: findings
+def finding(*findings: Finding) -> Callable[[Stage], str]:
+    def run(row: Stage) -> str:
+        row.add(findings)
+        return "value"
+
+    return run
 
 
-def run(*tasks: Task) -> tuple[Schedule, Timeline]:
+def run(*tasks: Task[Any]) -> tuple[Schedule, Timeline]:
     timeline = Timeline()
     schedule = Schedule(timeline, tasks)
     schedule.start()
     for task in tasks:
-        assert schedule.wait(task.name, 10) is not State.WAITING, task.name
+        assert schedule.wait(task, 10) is not State.WAITING, task.name
     return schedule, timeline
 
 
@@ -35,76 +42,105 @@ def test_independent_tasks_run_at_the_same_time() -> None:
     def meet(_: Stage) -> None:
         meeting.wait()
 
-    schedule, _ = run(Task("a", meet), Task("b", meet))
-    assert schedule.wait("a") is schedule.wait("b") is State.GOOD
+    a, b = Task("a", meet), Task("b", meet)
+    run(a, b)
+    assert a.state is b.state is State.GOOD
 
 
-def test_a_task_waits_for_all_it_needs() -> None:
-    order: list[str] = []
-
-    def note(row: Stage) -> None:
-        order.append(row.name)
-
-    run(Task("a", note), Task("b", note, needs=("a",)), Task("c", note, needs=("a", "b")))
-    assert order == ["a", "b", "c"]
+def test_a_task_waits_for_all_it_needs_and_takes_what_they_returned() -> None:
+    a = Task("a", lambda _: 1)
+    b = Task("b", lambda _: a.value + 1, [a])
+    c = Task("c", lambda _: a.value + b.value, [a, b])
+    run(a, b, c)
+    assert (a.value, b.value, c.value) == (1, 2, 3)
 
 
 def test_a_failure_stops_only_what_needs_it() -> None:
-    schedule, timeline = run(
-        Task("bad", returning(BAD)),
-        Task("needs it", good, needs=("bad",)),
-        Task("needs that", good, needs=("needs it",)),
-        Task("only after it", good, after=("bad",)),
-        Task("beside", good),
-    )
-    names = ("bad", "needs it", "needs that", "only after it", "beside")
-    states = {name: schedule.wait(name) for name in names}
+    bad = Task("bad", finding(BAD))
+    needs_it = Task("needs it", good, [bad])
+    needs_that = Task("needs that", good, [needs_it])
+    after_it, beside = Task("only after it", good, after=[bad]), Task("beside", good)
+    schedule, timeline = run(bad, needs_it, needs_that, after_it, beside)
+    states = {t.name: t.state for t in (bad, needs_it, needs_that, after_it, beside)}
     assert list(states.values()) == [
         State.FAILED, State.SKIPPED, State.SKIPPED, State.GOOD, State.GOOD,
     ]  # fmt: skip
     outcomes = {stage.name: stage.outcome for stage in timeline.stages}
     assert outcomes == {name: state.value for name, state in states.items()}
     assert schedule.findings() == [BAD]
+    assert bad.result == "value" and needs_it.result is None
+
+
+def test_a_stage_without_a_value_says_why() -> None:
+    def fail(_: Stage) -> int:
+        raise StageFailed(BAD)
+
+    task = Task("a", fail)
+    schedule, _ = run(task)
+    assert task.state is State.FAILED and schedule.findings() == [BAD] and task.result is None
+    with pytest.raises(LookupError, match="“a” has no value: it is failed"):
+        _ = task.value
 
 
 def test_warnings_stop_nothing_and_findings_keep_the_order_of_tasks() -> None:
     first, second = warning("a.b", "1", "f"), warning("a.b", "2", "f")
 
-    def slowly(_: Stage) -> Sequence[Finding]:
+    def slowly(row: Stage) -> None:
         threading.Event().wait(0.1)
-        return [first]
+        row.add([first])
 
-    schedule, _ = run(
-        Task("slow", slowly),
-        Task("fast", returning(second)),
-        Task("next", good, needs=("slow", "fast")),
-    )
+    slow, fast = Task("slow", slowly), Task("fast", finding(second))
+    after = Task("next", good, [slow, fast])
+    schedule, _ = run(slow, fast, after)
     assert schedule.findings() == [first, second]
-    assert schedule.wait("next") is State.GOOD
+    assert after.state is State.GOOD
 
 
 def test_a_crash_is_a_finding() -> None:
     def crash(_: Stage) -> None:
         raise RuntimeError("no such thing")
 
-    schedule, _ = run(Task("a", crash), Task("b", good, needs=("a",)))
-    (finding,) = schedule.findings()
-    assert finding.code == "boot.stage_crashed" and "no such thing" in finding.message
-    assert schedule.wait("b") is State.SKIPPED
+    a = Task("a", crash)
+    b = Task("b", good, [a])
+    schedule, _ = run(a, b)
+    (found,) = schedule.findings()
+    assert found.code == "boot.stage_crashed" and "no such thing" in found.message
+    assert b.state is State.SKIPPED
 
 
-def test_a_task_that_hangs_is_given_up_and_its_late_word_does_not_count() -> None:
-    released = threading.Event()
+def test_a_task_that_hangs_is_given_up_and_what_it_says_later_does_not_count() -> None:
+    released, ended = threading.Event(), threading.Event()
 
-    def hang(_: Stage) -> Sequence[Finding]:
+    def hang(row: Stage) -> str:
         released.wait(30)
-        return [warning("late.word", "w", "f")]
+        row.add([warning("late.word", "w", "f")])
+        ended.set()
+        return "late"
 
-    schedule, timeline = run(
-        Task("hangs", hang, budget=0.1, late="mend it"), Task("b", good, needs=("hangs",))
-    )
+    a = Task("hangs", hang, budget=0.1, late="fix it")
+    b = Task("b", good, [a])
+    schedule, timeline = run(a, b)
     released.set()
-    (finding,) = schedule.findings()
-    assert (finding.code, finding.fix) == ("boot.stage_late", "mend it")
+    assert ended.wait(10)
+    (found,) = schedule.findings()
+    assert (found.code, found.fix) == ("boot.stage_late", "fix it")
     assert next(s.outcome for s in timeline.stages if s.name == "hangs") == "late"
-    assert schedule.wait("b") is State.SKIPPED
+    assert b.state is State.SKIPPED and a.result is None
+
+
+def test_a_stage_may_have_begun_before_it_is_waited_for(capsys: pytest.CaptureFixture[str]) -> None:
+    timeline = Timeline()
+    begun = time.monotonic()
+    time.sleep(0.15)
+    with timeline.stage("ComfyUI", since=begun) as row:
+        row.note = "here"
+    with timeline.stage("short"):
+        pass
+    with timeline.stage("wrong") as row:
+        row.outcome = "failed"
+    comfyui = timeline.stages[0]
+    assert (comfyui.name, comfyui.start < 0.1, comfyui.seconds >= 0.15) == ("ComfyUI", True, True)
+    assert capsys.readouterr().err.splitlines() == [
+        f"[worker] ComfyUI: {comfyui.seconds:.1f} s (here)",
+        "[worker] WARN: wrong: 0.0 s (failed)",
+    ]

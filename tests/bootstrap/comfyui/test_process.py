@@ -181,6 +181,20 @@ def test_the_log_goes_to_ours_with_a_prefix(make: Make, capfd: pytest.CaptureFix
     assert written.out == ""
 
 
+def test_a_traceback_that_does_not_end_is_shown_soon(
+    make: Make, capfd: pytest.CaptureFixture[str]
+) -> None:
+    make("unfinished").start()
+    seen = [""]
+
+    def look() -> bool:
+        seen.append(capfd.readouterr().err)
+        return "File a" in "".join(seen)
+
+    wait_until(look)
+    assert "[comfyui] Traceback (most recent call last):" in "".join(seen)
+
+
 def test_an_interpreter_that_is_not_there_is_an_exit_that_names_it(make: Make) -> None:
     comfyui = make()
     comfyui.launch = dataclasses.replace(comfyui.launch, python=Path("/no/such/python"))

@@ -8,6 +8,7 @@ from bootstrap.core.findings import (
     Finding,
     Outcome,
     Severity,
+    docs_url,
     error,
     errors_in,
     host_error,
@@ -43,6 +44,7 @@ def test_as_data_empty_fields_are_left_out() -> None:
         "severity": "error",
         "message": "Broken.",
         "fix": "Mend.",
+        "docs": docs_url("a.error"),
         "details": {"path": "/x"},
     }
     assert HOST.as_dict()["host_fault"] is True

@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import asyncio
 import io
+import json
+import logging
 import os
 import subprocess
 import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
-from bootstrap.core.log import say, show
+from bootstrap.core import log
+from bootstrap.core.log import show
+from handler.common.blocking import Pool
 from tests.support.model_folders import link, safetensors, write
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -70,5 +76,110 @@ def test_what_an_encoding_lacks_is_spelt_out(capsys: pytest.CaptureFixture[str])
     show("水 \udcff", ascii_only)
     ascii_only.seek(0)
     assert ascii_only.read() == "\\u6c34 \\udcff"
-    say("half \ud83d a character")
+    logging.getLogger("bootstrap").info("half \ud83d a character")
     assert "half \\ud83d a character" in capsys.readouterr().err
+
+
+SECRET = "hf_" + "x" * 34
+
+
+@pytest.fixture
+def err(capfd: pytest.CaptureFixture[str]) -> Iterator[Callable[[], list[str]]]:
+    """The lines logged since it was last called."""
+    yield lambda: list(capfd.readouterr().err.splitlines())
+    log.set_up()
+
+
+def test_levels_and_origins_are_seen(err: Callable[[], list[str]]) -> None:
+    logging.getLogger("bootstrap.boot").debug("too much")
+    logging.getLogger("bootstrap.boot").info("%d stages", 3)
+    logging.getLogger("handler.jobs").warning("slow")
+    logging.getLogger("comfyui").info("100 % done")
+    logging.getLogger("urllib3.pool").info("too much")
+    logging.getLogger("urllib3.pool").error("gone")
+    assert err() == [
+        "[worker] 3 stages",
+        "[worker] WARN: slow",
+        "[comfyui] 100 % done",
+        "[urllib3] ERROR: gone",
+    ]
+    log.set_up("debug")
+    logging.getLogger("bootstrap.boot").debug("as asked")
+    log.set_up("error")
+    logging.getLogger("bootstrap.boot").warning("too much")
+    assert err() == ["[worker] as asked"]
+
+
+def test_no_record_gets_out_unmasked_whoever_wrote_it(err: Callable[[], list[str]]) -> None:
+    """In a message, its arguments, a traceback; a library's too."""
+    for as_json in (False, True):
+        log.set_up(as_json=as_json)
+        for name in ("handler.jobs", "comfyui", "urllib3.pool"):
+            logger = logging.getLogger(name)
+            logger.warning(f"plain {SECRET}")  # noqa: G004
+            logger.warning("argument %s", SECRET)
+            try:
+                raise ValueError(f"raised with {SECRET}")
+            except ValueError:
+                logger.exception("caught")
+        said = "\n".join(err())
+        assert said.count("hf_***") == 9 and "x" * 10 not in said
+        assert "Traceback" in said
+
+
+def test_what_a_library_formats_wrongly_is_still_said(err: Callable[[], list[str]]) -> None:
+    record = logging.LogRecord("urllib3", logging.ERROR, "", 0, "%s %s", ("one",), None)
+    for handler in logging.getLogger().handlers:
+        if type(handler).__module__ == log.__name__:
+            handler.handle(record)
+    assert err() == ["[urllib3] ERROR: %s %s"]
+
+
+def test_a_jobs_lines_bear_its_id_in_its_tasks_and_threads(err: Callable[[], list[str]]) -> None:
+    logger, pool = logging.getLogger("handler.jobs"), Pool("test", 2, 1)
+
+    async def job(name: str) -> None:
+        with log.of_job(name):
+            await pool.run(lambda: logger.info("in a thread"), 10)
+            await asyncio.create_task(asyncio.sleep(0))
+            logger.info("in a task")
+        logger.info("after it")
+
+    async def both() -> None:
+        await asyncio.gather(job("a"), job("b"))
+
+    asyncio.run(both())
+    lines = err()
+    for name in "ab":
+        assert f"[worker] job {name}: in a thread" in lines
+        assert f"[worker] job {name}: in a task" in lines
+    assert lines.count("[worker] after it") == 2
+
+
+def test_where_runpod_collects_it_lines_are_as_its_sdk_writes_them(
+    err: Callable[[], list[str]], capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from runpod.serverless.modules.rp_logger import RunPodLogger
+
+    monkeypatch.setenv("RUNPOD_ENDPOINT_ID", "endpoint")
+    sdk = RunPodLogger()
+    sdk.info("a line", "job")
+    sdk.warn("a line")
+    theirs = capfd.readouterr().out.splitlines()
+    log.set_up(as_json=True)
+    with log.of_job("job"):
+        logging.getLogger("handler").info("a line")
+    logging.getLogger("handler").warning("a line")
+    assert err() == theirs
+    logging.getLogger("comfyui").critical("two\nlines")
+    logging.getLogger("handler").info("x" * 5000)
+    last, long = map(json.loads, err())
+    assert last == {"requestId": None, "message": "[comfyui] two\nlines", "level": "ERROR"}
+    assert len(long["message"]) < 4200 and "904 characters cut" in long["message"]
+
+
+def test_a_stream_that_is_gone_hurts_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
+    closed = io.StringIO()
+    closed.close()
+    monkeypatch.setattr(sys, "stderr", closed)
+    logging.getLogger("handler").error("unheard")

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import logging
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from bootstrap.config import Settings
 from bootstrap.core.findings import error
-from bootstrap.core.log import say
 from bootstrap.core.redact import masked, masked_data
 from handler.common.errors import JobError
 
@@ -145,5 +146,5 @@ def test_settings_are_told_without_what_their_texts_hold() -> None:
 
 
 def test_the_log_is_masked(capfd: pytest.CaptureFixture[str]) -> None:
-    say(f"from https://me:{SECRET}@h/x")
+    logging.getLogger("bootstrap.core").info("from %s", f"https://me:{SECRET}@h/x")
     assert capfd.readouterr().err == "[worker] from https://***@h/x\n"

@@ -19,7 +19,7 @@ from typing import Any
 
 import pytest
 
-from bootstrap.core.findings import TROUBLESHOOTING, ok, warning
+from bootstrap.core.findings import docs_url, ok, warning
 from bootstrap.doctor.page import page
 from tests.support.sample_reports import FAILED_TIMELINE, broken, category, healthy, hostile, report
 
@@ -190,7 +190,7 @@ def test_what_is_found_stands_worst_first_with_a_true_headline(tmp_path: Path) -
     assert "✗ ComfyUI ready TimeoutError" in text
     assert "this machine’s fault" in text
     assert "✗ truncated" in text
-    assert f'href="{TROUBLESHOOTING}#gpu.not_answering"' in dom
+    assert f'href="{docs_url("gpu.not_answering")}"' in dom
 
 
 @pytest.mark.parametrize(

@@ -112,6 +112,20 @@ def test_a_project_file(small: SmallPython) -> None:
     ]
 
 
+def test_a_folder_of_modules_is_a_module_and_what_an_uninstall_left_is_not(
+    tmp_path: Path,
+) -> None:
+    """comfy-aimdo 0.4.13 has no `__init__.py`."""
+    small = SmallPython(tmp_path / "venv")
+    (folder := small.site / "comfy_aimdo" / "__pycache__").mkdir(parents=True)
+    (folder / "control.cpython-311.pyc").touch()
+    made = judge(small.python, ENV, Requirements("0.33.0"))
+    assert "comfy_aimdo" in {each.module for each in made.absent}
+    (small.site / "comfy_aimdo" / "control.py").touch()
+    made = judge(small.python, ENV, Requirements("0.33.0"))
+    assert "comfy_aimdo" not in {each.module for each in made.absent}
+
+
 def test_the_interpreter_and_what_it_has(small: SmallPython) -> None:
     made = judge(small.python, ENV, Requirements("0.33.0"), needs=True)
     assert made.packages.prefix == str(small.python.parent.parent)

@@ -23,6 +23,7 @@ from bootstrap.environment.package_set import PackageSet, Place, kept_set, prepa
 from bootstrap.environment.packs import read_requirements
 from bootstrap.environment.store import KEPT_DAYS, KEPT_SETS, BadSet, Record, keep
 from tests.conftest import BootedWorker
+from tests.end_to_end.test_worker import plain
 from tests.support.package_index import PackageIndex, make_wheel, serving
 from tests.support.process_tree import family
 from tests.support.small_python import SmallPython
@@ -140,6 +141,30 @@ def test_the_second_worker_needs_no_network(rig: Rig, index: PackageIndex) -> No
     assert len(index.asked) == asked > 0
     assert made.findings == first.findings
     assert "load" in made.seconds and "build" in first.seconds
+
+
+@pytest.mark.parametrize(
+    ("arguments", "lines"),
+    [
+        ([], ["torch", "one", "two"]),
+        (["--disable-all-custom-nodes"], ["torch"]),
+        (
+            ["--disable-all-custom-nodes", "--whitelist-custom-nodes", "b", "--cpu"],
+            ["torch", "two"],
+        ),
+        (["--enable-manager", "--disable-all-custom-nodes"], ["torch", "comfyui_manager==4.2.2"]),
+        (["--whitelist-custom-nodes", "b"], ["torch", "one", "two"]),
+    ],
+)
+def test_what_is_asked_for_follows_the_command_line(
+    rig: Rig, arguments: list[str], lines: list[str]
+) -> None:
+    rig.core("torch")
+    (rig.comfyui / "manager_requirements.txt").write_text("comfyui_manager==4.2.2\n")
+    rig.node("a", "one")
+    rig.node("b", "two")
+    asked = read_requirements(str(rig.comfyui), Together(10), arguments=arguments)
+    assert [line for file in asked.files for line in file.lines] == lines
 
 
 def test_nothing_missing_asks_nobody_and_writes_nothing(rig: Rig, index: PackageIndex) -> None:
@@ -829,4 +854,26 @@ def test_a_boot_without_what_comfyui_cannot_start_without(
     (error,) = [f for f in worker.report.findings if f.severity is Severity.ERROR]
     assert error.code == "comfyui.requirement_missing"
     assert "comfy-aimdo==0.4.13" in error.message
-    assert worker.boot.comfyui is None
+    assert worker.runtime.serving is None
+
+
+def test_the_packages_of_a_new_comfyui_from_the_real_index(
+    boot_worker: Callable[[Mapping[str, str]], BootedWorker],
+    volume: Path,
+    worker_env: dict[str, str],
+) -> None:
+    """Exact pins of 0.33, imported as it does at its start; once installed, and once kept."""
+    comfyui = volume / "ComfyUI"
+    (comfyui / "comfyui_version.py").write_text('__version__ = "0.38.0"\n')
+    pins = "comfy-kitchen==0.2.31\ncomfy-aimdo==0.4.13\nblake3\n"
+    (comfyui / "requirements.txt").write_text(f"torch\n{pins}")
+    nodes = (comfyui / "nodes.py").read_text()
+    imports = "import comfy_aimdo.control\nimport comfy_aimdo.host_buffer\nimport comfy_kitchen\n"
+    future = "from __future__ import annotations\n"
+    assert nodes.startswith(future)
+    (comfyui / "nodes.py").write_text(future + imports + nodes.removeprefix(future))
+    for offline in ({}, {"UV_OFFLINE": "1"}):
+        worker = boot_worker({**worker_env, "PACKAGES": "install", **offline})
+        assert worker.report.outcome is Outcome.READY, worker.report.findings
+        assert worker.ask({"workflow": plain()})["status"] == "completed"
+        worker.boot.stop()

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from bootstrap.core.findings import Finding
-from bootstrap.environment.mirror.mirror import Mirror, Request, mirror_venv, record_opened
+from bootstrap.environment.mirror.mirror import Mirror, MirrorRequest, mirror_venv, record_opened
 
 LIBRARY = f"python{sys.version_info[0]}.{sys.version_info[1]}"
 # Long enough ago to be archived (record.py leaves out what has just changed).
@@ -67,7 +67,7 @@ class VolumeVenv:
         """A mirror at a new place."""
         place = Path(tempfile.mkdtemp(dir=self.scratch)) / "python"
         given = {"timeout": 30.0, "room": 1 << 30, "store": self.store, **more}
-        return mirror_venv(Request(self.path, place, **given))
+        return mirror_venv(MirrorRequest(self.path, place, **given))
 
     def mirror(self, **more: Any) -> Mirror:
         """As above; there must be one."""

@@ -8,7 +8,7 @@ from typing import Any
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bootstrap.core.findings import error
+from bootstrap.core.findings import docs_url, error
 from handler.common import reply
 from handler.common.errors import JobError
 
@@ -30,6 +30,7 @@ def test_a_failed_job_has_an_error_that_is_a_text_beside_its_code() -> None:
         "status": "failed",
         "error": "It is gone. Send it again.",
         "error_code": "job.lost",
+        "docs": docs_url("job.lost"),
         "fix": "Send it again.",
         "details": {"node_id": "4"},
     }
@@ -37,6 +38,7 @@ def test_a_failed_job_has_an_error_that_is_a_text_beside_its_code() -> None:
         "status": "failed",
         "error": "It is gone.",
         "error_code": "job.lost",
+        "docs": docs_url("job.lost"),
     }
 
 

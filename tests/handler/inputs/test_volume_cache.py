@@ -354,5 +354,4 @@ def test_what_a_job_had_from_the_volume_is_free_to_go_when_it_is_over(
     for _ in range(2):
         reply = worker.ask({"workflow": nodes})
         assert reply["status"] == "completed", reply
-        assert worker.boot.work is not None
-        assert not (worker.boot.work.input / picture.name).exists()
+        assert not (worker.serving.work.input / picture.name).exists()

@@ -248,7 +248,7 @@ def test_the_first_result_is_on_the_volume_while_comfyui_goes_on(worker: BootedW
     workflow = through("TestSleep", seconds=4.0)
     early = {"images": ["1", 0], "filename_prefix": "early"}
     workflow["0"] = {"class_type": "SaveImage", "inputs": early}
-    layout = worker.boot.layout
+    layout = worker.serving.layout
     assert layout is not None
     seen: list[str] = []
 

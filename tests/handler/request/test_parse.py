@@ -14,8 +14,9 @@ from hypothesis import strategies as st
 from bootstrap.config import Settings
 from handler.common.errors import CODES, MAX_DEPTH, JobError
 from handler.request.fields import InputFile, OutputOptions
+from handler.request.named_workflows import NamedWorkflow
 from handler.request.parse import Request, WorkflowRequest, parse_request
-from handler.request.workflow import bad_links, is_link
+from handler.request.workflow import bad_links, is_link, read_workflow
 
 SETTINGS = Settings(max_wait=300, max_request_mb=1)
 NODE = {"class_type": "SaveImage", "inputs": {"images": ["1", 0], "prefix": "a"}}
@@ -77,7 +78,9 @@ def test_a_workflow_may_come_as_text() -> None:
 
 def test_a_workflow_may_be_named() -> None:
     given = {"workflow_name": " portrait ", "overrides": {"1": {"width": 16}}}
-    request = parse_request(given, SETTINGS, named_workflow={"portrait": WORKFLOW}.__getitem__)
+    request = parse_request(
+        given, SETTINGS, named_workflow=lambda _: NamedWorkflow(read_workflow(WORKFLOW))
+    )
     assert isinstance(request, WorkflowRequest)
     assert request.workflow["1"]["inputs"] == {"width": 16}
 

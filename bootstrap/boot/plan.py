@@ -1,0 +1,382 @@
+"""All that is done up to ComfyUI's start: tasks that take what others returned.
+
+The doctor looks beside it: an `Examination` is waited for only as long as it matters.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from bootstrap.boot.models import WantedModels
+from bootstrap.boot.report import log_place
+from bootstrap.boot.runtime import WarmUp
+from bootstrap.boot.schedule import Stage, StageFailed, Task
+from bootstrap.comfyui import (
+    ComfyUI,
+    Launch,
+    Staged,
+    WorkDir,
+    WriteBack,
+    check_queued,
+    choose_allocator,
+    command,
+    copy_user,
+    folders_of,
+    make_workdir,
+    not_startable,
+    stage_code,
+)
+from bootstrap.config import Settings
+from bootstrap.core.findings import Finding, findings_text
+from bootstrap.core.redact import child_environment
+from bootstrap.doctor import Facts, Report, Scope, check_layout, examine
+from bootstrap.environment import (
+    Choice,
+    Mirror,
+    MirrorRequest,
+    PackageSet,
+    Place,
+    ask_help,
+    choose_python,
+    mirror_venv,
+    prepare_packages,
+)
+from bootstrap.environment.torch_build import read_torch_build
+from bootstrap.models.manifest import Manifest
+from bootstrap.models.manifest_file import wanted_here
+from bootstrap.models.prefetch import ReadAhead, memory_for_weights
+from bootstrap.models.recent import Recent
+from bootstrap.volume import Layout, locate, volume_root
+from bootstrap.volume.args_file import check_args_file, read_args_file, with_args_file
+from bootstrap.volume.layout import OWN_FOLDER
+from bootstrap.volume.links import link_models, with_view
+from bootstrap.volume.search import link_other_mounts
+
+_log = logging.getLogger(__name__)
+
+# Decides whether this machine is fit: always waited for. Its own probes are bounded.
+MACHINE = frozenset({"machine", "environment"})
+VOLUME = frozenset({"volume", "models", "comfyui"})
+_VOLUME_LATE = (
+    "The network volume is slow or its server does not answer: start the worker again; if it "
+    "stays, raise VOLUME_TIMEOUT, or ask Runpod about the datacenter's storage."
+)
+
+
+@dataclass(frozen=True)
+class Volume:
+    """The volume as it was found. `comfyui` is the folder of the ComfyUI that will run, `links`
+    are names of the other mount that now lead to it, `args` the flags for ComfyUI: the endpoint's,
+    then the volume's own."""
+
+    layout: Layout
+    links: tuple[Path, ...]
+    args: tuple[str, ...]
+    recent: Recent
+
+    @property
+    def comfyui(self) -> Path:
+        """Raises LookupError where there is none: an error that ends what needs it was found."""
+        if self.layout.comfyui is None:
+            raise LookupError("no ComfyUI was found")
+        return self.layout.comfyui
+
+
+@dataclass(frozen=True)
+class Code:
+    """ComfyUI's code where it will run: `place` is its folder, `nodes` custom nodes that lie
+    elsewhere and were not copied. `write_back` carries changes in it to the volume."""
+
+    place: Path
+    nodes: Path | None
+    write_back: WriteBack
+
+
+@dataclass(frozen=True)
+class LocalPython:
+    """The Python that ComfyUI is started with; `mirror` where it is a venv's on local disk."""
+
+    python: Path
+    mirror: Mirror | None = None
+
+
+class Examination:
+    """One examination by the doctor. `python` is asked, if given, which Python it is about."""
+
+    def __init__(
+        self, sections: frozenset[str], settings: Settings, env: Mapping[str, str]
+    ) -> None:
+        self._sections = sections
+        self._settings = settings
+        self._env = env
+        self._report: Report | None = None
+        self._done = threading.Event()
+        self._late = False
+        self._lock = threading.Lock()
+
+    def findings(self, seconds: float) -> tuple[Finding, ...]:
+        """What was found, waiting up to `seconds`; what comes later is said in the log."""
+        self._done.wait(seconds)
+        with self._lock:
+            self._late = self._report is None
+            return self._report.findings if self._report else ()
+
+    @property
+    def facts(self) -> Facts | None:
+        """What was gathered; None while it is under way."""
+        with self._lock:
+            return self._report.facts if self._report else None
+
+    def run(self, row: Stage, python: Path | None = None) -> None:
+        """Examine, with the Python that was chosen already; a dead volume can hold this for
+        ever."""
+        report = examine(self._settings, self._env, Scope(self._sections, python=python))
+        with self._lock:
+            self._report = report
+            late = self._late
+        self._done.set()
+        if late:
+            found = [f for f in report.findings if f.fix and f.severity.rank > 1]
+            said = findings_text(found) or "all is well"
+            _log.info("%s, done after the boot:\n%s", row.name, said)
+
+
+class Plan:
+    """The tasks of one boot, each with what it needs."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        env: Mapping[str, str],
+        warm_up: WarmUp | None,
+        read_ahead: ReadAhead,
+    ) -> None:
+        self._settings = settings
+        self._env = env
+        self._warm_up = warm_up
+        self._read_ahead = read_ahead
+        self.machine_check = Examination(MACHINE, settings, env)
+        self.volume_check = Examination(VOLUME, settings, env)
+        patience = settings.volume_timeout
+
+        self.work = Task("local folder", self._make_workdir)
+        self.volume = Task(
+            "find volume", self._find_volume, [self.work], (), patience, _VOLUME_LATE
+        )
+        self.code = Task("copy code", self._copy_code, [self.volume])
+        self.manifest = Task("read manifest", self._read_manifest, [self.volume])
+        self.links = Task(
+            "link models", self._link_models, [self.volume], (), patience, _VOLUME_LATE
+        )
+        self.choice = Task("choose Python", self._choose_python, [self.volume])
+        self.flags = Task("ask flags", self._ask_flags, [self.choice])
+        self.python = Task("copy Python", self._copy_python, [self.choice])
+        self.packages = Task(
+            "packages",
+            self._prepare_packages,
+            [self.python],
+            budget=settings.packages_timeout + patience,
+            late=_VOLUME_LATE,
+        )
+        self.comfyui = Task(
+            "start ComfyUI",
+            self._start,
+            [self.code, self.manifest, self.links, self.flags, self.packages],
+        )
+        self.wanted = Task("fetch models", self._fetch, [self.manifest, self.comfyui])
+        self.weights = Task("read ahead", self._read_weights, [self.code, self.links])
+        # The copy is what ComfyUI's start waits for; whoever can wait does not take its time.
+        self.check_machine = Task("check machine", self.machine_check.run, after=[self.code])
+        self.check_volume = Task(
+            "check volume", self._check_volume, after=[self.code, self.packages]
+        )
+
+    @property
+    def tasks(self) -> tuple[Task[Any], ...]:
+        """All of them, in the order in which their findings are read."""
+        return (
+            *(self.work, self.volume, self.code, self.check_machine, self.check_volume),
+            *(self.manifest, self.links, self.choice, self.flags, self.python, self.packages),
+            *(self.comfyui, self.wanted, self.weights),
+        )
+
+    @property
+    def examinations(self) -> tuple[Task[Any], ...]:
+        """The doctor alone, where nothing can be started."""
+        return (
+            Task("check machine", self.machine_check.run),
+            Task("check volume", self.volume_check.run),
+        )
+
+    def _make_workdir(self, _: Stage) -> WorkDir:
+        work = make_workdir(self._settings.work_dir)
+        if isinstance(work, Finding):
+            raise StageFailed(work)
+        return work
+
+    def _find_volume(self, row: Stage) -> Volume:
+        links: list[Path] = []
+        if self._settings.link_other_mount:
+            links, linked = link_other_mounts(volume_root(self._settings))
+            row.add(linked)
+        layout = with_view(locate(self._settings), self.work.value.view)
+        log_place(layout)
+        args = read_args_file(layout)
+        row.add([*check_layout(layout), *check_args_file(args)])
+        recent = Recent(layout.root, self._env.get("RUNPOD_ENDPOINT_ID"))
+        flags = with_args_file(self._settings, args).comfyui_args
+        return Volume(layout, tuple(links), flags, recent)
+
+    def _copy_code(self, row: Stage) -> Code:
+        volume, work = self.volume.value, self.work.value
+        staged, findings = stage_code(self._settings, volume.layout, work)
+        user, more = copy_user(self._settings, volume.layout, work)
+        copies = [*staged, *([user] if user is not None else [])]
+        row.bytes = sum(copy.bytes for copy in copies)
+        row.note = f"{sum(len(copy.stamps) for copy in copies)} files" if staged else "not needed"
+        row.add([*findings, *more, *check_queued(copies)])
+        write_back = _write_back(copies, volume.layout.root)
+        if staged:
+            return Code(staged[0].place, None, write_back)
+        return Code(volume.comfyui, volume.layout.nodes, write_back)
+
+    def _read_manifest(self, row: Stage) -> Manifest:
+        manifest = wanted_here(self._settings, self.volume.value.layout)
+        row.add(manifest.findings)
+        return manifest
+
+    def _link_models(self, row: Stage) -> None:
+        row.add(link_models(self.volume.value.layout))
+
+    def _fetch(self, _: Stage) -> WantedModels:
+        layout, models = self.volume.value.layout, self.work.value.models
+        wanted = WantedModels(self._settings, layout, self.manifest.value, models)
+        wanted.begin()
+        return wanted
+
+    def _choose_python(self, row: Stage) -> Choice:
+        choice = choose_python(self._settings, self.volume.value.layout)
+        if isinstance(choice, Finding):
+            raise StageFailed(choice)
+        row.add(choice.findings)
+        return choice
+
+    def _ask_flags(self, _: Stage) -> frozenset[str]:
+        """From the volume's own `main.py`, while the code is being copied."""
+        python = self.choice.value.python
+        text = ask_help(python, self.volume.value.comfyui, self._child_env(python))
+        if isinstance(text, Finding):
+            raise StageFailed(text)
+        return command.flags_in(text)
+
+    def _copy_python(self, row: Stage) -> LocalPython:
+        """A venv on the volume to local disk: what its start opens, the rest as links."""
+        choice, root = self.choice.value, self.volume.value.layout.root
+        venv = choice.venv_on(root)
+        if venv is None or not self._settings.stage_comfyui:
+            row.note = "not needed"
+            return LocalPython(choice.python)
+        request = MirrorRequest(
+            venv=venv,
+            place=self.work.value.root / "python",
+            store=root / OWN_FOLDER / "python",
+            timeout=self._settings.stage_timeout,
+            room=memory_for_weights(),
+            interpreter=choice.interpreter,
+        )
+        made = mirror_venv(request)
+        if isinstance(made, Finding):
+            row.add([made])
+            row.note = "runs from the volume"
+            return LocalPython(choice.python)
+        row.note, row.bytes = made.note, made.bytes
+        return LocalPython(made.python, made)
+
+    def _prepare_packages(self, row: Stage) -> PackageSet:
+        """What ComfyUI and its nodes ask for, while the code is being copied."""
+        volume = self.volume.value
+        place = Place(
+            python=self.python.value.python,
+            comfyui=volume.comfyui,
+            volume=volume.layout.root,
+            work=self.work.value.root,
+            timeout=self._settings.packages_timeout,
+            arguments=volume.args,
+            nodes=None if volume.layout.nodes is None else str(volume.layout.nodes),
+        )
+        made = prepare_packages(place, self._env, self._settings.packages)
+        row.note = made.note
+        row.add(made.findings)
+        return made
+
+    def _check_volume(self, row: Stage) -> None:
+        local = self.python.result
+        self.volume_check.run(row, local.python if local else None)
+
+    def _read_weights(self, row: Stage) -> None:
+        """Read what is likely needed into the page cache, until it is there or a job wants else."""
+        files = self._likely_models()
+        if not files:
+            row.note = "nothing to read"
+            return
+        request = self._read_ahead.start(files)
+        request.wait(self._settings.boot_timeout)
+        row.bytes = request.reading.read
+        row.note = request.reading.in_words()
+
+    def _likely_models(self) -> list[Path]:
+        """The warm-up's, then those of PREFETCH_MODELS; each once."""
+        volume, wanted = self.volume.value, self._settings.prefetch_models
+        if wanted.lower() == "last":
+            names = volume.recent.models()
+        else:
+            listed = "" if wanted.lower() == "none" else wanted
+            names = [name.strip() for name in listed.split(",") if name.strip()]
+        first: Sequence[Path] = ()
+        if self._warm_up is not None:
+            first = self._warm_up.models(self._settings, volume.layout, volume.recent)
+        models = volume.layout.models
+        return list(dict.fromkeys([*first, *(models / name for name in names)]))
+
+    def _start(self, row: Stage) -> ComfyUI:
+        launch = self._launch()
+        row.add(
+            command.arguments(launch.known_flags, launch.folders, launch.port, launch.extra_args)[1]
+        )
+        comfyui = ComfyUI(launch)
+        try:
+            comfyui.start()
+        except OSError as problem:
+            raise StageFailed(not_startable(problem)) from None
+        return comfyui
+
+    def _launch(self) -> Launch:
+        volume, code, flags = self.volume.value, self.code.value, self.flags.value
+        python = self.python.value.python
+        env, build = self._child_env(python), read_torch_build(python)
+        chosen = choose_allocator(flags, volume.args, build.version if build else None, env)
+        return Launch(
+            python,
+            code.place,
+            folders_of(self.work.value, volume.comfyui, code.nodes),
+            flags,
+            (*volume.args, *chosen.args),
+            self.packages.value.environment({**env, **chosen.env}),
+            self._settings.comfyui_port,
+            home=volume.comfyui,
+        )
+
+    def _child_env(self, python: Path) -> dict[str, str]:
+        return child_environment(self._env, self._settings.comfyui_env_pass, python)
+
+
+def _write_back(copies: Sequence[Staged], volume: Path) -> WriteBack:
+    """An image's ComfyUI is nothing to carry changes back to."""
+    root = os.path.realpath(volume)
+    return WriteBack([copy for copy in copies if copy.source.is_relative_to(root)])

@@ -1,0 +1,138 @@
+"""Models that were fetched by their address: what they are called, which stay and which go.
+
+They lie in `fetched/` of the folder that their loader reads, under the name they have at their
+source with a key of the address behind it: two repositories' `model.safetensors` are two files, and
+one address is one file however many jobs name it. The receipt of a download (installed.py) is the
+record of what is ours; its modification time is when the file was, or may still be, in use.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+import time
+import unicodedata
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+
+from bootstrap.core.temp_names import LONGEST_NAME, RECEIPTS_FOLDER
+from bootstrap.models.installed import read_receipt, receipt_path
+from bootstrap.models.sources.base import Link, identity_of
+from bootstrap.volume.categories import GGUF, PT_EXTENSIONS, extension_of
+
+FOLDER = "fetched"
+IN_USE_SECONDS = 600.0  # ComfyUI may keep reading a model's file after the job that named it
+_KEY = re.compile(r".*-(?P<key>[0-9a-f]{16})(\.[A-Za-z0-9]{1,12})")
+_UNFIT = re.compile(r'[\x00-\x1f\x7f/\\:*?"<>|]|[^\S ]')
+_DEFAULT_EXTENSION = ".safetensors"
+
+
+def key_of_link(link: Link) -> str:
+    """16 hex digits for an address, the same for all its spellings."""
+    return hashlib.sha256(identity_of(link).encode()).hexdigest()[:16]
+
+
+def name_for(link: Link, given: str) -> str:
+    """The file name for what `link` leads to, where it is called `given`. One without a model's
+    extension counts as safetensors: its header is checked when it is there."""
+    plain = _UNFIT.sub("_", unicodedata.normalize("NFC", given)).strip(" .")
+    suffix = extension_of(plain)
+    if suffix not in PT_EXTENSIONS | {GGUF}:
+        suffix = _DEFAULT_EXTENSION
+    else:
+        plain = plain[: -len(suffix)]
+    tail = f"-{key_of_link(link)}{suffix}"
+    stem = (
+        plain.encode("utf-8", "replace")[: LONGEST_NAME - len(tail)]
+        .decode("utf-8", "ignore")
+        .strip(" .")
+    )
+    return f"{stem or 'model'}{tail}"
+
+
+def has_model_name(name: str) -> bool:
+    """Does a name end as ComfyUI's lists of models want it?"""
+    return extension_of(name) in PT_EXTENSIONS | {GGUF}
+
+
+@dataclass(frozen=True)
+class Kept:
+    """A model that is ours to remove. `place` is relative to the models folder, `size` in bytes,
+    `used` the latest time it is known to be in use, in seconds since the epoch."""
+
+    place: PurePosixPath
+    size: int
+    used: float
+
+
+class FetchedModels:
+    """Those in the folder `models`, shared by all workers of a volume. All methods block on it."""
+
+    def __init__(self, models: Path) -> None:
+        self._models = models
+
+    def name_of(self, folder: str, link: Link) -> str | None:
+        """The name of the file that `link` led to, if it is in `folder`."""
+        key = key_of_link(link)
+        try:
+            names = sorted(os.listdir(self._models / folder / FOLDER))
+        except OSError:
+            return None
+        return next((n for n in names if (m := _KEY.fullmatch(n)) and m["key"] == key), None)
+
+    def mark_used(self, places: Iterable[PurePosixPath], seconds: float) -> None:
+        """These are in use for at most so many seconds from now."""
+        until = time.time() + max(seconds, IN_USE_SECONDS)
+        for place in places:
+            try:
+                os.utime(receipt_path(self._models, place), (until, until))
+            except OSError:
+                continue
+
+    def make_room(self, size: int, limit: float) -> list[PurePosixPath]:
+        """Remove what was used least recently until `size` more bytes are within `limit`, as far as
+        that goes without what is in use; the places that were removed."""
+        there = sorted(self.kept(), key=lambda model: model.used)
+        over = sum(model.size for model in there) + size - limit
+        removed = []
+        for model in there:
+            if over <= 0:
+                break
+            if self._remove(model):
+                removed.append(model.place)
+                over -= model.size
+        return removed
+
+    def kept(self) -> Iterator[Kept]:
+        """Every file that was fetched by its address and is as it was then."""
+        receipts = self._models / RECEIPTS_FOLDER
+        for path in receipts.glob(f"*/{FOLDER}/*.json"):
+            place = PurePosixPath(*path.relative_to(receipts).parent.parts, path.stem)
+            found = self._look(place)
+            if found is not None:
+                yield found
+
+    def _look(self, place: PurePosixPath) -> Kept | None:
+        receipt = read_receipt(self._models, place)
+        if not _KEY.fullmatch(place.name) or receipt is None or not receipt.source:
+            return None
+        try:
+            facts = os.lstat(self._models / place)
+            used = os.stat(receipt_path(self._models, place)).st_mtime
+        except OSError:
+            return None
+        return Kept(place, facts.st_size, used) if receipt.still_true_of(facts) else None
+
+    def _remove(self, model: Kept) -> bool:
+        """Looked at once more: another worker may have begun to use it."""
+        now = self._look(model.place)
+        if now is None or now.used > time.time():
+            return False
+        try:
+            os.unlink(self._models / model.place)
+            receipt_path(self._models, model.place).unlink(missing_ok=True)
+        except OSError:
+            return False
+        return True

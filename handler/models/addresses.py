@@ -1,0 +1,278 @@
+"""Models by address: a link where a loader wants a file name becomes a file that it can name."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import PurePosixPath
+from typing import TypeVar
+
+from bootstrap.config import Settings
+from bootstrap.core.text import megabytes
+from bootstrap.models.context import Workplace
+from bootstrap.models.fetched import FOLDER, FetchedModels, has_model_name, name_for
+from bootstrap.models.manifest_entry import ModelSpec, read_entry
+from bootstrap.models.sources.base import BadLink, Description, HubFile, Link, parse_link
+from bootstrap.net.addresses import shown
+from bootstrap.net.errors import DownloadError
+from handler.common.blocking import TimeUp
+from handler.common.calls import Calls
+from handler.common.deadline import Deadline, timeout_error
+from handler.common.errors import JobError
+from handler.models.missing import specs_named
+from handler.request.fields import check_model_host
+from handler.request.references import NamedModel, model_addresses, replace_in_node
+from handler.request.workflow import Workflow
+
+T = TypeVar("T")
+_log = logging.getLogger("models")
+CODES = {
+    "model.larger_than_cache": "A model by address is larger than MODEL_CACHE_GB",
+}
+_ATTEMPTS = 2
+_HOW = (
+    "Give https://…, hf://org/repo/path/to/file, the address of a Civitai model's page or "
+    "download, or urn:air:…:civitai:<model>@<version>."
+)
+
+
+@dataclass(frozen=True)
+class _Wanted:
+    """An address, where it leads to, and the folder that its loader reads."""
+
+    address: NamedModel
+    link: Link
+
+    @property
+    def folder(self) -> str:
+        return self.address.folders[0]
+
+    @property
+    def key(self) -> tuple[str, Link]:
+        return self.folder, self.link
+
+
+@dataclass(frozen=True)
+class Addressed:
+    """What became of a workflow's addresses: the models that it names instead of them, those of
+    them that are ours to keep and let go, and why others were left as they are."""
+
+    specs: tuple[ModelSpec, ...] = ()
+    ours: tuple[ModelSpec, ...] = ()
+    hints: tuple[JobError, ...] = ()
+
+    @property
+    def places(self) -> tuple[PurePosixPath, ...]:
+        return tuple(spec.place for spec in self.ours)
+
+
+class ModelAddresses:
+    """Turns addresses into models for one worker's jobs."""
+
+    def __init__(self, settings: Settings, calls: Calls) -> None:
+        self._settings = settings
+        self._calls = calls
+
+    async def resolve(
+        self,
+        workflow: Workflow,
+        known: Callable[[], Sequence[ModelSpec]],
+        workplace: Callable[[], Workplace],
+        deadline: Deadline,
+    ) -> Addressed:
+        """Put file names in the place of addresses in `workflow`, and say which models these are.
+
+        `known` gives the manifest's models: one that has the same address is meant by it. An
+        address that is not allowed stays, with a hint. Raises JobError.
+        """
+        wanted = [_Wanted(found, _parsed(found)) for found in model_addresses(workflow)]
+        if not wanted:
+            return Addressed()
+        listed = await self._ask(known, deadline)
+        specs = {w.key: spec for w in wanted if (spec := _of_manifest(w, listed)) is not None}
+        others = [w for w in wanted if w.key not in specs]
+        if not self._settings.allow_download_requests:
+            hints, others = tuple(map(_not_allowed, others)), []
+        else:
+            hints = ()
+        for one in others:
+            check_model_host(one.address.name, self._settings)
+        ours = {}
+        if others:
+            ours = await self._find(others, await self._ask(workplace, deadline), deadline)
+        specs |= ours
+        for one in wanted:
+            if (spec := specs.get(one.key)) is not None:
+                name = "/".join(spec.place.parts[1:])
+                replace_in_node(workflow, one.address.node_id, {one.address.name: name})
+        return Addressed(tuple(specs.values()), tuple(ours.values()), hints)
+
+    async def make_room(
+        self, addressed: Addressed, lacking: Sequence[ModelSpec], place: Workplace, limit: Deadline
+    ) -> None:
+        """Remove what was used least recently, where there is a limit. Raises JobError."""
+        if not addressed.ours:
+            return
+        most = (
+            None if self._settings.model_cache_gb is None else self._settings.model_cache_gb * 1e9
+        )
+        size = sum(spec.size or 0 for spec in lacking if spec in addressed.ours)
+        for spec in lacking:
+            if most is not None and spec in addressed.ours and (spec.size or 0) > most:
+                raise _too_large(spec, most)
+
+        def on_volume() -> list[PurePosixPath]:
+            models = FetchedModels(place.models)
+            models.mark_used(addressed.places, limit.remaining)
+            return [] if most is None else models.make_room(size, most)
+
+        removed = await self._ask(on_volume, limit)
+        if removed:
+            _log.info("removed to make room: %s", ", ".join(map(str, removed)))
+
+    async def _find(
+        self, wanted: Sequence[_Wanted], place: Workplace, deadline: Deadline
+    ) -> dict[tuple[str, Link], ModelSpec]:
+        """The models behind the addresses: those kept, cached by the platform, or described by
+        their source."""
+        keys = {one.key: one for one in wanted}
+
+        def here() -> dict[tuple[str, Link], ModelSpec]:
+            found = {key: _here(one, place) for key, one in keys.items()}
+            return {key: spec for key, spec in found.items() if spec is not None}
+
+        specs = await self._ask(here, deadline)
+        for key, one in keys.items():
+            if key not in specs:
+                described = await self._describe(one, place, deadline)
+                specs[key] = self._spec(one, described)
+        return specs
+
+    async def _describe(self, wanted: _Wanted, place: Workplace, deadline: Deadline) -> Description:
+        for left in reversed(range(_ATTEMPTS)):
+            try:
+                return await self._ask_source(wanted, place, deadline)
+            except DownloadError as problem:
+                if not (problem.transient and left) or deadline.expired:
+                    raise _failed(wanted.address, problem) from None
+        raise AssertionError("the last attempt returns or raises")
+
+    async def _ask_source(
+        self, wanted: _Wanted, place: Workplace, deadline: Deadline
+    ) -> Description:
+        channel = place.tools.channel()
+
+        def work() -> Description:
+            try:
+                source, link = place.sources.source_of(wanted.address.name)
+                return source.describe(link, channel)
+            finally:
+                channel.close()
+
+        try:
+            return await self._calls.network.run(work, deadline.remaining, channel.abort)
+        except TimeUp:
+            what = f"what is behind {shown(wanted.address.name)} was not known yet"
+            raise timeout_error(deadline, what) from None
+
+    def _spec(self, wanted: _Wanted, described: Description) -> ModelSpec:
+        entry = {
+            "name": name_for(wanted.link, described.name),
+            "url": described.url,
+            "directory": f"{wanted.folder}/{FOLDER}",
+            "hash": described.sha256,
+            "size": described.size,
+            "revision": described.revision,
+        }
+        address = wanted.address
+        where = f"{address.input} of node {address.node_id} ({address.class_type})"
+        spec, complaints = read_entry(entry, where, self._settings.allow_private_download_urls)
+        fatal = next((c for c in complaints if c.fatal), None)
+        if spec is not None and fatal is None:
+            return spec
+        assert fatal is not None
+        raise _error(address, fatal.code, f"{fatal.message}", _fix_of(fatal.code, fatal.fix))
+
+    async def _ask(self, work: Callable[[], T], deadline: Deadline) -> T:
+        return await self._calls.volume.call_or_fail(work, deadline.remaining)
+
+
+def _parsed(address: NamedModel) -> Link:
+    try:
+        return parse_link(address.name)
+    except BadLink as problem:
+        raise _error(address, "download.no_source", f"the address {problem}.", _HOW) from None
+
+
+def _of_manifest(wanted: _Wanted, known: Sequence[ModelSpec]) -> ModelSpec | None:
+    """The manifest's model with this address, in a folder that the loader reads."""
+    for spec in known:
+        name = "/".join(spec.place.parts[1:])
+        if not specs_named([replace(wanted.address, name=name)], [spec]):
+            continue
+        try:
+            if parse_link(spec.url) == wanted.link:
+                return spec
+        except BadLink:
+            continue
+    return None
+
+
+def _here(wanted: _Wanted, place: Workplace) -> ModelSpec | None:
+    """The model where nobody need be asked for it: kept from before, or in the platform's cache."""
+    name = FetchedModels(place.models).name_of(wanted.folder, wanted.link)
+    directory, url = f"{wanted.folder}/{FOLDER}", wanted.address.name
+    if name is not None:
+        return ModelSpec(name, url, directory)
+    if not isinstance(wanted.link, HubFile) or not has_model_name(wanted.link.path):
+        return None
+    given = wanted.link.path.rpartition("/")[2]
+    spec = ModelSpec(name_for(wanted.link, given), url, directory)
+    return None if place.cached(spec) is None else spec
+
+
+def _not_allowed(wanted: _Wanted) -> JobError:
+    return _error(
+        wanted.address,
+        "request.download_off",
+        "models by address are off on this endpoint.",
+        "Set ALLOW_DOWNLOAD_REQUESTS=true in its environment variables, or name the address in "
+        "models.json at the volume's root.",
+    )
+
+
+def _failed(address: NamedModel, problem: DownloadError) -> JobError:
+    return _error(address, problem.code, problem.message, problem.fix)
+
+
+def _fix_of(code: str, fix: str) -> str:
+    if code != "manifest.pickle":
+        return fix
+    return (
+        "Prefer a .safetensors of the same model; or, if you trust the source, name this address "
+        "in models.json with `allow_pickle` and `hash`: it is then taken as it says there."
+    )
+
+
+def _too_large(spec: ModelSpec, most: float) -> JobError:
+    return JobError(
+        "model.larger_than_cache",
+        f"{spec.where}: {spec.name} has {megabytes(spec.size or 0)}, and MODEL_CACHE_GB allows "
+        f"{megabytes(int(most))} for all models by address.",
+        "Raise MODEL_CACHE_GB in the endpoint's environment, or put the model into models.json, "
+        "where it does not count.",
+        size=spec.size,
+    )
+
+
+def _error(address: NamedModel, code: str, message: str, fix: str) -> JobError:
+    return JobError(
+        code,
+        f"{address.input} of node {address.node_id} ({address.class_type}) has the address "
+        f"{shown(address.name)}: {message}",
+        fix,
+        node_id=address.node_id,
+        class_type=address.class_type,
+        input=address.input,
+    )

@@ -1,0 +1,33 @@
+"""mkdocs' hook: README is the start page, and links that leave docs/ lead to the repository.
+
+Pages are written so that they read well on GitHub too; here their links become those of a site.
+"""
+
+from __future__ import annotations
+
+import posixpath
+import re
+from pathlib import Path
+from typing import Any
+
+_LINK = re.compile(r"(\]\(|(?:src|href)=\")(?!https?:|mailto:|#)([^)#\s\"]+)")
+_README = {"index.md": "README.md", "index.ru.md": "README.ru.md"}
+_LANGUAGES = {"README.md": "", "README.ru.md": "ru/"}
+
+
+def on_page_markdown(markdown: str, /, page: Any, config: Any, files: Any) -> str:
+    """The text of a page with links that hold on the site."""
+    root = Path(config["config_file_path"]).parent
+    source = posixpath.relpath(page.file.abs_src_path, root)
+    if readme := _README.get(Path(source).name):
+        markdown, source = (root / readme).read_text("utf-8"), readme
+    blob = f"{config['repo_url'].rstrip('/')}/blob/main/"
+
+    def on_site(found: re.Match[str]) -> str:
+        target = posixpath.normpath(posixpath.join(posixpath.dirname(source), found[2]))
+        if target in _LANGUAGES:
+            return f"{found[1]}{config['site_url']}{_LANGUAGES[target]}"
+        inside = target.removeprefix("docs/")
+        return found[1] + (inside if inside != target else blob + target)
+
+    return _LINK.sub(on_site, markdown)

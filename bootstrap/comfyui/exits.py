@@ -32,6 +32,20 @@ CODES = {
 }
 PORT_TAKEN = "comfyui.port_taken"
 LOG_LINES_IN_DETAILS = 30
+# As torch, onnxruntime, attention kernels and the libraries built on CUDA itself say it.
+NO_GPU_CODE = re.compile(
+    r"no kernel image is available|cudaErrorNoKernelImageForDevice"
+    r"|(?:CUDA error: |CUDA failure \d{1,4}: )(?:invalid device function|named symbol not found)"
+    r"|only supports Ampere GPUs or newer"
+    r"|Unsupported CUDA architecture|unsupported gpu architecture"
+    r"|Value 'sm_\d{2,3}a?' is not defined for option",
+    re.IGNORECASE,
+)
+NO_GPU_CODE_FIX = (
+    "Install a build of that package for this GPU into {python}: torch, or what a custom node "
+    "brings (onnxruntime-gpu, xformers, sageattention; the traceback in the details names it). "
+    "Or choose a GPU type that it was built for."
+)
 # Custom nodes log failures of their own on the way; the fatal one stands at the end.
 _LINES_LOOKED_AT = 30
 _SURVIVED = re.compile(r"Import times for custom nodes|^Cannot import .* module for custom nodes:")
@@ -169,18 +183,14 @@ _REASONS: Sequence[_Reason] = (
         "ComfyUI refused its command line: {0}.",
         "Correct COMFYUI_ARGS; `python main.py --help` in the ComfyUI folder lists what it knows.",
     ),
-    # As torch, onnxruntime and the libraries built on CUDA itself say it.
     _Reason(
         "comfyui.no_gpu_code",
         re.compile(
-            r"^.*(?:no kernel image is available|cudaErrorNoKernelImageForDevice"
-            r"|CUDA error: invalid device function).*$",
+            rf"^.*(?:{NO_GPU_CODE.pattern}).*$",
             _FLAGS,
         ),
         "A package in {python} has no code for this GPU: {line}.",
-        "Install a build of that package for this GPU into {python}: torch, or what a custom node "
-        "brings (onnxruntime-gpu, xformers, sageattention; the traceback in the details names it). "
-        "Or choose a GPU type that it was built for.",
+        NO_GPU_CODE_FIX,
     ),
     _Reason(
         "comfyui.gpu_unusable",

@@ -369,7 +369,7 @@ def _no_comfyui(layout: Layout) -> Finding:
         "comfyui.not_found",
         f"There is no ComfyUI at {shown(str(place))} (main.py is missing), nor within three "
         "folders of the volume's root, and none in the image.",
-        f"On a Pod with this volume, put ComfyUI there: git clone {SOURCE} {quoted(str(place))}; "
+        f"On a Pod with this volume, put ComfyUI there: `git clone {SOURCE} {quoted(str(place))}`; "
         "or set COMFYUI_DIR to one in the image.",
         looked_at=shown(str(place)),
     )

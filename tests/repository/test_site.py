@@ -1,4 +1,4 @@
-"""The documentation site: built strictly, in both languages, with every anchor that is linked to."""
+"""The documentation site: built strictly, both languages, with every anchor that is linked to."""
 
 from __future__ import annotations
 

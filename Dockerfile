@@ -36,6 +36,8 @@ RUN python3 -m venv /opt/uv \
 FROM system
 # As the build's environment alone, hence no ENV. Downloads are cached beside the image; what is
 # installed is compiled, so that the first start does not have to.
+# SSL_CERT_FILE: a file of BASE_IMAGE with the certificates to trust, behind a proxy that has its own.
+ARG SSL_CERT_FILE
 ARG UV_LINK_MODE=copy UV_COMPILE_BYTECODE=1 UV_PYTHON_DOWNLOADS=never
 
 # ComfyUI's Python: large, changes seldom. PyTorch's own index holds a build for each CUDA version; it

@@ -1,6 +1,6 @@
 """Memory while a large video is delivered to a bucket, against what other workers do.
 
-    python -m benchmarks.s3_memory [--size_text 500]
+    python -m benchmarks.s3_memory [--megabytes 500]
 
 A file of random bytes is delivered to a real S3 server on this machine (moto, in a process of its
 own) from a process that has the SDK, boto3 and a first small upload behind it, as a worker has.
@@ -104,14 +104,14 @@ def measure(way: str, film: Path, server: S3Server) -> tuple[float, float, float
 def main(argv: Sequence[str]) -> int:
     """Print the figures; 0 when ours needs no more than is wanted."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--size_text", type=int, default=500)
+    parser.add_argument("--megabytes", type=int, default=500)
     parser.add_argument("--folder", default=None, help="where files go (default: temp folder)")
     arguments = parser.parse_args(argv)
     start = time.monotonic()
     with tempfile.TemporaryDirectory(dir=arguments.folder) as folder, s3_server() as server:
         film = Path(folder) / "film.mp4"
-        make_film(film, arguments.size_text * 1_000_000)
-        print(f"{arguments.size_text} MB, baseline: a process with the SDK and one small upload")
+        make_film(film, arguments.megabytes * 1_000_000)
+        print(f"{arguments.megabytes} MB, baseline: a process with the SDK and one small upload")
         peaks = {}
         for way in ("usual", "ours"):
             baseline, peaks[way], seconds = measure(way, film, server)

@@ -91,9 +91,9 @@ def _run(what: str, command: str, sources: Sources) -> None:
         )
 
 
-def _model(size_text: int) -> bytes:
+def _model(megabytes: int) -> bytes:
     """A safetensors file of random bytes."""
-    size = size_text * 1_000_000
+    size = megabytes * 1_000_000
     tensor = {"dtype": "U8", "shape": [size], "data_offsets": [0, size]}
     header = json.dumps({"weight": tensor}).encode()
-    return struct.pack("<Q", len(header)) + header + random.Random(size_text).randbytes(size)
+    return struct.pack("<Q", len(header)) + header + random.Random(megabytes).randbytes(size)

@@ -28,7 +28,7 @@ from bootstrap.core import log
 from bootstrap.core.terminal import findings_text, style_of
 from bootstrap.doctor import Report, Scope, examine, of_volume, repairs_of, report_json, report_text
 from bootstrap.doctor.fix import Repair, apply_fixes
-from bootstrap.doctor.html import page
+from bootstrap.doctor.page import page
 from scripts.progress import Progress
 from scripts.stdout import show
 

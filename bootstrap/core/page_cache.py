@@ -2,7 +2,7 @@
 
 A page that is cached costs a reader nothing, wherever the file lies: FUSE, NFS, local disk. Readers
 of safetensors map the file and touch it in small pieces, each a round trip on a network volume;
-a few threads with blocks of size_text get the same bytes several times as fast.
+a few threads with blocks of megabytes get the same bytes several times as fast.
 """
 
 from __future__ import annotations

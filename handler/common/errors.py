@@ -57,7 +57,8 @@ CODES = {
     "job.node_failed": "A node raised an error",
     "job.out_of_memory": "A node ran out of GPU memory",
     "job.cuda_failed": "The GPU failed in a way that its process does not survive",
-    "job.interrupted": "The job was interrupted by something other than this worker",
+    "job.no_gpu_code": "A package that a node uses has no code for this GPU",
+    "job.interrupted": "The job was stopped by a node, not by this worker",
     "job.lost": "ComfyUI no longer knows the job",
     "job.result_missing": "A file that ComfyUI reported is not on disk",
     "comfyui.died": "ComfyUI ended while the job ran",
@@ -94,7 +95,7 @@ def cut(text: str, most: int) -> str:
 
 
 def bounded(details: Mapping[str, Any]) -> dict[str, Any]:
-    """`details` without anything long: a class name or a list of choices may have size_text, and a
+    """`details` without anything long: a class name or a list of choices may have megabytes, and a
     reply that is too large is one that Runpod drops."""
     room = _MOST_DETAILS
 

@@ -62,7 +62,7 @@ def postable(value: Any) -> Any:
     The SDK posts nothing at all for a reply that holds one of these.
     """
     if isinstance(value, str):
-        if value.isascii():  # contents are: no copy of size_text
+        if value.isascii():  # contents are: no copy of megabytes
             return value
         return value.encode("utf-8", "replace").decode("utf-8")
     if isinstance(value, float):

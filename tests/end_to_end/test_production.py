@@ -170,18 +170,18 @@ def test_comfyui_killed_in_a_job_gives_the_reason_and_the_next_job_works(
     assert production.ask({"workflow": plain()})["output"]["status"] == "completed"
 
 
-@pytest.mark.parametrize("size_text", [7, 8, 30])
+@pytest.mark.parametrize("megabytes", [7, 8, 30])
 def test_a_result_that_runpod_would_drop_is_on_the_volume(
-    production: Production, size_text: int
+    production: Production, megabytes: int
 ) -> None:
     """The control plane answers 400 to more than 10 MB, as Runpod does."""
     ui = {"gifs": [{"filename": "film.mp4", "subfolder": "", "type": "output"}]}
-    inputs = {"files": "film.mp4", "ui": json.dumps(ui), "size_text": size_text}
+    inputs = {"files": "film.mp4", "ui": json.dumps(ui), "megabytes": megabytes}
     nodes = {"1": {"class_type": "TestReport", "inputs": inputs}}
     (result,) = production.ask({"workflow": nodes})["output"]["results"]
-    assert ("data" in result) is (size_text == 7)
+    assert ("data" in result) is (megabytes == 7)
     kept = production.volume / result["path"]
-    assert kept.stat().st_size == result["size"] > size_text * 1_000_000
+    assert kept.stat().st_size == result["size"] > megabytes * 1_000_000
 
 
 def test_a_bucket_beside_the_input_reaches_the_worker_and_must_be_public(

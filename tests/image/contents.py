@@ -40,10 +40,13 @@ def test_nor_does_a_layer_with_a_comfyui(
 def test_what_the_image_says_of_itself(image: Buildah) -> None:
     config = image.image_config()
     names = {pair.partition("=")[0] for pair in config["Env"]}
-    assert names == set("PATH LANG PYTHONUNBUFFERED MALLOC_ARENA_MAX COMFYUI_DIR".split())
+    assert names == set(
+        "PATH LANG PYTHONUNBUFFERED MALLOC_ARENA_MAX COMFYUI_DIR NVIDIA_DRIVER_CAPABILITIES".split()
+    )
     assert config["Entrypoint"] == ["tini", "--"]
     assert config["Cmd"] == [WORKER, "-m", "handler"]
-    assert config["Labels"]["org.opencontainers.image.revision"] == "image-test"
+    labels = {name.rpartition(".")[2]: text for name, text in config["Labels"].items()}
+    assert (labels["revision"], labels["source"]) == ("image-test", "https://example.com/source")
     assert config["Healthcheck"] == {
         "Test": ["CMD", WORKER, "-m", "bootstrap.healthcheck"],
         "Interval": 15 * SECOND,

@@ -15,7 +15,7 @@ CONTAINER_BYTES = 2_000_000_000
 
 def killed_by_the_kernel(patient: Patient) -> Outcome:
     """A node takes memory without end."""
-    job = patient.submit(through("TestMemory", way="without end", size_text=0))
+    job = patient.submit(through("TestMemory", way="without end", megabytes=0))
     outcome = refused(patient.answered(job), "comfyui.died", "comfyui.killed")
     said = patient.plane.result(job)["error"]
     return Outcome(outcome.right and "memory" in said, outcome.seconds, said)
@@ -41,7 +41,7 @@ def _after_filling(patient: Patient, way: str, percent: float, said: str) -> Out
     if patient.container is None:
         raise CannotInject("the patient has no container")
     missing = patient.container.megabytes_until(percent)
-    filling = patient.answer(patient.submit(through("TestMemory", way=way, size_text=missing)))
+    filling = patient.answer(patient.submit(through("TestMemory", way=way, megabytes=missing)))
     lines = len(patient.worker.lines)
     outcome = completed(patient.answered(patient.submit(plain())))
     told = any(said in line.text for line in patient.worker.lines[lines:])

@@ -8,4 +8,4 @@ from benchmarks import s3_memory
 
 
 def test_a_large_video_is_not_held_in_memory(tmp_path: Path) -> None:
-    assert s3_memory.main(["--size_text", "120", "--folder", str(tmp_path)]) == 0
+    assert s3_memory.main(["--megabytes", "120", "--folder", str(tmp_path)]) == 0

@@ -82,7 +82,7 @@ picture: python ## Draw the README's picture of the checker's report again
 
 site: python ## Build the documentation site in build/site/; a broken link is an error
 	@$(PYTHON) -m demo venv dev
-	@DISABLE_MKDOCS_2_WARNING=true $(VENV_PYTHON) -m mkdocs build --quiet
+	@NO_MKDOCS_2_WARNING=true $(VENV_PYTHON) -m mkdocs build --quiet
 
 format: python ## Format the code and apply the linter's safe fixes
 	@$(PYTHON) -m demo venv dev

@@ -27,7 +27,7 @@ from bootstrap.core import log
 from bootstrap.core.findings import findings_text
 from bootstrap.doctor import Report, Scope, examine, report_json, report_text
 from bootstrap.doctor.fix import apply_fixes, plan_fixes
-from bootstrap.doctor.html import page
+from bootstrap.doctor.page import page
 from scripts.progress import Progress
 from scripts.stdout import show, wants_colour
 

@@ -48,10 +48,9 @@ def _boot(boot: Mapping[str, Any]) -> Iterator[str]:
 
 def _stage(given: Mapping[str, Any]) -> Stage:
     from bootstrap.boot import Stage
-    from bootstrap.doctor.html.text import number
 
     name, outcome, note = (str(given.get(key) or "") for key in ("name", "outcome", "note"))
-    start, took, moved = (number(given.get(key)) for key in ("start", "seconds", "bytes"))
+    start, took, moved = (_number(given.get(key)) for key in ("start", "seconds", "bytes"))
     return Stage(name, start, took, outcome, int(moved), note)
 
 
@@ -63,6 +62,12 @@ def _comfyui(comfyui: Mapping[str, Any]) -> Iterator[str]:
     for exit in _objects(comfyui.get("exits")):
         reason = _object(exit.get("reason"))
         yield plain(f"  ended with {exit.get('code')}: {reason.get('message')}")
+
+
+def _number(value: Any) -> float:
+    """A number between 0 and an exbibyte; 0 for anything else."""
+    real = isinstance(value, (int, float)) and not isinstance(value, bool)
+    return float(value) if real and 0 < value < 1 << 60 else 0.0
 
 
 def _seconds(value: Any) -> str:

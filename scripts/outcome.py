@@ -78,7 +78,7 @@ def _judged(ended: Ended) -> tuple[int, str]:
 
 
 def _written(diagnostics: dict[str, Any], html: Path, saving: Saving) -> bool:
-    from bootstrap.doctor.html import page
+    from bootstrap.doctor.page import page
 
     try:
         html.write_text(page(diagnostics, "ComfyUI worker report"), "utf-8")

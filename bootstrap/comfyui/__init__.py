@@ -27,6 +27,7 @@ __all__ = [
     "is_answering",
     "make_workdir",
     "not_startable",
+    "prompt_hooks",
     "readiness",
     "stage_code",
     "wait_until_ready",

@@ -16,7 +16,7 @@ CODES = {
     "comfyui.killed": "ComfyUI was killed, most often for memory",
     "comfyui.bad_flag": "ComfyUI refused its command line",
     "comfyui.module_missing": "A Python package that ComfyUI needs is not installed",
-    "comfyui.front_end_missing": "ComfyUI wants its front end package",
+    "comfyui.front_end_missing": "ComfyUI requires its front end package",
     "comfyui.port_taken": "ComfyUI's port was taken",
     "comfyui.database": "ComfyUI could not open its database",
     "comfyui.model_paths_bad": "ComfyUI could not read extra_model_paths.yaml",
@@ -32,6 +32,20 @@ CODES = {
 }
 PORT_TAKEN = "comfyui.port_taken"
 LOG_LINES_IN_DETAILS = 30
+# As torch, onnxruntime, attention kernels and the libraries built on CUDA itself say it.
+NO_GPU_CODE = re.compile(
+    r"no kernel image is available|cudaErrorNoKernelImageForDevice"
+    r"|(?:CUDA error: |CUDA failure \d{1,4}: )(?:invalid device function|named symbol not found)"
+    r"|only supports Ampere GPUs or newer"
+    r"|Unsupported CUDA architecture|unsupported gpu architecture"
+    r"|Value 'sm_\d{2,3}a?' is not defined for option",
+    re.IGNORECASE,
+)
+NO_GPU_CODE_FIX = (
+    "Install a build of that package for this GPU into {python}: torch, or what a custom node "
+    "brings (onnxruntime-gpu, xformers, sageattention; the traceback in the details names it). "
+    "Or choose a GPU type that it was built for."
+)
 # Custom nodes log failures of their own on the way; the fatal one stands at the end.
 _LINES_LOOKED_AT = 30
 _SURVIVED = re.compile(r"Import times for custom nodes|^Cannot import .* module for custom nodes:")
@@ -169,18 +183,14 @@ _REASONS: Sequence[_Reason] = (
         "ComfyUI refused its command line: {0}.",
         "Correct COMFYUI_ARGS; `python main.py --help` in the ComfyUI folder lists what it knows.",
     ),
-    # As torch, onnxruntime and the libraries built on CUDA itself say it.
     _Reason(
         "comfyui.no_gpu_code",
         re.compile(
-            r"^.*(?:no kernel image is available|cudaErrorNoKernelImageForDevice"
-            r"|CUDA error: invalid device function).*$",
+            rf"^.*(?:{NO_GPU_CODE.pattern}).*$",
             _FLAGS,
         ),
         "A package in {python} has no code for this GPU: {line}.",
-        "Install a build of that package for this GPU into {python}: torch, or what a custom node "
-        "brings (onnxruntime-gpu, xformers, sageattention; the traceback in the details names it). "
-        "Or choose a GPU type that it was built for.",
+        NO_GPU_CODE_FIX,
     ),
     _Reason(
         "comfyui.gpu_unusable",
@@ -239,7 +249,7 @@ _REASONS: Sequence[_Reason] = (
         "comfyui.front_end_missing",
         re.compile(r"comfyui-frontend-package (?:is not installed|is missing)[^\n]*", _FLAGS),
         "ComfyUI requires the package comfyui-frontend-package, and knows no --front-end-root.",
-        "{python} -m pip install comfyui-frontend-package",
+        "`{python} -m pip install comfyui-frontend-package`",
     ),
     _Reason(
         "comfyui.module_missing",
@@ -247,7 +257,7 @@ _REASONS: Sequence[_Reason] = (
         "ComfyUI's Python ({python}) has no module {0}.",
         "With PACKAGES=install (the default) a worker adds what ComfyUI's requirements.txt asks "
         "for; the findings on packages say what it could not add. By hand: "
-        "{python} -m pip install {top}",
+        "`{python} -m pip install {top}`",
         detail="module",
     ),
     _Reason(
@@ -284,7 +294,7 @@ _REASONS: Sequence[_Reason] = (
         "ComfyUI could not start its assets ({0}).",
         "Remove --enable-assets from COMFYUI_ARGS: a worker has no use for them. (in_use, locked, "
         "newer_revision, path_blocked, not_writable, corrupt: its database; missing_packages: "
-        "{python} -m pip install alembic SQLAlchemy blake3.)",
+        "`{python} -m pip install alembic SQLAlchemy blake3`.)",
         detail="kind",
     ),
 )

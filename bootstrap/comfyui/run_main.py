@@ -11,10 +11,12 @@ psutil tells the machine's memory, of which a container may have a small part. C
 90 % of it for pinned weights and caches, so that the kernel kills it. Here psutil.virtual_memory
 tells the container's, as long as psutil can be imported.
 
+What the worker asks of prompts beyond ComfyUI's API is in `prompt_hooks.py`.
+
 A node that hangs while it is imported says nothing. Asked by SIGUSR2, this process writes where all
 its threads are; faulthandler does that even while a node holds Python's lock.
 
-Standard library only, and of the project one file that is no more. All else is as with
+Standard library only, and of the project two files that need no more. All else is as with
 `python main.py`.
 """
 
@@ -38,13 +40,14 @@ _LAST_WORDS_SECONDS = 0.5
 _FUNCTION = "(prompt_worker)"  # its name in ComfyUI's main.py since 2023
 SAID = "ComfyUI's prompt thread ended"  # bootstrap/comfyui/exits.py reads it
 ASK_STACKS = signal.SIGUSR2
-_MEMORY = os.path.join(os.path.dirname(os.path.abspath(__file__)), "..", "core", "memory.py")
+_HERE = os.path.dirname(os.path.abspath(__file__))
+_MEMORY = os.path.join(_HERE, "..", "core", "memory.py")
+_HOOKS = os.path.join(_HERE, "prompt_hooks.py")
 
 
 def main(script: str, arguments: list[str]) -> None:
     """Run `script` as `python script arguments…` does."""
-    here = os.path.dirname(os.path.abspath(__file__))
-    if sys.path and os.path.abspath(sys.path[0]) == here:  # not so with PYTHONSAFEPATH
+    if sys.path and os.path.abspath(sys.path[0]) == _HERE:  # not so with PYTHONSAFEPATH
         sys.path[0] = os.path.dirname(os.path.abspath(script))
     sys.argv = [script, *arguments]
     others = threading.excepthook
@@ -65,6 +68,7 @@ def main(script: str, arguments: list[str]) -> None:
         _tell_containers_memory()
     except Exception as problem:  # noqa: BLE001  # ComfyUI runs without as well
         print(f"psutil tells the machine's memory: {problem}", file=sys.stderr, flush=True)
+    _load(_HOOKS).install()
     runpy.run_path(script, run_name="__main__")
 
 
@@ -94,7 +98,8 @@ def _tell_containers_memory() -> None:
 
 def _load(path: str) -> Any:
     """A module by its file: the project's folders are not on this Python's path."""
-    spec = importlib.util.spec_from_file_location("_container_memory", path)
+    name = f"_worker_{os.path.splitext(os.path.basename(path))[0]}"
+    spec = importlib.util.spec_from_file_location(name, path)
     if spec is None or spec.loader is None:
         raise ImportError(path)
     module = importlib.util.module_from_spec(spec)

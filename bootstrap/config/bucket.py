@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -12,8 +13,13 @@ from bootstrap.config.settings import Settings
 from bootstrap.core.redact import Secret
 
 # `https://NAME.s3.REGION.amazonaws.com`: the bucket's own address, as other workers want it.
-_AWS = re.compile(r"(?:(?P<name>[a-z0-9.-]+)\.)?s3[.-](?P<region>[a-z0-9-]+)\.amazonaws\.com")
+_HOSTS = re.compile(
+    r"(?:(?P<name>[a-z0-9.-]+)\.)?(?:s3[.-](?P<region>[a-z0-9-]+)"
+    r"\.(?:amazonaws|backblazeb2|wasabisys)\.com|(?P<space>[a-z]{3}[0-9])\.digitaloceanspaces\.com)"
+)
 _REGION = re.compile(r"s3(?:api)?[.-](?P<region>[a-z0-9-]+)\.")
+_NO_BUCKET = "/storage/v1/s3"  # Supabase's address ends so
+JOB_ID = "{job_id}"
 _FIELDS = {
     "endpointUrl": "endpoint",
     "accessId": "key_id",
@@ -27,7 +33,7 @@ S3_CONFIG = "s3Config"
 class Bucket:
     """An S3-compatible bucket. `trusted`: the operator named it, so that it may be anywhere; one
     from a request must be public and https. `public_url` stands before keys instead of signed
-    URLs; `expiry` of those in seconds."""
+    URLs; `expiry` of those in seconds. `prefix` may hold `{job_id}`."""
 
     endpoint: str
     key_id: Secret
@@ -43,6 +49,11 @@ class Bucket:
     def virtual_host(self) -> bool:
         """Does the bucket's name stand in the host? Amazon wants it, others know the path."""
         return (urlsplit(self.endpoint).hostname or "").endswith(".amazonaws.com")
+
+    def for_job(self, job_id: object) -> Bucket:
+        """This bucket with the job's id where its prefix asks for that."""
+        word = re.sub(r"[^A-Za-z0-9._-]+|^\.+", "-", str(job_id))[:100]
+        return replace(self, prefix=self.prefix.replace(JOB_ID, word))
 
     @property
     def shown(self) -> str:
@@ -64,11 +75,17 @@ def bucket_of(settings: Settings) -> Bucket | None:
     return replace(
         bucket,
         region=settings.bucket_region or bucket.region,
-        prefix=(settings.bucket_prefix or "").strip("/"),
+        prefix=_joined(bucket.prefix, settings.bucket_prefix),
         expiry=settings.bucket_url_expiry,
         public_url=settings.bucket_public_url,
         trusted=True,
     )
+
+
+def has_no_name(settings: Settings) -> bool:
+    """Is the bucket named after the month, as worker-comfyui does, since nothing else names it?"""
+    endpoint = settings.bucket_endpoint_url
+    return bool(endpoint and not settings.bucket_name and not _place(endpoint, None)[1])
 
 
 def missing_variables(settings: Settings) -> list[str]:
@@ -77,10 +94,10 @@ def missing_variables(settings: Settings) -> list[str]:
         "BUCKET_ENDPOINT_URL": settings.bucket_endpoint_url,
         "BUCKET_ACCESS_KEY_ID": settings.bucket_access_key_id,
         "BUCKET_SECRET_ACCESS_KEY": settings.bucket_secret_access_key,
-        "BUCKET_NAME": settings.bucket_name or _own_name(settings.bucket_endpoint_url or ""),
     }
     lacking = [name for name, value in given.items() if value is None]
-    return [] if len(lacking) == len(given) else lacking
+    none = len(lacking) == len(given) and settings.bucket_name is None
+    return [] if none else lacking
 
 
 def bucket_from(given: Mapping[Any, Any], settings: Settings) -> Bucket:
@@ -89,7 +106,7 @@ def bucket_from(given: Mapping[Any, Any], settings: Settings) -> Bucket:
     for key, name in _FIELDS.items():
         value = given.get(key)
         if key == "bucketName" and value is None and isinstance(given.get("endpointUrl"), str):
-            value = _own_name(given["endpointUrl"])
+            value = _place(given["endpointUrl"], None)[1] or None
         if not isinstance(value, str) or not value.strip():
             raise ValueError(f"{key} is missing or no text")
         if any(ord(c) <= 32 or ord(c) > 126 for c in value.strip()):
@@ -100,26 +117,41 @@ def bucket_from(given: Mapping[Any, Any], settings: Settings) -> Bucket:
     bucket = _bucket(
         values["endpoint"], Secret(values["key_id"]), Secret(values["secret"]), values["name"]
     )
-    prefix = (settings.bucket_prefix or "").strip("/")
+    prefix = _joined(bucket.prefix, settings.bucket_prefix)
     return replace(bucket, prefix=prefix, expiry=settings.bucket_url_expiry)
 
 
 def _bucket(endpoint: str, key_id: Secret, secret: Secret, name: str | None) -> Bucket:
-    own = _own_name(endpoint)
-    parts = urlsplit(endpoint)
-    host = parts.netloc
-    if own is not None and name in (None, own):
-        name, host = own, host[len(own) + 1 :]
-    found = _AWS.fullmatch(host.lower()) or _REGION.match(host.lower())
-    region = found["region"] if found else "us-east-1"
-    path = parts.path.rstrip("/")
-    return Bucket(f"{parts.scheme}://{host}{path}", key_id, secret, name or "", region)
+    address, found, prefix = _place(endpoint, name)
+    host = urlsplit(address).netloc.lower()
+    known = _HOSTS.fullmatch(host) or _REGION.match(host)
+    regions = known.groupdict() if known else {}
+    region = regions.get("region") or regions.get("space")
+    return Bucket(address, key_id, secret, found or month_name(), region or "us-east-1", prefix)
 
 
-def _own_name(endpoint: str) -> str | None:
-    """The bucket that an address of Amazon's names itself."""
+def month_name() -> str:
+    """The bucket that worker-comfyui uploads to where its address names none: `11-26`."""
+    return time.strftime("%m-%y")
+
+
+def _place(endpoint: str, name: str | None) -> tuple[str, str, str]:
+    """(address without the bucket, the bucket's name or "", what stands before keys). A bucket
+    stands in the host or first in the path; with another `name`, that path is the store's own."""
     try:
-        found = _AWS.fullmatch((urlsplit(endpoint).hostname or "").lower())
+        parts = urlsplit(endpoint)
+        known = _HOSTS.fullmatch((parts.hostname or "").lower())
     except ValueError:
-        return None
-    return found["name"] if found else None
+        return endpoint, name or "", ""
+    host, path = parts.netloc, parts.path.strip("/")
+    own = known["name"] if known else None
+    if own and name in (None, own):
+        return f"{parts.scheme}://{host[len(own) + 1 :]}", own, path
+    first, _, rest = path.partition("/")
+    if first and first == (name or first) and not (name is None and f"/{path}" == _NO_BUCKET):
+        return f"{parts.scheme}://{host}", first, rest
+    return f"{parts.scheme}://{host}{path and '/' + path}", name or "", ""
+
+
+def _joined(*parts: str | None) -> str:
+    return "/".join(stripped for part in parts if (stripped := (part or "").strip("/")))

@@ -169,8 +169,8 @@ class Settings:
         "BUCKET_ENDPOINT_URL",
         kinds.URL,
         None,
-        "An S3-compatible store to upload results to; with it, key and name, results are "
-        "delivered as URLs",
+        "An S3-compatible store to upload results to, alone or with the bucket in it; with it and "
+        "a key, results are delivered as URLs",
     )
     bucket_access_key_id: Secret | None = var(
         "BUCKET_ACCESS_KEY_ID", kinds.SECRET, None, "Its access key id"
@@ -183,7 +183,7 @@ class Settings:
         kinds.BUCKET_NAME,
         None,
         "The bucket",
-        "the one that an address such as `https://NAME.s3.REGION.amazonaws.com` names",
+        "the one that BUCKET_ENDPOINT_URL names, in its host or its path; else `MM-YY`, the month",
     )
     bucket_region: str | None = var(
         "BUCKET_REGION",
@@ -193,7 +193,10 @@ class Settings:
         "the one in BUCKET_ENDPOINT_URL, else `us-east-1`",
     )
     bucket_prefix: str | None = var(
-        "BUCKET_PREFIX", kinds.TEXT, None, "What stands before the keys of all results"
+        "BUCKET_PREFIX",
+        kinds.TEXT,
+        None,
+        "What stands before the keys of all results; `{job_id}` in it becomes the job's id",
     )
     bucket_url_expiry: int = var(
         "BUCKET_URL_EXPIRY",

@@ -124,6 +124,12 @@ def child_environment(
     return child
 
 
+def withheld(env: Mapping[str, str], passed: Iterable[str]) -> list[str]:
+    """Names of the secrets that `child_environment` keeps from the child."""
+    allowed = frozenset(passed)
+    return sorted(n for n, value in env.items() if n not in allowed and _is_secret(n, value))
+
+
 def _is_secret(name: str, value: str) -> bool:
     index = _INDEX_NAME.match(name) and LOGIN.search(value)
     return bool(_SECRET_NAME.search(name) or index)

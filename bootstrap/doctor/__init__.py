@@ -21,8 +21,8 @@ __all__ = [
     "check_layout",
     "examine",
     "fix",
-    "html",
     "look_at_link",
+    "page",
     "report_json",
     "report_text",
 ]

@@ -2,6 +2,7 @@
 
 from handler.execution.comfy_client import KnownClasses
 from handler.execution.executor import PromptExecutor
+from handler.execution.history import with_withheld
 from handler.execution.node_progress import ProgressUpdate
 from handler.execution.prompt_run import run_prompt
 from handler.execution.queue import Prompt, PromptQueue, PromptResult
@@ -19,4 +20,5 @@ __all__ = [
     "PromptResult",
     "of_node",
     "run_prompt",
+    "with_withheld",
 ]

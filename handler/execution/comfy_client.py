@@ -10,7 +10,7 @@ from typing import Any
 
 import aiohttp
 
-from bootstrap.comfyui import ComfyUI
+from bootstrap.comfyui import ComfyUI, prompt_hooks
 from handler.common.deadline import Deadline
 
 _Socket = Any  # aiohttp's class is generic in some versions and not in others
@@ -60,11 +60,12 @@ class ComfyClient:
         prompt_id: str,
         extra_data: Mapping[str, Any],
         targets: Sequence[str] | None = None,
+        rerun: Sequence[str] = (),
     ) -> tuple[str, Any]:
         """Queue a workflow; (the prompt id in force, errors of nodes that were left out)."""
+        mark = {prompt_hooks.MARK: {"rerun": list(rerun)}}
         body = {"prompt": workflow, "client_id": client_id, "prompt_id": prompt_id}
-        if extra_data:
-            body["extra_data"] = dict(extra_data)
+        body["extra_data"] = {**extra_data, **mark}
         if targets is not None:
             body["partial_execution_targets"] = list(targets)
         answer = await self._call("POST", "/prompt", body, _SLOW_ANSWER_SECONDS)
@@ -196,10 +197,11 @@ async def fetch_history(
     raise AssertionError("the last look returns or raises")
 
 
-async def lets_go(client: ComfyClient, prompt_id: str) -> bool:
-    """Is the prompt gone from ComfyUI, having been removed or interrupted there?"""
+async def lets_go(client: ComfyClient, prompt_ids: Sequence[str]) -> bool:
+    """Are the prompts gone from ComfyUI, having been removed or interrupted there?"""
     try:
-        await asyncio.wait_for(_removed(client, prompt_id), _LET_GO_SECONDS)
+        for prompt_id in prompt_ids:
+            await asyncio.wait_for(_removed(client, prompt_id), _LET_GO_SECONDS)
     except (Unreachable, Refused, asyncio.TimeoutError):
         return False
     return True

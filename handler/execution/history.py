@@ -7,36 +7,66 @@ the same client id, and nothing is replayed; its messages only say when to look 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
 from typing import Any
 
-from bootstrap.comfyui import Exit, explain_exit
+from bootstrap.comfyui import Exit, exits, explain_exit, prompt_hooks
 from handler.common.calls import VOLUME_FIX
 from handler.common.errors import JobError
 from handler.execution.node_progress import NodeProgress
 
 _TRACEBACK_LINES = 12
+_QUEUED_FAILED = "a prompt that a node of this workflow queued has failed: "
 _MILLISECOND = 0.001
-# After these every later call of this process fails, whatever it asks.
+# After these every later call of this process fails, whatever it asks: those of which the
+# documentation of CUDA says so, and what its libraries make of them. Others concern one call.
 _POISON = re.compile(
     r"illegal memory access|device-side assert|unspecified launch failure|misaligned address"
-    r"|CUDA error|CUBLAS_STATUS_(?:EXECUTION|INTERNAL)|CUDNN_STATUS_(?:EXECUTION|INTERNAL)"
-    r"|uncorrectable ECC error",
+    r"|illegal instruction|invalid program counter|hardware stack error|launch timed out"
+    r"|operation not supported on global/shared address space|uncorrectable (?:ECC|NVLink) error"
+    r"|CUDA (?:error|failure \d{1,4}): unknown error"
+    r"|CUBLAS_STATUS_(?:EXECUTION|INTERNAL)|CUDNN_STATUS_(?:EXECUTION|INTERNAL)",
     re.IGNORECASE,
 )
+# How hubs refuse whoever brings no token, as their clients put it.
+_REFUSED = re.compile(
+    r"\b40[13] (?:Client Error|Unauthorized|Forbidden)|\b(?:HTTP|status|code)[^\n]{0,20}\b40[13]\b"
+    r"|gated repo|GatedRepo|RepositoryNotFoundError|Invalid username or password"
+    r"|token (?:is )?required|LocalTokenNotFound|api[ _]key (?:is )?(?:missing|required|not set)",
+    re.IGNORECASE,
+)
+# Parts of a variable's name that say nothing of the service that it is for.
+_PLAIN_WORDS = frozenset(
+    "API AUTH ACCESS SECRET TOKEN KEY KEYS HUB PASSWORD USER MY RUNPOD".split()
+)
+_ALSO = {"HF": ("huggingface", "hf.co", "gated"), "HUGGING": ("huggingface", "hf.co", "gated")}
 _MEMORY = re.compile(r"CUDA (?:error: )?out of memory", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
 class HistoryEntry:
     """A prompt that ended; `failure` is None when it succeeded. Times are in seconds since 1970,
-    None where ComfyUI does not say (before 2024)."""
+    None where ComfyUI does not say (before 2024). `warnings` name nodes that were blocked with a
+    message; `queued` are the prompts that its nodes queued, by id."""
 
     outputs: Mapping[str, Any]
     failure: JobError | None
     ended_at: float | None = None
     started_at: float | None = None
+    warnings: tuple[str, ...] = ()
+    queued: tuple[str, ...] = ()
+
+    def followed_by(self, other: HistoryEntry, prompt_id: str) -> HistoryEntry:
+        """This prompt and one that its nodes queued, as one."""
+        more = {f"{prompt_id}/{node}": output for node, output in other.outputs.items()}
+        failed = () if other.failure is None else (_QUEUED_FAILED + other.failure.message,)
+        return replace(
+            self,
+            outputs={**self.outputs, **more},
+            ended_at=other.ended_at,
+            warnings=(*self.warnings, *other.warnings, *failed),
+        )
 
     def seconds(self, at_most: float) -> float:
         """What it took; `at_most`, which was measured from outside, where ComfyUI does not say or
@@ -75,13 +105,23 @@ def read_entry(entry: Mapping[str, Any] | None) -> HistoryEntry | None:
     if entry is None:
         return None
     status = entry.get("status") or {}
-    messages = {m[0]: m[1] for m in status.get("messages") or [] if len(m) == 2}
+    pairs = [m for m in status.get("messages") or [] if len(m) == 2]
+    messages = dict(pairs)
     ended_at = _when(messages, "execution_success", "execution_error", "execution_interrupted")
     return HistoryEntry(
         entry.get("outputs") or {},
         _failure(status, messages),
         None if ended_at is None else ended_at + _MILLISECOND,  # they are cut to whole ones
         _when(messages, "execution_start"),
+        tuple(_blocked(told) for kind, told in pairs if kind == prompt_hooks.BLOCKED),
+        tuple(messages.get(prompt_hooks.QUEUED, {}).get("prompt_ids", ())),
+    )
+
+
+def _blocked(told: Mapping[str, Any]) -> str:
+    return (
+        f"node {told.get('node_id')} ({told.get('node_type')}) did not run. "
+        f"{str(told.get('exception_message'))[:500]}"
     )
 
 
@@ -98,14 +138,23 @@ def _failure(status: Mapping[str, Any], messages: Mapping[str, Any]) -> JobError
     if "execution_error" in messages:
         return _node_failed(messages["execution_error"])
     if "execution_interrupted" in messages:
-        return JobError(
-            "job.interrupted",
-            "The job was interrupted in ComfyUI by something other than this worker.",
-            "Send it again.",
-        )
+        return _stopped(messages["execution_interrupted"])
     if status.get("status_str") == "error":
         return JobError("job.node_failed", "ComfyUI reports an error without naming it.", "")
     return None
+
+
+def _stopped(told: Mapping[str, Any]) -> JobError:
+    node_id, node_type = told.get("node_id"), told.get("node_type")
+    return JobError(
+        "job.interrupted",
+        f"The workflow was stopped while node {node_id} ({node_type}) ran, by that node itself or "
+        "by another one: it was not this worker.",
+        "Some nodes stop a workflow on purpose, where a condition is not met; see what that node's "
+        "inputs ask for.",
+        node_id=str(node_id),
+        node_type=node_type,
+    )
 
 
 def _node_failed(error: Mapping[str, Any]) -> JobError:
@@ -127,6 +176,13 @@ def _node_failed(error: Mapping[str, Any]) -> JobError:
             "Use a smaller size or batch, a smaller or fp8 model, or a GPU with more memory.",
             **details,
         )
+    if exits.NO_GPU_CODE.search(said):
+        return JobError(
+            "job.no_gpu_code",
+            f"A package that {where} uses has no code for this GPU: {said[:500]}",
+            exits.NO_GPU_CODE_FIX.format(python="ComfyUI's Python"),
+            **details,
+        )
     if _POISON.search(f"{kind}: {said}"):
         return JobError(
             "job.cuda_failed",
@@ -142,6 +198,33 @@ def _node_failed(error: Mapping[str, Any]) -> JobError:
         "The traceback in the details says where; check that node's inputs and models.",
         **details,
     )
+
+
+def with_withheld(error: JobError, withheld: Iterable[str], passed: Iterable[str]) -> JobError:
+    """The error of a node that was refused for want of a token, with the name of the variable that
+    is kept from ComfyUI (one of `withheld`) and how to let it through beside those `passed`."""
+    said = f"{error.message} {error.details.get('exception_type')}"
+    if error.code != "job.node_failed" or not _REFUSED.search(said):
+        return error
+    said += " ".join(map(str, error.details["traceback"]))
+    names = [name for name in withheld if _is_for(name, said.lower())]
+    if not names:
+        return error
+    listed = ",".join([*passed, *names])
+    return JobError(
+        error.code,
+        f"{error.message} This worker keeps {' and '.join(names)} from ComfyUI and its nodes.",
+        f"If the node is to have it, set COMFYUI_ENV_PASS={listed} on the endpoint. {error.fix}",
+        **error.details,
+        withheld=names,
+    )
+
+
+def _is_for(name: str, said: str) -> bool:
+    """Does the text, in lower case, name the service that the variable is for?"""
+    words = [word for word in name.upper().split("_") if word not in _PLAIN_WORDS]
+    hints = [hint for word in words for hint in _ALSO.get(word, (word.lower(),))]
+    return any(len(hint) > 2 and hint in said for hint in hints)
 
 
 def died_error(exit: Exit, progress: NodeProgress) -> JobError:

@@ -108,6 +108,7 @@ class _Run:
         self.heard_end = False
         self.refusals = 0
         self.listening: asyncio.Task[None] | None = None
+        self.behind: list[str] = []  # queued by its nodes
 
     async def to_end(self) -> PromptResult:
         submitted, start = time.time(), time.monotonic()
@@ -120,7 +121,7 @@ class _Run:
                 submitting.cancel()
                 await self._give_up()
             warnings = await submitting
-            ended = await self._watch()
+            ended = await self._watch_all()
         except _RanUnheard as ran:
             warnings, ended = [], ran.ended
         finally:
@@ -128,12 +129,14 @@ class _Run:
             listening.cancel()
             await asyncio.gather(submitting, listening, return_exceptions=True)
         seconds = ended.seconds(at_most=time.monotonic() - start)
+        warnings += ended.warnings
         return PromptResult(ended, warnings, ended.started_at or submitted, seconds)
 
     async def stop(self) -> None:
         """Make sure that this prompt, and no other, no longer runs. If ComfyUI does not let go of
         it, end ComfyUI, but not while another prompt runs there: wait for that one first."""
-        while not (self._process_is_gone() or await lets_go(self.client, self.prompt_id)):
+        ours = [*self.behind, self.prompt_id]
+        while not (self._process_is_gone() or await lets_go(self.client, ours)):
             if self.entry.is_head:
                 _log.warning("ComfyUI did not let go of the prompt; ending it")
                 await self.calls.control.run(self.comfyui.stop, STOP_SECONDS)
@@ -152,6 +155,7 @@ class _Run:
                 self.prompt_id,
                 self.prompt.extra_data,
                 self.prompt.targets,
+                self.prompt.rerun,
             )
         except Refused as refusal:
             raise await self._refused(refusal) from None
@@ -183,6 +187,21 @@ class _Run:
         return validation.explain(
             refusal.body, self.prompt.workflow, known, self.models, self.prompt.hints
         )
+
+    async def _watch_all(self) -> history.HistoryEntry:
+        """The prompt to its end, and those that its nodes queue: they run right after it, and what
+        they produce is this job's."""
+        ended = await self._watch()
+        self.behind = list(ended.queued)
+        if ended.failure is not None and self.behind:
+            await self.stop()
+            return ended
+        while self.behind:
+            self.prompt_id, self.heard_end = self.behind.pop(0), False
+            follower = await self._watch()
+            self.behind += follower.queued
+            ended = ended.followed_by(follower, self.prompt_id)
+        return ended
 
     async def _watch(self) -> history.HistoryEntry:
         looks = 0

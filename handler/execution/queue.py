@@ -28,14 +28,16 @@ _UNKNOWN = 0.0
 
 @dataclass(frozen=True)
 class Prompt:
-    """What ComfyUI is to run; only what `targets` need, where there are any. `extra_data` may hold
-    secrets for nodes; it is sent to ComfyUI and nowhere else. `hints` explain what ComfyUI may find
+    """What ComfyUI is to run; only what `targets` need, where there are any, and the nodes `rerun`
+    even if it has their results in its cache. `extra_data` may hold secrets for nodes; it is sent
+    to ComfyUI and nowhere else. `hints` explain what ComfyUI may find
     wrong with it. `on_progress` is called as it advances, `on_output` with what each node that has
     finished reports, in the form of the history's outputs."""
 
     workflow: Workflow
     extra_data: Mapping[str, Any] = field(default_factory=dict, repr=False)
     targets: tuple[str, ...] | None = None
+    rerun: tuple[str, ...] = ()
     hints: Sequence[JobError] = ()
     on_progress: Callable[[ProgressUpdate], None] = lambda _: None
     on_output: Callable[[Mapping[str, Any]], None] = lambda _: None

@@ -15,6 +15,7 @@ from bootstrap.config.bucket import S3_CONFIG
 from bootstrap.core import log
 from bootstrap.core.concurrency import SilentError, Together
 from bootstrap.core.findings import Finding, errors_in
+from bootstrap.core.redact import withheld
 from bootstrap.core.text import counted, named
 from bootstrap.volume import MODELS
 from handler.common import reply
@@ -65,8 +66,9 @@ class Worker:
         self._named = None if layout is None else NamedWorkflows(layout.root)
         self._jobs: WorkflowJobs | None = None
         if runtime.serving is not None:
+            kept = withheld(runtime.env, runtime.settings.comfyui_env_pass)
             self._jobs = WorkflowJobs(
-                runtime.serving, self._supply, self.calls, self._faults_at_boot
+                runtime.serving, self._supply, self.calls, self._faults_at_boot, kept
             )
 
     async def handle(self, job: Mapping[str, Any]) -> dict[str, Any]:
@@ -134,7 +136,8 @@ class Worker:
 
         def read() -> Request:
             named = None if self._named is None else self._named.read
-            return parse_request(given, self._settings, job.get(S3_CONFIG), named)
+            job_id = str(job.get("id"))
+            return parse_request(given, self._settings, job.get(S3_CONFIG), named, job_id)
 
         try:
             if isinstance(given, Mapping) and "workflow_name" not in given:

@@ -24,6 +24,7 @@ from handler.execution import (
     PromptExecutor,
     PromptResult,
     of_node,
+    with_withheld,
 )
 from handler.inputs import Fetcher, JobInputs, VolumeInputs, missing_inputs
 from handler.jobs.warmup import LAST
@@ -31,7 +32,6 @@ from handler.models.on_demand import ModelSupply, Supplied
 from handler.models.prefetch import JobPrefetch, ModelPrefetcher
 from handler.outputs import GRACE_SECONDS, Delivery, DeliveryOptions, JobOutputs, Produced, produced
 from handler.request.parse import WorkflowRequest
-from handler.request.workflow import bust_cache
 from handler.sdk.progress import Progress, has_control_plane
 from handler.sdk.shutdown import JobHandle
 
@@ -64,10 +64,13 @@ class WorkflowJobs:
         supply: ModelSupply | None,
         calls: Calls,
         faults: Sequence[Finding] = (),
+        withheld: Sequence[str] = (),
     ) -> None:
-        """`faults` are what the boot found."""
+        """`faults` are what the boot found; `withheld` are the variables that are kept from
+        ComfyUI, by name."""
         settings, layout, comfyui = serving.settings, serving.layout, serving.comfyui
         self._supply = supply
+        self._withheld = withheld
         self._settings = settings
         self._layout = layout
         self._work = serving.work
@@ -153,6 +156,7 @@ class WorkflowJobs:
 
     async def _explained(self, problem: JobError, request: WorkflowRequest) -> JobError:
         """The error to report: a volume that is gone causes many others."""
+        problem = with_withheld(problem, self._withheld, self._settings.comfyui_env_pass)
         fault = await self._calls.control.run(
             lambda: volume_fault(self._layout, problem), GRACE_SECONDS
         )
@@ -182,7 +186,9 @@ class WorkflowJobs:
 
         def at_end(result: PromptResult | None, cutoff: float) -> None:
             items = produced(result.history.outputs, with_temp)[0] if result is not None else []
-            stale[:] = files.stale_nodes(items, result.started_at) if result is not None else []
+            nodes = files.stale_nodes(items, result.started_at) if result is not None else []
+            # One that another expanded into has an id such as `5.0.1`.
+            stale[:] = [n for n in nodes if {n, n.partition(".")[0]} & set(request.workflow)]
             files.claim(job.outputs.claim, cutoff, files.found(items))
 
         def on_progress(update: ProgressUpdate) -> None:
@@ -192,9 +198,9 @@ class WorkflowJobs:
             request.workflow,
             request.extra_data,
             request.targets,
-            hints,
-            on_progress,
-            job.outputs.eager.on_output,
+            hints=hints,
+            on_progress=on_progress,
+            on_output=job.outputs.eager.on_output,
         )
         for again in (False, True):
             try:
@@ -203,10 +209,9 @@ class WorkflowJobs:
                 )
             except JobError as error:
                 raise of_node(hints, error) from None
-            if again or not stale or not set(stale) <= set(prompt.workflow):
+            if again or not stale:
                 return result, *produced(result.history.outputs, with_temp)
-            workflow = bust_cache(prompt.workflow, stale, job.options.job_tag)
-            prompt = replace(prompt, workflow=workflow)
+            prompt = replace(prompt, rerun=tuple(stale))
         raise AssertionError("the second round always returns")
 
     async def _reply(

@@ -353,8 +353,18 @@ class Delivery:
         )
 
 
+def _first_url(results: Sequence[Result]) -> str | None:
+    """Of the first video, else the first picture, else the first file that is in a bucket: what
+    clients of one result take, such as comfy-gen's."""
+    linked = [result for result in results if result.url is not None]
+    rank = {"video": 0, "image": 1}
+    return min(linked, key=lambda r: rank.get(r.kind, 2)).url if linked else None
+
+
 def _without_contents(found: CollectedOutputs, more: dict[str, Any]) -> dict[str, Any]:
     """The reply without the contents of files and texts."""
     warnings = [*found.warnings, *(w for result in found.results for w in result.warnings)]
     entries = [{**result.entry(), "node_id": node} for node, result in found.for_each_node()]
+    if url := _first_url(found.results):
+        more = {**more, "url": url}
     return reply.completed(entries, warnings, **more)

@@ -194,7 +194,7 @@ def _completed(reply: Mapping[str, Any]) -> dict[str, Any]:
             texts.append(entry["text"])
         elif image := _image(entry):
             images.append(image)
-    ours = ("status", "results", "warnings")
+    ours = ("status", "results", "warnings", "url")
     more = {name: value for name, value in reply.items() if name not in ours}
     if texts:
         more["texts"] = texts

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from bootstrap.config import Settings
-from bootstrap.config.bucket import S3_CONFIG, Bucket
+from bootstrap.config.bucket import S3_CONFIG, Bucket, missing_variables
 from bootstrap.core.findings import Finding, errors_in
 from bootstrap.models.manifest import VERSION, parse_manifest
 from bootstrap.models.manifest_entry import ModelSpec
@@ -89,12 +89,13 @@ Request = WorkflowRequest | DiagnosticsRequest | ModelsRequest | WorkflowsReques
 
 @dataclass(frozen=True)
 class RequestContext:
-    """What else is needed to read a request: the settings, the job's own bucket (`s3Config`), and
-    how to find a workflow by its name."""
+    """What else is needed to read a request: the settings, the job's own bucket (`s3Config`), how
+    to find a workflow by its name, and the job's id."""
 
     settings: Settings
     s3_config: object = None
     named_workflow: Callable[[str], NamedWorkflow] | None = None
+    job_id: str = ""
 
 
 def parse_request(
@@ -102,6 +103,7 @@ def parse_request(
     settings: Settings,
     s3_config: object = None,
     named_workflow: Callable[[str], NamedWorkflow] | None = None,
+    job_id: str = "",
 ) -> Request:
     """Read a job's `input`; without a `type` it is a workflow. Raises JobError."""
     if given is None:
@@ -120,7 +122,7 @@ def parse_request(
             f"Send one of the types {known}; without a type it is a workflow.",
             known=list(_READERS),
         )
-    return _READERS[name](given, RequestContext(settings, s3_config, named_workflow))
+    return _READERS[name](given, RequestContext(settings, s3_config, named_workflow, job_id))
 
 
 def _parsed(text: str) -> object:
@@ -159,20 +161,24 @@ def _read_workflow_request(
     workflow, seeds = draw_seeds(workflow)
     output, more = read_options(given.get("output"))
     bucket = read_bucket(given.get(S3_CONFIG, context.s3_config), context.settings)
+    lacking = missing_variables(context.settings) if bucket is None else []
     if output.delivery == "s3" and bucket is None:
         raise JobError(
             "output.no_bucket",
-            "Results should go to a bucket, but none is configured for this endpoint.",
+            "Results should go to a bucket, but none is configured for this endpoint"
+            f"{': it lacks ' if lacking else ''}{', '.join(lacking)}.",
             "Set BUCKET_ENDPOINT_URL, BUCKET_ACCESS_KEY_ID, BUCKET_SECRET_ACCESS_KEY and "
             f"BUCKET_NAME in the endpoint's environment, or send {S3_CONFIG} with the job.",
         )
+    if lacking and output.delivery is None:
+        more += (f"nothing goes to the bucket: {', '.join(lacking)} not set, or not valid",)
     return WorkflowRequest(
         workflow=saved_as_files(workflow),
         max_wait=_max_wait(given.get("max_wait"), context.settings.max_wait),
         files=read_files(given.get("images"), given.get("files"), extra_files),
         warnings=(*envelope.notes, *warnings, *more, *unknown),
         output=output,
-        bucket=bucket,
+        bucket=bucket and bucket.for_job(context.job_id),
         retry_on_oom=_flag(given, "retry_on_oom"),
         extra_data={
             **compatibility.endpoint_key(context.settings),

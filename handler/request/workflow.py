@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from handler.common.errors import (
@@ -135,18 +135,6 @@ def saved_as_files(workflow: Workflow) -> Workflow:
             inputs = {**node["inputs"], "filename_prefix": "ComfyUI"}
             workflow[node_id] = {**node, "class_type": "SaveImage", "inputs": inputs}
     return workflow
-
-
-def bust_cache(workflow: Workflow, node_ids: Iterable[str], job_tag: str) -> Workflow:
-    """A copy in which these nodes differ from any that ran before, so that none of them comes from
-    ComfyUI's cache: they get one more input, which the node itself does not see."""
-    again = dict(workflow)
-    for node_id in node_ids:
-        again[node_id] = {
-            **again[node_id],
-            "inputs": {**again[node_id]["inputs"], "_cache_buster": job_tag},
-        }
-    return again
 
 
 def overridden(workflow: Workflow, given: object) -> tuple[Workflow, list[str]]:

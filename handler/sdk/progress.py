@@ -111,9 +111,19 @@ class Progress:
     async def _send(self, update: dict[str, Any]) -> None:
         assert self._post is not None
         try:
-            await self._post(postable(update))
+            await self._post(postable({**update, "message": in_words(update)}))
         except Exception as problem:  # noqa: BLE001 - a job does not fail for this
             _log.warning("could not send progress: %s: %s", type(problem).__name__, problem)
+
+
+def in_words(update: Mapping[str, Any]) -> str:
+    """An update as one line, for clients that show no more than that."""
+    parts = [str(update[name]) for name in ("class_type", "model", "detail") if update.get(name)]
+    if update.get("steps"):
+        parts.append(f"step {update.get('step', 0):g} of {update['steps']:g}")
+    if "position" in update:
+        parts.append(f"position {update['position']} in the queue")
+    return ", ".join(parts) or str(update["stage"])
 
 
 def has_control_plane() -> bool:

@@ -8,7 +8,7 @@ import difflib
 from collections.abc import Mapping
 
 from bootstrap.config import Settings, is_on, variables
-from bootstrap.config.bucket import missing_variables
+from bootstrap.config.bucket import has_no_name, missing_variables, month_name
 from bootstrap.core.findings import Finding, info, warning
 from bootstrap.core.text import IN_ENDPOINT, whole
 from bootstrap.doctor.checks.tokens import token_names
@@ -30,11 +30,13 @@ CODES = {
     "env.private_downloads": "Downloads from private addresses are allowed.",
     "env.name_case": "A variable's name is in the wrong case, so it is not read.",
     "env.name_near": "A variable's name is almost that of a setting.",
-    "env.hf_offline": "Hugging Face's libraries are told to stay offline.",
-    "env.hf_endpoint": "HF_ENDPOINT is no https address.",
+    "env.hf_offline": "Hugging Face's libraries are set to stay offline.",
+    "env.hf_endpoint": "HF_ENDPOINT is not an https address.",
     "env.hf_transfer": "HF_HUB_ENABLE_HF_TRANSFER has no effect any more.",
     "env.gpu_contradiction": "GPU=required and --cpu contradict each other.",
+    "env.not_read": "A variable of worker-comfyui means nothing here.",
     "env.bucket_incomplete": "Of a bucket's variables only some are set.",
+    "env.bucket_by_month": "Nothing names the bucket, so it is the one of the month.",
 }
 # Variables of others that matter here, so that a wrong case can be told.
 _FOREIGN = frozenset(
@@ -49,14 +51,26 @@ _FOREIGN = frozenset(
         "HF_ENDPOINT",
         "HF_HUB_OFFLINE",
         "HF_HUB_CACHE",
+        "RUNPOD_ALLOW_PRIVATE_DOWNLOAD_URLS",
         "RUNPOD_INIT_TIMEOUT",
         "RUNPOD_SKIP_GPU_CHECK",
         "RUNPOD_SKIP_AUTO_SYSTEM_CHECKS",
         "RUNPOD_LOG_LEVEL",
     ]
 )
-# A name this like one of ours was meant to be it: one letter more, less or other.
-_NEAR = 0.93
+# worker-comfyui's, with what to do here.
+_NOT_READ = {
+    "SERVE_API_LOCALLY": "Start the container with `/worker/.venv/bin/python -m handler "
+    "--rp_serve_api --rp_api_host 0.0.0.0`, and remove it",
+    "NETWORK_VOLUME_DEBUG": 'The boot report and {"type": "diagnostics"} always tell; remove it',
+    "COMFY_API_AVAILABLE_INTERVAL_MS": "Remove it; BOOT_TIMEOUT is how long ComfyUI may take",
+    "COMFY_API_AVAILABLE_MAX_RETRIES": "Remove it; BOOT_TIMEOUT is how long ComfyUI may take",
+    "WEBSOCKET_RECONNECT_ATTEMPTS": "Remove it; a broken socket costs no job here",
+    "WEBSOCKET_RECONNECT_DELAY_S": "Remove it; a broken socket costs no job here",
+    "WEBSOCKET_TRACE": "Remove it; COMFY_LOG_LEVEL=DEBUG shows what ComfyUI does",
+}
+# A name this like one of ours was meant to be it: two letters swapped, one other, some missing.
+_NEAR = 0.87
 
 
 def check_runpod(facts: MachineFacts, settings: Settings, env: Mapping[str, str]) -> list[Finding]:
@@ -150,6 +164,7 @@ def check_environment(
     """Findings about variables' names, HF_* and contradictions among settings."""
     return [
         *_names(env),
+        *_not_read(env),
         *_hugging_face(env),
         *_gpu_contradiction(settings),
         *_bucket(settings),
@@ -171,6 +186,19 @@ def _names(env: Mapping[str, str]) -> list[Finding]:
         if near:
             found.append(_misnamed("near", name, near[0], "nothing reads that name"))
     return found
+
+
+def _not_read(env: Mapping[str, str]) -> list[Finding]:
+    return [
+        info(
+            "env.not_read",
+            f"{name} is set, which worker-comfyui reads and this worker does not.",
+            f"{instead} {IN_ENDPOINT}.",
+            name=name,
+        )
+        for name, instead in _NOT_READ.items()
+        if env.get(name, "").strip()
+    ]
 
 
 def _misnamed(kind: str, name: str, right: str, why: str) -> Finding:
@@ -244,12 +272,22 @@ def _gpu_contradiction(settings: Settings) -> list[Finding]:
 
 def _bucket(settings: Settings) -> list[Finding]:
     lacking = missing_variables(settings)
+    if not lacking and has_no_name(settings):
+        return [
+            warning(
+                "env.bucket_by_month",
+                "Neither BUCKET_NAME nor BUCKET_ENDPOINT_URL names a bucket: as in worker-comfyui "
+                f"results go to one that is named after the month, now {month_name()}.",
+                f"Set BUCKET_NAME {IN_ENDPOINT}, unless such buckets are there.",
+            )
+        ]
     if not lacking:
         return []
     return [
         warning(
             "env.bucket_incomplete",
-            f"A bucket for results is set without {', '.join(lacking)}: nothing is uploaded.",
+            f"A bucket for results is set without {', '.join(lacking)}: nothing is uploaded, and "
+            "each reply says so.",
             f"Set {', '.join(lacking)} {IN_ENDPOINT}, or remove the other BUCKET_ variables.",
             missing=lacking,
         )

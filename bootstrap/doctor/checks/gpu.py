@@ -64,7 +64,7 @@ CODES = {
     "gpu.compat_package": "The image's CUDA compatibility package does not fit this GPU.",
     "gpu.memory_full": "Other processes fill the GPU, so that not even 4 KB could be had.",
     "gpu.not_asked": "The GPU could not be asked at all.",
-    "gpu.cpu_flag_missing": "There is no GPU and ComfyUI is not told to use the CPU.",
+    "gpu.cpu_flag_missing": "There is no GPU and ComfyUI is not set to use the CPU.",
     "gpu.lost": "The driver cannot reach a GPU.",
     "gpu.ecc": "The GPU's memory has uncorrected errors.",
     "gpu.throttled": "The GPU is held back by heat or power.",

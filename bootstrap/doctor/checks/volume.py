@@ -25,7 +25,7 @@ CODES = {
     "volume.silent": "The volume does not answer: its mount hangs.",
     "volume.not_found": "There is no volume where one was looked for.",
     "volume.not_mounted": "The volume's folder is empty and no mount: no volume is attached.",
-    "volume.not_a_folder": "What is at the volume's path is no folder.",
+    "volume.not_a_folder": "What is at the volume's path is not a folder.",
     "volume.io_error": "The volume's mount is broken: the system reports an error.",
     "volume.local": "The volume's folder is on a disk of this machine, not on a network volume.",
     "volume.unreadable": "Folders on the volume may not be read by this user.",
@@ -35,7 +35,7 @@ CODES = {
     "volume.low": "The volume has little room left.",
     "volume.inodes_gone": "The volume takes no more files.",
     "volume.inodes_low": "The volume can hold few more files.",
-    "volume.space_unknown": "How much room is left cannot be told from here.",
+    "volume.space_unknown": "The free space cannot be determined from here.",
     "volume.slow": "Writing a tiny file to the volume takes seconds.",
     "volume.found": "Volume and ComfyUI are where they should be.",
 }
@@ -369,7 +369,7 @@ def _no_comfyui(layout: Layout) -> Finding:
         "comfyui.not_found",
         f"There is no ComfyUI at {shown(str(place))} (main.py is missing), nor within three "
         "folders of the volume's root, and none in the image.",
-        f"On a Pod with this volume, put ComfyUI there: git clone {SOURCE} {quoted(str(place))}; "
+        f"On a Pod with this volume, put ComfyUI there: `git clone {SOURCE} {quoted(str(place))}`; "
         "or set COMFYUI_DIR to one in the image.",
         looked_at=shown(str(place)),
     )

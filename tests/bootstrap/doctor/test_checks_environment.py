@@ -42,6 +42,16 @@ TOKEN_CASES = [
         cured={"HF_TOKEN": HF},
     ),
 ]
+MISSPELT = [
+    ("MAX_WIAT", {"MAX_WAIT": "60"}),
+    ("MAXWAIT", {"MAX_WAIT": "60"}),
+    ("COMFY_ARGS", {"COMFYUI_ARGS": ""}),
+    ("COMFYUI_AGRS", {"COMFYUI_ARGS": ""}),
+    ("COMFY_PATH", {"COMFYUI_PATH": "v"}),
+    ("RESPONSE_FROMAT", {"RESPONSE_FORMAT": "native"}),
+    ("BOOT_TIMEUOT", {"BOOT_TIMEOUT": "60"}),
+    ("BUCKET_ENDPOINT", {"BUCKET_ENDPOINT_URL": ""}),
+]
 CASES = [
     Case("env.name_case", WARNING, env={"Volume_Path": "/v"}, cured={"VOLUME_PATH": "/v"}),
     Case("env.name_case", WARNING, env={"hf_token": HF}, cured={"HF_TOKEN": HF}),
@@ -95,6 +105,22 @@ CASES = [
             "BUCKET_SECRET_ACCESS_KEY": MARKER,
         },
     ),
+    Case(
+        "env.bucket_by_month",
+        WARNING,
+        env={
+            "BUCKET_ENDPOINT_URL": "https://s3.example.com",
+            "BUCKET_ACCESS_KEY_ID": MARKER,
+            "BUCKET_SECRET_ACCESS_KEY": MARKER,
+        },
+        cured={
+            "BUCKET_ENDPOINT_URL": "https://s3.example.com/mine",
+            "BUCKET_ACCESS_KEY_ID": MARKER,
+            "BUCKET_SECRET_ACCESS_KEY": MARKER,
+        },
+    ),
+    *(Case("env.not_read", INFO, env={name: "1"}) for name in environment._NOT_READ),
+    *(Case("env.name_near", WARNING, env={name: "x"}, cured=cured) for name, cured in MISSPELT),
     Case("env.private_downloads", WARNING, env={"RUNPOD_ALLOW_PRIVATE_DOWNLOAD_URLS": "true"}),
     Case(
         "env.gpu_contradiction",
@@ -161,3 +187,18 @@ def test_there_is_time_left_to_say_why_a_boot_failed() -> None:
     for seconds, fine in (("405", True), ("406", False)):
         found = look({}, {"BOOT_TIMEOUT": seconds})
         assert ("env.boot_timeout_long" not in {f.code for f in found}) is fine
+
+
+@pytest.mark.parametrize(("name", "right"), MISSPELT)
+def test_a_misspelt_name_is_told_which_one_was_meant(name: str, right: dict[str, str]) -> None:
+    (found,) = [f for f in look({}, {name: "x"}) if f.code == "env.name_near"]
+    assert [found.details["right"]] == list(right)
+
+
+@pytest.mark.parametrize(
+    "name",
+    "COMFYUI_HOST COMFYUI_URL COMFYUI_VERSION MODEL_PATH MODELS_DIR VOLUME MAX_TOKENS MAX_WORKERS "
+    "PYTHON_VERSION CUDA_VERSION HF_TOKEN_PATH GPUS GPU_COUNT PORT PATH WORKERS".split(),
+)
+def test_a_name_of_others_is_not_taken_for_a_misspelt_one(name: str) -> None:
+    assert "env.name_near" not in {f.code for f in look({}, {name: "x"})}

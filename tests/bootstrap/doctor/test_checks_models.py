@@ -33,9 +33,8 @@ GB = 1024**3
 INFO, WARNING = Severity.INFO, Severity.WARNING
 # What a healthy volume has to say of itself; none of it a warning.
 USUAL = {"models.found", "models.empty_category", "models.folder_unknown", "models.pickle"}
-# The part of a fix that one types; what follows is for people.
-COMMAND = re.compile(r"\b(?:mkdir|mv|rm|ln|cmp|cp|python3|git) .*")
-AFTER_COMMAND = re.compile(r" and download| \(and choose| \(with the| \(loras/| deletes |\. If not")
+# The part of a fix that one types.
+COMMAND = re.compile(r"`([^`]+)`")
 
 
 @dataclass(frozen=True)
@@ -193,7 +192,7 @@ CASES = [
         "models.link_broken",
         WARNING,
         lambda m: link(m / "loras" / "x.safetensors", "/gone/x.safetensors"),
-        "leads nowhere (to /gone/x.safetensors)",
+        "is a broken link (to /gone/x.safetensors)",
     ),
     Case("models.link_other_mount", WARNING, from_a_pod, "to /workspace/store/x.safetensors"),
     Case("models.link_loop", WARNING, lambda m: link(m / "loras" / "up", ".."), "back to where"),
@@ -219,7 +218,7 @@ def unusual(findings: list[Finding]) -> list[Finding]:
 def type_fix(fix: str) -> None:
     found = COMMAND.search(fix)
     assert found, fix
-    command = AFTER_COMMAND.split(found[0])[0].rstrip(".")
+    command = found[1]
     done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=False)
     assert done.returncode == 0, f"{command}\n{done.stderr}"
 

@@ -6,8 +6,9 @@ from typing import Any
 
 import pytest
 
+from bootstrap.comfyui import prompt_hooks
 from handler.common.errors import CODES, JobError
-from handler.execution import history
+from handler.execution import executor, history
 
 ID = "11111111-2222-3333-4444-555555555555"
 OUTPUTS = {"9": {"images": [{"filename": "a.png", "subfolder": "", "type": "output"}]}}
@@ -101,14 +102,119 @@ def test_a_long_message_is_cut() -> None:
     assert len(str(failure(raised("ValueError", "x" * 100_000)))) < 1500
 
 
-def test_an_interrupted_prompt_says_so() -> None:
-    error = failure(entry("error", ["execution_interrupted", {"prompt_id": ID, "node_id": "4"}]))
-    assert error.code == "job.interrupted"
+def test_an_interrupted_prompt_names_the_node_that_ran() -> None:
+    told = {"prompt_id": ID, "node_id": "4", "node_type": "StopIf"}
+    error = failure(entry("error", ["execution_interrupted", told]))
+    assert error.code == "job.interrupted" and "node 4 (StopIf)" in error.message
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        "CUDA error: an illegal memory access was encountered",
+        "CUDA failure 700: an illegal memory access was encountered ; GPU=0",
+        "CUDA error: device-side assert triggered",
+        "CUDA error: unspecified launch failure",
+        "CUDA error: misaligned address",
+        "CUDA error: an illegal instruction was encountered",
+        "CUDA error: the launch timed out and was terminated",
+        "CUDA error: unknown error",
+        "CUDA error: uncorrectable ECC error encountered",
+        "CUDA error: CUBLAS_STATUS_EXECUTION_FAILED when calling `cublasSgemm`",
+        "cuDNN error: CUDNN_STATUS_EXECUTION_FAILED",
+    ],
+)
+def test_what_poisons_the_context_is_told_apart(said: str) -> None:
+    assert failure(raised("torch.AcceleratorError", said)).code == "job.cuda_failed"
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        "CUDA error: invalid argument",
+        "CUDA error: invalid configuration argument",
+        "CUDA error: invalid device ordinal",
+        "CUDA error: operation not supported",
+        "CUDA error: peer access is not supported between these two devices",
+    ],
+)
+def test_what_concerns_one_call_does_not_restart_comfyui(said: str) -> None:
+    assert failure(raised("RuntimeError", said)).code == "job.node_failed"
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        "CUDA error: no kernel image is available for execution on the device",
+        "[ONNXRuntimeError] : 1 : FAIL : CUDA failure 209: no kernel image is available ; GPU=0",
+        "[ONNXRuntimeError] : 1 : FAIL : CUDA failure 98: invalid device function ; GPU=0",
+        "CUDA error: named symbol not found",
+        "FlashAttention only supports Ampere GPUs or newer.",
+        "Unsupported CUDA architecture: sm75",
+        "ptxas fatal : Value 'sm_120' is not defined for option 'gpu-name'",
+    ],
+)
+def test_a_package_without_code_for_this_gpu_is_neither_the_hosts_fault_nor_a_reason_to_restart(
+    said: str,
+) -> None:
+    error = failure(raised("RuntimeError", said))
+    assert error.code == "job.no_gpu_code" and error.code not in executor._POISONED
+    assert said in error.message and "faulty" not in str(error)
+    assert "onnxruntime-gpu" in error.fix and "{" not in error.fix
+
+
+GATED = (
+    "You are trying to access a gated repo.\nMake sure to have access to it at "
+    "https://huggingface.co/black-forest-labs/FLUX.1-dev.\n401 Client Error."
+)
+MISSING = "401 Client Error. Repository Not Found for url: https://huggingface.co/api/models/a/b."
+SECRETS = ["AWS_SECRET_ACCESS_KEY", "HF_TOKEN", "OPENAI_API_KEY", "RUNPOD_API_KEY"]
+
+
+@pytest.mark.parametrize(
+    ("kind", "said", "names"),
+    [
+        ("OSError", GATED, ["HF_TOKEN"]),
+        ("huggingface_hub.errors.GatedRepoError", "Access is restricted.", ["HF_TOKEN"]),
+        ("huggingface_hub.errors.RepositoryNotFoundError", MISSING, ["HF_TOKEN"]),
+        ("HTTPError", "403 Client Error: Forbidden for url: https://hf.co/x", ["HF_TOKEN"]),
+        ("openai.AuthenticationError", "Error code: 401 - no key", ["OPENAI_API_KEY"]),
+        ("HTTPError", "401 Client Error: Unauthorized for url: https://example.com", []),
+        ("ValueError", "the model from huggingface.co has 401 layers", []),
+        ("HTTPError", "404 Client Error: huggingface.co", []),
+    ],
+)
+def test_a_node_that_lacks_a_token_which_is_withheld_is_told_how_to_get_it(
+    kind: str, said: str, names: list[str]
+) -> None:
+    error = failure(raised(kind, said))
+    told = history.with_withheld(error, SECRETS, ["CIVITAI_TOKEN"])
+    if not names:
+        assert told is error
+        return
+    assert told.code == "job.node_failed" and told.details["withheld"] == names
+    assert f"COMFYUI_ENV_PASS=CIVITAI_TOKEN,{names[0]} " in told.fix and said in told.message
+    assert history.with_withheld(error, [], []) is error, "nothing is withheld"
 
 
 def test_an_error_without_a_message_is_still_one() -> None:
     assert failure(entry("error")).code == "job.node_failed"
     assert failure(entry("error", ["execution_error", {}])).code == "job.node_failed"
+
+
+def test_blocked_nodes_and_queued_prompts_are_read() -> None:
+    blocked = {"node_id": "4", "node_type": "Save", "exception_message": "Execution Blocked: no"}
+    ended = history.read_entry(
+        entry(
+            "success",
+            [prompt_hooks.BLOCKED, blocked],
+            [prompt_hooks.BLOCKED, {**blocked, "node_id": "5"}],
+            [prompt_hooks.QUEUED, {"prompt_ids": ["a", "b"]}],
+        )
+    )
+    assert ended is not None and ended.queued == ("a", "b")
+    assert ended.warnings[0] == "node 4 (Save) did not run. Execution Blocked: no"
+    assert "node 5" in ended.warnings[1]
 
 
 def test_messages_of_another_shape_are_passed_over() -> None:

@@ -8,11 +8,13 @@ import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import pytest
 import requests
 
-from bootstrap.config.bucket import Bucket
+from bootstrap.config import Settings
+from bootstrap.config.bucket import Bucket, bucket_of, month_name
 from bootstrap.core.redact import Secret
 from bootstrap.net.addresses import AddressPolicy
 from handler.common.deadline import Deadline
@@ -182,3 +184,31 @@ def test_no_other_credentials_are_used(
 
 def test_a_job_without_a_bucket_does_not_import_boto3() -> None:
     assert "boto3" not in vars(s3)
+
+
+@pytest.mark.parametrize("address", ["{url}", "{url}/results", "{url}/results/deep/er/"])
+def test_an_address_means_the_same_bucket_as_for_worker_comfyui(
+    server: S3Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, address: str
+) -> None:
+    """Its own upload, through Runpod's SDK, beside ours with the same variables."""
+    from runpod.serverless.utils import rp_upload
+
+    env = {**server.env, "BUCKET_ENDPOINT_URL": address.format(url=server.url)}
+    del env["BUCKET_NAME"]
+    for name, value in env.items():
+        monkeypatch.setenv(name, value)
+    server.client.create_bucket(Bucket=month_name())
+    picture = tmp_path / "a.png"
+    picture.write_bytes(b"picture")
+    theirs = urlsplit(rp_upload.upload_image("job-1", str(picture))).path.split("/")
+    settings, _ = Settings.from_env({**env, "BUCKET_PREFIX": "{job_id}"})
+    chosen = bucket_of(settings)
+    assert chosen is not None
+    chosen = chosen.for_job("job-1")
+    store = Store(chosen, ANYWHERE, Deadline(20))
+    url = store.put(Upload(picture, f"{chosen.prefix}/a.png", "image/png"))
+    ours = urlsplit(url).path.split("/")
+    assert requests.get(url, timeout=20).content == b"picture"
+    assert ours[-2] == theirs[-2] == "job-1"
+    named = [part for part in theirs[1:-2] if part and part != month_name()] or [month_name()]
+    assert ours[1:-2] == named

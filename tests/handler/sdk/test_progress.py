@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from handler.sdk import progress as module
-from handler.sdk.progress import Progress
+from handler.sdk.progress import Progress, in_words
 from tests.support.control_plane import ControlPlane
 from tests.support.rig import START_SECONDS, Rig
 from tests.support.sources import ROOT
@@ -99,7 +99,7 @@ def test_a_job_that_ends_in_its_quiet_time_sends_and_waits_for_nothing() -> None
     asyncio.run(job(0.05))
     assert caller.begun == []
     asyncio.run(job(0.4))
-    assert caller.heard == [{"stage": "sampling", "percent": 2.0}]
+    assert caller.heard == [{"stage": "sampling", "percent": 2.0, "message": "sampling"}]
 
 
 def test_what_is_reported_first_after_the_drain_is_not_sent() -> None:
@@ -124,7 +124,7 @@ def test_drain_waits_for_the_update_on_its_way_and_sends_no_other() -> None:
         await asyncio.sleep(0.1)
         progress.update("two")
         await progress.drain()
-        assert caller.heard == caller.begun == [{"stage": "one"}]
+        assert caller.heard == caller.begun == [{"stage": "one", "message": "one"}]
         progress.update("three")
         await asyncio.sleep(0.5)
 
@@ -161,7 +161,7 @@ def test_it_is_reported_from_any_thread_also_after_the_loop_is_gone() -> None:
 
     asyncio.run(job())
     kept[0].update("late")
-    assert caller.heard == [{"stage": "fetching", "percent": 100.0}]
+    assert caller.heard == [{"stage": "fetching", "percent": 100.0, "message": "fetching"}]
 
 
 def test_a_post_that_fails_fails_no_job(capsys: pytest.CaptureFixture[str]) -> None:
@@ -217,11 +217,12 @@ def test_the_sdk_delivers_it_in_order_before_the_reply_on_a_slow_line(rig: Rig) 
         rig.plane.faults.delay.clear()
     rig.wait_until_settled(job)
     kinds, bodies = zip(*events_of(rig, job), strict=True)
+    named = {"model": "m.safetensors", "message": "m.safetensors"}
     assert kinds == ("take", "progress", "progress", "progress", "done")
     assert [body["output"] for body in bodies[1:4]] == [
-        {"stage": "a", "model": "m.safetensors", "percent": 0.0},
-        {"stage": "b", "model": "m.safetensors", "percent": 50.0},
-        {"stage": "c", "model": "m.safetensors"},
+        {"stage": "a", "percent": 0.0, **named},
+        {"stage": "b", "percent": 50.0, **named},
+        {"stage": "c", **named},
     ]
     assert all(body["status"] == "IN_PROGRESS" for body in bodies[1:4])
 
@@ -231,3 +232,19 @@ def test_an_update_the_plane_refuses_does_not_harm_the_job(rig: Rig) -> None:
     job = rig.plane.submit({"steps": [["a", 0, 0.3], ["b", 1, 0.3]]})
     assert rig.plane.result(job)["output"] == {"ok": True}
     assert [kind for kind, _ in events_of(rig, job)][-1] == "done"
+
+
+@pytest.mark.parametrize(
+    ("update", "words"),
+    [
+        ({"stage": "running", "class_type": "KSampler", "step": 9, "steps": 20},
+         "KSampler, step 9 of 20"),
+        ({"stage": "running", "node": "3", "class_type": "SaveImage"}, "SaveImage"),
+        ({"stage": "queued", "position": 2}, "position 2 in the queue"),
+        ({"stage": "fetching models", "model": "a.safetensors", "detail": "1 of 2 GB"},
+         "a.safetensors, 1 of 2 GB"),
+        ({"stage": "delivering"}, "delivering"),
+    ],
+)  # fmt: skip
+def test_an_update_is_one_line_as_well(update: dict[str, Any], words: str) -> None:
+    assert in_words(update) == words

@@ -397,7 +397,174 @@ class SaveOddly:
         return {"ui": {"files": [{"filename": name, "subfolder": "", "type": "output"}]}}
 
 
+_runs = {}
+
+
+class Counted:
+    """Passes an image on, and counts how often it ran for a word."""
+
+    CATEGORY = "tests"
+    RETURN_TYPES = ("IMAGE",)
+    FUNCTION = "run"
+
+    @classmethod
+    def INPUT_TYPES(cls):
+        return {"required": {"image": ("IMAGE",), "word": ("STRING", {})}}
+
+    def run(self, image, word):
+        _runs[word] = _runs.get(word, 0) + 1
+        return (image,)
+
+
+class Counts:
+    """Tells how often `Counted` ran for a word."""
+
+    CATEGORY = "tests"
+    RETURN_TYPES = ()
+    OUTPUT_NODE = True
+    FUNCTION = "run"
+
+    @classmethod
+    def INPUT_TYPES(cls):
+        return {"required": {"word": ("STRING", {})}}
+
+    @classmethod
+    def IS_CHANGED(cls, **_):
+        return float("nan")
+
+    def run(self, word):
+        return {"ui": {"text": [str(_runs.get(word, 0))]}}
+
+
+class _Anything(dict):
+    def __contains__(self, name):
+        return True
+
+    def __getitem__(self, name):
+        return ("*", {})
+
+
+class SaveAnything:
+    """Takes any input, saves a text file that names them, and passes the image on."""
+
+    CATEGORY = "tests"
+    RETURN_TYPES = ("IMAGE",)
+    OUTPUT_NODE = True
+    FUNCTION = "run"
+
+    @classmethod
+    def INPUT_TYPES(cls):
+        hidden = {"prompt": "PROMPT", "extra": "EXTRA_PNGINFO"}
+        return {"required": {"image": ("IMAGE",)}, "optional": _Anything(), "hidden": hidden}
+
+    def run(self, image, prompt=None, extra=None, **more):
+        import folder_paths
+
+        name = f"anything_{time.time_ns()}.txt"
+        with open(os.path.join(folder_paths.get_output_directory(), name), "w") as file:
+            json.dump({"inputs": sorted(more), "prompt": prompt, "extra": extra}, file)
+        item = {"filename": name, "subfolder": "", "type": "output"}
+        return {"ui": {"files": [item]}, "result": (image,)}
+
+
+class Expand:
+    """Expands into a node that counts and one that saves, `deep` times over."""
+
+    CATEGORY = "tests"
+    RETURN_TYPES = ("IMAGE",)
+    OUTPUT_NODE = True
+    FUNCTION = "run"
+
+    @classmethod
+    def INPUT_TYPES(cls):
+        more = {"word": ("STRING", {"default": ""}), "deep": ("INT", {"default": 0})}
+        return {"required": {"image": ("IMAGE", {"rawLink": True})}, "optional": more}
+
+    def run(self, image, word="", deep=0):
+        from comfy_execution.graph_utils import GraphBuilder
+
+        graph = GraphBuilder()
+        counted = graph.node("TestCounted", image=image, word=word)
+        if deep:
+            graph.node("TestExpand", image=counted.out(0), word=word, deep=deep - 1)
+        else:
+            graph.node("SaveImage", images=counted.out(0), filename_prefix="expanded")
+        return {"result": (counted.out(0),), "expand": graph.finalize()}
+
+
+class Stop:
+    """Stops the workflow, as nodes do whose condition is not met."""
+
+    CATEGORY = "tests"
+    RETURN_TYPES = ("IMAGE",)
+    FUNCTION = "run"
+
+    @classmethod
+    def INPUT_TYPES(cls):
+        return {"required": {"image": ("IMAGE",)}}
+
+    def run(self, image):
+        import comfy.model_management
+
+        raise comfy.model_management.InterruptProcessingException()
+
+
+class Block:
+    """Blocks what comes after it, with a message or without."""
+
+    CATEGORY = "tests"
+    RETURN_TYPES = ("IMAGE",)
+    FUNCTION = "run"
+
+    @classmethod
+    def INPUT_TYPES(cls):
+        return {"required": {"image": ("IMAGE",), "said": ("STRING", {"default": ""})}}
+
+    def run(self, image, said):
+        from comfy_execution.graph import ExecutionBlocker
+
+        return (ExecutionBlocker(said or None),)
+
+
+class QueuePrompt:
+    """Queues a workflow of its own, as JSON, and fails where it is to."""
+
+    CATEGORY = "tests"
+    RETURN_TYPES = ("IMAGE",)
+    OUTPUT_NODE = True
+    FUNCTION = "run"
+
+    @classmethod
+    def INPUT_TYPES(cls):
+        more = {"workflow": ("STRING", {}), "fails": ("BOOLEAN", {"default": False})}
+        return {"required": {"image": ("IMAGE",), **more}}
+
+    @classmethod
+    def IS_CHANGED(cls, **_):
+        return float("nan")
+
+    def run(self, image, workflow, fails):
+        import urllib.request
+
+        import server
+
+        body = json.dumps({"prompt": json.loads(workflow)}).encode()
+        address = f"http://127.0.0.1:{server.PromptServer.instance.port}/prompt"
+        headers = {"Content-Type": "application/json"}
+        urllib.request.urlopen(urllib.request.Request(address, body, headers)).read()
+        if fails:
+            raise RuntimeError("after it has queued")
+        return (image,)
+
+
 NODE_CLASS_MAPPINGS = {
+    "TestCounted": Counted,
+    "TestCounts": Counts,
+    "TestSaveAnything": SaveAnything,
+    "TestExpand": Expand,
+    "TestStop": Stop,
+    "TestBlock": Block,
+    "TestQueuePrompt": QueuePrompt,
     "TestSaveOddly": SaveOddly,
     "TestMemory": Memory,
     "TestAskVolume": AskVolume,

@@ -63,6 +63,12 @@ def test_the_start_page_is_the_readme_and_its_links_stay_on_the_site(
     }
 
 
+def test_steps_are_one_list_with_their_commands_in_them(site: Path) -> None:
+    html = (site / "index.html").read_text("utf-8")
+    (steps,) = re.findall(r"<ol>(.*?)</ol>", html, re.DOTALL)
+    assert steps.count("<li>") == 3 and "curl" in steps
+
+
 def test_nothing_is_fetched_from_elsewhere_but_for_diagrams(site: Path) -> None:
     html = (site / "index.html").read_text("utf-8")
     fetched = re.findall(r'<(?:script|link|img)[^>]+(?:src|href)="(https?:[^"]+)"', html)

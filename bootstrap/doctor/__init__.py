@@ -8,6 +8,8 @@ from bootstrap.doctor.report import (
     Report,
     bounded,
     examine,
+    of_volume,
+    repairs_of,
     report_json,
     report_text,
 )
@@ -21,8 +23,10 @@ __all__ = [
     "check_layout",
     "examine",
     "fix",
-    "html",
     "look_at_link",
+    "of_volume",
+    "page",
+    "repairs_of",
     "report_json",
     "report_text",
 ]

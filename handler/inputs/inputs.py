@@ -96,7 +96,8 @@ class JobInputs:
         try:
             for file in files:
                 if file.unpack and not self._ended:
-                    names |= self._unpack(file, self._folder / names[file.reference])
+                    found = self._unpack(file, self._folder / names[file.reference])
+                    names = {**found, **names, file.reference: found[file.reference]}
             return names
         finally:
             if self._ended:  # the job ended meanwhile
@@ -112,9 +113,9 @@ class JobInputs:
             raise _not_stored(file.name, folder, problem) from None
         archive.unlink(missing_ok=True)
         place = str(folder.relative_to(self._folder))
-        return {file.reference: place} | {
-            f"{file.reference}/{name}": f"{place}/{name}" for name in inside
-        }
+        in_place = {name: f"{place}/{name}" for name in inside}
+        below = {f"{file.reference}/{name}": found for name, found in in_place.items()}
+        return {**in_place, **below, file.reference: place}
 
     def _write_all(self, files: Sequence[InputFile]) -> dict[str, str]:
         """Those that came with the request; the names ComfyUI knows them by."""

@@ -160,6 +160,7 @@ def test_a_workflow_names_what_is_in_it_by_its_folder(tmp_path: Path) -> None:
         "1": {"class_type": "VHS_LoadImages", "inputs": {"directory": "frames"}},
         "2": {"class_type": "LoadImage", "inputs": {"image": "frames/2.png"}},
         "3": {"class_type": "CLIPTextEncode", "inputs": {"text": "frames"}},
+        "4": {"class_type": "LoadImage", "inputs": {"image": "1.png"}},
     }
     inputs = job_inputs(folder)
     materialize(inputs, files, nodes)
@@ -167,9 +168,21 @@ def test_a_workflow_names_what_is_in_it_by_its_folder(tmp_path: Path) -> None:
     assert place != "frames" and (folder / place / "1.png").read_bytes() == PNG
     assert (folder / nodes["2"]["inputs"]["image"]).read_bytes() == PNG
     assert nodes["3"]["inputs"]["text"] == "frames", "a prompt is not a folder"
+    assert nodes["4"]["inputs"]["image"] == f"{place}/1.png", "as cog's workflows name them"
     assert not list(folder.glob("*.zip"))
     inputs.remove()
     assert list(folder.rglob("*.png")) == []
+
+
+def test_a_file_that_was_sent_goes_before_one_in_an_archive(tmp_path: Path) -> None:
+    folder = tmp_path / "input"
+    folder.mkdir()
+    data = base64.b64encode(packed(("a.png", PNG))).decode()
+    own = base64.b64encode(PNG + b"own").decode()
+    given = [{"name": "f.zip", "data": data, "unpack": True}, {"name": "a.png", "data": own}]
+    nodes: dict[str, Any] = {"1": {"class_type": "LoadImage", "inputs": {"image": "a.png"}}}
+    materialize(job_inputs(folder), list(read_files(None, given)), nodes)
+    assert (folder / nodes["1"]["inputs"]["image"]).read_bytes() == PNG + b"own"
 
 
 def test_a_bad_archive_leaves_nothing_behind(tmp_path: Path) -> None:

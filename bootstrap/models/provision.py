@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from bootstrap.core.lease import Lease
-from bootstrap.core.text import megabytes
+from bootstrap.core.text import size_text
 from bootstrap.models.context import Result, Workplace
 from bootstrap.models.download.download import Download, Fetched
 from bootstrap.models.download.part import Quiet, State, quiet_for, sweep
@@ -233,9 +233,9 @@ class _WaitingLine:
 
 
 def _done(meter: FileMeter, fetched: Fetched) -> str:
-    resumed = f", {megabytes(fetched.resumed_bytes)} of it before" if fetched.resumed_bytes else ""
+    resumed = f", {size_text(fetched.resumed_bytes)} of it before" if fetched.resumed_bytes else ""
     return (
-        f"there, {megabytes(fetched.size)}{resumed}, {meter.speed / 1e6:.1f} MB/s, "
+        f"there, {size_text(fetched.size)}{resumed}, {meter.speed / 1e6:.1f} MB/s, "
         f"checked: {', '.join(fetched.checked) or 'length'}"
     )
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 
 from bootstrap.core.findings import Finding, Severity
-from bootstrap.core.text import megabytes
+from bootstrap.core.text import size_text
 
 CODES = {
     "download.login_needed": "The server requires a login (401).",
@@ -133,7 +133,7 @@ def full_disk(problem: OSError) -> bool:
 
 def disk_error(problem: OSError, folder: object, needed: int | None) -> DownloadError:
     """A failed write, fsync or close; `needed` bytes were still to come."""
-    need = "" if needed is None else f"; {megabytes(needed)} more are needed"
+    need = "" if needed is None else f"; {size_text(needed)} more are needed"
     if full_disk(problem):
         which = "quota" if problem.errno == errno.EDQUOT else "disk"
         return DownloadError(

@@ -245,8 +245,8 @@ def _low(space: Space, facts: VolumeFacts) -> Finding:
     command = f"du -xh --max-depth=2 {quoted(facts.root)} | sort -h | tail -n 20"
     return warning(
         "volume.low",
-        f"The volume at {shown(facts.root)} has {space.free / MB:,.0f} MB of "
-        f"{space.total / GB:,.1f} GB left.",
+        f"The volume at {shown(facts.root)} has {space.free / MB:,.0f} MiB of "
+        f"{space.total / GB:,.1f} GiB left.",
         on_pod(command, facts.root, f"Remove what you do not need. {_GROW}"),
         command=command,
         free=space.free,
@@ -346,7 +346,7 @@ def check_layout(layout: Layout) -> list[Finding]:
 def _good(facts: VolumeFacts) -> Finding:
     mount = f" ({facts.mount.system})" if facts.mount else ""
     took = f", a write takes {facts.writing.seconds * 1000:.0f} ms" if facts.writing else ""
-    room = f", {facts.space.free / GB:,.1f} GB free" if facts.space else ""
+    room = f", {facts.space.free / GB:,.1f} GiB free" if facts.space else ""
     return ok(
         "volume.found",
         f"Volume {shown(facts.root)}{mount}{room}{took}; ComfyUI at {shown(str(facts.comfyui))}, "

@@ -378,7 +378,7 @@ def _sweepable(stale: list[Leftover], facts: VolumeFacts) -> list[Finding]:
     return [
         report(
             "volume.leftovers",
-            f"Workers that were killed left {len(paths)} files ({size / GB:.2f} GB): "
+            f"Workers that were killed left {len(paths)} files ({size / GB:.2f} GiB): "
             f"{named(paths)}.",
             on_pod(command, facts.root, "Or check again with --fix."),
             **about(paths, command),

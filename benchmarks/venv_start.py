@@ -28,7 +28,7 @@ from benchmarks.cold_start import pages
 from benchmarks.document import FILE, put_section
 from benchmarks.machine import this_machine
 from benchmarks.simulated_volume import CannotSimulate, Delays, mounted, why_not
-from bootstrap.environment.mirror.mirror import Mirror, MirrorRequest, mirror_venv, record_opened
+from bootstrap.environment.mirror import Mirror, MirrorRequest, mirror_venv, record_opened
 from demo.cache import cache_folder
 from demo.console import DemoError
 from demo.volume import DemoVolume, ensure

@@ -20,7 +20,7 @@ from bootstrap.core.findings import (
     worst_first,
 )
 from bootstrap.doctor.checks import run_checks
-from bootstrap.doctor.facts.gather import Facts, Scope, gather
+from bootstrap.doctor.facts import Facts, Scope, gather
 from bootstrap.volume.args_file import with_args_file
 
 JSON_VERSION = 1

@@ -5,17 +5,18 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
-from bootstrap.core.findings import Finding, Severity, findings_text
+from bootstrap.core.findings import Finding, Severity
+from bootstrap.core.terminal import PLAIN, Style, findings_text
 from scripts.watching import plain
 
 if TYPE_CHECKING:  # the boot's room is large, and a client that runs a workflow needs none of it
     from bootstrap.boot import Stage
 
 
-def diagnostics_text(diagnostics: Mapping[str, Any], colour: bool = False) -> str:
+def diagnostics_text(diagnostics: Mapping[str, Any], style: Style = PLAIN) -> str:
     """Findings worst first, the boot's stages, ComfyUI's state, versions. A long reply comes cut:
     whatever has not its usual form is left out."""
-    parts = [findings_text(findings_in(diagnostics), colour)]
+    parts = [findings_text(findings_in(diagnostics), style)]
     parts.append("\n".join(_boot(_object(diagnostics.get("boot")))))
     parts.append("\n".join(_comfyui(_object(diagnostics.get("comfyui")))))
     versions = _object(diagnostics.get("versions"))

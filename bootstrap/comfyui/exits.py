@@ -16,7 +16,7 @@ CODES = {
     "comfyui.killed": "ComfyUI was killed, most often for memory",
     "comfyui.bad_flag": "ComfyUI refused its command line",
     "comfyui.module_missing": "A Python package that ComfyUI needs is not installed",
-    "comfyui.front_end_missing": "ComfyUI wants its front end package",
+    "comfyui.front_end_missing": "ComfyUI requires its front end package",
     "comfyui.port_taken": "ComfyUI's port was taken",
     "comfyui.database": "ComfyUI could not open its database",
     "comfyui.model_paths_bad": "ComfyUI could not read extra_model_paths.yaml",

@@ -8,6 +8,8 @@ from bootstrap.doctor.report import (
     Report,
     bounded,
     examine,
+    of_volume,
+    repairs_of,
     report_json,
     report_text,
 )
@@ -22,7 +24,9 @@ __all__ = [
     "examine",
     "fix",
     "look_at_link",
+    "of_volume",
     "page",
+    "repairs_of",
     "report_json",
     "report_text",
 ]

@@ -18,7 +18,7 @@ from typing import Any
 from bootstrap.core.files import contains
 from bootstrap.core.findings import Finding, Severity
 from bootstrap.core.lease import BEAT, STALE, Lease
-from bootstrap.core.text import megabytes
+from bootstrap.core.text import size_text
 from bootstrap.models.download.download import Download, Fetched
 from bootstrap.models.download.part import Quiet, State, quiet_for, sweep
 from bootstrap.models.download.progress import FileMeter, LogMeter, MakeMeter
@@ -238,9 +238,9 @@ class _WaitingLine:
 
 
 def _done(meter: FileMeter, fetched: Fetched) -> str:
-    resumed = f", {megabytes(fetched.resumed_bytes)} of it before" if fetched.resumed_bytes else ""
+    resumed = f", {size_text(fetched.resumed_bytes)} of it before" if fetched.resumed_bytes else ""
     return (
-        f"there, {megabytes(fetched.size)}{resumed}, {meter.speed / 1e6:.1f} MB/s, "
+        f"there, {size_text(fetched.size)}{resumed}, {meter.speed / 1e6:.1f} MB/s, "
         f"checked: {', '.join(fetched.checked) or 'length'}"
     )
 

@@ -26,7 +26,7 @@ from bootstrap.volume.search import MODELS
 
 CODES = {
     "links.made": "Links to models were made, as planned",
-    "links.conflict": "Two different files want one name in ComfyUI's models folder",
+    "links.conflict": "Two different files need one name in ComfyUI's models folder",
     "links.not_writable": "A link could not be made or removed",
 }
 _SAMPLE = 64 * 1024

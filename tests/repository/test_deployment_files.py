@@ -232,6 +232,11 @@ def test_python_packages_are_pinned_those_they_pull_in_too() -> None:
     assert {name for name, _ in loose} <= {"pip", "setuptools"}, "Python's own"
 
 
+def test_the_build_has_the_workers_uv() -> None:
+    worker = (ROOT / "requirements" / "worker.txt").read_text("utf-8")
+    assert re.search(r'^ARG UV="(uv==\S+)"$', DOCKERFILE, re.MULTILINE)[1] in worker.split()  # type: ignore[index]
+
+
 def test_nothing_enters_the_image_but_what_is_copied() -> None:
     """`.dockerignore` shuts everything out; what it lets in again is what COPY names."""
     lines = [

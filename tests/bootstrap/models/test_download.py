@@ -320,7 +320,7 @@ def test_a_full_disk_is_told_with_what_is_needed(
     result = bring(models, spec(url), tools=tools(disk=FullDisk(call, code)))
     assert_failed(result, models, "download.no_space", "enlarge the network volume")
     if call == "look":
-        assert "10.0 MB" in (result.problem.message if result.problem else "")
+        assert "9.5 MiB" in (result.problem.message if result.problem else "")
 
 
 class NoLinks(Disk):

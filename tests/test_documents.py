@@ -18,10 +18,10 @@ from jsonschema import validate
 
 from bootstrap.config import Settings, variables
 from bootstrap.core.findings import DOCS, docs_url
-from bootstrap.models.context import Result
 from bootstrap.models.installed import Receipt
 from bootstrap.models.manifest import parse_manifest
 from bootstrap.models.manifest_entry import ModelSpec
+from bootstrap.models.provision import Result
 from handler.request import fields, params, parse
 from handler.request.named_workflows import NamedWorkflows
 from handler.request.parse import (

@@ -15,7 +15,7 @@ from bootstrap.core.findings import Finding, Severity, docs_url, worst_first
 from bootstrap.core.terminal import PLAIN, Style, findings_text
 from bootstrap.core.text import counted, size_text
 from bootstrap.doctor.checks import run_checks
-from bootstrap.doctor.facts.gather import Facts, Scope, gather
+from bootstrap.doctor.facts import Facts, Scope, gather
 from bootstrap.doctor.fix import Repair, plan_fixes
 from bootstrap.volume.args_file import with_args_file
 

@@ -89,7 +89,8 @@ def test_a_model_on_demand_is_reported_while_it_comes_and_before_the_result(
     assert mine[-1].kind == "done", "nothing after the result"
     told = [event.body["output"] for event in mine if event.kind == "progress"]
     assert {update["model"] for update in told} == {"vae/wanted.safetensors"}
-    assert {key for update in told for key in update} == {"stage", "percent", "model", "detail"}
+    fields = {"stage", "percent", "model", "detail", "message"}
+    assert {key for update in told for key in update} == fields
     percents = [update["percent"] for update in told]
     assert len(percents) >= 2 and percents == sorted(percents)
     assert TOKEN not in production.worker.log and TOKEN not in str(mine)
@@ -149,7 +150,9 @@ def test_previews_come_small_and_not_too_often_and_only_where_they_are_asked_for
     events = [e for e in production.plane.events if e.kind == "progress"]
     told = [e.body["output"] for e in events if e.job_id == jobs[0]]
     previews = [update["preview"] for update in told if "preview" in update]
-    assert 2 <= len(set(previews)) <= 5, "one in two seconds"
+    mine = [event.at for event in events if event.job_id == jobs[0]]
+    most = (mine[-1] - mine[0]) / 2 + 2
+    assert 2 <= len(set(previews)) <= most, "one in two seconds"
     for preview in previews:
         head, _, content = preview.partition(",")
         assert head == "data:image/jpeg;base64" and len(content) < 33_000

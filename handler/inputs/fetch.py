@@ -17,7 +17,7 @@ from urllib.parse import quote, urlsplit
 from bootstrap.config import Settings
 from bootstrap.config.bucket import S3_CONFIG, Bucket
 from bootstrap.net.addresses import AddressPolicy, shown, take_apart
-from bootstrap.net.errors import DownloadError, bad_answer
+from bootstrap.net.errors import AddressRefused, DownloadError, bad_answer
 from bootstrap.net.http import Channel, Reply
 from handler.common.blocking import Pool, TimeUp, together
 from handler.common.deadline import Deadline
@@ -235,9 +235,8 @@ def _cut(size: int, reply: Reply) -> str:
 
 
 def _as_job_error(problem: DownloadError, url: str) -> JobError:
-    refused = ("download.url_refused", "download.private_address", "download.redirect_refused")
     said = problem.message[:1].upper() + problem.message[1:]
-    if problem.code in refused:
+    if isinstance(problem, AddressRefused):
         return JobError(
             "input.url_refused",
             f"{said}",

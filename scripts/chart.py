@@ -74,7 +74,8 @@ def _bar(label: str, seconds: float, scale: float, y: int, kind: str) -> Sequenc
 
 
 def _figure(seconds: float, scale: float, y: int, language: str) -> str:
-    told = f"{seconds:.1f}".replace(".", ",") + " с" if language == "ru" else f"{seconds:.1f} s"
+    shown = f"{seconds + 1e-9:.1f}"  # 22.45 is 22.5, as people round
+    told = f"{shown.replace('.', ',')} с" if language == "ru" else f"{shown} s"
     return f'<text x="{_LABELS + seconds * scale + 8:.0f}" y="{y + 14}">{told}</text>'
 
 

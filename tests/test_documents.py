@@ -212,7 +212,7 @@ def test_links_lead_somewhere() -> None:
 
 def test_make_targets_that_are_named_exist() -> None:
     targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
-    for document in (*READMES, ROOT / "CONTRIBUTING.md"):
+    for document in (*READMES, ROOT / "CONTRIBUTING.md", *(ROOT / "docs").glob("*.md")):
         text = document.read_text("utf-8")
         named = set(re.findall(r"(?:^|`|\()make (?:-s )?([a-z]+(?:-[a-z]+)*)", text, re.MULTILINE))
         assert named <= targets, f"{document.name} names {named - targets}"

@@ -4,7 +4,7 @@
 # Its variants: docker-bake.hcl. How it is tested, its arguments and sizes: docs/image.md.
 # torch brings its own CUDA libraries: of NVIDIA's images the smallest will do.
 ARG BASE_IMAGE=nvidia/cuda:13.0.2-base-ubuntu24.04
-FROM ${BASE_IMAGE} AS system
+FROM ${BASE_IMAGE}
 
 # An argument and not ENV: it is for the build alone.
 ARG DEBIAN_FRONTEND=noninteractive
@@ -27,16 +27,13 @@ RUN apt-get update \
     fi \
     && rm -rf /var/lib/apt/lists/* /var/cache/apt/* /var/log/apt /var/log/*.log
 
-# uv for the build, in the version that the worker has. It is bound into the steps that need it.
-FROM system AS uv
-COPY requirements/worker.txt /tmp/worker.txt
-RUN python3 -m venv /opt/uv \
-    && /opt/uv/bin/pip install --no-cache-dir --no-deps "$(grep '^uv==' /tmp/worker.txt)"
-
-FROM system
 # As the build's environment alone, hence no ENV. Downloads are cached beside the image; what is
 # installed is compiled, so that the first start does not have to.
+# SSL_CERT_FILE: a file of BASE_IMAGE with the certificates to trust, behind a proxy that has its own.
+ARG SSL_CERT_FILE
 ARG UV_LINK_MODE=copy UV_COMPILE_BYTECODE=1 UV_PYTHON_DOWNLOADS=never
+# What installs all the rest, in the version that the worker has.
+ARG UV="uv==0.13.9"
 
 # ComfyUI's Python: large, changes seldom. PyTorch's own index holds a build for each CUDA version; it
 # must fit the driver of the machines that Runpod may choose (CUDA 13.0 wants driver 580 or newer). An
@@ -47,18 +44,18 @@ ARG TORCH_INDEX_URL=https://download.pytorch.org/whl/cu130
 ARG COMFYUI_LEFT_OUT=""
 COPY requirements/comfyui.txt requirements/comfyui-constraints.txt requirements/image.txt /tmp/requirements/
 # The .pth gives torch to a venv that is made with --system-site-packages, as those on volumes are.
-RUN --mount=type=bind,from=uv,source=/opt/uv,target=/opt/uv \
-    --mount=type=cache,target=/root/.cache/uv \
+RUN --mount=type=cache,target=/root/.cache/uv \
     cd /tmp/requirements \
     && "python${PYTHON_VERSION:-3}" -m venv /opt/comfyui \
-    && install="/opt/uv/bin/uv pip install --python /opt/comfyui/bin/python" \
-    && ${install} ${TORCH_INDEX_URL:+--index-url "${TORCH_INDEX_URL}"} ${TORCH} \
-    && /opt/uv/bin/uv pip freeze --python /opt/comfyui/bin/python \
-        | grep -E '^(torch|torchvision|torchaudio|triton|nvidia-.*)==' > kept.txt \
+    && /opt/comfyui/bin/pip install --no-cache-dir "${UV}" \
+    && uv="/opt/comfyui/bin/uv pip" && export VIRTUAL_ENV=/opt/comfyui \
+    && ${uv} install ${TORCH_INDEX_URL:+--index-url "${TORCH_INDEX_URL}"} ${TORCH} \
+    && ${uv} freeze | grep -E '^(torch|torchvision|torchaudio|triton|nvidia-.*)==' > kept.txt \
     && grep -hvE "^(torch==|-c |#)" comfyui.txt image.txt \
         | grep -vE "^(${COMFYUI_LEFT_OUT:-nothing})=" > wanted.txt \
-    && ${install} -r wanted.txt -c comfyui-constraints.txt -c kept.txt \
-    && /opt/uv/bin/uv pip check --python /opt/comfyui/bin/python \
+    && ${uv} install -r wanted.txt -c comfyui-constraints.txt -c kept.txt \
+    && ${uv} check \
+    && ${uv} uninstall uv \
     && packages="$("python${PYTHON_VERSION:-3}" -c 'import site; print(site.getsitepackages()[0])')" \
     && mkdir -p "${packages}" \
     && ls -d /opt/comfyui/lib/python3.*/site-packages > "${packages}/comfyui.pth" \
@@ -67,27 +64,26 @@ RUN --mount=type=bind,from=uv,source=/opt/uv,target=/opt/uv \
 # The worker's Python: never shares packages with ComfyUI's.
 WORKDIR /worker
 COPY requirements/worker.txt requirements/constraints.txt requirements/
-RUN --mount=type=bind,from=uv,source=/opt/uv,target=/opt/uv \
-    --mount=type=cache,target=/root/.cache/uv \
-    /opt/uv/bin/uv venv --quiet --python /usr/bin/python3 .venv \
-    && /opt/uv/bin/uv pip install --python .venv/bin/python -r requirements/worker.txt \
-    && /opt/uv/bin/uv pip check --python .venv/bin/python
+RUN --mount=type=cache,target=/root/.cache/uv \
+    python3 -m venv .venv \
+    && .venv/bin/pip install --no-cache-dir "${UV}" \
+    && .venv/bin/uv pip install --python .venv/bin/python -r requirements/worker.txt \
+    && .venv/bin/uv pip check --python .venv/bin/python
 
 # A ComfyUI for volumes that have none: a tag such as v0.38.0, empty for none. Its own requirements are
 # added as far as torch allows; its web page is not, since the worker gives it one.
 ARG COMFYUI_VERSION=""
 ARG COMFYUI_REPOSITORY=https://github.com/comfyanonymous/ComfyUI
-RUN --mount=type=bind,from=uv,source=/opt/uv,target=/opt/uv \
-    --mount=type=cache,target=/root/.cache/uv \
+RUN --mount=type=cache,target=/root/.cache/uv \
     if [ -n "${COMFYUI_VERSION}" ]; then \
         git clone --quiet --depth 1 --branch "${COMFYUI_VERSION}" "${COMFYUI_REPOSITORY}" /comfyui \
         && rm -rf /comfyui/.git \
-        && /opt/uv/bin/uv pip freeze --python /opt/comfyui/bin/python \
-            | grep -iE '^(torch|torchvision|torchaudio|triton|nvidia-.*)==' > /tmp/kept.txt \
+        && export VIRTUAL_ENV=/opt/comfyui && uv="/worker/.venv/bin/uv pip" \
+        && ${uv} freeze | grep -iE '^(torch|torchvision|torchaudio|triton|nvidia-.*)==' > /tmp/kept.txt \
         && grep -viE "^(torch|torchvision|torchaudio|${COMFYUI_LEFT_OUT:-torch})([^a-z]|$)|^comfyui-" \
             /comfyui/requirements.txt > /tmp/wanted.txt \
-        && /opt/uv/bin/uv pip install --python /opt/comfyui/bin/python -r /tmp/wanted.txt -c /tmp/kept.txt \
-        && /opt/uv/bin/uv pip check --python /opt/comfyui/bin/python \
+        && ${uv} install -r /tmp/wanted.txt -c /tmp/kept.txt \
+        && ${uv} check \
         && /opt/comfyui/bin/python -m compileall -q /comfyui \
         && rm /tmp/kept.txt /tmp/wanted.txt; \
     fi

@@ -18,7 +18,7 @@ endif
 CODE = $(wildcard bootstrap handler demo scripts tests benchmarks examples)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo demo-models demo-volume demo-env test image-test bench prove check docs picture site format venv clean clean-cache python
+.PHONY: help demo demo-models demo-volume demo-env test image-test bench prove check checker docs picture site format venv clean clean-cache python
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -72,6 +72,9 @@ check: python ## Formatter, linter and strict types, changing nothing
 	$(VENV_PYTHON) -m ruff check .
 	$(VENV_PYTHON) -m mypy $(CODE)
 
+checker: python ## Write the checker as one file, dist/check_volume.py, for machines without a clone
+	@$(PYTHON) -m scripts.one_file dist/check_volume.py
+
 docs: python ## Write what the documents hold of the code: codes, settings, the chart of cold starts
 	@$(PYTHON) -m demo venv dev
 	@$(VENV_PYTHON) -m scripts.document
@@ -82,7 +85,7 @@ picture: python ## Draw the README's picture of the checker's report again
 
 site: python ## Build the documentation site in build/site/; a broken link is an error
 	@$(PYTHON) -m demo venv dev
-	@DISABLE_MKDOCS_2_WARNING=true $(VENV_PYTHON) -m mkdocs build --quiet
+	@NO_MKDOCS_2_WARNING=true $(VENV_PYTHON) -m mkdocs build --quiet
 
 format: python ## Format the code and apply the linter's safe fixes
 	@$(PYTHON) -m demo venv dev

@@ -38,8 +38,10 @@ def main() -> None:
 
     for result in job["output"]["results"]:
         if "image" in result:
-            Path(Path(result["filename"]).name).write_bytes(base64.b64decode(result["image"]))
-            print(result["filename"])
+            path = Path("output", Path(result["filename"]).name)
+            path.parent.mkdir(exist_ok=True)
+            path.write_bytes(base64.b64decode(result["image"]))
+            print(path)
 
 
 if __name__ == "__main__":

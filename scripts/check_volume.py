@@ -16,7 +16,8 @@ if sys.version_info < (3, 10):  # noqa: UP036  # said before anything fails to p
 import argparse
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
@@ -24,12 +25,14 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from bootstrap.config import Settings
 from bootstrap.core import log
-from bootstrap.core.findings import findings_text
-from bootstrap.doctor import Report, Scope, examine, report_json, report_text
-from bootstrap.doctor.fix import apply_fixes, plan_fixes
-from bootstrap.doctor.html import page
+from bootstrap.core.terminal import findings_text, style_of
+from bootstrap.doctor import Report, Scope, examine, of_volume, repairs_of, report_json, report_text
+from bootstrap.doctor.fix import Repair, apply_fixes
+from bootstrap.doctor.page import page
 from scripts.progress import Progress
-from scripts.stdout import show, wants_colour
+from scripts.stdout import show
+
+_IMAGE = "/opt/comfyui"
 
 
 def main(argv: list[str], env: Mapping[str, str] = os.environ) -> int:
@@ -41,10 +44,11 @@ def main(argv: list[str], env: Mapping[str, str] = os.environ) -> int:
         _say(f"check_volume.py: {_no_folder(arguments.path)}")
         return 2
     report = _examine(settings, given, arguments)
-    if arguments.fix:
-        _fix(report)
+    if (arguments.fix or arguments.dry_run) and _fix(repairs_of(report), arguments):
         report = _examine(settings, given, arguments)
-    report = Report((*problems, *report.findings), report.facts, report.at, report.seconds)
+    report = replace(report, findings=(*problems, *report.findings))
+    if not _in_image(given):
+        report = of_volume(report)
     if not _show(report, arguments):
         return 2
     return 1 if report.status == "error" else 0
@@ -67,13 +71,17 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--json", action="store_true", help="the report as JSON on stdout")
     parser.add_argument("--deep", action="store_true", help="also measure how fast the volume is")
     parser.add_argument("--html", metavar="FILE", help="write the report as one HTML page")
+    parser.add_argument("-v", "--verbose", action="store_true", help="also what is well")
     parser.add_argument("--quiet", action="store_true", help="only warnings and errors")
     parser.add_argument(
         "--fix",
         action="store_true",
-        help="repair what is safe: missing folders, our own broken links and stale partial files; "
-        "never a model or a file of yours",
+        help="repair what is safe: misplaced models are moved where nothing has their name, links "
+        "that name a mount point become relative, missing folders are made, our own broken links "
+        "and stale partial files removed. Nothing is overwritten; asks first on a terminal",
     )
+    parser.add_argument("--yes", action="store_true", help="with --fix: do not ask")
+    parser.add_argument("--dry-run", action="store_true", help="show what --fix would do")
     return parser
 
 
@@ -82,16 +90,37 @@ def _examine(settings: Settings, env: Mapping[str, str], arguments: argparse.Nam
         return examine(settings, env, Scope(deep=arguments.deep, progress=progress.update))
 
 
-def _fix(report: Report) -> None:
-    """Show what will be repaired, repair it, say what came of it; all on stderr."""
-    facts = report.facts
-    repairs = plan_fixes(facts.layout, facts.volume) if facts.layout and facts.volume else []
+def _in_image(env: Mapping[str, str]) -> bool:
+    """Is this a worker's container, so that its Python and GPU are what jobs will have?"""
+    return "RUNPOD_ENDPOINT_ID" in env or os.path.isdir(_IMAGE)
+
+
+def _fix(repairs: Sequence[Repair], arguments: argparse.Namespace) -> bool:
+    """Show what will be repaired, repair it, say what came of it, all on stderr; was it done?"""
     if not repairs:
         _say("Nothing can be repaired automatically.")
-        return
     for repair in repairs:
-        _say(f"will {repair.sentence}")
-    _say(findings_text(apply_fixes(repairs)))
+        _say(
+            f"{'Would' if arguments.dry_run else 'Will'} {repair.sentence[:1].lower()}"
+            f"{repair.sentence[1:]}."
+        )
+    if not repairs or arguments.dry_run or not (arguments.yes or _agreed()):
+        return False
+    _say(findings_text(apply_fixes(repairs), style_of(sys.stderr)))
+    return True
+
+
+def _agreed() -> bool:
+    """Ask, where somebody can answer; elsewhere --fix was meant."""
+    if not sys.stderr.isatty():
+        return True
+    try:  # standard input may be this very program
+        with open("/dev/tty", encoding="utf-8") as terminal:
+            sys.stderr.write("Repair this? [y/N] ")
+            sys.stderr.flush()
+            return terminal.readline().strip().lower() in ("y", "yes")
+    except (OSError, KeyboardInterrupt):
+        return False
 
 
 def _say(text: str) -> None:
@@ -104,7 +133,8 @@ def _show(report: Report, arguments: argparse.Namespace) -> bool:
     if arguments.json:
         show(json.dumps(data, indent=2))
     else:
-        show(report_text(report, colour=wants_colour(), quiet=arguments.quiet))
+        style = style_of(sys.stdout)
+        show(report_text(report, style, quiet=arguments.quiet, verbose=arguments.verbose))
     if arguments.html:
         try:
             Path(arguments.html).write_text(page(data), "utf-8")

@@ -5,17 +5,18 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
-from bootstrap.core.findings import Finding, Severity, findings_text
+from bootstrap.core.findings import Finding, Severity
+from bootstrap.core.terminal import PLAIN, Style, findings_text
 from scripts.watching import plain
 
 if TYPE_CHECKING:  # the boot's room is large, and a client that runs a workflow needs none of it
     from bootstrap.boot import Stage
 
 
-def diagnostics_text(diagnostics: Mapping[str, Any], colour: bool = False) -> str:
+def diagnostics_text(diagnostics: Mapping[str, Any], style: Style = PLAIN) -> str:
     """Findings worst first, the boot's stages, ComfyUI's state, versions. A long reply comes cut:
     whatever has not its usual form is left out."""
-    parts = [findings_text(findings_in(diagnostics), colour)]
+    parts = [findings_text(findings_in(diagnostics), style)]
     parts.append("\n".join(_boot(_object(diagnostics.get("boot")))))
     parts.append("\n".join(_comfyui(_object(diagnostics.get("comfyui")))))
     versions = _object(diagnostics.get("versions"))
@@ -48,10 +49,9 @@ def _boot(boot: Mapping[str, Any]) -> Iterator[str]:
 
 def _stage(given: Mapping[str, Any]) -> Stage:
     from bootstrap.boot import Stage
-    from bootstrap.doctor.html.text import number
 
     name, outcome, note = (str(given.get(key) or "") for key in ("name", "outcome", "note"))
-    start, took, moved = (number(given.get(key)) for key in ("start", "seconds", "bytes"))
+    start, took, moved = (_number(given.get(key)) for key in ("start", "seconds", "bytes"))
     return Stage(name, start, took, outcome, int(moved), note)
 
 
@@ -63,6 +63,12 @@ def _comfyui(comfyui: Mapping[str, Any]) -> Iterator[str]:
     for exit in _objects(comfyui.get("exits")):
         reason = _object(exit.get("reason"))
         yield plain(f"  ended with {exit.get('code')}: {reason.get('message')}")
+
+
+def _number(value: Any) -> float:
+    """A number between 0 and an exbibyte; 0 for anything else."""
+    real = isinstance(value, (int, float)) and not isinstance(value, bool)
+    return float(value) if real and 0 < value < 1 << 60 else 0.0
 
 
 def _seconds(value: Any) -> str:

@@ -9,10 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from bootstrap.core.findings import Severity
+from bootstrap.core.terminal import style_of
 from scripts.diagnostics_text import diagnostics_text, findings_in
 from scripts.endpoint import Job
 from scripts.saving import Saving, save
-from scripts.stdout import show, wants_colour
+from scripts.stdout import show
 from scripts.watching import plain
 
 DONE, FAILED, USAGE, UNREACHABLE, TIMEOUT, NOT_SAVED, INTERRUPTED = 0, 1, 2, 3, 4, 5, 130
@@ -57,7 +58,7 @@ def report(ended: Ended, folder: Path, as_json: bool, html: Path | None = None) 
     if as_json:
         show(json.dumps(_data(code, ended.job, problem, output)))
     elif isinstance(diagnostics, dict):
-        show(diagnostics_text(diagnostics, wants_colour()))
+        show(diagnostics_text(diagnostics, style_of(sys.stdout)))
     else:
         for line in (*saving.texts, *map(str, saving.saved)):
             show(plain(line))
@@ -78,7 +79,7 @@ def _judged(ended: Ended) -> tuple[int, str]:
 
 
 def _written(diagnostics: dict[str, Any], html: Path, saving: Saving) -> bool:
-    from bootstrap.doctor.html import page
+    from bootstrap.doctor.page import page
 
     try:
         html.write_text(page(diagnostics, "ComfyUI worker report"), "utf-8")

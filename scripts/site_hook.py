@@ -30,4 +30,18 @@ def on_page_markdown(markdown: str, /, page: Any, config: Any, files: Any) -> st
         inside = target.removeprefix("docs/")
         return found[1] + (inside if inside != target else blob + target)
 
-    return _LINK.sub(on_site, markdown)
+    return _LINK.sub(on_site, indented(markdown))
+
+
+def indented(markdown: str) -> str:
+    """What belongs to a numbered item, by four spaces: three, as on GitHub, end the list here."""
+    lines, fence = [], False
+    for line in markdown.split("\n"):
+        if fence or re.match(r" {3}\S", line):
+            lines.append(f" {line}" if line.strip() else line)
+        else:
+            if re.match(r"\d+\. ", line) and lines and lines[-1].startswith("    "):
+                lines.append("")
+            lines.append(line)
+        fence ^= line.startswith("   ```")
+    return "\n".join(lines)

@@ -1,4 +1,4 @@
-"""Standard output as people use it: in colour on a terminal, and cut short by `| head`."""
+"""Standard output as people use it: cut short by `| head`."""
 
 from __future__ import annotations
 
@@ -16,8 +16,3 @@ def show(text: str) -> None:
     except BrokenPipeError:
         # Python flushes once more when it ends, and would complain then.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-
-
-def wants_colour() -> bool:
-    """On a terminal only; https://no-color.org turns it off."""
-    return sys.stdout.isatty() and not os.environ.get("NO_COLOR")

@@ -18,10 +18,10 @@ from jsonschema import validate
 
 from bootstrap.config import Settings, variables
 from bootstrap.core.findings import DOCS, docs_url
-from bootstrap.models.context import Result
 from bootstrap.models.installed import Receipt
 from bootstrap.models.manifest import parse_manifest
 from bootstrap.models.manifest_entry import ModelSpec
+from bootstrap.models.provision import Result
 from handler.request import fields, params, parse
 from handler.request.named_workflows import NamedWorkflows
 from handler.request.parse import (
@@ -236,7 +236,8 @@ def _without_comments(block: str) -> str:
 
 def _links(page: Path) -> set[str]:
     """Where a page leads to, whichever language the page there has, without anchors."""
-    links = re.findall(r"\]\(([^)#]+)", page.read_text("utf-8"))
+    text = page.read_text("utf-8").replace(f"{DOCS}/ru/", f"{DOCS}/")
+    links = re.findall(r"\]\(([^)#]+)", text)
     return {re.sub(r"\.ru\.(md|svg)$", r".\1", link) for link in links} - {"README.md"}
 
 
@@ -272,7 +273,10 @@ def test_every_command_is_one_that_exists(command: str) -> None:
     words = shlex.split(command, comments=True)
     words = words[: words.index("<") if "<" in words else None]
     words = words[: words.index(">") if ">" in words else None]
-    if words[0] == "export":
+    if words[0] == "curl":
+        assert f"{words[2]} {words[3]} {words[4]}".endswith("/download/check_volume.py | python3")
+        check_volume._parser().parse_args(words[6:])
+    elif words[0] == "export":
         assert all(FOREIGN.fullmatch(word.partition("=")[0]) for word in words[1:])
     elif words[0] == "docker":
         assert words[1] in ("build", "push")

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from bootstrap.boot.models import WantedModels
-from bootstrap.boot.report import log_place
+from bootstrap.boot.report import log_late, log_place
 from bootstrap.boot.runtime import WarmUp
 from bootstrap.boot.schedule import Stage, StageFailed, Task
 from bootstrap.comfyui import (
@@ -33,7 +33,7 @@ from bootstrap.comfyui import (
     stage_code,
 )
 from bootstrap.config import Settings
-from bootstrap.core.findings import Finding, findings_text
+from bootstrap.core.findings import Finding
 from bootstrap.core.redact import child_environment
 from bootstrap.doctor import Facts, Report, Scope, check_layout, examine
 from bootstrap.environment import (
@@ -142,9 +142,7 @@ class Examination:
             late = self._late
         self._done.set()
         if late:
-            found = [f for f in report.findings if f.fix and f.severity.rank > 1]
-            said = findings_text(found) or "all is well"
-            _log.info("%s, done after the boot:\n%s", row.name, said)
+            log_late(row.name, report.findings)
 
 
 class Plan:

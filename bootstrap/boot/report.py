@@ -19,10 +19,12 @@ from bootstrap.core.findings import (
     Finding,
     Outcome,
     Severity,
+    docs_url,
     errors_in,
-    findings_text,
     worst_first,
 )
+from bootstrap.core.terminal import PLAIN, Style, findings_text
+from bootstrap.core.text import counted
 from bootstrap.doctor import JSON_VERSION
 from bootstrap.environment.packs import read_version
 from bootstrap.volume import Layout
@@ -33,6 +35,7 @@ _BAR = 40  # characters for the whole boot
 _VERSION_SECONDS = 2.0
 _DRIVER = Path("/proc/driver/nvidia")
 _GOOD = Severity.OK
+_WARNING = Severity.WARNING.rank
 _LEVELS = {
     Severity.INFO: logging.INFO,
     Severity.WARNING: logging.WARNING,
@@ -111,22 +114,34 @@ def _gpus() -> list[str]:
 
 
 def log_report(report: BootReport) -> None:
-    """A line for the verdict, and one for each finding that is worth reading."""
+    """A line for the verdict, with where its error is explained, and one for each finding that is
+    worth reading."""
     first = next(iter(errors_in(report.findings)), None)
-    _log.log(logging.ERROR if first else logging.INFO, "%s", report.verdict)
+    if first is None:
+        _log.info("%s", report.verdict)
+    else:
+        _log.error("%s (%s)", report.verdict, docs_url(first.code))
     for finding in report.worth_reading:
         if finding is not first:
             _log.log(_LEVELS[finding.severity], "%s", _sentence(finding))
+
+
+def log_late(stage: str, findings: Sequence[Finding]) -> None:
+    """What an examination found that the boot did not wait for."""
+    found = [f for f in worst_first(findings) if f.fix and f.severity.rank >= _WARNING]
+    _log.info("%s, done after the boot: %s", stage, counted(len(found), "finding"))
+    for finding in found:
+        _log.log(_LEVELS[finding.severity], "%s", _sentence(finding))
 
 
 def _sentence(finding: Finding) -> str:
     return f"{finding.code}: {finding.message} {finding.fix}".rstrip()
 
 
-def boot_text(report: BootReport) -> str:
+def boot_text(report: BootReport, style: Style = PLAIN) -> str:
     """The boot report as a person reads it on a terminal."""
     lines = [f"Boot: {report.outcome.value} after {report.seconds:.1f} s."]
-    lines += [findings_text(report.worth_reading)] if report.worth_reading else []
+    lines += [findings_text(report.worth_reading, style)] if report.worth_reading else []
     return "\n".join([*lines, *waterfall(report.timeline)])
 
 

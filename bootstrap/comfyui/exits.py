@@ -16,7 +16,7 @@ CODES = {
     "comfyui.killed": "ComfyUI was killed, most often for memory",
     "comfyui.bad_flag": "ComfyUI refused its command line",
     "comfyui.module_missing": "A Python package that ComfyUI needs is not installed",
-    "comfyui.front_end_missing": "ComfyUI wants its front end package",
+    "comfyui.front_end_missing": "ComfyUI requires its front end package",
     "comfyui.port_taken": "ComfyUI's port was taken",
     "comfyui.database": "ComfyUI could not open its database",
     "comfyui.model_paths_bad": "ComfyUI could not read extra_model_paths.yaml",
@@ -249,7 +249,7 @@ _REASONS: Sequence[_Reason] = (
         "comfyui.front_end_missing",
         re.compile(r"comfyui-frontend-package (?:is not installed|is missing)[^\n]*", _FLAGS),
         "ComfyUI requires the package comfyui-frontend-package, and knows no --front-end-root.",
-        "{python} -m pip install comfyui-frontend-package",
+        "`{python} -m pip install comfyui-frontend-package`",
     ),
     _Reason(
         "comfyui.module_missing",
@@ -257,7 +257,7 @@ _REASONS: Sequence[_Reason] = (
         "ComfyUI's Python ({python}) has no module {0}.",
         "With PACKAGES=install (the default) a worker adds what ComfyUI's requirements.txt asks "
         "for; the findings on packages say what it could not add. By hand: "
-        "{python} -m pip install {top}",
+        "`{python} -m pip install {top}`",
         detail="module",
     ),
     _Reason(
@@ -294,7 +294,7 @@ _REASONS: Sequence[_Reason] = (
         "ComfyUI could not start its assets ({0}).",
         "Remove --enable-assets from COMFYUI_ARGS: a worker has no use for them. (in_use, locked, "
         "newer_revision, path_blocked, not_writable, corrupt: its database; missing_packages: "
-        "{python} -m pip install alembic SQLAlchemy blake3.)",
+        "`{python} -m pip install alembic SQLAlchemy blake3`.)",
         detail="kind",
     ),
 )

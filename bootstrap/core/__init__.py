@@ -11,5 +11,6 @@ __all__ = [
     "page_cache",
     "redact",
     "temp_names",
+    "terminal",
     "text",
 ]

@@ -140,30 +140,3 @@ def outcome_of(findings: Iterable[Finding]) -> Outcome:
 def worst_first(findings: Iterable[Finding]) -> list[Finding]:
     """Findings by falling severity; equal ones keep their order."""
     return sorted(findings, key=lambda f: -f.severity.rank)
-
-
-_MARKS = {
-    Severity.OK: "ok     ",
-    Severity.INFO: "info   ",
-    Severity.WARNING: "WARNING",
-    Severity.ERROR: "ERROR  ",
-}
-_COLOURS = {
-    Severity.OK: "\033[32m",
-    Severity.INFO: "\033[36m",
-    Severity.WARNING: "\033[33m",
-    Severity.ERROR: "\033[31m",
-}
-
-
-def findings_text(findings: Iterable[Finding], colour: bool = False) -> str:
-    """One line a finding, worst first, its fix indented below."""
-    lines: list[str] = []
-    for finding in worst_first(findings):
-        mark = _MARKS[finding.severity]
-        if colour:
-            mark = f"{_COLOURS[finding.severity]}{mark}\033[0m"
-        lines.append(f"{mark} {finding.code}: {finding.message}")
-        if finding.fix:
-            lines.append(f"        fix: {finding.fix}")
-    return "\n".join(lines)

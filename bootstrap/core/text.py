@@ -31,9 +31,9 @@ def whole(text: str, digits: int = 18) -> int | None:
 
 
 def size_text(size: int) -> str:
-    """A number of bytes as `6.5 GB` (of 1024 MB each, as memory is counted)."""
+    """A number of bytes as `6.5 GiB`: as `df -h`, `ls -lh` and `nvidia-smi` count."""
     size = min(size, _MOST_SIZE)
-    for unit, name in ((GB, "GB"), (MB, "MB"), (KB, "KB")):
+    for unit, name in ((GB, "GiB"), (MB, "MiB"), (KB, "KiB")):
         if size >= unit:
             return f"{size / unit:.1f} {name}" if size < 10 * unit else f"{size / unit:,.0f} {name}"
     return "1 byte" if size == 1 else f"{size} bytes"
@@ -113,9 +113,3 @@ def about(paths: Sequence[str], command: str = "") -> dict[str, Any]:
     details: dict[str, Any] = {"paths": [shown(p) for p in paths[:MOST_PATHS]]}
     details["count"] = len(paths)
     return {**details, "command": command} if command else details
-
-
-def megabytes(count: int) -> str:
-    """A size for people, in decimal units."""
-    count = min(count, _MOST_SIZE)
-    return f"{count / 1e9:.2f} GB" if count >= 1e9 else f"{count / 1e6:.1f} MB"

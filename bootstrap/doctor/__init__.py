@@ -1,13 +1,15 @@
 """What is true of this machine and volume, what that means, what to do about it, and the doing."""
 
 from bootstrap.doctor.checks.volume import check_layout
-from bootstrap.doctor.facts.gather import Facts, Scope
+from bootstrap.doctor.facts import Facts, Scope
 from bootstrap.doctor.facts.volume_facts import look_at_link
 from bootstrap.doctor.report import (
     JSON_VERSION,
     Report,
     bounded,
     examine,
+    of_volume,
+    repairs_of,
     report_json,
     report_text,
 )
@@ -21,8 +23,10 @@ __all__ = [
     "check_layout",
     "examine",
     "fix",
-    "html",
     "look_at_link",
+    "of_volume",
+    "page",
+    "repairs_of",
     "report_json",
     "report_text",
 ]

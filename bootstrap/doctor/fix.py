@@ -1,4 +1,5 @@
-"""Repairs that are safe: missing folders made, our own dead links and leftovers removed.
+"""Repairs that are safe: missing folders made, misplaced models moved where nothing has their name,
+links made to hold under every mount point, our own dead links and leftovers removed.
 
 Nothing that is not provably ours is removed, replaced or followed, and nothing behind a link that
 leaves the volume is touched. A second run does nothing.
@@ -10,20 +11,25 @@ import errno
 import os
 import uuid
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
-from bootstrap.core.files import stays_within
+from bootstrap.core.files import Disk, publish, stays_within
 from bootstrap.core.findings import Finding, info, warning
 from bootstrap.core.temp_names import Leftover, identity_of
 from bootstrap.core.text import counted, named, size_text
-from bootstrap.doctor.facts.volume_facts import State, VolumeFacts
+from bootstrap.doctor.facts.volume_facts import LinkFact, State, VolumeFacts
+from bootstrap.doctor.facts.volume_places import Stray
 from bootstrap.volume import MODELS, Layout
 from bootstrap.volume import links as apply
 from bootstrap.volume.link_plan import Action, LinkPlan, Unlink
 
 CODES = {
     "fix.folders_made": "Missing folders were made.",
+    "fix.models_moved": "Misplaced models were moved to where ComfyUI reads them.",
+    "fix.links_changed": "Links were made relative, so that they hold under every mount point.",
     "fix.links_removed": "Our own links that led nowhere were removed.",
     "fix.swept": "Leftovers of workers that were killed were removed.",
     "fix.failed": "A repair could not be made.",
@@ -34,6 +40,7 @@ CODES = {
 class MakeFolders:
     """Make these folders; parents come first. One that is there by then is left as it is."""
 
+    codes: ClassVar = frozenset({"volume.models_missing"})
     paths: tuple[str, ...]
 
     @property
@@ -46,6 +53,7 @@ class MakeFolders:
 class RemoveLinks:
     """Remove links that our link plan made and that lead nowhere."""
 
+    codes: ClassVar = frozenset({"links.ours_broken"})
     links: tuple[Unlink, ...]
 
     @property
@@ -64,6 +72,7 @@ class RemoveLinks:
 class Sweep:
     """Remove files of ours that are too old to be in use."""
 
+    codes: ClassVar = frozenset({"volume.leftovers"})
     leftovers: tuple[Leftover, ...]
 
     @property
@@ -79,7 +88,35 @@ class Sweep:
         return f"Remove {count} ({size}) left by workers that were killed: {named(self.paths)}"
 
 
-Repair = MakeFolders | RemoveLinks | Sweep
+@dataclass(frozen=True)
+class MoveModels:
+    """Move what is in these folders to where it belongs; what has a name that is taken stays."""
+
+    codes: ClassVar = frozenset({"volume.models_misplaced"})
+    strays: tuple[Stray, ...]
+
+    @property
+    def sentence(self) -> str:
+        """What would be done."""
+        moves = [f"{stray.path} to {stray.belongs}" for stray in self.strays]
+        return f"Move the models in {named(moves)}"
+
+
+@dataclass(frozen=True)
+class Relink:
+    """Make links relative that name a mount point; each leads to the same place then."""
+
+    codes: ClassVar = frozenset({"links.other_mount", "links.absolute"})
+    links: tuple[LinkFact, ...]
+
+    @property
+    def sentence(self) -> str:
+        """What would be done."""
+        paths = [link.path for link in self.links]
+        return f"Make {counted(len(paths), 'link')} relative: {named(paths)}"
+
+
+Repair = MakeFolders | MoveModels | Relink | RemoveLinks | Sweep
 
 
 def plan_fixes(layout: Layout, facts: VolumeFacts) -> list[Repair]:
@@ -100,7 +137,19 @@ def plan_fixes(layout: Layout, facts: VolumeFacts) -> list[Repair]:
         for leftover in facts.leftovers
         if leftover.stale and leftover.removable and stays_within(leftover.path, facts.root)
     )
+    strays = tuple(
+        stray
+        for stray in facts.models.strays
+        if stays_within(stray.path, facts.root) and stays_within(stray.belongs, facts.root)
+    )
+    relative = tuple(
+        link
+        for link in facts.links
+        if link.relative is not None and not link.ours and stays_within(link.path, facts.root)
+    )
     repairs: list[Repair] = [MakeFolders(folders)] if folders else []
+    repairs += [MoveModels(strays)] if strays else []
+    repairs += [Relink(relative)] if relative else []
     repairs += [RemoveLinks(links)] if links else []
     repairs += [Sweep(stale)] if stale else []
     return repairs
@@ -112,6 +161,10 @@ def apply_fixes(repairs: Sequence[Repair]) -> list[Finding]:
     for repair in repairs:
         if isinstance(repair, MakeFolders):
             findings += _make_folders(repair)
+        elif isinstance(repair, MoveModels):
+            findings += _move_models(repair)
+        elif isinstance(repair, Relink):
+            findings += _relink(repair)
         elif isinstance(repair, RemoveLinks):
             findings += _remove_links(repair)
         else:
@@ -152,6 +205,96 @@ def _make_folders(repair: MakeFolders) -> list[Finding]:
     if made:
         failed.insert(0, info("fix.folders_made", f"Made {named(made)}.", paths=made))
     return failed
+
+
+def _move_models(repair: MoveModels) -> list[Finding]:
+    moved: list[str] = []
+    failed: list[Finding] = []
+    for stray in repair.strays:
+        try:
+            os.makedirs(stray.belongs, exist_ok=True)
+            names = sorted(os.listdir(stray.path))
+        except OSError as problem:
+            failed.append(_failed(stray.path, problem))
+            continue
+        for name in names:
+            path, place = Path(stray.path, name), Path(stray.belongs, name)
+            try:
+                if not _holds_links(path) and _moved(path, place):
+                    moved.append(str(place))
+                else:
+                    failed.append(_stays(path, place))
+            except OSError as problem:
+                failed.append(_failed(str(path), problem))
+        with suppress(OSError):  # something stayed
+            os.rmdir(stray.path)
+    if moved:
+        message = f"Moved {counted(len(moved), 'file or folder', 'files and folders')}: "
+        failed.insert(0, info("fix.models_moved", f"{message}{named(moved)}.", paths=moved[:50]))
+    return failed
+
+
+def _moved(path: Path, place: Path) -> bool:
+    """Give `path` the name `place`; False when that is taken."""
+    if not path.is_dir():
+        return publish(path, place, Disk())
+    try:
+        place.mkdir()  # the name is ours, and empty: a folder takes the place of an empty one
+    except FileExistsError:
+        return False
+    os.rename(path, place)
+    return True
+
+
+def _holds_links(path: Path) -> bool:
+    """A relative link leads elsewhere from elsewhere."""
+    if path.is_symlink() or not path.is_dir():
+        return path.is_symlink()
+    return any(
+        os.path.islink(os.path.join(folder, name))
+        for folder, folders, files in os.walk(path)
+        for name in (*folders, *files)
+    )
+
+
+def _stays(path: Path, place: Path) -> Finding:
+    return warning(
+        "fix.failed",
+        f"{named([str(path)])} stays where it is: it is or holds a link, or its name is taken in "
+        f"{named([str(place.parent)])}.",
+        "Compare the two, and move or delete one by hand.",
+        path=str(path),
+    )
+
+
+def _relink(repair: Relink) -> list[Finding]:
+    changed: list[str] = []
+    failed: list[Finding] = []
+    for link in repair.links:
+        try:
+            if _relinked(link):
+                changed.append(link.path)
+        except OSError as problem:
+            failed.append(_failed(link.path, problem))
+    if changed:
+        message = f"Made {counted(len(changed), 'link')} relative: {named(changed)}."
+        failed.insert(0, info("fix.links_changed", message, paths=changed[:50]))
+    return failed
+
+
+def _relinked(link: LinkFact) -> bool:
+    """Put the relative link in the place of the one that was seen, in one step."""
+    if os.readlink(link.path) != link.text or link.relative is None:
+        return False
+    place = Path(link.path)
+    scratch = place.with_name(_name_like(f"{place.name}.unlinking"))
+    os.symlink(link.relative, scratch)
+    try:
+        os.replace(scratch, place)
+    except OSError:
+        scratch.unlink(missing_ok=True)
+        raise
+    return True
 
 
 def _remove_links(repair: RemoveLinks) -> list[Finding]:
@@ -220,7 +363,7 @@ def _name_like(name: str) -> str:
 def _failed(path: str, problem: OSError) -> Finding:
     return warning(
         "fix.failed",
-        f"{named([path])} could not be mended: {problem.strerror or problem}.",
+        f"{named([path])} could not be repaired: {problem.strerror or problem}.",
         "Make its folder writable for the user this runs as, then check again with --fix.",
         path=path,
         errno=errno.errorcode.get(problem.errno or 0, ""),

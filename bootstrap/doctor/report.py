@@ -3,28 +3,37 @@
 from __future__ import annotations
 
 import json
+import os
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
 from datetime import datetime, timezone
 from typing import Any
 
 from bootstrap.config import Settings
-from bootstrap.core.findings import (
-    OTHER,
-    SECTIONS,
-    Finding,
-    Severity,
-    findings_text,
-    section_of,
-    worst_first,
-)
+from bootstrap.core.findings import Finding, Severity, docs_url, worst_first
+from bootstrap.core.terminal import PLAIN, Style, findings_text
+from bootstrap.core.text import counted, size_text
 from bootstrap.doctor.checks import run_checks
-from bootstrap.doctor.facts.gather import Facts, Scope, gather
+from bootstrap.doctor.facts import Facts, Scope, gather
+from bootstrap.doctor.fix import Repair, plan_fixes
 from bootstrap.volume.args_file import with_args_file
 
 JSON_VERSION = 1
 MOST_BYTES = 900_000
+# Beginnings of codes. Of this machine; of its Python, where that is none of the volume's; of an
+# endpoint; of variables, which are this shell's here.
+_MACHINE = ("gpu.", "memory.", "disk.", "machine.", "host.", "env.", "volume.local")
+_PYTHON = (
+    *("python.", "packages.", "nodes.requirements", "nodes.torch", "comfyui.python_missing"),
+    *("comfyui.requirement", "comfyui.front_end", "comfyui.torch_without_gpu"),
+)
+_ENDPOINT = (
+    *("gpu.cpu_flag_missing", "gpu.unused", "env.alloc", "env.arena", "env.preload"),
+    *("env.boot_timeout", "env.init_timeout", "env.gpu_contradiction"),
+)
+_SHELL = "env."
+_APART = "this_machine"
 
 
 @dataclass(frozen=True)
@@ -65,33 +74,100 @@ def examine(
     )
 
 
-def report_text(report: Report, colour: bool = False, quiet: bool = False) -> str:
-    """An examination as a person reads it: the sections with the worst findings first.
+def of_volume(report: Report) -> Report:
+    """What the examination says of the volume, where no worker runs: on a Pod, or at home. What
+    concerns this machine is information, marked `this_machine`; what concerns an endpoint's
+    settings, which cannot be seen from here, is left out."""
+    root = report.facts.layout.root if report.facts.layout else None
+    python = report.facts.python
+    own_python = root is not None and python is not None and python.is_relative_to(root)
+    families = _MACHINE if own_python else (*_MACHINE, *_PYTHON)
+    found = (f for f in report.findings if not f.code.startswith(_ENDPOINT))
+    return replace(
+        report,
+        findings=tuple(_of_machine(f) if f.code.startswith(families) else f for f in found),
+    )
 
-    `quiet` leaves out good news and information.
+
+def is_of_machine(finding: Finding) -> bool:
+    """Did `of_volume` set it apart?"""
+    return bool(finding.details.get(_APART))
+
+
+def _of_machine(finding: Finding) -> Finding:
+    """As information. How to change an endpoint is nothing that a Pod can tell."""
+    graver = finding.severity.rank > Severity.INFO.rank
+    return replace(
+        finding,
+        severity=Severity.INFO if graver else finding.severity,
+        fix=finding.fix if finding.code.startswith(_SHELL) else "",
+        host_fault=False,
+        details={**finding.details, _APART: True},
+    )
+
+
+def report_text(
+    report: Report, style: Style = PLAIN, *, quiet: bool = False, verbose: bool = False
+) -> str:
+    """An examination as a person reads it: where, what is wrong, worst first, the outcome.
+
+    `verbose` also shows what is well, `quiet` nothing but warnings and errors.
     """
-    shown = [f for f in report.findings if not quiet or f.severity.rank >= Severity.WARNING.rank]
-    sections: dict[str, list[Finding]] = {name: [] for name in (*SECTIONS, OTHER)}
-    for finding in shown:
-        sections[section_of(finding.code)].append(finding)
-    ordered = sorted(sections.items(), key=lambda section: -_worst(section[1]))
-    parts = [f"{name}\n{findings_text(found, colour)}\n" for name, found in ordered if found]
-    return "\n".join([*parts, headline(report)])
+    root = str(report.facts.layout.root) if report.facts.layout else ""
+    least = Severity.OK.rank if verbose else Severity.WARNING.rank
+    machine = [f for f in report.findings if is_of_machine(f)]
+    shown = [f for f in report.findings if f.severity.rank >= least and f not in machine]
+    repaired = {code for repair in repairs_of(report) for code in repair.codes}
+    blocks = [] if quiet else ["\n".join(_heading(report, style))]
+    blocks += [findings_text(shown, style, root, repaired)]
+    if machine and verbose and not quiet:
+        title = style.bold("This machine") + " (says nothing about the volume)"
+        blocks.append(f"{title}\n{findings_text(machine, style, root)}")
+    last = style.wrapped(_summary(report, shown, repaired, verbose))
+    if shown and not quiet:
+        last.insert(0, style.dim(f"Codes: {docs_url('CODE')}"))
+    blocks.append("\n".join(last))
+    return "\n\n".join(block for block in blocks if block)
 
 
-def _worst(findings: list[Finding]) -> int:
-    return max((finding.severity.rank for finding in findings), default=0)
+def _heading(report: Report, style: Style) -> list[str]:
+    """The volume, and what is on it."""
+    facts = report.facts
+    if facts.layout is None:
+        return []
+    lines = [f"Volume {style.bold(str(facts.layout.root))}"]
+    said = []
+    if facts.comfyui is not None:
+        home = os.path.relpath(facts.comfyui.path, facts.layout.root)
+        said.append(f"ComfyUI {facts.comfyui.version or 'of unknown version'} in {home}")
+    if facts.models is not None:
+        weights = facts.models.models
+        said.append(f"{counted(len(weights), 'model')}, {size_text(sum(f.size for f in weights))}")
+    if facts.volume is not None and facts.volume.space is not None:
+        said.append(f"{size_text(facts.volume.space.free)} free")
+    return [*lines, *style.wrapped("; ".join(said))] if said else lines
 
 
-def headline(report: Report) -> str:
-    """The outcome in one line."""
-    counts = {
-        "error": sum(f.severity is Severity.ERROR for f in report.findings),
-        "warning": sum(f.severity is Severity.WARNING for f in report.findings),
-    }
-    said = ", ".join(f"{n} {word}{'s' if n > 1 else ''}" for word, n in counts.items() if n)
-    where = report.facts.layout.root if report.facts.layout else "?"
-    return f"{where}: {said or 'all is well'} ({report.seconds:.1f} s)."
+def _summary(
+    report: Report, shown: Sequence[Finding], repaired: Collection[str], verbose: bool
+) -> str:
+    counts = [
+        counted(n, word)
+        for word, severity in (("error", Severity.ERROR), ("warning", Severity.WARNING))
+        if (n := sum(f.severity is severity for f in report.findings))
+    ]
+    text = f"{', '.join(counts) or 'No problems found'} ({report.seconds:.1f} s)."
+    count = sum(f.code in repaired for f in shown)
+    if count:
+        what = f"{count} of these" if count < len(shown) or count > 1 else "this"
+        return f"{text} Run with --fix to repair {what}."
+    return text if counts or verbose else f"{text} -v shows what was looked at."
+
+
+def repairs_of(report: Report) -> list[Repair]:
+    """What `--fix` would do about it."""
+    facts = report.facts
+    return plan_fixes(facts.layout, facts.volume) if facts.layout and facts.volume else []
 
 
 def report_json(report: Report) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from bootstrap.core.findings import Finding, info, ok, warning
-from bootstrap.core.text import counted, named, shown
+from bootstrap.core.text import counted, named, shown, typed
 from bootstrap.environment.modules import distribution_of
 from bootstrap.environment.site_packages import PackagesFacts, pip_install, where_to_type
 
@@ -99,7 +99,8 @@ def _failed(one: Import, packages: PackagesFacts | None, comfyui: str) -> Findin
     module = _MODULE.search(one.reason)
     fix = (
         "Look for its traceback above `Cannot import` in the worker's log; update the pack on a "
-        f"Pod (git -C '{one.path}' pull), or disable it: mv '{one.path}' '{one.path}.disabled'."
+        f"Pod: `{typed('git', '-C', one.path, 'pull')}`, or disable it: "
+        f"`{typed('mv', one.path, f'{one.path}.disabled')}`."
     )
     if module and packages is not None:
         name = distribution_of(module[1])

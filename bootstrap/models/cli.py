@@ -17,9 +17,8 @@ from bootstrap.config import Settings, read_settings
 from bootstrap.core.findings import Finding, errors_in
 from bootstrap.core.log import set_up, show
 from bootstrap.core.redact import masked
-from bootstrap.core.text import megabytes
+from bootstrap.core.text import size_text
 from bootstrap.models.background import workplace_for
-from bootstrap.models.context import Workplace
 from bootstrap.models.download.progress import meters_for
 from bootstrap.models.download.verify import check_content, check_hash, hash_file
 from bootstrap.models.installed import (
@@ -34,8 +33,8 @@ from bootstrap.models.installed import (
 from bootstrap.models.manifest import Manifest
 from bootstrap.models.manifest_entry import ModelSpec, read_entry
 from bootstrap.models.manifest_file import Unreadable, add_entry, find_manifest, load_manifest
-from bootstrap.models.provision import provision
-from bootstrap.models.sources.base import Sources
+from bootstrap.models.provision import Workplace, provision
+from bootstrap.models.sources import Sources
 from bootstrap.net.errors import DownloadError, disk_error
 from bootstrap.volume import locate
 from bootstrap.volume.categories import PICKLES, extension_of
@@ -76,7 +75,7 @@ def _plan(spec: ModelSpec, workplace: Workplace, ask: bool) -> Step:
     place = str(spec.place)
     found = find_present(spec, workplace.models, workplace.also)
     if isinstance(found, Present):
-        return Step(place, f"{megabytes(found.receipt.size)} at {found.path}", there=True)
+        return Step(place, f"{size_text(found.receipt.size)} at {found.path}", there=True)
     if isinstance(found, Occupied):
         text = f"{found.path} is there, but: {found.problem.message} {found.problem.fix}"
         return Step(place, text, problem=found.problem)
@@ -98,7 +97,7 @@ def _to_fetch(spec: ModelSpec, workplace: Workplace, ask: bool) -> Step:
             size = located.size or size
         finally:
             channel.close()
-    amount = "unknown size" if size is None else megabytes(size)
+    amount = "unknown size" if size is None else size_text(size)
     optional = ", optional" if spec.optional else ""
     key = f", with {credential}" if credential else ""
     text = f"{amount} from {source.name} ({host}){key}{optional}"
@@ -285,8 +284,8 @@ class _Command:
         needed = sum(step.size or 0 for step in steps if step.fetch)
         free = _free(workplace)
         fits = free is None or needed <= free
-        room = "an unknown amount" if free is None else megabytes(free)
-        lines.append(f"To fetch: {megabytes(needed)}; free at {workplace.models}: {room}.")
+        room = "an unknown amount" if free is None else size_text(free)
+        lines.append(f"To fetch: {size_text(needed)}; free at {workplace.models}: {room}.")
         if not fits:
             lines.append("It does not fit: delete files or enlarge the network volume.")
         self._show(steps, lines)

@@ -5,12 +5,12 @@ from __future__ import annotations
 import errno
 
 from bootstrap.core.findings import Finding, Severity
-from bootstrap.core.text import megabytes
+from bootstrap.core.text import size_text
 
 CODES = {
-    "download.login_needed": "The server wants a login (401).",
+    "download.login_needed": "The server requires a login (401).",
     "download.forbidden": "The server refuses this file to this account (403).",
-    "download.gated": "The Hugging Face repository wants its terms accepted first.",
+    "download.gated": "The Hugging Face repository requires its terms to be accepted first.",
     "download.not_found": "There is no such file, version or repository (404).",
     "download.gone": "The file was taken down or archived (410).",
     "download.rate_limited": "The server counts too many requests (429).",
@@ -35,7 +35,7 @@ CODES = {
     "download.outside": "A link in the models folder leads out of the volume.",
     "download.offline": "HF_HUB_OFFLINE is set and the file is not there.",
     "download.no_source": "No known source understands the URL.",
-    "download.wrong_type": "The link leads to something that is no model.",
+    "download.wrong_type": "The link leads to something that is not a model.",
     "download.stopped": "The download was stopped; it goes on from there next time.",
     "download.crashed": "A fault of this program while a model was being fetched.",
 }
@@ -133,7 +133,7 @@ def full_disk(problem: OSError) -> bool:
 
 def disk_error(problem: OSError, folder: object, needed: int | None) -> DownloadError:
     """A failed write, fsync or close; `needed` bytes were still to come."""
-    need = "" if needed is None else f"; {megabytes(needed)} more are needed"
+    need = "" if needed is None else f"; {size_text(needed)} more are needed"
     if full_disk(problem):
         which = "quota" if problem.errno == errno.EDQUOT else "disk"
         return DownloadError(

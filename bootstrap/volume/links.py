@@ -10,7 +10,7 @@ from dataclasses import replace
 from pathlib import Path, PurePosixPath
 
 from bootstrap.core.findings import Finding, error, info, warning
-from bootstrap.core.text import named
+from bootstrap.core.text import named, typed
 from bootstrap.volume.layout import Layout, folders_known_to
 from bootstrap.volume.link_plan import (
     Action,
@@ -26,7 +26,7 @@ from bootstrap.volume.search import MODELS
 
 CODES = {
     "links.made": "Links to models were made, as planned",
-    "links.conflict": "Two different files want one name in ComfyUI's models folder",
+    "links.conflict": "Two different files need one name in ComfyUI's models folder",
     "links.not_writable": "A link could not be made or removed",
 }
 _SAMPLE = 64 * 1024
@@ -241,6 +241,6 @@ def _not_writable(action: Action, problem: OSError) -> Finding:
         "links.not_writable",
         f"Could not {what} {action.place}: {problem.strerror}.",
         "Make the volume writable, with free space and inodes, for the user this worker runs as "
-        f"(on a Pod: chmod u+rwX '{action.place.parent}').",
+        f"(on a Pod: `{typed('chmod', 'u+rwX', str(action.place.parent))}`).",
         place=str(action.place),
     )

@@ -9,11 +9,11 @@ from pathlib import PurePosixPath
 from typing import TypeVar
 
 from bootstrap.config import Settings
-from bootstrap.core.text import megabytes
-from bootstrap.models.context import Workplace
+from bootstrap.core.text import size_text
 from bootstrap.models.fetched import FOLDER, FetchedModels, has_model_name, name_for
 from bootstrap.models.manifest_entry import ModelSpec, read_entry
-from bootstrap.models.sources.base import BadLink, Description, HubFile, Link, parse_link
+from bootstrap.models.provision import Workplace
+from bootstrap.models.sources import BadLink, Description, HubFile, Link, parse_link
 from bootstrap.net.addresses import shown
 from bootstrap.net.errors import DownloadError
 from handler.common.blocking import TimeUp
@@ -258,8 +258,8 @@ def _fix_of(code: str, fix: str) -> str:
 def _too_large(spec: ModelSpec, most: float) -> JobError:
     return JobError(
         "model.larger_than_cache",
-        f"{spec.where}: {spec.name} has {megabytes(spec.size or 0)}, and MODEL_CACHE_GB allows "
-        f"{megabytes(int(most))} for all models by address.",
+        f"{spec.where}: {spec.name} has {size_text(spec.size or 0)}, and MODEL_CACHE_GB allows "
+        f"{size_text(int(most))} for all models by address.",
         "Raise MODEL_CACHE_GB in the endpoint's environment, or put the model into models.json, "
         "where it does not count.",
         size=spec.size,

@@ -11,14 +11,14 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from bootstrap.config import Settings
-from bootstrap.core.text import megabytes, typed
+from bootstrap.core.text import size_text, typed
 from bootstrap.doctor import look_at_link
 from bootstrap.models.background import Provisioning, show_to_comfyui, workplace_for
-from bootstrap.models.context import Result, Workplace
 from bootstrap.models.download.progress import FileMeter, LogMeter
 from bootstrap.models.manifest import Manifest
 from bootstrap.models.manifest_entry import ModelSpec
 from bootstrap.models.manifest_file import wanted_here
+from bootstrap.models.provision import Result, Workplace
 from bootstrap.volume import Layout
 from bootstrap.volume.search import USUAL_ROOTS
 from handler.common import reply
@@ -263,7 +263,7 @@ def _unfinished(
 
 
 def _describe(result: Result) -> str:
-    size = f" ({megabytes(result.receipt.size)})" if result.receipt else ""
+    size = f" ({size_text(result.receipt.size)})" if result.receipt else ""
     return f"{result.spec.place}{size}"
 
 

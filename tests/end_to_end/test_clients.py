@@ -327,6 +327,21 @@ def test_the_example_with_curl(serving: Serving, local_api: str, tmp_path: Path)
         assert done.data()["output"]["status"] == "completed"
 
 
+def test_the_commands_of_the_readme_send_a_job_and_save_its_picture(
+    serving: Serving, tmp_path: Path
+) -> None:
+    """As they stand there, with the loopback API's address for Runpod's."""
+    (block,) = [b for b in blocks(ROOT / "README.md", "sh") if "curl" in b]
+    (tmp_path / "workflow_api.json").write_text(WORKFLOW.read_text())
+    env = serving.api.client_env()
+    _, _, endpoint = serving.api.url.rpartition("/")
+    commands = block.replace("https://api.runpod.ai/v2", serving.api.base)
+    done = run(["sh", "-ec", commands.replace("your_endpoint", endpoint)], tmp_path, env)
+    assert done.code == 0, done.err
+    assert (tmp_path / "picture.png").read_bytes().startswith(PNG)
+    assert (tmp_path / "key.header").stat().st_mode & 0o077 == 0
+
+
 def test_what_circulates_does_not_exist_and_what_we_name_does() -> None:
     import runpod
 

@@ -8,6 +8,7 @@ ComfyUI is given; `python -m tests.prove.freeze` freezes for longer than every t
 from __future__ import annotations
 
 import contextlib
+import copy
 import itertools
 import os
 import signal
@@ -23,6 +24,7 @@ from tests.conftest import environment, furnished
 from tests.end_to_end.test_production import Production
 from tests.end_to_end.test_worker import plain
 from tests.support.control_plane import ControlPlane
+from tests.support.mixed_jobs import faults_of, mixed_job
 from tests.support.moved_clock import MovedClock
 from tests.support.worker_process import WorkerProcess
 
@@ -95,6 +97,24 @@ def check_first_job_after_a_freeze(freezer: Freezer, moved: int, seconds: float)
     starts_now, now = state_of(production)
     assert starts_now == starts, production.worker.tail(100)
     assert (now > before) == (moved > 0), "the clock did move"
+
+
+def check_mixed_jobs_after_a_freeze(freezer: Freezer, seconds: float) -> None:
+    """Jobs sent while the worker is frozen are answered, each with exactly its files. The wall
+    clock is left alone: files have their times from the kernel's, which a test cannot move."""
+    production = freezer.production
+    mixed = [mixed_job(next(COLOURS)) for _ in range(6)]
+    freezer.freeze()
+    time.sleep(seconds)
+    jobs = [production.plane.submit({"workflow": copy.deepcopy(m.workflow)}) for m in mixed]
+    freezer.thaw()
+    for each, job in zip(mixed, jobs, strict=True):
+        output = production.plane.result(job, 60)["output"]
+        assert faults_of(each, output, production.volume) == [], production.worker.tail(60)
+
+
+def test_mixed_jobs_after_a_freeze(freezer: Freezer) -> None:
+    check_mixed_jobs_after_a_freeze(freezer, SECONDS)
 
 
 @pytest.mark.parametrize("hours", [5, -3])

@@ -20,7 +20,7 @@ BASE = "localhost/image-test-base"
 IMAGE = "localhost/image-test"
 WITH_COMFYUI = "localhost/image-test-comfyui"
 NEEDED = ("buildah", "debootstrap", "unshare", "nsenter", "chroot", "nice")
-_STEP = re.compile(r"^STEP (\d+/\d+: .*)$")
+_STEP = re.compile(r"^(?:\[\d+/\d+\] )?STEP (\d+/\d+: .*)$")
 
 
 @dataclass(frozen=True)

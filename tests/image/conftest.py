@@ -17,18 +17,20 @@ from demo.volume import DemoVolume
 from tests.image.buildah import BASE, IMAGE, WITH_COMFYUI, Buildah, missing_tools
 from tests.image.comfyui_repository import TAG, make_repository
 from tests.image.container import Container
-from tests.image.packages import Lent, debian_source, lend_packages, telling
+from tests.image.packages import Lent, authorities, debian_source, lend_packages, telling
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 # In the places where people leave such things; .dockerignore has to keep them out.
 PLANTED = (".env", "bootstrap/.env.local", "token.txt", "shared/volume/models/key.pem")
-# No index of its own: pip takes the CPU build of torch that this machine is set up for. There is no
-# torchvision for it, hence no spandrel, which needs it, and a stand-in when ComfyUI runs.
+# No index of its own: uv takes the CPU build of torch that this machine is set up for. There is no
+# torchvision and torchaudio for it, hence no spandrel, which needs torchvision, and a stand-in when
+# ComfyUI runs.
 ARGUMENTS = {
     "BASE_IMAGE": BASE,
+    "TORCH": "torch==2.13.0",
     "TORCH_INDEX_URL": "",
-    "TORCH_COMPANIONS": "",
-    "COMFYUI_EXTRAS": "kornia==0.9.0 kornia_rs==0.2.0",
+    "COMFYUI_LEFT_OUT": "spandrel",
+    "SOURCE": "https://example.com/source",
     "REVISION": "image-test",
 }
 SECRET = "image-test-secret-d41d8cd98f"
@@ -67,7 +69,7 @@ def image(sources: Sources) -> Iterator[Buildah]:
     try:
         shutil.rmtree(buildah.pushed, ignore_errors=True)
         buildah.make_base(debian_source())
-        buildah.build(sources.context, sources.lent, ARGUMENTS)
+        buildah.build(sources.context, sources.lent, arguments(sources.lent))
         yield buildah
         _tell(buildah)
     finally:
@@ -83,7 +85,7 @@ def with_comfyui(
     repository = make_repository(demo.comfyui, tmp_path_factory.mktemp("git") / "ComfyUI")
     lent = Lent(dict(sources.lent.paths))
     source = {"COMFYUI_VERSION": TAG, "COMFYUI_REPOSITORY": f"file://{lent.lend(repository)}"}
-    image.build(sources.context, lent, {**ARGUMENTS, **source}, WITH_COMFYUI)
+    image.build(sources.context, lent, {**arguments(lent), **source}, WITH_COMFYUI)
     return WITH_COMFYUI
 
 
@@ -108,6 +110,12 @@ def stand_in(demo: DemoVolume, root: Path) -> dict[Path, str]:
         return {}
     (outside,) = demo.python.parents[1].glob("lib/python3.*/site-packages")
     return {outside / "torchvision": f"/{(inside / 'torchvision').relative_to(root)}"}
+
+
+def arguments(lent: Lent) -> dict[str, str]:
+    """What the image is built with: uv is told of this machine's certificates by an argument."""
+    trusted = authorities()
+    return {**ARGUMENTS, **({"SSL_CERT_FILE": lent.lend(trusted)} if trusted else {})}
 
 
 def _copy_repository(context: Path) -> None:

@@ -7,6 +7,7 @@ this is an ENV or a COPY: all of it is bound into the build.
 from __future__ import annotations
 
 import ast
+import json
 import os
 import platform
 import ssl
@@ -26,6 +27,8 @@ _KEPT = frozenset(
 # Paths that tell nothing: every Debian has them.
 _EVERYWHERE = frozenset(("", "/", "/root", "/etc/apt", "/etc/ssl/certs/ca-certificates.crt"))
 _LONG_ENOUGH = 5
+# As pip looks for packages: the best version of all places.
+_UV = ('index-strategy = "unsafe-best-match"',)
 _LISTS = frozenset("extra-index-url find-links trusted-host".split())
 
 
@@ -56,14 +59,28 @@ def lend_packages(folder: Path) -> Lent:
     """apt's and pip's settings, wheel folders and certificates; `folder` holds what is written."""
     lent = Lent({Path("/etc/apt"): "/etc/apt"})
     settings = pip_settings()
-    authorities = settings.get("cert") or ssl.get_default_verify_paths().cafile
     lines = [f"{key} = {_translated(key, value, lent)}" for key, value in _places(settings)]
-    if authorities:
-        lines.append(f"cert = {lent.lend(Path(authorities).resolve())}")
+    if trusted := authorities():
+        lines.append(f"cert = {lent.lend(trusted)}")
+    lent.paths[_uv_settings(settings, folder, lent)] = "/etc/uv/uv.toml"
     conf = folder / "pip.conf"
     conf.write_text("\n".join(["[global]", "timeout = 180", *lines, ""]), encoding="utf-8")
     lent.paths[conf] = "/etc/pip.conf"
     return lent
+
+
+def _uv_settings(settings: Mapping[str, str], folder: Path, lent: Lent) -> Path:
+    """The same places for uv, which does not read pip's settings."""
+    told = {key: _translated(key, value, lent).split() for key, value in _places(settings)}
+    lines = [
+        f"{key} = {json.dumps(value if key in _LISTS else value[0])}"
+        for key, value in told.items()
+        if key in ("index-url", "extra-index-url", "find-links")
+    ]
+    lines += ["no-index = true"] if settings.get("no-index") in ("1", "true") else []
+    path = folder / "uv.toml"
+    path.write_text("\n".join([*lines, *_UV, ""]), "utf-8")
+    return path
 
 
 def pip_settings() -> dict[str, str]:
@@ -73,6 +90,12 @@ def pip_settings() -> dict[str, str]:
     pairs = [line.partition("=") for line in text.splitlines() if "=" in line]
     pairs.sort(key=lambda pair: pair[0].startswith(":env:"))
     return {name.rpartition(".")[2]: str(ast.literal_eval(value)) for name, _, value in pairs}
+
+
+def authorities() -> Path | None:
+    """The certificates that this machine trusts, as one file."""
+    named = pip_settings().get("cert") or ssl.get_default_verify_paths().cafile
+    return Path(named).resolve() if named else None
 
 
 def debian_source() -> DebianSource:

@@ -15,7 +15,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from demo.volume import ensure
-from tests.end_to_end.test_thaw import check_first_job_after_a_freeze, frozen_worker
+from tests.end_to_end.test_thaw import (
+    check_first_job_after_a_freeze,
+    check_mixed_jobs_after_a_freeze,
+    frozen_worker,
+)
 
 
 def main(argv: Sequence[str]) -> int:
@@ -26,6 +30,7 @@ def main(argv: Sequence[str]) -> int:
     arguments = parser.parse_args(argv)
     folder = tempfile.TemporaryDirectory()
     with folder, frozen_worker(ensure(), Path(folder.name)) as freezer:
+        check_mixed_jobs_after_a_freeze(freezer, arguments.seconds)
         for number in range(arguments.rounds):
             days = -1 if number % 2 else 1
             check_first_job_after_a_freeze(freezer, days * 86400, arguments.seconds)

@@ -11,13 +11,15 @@ import pytest
 
 from tests.support.sources import ROOT
 
-PROGRAM = "from scripts.stdout import wants_colour; print(wants_colour())"
+PROGRAM = (
+    "import sys; from bootstrap.core.terminal import style_of as s; print(s(sys.stdout).colour)"
+)
 
 
 @pytest.mark.parametrize(("no_color", "wanted"), [("", b"True"), ("1", b"False")])
 def test_a_terminal_has_colours_unless_somebody_says_no(no_color: str, wanted: bytes) -> None:
     ours, its = pty.openpty()
-    env = {**os.environ, "NO_COLOR": no_color}
+    env = {**os.environ, "NO_COLOR": no_color, "TERM": "xterm"}
     subprocess.run([sys.executable, "-c", PROGRAM], cwd=ROOT, env=env, stdout=its, check=True)
     assert os.read(ours, 100).strip() == wanted
     os.close(its)

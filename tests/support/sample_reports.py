@@ -221,16 +221,16 @@ def _of_the_volume() -> list[Finding]:
             "models.truncated",
             "models/diffusion_models/wan2.2_t2v_low_noise_14B_fp8_scaled.safetensors is cut off: "
             "it has 11,400,212,480 bytes, 15,354,000,000 bytes expected.",
-            "If nothing is downloading there now: rm -- /runpod-volume/models/diffusion_models/"
-            "wan2.2_t2v_low_noise_14B_fp8_scaled.safetensors and download again.",
+            "If nothing is downloading there now: `rm -- /runpod-volume/models/diffusion_models/"
+            "wan2.2_t2v_low_noise_14B_fp8_scaled.safetensors`, then download again.",
         ),
         warning(
             "models.web_page",
             "8 files (models/checkpoints/juggernautXL_v9.safetensors and 7 more) are web pages, "
             "not models. The site wanted a login.",
-            f"rm -- {folder}/juggernautXL_v9.safetensors '{folder}/my file (1).safetensors' and "
-            'download it again with a token, for instance: curl -fL -H "Authorization: Bearer '
-            '$CIVITAI_TOKEN" -o FILE URL (HF_TOKEN for Hugging Face).',
+            f"`rm -- {folder}/juggernautXL_v9.safetensors '{folder}/my file (1).safetensors'`, "
+            'then download it again with a token, for instance `curl -fL -H "Authorization: Bearer '
+            '$CIVITAI_TOKEN" -o FILE URL` (HF_TOKEN for Hugging Face).',
             paths=[f"{folder}/file_{i}.safetensors" for i in range(8)],
             count=8,
         ),

@@ -64,7 +64,7 @@ CODES = {
     "gpu.compat_package": "The image's CUDA compatibility package does not fit this GPU.",
     "gpu.memory_full": "Other processes fill the GPU, so that not even 4 KB could be had.",
     "gpu.not_asked": "The GPU could not be asked at all.",
-    "gpu.cpu_flag_missing": "There is no GPU and ComfyUI is not told to use the CPU.",
+    "gpu.cpu_flag_missing": "There is no GPU and ComfyUI is not set to use the CPU.",
     "gpu.lost": "The driver cannot reach a GPU.",
     "gpu.ecc": "The GPU's memory has uncorrected errors.",
     "gpu.throttled": "The GPU is held back by heat or power.",
@@ -240,7 +240,7 @@ def _cuda_failed(
 
 def _memory_full(gpu: GpuFacts) -> Finding:
     free = ", ".join(
-        f"{d.memory_free / GB:.1f} of {d.memory_total / GB:.0f} GB free"
+        f"{d.memory_free / GB:.1f} of {d.memory_total / GB:.0f} GiB free"
         for d in gpu.visible
         if d.memory_free is not None and d.memory_total
     )
@@ -287,7 +287,7 @@ def _fewer(gpu: GpuFacts, env: Mapping[str, str]) -> list[Finding]:
 
 def _good(gpu: GpuFacts) -> Finding:
     device = gpu.visible[0]
-    memory = f", {device.memory_total / GB:.0f} GB" if device.memory_total else ""
+    memory = f", {device.memory_total / GB:.0f} GiB" if device.memory_total else ""
     cuda = f"CUDA {gpu.cuda_driver_version}" if gpu.cuda_driver_version else "CUDA"
     proof = "stores and returns bytes" if gpu.touched else "listed by CUDA (not touched)"
     return ok(
@@ -404,7 +404,7 @@ def _taken(device: GpuDevice, comfyui_running: bool) -> Finding | None:
     whose = f" by process(es) {pids}" if pids else ""
     return warning(
         "gpu.memory_taken",
-        f"{taken / GB:.1f} of {device.memory_total / GB:.0f} GB of {_label(device)} are taken"
+        f"{taken / GB:.1f} of {device.memory_total / GB:.0f} GiB of {_label(device)} are taken"
         f"{whose} before ComfyUI starts.",
         "On a Pod: `nvidia-smi` lists the processes; end those you don't need. On Serverless it is "
         "somebody else's: stop this worker (Workers tab > Terminate) and Runpod starts another.",

@@ -19,18 +19,18 @@ LOW_AVAILABLE = 1 * GB
 FEW_CORES = 2.0
 CODES = {
     "memory.good": "The container's memory limit, where it is set, and what is left of it.",
-    "memory.limit_small": "The container may use less than 4 GB of memory.",
-    "memory.available_low": "Less than 1 GB can still be allocated.",
-    "memory.oom_killed": "The kernel has killed processes of this container for want of memory.",
+    "memory.limit_small": "The container may use less than 4 GiB of memory.",
+    "memory.available_low": "Less than 1 GiB can still be allocated.",
+    "memory.oom_killed": "The kernel has killed processes of this container since memory ran out.",
     "machine.cpu_few": "Fewer than two CPU cores: a cold start takes longer.",
     "machine.good": "Local disk, limits, clock and Python are as they should be.",
     "machine.probe_failed": "A fact about this machine could not be read.",
     "machine.temp_unusable": "There is no folder for temporary files that can be written to.",
     "machine.disk_read_only": "A local disk is mounted read-only.",
-    "machine.disk_full": "A local disk has less than 64 MB free.",
-    "machine.disk_low": "A local disk has less than 2 GB free.",
+    "machine.disk_full": "A local disk has less than 64 MiB free.",
+    "machine.disk_low": "A local disk has less than 2 GiB free.",
     "machine.inodes_low": "A local disk can hold fewer than 10,000 more files.",
-    "machine.shm_small": "/dev/shm has less than 64 MB.",
+    "machine.shm_small": "/dev/shm has less than 64 MiB.",
     "machine.locks_unusable": "Processes cannot share a lock: /dev/shm cannot be written to.",
     "machine.open_files_low": "A process may open fewer than 4,096 files.",
     "machine.clock_wrong": "The clock is years off, so TLS connections fail.",
@@ -38,7 +38,7 @@ CODES = {
     "machine.python_old": "The Python that runs the worker is older than 3.10.",
 }
 # ComfyUI's code, its temp folder and a job's inputs and outputs are on local disk; a single video
-# job can need 2 GB.
+# job can need 2 GiB.
 LOW_DISK = 2 * GB
 # Not even a log and a picture fit: another worker starts with an empty disk.
 FULL_DISK = 64 * MB
@@ -66,8 +66,8 @@ def _memory(memory: MemoryFacts) -> list[Finding]:
     whose = "the whole machine's, no cgroup limit" if _unlimited(memory) else memory.source
     good = ok(
         "memory.good",
-        f"Memory: {memory.limit / GB:.1f} GB ({whose}), "
-        f"{memory.available / GB:.1f} GB of it available.",
+        f"Memory: {memory.limit / GB:.1f} GiB ({whose}), "
+        f"{memory.available / GB:.1f} GiB of it available.",
         limit=memory.limit,
         available=memory.available,
     )
@@ -83,8 +83,8 @@ def _limit(memory: MemoryFacts) -> Finding | None:
         return None
     return warning(
         "memory.limit_small",
-        f"This container may use {memory.limit / GB:.1f} GB of memory ({memory.source}); the "
-        f"machine has {memory.host_total / GB:.1f} GB. ComfyUI needs 4 GB or more, or the kernel "
+        f"This container may use {memory.limit / GB:.1f} GiB of memory ({memory.source}); the "
+        f"machine has {memory.host_total / GB:.1f} GiB. ComfyUI needs 4 GiB or more, or the kernel "
         "kills it while it loads a model.",
         "Choose a GPU type (or CPU instance) with more memory: Edit Endpoint > GPU configuration "
         "shows the RAM of each.",
@@ -98,7 +98,7 @@ def _available(memory: MemoryFacts) -> Finding | None:
         return None
     return warning(
         "memory.available_low",
-        f"Only {memory.available / MB:.0f} MB of {memory.limit / GB:.1f} GB of memory can still "
+        f"Only {memory.available / MB:.0f} MiB of {memory.limit / GB:.1f} GiB of memory can still "
         "be allocated (page cache counted as available).",
         "Run `ps aux --sort=-rss | head` on the Pod and end what is not needed, add "
         "`--cache-none` to COMFYUI_ARGS, or choose a GPU type with more memory.",
@@ -113,7 +113,7 @@ def _killed(memory: MemoryFacts) -> Finding | None:
     return warning(
         "memory.oom_killed",
         f"The kernel has killed {memory.oom_kills} process(es) in this container because it went "
-        f"over its memory limit of {memory.limit / GB:.1f} GB. ComfyUI that vanished with exit "
+        f"over its memory limit of {memory.limit / GB:.1f} GiB. ComfyUI that vanished with exit "
         "code -9 or 137 was one of them.",
         "Choose a GPU type with more memory, use smaller (fp8) weights, or add `--cache-none` to "
         "COMFYUI_ARGS; then start a new worker, which counts from 0.",
@@ -141,7 +141,7 @@ def check_machine(facts: MachineFacts, settings: Settings, env: Mapping[str, str
     if found:
         return found
     room = min((d.free for d in (facts.root_disk, facts.temp) if d), default=0)
-    return [ok("machine.good", f"Local disk has {room / GB:.1f} GB free; limits and clock good.")]
+    return [ok("machine.good", f"Local disk has {room / GB:.1f} GiB free; limits and clock good.")]
 
 
 def _failed_probes(facts: MachineFacts) -> list[Finding]:
@@ -194,8 +194,8 @@ def _room(disk: DiskFacts) -> Finding | None:
     if disk.free < FULL_DISK:
         return host_error(
             "machine.disk_full",
-            f"The local disk at {disk.path} is full: {disk.free / MB:.0f} MB of "
-            f"{disk.total / GB:.1f} GB free.",
+            f"The local disk at {disk.path} is full: {disk.free / MB:.0f} MiB of "
+            f"{disk.total / GB:.1f} GiB free.",
             "A new worker starts with an empty disk; if that is full soon too, raise Container "
             "Disk (Edit Endpoint > Docker configuration). On a Pod: `du -xh --max-depth=2 / | "
             "sort -h | tail` shows what fills it.",
@@ -205,8 +205,8 @@ def _room(disk: DiskFacts) -> Finding | None:
     if disk.free < LOW_DISK:
         return warning(
             "machine.disk_low",
-            f"The local disk at {disk.path} has {disk.free / GB:.1f} GB of "
-            f"{disk.total / GB:.1f} GB free; a video job can need 2 GB.",
+            f"The local disk at {disk.path} has {disk.free / GB:.1f} GiB of "
+            f"{disk.total / GB:.1f} GiB free; a video job can need 2 GiB.",
             "Raise Container Disk (Edit Endpoint > Docker configuration) by 5 GB or more.",
             path=disk.path,
             free=disk.free,
@@ -250,7 +250,7 @@ def _shm(shm: DiskFacts | None) -> Finding | None:
         return None
     return info(
         "machine.shm_small",
-        f"/dev/shm has {shm.total / MB:.0f} MB; nodes that start worker processes (training, data "
+        f"/dev/shm has {shm.total / MB:.0f} MiB; nodes that start worker processes (training, data "
         "loaders) may end with 'bus error'.",
         "Where you start the container yourself: `docker run --shm-size=1g …`.",
         total=shm.total,

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
 from bootstrap.core.findings import Finding, info, warning
 from bootstrap.core.text import counted, named, shown, size_text, typed
@@ -24,119 +25,103 @@ CODES = {
     "models.duplicate": "The same model lies on the volume more than once",
 }
 _AGAIN = (
-    "download it again with a token, for instance: "
-    'curl -fL -H "Authorization: Bearer $CIVITAI_TOKEN" -o FILE URL (HF_TOKEN for Hugging Face)'
+    "{delete}, then download it again with a token, for instance "
+    '`curl -fL -H "Authorization: Bearer $CIVITAI_TOKEN" -o FILE URL` (HF_TOKEN for Hugging Face).'
 )
+_IF_QUIET = "If nothing is downloading there now: {delete}, then download again."
+
+
+class _Fault(NamedTuple):
+    """What is said of files in one state; the names in braces are those of `_words_for`."""
+
+    code: str
+    verb: tuple[str, str]
+    message: str
+    fix: str
+
+
+_HAS, _IS = ("has", "have"), ("is", "are")
+_MESSAGE = _Fault(
+    "models.server_message", _IS, "{files} a server's message, not a model: {details}.", _AGAIN
+)
+_FAULTS: Mapping[State, _Fault] = {
+    State.EMPTY: _Fault(
+        "models.empty_file",
+        _HAS,
+        "{files} zero bytes.",
+        "{delete}, then download again (a full volume leaves such files too: `df -h`).",
+    ),
+    State.TRUNCATED: _Fault("models.truncated", _IS, "{files} cut off: {lengths}.", _IF_QUIET),
+    State.TOO_LONG: _Fault(
+        "models.too_long",
+        _HAS,
+        "{files} bytes after the end: {lengths}. Two downloads wrote into one file, or one was "
+        "resumed at the wrong place.",
+        "{delete}, then download again.",
+    ),
+    State.DAMAGED: _Fault("models.damaged", _IS, "{files} damaged: {details}.", _IF_QUIET),
+    # A good file that ComfyUI opens with the wrong reader.
+    State.MISLABELLED: _Fault(
+        "models.mislabelled",
+        _HAS,
+        "{files} the wrong extension and will not load: {formats}.",
+        "{renames} (and choose the new name in the workflow).",
+    ),
+    State.PAGE: _Fault(
+        "models.web_page",
+        _IS,
+        "{files} a web page, not a model: {details}. The site wanted a login, or the address was "
+        "that of a page.",
+        _AGAIN,
+    ),
+    State.JSON: _MESSAGE,
+    State.TEXT: _MESSAGE,
+    State.POINTER: _Fault(
+        "models.lfs_pointer",
+        _IS,
+        "{files} a Git LFS pointer of some bytes; the model itself{of_size} was never fetched "
+        "(cloned without Git LFS, or downloaded from a /raw/ address).",
+        "{pull} (`apt-get install git-lfs` first), or {delete} and download from the /resolve/ "
+        "address instead of /raw/ or /blob/.",
+    ),
+}
 
 
 def check_contents(inventory: Inventory) -> list[Finding]:
     """Findings about single files' contents; at most one for each code."""
-    by_state: dict[State, list[ModelFile]] = {}
+    by_fault: dict[_Fault, list[ModelFile]] = {}
     for file in inventory.files:
-        if file.is_weights:
-            by_state.setdefault(file.state, []).append(file)
-    findings = [
-        check([*by_state.get(state, ())]) for state, check in _CHECKS.items() if by_state.get(state)
-    ]
-    messages = by_state.get(State.JSON, []) + by_state.get(State.TEXT, [])
-    if messages:
-        findings.append(server_message(messages))
-    findings += pickles(inventory.models)
-    findings += duplicates(inventory.same)
-    return findings
+        if file.is_weights and (fault := _FAULTS.get(file.state)):
+            by_fault.setdefault(fault, []).append(file)
+    faults = [_finding(fault, files) for fault, files in by_fault.items()]
+    return [*faults, *pickles(inventory.models), *duplicates(inventory.same)]
 
 
-def empty_file(files: Sequence[ModelFile]) -> Finding:
-    """Zero bytes: a download that ended at once, or a full volume."""
-    return warning(
-        "models.empty_file",
-        f"{about(files, 'has', 'have')} zero bytes.",
-        f"{delete(files)} and download again (a full volume leaves such files too: df -h).",
-        paths=paths_of(files),
-    )
+def _finding(fault: _Fault, files: Sequence[ModelFile]) -> Finding:
+    words = _words_for(files, fault.verb)
+    message, fix = fault.message.format_map(words), fault.fix.format_map(words)
+    return warning(fault.code, message, fix, paths=paths_of(files))
 
 
-def truncated(files: Sequence[ModelFile]) -> Finding:
-    """The end is missing; loading fails after seconds or minutes of reading."""
-    return warning(
-        "models.truncated",
-        f"{about(files, 'is', 'are')} cut off: {_lengths(files)}.",
-        f"If nothing is downloading there now: {delete(files)} and download again.",
-        paths=paths_of(files),
-    )
-
-
-def too_long(files: Sequence[ModelFile]) -> Finding:
-    """Bytes after the tensors; safetensors refuses such a file."""
-    return warning(
-        "models.too_long",
-        f"{about(files, 'has', 'have')} bytes after the end: {_lengths(files)}. Two downloads "
-        "wrote into one file, or one was resumed at the wrong place.",
-        f"{delete(files)} and download again.",
-        paths=paths_of(files),
-    )
-
-
-def damaged(files: Sequence[ModelFile]) -> Finding:
-    """No format we know begins like that."""
-    return warning(
-        "models.damaged",
-        f"{about(files, 'is', 'are')} damaged: {_details(files)}.",
-        f"If nothing is downloading there now: {delete(files)} and download again.",
-        paths=paths_of(files),
-    )
-
-
-def mislabelled(files: Sequence[ModelFile]) -> Finding:
-    """A good file that ComfyUI opens with the wrong reader."""
-    renames = [typed("mv", "-n", "--", f.full_path, _renamed(f)) for f in files[:3]]
-    formats = ", ".join(f"{shown(place(f))} is a {f.examined.detail}" for f in files[:3])
-    return warning(
-        "models.mislabelled",
-        f"{about(files, 'has', 'have')} the wrong extension and will not load: {formats}.",
-        f"{'; '.join(renames)} (and choose the new name in the workflow).",
-        paths=paths_of(files),
-    )
-
-
-def web_page(files: Sequence[ModelFile]) -> Finding:
-    """A log-in page instead of the file."""
-    return warning(
-        "models.web_page",
-        f"{about(files, 'is', 'are')} a web page, not a model: {_details(files)}. "
-        "The site wanted a login, or the address was that of a page.",
-        f"{delete(files)} and {_AGAIN}.",
-        paths=paths_of(files),
-    )
-
-
-def server_message(files: Sequence[ModelFile]) -> Finding:
-    """JSON or plain text: what an API answers instead of the file."""
-    return warning(
-        "models.server_message",
-        f"{about(files, 'is', 'are')} a server's message, not a model: {_details(files)}.",
-        f"{delete(files)} and {_AGAIN}.",
-        paths=paths_of(files),
-    )
-
-
-def lfs_pointer(files: Sequence[ModelFile]) -> Finding:
-    """A repository was cloned without Git LFS."""
+def _words_for(files: Sequence[ModelFile], verb: tuple[str, str]) -> Mapping[str, str]:
     first = files[0]
-    size = f" of {size_text(first.examined.expected)}" if first.examined.expected else ""
-    pull = typed("git", "-C", os.path.dirname(first.full_path), "lfs", "pull")
-    return warning(
-        "models.lfs_pointer",
-        f"{about(files, 'is', 'are')} a Git LFS pointer of some bytes; the model itself{size} was "
-        "never fetched (cloned without Git LFS, or downloaded from a /raw/ address).",
-        f"{pull} (apt-get install git-lfs first), or {delete(files)} and download from the "
-        "/resolve/ address instead of /raw/ or /blob/.",
-        paths=paths_of(files),
-    )
+    size = first.examined.expected
+    return {
+        "files": about(files, *verb),
+        "delete": delete(files),
+        "lengths": "; ".join(map(_length, files[:3])),
+        "details": "; ".join(
+            f"{shown(f.name)}: {shown(f.examined.detail)[:120]}" for f in files[:3]
+        ),
+        "formats": ", ".join(f"{shown(place(f))} is a {f.examined.detail}" for f in files[:3]),
+        "renames": command(*(move(f.full_path, _renamed(f)) for f in files[:3])),
+        "pull": command(typed("git", "-C", os.path.dirname(first.full_path), "lfs", "pull")),
+        "of_size": f" of {size_text(size)}" if size else "",
+    }
 
 
 def pickles(models: Sequence[ModelFile]) -> list[Finding]:
-    """Nothing to mend at once: many upscalers exist as .pth only."""
+    """Nothing to fix at once: many upscalers exist as .pth only."""
     found = [f for f in models if extension_of(f.name) in PICKLES and f.state is State.GOOD]
     if not found:
         return []
@@ -166,7 +151,7 @@ def duplicates(groups: Sequence[Sequence[ModelFile]]) -> list[Finding]:
             f"{counted(len(groups), 'model lies', 'models lie')} on the volume more than once "
             f"(same size, header and samples) and {'wastes' if len(groups) == 1 else 'waste'} "
             f"{size_text(wasted)}: {named(pairs, 3)}.",
-            f"{typed('cmp', '--', kept, extra)} && {typed('rm', '--', extra)} deletes the second "
+            f"`{typed('cmp', '--', kept, extra)} && {typed('rm', '--', extra)}` deletes the second "
             "if they are equal; workflows must then use the first name.",
             wasted=wasted,
             groups=[[f.full_path[-300:] for f in group[:5]] for group in groups[:20]],
@@ -174,33 +159,15 @@ def duplicates(groups: Sequence[Sequence[ModelFile]]) -> list[Finding]:
     ]
 
 
-def _lengths(files: Sequence[ModelFile]) -> str:
-    parts = []
-    for file in files[:3]:
-        expected = file.examined.expected
-        wanted = f"{expected:,} bytes expected" if expected else file.examined.detail
-        parts.append(f"{shown(file.name)} has {file.size:,} bytes, {wanted}")
-    return "; ".join(parts)
-
-
-def _details(files: Sequence[ModelFile]) -> str:
-    return "; ".join(f"{shown(f.name)}: {shown(f.examined.detail)[:120]}" for f in files[:3])
+def _length(file: ModelFile) -> str:
+    expected = file.examined.expected
+    wanted = f"{expected:,} bytes expected" if expected else file.examined.detail
+    return f"{shown(file.name)} has {file.size:,} bytes, {wanted}"
 
 
 def _renamed(file: ModelFile) -> str:
     stem = file.full_path[: -len(extension_of(file.name))]
     return stem + file.examined.detail
-
-
-_CHECKS = {
-    State.EMPTY: empty_file,
-    State.TRUNCATED: truncated,
-    State.TOO_LONG: too_long,
-    State.DAMAGED: damaged,
-    State.MISLABELLED: mislabelled,
-    State.PAGE: web_page,
-    State.POINTER: lfs_pointer,
-}
 
 
 # In a finding's details, where programs read them.
@@ -222,11 +189,21 @@ def about(files: Sequence[ModelFile], one: str, many: str) -> str:
     return f"{counted(len(files), 'file')} ({named([place(f) for f in files])}) {many}"
 
 
+def command(*commands: str) -> str:
+    """Commands in a fix, one after another, as what can be copied."""
+    return f"`{'; '.join(commands)}`"
+
+
+def move(path: str, to: str) -> str:
+    """The command that gives a file another name, if that is free."""
+    return typed("mv", "-n", "--", path, to)
+
+
 def delete(files: Sequence[ModelFile]) -> str:
     """The command that deletes them, the first few where there are many."""
-    command = typed("rm", "--", *(f.full_path for f in files[:MOST_TYPED]))
+    remove = command(typed("rm", "--", *(f.full_path for f in files[:MOST_TYPED])))
     more = len(files) - MOST_TYPED
-    return f"{command} (and the {counted(more, 'other')})" if more > 0 else command
+    return f"{remove} (and the {counted(more, 'other')})" if more > 0 else remove
 
 
 def paths_of(files: Sequence[ModelFile]) -> list[str]:

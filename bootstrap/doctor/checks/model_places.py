@@ -10,7 +10,15 @@ from collections.abc import Callable, Sequence
 
 from bootstrap.core.findings import Finding, info, warning
 from bootstrap.core.text import MB, counted, named, size_text, typed
-from bootstrap.doctor.checks.model_contents import MOST_PATH, MOST_PATHS, about, delete, paths_of
+from bootstrap.doctor.checks.model_contents import (
+    MOST_PATH,
+    MOST_PATHS,
+    about,
+    command,
+    delete,
+    move,
+    paths_of,
+)
 from bootstrap.doctor.facts.inventory import Holding, Inventory, ModelFile, holdings_of
 from bootstrap.volume.categories import (
     CATEGORIES,
@@ -135,7 +143,7 @@ def differ_by_case(paths: Sequence[str]) -> list[Finding]:
             f"{counted(len(twins), 'name exists', 'names exist')} in several spellings that differ "
             f"in case or accents only: {named(pairs, 3)}. A workflow made on Windows or macOS may "
             "mean the other one.",
-            f"Rename one: {typed('mv', '-n', '--', twins[0][1], twins[0][1] + '-2')} "
+            f"Rename one: {command(move(twins[0][1], twins[0][1] + '-2'))} "
             "(with the extension at the end), or delete it.",
             paths=[path[-MOST_PATH:] for group in twins[:20] for path in group[:3]],
         )
@@ -143,7 +151,7 @@ def differ_by_case(paths: Sequence[str]) -> list[Finding]:
 
 
 def _paths(inventory: Inventory) -> list[str]:
-    """Folders and models; notes and previews beside them trouble nobody."""
+    """Folders and models; notes and previews beside them do no harm."""
     folders = (os.path.join(root, path) for root, path in inventory.folders)
     return [*folders, *(f.full_path for f in inventory.files if f.is_weights)]
 
@@ -157,15 +165,14 @@ def _renaming(
 ) -> list[Finding]:
     if not paths:
         return []
-    commands = [
-        typed("mv", "-n", "--", path, os.path.join(os.path.dirname(path), better(_base(path))))
-        for path in paths[:3]
-    ]
+    moves = (
+        move(path, os.path.join(os.path.dirname(path), better(_base(path)))) for path in paths[:3]
+    )
     return [
         finding(
             code,
             f"{counted(len(paths), 'name', 'names')} {which}: {named([_base(p) for p in paths])}.",
-            f"{'; '.join(commands)} (and choose the new name in workflows).",
+            f"{command(*moves)} (and choose the new name in workflows).",
             paths=[path[-MOST_PATH:] for path in paths[:MOST_PATHS]],
         )
     ]
@@ -242,8 +249,9 @@ def outside_category(files: Sequence[ModelFile]) -> list[Finding]:
             "models.outside_category",
             f"{about(files, 'lies', 'lie')} straight under {first.root.name}/, where no loader "
             "looks.",
-            f"Move to the folder of its kind, a checkpoint with: {typed('mkdir', '-p', folder)} && "
-            f"{typed('mv', '-n', '--', first.full_path, folder)} (loras/, vae/, ... for others).",
+            "Move to the folder of its kind, a checkpoint with: "
+            f"`{typed('mkdir', '-p', folder)} && {move(first.full_path, folder)}` "
+            "(loras/, vae/, ... for others).",
             paths=paths_of(files),
         )
     ]
@@ -254,14 +262,14 @@ def ignored_extensions(files: Sequence[ModelFile]) -> list[Finding]:
     if not files:
         return []
     first = files[0]
-    moves = [typed("mv", "-n", "--", f.full_path, _better_path(f)) for f in files[:3]]
+    moves = command(*(move(f.full_path, _better_path(f)) for f in files[:3]))
     accepted = ", ".join(sorted(first.category.extensions)) if first.category else ".safetensors"
     return [
         warning(
             "models.ignored_extension",
             f"{about(files, 'is', 'are')} not listed by ComfyUI because of the name's ending "
             f"(it takes {accepted}).",
-            f"If it is a model: {'; '.join(moves)}. If not, move it out of the model folders.",
+            f"If it is a model: {moves}. If not, move it out of the model folders.",
             paths=paths_of(files),
         )
     ]
@@ -284,7 +292,7 @@ def packed(files: Sequence[ModelFile]) -> list[Finding]:
             "models.archive",
             f"{about(files, 'is an archive', 'are archives')}; ComfyUI lists only what is "
             "unpacked.",
-            f"{unpack} && {typed('rm', '--', first.full_path)}",
+            f"`{unpack} && {typed('rm', '--', first.full_path)}`",
             paths=paths_of(files),
         )
     ]
@@ -317,8 +325,8 @@ def _misnamed(found: Sequence[tuple[Holding, Category]]) -> Finding:
         "models.folder_misnamed",
         f"ComfyUI does not read {named(pairs)}: {counted(sum(h.count for h, _ in found), 'model')} "
         f"({size_text(sum(h.size for h, _ in found))}) will not be listed.",
-        f"{typed('mkdir', '-p', target)} && mv -n -- {source_files} "
-        f"{typed(os.path.join(target, ''))} && {typed('rmdir', '--', source)}",
+        f"`{typed('mkdir', '-p', target)} && mv -n -- {source_files} "
+        f"{typed(os.path.join(target, ''))} && {typed('rmdir', '--', source)}`",
         folders=[path for h, _ in found for path in h.folders][:50],
     )
 

@@ -19,6 +19,7 @@ from bootstrap.doctor.checks.model_contents import (
     MOST_PATH,
     MOST_PATHS,
     about,
+    command,
     delete,
     paths_of,
     place,
@@ -28,7 +29,7 @@ from bootstrap.doctor.facts.walk import Entry
 from bootstrap.models.weights_file import State
 
 CODES = {
-    "models.link_broken": "A link leads nowhere",
+    "models.link_broken": "A broken link",
     "models.link_other_mount": "A link leads to where the volume is mounted on another machine",
     "models.link_loop": "A link leads to itself or to a folder it lies in",
     "models.link_escapes": "A link leads out of the volume",
@@ -82,7 +83,7 @@ def other_mount(
             "models.link_other_mount",
             f"{about(files, 'is a link', 'are links')} to {_text(files[0])}, a place that "
             f"exists where the volume is mounted elsewhere; here it is {volume_root}.",
-            f"Make it relative: {'; '.join(commands)}",
+            f"Make it relative: {command(*commands)}",
             paths=paths_of(files),
         )
     ]
@@ -95,7 +96,7 @@ def broken_links(files: Sequence[ModelFile]) -> list[Finding]:
     return [
         warning(
             "models.link_broken",
-            f"{about(files, 'is a link that leads', 'are links that lead')} nowhere "
+            f"{about(files, 'is a broken link', 'are broken links')} "
             f"(to {_text(files[0])}). ComfyUI lists it all the same and fails when a job uses it.",
             f"Put the model there, or remove the link: {delete(files)}",
             paths=paths_of(files),
@@ -132,7 +133,7 @@ def escaping_links(entries: Sequence[Entry]) -> list[Finding]:
             "models.link_escapes",
             f"{counted(len(entries), 'link leads', 'links lead')} out of the volume: "
             f"{named(pairs)}. Other workers and Pods do not have what is there.",
-            f"Copy it onto the volume: {copy} && {swap} && {back}",
+            f"Copy it onto the volume: `{copy} && {swap} && {back}`",
             paths=[e.full_path[-MOST_PATH:] for e in entries[:MOST_PATHS]],
         )
     ]
@@ -205,7 +206,7 @@ def incomplete(inventory: Inventory) -> list[Finding]:
             "models.incomplete",
             f"The model folders were not looked at to the end: {len(inventory.files):,} files in "
             f"{inventory.seconds:.1f} s.",
-            "A deep check on a Pod takes the time it needs: python3 scripts/check_volume.py --deep",
+            "A deep check on a Pod takes its time: `python3 scripts/check_volume.py --deep`.",
         )
     ]
 
@@ -221,7 +222,7 @@ def unopened(inventory: Inventory) -> list[Finding]:
             "models.unopened",
             f"{len(unread):,} of {len(weights):,} model files were seen but not opened, so "
             "whether they are whole is not known.",
-            "A deep check opens them all: python3 scripts/check_volume.py --deep",
+            "A deep check opens them all: `python3 scripts/check_volume.py --deep`.",
         )
     ]
 
@@ -236,7 +237,7 @@ def unreadable(inventory: Inventory) -> list[Finding]:
     places += [f"{place(f)} ({f.examined.detail})" for f in failed]
     first = inventory.problems[0].path if inventory.problems else failed[0].full_path
     denied = any(os.strerror(errno.EACCES) in text for text in places)
-    allow = f"{typed('chmod', '-R', 'a+rX', first)} on a Pod."
+    allow = f"On a Pod: {command(typed('chmod', '-R', 'a+rX', first))}."
     retry = "Look again; if it stays, the volume or the path is gone: check that it is attached."
     return [
         warning(
@@ -300,7 +301,7 @@ def _none(inventory: Inventory) -> Finding:
     return warning(
         "models.none",
         f"There is no model under {named(roots)}.",
-        f"{typed('mkdir', '-p', folder)} && {typed('curl', '-fL', '-o', folder + '/NAME')} URL",
+        f"`{typed('mkdir', '-p', folder)} && {typed('curl', '-fL', '-o', folder + '/NAME')} URL`",
         roots=roots,
     )
 

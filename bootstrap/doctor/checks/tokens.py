@@ -51,9 +51,9 @@ CODES = {
     "env.token_unresolved": "A Runpod secret was not filled in: the template text is still there.",
     "env.token_placeholder": "A token is an example's placeholder.",
     "env.token_prefix": "A token starts with `Bearer` or with its variable's name.",
-    "env.token_shape": "HF_TOKEN is no Hugging Face token.",
+    "env.token_shape": "HF_TOKEN is not a Hugging Face token.",
     "env.token_conflict": "Two names of the same token have different values.",
-    "env.token_other_name": "A token is under a name that nobody reads.",
+    "env.token_other_name": "A token is under a name that is not read.",
 }
 
 

@@ -25,7 +25,7 @@ CODES = {
     "volume.silent": "The volume does not answer: its mount hangs.",
     "volume.not_found": "There is no volume where one was looked for.",
     "volume.not_mounted": "The volume's folder is empty and no mount: no volume is attached.",
-    "volume.not_a_folder": "What is at the volume's path is no folder.",
+    "volume.not_a_folder": "What is at the volume's path is not a folder.",
     "volume.io_error": "The volume's mount is broken: the system reports an error.",
     "volume.local": "The volume's folder is on a disk of this machine, not on a network volume.",
     "volume.unreadable": "Folders on the volume may not be read by this user.",
@@ -35,7 +35,7 @@ CODES = {
     "volume.low": "The volume has little room left.",
     "volume.inodes_gone": "The volume takes no more files.",
     "volume.inodes_low": "The volume can hold few more files.",
-    "volume.space_unknown": "How much room is left cannot be told from here.",
+    "volume.space_unknown": "The free space cannot be determined from here.",
     "volume.slow": "Writing a tiny file to the volume takes seconds.",
     "volume.found": "Volume and ComfyUI are where they should be.",
 }
@@ -245,8 +245,8 @@ def _low(space: Space, facts: VolumeFacts) -> Finding:
     command = f"du -xh --max-depth=2 {quoted(facts.root)} | sort -h | tail -n 20"
     return warning(
         "volume.low",
-        f"The volume at {shown(facts.root)} has {space.free / MB:,.0f} MB of "
-        f"{space.total / GB:,.1f} GB left.",
+        f"The volume at {shown(facts.root)} has {space.free / MB:,.0f} MiB of "
+        f"{space.total / GB:,.1f} GiB left.",
         on_pod(command, facts.root, f"Remove what you do not need. {_GROW}"),
         command=command,
         free=space.free,
@@ -346,7 +346,7 @@ def check_layout(layout: Layout) -> list[Finding]:
 def _good(facts: VolumeFacts) -> Finding:
     mount = f" ({facts.mount.system})" if facts.mount else ""
     took = f", a write takes {facts.writing.seconds * 1000:.0f} ms" if facts.writing else ""
-    room = f", {facts.space.free / GB:,.1f} GB free" if facts.space else ""
+    room = f", {facts.space.free / GB:,.1f} GiB free" if facts.space else ""
     return ok(
         "volume.found",
         f"Volume {shown(facts.root)}{mount}{room}{took}; ComfyUI at {shown(str(facts.comfyui))}, "
@@ -369,7 +369,7 @@ def _no_comfyui(layout: Layout) -> Finding:
         "comfyui.not_found",
         f"There is no ComfyUI at {shown(str(place))} (main.py is missing), nor within three "
         "folders of the volume's root, and none in the image.",
-        f"On a Pod with this volume, put ComfyUI there: git clone {SOURCE} {quoted(str(place))}; "
+        f"On a Pod with this volume, put ComfyUI there: `git clone {SOURCE} {quoted(str(place))}`; "
         "or set COMFYUI_DIR to one in the image.",
         looked_at=shown(str(place)),
     )

@@ -28,15 +28,15 @@ from bootstrap.doctor.facts.volume_facts import Leads, LinkFact, VolumeFacts
 from bootstrap.doctor.facts.volume_places import BASE, ModelPath
 from bootstrap.environment import Venv
 from bootstrap.volume import COMFYUI, MODELS
-from bootstrap.volume.extra_model_paths import OLD_FILE
+from bootstrap.volume.args_file import OLD_FILE
 from bootstrap.volume.search import Name
 
 CODES = {
     "links.other_mount": "Links name the mount point of a Pod on Serverless, or the reverse.",
     "links.held_by_mount": "Links name the other mount point, which a worker makes a link.",
-    "links.absolute": "Links name this mount point and lead nowhere where there is another.",
-    "links.broken": "Links lead nowhere.",
-    "links.ours_broken": "Links of our own lead nowhere: the models behind them are gone.",
+    "links.absolute": "Links name this mount point and break where there is another.",
+    "links.broken": "Broken links.",
+    "links.ours_broken": "Links made by the worker are broken: the models behind them are gone.",
     "links.endless": "Links lead to themselves or to a folder they lie in.",
     "links.outward": "Links lead off the volume, to what is on this machine only.",
     "volume.venv_broken": "A virtual environment's Python is not on this machine.",
@@ -44,7 +44,7 @@ CODES = {
     "volume.paths_other_mount": "extra_model_paths.yaml names the other mount point.",
     "volume.paths_absolute": "extra_model_paths.yaml names a mount point that Serverless lacks.",
     "volume.paths_missing": "extra_model_paths.yaml names folders that do not exist.",
-    "volume.leftovers": "Files of ours are left from workers that were killed.",
+    "volume.leftovers": "Temporary files of killed workers are left.",
     "volume.put_aside": "Something was put aside when a link was removed, and never put back.",
 }
 _AWAY = (Leads.NOWHERE, Leads.LOOP)
@@ -378,7 +378,7 @@ def _sweepable(stale: list[Leftover], facts: VolumeFacts) -> list[Finding]:
     return [
         report(
             "volume.leftovers",
-            f"Workers that were killed left {len(paths)} files ({size / GB:.2f} GB): "
+            f"Workers that were killed left {len(paths)} files ({size / GB:.2f} GiB): "
             f"{named(paths)}.",
             on_pod(command, facts.root, "Or check again with --fix."),
             **about(paths, command),

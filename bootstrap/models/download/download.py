@@ -13,10 +13,9 @@ from pathlib import Path
 from typing import Protocol
 
 from bootstrap.core.files import publish
-from bootstrap.core.text import megabytes
-from bootstrap.models.download.options import Pace, Tools
+from bootstrap.core.text import size_text
 from bootstrap.models.download.part import Part, Quiet, released_only, take_over
-from bootstrap.models.download.remote import Locate, Remote, refuse_text
+from bootstrap.models.download.remote import Locate, Pace, Remote, Tools, refuse_text
 from bootstrap.models.download.transfer import Blocks, RangeFetch
 from bootstrap.models.download.verify import Follower, Wanted, check_content, check_hash, check_size
 from bootstrap.models.weights_file import SAFETENSORS
@@ -266,8 +265,8 @@ class Download:
         if missing > free:
             raise DownloadError(
                 "download.no_space",
-                f"{megabytes(missing)} are to be fetched and {self._final.parent} has only "
-                f"{megabytes(free)} left.",
+                f"{size_text(missing)} are to be fetched and {self._final.parent} has only "
+                f"{size_text(free)} left.",
                 "Delete files there or enlarge the network volume, then start again.",
             )
 

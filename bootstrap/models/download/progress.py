@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable
 from typing import Any, TextIO
 
-from bootstrap.core.text import megabytes
+from bootstrap.core.text import size_text
 
 _log = logging.getLogger("models")
 
@@ -58,8 +58,8 @@ class FileMeter:
         """Percent, speed and time left in words."""
         rate = f"{self.speed / 1e6:.1f} MB/s"
         if not self.total:
-            return f"{megabytes(self.done)} at {rate}"
-        share = f"{100 * self.done // self.total} % of {megabytes(self.total)}"
+            return f"{size_text(self.done)} at {rate}"
+        share = f"{100 * self.done // self.total} % of {size_text(self.total)}"
         if self.done == self._begun_at:
             return share
         return f"{share}, {rate}, {clock((self.total - self.done) / self.speed)} left"

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from bootstrap.core.concurrency import Allowance
 from bootstrap.core.files import Disk
-from bootstrap.core.text import megabytes
+from bootstrap.core.text import size_text
 from bootstrap.models.download.transfer import Blocks
 from bootstrap.models.weights_file import MOST_HEADER, SAFETENSORS, Examined, State, examine
 from bootstrap.net.errors import DownloadError, Stopped
@@ -150,7 +150,7 @@ def check_size(actual: int, wanted: int) -> None:
     if actual != wanted:
         raise DownloadError(
             "download.size_mismatch",
-            f"it has {actual:,} bytes ({megabytes(actual)}) where {wanted:,} are expected.",
+            f"it has {actual:,} bytes ({size_text(actual)}) where {wanted:,} are expected.",
             "If the file was replaced at its source on purpose, correct `size` and `hash` in the "
             "manifest; else use another link.",
         )

@@ -170,7 +170,7 @@ def test_memory_taken_by_another_process_names_it() -> None:
     env = fake_driver(USED_MB="12000", PIDS="4711")
     answer = gather_gpu(env, Path("/nowhere"))
     (finding,) = [f for f in look({"gpu": answer}, {}) if f.code == "gpu.memory_taken"]
-    assert "4711" in finding.message and "11.7 of 24 GB" in finding.message
+    assert "4711" in finding.message and "11.7 of 24 GiB" in finding.message
 
 
 def test_memory_taken_by_our_own_comfyui_is_what_it_is_for() -> None:
@@ -200,14 +200,14 @@ def message(facts: dict[str, Any], code: str) -> str:
 
 def test_the_good_news_says_what_was_proved() -> None:
     good = message({}, "gpu.good")
-    assert "RTX 4090, 24 GB, driver 570.124.06, CUDA 12.8; stores and returns bytes" in good
+    assert "RTX 4090, 24 GiB, driver 570.124.06, CUDA 12.8; stores and returns bytes" in good
     good = message(gpu(touched=None, driver_version=None, cuda_driver_version=None), "gpu.good")
     assert "driver unknown, CUDA; listed by CUDA (not touched)" in good
 
 
 def test_messages_carry_the_values() -> None:
     full = failed("cuMemAlloc_v2", 2)
-    assert "23.5 of 24 GB free" in message(full, "gpu.memory_full")
+    assert "23.5 of 24 GiB free" in message(full, "gpu.memory_full")
     unknown = {"gpu": replace(full["gpu"], devices=(replace(DEVICE, memory_free=None),))}
     assert "amount unknown" in message(unknown, "gpu.memory_full")
     hot = device(throttle=("hw_thermal",), temperature=94)

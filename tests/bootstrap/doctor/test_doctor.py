@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 import time
@@ -15,11 +16,12 @@ import pytest
 
 from bootstrap.config import Settings
 from bootstrap.core.findings import Severity
+from bootstrap.doctor import facts as gather
 from bootstrap.doctor.checks import ALL_CHECKS, Check, run_checks
-from bootstrap.doctor.facts import gather
-from bootstrap.doctor.facts.gather import Facts, Scope
+from bootstrap.doctor.facts import Facts, Scope
 from bootstrap.doctor.report import Report, examine
 from demo.volume import DemoVolume
+from tests.support.model_folders import safetensors
 
 ROOT = Path(__file__).parents[3]
 SCHEMA = json.loads((ROOT / "docs" / "report.schema.json").read_text())
@@ -124,7 +126,7 @@ def test_it_runs_with_nothing_installed(
 ) -> None:
     done = check_volume(bare_python, clean_env, str(volume))
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "Models" in done.stdout
+    assert re.search(r"ComfyUI [\d.]+ in ComfyUI; \d+ models", done.stdout)
     assert "\033[" not in done.stdout, "no colour off a terminal"
     assert done.stderr == ""
 
@@ -140,8 +142,8 @@ def test_errors_give_exit_code_1_and_quiet_shows_only_them(
     (volume / "ComfyUI" / "main.py").unlink()
     done = check_volume(bare_python, clean_env, "--quiet")
     assert done.returncode == 1
-    assert "fix:" in done.stdout
-    assert "\nok " not in done.stdout
+    assert done.stdout.startswith("x ") and "git init" in done.stdout
+    assert "\n+ " not in done.stdout and "\n- " not in done.stdout
 
 
 def test_wrong_use_gives_exit_code_2(bare_python: Path, clean_env: dict[str, str]) -> None:
@@ -185,7 +187,64 @@ def test_fix_shows_its_plan_repairs_and_finds_nothing_more(
     link = volume / "ComfyUI" / "models" / "vae" / "gone.safetensors"
     link.symlink_to("../../../models/vae/gone.safetensors")
     done = check_volume(bare_python, clean_env, "--fix")
-    assert "will " in done.stderr
+    assert "Will remove 1 link" in done.stderr
     assert not link.is_symlink()
     again = check_volume(bare_python, clean_env, "--fix")
     assert "Nothing can be repaired" in again.stderr
+
+
+def test_a_dry_run_changes_nothing_and_a_repair_says_what_it_was_for(
+    bare_python: Path, clean_env: dict[str, str], volume: Path
+) -> None:
+    stray = safetensors(volume / "loras" / "a.safetensors")
+    link = volume / "models" / "vae" / "b.safetensors"
+    link.parent.mkdir(exist_ok=True)
+    link.symlink_to("/workspace/loras/a.safetensors")
+    seen = check_volume(bare_python, clean_env, "--dry-run")
+    assert "Would move the models in" in seen.stderr and stray.exists()
+    assert "[volume.models_misplaced]" in seen.stdout
+    assert re.search(r"--fix repairs this\.\n", seen.stdout)
+    assert "Run with --fix to repair" in seen.stdout.splitlines()[-1]
+    done = check_volume(bare_python, clean_env, "--fix", "--yes")
+    assert (volume / "models" / "loras" / "a.safetensors").exists() and not stray.parent.exists()
+    assert "Moved 1 file or folder" in done.stderr
+
+
+def test_elsewhere_than_in_a_worker_the_volume_alone_is_judged(
+    bare_python: Path, clean_env: dict[str, str], volume: Path
+) -> None:
+    """No torch and no GPU here: a volume that is fit is fit all the same."""
+    env = {k: v for k, v in clean_env.items() if k not in ("COMFYUI_PYTHON", "COMFYUI_ARGS")}
+    plain = check_volume(bare_python, env, str(volume))
+    assert plain.returncode == 0, plain.stdout
+    assert "COMFYUI_ARGS" not in plain.stdout and "This machine" not in plain.stdout
+    all_of_it = check_volume(bare_python, env, str(volume), "-v")
+    assert "This machine (says nothing about the volume)" in all_of_it.stdout
+    assert "[comfyui.python_missing]" in all_of_it.stdout
+    data = json.loads(check_volume(bare_python, env, str(volume), "--json").stdout)
+    assert data["status"] == "ok"
+    in_worker = check_volume(bare_python, {**env, "RUNPOD_ENDPOINT_ID": "x"}, str(volume))
+    assert in_worker.returncode == 1 and "[comfyui.python_missing]" in in_worker.stdout
+
+
+def test_the_checker_in_one_file_runs_as_a_file_and_from_a_pipe(
+    bare_python: Path, clean_env: dict[str, str], volume: Path, tmp_path: Path
+) -> None:
+    one = tmp_path / "check_volume.py"
+    subprocess.run([sys.executable, "-m", "scripts.one_file", str(one)], cwd=ROOT, check=True)
+    env = {"PATH": "/usr/bin:/bin", **clean_env}
+    (volume / "ComfyUI" / "main.py").unlink()
+    for command, given in (
+        ([str(bare_python), str(one), str(volume)], b""),
+        ([str(bare_python), "-", str(volume)], one.read_bytes()),
+    ):
+        done = subprocess.run(
+            command, input=given, env=env, cwd=tmp_path, capture_output=True, check=False
+        )
+        said = (done.stdout + done.stderr).decode()
+        assert done.returncode == 1 and "[volume.comfyui_incomplete]" in said, said
+        assert "doctor." not in said
+    helped = subprocess.run(
+        [str(bare_python), "-", "--help"], input=one.read_bytes(), capture_output=True, check=True
+    )
+    assert b"usage: check_volume.py" in helped.stdout

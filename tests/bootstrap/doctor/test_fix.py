@@ -9,7 +9,16 @@ from pathlib import Path
 import pytest
 
 from bootstrap.core.findings import Finding, Severity
-from bootstrap.doctor.fix import MakeFolders, RemoveLinks, Repair, Sweep, apply_fixes, plan_fixes
+from bootstrap.doctor.fix import (
+    MakeFolders,
+    MoveModels,
+    Relink,
+    RemoveLinks,
+    Repair,
+    Sweep,
+    apply_fixes,
+    plan_fixes,
+)
 from bootstrap.volume import locate
 from tests.support.volumes import facts_of, healthy, look, model, mounted, only, settings
 
@@ -207,3 +216,38 @@ def test_nothing_is_made_or_removed_behind_a_link_that_leaves_the_volume(
     state = snapshot(elsewhere)
     apply_fixes(plan(root))
     assert snapshot(elsewhere) == state
+
+
+def test_misplaced_models_are_moved_and_nothing_is_overwritten(root: Path) -> None:
+    model(root / "loras/new.safetensors")
+    model(root / "loras/sub/deep.safetensors")
+    mine = model(root / "models/loras/taken.safetensors")
+    mine.write_bytes(b"mine")
+    model(root / "loras/taken.safetensors").write_bytes(b"other")
+    (root / "loras/linked").mkdir()
+    (root / "loras/linked/x.safetensors").symlink_to("../new.safetensors")
+    (move,) = [repair for repair in plan(root) if isinstance(repair, MoveModels)]
+    done = apply_fixes([move])
+    assert (root / "models/loras/new.safetensors").is_file()
+    assert (root / "models/loras/sub/deep.safetensors").is_file()
+    assert mine.read_bytes() == b"mine"
+    assert (root / "loras/taken.safetensors").read_bytes() == b"other"
+    assert (root / "loras/linked/x.safetensors").is_symlink(), "it would lead elsewhere"
+    assert [f.code for f in done] == ["fix.models_moved", "fix.failed", "fix.failed"]
+    assert "loras/taken.safetensors" in done[2].message
+
+
+def test_links_that_name_a_mount_point_hold_everywhere_afterwards(root: Path) -> None:
+    model(root / "models/vae/a.safetensors")
+    link = root / "ComfyUI/models/vae"
+    link.rmdir()
+    link.symlink_to("/workspace/models/vae")
+    (relink,) = [repair for repair in plan(root) if isinstance(repair, Relink)]
+    (done,) = apply_fixes([relink])
+    assert done.code == "fix.links_changed"
+    assert os.readlink(link) == "../../models/vae" and (link / "a.safetensors").is_file()
+    assert not [repair for repair in plan(root) if isinstance(repair, Relink)]
+    link.unlink()
+    link.symlink_to("/somewhere/else")
+    assert apply_fixes([relink]) == []
+    assert os.readlink(link) == "/somewhere/else", "it is not what was seen"

@@ -145,7 +145,7 @@ def test_a_file_that_is_gone_is_unreadable(tmp_path: Path) -> None:
 
 
 def test_headers_of_one_gigabyte_need_bounded_memory(tmp_path: Path) -> None:
-    """A sparse file whose header is said to have 100 MB, and eight with real headers of 3 MB."""
+    """A sparse file whose header is said to have 100 MiB, and eight with real headers of 3 MiB."""
     huge = tmp_path / "checkpoints" / "huge.safetensors"
     write(huge, struct.pack("<Q", 99_000_000) + b'{"a')
     os.truncate(huge, 1 << 30)

@@ -108,7 +108,7 @@ def test_what_is_chosen_from_an_inventory(tmp_path: Path) -> None:
 
 def test_words_for_a_usual_volume() -> None:
     reading, small = check_throughput(GOOD)
-    assert "A 6.5 GB checkpoint: about 25 s read by one stream, 9 s by eight." in reading.message
+    assert "A 6.5 GiB checkpoint: about 25 s read by one stream, 9 s by eight." in reading.message
     assert "283 MB/s by one stream, 755 MB/s by eight streams" in reading.message
     assert "1.6 ms to ask for one, 1.9 ms to open and read it" in small.message
     assert {reading.severity, small.severity} == {Severity.OK}

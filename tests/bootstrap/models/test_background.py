@@ -20,11 +20,11 @@ from bootstrap.models.background import (
     models_folder,
     workplace_for,
 )
-from bootstrap.models.context import Result
 from bootstrap.models.download import progress
 from bootstrap.models.download.progress import BarMeter, LogMeter, clock, meters_for
 from bootstrap.models.installed import link_cached
 from bootstrap.models.manifest_file import wanted_here
+from bootstrap.models.provision import Result
 from bootstrap.volume import locate
 from tests.support.provisioning import MARKER, bring, sha256, spec, tensors, workplace
 from tests.support.vicious_server import ViciousServer
@@ -89,8 +89,8 @@ def test_lines_for_a_log(
     bring(tmp_path, spec(url), make_meter=LogMeter)
     lines = capsys.readouterr().err.splitlines()
     assert 3 <= len(lines) < 20
-    assert any("% of 9.0 MB" in line and "MB/s" in line and "left" in line for line in lines)
-    assert "there, 9.0 MB" in lines[-1]
+    assert any("% of 8.6 MiB" in line and "MB/s" in line and "left" in line for line in lines)
+    assert "there, 8.6 MiB" in lines[-1]
     assert "s3cret" not in str(lines)
 
 

@@ -321,7 +321,7 @@ def test_from_a_url_to_a_verified_file(server: ViciousServer, volume: Path) -> N
     assert command("list")[0] == 1
     code, text = command("plan")
     assert code == 0
-    assert "0.3 MB from https (127.0.0.1)" in text
+    assert "293 KiB from https (127.0.0.1)" in text
     assert command("pull")[0] == 0
     assert (volume / "models/loras/m.safetensors").read_bytes() == DATA
     requests = len(server.seen)

@@ -5,6 +5,7 @@ Skipped where no Chromium or Chrome is installed.
 
 from __future__ import annotations
 
+import html as html_module
 import re
 import shutil
 import subprocess
@@ -18,8 +19,9 @@ from typing import Any
 
 import pytest
 
-from bootstrap.doctor.html.document import page
-from tests.support.sample_reports import broken, healthy, hostile
+from bootstrap.core.findings import docs_url, ok, warning
+from bootstrap.doctor.page import page
+from tests.support.sample_reports import FAILED_TIMELINE, broken, category, healthy, hostile, report
 
 NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 BROWSER = next((path for name in NAMES if (path := shutil.which(name))), None)
@@ -27,6 +29,8 @@ pytestmark = pytest.mark.skipif(
     BROWSER is None, reason=f"no browser is installed: none of {', '.join(NAMES)} is on PATH"
 )
 REPORTS = {"healthy": healthy, "broken": broken, "hostile": hostile}
+# Values of every wrong type, where a report has objects, lists, texts and numbers.
+ODD: tuple[Any, ...] = (None, True, 7, -1, 1e300, "text", [], {}, [None, 3, "x", [1]], {"a": {}})
 QUIET = (
     "--headless --no-sandbox --disable-gpu --no-first-run --disable-background-networking "
     "--disable-component-update --disable-sync --disable-default-apps --hide-scrollbars "
@@ -55,8 +59,8 @@ MEASURE = """<script>onload = () => {
     out: out.slice(0, 3).map((e) => e.tagName + "." + e.className).join(" "),
     labels: labels.slice(0, 3).map((e) => e.textContent).join("|"),
     font: fonts.length ? Math.min(...fonts).toFixed(1) : 12,
-    buttons: page.querySelectorAll("pre.command + button").length,
-    commands: page.querySelectorAll("pre.command").length,
+    buttons: page.querySelectorAll("main pre.command + button").length,
+    commands: page.querySelectorAll("main pre.command").length,
     maps: [...page.querySelectorAll(".treemap svg")].filter((s) => s.clientWidth).length,
     fetched: page.defaultView.performance.getEntriesByType("resource").length,
     title: page.title,
@@ -154,11 +158,149 @@ def test_the_policy_stops_what_escaping_might_miss(tmp_path: Path) -> None:
     assert len(console) >= 2  # it says what it refused
 
 
-def test_without_scripts_there_is_everything_but_buttons(tmp_path: Path) -> None:
-    html = re.sub(r"<script>.*?</script>", "", page(broken()), flags=re.DOTALL)
-    found, console, _ = visit(html, tmp_path, 390)
-    assert (found["scroll"], console) == ("390", [])
-    assert (found["buttons"], int(found["commands"]) > 2) == ("0", True)
+def drawn(html: str, folder: Path, *flags: str) -> str:
+    """What a browser has made of the page, without a complaint."""
+    (folder / "page.html").write_text(html, "utf-8")
+    address = (folder / "page.html").as_uri()
+    seen = browse(address, folder / "profile", "--dump-dom", "--window-size=1200,900", *flags)
+    assert complaints(seen.stderr) == []
+    return seen.stdout
+
+
+def text_of(dom: str) -> str:
+    """What a reader sees of it, and the titles of the pictures."""
+    dom = re.sub(r"<(script|style|noscript|head)\b.*?</\1>", "", dom, flags=re.DOTALL)
+    return html_module.unescape(re.sub(r"<[^>]*>", "", dom))
+
+
+def commands(dom: str) -> list[str]:
+    """What has a button to copy it."""
+    found = re.findall(r'<pre class="command"[^>]*><code>(.*?)</code></pre>', dom, re.DOTALL)
+    return [html_module.unescape(command) for command in found]
+
+
+def test_what_is_found_stands_worst_first_with_a_true_headline(tmp_path: Path) -> None:
+    dom = drawn(page(broken()), tmp_path)
+    assert re.findall(r"<h2[^>]*>([^<]*)</h2>", dom) == [
+        *("Volume", "ComfyUI", "Machine", "Models", "Environment", "Other"),
+        *("What fills the volume", "Boot", "This machine"),
+    ]
+    text = text_of(dom)
+    assert "3 errors keep jobs from running" in text
+    assert "✗ ComfyUI ready TimeoutError" in text
+    assert "this machine’s fault" in text
+    assert "✗ truncated" in text
+    assert f'href="{docs_url("gpu.not_answering")}"' in dom
+
+
+@pytest.mark.parametrize(
+    ("made", "said"),
+    [
+        (healthy(), "All is well"),
+        ({"findings": [{"severity": "error"}]}, "1 error keeps jobs from running"),
+        ({"status": "error"}, "Jobs cannot run"),
+        (report([warning("a.b", "m", "f"), ok("a.c", "m")]), "Jobs run, with 1 warning"),
+        ({}, "Nothing was found"),
+    ],
+)
+def test_the_headline_says_the_status_in_words(made: Any, said: str, tmp_path: Path) -> None:
+    assert said in text_of(drawn(page(made), tmp_path))
+
+
+def test_good_news_are_folded(tmp_path: Path) -> None:
+    dom = drawn(page(report([ok("gpu.good", "It answers."), ok("gpu.also", "Too.")])), tmp_path)
+    folded = re.search(r"<details>(.*?)</details>", dom, re.DOTALL)
+    assert folded
+    assert "2 checks are fine" in folded[1]
+    assert "It answers." in folded[1]
+
+
+FIXES = {
+    "chmod a+rx /runpod-volume": [],  # commands stand between backticks
+    "On a Pod: `rm -- 'a b'`. Then look.": ["rm -- 'a b'"],
+    "`rm -- /x/a` (and the 3 others) and wait.": ["rm -- /x/a"],
+    "`cmp -- /a /b && rm -- /b` deletes the second.": ["cmp -- /a /b && rm -- /b"],
+    "`/v/bin/python -m pip install -U x`": ["/v/bin/python -m pip install -U x"],
+    "`nvidia-smi` lists it; `df -h` too.": ["nvidia-smi", "df -h"],
+    "Set COMFYUI_ARGS to `--cpu`.": [],
+    "On a Pod: `rm -- 'a`; b'`.": [],  # half of it is another command
+    "`rm -- a\u202eb`": [],
+    "`rm -- '/x/never closed`": [],
+    "`rm -- " + "/x/y " * 2000 + "`": [],  # too long to show
+}
+
+
+def test_only_whole_commands_are_offered_for_copying(tmp_path: Path) -> None:
+    dom = drawn(page(report([warning("models.x", "m", fix) for fix in FIXES])), tmp_path)
+    assert commands(dom) == [command for expected in FIXES.values() for command in expected]
+    shown = re.sub(r"[\s`]", "", text_of(dom))
+    prose = [fix for fix, copied in FIXES.items() if not copied and fix.isprintable()]
+    assert [f for f in prose if len(f) < 100 and re.sub(r"[\s`]", "", f) not in shown] == []
+    assert "--json has the whole of it" in text_of(dom)
+
+
+def test_each_file_is_listed_once_and_areas_are_in_proportion(tmp_path: Path) -> None:
+    one = category("unet", 1, 30, ("a.safetensors", 30, "good"))
+    same = {**category("diffusion_models", 1, 10), "largest": one["largest"]}
+    models = {"files": 2, "models": 2, "categories": [one, same]}
+    dom = drawn(page(report([], models=models)), tmp_path)
+    assert len(re.findall(r"<th[^>]*><bdi>unet/<wbr>a.<wbr>safetensors</bdi>", dom)) == 1
+    areas = re.findall(
+        r'data-size="(\d+)"><title>[^<]*</title><rect [^>]*'
+        r'width="([\d.]+)" height="([\d.]+)"',
+        dom,
+    )
+    (large, *of_large), (small, *of_small) = [[float(n) for n in area] for area in areas]
+    ratio = of_large[0] * of_large[1] / (of_small[0] * of_small[1])
+    assert ratio == pytest.approx(large / small, rel=0.05)
+
+
+def odd_parts() -> dict[str, Any]:
+    """A report whose lists hold each odd thing, and whose parts are odd in every place."""
+    parts = "gpu memory cpu shm torch problems open_files python".split()
+    said = [
+        dict.fromkeys("code severity message fix details host_fault".split(), odd) for odd in ODD
+    ]
+    paths = [{"details": {"paths": odd, "count": odd}} for odd in ODD]
+    shelves = [dict.fromkeys("name largest size count other_size".split(), odd) for odd in ODD]
+    stages = [dict.fromkeys("name start seconds outcome bytes note".split(), odd) for odd in ODD]
+    return {
+        "findings": [*said, *paths, *ODD],
+        "timeline": [*stages, *ODD],
+        "facts": {
+            "models": {"categories": [*shelves, *ODD, {"largest": list(ODD)}], "files": 1},
+            "machine": {"gpu": {"devices": [*ODD]}, **{p: {"free": ODD} for p in parts[1:]}},
+            "volume": {"root": ODD, "space": {"total": ODD, "free": "x"}},
+        },
+    }
+
+
+def test_what_is_missing_or_of_another_type_does_not_show(tmp_path: Path) -> None:
+    keys = "timeline at seconds status findings".split()
+    facts = "models machine volume".split()
+    whole = [
+        {**dict.fromkeys(keys, odd), "facts": dict.fromkeys(facts, odd)}
+        for odd in (*ODD[:5], *ODD[7:])
+    ]
+    for number, made in enumerate([odd_parts(), {}, *whole]):
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        assert "<header>" in drawn(page(made), folder), made
+
+
+def test_a_failed_stage_has_a_mark_and_its_outcome_besides_the_colour(tmp_path: Path) -> None:
+    text = text_of(drawn(page({"timeline": FAILED_TIMELINE}), tmp_path))
+    assert "✗ ComfyUI ready TimeoutError" in text
+    assert "✓ find volume" in text
+    assert "10 s" in text
+
+
+def test_hostile_text_is_shown_as_text(tmp_path: Path) -> None:
+    dom = drawn(page(hostile()), tmp_path)
+    assert "<script>document.title='owned'</script>" in text_of(dom)
+    assert dom.count("<script") == 2
+    assert "<b>bold" not in dom
+    assert "\\u202e" in text_of(dom)
 
 
 def test_a_file_can_be_opened_and_looked_at(tmp_path: Path) -> None:

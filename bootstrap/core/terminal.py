@@ -1,0 +1,138 @@
+"""Findings as a person reads them: worst first, wrapped to the terminal, each command alone on a
+line that can be copied. ASCII and without colour where that is not a terminal."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import textwrap
+from collections.abc import Collection, Iterable, Iterator
+from dataclasses import dataclass
+from typing import TextIO
+
+from bootstrap.core.findings import Finding, Severity, docs_url, worst_first
+from bootstrap.core.text import SERVERLESS
+
+_MARKS = {
+    Severity.OK: ("✓", "+", "32"),
+    Severity.INFO: ("•", "-", "36"),
+    Severity.WARNING: ("!", "!", "33"),
+    Severity.ERROR: ("✗", "x", "31"),
+}
+_DIM, _BOLD = "2", "1"
+_LEAST_WIDTH = 40
+# A command stands behind a colon or at the beginning; other code is part of its sentence.
+_COMMAND = re.compile(r"(?:^|:\s+)`([^`]*\s[^`]*)`")
+_ON_POD = re.compile(r"On a Pod with this volume:?$")
+
+
+@dataclass(frozen=True)
+class Style:
+    """How text looks: `width` in columns (None: lines are not wrapped), colours, marks."""
+
+    width: int | None = None
+    colour: bool = False
+    unicode: bool = False
+
+    def painted(self, text: str, code: str) -> str:
+        """With an ANSI colour, where there are any."""
+        return f"\033[{code}m{text}\033[0m" if self.colour and text else text
+
+    def dim(self, text: str) -> str:
+        """What matters less."""
+        return self.painted(text, _DIM)
+
+    def bold(self, text: str) -> str:
+        """What matters more."""
+        return self.painted(text, _BOLD)
+
+    def linked(self, text: str, address: str) -> str:
+        """Text that leads to a web address where it is clicked, if the terminal can do that."""
+        return f"\033]8;;{address}\033\\{text}\033]8;;\033\\" if self.colour else text
+
+    def wrapped(self, text: str, first: str = "", indent: str = "") -> list[str]:
+        """`text` behind `first`, further lines behind `indent`. Words are never cut."""
+        if self.width is None:
+            return [f"{first}{text}"]
+        return textwrap.wrap(
+            text,
+            max(self.width, _LEAST_WIDTH),
+            initial_indent=first,
+            subsequent_indent=indent,
+            break_long_words=False,
+            break_on_hyphens=False,
+        )
+
+
+PLAIN = Style()
+
+
+def style_of(stream: TextIO) -> Style:
+    """For this stream: https://no-color.org and `TERM=dumb` turn colours off."""
+    if not stream.isatty():
+        return PLAIN
+    plain = bool(os.environ.get("NO_COLOR")) or os.environ.get("TERM") == "dumb"
+    encoding = (getattr(stream, "encoding", None) or "").lower().replace("-", "")
+    return Style(shutil.get_terminal_size().columns, not plain, encoding == "utf8")
+
+
+def findings_text(
+    findings: Iterable[Finding],
+    style: Style = PLAIN,
+    root: str = "",
+    repaired: Collection[str] = (),
+) -> str:
+    """All findings, worst first. Paths are relative to `root`; codes in `repaired` are those that
+    `--fix` takes care of."""
+    return "\n".join(
+        line
+        for finding in worst_first(findings)
+        for line in _finding_lines(finding, style, root, finding.code in repaired)
+    )
+
+
+def _finding_lines(finding: Finding, style: Style, root: str, repaired: bool) -> Iterator[str]:
+    fancy, ascii_mark, colour = _MARKS[finding.severity]
+    mark = style.painted(fancy if style.unicode else ascii_mark, colour)
+    code = f"[{finding.code}]"
+    *most, last = style.wrapped(f"{_relative(finding.message, root)} {code}", "  ", "  ")
+    lines = [*most, last.replace(code, style.linked(style.dim(code), docs_url(finding.code)))]
+    yield f"{mark}{lines[0][1:]}"
+    yield from lines[1:]
+    for part, is_command in _parts(finding.fix, root):
+        if is_command:
+            yield f"      {style.bold(part)}"
+        else:
+            yield from style.wrapped(part, "    ", "    ")
+    if repaired:
+        yield f"    {style.dim('--fix repairs this.')}"
+
+
+def commands_in(fix: str) -> list[str]:
+    """The commands of a fix, as they are typed."""
+    return _COMMAND.findall(fix)
+
+
+def _parts(fix: str, root: str) -> Iterator[tuple[str, bool]]:
+    """The fix as prose and commands, in order."""
+    pieces = _COMMAND.split(fix)
+    for index, piece in enumerate(pieces):
+        if index % 2:
+            yield piece, True
+            continue
+        text = piece.strip() if index == 0 else piece.lstrip(" .,;").strip()
+        text = text[:1].upper() + text[1:] if index else text
+        if index + 1 < len(pieces):
+            # Whoever reads this is where the command is to be typed.
+            text = "" if root and root != SERVERLESS and _ON_POD.search(text) else text
+            text = f"{text}:" if text and text[-1] not in ".:" else text
+        if text:
+            yield text, False
+
+
+def _relative(text: str, root: str) -> str:
+    """Paths below `root`, which was named before, without it."""
+    if not root or root == "/":
+        return text
+    return re.sub(rf"(?<![\w./-]){re.escape(root)}/(?=[\w.'])", "", text)

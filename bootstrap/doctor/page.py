@@ -1,0 +1,189 @@
+"""A report as one HTML page that needs nothing else: page.html, filled with the report's JSON.
+
+The page's script makes text of what the report says, never markup; its policy names that script and
+the style sheet by their hashes, so that nothing else in it is ever run, applied or fetched.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import html
+import json
+import math
+import re
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from importlib.resources import files
+from typing import Any
+
+from bootstrap.core.findings import OTHER, SECTIONS, Severity, docs_url, section_of
+from bootstrap.doctor.report import bounded
+
+TITLE = "ComfyUI volume report"
+# Of 300 KB for the page: the template has 31, the stages up to 57, the text without a script 30.
+_MOST_FINDINGS_BYTES, _MOST_TEXT = 100_000, 5_000
+_MOST_BYTES = {"models": 50_000, "machine": 20_000, "volume": 2_000}
+_MOST_FINDINGS, _MOST_STAGES, _MOST_PATHS = 300, 40, 20
+_MOST_TITLE, _MOST_CODE, _MOST_MESSAGE, _MOST_FIX = 120, 80, 1200, 3000
+_FLAT = frozenset("at name start seconds outcome bytes note".split())
+_BLOCK = re.compile(r"<(style|script)>(.*?)</\1>", re.DOTALL)
+_HOLE = re.compile(r"\{\{(\w+)\}\}")
+
+
+def page(report: Mapping[str, Any], title: str = TITLE) -> str:
+    """The report as one HTML document, under 300 KB whatever it holds.
+
+    `report` is what `report_json` makes, a diagnostics reply's `diagnostics` (which has the boot's
+    timeline as well), or either read back from a file: parts that are missing, null or of another
+    type do not show. No error is raised and nothing is left unescaped.
+    """
+    template = (files("bootstrap.doctor") / "page.html").read_text("utf-8")
+    template = template.replace("{{codes}}", docs_url(""))
+    filling = {
+        "policy": _policy(template),
+        "title": html.escape(_printable(title)[:_MOST_TITLE]) or TITLE,
+        "report": _json(_data(report)),
+        "text": html.escape(_text(report)),
+    }
+    return _HOLE.sub(lambda hole: filling[hole[1]], template)
+
+
+def _policy(template: str) -> str:
+    """The Content-Security-Policy: this style sheet, this script, nothing else."""
+    own = {
+        kind: base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
+        for kind, text in _BLOCK.findall(template)
+    }
+    return (
+        f"default-src 'none'; img-src data:; style-src 'sha256-{own['style']}'; "
+        f"script-src 'sha256-{own['script']}'; base-uri 'none'; form-action 'none'"
+    )
+
+
+def _json(value: Any) -> str:
+    """JSON that may stand in an HTML page."""
+    return json.dumps(value).replace("<", "\\u003c")
+
+
+def _data(report: Mapping[str, Any]) -> dict[str, Any]:
+    """What the page's script shows, within its bounds."""
+    facts = _mapping(report.get("facts"))
+    found = _findings(report)
+    shown = _within([_cut(finding) for finding in found[:_MOST_FINDINGS]])
+    stages = _mappings(report.get("timeline") or _mapping(report.get("boot")).get("timeline"))
+    volume = _mapping(facts.get("volume"))
+    shown_facts = {
+        "volume": {"root": volume.get("root"), "space": volume.get("space")},
+        "models": _mapping(facts.get("models")),
+        "machine": _mapping(facts.get("machine")),
+    }
+    return {
+        "status": _status(report, found),
+        "counts": Counter(str(finding["severity"]) for finding in found),
+        "sections": [*SECTIONS, OTHER],
+        "findings": shown,
+        "findings_left_out": len(found) - len(shown),
+        "stages_left_out": max(len(stages) - _MOST_STAGES, 0),
+        "timeline": [_short(stage) for stage in stages[:_MOST_STAGES]],
+        **_short({"at": report.get("at"), "seconds": report.get("seconds")}),
+        **{name: _bounded(fact, _MOST_BYTES[name]) for name, fact in shown_facts.items()},
+    }
+
+
+def _findings(report: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """All of a report's findings, worst first, each with a severity that we know."""
+    known = {severity.value for severity in Severity}
+    found = [
+        {**said, "severity": said["severity"] if str(said.get("severity")) in known else "info"}
+        for said in _mappings(report.get("findings"))
+    ]
+    return sorted(found, key=lambda finding: -Severity(finding["severity"]).rank)
+
+
+def _status(report: Mapping[str, Any], found: Sequence[Mapping[str, Any]]) -> str:
+    """What the report says, or what its findings come to where it says nothing we know."""
+    said = report.get("status")
+    worst = found[0]["severity"] if found else "ok"
+    return str(said if said in ("error", "warning", "ok") else worst).replace("info", "ok")
+
+
+def _cut(finding: Mapping[str, Any]) -> dict[str, Any]:
+    """A finding within its bounds; a fix that is over them is still seen to be."""
+    code, details = str(finding.get("code") or "")[:_MOST_CODE], _mapping(finding.get("details"))
+    paths = details.get("paths")
+    named = list(paths)[:_MOST_PATHS] if isinstance(paths, (list, tuple)) else []
+    return {
+        "code": code,
+        "severity": finding["severity"],
+        "section": section_of(code),
+        "message": str(finding.get("message") or "")[: _MOST_MESSAGE + 1],
+        "fix": str(finding.get("fix") or "")[: _MOST_FIX + 1],
+        "host_fault": finding.get("host_fault") is True,
+        "details": _bounded({"paths": named, "count": details.get("count")}, _MOST_FIX * 2),
+    }
+
+
+def _short(said: Mapping[str, Any]) -> dict[str, Any]:
+    """The texts and numbers of a flat part of the report."""
+    flat: dict[str, Any] = {}
+    for key in _FLAT & said.keys():
+        value = said[key]
+        if isinstance(value, str):
+            flat[key] = value[:_MOST_CODE]
+        elif isinstance(value, (int, float)) and 0 <= value < 1 << 60:
+            flat[key] = value
+    return flat
+
+
+def _within(findings: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The first findings that the page has room for."""
+    shown, left = [], _MOST_FINDINGS_BYTES
+    for finding in findings:
+        left -= len(_json(finding))
+        if left < 0:
+            break
+        shown.append(finding)
+    return shown
+
+
+def _bounded(value: Mapping[str, Any], most_bytes: int) -> dict[str, Any]:
+    """Data from anywhere as JSON that a browser can read; nothing of it where it cannot be cut."""
+    for most in (most_bytes, most_bytes // 2, most_bytes // 6):  # a `<` takes six bytes
+        cut = bounded(_finite(value), most)
+        if len(_json(cut)) <= most_bytes:
+            return cut
+    return {}
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {str(key): _finite(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_finite(item) for item in value]
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    return value if value is None or isinstance(value, (str, bool, int)) else str(value)
+
+
+def _text(report: Mapping[str, Any]) -> str:
+    """The findings for a browser that runs no script."""
+    lines = []
+    for finding in map(_cut, _findings(report)[:_MOST_FINDINGS]):
+        lines.append(f"{finding['severity']} {finding['code']}: {finding['message']}")
+        lines += [f"  fix: {finding['fix']}"] if finding["fix"] else []
+    return _printable("\n".join(lines)[:_MOST_TEXT])
+
+
+def _printable(text: str) -> str:
+    """Text without what cannot be seen."""
+    return "".join(c if c.isprintable() or c == "\n" else f"\\u{ord(c):04x}" for c in text)
+
+
+def _mapping(value: object) -> Mapping[str, Any]:
+    return value if isinstance(value, Mapping) else {}
+
+
+def _mappings(value: object) -> list[Mapping[str, Any]]:
+    items = value if isinstance(value, (list, tuple)) else ()
+    return [item for item in items if isinstance(item, Mapping)]

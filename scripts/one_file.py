@@ -1,0 +1,76 @@
+"""`make checker`: the checker as one file, for a Pod that has no clone.
+
+    curl -fsSL https://…/check_volume.py | python3 - /workspace
+
+The file unpacks itself into a temporary folder and runs there: the parts that ask the GPU and
+ComfyUI's Python are programs of their own.
+"""
+
+from __future__ import annotations
+
+import base64
+import io
+import sys
+import textwrap
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+_SCRIPTS = ("__init__.py", "check_volume.py", "progress.py", "stdout.py")
+_HEAD = '''#!/usr/bin/env python3
+"""Checks a ComfyUI volume; --help says how. Nothing has to be installed, and nothing is left."""
+
+import sys
+
+if sys.version_info < (3, 10):
+    sys.exit("check_volume.py needs Python 3.10 or newer; this is " + sys.version.split()[0])
+
+import base64
+import io
+import subprocess
+import tempfile
+import zipfile
+
+PARTS = """
+{parts}
+"""
+
+
+def main():
+    with tempfile.TemporaryDirectory(prefix="check-volume-") as folder:
+        zipfile.ZipFile(io.BytesIO(base64.b64decode(PARTS))).extractall(folder)
+        program = [sys.executable, "-X", "utf8", "-B", folder + "/scripts/check_volume.py"]
+        try:
+            return subprocess.call([*program, *sys.argv[1:]])
+        except KeyboardInterrupt:
+            return 130
+
+
+if __name__ == "__main__":
+    sys.exit(main())
+'''
+
+
+def write(place: Path) -> None:
+    """Write the program to `place`. Raises OSError."""
+    packed = io.BytesIO()
+    with zipfile.ZipFile(packed, "w", zipfile.ZIP_DEFLATED, compresslevel=9) as archive:
+        for file in _files():
+            # Without a date: the same code gives the same file.
+            name = zipfile.ZipInfo(file.relative_to(ROOT).as_posix())
+            archive.writestr(name, file.read_bytes(), zipfile.ZIP_DEFLATED)
+    text = base64.b64encode(packed.getvalue()).decode()
+    place.parent.mkdir(parents=True, exist_ok=True)
+    place.write_text(_HEAD.format(parts="\n".join(textwrap.wrap(text, 100))), "utf-8")
+    place.chmod(0o755)
+
+
+def _files() -> Iterator[Path]:
+    kinds = ("*.py", "*.html")
+    yield from sorted(file for kind in kinds for file in (ROOT / "bootstrap").rglob(kind))
+    yield from (ROOT / "scripts" / name for name in _SCRIPTS)
+
+
+if __name__ == "__main__":
+    write(Path(sys.argv[1]))

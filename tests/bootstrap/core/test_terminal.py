@@ -1,0 +1,59 @@
+"""Findings on a terminal of any width, in a file, and what of them can be copied."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+
+from bootstrap.core.findings import docs_url, error, info, ok, warning
+from bootstrap.core.terminal import PLAIN, Style, findings_text
+
+COMMAND = "mv -n -t /workspace/models/loras /workspace/loras/a-rather-long-name-of-a-lora.pt"
+FOUND = [
+    ok("models.found", "13 models."),
+    warning(
+        "volume.models_misplaced",
+        "ComfyUI does not read models in /workspace/loras; they belong in /workspace/models/loras.",
+        f"On a Pod with this volume: `{COMMAND}`. Names that are taken there stay.",
+    ),
+    error("volume.read_only", "The volume is mounted read-only.", "Mount it for writing."),
+    info("volume.local", "It is on a disk of this machine."),
+]
+BARE = re.compile("\033(?:\\[[0-9;]*m|\\]8;;[^\033]*\033\\\\)")
+
+
+@pytest.mark.parametrize("width", [40, 80, 200])
+def test_it_keeps_to_the_width_but_for_commands(width: int) -> None:
+    text = BARE.sub("", findings_text(FOUND, Style(width, True, True), "/workspace"))
+    lines = text.splitlines()
+    assert f"      {COMMAND}" in lines, "whole, alone, as it is typed"
+    assert max(len(line) for line in lines if COMMAND not in line) <= width
+    assert [line[0] for line in lines if line[0] != " "] == ["✗", "!", "•", "✓"]
+    assert "models in loras; they" in " ".join(text.split()), "relative to the volume"
+    assert "On a Pod" not in text, "that is where it is read"
+
+
+def test_off_a_terminal_it_is_plain_a_line_for_each() -> None:
+    lines = findings_text(FOUND, PLAIN).splitlines()
+    assert "".join(lines).isascii() and "\033" not in "".join(lines)
+    assert lines[0] == "x The volume is mounted read-only. [volume.read_only]"
+    assert lines[1] == "    Mount it for writing."
+    assert lines[2].startswith("! ComfyUI does not read models in /workspace/loras;")
+    assert lines[3] == "    On a Pod with this volume:"
+    assert lines[5] == "    Names that are taken there stay."
+
+
+def test_code_within_a_sentence_stays_there() -> None:
+    found = [error("a.b", "It is wrong.", "Run `chmod -R a+rX` on it, or set `X=1`.")]
+    assert findings_text(found).splitlines()[1] == "    Run `chmod -R a+rX` on it, or set `X=1`."
+
+
+def test_a_code_is_a_link_to_what_it_means_on_a_terminal() -> None:
+    text = findings_text(FOUND, Style(80, True, True))
+    assert f"\033]8;;{docs_url('volume.read_only')}\033\\" in text
+
+
+def test_what_can_be_repaired_says_so() -> None:
+    lines = findings_text(FOUND, PLAIN, repaired={"volume.models_misplaced"}).splitlines()
+    assert lines.count("    --fix repairs this.") == 1

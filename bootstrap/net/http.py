@@ -22,7 +22,14 @@ from urllib.parse import urljoin
 from bootstrap.core.redact import Secret
 from bootstrap.core.text import whole
 from bootstrap.net.addresses import AddressPolicy, Target, shown
-from bootstrap.net.errors import TRY_AGAIN, DownloadError, bad_answer, stalled, unreachable
+from bootstrap.net.errors import (
+    TRY_AGAIN,
+    AddressRefused,
+    DownloadError,
+    bad_answer,
+    stalled,
+    unreachable,
+)
 
 #: How a connection shows that it is broken.
 BROKEN = (http.client.HTTPException, ssl.SSLError, OSError)
@@ -284,7 +291,7 @@ class Channel:
         try:
             self._policy.target(url)
         except DownloadError as refusal:
-            raise DownloadError(
+            raise AddressRefused(
                 "download.redirect_refused",
                 f"{target.host} redirects to a place that is refused: {refusal.message}",
                 refusal.fix,

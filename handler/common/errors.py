@@ -11,7 +11,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from bootstrap.core.findings import Finding
+from bootstrap.core.findings import Fault, Finding
 from bootstrap.core.redact import masked, masked_data
 
 CODES = {
@@ -72,21 +72,45 @@ MAX_DEPTH = 100
 _MOST_SENTENCE, _MOST_TEXT, _MOST_ITEMS, _MOST_DETAILS = 4000, 4000, 500, 200_000
 
 
-class JobError(Exception):
+class JobError(Fault):
     """A job failed. `str()` is the sentence with its fix, as the caller reads it; secrets in the
     addresses that it quotes are masked."""
 
     def __init__(self, code: str, message: str, fix: str = "", /, **details: Any) -> None:
-        self.code = code
-        self.message = masked(cut(message, _MOST_SENTENCE))
-        self.fix = masked(cut(fix, _MOST_SENTENCE))
-        self.details: Mapping[str, Any] = masked_data(bounded(details))
-        super().__init__(f"{self.message} {self.fix}".strip())
+        sentence, advice = (masked(cut(text, _MOST_SENTENCE)) for text in (message, fix))
+        super().__init__(code, sentence, advice, **masked_data(bounded(details)))
+
+    def __str__(self) -> str:
+        return f"{self.message} {self.fix}".strip()
 
     @classmethod
     def from_finding(cls, finding: Finding) -> JobError:
         """The error for a job that a fault of the worker keeps from running."""
         return cls(finding.code, finding.message, finding.fix, **finding.details)
+
+
+class JobTimeout(JobError):
+    """The job's time is up."""
+
+
+class VolumeSilentError(JobError):
+    """The job needs the volume, which does not answer."""
+
+
+class NodeFailed(JobError):
+    """A node raised an error."""
+
+
+class OutOfMemory(NodeFailed):
+    """A node ran out of GPU memory, which ComfyUI is to free before the next job."""
+
+
+class ComfyBroken(JobError):
+    """After this no other job can be trusted to the same ComfyUI process."""
+
+
+class ComfyUnreachable(ComfyBroken):
+    """ComfyUI runs and does not answer."""
 
 
 def cut(text: str, most: int) -> str:

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from bootstrap.config import Settings
 from bootstrap.net.addresses import AddressPolicy, shown
-from bootstrap.net.errors import DownloadError, bad_answer
+from bootstrap.net.errors import AddressRefused, DownloadError, bad_answer
 from bootstrap.net.http import Channel, Reply
 from handler.common.blocking import Pool, TimeUp, together
 from handler.common.deadline import Deadline
@@ -150,9 +150,8 @@ def _cut(size: int, reply: Reply) -> str:
 
 
 def _as_job_error(problem: DownloadError, url: str) -> JobError:
-    refused = ("download.url_refused", "download.private_address", "download.redirect_refused")
     said = problem.message[:1].upper() + problem.message[1:]
-    if problem.code in refused:
+    if isinstance(problem, AddressRefused):
         return JobError(
             "input.url_refused",
             f"{said}",

@@ -212,7 +212,7 @@ def test_links_lead_somewhere() -> None:
 
 def test_make_targets_that_are_named_exist() -> None:
     targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
-    for document in (*READMES, ROOT / "CONTRIBUTING.md"):
+    for document in (*READMES, ROOT / "CONTRIBUTING.md", *(ROOT / "docs").glob("*.md")):
         text = document.read_text("utf-8")
         named = set(re.findall(r"(?:^|`|\()make (?:-s )?([a-z]+(?:-[a-z]+)*)", text, re.MULTILINE))
         assert named <= targets, f"{document.name} names {named - targets}"
@@ -251,7 +251,7 @@ CODE = re.compile(r"`([a-z0-9]+(?:_[a-z0-9]+)*\.[a-z0-9_*]+)`")
 # Variables of Runpod's, of other programs, of other workers; all others are settings.
 FOREIGN = re.compile(
     r"RUNPOD_\w+|BUCKET_\w+|ENDPOINT_URL|MALLOC_ARENA_MAX|PYTORCH_\w+|WEBSOCKET_\w+|COMFY_API_\w+"
-    r"|NETWORK_VOLUME_DEBUG|SERVE_API_LOCALLY|PUBLIC_KEY|YOUR_NAME|PYTHON_VERSION"
+    r"|MAX_WIAT|COMFY_ARGS|NETWORK_VOLUME_DEBUG|SERVE_API_LOCALLY|PUBLIC_KEY|YOUR_NAME|PYTHON_VERSION"
 )
 
 

@@ -348,3 +348,20 @@ def request_or_error(given: object) -> Request | JobError:
         return parse_request(given, SETTINGS)
     except JobError as error:
         return error
+
+
+@pytest.mark.parametrize(
+    ("sent", "read"),
+    [
+        ("set\\cat", "set/cat"),
+        ("%date:yyyy-MM-dd%\\a\\b", "%date:yyyy-MM-dd%/a/b"),
+        ("set/cat", "set/cat"),
+        ("..\\cat", "..\\cat"),
+        (7, 7),
+    ],
+)
+def test_a_prefix_from_windows_names_a_folder(sent: object, read: object) -> None:
+    nodes = {"1": {"class_type": "SaveImage", "inputs": {"filename_prefix": sent}}}
+    request = parse_request({"workflow": nodes}, Settings())
+    assert isinstance(request, WorkflowRequest)
+    assert request.workflow["1"]["inputs"] == {"filename_prefix": read}

@@ -24,7 +24,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # run as a file, too
 
 from benchmarks.simulated_volume import CannotSimulate, Delays, mounted
-from bootstrap.doctor.facts.gather import LIGHT_HEADERS
+from bootstrap.doctor.facts import LIGHT_HEADERS
 from bootstrap.doctor.facts.inventory import gather_models
 from bootstrap.doctor.facts.walk import walk
 

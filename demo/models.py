@@ -15,7 +15,7 @@ from typing import Any
 
 from bootstrap.core.redact import Secret
 from bootstrap.models.cli import main as models
-from bootstrap.models.sources.base import Sources
+from bootstrap.models.sources import Sources
 from bootstrap.models.sources.civitai import Civitai
 from bootstrap.models.sources.https import Https
 from bootstrap.models.sources.huggingface import HuggingFace

@@ -24,7 +24,7 @@ from demo.volume import ensure
 
 ROOT = Path(__file__).resolve().parent.parent
 PICTURE = ROOT / "docs" / "images" / "report.svg"
-COLUMNS = 110
+COLUMNS = 100
 COMMAND = "python3 scripts/check_volume.py /workspace"
 # rich's own frame, without the font that it would fetch.
 _FRAME = """<svg class="rich-terminal" viewBox="0 0 {width} {height}" xmlns="http://www.w3.org/2000/svg">
@@ -46,18 +46,18 @@ _FRAME = """<svg class="rich-terminal" viewBox="0 0 {width} {height}" xmlns="htt
 
 def break_volume(volume: Path) -> None:
     """Four faults that people really have."""
-    models, nodes = volume / "models", volume / "ComfyUI" / "custom_nodes"
+    models = volume / "models"
     (models / "checkpoints").mkdir(parents=True)
-    (models / "lora").mkdir()
     page = models / "checkpoints" / "flux1-dev-fp8.safetensors"
     page.write_text("<!DOCTYPE html><html><title>Log in</title></html>")
-    (models / "lora" / "style.safetensors").write_bytes(b"\x08\0\0\0\0\0\0\0{}      ")
+    (models / "vae").mkdir()
+    (models / "vae" / "vae.safetensors").symlink_to(
+        "/runpod-volume/models/checkpoints/sdxl.safetensors"
+    )
+    (volume / "ComfyUI" / "nodes.py").unlink()
     header = b'{"w":{"dtype":"F16","shape":[4096,4096],"data_offsets":[0,33554432]}}'
     cut_short = len(header).to_bytes(8, "little") + header + bytes(1_000_000)
     (models / "checkpoints" / "sdxl.safetensors").write_bytes(cut_short)
-    (nodes / "ComfyUI-Faces").mkdir()
-    (nodes / "ComfyUI-Faces" / "__init__.py").write_text("import insightface\n")
-    (nodes / "ComfyUI-Faces" / "requirements.txt").write_text("insightface==0.7.3\n")
 
 
 def said_of(volume: Path, python: Path) -> str:

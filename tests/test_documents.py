@@ -18,10 +18,10 @@ from jsonschema import validate
 
 from bootstrap.config import Settings, variables
 from bootstrap.core.findings import DOCS, docs_url
-from bootstrap.models.context import Result
 from bootstrap.models.installed import Receipt
 from bootstrap.models.manifest import parse_manifest
 from bootstrap.models.manifest_entry import ModelSpec
+from bootstrap.models.provision import Result
 from handler.request import fields, params, parse
 from handler.request.named_workflows import NamedWorkflows
 from handler.request.parse import (
@@ -273,10 +273,11 @@ def test_every_command_is_one_that_exists(command: str) -> None:
     words = shlex.split(command, comments=True)
     words = words[: words.index("<") if "<" in words else None]
     words = words[: words.index(">") if ">" in words else None]
-    if words[0] == "export":
+    if words[0] == "curl":
+        assert f"{words[2]} {words[3]} {words[4]}".endswith("/download/check_volume.py | python3")
+        check_volume._parser().parse_args(words[6:])
+    elif words[0] == "export":
         assert all(FOREIGN.fullmatch(word.partition("=")[0]) for word in words[1:])
-    elif words[0] in ("git", "cd"):
-        assert words[-1].endswith("comfyui-volume-worker")
     elif words[0] == "docker":
         assert words[1] in ("build", "push")
         assert "--platform" not in words or "linux/amd64" in words

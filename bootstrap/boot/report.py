@@ -19,6 +19,7 @@ from bootstrap.core.findings import (
     Finding,
     Outcome,
     Severity,
+    docs_url,
     errors_in,
     worst_first,
 )
@@ -113,9 +114,13 @@ def _gpus() -> list[str]:
 
 
 def log_report(report: BootReport) -> None:
-    """A line for the verdict, and one for each finding that is worth reading."""
+    """A line for the verdict, with where its error is explained, and one for each finding that is
+    worth reading."""
     first = next(iter(errors_in(report.findings)), None)
-    _log.log(logging.ERROR if first else logging.INFO, "%s", report.verdict)
+    if first is None:
+        _log.info("%s", report.verdict)
+    else:
+        _log.error("%s (%s)", report.verdict, docs_url(first.code))
     for finding in report.worth_reading:
         if finding is not first:
             _log.log(_LEVELS[finding.severity], "%s", _sentence(finding))

@@ -20,7 +20,7 @@ from bootstrap.config import Settings
 from bootstrap.core.findings import Finding, info, warning
 from bootstrap.core.text import counted, named, size_text
 from bootstrap.volume import Layout
-from bootstrap.volume.extra_model_paths import describe_local_models
+from bootstrap.volume.args_file import describe_local_models
 
 CODES = {
     "comfyui.not_staged": "ComfyUI's code was not copied to local disk, and runs from the volume",

@@ -228,7 +228,7 @@ class Variable:
 
 
 def var(name: str, kind: Kind, default: Any, meaning: str, shown: str = "", *aliases: str) -> Any:
-    """A dataclass field for one variable; `shown` is its default as the README words it."""
+    """A dataclass field for one variable; `shown` is its default as documents word it."""
     variable = Variable(name, kind, meaning, shown or _shown(default), aliases)
     return field(default=default, metadata={"variable": variable})
 

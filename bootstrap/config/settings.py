@@ -1,8 +1,8 @@
 """Environment -> frozen `Settings`, read once; secrets never show in a repr.
 
-`Settings` is the one place where variables are declared. The table in the README is made from
-it (`settings_table`), and a test holds the two together. It is long as that table is, not deep:
-cut into files by family, it would take base classes to make one frozen object of them again.
+`Settings` is the one place where variables are declared. The tables of docs/settings.md are made
+from it (`settings_table`), and a test holds the two together. It is long as that table is, not
+deep: cut into files by family, it would take base classes to make one frozen object of them again.
 """
 
 from __future__ import annotations

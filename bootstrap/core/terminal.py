@@ -11,7 +11,7 @@ from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
 from typing import TextIO
 
-from bootstrap.core.findings import Finding, Severity, worst_first
+from bootstrap.core.findings import Finding, Severity, docs_url, worst_first
 from bootstrap.core.text import SERVERLESS
 
 _MARKS = {
@@ -46,6 +46,10 @@ class Style:
     def bold(self, text: str) -> str:
         """What matters more."""
         return self.painted(text, _BOLD)
+
+    def linked(self, text: str, address: str) -> str:
+        """Text that leads to a web address where it is clicked, if the terminal can do that."""
+        return f"\033]8;;{address}\033\\{text}\033]8;;\033\\" if self.colour else text
 
     def wrapped(self, text: str, first: str = "", indent: str = "") -> list[str]:
         """`text` behind `first`, further lines behind `indent`. Words are never cut."""
@@ -93,7 +97,7 @@ def _finding_lines(finding: Finding, style: Style, root: str, repaired: bool) ->
     mark = style.painted(fancy if style.unicode else ascii_mark, colour)
     code = f"[{finding.code}]"
     *most, last = style.wrapped(f"{_relative(finding.message, root)} {code}", "  ", "  ")
-    lines = [*most, last.replace(code, style.dim(code))]
+    lines = [*most, last.replace(code, style.linked(style.dim(code), docs_url(finding.code)))]
     yield f"{mark}{lines[0][1:]}"
     yield from lines[1:]
     for part, is_command in _parts(finding.fix, root):

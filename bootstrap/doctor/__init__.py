@@ -1,7 +1,7 @@
 """What is true of this machine and volume, what that means, what to do about it, and the doing."""
 
 from bootstrap.doctor.checks.volume import check_layout
-from bootstrap.doctor.facts.gather import Facts, Scope
+from bootstrap.doctor.facts import Facts, Scope
 from bootstrap.doctor.facts.volume_facts import look_at_link
 from bootstrap.doctor.report import (
     JSON_VERSION,

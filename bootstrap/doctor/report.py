@@ -11,11 +11,11 @@ from datetime import datetime, timezone
 from typing import Any
 
 from bootstrap.config import Settings
-from bootstrap.core.findings import Finding, Severity, worst_first
+from bootstrap.core.findings import Finding, Severity, docs_url, worst_first
 from bootstrap.core.terminal import PLAIN, Style, findings_text
 from bootstrap.core.text import counted, size_text
 from bootstrap.doctor.checks import run_checks
-from bootstrap.doctor.facts.gather import Facts, Scope, gather
+from bootstrap.doctor.facts import Facts, Scope, gather
 from bootstrap.doctor.fix import Repair, plan_fixes
 from bootstrap.volume.args_file import with_args_file
 
@@ -123,7 +123,10 @@ def report_text(
     if machine and verbose and not quiet:
         title = style.bold("This machine") + " (says nothing about the volume)"
         blocks.append(f"{title}\n{findings_text(machine, style, root)}")
-    blocks.append("\n".join(style.wrapped(_summary(report, shown, repaired, verbose))))
+    last = style.wrapped(_summary(report, shown, repaired, verbose))
+    if shown and not quiet:
+        last.insert(0, style.dim(f"Codes: {docs_url('CODE')}"))
+    blocks.append("\n".join(last))
     return "\n\n".join(block for block in blocks if block)
 
 

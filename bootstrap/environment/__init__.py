@@ -2,7 +2,7 @@
 
 from bootstrap.environment.choice import Choice, choose_python, venvs_of
 from bootstrap.environment.judge import Judgement, judge
-from bootstrap.environment.mirror.mirror import Mirror, MirrorRequest, mirror_venv, record_opened
+from bootstrap.environment.mirror import Mirror, MirrorRequest, mirror_venv, record_opened
 from bootstrap.environment.package_set import (
     INSTALL,
     PackageSet,

@@ -4,7 +4,6 @@
 __all__ = [
     "background",
     "cli",
-    "context",
     "download",
     "fetched",
     "installed",
@@ -12,6 +11,7 @@ __all__ = [
     "manifest_entry",
     "manifest_file",
     "prefetch",
+    "provision",
     "recent",
     "sources",
     "weights_file",

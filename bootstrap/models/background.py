@@ -14,14 +14,13 @@ from pathlib import Path
 from bootstrap.config import Settings
 from bootstrap.core.findings import Finding, error
 from bootstrap.core.text import named
-from bootstrap.models.context import Result, Workplace, summary
-from bootstrap.models.download.options import Throttle, Tools
 from bootstrap.models.download.progress import LogMeter, MakeMeter
+from bootstrap.models.download.remote import Throttle, Tools
 from bootstrap.models.download.verify import check_content
 from bootstrap.models.installed import link_cached, shown_locally, wanted_of
 from bootstrap.models.manifest_entry import ModelSpec
-from bootstrap.models.provision import at_hand, provision
-from bootstrap.models.sources.base import BadLink, make_sources, parse_link
+from bootstrap.models.provision import Result, Workplace, at_hand, provision, summary
+from bootstrap.models.sources import BadLink, make_sources, parse_link
 from bootstrap.models.sources.huggingface import (
     CACHE_ON_VOLUME,
     PLATFORM_CACHE,
@@ -31,7 +30,7 @@ from bootstrap.models.sources.huggingface import (
 from bootstrap.net.addresses import AddressPolicy
 from bootstrap.net.errors import DownloadError
 from bootstrap.volume import MODELS, Layout, locate
-from bootstrap.volume.extra_model_paths import local_folders
+from bootstrap.volume.args_file import local_folders
 from bootstrap.volume.links import link_models
 
 _log = logging.getLogger("models")

@@ -20,7 +20,6 @@ from bootstrap.core.log import set_up, show
 from bootstrap.core.redact import masked
 from bootstrap.core.text import size_text
 from bootstrap.models.background import workplace_for
-from bootstrap.models.context import Workplace
 from bootstrap.models.download.progress import meters_for
 from bootstrap.models.download.verify import check_content, check_hash, hash_file
 from bootstrap.models.installed import (
@@ -35,8 +34,8 @@ from bootstrap.models.installed import (
 from bootstrap.models.manifest import Manifest
 from bootstrap.models.manifest_entry import ModelSpec, read_entry
 from bootstrap.models.manifest_file import Unreadable, add_entry, find_manifest, load_manifest
-from bootstrap.models.provision import provision
-from bootstrap.models.sources.base import Sources
+from bootstrap.models.provision import Workplace, provision
+from bootstrap.models.sources import Sources
 from bootstrap.net.errors import DownloadError, disk_error
 from bootstrap.volume import locate
 from bootstrap.volume.categories import PICKLES, extension_of

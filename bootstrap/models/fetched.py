@@ -19,7 +19,7 @@ from pathlib import Path, PurePosixPath
 
 from bootstrap.core.temp_names import LONGEST_NAME, RECEIPTS_FOLDER
 from bootstrap.models.installed import read_receipt, receipt_path
-from bootstrap.models.sources.base import Link, identity_of
+from bootstrap.models.sources import Link, identity_of
 from bootstrap.volume.categories import GGUF, PT_EXTENSIONS, extension_of
 
 FOLDER = "fetched"

@@ -5,7 +5,7 @@ What was checked about a model is kept, so that a later boot need not hash it: r
 time are what they were when the file was checked.
 
 What the platform's cache has is linked from a folder on this worker's own disk: the cache is this
-host's own, and a link on the volume would be broken elsewhere (volume/extra_model_paths.py).
+host's own, and a link on the volume would be broken elsewhere (volume/args_file.py).
 """
 
 from __future__ import annotations
@@ -191,7 +191,7 @@ def _dangling(path: Path) -> DownloadError:
 
 
 if TYPE_CHECKING:  # what downloads need is imported only where something is wanted
-    from bootstrap.models.context import Result
+    from bootstrap.models.provision import Result
 
 
 def shown_locally(spec: ModelSpec, folders: Mapping[str, str]) -> bool:

@@ -13,7 +13,7 @@ from urllib.parse import urlsplit
 
 from bootstrap.core.redact import masked
 from bootstrap.core.temp_names import LONGEST_NAME
-from bootstrap.models.sources.base import BadLink, CivitaiFile, HubFile, Link, parse_link
+from bootstrap.models.sources import BadLink, CivitaiFile, HubFile, Link, parse_link
 from bootstrap.volume.categories import PICKLES, category_of, extension_of, known_folders
 
 _NOT_IN_NAMES = re.compile(r'[\x00-\x1f\x7f/\\:*?"<>|]')

@@ -10,7 +10,6 @@ __all__ = [
     "Layout",
     "args_file",
     "categories",
-    "extra_model_paths",
     "layout",
     "link_plan",
     "links",

@@ -1,19 +1,26 @@
-"""`comfyui_args.txt` beside ComfyUI: the flags that Runpod's own template starts it with.
+"""Files beside ComfyUI that say how it is started, and where further models are.
 
-One or more flags a line, as in a shell; what follows a `#` is left out, as the template does.
+`comfyui_args.txt` has the flags that Runpod's own template starts it with, one or more a line, as
+in a shell; what follows a `#` is left out, as the template does.
+
+`extra_model_paths.yaml` names further models folders. One of these is on this worker's own disk,
+for what lies in the platform's cache: that is this host's own, and a link to it on the volume would
+be broken elsewhere. `--extra-model-paths-config` names it, and ComfyUI reads it after its own.
 """
 
 from __future__ import annotations
 
+import json
 import shlex
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from bootstrap.config import Settings, is_ours
 from bootstrap.core.findings import Finding, info, warning
 from bootstrap.core.text import named, shown
-from bootstrap.volume.layout import Layout
+from bootstrap.volume.categories import CATEGORIES
+from bootstrap.volume.layout import Layout, folders_known_to
 
 CODES = {
     "comfyui.args_file": "Flags of comfyui_args.txt on the volume are used.",
@@ -148,3 +155,64 @@ def _parsed(path: Path, text: str) -> ArgsFile:
     groups = group_flags(words)
     own = tuple(group[0] for group in groups if is_ours(group[0]))
     return ArgsFile(path, tuple(tuple(g) for g in groups if not is_ours(g[0])), own)
+
+
+FLAG = "--extra-model-paths-config"
+OLD_FILE, NEW_FILE = "extra_model_paths.yaml", "extra_paths.yaml"
+
+
+def paths_file(comfyui: Path) -> Path:
+    """The file that this ComfyUI reads by itself: versions of late 2026 read extra_paths.yaml
+    instead of the other, where it is there."""
+    new = comfyui / NEW_FILE
+    try:
+        if new.is_file() and NEW_FILE in (comfyui / "main.py").read_text("utf-8", "replace"):
+            return new
+    except OSError:
+        pass
+    return comfyui / OLD_FILE
+
+
+def local_folders(comfyui: Path | None) -> Mapping[str, str]:
+    """ComfyUI's name of a category -> its folder in a local models folder; empty when this ComfyUI
+    cannot be told of further folders.
+
+    Only categories that ComfyUI itself knows: a custom node that finds its own one taken before
+    it was loaded leaves out its folder under ComfyUI/models.
+    """
+    if comfyui is None or not _can_be_told(comfyui):
+        return {}
+    known = folders_known_to(comfyui)
+    return {
+        # One of 2023 says `clip` for `text_encoders`.
+        next(name for name in (category.name, *category.folders) if name in known): folders[0]
+        for category in CATEGORIES.values()
+        if known.intersection(folders := category.folders)
+    }
+
+
+def describe_local_models(
+    comfyui: Path, models: Path, config: Path, nodes: Path | None = None
+) -> Path | None:
+    """Write `config`, which tells ComfyUI of the folder `models`, and of the custom nodes at
+    `nodes`; None where it cannot be told."""
+    folders = dict(local_folders(comfyui))
+    if not folders:
+        return None
+    if nodes is not None:
+        folders["custom_nodes"] = str(nodes)
+    # JSON is YAML, and quotes whatever a path may hold.
+    text = json.dumps({"comfyui_volume_worker": {"base_path": str(models), **folders}}, indent=1)
+    try:
+        models.mkdir(exist_ok=True)
+        config.write_text(text + "\n", "utf-8")
+    except OSError:
+        return None
+    return config
+
+
+def _can_be_told(comfyui: Path) -> bool:
+    try:
+        return FLAG in (comfyui / "comfy" / "cli_args.py").read_text("utf-8", "replace")
+    except OSError:
+        return False

@@ -10,10 +10,10 @@ from typing import TypeVar
 
 from bootstrap.config import Settings
 from bootstrap.core.text import size_text
-from bootstrap.models.context import Workplace
 from bootstrap.models.fetched import FOLDER, FetchedModels, has_model_name, name_for
 from bootstrap.models.manifest_entry import ModelSpec, read_entry
-from bootstrap.models.sources.base import BadLink, Description, HubFile, Link, parse_link
+from bootstrap.models.provision import Workplace
+from bootstrap.models.sources import BadLink, Description, HubFile, Link, parse_link
 from bootstrap.net.addresses import shown
 from bootstrap.net.errors import DownloadError
 from handler.common.blocking import TimeUp

@@ -14,11 +14,11 @@ from bootstrap.config import Settings
 from bootstrap.core.text import size_text, typed
 from bootstrap.doctor import look_at_link
 from bootstrap.models.background import Provisioning, show_to_comfyui, workplace_for
-from bootstrap.models.context import Result, Workplace
 from bootstrap.models.download.progress import FileMeter, LogMeter
 from bootstrap.models.manifest import Manifest
 from bootstrap.models.manifest_entry import ModelSpec
 from bootstrap.models.manifest_file import wanted_here
+from bootstrap.models.provision import Result, Workplace
 from bootstrap.volume import Layout
 from bootstrap.volume.search import USUAL_ROOTS
 from handler.common import reply

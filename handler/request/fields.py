@@ -15,7 +15,7 @@ from urllib.parse import unquote, urlsplit
 
 from bootstrap.config import Settings
 from bootstrap.config.bucket import S3_CONFIG, Bucket, bucket_from, bucket_of
-from bootstrap.models.sources.base import BadLink, host_of, parse_link
+from bootstrap.models.sources import BadLink, host_of, parse_link
 from bootstrap.net.addresses import AddressPolicy
 from bootstrap.net.errors import DownloadError
 from handler.common.errors import JobError, short, wrong_type

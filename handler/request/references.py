@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any
 
-from bootstrap.models.sources.base import looks_like_link
+from bootstrap.models.sources import looks_like_link
 from bootstrap.volume.categories import CATEGORIES, GGUF, PT_EXTENSIONS, extension_of
 from handler.request.workflow import Workflow, is_link
 

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from bootstrap.core.findings import Outcome
-from bootstrap.models.sources.base import Sources
+from bootstrap.models.sources import Sources
 from bootstrap.models.sources.huggingface import HuggingFace
 from demo.taesd import write_whole_vae
 from demo.volume import DemoVolume

@@ -93,7 +93,7 @@ def test_what_a_node_pack_lacks_is_added_once(container: Container, tmp_path: Pa
         assert len(index.asked) == asked  # from the volume
     for report in (first, second):
         assert report["outcome"] == "ready"
-        found = {finding["code"]: finding["details"] for finding in report["findings"]}
+        found = {f["code"]: f.get("details", {}) for f in report["findings"]}
         assert found["packages.installed"]["packages"] == {"tiny-one": "1.5"}
         refused = [f["message"] for f in report["findings"] if f["code"] == "packages.conflict"]
         assert any("old-friend" in text and "torch<2" in text for text in refused)

@@ -4,6 +4,7 @@ GitHub are not at hand in a test, so these hold what can be held: form, pins, ri
 from __future__ import annotations
 
 import importlib.metadata
+import json
 import re
 import subprocess
 import sys
@@ -15,6 +16,7 @@ import yaml
 
 import bootstrap
 from bootstrap.config import Settings, variables
+from tests.support.plane_http import Answer, LoopbackServer, Request
 
 ROOT = Path(__file__).parents[2]
 WORKFLOWS = sorted((ROOT / ".github" / "workflows").glob("*.yml"))
@@ -148,6 +150,48 @@ def test_a_release_is_tested_built_run_and_scanned_before_latest_moves() -> None
     assert build["push"] and build["sbom"] and build["provenance"] == "mode=max"
     moves = [text for job in jobs.values() for text in steps_of(job, "run") if "latest" in text]
     assert moves == steps_of(jobs["latest"], "run")
+
+
+FAKE_DOCKER = """#!/bin/sh
+case "$1 $3" in
+  "run --name") echo "$@" >> "$LOG" ;;
+  "inspect {{.State.Health.Status}}") echo healthy ;;
+  "inspect {{.State.Running}}") echo true ;;
+  "port 8000/tcp") echo "$WORKER" ;;
+esac
+"""
+
+
+@pytest.mark.parametrize("status", ["completed", "failed"])
+def test_the_smoke_run_ends_well_only_when_every_job_is_completed(
+    tmp_path: Path, status: str
+) -> None:
+    """Docker is a script, the worker a server that answers each job the same."""
+    docker = tmp_path / "docker"
+    docker.write_text(FAKE_DOCKER)
+    docker.chmod(0o755)
+    asked: list[Any] = []
+
+    def answer(request: Request) -> Answer:
+        asked.append(json.loads(request.body))
+        body = {"status": status.upper(), "output": {"status": status}}
+        return Answer(200, json.dumps(body).encode())
+
+    server = LoopbackServer(answer)
+    try:
+        env = {
+            "PATH": f"{tmp_path}:/usr/bin:/bin",
+            "LOG": str(tmp_path / "log"),
+            "WORKER": server.url.partition("//")[2],
+        }
+        done = subprocess.run([ROOT / ".ci" / "smoke", "IMAGE"], env=env, check=False)
+    finally:
+        server.close()
+    jobs = json.loads((ROOT / ".runpod" / "tests.json").read_text())["tests"]
+    assert (done.returncode == 0) == (status == "completed")
+    assert asked == [{"input": job["input"]} for job in jobs][: len(asked)]
+    assert len(asked) == (len(jobs) if status == "completed" else 1)
+    assert " IMAGE " in (tmp_path / "log").read_text()
 
 
 BAKE = (ROOT / "docker-bake.hcl").read_text()

@@ -8,12 +8,11 @@ import random
 from pathlib import Path
 from typing import Any
 
-from bootstrap.models.context import Result, Workplace
-from bootstrap.models.download.options import Tools
 from bootstrap.models.download.progress import FileMeter
+from bootstrap.models.download.remote import Tools
 from bootstrap.models.manifest_entry import ModelSpec, read_entry
-from bootstrap.models.provision import provision
-from bootstrap.models.sources.base import Source, Sources
+from bootstrap.models.provision import Result, Workplace, provision
+from bootstrap.models.sources import Source, Sources
 from bootstrap.models.sources.https import Https
 from bootstrap.net.addresses import AddressPolicy
 

@@ -14,13 +14,12 @@ from bootstrap.doctor.checks.environment import check_environment, check_runpod
 from bootstrap.doctor.checks.gpu import check_gpu, check_gpu_health
 from bootstrap.doctor.checks.machine import check_machine, check_memory
 from bootstrap.doctor.checks.models import check_models
-from bootstrap.doctor.checks.requirements import check_requirements
+from bootstrap.doctor.checks.requirements import check_requirements, check_torch
 from bootstrap.doctor.checks.throughput import check_throughput
 from bootstrap.doctor.checks.tokens import check_tokens
-from bootstrap.doctor.checks.torch_build import check_torch
 from bootstrap.doctor.checks.volume import check_volume
 from bootstrap.doctor.checks.volume_links import names_that_hold
-from bootstrap.doctor.facts.gather import Facts
+from bootstrap.doctor.facts import Facts
 from bootstrap.doctor.facts.machine import MachineFacts
 from bootstrap.environment.imports import check_node_imports
 from bootstrap.volume.args_file import check_args_file

@@ -61,7 +61,7 @@ def _incomplete(comfyui: ComfyUIFacts) -> Finding:
     fix = f"On a Pod: `{restore}`."
     if comfyui.git is None:
         fix = (
-            "It is no git checkout: clone ComfyUI anew beside it and copy "
+            "It is not a git checkout: clone ComfyUI again beside it and copy "
             f"{named(comfyui.missing)} from there."
         )
     return error(

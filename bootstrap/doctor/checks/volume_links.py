@@ -28,7 +28,7 @@ from bootstrap.doctor.facts.volume_facts import Leads, LinkFact, VolumeFacts
 from bootstrap.doctor.facts.volume_places import BASE, ModelPath
 from bootstrap.environment import Venv
 from bootstrap.volume import COMFYUI, MODELS
-from bootstrap.volume.extra_model_paths import OLD_FILE
+from bootstrap.volume.args_file import OLD_FILE
 from bootstrap.volume.search import Name
 
 CODES = {

@@ -40,7 +40,7 @@ from bootstrap.doctor.facts.volume_places import (
 )
 from bootstrap.environment import venvs_of
 from bootstrap.volume import CUSTOM_NODES, MODELS, Layout
-from bootstrap.volume.extra_model_paths import paths_file
+from bootstrap.volume.args_file import paths_file
 from bootstrap.volume.layout import mount_of
 from bootstrap.volume.link_plan import Unlink
 from bootstrap.volume.links import plan_for

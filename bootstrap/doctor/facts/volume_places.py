@@ -16,8 +16,8 @@ from pathlib import Path
 from bootstrap.core.concurrency import Together
 from bootstrap.core.files import Folder, contains, list_folder
 from bootstrap.volume import CUSTOM_NODES, MODELS
+from bootstrap.volume.args_file import paths_file
 from bootstrap.volume.categories import GGUF, PT_EXTENSIONS, extension_of, known_folders
-from bootstrap.volume.extra_model_paths import paths_file
 
 BASE = "base_path"
 _MOST_TEXT = 64 << 10

@@ -22,7 +22,7 @@ from typing import TypeVar
 
 from bootstrap.core.concurrency import Crew, Task
 from bootstrap.environment.mirror.archive import Archive, BadArchive, Block
-from bootstrap.environment.mirror.links import make_links
+from bootstrap.environment.mirror.late import make_links
 from bootstrap.environment.mirror.tree import BYTECODE, Stamp, join
 from bootstrap.environment.mirror.walk import Walk, write_file
 

@@ -14,9 +14,8 @@ from typing import Protocol
 
 from bootstrap.core.files import publish
 from bootstrap.core.text import size_text
-from bootstrap.models.download.options import Pace, Tools
 from bootstrap.models.download.part import Part, Quiet, released_only, take_over
-from bootstrap.models.download.remote import Locate, Remote, refuse_text
+from bootstrap.models.download.remote import Locate, Pace, Remote, Tools, refuse_text
 from bootstrap.models.download.transfer import Blocks, RangeFetch
 from bootstrap.models.download.verify import Follower, Wanted, check_content, check_hash, check_size
 from bootstrap.models.weights_file import SAFETENSORS

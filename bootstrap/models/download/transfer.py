@@ -15,9 +15,8 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 
-from bootstrap.models.download.options import Pace, Tools
 from bootstrap.models.download.part import Part
-from bootstrap.models.download.remote import Locate, Remote, content_range, refuse_text
+from bootstrap.models.download.remote import Locate, Pace, Remote, Tools, content_range, refuse_text
 from bootstrap.net.errors import Changed, DownloadError, Stopped, bad_answer, unreachable
 from bootstrap.net.http import Channel, Reply
 

@@ -20,7 +20,7 @@ from urllib.parse import urlsplit
 from bootstrap.core.redact import Secret
 from bootstrap.models.download.remote import Remote, probe
 from bootstrap.models.download.verify import Wanted
-from bootstrap.models.sources.base import CIVITAI_HOSTS, CivitaiFile, Description, Link
+from bootstrap.models.sources import CIVITAI_HOSTS, CivitaiFile, Description, Link
 from bootstrap.models.sources.https import given_name
 from bootstrap.net.errors import DownloadError
 from bootstrap.net.http import Channel, Credential, Reply, Words, explain

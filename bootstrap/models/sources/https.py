@@ -9,7 +9,7 @@ from urllib.parse import unquote, urlsplit
 from bootstrap.core.redact import Secret
 from bootstrap.models.download.remote import Remote, probe
 from bootstrap.models.download.verify import Wanted
-from bootstrap.models.sources.base import Description, Link, WebFile
+from bootstrap.models.sources import Description, Link, WebFile
 from bootstrap.net.addresses import take_apart
 from bootstrap.net.http import Channel, Credential, Reply, explain
 

@@ -17,7 +17,7 @@ from urllib.parse import urlsplit
 from bootstrap.core.redact import Secret
 from bootstrap.models.download.remote import Remote, probe
 from bootstrap.models.download.verify import Wanted
-from bootstrap.models.sources.base import Description, HubFile, Link
+from bootstrap.models.sources import Description, HubFile, Link
 from bootstrap.net.errors import TRY_AGAIN, DownloadError, unreachable
 from bootstrap.net.http import Channel, Credential, Reply, Words, explain
 

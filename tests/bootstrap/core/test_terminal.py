@@ -6,7 +6,7 @@ import re
 
 import pytest
 
-from bootstrap.core.findings import error, info, ok, warning
+from bootstrap.core.findings import docs_url, error, info, ok, warning
 from bootstrap.core.terminal import PLAIN, Style, findings_text
 
 COMMAND = "mv -n -t /workspace/models/loras /workspace/loras/a-rather-long-name-of-a-lora.pt"
@@ -20,7 +20,7 @@ FOUND = [
     error("volume.read_only", "The volume is mounted read-only.", "Mount it for writing."),
     info("volume.local", "It is on a disk of this machine."),
 ]
-BARE = re.compile("\033\\[[0-9;]*m")
+BARE = re.compile("\033(?:\\[[0-9;]*m|\\]8;;[^\033]*\033\\\\)")
 
 
 @pytest.mark.parametrize("width", [40, 80, 200])
@@ -47,6 +47,11 @@ def test_off_a_terminal_it_is_plain_a_line_for_each() -> None:
 def test_code_within_a_sentence_stays_there() -> None:
     found = [error("a.b", "It is wrong.", "Run `chmod -R a+rX` on it, or set `X=1`.")]
     assert findings_text(found).splitlines()[1] == "    Run `chmod -R a+rX` on it, or set `X=1`."
+
+
+def test_a_code_is_a_link_to_what_it_means_on_a_terminal() -> None:
+    text = findings_text(FOUND, Style(80, True, True))
+    assert f"\033]8;;{docs_url('volume.read_only')}\033\\" in text
 
 
 def test_what_can_be_repaired_says_so() -> None:

@@ -17,8 +17,8 @@ import pytest
 from bootstrap.core.findings import Finding, Severity
 from bootstrap.doctor.checks import requirements as checks
 from bootstrap.doctor.checks.requirements import MOST_PACKS, check_requirements
+from bootstrap.doctor.facts import Facts
 from bootstrap.doctor.facts.comfyui import ComfyUIFacts, gather_comfyui
-from bootstrap.doctor.facts.gather import Facts
 from bootstrap.environment import Judgement, PackagesFacts, judge, judge_child
 from bootstrap.environment.judge import RequirementState, Verdict, gather_packages
 from bootstrap.environment.modules import ALIKE, MODULES, hard_imports
@@ -301,7 +301,8 @@ def test_a_pack_cannot_put_a_command_into_a_fix() -> None:
 
 def test_every_code_is_met_above() -> None:
     source = Path(__file__).read_text("utf-8")
-    assert {code for code in checks.CODES if source.count(code) == 0} == set()
+    own = {code for code in checks.CODES if not code.startswith("gpu.")}  # test_checks_torch.py
+    assert {code for code in own if source.count(code) == 0} == set()
 
 
 def wheel(folder: Path, name: str, version: str) -> None:

@@ -16,9 +16,9 @@ import pytest
 
 from bootstrap.config import Settings
 from bootstrap.core.findings import Severity
+from bootstrap.doctor import facts as gather
 from bootstrap.doctor.checks import ALL_CHECKS, Check, run_checks
-from bootstrap.doctor.facts import gather
-from bootstrap.doctor.facts.gather import Facts, Scope
+from bootstrap.doctor.facts import Facts, Scope
 from bootstrap.doctor.report import Report, examine
 from demo.volume import DemoVolume
 from tests.support.model_folders import safetensors

@@ -13,9 +13,8 @@ from pathlib import Path
 import pytest
 
 from bootstrap.core.findings import Finding
-from bootstrap.environment.mirror import late
+from bootstrap.environment.mirror import Mirror, late, record_opened
 from bootstrap.environment.mirror.archive import read_archive
-from bootstrap.environment.mirror.mirror import Mirror, record_opened
 from bootstrap.environment.mirror.record import archive_at
 from tests.bootstrap.environment.venvs import LIBRARY, VolumeVenv, ask, contents, make_venv
 

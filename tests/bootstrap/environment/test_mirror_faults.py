@@ -23,11 +23,10 @@ from hypothesis import strategies as st
 from benchmarks.simulated_volume import SimulatedVolume, mounted, why_not
 from bootstrap.core.findings import Finding
 from bootstrap.core.lease import Lease
+from bootstrap.environment import mirror
+from bootstrap.environment.mirror import Mirror, late, record, record_opened, walk
 from bootstrap.environment.mirror import archive as archives
-from bootstrap.environment.mirror import large as libraries
-from bootstrap.environment.mirror import mirror, record, walk
 from bootstrap.environment.mirror.archive import BadArchive, read_archive
-from bootstrap.environment.mirror.mirror import Mirror, record_opened
 from bootstrap.environment.mirror.tree import Stamp
 from demo.environment import REPOSITORY
 from tests.bootstrap.environment.test_mirror import archive_of
@@ -157,7 +156,8 @@ def test_a_short_write_is_noticed(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 _KILLED = """
 import os, sys
 from pathlib import Path
-from bootstrap.environment.mirror import mirror, record
+from bootstrap.environment import mirror
+from bootstrap.environment.mirror import record
 from tests.bootstrap.environment.venvs import VolumeVenv, ask
 venv = VolumeVenv(Path(sys.argv[1]), Path(sys.argv[2]))
 made = venv.mirror()
@@ -265,7 +265,7 @@ def test_large_libraries_are_read_or_copied(
     large.parent.mkdir()
     large.write_bytes(os.urandom(20 << 20))
     os.utime(large, (1, 1))
-    monkeypatch.setattr(libraries.LargeFiles, "_pages_stay", lambda *_: stay)
+    monkeypatch.setattr(late.LargeFiles, "_pages_stay", lambda *_: stay)
     made = venv.mirror()
     for thread in threading.enumerate():
         if thread.name == "libraries":

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from bootstrap.environment.mirror.mirror import Mirror, record_opened
+from bootstrap.environment.mirror import Mirror, record_opened
 from demo.volume import DemoVolume
 from tests.bootstrap.environment.venvs import VolumeVenv, ask, asked
 

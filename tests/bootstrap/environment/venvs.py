@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from bootstrap.core.findings import Finding
-from bootstrap.environment.mirror.mirror import Mirror, MirrorRequest, mirror_venv, record_opened
+from bootstrap.environment.mirror import Mirror, MirrorRequest, mirror_venv, record_opened
 
 LIBRARY = f"python{sys.version_info[0]}.{sys.version_info[1]}"
 # Long enough ago to be archived (record.py leaves out what has just changed).

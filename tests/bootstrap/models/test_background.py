@@ -20,11 +20,11 @@ from bootstrap.models.background import (
     models_folder,
     workplace_for,
 )
-from bootstrap.models.context import Result
 from bootstrap.models.download import progress
 from bootstrap.models.download.progress import BarMeter, LogMeter, clock, meters_for
 from bootstrap.models.installed import link_cached
 from bootstrap.models.manifest_file import wanted_here
+from bootstrap.models.provision import Result
 from bootstrap.volume import locate
 from tests.support.provisioning import MARKER, bring, sha256, spec, tensors, workplace
 from tests.support.vicious_server import ViciousServer

@@ -5,9 +5,9 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from bootstrap.models.context import Result
 from bootstrap.models.installed import cached_models, link_cached, shown_locally
-from bootstrap.volume.extra_model_paths import FLAG, describe_local_models, local_folders
+from bootstrap.models.provision import Result
+from bootstrap.volume.args_file import FLAG, describe_local_models, local_folders
 from demo.volume import DemoVolume
 from tests.support.provisioning import spec
 

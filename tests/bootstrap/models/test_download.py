@@ -13,13 +13,13 @@ from typing import Any
 import pytest
 
 from bootstrap.core.files import Disk
-from bootstrap.models.context import Result
 from bootstrap.models.download.download import Download
-from bootstrap.models.download.options import Throttle
 from bootstrap.models.download.part import sweep
 from bootstrap.models.download.progress import FileMeter
+from bootstrap.models.download.remote import Throttle
 from bootstrap.models.download.transfer import Blocks
 from bootstrap.models.download.verify import Wanted
+from bootstrap.models.provision import Result
 from bootstrap.models.sources.https import Https
 from bootstrap.net.addresses import AddressPolicy, is_public
 from bootstrap.net.errors import DownloadError, Stopped
@@ -205,7 +205,7 @@ def stopped_midway(url: str, models: Path, data: bytes, at: float = 0.5) -> Down
 
     source, wanted = Https(), Wanted("m.safetensors")
     link = spec(url)
-    from bootstrap.models.sources.base import parse_link
+    from bootstrap.models.sources import parse_link
 
     def locate(channel: Any) -> Any:
         return source.locate(parse_link(link.url), None, wanted, channel)

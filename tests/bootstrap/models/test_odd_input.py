@@ -14,7 +14,7 @@ from bootstrap.core.concurrency import Allowance
 from bootstrap.core.text import size_text, whole
 from bootstrap.models.download.verify import Wanted
 from bootstrap.models.manifest_entry import read_entry
-from bootstrap.models.sources.base import parse_link
+from bootstrap.models.sources import parse_link
 from bootstrap.models.sources.civitai import size_of
 from bootstrap.models.sources.https import Https
 from bootstrap.models.weights_file import State, examine

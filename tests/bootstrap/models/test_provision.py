@@ -16,12 +16,11 @@ import pytest
 from bootstrap.core.files import Disk
 from bootstrap.core.findings import Severity
 from bootstrap.core.lease import Lease
-from bootstrap.models.context import Result, summary
 from bootstrap.models.download import progress
-from bootstrap.models.download.options import Throttle
 from bootstrap.models.download.progress import LogMeter
+from bootstrap.models.download.remote import Throttle
 from bootstrap.models.installed import Present, find_present, receipt_path
-from bootstrap.models.provision import provision
+from bootstrap.models.provision import Result, provision, summary
 from tests.prove.kill_provisioners import DISKS, run
 from tests.support.provisioning import (
     bring,

@@ -10,7 +10,7 @@ import pytest
 
 from bootstrap.core.redact import Secret
 from bootstrap.models.provision import provision
-from bootstrap.models.sources.base import BadLink, CivitaiFile, WebFile, parse_link
+from bootstrap.models.sources import BadLink, CivitaiFile, WebFile, parse_link
 from bootstrap.models.sources.civitai import (
     Civitai,
     belongs_to_civitai,

@@ -12,7 +12,7 @@ from bootstrap.core.redact import Secret
 from bootstrap.models.download.progress import LogMeter
 from bootstrap.models.manifest import parse_manifest
 from bootstrap.models.provision import provision
-from bootstrap.models.sources.base import BadLink, parse_link
+from bootstrap.models.sources import BadLink, parse_link
 from bootstrap.models.sources.https import Https
 from bootstrap.net.addresses import shown
 from tests.support.provisioning import MARKER, spec, tensors, tools, workplace

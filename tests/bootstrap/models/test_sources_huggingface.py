@@ -13,7 +13,7 @@ import pytest
 
 from bootstrap.core.redact import Secret
 from bootstrap.models.provision import provision
-from bootstrap.models.sources.base import BadLink, HubFile, WebFile, parse_link
+from bootstrap.models.sources import BadLink, HubFile, WebFile, parse_link
 from bootstrap.models.sources.huggingface import HuggingFace, find_cached
 from tests.support.fake_hub import COMMIT, FakeHub
 from tests.support.provisioning import MARKER, sha256, spec, tensors, tools, workplace

@@ -17,7 +17,7 @@ from bootstrap.core.redact import Secret
 from bootstrap.models import background
 from bootstrap.models.fetched import FetchedModels, name_for
 from bootstrap.models.installed import receipt_path
-from bootstrap.models.sources.base import Sources, parse_link
+from bootstrap.models.sources import Sources, parse_link
 from bootstrap.models.sources.civitai import Civitai
 from bootstrap.models.sources.https import Https
 from bootstrap.models.sources.huggingface import HuggingFace

@@ -32,6 +32,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 try:
     from scripts.api_key import KeyUnusable, is_safe_for_a_key, usable_key
     from scripts.endpoint import PUBLIC_API, Endpoint, EndpointError, Job, TooSlow
+    from scripts.preview import Previews
     from scripts.request_form import UsageError, refuse_too_large, workflow_input
     from scripts.watching import Watching
 except ModuleNotFoundError as missing:
@@ -66,7 +67,9 @@ def main(argv: list[str], env: Mapping[str, str] = os.environ) -> int:
             endpoint = _endpoint(arguments, env, watching)
             if not arguments.diagnostics:
                 _make_room(arguments.output)
-            ended = _run(endpoint, job_input, arguments.timeout, watching)
+            previews = Previews(env, sys.stderr.isatty())
+            ended = _run(endpoint, job_input, arguments.timeout, watching, previews)
+            _save_preview(previews, arguments.output, watching)
         except (UsageError, KeyUnusable) as problem:
             ended = Ended(USAGE, problem=str(problem))
         except EndpointError as problem:
@@ -95,6 +98,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--diagnostics", action="store_true", help="ask a worker how it is, instead of a workflow")
     add("--deep", action="store_true", help="with --diagnostics: also measure the volume")
     add("--html", type=Path, metavar="FILE", help="with --diagnostics: also write it as a page")
+    add("--previews", action="store_true", help="show what is being made, and save the last one")
     add("--json", action="store_true", help="one JSON object on standard output")
     return parser
 
@@ -108,7 +112,10 @@ def _input(arguments: argparse.Namespace) -> dict[str, Any]:
         raise UsageError("Name a workflow file in API format, or ask for --diagnostics.")
     if arguments.deep or arguments.html:
         raise UsageError("--deep and --html go with --diagnostics.")
-    return workflow_input(arguments.workflow, arguments.set, arguments.image, arguments.max_wait)
+    request = workflow_input(arguments.workflow, arguments.set, arguments.image, arguments.max_wait)
+    if arguments.previews:
+        request["progress"] = {**(request.get("progress") or {}), "previews": True}
+    return request
 
 
 def _endpoint(
@@ -139,8 +146,22 @@ def _make_room(folder: Path) -> None:
         ) from None
 
 
+def _save_preview(previews: Previews, folder: Path, watching: Watching) -> None:
+    try:
+        place = previews.save(folder)
+    except OSError as problem:
+        watching.say(f"the preview could not be saved in {folder}: {problem.strerror}")
+        return
+    if place is not None:
+        watching.say(f"last preview: {place}")
+
+
 def _run(
-    endpoint: Endpoint, job_input: dict[str, Any], timeout: float, watching: Watching
+    endpoint: Endpoint,
+    job_input: dict[str, Any],
+    timeout: float,
+    watching: Watching,
+    previews: Previews,
 ) -> Ended:
     if endpoint.local:
         return _run_locally(endpoint, job_input, timeout, watching)
@@ -154,6 +175,7 @@ def _run(
             if time.monotonic() >= deadline:
                 raise _OutOfTime
             watching.show(job.status, job.output)
+            watching.draw(previews.drawn(job.output))
             time.sleep(pause)
             pause = min(2 * pause, _POLL_SECONDS)
             job = endpoint.status(job.id)

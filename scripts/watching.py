@@ -33,6 +33,11 @@ class Watching:
         self._line = self._what = ""
         self._line_at = float("-inf")
 
+    def draw(self, picture: str) -> None:
+        """Escape sequences that are ours, above the line."""
+        if picture and self._bar is not None:
+            self._bar.write(picture, file=sys.stderr, end="")
+
     def __enter__(self) -> Watching:
         if sys.stderr.isatty():
             self._bar = tqdm(total=100, bar_format=_WITHOUT_BAR, leave=False, file=sys.stderr)

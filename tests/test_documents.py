@@ -174,7 +174,7 @@ def test_json_in_the_api_page_fits_the_schemas_and_the_worker() -> None:
             request = parse_request(given, Settings())
             assert isinstance(request, WorkflowRequest) and not request.warnings
     replies = [example for example in examples if "status" in example]
-    assert len(asked) == 2 and {reply["status"] for reply in replies} == {"completed", "failed"}
+    assert len(asked) == 3 and {reply["status"] for reply in replies} == {"completed", "failed"}
     for reply in replies:
         check_reply(reply)
         assert reply.get("error_code", "input.missing") in all_codes()

@@ -18,10 +18,12 @@ from handler.request.compatibility import Envelope
 from handler.request.fields import (
     InputFile,
     OutputOptions,
+    ProgressOptions,
     check_model_host,
     read_bucket,
     read_files,
     read_options,
+    read_progress,
 )
 from handler.request.named_workflows import NamedWorkflow
 from handler.request.references import draw_seeds
@@ -48,6 +50,7 @@ class WorkflowRequest:
     output: OutputOptions = field(default=OutputOptions())
     bucket: Bucket | None = None
     retry_on_oom: bool = False
+    progress: ProgressOptions = field(default=ProgressOptions())
 
 
 @dataclass(frozen=True)
@@ -135,7 +138,7 @@ def _parsed(text: str) -> object:
 
 _WORKFLOW_FIELDS = {
     "workflow", "workflow_name", "params", "overrides", "images", "files", "max_wait", "output",
-    S3_CONFIG, "retry_on_oom", *compatibility.BESIDE, *compatibility.KEY_FIELDS,
+    S3_CONFIG, "retry_on_oom", "progress", *compatibility.BESIDE, *compatibility.KEY_FIELDS,
 }  # fmt: skip
 
 
@@ -159,10 +162,12 @@ def _read_workflow_request(
     if given.get("params") is not None and given.get("workflow_name") is None:
         warnings.append("params are ignored: they belong to a workflow_name")
     workflow, seeds = draw_seeds(workflow)
-    output, more = read_options(given.get("output"))
+    output, more = read_options(given.get("output"), context.settings)
+    progress, notes = read_progress(given.get("progress"))
     bucket = read_bucket(given.get(S3_CONFIG, context.s3_config), context.settings)
-    lacking = missing_variables(context.settings) if bucket is None else []
-    if output.delivery == "s3" and bucket is None:
+    uploads = bucket is not None or bool(output.upload_urls)
+    lacking = [] if uploads else missing_variables(context.settings)
+    if output.delivery == "s3" and not uploads:
         raise JobError(
             "output.no_bucket",
             "Results should go to a bucket, but none is configured for this endpoint"
@@ -176,11 +181,13 @@ def _read_workflow_request(
         workflow=saved_as_files(workflow),
         max_wait=_max_wait(given.get("max_wait"), context.settings.max_wait),
         files=read_files(given.get("images"), given.get("files"), extra_files),
-        warnings=(*envelope.notes, *warnings, *more, *unknown),
+        warnings=(*envelope.notes, *warnings, *more, *notes, *unknown),
+        progress=progress,
         output=output,
         bucket=bucket and bucket.for_job(context.job_id),
         retry_on_oom=_flag(given, "retry_on_oom"),
         extra_data={
+            **({"preview_method": "auto"} if progress.previews else {}),
             **compatibility.endpoint_key(context.settings),
             **envelope.extra_data,
             **compatibility.request_key(given),

@@ -31,7 +31,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 try:
     from scripts.api_key import KeyUnusable, is_safe_for_a_key, usable_key
-    from scripts.endpoint import PUBLIC_API, Endpoint, EndpointError, Job, TooSlow
+    from scripts.endpoint import PUBLIC_API, Endpoint, EndpointError, Job, TooSlow, Waiting
     from scripts.preview import Previews
     from scripts.request_form import UsageError, named_input, refuse_too_large, workflow_input
     from scripts.watching import Watching
@@ -39,6 +39,7 @@ except ModuleNotFoundError as missing:
     print(f"submit.py needs {missing.name}: python3 -m pip install requests tqdm", file=sys.stderr)
     sys.exit(2)
 
+from bootstrap.core.arguments import Parser, closing
 from scripts.outcome import (
     DONE,
     EXIT_CODES,
@@ -58,9 +59,10 @@ class _OutOfTime(Exception):
     pass
 
 
-def main(argv: list[str], env: Mapping[str, str] = os.environ) -> int:
+def main(argv: list[str], env: Mapping[str, str] = os.environ, prog: str = "submit.py") -> int:
     """Send, watch, save; the exit code."""
-    arguments = _parser().parse_args(argv)
+    arguments = _parser(prog).parse_args(argv)
+    begun = time.monotonic()
     with Watching() as watching:
         try:
             job_input = _input(arguments)
@@ -76,27 +78,54 @@ def main(argv: list[str], env: Mapping[str, str] = os.environ) -> int:
             ended = Ended(UNREACHABLE, problem=str(problem))
         except KeyboardInterrupt:
             ended = Ended(INTERRUPTED, problem="Stopped before the endpoint had named the job.")
-    return report(ended, arguments.output, arguments.json, arguments.html)
+    seconds = time.monotonic() - begun
+    return report(ended, arguments.output, arguments.json, arguments.html, seconds)
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="submit.py",
+def _parser(prog: str = "submit.py") -> argparse.ArgumentParser:
+    command = prog if " " in prog else f"python3 scripts/{prog}"
+    parser = Parser(
+        prog=prog,
         description="Send a workflow to a Runpod endpoint or a local worker and save its results.",
-        epilog=EXIT_CODES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        epilog=closing(
+            {
+                "RUNPOD_API_KEY": "the key; never on the command line",
+                "RUNPOD_ENDPOINT_ID": "the endpoint, if --endpoint does not name it",
+            },
+            [
+                f'{command} workflow_api.json --set 6.text="a cat" --image photo.png=cat.png',
+                f"{command} picture.png --url http://127.0.0.1:8000",
+            ],
+            EXIT_CODES,
+        ),
     )
     add = parser.add_argument
-    add("workflow", nargs="?", help="workflow in API format, or a whole request; - is stdin")
+    add(
+        "workflow",
+        nargs="?",
+        help="workflow in API format, a picture that ComfyUI saved, or a whole request; - is stdin",
+    )
     add("--set", action="append", default=[], metavar="NODE.INPUT=VALUE", help="replace an input")
     add("--name", metavar="NAME", help="a workflow on the endpoint's volume, instead of a file")
     add("--param", action="append", default=[], metavar="NAME=VALUE", help="with --name")
     add("--image", action="append", default=[], metavar="[NAME=]PATH", help="send an input image")
     add("--max-wait", type=float, metavar="S", help="seconds the worker may take for the job")
-    add("--output", type=Path, default=Path("output"), metavar="DIR", help="where results go")
+    add(
+        "--output",
+        type=Path,
+        default=Path("output"),
+        metavar="DIR",
+        help="where results go (default: %(default)s)",
+    )
     add("--endpoint", metavar="ID", help="instead of RUNPOD_ENDPOINT_ID")
     add("--url", help="the local API of a worker, such as http://127.0.0.1:8000; gets no key")
-    add("--timeout", type=float, default=1800.0, metavar="S", help="cancel after so many seconds")
+    add(
+        "--timeout",
+        type=float,
+        default=1800.0,
+        metavar="S",
+        help="cancel after so many seconds (default: %(default)g)",
+    )
     add("--diagnostics", action="store_true", help="ask a worker how it is, instead of a workflow")
     add("--deep", action="store_true", help="with --diagnostics: also measure the volume")
     add("--html", type=Path, metavar="FILE", help="with --diagnostics: also write it as a page")
@@ -182,12 +211,13 @@ def _run(
     deadline = time.monotonic() + timeout
     job = endpoint.submit(job_input)
     watching.say(f"job {job.id}")
+    waiting = Waiting(endpoint)
     pause = _POLL_SECONDS / 4  # a job of a warm worker may be done at once
     try:
         while not job.ended:
             if time.monotonic() >= deadline:
                 raise _OutOfTime
-            watching.show(job.status, job.output)
+            watching.show(job.status, job.output, waiting.words(job))
             watching.draw(previews.drawn(job.output))
             time.sleep(pause)
             pause = min(2 * pause, _POLL_SECONDS)

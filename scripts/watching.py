@@ -43,10 +43,11 @@ class Watching:
             self._bar = tqdm(total=100, bar_format=_WITHOUT_BAR, leave=False, file=sys.stderr)
         return self
 
-    def show(self, status: str, output: Any) -> None:
-        """The job's state, and its progress where the output holds some."""
+    def show(self, status: str, output: Any, queue: str = "") -> None:
+        """The job's state, its progress where the output holds some, what `queue` it waits in."""
         percent, words = progress_in(output) if status == "IN_PROGRESS" else (None, "")
         words = words or _STATES.get(status, status.lower().replace("_", " "))
+        words = f"{words} ({queue})" if queue and status == "IN_QUEUE" else words
         if self._bar is None:
             self._print(words, percent)
             return

@@ -10,6 +10,7 @@ from typing import Any
 from bootstrap.config import Settings
 from bootstrap.config.bucket import S3_CONFIG, Bucket, missing_variables
 from bootstrap.core.findings import Finding, errors_in
+from bootstrap.core.text import BOM
 from bootstrap.models.manifest import VERSION, parse_manifest
 from bootstrap.models.manifest_entry import ModelSpec
 from handler.common.errors import JobError, check_limits, short, wrong_type
@@ -131,7 +132,7 @@ def parse_request(
 def _parsed(text: str) -> object:
     """An input that is JSON text, which clients of worker-comfyui may send; else the text."""
     try:
-        return json.loads(text)
+        return json.loads(text.removeprefix(BOM))
     except (ValueError, RecursionError):
         return text
 

@@ -9,6 +9,7 @@ from pathlib import PurePosixPath
 from typing import TypeVar
 
 from bootstrap.config import Settings
+from bootstrap.core.text import size_text
 from bootstrap.models.fetched import FOLDER, FetchedModels, has_model_name, name_for
 from bootstrap.models.manifest_entry import ModelSpec, read_entry
 from bootstrap.models.provision import Workplace

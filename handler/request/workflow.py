@@ -7,6 +7,7 @@ import math
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from bootstrap.core.text import BOM
 from handler.common.errors import (
     JobError,
     check_limits,
@@ -50,7 +51,7 @@ def read_workflow(given: object) -> Workflow:
 
 def _parsed(text: str) -> object:
     try:
-        given = json.loads(text)
+        given = json.loads(text.removeprefix(BOM))
     except (ValueError, RecursionError) as problem:
         raise JobError(
             "workflow.not_json",

@@ -169,6 +169,12 @@ def _submit(argv: list[str], prog: str) -> int:
     return submit(argv, os.environ, prog)
 
 
+def _params(argv: list[str], prog: str) -> int:
+    from scripts.make_params import main as make_params
+
+    return make_params(argv, prog)
+
+
 def _health(argv: list[str], prog: str) -> int:
     parser = Parser(
         prog=prog,
@@ -240,10 +246,11 @@ COMMANDS: Mapping[str, Command] = {
         "send a workflow to an endpoint and save its results",
         _submit,
         tuple(
-            "--set --image --max-wait --output --endpoint --url --timeout --diagnostics --deep "
-            "--html --previews --json".split()
+            "--set --name --param --image --max-wait --output --endpoint --url --timeout "
+            "--diagnostics --deep --html --previews --json".split()
         ),
     ),
+    "params": Command("make a workflow on the volume a typed endpoint", _params),
     "health": Command("ask the workers on this machine how they are", _health),
     "completion": Command(
         "a script that completes commands in bash or zsh", _completion, ("bash", "zsh")

@@ -25,13 +25,13 @@ from bootstrap.comfyui import (
     WriteBack,
     check_queued,
     choose_allocator,
-    command,
     copy_user,
     folders_of,
     make_workdir,
     not_startable,
     stage_code,
 )
+from bootstrap.comfyui.launch import arguments, flags_in
 from bootstrap.config import Settings
 from bootstrap.core.findings import Finding
 from bootstrap.core.redact import child_environment
@@ -271,7 +271,7 @@ class Plan:
         text = ask_help(python, self.volume.value.comfyui, self._child_env(python))
         if isinstance(text, Finding):
             raise StageFailed(text)
-        return command.flags_in(text)
+        return flags_in(text)
 
     def _copy_python(self, row: Stage) -> LocalPython:
         """A venv on the volume to local disk: what its start opens, the rest as links."""
@@ -344,9 +344,7 @@ class Plan:
 
     def _start(self, row: Stage) -> ComfyUI:
         launch = self._launch()
-        row.add(
-            command.arguments(launch.known_flags, launch.folders, launch.port, launch.extra_args)[1]
-        )
+        row.add(arguments(launch.known_flags, launch.folders, launch.port, launch.extra_args)[1])
         comfyui = ComfyUI(launch)
         try:
             comfyui.start()

@@ -17,8 +17,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
-from bootstrap.comfyui import command, run_main
+from bootstrap.comfyui import run_main
 from bootstrap.comfyui.exits import PORT_TAKEN, Exit, explain_exit
+from bootstrap.comfyui.launch import Folders, arguments
 from bootstrap.comfyui.log_lines import LogLines
 from bootstrap.core import guard
 from bootstrap.core.findings import Finding, host_error
@@ -46,7 +47,7 @@ class Launch:
 
     python: Path
     comfyui: Path
-    folders: command.Folders
+    folders: Folders
     known_flags: frozenset[str]
     extra_args: tuple[str, ...]
     env: Mapping[str, str]
@@ -177,7 +178,7 @@ class ComfyUI:
             self._collect()
 
     def _spawn(self) -> subprocess.Popen[bytes]:
-        args, _ = command.arguments(
+        args, _ = arguments(
             self.launch.known_flags, self.launch.folders, self.port, self.launch.extra_args
         )
         guarded = [sys.executable, "-I", "-S", guard.__file__, str(os.getpid())]

@@ -5,7 +5,7 @@ What we recommend, and when to change it:
 - `PYTORCH_CUDA_ALLOC_CONF=max_split_size_mb:256` together with `--disable-cuda-malloc`, for a
   ComfyUI without dynamic VRAM, when nothing else is set: blocks above 256 MB are not cut up, so
   memory fragments less. The worker sets both there, and neither with dynamic VRAM (on by default
-  since 0.16), which manages the GPU's memory itself: comfyui/command.py. A lower value (128)
+  since 0.16), which manages the GPU's memory itself: comfyui/launch.py. A lower value (128)
   fragments still less and is slower; a higher one (512) suits big video models.
 - `MALLOC_ARENA_MAX=2`, always: glibc gives threads up to 8 arenas a core, and those keep what was
   freed, so a worker on a machine with many cores grows by gigabytes until the container's limit

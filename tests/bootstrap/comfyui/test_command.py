@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from bootstrap.comfyui.command import Folders, arguments, flags_in
+from bootstrap.comfyui.launch import Folders, arguments, flags_in
 from bootstrap.core.redact import child_environment
 
 FOLDERS = Folders(

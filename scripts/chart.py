@@ -74,8 +74,8 @@ def _bar(label: str, seconds: float, scale: float, y: int, kind: str) -> Sequenc
 
 
 def _figure(seconds: float, scale: float, y: int, language: str) -> str:
-    told = f"{seconds:.1f}".replace(".", ",") + " с" if language == "ru" else f"{seconds:.1f} s"
-    return f'<text x="{_LABELS + seconds * scale + 8:.0f}" y="{y + 14}">{told}</text>'
+    label = f"{seconds:.1f}".replace(".", ",") + " с" if language == "ru" else f"{seconds:.1f} s"
+    return f'<text x="{_LABELS + seconds * scale + 8:.0f}" y="{y + 14}">{label}</text>'
 
 
 def _svg(lines: Sequence[str], height: int) -> str:

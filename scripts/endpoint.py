@@ -202,7 +202,7 @@ class Endpoint:
 
 
 def _never_sent(problem: requests.RequestException) -> bool:
-    """Nobody took the connection: whatever was to be sent was not."""
+    """The connection was refused: what was to be sent was not."""
     reason = getattr(problem.args[0] if problem.args else None, "reason", None)
     return isinstance(problem, requests.ConnectTimeout) or isinstance(reason, NewConnectionError)
 
@@ -215,7 +215,7 @@ def _in_words(problem: requests.RequestException) -> str:
     if isinstance(problem, requests.exceptions.ProxyError):
         return "the proxy of this machine's settings does not answer"
     if _never_sent(problem):
-        return "nobody answers there"
+        return "nothing answers there"
     return "the connection was cut"
 
 

@@ -189,7 +189,7 @@ class Plan:
         )
         self.wanted = Task("fetch models", self._fetch, [self.manifest, self.comfyui])
         self.weights = Task("read ahead", self._read_weights, [self.code, self.links])
-        # The copy is what ComfyUI's start waits for; whoever can wait does not take its time.
+        # ComfyUI's start waits for the copy; what can wait does not take its time.
         self.check_machine = Task("check machine", self.machine_check.run, after=[self.code])
         self.check_volume = Task(
             "check volume", self._check_volume, after=[self.code, self.packages]
@@ -318,7 +318,7 @@ class Plan:
         self.volume_check.run(row, local.python if local else None)
 
     def _read_weights(self, row: Stage) -> None:
-        """Read what is likely needed into the page cache, until it is there or a job wants else."""
+        """Read what is likely needed into the page cache, until a job needs something else."""
         files = self._likely_models()
         if not files:
             row.note = "nothing to read"

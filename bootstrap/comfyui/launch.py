@@ -225,7 +225,7 @@ def copy_user(
 
 
 def folders_of(work: WorkDir, comfyui: Path, nodes: Path | None = None) -> Folders:
-    """Where ComfyUI writes, and further models that it is told of, and custom nodes at `nodes`."""
+    """Where ComfyUI writes, further models that it is given, and custom nodes at `nodes`."""
     return Folders(
         input=work.input,
         output=work.output,

@@ -190,8 +190,8 @@ def interpreter_of(version: str) -> Path | None:
 def _stand_in(venv: Venv, interpreter: Path) -> Path:
     """The Python of a venv on local disk that has the packages of `venv`. Made once on a machine;
     raises OSError."""
-    told = f"{venv.path}\0{interpreter}\0{os.path.realpath(venv.path)}"
-    name = f"comfyui-python-{os.geteuid()}-{hashlib.sha256(told.encode()).hexdigest()[:16]}"
+    identity = f"{venv.path}\0{interpreter}\0{os.path.realpath(venv.path)}"
+    name = f"comfyui-python-{os.geteuid()}-{hashlib.sha256(identity.encode()).hexdigest()[:16]}"
     place = Path(tempfile.gettempdir(), name)
     new = Path(tempfile.mkdtemp(prefix=f"{name}-"))
     try:

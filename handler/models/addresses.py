@@ -1,4 +1,4 @@
-"""Models by address: a link where a loader wants a file name becomes a file that it can name."""
+"""Models by address: a link where a loader expects a file name becomes a file that it can name."""
 
 from __future__ import annotations
 
@@ -220,7 +220,7 @@ def _of_manifest(wanted: _Wanted, known: Sequence[ModelSpec]) -> ModelSpec | Non
 
 
 def _here(wanted: _Wanted, place: Workplace) -> ModelSpec | None:
-    """The model where nobody need be asked for it: kept from before, or in the platform's cache."""
+    """The model without asking a server: kept from before, or in the platform's cache."""
     name = FetchedModels(place.models).name_of(wanted.folder, wanted.link)
     directory, url = f"{wanted.folder}/{FOLDER}", wanted.address.name
     if name is not None:

@@ -240,7 +240,7 @@ def _both(env: Mapping[str, str]) -> list[Finding]:
 
 def _wrong(name: str, problem: Problem, uses_gpu: bool) -> Finding:
     # torch raises at these, so that no job runs. A key that resembles none we know may be one
-    # of a newer torch; without a GPU nobody reads them.
+    # of a newer torch; without a GPU they are not read.
     certain = uses_gpu and (problem.kind != "unknown_key" or problem.nearest is not None)
     make = error if certain else warning
     if problem.kind == "unknown_key":
@@ -276,7 +276,7 @@ def _effects(
 
 
 def _comfyui_appends(settings: Settings) -> bool:
-    """Whether ComfyUI appends its backend: its cuda_malloc.py does on most GPUs, unless told not
+    """Whether ComfyUI appends its backend: its cuda_malloc.py does on most GPUs, unless set not
     to. (With dynamic VRAM, in versions of 2026, it empties the variable instead.)"""
     return "--disable-cuda-malloc" not in settings.comfyui_args
 

@@ -56,7 +56,7 @@ class FakeTree:
         )
 
     def real(self, path: Pure, hops: int = 20) -> Pure | None:
-        """`path` without links; None when it leads nowhere."""
+        """`path` without links; None when it is broken."""
         here = Pure("/")
         for part in path.parts[1:]:
             here /= part

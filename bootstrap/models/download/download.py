@@ -146,8 +146,8 @@ class Download:
 
     def run(self, stop: threading.Event) -> Fetched:
         """Fetch, check and publish. Raises DownloadError, Lost when another worker took the part
-        over, Stopped on `stop`. Nothing that is not whole and checked gets the final name; what can be
-        resumed stays as a part beside it."""
+        over, Stopped on `stop`. Nothing that is not whole and checked gets the final name; what can
+        be resumed stays as a part beside it."""
         try:
             self._final.parent.mkdir(parents=True, exist_ok=True)
         except OSError as problem:

@@ -204,8 +204,8 @@ def test_no_secret_reaches_the_child(venv: Path, site: Path, tmp_path: Path) -> 
 def test_the_facts_are_bounded_and_fit_into_json(venv: Path, site: Path) -> None:
     for number in range(MOST_LISTED + 20):
         (site / f"p{number}-1.egg-info").write_text(f"Name: p{number}\nVersion: 1\n")
-    told = ask(venv).as_dict()
-    assert told["package_count"] == MOST_LISTED + 20
-    assert len(told["packages"]) == MOST_LISTED
-    assert len(json.dumps(told)) < 60_000
+    reported = ask(venv).as_dict()
+    assert reported["package_count"] == MOST_LISTED + 20
+    assert len(reported["packages"]) == MOST_LISTED
+    assert len(json.dumps(reported)) < 60_000
     assert json.dumps(gather_packages(Path("/nowhere/python")).as_dict())

@@ -92,7 +92,7 @@ def test_other_statuses(status: int, code: str, hub: FakeHub, tmp_path: Path) ->
     assert bring(tmp_path, hub).problem.code == code
 
 
-def test_a_hash_the_hub_contradicts_is_told_before_a_byte_is_fetched(
+def test_a_hash_the_hub_contradicts_is_reported_before_a_byte_is_fetched(
     hub: FakeHub, tmp_path: Path
 ) -> None:
     hub.put("org/repo", PATH, DATA)

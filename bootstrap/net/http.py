@@ -16,7 +16,7 @@ import ssl
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, BinaryIO
 from urllib.parse import urljoin
 
 from bootstrap.core.redact import Secret
@@ -261,6 +261,21 @@ class Channel:
             if reply.status not in _REDIRECTS:
                 return reply
             url = self._next(target, reply)
+            self.close()
+
+    def put(self, url: str, body: BinaryIO, size: int, headers: Mapping[str, str]) -> int:
+        """Send `size` bytes of `body` there, in one request that follows no redirect; the status of
+        the answer. Raises DownloadError."""
+        target = self._policy.target(url)
+        self.close()
+        about = {"User-Agent": USER_AGENT, **headers, "Content-Length": str(size)}
+        try:
+            self._connection = self._connect(target)
+            self._connection.request("PUT", target.path, body=body, headers=about)
+            return int(self._connection.getresponse().status)
+        except (*BROKEN, ValueError) as problem:
+            raise translate(problem, target.host, self._timeout) from None
+        finally:
             self.close()
 
     def close(self) -> None:

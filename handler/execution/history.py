@@ -45,7 +45,8 @@ _REFUSED = re.compile(
 )
 # Parts of a variable's name that say nothing of the service that it is for.
 _PLAIN_WORDS = frozenset(
-    "API AUTH ACCESS SECRET TOKEN KEY KEYS HUB PASSWORD USER MY RUNPOD".split()
+    "API AUTH ACCESS SECRET TOKEN KEY KEYS HUB PASSWORD USER MY RUNPOD COMFY COMFYUI ORG BUCKET "
+    "URL ENDPOINT NAME ID".split()
 )
 _ALSO = {"HF": ("huggingface", "hf.co", "gated"), "HUGGING": ("huggingface", "hf.co", "gated")}
 _MEMORY = re.compile(r"CUDA (?:error: )?out of memory", re.IGNORECASE)
@@ -231,7 +232,7 @@ def _is_for(name: str, said: str) -> bool:
     """Does the text, in lower case, name the service that the variable is for?"""
     words = [word for word in name.upper().split("_") if word not in _PLAIN_WORDS]
     hints = [hint for word in words for hint in _ALSO.get(word, (word.lower(),))]
-    return any(len(hint) > 2 and hint in said for hint in hints)
+    return any(len(hint) > 2 and re.search(rf"(?<![a-z]){re.escape(hint)}", said) for hint in hints)
 
 
 def died_error(exit: Exit, progress: NodeProgress) -> JobError:

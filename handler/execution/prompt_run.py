@@ -294,6 +294,9 @@ class _Run:
         if self.entry.state is not EntryState.WAITING:
             self.news.set()  # it may have ended unheard
         async for message in messages:
+            if isinstance(message, bytes):
+                self.prompt.on_binary(message)
+                continue
             self._report(self.progress.on_message(message, self.prompt_id))
             if outputs := history.node_outputs(message, self.prompt_id):
                 self.prompt.on_output(outputs)

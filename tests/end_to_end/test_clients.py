@@ -259,16 +259,7 @@ def test_a_terminal_gets_a_bar_and_no_key(serving: Serving, tmp_path: Path) -> N
         stdin=theirs,
     )
     os.close(theirs)
-    seen = b""
-    while True:
-        try:
-            block = os.read(ours, 65536)
-        except OSError:  # how Linux says that the other end of a terminal was closed
-            break
-        if not block:
-            break
-        seen += block
-    os.close(ours)
+    seen = everything_from(ours)
     assert process.wait(30) == 0, seen
     text = seen.decode()
     assert "running" in text
@@ -385,6 +376,42 @@ def test_the_loopback_api_answers_as_runpods(serving: Serving) -> None:
 
     wait_until(lambda: state()["status"] == "COMPLETED", 30)
     assert state()["output"]["status"] == "completed"
+
+
+def test_previews_are_shown_on_a_terminal_that_can_and_the_last_one_is_saved(
+    serving: Serving, tmp_path: Path
+) -> None:
+    nodes = through("TestSteps", steps=40, seconds=5.0)
+    (steps,) = [node for node in nodes.values() if node["class_type"] == "TestSteps"]
+    steps["inputs"]["preview"] = 300
+    ours, theirs = pty.openpty()
+    process = subprocess.Popen(
+        [sys.executable, str(SUBMIT), str(written(tmp_path, nodes)), "--previews"],
+        cwd=tmp_path,
+        env=client_env({**serving.api.client_env(), "TERM": "xterm-kitty"}),
+        stdout=theirs,
+        stderr=theirs,
+        stdin=theirs,
+    )
+    os.close(theirs)
+    seen = everything_from(ours)
+    assert process.wait(30) == 0, seen
+    assert b"\033_Ga=T,f=100" in seen and b"last preview: output/preview.jpg" in seen
+    assert (tmp_path / "output/preview.jpg").read_bytes().startswith(b"\xff\xd8\xff")
+
+
+def everything_from(terminal: int) -> bytes:
+    seen = b""
+    while True:
+        try:
+            block = os.read(terminal, 65536)
+        except OSError:  # how Linux says that the other end of a terminal was closed
+            break
+        if not block:
+            break
+        seen += block
+    os.close(terminal)
+    return seen
 
 
 def put_typed_workflow(volume: Path) -> None:

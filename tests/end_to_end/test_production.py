@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import io
 import json
 import re
 import time
@@ -13,6 +14,7 @@ from typing import Any
 
 import psutil
 import pytest
+from PIL import Image
 
 from demo.taesd import write_whole_vae
 from demo.volume import DemoVolume
@@ -87,7 +89,8 @@ def test_a_model_on_demand_is_reported_while_it_comes_and_before_the_result(
     assert mine[-1].kind == "done", "nothing after the result"
     reported = [event.body["output"] for event in mine if event.kind == "progress"]
     assert {update["model"] for update in reported} == {"vae/wanted.safetensors"}
-    assert {key for update in reported for key in update} == {"stage", "percent", "model", "detail"}
+    fields = {"stage", "percent", "model", "detail", "message"}
+    assert {key for update in reported for key in update} == fields
     percents = [update["percent"] for update in reported]
     assert len(percents) >= 2 and percents == sorted(percents)
     assert TOKEN not in production.worker.log and TOKEN not in str(mine)
@@ -132,6 +135,30 @@ def test_a_running_prompt_is_reported_in_order_and_not_too_often(production: Pro
     assert {(update["node"], update["class_type"], update["steps"]) for update in stepping} == {
         ("3", "TestSteps", 40)
     }
+
+
+def test_previews_come_small_and_not_too_often_and_only_where_they_are_asked_for(
+    production: Production,
+) -> None:
+    nodes = through("TestSteps", steps=60, seconds=6.0)
+    (steps,) = [node for node in nodes.values() if node["class_type"] == "TestSteps"]
+    steps["inputs"]["preview"] = 1024
+    given = {"workflow": nodes, "progress": {"previews": True, "preview_size": 128}}
+    jobs = [production.plane.submit(given), production.plane.submit({"workflow": nodes})]
+    for job in jobs:
+        assert production.plane.result(job)["output"]["status"] == "completed"
+    events = [e for e in production.plane.events if e.kind == "progress"]
+    told = [e.body["output"] for e in events if e.job_id == jobs[0]]
+    previews = [update["preview"] for update in told if "preview" in update]
+    mine = [event.at for event in events if event.job_id == jobs[0]]
+    most = (mine[-1] - mine[0]) / 2 + 2
+    assert 2 <= len(set(previews)) <= most, "one in two seconds"
+    for preview in previews:
+        head, _, content = preview.partition(",")
+        assert head == "data:image/jpeg;base64" and len(content) < 33_000
+        picture = Image.open(io.BytesIO(base64.b64decode(content)))
+        assert picture.format == "JPEG" and max(picture.size) <= 128
+    assert not any("preview" in e.body["output"] for e in events if e.job_id == jobs[1])
 
 
 def test_an_error_is_posted_as_runpod_shows_it(production: Production) -> None:

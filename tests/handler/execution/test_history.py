@@ -168,7 +168,14 @@ GATED = (
     "https://huggingface.co/black-forest-labs/FLUX.1-dev.\n401 Client Error."
 )
 MISSING = "401 Client Error. Repository Not Found for url: https://huggingface.co/api/models/a/b."
-SECRETS = ["AWS_SECRET_ACCESS_KEY", "HF_TOKEN", "OPENAI_API_KEY", "RUNPOD_API_KEY"]
+SECRETS = [
+    "AWS_SECRET_ACCESS_KEY",
+    "BUCKET_ENDPOINT_URL",
+    "COMFY_ORG_API_KEY",
+    "HF_TOKEN",
+    "OPENAI_API_KEY",
+    "RUNPOD_API_KEY",
+]
 
 
 @pytest.mark.parametrize(

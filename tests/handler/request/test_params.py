@@ -178,6 +178,7 @@ MISTAKES = [
     ("params: {a: {type: integer, sets: 3.steps, minimum: x}}", "minimum"),
     ("params: {a: {type: integer, sets: 3.steps, maximum: .inf}}", "maximum"),
     ("params: {a: {type: integer, sets: 3.steps, maximum: 5, default: 6}}", "default"),
+    ("params: {a: {type: number, sets: 3.cfg, default: .nan}}", "finite"),
     ("params: {a: &x {type: integer}, b: *x}", "aliases"),
     ("params: {", "YAML"),
     ("!!python/object/apply:os.system [ls]", "YAML"),

@@ -7,6 +7,7 @@ import socket
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from importlib.util import find_spec
 
 if sys.version_info < (3, 10):  # noqa: UP036  # said before anything fails to parse
     sys.exit(f"comfyui-worker needs Python 3.10 or newer; this is {sys.version.split()[0]}")
@@ -117,6 +118,9 @@ def _serve(argv: list[str], prog: str) -> int:
         "--port", type=int, default=8000, help="with --local (default: %(default)s)"
     )
     arguments = parser.parse_args(argv)
+    for package in ("runpod", "aiohttp"):  # before ComfyUI is started for nothing
+        if find_spec(package) is None:
+            raise ModuleNotFoundError(name=package)
     from handler.__main__ import main as serve
 
     sys.argv = [prog]
@@ -163,6 +167,12 @@ def _submit(argv: list[str], prog: str) -> int:
     from scripts.submit import main as submit
 
     return submit(argv, os.environ, prog)
+
+
+def _params(argv: list[str], prog: str) -> int:
+    from scripts.make_params import main as make_params
+
+    return make_params(argv, prog)
 
 
 def _health(argv: list[str], prog: str) -> int:
@@ -236,10 +246,11 @@ COMMANDS: Mapping[str, Command] = {
         "send a workflow to an endpoint and save its results",
         _submit,
         tuple(
-            "--set --image --max-wait --output --endpoint --url --timeout --diagnostics --deep "
-            "--html --json".split()
+            "--set --name --param --image --max-wait --output --endpoint --url --timeout "
+            "--diagnostics --deep --html --previews --json".split()
         ),
     ),
+    "params": Command("make a workflow on the volume a typed endpoint", _params),
     "health": Command("ask the workers on this machine how they are", _health),
     "completion": Command(
         "a script that completes commands in bash or zsh", _completion, ("bash", "zsh")

@@ -129,8 +129,8 @@ class Endpoint:
         """How many jobs wait, and how many workers are up; None when that is not said. Never
         raises: it is news, and the job is not."""
         try:
-            told = self._call("GET", "health", may_repeat=True, seconds=5.0, tries=1)
-            jobs, workers = told["jobs"]["inQueue"], told["workers"]
+            answer = self._call("GET", "health", may_repeat=True, seconds=5.0, tries=1)
+            jobs, workers = answer["jobs"]["inQueue"], answer["workers"]
             return int(jobs), int(workers["running"]) + int(workers.get("idle", 0))
         except (EndpointError, KeyError, TypeError, ValueError, AttributeError):
             return None

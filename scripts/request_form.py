@@ -55,6 +55,26 @@ def workflow_input(
     return request
 
 
+def named_input(
+    name: str, params: Iterable[str], images: Iterable[str], max_wait: float | None
+) -> dict[str, Any]:
+    """The input for a workflow that lies on the endpoint's volume."""
+    request: dict[str, Any] = {"workflow_name": name, "params": dict(map(_param, params))}
+    if sent := list(map(_image, images)):
+        request["images"] = sent
+    if max_wait is not None:
+        request["max_wait"] = max_wait
+    return request
+
+
+def _param(text: str) -> tuple[str, Any]:
+    """`steps=20` → ("steps", 20); what is not JSON is a text."""
+    name, equals, value = text.partition("=")
+    if not (equals and name):
+        raise UsageError(f'--param {text!r} is not of the form NAME=VALUE, as prompt="a cat".')
+    return name, _value(value, None)
+
+
 def refuse_too_large(request: dict[str, Any]) -> None:
     """Runpod would refuse it with less of an explanation. Raises UsageError."""
     size = len(json.dumps({"input": request}))

@@ -33,7 +33,7 @@ try:
     from scripts.api_key import KeyUnusable, is_safe_for_a_key, usable_key
     from scripts.endpoint import PUBLIC_API, Endpoint, EndpointError, Job, TooSlow, Waiting
     from scripts.preview import Previews
-    from scripts.request_form import UsageError, refuse_too_large, workflow_input
+    from scripts.request_form import UsageError, named_input, refuse_too_large, workflow_input
     from scripts.watching import Watching
 except ModuleNotFoundError as missing:
     print(f"submit.py needs {missing.name}: python3 -m pip install requests tqdm", file=sys.stderr)
@@ -106,6 +106,8 @@ def _parser(prog: str = "submit.py") -> argparse.ArgumentParser:
         help="workflow in API format, a picture that ComfyUI saved, or a whole request; - is stdin",
     )
     add("--set", action="append", default=[], metavar="NODE.INPUT=VALUE", help="replace an input")
+    add("--name", metavar="NAME", help="a workflow on the endpoint's volume, instead of a file")
+    add("--param", action="append", default=[], metavar="NAME=VALUE", help="with --name")
     add("--image", action="append", default=[], metavar="[NAME=]PATH", help="send an input image")
     add("--max-wait", type=float, metavar="S", help="seconds the worker may take for the job")
     add(
@@ -134,17 +136,28 @@ def _parser(prog: str = "submit.py") -> argparse.ArgumentParser:
 
 def _input(arguments: argparse.Namespace) -> dict[str, Any]:
     if arguments.diagnostics:
-        if arguments.workflow or arguments.set or arguments.image:
+        if arguments.workflow or arguments.name or arguments.set or arguments.image:
             raise UsageError("--diagnostics goes without a workflow, --set and --image.")
         return {"type": "diagnostics", "deep": arguments.deep}
-    if not arguments.workflow:
-        raise UsageError("Name a workflow file in API format, or ask for --diagnostics.")
+    if bool(arguments.workflow) == bool(arguments.name):
+        raise UsageError("Name a workflow file in API format, or --name, or ask for --diagnostics.")
     if arguments.deep or arguments.html:
         raise UsageError("--deep and --html go with --diagnostics.")
-    request = workflow_input(arguments.workflow, arguments.set, arguments.image, arguments.max_wait)
+    request = _workflow_input(arguments)
     if arguments.previews:
         request["progress"] = {**(request.get("progress") or {}), "previews": True}
     return request
+
+
+def _workflow_input(arguments: argparse.Namespace) -> dict[str, Any]:
+    about = (arguments.image, arguments.max_wait)
+    if arguments.name:
+        if arguments.set:
+            raise UsageError("--set goes with a workflow file; with --name there is --param.")
+        return named_input(arguments.name, arguments.param, *about)
+    if arguments.param:
+        raise UsageError("--param goes with --name; with a workflow file there is --set.")
+    return workflow_input(arguments.workflow, arguments.set, *about)
 
 
 def _endpoint(

@@ -322,7 +322,7 @@ def test_the_commands_of_the_readme_send_a_job_and_save_its_picture(
     serving: Serving, tmp_path: Path
 ) -> None:
     """As they stand there, with the loopback API's address for Runpod's."""
-    (block,) = [b for b in blocks(ROOT / "README.md", "sh") if "curl" in b]
+    (block,) = [b for b in blocks(ROOT / "README.md", "sh") if "runsync" in b]
     (tmp_path / "workflow_api.json").write_text(WORKFLOW.read_text())
     env = serving.api.client_env()
     _, _, endpoint = serving.api.url.rpartition("/")
@@ -350,6 +350,9 @@ def test_the_commands_of_the_client_page_run(
     (tmp_path / "workflow_api.json").write_text(WORKFLOW.read_text())
     (tmp_path / "with_image.json").write_text(json.dumps(from_file("photo.png")))
     (tmp_path / "cat.png").write_bytes(png())
+    prompt, steps = "{type: string, sets: 2.filename_prefix}", "{type: integer, sets: 1.width}"
+    declared = f"{{prompt: {prompt}, steps: {steps}}}"
+    put_typed_workflow(serving.volume, "portrait", declared)
     commands = block.replace("http://127.0.0.1:8000", local_api)
     done = run(["sh", "-ec", commands], tmp_path, serving.api.client_env())
     assert done.code == 0, done.err
@@ -414,24 +417,23 @@ def everything_from(terminal: int) -> bytes:
     return seen
 
 
-def put_typed_workflow(volume: Path) -> None:
+def put_typed_workflow(
+    volume: Path, name: str = "typed", declared: str = "{color: {type: integer, sets: 1.color}}"
+) -> None:
     folder = volume / "workflows"
     folder.mkdir(exist_ok=True)
-    (folder / "typed.json").write_text(json.dumps(plain()))
-    (folder / "typed.params.yaml").write_text("params: {color: {type: integer, sets: 1.color}}")
+    (folder / f"{name}.json").write_text(json.dumps(plain()))
+    (folder / f"{name}.params.yaml").write_text(f"params: {declared}")
 
 
 def test_a_workflow_by_name_with_its_params_through_the_client(
     serving: Serving, tmp_path: Path
 ) -> None:
     put_typed_workflow(serving.volume)
-    request = tmp_path / "request.json"
-    given: dict[str, Any] = {"workflow_name": "typed", "params": {"color": 255}}
-    request.write_text(json.dumps({"input": given}))
-    assert submit(serving, tmp_path, request).code == 0
-    given["params"] = {"color": "red"}
-    request.write_text(json.dumps({"input": given}))
-    refused = submit(serving, tmp_path, request)
+    done = submit(serving, tmp_path, "--name", "typed", "--param", "color=255")
+    assert done.code == 0, done.err
+    assert (tmp_path / done.out.strip()).read_bytes().startswith(PNG)
+    refused = submit(serving, tmp_path, "--name", "typed", "--param", "color=red")
     assert refused.code == 1 and "color (integer)" in refused.err
 
 

@@ -21,7 +21,7 @@ from scripts.api_key import is_safe_for_a_key
 from scripts.diagnostics_text import diagnostics_text
 from scripts.endpoint import TRIES, Endpoint, EndpointError, Job, Waiting
 from scripts.outcome import Ended, report
-from scripts.request_form import UsageError, workflow_input
+from scripts.request_form import UsageError, named_input, workflow_input
 from scripts.saving import safe_name, save
 from scripts.watching import Watching, progress_in
 from tests.end_to_end.test_worker import from_file, plain
@@ -223,10 +223,23 @@ def test_a_file_that_is_missing_or_not_json(tmp_path: Path) -> None:
         workflow_input(str(tmp_path / "a.json"), [], [], None)
 
 
+def test_a_workflow_on_the_volume_is_named_with_its_params() -> None:
+    given = named_input("portrait", ["prompt=a = b", "steps=20", 'name="7"'], [], 5)
+    assert given == {
+        "workflow_name": "portrait",
+        "params": {"prompt": "a = b", "steps": 20, "name": "7"},
+        "max_wait": 5,
+    }
+
+
 @pytest.mark.parametrize(
     ("arguments", "env", "said"),
     [
         ([], ENV, "Name a workflow file"),
+        (["w.json", "--name", "x"], ENV, "Name a workflow file"),
+        (["--name", "x", "--set", "1.a=2"], ENV, "--set goes with a workflow file"),
+        (["--name", "x", "--param", "a"], ENV, "NAME=VALUE"),
+        (["w.json", "--param", "a=2"], ENV, "--param goes with --name"),
         (["w.json", "--diagnostics"], ENV, "--diagnostics goes without"),
         (["w.json", "--html", "x.html"], ENV, "--html go with --diagnostics"),
         (["--diagnostics"], {"RUNPOD_ENDPOINT_ID": "e"}, "RUNPOD_API_KEY is not set"),

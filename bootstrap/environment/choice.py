@@ -47,7 +47,7 @@ _DRIVER = re.compile(r"\s(\d{3,}(?:\.\d+)+)\s")
 
 @dataclass(frozen=True)
 class Choice:
-    """`python` runs ComfyUI. `venv` is the one on the volume that it belongs to, None for others;
+    """`python` runs ComfyUI. `venv` is the one that it belongs to, None for others;
     `interpreter` a Python of this machine that stands in for the one it was made by."""
 
     python: Path

@@ -7,7 +7,7 @@ VENV_PYTHON := .venv/bin/python
 # The first Python that is new enough and can make virtual environments.
 CANDIDATES := python3 python3.13 python3.12 python3.11 python3.10
 USABLE := import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 10))
-# What the others are told of theirs; it must run on any Python 3.
+# What the others lack; it must run on any Python 3.
 LACKS := *["without " + m for m in ("venv", "ensurepip") if not find_spec(m)]
 SEEN := import sys; from importlib.util import find_spec; print(sys.executable, sys.version.split()[0], $(LACKS))
 ifndef PYTHON
@@ -65,6 +65,7 @@ prove: python ## The long proofs: killed provisioners, malformed requests, fault
 	$(VENV_PYTHON) -m tests.prove.malformed_requests
 	$(VENV_PYTHON) -m tests.prove.freeze
 	$(VENV_PYTHON) -m tests.prove.faults
+	$(VENV_PYTHON) -m tests.prove.differential
 
 check: python ## Formatter, linter and strict types, changing nothing
 	@$(PYTHON) -m demo venv dev

@@ -224,10 +224,10 @@ def test_what_the_worker_tells_is_shown(serving: Serving, tmp_path: Path) -> Non
     job = next(line for line in process.stderr if line.startswith("job ")).split()[1]
     serving.plane.wait_for("take", job)
     address = serving.plane.worker_env()["RUNPOD_WEBHOOK_POST_OUTPUT"]
-    told = {"stage": "running", "percent": 40.0, "node": "3", "node_type": "KSampler"}
+    reported = {"stage": "running", "percent": 40.0, "node": "3", "node_type": "KSampler"}
     requests.post(  # as the SDK's progress_update does
         address.replace("$RUNPOD_POD_ID", "worker-1").replace("$ID", job),
-        json={"status": "IN_PROGRESS", "output": told},
+        json={"status": "IN_PROGRESS", "output": reported},
         timeout=10,
     )
     _, err = process.communicate(timeout=30)
@@ -369,7 +369,7 @@ def test_the_loopback_api_answers_as_runpods(serving: Serving) -> None:
     assert requests.get(f"{api.url}/health", timeout=10).status_code == 401
     health = requests.get(f"{api.url}/health", headers=key, timeout=10).json()
     assert health["workers"]["ready"] == 1
-    unknown = requests.get(f"{api.url}/status/nobody", headers=key, timeout=10)
+    unknown = requests.get(f"{api.url}/status/no-one", headers=key, timeout=10)
     assert unknown.status_code == 404
     refused = requests.post(f"{api.url}/run", headers=key, json={"prompt": 1}, timeout=10)
     assert refused.status_code == 400

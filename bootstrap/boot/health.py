@@ -1,4 +1,4 @@
-"""How this worker is, told on a local socket to whoever asks: `bootstrap/healthcheck.py`.
+"""How this worker is, answered on a local socket: `bootstrap/healthcheck.py`.
 
 It is the living process that answers, not a file it wrote once: a worker that was killed or
 stopped cannot look well, and the port that ComfyUI has after a restart is known.
@@ -103,7 +103,7 @@ def health_of(
     has stopped moving (`stuck`: `LoopPulse.fault`).
 
     Blocks for half a second at most. *Degraded* is healthy: such a worker tells each job what is
-    wrong and how to mend it, and another start of the same container would not do better. Where
+    wrong and how to fix it, and another start of the same container would not do better. Where
     ComfyUI has worked, it is asked.
     """
     if stuck is not None:
@@ -114,13 +114,13 @@ def health_of(
         assert comfyui is not None
         return _serving(comfyui)
     first = errors_in(report.findings)[0]
-    told = f"{report.outcome.value}: {first.code}: {first.message}"
+    verdict = f"{report.outcome.value}: {first.code}: {first.message}"
     if report.outcome is Outcome.UNFIT:
-        return Health(False, told)
+        return Health(False, verdict)
     if comfyui is not None and comfyui.was_ready:
         now = _serving(comfyui)
-        return Health(now.healthy, f"{now.text}; when it started: {told}")
-    return Health(True, told)
+        return Health(now.healthy, f"{now.text}; when it started: {verdict}")
+    return Health(True, verdict)
 
 
 def _serving(comfyui: ComfyUI) -> Health:
@@ -212,12 +212,12 @@ class HealthSocket:
     def _tell(self, connection: socket.socket) -> None:
         try:
             now = self._look()
-        except Exception as problem:  # noqa: BLE001  # the next one who asks wants an answer too
+        except Exception as problem:  # noqa: BLE001  # the next client needs an answer too
             now = Health(False, f"the worker cannot tell: {type(problem).__name__}: {problem}")
         try:
             connection.sendall(json.dumps(vars(now)).encode() + b"\n")
         except OSError:
-            pass  # whoever asked did not wait
+            pass  # the client did not wait
 
 
 def _sweep() -> None:

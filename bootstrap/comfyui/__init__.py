@@ -1,8 +1,14 @@
 """ComfyUI's process: its code and folders on local disk, its start, whether it answers, its end."""
 
-from bootstrap.comfyui.command import Allocator, choose_allocator
 from bootstrap.comfyui.exits import Exit, explain_exit, with_cause
-from bootstrap.comfyui.launch import check_queued, copy_user, folders_of, stage_code
+from bootstrap.comfyui.launch import (
+    Allocator,
+    check_queued,
+    choose_allocator,
+    copy_user,
+    folders_of,
+    stage_code,
+)
 from bootstrap.comfyui.process import ComfyUI, Launch, not_startable
 from bootstrap.comfyui.readiness import is_answering, wait_until_ready
 from bootstrap.comfyui.stage import Staged
@@ -19,12 +25,12 @@ __all__ = [
     "WriteBack",
     "check_queued",
     "choose_allocator",
-    "command",
     "copy_user",
     "exits",
     "explain_exit",
     "folders_of",
     "is_answering",
+    "launch",
     "make_workdir",
     "not_startable",
     "prompt_hooks",

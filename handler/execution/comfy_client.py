@@ -12,6 +12,7 @@ import aiohttp
 
 from bootstrap.comfyui import ComfyUI, prompt_hooks
 from handler.common.deadline import Deadline
+from handler.execution.history import read_entry
 
 _Socket = Any  # aiohttp's class is generic in some versions and not in others
 _ANSWER_SECONDS = 30.0
@@ -28,6 +29,8 @@ _LOOK_SECONDS, _IDLE_CPU_SECONDS, _IDLE_LOOKS = 3.0, 0.05, 3
 _PATIENT_LOOKS, _LONGEST_LOOK = 6, 30.0
 # A prompt that was cancelled has so long to go; the rest of two seconds is for ending ComfyUI.
 _LET_GO_SECONDS = 1.5
+# So has what its nodes queued, and what was queued by that; if there is still more, ComfyUI ends.
+_GENERATIONS = 4
 
 
 class Unreachable(Exception):
@@ -86,9 +89,9 @@ class ComfyClient:
         """Interrupt the running prompt; versions before 0.3.57 interrupt whatever runs."""
         await self._call("POST", "/interrupt", {"prompt_id": prompt_id})
 
-    async def remove_pending(self, prompt_id: str) -> None:
-        """Remove a pending prompt from the queue."""
-        await self._call("POST", "/queue", {"delete": [prompt_id]})
+    async def remove_pending(self, prompt_ids: Sequence[str]) -> None:
+        """Remove pending prompts from the queue."""
+        await self._call("POST", "/queue", {"delete": list(prompt_ids)})
 
     async def free(self) -> None:
         """Unload models and drop cached results; ComfyUI does so after the running prompt."""
@@ -200,23 +203,36 @@ async def fetch_history(
 
 
 async def lets_go(client: ComfyClient, prompt_ids: Sequence[str]) -> bool:
-    """Are the prompts gone from ComfyUI, having been removed or interrupted there?"""
+    """Are the prompts gone from ComfyUI, having been removed or interrupted there, and what their
+    nodes queued as well? That is known once they have ended."""
+    ours = list(prompt_ids)
     try:
-        for prompt_id in prompt_ids:
-            await asyncio.wait_for(_removed(client, prompt_id), _LET_GO_SECONDS)
+        for _ in range(_GENERATIONS):
+            await asyncio.wait_for(_removed(client, ours), _LET_GO_SECONDS)
+            ours = [queued for one in ours for queued in await _queued_by(client, one)]
+            if not ours:
+                return True
     except (Unreachable, Refused, asyncio.TimeoutError):
-        return False
-    return True
+        pass
+    return False
 
 
-async def _removed(client: ComfyClient, prompt_id: str) -> None:
-    """Ask until it is gone; a node looks at the interrupt flag only now and then."""
+async def _removed(client: ComfyClient, prompt_ids: Sequence[str]) -> None:
+    """Ask until they are gone; a node looks at the interrupt flag only now and then."""
     while True:
         running, pending = await client.queued()
-        if prompt_id in pending:
-            await client.remove_pending(prompt_id)
-        elif prompt_id in running:
-            await client.interrupt(prompt_id)
+        if waiting := [one for one in prompt_ids if one in pending]:
+            await client.remove_pending(waiting)
+        elif runs := next((one for one in prompt_ids if one in running), None):
+            await client.interrupt(runs)
         else:
             return
         await asyncio.sleep(0.1)
+
+
+async def _queued_by(client: ComfyClient, prompt_id: str) -> Sequence[str]:
+    try:
+        ended = read_entry(await client.history(prompt_id, _LET_GO_SECONDS))
+    except Refused:
+        return ()  # its outputs cannot be written as JSON
+    return () if ended is None else ended.queued

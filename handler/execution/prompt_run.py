@@ -133,8 +133,9 @@ class _Run:
         return PromptResult(ended, warnings, ended.started_at or submitted, seconds)
 
     async def stop(self) -> None:
-        """Make sure that this prompt, and no other, no longer runs. If ComfyUI does not let go of
-        it, end ComfyUI, but not while another prompt runs there: wait for that one first."""
+        """Make sure that this prompt and what its nodes queued, and no other, no longer run. If
+        ComfyUI does not let go of them, end it, but not while another job's prompt runs there:
+        wait for that one first."""
         ours = [*self.behind, self.prompt_id]
         while not (self._process_is_gone() or await lets_go(self.client, ours)):
             if self.entry.is_head:

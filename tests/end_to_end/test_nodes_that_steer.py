@@ -110,3 +110,19 @@ def test_a_deadline_ends_what_was_queued_too(worker: BootedWorker) -> None:
     quick = worker.ask({"workflow": plain(color=next(COLOURS)), "max_wait": 15})
     assert quick["status"] == "completed" and len(quick["results"]) == 1
     assert worker.serving.comfyui.starts == before, "interrupted, not restarted"
+
+
+def test_a_deadline_while_the_first_prompt_runs_ends_what_it_queued_too(
+    worker: BootedWorker,
+) -> None:
+    slow = plain(color=next(COLOURS))
+    slow["5"] = node("TestSleep", image=["1", 0], seconds=30.0)
+    slow["2"]["inputs"]["images"] = ["5", 0]
+    first = queueing(slow)
+    first["6"] = node("TestSleep", image=["3", 0], seconds=30.0)
+    first["4"]["inputs"]["images"] = ["6", 0]
+    before = worker.serving.comfyui.starts
+    assert_refused(worker.ask({"workflow": first, "max_wait": 4}), "job.timeout")
+    quick = worker.ask({"workflow": plain(color=next(COLOURS)), "max_wait": 15})
+    assert quick["status"] == "completed" and len(quick["results"]) == 1
+    assert worker.serving.comfyui.starts == before, "interrupted, not restarted"

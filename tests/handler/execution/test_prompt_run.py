@@ -13,11 +13,11 @@ import pytest
 from aiohttp import web
 from aiohttp.test_utils import TestServer
 
-from bootstrap.comfyui import ComfyUI
+from bootstrap.comfyui import ComfyUI, prompt_hooks
 from handler.common.calls import Calls
 from handler.common.deadline import Deadline
 from handler.common.errors import JobError
-from handler.execution.comfy_client import KnownClasses
+from handler.execution.comfy_client import KnownClasses, connect, lets_go
 from handler.execution.prompt_run import run_prompt
 from handler.execution.queue import Prompt, PromptQueue
 from tests.end_to_end.test_worker import plain
@@ -31,6 +31,8 @@ class OldComfyUI:
         self.running = running
         self.pending: list[str] = []
         self.interrupts = 0
+        self.queues: dict[str, list[str]] = {}  # what each prompt's nodes have queued
+        self.ended: list[str] = []
 
     def app(self) -> web.Application:
         app = web.Application()
@@ -60,11 +62,17 @@ class OldComfyUI:
 
     async def _interrupt(self, _: web.Request) -> web.Response:
         self.interrupts += 1
-        self.running.clear()
+        self.ended += self.running
+        self.running[:] = self.pending[:1]
+        del self.pending[:1]
         return web.Response()
 
-    async def _history(self, _: web.Request) -> web.Response:
-        return web.json_response({})
+    async def _history(self, request: web.Request) -> web.Response:
+        name = request.match_info["id"]
+        if name not in self.ended:
+            return web.json_response({})
+        queued = [prompt_hooks.QUEUED, {"prompt_ids": self.queues.get(name, [])}]
+        return web.json_response({name: {"outputs": {}, "status": {"messages": [queued]}}})
 
 
 @pytest.mark.parametrize("other_runs", [True, False])
@@ -97,6 +105,29 @@ def test_only_the_jobs_own_prompt_is_stopped(tmp_path: Path, other_runs: bool) -
         "reported though the socket is not there"
     )
     assert ("running" in {step.stage for step in steps}) is not other_runs
+
+
+@pytest.mark.parametrize(("endless", "gone"), [(False, True), (True, False)])
+def test_what_a_stopped_prompt_has_queued_goes_with_it(endless: bool, gone: bool) -> None:
+    """Its history names it once it has ended; the first of it runs by then, and has queued one
+    more. Where that has no end, it is given up."""
+    old = OldComfyUI(["ours"])
+    old.pending = ["first", "inner", "second", "another-jobs"]
+    old.queues = {"ours": ["first", "second"], "first": ["inner"]}
+    if endless:
+        old.pending = [str(number) for number in range(50)]
+        old.queues = {"ours": ["0"]} | {str(number): [str(number + 1)] for number in range(50)}
+
+    async def job() -> bool:
+        async with (
+            TestServer(old.app(), host="127.0.0.1") as server,
+            connect(str(server.make_url("")).rstrip("/")) as client,
+        ):
+            return await lets_go(client, ["ours"])
+
+    assert asyncio.run(job()) is gone
+    if not endless:
+        assert (old.running, old.pending) == (["another-jobs"], [])
 
 
 def started(folder: Path) -> ComfyUI:

@@ -13,11 +13,16 @@ from bootstrap.config.settings import Settings
 from bootstrap.core.redact import Secret
 
 # `https://NAME.s3.REGION.amazonaws.com`: the bucket's own address, as other workers want it.
+_NAMED_REGION = r"(?P<region>[a-z0-9]+(?:-[a-z0-9]+)+)"
 _HOSTS = re.compile(
-    r"(?:(?P<name>[a-z0-9.-]+)\.)?(?:s3[.-](?P<region>[a-z0-9-]+)"
-    r"\.(?:amazonaws|backblazeb2|wasabisys)\.com|(?P<space>[a-z]{3}[0-9])\.digitaloceanspaces\.com)"
+    r"(?:(?P<name>[a-z0-9.-]+)\.)?(?:"
+    r"s3(?:-accelerate|-fips)?(?:\.dualstack)?(?:[.-]" + _NAMED_REGION + r")?"
+    r"\.(?:amazonaws\.com(?:\.cn)?|(?:backblazeb2|wasabisys)\.com)"
+    r"|(?P<space>[a-z]{3}[0-9])(?P<cdn>\.cdn)?\.digitaloceanspaces\.com)"
 )
-_REGION = re.compile(r"s3(?:api)?[.-](?P<region>[a-z0-9-]+)\.")
+_REGION = re.compile(
+    r"s3(?:api)?[.-](?:" + _NAMED_REGION + r"\.[^.]+\.|(?P<space>[a-z]+)\.io\.cloud\.ovh\.)"
+)
 _NO_BUCKET = "/storage/v1/s3"  # Supabase's address ends so
 JOB_ID = "{job_id}"
 _FIELDS = {
@@ -48,7 +53,8 @@ class Bucket:
     @property
     def virtual_host(self) -> bool:
         """Does the bucket's name stand in the host? Amazon requires it, others use the path."""
-        return (urlsplit(self.endpoint).hostname or "").endswith(".amazonaws.com")
+        host = urlsplit(self.endpoint).hostname or ""
+        return host.endswith((".amazonaws.com", ".amazonaws.com.cn"))
 
     def for_job(self, job_id: object) -> Bucket:
         """This bucket with the job's id where its prefix asks for that."""
@@ -145,6 +151,8 @@ def _place(endpoint: str, name: str | None) -> tuple[str, str, str]:
         return endpoint, name or "", ""
     host, path = parts.netloc, parts.path.strip("/")
     own = known["name"] if known else None
+    if known and known["cdn"]:  # which only reads
+        host = host.replace(".cdn.", ".", 1)
     if own and name in (None, own):
         return f"{parts.scheme}://{host[len(own) + 1 :]}", own, path
     first, _, rest = path.partition("/")

@@ -61,7 +61,10 @@ class DiskTree:
             return ""
 
     def real(self, path: PurePosixPath) -> PurePosixPath | None:
-        return PurePosixPath(os.path.realpath(path)) if os.path.exists(path) else None
+        try:
+            return PurePosixPath(os.path.realpath(path)) if os.path.exists(path) else None
+        except OSError:  # another worker has removed a link while Python read it
+            return None
 
     def alike(self, one: PurePosixPath, other: PurePosixPath) -> bool:
         """Same inode; or files of the same size whose first and last 64 KB are the same."""

@@ -226,6 +226,28 @@ def test_a_real_file_that_took_a_links_place_is_not_removed(volume: Path) -> Non
     assert place.read_text() == "precious"
 
 
+def test_a_link_that_another_worker_removes_while_it_is_read_ends_nothing(
+    volume: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Python's realpath looks whether there is a link, and raises when it cannot read it then."""
+    write(volume / "ComfyUI/models/loras/put_loras_here", "")
+    write(volume / "elsewhere/b.pt", "b")
+    fleeting = volume / "ComfyUI/models/new"
+    fleeting.symlink_to("../../elsewhere")
+    write(volume / "models/loras/a.pt", "a")
+    read = os.readlink
+
+    def removed_meanwhile(path: str | Path) -> str:
+        if Path(path) == fleeting:
+            fleeting.unlink(missing_ok=True)
+        return read(path)
+
+    monkeypatch.setattr(os, "readlink", removed_meanwhile)
+    assert codes(link(volume)) == ["links.made"]
+    assert not fleeting.is_symlink()
+    assert (volume / "ComfyUI/models/loras/a.pt").read_text() == "a"
+
+
 def test_without_comfyui_nothing_is_done(tmp_path: Path) -> None:
     write(tmp_path / "models/loras/a.pt", "a")
     assert link(tmp_path) == []

@@ -219,12 +219,10 @@ def _image(entry: Mapping[str, Any]) -> dict[str, Any] | None:
 
 
 def _failed(reply: Mapping[str, Any]) -> dict[str, Any]:
-    """`error` and a list of strings; our stable code stays beside them."""
+    """`error` and a list of strings; our stable code and where it is explained stay beside them."""
     details = reply.get("details") or {}
     shaped: dict[str, Any] = {"error": reply["error"], "details": list(_lines(details))}
-    if "error_code" in reply:
-        shaped["error_code"] = reply["error_code"]
-    return shaped
+    return shaped | {name: reply[name] for name in ("error_code", "docs") if name in reply}
 
 
 def _lines(details: Mapping[str, Any]) -> Iterable[str]:

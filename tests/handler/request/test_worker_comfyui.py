@@ -12,6 +12,7 @@ import pytest
 from jsonschema import validate
 
 from bootstrap.config import Settings, variables
+from bootstrap.core.findings import docs_url
 from bootstrap.core.redact import Secret
 from demo.volume import DemoVolume
 from handler.common.errors import JobError
@@ -214,6 +215,7 @@ def test_details_become_lines() -> None:
         "error": "Cannot run. Make room.",
         "details": ["volume.full: It is full.", "worker_id: w"],
         "error_code": "volume.full",
+        "docs": docs_url("volume.full"),
     }
 
 

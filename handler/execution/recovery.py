@@ -43,7 +43,6 @@ _READ_LOG_SECONDS = 3.0
 # Starts that may fail in a row; then seconds of rest, doubled with each further one.
 _FREE_FAILURES = 3
 _START_FAULTS = {*exits.CODES, *readiness.CODES}
-_PORT_TAKEN = "comfyui.port_taken"
 _FIRST_REST, _LONGEST_REST = 30.0, 300.0
 
 
@@ -194,7 +193,7 @@ class ComfyRecovery:
         if self._comfyui.ended() is not None and self.resting and self._last is not None:
             raise self._resting_error(self._last)
         started, fault = await self._start_and_wait(deadline)
-        not_its_own = not started or (fault is not None and fault.code == _PORT_TAKEN)
+        not_its_own = not started or (fault is not None and fault.code == exits.PORT_TAKEN)
         if fault and not_its_own and self._comfyui.ended() is not None:
             # It was dying when it was looked at, or the port was taken while it started: the next
             # process is ours to judge, and gets another port.

@@ -5,23 +5,32 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 import sys
 
 from bootstrap.boot import Boot, boot_json, boot_text
 from bootstrap.config import read_settings
+from bootstrap.core.arguments import Parser, closing
 from bootstrap.core.findings import Outcome
 from bootstrap.core.log import set_up, show, use_utf8
+from bootstrap.core.terminal import style_of
 
 
-def main(argv: list[str]) -> int:
+def main(argv: list[str], prog: str = "python -m bootstrap") -> int:
     """Run one boot and report on it; 0 when it came to `ready`, else 1."""
     if argv[:1] == ["models"]:
         from bootstrap.models import cli
 
         return cli.main(argv[1:])
-    parser = argparse.ArgumentParser(prog="python -m bootstrap", description=__doc__)
+    parser = Parser(
+        prog=prog,
+        description="Boot once, print the report, stop. Takes no jobs.",
+        epilog=closing(
+            {"VOLUME_PATH": "where the volume is (default: /runpod-volume, else /workspace)"},
+            [prog, f"{prog} --json | jq .outcome"],
+            "exit codes:\n  0  ready\n  1  degraded or unfit\n  2  wrong use",
+        ),
+    )
     parser.add_argument("--json", action="store_true", help="the report as JSON")
     arguments = parser.parse_args(argv)
     settings, problems = read_settings()
@@ -32,7 +41,11 @@ def main(argv: list[str]) -> int:
         report = boot.finish().report
     finally:
         boot.stop()
-    text = json.dumps(boot_json(report), indent=2) if arguments.json else boot_text(report)
+    text = (
+        json.dumps(boot_json(report), indent=2)
+        if arguments.json
+        else boot_text(report, style_of(sys.stdout))
+    )
     show(f"{text}\n", sys.stdout)
     return 0 if report.outcome is Outcome.READY else 1
 

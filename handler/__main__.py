@@ -61,4 +61,5 @@ def _reason(faults: list[Finding]) -> str:
 
 
 if __name__ == "__main__":
+    log.use_utf8()
     main()

@@ -16,10 +16,11 @@ _ROWS = (
         ("ComfyUI run from the volume by the first job, 2 GB", 3),
     ),
     (("ours, volume, 7 GB", 0), ("worker-comfyui's sequence, 7 GB", 2)),
+    (("brought to local disk, later start", 0), ("run from the volume as it lies", 3)),
 )
 _WORDS = {
     "en": (
-        ("2 GB model", "7 GB model"),
+        ("2 GB model", "7 GB model", "a venv on the volume, until ComfyUI answers"),
         (
             "this worker",
             "… all on local disk",
@@ -28,7 +29,7 @@ _WORDS = {
         ),
     ),
     "ru": (
-        ("модель 2 ГБ", "модель 7 ГБ"),
+        ("модель 2 ГБ", "модель 7 ГБ", "venv на томе, до ответа ComfyUI"),
         (
             "этот воркер",
             "… всё на локальном диске",
@@ -74,7 +75,8 @@ def _bar(label: str, seconds: float, scale: float, y: int, kind: str) -> Sequenc
 
 
 def _figure(seconds: float, scale: float, y: int, language: str) -> str:
-    told = f"{seconds:.1f}".replace(".", ",") + " с" if language == "ru" else f"{seconds:.1f} s"
+    shown = f"{seconds + 1e-9:.1f}"  # 22.45 is 22.5, as people round
+    told = f"{shown.replace('.', ',')} с" if language == "ru" else f"{shown} s"
     return f'<text x="{_LABELS + seconds * scale + 8:.0f}" y="{y + 14}">{told}</text>'
 
 

@@ -25,6 +25,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from bootstrap.config import Settings
 from bootstrap.core import log
+from bootstrap.core.arguments import Parser, closing
 from bootstrap.core.terminal import findings_text, style_of
 from bootstrap.doctor import Report, Scope, examine, of_volume, repairs_of, report_json, report_text
 from bootstrap.doctor.fix import Repair, apply_fixes
@@ -35,13 +36,15 @@ from scripts.stdout import show
 _IMAGE = "/opt/comfyui"
 
 
-def main(argv: list[str], env: Mapping[str, str] = os.environ) -> int:
+def main(
+    argv: list[str], env: Mapping[str, str] = os.environ, prog: str = "check_volume.py"
+) -> int:
     """Examine, and repair what is safe if asked to; the exit code."""
-    arguments = _parser().parse_args(argv)
+    arguments = _parser(prog).parse_args(argv)
     given = {**env, "VOLUME_PATH": os.path.abspath(arguments.path)} if arguments.path else env
     settings, problems = Settings.from_env(given)
     if arguments.path and not os.path.isdir(arguments.path):
-        _say(f"check_volume.py: {_no_folder(arguments.path)}")
+        _say(f"{prog}: {_no_folder(arguments.path)}")
         return 2
     report = _examine(settings, given, arguments)
     if (arguments.fix or arguments.dry_run) and _fix(repairs_of(report), arguments):
@@ -49,7 +52,7 @@ def main(argv: list[str], env: Mapping[str, str] = os.environ) -> int:
     report = replace(report, findings=(*problems, *report.findings))
     if not _in_image(given):
         report = of_volume(report)
-    if not _show(report, arguments):
+    if not _show(report, arguments, prog):
         return 2
     return 1 if report.status == "error" else 0
 
@@ -59,11 +62,20 @@ def _no_folder(path: str) -> str:
     return f"{path} {what}. On a Pod the volume is /workspace; without a path it is looked for."
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="check_volume.py",
-        description="Check a volume with ComfyUI and models, and this machine.",
-        epilog="Exit code 0: fit (there may be warnings); 1: errors; 2: wrong use.",
+def _parser(prog: str = "check_volume.py") -> argparse.ArgumentParser:
+    command = prog if " " in prog else f"python3 scripts/{prog}"
+    parser = Parser(
+        prog=prog,
+        description="Check a volume with ComfyUI and models: what is wrong, and what to type.",
+        epilog=closing(
+            {
+                "VOLUME_PATH": "the volume, if no path is given",
+                "COMFYUI_PATH": "the folder of its ComfyUI, where there are several",
+                "NO_COLOR": "no colours",
+            },
+            [f"{command} /workspace", f"{command} /workspace --fix --html report.html"],
+            "exit codes:\n  0  fit (there may be warnings)\n  1  errors\n  2  wrong use",
+        ),
     )
     parser.add_argument(
         "path", nargs="?", help="the volume (default: VOLUME_PATH, /runpod-volume, /workspace)"
@@ -127,7 +139,7 @@ def _say(text: str) -> None:
     log.show(f"{text}\n", sys.stderr)
 
 
-def _show(report: Report, arguments: argparse.Namespace) -> bool:
+def _show(report: Report, arguments: argparse.Namespace, prog: str) -> bool:
     """Print the report, and write the page; False when that could not be done."""
     data = report_json(report)
     if arguments.json:
@@ -139,7 +151,7 @@ def _show(report: Report, arguments: argparse.Namespace) -> bool:
         try:
             Path(arguments.html).write_text(page(data), "utf-8")
         except OSError as problem:
-            _say(f"check_volume.py: {arguments.html}: {problem.strerror}")
+            _say(f"{prog}: {arguments.html}: {problem.strerror}")
             return False
     return True
 

@@ -22,6 +22,7 @@ TRIES = 6
 _MOST_WAIT_SECONDS = 30.0
 _CONNECT_SECONDS = 10.0
 _ANSWER_SECONDS = 60.0
+_QUEUE_AFTER_SECONDS, _QUEUE_EVERY_SECONDS = 3.0, 5.0
 _TRY_AGAIN = frozenset({429, 500, 502, 503, 504})
 
 Tell = Callable[[str], None]
@@ -56,6 +57,7 @@ class _NoAnswer:
     said: str
     maybe_arrived: bool = False
     too_slow: bool = False
+    refused: bool = False
     wait: float | None = None
 
 
@@ -69,6 +71,26 @@ class _Bearer(AuthBase):
         if self._key:
             request.headers["Authorization"] = f"Bearer {self._key}"
         return request
+
+
+class Waiting:
+    """How a job's queue is, asked every few seconds from the third on: Runpod tells no job's place
+    in it."""
+
+    def __init__(self, endpoint: Endpoint) -> None:
+        self._endpoint = endpoint
+        self._words = ""
+        self._next = time.monotonic() + _QUEUE_AFTER_SECONDS
+
+    def words(self, job: Job) -> str:
+        """`3 in the queue, 1 worker up`; empty where nothing is known."""
+        if job.status == "IN_QUEUE" and time.monotonic() >= self._next:
+            self._next = time.monotonic() + _QUEUE_EVERY_SECONDS
+            if (queue := self._endpoint.queue()) is not None:
+                jobs, workers = queue
+                up = f"{workers or 'no'} worker{'' if workers == 1 else 's'} up"
+                self._words = f"{jobs} in the queue, {up}"
+        return self._words
 
 
 class Endpoint:
@@ -103,6 +125,16 @@ class Endpoint:
         """How a job is."""
         return self._job(self._call("GET", f"status/{quote(job_id, safe='')}", may_repeat=True))
 
+    def queue(self) -> tuple[int, int] | None:
+        """How many jobs wait, and how many workers are up; None when that is not said. Never
+        raises: it is news, and the job is not."""
+        try:
+            told = self._call("GET", "health", may_repeat=True, seconds=5.0, tries=1)
+            jobs, workers = told["jobs"]["inQueue"], told["workers"]
+            return int(jobs), int(workers["running"]) + int(workers.get("idle", 0))
+        except (EndpointError, KeyError, TypeError, ValueError, AttributeError):
+            return None
+
     def cancel(self, job_id: str) -> None:
         """Take a job out of the queue, or stop it."""
         self._call("POST", f"cancel/{quote(job_id, safe='')}", may_repeat=True, tries=2)
@@ -120,7 +152,8 @@ class Endpoint:
         """The JSON that is answered. `may_repeat`: also after an answer that may have been lost."""
         attempt = 1
         while isinstance(got := self._attempt(method, path, body, seconds), _NoAnswer):
-            if attempt == tries or (got.maybe_arrived and not may_repeat):
+            again = may_repeat or not got.maybe_arrived
+            if attempt == tries or not again or (self.local and got.refused):
                 failure = TooSlow if got.too_slow else EndpointError
                 place = _place(f"{self._base}/{path}")
                 raise failure(f"{place} gave no answer: {got.said}. {self._reach_fix()}")
@@ -142,7 +175,8 @@ class Endpoint:
             said, sent = _in_words(problem), not _never_sent(problem)
             if sent and path == "run":
                 said += " (should the request have arrived, the job runs twice)"
-            return _NoAnswer(said, sent, sent and isinstance(problem, requests.Timeout))
+            slow = sent and isinstance(problem, requests.Timeout)
+            return _NoAnswer(said, sent, slow, refused=not sent)
         if answer.status_code in _TRY_AGAIN:
             return _NoAnswer(f"status {answer.status_code}", wait=_retry_after(answer))
         return answer

@@ -15,6 +15,7 @@ from pathlib import Path
 if __name__ == "__main__":  # run as a file
     sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from bootstrap.core.arguments import Parser, closing
 from handler.common.errors import JobError
 from handler.request.params import SUFFIX, first_params
 from handler.request.workflow import read_workflow
@@ -37,25 +38,34 @@ def make_params(workflow: Path) -> Path:
     return place
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="make_params.py", description=__doc__.split("\n")[0])
+def _parser(prog: str) -> argparse.ArgumentParser:
+    command = prog if " " in prog else f"python3 scripts/{prog}"
+    parser = Parser(
+        prog=prog,
+        description="Write the first version of a workflow's parameters beside it.",
+        epilog=closing(
+            {},
+            [f"{command} /workspace/workflows/portrait.json", f"{command} workflow_api.json"],
+            "exit codes:\n  0  written\n  1  not written\n  2  wrong use",
+        ),
+    )
     parser.add_argument("workflow", type=Path, help="a workflow in API format")
     return parser
 
 
-def main() -> int:
-    """Exit code 0: written, 1: not."""
-    workflow = _parser().parse_args().workflow
+def main(argv: list[str], prog: str = "make_params.py") -> int:
+    """Write it, and print where; the exit code."""
+    workflow = _parser(prog).parse_args(argv).workflow
     try:
         print(make_params(workflow))
-    except JobError as problem:
-        print(f"{workflow}: {problem}", file=sys.stderr)
+    except FileExistsError as problem:
+        print(f"{problem.filename} is there already and is not replaced.", file=sys.stderr)
         return 1
-    except (OSError, UnicodeError) as problem:
+    except (JobError, OSError, UnicodeError) as problem:
         print(f"{workflow}: {problem}", file=sys.stderr)
         return 1
     return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(sys.argv[1:]))

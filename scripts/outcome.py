@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from bootstrap.core.findings import Severity
 from bootstrap.core.terminal import style_of
+from bootstrap.core.text import counted
 from scripts.diagnostics_text import diagnostics_text, findings_in
 from scripts.endpoint import Job
 from scripts.saving import Saving, save
@@ -36,7 +38,9 @@ class Ended:
     problem: str = ""
 
 
-def report(ended: Ended, folder: Path, as_json: bool, html: Path | None = None) -> int:
+def report(
+    ended: Ended, folder: Path, as_json: bool, html: Path | None = None, seconds: float = 0.0
+) -> int:
     """Save results in `folder`, and diagnostics as a page in `html`; print what there is to say;
     the final exit code."""
     code, problem = _judged(ended)
@@ -53,8 +57,11 @@ def report(ended: Ended, folder: Path, as_json: bool, html: Path | None = None) 
             code = NOT_SAVED
     for note in (*_warnings(output), *saving.elsewhere, *saving.problems):
         print(f"note: {plain(note)}", file=sys.stderr)
-    if problem:
-        print(f"submit.py: {plain(problem)}", file=sys.stderr)
+    for line in _error_lines(problem, output):
+        print(plain(line), file=sys.stderr)
+    if code in (DONE, NOT_SAVED) and not isinstance(diagnostics, dict):
+        count = counted(len(saving.saved), "file") if saving.saved else "no files"
+        print(f"Done in {seconds:.1f} s, {count}.", file=sys.stderr)
     if as_json:
         show(json.dumps(_data(code, ended.job, problem, output)))
     elif isinstance(diagnostics, dict):
@@ -63,6 +70,31 @@ def report(ended: Ended, folder: Path, as_json: bool, html: Path | None = None) 
         for line in (*saving.texts, *map(str, saving.saved)):
             show(plain(line))
     return code
+
+
+def _error_lines(problem: str, output: Any) -> Iterator[str]:
+    """`error[code]`, the sentence, what the node's Python said last, the way out."""
+    if not problem:
+        return
+    failed = output if isinstance(output, dict) else {}
+    code, fix = failed.get("error_code"), failed.get("fix")
+    hint = fix if isinstance(fix, str) else ""
+    sentence = problem.removesuffix(hint).rstrip() if hint else problem
+    yield f"error[{code}]: {sentence}" if isinstance(code, str) and code else f"error: {sentence}"
+    details = failed.get("details")
+    last = _last_line(details.get("traceback") if isinstance(details, dict) else None)
+    if last and last not in sentence:
+        yield f"  {last}"
+    if hint:
+        yield f"hint: {hint}"
+    if isinstance(failed.get("docs"), str):
+        yield f"more: {failed['docs']}"
+
+
+def _last_line(trace: Any) -> str:
+    text = "\n".join(map(str, trace)) if isinstance(trace, list) else str(trace or "")
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    return lines[-1][:300] if lines else ""
 
 
 def _judged(ended: Ended) -> tuple[int, str]:

@@ -4,16 +4,21 @@ from __future__ import annotations
 
 import base64
 import json
+import struct
 import sys
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from bootstrap.core.arguments import nearest
 from handler.common.errors import JobError
 from handler.request.workflow import Workflow, read_workflow
 
 # https://docs.runpod.io/serverless/endpoints/send-requests: /run takes 10 MB
 RUN_LIMIT_BYTES = 10_000_000
+
+
+_PNG = b"\x89PNG\r\n\x1a\n"
 
 
 class UsageError(Exception):
@@ -50,6 +55,26 @@ def workflow_input(
     return request
 
 
+def named_input(
+    name: str, params: Iterable[str], images: Iterable[str], max_wait: float | None
+) -> dict[str, Any]:
+    """The input for a workflow that lies on the endpoint's volume."""
+    request: dict[str, Any] = {"workflow_name": name, "params": dict(map(_param, params))}
+    if sent := list(map(_image, images)):
+        request["images"] = sent
+    if max_wait is not None:
+        request["max_wait"] = max_wait
+    return request
+
+
+def _param(text: str) -> tuple[str, Any]:
+    """`steps=20` → ("steps", 20); what is not JSON is a text."""
+    name, equals, value = text.partition("=")
+    if not (equals and name):
+        raise UsageError(f'--param {text!r} is not of the form NAME=VALUE, as prompt="a cat".')
+    return name, _value(value, None)
+
+
 def refuse_too_large(request: dict[str, Any]) -> None:
     """Runpod would refuse it with less of an explanation. Raises UsageError."""
     size = len(json.dumps({"input": request}))
@@ -63,14 +88,36 @@ def refuse_too_large(request: dict[str, Any]) -> None:
 def _read_json(source: str) -> Any:
     name = "standard input" if source == "-" else source
     try:
-        text = sys.stdin.read() if source == "-" else Path(source).read_text("utf-8")
-        return json.loads(text)
+        content = sys.stdin.buffer.read() if source == "-" else Path(source).read_bytes()
+        if content.startswith(_PNG):
+            content = _workflow_in(content, name)
+        return json.loads(content.decode("utf-8-sig"))
     except OSError as problem:
         raise UsageError(f"{name} cannot be read: {problem.strerror}.") from None
     except ValueError as problem:
         raise UsageError(
             f"{name} is not JSON: {problem}. In ComfyUI choose Workflow → Export (API)."
         ) from None
+
+
+def _workflow_in(picture: bytes, name: str) -> bytes:
+    """The workflow that ComfyUI's SaveImage wrote into a PNG: a text chunk `prompt` in API format,
+    beside `workflow` in the form of its page."""
+    texts: dict[bytes, bytes] = {}
+    place = len(_PNG)
+    while place + 8 <= len(picture):
+        length, kind = struct.unpack(">I4s", picture[place : place + 8])
+        if kind == b"tEXt":
+            key, _, value = picture[place + 8 : place + 8 + length].partition(b"\0")
+            texts[key] = value
+        place += 12 + length
+    if b"prompt" not in texts:
+        has = "only the page's form of its workflow" if b"workflow" in texts else "no workflow"
+        raise UsageError(
+            f"{name} is a picture with {has} in it. Open it in ComfyUI (drop it on the page), and "
+            "choose Workflow → Export (API)."
+        )
+    return texts[b"prompt"]
 
 
 def _assignment(text: str) -> tuple[str, str, str]:
@@ -89,7 +136,16 @@ def _present(workflow: Workflow | None, node: str, name: str) -> Any:
     if node not in workflow:
         known = ", ".join(f"{key} ({value['class_type']})" for key, value in workflow.items())
         raise UsageError(f"--set names node {node}; the workflow has {known[:500]}.")
-    return workflow[node]["inputs"].get(name)
+    inputs = workflow[node]["inputs"]
+    if name not in inputs:
+        guess = nearest(name, list(inputs))
+        meant = f" Did you mean {node}.{guess}?" if guess else ""
+        has = ", ".join(inputs) or "none"
+        kind = workflow[node]["class_type"]
+        raise UsageError(
+            f"--set names input {name!r} of node {node} ({kind}); it has {has}.{meant}"
+        )
+    return inputs[name]
 
 
 def _value(text: str, present: Any) -> Any:

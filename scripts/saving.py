@@ -118,7 +118,7 @@ def _store(result: _Result, folder: Path) -> Path:
         content = base64.b64decode(result.content or "", validate=True)
     except binascii.Error as problem:
         raise ValueError(f"it is not base64 ({problem})") from None
-    place, file = _created(folder, result.name)
+    place, file = created(folder, result.name)
     with file:
         file.write(content)
     return place
@@ -139,7 +139,7 @@ def _fetch(url: str, folder: Path, name: str) -> Path:
 
 
 def _written(answer: requests.Response, folder: Path, name: str) -> Path:
-    place, file = _created(folder, name)
+    place, file = created(folder, name)
     try:
         with file:
             for block in answer.iter_content(_BLOCK_BYTES):
@@ -150,7 +150,7 @@ def _written(answer: requests.Response, folder: Path, name: str) -> Path:
     return place
 
 
-def _created(folder: Path, name: str) -> tuple[Path, IO[bytes]]:
+def created(folder: Path, name: str) -> tuple[Path, IO[bytes]]:
     """A new file in `folder`; an existing one, or a link that waits there, is never written to."""
     for place in _candidates(folder, name):
         try:

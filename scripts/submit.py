@@ -31,13 +31,15 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 try:
     from scripts.api_key import KeyUnusable, is_safe_for_a_key, usable_key
-    from scripts.endpoint import PUBLIC_API, Endpoint, EndpointError, Job, TooSlow
-    from scripts.request_form import UsageError, refuse_too_large, workflow_input
+    from scripts.endpoint import PUBLIC_API, Endpoint, EndpointError, Job, TooSlow, Waiting
+    from scripts.preview import Previews
+    from scripts.request_form import UsageError, named_input, refuse_too_large, workflow_input
     from scripts.watching import Watching
 except ModuleNotFoundError as missing:
     print(f"submit.py needs {missing.name}: python3 -m pip install requests tqdm", file=sys.stderr)
     sys.exit(2)
 
+from bootstrap.core.arguments import Parser, closing
 from scripts.outcome import (
     DONE,
     EXIT_CODES,
@@ -57,58 +59,105 @@ class _OutOfTime(Exception):
     pass
 
 
-def main(argv: list[str], env: Mapping[str, str] = os.environ) -> int:
+def main(argv: list[str], env: Mapping[str, str] = os.environ, prog: str = "submit.py") -> int:
     """Send, watch, save; the exit code."""
-    arguments = _parser().parse_args(argv)
+    arguments = _parser(prog).parse_args(argv)
+    begun = time.monotonic()
     with Watching() as watching:
         try:
             job_input = _input(arguments)
             endpoint = _endpoint(arguments, env, watching)
             if not arguments.diagnostics:
                 _make_room(arguments.output)
-            ended = _run(endpoint, job_input, arguments.timeout, watching)
+            previews = Previews(env, sys.stderr.isatty())
+            ended = _run(endpoint, job_input, arguments.timeout, watching, previews)
+            _save_preview(previews, arguments.output, watching)
         except (UsageError, KeyUnusable) as problem:
             ended = Ended(USAGE, problem=str(problem))
         except EndpointError as problem:
             ended = Ended(UNREACHABLE, problem=str(problem))
         except KeyboardInterrupt:
             ended = Ended(INTERRUPTED, problem="Stopped before the endpoint had named the job.")
-    return report(ended, arguments.output, arguments.json, arguments.html)
+    seconds = time.monotonic() - begun
+    return report(ended, arguments.output, arguments.json, arguments.html, seconds)
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="submit.py",
+def _parser(prog: str = "submit.py") -> argparse.ArgumentParser:
+    command = prog if " " in prog else f"python3 scripts/{prog}"
+    parser = Parser(
+        prog=prog,
         description="Send a workflow to a Runpod endpoint or a local worker and save its results.",
-        epilog=EXIT_CODES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        epilog=closing(
+            {
+                "RUNPOD_API_KEY": "the key; never on the command line",
+                "RUNPOD_ENDPOINT_ID": "the endpoint, if --endpoint does not name it",
+            },
+            [
+                f'{command} workflow_api.json --set 6.text="a cat" --image photo.png=cat.png',
+                f"{command} picture.png --url http://127.0.0.1:8000",
+            ],
+            EXIT_CODES,
+        ),
     )
     add = parser.add_argument
-    add("workflow", nargs="?", help="workflow in API format, or a whole request; - is stdin")
+    add(
+        "workflow",
+        nargs="?",
+        help="workflow in API format, a picture that ComfyUI saved, or a whole request; - is stdin",
+    )
     add("--set", action="append", default=[], metavar="NODE.INPUT=VALUE", help="replace an input")
+    add("--name", metavar="NAME", help="a workflow on the endpoint's volume, instead of a file")
+    add("--param", action="append", default=[], metavar="NAME=VALUE", help="with --name")
     add("--image", action="append", default=[], metavar="[NAME=]PATH", help="send an input image")
     add("--max-wait", type=float, metavar="S", help="seconds the worker may take for the job")
-    add("--output", type=Path, default=Path("output"), metavar="DIR", help="where results go")
+    add(
+        "--output",
+        type=Path,
+        default=Path("output"),
+        metavar="DIR",
+        help="where results go (default: %(default)s)",
+    )
     add("--endpoint", metavar="ID", help="instead of RUNPOD_ENDPOINT_ID")
     add("--url", help="the local API of a worker, such as http://127.0.0.1:8000; gets no key")
-    add("--timeout", type=float, default=1800.0, metavar="S", help="cancel after so many seconds")
+    add(
+        "--timeout",
+        type=float,
+        default=1800.0,
+        metavar="S",
+        help="cancel after so many seconds (default: %(default)g)",
+    )
     add("--diagnostics", action="store_true", help="ask a worker how it is, instead of a workflow")
     add("--deep", action="store_true", help="with --diagnostics: also measure the volume")
     add("--html", type=Path, metavar="FILE", help="with --diagnostics: also write it as a page")
+    add("--previews", action="store_true", help="show what is being made, and save the last one")
     add("--json", action="store_true", help="one JSON object on standard output")
     return parser
 
 
 def _input(arguments: argparse.Namespace) -> dict[str, Any]:
     if arguments.diagnostics:
-        if arguments.workflow or arguments.set or arguments.image:
+        if arguments.workflow or arguments.name or arguments.set or arguments.image:
             raise UsageError("--diagnostics goes without a workflow, --set and --image.")
         return {"type": "diagnostics", "deep": arguments.deep}
-    if not arguments.workflow:
-        raise UsageError("Name a workflow file in API format, or ask for --diagnostics.")
+    if bool(arguments.workflow) == bool(arguments.name):
+        raise UsageError("Name a workflow file in API format, or --name, or ask for --diagnostics.")
     if arguments.deep or arguments.html:
         raise UsageError("--deep and --html go with --diagnostics.")
-    return workflow_input(arguments.workflow, arguments.set, arguments.image, arguments.max_wait)
+    request = _workflow_input(arguments)
+    if arguments.previews:
+        request["progress"] = {**(request.get("progress") or {}), "previews": True}
+    return request
+
+
+def _workflow_input(arguments: argparse.Namespace) -> dict[str, Any]:
+    about = (arguments.image, arguments.max_wait)
+    if arguments.name:
+        if arguments.set:
+            raise UsageError("--set goes with a workflow file; with --name there is --param.")
+        return named_input(arguments.name, arguments.param, *about)
+    if arguments.param:
+        raise UsageError("--param goes with --name; with a workflow file there is --set.")
+    return workflow_input(arguments.workflow, arguments.set, *about)
 
 
 def _endpoint(
@@ -139,8 +188,22 @@ def _make_room(folder: Path) -> None:
         ) from None
 
 
+def _save_preview(previews: Previews, folder: Path, watching: Watching) -> None:
+    try:
+        place = previews.save(folder)
+    except OSError as problem:
+        watching.say(f"the preview could not be saved in {folder}: {problem.strerror}")
+        return
+    if place is not None:
+        watching.say(f"last preview: {place}")
+
+
 def _run(
-    endpoint: Endpoint, job_input: dict[str, Any], timeout: float, watching: Watching
+    endpoint: Endpoint,
+    job_input: dict[str, Any],
+    timeout: float,
+    watching: Watching,
+    previews: Previews,
 ) -> Ended:
     if endpoint.local:
         return _run_locally(endpoint, job_input, timeout, watching)
@@ -148,12 +211,14 @@ def _run(
     deadline = time.monotonic() + timeout
     job = endpoint.submit(job_input)
     watching.say(f"job {job.id}")
+    waiting = Waiting(endpoint)
     pause = _POLL_SECONDS / 4  # a job of a warm worker may be done at once
     try:
         while not job.ended:
             if time.monotonic() >= deadline:
                 raise _OutOfTime
-            watching.show(job.status, job.output)
+            watching.show(job.status, job.output, waiting.words(job))
+            watching.draw(previews.drawn(job.output))
             time.sleep(pause)
             pause = min(2 * pause, _POLL_SECONDS)
             job = endpoint.status(job.id)

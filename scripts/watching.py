@@ -33,15 +33,21 @@ class Watching:
         self._line = self._what = ""
         self._line_at = float("-inf")
 
+    def draw(self, picture: str) -> None:
+        """Escape sequences that are ours, above the line."""
+        if picture and self._bar is not None:
+            self._bar.write(picture, file=sys.stderr, end="")
+
     def __enter__(self) -> Watching:
         if sys.stderr.isatty():
             self._bar = tqdm(total=100, bar_format=_WITHOUT_BAR, leave=False, file=sys.stderr)
         return self
 
-    def show(self, status: str, output: Any) -> None:
-        """The job's state, and its progress where the output holds some."""
+    def show(self, status: str, output: Any, queue: str = "") -> None:
+        """The job's state, its progress where the output holds some, what `queue` it waits in."""
         percent, words = progress_in(output) if status == "IN_PROGRESS" else (None, "")
         words = words or _STATES.get(status, status.lower().replace("_", " "))
+        words = f"{words} ({queue})" if queue and status == "IN_QUEUE" else words
         if self._bar is None:
             self._print(words, percent)
             return

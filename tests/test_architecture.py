@@ -50,8 +50,10 @@ PURE = (
     "handler.outputs.results",
     "handler.request.compatibility",
     "handler.request.fields",
+    "handler.request.params",
     "handler.request.parse",
     "handler.request.references",
+    "handler.request.workflow",
 )
 IMPURE_IMPORTS = {
     "aiohttp",

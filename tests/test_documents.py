@@ -174,7 +174,7 @@ def test_json_in_the_api_page_fits_the_schemas_and_the_worker() -> None:
             request = parse_request(given, Settings())
             assert isinstance(request, WorkflowRequest) and not request.warnings
     replies = [example for example in examples if "status" in example]
-    assert len(asked) == 2 and {reply["status"] for reply in replies} == {"completed", "failed"}
+    assert len(asked) == 3 and {reply["status"] for reply in replies} == {"completed", "failed"}
     for reply in replies:
         check_reply(reply)
         assert reply.get("error_code", "input.missing") in all_codes()
@@ -212,7 +212,7 @@ def test_links_lead_somewhere() -> None:
 
 def test_make_targets_that_are_named_exist() -> None:
     targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
-    for document in (*READMES, ROOT / "CONTRIBUTING.md"):
+    for document in (*READMES, ROOT / "CONTRIBUTING.md", *(ROOT / "docs").glob("*.md")):
         text = document.read_text("utf-8")
         named = set(re.findall(r"(?:^|`|\()make (?:-s )?([a-z]+(?:-[a-z]+)*)", text, re.MULTILINE))
         assert named <= targets, f"{document.name} names {named - targets}"
@@ -251,7 +251,7 @@ CODE = re.compile(r"`([a-z0-9]+(?:_[a-z0-9]+)*\.[a-z0-9_*]+)`")
 # Variables of Runpod's, of other programs, of other workers; all others are settings.
 FOREIGN = re.compile(
     r"RUNPOD_\w+|BUCKET_\w+|ENDPOINT_URL|MALLOC_ARENA_MAX|PYTORCH_\w+|WEBSOCKET_\w+|COMFY_API_\w+"
-    r"|NETWORK_VOLUME_DEBUG|SERVE_API_LOCALLY|PUBLIC_KEY|YOUR_NAME|PYTHON_VERSION"
+    r"|MAX_WIAT|COMFY_ARGS|NETWORK_VOLUME_DEBUG|SERVE_API_LOCALLY|PUBLIC_KEY|YOUR_NAME|PYTHON_VERSION"
 )
 
 

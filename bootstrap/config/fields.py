@@ -152,6 +152,15 @@ def _bucket_name(text: str) -> str:
     return text
 
 
+def _bucket_places(text: str) -> tuple[str, ...]:
+    places = tuple(part for part in re.split(r"[,\s]+", text) if part)
+    for place in places:
+        _bucket_name(place.partition("/")[0])
+        if ".." in place.split("/"):
+            raise ValueError(f"{place!r} climbs")
+    return places
+
+
 def integer(low: int, high: int) -> Kind:
     """A whole number from `low` to `high`."""
 
@@ -201,6 +210,9 @@ HOST = Kind("a host name such as `models.example.com`, with `:port` where it is 
 HOSTS = Kind("host names such as `huggingface.co` or `*.example.com`, separated by commas", _hosts)
 URL = Kind("a web address such as `https://s3.example.com`, without login or query", _url)
 BUCKET_NAME = Kind("letters, digits, dots, dashes and underscores", _bucket_name)
+BUCKET_PLACES = Kind(
+    "names such as `uploads` or `media/inputs/`, separated by commas", _bucket_places
+)
 NAMES = Kind("variable names, separated by commas", _names)
 COMFYUI_ARGUMENTS = Kind(
     "ComfyUI flags, but for those the worker sets (`--listen`, `--port`, folders, database)",

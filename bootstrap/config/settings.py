@@ -205,6 +205,14 @@ class Settings:
         None,
         "What stands before the keys of all results; `{job_id}` in it becomes the job's id",
     )
+    bucket_inputs: tuple[str, ...] = var(
+        "BUCKET_INPUTS",
+        kinds.BUCKET_PLACES,
+        (),
+        "What requests may read with these credentials as inputs (`s3://bucket/key`): buckets, or "
+        "`bucket/prefix/`, separated by commas",
+        "nothing; a request's own `s3Config` reads what its keys may",
+    )
     bucket_url_expiry: int = var(
         "BUCKET_URL_EXPIRY",
         kinds.integer(1, 604_800),

@@ -99,6 +99,18 @@ class Finding:
         return data
 
 
+class Fault(Exception):
+    """What a finding says, raised: a stable `code`, a sentence, a fix, and `details` for programs.
+    Rooms have kinds of their own; one that a caller acts on is a class."""
+
+    def __init__(self, code: str, message: str, fix: str = "", /, **details: Any) -> None:
+        super().__init__(message)
+        self.code = code
+        self.message = message
+        self.fix = fix
+        self.details: Mapping[str, Any] = details
+
+
 def error(code: str, message: str, fix: str, /, **details: Any) -> Finding:
     """A fault the user must mend before jobs can run."""
     return Finding(code, Severity.ERROR, message, fix, details=details)

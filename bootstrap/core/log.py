@@ -15,6 +15,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
+from io import TextIOWrapper
 from typing import TextIO
 
 from bootstrap.core.redact import masked
@@ -121,6 +122,10 @@ def show(text: str, stream: TextIO) -> None:
 
 def use_utf8() -> None:
     """Start this program again in Python's UTF-8 mode where the locale has another encoding: names
-    on a volume are UTF-8, whatever LC_ALL says. For a program's first line."""
+    on a volume are UTF-8, whatever LC_ALL says. What a terminal cannot show is written as
+    `\\u6c34`, also by the SDK, which prints. For a program's first line."""
     if sys.getfilesystemencoding().lower() != "utf-8" and not sys.flags.utf8_mode:
         os.execv(sys.executable, [sys.executable, "-X", "utf8", *sys.orig_argv[1:]])
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")

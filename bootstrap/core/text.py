@@ -7,6 +7,8 @@ import shlex
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+#: What Windows programs put before a text in UTF-8.
+BOM = "\ufeff"
 KB, MB, GB = 1024, 1024**2, 1024**3
 # No file system holds more; larger numbers come from headers that lie.
 _MOST_SIZE = 1 << 63

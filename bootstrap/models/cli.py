@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TextIO
 
 from bootstrap.config import Settings, read_settings
+from bootstrap.core.arguments import Parser, closing
 from bootstrap.core.findings import Finding, errors_in
 from bootstrap.core.log import set_up, show
 from bootstrap.core.redact import masked
@@ -148,12 +149,17 @@ def _verify(spec: ModelSpec, workplace: Workplace) -> Step:
     return Step(place, f"SHA-256 {sha256}, compared with {against}", there=True)
 
 
-def main(argv: Sequence[str], out: TextIO | None = None, sources: Sources | None = None) -> int:
+def main(
+    argv: Sequence[str],
+    out: TextIO | None = None,
+    sources: Sources | None = None,
+    prog: str = "python -m bootstrap models",
+) -> int:
     """Run one command; 0 when all is well, 1 when something is wrong or missing, 2 for usage.
 
     `sources` in place of the real ones are for the demo, which has its own servers.
     """
-    arguments = _parser().parse_args(argv)
+    arguments = _parser(prog).parse_args(argv)
     settings, findings = read_settings()
     set_up(settings.log_level)
     stream = sys.stdout if out is None else out
@@ -162,8 +168,20 @@ def main(argv: Sequence[str], out: TextIO | None = None, sources: Sources | None
     return _Command(arguments, settings, stream, sources).run()
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m bootstrap models", description=__doc__)
+def _parser(prog: str) -> argparse.ArgumentParser:
+    parser = Parser(
+        prog=prog,
+        description="The models that a manifest names: add, see what is there, fetch the rest.",
+        epilog=closing(
+            {
+                "MODELS_MANIFEST": "the manifest (default: models.json at the volume's root)",
+                "HF_TOKEN": "for gated repositories of Hugging Face",
+                "civitai_token": "for downloads from Civitai",
+            },
+            [f"{prog} add hf://org/repo/file.safetensors --directory loras", f"{prog} pull"],
+            "exit codes:\n  0  all is well\n  1  something is missing or wrong\n  2  wrong use",
+        ),
+    )
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     helps = {
         "add": "ask a source about a file and write its entry into the manifest",

@@ -12,6 +12,7 @@ from bootstrap.config import Settings
 from bootstrap.core.files import write_whole
 from bootstrap.core.findings import Finding, error
 from bootstrap.core.temp_names import beside, new_owner
+from bootstrap.core.text import BOM
 from bootstrap.models.manifest import VERSION, Manifest, is_workflow, parse_manifest
 from bootstrap.models.manifest_entry import ModelSpec
 from bootstrap.volume import Layout
@@ -119,7 +120,7 @@ def _write(path: Path, data: Any) -> None:
 
 def _decode_json(text: str, label: str) -> Any:
     try:
-        return json.loads(text)
+        return json.loads(text.removeprefix(BOM))
     except RecursionError:
         raise _unreadable(label, "it is nested too deep") from None
     except ValueError as problem:

@@ -12,7 +12,7 @@ from collections.abc import Callable, Container, Sequence
 from dataclasses import dataclass, field
 from urllib.parse import urlsplit
 
-from bootstrap.net.errors import DownloadError, unreachable
+from bootstrap.net.errors import AddressRefused, DownloadError, unreachable
 
 Resolve = Callable[[str, int], Sequence[str]]
 _NAT64 = ipaddress.ip_network("64:ff9b::/96")
@@ -67,7 +67,7 @@ class AddressPolicy:
         """The parts of `url`. Raises DownloadError when it may not be used."""
         target = take_apart(url)
         if target.scheme != "https" and not self._is_free(target):
-            raise DownloadError(
+            raise AddressRefused(
                 "download.url_refused",
                 f"{shown(url)} is plain http, where anybody on the way can change the file.",
                 "Use https; for a server of your own set ALLOW_PRIVATE_DOWNLOAD_URLS=true.",
@@ -93,7 +93,7 @@ class AddressPolicy:
     def _refuse_private(self, target: Target, found: Sequence[str]) -> None:
         private = [address for address in found if not is_public(address)]
         if private and not self._is_free(target):
-            raise DownloadError(
+            raise AddressRefused(
                 "download.private_address",
                 f"{target.host} leads to {private[0]}, which is not a public address.",
                 _FIX_PRIVATE,
@@ -115,7 +115,7 @@ def take_apart(url: str) -> Target:
     if parts.scheme not in ("http", "https") or not parts.hostname:
         raise _refused(url, "is no https URL")
     if parts.username is not None or parts.password is not None:
-        raise DownloadError(
+        raise AddressRefused(
             "download.url_refused",
             f"{shown(url)} carries a login.",
             "Give the URL without it; for models set DOWNLOAD_TOKEN and DOWNLOAD_TOKEN_HOST.",
@@ -167,7 +167,7 @@ def _ascii(path: str) -> str:
 
 
 def _refused(url: str, why: str) -> DownloadError:
-    return DownloadError(
+    return AddressRefused(
         "download.url_refused",
         f"{shown(url)} {why}.",
         "Give a URL such as https://example.com/model.safetensors.",

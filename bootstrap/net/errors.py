@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import errno
 
-from bootstrap.core.findings import Finding, Severity
+from bootstrap.core.findings import Fault, Finding, Severity
 from bootstrap.core.text import size_text
 
 CODES = {
@@ -41,7 +41,7 @@ CODES = {
 }
 
 
-class DownloadError(Exception):
+class DownloadError(Fault):
     """A download failed. `transient` ones are worth another attempt, after `retry_after` seconds
     where the server said so. The texts hold no credential and no URL's query."""
 
@@ -55,10 +55,7 @@ class DownloadError(Exception):
         retry_after: float | None = None,
         status: int | None = None,
     ) -> None:
-        super().__init__(message)
-        self.code = code
-        self.message = message
-        self.fix = fix
+        super().__init__(code, message, fix)
         self.transient = transient
         self.retry_after = retry_after
         self.status = status
@@ -70,12 +67,20 @@ class DownloadError(Exception):
         )
 
 
+class AddressRefused(DownloadError):
+    """An address that is never asked: malformed, private, or not https."""
+
+
+class WrongBytes(DownloadError):
+    """What came is not the model: another hash, another format, a web page."""
+
+
 class Changed(Exception):
     """The file on the server is not the one the part was begun with."""
 
 
 class Lost(Exception):
-    """Somebody else took over our part; leave it to them."""
+    """Another worker took over our part; leave it to that one."""
 
 
 class Stopped(Exception):
@@ -120,7 +125,7 @@ def keeps_changing() -> DownloadError:
 
 
 def stopped() -> DownloadError:
-    """Somebody asked to stop."""
+    """The caller asked to stop."""
     return DownloadError(
         "download.stopped", "the download was stopped.", "It goes on from there next time."
     )

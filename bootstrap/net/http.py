@@ -16,13 +16,20 @@ import ssl
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, BinaryIO
 from urllib.parse import urljoin
 
 from bootstrap.core.redact import Secret
 from bootstrap.core.text import whole
 from bootstrap.net.addresses import AddressPolicy, Target, shown
-from bootstrap.net.errors import TRY_AGAIN, DownloadError, bad_answer, stalled, unreachable
+from bootstrap.net.errors import (
+    TRY_AGAIN,
+    AddressRefused,
+    DownloadError,
+    bad_answer,
+    stalled,
+    unreachable,
+)
 
 #: How a connection shows that it is broken.
 BROKEN = (http.client.HTTPException, ssl.SSLError, OSError)
@@ -256,6 +263,21 @@ class Channel:
             url = self._next(target, reply)
             self.close()
 
+    def put(self, url: str, body: BinaryIO, size: int, headers: Mapping[str, str]) -> int:
+        """Send `size` bytes of `body` there, in one request that follows no redirect; the status of
+        the answer. Raises DownloadError."""
+        target = self._policy.target(url)
+        self.close()
+        about = {"User-Agent": USER_AGENT, **headers, "Content-Length": str(size)}
+        try:
+            self._connection = self._connect(target)
+            self._connection.request("PUT", target.path, body=body, headers=about)
+            return int(self._connection.getresponse().status)
+        except (*BROKEN, ValueError) as problem:
+            raise translate(problem, target.host, self._timeout) from None
+        finally:
+            self.close()
+
     def close(self) -> None:
         """Give up the connection; the next `get` makes a new one."""
         connection, self._connection, self._origin, self._reply = self._connection, None, None, None
@@ -284,7 +306,7 @@ class Channel:
         try:
             self._policy.target(url)
         except DownloadError as refusal:
-            raise DownloadError(
+            raise AddressRefused(
                 "download.redirect_refused",
                 f"{target.host} redirects to a place that is refused: {refusal.message}",
                 refusal.fix,

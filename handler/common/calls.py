@@ -20,7 +20,7 @@ from bootstrap.core.concurrency import SilentError, Together
 from bootstrap.core.findings import Finding, error
 from bootstrap.volume import Layout
 from handler.common.blocking import Background, Pool, TimeUp, result_within
-from handler.common.errors import JobError
+from handler.common.errors import JobError, VolumeSilentError
 
 T = TypeVar("T")
 _LOOK_EVERY = 3.0
@@ -95,7 +95,7 @@ class VolumeWatchdog:
             return await self.call(work, seconds)
         except VolumeSilent as problem:
             said = f"This job needs the volume, and {problem.strerror}."
-            raise JobError("volume.silent", said, VOLUME_FIX) from None
+            raise VolumeSilentError("volume.silent", said, VOLUME_FIX) from None
 
     def _ask(self) -> bool:
         """For a name that no cache can know from an earlier look."""
@@ -142,7 +142,7 @@ class Calls:
 def volume_fault(layout: Layout, cause: JobError) -> JobError | None:
     """The error to report instead of `cause` when the volume is gone or silent; None when it is
     there, or `cause` already says so. Blocks for two seconds at most."""
-    if cause.code == "volume.silent":
+    if isinstance(cause, VolumeSilentError):
         return None
     probe = layout.root
     if layout.comfyui is not None and layout.comfyui_on_volume:
@@ -151,10 +151,12 @@ def volume_fault(layout: Layout, cause: JobError) -> JobError | None:
         if Together(_PATIENCE).one(lambda: os.path.exists(probe)):
             return None
     except SilentError:
-        return _error("volume.silent", f"does not answer ({probe}, {_PATIENCE:g} s)", cause)
-    return _error("volume.gone", f"is no longer there ({probe} is missing)", cause)
+        return _error(
+            VolumeSilentError, "volume.silent", f"does not answer ({probe}, {_PATIENCE:g} s)", cause
+        )
+    return _error(JobError, "volume.gone", f"is no longer there ({probe} is missing)", cause)
 
 
-def _error(code: str, state: str, cause: JobError) -> JobError:
+def _error(kind: type[JobError], code: str, state: str, cause: JobError) -> JobError:
     message = f"The volume {state}, and the job failed: {cause.message}"
-    return JobError(code, message, VOLUME_FIX, cause=cause.code, **cause.details)
+    return kind(code, message, VOLUME_FIX, cause=cause.code, **cause.details)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 
-from handler.common.errors import JobError
+from handler.common.errors import JobError, JobTimeout
 
 
 class Deadline:
@@ -53,7 +53,7 @@ class Deadline:
 
 def timeout_error(deadline: Deadline, state: str) -> JobError:
     """The error for a job whose time is up; `state` says what it was doing."""
-    return JobError(
+    return JobTimeout(
         "job.timeout",
         f"The job was stopped after {deadline.elapsed:.0f} s: {state}.",
         f"Allow more than {deadline.seconds:g} s with max_wait in the request or MAX_WAIT in the "

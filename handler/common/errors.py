@@ -11,7 +11,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from bootstrap.core.findings import Finding
+from bootstrap.core.findings import Fault, Finding
 from bootstrap.core.redact import masked, masked_data
 
 CODES = {
@@ -49,9 +49,12 @@ CODES = {
     "input.url_refused": "The URL of an input file may not be fetched",
     "input.not_fetched": "The URL of an input file did not give the file",
     "input.too_large": "The file behind a URL is larger than MAX_INPUT_MB",
+    "input.bad_archive": "A zip file to unpack is damaged, or holds what is never unpacked",
+    "input.bucket_refused": "An s3:// address names a bucket that this job may not read",
     "input.outside": "A loader of uploads names a file outside the folders it reads",
     "input.missing": "A file that a loader names is neither sent nor on the volume",
     "output.no_bucket": "Results should go to a bucket, but none is configured",
+    "output.bad_address": "An address that results should be uploaded to may not be used",
     "output.bad_bucket": "The bucket that came with the job cannot be used",
     "job.timeout": "The job exceeded its time limit",
     "job.node_failed": "A node raised an error",
@@ -72,21 +75,45 @@ MAX_DEPTH = 100
 _MOST_SENTENCE, _MOST_TEXT, _MOST_ITEMS, _MOST_DETAILS = 4000, 4000, 500, 200_000
 
 
-class JobError(Exception):
+class JobError(Fault):
     """A job failed. `str()` is the sentence with its fix, as the caller reads it; secrets in the
     addresses that it quotes are masked."""
 
     def __init__(self, code: str, message: str, fix: str = "", /, **details: Any) -> None:
-        self.code = code
-        self.message = masked(cut(message, _MOST_SENTENCE))
-        self.fix = masked(cut(fix, _MOST_SENTENCE))
-        self.details: Mapping[str, Any] = masked_data(bounded(details))
-        super().__init__(f"{self.message} {self.fix}".strip())
+        sentence, advice = (masked(cut(text, _MOST_SENTENCE)) for text in (message, fix))
+        super().__init__(code, sentence, advice, **masked_data(bounded(details)))
+
+    def __str__(self) -> str:
+        return f"{self.message} {self.fix}".strip()
 
     @classmethod
     def from_finding(cls, finding: Finding) -> JobError:
         """The error for a job that a fault of the worker keeps from running."""
         return cls(finding.code, finding.message, finding.fix, **finding.details)
+
+
+class JobTimeout(JobError):
+    """The job's time is up."""
+
+
+class VolumeSilentError(JobError):
+    """The job needs the volume, which does not answer."""
+
+
+class NodeFailed(JobError):
+    """A node raised an error."""
+
+
+class OutOfMemory(NodeFailed):
+    """A node ran out of GPU memory, which ComfyUI is to free before the next job."""
+
+
+class ComfyBroken(JobError):
+    """After this no other job can be trusted to the same ComfyUI process."""
+
+
+class ComfyUnreachable(ComfyBroken):
+    """ComfyUI runs and does not answer."""
 
 
 def cut(text: str, most: int) -> str:

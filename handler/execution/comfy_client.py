@@ -98,9 +98,9 @@ class ComfyClient:
         """Every node class this ComfyUI knows. Slow: it scans all model folders."""
         return list(await self._call("GET", "/object_info", None, _SLOW_ANSWER_SECONDS))
 
-    async def listen(self, client_id: str) -> AsyncIterator[dict[str, Any]] | None:
-        """Open the socket; its text messages until it ends for any reason. None when it does not
-        open."""
+    async def listen(self, client_id: str) -> AsyncIterator[dict[str, Any] | bytes] | None:
+        """Open the socket; its messages until it ends for any reason, binary ones as bytes. None
+        when it does not open."""
         address = f"{self._url}/ws?clientId={client_id}"
         try:
             socket = await self._session.ws_connect(address, max_msg_size=0, timeout=_SOCKET_CLOSE)
@@ -142,11 +142,13 @@ class KnownClasses:
         return self._names
 
 
-async def _messages(socket: _Socket) -> AsyncIterator[dict[str, Any]]:
+async def _messages(socket: _Socket) -> AsyncIterator[dict[str, Any] | bytes]:
     async with socket:
         async for message in socket:
             if message.type is aiohttp.WSMsgType.TEXT:
                 yield json.loads(message.data)
+            elif message.type is aiohttp.WSMsgType.BINARY:
+                yield message.data
 
 
 @asynccontextmanager

@@ -14,7 +14,7 @@ from bootstrap.comfyui import ComfyUI
 from handler.common.blocking import TimeUp
 from handler.common.calls import Calls
 from handler.common.deadline import Deadline
-from handler.common.errors import JobError
+from handler.common.errors import ComfyBroken, JobError, OutOfMemory
 from handler.execution.comfy_client import KnownClasses, Refused, Unreachable, connect
 from handler.execution.history import lost_error
 from handler.execution.prompt_run import run_prompt
@@ -31,9 +31,6 @@ from handler.sdk.shutdown import JobHandle
 
 _log = logging.getLogger(__name__)
 
-_OUT_OF_MEMORY = "job.out_of_memory"
-# After these no other job can be trusted to the same process.
-_POISONED = {"job.cuda_failed", "comfyui.history_unreadable", "comfyui.unreachable"}
 _FREEING_SECONDS = 1.0
 _END_SECONDS = 10.0
 # Retries a job lost to another job's crash, at most twice.
@@ -74,8 +71,8 @@ class PromptExecutor:
         once = partial(self._run_in_turn, prompt, deadline, handle, at_end)
         try:
             return await once()
-        except JobError as error:
-            if error.code != _OUT_OF_MEMORY or not retry:
+        except OutOfMemory as error:
+            if not retry:
                 raise
             # ComfyUI frees memory when it next looks for work, and does not say when it has: a
             # prompt submitted before that would run first.
@@ -145,9 +142,9 @@ class PromptExecutor:
 
     async def _clean_up_after(self, error: JobError) -> None:
         """What ComfyUI needs after a job that failed, before the next one."""
-        if error.code in _POISONED:
+        if isinstance(error, ComfyBroken):
             await self._recovery.end(error.message)
-        elif error.code == _OUT_OF_MEMORY:
+        elif isinstance(error, OutOfMemory):
             await self._free_gpu()
 
     async def _free_gpu(self) -> None:

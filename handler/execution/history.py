@@ -13,7 +13,14 @@ from typing import Any
 
 from bootstrap.comfyui import Exit, exits, explain_exit, prompt_hooks
 from handler.common.calls import VOLUME_FIX
-from handler.common.errors import JobError
+from handler.common.errors import (
+    ComfyBroken,
+    ComfyUnreachable,
+    JobError,
+    NodeFailed,
+    OutOfMemory,
+    VolumeSilentError,
+)
 from handler.execution.node_progress import NodeProgress
 
 _TRACEBACK_LINES = 12
@@ -38,7 +45,8 @@ _REFUSED = re.compile(
 )
 # Parts of a variable's name that say nothing of the service that it is for.
 _PLAIN_WORDS = frozenset(
-    "API AUTH ACCESS SECRET TOKEN KEY KEYS HUB PASSWORD USER MY RUNPOD".split()
+    "API AUTH ACCESS SECRET TOKEN KEY KEYS HUB PASSWORD USER MY RUNPOD COMFY COMFYUI ORG BUCKET "
+    "URL ENDPOINT NAME ID".split()
 )
 _ALSO = {"HF": ("huggingface", "hf.co", "gated"), "HUGGING": ("huggingface", "hf.co", "gated")}
 _MEMORY = re.compile(r"CUDA (?:error: )?out of memory", re.IGNORECASE)
@@ -140,7 +148,7 @@ def _failure(status: Mapping[str, Any], messages: Mapping[str, Any]) -> JobError
     if "execution_interrupted" in messages:
         return _stopped(messages["execution_interrupted"])
     if status.get("status_str") == "error":
-        return JobError("job.node_failed", "ComfyUI reports an error without naming it.", "")
+        return NodeFailed("job.node_failed", "ComfyUI reports an error without naming it.", "")
     return None
 
 
@@ -170,7 +178,7 @@ def _node_failed(error: Mapping[str, Any]) -> JobError:
         ],
     }
     if "OutOfMemory" in kind or _MEMORY.search(said):
-        return JobError(
+        return OutOfMemory(
             "job.out_of_memory",
             f"The GPU ran out of memory in {where}: {said[:500]}",
             "Use a smaller size or batch, a smaller or fp8 model, or a GPU with more memory.",
@@ -184,7 +192,7 @@ def _node_failed(error: Mapping[str, Any]) -> JobError:
             **details,
         )
     if _POISON.search(f"{kind}: {said}"):
-        return JobError(
+        return ComfyBroken(
             "job.cuda_failed",
             f"The GPU failed in {where}: {said[:500]}",
             "ComfyUI is restarted for the next job, since CUDA answers nothing more after such an "
@@ -192,7 +200,7 @@ def _node_failed(error: Mapping[str, Any]) -> JobError:
             "there; if it comes with many, the GPU is faulty: let Runpod take another worker.",
             **details,
         )
-    return JobError(
+    return NodeFailed(
         "job.node_failed",
         f"{where[0].upper() + where[1:]} failed with {kind}: {said[:1000]}",
         "The traceback in the details says where; check that node's inputs and models.",
@@ -204,14 +212,14 @@ def with_withheld(error: JobError, withheld: Iterable[str], passed: Iterable[str
     """The error of a node that was refused for want of a token, with the name of the variable that
     is kept from ComfyUI (one of `withheld`) and how to let it through beside those `passed`."""
     said = f"{error.message} {error.details.get('exception_type')}"
-    if error.code != "job.node_failed" or not _REFUSED.search(said):
+    if type(error) is not NodeFailed or not _REFUSED.search(said):
         return error
     said += " ".join(map(str, error.details["traceback"]))
     names = [name for name in withheld if _is_for(name, said.lower())]
     if not names:
         return error
     listed = ",".join([*passed, *names])
-    return JobError(
+    return NodeFailed(
         error.code,
         f"{error.message} This worker keeps {' and '.join(names)} from ComfyUI and its nodes.",
         f"If the node is to have it, set COMFYUI_ENV_PASS={listed} on the endpoint. {error.fix}",
@@ -224,7 +232,7 @@ def _is_for(name: str, said: str) -> bool:
     """Does the text, in lower case, name the service that the variable is for?"""
     words = [word for word in name.upper().split("_") if word not in _PLAIN_WORDS]
     hints = [hint for word in words for hint in _ALSO.get(word, (word.lower(),))]
-    return any(len(hint) > 2 and hint in said for hint in hints)
+    return any(len(hint) > 2 and re.search(rf"(?<![a-z]){re.escape(hint)}", said) for hint in hints)
 
 
 def died_error(exit: Exit, progress: NodeProgress) -> JobError:
@@ -244,7 +252,7 @@ def died_error(exit: Exit, progress: NodeProgress) -> JobError:
 
 def unreachable_error(problem: object, progress: NodeProgress, log: list[str]) -> JobError:
     """The error for a ComfyUI that did not answer, as `problem` says, and did not end either."""
-    return JobError(
+    return ComfyUnreachable(
         "comfyui.unreachable",
         f"ComfyUI is running but does not answer ({problem}).",
         "It is restarted before the next job; send this one again.",
@@ -257,7 +265,7 @@ def volume_silent_error(progress: NodeProgress) -> JobError:
     """The error for a ComfyUI that waits for the volume."""
     where = progress.current_node()
     at = f" in node {where['node_id']} ({where['node_type']})" if where else ""
-    return JobError(
+    return VolumeSilentError(
         "volume.silent",
         f"ComfyUI waited{at} for the volume, which does not answer; the job was stopped.",
         VOLUME_FIX,
@@ -278,7 +286,7 @@ def unreadable_error(said: object, progress: NodeProgress, log: list[str]) -> Jo
     """The error for a ComfyUI that refused, as `said`, to show the outcome."""
     where = progress.current_node()
     node = f" Node {where['node_id']} ({where['node_type']}) ran last." if where else ""
-    return JobError(
+    return ComfyBroken(
         "comfyui.history_unreadable",
         f"ComfyUI cannot show the outcome of the job ({said}).{node}",
         "A custom node most likely returned something that is not JSON; fix or remove it.",

@@ -14,7 +14,7 @@ from bootstrap.comfyui import ComfyUI, Exit
 from handler.common.blocking import is_set_within
 from handler.common.calls import Calls, VolumeWatchdog
 from handler.common.deadline import Deadline, timeout_error
-from handler.common.errors import JobError
+from handler.common.errors import ComfyUnreachable, JobError, JobTimeout, VolumeSilentError
 from handler.execution import history, validation
 from handler.execution.comfy_client import (
     ComfyClient,
@@ -40,7 +40,7 @@ _DEAD_GRACE_SECONDS = 1.0
 # ComfyUI's process is killed by then, wherever it hangs.
 STOP_SECONDS = 20.0
 # After these ComfyUI would go on with the prompt.
-_GOES_ON = {"job.timeout", "volume.silent"}
+_GOES_ON = (JobTimeout, VolumeSilentError)
 # So many looks in a row, two seconds or more apart. A volume can stall for a while, and the job has
 # cost something already.
 _LOOKS = 8
@@ -71,9 +71,9 @@ async def run_prompt(
         except (asyncio.CancelledError, JobError) as problem:
             if entry.is_head and entry.state is not EntryState.WAITING:
                 entry.ended(time.time())
-            if not isinstance(problem, JobError) or problem.code in _GOES_ON:
+            if not isinstance(problem, JobError) or isinstance(problem, _GOES_ON):
                 await asyncio.shield(run.stop())
-            elif problem.code == "comfyui.unreachable":
+            elif isinstance(problem, ComfyUnreachable):
                 await calls.control.run(comfyui.stop, STOP_SECONDS)
             raise
 
@@ -294,6 +294,9 @@ class _Run:
         if self.entry.state is not EntryState.WAITING:
             self.news.set()  # it may have ended unheard
         async for message in messages:
+            if isinstance(message, bytes):
+                self.prompt.on_binary(message)
+                continue
             self._report(self.progress.on_message(message, self.prompt_id))
             if outputs := history.node_outputs(message, self.prompt_id):
                 self.prompt.on_output(outputs)

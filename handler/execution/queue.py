@@ -32,7 +32,8 @@ class Prompt:
     even if it has their results in its cache. `extra_data` may hold secrets for nodes; it is sent
     to ComfyUI and nowhere else. `hints` explain what ComfyUI may find
     wrong with it. `on_progress` is called as it advances, `on_output` with what each node that has
-    finished reports, in the form of the history's outputs."""
+    finished reports, in the form of the history's outputs, `on_binary` with what the socket brings
+    that is not text: previews."""
 
     workflow: Workflow
     extra_data: Mapping[str, Any] = field(default_factory=dict, repr=False)
@@ -41,6 +42,7 @@ class Prompt:
     hints: Sequence[JobError] = ()
     on_progress: Callable[[ProgressUpdate], None] = lambda _: None
     on_output: Callable[[Mapping[str, Any]], None] = lambda _: None
+    on_binary: Callable[[bytes], None] = lambda _: None
 
 
 @dataclass(frozen=True)

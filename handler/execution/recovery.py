@@ -26,7 +26,7 @@ from bootstrap.core.findings import Finding
 from bootstrap.core.memory import MemoryGauge
 from handler.common.blocking import Pool, TimeUp
 from handler.common.deadline import Deadline
-from handler.common.errors import JobError
+from handler.common.errors import JobError, JobTimeout
 from handler.execution.comfy_client import Refused, Unreachable, connect
 from handler.execution.prompt_run import STOP_SECONDS
 
@@ -254,7 +254,7 @@ class ComfyRecovery:
 
 
 def _not_yet(deadline: Deadline) -> JobError:
-    return JobError(
+    return JobTimeout(
         "job.timeout",
         f"The job was stopped after {deadline.elapsed:.0f} s: ComfyUI did not answer yet.",
         f"Allow more than {deadline.seconds:g} s with max_wait in the request or MAX_WAIT in the "

@@ -8,13 +8,16 @@ appear in no message.
 from __future__ import annotations
 
 import asyncio
+import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from urllib.parse import quote, urlsplit
 
 from bootstrap.config import Settings
-from bootstrap.net.addresses import AddressPolicy, shown
-from bootstrap.net.errors import DownloadError, bad_answer
+from bootstrap.config.bucket import S3_CONFIG, Bucket
+from bootstrap.net.addresses import AddressPolicy, shown, take_apart
+from bootstrap.net.errors import AddressRefused, DownloadError, bad_answer
 from bootstrap.net.http import Channel, Reply
 from handler.common.blocking import Pool, TimeUp, together
 from handler.common.deadline import Deadline
@@ -24,10 +27,13 @@ _AT_ONCE = 4
 _ATTEMPTS = 2
 _SILENCE_SECONDS = 20.0
 _BLOCK = 1024 * 1024
+BUCKET = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{1,62}")
 _FIX_URL = (
     "Send a public https address that answers with the file itself, without a login; or send the "
     'file as "data".'
 )
+
+_FIX_S3 = "Check that the key is there, and that the bucket's credentials may read it."
 
 
 @dataclass(frozen=True)
@@ -42,12 +48,26 @@ class Fetcher:
     """Fetches for one job. Each connection is aborted when the time is up or the job is cancelled,
     whatever the server sends: a time-out of the socket starts again with each byte."""
 
-    def __init__(self, settings: Settings, deadline: Deadline, network: Pool) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        deadline: Deadline,
+        network: Pool,
+        bucket: Bucket | None = None,
+    ) -> None:
+        """`bucket` is whose credentials read `s3://` addresses."""
+        self._bucket = bucket
+        self._readable = settings.bucket_inputs
         self._max_mb = settings.max_input_mb
         self._limit = Deadline(min(settings.input_timeout, deadline.remaining))
         self._policy = AddressPolicy(allow_private=settings.allow_private_urls)
         self._network = network
         self._at_once = asyncio.Semaphore(_AT_ONCE)
+
+    @property
+    def most_bytes(self) -> float:
+        """What one file, or all that comes out of one archive, may have."""
+        return self._max_mb * 1e6
 
     async def fetch(self, remote: Sequence[RemoteFile]) -> None:
         """Write every file. Raises JobError for the first that fails, and ends the others; OSError
@@ -69,7 +89,7 @@ class Fetcher:
 
     async def _attempt(self, remote: RemoteFile) -> None:
         limit = self._limit.remaining
-        channel = Channel(self._policy, min(_SILENCE_SECONDS, limit + 0.1))
+        channel = Channel(self._policy_for(remote.url), min(_SILENCE_SECONDS, limit + 0.1))
         try:
             await self._network.run(lambda: self._take(channel, remote), limit, channel.abort)
         except TimeUp:
@@ -87,12 +107,13 @@ class Fetcher:
                 remote.path.unlink(missing_ok=True)
 
     def _save(self, channel: Channel, remote: RemoteFile) -> None:
-        reply = channel.get(remote.url)
+        in_bucket = is_s3(remote.url)
+        reply = channel.get(self._signed(remote.url) if in_bucket else remote.url)
         if reply.status != 200:
             raise JobError(
                 "input.not_fetched",
                 f"{shown(remote.url)} answers with status {reply.status}.",
-                _FIX_URL,
+                _FIX_S3 if in_bucket else _FIX_URL,
                 status=reply.status,
             )
         if reply.headers.get("content-encoding", "identity").lower() not in ("", "identity"):
@@ -102,6 +123,37 @@ class Fetcher:
         size = self._write(reply, remote)
         if reply.length is not None and size != reply.length:
             raise DownloadError("download.unreachable", _cut(size, reply), "", transient=True)
+
+    def _policy_for(self, url: str) -> AddressPolicy:
+        """The operator's own bucket may be anywhere."""
+        if not is_s3(url) or self._bucket is None or not self._bucket.trusted:
+            return self._policy
+        target = take_apart(self._signed(url))
+        return replace(self._policy, exempt=frozenset({f"{target.host}:{target.port}"}))
+
+    def _signed(self, url: str) -> str:
+        """A signed https address for an `s3://` one. Raises JobError."""
+        name, _, key = url[len("s3://") :].partition("/")
+        bucket = self._bucket
+        if bucket is None:
+            raise JobError(
+                "input.bucket_refused",
+                f"{shown(url)} is in a bucket, and none is configured for this endpoint.",
+                f"Send {S3_CONFIG} with the job, or set the BUCKET_ variables and BUCKET_INPUTS in "
+                "the endpoint's environment.",
+            )
+        if not BUCKET.fullmatch(name) or not key:
+            raise JobError(
+                "input.url_refused", f"{shown(url)} is not s3://bucket/key.", "Correct it."
+            )
+        if bucket.trusted and not _may_read(name, key, self._readable):
+            raise JobError(
+                "input.bucket_refused",
+                f"{shown(url)} is not among what requests may read on this endpoint.",
+                f"Add {name}, or {name}/ with a prefix, to BUCKET_INPUTS in the endpoint's "
+                f"environment, or send {S3_CONFIG} with keys that may read it.",
+            )
+        return signed_url(replace(bucket, name=name), key, int(self._limit.seconds) + 60)
 
     def _write(self, reply: Reply, remote: RemoteFile) -> int:
         """The body into the file; its size in bytes."""
@@ -133,6 +185,39 @@ class Fetcher:
         )
 
 
+def is_s3(url: str) -> bool:
+    """Is it an address in a bucket?"""
+    return url[:5].lower() == "s3://"
+
+
+def _may_read(name: str, key: str, places: Sequence[str]) -> bool:
+    if any(part in (".", "..") for part in key.split("/")):
+        return False
+    for place in places:
+        allowed, _, prefix = place.partition("/")
+        inside = not prefix or key.startswith(prefix.rstrip("/") + "/")
+        if name == allowed and inside:
+            return True
+    return False
+
+
+def signed_url(bucket: Bucket, key: str, seconds: int) -> str:
+    """An address at which `key` can be read for so many seconds."""
+    from botocore.auth import S3SigV4QueryAuth
+    from botocore.awsrequest import AWSRequest
+    from botocore.credentials import Credentials
+
+    parts = urlsplit(bucket.endpoint)
+    if bucket.virtual_host:
+        base = f"{parts.scheme}://{bucket.name}.{parts.netloc}"
+    else:
+        base = f"{bucket.endpoint.rstrip('/')}/{bucket.name}"
+    request = AWSRequest("GET", f"{base}/{quote(key)}")
+    credentials = Credentials(bucket.key_id.reveal(), bucket.secret.reveal())
+    S3SigV4QueryAuth(credentials, "s3", bucket.region, seconds).add_auth(request)
+    return str(request.url)
+
+
 def _check_text(url: str) -> None:
     """JSON can hold half a character (a lone surrogate), which no request can. Raises JobError."""
     try:
@@ -150,9 +235,8 @@ def _cut(size: int, reply: Reply) -> str:
 
 
 def _as_job_error(problem: DownloadError, url: str) -> JobError:
-    refused = ("download.url_refused", "download.private_address", "download.redirect_refused")
     said = problem.message[:1].upper() + problem.message[1:]
-    if problem.code in refused:
+    if isinstance(problem, AddressRefused):
         return JobError(
             "input.url_refused",
             f"{said}",

@@ -6,6 +6,7 @@ import base64
 import binascii
 import os
 import re
+import shutil
 import sys
 import unicodedata
 from collections.abc import Sequence
@@ -17,6 +18,7 @@ from handler.common.blocking import Pool
 from handler.common.deadline import Deadline
 from handler.common.errors import JobError, nearest
 from handler.common.media_types import HEAD_BYTES, extension_for, wrong_content
+from handler.inputs.archive import unpack
 from handler.inputs.fetch import Fetcher, RemoteFile
 from handler.inputs.volume_cache import ROOM_FIX, VolumeInputs
 from handler.request.fields import InputFile, name_in
@@ -24,6 +26,7 @@ from handler.request.references import (
     is_folder_input,
     named_files,
     rename_files,
+    rename_folders,
     substitute_urls,
     urls_to_load,
     wanted_files,
@@ -48,6 +51,7 @@ class JobInputs:
         self._shared = shared
         self._local = local
         self._written: list[Path] = []
+        self._folders: list[Path] = []
         self._ended = False
 
     @staticmethod
@@ -72,7 +76,9 @@ class JobInputs:
         remote += [(url, InputFile(name_in(url), url=url)) for url in in_loaders]
         if remote:
             names |= await self._fetch(remote, deadline)
+        names = await self._local.run(lambda: self._unpacked(files, names), deadline.remaining)
         substitute_urls(workflow, {url: names.pop(url) for url in in_loaders})
+        rename_folders(workflow, {f.reference: names.pop(f.reference) for f in files if f.unpack})
         rename_files(workflow, names)
         await self._shared.ensure_copies(workflow, self._job_tag, deadline)
 
@@ -81,7 +87,35 @@ class JobInputs:
         self._ended = True
         for file in list(self._written):
             file.unlink(missing_ok=True)
+        for folder in list(self._folders):
+            shutil.rmtree(folder, ignore_errors=True)
         self._shared.release(self._job_tag)
+
+    def _unpacked(self, files: Sequence[InputFile], names: dict[str, str]) -> dict[str, str]:
+        """Unpack those that are to be; the names ComfyUI knows all by."""
+        try:
+            for file in files:
+                if file.unpack and not self._ended:
+                    found = self._unpack(file, self._folder / names[file.reference])
+                    names = {**found, **names, file.reference: found[file.reference]}
+            return names
+        finally:
+            if self._ended:  # the job ended meanwhile
+                self.remove()
+
+    def _unpack(self, file: InputFile, archive: Path) -> dict[str, str]:
+        folder = archive.with_name(f"{archive.stem}-files")
+        self._folders.append(folder)
+        try:
+            most = self._fetcher.most_bytes
+            inside = unpack(archive, folder, most, f"The archive {file.name!r}")
+        except OSError as problem:
+            raise _not_stored(file.name, folder, problem) from None
+        archive.unlink(missing_ok=True)
+        place = str(folder.relative_to(self._folder))
+        in_place = {name: f"{place}/{name}" for name in inside}
+        below = {f"{file.reference}/{name}": found for name, found in in_place.items()}
+        return {**in_place, **below, file.reference: place}
 
     def _write_all(self, files: Sequence[InputFile]) -> dict[str, str]:
         """Those that came with the request; the names ComfyUI knows them by."""

@@ -21,7 +21,7 @@ from bootstrap.volume import MODELS
 from handler.common import reply
 from handler.common.blocking import TimeUp
 from handler.common.calls import VOLUME_FIX, Calls
-from handler.common.errors import JobError
+from handler.common.errors import JobError, VolumeSilentError
 from handler.jobs.diagnostics import Diagnostics
 from handler.jobs.workflow_job import WorkflowJobs
 from handler.models.on_demand import ModelSupply
@@ -208,7 +208,7 @@ def _supply_for(runtime: Runtime, calls: Calls) -> ModelSupply | None:
 
 
 def _slow_volume() -> JobError:
-    return JobError("volume.silent", "The volume took too long to answer.", VOLUME_FIX)
+    return VolumeSilentError("volume.silent", "The volume took too long to answer.", VOLUME_FIX)
 
 
 def _degraded(faults: tuple[Finding, ...]) -> JobError:

@@ -27,6 +27,7 @@ from handler.execution import (
     with_withheld,
 )
 from handler.inputs import Fetcher, JobInputs, VolumeInputs, missing_inputs
+from handler.jobs.previews import Previews
 from handler.jobs.warmup import LAST
 from handler.models.on_demand import ModelSupply, Supplied
 from handler.models.prefetch import JobPrefetch, ModelPrefetcher
@@ -49,6 +50,7 @@ class _Job:
     outputs: JobOutputs
     progress: Progress
     handle: JobHandle
+    previews: Previews
 
     @property
     def options(self) -> DeliveryOptions:
@@ -109,8 +111,9 @@ class WorkflowJobs:
         deadline = handle.deadline = Deadline(request.max_wait)
         job_tag = uuid.uuid4().hex[:12]
         options = DeliveryOptions(job_tag, deadline, request.output, request.bucket)
-        job = _Job(self._delivery.begin(options), progress, handle)
-        fetcher = Fetcher(self._settings, deadline, self._calls.network)
+        previews = Previews(request.progress, progress, self._calls.local)
+        job = _Job(self._delivery.begin(options), progress, handle, previews)
+        fetcher = Fetcher(self._settings, deadline, self._calls.network, request.bucket)
         inputs = JobInputs(
             self._work.input, job_tag, fetcher, self._shared_inputs, self._calls.local
         )
@@ -151,6 +154,7 @@ class WorkflowJobs:
             raise
         finally:
             self._uncomputed.discard(handle)
+            previews.end()
             prefetch.end()
             if has_inputs:
                 with suppress(TimeUp):
@@ -213,6 +217,7 @@ class WorkflowJobs:
             hints=hints,
             on_progress=on_progress,
             on_output=job.outputs.eager.on_output,
+            on_binary=job.previews.on_frame,
         )
         for again in (False, True):
             try:

@@ -25,7 +25,7 @@ from handler.common import reply
 from handler.common.blocking import TimeUp
 from handler.common.calls import Calls
 from handler.common.deadline import Deadline
-from handler.common.errors import JobError
+from handler.common.errors import JobError, JobTimeout
 from handler.models.addresses import ModelAddresses
 from handler.models.missing import misses_a_model, specs_named, with_manifest_entries, with_slashes
 from handler.request.parse import DownloadRequest
@@ -250,7 +250,7 @@ def _unfinished(
     missing: Sequence[ModelSpec], deadline: Deadline, models: list[dict[str, Any]]
 ) -> JobError:
     names = ", ".join(str(spec.place) for spec in missing[:5])
-    return JobError(
+    return JobTimeout(
         "job.timeout",
         f"The job was stopped after {deadline.elapsed:.0f} s: {names} "
         f"{'was' if len(missing) == 1 else 'were'} not fetched yet.",

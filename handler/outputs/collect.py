@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+import shutil
+import zipfile
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -29,6 +31,8 @@ from handler.request.fields import OutputOptions
 _SUFFIXES = {"png": ".png", "jpeg": ".jpg", "webp": ".webp"}
 # Where ComfyUI itself puts them in WebP, and its editor finds them again.
 _EXIF_PLACES = {"prompt": 0x0110, "workflow": 0x010F}
+_ZIP_DATE = (1980, 1, 1, 0, 0, 0)  # the same results make the same file
+_BLOCK = 1024 * 1024
 _PNG_LEVEL = 4  # as ComfyUI saves
 
 
@@ -196,6 +200,25 @@ def write_out(result: Result, job_tag: str, scratch: Path) -> None:
     result.filename = tagged(name, job_tag)
     result.mime_type, result.size, result.local = "text/plain", local.stat().st_size, local
     result.stamp = stamp_of(local)
+
+
+def zipped(results: Sequence[Result], job_tag: str, scratch: Path) -> Result:
+    """One file with all of them, as they are: pictures and video would hardly get smaller."""
+    scratch.mkdir(parents=True, exist_ok=True)
+    local = scratch / "results.zip"
+    with zipfile.ZipFile(local, "w", zipfile.ZIP_STORED) as archive:
+        for result in results:
+            assert result.local is not None
+            place = zipfile.ZipInfo((result.subfolder / result.filename).as_posix(), _ZIP_DATE)
+            with (
+                open_regular(result.local) as source,
+                archive.open(place, "w", force_zip64=True) as target,
+            ):
+                shutil.copyfileobj(source, target, _BLOCK)
+    made = Result(results[0].node_id, "file", filename=tagged(local.name, job_tag))
+    made.place, made.contains = results[0].place, list(results)
+    _describe(made, local)
+    return made
 
 
 def _result(item: ProducedFile, local: Path, files: LocalFiles, job_tag: str) -> Result:

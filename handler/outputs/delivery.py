@@ -32,9 +32,11 @@ from handler.outputs.collect import (
     deduplicate_names,
     rewrite,
     write_out,
+    zipped,
 )
 from handler.outputs.eager import DeliveryPolicy, EagerDelivery
 from handler.outputs.local_files import LocalFiles, OutputClaim, encoded, stamp_of
+from handler.outputs.presigned import PutAddresses
 from handler.outputs.results import DeliveryOptions, Produced, Result, Stamp
 from handler.outputs.s3 import NotUploaded, Store, Upload
 from handler.outputs.volume_store import NotSaved, VolumeStore, saved_as
@@ -59,7 +61,7 @@ class JobOutputs:
     claim: OutputClaim = field(default_factory=OutputClaim)
     limit: Deadline = field(default_factory=lambda: Deadline(GRACE_SECONDS))
     upload_limit: Deadline = field(default_factory=lambda: Deadline(GRACE_SECONDS))
-    store: Store | None = None
+    store: Store | PutAddresses | None = None
     not_uploaded: list[Result] = field(default_factory=list)
     at_once: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(_AT_ONCE))
 
@@ -87,7 +89,8 @@ class Delivery:
         can be claimed for it."""
         as_saved = not options.output.changes_images
         keeps = as_saved and (self._settings.keep_outputs or options.destination == "volume")
-        room = self._room * 3 / 4 if as_saved and options.destination == "base64" else 0.0
+        alone = as_saved and options.destination == "base64" and not options.output.zip
+        room = self._room * 3 / 4 if alone else 0.0
         policy = DeliveryPolicy(options.job_tag, keeps, room)
         eager = EagerDelivery(policy, self.files, self._saver, self._calls.local)
         return JobOutputs(options, eager, self._scratch / options.job_tag)
@@ -107,7 +110,7 @@ class Delivery:
         """
         seconds = max(job.options.deadline.remaining, GRACE_SECONDS)
         job.upload_limit = Deadline(seconds)
-        job.limit = Deadline(seconds + (GRACE_SECONDS if job.options.bucket else 0))
+        job.limit = Deadline(seconds + (GRACE_SECONDS if job.options.uploads else 0))
         found, answer = CollectedOutputs(), None
         try:
             found = await self._collect(produced, job)
@@ -143,9 +146,11 @@ class Delivery:
         self, found: CollectedOutputs, job: JobOutputs, more: dict[str, Any]
     ) -> dict[str, Any]:
         rest = [path for path in job.claim.rest if path not in found.files]
-        job.store = self._store(job)
         await self._rewrite(found.results, job)
         deduplicate_names(found.results)
+        if job.options.output.zip:
+            await self._zip(found, job)
+        job.store = self._store(found.results, job)
         early = self._for_the_reply(found, job)
         encoding = [self._encode(result, job) for result in early]
         await together([*encoding, *(self._place(result, job) for result in found.results)])
@@ -182,7 +187,28 @@ class Delivery:
                 made = await self._read(lambda: encoded(local), local, job)
         result.encoded = made
 
-    def _store(self, job: JobOutputs) -> Store | None:
+    async def _zip(self, found: CollectedOutputs, job: JobOutputs) -> None:
+        """Put one file in the place of all files, which are kept on the volume as ever."""
+        files = [result for result in found.results if result.local is not None]
+        if not files:
+            return
+        keeps = self._settings.keep_outputs
+        await together(self._keep(r, job) for r in files if keeps and r.type == "output")
+        on_volume = next((r for r in files if self._is_on_volume(r)), files[0])
+        assert on_volume.local is not None
+        tag, scratch = job.options.job_tag, job.scratch
+        made = await self._read(lambda: zipped(files, tag, scratch), on_volume.local, job)
+        made.warnings += [warning for result in files for warning in result.warnings]
+        found.results = [made, *(result for result in found.results if result.local is None)]
+
+    def _is_on_volume(self, result: Result) -> bool:
+        return result.local is not None and self.files.place_on_volume(result.local) is not None
+
+    def _store(self, results: Sequence[Result], job: JobOutputs) -> Store | PutAddresses | None:
+        if job.options.output.upload_urls:
+            keys = [_key(result, job) for result in results if result.local is not None]
+            addresses = dict(zip(keys, job.options.output.upload_urls, strict=False))
+            return PutAddresses(addresses, self._policy, job.upload_limit)
         if job.options.bucket is None:
             return None
         return Store(job.options.bucket, self._policy, job.upload_limit)
@@ -195,7 +221,8 @@ class Delivery:
         destination = job.options.destination
         if destination == "s3":
             await self._upload(result, job)
-        if destination == "volume" or (self._settings.keep_outputs and result.type == "output"):
+        keeps = self._settings.keep_outputs and result.type == "output" and not result.contains
+        if destination == "volume" or keeps:
             await self._keep(result, job)
         there = result.url is not None or (destination == "volume" and result.path is not None)
         result.in_reply = not there
@@ -204,9 +231,7 @@ class Delivery:
         """To the bucket; a warning when that fails."""
         if job.store is None or result.local is None or result in job.not_uploaded:
             return False
-        prefix = job.options.bucket.prefix if job.options.bucket else ""
-        key = (Path(prefix) / result.subfolder / result.filename).as_posix()
-        store, upload = job.store, Upload(result.local, key, result.mime_type)
+        store, upload = job.store, Upload(result.local, _key(result, job), result.mime_type)
         try:
             async with job.at_once:
                 result.url = await self._calls.network.run(
@@ -322,9 +347,9 @@ class Delivery:
         """Release results that could not be delivered, so that the next job keeps them."""
         job.eager.end(self._calls.background)
         self._calls.background.add(self._saver.flush_record())
-        nowhere = {
-            r.source for r in found.results if not (r.path or r.url or (answered and r.in_reply))
-        }
+        left = [r for r in found.results if not (r.path or r.url or (answered and r.in_reply))]
+        left += [inner for result in left for inner in result.contains if not inner.path]
+        nowhere = {result.source for result in left}
         delivered = [path for path in found.files if path not in nowhere]
 
         def tidy() -> None:
@@ -351,6 +376,11 @@ class Delivery:
             kept=kept,
             files=[r.filename for r in left],
         )
+
+
+def _key(result: Result, job: JobOutputs) -> str:
+    prefix = job.options.bucket.prefix if job.options.bucket else ""
+    return (Path(prefix) / result.subfolder / result.filename).as_posix()
 
 
 def _first_url(results: Sequence[Result]) -> str | None:

@@ -141,7 +141,12 @@ class DeliveryOptions:
     @property
     def destination(self) -> str:
         """`base64`, `s3` or `volume`."""
-        return self.output.delivery or ("s3" if self.bucket is not None else "base64")
+        return self.output.delivery or ("s3" if self.uploads else "base64")
+
+    @property
+    def uploads(self) -> bool:
+        """Is there somewhere to upload results to?"""
+        return self.bucket is not None or bool(self.output.upload_urls)
 
 
 class Content(str):
@@ -162,7 +167,7 @@ class Result:
     `source` is the file that ComfyUI reported, of which
     `local` may be a rewritten copy; `stamp` as `local` looked when it was found. `repeats` are
     the nodes that also reported the same file; like `node_id` at its `place` among all that was
-    produced."""
+    produced. `contains` are the results in a zip."""
 
     node_id: str
     kind: str
@@ -182,6 +187,7 @@ class Result:
     warnings: list[str] = field(default_factory=list)
     place: int = 0
     repeats: list[tuple[int, str]] = field(default_factory=list)
+    contains: list[Result] = field(default_factory=list)
 
     @property
     def content_field(self) -> str:
@@ -212,6 +218,8 @@ class Result:
             entry["path"] = self.path
         if self.url is not None:
             entry["url"] = self.url
+        if self.contains:
+            entry["files"] = [result.entry() for result in self.contains]
         return entry
 
     def content(self) -> str:

@@ -198,7 +198,7 @@ def _completed(reply: Mapping[str, Any]) -> dict[str, Any]:
     more = {name: value for name, value in reply.items() if name not in ours}
     if texts:
         more["texts"] = texts
-    if not images and errors and not set(more) - {"timings"}:
+    if not reply.get("results") and errors and not set(more) - {"timings"}:
         return {"error": "Job processing failed", "details": errors}
     shaped: dict[str, Any] = {"images": images, **more}
     if not images:

@@ -7,6 +7,7 @@ uploaded.
 from __future__ import annotations
 
 import posixpath
+import re
 import unicodedata
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -28,23 +29,34 @@ _FIX_FOLDER = 'Use a relative folder such as "clipspace", as the workflow names 
 _BUCKET_SHAPE = 'an object {"accessId", "accessSecret", "bucketName", "endpointUrl"}'
 DELIVERIES = ("base64", "s3", "volume")
 FORMATS = ("png", "jpeg", "webp")
-_OUTPUT_FIELDS = ("delivery", "format", "quality", "metadata", "include_temp")
+_OUTPUT_FIELDS = (
+    "delivery", "format", "quality", "metadata", "include_temp", "zip", "upload_urls",
+)  # fmt: skip
+_PROGRESS_FIELDS = ("previews", "preview_size")
+_MOST_ADDRESSES = 1000
+_ADDRESS_SHAPE = 'a list of https addresses, or of {"url", "headers"}'
+_HEADER_NAME = re.compile(r"[A-Za-z0-9-]{1,64}")
+_HEADER_TEXT = re.compile(r"[\x20-\x7e]{0,1024}")
+_OUR_HEADERS = frozenset(("host", "content-length", "transfer-encoding", "connection"))
 
 
 @dataclass(frozen=True)
 class InputFile:
     """A file that comes with the request: `data` is base64 with or without a data URI head, or
-    `url` says where it is. The workflow refers to it by `reference`."""
+    `url` says where it is. The workflow refers to it by `reference`; one to `unpack` is a zip file,
+    whose contents are in the folder of that name without its extension."""
 
     name: str
     data: str | None = field(default=None, repr=False)
     url: str | None = field(default=None, repr=False)
     subfolder: str = ""
+    unpack: bool = False
 
     @property
     def reference(self) -> str:
         """How a workflow names the file: `subfolder/name`."""
-        return posixpath.join(self.subfolder, self.name)
+        name = posixpath.splitext(self.name)[0] if self.unpack else self.name
+        return posixpath.join(self.subfolder, name)
 
 
 def read_files(
@@ -143,7 +155,10 @@ def _read_file(where: str, data_field: str, given: object) -> InputFile:
         )
     if not isinstance(subfolder, str):
         raise wrong_type(f"{where}.subfolder", "a relative folder", subfolder)
-    return InputFile(checked_name(name), data, url, checked_folder(subfolder))
+    unpack = given.get("unpack", False)
+    if not isinstance(unpack, bool):
+        raise wrong_type(f"{where}.unpack", "true or false", unpack)
+    return InputFile(checked_name(name), data, url, checked_folder(subfolder), unpack)
 
 
 def _content_of(
@@ -216,16 +231,27 @@ def read_bucket(s3_config: object, settings: Settings) -> Bucket | None:
 
 
 @dataclass(frozen=True)
+class PutAddress:
+    """Where a result is sent by PUT, with which headers. Neither is shown: a query is a secret."""
+
+    url: str = field(repr=False)
+    headers: Mapping[str, str] = field(default_factory=dict, repr=False)
+
+
+@dataclass(frozen=True)
 class OutputOptions:
     """`delivery` None: to the bucket where there is one, else in the reply. `format` None: as the
     workflow saves it; `quality` 1 to 100 for jpeg and webp (where 100 is lossless). Without
-    `metadata` pictures lose the workflow they carry; `include_temp` adds previews."""
+    `metadata` pictures lose the workflow they carry; `include_temp` adds previews. `zip`: all files
+    as one. `upload_urls`: where the files go, in their order, instead of a bucket."""
 
     delivery: str | None = None
     format: str | None = None
     quality: int = 90
     metadata: bool = True
     include_temp: bool = False
+    zip: bool = False
+    upload_urls: tuple[PutAddress, ...] = ()
 
     @property
     def changes_images(self) -> bool:
@@ -233,7 +259,33 @@ class OutputOptions:
         return self.format is not None or not self.metadata
 
 
-def read_options(given: object) -> tuple[OutputOptions, tuple[str, ...]]:
+@dataclass(frozen=True)
+class ProgressOptions:
+    """What progress tells besides: `previews` of pictures while they are made, of at most
+    `preview_size` pixels a side."""
+
+    previews: bool = False
+    preview_size: int = 256
+
+
+def read_progress(given: object) -> tuple[ProgressOptions, tuple[str, ...]]:
+    """The options, and a warning for fields that do not exist. Raises JobError."""
+    if given is None:
+        return ProgressOptions(), ()
+    if not isinstance(given, Mapping):
+        raise wrong_type("progress", 'an object such as {"previews": true}', given)
+    size = given.get("preview_size", 256)
+    if isinstance(size, bool) or not isinstance(size, int) or not 32 <= size <= 512:
+        raise wrong_type("progress.preview_size", "a whole number from 32 to 512", size)
+    previews = given.get("previews", False)
+    if not isinstance(previews, bool):
+        raise wrong_type("progress.previews", "true or false", previews)
+    unknown = sorted(str(key) for key in given if key not in _PROGRESS_FIELDS)
+    warning = f"ignored unknown fields of progress: {', '.join(unknown)[:300]}"
+    return ProgressOptions(previews, size), ((warning,) if unknown else ())
+
+
+def read_options(given: object, settings: Settings) -> tuple[OutputOptions, tuple[str, ...]]:
     """The options, and a warning for fields that do not exist. Raises JobError."""
     if given is None:
         return OutputOptions(), ()
@@ -248,7 +300,12 @@ def read_options(given: object) -> tuple[OutputOptions, tuple[str, ...]]:
         quality=quality,
         metadata=_flag(given, "metadata", True),
         include_temp=_flag(given, "include_temp", False),
+        zip=_flag(given, "zip", False),
+        upload_urls=tuple(_addresses(given.get("upload_urls"), settings)),
     )
+    if options.upload_urls and options.delivery not in (None, "s3"):
+        wanted = "no delivery beside upload_urls, or s3"
+        raise wrong_type("output.delivery", wanted, options.delivery)
     unknown = sorted(str(key) for key in given if key not in _OUTPUT_FIELDS)
     warning = f"ignored unknown fields of output: {', '.join(unknown)[:300]}"
     return options, ((warning,) if unknown else ())
@@ -266,3 +323,43 @@ def _flag(given: Mapping[object, object], name: str, default: bool) -> bool:
     if not isinstance(value, bool):
         raise wrong_type(f"output.{name}", "true or false", value)
     return value
+
+
+def _addresses(given: object, settings: Settings) -> Iterator[PutAddress]:
+    """Where results are sent to; refused where the address is one that may not be used."""
+    if given is None:
+        return
+    if not isinstance(given, list) or not 0 < len(given) <= _MOST_ADDRESSES:
+        raise wrong_type("output.upload_urls", _ADDRESS_SHAPE, given)
+    policy = AddressPolicy(settings.allow_private_urls)
+    for item in given:
+        entry = item if isinstance(item, Mapping) else {"url": item}
+        url, headers = entry.get("url"), entry.get("headers") or {}
+        if not isinstance(url, str) or not isinstance(headers, Mapping):
+            raise wrong_type("output.upload_urls", _ADDRESS_SHAPE, item)
+        try:
+            policy.at_sight(url)
+        except DownloadError as problem:
+            raise JobError(
+                "output.bad_address",
+                f"upload_urls: {problem.message}",
+                "Send public https addresses without a login; where addresses of your own network "
+                "are meant, set ALLOW_PRIVATE_URLS=true in the endpoint's environment.",
+            ) from None
+        yield PutAddress(url, dict(_header(name, text) for name, text in headers.items()))
+
+
+def _header(name: object, text: object) -> tuple[str, str]:
+    plain = isinstance(name, str) and isinstance(text, str)
+    if (
+        not plain
+        or not _HEADER_NAME.fullmatch(str(name))
+        or not _HEADER_TEXT.fullmatch(str(text))
+        or str(name).lower() in _OUR_HEADERS
+    ):
+        raise JobError(
+            "output.bad_address",
+            f"upload_urls: the header {short(str(name))} cannot be sent.",
+            "Send plain names and values; Host and the lengths are the worker's own.",
+        )
+    return str(name), str(text)

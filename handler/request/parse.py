@@ -10,6 +10,7 @@ from typing import Any
 from bootstrap.config import Settings
 from bootstrap.config.bucket import S3_CONFIG, Bucket, missing_variables
 from bootstrap.core.findings import Finding, errors_in
+from bootstrap.core.text import BOM
 from bootstrap.models.manifest import VERSION, parse_manifest
 from bootstrap.models.manifest_entry import ModelSpec
 from handler.common.errors import JobError, check_limits, short, wrong_type
@@ -18,10 +19,12 @@ from handler.request.compatibility import Envelope
 from handler.request.fields import (
     InputFile,
     OutputOptions,
+    ProgressOptions,
     check_model_host,
     read_bucket,
     read_files,
     read_options,
+    read_progress,
 )
 from handler.request.named_workflows import NamedWorkflow
 from handler.request.references import draw_seeds
@@ -48,6 +51,7 @@ class WorkflowRequest:
     output: OutputOptions = field(default=OutputOptions())
     bucket: Bucket | None = None
     retry_on_oom: bool = False
+    progress: ProgressOptions = field(default=ProgressOptions())
 
 
 @dataclass(frozen=True)
@@ -128,14 +132,14 @@ def parse_request(
 def _parsed(text: str) -> object:
     """An input that is JSON text, which clients of worker-comfyui may send; else the text."""
     try:
-        return json.loads(text)
+        return json.loads(text.removeprefix(BOM))
     except (ValueError, RecursionError):
         return text
 
 
 _WORKFLOW_FIELDS = {
     "workflow", "workflow_name", "params", "overrides", "images", "files", "max_wait", "output",
-    S3_CONFIG, "retry_on_oom", *compatibility.BESIDE, *compatibility.KEY_FIELDS,
+    S3_CONFIG, "retry_on_oom", "progress", *compatibility.BESIDE, *compatibility.KEY_FIELDS,
 }  # fmt: skip
 
 
@@ -159,10 +163,12 @@ def _read_workflow_request(
     if given.get("params") is not None and given.get("workflow_name") is None:
         warnings.append("params are ignored: they belong to a workflow_name")
     workflow, seeds = draw_seeds(workflow)
-    output, more = read_options(given.get("output"))
+    output, more = read_options(given.get("output"), context.settings)
+    progress, notes = read_progress(given.get("progress"))
     bucket = read_bucket(given.get(S3_CONFIG, context.s3_config), context.settings)
-    lacking = missing_variables(context.settings) if bucket is None else []
-    if output.delivery == "s3" and bucket is None:
+    uploads = bucket is not None or bool(output.upload_urls)
+    lacking = [] if uploads else missing_variables(context.settings)
+    if output.delivery == "s3" and not uploads:
         raise JobError(
             "output.no_bucket",
             "Results should go to a bucket, but none is configured for this endpoint"
@@ -176,11 +182,13 @@ def _read_workflow_request(
         workflow=saved_as_files(workflow),
         max_wait=_max_wait(given.get("max_wait"), context.settings.max_wait),
         files=read_files(given.get("images"), given.get("files"), extra_files),
-        warnings=(*envelope.notes, *warnings, *more, *unknown),
+        warnings=(*envelope.notes, *warnings, *more, *notes, *unknown),
+        progress=progress,
         output=output,
         bucket=bucket and bucket.for_job(context.job_id),
         retry_on_oom=_flag(given, "retry_on_oom"),
         extra_data={
+            **({"preview_method": "auto"} if progress.previews else {}),
             **compatibility.endpoint_key(context.settings),
             **envelope.extra_data,
             **compatibility.request_key(given),

@@ -35,6 +35,7 @@ _NAMES_FILES = frozenset(
     "image images mask masks audio video videos file files filename latent latents folder folders "
     "directory directories dir path paths input inputs subfolder sequence".split()
 )
+_NAMES_FOLDERS = frozenset("folder folders directory directories dir path paths subfolder".split())
 _LONGEST_PATH = 1024
 _LONGEST = 1024  # more is a text that happens to end in `.bin`
 # Input names of ComfyUI's own loaders and of those that imitate them, without a number at the end.
@@ -85,8 +86,8 @@ _BITS = 32
 
 
 def is_url(text: str) -> bool:
-    """Is it meant as an address on the web? Not: may it be fetched?"""
-    return text[:8].lower().startswith(("http://", "https://"))
+    """Is it meant as an address on the web, or in a bucket? Not: may it be fetched?"""
+    return text[:8].lower().startswith(("http://", "https://", "s3://"))
 
 
 def urls_to_load(workflow: Workflow) -> list[str]:
@@ -116,6 +117,15 @@ def rename_files(workflow: Workflow, names: Mapping[str, str]) -> None:
     for node in workflow.values():
         for name, value in node["inputs"].items():
             if not is_link(value):
+                node["inputs"][name] = _renamed(value, names)
+
+
+def rename_folders(workflow: Workflow, names: Mapping[str, str]) -> None:
+    """`rename_files` for folders, whose names may be words that stand anywhere: only in inputs
+    whose own name says that they take a folder or path."""
+    for node in workflow.values():
+        for name, value in node["inputs"].items():
+            if set(re.split(r"[^a-z]+", name.lower())) & _NAMES_FOLDERS and not is_link(value):
                 node["inputs"][name] = _renamed(value, names)
 
 

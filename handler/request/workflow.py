@@ -7,6 +7,7 @@ import math
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from bootstrap.core.text import BOM
 from handler.common.errors import (
     JobError,
     check_limits,
@@ -17,6 +18,7 @@ from handler.common.errors import (
 
 Workflow = dict[str, dict[str, Any]]
 _MOST_WARNINGS = 20
+_PREFIX = "filename_prefix"
 HOW_TO_ASK = 'Send {"input": {"workflow": {…}}} with a workflow in API format.'
 _EXPORT_FIX = (
     "In ComfyUI choose Workflow → Export (API) (older versions: enable Dev mode in the settings, "
@@ -49,7 +51,7 @@ def read_workflow(given: object) -> Workflow:
 
 def _parsed(text: str) -> object:
     try:
-        given = json.loads(text)
+        given = json.loads(text.removeprefix(BOM))
     except (ValueError, RecursionError) as problem:
         raise JobError(
             "workflow.not_json",
@@ -129,8 +131,12 @@ def is_link(value: object) -> bool:
 
 def saved_as_files(workflow: Workflow) -> Workflow:
     """SaveImageWebsocket sends its pictures over the socket, once, and reports none: replace it
-    with SaveImage, so that they are returned like all others."""
+    with SaveImage, so that they are returned like all others. A prefix that was written on Windows
+    (`set\\cat`) names a folder, as it does there."""
     for node_id, node in workflow.items():
+        prefix = node["inputs"].get(_PREFIX)
+        if isinstance(prefix, str) and "\\" in prefix and ".." not in prefix:
+            node["inputs"][_PREFIX] = prefix.replace("\\", "/")
         if node["class_type"] == "SaveImageWebsocket":
             inputs = {**node["inputs"], "filename_prefix": "ComfyUI"}
             workflow[node_id] = {**node, "class_type": "SaveImage", "inputs": inputs}

@@ -41,6 +41,8 @@ class Progress:
         self._loop = asyncio.get_running_loop()
         self._lock = threading.Lock()
         self._news: dict[str, Any] | None = None
+        self._last: dict[str, Any] | None = None
+        self._preview: str | None = None
         self._sent_stage: object = None
         self._closed = False
         self._has_news = asyncio.Event()
@@ -55,10 +57,25 @@ class Progress:
         news = {"stage": stage, **more}
         if percent is not None:
             news["percent"] = round(min(max(percent, 0.0), 100.0), 1)
+        self._put(news)
+
+    def preview(self, image: str) -> None:
+        """Send `image`, a data URI, with each update of the stage there is, until another stage or
+        a newer image comes."""
         with self._lock:
+            news = self._news or self._last
+            self._preview = None if news is None else image
+        if self._post is not None and news is not None:
+            self._put(news)
+
+    def _put(self, news: dict[str, Any]) -> None:
+        stage = news["stage"]
+        with self._lock:
+            if self._last is not None and self._last["stage"] != stage:
+                self._preview = None
             # The sender looks by itself while it waits; it is woken for what cannot wait.
             idle = self._news is None or self._news["stage"] != stage
-            self._news = news
+            self._news = self._last = news
         if idle and not self._closed:
             try:
                 self._loop.call_soon_threadsafe(self._wake)
@@ -92,6 +109,8 @@ class Progress:
             async with self._posting:
                 with self._lock:
                     update, self._news = self._news, None
+                    if update is not None and self._preview is not None:
+                        update = {**update, "preview": self._preview}
                     self._has_news.clear()
                 if update is not None:
                     sent_at = time.monotonic()

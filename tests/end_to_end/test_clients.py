@@ -259,16 +259,7 @@ def test_a_terminal_gets_a_bar_and_no_key(serving: Serving, tmp_path: Path) -> N
         stdin=theirs,
     )
     os.close(theirs)
-    seen = b""
-    while True:
-        try:
-            block = os.read(ours, 65536)
-        except OSError:  # how Linux says that the other end of a terminal was closed
-            break
-        if not block:
-            break
-        seen += block
-    os.close(ours)
+    seen = everything_from(ours)
     assert process.wait(30) == 0, seen
     text = seen.decode()
     assert "running" in text
@@ -359,6 +350,9 @@ def test_the_commands_of_the_client_page_run(
     (tmp_path / "workflow_api.json").write_text(WORKFLOW.read_text())
     (tmp_path / "with_image.json").write_text(json.dumps(from_file("photo.png")))
     (tmp_path / "cat.png").write_bytes(png())
+    prompt, steps = "{type: string, sets: 2.filename_prefix}", "{type: integer, sets: 1.width}"
+    declared = f"{{prompt: {prompt}, steps: {steps}}}"
+    put_typed_workflow(serving.volume, "portrait", declared)
     commands = block.replace("http://127.0.0.1:8000", local_api)
     done = run(["sh", "-ec", commands], tmp_path, serving.api.client_env())
     assert done.code == 0, done.err
@@ -387,24 +381,59 @@ def test_the_loopback_api_answers_as_runpods(serving: Serving) -> None:
     assert state()["output"]["status"] == "completed"
 
 
-def put_typed_workflow(volume: Path) -> None:
+def test_previews_are_shown_on_a_terminal_that_can_and_the_last_one_is_saved(
+    serving: Serving, tmp_path: Path
+) -> None:
+    nodes = through("TestSteps", steps=40, seconds=5.0)
+    (steps,) = [node for node in nodes.values() if node["class_type"] == "TestSteps"]
+    steps["inputs"]["preview"] = 300
+    ours, theirs = pty.openpty()
+    process = subprocess.Popen(
+        [sys.executable, str(SUBMIT), str(written(tmp_path, nodes)), "--previews"],
+        cwd=tmp_path,
+        env=client_env({**serving.api.client_env(), "TERM": "xterm-kitty"}),
+        stdout=theirs,
+        stderr=theirs,
+        stdin=theirs,
+    )
+    os.close(theirs)
+    seen = everything_from(ours)
+    assert process.wait(30) == 0, seen
+    assert b"\033_Ga=T,f=100" in seen and b"last preview: output/preview.jpg" in seen
+    assert (tmp_path / "output/preview.jpg").read_bytes().startswith(b"\xff\xd8\xff")
+
+
+def everything_from(terminal: int) -> bytes:
+    seen = b""
+    while True:
+        try:
+            block = os.read(terminal, 65536)
+        except OSError:  # how Linux says that the other end of a terminal was closed
+            break
+        if not block:
+            break
+        seen += block
+    os.close(terminal)
+    return seen
+
+
+def put_typed_workflow(
+    volume: Path, name: str = "typed", declared: str = "{color: {type: integer, sets: 1.color}}"
+) -> None:
     folder = volume / "workflows"
     folder.mkdir(exist_ok=True)
-    (folder / "typed.json").write_text(json.dumps(plain()))
-    (folder / "typed.params.yaml").write_text("params: {color: {type: integer, sets: 1.color}}")
+    (folder / f"{name}.json").write_text(json.dumps(plain()))
+    (folder / f"{name}.params.yaml").write_text(f"params: {declared}")
 
 
 def test_a_workflow_by_name_with_its_params_through_the_client(
     serving: Serving, tmp_path: Path
 ) -> None:
     put_typed_workflow(serving.volume)
-    request = tmp_path / "request.json"
-    given: dict[str, Any] = {"workflow_name": "typed", "params": {"color": 255}}
-    request.write_text(json.dumps({"input": given}))
-    assert submit(serving, tmp_path, request).code == 0
-    given["params"] = {"color": "red"}
-    request.write_text(json.dumps({"input": given}))
-    refused = submit(serving, tmp_path, request)
+    done = submit(serving, tmp_path, "--name", "typed", "--param", "color=255")
+    assert done.code == 0, done.err
+    assert (tmp_path / done.out.strip()).read_bytes().startswith(PNG)
+    refused = submit(serving, tmp_path, "--name", "typed", "--param", "color=red")
     assert refused.code == 1 and "color (integer)" in refused.err
 
 

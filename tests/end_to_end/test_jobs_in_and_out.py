@@ -7,6 +7,7 @@ import base64
 import io
 import json
 import os
+import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -171,6 +172,44 @@ def test_a_workflow_on_the_volume_is_run_by_its_name(worker: BootedWorker, volum
     assert_refused(worker.ask({"workflow_name": "ui"}), "workflow.ui_format", "Export (API)")
     for name in ("../secret", "/etc/passwd", str(volume / "secret"), "a\0b", "x" * 5000, "\ud800"):
         assert_refused(worker.ask({"workflow_name": name}), "workflow.name_unknown")
+
+
+def test_files_come_from_a_bucket_in_a_zip_and_go_to_an_address_as_one(
+    worker: BootedWorker, bucket: S3Server
+) -> None:
+    frames = io.BytesIO()
+    with zipfile.ZipFile(frames, "w") as made:
+        made.writestr("1.png", png(colour=(255, 0, 0)))
+        made.writestr("deep/2.png", png(colour=(0, 0, 255)))
+    bucket.client.put_object(Bucket=BUCKET, Key="in/frames.zip", Body=frames.getvalue())
+    where = {"Bucket": BUCKET, "Key": "out.zip"}
+    nodes = from_file("frames/1.png")
+    second = from_file("frames/deep/2.png")
+    nodes |= {"3": second["1"], "4": {**second["2"], "inputs": {"images": ["3", 0]}}}
+    nodes["4"]["inputs"]["filename_prefix"] = "second"
+    reply = ask(
+        worker,
+        workflow=nodes,
+        files=[{"url": f"s3://{BUCKET}/in/frames.zip", "unpack": True}],
+        s3Config={
+            "accessId": KEY_ID,
+            "accessSecret": SECRET,
+            "bucketName": BUCKET,
+            "endpointUrl": bucket.url,
+        },
+        output={
+            "zip": True,
+            "upload_urls": [bucket.client.generate_presigned_url("put_object", where)],
+        },
+    )
+    (made_entry,) = reply["results"]
+    assert made_entry["url"].endswith("/out.zip") and len(made_entry["files"]) == 2
+    content = bucket.client.get_object(**where)["Body"].read()
+    with zipfile.ZipFile(io.BytesIO(content)) as opened:
+        pictures = [Image.open(io.BytesIO(opened.read(name))) for name in opened.namelist()]
+    colours = {picture.convert("RGB").getpixel((0, 0)) for picture in pictures}
+    assert colours == {(255, 0, 0), (0, 0, 255)}
+    assert no_input_is_left(worker)
 
 
 DECLARED = """

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import base64
+import io
 import json
 import re
 import time
+import zipfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,16 +15,18 @@ from typing import Any
 
 import psutil
 import pytest
+from PIL import Image
 
 from demo.taesd import write_whole_vae
 from demo.volume import DemoVolume
 from tests.bootstrap.boot.test_models import loading, want
 from tests.conftest import environment, furnished, workflow
 from tests.end_to_end.test_faults import through
-from tests.end_to_end.test_worker import plain
+from tests.end_to_end.test_worker import from_file, plain, png
 from tests.support.control_plane import ControlPlane
 from tests.support.provisioning import MARKER as TOKEN
 from tests.support.provisioning import tensors
+from tests.support.s3_server import BUCKET, KEY_ID, SECRET, s3_server
 from tests.support.vicious_server import ViciousServer
 from tests.support.worker_process import WorkerProcess
 
@@ -48,7 +52,7 @@ def production(demo: DemoVolume, tmp_path_factory: pytest.TempPathFactory) -> It
     with ControlPlane() as plane:
         env = environment(demo, volume, work) | plane.worker_env()
         env |= {"ALLOW_PRIVATE_DOWNLOAD_URLS": "true", "HF_TOKEN": TOKEN, "civitai_token": TOKEN}
-        env |= {"ALLOW_DOWNLOAD_REQUESTS": "true"}
+        env |= {"ALLOW_DOWNLOAD_REQUESTS": "true", "ALLOW_PRIVATE_URLS": "true"}
         with WorkerProcess.module("handler", env=env) as worker:
             plane.wait_for("ready", timeout=90)
             yield Production(plane, worker, volume)
@@ -87,7 +91,8 @@ def test_a_model_on_demand_is_reported_while_it_comes_and_before_the_result(
     assert mine[-1].kind == "done", "nothing after the result"
     told = [event.body["output"] for event in mine if event.kind == "progress"]
     assert {update["model"] for update in told} == {"vae/wanted.safetensors"}
-    assert {key for update in told for key in update} == {"stage", "percent", "model", "detail"}
+    fields = {"stage", "percent", "model", "detail", "message"}
+    assert {key for update in told for key in update} == fields
     percents = [update["percent"] for update in told]
     assert len(percents) >= 2 and percents == sorted(percents)
     assert TOKEN not in production.worker.log and TOKEN not in str(mine)
@@ -132,6 +137,60 @@ def test_a_running_prompt_is_reported_in_order_and_not_too_often(production: Pro
     assert {(update["node"], update["class_type"], update["steps"]) for update in stepping} == {
         ("3", "TestSteps", 40)
     }
+
+
+def test_previews_come_small_and_not_too_often_and_only_where_they_are_asked_for(
+    production: Production,
+) -> None:
+    nodes = through("TestSteps", steps=60, seconds=6.0)
+    (steps,) = [node for node in nodes.values() if node["class_type"] == "TestSteps"]
+    steps["inputs"]["preview"] = 1024
+    given = {"workflow": nodes, "progress": {"previews": True, "preview_size": 128}}
+    jobs = [production.plane.submit(given), production.plane.submit({"workflow": nodes})]
+    for job in jobs:
+        assert production.plane.result(job)["output"]["status"] == "completed"
+    events = [e for e in production.plane.events if e.kind == "progress"]
+    told = [e.body["output"] for e in events if e.job_id == jobs[0]]
+    previews = [update["preview"] for update in told if "preview" in update]
+    mine = [event.at for event in events if event.job_id == jobs[0]]
+    most = (mine[-1] - mine[0]) / 2 + 2
+    assert 2 <= len(set(previews)) <= most, "one in two seconds"
+    for preview in previews:
+        head, _, content = preview.partition(",")
+        assert head == "data:image/jpeg;base64" and len(content) < 33_000
+        picture = Image.open(io.BytesIO(base64.b64decode(content)))
+        assert picture.format == "JPEG" and max(picture.size) <= 128
+    assert not any("preview" in e.body["output"] for e in events if e.job_id == jobs[1])
+
+
+def test_files_come_from_a_bucket_and_go_to_an_address_of_the_request(
+    production: Production,
+) -> None:
+    frames = io.BytesIO()
+    with zipfile.ZipFile(frames, "w") as made:
+        made.writestr("1.png", png(colour=(0, 0, 255)))
+    with s3_server() as bucket:
+        bucket.client.put_object(Bucket=BUCKET, Key="f.zip", Body=frames.getvalue())
+        where = {"Bucket": BUCKET, "Key": "out.zip"}
+        target = bucket.client.generate_presigned_url("put_object", where)
+        own = {"accessId": KEY_ID, "accessSecret": SECRET, "bucketName": BUCKET}
+        output = production.ask(
+            {
+                "workflow": from_file("f/1.png"),
+                "files": [{"url": f"s3://{BUCKET}/f.zip", "unpack": True}],
+                "s3Config": {**own, "endpointUrl": bucket.url},
+                "output": {"zip": True, "upload_urls": [target]},
+            }
+        )["output"]
+        content = bucket.client.get_object(**where)["Body"].read()
+    assert output["status"] == "completed", output
+    with zipfile.ZipFile(io.BytesIO(content)) as opened:
+        (name,) = opened.namelist()
+        picture = Image.open(io.BytesIO(opened.read(name))).convert("RGB")
+    assert picture.getpixel((0, 0)) == (0, 0, 255)
+    signature = target.partition("Signature=")[2][:20]
+    for secret in (SECRET, signature):
+        assert secret not in production.worker.log and secret not in str(output)
 
 
 def test_an_error_is_posted_as_runpod_shows_it(production: Production) -> None:

@@ -1,10 +1,10 @@
 """Generated workflows, through the worker and straight to the same ComfyUI: what the one runs, the
 other runs, with the same files from the same nodes.
 
-    python -m tests.prove.differential [--workflows 2000]
+    python -m tests.prove.differential [--workflows 2000] [--first 0]
 
 Branches that are broken (links to nowhere, files that are missing), nodes that nothing needs,
-savers with the same inputs, results from ComfyUI's cache.
+savers with the same inputs, nodes that expand into others, results from ComfyUI's cache.
 """
 
 from __future__ import annotations
@@ -69,11 +69,13 @@ def _step(dice: random.Random, nodes: Workflow, picture: str) -> str:
 
 
 def _output(dice: random.Random, nodes: Workflow, picture: str, number: int) -> None:
-    kind = dice.choice(("save", "save", "twice", "preview", "text"))
+    kind = dice.choice(("save", "save", "twice", "preview", "text", "expand"))
     if kind == "preview":
         _add(nodes, "PreviewImage", images=[picture, 0])
     elif kind == "text":
         _add(nodes, "PreviewAny", source=[picture, 0])
+    elif kind == "expand":
+        _add(nodes, "TestExpand", image=[picture, 0], deep=dice.randint(0, 2))
     else:
         for _ in range(2 if kind == "twice" else 1):
             _add(nodes, "SaveImage", images=[picture, 0], filename_prefix=f"d{number % 50}")
@@ -135,12 +137,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     """0 when there is no difference."""
     parser = argparse.ArgumentParser(prog="tests.prove.differential", description=__doc__)
     parser.add_argument("--workflows", type=int, default=2000)
+    parser.add_argument("--first", type=int, default=0, help="the number of the first one")
     given = parser.parse_args(argv)
     demo = ensure()
     with tempfile.TemporaryDirectory() as folder:
         volume = furnished(demo, Path(folder) / "volume")
         with ready_worker(environment(demo, volume, Path(folder) / "work")) as worker:
-            found = differences(worker, range(given.workflows))
+            found = differences(worker, range(given.first, given.first + given.workflows))
     for line in found[:20]:
         print(line)
     print(f"{given.workflows} workflows, {len(found)} differences")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import io
 import json
+import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -12,13 +13,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 
 from scripts import submit
 from scripts.api_key import is_safe_for_a_key
 from scripts.diagnostics_text import diagnostics_text
-from scripts.endpoint import TRIES, Endpoint, EndpointError, Job
+from scripts.endpoint import TRIES, Endpoint, EndpointError, Job, Waiting
 from scripts.outcome import Ended, report
-from scripts.request_form import UsageError, workflow_input
+from scripts.request_form import UsageError, named_input, workflow_input
 from scripts.saving import safe_name, save
 from scripts.watching import Watching, progress_in
 from tests.end_to_end.test_worker import from_file, plain
@@ -91,13 +94,86 @@ def written(folder: Path, content: Any) -> str:
 
 def test_set_keeps_the_type_of_what_it_replaces(tmp_path: Path) -> None:
     source = written(tmp_path, plain())
-    given = workflow_input(
-        source, ["1.width=64", "2.filename_prefix=64", "1.new=a cat", "1.flag=true"], [], None
-    )
+    given = workflow_input(source, ["1.width=64", "2.filename_prefix=64", "1.color=true"], [], None)
     assert given["overrides"] == {
-        "1": {"width": 64, "new": "a cat", "flag": True},
+        "1": {"width": 64, "color": True},
         "2": {"filename_prefix": "64"},
     }
+
+
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [
+        ("1.widht=64", "input 'widht' of node 1 (EmptyImage); it has width, height"),
+        ("1.widht=64", "Did you mean 1.width?"),
+        ("9.width=64", "names node 9; the workflow has 1 (EmptyImage)"),
+    ],
+)
+def test_an_input_that_is_not_there_is_refused_before_it_is_paid_for(
+    tmp_path: Path, wrong: str, said: str
+) -> None:
+    with pytest.raises(UsageError, match=re.escape(said)):
+        workflow_input(written(tmp_path, plain()), [wrong], [], None)
+
+
+def png(path: Path, **texts: str) -> str:
+    """A picture as SaveImage writes it, with texts beside it."""
+    info = PngInfo()
+    for key, text in texts.items():
+        info.add_text(key, text)
+    Image.new("RGB", (2, 2)).save(path, pnginfo=info)
+    return str(path)
+
+
+def test_a_picture_has_its_workflow_in_it(tmp_path: Path) -> None:
+    prompt = json.dumps(plain())
+    given = workflow_input(png(tmp_path / "a.png", prompt=prompt, workflow="{}"), [], [], None)
+    assert given == {"workflow": plain()}
+    for texts, said in (({"workflow": "{}"}, "only the page's form"), ({}, "no workflow in it")):
+        with pytest.raises(UsageError, match=said):
+            workflow_input(png(tmp_path / "b.png", **texts), [], [], None)
+    cut = tmp_path / "cut.png"
+    cut.write_bytes(Path(png(tmp_path / "c.png", prompt=prompt)).read_bytes()[:60])
+    with pytest.raises(UsageError, match="Export"):
+        workflow_input(str(cut), [], [], None)
+
+
+def test_a_byte_order_mark_is_no_fault(tmp_path: Path) -> None:
+    source = tmp_path / "windows.json"
+    source.write_text(json.dumps(plain()), "utf-8-sig")
+    assert workflow_input(str(source), [], [], None) == {"workflow": plain()}
+
+
+def test_an_error_has_its_code_its_sentence_the_nodes_last_word_and_a_hint(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    output = {
+        "error": "Node 3 (KSampler) failed. Check it.",
+        "error_code": "job.node_failed",
+        "fix": "Check it.",
+        "docs": "https://docs.example/job.node_failed",
+        "details": {"traceback": ["  File x\n", "RuntimeError: sizes must match\n"]},
+    }
+    job = Job("job-1", "FAILED", output, "Node 3 (KSampler) failed. Check it.")
+    assert report(Ended(1, job), Path("nowhere"), False) == 1
+    assert capsys.readouterr().err.splitlines() == [
+        "error[job.node_failed]: Node 3 (KSampler) failed.",
+        "  RuntimeError: sizes must match",
+        "hint: Check it.",
+        "more: https://docs.example/job.node_failed",
+    ]
+
+
+def test_who_waits_is_told_how_long_the_queue_is() -> None:
+    health = answer({"jobs": {"inQueue": 3}, "workers": {"running": 1, "idle": 0}})
+    with scripted(health=[health]) as script:
+        waiting = Waiting(endpoint(f"{script.url}/some", []))
+        assert waiting.words(Job("a", "IN_QUEUE")) == "", "not at once"
+        waiting._next = 0.0
+        assert waiting.words(Job("a", "IN_QUEUE")) == "3 in the queue, 1 worker up"
+        assert len(script.seen) == 1
+    waiting._next = 0.0
+    assert waiting.words(Job("a", "IN_QUEUE")) == "3 in the queue, 1 worker up", "no news"
 
 
 def test_a_value_may_hold_equals_signs_and_dots(tmp_path: Path) -> None:
@@ -147,10 +223,23 @@ def test_a_file_that_is_missing_or_not_json(tmp_path: Path) -> None:
         workflow_input(str(tmp_path / "a.json"), [], [], None)
 
 
+def test_a_workflow_on_the_volume_is_named_with_its_params() -> None:
+    given = named_input("portrait", ["prompt=a = b", "steps=20", 'name="7"'], [], 5)
+    assert given == {
+        "workflow_name": "portrait",
+        "params": {"prompt": "a = b", "steps": 20, "name": "7"},
+        "max_wait": 5,
+    }
+
+
 @pytest.mark.parametrize(
     ("arguments", "env", "said"),
     [
         ([], ENV, "Name a workflow file"),
+        (["w.json", "--name", "x"], ENV, "Name a workflow file"),
+        (["--name", "x", "--set", "1.a=2"], ENV, "--set goes with a workflow file"),
+        (["--name", "x", "--param", "a"], ENV, "NAME=VALUE"),
+        (["w.json", "--param", "a=2"], ENV, "--param goes with --name"),
         (["w.json", "--diagnostics"], ENV, "--diagnostics goes without"),
         (["w.json", "--html", "x.html"], ENV, "--html go with --diagnostics"),
         (["--diagnostics"], {"RUNPOD_ENDPOINT_ID": "e"}, "RUNPOD_API_KEY is not set"),
@@ -234,13 +323,13 @@ def test_a_job_is_not_sent_again_to_a_local_worker_that_may_run_it() -> None:
         assert len(script.seen) == 1
 
 
-def test_a_local_worker_that_is_not_up_yet_is_waited_for() -> None:
+def test_a_local_worker_that_is_not_there_is_told_at_once() -> None:
     waits: list[float] = []
     with scripted(runsync=[QUEUED]) as script:
         gone = script.url
     with pytest.raises(EndpointError, match=r"nobody answers there.*--rp_serve_api"):
         endpoint(gone, waits, None).run_and_wait({}, 5)
-    assert len(waits) == TRIES - 1
+    assert waits == []
 
 
 @pytest.mark.parametrize(
@@ -520,8 +609,7 @@ def test_diagnostics_with_errors_end_with_1(capsys: pytest.CaptureFixture[str]) 
     job = Job("job-1", "COMPLETED", output)
     assert report(Ended(0, job), Path("nowhere"), False) == 1
     shown = capsys.readouterr().out
-    assert "ERROR   volume.full: It is full." in shown
-    assert "fix: Room!" in shown
+    assert "x It is full. [volume.full]\n    Room!\n" in shown
 
 
 @pytest.mark.parametrize(
@@ -556,6 +644,7 @@ def test_progress_is_shown_line_by_line_off_a_terminal(
     with scripted(run=[QUEUED], status=[*states, ended({"results": []})]) as script:
         assert call(script, tmp_path) == 0
     lines = capsys.readouterr().err.splitlines()
+    assert re.fullmatch(r"Done in \d+\.\d s, no files\.", lines.pop())
     assert lines == [
         "job job-1",
         "waiting for a worker",

@@ -19,8 +19,9 @@ and "Optimizing memory usage with PYTORCH_ALLOC_CONF" in torch's CUDA notes.
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from bootstrap.comfyui import Allocator
 from bootstrap.config import Settings
@@ -32,42 +33,45 @@ from bootstrap.environment.torch_build import TorchBuild
 
 NATIVE = "native"
 ASYNC = "cudaMallocAsync"
+_POWER_OF_TWO = "(?:1|2|4|8|16|32|64|128|256|512|1024)"
+_BOOLEAN = ("True|False", "`True` or `False`")
 # torch raises below 20 (from 2.9 on) or up to and including 20 (before).
-LEAST_SPLIT_MB = 21
-_POWER_OF_TWO = frozenset(str(2**n) for n in range(11))
-_BOOLEAN_KEYS = frozenset(
-    [
-        "expandable_segments",
-        "release_lock_on_cudamalloc",
-        "release_lock_on_hipmalloc",
-        "pinned_use_cuda_host_register",
-        "pinned_use_hip_host_register",
-        "pinned_use_background_threads",
-        "graph_capture_record_stream_reuse",
-        "pinned_free_catch_all",
-        "throw_on_cudamalloc_oom",
-    ]
-)
-_SPLIT_KEYS = frozenset(("max_split_size_mb", "max_non_split_rounding_mb"))
-_FRACTION_KEYS = frozenset(("garbage_collection_threshold", "per_process_memory_fraction"))
-_SIZE_KEYS = frozenset(
-    ("pinned_reserve_segment_size_mb", "large_segment_size_mb", "roundup_bypass_threshold_mb")
-)
-KNOWN_KEYS = (
-    _BOOLEAN_KEYS
-    | _SPLIT_KEYS
-    | _FRACTION_KEYS
-    | _SIZE_KEYS
-    | {"backend", "roundup_power2_divisions", "pinned_num_register_threads"}
-)
-# Keys that shape how the native allocator cuts memory up: no effect under cudaMallocAsync.
-NATIVE_ONLY = _SPLIT_KEYS | {
-    "garbage_collection_threshold",
-    "roundup_power2_divisions",
-    "roundup_bypass_threshold_mb",
-    "expandable_segments",
-    "release_lock_on_cudamalloc",
+_SPLIT = (r"0*(?:2[1-9]|[3-9]\d|[1-9]\d{2,17})", "a whole number of MB above 20")
+_SHARE = (r"0*\.\d*[1-9]\d*|0*[1-9]\d*e-\d+", "between 0 and 1, such as 0.8")
+_SIZE = (r"0*[1-9]\d{0,17}", "MB above 0")
+_DIVISIONS = rf"(?:0|{_POWER_OF_TWO})"
+_LIST = re.compile(r"\[[^\[\]]*\]")  # its commas do not divide pairs
+# What torch takes as a key's value, and how that is said.
+_VALUES: Mapping[str, tuple[str, str]] = {
+    "backend": (f"{NATIVE}|{ASYNC}", f"`{NATIVE}` or `{ASYNC}`"),
+    "max_split_size_mb": _SPLIT,
+    "max_non_split_rounding_mb": _SPLIT,
+    "garbage_collection_threshold": _SHARE,
+    # A share of 1 is allowed for the process' memory, not for the threshold.
+    "per_process_memory_fraction": (rf"{_SHARE[0]}|0*1(?:\.0*)?", _SHARE[1]),
+    "pinned_reserve_segment_size_mb": _SIZE,
+    "large_segment_size_mb": _SIZE,
+    "roundup_bypass_threshold_mb": _SIZE,
+    "pinned_num_register_threads": ("1|2|4|8|16|32|64|128", "1, 2, 4 … 128"),
+    "roundup_power2_divisions": (
+        rf"{_DIVISIONS}|\[(?:\d+|>):{_DIVISIONS}(?:;(?:\d+|>):{_DIVISIONS})*\]",
+        "a power of two or a list like [256:1,>:4]",
+    ),
+    "expandable_segments": _BOOLEAN,
+    "release_lock_on_cudamalloc": _BOOLEAN,
+    "release_lock_on_hipmalloc": _BOOLEAN,
+    "pinned_use_cuda_host_register": _BOOLEAN,
+    "pinned_use_hip_host_register": _BOOLEAN,
+    "pinned_use_background_threads": _BOOLEAN,
+    "graph_capture_record_stream_reuse": _BOOLEAN,
+    "pinned_free_catch_all": _BOOLEAN,
+    "throw_on_cudamalloc_oom": _BOOLEAN,
 }
+# Keys that shape how the native allocator cuts memory up: no effect under cudaMallocAsync.
+NATIVE_ONLY = frozenset(
+    "max_split_size_mb max_non_split_rounding_mb garbage_collection_threshold expandable_segments "
+    "roundup_power2_divisions roundup_bypass_threshold_mb release_lock_on_cudamalloc".split()
+)
 OLD_NAME = "PYTORCH_CUDA_ALLOC_CONF"
 NEW_NAME = "PYTORCH_ALLOC_CONF"  # torch 2.9 and newer; wins over the old name
 NEW_NAME_SINCE = (2, 9)
@@ -93,8 +97,7 @@ CODES = {
 }
 
 
-@dataclass(frozen=True)
-class Problem:
+class Problem(NamedTuple):
     """Something torch would raise at. `kind` is `unknown_key`, `value` or `syntax`.
 
     `nearest` is the known key an unknown one was probably meant to be.
@@ -105,8 +108,7 @@ class Problem:
     nearest: str | None = None
 
 
-@dataclass(frozen=True)
-class AllocConf:
+class AllocConf(NamedTuple):
     """The settings, in order, and what is wrong with them."""
 
     settings: tuple[tuple[str, str], ...] = ()
@@ -115,12 +117,12 @@ class AllocConf:
     @property
     def backends(self) -> tuple[str, ...]:
         """Every backend that is named."""
-        return tuple(value for key, value in self.settings if key == "backend")
+        return tuple(dict.fromkeys(value for key, value in self.settings if key == "backend"))
 
     @property
     def native_only(self) -> tuple[str, ...]:
         """The keys that have no effect under cudaMallocAsync."""
-        return tuple(key for key, _ in self.settings if key in NATIVE_ONLY)
+        return tuple(dict.fromkeys(key for key, _ in self.settings if key in NATIVE_ONLY))
 
 
 def parse_alloc_conf(text: str) -> AllocConf:
@@ -128,83 +130,31 @@ def parse_alloc_conf(text: str) -> AllocConf:
 
     One comma at the end is allowed, as torch allows it.
     """
-    settings: list[tuple[str, str]] = []
-    problems: list[Problem] = []
-    items = _items("".join(text.split()))
+    text = "".join(text.split())
+    text = _LIST.sub(lambda found: found[0].replace(",", ";"), text)
+    items = text.split(",") if text else []
     if len(items) > 1 and not items[-1]:
         items.pop()
-    for item in items:
-        key, colon, value = item.partition(":")
-        if not item:
-            problems.append(Problem("syntax", "there is a comma too many"))
-        elif key not in KNOWN_KEYS:
-            problems.append(_unknown(key))
-        elif not colon or not value:
-            problems.append(Problem("syntax", f"{key} has no value (`{key}:…`)"))
-        else:
-            settings.append((key, value))
-            wrong = _wrong_value(key, value)
-            problems += [Problem("value", wrong)] if wrong else []
-    return AllocConf(tuple(settings), tuple(problems))
-
-
-def _items(text: str) -> list[str]:
-    """Split at commas that are not inside brackets."""
-    items, depth = [""], 0
-    for character in text:
-        depth = max(depth + (character == "[") - (character == "]"), 0)
-        if character == "," and not depth:
-            items.append("")
-        else:
-            items[-1] += character
-    return items if text else []
-
-
-def _unknown(key: str) -> Problem:
-    near = difflib.get_close_matches(key.lower(), sorted(KNOWN_KEYS), n=1, cutoff=0.75)
-    return Problem("unknown_key", key[:80], near[0] if near else None)
-
-
-def _wrong_value(key: str, value: str) -> str | None:
-    """What torch would say against a value; None when it would take it."""
-    if key == "backend":
-        allowed = f"`{NATIVE}` or `{ASYNC}`"
-        return None if value in (NATIVE, ASYNC) else f"backend must be {allowed}"
-    if key in _BOOLEAN_KEYS:
-        return None if value in ("True", "False") else f"{key} must be `True` or `False`"
-    if key in _SPLIT_KEYS:
-        least = f"{key} must be a whole number of MB above 20"
-        return None if (whole(value) or 0) >= LEAST_SPLIT_MB else least
-    if key in _FRACTION_KEYS:
-        return _wrong_fraction(key, value)
-    if key in _SIZE_KEYS:
-        return None if whole(value) else f"{key} must be MB above 0"
-    if key == "pinned_num_register_threads":
-        good = value in _POWER_OF_TWO and int(value) <= 128
-        return None if good else f"{key} must be 1, 2, 4 … 128"
-    return _wrong_divisions(value)
-
-
-def _wrong_fraction(key: str, value: str) -> str | None:
-    try:
-        number = float(value)
-    except ValueError:
-        number = -1.0
-    # A share of 1 is allowed for the process' memory, not for the threshold.
-    most = 1.0 if key == "per_process_memory_fraction" else 0.999999
-    return None if 0 < number <= most else f"{key} must lie between 0 and 1, such as 0.8"
-
-
-def _wrong_divisions(value: str) -> str | None:
-    """A power of two, or a list such as `[256:1,512:2,>:4]`."""
-    inner = value[1:-1] if value.startswith("[") and value.endswith("]") else None
-    parts = (
-        [p.partition(":") for p in inner.split(",")] if inner is not None else [(">", ":", value)]
+    pairs = [item.partition(":") for item in items]
+    problems = (_problem(key, value) for key, _, value in pairs)
+    return AllocConf(
+        tuple((key, value) for key, _, value in pairs if key in _VALUES and value),
+        tuple(problem for problem in problems if problem),
     )
-    for size, _, divisions in parts:
-        if divisions not in _POWER_OF_TWO | {"0"} or not (size == ">" or size.isdigit()):
-            return "roundup_power2_divisions must be a power of two or a list like [256:1,>:4]"
-    return None
+
+
+def _problem(key: str, value: str) -> Problem | None:
+    """What torch would say against a pair; None when it would take it."""
+    if not (key or value):
+        return Problem("syntax", "there is a comma too many")
+    if key not in _VALUES:
+        near = difflib.get_close_matches(key.lower(), sorted(_VALUES), n=1, cutoff=0.75)
+        return Problem("unknown_key", key[:80], near[0] if near else None)
+    if not value:
+        return Problem("syntax", f"{key} has no value (`{key}:…`)")
+    pattern, words = _VALUES[key]
+    taken = re.fullmatch(pattern, value, re.ASCII)
+    return None if taken else Problem("value", f"{key} must be {words}")
 
 
 def check_allocator(

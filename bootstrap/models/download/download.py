@@ -24,6 +24,7 @@ from bootstrap.net.errors import (
     Changed,
     DownloadError,
     Stopped,
+    WrongBytes,
     disk_error,
     keeps_changing,
     unreachable,
@@ -31,7 +32,6 @@ from bootstrap.net.errors import (
 from bootstrap.net.http import Reply
 
 _AT_ONCE = 256 * 1024
-_WRONG_BYTES = ("download.hash_mismatch", "download.bad_header", "download.not_a_model")
 _BEGINNINGS = 3  # times a file may turn out to be another one before we give up
 
 
@@ -210,7 +210,7 @@ class Download:
             sha256 = self._fetch_and_hash(remote, part, blocks, stop)
             return self._check_and_publish(part, remote, remote.size, sha256, resumed)
         except DownloadError as problem:
-            if problem.code in _WRONG_BYTES and resumed:
+            if isinstance(problem, WrongBytes) and resumed:
                 part.discard()
                 raise Changed from None  # the old bytes may be the bad ones: once more from zero
             self._leave(part, remote, blocks, problem)

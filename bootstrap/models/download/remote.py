@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 
 from bootstrap.core.files import Disk
 from bootstrap.net.addresses import AddressPolicy, shown
-from bootstrap.net.errors import DownloadError, bad_answer, stalled
+from bootstrap.net.errors import DownloadError, WrongBytes, bad_answer, stalled
 from bootstrap.net.http import Channel, Credential, Reply
 
 Explain = Callable[[Reply], DownloadError]
@@ -93,7 +93,7 @@ def refuse_text(reply: Reply, remote: Remote) -> None:
     if kind in ("text/html", "application/xhtml+xml", "application/json") and (
         not remote.text_is_fine
     ):
-        raise DownloadError(
+        raise WrongBytes(
             "download.not_a_model",
             f"{shown(reply.url)} answers with {kind} instead of a model.",
             "Open the URL in a browser: it may be a page about the model or want a login. "

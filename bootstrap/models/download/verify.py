@@ -15,7 +15,7 @@ from bootstrap.core.files import Disk
 from bootstrap.core.text import size_text
 from bootstrap.models.download.transfer import Blocks
 from bootstrap.models.weights_file import MOST_HEADER, SAFETENSORS, Examined, State, examine
-from bootstrap.net.errors import DownloadError, Stopped
+from bootstrap.net.errors import DownloadError, Stopped, WrongBytes
 from bootstrap.volume.categories import GGUF
 
 _BLOCK = 1024 * 1024
@@ -128,7 +128,7 @@ def _judge(seen: Examined, size: int) -> None:
     if seen.state is State.UNREADABLE:
         raise OSError(errno.EIO, seen.detail)
     if seen.state in _ANSWERS:
-        raise DownloadError(
+        raise WrongBytes(
             "download.not_a_model",
             f"the content is {_ANSWERS[seen.state]}.",
             "Use the link of the file itself; on Hugging Face the one of its download button "
@@ -138,7 +138,7 @@ def _judge(seen: Examined, size: int) -> None:
     told = (
         f"; it has {size:,} bytes, its header tells of {seen.expected:,}" if seen.expected else ""
     )
-    raise DownloadError(
+    raise WrongBytes(
         "download.bad_header",
         f"the file {_FAULTS.get(seen.state, 'is no model')}{detail}{told}.",
         "Delete it and pull again; if that does not help, the source itself is broken.",
@@ -159,7 +159,7 @@ def check_size(actual: int, wanted: int) -> None:
 def check_hash(actual: str, wanted: str | None) -> None:
     """Raise DownloadError unless the SHA-256 is the wanted one, or none is wanted."""
     if wanted is not None and actual != wanted:
-        raise DownloadError(
+        raise WrongBytes(
             "download.hash_mismatch",
             f"its SHA-256 is {actual}, expected is {wanted}.",
             "If the file was replaced at its source on purpose, correct `hash` in the manifest; "

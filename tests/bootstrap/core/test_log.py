@@ -187,3 +187,20 @@ def test_a_stream_that_is_gone_hurts_nobody(monkeypatch: pytest.MonkeyPatch) -> 
     closed.close()
     monkeypatch.setattr(sys, "stderr", closed)
     logging.getLogger("handler").error("unheard")
+
+
+@pytest.mark.parametrize("locale", LOCALES, ids=str)
+def test_the_containers_command_serves_a_volume_of_chinese_names_in_every_locale(
+    locale: dict[str, str], volume: Path, tmp_path: Path
+) -> None:
+    """It goes on in Python's UTF-8 mode, its arguments with it."""
+    asked = '{"input": {"type": "models", "warum": "墨"}}'
+    said = run(
+        locale,
+        *("-m", "handler", "--test_input", asked),
+        VOLUME_PATH=str(volume),
+        WORK_DIR=str(tmp_path / "工作"),
+        LINK_OTHER_MOUNT="false",
+        PACKAGES="report",
+    )
+    assert "水墨.safetensors" in said or "\\u6c34\\u58a8.safetensors" in said, said

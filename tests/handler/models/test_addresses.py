@@ -16,7 +16,7 @@ from bootstrap.config import Settings
 from bootstrap.core.redact import Secret
 from bootstrap.models import background
 from bootstrap.models.fetched import FetchedModels, name_for
-from bootstrap.models.installed import receipt_path
+from bootstrap.models.installed import Receipt, receipt_path, write_receipt
 from bootstrap.models.sources import Sources, parse_link
 from bootstrap.models.sources.civitai import Civitai
 from bootstrap.models.sources.https import Https
@@ -70,6 +70,10 @@ class Site:
     def manifest(self, **entry: Any) -> None:
         data = {"version": 1, "models": [entry]}
         (self.root / "models.json").write_text(json.dumps(data))
+
+    def there(self) -> list[str]:
+        """All models; a lease may be there a moment longer than its download."""
+        return [place for place in visible(self.models) if "/." not in place]
 
     def age(self, name: str, seconds: float) -> None:
         """Let a fetched LoRA have been used so long ago."""
@@ -146,7 +150,7 @@ def test_the_category_of_the_input_decides_the_folder(site: Site) -> None:
         },
     }
     site.bring(nodes)
-    places = [place for place in visible(site.models) if "/." not in place]  # leases
+    places = site.there()
     assert [p.rpartition("-")[0] for p in places] == [
         f"{folder}/fetched/model" for folder in ("checkpoints", "loras", "vae")
     ]
@@ -160,7 +164,7 @@ def test_same_names_at_two_addresses_are_two_files(site: Site) -> None:
     for repo, content in (("a/x", MODEL), ("b/x", MODEL_2)):
         site.hub.put(repo, "pytorch_lora_weights.safetensors", content)
         site.bring(lora(f"hf://{repo}/pytorch_lora_weights.safetensors"))
-    assert len(visible(site.models)) == 2
+    assert len(site.there()) == 2
 
 
 def test_a_name_without_an_extension_is_what_the_server_says_or_safetensors(site: Site) -> None:
@@ -186,7 +190,7 @@ def test_two_jobs_and_one_model_are_one_download(site: Site) -> None:
     pairs = [(site.supply(), one), (site.supply(), two)]
     supplied = asyncio.run(both())
     assert sorted(len(s.fetched) for s in supplied) == [0, 1]
-    assert one == two and len(visible(site.models)) == 1
+    assert one == two and len(site.there()) == 1
     ranges = [headers.get("range", "") for path, headers in site.web.seen if "slow" in path]
     assert sum(r.startswith("bytes=0-") and r != "bytes=0-0" for r in ranges) == 1, ranges
 
@@ -214,7 +218,7 @@ def test_an_address_that_the_manifest_has_is_that_model_even_when_off(site: Site
 def test_pickles_come_by_the_manifest_only(site: Site) -> None:
     site.hub.put("a/x", "lora.pt", b"\x80\x02" + MODEL)
     error = site.refused("hf://a/x/lora.pt", "manifest.pickle")
-    assert "models.json" in error.fix and visible(site.models) == []
+    assert "models.json" in error.fix and site.there() == []
 
 
 def test_only_the_hosts_that_are_named(site: Site) -> None:
@@ -269,7 +273,14 @@ def test_over_the_limit_the_one_used_least_recently_goes_and_no_file_of_the_user
     limit = 45_000 / 1e9
     own = site.models / "loras" / "fetched"
     own.mkdir()
-    (own / "mine-0123456789abcdef.safetensors").write_bytes(MODEL)
+    mine = own / "mine-0123456789abcdef.safetensors"
+    mine.write_bytes(MODEL)
+    facts = mine.stat()
+    looked_at = Receipt(
+        facts.st_size, facts.st_mtime_ns, None, ("header",)
+    )  # by a `models` command
+    write_receipt(site.models, PurePosixPath("loras/fetched", mine.name), looked_at)
+    site.age("mine", 99_000)
     (site.models / "loras" / "mine.safetensors").write_bytes(MODEL)
     urls = [
         site.web.serve(f"/{n}.safetensors", tensors(20_000, seed)) for seed, n in enumerate("abc")
@@ -280,7 +291,7 @@ def test_over_the_limit_the_one_used_least_recently_goes_and_no_file_of_the_user
     site.age("b", 9000)
     site.bring(lora(urls[1]), model_cache_gb=limit)  # used again
     site.bring(lora(urls[2]), model_cache_gb=limit)
-    names = [p.rpartition("-")[0] for p in visible(site.models) if "fetched" in p]
+    names = [p.rpartition("-")[0] for p in site.there() if "fetched" in p]
     assert names == [f"loras/fetched/{n}" for n in ("b", "c", "mine")]
     assert (site.models / "loras" / "mine.safetensors").exists()
     assert not list(site.models.glob(".receipts/loras/fetched/a-*"))
@@ -292,10 +303,10 @@ def test_what_is_in_use_stays_and_one_too_large_is_refused(site: Site) -> None:
     ]
     for url in urls:
         site.bring(lora(url), model_cache_gb=25_000 / 1e9)
-    assert len(visible(site.models)) == 2, "a job may still need the first one"
+    assert len(site.there()) == 2, "a job may still need the first one"
     large = site.web.serve("/large.safetensors", tensors(60_000))
     site.refused(large, "model.larger_than_cache", model_cache_gb=25_000 / 1e9)
-    assert len(visible(site.models)) == 2
+    assert len(site.there()) == 2
 
 
 def test_a_file_that_was_changed_since_is_the_users(site: Site) -> None:

@@ -17,7 +17,7 @@ from handler.common.errors import JobError
 from handler.request.named_workflows import NamedWorkflows, openapi
 from handler.request.params import first_params, read_params
 from handler.request.parse import WorkflowRequest, WorkflowsRequest, parse_request
-from scripts.make_params import make_params
+from scripts.make_params import main, make_params
 
 WORKFLOW: dict[str, Any] = {
     "1": {"class_type": "LoadImage", "inputs": {"image": "old.png"}},
@@ -178,6 +178,7 @@ MISTAKES = [
     ("params: {a: {type: integer, sets: 3.steps, minimum: x}}", "minimum"),
     ("params: {a: {type: integer, sets: 3.steps, maximum: .inf}}", "maximum"),
     ("params: {a: {type: integer, sets: 3.steps, maximum: 5, default: 6}}", "default"),
+    ("params: {a: {type: number, sets: 3.cfg, default: .nan}}", "finite"),
     ("params: {a: &x {type: integer}, b: *x}", "aliases"),
     ("params: {", "YAML"),
     ("!!python/object/apply:os.system [ls]", "YAML"),
@@ -245,5 +246,6 @@ def test_the_generator_makes_a_first_version_that_works(tmp_path: Path) -> None:
     assert request.workflow["6"]["inputs"]["text"] == "a cat"
     with pytest.raises(FileExistsError):
         make_params(folder / "new.json")
+    assert main([str(folder / "new.json")]) == 1 and main([str(folder / "none.json")]) == 1
     twice = {**WORKFLOW, "7": WORKFLOW["6"]}
     assert {"prompt", "prompt_2"} <= set(first_params(twice)["params"])

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from bootstrap.config import Settings
 from handler.common.errors import CODES, MAX_DEPTH, JobError
-from handler.request.fields import InputFile, OutputOptions
+from handler.request.fields import _OUTPUT_FIELDS, InputFile, OutputOptions
 from handler.request.named_workflows import NamedWorkflow
 from handler.request.parse import Request, WorkflowRequest, parse_request
 from handler.request.workflow import bad_links, is_link, read_workflow
@@ -304,8 +304,11 @@ _nodes = st.fixed_dictionaries(
     },
 )
 _workflows = st.dictionaries(st.sampled_from("123") | st.text(max_size=3), _nodes, max_size=3)
-_file_fields = st.sampled_from(["name", "data", "url", "subfolder"])
-_output_fields = st.sampled_from(["delivery", "format", "quality", "metadata", "include_temp"])
+_file_fields = st.sampled_from(["name", "data", "url", "subfolder", "unpack"])
+_output_fields = st.sampled_from(list(_OUTPUT_FIELDS))
+_addresses = st.lists(
+    _values | st.dictionaries(st.sampled_from(["url", "headers"]), _values), max_size=3
+)
 _s3_fields = st.sampled_from(["accessId", "accessSecret", "bucketName", "endpointUrl"])
 _requests = st.fixed_dictionaries(
     {},
@@ -313,7 +316,10 @@ _requests = st.fixed_dictionaries(
         "workflow": _workflows | _values | _workflows.map(json.dumps),
         "images": st.lists(st.dictionaries(st.sampled_from(["name", "image"]), _values)) | _values,
         "files": st.lists(st.dictionaries(_file_fields, _values)) | _values,
-        "output": st.dictionaries(_output_fields, _values) | _values,
+        "output": st.dictionaries(_output_fields, _values | _addresses) | _values,
+        "progress": st.dictionaries(st.sampled_from(["previews", "preview_size"]), _values)
+        | _values,
+        "params": _values,
         "s3Config": st.dictionaries(_s3_fields, _values) | _values,
         "workflow_name": _values,
         "overrides": st.dictionaries(st.sampled_from("1234"), _values, max_size=2) | _values,
@@ -342,3 +348,20 @@ def request_or_error(given: object) -> Request | JobError:
         return parse_request(given, SETTINGS)
     except JobError as error:
         return error
+
+
+@pytest.mark.parametrize(
+    ("sent", "read"),
+    [
+        ("set\\cat", "set/cat"),
+        ("%date:yyyy-MM-dd%\\a\\b", "%date:yyyy-MM-dd%/a/b"),
+        ("set/cat", "set/cat"),
+        ("..\\cat", "..\\cat"),
+        (7, 7),
+    ],
+)
+def test_a_prefix_from_windows_names_a_folder(sent: object, read: object) -> None:
+    nodes = {"1": {"class_type": "SaveImage", "inputs": {"filename_prefix": sent}}}
+    request = parse_request({"workflow": nodes}, Settings())
+    assert isinstance(request, WorkflowRequest)
+    assert request.workflow["1"]["inputs"] == {"filename_prefix": read}

@@ -180,6 +180,13 @@ def test_warnings_are_errors_and_a_named_file_is_reported_there() -> None:
     assert reply["errors"] == ["large.mp4 is on the volume"]
 
 
+def test_a_job_whose_only_file_stays_on_the_volume_has_not_failed() -> None:
+    named = {"filename": "large.mp4", "kind": "video", "path": "ComfyUI/output/large.mp4"}
+    reply = shaped(completed([named], ["large.mp4 is on the volume at ComfyUI/output/large.mp4"]))
+    validate(reply, SUCCESS)
+    assert reply["status"] == "success_no_images" and "large.mp4" in reply["errors"][0]
+
+
 def test_no_images_is_a_success_of_its_own() -> None:
     text = {"kind": "text", "text": "a caption", "node_id": "3"}
     reply = shaped(completed([text], []))

@@ -56,6 +56,32 @@ def test_a_new_stage_is_reported_at_once_and_in_order() -> None:
     assert caller.stages == ["fetching", "loading", "sampling"]
 
 
+def test_a_preview_goes_along_until_the_next_stage() -> None:
+    caller = Caller()
+
+    async def job() -> None:
+        progress = Progress({"id": "j"}, caller)
+        progress.preview("too early")
+        progress.update("running", 10)
+        await asyncio.sleep(0.05)
+        progress.preview("picture")
+        await asyncio.sleep(module.SECONDS_APART + 0.2)
+        progress.update("running", 20)
+        await asyncio.sleep(module.SECONDS_APART + 0.2)
+        progress.update("delivering")
+        await asyncio.sleep(0.05)
+        await progress.drain()
+
+    asyncio.run(job())
+    told = [(u["stage"], u.get("percent"), u.get("preview")) for u in caller.heard]
+    assert told == [
+        ("running", 10.0, None),
+        ("running", 10.0, "picture"),
+        ("running", 20.0, "picture"),
+        ("delivering", None, None),
+    ]
+
+
 def test_one_stage_is_reported_once_a_second_at_most_and_its_newest_state_stands() -> None:
     caller = Caller()
 

@@ -6,14 +6,19 @@ from __future__ import annotations
 import ast
 import asyncio
 import inspect
+import shlex
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from demo.volume import DemoVolume
 from handler.sdk import import_sdk
+from tests.conftest import environment
+from tests.support.control_plane import ControlPlane
 from tests.support.sources import ROOT, modules
 
 # Methods of rp_scale.JobScaler that JobLoop overrides or calls, with their parameters.
@@ -187,8 +192,35 @@ def test_the_sdk_is_imported_without_a_second_of_counting_ticks() -> None:
 import cpuinfo
 def counting(): raise SystemExit("asked")
 cpuinfo.get_cpu_info = counting
+from demo.volume import DemoVolume
 from handler.sdk import import_sdk
+from tests.conftest import environment
+from tests.support.control_plane import ControlPlane
 import_sdk()
 assert cpuinfo.get_cpu_info is counting
 """
     subprocess.run([sys.executable, "-c", script], check=True, cwd=ROOT, timeout=60)
+
+
+def test_a_worker_whose_dev_shm_is_read_only_says_so_where_the_sdk_would_fail(
+    demo: DemoVolume, tmp_path: Path
+) -> None:
+    """In a namespace of mounts of its own, which takes rights that not every machine gives."""
+    mount = "mount -t tmpfs -o ro tmpfs /dev/shm"
+    if subprocess.run(["unshare", "-m", "sh", "-c", mount], check=False).returncode != 0:
+        pytest.skip("no namespace of mounts")
+    with ControlPlane() as plane:
+        env = environment(demo, tmp_path / "nowhere", tmp_path / "work") | plane.worker_env()
+        serving = f"{mount} && exec {shlex.quote(sys.executable)} -m handler"
+        done = subprocess.run(
+            ["unshare", "-m", "sh", "-c", serving],
+            cwd=ROOT,
+            env=env,
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=120,
+        )
+    said = done.stdout + done.stderr
+    assert done.returncode == 1 and "Traceback" not in said, said
+    assert "Fitness check failed" in said and "machine.locks_unusable" in said

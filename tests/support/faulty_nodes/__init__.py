@@ -286,20 +286,24 @@ class Steps:
                 "image": ("IMAGE",),
                 "steps": ("INT", {"default": 10}),
                 "seconds": ("FLOAT", {"default": 1.0}),
-            }
+            },
+            "optional": {"preview": ("INT", {"default": 0})},
         }
 
     @classmethod
     def IS_CHANGED(cls, **_):
         return float("nan")
 
-    def run(self, image, steps, seconds):
+    def run(self, image, steps, seconds, preview=0):
         import comfy.utils
+        from PIL import Image
 
         bar = comfy.utils.ProgressBar(steps)
-        for _ in range(steps):
+        for step in range(1, steps + 1):
             time.sleep(seconds / steps)
-            bar.update(1)
+            picture = Image.effect_noise((preview, preview), 90).convert("RGB") if preview else None
+            shown = ("JPEG", picture, preview) if preview else None
+            bar.update_absolute(step, steps, shown)
         return (image,)
 
 

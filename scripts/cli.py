@@ -1,0 +1,258 @@
+"""`comfyui-worker`: everything this project does, by one name."""
+
+from __future__ import annotations
+
+import os
+import socket
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+if sys.version_info < (3, 10):  # noqa: UP036  # said before anything fails to parse
+    sys.exit(f"comfyui-worker needs Python 3.10 or newer; this is {sys.version.split()[0]}")
+
+import bootstrap
+from bootstrap.core.arguments import WRONG_USE, Parser, closing, nearest
+from bootstrap.core.log import use_utf8
+
+PROGRAM = "comfyui-worker"
+Main = Callable[[list[str], str], int]
+
+
+@dataclass(frozen=True)
+class Command:
+    """One word of the command line. Its modules are imported when it is used: a checker needs no
+    SDK. `options` are for completion."""
+
+    what: str
+    run: Main
+    options: tuple[str, ...] = ()
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; its exit code."""
+    given = list(sys.argv[1:] if argv is None else argv)
+    if not given or given[0] in ("-h", "--help", "help"):
+        print(_help())
+        return 0 if given else WRONG_USE
+    if given[0] in ("-V", "--version"):
+        print(f"{PROGRAM} {bootstrap.__version__}")
+        return 0
+    command = COMMANDS.get(given[0])
+    if command is None:
+        guess = nearest(given[0], list(COMMANDS))
+        meant = f" Did you mean {guess}?" if guess else f" There are: {', '.join(COMMANDS)}."
+        return _refused(f"there is no command {given[0]!r}.{meant}")
+    try:
+        return command.run(given[1:], f"{PROGRAM} {given[0]}")
+    except ModuleNotFoundError as missing:
+        return _refused(_lacks(given[0], missing))
+    except KeyboardInterrupt:
+        return 130
+
+
+def console() -> int:
+    """The console script's entry: in UTF-8, whatever the locale says."""
+    use_utf8()
+    return main()
+
+
+def _refused(why: str) -> int:
+    print(f"{PROGRAM}: {why}", file=sys.stderr)
+    return WRONG_USE
+
+
+def _lacks(command: str, missing: ModuleNotFoundError) -> str:
+    return (
+        f"{command} needs the package {missing.name}, which is not installed in {sys.executable}. "
+        f"Install this project with its packages: python3 -m pip install ."
+    )
+
+
+def _help() -> str:
+    lines = [f"  {name:<12}{command.what}" for name, command in COMMANDS.items()]
+    examples = closing(
+        {},
+        [
+            f"{PROGRAM} doctor /workspace",
+            f'{PROGRAM} submit workflow_api.json --set 6.text="a cat"',
+        ],
+    )
+    return "\n".join(
+        (
+            f"usage: {PROGRAM} COMMAND [OPTIONS]",
+            "",
+            "Runs ComfyUI on Runpod Serverless from a network volume.",
+            "",
+            "commands:",
+            *lines,
+            "",
+            f"{PROGRAM} COMMAND --help says more, {PROGRAM} --version which version it is.",
+            "",
+            examples,
+        )
+    )
+
+
+def _serve(argv: list[str], prog: str) -> int:
+    parser = Parser(
+        prog=prog,
+        description="Boot, then take jobs from Runpod. The container's command.",
+        epilog=closing(
+            {
+                "VOLUME_PATH": "where the volume is (default: /runpod-volume, else /workspace)",
+                "COMFYUI_ARGS": "flags for ComfyUI",
+                "…": "all variables: docs/settings.md",
+            },
+            [f"{prog}", f"{prog} --local --port 8000"],
+            "exit codes:\n  0  ended by SIGTERM, all jobs answered\n  1  could not serve\n"
+            "  2  wrong use",
+        ),
+    )
+    parser.add_argument(
+        "--local", action="store_true", help="take jobs over HTTP instead, on this machine"
+    )
+    parser.add_argument("--host", default="127.0.0.1", help="with --local (default: %(default)s)")
+    parser.add_argument(
+        "--port", type=int, default=8000, help="with --local (default: %(default)s)"
+    )
+    arguments = parser.parse_args(argv)
+    from handler.__main__ import main as serve
+
+    sys.argv = [prog]
+    if arguments.local:
+        if problem := _taken(arguments.host, arguments.port):
+            return _refused(problem)
+        sys.argv += ["--rp_serve_api", "--rp_api_host", arguments.host]
+        sys.argv += ["--rp_api_port", str(arguments.port)]
+    serve()
+    return 0
+
+
+def _taken(host: str, port: int) -> str:
+    """Why this address cannot be listened on; empty where it can."""
+    try:
+        with socket.socket() as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind((host, port))
+    except (OSError, OverflowError) as problem:
+        why = getattr(problem, "strerror", None) or str(problem)
+        return f"cannot listen on {host}:{port} ({why}). Choose another one: --port {port + 1}"
+    return ""
+
+
+def _boot(argv: list[str], prog: str) -> int:
+    from bootstrap.__main__ import main as boot
+
+    return boot(argv, prog)
+
+
+def _doctor(argv: list[str], prog: str) -> int:
+    from scripts.check_volume import main as check
+
+    return check(argv, os.environ, prog)
+
+
+def _models(argv: list[str], prog: str) -> int:
+    from bootstrap.models.cli import main as models
+
+    return models(argv, prog=prog)
+
+
+def _submit(argv: list[str], prog: str) -> int:
+    from scripts.submit import main as submit
+
+    return submit(argv, os.environ, prog)
+
+
+def _params(argv: list[str], prog: str) -> int:
+    from scripts.make_params import main as make_params
+
+    return make_params(argv, prog)
+
+
+def _health(argv: list[str], prog: str) -> int:
+    parser = Parser(
+        prog=prog,
+        description="Ask the workers on this machine how they are.",
+        epilog=closing(
+            {},
+            [prog, f"docker exec WORKER {prog}"],
+            "exit codes:\n  0  all are well\n  1  one is not, or there is none\n  2  wrong use",
+        ),
+    )
+    parser.parse_args(argv)
+    from bootstrap.healthcheck import main as health
+
+    return health()
+
+
+def _completion(argv: list[str], prog: str) -> int:
+    parser = Parser(
+        prog=prog,
+        description="Print a script that completes commands and options in a shell.",
+        epilog=closing({}, [f'eval "$({prog} bash)"', f'eval "$({prog} zsh)"   # in ~/.zshrc']),
+    )
+    parser.add_argument("shell", choices=("bash", "zsh"))
+    shell = parser.parse_args(argv).shell
+    if shell == "zsh":
+        print("autoload -U +X bashcompinit && bashcompinit")
+    print(_completions(COMMANDS))
+    return 0
+
+
+def _completions(commands: Mapping[str, Command]) -> str:
+    """For bash: the commands, then each one's options, and files."""
+    cases = [
+        f'    {name}) words="{" ".join((*command.options, "--help"))}" ;;'
+        for name, command in commands.items()
+    ]
+    return "\n".join(
+        (
+            "_comfyui_worker() {",
+            '  local words="" word="${COMP_WORDS[COMP_CWORD]}"',
+            '  if [ "$COMP_CWORD" -eq 1 ]; then',
+            f'    COMPREPLY=($(compgen -W "{" ".join(commands)} --help --version" -- "$word"))',
+            "    return",
+            "  fi",
+            '  case "${COMP_WORDS[1]}" in',
+            *cases,
+            "  esac",
+            '  COMPREPLY=($(compgen -W "$words" -- "$word") $(compgen -f -- "$word"))',
+            "}",
+            f"complete -o filenames -F _comfyui_worker {PROGRAM}",
+        )
+    )
+
+
+COMMANDS: Mapping[str, Command] = {
+    "serve": Command("boot, then take jobs", _serve, ("--local", "--host", "--port")),
+    "boot": Command("boot, print the report, stop", _boot, ("--json",)),
+    "doctor": Command(
+        "check a volume, and repair what is safe",
+        _doctor,
+        tuple("--json --deep --html --verbose --quiet --fix --yes --dry-run".split()),
+    ),
+    "models": Command(
+        "wanted models: add, list, plan, pull, verify",
+        _models,
+        tuple("add list plan pull verify --manifest --json".split()),
+    ),
+    "submit": Command(
+        "send a workflow to an endpoint and save its results",
+        _submit,
+        tuple(
+            "--set --name --param --image --max-wait --output --endpoint --url --timeout "
+            "--diagnostics --deep --html --previews --json".split()
+        ),
+    ),
+    "params": Command("make a workflow on the volume a typed endpoint", _params),
+    "health": Command("ask the workers on this machine how they are", _health),
+    "completion": Command(
+        "a script that completes commands in bash or zsh", _completion, ("bash", "zsh")
+    ),
+}
+
+
+if __name__ == "__main__":
+    sys.exit(console())

@@ -1,0 +1,138 @@
+"""Frames of ComfyUI's socket become small pictures, seldom, whatever the frames hold."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import io
+import json
+import struct
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from bootstrap.config import Settings
+from handler.common.calls import Calls
+from handler.common.errors import JobError
+from handler.jobs import previews as module
+from handler.jobs.previews import Previews, small_jpeg
+from handler.request.fields import ProgressOptions, read_progress
+from handler.request.parse import WorkflowRequest, parse_request
+from handler.sdk.progress import Progress
+from tests.end_to_end.test_worker import plain
+
+
+def picture(side: int = 64, form: str = "JPEG", mode: str = "RGB") -> bytes:
+    made = io.BytesIO()
+    Image.effect_noise((side, side), 120).convert(mode).save(made, form)
+    return made.getvalue()
+
+
+def frame(content: bytes, kind: int = 1, second: int = 1) -> bytes:
+    return struct.pack(">II", kind, second) + content
+
+
+def opened(jpeg: bytes | None) -> Image.Image:
+    assert jpeg is not None
+    return Image.open(io.BytesIO(jpeg))
+
+
+@pytest.mark.parametrize(
+    ("form", "mode"),
+    [("JPEG", "RGB"), ("JPEG", "L"), ("PNG", "RGBA"), ("PNG", "P"), ("WEBP", "RGB")],
+)
+def test_a_frame_becomes_a_small_jpeg(form: str, mode: str) -> None:
+    small = opened(small_jpeg(frame(picture(1500, form, mode)), 256))
+    assert small.format == "JPEG" and max(small.size) <= 256
+
+
+def test_it_is_never_larger_than_it_may_be() -> None:
+    for side in (32, 256, 512):
+        jpeg = small_jpeg(frame(picture(2000)), side)
+        assert jpeg is not None and len(jpeg) <= module._MOST_BYTES
+    assert max(opened(small_jpeg(frame(picture(16)), 256)).size) == 16, "none is blown up"
+
+
+def test_a_frame_with_metadata_is_understood() -> None:
+    about = json.dumps({"node_id": "3"}).encode()
+    content = frame(about + picture(), kind=4, second=len(about))
+    assert opened(small_jpeg(content, 256)).size == (64, 64)
+
+
+def huge_png() -> bytes:
+    """12 KB that would be 243 MB of pixels."""
+    made = io.BytesIO()
+    Image.new("1", (9_000, 9_000)).save(made, "PNG")
+    return made.getvalue()
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"\0\0\0\1",
+        frame(b""),
+        frame(b"not a picture"),
+        frame(picture()[:200]),
+        frame(picture(), kind=3),
+        frame(picture(), kind=4, second=2**32 - 1),
+        frame(huge_png()),
+    ],
+)
+def test_what_is_no_picture_is_left_out(content: bytes) -> None:
+    assert small_jpeg(content, 256) is None
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.binary(max_size=300))
+def test_whatever_the_socket_sends_nothing_breaks(content: bytes) -> None:
+    small_jpeg(content, 64)
+    small_jpeg(frame(content), 64)
+
+
+def test_of_many_frames_the_newest_counts_and_one_in_two_seconds(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(module, "_SECONDS_APART", 0.3)
+    heard: list[str] = []
+
+    class Heard(Progress):
+        def preview(self, image: str) -> None:
+            heard.append(image)
+
+    async def job() -> None:
+        options = ProgressOptions(previews=True)
+        previews = Previews(options, Heard({}), Calls.on(Path("/")).local)
+        for number in range(40):
+            previews.on_frame(frame(picture(8 + number)))
+            await asyncio.sleep(0.025)
+        previews.on_frame(b"\0" * 20_000_000)
+        previews.end()
+
+    asyncio.run(job())
+    assert 2 <= len(heard) <= 5
+    sides = [Image.open(io.BytesIO(base64.b64decode(i.partition(",")[2]))).width for i in heard]
+    assert sides == sorted(sides) and sides[0] <= 10 and sides[-1] > 20
+
+
+def test_they_are_asked_for_in_the_request() -> None:
+    given: dict[str, Any] = {"workflow": plain(), "progress": {"previews": True}}
+    request = parse_request(given, Settings())
+    assert isinstance(request, WorkflowRequest) and request.progress.previews
+    assert request.extra_data["preview_method"] == "auto"
+    plainly = parse_request({"workflow": plain()}, Settings())
+    assert isinstance(plainly, WorkflowRequest) and "preview_method" not in plainly.extra_data
+    assert read_progress({"x": 1})[1] == ("ignored unknown fields of progress: x",)
+
+
+@pytest.mark.parametrize(
+    "given", [True, [], {"previews": "yes"}, {"preview_size": 8}, {"preview_size": 1000}]
+)
+def test_wrong_options_are_refused(given: Any) -> None:
+    with pytest.raises(JobError) as caught:
+        read_progress(given)
+    assert caught.value.code == "request.wrong_type"

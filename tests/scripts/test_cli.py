@@ -1,0 +1,146 @@
+"""`comfyui-worker` as it is installed and typed."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from demo.volume import DemoVolume
+from scripts.cli import COMMANDS, main
+from tests.support.sources import ROOT
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    tomllib = pytest.importorskip("tomli")
+
+
+def typed(*arguments: str) -> subprocess.CompletedProcess[str]:
+    """What a person sees."""
+    done = subprocess.run(
+        [sys.executable, "-m", "scripts.cli", *arguments],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
+    )
+    assert "Traceback" not in done.stderr
+    return done
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_says_what_it_does_and_how_it_is_typed(
+    command: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main([command, "--help"])
+    said = capsys.readouterr().out
+    assert ended.value.code == 0
+    assert said.startswith(f"usage: comfyui-worker {command}")
+    examples = said.partition("\nexamples:\n")[2].partition("\n\n")[0].splitlines()
+    assert len(examples) == 2 and all("comfyui-worker" in line for line in examples)
+    assert command == "completion" or "exit codes:" in said
+    for option in COMMANDS[command].options:
+        assert option in said or command == "models", f"{option} is completed"
+
+
+def test_all_of_it_is_named() -> None:
+    assert typed().returncode == 2
+    said = typed("--help")
+    assert said.returncode == 0 and all(f"\n  {name} " in said.stdout for name in COMMANDS)
+    assert re.fullmatch(r"comfyui-worker \d+\.\d+\.\d+\n", typed("--version").stdout)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["docter"], "comfyui-worker: there is no command 'docter'. Did you mean doctor?"),
+        (["xyz"], "comfyui-worker: there is no command 'xyz'. There are: serve, boot, doctor"),
+        (["doctor", "--fixx"], "unrecognized arguments: --fixx. Did you mean --fix?"),
+        (["models", "pul"], "Did you mean pull?"),
+        (["submit", "--outptu", "x"], "unrecognized arguments: --outptu. Did you mean --output?"),
+        (["doctor", "/workspac"], "/workspac does not exist. On a Pod the volume is /workspace"),
+        (["serve", "--port", "many"], "invalid int value: 'many'"),
+    ],
+)
+def test_what_is_typed_wrongly_is_a_line_or_two(arguments: list[str], said: str) -> None:
+    done = typed(*arguments)
+    assert done.returncode == 2 and said in done.stderr
+    assert len(done.stderr.splitlines()) <= 2
+
+
+def test_a_port_in_use_is_said_before_anything_is_started() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        done = typed("serve", "--local", "--port", str(port))
+    assert done.returncode == 2
+    assert done.stderr == (
+        f"comfyui-worker: cannot listen on 127.0.0.1:{port} (Address already in use). "
+        f"Choose another one: --port {port + 1}\n"
+    )
+
+
+def test_a_package_that_is_missing_is_named(tmp_path: Path) -> None:
+    venv = tmp_path / "bare"
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", venv], check=True)
+    for command, package in (("submit", "requests"), ("serve", "runpod|aiohttp|cpuinfo")):
+        done = subprocess.run(
+            [venv / "bin" / "python", "-m", "scripts.cli", command],
+            cwd=ROOT,
+            env={"PATH": "/usr/bin:/bin", "VOLUME_PATH": str(tmp_path)},
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=60,
+        )
+        assert done.returncode == 2 and "Traceback" not in done.stderr
+        assert re.search(rf"needs (the package )?({package})", done.stderr), done.stderr
+
+
+@pytest.mark.skipif(shutil.which("bash") is None, reason="no bash")
+def test_a_shell_completes_commands_and_options() -> None:
+    script = typed("completion", "bash").stdout
+    for words, completed in (("do", "doctor"), ("doctor --dr", "--dry-run")):
+        asking = (
+            f"{script}\nCOMP_WORDS=(comfyui-worker {words}); COMP_CWORD={len(words.split())}\n"
+            "_comfyui_worker; echo ${COMPREPLY[@]}"
+        )
+        assert subprocess.check_output(["bash", "-c", asking], text=True).strip() == completed
+    assert "bashcompinit" in typed("completion", "zsh").stdout
+
+
+def test_it_installs_what_the_worker_requires() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    lines = (ROOT / "requirements" / "worker.txt").read_text().splitlines()
+    assert project["dependencies"] == [line.strip() for line in lines if "==" in line]
+
+
+def test_it_runs_where_it_is_installed(demo: DemoVolume, tmp_path: Path) -> None:
+    source, venv = tmp_path / "source", tmp_path / "venv"
+    source.mkdir()
+    for name in ("bootstrap", "handler", "scripts"):
+        shutil.copytree(ROOT / name, source / name, ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copy(ROOT / "pyproject.toml", source)
+    uv: list[str | Path] = [sys.executable, "-m", "uv"]
+    subprocess.run([*uv, "venv", "-q", "--python", sys.executable, venv], check=True)
+    # Its packages are those of this Python: see the test before.
+    install = [*uv, "pip", "install", "-q", "--no-deps", "--python", venv / "bin" / "python"]
+    subprocess.run([*install, source], check=True, cwd=tmp_path)
+    done = subprocess.run(
+        [venv / "bin" / "comfyui-worker", "doctor", demo.path, "--html", "page.html"],
+        cwd=tmp_path,
+        env={"PATH": "/usr/bin:/bin"},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert (tmp_path / "page.html").stat().st_size > 10_000

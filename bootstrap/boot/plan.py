@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 import os
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ from typing import Any
 from bootstrap.boot.models import WantedModels
 from bootstrap.boot.report import log_late, log_place
 from bootstrap.boot.runtime import WarmUp
-from bootstrap.boot.schedule import Stage, StageFailed, Task
+from bootstrap.boot.schedule import Stage, StageFailed, T, Task
 from bootstrap.comfyui import (
     INSTANCES,
     ComfyUI,
@@ -39,6 +39,7 @@ from bootstrap.core.findings import Finding, warning
 from bootstrap.core.redact import child_environment
 from bootstrap.doctor import Facts, Report, Scope, check_layout, examine
 from bootstrap.environment import (
+    PROBE_SECONDS,
     Choice,
     Mirror,
     MirrorRequest,
@@ -167,27 +168,19 @@ class Plan:
         self._read_ahead = read_ahead
         self.machine_check = Examination(MACHINE, settings, env)
         self.volume_check = Examination(VOLUME, settings, env)
-        patience = settings.volume_timeout
+        patience, probe = settings.volume_timeout, settings.volume_timeout + PROBE_SECONDS
+        copying = settings.stage_timeout + patience
+        installing = settings.packages_timeout + patience
 
         self.work = Task("local folder", self._make_workdir)
-        self.volume = Task(
-            "find volume", self._find_volume, [self.work], (), patience, _VOLUME_LATE
-        )
+        self.volume = _bounded("find volume", self._find_volume, self.work, patience)
         self.code = Task("copy code", self._copy_code, [self.volume])
-        self.manifest = Task("read manifest", self._read_manifest, [self.volume])
-        self.links = Task(
-            "link models", self._link_models, [self.volume], (), patience, _VOLUME_LATE
-        )
-        self.choice = Task("choose Python", self._choose_python, [self.volume])
-        self.flags = Task("ask flags", self._ask_flags, [self.choice])
-        self.python = Task("copy Python", self._copy_python, [self.choice])
-        self.packages = Task(
-            "packages",
-            self._prepare_packages,
-            [self.python],
-            budget=settings.packages_timeout + patience,
-            late=_VOLUME_LATE,
-        )
+        self.manifest = _bounded("read manifest", self._read_manifest, self.volume, patience)
+        self.links = _bounded("link models", self._link_models, self.volume, patience)
+        self.choice = _bounded("choose Python", self._choose_python, self.volume, probe)
+        self.flags = _bounded("ask flags", self._ask_flags, self.choice, probe)
+        self.python = _bounded("copy Python", self._copy_python, self.choice, copying)
+        self.packages = _bounded("packages", self._prepare_packages, self.python, installing)
         self.comfyui = Task(
             "start ComfyUI",
             self._start,
@@ -398,6 +391,11 @@ class Plan:
 
     def _child_env(self, python: Path) -> dict[str, str]:
         return child_environment(self._env, self._settings.comfyui_env_pass, python)
+
+
+def _bounded(name: str, run: Callable[[Stage], T], need: Task[Any], budget: float) -> Task[T]:
+    """A task that touches the volume, which can hold it for ever."""
+    return Task(name, run, [need], budget=budget, late=_VOLUME_LATE)
 
 
 def instances(settings: Settings, env: Mapping[str, str], args: Sequence[str]) -> int:

@@ -59,7 +59,7 @@ def test_missing_files_are_restored_by_git(volume: Path) -> None:
 
 def test_missing_files_without_git_get_another_fix(volume: Path) -> None:
     (volume / "ComfyUI" / "server.py").unlink()
-    assert "clone ComfyUI anew" in bad(volume / "ComfyUI")["comfyui.incomplete"].fix
+    assert "clone ComfyUI again" in bad(volume / "ComfyUI")["comfyui.incomplete"].fix
 
 
 def test_an_empty_pack_is_cloned_again(volume: Path, tmp_path: Path) -> None:

@@ -43,14 +43,16 @@ ARG TORCH_INDEX_URL=https://download.pytorch.org/whl/cu130
 # Packages to leave out, as an extended regular expression: those that do not fit another torch.
 ARG COMFYUI_LEFT_OUT=""
 COPY requirements/comfyui.txt requirements/comfyui-constraints.txt requirements/image.txt /tmp/requirements/
-# The .pth gives torch to a venv that is made with --system-site-packages, as those on volumes are.
+# torch says which setuptools it works with. The .pth gives torch to a venv that is made with
+# --system-site-packages, as those on volumes are.
 RUN --mount=type=cache,target=/root/.cache/uv \
     cd /tmp/requirements \
     && "python${PYTHON_VERSION:-3}" -m venv /opt/comfyui \
     && /opt/comfyui/bin/pip install --no-cache-dir "${UV}" \
     && uv="/opt/comfyui/bin/uv pip" && export VIRTUAL_ENV=/opt/comfyui \
     && ${uv} install ${TORCH_INDEX_URL:+--index-url "${TORCH_INDEX_URL}"} ${TORCH} \
-    && ${uv} freeze | grep -E '^(torch|torchvision|torchaudio|triton|nvidia-.*)==' > kept.txt \
+    && ${uv} freeze | grep -E '^(torch|torchvision|torchaudio|triton|nvidia-.*|setuptools)==' > kept.txt \
+    && sed -i '/^setuptools==/d' comfyui-constraints.txt \
     && grep -hvE "^(torch==|-c |#)" comfyui.txt image.txt \
         | grep -vE "^(${COMFYUI_LEFT_OUT:-nothing})=" > wanted.txt \
     && ${uv} install -r wanted.txt -c comfyui-constraints.txt -c kept.txt \

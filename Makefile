@@ -65,6 +65,7 @@ prove: python ## The long proofs: killed provisioners, malformed requests, fault
 	$(VENV_PYTHON) -m tests.prove.malformed_requests
 	$(VENV_PYTHON) -m tests.prove.freeze
 	$(VENV_PYTHON) -m tests.prove.faults
+	$(VENV_PYTHON) -m tests.prove.differential
 
 check: python ## Formatter, linter and strict types, changing nothing
 	@$(PYTHON) -m demo venv dev

@@ -50,10 +50,8 @@ def break_volume(volume: Path) -> None:
     (models / "checkpoints").mkdir(parents=True)
     page = models / "checkpoints" / "flux1-dev-fp8.safetensors"
     page.write_text("<!DOCTYPE html><html><title>Log in</title></html>")
-    (models / "vae").mkdir()
-    (models / "vae" / "vae.safetensors").symlink_to(
-        "/runpod-volume/models/checkpoints/sdxl.safetensors"
-    )
+    (models / "lora").mkdir()
+    (models / "lora" / "style.safetensors").write_bytes(b"\x08\0\0\0\0\0\0\0{}      ")
     (volume / "ComfyUI" / "nodes.py").unlink()
     header = b'{"w":{"dtype":"F16","shape":[4096,4096],"data_offsets":[0,33554432]}}'
     cut_short = len(header).to_bytes(8, "little") + header + bytes(1_000_000)

@@ -17,7 +17,7 @@ from handler.sdk import describe_local_api, import_sdk
 def main() -> None:
     """Boot and serve. What takes jobs is imported (the SDK alone a second) while ComfyUI starts."""
     settings, problems = read_settings()
-    collected = "RUNPOD_ENDPOINT_ID" in os.environ
+    collected = bool(os.environ.get("RUNPOD_ENDPOINT_ID"))  # as its SDK decides
     log.set_up(settings.log_level, settings.comfy_log_level, as_json=collected)
     boot = Boot(settings, problems, warm_up=WarmUp())
     atexit.register(boot.stop)

@@ -25,7 +25,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from bootstrap.config import Settings
 from bootstrap.core import log
-from bootstrap.core.arguments import Parser, closing
+from bootstrap.core.arguments import Parser, closing, nearest
 from bootstrap.core.terminal import findings_text, style_of
 from bootstrap.doctor import Report, Scope, examine, of_volume, repairs_of, report_json, report_text
 from bootstrap.doctor.fix import Repair, apply_fixes
@@ -33,7 +33,8 @@ from bootstrap.doctor.page import page
 from scripts.progress import Progress
 from scripts.stdout import show
 
-_IMAGE = "/opt/comfyui"
+# The image's Python for ComfyUI, and where a worker gets its jobs.
+_IMAGE, _JOBS = "/opt/comfyui", "RUNPOD_WEBHOOK_GET_JOB"
 
 
 def main(
@@ -58,8 +59,14 @@ def main(
 
 
 def _no_folder(path: str) -> str:
-    what = "is a file, not a folder" if os.path.exists(path) else "does not exist"
-    return f"{path} {what}. On a Pod the volume is /workspace; without a path it is looked for."
+    if os.path.exists(path):
+        return f"{path} is a file, not a folder. Name the volume's folder, on a Pod /workspace."
+    parent, name = os.path.split(os.path.abspath(path))
+    there = os.listdir(parent) if os.path.isdir(parent) else []
+    guess = nearest(name, there if parent != "/" else [*there, "workspace", "runpod-volume"])
+    if guess:
+        return f"{path} does not exist. Did you mean {os.path.join(parent, guess)}?"
+    return f"{path} does not exist. On a Pod the volume is /workspace."
 
 
 def _parser(prog: str = "check_volume.py") -> argparse.ArgumentParser:
@@ -104,7 +111,7 @@ def _examine(settings: Settings, env: Mapping[str, str], arguments: argparse.Nam
 
 def _in_image(env: Mapping[str, str]) -> bool:
     """Is this a worker's container, so that its Python and GPU are what jobs will have?"""
-    return "RUNPOD_ENDPOINT_ID" in env or os.path.isdir(_IMAGE)
+    return _JOBS in env or os.path.isdir(_IMAGE)
 
 
 def _fix(repairs: Sequence[Repair], arguments: argparse.Namespace) -> bool:

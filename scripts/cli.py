@@ -7,6 +7,7 @@ import socket
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from importlib.util import find_spec
 
 if sys.version_info < (3, 10):  # noqa: UP036  # said before anything fails to parse
     sys.exit(f"comfyui-worker needs Python 3.10 or newer; this is {sys.version.split()[0]}")
@@ -117,6 +118,9 @@ def _serve(argv: list[str], prog: str) -> int:
         "--port", type=int, default=8000, help="with --local (default: %(default)s)"
     )
     arguments = parser.parse_args(argv)
+    for package in ("runpod", "aiohttp"):  # before ComfyUI is started for nothing
+        if find_spec(package) is None:
+            raise ModuleNotFoundError(name=package)
     from handler.__main__ import main as serve
 
     sys.argv = [prog]

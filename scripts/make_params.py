@@ -10,16 +10,32 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 if __name__ == "__main__":  # run as a file
     sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from bootstrap.core.arguments import Parser, closing
 from handler.common.errors import JobError
-from handler.request.params import SUFFIX, first_params
-from handler.request.workflow import read_workflow
+from handler.request.params import SUFFIX
+from handler.request.references import RANDOM
+from handler.request.workflow import Workflow, read_workflow
 
+_FIRST = {
+    "text": "string",
+    "prompt": "string",
+    "steps": "integer",
+    "cfg": "number",
+    "width": "integer",
+    "height": "integer",
+    "batch_size": "integer",
+    "length": "integer",
+    "denoise": "number",
+}
+_BOUNDS = {"steps": (1, 200), "width": (16, 8192), "height": (16, 8192), "batch_size": (1, 64)}
+_FIRST_FILES = frozenset(("image", "audio", "video", "file"))
 _HEAD = """# What may be sent with {{"workflow_name": "{name}", "params": {{…}}}}.
 # docs/workflows.md tells all.
 """
@@ -36,6 +52,39 @@ def make_params(workflow: Path) -> Path:
     with open(place, "x", encoding="utf-8") as file:
         file.write(_HEAD.format(name=workflow.stem) + text)
     return place
+
+
+def first_params(workflow: Workflow) -> dict[str, Any]:
+    """The declaration to begin with: prompts, seeds, sizes, steps and input files, found by the
+    inputs' names and the nodes' classes, with the workflow's own values as defaults."""
+    params: dict[str, Any] = {}
+    for node_id, node in workflow.items():
+        for node_input, value in node["inputs"].items():
+            found = _guess(node["class_type"], node_input, value)
+            if found is not None:
+                name, entry = found
+                params[_free(name, params)] = {**entry, "sets": f"{node_id}.{node_input}"}
+    return {"description": "", "params": params}
+
+
+def _guess(class_type: str, name: str, value: Any) -> tuple[str, dict[str, Any]] | None:
+    if isinstance(value, (list, Mapping)):
+        return None
+    if name == "seed" or name.endswith("_seed"):
+        return name, {"type": "seed", "default": RANDOM}
+    if name in _FIRST_FILES and "load" in class_type.lower() and isinstance(value, str):
+        return name, {"type": "file", "required": True}
+    kind = _FIRST.get(name)
+    if kind is None or (kind == "string") != isinstance(value, str) or isinstance(value, bool):
+        return None
+    low, high = _BOUNDS.get(name, (None, None))
+    bounds = {} if low is None else {"minimum": low, "maximum": high}
+    return ("prompt" if name == "text" else name), {"type": kind, "default": value, **bounds}
+
+
+def _free(name: str, taken: Mapping[str, Any]) -> str:
+    numbered = (f"{name}_{number}" for number in range(2, len(taken) + 3))
+    return name if name not in taken else next(n for n in numbered if n not in taken)
 
 
 def _parser(prog: str) -> argparse.ArgumentParser:

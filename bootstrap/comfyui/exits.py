@@ -303,5 +303,7 @@ _NOTICED_AS: Mapping[str, tuple[str, ...]] = {
     "comfyui.no_gpu_code": ("gpu.torch_too_old", "gpu.torch_too_new"),
     "comfyui.torch_without_gpu": ("gpu.torch_without_cuda",),
     "comfyui.disk_full": ("volume.full", "volume.inodes_gone"),
-    "comfyui.model_paths_bad": ("volume.paths_other_mount", "volume.paths_missing"),
+    "comfyui.model_paths_bad": (
+        *("volume.paths_tabs", "volume.paths_other_mount", "volume.paths_missing"),
+    ),
 }

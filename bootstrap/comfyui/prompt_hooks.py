@@ -49,7 +49,7 @@ class _WhenImported(importlib.abc.MetaPathFinder):
 
         def exec_module(module: Any) -> None:
             load(module)
-            attach(module)
+            _quietly(attach, module)
 
         spec.loader.exec_module = exec_module  # type: ignore[method-assign]
         return spec
@@ -68,15 +68,16 @@ def _observed(execute: Callable[..., Any], queued: dict[str, list[str]]) -> Call
 
     @functools.wraps(execute)
     def observed(
-        self: Any, prompt: Any, prompt_id: str, extra_data: Any = None, targets: Any = ()
+        self: Any, prompt: Any, prompt_id: str, extra_data: Any = None, *rest: Any, **named: Any
     ) -> Any:
+        targets = rest[0] if rest else named.get("execute_outputs", ())
         extra_data = dict(extra_data or {})
         mark = extra_data.pop(MARK, {})
         blocked: list[dict[str, Any]] = []
         with ExitStack() as stack:
             _quietly(_hide, stack, self, mark.get("rerun", ()))
             _quietly(_listen, stack, self.server, blocked)
-            result = execute(self, prompt, prompt_id, extra_data, targets)
+            result = execute(self, prompt, prompt_id, extra_data, *rest, **named)
         self.status_messages = getattr(self, "status_messages", [])
         self.status_messages += [(BLOCKED, each) for each in blocked]
         if prompt_id in queued:
@@ -189,12 +190,15 @@ def _replaced(holder: Any, name: str, value: Any) -> Iterator[None]:
 
 def _followed(put: Callable[..., Any], queued: dict[str, list[str]]) -> Callable[..., Any]:
     @functools.wraps(put)
-    def followed(self: Any, item: Any) -> Any:
-        running = next(iter(self.currently_running.values()), None)
-        if running is not None and MARK not in item[3]:
-            before = queued.setdefault(running[1], [])
-            before.append(item[1])
-            item = (running[0] + _RIGHT_AFTER * len(before), *item[1:])
-        return put(self, item)
+    def followed(self: Any, item: Any, *rest: Any, **named: Any) -> Any:
+        try:
+            running = next(iter(self.currently_running.values()), None)
+            if running is not None and MARK not in item[3]:
+                before = queued.setdefault(running[1], [])
+                before.append(item[1])
+                item = (running[0] + _RIGHT_AFTER * len(before), *item[1:])
+        except (AttributeError, IndexError, TypeError) as problem:
+            print(f"a prompt that a node queued: {problem!r}", file=sys.stderr)
+        return put(self, item, *rest, **named)
 
     return followed

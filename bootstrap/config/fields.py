@@ -141,6 +141,8 @@ def is_ours(argument: str) -> bool:
 
 
 def _secret(text: str) -> Secret:
+    if text.startswith("{{"):
+        raise ValueError("it is still the template of a Runpod secret: there is none of that name")
     if any(ord(c) < 33 or ord(c) > 126 for c in text):
         raise ValueError("it holds white space or unprintable characters")
     return Secret(text)

@@ -98,8 +98,8 @@ class MoveModels:
     @property
     def sentence(self) -> str:
         """What would be done."""
-        moves = [f"{stray.path} to {stray.belongs}" for stray in self.strays]
-        return f"Move the models in {named(moves)}"
+        belongs = list(dict.fromkeys(stray.belongs for stray in self.strays))
+        return f"Move the models in {named([s.path for s in self.strays])} to {named(belongs)}"
 
 
 @dataclass(frozen=True)

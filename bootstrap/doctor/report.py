@@ -22,8 +22,8 @@ from bootstrap.volume.args_file import with_args_file
 JSON_VERSION = 1
 MOST_BYTES = 900_000
 # Beginnings of codes. Of this machine; of its Python, where that is none of the volume's; of an
-# endpoint; of variables, which are this shell's here.
-_MACHINE = ("gpu.", "memory.", "disk.", "machine.", "host.", "env.", "volume.local")
+# endpoint. Names and tokens of variables are judged: the checker reads the same ones.
+_MACHINE = ("gpu.", "memory.", "disk.", "machine.", "host.", "volume.local")
 _PYTHON = (
     *("python.", "packages.", "nodes.requirements", "nodes.torch", "comfyui.python_missing"),
     *("comfyui.requirement", "comfyui.front_end", "comfyui.torch_without_gpu"),
@@ -32,7 +32,6 @@ _ENDPOINT = (
     *("gpu.cpu_flag_missing", "gpu.unused", "env.alloc", "env.arena", "env.preload"),
     *("env.boot_timeout", "env.init_timeout", "env.gpu_contradiction"),
 )
-_SHELL = "env."
 _APART = "this_machine"
 
 
@@ -100,7 +99,7 @@ def _of_machine(finding: Finding) -> Finding:
     return replace(
         finding,
         severity=Severity.INFO if graver else finding.severity,
-        fix=finding.fix if finding.code.startswith(_SHELL) else "",
+        fix="",
         host_fault=False,
         details={**finding.details, _APART: True},
     )
@@ -140,7 +139,7 @@ def _heading(report: Report, style: Style) -> list[str]:
     if facts.comfyui is not None:
         home = os.path.relpath(facts.comfyui.path, facts.layout.root)
         said.append(f"ComfyUI {facts.comfyui.version or 'of unknown version'} in {home}")
-    if facts.models is not None:
+    if facts.models is not None and facts.models.roots:
         weights = facts.models.models
         said.append(f"{counted(len(weights), 'model')}, {size_text(sum(f.size for f in weights))}")
     if facts.volume is not None and facts.volume.space is not None:

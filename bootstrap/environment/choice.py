@@ -307,6 +307,6 @@ def _none(refused: Sequence[_Refused]) -> Finding:
         f"No Python that can run ComfyUI: tried {', '.join(tried) or 'nothing'}.",
         "Set COMFYUI_PYTHON to the interpreter ComfyUI runs with on the Pod (a venv must be made "
         "by the same Python version as the image has), or install torch into one of these. "
-        "One that may not be read: `chmod -R a+rX` its folder, or run the worker as its owner.",
+        "Where one may not be read, run `chmod -R a+rX` on its folder, or the worker as its owner.",
         tried=tried,
     )

@@ -1,9 +1,9 @@
-"""Models by address: a link where a loader wants a file name becomes a file that it can name."""
+"""Models by address: a link where a loader wants a file name becomes the name of a file."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import PurePosixPath
 from typing import TypeVar
@@ -91,22 +91,15 @@ class ModelAddresses:
             return Addressed()
         listed = await self._ask(known, deadline)
         specs = {w.key: spec for w in wanted if (spec := _of_manifest(w, listed)) is not None}
-        others = [w for w in wanted if w.key not in specs]
+        others = [one for one in wanted if one.key not in specs]
+        ours: dict[tuple[str, Link], ModelSpec] = {}
+        hints: tuple[JobError, ...] = ()
         if not self._settings.allow_download_requests:
-            hints, others = tuple(map(_not_allowed, others)), []
-        else:
-            hints = ()
-        for one in others:
-            check_model_host(one.address.name, self._settings)
-        ours = {}
-        if others:
-            ours = await self._find(others, await self._ask(workplace, deadline), deadline)
-        specs |= ours
-        for one in wanted:
-            if (spec := specs.get(one.key)) is not None:
-                name = "/".join(spec.place.parts[1:])
-                replace_in_node(workflow, one.address.node_id, {one.address.name: name})
-        return Addressed(tuple(specs.values()), tuple(ours.values()), hints)
+            hints = tuple(map(_not_allowed, others))
+        elif others:
+            ours = await self._find(others, workplace, deadline)
+        _name_files(workflow, wanted, {**specs, **ours})
+        return Addressed((*specs.values(), *ours.values()), tuple(ours.values()), hints)
 
     async def make_room(
         self, addressed: Addressed, lacking: Sequence[ModelSpec], place: Workplace, limit: Deadline
@@ -114,13 +107,12 @@ class ModelAddresses:
         """Remove what was used least recently, where there is a limit. Raises JobError."""
         if not addressed.ours:
             return
-        most = (
-            None if self._settings.model_cache_gb is None else self._settings.model_cache_gb * 1e9
-        )
-        size = sum(spec.size or 0 for spec in lacking if spec in addressed.ours)
-        for spec in lacking:
-            if most is not None and spec in addressed.ours and (spec.size or 0) > most:
-                raise _too_large(spec, most)
+        gigabytes = self._settings.model_cache_gb
+        most = None if gigabytes is None else gigabytes * 1e9
+        coming = [spec for spec in lacking if spec in addressed.ours]
+        size = sum(spec.size or 0 for spec in coming)
+        if most is not None:
+            _refuse_too_large(coming, most)
 
         def on_volume() -> list[PurePosixPath]:
             models = FetchedModels(place.models)
@@ -132,10 +124,13 @@ class ModelAddresses:
             _log.info("removed to make room: %s", ", ".join(map(str, removed)))
 
     async def _find(
-        self, wanted: Sequence[_Wanted], place: Workplace, deadline: Deadline
+        self, wanted: Sequence[_Wanted], workplace: Callable[[], Workplace], deadline: Deadline
     ) -> dict[tuple[str, Link], ModelSpec]:
         """The models behind the addresses: those kept, cached by the platform, or described by
         their source."""
+        for one in wanted:
+            check_model_host(one.address.name, self._settings)
+        place = await self._ask(workplace, deadline)
         keys = {one.key: one for one in wanted}
 
         def here() -> dict[tuple[str, Link], ModelSpec]:
@@ -220,7 +215,7 @@ def _of_manifest(wanted: _Wanted, known: Sequence[ModelSpec]) -> ModelSpec | Non
 
 
 def _here(wanted: _Wanted, place: Workplace) -> ModelSpec | None:
-    """The model where nobody need be asked for it: kept from before, or in the platform's cache."""
+    """The model where no source need be asked: kept from before, or in the platform's cache."""
     name = FetchedModels(place.models).name_of(wanted.folder, wanted.link)
     directory, url = f"{wanted.folder}/{FOLDER}", wanted.address.name
     if name is not None:
@@ -255,15 +250,27 @@ def _fix_of(code: str, fix: str) -> str:
     )
 
 
-def _too_large(spec: ModelSpec, most: float) -> JobError:
-    return JobError(
-        "model.larger_than_cache",
-        f"{spec.where}: {spec.name} has {size_text(spec.size or 0)}, and MODEL_CACHE_GB allows "
-        f"{size_text(int(most))} for all models by address.",
-        "Raise MODEL_CACHE_GB in the endpoint's environment, or put the model into models.json, "
-        "where it does not count.",
-        size=spec.size,
-    )
+def _name_files(
+    workflow: Workflow, wanted: Sequence[_Wanted], specs: Mapping[tuple[str, Link], ModelSpec]
+) -> None:
+    """Put the models' names in the place of their addresses."""
+    for one in wanted:
+        if (spec := specs.get(one.key)) is not None:
+            name = "/".join(spec.place.parts[1:])
+            replace_in_node(workflow, one.address.node_id, {one.address.name: name})
+
+
+def _refuse_too_large(specs: Sequence[ModelSpec], most: float) -> None:
+    for spec in specs:
+        if (spec.size or 0) > most:
+            raise JobError(
+                "model.larger_than_cache",
+                f"{spec.where}: {spec.name} has {size_text(spec.size or 0)}, and MODEL_CACHE_GB "
+                f"allows {size_text(int(most))} for all models by address.",
+                "Raise MODEL_CACHE_GB in the endpoint's environment, or put the model into "
+                "models.json, where it does not count.",
+                size=spec.size,
+            )
 
 
 def _error(address: NamedModel, code: str, message: str, fix: str) -> JobError:

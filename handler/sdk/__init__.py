@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -25,7 +26,9 @@ def import_sdk() -> Any:
 
 def describe_local_api(describe: Callable[[dict[str, Any]], dict[str, Any]]) -> None:
     """Let `/openapi.json` of the local API (`--rp_serve_api`) be what `describe` makes of the SDK's
-    own."""
+    own. Does nothing where that API is not asked for: its import takes half a second."""
+    if "--rp_serve_api" not in sys.argv:
+        return
     from runpod.serverless.modules import rp_fastapi
 
     begin = rp_fastapi.WorkerAPI.__init__

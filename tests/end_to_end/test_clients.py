@@ -322,7 +322,7 @@ def test_the_commands_of_the_readme_send_a_job_and_save_its_picture(
     serving: Serving, tmp_path: Path
 ) -> None:
     """As they stand there, with the loopback API's address for Runpod's."""
-    (block,) = [b for b in blocks(ROOT / "README.md", "sh") if "curl" in b]
+    (block,) = [b for b in blocks(ROOT / "README.md", "sh") if "runsync" in b]
     (tmp_path / "workflow_api.json").write_text(WORKFLOW.read_text())
     env = serving.api.client_env()
     _, _, endpoint = serving.api.url.rpartition("/")

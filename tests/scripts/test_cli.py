@@ -47,8 +47,9 @@ def test_help_says_what_it_does_and_how_it_is_typed(
     examples = said.partition("\nexamples:\n")[2].partition("\n\n")[0].splitlines()
     assert len(examples) == 2 and all("comfyui-worker" in line for line in examples)
     assert command == "completion" or "exit codes:" in said
-    for option in COMMANDS[command].options:
-        assert option in said or command == "models", f"{option} is completed"
+    if command not in ("models", "completion"):
+        told = set(re.findall(r"^  (?:-\w, )?(--[a-z-]+)", said, re.MULTILINE)) - {"--help"}
+        assert told == set(COMMANDS[command].options), "what is completed"
 
 
 def test_all_of_it_is_named() -> None:
@@ -66,7 +67,7 @@ def test_all_of_it_is_named() -> None:
         (["doctor", "--fixx"], "unrecognized arguments: --fixx. Did you mean --fix?"),
         (["models", "pul"], "Did you mean pull?"),
         (["submit", "--outptu", "x"], "unrecognized arguments: --outptu. Did you mean --output?"),
-        (["doctor", "/workspac"], "/workspac does not exist. On a Pod the volume is /workspace"),
+        (["doctor", "/workspac"], "/workspac does not exist. Did you mean /workspace?"),
         (["serve", "--port", "many"], "invalid int value: 'many'"),
     ],
 )

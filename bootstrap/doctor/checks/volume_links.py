@@ -10,7 +10,7 @@ from posixpath import basename, dirname, join, relpath
 
 from bootstrap.config import Settings
 from bootstrap.core.files import contains
-from bootstrap.core.findings import Finding, info, warning
+from bootstrap.core.findings import Finding, error, info, warning
 from bootstrap.core.temp_names import Leftover
 from bootstrap.core.text import (
     GB,
@@ -43,6 +43,7 @@ CODES = {
     "volume.venv_moved": "A virtual environment was made under another path.",
     "volume.paths_other_mount": "extra_model_paths.yaml names the other mount point.",
     "volume.paths_absolute": "extra_model_paths.yaml names a mount point that Serverless lacks.",
+    "volume.paths_tabs": "extra_model_paths.yaml is indented with tabs, which YAML does not allow.",
     "volume.paths_missing": "extra_model_paths.yaml names folders that do not exist.",
     "volume.leftovers": "Temporary files of killed workers are left.",
     "volume.put_aside": "Something was put aside when a link was removed, and never put back.",
@@ -231,6 +232,8 @@ def check_paths(facts: VolumeFacts, settings: Settings) -> list[Finding]:
     """Findings about venvs and about ComfyUI's own file of model paths."""
     names = names_that_hold(facts, settings)
     found = [f for venv in facts.venvs for f in _venv(venv, facts, names)]
+    if facts.paths_tabs:
+        return [*found, _tabs(facts)]  # nothing else is read of such a file
     found += _paths_other_mount(facts, names) + _paths_absolute(facts, names)
     return found + _missing(facts)
 
@@ -282,6 +285,20 @@ def _venv_broken(venv: Venv, facts: VolumeFacts) -> Finding:
             "with the image's Python.",
         ),
         **about([venv.path], command),
+    )
+
+
+def _tabs(facts: VolumeFacts) -> Finding:
+    file = _file(facts)
+    lines = ", ".join(map(str, facts.paths_tabs[:5]))
+    which = f"line {lines} is" if len(facts.paths_tabs) == 1 else f"lines {lines} are"
+    command = f"sed -i.bak -e ':a' -e 's/^\\( *\\)\\t/\\1  /' -e 'ta' {quoted(file)}"
+    return error(
+        "volume.paths_tabs",
+        f"{shown(file)} is not valid YAML: {which} indented with a tab. ComfyUI ends when it "
+        "reads that at its start.",
+        on_pod(command, facts.root, "It puts two spaces for each tab."),
+        **about([file], command),
     )
 
 

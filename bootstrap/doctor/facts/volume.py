@@ -36,6 +36,7 @@ from bootstrap.doctor.facts.volume_places import (
     look_at_path,
     read_lines,
     resolve,
+    tabs_in,
     wrong_case,
 )
 from bootstrap.environment import venvs_of
@@ -78,7 +79,8 @@ def survey(facts: VolumeFacts, layout: Layout, together: Together) -> VolumeFact
     facts = replace(facts, models=_models(facts, top, homes, together))
     links = _links(facts, folders, together)
     file = together.one(lambda: paths_file(Path(facts.comfyui_real)))
-    facts = replace(facts, paths_file=str(file))
+    tabs = together.one(lambda: tabs_in(str(file))) if facts.comfyui else ()
+    facts = replace(facts, paths_file=str(file), paths_tabs=tabs)
     facts = replace(facts, model_paths=_model_paths(facts, together))
     return replace(
         facts,

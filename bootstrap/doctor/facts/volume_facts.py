@@ -248,6 +248,7 @@ class VolumeFacts:
     links: tuple[LinkFact, ...] = ()
     venvs: tuple[Venv, ...] = ()
     model_paths: tuple[ModelPath, ...] = ()
+    paths_tabs: tuple[int, ...] = ()
     leftovers: tuple[Leftover, ...] = ()
 
     def __post_init__(self) -> None:

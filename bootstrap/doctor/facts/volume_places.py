@@ -24,6 +24,7 @@ _MOST_TEXT = 64 << 10
 MOST_PATHS = 200
 _SECTION = re.compile(r"(\S[^:#]*):\s*(#.*)?$")
 _PAIR = re.compile(r"(\s+)([\w.-]+):(?:\s+(.*))?$")
+_TAB = re.compile(r" *\t\s*[^\s#]")
 _BLOCK = re.compile(r"[|>][+-]?\d*$")
 _PROPER = {name.casefold(): name for name in known_folders()}
 _WEIGHTS = PT_EXTENSIONS | {GGUF}
@@ -101,6 +102,16 @@ def _resolved(line: Line, folder: str, base: str | None, homes: Sequence[str]) -
         home = next((h for h in homes if contains(h, path)), None)
     number, section, key = line.number, line.section, line.key
     return ModelPath(number, section, key, line.value, path, below_base=below, home=home)
+
+
+def tabs_in(path: str) -> tuple[int, ...]:
+    """The lines of the file at `path` whose indentation has a tab, which YAML does not allow."""
+    try:
+        with open(path, encoding="utf-8", errors="surrogateescape") as file:
+            lines = file.read(_MOST_TEXT).splitlines()
+    except OSError:
+        return ()
+    return tuple(n for n, line in enumerate(lines, 1) if _TAB.match(line))[:MOST_PATHS]
 
 
 def _expanded(text: str) -> str:

@@ -247,6 +247,8 @@ class _Walker:
         except OSError as problem:
             if problem.errno not in _ABSENT:
                 self._note(path, problem)
+            if problem.errno in (errno.EACCES, errno.EPERM):  # there may well be something
+                return entry
             loops = problem.errno == errno.ELOOP
             return replace(entry, target=Target.LOOP if loops else Target.BROKEN)
         to_folder = stat.S_ISDIR(found.st_mode)

@@ -265,3 +265,14 @@ def test_leftovers_are_swept_when_they_are_old(root: Path) -> None:
     os.truncate(root / part, 2 * GB)
     os.utime(root / part, (0, 0))
     assert only(look(root), "volume.leftovers").severity is WARNING
+
+
+def test_tabs_in_the_file_of_model_paths_become_spaces(root: Path) -> None:
+    """ComfyUI's YAML ends at the first one, before anything else of the file matters."""
+    file = root / "ComfyUI/extra_model_paths.yaml"
+    file.write_text("a:\n\tbase_path: /workspace\n\t\tloras: x\n\n\t# no fault\n")
+    found = only(look(root), "volume.paths_tabs")
+    assert "lines 2, 3 are indented with a tab" in found.message
+    follow(found)
+    assert file.read_text() == "a:\n  base_path: /workspace\n    loras: x\n\n  # no fault\n"
+    assert "volume.paths_tabs" not in grave(look(root))

@@ -223,7 +223,7 @@ def test_elsewhere_than_in_a_worker_the_volume_alone_is_judged(
     assert "[comfyui.python_missing]" in all_of_it.stdout
     data = json.loads(check_volume(bare_python, env, str(volume), "--json").stdout)
     assert data["status"] == "ok"
-    in_worker = check_volume(bare_python, {**env, "RUNPOD_ENDPOINT_ID": "x"}, str(volume))
+    in_worker = check_volume(bare_python, {**env, "RUNPOD_WEBHOOK_GET_JOB": "x"}, str(volume))
     assert in_worker.returncode == 1 and "[comfyui.python_missing]" in in_worker.stdout
 
 

@@ -15,9 +15,9 @@ from hypothesis import strategies as st
 from bootstrap.config import Settings
 from handler.common.errors import JobError
 from handler.request.named_workflows import NamedWorkflows, openapi
-from handler.request.params import first_params, read_params
+from handler.request.params import read_params
 from handler.request.parse import WorkflowRequest, WorkflowsRequest, parse_request
-from scripts.make_params import main, make_params
+from scripts.make_params import first_params, main, make_params
 
 WORKFLOW: dict[str, Any] = {
     "1": {"class_type": "LoadImage", "inputs": {"image": "old.png"}},

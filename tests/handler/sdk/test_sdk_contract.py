@@ -224,3 +224,34 @@ def test_a_worker_whose_dev_shm_is_read_only_says_so_where_the_sdk_would_fail(
     said = done.stdout + done.stderr
     assert done.returncode == 1 and "Traceback" not in said, said
     assert "Fitness check failed" in said and "machine.locks_unusable" in said
+
+
+_DESCRIBED = """
+import sys
+from handler.sdk import describe_local_api, import_sdk
+import_sdk()
+describe_local_api(lambda document: {**document, "x-ours": True})
+print("fastapi" in sys.modules)
+if "fastapi" in sys.modules:
+    from runpod.serverless.modules.rp_fastapi import WorkerAPI
+    api = WorkerAPI({"handler": lambda job: job, "rp_args": {}})
+    print(api.rp_app.openapi()["x-ours"], "/runsync" in api.rp_app.openapi()["paths"])
+"""
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"), [([], "False"), (["--rp_serve_api"], "True\nTrue True")]
+)
+def test_the_local_apis_document_can_be_added_to_and_costs_nothing_without_it(
+    arguments: list[str], said: str
+) -> None:
+    """The web framework's import takes half a second of a cold start."""
+    done = subprocess.run(
+        [sys.executable, "-c", _DESCRIBED, *arguments],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
+    )
+    assert done.stdout.strip() == said, done.stderr

@@ -36,7 +36,7 @@ ARG UV_LINK_MODE=copy UV_COMPILE_BYTECODE=1 UV_PYTHON_DOWNLOADS=never
 ARG UV="uv==0.13.9"
 
 # ComfyUI's Python: large, changes seldom. PyTorch's own index holds a build for each CUDA version; it
-# must fit the driver of the machines that Runpod may choose (CUDA 13.0 wants driver 580 or newer). An
+# must fit the driver of the machines that Runpod may choose (CUDA 13.0 needs driver 580 or newer). An
 # empty index is whichever uv is set to. An address with a password in it would stay in the history.
 ARG TORCH="torch==2.13.0 torchvision==0.28.0 torchaudio==2.11.0"
 ARG TORCH_INDEX_URL=https://download.pytorch.org/whl/cu130

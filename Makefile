@@ -7,7 +7,7 @@ VENV_PYTHON := .venv/bin/python
 # The first Python that is new enough and can make virtual environments.
 CANDIDATES := python3 python3.13 python3.12 python3.11 python3.10
 USABLE := import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 10))
-# What the others are told of theirs; it must run on any Python 3.
+# What the others lack; it must run on any Python 3.
 LACKS := *["without " + m for m in ("venv", "ensurepip") if not find_spec(m)]
 SEEN := import sys; from importlib.util import find_spec; print(sys.executable, sys.version.split()[0], $(LACKS))
 ifndef PYTHON

@@ -29,7 +29,7 @@ from demo.volume import DemoVolume, ensure
 WANTED = 0.97
 SECTION = "busy gpu"
 CONTENDERS = (OURS, ONE_AT_A_TIME, WORKER_COMFYUI)
-# Nobody in between: what ComfyUI itself leaves idle between two prompts of its queue.
+# Nothing in between: what ComfyUI itself leaves idle between two prompts of its queue.
 ALONE = "ComfyUI alone, all prompts in its queue"
 _JOBS, _ROUNDS, _SECONDS, _POST = 30, 3, 1.0, 0.5
 _PATIENCE = 600.0
@@ -153,7 +153,7 @@ each with a seed of its own and a small picture as its result; the control plane
 s to accept each result. The node sleeps, as a host does while its GPU works. From the start of the
 first execution to the end of the last, *busy* is the share of the time in which ComfyUI did not
 wait for a prompt, *executing* that in which it executed one, by its own history. In between it
-collects garbage every 10 s, which nobody in front of it can help: *ComfyUI alone* has all prompts
+collects garbage every 10 s, which no worker in front can help: *ComfyUI alone* has all prompts
 in its queue from the start and no worker at all. *Ratio* is that of the jobs a minute; all are
 medians of the rounds. *worker-comfyui's sequence* is our own code in the order of worker-comfyui
 5.8 on the same SDK: one job at a time, ask whether ComfyUI answers, socket, prompt, history,

@@ -93,7 +93,7 @@ def interleaved(
     asked: dict[Size, list[int]] = {size: [] for size in sizes}
     for number in range(rounds):
         for size in sizes:
-            # Another one begins each round, so that nobody always follows the other.
+            # Another one begins each round, so that neither always follows the other.
             for side in sides if number % 2 else sides[::-1]:
                 side.ask(size, seed)
             asked[size].append(seed)

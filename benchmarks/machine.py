@@ -16,7 +16,7 @@ from demo.volume import DemoVolume
 _DAMON = Path("/sys/kernel/mm/damon/admin/kdamonds")
 _ACTIONS = "contexts/*/schemes/*/action"
 _DROPS = (
-    "Its kernel drops pages that nobody has mapped for a while (DAMON), some of those read ahead "
+    "Its kernel drops pages that were not mapped for a while (DAMON), some of those read ahead "
     "among them."
 )
 

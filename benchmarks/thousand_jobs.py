@@ -81,8 +81,8 @@ class Sample:
 
     def line(self) -> str:
         """For people who watch."""
-        told = (f"{PARTS[f.name].name} {getattr(self, f.name):g}" for f in fields(self)[1:])
-        return f"{self.jobs} jobs: {', '.join(told)}"
+        notes = (f"{PARTS[f.name].name} {getattr(self, f.name):g}" for f in fields(self)[1:])
+        return f"{self.jobs} jobs: {', '.join(notes)}"
 
 
 def measure(demo: DemoVolume, jobs: int, every: int, say: Say) -> list[Sample]:

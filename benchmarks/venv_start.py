@@ -115,8 +115,8 @@ class Scene:
                 seconds = worker.wait_for_line(r"Boot: ready", timeout=_PATIENCE).at - began
                 if contender == FIRST:
                     worker.wait_for_line(r"venv: .*archive", timeout=_PATIENCE)
-                told = re.findall(r"(?:copy Python|packages): [^\"]*", worker.tail(500))
-        return Start(contender, seconds, load, ", ".join(told))
+                notes = re.findall(r"(?:copy Python|packages): [^\"]*", worker.tail(500))
+        return Start(contender, seconds, load, ", ".join(notes))
 
     def bake(self) -> None:
         """A copy of the Python with the packages that it lacks."""
@@ -148,7 +148,7 @@ class Scene:
 
     def _put_aside(self, folder: Path) -> None:
         """Not deleted now: ext4 passes by the inodes of deleted files for half a minute, one by
-        one, and whoever makes files next would pay for it."""
+        one, and the next to make files would pay for it."""
         if folder.exists():
             folder.rename(self.folder / uuid.uuid4().hex)
 

@@ -27,7 +27,7 @@ def socket_paths() -> list[Path]:
 
 
 def connected(path: Path) -> socket.socket | None:
-    """A connection to the worker that listens there; None when nobody does."""
+    """A connection to the worker that listens there; None when nothing does."""
     connection = socket.socket(socket.AF_UNIX)
     connection.settimeout(_PATIENCE)
     try:
@@ -51,8 +51,8 @@ def main() -> int:
 def _answer(connection: socket.socket) -> tuple[bool, str]:
     try:
         with connection, connection.makefile("rb") as stream:
-            told = json.loads(stream.readline())
-            return bool(told["healthy"]), str(told["text"])
+            answer = json.loads(stream.readline())
+            return bool(answer["healthy"]), str(answer["text"])
     except OSError:
         return False, f"the worker lives, but did not answer within {_PATIENCE:g} s"
     except (ValueError, TypeError, KeyError):

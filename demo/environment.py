@@ -38,8 +38,8 @@ def ensure_environment(
 ) -> Path:
     """The interpreter of a virtual environment in `folder` that `install(python)` filled.
 
-    When `key` is not the one it was made with, it is made anew, or with `update` installed into
-    as it is; one that was never finished, or whose Python changed, is always made anew.
+    When `key` is not the one it was made with, it is made again, or with `update` installed into
+    as it is; one that was never finished, or whose Python changed, is always made again.
     """
     python = folder / "bin" / "python"
     if _stamp(folder) == {"key": key, "python": sys.version} and python.exists():

@@ -65,7 +65,7 @@ class ModelServers:
         return f"hf://{repo}/{path}"
 
     def civitai(self, version: int, name: str, data: bytes) -> str:
-        """A LoRA's version that wants the token; its AIR."""
+        """A LoRA's version that requires the token; its AIR."""
         file = {
             "name": name,
             "primary": True,
@@ -92,7 +92,7 @@ class ModelServers:
         return self.url + path
 
     def _stored(self, path: str, data: bytes) -> str:
-        """A signed address, as storages have; it refuses whoever shows a login."""
+        """A signed address, as storages have; it refuses requests with a login."""
         self.files[path] = data
         return f"{_address(self._storage)}{path}?X-Signature=demo"
 

@@ -38,7 +38,7 @@ def run_models_demo() -> None:
             asked = servers.requests
         say(f"The servers are gone now; they answered {asked} requests.")
         begun = time.monotonic()
-        _run("Fetch again: all is there, nobody is asked", "pull", sources)
+        _run("Fetch again: all is there, no server is asked", "pull", sources)
         say(f"  that took {1000 * (time.monotonic() - begun):.0f} ms")
         _run("Hash what is there", "verify", sources)
         for path in sorted(p for p in (volume / "models").rglob("*.safetensors")):

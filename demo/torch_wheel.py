@@ -74,7 +74,7 @@ def choose(python: Path, requirement: str, env: Mapping[str, str]) -> Choice:
 
 
 def is_cpu_build(found: Mapping[str, Any]) -> bool:
-    """Whether a distribution in pip's report is a CPU build, or a wheel somebody put there."""
+    """Whether a distribution in pip's report is a CPU build, or a wheel that was put there."""
     version = str(found["metadata"]["version"])
     url = str(found["download_info"]["url"])
     return version.endswith("+cpu") or url.startswith("file:")

@@ -70,7 +70,7 @@ class DemoVolume:
 def ensure(env: Mapping[str, str] = os.environ) -> DemoVolume:
     """The demo volume, built first if it isn't in the cache. Progress goes to stderr.
 
-    `COMFYUI_DIR` and `COMFYUI_PYTHON` in `env` put somebody's own ComfyUI on it.
+    `COMFYUI_DIR` and `COMFYUI_PYTHON` in `env` put the user's own ComfyUI on it.
     Raises DemoError with what to do when it cannot be built.
     """
     cache = cache_folder(env)

@@ -76,8 +76,8 @@ def _bar(label: str, seconds: float, scale: float, y: int, kind: str) -> Sequenc
 
 def _figure(seconds: float, scale: float, y: int, language: str) -> str:
     shown = f"{seconds + 1e-9:.1f}"  # 22.45 is 22.5, as people round
-    told = f"{shown.replace('.', ',')} с" if language == "ru" else f"{shown} s"
-    return f'<text x="{_LABELS + seconds * scale + 8:.0f}" y="{y + 14}">{told}</text>'
+    label = f"{shown.replace('.', ',')} с" if language == "ru" else f"{shown} s"
+    return f'<text x="{_LABELS + seconds * scale + 8:.0f}" y="{y + 14}">{label}</text>'
 
 
 def _svg(lines: Sequence[str], height: int) -> str:

@@ -130,7 +130,7 @@ def _fix(repairs: Sequence[Repair], arguments: argparse.Namespace) -> bool:
 
 
 def _agreed() -> bool:
-    """Ask, where somebody can answer; elsewhere --fix was meant."""
+    """Ask, where a person can answer; elsewhere --fix was meant."""
     if not sys.stderr.isatty():
         return True
     try:  # standard input may be this very program

@@ -129,8 +129,8 @@ class Endpoint:
         """How many jobs wait, and how many workers are up; None when that is not said. Never
         raises: it is news, and the job is not."""
         try:
-            told = self._call("GET", "health", may_repeat=True, seconds=5.0, tries=1)
-            jobs, workers = told["jobs"]["inQueue"], told["workers"]
+            answer = self._call("GET", "health", may_repeat=True, seconds=5.0, tries=1)
+            jobs, workers = answer["jobs"]["inQueue"], answer["workers"]
             return int(jobs), int(workers["running"]) + int(workers.get("idle", 0))
         except (EndpointError, KeyError, TypeError, ValueError, AttributeError):
             return None
@@ -236,7 +236,7 @@ class Endpoint:
 
 
 def _never_sent(problem: requests.RequestException) -> bool:
-    """Nobody took the connection: whatever was to be sent was not."""
+    """The connection was refused: what was to be sent was not."""
     reason = getattr(problem.args[0] if problem.args else None, "reason", None)
     return isinstance(problem, requests.ConnectTimeout) or isinstance(reason, NewConnectionError)
 
@@ -249,7 +249,7 @@ def _in_words(problem: requests.RequestException) -> str:
     if isinstance(problem, requests.exceptions.ProxyError):
         return "the proxy of this machine's settings does not answer"
     if _never_sent(problem):
-        return "nobody answers there"
+        return "nothing answers there"
     return "the connection was cut"
 
 

@@ -21,7 +21,7 @@ from scripts.watching import plain
 DONE, FAILED, USAGE, UNREACHABLE, TIMEOUT, NOT_SAVED, INTERRUPTED = 0, 1, 2, 3, 4, 5, 130
 EXIT_CODES = """exit codes:
   0    completed, and everything is saved (--diagnostics: no errors found)
-  1    the job failed, or was cancelled by somebody else (--diagnostics: errors found)
+  1    the job failed, or was cancelled elsewhere (--diagnostics: errors found)
   2    wrong use: an argument, a file or the key cannot be used; nothing was sent
   3    the endpoint could not be reached, or refused
   4    not done within --timeout; the job was cancelled

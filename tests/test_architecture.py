@@ -29,7 +29,6 @@ TOP = {
 }
 
 PURE = (
-    "bootstrap.comfyui.command",
     "bootstrap.comfyui.exits",
     "bootstrap.config.bucket",
     "bootstrap.config.fields",

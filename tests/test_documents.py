@@ -131,9 +131,9 @@ def test_json_about_models_is_what_the_worker_takes_and_gives() -> None:
         else:
             spec = ModelSpec("m", "https://x.y/m", "loras")
             given = Result(spec, "fetched", receipt=Receipt(1, 1, None, ())).as_dict()
-            (told,) = example["models"]
-            assert set(told) == set(given)
-            assert isinstance(given["receipt"], dict) and set(told["receipt"]) == set(
+            (reported,) = example["models"]
+            assert set(reported) == set(given)
+            assert isinstance(given["receipt"], dict) and set(reported["receipt"]) == set(
                 given["receipt"]
             )
             seen.add("reply")
@@ -154,9 +154,9 @@ def test_the_page_about_workflows_is_what_the_worker_takes_and_gives(tmp_path: P
     assert isinstance(request, WorkflowRequest) and request.workflow["6"]["inputs"]["text"]
     assert isinstance(parse_request(listing["input"], Settings()), WorkflowsRequest)
     (entry,) = named.listed()
-    told = reply["workflows"][0]
-    assert set(told) == set(entry) and told["description"] == entry["description"]
-    for name, schema in told["params"]["properties"].items():
+    reported = reply["workflows"][0]
+    assert set(reported) == set(entry) and reported["description"] == entry["description"]
+    for name, schema in reported["params"]["properties"].items():
         assert schema == entry["params"]["properties"][name]
     fields = set(re.findall(r"^\| (`.*?) \|", page.read_text().split("## Asking")[0], re.MULTILINE))
     assert {name for row in fields for name in re.findall(r"`(\w+)`", row)} == params._FIELDS
@@ -218,7 +218,7 @@ def test_make_targets_that_are_named_exist() -> None:
         assert named <= targets, f"{document.name} names {named - targets}"
 
 
-def test_the_checkers_options_that_are_told_exist() -> None:
+def test_the_checkers_options_that_are_reported_exist() -> None:
     done = subprocess.run(
         [sys.executable, str(ROOT / "scripts" / "check_volume.py"), "--help"],
         capture_output=True,
@@ -312,11 +312,11 @@ def test_variables_on_these_pages_are_settings() -> None:
         assert {n for n in named - known - states if not FOREIGN.fullmatch(n)} == set(), page.name
 
 
-def test_the_options_of_the_client_are_all_told() -> None:
+def test_the_options_of_the_client_are_all_reported() -> None:
     text = (ROOT / "docs" / "client.md").read_text("utf-8")
-    told = set(re.findall(r"^\| `(--[a-z-]+)`", text, re.MULTILINE))
+    reported = set(re.findall(r"^\| `(--[a-z-]+)`", text, re.MULTILINE))
     actions = submit._parser()._actions
-    assert told == {o for a in actions for o in a.option_strings} - {"-h", "--help"}
+    assert reported == {o for a in actions for o in a.option_strings} - {"-h", "--help"}
     codes = re.findall(r"^\| (\d+) \|", text, re.MULTILINE)
     assert codes == re.findall(r"^  (\d+) ", EXIT_CODES, re.MULTILINE)
 
@@ -361,7 +361,7 @@ def _anchors(document: Path) -> set[str]:
 
 
 def test_the_check_in_contributing_is_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Its two files, put where they are told to be put."""
+    """Its two files, put where the text says."""
     check, test = blocks(ROOT / "CONTRIBUTING.md", "python")
     processor = loaded(tmp_path / "processor.py", check)
     monkeypatch.setattr("bootstrap.doctor.checks.processor", processor, raising=False)

@@ -24,10 +24,10 @@ def test_no_pattern_takes_long_on_long_input() -> None:
         timeout=1200,
         check=True,
     )
-    told = json.loads(done.stdout)
-    assert told["patterns"] > 100, "they are not found any more"
-    assert told["unknown"] == []
-    assert told["slow"] == []
+    reported = json.loads(done.stdout)
+    assert reported["patterns"] > 100, "they are not found any more"
+    assert reported["unknown"] == []
+    assert reported["slow"] == []
 
 
 def test_the_fuzzing_finds_what_it_looks_for() -> None:

@@ -49,7 +49,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     when interrupted; processes and mounts are gone in any case."""
     given = _arguments(argv)
     signal.signal(signal.SIGTERM, signal.default_int_handler)
-    # Everybody's bytecode is there after the first day; nobody is to compile at each start.
+    # Bytecode is there after the first day; no start is to compile it again.
     os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
     try:
         outcome = measure(given.only or [*_COLD, _HOT, _THAW], given.rounds, given.frozen)

@@ -89,7 +89,7 @@ def unread_and_cached(
     """Each round a copy under a name of its own: dropped from memory, then asked for twice.
 
     `names` lay on the volume before the worker booted. A job without a model in between makes
-    ComfyUI let go of what it had loaded; its log must say that it loaded the checkpoint anew both
+    ComfyUI let go of what it had loaded; its log must say that it loaded the checkpoint again both
     times.
     """
     kinds = ("unread", "reading", "cached", "unread processor", "cached processor")
@@ -110,7 +110,7 @@ def unread_and_cached(
             if key == "unread":
                 series["reading"].append(hot.timings["read_ahead"]["seconds"])
             if hot.loads_so_far() != before + 1:
-                raise RuntimeError(f"ComfyUI did not load {name} anew for the {key} job")
+                raise RuntimeError(f"ComfyUI did not load {name} again for the {key} job")
             hot.ask(plain(2 * number + len(series["cached"])))
         pages.forget_file(seen)
         last = " against ".join(f"{series[key][-1]:.2f} s" for key in expected)

@@ -16,10 +16,10 @@ from tests.support.plane_records import now
 from tests.support.worker_process import WorkerProcess
 
 PATIENCE = 400.0
-# After a job a worker of ours writes down what the next start wants to know. It is killed then and
-# not told to end: it would remove its local files (see Scene.seen).
+# After a job a worker of ours writes down what the next start needs to know. It is killed then and
+# not asked to end: it would remove its local files (see Scene.seen).
 _REMEMBERS = 4.0
-# What every ComfyUI logs, whoever started it.
+# What every ComfyUI logs, under any worker.
 _LOGGED = {
     "ComfyUI up": r"To see the GUI go to",
     "prompt submitted": r"got prompt",

@@ -61,7 +61,7 @@ class Scene:
         """The volume as a worker sees it: mounted afresh, nothing in memory that a start reads."""
         if self.work.exists():
             # Not deleted now: for half a minute ext4 passes by the inodes of deleted files, one by
-            # one, and whoever makes files next would pay for it (recently_deleted, ialloc.c).
+            # one, and the next to make files would pay for it (recently_deleted, ialloc.c).
             self.work.rename(self.folder / f"work-{uuid.uuid4().hex}")
         self.work.mkdir()
         if self.delays is not None:

@@ -47,7 +47,7 @@ CUDA's initialisation (with a GPU, theirs pays it twice, ours once), ComfyUI-Man
 *Run from the volume by the first job* starts `main.py` where it lies when the first job is taken.
 
 The hot worker reads copies of the checkpoint under names of their own, so that ComfyUI loads each
-anew (its log is checked); the page cache is looked at before each job, and free memory is touched
+again (its log is checked); the page cache is looked at before each job, and free memory is touched
 (a virtual machine's may be with its host, which the job would wait for). Two things bound it: at
 1.5 GB/s the file takes 1.4 s, and when its last weight is there, the rest of the job is still to
 do; and a job cannot take less than its processor time divided by the number of cores, which also

@@ -22,7 +22,7 @@ from tests.support.worker_process import WorkerProcess
 # Seeds of the jobs before the measured ones, which count from 0.
 _WARMING = (1_000_001, 1_000_002)
 _UP = r"To see the GUI go to: (http\S+)"
-# Above any reply of these benchmarks: large ones are to reach the plane whoever sends them.
+# Above any reply of these benchmarks: large ones are to reach the plane from any worker.
 _RESULT_LIMIT = 500_000_000
 
 
@@ -48,7 +48,7 @@ class Hot:
     url: str
 
     def run(self, inputs: Sequence[dict[str, Any]]) -> list[str]:
-        """Submit all, wait for every picture and until the worker asks anew; the jobs' names.
+        """Submit all, wait for every picture and until the worker asks again; the jobs' names.
 
         Raises NoResult where one brings no picture.
         """

@@ -29,7 +29,7 @@ def pictures(seed: int, size: int, count: int) -> dict[str, Any]:
 
 
 def seed_of(workflow: Mapping[str, Any]) -> int | None:
-    """The seed a workflow was made with; None for somebody else's."""
+    """The seed a workflow was made with; None for another's."""
     for node in workflow.values():
         if str(node.get("class_type", "")).startswith("Benchmark"):
             return int(node["inputs"]["seed"])

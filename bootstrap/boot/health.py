@@ -1,4 +1,4 @@
-"""How this worker is, told on a local socket to whoever asks: `bootstrap/healthcheck.py`.
+"""How this worker is, answered on a local socket: `bootstrap/healthcheck.py`.
 
 It is the living process that answers, not a file it wrote once: a worker that was killed or
 stopped cannot look well, and the port that ComfyUI has after a restart is known.
@@ -116,13 +116,13 @@ def health_of(
     if report.outcome is Outcome.READY:
         return _best(worked)
     first = errors_in(report.findings)[0]
-    told = f"{report.outcome.value}: {first.code}: {first.message}"
+    verdict = f"{report.outcome.value}: {first.code}: {first.message}"
     if report.outcome is Outcome.UNFIT:
-        return Health(False, told)
+        return Health(False, verdict)
     if worked:
         now = _best(worked)
-        return Health(now.healthy, f"{now.text}; when it started: {told}")
-    return Health(True, told)
+        return Health(now.healthy, f"{now.text}; when it started: {verdict}")
+    return Health(True, verdict)
 
 
 def _best(comfyuis: Sequence[ComfyUI]) -> Health:
@@ -219,12 +219,12 @@ class HealthSocket:
     def _tell(self, connection: socket.socket) -> None:
         try:
             now = self._look()
-        except Exception as problem:  # noqa: BLE001  # the next one who asks wants an answer too
+        except Exception as problem:  # noqa: BLE001  # the next client needs an answer too
             now = Health(False, f"the worker cannot tell: {type(problem).__name__}: {problem}")
         try:
             connection.sendall(json.dumps(vars(now)).encode() + b"\n")
         except OSError:
-            pass  # whoever asked did not wait
+            pass  # the client did not wait
 
 
 def _sweep() -> None:

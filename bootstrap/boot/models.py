@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 class WantedModels:
-    """The models that the manifest wants here, fetched in the background.
+    """The models that the manifest lists for here, fetched in the background.
 
     `local_models` is for links to what the platform has cached on this host. The packages that
     downloads need are imported only where something is wanted.
@@ -27,7 +27,7 @@ class WantedModels:
     ) -> None:
         self._settings = settings
         self._local_models = local_models
-        self._told: list[Finding] = []
+        self._reported: list[Finding] = []
         self._linked = False
         self._provisioning: Provisioning | None = None
         if manifest.models:
@@ -50,19 +50,19 @@ class WantedModels:
         if self._provisioning is None:
             return []
         self._provisioning.wait_for_required(self._settings.download_timeout)
-        self._told = self._provisioning.findings()
-        return [*self._told, *self._link_what_came(self._provisioning)]
+        self._reported = self._provisioning.findings()
+        return [*self._reported, *self._link_what_came(self._provisioning)]
 
     def faults_now(self, findings: Sequence[Finding]) -> tuple[Finding, ...]:
         """The errors among a boot's findings; of wanted models, those that are lacking now."""
         faults = errors_in(findings)
-        if self._provisioning is None or not errors_in(self._told):
+        if self._provisioning is None or not errors_in(self._reported):
             return faults
         self._provisioning.look_again()
         if self._provisioning.ready and not self._linked:
             self._link_what_came(self._provisioning)
         lacking = errors_in(self._provisioning.findings())
-        return (*(fault for fault in faults if fault not in self._told), *lacking)
+        return (*(fault for fault in faults if fault not in self._reported), *lacking)
 
     def stop(self, timeout: float) -> None:
         """Stop fetching; what is half there is resumed next time. Waits `timeout` seconds."""

@@ -26,7 +26,6 @@ from bootstrap.comfyui import (
     WriteBack,
     check_queued,
     choose_allocator,
-    command,
     copy_user,
     folders_of,
     make_workdir,
@@ -34,6 +33,7 @@ from bootstrap.comfyui import (
     stage_again,
     stage_code,
 )
+from bootstrap.comfyui.launch import arguments, flags_in
 from bootstrap.config import Settings
 from bootstrap.core.findings import Finding, warning
 from bootstrap.core.redact import child_environment
@@ -188,7 +188,7 @@ class Plan:
         )
         self.wanted = Task("fetch models", self._fetch, [self.manifest, self.comfyui])
         self.weights = Task("read ahead", self._read_weights, [self.code, self.links])
-        # The copy is what ComfyUI's start waits for; whoever can wait does not take its time.
+        # ComfyUI's start waits for the copy; what can wait does not take its time.
         self.check_machine = Task("check machine", self.machine_check.run, after=[self.code])
         self.check_volume = Task(
             "check volume", self._check_volume, after=[self.code, self.packages]
@@ -282,7 +282,7 @@ class Plan:
         text = ask_help(python, self.volume.value.comfyui, self._child_env(python))
         if isinstance(text, Finding):
             raise StageFailed(text)
-        return command.flags_in(text)
+        return flags_in(text)
 
     def _copy_python(self, row: Stage) -> LocalPython:
         """A venv on the volume to local disk: what its start opens, the rest as links."""
@@ -329,7 +329,7 @@ class Plan:
         self.volume_check.run(row, local.python if local else None)
 
     def _read_weights(self, row: Stage) -> None:
-        """Read what is likely needed into the page cache, until it is there or a job wants else."""
+        """Read what is likely needed into the page cache, until a job needs something else."""
         files = self._likely_models()
         if not files:
             row.note = "nothing to read"
@@ -359,7 +359,7 @@ class Plan:
             launch = self._launch(number)
             if not started:
                 known, extra = launch.known_flags, launch.extra_args
-                row.add(command.arguments(known, launch.folders, launch.port, extra)[1])
+                row.add(arguments(known, launch.folders, launch.port, extra)[1])
             comfyui = ComfyUI(launch)
             try:
                 comfyui.start()

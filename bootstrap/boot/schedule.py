@@ -1,7 +1,7 @@
 """Runs tasks as soon as what each needs is there, each a row of the timeline.
 
 A task that fails says so and stops only what needs it. One that exceeds its budget is given up:
-a network mount that hangs holds its thread for ever, and nobody waits for that.
+a network mount that hangs holds its thread for ever, and nothing waits for that.
 """
 
 from __future__ import annotations
@@ -71,8 +71,8 @@ class Stage:
 
     def as_dict(self) -> dict[str, Any]:
         """JSON-ready data without the findings; `bytes` and `note` only where there are any."""
-        told = {k: v for k, v in vars(self).items() if k != "findings"}
-        return {k: v for k, v in told.items() if v or k not in ("bytes", "note")}
+        shown = {k: v for k, v in vars(self).items() if k != "findings"}
+        return {k: v for k, v in shown.items() if v or k not in ("bytes", "note")}
 
 
 class Timeline:

@@ -1,9 +1,10 @@
 """ComfyUI's process: its code and folders on local disk, its start, whether it answers, its end."""
 
-from bootstrap.comfyui.command import Allocator, choose_allocator
 from bootstrap.comfyui.exits import Exit, explain_exit, with_cause
 from bootstrap.comfyui.launch import (
+    Allocator,
     check_queued,
+    choose_allocator,
     copy_user,
     folders_of,
     stage_again,
@@ -27,12 +28,12 @@ __all__ = [
     "WriteBack",
     "check_queued",
     "choose_allocator",
-    "command",
     "copy_user",
     "exits",
     "explain_exit",
     "folders_of",
     "is_answering",
+    "launch",
     "make_workdir",
     "not_startable",
     "prompt_hooks",

@@ -124,7 +124,7 @@ def _by_signal(exit: Exit) -> Finding | None:
     if number == signal.SIGKILL:
         return error(
             "comfyui.killed",
-            "ComfyUI was killed (SIGKILL); without somebody doing so by hand that is the kernel, "
+            "ComfyUI was killed (SIGKILL); unless it was done by hand, that is the kernel, "
             "because the container's memory limit was reached.",
             "Choose a worker with more memory, use smaller or fp8 models, or add --disable-mmap / "
             "--cache-none to COMFYUI_ARGS.",

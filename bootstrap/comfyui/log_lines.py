@@ -1,7 +1,7 @@
 """Pure: which of ComfyUI's lines are worth a place in the worker's log.
 
 Its start writes a hundred lines that are the same on every worker, a traceback for each of its own
-optional nodes whose packages are absent, and a banner about a front end that nobody looks at here.
+optional nodes whose packages are absent, and a banner about a front end that is not used here.
 They are kept for diagnostics and shown with COMFY_LOG_LEVEL=debug. What is not known is shown.
 """
 

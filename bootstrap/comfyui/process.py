@@ -17,8 +17,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
-from bootstrap.comfyui import command, run_main
+from bootstrap.comfyui import run_main
 from bootstrap.comfyui.exits import PORT_TAKEN, Exit, explain_exit
+from bootstrap.comfyui.launch import Folders, arguments
 from bootstrap.comfyui.log_lines import LogLines
 from bootstrap.core import guard
 from bootstrap.core.findings import Finding, host_error
@@ -47,7 +48,7 @@ class Launch:
 
     python: Path
     comfyui: Path
-    folders: command.Folders
+    folders: Folders
     known_flags: frozenset[str]
     extra_args: tuple[str, ...]
     env: Mapping[str, str]
@@ -60,8 +61,8 @@ class ComfyUI:
     """One ComfyUI, through all its restarts. Safe to use from several threads.
 
     `exits` lists how earlier processes ended, oldest first; the port can differ after a restart.
-    `was_ready` is set by whoever has seen the present process answer. `prompts_ended` counts what
-    its log says.
+    `was_ready` is set by the caller that has seen the present process answer. `prompts_ended`
+    counts what its log says.
     """
 
     def __init__(self, launch: Launch) -> None:
@@ -132,7 +133,7 @@ class ComfyUI:
             return self.exits[-1]
 
     def cpu_seconds(self) -> float | None:
-        """CPU time that the process behind the guard has used; None when it cannot be told."""
+        """CPU time that the process behind the guard has used; None when it is unknown."""
         try:
             ticks = Path(f"/proc/{self._pid()}/stat").read_text().rpartition(")")[2].split()[11:13]
         except (OSError, ValueError):
@@ -179,7 +180,7 @@ class ComfyUI:
             self._collect()
 
     def _spawn(self) -> subprocess.Popen[bytes]:
-        args, _ = command.arguments(
+        args, _ = arguments(
             self.launch.known_flags, self.launch.folders, self.port, self.launch.extra_args
         )
         guarded = [sys.executable, "-I", "-S", guard.__file__, str(os.getpid())]
@@ -253,10 +254,10 @@ def _catches(pid: int, number: int) -> bool:
 
 
 def _free_port(wanted: int) -> int:
-    """`wanted` when nobody listens there, else any free one (0 asks for any)."""
+    """`wanted` when nothing listens there, else any free one (0 asks for any)."""
     for port in dict.fromkeys((wanted, 0)):
         with socket.socket() as probe:
-            # As ComfyUI binds: what is left of connections to the one before is no hindrance.
+            # As ComfyUI binds: what is left of connections to the one before does not matter.
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             try:
                 probe.bind(("127.0.0.1", port))

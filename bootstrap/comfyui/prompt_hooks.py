@@ -149,17 +149,17 @@ def _recall(executor: Any, prompt: Any, targets: Any, expanded: dict[Any, dict[s
     outputs: Any = getattr(getattr(executor, "caches", None), "outputs", None)
     if not hasattr(outputs, "cache_key_set"):  # with --cache-none, and before August 2024
         return
-    told, about = executor.history_result["outputs"], executor.history_result["meta"]
+    made, about = executor.history_result["outputs"], executor.history_result["meta"]
     keys = {node_id: outputs.cache_key_set.get_data_key(node_id) for node_id in prompt}
     now = {each["real_node_id"] for each in about.values() if each["parent_node"] is not None}
     for node_id in now:
-        inner = {n: (told[n], about[n]) for n in told if about[n]["real_node_id"] == node_id}
+        inner = {n: (made[n], about[n]) for n in made if about[n]["real_node_id"] == node_id}
         expanded[keys[node_id]] = {n[len(node_id) :]: both for n, both in inner.items()}
     for key in [key for key in expanded if key not in outputs.cache]:
         del expanded[key]
     for node_id in _needed(prompt, targets) - now:
         for rest, (ui, meta) in expanded.get(keys[node_id], {}).items():
-            told.setdefault(node_id + rest, ui)
+            made.setdefault(node_id + rest, ui)
             about.setdefault(node_id + rest, {**meta, "real_node_id": node_id})
 
 

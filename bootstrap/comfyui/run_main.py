@@ -3,7 +3,7 @@
 Started as a script, `python run_main.py main.py ARGUMENTS…`, in ComfyUI's own Python. A node
 that raises SystemExit, which ComfyUI does not catch, ends that thread: Python says nothing, the
 server goes on to answer, and no prompt ever runs again. From outside that looks like a node that
-takes long. Here the thread's end is told with its traceback and the process ends, so that job and
+takes long. Here the thread's end is logged with its traceback and the process ends, so that job and
 ComfyUI get what they get at any other death. Threads are named after their function since Python
 3.10; in an older one nothing is changed, and the job ends at its `max_wait`.
 
@@ -83,16 +83,19 @@ def _tell_containers_memory() -> None:
     of_machine = psutil.virtual_memory
 
     def virtual_memory() -> Any:
-        told, room = of_machine(), gauge.room()
+        machine, room = of_machine(), gauge.room()
         if room is None and share == 1:
-            return told
-        total, available = room or (told.total, told.available)
-        total, available = min(told.total, total) // share, min(told.available, available) // share
-        return told._replace(
+            return machine
+        total, available = room or (machine.total, machine.available)
+        total, available = (
+            min(machine.total, total) // share,
+            min(machine.available, available) // share,
+        )
+        return machine._replace(
             total=total,
             available=available,
             used=total - available,
-            free=min(told.free, available),
+            free=min(machine.free, available),
             percent=round(100 * (total - available) / total, 1),
         )
 

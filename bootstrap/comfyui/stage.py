@@ -9,7 +9,7 @@ trip each, one after another when Python imports them, all at once when they are
     work/stage/<anything else>     links to what lies beside ComfyUI on the volume, so that
                                    relative paths such as ../models mean what they meant
 
-The copy is made anew at each boot, so that a change on the volume is seen. What is written in it
+A new copy is made at each boot, so that a change on the volume is seen. What is written in it
 goes back to the volume: write_back.py.
 """
 
@@ -35,7 +35,7 @@ _LARGE = 4 * 1024 * 1024
 # Folders in ComfyUI's own that hold data. Only there: `comfy/ldm/models` is code.
 DATA = frozenset({"models", "output", "input", "temp", "user", "venv", ".venv"})
 # ComfyUI's own folders of code, 2023 to v0.38. Where the volume itself is ComfyUI's folder, all
-# others in it are somebody's data and are linked.
+# others in it are the user's data and are linked.
 CODE = frozenset(
     "alembic_db api_server app blueprints comfy comfy_api comfy_api_nodes comfy_config "
     "comfy_execution comfy_extras custom_nodes middleware script_examples tests tests-unit utils "
@@ -146,7 +146,7 @@ def _link_models(plan: Plan, copy: Path) -> None:
 
 def link_output(copy: Path, output: Path) -> None:
     """Many nodes write to `output` beside the code, or in the working directory, whatever ComfyUI
-    is told: let that be the folder that it is told. Raises OSError."""
+    is given: let that be the folder that it is given. Raises OSError."""
     place = copy / "output"
     if place.is_symlink():
         place.unlink()
@@ -269,7 +269,7 @@ class _Copier:
     def _copy(self, path: str, large: bool = False) -> None:
         """Copy a file, unless it is large and its pack's weight not known yet.
 
-        What cannot be read is linked: whoever wants it then gets the volume's own answer.
+        What cannot be read is linked: opening it then gives the volume's own answer.
         """
         try:
             source = os.open(os.path.join(self._source, path), os.O_RDONLY | os.O_NONBLOCK)
@@ -279,7 +279,7 @@ class _Copier:
         try:
             facts = os.fstat(source)
             if not stat.S_ISREG(facts.st_mode):
-                return  # a socket or a pipe somebody left
+                return  # a socket or a pipe that was left there
             pack = self._packs.setdefault(self._pack_of(path), _Pack())
             if facts.st_size >= _LARGE and not large:
                 pack.large.append((facts.st_size, path))

@@ -131,7 +131,7 @@ class _Copy:
         return keep is None or path.partition("/")[0] in keep
 
     def _carry(self, path: str) -> bool:
-        """Put one file on the volume; False when a file of somebody else is there."""
+        """Put one file on the volume; False when another file is there."""
         local, target = self._staged.place / path, self._staged.source / path
         if not stays_within(target, self._staged.source):
             self._tell(path, "a link on the volume leads elsewhere there")

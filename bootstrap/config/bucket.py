@@ -47,7 +47,7 @@ class Bucket:
 
     @property
     def virtual_host(self) -> bool:
-        """Does the bucket's name stand in the host? Amazon wants it, others know the path."""
+        """Does the bucket's name stand in the host? Amazon requires it, others use the path."""
         return (urlsplit(self.endpoint).hostname or "").endswith(".amazonaws.com")
 
     def for_job(self, job_id: object) -> Bucket:
@@ -113,7 +113,7 @@ def bucket_from(given: Mapping[Any, Any], settings: Settings) -> Bucket:
             raise ValueError(f"{key} holds white space or unprintable characters")
         values[name] = value.strip()
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{1,62}", values["name"]):
-        raise ValueError("bucketName is no name of a bucket")
+        raise ValueError("bucketName is not a valid bucket name")
     bucket = _bucket(
         values["endpoint"], Secret(values["key_id"]), Secret(values["secret"]), values["name"]
     )

@@ -104,7 +104,7 @@ def _names(text: str) -> tuple[str, ...]:
     names = tuple(part for part in re.split(r"[,\s]+", text) if part)
     for name in names:
         if not _NAME.fullmatch(name):
-            raise ValueError(f"{name!r} is no variable name")
+            raise ValueError(f"{name!r} is not a variable name")
     return names
 
 
@@ -113,7 +113,7 @@ def _comfyui_arguments(text: str) -> tuple[str, ...]:
     for argument in arguments:
         _refuse_if_ours(argument.split("=", 1)[0])
     if arguments and not arguments[0].startswith("-"):
-        raise ValueError(f"{arguments[0]!r} is no flag")
+        raise ValueError(f"{arguments[0]!r} is not a flag")
     return arguments
 
 
@@ -266,7 +266,7 @@ def read_variables(
 
 
 def is_on(env: Mapping[str, str], name: str) -> bool:
-    """Is a switch of somebody else's on, as Hugging Face's libraries and Runpod's SDK read it?"""
+    """Is another program's switch on, as Hugging Face's libraries and Runpod's SDK read it?"""
     return env.get(name, "").strip().lower() in _ON
 
 

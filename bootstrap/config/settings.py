@@ -330,7 +330,7 @@ class Settings:
         "SHUTDOWN_GRACE",
         kinds.number(0, 3600),
         6.0,
-        "Seconds that a running job may go on when the worker is told to end (SIGTERM); then it is "
+        "Seconds that a running job may go on when the worker must end (SIGTERM); then it is "
         "stopped and answered. Keep it some seconds below what the platform waits until it kills: "
         "10 with Docker's default, for Runpod Serverless no figure is published",
         "6",

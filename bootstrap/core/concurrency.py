@@ -2,8 +2,8 @@
 
 `Crew` is not `concurrent.futures`: its threads are joined when the interpreter ends, so one call
 into a network file system that has gone away would keep the whole worker from ending. These are
-daemons, and whoever waits for them can give up. `Together` asks a volume side by side, since each
-question costs a round trip, and a dead network mount answers nothing, for ever.
+daemons, and a caller that waits for them can give up. `Together` asks a volume side by side, since
+each question costs a round trip, and a dead network mount answers nothing, for ever.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ class Crew:
 
     @property
     def stopped(self) -> bool:
-        """Tells long tasks that nobody waits for them any more."""
+        """Tells long tasks that nothing waits for them any more."""
         return self._stopped
 
     def add(self, tasks: Iterable[Task], later: bool = False) -> None:
@@ -89,7 +89,7 @@ class Crew:
         return finished
 
     def stop(self) -> None:
-        """Drop what nobody has begun. Tasks in hand end by themselves, waited for by nobody."""
+        """Drop what has not begun. Tasks in hand end by themselves; nothing waits for them."""
         with self._task_there:
             self._stopped = True
             self._stack.clear()
@@ -113,7 +113,7 @@ class Crew:
                 return
             try:
                 task()
-            except BaseException as failure:  # noqa: BLE001 - carried to whoever waits
+            except BaseException as failure:  # noqa: BLE001 - carried to the caller
                 self._failure = self._failure or failure
                 self.stop()
             finally:
@@ -145,7 +145,7 @@ class Crew:
 
 
 class Allowance:
-    """Lets threads hold so many bytes together; who wants more waits for others to let go."""
+    """Lets threads hold so many bytes together; a request for more waits for others."""
 
     def __init__(self, most: int) -> None:
         self._left = most

@@ -281,7 +281,7 @@ def _give_free_name(part: Path, folder: Path, name: str) -> Path:
 
 def _link_or_move(part: Path, final: Path) -> None:
     """`os.link` fails when the name is taken. Where links are unsupported the name is claimed by
-    a hidden file beside it, so that of several workers only one looks and moves. Nobody breaks
+    a hidden file beside it, so that of several workers only one looks and moves. No one breaks
     that claim, as is done for models, which are alike (`publish`): its maker may be frozen
     between look and move, and must not replace another result when it goes on."""
     try:

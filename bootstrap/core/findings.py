@@ -63,7 +63,7 @@ class Finding:
     """One thing that was found.
 
     `code` is stable across releases (`family.what`), `message` one sentence with the actual
-    values and paths, `fix` what to type or click next (empty where nothing needs mending).
+    values and paths, `fix` what to type or click next (empty where there is nothing to fix).
     `host_fault` marks an error that lies with this machine, not with the user: Runpod should
     take another one. `details` is JSON-ready data for programs. Secrets of addresses in any of
     them are masked.
@@ -112,7 +112,7 @@ class Fault(Exception):
 
 
 def error(code: str, message: str, fix: str, /, **details: Any) -> Finding:
-    """A fault the user must mend before jobs can run."""
+    """A fault the user must fix before jobs can run."""
     return Finding(code, Severity.ERROR, message, fix, details=details)
 
 
@@ -122,12 +122,12 @@ def host_error(code: str, message: str, fix: str, /, **details: Any) -> Finding:
 
 
 def warning(code: str, message: str, fix: str, /, **details: Any) -> Finding:
-    """Jobs run, but somebody should look at this."""
+    """Jobs run, but this needs a look."""
     return Finding(code, Severity.WARNING, message, fix, details=details)
 
 
 def info(code: str, message: str, fix: str = "", /, **details: Any) -> Finding:
-    """Worth knowing; nothing to mend."""
+    """Worth knowing; nothing to fix."""
     return Finding(code, Severity.INFO, message, fix, details=details)
 
 
@@ -142,7 +142,7 @@ def errors_in(findings: Iterable[Finding]) -> tuple[Finding, ...]:
 
 
 def outcome_of(findings: Iterable[Finding]) -> Outcome:
-    """Ready, degraded (the user must mend something) or unfit (this machine is broken)."""
+    """Ready, degraded (the user must fix something) or unfit (this machine is broken)."""
     errors = errors_in(findings)
     if any(f.host_fault for f in errors):
         return Outcome.UNFIT

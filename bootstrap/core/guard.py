@@ -41,7 +41,7 @@ def main(parent: int, command: list[str]) -> int:
     signal.pthread_sigmask(signal.SIG_UNBLOCK, _ASK_TO_END)
     while child.poll() is None:
         # Its answer is not looked at: in a process that was stopped for longer than the poll,
-        # CPython returns a struct that nobody filled (signal_sigtimedwait_impl, after EINTR).
+        # CPython returns a struct that was never filled (signal_sigtimedwait_impl, after EINTR).
         signal.sigtimedwait({signal.SIGCHLD}, POLL_SECONDS)
         _bury_strays(child.pid)
         if asked or os.getppid() != parent:
@@ -92,7 +92,7 @@ def _bury_strays(child: int) -> None:
 
 
 def _children() -> list[int]:
-    """Process ids of all our children, ended ones that nobody waited for included."""
+    """Process ids of all our children, ended ones that were not waited for included."""
     try:
         with open(f"/proc/self/task/{os.getpid()}/children") as file:
             return [int(pid) for pid in file.read().split()]

@@ -1,5 +1,5 @@
 """Which of several workers fetches a model, so that the others need not. Saves bandwidth only:
-every file would be right without it, also where O_EXCL excludes nobody.
+every file would be right without it, also where O_EXCL excludes no one.
 
 The holder makes a file with O_EXCL and writes a new beat into it now and then. A waiter judges by
 its own monotonic clock: a lease that has not changed for `stale` seconds of watching is dead.
@@ -55,7 +55,7 @@ class Lease:
         self._seen_at = 0.0
 
     def acquire(self) -> bool:
-        """Take it if nobody has it. Where leases cannot be made at all, everybody has one: the
+        """Take it if it is free. Where leases cannot be made at all, everyone has one: the
         disk's trouble shows, in better words, when the part is made."""
         try:
             self._descriptor = self._disk.create(self.path)
@@ -102,7 +102,7 @@ class Lease:
     def break_stale(self) -> bool:
         """Put the holder's lease aside if it was seen unchanged for too long; did we?
 
-        Only one waiter's rename succeeds. Had somebody else renewed it at that very moment, a
+        Only one waiter's rename succeeds. Had another worker renewed it at that very moment, a
         live lease would be put aside: then two download, and nothing worse.
         """
         if self._seen is None or time.monotonic() - self._seen_at < self.stale:
@@ -135,7 +135,7 @@ class Lease:
             if self._descriptor is not None:
                 self._disk.write_at(self._descriptor, memoryview(text.encode("ascii")), 0)
         except OSError:
-            pass  # a full disk stops the beat; somebody may take over, nothing breaks
+            pass  # a full disk stops the beat; another worker may take over, nothing breaks
 
 
 def _read(text: str) -> Sight:

@@ -197,7 +197,7 @@ def gather_memory(root: Path = Path("/")) -> MemoryFacts:
 
 
 class MemoryGauge:
-    """How full the container is, for whoever asks often: where that is told is looked up once."""
+    """How full the container is, for frequent questions: where to read it is looked up once."""
 
     def __init__(self, root: Path = Path("/")) -> None:
         """Raises OSError or ValueError when /proc cannot be read or understood."""

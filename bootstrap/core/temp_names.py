@@ -62,7 +62,7 @@ class Leftover:
 
     `size` in bytes, `age` in seconds by the volume's clock. `identity` (device, inode, size,
     mtime in ns) tells later whether it is still the same. `removable` is False when it may hold
-    what somebody else put there.
+    what others put there.
     """
 
     path: str
@@ -98,7 +98,7 @@ def look_at_leftover(path: str, now: float) -> Leftover | None:
     if kind is None:
         return None
     # volume/links.py puts aside whatever stood where its link was to be, and only its own link,
-    # one that leads nowhere, holds nothing.
+    # a broken one, holds nothing.
     removable = dangling if kind == "unlinking" else stat.S_ISREG(found.st_mode)
     return Leftover(path, kind, found.st_size, now - found.st_mtime, identity_of(found), removable)
 

@@ -124,7 +124,7 @@ def _parts(fix: str, root: str) -> Iterator[tuple[str, bool]]:
         text = piece.strip() if index == 0 else piece.lstrip(" .,;").strip()
         text = text[:1].upper() + text[1:] if index else text
         if index + 1 < len(pieces):
-            # Whoever reads this is where the command is to be typed.
+            # The reader is where the command is to be typed.
             text = "" if root and root != SERVERLESS and _ON_POD.search(text) else text
             text = f"{text}:" if text and text[-1] not in ".:" else text
         if text:

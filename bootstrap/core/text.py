@@ -19,7 +19,7 @@ _UNPRINTABLE = re.compile(
 )
 #: Where people set variables, in a sentence.
 IN_ENDPOINT = "in the endpoint's environment variables"
-# More commands than this are not typed at once: mend these, then check again.
+# More commands than this are not typed at once: fix these, then check again.
 MOST_AT_ONCE = 20
 MOST_PATHS = 50
 # The platform's two mount points of one volume.
@@ -77,7 +77,7 @@ def _typed_word(word: str) -> str:
 
 def _escaped(match: re.Match[str]) -> str:
     code = ord(match[0])
-    if 0xDC80 <= code <= 0xDCFF:  # a byte that is no UTF-8 (PEP 383)
+    if 0xDC80 <= code <= 0xDCFF:  # a byte that is not UTF-8 (PEP 383)
         return f"\\x{code - 0xDC00:02x}"
     return f"\\x{code:02x}" if code < 256 else f"\\u{code:04x}"
 

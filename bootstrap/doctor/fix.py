@@ -51,7 +51,7 @@ class MakeFolders:
 
 @dataclass(frozen=True)
 class RemoveLinks:
-    """Remove links that our link plan made and that lead nowhere."""
+    """Remove broken links that our link plan made."""
 
     codes: ClassVar = frozenset({"links.ours_broken"})
     links: tuple[Unlink, ...]
@@ -65,7 +65,7 @@ class RemoveLinks:
     def sentence(self) -> str:
         """What would be done."""
         count = counted(len(self.links), "link")
-        return f"Remove {count} of our own that lead nowhere: {named(self.paths)}"
+        return f"Remove {count} of our own that are broken: {named(self.paths)}"
 
 
 @dataclass(frozen=True)
@@ -120,7 +120,7 @@ Repair = MakeFolders | MoveModels | Relink | RemoveLinks | Sweep
 
 
 def plan_fixes(layout: Layout, facts: VolumeFacts) -> list[Repair]:
-    """What `apply_fixes` would do; empty when there is nothing, or no volume that can be mended.
+    """What `apply_fixes` would do; empty when there is nothing, or no volume that can be repaired.
 
     Asks the disk which links are ours, and changes nothing.
     """

@@ -126,8 +126,8 @@ class Builder:
                 self._works.add(name)
             else:
                 what = found[name].replace("==", " ")
-                told = f"{what} does not load with torch {self._torch}: {broken[module]}"
-                self._resolver.forbid(name, told)
+                why = f"{what} does not load with torch {self._torch}: {broken[module]}"
+                self._resolver.forbid(name, why)
         return not broken
 
     def _broken(self, modules: Iterable[str]) -> dict[str, str]:

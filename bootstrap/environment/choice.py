@@ -46,7 +46,7 @@ _DRIVER = re.compile(r"\s(\d{3,}(?:\.\d+)+)\s")
 
 @dataclass(frozen=True)
 class Choice:
-    """`python` runs ComfyUI. `venv` is the one on the volume that it belongs to, None for others;
+    """`python` runs ComfyUI. `venv` is the one that it belongs to, None for others;
     `interpreter` a Python of this machine that stands in for the one it was made by."""
 
     python: Path
@@ -189,8 +189,8 @@ def interpreter_of(version: str) -> Path | None:
 def _stand_in(venv: Venv, interpreter: Path) -> Path:
     """The Python of a venv on local disk that has the packages of `venv`. Made once on a machine;
     raises OSError."""
-    told = f"{venv.path}\0{interpreter}\0{os.path.realpath(venv.path)}"
-    name = f"comfyui-python-{os.geteuid()}-{hashlib.sha256(told.encode()).hexdigest()[:16]}"
+    identity = f"{venv.path}\0{interpreter}\0{os.path.realpath(venv.path)}"
+    name = f"comfyui-python-{os.geteuid()}-{hashlib.sha256(identity.encode()).hexdigest()[:16]}"
     place = Path(tempfile.gettempdir(), name)
     new = Path(tempfile.mkdtemp(prefix=f"{name}-"))
     try:

@@ -38,7 +38,7 @@ _MODULE = re.compile(r"No module named '([^']+)'")
 
 @dataclass(frozen=True)
 class Import:
-    """One pack's import: `seconds` it took, whether it `failed`, and the `reason` if told."""
+    """One pack's import: `seconds` it took, whether it `failed`, and the `reason` if given."""
 
     path: str
     seconds: float
@@ -121,7 +121,7 @@ def _more(failed: Sequence[Import]) -> Finding:
     return warning(
         "nodes.import_failed_more",
         f"Further node packs could not be imported: {named([each.name for each in failed])}.",
-        "Mend the ones named first: they most often lack the same packages.",
+        "Fix the ones named first: they most often lack the same packages.",
         packs={each.path: each.reason for each in failed[:50]},
     )
 

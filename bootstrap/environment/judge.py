@@ -208,7 +208,7 @@ def _understood(
         ),
         absent=tuple(each for each in hard if each.module in absent),
         untracked_kin=tuple(m for m in _KIN_MODULES if m not in absent and m not in installed),
-        needs={name: _needs(told) for name, told in said.get("needs", {}).items()},
+        needs={name: _needs(entry) for name, entry in said.get("needs", {}).items()},
     )
 
 
@@ -218,9 +218,9 @@ def _verdicts(file: RequirementFile, found: Iterable[Mapping[str, Any]]) -> Iter
         yield Verdict(file.owner, one["text"], one["name"], state, one["version"])
 
 
-def _needs(told: Mapping[str, Any]) -> Needs:
+def _needs(entry: Mapping[str, Any]) -> Needs:
     return Needs(
-        tuple((str(n), str(s), RequirementState(state)) for n, s, state in told["requires"]),
-        tuple(map(str, told["extras"])),
-        tuple(map(str, told["extra_lines"])),
+        tuple((str(n), str(s), RequirementState(state)) for n, s, state in entry["requires"]),
+        tuple(map(str, entry["extras"])),
+        tuple(map(str, entry["extra_lines"])),
     )

@@ -331,8 +331,8 @@ def main() -> None:
         [judge.line(line) for line in lines_of(file)[:MOST_REQUIREMENTS]]
         for file in asked.get("files", [])
     ]
-    told = ("name", "version", "folder")
-    me["packages"] = [{key: one[key] for key in told} for one in installed.all]
+    keys = ("name", "version", "folder")
+    me["packages"] = [{key: one[key] for key in keys} for one in installed.all]
     me["folders"] = installed.folders
     more = f"more than {MOST_PACKAGES} packages: not all were read"
     me["problems"] = [more] if installed.cut else []

@@ -114,7 +114,7 @@ def _split(
     of = {name: index for index, names in enumerate(groups) for name in names}
     costs = dict.fromkeys(range(len(groups)), 0.0)
     for entry in entries:
-        if (index := of.get(_top(entry))) is not None and not _is_told_at_once(entry):
+        if (index := of.get(_top(entry))) is not None and not _comes_at_once(entry):
             costs[index] += _SECONDS_A_FILE + entry.file_size * _SECONDS_A_BYTE
     late: set[int] = set()
     spent = 0.0
@@ -125,7 +125,7 @@ def _split(
     soon: list[zipfile.ZipInfo] = []
     later: list[zipfile.ZipInfo] = []
     for entry in entries:
-        is_late = of.get(_top(entry)) in late and not _is_told_at_once(entry)
+        is_late = of.get(_top(entry)) in late and not _comes_at_once(entry)
         (later if is_late else soon).append(entry)
     return soon, later
 
@@ -134,7 +134,7 @@ def _top(entry: zipfile.ZipInfo) -> str:
     return entry.filename.split("/", 2)[1] if "/" in entry.filename else ""
 
 
-def _is_told_at_once(entry: zipfile.ZipInfo) -> bool:
+def _comes_at_once(entry: zipfile.ZipInfo) -> bool:
     """Records and path files are looked at without an import."""
     return _top(entry).endswith((".dist-info", ".egg-info", ".pth"))
 

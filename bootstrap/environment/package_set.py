@@ -127,7 +127,7 @@ def set_path(volume: Path, judgement: Judgement) -> Path:
     requirement on what is not as it should be."""
     unmet = judgement.unmet
     names = {v.name for v in unmet if v.state is RequirementState.WRONG}
-    told = [
+    inputs = [
         _FORMAT,
         judgement.packages.version,
         judgement.packages.libc,
@@ -135,7 +135,7 @@ def set_path(volume: Path, judgement: Judgement) -> Path:
         sorted({v.text for v in judgement.verdicts if v.name in names and not v.unmet}),
         sorted((n, v or "") for n, v in judgement.installed.items()),
     ]
-    digest = hashlib.sha256(json.dumps(told).encode("utf-8", "backslashreplace")).hexdigest()
+    digest = hashlib.sha256(json.dumps(inputs).encode("utf-8", "backslashreplace")).hexdigest()
     torch = judgement.torch() or "none"
     machine = judgement.packages.markers.get("platform_machine", "")
     name = f"{judgement.packages.tag}-{machine}-torch{torch}-{digest[:16]}"

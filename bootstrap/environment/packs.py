@@ -164,7 +164,7 @@ def _values_of(flag: str, arguments: Sequence[str]) -> frozenset[str]:
 
 
 def _is_pack(name: str, folder: Folder) -> bool:
-    """ComfyUI tries every folder and every .py file; a hidden one (`.git`) is nobody's pack."""
+    """ComfyUI tries every folder and every .py file; a hidden one (`.git`) is not a pack."""
     if name.startswith((".", "__pycache__")):
         return False
     stem = name.removesuffix(DISABLED)
@@ -216,7 +216,7 @@ PROJECT_FILE = "pyproject.toml"
 
 @dataclass(frozen=True)
 class Requirements:
-    """`files` are ComfyUI's own first, then the nodes'; `version` is None where it is not told."""
+    """`files` are ComfyUI's own first, then the nodes'; `version` is None where it is unknown."""
 
     version: str | None = None
     files: tuple[RequirementFile, ...] = ()

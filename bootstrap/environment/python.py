@@ -52,18 +52,18 @@ def look_at_venv(path: str) -> Venv | None:
     """The virtual environment at `path`; None when it is none (no pyvenv.cfg: PEP 405)."""
     try:
         with open(os.path.join(path, "pyvenv.cfg"), encoding="utf-8", errors="replace") as file:
-            told = venv_settings(file.read(_MOST_TEXT))
+            config = venv_settings(file.read(_MOST_TEXT))
             made = os.fstat(file.fileno()).st_mtime
     except OSError:
         return None
     python = os.path.join(path, "bin", "python")
-    library, names = _library(path, _short(told.get("version") or told.get("version_info")))
+    library, names = _library(path, _short(config.get("version") or config.get("version_info")))
     return Venv(
         path=path,
         version=library,
         python_text=_link_text(python),
         python_exists=os.path.exists(python),
-        made_at=_made_at(told.get("command", ""), path),
+        made_at=_made_at(config.get("command", ""), path),
         full="torch" in names,
         # torchsde: since 2023, when none of its packages was called after ComfyUI.
         for_comfyui="torchsde" in names or any(n.startswith(("comfyui_", "comfy_")) for n in names),
@@ -71,12 +71,12 @@ def look_at_venv(path: str) -> Venv | None:
     )
 
 
-def _library(path: str, told: str | None) -> tuple[str | None, frozenset[str]]:
+def _library(path: str, stated: str | None) -> tuple[str | None, frozenset[str]]:
     """The version whose site-packages are filled, and what lies in there: what pyvenv.cfg tells
     may be that of an upgrade which left the packages behind."""
     libraries = list_folder(os.path.join(path, "lib")).folders
     found = sorted(n.removeprefix("python") for n in libraries if n.startswith("python3."))
-    version = told if told in found or len(found) != 1 else found[0]
+    version = stated if stated in found or len(found) != 1 else found[0]
     packages = os.path.join(path, "lib", f"python{version}", "site-packages")
     return version, list_folder(packages).names
 

@@ -187,11 +187,11 @@ class Resolver:
 
     def _reason(self, problem: UvFailed) -> str:
         """In uv's words, or why a package was left out before."""
-        told = str(problem)
+        text = str(problem)
         for name, reason in {**self._only_wheels, **self._forbidden}.items():
-            if re.search(rf"(?<![\w-]){re.escape(name)}(?![\w-])", told):
+            if re.search(rf"(?<![\w-]){re.escape(name)}(?![\w-])", text):
                 return reason
-        return told
+        return text
 
     def _solve(
         self,
@@ -377,7 +377,7 @@ def _write_stubs(judgement: Judgement, folder: Path) -> dict[str, str]:
 
 
 def _write_stub(folder: Path, name: str, version: str, needs: Needs) -> str:
-    """What it needs it has, or does without; only what its extras would add is told."""
+    """What it needs it has, or does without; only what its extras would add is reported."""
     plain = name.replace("-", "_")
     lines = ["Metadata-Version: 2.1", f"Name: {name}", f"Version: {version}"]
     lines += [f"Provides-Extra: {extra}" for extra in needs.extras]

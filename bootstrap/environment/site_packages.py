@@ -18,7 +18,7 @@ from bootstrap.environment.python import Failure, Trouble, Venv, look_at_venv
 from bootstrap.volume.layout import mount_of
 
 READ_SECONDS = 15.0
-MOST_TOLD = 500
+MOST_LISTED = 500
 _HEAD = 4096
 _SHEBANG = re.compile(r"""(?:^#!\s*|exec'? ["'])(/[^"'\n]*python[\d.]*)""")
 # Scripts that pip writes; one of them tells where all of them look for Python.
@@ -84,10 +84,10 @@ class PackagesFacts:
     def as_dict(self) -> dict[str, Any]:
         """The facts as JSON-ready data of bounded size."""
         data = asdict(self)
-        told = self.packages[:MOST_TOLD]
-        data["packages"] = {p.name: p.version for p in reversed(told)}
+        first = self.packages[:MOST_LISTED]
+        data["packages"] = {p.name: p.version for p in reversed(first)}
         data["package_count"] = len(self.packages)
-        data["folders"] = list(self.folders)[:MOST_TOLD]
+        data["folders"] = list(self.folders)[:MOST_LISTED]
         if self.failure is not None:
             data["failure"] = {
                 "trouble": self.failure.trouble.value,

@@ -72,8 +72,8 @@ def keep(folder: Path, record: Record, scratch: Path, kept: Path) -> None:
             sums = _add(archive, path, name)
             if len(sums) > 1:
                 parts[name] = sums
-        told = {**asdict(record), "parts": parts, "groups": _groups(folder)}
-        archive.writestr(_RECORD, json.dumps(told, indent=1))
+        data = {**asdict(record), "parts": parts, "groups": _groups(folder)}
+        archive.writestr(_RECORD, json.dumps(data, indent=1))
     publish_new(packed, kept)
 
 
@@ -99,9 +99,9 @@ def read_contents(kept: Path) -> Contents:
         with zipfile.ZipFile(kept) as archive:
             if archive.getinfo(_RECORD).file_size > _MOST_RECORD:
                 raise BadSet("its record is too long")
-            told: dict[str, Any] = json.loads(archive.read(_RECORD))
+            data: dict[str, Any] = json.loads(archive.read(_RECORD))
             entries = [e for e in archive.infolist() if e.filename != _RECORD]
-        return Contents(_record(told), entries, dict(told["parts"]), list(told["groups"]))
+        return Contents(_record(data), entries, dict(data["parts"]), list(data["groups"]))
     except (KeyError, ValueError, TypeError, zipfile.BadZipFile, zlib.error) as problem:
         raise BadSet(f"its record is not understood ({problem})") from problem
 
@@ -164,15 +164,15 @@ def _add(archive: zipfile.ZipFile, path: Path, name: str) -> list[int]:
     return sums
 
 
-def _record(told: Mapping[str, Any]) -> Record:
-    unmet = [Verdict(**{**v, "state": RequirementState(v["state"])}) for v in told["unmet"]]
+def _record(data: Mapping[str, Any]) -> Record:
+    unmet = [Verdict(**{**v, "state": RequirementState(v["state"])}) for v in data["unmet"]]
     return Record(
-        dict(told["installed"]),
-        dict(told["replaced"]),
-        tuple(told["modules"]),
-        dict(told["refused"]),
+        dict(data["installed"]),
+        dict(data["replaced"]),
+        tuple(data["modules"]),
+        dict(data["refused"]),
         tuple(unmet),
-        float(told["seconds"]),
+        float(data["seconds"]),
     )
 
 

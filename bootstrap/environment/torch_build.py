@@ -85,7 +85,7 @@ def _package_folders(python: Path) -> Iterator[Path]:
 
 
 def _sees_system(prefix: Path) -> bool:
-    """Whether packages outside `prefix` count: not for a venv, unless it was told so."""
+    """Whether packages outside `prefix` count: not for a venv, unless it was set up so."""
     try:
         text = (prefix / "pyvenv.cfg").read_text("utf-8", "replace")
     except OSError:

@@ -25,7 +25,7 @@ from bootstrap.core.redact import LOGIN, child_environment, masked
 _log = logging.getLogger("uv")
 
 _MOST_REASON = 600
-# What uv may be told by the endpoint: where packages come from and how they travel. Which are
+# What the endpoint may tell uv: where packages come from and how they travel. Which are
 # installed, for which Python and where is ours to say.
 _PASSED = re.compile(
     r"UV_(?:DEFAULT_INDEX|INDEX(?:_URL|_STRATEGY|_[A-Z0-9_]+_(?:USERNAME|PASSWORD))?"
@@ -128,8 +128,8 @@ class Uv:
         if code and time.monotonic() >= self._deadline:
             raise UvFailed("it was not done in the time it may take", True)
         if code:
-            told = [line for line in lines if line.strip()] or [f"exit code {code}"]
-            raise UvFailed(told[-1].strip()[:_MOST_REASON], False)
+            said = [line for line in lines if line.strip()] or [f"exit code {code}"]
+            raise UvFailed(said[-1].strip()[:_MOST_REASON], False)
         return output
 
     def _communicate(
@@ -171,10 +171,10 @@ class Uv:
 
 def reason_in(lines: Sequence[str]) -> str:
     """Why uv failed, in its own words: causes and hints, without its preamble."""
-    told = [line.strip() for line in lines if line.strip()]
-    _, found, text = " ".join(told).partition("error: ")
+    said = [line.strip() for line in lines if line.strip()]
+    _, found, text = " ".join(said).partition("error: ")
     if not found:  # it is not uv that speaks
-        return (told or ["it gave no reason"])[-1][:_MOST_REASON]
+        return (said or ["it gave no reason"])[-1][:_MOST_REASON]
     text = text.removeprefix("No solution found when resolving dependencies")
     text = " ".join(part.rstrip() for part in text.split("cause: ")).strip()
     text = re.sub(r" @ file://\S*", "", text)
@@ -238,7 +238,7 @@ def _as_for_uv(pip: Mapping[str, str]) -> dict[str, str]:
     proxy = words.get("proxy", "")
     if words.get("no-index", "").lower() in _TRUE:
         words = {n: v for n, v in words.items() if n not in ("index-url", "extra-index-url")}
-    told = {
+    said = {
         "UV_DEFAULT_INDEX": words.get("index-url", ""),
         "UV_EXTRA_INDEX_URL": words.get("extra-index-url", ""),
         "UV_INDEX_STRATEGY": "unsafe-best-match" if words.get("extra-index-url") else "",
@@ -251,7 +251,7 @@ def _as_for_uv(pip: Mapping[str, str]) -> dict[str, str]:
         "HTTP_PROXY": proxy,
         "HTTPS_PROXY": proxy,
     }
-    return {name: value for name, value in told.items() if value}
+    return {name: value for name, value in said.items() if value}
 
 
 def secrets_in(env: Mapping[str, str]) -> list[str]:

@@ -1,5 +1,5 @@
 """Provisioning as a boot sees it: what is wanted here, begun in the background, waited for with a
-limit, told as findings."""
+limit, reported as findings."""
 
 from __future__ import annotations
 
@@ -122,7 +122,7 @@ class Provisioning:
 
     `wait_for_required` holds back the first job; past its limit the worker starts degraded, the
     thread goes on, and `findings` and `ready` change when it is through, or when `look_again` sees
-    what somebody else has brought.
+    what others have brought.
     """
 
     def __init__(self, specs: Sequence[ModelSpec], workplace: Workplace) -> None:
@@ -165,7 +165,7 @@ class Provisioning:
             )
 
     def look_again(self) -> None:
-        """See whether somebody brought what could not be fetched: a download request, another
+        """See whether what could not be fetched has come: a download request, another
         worker, a person on a Pod. Without the network; so seldom that it costs a tenth of the
         time at most, since a large file may have to be hashed to be known."""
         with self._changed:
@@ -200,7 +200,7 @@ class Provisioning:
     def _run(self) -> None:
         try:
             provision(self._specs, self._workplace, self._stop, self._note)
-        except Exception as fault:  # noqa: BLE001 - a thread's fault must be told, not lost
+        except Exception as fault:  # noqa: BLE001 - a thread's fault must be reported, not lost
             _log.error("provisioning stopped: %s", type(fault).__name__)
             for result in _all_crashed(self._specs, fault):
                 if id(result.spec) not in self._results:

@@ -185,7 +185,7 @@ def _parser(prog: str) -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     helps = {
         "add": "ask a source about a file and write its entry into the manifest",
-        "list": "what the manifest wants, and what of it is there",
+        "list": "what the manifest lists, and what of it is there",
         "plan": "what pull would fetch, from where, how much, and whether it fits",
         "pull": "fetch what is missing",
         "verify": "hash what is there and compare it with manifest and receipts",
@@ -289,7 +289,7 @@ class _Command:
         return entry
 
     def list(self, manifest: Manifest) -> int:
-        """What is wanted; asks nobody."""
+        """What is wanted; asks no server."""
         steps = plan_models(manifest.models, self._workplace(), ask=False)
         self._show(steps, [f"{_mark(step)} {step.place}  {step.what}" for step in steps])
         return _OK if all(step.there for step in steps) else _FAILED

@@ -185,7 +185,7 @@ def _candidates(
 def _dangling(path: Path) -> DownloadError:
     return DownloadError(
         "download.occupied",
-        f"a link that leads nowhere stands there ({os.readlink(path)}).",
+        f"a broken link stands there ({os.readlink(path)}).",
         f"Remove it (`rm '{path}'`) and start again.",
     )
 
@@ -203,7 +203,7 @@ def shown_locally(spec: ModelSpec, folders: Mapping[str, str]) -> bool:
 def link_cached(results: Sequence[Result], models: Path) -> list[Path]:
     """Link models of the platform's cache into the local folder `models`; the links made.
 
-    A link that leads nowhere, since the worker went on at another host, is made anew.
+    A broken link, since the worker went on at another host, is replaced.
     """
     made = []
     for result in results:

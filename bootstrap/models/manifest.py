@@ -33,7 +33,7 @@ CODES = {
     "manifest.no_models": "The manifest or workflow names no models.",
 }
 VERSION = 1
-# In a workflow somebody else wrote: other nodes may keep something else under `models`, and two
+# In another author's workflow: other nodes may keep something else under `models`, and two
 # of them name two copies of one file. What can be read is used.
 _NOT_OURS = ("manifest.field", "manifest.two_for_one_file")
 _MUTED, _BYPASSED = 2, 4  # a node's `mode` in ComfyUI's frontend
@@ -41,7 +41,7 @@ _MUTED, _BYPASSED = 2, 4  # a node's `mode` in ComfyUI's frontend
 
 @dataclass(frozen=True)
 class Manifest:
-    """What a manifest wants. Entries with an error are left out; `findings` has them all."""
+    """What a manifest asks for. Entries with an error are left out; `findings` has them all."""
 
     models: tuple[ModelSpec, ...] = ()
     findings: tuple[Finding, ...] = ()
@@ -70,7 +70,7 @@ def parse_manifest(data: Any, label: str = "manifest", allow_http: bool = False)
     `label` names it in findings; every fault of every entry is reported at once.
     """
     if not isinstance(data, Mapping):
-        return _refused(label, "it is no JSON object", _HOW)
+        return _refused(label, "it is not a JSON object", _HOW)
     if is_workflow(data):
         return _collect(_in_workflow(data), label, True, allow_http)
     if _is_prompt(data):
@@ -91,7 +91,7 @@ def parse_manifest(data: Any, label: str = "manifest", allow_http: bool = False)
         return Manifest(findings=(finding,))
     models = data["models"]
     if not isinstance(models, Sequence) or isinstance(models, (str, bytes)):
-        return _refused(label, "`models` is no list", _HOW)
+        return _refused(label, "`models` is not a list", _HOW)
     return _collect(_numbered(models, "models"), label, False, allow_http)
 
 

@@ -25,7 +25,7 @@ _SHA256 = re.compile(r"[0-9a-fA-F]{64}")
 def fault_of(name: str) -> str:
     """What keeps `name` from being one component of a path everywhere; empty for nothing."""
     if name in ("", ".", "..") or name != name.strip() or name.endswith("."):
-        return f"is {name!r}, which is no name"
+        return f"is {name!r}, which is not a name"
     if found := _NOT_IN_NAMES.search(name):
         return f"is {name[:80]!r}, which holds {found.group()!r}"
     if name.startswith(".") or _DEVICES.fullmatch(name):
@@ -33,7 +33,7 @@ def fault_of(name: str) -> str:
     try:
         length = len(unicodedata.normalize("NFC", name).encode())
     except UnicodeError:
-        return f"is {name[:80]!r}, which is no valid text"
+        return f"is {name[:80]!r}, which is not valid text"
     if length > LONGEST_NAME:
         return f"has {length} bytes; {LONGEST_NAME} are the most"
     return ""

@@ -87,7 +87,7 @@ def add_entry(path: Path, spec: ModelSpec) -> bool:
     the file changed. Other entries and unknown fields stay. Raises Unreadable and OSError."""
     data: Any = read_data(path) if os.path.exists(path) else {"version": VERSION, "models": []}
     if not isinstance(data, dict) or is_workflow(data) or not isinstance(data.get("models"), list):
-        raise _unreadable(str(path), "it is no manifest that entries can be added to")
+        raise _unreadable(str(path), "entries cannot be added to it")
     models: list[Any] = data["models"]
     entry = spec.as_entry()
     for index, old in enumerate(models):
@@ -124,7 +124,7 @@ def _decode_json(text: str, label: str) -> Any:
     except RecursionError:
         raise _unreadable(label, "it is nested too deep") from None
     except ValueError as problem:
-        raise _unreadable(label, f"it is no valid JSON ({problem})") from None
+        raise _unreadable(label, f"it is not valid JSON ({problem})") from None
 
 
 def _decode_yaml(text: str, label: str) -> Any:
@@ -143,9 +143,9 @@ def _decode_yaml(text: str, label: str) -> Any:
         raise _unreadable(label, "it is nested too deep") from None
     except yaml.YAMLError as problem:
         first = " ".join(str(problem).split())[:200]
-        raise _unreadable(label, f"it is no valid YAML ({first})") from None
+        raise _unreadable(label, f"it is not valid YAML ({first})") from None
     except ValueError as problem:  # dates such as 2026-99-99
-        raise _unreadable(label, f"it is no valid YAML ({problem})") from None
+        raise _unreadable(label, f"it is not valid YAML ({problem})") from None
 
 
 def _unreadable(label: str, why: str) -> Unreadable:

@@ -194,7 +194,7 @@ def _look_at(path: Path, starts_too: bool) -> tuple[int, list[int], list[int]]:
 
 
 def _give_way() -> None:
-    """This thread comes after whatever else wants a processor."""
+    """This thread comes after whatever else needs a processor."""
     with suppress(OSError):
         os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _NICE)
 
@@ -244,7 +244,7 @@ class ReadAhead:
                 self._start_likely(self._interrupted)
 
     def stop(self) -> None:
-        """Read no more, whoever asked for it."""
+        """Read no more, for any request."""
         with self._lock:
             self._interrupted = ()
             self._stop_current()

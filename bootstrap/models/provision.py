@@ -1,6 +1,6 @@
 """Brings wanted models onto the volume, with as many workers at it as there are.
 
-    there already? -> in the platform's cache? -> whoever gets the lease fetches, the others wait
+    there already? -> in the platform's cache? -> who gets the lease fetches, others wait
 
 Models that another worker is fetching are left for later, so that several workers share a list.
 """
@@ -63,7 +63,7 @@ def provision(
 ) -> tuple[Result, ...]:
     """Bring all `specs`, the required ones first; results in the order of `specs`.
 
-    Never raises for what is wrong with a model: that is in its result. `on_result` is told each
+    Never raises for what is wrong with a model: that is in its result. `on_result` gets each
     one as soon as it is known.
     """
     job = _Job(workplace, stop or threading.Event(), on_result or (lambda result: None))
@@ -93,7 +93,7 @@ class _Job:
         return result is not None and self._settle(result)
 
     def fetch(self, spec: ModelSpec, wait: bool) -> bool:
-        """Fetch, or wait for who does; False when somebody does and we are not to wait."""
+        """Fetch, or wait for who does; False when another worker does and we are not to wait."""
         try:
             return self._fetch(spec, wait)
         except DownloadError as problem:
@@ -101,7 +101,7 @@ class _Job:
         except Stopped:
             return self._settle(Result(spec, "stopped", problem=stopped()))
         except Exception as fault:  # noqa: BLE001 - the other models are still to be brought
-            # Only the kind of fault is told: its text may hold anything, a token as well.
+            # Only the kind of fault is reported: its text may hold anything, a token as well.
             return self._settle(Result(spec, "failed", problem=_crashed(fault)))
 
     def _fetch(self, spec: ModelSpec, wait: bool) -> bool:
@@ -120,7 +120,7 @@ class _Job:
                     self._fetch_now(spec, lease)
                 return True
             except Lost:
-                wait = True  # somebody took our part over and goes on with it
+                wait = True  # another worker took our part over and goes on with it
             finally:
                 lease.release()
         raise Stopped

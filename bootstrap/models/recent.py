@@ -58,7 +58,7 @@ class Recent:
             write_whole(self._path, json.dumps(record), part_beside(self._path))
             self._written = record
         except (OSError, ValueError):
-            pass  # a volume that is full or gone is told elsewhere
+            pass  # a volume that is full or gone is reported elsewhere
 
     def _read(self) -> Mapping[str, Any]:
         try:

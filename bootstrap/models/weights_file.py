@@ -117,7 +117,7 @@ def sample_hash(path: str, size: int) -> bytes:
 
 
 def _advise_random(file: int) -> None:
-    """Keep the kernel from reading ahead what nobody will look at."""
+    """Keep the kernel from reading ahead what will not be looked at."""
     if hasattr(os, "posix_fadvise"):
         os.posix_fadvise(file, 0, 0, os.POSIX_FADV_RANDOM)
 
@@ -266,7 +266,7 @@ class LoadOrder(NamedTuple):
 
 
 def load_order(descriptor: int, size: int) -> LoadOrder:
-    """Of an open file of `size` bytes; what is no safetensors has no starts, and is loaded from
+    """Of an open file of `size` bytes; what is not safetensors has no starts, and is loaded from
     its beginning. Raises OSError."""
     length = int.from_bytes(os.pread(descriptor, 8, 0), "little")
     if not 2 <= length <= min(MOST_PARSED, size - 8):

@@ -76,7 +76,7 @@ class AddressPolicy:
 
     def at_sight(self, url: str) -> Target:
         """`target`, refused as well where the host is an address that may not be used: all that
-        can be told without asking anybody for the address of a name. Raises DownloadError."""
+        can be judged without resolving a name. Raises DownloadError."""
         target = self.target(url)
         self._refuse_private(target, numeric(target.host))
         return target
@@ -113,7 +113,7 @@ def take_apart(url: str) -> Target:
     except ValueError as problem:
         raise _refused(url, f"is malformed ({problem})") from None
     if parts.scheme not in ("http", "https") or not parts.hostname:
-        raise _refused(url, "is no https URL")
+        raise _refused(url, "is not an https URL")
     if parts.username is not None or parts.password is not None:
         raise AddressRefused(
             "download.url_refused",

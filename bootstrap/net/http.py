@@ -1,8 +1,8 @@
 """HTTP as downloads need it: one kept connection, checked addresses, redirects of our own.
 
 On the standard library's http.client, because the connection must go to the very address that
-was checked, a credential must be weighed anew at every hop, and bytes are taken as they come.
-Proxies of the environment are not used: behind one, nobody can check addresses.
+was checked, a credential must be weighed again at every hop, and bytes are taken as they come.
+Proxies of the environment are not used: behind one, addresses cannot be checked.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ _TOKEN = "set DOWNLOAD_TOKEN and DOWNLOAD_TOKEN_HOST in the endpoint's environme
 PLAIN: Words = {
     401: (
         "download.login_needed",
-        "{where} wants a login (401).",
+        "{where} requires a login (401).",
         f"If you have a token for this host, {_TOKEN}; a token that is set may have expired.",
     ),
     403: (
@@ -141,7 +141,7 @@ def translate(problem: BaseException, host: str, timeout: float) -> DownloadErro
 
 
 def explain(reply: Reply, words: Words = PLAIN, detail: str = "") -> DownloadError:
-    """The error for an answer that is no file. 408, 429 and 5xx are worth another attempt."""
+    """The error for an answer that is not a file. 408, 429 and 5xx are worth another attempt."""
     where = shown(reply.url)
     transient = reply.status in (408, 429) or reply.status >= 500
     code, sentence, fix = words.get(

@@ -175,12 +175,12 @@ def paths_file(comfyui: Path) -> Path:
 
 def local_folders(comfyui: Path | None) -> Mapping[str, str]:
     """ComfyUI's name of a category -> its folder in a local models folder; empty when this ComfyUI
-    cannot be told of further folders.
+    cannot be given further folders.
 
     Only categories that ComfyUI itself knows: a custom node that finds its own one taken before
     it was loaded leaves out its folder under ComfyUI/models.
     """
-    if comfyui is None or not _can_be_told(comfyui):
+    if comfyui is None or not _takes_folders(comfyui):
         return {}
     known = folders_known_to(comfyui)
     return {
@@ -195,7 +195,7 @@ def describe_local_models(
     comfyui: Path, models: Path, config: Path, nodes: Path | None = None
 ) -> Path | None:
     """Write `config`, which tells ComfyUI of the folder `models`, and of the custom nodes at
-    `nodes`; None where it cannot be told."""
+    `nodes`; None where it is unknown."""
     folders = dict(local_folders(comfyui))
     if not folders:
         return None
@@ -211,7 +211,7 @@ def describe_local_models(
     return config
 
 
-def _can_be_told(comfyui: Path) -> bool:
+def _takes_folders(comfyui: Path) -> bool:
     try:
         return FLAG in (comfyui / "comfy" / "cli_args.py").read_text("utf-8", "replace")
     except OSError:

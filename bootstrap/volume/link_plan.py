@@ -4,7 +4,7 @@ Whole folder, category or file, whichever loses nothing: a link is planned only 
 nothing yet, and only as deep as needed. Where ComfyUI has a real folder of the same name, the
 plan goes into it, also by way of a link to one on the volume, never into one off it. A real file
 or folder is never replaced. A link is *ours* when it reads exactly as this plan would write it;
-only such a link is removed, and only when it leads nowhere.
+only such a link is removed, and only when it is broken.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class Tree(Protocol):
         ...
 
     def leads_to(self, path: Pure) -> Kind | None:
-        """What is at `path` after all links; None when they lead nowhere."""
+        """What is at `path` after all links; None when they are broken."""
         ...
 
     def link_text(self, path: Pure) -> str:
@@ -47,7 +47,7 @@ class Tree(Protocol):
         ...
 
     def real(self, path: Pure) -> Pure | None:
-        """`path` without links; None when it leads nowhere."""
+        """`path` without links; None when it is broken."""
         ...
 
     def alike(self, one: Pure, other: Pure) -> bool:
@@ -72,7 +72,7 @@ class Folder:
 
 @dataclass(frozen=True)
 class Unlink:
-    """Remove our own link at `place`, which reads `text` and leads nowhere."""
+    """Remove our own link at `place`, which reads `text` and is broken."""
 
     place: Pure
     text: str
@@ -84,7 +84,7 @@ Action = Link | Folder | Unlink
 @dataclass(frozen=True)
 class Conflict:
     """`source` cannot be seen at `place`; `reason` completes the sentence. `dead_link`: what
-    stands at `place` is a link that leads nowhere and is not ours to remove."""
+    stands at `place` is a broken link that is not ours to remove."""
 
     place: Pure
     source: Pure
@@ -151,7 +151,7 @@ class _Planner:
         return real
 
     def clear(self, sources: list[Pure]) -> None:
-        """Remove our links that lead nowhere, wherever in the target they are."""
+        """Remove our broken links, wherever in the target they are."""
         if self.tree.kind(self.target) is Kind.LINK:
             self._clear_if_ours(sources, self.target)
             return
@@ -212,7 +212,7 @@ class _Planner:
                     claims.setdefault(other, []).extend(unknown)
 
     def _visible(self, source: Pure) -> list[str]:
-        """Entries worth showing: no hidden ones, no links that lead nowhere."""
+        """Entries worth showing: no hidden ones, no broken links."""
         return [
             name
             for name, kind in sorted(self.tree.entries(source).items())
@@ -270,7 +270,7 @@ class _Planner:
             return
         dead_link = kind is Kind.LINK and self.tree.leads_to(place) is None
         if dead_link:
-            reason = f"a link that is not ours stands there and leads nowhere ({text})"
+            reason = f"a broken link that is not ours stands there ({text})"
         elif kind is Kind.LINK:
             reason = f"a link to something else stands there ({text})"
         else:

@@ -174,7 +174,7 @@ def _carry_out(action: Action) -> bool:
 
 
 def _remove_link(action: Unlink) -> bool:
-    """Remove the link if it still is what was planned, and still leads nowhere.
+    """Remove the link if it still is what was planned, and still is broken.
 
     It is moved aside before it is looked at, since between a look and an unlink another process
     could put a real file in its place.
@@ -225,7 +225,7 @@ def _conflict(conflict: Conflict) -> Finding:
         "workflows then use that name."
     )
     if conflict.dead_link:
-        fix = f"rm '{conflict.place}' (a link that leads nowhere), then start the worker again."
+        fix = f"rm '{conflict.place}' (a broken link), then start the worker again."
     return warning(
         "links.conflict",
         f"{conflict.source} cannot be seen by ComfyUI at {conflict.place}: {conflict.reason}.",

@@ -212,7 +212,7 @@ def _state(name: Path, root: Path) -> Name:
 
 def _link(name: Path, root: Path) -> bool:
     try:
-        if name.is_symlink():  # it leads nowhere: left by a worker that was killed
+        if name.is_symlink():  # it is broken: left by a worker that was killed
             os.unlink(name)
         os.symlink(root, name)
     except OSError:

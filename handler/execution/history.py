@@ -36,7 +36,7 @@ _POISON = re.compile(
     r"|CUBLAS_STATUS_(?:EXECUTION|INTERNAL)|CUDNN_STATUS_(?:EXECUTION|INTERNAL)",
     re.IGNORECASE,
 )
-# How hubs refuse whoever brings no token, as their clients put it.
+# How hubs refuse requests without a token, as their clients put it.
 _REFUSED = re.compile(
     r"\b40[13] (?:Client Error|Unauthorized|Forbidden)|\b(?:HTTP|status|code)[^\n]{0,20}\b40[13]\b"
     r"|gated repo|GatedRepo|RepositoryNotFoundError|Invalid username or password"
@@ -121,15 +121,15 @@ def read_entry(entry: Mapping[str, Any] | None) -> HistoryEntry | None:
         _failure(status, messages),
         None if ended_at is None else ended_at + _MILLISECOND,  # they are cut to whole ones
         _when(messages, "execution_start"),
-        tuple(_blocked(told) for kind, told in pairs if kind == prompt_hooks.BLOCKED),
+        tuple(_blocked(message) for kind, message in pairs if kind == prompt_hooks.BLOCKED),
         tuple(messages.get(prompt_hooks.QUEUED, {}).get("prompt_ids", ())),
     )
 
 
-def _blocked(told: Mapping[str, Any]) -> str:
+def _blocked(message: Mapping[str, Any]) -> str:
     return (
-        f"node {told.get('node_id')} ({told.get('node_type')}) did not run. "
-        f"{str(told.get('exception_message'))[:500]}"
+        f"node {message.get('node_id')} ({message.get('node_type')}) did not run. "
+        f"{str(message.get('exception_message'))[:500]}"
     )
 
 
@@ -152,8 +152,8 @@ def _failure(status: Mapping[str, Any], messages: Mapping[str, Any]) -> JobError
     return None
 
 
-def _stopped(told: Mapping[str, Any]) -> JobError:
-    node_id, node_type = told.get("node_id"), told.get("node_type")
+def _stopped(message: Mapping[str, Any]) -> JobError:
+    node_id, node_type = message.get("node_id"), message.get("node_type")
     return JobError(
         "job.interrupted",
         f"The workflow was stopped while node {node_id} ({node_type}) ran, by that node itself or "

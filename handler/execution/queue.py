@@ -2,7 +2,7 @@
 
 ComfyUI runs one prompt at a time. The next job's prompt lies in its queue already, so that it never
 waits for work; but only the head of our queue judges, stops or restarts ComfyUI. What happens to
-ComfyUI is the head's doing, and takes the prompts behind it away through no fault of theirs.
+ComfyUI is the head's doing, and takes the prompts behind it away though they are not at fault.
 """
 
 from __future__ import annotations

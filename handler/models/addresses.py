@@ -1,4 +1,4 @@
-"""Models by address: a link where a loader wants a file name becomes the name of a file."""
+"""Models by address: a link where a loader expects a file name becomes the name of a file."""
 
 from __future__ import annotations
 

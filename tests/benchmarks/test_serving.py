@@ -78,7 +78,7 @@ def pictures_differ_and_compress_as_generated_ones_do(body: dict[str, Any]) -> N
         assert 0.4 < len(content) / (512 * 512 * 3) < 0.65  # 1.5 of 3.1 MB at 1024²
 
 
-def test_busy_is_told_of_each_and_of_comfyui_alone(sides: dict[str, tuple[Hot, Path]]) -> None:
+def test_busy_is_reported_of_each_and_of_comfyui_alone(sides: dict[str, tuple[Hot, Path]]) -> None:
     load = busy_gpu.Load(jobs=2, seconds=0.3, post=0.1)
     hots = {name: hot for name, (hot, _) in sides.items()}
     found = {name: [busy] for name, busy in busy_gpu.one_round(hots, load, 100)}

@@ -53,7 +53,7 @@ def command(*arguments: str, **env: str) -> subprocess.CompletedProcess[str]:
 
 @pytest.fixture
 def own_comfyui(tmp_path: Path) -> Path:
-    """Somebody's ComfyUI: code, data, a custom node and a link that leads back up."""
+    """Someone's ComfyUI: code, data, a custom node and a link that leads back up."""
     tree = tmp_path / "theirs"
     for name, text in {
         "main.py": "main",
@@ -148,7 +148,9 @@ def test_of_two_builders_at_once_one_builds_and_both_get_it(tmp_path: Path) -> N
     assert len(built) == 1
 
 
-def test_an_environment_is_made_anew_when_unfinished_and_updated_when_asked(tmp_path: Path) -> None:
+def test_an_environment_is_made_again_when_unfinished_and_updated_when_asked(
+    tmp_path: Path,
+) -> None:
     folder = tmp_path / "env"
     (folder / "bin").mkdir(parents=True)
     (folder / "bin" / "python").write_text("all there but the stamp, which is written last")
@@ -175,7 +177,7 @@ def test_a_cache_that_cannot_be_made_is_explained(tmp_path: Path) -> None:
     assert result.stdout == ""
 
 
-def test_a_full_disk_is_told_before_anything_is_fetched(tmp_path: Path) -> None:
+def test_a_full_disk_is_reported_before_anything_is_fetched(tmp_path: Path) -> None:
     with pytest.raises(DemoError, match="make room"):
         require_space(tmp_path, 10**18, "this")
 
@@ -238,7 +240,7 @@ def test_the_path_is_the_last_line_of_demo_volume(demo: DemoVolume) -> None:
     assert command("volume").stdout == f"{demo.path}\n"
 
 
-def test_an_unusable_python_is_told_by_make(tmp_path: Path) -> None:
+def test_an_unusable_python_is_reported_by_make(tmp_path: Path) -> None:
     without = tmp_path / "python3"  # as Debian's is until python3-venv is installed
     hidden = "import sys, importlib.util as u; f = u.find_spec; sys.modules['ensurepip'] = None; "
     hidden += (
@@ -291,7 +293,7 @@ def test_the_tiny_model_is_a_valid_safetensors_file_and_always_the_same(
     assert "2.bias" not in header
 
 
-# Somebody's own ComfyUI
+# Someone's own ComfyUI
 
 
 def test_their_code_is_copied_and_their_data_is_not(own_comfyui: Path, tmp_path: Path) -> None:
@@ -383,7 +385,7 @@ def test_torch_is_taken_from_the_index_that_was_named(demo: DemoVolume, torch_in
     assert choice.options == ("--index-url", torch_index)
 
 
-def test_a_named_index_that_cannot_be_reached_is_told_within_seconds(demo: DemoVolume) -> None:
+def test_a_named_index_that_cannot_be_reached_is_reported_within_seconds(demo: DemoVolume) -> None:
     begun = time.monotonic()
     with pytest.raises(DemoError, match="correct TORCH_INDEX_URL"):
         torch_wheel.choose(
@@ -401,7 +403,7 @@ def test_a_named_index_that_cannot_be_reached_is_told_within_seconds(demo: DemoV
         ("2.13.0", "file:///wheels/torch-2.13.0-cp311.whl", True),
     ],
 )
-def test_a_cpu_build_is_told_from_a_cuda_build(version: str, url: str, cpu: bool) -> None:
+def test_a_cpu_build_is_reported_from_a_cuda_build(version: str, url: str, cpu: bool) -> None:
     found = {"metadata": {"version": version}, "download_info": {"url": url}}
     assert torch_wheel.is_cpu_build(found) is cpu
 

@@ -52,8 +52,8 @@ def results(worker: BootedWorker, workflow: dict[str, Any]) -> list[dict[str, An
 
 
 def runs_of(worker: BootedWorker, word: str) -> int:
-    (told,) = results(worker, {"1": node("TestCounts", word=word)})
-    return int(told["text"])
+    (reported,) = results(worker, {"1": node("TestCounts", word=word)})
+    return int(reported["text"])
 
 
 def contents(volume: Path, found: list[dict[str, Any]]) -> list[bytes]:
@@ -94,13 +94,13 @@ def test_a_node_that_takes_any_input_is_not_shown_why_it_runs_again(
     worker: BootedWorker, shared_volume: Path
 ) -> None:
     workflow = counted("any", s=node("TestSaveAnything", image=["9", 0], other=7))
-    told = []
+    reported = []
     for _ in range(3):
-        told += contents(shared_volume, results(worker, workflow))
+        reported += contents(shared_volume, results(worker, workflow))
         for file in worker.serving.work.output.glob("*"):
             file.unlink()
         results(worker, plain(color=next(COLOURS)))
-    shown = [json.loads(each) for each in told]
+    shown = [json.loads(each) for each in reported]
     assert shown == [{"inputs": ["other"], "prompt": workflow, "extra": None}] * 3
 
 

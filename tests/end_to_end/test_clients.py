@@ -154,7 +154,10 @@ def test_the_reason_of_a_failed_job_is_reported(serving: Serving, tmp_path: Path
     data = done.data()
     assert data["status"] == "FAILED"
     assert data["output"]["error_code"] == "workflow.no_output"
-    assert data["error"] in done.err
+    lines = done.err.splitlines()
+    sentence = "No node of the workflow produces anything (it has EmptyImage)."
+    assert f"error[workflow.no_output]: {sentence}" in lines
+    assert f"hint: {data['error'].removeprefix(sentence).strip()}" in lines
 
 
 def test_diagnostics_are_text_for_people(serving: Serving, tmp_path: Path) -> None:
@@ -171,8 +174,8 @@ def test_diagnostics_are_a_page_with_the_boot_s_stages(serving: Serving, tmp_pat
     done = submit(serving, tmp_path, "--diagnostics", "--html", str(tmp_path / "worker.html"))
     assert done.code == 0, done.out
     html = (tmp_path / "worker.html").read_text()
-    assert "copy code" in html and "start ComfyUI" in html and "<svg" in html
-    assert re.search(r"<title>from [^<]* s; \d[^<]*B; \d+ files</title>", html), "bytes, and a note"
+    assert "copy code" in html and "start ComfyUI" in html
+    assert re.search(r'"note": ?"\d+ files"', html), "a stage's note"
 
 
 def test_diagnostics_are_data_for_programs(serving: Serving, tmp_path: Path) -> None:
@@ -221,10 +224,10 @@ def test_what_the_worker_tells_is_shown(serving: Serving, tmp_path: Path) -> Non
     job = next(line for line in process.stderr if line.startswith("job ")).split()[1]
     serving.plane.wait_for("take", job)
     address = serving.plane.worker_env()["RUNPOD_WEBHOOK_POST_OUTPUT"]
-    told = {"stage": "running", "percent": 40.0, "node": "3", "node_type": "KSampler"}
+    reported = {"stage": "running", "percent": 40.0, "node": "3", "node_type": "KSampler"}
     requests.post(  # as the SDK's progress_update does
         address.replace("$RUNPOD_POD_ID", "worker-1").replace("$ID", job),
-        json={"status": "IN_PROGRESS", "output": told},
+        json={"status": "IN_PROGRESS", "output": reported},
         timeout=10,
     )
     _, err = process.communicate(timeout=30)
@@ -366,7 +369,7 @@ def test_the_loopback_api_answers_as_runpods(serving: Serving) -> None:
     assert requests.get(f"{api.url}/health", timeout=10).status_code == 401
     health = requests.get(f"{api.url}/health", headers=key, timeout=10).json()
     assert health["workers"]["ready"] == 1
-    unknown = requests.get(f"{api.url}/status/nobody", headers=key, timeout=10)
+    unknown = requests.get(f"{api.url}/status/no-one", headers=key, timeout=10)
     assert unknown.status_code == 404
     refused = requests.post(f"{api.url}/run", headers=key, json={"prompt": 1}, timeout=10)
     assert refused.status_code == 400

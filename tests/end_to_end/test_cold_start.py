@@ -170,7 +170,7 @@ def test_a_warm_up_runs_before_jobs_and_leaves_nothing(boot: Boots, volume: Path
     assert "warmup.done" in codes(worker)
     comfyui = worker.serving.comfyui
     assert comfyui is not None
-    # Told by its history before its log has the line.
+    # Reported by its history before its log has the line.
     assert eventually(lambda: "Prompt executed" in "\n".join(comfyui.log_tail(50)))
     reply = worker.ask({"workflow": plain(width=24)})
     assert "also_kept" not in reply

@@ -42,21 +42,21 @@ def codes(diagnostics: dict[str, Any]) -> set[str]:
 
 
 def test_a_healthy_worker_tells_everything(worker: BootedWorker) -> None:
-    told = diagnosed(worker)
-    assert told["comfyui"]["running"]
-    assert told["comfyui"]["answers"]
-    assert told["boot"]["outcome"] == "ready"
-    assert {"check machine", "check volume"} <= {s["name"] for s in told["boot"]["timeline"]}
-    assert told["versions"]["sdk"] == "1.12.0"
-    assert told["versions"]["comfyui"] == "0.3.75"
-    assert told["versions"]["torch"].startswith("2.13.0")
-    assert told["settings"]["comfyui_args"] == ["--cpu"]
-    assert told["facts"]["models"]
+    reported = diagnosed(worker)
+    assert reported["comfyui"]["running"]
+    assert reported["comfyui"]["answers"]
+    assert reported["boot"]["outcome"] == "ready"
+    assert {"check machine", "check volume"} <= {s["name"] for s in reported["boot"]["timeline"]}
+    assert reported["versions"]["sdk"] == "1.12.0"
+    assert reported["versions"]["comfyui"] == "0.3.75"
+    assert reported["versions"]["torch"].startswith("2.13.0")
+    assert reported["settings"]["comfyui_args"] == ["--cpu"]
+    assert reported["facts"]["models"]
 
 
 def test_sections_and_types_are_checked(worker: BootedWorker) -> None:
-    told = diagnosed(worker, sections=["machine"])
-    assert set(told["facts"]) == {"machine"}
+    reported = diagnosed(worker, sections=["machine"])
+    assert set(reported["facts"]) == {"machine"}
     refused = worker.ask({"type": "diagnostics", "sections": ["kitchen"]})
     assert_refused(refused, "request.wrong_type", "volume", "machine")
     assert_refused(worker.ask({"type": "diagnostics", "deep": "very"}), "request.wrong_type")
@@ -79,8 +79,8 @@ def test_a_running_job_is_not_disturbed(worker: BootedWorker) -> None:
     job = threading.Thread(target=lambda: replies.append(worker.ask({"workflow": nodes})))
     job.start()
     time.sleep(0.3)
-    told = diagnosed(worker)
-    assert told["comfyui"]["running"]
+    reported = diagnosed(worker)
+    assert reported["comfyui"]["running"]
     job.join()
     assert replies[0]["status"] == "completed"
 
@@ -89,11 +89,11 @@ def test_a_worker_without_volume_still_answers(
     worker_env: dict[str, str], tmp_path: Path, boot_worker: Boots
 ) -> None:
     worker = boot_worker(worker_env | {"VOLUME_PATH": str(tmp_path / "nowhere")})
-    told = diagnosed(worker)
-    assert told["status"] == "error"
-    assert told["boot"]["outcome"] == "degraded"
-    assert not told["comfyui"]["running"]
-    assert any(code.startswith("volume.") for code in codes(told))
+    reported = diagnosed(worker)
+    assert reported["status"] == "error"
+    assert reported["boot"]["outcome"] == "degraded"
+    assert not reported["comfyui"]["running"]
+    assert any(code.startswith("volume.") for code in codes(reported))
 
 
 def test_what_was_fixed_since_is_seen(
@@ -117,10 +117,10 @@ def test_comfyui_that_died_is_reported_with_its_reason(
     deadline = time.monotonic() + 5
     while comfyui.ended() is None and time.monotonic() < deadline:
         time.sleep(0.02)
-    told = diagnosed(worker)["comfyui"]
-    assert not told["running"]
-    assert told["exits"][-1]["reason"]["code"] == "comfyui.killed"
-    assert told["log"]
+    reported = diagnosed(worker)["comfyui"]
+    assert not reported["running"]
+    assert reported["exits"][-1]["reason"]["code"] == "comfyui.killed"
+    assert reported["log"]
 
 
 def test_an_absent_gpu_makes_the_worker_unfit_and_is_reported(
@@ -130,8 +130,8 @@ def test_an_absent_gpu_makes_the_worker_unfit_and_is_reported(
     if worker.report.outcome is Outcome.READY:
         pytest.skip("this machine has a GPU")
     assert worker.report.outcome is Outcome.UNFIT
-    told = diagnosed(worker)
-    assert "gpu.absent" in codes(told)
+    reported = diagnosed(worker)
+    assert "gpu.absent" in codes(reported)
     assert_refused(worker.ask({"workflow": plain()}), "gpu.absent", "GPU")
 
 
@@ -156,10 +156,10 @@ def test_a_volume_that_vanished_is_reported(
     worker = boot_worker(worker_env | {"VOLUME_PATH": str(mounted)})
     assert worker.report.outcome is Outcome.READY
     subprocess.run(["umount", "-l", str(mounted)], check=True)
-    told = diagnosed(worker)
-    assert told["status"] == "error"
-    assert codes(told) & {"volume.not_mounted", "volume.not_found"}
-    assert told["boot"]["outcome"] == "ready", "what was true then stays told as such"
+    reported = diagnosed(worker)
+    assert reported["status"] == "error"
+    assert codes(reported) & {"volume.not_mounted", "volume.not_found"}
+    assert reported["boot"]["outcome"] == "ready", "what was true then stays reported as such"
 
 
 def test_a_marker_token_is_nowhere_in_diagnostics(

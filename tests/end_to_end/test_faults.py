@@ -275,7 +275,7 @@ def test_a_comfyui_that_did_not_start_with_the_worker_is_tried_again_later(
     volume: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Told at once meanwhile; a job after the rest finds that it starts now."""
+    """Reported at once meanwhile; a job after the rest finds that it starts now."""
     monkeypatch.setattr("handler.execution.recovery._FIRST_REST", 3.0)
     breaking = volume / "breaking"
     breaking.touch()

@@ -89,11 +89,11 @@ def test_a_model_on_demand_is_reported_while_it_comes_and_before_the_result(
     mine = [event for event in production.plane.events if event.job_id == job]
     assert {event.kind for event in mine[:-1]} == {"submit", "take", "progress"}
     assert mine[-1].kind == "done", "nothing after the result"
-    told = [event.body["output"] for event in mine if event.kind == "progress"]
-    assert {update["model"] for update in told} == {"vae/wanted.safetensors"}
+    reported = [event.body["output"] for event in mine if event.kind == "progress"]
+    assert {update["model"] for update in reported} == {"vae/wanted.safetensors"}
     fields = {"stage", "percent", "model", "detail", "message"}
-    assert {key for update in told for key in update} == fields
-    percents = [update["percent"] for update in told]
+    assert {key for update in reported for key in update} == fields
+    percents = [update["percent"] for update in reported]
     assert len(percents) >= 2 and percents == sorted(percents)
     assert TOKEN not in production.worker.log and TOKEN not in str(mine)
 
@@ -111,8 +111,8 @@ def test_two_jobs_that_bring_one_address_wait_for_one_download(production: Produ
     assert sum(r.startswith("bytes=0-") and r != "bytes=0-0" for r in firsts) == 1
     (place,) = (production.volume / "models/vae/fetched").glob("t-*.safetensors")
     assert place.read_bytes() == content
-    told = [e.body["output"] for e in production.plane.events if e.kind == "progress"]
-    assert f"vae/fetched/{place.name}" in {update.get("model") for update in told}
+    reported = [e.body["output"] for e in production.plane.events if e.kind == "progress"]
+    assert f"vae/fetched/{place.name}" in {update.get("model") for update in reported}
     assert "s3cret" not in production.worker.log and "s3cret" not in str(replies)
 
 
@@ -123,8 +123,8 @@ def test_a_running_prompt_is_reported_in_order_and_not_too_often(production: Pro
     time.sleep(1.5)  # what was not drained would arrive now
     mine = [event for event in production.plane.events if event.job_id == job]
     assert mine[-1].kind == "done", "nothing after the result"
-    told = [event for event in mine if event.kind == "progress"]
-    updates = [event.body["output"] for event in told]
+    reported = [event for event in mine if event.kind == "progress"]
+    updates = [event.body["output"] for event in reported]
     stages = [update["stage"] for update in updates]
     order = ["queued", "running", "delivering"]
     assert [order.index(stage) for stage in stages] == sorted(map(order.index, stages))

@@ -106,19 +106,19 @@ def test_a_timeout_is_the_own_one_and_leaves_the_other_alone(hurt: BootedWorker)
 
 def test_a_rejected_workflow_is_reported_while_another_runs(hurt: BootedWorker) -> None:
     start = time.monotonic()
-    told: list[float] = []
+    reported: list[float] = []
 
     async def scenario() -> list[Reply]:
         running = asyncio.create_task(hurt.worker.handle({"id": "a", "input": sleeping(4.0)}))
         await asyncio.sleep(0.7)
         broken = {"workflow": {"1": {"class_type": "Nope", "inputs": {}}}}
         refused = await hurt.worker.handle({"id": "b", "input": broken})
-        told.append(time.monotonic() - start)
+        reported.append(time.monotonic() - start)
         return [refused, await running]
 
     refused, done = asyncio.run(scenario())
     assert_refused(refused, "workflow.unknown_node", "Nope")
-    assert told[0] < 4, "not when its turn came"
+    assert reported[0] < 4, "not when its turn came"
     assert_done(done)
 
 

@@ -91,17 +91,17 @@ def boot_template(
     if template.data_only:
         env["COMFYUI_DIR"] = str(image)
     booted = boot_worker(env)
-    told, path = look(booted)
+    reported, path = look(booted)
     assert codes(booted) >= template.codes
     assert Path(path).is_relative_to(Path(template.home) / "output")
     assert (volume / path).is_file()
-    assert set(template.loras) <= set(told["loras"])
-    assert told["beside main.py"]
+    assert set(template.loras) <= set(reported["loras"])
+    assert reported["beside main.py"]
     if template.venv is not None:
-        assert told["own package"]
-        assert Path(told["prefix"]).is_relative_to(tmp_path / "work"), "its twin on local disk"
+        assert reported["own package"]
+        assert Path(reported["prefix"]).is_relative_to(tmp_path / "work"), "its twin on local disk"
     else:
-        assert os.path.realpath(told["prefix"]) == os.path.realpath(demo.python.parent.parent)
+        assert os.path.realpath(reported["prefix"]) == os.path.realpath(demo.python.parent.parent)
     booted.boot.stop()
     assert snapshot(volume) == before
     if template.venv is None:
@@ -141,8 +141,10 @@ def test_the_second_worker_on_a_venv_takes_what_the_first_one_has_recorded(
     notes = []
     for _ in range(2):
         booted = boot_worker(env)
-        told, _ = look(booted)
-        assert told["own package"] and Path(told["prefix"]).is_relative_to(tmp_path / "work")
+        reported, _ = look(booted)
+        assert reported["own package"] and Path(reported["prefix"]).is_relative_to(
+            tmp_path / "work"
+        )
         notes += [s.note for s in booted.report.timeline if s.name == "copy Python"]
         wait_until(lambda: any(volume.glob(".comfyui-worker/python/*.venv")), 120)
         booted.boot.stop()
@@ -156,8 +158,8 @@ def test_a_venv_runs_from_the_volume_where_that_is_asked_for(
     volume = tmp_path / "volume"
     kept = venv(demo, comfyui(demo, volume) / "venv")
     env = environment(demo, volume, tmp_path / "work")
-    told, _ = look(boot_worker(env | {"COMFYUI_PYTHON": "", "STAGE_COMFYUI": "false"}))
-    assert os.path.realpath(told["prefix"]) == os.path.realpath(kept)
+    reported, _ = look(boot_worker(env | {"COMFYUI_PYTHON": "", "STAGE_COMFYUI": "false"}))
+    assert os.path.realpath(reported["prefix"]) == os.path.realpath(kept)
 
 
 def test_custom_nodes_of_the_volume_in_the_images_comfyui_keep_what_they_write(
@@ -172,8 +174,8 @@ def test_custom_nodes_of_the_volume_in_the_images_comfyui_keep_what_they_write(
     before = sorted(p for p in image.rglob("*") if "__pycache__" not in p.parts)
     env = environment(demo, volume, tmp_path / "work") | {"COMFYUI_DIR": str(image)}
     booted = boot_worker(env)
-    told, _ = look(booted)
-    assert "own.safetensors" in told["loras"] and told["beside main.py"]
+    reported, _ = look(booted)
+    assert "own.safetensors" in reported["loras"] and reported["beside main.py"]
     booted.boot.stop()
     assert (volume / "custom_nodes" / PACK.name / "kept.txt").read_text() == "x"
     assert sorted(os.listdir(volume / "custom_nodes")) == [PACK.name]

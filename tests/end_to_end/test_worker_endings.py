@@ -82,7 +82,7 @@ def test_a_failed_fitness_check_is_reported_and_leaves_children_alive() -> None:
         assert report.body["reason"].startswith("RuntimeError: the GPU fell off the bus")
         assert len(report.body["reason"]) == 256
         assert rig.worker.wait(10) == 1
-        # os._exit: no atexit, no finally. Whoever started a child must end it before failing.
+        # os._exit: no atexit, no finally. Anyone who started a child must end it before failing.
         assert [process.command for process in rig.worker.living()] == ["sleep 600"]
         assert rig.plane.polls == {"take": 0, "stop": 0}
 
@@ -93,7 +93,7 @@ def test_the_pings_of_a_killed_worker_go_on() -> None:
         rig.worker.kill()
         assert rig.worker.wait(10) == -9
         count = len(rig.plane.select("ping"))
-        # Forked, never told of its parent's death: it also keeps every pipe the parent had.
+        # Forked, never reported of its parent's death: it also keeps every pipe the parent had.
         rig.plane.wait_for("ping", count=count + 2)
         assert len(rig.worker.living()) == 1
         family = rig.worker.living()

@@ -44,7 +44,7 @@ def serving(
             yield plane, worker
 
 
-def test_a_healthy_boot_is_short_and_alarms_nobody(
+def test_a_healthy_boot_is_short_and_alarms_no_one(
     serving: tuple[ControlPlane, WorkerProcess],
 ) -> None:
     lines = started(serving[1])

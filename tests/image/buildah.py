@@ -116,7 +116,7 @@ class Buildah:
     def run_command(
         self, container: str, options: Sequence[str], command: Sequence[str]
     ) -> list[str]:
-        """The words of `buildah run`, for somebody else to start."""
+        """The words of `buildah run`, for another to start."""
         return self._command("run", "--isolation=chroot", *options, container, "--", *command)
 
     def __call__(self, *words: str) -> str:

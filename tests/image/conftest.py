@@ -113,7 +113,7 @@ def stand_in(demo: DemoVolume, root: Path) -> dict[Path, str]:
 
 
 def arguments(lent: Lent) -> dict[str, str]:
-    """What the image is built with: uv is told of this machine's certificates by an argument."""
+    """What the image is built with: this machine's certificates for uv are an argument."""
     trusted = authorities()
     return {**ARGUMENTS, **({"SSL_CERT_FILE": lent.lend(trusted)} if trusted else {})}
 

@@ -79,8 +79,8 @@ def test_a_venv_on_the_volume_has_the_images_torch(container: Container) -> None
     venv = "/runpod-volume/ComfyUI/venv"
     container.output("python3", "-m", "venv", "--system-site-packages", venv)
     assert "torch" in _importable(container, f"{venv}/bin/python", "torch")
-    told = container.output(f"{venv}/bin/pip", "install", "--no-index", "--no-deps", "torch")
-    assert "already satisfied: torch" in told
+    reported = container.output(f"{venv}/bin/pip", "install", "--no-index", "--no-deps", "torch")
+    assert "already satisfied: torch" in reported
     assert _importable(container, WORKER, "torch") == []
     report = json.loads(container.output(WORKER, "-m", "bootstrap", "--json", env=CPU))
     assert report["outcome"] == "ready"
@@ -97,7 +97,7 @@ def _importable(container: Container, python: str, *modules: str) -> list[str]:
 
 
 def _found_in(layers: Sequence[Layer], clues: list[str]) -> list[str]:
-    """`CLUE in FILE of layer N`, for whoever has to find out how it got there."""
+    """`CLUE in FILE of layer N`, for anyone who has to find out how it got there."""
     return [
         f"{place} of a layer of {layer.size} bytes ({layer.tar})"
         for layer in layers

@@ -71,10 +71,10 @@ def lend_packages(folder: Path) -> Lent:
 
 def _uv_settings(settings: Mapping[str, str], folder: Path, lent: Lent) -> Path:
     """The same places for uv, which does not read pip's settings."""
-    told = {key: _translated(key, value, lent).split() for key, value in _places(settings)}
+    reported = {key: _translated(key, value, lent).split() for key, value in _places(settings)}
     lines = [
         f"{key} = {json.dumps(value if key in _LISTS else value[0])}"
-        for key, value in told.items()
+        for key, value in reported.items()
         if key in ("index-url", "extra-index-url", "find-links")
     ]
     lines += ["no-index = true"] if settings.get("no-index") in ("1", "true") else []

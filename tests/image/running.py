@@ -129,8 +129,8 @@ def test_without_a_volume_it_answers_what_to_do(image: Buildah) -> None:
         with ControlPlane() as plane, _started(bare, plane) as worker:
             body = plane.result(plane.submit({"workflow": workflow("picture")}), _ANSWER_SECONDS)
             assert body["output"]["error_code"] == "volume.not_found"
-            healthy, told = bare.health(worker, CPU)
-            assert (healthy, told.split(": ")[:2]) == (0, ["degraded", "volume.not_found"])
+            healthy, reported = bare.health(worker, CPU)
+            assert (healthy, reported.split(": ")[:2]) == (0, ["degraded", "volume.not_found"])
             _stopped_seconds(worker)
             assert worker.wait(5) == 0
 

@@ -1,4 +1,4 @@
-"""Where in a layer a text stands: which file, for whoever has to find out how it got there."""
+"""Where in a layer a text stands: which file, for anyone who has to find out how it got there."""
 
 from __future__ import annotations
 

@@ -53,7 +53,7 @@ def run(root: Path, env: Mapping[str, str]) -> None:
     subprocess.run(["sh", "-ec", script], env={**os.environ, **env}, check=True)
 
 
-def test_a_version_is_there_compiled_with_what_it_wants_but_torch(
+def test_a_version_is_there_compiled_with_what_it_needs_but_torch(
     tmp_path: Path, repository: Path
 ) -> None:
     root, wheels = tmp_path / "root", tmp_path / "wheels"

@@ -13,7 +13,7 @@ import pytest
 from tests.image import search
 from tests.image.search import places
 
-CLUE = "/somebody/checkout"
+CLUE = "/someone/checkout"
 NOTES = "usr/share/doc/thing/notes.txt"
 SUMS = "var/lib/dpkg/info/thing.md5sums"
 
@@ -35,7 +35,7 @@ def test_a_layer_without_them_has_no_places(tmp_path: Path) -> None:
     assert places(layer(tmp_path, {"one": "nothing"}), [CLUE, "secret"]) == []
 
 
-def test_content_name_and_target_are_told_by_file_each_once(tmp_path: Path) -> None:
+def test_content_name_and_target_are_reported_by_file_each_once(tmp_path: Path) -> None:
     files = {
         "first": "nothing",
         "opt/second": f"a {CLUE} and {CLUE} again, secret",

@@ -70,7 +70,7 @@ def unreadable_history(patient: Patient) -> Outcome:
 
 
 def port_taken(patient: Patient) -> Outcome:
-    """Somebody takes ComfyUI's port before it is back."""
+    """Someone takes ComfyUI's port before it is back."""
     dying = patient.comfyui
     dying.kill()
     with socket.socket() as stranger:
@@ -83,7 +83,7 @@ def port_taken(patient: Patient) -> Outcome:
 
 
 def port_taken_late(patient: Patient) -> Outcome:
-    """Somebody takes the port while ComfyUI starts, when it has been found free."""
+    """Someone takes the port while ComfyUI starts, when it has been found free."""
     dying = patient.comfyui
     dying.kill()
     wait_until(lambda: not dying.is_running())
@@ -165,7 +165,7 @@ def _stubborn() -> dict[str, Any]:
 
 
 def crash_loop(patient: Patient) -> Outcome:
-    """ComfyUI cannot start any more: told, from the third time on at once; then it can again."""
+    """ComfyUI cannot start any more: reported, at once from the third time; then it can again."""
     main = _staged_main(patient)
     text = main.read_text()
     main.write_text("raise SystemExit('broken by the test')\n")

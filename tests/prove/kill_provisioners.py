@@ -6,7 +6,7 @@ Each process fetches the same models from a slow server on this machine; one is 
 every now and then and begun again at once. A watcher looks at every file under its final name all
 the time: wrong content once, or a good file gone or replaced, is a failure. At the end one more
 run must have everything there. Disks: `real`, `no-links` (hard links fail), `no-links-no-rename`
-(neither do they nor renameat2), `no-locks` (O_EXCL excludes nobody from a lease).
+(neither do they nor renameat2), `no-locks` (O_EXCL excludes no one from a lease).
 """
 
 from __future__ import annotations

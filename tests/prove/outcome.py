@@ -11,7 +11,7 @@ Answer = tuple[dict[str, Any], float]
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a fault was answered: in `seconds`, rightly or not; `said` is for whoever wonders."""
+    """How a fault was answered: in `seconds`, rightly or not; `said` is for anyone who wonders."""
 
     right: bool
     seconds: float
@@ -29,6 +29,6 @@ def refused(answer: Answer, code: str, cause: str = "") -> Outcome:
 def completed(answer: Answer, warned: str = "") -> Outcome:
     """Right when the job is done, with a warning of these words where some are given."""
     output, seconds = answer
-    told = any(warned in warning for warning in output.get("warnings", [])) or not warned
-    right = output.get("status") == "completed" and told
+    reported = any(warned in warning for warning in output.get("warnings", [])) or not warned
+    right = output.get("status") == "completed" and reported
     return Outcome(right, seconds, json.dumps(output.get("warnings") or output.get("error_code")))

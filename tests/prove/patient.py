@@ -133,7 +133,7 @@ def patient(
 
 
 def _free_port() -> int:
-    """As the real one below those that the system hands out: nobody takes it by chance."""
+    """As the real one below those that the system hands out: no one takes it by chance."""
     while True:
         port = random.randint(20_000, 30_000)
         with contextlib.suppress(OSError), socket.socket() as probe:

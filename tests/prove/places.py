@@ -43,7 +43,7 @@ class Mount:
 
     @contextmanager
     def silent(self) -> Iterator[None]:
-        """Whoever asks it for anything waits until the end of the block."""
+        """Anyone who asks it for anything waits until the end of the block."""
         os.kill(self._volume.pid, signal.SIGSTOP)
         try:
             yield
@@ -102,7 +102,7 @@ class Container:
 @contextmanager
 def black_hole(process: int, port: int) -> Iterator[int]:
     """The connections that a process has to a port of this machine lose all packets both ways, and
-    nobody is told; new ones are fine. Yields how many they are. Raises CannotInject."""
+    no one is reported; new ones are fine. Yields how many they are. Raises CannotInject."""
     ends = {
         connection.laddr.port
         for connection in psutil.Process(process).net_connections("tcp4")

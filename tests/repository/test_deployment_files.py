@@ -68,7 +68,7 @@ def test_a_service_sets_what_the_worker_understands(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["gpu", "cpu"])
-def test_nobody_else_reaches_the_local_api(name: str) -> None:
+def test_no_one_else_reaches_the_local_api(name: str) -> None:
     ports = COMPOSE["services"][name]["ports"]
     assert ports
     assert all(port.startswith("127.0.0.1:") for port in ports)
@@ -234,18 +234,18 @@ def test_the_images_name_is_one_that_registries_take(tmp_path: Path) -> None:
     out = tmp_path / "out"
     env = {
         "GITHUB_REF_NAME": "v1.2.3",
-        "GITHUB_REPOSITORY": "Somebody/ComfyUI-Worker",
+        "GITHUB_REPOSITORY": "Someone/ComfyUI-Worker",
         "GITHUB_ENV": str(out),
         "GITHUB_SHA": "abc",
         "GITHUB_SERVER_URL": "https://github.com",
         "PATH": "/usr/bin:/bin",
     }
     subprocess.run(["bash", "-ec", release_step("Names")], env=env, check=True)
-    told = dict(line.split("=", 1) for line in out.read_text().splitlines())
-    assert (told["IMAGE"], told["TAG"], told["SOURCE"]) == (
-        "ghcr.io/somebody/comfyui-worker",
+    reported = dict(line.split("=", 1) for line in out.read_text().splitlines())
+    assert (reported["IMAGE"], reported["TAG"], reported["SOURCE"]) == (
+        "ghcr.io/someone/comfyui-worker",
         "1.2.3",
-        "https://github.com/Somebody/ComfyUI-Worker",
+        "https://github.com/Someone/ComfyUI-Worker",
     )
 
 

@@ -107,7 +107,7 @@ def test_the_icon_is_in_the_repository() -> None:
     assert (ROOT / path).read_bytes().startswith(b"\x89PNG")
 
 
-def test_the_files_that_the_hub_wants_are_there() -> None:
+def test_the_files_that_the_hub_needs_are_there() -> None:
     for name in ("Dockerfile", "README.md", ".runpod/handler.py"):
         assert (ROOT / name).is_file()
 

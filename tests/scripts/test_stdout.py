@@ -17,7 +17,7 @@ PROGRAM = (
 
 
 @pytest.mark.parametrize(("no_color", "wanted"), [("", b"True"), ("1", b"False")])
-def test_a_terminal_has_colours_unless_somebody_says_no(no_color: str, wanted: bytes) -> None:
+def test_a_terminal_has_colours_unless_someone_says_no(no_color: str, wanted: bytes) -> None:
     ours, its = pty.openpty()
     env = {**os.environ, "NO_COLOR": no_color, "TERM": "xterm"}
     subprocess.run([sys.executable, "-c", PROGRAM], cwd=ROOT, env=env, stdout=its, check=True)

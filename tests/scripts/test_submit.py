@@ -208,7 +208,7 @@ def test_an_image_is_named_by_its_file_or_as_asked(tmp_path: Path) -> None:
         (plain(), [], ["no/such/file.png"], "cannot be read"),
     ],
 )
-def test_what_cannot_be_sent_is_told_before_it_is(
+def test_what_cannot_be_sent_is_reported_before_it_is(
     tmp_path: Path, content: Any, assignments: list[str], images: list[str], said: str
 ) -> None:
     with pytest.raises(UsageError, match=said):
@@ -290,12 +290,12 @@ def test_busy_broken_and_cut_answers_are_asked_for_again(tmp_path: Path) -> None
 
 
 def test_a_job_that_may_have_been_queued_twice_is_said_to_be(tmp_path: Path) -> None:
-    told: list[str] = []
+    reported: list[str] = []
     with ControlPlane() as plane, PublicApi(plane) as api:
         api.lose_answers_to_run = 1
-        Endpoint(api.url, CLIENT_KEY, told.append, lambda _: None).submit({"a": 1})
+        Endpoint(api.url, CLIENT_KEY, reported.append, lambda _: None).submit({"a": 1})
         assert len(plane.pending) == 2
-    assert "the job runs twice" in told[0]
+    assert "the job runs twice" in reported[0]
 
 
 def test_trying_again_has_an_end() -> None:
@@ -327,7 +327,7 @@ def test_a_local_worker_that_is_not_there_is_told_at_once() -> None:
     waits: list[float] = []
     with scripted(runsync=[QUEUED]) as script:
         gone = script.url
-    with pytest.raises(EndpointError, match=r"nobody answers there.*--rp_serve_api"):
+    with pytest.raises(EndpointError, match=r"nothing answers there.*--rp_serve_api"):
         endpoint(gone, waits, None).run_and_wait({}, 5)
     assert waits == []
 
@@ -394,7 +394,7 @@ def test_the_key_goes_to_no_other_host_and_nowhere_else(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     netrc = tmp_path / "netrc"
-    netrc.write_text("machine 127.0.0.1 login somebody password from-netrc\n")
+    netrc.write_text("machine 127.0.0.1 login someone password from-netrc\n")
     netrc.chmod(0o600)
     monkeypatch.setenv("NETRC", str(netrc))
     with scripted(run=[QUEUED], status=[QUEUED]) as other:
@@ -548,7 +548,7 @@ def test_worker_comfyuis_replies_are_saved_too(tmp_path: Path) -> None:
         ({"filename": "a.png", "url": "http://127.0.0.1:1/a?signature=secret"}, "bucket failed"),
     ],
 )
-def test_a_result_that_cannot_be_saved_is_told(tmp_path: Path, entry: Any, said: str) -> None:
+def test_a_result_that_cannot_be_saved_is_reported(tmp_path: Path, entry: Any, said: str) -> None:
     _, saving = save({"results": [entry, {"filename": "b.png", "image": "aGk="}]}, tmp_path)
     assert [path.name for path in saving.saved] == ["b.png"]
     assert len(saving.problems) == 1
@@ -596,7 +596,7 @@ def test_a_page_that_cannot_be_written_does_not_hide_the_diagnostics(
     assert "Boot: ready" in shown.out
 
 
-def test_an_address_with_a_path_is_told_what_is_too_much(tmp_path: Path) -> None:
+def test_an_address_with_a_path_is_reported_what_is_too_much(tmp_path: Path) -> None:
     with scripted() as script:
         local = Endpoint(f"{script.url}/runsync", None, lambda _: None)
         with pytest.raises(EndpointError, match="--url without a path"):
@@ -639,8 +639,8 @@ def test_progress_is_shown_line_by_line_off_a_terminal(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     sampling = {"node": "3", "node_type": "KSampler", "step": 1, "steps": 4}
-    told = [{"stage": "loading model.safetensors"}, sampling, {**sampling, "step": 2}]
-    states = [ended(output, "IN_PROGRESS") for output in told]
+    reported = [{"stage": "loading model.safetensors"}, sampling, {**sampling, "step": 2}]
+    states = [ended(output, "IN_PROGRESS") for output in reported]
     with scripted(run=[QUEUED], status=[*states, ended({"results": []})]) as script:
         assert call(script, tmp_path) == 0
     lines = capsys.readouterr().err.splitlines()
@@ -675,9 +675,9 @@ def shown(monkeypatch: pytest.MonkeyPatch, columns: int, step: int) -> str:
     terminal = Terminal()
     monkeypatch.setattr("sys.stderr", terminal)
     monkeypatch.setenv("COLUMNS", str(columns))
-    told = {"stage": "running", "percent": 50.0, "node": "4", "class_type": "KSamplerAdvanced"}
+    reported = {"stage": "running", "percent": 50.0, "node": "4", "class_type": "KSamplerAdvanced"}
     with Watching() as watching:
-        watching.show("IN_PROGRESS", {**told, "step": step, "steps": 20})
+        watching.show("IN_PROGRESS", {**reported, "step": step, "steps": 20})
         return terminal.getvalue().rpartition("\r")[2].rstrip()
 
 

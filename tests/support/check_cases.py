@@ -1,4 +1,4 @@
-"""Cases for the checks of machine and environment: what is broken, what is found, what mends it."""
+"""Cases for the checks of machine and environment: what is broken, what is found, what fixes it."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ ENV = {"RUNPOD_GPU_COUNT": "1", "MALLOC_ARENA_MAX": "2"}
 
 @dataclass(frozen=True)
 class Case:
-    """`code` is found with `facts` changed and `env` set; with `mended` and `cured` it is gone.
+    """`code` is found with `facts` changed and `env` set; with `fixed` and `cured` it is gone.
 
     Values of None in `env` and `cured` remove a variable. `cured` is the whole change after the
     fix; left out, the healthy machine and environment are what the fix leads to.
@@ -87,7 +87,7 @@ class Case:
     severity: Severity
     facts: Mapping[str, Any] = field(default_factory=dict)
     env: Mapping[str, str | None] = field(default_factory=dict)
-    mended: Mapping[str, Any] = field(default_factory=dict)
+    fixed: Mapping[str, Any] = field(default_factory=dict)
     cured: Mapping[str, str | None] = field(default_factory=dict)
     host: bool = False
 
@@ -112,7 +112,7 @@ def look(facts: Mapping[str, Any], env: Mapping[str, str | None]) -> list[Findin
 
 
 def assert_case(case: Case) -> None:
-    """The finding is there, alone of its severity or worse, with a fix; mended, it is gone."""
+    """The finding is there, alone of its severity or worse, with a fix; fixed, it is gone."""
     found = look(case.facts, case.env)
     (finding,) = [f for f in found if f.code == case.code]
     assert (finding.severity, finding.host_fault) == (case.severity, case.host), finding
@@ -120,7 +120,7 @@ def assert_case(case: Case) -> None:
         assert finding.fix, finding
         serious = [f.code for f in found if f.severity.rank >= Severity.WARNING.rank]
         assert serious == [case.code], serious
-    after = look(case.mended, case.cured)
+    after = look(case.fixed, case.cured)
     if case.severity is not Severity.OK:
         assert case.code not in {f.code for f in after}
     assert [f for f in after if f.severity.rank >= Severity.WARNING.rank] == []

@@ -96,7 +96,7 @@ class FakeCivitai:
         self._json(f"/api/v1/model-versions/{version}", described)
 
     def refuse(self, version: int, status: int, body: dict[str, Any] | None = None) -> None:
-        """Answer `status` to whoever asks for a version."""
+        """Answer `status` to anyone who asks for a version."""
         self.front.files[f"/api/download/models/{version}"] = Served(
             b"",
             status=status,

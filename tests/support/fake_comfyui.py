@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 
 from bootstrap.comfyui import ComfyUI, Launch
-from bootstrap.comfyui.command import Folders, flags_in
+from bootstrap.comfyui.launch import Folders, flags_in
 
 HELP = "usage: main.py [-h] [--listen [IP]] [--port PORT] [--output-directory DIR] [--cpu]"
 _MAIN = """

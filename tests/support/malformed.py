@@ -28,12 +28,24 @@ WHOLE: dict[str, Any] = {
     },
     "overrides": {"1": {"width": 8}},
     "images": [{"name": "photo.png", "image": _PIXEL}],
-    "files": [{"name": "b.png", "data": _PIXEL, "subfolder": "sub"}],
-    "output": {"delivery": "base64", "format": "webp", "quality": 50, "metadata": False},
+    "files": [{"name": "b.png", "data": _PIXEL, "subfolder": "sub", "unpack": False}],
+    "output": {
+        "delivery": "base64",
+        "format": "webp",
+        "quality": 50,
+        "metadata": False,
+        "zip": False,
+    },
+    "progress": {"previews": True, "preview_size": 64},
     "max_wait": 20,
     "retry_on_oom": True,
 }
-NAMED: dict[str, Any] = {"workflow_name": "a", "overrides": {}, "max_wait": 20}
+NAMED: dict[str, Any] = {"workflow_name": "a", "params": {}, "overrides": {}, "max_wait": 20}
+UPLOADED: dict[str, Any] = {
+    "workflow": plain(),
+    "output": {"upload_urls": [{"url": "https://s3.invalid/a", "headers": {"x-a": "b"}}]},
+    "max_wait": 20,
+}
 BUCKET: dict[str, Any] = {
     "workflow": plain(),
     "s3Config": {
@@ -46,6 +58,7 @@ BUCKET: dict[str, Any] = {
 }
 OTHERS: list[dict[str, Any]] = [
     {"type": "models"},
+    {"type": "workflows", "openapi": True},
     {"type": "diagnostics", "sections": ["environment"], "deep": False},
 ]
 URLS = [
@@ -57,6 +70,8 @@ URLS = [
         "user:pass@127.0.0.1", "127.0.0.1:99999", "", "[", "a b",
     )
 ]  # fmt: skip
+# What else is an address somewhere: an input in a bucket, a model at Hugging Face.
+ADDRESSES = [*URLS, *(u.replace("https", kind, 1) for kind in ("s3", "hf") for u in URLS[:16])]
 NAMES = [
     "../x.png", "/etc/passwd", "..", ".", "", " ", "a/b.png", "a\\b.png", "a\0.png",
     "a\r\nX: y.png", "..%2fx.png", "%2e%2e/x", "\u202egnp.exe", "\ud800.png", "x" * 300, "CON",
@@ -115,7 +130,12 @@ def _aimed(whole: dict[str, Any], place: tuple[Any, ...], junk: Any) -> st.Searc
     return st.builds(_changed, st.just(whole), st.just(place), st.just("replace"), junk)
 
 
-_URLS, _NAMES = st.sampled_from(URLS), st.sampled_from(NAMES)
+def _loader(name: str) -> dict[str, Any]:
+    """A loader of models, for an address or a name."""
+    return {"class_type": "VAELoader", "inputs": {"vae_name": name}}
+
+
+_URLS, _NAMES = st.sampled_from(ADDRESSES), st.sampled_from(NAMES)
 _AIMED = [
     *(
         _aimed(WHOLE, ("images", 0, key), _NAMES | _URLS | _JUNK)
@@ -128,6 +148,11 @@ _AIMED = [
     _aimed(WHOLE, ("workflow", "4", "class_type"), _NAMES),
     _aimed(WHOLE, ("overrides", "1"), st.dictionaries(st.just("width"), _JUNK)),
     _aimed(NAMED, ("workflow_name",), _NAMES),
+    _aimed(WHOLE, ("files", 0, "unpack"), st.just(True)),
+    _aimed(WHOLE, ("workflow", "3"), st.builds(_loader, _URLS | _NAMES)),
+    _aimed(NAMED, ("params",), st.dictionaries(st.text(max_size=3), _JUNK, max_size=2) | _JUNK),
+    _aimed(UPLOADED, ("output", "upload_urls", 0), _URLS | _NAMES | _JUNK),
+    _aimed(UPLOADED, ("output", "upload_urls", 0, "headers"), st.dictionaries(_NAMES, _NAMES)),
     _aimed(BUCKET, ("s3Config", "endpointUrl"), _URLS | _NAMES),
     _aimed(BUCKET, ("s3Config", "bucketName"), _NAMES),
 ]
@@ -137,6 +162,7 @@ requests = st.one_of(
     _wrong(WHOLE),
     _wrong(NAMED),
     _wrong(BUCKET),
+    _wrong(UPLOADED),
     *(_wrong(other) for other in OTHERS),
     st.builds(_changed, _wrong(WHOLE), st.just(("output",)), st.just("replace"), _JUNK),
     st.builds(json.dumps, _JUNK).map(lambda text: {"workflow": text}),
@@ -155,7 +181,7 @@ def check_answer(worker: BootedWorker, given: Any) -> str:
         code = reply["error_code"]
         assert code in CODES and code != "worker.internal", (code, reply, before)
         assert reply["fix"] and len(reply["error"]) < 4000, (reply, before)
-        assert TOKEN not in text or not code.startswith("input."), (reply, before)
+        assert TOKEN not in text or not code.startswith(("input.", "output.")), (reply, before)
     assert SECRET not in text, (reply, before)
     return str(reply.get("error_code", "completed"))
 

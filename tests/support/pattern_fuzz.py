@@ -181,7 +181,7 @@ def _parts(op: Any, value: Any) -> list[Any]:
 
 
 def _sample(tree: Any) -> str:
-    """Something that the pattern matches, as far as that is easily told."""
+    """Something that the pattern matches, as far as that is easily reported."""
     text = ""
     for op, value in tree:
         if op in (constant.MAX_REPEAT, constant.MIN_REPEAT):

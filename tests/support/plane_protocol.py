@@ -123,7 +123,7 @@ class PlaneProtocol:
             headers=request.headers,
         )
         # After the record, so that events are in order of arrival; before the result, so that
-        # nobody has it sooner than the worker could have finished sending it.
+        # no one has it sooner than the worker could have finished sending it.
         self._delay(kind)
         if kind == "done" and 200 <= status < 300:
             self._state.accept_result(job_id, body)

@@ -153,7 +153,7 @@ class PublicApi:
         )
 
     def _state(self, job: str) -> dict[str, Any] | None:
-        """A job as /status tells it; None for one nobody knows."""
+        """A job as /status tells it; None for one no one knows."""
         if not self._plane.select("submit", job):
             return None
         if job in self._cancelled:
@@ -163,8 +163,8 @@ class PublicApi:
             return {"id": job, **_ended(done[0].body, done[0].status)}
         if job in self._plane.pending:
             return {"id": job, "status": "IN_QUEUE"}
-        told = self._plane.select("progress", job)
-        progress = {"output": told[-1].body["output"]} if told else {}
+        reported = self._plane.select("progress", job)
+        progress = {"output": reported[-1].body["output"]} if reported else {}
         return {"id": job, "status": "IN_PROGRESS", **progress}
 
 

@@ -147,7 +147,7 @@ FAILED_TIMELINE = [*TIMELINE[:-1], {**TIMELINE[-1], "outcome": "TimeoutError"}]
 
 
 def healthy() -> dict[str, Any]:
-    """A volume with nothing to mend, and one note."""
+    """A volume with nothing to fix, and one note."""
     findings = [
         ok("volume.good", "The volume is mounted at /runpod-volume (nfs4), 262 GB free of 500 GB."),
         ok("volume.writable", "Writing a tiny file to the volume took 0.02 s."),

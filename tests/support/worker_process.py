@@ -115,7 +115,7 @@ class WorkerProcess:
         """The exit code, -N after signal N, None while it runs.
 
         Looks without reaping: while the zombie is there, its number, which is also that of the
-        process group, belongs to nobody else, and __exit__ cannot kill a stranger.
+        process group, belongs to no one else, and __exit__ cannot kill a stranger.
         """
         if self._returncode is None:
             state = os.waitid(os.P_PID, self.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT)

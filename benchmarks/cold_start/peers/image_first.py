@@ -30,10 +30,10 @@ def handle(job: dict[str, Any]) -> dict[str, Any]:
 def _is_end(message: str | bytes, prompt_id: str) -> bool:
     if isinstance(message, bytes):
         return False
-    told = json.loads(message)
-    data = told.get("data", {})
-    ended = told.get("type") == "executing" and data.get("node") is None
-    failed = told.get("type") == "execution_error"
+    event = json.loads(message)
+    data = event.get("data", {})
+    ended = event.get("type") == "executing" and data.get("node") is None
+    failed = event.get("type") == "execution_error"
     return bool(ended or failed) and data.get("prompt_id") == prompt_id
 
 

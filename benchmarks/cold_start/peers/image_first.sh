@@ -1,6 +1,6 @@
 # The order of worker-comfyui's start: torch is asked for the GPU, then ComfyUI starts from the
 # image, then the handler. Without a GPU the answer is no; what it costs is importing torch.
-# Whoever measures no start can leave it out.
+# Not needed where no start is measured.
 [ -n "$PEER_NO_CHECK" ] || "$PEER_PYTHON" -c "import torch; torch.cuda.is_available() and torch.cuda.init()"
 # shellcheck disable=SC2086 # flags are words
 "$PEER_PYTHON" -u "$PEER_COMFYUI/main.py" $PEER_FLAGS --disable-metadata --verbose DEBUG \

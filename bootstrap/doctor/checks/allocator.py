@@ -5,7 +5,7 @@ What we recommend, and when to change it:
 - `PYTORCH_CUDA_ALLOC_CONF=max_split_size_mb:256` together with `--disable-cuda-malloc`, for a
   ComfyUI without dynamic VRAM, when nothing else is set: blocks above 256 MB are not cut up, so
   memory fragments less. The worker sets both there, and neither with dynamic VRAM (on by default
-  since 0.16), which manages the GPU's memory itself: comfyui/command.py. A lower value (128)
+  since 0.16), which manages the GPU's memory itself: comfyui/launch.py. A lower value (128)
   fragments still less and is slower; a higher one (512) suits big video models.
 - `MALLOC_ARENA_MAX=2`, always: glibc gives threads up to 8 arenas a core, and those keep what was
   freed, so a worker on a machine with many cores grows by gigabytes until the container's limit
@@ -33,30 +33,25 @@ from bootstrap.environment.torch_build import TorchBuild
 
 NATIVE = "native"
 ASYNC = "cudaMallocAsync"
-_POWER_OF_TWO = "(?:1|2|4|8|16|32|64|128|256|512|1024)"
-_BOOLEAN = ("True|False", "`True` or `False`")
+_BOOLEAN = "`True` or `False`"
 # torch raises below 20 (from 2.9 on) or up to and including 20 (before).
-_SPLIT = (r"0*(?:2[1-9]|[3-9]\d|[1-9]\d{2,17})", "a whole number of MB above 20")
-_SHARE = (r"0*\.\d*[1-9]\d*|0*[1-9]\d*e-\d+", "between 0 and 1, such as 0.8")
-_SIZE = (r"0*[1-9]\d{0,17}", "MB above 0")
-_DIVISIONS = rf"(?:0|{_POWER_OF_TWO})"
+_SPLIT = "a whole number of MB above 20"
+_SHARE = "between 0 and 1, such as 0.8"
+_SIZE = "MB above 0"
 _LIST = re.compile(r"\[[^\[\]]*\]")  # its commas do not divide pairs
-# What torch takes as a key's value, and how that is said.
-_VALUES: Mapping[str, tuple[str, str]] = {
-    "backend": (f"{NATIVE}|{ASYNC}", f"`{NATIVE}` or `{ASYNC}`"),
+_DIVISIONS = re.compile(r"(?:\d+|>):(?:0|1|2|4|8|16|32|64|128|256|512|1024)")
+# What is said of a key's value that torch would not take.
+_VALUES: Mapping[str, str] = {
+    "backend": f"`{NATIVE}` or `{ASYNC}`",
     "max_split_size_mb": _SPLIT,
     "max_non_split_rounding_mb": _SPLIT,
     "garbage_collection_threshold": _SHARE,
-    # A share of 1 is allowed for the process' memory, not for the threshold.
-    "per_process_memory_fraction": (rf"{_SHARE[0]}|0*1(?:\.0*)?", _SHARE[1]),
+    "per_process_memory_fraction": _SHARE,
     "pinned_reserve_segment_size_mb": _SIZE,
     "large_segment_size_mb": _SIZE,
     "roundup_bypass_threshold_mb": _SIZE,
-    "pinned_num_register_threads": ("1|2|4|8|16|32|64|128", "1, 2, 4 … 128"),
-    "roundup_power2_divisions": (
-        rf"{_DIVISIONS}|\[(?:\d+|>):{_DIVISIONS}(?:;(?:\d+|>):{_DIVISIONS})*\]",
-        "a power of two or a list like [256:1,>:4]",
-    ),
+    "pinned_num_register_threads": "1, 2, 4 … 128",
+    "roundup_power2_divisions": "a power of two or a list like [256:1,>:4]",
     "expandable_segments": _BOOLEAN,
     "release_lock_on_cudamalloc": _BOOLEAN,
     "release_lock_on_hipmalloc": _BOOLEAN,
@@ -152,9 +147,33 @@ def _problem(key: str, value: str) -> Problem | None:
         return Problem("unknown_key", key[:80], near[0] if near else None)
     if not value:
         return Problem("syntax", f"{key} has no value (`{key}:…`)")
-    pattern, words = _VALUES[key]
-    taken = re.fullmatch(pattern, value, re.ASCII)
-    return None if taken else Problem("value", f"{key} must be {words}")
+    return None if _takes(key, value) else Problem("value", f"{key} must be {_VALUES[key]}")
+
+
+def _takes(key: str, value: str) -> bool:
+    """Would torch take the value of a key that it knows?"""
+    kind = _VALUES[key]
+    if kind == _SPLIT:
+        return (whole(value) or 0) > 20
+    if kind == _SIZE:
+        return bool(whole(value))
+    if kind == _SHARE:
+        # A share of 1 is allowed for the process' memory, not for the threshold.
+        return _share(value) < 1 or (key, _share(value)) == ("per_process_memory_fraction", 1)
+    if key == "roundup_power2_divisions":
+        inner = value[1:-1] if value[0] + value[-1] == "[]" else f">:{value}"
+        return all(_DIVISIONS.fullmatch(part) for part in inner.split(";"))
+    if kind == _BOOLEAN:
+        return value in ("True", "False")
+    return value in ((NATIVE, ASYNC) if key == "backend" else ("1 2 4 8 16 32 64 128".split()))
+
+
+def _share(text: str) -> float:
+    """A number above 0; infinity for anything else."""
+    try:
+        return float(text) if float(text) > 0 else float("inf")
+    except ValueError:
+        return float("inf")
 
 
 def check_allocator(
@@ -240,7 +259,7 @@ def _both(env: Mapping[str, str]) -> list[Finding]:
 
 def _wrong(name: str, problem: Problem, uses_gpu: bool) -> Finding:
     # torch raises at these, so that no job runs. A key that resembles none we know may be one
-    # of a newer torch; without a GPU nobody reads them.
+    # of a newer torch; without a GPU they are not read.
     certain = uses_gpu and (problem.kind != "unknown_key" or problem.nearest is not None)
     make = error if certain else warning
     if problem.kind == "unknown_key":
@@ -276,7 +295,7 @@ def _effects(
 
 
 def _comfyui_appends(settings: Settings) -> bool:
-    """Whether ComfyUI appends its backend: its cuda_malloc.py does on most GPUs, unless told not
+    """Whether ComfyUI appends its backend: its cuda_malloc.py does on most GPUs, unless set not
     to. (With dynamic VRAM, in versions of 2026, it empties the variable instead.)"""
     return "--disable-cuda-malloc" not in settings.comfyui_args
 

@@ -78,7 +78,7 @@ def _interpreter(packages: PackagesFacts) -> Iterator[Finding]:
         yield error(
             "python.unusable",
             f"{python}, which ComfyUI is to run with, does not start: {packages.failure.reason}.",
-            "Set COMFYUI_PYTHON to an interpreter of this image, or make the venv anew on a Pod "
+            "Set COMFYUI_PYTHON to an interpreter of this image, or create the venv again on a Pod "
             "that runs the same image.",
         )
     elif packages.sees_nothing:
@@ -86,7 +86,7 @@ def _interpreter(packages: PackagesFacts) -> Iterator[Finding]:
             "python.other_version",
             f"{python} is Python {packages.version}, but its packages were installed for Python "
             f"{named(packages.other_versions)}: it sees none of them.",
-            "Make the venv anew on a Pod that runs the worker's image, or use an image with "
+            "Create the venv again on a Pod that runs the worker's image, or use an image with "
             f"Python {named(packages.other_versions)}.",
         )
     elif packages.network is not None:
@@ -116,7 +116,7 @@ def _empty(pack: Pack) -> Finding:
     reasons = {
         State.EMPTY: f"{path} is empty: a clone or a submodule that was never filled.",
         State.NO_INIT: f"{path} has no __init__.py, so ComfyUI cannot import it.",
-        State.LINK_BROKEN: f"{path} is a link that leads nowhere.",
+        State.LINK_BROKEN: f"{path} is a broken link.",
         State.UNREADABLE: f"{path} cannot be read.",
     }
     fixes = {

@@ -38,7 +38,7 @@ CODES = {
     "env.bucket_incomplete": "Of a bucket's variables only some are set.",
     "env.bucket_by_month": "Nothing names the bucket, so it is the one of the month.",
 }
-# Variables of others that matter here, so that a wrong case can be told.
+# Variables of others that matter here, so that a wrong case is found.
 _FOREIGN = frozenset(
     [
         "PYTORCH_CUDA_ALLOC_CONF",

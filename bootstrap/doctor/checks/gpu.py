@@ -3,7 +3,7 @@
 Whether one is expected is decided in this order; the first that says something wins:
 
 1. `GPU=required` or `GPU=none` (a setting of ours).
-2. `--cpu` in COMFYUI_ARGS: the user wants the CPU.
+2. `--cpu` in COMFYUI_ARGS: the user chose the CPU.
 3. RUNPOD_GPU_COUNT, which Runpod sets for the worker: a number above 0 or not.
 4. /dev/nvidia*: the container was given a device.
 5. NVIDIA_VISIBLE_DEVICES naming devices (`0,1`, `GPU-…`). `all` says nothing: CUDA base images
@@ -101,7 +101,7 @@ def gpu_expectation(
 
 
 def wants_cpu(settings: Settings) -> bool:
-    """Whether ComfyUI is told to use the CPU."""
+    """Whether ComfyUI is set to use the CPU."""
     return "--cpu" in settings.comfyui_args
 
 
@@ -407,7 +407,7 @@ def _taken(device: GpuDevice, comfyui_running: bool) -> Finding | None:
         f"{taken / GB:.1f} of {device.memory_total / GB:.0f} GiB of {_label(device)} are taken"
         f"{whose} before ComfyUI starts.",
         "On a Pod: `nvidia-smi` lists the processes; end those you don't need. On Serverless it is "
-        "somebody else's: stop this worker (Workers tab > Terminate) and Runpod starts another.",
+        "another process's: stop this worker (Workers tab > Terminate) and Runpod starts another.",
         taken=taken,
         total=device.memory_total,
         processes=[p.pid for p in device.processes],

@@ -79,13 +79,13 @@ def check_names(inventory: Inventory) -> list[Finding]:
 
 
 def unusable(paths: Sequence[str]) -> list[Finding]:
-    """Control characters, backslashes, bytes that are no UTF-8."""
+    """Control characters, backslashes, bytes that are not UTF-8."""
     found = [path for path in paths if _UNUSABLE.search(os.path.basename(path))]
     return _renaming(
         warning,
         "models.name_unusable",
         found,
-        "with control characters, backslashes or bytes that are no UTF-8, which workflows cannot "
+        "with control characters, backslashes or bytes that are not UTF-8, which workflows cannot "
         "name reliably",
         lambda name: _UNUSABLE.sub("_", name),
     )

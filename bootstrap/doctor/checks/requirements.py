@@ -131,7 +131,7 @@ def _untracked(judged: Sequence[Verdict], packages: PackagesFacts) -> list[Findi
         info(
             "python.package_untracked",
             f"{names} can be imported by {shown(packages.python)}, but pip has no record of it: a "
-            "stand-in or a copy, whose version nobody knows.",
+            "stand-in or a copy of unknown version.",
             f"If nodes fail that use it: `{_line(judged, packages)}`.",
             **_details(judged),
         )

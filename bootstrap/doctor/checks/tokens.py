@@ -98,8 +98,8 @@ def _token(name: str, value: str) -> Iterator[Finding]:
 
 def _spaced(value: str) -> bool:
     """White space where a token has none; templates and `Bearer …` are other findings."""
-    told = value.startswith("{{") or value.lower().startswith("bearer ")
-    return not told and any(c.isspace() or not c.isprintable() for c in value)
+    reported = value.startswith("{{") or value.lower().startswith("bearer ")
+    return not reported and any(c.isspace() or not c.isprintable() for c in value)
 
 
 def _contents(name: str, text: str) -> Iterator[Finding]:

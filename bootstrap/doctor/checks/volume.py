@@ -101,7 +101,7 @@ def _silent(facts: VolumeFacts, root: str) -> Finding:
 
 
 def _absent(facts: VolumeFacts, code: str, message: str) -> Finding:
-    """An image may bring its own ComfyUI and need no volume; who sets VOLUME_PATH wants one."""
+    """An image may bring its own ComfyUI and need no volume; setting VOLUME_PATH asks for one."""
     if facts.comfyui is None:
         return error(code, message, ATTACH, root=shown(facts.root))
     message += f" ComfyUI is the image's, at {shown(facts.comfyui)}."
@@ -222,7 +222,7 @@ def _room(space: Space | None, facts: VolumeFacts) -> Finding | None:
         return info(
             "volume.space_unknown",
             f"{facts.mount.system} reports {space.total / TB:,.0f} TB, which is its cluster's "
-            "size: how much of the volume is free cannot be told from here.",
+            "size: how much of the volume is free is not known here.",
             "Storage > the volume shows what is in use.",
             total=space.total,
         )

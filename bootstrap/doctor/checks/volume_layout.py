@@ -88,7 +88,7 @@ def elsewhere(comfyui: str, root: str) -> Finding:
 
 
 def several(rivals: Sequence[str], root: str) -> Finding:
-    """None is used: which one is meant cannot be told."""
+    """None is used: which one is meant is not known."""
     paths = [relpath(path, root) for path in rivals]
     return error(
         "volume.comfyui_several",
@@ -113,7 +113,7 @@ def path_wrong(asked: str, others: Sequence[str], root: str) -> Finding:
 
 
 def check_models(facts: VolumeFacts) -> list[Finding]:
-    """Folders of models that nobody reads where they are."""
+    """Folders of models that are not read where they are."""
     models = facts.models
     # A ComfyUI that is yet to be brought here brings its models folder.
     absent = facts.comfyui is not None and not models.homes and not models.wrong_case

@@ -1,4 +1,4 @@
-"""What on the volume leads nowhere, or to a place that is not here: links, venvs, model paths;
+"""What on the volume is broken, or leads to a place that is not here: links, venvs, model paths;
 leftovers.
 """
 
@@ -107,7 +107,7 @@ def _held(links: list[LinkFact], facts: VolumeFacts) -> Finding:
     texts = sorted({str(link.home) for link in links})
     return info(
         "links.held_by_mount",
-        f"Links that begin with {named(texts)} lead nowhere here; a worker makes that name a link "
+        f"Links that begin with {named(texts)} are broken here; a worker makes that name a link "
         f"to the volume, and then they hold: {_examples(links)}.",
         "Nothing to do, unless LINK_OTHER_MOUNT=false.",
         **about([link.path for link in links]),
@@ -118,7 +118,7 @@ def _absolute(links: list[LinkFact], facts: VolumeFacts) -> Finding:
     """What works on Serverless is fit for jobs; what works on the Pod only is not."""
     report = info if facts.root == SERVERLESS else warning
     return _relinked(
-        "links.absolute", report, links, facts, "which leads nowhere where it is not mounted at"
+        "links.absolute", report, links, facts, "which is broken where it is not mounted at"
     )
 
 
@@ -147,7 +147,7 @@ def _broken(links: list[LinkFact], facts: VolumeFacts) -> Finding:
         report,
         links,
         facts,
-        "lead nowhere; a broken link in models makes whole lists of models vanish",
+        "are broken; a broken link in models makes whole lists of models vanish",
         "If you miss what they led to, put it there first.",
     )
 
@@ -239,7 +239,7 @@ def check_paths(facts: VolumeFacts, settings: Settings) -> list[Finding]:
 
 
 def check_leftovers(facts: VolumeFacts) -> list[Finding]:
-    """What of ours may go, and what somebody should look at."""
+    """What of ours may go, and what needs a look."""
     stale = [leftover for leftover in facts.leftovers if leftover.stale]
     kept = [x for x in stale if x.kind == "unlinking" and not x.removable]
     return _sweepable([x for x in stale if x.removable], facts) + _put_aside(kept, facts)
@@ -349,7 +349,7 @@ def _respelt(paths: Sequence[ModelPath], facts: VolumeFacts) -> str:
 
 
 def _missing(facts: VolumeFacts) -> list[Finding]:
-    """A base that is not there leaves all of its section unread; a category that nobody has
+    """A base that is not there leaves all of its section unread; a category that is not
     filled yet is nothing to worry about."""
     moved = {p.section for p in facts.model_paths if p.key == BASE and p.there and not p.exists}
     gone = [

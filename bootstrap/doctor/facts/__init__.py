@@ -70,14 +70,14 @@ class Scope:
     progress: Progress | None = None
     python: Path | None = None
 
-    def wants(self, section: str) -> bool:
+    def includes(self, section: str) -> bool:
         """Is this section asked for? All are when none is named."""
         return not self.sections or section in self.sections
 
 
 @dataclass
 class Facts:
-    """What was gathered; None for what was not asked for or could not be told.
+    """What was gathered; None for what was not asked for or is unknown.
 
     `kept` is the package set that a worker with this Python uses, and its file. `node_log` is what
     ComfyUI logged while it started; `findings` are of the gathering itself.
@@ -115,8 +115,8 @@ class Facts:
             "machine": self.machine,
             "throughput": self.throughput,
         }
-        told = {name: part.as_dict() for name, part in parts.items() if part is not None}
-        return dict(masked_data(told))
+        data = {name: part.as_dict() for name, part in parts.items() if part is not None}
+        return dict(masked_data(data))
 
 
 def gather(settings: Settings, env: Mapping[str, str], scope: Scope) -> Facts:
@@ -162,14 +162,14 @@ class _Gatherer:
             self._facts.flags = flags_known_to(layout.comfyui)
 
     def _volume(self, layout: Layout) -> None:
-        if self._scope.wants("volume"):
+        if self._scope.includes("volume"):
             self._facts.volume = gather_volume(layout, self._settings)
 
     def _models(self, layout: Layout) -> None:
         roots = list(layout.model_roots)
         if layout.comfyui is not None and os.path.isdir(layout.comfyui / MODELS):
             roots.append(layout.comfyui / MODELS)
-        if self._scope.wants("models"):
+        if self._scope.includes("models"):
             left = self._end - time.monotonic()
             self._facts.models = gather_models(
                 roots,
@@ -191,11 +191,11 @@ class _Gatherer:
         return with_args_file(self._settings, self._facts.args).comfyui_args
 
     def _comfyui(self, layout: Layout) -> None:
-        if self._scope.wants("comfyui") and layout.comfyui is not None:
+        if self._scope.includes("comfyui") and layout.comfyui is not None:
             self._facts.comfyui = gather_comfyui(layout.comfyui, layout.nodes, self._arguments)
 
     def _python(self, layout: Layout) -> None:
-        if not self._scope.wants("comfyui") or layout.comfyui is None:
+        if not self._scope.includes("comfyui") or layout.comfyui is None:
             return
         if self._scope.python is not None:
             self._facts.python = self._scope.python
@@ -218,7 +218,7 @@ class _Gatherer:
             facts.kept = kept_set(layout.root, facts.judgement)
 
     def _machine(self) -> None:
-        if not (self._scope.wants("machine") or self._scope.wants("environment")):
+        if not (self._scope.includes("machine") or self._scope.includes("environment")):
             return
         self._facts.machine = gather_machine(
             env=self._facts.env,
@@ -239,7 +239,7 @@ class _Gatherer:
             self._facts.machine = replace(self._facts.machine, torch=build)
 
     def _throughput(self, layout: Layout) -> None:
-        if self._scope.deep and self._scope.wants("volume") and self._facts.models is not None:
+        if self._scope.deep and self._scope.includes("volume") and self._facts.models is not None:
             models = self._facts.models
             self._facts.throughput = measure_throughput(large_files(models), small_files(models))
 

@@ -26,7 +26,7 @@ from bootstrap.environment.packs import (
 from bootstrap.environment.requirement_files import RequirementFile, comfyui_file, read_text
 
 GATHER_SECONDS = 15.0
-MOST_TOLD = 200
+MOST_LISTED = 200
 # There in every version since early 2023.
 _ALWAYS = frozenset(
     {"main.py", "nodes.py", "execution.py", "server.py", "folder_paths.py", "comfy", "comfy_extras"}
@@ -79,7 +79,7 @@ class ComfyUIFacts:
             "missing": list(self.missing),
             "requirements": list(self.own.lines) if self.own else None,
             "pack_count": len(self.packs),
-            "packs": [_told(pack) for pack in self.packs[:MOST_TOLD]],
+            "packs": [_described(pack) for pack in self.packs[:MOST_LISTED]],
             "silent_after": self.silent_after,
             "seconds": round(self.seconds, 3),
         }
@@ -140,7 +140,7 @@ def _is_empty(names: frozenset[str], trouble: object) -> bool:
     return trouble is None and not names - {"__pycache__"}
 
 
-def _told(pack: Pack) -> dict[str, Any]:
+def _described(pack: Pack) -> dict[str, Any]:
     return {
         "name": pack.name.encode("utf-8", "replace").decode(),
         "state": pack.state.value,

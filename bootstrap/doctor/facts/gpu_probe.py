@@ -3,7 +3,7 @@
 A call into a wedged driver can hang for good, in a state no signal ends, and a CUDA context
 once made stays in its process: so this runs in a process of its own, `python -I -S gpu_probe.py
 [--touch]`, with the standard library only and without importing anything of this project. It
-writes one JSON object a line, before and after each step, so that whoever waits knows how far it
+writes one JSON object a line, before and after each step, so that the parent knows how far it
 came. Signatures and constants: NVIDIA's nvml.h and cuda.h.
 """
 

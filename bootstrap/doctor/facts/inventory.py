@@ -47,7 +47,7 @@ class ModelFile:
 
     `path` is relative to `root`, `category` what ComfyUI reads its folder as (None: a custom
     node's). `size` in bytes, `mtime` in seconds since 1970; `inode` is None where a link leads
-    nowhere. `examined` is `State.UNREAD` for what is no weights file or was not opened.
+    nowhere. `examined` is `State.UNREAD` for what is not a weights file or was not opened.
     """
 
     root: Path
@@ -249,9 +249,9 @@ def gather_models(
 
     `headers` also opens each weights file, `most_headers` of them at most: two more round trips
     each, and most of the time where there are many. Links that lead
-    out of `inside` (the volume; the roots where not given) are told. `progress` is called a few
+    out of `inside` (the volume; the roots where not given) are reported. `progress` is called a few
     times a second with the number of names looked at; `timeout` (seconds) bounds the whole.
-    What cannot be read is told; nothing is raised.
+    What cannot be read is reported; nothing is raised.
     """
     started = time.monotonic()
     examined: dict[tuple[Path, str], Examined] = {}
@@ -321,7 +321,7 @@ def _find_same(
             try:
                 samples[index] = sample_hash(file.full_path, file.size)
             except OSError:
-                pass  # it was readable a moment ago; then it is no twin of anything
+                pass  # it was readable a moment ago; then it has no twin
 
         return task
 

@@ -120,7 +120,7 @@ def _pieces(paths: Sequence[str], most: int, problems: list[str]) -> list[_Piece
         try:
             size = os.stat(path).st_size
         except OSError as problem:
-            problems.append(_told(problem))
+            problems.append(_reason_of(problem))
             continue
         pieces += [_Piece(path, i * BLOCK) for i in range(size // BLOCK)]
     return pieces[: most // BLOCK]
@@ -160,7 +160,7 @@ def _read_share(share: list[_Piece], end: float, done: list[int], problems: list
                         return
                     done.append(os.preadv(file.fileno(), [buffer], piece.offset))
     except OSError as problem:
-        problems.append(_told(problem))
+        problems.append(_reason_of(problem))
 
 
 def _forget(path: str, offset: int, size: int) -> None:
@@ -186,7 +186,7 @@ def _median(
             try:
                 call(path)
             except OSError as problem:
-                problems.append(_told(problem))
+                problems.append(_reason_of(problem))
                 continue
             taken.append(time.monotonic() - started)
             if time.monotonic() > end:
@@ -203,5 +203,5 @@ def _open_and_read(path: str) -> None:
         file.read(4096)
 
 
-def _told(problem: OSError) -> str:
+def _reason_of(problem: OSError) -> str:
     return problem.strerror or str(problem)

@@ -95,7 +95,7 @@ def survey(facts: VolumeFacts, layout: Layout, together: Together) -> VolumeFact
 def mount_points(facts: VolumeFacts) -> list[str]:
     """The paths that this volume may be known under, the one at hand first."""
     own = [facts.root, facts.real]
-    # With a VOLUME_PATH below /workspace, the rest of /workspace is no other mount of the same.
+    # With a VOLUME_PATH below /workspace, the rest of /workspace is not another mount of it.
     others = [u for u in map(str, USUAL_ROOTS) if not any(contains(u, path) for path in own)]
     return list(dict.fromkeys(own + others))
 

@@ -27,12 +27,12 @@ from bootstrap.volume.search import OtherMount
 
 # A link costs a readlink, a stat and the stats of its path.
 MOST_LINKS = 200
-# Of each kind of thing so many are told; a diagnostics reply has room for 1 MB in all.
+# Of each kind of thing so many are listed; a diagnostics reply has room for 1 MB in all.
 MOST_SHOWN = 50
 
 
 class Leads(str, Enum):
-    """Where a link leads. `UP` is to a folder that it lies in: whoever follows it never ends."""
+    """Where a link leads. `UP` is to a folder that it lies in: following it never ends."""
 
     WELL = "well"
     NOWHERE = "nowhere"
@@ -258,11 +258,11 @@ class VolumeFacts:
     def mounted(self) -> bool:
         """Is the root itself a mount, or a folder on a network's?"""
         if self.mount is None:
-            return True  # nobody knows, so nobody complains
+            return True  # unknown: no complaint
         return self.mount.network or self.mount.point == self.real
 
     def as_dict(self) -> dict[str, Any]:
-        """The facts as JSON-ready data of bounded size; names that are no UTF-8 are escaped."""
+        """The facts as JSON-ready data of bounded size; names that are not UTF-8 are escaped."""
         data: dict[str, Any] = _clean(asdict(self))
         data["mounted"] = self.mounted
         data["link_count"] = len(self.links)

@@ -184,7 +184,7 @@ def _beside(folder: Folder, name: str, proper: str) -> Stray:
 
 
 def _holds_weights(path: str) -> bool:
-    """Among its files, or those of its first subfolders. `configs` with somebody's settings in
+    """Among its files, or those of its first subfolders. `configs` with the user's settings in
     it is then not taken for a folder of models."""
     folder = list_folder(path)
     if any(map(_is_weights, folder.files | folder.links)):

@@ -26,7 +26,7 @@ from bootstrap.core.concurrency import Crew, Task
 
 # 64 in flight: 20,000 files at 1.5 ms take half a second, and more threads gain little.
 THREADS = 64
-# About 500 bytes an entry; a volume with more files than this is told from its first part.
+# About 500 bytes an entry; a volume with more files than this is judged by its first part.
 LIMIT = 200_000
 MOST_PROBLEMS = 1000
 # ComfyUI leaves this out of its own scans (folder_paths.py, recursive_search).

@@ -3,7 +3,7 @@
 Folders of site-packages that a start does not look into are links as a whole at first, and
 become folders of links while ComfyUI starts.
 
-For whoever reads, a link to a folder is as good, and tens of thousands of files in it need not be
+To a reader a link to a folder is as good, and tens of thousands of files in it need not be
 listed and linked before ComfyUI starts. But pip would write and delete through it, on the volume.
 So each is listed as it is now, made beside, and exchanged for its link in one step. Each link takes
 the kernel some 25 µs; tens of thousands made by threads would hold everything else that threads do
@@ -150,7 +150,7 @@ def _make_share(paths: Sequence[str], source: str, place: str, timeout: float, n
             check=False,
         )
     except subprocess.TimeoutExpired:
-        return  # whoever waits for the share has noticed
+        return  # the caller that waits for the share has noticed
     code = int(done.stdout) if done.stdout.strip().isdigit() else 0
     if code or done.returncode:
         raise OSError(code or errno.EIO, os.strerror(code or errno.EIO), place)

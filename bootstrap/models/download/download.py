@@ -91,14 +91,14 @@ def _check_whole(reply: Reply, remote: Remote, provable: bool) -> None:
     if reply.length is None and not reply.chunked and not provable:
         raise DownloadError(
             "download.length_unknown",
-            f"{shown(reply.url)} does not say how long the file is, so nobody could tell a whole "
+            f"{shown(reply.url)} does not say how long the file is, so there is no telling a whole "
             "one from a broken one.",
             "Give `size` or `hash` in the manifest, or use another link.",
         )
 
 
 class Meter(Protocol):
-    """Who wants to know how far it is."""
+    """Follows how far it is."""
 
     def begin(self, done: int, total: int | None) -> None:
         """A part with `done` bytes of `total` is being fetched; may come again, from less."""
@@ -145,9 +145,9 @@ class Download:
         self._no_ranges = False
 
     def run(self, stop: threading.Event) -> Fetched:
-        """Fetch, check and publish. Raises DownloadError, Lost when somebody took the part over,
-        Stopped on `stop`. Nothing that is not whole and checked gets the final name; what can be
-        resumed stays as a part beside it."""
+        """Fetch, check and publish. Raises DownloadError, Lost when another worker took the part
+        over, Stopped on `stop`. Nothing that is not whole and checked gets the final name; what can
+        be resumed stays as a part beside it."""
         try:
             self._final.parent.mkdir(parents=True, exist_ok=True)
         except OSError as problem:
@@ -200,7 +200,7 @@ class Download:
         assert remote.size is not None
         taken = take_over(self._final.parent, name, remote, disk, self._quiet)
         part, done = taken or (Part.create(self._final.parent, name, disk), ())
-        # Without a validator nobody could tell parts of two versions apart: one connection only.
+        # Without a validator parts of two versions look alike: one connection only.
         parallel = self._tools.connections if remote.stable or remote.modified else 1
         blocks = Blocks(remote.size, done, parallel)
         resumed = remote.size - blocks.missing
@@ -282,7 +282,7 @@ class Download:
             published = publish(part.path, self._final, self._tools.disk)
             part.discard()
         except FileNotFoundError:
-            part.look()  # raises Lost: somebody renamed the part under us
+            part.look()  # raises Lost: another worker renamed the part
             raise DownloadError("download.disk", f"{part.path} vanished.", "Try again.") from None
         except OSError as problem:
             raise disk_error(problem, part.path.parent, None) from None

@@ -1,7 +1,7 @@
 """A model that is not whole yet: its bytes, and a note beside it of which bytes are good.
 
 Two may believe a part theirs, when one of them was frozen for a while or locks do nothing. So a
-part is never truncated nor begun anew (that takes a new part), it changes hands by a rename, which
+part is never truncated nor begun again (that takes a new part), it changes hands by a rename, which
 only one can win, and its owner looks whether it still has it before it writes. A part that has a
 second name is published and is never written to again.
 """
@@ -137,7 +137,7 @@ class Part:
                 raise disk_error(problem, self.path.parent, self.needed) from None
 
     def close(self) -> None:
-        """Close without caring; what is on disk stays for whoever goes on."""
+        """Close without caring; what is on disk stays for whichever worker goes on."""
         with self._lock:
             if not self._closed:
                 self._closed = True
@@ -225,7 +225,7 @@ def take_over(
 
 
 def sweep(folder: Path, age: float = SWEEP_AGE) -> int:
-    """Remove our leftovers in `folder` that nobody touched for `age` seconds; how many."""
+    """Remove our leftovers in `folder` that were not touched for `age` seconds; how many."""
     removed = 0
     try:
         entries = list(os.scandir(folder))

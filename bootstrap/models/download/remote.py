@@ -37,7 +37,7 @@ class Remote:
 
     @property
     def stable(self) -> bool:
-        """Can two answers be told to be about the same bytes?"""
+        """Can two answers be known to be about the same bytes?"""
         return self.etag is not None or self.sha256 is not None
 
 

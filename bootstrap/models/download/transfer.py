@@ -29,7 +29,7 @@ _RELOCATIONS = 3  # without a byte in between; a signed URL may expire any numbe
 
 
 class Span:
-    """A range somebody fetches: from `position` to `end`, which may shrink meanwhile."""
+    """A range being fetched: from `position` to `end`, which may shrink meanwhile."""
 
     __slots__ = ("end", "position")
 
@@ -134,7 +134,7 @@ def _gaps(size: int, done: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
 
 
 class RangeFetch:
-    """One attempt. `on_bytes` is told every count of bytes that were written."""
+    """One attempt. `on_bytes` gets every count of bytes that were written."""
 
     def __init__(
         self,
@@ -224,7 +224,7 @@ class RangeFetch:
                 self._blocks.changed.notify_all()
 
     def _await_leftovers(self) -> bool:
-        """All is taken: False when it is also there, else wait, for somebody may give back."""
+        """All is taken: False when it is also there, else wait, for one may come back."""
         if not self._blocks.missing:
             return False
         with self._blocks.changed:

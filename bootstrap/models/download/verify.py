@@ -122,7 +122,7 @@ def check_content(path: Path, wanted: Wanted) -> tuple[str, ...]:
 
 
 def _judge(seen: Examined, size: int) -> None:
-    """Raise DownloadError for what is no model, OSError for what could not be read."""
+    """Raise DownloadError for what is not a model, OSError for what could not be read."""
     if seen.state in _GOOD_ENOUGH:
         return
     if seen.state is State.UNREADABLE:
@@ -135,12 +135,12 @@ def _judge(seen: Examined, size: int) -> None:
             "(`/resolve/`).",
         )
     detail = f" ({seen.detail})" if seen.detail else ""
-    told = (
+    sizes = (
         f"; it has {size:,} bytes, its header tells of {seen.expected:,}" if seen.expected else ""
     )
     raise WrongBytes(
         "download.bad_header",
-        f"the file {_FAULTS.get(seen.state, 'is no model')}{detail}{told}.",
+        f"the file {_FAULTS.get(seen.state, 'is not a model')}{detail}{sizes}.",
         "Delete it and pull again; if that does not help, the source itself is broken.",
     )
 

@@ -88,7 +88,9 @@ class Sources:
         for source in self.sources:
             if source.understands(link):
                 return source, link
-        raise DownloadError("download.no_source", "nobody fetches this URL.", "Use an https URL.")
+        raise DownloadError(
+            "download.no_source", "no source fetches this URL.", "Use an https URL."
+        )
 
 
 def make_sources(settings: Any) -> Sources:
@@ -208,7 +210,7 @@ def parse_link(url: str) -> Link:
         return CivitaiFile(int(match["version"]), int(match["model"]), choice)
     if url.lower().startswith(("urn:", "air:")):
         raise BadLink(
-            "is no Civitai AIR with a version (urn:air:sdxl:lora:civitai:<model>@<version>)"
+            "is not a Civitai AIR with a version (urn:air:sdxl:lora:civitai:<model>@<version>)"
         )
     try:
         parts = urlsplit(url)

@@ -63,7 +63,7 @@ _WORDS: Words = {
         "Civitai does not understand the request (400).",
         "Check the link's format, size and fp fields.",
     ),
-    401: ("download.login_needed", "Civitai wants a login for this model (401).", _LOGIN),
+    401: ("download.login_needed", "Civitai requires a login for this model (401).", _LOGIN),
     403: (
         "download.forbidden",
         "Civitai does not let this account have the model (403): early access, or no right to it.",
@@ -328,7 +328,7 @@ class Civitai:
                 detail = said if isinstance(said, str) else str(said.get("message", ""))
             except (ValueError, AttributeError):
                 pass
-        # The storage answers 403 when the signature has expired; see RangeFetch, which asks anew.
+        # The storage answers 403 when the signature has expired; see RangeFetch, which asks again.
         return explain(reply, _WORDS, detail)
 
 

@@ -2,7 +2,7 @@
 
 The library knows tokens, HF_ENDPOINT, HF_HUB_OFFLINE, revisions and gates; its own download
 leaves an orphan when it is killed (since 1.18) and checks the size only. So it says where the file
-is, how long and which SHA-256, and the bytes come by ranges, which resume whoever began them.
+is, how long and which SHA-256, and the bytes come by ranges, which any worker can resume.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ _SET_TOKEN = (
 _WORDS: Words = {
     401: (
         "download.login_needed",
-        "Hugging Face wants a login, or does not know the token (401).",
+        "Hugging Face requires a login, or does not know the token (401).",
         f"Check HF_TOKEN: {_SET_TOKEN}.",
     ),
     403: (
@@ -171,7 +171,7 @@ class HuggingFace:
         if isinstance(problem, errors.HfHubHTTPError):
             return _by_status(problem.response.status_code, page)
         if isinstance(problem, errors.HFValidationError):
-            return _missing(f"{link.repo!r} is no name of a repository", page)
+            return _missing(f"{link.repo!r} is not a repository name", page)
         return unreachable(self.host_of(link), type(problem).__name__)
 
 

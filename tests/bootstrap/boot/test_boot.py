@@ -82,14 +82,14 @@ def test_nothing_is_written_on_the_volume_but_links(
     assert files() == before
 
 
-def test_no_volume_is_told(worker_env: dict[str, str], tmp_path: Path) -> None:
+def test_no_volume_is_reported(worker_env: dict[str, str], tmp_path: Path) -> None:
     report, seconds = booted(worker_env | {"VOLUME_PATH": str(tmp_path / "nowhere")})
     assert codes(report) == ["volume.not_found"]
     assert report.outcome is Outcome.DEGRADED
     assert seconds < 2
 
 
-def test_no_comfyui_is_told(worker_env: dict[str, str], volume: Path) -> None:
+def test_no_comfyui_is_reported(worker_env: dict[str, str], volume: Path) -> None:
     shutil.rmtree(volume / "ComfyUI")
     report, _ = booted(worker_env)
     assert codes(report) == ["comfyui.not_found"]
@@ -149,33 +149,33 @@ def test_a_python_in_a_folder_that_may_not_be_entered_is_a_finding(
         finally:
             os._exit(0)
     os.waitpid(child, 0)
-    told = os.read(reading, 65536).decode()
-    assert "comfyui.python_missing" in told and "may not be entered by user 65534" in told
+    reported = os.read(reading, 65536).decode()
+    assert "comfyui.python_missing" in reported and "may not be entered by user 65534" in reported
 
 
-def test_a_file_in_place_of_the_volume_is_told_once(
+def test_a_file_in_place_of_the_volume_is_reported_once(
     worker_env: dict[str, str], tmp_path: Path
 ) -> None:
     (tmp_path / "file").touch()
     report, _ = booted(worker_env | {"VOLUME_PATH": str(tmp_path / "file")})
-    told = (*report.findings, *report.noticed)
-    assert [f.code for f in told if f.code.startswith(("volume.", "models."))] == [
+    reported = (*report.findings, *report.noticed)
+    assert [f.code for f in reported if f.code.startswith(("volume.", "models."))] == [
         "volume.not_a_folder"
     ]
 
 
-def test_wrong_settings_are_all_told_and_nothing_is_started(worker_env: dict[str, str]) -> None:
+def test_wrong_settings_are_all_reported_and_nothing_is_started(worker_env: dict[str, str]) -> None:
     report, _ = booted(worker_env | {"MAX_WAIT": "soon", "COMFYUI_PORT": "-1"})
     assert codes(report) == ["settings.invalid", "settings.invalid"]
 
 
-def test_python_without_torch_is_told(worker_env: dict[str, str]) -> None:
+def test_python_without_torch_is_reported(worker_env: dict[str, str]) -> None:
     report, _ = booted(worker_env | {"COMFYUI_PYTHON": sys.executable})
     assert codes(report) == ["comfyui.python_missing"]
     assert "torch" in report.findings[-1].message
 
 
-def test_a_missing_package_is_told_by_name_long_before_the_timeout(
+def test_a_missing_package_is_reported_by_name_long_before_the_timeout(
     worker_env: dict[str, str], volume: Path
 ) -> None:
     module = volume / "ComfyUI" / "latent_preview.py"
@@ -186,19 +186,19 @@ def test_a_missing_package_is_told_by_name_long_before_the_timeout(
     assert seconds < 60
 
 
-def test_a_flag_with_a_wrong_value_is_told(worker_env: dict[str, str]) -> None:
+def test_a_flag_with_a_wrong_value_is_reported(worker_env: dict[str, str]) -> None:
     report, _ = booted(worker_env | {"COMFYUI_ARGS": "--cpu --preview-method sideways"})
     assert codes(report) == ["comfyui.bad_flag"]
     assert "sideways" in report.findings[-1].message
 
 
-def test_a_broken_model_paths_file_is_told(worker_env: dict[str, str], volume: Path) -> None:
+def test_a_broken_model_paths_file_is_reported(worker_env: dict[str, str], volume: Path) -> None:
     (volume / "ComfyUI" / "extra_model_paths.yaml").write_text("a: [1, 2\n")
     report, _ = booted(worker_env)
     assert codes(report) == ["comfyui.model_paths_bad"]
 
 
-def test_a_start_that_takes_too_long_is_told(worker_env: dict[str, str]) -> None:
+def test_a_start_that_takes_too_long_is_reported(worker_env: dict[str, str]) -> None:
     report, seconds = booted(worker_env | {"BOOT_TIMEOUT": "1"})
     assert codes(report) == ["comfyui.start_timeout"]
     assert seconds < 10

@@ -116,21 +116,21 @@ def test_a_restart_on_another_port_is_waited_for_and_seen(comfyui: ComfyUI) -> N
 def test_a_frozen_comfyui_is_not_well(comfyui: ComfyUI) -> None:
     comfyui.was_ready = True
     wait_until(lambda: _connects(comfyui.port))
-    told = health_of(report(), (comfyui,))
-    assert told == Health(False, "ComfyUI lives, but neither answers nor computes")
+    reported = health_of(report(), (comfyui,))
+    assert reported == Health(False, "ComfyUI lives, but neither answers nor computes")
 
 
 @behaving("compute only")
 def test_a_comfyui_that_computes_and_cannot_answer_is_well(comfyui: ComfyUI) -> None:
     comfyui.was_ready = True
     wait_until(lambda: _connects(comfyui.port))
-    told = health_of(report(), (comfyui,))
-    assert told == Health(True, "ready: ComfyUI computes, and does not answer meanwhile")
+    reported = health_of(report(), (comfyui,))
+    assert reported == Health(True, "ready: ComfyUI computes, and does not answer meanwhile")
 
 
 def test_degraded_is_well_as_long_as_a_comfyui_that_worked_does() -> None:
-    told = health_of(report(NO_MODEL))
-    assert told == Health(True, "degraded: models.missing: A model is missing.")
+    reported = health_of(report(NO_MODEL))
+    assert reported == Health(True, "degraded: models.missing: A model is missing.")
 
 
 def test_degraded_with_a_comfyui_that_worked_and_has_ended(comfyui: ComfyUI) -> None:
@@ -138,22 +138,22 @@ def test_degraded_with_a_comfyui_that_worked_and_has_ended(comfyui: ComfyUI) -> 
     assert health_of(report(NO_MODEL), (comfyui,)).healthy
     psutil.Process(comfyui._process.pid).kill()  # type: ignore[union-attr]
     wait_until(lambda: comfyui.ended() is not None)
-    told = health_of(report(NO_MODEL), (comfyui,))
-    assert not told.healthy
-    assert told.text.endswith("when it started: degraded: models.missing: A model is missing.")
+    reported = health_of(report(NO_MODEL), (comfyui,))
+    assert not reported.healthy
+    assert reported.text.endswith("when it started: degraded: models.missing: A model is missing.")
 
 
 @behaving("exit 3 cannot")
-def test_a_comfyui_that_never_started_is_the_users_to_mend(comfyui: ComfyUI) -> None:
+def test_a_comfyui_that_never_started_is_the_users_to_fix(comfyui: ComfyUI) -> None:
     fault = wait_until_ready(comfyui, 10).finding
     assert fault is not None
-    told = health_of(report(fault), (comfyui,))
-    assert told == Health(True, f"degraded: comfyui.exited: {fault.message}")
+    reported = health_of(report(fault), (comfyui,))
+    assert reported == Health(True, f"degraded: comfyui.exited: {fault.message}")
 
 
 def test_a_broken_machine_is_not_well() -> None:
-    told = health_of(report(host_error("gpu.not_answering", "No GPU.", "")))
-    assert told == Health(False, "unfit: gpu.not_answering: No GPU.")
+    reported = health_of(report(host_error("gpu.not_answering", "No GPU.", "")))
+    assert reported == Health(False, "unfit: gpu.not_answering: No GPU.")
 
 
 def test_no_worker_at_all(temp: Path) -> None:
@@ -176,7 +176,7 @@ def test_what_a_killed_worker_left_is_no_worker_and_is_removed(private: Path) ->
     assert checked(private)[0] == 1
 
 
-def test_of_several_workers_each_is_told_and_one_that_is_ill_decides(private: Path) -> None:
+def test_of_several_workers_each_is_reported_and_one_that_is_ill_decides(private: Path) -> None:
     workers = [HealthSocket(lambda: Health(True, "one")), HealthSocket(lambda: Health(False, "2"))]
     for worker in workers:
         worker.open()
@@ -186,7 +186,7 @@ def test_of_several_workers_each_is_told_and_one_that_is_ill_decides(private: Pa
         worker.close()
 
 
-def test_a_look_that_fails_is_told_and_the_next_one_is_answered(private: Path) -> None:
+def test_a_look_that_fails_is_reported_and_the_next_one_is_answered(private: Path) -> None:
     looks = iter([ZeroDivisionError("marker"), None])
 
     def look() -> Health:

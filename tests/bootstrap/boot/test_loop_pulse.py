@@ -57,7 +57,7 @@ def test_a_loop_that_never_began_has_no_fault() -> None:
     assert LoopPulse().fault() is None
 
 
-def test_a_loop_that_moves_has_none_and_a_blocked_one_is_told_with_its_place() -> None:
+def test_a_loop_that_moves_has_none_and_a_blocked_one_is_reported_with_its_place() -> None:
     clock, release, blocked = Clock(), threading.Event(), threading.Event()
     pulse = LoopPulse(clock)
 
@@ -75,9 +75,9 @@ def test_a_loop_that_moves_has_none_and_a_blocked_one_is_told_with_its_place() -
         fault = pulse.fault()
         assert fault is not None and fault.code == "worker.loop_stuck"
         assert re.search(r"has not moved for 3\d s; it stands at .*threading\.py:", fault.message)
-        told = health_of(None, (), fault)
-        assert not told.healthy and told.text.startswith("worker.loop_stuck: ")
-        assert "docker restart" in told.text
+        reported = health_of(None, (), fault)
+        assert not reported.healthy and reported.text.startswith("worker.loop_stuck: ")
+        assert "docker restart" in reported.text
         release.set()
         wait_until(lambda: pulse.fault() is None)
 

@@ -62,7 +62,7 @@ def test_a_required_model_that_cannot_be_had_degrades_the_worker(
     assert "wanted.safetensors" in reply["error"]
 
 
-def test_past_the_limit_jobs_are_told_and_taken_once_the_model_is_there(
+def test_past_the_limit_jobs_are_reported_and_taken_once_the_model_is_there(
     worker_env: dict[str, str], volume: Path, boot_worker: Boots
 ) -> None:
     content = tensors(300_000)
@@ -110,8 +110,8 @@ def test_a_model_of_the_platforms_cache_is_used_and_leaves_no_link_on_the_volume
     assert worker.report.outcome is Outcome.READY, worker.report.findings
     reply = worker.ask({"workflow": loading("taesd")})
     assert reply["status"] == "completed", reply
-    (told,) = worker.ask({"type": "models"})["models"]["cached"]
-    assert told == {
+    (reported,) = worker.ask({"type": "models"})["models"]["cached"]
+    assert reported == {
         "path": "vae_approx/taesd_decoder.safetensors",
         "size": snapshot.stat().st_size,
         "from": str(snapshot),

@@ -1,4 +1,4 @@
-"""ComfyUI's command line and environment: only flags it knows, and nobody's secrets."""
+"""ComfyUI's command line and environment: only flags it knows, and no one's secrets."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from bootstrap.comfyui.command import Folders, arguments, flags_in
+from bootstrap.comfyui.launch import Folders, arguments, flags_in
 from bootstrap.core.redact import child_environment
 
 FOLDERS = Folders(
@@ -70,7 +70,7 @@ def test_a_flag_that_this_version_does_not_know_is_left_out_with_its_value() -> 
     assert findings == []
 
 
-def test_assets_are_off_where_they_can_be_and_nobody_asks_for_them() -> None:
+def test_assets_are_off_where_they_can_be_and_no_one_asks_for_them() -> None:
     both = ALL | {"--disable-assets", "--enable-assets"}
     assert "--disable-assets" in arguments(both, FOLDERS, 1, ())[0]
     assert "--disable-assets" not in arguments(both, FOLDERS, 1, ("--enable-assets",))[0]

@@ -157,13 +157,13 @@ def test_an_exit_carries_what_a_check_has_found_of_its_cause(
     log: str, noticed: Finding, carries: bool
 ) -> None:
     exit = explain(1, log)
-    told = with_cause(exit, [ok("volume.found", "/w/nodes"), noticed])
-    assert told.code == exit.code
+    reported = with_cause(exit, [ok("volume.found", "/w/nodes"), noticed])
+    assert reported.code == exit.code
     if carries:
-        assert told.fix == noticed.fix and noticed.message in told.message
-        assert told.details["cause"] == noticed.code
+        assert reported.fix == noticed.fix and noticed.message in reported.message
+        assert reported.details["cause"] == noticed.code
     else:
-        assert told == exit
+        assert reported == exit
 
 
 def test_a_bad_flag_is_quoted() -> None:

@@ -89,7 +89,7 @@ def test_the_port_that_was_asked_for_is_taken_when_it_is_free(make: Make) -> Non
 
 
 @pytest.mark.parametrize("address", ["127.0.0.1", "0.0.0.0"])
-def test_another_port_is_taken_when_somebody_listens_there(make: Make, address: str) -> None:
+def test_another_port_is_taken_when_someone_listens_there(make: Make, address: str) -> None:
     with socket.create_server((address, 0)) as stranger:
         port = stranger.getsockname()[1]
         assert started(make(port=port)).port != port
@@ -220,5 +220,5 @@ def test_what_comfyui_says_of_addresses_is_masked(
     assert wait_until_ready(comfyui, 10).finding is not None
     (exit,) = comfyui.exits
     assert "failed: https://***@h.org/x?token=***" in exit.log
-    told = repr([exit, explain_exit(exit), comfyui.log_tail(), capfd.readouterr()])
-    assert secret not in told
+    reported = repr([exit, explain_exit(exit), comfyui.log_tail(), capfd.readouterr()])
+    assert secret not in reported

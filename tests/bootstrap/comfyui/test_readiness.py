@@ -91,7 +91,7 @@ def test_one_that_binds_late_is_waited_for(comfyui: ComfyUI) -> None:
 
 
 @behaving("exit 2 main.py: error: unrecognized arguments: --nope")
-def test_an_exit_is_told_with_its_cause_within_a_second(comfyui: ComfyUI) -> None:
+def test_an_exit_is_reported_with_its_cause_within_a_second(comfyui: ComfyUI) -> None:
     start = time.monotonic()
     waited = wait(comfyui, 60)
     assert time.monotonic() - start < 1
@@ -105,7 +105,7 @@ def test_an_exit_with_code_0_is_not_ready_either(comfyui: ComfyUI) -> None:
 
 
 @behaving("hang")
-def test_one_that_hangs_is_told_when_the_time_is_up(comfyui: ComfyUI) -> None:
+def test_one_that_hangs_is_reported_when_the_time_is_up(comfyui: ComfyUI) -> None:
     waited = wait(comfyui, 0.5)
     assert 0.5 <= waited.seconds < 1.5
     assert waited.finding is not None and waited.finding.code == "comfyui.start_timeout"
@@ -146,7 +146,7 @@ def test_two_that_start_at_once_on_one_port_both_come_up(tmp_path: Path) -> None
 
 
 @behaving("exit 1 address already in use")
-def test_a_port_that_is_taken_each_time_is_told_after_three_starts(comfyui: ComfyUI) -> None:
+def test_a_port_that_is_taken_each_time_is_reported_after_three_starts(comfyui: ComfyUI) -> None:
     comfyui.start()
     finding = wait_until_ready(comfyui, 60).finding
     assert finding is not None and finding.code == "comfyui.port_taken"

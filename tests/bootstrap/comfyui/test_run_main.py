@@ -14,7 +14,7 @@ import psutil
 import pytest
 
 from bootstrap.comfyui import ComfyUI, Launch, run_main, wait_until_ready
-from bootstrap.comfyui.command import Folders
+from bootstrap.comfyui.launch import Folders
 from bootstrap.comfyui.readiness import importing_node, innermost_call
 from tests.prove.places import CannotInject, Container, container
 

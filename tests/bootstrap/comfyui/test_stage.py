@@ -79,16 +79,16 @@ def test_data_stays_on_the_volume_at_the_top_only(comfyui: Path, name: str) -> N
 
 
 @pytest.mark.parametrize("on_the_volume", ["a folder", "a link", "nothing"])
-def test_output_beside_the_code_is_where_comfyui_is_told_to_write(
+def test_output_beside_the_code_is_where_comfyui_is_reported_to_write(
     comfyui: Path, tmp_path: Path, on_the_volume: str
 ) -> None:
     if on_the_volume != "a folder":
         shutil.rmtree(comfyui / "output")
     if on_the_volume == "a link":
         (comfyui / "output").symlink_to("../elsewhere")
-    copy, told = staged(comfyui), tmp_path / "work/output"
-    link_output(copy.place, told)
-    write(told / "a.png", "result")
+    copy, reported = staged(comfyui), tmp_path / "work/output"
+    link_output(copy.place, reported)
+    write(reported / "a.png", "result")
     assert (copy.place / "output/a.png").read_text() == "result"
     assert WriteBack([copy]).now() == [], "results reach the volume in their own way"
 
@@ -283,7 +283,7 @@ def test_nodes_of_the_volume_go_before_those_of_the_images_comfyui(comfyui: Path
 QUEUE = "startup-scripts/install-scripts.txt"
 
 
-def test_what_the_manager_has_queued_is_left_out_and_told(comfyui: Path) -> None:
+def test_what_the_manager_has_queued_is_left_out_and_reported(comfyui: Path) -> None:
     assert check_queued([staged(comfyui)]) == []
     write(comfyui / "custom_nodes/ComfyUI-Manager" / QUEUE, "['pack', '#LAZY-INSTALL-NODE']")
     write(comfyui / "user/__manager" / QUEUE, "['pack']")

@@ -87,11 +87,11 @@ def test_what_a_living_worker_uses_is_not_swept(tmp_path: Path) -> None:
 
 
 def test_folders_that_are_not_ours_are_not_swept(tmp_path: Path) -> None:
-    for name in ("somebody", "comfyui-worker-notes", "comfyui-worker-file"):
+    for name in ("someone", "comfyui-worker-notes", "comfyui-worker-file"):
         (tmp_path / name).mkdir()
     (tmp_path / "comfyui-worker-file").rmdir()
     (tmp_path / "comfyui-worker-file").write_text("x")
-    (tmp_path / "somebody/.lock").write_text("")
+    (tmp_path / "someone/.lock").write_text("")
     make(tmp_path).remove()
     assert len(os.listdir(tmp_path)) == 3
 

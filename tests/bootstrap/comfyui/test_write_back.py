@@ -1,4 +1,4 @@
-"""What is written into the local copy goes back to the volume, and never over somebody else's."""
+"""What is written into the local copy goes back to the volume, and never over another's."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def test_a_file_that_another_worker_changed_is_left(
     assert write_back.now() == write_back.now() == []
     assert (copy.source / PACK / "config.json").read_text() == "theirs, changed since"
     assert (copy.source / PACK / "new.json").read_text() == "theirs, new"
-    assert capsys.readouterr().err.count("not kept on the volume") == 2, "each told once"
+    assert capsys.readouterr().err.count("not kept on the volume") == 2, "each reported once"
 
 
 def test_bytecode_goes_back_quietly_and_may_replace(
@@ -116,7 +116,7 @@ def test_writes_through_links_are_no_news(copy: Staged) -> None:
     assert not os.path.lexists(copy.source / PACK / "link")
 
 
-def test_a_volume_that_refuses_is_told_and_tried_again(
+def test_a_volume_that_refuses_is_reported_and_tried_again(
     copy: Staged, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (copy.place / PACK / "new.bin").write_text("new")

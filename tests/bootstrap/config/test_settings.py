@@ -140,7 +140,7 @@ def test_other_flags_pass(arguments: str) -> None:
 
 
 def test_a_first_argument_that_is_no_flag_is_refused() -> None:
-    assert "'0.0.0.0' is no flag" in refused("0.0.0.0 --cpu")
+    assert "'0.0.0.0' is not a flag" in refused("0.0.0.0 --cpu")
 
 
 @given(st.sampled_from(sorted(fields.OUR_FLAGS)), st.data())

@@ -75,7 +75,7 @@ def test_no_incomplete_copy_is_ever_seen_under_its_name(tmp_path: Path, folder: 
 
 
 @pytest.mark.parametrize("links", [True, False])
-def test_eight_writers_of_one_name_all_get_one_and_overwrite_nobody(
+def test_eight_writers_of_one_name_all_get_one_and_overwrite_no_one(
     tmp_path: Path, links: bool
 ) -> None:
     script = (

@@ -22,7 +22,7 @@ from bootstrap.core.findings import (
 OK = ok("a.ok", "Good.")
 INFO = info("a.info", "Note.")
 WARNING = warning("a.warning", "Odd.", "Look.")
-ERROR = error("a.error", "Broken.", "Mend.", path="/x")
+ERROR = error("a.error", "Broken.", "Fix.", path="/x")
 HOST = host_error("a.host", "Bad machine.", "Take another.")
 
 
@@ -43,7 +43,7 @@ def test_as_data_empty_fields_are_left_out() -> None:
         "code": "a.error",
         "severity": "error",
         "message": "Broken.",
-        "fix": "Mend.",
+        "fix": "Fix.",
         "docs": docs_url("a.error"),
         "details": {"path": "/x"},
     }

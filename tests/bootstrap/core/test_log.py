@@ -117,7 +117,7 @@ def test_levels_and_origins_are_seen(err: Callable[[], list[str]]) -> None:
     assert err() == ["[worker] as asked"]
 
 
-def test_no_record_gets_out_unmasked_whoever_wrote_it(err: Callable[[], list[str]]) -> None:
+def test_no_record_gets_out_unmasked_anyone_who_wrote_it(err: Callable[[], list[str]]) -> None:
     """In a message, its arguments, a traceback; a library's too."""
     for as_json in (False, True):
         log.set_up(as_json=as_json)
@@ -182,7 +182,7 @@ def test_where_runpod_collects_it_lines_are_as_its_sdk_writes_them(
     assert len(long["message"]) < 4200 and "904 characters cut" in long["message"]
 
 
-def test_a_stream_that_is_gone_hurts_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_stream_that_is_gone_hurts_no_one(monkeypatch: pytest.MonkeyPatch) -> None:
     closed = io.StringIO()
     closed.close()
     monkeypatch.setattr(sys, "stderr", closed)

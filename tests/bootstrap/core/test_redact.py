@@ -17,7 +17,7 @@ SECRET = "marker-5e1f"
 
 
 @pytest.mark.parametrize(
-    ("text", "told"),
+    ("text", "reported"),
     [
         (f"git+https://me:{SECRET}@h.org/x.git@v1#egg=a", "git+https://***@h.org/x.git@v1#egg=a"),
         (f"a @ https://{SECRET}@h.org/a.whl ; x", "a @ https://***@h.org/a.whl ; x"),
@@ -40,9 +40,9 @@ SECRET = "marker-5e1f"
         (f"the header was Bearer {SECRET * 2}.", "the header was Bearer ***"),
     ],
 )
-def test_secrets_are_masked(text: str, told: str | None) -> None:
+def test_secrets_are_masked(text: str, reported: str | None) -> None:
     assert SECRET not in masked(text)
-    assert told is None or masked(text) == told
+    assert reported is None or masked(text) == reported
     assert masked(masked(text)) == masked(text)
 
 
@@ -50,7 +50,7 @@ def test_secrets_are_masked(text: str, told: str | None) -> None:
     "text",
     [
         "ComfyUI answers on http://127.0.0.1:8188, after 3 s.",
-        "http://[::1]:80/x and somebody@example.org",
+        "http://[::1]:80/x and someone@example.org",
         "git clone ssh://git@github.com/a/b.git && cd b",
         "hf://org/repo/file@revision",
         "https://civitai.com/models/1?modelVersionId=2&type=Model",
@@ -129,14 +129,14 @@ def test_words_about_authorization_stay(words: list[str]) -> None:
 def test_all_parts_of_a_finding_and_of_a_jobs_error_are_masked() -> None:
     address = f"https://me:{SECRET}@h/x"
     details = {"lines": [address, (address,)], address: {"deep": address}, "count": 1}
-    told = error("a.b", address, address, **details)
-    assert SECRET not in repr(told) and told.details["count"] == 1
+    reported = error("a.b", address, address, **details)
+    assert SECRET not in repr(reported) and reported.details["count"] == 1
     failed = JobError("a.b", address, address, **details)
     assert SECRET not in f"{failed} {failed!r} {failed.message} {failed.fix} {failed.details}"
     assert masked_data(("a", 1, None, [address])) == ("a", 1, None, ["https://***@h/x"])
 
 
-def test_settings_are_told_without_what_their_texts_hold() -> None:
+def test_settings_are_reported_without_what_their_texts_hold() -> None:
     address = f"https://me:{SECRET}@h/x"
     env = {"MODELS_MANIFEST": f'{{"models": [{{"url": "{address}"}}]}}', "HF_ENDPOINT": address}
     settings, problems = Settings.from_env({**env, "BUCKET_ENDPOINT_URL": "x" * 60 + address})

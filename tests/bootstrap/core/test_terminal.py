@@ -57,3 +57,9 @@ def test_a_code_is_a_link_to_what_it_means_on_a_terminal() -> None:
 def test_what_can_be_repaired_says_so() -> None:
     lines = findings_text(FOUND, PLAIN, repaired={"volume.models_misplaced"}).splitlines()
     assert lines.count("    --fix repairs this.") == 1
+
+
+def test_a_name_that_is_longer_than_the_line_is_not_cut() -> None:
+    path = "models/checkpoints/" + "a" * 90 + ".safetensors"
+    text = findings_text([error("a.b", f"{path} is damaged.", "")], Style(80))
+    assert path in text.split()

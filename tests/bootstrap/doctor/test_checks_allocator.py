@@ -52,7 +52,7 @@ CASES = [
         "env.preload_several",
         WARNING,
         {"preloads": (TCMALLOC, Preload("libjemalloc.so.2", True))},
-        mended={"preloads": (TCMALLOC,)},
+        fixed={"preloads": (TCMALLOC,)},
     ),
 ]
 
@@ -109,10 +109,10 @@ def test_the_allocator_by_version_flags_and_torch(
     assert (chosen.args, dict(chosen.env)) == added
     settings = Settings(gpu="required", comfyui_args=args)
     found = check_allocator(HEALTHY, settings, env, chosen)
-    told = [f for f in found if f.code.startswith("env.allocator_")]
-    assert [f.code for f in told] == ([code] if code else [])
+    reported = [f for f in found if f.code.startswith("env.allocator_")]
+    assert [f.code for f in reported] == ([code] if code else [])
     if env and code:
-        assert "Remove" in told[0].fix
+        assert "Remove" in reported[0].fix
 
 
 @pytest.mark.parametrize(

@@ -88,7 +88,7 @@ def test_a_pack_unpacked_too_deep_is_moved_up(volume: Path) -> None:
     assert bad(volume / "ComfyUI") == {}
 
 
-def test_two_copies_of_a_pack_are_told_and_one_disabled(volume: Path) -> None:
+def test_two_copies_of_a_pack_are_reported_and_one_disabled(volume: Path) -> None:
     for name in ("Some-Pack", "some-pack-main"):
         pack = volume / "ComfyUI" / "custom_nodes" / name
         pack.mkdir()
@@ -107,7 +107,7 @@ def venv(tmp_path: Path) -> Path:
     return folder
 
 
-def test_a_dangling_interpreter_is_told(volume: Path, venv: Path) -> None:
+def test_a_dangling_interpreter_is_reported(volume: Path, venv: Path) -> None:
     for name in ("python", "python3"):
         (venv / "bin" / name).unlink(missing_ok=True)
     (venv / "bin" / "python").symlink_to("/usr/bin/python3.99")
@@ -115,7 +115,7 @@ def test_a_dangling_interpreter_is_told(volume: Path, venv: Path) -> None:
     assert list(bad(volume / "ComfyUI", packages)) == ["python.unusable"]
 
 
-def test_a_venv_of_another_python_version_is_told(volume: Path, venv: Path) -> None:
+def test_a_venv_of_another_python_version_is_reported(volume: Path, venv: Path) -> None:
     (own,) = (venv / "lib").iterdir()
     own.rename(venv / "lib" / "python3.9")
     (venv / "lib" / "python3.9" / "site-packages" / "package.py").write_text("")
@@ -135,7 +135,7 @@ def test_packages_on_a_network_volume_and_moved_scripts_are_worth_a_word(volume:
     assert [f.code for f in found][1:] == ["python.on_network", "python.scripts_moved"]
 
 
-def test_silence_and_an_unknown_version_are_told(volume: Path) -> None:
+def test_silence_and_an_unknown_version_are_reported(volume: Path) -> None:
     facts = gather_comfyui(volume / "ComfyUI")
     silent = check_comfyui(replace(facts, silent_after=5.0), None)
     assert [f.code for f in silent] == ["comfyui.silent"]

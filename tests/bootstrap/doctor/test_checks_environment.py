@@ -190,7 +190,7 @@ def test_there_is_time_left_to_say_why_a_boot_failed() -> None:
 
 
 @pytest.mark.parametrize(("name", "right"), MISSPELT)
-def test_a_misspelt_name_is_told_which_one_was_meant(name: str, right: dict[str, str]) -> None:
+def test_a_misspelt_name_is_reported_which_one_was_meant(name: str, right: dict[str, str]) -> None:
     (found,) = [f for f in look({}, {name: "x"}) if f.code == "env.name_near"]
     assert [found.details["right"]] == list(right)
 

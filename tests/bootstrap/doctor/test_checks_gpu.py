@@ -1,4 +1,4 @@
-"""The GPU: each finding by facts, the same once mended, and whole ways from a fake driver."""
+"""The GPU: each finding by facts, the same once fixed, and whole ways from a fake driver."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ CASES = [
     Case("gpu.none", INFO, {"gpu": NO_GPU}, CPU),
     Case("gpu.unused", WARNING, {}, {"COMFYUI_ARGS": "--cpu"}),
     Case("gpu.unused", WARNING, {}, {"GPU": "none"}),
-    Case("gpu.absent", ERROR, {"gpu": NO_GPU}, mended={"gpu": NO_GPU}, cured=CPU, host=True),
+    Case("gpu.absent", ERROR, {"gpu": NO_GPU}, fixed={"gpu": NO_GPU}, cured=CPU, host=True),
     Case("gpu.fewer", WARNING, {}, {"RUNPOD_GPU_COUNT": "2"}),
     Case(
         "gpu.hidden",
@@ -72,7 +72,7 @@ CASES = [
         WARNING,
         {"gpu": NO_GPU},
         {"RUNPOD_GPU_COUNT": "0"},
-        mended={"gpu": NO_GPU},
+        fixed={"gpu": NO_GPU},
         cured={"RUNPOD_GPU_COUNT": "0", "COMFYUI_ARGS": "--cpu"},
     ),
     Case("gpu.lost", ERROR, gpu(devices=(DEVICE, replace(DEVICE, error_code=15))), host=True),
@@ -161,7 +161,7 @@ def test_no_driver_at_all_on_a_cpu_endpoint(tmp_path: Path) -> None:
     assert outcome({"LD_LIBRARY_PATH": str(tmp_path)}, extra) == (Outcome.READY, set())
 
 
-def test_a_gpu_hidden_by_a_variable_is_the_users_to_mend() -> None:
+def test_a_gpu_hidden_by_a_variable_is_the_users_to_fix() -> None:
     result, codes = outcome(fake_driver(), {"CUDA_VISIBLE_DEVICES": "-1"})
     assert (result, codes) == (Outcome.DEGRADED, {"gpu.hidden"})
 
@@ -188,7 +188,7 @@ def test_a_power_cap_is_normal() -> None:
     assert not [f for f in look(device(throttle=("sw_power_cap",)), {}) if f.fix]
 
 
-def test_a_cpu_endpoint_is_not_told_off_for_a_broken_gpu() -> None:
+def test_a_cpu_endpoint_is_not_reported_off_for_a_broken_gpu() -> None:
     found = look({**gpu(silent_in="cuInit", devices=())}, {"GPU": "none", "COMFYUI_ARGS": "--cpu"})
     assert outcome_of(found) is Outcome.READY
 

@@ -108,6 +108,6 @@ def test_where_low_ends_and_full_begins(free: int, code: str) -> None:
 
 
 @pytest.mark.parametrize(("hard", "shown"), [(None, "no limit"), (4096, "4096")])
-def test_the_hard_limit_is_told(hard: int | None, shown: str) -> None:
+def test_the_hard_limit_is_reported(hard: int | None, shown: str) -> None:
     (finding,) = [f for f in look({"open_files": (1024, hard)}, {}) if f.fix]
     assert f"(hard limit: {shown})" in finding.message

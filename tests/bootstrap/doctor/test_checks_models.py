@@ -1,4 +1,4 @@
-"""The models checks: each broken volume gives exactly its finding, and typing its fix mends it."""
+"""The models checks: each broken volume gives exactly its finding, and typing its fix fixes it."""
 
 from __future__ import annotations
 
@@ -39,14 +39,14 @@ COMMAND = re.compile(r"`([^`]+)`")
 
 @dataclass(frozen=True)
 class Case:
-    """One fault: how it is made, and what it gives. `mended` says whether typing the fix helps
+    """One fault: how it is made, and what it gives. `fixed` says whether typing the fix helps
     without a person's choice."""
 
     code: str
     severity: Severity
     make: Callable[[Path], object]
     says: str
-    mended: bool = True
+    fixed: bool = True
 
 
 def cut(path: Path) -> None:
@@ -125,7 +125,7 @@ CASES = [
             b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 6979321856\n",
         ),
         "the model itself of 6.5 GiB was never fetched",
-        mended=False,
+        fixed=False,
     ),
     Case(
         "models.duplicate",
@@ -233,14 +233,14 @@ def test_a_healthy_volume_gives_no_warning(models: Path) -> None:
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.code)
-def test_exactly_this_finding_and_its_fix_mends_it(case: Case, models: Path) -> None:
+def test_exactly_this_finding_and_its_fix_fixes_it(case: Case, models: Path) -> None:
     case.make(models)
     (finding,) = unusual(look(models))
     assert (finding.code, finding.severity) == (case.code, case.severity)
     assert case.says in finding.message
     assert finding.fix and "\n" not in finding.message + finding.fix
     json.dumps(finding.as_dict())
-    if case.mended:
+    if case.fixed:
         type_fix(finding.fix)
         assert not unusual(look(models))
 
@@ -299,21 +299,21 @@ def test_the_largest_against_gpu_and_memory(models: Path) -> None:
     assert "large.safetensors takes 20 GiB on a GPU, this one has 16 GiB" in finding.message
 
 
-def test_previews_and_notes_are_nobodys_business(models: Path) -> None:
+def test_previews_and_notes_are_no_ones_business(models: Path) -> None:
     for name in ("x.preview.png", "x.civitai.info", "x.json", "x.sha256", ".gitkeep", "README.md"):
         write(models / "loras" / name, b"x")
     write(models / "checkpoints" / "demo.mp4", bytes(11 << 20))
     assert not unusual(look(models))
 
 
-def test_a_large_file_without_a_known_ending_is_told(models: Path) -> None:
+def test_a_large_file_without_a_known_ending_is_reported(models: Path) -> None:
     write(models / "checkpoints" / "mymodel", bytes(11 << 20))
     (finding,) = unusual(look(models))
     assert finding.code == "models.ignored_extension"
     assert f"{models}/checkpoints/mymodel.safetensors" in finding.fix
 
 
-def test_gguf_in_a_folder_that_nobody_reads_it_from(models: Path) -> None:
+def test_gguf_in_a_folder_that_no_one_reads_it_from(models: Path) -> None:
     write(models / "checkpoints" / "flux.gguf", b"GGUF" + bytes(range(200)))
     (models / "diffusion_models").mkdir()
     (finding,) = unusual(look(models))

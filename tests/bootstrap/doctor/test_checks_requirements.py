@@ -145,65 +145,66 @@ def serious(findings: dict[str, Finding]) -> list[str]:
 
 
 def test_all_is_there() -> None:
-    told = found(comfyui(Pack="numpy<3\n"), packages())
-    assert list(told) == ["comfyui.requirements_met", "nodes.requirements_met"]
-    assert {f.severity for f in told.values()} == {Severity.OK}
+    reported = found(comfyui(Pack="numpy<3\n"), packages())
+    assert list(reported) == ["comfyui.requirements_met", "nodes.requirements_met"]
+    assert {f.severity for f in reported.values()} == {Severity.OK}
 
 
 @pytest.mark.parametrize("name", ["aiohttp", "torchvision", "transformers", "numpy"])
 def test_without_it_comfyui_cannot_start(name: str) -> None:
-    told = found(comfyui(), without(name))
-    assert told["comfyui.requirement_missing"].severity is Severity.ERROR
-    assert serious(told) == ["comfyui.requirement_missing"]
-    assert f"{PYTHON} -m pip install" in told["comfyui.requirement_missing"].fix
+    reported = found(comfyui(), without(name))
+    assert reported["comfyui.requirement_missing"].severity is Severity.ERROR
+    assert serious(reported) == ["comfyui.requirement_missing"]
+    assert f"{PYTHON} -m pip install" in reported["comfyui.requirement_missing"].fix
 
 
 def test_without_it_only_some_nodes_are_missing() -> None:
-    told = found(comfyui(), packages(torchaudio=None, kornia=None))
-    assert serious(told) == ["comfyui.requirement_wanted"]
-    finding = told["comfyui.requirement_wanted"]
+    reported = found(comfyui(), packages(torchaudio=None, kornia=None))
+    assert serious(reported) == ["comfyui.requirement_wanted"]
+    finding = reported["comfyui.requirement_wanted"]
     assert finding.severity is Severity.WARNING
     # torchaudio must not bring another torch.
     assert f"{PYTHON} -m pip install torchaudio 'kornia>=0.7.1' torch==2.9.1" in finding.fix
 
 
 def test_a_wrong_version() -> None:
-    told = found(comfyui(), packages(transformers="4.40.0"))
-    assert serious(told) == ["comfyui.requirement_version"]
+    reported = found(comfyui(), packages(transformers="4.40.0"))
+    assert serious(reported) == ["comfyui.requirement_version"]
     assert (
-        "transformers>=4.50.3 (4.40.0 is installed)" in told["comfyui.requirement_version"].message
+        "transformers>=4.50.3 (4.40.0 is installed)"
+        in reported["comfyui.requirement_version"].message
     )
 
 
 def test_the_page_is_not_needed() -> None:
-    told = found(comfyui(), packages(comfyui_frontend_package=None))
-    assert told["comfyui.front_end_packages"].severity is Severity.INFO
-    assert serious(told) == []
+    reported = found(comfyui(), packages(comfyui_frontend_package=None))
+    assert reported["comfyui.front_end_packages"].severity is Severity.INFO
+    assert serious(reported) == []
 
 
 def test_a_stand_in_without_a_record_is_no_alarm() -> None:
     have = replace(packages(torchvision=None), modules=STAND_INS)
-    told = found(comfyui(), have)
-    assert serious(told) == []
-    assert told["python.package_untracked"].severity is Severity.INFO
-    assert "torchvision" in told["python.package_untracked"].message
+    reported = found(comfyui(), have)
+    assert serious(reported) == []
+    assert reported["python.package_untracked"].severity is Severity.INFO
+    assert "torchvision" in reported["python.package_untracked"].message
 
 
 def test_a_pack_is_named_with_a_line_for_the_right_interpreter() -> None:
     facts = comfyui(Alpha="numpy<2  # old\nsome-thing[x]>=1,<2\n", Beta="numpy\n")
-    told = found(facts, packages())
-    assert serious(told) == ["nodes.requirements_unmet"]
-    finding = told["nodes.requirements_unmet"]
+    reported = found(facts, packages())
+    assert serious(reported) == ["nodes.requirements_unmet"]
+    finding = reported["nodes.requirements_unmet"]
     assert finding.details["pack"] == "Alpha"
     assert "numpy<2 (2.2.0 is installed)" in finding.message
     assert f"`{PYTHON} -m pip install 'numpy<2' 'some-thing[x]<2,>=1'`" in finding.fix
     assert "Dockerfile" in finding.fix
 
 
-def test_an_interpreter_on_the_volume_is_mended_on_a_pod() -> None:
+def test_an_interpreter_on_the_volume_is_fixed_on_a_pod() -> None:
     facts = comfyui(Alpha="missing\n")
-    told = found(facts, packages("/runpod-volume/my venv/bin/python"))
-    fix = told["nodes.requirements_unmet"].fix
+    reported = found(facts, packages("/runpod-volume/my venv/bin/python"))
+    fix = reported["nodes.requirements_unmet"].fix
     assert "'/runpod-volume/my venv/bin/python' -m pip install missing" in fix
     assert fix.startswith("On a Pod")
     assert "/workspace" in fix
@@ -226,9 +227,9 @@ def test_an_install_script_is_mentioned() -> None:
 
 @pytest.mark.parametrize("wish", ["torch==2.1.0", "torch==2.9.1+cu121", "torchaudio<2.4"])
 def test_a_pack_that_would_replace_torch(wish: str) -> None:
-    told = found(comfyui(Alpha=f"{wish}\nnumpy\n"), packages())
-    assert serious(told) == ["nodes.torch_conflict"]
-    fix = told["nodes.torch_conflict"].fix
+    reported = found(comfyui(Alpha=f"{wish}\nnumpy\n"), packages())
+    assert serious(reported) == ["nodes.torch_conflict"]
+    fix = reported["nodes.torch_conflict"].fix
     assert f"{PYTHON} -m pip install -r /runpod-volume/" in fix
     assert "requirements.txt torch==2.9.1" in fix
 
@@ -239,10 +240,10 @@ def test_the_installed_torch_is_what_a_pack_without_local_version_means() -> Non
 
 def test_many_packs_share_a_finding() -> None:
     facts = comfyui(**{f"Pack{n:02}": f"missing{n}\n" for n in range(MOST_PACKS + 7)})
-    told = check(facts, packages())
-    codes = [f.code for f in told]
+    reported = check(facts, packages())
+    codes = [f.code for f in reported]
     assert codes.count("nodes.requirements_unmet") == MOST_PACKS
-    (more,) = [f for f in told if f.code == "nodes.requirements_more"]
+    (more,) = [f for f in reported if f.code == "nodes.requirements_more"]
     assert "7 more node packs" in more.message
     assert "missing16" in more.fix
 
@@ -262,16 +263,16 @@ def test_an_interpreter_that_cannot_be_used_is_said_once_elsewhere() -> None:
 
 def test_what_a_worker_installs_at_its_start_is_no_alarm() -> None:
     facts = comfyui(Alpha="missing\nnumpy<2\n")
-    told = found(facts, packages(aiohttp=None, comfyui_frontend_package=None), "install")
-    assert list(told) == ["packages.to_install", "comfyui.front_end_packages"]
-    finding = told["packages.to_install"]
+    reported = found(facts, packages(aiohttp=None, comfyui_frontend_package=None), "install")
+    assert list(reported) == ["packages.to_install", "comfyui.front_end_packages"]
+    finding = reported["packages.to_install"]
     assert finding.severity is Severity.INFO
     assert finding.details["missing"] == {
         "ComfyUI": ["aiohttp>=3.11.8"],
         "Alpha": ["missing", "numpy<2 (2.2.0 is installed)"],
     }
-    told = found(comfyui(Alpha="numpy\n"), packages(), "install")
-    assert list(told) == ["comfyui.requirements_met", "nodes.requirements_met"]
+    reported = found(comfyui(Alpha="numpy\n"), packages(), "install")
+    assert list(reported) == ["comfyui.requirements_met", "nodes.requirements_met"]
 
 
 def test_a_kept_set_counts() -> None:
@@ -280,16 +281,16 @@ def test_a_kept_set_counts() -> None:
     unmet = [v for v in judgement.unmet if v.text == "numpy<2"]
     record = Record({"aiohttp": "3.12", "missing": "1"}, {}, ("aiohttp",), {"numpy<2": "no"}, unmet)
     kept = record, Path("/volume/set.zip")
-    told = {f.code: f for f in check_requirements(facts, judgement, "install", kept)}
-    assert list(told) == ["packages.installed", "packages.conflict"]
-    assert told["packages.conflict"].details["owner"] == "Alpha"
-    assert "numpy<2 (2.2.0 is installed): no" in told["packages.conflict"].message
-    assert "aiohttp 3.12" in told["packages.installed"].message
+    reported = {f.code: f for f in check_requirements(facts, judgement, "install", kept)}
+    assert list(reported) == ["packages.installed", "packages.conflict"]
+    assert reported["packages.conflict"].details["owner"] == "Alpha"
+    assert "numpy<2 (2.2.0 is installed): no" in reported["packages.conflict"].message
+    assert "aiohttp 3.12" in reported["packages.installed"].message
 
 
 def test_without_a_judge_it_is_said() -> None:
-    told = found(comfyui(), replace(packages(torch=None), judged_with=None))
-    assert list(told) == ["packages.not_judged", "comfyui.requirement_missing"]
+    reported = found(comfyui(), replace(packages(torch=None), judged_with=None))
+    assert list(reported) == ["packages.not_judged", "comfyui.requirement_missing"]
 
 
 def test_a_pack_cannot_put_a_command_into_a_fix() -> None:
@@ -319,7 +320,7 @@ def wheel(folder: Path, name: str, version: str) -> None:
         file.writestr(f"{info}/RECORD", "")
 
 
-def test_the_fixes_typed_into_a_real_pip_mend_it(tmp_path: Path) -> None:
+def test_the_fixes_typed_into_a_real_pip_fix_it(tmp_path: Path) -> None:
     volume, wheels = tmp_path / "my volume", tmp_path / "wheels"
     wheels.mkdir()
     for name, version in (("torch", "2.9.1"), ("torch", "2.1.0"), ("torchaudio", "2.9.1")):
@@ -366,7 +367,7 @@ def test_the_fixes_typed_into_a_real_pip_mend_it(tmp_path: Path) -> None:
     assert gather_packages(python).versions_of("numpy") == ("1.26.4",)
 
 
-def test_a_login_in_a_requirement_is_never_told() -> None:
+def test_a_login_in_a_requirement_is_never_reported() -> None:
     secret = "marker-5e1f"
     lines = (
         f"private @ git+https://me:{secret}@git.example.org/private.git\n"
@@ -374,9 +375,9 @@ def test_a_login_in_a_requirement_is_never_told() -> None:
     )
     facts = comfyui(OWN + lines, pack=lines)
     found = check(facts, packages())
-    told = next(f for f in found if f.code == "nodes.requirements_unmet")
-    assert "private @ git+https://***@git.example.org/private.git" in told.message
-    assert "type the login" in told.fix and "git+https://***@git" in told.fix
+    reported = next(f for f in found if f.code == "nodes.requirements_unmet")
+    assert "private @ git+https://***@git.example.org/private.git" in reported.message
+    assert "type the login" in reported.fix and "git+https://***@git" in reported.fix
     assert "comfyui.requirement_wanted" in {f.code for f in found}
     everything = Facts({}, comfyui=facts).as_dict()
     assert secret not in repr([found, everything])

@@ -1,4 +1,4 @@
-"""torch against driver and GPU: NVIDIA's tables, and each finding with what mends it."""
+"""torch against driver and GPU: NVIDIA's tables, and each finding with what fixes it."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ CASES = [
     Case("gpu.torch_without_cuda", ERROR, {"torch": TorchBuild("2.13.0+cpu", None)}),
     Case("gpu.torch_without_cuda", ERROR, {"torch": TorchBuild("2.4", None, hip="6.1")}),
     Case("gpu.driver_old", ERROR, {"torch": CU130}, host=True),
-    Case("gpu.torch_too_old", ERROR, {**BLACKWELL, "torch": CU118}, mended=BLACKWELL),
-    Case("gpu.torch_too_new", ERROR, {**VOLTA, "torch": CU130}, mended=VOLTA),
+    Case("gpu.torch_too_old", ERROR, {**BLACKWELL, "torch": CU118}, fixed=BLACKWELL),
+    Case("gpu.torch_too_new", ERROR, {**VOLTA, "torch": CU130}, fixed=VOLTA),
 ]
 
 

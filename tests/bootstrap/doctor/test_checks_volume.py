@@ -59,7 +59,7 @@ def test_a_healthy_volume_with_models_beside_comfyui_gives_no_warning(root: Path
     assert [f.code for f in look(root)] == ["volume.found"]
 
 
-def test_somebodys_own_folders_are_nobodys_business(root: Path) -> None:
+def test_a_users_own_folders_are_no_ones_business(root: Path) -> None:
     for name in ("configs", "detection", "photos", "ComfyUI-Manager", "Comfy_backup", "env"):
         (root / name).mkdir()
     (root / "configs/mine.yaml").write_text("a: 1")
@@ -113,7 +113,7 @@ def test_without_volume_path_an_image_needs_no_volume(tmp_path: Path) -> None:
     assert (finding.code, finding.severity) == ("volume.not_found", INFO)
 
 
-def test_a_volume_on_this_machines_own_disk_is_told(root: Path) -> None:
+def test_a_volume_on_this_machines_own_disk_is_reported(root: Path) -> None:
     finding = only(look(root, mounts=""), "volume.local")
     assert finding.severity is INFO
 
@@ -173,14 +173,14 @@ def test_a_large_local_disk_is_believed() -> None:
     assert [f.code for f in found] == ["volume.found", "volume.local"]
 
 
-def test_a_quota_says_so_and_a_slow_write_is_told() -> None:
+def test_a_quota_says_so_and_a_slow_write_is_reported() -> None:
     trouble = Trouble("EDQUOT", "Disk quota exceeded")
     finding = only(checked(writing=Writing(0.1, trouble=trouble)), "volume.full")
     assert "quota" in finding.message and finding.severity is ERROR
     assert only(checked(writing=Writing(2.5)), "volume.slow").severity is WARNING
 
 
-def test_on_serverless_the_pods_path_is_told() -> None:
+def test_on_serverless_the_pods_path_is_reported() -> None:
     finding = only(checked(space=Space(GB, 0, 0, 0)), "volume.low")
     assert "type that for /runpod-volume" in finding.fix
 
@@ -228,7 +228,7 @@ def test_a_read_only_volume(tmp_path: Path) -> None:
 # --- rights, as another user
 
 
-def look_as_nobody(root: Path) -> list[Finding]:
+def look_as_no_one(root: Path) -> list[Finding]:
     code = (
         "import json,sys,os\n"
         f"sys.path[:0] = {[str(PROJECT), *sys.path]!r}\n"
@@ -257,7 +257,7 @@ def look_as_nobody(root: Path) -> list[Finding]:
 def public() -> Iterator[Path]:
     """A volume that everybody can reach and write to; pytest's own folders are closed."""
     if os.geteuid() != 0:
-        pytest.skip("only root can look as somebody else")
+        pytest.skip("only root can look as another")
     with tempfile.TemporaryDirectory() as name:
         base = Path(name)
         base.chmod(0o777)
@@ -277,15 +277,15 @@ def public() -> Iterator[Path]:
     ],
 )
 def test_rights(public: Path, place: str, mode: int, code: str, severity: Severity) -> None:
-    assert grave(look_as_nobody(public)) == []
+    assert grave(look_as_no_one(public)) == []
     (public / place).chmod(mode)
-    found = look_as_nobody(public)
+    found = look_as_no_one(public)
     assert only(found, code).severity is severity
     for _ in range(2):  # a root that cannot be read hides that it cannot be written to
         for finding in found:
             if finding.severity.rank >= WARNING.rank:
                 follow(finding)
-        found = look_as_nobody(public)
+        found = look_as_no_one(public)
     assert grave(found) == []
 
 

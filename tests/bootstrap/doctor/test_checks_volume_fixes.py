@@ -1,4 +1,4 @@
-"""A broken volume gives its finding, and the fix, typed as it stands, mends it."""
+"""A broken volume gives its finding, and the fix, typed as it stands, fixes it."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def root(tmp_path: Path) -> Path:
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: f"{case.code} {case.name}".strip())
-def test_following_the_fix_mends_it(case: Case, root: Path) -> None:
+def test_following_the_fix_fixes_it(case: Case, root: Path) -> None:
     case.spoil(root)
     found = look(root)
     assert [f.code for f in found if f.severity is not OK] == [case.code]
@@ -141,7 +141,7 @@ def test_a_venv_whose_python_is_not_here(root: Path, monkeypatch: pytest.MonkeyP
         assert grave(look(root)) == []
 
 
-def test_links_that_the_workers_link_of_the_other_mount_makes_good_are_told_as_that(
+def test_links_that_the_workers_link_of_the_other_mount_makes_good_are_reported_as_that(
     root: Path,
 ) -> None:
     swapped("ComfyUI/models/loras", "/workspace/store/loras", "store/loras")(root)
@@ -196,7 +196,7 @@ def test_with_a_comfyui_in_the_image_the_volume_may_have_none(root: Path, tmp_pa
     assert only(found, "volume.comfyui_elsewhere").severity is INFO
 
 
-def test_a_second_comfyui_is_told(root: Path) -> None:
+def test_a_second_comfyui_is_reported(root: Path) -> None:
     shutil.copytree(root / "ComfyUI", root / "ComfyUI-old")
     (root / "comfyui").symlink_to("ComfyUI")
     found = look(root)
@@ -214,7 +214,7 @@ def test_names_that_are_taken_are_not_replaced(root: Path) -> None:
     assert (root / LORA).read_bytes() == b"other"
 
 
-def test_many_broken_links_are_one_finding_mended_in_turns(root: Path) -> None:
+def test_many_broken_links_are_one_finding_fixed_in_turns(root: Path) -> None:
     for number in range(30):
         linked(f"ComfyUI/custom_nodes/n{number}", "gone")(root)
     finding = only(look(root), "links.broken")
@@ -244,7 +244,7 @@ def test_a_venv_that_was_moved_is_information(root: Path) -> None:
     assert str(root / "venv/bin/python") in finding.fix
 
 
-def test_a_category_of_the_paths_file_that_nobody_filled_is_information(root: Path) -> None:
+def test_a_category_of_the_paths_file_that_no_one_filled_is_information(root: Path) -> None:
     paths_file("mine:\n    base_path: ..\n    is_default: true\n    loras: more/loras\n")(root)
     finding = only(look(root), "volume.paths_missing")
     assert finding.severity is INFO

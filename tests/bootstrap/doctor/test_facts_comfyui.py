@@ -134,7 +134,7 @@ def test_a_git_config_is_read_line_by_line(tmp_path: Path, config: str, origin: 
 
 def test_git_without_its_secrets(tmp_path: Path) -> None:
     git(tmp_path, "init", "-b", "master")
-    address = "https://somebody:marker-token@example.org/pack.git"
+    address = "https://someone:marker-token@example.org/pack.git"
     git(tmp_path, "remote", "add", "origin", address)
     found = look_at_git(str(tmp_path))
     assert found is not None

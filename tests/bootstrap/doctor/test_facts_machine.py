@@ -134,7 +134,7 @@ def test_the_gauge_reads_the_tightest_limit_and_leaves_pages_of_files_out(root: 
     gauge = MemoryGauge(root.path)
     assert gauge.percent() == pytest.approx(100 * 5 / 8)
     root.group("pod", 8 * GB, used=8 * GB, inactive=0)
-    assert gauge.percent() == pytest.approx(100), "read anew each time"
+    assert gauge.percent() == pytest.approx(100), "read again each time"
 
 
 def test_the_gauge_knows_nothing_without_a_limit(root: Root) -> None:
@@ -306,7 +306,7 @@ def test_gathering_needs_the_standard_library_only() -> None:
     assert done.stdout.strip() == "()"
 
 
-def test_a_shm_that_cannot_be_written_to_is_told() -> None:
+def test_a_shm_that_cannot_be_written_to_is_reported() -> None:
     """In a namespace of mounts of its own, which takes rights that not every machine gives."""
     script = (
         "mount -t tmpfs -o ro tmpfs /dev/shm && exec "

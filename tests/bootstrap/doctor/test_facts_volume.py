@@ -208,7 +208,7 @@ def server_of(place: Path) -> int:
         with suppress(OSError):
             if "--metadata-ms" in entry.read_text() and str(place) in entry.read_text():
                 return int(entry.parent.name)
-    raise AssertionError("nobody serves it")
+    raise AssertionError("no one serves it")
 
 
 def until(look: Callable[[], Finding]) -> Finding:
@@ -345,7 +345,7 @@ def test_only_strict_names_are_ours() -> None:
         assert kind_of(name) is None
 
 
-def test_what_may_be_somebodys_is_not_removable(tmp_path: Path) -> None:
+def test_what_may_be_a_users_is_not_removable(tmp_path: Path) -> None:
     now = time.time()
     (tmp_path / f".{HEX}.part").mkdir()
     model(tmp_path / f".{'a' * 32}.unlinking")

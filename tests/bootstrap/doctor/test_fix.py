@@ -1,4 +1,4 @@
-"""Safe repairs: planned first, done once, never on what may be somebody's."""
+"""Safe repairs: planned first, done once, never on what may be a user's."""
 
 from __future__ import annotations
 
@@ -153,9 +153,9 @@ def test_only_old_leftovers_of_ours_are_swept(root: Path) -> None:
 def test_a_leftover_that_changed_meanwhile_stays(root: Path) -> None:
     part = aged(model(root / f"ComfyUI/output/.{HEX}.part"), 2)
     planned = plan(root)
-    part.write_bytes(b"somebody goes on with it")
+    part.write_bytes(b"someone goes on with it")
     assert apply_fixes(planned) == []
-    assert part.read_bytes() == b"somebody goes on with it"
+    assert part.read_bytes() == b"someone goes on with it"
     assert [p.name for p in part.parent.iterdir()] == [part.name]
 
 
@@ -177,7 +177,7 @@ def test_one_that_changes_between_look_and_removal_is_put_back(
     assert len(list(part.parent.iterdir())) == 1
 
 
-def test_what_cannot_be_mended_is_told(tmp_path: Path) -> None:
+def test_what_cannot_be_fixed_is_reported(tmp_path: Path) -> None:
     with mounted(tmp_path / "volume") as root:
         healthy(root)
         (root / "ComfyUI/models/loras").rmdir()

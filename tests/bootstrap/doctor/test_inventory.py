@@ -243,7 +243,7 @@ def test_no_time_at_all(tmp_path: Path) -> None:
 
 
 def test_as_dict_is_bounded_json(tmp_path: Path) -> None:
-    """Names as long and as strange as they can be, in more folders than are told."""
+    """Names as long and as strange as they can be, in more folders than are reported."""
     for i in range(90):
         folder = f"{i:03d}" + "漢" * 80
         for j in range(7):

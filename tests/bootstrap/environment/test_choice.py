@@ -92,7 +92,7 @@ def test_another_programs_venv_is_not_taken_outside_of_comfyuis_folder(root: Pat
     assert chosen(root).python == root / "ComfyUI/kohya/bin/python"
 
 
-def test_a_thin_one_is_told_by_its_packages(root: Path) -> None:
+def test_a_thin_one_is_reported_by_its_packages(root: Path) -> None:
     made = make_venv(root / "ComfyUI/venv", torch=None)
     outside = make_venv(root.parent / "image")
     library = f"lib/python{VERSION}/site-packages"

@@ -68,7 +68,7 @@ def test_many_failures_share_a_finding() -> None:
     assert len(found) == MOST_PACKS + 1
 
 
-def test_a_pack_that_fails_in_a_real_comfyui_is_told(
+def test_a_pack_that_fails_in_a_real_comfyui_is_reported(
     worker_env: dict[str, str],
     volume: Path,
     boot_worker: Callable[[Mapping[str, str]], BootedWorker],
@@ -78,8 +78,8 @@ def test_a_pack_that_fails_in_a_real_comfyui_is_told(
     (pack / "__init__.py").write_text("import surely_not_installed\n")
     worker = boot_worker(worker_env)
     assert "nodes.import_failed" in {f.code for f in worker.report.noticed}, "in the boot report"
-    told = worker.ask({"type": "diagnostics", "sections": ["comfyui"]})
-    found = {f["code"]: f for f in told["diagnostics"]["findings"]}
+    reported = worker.ask({"type": "diagnostics", "sections": ["comfyui"]})
+    found = {f["code"]: f for f in reported["diagnostics"]["findings"]}
     assert "surely_not_installed" in found["nodes.import_failed"]["fix"]
     assert worker_env["COMFYUI_PYTHON"] in found["nodes.import_failed"]["fix"]
     assert "nodes_canny.py" in found["nodes.extras_failed"]["message"]

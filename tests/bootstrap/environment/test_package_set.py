@@ -167,7 +167,7 @@ def test_what_is_asked_for_follows_the_command_line(
     assert [line for file in asked.files for line in file.lines] == lines
 
 
-def test_nothing_missing_asks_nobody_and_writes_nothing(rig: Rig, index: PackageIndex) -> None:
+def test_nothing_missing_asks_no_one_and_writes_nothing(rig: Rig, index: PackageIndex) -> None:
     rig.core("torch>=2", "packaging")
     made = rig.prepare(index.env())
     assert (made.path, made.findings, index.asked, rig.sets()) == (None, (), [], [])
@@ -205,24 +205,24 @@ def test_what_another_package_needs_changes_along_for_comfyui(
 
 def test_a_node_never_replaces_what_others_need(rig: Rig, index: PackageIndex) -> None:
     for version in ("1.0", "2.0"):
-        for name in ("of-core", "of-node", "of-package", "of-nobody"):
+        for name in ("of-core", "of-node", "of-package", "of-none"):
             make_wheel(index.folder, name, version)
-    for name in ("of-core", "of-node", "of-package", "of-nobody"):
+    for name in ("of-core", "of-node", "of-package", "of-none"):
         rig.small.add(name, "1.0")
     rig.small.add("package", "1.0", ["of-package<2"])
     rig.core("of-core")
     rig.node("happy", "of-node<2")
-    rig.node("wishful", "of-core>=2", "of-node>=2", "of-package>=2", "of-nobody>=2")
+    rig.node("wishful", "of-core>=2", "of-node>=2", "of-package>=2", "of-none>=2")
     made = rig.prepare(index.env())
-    assert made.record.installed == {"of-nobody": "2.0"}
-    told = one(made, "packages.conflict")
-    assert told.details["owner"] == "wishful"
-    assert {r["wanted"] for r in told.details["requirements"]} == {
+    assert made.record.installed == {"of-none": "2.0"}
+    reported = one(made, "packages.conflict")
+    assert reported.details["owner"] == "wishful"
+    assert {r["wanted"] for r in reported.details["requirements"]} == {
         "of-core>=2",
         "of-node>=2",
         "of-package>=2",
     }
-    assert all(r["reason"] for r in told.details["requirements"])
+    assert all(r["reason"] for r in reported.details["requirements"])
 
 
 def test_another_torch_is_never_installed(rig: Rig, index: PackageIndex) -> None:
@@ -259,16 +259,16 @@ def test_the_largest_rest_that_goes_together(rig: Rig, index: PackageIndex) -> N
     assert one(made, "packages.conflict").details["owner"] == "a"
 
 
-def test_what_nobody_has_is_refused_and_the_others_come(rig: Rig, index: PackageIndex) -> None:
+def test_what_no_one_has_is_refused_and_the_others_come(rig: Rig, index: PackageIndex) -> None:
     make_wheel(index.folder, "tiny-one", "1.5")
     rig.node("a", "no-such-package", "tiny-one", "!!", "git+http://127.0.0.1:9/x/gone.git")
     made = rig.prepare(index.env())
-    told = one(made, "packages.conflict")
-    assert {r["wanted"] for r in told.details["requirements"]} == {
+    reported = one(made, "packages.conflict")
+    assert {r["wanted"] for r in reported.details["requirements"]} == {
         "no-such-package",
         "git+http://127.0.0.1:9/x/gone.git",
     }
-    assert str(rig.sets()[0]) in told.fix
+    assert str(rig.sets()[0]) in reported.fix
     assert rig.prints(made, VERSION) == "1.5"
 
 
@@ -389,9 +389,9 @@ def test_an_index_that_is_down_keeps_nothing_and_says_so(rig: Rig, index: Packag
     down = {**index.env(), "PIP_INDEX_URL": "http://127.0.0.1:9/simple", "PIP_RETRIES": "0"}
     made = rig.prepare(down)
     assert made.path is None
-    told = one(made, "packages.failed")
-    assert told.details["missing"] == {"ComfyUI": ["tiny-one"], "a": ["tiny-two"]}
-    assert "127.0.0.1:9" in told.message
+    reported = one(made, "packages.failed")
+    assert reported.details["missing"] == {"ComfyUI": ["tiny-one"], "a": ["tiny-two"]}
+    assert "127.0.0.1:9" in reported.message
     assert rig.sets() == []
     assert list((rig.root / "work").iterdir()) == []
     refused = {**index.env(), "PIP_INDEX_URL": f"http://127.0.0.1:{index.port}/status/403/"}
@@ -416,9 +416,9 @@ def test_too_slow_an_index_is_given_up(rig: Rig, index: PackageIndex) -> None:
     rig.core("tiny-one")
     index.gate.clear()
     start = time.monotonic()
-    told = one(rig.prepare(index.env(), timeout=4), "packages.failed")
+    reported = one(rig.prepare(index.env(), timeout=4), "packages.failed")
     assert time.monotonic() - start < 15
-    assert "4 s" in told.fix
+    assert "4 s" in reported.fix
     assert rig.sets() == []
 
 
@@ -448,7 +448,7 @@ def test_settings_of_uv_and_of_pip(rig: Rig, index: PackageIndex) -> None:
     assert made.record.installed == {"tiny-one": "1.4"}
 
 
-def test_the_password_of_an_index_is_never_told(
+def test_the_password_of_an_index_is_never_reported(
     rig: Rig, index: PackageIndex, capfd: pytest.CaptureFixture[str]
 ) -> None:
     make_wheel(index.folder, "tiny-one", "1.5")
@@ -676,8 +676,8 @@ def test_a_set_that_breaks_off_late(
     all_late(monkeypatch, 1.0)
     made = rig.prepare(index.env(), "second")
     assert rig.prints(made, VERSION).endswith("No module named 'tiny_one'")
-    (told,) = made.late_findings()
-    assert told.code == "packages.failed"
+    (reported,) = made.late_findings()
+    assert reported.code == "packages.failed"
     assert rig.sets() == []
 
 
@@ -824,10 +824,10 @@ def test_a_boot_of_comfyui_with_and_without(
     installing = boot_worker({**env, "PACKAGES": "install"})
     assert installing.report.outcome is Outcome.READY
     assert not {"nodes.import_failed", "nodes.requirements_unmet"} & noticed(installing)
-    told = [f for f in installing.report.findings if f.code.startswith("packages.")]
+    reported = [f for f in installing.report.findings if f.code.startswith("packages.")]
     # The index has nothing for ComfyUI itself.
-    assert [f.code for f in told] == ["packages.installed", "packages.conflict"]
-    assert told[1].details["owner"] == "ComfyUI"
+    assert [f.code for f in reported] == ["packages.installed", "packages.conflict"]
+    assert reported[1].details["owner"] == "ComfyUI"
     assert "nodes.imported" in noticed(installing)
     assert not any("tiny_one" in path for path in sys.path)
     said = [(f.code, f.message) for f in (*installing.report.findings, *installing.report.noticed)]

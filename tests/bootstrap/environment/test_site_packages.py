@@ -16,7 +16,7 @@ from packaging.utils import canonicalize_name
 from bootstrap.environment import PackagesFacts
 from bootstrap.environment.judge import gather_packages
 from bootstrap.environment.python import Trouble
-from bootstrap.environment.site_packages import MOST_TOLD
+from bootstrap.environment.site_packages import MOST_LISTED
 
 VERSION = f"{sys.version_info[0]}.{sys.version_info[1]}"
 
@@ -202,10 +202,10 @@ def test_no_secret_reaches_the_child(venv: Path, site: Path, tmp_path: Path) -> 
 
 
 def test_the_facts_are_bounded_and_fit_into_json(venv: Path, site: Path) -> None:
-    for number in range(MOST_TOLD + 20):
+    for number in range(MOST_LISTED + 20):
         (site / f"p{number}-1.egg-info").write_text(f"Name: p{number}\nVersion: 1\n")
-    told = ask(venv).as_dict()
-    assert told["package_count"] == MOST_TOLD + 20
-    assert len(told["packages"]) == MOST_TOLD
-    assert len(json.dumps(told)) < 60_000
+    reported = ask(venv).as_dict()
+    assert reported["package_count"] == MOST_LISTED + 20
+    assert len(reported["packages"]) == MOST_LISTED
+    assert len(json.dumps(reported)) < 60_000
     assert json.dumps(gather_packages(Path("/nowhere/python")).as_dict())

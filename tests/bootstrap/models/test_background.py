@@ -68,7 +68,7 @@ def test_past_the_limit_it_is_degraded_and_goes_on(server: ViciousServer, tmp_pa
     assert [f.code for f in work.findings()] == ["provision.ready"]
 
 
-def test_a_fault_of_ours_is_told_without_its_text(tmp_path: Path) -> None:
+def test_a_fault_of_ours_is_reported_without_its_text(tmp_path: Path) -> None:
     def broken(_wanted: Any) -> Path | None:
         raise RuntimeError(MARKER)
 

@@ -1,4 +1,4 @@
-"""A models folder on the worker's own disk that ComfyUI is told of."""
+"""A models folder on the worker's own disk that ComfyUI is given."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def comfyui(folder: Path, known: str, flag: str = FLAG) -> Path:
     return folder
 
 
-def test_a_real_comfyui_is_told_of_every_kind_it_knows(demo: DemoVolume) -> None:
+def test_a_real_comfyui_is_reported_of_every_kind_it_knows(demo: DemoVolume) -> None:
     folders = local_folders(demo.comfyui)
     assert {"checkpoints", "loras", "vae", "text_encoders", "diffusion_models"} <= set(folders)
     assert folders["controlnet"] == "controlnet" and "t2i_adapter" not in folders
@@ -34,19 +34,19 @@ def test_a_folder_of_a_custom_node_is_left_alone(demo: DemoVolume) -> None:
     assert not shown_locally(spec("https://x.y/a", directory="ipadapter"), folders)
 
 
-def test_an_old_comfyui_is_told_by_the_names_it_knows(tmp_path: Path) -> None:
+def test_an_old_comfyui_is_reported_by_the_names_it_knows(tmp_path: Path) -> None:
     folders = local_folders(comfyui(tmp_path, "clip unet loras"))
     assert folders == {"clip": "text_encoders", "unet": "diffusion_models", "loras": "loras"}
 
 
-def test_one_that_cannot_be_told_gets_nothing(tmp_path: Path) -> None:
+def test_one_that_cannot_be_reported_gets_nothing(tmp_path: Path) -> None:
     mute = comfyui(tmp_path / "mute", "loras", flag="--listen")
     assert local_folders(mute) == local_folders(None) == local_folders(tmp_path) == {}
     assert describe_local_models(mute, tmp_path / "models", tmp_path / "m.yaml") is None
     assert not shown_locally(spec("https://x.y/a"), {})
 
 
-def test_the_file_it_is_told_by(tmp_path: Path) -> None:
+def test_the_file_it_is_reported_by(tmp_path: Path) -> None:
     own, config = tmp_path / "it's: here #1", tmp_path / "paths.yaml"
     assert describe_local_models(comfyui(tmp_path / "c", "loras"), own, config) == config
     (section,) = json.loads(config.read_text()).values()
@@ -56,7 +56,7 @@ def test_the_file_it_is_told_by(tmp_path: Path) -> None:
     assert describe_local_models(tmp_path / "c", own, unwritable) is None
 
 
-def test_a_link_that_leads_nowhere_any_more_is_made_anew(tmp_path: Path) -> None:
+def test_a_link_that_leads_nowhere_any_more_is_made_again(tmp_path: Path) -> None:
     here = tmp_path / "cache" / "m.safetensors"
     here.parent.mkdir()
     here.write_bytes(b"x")
@@ -64,10 +64,10 @@ def test_a_link_that_leads_nowhere_any_more_is_made_anew(tmp_path: Path) -> None
     place.parent.mkdir(parents=True)
     place.symlink_to(tmp_path / "another host's")
     results = [Result(spec("https://x.y/m", directory="clip"), "cached", here)]
-    (told,) = cached_models(tmp_path / "models")
-    assert (told["size"], told["from"]) == (None, str(tmp_path / "another host's"))
+    (reported,) = cached_models(tmp_path / "models")
+    assert (reported["size"], reported["from"]) == (None, str(tmp_path / "another host's"))
     assert link_cached(results, tmp_path / "models") == [place]
-    (told,) = cached_models(tmp_path / "models")
-    assert told == {"path": "text_encoders/m.safetensors", "size": 1, "from": str(here)}
+    (reported,) = cached_models(tmp_path / "models")
+    assert reported == {"path": "text_encoders/m.safetensors", "size": 1, "from": str(here)}
     assert place.read_bytes() == b"x"
     assert link_cached(results, tmp_path / "models") == []

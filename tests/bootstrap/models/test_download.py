@@ -254,7 +254,7 @@ def test_a_part_that_cannot_be_trusted_is_not_resumed(
     assert (models / "loras/m.safetensors").read_bytes() == data
 
 
-def test_bad_bytes_in_a_resumed_part_are_found_and_fetched_anew(
+def test_bad_bytes_in_a_resumed_part_are_found_and_fetched_again(
     server: ViciousServer, models: Path
 ) -> None:
     url = server.serve("/m.safetensors", LARGE, bytes_per_second=8e6)
@@ -313,7 +313,7 @@ class FullDisk(Disk):
 @pytest.mark.parametrize("code", [errno.ENOSPC, errno.EDQUOT])
 @pytest.mark.parametrize("call", ["write", "flush", "close", "look"])
 @pytest.mark.parametrize("ranges", [True, False])
-def test_a_full_disk_is_told_with_what_is_needed(
+def test_a_full_disk_is_reported_with_what_is_needed(
     call: str, code: int, ranges: bool, server: ViciousServer, models: Path
 ) -> None:
     url = server.serve("/m.safetensors", LARGE, ranges=ranges)
@@ -335,7 +335,7 @@ class NoLinksNoRename(NoLinks):
 
 @pytest.mark.parametrize("disk", [Disk(), NoLinks(), NoLinksNoRename()])
 def test_publishing_never_replaces(disk: Disk, server: ViciousServer, models: Path) -> None:
-    """Somebody else's file appears while ours is being fetched."""
+    """Someone else's file appears while ours is being fetched."""
     final = models / "loras/m.safetensors"
 
     def appear(_headers: dict[str, str]) -> int | None:
@@ -445,7 +445,7 @@ def test_redirects_are_judged_like_urls(
 def test_a_proxy_of_the_environment_is_not_asked(
     server: ViciousServer, models: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It would be told what is fetched, and would resolve names that were judged here."""
+    """It would be reported what is fetched, and would resolve names that were judged here."""
     with ViciousServer() as proxy:
         for name in ("http_proxy", "https_proxy", "all_proxy"):
             monkeypatch.setenv(name, proxy.url)

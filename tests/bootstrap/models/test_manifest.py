@@ -166,7 +166,7 @@ def test_clip_and_text_encoders_are_one_folder() -> None:
         ({"nodes": [], "version": 0.4}, "manifest.no_models"),
     ],
 )
-def test_what_is_no_manifest_is_told(data: Any, code: str) -> None:
+def test_what_is_no_manifest_is_reported(data: Any, code: str) -> None:
     assert codes(parse_manifest(data)) == [code]
 
 
@@ -243,12 +243,14 @@ def test_inline_and_relative_and_none(tmp_path: Path) -> None:
     ],
     ids=lambda value: str(value)[:20],
 )
-def test_what_cannot_be_read_is_told(name: str, content: bytes, code: str, tmp_path: Path) -> None:
+def test_what_cannot_be_read_is_reported(
+    name: str, content: bytes, code: str, tmp_path: Path
+) -> None:
     (tmp_path / name).write_bytes(content)
     assert codes(load_manifest(str(tmp_path / name), tmp_path)) == [code]
 
 
-def test_a_missing_manifest_is_told(tmp_path: Path) -> None:
+def test_a_missing_manifest_is_reported(tmp_path: Path) -> None:
     assert codes(load_manifest("none.json", tmp_path)) == ["manifest.unreadable"]
 
 
@@ -257,7 +259,7 @@ def test_the_fix_names_what_is_to_be_corrected(tmp_path: Path) -> None:
     [in_file] = load_manifest(None, tmp_path).findings
     [in_variable] = load_manifest('{"models": [', tmp_path).findings
     assert in_file.fix.startswith("Correct the file")
-    assert "MODELS_MANIFEST: it is no valid JSON" in in_variable.message
+    assert "MODELS_MANIFEST: it is not valid JSON" in in_variable.message
     assert in_variable.fix.startswith("Correct it in the endpoint's environment variables")
 
 

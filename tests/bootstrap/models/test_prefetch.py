@@ -234,7 +234,7 @@ def test_what_was_read_to_its_end_is_not_read_again(model: Path, tmp_path: Path)
     assert missing_in(model)
 
 
-def test_a_missing_file_is_told_and_the_others_are_read(model: Path, tmp_path: Path) -> None:
+def test_a_missing_file_is_reported_and_the_others_are_read(model: Path, tmp_path: Path) -> None:
     request = ReadAhead(lambda: PLENTY).start([tmp_path / "gone.safetensors", model])
     assert request.wait(30)
     assert missing_in(model) == []

@@ -45,7 +45,7 @@ def test_a_locked_model_comes_with_the_token_and_the_storage_never_sees_it(
     result = bring(tmp_path, civitai)
     assert result.state == "fetched", result.problem
     assert (tmp_path / "loras/m.safetensors").read_bytes() == DATA
-    assert "sha256" in result.receipt.checked  # known from the API, pinned by nobody
+    assert "sha256" in result.receipt.checked  # known from the API, pinned by no one
     assert civitai.storage.seen
     assert MARKER not in str(civitai.storage.seen)
     assert MARKER not in repr(result)
@@ -88,7 +88,7 @@ def test_the_api_s_hash_is_held_against_the_bytes(civitai: FakeCivitai, tmp_path
     assert bring(tmp_path, civitai).problem.code == "download.hash_mismatch"
 
 
-def test_a_signature_that_expires_is_made_anew(civitai: FakeCivitai, tmp_path: Path) -> None:
+def test_a_signature_that_expires_is_made_again(civitai: FakeCivitai, tmp_path: Path) -> None:
     civitai.publish(123, DATA)
     civitai.storage.files["/signed/123"].statuses = {3: 403}
     assert bring(tmp_path, civitai).state == "fetched"

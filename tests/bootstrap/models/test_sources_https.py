@@ -83,8 +83,8 @@ def test_what_is_said_of_a_signed_url_holds_no_signature(
     other = {**spec(url).as_entry(), "url": url.replace("m.safe", "n.safe")}
     twice = parse_manifest({"version": 1, "models": [spec(url).as_entry(), other]}, "m", True)
     assert [f.code for f in twice.findings] == ["manifest.two_for_one_file"]
-    told = [result.as_dict(), repr(result.problem), capsys.readouterr(), twice.findings]
-    assert "s3cret" not in str(told)
+    reported = [result.as_dict(), repr(result.problem), capsys.readouterr(), twice.findings]
+    assert "s3cret" not in str(reported)
 
 
 @pytest.mark.parametrize(

@@ -66,7 +66,7 @@ def test_the_token_opens_and_stays_at_the_hub(gate: str, hub: FakeHub, tmp_path:
         ("hf://org/none/x.safetensors", "no repository"),
         ("hf://org/repo/none.safetensors", "no file none.safetensors"),
         (f"{URL}@nope", "no such revision"),
-        ("hf://org/bad..name--/x.safetensors", "no name of a repository"),
+        ("hf://org/bad..name--/x.safetensors", "not a repository name"),
     ],
 )
 def test_what_is_missing_is_named(url: str, words: str, hub: FakeHub, tmp_path: Path) -> None:
@@ -92,7 +92,7 @@ def test_other_statuses(status: int, code: str, hub: FakeHub, tmp_path: Path) ->
     assert bring(tmp_path, hub).problem.code == code
 
 
-def test_a_hash_the_hub_contradicts_is_told_before_a_byte_is_fetched(
+def test_a_hash_the_hub_contradicts_is_reported_before_a_byte_is_fetched(
     hub: FakeHub, tmp_path: Path
 ) -> None:
     hub.put("org/repo", PATH, DATA)

@@ -35,7 +35,7 @@ def test_the_workers_own_flags_are_left_out_with_their_values(tmp_path: Path) ->
 
 
 @pytest.mark.parametrize("text", ["--note 'not closed\n", "lowvram\n"])
-def test_what_is_not_understood_is_told_and_not_used(tmp_path: Path, text: str) -> None:
+def test_what_is_not_understood_is_reported_and_not_used(tmp_path: Path, text: str) -> None:
     file = read(tmp_path, text)
     assert file.flags == ()
     (finding,) = check_args_file(file)

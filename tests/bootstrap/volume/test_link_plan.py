@@ -56,7 +56,7 @@ class FakeTree:
         )
 
     def real(self, path: Pure, hops: int = 20) -> Pure | None:
-        """`path` without links; None when it leads nowhere."""
+        """`path` without links; None when it is broken."""
         here = Pure("/")
         for part in path.parts[1:]:
             here /= part
@@ -157,7 +157,7 @@ def test_the_same_content_under_the_same_name_is_no_conflict() -> None:
     assert plan({"/v/models/loras/a.pt": "one", f"{TARGET}/loras/a.pt": "one"}) == LinkPlan()
 
 
-def test_a_file_where_a_folder_wants_to_be_is_a_conflict() -> None:
+def test_a_file_where_a_folder_needs_to_be_is_a_conflict() -> None:
     made = plan({"/v/models/loras/a.pt": "a", f"{TARGET}/loras": "a file"})
     assert [c.source for c in made.conflicts] == [MODELS / "loras"]
 
@@ -208,10 +208,10 @@ def test_our_dead_links_behind_a_link_that_leaves_the_volume_stay() -> None:
     assert plan(gone).actions == ()
 
 
-def test_somebody_elses_link_that_leads_nowhere_is_a_conflict_where_it_is_in_the_way() -> None:
+def test_anothers_link_that_leads_nowhere_is_a_conflict_where_it_is_in_the_way() -> None:
     made = plan({"/v/models/loras/a.pt": "a", f"{TARGET}/loras": "→ /v/gone"})
     assert made.actions == ()
-    assert "not ours stands there and leads nowhere (/v/gone)" in made.conflicts[0].reason
+    assert "a broken link that is not ours stands there (/v/gone)" in made.conflicts[0].reason
 
 
 def test_our_link_whose_model_is_gone_is_removed_and_others_stay() -> None:

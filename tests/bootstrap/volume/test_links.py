@@ -176,7 +176,7 @@ def test_files_of_one_size_that_differ_at_an_end_are_a_conflict(
     assert codes(link(volume)) == ["links.conflict"]
 
 
-def test_our_broken_links_go_and_somebody_elses_stay(volume: Path) -> None:
+def test_our_broken_links_go_and_anothers_stay(volume: Path) -> None:
     write(volume / "ComfyUI/models/loras/put_loras_here", "")
     model = write(volume / "models/loras/a.pt", "a")
     link(volume)

@@ -63,5 +63,5 @@ def test_no_name_above_or_below_the_volume_and_none_without_one(root: Path) -> N
     assert link_other_mounts(root.parent / "gone", (root.parent / "workspace",)) == ([], [])
 
 
-def test_somebody_who_may_not_write_there_gets_none(root: Path) -> None:
+def test_someone_who_may_not_write_there_gets_none(root: Path) -> None:
     assert link_other_mounts(root, (Path("/proc/workspace"),)) == ([], [])

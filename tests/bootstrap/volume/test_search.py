@@ -61,7 +61,7 @@ def test_data_and_nodes_beside_it(tmp_path: Path) -> None:
     assert found.custom_nodes == (tmp_path / "custom_nodes",)
 
 
-def test_a_volume_of_very_many_folders_is_told_from_its_likely_part(
+def test_a_volume_of_very_many_folders_is_reported_from_its_likely_part(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(searching, "_MOST_FOLDERS", 20)

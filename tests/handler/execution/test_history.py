@@ -15,8 +15,8 @@ OUTPUTS = {"9": {"images": [{"filename": "a.png", "subfolder": "", "type": "outp
 
 
 def entry(status: str, *messages: list[Any]) -> dict[str, Any]:
-    told = {"status_str": status, "completed": status == "success", "messages": list(messages)}
-    return {"prompt": [], "outputs": OUTPUTS, "status": told, "meta": {}}
+    reported = {"status_str": status, "completed": status == "success", "messages": list(messages)}
+    return {"prompt": [], "outputs": OUTPUTS, "status": reported, "meta": {}}
 
 
 def failure(given: dict[str, Any]) -> JobError:
@@ -103,8 +103,8 @@ def test_a_long_message_is_cut() -> None:
 
 
 def test_an_interrupted_prompt_names_the_node_that_ran() -> None:
-    told = {"prompt_id": ID, "node_id": "4", "node_type": "StopIf"}
-    error = failure(entry("error", ["execution_interrupted", told]))
+    reported = {"prompt_id": ID, "node_id": "4", "node_type": "StopIf"}
+    error = failure(entry("error", ["execution_interrupted", reported]))
     assert error.code == "job.interrupted" and "node 4 (StopIf)" in error.message
 
 
@@ -124,7 +124,7 @@ def test_an_interrupted_prompt_names_the_node_that_ran() -> None:
         "cuDNN error: CUDNN_STATUS_EXECUTION_FAILED",
     ],
 )
-def test_what_poisons_the_context_is_told_apart(said: str) -> None:
+def test_what_poisons_the_context_is_reported_apart(said: str) -> None:
     assert failure(raised("torch.AcceleratorError", said)).code == "job.cuda_failed"
 
 
@@ -191,16 +191,18 @@ SECRETS = [
         ("HTTPError", "404 Client Error: huggingface.co", []),
     ],
 )
-def test_a_node_that_lacks_a_token_which_is_withheld_is_told_how_to_get_it(
+def test_a_node_that_lacks_a_token_which_is_withheld_is_reported_how_to_get_it(
     kind: str, said: str, names: list[str]
 ) -> None:
     error = failure(raised(kind, said))
-    told = history.with_withheld(error, SECRETS, ["CIVITAI_TOKEN"])
+    reported = history.with_withheld(error, SECRETS, ["CIVITAI_TOKEN"])
     if not names:
-        assert told is error
+        assert reported is error
         return
-    assert told.code == "job.node_failed" and told.details["withheld"] == names
-    assert f"COMFYUI_ENV_PASS=CIVITAI_TOKEN,{names[0]} " in told.fix and said in told.message
+    assert reported.code == "job.node_failed" and reported.details["withheld"] == names
+    assert (
+        f"COMFYUI_ENV_PASS=CIVITAI_TOKEN,{names[0]} " in reported.fix and said in reported.message
+    )
     assert history.with_withheld(error, [], []) is error, "nothing is withheld"
 
 

@@ -93,7 +93,9 @@ def test_only_the_jobs_own_prompt_is_stopped(tmp_path: Path, other_runs: bool) -
     assert old.running == (["another-jobs"] if other_runs else [])
     assert old.interrupts == (0 if other_runs else 1)
     positions = {step.more.get("position") for step in steps if step.stage == "queued"}
-    assert positions == ({None, 2} if other_runs else {None}), "told though the socket is not there"
+    assert positions == ({None, 2} if other_runs else {None}), (
+        "reported though the socket is not there"
+    )
     assert ("running" in {step.stage for step in steps}) is not other_runs
 
 

@@ -60,8 +60,8 @@ def code(error: JobError | None) -> str:
 
 def test_a_start_that_keeps_failing_is_reported_at_once_and_tried_again_later(bench: Bench) -> None:
     behave(bench.comfyui, BROKEN)
-    told = [bench.ready() for _ in range(3)]
-    assert [code(error) for error in told] == [
+    reported = [bench.ready() for _ in range(3)]
+    assert [code(error) for error in reported] == [
         "comfyui.module_missing", "comfyui.module_missing", "comfyui.keeps_failing",
     ]  # fmt: skip
     starts = bench.comfyui.starts

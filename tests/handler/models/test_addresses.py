@@ -26,6 +26,7 @@ from handler.common.calls import Calls
 from handler.common.deadline import Deadline
 from handler.common.errors import JobError
 from handler.models.on_demand import ModelSupply, Supplied
+from handler.request.parse import WorkflowRequest, parse_request
 from handler.request.references import model_addresses
 from handler.sdk.progress import Progress
 from tests.support.fake_civitai import FakeCivitai
@@ -137,6 +138,24 @@ def test_an_address_at_civitai(site: Site, address: str) -> None:
     receipt = json.loads(receipt_path(site.models, PurePosixPath("loras", name)).read_text())
     assert receipt["sha256"] == sha256(MODEL) and "sha256" in receipt["checked"]
     assert MARKER not in json.dumps(receipt)
+
+
+def test_a_peers_example_runs_as_its_page_has_it(site: Site) -> None:
+    """comfyui-api's README, Dynamic Model Loading, in the body that it documents."""
+    query = "type=Model&format=SafeTensor&size=pruned&fp=fp16"
+    loader = {
+        "inputs": {"ckpt_name": f"https://civitai.com/api/download/models/76750?{query}"},
+        "class_type": "CheckpointLoaderSimple",
+        "_meta": {"title": "Load Checkpoint"},
+    }
+    save = {"class_type": "SaveImage", "inputs": {"images": ["1", 2], "filename_prefix": "x"}}
+    request = parse_request({"prompt": {"1": loader, "2": save}}, Settings())
+    assert isinstance(request, WorkflowRequest)
+    site.civitai.publish(76750, MODEL, "dream.safetensors", model_type="Checkpoint")
+    site.bring(request.workflow)
+    name = request.workflow["1"]["inputs"]["ckpt_name"]
+    assert (site.models / "checkpoints" / name).read_bytes() == MODEL
+    assert name.startswith("fetched/dream-")
 
 
 def test_the_category_of_the_input_decides_the_folder(site: Site) -> None:

@@ -59,19 +59,19 @@ def test_the_offer_names_each_missing_model_once() -> None:
     workflow = {str(i): lora(name) for i, name in enumerate(names)}
     problems = [missing(str(i), name) for i, name in enumerate(names)]
     problems.append({"error_code": "workflow.value_not_allowed", "node_id": "9", "model": "x"})
-    told = with_manifest_entries(
+    reported = with_manifest_entries(
         JobError("workflow.missing_model", "5 problems.", "Fix.", problems=problems),
         workflow,
         Manifest(),
     )
-    assert told.code == "workflow.missing_model" and told.details["problems"] == problems
-    assert [(e["name"], e["directory"]) for e in told.details["manifest_entries"]] == [
+    assert reported.code == "workflow.missing_model" and reported.details["problems"] == problems
+    assert [(e["name"], e["directory"]) for e in reported.details["manifest_entries"]] == [
         ("a.safetensors", "loras"),
         ("b.safetensors", "loras/xl"),
         ("c.safetensors", "loras"),
         ("d.safetensors", "loras"),
     ]
-    assert "and 1 more" in told.fix and "has no entry for it" in told.fix
+    assert "and 1 more" in reported.fix and "has no entry for it" in reported.fix
 
 
 def test_another_error_and_a_model_the_workflow_does_not_name_are_left_as_they_are() -> None:
@@ -86,5 +86,5 @@ def test_a_manifest_with_a_fault_is_reported() -> None:
         findings=(error("manifest.shape", "models.json: it is not an object.", "Write one."),)
     )
     fault = JobError("workflow.missing_model", "No.", "Put.", node_id="1", model="a.safetensors")
-    told = with_manifest_entries(fault, {"1": lora("a.safetensors")}, manifest)
-    assert "models.json: it is not an object" in told.fix
+    reported = with_manifest_entries(fault, {"1": lora("a.safetensors")}, manifest)
+    assert "models.json: it is not an object" in reported.fix

@@ -37,9 +37,9 @@ _DELAYS = st.sampled_from((0.0, 0.0, 0.01, 0.03))
 
 @dataclass(frozen=True)
 class File:
-    """How one file fares: `told_early` while the job runs, saved in so many seconds or not."""
+    """How one file fares: `reported_early` while the job runs, saved in so many seconds or not."""
 
-    told_early: bool
+    reported_early: bool
     look: float
     save: float
     fails: bool
@@ -120,7 +120,7 @@ class Scene:
         names = [name_of(number, n) for n in range(len(job.files))]
         for name, file in zip(names, job.files, strict=True):
             (self.work.output / name).write_bytes(content_of(name))
-            if file.told_early:
+            if file.reported_early:
                 outputs.eager.on_output(outputs_of([name]))
                 await asyncio.sleep(0)
         await asyncio.sleep(job.runs)

@@ -20,9 +20,9 @@ def out(tmp_path: Path) -> Path:
     return folder
 
 
-def saved(folder: Path, mode: str = "RGB", **told: str) -> Path:
+def saved(folder: Path, mode: str = "RGB", **reported: str) -> Path:
     info = PngInfo()
-    for key, value in told.items():
+    for key, value in reported.items():
         info.add_text(key, value)
     picture = Image.new(mode, (16, 16), (200, 30, 30, 0)[: len(mode)])
     path = folder / "a.png"

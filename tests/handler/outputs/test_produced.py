@@ -94,10 +94,10 @@ def test_a_text_that_comfyui_tore_into_characters_is_whole_again() -> None:
 
 
 def test_a_full_path_beside_a_file_is_taken_along_and_a_path_alone_is_a_guess() -> None:
-    (told,), _ = produced({"9": {"gifs": [{**file("a.mp4"), "fullpath": "/out/a.mp4"}]}})
+    (reported,), _ = produced({"9": {"gifs": [{**file("a.mp4"), "fullpath": "/out/a.mp4"}]}})
     (guess,), _ = produced({"9": {"result": ["/out/3d/a.glb"]}})
-    assert isinstance(told, ProducedFile) and isinstance(guess, ProducedFile)
-    assert (told.fullpath, told.guessed) == ("/out/a.mp4", False)
+    assert isinstance(reported, ProducedFile) and isinstance(guess, ProducedFile)
+    assert (reported.fullpath, reported.guessed) == ("/out/a.mp4", False)
     assert (guess.fullpath, guess.guessed, guess.filename) == ("/out/3d/a.glb", True, "a.glb")
 
 

@@ -176,10 +176,10 @@ def test_a_name_that_changes_its_mind_leads_nowhere(tmp_path: Path) -> None:
 def test_no_other_credentials_are_used(
     server: S3Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "somebody-else")
-    monkeypatch.setenv("AWS_SESSION_TOKEN", "somebody-elses-token")
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "someone-else")
+    monkeypatch.setenv("AWS_SESSION_TOKEN", "someone-elses-token")
     url = store(bucket(server.url)).put(Upload(a_file(tmp_path, 10), "k", "video/mp4"))
-    assert KEY_ID in url and "somebody" not in url
+    assert KEY_ID in url and "someone" not in url
 
 
 def test_a_job_without_a_bucket_does_not_import_boto3() -> None:

@@ -114,9 +114,9 @@ def test_a_bucket_that_is_not_whole_is_refused_without_its_secret(key: str, valu
 @pytest.mark.parametrize(
     ("address", "said"),
     [
-        ("s3.example.com", "is no https URL"),
-        ("ftp://s3.example.com", "is no https URL"),
-        ("https://", "is no https URL"),
+        ("s3.example.com", "is not an https URL"),
+        ("ftp://s3.example.com", "is not an https URL"),
+        ("https://", "is not an https URL"),
         ("https://s3.example.com:port", "malformed"),
         ("https://[::1", "Invalid IPv6"),
         ("https://id:secret-marker@s3.example.com", "carries a login"),

@@ -23,7 +23,7 @@ WORKER = Path(__file__).parents[2] / "support" / "progress_worker.py"
 
 
 class Caller:
-    """Takes updates, each as slowly as told."""
+    """Takes updates, each as slowly as reported."""
 
     def __init__(self, seconds: float = 0.0) -> None:
         self.seconds = seconds

@@ -85,8 +85,8 @@ class Report:
 
 
 class WriteAside:
-    """Saves a picture past the output folder that ComfyUI is told, as some nodes do, and reports it
-    as if it lay there: `beside the code`, in the `working directory`, or at any other `place`."""
+    """Saves a picture past the output folder that ComfyUI is given, as some nodes do, and reports
+    it as if it lay there: `beside the code`, in the `working directory` or at another `place`."""
 
     CATEGORY = "tests"
     RETURN_TYPES = ()

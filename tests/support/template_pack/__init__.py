@@ -25,14 +25,14 @@ class TemplateLook:
 
     def run(self):
         here = os.path.dirname(__file__)
-        told = {
+        reported = {
             "prefix": sys.prefix,
             "own package": importlib.util.find_spec("template_only") is not None,
             "beside main.py": os.path.isfile(os.path.join(here, "../../main.py")),
             "loras": folder_paths.get_filename_list("loras"),
             "checkpoints": folder_paths.get_filename_list("checkpoints"),
         }
-        return {"ui": {"text": [json.dumps(told)]}}
+        return {"ui": {"text": [json.dumps(reported)]}}
 
 
 NODE_CLASS_MAPPINGS = {"TemplateLook": TemplateLook}

@@ -48,6 +48,8 @@ class DemoVolume:
             "COMFYUI_ARGS": "--cpu",
             # Its Python is made for it; what is left out of it on purpose is not fetched.
             "PACKAGES": "report",
+            # /workspace is for a Pod's volume, not for this machine's.
+            "LINK_OTHER_MOUNT": "false",
         }
 
     def copy_to(self, destination: Path) -> Path:

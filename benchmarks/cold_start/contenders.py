@@ -46,7 +46,9 @@ def ours(
         **plane,
         "VOLUME_PATH": str(volume),
         "COMFYUI_PYTHON": str(scene.demo.python),
-        "COMFYUI_ARGS": " ".join(("--cpu", *load.arguments)),
+        # All lines of its start, from which its marks are read, and no more than it says by itself.
+        "COMFYUI_ARGS": " ".join(("--cpu", "--verbose", "INFO", *load.arguments)),
+        "COMFY_LOG_LEVEL": "debug",
         "PACKAGES": "report",
         "COMFYUI_PORT": "0",
         "WORK_DIR": str(scene.work),

@@ -38,7 +38,8 @@ def ours(key: str, name: str, **settings: str) -> Contender:
         own = {
             "VOLUME_PATH": str(site.volume),
             "COMFYUI_PYTHON": str(site.demo.python),
-            "COMFYUI_ARGS": "--cpu",
+            "COMFYUI_ARGS": "--cpu --verbose INFO",
+            "COMFY_LOG_LEVEL": "debug",  # its address is read from the log
             "PACKAGES": "report",
             "COMFYUI_PORT": "0",
             "WORK_DIR": str(site.work(key)),

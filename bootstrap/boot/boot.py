@@ -27,7 +27,7 @@ from bootstrap.boot.runtime import Runtime, Serving, WarmUp
 from bootstrap.boot.schedule import Schedule, State, Timeline
 from bootstrap.comfyui import ComfyUI, wait_until_ready, with_cause
 from bootstrap.config import Settings
-from bootstrap.core.findings import Finding, errors_in, ok, outcome_of
+from bootstrap.core.findings import Finding, errors_in, ok, outcome_of, warning
 from bootstrap.environment import record_opened
 from bootstrap.environment.imports import check_node_imports
 from bootstrap.models.prefetch import ReadAhead
@@ -35,7 +35,10 @@ from bootstrap.volume.search import unlink_other_mounts
 
 _log = logging.getLogger(__name__)
 
-CODES = {"comfyui.ready": "ComfyUI answers"}
+CODES = {
+    "comfyui.ready": "ComfyUI answers",
+    "comfyui.instance_failed": "One of several ComfyUIs did not start; the others run jobs",
+}
 _LAYOUT_FAULTS = {
     "volume.not_found",
     "comfyui.not_found",
@@ -80,20 +83,18 @@ class Boot:
         self._schedule.start()
         if not errors_in(self._before):
             self._schedule.wait(self._plan.comfyui)
-            self.health.comfyui = self._plan.comfyui.result
+            self.health.comfyuis = self._plan.comfyui.result or ()
 
     def finish(self) -> Runtime:
         """What came of it, when ComfyUI answers or it is clear that it won't."""
-        serving = self._serving()
-        after: list[Finding] = []
+        found, running = self._wait_for(self._started())
         node_log: tuple[str, ...] = ()
-        if serving is not None:
-            after += self._wait(serving.comfyui)
-            after += self._plan.packages.value.late_findings()
-            node_log = tuple(serving.comfyui.log_tail(2000)) if not errors_in(after) else ()
-        if serving is not None and not errors_in([*self._findings, *after]):
-            after += self._prepare_jobs(serving)
-        report = self._report([*self._findings, *after], node_log, serving)
+        if running:
+            found += self._plan.packages.value.late_findings()
+        if running and not errors_in([*self._findings, *found]):
+            node_log = tuple(running[0].comfyui.log_tail(2000))
+            found += self._prepare_jobs(running)
+        report = self._report([*self._findings, *found], node_log)
         self.health.report = report
         volume, python = self._plan.volume.result, self._plan.python.result
         return Runtime(
@@ -102,7 +103,7 @@ class Boot:
             report,
             self.health,
             layout=volume.layout if volume else None,
-            serving=serving,
+            instances=running,
             wanted=self._plan.wanted.result,
             python=python.python if python else None,
             node_log=node_log,
@@ -119,7 +120,7 @@ class Boot:
         self._read_ahead.stop()
         if (wanted := plan.wanted.result) is not None:
             wanted.stop(_STOP_SECONDS)
-        if (comfyui := plan.comfyui.result) is not None:
+        for comfyui in plan.comfyui.result or ():
             comfyui.stop()
         if (code := plan.code.result) is not None:
             carrying = threading.Thread(target=code.write_back.now, daemon=True)
@@ -135,31 +136,42 @@ class Boot:
         """What was found so far, but for the doctor's word."""
         return [*self._before, *self._schedule.findings()]
 
-    def _serving(self) -> Serving | None:
-        plan, comfyui = self._plan, self._plan.comfyui.result
-        if comfyui is None:
-            return None
-        volume, work, code = plan.volume.value, plan.work.value, plan.code.value
-        return Serving(
-            *(self._settings, volume.layout, comfyui, work, volume.recent),
-            read_ahead=self._read_ahead,
-            write_back=code.write_back,
+    def _started(self) -> tuple[Serving, ...]:
+        plan = self._plan
+        if plan.comfyui.result is None:
+            return ()
+        volume, code = plan.volume.value, plan.code.value
+        return tuple(
+            Serving(
+                *(self._settings, volume.layout, comfyui, work, volume.recent),
+                read_ahead=self._read_ahead,
+                write_back=code.write_back,
+            )
+            for comfyui, (_, work) in zip(plan.comfyui.value, code.places, strict=True)
         )
 
-    def _wait(self, comfyui: ComfyUI) -> list[Finding]:
-        with self.timeline.stage("ComfyUI ready", since=comfyui.started_at):
+    def _wait_for(self, started: tuple[Serving, ...]) -> tuple[list[Finding], tuple[Serving, ...]]:
+        """What came of waiting for them, and those that answer; all of them where none does."""
+        waited = [self._wait(serving.comfyui, n) for n, serving in enumerate(started)]
+        running = tuple(s for s, f in zip(started, waited, strict=True) if not errors_in([f]))
+        if not running:
+            return waited[:1], started
+        failed = [n for n, finding in enumerate(waited) if errors_in([finding])]
+        return [_left_out(n, f) if n in failed else f for n, f in enumerate(waited)], running
+
+    def _wait(self, comfyui: ComfyUI, number: int) -> Finding:
+        name = f"ComfyUI {number + 1} ready" if number else "ComfyUI ready"
+        with self.timeline.stage(name, since=comfyui.started_at):
             waited = wait_until_ready(comfyui, self._settings.boot_timeout)
         if waited.finding is not None:
             comfyui.stop()
-            return [waited.finding]
-        return [
-            ok(
-                "comfyui.ready",
-                f"ComfyUI answers on {comfyui.url} after {self.timeline.elapsed:.1f} s.",
-            )
-        ]
+            return waited.finding
+        return ok(
+            "comfyui.ready",
+            f"ComfyUI answers on {comfyui.url} after {self.timeline.elapsed:.1f} s.",
+        )
 
-    def _prepare_jobs(self, serving: Serving) -> list[Finding]:
+    def _prepare_jobs(self, running: tuple[Serving, ...]) -> list[Finding]:
         """What is left to do when ComfyUI answers: models that are still coming, the warm-up."""
         found: list[Finding] = []
         fetching = self._schedule.wait(self._plan.wanted)
@@ -168,8 +180,8 @@ class Boot:
                 found += self._plan.wanted.value.wait()
         if self._warm_up is not None and not errors_in(found):
             with self.timeline.stage("warm-up") as row:
-                found += self._warm_up.run(serving, row)
-        serving.write_back.soon()
+                found += [f for serving in running for f in self._warm_up.run(serving, row)]
+        running[0].write_back.soon()
         self._record_python()
         return found
 
@@ -183,16 +195,14 @@ class Boot:
 
             threading.Thread(target=record, name="venv", daemon=True).start()
 
-    def _report(
-        self, own: list[Finding], node_log: tuple[str, ...], serving: Serving | None
-    ) -> BootReport:
+    def _report(self, own: list[Finding], node_log: tuple[str, ...]) -> BootReport:
         patience = _FAILED_PATIENCE if errors_in(own) else _READY_PATIENCE
         machine = self._plan.machine_check.findings(_MACHINE_PATIENCE)
         # Where ComfyUI runs, reality has answered; only a machine that is broken outweighs it.
         volume = self._plan.volume_check.findings(patience)
         own = [with_cause(finding, [*volume, *machine]) for finding in own]
         decisive = [*_exact(own, volume), *(f for f in machine if f.host_fault)]
-        noticed = [*machine, *volume, *self._node_findings(node_log, serving)]
+        noticed = [*machine, *volume, *self._node_findings(node_log)]
         return BootReport(
             outcome=outcome_of(decisive),
             findings=tuple(decisive),
@@ -201,11 +211,21 @@ class Boot:
             seconds=round(self.timeline.elapsed, 3),
         )
 
-    def _node_findings(self, log: tuple[str, ...], serving: Serving | None) -> list[Finding]:
+    def _node_findings(self, log: tuple[str, ...]) -> list[Finding]:
         """Which custom nodes failed to import in this boot, and why."""
-        facts = self._plan.volume_check.facts
-        home = serving.comfyui.launch.home if serving else None
+        facts, volume = self._plan.volume_check.facts, self._plan.volume.result
+        home = volume.layout.comfyui if volume else None
         return check_node_imports(log, facts.packages if facts else None, str(home or ""))
+
+
+def _left_out(number: int, finding: Finding) -> Finding:
+    return warning(
+        "comfyui.instance_failed",
+        f"ComfyUI {number + 1} did not start, and the others take its jobs: {finding.message}",
+        finding.fix,
+        cause=finding.code,
+        instance=number,
+    )
 
 
 def _exact(own: list[Finding], volume: Iterable[Finding]) -> list[Finding]:

@@ -18,7 +18,7 @@ import threading
 import time
 import traceback
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -97,30 +97,37 @@ class Health:
 
 
 def health_of(
-    report: BootReport | None, comfyui: ComfyUI | None, stuck: Finding | None = None
+    report: BootReport | None, comfyuis: Sequence[ComfyUI] = (), stuck: Finding | None = None
 ) -> Health:
     """What to say of a worker whose boot came to `report` (None: it still boots), and whose loop
     has stopped moving (`stuck`: `LoopPulse.fault`).
 
-    Blocks for half a second at most. *Degraded* is healthy: such a worker tells each job what is
-    wrong and how to fix it, and another start of the same container would not do better. Where
-    ComfyUI has worked, it is asked.
+    Blocks for half a second at most for each ComfyUI; one that is well is enough. *Degraded* is
+    healthy: such a worker tells each job what is wrong and how to fix it, and another start of the
+    same container would not do better. Where a ComfyUI has worked, it is asked.
     """
     if stuck is not None:
         return Health(False, f"{stuck.code}: {stuck.message} {stuck.fix}")
     if report is None:
         return Health(False, "starting: no jobs are taken yet")
+    worked = [
+        comfyui for comfyui in comfyuis if comfyui.was_ready or report.outcome is Outcome.READY
+    ]
     if report.outcome is Outcome.READY:
-        assert comfyui is not None
-        return _serving(comfyui)
+        return _best(worked)
     first = errors_in(report.findings)[0]
     verdict = f"{report.outcome.value}: {first.code}: {first.message}"
     if report.outcome is Outcome.UNFIT:
         return Health(False, verdict)
-    if comfyui is not None and comfyui.was_ready:
-        now = _serving(comfyui)
+    if worked:
+        now = _best(worked)
         return Health(now.healthy, f"{now.text}; when it started: {verdict}")
     return Health(True, verdict)
+
+
+def _best(comfyuis: Sequence[ComfyUI]) -> Health:
+    found = [_serving(comfyui) for comfyui in comfyuis]
+    return max(found, key=lambda health: health.healthy)
 
 
 def _serving(comfyui: ComfyUI) -> Health:
@@ -140,12 +147,12 @@ def _serving(comfyui: ComfyUI) -> Health:
 
 
 class HealthMonitor:
-    """How this worker is, at any moment: what `report` and `comfyui` it has is set as they come."""
+    """How this worker is, at any moment; `report` and `comfyuis` are set when they are there."""
 
     def __init__(self) -> None:
         self.loop_pulse = LoopPulse()
         self.report: BootReport | None = None
-        self.comfyui: ComfyUI | None = None
+        self.comfyuis: tuple[ComfyUI, ...] = ()
         self._watches: list[Callable[[], Finding | None]] = [self.loop_pulse.fault]
         self._socket = HealthSocket(self.now)
 
@@ -164,7 +171,7 @@ class HealthMonitor:
     def now(self) -> Health:
         """Blocks for two seconds at most."""
         stuck = next((found for look in self._watches if (found := look()) is not None), None)
-        return health_of(self.report, self.comfyui, stuck)
+        return health_of(self.report, self.comfyuis, stuck)
 
 
 class HealthSocket:

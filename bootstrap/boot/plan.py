@@ -8,15 +8,16 @@ from __future__ import annotations
 import logging
 import os
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from bootstrap.boot.report import log_late, log_place
 from bootstrap.boot.runtime import WantedModels, WarmUp
-from bootstrap.boot.schedule import Stage, StageFailed, Task
+from bootstrap.boot.schedule import Stage, StageFailed, T, Task
 from bootstrap.comfyui import (
+    INSTANCES,
     ComfyUI,
     Launch,
     Staged,
@@ -28,14 +29,16 @@ from bootstrap.comfyui import (
     folders_of,
     make_workdir,
     not_startable,
+    stage_again,
     stage_code,
 )
 from bootstrap.comfyui.launch import arguments, flags_in
 from bootstrap.config import Settings
-from bootstrap.core.findings import Finding
+from bootstrap.core.findings import Finding, warning
 from bootstrap.core.redact import child_environment
 from bootstrap.doctor import Facts, Report, Scope, check_layout, examine
 from bootstrap.environment import (
+    PROBE_SECONDS,
     Choice,
     Mirror,
     MirrorRequest,
@@ -62,6 +65,8 @@ _log = logging.getLogger(__name__)
 # Decides whether this machine is fit: always waited for. Its own probes are bounded.
 MACHINE = frozenset({"machine", "environment"})
 VOLUME = frozenset({"volume", "models", "comfyui"})
+_DEVICE = "--cuda-device"
+_MOST_INSTANCES = 16
 _VOLUME_LATE = (
     "The network volume is slow or its server does not answer: start the worker again; if it "
     "stays, raise VOLUME_TIMEOUT, or ask Runpod about the datacenter's storage."
@@ -72,12 +77,13 @@ _VOLUME_LATE = (
 class Volume:
     """The volume as it was found. `comfyui` is the folder of the ComfyUI that will run, `links`
     are names of the other mount that now lead to it, `args` the flags for ComfyUI: the endpoint's,
-    then the volume's own."""
+    then the volume's own, `instances` the number of ComfyUIs to start."""
 
     layout: Layout
     links: tuple[Path, ...]
     args: tuple[str, ...]
     recent: Recent
+    instances: int = 1
 
     @property
     def comfyui(self) -> Path:
@@ -89,10 +95,11 @@ class Volume:
 
 @dataclass(frozen=True)
 class Code:
-    """ComfyUI's code where it will run: `place` is its folder, `nodes` custom nodes that lie
-    elsewhere and were not copied. `write_back` carries changes in it to the volume."""
+    """ComfyUI's code where it will run, for each ComfyUI its folder and what is its own on local
+    disk. `nodes` are custom nodes that lie elsewhere and were not copied. `write_back` carries
+    changes in the code to the volume."""
 
-    place: Path
+    places: tuple[tuple[Path, WorkDir], ...]
     nodes: Path | None
     write_back: WriteBack
 
@@ -160,27 +167,19 @@ class Plan:
         self._read_ahead = read_ahead
         self.machine_check = Examination(MACHINE, settings, env)
         self.volume_check = Examination(VOLUME, settings, env)
-        patience = settings.volume_timeout
+        patience, probe = settings.volume_timeout, settings.volume_timeout + PROBE_SECONDS
+        copying = settings.stage_timeout + patience
+        installing = settings.packages_timeout + patience
 
         self.work = Task("local folder", self._make_workdir)
-        self.volume = Task(
-            "find volume", self._find_volume, [self.work], (), patience, _VOLUME_LATE
-        )
+        self.volume = _bounded("find volume", self._find_volume, self.work, patience)
         self.code = Task("copy code", self._copy_code, [self.volume])
-        self.manifest = Task("read manifest", self._read_manifest, [self.volume])
-        self.links = Task(
-            "link models", self._link_models, [self.volume], (), patience, _VOLUME_LATE
-        )
-        self.choice = Task("choose Python", self._choose_python, [self.volume])
-        self.flags = Task("ask flags", self._ask_flags, [self.choice])
-        self.python = Task("copy Python", self._copy_python, [self.choice])
-        self.packages = Task(
-            "packages",
-            self._prepare_packages,
-            [self.python],
-            budget=settings.packages_timeout + patience,
-            late=_VOLUME_LATE,
-        )
+        self.manifest = _bounded("read manifest", self._read_manifest, self.volume, patience)
+        self.links = _bounded("link models", self._link_models, self.volume, patience)
+        self.choice = _bounded("choose Python", self._choose_python, self.volume, probe)
+        self.flags = _bounded("ask flags", self._ask_flags, self.choice, probe)
+        self.python = _bounded("copy Python", self._copy_python, self.choice, copying)
+        self.packages = _bounded("packages", self._prepare_packages, self.python, installing)
         self.comfyui = Task(
             "start ComfyUI",
             self._start,
@@ -228,20 +227,32 @@ class Plan:
         row.add([*check_layout(layout), *check_args_file(args)])
         recent = Recent(layout.root, self._env.get("RUNPOD_ENDPOINT_ID"))
         flags = with_args_file(self._settings, args).comfyui_args
-        return Volume(layout, tuple(links), flags, recent)
+        count = instances(self._settings, self._env, flags)
+        return Volume(layout, tuple(links), flags, recent, count)
 
     def _copy_code(self, row: Stage) -> Code:
         volume, work = self.volume.value, self.work.value
         staged, findings = stage_code(self._settings, volume.layout, work)
-        user, more = copy_user(self._settings, volume.layout, work)
-        copies = [*staged, *([user] if user is not None else [])]
+        place = staged[0].place if staged else volume.comfyui
+        places, copies = [(place, work)], list(staged)
+        for number in range(1, volume.instances):
+            try:
+                other = work.further(number)
+                again = stage_again(staged, work, other) if staged else []
+            except OSError as problem:
+                row.add([_no_room(number, problem)])
+                break
+            copies += again
+            places.append((again[0].place if again else place, other))
+        more: list[Finding] = []
+        for _, own in places:
+            user, more = copy_user(self._settings, volume.layout, own)
+            copies += [user] if user is not None else []
         row.bytes = sum(copy.bytes for copy in copies)
         row.note = f"{sum(len(copy.stamps) for copy in copies)} files" if staged else "not needed"
         row.add([*findings, *more, *check_queued(copies)])
         write_back = _write_back(copies, volume.layout.root)
-        if staged:
-            return Code(staged[0].place, None, write_back)
-        return Code(volume.comfyui, volume.layout.nodes, write_back)
+        return Code(tuple(places), None if staged else volume.layout.nodes, write_back)
 
     def _read_manifest(self, row: Stage) -> Manifest:
         manifest = wanted_here(self._settings, self.volume.value.layout)
@@ -341,34 +352,75 @@ class Plan:
         models = volume.layout.models
         return list(dict.fromkeys([*first, *(models / name for name in names)]))
 
-    def _start(self, row: Stage) -> ComfyUI:
-        launch = self._launch()
-        row.add(arguments(launch.known_flags, launch.folders, launch.port, launch.extra_args)[1])
-        comfyui = ComfyUI(launch)
-        try:
-            comfyui.start()
-        except OSError as problem:
-            raise StageFailed(not_startable(problem)) from None
-        return comfyui
+    def _start(self, row: Stage) -> tuple[ComfyUI, ...]:
+        started: list[ComfyUI] = []
+        for number in range(len(self.code.value.places)):
+            launch = self._launch(number)
+            if not started:
+                known, extra = launch.known_flags, launch.extra_args
+                row.add(arguments(known, launch.folders, launch.port, extra)[1])
+            comfyui = ComfyUI(launch)
+            try:
+                comfyui.start()
+            except OSError as problem:
+                for other in started:
+                    other.stop()
+                raise StageFailed(not_startable(problem)) from None
+            started.append(comfyui)
+        return tuple(started)
 
-    def _launch(self) -> Launch:
+    def _launch(self, number: int) -> Launch:
         volume, code, flags = self.volume.value, self.code.value, self.flags.value
         python = self.python.value.python
         env, build = self._child_env(python), read_torch_build(python)
         chosen = choose_allocator(flags, volume.args, build.version if build else None, env)
+        place, work = code.places[number]
+        port, count = self._settings.comfyui_port, len(code.places)
         return Launch(
             python,
-            code.place,
-            folders_of(self.work.value, volume.comfyui, code.nodes),
+            place,
+            folders_of(work, volume.comfyui, code.nodes),
             flags,
-            (*volume.args, *chosen.args),
-            self.packages.value.environment({**env, **chosen.env}),
-            self._settings.comfyui_port,
+            (*volume.args, *chosen.args, *_device(number, count, flags, volume.args)),
+            self.packages.value.environment({**env, **chosen.env, INSTANCES: str(count)}),
+            port + number if port else 0,
             home=volume.comfyui,
+            label=f"{number + 1}: " if count > 1 else "",
         )
 
     def _child_env(self, python: Path) -> dict[str, str]:
         return child_environment(self._env, self._settings.comfyui_env_pass, python)
+
+
+def _bounded(name: str, run: Callable[[Stage], T], need: Task[Any], budget: float) -> Task[T]:
+    """A task that touches the volume, which can hold it for ever."""
+    return Task(name, run, [need], budget=budget, late=_VOLUME_LATE)
+
+
+def instances(settings: Settings, env: Mapping[str, str], args: Sequence[str]) -> int:
+    """How many ComfyUIs to start: COMFYUI_INSTANCES, else one for each GPU."""
+    if settings.comfyui_instances is not None:
+        return settings.comfyui_instances
+    if {"--cpu", "--cuda-device"} & {arg.partition("=")[0] for arg in args}:
+        return 1
+    count = env.get("RUNPOD_GPU_COUNT", "").strip()
+    return max(1, min(int(count), _MOST_INSTANCES)) if count.isdecimal() else 1
+
+
+def _device(number: int, count: int, flags: frozenset[str], args: Sequence[str]) -> tuple[str, ...]:
+    """The flag for a GPU of its own, where there are several ComfyUIs."""
+    given = {"--cpu", _DEVICE} & {arg.partition("=")[0] for arg in args}
+    return (_DEVICE, str(number)) if count > 1 and _DEVICE in flags and not given else ()
+
+
+def _no_room(number: int, problem: OSError) -> Finding:
+    return warning(
+        "comfyui.instance_failed",
+        f"ComfyUI {number + 1} is not started: its folder on local disk cannot be made: "
+        f"{problem.strerror or problem}.",
+        "Give the endpoint a larger container disk (Edit Endpoint → Container Disk), or set "
+        "COMFYUI_INSTANCES to fewer.",
+    )
 
 
 def _write_back(copies: Sequence[Staged], volume: Path) -> WriteBack:

@@ -85,8 +85,8 @@ class WantedModels:
 
 @dataclass(frozen=True)
 class Serving:
-    """What jobs run with, where ComfyUI was started. `recent` is the record of the models and the
-    workflow of this endpoint's last jobs."""
+    """What jobs run with on one ComfyUI that was started. `recent` is the record of the models and
+    the workflow of this endpoint's last jobs."""
 
     settings: Settings
     layout: Layout
@@ -99,8 +99,9 @@ class Serving:
 
 @dataclass(frozen=True)
 class Runtime:
-    """What came of a boot. `layout` is None where the volume was not found in time; `serving` is
-    None where ComfyUI was not started: such a worker answers each job with what is wrong.
+    """What came of a boot. `layout` is None where the volume was not found in time; `instances` has
+    one for each ComfyUI, none where none was started: such a worker answers each job with what is
+    wrong.
     `node_log` is what ComfyUI logged while it started, `python` the one it runs with, `wanted` the
     models of the manifest."""
 
@@ -109,10 +110,15 @@ class Runtime:
     report: BootReport
     health: HealthMonitor
     layout: Layout | None = None
-    serving: Serving | None = None
+    instances: tuple[Serving, ...] = ()
     wanted: WantedModels | None = field(default=None, repr=False)
     python: Path | None = None
     node_log: tuple[str, ...] = field(default=(), repr=False)
+
+    @property
+    def serving(self) -> Serving | None:
+        """The first ComfyUI's."""
+        return self.instances[0] if self.instances else None
 
     def faults_now(self) -> tuple[Finding, ...]:
         """What keeps jobs from running: the report's errors, but for models that came since.

@@ -220,8 +220,15 @@ class Schedule:
 
     def _attend(self, task: Task[Any]) -> None:
         before = (*task.needs, *task.after)
+
+        def is_decided() -> bool:
+            """One need that went wrong is enough: others may never be settled."""
+            if any(need.state not in (State.WAITING, State.GOOD) for need in task.needs):
+                return True
+            return all(t.state is not State.WAITING for t in before)
+
         with self._changed:
-            self._changed.wait_for(lambda: all(t.state is not State.WAITING for t in before))
+            self._changed.wait_for(is_decided)
             good = all(need.state is State.GOOD for need in task.needs)
         if not good:
             self._timeline.skip(task.name)
@@ -241,7 +248,7 @@ class Schedule:
                 values.append(task.run(row))
             except StageFailed as failure:
                 row.add(failure.findings)
-            except Exception as fault:  # noqa: BLE001  # the boot goes on and says so
+            except BaseException as fault:  # noqa: BLE001  # the boot goes on and says so
                 _log.exception("the stage “%s” failed", task.name)
                 row.add([_crashed(task, fault)])
             state = State.FAILED if errors_in(row.findings) else State.GOOD
@@ -270,7 +277,7 @@ def _late(task: Task[Any]) -> Finding:
     )
 
 
-def _crashed(task: Task[Any], fault: Exception) -> Finding:
+def _crashed(task: Task[Any], fault: BaseException) -> Finding:
     return error(
         "boot.stage_crashed",
         f"The boot's stage “{task.name}” failed: {type(fault).__name__}: {fault}",

@@ -7,15 +7,18 @@ from bootstrap.comfyui.launch import (
     choose_allocator,
     copy_user,
     folders_of,
+    stage_again,
     stage_code,
 )
 from bootstrap.comfyui.process import ComfyUI, Launch, not_startable
 from bootstrap.comfyui.readiness import is_answering, wait_until_ready
+from bootstrap.comfyui.run_main import INSTANCES
 from bootstrap.comfyui.stage import Staged
 from bootstrap.comfyui.workdir import WorkDir, make_workdir
 from bootstrap.comfyui.write_back import WriteBack
 
 __all__ = [
+    "INSTANCES",
     "Allocator",
     "ComfyUI",
     "Exit",
@@ -35,6 +38,7 @@ __all__ = [
     "not_startable",
     "prompt_hooks",
     "readiness",
+    "stage_again",
     "stage_code",
     "wait_until_ready",
     "with_cause",

@@ -22,6 +22,7 @@ from bootstrap.comfyui.stage import (
     CannotStage,
     Plan,
     Staged,
+    copy_again,
     copy_user_folder,
     link_output,
     stage,
@@ -188,6 +189,14 @@ def stage_code(
         return [], [_not_staged(problem, settings)]
     link_output(staged[0].place, work.output)
     return staged, [_heavy(copy, settings) for copy in staged if copy.linked]
+
+
+def stage_again(staged: Sequence[Staged], work: WorkDir, other: WorkDir) -> list[Staged]:
+    """The code once more, for another ComfyUI of the same worker: many nodes write beside it, and
+    must not mix up their files. Raises OSError."""
+    copies = copy_again(staged, work.stage, other.stage)
+    link_output(copies[0].place, other.output)
+    return copies
 
 
 def check_queued(copies: Sequence[Staged]) -> list[Finding]:

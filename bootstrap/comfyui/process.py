@@ -42,7 +42,8 @@ class Launch:
     """All that is needed to start ComfyUI, again and again.
 
     `home` is where people know this ComfyUI, on the volume; its log then names files there, where
-    they can be fixed, and not in the copy at `comfyui` that runs.
+    they can be fixed, and not in the copy at `comfyui` that runs. `label` stands before its lines
+    in the log, where there are several ComfyUIs.
     """
 
     python: Path
@@ -53,6 +54,7 @@ class Launch:
     env: Mapping[str, str]
     port: int
     home: Path | None = None
+    label: str = ""
 
 
 class ComfyUI:
@@ -207,14 +209,14 @@ class ComfyUI:
     def _read(self, pipe: IO[bytes], own_log: deque[str]) -> None:
         """Pass the log on line by line; a progress bar's `\\r` ends a line too."""
         rest, lines = b"", LogLines()
-        while chunk := _next_chunk(pipe, lines):
+        while chunk := self._next_chunk(pipe, lines):
             *ended, rest = _LINE_END.split(rest + chunk)
             if len(rest) > 65536:
                 ended, rest = [*ended, rest], b""
             for line in ended:
                 self._keep(line, own_log, lines)
         self._keep(rest, own_log, lines)
-        _show(lines.flush())
+        self._show(lines.flush())
         pipe.close()
 
     def _keep(self, line: bytes, own_log: deque[str], lines: LogLines) -> None:
@@ -226,22 +228,20 @@ class ComfyUI:
             self._lines += 1
             own_log.append(text)
             self._log.append(text)
-            _show(lines.feed(text))
+            self._show(lines.feed(text))
 
+    def _next_chunk(self, pipe: IO[bytes], lines: LogLines) -> bytes:
+        """What is written next; empty at the end. Held lines do not wait for it."""
+        if lines.holds:
+            poll = select.poll()
+            poll.register(pipe, select.POLLIN)
+            if not poll.poll(1000 * _HELD_SECONDS):
+                self._show(lines.flush())
+        return os.read(pipe.fileno(), 65536)
 
-def _next_chunk(pipe: IO[bytes], lines: LogLines) -> bytes:
-    """What is written next; empty at the end. Held lines do not wait for it."""
-    if lines.holds:
-        poll = select.poll()
-        poll.register(pipe, select.POLLIN)
-        if not poll.poll(1000 * _HELD_SECONDS):
-            _show(lines.flush())
-    return os.read(pipe.fileno(), 65536)
-
-
-def _show(lines: list[tuple[int, str]]) -> None:
-    for level, text in lines:
-        _log.log(level, "%s", text)
+    def _show(self, lines: list[tuple[int, str]]) -> None:
+        for level, text in lines:
+            _log.log(level, "%s%s", self.launch.label, text)
 
 
 def _catches(pid: int, number: int) -> bool:

@@ -9,7 +9,7 @@ ComfyUI get what they get at any other death. Threads are named after their func
 
 psutil tells the machine's memory, of which a container may have a small part. ComfyUI takes up to
 90 % of it for pinned weights and caches, so that the kernel kills it. Here psutil.virtual_memory
-tells the container's, as long as psutil can be imported.
+tells the container's, divided by the number of ComfyUIs in it, as long as psutil can be imported.
 
 What the worker asks of prompts beyond ComfyUI's API is in `prompt_hooks.py`.
 
@@ -40,6 +40,7 @@ _LAST_WORDS_SECONDS = 0.5
 _FUNCTION = "(prompt_worker)"  # its name in ComfyUI's main.py since 2023
 SAID = "ComfyUI's prompt thread ended"  # bootstrap/comfyui/exits.py reads it
 ASK_STACKS = signal.SIGUSR2
+INSTANCES = "COMFYUI_INSTANCES"  # how many ComfyUIs share the memory
 _HERE = os.path.dirname(os.path.abspath(__file__))
 _MEMORY = os.path.join(_HERE, "..", "core", "memory.py")
 _HOOKS = os.path.join(_HERE, "prompt_hooks.py")
@@ -76,15 +77,20 @@ def _tell_containers_memory() -> None:
     """From now on psutil.virtual_memory tells what this container may have."""
     psutil: Any = importlib.import_module("psutil")  # of ComfyUI's Python, not the worker's
     gauge = _load(_MEMORY).MemoryGauge()
-    if gauge.room() is None:
+    share = int(os.environ.get(INSTANCES) or 1)
+    if gauge.room() is None and share == 1:
         return
     of_machine = psutil.virtual_memory
 
     def virtual_memory() -> Any:
         machine, room = of_machine(), gauge.room()
-        if room is None:
+        if room is None and share == 1:
             return machine
-        total, available = min(machine.total, room[0]), min(machine.available, room[1])
+        total, available = room or (machine.total, machine.available)
+        total, available = (
+            min(machine.total, total) // share,
+            min(machine.available, available) // share,
+        )
         return machine._replace(
             total=total,
             available=available,

@@ -19,7 +19,7 @@ import os
 import shutil
 import stat
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -152,6 +152,13 @@ def link_output(copy: Path, output: Path) -> None:
         place.unlink()
     if not place.exists():
         place.symlink_to(output)
+
+
+def copy_again(staged: Sequence[Staged], stage: Path, other: Path) -> list[Staged]:
+    """All copies that lie below the folder `stage` once more, below the new folder `other`. Raises
+    OSError."""
+    shutil.copytree(stage, other, symlinks=True)
+    return [replace(copy, place=other / copy.place.relative_to(stage)) for copy in staged]
 
 
 def copy_user_folder(user: Path, place: Path, timeout: float) -> Staged:

@@ -22,10 +22,13 @@ _LOCK = ".lock"
 
 @dataclass(frozen=True)
 class WorkDir:
-    """Folders of this worker, all below `root`, and the open lock that says it is in use."""
+    """Folders of this worker, all below `root`, and the open lock that says it is in use. A further
+    ComfyUI of the same worker has a `root` of its own below `shared`, the first one's, and shares
+    what no ComfyUI writes."""
 
     root: Path
     lock: int
+    shared: Path | None = None
 
     @property
     def input(self) -> Path:
@@ -56,17 +59,17 @@ class WorkDir:
     @property
     def view(self) -> Path:
         """A models folder of links, where the volume's takes none; see volume/links.py."""
-        return self.root / "volume-models"
+        return (self.shared or self.root) / "volume-models"
 
     @property
     def front_end(self) -> Path:
         """A page in place of ComfyUI's front end, which a worker has no use for."""
-        return self.root / "front-end"
+        return (self.shared or self.root) / "front-end"
 
     @property
     def models(self) -> Path:
         """Links to models of the platform's cache; see models/installed.py."""
-        return self.root / "models"
+        return (self.shared or self.root) / "models"
 
     @property
     def model_paths(self) -> Path:
@@ -77,6 +80,13 @@ class WorkDir:
     def database(self) -> str:
         """SQLAlchemy address of ComfyUI's database."""
         return f"sqlite:///{self.root / 'comfyui.db'}"
+
+    def further(self, number: int) -> WorkDir:
+        """New folders for another ComfyUI of this worker. Raises OSError."""
+        other = WorkDir(self.root / f"instance-{number}", self.lock, self.root)
+        for folder in (other.input, other.output, other.user):
+            folder.mkdir(parents=True)
+        return other
 
     def remove(self) -> None:
         """Delete the folder; what cannot be deleted is left for the next worker's sweep."""

@@ -79,6 +79,13 @@ class Settings:
         8188,
         "ComfyUI's port on 127.0.0.1; a free one is taken when it is in use; 0 is any free one",
     )
+    comfyui_instances: int | None = var(
+        "COMFYUI_INSTANCES",
+        kinds.integer(1, 16),
+        None,
+        "How many ComfyUIs run side by side, each on a GPU of its own and with one job at a time",
+        "the number of GPUs, `RUNPOD_GPU_COUNT`; 1 with `--cpu`",
+    )
     comfyui_env_pass: tuple[str, ...] = var(
         "COMFYUI_ENV_PASS",
         kinds.NAMES,

@@ -11,12 +11,13 @@ from bootstrap.environment.package_set import (
     prepare_packages,
 )
 from bootstrap.environment.packs import Requirements
-from bootstrap.environment.python import Venv, ask_help
+from bootstrap.environment.python import PROBE_SECONDS, Venv, ask_help
 from bootstrap.environment.site_packages import PackagesFacts
 from bootstrap.environment.store import Record
 
 __all__ = [
     "INSTALL",
+    "PROBE_SECONDS",
     "Choice",
     "Judgement",
     "Mirror",

@@ -24,7 +24,7 @@ from bootstrap.config import Settings
 from bootstrap.core.files import list_folder
 from bootstrap.core.findings import Finding, error, info, warning
 from bootstrap.core.text import IN_ENDPOINT, shown
-from bootstrap.environment.python import Venv, look_at_venv
+from bootstrap.environment.python import PROBE_SECONDS, Venv, look_at_venv
 from bootstrap.environment.torch_build import read_torch_build, runs_with
 from bootstrap.volume import Layout
 
@@ -41,7 +41,6 @@ _NESTED = ("environments/python", "runpod-venvs", "venvs")
 _MOST_VENVS = 20
 _VERSION = "import sys; print('%d.%d' % sys.version_info[:2])"
 _PROBE = f"{_VERSION}; import importlib.util as u; sys.exit(0 if u.find_spec('torch') else 3)"
-_PROBE_SECONDS = 60  # a venv on a cold network volume
 _DRIVER = re.compile(r"\s(\d{3,}(?:\.\d+)+)\s")
 
 
@@ -246,13 +245,13 @@ def _problem_with(python: Path, has_torch: bool = False) -> tuple[str | None, st
             capture_output=True,
             text=True,
             errors="replace",
-            timeout=_PROBE_SECONDS,
+            timeout=PROBE_SECONDS,
             check=False,
         )
     except OSError as problem:
         return None, problem.strerror or "cannot be run"
     except subprocess.TimeoutExpired:
-        return None, f"no answer in {_PROBE_SECONDS} s"
+        return None, f"no answer in {PROBE_SECONDS} s"
     if answer.returncode not in (0, 3) or not answer.stdout.strip():
         return None, "does not start"
     return answer.stdout.split()[-1], "has no torch" if answer.returncode else None

@@ -25,7 +25,7 @@ _CHILD = Path(__file__).with_name("judge_child.py")
 CODES = {
     "comfyui.help_failed": "ComfyUI's `main.py --help` did not work",
 }
-_PROBE_SECONDS = 60  # a venv on a cold network volume
+PROBE_SECONDS = 60  # a venv on a cold network volume
 
 
 @dataclass(frozen=True)
@@ -205,7 +205,7 @@ def ask_help(python: Path, comfyui: Path, env: dict[str, str]) -> str | Finding:
             env=env,
             capture_output=True,
             text=True,
-            timeout=_PROBE_SECONDS,
+            timeout=PROBE_SECONDS,
             check=False,
         )
     except (OSError, subprocess.TimeoutExpired) as problem:

@@ -9,7 +9,7 @@ from typing import Any
 
 import bootstrap
 from bootstrap.boot import Runtime, boot_json
-from bootstrap.comfyui import Exit, explain_exit, is_answering
+from bootstrap.comfyui import ComfyUI, Exit, explain_exit, is_answering
 from bootstrap.doctor import Facts, Scope, bounded, examine, report_json
 from bootstrap.models.installed import cached_models
 from handler.common import reply
@@ -17,6 +17,7 @@ from handler.request.parse import DiagnosticsRequest, ModelsRequest
 
 _LOG_LINES = 60
 _ANSWER_SECONDS = 1.0
+_NO_COMFYUI = {"running": False, "answers": False, "starts": 0, "exits": [], "log": []}
 # What Runpod sets for each worker; none of it is secret.
 _RUNPOD_NAMES = (
     "RUNPOD_POD_ID RUNPOD_ENDPOINT_ID RUNPOD_DC_ID RUNPOD_GPU_COUNT RUNPOD_VOLUME_ID "
@@ -29,15 +30,15 @@ class Diagnostics:
 
     def __init__(self, runtime: Runtime) -> None:
         self._runtime = runtime
-        self._comfyui = runtime.serving.comfyui if runtime.serving else None
+        self._comfyuis = [serving.comfyui for serving in runtime.instances]
 
     def examine(self, request: DiagnosticsRequest) -> dict[str, Any]:
         """Findings and facts as of now, the boot, ComfyUI's state, versions, settings."""
-        runtime, comfyui = self._runtime, self._comfyui
+        runtime = self._runtime
         scope = Scope(
             sections=request.sections,
             deep=request.deep,
-            comfyui_running=comfyui is not None and comfyui.ended() is None,
+            comfyui_running=any(comfyui.ended() is None for comfyui in self._comfyuis),
             python=runtime.python,
         )
         report = examine(runtime.settings, runtime.env, scope, runtime.node_log)
@@ -45,7 +46,8 @@ class Diagnostics:
             **report_json(report),
             "health": vars(runtime.health.now()),
             "boot": boot_json(runtime.report),
-            "comfyui": self._comfyui_state(),
+            "comfyui": _state(self._comfyuis[0]) if self._comfyuis else _NO_COMFYUI,
+            "further_comfyuis": [_state(comfyui) for comfyui in self._comfyuis[1:]],
             "versions": _versions(report.facts),
             "settings": runtime.settings.masked(),
             "runpod": {n: os.environ[n] for n in _RUNPOD_NAMES if n in os.environ},
@@ -62,19 +64,17 @@ class Diagnostics:
         models = {**facts.get("models", {}), "cached": cached}
         return reply.completed([], list(request.warnings), models=bounded(models))
 
-    def _comfyui_state(self) -> dict[str, Any]:
-        comfyui = self._comfyui
-        if comfyui is None:
-            return {"running": False, "answers": False, "starts": 0, "exits": [], "log": []}
-        running = comfyui.ended() is None
-        return {
-            "running": running,
-            "answers": running and is_answering(comfyui, _ANSWER_SECONDS),
-            "port": comfyui.port,
-            "starts": comfyui.starts,
-            "exits": [_exit(exit) for exit in comfyui.exits[-5:]],
-            "log": comfyui.log_tail(_LOG_LINES),
-        }
+
+def _state(comfyui: ComfyUI) -> dict[str, Any]:
+    running = comfyui.ended() is None
+    return {
+        "running": running,
+        "answers": running and is_answering(comfyui, _ANSWER_SECONDS),
+        "port": comfyui.port,
+        "starts": comfyui.starts,
+        "exits": [_exit(exit) for exit in comfyui.exits[-5:]],
+        "log": comfyui.log_tail(_LOG_LINES),
+    }
 
 
 def _exit(exit: Exit) -> dict[str, Any]:

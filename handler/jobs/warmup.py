@@ -6,6 +6,7 @@ from __future__ import annotations
 import copy
 import shutil
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from bootstrap.boot import Serving, Stage
@@ -54,7 +55,7 @@ class WarmUp:
                 row.note = "nothing to repeat yet"
                 return [_none_yet()]
             _run(serving, workflow)
-        except JobError as problem:
+        except Exception as problem:  # noqa: BLE001  # jobs may run all the same
             row.outcome = "failed"
             return [_failed(problem)]
         finally:
@@ -131,14 +132,17 @@ def _text_of(path: Path) -> str:
 
 def _discard_outputs(output: Path) -> None:
     """Nothing of the warm-up is a result."""
-    for left in output.iterdir():
-        if left.is_dir() and not left.is_symlink():
-            shutil.rmtree(left, ignore_errors=True)
-        else:
-            left.unlink(missing_ok=True)
+    with suppress(OSError):
+        for left in output.iterdir():
+            if left.is_dir() and not left.is_symlink():
+                shutil.rmtree(left, ignore_errors=True)
+            else:
+                left.unlink(missing_ok=True)
 
 
-def _failed(problem: JobError) -> Finding:
+def _failed(problem: Exception) -> Finding:
+    if not isinstance(problem, JobError):
+        problem = JobError("worker.internal", f"{type(problem).__name__}: {problem}")
     return warning(
         "warmup.failed",
         f"The warm-up did not run: {problem.message}",

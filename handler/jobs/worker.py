@@ -52,10 +52,12 @@ class Worker:
     """Answers jobs on what a boot has made, be it ready or not."""
 
     def __init__(self, runtime: Runtime, prefetch: int = 0) -> None:
-        """`prefetch` jobs may be here behind the one that ComfyUI runs."""
+        """`prefetch` jobs may be here behind those that ComfyUI runs."""
         layout = runtime.layout
         self.calls = Calls.on(Path(os.sep) if layout is None else layout.root)
-        self.slots = JobSlots(prefetch, lambda: self.calls.fault() is not None)
+        self.slots = JobSlots(
+            prefetch, lambda: self.calls.fault() is not None, max(1, len(runtime.instances))
+        )
         self.shutdown = Shutdown(runtime.settings.shutdown_grace)
         self._runtime = runtime
         self._settings = runtime.settings
@@ -64,12 +66,11 @@ class Worker:
         self._diagnostics = Diagnostics(runtime)
         self._supply = _supply_for(runtime, self.calls)
         self._named = None if layout is None else NamedWorkflows(layout.root)
-        self._jobs: WorkflowJobs | None = None
-        if runtime.serving is not None:
-            kept = withheld(runtime.env, runtime.settings.comfyui_env_pass)
-            self._jobs = WorkflowJobs(
-                runtime.serving, self._supply, self.calls, self._faults_at_boot, kept
-            )
+        kept = withheld(runtime.env, runtime.settings.comfyui_env_pass)
+        self._instances = [
+            WorkflowJobs(serving, self._supply, self.calls, self._faults_at_boot, kept)
+            for serving in runtime.instances
+        ]
 
     async def handle(self, job: Mapping[str, Any]) -> dict[str, Any]:
         """The SDK's handler: always a reply; the only exception is a cancellation."""
@@ -119,12 +120,13 @@ class Worker:
         faults = await self._faults()
         if isinstance(request, DownloadRequest) and self._supply is not None:
             return await self._supply.download(request, progress)
-        if isinstance(request, DownloadRequest) or self._jobs is None:
+        if isinstance(request, DownloadRequest) or not self._instances:
             raise _degraded(faults)
-        if faults and not self._jobs.can_retry(faults):
+        jobs = min(self._instances, key=lambda instance: instance.load)
+        if faults and not jobs.can_retry(faults):
             raise _degraded(faults)
         try:
-            return await self._jobs.run(request, progress, handle)
+            return await jobs.run(request, progress, handle)
         except JobError as error:  # what was ignored of the request may be why
             if request.warnings:
                 error.details = {**error.details, "warnings": list(request.warnings)}

@@ -83,12 +83,22 @@ class WorkflowJobs:
         self._delivery = Delivery(settings, serving.work, layout, calls)
         self._models = layout.models
         self._known = KnownClasses()
+        self._uncomputed: set[JobHandle] = set()
         self._recovery = ComfyRecovery(comfyui, MemoryRelief(settings), calls.control, faults)
         self._executor = PromptExecutor(comfyui, self._recovery, self._models, self._known, calls)
         keep_workflow = (settings.warmup_workflow or "").lower() == LAST
         self._prefetcher = ModelPrefetcher(
             serving.read_ahead, serving.recent, self._models, keep_workflow
         )
+
+    @property
+    def load(self) -> int:
+        """How many jobs are here that its ComfyUI is not done with."""
+        return len(self._uncomputed)
+
+    def _computed(self, handle: JobHandle) -> None:
+        self._uncomputed.discard(handle)
+        handle.computed()
 
     def can_retry(self, faults: Sequence[Finding]) -> bool:
         """Can a job go ahead in spite of these faults, which the boot found?"""
@@ -107,6 +117,7 @@ class WorkflowJobs:
         inputs = JobInputs(
             self._work.input, job_tag, fetcher, self._shared_inputs, self._calls.local
         )
+        self._uncomputed.add(handle)
         prefetch = self._prefetcher.begin(request.workflow)
         has_inputs = inputs.has_files(request.files, request.workflow)
         try:
@@ -120,7 +131,7 @@ class WorkflowJobs:
                 hints = (*hints, *await self._place(request, inputs, deadline))
             handle.stage = "the workflow was still running"
             result, items, notes = await self._produce(request, job, hints)
-            handle.computed()
+            self._computed(handle)
             handle.stage = "its results were not delivered yet"
             warnings = [*request.warnings, *result.warnings, *notes]
             timings = {"execution": round(result.seconds, 3), **prefetch.timings()}
@@ -133,7 +144,7 @@ class WorkflowJobs:
             self._calls.background.add(self._remember(request, prefetch))
             return answer
         except (JobError, TimeUp) as problem:
-            handle.computed()
+            self._computed(handle)
             if isinstance(problem, TimeUp):
                 problem = timeout_error(deadline, handle.stage)
             await self._delivery.keep_rest(job.outputs)
@@ -142,6 +153,7 @@ class WorkflowJobs:
             await asyncio.shield(self._delivery.keep_rest(job.outputs))
             raise
         finally:
+            self._uncomputed.discard(handle)
             previews.end()
             prefetch.end()
             if has_inputs:

@@ -19,16 +19,19 @@ _LOOK_EVERY = 1.0
 
 
 class JobSlots:
-    """At most 1 + `prefetch` jobs that are not computed, and `_DELIVERIES` more that are; with a
-    `prefetch` of 0 one job at a time. Used by one event loop; `waits` from any thread."""
+    """At most one job for each ComfyUI and `prefetch` more that are not computed, and `_DELIVERIES`
+    that are; with a `prefetch` of 0 one job at a time for each. Used by one event loop; `waits`
+    from any thread."""
 
-    def __init__(self, prefetch: int, exhausted: Callable[[], bool] = lambda: False) -> None:
-        """No job is taken while the worker is `exhausted`."""
+    def __init__(
+        self, prefetch: int, exhausted: Callable[[], bool] = lambda: False, running: int = 1
+    ) -> None:
+        """No job is taken while the worker is `exhausted`; `running` ComfyUIs work at once."""
         self._is_exhausted = exhausted
         self.waits = False
         self._idle_beats = 0
-        self._uncomputed_most = 1 + prefetch
-        self.most = 1 if prefetch == 0 else 1 + prefetch + _DELIVERIES
+        self._uncomputed_most = running + prefetch
+        self.most = running if prefetch == 0 else running + prefetch + _DELIVERIES
         self._jobs: dict[str, bool] = {}  # id -> is it computed?
         self._cancelled: deque[str] = deque(maxlen=_REMEMBERED)
         self._closed = False

@@ -145,8 +145,7 @@ def test_object_info_is_asked_for_once(
         return await real(self)
 
     monkeypatch.setattr(ComfyClient, "node_classes", counted)
-    jobs = worker.worker._jobs
-    assert jobs is not None
+    (jobs,) = worker.worker._instances
     jobs._known._names.clear()
     ask(worker, workflow=plain())
     assert asked == [], "not needed for a job that is right"
@@ -445,8 +444,7 @@ def test_the_output_folder_does_not_grow(worker: BootedWorker) -> None:
 def test_what_is_too_large_is_on_the_volume_and_the_reply_says_so(
     worker: BootedWorker, volume: Path
 ) -> None:
-    jobs = worker.worker._jobs
-    assert jobs is not None
+    (jobs,) = worker.worker._instances
     settings = jobs._delivery._settings
     object.__setattr__(settings, "max_reply_mb", 0.02)
     try:

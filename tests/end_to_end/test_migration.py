@@ -75,8 +75,7 @@ def test_a_name_carries_the_jobs_mark(worker: BootedWorker, shared_volume: Path)
 def test_what_does_not_fit_stays_on_the_volume(
     worker: BootedWorker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    jobs = worker.worker._jobs
-    assert jobs is not None
+    (jobs,) = worker.worker._instances
     monkeypatch.setattr(jobs._delivery, "_settings", Settings(max_reply_mb=0.02))
     nodes = plain(color=next(COLOURS))
     nodes["3"] = node("TestReport", files="", ui=json.dumps({"text": ["x" * 50_000]}))

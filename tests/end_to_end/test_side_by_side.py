@@ -181,8 +181,7 @@ def test_short_memory_is_relieved_though_jobs_keep_coming(
         levels[0] = 60.0
         await really_free(client)
 
-    jobs = hurt.worker._jobs
-    assert jobs is not None
+    (jobs,) = hurt.worker._instances
     really_free = ComfyClient.free
     monkeypatch.setattr(ComfyClient, "free", freed)
     relief = MemoryRelief(hurt.runtime.settings, lambda: levels[0])

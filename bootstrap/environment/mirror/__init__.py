@@ -241,7 +241,7 @@ class _Making:
         changed: int = 0,
     ) -> Mirror:
         settle_paths(site, venv.site)
-        note_opened(site, _log_of(site))
+        note_opened(site, venv.site, _log_of(site))
         size = sum(stamp.size for stamp in tree.copied.values())
         seconds = time.monotonic() - self._began
         scratch = python.parent.parent / "late"

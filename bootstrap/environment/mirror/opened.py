@@ -17,8 +17,8 @@ from types import FrameType
 from typing import Any
 
 
-def start(log: str) -> None:
-    """Add to the file `log` each path once that this process opens."""
+def start(log: str, below: tuple[str, ...]) -> None:
+    """Add to the file `log` each path once that this process opens below these folders."""
     descriptor = os.open(log, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600)
     own = os.fstat(descriptor)
     seen: set[str] = set()
@@ -33,14 +33,14 @@ def start(log: str) -> None:
 
     def hook(event: str, details: tuple[Any, ...]) -> None:
         if event == "open":
-            line = f"open {details[0]}"
+            kind, path = "open", str(details[0])
         elif event == "import":
-            line = f"open {details[1]}"
+            kind, path = "open", str(details[1])
         elif event in ("os.listdir", "os.scandir") and not _by_import(sys._getframe(1)):
-            line = f"list {details[0]}"
+            kind, path = "list", str(details[0])
         else:
             return
-        if line not in seen:
+        if path.startswith(below) and (line := f"{kind} {path}") not in seen:
             seen.add(line)
             note(line)
 

@@ -36,12 +36,14 @@ class NotAVenv(Exception):
 @dataclass(frozen=True)
 class Venv:
     """A venv on the volume. `library` is `python3.11`, `tag` what its bytecode is called by,
-    `interpreter` the program behind its `bin/python`, on this machine."""
+    `interpreter` the program on this machine that runs it: the one behind its `bin/python`, or, as
+    a `stand_in`, another of the same version."""
 
     path: Path
     settings: str
     library: str
     interpreter: Path
+    stand_in: bool
     names: tuple[str, ...]
     programs: tuple[str, ...]
 
@@ -57,18 +59,18 @@ class Venv:
 
 
 def look_at_venv(path: Path, interpreter: Path | None) -> Venv:
-    """What a mirror needs to know; `interpreter` is used where the venv's own is not on this
-    machine. Raises NotAVenv, OSError."""
+    """What a mirror needs to know; `interpreter` is used in place of the venv's own, whose link may
+    lead to another version on this machine. Raises NotAVenv, OSError."""
     path = Path(os.path.realpath(path))  # as the maps of processes have it
     with open(path / "pyvenv.cfg", encoding="utf-8", errors="replace") as file:
         settings = file.read(_MOST_TEXT)
     own = Path(os.path.realpath(path / "bin" / "python"))
-    program = own if own.exists() else interpreter
-    if program is None:
+    if interpreter is None and not own.exists():
         raise NotAVenv(f"its Python is not on this machine ({own})")
+    program = Path(os.path.abspath(interpreter or own))
     library = _library(path, venv_settings(settings))
     names, programs = tuple(os.listdir(path)), tuple(os.listdir(path / "bin"))
-    return Venv(path, settings, library, Path(os.path.abspath(program)), names, programs)
+    return Venv(path, settings, library, program, interpreter is not None, names, programs)
 
 
 def make_skeleton(venv: Venv, place: Path) -> Path:
@@ -97,11 +99,12 @@ def settle_paths(site: Path, source: Path) -> None:
             path.write_text(settled, encoding="utf-8", errors="surrogateescape")
 
 
-def note_opened(site: Path, log: Path) -> None:
-    """From now on each process of this Python adds to `log` what it opens. Raises OSError."""
+def note_opened(site: Path, source: Path, log: Path) -> None:
+    """From now on each process of this Python adds to `log` what it opens below `site` and
+    `source`. Raises OSError."""
     program = Path(opened.__file__).read_text(encoding="utf-8")
     (site / f"{_HOOK}.py").write_text(program, encoding="utf-8")
-    line = f"import {_HOOK}; {_HOOK}.start({str(log)!r})\n"
+    line = f"import {_HOOK}; {_HOOK}.start({str(log)!r}, {(str(site), str(source))!r})\n"
     (site / f"{_HOOK}.pth").write_text(line, encoding="utf-8")
 
 
@@ -122,7 +125,7 @@ def _library(path: Path, settings: dict[str, str]) -> str:
 def _settings(venv: Venv) -> str:
     """The home of an interpreter that is somewhere else on this machine is set right."""
     home = venv_settings(venv.settings).get("home", "")
-    if os.path.isdir(home):
+    if os.path.isdir(home) and not venv.stand_in:
         return venv.settings
     rest = [line for line in venv.settings.splitlines() if not re.match(r"\s*home\s*=", line)]
     return "\n".join([f"home = {venv.interpreter.parent}", *rest, ""])

@@ -86,15 +86,15 @@ def comfyui_of(worker: WorkerProcess) -> psutil.Process:
 
 
 def test_while_it_boots_it_is_not_well_yet() -> None:
-    assert health_of(None, None) == Health(False, "starting: no jobs are taken yet")
+    assert health_of(None) == Health(False, "starting: no jobs are taken yet")
 
 
 def test_well_while_comfyui_answers_and_not_when_it_was_killed(comfyui: ComfyUI) -> None:
     wait_until_ready(comfyui, 10)
-    assert health_of(report(), comfyui) == Health(True, "ready: ComfyUI answers")
+    assert health_of(report(), (comfyui,)) == Health(True, "ready: ComfyUI answers")
     psutil.Process(comfyui._process.pid).kill()  # type: ignore[union-attr]
     wait_until(lambda: comfyui.ended() is not None)
-    killed = health_of(report(), comfyui)
+    killed = health_of(report(), (comfyui,))
     assert not killed.healthy
     assert killed.text.startswith("ComfyUI is not running: comfyui.killed: ")
 
@@ -106,9 +106,9 @@ def test_a_restart_on_another_port_is_waited_for_and_seen(comfyui: ComfyUI) -> N
     comfyui.stop()
     with socket.create_server(("127.0.0.1", first)):
         comfyui.start()
-        assert health_of(report(), comfyui) == Health(False, "ComfyUI is being started again")
+        assert health_of(report(), (comfyui,)) == Health(False, "ComfyUI is being started again")
         wait_until_ready(comfyui, 10)
-        assert health_of(report(), comfyui).healthy
+        assert health_of(report(), (comfyui,)).healthy
         assert comfyui.port != first
 
 
@@ -116,7 +116,7 @@ def test_a_restart_on_another_port_is_waited_for_and_seen(comfyui: ComfyUI) -> N
 def test_a_frozen_comfyui_is_not_well(comfyui: ComfyUI) -> None:
     comfyui.was_ready = True
     wait_until(lambda: _connects(comfyui.port))
-    reported = health_of(report(), comfyui)
+    reported = health_of(report(), (comfyui,))
     assert reported == Health(False, "ComfyUI lives, but neither answers nor computes")
 
 
@@ -124,21 +124,21 @@ def test_a_frozen_comfyui_is_not_well(comfyui: ComfyUI) -> None:
 def test_a_comfyui_that_computes_and_cannot_answer_is_well(comfyui: ComfyUI) -> None:
     comfyui.was_ready = True
     wait_until(lambda: _connects(comfyui.port))
-    reported = health_of(report(), comfyui)
+    reported = health_of(report(), (comfyui,))
     assert reported == Health(True, "ready: ComfyUI computes, and does not answer meanwhile")
 
 
 def test_degraded_is_well_as_long_as_a_comfyui_that_worked_does() -> None:
-    reported = health_of(report(NO_MODEL), None)
+    reported = health_of(report(NO_MODEL))
     assert reported == Health(True, "degraded: models.missing: A model is missing.")
 
 
 def test_degraded_with_a_comfyui_that_worked_and_has_ended(comfyui: ComfyUI) -> None:
     wait_until_ready(comfyui, 10)
-    assert health_of(report(NO_MODEL), comfyui).healthy
+    assert health_of(report(NO_MODEL), (comfyui,)).healthy
     psutil.Process(comfyui._process.pid).kill()  # type: ignore[union-attr]
     wait_until(lambda: comfyui.ended() is not None)
-    reported = health_of(report(NO_MODEL), comfyui)
+    reported = health_of(report(NO_MODEL), (comfyui,))
     assert not reported.healthy
     assert reported.text.endswith("when it started: degraded: models.missing: A model is missing.")
 
@@ -147,12 +147,12 @@ def test_degraded_with_a_comfyui_that_worked_and_has_ended(comfyui: ComfyUI) -> 
 def test_a_comfyui_that_never_started_is_the_users_to_fix(comfyui: ComfyUI) -> None:
     fault = wait_until_ready(comfyui, 10).finding
     assert fault is not None
-    reported = health_of(report(fault), comfyui)
+    reported = health_of(report(fault), (comfyui,))
     assert reported == Health(True, f"degraded: comfyui.exited: {fault.message}")
 
 
 def test_a_broken_machine_is_not_well() -> None:
-    reported = health_of(report(host_error("gpu.not_answering", "No GPU.", "")), None)
+    reported = health_of(report(host_error("gpu.not_answering", "No GPU.", "")))
     assert reported == Health(False, "unfit: gpu.not_answering: No GPU.")
 
 

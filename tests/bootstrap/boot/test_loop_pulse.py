@@ -75,7 +75,7 @@ def test_a_loop_that_moves_has_none_and_a_blocked_one_is_reported_with_its_place
         fault = pulse.fault()
         assert fault is not None and fault.code == "worker.loop_stuck"
         assert re.search(r"has not moved for 3\d s; it stands at .*threading\.py:", fault.message)
-        reported = health_of(None, None, fault)
+        reported = health_of(None, (), fault)
         assert not reported.healthy and reported.text.startswith("worker.loop_stuck: ")
         assert "docker restart" in reported.text
         release.set()

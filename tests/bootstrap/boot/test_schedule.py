@@ -144,3 +144,24 @@ def test_a_stage_may_have_begun_before_it_is_waited_for(capsys: pytest.CaptureFi
         f"[worker] ComfyUI: {comfyui.seconds:.1f} s (here)",
         "[worker] WARN: wrong: 0.0 s (failed)",
     ]
+
+
+def test_one_need_that_went_wrong_is_enough() -> None:
+    """Another may be held for ever by a mount."""
+    never = threading.Event()
+    hangs = Task("hangs", lambda _: never.wait(30))
+    bad = Task("bad", finding(BAD))
+    b = Task("b", good, [hangs, bad])
+    schedule = Schedule(Timeline(), [hangs, bad, b])
+    schedule.start()
+    assert schedule.wait(b, 5) is State.SKIPPED
+    never.set()
+
+
+def test_a_stage_that_ends_its_thread_is_a_crash() -> None:
+    def leave(_: Stage) -> None:
+        raise SystemExit(3)
+
+    a = Task("a", leave)
+    schedule, _ = run(a)
+    assert [f.code for f in schedule.findings()] == ["boot.stage_crashed"]

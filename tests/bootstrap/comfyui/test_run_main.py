@@ -55,6 +55,17 @@ def test_without_a_limit_psutil_tells_the_machines(tmp_path: Path) -> None:
     assert before["total"] <= psutil.virtual_memory().total
 
 
+def test_comfyuis_of_one_machine_share_its_memory(tmp_path: Path) -> None:
+    (tmp_path / "main.py").write_text(MEMORY)
+    command = [sys.executable, run_main.__file__, "main.py"]
+    totals = []
+    for count in ("1", "4"):
+        env = {**os.environ, run_main.INSTANCES: count}
+        said = subprocess.check_output(command, cwd=tmp_path, text=True, env=env)
+        totals.append(json.loads(said)[0]["total"])
+    assert totals[1] == totals[0] // 4
+
+
 def test_a_python_without_psutil_runs_main_as_well(tmp_path: Path) -> None:
     (tmp_path / "main.py").write_text("print('it runs')")
     command = [sys.executable, "-S", run_main.__file__, "main.py"]

@@ -191,4 +191,6 @@ def test_the_setting_is_the_only_candidate(root: Path, tmp_path: Path) -> None:
     assert isinstance(found, Finding) and found.details["tried"] == [f"{tmp_path}/none (not there)"]
     mine = make_venv(tmp_path / "mine") / "bin/python"
     taken = choose_python(replace(settings, comfyui_python=mine), locate(settings))
-    assert isinstance(taken, Choice) and taken.python == mine and taken.venv_on(root) is None
+    assert isinstance(taken, Choice) and taken.python == mine
+    assert taken.venv is not None and taken.venv.path == str(tmp_path / "mine")
+    assert taken.venv_on(root) is None

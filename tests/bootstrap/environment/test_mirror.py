@@ -208,6 +208,25 @@ def test_a_python_that_is_not_here_is_replaced_by_one_that_is(venv: VolumeVenv) 
     assert ask(mirror.python, "import alpha", "alpha.value") == "first"
 
 
+def test_a_python_of_another_version_at_that_place_is_passed_by(
+    venv: VolumeVenv, tmp_path: Path
+) -> None:
+    """`/usr/bin/python3` is 3.10 on the Pod and 3.12 in the image; a stand-in was chosen."""
+    other = tmp_path / "usr" / "bin" / "python3"
+    other.parent.mkdir(parents=True)
+    other.write_text("#!/bin/sh\necho another version\n")
+    other.chmod(0o755)
+    for name in ("python", "python3", LIBRARY):
+        (venv.path / "bin" / name).unlink(missing_ok=True)
+    (venv.path / "bin/python").symlink_to(other)
+    settings = venv.path / "pyvenv.cfg"
+    rest = settings.read_text().splitlines()[1:]
+    settings.write_text("\n".join([f"home = {other.parent}", *rest]))
+    real = Path(os.path.realpath(sys.executable))
+    mirror = venv.mirror(interpreter=real)
+    assert ask(mirror.python, "import alpha", "alpha.value") == "first"
+
+
 def test_a_folder_that_is_no_venv(tmp_path: Path) -> None:
     (tmp_path / "venv").mkdir()
     found = VolumeVenv(tmp_path / "venv", tmp_path).try_to_mirror()

@@ -17,6 +17,19 @@ def test_one_runs_and_as_many_wait_as_are_to_be_prefetched() -> None:
     assert slots.free(), "its result is on its way, and ComfyUI works for another"
 
 
+def test_several_comfyuis_have_a_job_each() -> None:
+    slots = JobSlots(0, running=2)
+    slots.take("a")
+    assert slots.free()
+    slots.take("b")
+    assert not slots.free()
+    more = JobSlots(1, running=2)
+    for job in "abc":
+        assert more.free()
+        more.take(job)
+    assert not more.free()
+
+
 def test_results_that_pile_up_hold_back_the_next_job() -> None:
     slots = JobSlots(1)
     for job in "abc":

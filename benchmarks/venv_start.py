@@ -142,7 +142,8 @@ class Scene:
             "LINK_OTHER_MOUNT": "false",
             "PACKAGES": "install" if contender == KEPT else "report",
             "PREFETCH_MODELS": "none",
-            "WORK_DIR": str(self.folder / "work"),
+            # Each its own: what a killed worker has left would be removed first by the next.
+            "WORK_DIR": str(self.folder / f"work-{uuid.uuid4().hex}"),
         }
         return env if contender != VOLUME else {**env, "STAGE_COMFYUI": "false"}
 

@@ -10,10 +10,9 @@ import sys
 
 from bootstrap.boot import Boot, boot_json, boot_text
 from bootstrap.config import read_settings
-from bootstrap.core.arguments import Parser, closing
 from bootstrap.core.findings import Outcome
 from bootstrap.core.log import set_up, show, use_utf8
-from bootstrap.core.terminal import style_of
+from bootstrap.core.terminal import Parser, closing, style_of
 
 
 def main(argv: list[str], prog: str = "python -m bootstrap") -> int:

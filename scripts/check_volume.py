@@ -25,8 +25,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from bootstrap.config import Settings
 from bootstrap.core import log
-from bootstrap.core.arguments import Parser, closing, nearest
-from bootstrap.core.terminal import findings_text, style_of
+from bootstrap.core.terminal import Parser, closing, findings_text, nearest, style_of
 from bootstrap.doctor import Report, Scope, examine, of_volume, repairs_of, report_json, report_text
 from bootstrap.doctor.fix import Repair, apply_fixes
 from bootstrap.doctor.page import page

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import argparse
+import errno
 import os
 import socket
 import sys
@@ -13,11 +15,12 @@ if sys.version_info < (3, 10):  # noqa: UP036  # said before anything fails to p
     sys.exit(f"comfyui-worker needs Python 3.10 or newer; this is {sys.version.split()[0]}")
 
 import bootstrap
-from bootstrap.core.arguments import WRONG_USE, Parser, closing, nearest
 from bootstrap.core.log import use_utf8
+from bootstrap.core.terminal import WRONG_USE, Parser, closing, nearest
 
 PROGRAM = "comfyui-worker"
 Main = Callable[[list[str], str], int]
+_LAST_PORT = 65535
 
 
 @dataclass(frozen=True)
@@ -115,7 +118,7 @@ def _serve(argv: list[str], prog: str) -> int:
     )
     parser.add_argument("--host", default="127.0.0.1", help="with --local (default: %(default)s)")
     parser.add_argument(
-        "--port", type=int, default=8000, help="with --local (default: %(default)s)"
+        "--port", type=_port, default=8000, help="with --local (default: %(default)s)"
     )
     arguments = parser.parse_args(argv)
     for package in ("runpod", "aiohttp"):  # before ComfyUI is started for nothing
@@ -133,16 +136,31 @@ def _serve(argv: list[str], prog: str) -> int:
     return 0
 
 
+def _port(text: str) -> int:
+    port = int(text) if text.isascii() and text.isdecimal() else 0
+    if not 1 <= port <= _LAST_PORT:
+        raise argparse.ArgumentTypeError(f"'{text}' is not a port: a number from 1 to {_LAST_PORT}")
+    return port
+
+
 def _taken(host: str, port: int) -> str:
-    """Why this address cannot be listened on; empty where it can."""
+    """Why this address, IPv4 or IPv6, cannot be listened on; empty where it can."""
     try:
-        with socket.socket() as probe:
+        family, *_, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        with socket.socket(family) as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            probe.bind((host, port))
-    except (OSError, OverflowError) as problem:
+            probe.bind(address)
+    except (OSError, UnicodeError) as problem:
         why = getattr(problem, "strerror", None) or str(problem)
-        return f"cannot listen on {host}:{port} ({why}). Choose another one: --port {port + 1}"
+        at = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+        return f"cannot listen on {at} ({why}). Choose another one: {_other(problem, port)}"
     return ""
+
+
+def _other(problem: Exception, port: int) -> str:
+    if isinstance(problem, OSError) and problem.errno in (errno.EADDRINUSE, errno.EACCES):
+        return f"--port {port + 1 if 1024 <= port < _LAST_PORT else 8000}"
+    return "--host 127.0.0.1"
 
 
 def _boot(argv: list[str], prog: str) -> int:

@@ -17,7 +17,7 @@ from typing import Any
 if __name__ == "__main__":  # run as a file
     sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from bootstrap.core.arguments import Parser, closing
+from bootstrap.core.terminal import Parser, closing
 from handler.common.errors import JobError
 from handler.request.params import SUFFIX
 from handler.request.references import RANDOM

@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from bootstrap.core.arguments import nearest
+from bootstrap.core.terminal import nearest
 from handler.common.errors import JobError
 from handler.request.workflow import Workflow, read_workflow
 

@@ -39,7 +39,7 @@ except ModuleNotFoundError as missing:
     print(f"submit.py needs {missing.name}: python3 -m pip install requests tqdm", file=sys.stderr)
     sys.exit(2)
 
-from bootstrap.core.arguments import Parser, closing
+from bootstrap.core.terminal import Parser, closing
 from scripts.outcome import (
     DONE,
     EXIT_CODES,

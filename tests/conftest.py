@@ -26,6 +26,12 @@ log.set_up()  # as a program does
 WORKFLOWS = Path(__file__).parent.parent / "demo" / "workflows"
 
 
+def pytest_configure() -> None:
+    """No worker of any test makes /workspace or /runpod-volume a link, unless it is asked to: it
+    would outlive a worker that is killed, and lead other tests astray."""
+    os.environ.setdefault("LINK_OTHER_MOUNT", "false")
+
+
 @pytest.fixture(scope="session")
 def demo() -> DemoVolume:
     """The demo volume in the cache; look at it, change nothing."""

@@ -50,6 +50,7 @@ def ours(
         "COMFYUI_ARGS": " ".join(("--cpu", "--verbose", "INFO", *load.arguments)),
         "COMFY_LOG_LEVEL": "debug",
         "PACKAGES": "report",
+        "LINK_OTHER_MOUNT": "false",  # a name that would outlive a worker that is killed
         "COMFYUI_PORT": "0",
         "WORK_DIR": str(scene.work),
         **more,

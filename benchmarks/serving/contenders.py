@@ -41,6 +41,7 @@ def ours(key: str, name: str, **settings: str) -> Contender:
             "COMFYUI_ARGS": "--cpu --verbose INFO",
             "COMFY_LOG_LEVEL": "debug",  # its address is read from the log
             "PACKAGES": "report",
+            "LINK_OTHER_MOUNT": "false",
             "COMFYUI_PORT": "0",
             "WORK_DIR": str(site.work(key)),
         }

@@ -13,9 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from bootstrap.boot.models import WantedModels
 from bootstrap.boot.report import log_late, log_place
-from bootstrap.boot.runtime import WarmUp
+from bootstrap.boot.runtime import WantedModels, WarmUp
 from bootstrap.boot.schedule import Stage, StageFailed, T, Task
 from bootstrap.comfyui import (
     INSTANCES,

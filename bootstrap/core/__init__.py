@@ -1,7 +1,6 @@
 """Vocabulary and primitives that every other room builds on, and that know none of them."""
 
 __all__ = [
-    "arguments",
     "concurrency",
     "files",
     "findings",

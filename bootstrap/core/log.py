@@ -1,5 +1,5 @@
-"""The log: Python's `logging` behind one handler, which masks secrets and names the job. And text
-to a terminal or file of any encoding.
+"""The log: Python's `logging` behind one handler, which masks secrets and names the job; libraries'
+lines and uncaught exceptions too. And text to a terminal or file of any encoding.
 
 A line says where it comes from: `[worker]`, or the first part of its logger's name (`comfyui`,
 `models`, `uv`, a library). Where Runpod collects the log, a line is JSON in the form of its SDK
@@ -12,10 +12,12 @@ import json
 import logging
 import os
 import sys
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from io import TextIOWrapper
+from types import TracebackType
 from typing import TextIO
 
 from bootstrap.core.redact import masked
@@ -26,6 +28,7 @@ _WORKER = frozenset({"bootstrap", "handler", "scripts", "__main__"})
 _LEVELS = {"WARNING": "WARN", "CRITICAL": "ERROR"}  # as the SDK calls them
 _MOST_CHARACTERS = 4096  # Runpod takes no longer message
 _job: ContextVar[str] = ContextVar("job", default="")
+_log = logging.getLogger(__name__)
 
 
 def set_up(level: str = "info", comfyui_level: str | None = None, as_json: bool = False) -> None:
@@ -40,6 +43,48 @@ def set_up(level: str = "info", comfyui_level: str | None = None, as_json: bool 
         logging.getLogger(name).setLevel(level.upper())
     # A higher level is ComfyUI's to apply (`--verbose`): its lines do not say their level.
     logging.getLogger("comfyui").setLevel("DEBUG" if comfyui_level == "debug" else "INFO")
+    _route_libraries()
+    _log_the_uncaught()
+
+
+class _Logger(logging.Logger):
+    """Hands all it is given to the root's handlers. Libraries (huggingface_hub, uvicorn) have
+    handlers of their own, which mask nothing."""
+
+    def callHandlers(self, record: logging.LogRecord) -> None:  # noqa: N802 - logging's name
+        logging.getLogger().callHandlers(record)
+
+
+def _route_libraries() -> None:
+    """To our handler alone: the loggers that libraries have, and those that they will make."""
+    logging.setLoggerClass(_Logger)
+    for logger in logging.getLogger().manager.loggerDict.values():
+        if isinstance(logger, logging.Logger):
+            logger.handlers.clear()
+            logger.propagate = True
+
+
+def _log_the_uncaught() -> None:
+    """Instead of Python's own traceback, which shows what the message holds. A hook that others
+    have set (a debugger, pytest) stays."""
+    if sys.excepthook is sys.__excepthook__:
+        sys.excepthook = _uncaught
+    if threading.excepthook is threading.__excepthook__:
+        threading.excepthook = _uncaught_in_thread
+
+
+def _uncaught(kind: type[BaseException], fault: BaseException, trace: TracebackType | None) -> None:
+    if issubclass(kind, Exception):
+        _log.critical("stopped by an error that was not handled:", exc_info=(kind, fault, trace))
+    else:  # Ctrl-C
+        sys.__excepthook__(kind, fault, trace)
+
+
+def _uncaught_in_thread(ended: threading.ExceptHookArgs) -> None:
+    fault, name = ended.exc_value, ended.thread.name if ended.thread else "a thread"
+    if fault is not None and not isinstance(fault, SystemExit):
+        caught = (ended.exc_type, fault, ended.exc_traceback)
+        _log.critical("the thread %s ended with an error:", name, exc_info=caught)
 
 
 @contextmanager
@@ -60,19 +105,20 @@ class _Handler(logging.Handler):
         self.setFormatter(form)
         self.addFilter(_prepared)
 
-    def emit(self, record: logging.LogRecord) -> None:
+    def handle(self, record: logging.LogRecord) -> bool:
+        """As logging's, filter included; False where the record could not be written."""
         try:
-            show(f"{self.format(record)}\n", sys.stderr)
-        except (OSError, ValueError):
-            pass
+            return bool(super().handle(record))
+        except Exception:  # noqa: BLE001 - a log line must not break what it tells of
+            return False
+
+    def emit(self, record: logging.LogRecord) -> None:
+        show(f"{self.format(record)}\n", sys.stderr)
 
 
 def _prepared(record: logging.LogRecord) -> bool:
     """The record's text whole and masked, its traceback included; its job and origin beside it."""
-    try:
-        text = record.getMessage()
-    except (TypeError, ValueError):  # a library's mistake
-        text = str(record.msg)
+    text = _message(record)
     if record.exc_info:
         text = f"{text}\n{_PlainForm().formatException(record.exc_info)}"
     record.msg, record.args, record.exc_info, record.exc_text = masked(text), None, None, None
@@ -81,6 +127,14 @@ def _prepared(record: logging.LogRecord) -> bool:
     record.origin = "worker" if first in _WORKER else first
     record.level = _LEVELS.get(record.levelname, record.levelname)
     return True
+
+
+def _message(record: logging.LogRecord) -> str:
+    try:
+        return record.getMessage()
+    except Exception:  # noqa: BLE001 - wrong arguments, or one whose `__str__` fails
+        said = record.msg
+        return said if isinstance(said, str) else f"<a {type(said).__name__} without text>"
 
 
 class _PlainForm(logging.Formatter):

@@ -1,19 +1,23 @@
-"""Findings as a person reads them: worst first, wrapped to the terminal, each command alone on a
-line that can be copied. ASCII and without colour where that is not a terminal."""
+"""What all command lines share. Typed: argparse with a guess at what was meant, and help that ends
+in examples. Read: findings, worst first, wrapped to the terminal, each command alone on a line that
+can be copied; ASCII and without colour where that is not a terminal."""
 
 from __future__ import annotations
 
+import argparse
+import difflib
 import os
 import re
 import shutil
 import textwrap
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TextIO
+from typing import Any, NoReturn, TextIO
 
 from bootstrap.core.findings import Finding, Severity, docs_url, worst_first
 from bootstrap.core.text import SERVERLESS
 
+WRONG_USE = 2
 _MARKS = {
     Severity.OK: ("✓", "+", "32"),
     Severity.INFO: ("•", "-", "36"),
@@ -25,6 +29,45 @@ _LEAST_WIDTH = 40
 # A command stands behind a colon or at the beginning; other code is part of its sentence.
 _COMMAND = re.compile(r"(?:^|:\s+)`([^`]*\s[^`]*)`")
 _ON_POD = re.compile(r"On a Pod with this volume:?$")
+
+
+class Parser(argparse.ArgumentParser):
+    """As argparse's, but a wrong argument is one line, with the nearest right one."""
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        options.setdefault("formatter_class", argparse.RawDescriptionHelpFormatter)
+        options.setdefault("allow_abbrev", False)
+        super().__init__(*arguments, **options)
+
+    def error(self, message: str) -> NoReturn:
+        """Say what is wrong, and end with `WRONG_USE`."""
+        guess = nearest(*self._misspelt(message))
+        meant = f" Did you mean {guess}?" if guess else ""
+        self.exit(WRONG_USE, f"{self.prog}: {message}.{meant}\nSee {self.prog} --help.\n")
+
+    def _misspelt(self, message: str) -> tuple[str, list[str]]:
+        """The word that is wrong, and those that there are."""
+        if unknown := re.search(r"unrecognized arguments: (--?[\w-]+)", message):
+            return unknown[1], [o for a in self._actions for o in a.option_strings]
+        if choice := re.search(r"invalid choice: '([^']*)'", message):
+            return choice[1], [str(c) for a in self._actions for c in a.choices or ()]
+        return "", []
+
+
+def nearest(word: str, known: Sequence[str]) -> str:
+    """The known word that it most likely stands for; empty where none is near."""
+    return next(iter(difflib.get_close_matches(word, known, 1, 0.6)), "")
+
+
+def closing(variables: Mapping[str, str], examples: Sequence[str], codes: str = "") -> str:
+    """The end of a command's help: what it reads, how it is typed, how it ends."""
+    parts = []
+    if variables:
+        width = max(map(len, variables)) + 2
+        lines = [f"  {name:<{width}}{text}" for name, text in variables.items()]
+        parts.append("\n".join(("environment:", *lines)))
+    parts.append("\n".join(("examples:", *(f"  {example}" for example in examples))))
+    return "\n\n".join([*parts, codes] if codes else parts)
 
 
 @dataclass(frozen=True)

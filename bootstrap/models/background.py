@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from bootstrap.config import Settings
+from bootstrap.core.concurrency import threaded
 from bootstrap.core.findings import Finding, error
 from bootstrap.core.text import named
 from bootstrap.models.download.progress import LogMeter, MakeMeter
@@ -118,7 +119,7 @@ def show_to_comfyui(
 
 
 class Provisioning:
-    """The models of one manifest, brought by a thread of its own.
+    """The models of one manifest, brought by a thread of its own, in the context it is made in.
 
     `wait_for_required` holds back the first job; past its limit the worker starts degraded, the
     thread goes on, and `findings` and `ready` change when it is through, or when `look_again` sees
@@ -132,7 +133,7 @@ class Provisioning:
         self._changed = threading.Condition()
         self._stop = threading.Event()
         self._next_look = 0.0
-        self._thread = threading.Thread(target=self._run, name="provisioning", daemon=True)
+        self._thread = threaded(self._run, "provisioning")
 
     def start(self) -> None:
         """Begin; returns at once."""

@@ -14,10 +14,10 @@ from pathlib import Path
 from typing import TextIO
 
 from bootstrap.config import Settings, read_settings
-from bootstrap.core.arguments import Parser, closing
 from bootstrap.core.findings import Finding, errors_in
 from bootstrap.core.log import set_up, show
 from bootstrap.core.redact import masked
+from bootstrap.core.terminal import Parser, closing
 from bootstrap.core.text import size_text
 from bootstrap.models.background import workplace_for
 from bootstrap.models.download.progress import meters_for

@@ -3,17 +3,20 @@
 They lie in `fetched/` of the folder that their loader reads, under the name they have at their
 source with a key of the address behind it: two repositories' `model.safetensors` are two files, and
 one address is one file however many jobs name it. The receipt of a download (installed.py) is the
-record of what is ours; its modification time is when the file was, or may still be, in use.
+record of what is ours; its modification time is until when the file is in use. A job renews it for
+as long as it is here: a worker that dies leaves nothing that would have to be undone.
 """
 
 from __future__ import annotations
 
+import glob
 import hashlib
 import os
 import re
 import time
 import unicodedata
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
@@ -82,14 +85,14 @@ class FetchedModels:
             return None
         return next((n for n in names if (m := _KEY.fullmatch(n)) and m["key"] == key), None)
 
-    def mark_used(self, places: Iterable[PurePosixPath], seconds: float) -> None:
-        """These are in use for at most so many seconds from now."""
-        until = time.time() + max(seconds, IN_USE_SECONDS)
-        for place in places:
-            try:
-                os.utime(receipt_path(self._models, place), (until, until))
-            except OSError:
-                continue
+    def mark_used(self, names: Iterable[str]) -> None:
+        """Files of these names, wherever they lie, are in use for `IN_USE_SECONDS` from now."""
+        until = time.time() + IN_USE_SECONDS
+        for name in filter(_KEY.fullmatch, names):
+            receipts = (self._models / RECEIPTS_FOLDER).glob(f"*/{FOLDER}/{glob.escape(name)}.json")
+            for receipt in receipts:
+                with suppress(OSError):
+                    os.utime(receipt, (until, until))
 
     def make_room(self, size: int, limit: float) -> list[PurePosixPath]:
         """Remove what was used least recently until `size` more bytes are within `limit`, as far as

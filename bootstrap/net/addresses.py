@@ -148,7 +148,12 @@ def is_public(address: str) -> bool:
 
 
 def shown(url: str) -> str:
-    """A URL for people: without its query, where signatures and tokens are, and any login."""
+    """A URL for people: `without_query`, cut at 300 characters."""
+    return without_query(url)[:300]
+
+
+def without_query(url: str) -> str:
+    """A URL without its query, where signatures and tokens are, and any login."""
     try:
         parts = urlsplit(url)
         host = parts.hostname or ""
@@ -157,7 +162,7 @@ def shown(url: str) -> str:
         return "a malformed URL"
     if not parts.netloc:
         return url.partition("?")[0][:200]
-    return f"{parts.scheme}://{host}{port}{parts.path}"[:300]
+    return f"{parts.scheme}://{host}{port}{parts.path}"
 
 
 def _ascii(path: str) -> str:

@@ -268,7 +268,8 @@ class Channel:
         the answer. Raises DownloadError."""
         target = self._policy.target(url)
         self.close()
-        about = {"User-Agent": USER_AGENT, **headers, "Content-Length": str(size)}
+        given = {name.lower(): text for name, text in headers.items()}
+        about = {"user-agent": USER_AGENT, **given, "content-length": str(size)}
         try:
             self._connection = self._connect(target)
             self._connection.request("PUT", target.path, body=body, headers=about)

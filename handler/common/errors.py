@@ -72,6 +72,7 @@ CODES = {
 }
 MAX_DEPTH = 100
 # Of what a client sent, an error quotes so many characters and list items.
+_MOST_BITS = 14_000  # about 4200 digits; Python writes no more than 4300
 _MOST_SENTENCE, _MOST_TEXT, _MOST_ITEMS, _MOST_DETAILS = 4000, 4000, 500, 200_000
 
 
@@ -195,6 +196,8 @@ def described(value: object) -> str:
 
 def short(value: object) -> str:
     """A value as JSON writes it, cut at 60 characters."""
+    if isinstance(value, int) and value.bit_length() > _MOST_BITS:
+        return "of thousands of digits"  # Python refuses to write it
     text = json.dumps(value) if isinstance(value, (str, bool)) else str(value)
     return text if len(text) <= 60 else text[:57] + '…"'
 

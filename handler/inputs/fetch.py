@@ -235,11 +235,10 @@ def _cut(size: int, reply: Reply) -> str:
 
 
 def _as_job_error(problem: DownloadError, url: str) -> JobError:
-    said = problem.message[:1].upper() + problem.message[1:]
     if isinstance(problem, AddressRefused):
         return JobError(
             "input.url_refused",
-            f"{said}",
+            problem.message,
             "Send a public https address; where addresses of your own network are meant, set "
             "ALLOW_PRIVATE_URLS=true in the endpoint's environment.",
         )

@@ -9,7 +9,8 @@ import re
 import shutil
 import sys
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from itertools import chain
 from pathlib import Path
 
@@ -27,6 +28,7 @@ from handler.request.references import (
     named_files,
     rename_files,
     rename_folders,
+    rename_named_files,
     substitute_urls,
     urls_to_load,
     wanted_files,
@@ -76,10 +78,13 @@ class JobInputs:
         remote += [(url, InputFile(name_in(url), url=url)) for url in in_loaders]
         if remote:
             names |= await self._fetch(remote, deadline)
-        names = await self._local.run(lambda: self._unpacked(files, names), deadline.remaining)
+        unpacked = await self._local.run(lambda: self._unpacked(files, names), deadline.remaining)
+        plain = {name: found for name, found in unpacked.plain.items() if name not in names}
+        names = {**unpacked.by_reference, **names, **unpacked.folders}
         substitute_urls(workflow, {url: names.pop(url) for url in in_loaders})
         rename_folders(workflow, {f.reference: names.pop(f.reference) for f in files if f.unpack})
         rename_files(workflow, names)
+        rename_named_files(workflow, plain)
         await self._shared.ensure_copies(workflow, self._job_tag, deadline)
 
     def remove(self) -> None:
@@ -91,19 +96,19 @@ class JobInputs:
             shutil.rmtree(folder, ignore_errors=True)
         self._shared.release(self._job_tag)
 
-    def _unpacked(self, files: Sequence[InputFile], names: dict[str, str]) -> dict[str, str]:
-        """Unpack those that are to be; the names ComfyUI knows all by."""
+    def _unpacked(self, files: Sequence[InputFile], names: Mapping[str, str]) -> _Unpacked:
+        """Unpack those that are to be; of two that hold a name, the later one counts."""
+        found = _Unpacked()
         try:
             for file in files:
                 if file.unpack and not self._ended:
-                    found = self._unpack(file, self._folder / names[file.reference])
-                    names = {**found, **names, file.reference: found[file.reference]}
-            return names
+                    self._unpack(file, self._folder / names[file.reference], found)
+            return found
         finally:
             if self._ended:  # the job ended meanwhile
                 self.remove()
 
-    def _unpack(self, file: InputFile, archive: Path) -> dict[str, str]:
+    def _unpack(self, file: InputFile, archive: Path, found: _Unpacked) -> None:
         folder = archive.with_name(f"{archive.stem}-files")
         self._folders.append(folder)
         try:
@@ -113,9 +118,9 @@ class JobInputs:
             raise _not_stored(file.name, folder, problem) from None
         archive.unlink(missing_ok=True)
         place = str(folder.relative_to(self._folder))
-        in_place = {name: f"{place}/{name}" for name in inside}
-        below = {f"{file.reference}/{name}": found for name, found in in_place.items()}
-        return {**in_place, **below, file.reference: place}
+        found.folders[file.reference] = place
+        for name in inside:
+            found.plain[name] = found.by_reference[f"{file.reference}/{name}"] = f"{place}/{name}"
 
     def _write_all(self, files: Sequence[InputFile]) -> dict[str, str]:
         """Those that came with the request; the names ComfyUI knows them by."""
@@ -187,6 +192,16 @@ class JobInputs:
     def _remember(self, path: Path) -> Path:
         self._written.append(path)
         return path
+
+
+@dataclass
+class _Unpacked:
+    """What came out of a request's archives, by the names that a workflow may use: an archive's
+    own, `archive/file`, and plainly `file`."""
+
+    folders: dict[str, str] = field(default_factory=dict)
+    by_reference: dict[str, str] = field(default_factory=dict)
+    plain: dict[str, str] = field(default_factory=dict)
 
 
 def missing_inputs(workflow: Workflow, folder: Path, volume_input: Path) -> list[JobError]:

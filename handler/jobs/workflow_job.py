@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -108,6 +108,13 @@ class WorkflowJobs:
         self, request: WorkflowRequest, progress: Progress, handle: JobHandle
     ) -> dict[str, Any]:
         """The reply of a job that succeeded. Raises JobError for one that failed."""
+        supply = self._supply
+        async with nullcontext() if supply is None else supply.in_use(request.workflow):
+            return await self._run(request, progress, handle)
+
+    async def _run(
+        self, request: WorkflowRequest, progress: Progress, handle: JobHandle
+    ) -> dict[str, Any]:
         deadline = handle.deadline = Deadline(request.max_wait)
         job_tag = uuid.uuid4().hex[:12]
         options = DeliveryOptions(job_tag, deadline, request.output, request.bucket)

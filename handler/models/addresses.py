@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import PurePosixPath
 from typing import TypeVar
 
 from bootstrap.config import Settings
@@ -62,10 +61,6 @@ class Addressed:
     ours: tuple[ModelSpec, ...] = ()
     hints: tuple[JobError, ...] = ()
 
-    @property
-    def places(self) -> tuple[PurePosixPath, ...]:
-        return tuple(spec.place for spec in self.ours)
-
 
 class ModelAddresses:
     """Turns addresses into models for one worker's jobs."""
@@ -86,40 +81,42 @@ class ModelAddresses:
         `known` gives the manifest's models: one that has the same address is meant by it. An
         address that is not allowed stays, with a hint. Raises JobError.
         """
-        wanted = [_Wanted(found, _parsed(found)) for found in model_addresses(workflow)]
+        allowed = self._settings.allow_download_requests
+        wanted: list[_Wanted] = []
+        hints: list[JobError] = []
+        for found in model_addresses(workflow):
+            try:
+                wanted.append(_Wanted(found, parse_link(found.name)))
+            except BadLink as problem:
+                if allowed:
+                    raise _malformed(found, problem) from None
+                hints.append(_not_allowed(found))
         if not wanted:
-            return Addressed()
+            return Addressed(hints=tuple(hints))
         listed = await self._ask(known, deadline)
         specs = {w.key: spec for w in wanted if (spec := _of_manifest(w, listed)) is not None}
         others = [one for one in wanted if one.key not in specs]
         ours: dict[tuple[str, Link], ModelSpec] = {}
-        hints: tuple[JobError, ...] = ()
-        if not self._settings.allow_download_requests:
-            hints = tuple(map(_not_allowed, others))
+        if not allowed:
+            hints += [_not_allowed(one.address) for one in others]
         elif others:
             ours = await self._find(others, workplace, deadline)
         _name_files(workflow, wanted, {**specs, **ours})
-        return Addressed((*specs.values(), *ours.values()), tuple(ours.values()), hints)
+        return Addressed((*specs.values(), *ours.values()), tuple(ours.values()), tuple(hints))
 
     async def make_room(
         self, addressed: Addressed, lacking: Sequence[ModelSpec], place: Workplace, limit: Deadline
     ) -> None:
         """Remove what was used least recently, where there is a limit. Raises JobError."""
-        if not addressed.ours:
-            return
         gigabytes = self._settings.model_cache_gb
-        most = None if gigabytes is None else gigabytes * 1e9
+        if not addressed.ours or gigabytes is None:
+            return
+        most = gigabytes * 1e9
         coming = [spec for spec in lacking if spec in addressed.ours]
         size = sum(spec.size or 0 for spec in coming)
-        if most is not None:
-            _refuse_too_large(coming, most)
-
-        def on_volume() -> list[PurePosixPath]:
-            models = FetchedModels(place.models)
-            models.mark_used(addressed.places, limit.remaining)
-            return [] if most is None else models.make_room(size, most)
-
-        removed = await self._ask(on_volume, limit)
+        _refuse_too_large(coming, most)
+        models = FetchedModels(place.models)
+        removed = await self._ask(lambda: models.make_room(size, most), limit)
         if removed:
             _log.info("removed to make room: %s", ", ".join(map(str, removed)))
 
@@ -193,11 +190,8 @@ class ModelAddresses:
         return await self._calls.volume.call_or_fail(work, deadline.remaining)
 
 
-def _parsed(address: NamedModel) -> Link:
-    try:
-        return parse_link(address.name)
-    except BadLink as problem:
-        raise _error(address, "download.no_source", f"the address {problem}.", _HOW) from None
+def _malformed(address: NamedModel, problem: BadLink) -> JobError:
+    return _error(address, "download.no_source", f"the address {problem}.", _HOW)
 
 
 def _of_manifest(wanted: _Wanted, known: Sequence[ModelSpec]) -> ModelSpec | None:
@@ -227,9 +221,9 @@ def _here(wanted: _Wanted, place: Workplace) -> ModelSpec | None:
     return None if place.cached(spec) is None else spec
 
 
-def _not_allowed(wanted: _Wanted) -> JobError:
+def _not_allowed(address: NamedModel) -> JobError:
     return _error(
-        wanted.address,
+        address,
         "request.download_off",
         "models by address are off on this endpoint.",
         "Set ALLOW_DOWNLOAD_REQUESTS=true in its environment variables, or name the address in "

@@ -2,19 +2,28 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import os
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
 from bootstrap.config import Settings
 from bootstrap.core.text import size_text, typed
 from bootstrap.doctor import look_at_link
-from bootstrap.models.background import Provisioning, show_to_comfyui, workplace_for
+from bootstrap.models.background import (
+    Provisioning,
+    models_folder,
+    show_to_comfyui,
+    workplace_for,
+)
 from bootstrap.models.download.progress import FileMeter, LogMeter
+from bootstrap.models.fetched import IN_USE_SECONDS, FetchedModels
 from bootstrap.models.manifest import Manifest
 from bootstrap.models.manifest_entry import ModelSpec
 from bootstrap.models.manifest_file import wanted_here
@@ -40,6 +49,7 @@ _LISTED = 5
 _STAGE = "fetching models"
 _EXPLAIN_SECONDS = 5.0
 _SHOW_SECONDS = 30.0
+_RENEW_EVERY = IN_USE_SECONDS / 4
 _REPORT_EVERY = 0.5  # seconds; Progress lets through what it finds due
 
 
@@ -81,6 +91,7 @@ class ModelSupply:
         named = named_models(workflow)
         if not named:
             return Supplied(hints=addressed.hints)
+        await self._ask(lambda: self._mark_used(named), deadline)
         if any("\\" in model.name for model in named):
             foreign = await self._ask(lambda: self._with_slashes(named), deadline)
             replace_texts(workflow, foreign)
@@ -93,6 +104,7 @@ class ModelSupply:
             results = await self._fetch(specs, workplace, deadline) if specs else ()
             _raise_if_missing(specs, results, deadline)
             if results:
+                await self._ask(lambda: self._mark_used(named), deadline)
                 await self._addresses.make_room(addressed, (), workplace, deadline)
         if results or any(model.folders for model in lacking):
             await self._ask(lambda: self._show(results), deadline)
@@ -102,6 +114,27 @@ class ModelSupply:
         fetched = tuple(_describe(result) for result in results if result.state == "fetched")
         seconds = deadline.elapsed - begun if fetched else 0.0
         return Supplied(fetched, seconds, addressed.hints, bool(addressed.specs))
+
+    @asynccontextmanager
+    async def in_use(self, workflow: Workflow) -> AsyncIterator[None]:
+        """Until this ends, and for `IN_USE_SECONDS` more, no worker removes a model by address that
+        `workflow` names, whatever its names are by then."""
+        renewing = asyncio.create_task(self._renew(workflow))
+        try:
+            yield
+        finally:
+            renewing.cancel()
+
+    async def _renew(self, workflow: Workflow) -> None:
+        while True:
+            await asyncio.sleep(_RENEW_EVERY)
+            named = named_models(workflow)
+            with suppress(OSError, TimeUp):
+                await self._calls.volume.call(partial(self._mark_used, named), _RENEW_EVERY)
+
+    def _mark_used(self, named: Sequence[NamedModel]) -> None:
+        names = {with_slashes(model.name).rpartition("/")[2] for model in named}
+        FetchedModels(models_folder(self._layout)).mark_used(names)
 
     async def explained(self, error: JobError, workflow: Workflow) -> JobError:
         """A job's error, with what to write into the manifest where a model is missing."""

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from typing import BinaryIO
 
 from bootstrap.core.files import open_regular
-from bootstrap.net.addresses import AddressPolicy, shown
+from bootstrap.net.addresses import AddressPolicy, shown, without_query
 from bootstrap.net.errors import DownloadError
 from bootstrap.net.http import Channel
 from handler.common.deadline import Deadline
@@ -60,7 +60,7 @@ class PutAddresses:
         for left in reversed(range(_ATTEMPTS)):
             try:
                 self._attempt(upload, address)
-                return shown(address.url)
+                return without_query(address.url)
             except DownloadError as problem:
                 if self._aborted or self._deadline.expired:
                     raise NotUploaded(self.too_slow) from None
@@ -85,7 +85,8 @@ class PutAddresses:
         if self._aborted:
             channel.abort()
         size = os.fstat(file.fileno()).st_size
-        headers = {"Content-Type": upload.mime_type, **address.headers}
+        given = {name.lower(): text for name, text in address.headers.items()}
+        headers = {"content-type": upload.mime_type, **given}
         status = channel.put(address.url, file, size, headers)
         if not 200 <= status < 300:
             raise DownloadError(

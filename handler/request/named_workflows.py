@@ -14,6 +14,7 @@ from handler.request.params import SUFFIX, Params, read_params
 from handler.request.workflow import Workflow, read_workflow
 
 FOLDER = "workflows"
+_ENDINGS = (".json", ".JSON")
 _MAX_BYTES = 20_000_000
 _LISTED = 200
 
@@ -35,11 +36,12 @@ class NamedWorkflows:
 
     def read(self, name: str) -> NamedWorkflow:
         """The workflow of that name, with or without `.json`. Raises JobError."""
-        file = self._file(name if name.lower().endswith(".json") else f"{name}.json")
+        stem = name[: -len(".json")] if name.lower().endswith(".json") else name
+        names = [*([name] if name != stem else []), *(f"{stem}{ending}" for ending in _ENDINGS)]
+        file = next(filter(None, map(self._file, names)), None)
         if file is None:
             raise self._unknown(name)
         workflow = read_workflow(self._text(file))
-        stem = name[: -len(".json")] if name.lower().endswith(".json") else name
         declared = self._file(f"{stem}{SUFFIX}")
         if declared is None:
             return NamedWorkflow(workflow)
@@ -49,7 +51,12 @@ class NamedWorkflows:
             raise JobError(
                 "params.file_wrong", problem.finding.message, f"Correct {declared.name}."
             ) from None
-        return NamedWorkflow(workflow, read_params(data, workflow))
+        except ValueError as problem:  # a number or date that Python cannot hold
+            raise _not_declared(declared, problem) from None
+        try:
+            return NamedWorkflow(workflow, read_params(data, workflow))
+        except ValueError as problem:
+            raise _not_declared(declared, problem) from None
 
     def listed(self) -> list[dict[str, Any]]:
         """JSON-ready: every workflow with its parameters as JSON Schema, or with what is wrong."""
@@ -98,18 +105,24 @@ class NamedWorkflows:
         )
 
     def _names(self) -> list[str]:
-        return sorted(self._found())[:_LISTED]
+        return sorted(set(self._found()))[:_LISTED]
 
     def _found(self) -> Iterator[str]:
         count = 0
         for parent, _, names in os.walk(self._folder):
             for name in names:
-                if name.lower().endswith(".json"):
+                if name.endswith(_ENDINGS) and not name.startswith("."):  # macOS writes ._name
                     path = os.path.relpath(os.path.join(parent, name), self._folder)
                     yield os.path.splitext(path)[0]
                     count += 1
             if count >= _LISTED:
                 return
+
+
+def _not_declared(file: Path, problem: ValueError) -> JobError:
+    return JobError(
+        "params.file_wrong", f"{file.name} cannot be read: {problem}.", f"Correct {file.name}."
+    )
 
 
 def openapi(workflows: list[dict[str, Any]], base: dict[str, Any]) -> dict[str, Any]:

@@ -32,6 +32,7 @@ TYPES = ("string", "integer", "number", "boolean", "seed", "file")
 SUFFIX = ".params.yaml"
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,63}")
 _FIELDS = frozenset("type sets description default required minimum maximum maxLength enum".split())
+_WITH_BOUNDS = ("integer", "number", "seed")
 _MOST_PARAMS = 100
 _LARGEST_SEED = 2**64 - 1
 _LONGEST_SUFFIX = 16
@@ -66,9 +67,9 @@ class Param:
             if self.longest is not None and self.type == "string" and len(value) > self.longest:
                 raise Wrong(f"has {len(value)} characters; at most {self.longest} are allowed")
         elif self.minimum is not None and value < self.minimum:
-            raise Wrong(f"is {short(value)}; it must be at least {self.minimum:g}")
+            raise Wrong(f"is {short(value)}; it must be at least {self.minimum}")
         elif self.maximum is not None and value > self.maximum:
-            raise Wrong(f"is {short(value)}; it must be at most {self.maximum:g}")
+            raise Wrong(f"is {short(value)}; it must be at most {self.maximum}")
         return value
 
     def schema(self) -> dict[str, Any]:
@@ -160,8 +161,8 @@ class Params:
 def _allowed_of(param: Param) -> str:
     parts = [param.type]
     if param.minimum is not None or param.maximum is not None:
-        low = "" if param.minimum is None else f"{param.minimum:g}"
-        high = "" if param.maximum is None else f"{param.maximum:g}"
+        low = "" if param.minimum is None else param.minimum
+        high = "" if param.maximum is None else param.maximum
         parts.append(f"{low}…{high}")
     if param.choices:
         parts.append("one of " + ", ".join(map(short, param.choices[:20])))
@@ -177,8 +178,12 @@ def _text(value: Any) -> str:
 def _number(value: Any) -> float:
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         raise Wrong(f"is {described(value)}; it must be a number")
-    if isinstance(value, float) and not math.isfinite(value):
-        raise Wrong(f"is {value}; it must be a finite number")
+    try:
+        finite = math.isfinite(value)
+    except OverflowError:  # an integer with hundreds of digits
+        finite = False
+    if not finite:
+        raise Wrong(f"is {short(value)}; it must be a finite number below 1.8e308")
     return value
 
 
@@ -300,9 +305,12 @@ class _Reader:
             entry.get("required") is True,
             self._bound(name, entry, "minimum"),
             self._bound(name, entry, "maximum"),
-            int(self._bound(name, entry, "maxLength") or 0) or None,
-            tuple(entry["enum"]) if isinstance(entry.get("enum"), list) else (),
+            self._longest(name, entry),
+            tuple(self._choices(name, kind, entry.get("enum"))),
         )
+        low, high = param.minimum, param.maximum
+        if low is not None and high is not None and low > high:
+            self._say(name, f"has a minimum, {low}, above its maximum, {high}")
         return self._with_default(param, entry.get("default"))
 
     def _with_default(self, param: Param, default: Any) -> Param:
@@ -330,17 +338,43 @@ class _Reader:
             else:
                 yield node_id, node_input
 
+    def _choices(self, name: str, kind: str, given: Any) -> Iterator[Any]:
+        if given is None:
+            return
+        if not isinstance(given, list) or not given:
+            self._say(name, "has an enum that is not a list of values")
+            return
+        for value in given:
+            try:
+                yield _READERS[kind](value)
+            except Wrong as problem:
+                quotes = " (put it in quotes)" if _READERS[kind] in (_text, _file) else ""
+                self._say(name, f"has a choice in enum that {problem}{quotes}")
+
     def _bound(self, name: str, entry: Mapping[Any, Any], key: str) -> float | None:
         value = entry.get(key)
         if value is None:
             return None
+        if entry["type"] not in _WITH_BOUNDS:
+            self._say(name, f"has a {key}, which is for {', '.join(_WITH_BOUNDS)}")
+            return None
         try:
-            if isinstance(value, bool) or not math.isfinite(value):
-                raise ValueError
-        except (TypeError, ValueError, OverflowError):
+            return _number(value)
+        except Wrong:
             self._say(name, f"has a {key} that is not a finite number")
             return None
-        return float(value) if isinstance(value, float) else int(value)
+
+    def _longest(self, name: str, entry: Mapping[Any, Any]) -> int | None:
+        value = entry.get("maxLength")
+        if value is None:
+            return None
+        if entry["type"] != "string":
+            self._say(name, "has a maxLength, which is for string")
+        elif isinstance(value, bool) or not isinstance(value, int) or value < 1:
+            self._say(name, "has a maxLength that is not a whole number of at least 1")
+        else:
+            return value
+        return None
 
     def _say(self, name: str, what: str) -> None:
         self.mistakes.append(f"`{name[:80]}` {what}")

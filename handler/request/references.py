@@ -120,6 +120,17 @@ def rename_files(workflow: Workflow, names: Mapping[str, str]) -> None:
                 node["inputs"][name] = _renamed(value, names)
 
 
+def rename_named_files(workflow: Workflow, names: Mapping[str, str]) -> None:
+    """`rename_files` for names that may be words or models elsewhere: only in inputs where
+    `named_files` finds a file in the input folder."""
+    for named in list(named_files(workflow)):
+        reference = reference_in(named.text)[0]
+        if named.folder == "input" and reference in names:
+            inputs = workflow[named.node_id]["inputs"]
+            name = next(n for n in inputs if named.input == n or named.input.startswith(f"{n}."))
+            inputs[name] = _renamed(inputs[name], {reference: names[reference]})
+
+
 def rename_folders(workflow: Workflow, names: Mapping[str, str]) -> None:
     """`rename_files` for folders, whose names may be words that stand anywhere: only in inputs
     whose own name says that they take a folder or path."""

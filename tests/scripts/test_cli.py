@@ -7,11 +7,13 @@ import shutil
 import socket
 import subprocess
 import sys
+import zipfile
 from pathlib import Path
 
 import pytest
 
 from demo.volume import DemoVolume
+from scripts import cli
 from scripts.cli import COMMANDS, main
 from tests.support.sources import ROOT
 
@@ -19,6 +21,8 @@ if sys.version_info >= (3, 11):
     import tomllib
 else:
     tomllib = pytest.importorskip("tomli")
+
+PACKAGES = ("bootstrap", "handler", "scripts")
 
 
 def typed(*arguments: str) -> subprocess.CompletedProcess[str]:
@@ -68,7 +72,11 @@ def test_all_of_it_is_named() -> None:
         (["models", "pul"], "Did you mean pull?"),
         (["submit", "--outptu", "x"], "unrecognized arguments: --outptu. Did you mean --output?"),
         (["doctor", "/workspac"], "/workspac does not exist. Did you mean /workspace?"),
-        (["serve", "--port", "many"], "invalid int value: 'many'"),
+        (["serve", "--port", "many"], "'many' is not a port: a number from 1 to 65535"),
+        (["serve", "--local", "--port", "70000"], "a number from 1 to 65535"),
+        (["serve", "--port", "0"], "a number from 1 to 65535"),
+        (["serve", "--local", "--host", "192.0.2.1"], "Choose another one: --host 127.0.0.1"),
+        (["serve", "--local", "--host", "no.such.invalid"], "Choose another one: --host"),
     ],
 )
 def test_what_is_typed_wrongly_is_a_line_or_two(arguments: list[str], said: str) -> None:
@@ -86,6 +94,15 @@ def test_a_port_in_use_is_said_before_anything_is_started() -> None:
         f"comfyui-worker: cannot listen on 127.0.0.1:{port} (Address already in use). "
         f"Choose another one: --port {port + 1}\n"
     )
+
+
+def test_an_address_of_either_family_can_be_listened_on() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        assert cli._taken("::1", port) == cli._taken("localhost", 0) == ""
+    with socket.create_server(("::1", 0), family=socket.AF_INET6) as taken:
+        port = taken.getsockname()[1]
+        assert cli._taken("::1", port).startswith(f"cannot listen on [::1]:{port} (Address already")
 
 
 def test_a_package_that_is_missing_is_named(tmp_path: Path) -> None:
@@ -123,10 +140,25 @@ def test_it_installs_what_the_worker_requires() -> None:
     assert project["dependencies"] == [line.strip() for line in lines if "==" in line]
 
 
+def test_what_is_installed_is_all_that_git_has(tmp_path: Path) -> None:
+    """Every file of the packages, pages and other data too."""
+    listed = subprocess.check_output(["git", "ls-files", "-z", *PACKAGES], cwd=ROOT, text=True)
+    kept = {name for name in listed.split("\0") if name and (ROOT / name).exists()}
+    for name in (*kept, "pyproject.toml"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(ROOT / name, tmp_path / name)
+    build = [sys.executable, "-m", "uv", "build", "-q", "--wheel", "--out-dir", "made", "."]
+    subprocess.run(build, check=True, cwd=tmp_path, timeout=120)
+    (wheel,) = (tmp_path / "made").glob("*.whl")
+    packed = {name for name in zipfile.ZipFile(wheel).namelist() if ".dist-info/" not in name}
+    assert packed == kept
+    assert "bootstrap/doctor/page.html" in packed
+
+
 def test_it_runs_where_it_is_installed(demo: DemoVolume, tmp_path: Path) -> None:
     source, venv = tmp_path / "source", tmp_path / "venv"
     source.mkdir()
-    for name in ("bootstrap", "handler", "scripts"):
+    for name in PACKAGES:
         shutil.copytree(ROOT / name, source / name, ignore=shutil.ignore_patterns("__pycache__"))
     shutil.copy(ROOT / "pyproject.toml", source)
     uv: list[str | Path] = [sys.executable, "-m", "uv"]

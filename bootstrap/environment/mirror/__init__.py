@@ -18,6 +18,7 @@ folder's time. It is not seen that a file was changed with neither, or while a w
 from __future__ import annotations
 
 import contextlib
+import errno
 import logging
 import os
 import shutil
@@ -30,7 +31,7 @@ from pathlib import Path
 
 from bootstrap.core.concurrency import Crew, SilentError, Together
 from bootstrap.core.findings import Finding, warning
-from bootstrap.core.text import counted, size_text
+from bootstrap.core.text import counted, shown, size_text
 from bootstrap.environment.mirror.archive import Archive, BadArchive, read_archive
 from bootstrap.environment.mirror.late import LargeFiles, LateFolders
 from bootstrap.environment.mirror.record import Record, archive_at, read_opened
@@ -49,6 +50,18 @@ from bootstrap.environment.mirror.walk import Walk
 _log = logging.getLogger(__name__)
 
 CODES = {"python.not_copied": "A venv on the volume was not copied to local disk, and runs from it"}
+_IN_IMAGE = "install ComfyUI's packages into the image."
+_FIX_ROOM = (
+    f"Give the endpoint a larger container disk (Edit Endpoint → Container Disk), or {_IN_IMAGE}"
+)
+_FIX_VENV = (
+    "Make the venv with a Python that the image has, or set COMFYUI_PYTHON to one of the image's."
+)
+_FIX_NOEXEC = "Set WORK_DIR to a folder on a disk that is not mounted noexec."
+_FIX_UNREADABLE = (
+    "Check that the venv is whole and can be read on a Pod with this volume; if it is, and this "
+    f"happens at each start, {_IN_IMAGE}"
+)
 _THREADS = 64
 # What must be left free on the local disk, in bytes, and what a link or the end of a file takes.
 _HEADROOM = 256 << 20
@@ -99,6 +112,10 @@ class Mirror:
 
 class _CannotMirror(Exception):
     """The message completes "… was not copied: …"."""
+
+    def __init__(self, why: str, fix: str) -> None:
+        super().__init__(why)
+        self.fix = fix
 
 
 def mirror_venv(request: MirrorRequest) -> Mirror | Finding:
@@ -175,7 +192,7 @@ class _Making:
         recorded = frozenset(packed.path for packed in archive.files)
         unpacking = Unpacking(path, archive, str(venv.site), str(site), venv.tag)
         if not unpacking.run(self._left, self._tick(lambda: unpacking.written)):
-            raise _CannotMirror(self._late)
+            raise _CannotMirror(self._late, _FIX_UNREADABLE)
         with contextlib.suppress(OSError):  # a volume that is read-only
             os.utime(path)
         note = f"{counted(len(recorded), 'file')}, {size_text(archive.bytes)} from the archive"
@@ -197,7 +214,7 @@ class _Making:
         if not crew.run(
             [partial(walk.look_at, "")], self._left, self._tick(lambda: len(tree.copied))
         ):
-            raise _CannotMirror(self._late)
+            raise _CannotMirror(self._late, _FIX_UNREADABLE)
         self._read_large(venv, site, tree)
         note = f"{counted(len(tree.copied), 'file')} copied, without an archive"
         return self._mirror(python, site, note, venv, path, tree)
@@ -206,7 +223,10 @@ class _Making:
         """Everything around site-packages; the Python, and site-packages, empty."""
         python = make_skeleton(venv, place)
         if os.statvfs(place).f_flag & os.ST_NOEXEC:
-            raise _CannotMirror(f"programs cannot be run from {place}")
+            why = f"programs cannot be run from {place}"
+            raise _CannotMirror(
+                why, "Set WORK_DIR to a folder on a disk that is not mounted noexec."
+            )
         return python, place / "lib" / venv.library / "site-packages"
 
     def _mirror(
@@ -243,7 +263,8 @@ class _Making:
     def _check_room(self, size: int, entries: int) -> None:
         free = shutil.disk_usage(self._request.place).free
         if size + entries * _BORDER > free - _HEADROOM:
-            raise _CannotMirror(f"the local disk has no room for {size_text(size)} more")
+            why = f"the local disk has no room for {size_text(size)} more"
+            raise _CannotMirror(why, _FIX_ROOM)
 
     def _read_large(self, venv: Venv, site: Path, tree: Tree) -> None:
         large = LargeFiles(str(venv.site), str(site), dict(tree.large), self._request.room)
@@ -278,11 +299,18 @@ def _by_size(mirror: Mirror, paths: Iterable[str]) -> tuple[dict[str, int], dict
 
 
 def _not_copied(request: MirrorRequest, problem: Exception) -> Finding:
-    reason = problem.strerror if isinstance(problem, OSError) and problem.strerror else problem
+    reason, fix = str(problem), _FIX_UNREADABLE
+    if isinstance(problem, OSError) and problem.strerror:
+        place = f" ({shown(os.fsdecode(problem.filename))})" if problem.filename else ""
+        reason = f"{problem.strerror}{place}"
+        fix = _FIX_ROOM if problem.errno in (errno.ENOSPC, errno.EDQUOT) else _FIX_UNREADABLE
+    elif isinstance(problem, NotAVenv):
+        fix = _FIX_VENV
+    elif isinstance(problem, _CannotMirror):
+        fix = problem.fix
     return warning(
         "python.not_copied",
         f"The venv {request.venv} was not copied to local disk: {reason}. ComfyUI runs from the "
         "volume, which makes its start slow.",
-        "Give the endpoint a larger container disk (Edit Endpoint → Container Disk), or install "
-        "ComfyUI's packages into the image.",
+        fix,
     )

@@ -15,6 +15,7 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 
+from bootstrap.core.concurrency import threaded
 from bootstrap.models.download.part import Part
 from bootstrap.models.download.remote import Locate, Pace, Remote, Tools, content_range, refuse_text
 from bootstrap.net.errors import Changed, DownloadError, Stopped, bad_answer, unreachable
@@ -162,8 +163,7 @@ class RangeFetch:
         """Fetch what is missing. Raises DownloadError, Changed, Lost, and Stopped on `stop`;
         what was fetched is noted beside the part whatever happens, if the disk lets it."""
         threads = [
-            threading.Thread(target=self._work, name=f"model-range-{n}", daemon=True)
-            for n in range(self._connections_worth())
+            threaded(self._work, f"model-range-{n}") for n in range(self._connections_worth())
         ]
         self._working = len(threads)
         for thread in threads:

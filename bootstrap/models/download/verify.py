@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from bootstrap.core.concurrency import Allowance
+from bootstrap.core.concurrency import Allowance, threaded
 from bootstrap.core.files import Disk
 from bootstrap.core.text import size_text
 from bootstrap.models.download.transfer import Blocks
@@ -48,7 +48,7 @@ class Follower:
         self._stop = threading.Event()
         self._problem: OSError | None = None
         self._position = 0
-        self._thread = threading.Thread(target=self._follow, name="model-hash", daemon=True)
+        self._thread = threaded(self._follow, "model-hash")
         self._thread.start()
 
     def result(self) -> str:

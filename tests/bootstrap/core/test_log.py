@@ -139,6 +139,62 @@ def test_what_a_library_formats_wrongly_is_still_said(err: Callable[[], list[str
     assert err() == ["[urllib3] ERROR: %s %s"]
 
 
+class Unprintable:
+    def __str__(self) -> str:
+        raise AttributeError("half made")
+
+
+def test_a_line_that_cannot_be_formatted_never_raises(err: Callable[[], list[str]]) -> None:
+    for said, arguments in (("%(a)s", ({"b": 1},)), ("%s", (Unprintable(),)), (Unprintable(), ())):
+        handle(logging.LogRecord("handler", logging.INFO, "", 0, said, arguments, None))
+    assert err() == ["[worker] %(a)s", "[worker] %s", "[worker] <a Unprintable without text>"]
+
+
+def test_libraries_and_uncaught_errors_have_no_way_past_the_mask() -> None:
+    """huggingface_hub and uvicorn bring handlers of their own; Python prints tracebacks raw."""
+    program = f"""
+import logging, threading
+from huggingface_hub import get_hf_file_metadata
+from bootstrap.core import log
+log.set_up(as_json=True)
+import runpod, uvicorn
+uvicorn.Config("none:app")
+logging.getLogger("huggingface_hub.utils._http").warning("HEAD {SECRET}")
+logging.getLogger("uvicorn.access").info("GET {SECRET}")
+def fail():
+    raise ValueError("{SECRET}")
+thread = threading.Thread(target=fail, name="a-thread")
+thread.start()
+thread.join()
+fail()
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 1 and done.stdout == ""
+    lines = [json.loads(line) for line in done.stderr.splitlines()]
+    said = [line["message"] for line in lines]
+    assert said[:2] == ["[huggingface_hub] HEAD hf_***", "[uvicorn] GET hf_***"]
+    assert said[2].startswith("the thread a-thread ended with an error:\nTraceback")
+    assert said[3].startswith("stopped by an error that was not handled:\nTraceback")
+    assert all(text.endswith("ValueError: hf_***") for text in said[2:]) and len(lines) == 4
+    assert [line["level"] for line in lines] == ["WARN", "INFO", "ERROR", "ERROR"]
+
+
+def test_a_library_that_was_imported_later_is_masked_too() -> None:
+    program = f"""
+import logging
+from bootstrap.core import log
+log.set_up()
+from huggingface_hub import get_hf_file_metadata
+logging.getLogger("huggingface_hub").warning("HEAD {SECRET}")
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert done.stderr == "[huggingface_hub] WARN: HEAD hf_***\n"
+
+
 def test_a_jobs_lines_bear_its_id_in_its_tasks_and_threads(err: Callable[[], list[str]]) -> None:
     logger, pool = logging.getLogger("handler.jobs"), Pool("test", 2, 1)
 

@@ -134,6 +134,7 @@ def test_a_full_disk_is_named_and_comfyui_runs_from_the_volume(
     found = venv.try_to_mirror()
     assert isinstance(found, Finding)
     assert "was not copied to local disk: No space left on device" in found.message
+    assert "larger container disk" in found.fix
 
 
 def test_a_disk_without_room_for_the_archive(
@@ -144,6 +145,23 @@ def test_a_disk_without_room_for_the_archive(
     found = venv.try_to_mirror()
     assert isinstance(found, Finding)
     assert "the local disk has no room for" in found.message
+    assert "larger container disk" in found.fix
+
+
+def test_only_a_lack_of_room_asks_for_a_larger_disk(venv: VolumeVenv) -> None:
+    settings = venv.path / "pyvenv.cfg"
+    (venv.path / "bin/python").unlink()
+    (venv.path / "bin/python").symlink_to("/nowhere/bin/python")
+    other = venv.try_to_mirror()
+    settings.unlink()
+    gone = venv.try_to_mirror()
+    settings.mkdir()
+    folder = venv.try_to_mirror()
+    assert isinstance(other, Finding) and isinstance(gone, Finding) and isinstance(folder, Finding)
+    assert f"No such file or directory ({settings})" in gone.message
+    assert f"Is a directory ({settings})" in folder.message
+    assert not [f for f in (other, gone, folder) if "disk" in f.fix]
+    assert "COMFYUI_PYTHON" in other.fix and "can be read on a Pod" in gone.fix == folder.fix
 
 
 def test_a_short_write_is_noticed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

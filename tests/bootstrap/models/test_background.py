@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from bootstrap.config import Settings
+from bootstrap.core import log
 from bootstrap.core.findings import Outcome, outcome_of
 from bootstrap.models.background import (
     Provisioning,
@@ -54,6 +55,24 @@ def test_required_models_hold_back_and_optional_ones_do_not(
     assert not (tmp_path / "loras/b.safetensors").exists()
     work.stop()
     assert outcome_of(work.findings()) is Outcome.READY
+
+
+def test_all_that_a_download_logs_is_of_the_job_that_began_it(
+    server: ViciousServer,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    """What its own thread says, the crew, and each connection."""
+    monkeypatch.setattr(progress, "EVERY", 0)
+    place = workplace(tmp_path, make_meter=LogMeter)
+    with log.of_job("job-7"):
+        work = Provisioning([spec(server.serve("/m", DATA), "a.safetensors")], place)
+        work.start()
+    assert work.wait_for_all(10)
+    said = [line for line in capfd.readouterr().err.splitlines() if "a.safetensors" in line]
+    assert len(said) > 4, "the connections tell how far they are"
+    assert not [line for line in said if not line.startswith("[models] job job-7: ")]
 
 
 def test_past_the_limit_it_is_degraded_and_goes_on(server: ViciousServer, tmp_path: Path) -> None:

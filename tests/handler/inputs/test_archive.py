@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import copy
 import io
 import struct
 import zipfile
@@ -172,6 +173,29 @@ def test_a_workflow_names_what_is_in_it_by_its_folder(tmp_path: Path) -> None:
     assert not list(folder.glob("*.zip"))
     inputs.remove()
     assert list(folder.rglob("*.png")) == []
+
+
+def test_a_plain_name_counts_only_where_a_file_belongs(tmp_path: Path) -> None:
+    folder = tmp_path / "input"
+    folder.mkdir()
+    names = ("a.png", "normal", "model.safetensors", "frames/deep.png")
+    data = base64.b64encode(packed(*((name, PNG) for name in names))).decode()
+    files = list(read_files(None, [{"name": "x.zip", "data": data, "unpack": True}]))
+    others: dict[str, Any] = {
+        "2": {"class_type": "CheckpointLoaderSimple", "inputs": {"ckpt_name": "model.safetensors"}},
+        "3": {"class_type": "KSampler", "inputs": {"scheduler": "normal"}},
+        "4": {"class_type": "CLIPTextEncode", "inputs": {"text": "normal"}},
+        "5": {"class_type": "Mine", "inputs": {"image": "a.png", "mode": "normal"}},
+    }
+    nodes = copy.deepcopy(others)
+    nodes["1"] = {"class_type": "LoadImage", "inputs": {"image": "frames/deep.png [input]"}}
+    nodes["6"] = {"class_type": "Mine", "inputs": {"latent": "x/model.safetensors"}}
+    materialize(job_inputs(folder), files, nodes)
+    place, end = nodes["5"]["inputs"].pop("image").rsplit("/", 1)
+    assert end == "a.png" and others["5"]["inputs"].pop("image")
+    assert {key: nodes[key] for key in others} == others
+    assert nodes["1"]["inputs"]["image"] == f"{place}/frames/deep.png [input]"
+    assert nodes["6"]["inputs"]["latent"] == f"{place}/model.safetensors"
 
 
 def test_a_file_that_was_sent_goes_before_one_in_an_archive(tmp_path: Path) -> None:

@@ -172,6 +172,11 @@ def test_no_odd_address_is_fetched(folder: Path, url: str) -> None:
     refused(url, folder, Settings())
 
 
+def test_a_refused_address_is_written_as_it_was_sent(folder: Path) -> None:
+    said = refused("http://169.254.169.254/meta", folder, Settings()).message
+    assert said.startswith("http://169.254.169.254/meta is plain http")
+
+
 @pytest.mark.parametrize(
     "target", ["http://169.254.169.254/meta", "file:///etc/passwd", "gopher://x"]
 )

@@ -14,7 +14,7 @@ import pytest
 
 from bootstrap.config import Settings
 from bootstrap.core.redact import Secret
-from bootstrap.models import background
+from bootstrap.models import background, fetched
 from bootstrap.models.fetched import FetchedModels, name_for
 from bootstrap.models.installed import Receipt, receipt_path, write_receipt
 from bootstrap.models.sources import Sources, parse_link
@@ -25,6 +25,7 @@ from bootstrap.volume import Layout
 from handler.common.calls import Calls
 from handler.common.deadline import Deadline
 from handler.common.errors import JobError
+from handler.models import on_demand
 from handler.models.on_demand import ModelSupply, Supplied
 from handler.request.parse import WorkflowRequest, parse_request
 from handler.request.references import model_addresses
@@ -223,6 +224,13 @@ def test_off_it_is_left_for_comfyui_to_judge_and_explained(site: Site) -> None:
     assert hint.details == {"node_id": "2", "class_type": "LoraLoader", "input": "lora_name"}
 
 
+def test_off_a_malformed_address_is_left_alone_as_well(site: Site) -> None:
+    address = "https://civitai.com/user/me/models"
+    nodes = {"2": {"class_type": "MyDownloadingLoader", "inputs": {"lora": address}}}
+    (hint,) = site.bring(nodes, allow_download_requests=False).hints
+    assert nodes["2"]["inputs"] == {"lora": address} and hint.code == "request.download_off"
+
+
 def test_an_address_that_the_manifest_has_is_that_model_even_when_off(site: Site) -> None:
     pickled = b"\x80\x02" + MODEL
     url = site.web.serve("/m.ckpt", pickled)
@@ -314,6 +322,38 @@ def test_over_the_limit_the_one_used_least_recently_goes_and_no_file_of_the_user
     assert names == [f"loras/fetched/{n}" for n in ("b", "c", "mine")]
     assert (site.models / "loras" / "mine.safetensors").exists()
     assert not list(site.models.glob(".receipts/loras/fetched/a-*"))
+
+
+def test_what_a_job_names_by_its_file_stays_too(site: Site) -> None:
+    limit = len(MODEL) * 1.5 / 1e9
+    nodes = lora(site.web.serve("/one.safetensors", MODEL))
+    site.bring(nodes, model_cache_gb=limit)
+    name = nodes["2"]["inputs"]["lora_name"]
+    for spelling in (name, name.replace("/", "\\")):
+        site.age("one", 1)
+        site.bring(lora(spelling), model_cache_gb=limit)
+        site.bring(lora(site.web.serve("/two.safetensors", MODEL_2)), model_cache_gb=limit)
+        assert (site.models / "loras" / name).exists()
+
+
+def test_it_stays_as_long_as_the_job_is_here_and_no_longer(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A job's clock stands still while it waits its turn; that of its models must not."""
+    monkeypatch.setattr(fetched, "IN_USE_SECONDS", 0.4)
+    monkeypatch.setattr(on_demand, "_RENEW_EVERY", 0.1)
+    nodes = lora(site.web.serve("/one.safetensors", MODEL))
+    supply = site.supply()
+
+    async def waits() -> list[PurePosixPath]:
+        async with supply.in_use(nodes):
+            await supply.ensure_models(nodes, Deadline(30), Progress({}))
+            await asyncio.sleep(1)
+            return FetchedModels(site.models).make_room(0, 1)
+
+    assert asyncio.run(waits()) == []
+    time.sleep(0.6)
+    assert len(FetchedModels(site.models).make_room(0, 1)) == 1
 
 
 def test_what_is_in_use_stays_and_one_too_large_is_refused(site: Site) -> None:

@@ -9,6 +9,7 @@ import threading
 import time
 import zipfile
 from collections.abc import Iterator
+from email.message import Message
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -42,6 +43,7 @@ class Target:
     def __init__(self) -> None:
         self.got: dict[str, bytes] = {}
         self.headers: list[dict[str, str]] = []
+        self.sent: list[Message] = []
         self.statuses: list[int] = []
         self.trickle = False
         owner = self
@@ -50,6 +52,7 @@ class Target:
             protocol_version = "HTTP/1.1"
 
             def do_PUT(self) -> None:
+                owner.sent.append(self.headers)
                 owner.headers.append({k.lower(): v for k, v in self.headers.items()})
                 body = self.rfile.read(int(self.headers["Content-Length"]))
                 while owner.trickle:
@@ -127,12 +130,22 @@ def test_a_presigned_address_of_a_real_bucket(
     assert entry["url"].endswith("/by-put.png") and "?" not in entry["url"]
 
 
-def test_headers_that_the_signature_needs_go_along(target: Target, tmp_path: Path) -> None:
-    more = {"x-ms-blob-type": "BlockBlob", "Content-Type": "application/x-own"}
+def test_an_address_comes_back_whole(target: Target, tmp_path: Path) -> None:
+    url = f"{target.url}/{'k' * 500}.png"
+    store = PutAddresses({"k": PutAddress(f"{url}?{QUERY}")}, ANYWHERE, Deadline(20))
+    assert store.put(Upload(put(tmp_path, "a.png"), "k", "image/png")) == url
+
+
+@pytest.mark.parametrize("name", ["Content-Type", "content-type", "CONTENT-TYPE"])
+def test_headers_that_the_signature_needs_go_along(
+    target: Target, tmp_path: Path, name: str
+) -> None:
+    more = {"x-ms-blob-type": "BlockBlob", name: "application/x-own", "user-Agent": "mine"}
     store = PutAddresses({"k": PutAddress(target.url, more)}, ANYWHERE, Deadline(20))
     store.put(Upload(put(tmp_path, "a.png"), "k", "image/png"))
     assert target.headers[0]["x-ms-blob-type"] == "BlockBlob"
-    assert target.headers[0]["content-type"] == "application/x-own"
+    assert target.sent[0].get_all("content-type") == ["application/x-own"]
+    assert target.sent[0].get_all("user-agent") == ["mine"]
 
 
 def test_a_server_that_recovers_is_tried_again(target: Target, tmp_path: Path) -> None:

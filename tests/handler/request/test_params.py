@@ -181,6 +181,24 @@ MISTAKES = [
     ("params: {a: {type: number, sets: 3.cfg, default: .nan}}", "finite"),
     ("params: {a: &x {type: integer}, b: *x}", "aliases"),
     ("params: {", "YAML"),
+    ("params: {a: {type: string, sets: 6.text, enum: [2024-01-01, a]}}", "quotes"),
+    ("params: {a: {type: string, sets: 6.text, enum: [yes, no]}}", "the value true"),
+    ("params: {a: {type: string, sets: 6.text, enum: [!!binary aGk=]}}", "enum"),
+    ("params: {a: {type: string, sets: 6.text, enum: !!set {b, c}}}", "enum"),
+    ("params: {a: {type: string, sets: 6.text, enum: []}}", "enum"),
+    ("params: {a: {type: integer, sets: 3.steps, enum: [1, b]}}", "must be a number"),
+    ("params: {a: {type: number, sets: 3.cfg, enum: [.nan]}}", "finite"),
+    ("params: {a: {type: boolean, sets: 3.steps, minimum: 1}}", "minimum"),
+    ("params: {a: {type: string, sets: 6.text, maxLength: -3}}", "maxLength"),
+    ("params: {a: {type: string, sets: 6.text, maxLength: 1.5}}", "maxLength"),
+    ("params: {a: {type: seed, sets: 3.seed, maxLength: 3}}", "maxLength"),
+    ("params: {a: {type: integer, sets: 3.steps, minimum: 50, maximum: 1}}", "50, above"),
+    (f"params: {{a: {{type: seed, sets: 3.seed, default: 0x{'f' * 9000}}}}}", "default"),
+    (f"params: {{a: {{type: integer, sets: 3.steps, default: 0x{'f' * 9000}}}}}", "default"),
+    (f"params: {{a: {{type: number, sets: 3.cfg, enum: [0x{'f' * 9000}]}}}}", "enum"),
+    ("params: {a: {type: string, sets: 6.text, default: 2024-99-99}}", "broken.params.yaml"),
+    (f"description: 0x{'f' * 9000}\nparams: {{}}", "broken.params.yaml"),
+    (f"params: {{0x{'f' * 9000}: {{type: seed}}}}", "broken.params.yaml"),
     ("!!python/object/apply:os.system [ls]", "YAML"),
 ]
 
@@ -192,6 +210,26 @@ def test_a_declaration_with_mistakes_is_refused_with_each_of_them(
     (tmp_path / "workflows" / "broken.params.yaml").write_text(text)
     error = refused(named, "params.file_wrong", "broken", params={"a": 1})
     assert said in error.message
+    listed = {entry["name"]: entry.get("error_code") for entry in named.listed()}
+    assert listed == {"broken": "params.file_wrong", "deep/plain": None, "portrait": None}
+
+
+def test_bounds_are_said_as_they_are(named: NamedWorkflows, tmp_path: Path) -> None:
+    place = tmp_path / "workflows" / "broken.params.yaml"
+    place.write_text("params: {a: {type: seed, sets: 3.seed, minimum: 1234567, maximum: 16777216}}")
+    error = refused(named, "params.wrong", "broken", params={"a": 1})
+    assert "at least 1234567" in error.message and "1234567…16777216" in error.fix
+
+
+def test_what_is_listed_can_be_run(named: NamedWorkflows, tmp_path: Path) -> None:
+    folder = tmp_path / "workflows"
+    (folder / "Foo.JSON").write_text("\ufeff" + json.dumps(WORKFLOW), "utf-8")
+    (folder / "._portrait.json").write_bytes(b"\0\5\x16\7")
+    (folder / "Odd.Json").write_text(json.dumps(WORKFLOW))
+    listed = [entry["name"] for entry in named.listed() if "error" not in entry]
+    assert listed == ["Foo", "deep/plain", "portrait"]
+    for name in (*listed, "Foo.JSON", "Foo.json"):
+        assert named.read(name).workflow == WORKFLOW
 
 
 def test_a_link_out_of_the_folder_is_not_followed(named: NamedWorkflows, tmp_path: Path) -> None:

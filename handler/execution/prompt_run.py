@@ -25,7 +25,7 @@ from handler.execution.comfy_client import (
     fetch_history,
     lets_go,
 )
-from handler.execution.node_progress import QUEUED, NodeProgress, ProgressUpdate, position
+from handler.execution.history import QUEUED, NodeProgress, ProgressUpdate, position
 from handler.execution.queue import EntryState, Prompt, PromptLost, PromptResult, QueueEntry
 
 _log = logging.getLogger(__name__)

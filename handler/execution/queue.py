@@ -17,8 +17,7 @@ from typing import Any
 
 from handler.common.deadline import Deadline
 from handler.common.errors import JobError
-from handler.execution.history import HistoryEntry
-from handler.execution.node_progress import ProgressUpdate
+from handler.execution.history import HistoryEntry, ProgressUpdate
 from handler.request.workflow import Workflow
 
 # A file's time is that of the kernel's last tick.

@@ -35,8 +35,13 @@ from handler.common.blocking import TimeUp
 from handler.common.calls import Calls
 from handler.common.deadline import Deadline
 from handler.common.errors import JobError, JobTimeout
-from handler.models.addresses import ModelAddresses
-from handler.models.missing import misses_a_model, specs_named, with_manifest_entries, with_slashes
+from handler.models.addresses import (
+    ModelAddresses,
+    misses_a_model,
+    specs_named,
+    with_manifest_entries,
+    with_slashes,
+)
 from handler.request.parse import DownloadRequest
 from handler.request.references import NamedModel, named_models, replace_texts, used_nodes
 from handler.request.workflow import Workflow

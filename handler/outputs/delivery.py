@@ -34,11 +34,16 @@ from handler.outputs.collect import (
     write_out,
     zipped,
 )
-from handler.outputs.eager import DeliveryPolicy, EagerDelivery
-from handler.outputs.local_files import LocalFiles, OutputClaim, encoded, stamp_of
-from handler.outputs.presigned import PutAddresses
+from handler.outputs.local_files import (
+    DeliveryPolicy,
+    EagerDelivery,
+    LocalFiles,
+    OutputClaim,
+    encoded,
+    stamp_of,
+)
 from handler.outputs.results import DeliveryOptions, Produced, Result, Stamp
-from handler.outputs.s3 import NotUploaded, Store, Upload
+from handler.outputs.s3 import NotUploaded, PutAddresses, Store, Upload
 from handler.outputs.volume_store import NotSaved, VolumeStore, saved_as
 
 T = TypeVar("T")

@@ -11,7 +11,7 @@ import pytest
 from bootstrap.comfyui import ComfyUI
 from handler.common.calls import VolumeWatchdog
 from handler.common.errors import JobError
-from handler.execution.node_progress import NodeProgress
+from handler.execution.history import NodeProgress
 from handler.execution.prompt_run import _LOOKS, VolumeStallDetector
 
 IDLE, BUSY = 0.01, 1.0

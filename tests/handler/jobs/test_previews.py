@@ -18,8 +18,8 @@ from PIL import Image
 from bootstrap.config import Settings
 from handler.common.calls import Calls
 from handler.common.errors import JobError
-from handler.jobs import previews as module
-from handler.jobs.previews import Previews, small_jpeg
+from handler.jobs import workflow_job as module
+from handler.jobs.workflow_job import Previews, small_jpeg
 from handler.request.fields import ProgressOptions, read_progress
 from handler.request.parse import WorkflowRequest, parse_request
 from handler.sdk.progress import Progress
@@ -97,7 +97,7 @@ def test_whatever_the_socket_sends_nothing_breaks(content: bytes) -> None:
 def test_of_many_frames_the_newest_counts_and_one_in_two_seconds(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(module, "_SECONDS_APART", 0.3)
+    monkeypatch.setattr(module, "_PREVIEW_EVERY", 0.3)
     heard: list[str] = []
 
     class Heard(Progress):

@@ -13,7 +13,7 @@ from bootstrap.volume import Layout
 from handler.common.calls import Calls
 from handler.common.deadline import Deadline
 from handler.common.errors import JobError
-from handler.models.missing import misses_a_model
+from handler.models.addresses import misses_a_model
 from handler.models.on_demand import ModelSupply
 from handler.sdk.progress import Progress
 

@@ -88,7 +88,7 @@ def faring(files: dict[str, File]) -> Iterator[None]:
     with (
         patch.object(LocalFiles, "find", slow_find),
         patch("handler.outputs.volume_store.publish_copy", slow_publish),
-        patch("handler.outputs.eager.encoded", slow_encoded),
+        patch("handler.outputs.local_files.encoded", slow_encoded),
         patch.object(delivery_module, "encoded", slow_encoded),
     ):
         yield

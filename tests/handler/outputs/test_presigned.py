@@ -23,9 +23,8 @@ from bootstrap.net.addresses import AddressPolicy
 from bootstrap.volume import Layout
 from handler.common.deadline import Deadline
 from handler.common.errors import JobError
-from handler.outputs.presigned import PutAddresses
 from handler.outputs.results import ProducedText
-from handler.outputs.s3 import NotUploaded, Upload
+from handler.outputs.s3 import NotUploaded, PutAddresses, Upload
 from handler.request.fields import PutAddress, read_options
 from tests.handler.outputs import test_delivery
 from tests.handler.outputs.test_delivery import PNG, Jobs, image, kept_files, put

@@ -7,7 +7,7 @@ import copy
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,16 @@ from handler.jobs.worker import Worker
 FAULTY_NODES = Path(__file__).parent / "support" / "faulty_nodes"
 log.set_up()  # as a program does
 WORKFLOWS = Path(__file__).parent.parent / "demo" / "workflows"
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport() -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """What tests log may hold halves of characters on purpose; what xdist sends must not."""
+    report = yield
+    report.sections = [
+        (name, text.encode("utf-8", "backslashreplace").decode()) for name, text in report.sections
+    ]
+    return report
 
 
 def pytest_configure() -> None:

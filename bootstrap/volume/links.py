@@ -7,7 +7,7 @@ import os
 import uuid
 from collections.abc import Mapping
 from dataclasses import replace
-from pathlib import Path, PurePosixPath
+from pathlib import Path, PurePath, PurePosixPath
 
 from bootstrap.core.findings import Finding, error, info, warning
 from bootstrap.core.text import named, typed
@@ -191,10 +191,22 @@ def _remove_link(action: Unlink) -> bool:
     if same and not os.path.exists(aside):
         os.unlink(aside)
         return True
+    text = _link_text(aside)
+    if text is not None and text == _link_text(action.place):
+        os.unlink(aside)  # another worker has made it again meanwhile
+        return False
     if os.path.lexists(action.place):
         raise OSError(errno.EBUSY, f"changed under us; what stood there is kept at {aside}")
     os.rename(aside, action.place)
     return False
+
+
+def _link_text(path: PurePath) -> str | None:
+    """What a link reads; None where there is none."""
+    try:
+        return os.readlink(path)
+    except OSError:
+        return None
 
 
 def _kind_of(entry: os.DirEntry[str]) -> Kind:

@@ -218,14 +218,14 @@ LINES = {
     "ComfyUI in `/workspace/ComfyUI`": TEMPLATES,
     "ComfyUI in another folder": f"{VOLUMES}:test_the_only_comfyui_is_used_wherever_it_is",
     "`extra_model_paths.yaml`": f"{VOLUMES}:test_links_that_the_workers_link_of_the_other_mount_"
-    "makes_good_are_told_as_that",
+    "makes_good_are_reported_as_that",
     "absolute links": f"{VOLUMES}:test_links_that_the_workers_link_of_the_other_mount_makes_good_"
-    "are_told_as_that",
+    "are_reported_as_that",
     "nodes' packages": "tests.bootstrap.environment.test_package_set:"
     "test_the_second_worker_needs_no_network",
     "a venv on the volume": f"{VOLUMES}:test_a_venv_whose_python_is_not_here",
     "ComfyUI-Manager": "tests.bootstrap.comfyui.test_stage:"
-    "test_what_the_manager_has_queued_is_left_out_and_told",
+    "test_what_the_manager_has_queued_is_left_out_and_reported",
     "you look at the picture": f"{HERE}:test_a_name_carries_the_jobs_mark",
 }
 

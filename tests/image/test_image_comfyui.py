@@ -48,7 +48,8 @@ def step() -> str:
 
 def run(root: Path, env: Mapping[str, str]) -> None:
     """The step, in a machine whose /comfyui, /opt and /tmp are folders of the test's."""
-    script = re.sub(r"(?<=[ >])/(comfyui|opt|tmp)\b", rf"{root}/\1", step())
+    script = re.sub(r"(?<=[ >=])/(comfyui|opt|tmp)\b", rf"{root}/\1", step())
+    script = script.replace("/worker/.venv/bin/uv", str(Path(sys.executable).with_name("uv")))
     (root / "tmp").mkdir()
     subprocess.run(["sh", "-ec", script], env={**os.environ, **env}, check=True)
 
@@ -66,10 +67,12 @@ def test_a_version_is_there_compiled_with_what_it_needs_but_torch(
     torch = make_wheel(tmp_path, "torch", "2.13.0")
     subprocess.run([sys.executable, "-m", "venv", root / "opt" / "comfyui"], check=True)
     pip = root / "opt" / "comfyui" / "bin" / "pip"
-    subprocess.run([pip, "install", "-q", "--no-index", torch], check=True)
+    found = ["--no-index", "--find-links", str(torch.parent), "torch==2.13.0"]
+    subprocess.run([pip, "install", "-q", *found], check=True)
     with serving(wheels) as index:
         version = {"COMFYUI_VERSION": "v9.9", "COMFYUI_REPOSITORY": f"file://{repository}"}
-        run(root, {**index.env(), **version})
+        place = {"UV_DEFAULT_INDEX": index.env()["PIP_INDEX_URL"]}
+        run(root, {**index.env(), **place, **version})
     listed = subprocess.check_output([pip, "list", "--format=freeze"], text=True).split()
     assert {"torch==2.13.0", "torchsde==1.0", "tiny_one==1.0"} <= {
         n.replace("-", "_") for n in listed

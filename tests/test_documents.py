@@ -274,8 +274,7 @@ def test_every_command_is_one_that_exists(command: str) -> None:
     words = words[: words.index("<") if "<" in words else None]
     words = words[: words.index(">") if ">" in words else None]
     if words[0] == "curl":
-        assert f"{words[2]} {words[3]} {words[4]}".endswith("/download/check_volume.py | python3")
-        check_volume._parser().parse_args(words[6:])
+        assert words[1] == "-fsSLO" and words[2].endswith("/download/check_volume.py")
     elif words[0] == "export":
         assert all(FOREIGN.fullmatch(word.partition("=")[0]) for word in words[1:])
     elif words[0] == "docker":
@@ -283,7 +282,7 @@ def test_every_command_is_one_that_exists(command: str) -> None:
         assert "--platform" not in words or "linux/amd64" in words
     elif words[1] == "scripts/submit.py":
         submit._parser().parse_args(words[2:])
-    elif words[1] == "scripts/check_volume.py":
+    elif words[1] in ("scripts/check_volume.py", "check_volume.py"):
         check_volume._parser().parse_args(words[2:])
     else:
         assert words[0] in ("python3", "sh")

@@ -21,7 +21,7 @@ from tests.support.worker_process import WorkerProcess
 
 # Seeds of the jobs before the measured ones, which count from 0.
 _WARMING = (1_000_001, 1_000_002)
-_UP = r"To see the GUI go to: (http\S+)"
+_UP = r"To see the GUI go to: (http://[\w.:]+)"
 # Above any reply of these benchmarks: large ones are to reach the plane from any worker.
 _RESULT_LIMIT = 500_000_000
 

@@ -153,10 +153,10 @@ class Boot:
     def _wait_for(self, started: tuple[Serving, ...]) -> tuple[list[Finding], tuple[Serving, ...]]:
         """What came of waiting for them, and those that answer; all of them where none does."""
         waited = [self._wait(serving.comfyui, n) for n, serving in enumerate(started)]
-        running = tuple(s for s, f in zip(started, waited, strict=True) if not errors_in([f]))
-        if not running:
+        failed = {n for n, finding in enumerate(waited) if errors_in([finding])}
+        if len(failed) == len(started):
             return waited[:1], started
-        failed = [n for n, finding in enumerate(waited) if errors_in([finding])]
+        running = tuple(serving for n, serving in enumerate(started) if n not in failed)
         return [_left_out(n, f) if n in failed else f for n, f in enumerate(waited)], running
 
     def _wait(self, comfyui: ComfyUI, number: int) -> Finding:

@@ -110,16 +110,13 @@ def health_of(
         return Health(False, f"{stuck.code}: {stuck.message} {stuck.fix}")
     if report is None:
         return Health(False, "starting: no jobs are taken yet")
-    worked = [
-        comfyui for comfyui in comfyuis if comfyui.was_ready or report.outcome is Outcome.READY
-    ]
     if report.outcome is Outcome.READY:
-        return _best(worked)
+        return _best(comfyuis)
     first = errors_in(report.findings)[0]
     verdict = f"{report.outcome.value}: {first.code}: {first.message}"
     if report.outcome is Outcome.UNFIT:
         return Health(False, verdict)
-    if worked:
+    if worked := [comfyui for comfyui in comfyuis if comfyui.was_ready]:
         now = _best(worked)
         return Health(now.healthy, f"{now.text}; when it started: {verdict}")
     return Health(True, verdict)
@@ -169,7 +166,7 @@ class HealthMonitor:
         self._watches.append(fault)
 
     def now(self) -> Health:
-        """Blocks for two seconds at most."""
+        """Blocks as `health_of` does, and a second more where the loop stands still."""
         stuck = next((found for look in self._watches if (found := look()) is not None), None)
         return health_of(self.report, self.comfyuis, stuck)
 

@@ -25,6 +25,7 @@ from bootstrap.comfyui import (
     WriteBack,
     check_queued,
     choose_allocator,
+    copy_again,
     copy_user,
     folders_of,
     make_workdir,
@@ -55,7 +56,7 @@ from bootstrap.models.manifest_file import wanted_here
 from bootstrap.models.prefetch import ReadAhead, memory_for_weights
 from bootstrap.models.recent import Recent
 from bootstrap.volume import Layout, locate, volume_root
-from bootstrap.volume.args_file import check_args_file, read_args_file, with_args_file
+from bootstrap.volume.args_file import check_args_file, flag_names, read_args_file, with_args_file
 from bootstrap.volume.layout import OWN_FOLDER
 from bootstrap.volume.links import link_models, with_view
 from bootstrap.volume.search import link_other_mounts
@@ -66,6 +67,7 @@ _log = logging.getLogger(__name__)
 MACHINE = frozenset({"machine", "environment"})
 VOLUME = frozenset({"volume", "models", "comfyui"})
 _DEVICE = "--cuda-device"
+_DECIDE_DEVICE = frozenset({"--cpu", _DEVICE})
 _MOST_INSTANCES = 16
 _VOLUME_LATE = (
     "The network volume is slow or its server does not answer: start the worker again; if it "
@@ -113,7 +115,7 @@ class LocalPython:
 
 
 class Examination:
-    """One examination by the doctor. `python` is asked, if given, which Python it is about."""
+    """One examination by the doctor."""
 
     def __init__(
         self, sections: frozenset[str], settings: Settings, env: Mapping[str, str]
@@ -233,21 +235,19 @@ class Plan:
     def _copy_code(self, row: Stage) -> Code:
         volume, work = self.volume.value, self.work.value
         staged, findings = stage_code(self._settings, volume.layout, work)
+        user, more = copy_user(self._settings, volume.layout, work)
         place = staged[0].place if staged else volume.comfyui
-        places, copies = [(place, work)], list(staged)
+        places, copies = [(place, work)], [*staged, *([user] if user is not None else [])]
         for number in range(1, volume.instances):
             try:
                 other = work.further(number)
                 again = stage_again(staged, work, other) if staged else []
+                users = copy_again([user], work.user, other.user) if user is not None else []
             except OSError as problem:
                 row.add([_no_room(number, problem)])
                 break
-            copies += again
+            copies += [*again, *users]
             places.append((again[0].place if again else place, other))
-        more: list[Finding] = []
-        for _, own in places:
-            user, more = copy_user(self._settings, volume.layout, own)
-            copies += [user] if user is not None else []
         row.bytes = sum(copy.bytes for copy in copies)
         row.note = f"{sum(len(copy.stamps) for copy in copies)} files" if staged else "not needed"
         row.add([*findings, *more, *check_queued(copies)])
@@ -353,12 +353,12 @@ class Plan:
         return list(dict.fromkeys([*first, *(models / name for name in names)]))
 
     def _start(self, row: Stage) -> tuple[ComfyUI, ...]:
+        launches = self._launches()
+        first = launches[0]
+        known, extra = first.known_flags, first.extra_args
+        row.add(arguments(known, first.folders, first.port, extra)[1])
         started: list[ComfyUI] = []
-        for number in range(len(self.code.value.places)):
-            launch = self._launch(number)
-            if not started:
-                known, extra = launch.known_flags, launch.extra_args
-                row.add(arguments(known, launch.folders, launch.port, extra)[1])
+        for launch in launches:
             comfyui = ComfyUI(launch)
             try:
                 comfyui.start()
@@ -369,24 +369,28 @@ class Plan:
             started.append(comfyui)
         return tuple(started)
 
-    def _launch(self, number: int) -> Launch:
+    def _launches(self) -> list[Launch]:
+        """One for each ComfyUI."""
         volume, code, flags = self.volume.value, self.code.value, self.flags.value
         python = self.python.value.python
         env, build = self._child_env(python), read_torch_build(python)
         chosen = choose_allocator(flags, volume.args, build.version if build else None, env)
-        place, work = code.places[number]
         port, count = self._settings.comfyui_port, len(code.places)
-        return Launch(
-            python,
-            place,
-            folders_of(work, volume.comfyui, code.nodes),
-            flags,
-            (*volume.args, *chosen.args, *_device(number, count, flags, volume.args)),
-            self.packages.value.environment({**env, **chosen.env, INSTANCES: str(count)}),
-            port + number if port else 0,
-            home=volume.comfyui,
-            label=f"{number + 1}: " if count > 1 else "",
-        )
+        env = self.packages.value.environment({**env, **chosen.env, INSTANCES: str(count)})
+        return [
+            Launch(
+                python,
+                place,
+                folders_of(work, volume.comfyui, code.nodes),
+                flags,
+                (*volume.args, *chosen.args, *_device(number, count, flags, volume.args)),
+                env,
+                port + number if port else 0,
+                home=volume.comfyui,
+                label=f"{number + 1}: " if count > 1 else "",
+            )
+            for number, (place, work) in enumerate(code.places)
+        ]
 
     def _child_env(self, python: Path) -> dict[str, str]:
         return child_environment(self._env, self._settings.comfyui_env_pass, python)
@@ -401,7 +405,7 @@ def instances(settings: Settings, env: Mapping[str, str], args: Sequence[str]) -
     """How many ComfyUIs to start: COMFYUI_INSTANCES, else one for each GPU."""
     if settings.comfyui_instances is not None:
         return settings.comfyui_instances
-    if {"--cpu", "--cuda-device"} & {arg.partition("=")[0] for arg in args}:
+    if flag_names(args) & _DECIDE_DEVICE:
         return 1
     count = env.get("RUNPOD_GPU_COUNT", "").strip()
     return max(1, min(int(count), _MOST_INSTANCES)) if count.isdecimal() else 1
@@ -409,8 +413,9 @@ def instances(settings: Settings, env: Mapping[str, str], args: Sequence[str]) -
 
 def _device(number: int, count: int, flags: frozenset[str], args: Sequence[str]) -> tuple[str, ...]:
     """The flag for a GPU of its own, where there are several ComfyUIs."""
-    given = {"--cpu", _DEVICE} & {arg.partition("=")[0] for arg in args}
-    return (_DEVICE, str(number)) if count > 1 and _DEVICE in flags and not given else ()
+    if count == 1 or _DEVICE not in flags or flag_names(args) & _DECIDE_DEVICE:
+        return ()
+    return (_DEVICE, str(number))
 
 
 def _no_room(number: int, problem: OSError) -> Finding:

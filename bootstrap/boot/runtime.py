@@ -101,9 +101,8 @@ class Serving:
 class Runtime:
     """What came of a boot. `layout` is None where the volume was not found in time; `instances` has
     one for each ComfyUI, none where none was started: such a worker answers each job with what is
-    wrong.
-    `node_log` is what ComfyUI logged while it started, `python` the one it runs with, `wanted` the
-    models of the manifest."""
+    wrong. `node_log` is what ComfyUI logged while it started, `python` the one it runs with,
+    `wanted` the models of the manifest."""
 
     settings: Settings
     env: Mapping[str, str]

@@ -13,7 +13,7 @@ from bootstrap.comfyui.launch import (
 from bootstrap.comfyui.process import ComfyUI, Launch, not_startable
 from bootstrap.comfyui.readiness import is_answering, wait_until_ready
 from bootstrap.comfyui.run_main import INSTANCES
-from bootstrap.comfyui.stage import Staged
+from bootstrap.comfyui.stage import Staged, copy_again
 from bootstrap.comfyui.workdir import WorkDir, make_workdir
 from bootstrap.comfyui.write_back import WriteBack
 
@@ -28,6 +28,7 @@ __all__ = [
     "WriteBack",
     "check_queued",
     "choose_allocator",
+    "copy_again",
     "copy_user",
     "exits",
     "explain_exit",

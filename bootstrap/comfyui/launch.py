@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -32,7 +32,7 @@ from bootstrap.config import Settings
 from bootstrap.core.findings import Finding, info, warning
 from bootstrap.core.text import counted, named, size_text
 from bootstrap.volume import Layout
-from bootstrap.volume.args_file import describe_local_models, group_flags
+from bootstrap.volume.args_file import describe_local_models, flag_names, group_flags
 
 CODES = {
     "comfyui.flag_unknown": "A flag that this version of ComfyUI does not know",
@@ -143,7 +143,7 @@ def choose_allocator(
 ) -> Allocator:
     """What to add for a ComfyUI that knows the flags `known`, is started with `args` and has that
     version of torch."""
-    flags = {arg.partition("=")[0] for arg in args}
+    flags = flag_names(args)
     dynamic = uses_dynamic_vram(known, flags, torch)
     if flags & _CHOSEN or any(env.get(name, "").strip() for name in CONF_NAMES):
         return Allocator(dynamic, by_user=True)
@@ -152,7 +152,7 @@ def choose_allocator(
     return Allocator(dynamic, args=(_FLAG,), env={CONF_NAMES[0]: RECOMMENDED})
 
 
-def uses_dynamic_vram(known: frozenset[str], flags: set[str], torch: str | None) -> bool:
+def uses_dynamic_vram(known: frozenset[str], flags: Set[str], torch: str | None) -> bool:
     """On an NVIDIA GPU. An unknown torch is taken for a new one, as one beside a new ComfyUI is."""
     if "--enable-dynamic-vram" in flags & known:
         return True

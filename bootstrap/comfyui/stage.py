@@ -155,9 +155,9 @@ def link_output(copy: Path, output: Path) -> None:
 
 
 def copy_again(staged: Sequence[Staged], stage: Path, other: Path) -> list[Staged]:
-    """All copies that lie below the folder `stage` once more, below the new folder `other`. Raises
-    OSError."""
-    shutil.copytree(stage, other, symlinks=True)
+    """All copies that lie below the folder `stage` once more, below the folder `other`, without
+    asking the volume again. Raises OSError."""
+    shutil.copytree(stage, other, symlinks=True, dirs_exist_ok=True)
     return [replace(copy, place=other / copy.place.relative_to(stage)) for copy in staged]
 
 

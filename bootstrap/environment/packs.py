@@ -18,6 +18,7 @@ from bootstrap.environment.requirement_files import (
     read_text,
     requirement_file,
 )
+from bootstrap.volume.args_file import group_flags
 
 _MOST_TEXT = 1 << 20
 _COMMIT = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")
@@ -151,15 +152,11 @@ def gather_packs(
 
 def _values_of(flag: str, arguments: Sequence[str]) -> frozenset[str]:
     """The values behind a flag that takes several."""
-    values: list[str] = []
-    taking = False
-    for argument in arguments:
-        if argument.startswith("--"):
-            name, _, value = argument.partition("=")
-            taking = name == flag
-            values += [value] if taking and value else []
-        elif taking:
-            values.append(argument)
+    values: set[str] = set()
+    for first, *rest in group_flags(arguments):
+        name, _, value = first.partition("=")
+        if name == flag:
+            values.update([value, *rest] if value else rest)
     return frozenset(values)
 
 

@@ -41,10 +41,9 @@ def name_for(link: Link, given: str) -> str:
     """The file name for what `link` leads to, where it is called `given`. One without a model's
     extension counts as safetensors: its header is checked when it is there."""
     plain = _UNFIT.sub("_", unicodedata.normalize("NFC", given)).strip(" .")
-    suffix = extension_of(plain)
-    if suffix not in PT_EXTENSIONS | {GGUF}:
-        suffix = _DEFAULT_EXTENSION
-    else:
+    suffix = _DEFAULT_EXTENSION
+    if has_model_name(plain):
+        suffix = extension_of(plain)
         plain = plain[: -len(suffix)]
     tail = f"-{key_of_link(link)}{suffix}"
     stem = (

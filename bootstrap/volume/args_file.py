@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import json
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -132,6 +132,11 @@ def check_args_file(file: ArgsFile | None) -> list[Finding]:
             )
         )
     return found
+
+
+def flag_names(arguments: Iterable[str]) -> frozenset[str]:
+    """The flags among them, without the values that stand behind an equals sign."""
+    return frozenset(argument.partition("=")[0] for argument in arguments)
 
 
 def group_flags(arguments: Sequence[str]) -> list[list[str]]:

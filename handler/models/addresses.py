@@ -184,8 +184,9 @@ class ModelAddresses:
             "revision": described.revision,
         }
         address = wanted.address
-        where = f"{address.input} of node {address.node_id} ({address.class_type})"
-        spec, complaints = read_entry(entry, where, self._settings.allow_private_download_urls)
+        spec, complaints = read_entry(
+            entry, address.where, self._settings.allow_private_download_urls
+        )
         fatal = next((c for c in complaints if c.fatal), None)
         if spec is not None and fatal is None:
             return spec
@@ -276,12 +277,9 @@ def _refuse_too_large(specs: Sequence[ModelSpec], most: float) -> None:
 def _error(address: NamedModel, code: str, message: str, fix: str) -> JobError:
     return JobError(
         code,
-        f"{address.input} of node {address.node_id} ({address.class_type}) has the address "
-        f"{shown(address.name)}: {message}",
+        f"{address.where} has the address {shown(address.name)}: {message}",
         fix,
-        node_id=address.node_id,
-        class_type=address.class_type,
-        input=address.input,
+        **address.details,
     )
 
 

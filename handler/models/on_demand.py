@@ -345,12 +345,10 @@ def _broken_link(model: NamedModel, link: Path, layout: Layout) -> JobError:
         )
     return JobError(
         "workflow.missing_model",
-        f"{model.input} of node {model.node_id} ({model.class_type}) names {model.name!r}, which "
-        f"is a broken link: {path} leads to {text}, which is not there.",
+        f"{model.where} names {model.name!r}, which is a broken link: {path} leads to {text}, "
+        "which is not there.",
         fix,
-        node_id=model.node_id,
-        class_type=model.class_type,
-        input=model.input,
+        **model.details,
         model=model.name,
         link=path,
         leads_to=text,

@@ -282,6 +282,16 @@ class NamedModel:
         """Folders under models/ that the category is read from, the first for new files."""
         return CATEGORIES[self.category].folders if self.category else ()
 
+    @property
+    def where(self) -> str:
+        """Where in the workflow it stands, for people."""
+        return f"{self.input} of node {self.node_id} ({self.class_type})"
+
+    @property
+    def details(self) -> dict[str, str]:
+        """The same for an error's details."""
+        return {"node_id": self.node_id, "class_type": self.class_type, "input": self.input}
+
 
 def named_models(workflow: Workflow) -> tuple[NamedModel, ...]:
     """Every model file that the nodes' inputs name, in the workflow's order, repeats included.

@@ -51,7 +51,7 @@ def test_help_says_what_it_does_and_how_it_is_typed(
     examples = said.partition("\nexamples:\n")[2].partition("\n\n")[0].splitlines()
     assert len(examples) == 2 and all("comfyui-worker" in line for line in examples)
     assert command == "completion" or "exit codes:" in said
-    if command not in ("models", "completion"):
+    if command not in ("models", "nodes", "completion"):
         told = set(re.findall(r"^  (?:-\w, )?(--[a-z-]+)", said, re.MULTILINE)) - {"--help"}
         assert told == set(COMMANDS[command].options), "what is completed"
 
@@ -70,6 +70,7 @@ def test_all_of_it_is_named() -> None:
         (["xyz"], "comfyui-worker: there is no command 'xyz'. There are: serve, boot, doctor"),
         (["doctor", "--fixx"], "unrecognized arguments: --fixx. Did you mean --fix?"),
         (["models", "pul"], "Did you mean pull?"),
+        (["nodes", "veriffy"], "Did you mean verify?"),
         (["submit", "--outptu", "x"], "unrecognized arguments: --outptu. Did you mean --output?"),
         (["doctor", "/workspac"], "/workspac does not exist. Did you mean /workspace?"),
         (["serve", "--port", "many"], "'many' is not a port: a number from 1 to 65535"),

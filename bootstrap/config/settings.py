@@ -276,8 +276,8 @@ class Settings:
         "NODES_MANIFEST",
         kinds.TEXT,
         None,
-        "Custom node packs to have: a path on the volume or in the image, or the manifest itself as "
-        "JSON; a snapshot of ComfyUI-Manager will do",
+        "Custom node packs to have: a path on the volume or in the image, or the manifest itself "
+        "as JSON; a snapshot of ComfyUI-Manager will do",
         "`nodes.json` or `nodes.yaml` at the volume's root, when there",
     )
     nodes_timeout: float = var(

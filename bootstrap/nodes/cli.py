@@ -15,12 +15,12 @@ from bootstrap.core.log import set_up, show
 from bootstrap.core.redact import masked
 from bootstrap.core.terminal import Parser, closing, report, stop_on_signals
 from bootstrap.core.text import counted, named, size_text
+from bootstrap.environment.packs import COMMIT
 from bootstrap.models.download.progress import meters_for
 from bootstrap.models.manifest_file import Unreadable, find_manifest, read_data
 from bootstrap.net.errors import DownloadError, disk_error
 from bootstrap.nodes.installed import State, has_pack, look, occupied, verify
 from bootstrap.nodes.manifest import (
-    COMMIT,
     NODES,
     GitPin,
     NodeManifest,
@@ -32,15 +32,17 @@ from bootstrap.nodes.manifest import (
     repository_name,
     repository_url,
 )
-from bootstrap.nodes.node_map import MAP_URL, Needed, NodeMap, kept_map, nodes_in, refresh_map
+from bootstrap.nodes.node_map import Needed, NodeMap, keep_map, kept_map, nodes_in
 from bootstrap.nodes.pull import PackPlace, place_for, pull
-from bootstrap.nodes.sources import PackSources
+from bootstrap.nodes.sources import MAP_URL, PackSources
 from bootstrap.volume import locate
 
 _OK, _FAILED, _USAGE = 0, 1, 2
 _PROG = "python -m bootstrap nodes"
 # A page of a repository in the browser, as people copy it.
-_PAGE = re.compile(r"(?P<url>https?://[^/]+/[^/]+/[^/]+)/(?:-/)?(?:tree|commit|commits)/(?P<ref>[^?#]+)")
+_PAGE = re.compile(
+    r"(?P<url>https?://[^/]+/[^/]+/[^/]+)/(?:-/)?(?:tree|commit|commits)/(?P<ref>[^?#]+)"
+)
 
 
 @dataclass(frozen=True)
@@ -203,7 +205,8 @@ class _Command:
             self._say("  comfyui-worker nodes add comfyui-impact-pack")
             return _FAILED
         bad = _FAILED if report(manifest.findings, self.out) else _OK
-        return max(getattr(self, self.arguments.command)(manifest), bad)
+        code = getattr(self, self.arguments.command)(manifest)
+        return max(code, bad)
 
     def add(self) -> int:
         """Pin what is asked for, write the entries."""
@@ -260,7 +263,11 @@ class _Command:
         specs: dict[str, PackSpec] = {}
         unknown = []
         for needed in nodes_in(read_data(path, NODES)):
-            pin = self._origin(needed, known)
+            try:
+                pin = self._origin(needed, known)
+            except DownloadError as problem:
+                self._say(f"{needed.name}: {problem.message}\n  {problem.fix}")
+                pin = None
             if pin is None:
                 unknown.append(needed.name)
             elif pin is not _NOTHING:
@@ -294,7 +301,10 @@ class _Command:
         if len(origin.packs) > 1 and not needed.github:
             others = named(origin.packs[1:], 3)
             self._say(f"{needed.name}: {url} is taken; others have it, too: {others}.")
-        url = repository_url(url)
+        url = repository_url(url, self.settings.allow_private_download_urls)
+        if url.endswith(".py"):
+            self._say(f"{needed.name} is in a single file: copy {url} into custom_nodes.")
+            return None
         return _NOTHING if has_pack(url, nodes) else sources.pin(url, commit)
 
     def list(self, manifest: NodeManifest) -> int:
@@ -341,7 +351,9 @@ class _Command:
     def map(self) -> int:
         """Which pack has which node."""
         try:
-            known = self._refresh(self.arguments.url) if self.arguments.refresh else kept_map(self.root)
+            known = (
+                self._refresh(self.arguments.url) if self.arguments.refresh else kept_map(self.root)
+            )
         except DownloadError as problem:
             self._say(f"{problem.message}\n  {problem.fix}")
             return _FAILED
@@ -362,7 +374,9 @@ class _Command:
         return _OK if all(o.core or o.packs for o in found.values()) else _FAILED
 
     def _refresh(self, url: str) -> NodeMap:
-        return refresh_map(self.root, self.place.sources.tools, url)
+        known = self.place.sources.fetch_map(url)
+        keep_map(known, self.root)
+        return known
 
     def _show(self, steps: Sequence[Step]) -> None:
         if self.arguments.json:

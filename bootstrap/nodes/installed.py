@@ -79,7 +79,9 @@ def look(spec: PackSpec, nodes: Path) -> Found:
         return Found(State.MISSING, path)
     what = _users_own(path)
     same = what is not None and what == _as_users(spec)
-    return Found(State.THERE if same else State.OCCUPIED, path, what or "a folder without a receipt")
+    return Found(
+        State.THERE if same else State.OCCUPIED, path, what or "a folder without a receipt"
+    )
 
 
 def _as_users(spec: PackSpec) -> str:
@@ -99,7 +101,8 @@ def _users_own(path: Path) -> str | None:
     except OSError:
         return None
     project = _PROJECT.search(text)
-    found = [re.search(_FIELD.format(key), project[1] if project else "", re.M) for key in _KEYS]
+    fields = project[1] if project else ""
+    found = [re.search(_FIELD.format(key), fields, re.MULTILINE) for key in _KEYS]
     return "@".join(match[1].strip().lower() for match in found if match) or None
 
 
@@ -188,7 +191,8 @@ def verify(spec: PackSpec, nodes: Path) -> tuple[bool, str, DownloadError | None
         problem = DownloadError(
             "nodes.edited",
             f"{found.path} was changed since it was fetched: {named(wrong)}.",
-            f"If that was not meant, remove the folder, then pull: `{typed('rm', '-r', str(found.path))}`.",
+            "If that was not meant, remove the folder, then pull again: "
+            f"`{typed('rm', '-r', str(found.path))}`.",
         )
         return False, f"changed: {named(wrong)}", problem
     return True, f"{counted(len(found.receipt.files), 'file')} as fetched{more}", None

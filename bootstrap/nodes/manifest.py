@@ -19,6 +19,7 @@ from typing import Any
 from bootstrap.config import Settings
 from bootstrap.core.findings import Finding, Severity, error, info
 from bootstrap.core.redact import masked
+from bootstrap.environment.packs import COMMIT
 from bootstrap.models.manifest_entry import fault_of
 from bootstrap.models.manifest_file import (
     ManifestKind,
@@ -38,12 +39,9 @@ CODES = {
     "nodes.not_pinned": "An entry does not say which commit or version of a pack.",
     "nodes.no_address": "A snapshot lists a single file, without an address to fetch it from.",
 }
-NODES = ManifestKind(
-    "NODES_MANIFEST", ("nodes.json", "nodes.yaml", "nodes.yml"), "docs/nodes.md"
-)
+NODES = ManifestKind("NODES_MANIFEST", ("nodes.json", "nodes.yaml", "nodes.yml"), "docs/nodes.md")
 VERSION = 1
 MOST_PACKS = 500
-COMMIT = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")
 _ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 _VERSION = re.compile(r"[0-9][0-9A-Za-z.+-]{0,63}")
 _SHA256 = re.compile(r"[0-9a-fA-F]{64}")
@@ -259,7 +257,7 @@ def read_entry(entry: Any, where: str, allow_http: bool = False) -> PackSpec:
     pin, usual = _git(entry, allow_http) if "git" in entry else _registry(entry)
     name = _text(entry, "directory") or usual
     problem = fault_of(name)
-    if not problem and name.endswith((".disabled", ".py")) or name == "__pycache__":
+    if name.endswith((".disabled", ".py")) or name == "__pycache__":
         problem = f"is {name!r}, which ComfyUI does not load"
     if problem:
         raise _bad(f"`directory` {problem}", "Give a folder's plain name.")

@@ -15,25 +15,20 @@ import os
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
 from bootstrap.core.files import part_beside, write_whole
-from bootstrap.models.download.remote import Tools
 from bootstrap.net.errors import DownloadError
 from bootstrap.nodes.installed import has_pack
-from bootstrap.nodes.sources import fetch_small
 from bootstrap.volume.layout import OWN_FOLDER
 
 CODES = {"nodes.bad_map": "What was fetched is not a map of which pack has which node."}
-MAP_URL = (
-    "https://raw.githubusercontent.com/ltdrdata/ComfyUI-Manager/main/extension-node-map.json"
-)
 #: ComfyUI itself, as the map has it.
 CORE = "https://github.com/comfyanonymous/ComfyUI"
 _VERSION = 1
-_MOST_BYTES = 64 * 1024 * 1024
+#: Bytes that a map may have.
+MOST_MAP = 64 * 1024 * 1024
 _MOST_PACKS = 100_000
 _MOST_NAMES = 2_000_000
 _LONGEST = 300
@@ -72,7 +67,11 @@ class NodeMap:
         if CORE in found:
             return Origin(core=True)
         if not found:
-            found = [self.packs[number][0] for kind, text, number in self.parts if _fits(kind, text, name)]
+            found = [
+                self.packs[number][0]
+                for kind, text, number in self.parts
+                if _fits(kind, text, name)
+            ]
         return Origin(tuple(dict.fromkeys(found)))
 
     def title_of(self, address: str) -> str:
@@ -108,7 +107,7 @@ def kept_map(root: Path) -> NodeMap | None:
     """The map that is kept on the volume; None where there is none that can be read."""
     path = map_path(root)
     try:
-        if os.stat(path).st_size > _MOST_BYTES:
+        if os.stat(path).st_size > MOST_MAP:
             return None
         data = json.loads(path.read_text("utf-8"))
         if data["version"] != _VERSION:
@@ -122,15 +121,11 @@ def kept_map(root: Path) -> NodeMap | None:
         return None
 
 
-def refresh_map(root: Path, tools: Tools, url: str = MAP_URL) -> NodeMap:
-    """Fetch the map and keep it. Raises DownloadError, and OSError where it cannot be kept."""
-    content = fetch_small(url, tools, _MOST_BYTES)
-    today = datetime.now(timezone.utc).date().isoformat()
-    made = read_map(content, today, url)
+def keep_map(made: NodeMap, root: Path) -> None:
+    """Write it to the volume, complete or not at all. Raises OSError."""
     path = map_path(root)
     path.parent.mkdir(parents=True, exist_ok=True)
     write_whole(path, json.dumps(made.as_dict(), ensure_ascii=False), part_beside(path))
-    return made
 
 
 def read_map(content: bytes, fetched: str, source: str) -> NodeMap:
@@ -178,7 +173,11 @@ def _entries(data: Any) -> Iterator[tuple[str, list[str], Mapping[str, Any]]]:
 
 
 def _texts(value: Any) -> list[str]:
-    return [v for v in value if isinstance(v, str) and v == _text(v)] if isinstance(value, list) else []
+    return (
+        [v for v in value if isinstance(v, str) and v == _text(v)]
+        if isinstance(value, list)
+        else []
+    )
 
 
 def _text(value: Any) -> str:
@@ -189,7 +188,9 @@ def _text(value: Any) -> str:
 
 def _parts(pattern: Any) -> Iterator[tuple[str, str]]:
     """(kind, text) of a pattern without anything that a regular expression has to search for."""
-    match = _PLAIN.fullmatch(pattern) if isinstance(pattern, str) and len(pattern) < _LONGEST else None
+    match = (
+        _PLAIN.fullmatch(pattern) if isinstance(pattern, str) and len(pattern) < _LONGEST else None
+    )
     if match is None or re.search(r"(?<!\\)\.", match[2]):
         return
     text = re.sub(r"\\(.)", r"\1", match[2])
@@ -200,8 +201,9 @@ def _parts(pattern: Any) -> Iterator[tuple[str, str]]:
 
 @dataclass(frozen=True)
 class Needed:
-    """A node class that a workflow uses, with what ComfyUI's editor wrote beside it: the pack's id in
-    the registry (`comfy-core` is ComfyUI itself), its `owner/name` at GitHub, its version or commit."""
+    """A node class that a workflow uses, with what ComfyUI's editor wrote beside it: the pack's id
+    in the registry (`comfy-core` is ComfyUI itself), its `owner/name` at GitHub, its version or
+    commit."""
 
     name: str
     registry_id: str = ""
@@ -216,7 +218,9 @@ def nodes_in(data: Any) -> list[Needed]:
     for name, properties in _nodes_in(data):
         if not isinstance(name, str) or not name or EDITOR_ONLY.fullmatch(name):
             continue
-        needed = Needed(name, *(_text(properties.get(k)).strip() for k in ("cnr_id", "aux_id", "ver")))
+        needed = Needed(
+            name, *(_text(properties.get(k)).strip() for k in ("cnr_id", "aux_id", "ver"))
+        )
         if name not in found or needed.registry_id:
             found[name] = needed
     return list(found.values())
@@ -250,9 +254,7 @@ def _values(value: Any) -> Iterable[Any]:
     return value.values() if isinstance(value, Mapping) else ()
 
 
-def where_nodes_are(
-    root: Path, nodes: Path, names: Iterable[str]
-) -> tuple[str, dict[str, Origin]]:
+def where_nodes_are(root: Path, nodes: Path, names: Iterable[str]) -> tuple[str, dict[str, Origin]]:
     """(the map's date, origin by class) of node classes, by the map that is kept; the date is empty
     where none is. `nodes` is custom_nodes. Reads the volume, never the network. Raises OSError."""
     known = kept_map(root)

@@ -29,6 +29,7 @@ from bootstrap.core.findings import Finding, Severity, info, ok, warning
 from bootstrap.core.lease import BEAT, STALE, Lease
 from bootstrap.core.temp_names import HOUR, key_of, new_owner
 from bootstrap.core.text import counted, typed
+from bootstrap.environment.packs import COMMIT
 from bootstrap.models.background import workplace_for
 from bootstrap.models.download.download import Download
 from bootstrap.models.download.part import quiet_for, sweep
@@ -47,9 +48,9 @@ from bootstrap.nodes.installed import (
     look,
     occupied,
 )
-from bootstrap.nodes.manifest import COMMIT, GitPin, PackSpec, RegistryPin
+from bootstrap.nodes.manifest import GitPin, PackSpec, RegistryPin
 from bootstrap.nodes.sources import MOST_ARCHIVE, PackSources, too_large
-from bootstrap.volume import CUSTOM_NODES, Layout
+from bootstrap.volume import Layout
 from bootstrap.volume.layout import OWN_FOLDER
 
 CODES = {
@@ -126,15 +127,7 @@ def place_for(settings: Settings, layout: Layout, make_meter: MakeMeter = LogMet
     tools = workplace_for(settings, layout).tools
     https = Https(settings.download_token, settings.download_token_host)
     own = layout.root / OWN_FOLDER / "nodes"
-    return PackPlace(nodes_folder(layout), own, layout.root, PackSources(tools, https), make_meter)
-
-
-def nodes_folder(layout: Layout) -> Path:
-    """The volume's custom_nodes, which the ComfyUI that runs loads."""
-    if layout.nodes is not None:
-        return layout.nodes
-    home = layout.comfyui if layout.comfyui_on_volume and layout.comfyui else layout.home
-    return home / CUSTOM_NODES
+    return PackPlace(layout.custom_nodes, own, layout.root, PackSources(tools, https), make_meter)
 
 
 def pull(
@@ -287,7 +280,7 @@ class _Job:
         download = Download(
             self._place.sources.locate(spec),
             archive,
-            Wanted(archive.name, None, digest),
+            Wanted(archive.name, None, digest, weights=False),
             self._tools,
             _Bounded(meter, spec.name),
             quiet_for(self._place.stale),
@@ -307,7 +300,9 @@ class _Job:
             names = self._unpack(spec, archive, new)
             notes = _notes(spec, names)
             found = look(spec, self._place.nodes)
-            aside = self._make_way(spec, found, new, old) if found.state is not State.MISSING else None
+            aside = (
+                self._make_way(spec, found, new, old) if found.state is not State.MISSING else None
+            )
             if self._stop.is_set():
                 raise Stopped
             _swap(new, found.path, aside)
@@ -325,7 +320,9 @@ class _Job:
         try:
             names = unpack(archive, new, _LIMITS, top=isinstance(pin, GitPin))
         except BadArchive as problem:
-            code = "nodes.too_large" if isinstance(problem, ArchiveTooLarge) else "nodes.bad_archive"
+            code = (
+                "nodes.too_large" if isinstance(problem, ArchiveTooLarge) else "nodes.bad_archive"
+            )
             raise DownloadError(
                 code,
                 f"the archive of {pin} {problem}.",
@@ -461,5 +458,3 @@ def summary(results: Sequence[PackResult]) -> list[Finding]:
         packs = counted(len(results), "wanted custom node pack")
         found.append(ok("nodes.fetched", f"{packs} there ({new} fetched now)."))
     return found
-
-

@@ -12,10 +12,12 @@ import json
 import threading
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from datetime import datetime, timezone
 from typing import Any
 from urllib.parse import quote, urlsplit
 
 from bootstrap.core.text import size_text
+from bootstrap.environment.packs import COMMIT
 from bootstrap.models.download.remote import Locate, Pace, Remote, Tools
 from bootstrap.models.download.verify import Wanted
 from bootstrap.models.sources import WebFile
@@ -23,7 +25,8 @@ from bootstrap.models.sources.https import Https
 from bootstrap.net.addresses import shown
 from bootstrap.net.errors import DownloadError, Stopped
 from bootstrap.net.http import Channel, explain
-from bootstrap.nodes.manifest import COMMIT, GitPin, PackSpec, RegistryPin
+from bootstrap.nodes.manifest import GitPin, PackSpec, RegistryPin
+from bootstrap.nodes.node_map import MOST_MAP, NodeMap, read_map
 
 CODES = {
     "nodes.bad_answer": "A server's answer about a pack is not what it should be.",
@@ -33,6 +36,8 @@ CODES = {
     "nodes.too_large": "A pack is larger than any should be.",
 }
 REGISTRY = "https://api.comfy.org"
+#: ComfyUI-Manager's own channel.
+MAP_URL = "https://raw.githubusercontent.com/ltdrdata/ComfyUI-Manager/main/extension-node-map.json"
 #: Bytes that a pack's archive may have.
 MOST_ARCHIVE = 2_000_000_000
 _MOST_REFS = 32_000_000
@@ -47,7 +52,11 @@ _WITHDRAWN = ("NodeVersionStatusBanned", "NodeVersionStatusFlagged", "NodeVersio
 
 
 def fetch_small(
-    url: str, tools: Tools, most: int, source: Https | None = None, stop: threading.Event | None = None
+    url: str,
+    tools: Tools,
+    most: int,
+    source: Https | None = None,
+    stop: threading.Event | None = None,
 ) -> bytes:
     """The content of `url`, `most` bytes at most; a failure that may pass is tried again. `source`
     knows which credential its host gets. Raises DownloadError and Stopped."""
@@ -127,6 +136,11 @@ class PackSources:
             return remote
 
         return locate
+
+    def fetch_map(self, url: str) -> NodeMap:
+        """Which pack has which node, as of today. Raises DownloadError."""
+        content = fetch_small(url, self.tools, MOST_MAP)
+        return read_map(content, datetime.now(timezone.utc).date().isoformat(), url)
 
     def check(self, spec: PackSpec) -> int | None:
         """Is it to be had? The bytes of its archive, where that is known. The registry counts each

@@ -18,7 +18,6 @@ from PIL import Image
 from bootstrap.boot import Serving
 from bootstrap.core.findings import Finding
 from bootstrap.nodes.node_map import where_nodes_are
-from bootstrap.nodes.pull import nodes_folder
 from handler.common.blocking import Pool, TimeUp
 from handler.common.calls import Calls, volume_fault
 from handler.common.deadline import Deadline, timeout_error
@@ -210,7 +209,7 @@ class WorkflowJobs:
         """With the packs that have the nodes, as far as the map on the volume tells."""
         if not problem.classes:
             return problem
-        root, nodes = self._layout.root, nodes_folder(self._layout)
+        root, nodes = self._layout.root, self._layout.custom_nodes
         try:
             date, origins = await self._calls.volume.call(
                 lambda: where_nodes_are(root, nodes, problem.classes), GRACE_SECONDS

@@ -10,12 +10,10 @@ from pathlib import Path
 import pytest
 
 from bootstrap.core.findings import Severity
-from bootstrap.nodes.node_map import refresh_map
 from demo.volume import DemoVolume
 from tests.conftest import BootedWorker, environment, furnished, ready_worker
 from tests.end_to_end.test_worker import assert_refused, plain
-from tests.support.pack_server import COMMIT, PackServer
-from tests.support.provisioning import tools
+from tests.support.pack_server import COMMIT, PackServer, refresh_map
 
 NODE = """
 import torch
@@ -91,7 +89,7 @@ def test_a_missing_node_is_named_with_the_pack_that_has_it(
     nodes = {**plain(), "3": {"class_type": "AbsentNode", "inputs": {}}}
     reply = supplied.ask({"workflow": nodes})
     assert_refused(reply, "workflow.unknown_node", "AbsentNode", "nodes map --refresh")
-    known = refresh_map(own_volume, tools(), server.url + "/map.json")
+    known = refresh_map(server, own_volume, "/map.json")
     seen = len(server.seen)
     reply = supplied.ask({"workflow": nodes})
     pack = "https://github.com/owner/Absent-Pack"

@@ -13,6 +13,7 @@ from bootstrap.models.download.progress import FileMeter
 from bootstrap.models.download.remote import Tools
 from bootstrap.models.sources.https import Https
 from bootstrap.nodes.manifest import GitPin, PackSpec, RegistryPin
+from bootstrap.nodes.node_map import NodeMap, keep_map
 from bootstrap.nodes.pull import PackPlace
 from bootstrap.nodes.sources import PackSources
 from tests.support.provisioning import tools as local_tools
@@ -42,7 +43,7 @@ def refs(found: Mapping[str, str]) -> bytes:
 
 
 class PackServer(ViciousServer):
-    """`archives` is the number of times that an archive was asked for."""
+    """Use as a context manager."""
 
     def pack(self, name: str, version: str, content: bytes | None = None, **vices: Any) -> str:
         """Publish a version in the registry; its path."""
@@ -80,6 +81,10 @@ class PackServer(ViciousServer):
         """JSON at `path`."""
         self.serve(path, json.dumps(data).encode(), content_type="application/json")
 
+    def __enter__(self) -> PackServer:
+        super().__enter__()
+        return self
+
     def asked(self, part: str) -> int:
         """How often something was asked for whose path holds `part`."""
         return sum(part in path for path, _ in self.seen)
@@ -107,3 +112,10 @@ def from_registry(name: str = "some-pack", version: str = "1.2.3", **more: Any) 
 def from_git(url: str, commit: str = COMMIT) -> PackSpec:
     """A wanted commit."""
     return PackSpec(url.rpartition("/")[2], GitPin(url, commit))
+
+
+def refresh_map(server: PackServer, volume: Path, path: str = "/map.json") -> NodeMap:
+    """Fetch and keep the map of nodes, as `nodes map --refresh` does."""
+    made = server.sources().fetch_map(server.url + path)
+    keep_map(made, volume)
+    return made

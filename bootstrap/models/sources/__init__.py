@@ -22,6 +22,7 @@ __all__ = [
     "HubFile",
     "Link",
     "Sources",
+    "WebFile",
     "civitai",
     "host_of",
     "https",

@@ -12,9 +12,7 @@ from typing import Any
 import pytest
 
 from bootstrap.nodes.cli import main
-from bootstrap.nodes.node_map import refresh_map
-from tests.support.pack_server import COMMIT, FILES, OTHER, PackServer
-from tests.support.provisioning import tools
+from tests.support.pack_server import COMMIT, FILES, OTHER, PackServer, refresh_map
 
 
 @pytest.fixture
@@ -106,14 +104,16 @@ def test_what_add_refuses_changes_nothing(
     server: PackServer, volume: Path, given: list[str], code: int
 ) -> None:
     server.answer("/map.json", {"https://github.com/a/b": [["A"], {}]})
-    refresh_map(volume, tools(), server.url + "/map.json")
+    refresh_map(server, volume, "/map.json")
     url = server.repository("owner/A-Pack")
     ended, said = typed(server, "add", *(word.format(url=url) for word in given))
     assert ended == code and said
     assert not (volume / "nodes.json").exists()
 
 
-def test_all_that_a_workflow_needs_is_added(server: PackServer, volume: Path, tmp_path: Path) -> None:
+def test_all_that_a_workflow_needs_is_added(
+    server: PackServer, volume: Path, tmp_path: Path
+) -> None:
     url = server.repository("owner/A-Pack")
     kept = {
         "version": 1,
@@ -173,7 +173,7 @@ def test_json_is_for_programs(server: PackServer, volume: Path, command: str) ->
 def test_a_snapshot_is_pulled_as_it_is(server: PackServer, volume: Path) -> None:
     server.pack("some-pack", "1.2.3")
     url = server.repository("owner/A-Pack")
-    snapshot = {
+    snapshot: dict[str, Any] = {
         "comfyui": None,
         "git_custom_nodes": {url: {"hash": COMMIT, "disabled": False}},
         "cnr_custom_nodes": {"some-pack": "1.2.3"},
@@ -184,7 +184,10 @@ def test_a_snapshot_is_pulled_as_it_is(server: PackServer, volume: Path) -> None
     path.write_text(json.dumps(snapshot))
     code, said = typed(server, "pull", "--manifest", str(path))
     assert (code, said) == (0, "2 of 2 packs there.\n")
-    assert sorted(p.name for p in (volume / "ComfyUI/custom_nodes").iterdir()) == ["A-Pack", "some-pack"]
+    assert sorted(p.name for p in (volume / "ComfyUI/custom_nodes").iterdir()) == [
+        "A-Pack",
+        "some-pack",
+    ]
     code, said = typed(server, "add", "some-pack", "--manifest", str(path))
     assert code == 1 and json.loads(path.read_text()) == snapshot
 
@@ -202,7 +205,8 @@ def test_a_folder_in_the_way_is_moved_with_force(server: PackServer, volume: Pat
 
 
 @pytest.mark.parametrize(
-    ("argv", "said"), [(["pul"], "Did you mean pull?"), (["pull", "--forse"], "Did you mean --force?")]
+    ("argv", "said"),
+    [(["pul"], "Did you mean pull?"), (["pull", "--forse"], "Did you mean --force?")],
 )
 def test_a_slip_of_the_pen_is_understood(
     volume: Path, capsys: pytest.CaptureFixture[str], argv: list[str], said: str

@@ -105,7 +105,11 @@ def test_desktops_export_is_read() -> None:
         {"type": "cnr", "id": "off", "dirName": "off", "version": "1.0.0", "enabled": False},
         {"type": "file", "id": "one.py", "dirName": "one.py", "enabled": True},
     ]
-    export = {"type": "comfyui-desktop-2-snapshot", "version": 2, "snapshots": [{"customNodes": nodes}]}
+    export = {
+        "type": "comfyui-desktop-2-snapshot",
+        "version": 2,
+        "snapshots": [{"customNodes": nodes}],
+    }
     manifest = parse_nodes(export, "export")
     assert wanted(manifest) == {"a-pack": "a-pack@1.0.0", "e": f"{URL}@{COMMIT}"}
     assert codes(manifest) == ["nodes.no_address"]

@@ -1,4 +1,4 @@
-"""Which pack has a node: ComfyUI-Manager's map, reduced, kept, and what workflows say themselves."""
+"""Which pack has a node: ComfyUI-Manager's map, reduced and kept, and what workflows say."""
 
 from __future__ import annotations
 
@@ -18,11 +18,9 @@ from bootstrap.nodes.node_map import (
     map_path,
     nodes_in,
     read_map,
-    refresh_map,
     where_nodes_are,
 )
-from tests.support.pack_server import PackServer
-from tests.support.provisioning import tools
+from tests.support.pack_server import PackServer, refresh_map
 
 IMPACT, OTHER, TTN = (f"https://github.com/{n}" for n in ("a/Impact", "b/Other", "c/ttN"))
 # As extension-node-map.json of ComfyUI-Manager is.
@@ -70,7 +68,7 @@ def test_it_is_fetched_kept_with_its_date_and_read_without_network(
 ) -> None:
     assert kept_map(tmp_path) is None
     assert where_nodes_are(tmp_path, tmp_path, ["Shared"]) == ("", {})
-    fetched = refresh_map(tmp_path, tools(), server.url + "/map.json")
+    fetched = refresh_map(server, tmp_path, "/map.json")
     kept = kept_map(tmp_path)
     assert kept == fetched and re.fullmatch(r"20\d\d-\d\d-\d\d", fetched.fetched)
     seen = len(server.seen)
@@ -81,20 +79,31 @@ def test_it_is_fetched_kept_with_its_date_and_read_without_network(
     assert origins["KSampler"].core and not origins["KSampler"].installed
 
 
-@pytest.mark.parametrize("content", [b"", b"[]", b"{}", b'{"https://x/y": 1}', b"<html>", b"[" * 99999])
+@pytest.mark.parametrize(
+    "content", [b"", b"[]", b"{}", b'{"https://x/y": 1}', b"<html>", b"[" * 99999]
+)
 def test_what_is_no_map_is_refused_and_the_old_one_stays(
     server: PackServer, tmp_path: Path, content: bytes
 ) -> None:
-    refresh_map(tmp_path, tools(), server.url + "/map.json")
+    refresh_map(server, tmp_path, "/map.json")
     before = map_path(tmp_path).read_bytes()
     server.serve("/bad.json", content)
     with pytest.raises(DownloadError) as caught:
-        refresh_map(tmp_path, tools(), server.url + "/bad.json")
+        refresh_map(server, tmp_path, "/bad.json")
     assert caught.value.code == "nodes.bad_map"
     assert map_path(tmp_path).read_bytes() == before
 
 
-@pytest.mark.parametrize("text", ["", "[]", "{", '{"version": 1}', '{"version": 1, "fetched": 1, "source": 1, "packs": [1], "nodes": {}, "parts": []}'])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "[]",
+        "{",
+        '{"version": 1}',
+        '{"version": 1, "fetched": 1, "source": 1, "packs": [1], "nodes": {}, "parts": []}',
+    ],
+)
 def test_a_damaged_map_is_as_none(tmp_path: Path, text: str) -> None:
     map_path(tmp_path).parent.mkdir(parents=True)
     map_path(tmp_path).write_text(text)

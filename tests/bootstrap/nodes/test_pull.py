@@ -3,6 +3,7 @@ over what is a user's."""
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import signal
@@ -12,14 +13,16 @@ import sys
 import threading
 import time
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from bootstrap.core.archive import Limits
 from bootstrap.core.files import Disk
 from bootstrap.core.findings import Severity
+from bootstrap.core.temp_names import key_of
 from bootstrap.net.addresses import AddressPolicy
 from bootstrap.nodes import pull as module
 from bootstrap.nodes.installed import RECEIPT, read_receipt, verify
@@ -143,24 +146,22 @@ def test_a_hash_in_the_manifest_is_compared(server: PackServer, volume: Path) ->
     assert bring(from_registry(sha256=sha256(content)), place).state == "fetched"
 
 
-BAD = {
-    "climbs": lambda: zipped({"../evil.py": "x"}),
-    "absolute": lambda: zipped({"/tmp/evil.py": "x"}),
-    "cut": lambda: zipped(FILES)[:-20],
-    "not a zip": lambda: b"hello" * 100,
-    "link": lambda: _with_link(),
-}
-
-
 def _with_link() -> bytes:
-    import io
-
     target = io.BytesIO()
     with zipfile.ZipFile(target, "w") as made:
         link = zipfile.ZipInfo("link")
         link.external_attr = (stat.S_IFLNK | 0o777) << 16
         made.writestr(link, "/etc/passwd")
     return target.getvalue()
+
+
+BAD: dict[str, Callable[[], bytes]] = {
+    "climbs": lambda: zipped({"../evil.py": "x"}),
+    "absolute": lambda: zipped({"/tmp/evil.py": "x"}),
+    "cut": lambda: zipped(FILES)[:-20],
+    "not a zip": lambda: b"hello" * 100,
+    "link": _with_link,
+}
 
 
 @pytest.mark.parametrize("kind", BAD)
@@ -177,12 +178,15 @@ def test_a_bomb_is_stopped(
     server: PackServer, volume: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     server.pack("some-pack", "1.2.3", zipped({"a": b"\0" * 3_000_000}))
-    monkeypatch.setattr(module, "_LIMITS", module.Limits(1_000_000))
+    monkeypatch.setattr(module, "_LIMITS", Limits(1_000_000))
     place = server.place(volume)
     failed(bring(from_registry(), place), "nodes.too_large", place)
 
 
-@pytest.mark.parametrize("vices", [{}, {"no_length": True, "ranges": False, "etag": None}, {"chunked": True, "ranges": False}])
+@pytest.mark.parametrize(
+    "vices",
+    [{}, {"no_length": True, "ranges": False, "etag": None}, {"chunked": True, "ranges": False}],
+)
 def test_an_archive_without_end_is_not_fetched_to_it(
     server: PackServer, volume: Path, monkeypatch: pytest.MonkeyPatch, vices: dict[str, Any]
 ) -> None:
@@ -201,7 +205,7 @@ def test_an_archive_without_end_is_not_fetched_to_it(
 def test_a_server_that_fails_now_and_then_is_asked_again(
     server: PackServer, volume: Path, vices: dict[str, Any]
 ) -> None:
-    noise = {**FILES, "noise.bin": os.urandom(2000)}
+    noise: dict[str, str | bytes] = {**FILES, "noise.bin": os.urandom(2000)}
     server.pack("some-pack", "1.2.3", zipped(noise), **vices)
     assert bring(from_registry(), server.place(volume)).state == "fetched"
 
@@ -248,7 +252,11 @@ def test_no_answer_leads_to_a_private_address(server: PackServer, volume: Path, 
         place = server.place(volume, guarded)
         result = bring(spec, place)
         assert result.problem is not None
-        assert result.problem.code in ("download.private_address", "download.redirect_refused", "download.url_refused")
+        assert result.problem.code in (
+            "download.private_address",
+            "download.redirect_refused",
+            "download.url_refused",
+        )
         assert inner.seen == []
 
 
@@ -425,7 +433,9 @@ def test_two_at_once_fetch_it_once(server: PackServer, volume: Path) -> None:
     server.pack("some-pack", "1.2.3", noise, bytes_per_second=400_000, ranges=False)
     results: list[PackResult] = []
     threads = [
-        threading.Thread(target=lambda: results.append(bring(from_registry(), server.place(volume))))
+        threading.Thread(
+            target=lambda: results.append(bring(from_registry(), server.place(volume)))
+        )
         for _ in range(4)
     ]
     for thread in threads:
@@ -483,7 +493,7 @@ def test_what_a_kill_in_an_update_put_aside_comes_back(server: PackServer, volum
     bring(from_registry(), place)
     pack = place.nodes / "some-pack"
     (pack / "config.json").write_text("{}")
-    aside = place.own / f"{module.key_of('some-pack')}-{'0' * 16}.old"
+    aside = place.own / f"{key_of('some-pack')}-{'0' * 16}.old"
     pack.rename(aside)
     asked = len(server.seen)
     assert bring(from_registry(), place).state == "present"

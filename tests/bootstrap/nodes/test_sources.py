@@ -53,7 +53,14 @@ def test_a_name_that_a_repository_lacks(server: PackServer, sources: PackSources
 
 @pytest.mark.parametrize(
     "content",
-    [b"", b"<html>log in</html>", b"001e# service=git-upload-pack\n0000", b"ffff", b"zzzz", b"0" * 999],
+    [
+        b"",
+        b"<html>log in</html>",
+        b"001e# service=git-upload-pack\n0000",
+        b"ffff",
+        b"zzzz",
+        b"0" * 999,
+    ],
 )
 def test_what_is_no_list_of_branches(
     server: PackServer, sources: PackSources, content: bytes
@@ -73,9 +80,7 @@ def test_an_answer_that_trickles_is_given_up(server: PackServer) -> None:
     refused("download.stalled", fetch_small, server.url + "/slow", slow, 1_000_000)
 
 
-def test_the_newest_version_and_one_by_its_number(
-    server: PackServer, sources: PackSources
-) -> None:
+def test_the_newest_version_and_one_by_its_number(server: PackServer, sources: PackSources) -> None:
     server.pack("some-pack", "1.2.3")
     assert sources.newest("some-pack") == RegistryPin("some-pack", "1.2.3")
     assert sources.version("some-pack", "1.2.3") == RegistryPin("some-pack", "1.2.3")

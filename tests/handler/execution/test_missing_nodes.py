@@ -24,7 +24,10 @@ def missing(workflow: Workflow = WORKFLOW) -> UnknownNode:
 def test_what_is_known_of_each_is_said_with_what_to_type() -> None:
     origins = {"A": Origin(("https://x/a", "https://x/other")), "B": Origin(core=True)}
     error = with_origins(missing(), "2026-11-28", origins)
-    assert "A is in https://x/a: " in error.fix and "`comfyui-worker nodes add https://x/a`" in error.fix
+    assert (
+        "A is in https://x/a: " in error.fix
+        and "`comfyui-worker nodes add https://x/a`" in error.fix
+    )
     assert "B is ComfyUI's own" in error.fix and "2026-11-28" in error.fix
     assert error.details["packs"] == {"A": ["https://x/a", "https://x/other"]}
     assert error.code == "workflow.unknown_node" and error.details["classes"] == ["A", "B"]

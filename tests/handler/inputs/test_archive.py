@@ -1,4 +1,4 @@
-"""Zip files of requests: their files by the names that a workflow uses, or an error that says why."""
+"""Zip files of requests: their files by the names that a workflow uses, or why there are none."""
 
 from __future__ import annotations
 

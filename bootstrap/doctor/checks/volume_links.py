@@ -171,8 +171,8 @@ def _endless(links: list[LinkFact], facts: VolumeFacts) -> Finding:
         warning,
         links,
         facts,
-        f"{counted(len(links), 'link')} to itself or to a folder above, where ComfyUI's search does "
-        "not end",
+        f"{counted(len(links), 'link')} to itself or to a folder above: ComfyUI's search never "
+        "ends there",
         "",
     )
 

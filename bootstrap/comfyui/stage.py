@@ -47,8 +47,8 @@ _LINKED_ANYWHERE = frozenset({".git"})
 # PEP 405: a folder with this file is a virtual environment.
 _VENV = "pyvenv.cfg"
 # What ComfyUI-Manager has queued to be installed at the next start; source: its
-# prestartup_script.py, in the user folder or, in old versions, in its own. A worker is no place
-# for it: many start at once, and each would change the shared volume.
+# prestartup_script.py, in the user folder or, in old versions, in its own. A worker does not
+# do that: many start at once, and each would change the shared volume.
 _QUEUES = ("startup-scripts/install-scripts.txt", "startup-scripts/restore-snapshot.json")
 # Names that end so are one worker's own: logs, databases, what is half written.
 PRIVATE = tuple(

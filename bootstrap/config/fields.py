@@ -190,7 +190,11 @@ def number(low: float, high: float) -> Kind:
             raise ValueError("out of range")
         return value
 
-    return Kind(f"a number from {low:g} to {high:g}", parse)
+    return Kind(f"a number from {_written(low)} to {_written(high)}", parse)
+
+
+def _written(bound: float) -> str:
+    return f"{bound:,.0f}" if bound == int(bound) else f"{bound:g}"
 
 
 def one_of(*choices: str) -> Kind:

@@ -48,7 +48,7 @@ def clean_env(demo: DemoVolume, volume: Path) -> dict[str, str]:
 def test_a_healthy_volume_gives_no_warning(clean_env: dict[str, str]) -> None:
     report = examined(clean_env)
     bad = [f for f in report.findings if f.severity.rank >= Severity.WARNING.rank]
-    # The demo's ComfyUI lacks packages on purpose, and a temp folder is no mounted volume.
+    # The demo's ComfyUI lacks packages on purpose, and a temp folder is not a mounted volume.
     expected = {"volume.not_mounted", "comfyui.requirement_wanted", "machine.open_files_low"}
     assert {f.code for f in bad} <= expected, bad
 

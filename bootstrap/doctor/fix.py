@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
-from bootstrap.core.files import Disk, publish, stays_within
+from bootstrap.core.files import Disk, publish, replacing, stays_within
 from bootstrap.core.findings import Finding, info, warning
 from bootstrap.core.temp_names import Leftover, identity_of
 from bootstrap.core.text import counted, named, size_text
@@ -350,13 +350,8 @@ def _relinked(link: LinkFact) -> bool:
     if os.readlink(link.path) != link.text or link.relative is None:
         return False
     place = Path(link.path)
-    scratch = place.with_name(_name_like(f"{place.name}.unlinking"))
-    os.symlink(link.relative, scratch)
-    try:
-        os.replace(scratch, place)
-    except OSError:
-        scratch.unlink(missing_ok=True)
-        raise
+    with replacing(place, place.with_name(_name_like(f"{place.name}.unlinking"))) as scratch:
+        os.symlink(link.relative, scratch)
     return True
 
 

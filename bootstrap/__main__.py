@@ -21,11 +21,11 @@ def main(argv: list[str], prog: str = "python -m bootstrap") -> int:
     if argv[:1] == ["models"]:
         from bootstrap.models import cli
 
-        return cli.main(argv[1:])
+        return cli.main(argv[1:], prog=f"{prog} models")
     if argv[:1] == ["nodes"]:
         from bootstrap.nodes import cli as nodes_cli
 
-        return nodes_cli.main(argv[1:])
+        return nodes_cli.main(argv[1:], prog=f"{prog} nodes")
     parser = Parser(
         prog=prog,
         description="Boot once, print the report, stop. Takes no jobs.",

@@ -82,6 +82,12 @@ def read_data(source: Path | str, kind: ManifestKind = MODELS) -> Any:
         place = "the file" if isinstance(source, Path) else f"it {IN_ENDPOINT}"
         fix = f"Correct {place}; `{kind.page}` shows how it looks."
         raise Unreadable(error("manifest.unreadable", f"{label}: {why}.", fix)) from None
+    except _NoYaml:
+        raise Unreadable(_no_yaml(label)) from None
+
+
+class _NoYaml(Exception):
+    """This Python has no PyYAML."""
 
 
 class _Broken(Exception):
@@ -159,15 +165,28 @@ def _decode_json(text: str) -> Any:
         return json.loads(text.removeprefix(BOM))
     except RecursionError:
         raise _Broken("it is nested too deep") from None
-    except ValueError as problem:
+    except json.JSONDecodeError as problem:
+        raise _Broken(f"it is not valid JSON: {_json_fault(problem)}") from None
+    except ValueError as problem:  # a number with thousands of digits
         raise _Broken(f"it is not valid JSON ({problem})") from None
+
+
+def _json_fault(problem: json.JSONDecodeError) -> str:
+    """Where, and what; most often a comma before a closing bracket."""
+    text = problem.doc
+    before = text[: problem.pos + text[problem.pos :].startswith(",")].rstrip()
+    if before.endswith(",") and text[len(before) :].lstrip()[:1] in ("}", "]"):
+        comma = json.JSONDecodeError("", text, len(before) - 1)
+        return f"there is a comma too many in line {comma.lineno}, column {comma.colno}"
+    what = problem.msg[:1].lower() + problem.msg[1:]
+    return f"{what} in line {problem.lineno}, column {problem.colno}"
 
 
 def _decode_yaml(text: str) -> Any:
     try:
         import yaml
     except ImportError:
-        raise _Broken("PyYAML is not installed, so only JSON can be read") from None
+        raise _NoYaml from None
 
     loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
     try:
@@ -182,6 +201,14 @@ def _decode_yaml(text: str) -> Any:
         raise _Broken(f"it is not valid YAML ({first})") from None
     except ValueError as problem:  # dates such as 2026-99-99
         raise _Broken(f"it is not valid YAML ({problem})") from None
+
+
+def _no_yaml(label: str) -> Finding:
+    return error(
+        "manifest.no_yaml",
+        f"{label} cannot be read: this Python has no PyYAML.",
+        "Install PyYAML, or write the manifest as JSON.",
+    )
 
 
 def _too_large(path: Path, size: int, limit: int) -> Unreadable:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TextIO
@@ -43,6 +43,37 @@ _PROG = "python -m bootstrap nodes"
 _PAGE = re.compile(
     r"(?P<url>https?://[^/]+/[^/]+/[^/]+)/(?:-/)?(?:tree|commit|commits)/(?P<ref>[^?#]+)"
 )
+
+
+# What each does, and two examples.
+_COMMANDS = {
+    "add": (
+        "pin a pack, or those that a workflow needs, and write it into the manifest",
+        "add comfyui-impact-pack",
+        "add --from workflow.json",
+    ),
+    "list": ("what the manifest lists, and what of it is there", "list", "list --json"),
+    "plan": (
+        "what pull would fetch, and from where",
+        "plan",
+        "plan --manifest snapshot.json",
+    ),
+    "pull": (
+        "fetch what is missing; runs no code of any pack",
+        "pull",
+        "pull --manifest snapshot.json",
+    ),
+    "verify": (
+        "read what is there and compare it with what was fetched",
+        "verify",
+        "verify --json",
+    ),
+    "map": (
+        "which pack has a node, by the map that is kept on the volume",
+        "map --refresh",
+        "map ImpactWildcardProcessor",
+    ),
+}
 
 
 @dataclass(frozen=True)
@@ -119,7 +150,7 @@ def main(
     if findings:
         return _FAILED if report(findings, stream) else _OK
     try:
-        return _Command(arguments, settings, stream, sources).run()
+        return _Command(arguments, settings, stream, sources, prog).run()
     except Unreadable as problem:
         report([problem.finding], stream)
         return _FAILED
@@ -129,26 +160,13 @@ def _parser(prog: str) -> argparse.ArgumentParser:
     parser = Parser(
         prog=prog,
         description="The custom node packs that a manifest names: add, see, fetch, check.",
-        epilog=closing(
-            {
-                "NODES_MANIFEST": "the manifest or snapshot (default: nodes.json on the volume)",
-                "DOWNLOAD_TOKEN": "for repositories at the host in DOWNLOAD_TOKEN_HOST",
-            },
-            [f"{prog} add comfyui-impact-pack", f"{prog} add --from workflow.json"],
-            "exit codes:\n  0  all is well\n  1  something is missing or wrong\n  2  wrong use",
-        ),
+        epilog=_closing(prog, _COMMANDS["add"][1:]),
     )
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    helps = {
-        "add": "pin a pack, or those that a workflow needs, and write it into the manifest",
-        "list": "what the manifest lists, and what of it is there",
-        "plan": "what pull would fetch, and from where",
-        "pull": "fetch what is missing; runs no code of any pack",
-        "verify": "read what is there and compare it with what was fetched",
-        "map": "which pack has a node, by the map that is kept on the volume",
-    }
-    for name, text in helps.items():
-        command = commands.add_parser(name, help=text, description=f"{text.capitalize()}.")
+    for name, (text, *examples) in _COMMANDS.items():
+        command = commands.add_parser(
+            name, help=text, description=f"{text.capitalize()}.", epilog=_closing(prog, examples)
+        )
         command.add_argument("--manifest", metavar="FILE", help="instead of NODES_MANIFEST")
         if name not in ("add", "map"):
             command.add_argument("--json", action="store_true", help="as JSON")
@@ -159,8 +177,20 @@ def _parser(prog: str) -> argparse.ArgumentParser:
     maps = commands.choices["map"]
     maps.add_argument("node", nargs="*", help="node classes to look up")
     maps.add_argument("--refresh", action="store_true", help="fetch the map")
-    maps.add_argument("--url", default=MAP_URL, help="where it is fetched from (%(default)s)")
+    maps.add_argument("--url", default=MAP_URL, help="where it is, if not at ComfyUI-Manager's")
     return parser
+
+
+def _closing(prog: str, examples: Iterable[str]) -> str:
+    return closing(
+        {
+            "VOLUME_PATH": "where the volume is (default: /runpod-volume, else /workspace)",
+            "NODES_MANIFEST": "the manifest or snapshot (default: nodes.json on the volume)",
+            "DOWNLOAD_TOKEN": "for repositories at the host in DOWNLOAD_TOKEN_HOST",
+        },
+        [f"{prog} {example}" for example in examples],
+        "exit codes:\n  0  all is well\n  1  something is missing or wrong\n  2  wrong use",
+    )
 
 
 def _add_options(command: argparse.ArgumentParser) -> None:
@@ -181,7 +211,9 @@ class _Command:
         settings: Settings,
         out: TextIO,
         sources: PackSources | None,
+        prog: str,
     ) -> None:
+        self.prog = prog
         self.arguments = arguments
         self.settings = settings
         self.out = out
@@ -202,7 +234,7 @@ class _Command:
         manifest = load_nodes(self.setting, self.root, http)
         if manifest is None:
             self._say(f"No manifest: put one at {self.root / NODES.names[0]}, or add a pack:")
-            self._say("  comfyui-worker nodes add comfyui-impact-pack")
+            self._say(f"  {self.prog} add comfyui-impact-pack")
             return _FAILED
         bad = _FAILED if report(manifest.findings, self.out) else _OK
         code = getattr(self, self.arguments.command)(manifest)
@@ -231,7 +263,7 @@ class _Command:
             self._say(f"{'Added to' if spec in changed else 'Already in'} {path}:")
             self._say(json.dumps(spec.as_entry(), indent=2, ensure_ascii=False))
         if specs:
-            self._say("Fetch what is missing with: comfyui-worker nodes pull")
+            self._say(f"Fetch what is missing with: {self.prog} pull")
         return _OK if complete else _FAILED
 
     def _wanted(self) -> tuple[list[PackSpec], bool]:
@@ -361,7 +393,7 @@ class _Command:
             self._say(f"The map cannot be kept ({problem.strerror or problem}).")
             return _FAILED
         if known is None:
-            self._say("No map of nodes is kept yet. Fetch it: comfyui-worker nodes map --refresh")
+            self._say(f"No map of nodes is kept yet. Fetch it: {self.prog} map --refresh")
             return _FAILED
         if not self.arguments.node:
             nodes, packs = counted(len(known.nodes), "node"), counted(len(known.packs), "pack")

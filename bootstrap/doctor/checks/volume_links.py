@@ -149,8 +149,9 @@ def _broken(links: list[LinkFact], facts: VolumeFacts) -> Finding:
         report,
         links,
         facts,
-        f"{counted(len(links), 'broken link')}; one in models can hide all others",
-        "If you miss what they led to, put it there first.",
+        counted(len(links), "broken link"),
+        "One in models makes whole lists of models vanish. If you miss what it led to, put that "
+        "there first.",
     )
 
 

@@ -480,6 +480,47 @@ def test_after_a_kill_nothing_is_half_there_and_the_next_goes_on(
     assert set(files_in_bytes(place.nodes / "some-pack")) == {*FILES, "noise.bin"}
 
 
+_UPDATES = """
+import sys
+from pathlib import Path
+from bootstrap.nodes.pull import pull
+from tests.support.pack_server import PackServer, from_registry
+class There(PackServer):
+    url = sys.argv[2]
+place = There().place(Path(sys.argv[1]))
+for round in range(1000):
+    (result,) = pull([from_registry(version=("1.2.3", "2.0.0")[round % 2])], place)
+    print(result.state, flush=True)
+"""
+
+
+def test_whenever_an_update_is_killed_the_pack_is_whole_and_keeps_what_is_the_users(
+    server: PackServer, volume: Path
+) -> None:
+    versions = {
+        version: {"__init__.py": f"v = {version!r}\n", **{f"{n}.py": version for n in range(40)}}
+        for version in ("1.2.3", "2.0.0")
+    }
+    for version, files in versions.items():
+        server.pack("some-pack", version, zipped(files))
+    place = server.place(volume)
+    bring(from_registry(), place)
+    pack = place.nodes / "some-pack"
+    (pack / "settings.json").write_text("mine")
+    command = [sys.executable, "-c", _UPDATES, str(volume), server.url]
+    for moment in range(8):
+        with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as child:
+            assert child.stdout is not None and child.stdout.readline().strip()
+            time.sleep(moment * 0.013)
+            child.send_signal(signal.SIGKILL)
+        if pack.exists():
+            found = files_in(pack)
+            assert found.pop("settings.json") == "mine"
+            assert found in versions.values(), "one version, whole"
+        bring(from_registry(), place)
+        assert files_in(pack) == {**versions["1.2.3"], "settings.json": "mine"}
+
+
 def files_in_bytes(folder: Path) -> dict[str, bytes]:
     found = (path for path in folder.rglob("*") if path.is_file())
     hidden = (RECEIPT, ".tracking")

@@ -77,7 +77,7 @@ def test_a_samplers_own_previews_reach_the_caller(demo: DemoVolume, tmp_path: Pa
         with WorkerProcess.module("handler", env=env) as worker:
             plane.wait_for("ready", timeout=90)
             job = plane.submit(
-                {"workflow": sampling(16, 128), "progress": {"previews": True, "preview_size": 64}}
+                {"workflow": sampling(50, 128), "progress": {"previews": True, "preview_size": 64}}
             )
             reply = plane.result(job, 90)["output"]
             assert reply["status"] == "completed", (reply, worker.log)

@@ -25,6 +25,7 @@ from functools import partial
 from pathlib import Path
 
 from bootstrap.core.concurrency import Crew
+from bootstrap.core.files import Stamp
 
 # 64 in flight, as in doctor/facts/walk.py.
 _THREADS = 64
@@ -59,8 +60,6 @@ _PACKS = "custom_nodes"
 _HEADROOM = 256 * 1024 * 1024
 
 _TOO_SLOW = "the volume did not hand it over within {:g} s"
-
-Stamp = tuple[int, int]  # size in bytes, time of change in nanoseconds
 
 
 class CannotStage(Exception):
@@ -286,7 +285,7 @@ class _Copier:
                 return
             self._write(source, path, facts)
             pack.bytes += facts.st_size
-            self._stamps[path] = (facts.st_size, facts.st_mtime_ns)
+            self._stamps[path] = Stamp(facts.st_size, facts.st_mtime_ns)
         finally:
             os.close(source)
 

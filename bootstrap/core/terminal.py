@@ -169,11 +169,6 @@ def _finding_lines(finding: Finding, style: Style, root: str, repaired: bool) ->
         yield f"    {style.dim('--fix repairs this.')}"
 
 
-def commands_in(fix: str) -> list[str]:
-    """The commands of a fix, as they are typed."""
-    return _COMMAND.findall(fix)
-
-
 def _parts(fix: str, root: str) -> Iterator[tuple[str, bool]]:
     """The fix as prose and commands, in order."""
     pieces = _COMMAND.split(fix)

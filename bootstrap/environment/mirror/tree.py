@@ -13,7 +13,7 @@ BYTECODE = "__pycache__"
 LARGE = 1 << 20
 
 
-class Stamp(NamedTuple):
+class FileState(NamedTuple):
     """What tells one version of a file from another: size in bytes, time of change in ns. `mode`
     holds the permissions."""
 
@@ -22,11 +22,11 @@ class Stamp(NamedTuple):
     mode: int = 0o644
 
     @classmethod
-    def of(cls, found: os.stat_result) -> Stamp:
+    def of(cls, found: os.stat_result) -> FileState:
         """From what the system says of a file."""
         return cls(found.st_size, found.st_mtime_ns, found.st_mode & 0o777)
 
-    def same_content(self, other: Stamp) -> bool:
+    def same_content(self, other: FileState) -> bool:
         """Permissions aside, the same file?"""
         return self[:2] == other[:2]
 
@@ -48,7 +48,7 @@ class Tree:
     are still links as a whole (late.py)."""
 
     folders: dict[str, Folder] = field(default_factory=dict)
-    copied: dict[str, Stamp] = field(default_factory=dict)
+    copied: dict[str, FileState] = field(default_factory=dict)
     large: dict[str, int] = field(default_factory=dict)
     late: set[str] = field(default_factory=set)
 
@@ -113,7 +113,7 @@ def bytecode_of(source: str, tag: str) -> str | None:
     return join(join(parent, BYTECODE), f"{stem}.{tag}.pyc") if suffix == ".py" else None
 
 
-def is_fresh(header: bytes, source: Stamp) -> bool:
+def is_fresh(header: bytes, source: FileState) -> bool:
     """Was bytecode that begins so compiled from this version of its source? PEP 552: magic,
     flags, then time and size of the source; with a hash in their place it is not known."""
     if len(header) < 16 or header[4:8] != bytes(4):

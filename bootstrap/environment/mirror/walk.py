@@ -14,8 +14,8 @@ from bootstrap.core.concurrency import Crew, Task
 from bootstrap.environment.mirror.tree import (
     BYTECODE,
     LARGE,
+    FileState,
     Folder,
-    Stamp,
     Tree,
     bytecode_of,
     children,
@@ -161,7 +161,7 @@ class Walk:
                 if _LIBRARY in os.path.basename(path):
                     self._tree.large[path] = found.st_size
                 return
-            stamp = Stamp.of(found)
+            stamp = FileState.of(found)
             write_file(os.path.join(self._place, path), read_all(source, stamp.size), stamp)
             self._tree.copied[path] = stamp
         finally:
@@ -186,7 +186,7 @@ def read_all(descriptor: int, size: int) -> bytes:
     return data
 
 
-def write_file(place: str, data: bytes | memoryview, stamp: Stamp) -> None:
+def write_file(place: str, data: bytes | memoryview, stamp: FileState) -> None:
     """A new file with the time of its source. Raises OSError."""
     flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
     target = os.open(place, flags, stamp.mode | stat.S_IWUSR)

@@ -37,10 +37,12 @@ from bootstrap.comfyui.launch import arguments, flags_in
 from bootstrap.config import Settings
 from bootstrap.core.findings import Finding, warning
 from bootstrap.core.redact import child_environment
+from bootstrap.core.text import counted
 from bootstrap.doctor import Facts, Report, Scope, check_layout, examine
 from bootstrap.environment import (
     PROBE_SECONDS,
     Choice,
+    Judgement,
     Mirror,
     MirrorRequest,
     PackageSet,
@@ -141,10 +143,13 @@ class Examination:
         with self._lock:
             return self._report.facts if self._report else None
 
-    def run(self, row: Stage, python: Path | None = None) -> None:
-        """Examine, with the Python that was chosen already; a dead volume can hold this for
-        ever."""
-        report = examine(self._settings, self._env, Scope(self._sections, python=python))
+    def run(
+        self, row: Stage, python: Path | None = None, judgement: Judgement | None = None
+    ) -> None:
+        """Examine, with the Python that was chosen already and what is known of its packages; a
+        dead volume can hold this for ever."""
+        scope = Scope(self._sections, python=python, judgement=judgement)
+        report = examine(self._settings, self._env, scope)
         with self._lock:
             self._report = report
             late = self._late
@@ -249,7 +254,8 @@ class Plan:
             copies += [*again, *users]
             places.append((again[0].place if again else place, other))
         row.bytes = sum(copy.bytes for copy in copies)
-        row.note = f"{sum(len(copy.stamps) for copy in copies)} files" if staged else "not needed"
+        count = sum(len(copy.stamps) for copy in copies)
+        row.note = counted(count, "file") if staged else "not needed"
         row.add([*findings, *more, *check_queued(copies)])
         write_back = _write_back(copies, volume.layout.root)
         return Code(tuple(places), None if staged else volume.layout.nodes, write_back)
@@ -324,8 +330,9 @@ class Plan:
         return made
 
     def _check_volume(self, row: Stage) -> None:
-        local = self.python.result
-        self.volume_check.run(row, local.python if local else None)
+        local, packages = self.python.result, self.packages.result
+        judgement = packages.judgement if packages else None
+        self.volume_check.run(row, local.python if local else None, judgement)
 
     def _read_weights(self, row: Stage) -> None:
         """Read what is likely needed into the page cache, until a job needs something else."""

@@ -30,6 +30,12 @@ _AT_FDCWD = -100
 _CANNOT = NO_LINKS | {errno.EINVAL}
 # A publisher holds the marker for a few system calls; one that is older belongs to a dead one.
 _MARKER_SECONDS = 10.0
+# The system's own: not a volume, and nothing is ever made in one of these. Below the latter ones
+# there is no volume either.
+_SYSTEM = frozenset("/ /dev /home /opt /run /tmp /var".split())
+_ALL_SYSTEM = frozenset(
+    "bin boot etc lib lib32 lib64 libx32 lost+found proc sbin snap sys usr".split()
+)
 
 
 @dataclass(frozen=True)
@@ -301,6 +307,12 @@ def stays_within(path: str | os.PathLike[str], root: str | os.PathLike[str]) -> 
     """Is what is made or removed at `path` below `root`, whatever links lead there? `path` itself
     is not followed."""
     return contains(os.path.realpath(root), os.path.realpath(os.path.dirname(path)))
+
+
+def is_system_folder(path: str | os.PathLike[str]) -> bool:
+    """Is `path` (absolute) a folder that the system keeps for itself? The disk is not asked."""
+    plain = "/" + os.path.normpath(path).lstrip("/")
+    return plain in _SYSTEM or plain.split("/")[1] in _ALL_SYSTEM
 
 
 def contains(folder: str, path: str) -> bool:

@@ -29,6 +29,7 @@ from bootstrap.core.files import Disk
 from bootstrap.core.findings import Finding
 from bootstrap.core.lease import BEAT, STALE, Lease
 from bootstrap.core.redact import masked
+from bootstrap.core.text import counted
 from bootstrap.environment import report
 from bootstrap.environment.build import Builder
 from bootstrap.environment.judge import Judgement, RequirementState, judge
@@ -81,8 +82,8 @@ class Place:
 @dataclass(frozen=True)
 class PackageSet:
     """What came of it. `path` is what PYTHONPATH must be, None where nothing is added; `programs`
-    are folders for the end of PATH. `judgement` is with the set in place. `seconds` are of the
-    parts, by name; `note` is for the timeline.
+    are folders for the end of PATH. `judgement` is without the set. `seconds` are of the parts, by
+    name; `note` is for the timeline.
 
     An error among the `findings` says that this ComfyUI cannot start."""
 
@@ -181,10 +182,10 @@ def prepare_packages(
         path=write_hook(place.work, prefix, making.loading) if record.installed else None,
         programs=tuple(p for n in (BEFORE, AFTER) if (p := folder / n / "bin").is_dir()),
         findings=tuple(findings),
-        judgement=record.on(judgement),
+        judgement=judgement,
         record=record,
         seconds=seconds,
-        note=f"{len(record.installed)} packages" if record.installed else "all refused",
+        note=counted(len(record.installed), "package") if record.installed else "all refused",
         loading=making.loading,
     )
 

@@ -18,10 +18,12 @@ from bootstrap.core.text import (
     SERVERLESS,
     about,
     chained,
+    counted,
     named,
     on_pod,
     quoted,
     shown,
+    size_text,
     words,
 )
 from bootstrap.doctor.facts.volume_facts import Leads, LinkFact, VolumeFacts
@@ -147,7 +149,7 @@ def _broken(links: list[LinkFact], facts: VolumeFacts) -> Finding:
         report,
         links,
         facts,
-        "are broken; a broken link in models makes whole lists of models vanish",
+        f"{counted(len(links), 'broken link')}; one in models can hide all others",
         "If you miss what they led to, put it there first.",
     )
 
@@ -158,7 +160,7 @@ def _ours(links: list[LinkFact], facts: VolumeFacts) -> Finding:
         warning,
         links,
         facts,
-        "were made by this worker, and the models behind them are gone",
+        f"{counted(len(links), 'link')} made by a worker, to what is gone",
         "A worker that starts removes them, too.",
     )
 
@@ -169,7 +171,8 @@ def _endless(links: list[LinkFact], facts: VolumeFacts) -> Finding:
         warning,
         links,
         facts,
-        "lead to themselves or to a folder they lie in, so ComfyUI's search does not end there",
+        f"{counted(len(links), 'link')} to itself or to a folder above: ComfyUI's search never "
+        "ends there",
         "",
     )
 
@@ -179,14 +182,14 @@ def _removed(
     report: Callable[..., Finding],
     links: list[LinkFact],
     facts: VolumeFacts,
-    why: str,
+    which: str,
     then: str,
 ) -> Finding:
     paths = [link.path for link in links]
     command = f"rm {words(paths)}"
     return report(
         code,
-        f"{_counted(links)} {why}: {_examples(links)}.",
+        f"{which}: {_examples(links)}.",
         on_pod(command, facts.root, then),
         **about(paths, command),
     )
@@ -197,7 +200,7 @@ def _outward(links: list[LinkFact], facts: VolumeFacts) -> Finding:
     command = chained([_brought_in(link.path) for link in links])
     return report(
         "links.outward",
-        f"{_counted(links)} lead off the volume, to what other machines do not have: "
+        f"{counted(len(links), 'link')} off the volume, to what other machines do not have: "
         f"{_examples(links)}.",
         on_pod(command, facts.root, "That copies what they lead to onto the volume."),
         **about([link.path for link in links], command),
@@ -207,10 +210,6 @@ def _outward(links: list[LinkFact], facts: VolumeFacts) -> Finding:
 def _brought_in(path: str) -> str:
     copy = quoted(f"{path}.copy")
     return f"cp -aL {quoted(path)} {copy} && rm {quoted(path)} && mv -T {copy} {quoted(path)}"
-
-
-def _counted(links: list[LinkFact]) -> str:
-    return "1 link:" if len(links) == 1 else f"{len(links)} links"
 
 
 def _examples(links: list[LinkFact]) -> str:
@@ -395,7 +394,7 @@ def _sweepable(stale: list[Leftover], facts: VolumeFacts) -> list[Finding]:
     return [
         report(
             "volume.leftovers",
-            f"Workers that were killed left {len(paths)} files ({size / GB:.2f} GiB): "
+            f"Workers that were killed left {counted(len(paths), 'file')} ({size_text(size)}): "
             f"{named(paths)}.",
             on_pod(command, facts.root, "Or check again with --fix."),
             **about(paths, command),

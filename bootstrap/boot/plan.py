@@ -9,7 +9,7 @@ import logging
 import os
 import threading
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +35,7 @@ from bootstrap.comfyui import (
 )
 from bootstrap.comfyui.launch import arguments, flags_in
 from bootstrap.config import Settings
-from bootstrap.core.findings import Finding, warning
+from bootstrap.core.findings import Finding, Severity, warning
 from bootstrap.core.redact import child_environment
 from bootstrap.core.text import counted
 from bootstrap.doctor import Facts, Report, Scope, check_layout, examine
@@ -57,6 +57,7 @@ from bootstrap.models.manifest import Manifest
 from bootstrap.models.manifest_file import wanted_here
 from bootstrap.models.prefetch import ReadAhead, memory_for_weights
 from bootstrap.models.recent import Recent
+from bootstrap.nodes.manifest import nodes_wanted_here
 from bootstrap.volume import Layout, locate, volume_root
 from bootstrap.volume.args_file import check_args_file, flag_names, read_args_file, with_args_file
 from bootstrap.volume.layout import OWN_FOLDER
@@ -180,13 +181,22 @@ class Plan:
 
         self.work = Task("local folder", self._make_workdir)
         self.volume = _bounded("find volume", self._find_volume, self.work, patience)
-        self.code = Task("copy code", self._copy_code, [self.volume])
+        fetching = settings.nodes_timeout + patience
+        self.nodes = _bounded("fetch nodes", self._fetch_nodes, self.volume, fetching)
+        self.code = Task("copy code", self._copy_code, [self.volume], after=[self.nodes])
         self.manifest = _bounded("read manifest", self._read_manifest, self.volume, patience)
         self.links = _bounded("link models", self._link_models, self.volume, patience)
         self.choice = _bounded("choose Python", self._choose_python, self.volume, probe)
         self.flags = _bounded("ask flags", self._ask_flags, self.choice, probe)
         self.python = _bounded("copy Python", self._copy_python, self.choice, copying)
-        self.packages = _bounded("packages", self._prepare_packages, self.python, installing)
+        self.packages = Task(
+            "packages",
+            self._prepare_packages,
+            [self.python],
+            after=[self.nodes],
+            budget=installing,
+            late=_VOLUME_LATE,
+        )
         self.comfyui = Task(
             "start ComfyUI",
             self._start,
@@ -204,7 +214,7 @@ class Plan:
     def tasks(self) -> tuple[Task[Any], ...]:
         """All of them, in the order in which their findings are read."""
         return (
-            *(self.work, self.volume, self.code, self.check_machine, self.check_volume),
+            *(self.work, self.volume, self.nodes, self.code, self.check_machine, self.check_volume),
             *(self.manifest, self.links, self.choice, self.flags, self.python, self.packages),
             *(self.comfyui, self.wanted, self.weights),
         )
@@ -237,9 +247,32 @@ class Plan:
         count = instances(self._settings, self._env, flags)
         return Volume(layout, tuple(links), flags, recent, count)
 
+    def _fetch_nodes(self, row: Stage) -> Layout:
+        """The layout with the packs that NODES_MANIFEST lists. Without them ComfyUI starts, too."""
+        layout = self.volume.value.layout
+        wanted = nodes_wanted_here(self._settings, layout)
+        if wanted is None:
+            row.note = "not needed"
+            return layout
+        from bootstrap.nodes.pull import place_for, pull, summary
+
+        place = place_for(self._settings, layout)
+        results = pull(wanted.packs, place, timeout=self._settings.nodes_timeout)
+        row.add(_as_warnings(wanted.findings))
+        row.add(summary(results))
+        fetched = sum(result.state in ("fetched", "updated") for result in results)
+        row.note = f"{fetched} of {len(results)} fetched"
+        return with_view(locate(self._settings), self.work.value.view) if fetched else layout
+
+    @property
+    def _layout(self) -> Layout:
+        """With the packs that were fetched, if that went well."""
+        return self.nodes.result or self.volume.value.layout
+
     def _copy_code(self, row: Stage) -> Code:
         volume, work = self.volume.value, self.work.value
-        staged, findings = stage_code(self._settings, volume.layout, work)
+        layout = self._layout
+        staged, findings = stage_code(self._settings, layout, work)
         user, more = copy_user(self._settings, volume.layout, work)
         place = staged[0].place if staged else volume.comfyui
         places, copies = [(place, work)], [*staged, *([user] if user is not None else [])]
@@ -258,7 +291,7 @@ class Plan:
         row.note = counted(count, "file") if staged else "not needed"
         row.add([*findings, *more, *check_queued(copies)])
         write_back = _write_back(copies, volume.layout.root)
-        return Code(tuple(places), None if staged else volume.layout.nodes, write_back)
+        return Code(tuple(places), None if staged else layout.nodes, write_back)
 
     def _read_manifest(self, row: Stage) -> Manifest:
         manifest = wanted_here(self._settings, self.volume.value.layout)
@@ -322,7 +355,7 @@ class Plan:
             work=self.work.value.root,
             timeout=self._settings.packages_timeout,
             arguments=volume.args,
-            nodes=None if volume.layout.nodes is None else str(volume.layout.nodes),
+            nodes=None if self._layout.nodes is None else str(self._layout.nodes),
         )
         made = prepare_packages(place, self._env, self._settings.packages)
         row.note = made.note
@@ -423,6 +456,14 @@ def _device(number: int, count: int, flags: frozenset[str], args: Sequence[str])
     if count == 1 or _DEVICE not in flags or flag_names(args) & _DECIDE_DEVICE:
         return ()
     return (_DEVICE, str(number))
+
+
+def _as_warnings(findings: Sequence[Finding]) -> list[Finding]:
+    """A pack that cannot be had keeps no job from running that does without it."""
+    return [
+        replace(found, severity=Severity.WARNING) if found.severity is Severity.ERROR else found
+        for found in findings
+    ]
 
 
 def _no_room(number: int, problem: OSError) -> Finding:

@@ -87,8 +87,9 @@ def test_the_newest_version_and_one_by_its_number(server: PackServer, sources: P
     refused("nodes.no_pack", sources.version, "some-pack", "9.9.9")
     refused("nodes.no_pack", sources.newest, "other")
     server.answer("/nodes/empty", {"id": "empty"})
-    for nonsense in (5, [5], "text", [[]]):
-        server.answer("/nodes/odd/versions", nonsense)
+    nonsense: list[Any] = [5, [5], "text", [[]]]
+    for answer in nonsense:
+        server.answer("/nodes/odd/versions", answer)
         refused("nodes.bad_answer", sources.version, "odd", "1.0.0")
     refused("nodes.no_pack", sources.newest, "empty")
     asked = next(path for path, _ in server.seen if "/versions" in path)

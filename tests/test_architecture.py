@@ -34,15 +34,15 @@ PURE = (
     "bootstrap.config.fields",
     "bootstrap.core.findings",
     "bootstrap.core.redact",
-    "bootstrap.environment.modules",
+    "bootstrap.environment.imports",
     "bootstrap.models.manifest_entry",
     "bootstrap.volume.categories",
     "bootstrap.volume.link_plan",
-    "handler.common.deadline",
     "handler.common.errors",
     "handler.common.media_types",
     "handler.common.reply",
     "handler.execution.history",
+    "handler.execution.node_progress",
     "handler.execution.validation",
     "handler.outputs.results",
     "handler.request.compatibility",
@@ -208,7 +208,6 @@ def test_the_command_loads_little_before_comfyui_starts() -> None:
     loaded = done.stdout.split()
     assert not {"aiohttp", "boto3", "filetype", "PIL", "runpod"} & set(loaded)
     assert {name for name in loaded if top(name) == "handler" and name.count(".") > 1} == {
-        "handler.common.deadline",
         "handler.common.errors",
         "handler.jobs.warmup",
         "handler.models.prefetch",

@@ -18,9 +18,9 @@ from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
 
-from bootstrap.comfyui.stage import PRIVATE, Staged, Stamp
-from bootstrap.core.concurrency import Crew
-from bootstrap.core.files import part_beside, publish_new, stays_within
+from bootstrap.comfyui.stage import PRIVATE, Staged
+from bootstrap.core.concurrency import WorkerPool
+from bootstrap.core.files import Stamp, mtime_stamp, part_beside, publish_new, stays_within
 from bootstrap.core.text import named
 
 _log = logging.getLogger(__name__)
@@ -92,7 +92,7 @@ class _Copy:
             except OSError as problem:
                 self._tell(path, problem.strerror or str(problem))
 
-        Crew(_THREADS).run([partial(carry, *changed) for changed in self._changed(settled)])
+        WorkerPool(_THREADS).run([partial(carry, *changed) for changed in self._changed(settled)])
         other = sorted(path for path in kept if not path.endswith(_BYTECODE))
         if other:
             _log.info("kept on the volume: %s", named(other))
@@ -118,7 +118,7 @@ class _Copy:
                     facts = os.stat(full)
                 except OSError:
                     continue
-                stamp = (facts.st_size, facts.st_mtime_ns)
+                stamp = Stamp(facts.st_size, facts.st_mtime_ns)
                 if self._here.get(path) == stamp:
                     continue
                 if facts.st_mtime > newest:
@@ -136,7 +136,7 @@ class _Copy:
         if not stays_within(target, self._staged.source):
             self._tell(path, "a link on the volume leads elsewhere there")
             return False
-        there = _stamp_of(target)
+        there = mtime_stamp(target)
         if there is None:
             target.parent.mkdir(parents=True, exist_ok=True)
         if path.endswith(_BYTECODE) or (there is not None and there == self._there.get(path)):
@@ -146,7 +146,7 @@ class _Copy:
         if not placed:
             self._tell(path, "another file of that name is there now")
             return False
-        self._there[path] = _stamp_of(target) or (0, 0)
+        self._there[path] = mtime_stamp(target) or Stamp(0, 0)
         return True
 
     def _tell(self, path: str, why: str) -> None:
@@ -165,11 +165,3 @@ def _replace(local: Path, target: Path) -> bool:
     finally:
         scratch.unlink(missing_ok=True)
     return True
-
-
-def _stamp_of(path: Path) -> Stamp | None:
-    try:
-        facts = os.stat(path)
-    except OSError:
-        return None
-    return facts.st_size, facts.st_mtime_ns

@@ -17,9 +17,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, NamedTuple
 
-from bootstrap.core.temp_names import lease_name
+from bootstrap.core.temp_files import lease_name
 
 # More names than this in one of the folders looked at are not looked at.
 MOST_NAMES = 5000
@@ -29,6 +29,23 @@ _AT_FDCWD = -100
 _CANNOT = NO_LINKS | {errno.EINVAL}
 # A publisher holds the marker for a few system calls; one that is older belongs to a dead one.
 _MARKER_SECONDS = 10.0
+
+
+class Stamp(NamedTuple):
+    """What tells one version of a file from another: its size in bytes, and when it was changed, in
+    nanoseconds since 1970."""
+
+    size: int
+    changed_ns: int
+
+
+def mtime_stamp(path: str | os.PathLike[str]) -> Stamp | None:
+    """By the time that a copy has from its source; None without the file."""
+    try:
+        found = os.stat(path)
+    except OSError:
+        return None
+    return Stamp(found.st_size, found.st_mtime_ns)
 
 
 @dataclass(frozen=True)
@@ -255,7 +272,7 @@ def open_regular(path: Path) -> BinaryIO:
 
 
 def part_beside(final: Path) -> Path:
-    """A name for what is not whole yet; core/temp_names.py knows it, should we be killed."""
+    """A name for what is not whole yet; core/temp_files.py knows it, should we be killed."""
     return final.parent / f".{uuid.uuid4().hex}.part"
 
 

@@ -10,8 +10,8 @@ from typing import Any
 
 from bootstrap.config import Settings
 from bootstrap.core.files import write_whole
-from bootstrap.core.findings import Finding, error
-from bootstrap.core.temp_names import beside, new_owner
+from bootstrap.core.findings import Fault
+from bootstrap.core.temp_files import beside, new_owner
 from bootstrap.core.text import BOM
 from bootstrap.models.manifest import VERSION, Manifest, is_workflow, parse_manifest
 from bootstrap.models.manifest_entry import ModelSpec
@@ -24,12 +24,8 @@ _VARIABLE = "MODELS_MANIFEST"
 _FIX = "Correct {}; `docs/models.md` shows how it looks."
 
 
-class Unreadable(Exception):
-    """The manifest cannot be had; `finding` says why."""
-
-    def __init__(self, finding: Finding) -> None:
-        super().__init__(finding.message)
-        self.finding = finding
+class Unreadable(Fault):
+    """The manifest cannot be had."""
 
 
 def find_manifest(setting: str | None, root: Path) -> Path | str | None:
@@ -49,7 +45,7 @@ def load_manifest(setting: str | None, root: Path, allow_http: bool = False) -> 
         label = _VARIABLE if isinstance(source, str) else str(source)
         return parse_manifest(read_data(source), label, allow_http)
     except Unreadable as problem:
-        return Manifest(findings=(problem.finding,))
+        return Manifest(findings=(problem.finding(),))
 
 
 def wanted_here(settings: Settings, layout: Layout) -> Manifest:
@@ -73,12 +69,11 @@ def read_data(source: Path | str) -> Any:
         raise _unreadable(str(source), "it is not UTF-8 text") from None
     except OSError as problem:
         why = problem.strerror or str(problem)
-        finding = error(
+        raise Unreadable(
             "manifest.unreadable",
             f"{source}: cannot be read ({why}).",
             "Put the manifest there, or correct or remove MODELS_MANIFEST.",
-        )
-        raise Unreadable(finding) from None
+        ) from None
     return _decode_yaml(text, str(source)) if yaml else _decode_json(text, str(source))
 
 
@@ -150,14 +145,12 @@ def _decode_yaml(text: str, label: str) -> Any:
 
 def _unreadable(label: str, why: str) -> Unreadable:
     place = "it in the endpoint's environment variables" if label == _VARIABLE else "the file"
-    return Unreadable(error("manifest.unreadable", f"{label}: {why}.", _FIX.format(place)))
+    return Unreadable("manifest.unreadable", f"{label}: {why}.", _FIX.format(place))
 
 
 def _too_large(path: Path, size: int, limit: int) -> Unreadable:
     return Unreadable(
-        error(
-            "manifest.too_large",
-            f"{path} has {size:,} bytes; the most is {limit:,}.",
-            "Split it, or take out what is not about models.",
-        )
+        "manifest.too_large",
+        f"{path} has {size:,} bytes; the most is {limit:,}.",
+        "Split it, or take out what is not about models.",
     )

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from bootstrap.volume.categories import GGUF, PT_EXTENSIONS, extension_of
-from handler.common.errors import JobError, described, nearest
+from handler.common.errors import JobError, NodeFailed, described, nearest
 from handler.request.workflow import Workflow, bad_links, needed_by
 
 # Authors put anything into a class name, emoji included.
@@ -93,7 +93,7 @@ def of_node(hints: Sequence[JobError], error: JobError) -> JobError:
     """The hint about the node that raised `error` where there is one, with what the node said."""
     node_id = error.details.get("node_id")
     found = [hint for hint in hints if hint.details.get("node_id") == node_id]
-    if error.code != "job.node_failed" or not found:
+    if not isinstance(error, NodeFailed) or not found:
         return error
     first = combined(found)
     return JobError(first.code, first.message, first.fix, **{**error.details, **first.details})
@@ -119,10 +119,10 @@ def unknown_nodes(
     hints = "; ".join(f"{cls}: did you mean {', '.join(n)}?" for cls, n in close.items() if n)
     drawn = [name for name in missing if _EDITOR_ONLY.fullmatch(name)]
     if drawn:
-        told_of = ", ".join(f"{k} ({workflow[k]['class_type'][:60]})" for k in ids[:_LISTED])
+        listed = ", ".join(f"{k} ({workflow[k]['class_type'][:60]})" for k in ids[:_LISTED])
         return JobError(
             "workflow.unknown_node",
-            f"Node {told_of} is something of the editor, not a node that ComfyUI can run: a "
+            f"Node {listed} is something of the editor, not a node that ComfyUI can run: a "
             "subgraph, a group node, a note, a reroute or a primitive.",
             "Export the workflow with Workflow → Export (API), which replaces these by the nodes "
             "behind them.",

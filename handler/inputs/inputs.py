@@ -16,8 +16,7 @@ from pathlib import Path
 
 from bootstrap.net.addresses import shown
 from handler.common.blocking import Pool
-from handler.common.deadline import Deadline
-from handler.common.errors import JobError, nearest
+from handler.common.errors import Deadline, JobError, nearest
 from handler.common.media_types import HEAD_BYTES, extension_for, wrong_content
 from handler.inputs.archive import unpack
 from handler.inputs.fetch import Fetcher, RemoteFile

@@ -21,12 +21,12 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 
-from bootstrap.core.concurrency import Crew
+from bootstrap.core.concurrency import WorkerPool
+from bootstrap.core.files import Stamp, mtime_stamp
 from bootstrap.volume import Layout
 from bootstrap.volume.search import USUAL_ROOTS
 from handler.common.calls import VolumeWatchdog
-from handler.common.deadline import Deadline
-from handler.common.errors import JobError, short
+from handler.common.errors import Deadline, JobError, short
 from handler.request.references import NamedFile, is_folder_input, named_files, replace_texts
 from handler.request.workflow import Workflow
 
@@ -38,7 +38,6 @@ _MOST_FILES = 20_000
 # Of copies that no job uses: seconds since one did, and bytes of all together.
 _UNUSED_SECONDS = 3600.0
 _UNUSED_BYTES = 1_000_000_000
-Stamp = tuple[int, int]
 
 
 @dataclass
@@ -158,7 +157,7 @@ class VolumeInputs:
             if not deadline.expired:
                 self._ensure(source / path, target / path, user)
 
-        Crew(_AT_ONCE).run([partial(bring, path) for path in files])
+        WorkerPool(_AT_ONCE).run([partial(bring, path) for path in files])
 
     def _check_room(self, source: Path, files: dict[str, int]) -> None:
         """Raises JobError for a folder that the local disk does not hold."""
@@ -177,7 +176,7 @@ class VolumeInputs:
                     self._remove(path)
 
     def _remove(self, path: Path) -> None:
-        if _stamp(path) == self._copies.pop(path).stamp:  # else a node's by now
+        if mtime_stamp(path) == self._copies.pop(path).stamp:  # else a node's by now
             path.unlink(missing_ok=True)
 
     def release(self, user: str) -> None:
@@ -195,8 +194,8 @@ class VolumeInputs:
             copy = self._copies.setdefault(target, _Copy())
             copy.users.add(user)
         with copy.being_made:  # by one job at a time, so that no other uses an incomplete one
-            stamp = _stamp(source)
-            if stamp is not None and _stamp(target) != stamp:
+            stamp = mtime_stamp(source)
+            if stamp is not None and mtime_stamp(target) != stamp:
                 _copy(source, target)
             copy.stamp = stamp
 
@@ -253,15 +252,6 @@ def _copy(source: Path, target: Path) -> None:
         with contextlib.suppress(OSError):
             part.unlink()
         raise _not_stored(source, target.parent, problem.strerror) from None
-
-
-def _stamp(path: Path) -> Stamp | None:
-    """Size and time of change, which a copy has from its source; None without the file."""
-    try:
-        status = path.stat()
-    except OSError:
-        return None
-    return status.st_size, status.st_mtime_ns
 
 
 def _not_stored(source: Path, folder: Path, why: str | None) -> JobError:

@@ -150,8 +150,8 @@ def test_previews_come_small_and_not_too_often_and_only_where_they_are_asked_for
     for job in jobs:
         assert production.plane.result(job)["output"]["status"] == "completed"
     events = [e for e in production.plane.events if e.kind == "progress"]
-    told = [e.body["output"] for e in events if e.job_id == jobs[0]]
-    previews = [update["preview"] for update in told if "preview" in update]
+    updates = [e.body["output"] for e in events if e.job_id == jobs[0]]
+    previews = [update["preview"] for update in updates if "preview" in update]
     mine = [event.at for event in events if event.job_id == jobs[0]]
     most = (mine[-1] - mine[0]) / 2 + 2
     assert 2 <= len(set(previews)) <= most, "one in two seconds"

@@ -71,8 +71,10 @@ def test_one_that_dies_leaves_the_job_of_the_other_alone(pair: Production) -> No
 
 
 def test_diagnostics_tell_of_both(pair: Production) -> None:
-    told = pair.ask({"type": "diagnostics", "sections": ["environment"]})["output"]["diagnostics"]
-    states = [told["comfyui"], *told["further_comfyuis"]]
+    diagnostics = pair.ask({"type": "diagnostics", "sections": ["environment"]})["output"][
+        "diagnostics"
+    ]
+    states = [diagnostics["comfyui"], *diagnostics["further_comfyuis"]]
     assert [state["running"] for state in states] == [True, True]
     assert states[0]["port"] != states[1]["port"]
 

@@ -52,8 +52,8 @@ def test_help_says_what_it_does_and_how_it_is_typed(
     assert len(examples) == 2 and all("comfyui-worker" in line for line in examples)
     assert command == "completion" or "exit codes:" in said
     if command not in ("models", "completion"):
-        told = set(re.findall(r"^  (?:-\w, )?(--[a-z-]+)", said, re.MULTILINE)) - {"--help"}
-        assert told == set(COMMANDS[command].options), "what is completed"
+        listed = set(re.findall(r"^  (?:-\w, )?(--[a-z-]+)", said, re.MULTILINE)) - {"--help"}
+        assert listed == set(COMMANDS[command].options), "what is completed"
 
 
 def test_all_of_it_is_named() -> None:

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from bootstrap.core.concurrency import Together
+from bootstrap.core.concurrency import BoundedCaller
 from bootstrap.core.files import Folder, contains, list_folder
 from bootstrap.volume import CUSTOM_NODES, MODELS
 from bootstrap.volume.args_file import paths_file
@@ -154,14 +154,14 @@ class Stray:
     belongs: str
 
 
-def find_strays(folders: Iterable[Folder], home: str, together: Together) -> list[Stray]:
+def find_strays(folders: Iterable[Folder], home: str, caller: BoundedCaller) -> list[Stray]:
     """Category folders with models in them that lie straight in one of `folders`."""
     found = [
         Stray(path, os.path.join(home, _PROPER[os.path.basename(path).casefold()]))
         for folder in folders
         for path in folder.paths(frozenset(n for n in folder.folders if n.casefold() in _PROPER))
     ]
-    holds = together.each(lambda stray: _holds_weights(stray.path), found)
+    holds = caller.each(lambda stray: _holds_weights(stray.path), found)
     return [stray for stray, models in zip(found, holds, strict=True) if models]
 
 

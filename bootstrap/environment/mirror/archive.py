@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
-from bootstrap.environment.mirror.tree import Folder, Stamp, Tree
+from bootstrap.environment.mirror.layout import ListedFolder, MirrorTree, SourceStamp
 
 _TRAILER = struct.Struct("<8sQI")
 _MAGIC = b"venv-1\r\n"
@@ -39,7 +39,7 @@ class Packed(NamedTuple):
     when its source is."""
 
     path: str
-    stamp: Stamp
+    stamp: SourceStamp
     checked: bool
 
 
@@ -57,7 +57,7 @@ class Block:
 class Archive:
     """An open archive. `tree` has all folders and large files; nothing is copied yet."""
 
-    tree: Tree
+    tree: MirrorTree
     blocks: tuple[Block, ...]
 
     @property
@@ -75,7 +75,7 @@ Content = tuple[Packed, bytes]
 
 
 def write_archive(
-    file: BinaryIO, contents: Iterable[Content], tree_of: Callable[[Sequence[Packed]], Tree]
+    file: BinaryIO, contents: Iterable[Content], tree_of: Callable[[Sequence[Packed]], MirrorTree]
 ) -> int:
     """Write an archive of the files in `contents`, each of the size that its stamp says, and of the
     tree around them; the number of files. Raises OSError, and whatever the two do."""
@@ -148,7 +148,7 @@ def _write_block(file: BinaryIO, group: Sequence[Content]) -> Block:
     return Block(0, len(data), zlib.crc32(data), tuple(packed for packed, _ in group))
 
 
-def _as_data(tree: Tree, blocks: Iterable[Block]) -> dict[str, Any]:
+def _as_data(tree: MirrorTree, blocks: Iterable[Block]) -> dict[str, Any]:
     return {
         "folders": {p: [f.mtime_ns, sorted(f.files), f.links] for p, f in tree.folders.items()},
         "large": tree.large,
@@ -161,9 +161,9 @@ def _as_data(tree: Tree, blocks: Iterable[Block]) -> dict[str, Any]:
 
 def _understood(data: Any) -> Archive:
     try:
-        tree = Tree(
+        tree = MirrorTree(
             {
-                path: Folder(int(mtime), set(files), dict(links))
+                path: ListedFolder(int(mtime), set(files), dict(links))
                 for path, (mtime, files, links) in data["folders"].items()
             },
             large={path: int(size) for path, size in data["large"].items()},
@@ -184,7 +184,7 @@ def _blocks(data: Any) -> Iterator[Block]:
     offset = 0
     for checksum, rows in data:
         files = tuple(
-            Packed(path, Stamp(size, mtime, mode & 0o777), bool(checked))
+            Packed(path, SourceStamp(size, mtime, mode & 0o777), bool(checked))
             for path, size, mtime, mode, checked in rows
         )
         size = sum(_size(packed) for packed in files)
@@ -198,7 +198,7 @@ def _size(packed: Packed) -> int:
     return packed.stamp.size
 
 
-def _check_names(tree: Tree) -> None:
+def _check_names(tree: MirrorTree) -> None:
     """A name is one part of a path, each folder lies in another that is named, and nothing has
     two meanings: so all lies where the mirror makes its own folders."""
     folders = tree.folders.keys() | tree.late

@@ -49,9 +49,9 @@ image-test: python ## Build the image without Docker and run its container (root
 	@$(VENV_PYTHON) -m pytest -s $(or $(TESTS),tests/image/contents.py tests/image/running.py)
 
 # The others have options of their own: make bench BENCHMARKS=busy_gpu ARGS="--rounds 1"
-BENCHMARKS = cold_start $(if $(ARGS),,busy_gpu job_overhead thousand_jobs)
+BENCHMARKS = cold_start $(if $(ARGS),,busy_gpu job_overhead two_comfyuis venv_start thousand_jobs)
 
-bench: python ## Measure starts, a busy GPU, our time in jobs, leaks (ARGS="--only hot" for some starts)
+bench: python ## Measure starts, a busy GPU, our time in jobs, two ComfyUIs, a venv, leaks (ARGS="--only hot" for some starts)
 	@$(PYTHON) -m demo venv dev
 	@$(PYTHON) -m demo volume >/dev/null
 	@missed=0; for name in $(BENCHMARKS); do \

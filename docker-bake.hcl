@@ -1,4 +1,5 @@
-# All variants of the image: `docker buildx bake` builds cu130 and cu128, each alone by its name.
+# All variants of the image: `docker buildx bake -f docker-bake.hcl` builds cu130 and cu128, each alone by
+# its name. Without -f, bake also reads docker-compose.yml, whose VOLUME is not set then.
 # CUDA and torch go together: PyTorch has no build for CUDA 12.8 after 2.11. torchaudio 2.11 is its last
 # line, and works with every later torch.
 

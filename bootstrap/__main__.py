@@ -20,7 +20,7 @@ def main(argv: list[str], prog: str = "python -m bootstrap") -> int:
     if argv[:1] == ["models"]:
         from bootstrap.models import cli
 
-        return cli.main(argv[1:])
+        return cli.main(argv[1:], prog=f"{prog} models")
     parser = Parser(
         prog=prog,
         description="Boot once, print the report, stop. Takes no jobs.",

@@ -16,9 +16,8 @@ if sys.version_info < (3, 10):  # noqa: UP036  # said before anything fails to p
 
 import bootstrap
 from bootstrap.core.log import use_utf8
-from bootstrap.core.terminal import WRONG_USE, Parser, closing, nearest
+from bootstrap.core.terminal import PROGRAM, WRONG_USE, Parser, closing, nearest
 
-PROGRAM = "comfyui-worker"
 Main = Callable[[list[str], str], int]
 _LAST_PORT = 65535
 
@@ -75,12 +74,14 @@ def _lacks(command: str, missing: ModuleNotFoundError) -> str:
 
 def _help() -> str:
     lines = [f"  {name:<12}{command.what}" for name, command in COMMANDS.items()]
-    examples = closing(
-        {},
+    end = closing(
+        {"…": "each command names its own; all of the worker's: docs/settings.md"},
         [
             f"{PROGRAM} doctor /workspace",
             f'{PROGRAM} submit workflow_api.json --set 6.text="a cat"',
         ],
+        "exit codes:\n  0    all is well\n  1    it is not\n  2    wrong use\n"
+        "  130  stopped by Ctrl-C",
     )
     return "\n".join(
         (
@@ -93,7 +94,7 @@ def _help() -> str:
             "",
             f"{PROGRAM} COMMAND --help says more, {PROGRAM} --version which version it is.",
             "",
-            examples,
+            end,
         )
     )
 
@@ -198,7 +199,7 @@ def _health(argv: list[str], prog: str) -> int:
         prog=prog,
         description="Ask the workers on this machine how they are.",
         epilog=closing(
-            {},
+            {"TMPDIR": "where a worker leaves the socket that is asked (default: /tmp)"},
             [prog, f"docker exec WORKER {prog}"],
             "exit codes:\n  0  all are well\n  1  one is not, or there is none\n  2  wrong use",
         ),
@@ -213,7 +214,11 @@ def _completion(argv: list[str], prog: str) -> int:
     parser = Parser(
         prog=prog,
         description="Print a script that completes commands and options in a shell.",
-        epilog=closing({}, [f'eval "$({prog} bash)"', f'eval "$({prog} zsh)"   # in ~/.zshrc']),
+        epilog=closing(
+            {},
+            [f'eval "$({prog} bash)"   # in ~/.bashrc', f'eval "$({prog} zsh)"    # in ~/.zshrc'],
+            "exit codes:\n  0  printed\n  2  wrong use",
+        ),
     )
     parser.add_argument("shell", choices=("bash", "zsh"))
     shell = parser.parse_args(argv).shell

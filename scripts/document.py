@@ -94,7 +94,8 @@ def _nearest(code: str, patterns: list[str]) -> str:
 def russian(cell: str, words: Mapping[str, str]) -> str:
     """A cell of the table in Russian; KeyError for one that docs/settings.ru.json does not have."""
     if found := re.fullmatch(r"a (whole )?number from (\S+) to (\S+)", cell):
-        return f"{'целое число' if found[1] else 'число'} от {found[2]} до {found[3]}"
+        low, high = (bound.replace(",", "\u00a0") for bound in (found[2], found[3]))
+        return f"{'целое число' if found[1] else 'число'} от {low} до {high}"
     if re.fullmatch(r"(`[^`]+` or )*`[^`]+`", cell):
         return cell.replace("` or `", "` или `")
     return cell if re.fullmatch(r"[\w.–-]*", cell) and cell not in words else words[cell]

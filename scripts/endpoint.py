@@ -9,12 +9,13 @@ import json
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from http import HTTPStatus
 from typing import Any
 from urllib.parse import quote, urlsplit
 
 import requests
 from requests.auth import AuthBase
-from urllib3.exceptions import NewConnectionError
+from urllib3.exceptions import NameResolutionError, NewConnectionError
 
 PUBLIC_API = "https://api.runpod.ai/v2"
 FINAL = frozenset({"COMPLETED", "FAILED", "CANCELLED", "TIMED_OUT"})
@@ -22,7 +23,6 @@ TRIES = 6
 _MOST_WAIT_SECONDS = 30.0
 _CONNECT_SECONDS = 10.0
 _ANSWER_SECONDS = 60.0
-_QUEUE_AFTER_SECONDS, _QUEUE_EVERY_SECONDS = 3.0, 5.0
 _TRY_AGAIN = frozenset({429, 500, 502, 503, 504})
 
 Tell = Callable[[str], None]
@@ -58,6 +58,7 @@ class _NoAnswer:
     maybe_arrived: bool = False
     too_slow: bool = False
     refused: bool = False
+    busy: bool = False
     wait: float | None = None
 
 
@@ -73,40 +74,26 @@ class _Bearer(AuthBase):
         return request
 
 
-class Waiting:
-    """How a job's queue is, asked every few seconds from the third on: Runpod tells no job's place
-    in it."""
-
-    def __init__(self, endpoint: Endpoint) -> None:
-        self._endpoint = endpoint
-        self._words = ""
-        self._next = time.monotonic() + _QUEUE_AFTER_SECONDS
-
-    def words(self, job: Job) -> str:
-        """`3 in the queue, 1 worker up`; empty where nothing is known."""
-        if job.status == "IN_QUEUE" and time.monotonic() >= self._next:
-            self._next = time.monotonic() + _QUEUE_EVERY_SECONDS
-            if (queue := self._endpoint.queue()) is not None:
-                jobs, workers = queue
-                up = f"{workers or 'no'} worker{'' if workers == 1 else 's'} up"
-                self._words = f"{jobs} in the queue, {up}"
-        return self._words
-
-
 class Endpoint:
     """A Runpod endpoint, or with `key=None` the local API that `--rp_serve_api` serves.
 
     `base` has no slash at its end. All calls raise EndpointError. `tell` gets a line for each
-    attempt that is made again.
+    attempt that is made again; `serve` is how a local worker is started.
     """
 
     def __init__(
-        self, base: str, key: str | None, tell: Tell, sleep: Callable[[float], None] = time.sleep
+        self,
+        base: str,
+        key: str | None,
+        tell: Tell,
+        sleep: Callable[[float], None] = time.sleep,
+        serve: str = "comfyui-worker serve --local",
     ) -> None:
         self._base = base
         self._key = key
         self._tell = tell
         self._sleep = sleep
+        self._serve = serve
         self._session = requests.Session()
         self._session.auth = _Bearer(key)
         self._session.trust_env = key is not None  # no proxy stands before a local worker
@@ -125,14 +112,12 @@ class Endpoint:
         """How a job is."""
         return self._job(self._call("GET", f"status/{quote(job_id, safe='')}", may_repeat=True))
 
-    def queue(self) -> tuple[int, int] | None:
-        """How many jobs wait, and how many workers are up; None when that is not said. Never
-        raises: it is news, and the job is not."""
+    def health(self) -> Any:
+        """How many jobs and workers there are, as the endpoint says; None where it says nothing.
+        Never raises: it is news, and the job is not."""
         try:
-            answer = self._call("GET", "health", may_repeat=True, seconds=5.0, tries=1)
-            jobs, workers = answer["jobs"]["inQueue"], answer["workers"]
-            return int(jobs), int(workers["running"]) + int(workers.get("idle", 0))
-        except (EndpointError, KeyError, TypeError, ValueError, AttributeError):
+            return self._call("GET", "health", may_repeat=True, seconds=5.0, tries=1)
+        except EndpointError:
             return None
 
     def cancel(self, job_id: str) -> None:
@@ -153,10 +138,12 @@ class Endpoint:
         attempt = 1
         while isinstance(got := self._attempt(method, path, body, seconds), _NoAnswer):
             again = may_repeat or not got.maybe_arrived
-            if attempt == tries or not again or (self.local and got.refused):
+            # Nothing was begun yet, so a wrong address is reported without waiting.
+            at_once = got.refused and path in ("run", "runsync")
+            if attempt == tries or not again or at_once:
                 failure = TooSlow if got.too_slow else EndpointError
                 place = _place(f"{self._base}/{path}")
-                raise failure(f"{place} gave no answer: {got.said}. {self._reach_fix()}")
+                raise failure(f"{place}: {got.said}. {self._reach_fix(got)}")
             wait = got.wait or min(2.0 ** (attempt - 1), _MOST_WAIT_SECONDS)
             self._tell(f"{got.said}; trying again in {wait:g} s ({attempt} of {tries - 1})")
             self._sleep(wait)
@@ -178,7 +165,8 @@ class Endpoint:
             slow = sent and isinstance(problem, requests.Timeout)
             return _NoAnswer(said, sent, slow, refused=not sent)
         if answer.status_code in _TRY_AGAIN:
-            return _NoAnswer(f"status {answer.status_code}", wait=_retry_after(answer))
+            said = f"status {answer.status_code} ({_phrase(answer.status_code)})"
+            return _NoAnswer(said, wait=_retry_after(answer), busy=answer.status_code == 429)
         return answer
 
     def _content(self, answer: requests.Response) -> Any:
@@ -221,9 +209,11 @@ class Endpoint:
     def _shown(self, text: str) -> str:
         return self.without_key(" ".join(text.split()))[:300] or "(nothing)"
 
-    def _reach_fix(self) -> str:
+    def _reach_fix(self, got: _NoAnswer) -> str:
+        if got.busy:
+            return "It takes no more requests for now: send the job again later."
         if self.local:
-            return "Is the worker started with `python -m handler --rp_serve_api`?"
+            return f"Is the worker started? `{self._serve}` starts one."
         return "Check the network, and the endpoint's state in the Runpod console."
 
     def _missing_fix(self) -> str:
@@ -237,8 +227,12 @@ class Endpoint:
 
 def _never_sent(problem: requests.RequestException) -> bool:
     """The connection was refused: what was to be sent was not."""
-    reason = getattr(problem.args[0] if problem.args else None, "reason", None)
-    return isinstance(problem, requests.ConnectTimeout) or isinstance(reason, NewConnectionError)
+    connecting = isinstance(_reason(problem), NewConnectionError)
+    return connecting or isinstance(problem, requests.ConnectTimeout)
+
+
+def _reason(problem: requests.RequestException) -> object:
+    return getattr(problem.args[0] if problem.args else None, "reason", None)
 
 
 def _in_words(problem: requests.RequestException) -> str:
@@ -249,8 +243,14 @@ def _in_words(problem: requests.RequestException) -> str:
     if isinstance(problem, requests.exceptions.ProxyError):
         return "the proxy of this machine's settings does not answer"
     if _never_sent(problem):
+        if isinstance(_reason(problem), NameResolutionError):
+            return "the host's name is not known: a typing error, or there is no network"
         return "nothing answers there"
     return "the connection was cut"
+
+
+def _phrase(status: int) -> str:
+    return HTTPStatus(status).phrase.lower()
 
 
 def _place(url: str) -> str:

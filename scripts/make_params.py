@@ -17,7 +17,7 @@ from typing import Any
 if __name__ == "__main__":  # run as a file
     sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from bootstrap.core.terminal import Parser, closing
+from bootstrap.core.terminal import Parser, as_typed, closing
 from handler.common.errors import JobError
 from handler.request.params import SUFFIX
 from handler.request.references import RANDOM
@@ -37,7 +37,7 @@ _FIRST = {
 _BOUNDS = {"steps": (1, 200), "width": (16, 8192), "height": (16, 8192), "batch_size": (1, 64)}
 _FIRST_FILES = frozenset(("image", "audio", "video", "file"))
 _HEAD = """# What may be sent with {{"workflow_name": "{name}", "params": {{…}}}}.
-# docs/workflows.md tells all.
+# More: docs/workflows.md.
 """
 
 
@@ -88,7 +88,7 @@ def _free(name: str, taken: Mapping[str, Any]) -> str:
 
 
 def _parser(prog: str) -> argparse.ArgumentParser:
-    command = prog if " " in prog else f"python3 scripts/{prog}"
+    command = as_typed("params", prog)
     parser = Parser(
         prog=prog,
         description="Write the first version of a workflow's parameters beside it.",
@@ -108,7 +108,7 @@ def main(argv: list[str], prog: str = "make_params.py") -> int:
     try:
         print(make_params(workflow))
     except FileExistsError as problem:
-        print(f"{problem.filename} is there already and is not replaced.", file=sys.stderr)
+        print(f"{problem.filename} exists already and is not replaced.", file=sys.stderr)
         return 1
     except (JobError, OSError, UnicodeError) as problem:
         print(f"{workflow}: {problem}", file=sys.stderr)

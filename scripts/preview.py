@@ -46,6 +46,7 @@ class Previews:
         OSError."""
         if not self._last:
             return None
+        folder.mkdir(parents=True, exist_ok=True)
         place, file = created(folder, "preview.jpg")
         with file:
             file.write(self._last)

@@ -4,21 +4,25 @@ from __future__ import annotations
 
 import base64
 import json
+import re
 import struct
 import sys
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from bootstrap.core.terminal import nearest
+from bootstrap.core.text import named, size_text
 from handler.common.errors import JobError
-from handler.request.workflow import Workflow, read_workflow
+from handler.request.workflow import Workflow, holds_nodes, read_workflow, unwrapped
 
 # https://docs.runpod.io/serverless/endpoints/send-requests: /run takes 10 MB
 RUN_LIMIT_BYTES = 10_000_000
-
-
+_MOST_BYTES = 256 << 20  # a larger file is a model or a video
+_EXPORT = "In ComfyUI choose Workflow → Export (API)."
 _PNG = b"\x89PNG\r\n\x1a\n"
+_OTHER_PICTURES = {b"\xff\xd8\xff": "a JPEG picture", b"RIFF": "a WebP picture"}
+_UTF16 = (b"\xff\xfe", b"\xfe\xff")  # PowerShell's `>` writes it
 
 
 class UsageError(Exception):
@@ -28,16 +32,10 @@ class UsageError(Exception):
 def workflow_input(
     source: str, assignments: Iterable[str], images: Iterable[str], max_wait: float | None
 ) -> dict[str, Any]:
-    """The input for a workflow file in API format (`-`: standard input), or for a whole request
-    `{"input": {…}}`, which keeps its other fields."""
-    given = _read_json(source)
-    request: dict[str, Any] = {"workflow": given}
-    if isinstance(given, dict) and isinstance(given.get("input"), dict):
-        request = dict(given["input"])
-    try:
-        workflow = read_workflow(request["workflow"]) if "workflow" in request else None
-    except JobError as problem:
-        raise UsageError(f"{source}: {problem}") from None
+    """The input for a workflow file in API format (`-`: standard input), or for a whole request,
+    with or without `{"input": …}` around it, which keeps its other fields."""
+    request = _request(_read_json(source))
+    workflow = _workflow(request, source)
     overrides = {**_object(request.get("overrides"))}
     for node, name, text in map(_assignment, assignments):
         values = {
@@ -47,12 +45,7 @@ def workflow_input(
         overrides[node] = values
     if overrides:
         request["overrides"] = overrides
-    sent = [*(request.get("images") or []), *map(_image, images)]
-    if sent:
-        request["images"] = sent
-    if max_wait is not None:
-        request["max_wait"] = max_wait
-    return request
+    return _with_more(request, images, max_wait)
 
 
 def named_input(
@@ -60,11 +53,40 @@ def named_input(
 ) -> dict[str, Any]:
     """The input for a workflow that lies on the endpoint's volume."""
     request: dict[str, Any] = {"workflow_name": name, "params": dict(map(_param, params))}
+    return _with_more(request, images, max_wait)
+
+
+def _with_more(
+    request: dict[str, Any], images: Iterable[str], max_wait: float | None
+) -> dict[str, Any]:
     if sent := list(map(_image, images)):
-        request["images"] = sent
+        present = request.get("images") or []
+        if not isinstance(present, list):
+            raise UsageError("The request's images are not a list, so --image cannot be added.")
+        request["images"] = [*present, *sent]
     if max_wait is not None:
         request["max_wait"] = max_wait
     return request
+
+
+def _request(given: Any) -> dict[str, Any]:
+    """The job's input, of whichever form the file is that holds it."""
+    inner = _object(given).get("input")
+    if isinstance(inner, dict) and "class_type" not in inner:
+        return dict(inner)
+    if holds_nodes(_object(given).get("workflow")) and not holds_nodes(given):
+        return dict(given)
+    return {"workflow": given}
+
+
+def _workflow(request: dict[str, Any], source: str) -> Workflow | None:
+    """The request's workflow; None where it lies on the volume, or in a field of other workers."""
+    if "workflow" not in request:
+        return None
+    try:
+        return read_workflow(unwrapped(request["workflow"]))
+    except JobError as problem:
+        raise UsageError(f"{source}: {problem}") from None
 
 
 def _param(text: str) -> tuple[str, Any]:
@@ -75,10 +97,16 @@ def _param(text: str) -> tuple[str, Any]:
     return name, _value(value, None)
 
 
-def refuse_too_large(request: dict[str, Any]) -> None:
-    """Runpod would refuse it with less of an explanation. Raises UsageError."""
-    size = len(json.dumps({"input": request}))
-    if size > RUN_LIMIT_BYTES:
+def check_sendable(request: dict[str, Any], limit: float = RUN_LIMIT_BYTES) -> None:
+    """Raises UsageError for a request over `limit` bytes, which Runpod would refuse with less of an
+    explanation, and for one that JSON has no form for."""
+    try:
+        size = len(json.dumps({"input": request}, allow_nan=False))
+    except ValueError:
+        raise UsageError(
+            "The request holds a number that is not finite, which JSON cannot represent."
+        ) from None
+    if size > limit:
         raise UsageError(
             f"The request has {size / 1e6:.1f} MB; Runpod takes 10 MB. Send smaller images, or put "
             "large files on the volume in ComfyUI/input/ and name them in the workflow."
@@ -87,17 +115,75 @@ def refuse_too_large(request: dict[str, Any]) -> None:
 
 def _read_json(source: str) -> Any:
     name = "standard input" if source == "-" else source
+    content = sys.stdin.buffer.read() if source == "-" else _content(Path(source), name)
+    constant = None
+    if content.startswith(_PNG):
+        content, constant = _workflow_in(content, name), _as_null
+    text = _text(content, name)
+    if not text.strip():
+        raise UsageError(f"{name} is empty. {_EXPORT}")
     try:
-        content = sys.stdin.buffer.read() if source == "-" else Path(source).read_bytes()
-        if content.startswith(_PNG):
-            content = _workflow_in(content, name)
-        return json.loads(content.decode("utf-8-sig"))
-    except OSError as problem:
-        raise UsageError(f"{name} cannot be read: {problem.strerror}.") from None
+        return json.loads(text, parse_constant=constant)
+    except json.JSONDecodeError as problem:
+        why = _mistake(problem)
+    except RecursionError:
+        why = "it is nested too deeply"
     except ValueError as problem:
-        raise UsageError(
-            f"{name} is not JSON: {problem}. In ComfyUI choose Workflow → Export (API)."
-        ) from None
+        why = str(problem)
+    raise UsageError(f"{name} is not valid JSON: {why}. {_EXPORT}")
+
+
+def _as_null(_: str) -> None:
+    """ComfyUI writes NaN into pictures, as a node's `is_changed`, which is not an input."""
+
+
+def _content(path: Path, name: str) -> bytes:
+    """The bytes of a file that is given by its path."""
+    try:
+        with path.open("rb") as file:
+            content = file.read(_MOST_BYTES + 1)
+    except OSError as problem:
+        _refuse(path, name, problem)
+    if len(content) > _MOST_BYTES:
+        raise UsageError(f"{name} is larger than {size_text(_MOST_BYTES)}, too large to be sent.")
+    return content
+
+
+def _refuse(path: Path, name: str, problem: OSError) -> NoReturn:
+    if isinstance(problem, IsADirectoryError):
+        files = sorted(file.name for file in path.glob("*.json"))
+        inside = f": {named(files)}" if files else ""
+        raise UsageError(f"{name} is a folder. Name a file in it{inside}.") from None
+    if isinstance(problem, FileNotFoundError) and path.parent.is_dir():
+        guess = nearest(path.name, [file.name for file in path.parent.iterdir() if file.is_file()])
+        meant = f" Did you mean {path.with_name(guess)}?" if guess else ""
+        raise UsageError(f"{name} does not exist.{meant}") from None
+    raise UsageError(f"{name} cannot be read: {problem.strerror}.") from None
+
+
+def _text(content: bytes, name: str) -> str:
+    encoding = "utf-16" if content.startswith(_UTF16) else "utf-8-sig"
+    try:
+        text = content.decode(encoding)
+    except UnicodeDecodeError:
+        text = "\0"
+    if "\0" not in text:
+        return text
+    for head, kind in _OTHER_PICTURES.items():
+        if content.startswith(head):
+            raise UsageError(f"{name} is {kind}; only a PNG's workflow can be used. {_EXPORT}")
+    raise UsageError(f"{name} is not a text file, so it cannot be a workflow. {_EXPORT}")
+
+
+def _mistake(problem: json.JSONDecodeError) -> str:
+    """What is wrong with a text, and where; a comma behind the last entry is said to be that."""
+    comma = problem.doc.rfind(",", 0, problem.pos + 1)
+    closing = re.compile(r",\s*([}\]])").match(problem.doc, comma) if comma >= 0 else None
+    if closing is None or closing.end() <= problem.pos:
+        return f"line {problem.lineno}, column {problem.colno}: {problem.msg}"
+    line = problem.doc.count("\n", 0, comma) + 1
+    column = comma - problem.doc.rfind("\n", 0, comma)
+    return f"line {line}, column {column}: there must be no comma before {closing[1]}"
 
 
 def _workflow_in(picture: bytes, name: str) -> bytes:
@@ -153,22 +239,22 @@ def _value(text: str, present: Any) -> Any:
     if isinstance(present, str):
         return text
     try:
-        return json.loads(text)
-    except ValueError:
+        return json.loads(text, parse_constant=_not_json)
+    except (ValueError, RecursionError):
         return text
+
+
+def _not_json(constant: str) -> NoReturn:
+    raise ValueError(f"{constant} is not JSON")
 
 
 def _image(text: str) -> dict[str, str]:
     """`photo.png=~/cat.png`, or a path alone, whose last part is the name."""
     name, equals, place = text.partition("=")
     path = Path(place if equals else text).expanduser()
-    try:
-        content = path.read_bytes()
-    except OSError as problem:
-        raise UsageError(f"--image {text}: {path} cannot be read: {problem.strerror}.") from None
     return {
         "name": name if equals else path.name,
-        "image": base64.b64encode(content).decode("ascii"),
+        "image": base64.b64encode(_content(path, f"--image {path}")).decode("ascii"),
     }
 
 

@@ -15,14 +15,17 @@ from __future__ import annotations
 import sys
 
 if sys.version_info < (3, 10):  # noqa: UP036  # said before anything fails to parse
-    print(f"submit.py needs Python 3.10 or newer; this is {sys.version.split()[0]}")
+    sys.stderr.write(f"submit.py needs Python 3.10 or newer; this is {sys.version.split()[0]}\n")
     sys.exit(2)
 
 import argparse
+import errno
+import math
 import os
 import signal
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -31,15 +34,23 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 try:
     from scripts.api_key import KeyUnusable, is_safe_for_a_key, usable_key
-    from scripts.endpoint import PUBLIC_API, Endpoint, EndpointError, Job, TooSlow, Waiting
+    from scripts.endpoint import PUBLIC_API, Endpoint, EndpointError, Job, TooSlow
     from scripts.preview import Previews
-    from scripts.request_form import UsageError, named_input, refuse_too_large, workflow_input
-    from scripts.watching import Watching
+    from scripts.request_form import (
+        RUN_LIMIT_BYTES,
+        UsageError,
+        check_sendable,
+        named_input,
+        workflow_input,
+    )
+    from scripts.watching import Waiting, Watching
 except ModuleNotFoundError as missing:
+    if __name__ != "__main__":
+        raise
     print(f"submit.py needs {missing.name}: python3 -m pip install requests tqdm", file=sys.stderr)
     sys.exit(2)
 
-from bootstrap.core.terminal import Parser, closing
+from bootstrap.core.terminal import Parser, as_typed, closing
 from scripts.outcome import (
     DONE,
     EXIT_CODES,
@@ -53,6 +64,7 @@ from scripts.outcome import (
 )
 
 _POLL_SECONDS = 1.0
+_A_DAY = 86_400.0  # what a request's `max_wait` may be
 
 
 class _OutOfTime(Exception):
@@ -66,9 +78,10 @@ def main(argv: list[str], env: Mapping[str, str] = os.environ, prog: str = "subm
     with Watching() as watching:
         try:
             job_input = _input(arguments)
-            endpoint = _endpoint(arguments, env, watching)
+            endpoint = _endpoint(arguments, env, watching, prog)
+            check_sendable(job_input, math.inf if endpoint.local else RUN_LIMIT_BYTES)
             if not arguments.diagnostics:
-                _make_room(arguments.output)
+                _check_room(arguments.output)
             previews = Previews(env, sys.stderr.isatty())
             ended = _run(endpoint, job_input, arguments.timeout, watching, previews)
             _save_preview(previews, arguments.output, watching)
@@ -83,7 +96,7 @@ def main(argv: list[str], env: Mapping[str, str] = os.environ, prog: str = "subm
 
 
 def _parser(prog: str = "submit.py") -> argparse.ArgumentParser:
-    command = prog if " " in prog else f"python3 scripts/{prog}"
+    command = as_typed("submit", prog)
     parser = Parser(
         prog=prog,
         description="Send a workflow to a Runpod endpoint or a local worker and save its results.",
@@ -109,7 +122,7 @@ def _parser(prog: str = "submit.py") -> argparse.ArgumentParser:
     add("--name", metavar="NAME", help="a workflow on the endpoint's volume, instead of a file")
     add("--param", action="append", default=[], metavar="NAME=VALUE", help="with --name")
     add("--image", action="append", default=[], metavar="[NAME=]PATH", help="send an input image")
-    add("--max-wait", type=float, metavar="S", help="seconds the worker may take for the job")
+    add("--max-wait", type=_up_to(_A_DAY), metavar="S", help="seconds the worker may take for it")
     add(
         "--output",
         type=Path,
@@ -121,7 +134,7 @@ def _parser(prog: str = "submit.py") -> argparse.ArgumentParser:
     add("--url", help="the local API of a worker, such as http://127.0.0.1:8000; gets no key")
     add(
         "--timeout",
-        type=float,
+        type=_up_to(7 * _A_DAY),  # Runpod keeps no job for longer
         default=1800.0,
         metavar="S",
         help="cancel after so many seconds (default: %(default)g)",
@@ -132,6 +145,23 @@ def _parser(prog: str = "submit.py") -> argparse.ArgumentParser:
     add("--previews", action="store_true", help="show what is being made, and save the last one")
     add("--json", action="store_true", help="one JSON object on standard output")
     return parser
+
+
+def _up_to(most: float) -> Callable[[str], float]:
+    """The type of an option that is a time in seconds."""
+
+    def seconds(text: str) -> float:
+        try:
+            value = float(text)
+        except ValueError:
+            value = 0
+        if not 0 < value <= most:
+            raise argparse.ArgumentTypeError(
+                f"'{text}' is not a number of seconds above 0, at most {most:,.0f}"
+            )
+        return value
+
+    return seconds
 
 
 def _input(arguments: argparse.Namespace) -> dict[str, Any]:
@@ -161,12 +191,13 @@ def _workflow_input(arguments: argparse.Namespace) -> dict[str, Any]:
 
 
 def _endpoint(
-    arguments: argparse.Namespace, env: Mapping[str, str], watching: Watching
+    arguments: argparse.Namespace, env: Mapping[str, str], watching: Watching, prog: str
 ) -> Endpoint:
     if arguments.url:
         if not arguments.url.startswith(("http://", "https://")):
             raise UsageError(f"--url {arguments.url} does not begin with http:// or https://.")
-        return Endpoint(arguments.url.rstrip("/"), None, watching.say)
+        serve = as_typed("serve --local", prog)
+        return Endpoint(arguments.url.rstrip("/"), None, watching.say, serve=serve)
     key = usable_key(env.get("RUNPOD_API_KEY"))
     endpoint_id = (arguments.endpoint or env.get("RUNPOD_ENDPOINT_ID", "")).strip()
     if not endpoint_id:
@@ -178,14 +209,22 @@ def _endpoint(
     return Endpoint(f"{base}/{quote(endpoint_id, safe='')}", key, watching.say)
 
 
-def _make_room(folder: Path) -> None:
-    """The folder for results, before anything is paid for that could not be saved."""
+def _check_room(folder: Path) -> None:
+    """Can results be saved there, before anything is paid for? A folder that had to be made for
+    that is removed again: there may be no files."""
+    missing = [place for place in (folder, *folder.parents) if not place.exists()]
     try:
         folder.mkdir(parents=True, exist_ok=True)
+        if not os.access(folder, os.W_OK | os.X_OK):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
     except OSError as problem:
         raise UsageError(
-            f"--output {folder} cannot be made: {problem.strerror}. Name another folder."
+            f"--output {folder} cannot be used: {problem.strerror}. Name another folder."
         ) from None
+    finally:
+        for place in missing:
+            with suppress(OSError):  # another program has put something in
+                place.rmdir()
 
 
 def _save_preview(previews: Previews, folder: Path, watching: Watching) -> None:
@@ -207,17 +246,16 @@ def _run(
 ) -> Ended:
     if endpoint.local:
         return _run_locally(endpoint, job_input, timeout, watching)
-    refuse_too_large(job_input)
     deadline = time.monotonic() + timeout
     job = endpoint.submit(job_input)
     watching.say(f"job {job.id}")
-    waiting = Waiting(endpoint)
+    waiting = Waiting(endpoint.health)
     pause = _POLL_SECONDS / 4  # a job of a warm worker may be done at once
     try:
         while not job.ended:
             if time.monotonic() >= deadline:
                 raise _OutOfTime
-            watching.show(job.status, job.output, waiting.words(job))
+            watching.show(job.status, job.output, waiting.words(job.status))
             watching.draw(previews.drawn(job.output))
             time.sleep(pause)
             pause = min(2 * pause, _POLL_SECONDS)
@@ -235,7 +273,7 @@ def _run(
 def _run_locally(
     endpoint: Endpoint, job_input: dict[str, Any], timeout: float, watching: Watching
 ) -> Ended:
-    watching.show("IN_PROGRESS", "running (a local worker tells no progress)")
+    watching.show("IN_PROGRESS", "running (a local worker reports no progress)")
     try:
         job = endpoint.run_and_wait(job_input, timeout)
     except TooSlow:

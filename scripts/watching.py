@@ -6,11 +6,13 @@ import re
 import shutil
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from types import TracebackType
 from typing import Any
 
 from tqdm import tqdm
+
+from bootstrap.core.text import counted
 
 _WITH_BAR = "{{desc}}  {{bar:{width}}} {{percentage:3.0f}} %  {{elapsed}}"
 _WITHOUT_BAR = "{desc}  {elapsed}"
@@ -23,6 +25,56 @@ _LINE_EVERY_SECONDS = 5.0
 _JOINT = " · "
 _STEP = f"{_JOINT}step "
 _STATES = {"IN_QUEUE": "waiting for a worker", "IN_PROGRESS": "running"}
+# When /health is asked first, and how seldom at last: it is for all who wait.
+_QUEUE_AFTER_SECONDS, _QUEUE_EVERY_SECONDS = 3.0, 20.0
+# What it calls the states of workers, and what they are to those who wait.
+_WORKERS = {
+    "running": "busy",
+    "idle": "idle",
+    "initializing": "starting",
+    "throttled": "waiting for a free GPU",
+    "unhealthy": "unhealthy",
+}
+
+
+class Waiting:
+    """How the queue is that a job waits in: `ask` gives the answer of /health, or None."""
+
+    def __init__(self, ask: Callable[[], Any]) -> None:
+        self._ask = ask
+        self._words = ""
+        self._pause = _QUEUE_AFTER_SECONDS
+        self._next = time.monotonic() + self._pause
+
+    def words(self, status: str) -> str:
+        """What is known of it by now; empty where nothing is."""
+        if status == "IN_QUEUE" and time.monotonic() >= self._next:
+            self._pause = min(1.5 * self._pause, _QUEUE_EVERY_SECONDS)
+            self._words = queue_words(self._ask())
+            self._next = time.monotonic() + self._pause
+        return self._words
+
+
+def queue_words(health: Any) -> str:
+    """`at most 3 jobs ahead, 1 worker starting`: Runpod tells how many jobs wait, not the place of
+    one. Empty where that is not said, and where none waits: then this one was taken just now."""
+    jobs = _count(health, "jobs", "inQueue")
+    if jobs < 1:
+        return ""
+    ahead = f"at most {counted(jobs - 1, 'job')} ahead" if jobs > 1 else "next"
+    found = [(_count(health, "workers", key), word) for key, word in _WORKERS.items()]
+    there = [(count, word) for count, word in found if count > 0]
+    if not there:
+        return f"{ahead}, no worker yet"
+    (count, word), *more = there
+    rest = [f"{count} {word}" for count, word in more]
+    return ", ".join((ahead, f"{counted(count, 'worker')} {word}", *rest))
+
+
+def _count(health: Any, group: str, name: str) -> int:
+    counts = health.get(group) if isinstance(health, Mapping) else None
+    count = counts.get(name) if isinstance(counts, Mapping) else None
+    return count if isinstance(count, int) and not isinstance(count, bool) else 0
 
 
 class Watching:
@@ -47,7 +99,7 @@ class Watching:
         """The job's state, its progress where the output holds some, what `queue` it waits in."""
         percent, words = progress_in(output) if status == "IN_PROGRESS" else (None, "")
         words = words or _STATES.get(status, status.lower().replace("_", " "))
-        words = f"{words} ({queue})" if queue and status == "IN_QUEUE" else words
+        words = f"in queue: {queue}" if queue and status == "IN_QUEUE" else words
         if self._bar is None:
             self._print(words, percent)
             return
@@ -106,6 +158,9 @@ def progress_in(output: Any) -> tuple[float | None, str]:
     parts = [_text(output, "stage", "message"), _node(output)]
     if step is not None and steps:
         parts.append(f"step {step:g} of {steps:g}")
+    position = _number(output, "position")
+    if position is not None:
+        parts.append(f"place {position:g}")
     words = _JOINT.join(part for part in parts if part)
     return None if percent is None else min(max(percent, 0.0), 100.0), _words(words)
 

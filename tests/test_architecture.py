@@ -131,6 +131,26 @@ def test_only_one_room_knows_the_sdk(name: str) -> None:
     assert not knows or name.startswith("handler.sdk")
 
 
+# Whoever talks to another host goes through the one door, where addresses are checked.
+DOOR = {"bootstrap.net.addresses", "bootstrap.net.http"}
+ON_THIS_MACHINE = {
+    "bootstrap.boot.health",
+    "bootstrap.comfyui.process",
+    "bootstrap.comfyui.readiness",
+    "bootstrap.core.temp_files",
+    "bootstrap.healthcheck",
+    "handler.execution.comfy_client",
+    "handler.sdk.shutdown",
+}
+SENDS_THROUGH_IT = {"handler.outputs.s3"}
+NETWORK = {"aiohttp", "http", "httpx", "requests", "socket", "ssl", "urllib.request", "urllib3"}
+
+
+def test_only_one_door_leads_to_other_hosts() -> None:
+    talk = {n for n in modules() if NETWORK & {*imports(n), *map(top, imports(n))}}
+    assert talk == DOOR | ON_THIS_MACHINE | SENDS_THROUGH_IT
+
+
 def test_what_the_doctor_uses_needs_nothing_but_the_standard_library() -> None:
     roots = {n for n in modules() if n.startswith("bootstrap.doctor.report.")}
     roots |= {

@@ -8,10 +8,10 @@ from typing import Any
 Workflow = dict[str, Any]
 
 
-def work(seed: int, seconds: float) -> dict[str, Any]:
-    """A job's input: `seconds` in ComfyUI, then 1, 2, 4 or 8 plain pictures of 64×64, by the seed,
-    from two savers."""
-    job = _saved("BenchmarkWork", seed=seed, seconds=seconds, size=64)
+def work(seed: int, seconds: float, burn: bool = False) -> dict[str, Any]:
+    """A job's input: `seconds` in ComfyUI, asleep or with `burn` on one core, then 1, 2, 4 or 8
+    plain pictures of 64×64, by the seed, from two savers."""
+    job = _saved("BenchmarkWork", seed=seed, seconds=seconds, size=64, burn=burn)
     count = (1, 2, 4, 8)[seed % 4]
     if count > 1:
         nodes = job["workflow"]

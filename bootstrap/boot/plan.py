@@ -41,6 +41,7 @@ from bootstrap.comfyui.launch import arguments, count_instances, device_flag, fl
 from bootstrap.config import Settings
 from bootstrap.core.findings import Finding
 from bootstrap.core.redact import child_environment
+from bootstrap.core.text import counted
 from bootstrap.doctor import check_layout
 from bootstrap.environment import (
     PROBE_SECONDS,
@@ -171,7 +172,8 @@ class BootPlan:
             copies += [*again, *users]
             places.append((again[0].place if again else place, other))
         row.bytes = sum(copy.bytes for copy in copies)
-        row.note = f"{sum(len(copy.stamps) for copy in copies)} files" if staged else "not needed"
+        count = sum(len(copy.stamps) for copy in copies)
+        row.note = counted(count, "file") if staged else "not needed"
         row.add([*findings, *more, *check_queued(copies)])
         write_back = _write_back(copies, volume.layout.root)
         return Code(tuple(places), None if staged else volume.layout.nodes, write_back)
@@ -243,8 +245,9 @@ class BootPlan:
         return made
 
     def _check_volume(self, row: Stage) -> None:
-        local = self.python.result
-        self.volume_check.run(row, local.python if local else None)
+        local, packages = self.python.result, self.packages.result
+        judgement = packages.judgement if packages else None
+        self.volume_check.run(row, local.python if local else None, judgement)
 
     def _read_weights(self, row: Stage) -> None:
         """Read what is likely needed into the page cache, until a job needs something else."""

@@ -27,6 +27,7 @@ from bootstrap.core.findings import (
 from bootstrap.core.terminal import PLAIN, Style, findings_text
 from bootstrap.core.text import counted
 from bootstrap.doctor import JSON_VERSION, Facts, Report, Scope, examine
+from bootstrap.environment import Judgement
 from bootstrap.environment.packs import read_version
 from bootstrap.volume import Layout
 
@@ -99,10 +100,13 @@ class BackgroundCheck:
         with self._lock:
             return self._report.facts if self._report else None
 
-    def run(self, row: Stage, python: Path | None = None) -> None:
-        """Examine, with the Python that was chosen already; a dead volume can hold this for
-        ever."""
-        report = examine(self._settings, self._env, Scope(self._sections, python=python))
+    def run(
+        self, row: Stage, python: Path | None = None, judgement: Judgement | None = None
+    ) -> None:
+        """Examine, with the Python that was chosen already and what is known of its packages; a
+        dead volume can hold this for ever."""
+        scope = Scope(self._sections, python=python, judgement=judgement)
+        report = examine(self._settings, self._env, scope)
         with self._lock:
             self._report = report
             late = self._late

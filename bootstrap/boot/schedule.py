@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any, Generic, TypeVar
 
-from bootstrap.core.findings import Finding, error, errors_in
+from bootstrap.core.findings import Finding, error, errors_in, unexpected
 from bootstrap.core.text import size_text
 
 _log = logging.getLogger(__name__)
@@ -257,7 +257,8 @@ class Schedule:
                 row.add(failure.findings)
             except BaseException as fault:  # noqa: BLE001  # the boot goes on and says so
                 _log.exception("the stage “%s” failed", task.name)
-                row.add([_crashed(task, fault)])
+                what = f"The boot's stage “{task.name}”"
+                row.add([unexpected("boot.stage_crashed", what, fault, stage=task.name)])
             state = TaskState.FAILED if errors_in(row.findings) else TaskState.OK
             if state is TaskState.FAILED:
                 row.outcome = state.value
@@ -280,14 +281,5 @@ def _late(task: Task[Any]) -> Finding:
         "boot.stage_late",
         f"The boot's stage “{task.name}” was not through after {task.budget:g} s.",
         task.timeout_hint or "Look at what it says in the log, and start the worker again.",
-        stage=task.name,
-    )
-
-
-def _crashed(task: Task[Any], fault: BaseException) -> Finding:
-    return error(
-        "boot.stage_crashed",
-        f"The boot's stage “{task.name}” failed: {type(fault).__name__}: {fault}",
-        "Please report this with the worker's log.",
         stage=task.name,
     )

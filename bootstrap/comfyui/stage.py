@@ -47,8 +47,8 @@ _LINKED_ANYWHERE = frozenset({".git"})
 # PEP 405: a folder with this file is a virtual environment.
 _VENV = "pyvenv.cfg"
 # What ComfyUI-Manager has queued to be installed at the next start; source: its
-# prestartup_script.py, in the user folder or, in old versions, in its own. A worker is no place
-# for it: many start at once, and each would change the shared volume.
+# prestartup_script.py, in the user folder or, in old versions, in its own. A worker does not
+# do that: many start at once, and each would change the shared volume.
 _QUEUES = ("startup-scripts/install-scripts.txt", "startup-scripts/restore-snapshot.json")
 # Names that end so are one worker's own: logs, databases, what is half written.
 PRIVATE = tuple(
@@ -219,7 +219,7 @@ class _Copier:
         if not self._pool.run([partial(self._list, "")], timeout):
             raise CannotStage(_TOO_SLOW.format(timeout))
         self._settle_large_files(timeout)
-        size = sum(stamp.size for stamp in self._stamps.values())
+        size = sum(size for size, _ in self._stamps.values())
         linked, queued = tuple(sorted(self._linked)), tuple(sorted(self._queued))
         source, place = Path(self._source), Path(self._place)
         return Staged(source, place, self._stamps, linked, size, queued)

@@ -16,11 +16,10 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 from functools import partial
-from pathlib import Path
 
 from bootstrap.comfyui.stage import PRIVATE, Staged
 from bootstrap.core.concurrency import WorkerPool
-from bootstrap.core.files import Stamp, mtime_stamp, part_beside, publish_new, stays_within
+from bootstrap.core.files import Stamp, publish_new, replacing, stays_within
 from bootstrap.core.text import named
 
 _log = logging.getLogger(__name__)
@@ -136,17 +135,16 @@ class _Copy:
         if not stays_within(target, self._staged.source):
             self._tell(path, "a link on the volume leads elsewhere there")
             return False
-        there = mtime_stamp(target)
+        there = Stamp.of(target)
         if there is None:
             target.parent.mkdir(parents=True, exist_ok=True)
         if path.endswith(_BYTECODE) or (there is not None and there == self._there.get(path)):
-            placed = _replace(local, target)
-        else:
-            placed = there is None and publish_new(local, target)
-        if not placed:
+            with replacing(target) as part:
+                shutil.copy2(local, part)
+        elif there is not None or not publish_new(local, target):
             self._tell(path, "another file of that name is there now")
             return False
-        self._there[path] = mtime_stamp(target) or Stamp(0, 0)
+        self._there[path] = Stamp.of(target) or Stamp(0, 0)
         return True
 
     def _tell(self, path: str, why: str) -> None:
@@ -155,13 +153,3 @@ class _Copy:
             _log.warning(
                 "%s was written by ComfyUI or a node, but not kept on the volume: %s", path, why
             )
-
-
-def _replace(local: Path, target: Path) -> bool:
-    scratch = part_beside(target)
-    try:
-        shutil.copy2(local, scratch)
-        os.replace(scratch, target)
-    finally:
-        scratch.unlink(missing_ok=True)
-    return True

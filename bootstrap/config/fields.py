@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+from bootstrap.core.files import is_system_folder
 from bootstrap.core.findings import Finding, error
 from bootstrap.core.redact import MASK, Secret, masked
 
@@ -47,7 +48,14 @@ _BOOLEANS = {
 def _absolute_path(text: str) -> Path:
     if "\0" in text or not text.startswith("/"):
         raise ValueError("not an absolute path")
-    return Path(text)
+    return Path("/" + text.lstrip("/"))
+
+
+def _volume(text: str) -> Path:
+    path = _absolute_path(text)
+    if is_system_folder(path):
+        raise ValueError("it is one of the system's own folders")
+    return path
 
 
 def _path_on_volume(text: str) -> str:
@@ -140,9 +148,15 @@ def is_ours(argument: str) -> bool:
     return flag.startswith("-h") or (flag.startswith("--") and bool(_ours_meant_by(flag)))
 
 
-def _secret(text: str) -> Secret:
-    if text.startswith("{{"):
-        raise ValueError("it is still the template of a Runpod secret: there is none of that name")
+def is_template(text: str) -> bool:
+    """Is this a Runpod secret that was not filled in, as there is none of that name?"""
+    return "RUNPOD_SECRET_" in text or ("{{" in text and "}}" in text)
+
+
+def _secret(text: str) -> Secret | None:
+    """None for a template: that counts as not set, and a check reports it."""
+    if is_template(text):
+        return None
     if any(ord(c) < 33 or ord(c) > 126 for c in text):
         raise ValueError("it holds white space or unprintable characters")
     return Secret(text)
@@ -190,7 +204,11 @@ def number(low: float, high: float) -> SettingType:
             raise ValueError("out of range")
         return value
 
-    return SettingType(f"a number from {low:g} to {high:g}", parse)
+    return SettingType(f"a number from {_written(low)} to {_written(high)}", parse)
+
+
+def _written(bound: float) -> str:
+    return f"{bound:,.0f}" if bound == int(bound) else f"{bound:g}"
 
 
 def one_of(*choices: str) -> SettingType:
@@ -205,6 +223,7 @@ def one_of(*choices: str) -> SettingType:
 
 
 ABSOLUTE_PATH = SettingType("an absolute path", _absolute_path)
+VOLUME = SettingType("an absolute path, but not a system folder such as `/` or `/usr`", _volume)
 PATH_ON_VOLUME = SettingType("a path below the volume's root, without `..`", _path_on_volume)
 BOOLEAN = SettingType("`true` or `false`", _boolean)
 TEXT = SettingType("any text", _text)
@@ -242,6 +261,16 @@ class Variable:
         for name in (self.name, *self.aliases):
             if env.get(name, "").strip():
                 return name, env[name].strip()
+        return None
+
+    def refused(self, env: Mapping[str, str]) -> str | None:
+        """The name that is set to what is not allowed, if one is."""
+        given = self.raw(env)
+        try:
+            if given is not None:
+                self.kind.parse(given[1])
+        except ValueError:
+            return given[0] if given else None
         return None
 
 

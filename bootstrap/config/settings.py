@@ -26,7 +26,7 @@ class Settings:
     # Where things are, and how ComfyUI is started.
     volume_path: Path | None = var(
         "VOLUME_PATH",
-        kinds.ABSOLUTE_PATH,
+        kinds.VOLUME,
         None,
         "Where the network volume is mounted",
         "`/runpod-volume`, else `/workspace`",

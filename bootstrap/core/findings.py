@@ -149,6 +149,17 @@ def errors_in(findings: Iterable[Finding]) -> tuple[Finding, ...]:
     return tuple(f for f in findings if f.severity is Severity.ERROR)
 
 
+def unexpected(code: str, what: str, fault: BaseException, /, **details: Any) -> Finding:
+    """An error: `what` failed with what only a fault of this program can raise. What it would have
+    said is not known, so nothing passes for well."""
+    return error(
+        code,
+        f"{what} failed: {type(fault).__name__}: {fault}.",
+        "This is a fault of this program: please report it with that message. All else holds.",
+        **details,
+    )
+
+
 def outcome_of(findings: Iterable[Finding]) -> Outcome:
     """Ready, degraded (the user must fix something) or unfit (this machine is broken)."""
     errors = errors_in(findings)

@@ -1,5 +1,5 @@
 """The log: Python's `logging` behind one handler, which masks secrets and names the job; libraries'
-lines and uncaught exceptions too. And text to a terminal or file of any encoding.
+lines, warnings and uncaught exceptions too. And text to a terminal or file of any encoding.
 
 A line says where it comes from: `[worker]`, or the first part of its logger's name (`comfyui`,
 `models`, `uv`, a library). Where Runpod collects the log, a line is JSON in the form of its SDK
@@ -24,7 +24,7 @@ from bootstrap.core.redact import masked
 
 # Libraries speak up from warnings on.
 _OURS = ("bootstrap", "handler", "models", "comfyui", "uv")
-_WORKER = frozenset({"bootstrap", "handler", "scripts", "__main__"})
+_WORKER = frozenset({"bootstrap", "handler", "scripts", "__main__", "py"})  # py.warnings
 _LEVELS = {"WARNING": "WARN", "CRITICAL": "ERROR"}  # as the SDK calls them
 _MOST_CHARACTERS = 4096  # Runpod takes no longer message
 _job: ContextVar[str] = ContextVar("job", default="")
@@ -44,6 +44,7 @@ def set_up(level: str = "info", comfyui_level: str | None = None, as_json: bool 
     # A higher level is ComfyUI's to apply (`--verbose`): its lines do not say their level.
     logging.getLogger("comfyui").setLevel("DEBUG" if comfyui_level == "debug" else "INFO")
     _route_libraries()
+    logging.captureWarnings(True)
     _log_the_uncaught()
 
 
@@ -71,6 +72,8 @@ def _log_the_uncaught() -> None:
         sys.excepthook = _uncaught
     if threading.excepthook is threading.__excepthook__:
         threading.excepthook = _uncaught_in_thread
+    if sys.unraisablehook is sys.__unraisablehook__:
+        sys.unraisablehook = _unraisable
 
 
 def _uncaught(kind: type[BaseException], fault: BaseException, trace: TracebackType | None) -> None:
@@ -85,6 +88,14 @@ def _uncaught_in_thread(ended: threading.ExceptHookArgs) -> None:
     if fault is not None and not isinstance(fault, SystemExit):
         caught = (ended.exc_type, fault, ended.exc_traceback)
         _log.critical("the thread %s ended with an error:", name, exc_info=caught)
+
+
+def _unraisable(fault: sys.UnraisableHookArgs) -> None:
+    """In a place that no caller sees: `__del__`, a callback of the garbage collector."""
+    if fault.exc_value is not None:
+        caught = (fault.exc_type, fault.exc_value, fault.exc_traceback)
+        said = fault.err_msg or "an error was ignored in"
+        _log.error("%s %r:", said, fault.object, exc_info=caught)
 
 
 @contextmanager
@@ -121,7 +132,8 @@ def _prepared(record: logging.LogRecord) -> bool:
     text = _message(record)
     if record.exc_info:
         text = f"{text}\n{_PlainForm().formatException(record.exc_info)}"
-    record.msg, record.args, record.exc_info, record.exc_text = masked(text), None, None, None
+    text = masked(text.rstrip("\n"))
+    record.msg, record.args, record.exc_info, record.exc_text = text, None, None, None
     record.job = _job.get()
     first = record.name.partition(".")[0]
     record.origin = "worker" if first in _WORKER else first

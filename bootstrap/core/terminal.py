@@ -18,6 +18,17 @@ from bootstrap.core.findings import Finding, Severity, docs_url, worst_first
 from bootstrap.core.text import SERVERLESS
 
 WRONG_USE = 2
+PROGRAM = "comfyui-worker"
+# What a clone has in the place of each of its commands.
+_IN_A_CLONE = {
+    "serve": "python -m handler",
+    "serve --local": "python -m handler --rp_serve_api",
+    "boot": "python -m bootstrap",
+    "models": "python -m bootstrap models",
+    "doctor": "python3 scripts/check_volume.py",
+    "submit": "python3 scripts/submit.py",
+    "params": "python3 scripts/make_params.py",
+}
 _MARKS = {
     Severity.OK: ("✓", "+", "32"),
     Severity.INFO: ("•", "-", "36"),
@@ -59,15 +70,21 @@ def nearest(word: str, known: Sequence[str]) -> str:
     return next(iter(difflib.get_close_matches(word, known, 1, 0.6)), "")
 
 
-def closing(variables: Mapping[str, str], examples: Sequence[str], codes: str = "") -> str:
-    """The end of a command's help: what it reads, how it is typed, how it ends."""
-    parts = []
-    if variables:
-        width = max(map(len, variables)) + 2
-        lines = [f"  {name:<{width}}{text}" for name, text in variables.items()]
-        parts.append("\n".join(("environment:", *lines)))
-    parts.append("\n".join(("examples:", *(f"  {example}" for example in examples))))
-    return "\n\n".join([*parts, codes] if codes else parts)
+def as_typed(command: str, prog: str) -> str:
+    """How `command` (`serve`, `models pull`) is typed where `prog` was: by the installed program's
+    name, or as a clone has it."""
+    if prog.split(maxsplit=1)[0] == PROGRAM:
+        return f"{PROGRAM} {command}"
+    name, _, rest = command.partition(" ")
+    return _IN_A_CLONE.get(command) or f"{_IN_A_CLONE[name]} {rest}".rstrip()
+
+
+def closing(variables: Mapping[str, str], examples: Sequence[str], codes: str) -> str:
+    """The end of a command's help: the variables it reads, how it is typed, how it ends."""
+    width = max(map(len, variables), default=0) + 2
+    read = [f"  {name:<{width}}{text}" for name, text in variables.items()] or ["  no variables"]
+    typed = [f"  {example}" for example in examples]
+    return "\n".join(("environment:", *read, "", "examples:", *typed, "", codes))
 
 
 @dataclass(frozen=True)
@@ -150,11 +167,6 @@ def _finding_lines(finding: Finding, style: Style, root: str, repaired: bool) ->
             yield from style.wrapped(part, "    ", "    ")
     if repaired:
         yield f"    {style.dim('--fix repairs this.')}"
-
-
-def commands_in(fix: str) -> list[str]:
-    """The commands of a fix, as they are typed."""
-    return _COMMAND.findall(fix)
 
 
 def _parts(fix: str, root: str) -> Iterator[tuple[str, bool]]:

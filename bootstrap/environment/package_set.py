@@ -29,6 +29,7 @@ from bootstrap.core.files import Disk
 from bootstrap.core.findings import Finding
 from bootstrap.core.redact import masked
 from bootstrap.core.temp_files import BEAT, STALE, Lease
+from bootstrap.core.text import counted
 from bootstrap.environment import report
 from bootstrap.environment.build import Builder
 from bootstrap.environment.imports import hard_imports
@@ -81,7 +82,7 @@ class Place:
 @dataclass(frozen=True)
 class PackageSet:
     """What came of it. `path` is what PYTHONPATH must be, None where nothing is added; `programs`
-    are folders for the end of PATH. `judgement` is with the set in place. `asked_by` says who asked
+    are folders for the end of PATH. `judgement` is without the set. `asked_by` says who asked
     for an installed package. `seconds` are of the parts, by name; `note` is for the timeline.
 
     An error among the `findings` says that this ComfyUI cannot start."""
@@ -182,11 +183,11 @@ def prepare_packages(
         path=write_hook(place.work, prefix, making.loading) if record.installed else None,
         programs=tuple(p for n in (BEFORE, AFTER) if (p := folder / n / "bin").is_dir()),
         findings=tuple(findings),
-        judgement=record.on(judgement),
+        judgement=judgement,
         record=record,
         asked_by={unit.name: unit.owners for unit in units if unit.name in record.installed},
         seconds=seconds,
-        note=f"{len(record.installed)} packages" if record.installed else "all refused",
+        note=counted(len(record.installed), "package") if record.installed else "all refused",
         loading=making.loading,
     )
 

@@ -8,7 +8,7 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TextIO
@@ -41,6 +41,26 @@ from bootstrap.volume import locate
 from bootstrap.volume.categories import PICKLES, extension_of
 
 _OK, _FAILED, _USAGE = 0, 1, 2
+# What each does, and how it is typed.
+_COMMANDS = {
+    "add": (
+        "ask a source about a file and write its entry into the manifest",
+        "add hf://org/repo/file.safetensors --directory loras",
+        "add https://civitai.com/models/16576",
+    ),
+    "list": ("what the manifest lists, and what of it is there", "list", "list --json"),
+    "plan": (
+        "what pull would fetch, from where, how much, and whether it fits",
+        "plan",
+        "plan --manifest other.yaml",
+    ),
+    "pull": ("fetch what is missing", "pull", "pull --manifest other.yaml"),
+    "verify": (
+        "hash what is there and compare it with manifest and receipts",
+        "verify",
+        "verify --json",
+    ),
+}
 
 
 @dataclass(frozen=True)
@@ -165,33 +185,20 @@ def main(
     stream = sys.stdout if out is None else out
     if findings:
         return _report(findings, stream)
-    return _Command(arguments, settings, stream, sources).run()
+    return _Command(arguments, settings, stream, sources, prog).run()
 
 
 def _parser(prog: str) -> argparse.ArgumentParser:
     parser = Parser(
         prog=prog,
         description="The models that a manifest names: add, see what is there, fetch the rest.",
-        epilog=closing(
-            {
-                "MODELS_MANIFEST": "the manifest (default: models.json at the volume's root)",
-                "HF_TOKEN": "for gated repositories of Hugging Face",
-                "civitai_token": "for downloads from Civitai",
-            },
-            [f"{prog} add hf://org/repo/file.safetensors --directory loras", f"{prog} pull"],
-            "exit codes:\n  0  all is well\n  1  something is missing or wrong\n  2  wrong use",
-        ),
+        epilog=_closing(prog, (_COMMANDS["add"][1], "pull")),
     )
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    helps = {
-        "add": "ask a source about a file and write its entry into the manifest",
-        "list": "what the manifest lists, and what of it is there",
-        "plan": "what pull would fetch, from where, how much, and whether it fits",
-        "pull": "fetch what is missing",
-        "verify": "hash what is there and compare it with manifest and receipts",
-    }
-    for name, text in helps.items():
-        command = commands.add_parser(name, help=text, description=f"{text.capitalize()}.")
+    for name, (text, *examples) in _COMMANDS.items():
+        command = commands.add_parser(
+            name, help=text, description=f"{text.capitalize()}.", epilog=_closing(prog, examples)
+        )
         command.add_argument("--manifest", metavar="FILE", help="instead of MODELS_MANIFEST")
         if name == "add":
             command.add_argument("url", help="https://..., hf://org/repo/file, urn:air:...")
@@ -206,6 +213,19 @@ def _parser(prog: str) -> argparse.ArgumentParser:
     return parser
 
 
+def _closing(prog: str, examples: Iterable[str]) -> str:
+    return closing(
+        {
+            "VOLUME_PATH": "where the volume is (default: /runpod-volume, else /workspace)",
+            "MODELS_MANIFEST": "the manifest (default: models.json at the volume's root)",
+            "HF_TOKEN": "for gated repositories of Hugging Face",
+            "civitai_token": "for downloads from Civitai",
+        },
+        [f"{prog} {example}" for example in examples],
+        "exit codes:\n  0  all is well\n  1  something is missing or wrong\n  2  wrong use",
+    )
+
+
 class _Command:
     def __init__(
         self,
@@ -213,8 +233,10 @@ class _Command:
         settings: Settings,
         out: TextIO,
         sources: Sources | None,
+        prog: str,
     ) -> None:
         self.sources = sources
+        self.prog = prog
         self.arguments = arguments
         self.settings = settings
         self.out = out
@@ -231,7 +253,7 @@ class _Command:
         manifest = load_manifest(self.setting, self.layout.root, http)
         if not manifest.models and not manifest.findings:
             self._say(f"No manifest: put one at {self.layout.root / 'models.json'}, or add a URL:")
-            self._say("  python -m bootstrap models add https://civitai.com/models/...")
+            self._say(f"  {self.prog} add https://civitai.com/models/...")
             return _FAILED
         bad = _report(manifest.findings, self.out)
         code: int = getattr(self, self.arguments.command)(manifest)
@@ -263,7 +285,7 @@ class _Command:
             return _FAILED
         self._say(f"{'Added to' if changed else 'Already in'} {path}:")
         self._say(json.dumps(spec.as_entry(), indent=2, ensure_ascii=False))
-        self._say("Fetch it with: python -m bootstrap models pull")
+        self._say(f"Fetch it with: {self.prog} pull")
         return _OK
 
     def _described(self) -> dict[str, object]:

@@ -18,6 +18,7 @@ from bootstrap.volume.categories import category_of
 
 CODES = {
     "manifest.unreadable": "The manifest cannot be read, or is neither JSON nor YAML.",
+    "manifest.no_yaml": "The manifest is YAML, which this Python cannot read.",
     "manifest.too_large": "The manifest is larger than any should be.",
     "manifest.shape": "The file is neither a manifest nor a saved workflow.",
     "manifest.version": "The manifest has another version than this worker knows.",

@@ -118,15 +118,28 @@ def _decode_json(text: str, label: str) -> Any:
         return json.loads(text.removeprefix(BOM))
     except RecursionError:
         raise _unreadable(label, "it is nested too deep") from None
-    except ValueError as problem:
+    except json.JSONDecodeError as problem:
+        raise _unreadable(label, f"it is not valid JSON: {_json_fault(problem)}") from None
+    except ValueError as problem:  # a number with thousands of digits
         raise _unreadable(label, f"it is not valid JSON ({problem})") from None
+
+
+def _json_fault(problem: json.JSONDecodeError) -> str:
+    """Where, and what; most often a comma before a closing bracket."""
+    text = problem.doc
+    before = text[: problem.pos + text[problem.pos :].startswith(",")].rstrip()
+    if before.endswith(",") and text[len(before) :].lstrip()[:1] in ("}", "]"):
+        comma = json.JSONDecodeError("", text, len(before) - 1)
+        return f"there is a comma too many in line {comma.lineno}, column {comma.colno}"
+    what = problem.msg[:1].lower() + problem.msg[1:]
+    return f"{what} in line {problem.lineno}, column {problem.colno}"
 
 
 def _decode_yaml(text: str, label: str) -> Any:
     try:
         import yaml
     except ImportError:
-        raise _unreadable(label, "PyYAML is not installed, so only JSON can be read") from None
+        raise _no_yaml(label) from None
 
     loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
     try:
@@ -141,6 +154,14 @@ def _decode_yaml(text: str, label: str) -> Any:
         raise _unreadable(label, f"it is not valid YAML ({first})") from None
     except ValueError as problem:  # dates such as 2026-99-99
         raise _unreadable(label, f"it is not valid YAML ({problem})") from None
+
+
+def _no_yaml(label: str) -> Unreadable:
+    return Unreadable(
+        "manifest.no_yaml",
+        f"{label} cannot be read: this Python has no PyYAML.",
+        "Install PyYAML, or write the manifest as JSON.",
+    )
 
 
 def _unreadable(label: str, why: str) -> Unreadable:

@@ -15,7 +15,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from bootstrap.core.files import part_beside, write_whole
+from bootstrap.core.files import write_whole
 from bootstrap.volume.layout import OWN_FOLDER
 
 _VERSION = 1
@@ -63,7 +63,7 @@ class Recent:
             return
         try:
             self._path.parent.mkdir(parents=True, exist_ok=True)
-            write_whole(self._path, json.dumps(record), part_beside(self._path))
+            write_whole(self._path, json.dumps(record))
             self._written = record
         except (OSError, ValueError):
             pass  # a volume that is full or gone is reported elsewhere

@@ -74,7 +74,7 @@ def like_comfyui(name: str) -> bool:
 def on_this_mount(path: Path, root: Path) -> Path:
     """`path`, or where it leads when it is a link that names the volume's other mount point, which
     is not there (yet)."""
-    if not path.is_symlink() or os.path.exists(path):
+    if not os.path.islink(path) or os.path.exists(path):
         return path
     text = Path(os.path.normpath(os.readlink(path)))
     other = next((o for o in USUAL_ROOTS if o != root and text.is_relative_to(o)), None)

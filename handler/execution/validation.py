@@ -12,6 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from bootstrap.core.text import joined
 from bootstrap.volume.categories import GGUF, PT_EXTENSIONS, extension_of
 from handler.common.errors import JobError, NodeFailed, described, nearest
 from handler.request.workflow import Workflow, bad_links, needed_by
@@ -155,11 +156,10 @@ def combined(problems: list[JobError]) -> JobError:
     first = problems[0]
     if len(problems) == 1:
         return first
-    listed = " ".join(f"({i}) {p.message}" for i, p in enumerate(problems[:_LISTED], 1))
-    more = f" and {len(problems) - _LISTED} more" if len(problems) > _LISTED else ""
+    listed = [f"({i}) {problem.message}" for i, problem in enumerate(problems, 1)]
     return JobError(
         first.code,
-        f"The workflow has {len(problems)} problems: {listed}{more}",
+        f"The workflow has {len(problems)} problems: {joined(listed, _LISTED, ' ')}",
         first.fix,
         problems=[{"error_code": p.code, "error": str(p), **p.details} for p in problems],
     )

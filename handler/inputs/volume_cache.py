@@ -15,14 +15,13 @@ import shutil
 import stat
 import threading
 import time
-import uuid
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 
 from bootstrap.core.concurrency import WorkerPool
-from bootstrap.core.files import Stamp, mtime_stamp
+from bootstrap.core.files import Stamp, replacing
 from bootstrap.volume import Layout
 from bootstrap.volume.search import USUAL_ROOTS
 from handler.common.calls import VolumeWatchdog
@@ -176,7 +175,7 @@ class VolumeInputs:
                     self._remove(path)
 
     def _remove(self, path: Path) -> None:
-        if mtime_stamp(path) == self._copies.pop(path).stamp:  # else a node's by now
+        if Stamp.of(path) == self._copies.pop(path).stamp:  # else a node's by now
             path.unlink(missing_ok=True)
 
     def release(self, user: str) -> None:
@@ -194,15 +193,15 @@ class VolumeInputs:
             copy = self._copies.setdefault(target, _Copy())
             copy.users.add(user)
         with copy.being_made:  # by one job at a time, so that no other uses an incomplete one
-            stamp = mtime_stamp(source)
-            if stamp is not None and mtime_stamp(target) != stamp:
+            stamp = Stamp.of(source)
+            if stamp is not None and Stamp.of(target) != stamp:
                 _copy(source, target)
             copy.stamp = stamp
 
     def _excess(self) -> list[Path]:
         """Unused copies that are too old, or beyond the total size, the longest unused first."""
         unused = [
-            (copy.used_at, path, copy.stamp[0])
+            (copy.used_at, path, copy.stamp.size)
             for path, copy in self._copies.items()
             if copy.stamp is not None and not copy.users
         ]
@@ -243,14 +242,11 @@ def _files_below(folder: Path, root: Path) -> Iterator[tuple[str, int]]:
 
 def _copy(source: Path, target: Path) -> None:
     """Atomically: a job that has opened the former copy goes on reading that."""
-    part = target.with_name(f".{uuid.uuid4().hex}.part")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copy2(source, part)
-        os.replace(part, target)
+        with replacing(target) as part:
+            shutil.copy2(source, part)
     except OSError as problem:
-        with contextlib.suppress(OSError):
-            part.unlink()
         raise _not_stored(source, target.parent, problem.strerror) from None
 
 

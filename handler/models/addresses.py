@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 
 from bootstrap.config import Settings
 from bootstrap.core.findings import errors_in
-from bootstrap.core.text import size_text
+from bootstrap.core.text import joined, size_text
 from bootstrap.models.fetched import FOLDER, FetchedModels, has_model_name, name_for
 from bootstrap.models.manifest import Manifest
 from bootstrap.models.manifest_entry import ModelSpec, read_entry
@@ -325,13 +325,13 @@ def with_manifest_entries(error: JobError, workflow: Workflow, manifest: Manifes
         entries += [] if entry in entries else [entry]
     if not entries:
         return error
-    lines = ", ".join(json.dumps(entry, ensure_ascii=False) for entry in entries[:_LISTED])
-    more = f" and {len(entries) - _LISTED} more (in details)" if len(entries) > _LISTED else ""
+    lines = [json.dumps(entry, ensure_ascii=False) for entry in entries]
     return JobError(
         error.code,
         error.message,
         f"{error.fix} {_known(models, manifest)} With this in `models` of models.json at the "
-        f"volume's root it is fetched when a job needs it: {lines}{more}",
+        "volume's root it is fetched when a job needs it: "
+        f"{joined(lines, _LISTED, what='more (in details)')}",
         **{**error.details, "manifest_entries": entries},
     )
 

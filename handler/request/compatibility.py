@@ -14,9 +14,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from bootstrap.config import Settings
+from bootstrap.core.text import joined
 from handler.common.errors import JobError, short, wrong_type
 from handler.request.fields import InputFile, checked_name
-from handler.request.workflow import Workflow
+from handler.request.workflow import Workflow, unwrapped
 
 # Fields of other workers that hold the workflow where `workflow` does not.
 _OTHER_FIELDS = ("prompt", "workflow_json", "workflow_api", "payload")
@@ -59,15 +60,12 @@ def opened(given: Mapping[str, Any]) -> Envelope:
         if other is not None:
             sent, taken = given[other], other
     body = sent if isinstance(sent, Mapping) else {}
-    inner = next((body[n] for n in ("prompt", "output") if _holds_nodes(body.get(n))), None)
-    beside = [given]
-    if inner is not None and not _holds_nodes(body):
-        sent = inner
-        beside = [body, given]
+    inner = unwrapped(sent)
+    beside = [given] if inner is sent else [body, given]
     notes = () if taken == "workflow" else (f"the workflow was taken from `{taken}`",)
     return Envelope(
-        sent,
-        _extra_data(beside, body if sent is inner else {}),
+        inner,
+        _extra_data(beside, {} if inner is sent else body),
         _targets(beside),
         frozenset({taken, *BESIDE}),
         notes,
@@ -85,18 +83,11 @@ def ignored(given: Mapping[str, Any], known: set[str]) -> tuple[str, ...]:
     unknown = sorted(str(key) for key in given if key not in known)
     if not unknown:
         return ()
-    named = [
-        f"{n} (here: {EQUIVALENTS[n]})" if n in EQUIVALENTS else short(n) for n in unknown[:20]
+    texts = [
+        f"{n} (here: {EQUIVALENTS[n]})" if n in EQUIVALENTS else short(n).strip('"')
+        for n in unknown
     ]
-    plain = [text.strip('"') for text in named]
-    more = f" and {len(unknown) - 20} more" if len(unknown) > 20 else ""
-    return (f"ignored unknown fields of the input: {', '.join(plain)}{more}",)
-
-
-def _holds_nodes(value: object) -> bool:
-    return isinstance(value, Mapping) and any(
-        isinstance(node, Mapping) and "class_type" in node for node in value.values()
-    )
+    return (f"ignored unknown fields of the input: {joined(texts, 20)}",)
 
 
 def _extra_data(places: list[Mapping[str, Any]], body: Mapping[str, Any]) -> dict[str, Any]:

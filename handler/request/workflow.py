@@ -49,6 +49,21 @@ def read_workflow(given: object) -> Workflow:
     return {str(key): _node(str(key), node) for key, node in given.items()}
 
 
+def holds_nodes(value: object) -> bool:
+    """Is it an object with at least one node in it?"""
+    return isinstance(value, Mapping) and any(
+        isinstance(node, Mapping) and "class_type" in node for node in value.values()
+    )
+
+
+def unwrapped(sent: object) -> object:
+    """The nodes in ComfyUI's own `/prompt` body (`{"prompt": …}`), or in what its editor's
+    `graphToPrompt` returns (`{"output": …}`); anything else as it is."""
+    if not isinstance(sent, Mapping) or holds_nodes(sent):
+        return sent
+    return next((sent[n] for n in ("prompt", "output") if holds_nodes(sent.get(n))), sent)
+
+
 def _parsed(text: str) -> object:
     try:
         given = json.loads(text.removeprefix(BOM))

@@ -15,11 +15,12 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from benchmarks import busy_gpu, job_overhead, thousand_jobs
+from benchmarks import busy_gpu, job_overhead, thousand_jobs, two_comfyuis
 from benchmarks.job_overhead import Side, Size, Took
 from benchmarks.serving.contenders import WORKER_COMFYUI, Contender
 from benchmarks.serving.hot import Hot, Span, serving
 from benchmarks.serving.site import Site, furnished
+from benchmarks.serving.workflows import work
 from benchmarks.thousand_jobs import Sample
 from demo.volume import DemoVolume
 
@@ -126,6 +127,26 @@ def test_the_ratio_is_that_of_medians_without_the_execution() -> None:
     assert "**missed**" in job_overhead.section("Here.", {Size(64, 1): slower})
 
 
+def test_what_a_second_comfyui_brings_is_the_ratio_of_the_median_paces() -> None:
+    one, two = two_comfyuis.ONE.name, two_comfyuis.TWO.name
+    found: two_comfyuis.Paces = {}
+    for load in two_comfyuis.LOADS:
+        found |= {(load, one): [30.0, 20.0, 99.0], (load, two): [50.0, 57.0, 60.0]}
+    assert two_comfyuis.gain(found, next(iter(two_comfyuis.LOADS))) == 1.9
+    cells = rows(two_comfyuis.section("Here.", found, 24))[1]
+    assert cells[-3:] == ["1.90", "≥ 1.8", "met"]
+    slower = {key: [30.0] for key in found}
+    assert "**missed**" in two_comfyuis.section("Here.", slower, 24)
+
+
+def test_a_job_may_take_its_seconds_of_a_core_instead_of_sleeping(
+    sides: dict[str, tuple[Hot, Path]],
+) -> None:
+    hot, _ = sides[OURS.name]
+    hot.run([work(300, 0.5, burn=True)])
+    assert hot.spans()[300].seconds >= 0.5
+
+
 LEVEL = Sample(0, 80.0, 30.0, 18, 8, 470.0, 450.0, 9, 5, 3, 887)
 
 
@@ -145,6 +166,7 @@ def test_a_leak_is_found_and_warming_up_and_an_odd_look_are_none() -> None:
     [
         (busy_gpu.main, ["--jobs", "0"], "--jobs and --rounds: 1 or more"),
         (job_overhead.main, ["--rounds", "0"], "--rounds 0: 1 or more"),
+        (two_comfyuis.main, ["--rounds", "0"], "--jobs and --rounds: 1 or more"),
         (thousand_jobs.main, ["--jobs", "5"], "--every 100: from 1 to --jobs, 5"),
     ],
 )

@@ -71,10 +71,8 @@ def test_one_that_dies_leaves_the_job_of_the_other_alone(pair: Production) -> No
 
 
 def test_diagnostics_tell_of_both(pair: Production) -> None:
-    diagnostics = pair.ask({"type": "diagnostics", "sections": ["environment"]})["output"][
-        "diagnostics"
-    ]
-    states = [diagnostics["comfyui"], *diagnostics["further_comfyuis"]]
+    reply = pair.ask({"type": "diagnostics", "sections": ["environment"]})["output"]["diagnostics"]
+    states = [reply["comfyui"], *reply["further_comfyuis"]]
     assert [state["running"] for state in states] == [True, True]
     assert states[0]["port"] != states[1]["port"]
 

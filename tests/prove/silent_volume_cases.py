@@ -60,5 +60,5 @@ def _asks_the_volume(patient: Patient, mount: Mount, **more: float) -> str:
 
 def _mount_of(patient: Patient) -> Mount:
     if patient.mount is None:
-        raise CannotInject("the patient's volume is no mount")
+        raise CannotInject("the patient's volume is not a mount")
     return patient.mount

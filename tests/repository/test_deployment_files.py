@@ -197,6 +197,17 @@ def test_the_smoke_run_ends_well_only_when_every_job_is_completed(
 BAKE = (ROOT / "docker-bake.hcl").read_text()
 
 
+def test_bake_reads_its_own_file_alone() -> None:
+    """Without it docker-compose.yml is read too, which needs VOLUME and has a `cpu` of its own."""
+    for name, job in (("image", "cpu"), ("release", "image")):
+        steps = workflow(name)["jobs"][job]["steps"]
+        (bake,) = (step for step in steps if "docker/bake-action" in step.get("uses", ""))
+        assert bake["with"]["files"] == "docker-bake.hcl"
+    for document in [ROOT / "README.md", *(ROOT / "docs").glob("*.md"), ROOT / "docker-bake.hcl"]:
+        for command in re.findall(r"docker buildx bake[^`\n]*", document.read_text()):
+            assert " -f docker-bake.hcl" in command, document
+
+
 def test_every_variant_is_made_by_arguments_that_the_dockerfile_has() -> None:
     names = set(re.findall(r"^    ([A-Z_]+) += ", BAKE, re.MULTILINE))
     names |= set(re.findall(r"\{ ([A-Z_]+) += ", BAKE))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 import socket
@@ -25,11 +26,12 @@ else:
 PACKAGES = ("bootstrap", "handler", "scripts")
 
 
-def typed(*arguments: str) -> subprocess.CompletedProcess[str]:
+def typed(*arguments: str, **env: str) -> subprocess.CompletedProcess[str]:
     """What a person sees."""
     done = subprocess.run(
         [sys.executable, "-m", "scripts.cli", *arguments],
         cwd=ROOT,
+        env={**os.environ, **env},
         capture_output=True,
         text=True,
         check=False,
@@ -39,21 +41,52 @@ def typed(*arguments: str) -> subprocess.CompletedProcess[str]:
     return done
 
 
-@pytest.mark.parametrize("command", COMMANDS)
-def test_help_says_what_it_does_and_how_it_is_typed(
-    command: str, capsys: pytest.CaptureFixture[str]
+SUBCOMMANDS: list[list[str]] = [
+    [],
+    *([name] for name in COMMANDS),
+    *(["models", name] for name in ("add", "list", "plan", "pull", "verify")),
+]
+
+
+@pytest.mark.parametrize("words", SUBCOMMANDS, ids=" ".join)
+def test_help_has_variables_two_examples_and_exit_codes(
+    words: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    with pytest.raises(SystemExit) as ended:
-        main([command, "--help"])
+    try:
+        code = main([*words, "--help"])
+    except SystemExit as ended:
+        code = int(ended.code or 0)
     said = capsys.readouterr().out
-    assert ended.value.code == 0
-    assert said.startswith(f"usage: comfyui-worker {command}")
-    examples = said.partition("\nexamples:\n")[2].partition("\n\n")[0].splitlines()
-    assert len(examples) == 2 and all("comfyui-worker" in line for line in examples)
-    assert command == "completion" or "exit codes:" in said
-    if command not in ("models", "completion"):
-        listed = set(re.findall(r"^  (?:-\w, )?(--[a-z-]+)", said, re.MULTILINE)) - {"--help"}
-        assert listed == set(COMMANDS[command].options), "what is completed"
+    name = " ".join(("comfyui-worker", *words))
+    assert code == 0 and said.startswith(f"usage: {name}")
+    parts = {part.splitlines()[0]: part.splitlines()[1:] for part in said.split("\n\n")}
+    assert parts["environment:"] and parts["exit codes:"][0].startswith("  0")
+    examples = parts["examples:"]
+    assert len(examples) == 2 and all(name in line for line in examples)
+    assert all(len(line) <= 100 for line in said.splitlines())
+    assert "python -m" not in said and "scripts/" not in said
+
+
+def test_options_are_those_that_are_completed(capsys: pytest.CaptureFixture[str]) -> None:
+    for command in sorted(set(COMMANDS) - {"models", "completion"}):
+        with pytest.raises(SystemExit):
+            main([command, "--help"])
+        said = capsys.readouterr().out
+        options = set(re.findall(r"^  (?:-\w, )?(--[a-z-]+)", said, re.MULTILINE)) - {"--help"}
+        assert options == set(COMMANDS[command].options)
+
+
+def test_the_subcommands_of_models_are_those_that_are_walked() -> None:
+    walked = {words[1] for words in SUBCOMMANDS if words[1:]}
+    assert walked == {word for word in COMMANDS["models"].options if not word.startswith("-")}
+
+
+def test_messages_name_the_program_that_was_typed(tmp_path: Path) -> None:
+    said = typed("models", "list", VOLUME_PATH=str(tmp_path)).stdout
+    assert "  comfyui-worker models add https" in said and "python -m" not in said
+    workflow = str(ROOT / "examples/workflow_api.json")
+    refused = typed("submit", workflow, "--url", "http://127.0.0.1:9")
+    assert "`comfyui-worker serve --local`" in refused.stderr and refused.returncode == 3
 
 
 def test_all_of_it_is_named() -> None:

@@ -16,14 +16,17 @@ import pytest
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
+from bootstrap.config import Settings
+from bootstrap.core.terminal import as_typed
+from handler.request.parse import WorkflowRequest, parse_request
 from scripts import submit
 from scripts.api_key import is_safe_for_a_key
 from scripts.diagnostics_text import diagnostics_text
-from scripts.endpoint import TRIES, Endpoint, EndpointError, Job, Waiting
+from scripts.endpoint import TRIES, Endpoint, EndpointError, Job
 from scripts.outcome import Ended, report
 from scripts.request_form import UsageError, named_input, workflow_input
 from scripts.saving import safe_name, save
-from scripts.watching import Watching, progress_in
+from scripts.watching import Waiting, Watching, progress_in, queue_words
 from tests.end_to_end.test_worker import from_file, plain
 from tests.support.control_plane import ControlPlane
 from tests.support.plane_http import Answer, LoopbackServer, Request
@@ -164,16 +167,57 @@ def test_an_error_has_its_code_its_sentence_the_nodes_last_word_and_a_hint(
     ]
 
 
-def test_who_waits_is_told_how_long_the_queue_is() -> None:
-    health = answer({"jobs": {"inQueue": 3}, "workers": {"running": 1, "idle": 0}})
-    with scripted(health=[health]) as script:
-        waiting = Waiting(endpoint(f"{script.url}/some", []))
-        assert waiting.words(Job("a", "IN_QUEUE")) == "", "not at once"
+HEALTH = {
+    "jobs": {"completed": 9, "failed": 0, "inProgress": 2, "inQueue": 4, "retried": 0},
+    "workers": {"idle": 0, "initializing": 1, "ready": 2, "running": 2, "throttled": 0},
+}
+
+
+@pytest.mark.parametrize(
+    ("jobs", "workers", "words"),
+    [
+        (4, {"running": 2, "initializing": 1}, "at most 3 jobs ahead, 2 workers busy, 1 starting"),
+        (2, {"initializing": 1, "running": 0}, "at most 1 job ahead, 1 worker starting"),
+        (1, {"throttled": 3}, "next, 3 workers waiting for a free GPU"),
+        (1, {}, "next, no worker yet"),
+        (0, {"running": 1}, ""),
+        ("4", {"running": 1}, ""),
+        (None, None, ""),
+    ],
+)
+def test_the_queue_is_described_by_what_is_known(jobs: Any, workers: Any, words: str) -> None:
+    assert queue_words({"jobs": {"inQueue": jobs}, "workers": workers}) == words
+
+
+@pytest.mark.parametrize("health", [None, [], "well", {"jobs": 4}, {"workers": {}}])
+def test_nothing_is_said_of_a_queue_that_is_not_known(health: Any) -> None:
+    assert queue_words(health) == ""
+
+
+def test_the_queue_is_asked_about_seldom_and_never_stops_a_job() -> None:
+    with scripted(health=[answer(HEALTH), Answer(500)]) as script:
+        waiting = Waiting(endpoint(f"{script.url}/some", []).health)
+        assert waiting.words("IN_QUEUE") == "", "not at once"
         waiting._next = 0.0
-        assert waiting.words(Job("a", "IN_QUEUE")) == "3 in the queue, 1 worker up"
+        seen = "at most 3 jobs ahead, 2 workers busy, 1 starting"
+        assert waiting.words("IN_QUEUE") == waiting.words("IN_QUEUE") == seen
         assert len(script.seen) == 1
-    waiting._next = 0.0
-    assert waiting.words(Job("a", "IN_QUEUE")) == "3 in the queue, 1 worker up", "no news"
+        waiting._next = 0.0
+        assert waiting.words("IN_PROGRESS") == seen and len(script.seen) == 1
+        assert waiting.words("IN_QUEUE") == "", "it does not answer: nothing is known any more"
+
+
+def test_the_queue_is_shown_while_a_job_waits(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("scripts.watching._QUEUE_AFTER_SECONDS", 0.0)
+    taken = ended({"stage": "queued", "position": 2}, "IN_PROGRESS")
+    states: list[Answer | None] = [QUEUED, taken, ended({"results": []})]
+    with scripted(run=[QUEUED], status=states, health=[answer(HEALTH)]) as script:
+        assert call(script, tmp_path) == 0
+    shown = capsys.readouterr().err
+    assert "in queue: at most 3 jobs ahead, 2 workers busy, 1 starting\n" in shown
+    assert "queued · place 2\n" in shown
 
 
 def test_a_value_may_hold_equals_signs_and_dots(tmp_path: Path) -> None:
@@ -215,12 +259,91 @@ def test_what_cannot_be_sent_is_reported_before_it_is(
         workflow_input(written(tmp_path, content), assignments, images, None)
 
 
-def test_a_file_that_is_missing_or_not_json(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="cannot be read: No such file"):
-        workflow_input(str(tmp_path / "none.json"), [], [], None)
-    (tmp_path / "a.json").write_text("{")
-    with pytest.raises(UsageError, match="is not JSON"):
-        workflow_input(str(tmp_path / "a.json"), [], [], None)
+API = json.dumps(plain())
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (b"", "is empty. In ComfyUI choose"),
+        (b" \n", "is empty. In ComfyUI choose"),
+        (b"\xef\xbb\xbf", "is empty. In ComfyUI choose"),
+        (b"{", "line 1, column 2: Expecting property name"),
+        (b'{"1": {"a": 1,}}', "line 1, column 14: there must be no comma before }"),
+        (b'{"1": [1, 2,\n ]}', "line 1, column 12: there must be no comma before ]"),
+        (b'{"1": 1,\n "2" 2}', "line 2, column 6: Expecting ':' delimiter"),
+        (b'{"1": {} "2": {}}', "line 1, column 10: Expecting ',' delimiter"),
+        (b"<html>", "line 1, column 1: Expecting value"),
+        (b"[" * 100_000, "nested too deeply"),
+        (b"\xff\xd8\xff\xe0 JFIF", "is a JPEG picture; only a PNG's workflow can be used"),
+        (b"RIFF\x10\0\0\0WEBP", "is a WebP picture"),
+        (b"\x10\0\0\0\0\0\0\0{}", "is not a text file"),
+        (b"\x80abc", "is not a text file"),
+        (b'{"nodes": [], "links": []}', "in the editor's own format"),
+        (b'{"1": {"class_type": "A", "inputs": {"a": NaN}}}', "not finite"),
+        (b'{"1": {"class_type": "A", "inputs": {"a": 1e999}}}', "not finite"),
+    ],
+)
+def test_a_file_that_is_not_a_workflow_is_called_what_it_is(
+    tmp_path: Path, content: bytes, said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "w.json").write_bytes(content)
+    assert submit.main([str(tmp_path / "w.json")], ENV) == 2
+    shown = capsys.readouterr().err
+    assert said in shown and len(shown.splitlines()) == 1
+    assert ("comma" in shown) == (b",}" in content or b",\n ]" in content)
+
+
+def test_a_file_that_is_not_there_is_named_with_the_one_that_is_meant(tmp_path: Path) -> None:
+    (tmp_path / "w.json").write_text(API)
+    with pytest.raises(UsageError, match=r"w\.jsn does not exist\. Did you mean \S+/w\.json\?"):
+        workflow_input(str(tmp_path / "w.jsn"), [], [], None)
+    with pytest.raises(UsageError, match=r"portrait\.json does not exist\.$"):
+        workflow_input(str(tmp_path / "portrait.json"), [], [], None)
+    with pytest.raises(UsageError, match=r"is a folder\. Name a file in it: w\.json\."):
+        workflow_input(str(tmp_path), [], [], None)
+    with pytest.raises(UsageError, match=r"cannot be read: Not a directory"):
+        workflow_input(str(tmp_path / "w.json" / "w.json"), [], [], None)
+
+
+@pytest.mark.parametrize(
+    ("content", "sent"),
+    [
+        (
+            {"prompt": plain(), "client_id": "x"},
+            {"workflow": {"prompt": plain(), "client_id": "x"}},
+        ),
+        ({"output": plain(), "workflow": {}}, {"workflow": {"output": plain(), "workflow": {}}}),
+        ({"input": {"prompt": plain()}}, {"prompt": plain()}),
+        ({"workflow": plain(), "max_wait": 3}, {"workflow": plain(), "max_wait": 3}),
+        ({"input": {"workflow": plain()}}, {"workflow": plain()}),
+        ({"input": {"workflow": API}}, {"workflow": API}),
+    ],
+)
+def test_every_form_that_a_worker_understands_is_sent(
+    tmp_path: Path, content: Any, sent: dict[str, Any]
+) -> None:
+    given = workflow_input(written(tmp_path, content), [], [], None)
+    assert given == sent
+    request = parse_request(given, Settings())
+    assert isinstance(request, WorkflowRequest) and set(request.workflow) == set(plain())
+
+
+def test_an_input_is_set_whatever_is_around_the_workflow(tmp_path: Path) -> None:
+    source = written(tmp_path, {"prompt": plain()})
+    assert workflow_input(source, ["1.width=8"], [], None)["overrides"] == {"1": {"width": 8}}
+    with pytest.raises(UsageError, match=r"Did you mean 1\.width"):
+        workflow_input(source, ["1.widht=8"], [], None)
+
+
+def test_text_that_powershell_wrote_is_read(tmp_path: Path) -> None:
+    (tmp_path / "w.json").write_text(API, "utf-16")
+    assert workflow_input(str(tmp_path / "w.json"), [], [], None) == {"workflow": plain()}
+
+
+def test_a_number_that_json_has_no_form_for_is_a_text(tmp_path: Path) -> None:
+    given = workflow_input(written(tmp_path, plain()), ["1.width=NaN"], [], None)
+    assert given["overrides"] == {"1": {"width": "NaN"}}
 
 
 def test_a_workflow_on_the_volume_is_named_with_its_params() -> None:
@@ -323,13 +446,46 @@ def test_a_job_is_not_sent_again_to_a_local_worker_that_may_run_it() -> None:
         assert len(script.seen) == 1
 
 
-def test_a_local_worker_that_is_not_there_is_told_at_once() -> None:
+def test_a_wrong_address_is_told_at_once() -> None:
     waits: list[float] = []
     with scripted(runsync=[QUEUED]) as script:
         gone = script.url
-    with pytest.raises(EndpointError, match=r"nothing answers there.*--rp_serve_api"):
-        endpoint(gone, waits, None).run_and_wait({}, 5)
+    for prog in ("comfyui-worker submit", "submit.py"):
+        serve = as_typed("serve --local", prog)
+        local = Endpoint(gone, None, lambda _: None, waits.append, serve)
+        with pytest.raises(EndpointError, match=f"nothing answers there.*`{re.escape(serve)}`"):
+            local.run_and_wait({}, 5)
+    with pytest.raises(EndpointError, match=r"nothing answers there\. Check the network"):
+        endpoint(gone, waits).submit({})
+    with pytest.raises(EndpointError, match="the host's name is not known: a typing error, or"):
+        endpoint("http://no.such.invalid/v2/e", waits).submit({})
     assert waits == []
+
+
+def test_a_job_that_runs_is_asked_for_until_the_network_is_back() -> None:
+    waits: list[float] = []
+    with scripted(run=[QUEUED]) as script:
+        gone = script.url
+    with pytest.raises(EndpointError, match="nothing answers there"):
+        endpoint(gone, waits).status("job-1")
+    assert len(waits) == TRIES - 1
+
+
+@pytest.mark.parametrize(
+    ("status", "said"),
+    [
+        (429, r"status 429 \(too many requests\)\. It takes no more requests for now"),
+        (
+            500,
+            r"status 500 \(internal server error\)\. Check the network, and the endpoint's state",
+        ),
+    ],
+)
+def test_an_endpoint_that_stays_busy_or_broken_is_named_with_its_status(
+    status: int, said: str
+) -> None:
+    with scripted(run=[Answer(status)]) as script, pytest.raises(EndpointError, match=said):
+        endpoint(f"{script.url}/e", []).submit({})
 
 
 @pytest.mark.parametrize(
@@ -582,7 +738,34 @@ def test_nothing_is_sent_when_its_results_could_not_be_saved(
     with scripted(run=[QUEUED]) as script:
         assert call(script, tmp_path) == 2
         assert script.seen == []
-    assert "out cannot be made: File exists. Name another" in capsys.readouterr().err
+    assert "out cannot be used: File exists. Name another" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("end", [Answer(401), ended({"results": []}), ended({}, "FAILED")])
+def test_no_empty_folder_is_left(tmp_path: Path, end: Answer) -> None:
+    with scripted(run=[end]) as script:
+        call(script, tmp_path, "--output", str(tmp_path / "new/pictures"))
+        assert len(script.seen) == 1
+    assert [path.name for path in tmp_path.iterdir()] == ["workflow.json"]
+
+
+def test_a_folder_that_was_there_stays(tmp_path: Path) -> None:
+    (tmp_path / "out").mkdir()
+    with scripted(run=[ended({"results": []})]) as script:
+        assert call(script, tmp_path) == 0
+    assert (tmp_path / "out").is_dir()
+
+
+@pytest.mark.parametrize("option", ["--max-wait", "--timeout"])
+@pytest.mark.parametrize("wrong", ["-1", "0", "nan", "inf", "1e300", "soon", ""])
+def test_a_time_that_no_job_can_have_is_refused_before_anything_is_sent(
+    tmp_path: Path, option: str, wrong: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with scripted(run=[QUEUED]) as script:
+        with pytest.raises(SystemExit) as left:
+            call(script, tmp_path, option, wrong)
+        assert left.value.code == 2 and script.seen == []
+    assert f"'{wrong}' is not a number of seconds above 0, at most" in capsys.readouterr().err
 
 
 def test_a_page_that_cannot_be_written_does_not_hide_the_diagnostics(

@@ -7,6 +7,7 @@ Runs in ComfyUI's Python, so it imports nothing of the project.
 """
 
 import gc
+import hashlib
 import time
 
 # At this slope of the spectrum a PNG of 1024² takes 1.5 MB, as those of SDXL do.
@@ -16,7 +17,8 @@ _WAITS = []
 
 
 class Work:
-    """Gives a plain image after `seconds`. It sleeps, as a host does while its GPU works."""
+    """Gives a plain image after `seconds`. It sleeps, as a host does while its GPU works, or with
+    `burn` takes that much time of one core."""
 
     CATEGORY = "benchmark"
     RETURN_TYPES = ("IMAGE",)
@@ -29,13 +31,17 @@ class Work:
                 "seed": ("INT", {"default": 0, "max": 2**31}),
                 "seconds": ("FLOAT", {"default": 1.0}),
                 "size": ("INT", {"default": 64}),
-            }
+            },
+            "optional": {"burn": ("BOOLEAN", {"default": False})},
         }
 
-    def run(self, seed, seconds, size):
+    def run(self, seed, seconds, size, burn=False):
         import torch
 
-        time.sleep(seconds)
+        if burn:
+            _burn(seconds)
+        else:
+            time.sleep(seconds)
         return (torch.full((1, size, size, 3), (seed % 256) / 255),)
 
 
@@ -64,6 +70,13 @@ class Pictures:
             _collect_little_from_now_on()
         shifts = [(seed * 7 + 31 * i) % size for i in range(count)]
         return (torch.stack([_BASES[size].roll((s, 3 * s), (0, 1)) for s in shifts]),)
+
+
+def _burn(seconds):
+    """Take `seconds` of one core, by the thread's own clock and without Python's lock."""
+    block, end = bytes(1 << 20), time.thread_time() + seconds
+    while time.thread_time() < end:
+        hashlib.sha256(block)
 
 
 def _base(size):

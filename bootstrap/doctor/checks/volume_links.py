@@ -19,10 +19,12 @@ from bootstrap.core.text import (
     SERVERLESS,
     about,
     chained,
+    counted,
     named,
     on_pod,
     quoted,
     shown,
+    size_text,
     words,
 )
 from bootstrap.doctor.facts.volume_facts import Leads, LinkFact, VolumeFacts
@@ -113,11 +115,12 @@ class _Kind:
     then: str = ""
     command: Callable[[_Links], str] = lambda _: ""
     severity: Callable[[_Links, VolumeFacts], Severity] = lambda *_: Severity.WARNING
+    noun: str = "link"
 
     def finding(self, code: str, links: _Links, facts: VolumeFacts) -> Finding:
         """What is said of `links`, all of this kind."""
         names = named(sorted({str(link.home) for link in links}))
-        count = "1 link:" if len(links) == 1 else f"{len(links)} links"
+        count = counted(len(links), self.noun)
         said = self.message.format(links=count, names=names, root=shown(facts.root))
         examples = named([f"{link.path} → {link.text}" for link in links])
         command = self.command(links)
@@ -175,24 +178,24 @@ _KINDS: Mapping[str, _Kind] = {
         _if_on_pod,
     ),
     "links.broken": _Kind(
-        "{links} are broken; a broken link in models makes whole lists of models vanish",
+        "{links}; one in models can hide all others",
         "If you miss what they led to, put it there first.",
         _remove,
         _if_it_matters,
+        "broken link",
     ),
     "links.ours_broken": _Kind(
-        "{links} were made by this worker, and the models behind them are gone",
+        "{links} made by a worker, to what is gone",
         "A worker that starts removes them, too.",
         _remove,
     ),
     "links.endless": _Kind(
-        "{links} lead to themselves or to a folder they lie in, so ComfyUI's search does not end "
-        "there",
+        "{links} to itself or to a folder above: ComfyUI's search never ends there",
         "",
         _remove,
     ),
     "links.outward": _Kind(
-        "{links} lead off the volume, to what other machines do not have",
+        "{links} off the volume, to what other machines do not have",
         "That copies what they lead to onto the volume.",
         _bring_in,
         _if_it_matters,
@@ -360,7 +363,7 @@ def _sweepable(stale: list[Leftover], facts: VolumeFacts) -> list[Finding]:
     return [
         report(
             "volume.leftovers",
-            f"Workers that were killed left {len(paths)} files ({size / GB:.2f} GiB): "
+            f"Workers that were killed left {counted(len(paths), 'file')} ({size_text(size)}): "
             f"{named(paths)}.",
             on_pod(command, facts.root, "Or check again with --fix."),
             **about(paths, command),

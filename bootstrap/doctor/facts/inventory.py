@@ -16,6 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from bootstrap.core.concurrency import ByteSemaphore, Task, WorkerPool
+from bootstrap.core.files import contains
+from bootstrap.core.text import POD, SERVERLESS
 from bootstrap.doctor.facts.walk import (
     LIMIT,
     THREADS,
@@ -29,6 +31,7 @@ from bootstrap.doctor.facts.walk import (
 from bootstrap.models.weights_file import Examined, State, examine, sample_hash
 from bootstrap.volume.categories import (
     CATEGORIES,
+    CONFIGS,
     GGUF,
     PT_EXTENSIONS,
     Category,
@@ -57,6 +60,8 @@ class ModelFile:
     `path` is relative to `root`, `category` what ComfyUI reads its folder as (None: a custom
     node's). `size` in bytes, `mtime` in seconds since 1970; `inode` is None where a link leads
     nowhere. `examined` is `State.UNREAD` for what is not a weights file or was not opened.
+    `relative` is the text for a broken link that names another mount point of the volume, where the
+    volume has what it means.
     """
 
     root: Path
@@ -68,6 +73,7 @@ class ModelFile:
     inode: tuple[int, int] | None = None
     link: str | None = None
     root_category: str = ""
+    relative: str | None = None
 
     @property
     def state(self) -> State:
@@ -101,6 +107,8 @@ class ModelFile:
     @property
     def is_model(self) -> bool:
         """Would a loader list it: ComfyUI's, or that of the node the folder is for?"""
+        if self.category is not None and self.category.name == CONFIGS:
+            return False
         if self.category is None or not self.category.extensions:
             return bool(self.folder) and self.is_weights
         return self.category.accepts(self.name)
@@ -132,6 +140,11 @@ class Inventory:
     def models(self) -> tuple[ModelFile, ...]:
         """The files that a loader would list."""
         return tuple(f for f in self.files if f.is_model)
+
+    @property
+    def present(self) -> tuple[ModelFile, ...]:
+        """Those of them that are there: not a broken link."""
+        return tuple(f for f in self.models if f.inode is not None)
 
     @property
     def size(self) -> int:
@@ -275,7 +288,9 @@ def gather_models(
     roots = [*model_roots, *extra_roots]
     found = walk(roots, threads, progress, limit, inside, timeout, visit)
     known = examined.copy()
-    files = [_file(entry, known, extra_roots) for entry in found.entries if _is_listed(entry)]
+    left = None if timeout is None else started + timeout - time.monotonic()
+    texts = _relative_texts(found.entries, inside, threads, left)
+    files = [_file(e, known, extra_roots, texts) for e in found.entries if _is_listed(e)]
     left = None if timeout is None else started + timeout - time.monotonic()
     same = _find_same(files, threads, left)
     found = replace(found, entries=tuple(e for e in found.entries if e.root not in extra_roots))
@@ -352,7 +367,10 @@ def _alike(files: Iterable[ModelFile]) -> list[list[ModelFile]]:
 
 
 def _file(
-    entry: Entry, examined: Mapping[tuple[Path, str], Examined], extra_roots: Mapping[Path, str]
+    entry: Entry,
+    examined: Mapping[tuple[Path, str], Examined],
+    extra_roots: Mapping[Path, str],
+    texts: Mapping[tuple[Path, str], str],
 ) -> ModelFile:
     unopened = Examined(_LOST.get(entry.target, State.UNREAD) if entry.target else State.UNREAD)
     folder, slash, _ = entry.path.partition("/")
@@ -367,7 +385,40 @@ def _file(
         inode=entry.inode,
         link=entry.link,
         root_category=root_category,
+        relative=texts.get((entry.root, entry.path)),
     )
+
+
+def _relative_texts(
+    entries: Sequence[Entry], inside: Sequence[Path] | None, threads: int, timeout: float | None
+) -> dict[tuple[Path, str], str]:
+    """For each broken link that names another mount point of the volume, which is the first of
+    `inside`, the text with which it leads to what it means; where that is there."""
+    root = os.path.realpath(inside[0]) if inside else ""
+    texts: dict[tuple[Path, str], str] = {}
+
+    def asking(entry: Entry, here: str) -> Task:
+        def task() -> None:
+            if os.path.exists(here):
+                folder = os.path.realpath(os.path.dirname(entry.full_path))
+                texts[entry.root, entry.path] = os.path.relpath(here, folder)
+
+        return task
+
+    broken = [entry for entry in entries if entry.target is LinkTarget.BROKEN]
+    places = [(entry, here) for entry in broken if (here := _on_volume(entry.link or "", root))]
+    if places:
+        WorkerPool(threads).run([asking(*place) for place in places], timeout)
+    return texts.copy()
+
+
+def _on_volume(text: str, root: str) -> str:
+    """The place on the volume at `root` that a link means which names another mount point of it."""
+    for mount in (SERVERLESS, POD):
+        if root and root != mount and contains(mount, text):
+            here = os.path.normpath(os.path.join(root, os.path.relpath(text, mount)))
+            return here if contains(root, here) else ""
+    return ""
 
 
 def _is_listed(entry: Entry) -> bool:

@@ -32,6 +32,7 @@ from bootstrap.doctor.facts.volume_facts import (
 )
 from bootstrap.doctor.facts.volume_places import (
     ModelPath,
+    find_loose,
     find_strays,
     look_at_path,
     read_lines,
@@ -155,6 +156,7 @@ def _models(facts: VolumeFacts, top: Folder, homes: list[Folder], caller: Bounde
         missing=tuple(name for name in USUAL_CATEGORIES if name not in here),
         strays=tuple(find_strays(tops, home, caller)),
         wrong_case=tuple(wrong_case(tops, homes)),
+        loose=tuple(find_loose([*tops, *homes], home, caller)),
     )
 
 
@@ -262,6 +264,7 @@ def gather_volume(
         user=os.geteuid(),
         configured=settings.volume_path is not None,
         comfyui=None if layout.comfyui_on_volume else _text(layout.comfyui),
+        meant=_text(layout.meant),
     )
     try:
         facts = caller.one(lambda: _look_at_root(root, facts))
@@ -280,16 +283,21 @@ def _look_at_root(root: str, facts: VolumeFacts) -> VolumeFacts:
         found = os.stat(root)
     except OSError as problem:
         trouble = trouble_of(problem)
-        absent = trouble.name in ("ENOENT", "ENOTDIR")
-        return replace(
-            facts, state=VolumeState.MISSING if absent else VolumeState.BAD, trouble=trouble
-        )
+        if trouble.name in ("ENOENT", "ENOTDIR"):
+            return replace(facts, state=VolumeState.MISSING, trouble=trouble)
+        return replace(facts, state=VolumeState.BAD, trouble=trouble, closed=_closed(root))
     if not stat.S_ISDIR(found.st_mode):
         return replace(facts, state=VolumeState.FILE)
     top = list_folder(root)
     if top.trouble is not None:
-        return replace(facts, state=VolumeState.BAD, trouble=top.trouble)
+        return replace(facts, state=VolumeState.BAD, trouble=top.trouble, closed=root)
     return replace(facts, state=VolumeState.FOLDER, top=top, space=_space(root))
+
+
+def _closed(path: str) -> str:
+    """The first folder on the way to `path` that this user may not enter, else `path`."""
+    way = [*reversed(Path(path).parents), Path(path)]
+    return next((str(folder) for folder in way if not os.access(folder, os.X_OK)), path)
 
 
 def _space(root: str) -> Space | None:

@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
-from bootstrap.environment.mirror.layout import ListedFolder, MirrorTree, SourceStamp
+from bootstrap.environment.mirror.layout import FileState, ListedFolder, MirrorTree
 
 _TRAILER = struct.Struct("<8sQI")
 _MAGIC = b"venv-1\r\n"
@@ -39,7 +39,7 @@ class Packed(NamedTuple):
     when its source is."""
 
     path: str
-    stamp: SourceStamp
+    stamp: FileState
     checked: bool
 
 
@@ -184,7 +184,7 @@ def _blocks(data: Any) -> Iterator[Block]:
     offset = 0
     for checksum, rows in data:
         files = tuple(
-            Packed(path, SourceStamp(size, mtime, mode & 0o777), bool(checked))
+            Packed(path, FileState(size, mtime, mode & 0o777), bool(checked))
             for path, size, mtime, mode, checked in rows
         )
         size = sum(_size(packed) for packed in files)

@@ -39,7 +39,7 @@ exec '{python}' -m pip "$@"
 """
 
 
-class SourceStamp(NamedTuple):
+class FileState(NamedTuple):
     """What tells one version of a file from another: size in bytes, time of change in ns. `mode`
     holds the permissions."""
 
@@ -48,11 +48,11 @@ class SourceStamp(NamedTuple):
     mode: int = 0o644
 
     @classmethod
-    def of(cls, found: os.stat_result) -> SourceStamp:
+    def of(cls, found: os.stat_result) -> FileState:
         """From what the system says of a file."""
         return cls(found.st_size, found.st_mtime_ns, found.st_mode & 0o777)
 
-    def same_content(self, other: SourceStamp) -> bool:
+    def same_content(self, other: FileState) -> bool:
         """Permissions aside, the same file?"""
         return self[:2] == other[:2]
 
@@ -74,7 +74,7 @@ class MirrorTree:
     are still links as a whole (late.py)."""
 
     folders: dict[str, ListedFolder] = field(default_factory=dict)
-    copied: dict[str, SourceStamp] = field(default_factory=dict)
+    copied: dict[str, FileState] = field(default_factory=dict)
     large: dict[str, int] = field(default_factory=dict)
     late: set[str] = field(default_factory=set)
 
@@ -139,7 +139,7 @@ def bytecode_of(source: str, tag: str) -> str | None:
     return join(join(parent, BYTECODE), f"{stem}.{tag}.pyc") if suffix == ".py" else None
 
 
-def is_fresh(header: bytes, source: SourceStamp) -> bool:
+def is_fresh(header: bytes, source: FileState) -> bool:
     """Was bytecode that begins so compiled from this version of its source? PEP 552: magic,
     flags, then time and size of the source; with a hash in their place it is not known."""
     if len(header) < 16 or header[4:8] != bytes(4):

@@ -17,14 +17,14 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from bootstrap.core.files import Disk, part_beside
+from bootstrap.core.files import Disk, replacing
 from bootstrap.core.temp_files import Lease, look_at_leftover
 from bootstrap.environment.mirror.archive import Content, Packed, write_archive
 from bootstrap.environment.mirror.layout import (
     LARGE,
+    FileState,
     ListedFolder,
     MirrorTree,
-    SourceStamp,
     is_fresh,
     source_of,
     with_late_folders,
@@ -102,19 +102,14 @@ class ArchiveWriter:
             lease.release()
 
     def _write(self, wanted: Iterable[str], archive: Path, end: float) -> int:
-        part = part_beside(archive)
-        try:
-            with open(part, "xb") as file:
-                now = os.fstat(file.fileno()).st_mtime_ns
-                contents = self._contents(wanted, now - _SETTLED_NS, end)
-                count = write_archive(file, contents, self._tree_of)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(part, archive)
-            sweep(archive)
-            return count
-        finally:
-            part.unlink(missing_ok=True)
+        with replacing(archive) as part, open(part, "xb") as file:
+            now = os.fstat(file.fileno()).st_mtime_ns
+            contents = self._contents(wanted, now - _SETTLED_NS, end)
+            count = write_archive(file, contents, self._tree_of)
+            file.flush()
+            os.fsync(file.fileno())
+        sweep(archive)
+        return count
 
     def _tree_of(self, files: Sequence[Packed]) -> MirrorTree:
         """All folders in which something is needed. Bytecode that this worker has compiled is not
@@ -129,7 +124,7 @@ class ArchiveWriter:
 
     def _contents(self, wanted: Iterable[str], settled: int, end: float) -> Iterator[Content]:
         """Each once. Bytecode comes with its source, which says whether it is right."""
-        sources: dict[str, SourceStamp | None] = {}
+        sources: dict[str, FileState | None] = {}
         for path in wanted:
             if time.monotonic() > end:
                 raise TimeoutError("writing the archive took too long")
@@ -157,12 +152,12 @@ class ArchiveWriter:
             return None
         return Packed(path, found[0], True), found[1]
 
-    def _bytecode(self, path: str, source: SourceStamp) -> Content | None:
+    def _bytecode(self, path: str, source: FileState) -> Content | None:
         """What was compiled from this version of a source file, by whomever."""
         found = _read(self.site / path)
         if found is None or not is_fresh(found[1][:_HEADER], source):
             return None
-        return Packed(path, SourceStamp(len(found[1]), source.mtime_ns), False), found[1]
+        return Packed(path, FileState(len(found[1]), source.mtime_ns), False), found[1]
 
 
 def sweep(kept: Path) -> None:
@@ -198,14 +193,14 @@ def _mapped_by(process: int) -> Iterator[str]:
             yield f"/{line.rstrip().partition('/')[2]}"
 
 
-def _read(path: Path) -> tuple[SourceStamp, bytes] | None:
+def _read(path: Path) -> tuple[FileState, bytes] | None:
     """A file that is small enough, with its stamp from before it was read."""
     try:
         with open(path, "rb", buffering=0) as file:
             found = os.fstat(file.fileno())
             if not stat.S_ISREG(found.st_mode) or found.st_size >= LARGE:
                 return None
-            return SourceStamp.of(found), file.read()
+            return FileState.of(found), file.read()
     except OSError:
         return None
 

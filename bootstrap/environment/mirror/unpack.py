@@ -23,7 +23,7 @@ from typing import TypeVar
 from bootstrap.core.concurrency import Task, WorkerPool
 from bootstrap.environment.mirror.archive import Archive, BadArchive, Block
 from bootstrap.environment.mirror.late import make_links
-from bootstrap.environment.mirror.layout import BYTECODE, SourceStamp, join
+from bootstrap.environment.mirror.layout import BYTECODE, FileState, join
 from bootstrap.environment.mirror.walk import FullCopy, write_file
 
 # Readers keep two processors busy; questions only wait.
@@ -89,7 +89,7 @@ class Unpacking:
         found = self._look(path)
         if found is None or not stat.S_ISREG(found.st_mode):
             self._stale_folders.add(os.path.dirname(path))
-        elif not SourceStamp.of(found).same_content(self.tree.copied[path]):
+        elif not FileState.of(found).same_content(self.tree.copied[path]):
             self._stale_files.add(path)
 
     def _ask_folder(self, path: str) -> None:

@@ -14,9 +14,9 @@ from bootstrap.core.concurrency import Task, WorkerPool
 from bootstrap.environment.mirror.layout import (
     BYTECODE,
     LARGE,
+    FileState,
     ListedFolder,
     MirrorTree,
-    SourceStamp,
     bytecode_of,
     children,
     join,
@@ -163,7 +163,7 @@ class FullCopy:
                 if _LIBRARY in os.path.basename(path):
                     self._tree.large[path] = found.st_size
                 return
-            stamp = SourceStamp.of(found)
+            stamp = FileState.of(found)
             write_file(os.path.join(self._place, path), read_all(source, stamp.size), stamp)
             self._tree.copied[path] = stamp
         finally:
@@ -188,7 +188,7 @@ def read_all(descriptor: int, size: int) -> bytes:
     return data
 
 
-def write_file(place: str, data: bytes | memoryview, stamp: SourceStamp) -> None:
+def write_file(place: str, data: bytes | memoryview, stamp: FileState) -> None:
     """A new file with the time of its source. Raises OSError."""
     flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
     target = os.open(place, flags, stamp.mode | stat.S_IWUSR)

@@ -53,7 +53,7 @@ def test_a_comfyui_that_looks_otherwise_runs_its_prompts(
     command = [sys.executable, run_main.__file__, "main.py"]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
     assert done.stdout.strip() == said, done.stderr
-    assert done.returncode == 0 and done.stderr, "what is left out is reported"
+    assert done.returncode == 0 and done.stderr, "what is left out is said"
 
 
 def test_a_prompt_of_another_shape_is_queued_as_it_is(tmp_path: Path) -> None:

@@ -181,6 +181,31 @@ fail()
     assert [line["level"] for line in lines] == ["WARN", "INFO", "ERROR", "ERROR"]
 
 
+def test_warnings_and_errors_that_nothing_catches_are_masked() -> None:
+    """Python writes both to standard error by itself: `warnings.warn`, an error in `__del__`."""
+    program = f"""
+import gc, warnings
+from bootstrap.core import log
+log.set_up(as_json=True)
+warnings.warn("GET https://someone:{SECRET}@host/")
+class Closing:
+    def __del__(self):
+        raise ValueError("{SECRET}")
+    def __repr__(self):
+        return "<closing {SECRET}>"
+Closing()
+gc.collect()
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0 and SECRET not in done.stdout + done.stderr
+    warned, ignored = (json.loads(line) for line in done.stderr.splitlines())
+    assert warned["level"] == "WARN" and "UserWarning: GET https://***@host/" in warned["message"]
+    assert not warned["message"].endswith("\n")
+    assert ignored["level"] == "ERROR" and ignored["message"].endswith("ValueError: hf_***")
+
+
 def test_a_library_that_was_imported_later_is_masked_too() -> None:
     program = f"""
 import logging

@@ -21,12 +21,13 @@ from bootstrap.doctor.facts import Facts
 from bootstrap.doctor.facts.comfyui import ComfyUIFacts, gather_comfyui
 from bootstrap.environment import Judgement, PackagesFacts, judge, judge_child
 from bootstrap.environment.imports import ALIKE, MODULES, hard_imports
-from bootstrap.environment.judge import RequirementState, Verdict, gather_packages
+from bootstrap.environment.judge import RequirementState, Verdict
 from bootstrap.environment.packs import Pack
 from bootstrap.environment.python import Failure, PythonTrouble
 from bootstrap.environment.requirement_files import RequirementFile
 from bootstrap.environment.site_packages import Package
 from bootstrap.environment.store import Record
+from tests.bootstrap.environment.venvs import gather_packages
 
 PYTHON = "/opt/comfyui/bin/python"
 MARKERS = {"python_version": "3.11", "python_full_version": "3.11.7", "sys_platform": "linux"}

@@ -304,6 +304,31 @@ def test_layout(root: Path, tmp_path: Path) -> None:
     assert f"no volume at {tmp_path / 'gone'}" in finding.message
 
 
+@pytest.mark.parametrize("part", ["models", "custom_nodes", "ComfyUI/models/loras"])
+def test_a_part_of_a_volume_is_named_with_the_volume(root: Path, tmp_path: Path, part: str) -> None:
+    (root / part).mkdir(parents=True, exist_ok=True)
+    for finding in (*look(root / part), *check_layout(locate(settings(root / part)))):
+        assert (finding.code, finding.severity) == ("volume.inside", ERROR)
+        assert f"VOLUME_PATH={root} " in finding.fix
+    image = healthy(tmp_path / "image") / "ComfyUI"
+    (finding,) = check_layout(locate(settings(root / part, image)))
+    assert (finding.code, finding.severity) == ("volume.inside", WARNING), "the image's runs"
+
+
+def test_a_comfyui_and_a_folder_of_models_may_be_volumes(root: Path) -> None:
+    assert check_layout(locate(settings(root / "ComfyUI")))[0].code == "volume.found"
+    os.rename(root, root.parent / "models")
+    assert [f.code for f in check_layout(locate(settings(root.parent / "models")))] == [
+        "volume.found"
+    ]
+
+
+def test_a_misspelt_path_is_corrected(root: Path) -> None:
+    near = settings(root.parent / "volum")
+    for finding in (*look(root.parent / "volum"), *check_layout(locate(near))):
+        assert finding.code == "volume.not_found" and f"Did you mean {root}?" in finding.message
+
+
 def test_codes_are_declared_once_and_each_has_a_test() -> None:
     modules = (volume, volume_layout, volume_links)
     codes = [code for module in modules for code in module.CODES]

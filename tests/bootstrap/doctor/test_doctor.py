@@ -15,7 +15,7 @@ import jsonschema
 import pytest
 
 from bootstrap.config import Settings
-from bootstrap.core.findings import Severity
+from bootstrap.core.findings import Severity, ok
 from bootstrap.doctor import facts as gather
 from bootstrap.doctor.checks import ALL_CHECKS, Check, run_checks
 from bootstrap.doctor.facts import Facts, Scope
@@ -48,7 +48,7 @@ def clean_env(demo: DemoVolume, volume: Path) -> dict[str, str]:
 def test_a_healthy_volume_gives_no_warning(clean_env: dict[str, str]) -> None:
     report = examined(clean_env)
     bad = [f for f in report.findings if f.severity.rank >= Severity.WARNING.rank]
-    # The demo's ComfyUI lacks packages on purpose, and a temp folder is no mounted volume.
+    # The demo's ComfyUI lacks packages on purpose, and a temp folder is not a mounted volume.
     expected = {"volume.not_mounted", "comfyui.requirement_wanted", "machine.open_files_low"}
     assert {f.code for f in bad} <= expected, bad
 
@@ -57,10 +57,10 @@ def test_a_check_that_crashes_is_a_finding_and_the_rest_still_run() -> None:
     def crash(_: Facts, __: Settings) -> Any:
         raise RuntimeError("deliberate")
 
-    last = Check("last", lambda *_: [gather._failed("x", ValueError("seen"))])
+    last = Check("last", lambda *_: [ok("volume.found", "seen")])
     found = run_checks(Facts({}), Settings(), [Check("first", crash), last])
-    assert [f.code for f in found] == ["doctor.check_crashed", "doctor.part_failed"]
-    assert "deliberate" in found[0].message
+    assert [f.code for f in found] == ["doctor.check_crashed", "volume.found"]
+    assert found[0].severity is Severity.ERROR and "deliberate" in found[0].message
 
 
 def test_a_part_that_crashes_is_a_finding_and_the_rest_still_run(

@@ -27,7 +27,7 @@ from bootstrap.environment import mirror
 from bootstrap.environment.mirror import Mirror, late, record, record_opened, walk
 from bootstrap.environment.mirror import archive as archives
 from bootstrap.environment.mirror.archive import BadArchive, read_archive
-from bootstrap.environment.mirror.layout import SourceStamp
+from bootstrap.environment.mirror.layout import FileState
 from demo.environment import REPOSITORY
 from tests.bootstrap.environment.test_mirror import archive_of
 from tests.bootstrap.environment.venvs import VolumeVenv, ask, contents, make_venv
@@ -167,7 +167,7 @@ def test_only_a_lack_of_room_asks_for_a_larger_disk(venv: VolumeVenv) -> None:
 def test_a_short_write_is_noticed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     real = os.write
     monkeypatch.setattr(os, "write", lambda file, data: real(file, data[:3]))
-    walk.write_file(str(tmp_path / "a"), b"0123456789", SourceStamp(10, 1))
+    walk.write_file(str(tmp_path / "a"), b"0123456789", FileState(10, 1))
     assert (tmp_path / "a").read_bytes() == b"0123456789"
 
 

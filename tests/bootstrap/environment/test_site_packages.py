@@ -14,9 +14,9 @@ import pytest
 from packaging.utils import canonicalize_name
 
 from bootstrap.environment import PackagesFacts
-from bootstrap.environment.judge import gather_packages
 from bootstrap.environment.python import PythonTrouble
 from bootstrap.environment.site_packages import MOST_LISTED
+from tests.bootstrap.environment.venvs import gather_packages
 
 VERSION = f"{sys.version_info[0]}.{sys.version_info[1]}"
 

@@ -73,8 +73,8 @@ def test_a_preview_goes_along_until_the_next_stage() -> None:
         await progress.drain()
 
     asyncio.run(job())
-    sent = [(u["stage"], u.get("percent"), u.get("preview")) for u in caller.heard]
-    assert sent == [
+    reported = [(u["stage"], u.get("percent"), u.get("preview")) for u in caller.heard]
+    assert reported == [
         ("running", 10.0, None),
         ("running", 10.0, "picture"),
         ("running", 20.0, "picture"),

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +40,7 @@ from bootstrap.comfyui import (
 )
 from bootstrap.comfyui.launch import arguments, count_instances, device_flag, flags_in
 from bootstrap.config import Settings
-from bootstrap.core.findings import Finding
+from bootstrap.core.findings import Finding, Severity
 from bootstrap.core.redact import child_environment
 from bootstrap.core.text import counted
 from bootstrap.doctor import check_layout
@@ -59,7 +60,8 @@ from bootstrap.models.manifest import Manifest
 from bootstrap.models.manifest_file import wanted_here
 from bootstrap.models.prefetch import ReadAhead, memory_for_weights
 from bootstrap.models.recent import Recent
-from bootstrap.volume import locate, volume_root
+from bootstrap.nodes.manifest import nodes_wanted_here
+from bootstrap.volume import Layout, locate, volume_root
 from bootstrap.volume.args_file import check_args_file, read_args_file, with_args_file
 from bootstrap.volume.layout import OWN_FOLDER
 from bootstrap.volume.links import link_models, with_view
@@ -100,13 +102,22 @@ class BootPlan:
 
         self.work = Task("local folder", self._make_workdir)
         self.volume = _bounded("find volume", self._find_volume, self.work, timeout)
-        self.code = Task("copy code", self._copy_code, [self.volume])
+        fetching = settings.nodes_timeout + timeout
+        self.nodes = _bounded("fetch nodes", self._fetch_nodes, self.volume, fetching)
+        self.code = Task("copy code", self._copy_code, [self.volume], after=[self.nodes])
         self.manifest = _bounded("read manifest", self._read_manifest, self.volume, timeout)
         self.links = _bounded("link models", self._link_models, self.volume, timeout)
         self.choice = _bounded("choose Python", self._choose_python, self.volume, probe)
         self.flags = _bounded("ask flags", self._ask_flags, self.choice, probe)
         self.python = _bounded("copy Python", self._copy_python, self.choice, copying)
-        self.packages = _bounded("packages", self._prepare_packages, self.python, installing)
+        self.packages = Task(
+            "packages",
+            self._prepare_packages,
+            [self.python],
+            after=[self.nodes],
+            budget=installing,
+            timeout_hint=_VOLUME_HINT,
+        )
         self.comfyui = Task(
             "start ComfyUI",
             self._start,
@@ -124,7 +135,7 @@ class BootPlan:
     def tasks(self) -> tuple[Task[Any], ...]:
         """All of them, in the order in which their findings are read."""
         return (
-            *(self.work, self.volume, self.code, self.check_machine, self.check_volume),
+            *(self.work, self.volume, self.nodes, self.code, self.check_machine, self.check_volume),
             *(self.manifest, self.links, self.choice, self.flags, self.python, self.packages),
             *(self.comfyui, self.wanted, self.weights),
         )
@@ -154,9 +165,32 @@ class BootPlan:
         count = count_instances(self._settings, self._env, flags)
         return Volume(layout, tuple(links), flags, recent, count)
 
+    def _fetch_nodes(self, row: Stage) -> Layout:
+        """The layout with the packs that NODES_MANIFEST lists. Without them ComfyUI starts, too."""
+        layout = self.volume.value.layout
+        wanted = nodes_wanted_here(self._settings, layout)
+        if wanted is None:
+            row.note = "not needed"
+            return layout
+        from bootstrap.nodes.pull import place_for, pull, summary
+
+        place = place_for(self._settings, layout)
+        results = pull(wanted.packs, place, timeout=self._settings.nodes_timeout)
+        row.add(_as_warnings(wanted.findings))
+        row.add(summary(results))
+        fetched = sum(result.state in ("fetched", "updated") for result in results)
+        row.note = f"{fetched} of {len(results)} fetched"
+        return with_view(locate(self._settings), self.work.value.view) if fetched else layout
+
+    @property
+    def _layout(self) -> Layout:
+        """With the packs that were fetched, if that went well."""
+        return self.nodes.result or self.volume.value.layout
+
     def _copy_code(self, row: Stage) -> Code:
         volume, work = self.volume.value, self.work.value
-        staged, findings = stage_code(self._settings, volume.layout, work)
+        layout = self._layout
+        staged, findings = stage_code(self._settings, layout, work)
         user, more = copy_user(self._settings, volume.layout, work)
         place = staged[0].place if staged else volume.comfyui
         places, copies = [(place, work)], [*staged, *([user] if user is not None else [])]
@@ -176,7 +210,7 @@ class BootPlan:
         row.note = counted(count, "file") if staged else "not needed"
         row.add([*findings, *more, *check_queued(copies)])
         write_back = _write_back(copies, volume.layout.root)
-        return Code(tuple(places), None if staged else volume.layout.nodes, write_back)
+        return Code(tuple(places), None if staged else layout.nodes, write_back)
 
     def _read_manifest(self, row: Stage) -> Manifest:
         manifest = wanted_here(self._settings, self.volume.value.layout)
@@ -237,7 +271,7 @@ class BootPlan:
             work=self.work.value.root,
             timeout=self._settings.packages_timeout,
             arguments=volume.args,
-            nodes=None if volume.layout.nodes is None else str(volume.layout.nodes),
+            nodes=None if self._layout.nodes is None else str(self._layout.nodes),
         )
         made = prepare_packages(place, self._env, self._settings.packages)
         row.note = made.note
@@ -316,6 +350,14 @@ class BootPlan:
 def _bounded(name: str, run: Callable[[Stage], T], need: Task[Any], budget: float) -> Task[T]:
     """A task that touches the volume, which can hold it for ever."""
     return Task(name, run, [need], budget=budget, timeout_hint=_VOLUME_HINT)
+
+
+def _as_warnings(findings: Sequence[Finding]) -> list[Finding]:
+    """A pack that cannot be had keeps no job from running that does without it."""
+    return [
+        replace(found, severity=Severity.WARNING) if found.severity is Severity.ERROR else found
+        for found in findings
+    ]
 
 
 def _write_back(copies: Sequence[Staged], volume: Path) -> WriteBack:

@@ -1,6 +1,7 @@
 """Vocabulary and primitives that every other room builds on, and that know none of them."""
 
 __all__ = [
+    "archive",
     "concurrency",
     "files",
     "findings",

@@ -21,7 +21,7 @@ from bootstrap.environment.requirement_files import (
 from bootstrap.volume.args_file import group_flags
 
 _MOST_TEXT = 1 << 20
-_COMMIT = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")
+COMMIT = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")
 CUSTOM_NODES = "custom_nodes"
 DISABLED = ".disabled"
 MOST_PACKS = 500
@@ -50,7 +50,7 @@ def look_at_git(folder: str) -> Git | None:
     packed = _text(os.path.join(home, "packed-refs")) or ""
     branch = head[len("ref: refs/heads/") :] if head.startswith("ref: refs/heads/") else None
     commit = _commit_of(home, f"refs/heads/{branch}", packed) if branch else head
-    if commit is not None and not _COMMIT.fullmatch(commit):
+    if commit is not None and not COMMIT.fullmatch(commit):
         commit = None
     origin = _origin(_text(os.path.join(home, "config")) or "")
     return Git(

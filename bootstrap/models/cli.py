@@ -5,19 +5,16 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import signal
 import sys
-import threading
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TextIO
 
 from bootstrap.config import Settings, read_settings
-from bootstrap.core.findings import Finding, errors_in
 from bootstrap.core.log import set_up, show
 from bootstrap.core.redact import masked
-from bootstrap.core.terminal import Parser, closing
+from bootstrap.core.terminal import Parser, closing, report, stop_on_signals
 from bootstrap.core.text import size_text
 from bootstrap.models.background import provision_context
 from bootstrap.models.download.progress import meters_for
@@ -184,7 +181,7 @@ def main(
     set_up(settings.log_level)
     stream = sys.stdout if out is None else out
     if findings:
-        return _report(findings, stream)
+        return _FAILED if report(findings, stream) else _OK
     return _Command(arguments, settings, stream, sources, prog).run()
 
 
@@ -255,7 +252,7 @@ class _Command:
             self._say(f"No manifest: put one at {self.layout.root / 'models.json'}, or add a URL:")
             self._say(f"  {self.prog} add https://civitai.com/models/...")
             return _FAILED
-        bad = _report(manifest.findings, self.out)
+        bad = _FAILED if report(manifest.findings, self.out) else _OK
         code: int = getattr(self, self.arguments.command)(manifest)
         return max(code, bad)
 
@@ -279,7 +276,8 @@ class _Command:
             self._say(f"{problem.message}\n  {problem.fix}")
             return _FAILED
         except Unreadable as problem:
-            return _report([problem.finding()], self.out)
+            report([problem.finding()], self.out)
+            return _FAILED
         except OSError as problem:
             self._say(f"{path} cannot be written ({problem.strerror}).")
             return _FAILED
@@ -333,12 +331,12 @@ class _Command:
 
     def pull(self, manifest: Manifest) -> int:
         """Fetch what is missing."""
-        results = provision(manifest.models, self._context(), _stop_on_signals())
+        results = provision(manifest.models, self._context(), stop_on_signals())
         if self.arguments.json:
             receipts = [result.as_dict() for result in results]
             self._say(json.dumps(receipts, indent=2))
         else:
-            _report([f for result in results if (f := result.finding())], self.out)
+            report([f for result in results if (f := result.finding())], self.out)
             there = sum(result.good for result in results)
             self._say(f"{there} of {len(results)} models are there.")
         return _OK if all(result.good or result.spec.optional for result in results) else _FAILED
@@ -363,15 +361,6 @@ class _Command:
         show(f"{masked(text)}\n", self.out)
 
 
-def _stop_on_signals() -> threading.Event:
-    """Ctrl-C and a Pod's end stop in good order, so that the next pull goes on from there."""
-    stop = threading.Event()
-    if threading.current_thread() is threading.main_thread():
-        for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, lambda *_: stop.set())
-    return stop
-
-
 def _mark(step: Step) -> str:
     return "ok     " if step.there else "FAILED " if step.problem else "missing"
 
@@ -384,13 +373,6 @@ def _free(context: ProvisionContext) -> int | None:
         return context.tools.disk.free_bytes(folder)
     except OSError:
         return None
-
-
-def _report(findings: Sequence[Finding], out: TextIO) -> int:
-    for finding in findings:
-        fix = f"  {finding.fix}\n" if finding.fix else ""
-        show(f"{finding.severity.value}: {finding.message}\n{fix}", out)
-    return _FAILED if errors_in(findings) else _OK
 
 
 if __name__ == "__main__":

@@ -152,6 +152,14 @@ class Layout:
         return self.home / "output"
 
     @property
+    def custom_nodes(self) -> Path:
+        """Where the volume's custom nodes are, or would be, which the ComfyUI that runs loads."""
+        if self.nodes is not None:
+            return self.nodes
+        own = self.comfyui if self.comfyui is not None and self.comfyui_on_volume else self.home
+        return own / CUSTOM_NODES
+
+    @property
     def input(self) -> Path:
         """Where people keep input files on the volume."""
         return self.home / "input"

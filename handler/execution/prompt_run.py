@@ -192,7 +192,7 @@ class _Run:
 
     async def _refused(self, refusal: Refused) -> JobError:
         known: list[str] = []
-        if validation.unknown_class(refusal.body) is not None:
+        if validation.refused_class(refusal.body) is not None:
             known = await self.known.names(self.client, self.comfyui.starts)
         return validation.explain(
             refusal.body, self.prompt.workflow, known, self.models, self.prompt.hints

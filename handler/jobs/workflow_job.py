@@ -11,6 +11,7 @@ from typing import Any
 
 from bootstrap.boot import Serving
 from bootstrap.core.findings import Finding
+from bootstrap.nodes.node_map import where_nodes_are
 from handler.common.blocking import TimeUp
 from handler.common.calls import Calls, volume_fault
 from handler.common.errors import Deadline, JobError, timeout_error
@@ -22,7 +23,9 @@ from handler.execution import (
     Prompt,
     PromptExecutor,
     PromptResult,
+    UnknownNode,
     of_node,
+    with_origins,
     with_withheld,
 )
 from handler.inputs import Fetcher, JobInputs, VolumeInputs, missing_inputs
@@ -182,9 +185,24 @@ class WorkflowJobs:
         fault = await self._calls.control.run(
             lambda: volume_fault(self._layout, problem), GRACE_SECONDS
         )
+        if isinstance(problem, UnknownNode) and fault is None:
+            problem = await self._with_origins(problem)
         if fault is not None or self._supply is None:
             return fault or problem
         return await self._supply.explained(problem, request.workflow)
+
+    async def _with_origins(self, problem: UnknownNode) -> UnknownNode:
+        """With the packs that have the nodes, as far as the map on the volume tells."""
+        if not problem.classes:
+            return problem
+        root, nodes = self._layout.root, self._layout.custom_nodes
+        try:
+            date, origins = await self._calls.volume.call(
+                lambda: where_nodes_are(root, nodes, problem.classes), GRACE_SECONDS
+            )
+        except (OSError, TimeUp):
+            return problem
+        return with_origins(problem, date, origins)
 
     async def _place(
         self, request: WorkflowRequest, inputs: JobInputs, deadline: Deadline

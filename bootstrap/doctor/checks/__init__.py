@@ -9,7 +9,7 @@ from bootstrap.comfyui import choose_allocator
 from bootstrap.config import Settings
 from bootstrap.core.findings import Finding, unexpected
 from bootstrap.doctor.checks.allocator import check_allocator
-from bootstrap.doctor.checks.comfyui import check_comfyui
+from bootstrap.doctor.checks.comfyui import check_comfyui, check_wanted_nodes
 from bootstrap.doctor.checks.environment import check_environment, check_runpod
 from bootstrap.doctor.checks.gpu import check_gpu, check_gpu_health
 from bootstrap.doctor.checks.machine import check_machine, check_memory
@@ -75,6 +75,10 @@ def _comfyui(facts: Facts, _: Settings) -> list[Finding]:
     return [*check_comfyui(facts.comfyui, facts.packages), *check_args_file(facts.args)]
 
 
+def _wanted_nodes(facts: Facts, _: Settings) -> list[Finding]:
+    return check_wanted_nodes(facts.wanted_nodes) if facts.wanted_nodes else []
+
+
 def _allocator(facts: Facts, settings: Settings) -> list[Finding]:
     if facts.machine is None:
         return []
@@ -101,6 +105,7 @@ ALL_CHECKS: tuple[Check, ...] = (
     Check("models", _models),
     Check("links to models", lambda facts, _: conflicts(facts.link_plan)),
     Check("comfyui", _comfyui),
+    Check("wanted nodes", _wanted_nodes),
     Check("node imports", _node_imports),
     Check("requirements", _requirements),
     Check("GPU", _of_machine(check_gpu)),

@@ -18,7 +18,12 @@ from typing import Any
 from bootstrap.config import Settings
 from bootstrap.core.findings import Finding, error, unexpected
 from bootstrap.core.redact import masked_data
-from bootstrap.doctor.facts.comfyui import ComfyUIFacts, gather_comfyui
+from bootstrap.doctor.facts.comfyui import (
+    ComfyUIFacts,
+    WantedNodes,
+    gather_comfyui,
+    gather_wanted_nodes,
+)
 from bootstrap.doctor.facts.inventory import Inventory, Progress, gather_models
 from bootstrap.doctor.facts.machine import MachineFacts, gather_machine
 from bootstrap.doctor.facts.throughput import (
@@ -91,6 +96,7 @@ class Facts:
     volume: VolumeFacts | None = None
     models: Inventory | None = None
     comfyui: ComfyUIFacts | None = None
+    wanted_nodes: WantedNodes | None = None
     args: ArgsFile | None = None
     flags: frozenset[str] = frozenset()
     python: Path | None = None
@@ -148,6 +154,7 @@ class _Gatherer:
                     "Python": lambda: self._python(layout),
                     "links": lambda: self._links(layout),
                     "the manifest of models": lambda: self._manifest(layout),
+                    "wanted nodes": lambda: self._wanted_nodes(layout),
                 }
             )
             self._side_by_side(
@@ -198,6 +205,11 @@ class _Gatherer:
     def _arguments(self) -> tuple[str, ...]:
         """What ComfyUI is started with: the endpoint's flags, and the volume's."""
         return with_args_file(self._settings, self._facts.args).comfyui_args
+
+    def _wanted_nodes(self, layout: Layout) -> None:
+        """Only where everything is asked for: a boot fetches them, and says what came of it."""
+        if not self._scope.sections:
+            self._facts.wanted_nodes = gather_wanted_nodes(self._settings, layout)
 
     def _comfyui(self, layout: Layout) -> None:
         if self._scope.includes("comfyui") and layout.comfyui is not None:

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from bootstrap.config import Settings
 from bootstrap.core.concurrency import BoundedCaller, VolumeTimeout
 from bootstrap.core.files import list_folder
+from bootstrap.core.findings import Finding
 from bootstrap.environment.packs import (
     PROJECT_FILE,
     VERSION_FILE,
@@ -24,9 +28,15 @@ from bootstrap.environment.packs import (
     read_version,
 )
 from bootstrap.environment.requirement_files import RequirementFile, comfyui_file, read_text
+from bootstrap.nodes.installed import Found, look
+from bootstrap.nodes.installed import State as PackState
+from bootstrap.nodes.manifest import NodeManifest, nodes_wanted_here
+from bootstrap.nodes.node_map import nodes_in, where_nodes_are
+from bootstrap.volume import Layout
 
 GATHER_SECONDS = 15.0
 MOST_LISTED = 200
+_MOST_WORKFLOW = 16 << 20
 # There in every version since early 2023.
 _ALWAYS = frozenset(
     {"main.py", "nodes.py", "execution.py", "server.py", "folder_paths.py", "comfy", "comfy_extras"}
@@ -150,3 +160,66 @@ def _described(pack: Pack) -> dict[str, Any]:
         "requirements": len(pack.requirements.lines) if pack.requirements else 0,
         "install_script": pack.install_script,
     }
+
+
+@dataclass(frozen=True)
+class WantedNodes:
+    """The packs that the manifest of nodes lists (`listed`), with what is wrong with it, and what
+    there is in place of those that are not there (`absent`). `lacking` has, by the path of a
+    workflow on the volume, the node classes of packs that are not there, and the pack of each, by
+    the map of `date` (empty: none is kept)."""
+
+    listed: int = 0
+    findings: tuple[Finding, ...] = ()
+    absent: tuple[Found, ...] = ()
+    lacking: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
+    date: str = ""
+
+
+def gather_wanted_nodes(
+    settings: Settings, layout: Layout, timeout: float = GATHER_SECONDS
+) -> WantedNodes:
+    """Look for the packs that are wanted, and for those that the volume's workflows need, for
+    `timeout` seconds at most; nothing is found past that, and never raises OSError."""
+    caller = BoundedCaller(timeout)
+    try:
+        return caller.one(lambda: _wanted(settings, layout, caller))
+    except (VolumeTimeout, OSError):
+        return WantedNodes()
+
+
+def _wanted(settings: Settings, layout: Layout, caller: BoundedCaller) -> WantedNodes:
+    nodes = layout.custom_nodes
+    manifest = nodes_wanted_here(settings, layout) or NodeManifest()
+    looked = caller.each(lambda spec: look(spec, nodes), manifest.packs)
+    absent = tuple(found for found in looked if found.state is not PackState.THERE)
+    files = caller.one(lambda: _workflows(layout.root))
+    used = dict(zip(files, caller.each(_classes_in, files), strict=True))
+    names = {name for classes in used.values() for name in classes}
+    date, origins = where_nodes_are(layout.root, nodes, names) if names else ("", {})
+    away = {n: o.packs[0] for n, o in origins.items() if o.packs and not o.installed}
+    lacking = {
+        os.path.relpath(file, layout.root): {n: away[n] for n in classes if n in away}
+        for file, classes in used.items()
+    }
+    lacking = {file: classes for file, classes in lacking.items() if classes}
+    return WantedNodes(len(manifest.packs), manifest.findings, absent, lacking, date)
+
+
+def _workflows(root: Path) -> list[str]:
+    """The files in the volume's folder of named workflows."""
+    found = (
+        os.path.join(home, name)
+        for home, _, names in os.walk(root / "workflows")
+        for name in names
+        if name.endswith(".json") and not name.startswith(".")
+    )
+    return sorted(islice(found, MOST_LISTED))
+
+
+def _classes_in(file: str) -> tuple[str, ...]:
+    try:
+        data = json.loads(read_text(file, _MOST_WORKFLOW) or "")
+    except (ValueError, RecursionError):
+        return ()
+    return tuple(needed.name for needed in nodes_in(data))

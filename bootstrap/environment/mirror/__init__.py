@@ -32,7 +32,7 @@ from pathlib import Path
 from bootstrap.core.concurrency import BoundedCaller, VolumeTimeout, WorkerPool
 from bootstrap.core.findings import Finding, warning
 from bootstrap.core.text import counted, shown, size_text
-from bootstrap.environment.mirror.archive import Archive, BadArchive, read_archive
+from bootstrap.environment.mirror.archive import Archive, DamagedArchive, read_archive
 from bootstrap.environment.mirror.late import LargeFiles, LateFolders
 from bootstrap.environment.mirror.layout import (
     LARGE,
@@ -164,7 +164,7 @@ class _Making:
             archive = self._caller.one(partial(_read_if_there, path))
             if archive is not None:
                 return self._unpack(venv, path, archive)
-        except BadArchive as problem:
+        except DamagedArchive as problem:
             _log.warning("%s cannot be used: %s", path, problem)
         return self._walk(venv, path)
 
@@ -176,7 +176,7 @@ class _Making:
             ).start()
 
     def _unpack(self, venv: MirroredVenv, path: Path, archive: Archive) -> Mirror:
-        """Raises BadArchive besides."""
+        """Raises DamagedArchive besides."""
         self._places.append(self._request.place)
         python, site = self._begin(venv, self._request.place)
         self._check_room(archive.bytes, len(archive.files) + len(archive.tree.folders))
@@ -267,13 +267,13 @@ def _log_of(site: Path) -> Path:
 
 
 def _read_if_there(path: Path) -> Archive | None:
-    """Raises BadArchive."""
+    """Raises DamagedArchive."""
     try:
         return read_archive(path)
     except FileNotFoundError:
         return None
     except OSError as problem:
-        raise BadArchive(problem.strerror or str(problem)) from problem
+        raise DamagedArchive(problem.strerror or str(problem)) from problem
 
 
 def _by_size(mirror: Mirror, paths: Iterable[str]) -> tuple[dict[str, int], dict[str, int]]:

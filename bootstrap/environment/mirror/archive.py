@@ -30,7 +30,7 @@ _BLOCK = 4 << 20
 _NAME_BYTES = 255
 
 
-class BadArchive(Exception):
+class DamagedArchive(Exception):
     """It cannot be used; the message completes "… cannot be used: …"."""
 
 
@@ -88,11 +88,11 @@ def write_archive(
 
 
 def read_archive(path: Path) -> Archive:
-    """The index of an archive. Raises BadArchive, OSError."""
+    """The index of an archive. Raises DamagedArchive, OSError."""
     packed, data_size = _read_index(path)
     archive = _understood(_unpacked(packed))
     if data_size != archive.bytes:
-        raise BadArchive("it is cut off")
+        raise DamagedArchive("it is cut off")
     return archive
 
 
@@ -103,17 +103,17 @@ def _read_index(path: Path) -> tuple[bytes, int]:
         file.seek(max(0, size - _LIKELY_INDEX))
         end = file.read(_LIKELY_INDEX)
         if len(end) < _TRAILER.size:
-            raise BadArchive("it is cut off")
+            raise DamagedArchive("it is cut off")
         magic, length, checksum = _TRAILER.unpack(end[-_TRAILER.size :])
         begin = size - _TRAILER.size - length
         if magic != _MAGIC or begin < 0:
-            raise BadArchive("it is of another version, or cut off")
+            raise DamagedArchive("it is of another version, or cut off")
         if length + _TRAILER.size > len(end):
             file.seek(begin)
             end = file.read(length + _TRAILER.size)
     packed = end[-_TRAILER.size - length : -_TRAILER.size]
     if zlib.crc32(packed) != checksum:
-        raise BadArchive("its index is damaged")
+        raise DamagedArchive("its index is damaged")
     return packed, begin
 
 
@@ -123,10 +123,10 @@ def _unpacked(packed: bytes) -> Any:
         unpacking = zlib.decompressobj()
         text = unpacking.decompress(packed, _MOST_INDEX)
         if not unpacking.eof:
-            raise BadArchive("its index is too long")
+            raise DamagedArchive("its index is too long")
         return json.loads(text)
     except (zlib.error, ValueError, RecursionError) as problem:
-        raise BadArchive("its index is damaged") from problem
+        raise DamagedArchive("its index is damaged") from problem
 
 
 def _grouped(contents: Iterable[Content]) -> Iterator[list[Content]]:
@@ -172,11 +172,11 @@ def _understood(data: Any) -> Archive:
         _check_names(tree)
         archive = Archive(tree, tuple(_blocks(data["blocks"])))
     except (KeyError, ValueError, TypeError, AttributeError) as problem:
-        raise BadArchive(f"its index is not understood ({problem})") from problem
+        raise DamagedArchive(f"its index is not understood ({problem})") from problem
     strangers = [p.path for p in archive.files if not tree.holds(p.path)]
     strangers += [path for path in tree.large if not tree.holds(path)]
     if strangers:
-        raise BadArchive(f"its index does not list {strangers[0]!r}")
+        raise DamagedArchive(f"its index does not list {strangers[0]!r}")
     return archive
 
 

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from bootstrap.core.concurrency import Task, WorkerPool
-from bootstrap.environment.mirror.archive import Archive, BadArchive, Block
+from bootstrap.environment.mirror.archive import Archive, Block, DamagedArchive
 from bootstrap.environment.mirror.late import make_links
 from bootstrap.environment.mirror.layout import BYTECODE, FileState, join
 from bootstrap.environment.mirror.walk import FullCopy, write_file
@@ -54,7 +54,7 @@ class Unpacking:
         self._stale_folders: set[str] = set()
 
     def run(self, timeout: float, tick: Callable[[], None] | None = None) -> bool:
-        """Fill `place`; False if `timeout` seconds were not enough. Raises BadArchive, OSError."""
+        """Fill `place`; False if `timeout` seconds were not enough. Raises DamagedArchive, OSError."""
         end = time.monotonic() + timeout
         self._make_folders()
         self.tree.copied.update({packed.path: packed.stamp for packed in self._archive.files})
@@ -159,15 +159,15 @@ def _taken(items: deque[Item]) -> list[Item]:
 
 
 def _open(path: Path) -> int:
-    """Raises BadArchive."""
+    """Raises DamagedArchive."""
     try:
         return os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     except OSError as problem:
-        raise BadArchive(problem.strerror or str(problem)) from problem
+        raise DamagedArchive(problem.strerror or str(problem)) from problem
 
 
 def _read_block(descriptor: int, block: Block) -> memoryview:
-    """Raises BadArchive."""
+    """Raises DamagedArchive."""
     data = bytearray(block.size)
     view, position = memoryview(data), block.offset
     try:
@@ -176,7 +176,7 @@ def _read_block(descriptor: int, block: Block) -> memoryview:
         # It is not read again: the memory is for what comes.
         os.posix_fadvise(descriptor, block.offset, block.size, os.POSIX_FADV_DONTNEED)
     except OSError as problem:  # of another kind than one of the local disk
-        raise BadArchive(problem.strerror or str(problem)) from problem
+        raise DamagedArchive(problem.strerror or str(problem)) from problem
     if view or zlib.crc32(data) != block.checksum:
-        raise BadArchive("its content is damaged")
+        raise DamagedArchive("its content is damaged")
     return memoryview(data)

@@ -84,11 +84,13 @@ class StreamingHasher:
 
 @dataclass(frozen=True)
 class Wanted:
-    """What is known beforehand about the content of a file called `name`."""
+    """What is known beforehand about the content of a file called `name`. `weights`: it is a model
+    unless its name says otherwise; the content of other files is for those who ask to judge."""
 
     name: str
     size: int | None = None
     sha256: str | None = None
+    weights: bool = True
 
     @property
     def extension(self) -> str:
@@ -113,7 +115,7 @@ def check_content(path: Path, wanted: Wanted) -> tuple[str, ...]:
     if wanted.size is not None:
         check_size(size, wanted.size)
         checked.append("size")
-    if wanted.text_is_fine:
+    if wanted.text_is_fine or not wanted.weights:
         return tuple(checked)
     _judge(examine(str(path), size, ByteSemaphore(MOST_HEADER), wanted.extension), size)
     if wanted.extension in (*SAFETENSORS, GGUF):

@@ -24,6 +24,7 @@ __all__ = [
     "HubFile",
     "Link",
     "Sources",
+    "WebFile",
     "civitai",
     "host_of",
     "https",

@@ -54,7 +54,8 @@ class Unpacking:
         self._stale_folders: set[str] = set()
 
     def run(self, timeout: float, tick: Callable[[], None] | None = None) -> bool:
-        """Fill `place`; False if `timeout` seconds were not enough. Raises DamagedArchive, OSError."""
+        """Fill `place`; False if `timeout` seconds were not enough. Raises DamagedArchive,
+        OSError."""
         end = time.monotonic() + timeout
         self._make_folders()
         self.tree.copied.update({packed.path: packed.stamp for packed in self._archive.files})

@@ -52,7 +52,7 @@ from bootstrap.volume.layout import OWN_FOLDER
 
 _log = logging.getLogger(__name__)
 
-INSTALL, REPORT = "install", "report"
+INSTALL = "install"
 _READ_SECONDS = 15.0
 _LOOK_EVERY = 0.2
 _FORMAT = 2
@@ -82,8 +82,8 @@ class Place:
 @dataclass(frozen=True)
 class PackageSet:
     """What came of it. `path` is what PYTHONPATH must be, None where nothing is added; `programs`
-    are folders for the end of PATH. `judgement` is without the set. `asked_by` says who asked
-    for an installed package. `seconds` are of the parts, by name; `note` is for the timeline.
+    are folders for the end of PATH. `judgement` is without the set. `seconds` are of the parts, by
+    name; `note` is for the timeline.
 
     An error among the `findings` says that this ComfyUI cannot start."""
 
@@ -92,7 +92,6 @@ class PackageSet:
     findings: tuple[Finding, ...] = ()
     judgement: Judgement | None = None
     record: Record = field(default_factory=Record)
-    asked_by: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     seconds: Mapping[str, float] = field(default_factory=dict)
     note: str = "nothing is missing"
     loading: Loading | None = None
@@ -185,7 +184,6 @@ def prepare_packages(
         findings=tuple(findings),
         judgement=judgement,
         record=record,
-        asked_by={unit.name: unit.owners for unit in units if unit.name in record.installed},
         seconds=seconds,
         note=counted(len(record.installed), "package") if record.installed else "all refused",
         loading=making.loading,

@@ -23,7 +23,7 @@ import pytest
 from bootstrap.core.archive import Limits
 from bootstrap.core.files import Disk
 from bootstrap.core.findings import Severity
-from bootstrap.core.temp_names import key_of
+from bootstrap.core.temp_files import key_of
 from bootstrap.net.addresses import AddressPolicy
 from bootstrap.nodes import pull as module
 from bootstrap.nodes.installed import RECEIPT, read_receipt, verify

@@ -252,7 +252,7 @@ def test_a_manifest_with_a_bom_is_fine(root: Path) -> None:
     assert run(root).returncode == 0
 
 
-def test_an_unresolved_secret_is_this_machines_and_told_once(root: Path) -> None:
+def test_an_unresolved_secret_is_this_machines_and_reported_once(root: Path) -> None:
     secret = "{{ RUNPOD_SECRET_hf }}"
     done = run(root, HF_TOKEN=secret)
     assert (done.returncode, codes(done)) == (0, []), done.stdout

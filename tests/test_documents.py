@@ -21,7 +21,7 @@ from bootstrap.core.findings import DOCS, docs_url
 from bootstrap.models.installed import Receipt
 from bootstrap.models.manifest import parse_manifest
 from bootstrap.models.manifest_entry import ModelSpec
-from bootstrap.models.provision import Result
+from bootstrap.models.provision import ProvisionResult
 from handler.request import fields, params, parse
 from handler.request.named_workflows import NamedWorkflows
 from handler.request.parse import (
@@ -130,7 +130,7 @@ def test_json_about_models_is_what_the_worker_takes_and_gives() -> None:
             seen.add("progress")
         else:
             spec = ModelSpec("m", "https://x.y/m", "loras")
-            given = Result(spec, "fetched", receipt=Receipt(1, 1, None, ())).as_dict()
+            given = ProvisionResult(spec, "fetched", receipt=Receipt(1, 1, None, ())).as_dict()
             (reported,) = example["models"]
             assert set(reported) == set(given)
             assert isinstance(given["receipt"], dict) and set(reported["receipt"]) == set(

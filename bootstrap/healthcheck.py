@@ -13,7 +13,7 @@ import tempfile
 from pathlib import Path
 
 _NAME = "comfyui-health-{}.sock"
-_PATIENCE = 2.0
+_ANSWER_SECONDS = 2.0
 
 
 def socket_path(name: str) -> Path:
@@ -29,7 +29,7 @@ def socket_paths() -> list[Path]:
 def connected(path: Path) -> socket.socket | None:
     """A connection to the worker that listens there; None when nothing does."""
     connection = socket.socket(socket.AF_UNIX)
-    connection.settimeout(_PATIENCE)
+    connection.settimeout(_ANSWER_SECONDS)
     try:
         connection.connect(str(path))
     except OSError:
@@ -54,7 +54,7 @@ def _answer(connection: socket.socket) -> tuple[bool, str]:
             answer = json.loads(stream.readline())
             return bool(answer["healthy"]), str(answer["text"])
     except OSError:
-        return False, f"the worker lives, but did not answer within {_PATIENCE:g} s"
+        return False, f"the worker lives, but did not answer within {_ANSWER_SECONDS:g} s"
     except (ValueError, TypeError, KeyError):
         return False, "the worker ended before it had answered"
 

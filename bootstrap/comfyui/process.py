@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import IO
 
 from bootstrap.comfyui import run_main
-from bootstrap.comfyui.exits import PORT_TAKEN, Exit, explain_exit
+from bootstrap.comfyui.exits import Exit, explain_exit
 from bootstrap.comfyui.launch import Folders, arguments
 from bootstrap.comfyui.log_lines import LogLines
 from bootstrap.core import guard
@@ -105,7 +105,7 @@ class ComfyUI:
                 return False
             self._collect()
             # A port that was taken behind our back may be so again: any free one then.
-            taken = bool(self.exits) and explain_exit(self.exits[-1]).code == PORT_TAKEN
+            taken = bool(self.exits) and explain_exit(self.exits[-1]).port_taken
             self.port = _free_port(0 if taken else self.launch.port)
             self.was_ready = False
             self._process = self._spawn()

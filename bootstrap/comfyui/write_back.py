@@ -18,7 +18,7 @@ from collections.abc import Iterator, Sequence
 from functools import partial
 
 from bootstrap.comfyui.stage import PRIVATE, Staged
-from bootstrap.core.concurrency import Crew
+from bootstrap.core.concurrency import WorkerPool
 from bootstrap.core.files import Stamp, publish_new, replacing, stays_within
 from bootstrap.core.text import named
 
@@ -91,7 +91,7 @@ class _Copy:
             except OSError as problem:
                 self._tell(path, problem.strerror or str(problem))
 
-        Crew(_THREADS).run([partial(carry, *changed) for changed in self._changed(settled)])
+        WorkerPool(_THREADS).run([partial(carry, *changed) for changed in self._changed(settled)])
         other = sorted(path for path in kept if not path.endswith(_BYTECODE))
         if other:
             _log.info("kept on the volume: %s", named(other))

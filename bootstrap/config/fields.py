@@ -20,7 +20,7 @@ _ON = ("1", "true", "yes", "on")
 
 
 @dataclass(frozen=True)
-class Kind:
+class SettingType:
     """What a variable may hold. `parse` raises ValueError, with the reason if there is more to say
     than `allowed` says."""
 
@@ -177,7 +177,7 @@ def _bucket_places(text: str) -> tuple[str, ...]:
     return places
 
 
-def integer(low: int, high: int) -> Kind:
+def integer(low: int, high: int) -> SettingType:
     """A whole number from `low` to `high`."""
 
     def parse(text: str) -> int:
@@ -189,10 +189,10 @@ def integer(low: int, high: int) -> Kind:
             raise ValueError("out of range")
         return value
 
-    return Kind(f"a whole number from {low} to {high}", parse)
+    return SettingType(f"a whole number from {low} to {high}", parse)
 
 
-def number(low: float, high: float) -> Kind:
+def number(low: float, high: float) -> SettingType:
     """A finite number from `low` to `high`."""
 
     def parse(text: str) -> float:
@@ -204,14 +204,14 @@ def number(low: float, high: float) -> Kind:
             raise ValueError("out of range")
         return value
 
-    return Kind(f"a number from {_written(low)} to {_written(high)}", parse)
+    return SettingType(f"a number from {_written(low)} to {_written(high)}", parse)
 
 
 def _written(bound: float) -> str:
     return f"{bound:,.0f}" if bound == int(bound) else f"{bound:g}"
 
 
-def one_of(*choices: str) -> Kind:
+def one_of(*choices: str) -> SettingType:
     """One of some words, in any case."""
 
     def parse(text: str) -> str:
@@ -219,27 +219,31 @@ def one_of(*choices: str) -> Kind:
             raise ValueError("")
         return text.lower()
 
-    return Kind(" or ".join(f"`{c}`" for c in choices), parse)
+    return SettingType(" or ".join(f"`{c}`" for c in choices), parse)
 
 
-ABSOLUTE_PATH = Kind("an absolute path", _absolute_path)
-VOLUME = Kind("an absolute path, but not a system folder such as `/` or `/usr`", _volume)
-PATH_ON_VOLUME = Kind("a path below the volume's root, without `..`", _path_on_volume)
-BOOLEAN = Kind("`true` or `false`", _boolean)
-TEXT = Kind("any text", _text)
-HOST = Kind("a host name such as `models.example.com`, with `:port` where it is not 443", _host)
-HOSTS = Kind("host names such as `huggingface.co` or `*.example.com`, separated by commas", _hosts)
-URL = Kind("a web address such as `https://s3.example.com`, without login or query", _url)
-BUCKET_NAME = Kind("letters, digits, dots, dashes and underscores", _bucket_name)
-BUCKET_PLACES = Kind(
+ABSOLUTE_PATH = SettingType("an absolute path", _absolute_path)
+VOLUME = SettingType("an absolute path, but not a system folder such as `/` or `/usr`", _volume)
+PATH_ON_VOLUME = SettingType("a path below the volume's root, without `..`", _path_on_volume)
+BOOLEAN = SettingType("`true` or `false`", _boolean)
+TEXT = SettingType("any text", _text)
+HOST = SettingType(
+    "a host name such as `models.example.com`, with `:port` where it is not 443", _host
+)
+HOSTS = SettingType(
+    "host names such as `huggingface.co` or `*.example.com`, separated by commas", _hosts
+)
+URL = SettingType("a web address such as `https://s3.example.com`, without login or query", _url)
+BUCKET_NAME = SettingType("letters, digits, dots, dashes and underscores", _bucket_name)
+BUCKET_PLACES = SettingType(
     "names such as `uploads` or `media/inputs/`, separated by commas", _bucket_places
 )
-NAMES = Kind("variable names, separated by commas", _names)
-COMFYUI_ARGUMENTS = Kind(
+NAMES = SettingType("variable names, separated by commas", _names)
+COMFYUI_ARGUMENTS = SettingType(
     "ComfyUI flags, but for those the worker sets (`--listen`, `--port`, folders, database)",
     _comfyui_arguments,
 )
-SECRET = Kind("a token without white space", _secret, secret=True)
+SECRET = SettingType("a token without white space", _secret, secret=True)
 
 
 @dataclass(frozen=True)
@@ -247,7 +251,7 @@ class Variable:
     """One environment variable: its name and aliases, what it means and what it may hold."""
 
     name: str
-    kind: Kind
+    kind: SettingType
     meaning: str
     default: str
     aliases: tuple[str, ...] = ()
@@ -270,7 +274,9 @@ class Variable:
         return None
 
 
-def var(name: str, kind: Kind, default: Any, meaning: str, shown: str = "", *aliases: str) -> Any:
+def var(
+    name: str, kind: SettingType, default: Any, meaning: str, shown: str = "", *aliases: str
+) -> Any:
     """A dataclass field for one variable; `shown` is its default as documents word it."""
     variable = Variable(name, kind, meaning, shown or _shown(default), aliases)
     return field(default=default, metadata={"variable": variable})
@@ -323,7 +329,7 @@ def _shown(default: Any) -> str:
     return str(default).lower() if isinstance(default, bool) else str(default)
 
 
-def _wrong(name: str, text: str, kind: Kind, problem: str) -> Finding:
+def _wrong(name: str, text: str, kind: SettingType, problem: str) -> Finding:
     shown = MASK if kind.secret else repr(masked(text)[:80])
     why = f" ({problem})" if problem else ""
     return error(

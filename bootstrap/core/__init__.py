@@ -6,12 +6,11 @@ __all__ = [
     "files",
     "findings",
     "guard",
-    "lease",
     "log",
     "memory",
     "page_cache",
     "redact",
-    "temp_names",
+    "temp_files",
     "terminal",
     "text",
 ]

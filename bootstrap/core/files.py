@@ -20,7 +20,7 @@ from itertools import chain, count, islice
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
-from bootstrap.core.temp_names import lease_name
+from bootstrap.core.temp_files import lease_name
 
 # More names than this in one of the folders looked at are not looked at.
 MOST_NAMES = 5000
@@ -287,7 +287,7 @@ def open_regular(path: Path) -> BinaryIO:
 
 
 def part_beside(final: Path) -> Path:
-    """A name for what is not whole yet; core/temp_names.py knows it, should we be killed."""
+    """A name for what is not whole yet; core/temp_files.py knows it, should we be killed."""
     return final.parent / f".{uuid.uuid4().hex}.part"
 
 

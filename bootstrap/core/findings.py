@@ -110,6 +110,14 @@ class Fault(Exception):
         self.fix = fix
         self.details: Mapping[str, Any] = details
 
+    def finding(
+        self, about: str = "", severity: Severity = Severity.ERROR, /, **more: Any
+    ) -> Finding:
+        """What the fault says, as a finding; `about` stands before its sentence, `more` are further
+        details."""
+        message = f"{about}: {self.message}" if about else self.message
+        return Finding(self.code, severity, message, self.fix, details={**self.details, **more})
+
 
 def error(code: str, message: str, fix: str, /, **details: Any) -> Finding:
     """A fault the user must fix before jobs can run."""

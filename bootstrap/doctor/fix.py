@@ -18,15 +18,15 @@ from typing import ClassVar
 
 from bootstrap.core.files import Disk, publish, replacing, stays_within
 from bootstrap.core.findings import Finding, info, warning
-from bootstrap.core.temp_names import Leftover, identity_of
+from bootstrap.core.temp_files import Leftover, identity_of
 from bootstrap.core.text import counted, named, size_text
 from bootstrap.doctor.checks.model_places import misnamed_in
 from bootstrap.doctor.facts.inventory import Inventory, holdings_of
-from bootstrap.doctor.facts.volume_facts import Leads, LinkFact, State, VolumeFacts
+from bootstrap.doctor.facts.volume_facts import Leads, LinkFact, VolumeFacts, VolumeState
 from bootstrap.doctor.facts.volume_places import Stray
 from bootstrap.volume import MODELS, Layout
 from bootstrap.volume import links as apply
-from bootstrap.volume.link_plan import Action, LinkPlan, Unlink
+from bootstrap.volume.link_plan import Action, LinkPlan, RemoveLink
 
 CODES = {
     "fix.folders_made": "Missing folders were made.",
@@ -56,7 +56,7 @@ class RemoveLinks:
     """Remove broken links that our link plan made."""
 
     codes: ClassVar = frozenset({"links.ours_broken"})
-    links: tuple[Unlink, ...]
+    links: tuple[RemoveLink, ...]
 
     @property
     def paths(self) -> tuple[str, ...]:
@@ -129,13 +129,17 @@ def plan_fixes(
 
     Asks the disk which links are ours, and changes nothing.
     """
-    if facts.silent_after is not None or facts.state is not State.FOLDER or not _furnished(facts):
+    if (
+        facts.silent_after is not None
+        or facts.state is not VolumeState.FOLDER
+        or not _furnished(facts)
+    ):
         return []
     folders = tuple(p for p in _missing_folders(facts) if stays_within(p, facts.root))
     removed = tuple(
         action
         for action in apply.plan_for(layout).actions
-        if isinstance(action, Unlink) and stays_within(action.place, facts.root)
+        if isinstance(action, RemoveLink) and stays_within(action.place, facts.root)
     )
     stale = tuple(
         leftover

@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from bootstrap.core.redact import child_environment, masked
-from bootstrap.environment.modules import ALIKE, MODULES, HardImport, hard_imports
+from bootstrap.environment.imports import ALIKE, MODULES, HardImport, hard_imports
 from bootstrap.environment.packs import Requirements
-from bootstrap.environment.python import ASK_SECONDS, Failure, Trouble, ask_python
+from bootstrap.environment.python import ASK_SECONDS, Failure, PythonTrouble, ask_python
 from bootstrap.environment.requirement_files import COMFYUI, RequirementFile
 from bootstrap.environment.site_packages import PackagesFacts, packages_facts
 
@@ -168,7 +168,7 @@ def judge(
             return Judgement(packages, requirements.version)
         return _understood(packages, requirements, hard, said)
     except (KeyError, TypeError, ValueError) as problem:
-        failure = Failure(Trouble.FAILED, f"its answer is not understood ({problem!r})")
+        failure = Failure(PythonTrouble.FAILED, f"its answer is not understood ({problem!r})")
         return Judgement(PackagesFacts(str(python), failure), requirements.version)
 
 

@@ -24,17 +24,17 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 
-from bootstrap.core.concurrency import SilentError, Together
+from bootstrap.core.concurrency import BoundedCaller, VolumeTimeout
 from bootstrap.core.files import Disk
 from bootstrap.core.findings import Finding
-from bootstrap.core.lease import BEAT, STALE, Lease
 from bootstrap.core.redact import masked
+from bootstrap.core.temp_files import BEAT, STALE, Lease
 from bootstrap.core.text import counted
 from bootstrap.environment import report
 from bootstrap.environment.build import Builder
+from bootstrap.environment.imports import hard_imports
 from bootstrap.environment.judge import Judgement, RequirementState, judge
 from bootstrap.environment.loading import Loading, write_hook
-from bootstrap.environment.modules import hard_imports
 from bootstrap.environment.packs import Requirements, read_requirements
 from bootstrap.environment.resolve import Unit, units_of
 from bootstrap.environment.store import (
@@ -152,9 +152,9 @@ def prepare_packages(
     """
     start = time.monotonic()
     try:
-        reading = Together(_READ_SECONDS)
+        reading = BoundedCaller(_READ_SECONDS)
         asked = read_requirements(str(place.comfyui), reading, place.nodes, place.arguments)
-    except SilentError:
+    except VolumeTimeout:
         return PackageSet(note="requirements could not be read")
     judgement = judge(place.python, env, asked, place.arguments)
     if not judgement.packages.usable:

@@ -7,8 +7,8 @@ from pathlib import Path
 
 from bootstrap.core.findings import Finding, error, info, ok, warning
 from bootstrap.core.text import counted, joined, named, shown
+from bootstrap.environment.imports import HardImport
 from bootstrap.environment.judge import Judgement, Verdict
-from bootstrap.environment.modules import HardImport
 from bootstrap.environment.requirement_files import COMFYUI
 from bootstrap.environment.resolve import Unit, units_of
 from bootstrap.environment.site_packages import pip_install

@@ -11,8 +11,8 @@ from typing import Any
 
 from bootstrap.config import Settings
 from bootstrap.core.files import write_whole
-from bootstrap.core.findings import Finding, error
-from bootstrap.core.temp_names import beside, new_owner
+from bootstrap.core.findings import Fault
+from bootstrap.core.temp_files import beside, new_owner
 from bootstrap.core.text import BOM, IN_ENDPOINT
 from bootstrap.models.manifest import VERSION, Manifest, is_workflow, parse_manifest
 from bootstrap.models.manifest_entry import ModelSpec
@@ -37,12 +37,8 @@ MODELS = ManifestKind(
 )
 
 
-class Unreadable(Exception):
-    """The manifest cannot be had; `finding` says why."""
-
-    def __init__(self, finding: Finding) -> None:
-        super().__init__(finding.message)
-        self.finding = finding
+class Unreadable(Fault):
+    """The manifest cannot be had."""
 
 
 def find_manifest(
@@ -64,7 +60,7 @@ def load_manifest(setting: str | None, root: Path, allow_http: bool = False) -> 
         label = MODELS.variable if isinstance(source, str) else str(source)
         return parse_manifest(read_data(source), label, allow_http)
     except Unreadable as problem:
-        return Manifest(findings=(problem.finding,))
+        return Manifest(findings=(problem.finding(),))
 
 
 def wanted_here(settings: Settings, layout: Layout) -> Manifest:
@@ -81,9 +77,9 @@ def read_data(source: Path | str, kind: ManifestKind = MODELS) -> Any:
     except _Broken as why:
         place = "the file" if isinstance(source, Path) else f"it {IN_ENDPOINT}"
         fix = f"Correct {place}; `{kind.page}` shows how it looks."
-        raise Unreadable(error("manifest.unreadable", f"{label}: {why}.", fix)) from None
+        raise Unreadable("manifest.unreadable", f"{label}: {why}.", fix) from None
     except _NoYaml:
-        raise Unreadable(_no_yaml(label)) from None
+        raise _no_yaml(label) from None
 
 
 class _NoYaml(Exception):
@@ -108,12 +104,11 @@ def _decode(source: Path | str, kind: ManifestKind) -> Any:
         raise _Broken("it is not UTF-8 text") from None
     except OSError as problem:
         why = problem.strerror or str(problem)
-        finding = error(
+        raise Unreadable(
             "manifest.unreadable",
             f"{source}: cannot be read ({why}).",
             f"Put the manifest there, or correct or remove {kind.variable}.",
-        )
-        raise Unreadable(finding) from None
+        ) from None
     return _decode_yaml(text) if yaml else _decode_json(text)
 
 
@@ -123,11 +118,9 @@ def add_entry(path: Path, spec: ModelSpec) -> bool:
     data: Any = read_data(path) if os.path.exists(path) else {"version": VERSION, "models": []}
     if not isinstance(data, dict) or is_workflow(data) or not isinstance(data.get("models"), list):
         raise Unreadable(
-            error(
-                "manifest.unreadable",
-                f"{path}: entries cannot be added to it.",
-                f"Correct the file; `{MODELS.page}` shows how it looks.",
-            )
+            "manifest.unreadable",
+            f"{path}: entries cannot be added to it.",
+            f"Correct the file; `{MODELS.page}` shows how it looks.",
         )
     models: list[Any] = data["models"]
     entry = spec.as_entry()
@@ -203,8 +196,8 @@ def _decode_yaml(text: str) -> Any:
         raise _Broken(f"it is not valid YAML ({problem})") from None
 
 
-def _no_yaml(label: str) -> Finding:
-    return error(
+def _no_yaml(label: str) -> Unreadable:
+    return Unreadable(
         "manifest.no_yaml",
         f"{label} cannot be read: this Python has no PyYAML.",
         "Install PyYAML, or write the manifest as JSON.",
@@ -213,9 +206,7 @@ def _no_yaml(label: str) -> Finding:
 
 def _too_large(path: Path, size: int, limit: int) -> Unreadable:
     return Unreadable(
-        error(
-            "manifest.too_large",
-            f"{path} has {size:,} bytes; the most is {limit:,}.",
-            "Split it, or take out what a manifest needs not.",
-        )
+        "manifest.too_large",
+        f"{path} has {size:,} bytes; the most is {limit:,}.",
+        "Split it, or take out what a manifest needs not.",
     )

@@ -96,13 +96,13 @@ class Request:
         try:
             self._wait_for_the_one_before()
             self._choose()
-            crew = [
+            threads = [
                 threading.Thread(target=self._read, args=(number,), daemon=True)
                 for number in range(self._threads if self._blocks else 0)
             ]
-            for thread in crew:
+            for thread in threads:
                 thread.start()
-            for thread in crew:
+            for thread in threads:
                 thread.join()
         finally:
             self.reading.seconds = time.monotonic() - self._began

@@ -37,6 +37,14 @@ class Recent:
         named = models if isinstance(models, list) else []
         return [m for m in named if isinstance(m, str) and _is_below(m)][:_MOST_MODELS]
 
+    def likely(self, wanted: str) -> list[str]:
+        """What to read ahead, by the text of PREFETCH_MODELS: `last`, `none`, or paths below
+        `models/`, separated by commas."""
+        if wanted.lower() == "last":
+            return self.models()
+        listed = "" if wanted.lower() == "none" else wanted
+        return [name.strip() for name in listed.split(",") if name.strip()]
+
     def workflow(self) -> Mapping[str, Any] | None:
         """The last workflow that succeeded, where one was kept."""
         workflow = self._read().get("workflow")

@@ -25,7 +25,7 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import Any, NamedTuple
 
-from bootstrap.core.concurrency import Allowance
+from bootstrap.core.concurrency import ByteSemaphore
 from bootstrap.volume.categories import GGUF, extension_of
 
 SAFETENSORS = frozenset({".safetensors", ".sft"})
@@ -80,7 +80,9 @@ class Examined:
     fingerprint: bytes = b""
 
 
-def examine(path: str, size: int, allowance: Allowance, extension: str | None = None) -> Examined:
+def examine(
+    path: str, size: int, allowance: ByteSemaphore, extension: str | None = None
+) -> Examined:
     """Look at the beginning of the weights file at `path`, of `size` bytes; raises nothing.
 
     `extension` is the one it will have, for a file that has not got its name yet.
@@ -122,7 +124,7 @@ def _advise_random(file: int) -> None:
         os.posix_fadvise(file, 0, 0, os.POSIX_FADV_RANDOM)
 
 
-def _examine_open(file: int, extension: str, size: int, allowance: Allowance) -> Examined:
+def _examine_open(file: int, extension: str, size: int, allowance: ByteSemaphore) -> Examined:
     head = os.pread(file, min(size, _FIRST_READ), 0)
     if extension in SAFETENSORS and _begins_like_safetensors(head, size):
         return _examine_safetensors(file, head, size, allowance)
@@ -161,7 +163,7 @@ def _is_text(data: bytes) -> bool:
     return all(character >= " " or character in "\t\r\n\f" for character in text)
 
 
-def _examine_safetensors(file: int, head: bytes, size: int, allowance: Allowance) -> Examined:
+def _examine_safetensors(file: int, head: bytes, size: int, allowance: ByteSemaphore) -> Examined:
     length = int.from_bytes(head[:8], "little")
     other = _other_format(head)
     if other is not None:

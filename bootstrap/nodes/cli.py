@@ -99,7 +99,7 @@ class Step:
         if self.host:
             data |= {"host": self.host, "size": self.size}
         if self.problem is not None:
-            data["problem"] = self.problem.finding(self.spec.name).as_dict()
+            data["problem"] = self.problem.finding(self.spec.name, pack=self.spec.name).as_dict()
         return data
 
     def line(self) -> str:
@@ -152,7 +152,7 @@ def main(
     try:
         return _Command(arguments, settings, stream, sources, prog).run()
     except Unreadable as problem:
-        report([problem.finding], stream)
+        report([problem.finding()], stream)
         return _FAILED
 
 

@@ -123,7 +123,7 @@ def load_nodes(setting: str | None, root: Path, allow_http: bool = False) -> Nod
     try:
         found = parse_nodes(read_data(source, NODES), label, allow_http)
     except Unreadable as problem:
-        return NodeManifest(findings=(problem.finding,), path=path)
+        return NodeManifest(findings=(problem.finding(),), path=path)
     return NodeManifest(found.packs, found.findings, path)
 
 
@@ -345,11 +345,9 @@ def add_packs(path: Path, specs: Sequence[PackSpec]) -> list[PackSpec]:
 
 def _not_ours(path: Path) -> Unreadable:
     return Unreadable(
-        error(
-            "nodes.manifest_shape",
-            f"{path}: entries cannot be added to it.",
-            "Give another file with --manifest; a snapshot stays as its tool wrote it.",
-        )
+        "nodes.manifest_shape",
+        f"{path}: entries cannot be added to it.",
+        "Give another file with --manifest; a snapshot stays as its tool wrote it.",
     )
 
 

@@ -23,20 +23,19 @@ from typing import Any
 
 from bootstrap.config import Settings
 from bootstrap.core.archive import ArchiveTooLarge, BadArchive, Limits, comment_of, unpack
-from bootstrap.core.concurrency import Crew
+from bootstrap.core.concurrency import WorkerPool
 from bootstrap.core.files import contains
 from bootstrap.core.findings import Finding, Severity, info, ok, warning
-from bootstrap.core.lease import BEAT, STALE, Lease
-from bootstrap.core.temp_names import HOUR, key_of, new_owner
+from bootstrap.core.temp_files import BEAT, HOUR, STALE, Lease, key_of, new_owner
 from bootstrap.core.text import counted, typed
 from bootstrap.environment.packs import COMMIT
-from bootstrap.models.background import workplace_for
+from bootstrap.models.background import provision_context
 from bootstrap.models.download.download import Download
-from bootstrap.models.download.part import quiet_for, sweep
+from bootstrap.models.download.part import sweep, unchanged_for
 from bootstrap.models.download.progress import FileMeter, LogMeter, MakeMeter
 from bootstrap.models.download.verify import Wanted, hash_file
 from bootstrap.models.sources.https import Https
-from bootstrap.net.errors import DownloadError, Lost, Stopped, disk_error, stopped
+from bootstrap.net.errors import DownloadError, OwnershipLost, Stopped, disk_error, stopped
 from bootstrap.nodes.installed import (
     RECEIPT,
     TRACKING,
@@ -124,7 +123,7 @@ class PackPlace:
 
 def place_for(settings: Settings, layout: Layout, make_meter: MakeMeter = LogMeter) -> PackPlace:
     """Where and with what this worker keeps packs."""
-    tools = workplace_for(settings, layout).tools
+    tools = provision_context(settings, layout).tools
     https = Https(settings.download_token, settings.download_token_host)
     own = layout.root / OWN_FOLDER / "nodes"
     return PackPlace(layout.custom_nodes, own, layout.root, PackSources(tools, https), make_meter)
@@ -150,7 +149,7 @@ def pull(
         return lambda: results.__setitem__(index, job.bring(specs[index]))
 
     job.clean()
-    if not Crew(_AT_ONCE).run([task(i) for i in range(len(specs))], timeout):
+    if not WorkerPool(_AT_ONCE).run([task(i) for i in range(len(specs))], timeout):
         stop.set()
     return tuple(
         results.get(i) or PackResult(spec, "stopped", problem=_late(timeout))
@@ -193,7 +192,7 @@ class _Job:
             return self._there(spec) or self._bring(spec)
         except DownloadError as problem:
             return PackResult(spec, "failed", problem=problem)
-        except (Stopped, Lost):
+        except (Stopped, OwnershipLost):
             return PackResult(spec, "stopped", problem=stopped())
         except OSError as problem:
             failed = disk_error(problem, self._place.nodes, None)
@@ -283,7 +282,7 @@ class _Job:
             Wanted(archive.name, None, digest, weights=False),
             self._tools,
             _Bounded(meter, spec.name),
-            quiet_for(self._place.stale),
+            unchanged_for(self._place.stale),
         )
         try:
             fetched = download.run(self._stop)
@@ -335,7 +334,8 @@ class _Job:
                 f"the archive is of the commit {comment}, wanted is {pin.commit}.",
                 "Try again; if it stays, the server is wrong.",
             )
-        files = {name: hash_file(new / name, self._stop) for name in names if name != RECEIPT}
+        names = [name for name in names if name.partition("/")[0] != RECEIPT]
+        files = {name: hash_file(new / name, self._stop) for name in names}
         if isinstance(pin, RegistryPin):
             (new / TRACKING).write_text("\n".join(names), "utf-8")
         _remove(new / RECEIPT)

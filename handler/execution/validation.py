@@ -14,7 +14,7 @@ from typing import Any
 
 from bootstrap.core.text import joined
 from bootstrap.volume.categories import GGUF, PT_EXTENSIONS, extension_of
-from handler.common.errors import JobError, described, nearest
+from handler.common.errors import JobError, NodeFailed, described, nearest
 from handler.execution.missing_nodes import unknown_class, unknown_nodes
 from handler.request.workflow import Workflow, bad_links, needed_by
 
@@ -81,7 +81,7 @@ def of_node(hints: Sequence[JobError], error: JobError) -> JobError:
     """The hint about the node that raised `error` where there is one, with what the node said."""
     node_id = error.details.get("node_id")
     found = [hint for hint in hints if hint.details.get("node_id") == node_id]
-    if error.code != "job.node_failed" or not found:
+    if not isinstance(error, NodeFailed) or not found:
         return error
     first = combined(found)
     return JobError(first.code, first.message, first.fix, **{**error.details, **first.details})

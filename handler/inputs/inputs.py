@@ -17,8 +17,7 @@ from pathlib import Path
 from bootstrap.core.archive import ArchiveTooLarge, BadArchive, Limits, unpack
 from bootstrap.net.addresses import shown
 from handler.common.blocking import Pool
-from handler.common.deadline import Deadline
-from handler.common.errors import JobError, nearest
+from handler.common.errors import Deadline, JobError, nearest
 from handler.common.media_types import HEAD_BYTES, extension_for, wrong_content
 from handler.inputs.fetch import Fetcher, RemoteFile
 from handler.inputs.volume_cache import ROOM_FIX, VolumeInputs

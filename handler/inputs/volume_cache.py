@@ -20,13 +20,12 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 
-from bootstrap.core.concurrency import Crew
+from bootstrap.core.concurrency import WorkerPool
 from bootstrap.core.files import Stamp, replacing
 from bootstrap.volume import Layout
 from bootstrap.volume.search import USUAL_ROOTS
 from handler.common.calls import VolumeWatchdog
-from handler.common.deadline import Deadline
-from handler.common.errors import JobError, short
+from handler.common.errors import Deadline, JobError, short
 from handler.request.references import NamedFile, is_folder_input, named_files, replace_texts
 from handler.request.workflow import Workflow
 
@@ -157,7 +156,7 @@ class VolumeInputs:
             if not deadline.expired:
                 self._ensure(source / path, target / path, user)
 
-        Crew(_AT_ONCE).run([partial(bring, path) for path in files])
+        WorkerPool(_AT_ONCE).run([partial(bring, path) for path in files])
 
     def _check_room(self, source: Path, files: dict[str, int]) -> None:
         """Raises JobError for a folder that the local disk does not hold."""

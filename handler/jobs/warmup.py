@@ -14,8 +14,7 @@ from bootstrap.config import Settings
 from bootstrap.core.findings import Finding, ok, warning
 from bootstrap.models.recent import Recent
 from bootstrap.volume import Layout
-from handler.common.deadline import Deadline, timeout_error
-from handler.common.errors import JobError
+from handler.common.errors import Deadline, JobError, timeout_error
 from handler.models.prefetch import find_model
 from handler.request.references import named_models
 from handler.request.workflow import Workflow, read_workflow

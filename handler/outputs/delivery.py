@@ -25,8 +25,7 @@ from bootstrap.volume import Layout
 from handler.common import reply
 from handler.common.blocking import TimeUp, together
 from handler.common.calls import Calls
-from handler.common.deadline import Deadline
-from handler.common.errors import JobError
+from handler.common.errors import Deadline, JobError
 from handler.outputs.collect import (
     CollectedOutputs,
     collect_outputs,

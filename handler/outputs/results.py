@@ -11,7 +11,7 @@ from typing import Any
 
 from bootstrap.config.bucket import Bucket
 from bootstrap.core.files import Stamp
-from handler.common.deadline import Deadline
+from handler.common.errors import Deadline
 from handler.request.fields import OutputOptions
 
 NO_OUTPUT = "the workflow ran, but its nodes reported no output"

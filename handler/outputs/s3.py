@@ -23,7 +23,7 @@ from bootstrap.core.files import open_regular
 from bootstrap.net.addresses import AddressPolicy, Target, shown, without_query
 from bootstrap.net.errors import DownloadError
 from bootstrap.net.http import Channel, Connections
-from handler.common.deadline import Deadline
+from handler.common.errors import Deadline
 from handler.request.fields import PutAddress
 
 _MB = 1024 * 1024

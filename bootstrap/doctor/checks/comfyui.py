@@ -9,7 +9,7 @@ from bootstrap.core.findings import Finding, error, info, ok, warning
 from bootstrap.core.text import counted, named, shown, typed
 from bootstrap.doctor.facts.comfyui import ComfyUIFacts, WantedNodes
 from bootstrap.environment import PackagesFacts
-from bootstrap.environment.packs import Pack, State
+from bootstrap.environment.packs import Pack, PackState
 from bootstrap.nodes.installed import Found
 
 CODES = {
@@ -110,23 +110,25 @@ def _interpreter(packages: PackagesFacts) -> Iterator[Finding]:
 
 def _empty_packs(comfyui: ComfyUIFacts) -> Iterator[Finding]:
     for pack in comfyui.active:
-        if pack.state is not State.GOOD:
+        if pack.state is not PackState.GOOD:
             yield _empty(pack)
 
 
 def _empty(pack: Pack) -> Finding:
     path = shown(pack.path)
     reasons = {
-        State.EMPTY: f"{path} is empty: a clone or a submodule that was never filled.",
-        State.NO_INIT: f"{path} has no __init__.py, so ComfyUI cannot import it.",
-        State.LINK_BROKEN: f"{path} is a broken link.",
-        State.UNREADABLE: f"{path} cannot be read.",
+        PackState.EMPTY: f"{path} is empty: a clone or a submodule that was never filled.",
+        PackState.NO_INIT: f"{path} has no __init__.py, so ComfyUI cannot import it.",
+        PackState.LINK_BROKEN: f"{path} is a broken link.",
+        PackState.UNREADABLE: f"{path} cannot be read.",
     }
     fixes = {
-        State.EMPTY: f"`{typed('rmdir', pack.path)}`, then clone the custom node again.",
-        State.NO_INIT: f"If it is none, take it out of ComfyUI's sight: `{_disable(pack)}`.",
-        State.LINK_BROKEN: f"`{typed('rm', pack.path)}` removes the link; clone the node instead.",
-        State.UNREADABLE: f"`{typed('chmod', '-R', 'u+rwX', pack.path)}` on a Pod.",
+        PackState.EMPTY: f"`{typed('rmdir', pack.path)}`, then clone the custom node again.",
+        PackState.NO_INIT: f"If it is none, take it out of ComfyUI's sight: `{_disable(pack)}`.",
+        PackState.LINK_BROKEN: (
+            f"`{typed('rm', pack.path)}` removes the link; clone the node instead."
+        ),
+        PackState.UNREADABLE: f"`{typed('chmod', '-R', 'u+rwX', pack.path)}` on a Pod.",
     }
     fix = fixes.get(pack.state, f"`{_disable(pack)}`")
     if pack.only_git:

@@ -86,11 +86,9 @@ def _noted(judgement: Judgement, comfyui: ComfyUIFacts) -> list[Finding]:
 
 
 def _of_comfyui(comfyui: ComfyUIFacts, judgement: Judgement) -> list[Finding]:
-    found = [*report.cannot_start(judgement), *_core(comfyui, judgement)]
-    found += _noted(judgement, comfyui)
-    if comfyui.own is None or any(f.code.startswith("comfyui.requirement") for f in found):
-        return found
-    return [*found, ok("comfyui.requirements_met", _MET)]
+    lacking = [*report.cannot_start(judgement), *_core(comfyui, judgement)]
+    met = [] if lacking or comfyui.own is None else [ok("comfyui.requirements_met", _MET)]
+    return [*lacking, *_noted(judgement, comfyui), *met]
 
 
 def _core(comfyui: ComfyUIFacts, judgement: Judgement) -> list[Finding]:

@@ -19,7 +19,7 @@ from bootstrap.doctor.checks.volume_layout import (
     several,
 )
 from bootstrap.doctor.checks.volume_links import check_leftovers, check_links, check_paths
-from bootstrap.doctor.facts.volume_facts import Access, Space, State, VolumeFacts
+from bootstrap.doctor.facts.volume_facts import Access, Space, VolumeFacts, VolumeState
 from bootstrap.volume import COMFYUI, Layout
 
 CODES = {
@@ -68,11 +68,11 @@ def check_presence(facts: VolumeFacts) -> list[Finding]:
     root = shown(facts.root)
     if facts.silent_after is not None:
         return [_silent(facts, root)]
-    if facts.state is State.MISSING:
+    if facts.state is VolumeState.MISSING:
         return [_absent(facts, "volume.not_found", f"There is no volume at {root}.")]
-    if facts.state is State.FILE:
+    if facts.state is VolumeState.FILE:
         return [_not_a_folder(root)]
-    if facts.state is not State.FOLDER:
+    if facts.state is not VolumeState.FOLDER:
         return [_bad(facts, root)]
     if facts.meant is not None:
         return [inside(facts.root, facts.meant, facts.comfyui)]

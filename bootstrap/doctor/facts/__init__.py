@@ -188,7 +188,7 @@ class _Gatherer:
                 progress=self._scope.progress,
                 timeout=left,
                 most_headers=None if self._scope.deep else LIGHT_HEADERS,
-                shelves=further_folders(layout.comfyui) if layout.comfyui else None,
+                extra_roots=further_folders(layout.comfyui) if layout.comfyui else None,
             )
 
     def _links(self, layout: Layout) -> None:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from bootstrap.config import Settings
-from bootstrap.core.concurrency import SilentError, Together
+from bootstrap.core.concurrency import BoundedCaller, VolumeTimeout
 from bootstrap.core.files import list_folder
 from bootstrap.core.findings import Finding
 from bootstrap.environment.packs import (
@@ -106,41 +106,43 @@ def gather_comfyui(
     start = time.monotonic()
     path = str(comfyui)
     try:
-        found = _gather(path, None if nodes is None else str(nodes), arguments, Together(timeout))
-    except SilentError:
+        found = _gather(
+            path, None if nodes is None else str(nodes), arguments, BoundedCaller(timeout)
+        )
+    except VolumeTimeout:
         found = {"silent_after": timeout}
     return ComfyUIFacts(path, seconds=time.monotonic() - start, **found)
 
 
 def _gather(
-    path: str, nodes: str | None, arguments: Sequence[str], together: Together
+    path: str, nodes: str | None, arguments: Sequence[str], caller: BoundedCaller
 ) -> dict[str, Any]:
     names = (*_IMPORTING, VERSION_FILE, PROJECT_FILE)
-    read = together.each(lambda name: read_text(os.path.join(path, name)), names)
+    read = caller.each(lambda name: read_text(os.path.join(path, name)), names)
     texts = {name: text for name, text in zip(names, read, strict=True) if text is not None}
-    git = together.one(lambda: look_at_git(path))
-    version, source = read_version(path, together, git)
+    git = caller.one(lambda: look_at_git(path))
+    version, source = read_version(path, caller, git)
     return {
         "version": version,
         "version_source": source,
         "git": git,
-        "missing": _missing(path, texts, together),
-        "own": together.one(lambda: comfyui_file(path, arguments)),
-        "packs": gather_packs(path, together, nodes, arguments),
+        "missing": _missing(path, texts, caller),
+        "own": caller.one(lambda: comfyui_file(path, arguments)),
+        "packs": gather_packs(path, caller, nodes, arguments),
     }
 
 
-def _missing(path: str, texts: Mapping[str, str], together: Together) -> tuple[str, ...]:
+def _missing(path: str, texts: Mapping[str, str], caller: BoundedCaller) -> tuple[str, ...]:
     """Needed and absent: a file, or a folder that is not there or empty."""
     needed = set(_ALWAYS)
     for name in _IMPORTING:
         needed |= _SOMETIMES & set(_IMPORT.findall(texts.get(name, "")))
-    top = together.one(lambda: list_folder(path))
+    top = caller.one(lambda: list_folder(path))
     if top.trouble is not None:
         return ()
     gone = {n for n in needed if not {n, f"{n}.py"} & top.names}
     folders = sorted(needed & (top.folders | top.links))
-    listed = together.each(lambda name: list_folder(os.path.join(path, name)), folders)
+    listed = caller.each(lambda name: list_folder(os.path.join(path, name)), folders)
     empty = {n for n, f in zip(folders, listed, strict=True) if _is_empty(f.names, f.trouble)}
     blank = {name for name, text in texts.items() if name in needed and not text.strip()}
     return tuple(sorted(gone | empty | blank))
@@ -179,20 +181,20 @@ def gather_wanted_nodes(
 ) -> WantedNodes:
     """Look for the packs that are wanted, and for those that the volume's workflows need, for
     `timeout` seconds at most; nothing is found past that, and never raises OSError."""
-    together = Together(timeout)
+    caller = BoundedCaller(timeout)
     try:
-        return together.one(lambda: _wanted(settings, layout, together))
-    except (SilentError, OSError):
+        return caller.one(lambda: _wanted(settings, layout, caller))
+    except (VolumeTimeout, OSError):
         return WantedNodes()
 
 
-def _wanted(settings: Settings, layout: Layout, together: Together) -> WantedNodes:
+def _wanted(settings: Settings, layout: Layout, caller: BoundedCaller) -> WantedNodes:
     nodes = layout.custom_nodes
     manifest = nodes_wanted_here(settings, layout) or NodeManifest()
-    looked = together.each(lambda spec: look(spec, nodes), manifest.packs)
+    looked = caller.each(lambda spec: look(spec, nodes), manifest.packs)
     absent = tuple(found for found in looked if found.state is not PackState.THERE)
-    files = together.one(lambda: _workflows(layout.root))
-    used = dict(zip(files, together.each(_classes_in, files), strict=True))
+    files = caller.one(lambda: _workflows(layout.root))
+    used = dict(zip(files, caller.each(_classes_in, files), strict=True))
     names = {name for classes in used.values() for name in classes}
     date, origins = where_nodes_are(layout.root, nodes, names) if names else ("", {})
     away = {n: o.packs[0] for n, o in origins.items() if o.packs and not o.installed}

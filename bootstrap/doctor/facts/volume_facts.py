@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from bootstrap.core.files import Folder, Trouble, contains, trouble_of
-from bootstrap.core.temp_names import Leftover
+from bootstrap.core.temp_files import Leftover
 from bootstrap.doctor.facts.volume_places import ModelPath, Stray
 from bootstrap.environment import Venv
 from bootstrap.volume import COMFYUI
@@ -145,7 +145,7 @@ def look_at_space(path: str) -> Space:
 def try_writing(folder: str) -> Writing:
     """Make a file in `folder`, flush it to the disk, remove it.
 
-    core/temp_names.py knows its name, should this process be killed meanwhile.
+    core/temp_files.py knows its name, should this process be killed meanwhile.
     """
     path = os.path.join(folder, f".{uuid.uuid4().hex}.part")
     started = time.monotonic()
@@ -188,7 +188,7 @@ def look_at_access(path: str) -> Access | None:
     )
 
 
-class State(str, Enum):
+class VolumeState(str, Enum):
     """What is at the volume's path. `BAD` is what cannot be asked; see `trouble`."""
 
     FOLDER = "folder"
@@ -229,7 +229,7 @@ class VolumeFacts:
     root: str
     real: str = ""
     silent_after: float | None = None
-    state: State | None = None
+    state: VolumeState | None = None
     trouble: Trouble | None = None
     mount: Mount | None = None
     top: Folder | None = None

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from bootstrap.core.concurrency import Together
+from bootstrap.core.concurrency import BoundedCaller
 from bootstrap.core.files import Folder, contains, list_folder
 from bootstrap.models.weights_file import kind_of_weights
 from bootstrap.volume import CUSTOM_NODES, MODELS
@@ -159,18 +159,18 @@ class Stray:
     belongs: str
 
 
-def find_strays(folders: Iterable[Folder], home: str, together: Together) -> list[Stray]:
+def find_strays(folders: Iterable[Folder], home: str, caller: BoundedCaller) -> list[Stray]:
     """Category folders with models in them that lie straight in one of `folders`."""
     found = [
         Stray(path, os.path.join(home, _PROPER[os.path.basename(path).casefold()]))
         for folder in folders
         for path in folder.paths(frozenset(n for n in folder.folders if n.casefold() in _PROPER))
     ]
-    holds = together.each(lambda stray: _holds_weights(stray.path), found)
+    holds = caller.each(lambda stray: _holds_weights(stray.path), found)
     return [stray for stray, models in zip(found, holds, strict=True) if models]
 
 
-def find_loose(folders: Iterable[Folder], home: str, together: Together) -> list[Stray]:
+def find_loose(folders: Iterable[Folder], home: str, caller: BoundedCaller) -> list[Stray]:
     """Models that lie straight in one of `folders`, with the folder for their kind where their
     contents tell it."""
     once = {folder.path: folder for folder in folders}
@@ -180,7 +180,7 @@ def find_loose(folders: Iterable[Folder], home: str, together: Together) -> list
         for p in folder.paths(folder.files)
         if extension_of(p) in _LOOSE
     ]
-    kinds = together.each(kind_of_weights, paths[:_MOST_LOOSE])
+    kinds = caller.each(kind_of_weights, paths[:_MOST_LOOSE])
     kinds += [""] * (len(paths) - len(kinds))
     return [
         Stray(path, os.path.join(home, kind) if kind else "")

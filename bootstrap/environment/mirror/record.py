@@ -18,14 +18,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from bootstrap.core.files import Disk, replacing
-from bootstrap.core.lease import Lease
-from bootstrap.core.temp_names import look_at_leftover
+from bootstrap.core.temp_files import Lease, look_at_leftover
 from bootstrap.environment.mirror.archive import Content, Packed, write_archive
-from bootstrap.environment.mirror.tree import (
+from bootstrap.environment.mirror.layout import (
     LARGE,
     FileState,
-    Folder,
-    Tree,
+    ListedFolder,
+    MirrorTree,
     is_fresh,
     source_of,
     with_late_folders,
@@ -75,12 +74,12 @@ def read_opened(log: Path, site: Path, source: Path) -> Opened:
 
 
 @dataclass(frozen=True)
-class Record:
+class ArchiveWriter:
     """An archive about to be made: `tree` is what the mirror at `site` holds of `source`."""
 
     source: Path
     site: Path
-    tree: Tree
+    tree: MirrorTree
 
     def write(self, wanted: Iterable[str], archive: Path, timeout: float) -> int:
         """Put the archive there, complete or not at all; the number of files, 0 when another
@@ -112,15 +111,15 @@ class Record:
         sweep(archive)
         return count
 
-    def _tree_of(self, files: Sequence[Packed]) -> Tree:
+    def _tree_of(self, files: Sequence[Packed]) -> MirrorTree:
         """All folders in which something is needed. Bytecode that this worker has compiled is not
         on the volume, and has a name all the same."""
         folders = dict(self.tree.folders)
         for path in (packed.path for packed in files if not self.tree.holds(packed.path)):
             parent, name = os.path.split(path)
-            folder = folders.get(parent, Folder(0))
-            folders[parent] = Folder(folder.mtime_ns, folder.files | {name}, folder.links)
-        whole = Tree(folders, large=self.tree.large, late=self.tree.late)
+            folder = folders.get(parent, ListedFolder(0))
+            folders[parent] = ListedFolder(folder.mtime_ns, folder.files | {name}, folder.links)
+        whole = MirrorTree(folders, large=self.tree.large, late=self.tree.late)
         return with_late_folders(whole, [*(packed.path for packed in files), *whole.large])
 
     def _contents(self, wanted: Iterable[str], settled: int, end: float) -> Iterator[Content]:

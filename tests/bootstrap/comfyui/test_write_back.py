@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from bootstrap.comfyui.stage import Plan, Staged, stage
+from bootstrap.comfyui.stage import CopyPlan, Staged, stage
 from bootstrap.comfyui.write_back import WriteBack
 
 PACK = "custom_nodes/pack"
@@ -24,7 +24,7 @@ def copy(tmp_path: Path) -> Staged:
     (root / "main.py").write_text("main")
     (root / PACK / "config.json").write_text("old")
     (root / PACK / "other.json").write_text("old")
-    return stage(Plan(root, tmp_path / "local/stage", 10**9, 30))[0]
+    return stage(CopyPlan(root, tmp_path / "local/stage", 10**9, 30))[0]
 
 
 def there(copy: Staged) -> set[str]:

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from bootstrap.core.files import Disk, Stamp, open_regular, publish_copy, publish_new, replacing
-from bootstrap.core.temp_names import lease_name
+from bootstrap.core.temp_files import lease_name
 
 ROOT = Path(__file__).parents[3]
 

@@ -17,7 +17,7 @@ from bootstrap.core.findings import Finding, Severity, worst_first
 from bootstrap.core.text import named, shown, size_text, typed
 from bootstrap.doctor.checks.models import CODES, check_models
 from bootstrap.doctor.facts.inventory import Inventory, gather_models
-from bootstrap.doctor.facts.walk import Problem
+from bootstrap.doctor.facts.walk import WalkProblem
 from bootstrap.models.weights_file import Examined, State
 from tests.support.model_folders import (
     HTML,
@@ -273,7 +273,7 @@ def test_an_incomplete_look_says_so_and_no_more(tmp_path: Path) -> None:
 
 def test_what_cannot_be_read(models: Path) -> None:
     inventory = gather_models([models])
-    closed = Problem(str(models / "my loras"), os.strerror(13), 13)
+    closed = WalkProblem(str(models / "my loras"), os.strerror(13), 13)
     (finding,) = unusual(check_models(replace(inventory, problems=(closed,), problem_count=1)))
     assert finding.code == "models.unreadable" and "Permission denied" in finding.message
     assert f"chmod -R a+rX '{models}/my loras'" in finding.fix

@@ -20,10 +20,10 @@ from bootstrap.doctor.checks.requirements import MOST_PACKS, check_requirements
 from bootstrap.doctor.facts import Facts
 from bootstrap.doctor.facts.comfyui import ComfyUIFacts, gather_comfyui
 from bootstrap.environment import Judgement, PackagesFacts, judge, judge_child
+from bootstrap.environment.imports import ALIKE, MODULES, hard_imports
 from bootstrap.environment.judge import RequirementState, Verdict
-from bootstrap.environment.modules import ALIKE, MODULES, hard_imports
 from bootstrap.environment.packs import Pack
-from bootstrap.environment.python import Failure, Trouble
+from bootstrap.environment.python import Failure, PythonTrouble
 from bootstrap.environment.requirement_files import RequirementFile
 from bootstrap.environment.site_packages import Package
 from bootstrap.environment.store import Record
@@ -256,7 +256,7 @@ def test_disabled_packs_ask_for_nothing() -> None:
 
 
 def test_an_interpreter_that_cannot_be_used_is_said_once_elsewhere() -> None:
-    broken = PackagesFacts(PYTHON, Failure(Trouble.MISSING, "there is no such file"))
+    broken = PackagesFacts(PYTHON, Failure(PythonTrouble.MISSING, "there is no such file"))
     assert check(comfyui(Alpha="missing\n"), Have(broken)) == []
     other = replace(packages().facts, other_versions=("3.10",), packages=())
     assert check(comfyui(), Have(other)) == []

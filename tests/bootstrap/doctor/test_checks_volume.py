@@ -21,7 +21,7 @@ from bootstrap.core.findings import Finding, Severity
 from bootstrap.doctor.checks import volume, volume_layout, volume_links
 from bootstrap.doctor.checks.volume import check_layout, check_volume
 from bootstrap.doctor.facts.volume import gather_volume
-from bootstrap.doctor.facts.volume_facts import Space, State, VolumeFacts, Writing
+from bootstrap.doctor.facts.volume_facts import Space, VolumeFacts, VolumeState, Writing
 from bootstrap.volume import Layout, locate
 from bootstrap.volume.layout import Mount
 from tests.support.volumes import (
@@ -108,7 +108,7 @@ def test_a_volume_that_vanishes_under_a_worker(tmp_path: Path) -> None:
 
 
 def test_without_volume_path_an_image_needs_no_volume(tmp_path: Path) -> None:
-    facts = VolumeFacts("/runpod-volume", state=State.MISSING, comfyui="/opt/ComfyUI")
+    facts = VolumeFacts("/runpod-volume", state=VolumeState.MISSING, comfyui="/opt/ComfyUI")
     (finding,) = check_volume(facts, Settings())
     assert (finding.code, finding.severity) == ("volume.not_found", INFO)
 
@@ -121,7 +121,7 @@ def test_a_volume_on_this_machines_own_disk_is_reported(root: Path) -> None:
 SEEN = VolumeFacts(
     "/runpod-volume",
     "/runpod-volume",
-    state=State.FOLDER,
+    state=VolumeState.FOLDER,
     mount=Mount("/runpod-volume", "fuse", "mfs#m:9421", "MooseFS", True, False),
     space=Space(4 * TB, TB, 0, 0),
     writing=Writing(0.01, 0.0),
@@ -145,7 +145,7 @@ def test_silence_comes_alone() -> None:
 @pytest.mark.parametrize("name", ["ENOTCONN", "ESTALE", "EIO"])
 def test_a_broken_mount_is_the_machines_fault(name: str) -> None:
     trouble = Trouble(name, "of a test")
-    (finding,) = checked(state=State.BAD, trouble=trouble)
+    (finding,) = checked(state=VolumeState.BAD, trouble=trouble)
     assert finding.code == "volume.io_error" and finding.host_fault
     finding = only(checked(writing=Writing(1, trouble=trouble)), "volume.io_error")
     assert finding.host_fault and name in finding.message

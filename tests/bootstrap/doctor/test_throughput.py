@@ -83,7 +83,7 @@ def test_a_volume_that_never_answers(
         return blocks
 
     monkeypatch.setattr(os, "preadv", preadv)
-    monkeypatch.setattr(throughput, "PATIENCE", 0.1)
+    monkeypatch.setattr(throughput, "EXTRA_SECONDS", 0.1)
     found = measure_throughput(
         [str(write(tmp_path / "a", bytes(100 * blocks)))], [], most_seconds=0.1
     )

@@ -13,12 +13,12 @@ from pathlib import Path
 
 import pytest
 
-from bootstrap.core.concurrency import Together
+from bootstrap.core.concurrency import BoundedCaller
 from bootstrap.core.findings import Finding, Outcome, Severity
 from bootstrap.environment import loading, store
+from bootstrap.environment.imports import hard_imports
 from bootstrap.environment.judge import RequirementState, judge
 from bootstrap.environment.loading import load
-from bootstrap.environment.modules import hard_imports
 from bootstrap.environment.package_set import PackageSet, Place, kept_set, prepare_packages
 from bootstrap.environment.packs import read_requirements
 from bootstrap.environment.store import KEPT_DAYS, KEPT_SETS, BadSet, Record, keep
@@ -164,7 +164,7 @@ def test_what_is_asked_for_follows_the_command_line(
     (rig.comfyui / "manager_requirements.txt").write_text("comfyui_manager==4.2.2\n")
     rig.node("a", "one")
     rig.node("b", "two")
-    asked = read_requirements(str(rig.comfyui), Together(10), arguments=arguments)
+    asked = read_requirements(str(rig.comfyui), BoundedCaller(10), arguments=arguments)
     assert [line for file in asked.files for line in file.lines] == lines
 
 
@@ -786,7 +786,7 @@ def test_the_checker_says_what_the_worker_says(rig: Rig, index: PackageIndex) ->
     make_wheel(index.folder, "tiny-one", "1.5")
     rig.core("tiny-one", "comfyui-frontend-package==1.48.7")
     rig.node("a", "no-such-package")
-    asked = read_requirements(str(rig.comfyui), Together(10))
+    asked = read_requirements(str(rig.comfyui), BoundedCaller(10))
     before = judge(rig.small.python, os.environ, asked)
     assert kept_set(rig.volume, before) is None
     made = rig.prepare(index.env())

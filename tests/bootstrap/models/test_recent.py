@@ -74,10 +74,10 @@ def test_several_workers_leave_one_whole_record(tmp_path: Path) -> None:
         for turn in range(20):
             Recent(tmp_path, "ep").note([f"{number}/{turn}.bin"])
 
-    crew = [threading.Thread(target=work, args=(n,)) for n in range(6)]
-    for thread in crew:
+    threads = [threading.Thread(target=work, args=(n,)) for n in range(6)]
+    for thread in threads:
         thread.start()
-    while any(thread.is_alive() for thread in crew):
+    while any(thread.is_alive() for thread in threads):
         for path in tmp_path.rglob("*.json"):
             assert json.loads(path.read_text())["version"] == 1
     assert len(os.listdir(tmp_path / ".comfyui-worker/recent")) == 1

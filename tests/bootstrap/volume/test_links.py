@@ -1,4 +1,4 @@
-"""Link plans on real file systems: what gets visible, what survives, what many do at once."""
+"""MakeLink plans on real file systems: what gets visible, what survives, what many do at once."""
 
 from __future__ import annotations
 

@@ -14,7 +14,7 @@ import pytest
 
 from handler.common import calls
 from handler.common.blocking import Pool, TimeUp
-from handler.common.calls import VolumeSilent, VolumeWatchdog
+from handler.common.calls import NoResponse, VolumeWatchdog
 from handler.common.errors import JobError
 
 T = TypeVar("T")
@@ -39,7 +39,7 @@ def silence(monkeypatch: pytest.MonkeyPatch) -> Iterator[threading.Event]:
 
     monkeypatch.setattr(os.path, "lexists", lexists)
     monkeypatch.setattr(calls, "_LOOK_EVERY", 0.1)
-    monkeypatch.setattr(calls, "_PATIENCE", 0.2)
+    monkeypatch.setattr(calls, "_RESPONSE_SECONDS", 0.2)
     yield over
     over.set()
 
@@ -79,11 +79,11 @@ def test_a_silent_volume_is_given_up_and_asked_by_one_thread_only(
     tmp_path: Path, silence: threading.Event
 ) -> None:
     volume, before = watchdog(tmp_path), threading.active_count()
-    with pytest.raises(VolumeSilent, match="does not answer"):
+    with pytest.raises(NoResponse, match="does not answer"):
         call(volume, silence.wait)
     begun = threading.Event()
     for _ in range(20):
-        with pytest.raises(VolumeSilent):
+        with pytest.raises(NoResponse):
             call(volume, begun.set)
     assert not begun.is_set(), "not even tried while it is known"
     assert threading.active_count() == before + 2, "the first work, and the one look"

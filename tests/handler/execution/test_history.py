@@ -8,7 +8,7 @@ import pytest
 
 from bootstrap.comfyui import prompt_hooks
 from handler.common.errors import CODES, ComfyBroken, JobError
-from handler.execution import history
+from handler.execution import history, node_progress
 
 ID = "11111111-2222-3333-4444-555555555555"
 OUTPUTS = {"9": {"images": [{"filename": "a.png", "subfolder": "", "type": "output"}]}}
@@ -61,7 +61,7 @@ def raised(kind: str, message: str = "it broke\n") -> dict[str, Any]:
     ],
 )
 def test_only_the_end_of_this_prompt_is_news(message: dict[str, Any], expected: bool) -> None:
-    assert history.announces_end(message, ID) is expected
+    assert node_progress.announces_end(message, ID) is expected
 
 
 def test_without_an_entry_nothing_has_ended() -> None:

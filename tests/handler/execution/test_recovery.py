@@ -14,8 +14,7 @@ import pytest
 from bootstrap.comfyui import ComfyUI
 from bootstrap.config import Settings
 from handler.common.blocking import Pool
-from handler.common.deadline import Deadline
-from handler.common.errors import JobError
+from handler.common.errors import Deadline, JobError
 from handler.execution.recovery import ComfyRecovery, MemoryRelief
 from tests.bootstrap.comfyui.test_process import behave
 from tests.support import fake_comfyui

@@ -13,8 +13,7 @@ from bootstrap.config import Settings
 from bootstrap.config.bucket import Bucket, bucket_of
 from bootstrap.core.redact import Secret
 from handler.common.calls import Calls
-from handler.common.deadline import Deadline
-from handler.common.errors import JobError
+from handler.common.errors import Deadline, JobError
 from handler.inputs.fetch import Fetcher, RemoteFile, signed_url
 from tests.support.s3_server import BUCKET, KEY_ID, SECRET, S3Server, s3_server
 

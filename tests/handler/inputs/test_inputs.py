@@ -18,8 +18,7 @@ from hypothesis import strategies as st
 from bootstrap.config import Settings
 from bootstrap.volume import Layout
 from handler.common.calls import Calls
-from handler.common.deadline import Deadline
-from handler.common.errors import JobError
+from handler.common.errors import Deadline, JobError
 from handler.inputs.fetch import Fetcher
 from handler.inputs.inputs import JobInputs
 from handler.inputs.volume_cache import VolumeInputs
@@ -178,7 +177,7 @@ def test_nothing_stays_when_the_disk_gets_full(
 
 _IN_A_NARROW_LOCALE = """
 import asyncio, pathlib, sys
-from handler.common.deadline import Deadline
+from handler.common.errors import Deadline
 from handler.common.errors import JobError
 from handler.request.fields import InputFile
 from tests.handler.inputs.test_inputs import TEXT, job_inputs, load

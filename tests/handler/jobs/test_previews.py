@@ -18,8 +18,8 @@ from PIL import Image
 from bootstrap.config import Settings
 from handler.common.calls import Calls
 from handler.common.errors import JobError
-from handler.jobs import workflow_job as module
-from handler.jobs.workflow_job import Previews, small_jpeg
+from handler.jobs import previews as module
+from handler.jobs.previews import Previews, small_jpeg
 from handler.request.fields import ProgressOptions, read_progress
 from handler.request.parse import WorkflowRequest, parse_request
 from handler.sdk.progress import Progress

@@ -19,8 +19,7 @@ from bootstrap.config import Settings
 from bootstrap.config.bucket import bucket_of
 from bootstrap.volume import Layout
 from handler.common.calls import Calls
-from handler.common.deadline import Deadline
-from handler.common.errors import JobError
+from handler.common.errors import Deadline, JobError
 from handler.outputs.delivery import Delivery, JobOutputs
 from handler.outputs.results import (
     DeliveryOptions,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import io
 import json
 import os
 import re
@@ -11,6 +12,7 @@ import struct
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -18,6 +20,7 @@ import pytest
 
 from bootstrap.core.text import MB
 from scripts.check_volume import main
+from scripts.progress import Progress
 from tests.support.model_folders import safetensors
 from tests.support.volumes import healthy
 
@@ -252,7 +255,7 @@ def test_a_manifest_with_a_bom_is_fine(root: Path) -> None:
     assert run(root).returncode == 0
 
 
-def test_an_unresolved_secret_is_this_machines_and_told_once(root: Path) -> None:
+def test_an_unresolved_secret_is_this_machines_and_reported_once(root: Path) -> None:
     secret = "{{ RUNPOD_SECRET_hf }}"
     done = run(root, HF_TOKEN=secret)
     assert (done.returncode, codes(done)) == (0, []), done.stdout
@@ -299,3 +302,22 @@ def test_make_checker_says_what_it_wrote(tmp_path: Path) -> None:
     )
     assert done.stdout == f"{target}\n"
     assert 10_000 < target.stat().st_size < 3 * MB
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+@pytest.mark.parametrize("stream", [Terminal(), io.StringIO()])
+def test_a_long_look_shows_on_a_terminal_how_far_it_is(
+    stream: io.StringIO, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = iter([100.0, 100.5, 102.0])
+    monkeypatch.setattr(time, "monotonic", lambda: next(clock))
+    monkeypatch.setattr(sys, "stderr", stream)
+    with Progress("looking at the volume") as progress:
+        progress.update(7)  # too early to be worth a line
+        progress.update(1234)
+    shown = "\rlooking at the volume: 1,234 files and folders \r\033[K"
+    assert stream.getvalue() == (shown if stream.isatty() else "")

@@ -160,7 +160,7 @@ def test_no_worker_at_all(temp: Path) -> None:
     assert checked(temp) == (1, "no worker runs here, or it has only just begun")
 
 
-def test_what_a_killed_worker_left_is_no_worker_and_is_removed(private: Path) -> None:
+def test_what_a_killed_worker_left_is_not_a_worker_and_is_removed(private: Path) -> None:
     left = healthcheck.socket_path("left")
     with socket.socket(socket.AF_UNIX) as server:
         server.bind(str(left))

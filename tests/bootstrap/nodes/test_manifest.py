@@ -165,7 +165,7 @@ def test_a_bad_entry_is_left_out_and_named_with_a_fix(code: str, entry: Any) -> 
         {"1": {"class_type": "A", "inputs": {}}},
     ],
 )
-def test_what_is_no_manifest_is_refused_with_how_one_looks(data: Any) -> None:
+def test_what_is_not_a_manifest_is_refused_with_how_one_looks(data: Any) -> None:
     manifest = parse_nodes(data, "x.json")
     assert manifest.packs == () and codes(manifest) == ["nodes.manifest_shape"]
     assert "nodes" in manifest.findings[0].fix

@@ -62,7 +62,7 @@ def test_a_name_that_a_repository_lacks(server: PackServer, sources: PackSources
         b"0" * 999,
     ],
 )
-def test_what_is_no_list_of_branches(
+def test_what_is_not_a_list_of_branches(
     server: PackServer, sources: PackSources, content: bytes
 ) -> None:
     server.serve("/owner/A-Pack/info/refs", content)

@@ -20,6 +20,7 @@ import pytest
 
 from bootstrap.core.text import MB
 from scripts.check_volume import main
+from scripts.one_file import write
 from scripts.progress import Progress
 from tests.support.model_folders import safetensors
 from tests.support.volumes import healthy
@@ -186,7 +187,7 @@ def test_single_models_are_moved_to_where_their_contents_say(root: Path) -> None
     kept = tensors(root / "e.safetensors", LORA)
     seen = run(root, "--fix", "--dry-run")
     assert {"volume.models_loose", "models.outside_category"} <= {*codes(seen)}
-    assert "Would move the models in" in seen.stderr and (root / "a.safetensors").exists()
+    assert "Would move the models at" in seen.stderr and (root / "a.safetensors").exists()
     run(root, "--fix", "--yes")
     models = root / "ComfyUI/models"
     for place in ("loras/a.safetensors", "checkpoints/b.safetensors", "vae/c.safetensors"):
@@ -289,6 +290,21 @@ def test_an_old_python_gets_as_far_as_the_sentence(program: str) -> None:
     ast.parse(source, feature_version=(3, 6))
     assert "__future__" not in source
     assert "needs Python 3.10 or newer" in source and "sys.exit(2)" in source
+
+
+@pytest.mark.parametrize("version", ["3.6", "3.7", "3.8", "3.9"])
+def test_old_pythons_that_are_here_say_the_sentence(version: str, tmp_path: Path) -> None:
+    versions = Path(os.environ.get("PYENV_ROOT", Path.home() / ".pyenv"), "versions")
+    found = [*versions.glob(f"{version}.*/bin/python3"), shutil.which(f"python{version}")]
+    old = next((str(python) for python in found if python), None)
+    if old is None:
+        pytest.skip(f"there is no Python {version} here")
+    one = tmp_path / "check_volume.py"
+    write(one)
+    for program in (CHECKER, one):
+        done = subprocess.run([old, str(program)], capture_output=True, text=True, check=False)
+        assert (done.returncode, done.stdout) == (2, "")
+        assert re.fullmatch(r"check_volume.py needs Python 3.10 or newer; .*\n", done.stderr)
 
 
 def test_make_checker_says_what_it_wrote(tmp_path: Path) -> None:

@@ -109,13 +109,13 @@ CASES = [
         "models.web_page",
         WARNING,
         lambda m: write(m / "loras" / "x.safetensors", HTML),
-        "is a web page, not a model: x.safetensors: <!DOCTYPE html>",
+        "is a web page, not a model: <!DOCTYPE html>",
     ),
     Case(
         "models.server_message",
         WARNING,
         lambda m: write(m / "loras" / "x.pt", REFUSAL),
-        'x.pt: {"error":"Unauthorized"',
+        'not a model: {"error":"Unauthorized"',
     ),
     Case(
         "models.lfs_pointer",

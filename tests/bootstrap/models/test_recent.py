@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from bootstrap.models.recent import Recent
+from bootstrap.models.prefetch import Recent
 
 
 def test_the_last_used_come_first_each_once(tmp_path: Path) -> None:

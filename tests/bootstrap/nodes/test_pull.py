@@ -98,6 +98,16 @@ def test_a_version_of_the_registry_is_fetched_once(server: PackServer, volume: P
     assert (finding.code, finding.severity) == ("nodes.fetched", Severity.OK)
 
 
+def test_the_log_says_where_it_came_from(
+    server: PackServer, volume: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    server.pack("some-pack", "1.2.3")
+    with caplog.at_level("INFO", "nodes"):
+        bring(from_registry(), server.place(volume, make_meter=module.PackMeter))
+    lines = [record.getMessage() for record in caplog.records if record.name == "nodes"]
+    assert lines and "some-pack: fetched from 127.0.0.1" in lines[-1]
+
+
 def test_the_manager_knows_it_as_its_own(server: PackServer, volume: Path) -> None:
     """By the file beside it that lists what it brought (cnr_utils.py, read_cnr_info)."""
     project = '[project]\nname = "Some-Pack"\nversion = "1.2.3"\n'

@@ -242,3 +242,11 @@ def test_a_file_that_is_not_ours_is_not_added_to(tmp_path: Path, data: Any) -> N
     with pytest.raises(Unreadable):
         add_packs(path, [PackSpec("a", RegistryPin("a", "1.0.0"))])
     assert json.loads(path.read_text()) == data
+
+
+def test_what_is_not_pinned_is_told_how_to_be() -> None:
+    manifest = ours({"id": "a"}, {"git": URL, "commit": "main"}, {"git": URL, "commit": "a;b"})
+    fixes = [finding.fix for finding in manifest.findings]
+    assert "`comfyui-worker nodes add a`" in fixes[0] and "missing" in manifest.findings[0].message
+    assert f"`comfyui-worker nodes add {URL}@main`" in fixes[1]
+    assert f"`comfyui-worker nodes add {URL}`" in fixes[2], "what is typed into a shell is plain"

@@ -29,7 +29,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from bootstrap.config import Settings
 from bootstrap.core import log
 from bootstrap.core.files import is_system_folder
-from bootstrap.core.terminal import Parser, closing, findings_text, style_of
+from bootstrap.core.terminal import Parser, as_typed, closing, findings_text, style_of
 from bootstrap.core.text import quoted, shown
 from bootstrap.doctor import Report, Scope, examine, of_volume, repairs_of, report_json, report_text
 from bootstrap.doctor.fix import Repair, apply_fixes
@@ -96,7 +96,10 @@ def _missing(path: str, place: Path) -> str:
 
 
 def _command(prog: str) -> str:
-    return prog if " " in prog else f"python3 scripts/{prog}"
+    """As it is typed: by the installed name, in a clone, or as the one file of a release, which
+    holds no other program."""
+    in_one_file = not Path(__file__).with_name("submit.py").exists()
+    return f"python3 {prog}" if in_one_file else as_typed("doctor", prog)
 
 
 def _parser(prog: str = "check_volume.py") -> argparse.ArgumentParser:

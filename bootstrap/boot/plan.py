@@ -58,8 +58,7 @@ from bootstrap.environment import (
 from bootstrap.environment.torch_build import read_torch_build
 from bootstrap.models.manifest import Manifest
 from bootstrap.models.manifest_file import wanted_here
-from bootstrap.models.prefetch import ReadAhead, memory_for_weights
-from bootstrap.models.recent import Recent
+from bootstrap.models.prefetch import ReadAhead, Recent, memory_for_weights
 from bootstrap.nodes.manifest import nodes_wanted_here
 from bootstrap.volume import Layout, locate, volume_root
 from bootstrap.volume.args_file import check_args_file, read_args_file, with_args_file

@@ -15,8 +15,7 @@ from bootstrap.config import Settings
 from bootstrap.core.findings import Finding, errors_in, warning
 from bootstrap.environment import Mirror
 from bootstrap.models.manifest import Manifest
-from bootstrap.models.prefetch import ReadAhead
-from bootstrap.models.recent import Recent
+from bootstrap.models.prefetch import ReadAhead, Recent
 from bootstrap.volume import Layout
 
 if TYPE_CHECKING:

@@ -186,6 +186,8 @@ def _parts(fix: str, root: str) -> Iterator[tuple[str, bool]]:
         if index % 2:
             yield piece, True
             continue
+        spans = enumerate(piece.split("`"))  # what stands between two may be typed
+        piece = "`".join(text if n % 2 else _relative(text, root) for n, text in spans)
         text = piece.strip() if index == 0 else piece.lstrip(" .,;").strip()
         text = text[:1].upper() + text[1:] if index else text
         if index + 1 < len(pieces):
@@ -200,7 +202,7 @@ def _relative(text: str, root: str) -> str:
     """Paths below `root`, which was named before, without it."""
     if not root or root == "/":
         return text
-    return re.sub(rf"(?<![\w./-]){re.escape(root)}/(?=[\w.'])", "", text)
+    return re.sub(rf"(?<![\w./=-]){re.escape(root)}/(?=[\w.'])", "", text)
 
 
 def report(findings: Sequence[Finding], out: TextIO) -> bool:

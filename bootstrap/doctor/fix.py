@@ -102,7 +102,7 @@ class MoveModels:
     def sentence(self) -> str:
         """What would be done."""
         belongs = list(dict.fromkeys(stray.belongs for stray in self.strays))
-        return f"Move the models in {named([s.path for s in self.strays])} to {named(belongs)}"
+        return f"Move the models at {named([s.path for s in self.strays])} to {named(belongs)}"
 
 
 @dataclass(frozen=True)

@@ -40,10 +40,10 @@ _MACHINE_PARTS = frozenset(
     {"machine", "torch", "GPU", "GPU health", "memory", "allocator", "tokens", "environment"}
     | {"Runpod"}
 )
-# What was not judged for want of something on this machine, as a person reads it.
+# What was not judged because this machine lacks something, as a person reads it.
 _NOT_JUDGED = {
     "comfyui.python_missing": "The packages were not checked: no Python with torch was found here. "
-    "COMFYUI_PYTHON names the one that runs ComfyUI.",
+    "Set COMFYUI_PYTHON to the one that runs ComfyUI.",
     "packages.not_judged": "The packages were not checked: ComfyUI's Python has neither packaging "
     "nor pip.",
     "manifest.no_yaml": "The manifest of models was not checked: this Python has no PyYAML.",

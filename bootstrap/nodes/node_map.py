@@ -24,8 +24,9 @@ from bootstrap.nodes.installed import has_pack
 from bootstrap.volume.layout import OWN_FOLDER
 
 CODES = {"nodes.bad_map": "What was fetched is not a map of which pack has which node."}
-#: ComfyUI itself, as the map has it.
+# ComfyUI itself, as the map has it, and where it lives now.
 CORE = "https://github.com/comfyanonymous/ComfyUI"
+_CORE = {CORE, "https://github.com/Comfy-Org/ComfyUI"}
 _VERSION = 1
 #: Bytes that a map may have.
 MOST_MAP = 64 * 1024 * 1024
@@ -64,7 +65,7 @@ class NodeMap:
     def origin_of(self, name: str) -> Origin:
         """Where a node class is from, as far as the map knows."""
         found = [self.packs[number][0] for number in self.nodes.get(name, ())]
-        if CORE in found:
+        if _CORE & set(found):
             return Origin(core=True)
         if not found:
             found = [

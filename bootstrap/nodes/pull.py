@@ -334,7 +334,8 @@ class _Job:
                 f"the archive is of the commit {comment}, wanted is {pin.commit}.",
                 "Try again; if it stays, the server is wrong.",
             )
-        files = {name: hash_file(new / name, self._stop) for name in names if name != RECEIPT}
+        names = [name for name in names if name.partition("/")[0] != RECEIPT]
+        files = {name: hash_file(new / name, self._stop) for name in names}
         if isinstance(pin, RegistryPin):
             (new / TRACKING).write_text("\n".join(names), "utf-8")
         _remove(new / RECEIPT)

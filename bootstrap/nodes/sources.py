@@ -48,6 +48,7 @@ _AT_ONCE = 256 * 1024
 _ARCHIVES = ("archive/{commit}.zip", "-/archive/{commit}/{name}-{commit}.zip", "get/{commit}.zip")
 _FIRST = {"gitlab.com": 1, "bitbucket.org": 2}
 # registry-backend, NodeVersionStatus. Pending ones are still being scanned.
+_STATUSES = "statuses=NodeVersionStatusActive&statuses=NodeVersionStatusPending"
 _WITHDRAWN = ("NodeVersionStatusBanned", "NodeVersionStatusFlagged", "NodeVersionStatusDeleted")
 
 
@@ -157,17 +158,19 @@ class PackSources:
 
     def newest(self, pack: str) -> RegistryPin:
         """The newest version of a pack in the registry. Raises DownloadError."""
-        data = self._ask_registry(f"nodes/{quote(pack, safe='')}", pack)
-        newest = data.get("latest_version")
-        version = newest.get("version") if isinstance(newest, Mapping) else None
-        if not isinstance(version, str):
+        data = self._ask_one(f"nodes/{quote(pack, safe='')}", pack)
+        version = _version_of(data.get("latest_version"))
+        if version is None:
             raise _no_pack(f"the Comfy Registry has no version of {pack}")
         return RegistryPin(pack, version)
 
     def version(self, pack: str, version: str) -> RegistryPin:
-        """This version of a pack, if the registry has it. Raises DownloadError."""
-        where = f"nodes/{quote(pack, safe='')}/versions/{quote(version, safe='')}"
-        _check_status(self._ask_registry(where, f"{pack}@{version}"), f"{pack}@{version}")
+        """This version of a pack, if the registry has it and has not withdrawn it. Raises
+        DownloadError."""
+        where = f"nodes/{quote(pack, safe='')}/versions?{_STATUSES}"
+        listed = self._ask_registry(where, pack)
+        if not any(_version_of(each) == version for each in listed):
+            raise _no_pack(f"the Comfy Registry has no {pack}@{version}, or has withdrawn it")
         return RegistryPin(pack, version)
 
     def pin(self, url: str, ref: str | None) -> GitPin:
@@ -188,10 +191,17 @@ class PackSources:
             )
         return GitPin(url, commit, ref)
 
-    def _ask_registry(self, path: str, what: str) -> Mapping[str, Any]:
+    def _ask_one(self, path: str, what: str) -> Mapping[str, Any]:
+        found = self._ask_registry(path, what)
+        if len(found) != 1:
+            raise _bad_answer(f"{self.registry}/{path}", "it is not one JSON object")
+        return found[0]
+
+    def _ask_registry(self, path: str, what: str) -> list[Mapping[str, Any]]:
+        """The objects that the answer is or lists."""
         url = f"{self.registry}/{path}"
         try:
-            return _object(fetch_small(url, self.tools, _MOST_ANSWER), url)
+            return _objects(fetch_small(url, self.tools, _MOST_ANSWER), url)
         except DownloadError as problem:
             if problem.status == 404:
                 raise _no_pack(f"the Comfy Registry has no {what}") from None
@@ -199,7 +209,7 @@ class PackSources:
 
     def _in_registry(self, pin: RegistryPin, wanted: Wanted, channel: Channel) -> Remote:
         path = f"nodes/{quote(pin.id, safe='')}/install?version={quote(pin.version, safe='')}"
-        data = self._ask_registry(path, str(pin))
+        data = self._ask_one(path, str(pin))
         _check_status(data, str(pin))
         url = data.get("downloadUrl")
         if data.get("version", pin.version) != pin.version or not isinstance(url, str) or not url:
@@ -257,14 +267,20 @@ def _check_status(data: Mapping[str, Any], what: str) -> None:
         )
 
 
-def _object(data: bytes, url: str) -> Mapping[str, Any]:
+def _version_of(data: Any) -> str | None:
+    version = data.get("version") if isinstance(data, Mapping) else None
+    return version if isinstance(version, str) else None
+
+
+def _objects(data: bytes, url: str) -> list[Mapping[str, Any]]:
     try:
         value = json.loads(data)
     except (ValueError, RecursionError):
         value = None
-    if not isinstance(value, Mapping):
+    found = value if isinstance(value, list) else [value]
+    if not all(isinstance(each, Mapping) for each in found):
         raise _bad_answer(url, "it is not a JSON object")
-    return value
+    return found
 
 
 def _no_pack(why: str) -> DownloadError:

@@ -110,4 +110,6 @@ def _where(name: str, origin: Origin) -> str:
 
 def _with_fix(error: UnknownNode, fix: str, **details: Any) -> UnknownNode:
     more = {**error.details, **details}
-    return UnknownNode(error.code, error.message, f"{error.fix} {fix}", **more)
+    return UnknownNode(
+        error.code, error.message, f"{fix} {error.fix}" if details else f"{error.fix} {fix}", **more
+    )

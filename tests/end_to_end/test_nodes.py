@@ -4,6 +4,7 @@ ComfyUI; and a job whose node is missing, answered with the pack that has it."""
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -36,7 +37,8 @@ MAP = {"https://github.com/owner/Absent-Pack": [["AbsentNode"], {"title_aux": "A
 @pytest.fixture(scope="module")
 def server() -> Iterator[PackServer]:
     with PackServer() as running:
-        running.repository("owner/A-Pack", {"__init__.py": NODE})
+        asked = {"__init__.py": NODE, "requirements.txt": "surely-not-there==1.0\n"}
+        running.repository("owner/A-Pack", asked)
         running.answer("/map.json", MAP)
         yield running
 
@@ -73,6 +75,8 @@ def test_a_boot_fetches_what_is_listed_and_a_job_uses_it(
     assert reply["status"] == "completed", reply
     rows = {stage.name: stage.note for stage in supplied.report.timeline}
     assert rows["fetch nodes"] == "1 of 2 fetched"
+    said = [f.message for f in (*supplied.report.findings, *supplied.report.noticed)]
+    assert any("surely-not-there" in text for text in said), "its requirements are judged"
 
 
 def test_a_pack_that_cannot_be_had_is_said_and_keeps_no_job_from_running(
@@ -81,6 +85,26 @@ def test_a_pack_that_cannot_be_had_is_said_and_keeps_no_job_from_running(
     (missing,) = [f for f in supplied.report.findings if f.details.get("pack") == "Gone"]
     assert (missing.code, missing.severity) == ("nodes.no_ref", Severity.WARNING)
     assert supplied.ask({"workflow": plain()})["status"] == "completed"
+
+
+def test_an_images_comfyui_gets_packs_on_a_volume_that_had_none(
+    demo: DemoVolume, server: PackServer, tmp_path: Path
+) -> None:
+    image, volume = tmp_path / "image/ComfyUI", tmp_path / "volume"
+    shutil.copytree(demo.comfyui, image, symlinks=True)
+    (volume / "models").mkdir(parents=True)
+    entry = {"git": f"{server.url}/owner/A-Pack", "commit": COMMIT}
+    text = json.dumps({"version": 1, "nodes": [entry]})
+    env = environment(demo, volume, tmp_path / "work") | {
+        "COMFYUI_DIR": str(image),
+        "NODES_MANIFEST": text,
+        "ALLOW_PRIVATE_DOWNLOAD_URLS": "true",
+    }
+    nodes = {**plain(), "1": {"class_type": "FromManifest", "inputs": {"size": 24}}}
+    with ready_worker(env) as booted:
+        assert booted.ask({"workflow": nodes})["status"] == "completed"
+    assert (volume / "ComfyUI/custom_nodes/A-Pack").is_dir()
+    assert not (image / "custom_nodes/A-Pack").exists()
 
 
 def test_a_missing_node_is_named_with_the_pack_that_has_it(

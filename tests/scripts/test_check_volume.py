@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import io
 import json
 import os
 import re
@@ -11,6 +12,7 @@ import struct
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -18,6 +20,8 @@ import pytest
 
 from bootstrap.core.text import MB
 from scripts.check_volume import main
+from scripts.one_file import write
+from scripts.progress import Progress
 from tests.support.model_folders import safetensors
 from tests.support.volumes import healthy
 
@@ -183,7 +187,7 @@ def test_single_models_are_moved_to_where_their_contents_say(root: Path) -> None
     kept = tensors(root / "e.safetensors", LORA)
     seen = run(root, "--fix", "--dry-run")
     assert {"volume.models_loose", "models.outside_category"} <= {*codes(seen)}
-    assert "Would move the models in" in seen.stderr and (root / "a.safetensors").exists()
+    assert "Would move the models at" in seen.stderr and (root / "a.safetensors").exists()
     run(root, "--fix", "--yes")
     models = root / "ComfyUI/models"
     for place in ("loras/a.safetensors", "checkpoints/b.safetensors", "vae/c.safetensors"):
@@ -217,7 +221,8 @@ def test_a_link_is_made_relative_where_what_it_means_is_there(root: Path) -> Non
     (models / "loras/y.safetensors").symlink_to("/workspace/store/gone.safetensors")
     done = run(root, LINK_OTHER_MOUNT="false")
     assert sorted(codes(done)) == ["models.link_broken", "models.link_other_mount"]
-    assert "ln -sfn" in done.stdout and "gone.safetensors ComfyUI" not in done.stdout
+    assert done.stdout.count("ln -sfn") == 1
+    assert "models/loras/x.safetensors is a link to" in " ".join(done.stdout.split())
     run(root, "--fix", "--yes")
     assert os.readlink(models / "loras/x.safetensors") == "../../../store/x.safetensors"
     assert (models / "loras/y.safetensors").is_symlink()
@@ -252,7 +257,7 @@ def test_a_manifest_with_a_bom_is_fine(root: Path) -> None:
     assert run(root).returncode == 0
 
 
-def test_an_unresolved_secret_is_this_machines_and_told_once(root: Path) -> None:
+def test_an_unresolved_secret_is_this_machines_and_reported_once(root: Path) -> None:
     secret = "{{ RUNPOD_SECRET_hf }}"
     done = run(root, HF_TOKEN=secret)
     assert (done.returncode, codes(done)) == (0, []), done.stdout
@@ -288,6 +293,21 @@ def test_an_old_python_gets_as_far_as_the_sentence(program: str) -> None:
     assert "needs Python 3.10 or newer" in source and "sys.exit(2)" in source
 
 
+@pytest.mark.parametrize("version", ["3.6", "3.7", "3.8", "3.9"])
+def test_old_pythons_that_are_here_say_the_sentence(version: str, tmp_path: Path) -> None:
+    versions = Path(os.environ.get("PYENV_ROOT", Path.home() / ".pyenv"), "versions")
+    found = [*versions.glob(f"{version}.*/bin/python3"), shutil.which(f"python{version}")]
+    old = next((str(python) for python in found if python), None)
+    if old is None:
+        pytest.skip(f"there is no Python {version} here")
+    one = tmp_path / "check_volume.py"
+    write(one)
+    for program in (CHECKER, one):
+        done = subprocess.run([old, str(program)], capture_output=True, text=True, check=False)
+        assert (done.returncode, done.stdout) == (2, "")
+        assert re.fullmatch(r"check_volume.py needs Python 3.10 or newer; .*\n", done.stderr)
+
+
 def test_make_checker_says_what_it_wrote(tmp_path: Path) -> None:
     target = tmp_path / "dist" / "check_volume.py"
     done = subprocess.run(
@@ -299,3 +319,22 @@ def test_make_checker_says_what_it_wrote(tmp_path: Path) -> None:
     )
     assert done.stdout == f"{target}\n"
     assert 10_000 < target.stat().st_size < 3 * MB
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+@pytest.mark.parametrize("stream", [Terminal(), io.StringIO()])
+def test_a_long_look_shows_on_a_terminal_how_far_it_is(
+    stream: io.StringIO, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = iter([100.0, 100.5, 102.0])
+    monkeypatch.setattr(time, "monotonic", lambda: next(clock))
+    monkeypatch.setattr(sys, "stderr", stream)
+    with Progress("looking at the volume") as progress:
+        progress.update(7)  # too early to be worth a line
+        progress.update(1234)
+    shown = "\rlooking at the volume: 1,234 files and folders \r\033[K"
+    assert stream.getvalue() == (shown if stream.isatty() else "")

@@ -51,7 +51,7 @@ class PackServer(ViciousServer):
         self.serve(path, zipped(FILES) if content is None else content, **vices)
         about = {"id": "x", "version": version, "downloadUrl": self.url + path}
         self.answer(f"/nodes/{name}/install?version={version}", about)
-        self.answer(f"/nodes/{name}/versions/{version}", {"version": version})
+        self.answer(f"/nodes/{name}/versions", [{"version": "0.0.1"}, {"version": version}])
         self.answer(f"/nodes/{name}", {"id": name, "latest_version": {"version": version}})
         return path
 

@@ -101,7 +101,7 @@ def broken_links(files: Sequence[ModelFile]) -> list[Finding]:
         warning(
             "models.link_broken",
             f"{about(files, 'is a broken link', 'are broken links')} "
-            f"(to {_text(files[0])}). ComfyUI lists it all the same, and jobs that use it fail.",
+            f"(to {_text(files[0])}). Jobs that use {'it' if len(files) == 1 else 'them'} fail.",
             f"Put the model there, or remove the link: {delete(files)}",
             paths=paths_of(files),
         )

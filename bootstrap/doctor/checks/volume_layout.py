@@ -24,8 +24,7 @@ from bootstrap.volume import COMFYUI, CUSTOM_NODES, MODELS
 MOST_RIVALS = 20
 SOURCE = "https://github.com/comfyanonymous/ComfyUI"
 WITH_COMFYUI = (
-    "Or deploy the image that has a ComfyUI in it, whose tag is `latest-comfyui`: it uses the "
-    "volume's models."
+    "Or deploy the image with a ComfyUI in it (tag `latest-comfyui`): it uses the volume's models."
 )
 
 CODES = {
@@ -150,7 +149,7 @@ def _loose(files: Sequence[Stray], facts: VolumeFacts) -> list[Finding]:
     first = (known or found)[0]
     place = first.belongs or join(home, "checkpoints")
     command = f"mkdir -p {quoted(place)} && mv -n {quoted(first.path)} {quoted(join(place, ''))}"
-    known_to_be = f"By its contents {shown(basename(first.path))} is for {shown(place)}."
+    known_to_be = f"By its contents {shown(basename(first.path))} belongs in {shown(place)}."
     unknown = "Its contents do not tell its kind: where it is no checkpoint, name another folder."
     return [
         warning(
@@ -211,7 +210,7 @@ def _absent(facts: VolumeFacts) -> Finding:
     command = f"git clone {SOURCE} {quoted(path)}"
     return error(
         "comfyui.not_found",
-        f"{what}, and none is in the image.",
+        f"{what}.",
         on_pod(command, facts.root, WITH_COMFYUI),
         **about([path], command),
     )
@@ -238,7 +237,7 @@ def _moves(strays: Sequence[Stray], code: str, sentence: str, facts: VolumeFacts
         warning(
             code,
             sentence.format(named(paths), named(places)),
-            on_pod(command, facts.root, "Names that are taken there stay, and rmdir says so."),
+            on_pod(command, facts.root, "Files whose name is taken there stay, and rmdir says so."),
             **about(paths, command),
         )
     ]

@@ -178,8 +178,9 @@ _KINDS: Mapping[str, _Kind] = {
         _if_on_pod,
     ),
     "links.broken": _Kind(
-        "{links}; one in models can hide all others",
-        "If you miss what they led to, put it there first.",
+        "{links}",
+        "One in models makes whole lists of models vanish. If you miss what it led to, put that "
+        "there first.",
         _remove,
         _if_it_matters,
         "broken link",

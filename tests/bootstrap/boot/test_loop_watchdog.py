@@ -125,7 +125,7 @@ def test_a_handler_that_blocks_the_loop_is_found_out(
     assert checked(temp)[0] == 0, "it moves again"
 
 
-def test_the_first_answer_after_a_thaw_is_no_alarm(
+def test_the_first_answer_after_a_thaw_is_not_an_alarm(
     served: tuple[ControlPlane, WorkerProcess], temp: Path
 ) -> None:
     _, worker = served

@@ -224,7 +224,7 @@ def test_people_s_settings_come_along_but_no_logs_or_databases(tmp_path: Path) -
     assert sorted(p.name for p in copy.iterdir()) == ["__manager", "default"]
 
 
-def test_no_user_folder_is_no_fault(tmp_path: Path) -> None:
+def test_a_missing_user_folder_is_not_a_fault(tmp_path: Path) -> None:
     assert copy_user_folder(tmp_path / "none", tmp_path / "local", 30).stamps == {}
 
 

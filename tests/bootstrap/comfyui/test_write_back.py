@@ -109,7 +109,7 @@ def test_a_file_that_went_on_growing_is_whole_in_the_end(copy: Staged) -> None:
         assert (copy.source / PACK / "growing.bin").stat().st_size == size
 
 
-def test_writes_through_links_are_no_news(copy: Staged) -> None:
+def test_writes_through_links_are_not_reported(copy: Staged) -> None:
     (copy.place / "models/new.safetensors").write_text("on the volume already")
     (copy.place / PACK / "link").symlink_to(copy.place / "main.py")
     assert WriteBack([copy]).now() == []

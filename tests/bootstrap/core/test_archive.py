@@ -99,7 +99,7 @@ def _with_flag(content: bytes, flag: int) -> bytes:
 
 @pytest.mark.filterwarnings("ignore:Duplicate name")
 @pytest.mark.parametrize("name", HOSTILE)
-def test_what_is_no_plain_archive_is_refused(tmp_path: Path, name: str) -> None:
+def test_what_is_not_a_plain_archive_is_refused(tmp_path: Path, name: str) -> None:
     refused(tmp_path, HOSTILE[name]())
     assert not (tmp_path.parent / "evil.png").exists()
     assert not Path("/tmp/evil.png").exists()

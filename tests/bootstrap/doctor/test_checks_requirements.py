@@ -183,7 +183,7 @@ def test_the_page_is_not_needed() -> None:
     assert serious(reported) == []
 
 
-def test_a_stand_in_without_a_record_is_no_alarm() -> None:
+def test_a_stand_in_without_a_record_is_not_an_alarm() -> None:
     have = replace(packages(torchvision=None), modules=STAND_INS)
     reported = found(comfyui(), have)
     assert serious(reported) == []
@@ -269,7 +269,7 @@ def test_an_interpreter_that_cannot_be_used_is_said_once_elsewhere() -> None:
     assert check(comfyui(), Have(other)) == []
 
 
-def test_what_a_worker_installs_at_its_start_is_no_alarm() -> None:
+def test_what_a_worker_installs_at_its_start_is_not_an_alarm() -> None:
     facts = comfyui(Alpha="missing\nnumpy<2\n")
     reported = found(facts, packages(aiohttp=None, comfyui_frontend_package=None), "install")
     assert list(reported) == ["packages.to_install", "comfyui.front_end_packages"]

@@ -67,7 +67,7 @@ def test_a_healthy_volume_with_models_beside_comfyui_gives_no_warning(root: Path
     assert [f.code for f in look(root)] == ["volume.found"]
 
 
-def test_a_users_own_folders_are_no_ones_business(root: Path) -> None:
+def test_a_users_own_folders_are_left_alone(root: Path) -> None:
     for name in ("configs", "detection", "photos", "ComfyUI-Manager", "Comfy_backup", "env"):
         (root / name).mkdir()
     (root / "configs/mine.yaml").write_text("a: 1")

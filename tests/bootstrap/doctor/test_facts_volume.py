@@ -278,7 +278,7 @@ def test_where_links_lead(tmp_path: Path, text: str, leads: Leads, relative: str
     assert look_at_link(str(root / "none"), str(root), str(root), HOMES) is None
 
 
-def test_a_volume_path_below_a_usual_mount_is_no_second_name(root: Path) -> None:
+def test_a_volume_path_below_a_usual_mount_is_not_a_second_name(root: Path) -> None:
     facts = facts_of(root)
     assert mount_points(facts) == [str(root), *HOMES]
     object.__setattr__(facts, "root", "/workspace/mine")

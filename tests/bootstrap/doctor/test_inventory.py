@@ -81,7 +81,7 @@ def test_whole_files_are_good(tmp_path: Path) -> None:
         (b"GGUF" + b"\1" * 60, State.MISLABELLED),
     ],
 )
-def test_what_is_no_safetensors(tmp_path: Path, data: bytes, state: State) -> None:
+def test_what_is_not_safetensors(tmp_path: Path, data: bytes, state: State) -> None:
     assert look(write(tmp_path / "x.safetensors", data)).state is state
 
 

@@ -127,7 +127,7 @@ def test_slow_volumes() -> None:
     assert "about 333 s read by one stream" in findings[0].message
 
 
-def test_one_slow_stream_is_no_slow_volume() -> None:
+def test_one_slow_stream_is_not_a_slow_volume() -> None:
     assert codes(Throughput(Read(1, 20 * MB, 1.0), Read(8, 400 * MB, 1.0)))[0] == "throughput.read"
 
 

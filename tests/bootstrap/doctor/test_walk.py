@@ -115,7 +115,7 @@ def test_git_is_left_out(tmp_path: Path) -> None:
     assert set(by_path(tmp_path)) == {".hidden", ".hidden/x"}
 
 
-def test_what_is_no_file_is_no_file(tmp_path: Path) -> None:
+def test_what_is_not_a_file_is_not_listed(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe")
     link(tmp_path / "to_pipe", "pipe")
     found = by_path(tmp_path)
@@ -123,7 +123,7 @@ def test_what_is_no_file_is_no_file(tmp_path: Path) -> None:
     assert not found["pipe"].is_file and not found["to_pipe"].is_file
 
 
-def test_names_that_are_no_utf8(tmp_path: Path) -> None:
+def test_names_that_are_not_utf8(tmp_path: Path) -> None:
     with open(os.fsencode(tmp_path) + b"/b\xff\n", "wb"):
         pass
     (entry,) = walk([tmp_path]).entries

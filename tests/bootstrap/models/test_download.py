@@ -140,7 +140,7 @@ def test_a_fault_is_named_and_nothing_is_left(
     ids=["empty", "html", "lfs", "truncated", "longer", "zeros", "json"],
 )
 @pytest.mark.parametrize("ranges", [True, False])
-def test_what_is_no_model_is_not_kept(
+def test_what_is_not_a_model_is_not_kept(
     content: bytes, code: str, ranges: bool, server: ViciousServer, models: Path
 ) -> None:
     url = server.serve("/m.safetensors", content, ranges=ranges)

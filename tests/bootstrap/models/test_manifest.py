@@ -166,7 +166,7 @@ def test_clip_and_text_encoders_are_one_folder() -> None:
         ({"nodes": [], "version": 0.4}, "manifest.no_models"),
     ],
 )
-def test_what_is_no_manifest_is_reported(data: Any, code: str) -> None:
+def test_what_is_not_a_manifest_is_reported(data: Any, code: str) -> None:
     assert codes(parse_manifest(data)) == [code]
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from bootstrap.models.recent import Recent
+from bootstrap.models.prefetch import Recent
 
 
 def test_the_last_used_come_first_each_once(tmp_path: Path) -> None:
@@ -21,7 +21,7 @@ def test_the_last_used_come_first_each_once(tmp_path: Path) -> None:
     assert Recent(tmp_path, "other").models() == []
 
 
-def test_an_endpoint_s_name_is_no_path(tmp_path: Path) -> None:
+def test_an_endpoints_name_is_not_a_path(tmp_path: Path) -> None:
     Recent(tmp_path / "volume", "../../x").note(["a.bin"])
     assert [p.name for p in tmp_path.iterdir()] == ["volume"]
     assert Recent(tmp_path / "volume", "../../x").models() == ["a.bin"]

@@ -184,7 +184,7 @@ def test_files_and_folders() -> None:
     assert size_of({"sizeKB": 1.23}) is None
 
 
-def test_a_page_without_version_is_no_entry(civitai: FakeCivitai, tmp_path: Path) -> None:
+def test_a_page_without_version_is_not_an_entry(civitai: FakeCivitai, tmp_path: Path) -> None:
     source = Civitai(None, civitai.url)
     from bootstrap.models.download.verify import Wanted
 

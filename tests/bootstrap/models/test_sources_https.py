@@ -92,6 +92,6 @@ def test_what_is_said_of_a_signed_url_holds_no_signature(
     ["", "ftp://h/x", "https://", "https://u:p@h/x", "https://h/a b", "https://h\\x", "x.y",
      "https://h:99999/x", "https://[::1/x", "https://h/\n"],
 )  # fmt: skip
-def test_what_is_no_url(url: str) -> None:
+def test_what_is_not_a_url(url: str) -> None:
     with pytest.raises(BadLink):
         parse_link(url)

@@ -5,14 +5,17 @@ from __future__ import annotations
 import io
 import json
 import re
+import shlex
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from bootstrap.nodes.cli import main
+from bootstrap.nodes.cli import _parser, main
+from bootstrap.nodes.manifest import parse_nodes
 from tests.support.pack_server import COMMIT, FILES, OTHER, PackServer, refresh_map
+from tests.support.sources import ROOT
 
 
 @pytest.fixture
@@ -214,3 +217,20 @@ def test_a_slip_of_the_pen_is_understood(
     with pytest.raises(SystemExit) as ended:
         main(argv)
     assert ended.value.code == 2 and said in capsys.readouterr().err
+
+
+PAGE = (ROOT / "docs/nodes.md").read_text("utf-8")
+
+
+def test_the_page_shows_a_manifest_that_is_taken() -> None:
+    (example,) = re.findall(r"```json\n(.*?)```", PAGE, re.DOTALL)
+    manifest = parse_nodes(json.loads(example), "docs")
+    assert len(manifest.packs) == 2 and manifest.findings == ()
+    fields = set(re.findall(r"`(\w+)`", "".join(re.findall(r"^\| (`.*?) \|", PAGE, re.MULTILINE))))
+    assert fields == {"id", "version", "hash", "git", "commit", "ref", "directory"}
+
+
+@pytest.mark.parametrize("command", sorted(set(re.findall(r"comfyui-worker nodes [^`\n]+", PAGE))))
+def test_every_command_on_the_page_is_one(command: str) -> None:
+    words = shlex.split(command)[2:]
+    assert _parser("comfyui-worker nodes").parse_args(words).command == words[0]

@@ -82,7 +82,7 @@ def test_it_is_fetched_kept_with_its_date_and_read_without_network(
 @pytest.mark.parametrize(
     "content", [b"", b"[]", b"{}", b'{"https://x/y": 1}', b"<html>", b"[" * 99999]
 )
-def test_what_is_no_map_is_refused_and_the_old_one_stays(
+def test_what_is_not_a_map_is_refused_and_the_old_one_stays(
     server: PackServer, tmp_path: Path, content: bytes
 ) -> None:
     refresh_map(server, tmp_path, "/map.json")

@@ -6,6 +6,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import shutil
 import signal
 import stat
 import subprocess
@@ -120,6 +121,40 @@ def test_a_commit_of_a_repository_is_fetched_without_its_top_folder(
     assert not (place.nodes / "A-Pack/.tracking").exists()
 
 
+def git(folder: Path, *words: str) -> bytes:
+    identity = ("-c", "user.name=t", "-c", "user.email=t@example.com", "-c", "tag.gpgSign=false")
+    return subprocess.check_output(["git", "-C", str(folder), *identity, *words])
+
+
+@pytest.mark.skipif(shutil.which("git") is None, reason="no git")
+def test_what_a_real_git_lists_and_packs_is_understood(
+    server: PackServer, volume: Path, tmp_path: Path
+) -> None:
+    source = tmp_path / "source"
+    source.mkdir()
+    git(source, "init", "--quiet", "--initial-branch", "trunk")
+    for name, content in FILES.items():
+        (source / name).parent.mkdir(exist_ok=True)
+        (source / name).write_text(content)
+    git(source, "add", ".")
+    git(source, "commit", "--quiet", "--no-gpg-sign", "-m", "one")
+    git(source, "tag", "-a", "v1", "-m", "annotated")
+    commit = git(source, "rev-parse", "HEAD").decode().strip()
+    listed = git(source, "upload-pack", "--advertise-refs", "--stateless-rpc", ".")
+    server.serve("/o/Real/info/refs", b"001e# service=git-upload-pack\n0000" + listed)
+    packed = git(source, "archive", "--format=zip", f"--prefix=Real-{commit}/", commit)
+    server.serve(f"/o/Real/archive/{commit}.zip", packed)
+    for ref in (None, "trunk", "v1"):
+        assert server.sources().pin(f"{server.url}/o/Real", ref).commit == commit
+    place = server.place(volume)
+    assert bring(from_git(f"{server.url}/o/Real", commit), place).state == "fetched"
+    assert files_in(place.nodes / "Real") == FILES
+    server.serve(f"/o/Real/archive/{OTHER}.zip", packed)
+    shutil.rmtree(place.nodes / "Real")
+    wrong = bring(from_git(f"{server.url}/o/Real", OTHER), place)
+    failed(wrong, "nodes.other_commit", place)
+
+
 @pytest.mark.parametrize("form", ["-/archive/{0}/A-Pack-{0}.zip", "get/{0}.zip"])
 def test_other_hosts_keep_the_archive_elsewhere(
     server: PackServer, volume: Path, form: str
@@ -196,9 +231,18 @@ def test_an_archive_without_end_is_not_fetched_to_it(
     server.pack("some-pack", "1.2.3", os.urandom(5_000_000), **vices)
     place = server.place(volume)
     result = bring(from_registry(), place)
-    assert result.problem is not None
-    assert result.problem.code in ("nodes.too_large", "download.length_unknown"), result
+    assert result.problem is not None and result.problem.code == "nodes.too_large", result
     assert sum(path.stat().st_size for path in place.own.iterdir()) == 0
+    assert vices or server.asked("/cdn/") == 1, "one that says so is not even begun"
+
+
+def test_a_server_need_not_say_how_long_an_archive_is(server: PackServer, volume: Path) -> None:
+    """GitHub's does not; that it is whole shows when it is unpacked."""
+    url = server.repository("owner/A-Pack", no_length=True)
+    place = server.place(volume)
+    assert bring(from_git(url), place).state == "fetched"
+    url = server.repository("owner/B-Pack", no_length=True, cut_after=200)
+    failed(bring(from_git(url), place), "nodes.bad_archive", place)
 
 
 @pytest.mark.parametrize("vices", [{"cut_after": 300, "cuts": 2}, {"statuses": {1: 503, 2: 429}}])
@@ -362,9 +406,12 @@ def test_install_scripts_and_submodules_are_named_and_nothing_is_run(
     assert not list(volume.rglob("ran"))
 
 
-def test_a_receipt_in_an_archive_is_not_believed(server: PackServer, volume: Path) -> None:
+@pytest.mark.parametrize("name", [RECEIPT, f"{RECEIPT}/inside"])
+def test_a_receipt_in_an_archive_is_not_believed(
+    server: PackServer, volume: Path, name: str
+) -> None:
     lie = json.dumps({"version": 1, "source": "other@9.9.9", "files": {}})
-    server.pack("some-pack", "1.2.3", zipped({**FILES, RECEIPT: lie}))
+    server.pack("some-pack", "1.2.3", zipped({**FILES, name: lie}))
     place = server.place(volume)
     bring(from_registry(), place)
     receipt = read_receipt(place.nodes / "some-pack")
@@ -478,6 +525,47 @@ def test_after_a_kill_nothing_is_half_there_and_the_next_goes_on(
     server.files["/cdn/some-pack/1.2.3.zip"].bytes_per_second = None
     assert bring(from_registry(), place).state == "fetched"
     assert set(files_in_bytes(place.nodes / "some-pack")) == {*FILES, "noise.bin"}
+
+
+_UPDATES = """
+import sys
+from pathlib import Path
+from bootstrap.nodes.pull import pull
+from tests.support.pack_server import PackServer, from_registry
+class There(PackServer):
+    url = sys.argv[2]
+place = There().place(Path(sys.argv[1]))
+for round in range(1000):
+    (result,) = pull([from_registry(version=("1.2.3", "2.0.0")[round % 2])], place)
+    print(result.state, flush=True)
+"""
+
+
+def test_whenever_an_update_is_killed_the_pack_is_whole_and_keeps_what_is_the_users(
+    server: PackServer, volume: Path
+) -> None:
+    versions = {
+        version: {"__init__.py": f"v = {version!r}\n", **{f"{n}.py": version for n in range(40)}}
+        for version in ("1.2.3", "2.0.0")
+    }
+    for version, files in versions.items():
+        server.pack("some-pack", version, zipped(files))
+    place = server.place(volume)
+    bring(from_registry(), place)
+    pack = place.nodes / "some-pack"
+    (pack / "settings.json").write_text("mine")
+    command = [sys.executable, "-c", _UPDATES, str(volume), server.url]
+    for moment in range(8):
+        with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as child:
+            assert child.stdout is not None and child.stdout.readline().strip()
+            time.sleep(moment * 0.013)
+            child.send_signal(signal.SIGKILL)
+        if pack.exists():
+            found = files_in(pack)
+            assert found.pop("settings.json") == "mine"
+            assert found in versions.values(), "one version, whole"
+        bring(from_registry(), place)
+        assert files_in(pack) == {**versions["1.2.3"], "settings.json": "mine"}
 
 
 def files_in_bytes(folder: Path) -> dict[str, bytes]:

@@ -62,7 +62,7 @@ def test_a_name_that_a_repository_lacks(server: PackServer, sources: PackSources
         b"0" * 999,
     ],
 )
-def test_what_is_no_list_of_branches(
+def test_what_is_not_a_list_of_branches(
     server: PackServer, sources: PackSources, content: bytes
 ) -> None:
     server.serve("/owner/A-Pack/info/refs", content)
@@ -87,9 +87,13 @@ def test_the_newest_version_and_one_by_its_number(server: PackServer, sources: P
     refused("nodes.no_pack", sources.version, "some-pack", "9.9.9")
     refused("nodes.no_pack", sources.newest, "other")
     server.answer("/nodes/empty", {"id": "empty"})
+    nonsense: list[Any] = [5, [5], "text", [[]]]
+    for answer in nonsense:
+        server.answer("/nodes/odd/versions", answer)
+        refused("nodes.bad_answer", sources.version, "odd", "1.0.0")
     refused("nodes.no_pack", sources.newest, "empty")
-    server.answer("/nodes/some-pack/versions/2.0.0", {"status": "NodeVersionStatusFlagged"})
-    refused("nodes.withdrawn", sources.version, "some-pack", "2.0.0")
+    asked = next(path for path, _ in server.seen if "/versions" in path)
+    assert "Active" in asked and "Pending" in asked and "Banned" not in asked
 
 
 def test_a_plan_asks_without_counting_as_an_installation(

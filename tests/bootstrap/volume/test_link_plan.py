@@ -161,7 +161,7 @@ def test_a_different_file_of_the_same_name_is_a_conflict_and_stays() -> None:
     assert made.conflicts == (Conflict(place, source, "a different file has that name"),)
 
 
-def test_the_same_content_under_the_same_name_is_no_conflict() -> None:
+def test_the_same_content_under_the_same_name_is_not_a_conflict() -> None:
     assert plan({"/v/models/loras/a.pt": "one", f"{TARGET}/loras/a.pt": "one"}) == LinkPlan()
 
 

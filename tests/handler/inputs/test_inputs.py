@@ -92,7 +92,7 @@ def test_data_uris_and_white_space_are_understood(folder: Path, data: str) -> No
 
 
 @pytest.mark.parametrize("data", ["QQ", "QQ=", "a-b_", "é", "ftp://x/y.png", "data:image/png,x"])
-def test_what_is_no_base64_is_refused(data: str) -> None:
+def test_what_is_not_base64_is_refused(data: str) -> None:
     assert refused(data=data) == "image.bad_base64"
 
 
@@ -120,7 +120,7 @@ def test_an_image_without_content_is_refused(data: str) -> None:
         "ü" * 101,
     ],
 )
-def test_a_name_that_is_no_plain_file_name_is_refused(name: str) -> None:
+def test_a_name_that_is_not_a_plain_file_name_is_refused(name: str) -> None:
     assert refused(name) == "image.bad_name"
 
 

@@ -83,7 +83,7 @@ def huge_png() -> bytes:
         frame(huge_png()),
     ],
 )
-def test_what_is_no_picture_is_left_out(content: bytes) -> None:
+def test_what_is_not_a_picture_is_left_out(content: bytes) -> None:
     assert small_jpeg(content, 256) is None
 
 

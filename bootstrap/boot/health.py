@@ -137,10 +137,10 @@ def _serving(comfyui: ComfyUI) -> Health:
         return Health(True, "ready: ComfyUI answers")
     after = comfyui.cpu_seconds()
     if not comfyui.was_ready:
-        return Health(False, "ComfyUI is being started again")
+        return Health(False, "ComfyUI is being restarted")
     if before is not None and after is not None and after - before > _IDLE_CPU_SECONDS:
         return Health(True, "ready: ComfyUI computes, and does not answer meanwhile")
-    return Health(False, "ComfyUI lives, but neither answers nor computes")
+    return Health(False, "ComfyUI is alive, but neither answers nor computes")
 
 
 class HealthMonitor:

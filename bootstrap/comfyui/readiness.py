@@ -22,7 +22,7 @@ from bootstrap.core.findings import Finding, Severity
 _log = logging.getLogger(__name__)
 
 CODES = {
-    "comfyui.start_timeout": "ComfyUI lives, but did not answer in time",
+    "comfyui.start_timeout": "ComfyUI is running, but did not answer in time",
     "comfyui.node_hangs": "A custom node hangs while it is imported",
 }
 POLL_SECONDS = 0.1
@@ -145,7 +145,7 @@ def _too_late(comfyui: ComfyUI, elapsed: float) -> StartFault:
     return StartFault(
         "comfyui.start_timeout",
         Severity.ERROR,
-        f"ComfyUI lives, but did not answer within {elapsed:.0f} s; {at}",
+        f"ComfyUI is running, but did not answer within {elapsed:.0f} s; {at}",
         "If it is only slow, raise BOOT_TIMEOUT; if a custom node hangs, rule it out with "
         "COMFYUI_ARGS=--disable-all-custom-nodes.",
         details={"log": [*log, *stacks]},

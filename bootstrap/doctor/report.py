@@ -40,7 +40,7 @@ _MACHINE_PARTS = frozenset(
     {"machine", "torch", "GPU", "GPU health", "memory", "allocator", "tokens", "environment"}
     | {"Runpod"}
 )
-# What was not judged for want of something on this machine, as a person reads it.
+# What was not judged because this machine lacks something, as a person reads it.
 _NOT_JUDGED = {
     "comfyui.python_missing": "The packages were not checked: no Python with torch was found here. "
     "Set COMFYUI_PYTHON to the one that runs ComfyUI.",

@@ -68,7 +68,7 @@ class Reading:
         if self.cached:
             said += f", {size_text(self.cached)} were cached"
         if self.left_out:
-            said += f", {size_text(self.left_out)} left out for want of memory"
+            said += f", {size_text(self.left_out)} left out for lack of memory"
         return f"{said}; {self.problem}" if self.problem else said
 
 

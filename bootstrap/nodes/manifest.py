@@ -20,6 +20,7 @@ from typing import Any
 from bootstrap.config import Settings
 from bootstrap.core.findings import Finding, Severity, error, info
 from bootstrap.core.redact import masked
+from bootstrap.core.text import typed
 from bootstrap.environment.packs import COMMIT
 from bootstrap.models.manifest import too_many
 from bootstrap.models.manifest_entry import fault_of
@@ -46,6 +47,7 @@ VERSION = 1
 MOST_PACKS = 500
 REGISTRY_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 _VERSION = re.compile(r"[0-9][0-9A-Za-z.+-]{0,63}")
+_REF = re.compile(r"[\w.-]{1,100}")
 _SHA256 = re.compile(r"[0-9a-fA-F]{64}")
 _SCP = re.compile(r"(?:ssh://)?git@(?P<host>[\w.-]+)[:/](?P<path>[\w./~-]+)")
 _KNOWN = frozenset("id version git commit ref directory hash".split())
@@ -272,11 +274,7 @@ def _registry(entry: Mapping[str, Any]) -> tuple[RegistryPin, str]:
     pack, version = _text(entry, "id") or "", _text(entry, "version") or ""
     check_id(pack)
     if not _VERSION.fullmatch(version):
-        raise DownloadError(
-            "nodes.not_pinned",
-            f"`version` of {pack} is {version[:40]!r}, which is not a version.",
-            f"Pin it: `comfyui-worker nodes add {pack}`.",
-        )
+        raise _not_pinned(f"`version` of {pack}", version, "a version", pack)
     digest = _text(entry, "hash")
     if digest is not None and not _SHA256.fullmatch(digest):
         raise _bad("`hash` is not a SHA-256", "Give 64 hexadecimal digits, or leave it out.")
@@ -293,12 +291,16 @@ def _git(entry: Mapping[str, Any], allow_http: bool) -> tuple[GitPin, str]:
     url = repository_url(_text(entry, "git") or "", allow_http)
     commit = (_text(entry, "commit") or "").lower()
     if not COMMIT.fullmatch(commit):
-        raise DownloadError(
-            "nodes.not_pinned",
-            f"`commit` of {url} is {commit[:70]!r}, which is not a whole commit.",
-            f"Pin it: `comfyui-worker nodes add {url}`.",
-        )
+        ref = _text(entry, "commit") or _text(entry, "ref") or ""
+        address = f"{url}@{ref}" if _REF.fullmatch(ref) else url
+        raise _not_pinned(f"`commit` of {url}", commit, "a whole commit", address)
     return GitPin(url, commit, _text(entry, "ref")), repository_name(url)
+
+
+def _not_pinned(what: str, given: str, wanted: str, pack: str) -> DownloadError:
+    why = f"is {given[:70]!r}, which is not {wanted}" if given else "is missing"
+    fix = f"Pin it: `{typed('comfyui-worker', 'nodes', 'add', pack)}`."
+    return DownloadError("nodes.not_pinned", f"{what} {why}.", fix)
 
 
 def repository_url(address: str, allow_http: bool = False) -> str:

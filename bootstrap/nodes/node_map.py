@@ -34,6 +34,8 @@ MOST_MAP = 64 * 1024 * 1024
 _MOST_PACKS = 100_000
 _MOST_NAMES = 2_000_000
 _LONGEST = 300
+# It is shown as part of a command: nothing that a shell would act on.
+_ADDRESS = re.compile(r"https://[\w.~/%+@:-]{1,290}", re.ASCII)
 _PLAIN = re.compile(r"(\^)?((?:[\w \-:/.,+&#@!'\"]|\\[()\[\]{}|.+*?^$ -])+)(\$)?")
 _AT_GITHUB = re.compile(r"\w[\w.-]{0,99}/\w[\w.-]{0,99}", re.ASCII)
 _REVISION = re.compile(r"\w[\w.+-]{0,99}", re.ASCII)
@@ -168,12 +170,12 @@ def read_map(content: bytes, fetched: str, source: str) -> NodeMap:
 def _entries(data: Any) -> Iterator[tuple[str, list[str], Mapping[str, Any]]]:
     left = _MOST_NAMES
     for url, value in list(data.items())[:_MOST_PACKS] if isinstance(data, Mapping) else ():
-        if not isinstance(value, list) or not value or not _text(url).startswith("https://"):
+        if not isinstance(value, list) or not value or not _ADDRESS.fullmatch(url):
             continue
         names = _texts(value[0])[: max(left, 0)]
         left -= len(names)
         more = value[1] if len(value) > 1 and isinstance(value[1], Mapping) else {}
-        yield _text(url).rstrip("/"), names, more
+        yield url.rstrip("/"), names, more
 
 
 def _texts(value: Any) -> list[str]:

@@ -10,6 +10,7 @@ No code of a pack runs here.
 from __future__ import annotations
 
 import json
+import logging
 import os
 import re
 import shutil
@@ -107,6 +108,12 @@ class PackResult:
         }
 
 
+class PackMeter(LogMeter):
+    """A pack's lines in the log."""
+
+    log = logging.getLogger("nodes")
+
+
 @dataclass(frozen=True)
 class PackPlace:
     """Where and with what. `nodes` is custom_nodes, `own` our folder on the same volume, `root` the
@@ -116,14 +123,14 @@ class PackPlace:
     own: Path
     root: Path
     sources: PackSources
-    make_meter: MakeMeter = LogMeter
+    make_meter: MakeMeter = PackMeter
     beat: float = BEAT
     stale: float = STALE
     longest_wait: float = 900.0
     look_every: float = 0.2
 
 
-def place_for(settings: Settings, layout: Layout, make_meter: MakeMeter = LogMeter) -> PackPlace:
+def place_for(settings: Settings, layout: Layout, make_meter: MakeMeter = PackMeter) -> PackPlace:
     """Where and with what this worker keeps packs."""
     tools = provision_context(settings, layout).tools
     https = Https(settings.download_token, settings.download_token_host)

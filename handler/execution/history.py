@@ -187,7 +187,7 @@ def _node_failed(error: Mapping[str, Any]) -> JobError:
 
 
 def with_withheld(error: JobError, withheld: Iterable[str], passed: Iterable[str]) -> JobError:
-    """The error of a node that was refused for want of a token, with the name of the variable that
+    """The error of a node that was refused for lack of a token, with the name of the variable that
     is kept from ComfyUI (one of `withheld`) and how to let it through beside those `passed`."""
     said = f"{error.message} {error.details.get('exception_type')}"
     if not isinstance(error, NodeFailed) or not _REFUSED.search(said):

@@ -6,6 +6,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from bootstrap.core.text import typed
 from bootstrap.nodes.node_map import EDITOR_ONLY, Origin
 from handler.common.errors import JobError, nearest
 from handler.request.workflow import Workflow
@@ -102,8 +103,9 @@ def _where(name: str, origin: Origin) -> str:
     pack = origin.packs[0]
     if origin.installed:
         return f"{name} is in {pack}, which is in custom_nodes but was not loaded."
+    add = typed("comfyui-worker", "nodes", "add", pack)
     return (
-        f"{name} is in {pack}: on a Pod with this volume `comfyui-worker nodes add {pack}`, then "
+        f"{name} is in {pack}: on a Pod with this volume `{add}`, then "
         "`comfyui-worker nodes pull`, and start the workers again."
     )
 

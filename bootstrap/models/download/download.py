@@ -248,7 +248,8 @@ class Download:
 
     def _by_stream(self, remote: Remote, stop: threading.Event) -> Fetched:
         wanted = self._wanted
-        provable = bool(wanted.sha256 or wanted.size or wanted.extension in SAFETENSORS)
+        by_content = wanted.extension in SAFETENSORS or not wanted.weights
+        provable = bool(wanted.sha256 or wanted.size or by_content)
         part = Part.create(self._final.parent, self._final.name, self._tools.disk)
         try:
             self._make_room(part, remote.size or wanted.size or 0)

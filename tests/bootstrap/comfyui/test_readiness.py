@@ -1,4 +1,4 @@
-"""When ComfyUI counts as ready: it lives and it is it that answers."""
+"""When ComfyUI counts as ready: it is alive, and it is the one that answers."""
 
 from __future__ import annotations
 

@@ -192,6 +192,13 @@ def test_a_workflow_is_a_manifest() -> None:
     assert not errors_in(read.findings)
 
 
+def test_what_is_wrong_with_a_workflows_model_is_an_error_but_not_what_other_nodes_keep() -> None:
+    wrong = [{**GOOD, "url": "ftp://models.example/m"}, {"position": {"x": 1}}]
+    findings = parse_manifest({"nodes": [], "models": wrong}).findings
+    assert {f.severity for f in findings if f.code == "manifest.url"} == {Severity.ERROR}
+    assert {f.severity for f in findings if f.code == "manifest.field"} == {Severity.WARNING}
+
+
 def test_the_official_templates_parse() -> None:
     if util.find_spec("comfyui_workflow_templates_json") is None:
         pytest.skip("comfyui-workflow-templates-json is not installed (requirements/dev.txt)")

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import jsonschema
 import pytest
 
 from bootstrap.core.findings import Severity
@@ -22,6 +23,7 @@ from bootstrap.nodes.manifest import (
     repository_url,
 )
 from tests.support.pack_server import COMMIT, OTHER
+from tests.support.sources import ROOT
 
 URL = "https://github.com/cubiq/ComfyUI_essentials"
 
@@ -118,32 +120,44 @@ def test_desktops_export_is_read() -> None:
     assert codes(parse_nodes(export, "export")) == ["nodes.manifest_shape"]
 
 
-@pytest.mark.parametrize(
-    ("code", "entry"),
-    [
-        ("nodes.manifest_entry", "text"),
-        ("nodes.manifest_entry", {}),
-        ("nodes.manifest_entry", {"id": "a", "git": URL}),
-        ("nodes.manifest_entry", {"id": "../a", "version": "1.0.0"}),
-        ("nodes.manifest_entry", {"id": 5, "version": "1.0.0"}),
-        ("nodes.manifest_entry", {"id": "a", "version": "1.0.0", "hash": "abc"}),
-        ("nodes.manifest_entry", {"id": "a", "version": "1.0.0", "directory": "../evil"}),
-        ("nodes.manifest_entry", {"id": "a", "version": "1.0.0", "directory": "a.disabled"}),
-        ("nodes.manifest_entry", {"id": "a", "version": "1.0.0", "directory": ".git"}),
-        ("nodes.manifest_entry", {"git": "https://github.com/", "commit": COMMIT}),
-        ("nodes.manifest_entry", {"git": f"{URL}?a=b", "commit": COMMIT}),
-        ("nodes.manifest_entry", {"git": "http://github.com/a/b", "commit": COMMIT}),
-        ("nodes.manifest_entry", {"git": f"{URL}\ud83d", "commit": COMMIT}),
-        ("download.url_refused", {"git": "https://me:secret@github.com/a/b", "commit": COMMIT}),
-        ("download.url_refused", {"git": "file:///etc/passwd", "commit": COMMIT}),
-        ("download.url_refused", {"git": "ext::sh -c id", "commit": COMMIT}),
-        ("nodes.not_pinned", {"id": "a"}),
-        ("nodes.not_pinned", {"id": "a", "version": "nightly"}),
-        ("nodes.not_pinned", {"git": URL}),
-        ("nodes.not_pinned", {"git": URL, "commit": "main"}),
-        ("nodes.not_pinned", {"git": URL, "commit": COMMIT[:12]}),
-    ],
-)
+BAD: list[tuple[str, Any]] = [
+    ("nodes.manifest_entry", "text"),
+    ("nodes.manifest_entry", {}),
+    ("nodes.manifest_entry", {"id": "a", "git": URL}),
+    ("nodes.manifest_entry", {"id": "../a", "version": "1.0.0"}),
+    ("nodes.manifest_entry", {"id": 5, "version": "1.0.0"}),
+    ("nodes.manifest_entry", {"id": "a", "version": "1.0.0", "hash": "abc"}),
+    ("nodes.manifest_entry", {"id": "a", "version": "1.0.0", "directory": "../evil"}),
+    ("nodes.manifest_entry", {"id": "a", "version": "1.0.0", "directory": "a.disabled"}),
+    ("nodes.manifest_entry", {"id": "a", "version": "1.0.0", "directory": ".git"}),
+    ("nodes.manifest_entry", {"git": "https://github.com/", "commit": COMMIT}),
+    ("nodes.manifest_entry", {"git": f"{URL}?a=b", "commit": COMMIT}),
+    ("nodes.manifest_entry", {"git": "http://github.com/a/b", "commit": COMMIT}),
+    ("nodes.manifest_entry", {"git": f"{URL}\ud83d", "commit": COMMIT}),
+    ("download.url_refused", {"git": "https://me:secret@github.com/a/b", "commit": COMMIT}),
+    ("download.url_refused", {"git": "file:///etc/passwd", "commit": COMMIT}),
+    ("download.url_refused", {"git": "ext::sh -c id", "commit": COMMIT}),
+    ("nodes.not_pinned", {"id": "a"}),
+    ("nodes.not_pinned", {"id": "a", "version": "nightly"}),
+    ("nodes.not_pinned", {"git": URL}),
+    ("nodes.not_pinned", {"git": URL, "commit": "main"}),
+    ("nodes.not_pinned", {"git": URL, "commit": COMMIT[:12]}),
+]
+
+
+@pytest.mark.parametrize(("code", "entry"), BAD)
+def test_the_schema_knows_what_is_taken_and_what_is_not(code: str, entry: Any) -> None:
+    """Those that an editor can know: an address may be refused for more than its form."""
+    schema = json.loads((ROOT / "docs/nodes-manifest.schema.json").read_text("utf-8"))
+    good = [{"id": "a", "version": "1.0.0"}, {"git": URL, "commit": COMMIT}]
+    jsonschema.validate({"version": 1, "nodes": good}, schema)
+    of_an_address = isinstance(entry, dict) and "git" in entry and code != "nodes.not_pinned"
+    if not of_an_address and "a.disabled" not in str(entry):
+        with pytest.raises(jsonschema.ValidationError):
+            jsonschema.validate({"version": 1, "nodes": [entry]}, schema)
+
+
+@pytest.mark.parametrize(("code", "entry"), BAD)
 def test_a_bad_entry_is_left_out_and_named_with_a_fix(code: str, entry: Any) -> None:
     manifest = ours({"id": "good", "version": "1.0.0"}, entry)
     assert list(wanted(manifest)) == ["good"]
@@ -252,3 +266,11 @@ def test_a_file_that_is_not_ours_is_not_added_to(tmp_path: Path, data: Any) -> N
     with pytest.raises(Unreadable):
         add_packs(path, [PackSpec("a", RegistryPin("a", "1.0.0"))])
     assert json.loads(path.read_text()) == data
+
+
+def test_what_is_not_pinned_is_told_how_to_be() -> None:
+    manifest = ours({"id": "a"}, {"git": URL, "commit": "main"}, {"git": URL, "commit": "a;b"})
+    fixes = [finding.fix for finding in manifest.findings]
+    assert "`comfyui-worker nodes add a`" in fixes[0] and "missing" in manifest.findings[0].message
+    assert f"`comfyui-worker nodes add {URL}@main`" in fixes[1]
+    assert f"`comfyui-worker nodes add {URL}`" in fixes[2], "what is typed into a shell is plain"

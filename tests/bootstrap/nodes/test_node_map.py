@@ -33,6 +33,9 @@ MAP: dict[str, Any] = {
     "https://github.com/d/lab": [[], {"nodename_pattern": " \\(lab\\)$"}],
     "https://github.com/e/evil": [[], {"nodename_pattern": "^(a+)+$"}],
     "javascript:alert(1)": [["Evil"], {}],
+    "https://github.com/a/b;curl evil": [["Evil"], {}],
+    "https://github.com/a/$(id)": [["Evil"], {}],
+    "https://github.com/a/`id`": [["Evil"], {}],
     "https://github.com/f/f": "nonsense",
     "https://github.com/g/g": [["Good", 5, "new\nline", "x" * 1000], "nonsense"],
 }

@@ -32,7 +32,7 @@ CONTENDERS = (OURS, ONE_AT_A_TIME, WORKER_COMFYUI)
 # Nothing in between: what ComfyUI itself leaves idle between two prompts of its queue.
 ALONE = "ComfyUI alone, all prompts in its queue"
 _JOBS, _ROUNDS, _SECONDS, _POST = 30, 3, 1.0, 0.5
-_PATIENCE = 600.0
+_TIMEOUT = 600.0
 
 Say = Callable[[str], None]
 
@@ -108,7 +108,7 @@ def _queued(hot: Hot, load: Load, seeds: Sequence[int]) -> Busy:
         for seed in seeds:
             body = {"prompt": work(seed, load.seconds)["workflow"]}
             session.post(f"{hot.url}/prompt", json=body, timeout=30).raise_for_status()
-    end = time.monotonic() + _PATIENCE
+    end = time.monotonic() + _TIMEOUT
     while seeds[-1] not in hot.spans():
         if time.monotonic() > end:
             raise RuntimeError(f"ComfyUI does not come to an end\n{hot.worker.tail()}")

@@ -33,7 +33,7 @@ from bootstrap.config import Settings
 from bootstrap.volume import Layout
 from bootstrap.comfyui import make_workdir
 from handler.common.calls import Calls
-from handler.common.deadline import Deadline
+from handler.common.errors import Deadline
 from handler.outputs import Delivery
 from handler.outputs import DeliveryOptions
 from handler.outputs.results import ProducedFile

@@ -52,7 +52,7 @@ NAMES = {
 BARS = {FIRST: (LOCAL, "×", 3.0), SECOND: (LOCAL, "×", 1.5), KEPT: (BAKED, "s", 1.0)}
 _PACKAGES = ("kornia>=0.7.1", "spandrel")
 _STORE = Path(".comfyui-worker") / "python"
-_PATIENCE = 400.0
+_TIMEOUT = 400.0
 _VENV_PYTHON = Path("ComfyUI/venv/bin/python")
 METHOD = """\
 Timed from the start of a worker's process to its word that it is ready for jobs. Before each start
@@ -112,9 +112,9 @@ class Scene:
             }
             began = now()
             with WorkerProcess.module("handler", env=env) as worker:
-                seconds = worker.wait_for_line(r"Boot: ready", timeout=_PATIENCE).at - began
+                seconds = worker.wait_for_line(r"Boot: ready", timeout=_TIMEOUT).at - began
                 if contender == FIRST:
-                    worker.wait_for_line(r"venv: .*archive", timeout=_PATIENCE)
+                    worker.wait_for_line(r"venv: .*archive", timeout=_TIMEOUT)
                 notes = re.findall(r"(?:copy Python|packages): [^\"]*", worker.tail(500))
         return Start(contender, seconds, load, ", ".join(notes))
 

@@ -1,6 +1,7 @@
 """`python -m bootstrap [--json]`: boot, print the report, stop. Exit 0 ready, 1 not.
 
-`python -m bootstrap models …` is about the models that are wanted: `models/cli.py`.
+`python -m bootstrap models …` is about the models that are wanted (`models/cli.py`), `… nodes …`
+about the custom node packs (`nodes/cli.py`).
 """
 
 from __future__ import annotations
@@ -21,6 +22,10 @@ def main(argv: list[str], prog: str = "python -m bootstrap") -> int:
         from bootstrap.models import cli
 
         return cli.main(argv[1:], prog=f"{prog} models")
+    if argv[:1] == ["nodes"]:
+        from bootstrap.nodes import cli as nodes_cli
+
+        return nodes_cli.main(argv[1:], prog=f"{prog} nodes")
     parser = Parser(
         prog=prog,
         description="Boot once, print the report, stop. Takes no jobs.",

@@ -13,7 +13,7 @@ import tempfile
 from pathlib import Path
 
 _NAME = "comfyui-health-{}.sock"
-_PATIENCE = 2.0
+_ANSWER_SECONDS = 2.0
 
 
 def socket_path(name: str) -> Path:
@@ -29,7 +29,7 @@ def socket_paths() -> list[Path]:
 def connected(path: Path) -> socket.socket | None:
     """A connection to the worker that listens there; None when nothing does."""
     connection = socket.socket(socket.AF_UNIX)
-    connection.settimeout(_PATIENCE)
+    connection.settimeout(_ANSWER_SECONDS)
     try:
         connection.connect(str(path))
     except OSError:
@@ -44,7 +44,7 @@ def main() -> int:
     for _, text in answers:
         print(text)
     if not answers:
-        print("no worker runs here, or it has only just begun")
+        print("no worker is running here, or it has only just started")
     return 0 if answers and all(healthy for healthy, _ in answers) else 1
 
 
@@ -54,7 +54,7 @@ def _answer(connection: socket.socket) -> tuple[bool, str]:
             answer = json.loads(stream.readline())
             return bool(answer["healthy"]), str(answer["text"])
     except OSError:
-        return False, f"the worker lives, but did not answer within {_PATIENCE:g} s"
+        return False, f"the worker is alive, but did not answer within {_ANSWER_SECONDS:g} s"
     except (ValueError, TypeError, KeyError):
         return False, "the worker ended before it had answered"
 

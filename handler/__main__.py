@@ -36,7 +36,7 @@ def main() -> None:
     worker = Worker(runtime, 0 if settings.refresh_worker else settings.job_prefetch)
     hooks = Hooks(
         worker.slots,
-        at_start=runtime.health.loop_pulse.begin,
+        at_start=runtime.health.loop_watchdog.begin,
         at_end=worker.shutdown.begin,
         finish=worker.finish,
         grace=settings.shutdown_grace,

@@ -3,19 +3,22 @@
 
     git clone … && python3 scripts/check_volume.py [PATH]
 
-Nothing has to be installed. Exit code 0: fit (there may be warnings); 1: errors; 2: wrong use.
+Nothing has to be installed. Exit code 0: fit (there may be warnings); 1: errors, or something that
+could not be looked at; 2: wrong use.
 """
 
-from __future__ import annotations
-
+# Without annotations from the future: an old Python must get as far as the next sentence.
 import sys
 
-if sys.version_info < (3, 10):  # noqa: UP036  # said before anything fails to parse
-    sys.exit(f"check_volume.py needs Python 3.10 or newer; this is {sys.version.split()[0]}")
+if sys.version_info < (3, 10):  # noqa: UP036
+    version = sys.version.split()[0]
+    sys.stderr.write("check_volume.py needs Python 3.10 or newer; this is " + version + "\n")
+    sys.exit(2)
 
 import argparse
 import json
 import os
+import stat
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -25,15 +28,19 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from bootstrap.config import Settings
 from bootstrap.core import log
-from bootstrap.core.terminal import Parser, closing, findings_text, nearest, style_of
+from bootstrap.core.files import is_system_folder
+from bootstrap.core.terminal import Parser, as_typed, closing, findings_text, style_of
+from bootstrap.core.text import quoted, shown
 from bootstrap.doctor import Report, Scope, examine, of_volume, repairs_of, report_json, report_text
 from bootstrap.doctor.fix import Repair, apply_fixes
 from bootstrap.doctor.page import page
+from bootstrap.volume.layout import similar_folder, volume_around
 from scripts.progress import Progress
 from scripts.stdout import show
 
 # The image's Python for ComfyUI, and where a worker gets its jobs.
 _IMAGE, _JOBS = "/opt/comfyui", "RUNPOD_WEBHOOK_GET_JOB"
+_NAME_IT = "Name the folder where the volume is mounted, on a Pod /workspace."
 
 
 def main(
@@ -42,10 +49,11 @@ def main(
     """Examine, and repair what is safe if asked to; the exit code."""
     arguments = _parser(prog).parse_args(argv)
     given = {**env, "VOLUME_PATH": os.path.abspath(arguments.path)} if arguments.path else env
-    settings, problems = Settings.from_env(given)
-    if arguments.path and not os.path.isdir(arguments.path):
-        _say(f"{prog}: {_no_folder(arguments.path)}")
+    refused = _refused(arguments.path or "", env.get("VOLUME_PATH", "").strip(), prog)
+    if refused:
+        _say(f"{prog}: {refused}")
         return 2
+    settings, problems = Settings.from_env(given)
     report = _examine(settings, given, arguments)
     if (arguments.fix or arguments.dry_run) and _fix(repairs_of(report), arguments):
         report = _examine(settings, given, arguments)
@@ -57,19 +65,45 @@ def main(
     return 1 if report.status == "error" else 0
 
 
-def _no_folder(path: str) -> str:
-    if os.path.exists(path):
-        return f"{path} is a file, not a folder. Name the volume's folder, on a Pod /workspace."
-    parent, name = os.path.split(os.path.abspath(path))
-    there = os.listdir(parent) if os.path.isdir(parent) else []
-    guess = nearest(name, there if parent != "/" else [*there, "workspace", "runpod-volume"])
-    if guess:
-        return f"{path} does not exist. Did you mean {os.path.join(parent, guess)}?"
-    return f"{path} does not exist. On a Pod the volume is /workspace."
+def _refused(typed: str, configured: str, prog: str) -> str:
+    """Why this is not a volume that can be looked at; empty where it may be one. A volume that is
+    configured and missing is the report's to say."""
+    path = typed or configured
+    place = Path(os.path.abspath(path))
+    if not os.path.isabs(path) and not typed:
+        return ""
+    if is_system_folder(place) or is_system_folder(os.path.realpath(place)):
+        return f"{shown(path)} is one of the system's own folders, not a volume. {_NAME_IT}"
+    try:
+        is_folder = stat.S_ISDIR(os.stat(place).st_mode)
+    except (FileNotFoundError, NotADirectoryError):
+        return _missing(path, place) if typed else ""
+    except (OSError, ValueError):
+        return ""  # the report says why
+    if not is_folder:
+        return f"{shown(path)} is a file, not a folder. {_NAME_IT}" if typed else ""
+    volume = volume_around(place)
+    if volume:
+        command = f"{_command(prog)} {quoted(str(volume))}"
+        return f"{shown(path)} is only a part of the volume at {volume}. Check that:\n  {command}"
+    return ""
+
+
+def _missing(path: str, place: Path) -> str:
+    guess = similar_folder(place)
+    hint = f"Did you mean {guess}?" if guess else "On a Pod the volume is /workspace."
+    return f"{shown(path)} does not exist. {hint}"
+
+
+def _command(prog: str) -> str:
+    """As it is typed: by the installed name, in a clone, or as the one file of a release, which
+    holds no other program."""
+    in_one_file = not Path(__file__).with_name("submit.py").exists()
+    return f"python3 {prog}" if in_one_file else as_typed("doctor", prog)
 
 
 def _parser(prog: str = "check_volume.py") -> argparse.ArgumentParser:
-    command = prog if " " in prog else f"python3 scripts/{prog}"
+    command = _command(prog)
     parser = Parser(
         prog=prog,
         description="Check a volume with ComfyUI and models: what is wrong, and what to type.",
@@ -80,7 +114,8 @@ def _parser(prog: str = "check_volume.py") -> argparse.ArgumentParser:
                 "NO_COLOR": "no colours",
             },
             [f"{command} /workspace", f"{command} /workspace --fix --html report.html"],
-            "exit codes:\n  0  fit (there may be warnings)\n  1  errors\n  2  wrong use",
+            "exit codes:\n  0  fit (there may be warnings)\n"
+            "  1  errors, or not all could be looked at\n  2  wrong use",
         ),
     )
     parser.add_argument(
@@ -94,9 +129,10 @@ def _parser(prog: str = "check_volume.py") -> argparse.ArgumentParser:
     parser.add_argument(
         "--fix",
         action="store_true",
-        help="repair what is safe: misplaced models are moved where nothing has their name, links "
-        "that name a mount point become relative, missing folders are made, our own broken links "
-        "and stale partial files removed. Nothing is overwritten; asks first on a terminal",
+        help="repair what is safe: misplaced models and those in misnamed folders are moved where "
+        "nothing has their name, links that name a mount point become relative, missing folders "
+        "are made, our own broken links and stale partial files removed. Nothing is overwritten; "
+        "on a terminal it asks first",
     )
     parser.add_argument("--yes", action="store_true", help="with --fix: do not ask")
     parser.add_argument("--dry-run", action="store_true", help="show what --fix would do")

@@ -182,6 +182,12 @@ def _models(argv: list[str], prog: str) -> int:
     return models(argv, prog=prog)
 
 
+def _nodes(argv: list[str], prog: str) -> int:
+    from bootstrap.nodes.cli import main as nodes
+
+    return nodes(argv, prog=prog)
+
+
 def _submit(argv: list[str], prog: str) -> int:
     from scripts.submit import main as submit
 
@@ -264,6 +270,14 @@ COMMANDS: Mapping[str, Command] = {
         "wanted models: add, list, plan, pull, verify",
         _models,
         tuple("add list plan pull verify --manifest --json".split()),
+    ),
+    "nodes": Command(
+        "wanted custom nodes: add, list, plan, pull, verify, map",
+        _nodes,
+        tuple(
+            "add list plan pull verify map --manifest --json --from --ref --directory --force "
+            "--refresh --url".split()
+        ),
     ),
     "submit": Command(
         "send a workflow to an endpoint and save its results",

@@ -58,7 +58,7 @@ class _NoAnswer:
     maybe_arrived: bool = False
     too_slow: bool = False
     refused: bool = False
-    busy: bool = False
+    status: int | None = None
     wait: float | None = None
 
 
@@ -166,7 +166,7 @@ class Endpoint:
             return _NoAnswer(said, sent, slow, refused=not sent)
         if answer.status_code in _TRY_AGAIN:
             said = f"status {answer.status_code} ({_phrase(answer.status_code)})"
-            return _NoAnswer(said, wait=_retry_after(answer), busy=answer.status_code == 429)
+            return _NoAnswer(said, wait=_retry_after(answer), status=answer.status_code)
         return answer
 
     def _content(self, answer: requests.Response) -> Any:
@@ -183,7 +183,7 @@ class Endpoint:
                 "Settings → API Keys, with the right to this endpoint, and set RUNPOD_API_KEY."
             )
         if status == 404:
-            raise EndpointError(f"{place} does not exist (404). {self._missing_fix()}")
+            raise EndpointError(f"{place} does not exist (404). {self._missing_fix(place)}")
         if status >= 400:
             raise EndpointError(f"{place} answers {status}: {self._shown(answer.text)}")
         text = self.without_key(answer.content.decode("utf-8", "replace"))
@@ -210,19 +210,20 @@ class Endpoint:
         return self.without_key(" ".join(text.split()))[:300] or "(nothing)"
 
     def _reach_fix(self, got: _NoAnswer) -> str:
-        if got.busy:
+        if got.status == 429:
             return "It takes no more requests for now: send the job again later."
+        if got.status is not None and not self.local:
+            return "Look at the endpoint's state in the Runpod console, or try again later."
         if self.local:
             return f"Is the worker started? `{self._serve}` starts one."
         return "Check the network, and the endpoint's state in the Runpod console."
 
-    def _missing_fix(self) -> str:
+    def _missing_fix(self, place: str) -> str:
         if self.local:
             return "Give --url without a path, as http://127.0.0.1:8000."
-        return (
-            "Check RUNPOD_ENDPOINT_ID: it is the short name in the console's list of endpoints. "
-            "A result is kept for 30 minutes."
-        )
+        if "/status/" in place:
+            return "A job's result is kept for 30 minutes."
+        return "Check RUNPOD_ENDPOINT_ID: it is the short name in the console's list of endpoints."
 
 
 def _never_sent(problem: requests.RequestException) -> bool:
@@ -244,7 +245,7 @@ def _in_words(problem: requests.RequestException) -> str:
         return "the proxy of this machine's settings does not answer"
     if _never_sent(problem):
         if isinstance(_reason(problem), NameResolutionError):
-            return "the host's name is not known: a typing error, or there is no network"
+            return "the host's name cannot be resolved"
         return "nothing answers there"
     return "the connection was cut"
 

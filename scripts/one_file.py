@@ -18,13 +18,15 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 _SCRIPTS = ("__init__.py", "check_volume.py", "progress.py", "stdout.py")
-_HEAD = '''#!/usr/bin/env python3
+_HEAD = r'''#!/usr/bin/env python3
 """Checks a ComfyUI volume; --help says how. Nothing has to be installed, and nothing is left."""
 
 import sys
 
 if sys.version_info < (3, 10):
-    sys.exit("check_volume.py needs Python 3.10 or newer; this is " + sys.version.split()[0])
+    version = sys.version.split()[0]
+    sys.stderr.write("check_volume.py needs Python 3.10 or newer; this is " + version + "\n")
+    sys.exit(2)
 
 import base64
 import io
@@ -73,4 +75,6 @@ def _files() -> Iterator[Path]:
 
 
 if __name__ == "__main__":
-    write(Path(sys.argv[1]))
+    target = Path(sys.argv[1])
+    write(target)
+    print(target)

@@ -15,7 +15,7 @@ from tests.support.sources import ROOT, all_needed_by, imports, modules, run_at_
 
 # The rooms of each package. Arrows go down a list, never up: a room may import those behind it.
 ROOMS = {
-    "bootstrap": "boot doctor environment models comfyui volume net config core".split(),
+    "bootstrap": "boot doctor nodes environment models comfyui volume net config core".split(),
     "handler": "jobs outputs execution models inputs request sdk common".split(),
 }
 ALL_ROOMS = [f"{package}.{name}" for package, names in ROOMS.items() for name in names]
@@ -34,15 +34,16 @@ PURE = (
     "bootstrap.config.fields",
     "bootstrap.core.findings",
     "bootstrap.core.redact",
-    "bootstrap.environment.modules",
+    "bootstrap.environment.imports",
     "bootstrap.models.manifest_entry",
     "bootstrap.volume.categories",
     "bootstrap.volume.link_plan",
-    "handler.common.deadline",
     "handler.common.errors",
     "handler.common.media_types",
     "handler.common.reply",
     "handler.execution.history",
+    "handler.execution.missing_nodes",
+    "handler.execution.node_progress",
     "handler.execution.validation",
     "handler.outputs.results",
     "handler.request.compatibility",
@@ -131,6 +132,26 @@ def test_only_one_room_knows_the_sdk(name: str) -> None:
     assert not knows or name.startswith("handler.sdk")
 
 
+# Whoever talks to another host goes through the one door, where addresses are checked.
+DOOR = {"bootstrap.net.addresses", "bootstrap.net.http"}
+ON_THIS_MACHINE = {
+    "bootstrap.boot.health",
+    "bootstrap.comfyui.process",
+    "bootstrap.comfyui.readiness",
+    "bootstrap.core.temp_files",
+    "bootstrap.healthcheck",
+    "handler.execution.comfy_client",
+    "handler.sdk.shutdown",
+}
+SENDS_THROUGH_IT = {"handler.outputs.s3"}
+NETWORK = {"aiohttp", "http", "httpx", "requests", "socket", "ssl", "urllib.request", "urllib3"}
+
+
+def test_only_one_door_leads_to_other_hosts() -> None:
+    talk = {n for n in modules() if NETWORK & {*imports(n), *map(top, imports(n))}}
+    assert talk == DOOR | ON_THIS_MACHINE | SENDS_THROUGH_IT
+
+
 def test_what_the_doctor_uses_needs_nothing_but_the_standard_library() -> None:
     roots = {n for n in modules() if n.startswith("bootstrap.doctor.report.")}
     roots |= {
@@ -208,7 +229,6 @@ def test_the_command_loads_little_before_comfyui_starts() -> None:
     loaded = done.stdout.split()
     assert not {"aiohttp", "boto3", "filetype", "PIL", "runpod"} & set(loaded)
     assert {name for name in loaded if top(name) == "handler" and name.count(".") > 1} == {
-        "handler.common.deadline",
         "handler.common.errors",
         "handler.jobs.warmup",
         "handler.models.prefetch",

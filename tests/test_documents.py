@@ -21,7 +21,7 @@ from bootstrap.core.findings import DOCS, docs_url
 from bootstrap.models.installed import Receipt
 from bootstrap.models.manifest import parse_manifest
 from bootstrap.models.manifest_entry import ModelSpec
-from bootstrap.models.provision import Result
+from bootstrap.models.provision import ProvisionResult
 from handler.request import fields, params, parse
 from handler.request.named_workflows import NamedWorkflows
 from handler.request.parse import (
@@ -130,7 +130,7 @@ def test_json_about_models_is_what_the_worker_takes_and_gives() -> None:
             seen.add("progress")
         else:
             spec = ModelSpec("m", "https://x.y/m", "loras")
-            given = Result(spec, "fetched", receipt=Receipt(1, 1, None, ())).as_dict()
+            given = ProvisionResult(spec, "fetched", receipt=Receipt(1, 1, None, ())).as_dict()
             (reported,) = example["models"]
             assert set(reported) == set(given)
             assert isinstance(given["receipt"], dict) and set(reported["receipt"]) == set(
@@ -188,6 +188,10 @@ def test_the_schema_of_requests_knows_every_field_that_is_read() -> None:
 
 
 RUSSIAN = [*(ROOT / "docs").glob("*.ru.md"), ROOT / "README.ru.md"]
+ENGLISH = [
+    *(page for page in (ROOT / "docs").glob("*.md") if not page.name.endswith(".ru.md")),
+    ROOT / "README.md",
+]
 
 
 @pytest.mark.parametrize("russian", RUSSIAN, ids=lambda page: page.name)
@@ -197,6 +201,38 @@ def test_a_russian_page_has_the_examples_and_links_of_the_english_one(russian: P
         ours, theirs = blocks(english, language), blocks(russian, language)
         assert [_without_comments(b) for b in ours] == [_without_comments(b) for b in theirs]
     assert _links(english) == _links(russian)
+
+
+# Written by the benchmarks; for those who change the code. All else has its Russian page.
+ENGLISH_ONLY = {"benchmarks.md", "architecture.md"}
+
+
+def test_every_page_has_its_russian_one() -> None:
+    pages = {page.name for page in (ROOT / "docs").glob("*.md")}
+    english = {name for name in pages if not name.endswith(".ru.md")} - ENGLISH_ONLY
+    assert {name.replace(".ru.md", ".md") for name in pages - english - ENGLISH_ONLY} == english
+
+
+@pytest.mark.parametrize("russian", RUSSIAN, ids=lambda page: page.name)
+def test_a_russian_page_has_the_headings_tables_and_anchors_of_the_english_one(
+    russian: Path,
+) -> None:
+    english = russian.with_name(russian.name.replace(".ru.md", ".md"))
+    assert _shape(english) == _shape(russian)
+    linked = {anchor for page in ENGLISH for anchor in _anchors_linked(page, english)}
+    assert linked <= _anchors(russian)
+
+
+def _shape(page: Path) -> list[str]:
+    """The levels of its headings and the rows of its tables, in order; blocks of code left out."""
+    text = re.sub(r"^ *```.*?^ *```", "", page.read_text("utf-8"), flags=re.MULTILINE | re.DOTALL)
+    return re.findall(r"^(#+ | *\|)", text, re.MULTILINE)
+
+
+def _anchors_linked(page: Path, target: Path) -> set[str]:
+    """The anchors of `target` that links on `page` lead to."""
+    links = re.findall(r"\]\((?!https?:)([^)#]*)#([^)]+)\)", page.read_text("utf-8"))
+    return {anchor for name, anchor in links if (page.parent / (name or page.name)) == target}
 
 
 @pytest.mark.parametrize("readme", READMES, ids=lambda readme: readme.name)
@@ -245,7 +281,7 @@ def _links(page: Path) -> set[str]:
 
 PAGES = [
     *(ROOT / "docs" / f"{n}.md" for n in "client check deploy migration security".split()),
-    *(ROOT / "docs" / f"{name}.ru.md" for name in ("check", "deploy")),
+    *(ROOT / "docs" / f"{n}.ru.md" for n in "client check deploy migration security".split()),
 ]
 CODE = re.compile(r"`([a-z0-9]+(?:_[a-z0-9]+)*\.[a-z0-9_*]+)`")
 # Variables of Runpod's, of other programs, of other workers; all others are settings.

@@ -15,7 +15,7 @@ from tests.support.control_plane import ControlPlane
 from tests.support.plane_records import now
 from tests.support.worker_process import WorkerProcess
 
-PATIENCE = 400.0
+TIMEOUT = 400.0
 # After a job a worker of ours writes down what the next start needs to know. It is killed then and
 # not asked to end: it would remove its local files (see Scene.seen).
 _REMEMBERS = 4.0
@@ -53,7 +53,7 @@ def cold_run(scene: Scene, contender: Contender, seed: int) -> Run:
     """Start a contender on an empty page cache and wait for its first result.
 
     The job waits in the queue when the process starts, as it does where a job is what starts it.
-    Raises NoResult, or PlaneTimeout after `PATIENCE` seconds.
+    Raises NoResult, or PlaneTimeout after `TIMEOUT` seconds.
     """
     load = contender.load
     with scene.seen(load, contender.through_network) as volume, ControlPlane() as plane:
@@ -72,7 +72,7 @@ def cold_run(scene: Scene, contender: Contender, seed: int) -> Run:
     return Run(contender.key, round(end - started, 3), before, marks, detail)
 
 
-def posted(plane: ControlPlane, worker: WorkerProcess, job: str, timeout: float = PATIENCE) -> Any:
+def posted(plane: ControlPlane, worker: WorkerProcess, job: str, timeout: float = TIMEOUT) -> Any:
     """The body posted for a job, which must hold a picture. Raises NoResult."""
     deadline = now() + timeout
     while not plane.select("done", job):

@@ -22,8 +22,8 @@ from pathlib import Path
 
 SOURCE = Path(__file__).with_name("volume.c")
 BUILD = Path(__file__).with_name("build")
-MOUNT_PATIENCE = 10.0
-UNMOUNT_PATIENCE = 5.0
+MOUNT_SECONDS = 10.0
+UNMOUNT_SECONDS = 5.0
 
 
 class CannotSimulate(RuntimeError):
@@ -121,7 +121,7 @@ class SimulatedVolume:
         self.mountpoint.mkdir(parents=True, exist_ok=True)
         command = [str(build()), *self.delays.arguments(), str(self.folder), str(self.mountpoint)]
         self._server = subprocess.Popen(command, start_new_session=True)
-        end = time.monotonic() + MOUNT_PATIENCE
+        end = time.monotonic() + MOUNT_SECONDS
         while not _is_mounted(self.mountpoint):
             if self._server.poll() is not None or time.monotonic() > end:
                 self.unmount()
@@ -130,7 +130,7 @@ class SimulatedVolume:
 
     def unmount(self) -> None:
         """Take the volume away, also under those who still use it; twice is harmless."""
-        end = time.monotonic() + UNMOUNT_PATIENCE
+        end = time.monotonic() + UNMOUNT_SECONDS
         while _is_mounted(self.mountpoint):
             late = time.monotonic() > end
             _fusermount("-uz" if late else "-u", self.mountpoint)
@@ -161,7 +161,7 @@ class SimulatedVolume:
         if self._server.poll() is None:
             self._server.send_signal(with_signal)
             try:
-                self._server.wait(UNMOUNT_PATIENCE)
+                self._server.wait(UNMOUNT_SECONDS)
             except subprocess.TimeoutExpired:
                 self._server.kill()
                 self._server.wait()

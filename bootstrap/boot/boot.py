@@ -21,13 +21,13 @@ import threading
 from collections.abc import Iterable, Mapping
 
 from bootstrap.boot.health import HealthMonitor
-from bootstrap.boot.plan import Plan
+from bootstrap.boot.plan import BootPlan
 from bootstrap.boot.report import BootReport, log_first_line
-from bootstrap.boot.runtime import Runtime, Serving, WarmUp
-from bootstrap.boot.schedule import Schedule, State, Timeline
+from bootstrap.boot.runtime import Runtime, Serving, WarmUpHook, instance_failed
+from bootstrap.boot.schedule import Schedule, TaskState, Timeline
 from bootstrap.comfyui import ComfyUI, wait_until_ready, with_cause
 from bootstrap.config import Settings
-from bootstrap.core.findings import Finding, errors_in, ok, outcome_of, warning
+from bootstrap.core.findings import Finding, errors_in, ok, outcome_of
 from bootstrap.environment import record_opened
 from bootstrap.environment.imports import check_node_imports
 from bootstrap.models.prefetch import ReadAhead
@@ -35,10 +35,7 @@ from bootstrap.volume.search import unlink_other_mounts
 
 _log = logging.getLogger(__name__)
 
-CODES = {
-    "comfyui.ready": "ComfyUI answers",
-    "comfyui.instance_failed": "One of several ComfyUIs did not start; the others run jobs",
-}
+CODES = {"comfyui.ready": "ComfyUI answers"}
 _LAYOUT_FAULTS = {
     "volume.not_found",
     "comfyui.not_found",
@@ -47,9 +44,9 @@ _LAYOUT_FAULTS = {
 }
 # Seconds to wait for the doctor: its word on the machine decides; a slow volume must not hold up
 # a worker that is ready; a worker that failed has time to say why.
-_MACHINE_PATIENCE = 30.0
-_READY_PATIENCE = 1.0
-_FAILED_PATIENCE = 10.0
+_MACHINE_SECONDS = 30.0
+_READY_SECONDS = 1.0
+_FAILED_SECONDS = 10.0
 _STOP_SECONDS = 3.0
 
 
@@ -61,7 +58,7 @@ class Boot:
         settings: Settings,
         problems: Iterable[Finding] = (),
         env: Mapping[str, str] = os.environ,
-        warm_up: WarmUp | None = None,
+        warm_up: WarmUpHook | None = None,
     ) -> None:
         self.timeline = Timeline()
         self.health = HealthMonitor()
@@ -70,7 +67,7 @@ class Boot:
         self._warm_up = warm_up
         self._read_ahead = ReadAhead()
         self._before = list(problems)
-        self._plan = Plan(settings, env, warm_up, self._read_ahead)
+        self._plan = BootPlan(settings, env, warm_up, self._read_ahead)
         tasks = self._plan.examinations if errors_in(self._before) else self._plan.tasks
         self._schedule = Schedule(self.timeline, tasks)
         self._stopped = threading.Event()
@@ -157,7 +154,10 @@ class Boot:
         if len(failed) == len(started):
             return waited[:1], started
         running = tuple(serving for n, serving in enumerate(started) if n not in failed)
-        return [_left_out(n, f) if n in failed else f for n, f in enumerate(waited)], running
+        return [
+            instance_failed(n, f.message, f.fix, cause=f.code) if n in failed else f
+            for n, f in enumerate(waited)
+        ], running
 
     def _wait(self, comfyui: ComfyUI, number: int) -> Finding:
         name = f"ComfyUI {number + 1} ready" if number else "ComfyUI ready"
@@ -175,7 +175,7 @@ class Boot:
         """What is left to do when ComfyUI answers: models that are still coming, the warm-up."""
         found: list[Finding] = []
         fetching = self._schedule.wait(self._plan.wanted)
-        if fetching is State.GOOD and self._plan.wanted.value.any:
+        if fetching is TaskState.OK and self._plan.wanted.value.any:
             with self.timeline.stage("wait for models"):
                 found += self._plan.wanted.value.wait()
         if self._warm_up is not None and not errors_in(found):
@@ -196,10 +196,10 @@ class Boot:
             threading.Thread(target=record, name="venv", daemon=True).start()
 
     def _report(self, own: list[Finding], node_log: tuple[str, ...]) -> BootReport:
-        patience = _FAILED_PATIENCE if errors_in(own) else _READY_PATIENCE
-        machine = self._plan.machine_check.findings(_MACHINE_PATIENCE)
+        seconds = _FAILED_SECONDS if errors_in(own) else _READY_SECONDS
+        machine = self._plan.machine_check.findings(_MACHINE_SECONDS)
         # Where ComfyUI runs, reality has answered; only a machine that is broken outweighs it.
-        volume = self._plan.volume_check.findings(patience)
+        volume = self._plan.volume_check.findings(seconds)
         own = [with_cause(finding, [*volume, *machine]) for finding in own]
         decisive = [*_exact(own, volume), *(f for f in machine if f.host_fault)]
         noticed = [*machine, *volume, *self._node_findings(node_log)]
@@ -216,16 +216,6 @@ class Boot:
         facts, volume = self._plan.volume_check.facts, self._plan.volume.result
         home = volume.layout.comfyui if volume else None
         return check_node_imports(log, facts.packages if facts else None, str(home or ""))
-
-
-def _left_out(number: int, finding: Finding) -> Finding:
-    return warning(
-        "comfyui.instance_failed",
-        f"ComfyUI {number + 1} did not start, and the others take its jobs: {finding.message}",
-        finding.fix,
-        cause=finding.code,
-        instance=number,
-    )
 
 
 def _exact(own: list[Finding], volume: Iterable[Finding]) -> list[Finding]:

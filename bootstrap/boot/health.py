@@ -37,7 +37,7 @@ _ANSWER_SECONDS = 0.5
 _IDLE_CPU_SECONDS = 0.05  # used up in that time by a ComfyUI that only waits
 
 
-class LoopPulse:
+class EventLoopWatchdog:
     """Begun in the loop, asked from any other thread. One that was never begun has no fault."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
@@ -100,7 +100,7 @@ def health_of(
     report: BootReport | None, comfyuis: Sequence[ComfyUI] = (), stuck: Finding | None = None
 ) -> Health:
     """What to say of a worker whose boot came to `report` (None: it still boots), and whose loop
-    has stopped moving (`stuck`: `LoopPulse.fault`).
+    has stopped moving (`stuck`: `EventLoopWatchdog.fault`).
 
     Blocks for half a second at most for each ComfyUI; one that is well is enough. *Degraded* is
     healthy: such a worker tells each job what is wrong and how to fix it, and another start of the
@@ -137,20 +137,20 @@ def _serving(comfyui: ComfyUI) -> Health:
         return Health(True, "ready: ComfyUI answers")
     after = comfyui.cpu_seconds()
     if not comfyui.was_ready:
-        return Health(False, "ComfyUI is being started again")
+        return Health(False, "ComfyUI is being restarted")
     if before is not None and after is not None and after - before > _IDLE_CPU_SECONDS:
         return Health(True, "ready: ComfyUI computes, and does not answer meanwhile")
-    return Health(False, "ComfyUI lives, but neither answers nor computes")
+    return Health(False, "ComfyUI is alive, but neither answers nor computes")
 
 
 class HealthMonitor:
     """How this worker is, at any moment; `report` and `comfyuis` are set when they are there."""
 
     def __init__(self) -> None:
-        self.loop_pulse = LoopPulse()
+        self.loop_watchdog = EventLoopWatchdog()
         self.report: BootReport | None = None
         self.comfyuis: tuple[ComfyUI, ...] = ()
-        self._watches: list[Callable[[], Finding | None]] = [self.loop_pulse.fault]
+        self._watches: list[Callable[[], Finding | None]] = [self.loop_watchdog.fault]
         self._socket = HealthSocket(self.now)
 
     def open(self) -> None:

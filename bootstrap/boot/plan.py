@@ -1,21 +1,26 @@
 """All that is done up to ComfyUI's start: tasks that take what others returned.
 
-The doctor looks beside it: an `Examination` is waited for only as long as it matters.
+The doctor looks beside it: a `BackgroundCheck` is waited for only as long as it matters.
 """
 
 from __future__ import annotations
 
-import logging
 import os
-import threading
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from bootstrap.boot.report import log_late, log_place
-from bootstrap.boot.runtime import WantedModels, WarmUp
-from bootstrap.boot.schedule import Stage, StageFailed, T, Task
+from bootstrap.boot.report import BackgroundCheck, log_place
+from bootstrap.boot.runtime import (
+    Code,
+    LocalPython,
+    Volume,
+    WantedModels,
+    WarmUpHook,
+    instance_failed,
+)
+from bootstrap.boot.schedule import Stage, StageFailed, T, Task, value_or_fail
 from bootstrap.comfyui import (
     INSTANCES,
     ComfyUI,
@@ -33,15 +38,15 @@ from bootstrap.comfyui import (
     stage_again,
     stage_code,
 )
-from bootstrap.comfyui.launch import arguments, flags_in
+from bootstrap.comfyui.launch import arguments, count_instances, device_flag, flags_in
 from bootstrap.config import Settings
-from bootstrap.core.findings import Finding, warning
+from bootstrap.core.findings import Finding, Severity
 from bootstrap.core.redact import child_environment
-from bootstrap.doctor import Facts, Report, Scope, check_layout, examine
+from bootstrap.core.text import counted
+from bootstrap.doctor import check_layout
 from bootstrap.environment import (
     PROBE_SECONDS,
     Choice,
-    Mirror,
     MirrorRequest,
     PackageSet,
     Place,
@@ -53,135 +58,65 @@ from bootstrap.environment import (
 from bootstrap.environment.torch_build import read_torch_build
 from bootstrap.models.manifest import Manifest
 from bootstrap.models.manifest_file import wanted_here
-from bootstrap.models.prefetch import ReadAhead, memory_for_weights
-from bootstrap.models.recent import Recent
+from bootstrap.models.prefetch import ReadAhead, Recent, memory_for_weights
+from bootstrap.nodes.manifest import nodes_wanted_here
 from bootstrap.volume import Layout, locate, volume_root
-from bootstrap.volume.args_file import check_args_file, flag_names, read_args_file, with_args_file
+from bootstrap.volume.args_file import check_args_file, read_args_file, with_args_file
 from bootstrap.volume.layout import OWN_FOLDER
 from bootstrap.volume.links import link_models, with_view
 from bootstrap.volume.search import link_other_mounts
 
-_log = logging.getLogger(__name__)
-
 # Decides whether this machine is fit: always waited for. Its own probes are bounded.
 MACHINE = frozenset({"machine", "environment"})
 VOLUME = frozenset({"volume", "models", "comfyui"})
-_DEVICE = "--cuda-device"
-_DECIDE_DEVICE = frozenset({"--cpu", _DEVICE})
-_MOST_INSTANCES = 16
-_VOLUME_LATE = (
+_FIX_NO_ROOM = (
+    "Give the endpoint a larger container disk (Edit Endpoint → Container Disk), or set "
+    "COMFYUI_INSTANCES to fewer."
+)
+_VOLUME_HINT = (
     "The network volume is slow or its server does not answer: start the worker again; if it "
     "stays, raise VOLUME_TIMEOUT, or ask Runpod about the datacenter's storage."
 )
 
 
-@dataclass(frozen=True)
-class Volume:
-    """The volume as it was found. `comfyui` is the folder of the ComfyUI that will run, `links`
-    are names of the other mount that now lead to it, `args` the flags for ComfyUI: the endpoint's,
-    then the volume's own, `instances` the number of ComfyUIs to start."""
-
-    layout: Layout
-    links: tuple[Path, ...]
-    args: tuple[str, ...]
-    recent: Recent
-    instances: int = 1
-
-    @property
-    def comfyui(self) -> Path:
-        """Raises LookupError where there is none: an error that ends what needs it was found."""
-        if self.layout.comfyui is None:
-            raise LookupError("no ComfyUI was found")
-        return self.layout.comfyui
-
-
-@dataclass(frozen=True)
-class Code:
-    """ComfyUI's code where it will run, for each ComfyUI its folder and what is its own on local
-    disk. `nodes` are custom nodes that lie elsewhere and were not copied. `write_back` carries
-    changes in the code to the volume."""
-
-    places: tuple[tuple[Path, WorkDir], ...]
-    nodes: Path | None
-    write_back: WriteBack
-
-
-@dataclass(frozen=True)
-class LocalPython:
-    """The Python that ComfyUI is started with; `mirror` where it is a venv's on local disk."""
-
-    python: Path
-    mirror: Mirror | None = None
-
-
-class Examination:
-    """One examination by the doctor."""
-
-    def __init__(
-        self, sections: frozenset[str], settings: Settings, env: Mapping[str, str]
-    ) -> None:
-        self._sections = sections
-        self._settings = settings
-        self._env = env
-        self._report: Report | None = None
-        self._done = threading.Event()
-        self._late = False
-        self._lock = threading.Lock()
-
-    def findings(self, seconds: float) -> tuple[Finding, ...]:
-        """What was found, waiting up to `seconds`; what comes later is said in the log."""
-        self._done.wait(seconds)
-        with self._lock:
-            self._late = self._report is None
-            return self._report.findings if self._report else ()
-
-    @property
-    def facts(self) -> Facts | None:
-        """What was gathered; None while it is under way."""
-        with self._lock:
-            return self._report.facts if self._report else None
-
-    def run(self, row: Stage, python: Path | None = None) -> None:
-        """Examine, with the Python that was chosen already; a dead volume can hold this for
-        ever."""
-        report = examine(self._settings, self._env, Scope(self._sections, python=python))
-        with self._lock:
-            self._report = report
-            late = self._late
-        self._done.set()
-        if late:
-            log_late(row.name, report.findings)
-
-
-class Plan:
+class BootPlan:
     """The tasks of one boot, each with what it needs."""
 
     def __init__(
         self,
         settings: Settings,
         env: Mapping[str, str],
-        warm_up: WarmUp | None,
+        warm_up: WarmUpHook | None,
         read_ahead: ReadAhead,
     ) -> None:
         self._settings = settings
         self._env = env
         self._warm_up = warm_up
         self._read_ahead = read_ahead
-        self.machine_check = Examination(MACHINE, settings, env)
-        self.volume_check = Examination(VOLUME, settings, env)
-        patience, probe = settings.volume_timeout, settings.volume_timeout + PROBE_SECONDS
-        copying = settings.stage_timeout + patience
-        installing = settings.packages_timeout + patience
+        self.machine_check = BackgroundCheck(MACHINE, settings, env)
+        self.volume_check = BackgroundCheck(VOLUME, settings, env)
+        timeout, probe = settings.volume_timeout, settings.volume_timeout + PROBE_SECONDS
+        copying = settings.stage_timeout + timeout
+        installing = settings.packages_timeout + timeout
 
         self.work = Task("local folder", self._make_workdir)
-        self.volume = _bounded("find volume", self._find_volume, self.work, patience)
-        self.code = Task("copy code", self._copy_code, [self.volume])
-        self.manifest = _bounded("read manifest", self._read_manifest, self.volume, patience)
-        self.links = _bounded("link models", self._link_models, self.volume, patience)
+        self.volume = _bounded("find volume", self._find_volume, self.work, timeout)
+        fetching = settings.nodes_timeout + timeout
+        self.nodes = _bounded("fetch nodes", self._fetch_nodes, self.volume, fetching)
+        self.code = Task("copy code", self._copy_code, [self.volume], after=[self.nodes])
+        self.manifest = _bounded("read manifest", self._read_manifest, self.volume, timeout)
+        self.links = _bounded("link models", self._link_models, self.volume, timeout)
         self.choice = _bounded("choose Python", self._choose_python, self.volume, probe)
         self.flags = _bounded("ask flags", self._ask_flags, self.choice, probe)
         self.python = _bounded("copy Python", self._copy_python, self.choice, copying)
-        self.packages = _bounded("packages", self._prepare_packages, self.python, installing)
+        self.packages = Task(
+            "packages",
+            self._prepare_packages,
+            [self.python],
+            after=[self.nodes],
+            budget=installing,
+            timeout_hint=_VOLUME_HINT,
+        )
         self.comfyui = Task(
             "start ComfyUI",
             self._start,
@@ -199,7 +134,7 @@ class Plan:
     def tasks(self) -> tuple[Task[Any], ...]:
         """All of them, in the order in which their findings are read."""
         return (
-            *(self.work, self.volume, self.code, self.check_machine, self.check_volume),
+            *(self.work, self.volume, self.nodes, self.code, self.check_machine, self.check_volume),
             *(self.manifest, self.links, self.choice, self.flags, self.python, self.packages),
             *(self.comfyui, self.wanted, self.weights),
         )
@@ -213,10 +148,7 @@ class Plan:
         )
 
     def _make_workdir(self, _: Stage) -> WorkDir:
-        work = make_workdir(self._settings.work_dir)
-        if isinstance(work, Finding):
-            raise StageFailed(work)
-        return work
+        return value_or_fail(make_workdir(self._settings.work_dir))
 
     def _find_volume(self, row: Stage) -> Volume:
         links: list[Path] = []
@@ -229,12 +161,35 @@ class Plan:
         row.add([*check_layout(layout), *check_args_file(args)])
         recent = Recent(layout.root, self._env.get("RUNPOD_ENDPOINT_ID"))
         flags = with_args_file(self._settings, args).comfyui_args
-        count = instances(self._settings, self._env, flags)
+        count = count_instances(self._settings, self._env, flags)
         return Volume(layout, tuple(links), flags, recent, count)
+
+    def _fetch_nodes(self, row: Stage) -> Layout:
+        """The layout with the packs that NODES_MANIFEST lists. Without them ComfyUI starts, too."""
+        layout = self.volume.value.layout
+        wanted = nodes_wanted_here(self._settings, layout)
+        if wanted is None:
+            row.note = "not needed"
+            return layout
+        from bootstrap.nodes.pull import place_for, pull, summary
+
+        place = place_for(self._settings, layout)
+        results = pull(wanted.packs, place, timeout=self._settings.nodes_timeout)
+        row.add(_as_warnings(wanted.findings))
+        row.add(summary(results))
+        fetched = sum(result.state in ("fetched", "updated") for result in results)
+        row.note = f"{fetched} of {len(results)} fetched"
+        return with_view(locate(self._settings), self.work.value.view) if fetched else layout
+
+    @property
+    def _layout(self) -> Layout:
+        """With the packs that were fetched, if that went well."""
+        return self.nodes.result or self.volume.value.layout
 
     def _copy_code(self, row: Stage) -> Code:
         volume, work = self.volume.value, self.work.value
-        staged, findings = stage_code(self._settings, volume.layout, work)
+        layout = self._layout
+        staged, findings = stage_code(self._settings, layout, work)
         user, more = copy_user(self._settings, volume.layout, work)
         place = staged[0].place if staged else volume.comfyui
         places, copies = [(place, work)], [*staged, *([user] if user is not None else [])]
@@ -244,15 +199,17 @@ class Plan:
                 again = stage_again(staged, work, other) if staged else []
                 users = copy_again([user], work.user, other.user) if user is not None else []
             except OSError as problem:
-                row.add([_no_room(number, problem)])
+                why = f"its folder on local disk cannot be made: {problem.strerror or problem}."
+                row.add([instance_failed(number, why, _FIX_NO_ROOM)])
                 break
             copies += [*again, *users]
             places.append((again[0].place if again else place, other))
         row.bytes = sum(copy.bytes for copy in copies)
-        row.note = f"{sum(len(copy.stamps) for copy in copies)} files" if staged else "not needed"
+        count = sum(len(copy.stamps) for copy in copies)
+        row.note = counted(count, "file") if staged else "not needed"
         row.add([*findings, *more, *check_queued(copies)])
         write_back = _write_back(copies, volume.layout.root)
-        return Code(tuple(places), None if staged else volume.layout.nodes, write_back)
+        return Code(tuple(places), None if staged else layout.nodes, write_back)
 
     def _read_manifest(self, row: Stage) -> Manifest:
         manifest = wanted_here(self._settings, self.volume.value.layout)
@@ -269,19 +226,16 @@ class Plan:
         return wanted
 
     def _choose_python(self, row: Stage) -> Choice:
-        choice = choose_python(self._settings, self.volume.value.layout)
-        if isinstance(choice, Finding):
-            raise StageFailed(choice)
+        choice = value_or_fail(choose_python(self._settings, self.volume.value.layout))
         row.add(choice.findings)
         return choice
 
     def _ask_flags(self, _: Stage) -> frozenset[str]:
         """From the volume's own `main.py`, while the code is being copied."""
         python = self.choice.value.python
-        text = ask_help(python, self.volume.value.comfyui, self._child_env(python))
-        if isinstance(text, Finding):
-            raise StageFailed(text)
-        return flags_in(text)
+        return flags_in(
+            value_or_fail(ask_help(python, self.volume.value.comfyui, self._child_env(python)))
+        )
 
     def _copy_python(self, row: Stage) -> LocalPython:
         """A venv on the volume to local disk: what its start opens, the rest as links."""
@@ -316,7 +270,7 @@ class Plan:
             work=self.work.value.root,
             timeout=self._settings.packages_timeout,
             arguments=volume.args,
-            nodes=None if volume.layout.nodes is None else str(volume.layout.nodes),
+            nodes=None if self._layout.nodes is None else str(self._layout.nodes),
         )
         made = prepare_packages(place, self._env, self._settings.packages)
         row.note = made.note
@@ -324,8 +278,9 @@ class Plan:
         return made
 
     def _check_volume(self, row: Stage) -> None:
-        local = self.python.result
-        self.volume_check.run(row, local.python if local else None)
+        local, packages = self.python.result, self.packages.result
+        judgement = packages.judgement if packages else None
+        self.volume_check.run(row, local.python if local else None, judgement)
 
     def _read_weights(self, row: Stage) -> None:
         """Read what is likely needed into the page cache, until a job needs something else."""
@@ -340,17 +295,12 @@ class Plan:
 
     def _likely_models(self) -> list[Path]:
         """The warm-up's, then those of PREFETCH_MODELS; each once."""
-        volume, wanted = self.volume.value, self._settings.prefetch_models
-        if wanted.lower() == "last":
-            names = volume.recent.models()
-        else:
-            listed = "" if wanted.lower() == "none" else wanted
-            names = [name.strip() for name in listed.split(",") if name.strip()]
+        layout, recent = self.volume.value.layout, self.volume.value.recent
         first: Sequence[Path] = ()
         if self._warm_up is not None:
-            first = self._warm_up.models(self._settings, volume.layout, volume.recent)
-        models = volume.layout.models
-        return list(dict.fromkeys([*first, *(models / name for name in names)]))
+            first = self._warm_up.models(self._settings, layout, recent)
+        names = recent.likely(self._settings.prefetch_models)
+        return list(dict.fromkeys([*first, *(layout.models / name for name in names)]))
 
     def _start(self, row: Stage) -> tuple[ComfyUI, ...]:
         launches = self._launches()
@@ -383,7 +333,7 @@ class Plan:
                 place,
                 folders_of(work, volume.comfyui, code.nodes),
                 flags,
-                (*volume.args, *chosen.args, *_device(number, count, flags, volume.args)),
+                (*volume.args, *chosen.args, *device_flag(number, count, flags, volume.args)),
                 env,
                 port + number if port else 0,
                 home=volume.comfyui,
@@ -398,34 +348,15 @@ class Plan:
 
 def _bounded(name: str, run: Callable[[Stage], T], need: Task[Any], budget: float) -> Task[T]:
     """A task that touches the volume, which can hold it for ever."""
-    return Task(name, run, [need], budget=budget, late=_VOLUME_LATE)
+    return Task(name, run, [need], budget=budget, timeout_hint=_VOLUME_HINT)
 
 
-def instances(settings: Settings, env: Mapping[str, str], args: Sequence[str]) -> int:
-    """How many ComfyUIs to start: COMFYUI_INSTANCES, else one for each GPU."""
-    if settings.comfyui_instances is not None:
-        return settings.comfyui_instances
-    if flag_names(args) & _DECIDE_DEVICE:
-        return 1
-    count = env.get("RUNPOD_GPU_COUNT", "").strip()
-    return max(1, min(int(count), _MOST_INSTANCES)) if count.isdecimal() else 1
-
-
-def _device(number: int, count: int, flags: frozenset[str], args: Sequence[str]) -> tuple[str, ...]:
-    """The flag for a GPU of its own, where there are several ComfyUIs."""
-    if count == 1 or _DEVICE not in flags or flag_names(args) & _DECIDE_DEVICE:
-        return ()
-    return (_DEVICE, str(number))
-
-
-def _no_room(number: int, problem: OSError) -> Finding:
-    return warning(
-        "comfyui.instance_failed",
-        f"ComfyUI {number + 1} is not started: its folder on local disk cannot be made: "
-        f"{problem.strerror or problem}.",
-        "Give the endpoint a larger container disk (Edit Endpoint → Container Disk), or set "
-        "COMFYUI_INSTANCES to fewer.",
-    )
+def _as_warnings(findings: Sequence[Finding]) -> list[Finding]:
+    """A pack that cannot be had keeps no job from running that does without it."""
+    return [
+        replace(found, severity=Severity.WARNING) if found.severity is Severity.ERROR else found
+        for found in findings
+    ]
 
 
 def _write_back(copies: Sequence[Staged], volume: Path) -> WriteBack:

@@ -7,14 +7,15 @@ import logging
 import re
 import threading
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import bootstrap
 from bootstrap.boot.schedule import Stage
-from bootstrap.core.concurrency import SilentError, Together
+from bootstrap.config import Settings
+from bootstrap.core.concurrency import BoundedCaller, VolumeTimeout
 from bootstrap.core.findings import (
     Finding,
     Outcome,
@@ -25,7 +26,8 @@ from bootstrap.core.findings import (
 )
 from bootstrap.core.terminal import PLAIN, Style, findings_text
 from bootstrap.core.text import counted
-from bootstrap.doctor import JSON_VERSION
+from bootstrap.doctor import JSON_VERSION, Facts, Report, Scope, examine
+from bootstrap.environment import Judgement
 from bootstrap.environment.packs import read_version
 from bootstrap.volume import Layout
 
@@ -71,6 +73,48 @@ class BootReport:
         return f"Boot: {self.outcome.value}: {_sentence(first)}"
 
 
+class BackgroundCheck:
+    """One examination by the doctor."""
+
+    def __init__(
+        self, sections: frozenset[str], settings: Settings, env: Mapping[str, str]
+    ) -> None:
+        self._sections = sections
+        self._settings = settings
+        self._env = env
+        self._report: Report | None = None
+        self._done = threading.Event()
+        self._late = False
+        self._lock = threading.Lock()
+
+    def findings(self, seconds: float) -> tuple[Finding, ...]:
+        """What was found, waiting up to `seconds`; what comes later is said in the log."""
+        self._done.wait(seconds)
+        with self._lock:
+            self._late = self._report is None
+            return self._report.findings if self._report else ()
+
+    @property
+    def facts(self) -> Facts | None:
+        """What was gathered; None while it is under way."""
+        with self._lock:
+            return self._report.facts if self._report else None
+
+    def run(
+        self, row: Stage, python: Path | None = None, judgement: Judgement | None = None
+    ) -> None:
+        """Examine, with the Python that was chosen already and what is known of its packages; a
+        dead volume can hold this for ever."""
+        scope = Scope(self._sections, python=python, judgement=judgement)
+        report = examine(self._settings, self._env, scope)
+        with self._lock:
+            self._report = report
+            late = self._late
+        self._done.set()
+        if late:
+            log_late(row.name, report.findings)
+
+
 def log_first_line(*parts: str) -> None:
     """The worker's version, and where it is."""
     gpus = Counter(_gpus())
@@ -95,8 +139,8 @@ def log_place(layout: Layout) -> None:
 
 def _version_of(comfyui: Path) -> str:
     try:
-        version = read_version(str(comfyui), Together(_VERSION_SECONDS))[0]
-    except (SilentError, OSError):
+        version = read_version(str(comfyui), BoundedCaller(_VERSION_SECONDS))[0]
+    except (VolumeTimeout, OSError):
         version = None
     return version or "of unknown version"
 

@@ -5,21 +5,25 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from bootstrap.boot.health import HealthMonitor
 from bootstrap.boot.report import BootReport
 from bootstrap.boot.schedule import Stage
 from bootstrap.comfyui import ComfyUI, WorkDir, WriteBack
 from bootstrap.config import Settings
-from bootstrap.core.findings import Finding, errors_in
+from bootstrap.core.findings import Finding, errors_in, warning
+from bootstrap.environment import Mirror
 from bootstrap.models.manifest import Manifest
-from bootstrap.models.prefetch import ReadAhead
-from bootstrap.models.recent import Recent
+from bootstrap.models.prefetch import ReadAhead, Recent
 from bootstrap.volume import Layout
 
 if TYPE_CHECKING:
     from bootstrap.models.background import Provisioning
+
+CODES = {
+    "comfyui.instance_failed": "One of several ComfyUIs did not start; the others run jobs",
+}
 
 
 class WantedModels:
@@ -38,9 +42,9 @@ class WantedModels:
         self._linked = False
         self._provisioning: Provisioning | None = None
         if manifest.models:
-            from bootstrap.models.background import Provisioning, workplace_for
+            from bootstrap.models.background import Provisioning, provision_context
 
-            self._provisioning = Provisioning(manifest.models, workplace_for(settings, layout))
+            self._provisioning = Provisioning(manifest.models, provision_context(settings, layout))
 
     def begin(self) -> None:
         """Fetch those that are missing; returns at once."""
@@ -81,6 +85,45 @@ class WantedModels:
 
         self._linked = provisioning.ready
         return show_to_comfyui(self._settings, provisioning.results(), self._local_models)[1]
+
+
+@dataclass(frozen=True)
+class Volume:
+    """The volume as it was found. `comfyui` is the folder of the ComfyUI that will run, `links`
+    are names of the other mount that now lead to it, `args` the flags for ComfyUI: the endpoint's,
+    then the volume's own, `instances` the number of ComfyUIs to start."""
+
+    layout: Layout
+    links: tuple[Path, ...]
+    args: tuple[str, ...]
+    recent: Recent
+    instances: int = 1
+
+    @property
+    def comfyui(self) -> Path:
+        """Raises LookupError where there is none: an error that ends what needs it was found."""
+        if self.layout.comfyui is None:
+            raise LookupError("no ComfyUI was found")
+        return self.layout.comfyui
+
+
+@dataclass(frozen=True)
+class Code:
+    """ComfyUI's code where it will run, for each ComfyUI its folder and what is its own on local
+    disk. `nodes` are custom nodes that lie elsewhere and were not copied. `write_back` carries
+    changes in the code to the volume."""
+
+    places: tuple[tuple[Path, WorkDir], ...]
+    nodes: Path | None
+    write_back: WriteBack
+
+
+@dataclass(frozen=True)
+class LocalPython:
+    """The Python that ComfyUI is started with; `mirror` where it is a venv's on local disk."""
+
+    python: Path
+    mirror: Mirror | None = None
 
 
 @dataclass(frozen=True)
@@ -127,7 +170,7 @@ class Runtime:
         return self.wanted.faults_now(self.report.findings)
 
 
-class WarmUp(Protocol):
+class WarmUpHook(Protocol):
     """What those who take the jobs can do before the first one."""
 
     def models(self, settings: Settings, layout: Layout, recent: Recent) -> Sequence[Path]:
@@ -137,3 +180,14 @@ class WarmUp(Protocol):
     def run(self, serving: Serving, row: Stage) -> Sequence[Finding]:
         """Run once ComfyUI is ready; what came of it."""
         ...
+
+
+def instance_failed(number: int, why: str, fix: str, /, **details: Any) -> Finding:
+    """One of several ComfyUIs is left out: `number` from 0, `why` a sentence."""
+    return warning(
+        "comfyui.instance_failed",
+        f"ComfyUI {number + 1} did not start, and the others take its jobs: {why}",
+        fix,
+        instance=number,
+        **details,
+    )

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any, Generic, TypeVar
 
-from bootstrap.core.findings import Finding, error, errors_in
+from bootstrap.core.findings import Finding, error, errors_in, unexpected
 from bootstrap.core.text import size_text
 
 _log = logging.getLogger(__name__)
@@ -37,6 +37,13 @@ class StageFailed(Exception):
     def __init__(self, *findings: Finding) -> None:
         super().__init__(", ".join(finding.code for finding in findings))
         self.findings = findings
+
+
+def value_or_fail(made: T | Finding) -> T:
+    """`made`; a finding in its place ends the stage. Raises StageFailed."""
+    if isinstance(made, Finding):
+        raise StageFailed(made)
+    return made
 
 
 @dataclass
@@ -105,17 +112,17 @@ class Timeline:
 
     def skip(self, name: str) -> None:
         """A stage that what it needs kept from running."""
-        self._add(Stage(name, round(self.elapsed, 3), outcome=State.SKIPPED.value))
+        self._add(Stage(name, round(self.elapsed, 3), outcome=TaskState.SKIPPED.value))
 
     def give_up(self, name: str, seconds: float) -> None:
         """A stage that has been at it for `seconds` and is waited for no longer."""
-        self._add(Stage(name, round(self.elapsed - seconds, 3), seconds, State.LATE.value))
+        self._add(Stage(name, round(self.elapsed - seconds, 3), seconds, TaskState.LATE.value))
 
     def _add(self, stage: Stage) -> None:
         """One that was given up stays so, whenever it ends."""
         with self._lock:
             if not any(
-                s.name == stage.name and s.outcome == State.LATE.value for s in self._stages
+                s.name == stage.name and s.outcome == TaskState.LATE.value for s in self._stages
             ):
                 self._stages.append(stage)
                 _log_stage(stage)
@@ -129,17 +136,17 @@ class Timeline:
 
 def _log_stage(stage: Stage) -> None:
     """A line for each that took time or went wrong."""
-    if stage.outcome == State.SKIPPED.value or not stage.is_worth_showing:
+    if stage.outcome == TaskState.SKIPPED.value or not stage.is_worth_showing:
         return
     level = logging.INFO if stage.outcome == "ok" else logging.WARNING
     _log.log(level, "%s: %.1f s%s", stage.name, stage.seconds, stage.remark)
 
 
-class State(Enum):
+class TaskState(Enum):
     """What came of a task; `WAITING` until it is settled."""
 
     WAITING = "waiting"
-    GOOD = "ok"
+    OK = "ok"
     FAILED = "failed"
     SKIPPED = "skipped"
     LATE = "late"
@@ -147,8 +154,8 @@ class State(Enum):
 
 class Task(Generic[T]):
     """`run` is given its row of the timeline, to say more on, and returns the task's value. It
-    begins when all `needs` went well and all of `after` are settled. `budget` in seconds; `late` is
-    what to do when it is exceeded, as a fix."""
+    begins when all `needs` went well and all of `after` are settled. `budget` is in seconds, and
+    `timeout_hint` what to do when it is exceeded, as a fix."""
 
     def __init__(
         self,
@@ -157,15 +164,15 @@ class Task(Generic[T]):
         needs: Sequence[Task[Any]] = (),
         after: Sequence[Task[Any]] = (),
         budget: float | None = None,
-        late: str = "",
+        timeout_hint: str = "",
     ) -> None:
         self.name = name
         self.run = run
         self.needs = tuple(needs)
         self.after = tuple(after)
         self.budget = budget
-        self.late = late
-        self.state = State.WAITING
+        self.timeout_hint = timeout_hint
+        self.state = TaskState.WAITING
         self.findings: Sequence[Finding] = ()
         self._values: list[T] = []
 
@@ -182,10 +189,10 @@ class Task(Generic[T]):
         return self._values[0] if self._values else None
 
     def settle(
-        self, state: State, findings: Sequence[Finding] = (), values: Sequence[T] = ()
+        self, state: TaskState, findings: Sequence[Finding] = (), values: Sequence[T] = ()
     ) -> bool:
         """The first word on a task counts: one that was given up stays so. False if it was."""
-        if self.state is not State.WAITING:
+        if self.state is not TaskState.WAITING:
             return False
         self.findings, self._values = findings, list(values)
         self.state = state
@@ -207,10 +214,10 @@ class Schedule:
                 target=self._attend, args=(task,), name=f"boot: {task.name}", daemon=True
             ).start()
 
-    def wait(self, task: Task[Any], seconds: float | None = None) -> State:
+    def wait(self, task: Task[Any], seconds: float | None = None) -> TaskState:
         """What came of a task, waiting for it up to `seconds`."""
         with self._changed:
-            self._changed.wait_for(lambda: task.state is not State.WAITING, seconds)
+            self._changed.wait_for(lambda: task.state is not TaskState.WAITING, seconds)
             return task.state
 
     def findings(self) -> list[Finding]:
@@ -223,23 +230,23 @@ class Schedule:
 
         def is_decided() -> bool:
             """One need that went wrong is enough: others may never be settled."""
-            if any(need.state not in (State.WAITING, State.GOOD) for need in task.needs):
+            if any(need.state not in (TaskState.WAITING, TaskState.OK) for need in task.needs):
                 return True
-            return all(t.state is not State.WAITING for t in before)
+            return all(t.state is not TaskState.WAITING for t in before)
 
         with self._changed:
             self._changed.wait_for(is_decided)
-            good = all(need.state is State.GOOD for need in task.needs)
+            good = all(need.state is TaskState.OK for need in task.needs)
         if not good:
             self._timeline.skip(task.name)
-            self._settle(task, State.SKIPPED)
+            self._settle(task, TaskState.SKIPPED)
             return
         worker = threading.Thread(target=self._run, args=(task,), name=task.name, daemon=True)
         worker.start()
         worker.join(task.budget)
         if worker.is_alive():
             self._timeline.give_up(task.name, task.budget or 0.0)
-            self._settle(task, State.LATE, [_late(task)])
+            self._settle(task, TaskState.LATE, [_late(task)])
 
     def _run(self, task: Task[Any]) -> None:
         values: list[Any] = []
@@ -250,16 +257,17 @@ class Schedule:
                 row.add(failure.findings)
             except BaseException as fault:  # noqa: BLE001  # the boot goes on and says so
                 _log.exception("the stage “%s” failed", task.name)
-                row.add([_crashed(task, fault)])
-            state = State.FAILED if errors_in(row.findings) else State.GOOD
-            if state is State.FAILED:
+                what = f"The boot's stage “{task.name}”"
+                row.add([unexpected("boot.stage_crashed", what, fault, stage=task.name)])
+            state = TaskState.FAILED if errors_in(row.findings) else TaskState.OK
+            if state is TaskState.FAILED:
                 row.outcome = state.value
         self._settle(task, state, tuple(row.findings), values)
 
     def _settle(
         self,
         task: Task[Any],
-        state: State,
+        state: TaskState,
         findings: Sequence[Finding] = (),
         values: Sequence[Any] = (),
     ) -> None:
@@ -272,15 +280,6 @@ def _late(task: Task[Any]) -> Finding:
     return error(
         "boot.stage_late",
         f"The boot's stage “{task.name}” was not through after {task.budget:g} s.",
-        task.late or "Look at what it says in the log, and start the worker again.",
-        stage=task.name,
-    )
-
-
-def _crashed(task: Task[Any], fault: BaseException) -> Finding:
-    return error(
-        "boot.stage_crashed",
-        f"The boot's stage “{task.name}” failed: {type(fault).__name__}: {fault}",
-        "Please report this with the worker's log.",
+        task.timeout_hint or "Look at what it says in the log, and start the worker again.",
         stage=task.name,
     )

@@ -1,6 +1,6 @@
 """ComfyUI's process: its code and folders on local disk, its start, whether it answers, its end."""
 
-from bootstrap.comfyui.exits import Exit, explain_exit, with_cause
+from bootstrap.comfyui.exits import Exit, StartFault, explain_exit, with_cause
 from bootstrap.comfyui.launch import (
     Allocator,
     check_queued,
@@ -24,6 +24,7 @@ __all__ = [
     "Exit",
     "Launch",
     "Staged",
+    "StartFault",
     "WorkDir",
     "WriteBack",
     "check_queued",
@@ -38,7 +39,6 @@ __all__ = [
     "make_workdir",
     "not_startable",
     "prompt_hooks",
-    "readiness",
     "stage_again",
     "stage_code",
     "wait_until_ready",

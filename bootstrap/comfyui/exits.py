@@ -10,7 +10,7 @@ from pathlib import Path
 from re import Match
 
 from bootstrap.core.files import contains
-from bootstrap.core.findings import Finding, Severity, error
+from bootstrap.core.findings import Finding, Severity
 
 CODES = {
     "comfyui.killed": "ComfyUI was killed, most often for memory",
@@ -30,7 +30,6 @@ CODES = {
     "comfyui.output_not_json": "A node reported something that is not JSON",
     "comfyui.exited": "ComfyUI ended for a reason the log does not name",
 }
-PORT_TAKEN = "comfyui.port_taken"
 LOG_LINES_IN_DETAILS = 30
 # As torch, onnxruntime, attention kernels and the libraries built on CUDA itself say it.
 NO_GPU_CODE = re.compile(
@@ -62,6 +61,14 @@ class Exit:
 
 
 @dataclass(frozen=True)
+class StartFault(Finding):
+    """Why ComfyUI ended, or did not answer in time; another start may go well. `port_taken`: on
+    another port."""
+
+    port_taken: bool = False
+
+
+@dataclass(frozen=True)
 class _Reason:
     """What the log says of a cause. In `message` and `fix`, {line} is the match, {0} its group and
     {top} that up to the first dot, {python} the interpreter; `detail` names the group for programs.
@@ -73,23 +80,25 @@ class _Reason:
     fix: str
     detail: str = ""
     host_fault: bool = False
+    port_taken: bool = False
 
-    def finding(self, exit: Exit, match: Match[str]) -> Finding:
-        """The finding for a match in the log of `exit`."""
+    def fault(self, exit: Exit, match: Match[str]) -> StartFault:
+        """For a match in the log of `exit`."""
         group = (match[1] if match.re.groups else "").strip()
         given = {"line": match[0].strip(), "top": group.partition(".")[0], "python": exit.python}
-        return Finding(
+        return StartFault(
             self.code,
             Severity.ERROR,
             self.message.format(group, **given),
             self.fix.format(group, **given),
             self.host_fault,
             {self.detail: group} if self.detail else {},
+            self.port_taken,
         )
 
 
-def explain_exit(exit: Exit) -> Finding:
-    """The finding that names the cause; `details` hold the exit code and the log's end."""
+def explain_exit(exit: Exit) -> StartFault:
+    """What names the cause; `details` hold the exit code and the log's end."""
     finding = _by_signal(exit) or _by_log(exit) or _unnamed(exit)
     details = {"exit_code": exit.code, "log": list(exit.log[-LOG_LINES_IN_DETAILS:])}
     return replace(finding, details={**finding.details, **details})
@@ -119,11 +128,12 @@ def _is_about(cause: Finding, path: str) -> bool:
     return path in cause.message or any(contains(one, path) for one in listed if one)
 
 
-def _by_signal(exit: Exit) -> Finding | None:
+def _by_signal(exit: Exit) -> StartFault | None:
     number = -exit.code if exit.code < 0 else exit.code - 128
     if number == signal.SIGKILL:
-        return error(
+        return StartFault(
             "comfyui.killed",
+            Severity.ERROR,
             "ComfyUI was killed (SIGKILL); unless it was done by hand, that is the kernel, "
             "because the container's memory limit was reached.",
             "Choose a worker with more memory, use smaller or fp8 models, or add --disable-mmap / "
@@ -131,8 +141,9 @@ def _by_signal(exit: Exit) -> Finding | None:
         )
     if exit.code < 0:
         name = signal.Signals(number).name if number in set(signal.Signals) else str(number)
-        return error(
+        return StartFault(
             "comfyui.exited",
+            Severity.ERROR,
             f"ComfyUI was ended by {name} after {exit.seconds:.0f} s.",
             "Read the end of its log; a crash in native code (SIGSEGV, SIGABRT, SIGILL) is most "
             "often a package built for another machine or another torch.",
@@ -140,14 +151,14 @@ def _by_signal(exit: Exit) -> Finding | None:
     return None
 
 
-def _by_log(exit: Exit) -> Finding | None:
+def _by_log(exit: Exit) -> StartFault | None:
     """The reason that stands last in the log: what was survived stands before what was not."""
     text = "\n".join(_lines_that_count(exit.log))
     found = [(match, reason) for reason in _REASONS if (match := _last(reason.pattern, text))]
     if not found:
         return None
     match, reason = max(found, key=lambda pair: text.count("\n", 0, pair[0].start()))
-    return reason.finding(exit, match)
+    return reason.fault(exit, match)
 
 
 def _lines_that_count(log: Sequence[str]) -> Sequence[str]:
@@ -163,10 +174,11 @@ def _last(pattern: re.Pattern[str], text: str) -> Match[str] | None:
     return found[-1] if found else None
 
 
-def _unnamed(exit: Exit) -> Finding:
+def _unnamed(exit: Exit) -> StartFault:
     last = next((line for line in reversed(exit.log) if line.strip()), "nothing")
-    return error(
+    return StartFault(
         "comfyui.exited",
+        Severity.ERROR,
         f"ComfyUI ended with code {exit.code} after {exit.seconds:.0f} s; it last said: "
         f"{last.strip()[:300]}",
         "Read the end of its log in the details; custom nodes can be ruled out with "
@@ -239,11 +251,12 @@ _REASONS: Sequence[_Reason] = (
     ),
     # A worker that starts takes another port then (readiness.py): this one was taken each time.
     _Reason(
-        PORT_TAKEN,
+        "comfyui.port_taken",
         re.compile(r"(?:address already in use|Port \d+ is already in use)", _FLAGS),
         "ComfyUI's port was taken by another process while it started.",
         "Start nothing else in this container that listens on 127.0.0.1, or set COMFYUI_PORT to a "
         "port that nothing else uses (0: any free one).",
+        port_taken=True,
     ),
     _Reason(
         "comfyui.front_end_missing",

@@ -20,7 +20,7 @@ from pathlib import Path
 
 from bootstrap.comfyui.stage import (
     CannotStage,
-    Plan,
+    CopyPlan,
     Staged,
     copy_again,
     copy_user_folder,
@@ -125,6 +125,9 @@ _WITHOUT_DYNAMIC = frozenset(
     ("--disable-dynamic-vram", "--highvram", "--gpu-only", "--novram", "--cpu")
 )
 _LEAST_TORCH = (2, 8)
+_DEVICE = "--cuda-device"
+_DECIDE_DEVICE = frozenset({"--cpu", _DEVICE})
+_MOST_INSTANCES = 16
 
 
 @dataclass(frozen=True)
@@ -162,6 +165,25 @@ def uses_dynamic_vram(known: frozenset[str], flags: Set[str], torch: str | None)
     return len(numbers) < 2 or numbers >= _LEAST_TORCH
 
 
+def count_instances(settings: Settings, env: Mapping[str, str], args: Sequence[str]) -> int:
+    """How many ComfyUIs to start: COMFYUI_INSTANCES, else one for each GPU."""
+    if settings.comfyui_instances is not None:
+        return settings.comfyui_instances
+    if flag_names(args) & _DECIDE_DEVICE:
+        return 1
+    count = env.get("RUNPOD_GPU_COUNT", "").strip()
+    return max(1, min(int(count), _MOST_INSTANCES)) if count.isdecimal() else 1
+
+
+def device_flag(
+    number: int, count: int, flags: frozenset[str], args: Sequence[str]
+) -> tuple[str, ...]:
+    """The flag for a GPU of its own, where there are several ComfyUIs."""
+    if count == 1 or _DEVICE not in flags or flag_names(args) & _DECIDE_DEVICE:
+        return ()
+    return (_DEVICE, str(number))
+
+
 USER = "user"
 
 
@@ -174,7 +196,7 @@ def stage_code(
     if not (settings.stage_comfyui and (layout.comfyui_on_volume or layout.nodes is not None)):
         return [], []
     source = Path(os.path.realpath(layout.comfyui))
-    plan = Plan(
+    plan = CopyPlan(
         source,
         work.stage,
         int(settings.stage_pack_mb * 1e6),

@@ -1,4 +1,4 @@
-"""Is ComfyUI ready? A pure verdict, and a thin loop that asks.
+"""Is ComfyUI ready? A pure judgement, and a thin loop that asks.
 
 Ready means: the process lives *and* `GET /system_stats` answers 200. Where it hangs is read
 from the stacks of its threads as faulthandler writes them.
@@ -15,14 +15,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import Enum
 
-from bootstrap.comfyui.exits import PORT_TAKEN, explain_exit
+from bootstrap.comfyui.exits import StartFault, explain_exit
 from bootstrap.comfyui.process import ComfyUI, not_startable
-from bootstrap.core.findings import Finding, error
+from bootstrap.core.findings import Finding, Severity
 
 _log = logging.getLogger(__name__)
 
 CODES = {
-    "comfyui.start_timeout": "ComfyUI lives, but did not answer in time",
+    "comfyui.start_timeout": "ComfyUI is running, but did not answer in time",
     "comfyui.node_hangs": "A custom node hangs while it is imported",
 }
 POLL_SECONDS = 0.1
@@ -31,7 +31,7 @@ _ANSWER_SECONDS = 5.0
 _MOST_PORTS = 3
 
 
-class Verdict(Enum):
+class Readiness(Enum):
     """What a look at a starting ComfyUI says."""
 
     READY = "ready"
@@ -40,13 +40,13 @@ class Verdict(Enum):
     WAIT = "wait"
 
 
-def verdict(ended: bool, answers: bool, elapsed: float, limit: float) -> Verdict:
+def readiness_of(ended: bool, answers: bool, elapsed: float, limit: float) -> Readiness:
     """Pure: an ended process is never ready, even if something answers on its port."""
     if ended:
-        return Verdict.ENDED
+        return Readiness.ENDED
     if answers:
-        return Verdict.READY
-    return Verdict.TOO_LATE if elapsed >= limit else Verdict.WAIT
+        return Readiness.READY
+    return Readiness.TOO_LATE if elapsed >= limit else Readiness.WAIT
 
 
 @dataclass(frozen=True)
@@ -70,13 +70,13 @@ def wait_until_ready(comfyui: ComfyUI, limit: float) -> Waited:
         answers = is_answering(comfyui)
         elapsed = time.monotonic() - start
         ended = comfyui.ended()
-        decided = verdict(ended is not None, answers, elapsed, limit)
-        if decided is Verdict.READY:
+        decided = readiness_of(ended is not None, answers, elapsed, limit)
+        if decided is Readiness.READY:
             comfyui.was_ready = True
             return Waited(elapsed, None)
         if ended is not None:
             finding = explain_exit(ended)
-            if finding.code != PORT_TAKEN or not ports_left or elapsed >= limit:
+            if not finding.port_taken or not ports_left or elapsed >= limit:
                 return Waited(elapsed, finding)
             ports_left -= 1
             _log.warning(
@@ -85,7 +85,7 @@ def wait_until_ready(comfyui: ComfyUI, limit: float) -> Waited:
             if (refused := _start_again(comfyui)) is not None:
                 return Waited(elapsed, refused)
             continue
-        if decided is Verdict.TOO_LATE:
+        if decided is Readiness.TOO_LATE:
             return Waited(elapsed, _too_late(comfyui, elapsed))
         if elapsed >= next_report:
             _log.info(
@@ -127,27 +127,28 @@ def _last(comfyui: ComfyUI) -> str:
     return (comfyui.log_tail(1) or ["nothing yet"])[0]
 
 
-def _too_late(comfyui: ComfyUI, elapsed: float) -> Finding:
+def _too_late(comfyui: ComfyUI, elapsed: float) -> StartFault:
     last, log = _last(comfyui), comfyui.log_tail()
     stacks = comfyui.stacks()
     node, place = importing_node(stacks), innermost_call(stacks)
     if node is not None:
-        return error(
+        return StartFault(
             "comfyui.node_hangs",
+            Severity.ERROR,
             f"The custom node {node.name} keeps ComfyUI from starting: after {elapsed:.0f} s it is "
             f"still at {node.place}.",
             f"Disable it on a Pod (mv '{node.folder}' '{node.folder}.disabled'), or start ComfyUI "
             "there once, if it fetches something; if it is only slow, raise BOOT_TIMEOUT.",
-            node=node.name,
-            log=[*log, *stacks],
+            details={"node": node.name, "log": [*log, *stacks]},
         )
     at = f"it last said: {last}" + (f"; it is at {place}" if place else "")
-    return error(
+    return StartFault(
         "comfyui.start_timeout",
-        f"ComfyUI lives, but did not answer within {elapsed:.0f} s; {at}",
+        Severity.ERROR,
+        f"ComfyUI is running, but did not answer within {elapsed:.0f} s; {at}",
         "If it is only slow, raise BOOT_TIMEOUT; if a custom node hangs, rule it out with "
         "COMFYUI_ARGS=--disable-all-custom-nodes.",
-        log=[*log, *stacks],
+        details={"log": [*log, *stacks]},
     )
 
 

@@ -24,7 +24,8 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 
-from bootstrap.core.concurrency import Crew
+from bootstrap.core.concurrency import WorkerPool
+from bootstrap.core.files import Stamp
 
 # 64 in flight, as in doctor/facts/walk.py.
 _THREADS = 64
@@ -60,8 +61,6 @@ _HEADROOM = 256 * 1024 * 1024
 
 _TOO_SLOW = "the volume did not hand it over within {:g} s"
 
-Stamp = tuple[int, int]  # size in bytes, time of change in nanoseconds
-
 
 class CannotStage(Exception):
     """The code cannot be copied; the message completes "ComfyUI was not copied: …"."""
@@ -84,7 +83,7 @@ class Staged:
 
 
 @dataclass(frozen=True)
-class Plan:
+class CopyPlan:
     """What to copy: the ComfyUI at `comfyui` (without links in its path) into the new folder
     `parent`. Of the files of a custom node with more than `pack_bytes`, the largest are linked
     until the rest has less. `models` is the models folder to link, `is_volume` that `comfyui` is
@@ -101,7 +100,7 @@ class Plan:
     threads: int = _THREADS
 
 
-def stage(plan: Plan) -> list[Staged]:
+def stage(plan: CopyPlan) -> list[Staged]:
     """Make the copy: of ComfyUI, then of `nodes`, if there are any. Raises CannotStage, leaving
     nothing behind, when it takes longer than `timeout` seconds or the disk is too small."""
     end = time.monotonic() + plan.timeout
@@ -124,7 +123,7 @@ def stage(plan: Plan) -> list[Staged]:
         raise
 
 
-def _copier_of(plan: Plan) -> _Copier:
+def _copier_of(plan: CopyPlan) -> _Copier:
     copier = _Copier(
         plan.comfyui, plan.parent / plan.comfyui.name, plan.threads, plan.pack_bytes, DATA
     )
@@ -135,7 +134,7 @@ def _copier_of(plan: Plan) -> _Copier:
     return copier
 
 
-def _link_models(plan: Plan, copy: Path) -> None:
+def _link_models(plan: CopyPlan, copy: Path) -> None:
     """There at once, though ComfyUI may get its models folder only while it is copied."""
     models, place = plan.models or plan.comfyui / "models", copy / "models"
     if place.is_symlink() and os.readlink(place) != str(models):
@@ -205,7 +204,7 @@ class _Copier:
         self._pack_bytes = pack_bytes
         self._data = data
         self._skipped = skipped
-        self._crew = Crew(threads)
+        self._pool = WorkerPool(threads)
         self._packs: dict[str, _Pack] = {}
         self._stamps: dict[str, Stamp] = {}
         self._linked: list[str] = []
@@ -217,7 +216,7 @@ class _Copier:
 
     def run(self, timeout: float) -> Staged:
         os.makedirs(self._place, exist_ok=True)
-        if not self._crew.run([partial(self._list, "")], timeout):
+        if not self._pool.run([partial(self._list, "")], timeout):
             raise CannotStage(_TOO_SLOW.format(timeout))
         self._settle_large_files(timeout)
         size = sum(size for size, _ in self._stamps.values())
@@ -247,9 +246,9 @@ class _Copier:
                 self._link(path)
             else:
                 os.mkdir(os.path.join(self._place, path))
-                self._crew.add([partial(self._list, path)])
+                self._pool.add([partial(self._list, path)])
         chunks = [files[i : i + _CHUNK_FILES] for i in range(0, len(files), _CHUNK_FILES)]
-        self._crew.add((partial(self._copy_all, chunk) for chunk in chunks), later=True)
+        self._pool.add((partial(self._copy_all, chunk) for chunk in chunks), later=True)
 
     def _is_left_out(self, path: str) -> bool:
         if path.endswith(_QUEUES):
@@ -262,7 +261,7 @@ class _Copier:
 
     def _copy_all(self, paths: list[str]) -> None:
         for path in paths:
-            if self._crew.stopped:
+            if self._pool.stopped:
                 return
             self._copy(path)
 
@@ -286,7 +285,7 @@ class _Copier:
                 return
             self._write(source, path, facts)
             pack.bytes += facts.st_size
-            self._stamps[path] = (facts.st_size, facts.st_mtime_ns)
+            self._stamps[path] = Stamp(facts.st_size, facts.st_mtime_ns)
         finally:
             os.close(source)
 
@@ -328,7 +327,9 @@ class _Copier:
         needed = sum(size for size, _ in wanted)
         if needed > shutil.disk_usage(self._place).free - _HEADROOM:
             raise CannotStage(f"the local disk has no room for {needed / 1e6:.0f} MB more")
-        if not Crew(self._threads).run([partial(self._copy, p, True) for _, p in wanted], timeout):
+        if not WorkerPool(self._threads).run(
+            [partial(self._copy, p, True) for _, p in wanted], timeout
+        ):
             raise CannotStage(_TOO_SLOW.format(timeout))
 
     def _pack_of(self, path: str) -> str:

@@ -16,11 +16,10 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 from functools import partial
-from pathlib import Path
 
-from bootstrap.comfyui.stage import PRIVATE, Staged, Stamp
-from bootstrap.core.concurrency import Crew
-from bootstrap.core.files import part_beside, publish_new, stays_within
+from bootstrap.comfyui.stage import PRIVATE, Staged
+from bootstrap.core.concurrency import WorkerPool
+from bootstrap.core.files import Stamp, publish_new, replacing, stays_within
 from bootstrap.core.text import named
 
 _log = logging.getLogger(__name__)
@@ -92,7 +91,7 @@ class _Copy:
             except OSError as problem:
                 self._tell(path, problem.strerror or str(problem))
 
-        Crew(_THREADS).run([partial(carry, *changed) for changed in self._changed(settled)])
+        WorkerPool(_THREADS).run([partial(carry, *changed) for changed in self._changed(settled)])
         other = sorted(path for path in kept if not path.endswith(_BYTECODE))
         if other:
             _log.info("kept on the volume: %s", named(other))
@@ -118,7 +117,7 @@ class _Copy:
                     facts = os.stat(full)
                 except OSError:
                     continue
-                stamp = (facts.st_size, facts.st_mtime_ns)
+                stamp = Stamp(facts.st_size, facts.st_mtime_ns)
                 if self._here.get(path) == stamp:
                     continue
                 if facts.st_mtime > newest:
@@ -136,17 +135,16 @@ class _Copy:
         if not stays_within(target, self._staged.source):
             self._tell(path, "a link on the volume leads elsewhere there")
             return False
-        there = _stamp_of(target)
+        there = Stamp.of(target)
         if there is None:
             target.parent.mkdir(parents=True, exist_ok=True)
         if path.endswith(_BYTECODE) or (there is not None and there == self._there.get(path)):
-            placed = _replace(local, target)
-        else:
-            placed = there is None and publish_new(local, target)
-        if not placed:
+            with replacing(target) as part:
+                shutil.copy2(local, part)
+        elif there is not None or not publish_new(local, target):
             self._tell(path, "another file of that name is there now")
             return False
-        self._there[path] = _stamp_of(target) or (0, 0)
+        self._there[path] = Stamp.of(target) or Stamp(0, 0)
         return True
 
     def _tell(self, path: str, why: str) -> None:
@@ -155,21 +153,3 @@ class _Copy:
             _log.warning(
                 "%s was written by ComfyUI or a node, but not kept on the volume: %s", path, why
             )
-
-
-def _replace(local: Path, target: Path) -> bool:
-    scratch = part_beside(target)
-    try:
-        shutil.copy2(local, scratch)
-        os.replace(scratch, target)
-    finally:
-        scratch.unlink(missing_ok=True)
-    return True
-
-
-def _stamp_of(path: Path) -> Stamp | None:
-    try:
-        facts = os.stat(path)
-    except OSError:
-        return None
-    return facts.st_size, facts.st_mtime_ns

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+from bootstrap.core.files import is_system_folder
 from bootstrap.core.findings import Finding, error
 from bootstrap.core.redact import MASK, Secret, masked
 
@@ -19,7 +20,7 @@ _ON = ("1", "true", "yes", "on")
 
 
 @dataclass(frozen=True)
-class Kind:
+class SettingType:
     """What a variable may hold. `parse` raises ValueError, with the reason if there is more to say
     than `allowed` says."""
 
@@ -47,7 +48,14 @@ _BOOLEANS = {
 def _absolute_path(text: str) -> Path:
     if "\0" in text or not text.startswith("/"):
         raise ValueError("not an absolute path")
-    return Path(text)
+    return Path("/" + text.lstrip("/"))
+
+
+def _volume(text: str) -> Path:
+    path = _absolute_path(text)
+    if is_system_folder(path):
+        raise ValueError("it is one of the system's own folders")
+    return path
 
 
 def _path_on_volume(text: str) -> str:
@@ -140,9 +148,15 @@ def is_ours(argument: str) -> bool:
     return flag.startswith("-h") or (flag.startswith("--") and bool(_ours_meant_by(flag)))
 
 
-def _secret(text: str) -> Secret:
-    if text.startswith("{{"):
-        raise ValueError("it is still the template of a Runpod secret: there is none of that name")
+def is_template(text: str) -> bool:
+    """Is this a Runpod secret that was not filled in, as there is none of that name?"""
+    return "RUNPOD_SECRET_" in text or ("{{" in text and "}}" in text)
+
+
+def _secret(text: str) -> Secret | None:
+    """None for a template: that counts as not set, and a check reports it."""
+    if is_template(text):
+        return None
     if any(ord(c) < 33 or ord(c) > 126 for c in text):
         raise ValueError("it holds white space or unprintable characters")
     return Secret(text)
@@ -163,7 +177,7 @@ def _bucket_places(text: str) -> tuple[str, ...]:
     return places
 
 
-def integer(low: int, high: int) -> Kind:
+def integer(low: int, high: int) -> SettingType:
     """A whole number from `low` to `high`."""
 
     def parse(text: str) -> int:
@@ -175,10 +189,10 @@ def integer(low: int, high: int) -> Kind:
             raise ValueError("out of range")
         return value
 
-    return Kind(f"a whole number from {low} to {high}", parse)
+    return SettingType(f"a whole number from {low} to {high}", parse)
 
 
-def number(low: float, high: float) -> Kind:
+def number(low: float, high: float) -> SettingType:
     """A finite number from `low` to `high`."""
 
     def parse(text: str) -> float:
@@ -190,14 +204,14 @@ def number(low: float, high: float) -> Kind:
             raise ValueError("out of range")
         return value
 
-    return Kind(f"a number from {_written(low)} to {_written(high)}", parse)
+    return SettingType(f"a number from {_written(low)} to {_written(high)}", parse)
 
 
 def _written(bound: float) -> str:
     return f"{bound:,.0f}" if bound == int(bound) else f"{bound:g}"
 
 
-def one_of(*choices: str) -> Kind:
+def one_of(*choices: str) -> SettingType:
     """One of some words, in any case."""
 
     def parse(text: str) -> str:
@@ -205,26 +219,31 @@ def one_of(*choices: str) -> Kind:
             raise ValueError("")
         return text.lower()
 
-    return Kind(" or ".join(f"`{c}`" for c in choices), parse)
+    return SettingType(" or ".join(f"`{c}`" for c in choices), parse)
 
 
-ABSOLUTE_PATH = Kind("an absolute path", _absolute_path)
-PATH_ON_VOLUME = Kind("a path below the volume's root, without `..`", _path_on_volume)
-BOOLEAN = Kind("`true` or `false`", _boolean)
-TEXT = Kind("any text", _text)
-HOST = Kind("a host name such as `models.example.com`, with `:port` where it is not 443", _host)
-HOSTS = Kind("host names such as `huggingface.co` or `*.example.com`, separated by commas", _hosts)
-URL = Kind("a web address such as `https://s3.example.com`, without login or query", _url)
-BUCKET_NAME = Kind("letters, digits, dots, dashes and underscores", _bucket_name)
-BUCKET_PLACES = Kind(
+ABSOLUTE_PATH = SettingType("an absolute path", _absolute_path)
+VOLUME = SettingType("an absolute path, but not a system folder such as `/` or `/usr`", _volume)
+PATH_ON_VOLUME = SettingType("a path below the volume's root, without `..`", _path_on_volume)
+BOOLEAN = SettingType("`true` or `false`", _boolean)
+TEXT = SettingType("any text", _text)
+HOST = SettingType(
+    "a host name such as `models.example.com`, with `:port` where it is not 443", _host
+)
+HOSTS = SettingType(
+    "host names such as `huggingface.co` or `*.example.com`, separated by commas", _hosts
+)
+URL = SettingType("a web address such as `https://s3.example.com`, without login or query", _url)
+BUCKET_NAME = SettingType("letters, digits, dots, dashes and underscores", _bucket_name)
+BUCKET_PLACES = SettingType(
     "names such as `uploads` or `media/inputs/`, separated by commas", _bucket_places
 )
-NAMES = Kind("variable names, separated by commas", _names)
-COMFYUI_ARGUMENTS = Kind(
+NAMES = SettingType("variable names, separated by commas", _names)
+COMFYUI_ARGUMENTS = SettingType(
     "ComfyUI flags, but for those the worker sets (`--listen`, `--port`, folders, database)",
     _comfyui_arguments,
 )
-SECRET = Kind("a token without white space", _secret, secret=True)
+SECRET = SettingType("a token without white space", _secret, secret=True)
 
 
 @dataclass(frozen=True)
@@ -232,7 +251,7 @@ class Variable:
     """One environment variable: its name and aliases, what it means and what it may hold."""
 
     name: str
-    kind: Kind
+    kind: SettingType
     meaning: str
     default: str
     aliases: tuple[str, ...] = ()
@@ -244,8 +263,20 @@ class Variable:
                 return name, env[name].strip()
         return None
 
+    def refused(self, env: Mapping[str, str]) -> str | None:
+        """The name that is set to what is not allowed, if one is."""
+        given = self.raw(env)
+        try:
+            if given is not None:
+                self.kind.parse(given[1])
+        except ValueError:
+            return given[0] if given else None
+        return None
 
-def var(name: str, kind: Kind, default: Any, meaning: str, shown: str = "", *aliases: str) -> Any:
+
+def var(
+    name: str, kind: SettingType, default: Any, meaning: str, shown: str = "", *aliases: str
+) -> Any:
     """A dataclass field for one variable; `shown` is its default as documents word it."""
     variable = Variable(name, kind, meaning, shown or _shown(default), aliases)
     return field(default=default, metadata={"variable": variable})
@@ -298,7 +329,7 @@ def _shown(default: Any) -> str:
     return str(default).lower() if isinstance(default, bool) else str(default)
 
 
-def _wrong(name: str, text: str, kind: Kind, problem: str) -> Finding:
+def _wrong(name: str, text: str, kind: SettingType, problem: str) -> Finding:
     shown = MASK if kind.secret else repr(masked(text)[:80])
     why = f" ({problem})" if problem else ""
     return error(

@@ -26,7 +26,7 @@ class Settings:
     # Where things are, and how ComfyUI is started.
     volume_path: Path | None = var(
         "VOLUME_PATH",
-        kinds.ABSOLUTE_PATH,
+        kinds.VOLUME,
         None,
         "Where the network volume is mounted",
         "`/runpod-volume`, else `/workspace`",
@@ -271,6 +271,21 @@ class Settings:
         "Timeout in seconds; then ComfyUI starts without them",
         "300",
         "NODE_REQUIREMENTS_TIMEOUT",
+    )
+    nodes_manifest: str | None = var(
+        "NODES_MANIFEST",
+        kinds.TEXT,
+        None,
+        "Custom node packs to have: a path on the volume or in the image, or the manifest itself "
+        "as JSON; a snapshot of ComfyUI-Manager will do",
+        "`nodes.json` or `nodes.yaml` at the volume's root, when there",
+    )
+    nodes_timeout: float = var(
+        "NODES_TIMEOUT",
+        kinds.number(1, 3600),
+        180.0,
+        "Seconds that fetching them may take; then ComfyUI starts without those that are missing",
+        "180",
     )
     prefetch_models: str = var(
         "PREFETCH_MODELS",

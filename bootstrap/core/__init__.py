@@ -1,16 +1,16 @@
 """Vocabulary and primitives that every other room builds on, and that know none of them."""
 
 __all__ = [
+    "archive",
     "concurrency",
     "files",
     "findings",
     "guard",
-    "lease",
     "log",
     "memory",
     "page_cache",
     "redact",
-    "temp_names",
+    "temp_files",
     "terminal",
     "text",
 ]

@@ -1,9 +1,9 @@
 """Work in daemon threads, for I/O that is mostly waiting, and questions under one deadline.
 
-`Crew` is not `concurrent.futures`: its threads are joined when the interpreter ends, so one call
-into a network file system that has gone away would keep the whole worker from ending. These are
-daemons, and a caller that waits for them can give up. `Together` asks a volume side by side, since
-each question costs a round trip, and a dead network mount answers nothing, for ever.
+`WorkerPool` is not `concurrent.futures`: its threads are joined when the interpreter ends, so one
+call into a network file system that has gone away would keep the whole worker from ending. These
+are daemons, and a caller that waits for them can give up. `BoundedCaller` asks a volume side by
+side, since each question costs a round trip, and a dead network mount answers nothing, for ever.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ def threaded(work: Callable[[], None], name: str | None = None) -> threading.Thr
     return threading.Thread(target=run, args=(work,), name=name, daemon=True)
 
 
-class Crew:
+class WorkerPool:
     """Works once: `run` its first tasks, which may `add` others, until none is left.
 
     The newest task is taken first; those added for `later` when there is no other, in no order.
@@ -152,7 +152,7 @@ class Crew:
                 self._all_done.notify_all()
 
 
-class Allowance:
+class ByteSemaphore:
     """Lets threads hold so many bytes together; a request for more waits for others."""
 
     def __init__(self, most: int) -> None:
@@ -175,11 +175,11 @@ class Allowance:
                 self._changed.notify_all()
 
 
-class SilentError(Exception):
+class VolumeTimeout(Exception):
     """The file system did not answer before the deadline."""
 
 
-class Together:
+class BoundedCaller:
     """Asks many things at once, several times over, within `timeout` seconds in all."""
 
     def __init__(self, timeout: float) -> None:
@@ -189,7 +189,7 @@ class Together:
     def each(self, ask: Callable[[Given], Answer], items: Iterable[Given]) -> list[Answer]:
         """`ask` of every item, in order. What `ask` raises is raised here.
 
-        Raises SilentError when the deadline passes first.
+        Raises VolumeTimeout when the deadline passes first.
         """
         given = list(items)
         answers: dict[int, Answer] = {}
@@ -198,9 +198,9 @@ class Together:
             return lambda: answers.__setitem__(index, ask(given[index]))
 
         left = max(0.0, self._end - time.monotonic())
-        finished = Crew(_THREADS).run([task(i) for i in range(len(given))], left)
+        finished = WorkerPool(_THREADS).run([task(i) for i in range(len(given))], left)
         if not finished:
-            raise SilentError(f"no answer in {self.timeout:g} s")
+            raise VolumeTimeout(f"no answer in {self.timeout:g} s")
         return [answers[i] for i in range(len(given))]
 
     def one(self, ask: Callable[[], Answer]) -> Answer:

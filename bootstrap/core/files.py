@@ -13,13 +13,14 @@ import shutil
 import stat
 import time
 import uuid
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
-from itertools import islice
+from itertools import chain, count, islice
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, NamedTuple
 
-from bootstrap.core.temp_names import lease_name
+from bootstrap.core.temp_files import lease_name
 
 # More names than this in one of the folders looked at are not looked at.
 MOST_NAMES = 5000
@@ -29,6 +30,12 @@ _AT_FDCWD = -100
 _CANNOT = NO_LINKS | {errno.EINVAL}
 # A publisher holds the marker for a few system calls; one that is older belongs to a dead one.
 _MARKER_SECONDS = 10.0
+# The system's own: not a volume, and nothing is ever made in one of these. Below the latter ones
+# there is no volume either.
+_SYSTEM = frozenset("/ /dev /home /opt /run /tmp /var".split())
+_ALL_SYSTEM = frozenset(
+    "bin boot etc lib lib32 lib64 libx32 lost+found proc sbin snap sys usr".split()
+)
 
 
 @dataclass(frozen=True)
@@ -149,15 +156,39 @@ class Disk:
         return facts.f_bavail * facts.f_frsize
 
 
-def write_whole(path: Path, text: str, scratch: Path) -> None:
-    """Put `text` at `path`, whole or not at all, by way of `scratch`. Raises OSError."""
+class Stamp(NamedTuple):
+    """What tells one version of a file from another: its size in bytes, and when it changed."""
+
+    size: int
+    changed_ns: int
+
+    @classmethod
+    def of(cls, path: Path) -> Stamp | None:
+        """By the time that a copy has from its source; None where there is no such file."""
+        try:
+            found = os.stat(path)
+        except OSError:
+            return None
+        return cls(found.st_size, found.st_mtime_ns)
+
+
+@contextmanager
+def replacing(path: Path, scratch: Path | None = None) -> Iterator[Path]:
+    """A name beside `path` to write to, which takes the place of `path` at the end of the block,
+    and is removed where that fails. Raises OSError."""
+    part = scratch or part_beside(path)
     try:
-        with open(scratch, "w", encoding="utf-8") as file:
-            file.write(text)
-        os.replace(scratch, path)
+        yield part
+        os.replace(part, path)
     except BaseException:
-        scratch.unlink(missing_ok=True)
+        part.unlink(missing_ok=True)
         raise
+
+
+def write_whole(path: Path, text: str, scratch: Path | None = None) -> None:
+    """Put `text` at `path`, whole or not at all. Raises OSError."""
+    with replacing(path, scratch) as part:
+        part.write_text(text, encoding="utf-8")
 
 
 def publish(part: Path, final: Path, disk: Disk) -> bool:
@@ -169,12 +200,12 @@ def publish(part: Path, final: Path, disk: Disk) -> bool:
     exclude either, two may rename one after the other: both files are checked and alike.
     """
     try:
-        return _name_it(part, final, disk)
+        return _name_it(part, final, disk, breaks_markers=True)
     finally:
         disk.flush_folder(final.parent)
 
 
-def _name_it(part: Path, final: Path, disk: Disk) -> bool:
+def _name_it(part: Path, final: Path, disk: Disk, breaks_markers: bool) -> bool:
     for give_name in (disk.link, disk.rename_to_free_name):
         try:
             give_name(part, final)
@@ -186,10 +217,12 @@ def _name_it(part: Path, final: Path, disk: Disk) -> bool:
         else:
             part.unlink(missing_ok=True)
             return True
-    return _behind_marker(part, final, disk)
+    return _behind_marker(part, final, disk, breaks_markers)
 
 
-def _behind_marker(part: Path, final: Path, disk: Disk) -> bool:
+def _behind_marker(part: Path, final: Path, disk: Disk, breaks_markers: bool) -> bool:
+    """A marker is broken for files that are alike only: the maker of another result may be frozen
+    between look and move, and must not replace ours when it goes on."""
     marker = final.with_name(lease_name(final.name, "publishing"))
     deadline = time.monotonic() + _MARKER_SECONDS
     while True:
@@ -197,13 +230,13 @@ def _behind_marker(part: Path, final: Path, disk: Disk) -> bool:
             disk.close(disk.create(marker))
             break
         except FileExistsError:
-            if final.exists():
+            if final.exists() or not breaks_markers:
                 return False
             if time.monotonic() > deadline:  # its maker is dead
                 marker.unlink(missing_ok=True)
             time.sleep(0.05)
     try:
-        if final.exists() or final.is_symlink():
+        if os.path.lexists(final):
             return False
         disk.rename(part, final)
         return True
@@ -218,9 +251,11 @@ def publish_copy(source: Path, folder: Path, name: str) -> Path:
     """
     folder.mkdir(parents=True, exist_ok=True)
     part = part_beside(folder / name)
+    stem, suffix = os.path.splitext(name)
     try:
         _copy_synced(source, part)
-        return _give_free_name(part, folder, name)
+        names = (folder / f"{stem}-{number}{suffix}" for number in count(2))
+        return next(f for f in chain((folder / name,), names) if _publish_result(part, f))
     finally:
         part.unlink(missing_ok=True)
 
@@ -233,10 +268,7 @@ def publish_new(source: Path, final: Path) -> bool:
     part = part_beside(final)
     try:
         _copy_synced(source, part)
-        _link_or_move(part, final)
-        return True
-    except FileExistsError:
-        return False
+        return _publish_result(part, final)
     finally:
         part.unlink(missing_ok=True)
 
@@ -255,7 +287,7 @@ def open_regular(path: Path) -> BinaryIO:
 
 
 def part_beside(final: Path) -> Path:
-    """A name for what is not whole yet; core/temp_names.py knows it, should we be killed."""
+    """A name for what is not whole yet; core/temp_files.py knows it, should we be killed."""
     return final.parent / f".{uuid.uuid4().hex}.part"
 
 
@@ -267,46 +299,20 @@ def _copy_synced(source: Path, part: Path) -> None:
         os.fsync(writer.fileno())
 
 
-def _give_free_name(part: Path, folder: Path, name: str) -> Path:
-    stem, suffix = os.path.splitext(name)
-    number = 1
-    while True:
-        final = folder / (name if number == 1 else f"{stem}-{number}{suffix}")
-        try:
-            _link_or_move(part, final)
-            return final
-        except FileExistsError:
-            number += 1
-
-
-def _link_or_move(part: Path, final: Path) -> None:
-    """`os.link` fails when the name is taken. Where links are unsupported the name is claimed by
-    a hidden file beside it, so that of several workers only one looks and moves. No one breaks
-    that claim, as is done for models, which are alike (`publish`): its maker may be frozen
-    between look and move, and must not replace another result when it goes on."""
-    try:
-        os.link(part, final)
-    except OSError as problem:
-        if problem.errno not in NO_LINKS:
-            raise
-        _move_under_claim(part, final)
-
-
-def _move_under_claim(part: Path, final: Path) -> None:
-    claim = final.with_name(f".{final.name}.claim")
-    os.close(os.open(claim, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o644))
-    try:
-        if os.path.lexists(final):
-            raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(final))
-        os.rename(part, final)
-    finally:
-        claim.unlink(missing_ok=True)
+def _publish_result(part: Path, final: Path) -> bool:
+    return _name_it(part, final, Disk(), breaks_markers=False)
 
 
 def stays_within(path: str | os.PathLike[str], root: str | os.PathLike[str]) -> bool:
     """Is what is made or removed at `path` below `root`, whatever links lead there? `path` itself
     is not followed."""
     return contains(os.path.realpath(root), os.path.realpath(os.path.dirname(path)))
+
+
+def is_system_folder(path: str | os.PathLike[str]) -> bool:
+    """Is `path` (absolute) a folder that the system keeps for itself? The disk is not asked."""
+    plain = "/" + os.path.normpath(path).lstrip("/")
+    return plain in _SYSTEM or plain.split("/")[1] in _ALL_SYSTEM
 
 
 def contains(folder: str, path: str) -> bool:

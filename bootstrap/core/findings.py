@@ -110,6 +110,14 @@ class Fault(Exception):
         self.fix = fix
         self.details: Mapping[str, Any] = details
 
+    def finding(
+        self, about: str = "", severity: Severity = Severity.ERROR, /, **more: Any
+    ) -> Finding:
+        """What the fault says, as a finding; `about` stands before its sentence, `more` are further
+        details."""
+        message = f"{about}: {self.message}" if about else self.message
+        return Finding(self.code, severity, message, self.fix, details={**self.details, **more})
+
 
 def error(code: str, message: str, fix: str, /, **details: Any) -> Finding:
     """A fault the user must fix before jobs can run."""
@@ -139,6 +147,17 @@ def ok(code: str, message: str, /, **details: Any) -> Finding:
 def errors_in(findings: Iterable[Finding]) -> tuple[Finding, ...]:
     """The findings that keep jobs from running."""
     return tuple(f for f in findings if f.severity is Severity.ERROR)
+
+
+def unexpected(code: str, what: str, fault: BaseException, /, **details: Any) -> Finding:
+    """An error: `what` failed with what only a fault of this program can raise. What it would have
+    said is not known, so nothing passes for well."""
+    return error(
+        code,
+        f"{what} failed: {type(fault).__name__}: {fault}.",
+        "This is a fault of this program: please report it with that message. All else holds.",
+        **details,
+    )
 
 
 def outcome_of(findings: Iterable[Finding]) -> Outcome:

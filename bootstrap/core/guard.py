@@ -43,7 +43,7 @@ def main(parent: int, command: list[str]) -> int:
         # Its answer is not looked at: in a process that was stopped for longer than the poll,
         # CPython returns a struct that was never filled (signal_sigtimedwait_impl, after EINTR).
         signal.sigtimedwait({signal.SIGCHLD}, POLL_SECONDS)
-        _bury_strays(child.pid)
+        _reap_orphans(child.pid)
         if asked or os.getppid() != parent:
             _end(child)
     _kill_group(child.pid, signal.SIGKILL)
@@ -84,7 +84,7 @@ def _kill_strays() -> None:
             os.waitpid(stray, 0)
 
 
-def _bury_strays(child: int) -> None:
+def _reap_orphans(child: int) -> None:
     """Orphans that ended would stay as zombies for as long as ComfyUI lives."""
     for stray in _children():
         if stray != child:
@@ -106,7 +106,7 @@ def _prctl(option: int, value: int) -> None:
         ctypes.CDLL(None).prctl(option, value, 0, 0, 0)
 
 
-def _end_likewise(code: int) -> None:
+def _exit_like_child(code: int) -> None:
     """Exit with `code`, or die of the signal that it stands for."""
     if code >= 0:
         sys.exit(code)
@@ -118,4 +118,4 @@ def _end_likewise(code: int) -> None:
 
 
 if __name__ == "__main__":
-    _end_likewise(main(int(sys.argv[1]), sys.argv[2:]))
+    _exit_like_child(main(int(sys.argv[1]), sys.argv[2:]))

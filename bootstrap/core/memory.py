@@ -120,7 +120,7 @@ class MemoryFacts:
     `reclaimable` is page cache the kernel gives back before it kills (inactive_file), so
     `available` is what can still be allocated; `file_pages` is all page cache of files, what was
     used more than once included. `oom_kills` counts processes the kernel has killed in this
-    container for want of memory. `source` is `cgroup v2`, `cgroup v1` or
+    container for lack of memory. `source` is `cgroup v2`, `cgroup v1` or
     `/proc/meminfo`.
     """
 

@@ -9,12 +9,15 @@ import difflib
 import os
 import re
 import shutil
+import signal
 import textwrap
+import threading
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NoReturn, TextIO
 
-from bootstrap.core.findings import Finding, Severity, docs_url, worst_first
+from bootstrap.core.findings import Finding, Severity, docs_url, errors_in, worst_first
+from bootstrap.core.log import show
 from bootstrap.core.text import SERVERLESS
 
 WRONG_USE = 2
@@ -25,6 +28,7 @@ _IN_A_CLONE = {
     "serve --local": "python -m handler --rp_serve_api",
     "boot": "python -m bootstrap",
     "models": "python -m bootstrap models",
+    "nodes": "python -m bootstrap nodes",
     "doctor": "python3 scripts/check_volume.py",
     "submit": "python3 scripts/submit.py",
     "params": "python3 scripts/make_params.py",
@@ -59,10 +63,16 @@ class Parser(argparse.ArgumentParser):
     def _misspelt(self, message: str) -> tuple[str, list[str]]:
         """The word that is wrong, and those that there are."""
         if unknown := re.search(r"unrecognized arguments: (--?[\w-]+)", message):
-            return unknown[1], [o for a in self._actions for o in a.option_strings]
+            return unknown[1], self._options()
         if choice := re.search(r"invalid choice: '([^']*)'", message):
             return choice[1], [str(c) for a in self._actions for c in a.choices or ()]
         return "", []
+
+    def _options(self) -> list[str]:
+        """Its own, and those of its commands."""
+        commands = [a for a in self._actions if isinstance(a, argparse._SubParsersAction)]
+        below = [parser for action in commands for parser in action.choices.values()]
+        return [o for parser in (self, *below) for a in parser._actions for o in a.option_strings]
 
 
 def nearest(word: str, known: Sequence[str]) -> str:
@@ -169,11 +179,6 @@ def _finding_lines(finding: Finding, style: Style, root: str, repaired: bool) ->
         yield f"    {style.dim('--fix repairs this.')}"
 
 
-def commands_in(fix: str) -> list[str]:
-    """The commands of a fix, as they are typed."""
-    return _COMMAND.findall(fix)
-
-
 def _parts(fix: str, root: str) -> Iterator[tuple[str, bool]]:
     """The fix as prose and commands, in order."""
     pieces = _COMMAND.split(fix)
@@ -181,6 +186,8 @@ def _parts(fix: str, root: str) -> Iterator[tuple[str, bool]]:
         if index % 2:
             yield piece, True
             continue
+        spans = enumerate(piece.split("`"))  # what stands between two may be typed
+        piece = "`".join(text if n % 2 else _relative(text, root) for n, text in spans)
         text = piece.strip() if index == 0 else piece.lstrip(" .,;").strip()
         text = text[:1].upper() + text[1:] if index else text
         if index + 1 < len(pieces):
@@ -195,4 +202,21 @@ def _relative(text: str, root: str) -> str:
     """Paths below `root`, which was named before, without it."""
     if not root or root == "/":
         return text
-    return re.sub(rf"(?<![\w./-]){re.escape(root)}/(?=[\w.'])", "", text)
+    return re.sub(rf"(?<![\w./=-]){re.escape(root)}/(?=[\w.'])", "", text)
+
+
+def report(findings: Sequence[Finding], out: TextIO) -> bool:
+    """Say them, a line each and one for the fix; is one an error?"""
+    for finding in findings:
+        fix = f"  {finding.fix}\n" if finding.fix else ""
+        show(f"{finding.severity.value}: {finding.message}\n{fix}", out)
+    return bool(errors_in(findings))
+
+
+def stop_on_signals() -> threading.Event:
+    """Ctrl-C and a Pod's end stop in good order, so that what was begun goes on from there."""
+    stop = threading.Event()
+    if threading.current_thread() is threading.main_thread():
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, lambda *_: stop.set())
+    return stop

@@ -56,11 +56,15 @@ def shown(name: str) -> str:
     )
 
 
+def joined(texts: Sequence[str], most: int, joint: str = ", ", what: str = "more") -> str:
+    """The first few texts and how many more there are, of `what`."""
+    more, said = len(texts) - most, joint.join(texts[:most])
+    return f"{said}{joint.rstrip(' ,')} and {more:,} {what}" if more > 0 else said
+
+
 def named(names: Sequence[str], most: int = MOST_NAMED) -> str:
     """The first few names and how many more there are."""
-    more = len(names) - most
-    text = ", ".join(shown(name) for name in names[:most])
-    return f"{text} and {more:,} more" if more > 0 else text
+    return joined([shown(name) for name in names], most)
 
 
 def typed(*words: str) -> str:

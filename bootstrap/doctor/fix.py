@@ -16,15 +16,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
-from bootstrap.core.files import Disk, publish, stays_within
+from bootstrap.core.files import Disk, publish, replacing, stays_within
 from bootstrap.core.findings import Finding, info, warning
-from bootstrap.core.temp_names import Leftover, identity_of
+from bootstrap.core.temp_files import Leftover, identity_of
 from bootstrap.core.text import counted, named, size_text
-from bootstrap.doctor.facts.volume_facts import LinkFact, State, VolumeFacts
+from bootstrap.doctor.checks.model_places import misnamed_in
+from bootstrap.doctor.facts.inventory import Inventory, holdings_of
+from bootstrap.doctor.facts.volume_facts import Leads, LinkFact, VolumeFacts, VolumeState
 from bootstrap.doctor.facts.volume_places import Stray
 from bootstrap.volume import MODELS, Layout
 from bootstrap.volume import links as apply
-from bootstrap.volume.link_plan import Action, LinkPlan, Unlink
+from bootstrap.volume.link_plan import Action, LinkPlan, RemoveLink
 
 CODES = {
     "fix.folders_made": "Missing folders were made.",
@@ -54,7 +56,7 @@ class RemoveLinks:
     """Remove broken links that our link plan made."""
 
     codes: ClassVar = frozenset({"links.ours_broken"})
-    links: tuple[Unlink, ...]
+    links: tuple[RemoveLink, ...]
 
     @property
     def paths(self) -> tuple[str, ...]:
@@ -90,23 +92,24 @@ class Sweep:
 
 @dataclass(frozen=True)
 class MoveModels:
-    """Move what is in these folders to where it belongs; what has a name that is taken stays."""
+    """Move these models, or what is in these folders, to where it belongs; what has a name that is
+    taken stays. `codes` are the findings that this settles."""
 
-    codes: ClassVar = frozenset({"volume.models_misplaced"})
+    codes: frozenset[str]
     strays: tuple[Stray, ...]
 
     @property
     def sentence(self) -> str:
         """What would be done."""
         belongs = list(dict.fromkeys(stray.belongs for stray in self.strays))
-        return f"Move the models in {named([s.path for s in self.strays])} to {named(belongs)}"
+        return f"Move the models at {named([s.path for s in self.strays])} to {named(belongs)}"
 
 
 @dataclass(frozen=True)
 class Relink:
     """Make links relative that name a mount point; each leads to the same place then."""
 
-    codes: ClassVar = frozenset({"links.other_mount", "links.absolute"})
+    codes: ClassVar = frozenset({"links.other_mount", "links.absolute", "models.link_other_mount"})
     links: tuple[LinkFact, ...]
 
     @property
@@ -119,40 +122,91 @@ class Relink:
 Repair = MakeFolders | MoveModels | Relink | RemoveLinks | Sweep
 
 
-def plan_fixes(layout: Layout, facts: VolumeFacts) -> list[Repair]:
+def plan_fixes(
+    layout: Layout, facts: VolumeFacts, inventory: Inventory | None = None
+) -> list[Repair]:
     """What `apply_fixes` would do; empty when there is nothing, or no volume that can be repaired.
 
     Asks the disk which links are ours, and changes nothing.
     """
-    if facts.silent_after is not None or facts.state is not State.FOLDER or not _furnished(facts):
+    if (
+        facts.silent_after is not None
+        or facts.state is not VolumeState.FOLDER
+        or not _furnished(facts)
+    ):
         return []
     folders = tuple(p for p in _missing_folders(facts) if stays_within(p, facts.root))
-    links = tuple(
+    removed = tuple(
         action
         for action in apply.plan_for(layout).actions
-        if isinstance(action, Unlink) and stays_within(action.place, facts.root)
+        if isinstance(action, RemoveLink) and stays_within(action.place, facts.root)
     )
     stale = tuple(
         leftover
         for leftover in facts.leftovers
         if leftover.stale and leftover.removable and stays_within(leftover.path, facts.root)
     )
-    strays = tuple(
-        stray
-        for stray in facts.models.strays
-        if stays_within(stray.path, facts.root) and stays_within(stray.belongs, facts.root)
-    )
+    strays = _strays(facts, inventory)
     relative = tuple(
         link
-        for link in facts.links
+        for link in (*facts.links, *_broken_links(facts, inventory))
         if link.relative is not None and not link.ours and stays_within(link.path, facts.root)
     )
     repairs: list[Repair] = [MakeFolders(folders)] if folders else []
-    repairs += [MoveModels(strays)] if strays else []
+    if strays:
+        every = tuple(stray for found in strays.values() for stray in found)
+        repairs.append(MoveModels(frozenset(strays), every))
     repairs += [Relink(relative)] if relative else []
-    repairs += [RemoveLinks(links)] if links else []
+    repairs += [RemoveLinks(removed)] if removed else []
     repairs += [Sweep(stale)] if stale else []
     return repairs
+
+
+def _strays(facts: VolumeFacts, inventory: Inventory | None) -> dict[str, list[Stray]]:
+    """What lies where it is not read and has a place where it is, by the code of its finding."""
+    models = facts.models
+    in_home = [stray for stray in models.loose if os.path.dirname(stray.path) in models.homes]
+    found = {
+        "volume.models_misplaced": [*models.strays],
+        "volume.wrong_case": [*models.wrong_case],
+        "models.outside_category": in_home,
+        "volume.models_loose": [stray for stray in models.loose if stray not in in_home],
+        "models.folder_misnamed": _misnamed(inventory, models.wrong_case),
+    }
+    return {
+        code: movable
+        for code, strays in found.items()
+        if (movable := [stray for stray in strays if _can_move(stray, facts.root)])
+    }
+
+
+def _misnamed(inventory: Inventory | None, others: Sequence[Stray]) -> list[Stray]:
+    """Folders with nearly the name of one that ComfyUI reads, but for `others`."""
+    seen = {stray.path for stray in others}
+    return [
+        Stray(path, os.path.join(os.path.dirname(path), meant.folders[0]))
+        for holding, meant in (misnamed_in(holdings_of(inventory)) if inventory else ())
+        for path in holding.folders
+        if path not in seen
+    ]
+
+
+def _can_move(stray: Stray, root: str) -> bool:
+    """Is its place known, on the volume, and not itself under another spelling?"""
+    if not stray.belongs or os.path.islink(stray.path) or not os.path.exists(stray.path):
+        return False
+    itself = os.path.exists(stray.belongs) and os.path.samefile(stray.path, stray.belongs)
+    return not itself and all(stays_within(p, root) for p in (stray.path, stray.belongs))
+
+
+def _broken_links(facts: VolumeFacts, inventory: Inventory | None) -> list[LinkFact]:
+    """Links to single models, which the volume's own look leaves to the inventory."""
+    seen = {link.path for link in facts.links}
+    return [
+        LinkFact(file.full_path, file.link, Leads.NOWHERE, relative=file.relative)
+        for file in (inventory.files if inventory else ())
+        if file.relative is not None and file.link is not None and file.full_path not in seen
+    ]
 
 
 def apply_fixes(repairs: Sequence[Repair]) -> list[Finding]:
@@ -178,17 +232,15 @@ def _furnished(facts: VolumeFacts) -> bool:
 
 
 def _missing_folders(facts: VolumeFacts) -> tuple[str, ...]:
-    """The models folder and its usual categories. A misspelt one is for a person to rename, and
-    a name that something else has is left alone."""
+    """The models folder and its usual categories; a name that something else has is left alone."""
     models = os.path.join(facts.root, MODELS)
-    misspelt = {os.path.basename(stray.belongs) for stray in facts.models.wrong_case}
     if facts.models.homes:
         home, paths = facts.models.homes[0], []
-    elif MODELS in misspelt or os.path.lexists(models):
+    elif os.path.lexists(models):
         return ()
     else:
         home, paths = models, [models]
-    paths += [os.path.join(home, name) for name in facts.models.missing if name not in misspelt]
+    paths += [os.path.join(home, name) for name in facts.models.missing]
     return tuple(path for path in paths if not os.path.lexists(path))
 
 
@@ -211,27 +263,42 @@ def _move_models(repair: MoveModels) -> list[Finding]:
     moved: list[str] = []
     failed: list[Finding] = []
     for stray in repair.strays:
+        source, place = Path(stray.path), Path(stray.belongs)
+        if not os.path.lexists(source):
+            continue
         try:
-            os.makedirs(stray.belongs, exist_ok=True)
-            names = sorted(os.listdir(stray.path))
+            os.makedirs(place, exist_ok=True)
+            if source.is_dir():
+                _pour(source, place, moved, failed)
+            else:
+                _move(source, place / source.name, moved, failed)
         except OSError as problem:
             failed.append(_failed(stray.path, problem))
-            continue
-        for name in names:
-            path, place = Path(stray.path, name), Path(stray.belongs, name)
-            try:
-                if not _holds_links(path) and _moved(path, place):
-                    moved.append(str(place))
-                else:
-                    failed.append(_stays(path, place))
-            except OSError as problem:
-                failed.append(_failed(str(path), problem))
-        with suppress(OSError):  # something stayed
-            os.rmdir(stray.path)
     if moved:
         message = f"Moved {counted(len(moved), 'file or folder', 'files and folders')}: "
         failed.insert(0, info("fix.models_moved", f"{message}{named(moved)}.", paths=moved[:50]))
     return failed
+
+
+def _pour(source: Path, place: Path, moved: list[str], failed: list[Finding]) -> None:
+    """Move what is in the folder `source` into the folder `place`, and remove `source` if nothing
+    stayed. Raises OSError when it cannot be listed."""
+    for name in sorted(os.listdir(source)):
+        _move(source / name, place / name, moved, failed)
+    with suppress(OSError):  # something stayed
+        os.rmdir(source)
+
+
+def _move(path: Path, place: Path, moved: list[str], failed: list[Finding]) -> None:
+    try:
+        if path.is_dir() and place.is_dir() and not path.is_symlink() and not place.is_symlink():
+            _pour(path, place, moved, failed)
+        elif not _holds_links(path) and _moved(path, place):
+            moved.append(str(place))
+        else:
+            failed.append(_stays(path, place))
+    except OSError as problem:
+        failed.append(_failed(str(path), problem))
 
 
 def _moved(path: Path, place: Path) -> bool:
@@ -287,13 +354,8 @@ def _relinked(link: LinkFact) -> bool:
     if os.readlink(link.path) != link.text or link.relative is None:
         return False
     place = Path(link.path)
-    scratch = place.with_name(_name_like(f"{place.name}.unlinking"))
-    os.symlink(link.relative, scratch)
-    try:
-        os.replace(scratch, place)
-    except OSError:
-        scratch.unlink(missing_ok=True)
-        raise
+    with replacing(place, place.with_name(_name_like(f"{place.name}.unlinking"))) as scratch:
+        os.symlink(link.relative, scratch)
     return True
 
 

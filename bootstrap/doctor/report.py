@@ -22,8 +22,11 @@ from bootstrap.volume.args_file import with_args_file
 JSON_VERSION = 1
 MOST_BYTES = 900_000
 # Beginnings of codes. Of this machine; of its Python, where that is none of the volume's; of an
-# endpoint. Names and tokens of variables are judged: the checker reads the same ones.
-_MACHINE = ("gpu.", "memory.", "disk.", "machine.", "host.", "volume.local")
+# endpoint. Names of variables are judged: the checker reads the same ones.
+_MACHINE = (
+    *("gpu.", "memory.", "disk.", "machine.", "host.", "volume.local"),
+    *("env.token_", "manifest.no_yaml"),
+)
 _PYTHON = (
     *("python.", "packages.", "nodes.requirements", "nodes.torch", "comfyui.python_missing"),
     *("comfyui.requirement", "comfyui.front_end", "comfyui.torch_without_gpu"),
@@ -32,6 +35,19 @@ _ENDPOINT = (
     *("gpu.cpu_flag_missing", "gpu.unused", "env.alloc", "env.arena", "env.preload"),
     *("env.boot_timeout", "env.init_timeout", "env.gpu_contradiction"),
 )
+# Parts of an examination that look at the machine alone.
+_MACHINE_PARTS = frozenset(
+    {"machine", "torch", "GPU", "GPU health", "memory", "allocator", "tokens", "environment"}
+    | {"Runpod"}
+)
+# What was not judged because this machine lacks something, as a person reads it.
+_NOT_JUDGED = {
+    "comfyui.python_missing": "The packages were not checked: no Python with torch was found here. "
+    "Set COMFYUI_PYTHON to the one that runs ComfyUI.",
+    "packages.not_judged": "The packages were not checked: ComfyUI's Python has neither packaging "
+    "nor pip.",
+    "manifest.no_yaml": "The manifest of models was not checked: this Python has no PyYAML.",
+}
 _APART = "this_machine"
 
 
@@ -81,11 +97,13 @@ def of_volume(report: Report) -> Report:
     python = report.facts.python
     own_python = root is not None and python is not None and python.is_relative_to(root)
     families = _MACHINE if own_python else (*_MACHINE, *_PYTHON)
+
+    def apart(finding: Finding) -> bool:
+        part = finding.details.get("part")
+        return finding.code.startswith(families) or part in _MACHINE_PARTS
+
     found = (f for f in report.findings if not f.code.startswith(_ENDPOINT))
-    return replace(
-        report,
-        findings=tuple(_of_machine(f) if f.code.startswith(families) else f for f in found),
-    )
+    return replace(report, findings=tuple(_of_machine(f) if apart(f) else f for f in found))
 
 
 def is_of_machine(finding: Finding) -> bool:
@@ -123,6 +141,9 @@ def report_text(
         title = style.bold("This machine") + " (says nothing about the volume)"
         blocks.append(f"{title}\n{findings_text(machine, style, root)}")
     last = style.wrapped(_summary(report, shown, repaired, verbose))
+    codes = {f.code for f in machine}
+    left_out = [text for code, text in _NOT_JUDGED.items() if code in codes and not quiet]
+    blocks.append("\n".join(line for text in left_out for line in style.wrapped(text)))
     if shown and not quiet:
         last.insert(0, style.dim(f"Codes: {docs_url('CODE')}"))
     blocks.append("\n".join(last))
@@ -140,7 +161,7 @@ def _heading(report: Report, style: Style) -> list[str]:
         home = os.path.relpath(facts.comfyui.path, facts.layout.root)
         said.append(f"ComfyUI {facts.comfyui.version or 'of unknown version'} in {home}")
     if facts.models is not None and facts.models.roots:
-        weights = facts.models.models
+        weights = facts.models.present
         said.append(f"{counted(len(weights), 'model')}, {size_text(sum(f.size for f in weights))}")
     if facts.volume is not None and facts.volume.space is not None:
         said.append(f"{size_text(facts.volume.space.free)} free")
@@ -166,7 +187,9 @@ def _summary(
 def repairs_of(report: Report) -> list[Repair]:
     """What `--fix` would do about it."""
     facts = report.facts
-    return plan_fixes(facts.layout, facts.volume) if facts.layout and facts.volume else []
+    if facts.layout is None or facts.volume is None:
+        return []
+    return plan_fixes(facts.layout, facts.volume, facts.models)
 
 
 def report_json(report: Report) -> dict[str, Any]:

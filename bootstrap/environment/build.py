@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
 from bootstrap.environment.judge import Judgement
-from bootstrap.environment.resolve import Plan, Resolver, Unit
+from bootstrap.environment.resolve import Resolution, Resolver, Unit
 from bootstrap.environment.store import AFTER, BEFORE
 from bootstrap.environment.uv import Uv, UvFailed
 
@@ -59,7 +59,7 @@ class Builder:
         self._there: dict[str, Mapping[str, str]] = {}
         self._works: set[str] = set()
 
-    def build(self, units: Sequence[Unit]) -> Plan:
+    def build(self, units: Sequence[Unit]) -> Resolution:
         """Install what can be; what cannot is in the plan, with the reason.
 
         Raises UvFailed when nothing can be said of the packages themselves, and OSError.
@@ -70,7 +70,7 @@ class Builder:
                 return plan
         raise UvFailed("each try left out another package that does not work", False)
 
-    def _installed(self, plan: Plan) -> bool:
+    def _installed(self, plan: Resolution) -> bool:
         """Install it all; False where a package cannot be built and is left out from now on."""
         wanted = {BEFORE: plan.replaces, AFTER: plan.adds}
         try:
@@ -116,7 +116,7 @@ class Builder:
             *("--compile-bytecode", "--quiet", *self._resolver.builds()),
         )
 
-    def _all_work(self, plan: Plan) -> bool:
+    def _all_work(self, plan: Resolution) -> bool:
         """Can what depends on torch be imported? What cannot is never installed from now on."""
         found = {**plan.adds, **plan.replaces}
         tried = {n: m for n, m in self._modules.items() if n in found and n not in self._works}

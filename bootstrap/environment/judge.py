@@ -6,7 +6,6 @@ has `packaging` and `importlib.metadata`; this side needs the standard library o
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -15,9 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from bootstrap.core.redact import child_environment, masked
-from bootstrap.environment.modules import ALIKE, MODULES, HardImport, hard_imports
+from bootstrap.environment.imports import ALIKE, MODULES, HardImport, hard_imports
 from bootstrap.environment.packs import Requirements
-from bootstrap.environment.python import ASK_SECONDS, Failure, Trouble, ask_python
+from bootstrap.environment.python import ASK_SECONDS, Failure, PythonTrouble, ask_python
 from bootstrap.environment.requirement_files import COMFYUI, RequirementFile
 from bootstrap.environment.site_packages import PackagesFacts, packages_facts
 
@@ -110,10 +109,6 @@ class Judgement:
         """What is missing or has another version, ComfyUI's own first."""
         return tuple(v for v in self.verdicts if v.unmet)
 
-    def in_state(self, *states: RequirementState) -> tuple[Verdict, ...]:
-        """The verdicts of these kinds, without parts of ComfyUI's page."""
-        return tuple(v for v in self.verdicts if v.state in states and not v.page)
-
     def torch(self) -> str | None:
         """The version of the torch that is installed, its build included: `2.9.1+cu128`."""
         return self.installed.get("torch")
@@ -135,15 +130,6 @@ class Judgement:
             installed={**self.installed, **added},
             absent=tuple(each for each in self.absent if each.module not in brought),
         )
-
-
-def gather_packages(
-    python: Path, env: Mapping[str, str] | None = None, timeout: float = ASK_SECONDS
-) -> PackagesFacts:
-    """What `python` is and has installed, nothing being asked for; never raises. `env` is the
-    worker's environment, by default this process's."""
-    given = os.environ if env is None else env
-    return judge(python, given, Requirements(), timeout=timeout).packages
 
 
 def judge(
@@ -182,7 +168,7 @@ def judge(
             return Judgement(packages, requirements.version)
         return _understood(packages, requirements, hard, said)
     except (KeyError, TypeError, ValueError) as problem:
-        failure = Failure(Trouble.FAILED, f"its answer is not understood ({problem!r})")
+        failure = Failure(PythonTrouble.FAILED, f"its answer is not understood ({problem!r})")
         return Judgement(PackagesFacts(str(python), failure), requirements.version)
 
 

@@ -22,7 +22,7 @@ from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
-from bootstrap.core.concurrency import Crew
+from bootstrap.core.concurrency import WorkerPool
 from bootstrap.environment.store import AFTER, BEFORE, BLOCK, BadSet, Record, read_contents
 
 _log = logging.getLogger(__name__)
@@ -93,7 +93,7 @@ class Loading:
         # A descriptor that a silent volume still holds is left to it.
         source = os.open(self._kept, os.O_RDONLY | os.O_CLOEXEC)
         left = self._end - time.monotonic()
-        if not Crew(_STREAMS).run(_tasks(source, folder, entries, self._parts), left):
+        if not WorkerPool(_STREAMS).run(_tasks(source, folder, entries, self._parts), left):
             raise OSError(errno.ETIMEDOUT, os.strerror(errno.ETIMEDOUT), str(self._kept))
         os.close(source)
 

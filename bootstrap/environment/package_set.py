@@ -24,16 +24,17 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 
-from bootstrap.core.concurrency import SilentError, Together
+from bootstrap.core.concurrency import BoundedCaller, VolumeTimeout
 from bootstrap.core.files import Disk
 from bootstrap.core.findings import Finding
-from bootstrap.core.lease import BEAT, STALE, Lease
 from bootstrap.core.redact import masked
+from bootstrap.core.temp_files import BEAT, STALE, Lease
+from bootstrap.core.text import counted
 from bootstrap.environment import report
 from bootstrap.environment.build import Builder
+from bootstrap.environment.imports import hard_imports
 from bootstrap.environment.judge import Judgement, RequirementState, judge
 from bootstrap.environment.loading import Loading, write_hook
-from bootstrap.environment.modules import hard_imports
 from bootstrap.environment.packs import Requirements, read_requirements
 from bootstrap.environment.resolve import Unit, units_of
 from bootstrap.environment.store import (
@@ -51,7 +52,7 @@ from bootstrap.volume.layout import OWN_FOLDER
 
 _log = logging.getLogger(__name__)
 
-INSTALL, REPORT = "install", "report"
+INSTALL = "install"
 _READ_SECONDS = 15.0
 _LOOK_EVERY = 0.2
 _FORMAT = 2
@@ -81,8 +82,8 @@ class Place:
 @dataclass(frozen=True)
 class PackageSet:
     """What came of it. `path` is what PYTHONPATH must be, None where nothing is added; `programs`
-    are folders for the end of PATH. `judgement` is with the set in place. `asked_by` says who asked
-    for an installed package. `seconds` are of the parts, by name; `note` is for the timeline.
+    are folders for the end of PATH. `judgement` is without the set. `seconds` are of the parts, by
+    name; `note` is for the timeline.
 
     An error among the `findings` says that this ComfyUI cannot start."""
 
@@ -91,7 +92,6 @@ class PackageSet:
     findings: tuple[Finding, ...] = ()
     judgement: Judgement | None = None
     record: Record = field(default_factory=Record)
-    asked_by: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     seconds: Mapping[str, float] = field(default_factory=dict)
     note: str = "nothing is missing"
     loading: Loading | None = None
@@ -152,9 +152,9 @@ def prepare_packages(
     """
     start = time.monotonic()
     try:
-        reading = Together(_READ_SECONDS)
+        reading = BoundedCaller(_READ_SECONDS)
         asked = read_requirements(str(place.comfyui), reading, place.nodes, place.arguments)
-    except SilentError:
+    except VolumeTimeout:
         return PackageSet(note="requirements could not be read")
     judgement = judge(place.python, env, asked, place.arguments)
     if not judgement.packages.usable:
@@ -182,11 +182,10 @@ def prepare_packages(
         path=write_hook(place.work, prefix, making.loading) if record.installed else None,
         programs=tuple(p for n in (BEFORE, AFTER) if (p := folder / n / "bin").is_dir()),
         findings=tuple(findings),
-        judgement=record.on(judgement),
+        judgement=judgement,
         record=record,
-        asked_by={unit.name: unit.owners for unit in units if unit.name in record.installed},
         seconds=seconds,
-        note=f"{len(record.installed)} packages" if record.installed else "all refused",
+        note=counted(len(record.installed), "package") if record.installed else "all refused",
         loading=making.loading,
     )
 

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from enum import Enum
 
-from bootstrap.core.concurrency import Together
+from bootstrap.core.concurrency import BoundedCaller
 from bootstrap.core.files import Folder, list_folder
 from bootstrap.core.redact import LOGIN
 from bootstrap.environment.requirement_files import (
@@ -21,7 +21,7 @@ from bootstrap.environment.requirement_files import (
 from bootstrap.volume.args_file import group_flags
 
 _MOST_TEXT = 1 << 20
-_COMMIT = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")
+COMMIT = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")
 CUSTOM_NODES = "custom_nodes"
 DISABLED = ".disabled"
 MOST_PACKS = 500
@@ -50,7 +50,7 @@ def look_at_git(folder: str) -> Git | None:
     packed = _text(os.path.join(home, "packed-refs")) or ""
     branch = head[len("ref: refs/heads/") :] if head.startswith("ref: refs/heads/") else None
     commit = _commit_of(home, f"refs/heads/{branch}", packed) if branch else head
-    if commit is not None and not _COMMIT.fullmatch(commit):
+    if commit is not None and not COMMIT.fullmatch(commit):
         commit = None
     origin = _origin(_text(os.path.join(home, "config")) or "")
     return Git(
@@ -99,7 +99,7 @@ def _text(path: str) -> str | None:
         return None
 
 
-class State(str, Enum):
+class PackState(str, Enum):
     """What there is of a pack. `NO_INIT` is a folder that Python cannot import."""
 
     GOOD = "good"
@@ -120,7 +120,7 @@ class Pack:
 
     name: str
     path: str
-    state: State = State.GOOD
+    state: PackState = PackState.GOOD
     disabled: bool = False
     only_git: bool = False
     inner: str | None = None
@@ -130,20 +130,20 @@ class Pack:
 
 
 def gather_packs(
-    comfyui: str, together: Together, nodes: str | None = None, arguments: Sequence[str] = ()
+    comfyui: str, caller: BoundedCaller, nodes: str | None = None, arguments: Sequence[str] = ()
 ) -> tuple[Pack, ...]:
     """All packs by name, as a ComfyUI started with `arguments` would try them, and the disabled
     ones; `MOST_PACKS` at most. Those in the folder `nodes` go before ComfyUI's own of the same
     name.
 
-    Raises SilentError.
+    Raises VolumeTimeout.
     """
     homes = [os.path.join(comfyui, CUSTOM_NODES), *([nodes] if nodes is not None else [])]
     found: dict[str, Folder] = {}
-    for folder in together.each(list_folder, homes):
+    for folder in caller.each(list_folder, homes):
         found.update({name: folder for name in folder.names if _is_pack(name, folder)})
     names = sorted(found)[:MOST_PACKS]
-    packs = together.each(lambda name: _look(found[name].path, name, found[name]), names)
+    packs = caller.each(lambda name: _look(found[name].path, name, found[name]), names)
     if "--disable-all-custom-nodes" not in arguments:
         return tuple(packs)
     named = _values_of("--whitelist-custom-nodes", arguments)
@@ -175,7 +175,7 @@ def _look(home: str, name: str, folder: Folder) -> Pack:
         return Pack(name, path, disabled=disabled)
     inside = list_folder(path)
     state = _state(inside, name in folder.links)
-    good = state is State.GOOD
+    good = state is PackState.GOOD
     git = look_at_git(path) if not good and ".git" in inside.names else None
     asking = good and {"requirements.txt", "pyproject.toml"} & inside.names
     return Pack(
@@ -183,20 +183,20 @@ def _look(home: str, name: str, folder: Folder) -> Pack:
         path=path,
         state=state,
         disabled=disabled,
-        only_git=state is State.EMPTY and bool(inside.names),
-        inner=_inner(inside) if state is State.NO_INIT else None,
+        only_git=state is PackState.EMPTY and bool(inside.names),
+        inner=_inner(inside) if state is PackState.NO_INIT else None,
         origin=git.origin if git else None,
         requirements=requirement_file(name, path) if asking else None,
         install_script="install.py" in inside.names,
     )
 
 
-def _state(inside: Folder, is_link: bool) -> State:
+def _state(inside: Folder, is_link: bool) -> PackState:
     if inside.trouble is not None:
-        return State.UNREADABLE if inside.exists or not is_link else State.LINK_BROKEN
+        return PackState.UNREADABLE if inside.exists or not is_link else PackState.LINK_BROKEN
     if not inside.names - {".git"}:
-        return State.EMPTY
-    return State.GOOD if "__init__.py" in inside.names else State.NO_INIT
+        return PackState.EMPTY
+    return PackState.GOOD if "__init__.py" in inside.names else PackState.NO_INIT
 
 
 def _inner(inside: Folder) -> str | None:
@@ -220,28 +220,28 @@ class Requirements:
 
 
 def read_requirements(
-    comfyui: str, together: Together, nodes: str | None = None, arguments: Sequence[str] = ()
+    comfyui: str, caller: BoundedCaller, nodes: str | None = None, arguments: Sequence[str] = ()
 ) -> Requirements:
     """What the ComfyUI in a folder asks for when it is started with `arguments`, and custom nodes
-    in `nodes`. Raises SilentError."""
-    packs = gather_packs(comfyui, together, nodes, arguments)
-    own = together.one(lambda: comfyui_file(comfyui, arguments))
-    return Requirements(read_version(comfyui, together)[0], files_of(own, packs))
+    in `nodes`. Raises VolumeTimeout."""
+    packs = gather_packs(comfyui, caller, nodes, arguments)
+    own = caller.one(lambda: comfyui_file(comfyui, arguments))
+    return Requirements(read_version(comfyui, caller)[0], files_of(own, packs))
 
 
 def files_of(own: RequirementFile | None, packs: Iterable[Pack]) -> tuple[RequirementFile, ...]:
     """ComfyUI's file and those of the active custom nodes."""
-    active = (pack for pack in packs if pack.state is State.GOOD and not pack.disabled)
+    active = (pack for pack in packs if pack.state is PackState.GOOD and not pack.disabled)
     return tuple(file for file in (own, *(p.requirements for p in active)) if file is not None)
 
 
 def read_version(
-    comfyui: str, together: Together, git: Git | None = None
+    comfyui: str, caller: BoundedCaller, git: Git | None = None
 ) -> tuple[str | None, str | None]:
     """The version, and what tells it: comfyui_version.py since 2025, pyproject.toml since mid-2024;
-    before that, a release is a tag of git's. Raises SilentError."""
+    before that, a release is a tag of git's. Raises VolumeTimeout."""
     paths = [os.path.join(comfyui, name) for name in (VERSION_FILE, PROJECT_FILE)]
-    texts = together.each(read_text, paths)
+    texts = caller.each(read_text, paths)
     match = re.search(r"""^__version__\s*=\s*["']([^"']+)""", texts[0] or "", re.MULTILINE)
     if match:
         return match[1], VERSION_FILE
@@ -253,7 +253,7 @@ def read_version(
     )
     if match:
         return match[1], PROJECT_FILE
-    git = git or together.one(lambda: look_at_git(comfyui))
+    git = git or caller.one(lambda: look_at_git(comfyui))
     if git is not None and git.tag and re.fullmatch(r"v\d+(\.\d+)*", git.tag):
         return git.tag[1:], "git"
     return None, None

@@ -113,7 +113,7 @@ def _made_at(command: str, path: str) -> str | None:
     return match[1] if match and os.path.isabs(match[1]) else None
 
 
-class Trouble(str, Enum):
+class PythonTrouble(str, Enum):
     """Why an interpreter cannot be used."""
 
     MISSING = "missing"
@@ -129,7 +129,7 @@ class Trouble(str, Enum):
 class Failure:
     """What kept an interpreter from answering, and the system's or its own words."""
 
-    trouble: Trouble
+    trouble: PythonTrouble
     reason: str
 
 
@@ -143,8 +143,8 @@ def ask_python(
     seconds."""
     if not os.path.exists(python):
         if os.path.islink(python):
-            return Failure(Trouble.LINK_BROKEN, f"it leads to {os.path.realpath(python)}")
-        return Failure(Trouble.MISSING, "there is no such file")
+            return Failure(PythonTrouble.LINK_BROKEN, f"it leads to {os.path.realpath(python)}")
+        return Failure(PythonTrouble.MISSING, "there is no such file")
     try:
         child = subprocess.run(
             [str(python), "-I", "-B", str(_CHILD)],
@@ -157,9 +157,9 @@ def ask_python(
     except OSError as problem:
         return _not_started(problem)
     except subprocess.TimeoutExpired:
-        return Failure(Trouble.SILENT, f"no answer in {timeout:g} s")
+        return Failure(PythonTrouble.SILENT, f"no answer in {timeout:g} s")
     if child.returncode != 0:
-        return Failure(Trouble.FAILED, _last_words(child.stderr, child.returncode))
+        return Failure(PythonTrouble.FAILED, _last_words(child.stderr, child.returncode))
     return _understood(child.stdout)
 
 
@@ -168,12 +168,12 @@ def _not_started(problem: OSError) -> Failure:
     if problem.errno == errno.ENOENT:
         # The file is there, so what is not is its loader (glibc's on Alpine), or the interpreter
         # that its first line names: execve(2).
-        return Failure(Trouble.NO_LOADER, reason)
+        return Failure(PythonTrouble.NO_LOADER, reason)
     if problem.errno == errno.ENOEXEC:
-        return Failure(Trouble.OTHER_MACHINE, reason)
+        return Failure(PythonTrouble.OTHER_MACHINE, reason)
     if problem.errno in (errno.EACCES, errno.EPERM):
-        return Failure(Trouble.NOT_EXECUTABLE, reason)
-    return Failure(Trouble.FAILED, reason)
+        return Failure(PythonTrouble.NOT_EXECUTABLE, reason)
+    return Failure(PythonTrouble.FAILED, reason)
 
 
 def _last_words(stderr: bytes, code: int) -> str:
@@ -189,9 +189,9 @@ def _understood(stdout: bytes) -> dict[str, Any] | Failure:
     try:
         said = json.loads(lines[-1])
     except (IndexError, ValueError):
-        return Failure(Trouble.FAILED, "it answered something that is not understood")
+        return Failure(PythonTrouble.FAILED, "it answered something that is not understood")
     if not isinstance(said, dict) or not isinstance(said.get("path"), list):
-        return Failure(Trouble.FAILED, "it answered something that is not understood")
+        return Failure(PythonTrouble.FAILED, "it answered something that is not understood")
     return said
 
 

@@ -6,9 +6,9 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from bootstrap.core.findings import Finding, error, info, ok, warning
-from bootstrap.core.text import counted, named, shown
+from bootstrap.core.text import counted, joined, named, shown
+from bootstrap.environment.imports import HardImport
 from bootstrap.environment.judge import Judgement, Verdict
-from bootstrap.environment.modules import HardImport
 from bootstrap.environment.requirement_files import COMFYUI
 from bootstrap.environment.resolve import Unit, units_of
 from bootstrap.environment.site_packages import pip_install
@@ -106,13 +106,12 @@ def _conflicts(judgement: Judgement, record: Record, kept: Path) -> list[Finding
 
 def _conflict(owner: str, unmet: Sequence[Verdict], record: Record, kept: Path) -> Finding:
     reasons = record.refused
-    listed = [f"{v}: {reasons[v.text]}" if v.text in reasons else str(v) for v in unmet[:5]]
-    more = f"; and {len(unmet) - 5} more" if len(unmet) > 5 else ""
+    listed = [f"{v}: {reasons[v.text]}" if v.text in reasons else str(v) for v in unmet]
     who = COMFYUI if owner == COMFYUI else f"The custom node {shown(owner)}"
     then = "some of its nodes may be missing" if owner == COMFYUI else "it may fail to import"
     return warning(
         "packages.conflict",
-        f"{who} does not get all that it asks for, and {then}: {'; '.join(listed)}{more}.",
+        f"{who} does not get all that it asks for, and {then}: {joined(listed, 5, '; ')}.",
         "Update the custom node, disable it, or use an image whose Python has what it needs. To "
         f"try again with the same files, remove {kept}.",
         owner=owner,
@@ -128,11 +127,11 @@ def failed(judgement: Judgement, problem: Exception, timeout: float, tried: str)
     by_owner: dict[str, list[str]] = {}
     for verdict in judgement.unmet:
         by_owner.setdefault(verdict.owner, []).append(str(verdict))
-    listed = "; ".join(f"{shown(o)}: {named(texts, 5)}" for o, texts in list(by_owner.items())[:5])
-    more = f"; and {len(by_owner) - 5} more custom nodes" if len(by_owner) > 5 else ""
+    listed = [f"{shown(owner)}: {named(texts)}" for owner, texts in by_owner.items()]
+    missing = joined(listed, 5, "; ", "more custom nodes")
     return warning(
         "packages.failed",
-        f"Not installed ({problem}; tried: {tried}): {listed}{more}.",
+        f"Not installed ({problem}; tried: {tried}): {missing}.",
         "uv's lines in the worker's log say more. If it was too slow, raise PACKAGES_TIMEOUT "
         f"({timeout:g} s), and with it RUNPOD_INIT_TIMEOUT; if the index was not reached, check "
         "PIP_INDEX_URL. The next start tries again.",

@@ -48,7 +48,7 @@ class Unit:
 
 
 @dataclass(frozen=True)
-class Plan:
+class Resolution:
     """Requirements to install exactly, by normalised name: `adds` what is not there, `replaces`
     what has another version. `refused` has a reason for each requirement that cannot be met."""
 
@@ -56,7 +56,7 @@ class Plan:
     replaces: Mapping[str, str] = field(default_factory=dict)
     refused: Mapping[str, str] = field(default_factory=dict)
 
-    def also_refused(self, more: Mapping[str, str]) -> Plan:
+    def also_refused(self, more: Mapping[str, str]) -> Resolution:
         """The same plan, which `more` was not for."""
         return replace(self, refused={**more, **self.refused})
 
@@ -100,11 +100,11 @@ class Resolver:
         self._last: Mapping[str, str] = {}
         self._answers: dict[object, dict[str, str] | UvFailed] = {}
 
-    def plan(self, units: Sequence[Unit]) -> Plan:
+    def plan(self, units: Sequence[Unit]) -> Resolution:
         """What to install for `units`. Raises UvFailed where nothing can be said of packages."""
         units, given_up = self._without_hopeless(units)
         if not units:
-            return Plan(refused=given_up)
+            return Resolution(refused=given_up)
         core = [unit for unit in units if unit.core]
         nodes = [unit for unit in units if not unit.core]
         by_core = self._releasable(core, ())
@@ -291,10 +291,10 @@ class Resolver:
             return True
         return line == f"{name}=={self._judged.installed.get(name)}"
 
-    def _as_plan(self, found: Mapping[str, str], refused: Mapping[str, str]) -> Plan:
+    def _as_plan(self, found: Mapping[str, str], refused: Mapping[str, str]) -> Resolution:
         there = self._judged.installed
         self._last = found
-        return Plan(
+        return Resolution(
             {name: line for name, line in found.items() if name not in there},
             {name: line for name, line in found.items() if name in there},
             refused,

@@ -10,11 +10,11 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from bootstrap.core.concurrency import SilentError, Together
+from bootstrap.core.concurrency import BoundedCaller, VolumeTimeout
 from bootstrap.core.files import list_folder
 from bootstrap.core.redact import MASK, masked
 from bootstrap.core.text import on_pod, typed
-from bootstrap.environment.python import Failure, Trouble, Venv, look_at_venv
+from bootstrap.environment.python import Failure, PythonTrouble, Venv, look_at_venv
 from bootstrap.volume.layout import mount_of
 
 READ_SECONDS = 15.0
@@ -105,15 +105,15 @@ def packages_facts(
         return PackagesFacts(str(python), said, venv=venv, seconds=seconds)
     prefix = str(said["prefix"])
     folders = tuple(map(str, said["folders"]))
-    together = Together(READ_SECONDS)
+    caller = BoundedCaller(READ_SECONDS)
     found: dict[str, Any]
     try:
         found = {
-            "other_versions": together.one(lambda: _other_versions(prefix, folders)),
-            "scripts_python": together.one(lambda: _scripts_python(python)) if venv else None,
+            "other_versions": caller.one(lambda: _other_versions(prefix, folders)),
+            "scripts_python": caller.one(lambda: _scripts_python(python)) if venv else None,
         }
-    except SilentError as problem:
-        found = {"failure": Failure(Trouble.SILENT, f"its packages: {problem}")}
+    except VolumeTimeout as problem:
+        found = {"failure": Failure(PythonTrouble.SILENT, f"its packages: {problem}")}
     return PackagesFacts(
         python=str(python),
         version=str(said["version"]),

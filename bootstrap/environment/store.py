@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from bootstrap.core.files import publish_new
-from bootstrap.core.temp_names import look_at_leftover
+from bootstrap.core.temp_files import look_at_leftover
 from bootstrap.environment.judge import Judgement, RequirementState, Verdict
 
 #: A set's folders: ahead of the interpreter's packages (they replace some of them), and behind.

@@ -12,7 +12,6 @@ __all__ = [
     "manifest_file",
     "prefetch",
     "provision",
-    "recent",
     "sources",
     "weights_file",
 ]

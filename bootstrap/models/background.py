@@ -20,7 +20,13 @@ from bootstrap.models.download.remote import Throttle, Tools
 from bootstrap.models.download.verify import check_content
 from bootstrap.models.installed import link_cached, shown_locally, wanted_of
 from bootstrap.models.manifest_entry import ModelSpec
-from bootstrap.models.provision import Result, Workplace, at_hand, provision, summary
+from bootstrap.models.provision import (
+    ProvisionContext,
+    ProvisionResult,
+    provision,
+    resolve_offline,
+    summary,
+)
 from bootstrap.models.sources import BadLink, make_sources, parse_link
 from bootstrap.models.sources.huggingface import (
     CACHE_ON_VOLUME,
@@ -44,9 +50,9 @@ def models_folder(layout: Layout) -> Path:
     return inside if os.path.isdir(inside) and not os.path.isdir(own) else own
 
 
-def workplace_for(
+def provision_context(
     settings: Settings, layout: Layout, make_meter: MakeMeter = LogMeter
-) -> Workplace:
+) -> ProvisionContext:
     """Where and with what this worker provisions."""
     target = models_folder(layout)
     roots = [*layout.model_roots, layout.home / MODELS]
@@ -57,7 +63,7 @@ def workplace_for(
         throttle=_throttle(settings.download_max_mbps),
         connections=settings.download_connections,
     )
-    return Workplace(
+    return ProvisionContext(
         models=target,
         sources=make_sources(settings),
         tools=tools,
@@ -107,7 +113,7 @@ def cached_by_platform(spec: ModelSpec, cache: Path = PLATFORM_CACHE) -> Path | 
 
 
 def show_to_comfyui(
-    settings: Settings, results: Sequence[Result], local_models: Path | None
+    settings: Settings, results: Sequence[ProvisionResult], local_models: Path | None
 ) -> tuple[Layout, list[Finding]]:
     """Link what has come into ComfyUI's folders; the layout as it is now (models/ at the volume's
     root may be there only since), and findings. Models of the platform's cache are linked in
@@ -126,10 +132,10 @@ class Provisioning:
     what others have brought.
     """
 
-    def __init__(self, specs: Sequence[ModelSpec], workplace: Workplace) -> None:
+    def __init__(self, specs: Sequence[ModelSpec], context: ProvisionContext) -> None:
         self._specs = tuple(specs)
-        self._workplace = workplace
-        self._results: dict[int, Result] = {}
+        self._context = context
+        self._results: dict[int, ProvisionResult] = {}
         self._changed = threading.Condition()
         self._stop = threading.Event()
         self._next_look = 0.0
@@ -175,13 +181,13 @@ class Provisioning:
         if not failed or began < self._next_look:
             return
         for spec in failed:
-            result = at_hand(spec, self._workplace, self._stop)
+            result = resolve_offline(spec, self._context, self._stop)
             if result is not None:
                 self._note(result)
         now = time.monotonic()
         self._next_look = now + 9 * (now - began)
 
-    def results(self) -> tuple[Result, ...]:
+    def results(self) -> tuple[ProvisionResult, ...]:
         """What is known so far."""
         with self._changed:
             return tuple(self._results.values())
@@ -200,27 +206,27 @@ class Provisioning:
 
     def _run(self) -> None:
         try:
-            provision(self._specs, self._workplace, self._stop, self._note)
+            provision(self._specs, self._context, self._stop, self._note)
         except Exception as fault:  # noqa: BLE001 - a thread's fault must be reported, not lost
             _log.error("provisioning stopped: %s", type(fault).__name__)
             for result in _all_crashed(self._specs, fault):
                 if id(result.spec) not in self._results:
                     self._note(result)
 
-    def _note(self, result: Result) -> None:
+    def _note(self, result: ProvisionResult) -> None:
         with self._changed:
             self._results[id(result.spec)] = result
             self._changed.notify_all()
 
 
-def _all_crashed(specs: Sequence[ModelSpec], fault: Exception) -> Iterator[Result]:
+def _all_crashed(specs: Sequence[ModelSpec], fault: Exception) -> Iterator[ProvisionResult]:
     problem = DownloadError(
         "download.crashed",
         f"a fault of this program ({type(fault).__name__}) while models were fetched.",
         "Report it, with the manifest.",
     )
     for spec in specs:
-        yield Result(spec, "failed", problem=problem)
+        yield ProvisionResult(spec, "failed", problem=problem)
 
 
 def _pending(specs: Sequence[ModelSpec]) -> Finding:

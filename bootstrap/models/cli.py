@@ -5,25 +5,22 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import signal
 import sys
-import threading
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TextIO
 
 from bootstrap.config import Settings, read_settings
-from bootstrap.core.findings import Finding, errors_in
 from bootstrap.core.log import set_up, show
 from bootstrap.core.redact import masked
-from bootstrap.core.terminal import Parser, closing
+from bootstrap.core.terminal import Parser, closing, report, stop_on_signals
 from bootstrap.core.text import size_text
-from bootstrap.models.background import workplace_for
+from bootstrap.models.background import provision_context
 from bootstrap.models.download.progress import meters_for
 from bootstrap.models.download.verify import check_content, check_hash, hash_file
 from bootstrap.models.installed import (
-    Occupied,
+    PathConflict,
     Present,
     Receipt,
     find_present,
@@ -34,7 +31,7 @@ from bootstrap.models.installed import (
 from bootstrap.models.manifest import Manifest
 from bootstrap.models.manifest_entry import ModelSpec, read_entry
 from bootstrap.models.manifest_file import Unreadable, add_entry, find_manifest, load_manifest
-from bootstrap.models.provision import Workplace, provision
+from bootstrap.models.provision import ProvisionContext, provision
 from bootstrap.models.sources import Sources
 from bootstrap.net.errors import DownloadError, disk_error
 from bootstrap.volume import locate
@@ -83,36 +80,36 @@ class Step:
         if self.fetch:
             data |= {"size": self.size, "host": self.host, "credential": self.credential}
         if self.problem is not None:
-            data["problem"] = self.problem.finding(self.place).as_dict()
+            data["problem"] = self.problem.finding(self.place, model=self.place).as_dict()
         return data
 
 
-def plan_models(specs: Sequence[ModelSpec], workplace: Workplace, ask: bool) -> list[Step]:
+def plan_models(specs: Sequence[ModelSpec], context: ProvisionContext, ask: bool) -> list[Step]:
     """What a pull would do; `ask` the sources for the sizes that the manifest does not give."""
-    return [_plan(spec, workplace, ask) for spec in specs]
+    return [_plan(spec, context, ask) for spec in specs]
 
 
-def _plan(spec: ModelSpec, workplace: Workplace, ask: bool) -> Step:
+def _plan(spec: ModelSpec, context: ProvisionContext, ask: bool) -> Step:
     place = str(spec.place)
-    found = find_present(spec, workplace.models, workplace.also)
+    found = find_present(spec, context.models, context.also)
     if isinstance(found, Present):
         return Step(place, f"{size_text(found.receipt.size)} at {found.path}", there=True)
-    if isinstance(found, Occupied):
+    if isinstance(found, PathConflict):
         text = f"{found.path} is there, but: {found.problem.message} {found.problem.fix}"
         return Step(place, text, problem=found.problem)
-    if (cached := workplace.cached(spec)) is not None:
+    if (cached := context.cached(spec)) is not None:
         return Step(place, f"in the platform's cache, {cached}", there=True)
     try:
-        return _to_fetch(spec, workplace, ask)
+        return _to_fetch(spec, context, ask)
     except DownloadError as problem:
         return Step(place, f"{problem.message} {problem.fix}", problem=problem)
 
 
-def _to_fetch(spec: ModelSpec, workplace: Workplace, ask: bool) -> Step:
-    source, link = workplace.sources.source_of(spec.url)
+def _to_fetch(spec: ModelSpec, context: ProvisionContext, ask: bool) -> Step:
+    source, link = context.sources.source_of(spec.url)
     host, credential, size = source.host_of(link), source.credential_name(link), spec.size
     if ask:
-        channel = workplace.tools.channel()
+        channel = context.tools.channel()
         try:
             located = source.locate(link, spec.revision, wanted_of(spec), channel)
             size = located.size or size
@@ -125,26 +122,26 @@ def _to_fetch(spec: ModelSpec, workplace: Workplace, ask: bool) -> Step:
     return Step(str(spec.place), text, fetch=True, size=size, host=host, credential=credential)
 
 
-def verify_models(specs: Sequence[ModelSpec], workplace: Workplace) -> Iterator[Step]:
+def verify_models(specs: Sequence[ModelSpec], context: ProvisionContext) -> Iterator[Step]:
     """Hash what is there and compare it with the manifest, and with the receipt of when it came.
 
     A file whose receipt has no hash yet gets one now.
     """
     for spec in specs:
-        yield _verify(spec, workplace)
+        yield _verify(spec, context)
 
 
-def _verify(spec: ModelSpec, workplace: Workplace) -> Step:
+def _verify(spec: ModelSpec, context: ProvisionContext) -> Step:
     place = str(spec.place)
     try:
         root, relative = next(
             (root, place_there)
-            for root in (workplace.models, *workplace.also)
+            for root in (context.models, *context.also)
             for place_there in [spec.place]
             if os.path.isfile(root / place_there)
         )
     except StopIteration:
-        found = find_present(spec, workplace.models, workplace.also)
+        found = find_present(spec, context.models, context.also)
         if isinstance(found, Present):
             return Step(place, f"under another folder's name, {found.path}", there=True)
         return Step(place, "not there")
@@ -184,7 +181,7 @@ def main(
     set_up(settings.log_level)
     stream = sys.stdout if out is None else out
     if findings:
-        return _report(findings, stream)
+        return _FAILED if report(findings, stream) else _OK
     return _Command(arguments, settings, stream, sources, prog).run()
 
 
@@ -255,7 +252,7 @@ class _Command:
             self._say(f"No manifest: put one at {self.layout.root / 'models.json'}, or add a URL:")
             self._say(f"  {self.prog} add https://civitai.com/models/...")
             return _FAILED
-        bad = _report(manifest.findings, self.out)
+        bad = _FAILED if report(manifest.findings, self.out) else _OK
         code: int = getattr(self, self.arguments.command)(manifest)
         return max(code, bad)
 
@@ -267,11 +264,11 @@ class _Command:
             return _USAGE
         try:
             entry = self._described()
-            spec, complaints = read_entry(
+            spec, faults = read_entry(
                 entry, self.arguments.url, self.settings.allow_private_download_urls
             )
-            for complaint in complaints:
-                self._say(f"{complaint.field}: {complaint.message} {complaint.fix}")
+            for fault in faults:
+                self._say(f"{fault.field}: {fault.message} {fault.fix}")
             if spec is None:
                 return _FAILED
             changed = add_entry(path, spec)
@@ -279,7 +276,8 @@ class _Command:
             self._say(f"{problem.message}\n  {problem.fix}")
             return _FAILED
         except Unreadable as problem:
-            return _report([problem.finding], self.out)
+            report([problem.finding()], self.out)
+            return _FAILED
         except OSError as problem:
             self._say(f"{path} cannot be written ({problem.strerror}).")
             return _FAILED
@@ -289,9 +287,9 @@ class _Command:
         return _OK
 
     def _described(self) -> dict[str, object]:
-        workplace = self._workplace()
-        source, link = workplace.sources.source_of(self.arguments.url)
-        channel = workplace.tools.channel()
+        context = self._context()
+        source, link = context.sources.source_of(self.arguments.url)
+        channel = context.tools.channel()
         try:
             known = source.describe(link, channel)
         finally:
@@ -312,20 +310,20 @@ class _Command:
 
     def list(self, manifest: Manifest) -> int:
         """What is wanted; asks no server."""
-        steps = plan_models(manifest.models, self._workplace(), ask=False)
+        steps = plan_models(manifest.models, self._context(), ask=False)
         self._show(steps, [f"{_mark(step)} {step.place}  {step.what}" for step in steps])
         return _OK if all(step.there for step in steps) else _FAILED
 
     def plan(self, manifest: Manifest) -> int:
         """What would be fetched; asks the sources for sizes."""
-        workplace = self._workplace()
-        steps = plan_models(manifest.models, workplace, ask=True)
+        context = self._context()
+        steps = plan_models(manifest.models, context, ask=True)
         lines = [f"{_mark(step)} {step.place}  {step.what}" for step in steps]
         needed = sum(step.size or 0 for step in steps if step.fetch)
-        free = _free(workplace)
+        free = _free(context)
         fits = free is None or needed <= free
         room = "an unknown amount" if free is None else size_text(free)
-        lines.append(f"To fetch: {size_text(needed)}; free at {workplace.models}: {room}.")
+        lines.append(f"To fetch: {size_text(needed)}; free at {context.models}: {room}.")
         if not fits:
             lines.append("It does not fit: delete files or enlarge the network volume.")
         self._show(steps, lines)
@@ -333,25 +331,25 @@ class _Command:
 
     def pull(self, manifest: Manifest) -> int:
         """Fetch what is missing."""
-        results = provision(manifest.models, self._workplace(), _stop_on_signals())
+        results = provision(manifest.models, self._context(), stop_on_signals())
         if self.arguments.json:
             receipts = [result.as_dict() for result in results]
             self._say(json.dumps(receipts, indent=2))
         else:
-            _report([f for result in results if (f := result.finding())], self.out)
+            report([f for result in results if (f := result.finding())], self.out)
             there = sum(result.good for result in results)
             self._say(f"{there} of {len(results)} models are there.")
         return _OK if all(result.good or result.spec.optional for result in results) else _FAILED
 
     def verify(self, manifest: Manifest) -> int:
         """Hash everything that is there."""
-        steps = list(verify_models(manifest.models, self._workplace()))
+        steps = list(verify_models(manifest.models, self._context()))
         self._show(steps, [f"{_mark(step)} {step.place}  {step.what}" for step in steps])
         return _OK if all(step.there for step in steps) else _FAILED
 
-    def _workplace(self) -> Workplace:
-        workplace = workplace_for(self.settings, self.layout, meters_for())
-        return replace(workplace, sources=self.sources or workplace.sources)
+    def _context(self) -> ProvisionContext:
+        context = provision_context(self.settings, self.layout, meters_for())
+        return replace(context, sources=self.sources or context.sources)
 
     def _show(self, steps: Sequence[Step], lines: Sequence[str]) -> None:
         if self.arguments.json:
@@ -363,34 +361,18 @@ class _Command:
         show(f"{masked(text)}\n", self.out)
 
 
-def _stop_on_signals() -> threading.Event:
-    """Ctrl-C and a Pod's end stop in good order, so that the next pull goes on from there."""
-    stop = threading.Event()
-    if threading.current_thread() is threading.main_thread():
-        for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, lambda *_: stop.set())
-    return stop
-
-
 def _mark(step: Step) -> str:
     return "ok     " if step.there else "FAILED " if step.problem else "missing"
 
 
-def _free(workplace: Workplace) -> int | None:
-    folder = workplace.models
+def _free(context: ProvisionContext) -> int | None:
+    folder = context.models
     while not os.path.isdir(folder) and folder != folder.parent:
         folder = folder.parent
     try:
-        return workplace.tools.disk.free_bytes(folder)
+        return context.tools.disk.free_bytes(folder)
     except OSError:
         return None
-
-
-def _report(findings: Sequence[Finding], out: TextIO) -> int:
-    for finding in findings:
-        fix = f"  {finding.fix}\n" if finding.fix else ""
-        show(f"{finding.severity.value}: {finding.message}\n{fix}", out)
-    return _FAILED if errors_in(findings) else _OK
 
 
 if __name__ == "__main__":

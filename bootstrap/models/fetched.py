@@ -20,7 +20,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
-from bootstrap.core.temp_names import LONGEST_NAME, RECEIPTS_FOLDER
+from bootstrap.core.temp_files import LONGEST_NAME, RECEIPTS_FOLDER
 from bootstrap.models.installed import read_receipt, receipt_path
 from bootstrap.models.sources import Link, identity_of
 from bootstrap.volume.categories import GGUF, PT_EXTENSIONS, extension_of
@@ -60,7 +60,7 @@ def has_model_name(name: str) -> bool:
 
 
 @dataclass(frozen=True)
-class Kept:
+class FetchedFile:
     """A model that is ours to remove. `place` is relative to the models folder, `size` in bytes,
     `used` the latest time it is known to be in use, in seconds since the epoch."""
 
@@ -107,7 +107,7 @@ class FetchedModels:
                 over -= model.size
         return removed
 
-    def kept(self) -> Iterator[Kept]:
+    def kept(self) -> Iterator[FetchedFile]:
         """Every file that was fetched by its address and is as it was then."""
         receipts = self._models / RECEIPTS_FOLDER
         for path in receipts.glob(f"*/{FOLDER}/*.json"):
@@ -116,7 +116,7 @@ class FetchedModels:
             if found is not None:
                 yield found
 
-    def _look(self, place: PurePosixPath) -> Kept | None:
+    def _look(self, place: PurePosixPath) -> FetchedFile | None:
         receipt = read_receipt(self._models, place)
         if not _KEY.fullmatch(place.name) or receipt is None or not receipt.source:
             return None
@@ -125,9 +125,9 @@ class FetchedModels:
             used = os.stat(receipt_path(self._models, place)).st_mtime
         except OSError:
             return None
-        return Kept(place, facts.st_size, used) if receipt.still_true_of(facts) else None
+        return FetchedFile(place, facts.st_size, used) if receipt.still_true_of(facts) else None
 
-    def _remove(self, model: Kept) -> bool:
+    def _remove(self, model: FetchedFile) -> bool:
         """Looked at once more: another worker may have begun to use it."""
         now = self._look(model.place)
         if now is None or now.used > time.time():

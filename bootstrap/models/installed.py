@@ -20,7 +20,7 @@ from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
 from bootstrap.core.files import write_whole
-from bootstrap.core.temp_names import RECEIPTS_FOLDER, beside, new_owner
+from bootstrap.core.temp_files import RECEIPTS_FOLDER, beside, new_owner
 from bootstrap.models.download.verify import Wanted, check_content, check_hash, hash_file
 from bootstrap.models.manifest import canonical_place
 from bootstrap.models.manifest_entry import ModelSpec
@@ -90,7 +90,7 @@ class Present:
 
 
 @dataclass(frozen=True)
-class Occupied:
+class PathConflict:
     """Something else stands at the model's own place; `problem` says what is wrong with it."""
 
     path: Path
@@ -107,31 +107,31 @@ def find_present(
     models: Path,
     also: Sequence[Path] = (),
     stop: threading.Event | None = None,
-) -> Present | Occupied | None:
+) -> Present | PathConflict | None:
     """The model in its folder or one that ComfyUI reads as the same category, under `models`
     first, then under the other roots.
 
     A file with a valid receipt is not opened. One without is checked: size, header, and its hash
     where one is known, once; then it has a receipt. Raises Stopped.
     """
-    occupied: Occupied | None = None
+    occupied: PathConflict | None = None
     for root, place in _candidates(spec, models, also):
         path = root / place
         try:
             facts = os.stat(path)
         except FileNotFoundError:
             if path.is_symlink() and (root, place) == (models, spec.place):
-                occupied = Occupied(path, _dangling(path))
+                occupied = PathConflict(path, _dangling(path))
             continue
         except OSError as problem:
-            return Occupied(path, disk_error(problem, path, None))
+            return PathConflict(path, disk_error(problem, path, None))
         if not stat.S_ISREG(facts.st_mode):
             continue
         try:
             return Present(path, _examined(spec, root, place, facts, stop))
         except DownloadError as problem:
             if (root, place) == (models, spec.place):
-                occupied = Occupied(path, problem)
+                occupied = PathConflict(path, problem)
     return occupied
 
 
@@ -191,7 +191,7 @@ def _dangling(path: Path) -> DownloadError:
 
 
 if TYPE_CHECKING:  # what downloads need is imported only where something is wanted
-    from bootstrap.models.provision import Result
+    from bootstrap.models.provision import ProvisionResult
 
 
 def shown_locally(spec: ModelSpec, folders: Mapping[str, str]) -> bool:
@@ -200,7 +200,7 @@ def shown_locally(spec: ModelSpec, folders: Mapping[str, str]) -> bool:
     return category is not None and category.folders[0] in folders.values()
 
 
-def link_cached(results: Sequence[Result], models: Path) -> list[Path]:
+def link_cached(results: Sequence[ProvisionResult], models: Path) -> list[Path]:
     """Link models of the platform's cache into the local folder `models`; the links made.
 
     A broken link, since the worker went on at another host, is replaced.

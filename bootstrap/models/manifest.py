@@ -12,12 +12,13 @@ from dataclasses import dataclass, field, replace
 from pathlib import PurePosixPath
 from typing import Any
 
-from bootstrap.core.findings import Finding, Severity
-from bootstrap.models.manifest_entry import Complaint, ModelSpec, read_entry
+from bootstrap.core.findings import Finding, error, info
+from bootstrap.models.manifest_entry import FieldFault, ModelSpec, read_entry
 from bootstrap.volume.categories import category_of
 
 CODES = {
     "manifest.unreadable": "The manifest cannot be read, or is neither JSON nor YAML.",
+    "manifest.no_yaml": "The manifest is YAML, which this Python cannot read.",
     "manifest.too_large": "The manifest is larger than any should be.",
     "manifest.shape": "The file is neither a manifest nor a saved workflow.",
     "manifest.version": "The manifest has another version than this worker knows.",
@@ -33,9 +34,6 @@ CODES = {
     "manifest.no_models": "The manifest or workflow names no models.",
 }
 VERSION = 1
-# In another author's workflow: other nodes may keep something else under `models`, and two
-# of them name two copies of one file. What can be read is used.
-_NOT_OURS = ("manifest.field", "manifest.two_for_one_file")
 _MUTED, _BYPASSED = 2, 4  # a node's `mode` in ComfyUI's frontend
 
 
@@ -53,15 +51,10 @@ class _Reading:
     lenient: bool
     findings: list[Finding] = field(default_factory=list)
 
-    def complain(self, where: str, complaint: Complaint) -> None:
-        message = f"{self.label}, {where}: {complaint.message}"
-        details = {"entry": where, "field": complaint.field}
-        severity = Severity.ERROR if complaint.fatal else Severity.WARNING
-        if self.lenient and complaint.code in _NOT_OURS:
-            severity = Severity.WARNING
-        self.findings.append(
-            Finding(complaint.code, severity, message, complaint.fix, details=details)
-        )
+    def add(self, where: str, fault: FieldFault) -> None:
+        """A fault of the entry at `where`."""
+        about = f"{self.label}, {where}"
+        self.findings.append(fault.finding(about, fault.severity(self.lenient), entry=where))
 
 
 def parse_manifest(data: Any, label: str = "manifest", allow_http: bool = False) -> Manifest:
@@ -82,9 +75,8 @@ def parse_manifest(data: Any, label: str = "manifest", allow_http: bool = False)
     if "models" not in data:
         return _refused(label, "it has no `models`", _HOW)
     if data.get("version") != VERSION:
-        finding = Finding(
+        finding = error(
             "manifest.version",
-            Severity.ERROR,
             f"{label}: `version` is {data.get('version')!r}; this worker knows {VERSION}.",
             f'Write `"version": {VERSION}`, or use a newer worker.',
         )
@@ -106,16 +98,14 @@ def _collect(
     reading = _Reading(label, workflow)
     specs = []
     for where, entry, idle in entries:
-        spec, complaints = read_entry(entry, where, allow_http)
-        for complaint in complaints:
-            reading.complain(where, complaint)
+        spec, faults = read_entry(entry, where, allow_http)
+        for fault in faults:
+            reading.add(where, fault)
         if spec is not None:
             specs.append(replace(spec, optional=True) if idle else spec)
     models = _unique(specs, reading)
     if not models and not reading.findings:
-        reading.findings.append(
-            Finding("manifest.no_models", Severity.INFO, f"{label} names no models.")
-        )
+        reading.findings.append(info("manifest.no_models", f"{label} names no models."))
     return Manifest(tuple(models), tuple(reading.findings))
 
 
@@ -161,11 +151,11 @@ def _unique(specs: Sequence[ModelSpec], reading: _Reading) -> list[ModelSpec]:
         if earlier is None:
             found[place] = spec
         elif twin != place:
-            reading.complain(spec.where, _twins(spec, earlier))
+            reading.add(spec.where, _twins(spec, earlier))
         elif (joined := _joined(earlier, spec)) is not None:
             found[place] = joined
         else:
-            reading.complain(spec.where, _conflict(spec, earlier))
+            reading.add(spec.where, _conflict(spec, earlier))
     return list(found.values())
 
 
@@ -195,14 +185,15 @@ def _joined(one: ModelSpec, other: ModelSpec) -> ModelSpec | None:
     )
 
 
-def _conflict(spec: ModelSpec, earlier: ModelSpec) -> Complaint:
-    return Complaint(
+def _conflict(spec: ModelSpec, earlier: ModelSpec) -> FieldFault:
+    return FieldFault(
         "manifest.two_for_one_file",
         "name",
         f"{spec.place} is wanted with another content by {earlier.where} "
         f"({_without_query(earlier.url)} there, {_without_query(spec.url)} here); "
         "the first one counts.",
         "Give one of them another `name`, or remove it.",
+        common=True,
     )
 
 
@@ -211,8 +202,8 @@ def _without_query(url: str) -> str:
     return url.partition("?")[0]
 
 
-def _twins(spec: ModelSpec, earlier: ModelSpec) -> Complaint:
-    return Complaint(
+def _twins(spec: ModelSpec, earlier: ModelSpec) -> FieldFault:
+    return FieldFault(
         "manifest.case_twins",
         "name",
         f"{spec.place} and {earlier.place} ({earlier.where}) differ in upper and lower case "
@@ -225,8 +216,7 @@ _HOW = 'Write {"version": 1, "models": [...]}, or give a saved ComfyUI workflow.
 
 
 def _refused(label: str, why: str, fix: str) -> Manifest:
-    finding = Finding("manifest.shape", Severity.ERROR, f"{label}: {why}.", fix)
-    return Manifest(findings=(finding,))
+    return Manifest(findings=(error("manifest.shape", f"{label}: {why}.", fix),))
 
 
 def _is_prompt(data: Mapping[str, Any]) -> bool:

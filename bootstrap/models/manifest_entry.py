@@ -11,8 +11,9 @@ from pathlib import PurePosixPath
 from typing import Any
 from urllib.parse import urlsplit
 
+from bootstrap.core.findings import Fault, Severity
 from bootstrap.core.redact import masked
-from bootstrap.core.temp_names import LONGEST_NAME
+from bootstrap.core.temp_files import LONGEST_NAME
 from bootstrap.models.sources import BadLink, CivitaiFile, HubFile, Link, parse_link
 from bootstrap.volume.categories import PICKLES, category_of, extension_of, known_folders
 
@@ -74,33 +75,48 @@ class ModelSpec:
         return {**entry, **self.extra}
 
 
-@dataclass(frozen=True)
-class Complaint:
-    """A fault of one `field`; a `fatal` one leaves the entry out."""
+class FieldFault(Fault):
+    """What is wrong with one `field` of an entry. A `fatal` one leaves the entry out. A `common`
+    one is only a warning in another author's workflow, where other nodes may keep something else
+    under `models`, and two of them name two copies of one file."""
 
-    code: str
-    field: str
-    message: str
-    fix: str
-    fatal: bool = True
+    def __init__(
+        self,
+        code: str,
+        field: str,
+        message: str,
+        fix: str,
+        *,
+        fatal: bool = True,
+        common: bool = False,
+    ) -> None:
+        super().__init__(code, message, fix, field=field)
+        self.field = field
+        self.fatal = fatal
+        self.common = common
+
+    def severity(self, lenient: bool) -> Severity:
+        """An error where the entry is left out; `lenient` for another author's workflow."""
+        is_error = self.fatal and not (lenient and self.common)
+        return Severity.ERROR if is_error else Severity.WARNING
 
 
 def read_entry(
     entry: Any, where: str, allow_http: bool = False
-) -> tuple[ModelSpec | None, list[Complaint]]:
+) -> tuple[ModelSpec | None, list[FieldFault]]:
     """The entry as a spec, or None when it has a fatal fault, and all its faults."""
     if not isinstance(entry, Mapping):
         return None, [_field("", f"is {type(entry).__name__}, not an object", "Write {...}.")]
     reader = _Entry(entry, allow_http)
     spec = reader.spec(where)
-    return (None if any(c.fatal for c in reader.complaints) else spec), reader.complaints
+    return (None if any(fault.fatal for fault in reader.faults) else spec), reader.faults
 
 
 class _Entry:
     def __init__(self, entry: Mapping[Any, Any], allow_http: bool) -> None:
         self.entry = entry
         self.allow_http = allow_http
-        self.complaints: list[Complaint] = []
+        self.faults: list[FieldFault] = []
 
     def spec(self, where: str) -> ModelSpec:
         url = self._text("url", needed=True) or ""
@@ -127,18 +143,19 @@ class _Entry:
         value = self.entry.get(key)
         if value is None or value == "":
             if needed:
-                self._complain(_field(key, f"`{key}` is missing", f"Add `{key}`."))
+                self._add(_field(key, f"`{key}` is missing", f"Add `{key}`."))
             return None
         if not isinstance(value, str):
-            self._complain(
+            self._add(
                 _field(key, f"`{key}` is {masked(repr(value)):.80}, not a text", "Put quotes.")
             )
             return None
         if any("\ud800" <= c <= "\udfff" for c in value):
             fix = "Write it in plain UTF-8, without half characters (\\ud83d and the like)."
             said = f"`{key}` is {value[:80]!r}, which is not valid text."
-            code = "manifest.name" if key in ("name", "directory") else "manifest.field"
-            self._complain(Complaint(code, key, said, fix))
+            is_name = key in ("name", "directory")
+            code = "manifest.name" if is_name else "manifest.field"
+            self._add(FieldFault(code, key, said, fix, common=not is_name))
             return None
         return value.strip()
 
@@ -146,7 +163,7 @@ class _Entry:
         value = self.entry.get(key, False)
         if not isinstance(value, bool):
             fix = "Write true or false, without quotes."
-            self._complain(_field(key, f"`{key}` is {value!r:.80}", fix))
+            self._add(_field(key, f"`{key}` is {value!r:.80}", fix))
             return False
         return value
 
@@ -156,7 +173,7 @@ class _Entry:
             return None
         if type(value) is not int or not 0 < value < 2**63:
             fix = "Write the size in bytes as a whole number, or leave it out."
-            self._complain(_field("size", f"`size` is {value!r:.80}", fix))
+            self._add(_field("size", f"`size` is {value!r:.80}", fix))
             return None
         return value
 
@@ -166,8 +183,8 @@ class _Entry:
             return None
         kind = (self._text("hash_type") or "SHA256").upper().replace("-", "").replace("_", "")
         if kind != "SHA256":
-            self._complain(
-                Complaint(
+            self._add(
+                FieldFault(
                     "manifest.hash_type",
                     "hash_type",
                     f"`hash_type` is {kind}, which is not checked here; SHA256 is.",
@@ -179,7 +196,7 @@ class _Entry:
         value = value.removeprefix("sha256:")
         if not _SHA256.fullmatch(value):
             fix = "Give all 64 hexadecimal digits, or leave `hash` out."
-            self._complain(_field("hash", f"`hash` is {value[:80]!r}, no SHA-256", fix))
+            self._add(_field("hash", f"`hash` is {value[:80]!r}, no SHA-256", fix))
             return None
         return value.lower()
 
@@ -189,24 +206,24 @@ class _Entry:
         try:
             link = parse_link(url)
         except BadLink as problem:
-            self._complain(_url(f"the URL {problem}", "Correct `url`."))
+            self._add(_url(f"the URL {problem}", "Correct `url`."))
             return None
         if isinstance(link, CivitaiFile) and link.version is None:
             fix = "Choose a version on the page and copy that address (`?modelVersionId=...`)."
-            self._complain(_url("the URL names a Civitai model but no version", fix))
+            self._add(_url("the URL names a Civitai model but no version", fix))
         if urlsplit(url).scheme == "http" and not self.allow_http:
             fix = "Use https; for a server of your own set ALLOW_PRIVATE_DOWNLOAD_URLS=true."
-            self._complain(_url("the URL is plain http", fix))
+            self._add(_url("the URL is plain http", fix))
         return link
 
     def _name(self, name: str) -> str:
         if not name:
             why = "`name` is missing and cannot be taken from the URL"
-            self._complain(_field("name", why, "Add `name`."))
+            self._add(_field("name", why, "Add `name`."))
             return ""
         if problem := fault_of(name):
             fix = "Give the file's plain name, such as `model.safetensors`."
-            self._complain(Complaint("manifest.name", "name", f"`name` {problem}.", fix))
+            self._add(FieldFault("manifest.name", "name", f"`name` {problem}.", fix))
             return ""
         return unicodedata.normalize("NFC", name)
 
@@ -214,11 +231,11 @@ class _Entry:
         if directory is None:
             return ""
         pieces = unicodedata.normalize("NFC", directory).strip("/").split("/")
-        faults = [fault for piece in pieces if (fault := fault_of(piece))]
-        if faults or directory.startswith("/"):
-            why = faults[0] if faults else "starts with a slash"
+        problems = [problem for piece in pieces if (problem := fault_of(piece))]
+        if problems or directory.startswith("/"):
+            why = problems[0] if problems else "starts with a slash"
             fix = "Give a folder under models/, such as `loras` or `loras/flux`."
-            self._complain(Complaint("manifest.name", "directory", f"`directory` {why}.", fix))
+            self._add(FieldFault("manifest.name", "directory", f"`directory` {why}.", fix))
             return ""
         return "/".join(pieces)
 
@@ -230,18 +247,16 @@ class _Entry:
             hint = f"Did you mean `{near[0]}`? " if near else ""
             message = f"ComfyUI itself reads no folder `{folder}`; a custom node may."
             fix = f"{hint}ComfyUI's own are: {', '.join(known_folders())}."
-            self._complain(
-                Complaint("manifest.unknown_folder", "directory", message, fix, fatal=False)
-            )
+            self._add(FieldFault("manifest.unknown_folder", "directory", message, fix, fatal=False))
         elif not category.accepts(spec.name):
             message = f"ComfyUI does not list {spec.name} in {folder}: its kind is not read there."
             fix = "Check `name` and `directory`."
-            self._complain(Complaint("manifest.extension", "name", message, fix, fatal=False))
+            self._add(FieldFault("manifest.extension", "name", message, fix, fatal=False))
         if extension_of(spec.name) in PICKLES and not (spec.allow_pickle and spec.sha256):
-            self._complain(_pickle(spec))
+            self._add(_pickle(spec))
 
-    def _complain(self, complaint: Complaint) -> None:
-        self.complaints.append(complaint)
+    def _add(self, fault: FieldFault) -> None:
+        self.faults.append(fault)
 
 
 def _name_in(link: Link | None) -> str:
@@ -250,16 +265,16 @@ def _name_in(link: Link | None) -> str:
     return "" if link is None or isinstance(link, CivitaiFile) else link.name
 
 
-def _field(key: str, message: str, fix: str) -> Complaint:
-    return Complaint("manifest.field", key, f"{message}.", fix)
+def _field(key: str, message: str, fix: str) -> FieldFault:
+    return FieldFault("manifest.field", key, f"{message}.", fix, common=True)
 
 
-def _url(message: str, fix: str) -> Complaint:
-    return Complaint("manifest.url", "url", f"{message}.", fix)
+def _url(message: str, fix: str) -> FieldFault:
+    return FieldFault("manifest.url", "url", f"{message}.", fix)
 
 
-def _pickle(spec: ModelSpec) -> Complaint:
-    return Complaint(
+def _pickle(spec: ModelSpec) -> FieldFault:
+    return FieldFault(
         "manifest.pickle",
         "allow_pickle",
         f"{spec.name} can run code when it is loaded; such files need `allow_pickle: true` and a "

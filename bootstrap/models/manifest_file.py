@@ -5,38 +5,49 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from bootstrap.config import Settings
 from bootstrap.core.files import write_whole
-from bootstrap.core.findings import Finding, error
-from bootstrap.core.temp_names import beside, new_owner
-from bootstrap.core.text import BOM
+from bootstrap.core.findings import Fault
+from bootstrap.core.temp_files import beside, new_owner
+from bootstrap.core.text import BOM, IN_ENDPOINT
 from bootstrap.models.manifest import VERSION, Manifest, is_workflow, parse_manifest
 from bootstrap.models.manifest_entry import ModelSpec
 from bootstrap.volume import Layout
 
-DEFAULT_NAMES = ("models.json", "models.yaml", "models.yml")
 MAX_BYTES = 32 * 1024 * 1024  # a workflow may hold pictures
 MAX_YAML_BYTES = 1024 * 1024  # PyYAML needs seconds for more
-_VARIABLE = "MODELS_MANIFEST"
-_FIX = "Correct {}; `docs/models.md` shows how it looks."
 
 
-class Unreadable(Exception):
-    """The manifest cannot be had; `finding` says why."""
+@dataclass(frozen=True)
+class ManifestKind:
+    """A kind of manifest: the `variable` that names one, the file `names` it is looked for under at
+    the volume's root, and the `page` that describes it."""
 
-    def __init__(self, finding: Finding) -> None:
-        super().__init__(finding.message)
-        self.finding = finding
+    variable: str
+    names: tuple[str, ...]
+    page: str
 
 
-def find_manifest(setting: str | None, root: Path) -> Path | str | None:
-    """MODELS_MANIFEST as a path, or as the text it holds inline; else the file at the volume's
-    root; else None. A relative path counts from the volume's root."""
+MODELS = ManifestKind(
+    "MODELS_MANIFEST", ("models.json", "models.yaml", "models.yml"), "docs/models.md"
+)
+
+
+class Unreadable(Fault):
+    """The manifest cannot be had."""
+
+
+def find_manifest(
+    setting: str | None, root: Path, kind: ManifestKind = MODELS
+) -> Path | str | None:
+    """The variable's text as a path, or as the manifest it holds inline; else the file at the
+    volume's root; else None. A relative path counts from the volume's root."""
     if setting is None:
-        return next((root / name for name in DEFAULT_NAMES if os.path.isfile(root / name)), None)
+        return next((root / name for name in kind.names if os.path.isfile(root / name)), None)
     return setting if setting.lstrip()[:1] in ("{", "[") else root / setting
 
 
@@ -46,10 +57,10 @@ def load_manifest(setting: str | None, root: Path, allow_http: bool = False) -> 
     if source is None:
         return Manifest()
     try:
-        label = _VARIABLE if isinstance(source, str) else str(source)
+        label = MODELS.variable if isinstance(source, str) else str(source)
         return parse_manifest(read_data(source), label, allow_http)
     except Unreadable as problem:
-        return Manifest(findings=(problem.finding,))
+        return Manifest(findings=(problem.finding(),))
 
 
 def wanted_here(settings: Settings, layout: Layout) -> Manifest:
@@ -58,10 +69,30 @@ def wanted_here(settings: Settings, layout: Layout) -> Manifest:
     return load_manifest(settings.models_manifest, layout.root, http)
 
 
-def read_data(source: Path | str) -> Any:
+def read_data(source: Path | str, kind: ManifestKind = MODELS) -> Any:
     """The decoded content of a manifest file, or of JSON text. Raises Unreadable."""
+    label = kind.variable if isinstance(source, str) else str(source)
+    try:
+        return _decode(source, kind)
+    except _Broken as why:
+        place = "the file" if isinstance(source, Path) else f"it {IN_ENDPOINT}"
+        fix = f"Correct {place}; `{kind.page}` shows how it looks."
+        raise Unreadable("manifest.unreadable", f"{label}: {why}.", fix) from None
+    except _NoYaml:
+        raise _no_yaml(label) from None
+
+
+class _NoYaml(Exception):
+    """This Python has no PyYAML."""
+
+
+class _Broken(Exception):
+    """The text cannot be decoded; the message completes "FILE: ..."."""
+
+
+def _decode(source: Path | str, kind: ManifestKind) -> Any:
     if isinstance(source, str):
-        return _decode_json(source, _VARIABLE)
+        return _decode_json(source)
     try:
         size = source.stat().st_size
         yaml = source.suffix.lower() in (".yaml", ".yml")
@@ -70,16 +101,15 @@ def read_data(source: Path | str) -> Any:
             raise _too_large(source, size, limit)
         text = source.read_text("utf-8-sig")
     except UnicodeError:
-        raise _unreadable(str(source), "it is not UTF-8 text") from None
+        raise _Broken("it is not UTF-8 text") from None
     except OSError as problem:
         why = problem.strerror or str(problem)
-        finding = error(
+        raise Unreadable(
             "manifest.unreadable",
             f"{source}: cannot be read ({why}).",
-            "Put the manifest there, or correct or remove MODELS_MANIFEST.",
-        )
-        raise Unreadable(finding) from None
-    return _decode_yaml(text, str(source)) if yaml else _decode_json(text, str(source))
+            f"Put the manifest there, or correct or remove {kind.variable}.",
+        ) from None
+    return _decode_yaml(text) if yaml else _decode_json(text)
 
 
 def add_entry(path: Path, spec: ModelSpec) -> bool:
@@ -87,7 +117,11 @@ def add_entry(path: Path, spec: ModelSpec) -> bool:
     the file changed. Other entries and unknown fields stay. Raises Unreadable and OSError."""
     data: Any = read_data(path) if os.path.exists(path) else {"version": VERSION, "models": []}
     if not isinstance(data, dict) or is_workflow(data) or not isinstance(data.get("models"), list):
-        raise _unreadable(str(path), "entries cannot be added to it")
+        raise Unreadable(
+            "manifest.unreadable",
+            f"{path}: entries cannot be added to it.",
+            f"Correct the file; `{MODELS.page}` shows how it looks.",
+        )
     models: list[Any] = data["models"]
     entry = spec.as_entry()
     for index, old in enumerate(models):
@@ -99,7 +133,7 @@ def add_entry(path: Path, spec: ModelSpec) -> bool:
             break
     else:
         models.append(entry)
-    _write(path, data)
+    write_data(path, data)
     return True
 
 
@@ -107,7 +141,8 @@ def _same_place(entry: Mapping[str, Any], spec: ModelSpec) -> bool:
     return (entry.get("directory"), entry.get("name")) == (spec.directory, spec.name)
 
 
-def _write(path: Path, data: Any) -> None:
+def write_data(path: Path, data: Any) -> None:
+    """Write a manifest, complete or not at all. Raises OSError."""
     if path.suffix.lower() in (".yaml", ".yml"):
         import yaml
 
@@ -118,46 +153,60 @@ def _write(path: Path, data: Any) -> None:
     write_whole(path, text, path.with_name(beside(path.name, new_owner(), "receipt-new")))
 
 
-def _decode_json(text: str, label: str) -> Any:
+def _decode_json(text: str) -> Any:
     try:
         return json.loads(text.removeprefix(BOM))
     except RecursionError:
-        raise _unreadable(label, "it is nested too deep") from None
-    except ValueError as problem:
-        raise _unreadable(label, f"it is not valid JSON ({problem})") from None
+        raise _Broken("it is nested too deep") from None
+    except json.JSONDecodeError as problem:
+        raise _Broken(f"it is not valid JSON: {_json_fault(problem)}") from None
+    except ValueError as problem:  # a number with thousands of digits
+        raise _Broken(f"it is not valid JSON ({problem})") from None
 
 
-def _decode_yaml(text: str, label: str) -> Any:
+def _json_fault(problem: json.JSONDecodeError) -> str:
+    """Where, and what; most often a comma before a closing bracket."""
+    text = problem.doc
+    before = text[: problem.pos + text[problem.pos :].startswith(",")].rstrip()
+    if before.endswith(",") and text[len(before) :].lstrip()[:1] in ("}", "]"):
+        comma = json.JSONDecodeError("", text, len(before) - 1)
+        return f"there is a comma too many in line {comma.lineno}, column {comma.colno}"
+    what = problem.msg[:1].lower() + problem.msg[1:]
+    return f"{what} in line {problem.lineno}, column {problem.colno}"
+
+
+def _decode_yaml(text: str) -> Any:
     try:
         import yaml
     except ImportError:
-        raise _unreadable(label, "PyYAML is not installed, so only JSON can be read") from None
+        raise _NoYaml from None
 
     loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
     try:
         # An alias can stand for itself many times over (a "billion laughs"); manifests need none.
         if any(isinstance(token, yaml.AliasToken) for token in yaml.scan(text, loader)):
-            raise _unreadable(label, "it uses YAML aliases (`*name`)")
+            raise _Broken("it uses YAML aliases (`*name`)")
         return yaml.load(text, loader)  # noqa: S506 - the safe loader, in C where there is one
     except RecursionError:
-        raise _unreadable(label, "it is nested too deep") from None
+        raise _Broken("it is nested too deep") from None
     except yaml.YAMLError as problem:
         first = " ".join(str(problem).split())[:200]
-        raise _unreadable(label, f"it is not valid YAML ({first})") from None
+        raise _Broken(f"it is not valid YAML ({first})") from None
     except ValueError as problem:  # dates such as 2026-99-99
-        raise _unreadable(label, f"it is not valid YAML ({problem})") from None
+        raise _Broken(f"it is not valid YAML ({problem})") from None
 
 
-def _unreadable(label: str, why: str) -> Unreadable:
-    place = "it in the endpoint's environment variables" if label == _VARIABLE else "the file"
-    return Unreadable(error("manifest.unreadable", f"{label}: {why}.", _FIX.format(place)))
+def _no_yaml(label: str) -> Unreadable:
+    return Unreadable(
+        "manifest.no_yaml",
+        f"{label} cannot be read: this Python has no PyYAML.",
+        "Install PyYAML, or write the manifest as JSON.",
+    )
 
 
 def _too_large(path: Path, size: int, limit: int) -> Unreadable:
     return Unreadable(
-        error(
-            "manifest.too_large",
-            f"{path} has {size:,} bytes; the most is {limit:,}.",
-            "Split it, or take out what is not about models.",
-        )
+        "manifest.too_large",
+        f"{path} has {size:,} bytes; the most is {limit:,}.",
+        "Split it, or take out what a manifest needs not.",
     )

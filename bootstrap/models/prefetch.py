@@ -2,24 +2,36 @@
 
 At boot: the files likely needed, while ComfyUI imports. On a hot worker: a job's own files, from
 the moment it arrives; they go before all others. Never more than memory allows.
+
+Which an endpoint used last is remembered on the volume, for its next cold start:
+
+    .comfyui-worker/recent/<endpoint>.json   {"version": 1, "models": ["checkpoints/a.ckpt"]}
+
+Several workers write it: each whole, by rename, the last one wins; it is advice, nothing more.
+Paths are below `models/`, so that they mean the same on a Pod.
 """
 
 from __future__ import annotations
 
+import json
 import os
+import re
 import threading
 import time
 from bisect import bisect_left
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+from bootstrap.core.files import write_whole
 from bootstrap.core.memory import gather_memory
 from bootstrap.core.page_cache import BLOCK, read_block, read_pages, residence_of
 from bootstrap.core.text import counted, size_text
 from bootstrap.models.weights_file import LoadOrder, load_order
+from bootstrap.volume.layout import OWN_FOLDER
 
 _NICE = 15
 # A job waits: four streams get 700 MB/s of a usual volume, eight 1,000, sixteen 1,300. At boot
@@ -28,6 +40,10 @@ _THREADS, _THREADS_AT_BOOT = 16, 4
 # ComfyUI copies what it loads: a model needs its size once more, beside what it always needs.
 _COPIES = 2
 _HEADROOM = 1536 * 1024 * 1024
+# Of a record of what was used last.
+_VERSION = 1
+_MOST_MODELS = 32
+_MOST_BYTES = 4 * 1024 * 1024
 
 
 @dataclass
@@ -52,7 +68,7 @@ class Reading:
         if self.cached:
             said += f", {size_text(self.cached)} were cached"
         if self.left_out:
-            said += f", {size_text(self.left_out)} left out for want of memory"
+            said += f", {size_text(self.left_out)} left out for lack of memory"
         return f"{said}; {self.problem}" if self.problem else said
 
 
@@ -96,13 +112,13 @@ class Request:
         try:
             self._wait_for_the_one_before()
             self._choose()
-            crew = [
+            threads = [
                 threading.Thread(target=self._read, args=(number,), daemon=True)
                 for number in range(self._threads if self._blocks else 0)
             ]
-            for thread in crew:
+            for thread in threads:
                 thread.start()
-            for thread in crew:
+            for thread in threads:
                 thread.join()
         finally:
             self.reading.seconds = time.monotonic() - self._began
@@ -274,3 +290,63 @@ class ReadAhead:
         if self._current is not None:
             self._current.stop()
         self._current = None
+
+
+class Recent:
+    """The record of one endpoint (`default` where there is no id). Nothing here raises."""
+
+    def __init__(self, root: Path, endpoint: str | None) -> None:
+        name = re.sub(r"[^A-Za-z0-9_-]", "_", endpoint or "default")[:64]
+        self._path = root / OWN_FOLDER / "recent" / f"{name}.json"
+        self._written: Mapping[str, Any] | None = None
+
+    def models(self) -> list[str]:
+        """Paths below `models/`, the last used first."""
+        models = self._read().get("models")
+        named = models if isinstance(models, list) else []
+        return [m for m in named if isinstance(m, str) and _is_below(m)][:_MOST_MODELS]
+
+    def likely(self, wanted: str) -> list[str]:
+        """What to read ahead, by the text of PREFETCH_MODELS: `last`, `none`, or paths below
+        `models/`, separated by commas."""
+        if wanted.lower() == "last":
+            return self.models()
+        listed = "" if wanted.lower() == "none" else wanted
+        return [name.strip() for name in listed.split(",") if name.strip()]
+
+    def workflow(self) -> Mapping[str, Any] | None:
+        """The last workflow that succeeded, where one was kept."""
+        workflow = self._read().get("workflow")
+        return workflow if isinstance(workflow, Mapping) else None
+
+    def note(self, models: Sequence[str], workflow: Mapping[str, Any] | None = None) -> None:
+        """Remember a job's models, before those of earlier ones, and its workflow if given.
+
+        Written only where it says something new.
+        """
+        merged = list(dict.fromkeys([*models, *self.models()]))[:_MOST_MODELS]
+        record: dict[str, Any] = {"version": _VERSION, "models": merged}
+        if workflow is not None:
+            record["workflow"] = workflow
+        if record == (self._written or self._read()):
+            return
+        try:
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            write_whole(self._path, json.dumps(record))
+            self._written = record
+        except (OSError, ValueError):
+            pass  # a volume that is full or gone is reported elsewhere
+
+    def _read(self) -> Mapping[str, Any]:
+        try:
+            if os.stat(self._path).st_size > _MOST_BYTES:
+                return {}
+            record = json.loads(self._path.read_text("utf-8"))
+        except (OSError, ValueError, RecursionError):
+            return {}
+        return record if isinstance(record, dict) and record.get("version") == _VERSION else {}
+
+
+def _is_below(path: str) -> bool:
+    """A relative path that stays where it begins."""
+    return not path.startswith("/") and ".." not in path.split("/") and "\0" not in path

@@ -16,37 +16,39 @@ from pathlib import Path
 from typing import Any
 
 from bootstrap.core.files import contains
-from bootstrap.core.findings import Finding, Severity
-from bootstrap.core.lease import BEAT, STALE, Lease
+from bootstrap.core.findings import Finding, Severity, ok
+from bootstrap.core.temp_files import BEAT, STALE, Lease
 from bootstrap.core.text import size_text
 from bootstrap.models.download.download import Download, Fetched
-from bootstrap.models.download.part import Quiet, State, quiet_for, sweep
+from bootstrap.models.download.part import IsAbandoned, PartState, sweep, unchanged_for
 from bootstrap.models.download.progress import FileMeter, LogMeter, MakeMeter
 from bootstrap.models.download.remote import Locate, Remote, Tools
-from bootstrap.models.installed import Occupied, Receipt, find_present, wanted_of, write_receipt
+from bootstrap.models.installed import PathConflict, Receipt, find_present, wanted_of, write_receipt
 from bootstrap.models.manifest_entry import ModelSpec
 from bootstrap.models.sources import Sources
 from bootstrap.net.addresses import shown
 from bootstrap.net.errors import CODES as DOWNLOAD_CODES
-from bootstrap.net.errors import DownloadError, Lost, Stopped, disk_error, stopped
+from bootstrap.net.errors import DownloadError, OwnershipLost, Stopped, disk_error, stopped
 from bootstrap.net.http import Channel
 
 
-def at_hand(spec: ModelSpec, place: Workplace, stop: threading.Event) -> Result | None:
+def resolve_offline(
+    spec: ModelSpec, place: ProvisionContext, stop: threading.Event
+) -> ProvisionResult | None:
     """What became of the model; None when it is to be fetched. Never raises."""
     try:
         found = find_present(spec, place.models, place.also, stop)
-        if isinstance(found, Occupied):
-            return Result(spec, "failed", found.path, problem=_occupied(found))
+        if isinstance(found, PathConflict):
+            return ProvisionResult(spec, "failed", found.path, problem=_occupied(found))
         if found is not None:
-            return Result(spec, "present", found.path, found.receipt)
+            return ProvisionResult(spec, "present", found.path, found.receipt)
         cached = place.cached(spec)
-        return None if cached is None else Result(spec, "cached", cached)
+        return None if cached is None else ProvisionResult(spec, "cached", cached)
     except Stopped:
-        return Result(spec, "stopped", problem=stopped())
+        return ProvisionResult(spec, "stopped", problem=stopped())
 
 
-def _occupied(found: Occupied) -> DownloadError:
+def _occupied(found: PathConflict) -> DownloadError:
     return DownloadError(
         "download.occupied",
         f"{found.path} is there but is not the wanted file: {found.problem.message}",
@@ -57,19 +59,19 @@ def _occupied(found: Occupied) -> DownloadError:
 
 def provision(
     specs: Sequence[ModelSpec],
-    workplace: Workplace,
+    context: ProvisionContext,
     stop: threading.Event | None = None,
-    on_result: Callable[[Result], None] | None = None,
-) -> tuple[Result, ...]:
+    on_result: Callable[[ProvisionResult], None] | None = None,
+) -> tuple[ProvisionResult, ...]:
     """Bring all `specs`, the required ones first; results in the order of `specs`.
 
     Never raises for what is wrong with a model: that is in its result. `on_result` gets each
     one as soon as it is known.
     """
-    job = _Job(workplace, stop or threading.Event(), on_result or (lambda result: None))
+    job = _Job(context, stop or threading.Event(), on_result or (lambda result: None))
     ordered = sorted(specs, key=lambda spec: spec.optional)
-    for folder in {workplace.models / spec.directory for spec in specs}:
-        if workplace.holds(folder):
+    for folder in {context.models / spec.directory for spec in specs}:
+        if context.holds(folder):
             sweep(folder)
     missing = [spec for spec in ordered if not job.settled_without_network(spec)]
     busy = [spec for spec in missing if not job.fetch(spec, wait=False)]
@@ -80,16 +82,19 @@ def provision(
 
 class _Job:
     def __init__(
-        self, workplace: Workplace, stop: threading.Event, on_result: Callable[[Result], None]
+        self,
+        context: ProvisionContext,
+        stop: threading.Event,
+        on_result: Callable[[ProvisionResult], None],
     ) -> None:
-        self.results: dict[int, Result] = {}
-        self._place = workplace
+        self.results: dict[int, ProvisionResult] = {}
+        self._place = context
         self._stop = stop
         self._on_result = on_result
 
     def settled_without_network(self, spec: ModelSpec) -> bool:
         """Is it known what becomes of the model without fetching it?"""
-        result = at_hand(spec, self._place, self._stop)
+        result = resolve_offline(spec, self._place, self._stop)
         return result is not None and self._settle(result)
 
     def fetch(self, spec: ModelSpec, wait: bool) -> bool:
@@ -97,12 +102,12 @@ class _Job:
         try:
             return self._fetch(spec, wait)
         except DownloadError as problem:
-            return self._settle(Result(spec, "failed", problem=problem))
+            return self._settle(ProvisionResult(spec, "failed", problem=problem))
         except Stopped:
-            return self._settle(Result(spec, "stopped", problem=stopped()))
+            return self._settle(ProvisionResult(spec, "stopped", problem=stopped()))
         except Exception as fault:  # noqa: BLE001 - the other models are still to be brought
             # Only the kind of fault is reported: its text may hold anything, a token as well.
-            return self._settle(Result(spec, "failed", problem=_crashed(fault)))
+            return self._settle(ProvisionResult(spec, "failed", problem=_crashed(fault)))
 
     def _fetch(self, spec: ModelSpec, wait: bool) -> bool:
         deadline = time.monotonic() + self._place.longest_wait
@@ -119,7 +124,7 @@ class _Job:
                 if not self.settled_without_network(spec):
                     self._fetch_now(spec, lease)
                 return True
-            except Lost:
+            except OwnershipLost:
                 wait = True  # another worker took our part over and goes on with it
             finally:
                 lease.release()
@@ -147,7 +152,12 @@ class _Job:
         final = place.models / spec.place
         meter = place.make_meter(str(spec.place), lease.tell)
         download = Download(
-            self._locate(spec), final, wanted_of(spec), place.tools, meter, self._quiet(lease)
+            self._locate(spec),
+            final,
+            wanted_of(spec),
+            place.tools,
+            meter,
+            self._is_abandoned(lease),
         )
         try:
             fetched = download.run(self._stop)
@@ -157,11 +167,11 @@ class _Job:
         if not fetched.published:
             meter.end("another worker was faster")
             if not self.settled_without_network(spec):
-                raise Lost  # it was published and removed again: once more
+                raise OwnershipLost  # it was published and removed again: once more
             return
         receipt = self._remember(spec, final, fetched)
         meter.end(_done(meter, fetched))
-        self._settle(Result(spec, "fetched", final, receipt))
+        self._settle(ProvisionResult(spec, "fetched", final, receipt))
 
     def _remember(self, spec: ModelSpec, final: Path, fetched: Fetched) -> Receipt:
         try:
@@ -187,14 +197,14 @@ class _Job:
 
         return locate
 
-    def _quiet(self, lease: Lease) -> Quiet:
+    def _is_abandoned(self, lease: Lease) -> IsAbandoned:
         """The owner of a part is dead when its lease was; else its part must have been left."""
-        left = quiet_for(self._place.stale)
+        left = unchanged_for(self._place.stale)
 
-        def quiet(path: Path, state: State) -> bool:
+        def is_abandoned(path: Path, state: PartState) -> bool:
             return lease.taken_over or left(path, state)
 
-        return quiet
+        return is_abandoned
 
     def _lease(self, spec: ModelSpec) -> Lease:
         folder = self._place.models / spec.directory
@@ -209,7 +219,7 @@ class _Job:
         if not self._place.holds(folder):
             raise _outside(folder, Path(os.path.realpath(folder)))
 
-    def _settle(self, result: Result) -> bool:
+    def _settle(self, result: ProvisionResult) -> bool:
         self.results[id(result.spec)] = result
         self._on_result(result)
         return True
@@ -270,7 +280,7 @@ CODES = {
 
 
 @dataclass(frozen=True)
-class Result:
+class ProvisionResult:
     """What became of a wanted model. `state` is `present`, `fetched`, `cached` (in the platform's
     cache, to be linked from a local folder), `failed` or `stopped`."""
 
@@ -290,7 +300,8 @@ class Result:
         if self.problem is None:
             return None
         severity = Severity.WARNING if self.spec.optional else Severity.ERROR
-        return self.problem.finding(str(self.spec.place), severity)
+        place = str(self.spec.place)
+        return self.problem.finding(place, severity, model=place)
 
     def as_dict(self) -> dict[str, Any]:
         """JSON-ready data: what `models pull --json` and a download request's reply say."""
@@ -304,7 +315,7 @@ class Result:
 
 
 @dataclass(frozen=True)
-class Workplace:
+class ProvisionContext:
     """Where and with what. `models` is the folder that models go to, `also` others that ComfyUI
     reads; where links in the way of `models` or in it lead, is in one of `within` (none given: in
     `models`). Times in seconds:
@@ -329,7 +340,7 @@ class Workplace:
         return any(contains(os.path.realpath(r), real) for r in self.within or (self.models,))
 
 
-def summary(results: Sequence[Result]) -> list[Finding]:
+def summary(results: Sequence[ProvisionResult]) -> list[Finding]:
     """What a boot report says about provisioning: each failure, else one line that all is well."""
     failed = [finding for result in results if (finding := result.finding()) is not None]
     if failed or not results:
@@ -337,4 +348,4 @@ def summary(results: Sequence[Result]) -> list[Finding]:
     count = {state: sum(r.state == state for r in results) for state in ("fetched", "cached")}
     message = f"{len(results)} wanted models are there ({count['fetched']} fetched now"
     message += f", {count['cached']} in the platform's cache)." if count["cached"] else ")."
-    return [Finding("provision.ready", Severity.OK, message)]
+    return [ok("provision.ready", message)]

@@ -25,7 +25,7 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import Any, NamedTuple
 
-from bootstrap.core.concurrency import Allowance
+from bootstrap.core.concurrency import ByteSemaphore
 from bootstrap.volume.categories import GGUF, extension_of
 
 SAFETENSORS = frozenset({".safetensors", ".sft"})
@@ -80,7 +80,9 @@ class Examined:
     fingerprint: bytes = b""
 
 
-def examine(path: str, size: int, allowance: Allowance, extension: str | None = None) -> Examined:
+def examine(
+    path: str, size: int, allowance: ByteSemaphore, extension: str | None = None
+) -> Examined:
     """Look at the beginning of the weights file at `path`, of `size` bytes; raises nothing.
 
     `extension` is the one it will have, for a file that has not got its name yet.
@@ -122,7 +124,7 @@ def _advise_random(file: int) -> None:
         os.posix_fadvise(file, 0, 0, os.POSIX_FADV_RANDOM)
 
 
-def _examine_open(file: int, extension: str, size: int, allowance: Allowance) -> Examined:
+def _examine_open(file: int, extension: str, size: int, allowance: ByteSemaphore) -> Examined:
     head = os.pread(file, min(size, _FIRST_READ), 0)
     if extension in SAFETENSORS and _begins_like_safetensors(head, size):
         return _examine_safetensors(file, head, size, allowance)
@@ -161,7 +163,7 @@ def _is_text(data: bytes) -> bool:
     return all(character >= " " or character in "\t\r\n\f" for character in text)
 
 
-def _examine_safetensors(file: int, head: bytes, size: int, allowance: Allowance) -> Examined:
+def _examine_safetensors(file: int, head: bytes, size: int, allowance: ByteSemaphore) -> Examined:
     length = int.from_bytes(head[:8], "little")
     other = _other_format(head)
     if other is not None:
@@ -288,3 +290,42 @@ def _begins(header: Any, data: int, size: int) -> dict[str, int]:
         if name != "__metadata__"
     }
     return {name: at for name, at in places.items() if 0 <= at < size}
+
+
+# Parts of tensors' names that only models of one kind have, the more particular kinds first.
+# Sources: ComfyUI's comfy/sd.py, comfy/lora.py, comfy/controlnet.py, comfy/model_detection.py.
+_KINDS: tuple[tuple[str, tuple[str, ...]], ...] = (
+    ("loras", (".lora_down.", ".lora_up.", ".lora_A.", ".lora_B.", ".hada_w1_a", ".lokr_w1")),
+    ("controlnet", ("control_model.", "controlnet_cond_embedding.", "controlnet_blocks.")),
+    ("embeddings", ("emb_params",)),
+)
+_MODEL = (_DIFFUSION_MODEL, "double_blocks.", "joint_blocks.", "transformer_blocks.")
+_WITH_MODEL = ("first_stage_model.", "cond_stage_model.", "conditioner.", "text_encoders.", "vae.")
+_ENCODERS = ("text_model.encoder.", "encoder.block.0.layer.", "model.embed_tokens.")
+_VAE = ("decoder.conv_in.", "decoder.conv1.")
+
+
+def kind_of_weights(path: str) -> str:
+    """The folder of models that the safetensors file at `path` belongs in, by its tensors' names;
+    empty where they do not tell, or it cannot be read."""
+    try:
+        with open(path, "rb") as file:
+            length = int.from_bytes(file.read(8), "little")
+            header = json.loads(file.read(length)) if 2 <= length <= MOST_PARSED else {}
+    except (OSError, ValueError, RecursionError):
+        return ""
+    return _kind_by(list(map(str, header))) if isinstance(header, dict) else ""
+
+
+def _kind_by(names: list[str]) -> str:
+    for kind, parts in _KINDS:
+        if any(part in name for name in names for part in parts):
+            return kind
+    model = any(name.startswith(_MODEL) for name in names)
+    if model:
+        return (
+            "checkpoints" if any(n.startswith(_WITH_MODEL) for n in names) else "diffusion_models"
+        )
+    if any(name.startswith(_VAE) for name in names):
+        return "vae"
+    return "text_encoders" if any(name.startswith(_ENCODERS) for name in names) else ""

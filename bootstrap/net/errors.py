@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import errno
 
-from bootstrap.core.findings import Fault, Finding, Severity
+from bootstrap.core.findings import Fault
 from bootstrap.core.text import size_text
 
 CODES = {
@@ -60,12 +60,6 @@ class DownloadError(Fault):
         self.retry_after = retry_after
         self.status = status
 
-    def finding(self, what: str, severity: Severity = Severity.ERROR) -> Finding:
-        """The error as a finding about `what`, such as `loras/x.safetensors`."""
-        return Finding(
-            self.code, severity, f"{what}: {self.message}", self.fix, details={"model": what}
-        )
-
 
 class AddressRefused(DownloadError):
     """An address that is never asked: malformed, private, or not https."""
@@ -79,7 +73,7 @@ class Changed(Exception):
     """The file on the server is not the one the part was begun with."""
 
 
-class Lost(Exception):
+class OwnershipLost(Exception):
     """Another worker took over our part; leave it to that one."""
 
 

@@ -14,7 +14,7 @@ import http.client
 import socket
 import ssl
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, BinaryIO
 from urllib.parse import urljoin
@@ -181,24 +181,28 @@ class Credential:
 
 
 class Connections:
-    """Connections that another thread can abort, in whatever state they are: connecting, in the
-    TLS handshake, or waiting for the next byte of a server that sends one a second."""
+    """The one door to other hosts: sockets to addresses that `policy` allows. Another thread can
+    abort them in whatever state they are: connecting, in the TLS handshake, or waiting for the next
+    byte of a server that sends one a second."""
 
-    def __init__(self) -> None:
+    def __init__(self, policy: AddressPolicy) -> None:
         self.aborted = False
+        self._policy = policy
         self._lock = threading.Lock()
         self._handles: list[socket.socket] = []
 
-    def connect(self, addresses: Sequence[str], port: int, timeout: float | None) -> socket.socket:
-        """A socket to the first address that answers. Raises OSError."""
+    def connect(self, target: Target, timeout: float | None) -> socket.socket:
+        """A socket to the first address of `target` that answers. Raises OSError, and DownloadError
+        for one that may not be used."""
         problem: OSError | None = None
-        for address in addresses:
+        for address in self._policy.addresses(target):
             self._raise_if_aborted()
             try:
-                sock = socket.create_connection((address, port), timeout)
+                sock = socket.create_connection((address, target.port), timeout)
             except OSError as failed:
                 problem = failed
                 continue
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             # TLS takes the socket over: a handle of one's own stays good.
             with self._lock:
                 self._handles.append(sock.dup())
@@ -229,6 +233,21 @@ class Connections:
                     handle.shutdown(socket.SHUT_RDWR)
 
 
+class _Plain(http.client.HTTPConnection):
+    """Gets its socket from `open`, so that it never resolves a name by itself."""
+
+    response_class = Response
+    open: Callable[[], socket.socket]
+
+    def connect(self) -> None:
+        """As http.client asks for it, also where it connects once more."""
+        self.sock = self.open()
+
+
+class _Secure(http.client.HTTPSConnection, _Plain):
+    """The same with TLS, which HTTPSConnection puts over the socket."""
+
+
 class Channel:
     """One connection at a time, kept between requests to one origin. Not for several threads,
     but `abort` may come from another one, and ends it for good."""
@@ -236,10 +255,10 @@ class Channel:
     def __init__(self, policy: AddressPolicy, timeout: float = 30.0) -> None:
         self._policy = policy
         self._timeout = timeout
-        self._connection: http.client.HTTPConnection | None = None
+        self._connection: _Plain | None = None
         self._origin: tuple[str, str, int] | None = None
         self._reply: http.client.HTTPResponse | None = None
-        self._connections = Connections()
+        self._connections = Connections(policy)
 
     def get(
         self,
@@ -349,38 +368,17 @@ class Channel:
         self._reply = connection.getresponse()
         return Reply(target, self._reply, self._timeout)
 
-    def _connect(self, target: Target) -> http.client.HTTPConnection:
-        addresses = self._policy.addresses(target)
-        sock = self._connections.connect(addresses, target.port, self._timeout)
-        return _connection_on(sock, target, self._timeout)
+    def _connect(self, target: Target) -> _Plain:
+        at = (target.host, target.port)
+        connection = _Plain(*at, timeout=self._timeout)
+        if target.scheme == "https":
+            connection = _Secure(*at, timeout=self._timeout, context=_context())
+        connection.open = functools.partial(self._connections.connect, target, self._timeout)
+        return connection
 
 
 def _auth(credential: Credential | None, target: Target) -> dict[str, str]:
     return {} if credential is None else credential.headers_for(target)
-
-
-def _connection_on(
-    sock: socket.socket, target: Target, timeout: float
-) -> http.client.HTTPConnection:
-    """An HTTP connection on a socket that is connected to a checked address."""
-    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-    # auto_open is off: http.client must never resolve the name by itself.
-    if target.scheme == "http":
-        plain = http.client.HTTPConnection(target.host, target.port, timeout=timeout)
-        plain.auto_open = 0
-        plain.response_class = Response
-        plain.sock = sock
-        return plain
-    context = _context()
-    secure = http.client.HTTPSConnection(target.host, target.port, timeout=timeout, context=context)
-    secure.auto_open = 0
-    secure.response_class = Response
-    try:
-        secure.sock = context.wrap_socket(sock, server_hostname=target.host)
-    except BaseException:
-        sock.close()
-        raise
-    return secure
 
 
 @functools.lru_cache(maxsize=1)

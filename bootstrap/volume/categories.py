@@ -20,6 +20,8 @@ PT_EXTENSIONS = frozenset(
 PICKLES = frozenset({".ckpt", ".pt", ".pt2", ".pth", ".bin", ".pkl", ".pickle"})
 # Read by the custom node ComfyUI-GGUF, which looks in ComfyUI's own folders.
 GGUF = ".gguf"
+# ComfyUI brings its own; they describe models and are none.
+CONFIGS = "configs"
 
 
 @dataclass(frozen=True)
@@ -61,7 +63,7 @@ _ALL = (
     Category("diffusion_models", ("diffusion_models", "unet")),
     Category("controlnet", ("controlnet", "t2i_adapter")),
     *(Category(name, (name,)) for name in _PLAIN.split()),
-    Category("configs", ("configs",), frozenset({".yaml"})),
+    Category(CONFIGS, (CONFIGS,), frozenset({".yaml"})),
     Category("diffusers", ("diffusers",), frozenset()),
     # ComfyUI asks for files without an extension here, yet nodes keep weights in it.
     Category("classifiers", ("classifiers",), frozenset()),

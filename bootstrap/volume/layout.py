@@ -13,13 +13,16 @@ from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 
 from bootstrap.config import Settings
-from bootstrap.core.files import list_folder
+from bootstrap.core.files import is_system_folder, list_folder
+from bootstrap.core.terminal import nearest
+from bootstrap.volume.categories import known_folders
 from bootstrap.volume.search import (
     CUSTOM_NODES,
     MODELS,
     USUAL_ROOTS,
     Found,
     has_main,
+    like_comfyui,
     on_this_mount,
     search,
 )
@@ -113,7 +116,8 @@ class Layout:
     several ComfyUIs none of which goes before the others, so that none is used. `asked` is what
     COMFYUI_PATH names if no ComfyUI is there. `nodes` are custom nodes on the volume for a ComfyUI
     in the image. `view` is a models folder on local disk that stands for the volume's, where links
-    cannot be made on the volume.
+    cannot be made on the volume. `meant` is the volume that `root` most likely stands for, where
+    it is none itself.
     """
 
     root: Path
@@ -125,6 +129,7 @@ class Layout:
     asked: Path | None = None
     nodes: Path | None = None
     view: Path | None = None
+    meant: Path | None = None
 
     @property
     def comfyui_on_volume(self) -> bool:
@@ -145,6 +150,14 @@ class Layout:
     def output(self) -> Path:
         """Where results are kept on the volume."""
         return self.home / "output"
+
+    @property
+    def custom_nodes(self) -> Path:
+        """Where the volume's custom nodes are, or would be, which the ComfyUI that runs loads."""
+        if self.nodes is not None:
+            return self.nodes
+        own = self.comfyui if self.comfyui is not None and self.comfyui_on_volume else self.home
+        return own / CUSTOM_NODES
 
     @property
     def input(self) -> Path:
@@ -185,7 +198,7 @@ def _place_of_comfyui(root: Path, asked: str | None) -> Path:
     usual = on_this_mount(root / COMFYUI, root)
     if has_main(usual):
         return usual
-    return root if has_main(root) and (root / "comfy").is_dir() else usual
+    return root if has_main(root) and _is_folder(root / "comfy") else usual
 
 
 def _with_image(root: Path, usual: Path, image: Path | None, found: Found) -> Layout:
@@ -201,8 +214,40 @@ def _complete(layout: Layout) -> Layout:
     """With the models' roots; `data` only where it is not the usual place."""
     usual = layout.root / COMFYUI
     data = None if layout.data in (None, usual) else layout.data
-    layout = replace(layout, data=data)
+    meant = None
+    if not layout.root_exists:
+        meant = similar_folder(layout.root)
+    elif not layout.comfyui_on_volume and not layout.rivals:
+        meant = volume_around(layout.root)
+    layout = replace(layout, data=data, meant=meant)
     return replace(layout, model_roots=_model_roots(layout))
+
+
+def similar_folder(path: Path) -> Path | None:
+    """What `path`, which is not there, most likely stands for: a folder beside it, or one of the
+    usual mount points, there or not."""
+    folder = list_folder(str(path.parent))
+    names = set(folder.folders | folder.links) - {path.name}
+    names |= {usual.name for usual in USUAL_ROOTS if usual.parent == path.parent}
+    guess = nearest(path.name, sorted(names))
+    return path.parent / guess if guess and not is_system_folder(path.parent / guess) else None
+
+
+def volume_around(folder: Path) -> Path | None:
+    """The volume that `folder` is a part of, where it is a ComfyUI, or its models or custom nodes;
+    None where it may be a volume itself."""
+    place = folder
+    if place.parent.name == MODELS and place.name in known_folders():
+        place = place.parent
+    if place.name in (MODELS, CUSTOM_NODES):
+        place = place.parent
+    if like_comfyui(place.name) and (place != folder or has_main(place)):
+        place = place.parent
+    usual = next((u for u in USUAL_ROOTS if u != folder and folder.is_relative_to(u)), None)
+    if place == folder or is_system_folder(place) or str(place) == os.path.expanduser("~"):
+        return None
+    own = not has_main(folder) and any(_is_folder(folder / name) for name in (COMFYUI, MODELS))
+    return None if own or os.path.ismount(folder) else usual or place
 
 
 def folders_known_to(comfyui: Path) -> frozenset[str]:

@@ -56,7 +56,7 @@ class Tree(Protocol):
 
 
 @dataclass(frozen=True)
-class Link:
+class MakeLink:
     """Make `place` a symlink that reads `text`."""
 
     place: Pure
@@ -64,21 +64,21 @@ class Link:
 
 
 @dataclass(frozen=True)
-class Folder:
+class MakeFolder:
     """Make a real folder at `place`, for links from several sources."""
 
     place: Pure
 
 
 @dataclass(frozen=True)
-class Unlink:
+class RemoveLink:
     """Remove our own link at `place`, which reads `text` and is broken."""
 
     place: Pure
     text: str
 
 
-Action = Link | Folder | Unlink
+Action = MakeLink | MakeFolder | RemoveLink
 
 
 @dataclass(frozen=True)
@@ -177,7 +177,7 @@ class _Planner:
             return
         text = self.tree.link_text(place)
         if any(text == self._text(place, source) for source in sources):
-            self.actions.append(Unlink(place, text))
+            self.actions.append(RemoveLink(place, text))
             self.cleared.add(place)
 
     def visit(self, sources: list[Pure], place: Pure) -> None:
@@ -234,7 +234,7 @@ class _Planner:
             paths == [sources[0] / name] for name, paths in claims.items()
         )
         if kind is None and not one_source_suffices:
-            self.actions.append(Folder(place))
+            self.actions.append(MakeFolder(place))
             return {}
         for source in sources:
             self._claim([source], place, kind)
@@ -253,7 +253,7 @@ class _Planner:
             return
         if kind is None:
             first, *claimants = claimants
-            self.actions.append(Link(place, self._text(place, first)))
+            self.actions.append(MakeLink(place, self._text(place, first)))
             self._report_others(claimants, place, first)
             return
         for claimant in claimants:

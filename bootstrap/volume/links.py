@@ -15,11 +15,11 @@ from bootstrap.volume.layout import Layout, folders_known_to
 from bootstrap.volume.link_plan import (
     Action,
     Conflict,
-    Folder,
     Kind,
-    Link,
     LinkPlan,
-    Unlink,
+    MakeFolder,
+    MakeLink,
+    RemoveLink,
     plan_links,
 )
 from bootstrap.volume.search import MODELS
@@ -165,9 +165,9 @@ def apply(plan: LinkPlan, done: list[Action]) -> list[Finding]:
 
 def _carry_out(action: Action) -> bool:
     try:
-        if isinstance(action, Folder):
+        if isinstance(action, MakeFolder):
             os.mkdir(action.place)
-        elif isinstance(action, Link):
+        elif isinstance(action, MakeLink):
             os.symlink(action.text, action.place)
         else:
             return _remove_link(action)
@@ -176,7 +176,7 @@ def _carry_out(action: Action) -> bool:
     return True
 
 
-def _remove_link(action: Unlink) -> bool:
+def _remove_link(action: RemoveLink) -> bool:
     """Remove the link if it still is what was planned, and still is broken.
 
     It is moved aside before it is looked at, since between a look and an unlink another process
@@ -223,8 +223,8 @@ def _sample(path: PurePosixPath, size: int) -> bytes:
 
 
 def _made(done: list[Action]) -> Finding:
-    links = [a for a in done if isinstance(a, Link)]
-    removed = [a for a in done if isinstance(a, Unlink)]
+    links = [a for a in done if isinstance(a, MakeLink)]
+    removed = [a for a in done if isinstance(a, RemoveLink)]
     examples = named([f"{a.place.name} → {a.text}" for a in links], 3)
     parts: list[str] = []
     if links:
@@ -251,7 +251,7 @@ def _conflict(conflict: Conflict) -> Finding:
 
 
 def _not_writable(action: Action, problem: OSError) -> Finding:
-    what = "remove the link" if isinstance(action, Unlink) else "make"
+    what = "remove the link" if isinstance(action, RemoveLink) else "make"
     return error(
         "links.not_writable",
         f"Could not {what} {action.place}: {problem.strerror}.",

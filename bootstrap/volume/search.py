@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
 
-from bootstrap.core.concurrency import Crew, Task
+from bootstrap.core.concurrency import Task, WorkerPool
 from bootstrap.core.files import Folder, list_folder
 from bootstrap.core.findings import Finding, info
 from bootstrap.core.text import shown
@@ -57,7 +57,7 @@ def search(root: Path, timeout: float | None = None) -> Found:
     """Everything that looks like ComfyUI on the volume at `root`. Raises nothing of the disk's;
     after `timeout` seconds what was seen by then is the answer."""
     looking = _Search(root)
-    finished = looking.crew.run([lambda: looking.look_at(root, 0)], timeout)
+    finished = looking.pool.run([lambda: looking.look_at(root, 0)], timeout)
     return looking.found(finished)
 
 
@@ -74,7 +74,7 @@ def like_comfyui(name: str) -> bool:
 def on_this_mount(path: Path, root: Path) -> Path:
     """`path`, or where it leads when it is a link that names the volume's other mount point, which
     is not there (yet)."""
-    if not path.is_symlink() or os.path.exists(path):
+    if not os.path.islink(path) or os.path.exists(path):
         return path
     text = Path(os.path.normpath(os.readlink(path)))
     other = next((o for o in USUAL_ROOTS if o != root and text.is_relative_to(o)), None)
@@ -83,7 +83,7 @@ def on_this_mount(path: Path, root: Path) -> Path:
 
 class _Search:
     def __init__(self, root: Path) -> None:
-        self.crew = Crew(_THREADS)
+        self.pool = WorkerPool(_THREADS)
         self._root = root
         self._left = _MOST_FOLDERS
         self._comfyuis: list[Path] = []
@@ -107,7 +107,7 @@ class _Search:
             below = [on_this_mount(path / name, self._root) for name in _entered(folder)]
             if self._left < len(below):
                 below = below[: max(0, self._left)]
-            self.crew.add([self._looking_at(p, level + 1) for p in below])
+            self.pool.add([self._looking_at(p, level + 1) for p in below])
 
     def _looking_at(self, path: Path, level: int) -> Task:
         return lambda: self.look_at(path, level)

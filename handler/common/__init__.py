@@ -1,3 +1,3 @@
-"""Vocabulary of all rooms: errors and replies, deadlines, calls that block and their limits."""
+"""Vocabulary of all rooms: errors, deadlines and replies, calls that block and their limits."""
 
-__all__ = ["blocking", "calls", "deadline", "errors", "media_types", "reply"]
+__all__ = ["blocking", "calls", "errors", "media_types", "reply"]

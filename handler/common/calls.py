@@ -14,21 +14,17 @@ from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
-from bootstrap.core.concurrency import SilentError, Together
+from bootstrap.core.concurrency import BoundedCaller, VolumeTimeout
 from bootstrap.core.findings import Finding, error
 from bootstrap.volume import Layout
 from handler.common.blocking import Background, Pool, TimeUp, result_within
-from handler.common.errors import JobError, VolumeSilentError
+from handler.common.errors import VOLUME_FIX, JobError, VolumeSilentError
 
 T = TypeVar("T")
 _LOOK_EVERY = 3.0
-_PATIENCE = 2.0
-VOLUME_FIX = (
-    "Send the job again, which another worker may take; if it stays, restart the endpoint's "
-    "workers and look at the volume in the Runpod console (Storage)."
-)
+_RESPONSE_SECONDS = 2.0
 CODES = {
     "worker.threads_exhausted": "Too many calls of earlier jobs hang; no more jobs are taken",
     # volume.silent is the doctor's
@@ -36,8 +32,8 @@ CODES = {
 }
 
 
-class VolumeSilent(OSError):
-    """The volume does not answer; `strerror` says so."""
+class NoResponse(OSError):
+    """The volume does not respond; `strerror` says so."""
 
     def __init__(self, root: Path) -> None:
         super().__init__(errno.ETIMEDOUT, f"the volume does not answer ({root})")
@@ -60,7 +56,7 @@ class VolumeWatchdog:
             self._asked_at = time.monotonic()
             self._asked = self.pool.submit(self._ask)
         try:
-            await result_within(self._asked, self._asked_at + _PATIENCE - time.monotonic())
+            await result_within(self._asked, self._asked_at + _RESPONSE_SECONDS - time.monotonic())
         except TimeUp:
             return False
         return True
@@ -68,11 +64,11 @@ class VolumeWatchdog:
     async def call(self, work: Callable[[], T], seconds: float) -> T:
         """What `work`, which asks the volume, returns or raises.
 
-        Raises VolumeSilent when the volume does not respond, and TimeUp after `seconds`; `work`
+        Raises NoResponse when the volume does not respond, and TimeUp after `seconds`; `work`
         then goes on when the volume does.
         """
         if self._asked is not None and not self._asked.done() and not await self.responds():
-            raise VolumeSilent(self._root)
+            raise NoResponse(self._root)
         working = self.pool.submit(work)
         end = time.monotonic() + seconds
         try:
@@ -84,7 +80,7 @@ class VolumeWatchdog:
                     if left <= _LOOK_EVERY:
                         raise
                 if not (await self.responds() or working.done()):
-                    raise VolumeSilent(self._root)
+                    raise NoResponse(self._root)
         finally:
             if not working.done():
                 self.pool.abandon(working)
@@ -93,9 +89,9 @@ class VolumeWatchdog:
         """`call`, for a job that cannot go on without. Raises JobError for the silence."""
         try:
             return await self.call(work, seconds)
-        except VolumeSilent as problem:
+        except NoResponse as problem:
             said = f"This job needs the volume, and {problem.strerror}."
-            raise VolumeSilentError("volume.silent", said, VOLUME_FIX) from None
+            raise VolumeSilentError(said) from None
 
     def _ask(self) -> bool:
         """For a name that no cache can know from an earlier look."""
@@ -148,15 +144,20 @@ def volume_fault(layout: Layout, cause: JobError) -> JobError | None:
     if layout.comfyui is not None and layout.comfyui_on_volume:
         probe = layout.comfyui / "main.py"  # a mount point stays when its mount goes
     try:
-        if Together(_PATIENCE).one(lambda: os.path.exists(probe)):
+        if BoundedCaller(_RESPONSE_SECONDS).one(lambda: os.path.exists(probe)):
             return None
-    except SilentError:
-        return _error(
-            VolumeSilentError, "volume.silent", f"does not answer ({probe}, {_PATIENCE:g} s)", cause
+    except VolumeTimeout:
+        return VolumeSilentError(
+            _message(f"does not answer ({probe}, {_RESPONSE_SECONDS:g} s)", cause),
+            **_because(cause),
         )
-    return _error(JobError, "volume.gone", f"is no longer there ({probe} is missing)", cause)
+    said = _message(f"is no longer there ({probe} is missing)", cause)
+    return JobError("volume.gone", said, VOLUME_FIX, **_because(cause))
 
 
-def _error(kind: type[JobError], code: str, state: str, cause: JobError) -> JobError:
-    message = f"The volume {state}, and the job failed: {cause.message}"
-    return kind(code, message, VOLUME_FIX, cause=cause.code, **cause.details)
+def _message(state: str, cause: JobError) -> str:
+    return f"The volume {state}, and the job failed: {cause.message}"
+
+
+def _because(cause: JobError) -> dict[str, Any]:
+    return {"cause": cause.code, **cause.details}

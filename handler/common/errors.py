@@ -1,6 +1,5 @@
-"""What can go wrong with a job: one exception with a stable code, a sentence and a fix.
-
-Also how these sentences describe a value in a few words.
+"""What can go wrong with a job: one exception with a stable code, a sentence and a fix; how these
+sentences describe a value in a few words; and the deadline that each job has.
 """
 
 from __future__ import annotations
@@ -8,7 +7,8 @@ from __future__ import annotations
 import difflib
 import json
 import math
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from bootstrap.core.findings import Fault, Finding
@@ -70,6 +70,10 @@ CODES = {
     "reply.too_large": "A result is too large for a reply and cannot be kept either",
     "worker.internal": "A fault in the worker itself",
 }
+VOLUME_FIX = (
+    "Send the job again, which another worker may take; if it stays, restart the endpoint's "
+    "workers and look at the volume in the Runpod console (Storage)."
+)
 MAX_DEPTH = 100
 # Of what a client sent, an error quotes so many characters and list items.
 _MOST_BITS = 14_000  # about 4200 digits; Python writes no more than 4300
@@ -100,12 +104,15 @@ class JobTimeout(JobError):
 class VolumeSilentError(JobError):
     """The job needs the volume, which does not answer."""
 
+    def __init__(self, message: str, /, **details: Any) -> None:
+        super().__init__("volume.silent", message, VOLUME_FIX, **details)
+
 
 class NodeFailed(JobError):
     """A node raised an error."""
 
 
-class OutOfMemory(NodeFailed):
+class OutOfMemory(JobError):
     """A node ran out of GPU memory, which ComfyUI is to free before the next job."""
 
 
@@ -115,6 +122,60 @@ class ComfyBroken(JobError):
 
 class ComfyUnreachable(ComfyBroken):
     """ComfyUI runs and does not answer."""
+
+
+class Deadline:
+    """Expires `seconds` after it is made, on a monotonic clock; pauses do not count."""
+
+    def __init__(self, seconds: float, clock: Callable[[], float] = time.monotonic) -> None:
+        self.seconds = seconds
+        self._clock = clock
+        self._start = clock()
+        self._paused: float | None = None
+        self._pauses = 0.0
+
+    def pause(self) -> None:
+        """Stop the clock, unless it is stopped."""
+        if self._paused is None:
+            self._paused = self._clock()
+
+    def resume(self) -> None:
+        """Start the clock again, if it is stopped."""
+        if self._paused is not None:
+            self._pauses += self._clock() - self._paused
+            self._paused = None
+
+    @property
+    def elapsed(self) -> float:
+        """Seconds since it was made, without pauses."""
+        now = self._clock() if self._paused is None else self._paused
+        return now - self._start - self._pauses
+
+    @property
+    def paused(self) -> float:
+        """Seconds of all pauses that are over."""
+        return self._pauses
+
+    @property
+    def remaining(self) -> float:
+        """Seconds left, never below 0."""
+        return max(0.0, self.seconds - self.elapsed)
+
+    @property
+    def expired(self) -> bool:
+        """Is no time left?"""
+        return self.remaining == 0.0
+
+
+def timeout_error(deadline: Deadline, state: str) -> JobError:
+    """The error for a job whose time is up; `state` says what it was doing."""
+    return JobTimeout(
+        "job.timeout",
+        f"The job was stopped after {deadline.elapsed:.0f} s: {state}.",
+        f"Allow more than {deadline.seconds:g} s with max_wait in the request or MAX_WAIT in the "
+        "endpoint's environment, or make the workflow smaller.",
+        max_wait=deadline.seconds,
+    )
 
 
 def cut(text: str, most: int) -> str:

@@ -2,7 +2,9 @@
 
 from handler.execution.comfy_client import KnownClasses
 from handler.execution.executor import PromptExecutor
-from handler.execution.history import ProgressUpdate, with_withheld
+from handler.execution.history import with_withheld
+from handler.execution.missing_nodes import UnknownNode, with_origins
+from handler.execution.node_progress import ProgressUpdate
 from handler.execution.prompt_run import run_prompt
 from handler.execution.queue import Prompt, PromptQueue, PromptResult
 from handler.execution.recovery import ComfyRecovery, MemoryRelief
@@ -17,7 +19,9 @@ __all__ = [
     "PromptExecutor",
     "PromptQueue",
     "PromptResult",
+    "UnknownNode",
     "of_node",
     "run_prompt",
+    "with_origins",
     "with_withheld",
 ]

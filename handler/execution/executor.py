@@ -13,8 +13,7 @@ from pathlib import Path
 from bootstrap.comfyui import ComfyUI
 from handler.common.blocking import TimeUp
 from handler.common.calls import Calls
-from handler.common.deadline import Deadline
-from handler.common.errors import ComfyBroken, JobError, OutOfMemory
+from handler.common.errors import ComfyBroken, Deadline, JobError, OutOfMemory
 from handler.execution.comfy_client import KnownClasses, Refused, Unreachable, connect
 from handler.execution.history import lost_error
 from handler.execution.prompt_run import run_prompt

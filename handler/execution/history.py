@@ -1,18 +1,16 @@
-"""Sans I/O: what ComfyUI says of a prompt: how far it is, its history, and other ways to fail.
+"""Sans I/O: what ComfyUI says of a prompt that has ended: its history, and other ways to fail.
 
-History is the truth. The socket can fall silent, drop, or be replaced by a stale connection with
-the same client id, and nothing is replayed; its messages only say when to look at the history.
+History is the truth; the messages of the socket only say when to look at it.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
 from typing import Any
 
 from bootstrap.comfyui import Exit, exits, explain_exit, prompt_hooks
-from handler.common.calls import VOLUME_FIX
 from handler.common.errors import (
     ComfyBroken,
     ComfyUnreachable,
@@ -21,7 +19,7 @@ from handler.common.errors import (
     OutOfMemory,
     VolumeSilentError,
 )
-from handler.request.workflow import Workflow
+from handler.execution.node_progress import NodeProgress
 
 _TRACEBACK_LINES = 12
 _QUEUED_FAILED = "a prompt that a node of this workflow queued has failed: "
@@ -50,7 +48,6 @@ _PLAIN_WORDS = frozenset(
 )
 _ALSO = {"HF": ("huggingface", "hf.co", "gated"), "HUGGING": ("huggingface", "hf.co", "gated")}
 _MEMORY = re.compile(r"CUDA (?:error: )?out of memory", re.IGNORECASE)
-QUEUED, RUNNING = "queued", "running"
 
 
 @dataclass(frozen=True)
@@ -84,26 +81,6 @@ class HistoryEntry:
             return at_most
         took = self.ended_at - self.started_at
         return took if 0 < took < at_most else at_most
-
-
-def announces_end(message: Mapping[str, Any], prompt_id: str) -> bool:
-    """Does a socket message say that the history has this prompt now? `execution_success` comes a
-    moment too early."""
-    data = message.get("data")
-    if not isinstance(data, Mapping) or data.get("prompt_id") != prompt_id:
-        return False
-    return message.get("type") == "executing" and data.get("node") is None
-
-
-def node_outputs(message: Mapping[str, Any], prompt_id: str) -> dict[str, Any] | None:
-    """What a node of this prompt reports when it has finished, as the history's outputs have it;
-    None for other messages."""
-    data = message.get("data")
-    if message.get("type") != "executed" or not isinstance(data, Mapping):
-        return None
-    if data.get("prompt_id") != prompt_id or not data.get("output"):
-        return None
-    return {str(data.get("node")): data["output"]}
 
 
 def read_entry(entry: Mapping[str, Any] | None) -> HistoryEntry | None:
@@ -210,10 +187,10 @@ def _node_failed(error: Mapping[str, Any]) -> JobError:
 
 
 def with_withheld(error: JobError, withheld: Iterable[str], passed: Iterable[str]) -> JobError:
-    """The error of a node that was refused for want of a token, with the name of the variable that
+    """The error of a node that was refused for lack of a token, with the name of the variable that
     is kept from ComfyUI (one of `withheld`) and how to let it through beside those `passed`."""
     said = f"{error.message} {error.details.get('exception_type')}"
-    if type(error) is not NodeFailed or not _REFUSED.search(said):
+    if not isinstance(error, NodeFailed) or not _REFUSED.search(said):
         return error
     said += " ".join(map(str, error.details["traceback"]))
     names = [name for name in withheld if _is_for(name, said.lower())]
@@ -267,9 +244,7 @@ def volume_silent_error(progress: NodeProgress) -> JobError:
     where = progress.current_node()
     at = f" in node {where['node_id']} ({where['node_type']})" if where else ""
     return VolumeSilentError(
-        "volume.silent",
         f"ComfyUI waited{at} for the volume, which does not answer; the job was stopped.",
-        VOLUME_FIX,
         **where,
     )
 
@@ -294,95 +269,3 @@ def unreadable_error(said: object, progress: NodeProgress, log: list[str]) -> Jo
         **where,
         log=log,
     )
-
-
-@dataclass(frozen=True)
-class ProgressUpdate:
-    """The stage, percent of it done (None: unknown), and further fields."""
-
-    stage: str
-    percent: float | None = None
-    more: Mapping[str, Any] = field(default_factory=dict)
-
-
-class NodeProgress:
-    """How far one prompt is. `node` is the id of the node that was last reported to run."""
-
-    def __init__(self, workflow: Workflow) -> None:
-        self._workflow = workflow
-        self._done: set[str] = set()
-        self._share = 0.0  # of the node that runs
-        self._percent = 0.0
-        self.node: str | None = None
-        self.started = False
-
-    def on_message(self, message: Mapping[str, Any], prompt_id: str) -> ProgressUpdate | None:
-        """The update that a message of the socket makes; None where it changes nothing."""
-        data = message.get("data")
-        if not isinstance(data, Mapping) or data.get("prompt_id", prompt_id) != prompt_id:
-            return None
-        kind = message.get("type")
-        if kind == "execution_start":
-            return self._update()
-        if kind == "execution_cached" and isinstance(data.get("nodes"), list):
-            self._done |= {str(node) for node in data["nodes"]}
-            return self._update()
-        if kind == "executing" and data.get("node") is not None:
-            self._begin(str(data["node"]))
-            return self._update()
-        if kind == "progress":
-            return self._progress(data)
-        return None
-
-    def on_queue(self, running: bool, ahead: int) -> ProgressUpdate | None:
-        """The update that a look at the queue makes: `ahead` prompts go before this one."""
-        if running:
-            return None if self.started else self._update()
-        return ProgressUpdate(QUEUED, None, {"position": ahead + 1})
-
-    def current_node(self) -> dict[str, Any]:
-        """The node that was last reported to run, for an error's details."""
-        return {} if self.node is None else {"node_id": self.node, "node_type": self._class()}
-
-    def _begin(self, node: str) -> None:
-        if self.node is not None and self.node != node:
-            self._done.add(self.node)
-        self.node, self._share = node, 0.0
-
-    def _progress(self, data: Mapping[str, Any]) -> ProgressUpdate | None:
-        step, steps = _number(data.get("value")), _number(data.get("max"))
-        if step is None or not steps:
-            return None
-        if data.get("node") is not None and str(data["node"]) != self.node:
-            self._begin(str(data["node"]))
-        self._share = min(max(step / steps, 0.0), 1.0)
-        return self._update(step=step, steps=steps)
-
-    def _update(self, **more: Any) -> ProgressUpdate:
-        self.started = True
-        done = len(self._done & set(self._workflow)) + self._share
-        # A node that expands into others, or that comes twice, must not turn the bar back.
-        self._percent = max(self._percent, 100 * min(done / max(len(self._workflow), 1), 1.0))
-        if self.node is not None:
-            more = {"node": self.node, "class_type": self._class(), **more}
-        return ProgressUpdate(
-            RUNNING, self._percent, {k: v for k, v in more.items() if v is not None}
-        )
-
-    def _class(self) -> str | None:
-        """Nodes that a node expands into have ids such as `5.0.1`: reported as the one it was."""
-        node = self._workflow.get((self.node or "").partition(".")[0])
-        return None if node is None else node.get("class_type")
-
-
-def position(prompt_id: str, running: Sequence[str], pending: Sequence[str]) -> tuple[bool, int]:
-    """(does it run, how many go before it) in a queue, `pending` in its order."""
-    if prompt_id in pending:
-        return False, len(running) + pending.index(prompt_id)
-    return prompt_id in running, 0
-
-
-def _number(value: object) -> float | None:
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or value != value:
-        return None
-    return value

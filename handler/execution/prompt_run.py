@@ -12,20 +12,34 @@ from typing import NoReturn
 
 from bootstrap.comfyui import ComfyUI, Exit
 from handler.common.blocking import is_set_within
-from handler.common.calls import Calls, VolumeWatchdog
-from handler.common.deadline import Deadline, timeout_error
-from handler.common.errors import ComfyUnreachable, JobError, JobTimeout, VolumeSilentError
+from handler.common.calls import Calls
+from handler.common.errors import (
+    ComfyUnreachable,
+    Deadline,
+    JobError,
+    JobTimeout,
+    VolumeSilentError,
+    timeout_error,
+)
 from handler.execution import history, validation
 from handler.execution.comfy_client import (
     ComfyClient,
     KnownClasses,
     Refused,
     Unreachable,
+    VolumeStallDetector,
     connect,
     fetch_history,
     lets_go,
 )
-from handler.execution.history import QUEUED, NodeProgress, ProgressUpdate, position
+from handler.execution.node_progress import (
+    QUEUED,
+    NodeProgress,
+    ProgressUpdate,
+    announces_end,
+    node_outputs,
+    position,
+)
 from handler.execution.queue import EntryState, Prompt, PromptLost, PromptResult, QueueEntry
 
 _log = logging.getLogger(__name__)
@@ -41,11 +55,6 @@ _DEAD_GRACE_SECONDS = 1.0
 STOP_SECONDS = 20.0
 # After these ComfyUI would go on with the prompt.
 _GOES_ON = (JobTimeout, VolumeSilentError)
-# So many looks in a row, two seconds or more apart. A volume can stall for a while, and the job has
-# cost something already.
-_LOOKS = 8
-# What ComfyUI uses between two looks for the questions it is asked.
-_IDLE_CPU_SECONDS = 0.1
 
 
 async def run_prompt(
@@ -183,7 +192,7 @@ class _Run:
 
     async def _refused(self, refusal: Refused) -> JobError:
         known: list[str] = []
-        if validation.unknown_class(refusal.body) is not None:
+        if validation.refused_class(refusal.body) is not None:
             known = await self.known.names(self.client, self.comfyui.starts)
         return validation.explain(
             refusal.body, self.prompt.workflow, known, self.models, self.prompt.hints
@@ -299,34 +308,12 @@ class _Run:
                 self.prompt.on_binary(message)
                 continue
             self._report(self.progress.on_message(message, self.prompt_id))
-            if outputs := history.node_outputs(message, self.prompt_id):
+            if outputs := node_outputs(message, self.prompt_id):
                 self.prompt.on_output(outputs)
-            if history.announces_end(message, self.prompt_id):
+            if announces_end(message, self.prompt_id):
                 self.heard_end = True
                 self.news.set()
 
     async def _wait_for_news(self) -> None:
         if not self.news.is_set():
             await is_set_within(self.news, min(_POLL_SECONDS, self.entry.deadline.remaining))
-
-
-class VolumeStallDetector:
-    """Notices a ComfyUI that waits for a volume which has stopped responding: a node that opens a
-    model there hangs in the kernel, while ComfyUI's server answers and its log is still."""
-
-    def __init__(self, comfyui: ComfyUI, volume: VolumeWatchdog) -> None:
-        self._comfyui = comfyui
-        self._volume = volume
-        self._used: float | None = None
-        self._seen = 0
-
-    async def look(self, progress: NodeProgress) -> None:
-        """To be called every few seconds while the prompt runs. Raises JobError when ComfyUI has
-        computed nothing and the volume has not responded for too long."""
-        used, before = self._comfyui.cpu_seconds(), self._used
-        self._used = used
-        idle = used is not None and before is not None and used - before <= _IDLE_CPU_SECONDS
-        waits = idle and not await self._volume.responds()
-        self._seen = self._seen + 1 if waits else 0
-        if self._seen == _LOOKS:
-            raise history.volume_silent_error(progress)

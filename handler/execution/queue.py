@@ -15,9 +15,9 @@ from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any
 
-from handler.common.deadline import Deadline
-from handler.common.errors import JobError
-from handler.execution.history import HistoryEntry, ProgressUpdate
+from handler.common.errors import Deadline, JobError
+from handler.execution.history import HistoryEntry
+from handler.execution.node_progress import ProgressUpdate
 from handler.request.workflow import Workflow
 
 # A file's time is that of the kernel's last tick.

@@ -15,18 +15,16 @@ from collections.abc import Callable, Sequence
 
 from bootstrap.comfyui import (
     ComfyUI,
-    exits,
+    StartFault,
     is_answering,
     not_startable,
-    readiness,
     wait_until_ready,
 )
 from bootstrap.config import Settings
 from bootstrap.core.findings import Finding
 from bootstrap.core.memory import MemoryGauge
 from handler.common.blocking import Pool, TimeUp
-from handler.common.deadline import Deadline
-from handler.common.errors import JobError, JobTimeout
+from handler.common.errors import Deadline, JobError, JobTimeout
 from handler.execution.comfy_client import Refused, Unreachable, connect
 from handler.execution.prompt_run import STOP_SECONDS
 
@@ -42,7 +40,6 @@ _HUNG_SECONDS = 10.0
 _READ_LOG_SECONDS = 3.0
 # Starts that may fail in a row; then seconds of rest, doubled with each further one.
 _FREE_FAILURES = 3
-_START_FAULTS = {*exits.CODES, *readiness.CODES}
 _FIRST_REST, _LONGEST_REST = 30.0, 300.0
 
 
@@ -129,7 +126,8 @@ class ComfyRecovery:
         self._relief = relief
         self._control = control
         self._clock = clock
-        self._last = next((f for f in faults if f.code in _START_FAULTS), None)
+        failed = (fault for fault in faults if isinstance(fault, StartFault))
+        self._last: Finding | None = next(failed, None)
         self._failures = 0 if self._last is None else 1
         self._rest_until = 0.0 if self._last is None else clock() + _FIRST_REST
 
@@ -147,7 +145,7 @@ class ComfyRecovery:
     def can_retry(self, faults: Sequence[Finding]) -> bool:
         """Can a job go ahead in spite of the boot's faults? If ComfyUI only failed to start, it may
         start now: the volume was fixed since, or the cause has passed."""
-        return all(fault.code in _START_FAULTS for fault in faults) and not self.resting
+        return all(isinstance(fault, StartFault) for fault in faults) and not self.resting
 
     @property
     def resting(self) -> bool:
@@ -193,8 +191,8 @@ class ComfyRecovery:
         if self._comfyui.ended() is not None and self.resting and self._last is not None:
             raise self._resting_error(self._last)
         started, fault = await self._start_and_wait(deadline)
-        not_its_own = not started or (fault is not None and fault.code == exits.PORT_TAKEN)
-        if fault and not_its_own and self._comfyui.ended() is not None:
+        port_taken = isinstance(fault, StartFault) and fault.port_taken
+        if fault and (port_taken or not started) and self._comfyui.ended() is not None:
             # It was dying when it was looked at, or the port was taken while it started: the next
             # process is ours to judge, and gets another port.
             _, fault = await self._start_and_wait(deadline)

@@ -12,18 +12,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from bootstrap.core.text import joined
 from bootstrap.volume.categories import GGUF, PT_EXTENSIONS, extension_of
-from handler.common.errors import JobError, described, nearest
+from handler.common.errors import JobError, NodeFailed, described, nearest
+from handler.execution.missing_nodes import unknown_class, unknown_nodes
 from handler.request.workflow import Workflow, bad_links, needed_by
 
-# Authors put anything into a class name, emoji included.
-_UNKNOWN_NODE = re.compile(r"[Nn]ode '?([^\n]{1,200}?)'? (?:does not exist|not found)")
-# What the editor resolves when it exports: subgraphs (their ids), group nodes, and its own helpers.
-_EDITOR_ONLY = re.compile(
-    r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}|workflow[>/].*"
-    r"|Note|MarkdownNote|Reroute|PrimitiveNode",
-    re.DOTALL,
-)
 _TYPES = {
     "INT": "a whole number",
     "FLOAT": "a number",
@@ -35,15 +29,9 @@ _OUTPUT_NODES = "SaveImage, SaveVideo, SaveAudio, SaveAnimatedWEBP or PreviewAny
 _LISTED = 5
 
 
-def unknown_class(body: Any) -> str | None:
+def refused_class(body: Any) -> str | None:
     """The node class that ComfyUI does not know, if that is why it refused."""
-    error = _error_of(body)
-    if error.get("type") == "missing_node_type":
-        extra = error.get("extra_info")
-        if isinstance(extra, Mapping) and extra.get("class_type"):
-            return str(extra["class_type"])
-    match = _UNKNOWN_NODE.search(f"{error.get('message', '')} {error.get('details', '')}")
-    return match[1].strip() if match else None
+    return unknown_class(_error_of(body))
 
 
 def explain(
@@ -57,7 +45,7 @@ def explain(
     `known_classes` may be empty when no class is unknown."""
     error = _error_of(body)
     hints = [*hints, *bad_links(workflow)]
-    name = unknown_class(body)
+    name = unknown_class(error)
     if name is not None:
         unknown = unknown_nodes(workflow, known_classes, name)
         assert unknown is not None
@@ -93,7 +81,7 @@ def of_node(hints: Sequence[JobError], error: JobError) -> JobError:
     """The hint about the node that raised `error` where there is one, with what the node said."""
     node_id = error.details.get("node_id")
     found = [hint for hint in hints if hint.details.get("node_id") == node_id]
-    if error.code != "job.node_failed" or not found:
+    if not isinstance(error, NodeFailed) or not found:
         return error
     first = combined(found)
     return JobError(first.code, first.message, first.fix, **{**error.details, **first.details})
@@ -102,43 +90,6 @@ def of_node(hints: Sequence[JobError], error: JobError) -> JobError:
 def _error_of(body: Any) -> Mapping[str, Any]:
     error = body.get("error") if isinstance(body, Mapping) else None
     return error if isinstance(error, Mapping) else {"message": str(error or body)[:500]}
-
-
-def unknown_nodes(
-    workflow: Workflow, known: Sequence[str], named: str | None = None
-) -> JobError | None:
-    """The error for all classes that are not `known`; `named` is one that ComfyUI named, which is
-    all there is when `known` is empty. None when every class is known."""
-    classes = dict.fromkeys(node["class_type"] for node in workflow.values())
-    missing = [name for name in classes if name not in set(known)] if known else []
-    missing = missing or ([named] if named is not None else [])
-    if not missing:
-        return None
-    ids = [key for key, node in workflow.items() if node["class_type"] in missing]
-    close = {cls: nearest(cls, known) for cls in missing}
-    hints = "; ".join(f"{cls}: did you mean {', '.join(n)}?" for cls, n in close.items() if n)
-    drawn = [name for name in missing if _EDITOR_ONLY.fullmatch(name)]
-    if drawn:
-        told_of = ", ".join(f"{k} ({workflow[k]['class_type'][:60]})" for k in ids[:_LISTED])
-        return JobError(
-            "workflow.unknown_node",
-            f"Node {told_of} is something of the editor, not a node that ComfyUI can run: a "
-            "subgraph, a group node, a note, a reroute or a primitive.",
-            "Export the workflow with Workflow → Export (API), which replaces these by the nodes "
-            "behind them.",
-            classes=missing,
-            node_ids=ids,
-            nearest={},
-        )
-    return JobError(
-        "workflow.unknown_node",
-        f"This ComfyUI has no node class {', '.join(missing)} (node {', '.join(ids) or '?'}).",
-        f"{hints + ' ' if hints else ''}Install the custom node in ComfyUI/custom_nodes on the "
-        "volume, and look in the worker's log for an IMPORT FAILED if it is there.",
-        classes=missing,
-        node_ids=ids,
-        nearest=close,
-    )
 
 
 def _no_output(workflow: Workflow) -> JobError:
@@ -155,11 +106,10 @@ def combined(problems: list[JobError]) -> JobError:
     first = problems[0]
     if len(problems) == 1:
         return first
-    listed = " ".join(f"({i}) {p.message}" for i, p in enumerate(problems[:_LISTED], 1))
-    more = f" and {len(problems) - _LISTED} more" if len(problems) > _LISTED else ""
-    return JobError(
+    listed = [f"({i}) {problem.message}" for i, problem in enumerate(problems, 1)]
+    return type(first)(
         first.code,
-        f"The workflow has {len(problems)} problems: {listed}{more}",
+        f"The workflow has {len(problems)} problems: {joined(listed, _LISTED, ' ')}",
         first.fix,
         problems=[{"error_code": p.code, "error": str(p), **p.details} for p in problems],
     )

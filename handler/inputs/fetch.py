@@ -20,8 +20,7 @@ from bootstrap.net.addresses import AddressPolicy, shown, take_apart
 from bootstrap.net.errors import AddressRefused, DownloadError, bad_answer
 from bootstrap.net.http import Channel, Reply
 from handler.common.blocking import Pool, TimeUp, together
-from handler.common.deadline import Deadline
-from handler.common.errors import JobError
+from handler.common.errors import Deadline, JobError
 
 _AT_ONCE = 4
 _ATTEMPTS = 2

@@ -14,12 +14,11 @@ from dataclasses import dataclass, field
 from itertools import chain
 from pathlib import Path
 
+from bootstrap.core.archive import ArchiveTooLarge, BadArchive, Limits, unpack
 from bootstrap.net.addresses import shown
 from handler.common.blocking import Pool
-from handler.common.deadline import Deadline
-from handler.common.errors import JobError, nearest
+from handler.common.errors import Deadline, JobError, nearest
 from handler.common.media_types import HEAD_BYTES, extension_for, wrong_content
-from handler.inputs.archive import unpack
 from handler.inputs.fetch import Fetcher, RemoteFile
 from handler.inputs.volume_cache import ROOM_FIX, VolumeInputs
 from handler.request.fields import InputFile, name_in
@@ -112,8 +111,9 @@ class JobInputs:
         folder = archive.with_name(f"{archive.stem}-files")
         self._folders.append(folder)
         try:
-            most = self._fetcher.most_bytes
-            inside = unpack(archive, folder, most, f"The archive {file.name!r}")
+            inside = unpack(archive, folder, Limits(self._fetcher.most_bytes))
+        except BadArchive as problem:
+            raise _not_unpacked(file.name, problem) from None
         except OSError as problem:
             raise _not_stored(file.name, folder, problem) from None
         archive.unlink(missing_ok=True)
@@ -293,3 +293,11 @@ def _not_stored(name: str, folder: Path, problem: OSError) -> JobError:
         f"Image {name} could not be written to {folder}: {problem.strerror}.",
         ROOM_FIX,
     )
+
+
+def _not_unpacked(name: str, problem: BadArchive) -> JobError:
+    if isinstance(problem, ArchiveTooLarge):
+        fix = "Send less, or raise MAX_INPUT_MB in the endpoint's environment."
+        return JobError("input.too_large", f"The archive {name!r} {problem}.", fix)
+    fix = "Send a plain zip of the files themselves: no links, no passwords, names without `..`."
+    return JobError("input.bad_archive", f"The archive {name!r} {problem}.", fix)

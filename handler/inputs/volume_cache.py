@@ -15,18 +15,17 @@ import shutil
 import stat
 import threading
 import time
-import uuid
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 
-from bootstrap.core.concurrency import Crew
+from bootstrap.core.concurrency import WorkerPool
+from bootstrap.core.files import Stamp, replacing
 from bootstrap.volume import Layout
 from bootstrap.volume.search import USUAL_ROOTS
 from handler.common.calls import VolumeWatchdog
-from handler.common.deadline import Deadline
-from handler.common.errors import JobError, short
+from handler.common.errors import Deadline, JobError, short
 from handler.request.references import NamedFile, is_folder_input, named_files, replace_texts
 from handler.request.workflow import Workflow
 
@@ -38,7 +37,6 @@ _MOST_FILES = 20_000
 # Of copies that no job uses: seconds since one did, and bytes of all together.
 _UNUSED_SECONDS = 3600.0
 _UNUSED_BYTES = 1_000_000_000
-Stamp = tuple[int, int]
 
 
 @dataclass
@@ -158,7 +156,7 @@ class VolumeInputs:
             if not deadline.expired:
                 self._ensure(source / path, target / path, user)
 
-        Crew(_AT_ONCE).run([partial(bring, path) for path in files])
+        WorkerPool(_AT_ONCE).run([partial(bring, path) for path in files])
 
     def _check_room(self, source: Path, files: dict[str, int]) -> None:
         """Raises JobError for a folder that the local disk does not hold."""
@@ -177,7 +175,7 @@ class VolumeInputs:
                     self._remove(path)
 
     def _remove(self, path: Path) -> None:
-        if _stamp(path) == self._copies.pop(path).stamp:  # else a node's by now
+        if Stamp.of(path) == self._copies.pop(path).stamp:  # else a node's by now
             path.unlink(missing_ok=True)
 
     def release(self, user: str) -> None:
@@ -195,15 +193,15 @@ class VolumeInputs:
             copy = self._copies.setdefault(target, _Copy())
             copy.users.add(user)
         with copy.being_made:  # by one job at a time, so that no other uses an incomplete one
-            stamp = _stamp(source)
-            if stamp is not None and _stamp(target) != stamp:
+            stamp = Stamp.of(source)
+            if stamp is not None and Stamp.of(target) != stamp:
                 _copy(source, target)
             copy.stamp = stamp
 
     def _excess(self) -> list[Path]:
         """Unused copies that are too old, or beyond the total size, the longest unused first."""
         unused = [
-            (copy.used_at, path, copy.stamp[0])
+            (copy.used_at, path, copy.stamp.size)
             for path, copy in self._copies.items()
             if copy.stamp is not None and not copy.users
         ]
@@ -244,24 +242,12 @@ def _files_below(folder: Path, root: Path) -> Iterator[tuple[str, int]]:
 
 def _copy(source: Path, target: Path) -> None:
     """Atomically: a job that has opened the former copy goes on reading that."""
-    part = target.with_name(f".{uuid.uuid4().hex}.part")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copy2(source, part)
-        os.replace(part, target)
+        with replacing(target) as part:
+            shutil.copy2(source, part)
     except OSError as problem:
-        with contextlib.suppress(OSError):
-            part.unlink()
         raise _not_stored(source, target.parent, problem.strerror) from None
-
-
-def _stamp(path: Path) -> Stamp | None:
-    """Size and time of change, which a copy has from its source; None without the file."""
-    try:
-        status = path.stat()
-    except OSError:
-        return None
-    return status.st_size, status.st_mtime_ns
 
 
 def _not_stored(source: Path, folder: Path, why: str | None) -> JobError:

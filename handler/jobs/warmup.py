@@ -12,10 +12,9 @@ from pathlib import Path
 from bootstrap.boot import Serving, Stage
 from bootstrap.config import Settings
 from bootstrap.core.findings import Finding, ok, warning
-from bootstrap.models.recent import Recent
+from bootstrap.models.prefetch import Recent
 from bootstrap.volume import Layout
-from handler.common.deadline import Deadline, timeout_error
-from handler.common.errors import JobError
+from handler.common.errors import Deadline, JobError, timeout_error
 from handler.models.prefetch import find_model
 from handler.request.references import named_models
 from handler.request.workflow import Workflow, read_workflow

@@ -17,7 +17,7 @@ from bootstrap.boot import Runtime, boot_json
 from bootstrap.comfyui import ComfyUI, Exit, explain_exit, is_answering
 from bootstrap.config.bucket import S3_CONFIG
 from bootstrap.core import log
-from bootstrap.core.concurrency import SilentError, Together
+from bootstrap.core.concurrency import BoundedCaller, VolumeTimeout
 from bootstrap.core.findings import Finding, errors_in
 from bootstrap.core.redact import withheld
 from bootstrap.core.text import counted, named
@@ -26,7 +26,7 @@ from bootstrap.models.installed import cached_models
 from bootstrap.volume import MODELS
 from handler.common import reply
 from handler.common.blocking import TimeUp
-from handler.common.calls import VOLUME_FIX, Calls
+from handler.common.calls import Calls
 from handler.common.errors import JobError, VolumeSilentError
 from handler.jobs.workflow_job import WorkflowJobs
 from handler.models.on_demand import ModelSupply
@@ -180,8 +180,8 @@ class Worker:
     def described(self, document: dict[str, Any]) -> dict[str, Any]:
         """The local API's OpenAPI document, with the volume's workflows as far as it answers."""
         try:
-            return openapi(Together(_QUIET_SECONDS * 4).one(self.workflows), document)
-        except SilentError:
+            return openapi(BoundedCaller(_QUIET_SECONDS * 4).one(self.workflows), document)
+        except VolumeTimeout:
             return document
 
     async def _faults(self) -> tuple[Finding, ...]:
@@ -221,7 +221,7 @@ def _supply_for(runtime: Runtime, calls: Calls) -> ModelSupply | None:
 
 
 def _slow_volume() -> JobError:
-    return VolumeSilentError("volume.silent", "The volume took too long to answer.", VOLUME_FIX)
+    return VolumeSilentError("The volume took too long to answer.")
 
 
 def _degraded(faults: tuple[Finding, ...]) -> JobError:

@@ -3,24 +3,18 @@
 from __future__ import annotations
 
 import asyncio
-import base64
-import io
-import struct
-import time
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, replace
 from typing import Any
 
-from PIL import Image
-
 from bootstrap.boot import Serving
 from bootstrap.core.findings import Finding
-from handler.common.blocking import Pool, TimeUp
+from bootstrap.nodes.node_map import where_nodes_are
+from handler.common.blocking import TimeUp
 from handler.common.calls import Calls, volume_fault
-from handler.common.deadline import Deadline, timeout_error
-from handler.common.errors import JobError
+from handler.common.errors import Deadline, JobError, timeout_error
 from handler.execution import (
     ComfyRecovery,
     KnownClasses,
@@ -29,15 +23,17 @@ from handler.execution import (
     Prompt,
     PromptExecutor,
     PromptResult,
+    UnknownNode,
     of_node,
+    with_origins,
     with_withheld,
 )
 from handler.inputs import Fetcher, JobInputs, VolumeInputs, missing_inputs
+from handler.jobs.previews import Previews
 from handler.jobs.warmup import LAST
 from handler.models.on_demand import ModelSupply, Supplied
 from handler.models.prefetch import JobPrefetch, ModelPrefetcher
 from handler.outputs import GRACE_SECONDS, Delivery, DeliveryOptions, JobOutputs, Produced, produced
-from handler.request.fields import ProgressOptions
 from handler.request.parse import WorkflowRequest
 from handler.sdk.progress import Progress, has_control_plane
 from handler.sdk.shutdown import JobHandle
@@ -49,13 +45,6 @@ _LONG_SECONDS = 0.5
 _REPORTED_WAIT = 0.05
 # Background work waits until the reply has most likely been sent.
 _UNTIL_POSTED = 0.2
-_PREVIEW_EVERY = 2.0  # seconds
-_CONVERT_SECONDS = 5.0
-_MOST_BYTES = 24_000  # of one JPEG; base64 adds a third
-_LARGEST_FRAME = 16_000_000  # bytes
-_MOST_PIXELS = 64_000_000
-# What a frame of ComfyUI's socket begins with (server.py, BinaryEventTypes).
-_PREVIEW, _PREVIEW_WITH_METADATA = 1, 4
 
 
 @dataclass(frozen=True)
@@ -196,9 +185,24 @@ class WorkflowJobs:
         fault = await self._calls.control.run(
             lambda: volume_fault(self._layout, problem), GRACE_SECONDS
         )
+        if isinstance(problem, UnknownNode) and fault is None:
+            problem = await self._with_origins(problem)
         if fault is not None or self._supply is None:
             return fault or problem
         return await self._supply.explained(problem, request.workflow)
+
+    async def _with_origins(self, problem: UnknownNode) -> UnknownNode:
+        """With the packs that have the nodes, as far as the map on the volume tells."""
+        if not problem.classes:
+            return problem
+        root, nodes = self._layout.root, self._layout.custom_nodes
+        try:
+            date, origins = await self._calls.volume.call(
+                lambda: where_nodes_are(root, nodes, problem.classes), GRACE_SECONDS
+            )
+        except (OSError, TimeUp):
+            return problem
+        return with_origins(problem, date, origins)
 
     async def _place(
         self, request: WorkflowRequest, inputs: JobInputs, deadline: Deadline
@@ -286,74 +290,3 @@ def _reported_when_long(progress: Progress) -> Iterator[None]:
         yield
     finally:
         reporting.cancel()
-
-
-class Previews:
-    """For one job. Of frames that come too fast only the newest counts. Call in the event loop."""
-
-    def __init__(self, options: ProgressOptions, progress: Progress, local: Pool) -> None:
-        self._options = options
-        self._progress = progress
-        self._local = local
-        self._newest = b""
-        self._made_at = -_PREVIEW_EVERY
-        self._making: asyncio.Task[None] | None = None
-
-    def on_frame(self, frame: bytes) -> None:
-        """A binary message of ComfyUI's socket. Cheap, and never raises."""
-        if not self._options.previews or len(frame) > _LARGEST_FRAME:
-            return
-        self._newest = frame
-        if self._making is None or self._making.done():
-            self._making = asyncio.create_task(self._make())
-
-    def end(self) -> None:
-        """The job has been computed, or has failed: make no more."""
-        if self._making is not None:
-            self._making.cancel()
-
-    async def _make(self) -> None:
-        await asyncio.sleep(max(self._made_at + _PREVIEW_EVERY - time.monotonic(), 0.0))
-        frame, size = self._newest, self._options.preview_size
-        self._made_at = time.monotonic()
-        try:
-            image = await self._local.run(lambda: small_jpeg(frame, size), _CONVERT_SECONDS)
-        except TimeUp:
-            return
-        if image is not None:
-            encoded = base64.b64encode(image).decode()
-            self._progress.preview(f"data:image/jpeg;base64,{encoded}")
-
-
-def small_jpeg(frame: bytes, size: int) -> bytes | None:
-    """The picture in a frame, at most `size` pixels a side and 24 KB; None where there is none."""
-    content = _picture_in(frame)
-    if content is None:
-        return None
-    try:
-        with Image.open(io.BytesIO(content)) as opened:
-            if opened.width * opened.height > _MOST_PIXELS:
-                return None
-            opened.draft("RGB", (size, size))
-            picture = opened.convert("RGB")
-    except Exception:  # noqa: BLE001  # Pillow's readers raise anything; the next frame may be fine
-        return None
-    for side, quality in ((size, 75), (size, 50), (size // 2, 50), (size // 4, 40)):
-        picture.thumbnail((side, side))
-        made = io.BytesIO()
-        picture.save(made, "JPEG", quality=quality)
-        if made.tell() <= _MOST_BYTES:
-            return made.getvalue()
-    return None
-
-
-def _picture_in(frame: bytes) -> bytes | None:
-    """The bytes behind a frame's head: its kind, and the picture's or how long its metadata is."""
-    if len(frame) < 8:
-        return None
-    kind, second = struct.unpack_from(">II", frame)
-    if kind == _PREVIEW:
-        return frame[8:]
-    if kind == _PREVIEW_WITH_METADATA and len(frame) > 8 + second:
-        return frame[8 + second :]
-    return None

@@ -11,19 +11,18 @@ from typing import Any, TypeVar
 
 from bootstrap.config import Settings
 from bootstrap.core.findings import errors_in
-from bootstrap.core.text import size_text
+from bootstrap.core.text import joined, size_text
 from bootstrap.models.fetched import FOLDER, FetchedModels, has_model_name, name_for
 from bootstrap.models.manifest import Manifest
 from bootstrap.models.manifest_entry import ModelSpec, read_entry
-from bootstrap.models.provision import Workplace
+from bootstrap.models.provision import ProvisionContext
 from bootstrap.models.sources import BadLink, Description, HubFile, Link, parse_link
 from bootstrap.net.addresses import shown
 from bootstrap.net.errors import DownloadError
 from bootstrap.volume.categories import PICKLES, category_of, extension_of
 from handler.common.blocking import TimeUp
 from handler.common.calls import Calls
-from handler.common.deadline import Deadline, timeout_error
-from handler.common.errors import JobError
+from handler.common.errors import Deadline, JobError, timeout_error
 from handler.request.fields import check_model_host
 from handler.request.references import NamedModel, model_addresses, named_models, replace_in_node
 from handler.request.workflow import Workflow
@@ -79,7 +78,7 @@ class ModelAddresses:
         self,
         workflow: Workflow,
         known: Callable[[], Sequence[ModelSpec]],
-        workplace: Callable[[], Workplace],
+        context: Callable[[], ProvisionContext],
         deadline: Deadline,
     ) -> Addressed:
         """Put file names in the place of addresses in `workflow`, and say which models these are.
@@ -106,12 +105,16 @@ class ModelAddresses:
         if not allowed:
             hints += [_not_allowed(one.address) for one in others]
         elif others:
-            ours = await self._find(others, workplace, deadline)
+            ours = await self._find(others, context, deadline)
         _name_files(workflow, wanted, {**specs, **ours})
         return Addressed((*specs.values(), *ours.values()), tuple(ours.values()), tuple(hints))
 
     async def make_room(
-        self, addressed: Addressed, lacking: Sequence[ModelSpec], place: Workplace, limit: Deadline
+        self,
+        addressed: Addressed,
+        lacking: Sequence[ModelSpec],
+        place: ProvisionContext,
+        limit: Deadline,
     ) -> None:
         """Remove what was used least recently, where there is a limit. Raises JobError."""
         gigabytes = self._settings.model_cache_gb
@@ -127,13 +130,13 @@ class ModelAddresses:
             _log.info("removed to make room: %s", ", ".join(map(str, removed)))
 
     async def _find(
-        self, wanted: Sequence[_Wanted], workplace: Callable[[], Workplace], deadline: Deadline
+        self, wanted: Sequence[_Wanted], context: Callable[[], ProvisionContext], deadline: Deadline
     ) -> dict[tuple[str, Link], ModelSpec]:
         """The models behind the addresses: those kept, cached by the platform, or described by
         their source."""
         for one in wanted:
             check_model_host(one.address.name, self._settings)
-        place = await self._ask(workplace, deadline)
+        place = await self._ask(context, deadline)
         keys = {one.key: one for one in wanted}
 
         def here() -> dict[tuple[str, Link], ModelSpec]:
@@ -147,7 +150,9 @@ class ModelAddresses:
                 specs[key] = self._spec(one, described)
         return specs
 
-    async def _describe(self, wanted: _Wanted, place: Workplace, deadline: Deadline) -> Description:
+    async def _describe(
+        self, wanted: _Wanted, place: ProvisionContext, deadline: Deadline
+    ) -> Description:
         for left in reversed(range(_ATTEMPTS)):
             try:
                 return await self._ask_source(wanted, place, deadline)
@@ -157,7 +162,7 @@ class ModelAddresses:
         raise AssertionError("the last attempt returns or raises")
 
     async def _ask_source(
-        self, wanted: _Wanted, place: Workplace, deadline: Deadline
+        self, wanted: _Wanted, place: ProvisionContext, deadline: Deadline
     ) -> Description:
         channel = place.tools.channel()
 
@@ -184,10 +189,8 @@ class ModelAddresses:
             "revision": described.revision,
         }
         address = wanted.address
-        spec, complaints = read_entry(
-            entry, address.where, self._settings.allow_private_download_urls
-        )
-        fatal = next((c for c in complaints if c.fatal), None)
+        spec, faults = read_entry(entry, address.where, self._settings.allow_private_download_urls)
+        fatal = next((fault for fault in faults if fault.fatal), None)
         if spec is not None and fatal is None:
             return spec
         assert fatal is not None
@@ -215,7 +218,7 @@ def _of_manifest(wanted: _Wanted, known: Sequence[ModelSpec]) -> ModelSpec | Non
     return None
 
 
-def _here(wanted: _Wanted, place: Workplace) -> ModelSpec | None:
+def _here(wanted: _Wanted, place: ProvisionContext) -> ModelSpec | None:
     """The model where no source need be asked: kept from before, or in the platform's cache."""
     name = FetchedModels(place.models).name_of(wanted.folder, wanted.link)
     directory, url = f"{wanted.folder}/{FOLDER}", wanted.address.name
@@ -322,13 +325,13 @@ def with_manifest_entries(error: JobError, workflow: Workflow, manifest: Manifes
         entries += [] if entry in entries else [entry]
     if not entries:
         return error
-    lines = ", ".join(json.dumps(entry, ensure_ascii=False) for entry in entries[:_LISTED])
-    more = f" and {len(entries) - _LISTED} more (in details)" if len(entries) > _LISTED else ""
+    lines = [json.dumps(entry, ensure_ascii=False) for entry in entries]
     return JobError(
         error.code,
         error.message,
         f"{error.fix} {_known(models, manifest)} With this in `models` of models.json at the "
-        f"volume's root it is fetched when a job needs it: {lines}{more}",
+        "volume's root it is fetched when a job needs it: "
+        f"{joined(lines, _LISTED, what='more (in details)')}",
         **{**error.details, "manifest_entries": entries},
     )
 

@@ -19,22 +19,21 @@ from bootstrap.doctor import look_at_link
 from bootstrap.models.background import (
     Provisioning,
     models_folder,
+    provision_context,
     show_to_comfyui,
-    workplace_for,
 )
 from bootstrap.models.download.progress import FileMeter, LogMeter
 from bootstrap.models.fetched import IN_USE_SECONDS, FetchedModels
 from bootstrap.models.manifest import Manifest
 from bootstrap.models.manifest_entry import ModelSpec
 from bootstrap.models.manifest_file import wanted_here
-from bootstrap.models.provision import Result, Workplace
+from bootstrap.models.provision import ProvisionContext, ProvisionResult
 from bootstrap.volume import Layout
 from bootstrap.volume.search import USUAL_ROOTS
 from handler.common import reply
 from handler.common.blocking import TimeUp
 from handler.common.calls import Calls
-from handler.common.deadline import Deadline
-from handler.common.errors import JobError, JobTimeout
+from handler.common.errors import Deadline, JobError, JobTimeout
 from handler.models.addresses import (
     ModelAddresses,
     misses_a_model,
@@ -91,7 +90,7 @@ class ModelSupply:
         addresses, and names with backslashes, from Windows, get slashes."""
         begun = deadline.elapsed
         addressed = await self._addresses.resolve(
-            workflow, lambda: self._manifest().models, lambda: self._workplace(progress), deadline
+            workflow, lambda: self._manifest().models, lambda: self._context(progress), deadline
         )
         named = named_models(workflow)
         if not named:
@@ -102,15 +101,15 @@ class ModelSupply:
             replace_texts(workflow, foreign)
             named = named_models(workflow)
         lacking, specs = await self._ask(lambda: self._wanted(named, addressed.specs), deadline)
-        results: tuple[Result, ...] = ()
+        results: tuple[ProvisionResult, ...] = ()
         if specs or addressed.ours:
-            workplace = await self._ask(lambda: self._workplace(progress), deadline)
-            await self._addresses.make_room(addressed, specs, workplace, deadline)
-            results = await self._fetch(specs, workplace, deadline) if specs else ()
+            context = await self._ask(lambda: self._context(progress), deadline)
+            await self._addresses.make_room(addressed, specs, context, deadline)
+            results = await self._fetch(specs, context, deadline) if specs else ()
             _raise_if_missing(specs, results, deadline)
             if results:
                 await self._ask(lambda: self._mark_used(named), deadline)
-                await self._addresses.make_room(addressed, (), workplace, deadline)
+                await self._addresses.make_room(addressed, (), context, deadline)
         if results or any(model.folders for model in lacking):
             await self._ask(lambda: self._show(results), deadline)
         used = used_nodes(workflow)
@@ -154,8 +153,8 @@ class ModelSupply:
     async def download(self, request: DownloadRequest, progress: Progress) -> dict[str, Any]:
         """Fetch a request's models onto the volume; the reply with receipts. Raises JobError."""
         deadline = Deadline(request.max_wait)
-        workplace = await self._ask(lambda: self._workplace(progress), deadline)
-        onto_the_volume = replace(workplace, cached=lambda _: None)
+        context = await self._ask(lambda: self._context(progress), deadline)
+        onto_the_volume = replace(context, cached=lambda _: None)
         results = await self._fetch(request.models, onto_the_volume, deadline)
         await self._ask(lambda: self._show(results), Deadline(_SHOW_SECONDS))
         required = tuple(spec for spec in request.models if not spec.optional)
@@ -173,11 +172,11 @@ class ModelSupply:
         return await self._calls.volume.call_or_fail(work, deadline.remaining)
 
     async def _fetch(
-        self, specs: Sequence[ModelSpec], workplace: Workplace, deadline: Deadline
-    ) -> tuple[Result, ...]:
+        self, specs: Sequence[ModelSpec], context: ProvisionContext, deadline: Deadline
+    ) -> tuple[ProvisionResult, ...]:
         """The outcome of each by the deadline; an unfinished download is stopped, and resumed next
         time."""
-        fetching = Provisioning(specs, workplace)
+        fetching = Provisioning(specs, context)
         fetching.start()
         try:
             seconds = deadline.remaining
@@ -231,18 +230,18 @@ class ModelSupply:
             os.path.isfile(folder / place) for place in places for folder in self._model_dirs
         )
 
-    def _show(self, results: Sequence[Result]) -> None:
+    def _show(self, results: Sequence[ProvisionResult]) -> None:
         """Make new models visible to ComfyUI, whichever worker fetched them."""
         local = self._model_dirs[-1] if self._model_dirs else None
         self._layout, findings = show_to_comfyui(self._settings, results, local)
         for finding in findings:
             _log.info("%s", finding.message)
 
-    def _workplace(self, progress: Progress) -> Workplace:
+    def _context(self, progress: Progress) -> ProvisionContext:
         def meter(what: str, tell: Callable[[int, int], None] | None) -> FileMeter:
             return _ReportingMeter(what, tell, progress)
 
-        return workplace_for(self._settings, self._layout, meter)
+        return provision_context(self._settings, self._layout, meter)
 
 
 class _ReportingMeter(LogMeter):
@@ -267,7 +266,7 @@ class _ReportingMeter(LogMeter):
 
 
 def _raise_if_missing(
-    specs: Sequence[ModelSpec], results: Sequence[Result], deadline: Deadline
+    specs: Sequence[ModelSpec], results: Sequence[ProvisionResult], deadline: Deadline
 ) -> None:
     """Raise JobError when one of `specs` is not there."""
     good = {id(result.spec) for result in results if result.good}
@@ -300,7 +299,7 @@ def _unfinished(
     )
 
 
-def _describe(result: Result) -> str:
+def _describe(result: ProvisionResult) -> str:
     size = f" ({size_text(result.receipt.size)})" if result.receipt else ""
     return f"{result.spec.place}{size}"
 

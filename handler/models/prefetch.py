@@ -7,8 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from bootstrap.models.prefetch import ReadAhead, Request
-from bootstrap.models.recent import Recent
+from bootstrap.models.prefetch import ReadAhead, Recent, Request
 from handler.request.references import NamedModel, named_models
 from handler.request.workflow import Workflow
 

@@ -19,13 +19,13 @@ from typing import Any, TypeVar
 
 from bootstrap.comfyui import WorkDir
 from bootstrap.config import Settings
+from bootstrap.core.files import Stamp
 from bootstrap.net.addresses import AddressPolicy
 from bootstrap.volume import Layout
 from handler.common import reply
 from handler.common.blocking import TimeUp, together
 from handler.common.calls import Calls
-from handler.common.deadline import Deadline
-from handler.common.errors import JobError
+from handler.common.errors import Deadline, JobError
 from handler.outputs.collect import (
     CollectedOutputs,
     collect_outputs,
@@ -42,7 +42,7 @@ from handler.outputs.local_files import (
     encoded,
     stamp_of,
 )
-from handler.outputs.results import DeliveryOptions, Produced, Result, Stamp
+from handler.outputs.results import DeliveryOptions, Produced, Result
 from handler.outputs.s3 import NotUploaded, PutAddresses, Store, Upload
 from handler.outputs.volume_store import NotSaved, VolumeStore, saved_as
 

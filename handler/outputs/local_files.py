@@ -21,10 +21,10 @@ from typing import Any, TypeVar
 import pybase64
 
 from bootstrap.comfyui import WorkDir
-from bootstrap.core.files import open_regular
+from bootstrap.core.files import Stamp, open_regular
 from bootstrap.volume import Layout
 from handler.common.blocking import Background, Pool, TimeUp
-from handler.outputs.results import Content, Produced, ProducedFile, Stamp, produced
+from handler.outputs.results import Content, Produced, ProducedFile, produced
 from handler.outputs.volume_store import NotSaved, VolumeStore, saved_as
 
 # The clock of file times lags a little behind the one of processes.
@@ -184,7 +184,7 @@ class LocalFiles:
     def _is_of(self, path: Path, since: float) -> bool:
         stamp = stamp_of(path)
         return stamp is not None and (
-            stamp[1] / 1e9 >= since - _CLOCK_LAG or self._reported.get(path) == stamp
+            stamp.changed_ns / 1e9 >= since - _CLOCK_LAG or self._reported.get(path) == stamp
         )
 
 
@@ -238,12 +238,12 @@ def stamp_of(path: Path) -> Stamp | None:
 
 def stamp_from(status: os.stat_result) -> Stamp:
     """`stamp_of` a file that is open."""
-    return status.st_size, status.st_ctime_ns
+    return Stamp(status.st_size, status.st_ctime_ns)
 
 
 def _changed_at(path: Path) -> float:
     stamp = stamp_of(path)
-    return 0.0 if stamp is None else stamp[1] / 1e9
+    return 0.0 if stamp is None else stamp.changed_ns / 1e9
 
 
 @dataclass(frozen=True)
@@ -331,8 +331,8 @@ class EagerDelivery:
             if self._policy.kept:
                 place = saved_as(local, self._files.output, self._policy.job_tag)
                 kept = self._attempt(self._store.save(local, *place, _WORK_SECONDS))
-            if stamp[0] <= self._room:
-                self._room -= stamp[0]
+            if stamp.size <= self._room:
+                self._room -= stamp.size
                 reading = self._local.run(partial(encoded, local), _WORK_SECONDS)
                 content = self._attempt(reading)
             self._pending[local] = _Pending(stamp, kept, content)

@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from bootstrap.config.bucket import Bucket
-from handler.common.deadline import Deadline
+from bootstrap.core.files import Stamp
+from handler.common.errors import Deadline
 from handler.request.fields import OutputOptions
 
-Stamp = tuple[int, int]
 NO_OUTPUT = "the workflow ran, but its nodes reported no output"
 _MAX_DEPTH = 8
 _TEXT_KEYS = frozenset(("text", "texts", "string", "strings"))

@@ -23,7 +23,7 @@ from bootstrap.core.files import open_regular
 from bootstrap.net.addresses import AddressPolicy, Target, shown, without_query
 from bootstrap.net.errors import DownloadError
 from bootstrap.net.http import Channel, Connections
-from handler.common.deadline import Deadline
+from handler.common.errors import Deadline
 from handler.request.fields import PutAddress
 
 _MB = 1024 * 1024
@@ -63,7 +63,8 @@ class Store:
         self._deadline = deadline
         self._made: Any = None
         self._lock = threading.Lock()
-        self._connections = Connections()
+        # The operator's own bucket may be anywhere.
+        self._connections = Connections(AddressPolicy(True) if bucket.trusted else policy)
 
     @property
     def too_slow(self) -> str:
@@ -155,7 +156,10 @@ class Store:
                 response_checksum_validation="when_required",
             ),
         )
-        _guard(client, None if bucket.trusted else self._policy, self._connections, _TIMEOUT)
+        if bucket.trusted:
+            _use(client._endpoint.http_session, self._connections)
+        else:
+            _guard(client, self._policy, self._connections)
         return client
 
     def _url(self, client: Any, key: str) -> str:
@@ -204,21 +208,13 @@ def _reasons(problem: BaseException) -> Iterator[BaseException]:
         inner = inner or seen[-1].__cause__ or seen[-1].__context__
 
 
-def _guard(
-    client: Any,
-    policy: AddressPolicy | None,
-    connections: Connections,
-    timeout: tuple[float, float],
-) -> None:
-    """Let a boto3 client send everything over `connections`; with a `policy` without any proxy, to
-    addresses that it allows."""
+def _guard(client: Any, policy: AddressPolicy, connections: Connections) -> None:
+    """Let a boto3 client send everything over `connections`, without any proxy, to URLs that
+    `policy` allows."""
     from botocore.httpsession import URLLib3Session
 
-    if policy is None:
-        _use(client._endpoint.http_session, None, connections)
-        return
-    session = URLLib3Session(timeout=timeout, max_pool_connections=16)
-    _use(session, policy, connections)
+    session = URLLib3Session(timeout=_TIMEOUT, max_pool_connections=16)
+    _use(session, connections)
 
     def send(request: Any, **_: Any) -> Any:
         policy.target(request.url)
@@ -228,11 +224,11 @@ def _guard(
     client.meta.events.register("before-send", send)
 
 
-def _use(session: Any, policy: AddressPolicy | None, connections: Connections) -> None:
+def _use(session: Any, connections: Connections) -> None:
     import botocore.awsrequest as aws
 
-    plain = _guarded(aws.AWSHTTPConnection, policy, connections, "http")
-    secure = _guarded(aws.AWSHTTPSConnection, policy, connections, "https")
+    plain = _guarded(aws.AWSHTTPConnection, connections, "http")
+    secure = _guarded(aws.AWSHTTPSConnection, connections, "https")
     session._manager.pool_classes_by_scheme = {
         "http": type("Pool", (aws.AWSHTTPConnectionPool,), {"ConnectionCls": plain}),
         "https": type("Pool", (aws.AWSHTTPSConnectionPool,), {"ConnectionCls": secure}),
@@ -245,13 +241,9 @@ def _consume_headers(self: Any, fp: Any) -> None:
         pass
 
 
-def _guarded(
-    base: type, policy: AddressPolicy | None, connections: Connections, scheme: str
-) -> type:
+def _guarded(base: type, connections: Connections, scheme: str) -> type:
     def new_connection(self: Any) -> socket.socket:
-        target = Target("", scheme, self.host, self.port, "/")
-        addresses = (policy or AddressPolicy(allow_private=True)).addresses(target)
-        return connections.connect(addresses, self.port, self.timeout)
+        return connections.connect(Target("", scheme, self.host, self.port, "/"), self.timeout)
 
     return type(
         "Guarded" + base.__name__,

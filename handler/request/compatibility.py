@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from bootstrap.config import Settings
+from bootstrap.core.text import joined
 from handler.common.errors import JobError, short, wrong_type
 from handler.request.fields import InputFile, checked_name
 from handler.request.workflow import Workflow, unwrapped
@@ -82,12 +83,11 @@ def ignored(given: Mapping[str, Any], known: set[str]) -> tuple[str, ...]:
     unknown = sorted(str(key) for key in given if key not in known)
     if not unknown:
         return ()
-    named = [
-        f"{n} (here: {EQUIVALENTS[n]})" if n in EQUIVALENTS else short(n) for n in unknown[:20]
+    texts = [
+        f"{n} (here: {EQUIVALENTS[n]})" if n in EQUIVALENTS else short(n).strip('"')
+        for n in unknown
     ]
-    plain = [text.strip('"') for text in named]
-    more = f" and {len(unknown) - 20} more" if len(unknown) > 20 else ""
-    return (f"ignored unknown fields of the input: {', '.join(plain)}{more}",)
+    return (f"ignored unknown fields of the input: {joined(texts, 20)}",)
 
 
 def _extra_data(places: list[Mapping[str, Any]], body: Mapping[str, Any]) -> dict[str, Any]:

@@ -155,9 +155,7 @@ def _read_file(where: str, data_field: str, given: object) -> InputFile:
         )
     if not isinstance(subfolder, str):
         raise wrong_type(f"{where}.subfolder", "a relative folder", subfolder)
-    unpack = given.get("unpack", False)
-    if not isinstance(unpack, bool):
-        raise wrong_type(f"{where}.unpack", "true or false", unpack)
+    unpack = read_flag(given, "unpack", within=f"{where}.")
     return InputFile(checked_name(name), data, url, checked_folder(subfolder), unpack)
 
 
@@ -270,58 +268,66 @@ class ProgressOptions:
 
 def read_progress(given: object) -> tuple[ProgressOptions, tuple[str, ...]]:
     """The options, and a warning for fields that do not exist. Raises JobError."""
-    if given is None:
-        return ProgressOptions(), ()
-    if not isinstance(given, Mapping):
-        raise wrong_type("progress", 'an object such as {"previews": true}', given)
-    size = given.get("preview_size", 256)
-    if isinstance(size, bool) or not isinstance(size, int) or not 32 <= size <= 512:
-        raise wrong_type("progress.preview_size", "a whole number from 32 to 512", size)
-    previews = given.get("previews", False)
-    if not isinstance(previews, bool):
-        raise wrong_type("progress.previews", "true or false", previews)
-    unknown = sorted(str(key) for key in given if key not in _PROGRESS_FIELDS)
-    warning = f"ignored unknown fields of progress: {', '.join(unknown)[:300]}"
-    return ProgressOptions(previews, size), ((warning,) if unknown else ())
+    fields, warnings = _fields_of("progress", given, _PROGRESS_FIELDS, '{"previews": true}')
+    options = ProgressOptions(
+        previews=read_flag(fields, "previews", within="progress."),
+        preview_size=_whole(fields, "preview_size", 256, (32, 512), "progress."),
+    )
+    return options, warnings
 
 
 def read_options(given: object, settings: Settings) -> tuple[OutputOptions, tuple[str, ...]]:
     """The options, and a warning for fields that do not exist. Raises JobError."""
-    if given is None:
-        return OutputOptions(), ()
-    if not isinstance(given, Mapping):
-        raise wrong_type("output", 'an object such as {"delivery": "base64"}', given)
-    quality = given.get("quality", 90)
-    if isinstance(quality, bool) or not isinstance(quality, int) or not 1 <= quality <= 100:
-        raise wrong_type("output.quality", "a whole number from 1 to 100", quality)
+    fields, warnings = _fields_of("output", given, _OUTPUT_FIELDS, '{"delivery": "base64"}')
     options = OutputOptions(
-        delivery=_one_of(given, "delivery", DELIVERIES),
-        format=_one_of(given, "format", FORMATS),
-        quality=quality,
-        metadata=_flag(given, "metadata", True),
-        include_temp=_flag(given, "include_temp", False),
-        zip=_flag(given, "zip", False),
-        upload_urls=tuple(_addresses(given.get("upload_urls"), settings)),
+        quality=_whole(fields, "quality", 90, (1, 100), "output."),
+        delivery=_one_of(fields, "delivery", DELIVERIES),
+        format=_one_of(fields, "format", FORMATS),
+        metadata=read_flag(fields, "metadata", True, "output."),
+        include_temp=read_flag(fields, "include_temp", within="output."),
+        zip=read_flag(fields, "zip", within="output."),
+        upload_urls=tuple(_addresses(fields.get("upload_urls"), settings)),
     )
     if options.upload_urls and options.delivery not in (None, "s3"):
         wanted = "no delivery beside upload_urls, or s3"
         raise wrong_type("output.delivery", wanted, options.delivery)
-    unknown = sorted(str(key) for key in given if key not in _OUTPUT_FIELDS)
-    warning = f"ignored unknown fields of output: {', '.join(unknown)[:300]}"
-    return options, ((warning,) if unknown else ())
+    return options, warnings
 
 
-def _one_of(given: Mapping[object, object], name: str, allowed: tuple[str, ...]) -> str | None:
+def _fields_of(
+    name: str, given: object, known: tuple[str, ...], example: str
+) -> tuple[Mapping[Any, Any], tuple[str, ...]]:
+    """An object's fields, and a warning for those that do not exist. Raises JobError."""
+    if given is None:
+        return {}, ()
+    if not isinstance(given, Mapping):
+        raise wrong_type(name, f"an object such as {example}", given)
+    unknown = ", ".join(sorted(str(key) for key in given if key not in known))
+    warning = f"ignored unknown fields of {name}: {unknown[:300]}"
+    return given, ((warning,) if unknown else ())
+
+
+def _whole(
+    given: Mapping[Any, Any], name: str, default: int, bounds: tuple[int, int], within: str
+) -> int:
+    value, (low, high) = given.get(name, default), bounds
+    if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
+        raise wrong_type(f"{within}{name}", f"a whole number from {low} to {high}", value)
+    return value
+
+
+def _one_of(given: Mapping[Any, Any], name: str, allowed: tuple[str, ...]) -> str | None:
     value = given.get(name)
     if value is not None and (not isinstance(value, str) or value not in allowed):
         raise wrong_type(f"output.{name}", f"one of {', '.join(allowed)}", value)
     return value
 
 
-def _flag(given: Mapping[object, object], name: str, default: bool) -> bool:
+def read_flag(given: Mapping[Any, Any], name: str, default: bool = False, within: str = "") -> bool:
+    """A field that is true or false, `within` another one. Raises JobError."""
     value = given.get(name, default)
     if not isinstance(value, bool):
-        raise wrong_type(f"output.{name}", "true or false", value)
+        raise wrong_type(f"{within}{name}", "true or false", value)
     return value
 
 

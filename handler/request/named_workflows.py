@@ -49,7 +49,7 @@ class NamedWorkflows:
             data = read_data(declared)
         except Unreadable as problem:
             raise JobError(
-                "params.file_wrong", problem.finding.message, f"Correct {declared.name}."
+                "params.file_wrong", problem.message, f"Correct {declared.name}."
             ) from None
         except ValueError as problem:  # a number or date that Python cannot hold
             raise _not_declared(declared, problem) from None

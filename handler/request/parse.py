@@ -10,7 +10,7 @@ from typing import Any
 from bootstrap.config import Settings
 from bootstrap.config.bucket import S3_CONFIG, Bucket, missing_variables
 from bootstrap.core.findings import Finding, errors_in
-from bootstrap.core.text import BOM
+from bootstrap.core.text import BOM, joined
 from bootstrap.models.manifest import VERSION, parse_manifest
 from bootstrap.models.manifest_entry import ModelSpec
 from handler.common.errors import JobError, check_limits, short, wrong_type
@@ -23,6 +23,7 @@ from handler.request.fields import (
     check_model_host,
     read_bucket,
     read_files,
+    read_flag,
     read_options,
     read_progress,
 )
@@ -186,7 +187,7 @@ def _read_workflow_request(
         progress=progress,
         output=output,
         bucket=bucket and bucket.for_job(context.job_id),
-        retry_on_oom=_flag(given, "retry_on_oom"),
+        retry_on_oom=read_flag(given, "retry_on_oom"),
         extra_data={
             **({"preview_method": "auto"} if progress.previews else {}),
             **compatibility.endpoint_key(context.settings),
@@ -235,7 +236,7 @@ def _with_params(
 
 
 def _diagnostics_request(given: Mapping[str, Any], _: RequestContext) -> DiagnosticsRequest:
-    deep, sections = _flag(given, "deep"), given.get("sections") or []
+    deep, sections = read_flag(given, "deep"), given.get("sections") or []
     wanted = f"a list of some of {', '.join(SECTIONS)}"
     if not isinstance(sections, list):
         raise wrong_type("sections", wanted, sections)
@@ -250,7 +251,7 @@ def _models_request(given: Mapping[str, Any], _: RequestContext) -> ModelsReques
 
 
 def _workflows_request(given: Mapping[str, Any], _: RequestContext) -> WorkflowsRequest:
-    return WorkflowsRequest(_flag(given, "openapi"), _unknown(given, {"openapi"}))
+    return WorkflowsRequest(read_flag(given, "openapi"), _unknown(given, {"openapi"}))
 
 
 def _download_request(given: Mapping[str, Any], context: RequestContext) -> DownloadRequest:
@@ -273,13 +274,6 @@ _READERS: dict[str, Callable[[Mapping[str, Any], RequestContext], Request]] = {
 
 def _unknown(given: Mapping[str, Any], known: set[str]) -> tuple[str, ...]:
     return compatibility.ignored(given, known | {"type"})
-
-
-def _flag(given: Mapping[str, Any], name: str) -> bool:
-    value = given.get(name, False)
-    if not isinstance(value, bool):
-        raise wrong_type(name, "true or false", value)
-    return value
 
 
 def _max_wait(given: object, default: float) -> float:
@@ -317,12 +311,9 @@ def _refused(faults: Sequence[Finding]) -> JobError:
     first = faults[0]
     if len(faults) == 1:
         return JobError.from_finding(first)
-    said = " ".join(
-        f"({i}) {fault.message} {fault.fix}" for i, fault in enumerate(faults[:_LISTED], 1)
-    )
-    more = f" and {len(faults) - _LISTED} more" if len(faults) > _LISTED else ""
+    said = [f"({i}) {fault.message} {fault.fix}" for i, fault in enumerate(faults, 1)]
     return JobError(
         first.code,
-        f"The request has {len(faults)} faults: {said}{more}",
+        f"The request has {len(faults)} faults: {joined(said, _LISTED, ' ')}",
         findings=[fault.as_dict() for fault in faults],
     )

@@ -19,8 +19,7 @@ from typing import Any, TypeVar
 
 from bootstrap.core.findings import Finding, error
 from bootstrap.core.text import counted
-from handler.common.deadline import Deadline, timeout_error
-from handler.common.errors import JobError
+from handler.common.errors import Deadline, JobError, timeout_error
 
 _log = logging.getLogger(__name__)
 

@@ -96,7 +96,7 @@ def test_the_figures_are_kept_as_data(demo: DemoVolume, figures: Figures, tmp_pa
     assert kept["machine"]["cores"] >= 1
 
 
-def test_a_reply_without_a_picture_is_no_result() -> None:
+def test_a_reply_without_a_picture_is_not_a_result() -> None:
     with ready_rig() as rig:
         replies: list[dict[str, Any]] = [{"error": "no such model"}, {"images": []}]
         for value in (*replies, {"results": [{"image": "eHh4"}]}):

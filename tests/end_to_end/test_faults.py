@@ -18,7 +18,7 @@ from bootstrap.boot import Boot
 from bootstrap.config import Settings
 from demo.volume import DemoVolume
 from handler.common.blocking import Pool
-from handler.common.deadline import Deadline
+from handler.common.errors import Deadline
 from handler.execution import ComfyRecovery, MemoryRelief
 from tests.conftest import BootedWorker, environment, furnished
 from tests.end_to_end.test_worker import assert_refused, plain

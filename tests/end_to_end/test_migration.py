@@ -163,7 +163,7 @@ def test_its_key_reaches_api_nodes_and_not_the_environment(worker: BootedWorker)
     assert KEY not in environment_of_nodes
 
 
-def test_a_node_that_lacks_a_token_is_told_which_variable_lets_it_through(
+def test_the_error_of_a_node_that_lacks_a_token_names_the_variable_that_lets_it_through(
     worker: BootedWorker,
 ) -> None:
     workflow = through("TestRaise", what="RuntimeError", said=GATED)

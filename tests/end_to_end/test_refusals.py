@@ -23,7 +23,7 @@ def asked(worker: BootedWorker, **nodes: Any) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("node", [MISSING, NOWHERE], ids=["missing file", "bad link"])
-def test_a_broken_node_that_nothing_needs_is_no_reason_to_refuse(
+def test_a_broken_node_that_nothing_needs_is_not_a_reason_to_refuse(
     worker: BootedWorker, node: dict[str, Any]
 ) -> None:
     reply = asked(worker, bad=node)

@@ -18,8 +18,7 @@ from bootstrap.config.bucket import bucket_of
 from bootstrap.volume import Layout
 from handler.common.blocking import together
 from handler.common.calls import Calls
-from handler.common.deadline import Deadline
-from handler.common.errors import JobError
+from handler.common.errors import Deadline, JobError
 from handler.inputs import Fetcher
 from handler.inputs.fetch import RemoteFile
 from handler.outputs import Delivery, DeliveryOptions

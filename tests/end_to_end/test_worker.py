@@ -195,7 +195,7 @@ def test_missing_model_names_the_nearest_and_the_folder(
     assert_refused(reply, "workflow.missing_model", "taesdd.safetensors", "taesd", models)
 
 
-def test_value_not_in_a_list_is_no_missing_model(worker: BootedWorker) -> None:
+def test_value_not_in_a_list_is_not_a_missing_model(worker: BootedWorker) -> None:
     nodes = plain()
     nodes["3"] = {
         "class_type": "ImageScale",

@@ -67,7 +67,7 @@ def test_its_health_from_the_start_to_the_end(container: Container) -> None:
         (handler,) = first_process(worker).children()
         handler.suspend()
         stopped = container.health(worker, CPU)
-        assert stopped == (1, "the worker lives, but did not answer within 2 s")
+        assert stopped == (1, "the worker is alive, but did not answer within 2 s")
         handler.resume()
         wait_until(lambda: container.health(worker, CPU)[0] == 0, 30)
         _comfyui(worker).kill()

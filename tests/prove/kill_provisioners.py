@@ -28,7 +28,7 @@ from pathlib import Path
 
 from bootstrap.core.files import Disk
 from bootstrap.models.provision import provision
-from tests.support.provisioning import sha256, spec, tensors, tools, workplace
+from tests.support.provisioning import context, sha256, spec, tensors, tools
 from tests.support.vicious_server import ViciousServer
 
 SIZES = (300_000, 5_000_000, 9_000_000, 13_000_000)
@@ -118,18 +118,18 @@ def _round(
         process.start()
         return process
 
-    crew = [begin() for _ in range(workers)]
+    pool = [begin() for _ in range(workers)]
     while tally.kills < kills and not _all_there(models, contents):
         time.sleep(chance.uniform(0.0, 0.25))
         victim = chance.randrange(workers)
-        if crew[victim].is_alive() and crew[victim].pid is not None:
+        if pool[victim].is_alive() and pool[victim].pid is not None:
             with contextlib.suppress(ProcessLookupError):
-                os.kill(crew[victim].pid or 0, signal.SIGKILL)
+                os.kill(pool[victim].pid or 0, signal.SIGKILL)
             tally.kills += 1
-        crew[victim].join()
-        crew[victim] = begin()
+        pool[victim].join()
+        pool[victim] = begin()
         _look(models, contents, tally)
-    for process in crew:
+    for process in pool:
         process.join(60)
         if process.is_alive():
             process.kill()
@@ -141,7 +141,7 @@ def _round(
 def _provision(models: Path, urls: dict[str, str], disk: str) -> None:
     wanted = [spec(url, name) for name, url in urls.items()]
     patient = tools(disk=FaultyDisk(disk), attempts=20, note_every=0.2, connections=4)
-    provision(wanted, workplace(models, tools=patient, stale=STALE, beat=0.1))
+    provision(wanted, context(models, tools=patient, stale=STALE, beat=0.1))
 
 
 def _all_there(models: Path, contents: dict[str, bytes]) -> bool:

@@ -198,7 +198,7 @@ BAKE = (ROOT / "docker-bake.hcl").read_text()
 
 
 def test_bake_reads_its_own_file_alone() -> None:
-    """Else it reads docker-compose.yml too, which needs VOLUME and has a `cpu` of its own."""
+    """It would read docker-compose.yml too, which needs VOLUME and has a `cpu` of its own."""
     for name, job in (("image", "cpu"), ("release", "image")):
         steps = workflow(name)["jobs"][job]["steps"]
         (bake,) = (step for step in steps if "docker/bake-action" in step.get("uses", ""))

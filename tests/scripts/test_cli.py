@@ -45,6 +45,7 @@ SUBCOMMANDS: list[list[str]] = [
     [],
     *([name] for name in COMMANDS),
     *(["models", name] for name in ("add", "list", "plan", "pull", "verify")),
+    *(["nodes", name] for name in ("add", "list", "plan", "pull", "verify", "map")),
 ]
 
 
@@ -68,7 +69,7 @@ def test_help_has_variables_two_examples_and_exit_codes(
 
 
 def test_options_are_those_that_are_completed(capsys: pytest.CaptureFixture[str]) -> None:
-    for command in sorted(set(COMMANDS) - {"models", "completion"}):
+    for command in sorted(set(COMMANDS) - {"models", "nodes", "completion"}):
         with pytest.raises(SystemExit):
             main([command, "--help"])
         said = capsys.readouterr().out
@@ -76,9 +77,10 @@ def test_options_are_those_that_are_completed(capsys: pytest.CaptureFixture[str]
         assert options == set(COMMANDS[command].options)
 
 
-def test_the_subcommands_of_models_are_those_that_are_walked() -> None:
-    walked = {words[1] for words in SUBCOMMANDS if words[1:]}
-    assert walked == {word for word in COMMANDS["models"].options if not word.startswith("-")}
+@pytest.mark.parametrize("command", ["models", "nodes"])
+def test_the_subcommands_are_those_that_are_walked(command: str) -> None:
+    walked = {words[1] for words in SUBCOMMANDS if words[:1] == [command] and words[1:]}
+    assert walked == {word for word in COMMANDS[command].options if not word.startswith("-")}
 
 
 def test_messages_name_the_program_that_was_typed(tmp_path: Path) -> None:
@@ -103,6 +105,7 @@ def test_all_of_it_is_named() -> None:
         (["xyz"], "comfyui-worker: there is no command 'xyz'. There are: serve, boot, doctor"),
         (["doctor", "--fixx"], "unrecognized arguments: --fixx. Did you mean --fix?"),
         (["models", "pul"], "Did you mean pull?"),
+        (["nodes", "veriffy"], "Did you mean verify?"),
         (["submit", "--outptu", "x"], "unrecognized arguments: --outptu. Did you mean --output?"),
         (["doctor", "/workspac"], "/workspac does not exist. Did you mean /workspace?"),
         (["serve", "--port", "many"], "'many' is not a port: a number from 1 to 65535"),

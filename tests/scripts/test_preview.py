@@ -96,7 +96,7 @@ def pixels(text: str, width: int, height: int) -> list[tuple[int, ...]]:
         {"preview": "data:image/jpeg;base64," + "A" * 2_000_000},
     ],
 )
-def test_what_is_no_preview_is_not_taken_for_one(output: Any) -> None:
+def test_what_is_not_a_preview_is_not_taken_for_one(output: Any) -> None:
     assert image_in(output) is None
 
 

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import os
-import signal
 from dataclasses import dataclass
-from pathlib import Path
 
-_PROC = Path("/proc")
+import psutil
 
 
 @dataclass(frozen=True)
@@ -23,50 +21,41 @@ def family(root: int, mark: str) -> list[LiveProcess]:
     The tree finds a child whose environment was replaced; the mark finds one whose parent has
     died, so that init has adopted it. `root` itself, zombies and ourselves are left out.
     """
-    parents = {pid: parent for pid in _pids() if (parent := _parent(pid)) is not None}
-    found = _below(root, parents) | {pid for pid in parents if _has_mark(pid, mark)}
-    return [LiveProcess(pid, _command(pid)) for pid in sorted(found - {root, os.getpid()})]
+    found = [p for p in _below(root) | _marked(mark) if p.pid not in (root, os.getpid())]
+    return [LiveProcess(p.pid, _command(p)) for p in sorted(found, key=lambda p: p.pid)]
 
 
 def kill_family(root: int, mark: str) -> None:
     """SIGKILL to every process of family()."""
     for process in family(root, mark):
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(process.pid, signal.SIGKILL)
+        with contextlib.suppress(psutil.Error):
+            psutil.Process(process.pid).kill()
 
 
-def _pids() -> list[int]:
-    return [int(entry.name) for entry in _PROC.iterdir() if entry.name.isdigit()]
-
-
-def _parent(pid: int) -> int | None:
-    """The parent of a living process; None for a zombie and for one that is gone."""
+def _below(root: int) -> set[psutil.Process]:
     try:
-        stat = (_PROC / str(pid) / "stat").read_text()
-    except OSError:
-        return None
-    # The name in parentheses may hold spaces and parentheses itself: proc_pid_stat(5).
-    state, parent = stat.rpartition(")")[2].split()[:2]
-    return None if state in "ZX" else int(parent)
+        return {p for p in psutil.Process(root).children(recursive=True) if _lives(p)}
+    except psutil.NoSuchProcess:
+        return set()
 
 
-def _below(root: int, parents: dict[int, int]) -> set[int]:
-    found = {root}
-    while more := {pid for pid, parent in parents.items() if parent in found} - found:
-        found |= more
-    return found - {root}
+def _marked(mark: str) -> set[psutil.Process]:
+    return {p for p in psutil.process_iter() if mark in _environment(p) and _lives(p)}
 
 
-def _has_mark(pid: int, mark: str) -> bool:
-    try:
-        return mark.encode() in (_PROC / str(pid) / "environ").read_bytes()
-    except OSError:
-        return False
+def _environment(process: psutil.Process) -> str:
+    with contextlib.suppress(psutil.Error):
+        return "\n".join(f"{key}={value}" for key, value in process.environ().items())
+    return ""
 
 
-def _command(pid: int) -> str:
-    try:
-        raw = (_PROC / str(pid) / "cmdline").read_bytes()
-    except OSError:
-        return "(gone)"
-    return raw.replace(b"\0", b" ").decode(errors="replace").strip()
+def _lives(process: psutil.Process) -> bool:
+    with contextlib.suppress(psutil.Error):
+        return process.status() != psutil.STATUS_ZOMBIE
+    return False
+
+
+def _command(process: psutil.Process) -> str:
+    with contextlib.suppress(psutil.Error):
+        return " ".join(process.cmdline())
+    return "(gone)"

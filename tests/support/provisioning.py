@@ -11,7 +11,7 @@ from typing import Any
 from bootstrap.models.download.progress import FileMeter
 from bootstrap.models.download.remote import Tools
 from bootstrap.models.manifest_entry import ModelSpec, read_entry
-from bootstrap.models.provision import Result, Workplace, provision
+from bootstrap.models.provision import ProvisionContext, ProvisionResult, provision
 from bootstrap.models.sources import Source, Sources
 from bootstrap.models.sources.https import Https
 from bootstrap.net.addresses import AddressPolicy
@@ -50,8 +50,8 @@ def tools(**more: Any) -> Tools:
     return Tools(**{**defaults, **more})
 
 
-def workplace(models: Path, *sources: Source, **more: Any) -> Workplace:
-    """A quiet workplace with short times."""
+def context(models: Path, *sources: Source, **more: Any) -> ProvisionContext:
+    """A quiet context with short times."""
     defaults: dict[str, Any] = {
         "tools": tools(),
         "make_meter": FileMeter,
@@ -59,12 +59,12 @@ def workplace(models: Path, *sources: Source, **more: Any) -> Workplace:
         "stale": 0.5,
         "look_every": 0.02,
     }
-    return Workplace(models, Sources((*sources, Https())), **{**defaults, **more})
+    return ProvisionContext(models, Sources((*sources, Https())), **{**defaults, **more})
 
 
-def bring(models: Path, wanted: ModelSpec, **more: Any) -> Result:
+def bring(models: Path, wanted: ModelSpec, **more: Any) -> ProvisionResult:
     """Provision one model."""
-    (result,) = provision([wanted], workplace(models, **more))
+    (result,) = provision([wanted], context(models, **more))
     return result
 
 

@@ -10,7 +10,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from bootstrap.environment.modules import hard_imports
+from bootstrap.environment.imports import hard_imports
 
 
 class SmallPython:

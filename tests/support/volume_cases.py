@@ -138,6 +138,19 @@ CASES = [
         "nothing else",
     ),
     Case(
+        "volume.models_loose",
+        WARNING,
+        lambda r: model(r / "my model.safetensors"),
+        "ComfyUI/models/checkpoints/my model.safetensors",
+    ),
+    Case(
+        "volume.models_loose",
+        WARNING,
+        lambda r: model(r / "ComfyUI/x.gguf"),
+        "ComfyUI/models/checkpoints/x.gguf",
+        "in ComfyUI",
+    ),
+    Case(
         "volume.wrong_case",
         WARNING,
         moved("ComfyUI/models", "Models"),

@@ -7,9 +7,9 @@ from typing import NamedTuple
 
 from bootstrap.comfyui import choose_allocator
 from bootstrap.config import Settings
-from bootstrap.core.findings import Finding, warning
+from bootstrap.core.findings import Finding, unexpected
 from bootstrap.doctor.checks.allocator import check_allocator
-from bootstrap.doctor.checks.comfyui import check_comfyui
+from bootstrap.doctor.checks.comfyui import check_comfyui, check_wanted_nodes
 from bootstrap.doctor.checks.environment import check_environment, check_runpod
 from bootstrap.doctor.checks.gpu import check_gpu, check_gpu_health
 from bootstrap.doctor.checks.machine import check_machine, check_memory
@@ -21,6 +21,7 @@ from bootstrap.doctor.checks.volume import check_volume
 from bootstrap.doctor.checks.volume_links import names_that_hold
 from bootstrap.doctor.facts import Facts
 from bootstrap.doctor.facts.machine import MachineFacts
+from bootstrap.doctor.facts.volume_facts import VolumeFacts
 from bootstrap.environment.imports import check_node_imports
 from bootstrap.volume.args_file import check_args_file
 from bootstrap.volume.links import conflicts
@@ -55,12 +56,16 @@ def _models(facts: Facts, settings: Settings) -> list[Finding]:
         return []
     machine = facts.machine
     gpus = machine.gpu.visible if machine and machine.gpu else ()
+    volume = facts.volume or VolumeFacts("")
+    misspelt = volume.models.wrong_case
     return check_models(
         facts.models,
         gpu_memory=max((g.memory_total for g in gpus if g.memory_total), default=None),
         memory_limit=machine.memory.limit if machine and machine.memory else None,
         volume_root=facts.layout.root if facts.layout else None,
         names=names_that_hold(facts.volume, settings) if facts.volume else frozenset(),
+        reported={*(link.path for link in volume.links), *(stray.path for stray in misspelt)},
+        loose={stray.path: stray.belongs for stray in volume.models.loose},
     )
 
 
@@ -68,6 +73,10 @@ def _comfyui(facts: Facts, _: Settings) -> list[Finding]:
     if facts.comfyui is None:
         return []
     return [*check_comfyui(facts.comfyui, facts.packages), *check_args_file(facts.args)]
+
+
+def _wanted_nodes(facts: Facts, _: Settings) -> list[Finding]:
+    return check_wanted_nodes(facts.wanted_nodes) if facts.wanted_nodes else []
 
 
 def _allocator(facts: Facts, settings: Settings) -> list[Finding]:
@@ -96,6 +105,7 @@ ALL_CHECKS: tuple[Check, ...] = (
     Check("models", _models),
     Check("links to models", lambda facts, _: conflicts(facts.link_plan)),
     Check("comfyui", _comfyui),
+    Check("wanted nodes", _wanted_nodes),
     Check("node imports", _node_imports),
     Check("requirements", _requirements),
     Check("GPU", _of_machine(check_gpu)),
@@ -120,14 +130,6 @@ def run_checks(
         try:
             findings += check.run(facts, settings)
         except Exception as problem:  # noqa: BLE001  # one broken check must not spoil the others
-            findings.append(_crashed(check.name, problem))
+            what = f"The check of {check.name}"
+            findings.append(unexpected("doctor.check_crashed", what, problem, part=check.name))
     return findings
-
-
-def _crashed(name: str, problem: Exception) -> Finding:
-    return warning(
-        "doctor.check_crashed",
-        f"The check of {name} failed: {type(problem).__name__}: {problem}.",
-        "The other findings hold. Please report this with the message.",
-        check=name,
-    )

@@ -20,59 +20,23 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 from bootstrap.comfyui import Allocator
+from bootstrap.comfyui.launch import CONF_NAMES, RECOMMENDED
 from bootstrap.config import Settings
 from bootstrap.core.findings import Finding, error, info, ok, warning
 from bootstrap.core.text import IN_ENDPOINT, whole
 from bootstrap.doctor.checks.gpu import gpu_expectation
 from bootstrap.doctor.facts.machine import MachineFacts, Preload
-from bootstrap.environment.torch_build import TorchBuild
+from bootstrap.environment.torch_build import TorchBuild, version_numbers
 
-NATIVE = "native"
-ASYNC = "cudaMallocAsync"
-_BOOLEAN = "`True` or `False`"
-# torch raises below 20 (from 2.9 on) or up to and including 20 (before).
-_SPLIT = "a whole number of MB above 20"
-_SHARE = "between 0 and 1, such as 0.8"
-_SIZE = "MB above 0"
-_LIST = re.compile(r"\[[^\[\]]*\]")  # its commas do not divide pairs
-_DIVISIONS = re.compile(r"(?:\d+|>):(?:0|1|2|4|8|16|32|64|128|256|512|1024)")
-# What is said of a key's value that torch would not take.
-_VALUES: Mapping[str, str] = {
-    "backend": f"`{NATIVE}` or `{ASYNC}`",
-    "max_split_size_mb": _SPLIT,
-    "max_non_split_rounding_mb": _SPLIT,
-    "garbage_collection_threshold": _SHARE,
-    "per_process_memory_fraction": _SHARE,
-    "pinned_reserve_segment_size_mb": _SIZE,
-    "large_segment_size_mb": _SIZE,
-    "roundup_bypass_threshold_mb": _SIZE,
-    "pinned_num_register_threads": "1, 2, 4 … 128",
-    "roundup_power2_divisions": "a power of two or a list like [256:1,>:4]",
-    "expandable_segments": _BOOLEAN,
-    "release_lock_on_cudamalloc": _BOOLEAN,
-    "release_lock_on_hipmalloc": _BOOLEAN,
-    "pinned_use_cuda_host_register": _BOOLEAN,
-    "pinned_use_hip_host_register": _BOOLEAN,
-    "pinned_use_background_threads": _BOOLEAN,
-    "graph_capture_record_stream_reuse": _BOOLEAN,
-    "pinned_free_catch_all": _BOOLEAN,
-    "throw_on_cudamalloc_oom": _BOOLEAN,
-}
-# Keys that shape how the native allocator cuts memory up: no effect under cudaMallocAsync.
-NATIVE_ONLY = frozenset(
-    "max_split_size_mb max_non_split_rounding_mb garbage_collection_threshold expandable_segments "
-    "roundup_power2_divisions roundup_bypass_threshold_mb release_lock_on_cudamalloc".split()
-)
-OLD_NAME = "PYTORCH_CUDA_ALLOC_CONF"
-NEW_NAME = "PYTORCH_ALLOC_CONF"  # torch 2.9 and newer; wins over the old name
-NEW_NAME_SINCE = (2, 9)
-RECOMMENDED = "max_split_size_mb:256"
-RECOMMENDED_ARENAS = "2"
+NATIVE, ASYNC = "native", "cudaMallocAsync"
+OLD_NAME, NEW_NAME = CONF_NAMES  # the new one wins from torch 2.9 on
+_NEW_NAME_SINCE = (2, 9)
 _ALLOCATORS = ("tcmalloc", "jemalloc", "mimalloc")
+_SHOWN = 200  # characters of a variable
 CODES = {
     "env.alloc_conf_good": "torch's allocator settings are understood.",
     "env.alloc_conf_unknown_key": "torch's allocator settings have a key that torch refuses.",
@@ -90,6 +54,53 @@ CODES = {
     "env.preload_missing": "LD_PRELOAD names a library that does not exist.",
     "env.preload_several": "LD_PRELOAD names more than one allocator.",
 }
+
+_Rule = tuple[Callable[[str], bool], str]  # does torch take a value; what it must be
+_POWERS = "1 2 4 8 16 32 64 128".split()
+_DIVISIONS = "(?:0|1|2|4|8|16|32|64|128|256|512|1024)"
+_PAIR = rf"(?:\d+|>):{_DIVISIONS}"
+_ROUNDUP = re.compile(rf"{_DIVISIONS}|\[{_PAIR}(?:;{_PAIR})*\]")
+_LIST = re.compile(r"\[[^\[\]]*\]")  # its commas do not divide pairs
+_BOOLEAN: _Rule = (lambda v: v in ("True", "False"), "`True` or `False`")
+_SIZE: _Rule = (lambda v: bool(whole(v)), "MB above 0")
+# torch raises below 20 (from 2.9 on) or up to and including 20 (before).
+_SPLIT: _Rule = (lambda v: (whole(v) or 0) > 20, "a whole number of MB above 20")
+_SHARE = "between 0 and 1, such as 0.8"
+# Keys that shape how the native allocator cuts memory up: no effect under cudaMallocAsync.
+_NATIVE_ONLY: Mapping[str, _Rule] = {
+    "max_split_size_mb": _SPLIT,
+    "max_non_split_rounding_mb": _SPLIT,
+    "garbage_collection_threshold": (lambda v: 0 < _number(v) < 1, _SHARE),
+    "expandable_segments": _BOOLEAN,
+    "roundup_power2_divisions": (
+        lambda v: bool(_ROUNDUP.fullmatch(v)),
+        "a power of two or a list like [256:1,>:4]",
+    ),
+    "roundup_bypass_threshold_mb": _SIZE,
+    "release_lock_on_cudamalloc": _BOOLEAN,
+}
+_RULES: Mapping[str, _Rule] = {
+    **_NATIVE_ONLY,
+    "backend": (lambda v: v in (NATIVE, ASYNC), f"`{NATIVE}` or `{ASYNC}`"),
+    "per_process_memory_fraction": (lambda v: 0 < _number(v) <= 1, _SHARE),
+    "pinned_num_register_threads": (lambda v: v in _POWERS, "1, 2, 4 … 128"),
+    "pinned_reserve_segment_size_mb": _SIZE,
+    "large_segment_size_mb": _SIZE,
+    "release_lock_on_hipmalloc": _BOOLEAN,
+    "pinned_use_cuda_host_register": _BOOLEAN,
+    "pinned_use_hip_host_register": _BOOLEAN,
+    "pinned_use_background_threads": _BOOLEAN,
+    "graph_capture_record_stream_reuse": _BOOLEAN,
+    "pinned_free_catch_all": _BOOLEAN,
+    "throw_on_cudamalloc_oom": _BOOLEAN,
+}
+
+
+def _number(text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        return float("nan")
 
 
 class Problem(NamedTuple):
@@ -110,14 +121,14 @@ class AllocConf(NamedTuple):
     problems: tuple[Problem, ...] = ()
 
     @property
-    def backends(self) -> tuple[str, ...]:
+    def backends(self) -> list[str]:
         """Every backend that is named."""
-        return tuple(dict.fromkeys(value for key, value in self.settings if key == "backend"))
+        return list(dict.fromkeys(value for key, value in self.settings if key == "backend"))
 
     @property
-    def native_only(self) -> tuple[str, ...]:
+    def native_only(self) -> list[str]:
         """The keys that have no effect under cudaMallocAsync."""
-        return tuple(dict.fromkeys(key for key, _ in self.settings if key in NATIVE_ONLY))
+        return list(dict.fromkeys(key for key, _ in self.settings if key in _NATIVE_ONLY))
 
 
 def parse_alloc_conf(text: str) -> AllocConf:
@@ -125,15 +136,14 @@ def parse_alloc_conf(text: str) -> AllocConf:
 
     One comma at the end is allowed, as torch allows it.
     """
-    text = "".join(text.split())
-    text = _LIST.sub(lambda found: found[0].replace(",", ";"), text)
+    text = _LIST.sub(lambda found: found[0].replace(",", ";"), "".join(text.split()))
     items = text.split(",") if text else []
     if len(items) > 1 and not items[-1]:
         items.pop()
-    pairs = [item.partition(":") for item in items]
-    problems = (_problem(key, value) for key, _, value in pairs)
+    pairs = [(key, value) for key, _, value in (item.partition(":") for item in items)]
+    problems = (_problem(key, value) for key, value in pairs)
     return AllocConf(
-        tuple((key, value) for key, _, value in pairs if key in _VALUES and value),
+        tuple((key, value) for key, value in pairs if key in _RULES and value),
         tuple(problem for problem in problems if problem),
     )
 
@@ -142,38 +152,13 @@ def _problem(key: str, value: str) -> Problem | None:
     """What torch would say against a pair; None when it would take it."""
     if not (key or value):
         return Problem("syntax", "there is a comma too many")
-    if key not in _VALUES:
-        near = difflib.get_close_matches(key.lower(), sorted(_VALUES), n=1, cutoff=0.75)
+    if key not in _RULES:
+        near = difflib.get_close_matches(key.lower(), sorted(_RULES), n=1, cutoff=0.75)
         return Problem("unknown_key", key[:80], near[0] if near else None)
     if not value:
         return Problem("syntax", f"{key} has no value (`{key}:…`)")
-    return None if _takes(key, value) else Problem("value", f"{key} must be {_VALUES[key]}")
-
-
-def _takes(key: str, value: str) -> bool:
-    """Would torch take the value of a key that it knows?"""
-    kind = _VALUES[key]
-    if kind == _SPLIT:
-        return (whole(value) or 0) > 20
-    if kind == _SIZE:
-        return bool(whole(value))
-    if kind == _SHARE:
-        # A share of 1 is allowed for the process' memory, not for the threshold.
-        return _share(value) < 1 or (key, _share(value)) == ("per_process_memory_fraction", 1)
-    if key == "roundup_power2_divisions":
-        inner = value[1:-1] if value[0] + value[-1] == "[]" else f">:{value}"
-        return all(_DIVISIONS.fullmatch(part) for part in inner.split(";"))
-    if kind == _BOOLEAN:
-        return value in ("True", "False")
-    return value in ((NATIVE, ASYNC) if key == "backend" else ("1 2 4 8 16 32 64 128".split()))
-
-
-def _share(text: str) -> float:
-    """A number above 0; infinity for anything else."""
-    try:
-        return float(text) if float(text) > 0 else float("inf")
-    except ValueError:
-        return float("inf")
+    takes, what = _RULES[key]
+    return None if takes(value) else Problem("value", f"{key} must be {what}")
 
 
 def check_allocator(
@@ -185,226 +170,168 @@ def check_allocator(
     """Findings about the allocators of torch and of libc; `chosen` is what ComfyUI is started
     with, None where no ComfyUI is known."""
     uses_gpu = gpu_expectation(facts.gpu, settings, env).expected
+    found = _alloc_conf(settings, env, facts.torch, uses_gpu)
+    if chosen is not None and chosen.dynamic:
+        # What makes native settings take effect is the poorer choice with dynamic VRAM.
+        found = [f for f in found if f.code != "env.alloc_conf_no_effect"]
+    preloaded = [a for p in facts.preloads if p.exists for a in _ALLOCATORS if a in p.name.lower()]
     return [
-        *_chosen(chosen, uses_gpu),
-        *_not_with_dynamic(chosen, _alloc_conf(settings, env, facts.torch, uses_gpu)),
-        *_preloads(facts.preloads),
-        *_arenas(env, facts.preloads),
+        *(_chosen(chosen) if chosen is not None and uses_gpu else ()),
+        *found,
+        *_preloads(facts.preloads, preloaded),
+        *_arenas(env.get("MALLOC_ARENA_MAX", "").strip(), preloaded),
     ]
 
 
-def _chosen(chosen: Allocator | None, uses_gpu: bool) -> list[Finding]:
-    if chosen is None or not uses_gpu or not (chosen.dynamic or chosen.args):
-        return []
-    if not chosen.dynamic:
-        return [
-            info(
-                "env.allocator_native",
-                f"ComfyUI is started with {chosen.args[0]} and {OLD_NAME}={RECOMMENDED}: without "
-                "dynamic VRAM that keeps GPU memory from fragmenting.",
-                f"Nothing to do; {OLD_NAME} or --cuda-malloc in COMFYUI_ARGS decide otherwise.",
-            )
-        ]
-    why = (
-        "ComfyUI's dynamic VRAM manages GPU memory itself, by cudaMallocAsync; max_split_size_mb "
-        "has no effect on that, and with --disable-cuda-malloc leaves large blocks unused"
-    )
-    if not chosen.by_user:
-        return [info("env.allocator_dynamic", f"{why}: neither is set.", "Nothing to do.")]
-    return [
-        info(
-            "env.allocator_dynamic",
-            f"{why}. Variables or flags set an allocator all the same.",
-            f"Remove {OLD_NAME}, {NEW_NAME} and --disable-cuda-malloc {IN_ENDPOINT}, unless you "
-            "measured that they help; --disable-dynamic-vram switches dynamic VRAM off.",
+def _chosen(chosen: Allocator) -> Iterator[Finding]:
+    if not chosen.dynamic and chosen.args:
+        yield info(
+            "env.allocator_native",
+            f"ComfyUI is started with {chosen.args[0]} and {OLD_NAME}={RECOMMENDED}: without "
+            "dynamic VRAM that keeps GPU memory from fragmenting.",
+            f"Nothing to do; {OLD_NAME} or --cuda-malloc in COMFYUI_ARGS decide otherwise.",
         )
-    ]
-
-
-def _not_with_dynamic(chosen: Allocator | None, found: list[Finding]) -> list[Finding]:
-    """What makes native settings take effect is the poorer choice with dynamic VRAM."""
-    if chosen is None or not chosen.dynamic:
-        return found
-    return [f for f in found if f.code != "env.alloc_conf_no_effect"]
+    if chosen.dynamic:
+        what, fix = "neither is set.", "Nothing to do."
+        if chosen.by_user:
+            what = "variables or flags set an allocator all the same."
+            fix = (
+                f"Remove {OLD_NAME}, {NEW_NAME} and --disable-cuda-malloc {IN_ENDPOINT}, unless "
+                "you measured that they help; --disable-dynamic-vram switches dynamic VRAM off."
+            )
+        yield info(
+            "env.allocator_dynamic",
+            "ComfyUI's dynamic VRAM manages GPU memory itself, by cudaMallocAsync; "
+            "max_split_size_mb has no effect on that, and with --disable-cuda-malloc leaves large "
+            f"blocks unused: {what}",
+            fix,
+        )
 
 
 def _alloc_conf(
     settings: Settings, env: Mapping[str, str], torch: TorchBuild | None, uses_gpu: bool
 ) -> list[Finding]:
-    names = [name for name in (NEW_NAME, OLD_NAME) if name in env]
-    found = _both(env) if len(names) == 2 else []
-    for name in names:
-        conf = parse_alloc_conf(env[name])
-        wrong = [_wrong(name, problem, uses_gpu) for problem in conf.problems]
-        found += wrong or _effects(name, env[name], conf, settings, uses_gpu)
-    if NEW_NAME in names:
-        found += _too_new_name(torch)
-    if names and not found:
-        shown = ", ".join(f"{name}={env[name][:200]}" for name in names)
+    given = {name: env[name] for name in (NEW_NAME, OLD_NAME) if name in env}
+    found = [_both(given)] if len(given) == 2 else []
+    for name, text in given.items():
+        conf = parse_alloc_conf(text)
+        found += [_wrong(name, problem, uses_gpu) for problem in conf.problems]
+        if not conf.problems:
+            found += _effects(name, text, conf, settings, uses_gpu)
+    if NEW_NAME in given:
+        found += _too_new_name(torch.version if torch else None)
+    if given and not found:
+        shown = ", ".join(f"{name}={text[:_SHOWN]}" for name, text in given.items())
         found.append(ok("env.alloc_conf_good", f"{shown} is understood and takes effect."))
     return found
 
 
-def _both(env: Mapping[str, str]) -> list[Finding]:
-    return [
-        warning(
-            "env.alloc_conf_both",
-            f"Both {NEW_NAME} (`{env[NEW_NAME][:200]}`) and {OLD_NAME} (`{env[OLD_NAME][:200]}`) "
-            f"are set; torch 2.9 and newer reads the first only, older ones the second, and "
-            "ComfyUI adds its backend to the second.",
-            f"Remove {NEW_NAME} {IN_ENDPOINT} and put what you want into {OLD_NAME}.",
-        )
-    ]
+def _both(given: Mapping[str, str]) -> Finding:
+    both = " and ".join(f"{name} (`{text[:_SHOWN]}`)" for name, text in given.items())
+    return warning(
+        "env.alloc_conf_both",
+        f"Both {both} are set; torch 2.9 and newer reads the first only, older ones the second, "
+        "and ComfyUI adds its backend to the second.",
+        f"Remove {NEW_NAME} {IN_ENDPOINT} and put what you want into {OLD_NAME}.",
+    )
 
 
 def _wrong(name: str, problem: Problem, uses_gpu: bool) -> Finding:
     # torch raises at these, so that no job runs. A key that resembles none we know may be one
     # of a newer torch; without a GPU they are not read.
-    certain = uses_gpu and (problem.kind != "unknown_key" or problem.nearest is not None)
-    make = error if certain else warning
-    if problem.kind == "unknown_key":
-        nearest = problem.nearest
-        return make(
-            "env.alloc_conf_unknown_key",
-            f"{name} has the key `{problem.text}`, which torch does not know: it raises at its "
-            "first use of the GPU.",
-            f"Write `{nearest}` in place of it {IN_ENDPOINT}."
-            if nearest
-            else f"Remove it from {name} {IN_ENDPOINT}, or make sure your torch has it.",
-            key=problem.text,
-        )
-    return make(
+    nearest, unknown = problem.nearest, problem.kind == "unknown_key"
+    what = f"the key `{problem.text}` is unknown to torch" if unknown else problem.text
+    fix = f"Correct it {IN_ENDPOINT}, for instance {OLD_NAME}={RECOMMENDED}, or remove {name}."
+    if nearest:
+        fix = f"Write `{nearest}` in place of it {IN_ENDPOINT}."
+    elif unknown:
+        fix = f"Remove it from {name} {IN_ENDPOINT}, or make sure your torch has it."
+    return (error if uses_gpu and (nearest or not unknown) else warning)(
         f"env.alloc_conf_{problem.kind}",
-        f"{name}: {problem.text}; torch raises at its first use of the GPU.",
-        f"Correct it {IN_ENDPOINT}, for instance {OLD_NAME}={RECOMMENDED}, or remove {name}.",
+        f"{name}: {what}; torch raises at its first use of the GPU.",
+        fix,
+        **({"key": problem.text} if unknown else {}),
     )
 
 
 def _effects(
     name: str, text: str, conf: AllocConf, settings: Settings, uses_gpu: bool
-) -> list[Finding]:
-    appends = uses_gpu and name == OLD_NAME and _comfyui_appends(settings)
-    stripped = "".join(text.split())
-    if appends and (not stripped or stripped.endswith(",")):
-        return [_bare_comma(name)]
-    if len(set(conf.backends)) > 1 or (appends and NATIVE in conf.backends):
-        return [_backend_conflict(name, conf)]
-    if conf.native_only and (appends or ASYNC in conf.backends):
-        return [_no_effect(name, conf)]
-    return []
+) -> Iterator[Finding]:
+    # ComfyUI's cuda_malloc.py appends its backend on most GPUs, unless set not to; with dynamic
+    # VRAM, in versions of 2026, it empties the variable instead: so these are warnings only.
+    flagged = "--disable-cuda-malloc" in settings.comfyui_args
+    appends = uses_gpu and name == OLD_NAME and not flagged
+    if appends and text.strip()[-1:] in ("", ","):
+        yield warning(
+            "env.alloc_conf_syntax",
+            f"{name} is blank or ends in a comma; ComfyUI appends `,backend:{ASYNC}` to it, and "
+            "torch refuses the double or leading comma.",
+            f"Remove {name} {IN_ENDPOINT}, or set it to {RECOMMENDED} and add "
+            "--disable-cuda-malloc to COMFYUI_ARGS.",
+        )
+    elif len(conf.backends) > 1 or (appends and NATIVE in conf.backends):
+        yield warning(
+            "env.alloc_conf_backend",
+            f"{name} names the backend {' and '.join(conf.backends)}, and ComfyUI appends "
+            f"`backend:{ASYNC}`: torch takes one when it loads, meets the other, and stops with "
+            "'Allocator backend parsed at runtime != allocator backend parsed at load time'.",
+            f"Remove `backend:…` from {name} and choose by flag: add --disable-cuda-malloc to "
+            "COMFYUI_ARGS for the native one.",
+        )
+    elif conf.native_only and (appends or ASYNC in conf.backends):
+        drop = f"remove `backend:{ASYNC}` and " if ASYNC in conf.backends else ""
+        yield warning(
+            "env.alloc_conf_no_effect",
+            f"{name} sets {', '.join(conf.native_only)}, which has no effect: ComfyUI uses torch's "
+            f"{ASYNC} allocator on most GPUs, and that ignores it.",
+            f"To use it: {drop}add --disable-cuda-malloc to COMFYUI_ARGS (worth it when jobs end "
+            f"in 'CUDA out of memory' with much memory reserved). Else remove {name}.",
+            keys=conf.native_only,
+        )
 
 
-def _comfyui_appends(settings: Settings) -> bool:
-    """Whether ComfyUI appends its backend: its cuda_malloc.py does on most GPUs, unless set not
-    to. (With dynamic VRAM, in versions of 2026, it empties the variable instead.)"""
-    return "--disable-cuda-malloc" not in settings.comfyui_args
-
-
-def _bare_comma(name: str) -> Finding:
-    # `,backend:cudaMallocAsync` and `a:b,,backend:…` are what ComfyUI makes of these.
-    return warning(
-        "env.alloc_conf_syntax",
-        f"{name} is blank or ends in a comma; ComfyUI appends `,backend:{ASYNC}` to it, and torch "
-        "refuses the double or leading comma.",
-        f"Remove {name} {IN_ENDPOINT}, or set it to {RECOMMENDED} and add --disable-cuda-malloc to "
-        "COMFYUI_ARGS.",
-    )
-
-
-def _backend_conflict(name: str, conf: AllocConf) -> Finding:
-    # A warning only: a ComfyUI of 2026 with dynamic VRAM empties the variable and runs.
-    return warning(
-        "env.alloc_conf_backend",
-        f"{name} names the backend {' and '.join(dict.fromkeys(conf.backends))}, and ComfyUI "
-        f"appends `backend:{ASYNC}`: torch takes one when it loads, meets the other, and stops "
-        "with 'Allocator backend parsed at runtime != allocator backend parsed at load time'.",
-        f"Remove `backend:…` from {name} and choose by flag: add --disable-cuda-malloc to "
-        "COMFYUI_ARGS for the native one.",
-    )
-
-
-def _no_effect(name: str, conf: AllocConf) -> Finding:
-    keys = ", ".join(dict.fromkeys(conf.native_only))
-    drop = f"remove `backend:{ASYNC}` and " if ASYNC in conf.backends else ""
-    return warning(
-        "env.alloc_conf_no_effect",
-        f"{name} sets {keys}, which has no effect: ComfyUI uses torch's {ASYNC} allocator on most "
-        "GPUs, and that ignores it.",
-        f"To use it: {drop}add --disable-cuda-malloc to COMFYUI_ARGS (worth it when jobs end in "
-        f"'CUDA out of memory' with much memory reserved). Else remove {name}.",
-        keys=list(dict.fromkeys(conf.native_only)),
-    )
-
-
-def _too_new_name(torch: TorchBuild | None) -> list[Finding]:
-    numbers = (torch.version or "").split(".") if torch else []
-    if len(numbers) < 2 or not (numbers[0].isdecimal() and numbers[1].isdecimal()):
-        return []
-    if (int(numbers[0]), int(numbers[1])) >= NEW_NAME_SINCE:
-        return []
-    return [
-        warning(
+def _too_new_name(version: str | None) -> Iterator[Finding]:
+    if version and len(numbers := version_numbers(version)[:2]) == 2 and numbers < _NEW_NAME_SINCE:
+        yield warning(
             "env.alloc_conf_name",
-            f"{NEW_NAME} is set, but ComfyUI's torch {torch.version if torch else ''} reads "
-            f"{OLD_NAME} only.",
+            f"{NEW_NAME} is set, but ComfyUI's torch {version} reads {OLD_NAME} only.",
             f"Rename it to {OLD_NAME} {IN_ENDPOINT}: newer ones read that too.",
         )
-    ]
 
 
-def _allocators(preloads: tuple[Preload, ...]) -> list[str]:
-    return [a for p in preloads if p.exists for a in _ALLOCATORS if a in p.name.lower()]
-
-
-def _preloads(preloads: tuple[Preload, ...]) -> list[Finding]:
-    found = [
-        warning(
+def _preloads(preloads: Sequence[Preload], allocators: Sequence[str]) -> Iterator[Finding]:
+    for name in (p.name for p in preloads if not p.exists):
+        yield warning(
             "env.preload_missing",
-            f"LD_PRELOAD names {p.name[:200]}, which does not exist: every process starts with a "
+            f"LD_PRELOAD names {name[:_SHOWN]}, which does not exist: every process starts with a "
             "warning, and without it.",
             "Correct the path (`find / -name 'libtcmalloc*.so*'` shows where one is) or remove "
             f"LD_PRELOAD {IN_ENDPOINT}.",
-            library=p.name,
+            library=name,
         )
-        for p in preloads
-        if not p.exists
-    ]
-    allocators = _allocators(preloads)
     if len(allocators) > 1:
-        found.append(
-            warning(
-                "env.preload_several",
-                f"LD_PRELOAD has {len(allocators)} allocators ({', '.join(allocators)}): only the "
-                "first counts.",
-                f"Keep one of them in LD_PRELOAD {IN_ENDPOINT}.",
-            )
+        yield warning(
+            "env.preload_several",
+            f"LD_PRELOAD has {len(allocators)} allocators ({', '.join(allocators)}): only the "
+            "first counts.",
+            f"Keep one of them in LD_PRELOAD {IN_ENDPOINT}.",
         )
     elif allocators:
-        found.append(
-            info("env.preload", f"{allocators[0]} is preloaded in place of libc's malloc.")
-        )
-    return found
+        yield info("env.preload", f"{allocators[0]} is preloaded in place of libc's malloc.")
 
 
-def _arenas(env: Mapping[str, str], preloads: tuple[Preload, ...]) -> list[Finding]:
-    text = env.get("MALLOC_ARENA_MAX", "").strip()
+def _arenas(text: str, allocators: Sequence[str]) -> Iterator[Finding]:
     if text and not whole(text):
-        return [
-            warning(
-                "env.arena_max_value",
-                f"MALLOC_ARENA_MAX is {text[:40]!r}, which libc ignores: it must be a whole number "
-                "above 0.",
-                f"Set MALLOC_ARENA_MAX={RECOMMENDED_ARENAS} {IN_ENDPOINT}.",
-            )
-        ]
-    if text or _allocators(preloads):
-        return []
-    return [
-        info(
+        yield warning(
+            "env.arena_max_value",
+            f"MALLOC_ARENA_MAX is {text[:40]!r}, which libc ignores: it must be a whole number "
+            "above 0.",
+            f"Set MALLOC_ARENA_MAX=2 {IN_ENDPOINT}.",
+        )
+    elif not (text or allocators):
+        yield info(
             "env.arena_max_unset",
             "MALLOC_ARENA_MAX is not set: libc keeps freed memory in up to 8 arenas a core, so "
             "ComfyUI's memory grows with every model that is exchanged.",
-            f"Set MALLOC_ARENA_MAX={RECOMMENDED_ARENAS} {IN_ENDPOINT}; 4 if nodes with many "
-            "threads get slower.",
+            f"Set MALLOC_ARENA_MAX=2 {IN_ENDPOINT}; 4 if nodes with many threads get slower.",
         )
-    ]

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 
 from bootstrap.core.findings import Finding, error, info, ok, warning
 from bootstrap.core.text import counted, named, shown, typed
-from bootstrap.doctor.facts.comfyui import ComfyUIFacts
+from bootstrap.doctor.facts.comfyui import ComfyUIFacts, WantedNodes
 from bootstrap.environment import PackagesFacts
-from bootstrap.environment.packs import Pack, State
+from bootstrap.environment.packs import Pack, PackState
+from bootstrap.nodes.installed import Found
 
 CODES = {
     "comfyui.version": "Which ComfyUI it is.",
@@ -22,6 +23,8 @@ CODES = {
     "python.scripts_moved": "A venv's scripts name an interpreter that is elsewhere.",
     "nodes.pack_empty": "A custom node's folder has nothing in it that can be imported.",
     "nodes.pack_twice": "Two copies of one custom node pack are active.",
+    "nodes.absent": "Custom node packs of the manifest are not on the volume.",
+    "nodes.workflow_lacks": "A workflow on the volume uses nodes of packs that are not there.",
 }
 
 
@@ -107,23 +110,25 @@ def _interpreter(packages: PackagesFacts) -> Iterator[Finding]:
 
 def _empty_packs(comfyui: ComfyUIFacts) -> Iterator[Finding]:
     for pack in comfyui.active:
-        if pack.state is not State.GOOD:
+        if pack.state is not PackState.GOOD:
             yield _empty(pack)
 
 
 def _empty(pack: Pack) -> Finding:
     path = shown(pack.path)
     reasons = {
-        State.EMPTY: f"{path} is empty: a clone or a submodule that was never filled.",
-        State.NO_INIT: f"{path} has no __init__.py, so ComfyUI cannot import it.",
-        State.LINK_BROKEN: f"{path} is a broken link.",
-        State.UNREADABLE: f"{path} cannot be read.",
+        PackState.EMPTY: f"{path} is empty: a clone or a submodule that was never filled.",
+        PackState.NO_INIT: f"{path} has no __init__.py, so ComfyUI cannot import it.",
+        PackState.LINK_BROKEN: f"{path} is a broken link.",
+        PackState.UNREADABLE: f"{path} cannot be read.",
     }
     fixes = {
-        State.EMPTY: f"`{typed('rmdir', pack.path)}`, then clone the custom node again.",
-        State.NO_INIT: f"If it is none, take it out of ComfyUI's sight: `{_disable(pack)}`.",
-        State.LINK_BROKEN: f"`{typed('rm', pack.path)}` removes the link; clone the node instead.",
-        State.UNREADABLE: f"`{typed('chmod', '-R', 'u+rwX', pack.path)}` on a Pod.",
+        PackState.EMPTY: f"`{typed('rmdir', pack.path)}`, then clone the custom node again.",
+        PackState.NO_INIT: f"If it is none, take it out of ComfyUI's sight: `{_disable(pack)}`.",
+        PackState.LINK_BROKEN: (
+            f"`{typed('rm', pack.path)}` removes the link; clone the node instead."
+        ),
+        PackState.UNREADABLE: f"`{typed('chmod', '-R', 'u+rwX', pack.path)}` on a Pod.",
     }
     fix = fixes.get(pack.state, f"`{_disable(pack)}`")
     if pack.only_git:
@@ -161,3 +166,37 @@ def _twins(comfyui: ComfyUIFacts) -> Iterator[Finding]:
                 f"Keep one: `{_disable(last)}`.",
                 packs=[p.path for p in packs],
             )
+
+
+def check_wanted_nodes(wanted: WantedNodes) -> list[Finding]:
+    """The packs that the manifest of nodes lists, and those that the volume's workflows need."""
+    found = list(wanted.findings)
+    if wanted.absent:
+        found.append(_absent(wanted.absent))
+    found += [_lacks(file, away, wanted.date) for file, away in wanted.lacking.items()]
+    return found
+
+
+def _absent(absent: Sequence[Found]) -> Finding:
+    names = [f"{each.path.name} ({each.what or 'missing'})" for each in absent]
+    return warning(
+        "nodes.absent",
+        f"{counted(len(absent), 'custom node pack')} of the manifest not there as wanted: "
+        f"{named(names)}.",
+        "The next worker that starts fetches what is missing; on a Pod: "
+        "`comfyui-worker nodes pull`.",
+        packs=[str(each.path) for each in absent[:50]],
+    )
+
+
+def _lacks(file: str, away: Mapping[str, str], date: str) -> Finding:
+    nodes = named([f"{name} ({pack})" for name, pack in away.items()])
+    return warning(
+        "nodes.workflow_lacks",
+        f"{shown(file)} uses nodes of packs that are not on the volume: {nodes} (by the map of "
+        f"{date}).",
+        f"On a Pod: `{typed('comfyui-worker', 'nodes', 'add', '--from', file)}`, then "
+        "`comfyui-worker nodes pull`.",
+        workflow=file,
+        packs=sorted(set(away.values())),
+    )

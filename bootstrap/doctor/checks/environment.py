@@ -89,10 +89,10 @@ def _boot_timeout(settings: Settings, env: Mapping[str, str]) -> list[Finding]:
                     f"Set RUNPOD_INIT_TIMEOUT=420 {IN_ENDPOINT}, or remove it.",
                 )
             ]
-        patience, whose = RUNPOD_INIT_TIMEOUT, "Runpod waits 420 s by default"
+        limit, whose = RUNPOD_INIT_TIMEOUT, "Runpod waits 420 s by default"
     else:
-        patience, whose = float(text), f"RUNPOD_INIT_TIMEOUT is {text}"
-    if settings.boot_timeout + BOOT_MARGIN <= patience:
+        limit, whose = float(text), f"RUNPOD_INIT_TIMEOUT is {text}"
+    if settings.boot_timeout + BOOT_MARGIN <= limit:
         return []
     longer = int(settings.boot_timeout + 2 * BOOT_MARGIN)
     return [
@@ -101,9 +101,9 @@ def _boot_timeout(settings: Settings, env: Mapping[str, str]) -> list[Finding]:
             f"BOOT_TIMEOUT is {settings.boot_timeout:g} s, but {whose}: a slow start is ended from "
             "outside before this worker can say why.",
             f"Set RUNPOD_INIT_TIMEOUT={longer} {IN_ENDPOINT}, or lower BOOT_TIMEOUT to "
-            f"{max(int(patience - 2 * BOOT_MARGIN), 1)}.",
+            f"{max(int(limit - 2 * BOOT_MARGIN), 1)}.",
             boot_timeout=settings.boot_timeout,
-            init_timeout=patience,
+            init_timeout=limit,
         )
     ]
 

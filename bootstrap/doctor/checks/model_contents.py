@@ -25,8 +25,8 @@ CODES = {
     "models.duplicate": "The same model lies on the volume more than once",
 }
 _AGAIN = (
-    "{delete}, then download it again with a token, for instance "
-    '`curl -fL -H "Authorization: Bearer $CIVITAI_TOKEN" -o FILE URL` (HF_TOKEN for Hugging Face).'
+    "{delete}, then download again with a token (HF_TOKEN for Hugging Face): "
+    '`curl -fL -H "Authorization: Bearer $CIVITAI_TOKEN" -o FILE URL`'
 )
 _IF_QUIET = "If nothing is downloading there now: {delete}, then download again."
 
@@ -81,8 +81,8 @@ _FAULTS: Mapping[State, _Fault] = {
         _IS,
         "{files} a Git LFS pointer of some bytes; the model itself{of_size} was never fetched "
         "(cloned without Git LFS, or downloaded from a /raw/ address).",
-        "{pull} (`apt-get install git-lfs` first), or {delete} and download from the /resolve/ "
-        "address instead of /raw/ or /blob/.",
+        "After `apt-get install git-lfs`: {pull}. Or remove it: {delete}, then download from the "
+        "/resolve/ address instead of /raw/ or /blob/.",
     ),
 }
 
@@ -111,7 +111,8 @@ def _words_for(files: Sequence[ModelFile], verb: tuple[str, str]) -> Mapping[str
         "delete": delete(files),
         "lengths": "; ".join(map(_length, files[:3])),
         "details": "; ".join(
-            f"{shown(f.name)}: {shown(f.examined.detail)[:120]}" for f in files[:3]
+            (f"{shown(f.name)}: " if files[1:] else "") + shown(f.examined.detail)[:120]
+            for f in files[:3]
         ),
         "formats": ", ".join(f"{shown(place(f))} is a {f.examined.detail}" for f in files[:3]),
         "renames": command(*(move(f.full_path, _renamed(f)) for f in files[:3])),

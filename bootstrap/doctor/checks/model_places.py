@@ -6,10 +6,11 @@ import difflib
 import os
 import re
 import unicodedata
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
+from types import MappingProxyType
 
 from bootstrap.core.findings import Finding, info, warning
-from bootstrap.core.text import MB, counted, named, size_text, typed
+from bootstrap.core.text import MB, counted, named, shown, size_text, typed
 from bootstrap.doctor.checks.model_contents import (
     MOST_PATH,
     MOST_PATHS,
@@ -188,8 +189,13 @@ def _shortened(name: str) -> str:
     return os.fsencode(stem)[:room].decode("utf-8", "ignore") + extension
 
 
-def check_places(inventory: Inventory) -> list[Finding]:
-    """Findings about folders, and about files that no loader lists."""
+def check_places(
+    inventory: Inventory,
+    loose: Mapping[str, str] = MappingProxyType({}),
+    reported: Collection[str] = (),
+) -> list[Finding]:
+    """Findings about folders, and about files that no loader lists; `loose` is the folder that a
+    single model belongs in by its contents, `reported` are folders that another check reports."""
     holdings = holdings_of(inventory)
     unlisted = [f for f in inventory.files if not f.is_model and f.inode is not None]
     partial = [f for f in unlisted if _is_partial(f)]
@@ -197,8 +203,8 @@ def check_places(inventory: Inventory) -> list[Finding]:
     ignored = [f for f in unlisted if _is_ignored(f)]
     return [
         *empty_categories(holdings),
-        *unknown_folders(inventory, holdings),
-        *outside_category([f for f in inventory.files if not f.folder and f.is_weights]),
+        *unknown_folders(holdings, reported),
+        *outside_category([f for f in inventory.files if not f.folder and f.is_weights], loose),
         *ignored_extensions(ignored),
         *packed(archives),
         *partial_downloads(partial),
@@ -219,11 +225,10 @@ def empty_categories(holdings: Sequence[Holding]) -> list[Finding]:
     ]
 
 
-def unknown_folders(inventory: Inventory, holdings: Sequence[Holding]) -> list[Finding]:
+def unknown_folders(holdings: Sequence[Holding], reported: Collection[str]) -> list[Finding]:
     """Misspelt names as a warning, all others as information."""
-    unknown = [h for h in holdings if not h.known and h.name and h.count]
-    misnamed = [(h, meant) for h in unknown if (meant := _meant(h.name))]
-    others = [h for h in unknown if not _meant(h.name)]
+    misnamed = [(h, c) for h, c in misnamed_in(holdings) if not {*h.folders} <= {*reported}]
+    others = [h for h in holdings if _is_unknown(h) and not _meant(h.name)]
     findings = [_misnamed(misnamed)] if misnamed else []
     if others:
         listed = [f"{h.name} ({counted(h.count, 'model')}, {size_text(h.size)})" for h in others]
@@ -238,20 +243,36 @@ def unknown_folders(inventory: Inventory, holdings: Sequence[Holding]) -> list[F
     return findings
 
 
-def outside_category(files: Sequence[ModelFile]) -> list[Finding]:
-    """Which folder is right depends on the model's kind, which its author tells."""
+def misnamed_in(holdings: Sequence[Holding]) -> list[tuple[Holding, Category]]:
+    """Folders with models in them whose names are nearly ComfyUI's, and what they stand for."""
+    return [(h, meant) for h in holdings if _is_unknown(h) and (meant := _meant(h.name))]
+
+
+def _is_unknown(holding: Holding) -> bool:
+    return bool(not holding.known and holding.name and holding.count)
+
+
+def outside_category(
+    files: Sequence[ModelFile], loose: Mapping[str, str] = MappingProxyType({})
+) -> list[Finding]:
+    """Which folder is right depends on the model's kind, which its contents or its author tell."""
     if not files:
         return []
     first = files[0]
-    folder = os.path.join(first.root, "checkpoints", "")
+    known = loose.get(first.full_path, "")
+    folder = os.path.join(known or os.path.join(first.root, "checkpoints"), "")
+    moved = f"`{typed('mkdir', '-p', folder)} && {move(first.full_path, folder)}`"
+    fix = (
+        f"By its contents {shown(first.name)} belongs there: {moved}"
+        if known
+        else f"Move to the folder of its kind, a checkpoint with: {moved} (loras/, vae/ ... else)."
+    )
     return [
         warning(
             "models.outside_category",
             f"{about(files, 'lies', 'lie')} straight under {first.root.name}/, where no loader "
             "looks.",
-            "Move to the folder of its kind, a checkpoint with: "
-            f"`{typed('mkdir', '-p', folder)} && {move(first.full_path, folder)}` "
-            "(loras/, vae/, ... for others).",
+            fix,
             paths=paths_of(files),
         )
     ]

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 
 from bootstrap.core.files import contains
 from bootstrap.core.findings import Finding, info, ok, warning
-from bootstrap.core.text import POD, SERVERLESS, counted, named, shown, size_text, typed
+from bootstrap.core.text import counted, named, shown, size_text, typed
 from bootstrap.doctor.checks import model_contents, model_places
 from bootstrap.doctor.checks.model_contents import (
     MOST_PATH,
@@ -48,14 +49,21 @@ _ON_GPU = {"F64": 0.25, "F32": 0.5}
 
 
 def check_links(
-    inventory: Inventory, volume_root: Path | None, names: frozenset[str] = frozenset()
+    inventory: Inventory,
+    volume_root: Path | None,
+    names: frozenset[str] = frozenset(),
+    reported: Collection[str] = (),
 ) -> list[Finding]:
     """Findings about symbolic links; `volume_root` is where the volume is mounted here, `names`
-    what leads to it on a worker as well."""
-    broken = [f for f in inventory.files if f.state is State.BROKEN_LINK]
-    foreign = [f for f in broken if _on_this_volume(f, volume_root) is not None]
-    nowhere = [f for f in broken if _on_this_volume(f, volume_root) is None]
-    loops = [f for f in inventory.files if f.state is State.LOOPING_LINK]
+    what leads to it on a worker as well, `reported` are links of which another check says it."""
+    broken = [
+        f for f in inventory.files if f.state is State.BROKEN_LINK and f.full_path not in reported
+    ]
+    foreign = [f for f in broken if f.relative is not None]
+    nowhere = [f for f in broken if f.relative is None]
+    loops = [
+        f for f in inventory.files if f.state is State.LOOPING_LINK and f.full_path not in reported
+    ]
     return [
         *other_mount(foreign, volume_root, names),
         *broken_links(nowhere),
@@ -71,11 +79,7 @@ def other_mount(
     worker makes the other name a link to the volume."""
     if not files or volume_root is None:
         return []
-    commands = []
-    for file in files[:3]:
-        target = _on_this_volume(file, volume_root) or ""
-        text = os.path.relpath(target, os.path.dirname(file.full_path))
-        commands.append(typed("ln", "-sfn", "--", text, file.full_path))
+    commands = [typed("ln", "-sfn", "--", str(f.relative), f.full_path) for f in files[:3]]
     held = all(any(contains(name, str(file.link)) for name in names) for file in files)
     report = info if held else warning
     return [
@@ -97,7 +101,7 @@ def broken_links(files: Sequence[ModelFile]) -> list[Finding]:
         warning(
             "models.link_broken",
             f"{about(files, 'is a broken link', 'are broken links')} "
-            f"(to {_text(files[0])}). ComfyUI lists it all the same and fails when a job uses it.",
+            f"(to {_text(files[0])}). Jobs that use {'it' if len(files) == 1 else 'them'} fail.",
             f"Put the model there, or remove the link: {delete(files)}",
             paths=paths_of(files),
         )
@@ -139,15 +143,6 @@ def escaping_links(entries: Sequence[Entry]) -> list[Finding]:
     ]
 
 
-def _on_this_volume(file: ModelFile, volume_root: Path | None) -> str | None:
-    """Where a link made at another mount of the same volume would lead here."""
-    text = file.link or ""
-    for mount in (SERVERLESS, POD):
-        if volume_root is not None and Path(mount) != volume_root and text.startswith(mount + "/"):
-            return os.path.join(volume_root, text[len(mount) + 1 :])
-    return None
-
-
 def _text(file: ModelFile) -> str:
     return shown(file.link or "")
 
@@ -158,22 +153,25 @@ def check_models(
     memory_limit: int | None = None,
     volume_root: Path | None = None,
     names: frozenset[str] = frozenset(),
+    reported: Collection[str] = (),
+    loose: Mapping[str, str] = MappingProxyType({}),
 ) -> list[Finding]:
     """All findings about models, at most one for each code.
 
     `gpu_memory` and `memory_limit` (bytes) are the largest GPU's and the container's, None where
     unknown or unlimited; `volume_root` is where the volume is mounted here, `names` are other
-    mount points that lead to it on a worker.
+    mount points that lead to it on a worker; `reported` are links that another check reports, and
+    `loose` the folder that a single model belongs in by its contents.
     """
     return [
         *overview(inventory),
         *incomplete(inventory),
         *unopened(inventory),
         *unreadable(inventory),
-        *model_places.check_places(inventory),
+        *model_places.check_places(inventory, loose, reported),
         *model_contents.check_contents(inventory),
         *model_places.check_names(inventory),
-        *check_links(inventory, volume_root, names),
+        *check_links(inventory, volume_root, names, reported),
         *larger_than_gpu(inventory, gpu_memory),
         *larger_than_memory(inventory, memory_limit),
     ]
@@ -181,7 +179,7 @@ def check_models(
 
 def overview(inventory: Inventory) -> list[Finding]:
     """What there is, or that there is nothing."""
-    models = inventory.models
+    models = inventory.present
     if not models:
         return [] if not inventory.complete else [_none(inventory)]
     holdings = sorted(holdings_of(inventory), key=lambda h: (-h.size, h.name))
@@ -204,7 +202,8 @@ def incomplete(inventory: Inventory) -> list[Finding]:
     return [
         info(
             "models.incomplete",
-            f"The model folders were not looked at to the end: {len(inventory.files):,} files in "
+            f"The model folders were not looked at to the end: "
+            f"{counted(len(inventory.files), 'file')} in "
             f"{inventory.seconds:.1f} s.",
             "A deep check on a Pod takes its time: `python3 scripts/check_volume.py --deep`.",
         )
@@ -220,7 +219,7 @@ def unopened(inventory: Inventory) -> list[Finding]:
     return [
         info(
             "models.unopened",
-            f"{len(unread):,} of {len(weights):,} model files were seen but not opened, so "
+            f"{len(unread):,} of {counted(len(weights), 'model file')} were not opened, so "
             "whether they are whole is not known.",
             "A deep check opens them all: `python3 scripts/check_volume.py --deep`.",
         )

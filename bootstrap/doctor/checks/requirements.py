@@ -9,7 +9,7 @@ from pathlib import Path
 
 from bootstrap.config import Settings
 from bootstrap.core.findings import Finding, error, host_error, info, ok, warning
-from bootstrap.core.text import counted, named, shown, typed
+from bootstrap.core.text import counted, joined, named, shown, typed
 from bootstrap.doctor.checks.gpu import gpu_expectation
 from bootstrap.doctor.facts.comfyui import ComfyUIFacts
 from bootstrap.doctor.facts.gpu import GpuDevice, GpuFacts
@@ -69,12 +69,11 @@ def _to_install(judgement: Judgement) -> Finding:
     owners: dict[str, list[str]] = {}
     for verdict in judgement.unmet:
         owners.setdefault(verdict.owner, []).append(str(verdict))
-    texts = [f"{shown(owner)}: {named(asked, 5)}" for owner, asked in list(owners.items())[:10]]
-    more = f"; and {len(owners) - 10} more custom nodes" if len(owners) > 10 else ""
+    texts = [f"{shown(owner)}: {named(asked)}" for owner, asked in owners.items()]
     return info(
         "packages.to_install",
         f"{shown(judgement.packages.python)} lacks what is asked for; a worker installs it at its "
-        f"start (PACKAGES=install): {'; '.join(texts)}{more}.",
+        f"start (PACKAGES=install): {joined(texts, 10, '; ', 'more custom nodes')}.",
         missing={owner: asked[:50] for owner, asked in list(owners.items())[:200]},
     )
 
@@ -87,11 +86,9 @@ def _noted(judgement: Judgement, comfyui: ComfyUIFacts) -> list[Finding]:
 
 
 def _of_comfyui(comfyui: ComfyUIFacts, judgement: Judgement) -> list[Finding]:
-    found = [*report.cannot_start(judgement), *_core(comfyui, judgement)]
-    found += _noted(judgement, comfyui)
-    if comfyui.own is None or any(f.code.startswith("comfyui.requirement") for f in found):
-        return found
-    return [*found, ok("comfyui.requirements_met", _MET)]
+    lacking = [*report.cannot_start(judgement), *_core(comfyui, judgement)]
+    met = [] if lacking or comfyui.own is None else [ok("comfyui.requirements_met", _MET)]
+    return [*lacking, *_noted(judgement, comfyui), *met]
 
 
 def _core(comfyui: ComfyUIFacts, judgement: Judgement) -> list[Finding]:

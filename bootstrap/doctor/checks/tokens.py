@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping
 
-from bootstrap.config import Settings, variables
+from bootstrap.config import Settings, is_template, variables
 from bootstrap.core.findings import Finding, warning
 from bootstrap.core.text import IN_ENDPOINT
 from bootstrap.doctor.facts.machine import MachineFacts
@@ -70,7 +70,9 @@ def token_names() -> frozenset[str]:
 
 
 def _names(env: Mapping[str, str]) -> list[str]:
-    return sorted(name for name in token_names() if name in env)
+    """Those that are set, but for one whose value the settings refuse: that says it already."""
+    refused = {v.refused(env) for v in variables().values() if v.kind.secret}
+    return sorted(name for name in token_names() if name in env and name not in refused)
 
 
 def _token(name: str, value: str) -> Iterator[Finding]:
@@ -104,7 +106,7 @@ def _spaced(value: str) -> bool:
 
 def _contents(name: str, text: str) -> Iterator[Finding]:
     """At most one finding about what the token seems to be; `text` without quotes."""
-    if "RUNPOD_SECRET_" in text or ("{{" in text and "}}" in text):
+    if is_template(text):
         yield _finding(
             "unresolved",
             name,

@@ -7,9 +7,10 @@ from __future__ import annotations
 
 from bootstrap.config import Settings
 from bootstrap.core.findings import Finding, error, errors_in, host_error, info, ok, warning
-from bootstrap.core.text import GB, MB, about, named, on_pod, quoted, shown
+from bootstrap.core.text import GB, IN_ENDPOINT, MB, about, named, on_pod, quoted, shown
 from bootstrap.doctor.checks.volume_layout import (
     SOURCE,
+    WITH_COMFYUI,
     check_comfyui,
     check_models,
     check_nodes,
@@ -18,7 +19,7 @@ from bootstrap.doctor.checks.volume_layout import (
     several,
 )
 from bootstrap.doctor.checks.volume_links import check_leftovers, check_links, check_paths
-from bootstrap.doctor.facts.volume_facts import Access, Space, State, VolumeFacts
+from bootstrap.doctor.facts.volume_facts import Access, Space, VolumeFacts, VolumeState
 from bootstrap.volume import COMFYUI, Layout
 
 CODES = {
@@ -28,6 +29,7 @@ CODES = {
     "volume.not_a_folder": "What is at the volume's path is not a folder.",
     "volume.io_error": "The volume's mount is broken: the system reports an error.",
     "volume.local": "The volume's folder is on a disk of this machine, not on a network volume.",
+    "volume.inside": "What VOLUME_PATH names is a folder of the volume, not the volume.",
     "volume.unreadable": "Folders on the volume may not be read by this user.",
     "volume.not_writable": "Folders on the volume may not be written to by this user.",
     "volume.read_only": "The volume is mounted read-only.",
@@ -66,17 +68,19 @@ def check_presence(facts: VolumeFacts) -> list[Finding]:
     root = shown(facts.root)
     if facts.silent_after is not None:
         return [_silent(facts, root)]
-    if facts.state is State.MISSING:
+    if facts.state is VolumeState.MISSING:
         return [_absent(facts, "volume.not_found", f"There is no volume at {root}.")]
-    if facts.state is State.FILE:
+    if facts.state is VolumeState.FILE:
         return [_not_a_folder(root)]
-    if facts.state is not State.FOLDER:
+    if facts.state is not VolumeState.FOLDER:
         return [_bad(facts, root)]
+    if facts.meant is not None:
+        return [inside(facts.root, facts.meant, facts.comfyui)]
     if not facts.mounted and not _furnished(facts):
-        message = f"No volume is attached: {root} is a folder on this machine's own disk"
-        return [
-            _absent(facts, "volume.not_mounted", f"{message}, with neither ComfyUI nor models.")
-        ]
+        empty = facts.top is not None and not facts.top.names
+        what = "an empty folder" if empty else "a folder with neither ComfyUI nor models"
+        message = f"{root} is {what} on this machine's own disk: no volume is mounted there."
+        return [_absent(facts, "volume.not_mounted", message)]
     return []
 
 
@@ -102,11 +106,26 @@ def _silent(facts: VolumeFacts, root: str) -> Finding:
 
 def _absent(facts: VolumeFacts, code: str, message: str) -> Finding:
     """An image may bring its own ComfyUI and need no volume; setting VOLUME_PATH asks for one."""
+    if facts.meant is not None:
+        message += f" Did you mean {shown(facts.meant)}?"
     if facts.comfyui is None:
         return error(code, message, ATTACH, root=shown(facts.root))
     message += f" ComfyUI is the image's, at {shown(facts.comfyui)}."
     report = warning if facts.configured else info
     return report(code, message, ATTACH, root=shown(facts.root))
+
+
+def inside(root: str, volume: str, comfyui: str | None) -> Finding:
+    """Its own ComfyUI, models and nodes are not found from there; the image's may run."""
+    report = error if comfyui is None else warning
+    return report(
+        "volume.inside",
+        f"{shown(root)} is a folder of the volume at {shown(volume)}, not the volume.",
+        f"Set VOLUME_PATH={quoted(volume)} {IN_ENDPOINT}, or remove it where that is a usual mount "
+        "point.",
+        root=shown(root),
+        volume=shown(volume),
+    )
 
 
 def _not_a_folder(root: str) -> Finding:
@@ -122,12 +141,14 @@ def _bad(facts: VolumeFacts, root: str) -> Finding:
     trouble = facts.trouble
     name, text = (trouble.name, trouble.text) if trouble else ("unknown", "no reason given")
     if name in ("EACCES", "EPERM"):
-        command = f"chmod a+rx {quoted(facts.root)}"
+        closed = facts.closed or facts.root
+        command = f"chmod a+rx {quoted(closed)}"
+        own = f"chown {facts.user} {quoted(closed)}"
         return error(
             "volume.unreadable",
-            f"User {facts.user} may not read {root}: {text}.",
-            on_pod(command, facts.root),
-            **about([facts.root], command),
+            f"User {facts.user} may not read {shown(closed)}: {text}. Nothing in it was checked.",
+            on_pod(command, facts.root, f"Or give it to that user: `{own}`."),
+            **about([closed], command),
         )
     return io_error(root, "read", name, text)
 
@@ -331,6 +352,9 @@ def check_layout(layout: Layout) -> list[Finding]:
         return [path_wrong(str(layout.asked), (), root)]
     if layout.rivals:
         return [several(list(map(str, layout.rivals)), root)]
+    if layout.meant is not None and layout.root_exists:
+        comfyui = None if layout.comfyui is None else str(layout.comfyui)
+        return [inside(root, str(layout.meant), comfyui)]
     if layout.comfyui is None:
         return [_no_comfyui(layout) if layout.root_exists else _no_volume(layout)]
     models = named([str(path) for path in layout.model_roots]) or "none beside ComfyUI's own"
@@ -357,7 +381,8 @@ def _good(facts: VolumeFacts) -> Finding:
 def _no_volume(layout: Layout) -> Finding:
     return error(
         "volume.not_found",
-        f"There is no volume at {shown(str(layout.root))}.",
+        f"There is no volume at {shown(str(layout.root))}."
+        + (f" Did you mean {shown(str(layout.meant))}?" if layout.meant else ""),
         ATTACH,
         root=shown(str(layout.root)),
     )
@@ -369,7 +394,7 @@ def _no_comfyui(layout: Layout) -> Finding:
         "comfyui.not_found",
         f"There is no ComfyUI at {shown(str(place))} (main.py is missing), nor within three "
         "folders of the volume's root, and none in the image.",
-        f"On a Pod with this volume, put ComfyUI there: `git clone {SOURCE} {quoted(str(place))}`; "
-        "or set COMFYUI_DIR to one in the image.",
+        f"On a Pod with this volume, put ComfyUI there: `git clone {SOURCE} {quoted(str(place))}`. "
+        f"{WITH_COMFYUI}",
         looked_at=shown(str(place)),
     )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from posixpath import join, relpath
+from posixpath import basename, dirname, join, relpath
 
 from bootstrap.core.findings import Finding, error, info, warning
 from bootstrap.core.text import (
@@ -23,6 +23,9 @@ from bootstrap.volume import COMFYUI, CUSTOM_NODES, MODELS
 
 MOST_RIVALS = 20
 SOURCE = "https://github.com/comfyanonymous/ComfyUI"
+WITH_COMFYUI = (
+    "Or deploy the image with a ComfyUI in it (tag `latest-comfyui`): it uses the volume's models."
+)
 
 CODES = {
     "comfyui.not_found": "There is no ComfyUI on the volume or in the image.",
@@ -34,6 +37,7 @@ CODES = {
     "volume.nodes_misplaced": "Custom nodes lie where ComfyUI does not look for them.",
     "volume.models_missing": "There is no models folder.",
     "volume.models_misplaced": "A folder of models lies outside of the models folder.",
+    "volume.models_loose": "Models lie straight in the root of the volume or of ComfyUI.",
     "volume.wrong_case": "A folder's name differs in upper and lower case from what is read.",
 }
 
@@ -130,7 +134,31 @@ def check_models(facts: VolumeFacts) -> list[Finding]:
         "Upper and lower case count: {} should be {}.",
         facts,
     )
-    return found
+    return found + _loose(models.loose, facts)
+
+
+def _loose(files: Sequence[Stray], facts: VolumeFacts) -> list[Finding]:
+    """Single models at the root of the volume or of ComfyUI; in a models folder the inventory of
+    models sees them."""
+    found = [f for f in files if dirname(f.path) not in facts.models.homes]
+    if not found:
+        return []
+    paths = [f.path for f in found]
+    home = facts.models.homes[0] if facts.models.homes else join(facts.root, MODELS)
+    known = [f for f in found if f.belongs]
+    first = (known or found)[0]
+    place = first.belongs or join(home, "checkpoints")
+    command = f"mkdir -p {quoted(place)} && mv -n {quoted(first.path)} {quoted(join(place, ''))}"
+    known_to_be = f"By its contents {shown(basename(first.path))} belongs in {shown(place)}."
+    unknown = "Its contents do not tell its kind: where it is no checkpoint, name another folder."
+    return [
+        warning(
+            "volume.models_loose",
+            f"{named(paths)} {'lies' if len(paths) == 1 else 'lie'} where no loader looks.",
+            on_pod(command, facts.root, known_to_be if known else unknown),
+            **about(paths, command),
+        )
+    ]
 
 
 def _spare(facts: VolumeFacts) -> list[Finding]:
@@ -161,9 +189,7 @@ def _incomplete(facts: VolumeFacts) -> Finding:
             "git checkout -q -f -B master FETCH_HEAD"
         )
         then = "It replaces ComfyUI's own files and leaves models, nodes and results alone."
-    then += (
-        f"{' ' if then else ''}Or use an image that has a ComfyUI (COMFYUI_VERSION at its build)."
-    )
+    then += f"{' ' if then else ''}{WITH_COMFYUI}"
     return error(
         "volume.comfyui_incomplete",
         f"{shown(path)} has no main.py, so it is not a ComfyUI that can run, and there is none in "
@@ -176,12 +202,16 @@ def _incomplete(facts: VolumeFacts) -> Finding:
 def _absent(facts: VolumeFacts) -> Finding:
     path = join(facts.root, COMFYUI)
     empty = facts.top is not None and not facts.top.names
-    what = f"The volume at {shown(facts.root)} is empty" if empty else "There is no ComfyUI"
+    what = f"The volume at {shown(facts.root)}"
+    if empty:
+        what += " is empty: there is no ComfyUI"
+    else:
+        what += " has models but no ComfyUI" if facts.models.homes else " has no ComfyUI"
     command = f"git clone {SOURCE} {quoted(path)}"
     return error(
         "comfyui.not_found",
-        f"{what}: ComfyUI is looked for at {shown(path)}, and there is none in the image.",
-        on_pod(command, facts.root, "Or set COMFYUI_DIR to one in the image."),
+        f"{what}.",
+        on_pod(command, facts.root, WITH_COMFYUI),
         **about([path], command),
     )
 
@@ -207,7 +237,7 @@ def _moves(strays: Sequence[Stray], code: str, sentence: str, facts: VolumeFacts
         warning(
             code,
             sentence.format(named(paths), named(places)),
-            on_pod(command, facts.root, "Names that are taken there stay, and rmdir says so."),
+            on_pod(command, facts.root, "Files whose name is taken there stay, and rmdir says so."),
             **about(paths, command),
         )
     ]

@@ -5,23 +5,26 @@ leftovers.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from posixpath import basename, dirname, join, relpath
 
 from bootstrap.config import Settings
 from bootstrap.core.files import contains
-from bootstrap.core.findings import Finding, error, info, warning
-from bootstrap.core.temp_names import Leftover
+from bootstrap.core.findings import Finding, Severity, error, info, warning
+from bootstrap.core.temp_files import Leftover
 from bootstrap.core.text import (
     GB,
     POD,
     SERVERLESS,
     about,
     chained,
+    counted,
     named,
     on_pod,
     quoted,
     shown,
+    size_text,
     words,
 )
 from bootstrap.doctor.facts.volume_facts import Leads, LinkFact, VolumeFacts
@@ -62,7 +65,7 @@ def check_links(facts: VolumeFacts, settings: Settings) -> list[Finding]:
             kind = "links.held_by_mount"
         if kind is not None and not (kind == "links.absolute" and link.home in names):
             kinds.setdefault(kind, []).append(link)
-    return [_REPORTS[kind](links, facts) for kind, links in kinds.items()]
+    return [_KINDS[kind].finding(kind, links, facts) for kind, links in kinds.items()]
 
 
 def names_that_hold(facts: VolumeFacts, settings: Settings) -> frozenset[str]:
@@ -99,109 +102,47 @@ def _matters(link: LinkFact, facts: VolumeFacts) -> bool:
     return any(contains(top, link.path) for top in tops)
 
 
-def _other_mount(links: list[LinkFact], facts: VolumeFacts) -> Finding:
-    return _relinked("links.other_mount", warning, links, facts, "but the volume is mounted at")
+_Links = Sequence[LinkFact]
 
 
-def _held(links: list[LinkFact], facts: VolumeFacts) -> Finding:
-    texts = sorted({str(link.home) for link in links})
-    return info(
-        "links.held_by_mount",
-        f"Links that begin with {named(texts)} are broken here; a worker makes that name a link "
-        f"to the volume, and then they hold: {_examples(links)}.",
-        "Nothing to do, unless LINK_OTHER_MOUNT=false.",
-        **about([link.path for link in links]),
-    )
+@dataclass(frozen=True)
+class _Kind:
+    """How links of one kind are reported. In `message`, {links} counts them, {names} are the mount
+    points they begin with, {root} is the volume's here; `command` repairs them, and `then` is what
+    else there is to say of that."""
+
+    message: str
+    then: str = ""
+    command: Callable[[_Links], str] = lambda _: ""
+    severity: Callable[[_Links, VolumeFacts], Severity] = lambda *_: Severity.WARNING
+    noun: str = "link"
+
+    def finding(self, code: str, links: _Links, facts: VolumeFacts) -> Finding:
+        """What is said of `links`, all of this kind."""
+        names = named(sorted({str(link.home) for link in links}))
+        count = counted(len(links), self.noun)
+        said = self.message.format(links=count, names=names, root=shown(facts.root))
+        examples = named([f"{link.path} → {link.text}" for link in links])
+        command = self.command(links)
+        return Finding(
+            code,
+            self.severity(links, facts),
+            f"{said}: {examples}.",
+            on_pod(command, facts.root, self.then) if command else self.then,
+            details=about([link.path for link in links], command),
+        )
 
 
-def _absolute(links: list[LinkFact], facts: VolumeFacts) -> Finding:
-    """What works on Serverless is fit for jobs; what works on the Pod only is not."""
-    report = info if facts.root == SERVERLESS else warning
-    return _relinked(
-        "links.absolute", report, links, facts, "which is broken where it is not mounted at"
-    )
+def _relink(links: _Links) -> str:
+    return chained([f"ln -sfn {quoted(str(link.relative))} {quoted(link.path)}" for link in links])
 
 
-def _relinked(
-    code: str,
-    report: Callable[..., Finding],
-    links: list[LinkFact],
-    facts: VolumeFacts,
-    why: str,
-) -> Finding:
-    commands = [f"ln -sfn {quoted(str(link.relative))} {quoted(link.path)}" for link in links]
-    command = chained(commands)
-    texts = sorted({str(link.home) for link in links})
-    return report(
-        code,
-        f"Links that begin with {named(texts)}, {why} {shown(facts.root)}: {_examples(links)}.",
-        on_pod(command, facts.root, "Relative links work under every mount point."),
-        **about([link.path for link in links], command),
-    )
+def _remove(links: _Links) -> str:
+    return f"rm {words([link.path for link in links])}"
 
 
-def _broken(links: list[LinkFact], facts: VolumeFacts) -> Finding:
-    report = warning if any(_matters(link, facts) for link in links) else info
-    return _removed(
-        "links.broken",
-        report,
-        links,
-        facts,
-        "are broken; a broken link in models makes whole lists of models vanish",
-        "If you miss what they led to, put it there first.",
-    )
-
-
-def _ours(links: list[LinkFact], facts: VolumeFacts) -> Finding:
-    return _removed(
-        "links.ours_broken",
-        warning,
-        links,
-        facts,
-        "were made by this worker, and the models behind them are gone",
-        "A worker that starts removes them, too.",
-    )
-
-
-def _endless(links: list[LinkFact], facts: VolumeFacts) -> Finding:
-    return _removed(
-        "links.endless",
-        warning,
-        links,
-        facts,
-        "lead to themselves or to a folder they lie in, so ComfyUI's search does not end there",
-        "",
-    )
-
-
-def _removed(
-    code: str,
-    report: Callable[..., Finding],
-    links: list[LinkFact],
-    facts: VolumeFacts,
-    why: str,
-    then: str,
-) -> Finding:
-    paths = [link.path for link in links]
-    command = f"rm {words(paths)}"
-    return report(
-        code,
-        f"{_counted(links)} {why}: {_examples(links)}.",
-        on_pod(command, facts.root, then),
-        **about(paths, command),
-    )
-
-
-def _outward(links: list[LinkFact], facts: VolumeFacts) -> Finding:
-    report = warning if any(_matters(link, facts) for link in links) else info
-    command = chained([_brought_in(link.path) for link in links])
-    return report(
-        "links.outward",
-        f"{_counted(links)} lead off the volume, to what other machines do not have: "
-        f"{_examples(links)}.",
-        on_pod(command, facts.root, "That copies what they lead to onto the volume."),
-        **about([link.path for link in links], command),
-    )
+def _bring_in(links: _Links) -> str:
+    return chained([_brought_in(link.path) for link in links])
 
 
 def _brought_in(path: str) -> str:
@@ -209,22 +150,57 @@ def _brought_in(path: str) -> str:
     return f"cp -aL {quoted(path)} {copy} && rm {quoted(path)} && mv -T {copy} {quoted(path)}"
 
 
-def _counted(links: list[LinkFact]) -> str:
-    return "1 link:" if len(links) == 1 else f"{len(links)} links"
+def _if_it_matters(links: _Links, facts: VolumeFacts) -> Severity:
+    matters = any(_matters(link, facts) for link in links)
+    return Severity.WARNING if matters else Severity.INFO
 
 
-def _examples(links: list[LinkFact]) -> str:
-    return named([f"{link.path} → {link.text}" for link in links])
+def _if_on_pod(_: object, facts: VolumeFacts) -> Severity:
+    """What works on Serverless is fit for jobs; what works on the Pod only is not."""
+    return Severity.INFO if facts.root == SERVERLESS else Severity.WARNING
 
 
-_REPORTS: dict[str, Callable[[list[LinkFact], VolumeFacts], Finding]] = {
-    "links.other_mount": _other_mount,
-    "links.held_by_mount": _held,
-    "links.absolute": _absolute,
-    "links.broken": _broken,
-    "links.ours_broken": _ours,
-    "links.endless": _endless,
-    "links.outward": _outward,
+_RELATIVE = "Relative links work under every mount point."
+_KINDS: Mapping[str, _Kind] = {
+    "links.other_mount": _Kind(
+        "Links that begin with {names}, but the volume is mounted at {root}", _RELATIVE, _relink
+    ),
+    "links.held_by_mount": _Kind(
+        "Links that begin with {names} are broken here; a worker makes that name a link to the "
+        "volume, and then they hold",
+        "Nothing to do, unless LINK_OTHER_MOUNT=false.",
+        severity=lambda *_: Severity.INFO,
+    ),
+    "links.absolute": _Kind(
+        "Links that begin with {names}, which is broken where it is not mounted at {root}",
+        _RELATIVE,
+        _relink,
+        _if_on_pod,
+    ),
+    "links.broken": _Kind(
+        "{links}",
+        "One in models makes whole lists of models vanish. If you miss what it led to, put that "
+        "there first.",
+        _remove,
+        _if_it_matters,
+        "broken link",
+    ),
+    "links.ours_broken": _Kind(
+        "{links} made by a worker, to what is gone",
+        "A worker that starts removes them, too.",
+        _remove,
+    ),
+    "links.endless": _Kind(
+        "{links} to itself or to a folder above: ComfyUI's search never ends there",
+        "",
+        _remove,
+    ),
+    "links.outward": _Kind(
+        "{links} off the volume, to what other machines do not have",
+        "That copies what they lead to onto the volume.",
+        _bring_in,
+        _if_it_matters,
+    ),
 }
 
 
@@ -234,8 +210,7 @@ def check_paths(facts: VolumeFacts, settings: Settings) -> list[Finding]:
     found = [f for venv in facts.venvs for f in _venv(venv, facts, names)]
     if facts.paths_tabs:
         return [*found, _tabs(facts)]  # nothing else is read of such a file
-    found += _paths_other_mount(facts, names) + _paths_absolute(facts, names)
-    return found + _missing(facts)
+    return [*found, *_absolute_paths(facts, names), *_missing(facts)]
 
 
 def check_leftovers(facts: VolumeFacts) -> list[Finding]:
@@ -302,41 +277,35 @@ def _tabs(facts: VolumeFacts) -> Finding:
     )
 
 
-def _paths_other_mount(facts: VolumeFacts, names: frozenset[str]) -> list[Finding]:
-    """Nothing where the other name leads to the volume on a worker."""
-    wrong = [p for p in facts.model_paths if p.home and not p.exists and p.there]
-    wrong = [p for p in wrong if p.home not in names]
-    if not wrong:
-        return []
-    file, command = _file(facts), _respelt(wrong, facts)
-    return [
-        warning(
-            "volume.paths_other_mount",
-            f"{shown(file)} names {named([p.text for p in wrong])}, but the volume is mounted "
-            f"at {shown(facts.root)}: models in there are not seen.",
-            on_pod(command, facts.root, "Relative paths work under every mount point."),
-            **about([p.path for p in wrong], command),
+def _absolute_paths(facts: VolumeFacts, names: frozenset[str]) -> list[Finding]:
+    """Those below a mount point that is not there here, or not everywhere; nothing where that name
+    leads to the volume on a worker."""
+    absolute = [p for p in facts.model_paths if p.home and p.there and p.home not in names]
+    found = []
+    if broken := [p for p in absolute if not p.exists]:
+        why = f"but the volume is mounted at {shown(facts.root)}: models in there are not seen"
+        found.append(
+            _made_relative("volume.paths_other_mount", Severity.WARNING, broken, why, facts)
         )
-    ]
+    fine = [p for p in absolute if p.exists] if facts.comfyui_on_volume else []
+    if fine:
+        why = "which is not there where the volume has another mount point"
+        severity = _if_on_pod(fine, facts)
+        found.append(_made_relative("volume.paths_absolute", severity, fine, why, facts))
+    return found
 
 
-def _paths_absolute(facts: VolumeFacts, names: frozenset[str]) -> list[Finding]:
-    """What names Serverless's own mount point is fit for jobs."""
-    wrong = [p for p in facts.model_paths if p.home and p.exists and p.there]
-    wrong = [p for p in wrong if p.home not in names]
-    if not wrong or not facts.comfyui_on_volume:
-        return []
-    report = info if facts.root == SERVERLESS else warning
-    file, command = _file(facts), _respelt(wrong, facts)
-    return [
-        report(
-            "volume.paths_absolute",
-            f"{shown(file)} names {named([p.text for p in wrong])}, which is not there where "
-            "the volume has another mount point.",
-            on_pod(command, facts.root, "Relative paths work under every mount point."),
-            **about([p.path for p in wrong], command),
-        )
-    ]
+def _made_relative(
+    code: str, severity: Severity, paths: Sequence[ModelPath], why: str, facts: VolumeFacts
+) -> Finding:
+    file, command = _file(facts), _respelt(paths, facts)
+    return Finding(
+        code,
+        severity,
+        f"{shown(file)} names {named([p.text for p in paths])}, {why}.",
+        on_pod(command, facts.root, "Relative paths work under every mount point."),
+        details=about([p.path for p in paths], command),
+    )
 
 
 def _respelt(paths: Sequence[ModelPath], facts: VolumeFacts) -> str:
@@ -395,7 +364,7 @@ def _sweepable(stale: list[Leftover], facts: VolumeFacts) -> list[Finding]:
     return [
         report(
             "volume.leftovers",
-            f"Workers that were killed left {len(paths)} files ({size / GB:.2f} GiB): "
+            f"Workers that were killed left {counted(len(paths), 'file')} ({size_text(size)}): "
             f"{named(paths)}.",
             on_pod(command, facts.root, "Or check again with --fix."),
             **about(paths, command),

@@ -16,9 +16,14 @@ from pathlib import Path
 from typing import Any
 
 from bootstrap.config import Settings
-from bootstrap.core.findings import Finding, warning
+from bootstrap.core.findings import Finding, error, unexpected
 from bootstrap.core.redact import masked_data
-from bootstrap.doctor.facts.comfyui import ComfyUIFacts, gather_comfyui
+from bootstrap.doctor.facts.comfyui import (
+    ComfyUIFacts,
+    WantedNodes,
+    gather_comfyui,
+    gather_wanted_nodes,
+)
 from bootstrap.doctor.facts.inventory import Inventory, Progress, gather_models
 from bootstrap.doctor.facts.machine import MachineFacts, gather_machine
 from bootstrap.doctor.facts.throughput import (
@@ -41,6 +46,7 @@ from bootstrap.environment import (
     kept_set,
 )
 from bootstrap.environment.torch_build import read_torch_build
+from bootstrap.models.manifest_file import wanted_here
 from bootstrap.volume import MODELS, Layout, locate
 from bootstrap.volume.args_file import ArgsFile, read_args_file, with_args_file
 from bootstrap.volume.layout import flags_known_to
@@ -51,6 +57,7 @@ CODES = {
     "doctor.part_failed": "One part of the examination could not be done",
     "doctor.part_slow": "One part of the examination was not done in its time",
 }
+_FAILED = "doctor.part_failed"
 LIGHT_SECONDS = 20.0
 DEEP_SECONDS = 300.0
 # Keeps a light look at 20,000 files within a tenth of a serial walk's time, as
@@ -62,13 +69,14 @@ LIGHT_HEADERS = 4000
 class Scope:
     """What to look at. `deep` also reads from the volume to measure it. `comfyui_running`: our own
     ComfyUI uses the GPU, which is then asked but not touched. `python` is ComfyUI's, where it has
-    been chosen."""
+    been chosen, `judgement` what it has and lacks, where that has just been judged."""
 
     sections: frozenset[str] = frozenset()
     deep: bool = False
     comfyui_running: bool = False
     progress: Progress | None = None
     python: Path | None = None
+    judgement: Judgement | None = None
 
     def includes(self, section: str) -> bool:
         """Is this section asked for? All are when none is named."""
@@ -88,6 +96,7 @@ class Facts:
     volume: VolumeFacts | None = None
     models: Inventory | None = None
     comfyui: ComfyUIFacts | None = None
+    wanted_nodes: WantedNodes | None = None
     args: ArgsFile | None = None
     flags: frozenset[str] = frozenset()
     python: Path | None = None
@@ -144,6 +153,8 @@ class _Gatherer:
                     "comfyui": lambda: self._comfyui(layout),
                     "Python": lambda: self._python(layout),
                     "links": lambda: self._links(layout),
+                    "the manifest of models": lambda: self._manifest(layout),
+                    "wanted nodes": lambda: self._wanted_nodes(layout),
                 }
             )
             self._side_by_side(
@@ -177,7 +188,7 @@ class _Gatherer:
                 progress=self._scope.progress,
                 timeout=left,
                 most_headers=None if self._scope.deep else LIGHT_HEADERS,
-                shelves=further_folders(layout.comfyui) if layout.comfyui else None,
+                extra_roots=further_folders(layout.comfyui) if layout.comfyui else None,
             )
 
     def _links(self, layout: Layout) -> None:
@@ -185,10 +196,20 @@ class _Gatherer:
         if not self._scope.sections:
             self._facts.link_plan = plan_for(layout)
 
+    def _manifest(self, layout: Layout) -> None:
+        """As for links: a boot reads it itself."""
+        if not self._scope.sections:
+            self._facts.findings += wanted_here(self._settings, layout).findings
+
     @property
     def _arguments(self) -> tuple[str, ...]:
         """What ComfyUI is started with: the endpoint's flags, and the volume's."""
         return with_args_file(self._settings, self._facts.args).comfyui_args
+
+    def _wanted_nodes(self, layout: Layout) -> None:
+        """Only where everything is asked for: a boot fetches them, and says what came of it."""
+        if not self._scope.sections:
+            self._facts.wanted_nodes = gather_wanted_nodes(self._settings, layout)
 
     def _comfyui(self, layout: Layout) -> None:
         if self._scope.includes("comfyui") and layout.comfyui is not None:
@@ -213,7 +234,8 @@ class _Gatherer:
         if facts.python is None:
             return
         asked = facts.comfyui.asked if facts.comfyui else Requirements()
-        facts.judgement = judge(facts.python, facts.env, asked, self._arguments)
+        known = self._scope.judgement
+        facts.judgement = known or judge(facts.python, facts.env, asked, self._arguments)
         if self._settings.packages == INSTALL:
             facts.kept = kept_set(layout.root, facts.judgement)
 
@@ -259,22 +281,14 @@ class _Gatherer:
         try:
             part()
         except Exception as problem:  # noqa: BLE001  # one broken part must not spoil the others
-            self._facts.findings.append(_failed(name, problem))
-
-
-def _failed(part: str, problem: Exception) -> Finding:
-    return warning(
-        "doctor.part_failed",
-        f"Looking at {part} failed: {type(problem).__name__}: {problem}.",
-        "The other findings hold. Please report this with the message.",
-        part=part,
-    )
+            what = f"Looking at {name}"
+            self._facts.findings.append(unexpected(_FAILED, what, problem, part=name))
 
 
 def _slow(part: str) -> Finding:
-    return warning(
+    return error(
         "doctor.part_slow",
-        f"Looking at {part} was not done in its time; the volume may be slow or gone.",
+        f"Looking at {part} took too long and was given up; the volume may be slow or gone.",
         "Ask again; if it stays, look at the volume's findings first, or ask for single sections.",
         part=part,
     )

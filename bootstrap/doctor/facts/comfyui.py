@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from bootstrap.core.concurrency import SilentError, Together
+from bootstrap.config import Settings
+from bootstrap.core.concurrency import BoundedCaller, VolumeTimeout
 from bootstrap.core.files import list_folder
+from bootstrap.core.findings import Finding
 from bootstrap.environment.packs import (
     PROJECT_FILE,
     VERSION_FILE,
@@ -24,9 +28,15 @@ from bootstrap.environment.packs import (
     read_version,
 )
 from bootstrap.environment.requirement_files import RequirementFile, comfyui_file, read_text
+from bootstrap.nodes.installed import Found, look
+from bootstrap.nodes.installed import State as PackState
+from bootstrap.nodes.manifest import NodeManifest, nodes_wanted_here
+from bootstrap.nodes.node_map import nodes_in, where_nodes_are
+from bootstrap.volume import Layout
 
 GATHER_SECONDS = 15.0
 MOST_LISTED = 200
+_MOST_WORKFLOW = 16 << 20
 # There in every version since early 2023.
 _ALWAYS = frozenset(
     {"main.py", "nodes.py", "execution.py", "server.py", "folder_paths.py", "comfy", "comfy_extras"}
@@ -96,41 +106,43 @@ def gather_comfyui(
     start = time.monotonic()
     path = str(comfyui)
     try:
-        found = _gather(path, None if nodes is None else str(nodes), arguments, Together(timeout))
-    except SilentError:
+        found = _gather(
+            path, None if nodes is None else str(nodes), arguments, BoundedCaller(timeout)
+        )
+    except VolumeTimeout:
         found = {"silent_after": timeout}
     return ComfyUIFacts(path, seconds=time.monotonic() - start, **found)
 
 
 def _gather(
-    path: str, nodes: str | None, arguments: Sequence[str], together: Together
+    path: str, nodes: str | None, arguments: Sequence[str], caller: BoundedCaller
 ) -> dict[str, Any]:
     names = (*_IMPORTING, VERSION_FILE, PROJECT_FILE)
-    read = together.each(lambda name: read_text(os.path.join(path, name)), names)
+    read = caller.each(lambda name: read_text(os.path.join(path, name)), names)
     texts = {name: text for name, text in zip(names, read, strict=True) if text is not None}
-    git = together.one(lambda: look_at_git(path))
-    version, source = read_version(path, together, git)
+    git = caller.one(lambda: look_at_git(path))
+    version, source = read_version(path, caller, git)
     return {
         "version": version,
         "version_source": source,
         "git": git,
-        "missing": _missing(path, texts, together),
-        "own": together.one(lambda: comfyui_file(path, arguments)),
-        "packs": gather_packs(path, together, nodes, arguments),
+        "missing": _missing(path, texts, caller),
+        "own": caller.one(lambda: comfyui_file(path, arguments)),
+        "packs": gather_packs(path, caller, nodes, arguments),
     }
 
 
-def _missing(path: str, texts: Mapping[str, str], together: Together) -> tuple[str, ...]:
+def _missing(path: str, texts: Mapping[str, str], caller: BoundedCaller) -> tuple[str, ...]:
     """Needed and absent: a file, or a folder that is not there or empty."""
     needed = set(_ALWAYS)
     for name in _IMPORTING:
         needed |= _SOMETIMES & set(_IMPORT.findall(texts.get(name, "")))
-    top = together.one(lambda: list_folder(path))
+    top = caller.one(lambda: list_folder(path))
     if top.trouble is not None:
         return ()
     gone = {n for n in needed if not {n, f"{n}.py"} & top.names}
     folders = sorted(needed & (top.folders | top.links))
-    listed = together.each(lambda name: list_folder(os.path.join(path, name)), folders)
+    listed = caller.each(lambda name: list_folder(os.path.join(path, name)), folders)
     empty = {n for n, f in zip(folders, listed, strict=True) if _is_empty(f.names, f.trouble)}
     blank = {name for name, text in texts.items() if name in needed and not text.strip()}
     return tuple(sorted(gone | empty | blank))
@@ -148,3 +160,66 @@ def _described(pack: Pack) -> dict[str, Any]:
         "requirements": len(pack.requirements.lines) if pack.requirements else 0,
         "install_script": pack.install_script,
     }
+
+
+@dataclass(frozen=True)
+class WantedNodes:
+    """The packs that the manifest of nodes lists (`listed`), with what is wrong with it, and what
+    there is in place of those that are not there (`absent`). `lacking` has, by the path of a
+    workflow on the volume, the node classes of packs that are not there, and the pack of each, by
+    the map of `date` (empty: none is kept)."""
+
+    listed: int = 0
+    findings: tuple[Finding, ...] = ()
+    absent: tuple[Found, ...] = ()
+    lacking: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
+    date: str = ""
+
+
+def gather_wanted_nodes(
+    settings: Settings, layout: Layout, timeout: float = GATHER_SECONDS
+) -> WantedNodes:
+    """Look for the packs that are wanted, and for those that the volume's workflows need, for
+    `timeout` seconds at most; nothing is found past that, and never raises OSError."""
+    caller = BoundedCaller(timeout)
+    try:
+        return caller.one(lambda: _wanted(settings, layout, caller))
+    except (VolumeTimeout, OSError):
+        return WantedNodes()
+
+
+def _wanted(settings: Settings, layout: Layout, caller: BoundedCaller) -> WantedNodes:
+    nodes = layout.custom_nodes
+    manifest = nodes_wanted_here(settings, layout) or NodeManifest()
+    looked = caller.each(lambda spec: look(spec, nodes), manifest.packs)
+    absent = tuple(found for found in looked if found.state is not PackState.THERE)
+    files = caller.one(lambda: _workflows(layout.root))
+    used = dict(zip(files, caller.each(_classes_in, files), strict=True))
+    names = {name for classes in used.values() for name in classes}
+    date, origins = where_nodes_are(layout.root, nodes, names) if names else ("", {})
+    away = {n: o.packs[0] for n, o in origins.items() if o.packs and not o.installed}
+    lacking = {
+        os.path.relpath(file, layout.root): {n: away[n] for n in classes if n in away}
+        for file, classes in used.items()
+    }
+    lacking = {file: classes for file, classes in lacking.items() if classes}
+    return WantedNodes(len(manifest.packs), manifest.findings, absent, lacking, date)
+
+
+def _workflows(root: Path) -> list[str]:
+    """The files in the volume's folder of named workflows."""
+    found = (
+        os.path.join(home, name)
+        for home, _, names in os.walk(root / "workflows")
+        for name in names
+        if name.endswith(".json") and not name.startswith(".")
+    )
+    return sorted(islice(found, MOST_LISTED))
+
+
+def _classes_in(file: str) -> tuple[str, ...]:
+    try:
+        data = json.loads(read_text(file, _MOST_WORKFLOW) or "")
+    except (ValueError, RecursionError):
+        return ()
+    return tuple(needed.name for needed in nodes_in(data))

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import IO, Any
 
 # How long a killed child gets to disappear; one in an uninterruptible call does not.
-KILL_PATIENCE = 0.5
+KILL_SECONDS = 0.5
 # The child needs to find libraries and see the same devices; no secret reaches it.
 _PASSED = ("PATH", "LD_LIBRARY_PATH", "HOME", "LANG", "TMPDIR")
 _PASSED_PREFIXES = ("CUDA_", "NVIDIA_")
@@ -77,7 +77,7 @@ def _wait_or_kill(child: subprocess.Popen[bytes], timeout: float) -> bool:
     except subprocess.TimeoutExpired:
         child.kill()
     with contextlib.suppress(subprocess.TimeoutExpired):
-        child.wait(KILL_PATIENCE)
+        child.wait(KILL_SECONDS)
     return True
 
 

@@ -15,11 +15,23 @@ from heapq import nlargest
 from pathlib import Path
 from typing import Any
 
-from bootstrap.core.concurrency import Allowance, Crew, Task
-from bootstrap.doctor.facts.walk import LIMIT, THREADS, Entry, Kind, Problem, Target, Walk, walk
+from bootstrap.core.concurrency import ByteSemaphore, Task, WorkerPool
+from bootstrap.core.files import contains
+from bootstrap.core.text import POD, SERVERLESS
+from bootstrap.doctor.facts.walk import (
+    LIMIT,
+    THREADS,
+    Entry,
+    EntryKind,
+    LinkTarget,
+    Walk,
+    WalkProblem,
+    walk,
+)
 from bootstrap.models.weights_file import Examined, State, examine, sample_hash
 from bootstrap.volume.categories import (
     CATEGORIES,
+    CONFIGS,
     GGUF,
     PT_EXTENSIONS,
     Category,
@@ -37,7 +49,7 @@ MOST_PATH = 200
 MOST_HELD = 32 << 20
 # Copies of smaller files waste nothing worth a word.
 LEAST_DUPLICATE = 1 << 20
-_LOST = {Target.BROKEN: State.BROKEN_LINK, Target.LOOP: State.LOOPING_LINK}
+_LOST = {LinkTarget.BROKEN: State.BROKEN_LINK, LinkTarget.LOOP: State.LOOPING_LINK}
 Progress = Callable[[int], None]
 
 
@@ -48,6 +60,8 @@ class ModelFile:
     `path` is relative to `root`, `category` what ComfyUI reads its folder as (None: a custom
     node's). `size` in bytes, `mtime` in seconds since 1970; `inode` is None where a link leads
     nowhere. `examined` is `State.UNREAD` for what is not a weights file or was not opened.
+    `relative` is the text for a broken link that names another mount point of the volume, where the
+    volume has what it means.
     """
 
     root: Path
@@ -58,7 +72,8 @@ class ModelFile:
     examined: Examined
     inode: tuple[int, int] | None = None
     link: str | None = None
-    shelf: str = ""
+    root_category: str = ""
+    relative: str | None = None
 
     @property
     def state(self) -> State:
@@ -69,8 +84,8 @@ class ModelFile:
     def folder(self) -> str:
         """The folder straight under the root, "" for a file that lies in the root itself; where the
         root is the folder of a single category, that."""
-        if self.shelf:
-            return self.shelf
+        if self.root_category:
+            return self.root_category
         first, slash, _ = self.path.partition("/")
         return first if slash else ""
 
@@ -92,6 +107,8 @@ class ModelFile:
     @property
     def is_model(self) -> bool:
         """Would a loader list it: ComfyUI's, or that of the node the folder is for?"""
+        if self.category is not None and self.category.name == CONFIGS:
+            return False
         if self.category is None or not self.category.extensions:
             return bool(self.folder) and self.is_weights
         return self.category.accepts(self.name)
@@ -113,7 +130,7 @@ class Inventory:
     folders: tuple[tuple[Path, str], ...] = ()
     escaping: tuple[Entry, ...] = ()
     same: tuple[tuple[ModelFile, ...], ...] = ()
-    problems: tuple[Problem, ...] = ()
+    problems: tuple[WalkProblem, ...] = ()
     problem_count: int = 0
     complete: bool = True
     headers: bool = True
@@ -123,6 +140,11 @@ class Inventory:
     def models(self) -> tuple[ModelFile, ...]:
         """The files that a loader would list."""
         return tuple(f for f in self.files if f.is_model)
+
+    @property
+    def present(self) -> tuple[ModelFile, ...]:
+        """Those of them that are there: not a broken link."""
+        return tuple(f for f in self.models if f.inode is not None)
 
     @property
     def size(self) -> int:
@@ -242,10 +264,10 @@ def gather_models(
     limit: int = LIMIT,
     timeout: float | None = None,
     most_headers: int | None = None,
-    shelves: Mapping[Path, str] | None = None,
+    extra_roots: Mapping[Path, str] | None = None,
 ) -> Inventory:
-    """Look at everything under `model_roots` (each a `models` folder), and under `shelves`: folders
-    of a single category each, as extra_model_paths.yaml names them.
+    """Look at everything under `model_roots` (each a `models` folder), and under `extra_roots`:
+    folders of a single category each, as extra_model_paths.yaml names them.
 
     `headers` also opens each weights file, `most_headers` of them at most: two more round trips
     each, and most of the time where there are many. Links that lead
@@ -255,30 +277,32 @@ def gather_models(
     """
     started = time.monotonic()
     examined: dict[tuple[Path, str], Examined] = {}
-    allowance = Allowance(MOST_HELD)
+    allowance = ByteSemaphore(MOST_HELD)
 
     def open_weights(entry: Entry) -> None:
         if is_weights(entry.path) and (most_headers is None or len(examined) < most_headers):
             examined[entry.root, entry.path] = examine(entry.full_path, entry.size, allowance)
 
     visit = open_weights if headers else None
-    shelves = _not_within(shelves or {}, model_roots)
-    roots = [*model_roots, *shelves]
+    extra_roots = _not_within(extra_roots or {}, model_roots)
+    roots = [*model_roots, *extra_roots]
     found = walk(roots, threads, progress, limit, inside, timeout, visit)
     known = examined.copy()
-    files = [_file(entry, known, shelves) for entry in found.entries if _is_listed(entry)]
+    left = None if timeout is None else started + timeout - time.monotonic()
+    texts = _relative_texts(found.entries, inside, threads, left)
+    files = [_file(e, known, extra_roots, texts) for e in found.entries if _is_listed(e)]
     left = None if timeout is None else started + timeout - time.monotonic()
     same = _find_same(files, threads, left)
-    found = replace(found, entries=tuple(e for e in found.entries if e.root not in shelves))
+    found = replace(found, entries=tuple(e for e in found.entries if e.root not in extra_roots))
     return _inventory(roots, found, files, same, headers, started)
 
 
-def _not_within(shelves: Mapping[Path, str], roots: Sequence[Path]) -> dict[Path, str]:
+def _not_within(extra_roots: Mapping[Path, str], roots: Sequence[Path]) -> dict[Path, str]:
     """Those that are not looked at already, as a part of one of the roots."""
     real = [_real(root) for root in roots]
     return {
         path: name
-        for path, name in shelves.items()
+        for path, name in extra_roots.items()
         if not any(_real(path).is_relative_to(root) for root in real)
     }
 
@@ -299,7 +323,7 @@ def _inventory(
         roots=tuple(roots),
         files=tuple(files),
         folders=tuple((e.root, e.path) for e in found.entries if _is_entered(e)),
-        escaping=tuple(e for e in found.entries if e.target is Target.ESCAPES),
+        escaping=tuple(e for e in found.entries if e.target is LinkTarget.ESCAPES),
         same=same,
         problems=found.problems,
         problem_count=found.problem_count,
@@ -325,7 +349,7 @@ def _find_same(
 
         return task
 
-    Crew(threads).run([sampling(i, f) for i, f in enumerate(candidates)], timeout)
+    WorkerPool(threads).run([sampling(i, f) for i, f in enumerate(candidates)], timeout)
     groups: dict[bytes, list[ModelFile]] = defaultdict(list)
     for index, sample in sorted(samples.copy().items()):
         groups[candidates[index].examined.fingerprint + sample].append(candidates[index])
@@ -343,30 +367,66 @@ def _alike(files: Iterable[ModelFile]) -> list[list[ModelFile]]:
 
 
 def _file(
-    entry: Entry, examined: Mapping[tuple[Path, str], Examined], shelves: Mapping[Path, str]
+    entry: Entry,
+    examined: Mapping[tuple[Path, str], Examined],
+    extra_roots: Mapping[Path, str],
+    texts: Mapping[tuple[Path, str], str],
 ) -> ModelFile:
     unopened = Examined(_LOST.get(entry.target, State.UNREAD) if entry.target else State.UNREAD)
     folder, slash, _ = entry.path.partition("/")
-    shelf = shelves.get(entry.root, "")
+    root_category = extra_roots.get(entry.root, "")
     return ModelFile(
         root=entry.root,
         path=entry.path,
         size=entry.size,
         mtime=entry.mtime,
-        category=category_of(shelf or folder) if shelf or slash else None,
+        category=category_of(root_category or folder) if root_category or slash else None,
         examined=examined.get((entry.root, entry.path), unopened),
         inode=entry.inode,
         link=entry.link,
-        shelf=shelf,
+        root_category=root_category,
+        relative=texts.get((entry.root, entry.path)),
     )
+
+
+def _relative_texts(
+    entries: Sequence[Entry], inside: Sequence[Path] | None, threads: int, timeout: float | None
+) -> dict[tuple[Path, str], str]:
+    """For each broken link that names another mount point of the volume, which is the first of
+    `inside`, the text with which it leads to what it means; where that is there."""
+    root = os.path.realpath(inside[0]) if inside else ""
+    texts: dict[tuple[Path, str], str] = {}
+
+    def asking(entry: Entry, here: str) -> Task:
+        def task() -> None:
+            if os.path.exists(here):
+                folder = os.path.realpath(os.path.dirname(entry.full_path))
+                texts[entry.root, entry.path] = os.path.relpath(here, folder)
+
+        return task
+
+    broken = [entry for entry in entries if entry.target is LinkTarget.BROKEN]
+    places = [(entry, here) for entry in broken if (here := _on_volume(entry.link or "", root))]
+    if places:
+        WorkerPool(threads).run([asking(*place) for place in places], timeout)
+    return texts.copy()
+
+
+def _on_volume(text: str, root: str) -> str:
+    """The place on the volume at `root` that a link means which names another mount point of it."""
+    for mount in (SERVERLESS, POD):
+        if root and root != mount and contains(mount, text):
+            here = os.path.normpath(os.path.join(root, os.path.relpath(text, mount)))
+            return here if contains(root, here) else ""
+    return ""
 
 
 def _is_listed(entry: Entry) -> bool:
     """A file, or a link that leads to one, to nothing, or round in a circle."""
-    lost = entry.target in (Target.BROKEN, Target.LOOP)
-    return entry.is_file or (entry.kind is Kind.LINK and lost)
+    lost = entry.target in (LinkTarget.BROKEN, LinkTarget.LOOP)
+    return entry.is_file or (entry.kind is EntryKind.LINK and lost)
 
 
 def _is_entered(entry: Entry) -> bool:
-    followed = entry.to_folder and entry.target is not Target.LOOP
-    return entry.kind is Kind.FOLDER or followed
+    followed = entry.to_folder and entry.target is not LinkTarget.LOOP
+    return entry.kind is EntryKind.FOLDER or followed

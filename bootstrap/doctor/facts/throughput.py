@@ -16,7 +16,7 @@ from functools import partial
 from itertools import groupby
 from typing import Any
 
-from bootstrap.core.concurrency import Crew
+from bootstrap.core.concurrency import WorkerPool
 from bootstrap.doctor.facts.inventory import Inventory
 
 STREAMS = 8
@@ -26,7 +26,7 @@ MOST_BYTES = 1 << 30
 MOST_SECONDS = 6.0
 LEAST_BYTES = 16 << 20
 SMALL_FILES = 64
-PATIENCE = 10.0
+EXTRA_SECONDS = 10.0
 
 
 @dataclass(frozen=True)
@@ -144,7 +144,7 @@ def _read(shares: list[list[_Piece]], most_seconds: float, problems: list[str]) 
     started = time.monotonic()
     end = started + most_seconds
     tasks = [partial(_read_share, share, end, done, problems) for share in shares]
-    Crew(len(shares)).run(tasks, most_seconds + PATIENCE)
+    WorkerPool(len(shares)).run(tasks, most_seconds + EXTRA_SECONDS)
     seconds = time.monotonic() - started
     size = sum(done)
     return Read(len(shares), size, seconds) if size >= BLOCK else None
@@ -192,7 +192,7 @@ def _median(
             if time.monotonic() > end:
                 return
 
-    Crew(1).run([task], most_seconds + PATIENCE)
+    WorkerPool(1).run([task], most_seconds + EXTRA_SECONDS)
     return statistics.median(taken) if taken else None
 
 

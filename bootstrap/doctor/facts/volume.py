@@ -13,9 +13,9 @@ from dataclasses import replace
 from pathlib import Path
 
 from bootstrap.config import Settings
-from bootstrap.core.concurrency import SilentError, Together
+from bootstrap.core.concurrency import BoundedCaller, VolumeTimeout
 from bootstrap.core.files import Folder, contains, list_folder, trouble_of
-from bootstrap.core.temp_names import MOST_LEFTOVERS, Leftover, kind_of, look_at_leftover
+from bootstrap.core.temp_files import MOST_LEFTOVERS, Leftover, kind_of, look_at_leftover
 from bootstrap.doctor.facts.volume_facts import (
     MOST_LINKS,
     Access,
@@ -23,8 +23,8 @@ from bootstrap.doctor.facts.volume_facts import (
     LinkFact,
     Models,
     Space,
-    State,
     VolumeFacts,
+    VolumeState,
     look_at_access,
     look_at_link,
     look_at_space,
@@ -32,6 +32,7 @@ from bootstrap.doctor.facts.volume_facts import (
 )
 from bootstrap.doctor.facts.volume_places import (
     ModelPath,
+    find_loose,
     find_strays,
     look_at_path,
     read_lines,
@@ -43,7 +44,7 @@ from bootstrap.environment import venvs_of
 from bootstrap.volume import CUSTOM_NODES, MODELS, Layout
 from bootstrap.volume.args_file import paths_file
 from bootstrap.volume.layout import mount_of
-from bootstrap.volume.link_plan import Unlink
+from bootstrap.volume.link_plan import RemoveLink
 from bootstrap.volume.links import plan_for
 from bootstrap.volume.search import USUAL_ROOTS, has_main, other_mounts, search
 
@@ -67,28 +68,28 @@ TIMEOUT = 10.0
 MOUNTINFO = Path("/proc/self/mountinfo")
 
 
-def survey(facts: VolumeFacts, layout: Layout, together: Together) -> VolumeFacts:
+def survey(facts: VolumeFacts, layout: Layout, caller: BoundedCaller) -> VolumeFacts:
     """`facts` (its root is a readable folder) with all that lies on the top levels.
 
-    Raises SilentError.
+    Raises VolumeTimeout.
     """
     top = facts.top or Folder(facts.root)
-    facts = _find_comfyui(facts, layout, together)
-    homes = _model_homes(facts, layout, together)
-    folders = _folders_looked_at(facts, homes, together)
-    facts = replace(facts, models=_models(facts, top, homes, together))
-    links = _links(facts, folders, together)
-    file = together.one(lambda: paths_file(Path(facts.comfyui_real)))
-    tabs = together.one(lambda: tabs_in(str(file))) if facts.comfyui else ()
+    facts = _find_comfyui(facts, layout, caller)
+    homes = _model_homes(facts, layout, caller)
+    folders = _folders_looked_at(facts, homes, caller)
+    facts = replace(facts, models=_models(facts, top, homes, caller))
+    links = _links(facts, folders, caller)
+    file = caller.one(lambda: paths_file(Path(facts.comfyui_real)))
+    tabs = caller.one(lambda: tabs_in(str(file))) if facts.comfyui else ()
     facts = replace(facts, paths_file=str(file), paths_tabs=tabs)
-    facts = replace(facts, model_paths=_model_paths(facts, together))
+    facts = replace(facts, model_paths=_model_paths(facts, caller))
     return replace(
         facts,
-        access=_access(facts, homes, together),
-        links=_mark_ours(links, facts, layout, together),
-        venvs=tuple(together.one(lambda: venvs_of(layout))),
-        nodes=_unread_nodes(facts, layout, together),
-        leftovers=_leftovers(facts, folders, together),
+        access=_access(facts, homes, caller),
+        links=_mark_ours(links, facts, layout, caller),
+        venvs=tuple(caller.one(lambda: venvs_of(layout))),
+        nodes=_unread_nodes(facts, layout, caller),
+        leftovers=_leftovers(facts, folders, caller),
     )
 
 
@@ -100,84 +101,87 @@ def mount_points(facts: VolumeFacts) -> list[str]:
     return list(dict.fromkeys(own + others))
 
 
-def _find_comfyui(facts: VolumeFacts, layout: Layout, together: Together) -> VolumeFacts:
+def _find_comfyui(facts: VolumeFacts, layout: Layout, caller: BoundedCaller) -> VolumeFacts:
     """The one that `layout` names, if it still is there, and all others on the volume."""
     home = str(layout.home)
     undecided = layout.asked is not None or bool(layout.rivals)
-    works = not undecided and together.one(lambda: has_main(home))
+    works = not undecided and caller.one(lambda: has_main(home))
     comfyui = home if works else facts.comfyui
-    expected = together.one(lambda: list_folder(home))
-    found = together.one(lambda: search(layout.root))
-    real: list[str] = together.each(os.path.realpath, [home, *map(str, found.comfyuis)])
+    expected = caller.one(lambda: list_folder(home))
+    found = caller.one(lambda: search(layout.root))
+    real: list[str] = caller.each(os.path.realpath, [home, *map(str, found.comfyuis)])
     used = real[0] if works else None
     places = [str(p) for p, at in zip(found.comfyuis, real[1:], strict=True) if at != used]
     return replace(
         facts,
         home=home,
         comfyui=comfyui,
-        comfyui_real=together.one(lambda: os.path.realpath(comfyui)) if comfyui else "",
+        comfyui_real=caller.one(lambda: os.path.realpath(comfyui)) if comfyui else "",
         comfyui_on_volume=works,
         expected=expected if expected.exists else None,
         places=tuple(places),
         rivals=tuple(map(str, layout.rivals)),
         asked=_text(layout.asked),
         nodes=tuple(map(str, found.custom_nodes)),
-        other_mounts=together.one(lambda: other_mounts(layout.root)),
+        other_mounts=caller.one(lambda: other_mounts(layout.root)),
     )
 
 
-def _unread_nodes(facts: VolumeFacts, layout: Layout, together: Together) -> tuple[str, ...]:
+def _unread_nodes(facts: VolumeFacts, layout: Layout, caller: BoundedCaller) -> tuple[str, ...]:
     """Folders of custom nodes that neither lie in ComfyUI, nor are named to it, nor are empty."""
     read = [os.path.join(facts.home, CUSTOM_NODES), *([str(layout.nodes)] if layout.nodes else [])]
     read += [path.path for path in facts.model_paths if path.key == CUSTOM_NODES]
-    real = set(together.each(os.path.realpath, read))
+    real = set(caller.each(os.path.realpath, read))
     others = [n for n in facts.nodes if os.path.realpath(n) not in real]
-    listed = together.each(list_folder, others)
+    listed = caller.each(list_folder, others)
     return tuple(f.path for f in listed if any(not n.startswith((".", "_")) for n in f.folders))
 
 
-def _model_homes(facts: VolumeFacts, layout: Layout, together: Together) -> list[Folder]:
+def _model_homes(facts: VolumeFacts, layout: Layout, caller: BoundedCaller) -> list[Folder]:
     """The models folders there are, each once, whatever links lead to it."""
     roots = [*map(str, layout.model_roots), os.path.join(facts.root, MODELS)]
     places = list(dict.fromkeys([*roots, os.path.join(facts.home, MODELS)]))
-    real = together.each(os.path.realpath, places)
+    real = caller.each(os.path.realpath, places)
     once = {path: place for place, path in reversed([*zip(places, real, strict=True)])}
-    listed = together.each(list_folder, sorted(once.values(), key=places.index))
+    listed = caller.each(list_folder, sorted(once.values(), key=places.index))
     return [folder for folder in listed if folder.exists]
 
 
-def _models(facts: VolumeFacts, top: Folder, homes: list[Folder], together: Together) -> Models:
+def _models(facts: VolumeFacts, top: Folder, homes: list[Folder], caller: BoundedCaller) -> Models:
     here = {name for folder in homes for name in folder.names}
     home = homes[0].path if homes else os.path.join(facts.root, MODELS)
     tops = [top, *([facts.expected] if facts.expected else [])]
     return Models(
         homes=tuple(folder.path for folder in homes),
         missing=tuple(name for name in USUAL_CATEGORIES if name not in here),
-        strays=tuple(find_strays(tops, home, together)),
+        strays=tuple(find_strays(tops, home, caller)),
         wrong_case=tuple(wrong_case(tops, homes)),
+        loose=tuple(find_loose([*tops, *homes], home, caller)),
     )
 
 
-def _folders_looked_at(facts: VolumeFacts, homes: list[Folder], together: Together) -> list[Folder]:
+def _folders_looked_at(
+    facts: VolumeFacts, homes: list[Folder], caller: BoundedCaller
+) -> list[Folder]:
     """Top folders first, then the categories, then the output's."""
     comfyui = facts.home
-    nodes, output = together.each(
+    nodes, output = caller.each(
         list_folder, [os.path.join(comfyui, "custom_nodes"), os.path.join(comfyui, "output")]
     )
     deeper = [p for home in homes for p in home.paths(home.folders)[:_MOST_FOLDERS]]
     deeper += output.paths(output.folders)[:_MOST_FOLDERS]
     tops = [folder for folder in (facts.top, facts.expected, nodes, *homes, output) if folder]
-    return tops + together.each(list_folder, deeper)
+    return tops + caller.each(list_folder, deeper)
 
 
-def _links(facts: VolumeFacts, folders: list[Folder], together: Together) -> list[LinkFact]:
+def _links(facts: VolumeFacts, folders: list[Folder], caller: BoundedCaller) -> list[LinkFact]:
     """Those in the top folders; and of those to single models the ones that work here and not
     where the volume has another mount point. The inventory of models tells the rest."""
     homes = mount_points(facts)
     mount = facts.mount
     tree = mount.point if mount is not None and mount.network else facts.real
     paths = [path for folder in folders for path in folder.paths(folder.links)][:MOST_LINKS]
-    found = together.each(lambda path: look_at_link(path, facts.real, tree, homes), paths)
+    found = caller.each(lambda path: look_at_link(path, facts.real, tree, homes), paths)
     comfyui = facts.home
     tops = {facts.root, comfyui, os.path.join(facts.root, MODELS)}
     tops |= {os.path.join(comfyui, name) for name in ("custom_nodes", MODELS)}
@@ -190,7 +194,7 @@ def _links(facts: VolumeFacts, folders: list[Folder], together: Together) -> lis
 
 
 def _mark_ours(
-    links: list[LinkFact], facts: VolumeFacts, layout: Layout, together: Together
+    links: list[LinkFact], facts: VolumeFacts, layout: Layout, caller: BoundedCaller
 ) -> tuple[LinkFact, ...]:
     """The link plan knows which broken links are its own. It looks deep, so it is asked only
     where there are broken links in ComfyUI's models folder."""
@@ -198,9 +202,9 @@ def _mark_ours(
     broken = [link for link in links if link.leads is Leads.NOWHERE and contains(models, link.path)]
     if not broken or layout.comfyui is None:
         return tuple(links)
-    plan = together.one(lambda: plan_for(layout))
-    ours = {str(action.place) for action in plan.actions if isinstance(action, Unlink)}
-    places = together.each(_real_place, [link.path for link in broken])
+    plan = caller.one(lambda: plan_for(layout))
+    ours = {str(action.place) for action in plan.actions if isinstance(action, RemoveLink)}
+    places = caller.each(_real_place, [link.path for link in broken])
     marked = {link.path for link, place in zip(broken, places, strict=True) if place in ours}
     return tuple(replace(link, ours=True) if link.path in marked else link for link in links)
 
@@ -209,24 +213,24 @@ def _real_place(path: str) -> str:
     return os.path.join(os.path.realpath(os.path.dirname(path)), os.path.basename(path))
 
 
-def _access(facts: VolumeFacts, homes: list[Folder], together: Together) -> tuple[Access, ...]:
+def _access(facts: VolumeFacts, homes: list[Folder], caller: BoundedCaller) -> tuple[Access, ...]:
     comfyui = facts.home
     below = [os.path.join(comfyui, n) for n in ("main.py", "custom_nodes", "input", "output")]
     paths = dict.fromkeys([facts.root, comfyui, *(home.path for home in homes), *below])
-    found = together.each(look_at_access, paths)
+    found = caller.each(look_at_access, paths)
     return tuple(access for access in found if access is not None)
 
 
-def _model_paths(facts: VolumeFacts, together: Together) -> tuple[ModelPath, ...]:
+def _model_paths(facts: VolumeFacts, caller: BoundedCaller) -> tuple[ModelPath, ...]:
     if facts.comfyui is None:
         return ()
-    lines = together.one(lambda: read_lines(facts.paths_file))
+    lines = caller.one(lambda: read_lines(facts.paths_file))
     given = resolve(lines, facts.comfyui_real, mount_points(facts))
-    return tuple(together.each(lambda path: look_at_path(path, facts.root), given))
+    return tuple(caller.each(lambda path: look_at_path(path, facts.root), given))
 
 
 def _leftovers(
-    facts: VolumeFacts, folders: list[Folder], together: Together
+    facts: VolumeFacts, folders: list[Folder], caller: BoundedCaller
 ) -> tuple[Leftover, ...]:
     """Measured by the volume's own clock: a server's may be hours off this machine's."""
     now = facts.writing.now if facts.writing and facts.writing.now else time.time()
@@ -236,7 +240,7 @@ def _leftovers(
         for name in sorted(folder.names)
         if kind_of(name) is not None
     ]
-    found = together.each(lambda path: look_at_leftover(path, now), paths[:MOST_LEFTOVERS])
+    found = caller.each(lambda path: look_at_leftover(path, now), paths[:MOST_LEFTOVERS])
     return tuple(leftover for leftover in found if leftover is not None)
 
 
@@ -251,7 +255,7 @@ def gather_volume(
     Asked afresh: `layout` says where to look, not what is there. One tiny file is made on the
     volume and removed. `settings` are those that `layout` was found with.
     """
-    together = Together(timeout)
+    caller = BoundedCaller(timeout)
     root = os.path.normpath(layout.root)
     facts = VolumeFacts(
         root=root,
@@ -260,14 +264,15 @@ def gather_volume(
         user=os.geteuid(),
         configured=settings.volume_path is not None,
         comfyui=None if layout.comfyui_on_volume else _text(layout.comfyui),
+        meant=_text(layout.meant),
     )
     try:
-        facts = together.one(lambda: _look_at_root(root, facts))
+        facts = caller.one(lambda: _look_at_root(root, facts))
         facts = replace(facts, mount=mount_of(facts.real, mountinfo))
-        if facts.state is State.FOLDER:
-            facts = replace(facts, writing=together.one(lambda: try_writing(root)))
-            facts = survey(facts, layout, together)
-    except SilentError:
+        if facts.state is VolumeState.FOLDER:
+            facts = replace(facts, writing=caller.one(lambda: try_writing(root)))
+            facts = survey(facts, layout, caller)
+    except VolumeTimeout:
         return replace(facts, silent_after=timeout)
     return facts
 
@@ -278,14 +283,21 @@ def _look_at_root(root: str, facts: VolumeFacts) -> VolumeFacts:
         found = os.stat(root)
     except OSError as problem:
         trouble = trouble_of(problem)
-        absent = trouble.name in ("ENOENT", "ENOTDIR")
-        return replace(facts, state=State.MISSING if absent else State.BAD, trouble=trouble)
+        if trouble.name in ("ENOENT", "ENOTDIR"):
+            return replace(facts, state=VolumeState.MISSING, trouble=trouble)
+        return replace(facts, state=VolumeState.BAD, trouble=trouble, closed=_closed(root))
     if not stat.S_ISDIR(found.st_mode):
-        return replace(facts, state=State.FILE)
+        return replace(facts, state=VolumeState.FILE)
     top = list_folder(root)
     if top.trouble is not None:
-        return replace(facts, state=State.BAD, trouble=top.trouble)
-    return replace(facts, state=State.FOLDER, top=top, space=_space(root))
+        return replace(facts, state=VolumeState.BAD, trouble=top.trouble, closed=root)
+    return replace(facts, state=VolumeState.FOLDER, top=top, space=_space(root))
+
+
+def _closed(path: str) -> str:
+    """The first folder on the way to `path` that this user may not enter, else `path`."""
+    way = [*reversed(Path(path).parents), Path(path)]
+    return next((str(folder) for folder in way if not os.access(folder, os.X_OK)), path)
 
 
 def _space(root: str) -> Space | None:

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from bootstrap.core.files import Folder, Trouble, contains, trouble_of
-from bootstrap.core.temp_names import Leftover
+from bootstrap.core.temp_files import Leftover
 from bootstrap.doctor.facts.volume_places import ModelPath, Stray
 from bootstrap.environment import Venv
 from bootstrap.volume import COMFYUI
@@ -145,7 +145,7 @@ def look_at_space(path: str) -> Space:
 def try_writing(folder: str) -> Writing:
     """Make a file in `folder`, flush it to the disk, remove it.
 
-    core/temp_names.py knows its name, should this process be killed meanwhile.
+    core/temp_files.py knows its name, should this process be killed meanwhile.
     """
     path = os.path.join(folder, f".{uuid.uuid4().hex}.part")
     started = time.monotonic()
@@ -188,7 +188,7 @@ def look_at_access(path: str) -> Access | None:
     )
 
 
-class State(str, Enum):
+class VolumeState(str, Enum):
     """What is at the volume's path. `BAD` is what cannot be asked; see `trouble`."""
 
     FOLDER = "folder"
@@ -200,12 +200,15 @@ class State(str, Enum):
 @dataclass(frozen=True)
 class Models:
     """`homes` are the models folders there are (the volume's own first), `missing` the usual
-    categories that none has. `strays` lie outside of them, `wrong_case` are misspelt."""
+    categories that none has. `strays` are folders outside of them, `loose` single files that no
+    loader looks for (`belongs` is "" where their contents do not tell it), `wrong_case` are
+    misspelt."""
 
     homes: tuple[str, ...] = ()
     missing: tuple[str, ...] = ()
     strays: tuple[Stray, ...] = ()
     wrong_case: tuple[Stray, ...] = ()
+    loose: tuple[Stray, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -218,13 +221,15 @@ class VolumeFacts:
     listing (None when there is nothing). `places` are other ComfyUIs; `rivals` are those none of
     which goes before the others, `asked` what COMFYUI_PATH names if there is none. `nodes` are
     folders of custom nodes that ComfyUI does not read, `paths_file` its file of further models.
-    `user` is this process's user id; `configured` that VOLUME_PATH names the root.
+    `user` is this process's user id; `configured` that VOLUME_PATH names the root. `closed` is the
+    folder on the way to the root, or itself, that this user may not enter; `meant` the volume that
+    the root most likely stands for, where it is none.
     """
 
     root: str
     real: str = ""
     silent_after: float | None = None
-    state: State | None = None
+    state: VolumeState | None = None
     trouble: Trouble | None = None
     mount: Mount | None = None
     top: Folder | None = None
@@ -250,6 +255,8 @@ class VolumeFacts:
     model_paths: tuple[ModelPath, ...] = ()
     paths_tabs: tuple[int, ...] = ()
     leftovers: tuple[Leftover, ...] = ()
+    closed: str = ""
+    meant: str | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "home", self.home or os.path.join(self.root, COMFYUI))

@@ -13,8 +13,9 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from bootstrap.core.concurrency import Together
+from bootstrap.core.concurrency import BoundedCaller
 from bootstrap.core.files import Folder, contains, list_folder
+from bootstrap.models.weights_file import kind_of_weights
 from bootstrap.volume import CUSTOM_NODES, MODELS
 from bootstrap.volume.args_file import paths_file
 from bootstrap.volume.categories import GGUF, PT_EXTENSIONS, extension_of, known_folders
@@ -29,6 +30,9 @@ _BLOCK = re.compile(r"[|>][+-]?\d*$")
 _PROPER = {name.casefold(): name for name in known_folders()}
 _WEIGHTS = PT_EXTENSIONS | {GGUF}
 _MOST_SUBFOLDERS = 8
+_MOST_LOOSE = 50
+# A .bin or .pkl that lies about may be anything.
+_LOOSE = frozenset({".safetensors", ".sft", ".ckpt", ".gguf", ".pth", ".pt"})
 
 
 @dataclass(frozen=True)
@@ -148,21 +152,40 @@ def _value(text: str) -> str:
 
 @dataclass(frozen=True)
 class Stray:
-    """A folder of models at `path` that ComfyUI would read if it were at `belongs`."""
+    """A folder of models, or a single one, at `path` that ComfyUI would read if it were at, or in,
+    `belongs`."""
 
     path: str
     belongs: str
 
 
-def find_strays(folders: Iterable[Folder], home: str, together: Together) -> list[Stray]:
+def find_strays(folders: Iterable[Folder], home: str, caller: BoundedCaller) -> list[Stray]:
     """Category folders with models in them that lie straight in one of `folders`."""
     found = [
         Stray(path, os.path.join(home, _PROPER[os.path.basename(path).casefold()]))
         for folder in folders
         for path in folder.paths(frozenset(n for n in folder.folders if n.casefold() in _PROPER))
     ]
-    holds = together.each(lambda stray: _holds_weights(stray.path), found)
+    holds = caller.each(lambda stray: _holds_weights(stray.path), found)
     return [stray for stray, models in zip(found, holds, strict=True) if models]
+
+
+def find_loose(folders: Iterable[Folder], home: str, caller: BoundedCaller) -> list[Stray]:
+    """Models that lie straight in one of `folders`, with the folder for their kind where their
+    contents tell it."""
+    once = {folder.path: folder for folder in folders}
+    paths = [
+        p
+        for folder in once.values()
+        for p in folder.paths(folder.files)
+        if extension_of(p) in _LOOSE
+    ]
+    kinds = caller.each(kind_of_weights, paths[:_MOST_LOOSE])
+    kinds += [""] * (len(paths) - len(kinds))
+    return [
+        Stray(path, os.path.join(home, kind) if kind else "")
+        for path, kind in zip(paths, kinds, strict=True)
+    ]
 
 
 def wrong_case(tops: Iterable[Folder], homes: Iterable[Folder]) -> list[Stray]:

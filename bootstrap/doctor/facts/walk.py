@@ -1,7 +1,7 @@
 """Walks trees on a volume where every metadata call costs a round trip of 1.5 to 2 ms.
 
 Nothing makes such a call faster, so many are kept in flight: folders are listed, and the files in
-them asked for their size, by a crew of threads. `os.scandir` tells folders, files and links apart
+them asked for their size, by a pool of threads. `os.scandir` tells folders, files and links apart
 without a further call where the file system fills in d_type, as all that Runpod uses do.
 
 A FUSE client may answer for one name of a folder at a time only (FUSE_PARALLEL_DIROPS is off
@@ -22,7 +22,7 @@ from enum import Enum
 from itertools import islice
 from pathlib import Path
 
-from bootstrap.core.concurrency import Crew, Task
+from bootstrap.core.concurrency import Task, WorkerPool
 
 # 64 in flight: 20,000 files at 1.5 ms take half a second, and more threads gain little.
 THREADS = 64
@@ -36,7 +36,7 @@ _CHUNK = 8
 _ABSENT = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP)
 
 
-class Kind(str, Enum):
+class EntryKind(str, Enum):
     """What a name in a folder stands for."""
 
     FILE = "file"
@@ -45,7 +45,7 @@ class Kind(str, Enum):
     OTHER = "other"
 
 
-class Target(str, Enum):
+class LinkTarget(str, Enum):
     """Where a symbolic link leads. `ESCAPES` is there, but outside the trees looked at."""
 
     OK = "ok"
@@ -66,12 +66,12 @@ class Entry:
 
     root: Path
     path: str
-    kind: Kind
+    kind: EntryKind
     size: int = 0
     mtime: float = 0.0
     inode: tuple[int, int] | None = None
     link: str | None = None
-    target: Target | None = None
+    target: LinkTarget | None = None
     to_folder: bool = False
 
     @property
@@ -82,11 +82,11 @@ class Entry:
     @property
     def is_file(self) -> bool:
         """A regular file, or a link that leads to one."""
-        return self.inode is not None and self.kind in (Kind.FILE, Kind.LINK)
+        return self.inode is not None and self.kind in (EntryKind.FILE, EntryKind.LINK)
 
 
 @dataclass(frozen=True)
-class Problem:
+class WalkProblem:
     """A path that could not be looked at, with the system's reason and error number."""
 
     path: str
@@ -102,7 +102,7 @@ class Walk:
     """
 
     entries: tuple[Entry, ...]
-    problems: tuple[Problem, ...]
+    problems: tuple[WalkProblem, ...]
     problem_count: int
     complete: bool
     seconds: float
@@ -119,7 +119,7 @@ def walk(
 ) -> Walk:
     """Everything under `roots`, following links to folders as ComfyUI does.
 
-    A link to a folder that it lies in itself is reported (`Target.LOOP`) and not followed; one
+    A link to a folder that it lies in itself is reported (`LinkTarget.LOOP`) and not followed; one
     that leads out of `inside` (the roots, where not given) is `ESCAPES`, and followed.
     `progress` is called a few times a second with the number of entries so far. The walk ends at
     `limit` entries or after `timeout` seconds, also when the file system no longer answers.
@@ -132,7 +132,7 @@ def walk(
     walker = _Walker(threads, limit, trees, visit)
     first = [walker.listing(_Folder(root, "", os.path.realpath(root))) for root in roots]
     tick = None if progress is None else (lambda: progress(walker.count))
-    finished = walker.crew.run(first, timeout, tick)
+    finished = walker.pool.run(first, timeout, tick)
     return walker.result(roots, finished, time.monotonic() - started)
 
 
@@ -173,13 +173,13 @@ class _Walker:
         inside: tuple[str, ...],
         visit: Callable[[Entry], None] | None,
     ) -> None:
-        self.crew = Crew(threads)
+        self.pool = WorkerPool(threads)
         self._limit = limit
         self._inside = inside
         self._visit = visit
         self._lock = threading.Lock()
         self._entries: list[Entry] = []
-        self._problems: list[Problem] = []
+        self._problems: list[WalkProblem] = []
         self._problem_count = 0
         self._full = False
 
@@ -209,16 +209,16 @@ class _Walker:
             self._note(folder.full_path, problem)
             return
         folders = [name.name for name in found if _is_folder(name) and name.name not in SKIPPED]
-        self.crew.add(self.listing(folder.folder(name)) for name in folders)
-        self._keep([Entry(folder.root, folder.path_of(name), Kind.FOLDER) for name in folders])
+        self.pool.add(self.listing(folder.folder(name)) for name in folders)
+        self._keep([Entry(folder.root, folder.path_of(name), EntryKind.FOLDER) for name in folders])
         others = [name for name in found if not _is_folder(name)]
         chunks = [others[i : i + _CHUNK] for i in range(0, len(others), _CHUNK)]
-        self.crew.add((self._looking_at(folder, chunk) for chunk in chunks), later=True)
+        self.pool.add((self._looking_at(folder, chunk) for chunk in chunks), later=True)
 
     def _look_at(self, folder: _Folder, found: list[os.DirEntry[str]]) -> None:
         entries = []
         for name in found:
-            if self.crew.stopped:
+            if self.pool.stopped:
                 break
             try:
                 entry = self._described(folder, name)
@@ -234,14 +234,16 @@ class _Walker:
         if name.is_symlink():
             return self._described_link(folder, name)
         own = name.stat(follow_symlinks=False)
-        kind = Kind.FILE if stat.S_ISREG(own.st_mode) else Kind.OTHER
+        kind = EntryKind.FILE if stat.S_ISREG(own.st_mode) else EntryKind.OTHER
         inode = (own.st_dev, own.st_ino)
         path = folder.path_of(name.name)
         return Entry(folder.root, path, kind, own.st_size, own.st_mtime, inode)
 
     def _described_link(self, folder: _Folder, name: os.DirEntry[str]) -> Entry:
         path = os.path.join(folder.full_path, name.name)
-        entry = Entry(folder.root, folder.path_of(name.name), Kind.LINK, link=os.readlink(path))
+        entry = Entry(
+            folder.root, folder.path_of(name.name), EntryKind.LINK, link=os.readlink(path)
+        )
         try:
             found = os.stat(path)
         except OSError as problem:
@@ -250,7 +252,7 @@ class _Walker:
             if problem.errno in (errno.EACCES, errno.EPERM):  # there may well be something
                 return entry
             loops = problem.errno == errno.ELOOP
-            return replace(entry, target=Target.LOOP if loops else Target.BROKEN)
+            return replace(entry, target=LinkTarget.LOOP if loops else LinkTarget.BROKEN)
         to_folder = stat.S_ISDIR(found.st_mode)
         target = self._target(folder, name.name, os.path.realpath(path), to_folder)
         entry = replace(entry, target=target, to_folder=to_folder)
@@ -259,14 +261,14 @@ class _Walker:
         inode = (found.st_dev, found.st_ino)
         return replace(entry, size=found.st_size, mtime=found.st_mtime, inode=inode)
 
-    def _target(self, folder: _Folder, name: str, real: str, to_folder: bool) -> Target:
+    def _target(self, folder: _Folder, name: str, real: str, to_folder: bool) -> LinkTarget:
         if to_folder:
             behind = folder.behind_link(name, real)
             if behind is None:
-                return Target.LOOP
-            self.crew.add([self.listing(behind)])
+                return LinkTarget.LOOP
+            self.pool.add([self.listing(behind)])
         inside = any(_contains(tree, real) for tree in self._inside)
-        return Target.OK if inside else Target.ESCAPES
+        return LinkTarget.OK if inside else LinkTarget.ESCAPES
 
     def _keep(self, entries: list[Entry]) -> None:
         with self._lock:
@@ -274,14 +276,14 @@ class _Walker:
             self._entries.extend(entries[:left])
             self._full = self._full or len(entries) > left
         if self._full:
-            self.crew.stop()
+            self.pool.stop()
 
     def _note(self, path: str, problem: OSError) -> None:
         reason = problem.strerror or str(problem)
         with self._lock:
             self._problem_count += 1
             if len(self._problems) < MOST_PROBLEMS:
-                self._problems.append(Problem(path, reason, problem.errno))
+                self._problems.append(WalkProblem(path, reason, problem.errno))
 
 
 def _is_folder(name: os.DirEntry[str]) -> bool:

@@ -1,6 +1,6 @@
 """A venv on the network volume, started at local speed.
 
-    work/python/                            a venv on local disk (skeleton.py)
+    work/python/                            a venv on local disk (layout.py)
     work/python/lib/…/site-packages         a mirror of the volume's: copies and links
     .comfyui-worker/python/<venv>.venv      what earlier starts opened, in one file (archive.py)
 
@@ -29,23 +29,26 @@ from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
-from bootstrap.core.concurrency import Crew, SilentError, Together
+from bootstrap.core.concurrency import BoundedCaller, VolumeTimeout, WorkerPool
 from bootstrap.core.findings import Finding, warning
 from bootstrap.core.text import counted, shown, size_text
-from bootstrap.environment.mirror.archive import Archive, BadArchive, read_archive
+from bootstrap.environment.mirror.archive import Archive, DamagedArchive, read_archive
 from bootstrap.environment.mirror.late import LargeFiles, LateFolders
-from bootstrap.environment.mirror.record import Record, archive_at, read_opened
-from bootstrap.environment.mirror.skeleton import (
-    NotAVenv,
-    Venv,
+from bootstrap.environment.mirror.layout import (
+    LARGE,
+    CannotMirror,
+    MirroredVenv,
+    MirrorTree,
+    join,
     look_at_venv,
     make_skeleton,
     note_opened,
     settle_paths,
+    source_of,
 )
-from bootstrap.environment.mirror.tree import LARGE, Tree, join, source_of
+from bootstrap.environment.mirror.record import ArchiveWriter, archive_at, read_opened
 from bootstrap.environment.mirror.unpack import Unpacking
-from bootstrap.environment.mirror.walk import Walk
+from bootstrap.environment.mirror.walk import FullCopy
 
 _log = logging.getLogger(__name__)
 
@@ -53,9 +56,6 @@ CODES = {"python.not_copied": "A venv on the volume was not copied to local disk
 _IN_IMAGE = "install ComfyUI's packages into the image."
 _FIX_ROOM = (
     f"Give the endpoint a larger container disk (Edit Endpoint → Container Disk), or {_IN_IMAGE}"
-)
-_FIX_VENV = (
-    "Make the venv with a Python that the image has, or set COMFYUI_PYTHON to one of the image's."
 )
 _FIX_NOEXEC = "Set WORK_DIR to a folder on a disk that is not mounted noexec."
 _FIX_UNREADABLE = (
@@ -102,20 +102,12 @@ class Mirror:
     note: str
     bytes: int
     seconds: float
-    venv: Venv = field(repr=False)
+    venv: MirroredVenv = field(repr=False)
     archive: Path = field(repr=False)
-    tree: Tree = field(repr=False)
+    tree: MirrorTree = field(repr=False)
     late: threading.Thread = field(repr=False)
     recorded: frozenset[str] | None = field(default=None, repr=False)
     changed: int = 0
-
-
-class _CannotMirror(Exception):
-    """The message completes "… was not copied: …"."""
-
-    def __init__(self, why: str, fix: str) -> None:
-        super().__init__(why)
-        self.fix = fix
 
 
 def mirror_venv(request: MirrorRequest) -> Mirror | Finding:
@@ -124,7 +116,7 @@ def mirror_venv(request: MirrorRequest) -> Mirror | Finding:
     making = _Making(request)
     try:
         return making.make()
-    except (NotAVenv, SilentError, OSError, _CannotMirror) as problem:
+    except (CannotMirror, VolumeTimeout, OSError) as problem:
         making.clean_up()
         return _not_copied(request, problem)
 
@@ -145,9 +137,9 @@ def record_opened(mirror: Mirror, timeout: float = 120) -> str:
             if mirror.changed + len(lost) + len(lacking) <= _MOST_LACKING:
                 return "the archive is up to date"
         whole = mirror.tree
-        tree = Tree(dict(whole.folders), dict(whole.copied), large, set(whole.late))
+        tree = MirrorTree(dict(whole.folders), dict(whole.copied), large, set(whole.late))
         wanted = dict.fromkeys([*small, *(mirror.recorded or ())])
-        record = Record(source, mirror.site, tree)
+        record = ArchiveWriter(source, mirror.site, tree)
         count = record.write(wanted, mirror.archive, timeout)
     except OSError as problem:
         return f"no archive was made: {problem.strerror or problem}"
@@ -160,19 +152,19 @@ class _Making:
     def __init__(self, request: MirrorRequest) -> None:
         self._request = request
         self._began = time.monotonic()
-        self._together = Together(request.timeout)
+        self._caller = BoundedCaller(request.timeout)
         self._places: list[Path] = []
 
     def make(self) -> Mirror:
-        """Raises NotAVenv, SilentError, OSError, _CannotMirror."""
+        """Raises CannotMirror, VolumeTimeout, OSError."""
         request = self._request
-        venv = self._together.one(partial(look_at_venv, request.venv, request.interpreter))
-        path = self._together.one(partial(archive_at, request.store, request.venv, venv.tag))
+        venv = self._caller.one(partial(look_at_venv, request.venv, request.interpreter))
+        path = self._caller.one(partial(archive_at, request.store, request.venv, venv.tag))
         try:
-            archive = self._together.one(partial(_read_if_there, path))
+            archive = self._caller.one(partial(_read_if_there, path))
             if archive is not None:
                 return self._unpack(venv, path, archive)
-        except BadArchive as problem:
+        except DamagedArchive as problem:
             _log.warning("%s cannot be used: %s", path, problem)
         return self._walk(venv, path)
 
@@ -183,8 +175,8 @@ class _Making:
                 target=shutil.rmtree, args=(place, True), name="clean-up", daemon=True
             ).start()
 
-    def _unpack(self, venv: Venv, path: Path, archive: Archive) -> Mirror:
-        """Raises BadArchive besides."""
+    def _unpack(self, venv: MirroredVenv, path: Path, archive: Archive) -> Mirror:
+        """Raises DamagedArchive besides."""
         self._places.append(self._request.place)
         python, site = self._begin(venv, self._request.place)
         self._check_room(archive.bytes, len(archive.files) + len(archive.tree.folders))
@@ -192,7 +184,7 @@ class _Making:
         recorded = frozenset(packed.path for packed in archive.files)
         unpacking = Unpacking(path, archive, str(venv.site), str(site), venv.tag)
         if not unpacking.run(self._left, self._tick(lambda: unpacking.written)):
-            raise _CannotMirror(self._late, _FIX_UNREADABLE)
+            raise CannotMirror(self._late, _FIX_UNREADABLE)
         with contextlib.suppress(OSError):  # a volume that is read-only
             os.utime(path)
         note = f"{counted(len(recorded), 'file')}, {size_text(archive.bytes)} from the archive"
@@ -202,31 +194,29 @@ class _Making:
             python, site, note, venv, path, archive.tree, recorded, unpacking.changed
         )
 
-    def _walk(self, venv: Venv, path: Path) -> Mirror:
+    def _walk(self, venv: MirroredVenv, path: Path) -> Mirror:
         place = self._request.place
         if self._places:  # what failed there may not have ended
             self.clean_up()
             place = place.with_name(f"{place.name}-walked")
         self._places.append(place)
         python, site = self._begin(venv, place)
-        tree, crew = Tree(), Crew(_THREADS)
-        walk = Walk(str(venv.site), str(site), tree, venv.tag, crew)
-        if not crew.run(
+        tree, pool = MirrorTree(), WorkerPool(_THREADS)
+        walk = FullCopy(str(venv.site), str(site), tree, venv.tag, pool)
+        if not pool.run(
             [partial(walk.look_at, "")], self._left, self._tick(lambda: len(tree.copied))
         ):
-            raise _CannotMirror(self._late, _FIX_UNREADABLE)
+            raise CannotMirror(self._late, _FIX_UNREADABLE)
         self._read_large(venv, site, tree)
         note = f"{counted(len(tree.copied), 'file')} copied, without an archive"
         return self._mirror(python, site, note, venv, path, tree)
 
-    def _begin(self, venv: Venv, place: Path) -> tuple[Path, Path]:
+    def _begin(self, venv: MirroredVenv, place: Path) -> tuple[Path, Path]:
         """Everything around site-packages; the Python, and site-packages, empty."""
         python = make_skeleton(venv, place)
         if os.statvfs(place).f_flag & os.ST_NOEXEC:
             why = f"programs cannot be run from {place}"
-            raise _CannotMirror(
-                why, "Set WORK_DIR to a folder on a disk that is not mounted noexec."
-            )
+            raise CannotMirror(why, _FIX_NOEXEC)
         return python, place / "lib" / venv.library / "site-packages"
 
     def _mirror(
@@ -234,9 +224,9 @@ class _Making:
         python: Path,
         site: Path,
         note: str,
-        venv: Venv,
+        venv: MirroredVenv,
         path: Path,
-        tree: Tree,
+        tree: MirrorTree,
         recorded: frozenset[str] | None = None,
         changed: int = 0,
     ) -> Mirror:
@@ -264,9 +254,9 @@ class _Making:
         free = shutil.disk_usage(self._request.place).free
         if size + entries * _BORDER > free - _HEADROOM:
             why = f"the local disk has no room for {size_text(size)} more"
-            raise _CannotMirror(why, _FIX_ROOM)
+            raise CannotMirror(why, _FIX_ROOM)
 
-    def _read_large(self, venv: Venv, site: Path, tree: Tree) -> None:
+    def _read_large(self, venv: MirroredVenv, site: Path, tree: MirrorTree) -> None:
         large = LargeFiles(str(venv.site), str(site), dict(tree.large), self._request.room)
         large.read_ahead(self._request.timeout)
 
@@ -277,13 +267,13 @@ def _log_of(site: Path) -> Path:
 
 
 def _read_if_there(path: Path) -> Archive | None:
-    """Raises BadArchive."""
+    """Raises DamagedArchive."""
     try:
         return read_archive(path)
     except FileNotFoundError:
         return None
     except OSError as problem:
-        raise BadArchive(problem.strerror or str(problem)) from problem
+        raise DamagedArchive(problem.strerror or str(problem)) from problem
 
 
 def _by_size(mirror: Mirror, paths: Iterable[str]) -> tuple[dict[str, int], dict[str, int]]:
@@ -304,9 +294,7 @@ def _not_copied(request: MirrorRequest, problem: Exception) -> Finding:
         place = f" ({shown(os.fsdecode(problem.filename))})" if problem.filename else ""
         reason = f"{problem.strerror}{place}"
         fix = _FIX_ROOM if problem.errno in (errno.ENOSPC, errno.EDQUOT) else _FIX_UNREADABLE
-    elif isinstance(problem, NotAVenv):
-        fix = _FIX_VENV
-    elif isinstance(problem, _CannotMirror):
+    elif isinstance(problem, CannotMirror):
         fix = problem.fix
     return warning(
         "python.not_copied",

@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
-from bootstrap.environment.mirror.tree import Folder, Stamp, Tree
+from bootstrap.environment.mirror.layout import FileState, ListedFolder, MirrorTree
 
 _TRAILER = struct.Struct("<8sQI")
 _MAGIC = b"venv-1\r\n"
@@ -30,7 +30,7 @@ _BLOCK = 4 << 20
 _NAME_BYTES = 255
 
 
-class BadArchive(Exception):
+class DamagedArchive(Exception):
     """It cannot be used; the message completes "… cannot be used: …"."""
 
 
@@ -39,7 +39,7 @@ class Packed(NamedTuple):
     when its source is."""
 
     path: str
-    stamp: Stamp
+    stamp: FileState
     checked: bool
 
 
@@ -57,7 +57,7 @@ class Block:
 class Archive:
     """An open archive. `tree` has all folders and large files; nothing is copied yet."""
 
-    tree: Tree
+    tree: MirrorTree
     blocks: tuple[Block, ...]
 
     @property
@@ -75,7 +75,7 @@ Content = tuple[Packed, bytes]
 
 
 def write_archive(
-    file: BinaryIO, contents: Iterable[Content], tree_of: Callable[[Sequence[Packed]], Tree]
+    file: BinaryIO, contents: Iterable[Content], tree_of: Callable[[Sequence[Packed]], MirrorTree]
 ) -> int:
     """Write an archive of the files in `contents`, each of the size that its stamp says, and of the
     tree around them; the number of files. Raises OSError, and whatever the two do."""
@@ -88,11 +88,11 @@ def write_archive(
 
 
 def read_archive(path: Path) -> Archive:
-    """The index of an archive. Raises BadArchive, OSError."""
+    """The index of an archive. Raises DamagedArchive, OSError."""
     packed, data_size = _read_index(path)
     archive = _understood(_unpacked(packed))
     if data_size != archive.bytes:
-        raise BadArchive("it is cut off")
+        raise DamagedArchive("it is cut off")
     return archive
 
 
@@ -103,17 +103,17 @@ def _read_index(path: Path) -> tuple[bytes, int]:
         file.seek(max(0, size - _LIKELY_INDEX))
         end = file.read(_LIKELY_INDEX)
         if len(end) < _TRAILER.size:
-            raise BadArchive("it is cut off")
+            raise DamagedArchive("it is cut off")
         magic, length, checksum = _TRAILER.unpack(end[-_TRAILER.size :])
         begin = size - _TRAILER.size - length
         if magic != _MAGIC or begin < 0:
-            raise BadArchive("it is of another version, or cut off")
+            raise DamagedArchive("it is of another version, or cut off")
         if length + _TRAILER.size > len(end):
             file.seek(begin)
             end = file.read(length + _TRAILER.size)
     packed = end[-_TRAILER.size - length : -_TRAILER.size]
     if zlib.crc32(packed) != checksum:
-        raise BadArchive("its index is damaged")
+        raise DamagedArchive("its index is damaged")
     return packed, begin
 
 
@@ -123,10 +123,10 @@ def _unpacked(packed: bytes) -> Any:
         unpacking = zlib.decompressobj()
         text = unpacking.decompress(packed, _MOST_INDEX)
         if not unpacking.eof:
-            raise BadArchive("its index is too long")
+            raise DamagedArchive("its index is too long")
         return json.loads(text)
     except (zlib.error, ValueError, RecursionError) as problem:
-        raise BadArchive("its index is damaged") from problem
+        raise DamagedArchive("its index is damaged") from problem
 
 
 def _grouped(contents: Iterable[Content]) -> Iterator[list[Content]]:
@@ -148,7 +148,7 @@ def _write_block(file: BinaryIO, group: Sequence[Content]) -> Block:
     return Block(0, len(data), zlib.crc32(data), tuple(packed for packed, _ in group))
 
 
-def _as_data(tree: Tree, blocks: Iterable[Block]) -> dict[str, Any]:
+def _as_data(tree: MirrorTree, blocks: Iterable[Block]) -> dict[str, Any]:
     return {
         "folders": {p: [f.mtime_ns, sorted(f.files), f.links] for p, f in tree.folders.items()},
         "large": tree.large,
@@ -161,9 +161,9 @@ def _as_data(tree: Tree, blocks: Iterable[Block]) -> dict[str, Any]:
 
 def _understood(data: Any) -> Archive:
     try:
-        tree = Tree(
+        tree = MirrorTree(
             {
-                path: Folder(int(mtime), set(files), dict(links))
+                path: ListedFolder(int(mtime), set(files), dict(links))
                 for path, (mtime, files, links) in data["folders"].items()
             },
             large={path: int(size) for path, size in data["large"].items()},
@@ -172,11 +172,11 @@ def _understood(data: Any) -> Archive:
         _check_names(tree)
         archive = Archive(tree, tuple(_blocks(data["blocks"])))
     except (KeyError, ValueError, TypeError, AttributeError) as problem:
-        raise BadArchive(f"its index is not understood ({problem})") from problem
+        raise DamagedArchive(f"its index is not understood ({problem})") from problem
     strangers = [p.path for p in archive.files if not tree.holds(p.path)]
     strangers += [path for path in tree.large if not tree.holds(path)]
     if strangers:
-        raise BadArchive(f"its index does not list {strangers[0]!r}")
+        raise DamagedArchive(f"its index does not list {strangers[0]!r}")
     return archive
 
 
@@ -184,7 +184,7 @@ def _blocks(data: Any) -> Iterator[Block]:
     offset = 0
     for checksum, rows in data:
         files = tuple(
-            Packed(path, Stamp(size, mtime, mode & 0o777), bool(checked))
+            Packed(path, FileState(size, mtime, mode & 0o777), bool(checked))
             for path, size, mtime, mode, checked in rows
         )
         size = sum(_size(packed) for packed in files)
@@ -198,7 +198,7 @@ def _size(packed: Packed) -> int:
     return packed.stamp.size
 
 
-def _check_names(tree: Tree) -> None:
+def _check_names(tree: MirrorTree) -> None:
     """A name is one part of a path, each folder lies in another that is named, and nothing has
     two meanings: so all lies where the mirror makes its own folders."""
     folders = tree.folders.keys() | tree.late

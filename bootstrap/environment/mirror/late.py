@@ -33,10 +33,10 @@ from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
-from bootstrap.core.concurrency import Crew
+from bootstrap.core.concurrency import WorkerPool
 from bootstrap.core.page_cache import BLOCK, read_block, residence_of
-from bootstrap.environment.mirror.tree import Tree
-from bootstrap.environment.mirror.walk import Walk
+from bootstrap.environment.mirror.layout import MirrorTree
+from bootstrap.environment.mirror.walk import FullCopy
 
 _THREADS = 16
 _NICE = 10
@@ -48,7 +48,9 @@ class LateFolders:
     """Those of `tree`, a mirror of `source` at `place`; made in the new folder `scratch`, on the
     same disk. One that cannot be made stays a link."""
 
-    def __init__(self, source: Path, place: Path, scratch: Path, tree: Tree, tag: str) -> None:
+    def __init__(
+        self, source: Path, place: Path, scratch: Path, tree: MirrorTree, tag: str
+    ) -> None:
         self._source = str(source)
         self._place = str(place)
         self._scratch = str(scratch)
@@ -78,16 +80,16 @@ class LateFolders:
                     self._put(path, made)
         shutil.rmtree(self._scratch, ignore_errors=True)
 
-    def _listed(self, timeout: float) -> Tree | None:
+    def _listed(self, timeout: float) -> MirrorTree | None:
         """Folders without their files, at the scratch place; None where there was no time."""
-        made, crew = Tree(), Crew(_THREADS)
-        walk = Walk(self._source, self._scratch, made, self._tag, crew, names_only=True)
+        made, pool = MirrorTree(), WorkerPool(_THREADS)
+        walk = FullCopy(self._source, self._scratch, made, self._tag, pool, names_only=True)
         for path in self._tree.late:
             os.makedirs(os.path.join(self._scratch, path))
         tasks = [partial(walk.look_at, path) for path in sorted(self._tree.late)]
-        return made if crew.run(tasks, timeout) else None
+        return made if pool.run(tasks, timeout) else None
 
-    def _put(self, path: str, made: Tree) -> None:
+    def _put(self, path: str, made: MirrorTree) -> None:
         with suppress(OSError):
             _exchange(os.path.join(self._scratch, path), os.path.join(self._place, path))
             self._tree.folders.update({p: made.folders[p] for p in (path, *made.below(path))})
@@ -133,7 +135,7 @@ def make_links(
     count = max(1, min(most, len(paths) // _WORTH_A_PROCESS))
     shares = [paths[i::count] for i in range(count)]
     tasks = [partial(_make_share, share, source, place, timeout, nice) for share in shares if share]
-    return Crew(count).run(tasks, timeout)
+    return WorkerPool(count).run(tasks, timeout)
 
 
 def _make_share(paths: Sequence[str], source: str, place: str, timeout: float, nice: int) -> None:
@@ -190,8 +192,8 @@ class LargeFiles:
             if not pieces:
                 return
             use = _into_memory if self._pages_stay(pieces[0]) else self._copier(pieces)
-            crew = Crew(_READERS)
-            crew.run([partial(self._work_off, pieces, use, crew)] * _READERS, timeout)
+            pool = WorkerPool(_READERS)
+            pool.run([partial(self._work_off, pieces, use, pool)] * _READERS, timeout)
 
     def _pieces(self) -> deque[_Piece]:
         pieces: deque[_Piece] = deque()
@@ -211,12 +213,12 @@ class LargeFiles:
             return piece.offset not in residence_of(file.fileno()).missing
 
     def _work_off(
-        self, pieces: deque[_Piece], use: Callable[[int, _Piece], None], crew: Crew
+        self, pieces: deque[_Piece], use: Callable[[int, _Piece], None], pool: WorkerPool
     ) -> None:
         """Each thread has a file open for itself: a network file system may be limited for each."""
         with ExitStack() as stack:
             opened: dict[str, int] = {}
-            while pieces and not crew.stopped:
+            while pieces and not pool.stopped:
                 with suppress(IndexError):  # another thread took the last one
                     piece = pieces.popleft()
                     if piece.path not in opened:

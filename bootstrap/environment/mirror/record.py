@@ -17,15 +17,14 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from bootstrap.core.files import Disk, part_beside
-from bootstrap.core.lease import Lease
-from bootstrap.core.temp_names import look_at_leftover
+from bootstrap.core.files import Disk, replacing
+from bootstrap.core.temp_files import Lease, look_at_leftover
 from bootstrap.environment.mirror.archive import Content, Packed, write_archive
-from bootstrap.environment.mirror.tree import (
+from bootstrap.environment.mirror.layout import (
     LARGE,
-    Folder,
-    Stamp,
-    Tree,
+    FileState,
+    ListedFolder,
+    MirrorTree,
     is_fresh,
     source_of,
     with_late_folders,
@@ -75,12 +74,12 @@ def read_opened(log: Path, site: Path, source: Path) -> Opened:
 
 
 @dataclass(frozen=True)
-class Record:
+class ArchiveWriter:
     """An archive about to be made: `tree` is what the mirror at `site` holds of `source`."""
 
     source: Path
     site: Path
-    tree: Tree
+    tree: MirrorTree
 
     def write(self, wanted: Iterable[str], archive: Path, timeout: float) -> int:
         """Put the archive there, complete or not at all; the number of files, 0 when another
@@ -103,34 +102,29 @@ class Record:
             lease.release()
 
     def _write(self, wanted: Iterable[str], archive: Path, end: float) -> int:
-        part = part_beside(archive)
-        try:
-            with open(part, "xb") as file:
-                now = os.fstat(file.fileno()).st_mtime_ns
-                contents = self._contents(wanted, now - _SETTLED_NS, end)
-                count = write_archive(file, contents, self._tree_of)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(part, archive)
-            sweep(archive)
-            return count
-        finally:
-            part.unlink(missing_ok=True)
+        with replacing(archive) as part, open(part, "xb") as file:
+            now = os.fstat(file.fileno()).st_mtime_ns
+            contents = self._contents(wanted, now - _SETTLED_NS, end)
+            count = write_archive(file, contents, self._tree_of)
+            file.flush()
+            os.fsync(file.fileno())
+        sweep(archive)
+        return count
 
-    def _tree_of(self, files: Sequence[Packed]) -> Tree:
+    def _tree_of(self, files: Sequence[Packed]) -> MirrorTree:
         """All folders in which something is needed. Bytecode that this worker has compiled is not
         on the volume, and has a name all the same."""
         folders = dict(self.tree.folders)
         for path in (packed.path for packed in files if not self.tree.holds(packed.path)):
             parent, name = os.path.split(path)
-            folder = folders.get(parent, Folder(0))
-            folders[parent] = Folder(folder.mtime_ns, folder.files | {name}, folder.links)
-        whole = Tree(folders, large=self.tree.large, late=self.tree.late)
+            folder = folders.get(parent, ListedFolder(0))
+            folders[parent] = ListedFolder(folder.mtime_ns, folder.files | {name}, folder.links)
+        whole = MirrorTree(folders, large=self.tree.large, late=self.tree.late)
         return with_late_folders(whole, [*(packed.path for packed in files), *whole.large])
 
     def _contents(self, wanted: Iterable[str], settled: int, end: float) -> Iterator[Content]:
         """Each once. Bytecode comes with its source, which says whether it is right."""
-        sources: dict[str, Stamp | None] = {}
+        sources: dict[str, FileState | None] = {}
         for path in wanted:
             if time.monotonic() > end:
                 raise TimeoutError("writing the archive took too long")
@@ -158,12 +152,12 @@ class Record:
             return None
         return Packed(path, found[0], True), found[1]
 
-    def _bytecode(self, path: str, source: Stamp) -> Content | None:
+    def _bytecode(self, path: str, source: FileState) -> Content | None:
         """What was compiled from this version of a source file, by whomever."""
         found = _read(self.site / path)
         if found is None or not is_fresh(found[1][:_HEADER], source):
             return None
-        return Packed(path, Stamp(len(found[1]), source.mtime_ns), False), found[1]
+        return Packed(path, FileState(len(found[1]), source.mtime_ns), False), found[1]
 
 
 def sweep(kept: Path) -> None:
@@ -199,14 +193,14 @@ def _mapped_by(process: int) -> Iterator[str]:
             yield f"/{line.rstrip().partition('/')[2]}"
 
 
-def _read(path: Path) -> tuple[Stamp, bytes] | None:
+def _read(path: Path) -> tuple[FileState, bytes] | None:
     """A file that is small enough, with its stamp from before it was read."""
     try:
         with open(path, "rb", buffering=0) as file:
             found = os.fstat(file.fileno())
             if not stat.S_ISREG(found.st_mode) or found.st_size >= LARGE:
                 return None
-            return Stamp.of(found), file.read()
+            return FileState.of(found), file.read()
     except OSError:
         return None
 

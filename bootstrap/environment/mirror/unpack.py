@@ -20,11 +20,11 @@ from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
-from bootstrap.core.concurrency import Crew, Task
-from bootstrap.environment.mirror.archive import Archive, BadArchive, Block
+from bootstrap.core.concurrency import Task, WorkerPool
+from bootstrap.environment.mirror.archive import Archive, Block, DamagedArchive
 from bootstrap.environment.mirror.late import make_links
-from bootstrap.environment.mirror.tree import BYTECODE, Stamp, join
-from bootstrap.environment.mirror.walk import Walk, write_file
+from bootstrap.environment.mirror.layout import BYTECODE, FileState, join
+from bootstrap.environment.mirror.walk import FullCopy, write_file
 
 # Readers keep two processors busy; questions only wait.
 _READERS, _ASKERS = 8, 32
@@ -49,19 +49,20 @@ class Unpacking:
         self._source = source
         self._place = place
         self._tag = tag
-        self._crew = Crew(_THREADS)
+        self._pool = WorkerPool(_THREADS)
         self._stale_files: set[str] = set()
         self._stale_folders: set[str] = set()
 
     def run(self, timeout: float, tick: Callable[[], None] | None = None) -> bool:
-        """Fill `place`; False if `timeout` seconds were not enough. Raises BadArchive, OSError."""
+        """Fill `place`; False if `timeout` seconds were not enough. Raises DamagedArchive,
+        OSError."""
         end = time.monotonic() + timeout
         self._make_folders()
         self.tree.copied.update({packed.path: packed.stamp for packed in self._archive.files})
         blocks, questions = deque(self._archive.blocks), deque(self._questions())
         tasks: list[Task] = [partial(self._unpack, blocks)] * min(_READERS, len(blocks))
         tasks += [partial(self._link_rest, end), *[partial(self._ask, questions)] * _ASKERS]
-        if not self._crew.run(tasks, timeout, tick):
+        if not self._pool.run(tasks, timeout, tick):
             return False
         return self._follow_changes(end - time.monotonic())
 
@@ -80,7 +81,7 @@ class Unpacking:
         return chunks
 
     def _ask(self, questions: deque[_Chunk]) -> None:
-        while questions and not self._crew.stopped:
+        while questions and not self._pool.stopped:
             for chunk in _taken(questions):
                 for ask, path in chunk:
                     ask(path)
@@ -89,7 +90,7 @@ class Unpacking:
         found = self._look(path)
         if found is None or not stat.S_ISREG(found.st_mode):
             self._stale_folders.add(os.path.dirname(path))
-        elif not Stamp.of(found).same_content(self.tree.copied[path]):
+        elif not FileState.of(found).same_content(self.tree.copied[path]):
             self._stale_files.add(path)
 
     def _ask_folder(self, path: str) -> None:
@@ -109,7 +110,7 @@ class Unpacking:
         with ExitStack() as stack:
             descriptor = _open(self._path)
             stack.callback(os.close, descriptor)
-            while blocks and not self._crew.stopped:
+            while blocks and not self._pool.stopped:
                 for block in _taken(blocks):
                     self._write(block, _read_block(descriptor, block))
 
@@ -135,13 +136,13 @@ class Unpacking:
         self.changed = len(self._stale_files) + len(self._stale_folders)
         if not self.changed:
             return True
-        crew = Crew(_THREADS)
-        walk = Walk(self._source, self._place, self.tree, self._tag, crew)
+        pool = WorkerPool(_THREADS)
+        walk = FullCopy(self._source, self._place, self.tree, self._tag, pool)
         for path in self._stale_files:
             walk.drop_bytecode(path)
         bytecode = {join(path, BYTECODE) for path in self._stale_folders}
         folders = self._stale_folders | (bytecode & self.tree.folders.keys())
-        return crew.run(
+        return pool.run(
             [
                 *(partial(walk.look_at, path) for path in sorted(folders)),
                 *(partial(walk.copy_again, path) for path in self._stale_files),
@@ -159,15 +160,15 @@ def _taken(items: deque[Item]) -> list[Item]:
 
 
 def _open(path: Path) -> int:
-    """Raises BadArchive."""
+    """Raises DamagedArchive."""
     try:
         return os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     except OSError as problem:
-        raise BadArchive(problem.strerror or str(problem)) from problem
+        raise DamagedArchive(problem.strerror or str(problem)) from problem
 
 
 def _read_block(descriptor: int, block: Block) -> memoryview:
-    """Raises BadArchive."""
+    """Raises DamagedArchive."""
     data = bytearray(block.size)
     view, position = memoryview(data), block.offset
     try:
@@ -176,7 +177,7 @@ def _read_block(descriptor: int, block: Block) -> memoryview:
         # It is not read again: the memory is for what comes.
         os.posix_fadvise(descriptor, block.offset, block.size, os.POSIX_FADV_DONTNEED)
     except OSError as problem:  # of another kind than one of the local disk
-        raise BadArchive(problem.strerror or str(problem)) from problem
+        raise DamagedArchive(problem.strerror or str(problem)) from problem
     if view or zlib.crc32(data) != block.checksum:
-        raise BadArchive("its content is damaged")
+        raise DamagedArchive("its content is damaged")
     return memoryview(data)

@@ -10,13 +10,13 @@ import shutil
 import stat
 from functools import partial
 
-from bootstrap.core.concurrency import Crew, Task
-from bootstrap.environment.mirror.tree import (
+from bootstrap.core.concurrency import Task, WorkerPool
+from bootstrap.environment.mirror.layout import (
     BYTECODE,
     LARGE,
-    Folder,
-    Stamp,
-    Tree,
+    FileState,
+    ListedFolder,
+    MirrorTree,
     bytecode_of,
     children,
     join,
@@ -29,7 +29,7 @@ _SELDOM_FILES = tuple(".h .hpp .cuh .cu .c .cpp .f .f90 .pyx .pxd .pyi .a .lib .
 _LIBRARY = ".so"
 
 
-class Walk:
+class FullCopy:
     """Makes `place` follow `source`, as far as `tree` does not say that it does already.
 
     `tree` is kept up to date. Bytecode of other interpreters than `tag` is linked. With
@@ -40,16 +40,16 @@ class Walk:
         self,
         source: str,
         place: str,
-        tree: Tree,
+        tree: MirrorTree,
         tag: str,
-        crew: Crew,
+        pool: WorkerPool,
         names_only: bool = False,
     ) -> None:
         self._source = source
         self._place = place
         self._tree = tree
         self._tag = tag
-        self._crew = crew
+        self._pool = pool
         self._names_only = names_only
         self._children = children(tree)
 
@@ -69,14 +69,14 @@ class Walk:
         mtime = 0 if folder.endswith(BYTECODE) else os.stat(path).st_mtime_ns
         with os.scandir(path) as entries:
             found = list(entries)
-        now = Folder(mtime)
+        now = ListedFolder(mtime)
         now.files = {e.name for e in found if e.is_file(follow_symlinks=False)}
         now.links = {e.name: self._text(folder, e.name) for e in found if e.is_symlink()}
         folders = {e.name for e in found if e.is_dir(follow_symlinks=False)}
         if known is not None:
             self._remove_gone(folder, known, now, folders)
         self._tree.folders[folder] = now
-        self._add(folder, known or Folder(0), folders)
+        self._add(folder, known or ListedFolder(0), folders)
 
     def copy_again(self, path: str) -> None:
         """A file whose content has changed on the volume."""
@@ -94,7 +94,9 @@ class Walk:
             if self._tree.holds(path):
                 self._link(path)
 
-    def _remove_gone(self, folder: str, known: Folder, now: Folder, folders: set[str]) -> None:
+    def _remove_gone(
+        self, folder: str, known: ListedFolder, now: ListedFolder, folders: set[str]
+    ) -> None:
         gone = [name for name in known.files if name not in now.files]
         gone += [name for name, text in known.links.items() if now.links.get(name) != text]
         gone += [name for name in self._children[folder] if name not in folders]
@@ -102,7 +104,7 @@ class Walk:
             self._remove(join(folder, name))
             self._tree.forget(join(folder, name))
 
-    def _add(self, folder: str, known: Folder, folders: set[str]) -> None:
+    def _add(self, folder: str, known: ListedFolder, folders: set[str]) -> None:
         now = self._tree.folders[folder]
         for name in folders - self._children.get(folder, set()):
             self._add_folder(join(folder, name))
@@ -114,7 +116,7 @@ class Walk:
         chosen = [path for path in added if self._is_likely(path)]
         for path in set(added).difference(chosen):
             self._link(path)
-        self._crew.add(self._copies(chosen), later=True)
+        self._pool.add(self._copies(chosen), later=True)
 
     def _add_folder(self, path: str) -> None:
         if os.path.basename(path) in _SELDOM_FOLDERS and not self._names_only:
@@ -122,7 +124,7 @@ class Walk:
             self._tree.late.add(path)
         else:
             os.mkdir(os.path.join(self._place, path))
-            self._crew.add([partial(self.look_at, path)])
+            self._pool.add([partial(self.look_at, path)])
 
     def _copies(self, paths: list[str]) -> list[Task]:
         chunks = [paths[i : i + _CHUNK_FILES] for i in range(0, len(paths), _CHUNK_FILES)]
@@ -143,7 +145,7 @@ class Walk:
 
     def _copy_all(self, paths: list[str]) -> None:
         for path in paths:
-            if self._crew.stopped:
+            if self._pool.stopped:
                 return
             self._copy(path)
 
@@ -161,7 +163,7 @@ class Walk:
                 if _LIBRARY in os.path.basename(path):
                     self._tree.large[path] = found.st_size
                 return
-            stamp = Stamp.of(found)
+            stamp = FileState.of(found)
             write_file(os.path.join(self._place, path), read_all(source, stamp.size), stamp)
             self._tree.copied[path] = stamp
         finally:
@@ -186,7 +188,7 @@ def read_all(descriptor: int, size: int) -> bytes:
     return data
 
 
-def write_file(place: str, data: bytes | memoryview, stamp: Stamp) -> None:
+def write_file(place: str, data: bytes | memoryview, stamp: FileState) -> None:
     """A new file with the time of its source. Raises OSError."""
     flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
     target = os.open(place, flags, stamp.mode | stat.S_IWUSR)

@@ -4,4 +4,4 @@
 `download` is the door.
 """
 
-__all__ = ["progress"]
+__all__ = ["download", "part", "progress", "remote", "verify"]

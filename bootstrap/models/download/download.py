@@ -14,10 +14,16 @@ from typing import Protocol
 
 from bootstrap.core.files import publish
 from bootstrap.core.text import size_text
-from bootstrap.models.download.part import Part, Quiet, released_only, take_over
+from bootstrap.models.download.part import IsAbandoned, Part, released_only, take_over
 from bootstrap.models.download.remote import Locate, Pace, Remote, Tools, refuse_text
 from bootstrap.models.download.transfer import Blocks, RangeFetch
-from bootstrap.models.download.verify import Follower, Wanted, check_content, check_hash, check_size
+from bootstrap.models.download.verify import (
+    StreamingHasher,
+    Wanted,
+    check_content,
+    check_hash,
+    check_size,
+)
 from bootstrap.models.weights_file import SAFETENSORS
 from bootstrap.net.addresses import shown
 from bootstrap.net.errors import (
@@ -124,7 +130,7 @@ class Download:
     """The way of one file to `final`. Call `run` once.
 
     `locate` asks the source where the file is, now and whenever a signed URL has expired;
-    `quiet` says whether the owner of a leftover part is gone.
+    `is_abandoned` says whether the owner of a leftover part is gone.
     """
 
     def __init__(
@@ -134,20 +140,20 @@ class Download:
         wanted: Wanted,
         tools: Tools,
         meter: Meter,
-        quiet: Quiet = released_only,
+        is_abandoned: IsAbandoned = released_only,
     ) -> None:
         self._locate = locate
         self._final = final
         self._wanted = wanted
         self._tools = tools
         self._meter = meter
-        self._quiet = quiet
+        self._is_abandoned = is_abandoned
         self._no_ranges = False
 
     def run(self, stop: threading.Event) -> Fetched:
-        """Fetch, check and publish. Raises DownloadError, Lost when another worker took the part
-        over, Stopped on `stop`. Nothing that is not whole and checked gets the final name; what can
-        be resumed stays as a part beside it."""
+        """Fetch, check and publish. Raises DownloadError, OwnershipLost when another worker took
+        the part over, Stopped on `stop`. Nothing that is not whole and checked gets the final
+        name; what can be resumed stays as a part beside it."""
         try:
             self._final.parent.mkdir(parents=True, exist_ok=True)
         except OSError as problem:
@@ -198,7 +204,7 @@ class Download:
     def _by_ranges(self, remote: Remote, stop: threading.Event) -> Fetched:
         disk, name = self._tools.disk, self._final.name
         assert remote.size is not None
-        taken = take_over(self._final.parent, name, remote, disk, self._quiet)
+        taken = take_over(self._final.parent, name, remote, disk, self._is_abandoned)
         part, done = taken or (Part.create(self._final.parent, name, disk), ())
         # Without a validator parts of two versions look alike: one connection only.
         parallel = self._tools.connections if remote.stable or remote.modified else 1
@@ -231,7 +237,7 @@ class Download:
             part.needed = blocks.missing
             self._meter.add(received)
 
-        follower = Follower(part.descriptor, blocks, self._tools.disk)
+        follower = StreamingHasher(part.descriptor, blocks, self._tools.disk)
         try:
             RangeFetch(remote, self._locate, part, blocks, self._tools, count).run(stop)
             return follower.result()
@@ -242,7 +248,8 @@ class Download:
 
     def _by_stream(self, remote: Remote, stop: threading.Event) -> Fetched:
         wanted = self._wanted
-        provable = bool(wanted.sha256 or wanted.size or wanted.extension in SAFETENSORS)
+        by_content = wanted.extension in SAFETENSORS or not wanted.weights
+        provable = bool(wanted.sha256 or wanted.size or by_content)
         part = Part.create(self._final.parent, self._final.name, self._tools.disk)
         try:
             self._make_room(part, remote.size or wanted.size or 0)
@@ -282,7 +289,7 @@ class Download:
             published = publish(part.path, self._final, self._tools.disk)
             part.discard()
         except FileNotFoundError:
-            part.look()  # raises Lost: another worker renamed the part
+            part.check_ownership()  # raises OwnershipLost: another worker renamed the part
             raise DownloadError("download.disk", f"{part.path} vanished.", "Try again.") from None
         except OSError as problem:
             raise disk_error(problem, part.path.parent, None) from None
@@ -297,7 +304,7 @@ class Download:
             part.discard()
             return
         try:
-            part.note(remote, blocks.done_ranges(), released=True)
+            part.save_state(remote, blocks.done_ranges(), released=True)
         except DownloadError:
             part.discard()
 

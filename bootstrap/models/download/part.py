@@ -18,9 +18,9 @@ from pathlib import Path
 from typing import Any
 
 from bootstrap.core.files import Disk, write_whole
-from bootstrap.core.temp_names import PART, beside, is_litter, key_of, new_owner
+from bootstrap.core.temp_files import PART, beside, is_litter, key_of, new_owner
 from bootstrap.models.download.remote import Remote
-from bootstrap.net.errors import Lost, disk_error
+from bootstrap.net.errors import OwnershipLost, disk_error
 
 VERSION = 1
 _LOOK_EVERY = 1.0  # seconds between two looks whether the part is still ours
@@ -30,7 +30,7 @@ SWEEP_AGE = 24 * 3600.0
 
 
 @dataclass(frozen=True)
-class State:
+class PartState:
     """What the note says. `released` is set by an owner that stopped in an orderly way."""
 
     identity: str
@@ -84,25 +84,25 @@ class Part:
         return self._descriptor
 
     def write_at(self, data: memoryview, position: int) -> None:
-        """Write `data` at `position`. Raises DownloadError, or Lost when it is ours no more."""
+        """Write `data` at `position`. Raises DownloadError, or OwnershipLost."""
         if time.monotonic() - self._looked > _LOOK_EVERY:
-            self.look()
+            self.check_ownership()
         try:
             self._disk.write_at(self._descriptor, data, position)
         except OSError as problem:
             raise disk_error(problem, self.path.parent, self.needed) from None
 
-    def look(self) -> None:
-        """Raise Lost unless the part's name still leads to our file."""
+    def check_ownership(self) -> None:
+        """Raise OwnershipLost unless the part's name still leads to our file."""
         try:
             facts = os.stat(self.path, follow_symlinks=False)
         except OSError:
-            raise Lost from None
+            raise OwnershipLost from None
         if (facts.st_dev, facts.st_ino) != self._inode:
-            raise Lost
+            raise OwnershipLost
         self._looked = time.monotonic()
 
-    def note(self, remote: Remote, done: Ranges, released: bool = False) -> None:
+    def save_state(self, remote: Remote, done: Ranges, released: bool = False) -> None:
         """Make the ranges `done` durable, then note them. Raises DownloadError."""
         with self._lock:
             if self._closed:
@@ -146,7 +146,7 @@ class Part:
                 except OSError:
                     pass
 
-    def forget_note(self) -> None:
+    def remove_state(self) -> None:
         """Remove the note: the part is published, or of no use."""
         self._state_path.unlink(missing_ok=True)
         self._scratch.unlink(missing_ok=True)
@@ -154,20 +154,20 @@ class Part:
     def discard(self) -> None:
         """Close and remove what is ours; never raises for what is gone already."""
         self.close()
-        for remove in (self.forget_note, lambda: self.path.unlink(missing_ok=True)):
+        for remove in (self.remove_state, lambda: self.path.unlink(missing_ok=True)):
             try:
                 remove()
             except OSError:
                 pass
 
 
-def read_state(path: Path) -> State | None:
+def read_state(path: Path) -> PartState | None:
     """The note at `path`, or None when it is missing or damaged."""
     try:
         data = json.loads(path.read_text("utf-8"))
         if data["version"] != VERSION:
             return None
-        return State(
+        return PartState(
             str(data["identity"]),
             _whole_or_none(data["size"]),
             _text_or_none(data["etag"]),
@@ -203,20 +203,20 @@ def _text_or_none(value: Any) -> str | None:
 
 
 #: Is the owner of this part gone?
-Quiet = Callable[[Path, State], bool]
+IsAbandoned = Callable[[Path, PartState], bool]
 
 
 def take_over(
-    folder: Path, name: str, remote: Remote, disk: Disk, quiet: Quiet
+    folder: Path, name: str, remote: Remote, disk: Disk, is_abandoned: IsAbandoned
 ) -> tuple[Part, tuple[tuple[int, int], ...]] | None:
-    """The most advanced part of `name` that fits `remote` and whose owner is `quiet`, now ours,
+    """The most advanced part of `name` that fits `remote` and is abandoned, now ours,
     with its good ranges; None when there is none.
 
     The new note is written first, then the part renamed: killed in between, the part still
     belongs to its old name.
     """
     for _, path, state in _candidates(folder, name, remote):
-        if not quiet(path, state):
+        if not is_abandoned(path, state):
             continue
         taken = _take(path, name, state, remote, disk)
         if taken is not None:
@@ -243,16 +243,16 @@ def sweep(folder: Path, age: float = SWEEP_AGE) -> int:
     return removed
 
 
-def released_only(_path: Path, state: State) -> bool:
+def released_only(_path: Path, state: PartState) -> bool:
     """The careful answer to whether a part's owner is gone: only if it said so."""
     return state.released
 
 
-def quiet_for(seconds: float) -> Quiet:
+def unchanged_for(seconds: float) -> IsAbandoned:
     """A part counts as left when its owner said so or neither part nor note changed for that
     long. Clocks of two machines may differ: then a live part changes hands, which costs time."""
 
-    def quiet(path: Path, state: State) -> bool:
+    def is_abandoned(path: Path, state: PartState) -> bool:
         if state.released:
             return True
         newest = 0.0
@@ -263,10 +263,10 @@ def quiet_for(seconds: float) -> Quiet:
                 return False
         return time.time() - newest > seconds
 
-    return quiet
+    return is_abandoned
 
 
-def _candidates(folder: Path, name: str, remote: Remote) -> list[tuple[int, Path, State]]:
+def _candidates(folder: Path, name: str, remote: Remote) -> list[tuple[int, Path, PartState]]:
     """Parts of `name` that fit, the most advanced first."""
     found = []
     try:
@@ -285,7 +285,7 @@ def _candidates(folder: Path, name: str, remote: Remote) -> list[tuple[int, Path
 
 
 def _take(
-    path: Path, name: str, state: State, remote: Remote, disk: Disk
+    path: Path, name: str, state: PartState, remote: Remote, disk: Disk
 ) -> tuple[Part, tuple[tuple[int, int], ...]] | None:
     owner = new_owner()
     mine = path.with_name(beside(name, owner, "part"))
@@ -304,6 +304,6 @@ def _take(
     if facts.st_nlink != 1 or facts.st_size < state.done[-1][1]:
         part.discard()
         return None
-    part.note(remote, state.done)
+    part.save_state(remote, state.done)
     old_note.unlink(missing_ok=True)
     return part, state.done

@@ -11,8 +11,6 @@ from typing import Any, TextIO
 
 from bootstrap.core.text import size_text
 
-_log = logging.getLogger("models")
-
 EVERY = 5.0  # seconds between two lines about one file
 
 
@@ -68,6 +66,8 @@ class FileMeter:
 class LogMeter(FileMeter):
     """Lines for a log, at most one every `EVERY` seconds."""
 
+    log = logging.getLogger("models")
+
     def __init__(self, what: str, tell: Callable[[int, int], None] | None = None) -> None:
         super().__init__(what, tell)
         self._shown = 0.0
@@ -79,11 +79,11 @@ class LogMeter(FileMeter):
             if not force and now - self._shown < EVERY:
                 return
             self._shown = now
-        _log.info("%s: %s", self.what, self.line())
+        self.log.info("%s: %s", self.what, self.line())
 
     def end(self, note: str) -> None:
         """Say how it ended."""
-        _log.info("%s: %s", self.what, note)
+        self.log.info("%s: %s", self.what, note)
 
 
 class BarMeter(FileMeter):

@@ -95,8 +95,8 @@ def refuse_text(reply: Reply, remote: Remote) -> None:
     ):
         raise WrongBytes(
             "download.not_a_model",
-            f"{shown(reply.url)} answers with {kind} instead of a model.",
-            "Open the URL in a browser: it may be a page about the model or want a login. "
+            f"{shown(reply.url)} answers with {kind} instead of the file.",
+            "Open the URL in a browser: it may be a page about the file or ask for a login. "
             "Use the link of the file itself.",
         )
     encoding = reply.headers.get("content-encoding", "identity").lower()

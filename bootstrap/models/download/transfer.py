@@ -29,7 +29,7 @@ _PROGRESS = 512 * 1024  # bytes that make a failure forgotten; fewer are a stall
 _RELOCATIONS = 3  # without a byte in between; a signed URL may expire any number of times with
 
 
-class Span:
+class ByteRange:
     """A range being fetched: from `position` to `end`, which may shrink meanwhile."""
 
     __slots__ = ("end", "position")
@@ -49,9 +49,9 @@ class Blocks:
         self.changed = threading.Condition()
         self._connections = connections
         self._gaps = _gaps(size, done)
-        self._active: list[Span] = []
+        self._active: list[ByteRange] = []
 
-    def take(self) -> Span | None:
+    def take(self) -> ByteRange | None:
         """The next range to fetch; None when all are taken."""
         with self.changed:
             if not self._gaps:
@@ -66,14 +66,14 @@ class Blocks:
                 self._gaps[0] = (end, self._gaps[0][1])
             return self._begin(first, end)
 
-    def advance(self, span: Span, count: int) -> int:
+    def advance(self, span: ByteRange, count: int) -> int:
         """`count` bytes of `span` were written; how many are left to it now."""
         with self.changed:
             span.position = min(span.position + count, span.end)
             self.changed.notify_all()
             return span.end - span.position
 
-    def finish(self, span: Span) -> None:
+    def finish(self, span: ByteRange) -> None:
         """The one who fetched `span` is through with it; what it lacks is up for taking again."""
         with self.changed:
             self._active.remove(span)
@@ -83,7 +83,7 @@ class Blocks:
             self.changed.notify_all()
 
     def wait_beyond(self, position: int, timeout: float) -> int:
-        """The frontier, before which every byte is there, as soon as it is past `position`, or
+        """The end before which every byte is there, as soon as it is past `position`, or
         after `timeout` seconds."""
         with self.changed:
             self.changed.wait_for(lambda: self._frontier() > position, timeout)
@@ -108,7 +108,7 @@ class Blocks:
         first = min((s.position for s in self._active if s.position < s.end), default=self.size)
         return min(first, self._gaps[0][0]) if self._gaps else first
 
-    def _steal(self) -> Span | None:
+    def _steal(self) -> ByteRange | None:
         victim = max(self._active, key=lambda s: s.end - s.position, default=None)
         if victim is None or victim.end - victim.position < _STEAL_FROM:
             return None
@@ -116,8 +116,8 @@ class Blocks:
         end, victim.end = victim.end, middle
         return self._begin(middle, end)
 
-    def _begin(self, first: int, end: int) -> Span:
-        span = Span(first, end)
+    def _begin(self, first: int, end: int) -> ByteRange:
+        span = ByteRange(first, end)
         self._active.append(span)
         return span
 
@@ -160,8 +160,8 @@ class RangeFetch:
         self._relocations = 0
 
     def run(self, stop: threading.Event) -> None:
-        """Fetch what is missing. Raises DownloadError, Changed, Lost, and Stopped on `stop`;
-        what was fetched is noted beside the part whatever happens, if the disk lets it."""
+        """Fetch what is missing. Raises DownloadError, Changed, OwnershipLost, and Stopped on
+        `stop`; what was fetched is noted beside the part whatever happens, if the disk lets it."""
         threads = [
             threaded(self._work, f"model-range-{n}") for n in range(self._connections_worth())
         ]
@@ -194,8 +194,8 @@ class RangeFetch:
             if stop.is_set():
                 return
             if time.monotonic() - noted >= self._tools.note_every:
-                self._part.look()
-                self._part.note(self._remote, self._blocks.done_ranges())
+                self._part.check_ownership()
+                self._part.save_state(self._remote, self._blocks.done_ranges())
                 noted = time.monotonic()
 
     def _work(self) -> None:
@@ -231,7 +231,7 @@ class RangeFetch:
             self._blocks.changed.wait(0.2)
         return True
 
-    def _try(self, channel: Channel, span: Span) -> DownloadError | None:
+    def _try(self, channel: Channel, span: ByteRange) -> DownloadError | None:
         try:
             self._fetch(channel, span)
         except DownloadError as problem:
@@ -267,7 +267,7 @@ class RangeFetch:
                 self._problem = problem
         self._halt.set()
 
-    def _fetch(self, channel: Channel, span: Span) -> None:
+    def _fetch(self, channel: Channel, span: ByteRange) -> None:
         remote, asked_end = self._remote, span.end
         headers = {"Range": f"bytes={span.position}-{asked_end - 1}"}
         if remote.etag is not None:

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from bootstrap.core.concurrency import Allowance, threaded
+from bootstrap.core.concurrency import ByteSemaphore, threaded
 from bootstrap.core.files import Disk
 from bootstrap.core.text import size_text
 from bootstrap.models.download.transfer import Blocks
@@ -37,7 +37,7 @@ _FAULTS = {
 _GOOD_ENOUGH = (State.GOOD, State.UNREAD)
 
 
-class Follower:
+class StreamingHasher:
     """Hashes what is written through `descriptor`, in order, in a thread of its own."""
 
     def __init__(self, descriptor: int, blocks: Blocks, disk: Disk) -> None:
@@ -67,14 +67,14 @@ class Follower:
         buffer = memoryview(bytearray(_BLOCK))
         try:
             while self._position < self._blocks.size and not self._stop.is_set():
-                frontier = self._blocks.wait_beyond(self._position, 0.2)
-                while self._position < frontier and not self._stop.is_set():
-                    self._hash_up_to(frontier, buffer)
+                contiguous_end = self._blocks.wait_beyond(self._position, 0.2)
+                while self._position < contiguous_end and not self._stop.is_set():
+                    self._hash_up_to(contiguous_end, buffer)
         except OSError as problem:
             self._problem = problem
 
-    def _hash_up_to(self, frontier: int, buffer: memoryview) -> None:
-        view = buffer[: min(_BLOCK, frontier - self._position)]
+    def _hash_up_to(self, contiguous_end: int, buffer: memoryview) -> None:
+        view = buffer[: min(_BLOCK, contiguous_end - self._position)]
         count = self._disk.read_at(self._descriptor, [view], self._position)
         if count == 0:
             raise OSError(5, "the part became shorter while it was read")
@@ -84,11 +84,13 @@ class Follower:
 
 @dataclass(frozen=True)
 class Wanted:
-    """What is known beforehand about the content of a file called `name`."""
+    """What is known beforehand about the content of a file called `name`. `weights`: it is a model
+    unless its name says otherwise; the content of other files is for those who ask to judge."""
 
     name: str
     size: int | None = None
     sha256: str | None = None
+    weights: bool = True
 
     @property
     def extension(self) -> str:
@@ -113,9 +115,9 @@ def check_content(path: Path, wanted: Wanted) -> tuple[str, ...]:
     if wanted.size is not None:
         check_size(size, wanted.size)
         checked.append("size")
-    if wanted.text_is_fine:
+    if wanted.text_is_fine or not wanted.weights:
         return tuple(checked)
-    _judge(examine(str(path), size, Allowance(MOST_HEADER), wanted.extension), size)
+    _judge(examine(str(path), size, ByteSemaphore(MOST_HEADER), wanted.extension), size)
     if wanted.extension in (*SAFETENSORS, GGUF):
         checked.append("header")
     return tuple(checked)

@@ -8,13 +8,15 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 from urllib.parse import parse_qsl, unquote, urlencode, urlsplit
 
-from bootstrap.models.download.remote import Remote
-from bootstrap.models.download.verify import Wanted
 from bootstrap.net.errors import DownloadError
-from bootstrap.net.http import Channel
+
+if TYPE_CHECKING:  # the checker reads manifests, and loads nothing that downloads need
+    from bootstrap.models.download.remote import Remote
+    from bootstrap.models.download.verify import Wanted
+    from bootstrap.net.http import Channel
 
 __all__ = [
     "BadLink",
@@ -22,6 +24,7 @@ __all__ = [
     "HubFile",
     "Link",
     "Sources",
+    "WebFile",
     "civitai",
     "host_of",
     "https",

@@ -25,11 +25,11 @@ class Https:
     def __init__(
         self, token: Secret | None = None, host: str | None = None, plain_http: bool = False
     ) -> None:
-        self._credential: Credential | None = None
+        self.credential: Credential | None = None
         if token is not None and host is not None:
             wanted = host if ":" in host else f"{host}:443"
             schemes = ("https", "http") if plain_http else ("https",)
-            self._credential = Credential(
+            self.credential = Credential(
                 "DOWNLOAD_TOKEN",
                 token,
                 lambda scheme, name, port: scheme in schemes and f"{name}:{port}" == wanted,
@@ -48,9 +48,9 @@ class Https:
         """DOWNLOAD_TOKEN, for its host."""
         assert isinstance(link, WebFile)
         target = take_apart(link.url)
-        if self._credential is None or not self._credential.belongs_to(*target.origin):
+        if self.credential is None or not self.credential.belongs_to(*target.origin):
             return None
-        return self._credential.name
+        return self.credential.name
 
     def locate(self, link: Link, revision: str | None, wanted: Wanted, channel: Channel) -> Remote:
         """Probe the URL, through its redirects."""
@@ -71,7 +71,7 @@ class Https:
                 link.url,
                 identity,
                 explain,
-                credential=self._credential,
+                credential=self.credential,
                 text_is_fine=text_is_fine,
             ),
         )

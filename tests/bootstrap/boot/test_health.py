@@ -106,7 +106,7 @@ def test_a_restart_on_another_port_is_waited_for_and_seen(comfyui: ComfyUI) -> N
     comfyui.stop()
     with socket.create_server(("127.0.0.1", first)):
         comfyui.start()
-        assert health_of(report(), (comfyui,)) == Health(False, "ComfyUI is being started again")
+        assert health_of(report(), (comfyui,)) == Health(False, "ComfyUI is being restarted")
         wait_until_ready(comfyui, 10)
         assert health_of(report(), (comfyui,)).healthy
         assert comfyui.port != first
@@ -117,7 +117,7 @@ def test_a_frozen_comfyui_is_not_well(comfyui: ComfyUI) -> None:
     comfyui.was_ready = True
     wait_until(lambda: _connects(comfyui.port))
     reported = health_of(report(), (comfyui,))
-    assert reported == Health(False, "ComfyUI lives, but neither answers nor computes")
+    assert reported == Health(False, "ComfyUI is alive, but neither answers nor computes")
 
 
 @behaving("compute only")
@@ -157,10 +157,10 @@ def test_a_broken_machine_is_not_well() -> None:
 
 
 def test_no_worker_at_all(temp: Path) -> None:
-    assert checked(temp) == (1, "no worker runs here, or it has only just begun")
+    assert checked(temp) == (1, "no worker is running here, or it has only just started")
 
 
-def test_what_a_killed_worker_left_is_no_worker_and_is_removed(private: Path) -> None:
+def test_what_a_killed_worker_left_is_not_a_worker_and_is_removed(private: Path) -> None:
     left = healthcheck.socket_path("left")
     with socket.socket(socket.AF_UNIX) as server:
         server.bind(str(left))
@@ -219,7 +219,7 @@ def test_a_worker_from_its_start_to_its_end(temp: Path, worker_env: dict[str, st
             plane.wait_for("ready", timeout=START_SECONDS)
             assert checked(temp) == (0, "ready: ComfyUI answers")
             os.kill(worker.pid, signal.SIGSTOP)
-            assert checked(temp) == (1, "the worker lives, but did not answer within 2 s")
+            assert checked(temp) == (1, "the worker is alive, but did not answer within 2 s")
             os.kill(worker.pid, signal.SIGCONT)
             wait_until(lambda: checked(temp)[0] == 0, 10)
             comfyui_of(worker).kill()
@@ -227,7 +227,7 @@ def test_a_worker_from_its_start_to_its_end(temp: Path, worker_env: dict[str, st
             assert checked(temp)[0] == 1
             worker.terminate()
             assert worker.wait(60) == 0
-            assert checked(temp) == (1, "no worker runs here, or it has only just begun")
+            assert checked(temp) == (1, "no worker is running here, or it has only just started")
 
 
 @pytest.mark.parametrize("broken", [{"VOLUME_PATH": "/not/there"}, {"MAX_WAIT": "soon"}])

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from bootstrap.boot.schedule import Schedule, Stage, StageFailed, State, Task, Timeline
+from bootstrap.boot.schedule import Schedule, Stage, StageFailed, Task, TaskState, Timeline
 from bootstrap.core.findings import Finding, error, warning
 
 BAD = error("volume.not_found", "bad", "fix")
@@ -32,7 +32,7 @@ def run(*tasks: Task[Any]) -> tuple[Schedule, Timeline]:
     schedule = Schedule(timeline, tasks)
     schedule.start()
     for task in tasks:
-        assert schedule.wait(task, 10) is not State.WAITING, task.name
+        assert schedule.wait(task, 10) is not TaskState.WAITING, task.name
     return schedule, timeline
 
 
@@ -44,7 +44,7 @@ def test_independent_tasks_run_at_the_same_time() -> None:
 
     a, b = Task("a", meet), Task("b", meet)
     run(a, b)
-    assert a.state is b.state is State.GOOD
+    assert a.state is b.state is TaskState.OK
 
 
 def test_a_task_waits_for_all_it_needs_and_takes_what_they_returned() -> None:
@@ -63,7 +63,7 @@ def test_a_failure_stops_only_what_needs_it() -> None:
     schedule, timeline = run(bad, needs_it, needs_that, after_it, beside)
     states = {t.name: t.state for t in (bad, needs_it, needs_that, after_it, beside)}
     assert list(states.values()) == [
-        State.FAILED, State.SKIPPED, State.SKIPPED, State.GOOD, State.GOOD,
+        TaskState.FAILED, TaskState.SKIPPED, TaskState.SKIPPED, TaskState.OK, TaskState.OK,
     ]  # fmt: skip
     outcomes = {stage.name: stage.outcome for stage in timeline.stages}
     assert outcomes == {name: state.value for name, state in states.items()}
@@ -77,7 +77,7 @@ def test_a_stage_without_a_value_says_why() -> None:
 
     task = Task("a", fail)
     schedule, _ = run(task)
-    assert task.state is State.FAILED and schedule.findings() == [BAD] and task.result is None
+    assert task.state is TaskState.FAILED and schedule.findings() == [BAD] and task.result is None
     with pytest.raises(LookupError, match="“a” has no value: it is failed"):
         _ = task.value
 
@@ -93,7 +93,7 @@ def test_warnings_stop_nothing_and_findings_keep_the_order_of_tasks() -> None:
     after = Task("next", good, [slow, fast])
     schedule, _ = run(slow, fast, after)
     assert schedule.findings() == [first, second]
-    assert after.state is State.GOOD
+    assert after.state is TaskState.OK
 
 
 def test_a_crash_is_a_finding() -> None:
@@ -105,7 +105,7 @@ def test_a_crash_is_a_finding() -> None:
     schedule, _ = run(a, b)
     (found,) = schedule.findings()
     assert found.code == "boot.stage_crashed" and "no such thing" in found.message
-    assert b.state is State.SKIPPED
+    assert b.state is TaskState.SKIPPED
 
 
 def test_a_task_that_hangs_is_given_up_and_what_it_says_later_does_not_count() -> None:
@@ -117,7 +117,7 @@ def test_a_task_that_hangs_is_given_up_and_what_it_says_later_does_not_count() -
         ended.set()
         return "late"
 
-    a = Task("hangs", hang, budget=0.1, late="fix it")
+    a = Task("hangs", hang, budget=0.1, timeout_hint="fix it")
     b = Task("b", good, [a])
     schedule, timeline = run(a, b)
     released.set()
@@ -125,7 +125,7 @@ def test_a_task_that_hangs_is_given_up_and_what_it_says_later_does_not_count() -
     (found,) = schedule.findings()
     assert (found.code, found.fix) == ("boot.stage_late", "fix it")
     assert next(s.outcome for s in timeline.stages if s.name == "hangs") == "late"
-    assert b.state is State.SKIPPED and a.result is None
+    assert b.state is TaskState.SKIPPED and a.result is None
 
 
 def test_a_stage_may_have_begun_before_it_is_waited_for(capsys: pytest.CaptureFixture[str]) -> None:
@@ -154,7 +154,7 @@ def test_one_need_that_went_wrong_is_enough() -> None:
     b = Task("b", good, [hangs, bad])
     schedule = Schedule(Timeline(), [hangs, bad, b])
     schedule.start()
-    assert schedule.wait(b, 5) is State.SKIPPED
+    assert schedule.wait(b, 5) is TaskState.SKIPPED
     never.set()
 
 

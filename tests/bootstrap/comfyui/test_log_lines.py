@@ -6,7 +6,7 @@ import logging
 
 import pytest
 
-from bootstrap.comfyui.log_lines import LogLines
+from bootstrap.comfyui.process import LogLines
 
 OPTIONAL = """\
 Traceback (most recent call last):

@@ -1,4 +1,4 @@
-"""When ComfyUI counts as ready: it lives and it is it that answers."""
+"""When ComfyUI counts as ready: it is alive, and it is the one that answers."""
 
 from __future__ import annotations
 
@@ -14,7 +14,13 @@ from pathlib import Path
 import pytest
 
 from bootstrap.comfyui.process import ComfyUI
-from bootstrap.comfyui.readiness import Verdict, Waited, is_answering, verdict, wait_until_ready
+from bootstrap.comfyui.readiness import (
+    Readiness,
+    Waited,
+    is_answering,
+    readiness_of,
+    wait_until_ready,
+)
 from tests.support import fake_comfyui
 from tests.support.waiting import wait_until
 
@@ -65,17 +71,17 @@ def stranger(status: int, body: bytes) -> Iterator[int]:
 @pytest.mark.parametrize(
     ("ended", "answers", "elapsed", "expected"),
     [
-        (False, False, 1, Verdict.WAIT),
-        (False, True, 1, Verdict.READY),
-        (False, True, 99, Verdict.READY),
-        (False, False, 10, Verdict.TOO_LATE),
-        (True, False, 1, Verdict.ENDED),
-        (True, True, 1, Verdict.ENDED),
-        (True, False, 99, Verdict.ENDED),
+        (False, False, 1, Readiness.WAIT),
+        (False, True, 1, Readiness.READY),
+        (False, True, 99, Readiness.READY),
+        (False, False, 10, Readiness.TOO_LATE),
+        (True, False, 1, Readiness.ENDED),
+        (True, True, 1, Readiness.ENDED),
+        (True, False, 99, Readiness.ENDED),
     ],
 )
-def test_the_verdict(ended: bool, answers: bool, elapsed: float, expected: Verdict) -> None:
-    assert verdict(ended, answers, elapsed, 10) is expected
+def test_the_verdict(ended: bool, answers: bool, elapsed: float, expected: Readiness) -> None:
+    assert readiness_of(ended, answers, elapsed, 10) is expected
 
 
 def test_a_comfyui_that_answers_is_ready(comfyui: ComfyUI) -> None:

@@ -13,7 +13,7 @@ import pytest
 from bootstrap.comfyui.launch import check_queued
 from bootstrap.comfyui.stage import (
     CannotStage,
-    Plan,
+    CopyPlan,
     Staged,
     copy_user_folder,
     link_output,
@@ -53,7 +53,7 @@ def staged(comfyui: Path, pack_mb: float = 200, timeout: float = 30) -> Staged:
     """A copy in a new folder beside the volume."""
     parent = comfyui.parent.parent / "local" / "stage"
     shutil.rmtree(parent, ignore_errors=True)
-    return stage(Plan(comfyui, parent, int(pack_mb * MB), timeout))[0]
+    return stage(CopyPlan(comfyui, parent, int(pack_mb * MB), timeout))[0]
 
 
 def test_code_is_copied_with_its_time_and_rights(comfyui: Path) -> None:
@@ -181,7 +181,7 @@ def test_a_disk_that_is_too_small_leaves_nothing_behind(comfyui: Path, tmp_path:
     write(comfyui / "custom_nodes/pack/weights.bin", b"w" * 3 * MB)
     with mounted(tmp_path / "small", "-o", "size=1m") as disk:
         with pytest.raises(CannotStage, match="No space left"):
-            stage(Plan(comfyui, disk / "stage", 200 * MB, 30))
+            stage(CopyPlan(comfyui, disk / "stage", 200 * MB, 30))
         assert list(disk.iterdir()) == []
 
 
@@ -189,7 +189,7 @@ def test_large_files_are_not_begun_where_there_is_no_room(comfyui: Path, tmp_pat
     write(comfyui / "custom_nodes/pack/weights.bin", b"w" * 6 * MB)
     with mounted(tmp_path / "small", "-o", "size=200m") as disk:
         with pytest.raises(CannotStage, match="no room for 6 MB"):
-            stage(Plan(comfyui, disk / "stage", 200 * MB, 30))
+            stage(CopyPlan(comfyui, disk / "stage", 200 * MB, 30))
         assert list(disk.iterdir()) == []
 
 
@@ -224,7 +224,7 @@ def test_people_s_settings_come_along_but_no_logs_or_databases(tmp_path: Path) -
     assert sorted(p.name for p in copy.iterdir()) == ["__manager", "default"]
 
 
-def test_no_user_folder_is_no_fault(tmp_path: Path) -> None:
+def test_a_missing_user_folder_is_not_a_fault(tmp_path: Path) -> None:
     assert copy_user_folder(tmp_path / "none", tmp_path / "local", 30).stamps == {}
 
 
@@ -241,7 +241,7 @@ def test_a_virtual_environment_is_never_copied_whatever_its_name(comfyui: Path, 
 def test_where_the_volume_is_comfyui_only_its_own_folders_are_copied(comfyui: Path) -> None:
     write(comfyui / "datasets/mine.bin", "data")
     parent = comfyui.parent.parent / "local/stage"
-    (copy,) = stage(Plan(comfyui, parent, MB, 30, is_volume=True))
+    (copy,) = stage(CopyPlan(comfyui, parent, MB, 30, is_volume=True))
     assert (copy.place / "datasets").is_symlink()
     assert not (copy.place / "comfy").is_symlink() and "main.py" in copy.stamps
 
@@ -269,7 +269,7 @@ def test_nodes_of_the_volume_go_before_those_of_the_images_comfyui(comfyui: Path
     write(nodes / "other.py", "one file")
     write(comfyui / "custom_nodes/baked/__init__.py", "of the image")
     parent = comfyui.parent.parent / "local/stage"
-    code, extra = stage(Plan(comfyui, parent, MB, 30, nodes=nodes))
+    code, extra = stage(CopyPlan(comfyui, parent, MB, 30, nodes=nodes))
     packs = code.place / "custom_nodes"
     assert sorted(os.listdir(packs)) == ["baked", "other.py", "pack"]
     assert (packs / "pack/__init__.py").read_text() == "newer"

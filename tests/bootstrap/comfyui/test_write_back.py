@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from bootstrap.comfyui.stage import Plan, Staged, stage
+from bootstrap.comfyui.stage import CopyPlan, Staged, stage
 from bootstrap.comfyui.write_back import WriteBack
 
 PACK = "custom_nodes/pack"
@@ -24,7 +24,7 @@ def copy(tmp_path: Path) -> Staged:
     (root / "main.py").write_text("main")
     (root / PACK / "config.json").write_text("old")
     (root / PACK / "other.json").write_text("old")
-    return stage(Plan(root, tmp_path / "local/stage", 10**9, 30))[0]
+    return stage(CopyPlan(root, tmp_path / "local/stage", 10**9, 30))[0]
 
 
 def there(copy: Staged) -> set[str]:
@@ -109,7 +109,7 @@ def test_a_file_that_went_on_growing_is_whole_in_the_end(copy: Staged) -> None:
         assert (copy.source / PACK / "growing.bin").stat().st_size == size
 
 
-def test_writes_through_links_are_no_news(copy: Staged) -> None:
+def test_writes_through_links_are_not_reported(copy: Staged) -> None:
     (copy.place / "models/new.safetensors").write_text("on the volume already")
     (copy.place / PACK / "link").symlink_to(copy.place / "main.py")
     assert WriteBack([copy]).now() == []

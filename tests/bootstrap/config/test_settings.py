@@ -139,7 +139,7 @@ def test_other_flags_pass(arguments: str) -> None:
     assert settings.comfyui_args == tuple(arguments.split())
 
 
-def test_a_first_argument_that_is_no_flag_is_refused() -> None:
+def test_a_first_argument_that_is_not_a_flag_is_refused() -> None:
     assert "'0.0.0.0' is not a flag" in refused("0.0.0.0 --cpu")
 
 
@@ -206,7 +206,7 @@ def test_booleans_take_the_usual_words(text: str, value: bool) -> None:
     assert fields.BOOLEAN.parse(text) is value
 
 
-def test_other_words_are_no_boolean() -> None:
+def test_other_words_are_not_boolean() -> None:
     with pytest.raises(ValueError, match=r"^$"):
         fields.BOOLEAN.parse("maybe")
 

@@ -13,7 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from bootstrap.core.files import open_regular, publish_copy
+from bootstrap.core.files import Disk, Stamp, open_regular, publish_copy, publish_new, replacing
+from bootstrap.core.temp_files import lease_name
 
 ROOT = Path(__file__).parents[3]
 
@@ -25,15 +26,16 @@ def source(tmp_path: Path) -> Path:
     return path
 
 
-@pytest.fixture(params=["with hard links", "without hard links"])
+@pytest.fixture(params=[(), ("link",), ("link", "rename_to_free_name")])
 def folder(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder on a file system that has hard links, and on one that has none."""
-    if request.param == "without hard links":
-        monkeypatch.setattr(os, "link", refuse_links)
+    """A folder on a file system that has hard links, on one that has none, and on one that cannot
+    refuse to replace either."""
+    for lacking in request.param:
+        monkeypatch.setattr(Disk, lacking, refuse)
     return tmp_path / "ComfyUI/output"
 
 
-def refuse_links(*_: object) -> None:
+def refuse(*_: object) -> None:
     raise PermissionError(errno.EPERM, os.strerror(errno.EPERM))
 
 
@@ -74,15 +76,15 @@ def test_no_incomplete_copy_is_ever_seen_under_its_name(tmp_path: Path, folder: 
     assert sizes == {3_000_000}
 
 
-@pytest.mark.parametrize("links", [True, False])
+@pytest.mark.parametrize("lacking", [(), ("link",), ("link", "rename_to_free_name")])
 def test_eight_writers_of_one_name_all_get_one_and_overwrite_no_one(
-    tmp_path: Path, links: bool
+    tmp_path: Path, lacking: tuple[str, ...]
 ) -> None:
     script = (
-        "import errno, os, sys; from pathlib import Path\n"
-        "from bootstrap.core.files import open_regular, publish_copy\n"
-        "def refuse(*_): raise OSError(errno.EPERM, 'no links')\n"
-        f"if not {links}: os.link = refuse\n"
+        "import errno, sys; from pathlib import Path\n"
+        "from bootstrap.core.files import Disk, publish_copy\n"
+        "def refuse(*_): raise OSError(errno.EPERM, 'cannot')\n"
+        f"for name in {lacking}: setattr(Disk, name, refuse)\n"
         "folder, me = Path(sys.argv[1]), sys.argv[2]\n"
         "source = folder.with_name(me); source.write_text(me)\n"
         "for _ in range(10): publish_copy(source, folder, 'a.png')\n"
@@ -137,9 +139,9 @@ def test_a_failed_move_leaves_nothing_behind(
     def broken(*_: object) -> None:
         raise OSError(errno.EIO, os.strerror(errno.EIO))
 
-    monkeypatch.setattr(os, "link", refuse_links)
-    for name in ("rename", "replace"):
-        monkeypatch.setattr(os, name, broken)
+    for name in ("link", "rename_to_free_name"):
+        monkeypatch.setattr(Disk, name, refuse)
+    monkeypatch.setattr(Disk, "rename", broken)
     with pytest.raises(OSError, match="Input/output"):
         publish_copy(source, tmp_path / "out", "a.png")
     assert os.listdir(tmp_path / "out") == []
@@ -157,3 +159,35 @@ def test_a_fifo_is_not_waited_for(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe")
     with pytest.raises(OSError, match="not a regular file"):
         open_regular(tmp_path / "pipe")
+
+
+def test_the_marker_of_a_frozen_publisher_is_not_broken_for_another_result(
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its maker may still rename: our result takes another name at once."""
+    for name in ("link", "rename_to_free_name"):
+        monkeypatch.setattr(Disk, name, refuse)
+    (tmp_path / lease_name("a.png", "publishing")).touch()
+    assert publish_new(source, tmp_path / "a.png") is False
+    assert publish_copy(source, tmp_path, "a.png") == tmp_path / "a-2.png"
+    assert not (tmp_path / "a.png").exists()
+
+
+def test_a_replaced_file_is_the_old_or_the_new_one(tmp_path: Path) -> None:
+    place = tmp_path / "settings.json"
+    place.write_text("old")
+    with pytest.raises(FileNotFoundError), replacing(place) as part:
+        shutil.copy2(tmp_path / "gone", part)
+    assert (place.read_text(), os.listdir(tmp_path)) == ("old", ["settings.json"])
+    with replacing(place) as part:
+        part.write_text("new")
+        assert place.read_text() == "old"
+    assert (place.read_text(), os.listdir(tmp_path)) == ("new", ["settings.json"])
+
+
+def test_a_stamp_is_kept_by_a_copy_and_lost_by_a_change(source: Path, tmp_path: Path) -> None:
+    copy = Path(shutil.copy2(source, tmp_path / "copy"))
+    assert Stamp.of(copy) == Stamp.of(source) is not None
+    copy.write_bytes(b"content, changed")
+    assert Stamp.of(copy) != Stamp.of(source)
+    assert Stamp.of(tmp_path / "gone") is None

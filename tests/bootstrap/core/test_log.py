@@ -263,7 +263,7 @@ def test_where_runpod_collects_it_lines_are_as_its_sdk_writes_them(
     assert len(long["message"]) < 4200 and "904 characters cut" in long["message"]
 
 
-def test_a_stream_that_is_gone_hurts_no_one(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_stream_that_is_gone_does_no_harm(monkeypatch: pytest.MonkeyPatch) -> None:
     closed = io.StringIO()
     closed.close()
     monkeypatch.setattr(sys, "stderr", closed)

@@ -64,7 +64,7 @@ def test_secrets_are_masked(text: str, reported: str | None) -> None:
         f"sha256 {'0123456789abcdef' * 4} of prompt 5f0c2d3e4b5a69788796a5b4c3d2e1f0",
     ],
 )
-def test_what_is_no_secret_stays(text: str) -> None:
+def test_what_is_not_a_secret_stays(text: str) -> None:
     assert masked(text) == text
 
 

@@ -14,7 +14,7 @@ from bootstrap.core.findings import Finding, Severity
 from bootstrap.doctor.checks.comfyui import check_comfyui
 from bootstrap.doctor.facts.comfyui import gather_comfyui
 from bootstrap.environment import PackagesFacts
-from bootstrap.environment.judge import gather_packages
+from tests.bootstrap.environment.venvs import gather_packages
 
 
 def bad(comfyui: Path, packages: PackagesFacts | None = None) -> dict[str, Finding]:

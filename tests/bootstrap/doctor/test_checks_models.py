@@ -17,7 +17,7 @@ from bootstrap.core.findings import Finding, Severity, worst_first
 from bootstrap.core.text import named, shown, size_text, typed
 from bootstrap.doctor.checks.models import CODES, check_models
 from bootstrap.doctor.facts.inventory import Inventory, gather_models
-from bootstrap.doctor.facts.walk import Problem
+from bootstrap.doctor.facts.walk import WalkProblem
 from bootstrap.models.weights_file import Examined, State
 from tests.support.model_folders import (
     HTML,
@@ -109,13 +109,13 @@ CASES = [
         "models.web_page",
         WARNING,
         lambda m: write(m / "loras" / "x.safetensors", HTML),
-        "is a web page, not a model: x.safetensors: <!DOCTYPE html>",
+        "is a web page, not a model: <!DOCTYPE html>",
     ),
     Case(
         "models.server_message",
         WARNING,
         lambda m: write(m / "loras" / "x.pt", REFUSAL),
-        'x.pt: {"error":"Unauthorized"',
+        'not a model: {"error":"Unauthorized"',
     ),
     Case(
         "models.lfs_pointer",
@@ -273,7 +273,7 @@ def test_an_incomplete_look_says_so_and_no_more(tmp_path: Path) -> None:
 
 def test_what_cannot_be_read(models: Path) -> None:
     inventory = gather_models([models])
-    closed = Problem(str(models / "my loras"), os.strerror(13), 13)
+    closed = WalkProblem(str(models / "my loras"), os.strerror(13), 13)
     (finding,) = unusual(check_models(replace(inventory, problems=(closed,), problem_count=1)))
     assert finding.code == "models.unreadable" and "Permission denied" in finding.message
     assert f"chmod -R a+rX '{models}/my loras'" in finding.fix
@@ -299,7 +299,7 @@ def test_the_largest_against_gpu_and_memory(models: Path) -> None:
     assert "large.safetensors takes 20 GiB on a GPU, this one has 16 GiB" in finding.message
 
 
-def test_previews_and_notes_are_no_ones_business(models: Path) -> None:
+def test_previews_and_notes_are_left_alone(models: Path) -> None:
     for name in ("x.preview.png", "x.civitai.info", "x.json", "x.sha256", ".gitkeep", "README.md"):
         write(models / "loras" / name, b"x")
     write(models / "checkpoints" / "demo.mp4", bytes(11 << 20))
@@ -350,6 +350,6 @@ def test_typed_names_come_out_of_bash_as_they_are(name: str) -> None:
     assert "\n" not in command
 
 
-def test_bytes_that_are_no_text_come_out_of_bash_as_they_are() -> None:
+def test_bytes_that_are_not_text_come_out_of_bash_as_they_are() -> None:
     name = os.fsdecode(b"a\xff'b")
     assert subprocess.check_output(["bash", "-c", typed("printf", "%s", name)]) == b"a\xff'b"

@@ -20,13 +20,14 @@ from bootstrap.doctor.checks.requirements import MOST_PACKS, check_requirements
 from bootstrap.doctor.facts import Facts
 from bootstrap.doctor.facts.comfyui import ComfyUIFacts, gather_comfyui
 from bootstrap.environment import Judgement, PackagesFacts, judge, judge_child
-from bootstrap.environment.judge import RequirementState, Verdict, gather_packages
-from bootstrap.environment.modules import ALIKE, MODULES, hard_imports
+from bootstrap.environment.imports import ALIKE, MODULES, hard_imports
+from bootstrap.environment.judge import RequirementState, Verdict
 from bootstrap.environment.packs import Pack
-from bootstrap.environment.python import Failure, Trouble
+from bootstrap.environment.python import Failure, PythonTrouble
 from bootstrap.environment.requirement_files import RequirementFile
 from bootstrap.environment.site_packages import Package
 from bootstrap.environment.store import Record
+from tests.bootstrap.environment.venvs import gather_packages
 
 PYTHON = "/opt/comfyui/bin/python"
 MARKERS = {"python_version": "3.11", "python_full_version": "3.11.7", "sys_platform": "linux"}
@@ -182,7 +183,7 @@ def test_the_page_is_not_needed() -> None:
     assert serious(reported) == []
 
 
-def test_a_stand_in_without_a_record_is_no_alarm() -> None:
+def test_a_stand_in_without_a_record_is_not_an_alarm() -> None:
     have = replace(packages(torchvision=None), modules=STAND_INS)
     reported = found(comfyui(), have)
     assert serious(reported) == []
@@ -248,6 +249,13 @@ def test_many_packs_share_a_finding() -> None:
     assert "missing16" in more.fix
 
 
+def test_nothing_is_said_to_be_met_where_something_is_missing_or_nothing_is_known() -> None:
+    facts = comfyui()
+    assert "comfyui.requirements_met" in found(facts, packages())
+    assert "comfyui.requirements_met" not in found(facts, packages(aiohttp=None))
+    assert "comfyui.requirements_met" not in found(replace(facts, own=None), packages())
+
+
 def test_disabled_packs_ask_for_nothing() -> None:
     facts = comfyui(Alpha="missing\n")
     facts = replace(facts, packs=(replace(facts.packs[0], disabled=True),))
@@ -255,13 +263,13 @@ def test_disabled_packs_ask_for_nothing() -> None:
 
 
 def test_an_interpreter_that_cannot_be_used_is_said_once_elsewhere() -> None:
-    broken = PackagesFacts(PYTHON, Failure(Trouble.MISSING, "there is no such file"))
+    broken = PackagesFacts(PYTHON, Failure(PythonTrouble.MISSING, "there is no such file"))
     assert check(comfyui(Alpha="missing\n"), Have(broken)) == []
     other = replace(packages().facts, other_versions=("3.10",), packages=())
     assert check(comfyui(), Have(other)) == []
 
 
-def test_what_a_worker_installs_at_its_start_is_no_alarm() -> None:
+def test_what_a_worker_installs_at_its_start_is_not_an_alarm() -> None:
     facts = comfyui(Alpha="missing\nnumpy<2\n")
     reported = found(facts, packages(aiohttp=None, comfyui_frontend_package=None), "install")
     assert list(reported) == ["packages.to_install", "comfyui.front_end_packages"]

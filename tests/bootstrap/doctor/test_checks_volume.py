@@ -21,7 +21,15 @@ from bootstrap.core.findings import Finding, Severity
 from bootstrap.doctor.checks import volume, volume_layout, volume_links
 from bootstrap.doctor.checks.volume import check_layout, check_volume
 from bootstrap.doctor.facts.volume import gather_volume
-from bootstrap.doctor.facts.volume_facts import Space, State, VolumeFacts, Writing
+from bootstrap.doctor.facts.volume_facts import (
+    Leads,
+    LinkFact,
+    Space,
+    VolumeFacts,
+    VolumeState,
+    Writing,
+)
+from bootstrap.doctor.facts.volume_places import ModelPath
 from bootstrap.volume import Layout, locate
 from bootstrap.volume.layout import Mount
 from tests.support.volumes import (
@@ -59,7 +67,7 @@ def test_a_healthy_volume_with_models_beside_comfyui_gives_no_warning(root: Path
     assert [f.code for f in look(root)] == ["volume.found"]
 
 
-def test_a_users_own_folders_are_no_ones_business(root: Path) -> None:
+def test_a_users_own_folders_are_left_alone(root: Path) -> None:
     for name in ("configs", "detection", "photos", "ComfyUI-Manager", "Comfy_backup", "env"):
         (root / name).mkdir()
     (root / "configs/mine.yaml").write_text("a: 1")
@@ -108,7 +116,7 @@ def test_a_volume_that_vanishes_under_a_worker(tmp_path: Path) -> None:
 
 
 def test_without_volume_path_an_image_needs_no_volume(tmp_path: Path) -> None:
-    facts = VolumeFacts("/runpod-volume", state=State.MISSING, comfyui="/opt/ComfyUI")
+    facts = VolumeFacts("/runpod-volume", state=VolumeState.MISSING, comfyui="/opt/ComfyUI")
     (finding,) = check_volume(facts, Settings())
     assert (finding.code, finding.severity) == ("volume.not_found", INFO)
 
@@ -121,7 +129,7 @@ def test_a_volume_on_this_machines_own_disk_is_reported(root: Path) -> None:
 SEEN = VolumeFacts(
     "/runpod-volume",
     "/runpod-volume",
-    state=State.FOLDER,
+    state=VolumeState.FOLDER,
     mount=Mount("/runpod-volume", "fuse", "mfs#m:9421", "MooseFS", True, False),
     space=Space(4 * TB, TB, 0, 0),
     writing=Writing(0.01, 0.0),
@@ -145,7 +153,7 @@ def test_silence_comes_alone() -> None:
 @pytest.mark.parametrize("name", ["ENOTCONN", "ESTALE", "EIO"])
 def test_a_broken_mount_is_the_machines_fault(name: str) -> None:
     trouble = Trouble(name, "of a test")
-    (finding,) = checked(state=State.BAD, trouble=trouble)
+    (finding,) = checked(state=VolumeState.BAD, trouble=trouble)
     assert finding.code == "volume.io_error" and finding.host_fault
     finding = only(checked(writing=Writing(1, trouble=trouble)), "volume.io_error")
     assert finding.host_fault and name in finding.message
@@ -304,6 +312,31 @@ def test_layout(root: Path, tmp_path: Path) -> None:
     assert f"no volume at {tmp_path / 'gone'}" in finding.message
 
 
+@pytest.mark.parametrize("part", ["models", "custom_nodes", "ComfyUI/models/loras"])
+def test_a_part_of_a_volume_is_named_with_the_volume(root: Path, tmp_path: Path, part: str) -> None:
+    (root / part).mkdir(parents=True, exist_ok=True)
+    for finding in (*look(root / part), *check_layout(locate(settings(root / part)))):
+        assert (finding.code, finding.severity) == ("volume.inside", ERROR)
+        assert f"VOLUME_PATH={root} " in finding.fix
+    image = healthy(tmp_path / "image") / "ComfyUI"
+    (finding,) = check_layout(locate(settings(root / part, image)))
+    assert (finding.code, finding.severity) == ("volume.inside", WARNING), "the image's runs"
+
+
+def test_a_comfyui_and_a_folder_of_models_may_be_volumes(root: Path) -> None:
+    assert check_layout(locate(settings(root / "ComfyUI")))[0].code == "volume.found"
+    os.rename(root, root.parent / "models")
+    assert [f.code for f in check_layout(locate(settings(root.parent / "models")))] == [
+        "volume.found"
+    ]
+
+
+def test_a_misspelt_path_is_corrected(root: Path) -> None:
+    near = settings(root.parent / "volum")
+    for finding in (*look(root.parent / "volum"), *check_layout(locate(near))):
+        assert finding.code == "volume.not_found" and f"Did you mean {root}?" in finding.message
+
+
 def test_codes_are_declared_once_and_each_has_a_test() -> None:
     modules = (volume, volume_layout, volume_links)
     codes = [code for module in modules for code in module.CODES]
@@ -312,3 +345,23 @@ def test_codes_are_declared_once_and_each_has_a_test() -> None:
     source = Path(__file__).read_text() + (tests / "test_checks_volume_fixes.py").read_text()
     source += (tests.parents[1] / "support/volume_cases.py").read_text()
     assert [code for code in codes if f'"{code}"' not in source] == []
+
+
+@pytest.mark.parametrize(("mount", "severity"), [("/runpod-volume", INFO), ("/workspace", WARNING)])
+def test_what_names_serverless_s_own_mount_point_is_fit_for_jobs(
+    mount: str, severity: Severity
+) -> None:
+    link = LinkFact(f"{mount}/a", f"{mount}/b", Leads.WELL, mount, "b")
+    path = ModelPath(2, "mine", "loras", f"{mount}/b", f"{mount}/b", True, home=mount, there=True)
+    facts = VolumeFacts(
+        mount, comfyui=f"{mount}/ComfyUI", comfyui_on_volume=True, real=mount,
+        comfyui_real=f"{mount}/ComfyUI",
+        links=(link,), model_paths=(path,),
+    )  # fmt: skip
+    alone = Settings(link_other_mount=False)
+    found = [*volume_links.check_links(facts, alone), *volume_links.check_paths(facts, alone)]
+    assert [(f.code, f.severity) for f in found] == [
+        ("links.absolute", severity), ("volume.paths_absolute", severity),
+    ]  # fmt: skip
+    image = replace(facts, comfyui="/opt/ComfyUI", comfyui_on_volume=False)
+    assert volume_links.check_paths(image, alone) == []

@@ -15,7 +15,7 @@ import jsonschema
 import pytest
 
 from bootstrap.config import Settings
-from bootstrap.core.findings import Severity
+from bootstrap.core.findings import Severity, ok
 from bootstrap.doctor import facts as gather
 from bootstrap.doctor.checks import ALL_CHECKS, Check, run_checks
 from bootstrap.doctor.facts import Facts, Scope
@@ -57,10 +57,10 @@ def test_a_check_that_crashes_is_a_finding_and_the_rest_still_run() -> None:
     def crash(_: Facts, __: Settings) -> Any:
         raise RuntimeError("deliberate")
 
-    last = Check("last", lambda *_: [gather._failed("x", ValueError("seen"))])
+    last = Check("last", lambda *_: [ok("volume.found", "seen")])
     found = run_checks(Facts({}), Settings(), [Check("first", crash), last])
-    assert [f.code for f in found] == ["doctor.check_crashed", "doctor.part_failed"]
-    assert "deliberate" in found[0].message
+    assert [f.code for f in found] == ["doctor.check_crashed", "volume.found"]
+    assert found[0].severity is Severity.ERROR and "deliberate" in found[0].message
 
 
 def test_a_part_that_crashes_is_a_finding_and_the_rest_still_run(
@@ -84,6 +84,23 @@ def test_a_part_that_hangs_is_left_behind(
     report = examined(clean_env)
     assert time.monotonic() - start < 30
     assert "doctor.part_slow" in {f.code for f in report.findings}
+
+
+def test_what_was_just_judged_is_not_judged_again(
+    clean_env: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    judgement = examined(clean_env).facts.judgement
+    assert judgement is not None and judgement.verdicts
+
+    def refuse(*_: Any, **__: Any) -> Any:
+        raise RuntimeError("judged a second time")
+
+    monkeypatch.setattr(gather, "judge", refuse)
+    assert "doctor.part_failed" in {f.code for f in examined(clean_env).findings}
+    report = examined(clean_env, judgement=judgement)
+    assert report.facts.judgement is judgement
+    assert "comfyui.requirement_wanted" in {f.code for f in report.findings}
+    assert "doctor.part_failed" not in {f.code for f in report.findings}
 
 
 def test_sections_are_respected(clean_env: dict[str, str]) -> None:
@@ -161,7 +178,7 @@ def test_the_page_is_written(bare_python: Path, clean_env: dict[str, str], tmp_p
     assert page.read_text().startswith("<!DOCTYPE html>")
 
 
-def test_a_reader_that_has_seen_enough_is_no_fault(
+def test_a_reader_that_has_seen_enough_is_not_a_fault(
     bare_python: Path, clean_env: dict[str, str], tmp_path: Path
 ) -> None:
     """As with `| head`, when its first line was all it wanted."""
@@ -201,7 +218,7 @@ def test_a_dry_run_changes_nothing_and_a_repair_says_what_it_was_for(
     link.parent.mkdir(exist_ok=True)
     link.symlink_to("/workspace/loras/a.safetensors")
     seen = check_volume(bare_python, clean_env, "--dry-run")
-    assert "Would move the models in" in seen.stderr and stray.exists()
+    assert "Would move the models at" in seen.stderr and stray.exists()
     assert "[volume.models_misplaced]" in seen.stdout
     assert re.search(r"--fix repairs this\.\n", seen.stdout)
     assert "Run with --fix to repair" in seen.stdout.splitlines()[-1]
@@ -248,3 +265,4 @@ def test_the_checker_in_one_file_runs_as_a_file_and_from_a_pipe(
         [str(bare_python), "-", "--help"], input=one.read_bytes(), capture_output=True, check=True
     )
     assert b"usage: check_volume.py" in helped.stdout
+    assert b"\n  python3 check_volume.py /workspace\n" in helped.stdout, "it is not in scripts/"

@@ -11,7 +11,7 @@ import pytest
 
 from bootstrap.doctor.facts import comfyui as facts
 from bootstrap.doctor.facts.comfyui import gather_comfyui
-from bootstrap.environment.packs import MOST_PACKS, Pack, State, look_at_git
+from bootstrap.environment.packs import MOST_PACKS, Pack, PackState, look_at_git
 
 FILES = {
     "main.py": "import comfy.options\nfrom app.logger import setup\nimport cuda_malloc\n",
@@ -166,7 +166,7 @@ def test_packs_as_comfyui_would_try_them(comfyui: Path, tmp_path: Path) -> None:
     (home / "linked").symlink_to(tmp_path / "elsewhere")
     packs = packs_of(comfyui)
     assert sorted(packs) == ["good", "linked", "off.disabled", "off.py.disabled", "single.py"]
-    assert all(pack.state is State.GOOD for pack in packs.values())
+    assert all(pack.state is PackState.GOOD for pack in packs.values())
     assert [n for n, p in packs.items() if p.disabled] == ["off.disabled", "off.py.disabled"]
     assert packs["good"].install_script
     assert len(gather_comfyui(comfyui).active) == 3
@@ -182,14 +182,14 @@ def test_packs_that_cannot_be_imported(comfyui: Path) -> None:
     write(home / "no_pack" / "readme.md")
     (home / "dangling").symlink_to("/workspace/nowhere")
     packs = packs_of(comfyui)
-    assert packs["empty"].state is State.EMPTY
+    assert packs["empty"].state is PackState.EMPTY
     assert not packs["empty"].only_git
-    assert packs["cut_off"].state is State.EMPTY
+    assert packs["cut_off"].state is PackState.EMPTY
     assert packs["cut_off"].only_git
     assert packs["cut_off"].origin == "https://example.org/cut_off"
-    assert (packs["deep"].state, packs["deep"].inner) == (State.NO_INIT, "deep-main")
-    assert (packs["no_pack"].state, packs["no_pack"].inner) == (State.NO_INIT, None)
-    assert packs["dangling"].state is State.LINK_BROKEN
+    assert (packs["deep"].state, packs["deep"].inner) == (PackState.NO_INIT, "deep-main")
+    assert (packs["no_pack"].state, packs["no_pack"].inner) == (PackState.NO_INIT, None)
+    assert packs["dangling"].state is PackState.LINK_BROKEN
 
 
 def test_requirements_and_what_they_include(comfyui: Path) -> None:

@@ -16,14 +16,14 @@ import pytest
 
 from benchmarks.simulated_volume import Delays, why_not
 from benchmarks.simulated_volume import mounted as simulated
-from bootstrap.core.concurrency import SilentError, Together
+from bootstrap.core.concurrency import BoundedCaller, VolumeTimeout
 from bootstrap.core.files import list_folder
 from bootstrap.core.findings import Finding, Severity
-from bootstrap.core.temp_names import beside, kind_of, lease_name, look_at_leftover
+from bootstrap.core.temp_files import beside, kind_of, lease_name, look_at_leftover
 from bootstrap.doctor.checks.volume import check_volume
 from bootstrap.doctor.facts import volume as gatherer
 from bootstrap.doctor.facts.volume import mount_points
-from bootstrap.doctor.facts.volume_facts import Leads, State, look_at_link, try_writing
+from bootstrap.doctor.facts.volume_facts import Leads, VolumeState, look_at_link, try_writing
 from bootstrap.doctor.facts.volume_places import read_lines, resolve
 from bootstrap.environment.python import look_at_venv
 from bootstrap.volume import Layout, locate
@@ -95,7 +95,7 @@ def test_a_real_mount_is_seen_in_the_real_mountinfo(tmp_path: Path) -> None:
 
 def test_a_healthy_volume(root: Path) -> None:
     facts = facts_of(root)
-    assert facts.state is State.FOLDER
+    assert facts.state is VolumeState.FOLDER
     assert facts.comfyui == str(root / "ComfyUI") and facts.comfyui_on_volume
     assert facts.models.homes == (str(root / "ComfyUI/models"),)
     assert not (facts.models.missing or facts.models.strays or facts.links or facts.places)
@@ -158,15 +158,15 @@ def test_a_volume_that_falls_silent_keeps_what_is_known(
     monkeypatch.setattr("bootstrap.doctor.facts.volume.has_main", lambda _: time.sleep(60))
     facts = facts_of(root, timeout=0.5)
     assert facts.silent_after == 0.5
-    assert facts.state is State.FOLDER and facts.writing is not None
+    assert facts.state is VolumeState.FOLDER and facts.writing is not None
 
 
 def test_a_hanging_call_does_not_keep_the_process_from_ending() -> None:
     code = (
         "import time\n"
-        "from bootstrap.core.concurrency import SilentError, Together\n"
-        "try:\n    Together(0.2).one(lambda: time.sleep(60))\n"
-        "except SilentError as silence:\n    print(silence)\n"
+        "from bootstrap.core.concurrency import VolumeTimeout, BoundedCaller\n"
+        "try:\n    BoundedCaller(0.2).one(lambda: time.sleep(60))\n"
+        "except VolumeTimeout as silence:\n    print(silence)\n"
     )
     done = subprocess.run(
         [sys.executable, "-c", code],
@@ -220,18 +220,18 @@ def until(look: Callable[[], Finding]) -> Finding:
 
 
 def test_together_keeps_the_order_and_raises_what_is_raised() -> None:
-    together = Together(20)
-    assert together.each(lambda n: n * n, range(100)) == [n * n for n in range(100)]
-    assert together.each(len, []) == []
+    caller = BoundedCaller(20)
+    assert caller.each(lambda n: n * n, range(100)) == [n * n for n in range(100)]
+    assert caller.each(len, []) == []
     with pytest.raises(ZeroDivisionError):
-        together.each(lambda n: 1 // n, [1, 0])
-    with pytest.raises(SilentError):
-        Together(0).one(lambda: time.sleep(5))
+        caller.each(lambda n: 1 // n, [1, 0])
+    with pytest.raises(VolumeTimeout):
+        BoundedCaller(0).one(lambda: time.sleep(5))
 
 
 def test_round_trips_are_made_side_by_side() -> None:
     started = time.monotonic()
-    Together(20).each(lambda _: time.sleep(0.02), range(160))
+    BoundedCaller(20).each(lambda _: time.sleep(0.02), range(160))
     assert time.monotonic() - started < 0.02 * 160 / 4
 
 
@@ -278,7 +278,7 @@ def test_where_links_lead(tmp_path: Path, text: str, leads: Leads, relative: str
     assert look_at_link(str(root / "none"), str(root), str(root), HOMES) is None
 
 
-def test_a_volume_path_below_a_usual_mount_is_no_second_name(root: Path) -> None:
+def test_a_volume_path_below_a_usual_mount_is_not_a_second_name(root: Path) -> None:
     facts = facts_of(root)
     assert mount_points(facts) == [str(root), *HOMES]
     object.__setattr__(facts, "root", "/workspace/mine")

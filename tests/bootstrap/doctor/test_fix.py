@@ -88,7 +88,7 @@ def test_missing_categories_are_made_where_the_models_are(root: Path) -> None:
     os.rename(root / "ComfyUI/models/vae", root / "ComfyUI/models/VAE")
     repaired(root)
     assert (root / "ComfyUI/models/loras").is_dir()
-    assert not (root / "ComfyUI/models/vae").exists()  # a person renames it
+    assert (root / "ComfyUI/models/vae").is_dir() and not (root / "ComfyUI/models/VAE").exists()
 
 
 @pytest.mark.parametrize("make", [Path.touch, lambda path: path.symlink_to("gone")])

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from bootstrap.core.concurrency import Allowance
+from bootstrap.core.concurrency import ByteSemaphore
 from bootstrap.doctor.checks.models import check_models
 from bootstrap.doctor.facts.inventory import gather_models, holdings_of
 from bootstrap.doctor.facts.volume_places import further_folders
@@ -34,7 +34,7 @@ POINTER = (
 
 
 def look(path: Path) -> Examined:
-    return examine(str(path), path.stat().st_size, Allowance(1 << 20))
+    return examine(str(path), path.stat().st_size, ByteSemaphore(1 << 20))
 
 
 def raw_safetensors(path: Path, header: bytes, data: bytes = b"") -> Path:
@@ -81,7 +81,7 @@ def test_whole_files_are_good(tmp_path: Path) -> None:
         (b"GGUF" + b"\1" * 60, State.MISLABELLED),
     ],
 )
-def test_what_is_no_safetensors(tmp_path: Path, data: bytes, state: State) -> None:
+def test_what_is_not_safetensors(tmp_path: Path, data: bytes, state: State) -> None:
     assert look(write(tmp_path / "x.safetensors", data)).state is state
 
 
@@ -140,7 +140,7 @@ def test_a_pointer_tells_the_real_size(tmp_path: Path) -> None:
 
 
 def test_a_file_that_is_gone_is_unreadable(tmp_path: Path) -> None:
-    found = examine(str(tmp_path / "gone.safetensors"), 100, Allowance(100))
+    found = examine(str(tmp_path / "gone.safetensors"), 100, ByteSemaphore(100))
     assert found.state is State.UNREADABLE and found.detail == os.strerror(2)
 
 
@@ -275,7 +275,7 @@ def test_models_of_extra_model_paths_are_counted_in_their_category(tmp_path: Pat
     write(comfyui / "extra_model_paths.yaml", text.encode())
     named = further_folders(comfyui)
     assert set(named.values()) == {"loras", "checkpoints"}
-    found = gather_models([own], shelves=named)
+    found = gather_models([own], extra_roots=named)
     counts = {h.name: h.count for h in holdings_of(found) if h.count}
     assert counts == {"loras": 2, "checkpoints": 1}
     (finding,) = check_models(found)

@@ -262,13 +262,13 @@ def odd_parts() -> dict[str, Any]:
         dict.fromkeys("code severity message fix details host_fault".split(), odd) for odd in ODD
     ]
     paths = [{"details": {"paths": odd, "count": odd}} for odd in ODD]
-    shelves = [dict.fromkeys("name largest size count other_size".split(), odd) for odd in ODD]
+    folders = [dict.fromkeys("name largest size count other_size".split(), odd) for odd in ODD]
     stages = [dict.fromkeys("name start seconds outcome bytes note".split(), odd) for odd in ODD]
     return {
         "findings": [*said, *paths, *ODD],
         "timeline": [*stages, *ODD],
         "facts": {
-            "models": {"categories": [*shelves, *ODD, {"largest": list(ODD)}], "files": 1},
+            "models": {"categories": [*folders, *ODD, {"largest": list(ODD)}], "files": 1},
             "machine": {"gpu": {"devices": [*ODD]}, **{p: {"free": ODD} for p in parts[1:]}},
             "volume": {"root": ODD, "space": {"total": ODD, "free": "x"}},
         },

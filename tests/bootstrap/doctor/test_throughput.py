@@ -83,7 +83,7 @@ def test_a_volume_that_never_answers(
         return blocks
 
     monkeypatch.setattr(os, "preadv", preadv)
-    monkeypatch.setattr(throughput, "PATIENCE", 0.1)
+    monkeypatch.setattr(throughput, "EXTRA_SECONDS", 0.1)
     found = measure_throughput(
         [str(write(tmp_path / "a", bytes(100 * blocks)))], [], most_seconds=0.1
     )
@@ -127,7 +127,7 @@ def test_slow_volumes() -> None:
     assert "about 333 s read by one stream" in findings[0].message
 
 
-def test_one_slow_stream_is_no_slow_volume() -> None:
+def test_one_slow_stream_is_not_a_slow_volume() -> None:
     assert codes(Throughput(Read(1, 20 * MB, 1.0), Read(8, 400 * MB, 1.0)))[0] == "throughput.read"
 
 

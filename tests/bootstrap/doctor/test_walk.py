@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from bootstrap.core.concurrency import Allowance, Crew
+from bootstrap.core.concurrency import ByteSemaphore, WorkerPool
 from bootstrap.doctor.facts import walk as walk_module
-from bootstrap.doctor.facts.walk import Entry, Kind, Target, walk
+from bootstrap.doctor.facts.walk import Entry, EntryKind, LinkTarget, walk
 from tests.support.model_folders import link, write
 
 
@@ -64,14 +64,14 @@ def test_where_links_lead(tmp_path: Path) -> None:
     link(root / "sub" / "up", "..")
     link(root / "out", tmp_path / "outside")
     found = by_path(root)
-    states = {path: e.target for path, e in found.items() if e.kind is Kind.LINK}
+    states = {path: e.target for path, e in found.items() if e.kind is EntryKind.LINK}
     assert states == {
-        "good": Target.OK,
-        "broken": Target.BROKEN,
-        "through_file": Target.BROKEN,
-        "self": Target.LOOP,
-        "sub/up": Target.LOOP,
-        "out": Target.ESCAPES,
+        "good": LinkTarget.OK,
+        "broken": LinkTarget.BROKEN,
+        "through_file": LinkTarget.BROKEN,
+        "self": LinkTarget.LOOP,
+        "sub/up": LinkTarget.LOOP,
+        "out": LinkTarget.ESCAPES,
     }
     assert found["good"].is_file and found["good"].size == 5 and found["good"].link == "real"
     assert not found["broken"].is_file and found["sub/up"].to_folder
@@ -80,8 +80,8 @@ def test_where_links_lead(tmp_path: Path) -> None:
 def test_inside_may_be_wider_than_the_roots(tmp_path: Path) -> None:
     write(tmp_path / "store" / "x", b"")
     link(tmp_path / "models" / "x", "../store/x")
-    assert by_path(tmp_path / "models")["x"].target is Target.ESCAPES
-    assert by_path(tmp_path / "models", inside=[tmp_path])["x"].target is Target.OK
+    assert by_path(tmp_path / "models")["x"].target is LinkTarget.ESCAPES
+    assert by_path(tmp_path / "models", inside=[tmp_path])["x"].target is LinkTarget.OK
 
 
 def test_a_link_to_a_parent_of_the_root_ends(tmp_path: Path) -> None:
@@ -89,8 +89,8 @@ def test_a_link_to_a_parent_of_the_root_ends(tmp_path: Path) -> None:
     link(tmp_path / "models" / "root", "/")
     found = by_path(tmp_path / "models")
     assert {path: e.target for path, e in found.items()} == {
-        "all": Target.LOOP,
-        "root": Target.LOOP,
+        "all": LinkTarget.LOOP,
+        "root": LinkTarget.LOOP,
     }
 
 
@@ -98,8 +98,8 @@ def test_two_folders_that_link_to_each_other_end(tmp_path: Path) -> None:
     link(tmp_path / "a" / "to_b", "../b")
     link(tmp_path / "b" / "to_a", "../a")
     found = by_path(tmp_path)
-    assert found["a/to_b/to_a"].target is Target.LOOP
-    assert found["b/to_a/to_b"].target is Target.LOOP
+    assert found["a/to_b/to_a"].target is LinkTarget.LOOP
+    assert found["b/to_a/to_b"].target is LinkTarget.LOOP
     assert len(found) == 6
 
 
@@ -115,15 +115,15 @@ def test_git_is_left_out(tmp_path: Path) -> None:
     assert set(by_path(tmp_path)) == {".hidden", ".hidden/x"}
 
 
-def test_what_is_no_file_is_no_file(tmp_path: Path) -> None:
+def test_what_is_not_a_file_is_not_listed(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe")
     link(tmp_path / "to_pipe", "pipe")
     found = by_path(tmp_path)
-    assert found["pipe"].kind is Kind.OTHER
+    assert found["pipe"].kind is EntryKind.OTHER
     assert not found["pipe"].is_file and not found["to_pipe"].is_file
 
 
-def test_names_that_are_no_utf8(tmp_path: Path) -> None:
+def test_names_that_are_not_utf8(tmp_path: Path) -> None:
     with open(os.fsencode(tmp_path) + b"/b\xff\n", "wb"):
         pass
     (entry,) = walk([tmp_path]).entries
@@ -201,13 +201,13 @@ def test_progress_ends_with_the_whole_number(tmp_path: Path) -> None:
 
 def test_many_calls_are_in_flight_at_once(tmp_path: Path) -> None:
     """64 files whose sizes are asked for at the same moment, or this never ends."""
-    crew = Crew(64)
+    pool = WorkerPool(64)
     together = threading.Barrier(64)
 
     def task() -> None:
         together.wait(30)
 
-    assert crew.run([task] * 64, timeout=30)
+    assert pool.run([task] * 64, timeout=30)
 
 
 def test_a_failing_task_is_raised_to_the_caller() -> None:
@@ -215,7 +215,7 @@ def test_a_failing_task_is_raised_to_the_caller() -> None:
         raise KeyError("mistake")
 
     with pytest.raises(KeyError, match="mistake"):
-        Crew(4).run([task] * 10)
+        WorkerPool(4).run([task] * 10)
 
 
 def test_threads_are_gone_afterwards(tmp_path: Path) -> None:
@@ -231,7 +231,7 @@ def test_threads_are_gone_afterwards(tmp_path: Path) -> None:
 
 
 def test_allowance_bounds_what_is_held() -> None:
-    allowance = Allowance(100)
+    allowance = ByteSemaphore(100)
     held, most, lock = 0, 0, threading.Lock()
 
     def task(size: int) -> None:
@@ -244,5 +244,5 @@ def test_allowance_bounds_what_is_held() -> None:
             with lock:
                 held -= min(size, 100)
 
-    assert Crew(16).run([partial(task, size) for size in (10, 60, 500, 40) * 10])
+    assert WorkerPool(16).run([partial(task, size) for size in (10, 60, 500, 40) * 10])
     assert 60 <= most <= 100 and held == 0

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from bootstrap.environment.imports import hard_imports
 from bootstrap.environment.judge import Judgement, RequirementState, judge
-from bootstrap.environment.modules import hard_imports
 from bootstrap.environment.packs import Requirements
 from bootstrap.environment.requirement_files import RequirementFile, requirement_file
 from tests.support.small_python import SmallPython

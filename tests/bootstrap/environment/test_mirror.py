@@ -227,7 +227,7 @@ def test_a_python_of_another_version_at_that_place_is_passed_by(
     assert ask(mirror.python, "import alpha", "alpha.value") == "first"
 
 
-def test_a_folder_that_is_no_venv(tmp_path: Path) -> None:
+def test_a_folder_that_is_not_a_venv(tmp_path: Path) -> None:
     (tmp_path / "venv").mkdir()
     found = VolumeVenv(tmp_path / "venv", tmp_path).try_to_mirror()
     assert isinstance(found, Finding)

@@ -22,12 +22,12 @@ from hypothesis import strategies as st
 
 from benchmarks.simulated_volume import SimulatedVolume, mounted, why_not
 from bootstrap.core.findings import Finding
-from bootstrap.core.lease import Lease
+from bootstrap.core.temp_files import Lease
 from bootstrap.environment import mirror
 from bootstrap.environment.mirror import Mirror, late, record, record_opened, walk
 from bootstrap.environment.mirror import archive as archives
-from bootstrap.environment.mirror.archive import BadArchive, read_archive
-from bootstrap.environment.mirror.tree import Stamp
+from bootstrap.environment.mirror.archive import DamagedArchive, read_archive
+from bootstrap.environment.mirror.layout import FileState
 from demo.environment import REPOSITORY
 from tests.bootstrap.environment.test_mirror import archive_of
 from tests.bootstrap.environment.venvs import VolumeVenv, ask, contents, make_venv
@@ -86,7 +86,7 @@ def test_a_hostile_index_is_not_followed(venv: VolumeVenv, what: str) -> None:
     data, index = index_of(archive_of(venv))
     HOSTILE[what](index)
     write(archive_of(venv), data, index)
-    with pytest.raises(BadArchive):
+    with pytest.raises(DamagedArchive):
         read_archive(archive_of(venv))
     made = venv.mirror()
     assert "without an archive" in made.note
@@ -99,7 +99,7 @@ def test_an_index_that_would_fill_the_memory(venv: VolumeVenv) -> None:
     packed = zlib.compress(bytes(archives._MOST_INDEX + 1))
     trailer = archives._TRAILER.pack(archives._MAGIC, len(packed), zlib.crc32(packed))
     archive_of(venv).write_bytes(packed + trailer)
-    with pytest.raises(BadArchive, match="too long"):
+    with pytest.raises(DamagedArchive, match="too long"):
         read_archive(archive_of(venv))
 
 
@@ -167,7 +167,7 @@ def test_only_a_lack_of_room_asks_for_a_larger_disk(venv: VolumeVenv) -> None:
 def test_a_short_write_is_noticed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     real = os.write
     monkeypatch.setattr(os, "write", lambda file, data: real(file, data[:3]))
-    walk.write_file(str(tmp_path / "a"), b"0123456789", Stamp(10, 1))
+    walk.write_file(str(tmp_path / "a"), b"0123456789", FileState(10, 1))
     assert (tmp_path / "a").read_bytes() == b"0123456789"
 
 

@@ -13,12 +13,12 @@ from pathlib import Path
 
 import pytest
 
-from bootstrap.core.concurrency import Together
+from bootstrap.core.concurrency import BoundedCaller
 from bootstrap.core.findings import Finding, Outcome, Severity
 from bootstrap.environment import loading, store
+from bootstrap.environment.imports import hard_imports
 from bootstrap.environment.judge import RequirementState, judge
 from bootstrap.environment.loading import load
-from bootstrap.environment.modules import hard_imports
 from bootstrap.environment.package_set import PackageSet, Place, kept_set, prepare_packages
 from bootstrap.environment.packs import read_requirements
 from bootstrap.environment.store import KEPT_DAYS, KEPT_SETS, BadSet, Record, keep
@@ -122,7 +122,8 @@ def test_what_is_missing_and_what_that_needs_is_added(rig: Rig, index: PackageIn
     made = rig.prepare(index.env())
     assert rig.prints(made, f"import tiny_two; {VERSION}") == "1.5"
     assert made.record.installed == {"tiny-one": "1.5", "tiny-two": "2.0"}
-    assert made.asked_by == {"tiny-one": ("ComfyUI",), "tiny-two": ("a",)}
+    asked_by = one(made, "packages.installed").details["asked_by"]
+    assert asked_by == {"tiny_one>=1": ["ComfyUI"], "tiny-two": ["a"]}
     assert codes(made) == ["packages.installed"]
     assert not any("torch" in name for name in index.asked)
     assert [path.suffix for path in rig.sets()] == [".zip"]
@@ -163,7 +164,7 @@ def test_what_is_asked_for_follows_the_command_line(
     (rig.comfyui / "manager_requirements.txt").write_text("comfyui_manager==4.2.2\n")
     rig.node("a", "one")
     rig.node("b", "two")
-    asked = read_requirements(str(rig.comfyui), Together(10), arguments=arguments)
+    asked = read_requirements(str(rig.comfyui), BoundedCaller(10), arguments=arguments)
     assert [line for file in asked.files for line in file.lines] == lines
 
 
@@ -785,14 +786,14 @@ def test_the_checker_says_what_the_worker_says(rig: Rig, index: PackageIndex) ->
     make_wheel(index.folder, "tiny-one", "1.5")
     rig.core("tiny-one", "comfyui-frontend-package==1.48.7")
     rig.node("a", "no-such-package")
-    asked = read_requirements(str(rig.comfyui), Together(10))
+    asked = read_requirements(str(rig.comfyui), BoundedCaller(10))
     before = judge(rig.small.python, os.environ, asked)
     assert kept_set(rig.volume, before) is None
     made = rig.prepare(index.env())
     assert kept_set(rig.volume, before) == (made.record, rig.sets()[0])
     assert made.judgement is not None
-    assert made.record.on(before).verdicts == made.judgement.verdicts
-    states = {v.text: v.state for v in made.judgement.verdicts}
+    assert made.judgement.verdicts == before.verdicts  # the doctor takes this one over
+    states = {v.text: v.state for v in made.record.on(made.judgement).verdicts}
     assert states["tiny-one"] is RequirementState.MET
     assert states["no-such-package"] is RequirementState.MISSING
     assert states["comfyui-frontend-package==1.48.7"] is RequirementState.MISSING

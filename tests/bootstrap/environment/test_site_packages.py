@@ -14,9 +14,9 @@ import pytest
 from packaging.utils import canonicalize_name
 
 from bootstrap.environment import PackagesFacts
-from bootstrap.environment.judge import gather_packages
-from bootstrap.environment.python import Trouble
+from bootstrap.environment.python import PythonTrouble
 from bootstrap.environment.site_packages import MOST_LISTED
+from tests.bootstrap.environment.venvs import gather_packages
 
 VERSION = f"{sys.version_info[0]}.{sys.version_info[1]}"
 
@@ -44,7 +44,7 @@ def ask(venv: Path) -> PackagesFacts:
     return gather_packages(venv / "bin" / "python")
 
 
-def failure(venv: Path) -> Trouble:
+def failure(venv: Path) -> PythonTrouble:
     found = ask(venv).failure
     assert found is not None
     return found.trouble
@@ -134,7 +134,7 @@ def test_a_link_that_leads_nowhere(venv: Path) -> None:
     (venv / "bin" / "python").symlink_to("/usr/bin/python3.99")
     found = ask(venv)
     assert found.failure is not None
-    assert found.failure.trouble is Trouble.LINK_BROKEN
+    assert found.failure.trouble is PythonTrouble.LINK_BROKEN
     assert "/usr/bin/python3.99" in found.failure.reason
     assert found.venv is not None
     assert found.venv.version == VERSION
@@ -143,17 +143,21 @@ def test_a_link_that_leads_nowhere(venv: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "mode", "trouble"),
     [
-        (None, 0, Trouble.MISSING),
-        (b"#!/nowhere/python\n", 0o755, Trouble.NO_LOADER),
-        (b"\x7fELF\x02\x01\x01" + bytes(60), 0o755, Trouble.OTHER_MACHINE),
-        (b"#!/bin/sh\n", 0o644, Trouble.NOT_EXECUTABLE),
-        (b"#!/bin/sh\necho 'libpython3.10.so: not found' >&2; exit 127\n", 0o755, Trouble.FAILED),
-        (b"#!/bin/sh\nexit 0\n", 0o755, Trouble.FAILED),
-        (b"#!/bin/sh\necho '[]'\n", 0o755, Trouble.FAILED),
+        (None, 0, PythonTrouble.MISSING),
+        (b"#!/nowhere/python\n", 0o755, PythonTrouble.NO_LOADER),
+        (b"\x7fELF\x02\x01\x01" + bytes(60), 0o755, PythonTrouble.OTHER_MACHINE),
+        (b"#!/bin/sh\n", 0o644, PythonTrouble.NOT_EXECUTABLE),
+        (
+            b"#!/bin/sh\necho 'libpython3.10.so: not found' >&2; exit 127\n",
+            0o755,
+            PythonTrouble.FAILED,
+        ),
+        (b"#!/bin/sh\nexit 0\n", 0o755, PythonTrouble.FAILED),
+        (b"#!/bin/sh\necho '[]'\n", 0o755, PythonTrouble.FAILED),
     ],
 )
 def test_interpreters_that_do_not_start(
-    tmp_path: Path, content: bytes | None, mode: int, trouble: Trouble
+    tmp_path: Path, content: bytes | None, mode: int, trouble: PythonTrouble
 ) -> None:
     python = tmp_path / "bin" / "python"
     python.parent.mkdir()
@@ -178,7 +182,7 @@ def test_an_interpreter_that_does_not_answer(tmp_path: Path) -> None:
     python.chmod(0o755)
     found = gather_packages(python, timeout=0.2).failure
     assert found is not None
-    assert found.trouble is Trouble.SILENT
+    assert found.trouble is PythonTrouble.SILENT
 
 
 def test_scripts_that_name_another_place(venv: Path) -> None:

@@ -8,14 +8,18 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from bootstrap.core.findings import Finding
+from bootstrap.environment import PackagesFacts
+from bootstrap.environment.judge import judge
 from bootstrap.environment.mirror import Mirror, MirrorRequest, mirror_venv, record_opened
+from bootstrap.environment.packs import Requirements
+from bootstrap.environment.python import ASK_SECONDS
 
 LIBRARY = f"python{sys.version_info[0]}.{sys.version_info[1]}"
 # Long enough ago to be archived (record.py leaves out what has just changed).
@@ -35,6 +39,13 @@ FILES = {
     "alpha/include/alpha.h,,\nalpha-1.0.dist-info/METADATA,,\n"
     "alpha-1.0.dist-info/entry_points.txt,,\nalpha-1.0.dist-info/RECORD,,\n",
 }
+
+
+def gather_packages(
+    python: Path, env: Mapping[str, str] | None = None, timeout: float = ASK_SECONDS
+) -> PackagesFacts:
+    """What `python` has installed, nothing being asked for."""
+    return judge(python, env or os.environ, Requirements(), timeout=timeout).packages
 
 
 @dataclass

@@ -19,15 +19,15 @@ from bootstrap.models.background import (
     Provisioning,
     cached_by_platform,
     models_folder,
-    workplace_for,
+    provision_context,
 )
 from bootstrap.models.download import progress
 from bootstrap.models.download.progress import BarMeter, LogMeter, clock, meters_for
 from bootstrap.models.installed import link_cached
 from bootstrap.models.manifest_file import wanted_here
-from bootstrap.models.provision import Result
+from bootstrap.models.provision import ProvisionResult
 from bootstrap.volume import locate
-from tests.support.provisioning import MARKER, bring, sha256, spec, tensors, workplace
+from tests.support.provisioning import MARKER, bring, context, sha256, spec, tensors
 from tests.support.vicious_server import ViciousServer
 
 DATA = tensors(9_000_000)
@@ -47,7 +47,7 @@ def test_required_models_hold_back_and_optional_ones_do_not(
         spec(server.serve("/m", DATA), "a.safetensors"),
         spec(url, "b.safetensors", optional=True),
     ]
-    work = Provisioning(wanted, workplace(tmp_path))
+    work = Provisioning(wanted, context(tmp_path))
     ready_before = work.ready
     work.start()
     assert work.wait_for_required(10)
@@ -63,9 +63,9 @@ def test_all_that_a_download_logs_is_of_the_job_that_began_it(
     monkeypatch: pytest.MonkeyPatch,
     capfd: pytest.CaptureFixture[str],
 ) -> None:
-    """What its own thread says, the crew, and each connection."""
+    """What its own thread says, those of the pool, and each connection."""
     monkeypatch.setattr(progress, "EVERY", 0)
-    place = workplace(tmp_path, make_meter=LogMeter)
+    place = context(tmp_path, make_meter=LogMeter)
     with log.of_job("job-7"):
         work = Provisioning([spec(server.serve("/m", DATA), "a.safetensors")], place)
         work.start()
@@ -77,7 +77,7 @@ def test_all_that_a_download_logs_is_of_the_job_that_began_it(
 
 def test_past_the_limit_it_is_degraded_and_goes_on(server: ViciousServer, tmp_path: Path) -> None:
     url = server.serve("/m.safetensors", DATA, bytes_per_second=4e6)
-    work = Provisioning([spec(url)], workplace(tmp_path))
+    work = Provisioning([spec(url)], context(tmp_path))
     work.start()
     assert not work.wait_for_required(0.1)
     (finding,) = work.findings()
@@ -91,7 +91,7 @@ def test_a_fault_of_ours_is_reported_without_its_text(tmp_path: Path) -> None:
     def broken(_wanted: Any) -> Path | None:
         raise RuntimeError(MARKER)
 
-    work = Provisioning([spec("https://x.invalid/m")], workplace(tmp_path, cached=broken))
+    work = Provisioning([spec("https://x.invalid/m")], context(tmp_path, cached=broken))
     work.start()
     assert work.wait_for_required(10)
     (finding,) = work.findings()
@@ -142,7 +142,7 @@ def test_the_platform_s_models_are_linked_locally(tmp_path: Path) -> None:
     assert cached_by_platform(wanted, tmp_path) == snapshot
     assert cached_by_platform(spec(wanted.url, hash="0" * 64), tmp_path) is None
     assert cached_by_platform(spec(wanted.url, size=5), tmp_path) is None
-    results = [Result(wanted, "cached", snapshot)]
+    results = [ProvisionResult(wanted, "cached", snapshot)]
     (link,) = link_cached(results, tmp_path / "local")
     assert link == tmp_path / "local/loras/m.safetensors"
     assert link.read_bytes() == DATA
@@ -157,7 +157,7 @@ def test_where_models_go(tmp_path: Path) -> None:
     (tmp_path / "models").mkdir()
     assert models_folder(layout) == tmp_path / "models"
     settings = Settings(volume_path=tmp_path, download_max_mbps=5, download_connections=3)
-    place = workplace_for(settings, layout)
+    place = provision_context(settings, layout)
     assert place.also == (tmp_path / "ComfyUI/models",)
     assert place.tools.connections == 3
     assert wanted_here(settings, layout).models == ()
@@ -166,7 +166,7 @@ def test_where_models_go(tmp_path: Path) -> None:
 def test_tokens_show_nowhere(tmp_path: Path) -> None:
     env = dict.fromkeys(("civitai_token", "HF_TOKEN", "DOWNLOAD_TOKEN"), MARKER)
     settings, _ = Settings.from_env({**env, "DOWNLOAD_TOKEN_HOST": "x.example"})
-    place = workplace_for(settings, locate(settings))
+    place = provision_context(settings, locate(settings))
     assert MARKER not in repr((settings, place, place.sources, vars(place.tools)))
 
 

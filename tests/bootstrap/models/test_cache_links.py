@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 
 from bootstrap.models.installed import cached_models, link_cached, shown_locally
-from bootstrap.models.provision import Result
+from bootstrap.models.provision import ProvisionResult
 from bootstrap.volume.args_file import FLAG, describe_local_models, local_folders
 from demo.volume import DemoVolume
 from tests.support.provisioning import spec
@@ -63,7 +63,7 @@ def test_a_link_that_leads_nowhere_any_more_is_made_again(tmp_path: Path) -> Non
     place = tmp_path / "models" / "text_encoders" / "m.safetensors"
     place.parent.mkdir(parents=True)
     place.symlink_to(tmp_path / "another host's")
-    results = [Result(spec("https://x.y/m", directory="clip"), "cached", here)]
+    results = [ProvisionResult(spec("https://x.y/m", directory="clip"), "cached", here)]
     (reported,) = cached_models(tmp_path / "models")
     assert (reported["size"], reported["from"]) == (None, str(tmp_path / "another host's"))
     assert link_cached(results, tmp_path / "models") == [place]

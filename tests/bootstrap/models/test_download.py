@@ -19,7 +19,7 @@ from bootstrap.models.download.progress import FileMeter
 from bootstrap.models.download.remote import Throttle
 from bootstrap.models.download.transfer import Blocks
 from bootstrap.models.download.verify import Wanted
-from bootstrap.models.provision import Result
+from bootstrap.models.provision import ProvisionResult
 from bootstrap.models.sources.https import Https
 from bootstrap.net.addresses import AddressPolicy, is_public
 from bootstrap.net.errors import DownloadError, Stopped
@@ -43,7 +43,7 @@ def models(tmp_path: Path) -> Path:
     return tmp_path / "models"
 
 
-def assert_failed(result: Result, models: Path, code: str, *words: str) -> None:
+def assert_failed(result: ProvisionResult, models: Path, code: str, *words: str) -> None:
     assert result.problem is not None, result
     assert result.problem.code == code, result.problem
     assert result.problem.fix
@@ -52,7 +52,7 @@ def assert_failed(result: Result, models: Path, code: str, *words: str) -> None:
     assert visible(models) == []
 
 
-def assert_brought(result: Result, models: Path, data: bytes) -> None:
+def assert_brought(result: ProvisionResult, models: Path, data: bytes) -> None:
     assert result.state == "fetched", result.problem and result.problem.message
     assert visible(models) == ["loras/m.safetensors"]
     assert (models / "loras/m.safetensors").read_bytes() == data
@@ -140,7 +140,7 @@ def test_a_fault_is_named_and_nothing_is_left(
     ids=["empty", "html", "lfs", "truncated", "longer", "zeros", "json"],
 )
 @pytest.mark.parametrize("ranges", [True, False])
-def test_what_is_no_model_is_not_kept(
+def test_what_is_not_a_model_is_not_kept(
     content: bytes, code: str, ranges: bool, server: ViciousServer, models: Path
 ) -> None:
     url = server.serve("/m.safetensors", content, ranges=ranges)

@@ -93,7 +93,7 @@ def test_a_page_in_which_several_begin_is_one(tmp_path: Path) -> None:
         safetensors_of(b"[" * 100_000, 10),
     ],
 )
-def test_what_is_no_safetensors_has_none(tmp_path: Path, content: bytes) -> None:
+def test_what_is_not_safetensors_has_none(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "odd").write_bytes(content)
     assert order_of(tmp_path / "odd") == LoadOrder([], 0)
 

@@ -166,7 +166,7 @@ def test_clip_and_text_encoders_are_one_folder() -> None:
         ({"nodes": [], "version": 0.4}, "manifest.no_models"),
     ],
 )
-def test_what_is_no_manifest_is_reported(data: Any, code: str) -> None:
+def test_what_is_not_a_manifest_is_reported(data: Any, code: str) -> None:
     assert codes(parse_manifest(data)) == [code]
 
 
@@ -190,6 +190,13 @@ def test_a_workflow_is_a_manifest() -> None:
         "s.safetensors": False,
     }
     assert not errors_in(read.findings)
+
+
+def test_what_is_wrong_with_a_workflows_model_is_an_error_but_not_what_other_nodes_keep() -> None:
+    wrong = [{**GOOD, "url": "ftp://models.example/m"}, {"position": {"x": 1}}]
+    findings = parse_manifest({"nodes": [], "models": wrong}).findings
+    assert {f.severity for f in findings if f.code == "manifest.url"} == {Severity.ERROR}
+    assert {f.severity for f in findings if f.code == "manifest.field"} == {Severity.WARNING}
 
 
 def test_the_official_templates_parse() -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from bootstrap.core.concurrency import Allowance
+from bootstrap.core.concurrency import ByteSemaphore
 from bootstrap.core.text import size_text, whole
 from bootstrap.models.download.verify import Wanted
 from bootstrap.models.manifest_entry import read_entry
@@ -72,7 +72,7 @@ def test_a_header_whose_numbers_lie_is_damaged_not_a_crash(tmp_path: Path) -> No
         header = json.dumps({"a": {"dtype": "F32", "data_offsets": [0, last]}}).encode()
         path = tmp_path / "m.safetensors"
         path.write_bytes(len(header).to_bytes(8, "little") + header + b"\0" * 8)
-        examined = examine(str(path), path.stat().st_size, Allowance(1 << 20))
+        examined = examine(str(path), path.stat().st_size, ByteSemaphore(1 << 20))
         assert examined.state is State.DAMAGED, last
 
 

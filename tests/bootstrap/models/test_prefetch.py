@@ -124,7 +124,7 @@ def test_never_more_than_there_is_room_for(model: Path, tmp_path: Path) -> None:
     assert len(missing_in(model)) == 4
     assert missing_in(small) == []
     assert request.reading.left_out == model.stat().st_size
-    assert "left out for want of memory" in request.reading.in_words()
+    assert "left out for lack of memory" in request.reading.in_words()
 
 
 def held(path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[threading.Event, threading.Event]:

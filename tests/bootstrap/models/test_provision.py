@@ -15,21 +15,21 @@ import pytest
 
 from bootstrap.core.files import Disk
 from bootstrap.core.findings import Severity
-from bootstrap.core.lease import Lease
+from bootstrap.core.temp_files import Lease
 from bootstrap.models.download import progress
 from bootstrap.models.download.progress import LogMeter
 from bootstrap.models.download.remote import Throttle
 from bootstrap.models.installed import Present, find_present, receipt_path
-from bootstrap.models.provision import Result, provision, summary
+from bootstrap.models.provision import ProvisionResult, provision, summary
 from tests.prove.kill_provisioners import DISKS, run
 from tests.support.provisioning import (
     bring,
+    context,
     sha256,
     spec,
     tensors,
     tools,
     visible,
-    workplace,
 )
 from tests.support.vicious_server import ViciousServer
 from tests.support.waiting import wait_until
@@ -148,15 +148,15 @@ class TestWithoutNetwork:
 def test_one_fetches_and_the_others_use_it(server: ViciousServer, models: Path) -> None:
     urls = {n: server.serve(f"/{n}.safetensors", DATA, bytes_per_second=4e6) for n in range(3)}
     wanted = [spec(url, f"{n}.safetensors") for n, url in urls.items()]
-    results: list[tuple[Result, ...]] = []
+    results: list[tuple[ProvisionResult, ...]] = []
 
     def work() -> None:
-        results.append(provision(wanted, workplace(models, stale=20.0)))
+        results.append(provision(wanted, context(models, stale=20.0)))
 
-    crew = [threading.Thread(target=work) for _ in range(4)]
-    for thread in crew:
+    pool = [threading.Thread(target=work) for _ in range(4)]
+    for thread in pool:
         thread.start()
-    for thread in crew:
+    for thread in pool:
         thread.join()
     states = [[result.state for result in worker] for worker in results]
     for of_one_model in zip(*states, strict=True):
@@ -172,7 +172,7 @@ def test_a_silent_holder_is_taken_over_and_a_live_one_waited_for(
     (models / "loras").mkdir(parents=True)
     holder = Lease(models / "loras", "m.safetensors", Disk(), beat=0.05, stale=0.5)
     assert holder.acquire()
-    result: list[Result] = []
+    result: list[ProvisionResult] = []
     waiter = threading.Thread(target=lambda: result.append(bring(models, spec(url))))
     waiter.start()
     time.sleep(1.2)  # more than twice as long as a silent one is given
@@ -199,7 +199,7 @@ def test_a_part_taken_from_a_live_owner_costs_time_only(
     """As with a worker that was frozen and thawed: it finds its part gone, and uses the file."""
     url = server.serve("/m.safetensors", DATA, bytes_per_second=2e6)
     slow = tools(throttle=Throttle(3e6), note_every=0.1)
-    results: list[Result] = []
+    results: list[ProvisionResult] = []
     owner = threading.Thread(
         target=lambda: results.append(bring(models, spec(url), tools=slow, beat=60.0, stale=60.0))
     )
@@ -223,7 +223,7 @@ def test_required_come_first_and_optional_failures_are_warnings(
         spec(server.url + "/none", "c.safetensors"),
     ]
     results = provision(
-        wanted, workplace(models), on_result=lambda result: order.append(result.spec.name)
+        wanted, context(models), on_result=lambda result: order.append(result.spec.name)
     )
     assert order == ["b.safetensors", "c.safetensors", "a.safetensors"]
     assert [result.state for result in results] == ["failed", "fetched", "failed"]

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from bootstrap.models.recent import Recent
+from bootstrap.models.prefetch import Recent
 
 
 def test_the_last_used_come_first_each_once(tmp_path: Path) -> None:
@@ -21,7 +21,7 @@ def test_the_last_used_come_first_each_once(tmp_path: Path) -> None:
     assert Recent(tmp_path, "other").models() == []
 
 
-def test_an_endpoint_s_name_is_no_path(tmp_path: Path) -> None:
+def test_an_endpoints_name_is_not_a_path(tmp_path: Path) -> None:
     Recent(tmp_path / "volume", "../../x").note(["a.bin"])
     assert [p.name for p in tmp_path.iterdir()] == ["volume"]
     assert Recent(tmp_path / "volume", "../../x").models() == ["a.bin"]
@@ -74,10 +74,18 @@ def test_several_workers_leave_one_whole_record(tmp_path: Path) -> None:
         for turn in range(20):
             Recent(tmp_path, "ep").note([f"{number}/{turn}.bin"])
 
-    crew = [threading.Thread(target=work, args=(n,)) for n in range(6)]
-    for thread in crew:
+    threads = [threading.Thread(target=work, args=(n,)) for n in range(6)]
+    for thread in threads:
         thread.start()
-    while any(thread.is_alive() for thread in crew):
+    while any(thread.is_alive() for thread in threads):
         for path in tmp_path.rglob("*.json"):
             assert json.loads(path.read_text())["version"] == 1
     assert len(os.listdir(tmp_path / ".comfyui-worker/recent")) == 1
+
+
+def test_what_is_read_ahead_goes_by_the_setting(tmp_path: Path) -> None:
+    recent = Recent(tmp_path, None)
+    recent.note(["checkpoints/a.safetensors"])
+    assert recent.likely("Last") == ["checkpoints/a.safetensors"]
+    assert recent.likely("none") == []
+    assert recent.likely("loras/a.safetensors, vae/b.pt,") == ["loras/a.safetensors", "vae/b.pt"]

@@ -20,7 +20,7 @@ from bootstrap.models.sources.civitai import (
 )
 from bootstrap.net.errors import DownloadError
 from tests.support.fake_civitai import Answer, FakeCivitai, Sites
-from tests.support.provisioning import MARKER, sha256, spec, tensors, tools, workplace
+from tests.support.provisioning import MARKER, context, sha256, spec, tensors, tools
 
 DATA = tensors(9_000_000)
 AIR = "urn:air:sdxl:lora:civitai:12@123"
@@ -34,7 +34,7 @@ def civitai() -> Iterator[FakeCivitai]:
 
 def bring(models: Path, civitai: FakeCivitai, url: str = AIR, token: str | None = MARKER) -> Any:
     source = Civitai(None if token is None else Secret(token), civitai.url)
-    (result,) = provision([spec(url)], workplace(models, source))
+    (result,) = provision([spec(url)], context(models, source))
     return result
 
 
@@ -184,7 +184,7 @@ def test_files_and_folders() -> None:
     assert size_of({"sizeKB": 1.23}) is None
 
 
-def test_a_page_without_version_is_no_entry(civitai: FakeCivitai, tmp_path: Path) -> None:
+def test_a_page_without_version_is_not_an_entry(civitai: FakeCivitai, tmp_path: Path) -> None:
     source = Civitai(None, civitai.url)
     from bootstrap.models.download.verify import Wanted
 
@@ -228,7 +228,7 @@ def test_the_token_opens_the_site_that_the_link_names_and_never_goes_to_its_stor
     with Sites(tmp_path, answer, site, storage) as sites:
         source = Civitai(Secret(MARKER))
         wanted = spec(f"https://{site}/api/download/models/456")
-        place = workplace(tmp_path / "models", source, tools=tools(policy=sites.policy))
+        place = context(tmp_path / "models", source, tools=tools(policy=sites.policy))
         (result,) = provision([wanted], place)
     assert result.state == "fetched", result.problem
     shown_to = {host for host, _, headers in sites.seen if MARKER in str(headers)}
@@ -291,5 +291,5 @@ def test_a_pinned_hash_says_which_file_is_meant(civitai: FakeCivitai, tmp_path: 
     download = civitai.front.files.pop("/api/download/models/123")
     civitai.front.files["/api/download/models/123?fileId=1230"] = download
     wanted = spec("https://civitai.com/api/download/models/123?fp=odd", hash=sha256(DATA))
-    place = workplace(tmp_path, Civitai(None, civitai.url))
+    place = context(tmp_path, Civitai(None, civitai.url))
     assert provision([wanted], place)[0].state == "fetched"

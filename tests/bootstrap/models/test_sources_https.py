@@ -15,7 +15,7 @@ from bootstrap.models.provision import provision
 from bootstrap.models.sources import BadLink, parse_link
 from bootstrap.models.sources.https import Https
 from bootstrap.net.addresses import shown
-from tests.support.provisioning import MARKER, spec, tensors, tools, workplace
+from tests.support.provisioning import MARKER, context, spec, tensors, tools
 from tests.support.vicious_server import ViciousServer
 
 DATA = tensors(300_000)
@@ -37,11 +37,11 @@ def test_the_token_goes_to_its_host_only(
         None if headers.get("authorization") == f"Bearer {MARKER}" else 401
     )
     source = Https(Secret(MARKER), home.host_port, plain_http=True)
-    (result,) = provision([spec(url)], workplace(tmp_path, source))
+    (result,) = provision([spec(url)], context(tmp_path, source))
     assert result.state == "fetched", result.problem
     assert storage.seen
     assert MARKER not in str(storage.seen)
-    (other,) = provision([spec(target, name="n.safetensors")], workplace(tmp_path, source))
+    (other,) = provision([spec(target, name="n.safetensors")], context(tmp_path, source))
     assert other.state == "fetched"
     assert MARKER not in str(storage.seen)
     assert MARKER not in repr((source, result, other))
@@ -78,7 +78,7 @@ def test_what_is_said_of_a_signed_url_holds_no_signature(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     url = servers[0].serve("/m.safetensors", DATA, **vices) + "?X-Amz-Signature=s3cret"
-    (result,) = provision([spec(url)], workplace(tmp_path, make_meter=LogMeter))
+    (result,) = provision([spec(url)], context(tmp_path, make_meter=LogMeter))
     assert result.problem is not None
     other = {**spec(url).as_entry(), "url": url.replace("m.safe", "n.safe")}
     twice = parse_manifest({"version": 1, "models": [spec(url).as_entry(), other]}, "m", True)
@@ -92,6 +92,6 @@ def test_what_is_said_of_a_signed_url_holds_no_signature(
     ["", "ftp://h/x", "https://", "https://u:p@h/x", "https://h/a b", "https://h\\x", "x.y",
      "https://h:99999/x", "https://[::1/x", "https://h/\n"],
 )  # fmt: skip
-def test_what_is_no_url(url: str) -> None:
+def test_what_is_not_a_url(url: str) -> None:
     with pytest.raises(BadLink):
         parse_link(url)

@@ -16,7 +16,7 @@ from bootstrap.models.provision import provision
 from bootstrap.models.sources import BadLink, HubFile, WebFile, parse_link
 from bootstrap.models.sources.huggingface import HuggingFace, find_cached
 from tests.support.fake_hub import COMMIT, FakeHub
-from tests.support.provisioning import MARKER, sha256, spec, tensors, tools, workplace
+from tests.support.provisioning import MARKER, context, sha256, spec, tensors, tools
 
 DATA = tensors(9_000_000)
 URL = "hf://org/repo/split_files/vae/m.safetensors"
@@ -31,7 +31,7 @@ def hub() -> Iterator[FakeHub]:
 
 def bring(models: Path, hub: FakeHub, url: str = URL, token: str | None = None, **more: Any) -> Any:
     source = HuggingFace(None if token is None else Secret(token), hub.url)
-    (result,) = provision([spec(url, **more)], workplace(models, source))
+    (result,) = provision([spec(url, **more)], context(models, source))
     return result
 
 
@@ -119,10 +119,10 @@ def test_describe_pins_the_commit_and_finds_the_folder(hub: FakeHub) -> None:
 SCRIPT = """
 import sys
 from pathlib import Path
-from tests.support.provisioning import spec, workplace
+from tests.support.provisioning import spec, context
 from bootstrap.models.provision import provision
 from bootstrap.models.sources.huggingface import HuggingFace
-(result,) = provision([spec(sys.argv[1])], workplace(Path(sys.argv[2]), HuggingFace()))
+(result,) = provision([spec(sys.argv[1])], context(Path(sys.argv[2]), HuggingFace()))
 print(result.state, result.problem and result.problem.code)
 """
 

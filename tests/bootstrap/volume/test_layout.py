@@ -98,7 +98,7 @@ def test_an_image_with_comfyui_needs_no_volume(roots: tuple[Path, Path], tmp_pat
     assert [f.code for f in check_layout(found)] == ["volume.found"]
 
 
-def test_models_that_are_comfyuis_own_by_a_link_are_no_further_root(
+def test_models_that_are_comfyuis_own_by_a_link_are_not_a_further_root(
     roots: tuple[Path, Path],
 ) -> None:
     make(roots[0] / "ComfyUI/main.py", roots[0] / "models/a/x")

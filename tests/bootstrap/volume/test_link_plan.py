@@ -1,4 +1,4 @@
-"""Link plans on a file system made of a dict: what is linked where, and what is in the way."""
+"""MakeLink plans on a file system made of a dict: what is linked where, and what is in the way."""
 
 from __future__ import annotations
 
@@ -8,7 +8,15 @@ from posixpath import normpath
 
 import pytest
 
-from bootstrap.volume.link_plan import Conflict, Folder, Kind, Link, LinkPlan, Unlink, plan_links
+from bootstrap.volume.link_plan import (
+    Conflict,
+    Kind,
+    LinkPlan,
+    MakeFolder,
+    MakeLink,
+    RemoveLink,
+    plan_links,
+)
 
 VOLUME = Pure("/v")
 MODELS = Pure("/v/models")
@@ -87,8 +95,8 @@ def plan(
     return plan_links(FakeTree(files), sources, target, VOLUME, known)
 
 
-def link(place: str, text: str) -> Link:
-    return Link(Pure(place), text)
+def link(place: str, text: str) -> MakeLink:
+    return MakeLink(Pure(place), text)
 
 
 def test_where_comfyui_has_no_models_folder_the_whole_folder_is_linked() -> None:
@@ -153,7 +161,7 @@ def test_a_different_file_of_the_same_name_is_a_conflict_and_stays() -> None:
     assert made.conflicts == (Conflict(place, source, "a different file has that name"),)
 
 
-def test_the_same_content_under_the_same_name_is_no_conflict() -> None:
+def test_the_same_content_under_the_same_name_is_not_a_conflict() -> None:
     assert plan({"/v/models/loras/a.pt": "one", f"{TARGET}/loras/a.pt": "one"}) == LinkPlan()
 
 
@@ -181,7 +189,7 @@ def test_models_go_into_the_folder_that_all_of_models_is_a_link_to() -> None:
 def test_our_links_behind_a_category_s_link_go_with_their_models() -> None:
     files = {"/v/old/b.pt": "b", f"{TARGET}/loras": "→ /v/old"}
     gone = {**files, "/v/old/a.pt": "→ ../models/loras/a.pt"}
-    assert plan(gone).actions == (Unlink(Pure("/v/old/a.pt"), "../models/loras/a.pt"),)
+    assert plan(gone).actions == (RemoveLink(Pure("/v/old/a.pt"), "../models/loras/a.pt"),)
 
 
 @pytest.mark.parametrize(
@@ -224,7 +232,7 @@ def test_our_link_whose_model_is_gone_is_removed_and_others_stay() -> None:
         }
     )
     text = "../../../models/loras/a.pt"
-    assert made == LinkPlan((Unlink(TARGET / "loras/a.pt", text),))
+    assert made == LinkPlan((RemoveLink(TARGET / "loras/a.pt", text),))
 
 
 def test_our_links_are_removed_when_their_whole_category_is_gone() -> None:
@@ -236,12 +244,12 @@ def test_our_links_are_removed_when_their_whole_category_is_gone() -> None:
         }
     )
     place = TARGET / "loras/sub/a.pt"
-    assert made == LinkPlan((Unlink(place, "../../../../models/loras/sub/a.pt"),))
+    assert made == LinkPlan((RemoveLink(place, "../../../../models/loras/sub/a.pt"),))
 
 
 def test_our_whole_link_is_removed_when_the_models_folder_is_gone() -> None:
     made = plan({"/v/ComfyUI/main.py": "", str(TARGET): "→ ../models"})
-    assert made == LinkPlan((Unlink(TARGET, "../models"),))
+    assert made == LinkPlan((RemoveLink(TARGET, "../models"),))
 
 
 def test_our_broken_link_makes_way_for_another_source_of_the_same_name() -> None:
@@ -254,7 +262,7 @@ def test_our_broken_link_makes_way_for_another_source_of_the_same_name() -> None
     }
     made = plan(files, sources=(MODELS, other))
     assert made.actions == (
-        Unlink(TARGET / "loras", "../../models/loras"),
+        RemoveLink(TARGET / "loras", "../../models/loras"),
         link(f"{TARGET}/loras", "../../more/loras"),
     )
     assert made.conflicts == ()
@@ -266,7 +274,7 @@ def test_two_sources_of_one_category_are_merged_in_a_real_folder() -> None:
         sources=(MODELS, Pure("/v/more")),
     )
     assert made.actions == (
-        Folder(TARGET / "loras"),
+        MakeFolder(TARGET / "loras"),
         link(f"{TARGET}/loras/a.pt", "../../../models/loras/a.pt"),
         link(f"{TARGET}/loras/b.pt", "../../../more/loras/b.pt"),
     )
@@ -296,7 +304,7 @@ def test_an_old_comfyui_sees_text_encoders_under_clip_as_well() -> None:
 
 def test_an_old_comfyui_without_models_folder_gets_a_real_one_for_both_names() -> None:
     made = plan({"/v/ComfyUI/main.py": "", "/v/models/text_encoders/t.pt": "t"}, known=OLD)
-    assert made.actions[0] == Folder(TARGET)
+    assert made.actions[0] == MakeFolder(TARGET)
     assert link(f"{TARGET}/clip", "../../models/text_encoders") in made.actions
 
 
@@ -307,7 +315,7 @@ def test_clip_and_text_encoders_are_merged_for_an_old_comfyui() -> None:
     )
     clip = [a for a in made.actions if a.place.is_relative_to(TARGET / "clip")]
     assert clip == [
-        Folder(TARGET / "clip"),
+        MakeFolder(TARGET / "clip"),
         link(f"{TARGET}/clip/c.pt", "../../../models/clip/c.pt"),
         link(f"{TARGET}/clip/t.pt", "../../../models/text_encoders/t.pt"),
     ]
@@ -348,7 +356,7 @@ def test_an_older_name_whose_folder_is_gone_is_removed() -> None:
             },
             known=OLD,
         )
-        assert made == LinkPlan((Unlink(TARGET / "clip", text),))
+        assert made == LinkPlan((RemoveLink(TARGET / "clip", text),))
 
 
 def test_two_names_of_one_category_with_different_files_of_one_name_are_reported() -> None:

@@ -1,4 +1,4 @@
-"""Link plans on real file systems: what gets visible, what survives, what many do at once."""
+"""MakeLink plans on real file systems: what gets visible, what survives, what many do at once."""
 
 from __future__ import annotations
 
@@ -159,7 +159,7 @@ def test_different_files_of_one_name_are_a_conflict_that_names_both(volume: Path
     assert (mine.read_text(), theirs.read_text()) == ("mine", "theirs")
 
 
-def test_the_same_file_twice_is_no_conflict(volume: Path) -> None:
+def test_the_same_file_twice_is_not_a_conflict(volume: Path) -> None:
     content = "same" * 50_000
     write(volume / "ComfyUI/models/loras/a.pt", content)
     write(volume / "models/loras/a.pt", content)

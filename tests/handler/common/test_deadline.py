@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 
-from handler.common.deadline import Deadline
+from handler.common.errors import Deadline
 
 
 class Clock:

@@ -65,7 +65,7 @@ def test_content_goes_before_the_name(head: bytes, name: str, expected: str) -> 
         (b"%PDF-1.7", "a.jpg", "application/pdf"),
     ],
 )
-def test_what_is_no_picture_film_or_sound_is_noticed(head: bytes, name: str, said: str) -> None:
+def test_what_is_not_a_picture_film_or_sound_is_noticed(head: bytes, name: str, said: str) -> None:
     assert wrong_content(head, name) == said
 
 

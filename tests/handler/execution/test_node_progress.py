@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from handler.execution.history import QUEUED, RUNNING, NodeProgress, ProgressUpdate, position
+from handler.execution.node_progress import QUEUED, RUNNING, NodeProgress, ProgressUpdate, position
 
 ID = "11111111-2222-3333-4444-555555555555"
 WORKFLOW: dict[str, Any] = {

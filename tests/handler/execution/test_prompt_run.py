@@ -15,8 +15,7 @@ from aiohttp.test_utils import TestServer
 
 from bootstrap.comfyui import ComfyUI, prompt_hooks
 from handler.common.calls import Calls
-from handler.common.deadline import Deadline
-from handler.common.errors import JobError
+from handler.common.errors import Deadline, JobError
 from handler.execution.comfy_client import KnownClasses, connect, lets_go
 from handler.execution.prompt_run import run_prompt
 from handler.execution.queue import Prompt, PromptQueue

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from handler.common.deadline import Deadline
+from handler.common.errors import Deadline
 from handler.execution.queue import EntryState, PromptQueue
 
 

@@ -14,8 +14,7 @@ import pytest
 from bootstrap.comfyui import ComfyUI
 from bootstrap.config import Settings
 from handler.common.blocking import Pool
-from handler.common.deadline import Deadline
-from handler.common.errors import JobError
+from handler.common.errors import Deadline, JobError
 from handler.execution.recovery import ComfyRecovery, MemoryRelief
 from tests.bootstrap.comfyui.test_process import behave
 from tests.support import fake_comfyui
@@ -90,7 +89,7 @@ def test_a_restart_beside_the_reply_keeps_the_rest_too(bench: Bench) -> None:
     assert bench.comfyui.starts == starts
 
 
-def test_a_start_that_only_takes_long_is_no_failure(bench: Bench) -> None:
+def test_a_start_that_only_takes_long_is_not_a_failure(bench: Bench) -> None:
     behave(bench.comfyui, "hang")
     for _ in range(4):
         assert code(bench.ready(0.3)) == "job.timeout"

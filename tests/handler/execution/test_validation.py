@@ -74,7 +74,7 @@ UNKNOWN_NODE = {
 @pytest.mark.parametrize("version", UNKNOWN_NODE)
 def test_an_unknown_node_is_named_with_the_nearest_that_is_known(version: str) -> None:
     given = UNKNOWN_NODE[version]
-    assert validation.unknown_class(given) == "NoSuchNode"
+    assert validation.refused_class(given) == "NoSuchNode"
     known = ("NoSuchNodes", "CheckpointLoaderSimple", "EmptyLatentImage", "SaveImage")
     error = explain(given, known)
     assert error.code == "workflow.unknown_node"
@@ -89,7 +89,7 @@ def test_an_unknown_node_is_named_with_the_nearest_that_is_known(version: str) -
 )
 def test_any_class_name_is_read_from_the_message(name: str) -> None:
     message = f"Cannot execute because node {name} does not exist."
-    assert validation.unknown_class(body("invalid_prompt", message)) == name
+    assert validation.refused_class(body("invalid_prompt", message)) == name
 
 
 def test_all_unknown_classes_are_named_though_comfyui_names_one() -> None:

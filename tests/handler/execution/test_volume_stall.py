@@ -11,8 +11,8 @@ import pytest
 from bootstrap.comfyui import ComfyUI
 from handler.common.calls import VolumeWatchdog
 from handler.common.errors import JobError
-from handler.execution.history import NodeProgress
-from handler.execution.prompt_run import _LOOKS, VolumeStallDetector
+from handler.execution.comfy_client import STALL_LOOKS, VolumeStallDetector
+from handler.execution.node_progress import NodeProgress
 
 IDLE, BUSY = 0.01, 1.0
 
@@ -55,8 +55,10 @@ def looked(looks: list[tuple[float | None, bool]]) -> JobError | None:
 
 
 def test_a_comfyui_that_waits_for_a_silent_volume_is_reported_with_its_node() -> None:
-    assert looked([(IDLE, False)] * _LOOKS) is None, "the first look has nothing to compare with"
-    error = looked([(IDLE, False)] * (_LOOKS + 1))
+    assert looked([(IDLE, False)] * STALL_LOOKS) is None, (
+        "the first look has nothing to compare with"
+    )
+    error = looked([(IDLE, False)] * (STALL_LOOKS + 1))
     assert error is not None and error.code == "volume.silent"
     assert "node 3 (CheckpointLoaderSimple)" in error.message and error.fix
 
@@ -67,6 +69,6 @@ def test_a_comfyui_that_waits_for_a_silent_volume_is_reported_with_its_node() ->
 def test_one_that_computes_or_whose_volume_answers_goes_on(
     other: tuple[float | None, bool],
 ) -> None:
-    assert looked([other] * 3 * _LOOKS) is None
-    silent = [(IDLE, False)] * (_LOOKS - 1)
+    assert looked([other] * 3 * STALL_LOOKS) is None
+    silent = [(IDLE, False)] * (STALL_LOOKS - 1)
     assert looked([(IDLE, False), *silent, other, *silent]) is None

@@ -14,8 +14,7 @@ import pytest
 from bootstrap.config import Settings
 from bootstrap.volume import Layout
 from handler.common.calls import Calls
-from handler.common.deadline import Deadline
-from handler.common.errors import CODES, JobError
+from handler.common.errors import CODES, Deadline, JobError
 from handler.inputs.fetch import Fetcher, RemoteFile
 from handler.inputs.inputs import JobInputs
 from handler.inputs.volume_cache import VolumeInputs

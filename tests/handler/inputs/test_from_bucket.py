@@ -13,8 +13,7 @@ from bootstrap.config import Settings
 from bootstrap.config.bucket import Bucket, bucket_of
 from bootstrap.core.redact import Secret
 from handler.common.calls import Calls
-from handler.common.deadline import Deadline
-from handler.common.errors import JobError
+from handler.common.errors import Deadline, JobError
 from handler.inputs.fetch import Fetcher, RemoteFile, signed_url
 from tests.support.s3_server import BUCKET, KEY_ID, SECRET, S3Server, s3_server
 
@@ -90,7 +89,7 @@ def test_one_that_is_not_there_is_said(server: S3Server, tmp_path: Path) -> None
 @pytest.mark.parametrize(
     "url", ["s3://", "s3:///key", "s3://a b/key", "s3://results", "s3://x@y/k"]
 )
-def test_what_is_no_such_address_is_refused(server: S3Server, tmp_path: Path, url: str) -> None:
+def test_what_is_not_such_an_address_is_refused(server: S3Server, tmp_path: Path, url: str) -> None:
     assert refused(server, tmp_path, url, BUCKET_INPUTS=BUCKET).code in (
         "input.url_refused",
         "input.bucket_refused",

@@ -18,8 +18,7 @@ from hypothesis import strategies as st
 from bootstrap.config import Settings
 from bootstrap.volume import Layout
 from handler.common.calls import Calls
-from handler.common.deadline import Deadline
-from handler.common.errors import JobError
+from handler.common.errors import Deadline, JobError
 from handler.inputs.fetch import Fetcher
 from handler.inputs.inputs import JobInputs
 from handler.inputs.volume_cache import VolumeInputs
@@ -93,7 +92,7 @@ def test_data_uris_and_white_space_are_understood(folder: Path, data: str) -> No
 
 
 @pytest.mark.parametrize("data", ["QQ", "QQ=", "a-b_", "é", "ftp://x/y.png", "data:image/png,x"])
-def test_what_is_no_base64_is_refused(data: str) -> None:
+def test_what_is_not_base64_is_refused(data: str) -> None:
     assert refused(data=data) == "image.bad_base64"
 
 
@@ -121,7 +120,7 @@ def test_an_image_without_content_is_refused(data: str) -> None:
         "ü" * 101,
     ],
 )
-def test_a_name_that_is_no_plain_file_name_is_refused(name: str) -> None:
+def test_a_name_that_is_not_a_plain_file_name_is_refused(name: str) -> None:
     assert refused(name) == "image.bad_name"
 
 
@@ -178,7 +177,7 @@ def test_nothing_stays_when_the_disk_gets_full(
 
 _IN_A_NARROW_LOCALE = """
 import asyncio, pathlib, sys
-from handler.common.deadline import Deadline
+from handler.common.errors import Deadline
 from handler.common.errors import JobError
 from handler.request.fields import InputFile
 from tests.handler.inputs.test_inputs import TEXT, job_inputs, load

@@ -12,8 +12,7 @@ import pytest
 
 from bootstrap.volume import Layout
 from handler.common.calls import Calls, VolumeWatchdog
-from handler.common.deadline import Deadline
-from handler.common.errors import JobError
+from handler.common.errors import Deadline, JobError
 from handler.inputs import volume_cache
 from handler.inputs.volume_cache import VolumeInputs
 from tests.conftest import BootedWorker

@@ -18,8 +18,8 @@ from PIL import Image
 from bootstrap.config import Settings
 from handler.common.calls import Calls
 from handler.common.errors import JobError
-from handler.jobs import workflow_job as module
-from handler.jobs.workflow_job import Previews, small_jpeg
+from handler.jobs import previews as module
+from handler.jobs.previews import Previews, small_jpeg
 from handler.request.fields import ProgressOptions, read_progress
 from handler.request.parse import WorkflowRequest, parse_request
 from handler.sdk.progress import Progress
@@ -83,7 +83,7 @@ def huge_png() -> bytes:
         frame(huge_png()),
     ],
 )
-def test_what_is_no_picture_is_left_out(content: bytes) -> None:
+def test_what_is_not_a_picture_is_left_out(content: bytes) -> None:
     assert small_jpeg(content, 256) is None
 
 
@@ -117,6 +117,24 @@ def test_of_many_frames_the_newest_counts_and_one_in_two_seconds(
     assert 2 <= len(heard) <= 5
     sides = [Image.open(io.BytesIO(base64.b64decode(i.partition(",")[2]))).width for i in heard]
     assert sides == sorted(sides) and sides[0] <= 10 and sides[-1] > 20
+
+
+def test_none_comes_after_the_job_has_ended(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "_PREVIEW_EVERY", 0.1)
+    heard: list[str] = []
+
+    class Heard(Progress):
+        def preview(self, image: str) -> None:
+            heard.append(image)
+
+    async def job() -> None:
+        previews = Previews(ProgressOptions(previews=True), Heard({}), Calls.on(Path("/")).local)
+        previews.on_frame(frame(picture(8)))
+        previews.end()
+        await asyncio.sleep(0.5)
+
+    asyncio.run(job())
+    assert heard == []
 
 
 def test_they_are_asked_for_in_the_request() -> None:

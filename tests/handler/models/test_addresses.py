@@ -23,8 +23,7 @@ from bootstrap.models.sources.https import Https
 from bootstrap.models.sources.huggingface import HuggingFace
 from bootstrap.volume import Layout
 from handler.common.calls import Calls
-from handler.common.deadline import Deadline
-from handler.common.errors import JobError
+from handler.common.errors import Deadline, JobError
 from handler.models import on_demand
 from handler.models.on_demand import ModelSupply, Supplied
 from handler.request.parse import WorkflowRequest, parse_request

@@ -11,8 +11,7 @@ import pytest
 from bootstrap.config import Settings
 from bootstrap.volume import Layout
 from handler.common.calls import Calls
-from handler.common.deadline import Deadline
-from handler.common.errors import JobError
+from handler.common.errors import Deadline, JobError
 from handler.models.addresses import misses_a_model
 from handler.models.on_demand import ModelSupply
 from handler.sdk.progress import Progress

@@ -10,8 +10,7 @@ from typing import Any
 
 import pytest
 
-from bootstrap.models.prefetch import ReadAhead
-from bootstrap.models.recent import Recent
+from bootstrap.models.prefetch import ReadAhead, Recent
 from handler.models.prefetch import JobPrefetch, ModelPrefetcher
 from tests.bootstrap.models.test_prefetch import PLENTY, forget
 

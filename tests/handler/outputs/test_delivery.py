@@ -19,8 +19,7 @@ from bootstrap.config import Settings
 from bootstrap.config.bucket import bucket_of
 from bootstrap.volume import Layout
 from handler.common.calls import Calls
-from handler.common.deadline import Deadline
-from handler.common.errors import JobError
+from handler.common.errors import Deadline, JobError
 from handler.outputs.delivery import Delivery, JobOutputs
 from handler.outputs.results import (
     DeliveryOptions,
@@ -162,7 +161,9 @@ def test_an_image_is_sent_and_kept_on_the_volume_under_the_jobs_mark(
     assert (layout.root / answer["results"][0]["path"]).read_bytes() == PNG
 
 
-def test_what_is_no_image_is_sent_as_data_and_texts_as_they_are(jobs: Jobs, work: WorkDir) -> None:
+def test_what_is_not_an_image_is_sent_as_data_and_texts_as_they_are(
+    jobs: Jobs, work: WorkDir
+) -> None:
     put(work.output, "v.mp4", b"film")
     text, video = jobs.deliver(ProducedText("3", "hello"), image("v.mp4"))["results"]
     assert text == {"node_id": "3", "kind": "text", "text": "hello"}
@@ -285,7 +286,7 @@ def test_a_text_is_a_file_where_it_names_one_in_the_folders_of_results(
     assert "warnings" not in answer and len(kept_files(layout)) == 3
 
 
-def test_texts_that_are_no_files_leave_a_warning_that_there_is_no_output(jobs: Jobs) -> None:
+def test_texts_that_are_not_files_leave_a_warning_that_there_is_no_output(jobs: Jobs) -> None:
     answer = jobs.deliver(*produced({"7": {"format": "webp"}})[0])
     assert answer["results"] == [] and "no output" in answer["warnings"][0]
 
@@ -332,7 +333,7 @@ def test_a_file_of_the_input_folder_that_is_reported_is_left_there(
     assert os.listdir(work.input) == ["photo.png"]
 
 
-def test_a_guess_that_is_no_file_is_no_warning(jobs: Jobs, work: WorkDir) -> None:
+def test_a_guess_that_is_not_a_file_is_not_a_warning(jobs: Jobs, work: WorkDir) -> None:
     put(work.output, "a_00001_.png")
     guess = ProducedFile("8", "camera.json", "", "output", "camera.json", guessed=True)
     answer = jobs.deliver(image(), guess)
@@ -507,7 +508,7 @@ def test_jobs_delivered_side_by_side_take_nothing_from_each_other(
     assert os.listdir(work.output) == ["b_00001_.png"], "for ComfyUI's cache, the last job's only"
 
 
-def test_what_is_no_file_is_not_kept(jobs: Jobs, work: WorkDir) -> None:
+def test_what_is_not_a_file_is_not_kept(jobs: Jobs, work: WorkDir) -> None:
     (work.output / "broken.png").symlink_to("/nowhere")
     os.mkfifo(work.output / "pipe")
     assert jobs.kept_from_failed() == []

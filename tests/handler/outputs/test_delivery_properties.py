@@ -23,7 +23,7 @@ from bootstrap.config import Settings
 from bootstrap.core.files import publish_copy
 from bootstrap.volume import Layout
 from handler.common.calls import Calls
-from handler.common.deadline import Deadline
+from handler.common.errors import Deadline
 from handler.outputs import delivery as delivery_module
 from handler.outputs.delivery import Delivery
 from handler.outputs.local_files import LocalFiles, encoded

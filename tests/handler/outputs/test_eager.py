@@ -16,7 +16,7 @@ from bootstrap.comfyui import WorkDir, make_workdir
 from bootstrap.config import Settings
 from bootstrap.volume import Layout
 from handler.common.calls import Calls
-from handler.common.deadline import Deadline
+from handler.common.errors import Deadline
 from handler.outputs.delivery import Delivery
 from handler.outputs.local_files import stamp_of
 from handler.outputs.results import DeliveryOptions, produced

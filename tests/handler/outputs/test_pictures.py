@@ -114,7 +114,7 @@ def test_an_animation_is_not_made_a_still(tmp_path: Path, out: Path) -> None:
 
 
 @pytest.mark.parametrize("content", [b"", b"no picture", b"\x89PNG\r\n\x1a\n cut"])
-def test_what_is_no_picture_is_left_alone(tmp_path: Path, out: Path, content: bytes) -> None:
+def test_what_is_not_a_picture_is_left_alone(tmp_path: Path, out: Path, content: bytes) -> None:
     (tmp_path / "a.png").write_bytes(content)
     with pytest.raises(NotWritten):
         rewritten(tmp_path / "a.png", out, OutputOptions(format="jpeg"))

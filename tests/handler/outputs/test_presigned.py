@@ -21,8 +21,7 @@ from bootstrap.comfyui import WorkDir
 from bootstrap.config import Settings
 from bootstrap.net.addresses import AddressPolicy
 from bootstrap.volume import Layout
-from handler.common.deadline import Deadline
-from handler.common.errors import JobError
+from handler.common.errors import Deadline, JobError
 from handler.outputs.results import ProducedText
 from handler.outputs.s3 import NotUploaded, PutAddresses, Upload
 from handler.request.fields import PutAddress, read_options

@@ -17,7 +17,7 @@ from bootstrap.config import Settings
 from bootstrap.config.bucket import Bucket, bucket_of, month_name
 from bootstrap.core.redact import Secret
 from bootstrap.net.addresses import AddressPolicy
-from handler.common.deadline import Deadline
+from handler.common.errors import Deadline
 from handler.outputs import s3
 from handler.outputs.s3 import NotUploaded, Store, Upload
 from tests.support.s3_server import (

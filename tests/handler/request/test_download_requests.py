@@ -60,7 +60,7 @@ def test_every_fault_of_every_entry_comes_at_once() -> None:
 
 
 @pytest.mark.parametrize("models", [None, [], {}, "https://example.com/a.safetensors", 7])
-def test_what_is_no_list_of_entries_is_reported(models: object) -> None:
+def test_what_is_not_a_list_of_entries_is_reported(models: object) -> None:
     error = refused(models)
     assert error.code == "request.wrong_type" and "directory" in error.fix
 

@@ -86,7 +86,7 @@ def test_models_inside_an_inputs_object_are_found_unless_switched_off() -> None:
         "a//b.pt",
     ],
 )
-def test_what_is_no_model_below_a_folder_is_not_named(value: str) -> None:
+def test_what_is_not_a_model_below_a_folder_is_not_named(value: str) -> None:
     assert not names_a_model(value)
 
 
@@ -95,7 +95,7 @@ def test_what_loaders_list_is_named(value: str) -> None:
     assert names_a_model(value)
 
 
-def test_links_and_numbers_are_no_models() -> None:
+def test_links_and_numbers_are_not_models() -> None:
     assert named("X", a=["7", 0], b=1, c=None, d=True, e=[1, 2], f={"g": 1.5}) == []
 
 

@@ -9,8 +9,7 @@ from typing import Any
 import psutil
 import pytest
 
-from handler.common.deadline import Deadline
-from handler.common.errors import JobError
+from handler.common.errors import Deadline, JobError
 from handler.sdk import shutdown as shutdown_module
 from handler.sdk.shutdown import JobHandle, Shutdown
 from tests.end_to_end.test_faults import through

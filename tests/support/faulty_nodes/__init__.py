@@ -307,6 +307,23 @@ class Steps:
         return (image,)
 
 
+class Conditioning:
+    """What a text encoder gives for an empty text, without one."""
+
+    CATEGORY = "tests"
+    RETURN_TYPES = ("CONDITIONING",)
+    FUNCTION = "run"
+
+    @classmethod
+    def INPUT_TYPES(cls):
+        return {"required": {"width": ("INT", {"default": 768})}}
+
+    def run(self, width):
+        import torch
+
+        return ([[torch.zeros(1, 77, width), {}]],)
+
+
 class AskVolume:
     """Asks for a file below `folder` that is not there, again and again, for some seconds."""
 
@@ -577,6 +594,7 @@ NODE_CLASS_MAPPINGS = {
     "TestSocket": Socket,
     "TestNotJson": NotJson,
     "TestSteps": Steps,
+    "TestConditioning": Conditioning,
     "TestShowKey": ShowKey,
     "TestWriteAside": WriteAside,
     "TestWriteBeside": WriteBeside,

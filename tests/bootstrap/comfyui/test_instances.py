@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from bootstrap.boot.plan import instances
+from bootstrap.comfyui.launch import count_instances
 from bootstrap.config import Settings
 
 
@@ -25,4 +25,4 @@ from bootstrap.config import Settings
 def test_one_comfyui_for_each_gpu(env: dict[str, str], args: tuple[str, ...], count: int) -> None:
     settings, problems = Settings.from_env(env)
     assert not list(problems)
-    assert instances(settings, env, args) == count
+    assert count_instances(settings, env, args) == count

@@ -18,7 +18,7 @@ from pathlib import Path
 import pytest
 
 from bootstrap import healthcheck
-from bootstrap.boot.health import LoopPulse, health_of
+from bootstrap.boot.health import EventLoopWatchdog, health_of
 from tests.bootstrap.boot.test_health import checked
 from tests.support import blocking_worker
 from tests.support.control_plane import ControlPlane
@@ -40,13 +40,13 @@ class Clock:
 
 
 @contextmanager
-def beating(pulse: LoopPulse) -> Iterator[asyncio.AbstractEventLoop]:
-    """A loop in a thread, whose pulse it is."""
+def beating(watchdog: EventLoopWatchdog) -> Iterator[asyncio.AbstractEventLoop]:
+    """A loop in a thread, that it watches."""
     loop = asyncio.new_event_loop()
     thread = threading.Thread(target=loop.run_forever, daemon=True)
     thread.start()
-    loop.call_soon_threadsafe(pulse.begin)
-    wait_until(lambda: pulse._last is not None)
+    loop.call_soon_threadsafe(watchdog.begin)
+    wait_until(lambda: watchdog._last is not None)
     yield loop
     loop.call_soon_threadsafe(loop.stop)
     thread.join(10)
@@ -54,49 +54,49 @@ def beating(pulse: LoopPulse) -> Iterator[asyncio.AbstractEventLoop]:
 
 
 def test_a_loop_that_never_began_has_no_fault() -> None:
-    assert LoopPulse().fault() is None
+    assert EventLoopWatchdog().fault() is None
 
 
 def test_a_loop_that_moves_has_none_and_a_blocked_one_is_reported_with_its_place() -> None:
     clock, release, blocked = Clock(), threading.Event(), threading.Event()
-    pulse = LoopPulse(clock)
+    watchdog = EventLoopWatchdog(clock)
 
     def block() -> None:
         blocked.set()
         release.wait(30)
 
-    with beating(pulse) as loop:
-        assert pulse.fault() is None
+    with beating(watchdog) as loop:
+        assert watchdog.fault() is None
         loop.call_soon_threadsafe(block)
         assert blocked.wait(10)
         clock.ahead = ALLOWED - 2
-        assert pulse.fault() is None, "it may take a while"
+        assert watchdog.fault() is None, "it may take a while"
         clock.ahead = ALLOWED + 20
-        fault = pulse.fault()
+        fault = watchdog.fault()
         assert fault is not None and fault.code == "worker.loop_stuck"
         assert re.search(r"has not moved for 3\d s; it stands at .*threading\.py:", fault.message)
         reported = health_of(None, (), fault)
         assert not reported.healthy and reported.text.startswith("worker.loop_stuck: ")
         assert "docker restart" in reported.text
         release.set()
-        wait_until(lambda: pulse.fault() is None)
+        wait_until(lambda: watchdog.fault() is None)
 
 
 def test_the_first_look_after_a_thaw_gives_the_loop_the_time_to_move() -> None:
     clock = Clock()
-    pulse = LoopPulse(clock)
-    with beating(pulse) as loop:
+    watchdog = EventLoopWatchdog(clock)
+    with beating(watchdog) as loop:
         thaw = threading.Event()
         loop.call_soon_threadsafe(thaw.wait, 30)
         time.sleep(1.1)  # its next beat is due
         clock.ahead = 3600.0
         threading.Timer(0.2, thaw.set).start()
-        assert pulse.fault() is None
+        assert watchdog.fault() is None
 
 
 @pytest.fixture(scope="module")
 def temp() -> Iterator[Path]:
-    with tempfile.TemporaryDirectory(prefix="pulse-") as folder:
+    with tempfile.TemporaryDirectory(prefix="watchdog-") as folder:
         yield Path(folder)
 
 
@@ -125,7 +125,7 @@ def test_a_handler_that_blocks_the_loop_is_found_out(
     assert checked(temp)[0] == 0, "it moves again"
 
 
-def test_the_first_answer_after_a_thaw_is_no_alarm(
+def test_the_first_answer_after_a_thaw_is_not_an_alarm(
     served: tuple[ControlPlane, WorkerProcess], temp: Path
 ) -> None:
     _, worker = served

@@ -1,4 +1,4 @@
-"""A zip file that came with a request -> a folder of plain files, or an error.
+"""A zip file from elsewhere -> a folder of plain files, or an error.
 
 Whatever the archive says of itself, no name leads out of the folder, nothing but files and folders
 is made, and no more bytes are written, or read for its list of contents, than are allowed.
@@ -13,35 +13,63 @@ import stat
 import unicodedata
 import zipfile
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO
 
-from handler.common.errors import JobError, short
+from bootstrap.core.text import shown
 
-_MOST_FILES = 10_000
-_MOST_DEPTH = 10
 _LONGEST_NAME = 200  # bytes of one component
+_LONGEST_SHOWN = 60
 _LONGEST_LIST = 8_000_000  # bytes of the archive's list of contents
 _BLOCK = 1024 * 1024
 _METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
-_FIX = "Send a plain zip of the files themselves: no links, no passwords, names without `..`."
 
 
-def unpack(archive: Path, folder: Path, most: float, shown_as: str) -> list[str]:
-    """Unpack into `folder`, which is made; the names of the files, relative to it. At most `most`
-    bytes are written. Raises JobError, after which parts may be left in `folder`, and OSError."""
+class BadArchive(Exception):
+    """It is not unpacked; the text completes "the archive ..."."""
+
+
+class ArchiveTooLarge(BadArchive):
+    """More comes out of it than is allowed."""
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What may come out: `size` in bytes, a number of `files`, folders within each other up to
+    `depth`. With `fold`, names that differ in upper and lower case only are one name twice."""
+
+    size: float
+    files: int = 10_000
+    depth: int = 10
+    fold: bool = True
+
+
+def unpack(archive: Path, folder: Path, limits: Limits, top: bool = False) -> list[str]:
+    """Unpack into `folder`, which is made; the names of the files, relative to it. With `top`, the
+    one folder that holds all is left out. Raises BadArchive, after which parts may be left in
+    `folder`, and OSError."""
     try:
         with open(archive, "rb") as file, zipfile.ZipFile(_Bounded(file)) as opened:
-            members = list(_members(opened, shown_as))
+            members = _without_top(list(_members(opened, limits)), top)
             folder.mkdir(parents=True)
-            room = most
+            room = limits.size
             for name, member in members:
-                room -= _write(opened, member, folder / name, room, most, shown_as)
+                room -= _write(opened, member, folder / name, room, limits.size)
             return [name for name, _ in members]
     except (zipfile.BadZipFile, EOFError, NotImplementedError, RuntimeError, ValueError) as problem:
-        raise _refused(shown_as, f"is not a whole zip file ({problem})") from None
+        raise BadArchive(f"is not a whole zip file ({problem})") from None
     except zipfile.zlib.error as problem:  # type: ignore[attr-defined]
-        raise _refused(shown_as, f"is damaged ({problem})") from None
+        raise BadArchive(f"is damaged ({problem})") from None
+
+
+def comment_of(archive: Path) -> str:
+    """Its comment: git writes the commit there. Empty where it has none, or cannot be read."""
+    try:
+        with open(archive, "rb") as file, zipfile.ZipFile(_Bounded(file)) as opened:
+            return opened.comment.decode("ascii", "replace").strip()
+    except (OSError, ValueError, zipfile.BadZipFile, NotImplementedError):
+        return ""
 
 
 class _Bounded(io.RawIOBase):
@@ -74,44 +102,58 @@ class _Bounded(io.RawIOBase):
         return self._file.read(size)
 
 
-def _members(opened: zipfile.ZipFile, shown_as: str) -> Iterator[tuple[str, zipfile.ZipInfo]]:
-    """(name, member) of every file, all names checked. Raises JobError."""
+Member = tuple[str, zipfile.ZipInfo]
+
+
+def _members(opened: zipfile.ZipFile, limits: Limits) -> Iterator[Member]:
+    """(name, member) of every file, all names checked. Raises BadArchive."""
     listed = opened.infolist()
-    if len(listed) > _MOST_FILES:
-        raise _refused(shown_as, f"has {len(listed)} entries; at most {_MOST_FILES} are unpacked")
+    if len(listed) > limits.files:
+        raise BadArchive(f"has {len(listed)} entries; at most {limits.files} are unpacked")
     files: set[str] = set()
     folders: set[str] = set()
     for member in listed:
-        name = _checked(member, shown_as)
+        name = _checked(member, limits)
         if member.is_dir():
             continue
-        key = name.casefold()
+        key = name.casefold() if limits.fold else name
         above = {str(folder) for folder in PurePosixPath(key).parents}
         if key in files or key in folders or above & files:
-            raise _refused(shown_as, f"has two things called {short(name)}")
+            raise BadArchive(f"has two things called {_short(name)}")
         files.add(key)
         folders |= above
         yield name, member
 
 
-def _checked(member: zipfile.ZipInfo, shown_as: str) -> str:
+def _without_top(members: list[Member], top: bool) -> list[Member]:
+    if not top:
+        return members
+    if len({name.partition("/")[0] for name, _ in members}) != 1:
+        raise BadArchive("does not hold one folder that all is in")
+    inside = [(name.partition("/")[2], member) for name, member in members]
+    if not all(name for name, _ in inside):
+        raise BadArchive("holds one file and no folder")
+    return inside
+
+
+def _checked(member: zipfile.ZipInfo, limits: Limits) -> str:
     name = unicodedata.normalize("NFC", member.filename).rstrip("/")
     mode = member.external_attr >> 16
     if stat.S_IFMT(mode) not in (0, stat.S_IFREG, stat.S_IFDIR):
-        raise _refused(shown_as, f"holds {short(name)}, which is a link or a device")
+        raise BadArchive(f"holds {_short(name)}, which is a link or a device")
     if member.flag_bits & 0x1:
-        raise _refused(shown_as, "is encrypted")
+        raise BadArchive("is encrypted")
     if member.compress_type not in _METHODS:
-        raise _refused(shown_as, f"packs {short(name)} in a way other than deflate")
+        raise BadArchive(f"packs {_short(name)} in a way other than deflate")
     parts = name.split("/")
     bad = (
         name != posixpath.normpath(name)
         or name.startswith("/")
-        or len(parts) > _MOST_DEPTH
+        or len(parts) > limits.depth
         or any(not _is_plain(part) for part in parts)
     )
     if bad:
-        raise _refused(shown_as, f"holds {short(name)}, which is not a plain relative name")
+        raise BadArchive(f"holds {_short(name)}, which is not a plain relative name")
     return name
 
 
@@ -124,14 +166,9 @@ def _is_plain(part: str) -> bool:
 
 
 def _write(
-    opened: zipfile.ZipFile,
-    member: zipfile.ZipInfo,
-    place: Path,
-    room: float,
-    most: float,
-    shown_as: str,
+    opened: zipfile.ZipFile, member: zipfile.ZipInfo, place: Path, room: float, most: float
 ) -> int:
-    """Write one file; its size in bytes. Raises JobError when it has more than `room`."""
+    """Write one file; its size in bytes. Raises ArchiveTooLarge when it has more than `room`."""
     place.parent.mkdir(parents=True, exist_ok=True)
     flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW
     written = 0
@@ -139,11 +176,7 @@ def _write(
         while block := _some(source):
             written += len(block)
             if written > room:
-                raise JobError(
-                    "input.too_large",
-                    f"{shown_as} unpacks to more than {most / 1e6:g} MB.",
-                    "Send less, or raise MAX_INPUT_MB in the endpoint's environment.",
-                )
+                raise ArchiveTooLarge(f"unpacks to more than {most / 1e6:g} MB")
             target.write(block)
     return written
 
@@ -153,5 +186,5 @@ def _some(source: Any) -> bytes:
     return block
 
 
-def _refused(shown_as: str, why: str) -> JobError:
-    return JobError("input.bad_archive", f"{shown_as} {why}.", _FIX)
+def _short(name: str) -> str:
+    return f'"{shown(name[:_LONGEST_SHOWN])}"'

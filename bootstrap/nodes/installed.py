@@ -1,0 +1,218 @@
+"""What there is of wanted packs in custom_nodes, and whether it is as it was fetched.
+
+    custom_nodes/NAME/.comfyui-worker.json   receipt: which pack it is, and each file's SHA-256
+
+A pack without a receipt is the user's: it counts where it is the wanted commit or version.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from enum import Enum
+from pathlib import Path
+from typing import Any
+
+from bootstrap.core.text import counted, named, typed
+from bootstrap.environment.packs import look_at_git
+from bootstrap.models.download.verify import hash_file
+from bootstrap.net.errors import DownloadError
+from bootstrap.nodes.manifest import GitPin, PackSpec, repository_url
+
+CODES = {
+    "nodes.occupied": "Another pack of the user's has the name of a wanted one; it is left alone.",
+    "nodes.edited": "A pack was changed since it was fetched; it is left alone.",
+}
+RECEIPT = ".comfyui-worker.json"
+# What ComfyUI-Manager writes beside a pack from the registry, to know it again (cnr_utils.py).
+TRACKING = ".tracking"
+_MOST_RECEIPT = 32 * 1024 * 1024
+_PROJECT = re.compile(r"^\[project\]\s*\n((?:(?!\[).*\n?)*)", re.MULTILINE)
+_KEYS = ("name", "version")
+_FIELD = r"""^{}\s*=\s*["']([^"'\n]+)"""
+
+
+class State(str, Enum):
+    """A wanted pack on disk. `OTHER` is one of ours at another version or commit."""
+
+    THERE = "there"
+    MISSING = "missing"
+    OTHER = "other"
+    OCCUPIED = "occupied"
+
+
+@dataclass(frozen=True)
+class Receipt:
+    """What was fetched: `source` as a pin says it; SHA-256 by file, relative to the pack."""
+
+    source: str
+    files: Mapping[str, str]
+
+    def as_dict(self) -> dict[str, Any]:
+        """JSON-ready data."""
+        return {"version": 1, "source": self.source, "files": dict(self.files)}
+
+
+@dataclass(frozen=True)
+class Found:
+    """What there is of a pack at `path`; `what` says it in words."""
+
+    state: State
+    path: Path
+    what: str = ""
+    receipt: Receipt | None = None
+
+
+def look(spec: PackSpec, nodes: Path) -> Found:
+    """What there is of a pack, without reading its files. Raises OSError."""
+    path = nodes / spec.name
+    if not os.path.lexists(path):
+        return Found(State.MISSING, path)
+    receipt = read_receipt(path)
+    if receipt is not None:
+        state = State.THERE if receipt.source == str(spec.pin) else State.OTHER
+        return Found(state, path, receipt.source, receipt)
+    if os.path.isdir(path) and not os.listdir(path):
+        return Found(State.MISSING, path)
+    what = _users_own(path)
+    same = what is not None and what == _as_users(spec)
+    return Found(
+        State.THERE if same else State.OCCUPIED, path, what or "a folder without a receipt"
+    )
+
+
+def _as_users(spec: PackSpec) -> str:
+    pin = spec.pin
+    return pin.commit if isinstance(pin, GitPin) else f"{pin.id.lower()}@{pin.version}"
+
+
+def _users_own(path: Path) -> str | None:
+    """Which commit or version a pack is that the user or ComfyUI-Manager brought."""
+    git = look_at_git(str(path))
+    if git is not None:
+        return git.commit
+    try:
+        if not os.path.isfile(path / TRACKING):
+            return None
+        text = (path / "pyproject.toml").read_text("utf-8", "replace")
+    except OSError:
+        return None
+    project = _PROJECT.search(text)
+    fields = project[1] if project else ""
+    found = [re.search(_FIELD.format(key), fields, re.MULTILINE) for key in _KEYS]
+    return "@".join(match[1].strip().lower() for match in found if match) or None
+
+
+def read_receipt(pack: Path) -> Receipt | None:
+    """The receipt of a pack of ours; None where there is none that can be read."""
+    path = pack / RECEIPT
+    try:
+        if os.stat(path, follow_symlinks=False).st_size > _MOST_RECEIPT:
+            return None
+        data = json.loads(path.read_text("utf-8"))
+        return Receipt(str(data["source"]), {str(k): str(v) for k, v in data["files"].items()})
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        return None
+
+
+@dataclass(frozen=True)
+class Changes:
+    """How a pack differs from its receipt: files by name. `added` are what it or the user put
+    there; Python's bytecode does not count."""
+
+    changed: tuple[str, ...] = ()
+    gone: tuple[str, ...] = ()
+    added: tuple[str, ...] = ()
+
+
+def compare(path: Path, receipt: Receipt) -> Changes:
+    """Read all files of a pack of ours. Raises OSError."""
+    there = {str(p.relative_to(path)) for p in _files_in(path)} - {RECEIPT, TRACKING}
+    changed = [
+        name
+        for name, digest in receipt.files.items()
+        if name in there and _digest(path / name) != digest
+    ]
+    gone = [name for name in receipt.files if name not in there]
+    added = [name for name in sorted(there) if name not in receipt.files]
+    return Changes(tuple(changed), tuple(gone), tuple(added))
+
+
+def _digest(path: Path) -> str:
+    return hash_file(path) if path.is_file() and not path.is_symlink() else ""
+
+
+def _files_in(folder: Path) -> Iterator[Path]:
+    for home, folders, files in os.walk(folder):
+        links = [name for name in folders if os.path.islink(os.path.join(home, name))]
+        folders[:] = [name for name in folders if name != "__pycache__" and name not in links]
+        yield from (Path(home, name) for name in (*files, *links) if not name.endswith(".pyc"))
+
+
+def occupied(spec: PackSpec, found: Found) -> DownloadError:
+    """What is there is the user's, and another pack."""
+    return DownloadError(
+        "nodes.occupied",
+        f"{found.path} is there but is not {spec.pin}: it is {found.what}.",
+        "It is left alone. Correct the manifest, or move it to custom_nodes/.disabled and have the "
+        "wanted one: `comfyui-worker nodes pull --force`.",
+    )
+
+
+def edited(spec: PackSpec, found: Found, files: Sequence[str]) -> DownloadError:
+    """An update would lose what was changed in `files`."""
+    return DownloadError(
+        "nodes.edited",
+        f"{found.path} is to become {spec.pin}, but was changed since it was fetched: "
+        f"{named(files)}.",
+        "It is left alone. To have it moved to custom_nodes/.disabled and the wanted one fetched: "
+        "`comfyui-worker nodes pull --force`.",
+    )
+
+
+def verify(spec: PackSpec, nodes: Path) -> tuple[bool, str, DownloadError | None]:
+    """(as wanted, in words, what is wrong) of a pack on disk, read as a whole. Raises OSError."""
+    found = look(spec, nodes)
+    if found.state is State.MISSING:
+        return False, "not there", None
+    if found.state is State.OCCUPIED:
+        return False, "another pack", occupied(spec, found)
+    if found.state is State.OTHER:
+        return False, f"another version, {found.what}", None
+    if found.receipt is None:
+        return True, f"yours, {found.what}; what it should hold is not known", None
+    changes = compare(found.path, found.receipt)
+    wrong = [*changes.changed, *(f"{name} (gone)" for name in changes.gone)]
+    more = f", {counted(len(changes.added), 'file')} added" if changes.added else ""
+    if wrong:
+        problem = DownloadError(
+            "nodes.edited",
+            f"{found.path} was changed since it was fetched: {named(wrong)}.",
+            "If that was not meant, remove the folder, then pull again: "
+            f"`{typed('rm', '-r', str(found.path))}`.",
+        )
+        return False, f"changed: {named(wrong)}", problem
+    return True, f"{counted(len(found.receipt.files), 'file')} as fetched{more}", None
+
+
+def has_pack(url: str, nodes: Path) -> bool:
+    """Is there a checkout or a fetched pack of this repository, or one of its folder's name?"""
+    if os.path.lexists(nodes / url.rpartition("/")[2]):
+        return True
+    for pack in nodes.iterdir() if nodes.is_dir() else ():
+        receipt = read_receipt(pack)
+        source = receipt.source.rpartition("@")[0] if receipt else None
+        git = look_at_git(str(pack)) if receipt is None else None
+        if source == url or (git and git.origin and _same_repository(git.origin, url)):
+            return True
+    return False
+
+
+def _same_repository(origin: str, url: str) -> bool:
+    try:
+        return repository_url(origin, True).casefold() == url.casefold()
+    except DownloadError:
+        return False

@@ -1,0 +1,300 @@
+"""What servers say of packs: which commit a branch or tag is, which archive a version or commit is.
+
+A repository is had as the source archive of one commit, over the same connection as a model: no git
+program runs, so no hook, filter, submodule or credential helper of a repository does, and every
+address and redirect is checked. Which commits there are is asked as git itself asks (its "smart"
+HTTP protocol, gitprotocol-http(5)), which every host of repositories answers without a login.
+"""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from datetime import datetime, timezone
+from typing import Any
+from urllib.parse import quote, urlsplit
+
+from bootstrap.core.text import size_text
+from bootstrap.environment.packs import COMMIT
+from bootstrap.models.download.remote import Locate, Pace, Remote, Tools
+from bootstrap.models.download.verify import Wanted
+from bootstrap.models.sources import WebFile
+from bootstrap.models.sources.https import Https
+from bootstrap.net.addresses import shown
+from bootstrap.net.errors import DownloadError, Stopped
+from bootstrap.net.http import Channel, explain
+from bootstrap.nodes.manifest import GitPin, PackSpec, RegistryPin
+from bootstrap.nodes.node_map import MOST_MAP, NodeMap, read_map
+
+CODES = {
+    "nodes.bad_answer": "A server's answer about a pack is not what it should be.",
+    "nodes.no_ref": "The repository has no such branch or tag.",
+    "nodes.no_pack": "The Comfy Registry has no such pack or version.",
+    "nodes.withdrawn": "The Comfy Registry has withdrawn this version of a pack.",
+    "nodes.too_large": "A pack is larger than any should be.",
+}
+REGISTRY = "https://api.comfy.org"
+#: ComfyUI-Manager's own channel.
+MAP_URL = "https://raw.githubusercontent.com/ltdrdata/ComfyUI-Manager/main/extension-node-map.json"
+#: Bytes that a pack's archive may have.
+MOST_ARCHIVE = 2_000_000_000
+_MOST_REFS = 32_000_000
+_MOST_ANSWER = 4_000_000
+_AT_ONCE = 256 * 1024
+# Where hosts keep the archive of a commit, below the repository's address: GitHub, Gitea, Forgejo;
+# GitLab; Bitbucket. The one that a known host has is asked first.
+_ARCHIVES = ("archive/{commit}.zip", "-/archive/{commit}/{name}-{commit}.zip", "get/{commit}.zip")
+_FIRST = {"gitlab.com": 1, "bitbucket.org": 2}
+# registry-backend, NodeVersionStatus. Pending ones are still being scanned.
+_STATUSES = "statuses=NodeVersionStatusActive&statuses=NodeVersionStatusPending"
+_WITHDRAWN = ("NodeVersionStatusBanned", "NodeVersionStatusFlagged", "NodeVersionStatusDeleted")
+
+
+def fetch_small(
+    url: str,
+    tools: Tools,
+    most: int,
+    source: Https | None = None,
+    stop: threading.Event | None = None,
+) -> bytes:
+    """The content of `url`, `most` bytes at most; a failure that may pass is tried again. `source`
+    knows which credential its host gets. Raises DownloadError and Stopped."""
+    stop = stop or threading.Event()
+    failures = 0
+    while True:
+        channel = tools.channel()
+        try:
+            return _content(channel, url, tools, most, source, stop)
+        except DownloadError as problem:
+            failures += 1
+            if not problem.transient or failures >= tools.attempts:
+                raise
+            stop.wait(tools.pause(failures, problem.retry_after))
+        finally:
+            channel.close()
+
+
+def _content(
+    channel: Channel,
+    url: str,
+    tools: Tools,
+    most: int,
+    source: Https | None,
+    stop: threading.Event,
+) -> bytes:
+    reply = channel.get(url, source.credential if source is not None else None)
+    if reply.status != 200:
+        raise explain(reply)
+    pace, data = Pace(reply.host, tools.stall, tools.slowest), bytearray()
+    while block := reply.read_some(_AT_ONCE):
+        if stop.is_set():
+            raise Stopped
+        data += block
+        pace.count(len(block))
+        if len(data) > most:
+            raise too_large(shown(url), most)
+    if reply.length is not None and len(data) != reply.length:
+        raise _bad_answer(url, "it ended early")
+    return bytes(data)
+
+
+def too_large(what: str, most: int) -> DownloadError:
+    """More came, or is said to come, than any pack has."""
+    return DownloadError(
+        "nodes.too_large",
+        f"{what} has more than {size_text(most)}.",
+        "Put such a pack onto the volume by hand, on a Pod.",
+    )
+
+
+@dataclass(frozen=True)
+class PackSources:
+    """Where packs come from. `https` has the endpoint's token for a host of its own; `registry` is
+    the address of the Comfy Registry's API."""
+
+    tools: Tools
+    https: Https
+    registry: str = REGISTRY
+
+    def host_of(self, spec: PackSpec) -> str:
+        """The host that will be asked, for plans."""
+        url = spec.pin.url if isinstance(spec.pin, GitPin) else self.registry
+        return urlsplit(url).hostname or ""
+
+    def locate(self, spec: PackSpec) -> Locate:
+        """How to ask where the pack's archive is now."""
+        wanted = Wanted(f"{spec.name}.zip", None, None)
+
+        def locate(channel: Channel) -> Remote:
+            if isinstance(spec.pin, RegistryPin):
+                remote = self._in_registry(spec.pin, wanted, channel)
+            else:
+                remote = self._at_commit(spec.pin, wanted, channel)
+            if remote.size is not None and remote.size > MOST_ARCHIVE:
+                raise too_large(f"the archive of {spec.name}", MOST_ARCHIVE)
+            return remote
+
+        return locate
+
+    def fetch_map(self, url: str) -> NodeMap:
+        """Which pack has which node, as of today. Raises DownloadError."""
+        content = fetch_small(url, self.tools, MOST_MAP)
+        return read_map(content, datetime.now(timezone.utc).date().isoformat(), url)
+
+    def check(self, spec: PackSpec) -> int | None:
+        """Is it to be had? The bytes of its archive, where that is known. The registry counts each
+        question for an archive as an installation, so it is asked for the version only. Raises
+        DownloadError."""
+        if isinstance(spec.pin, RegistryPin):
+            self.version(spec.pin.id, spec.pin.version)
+            return None
+        channel = self.tools.channel()
+        try:
+            return self.locate(spec)(channel).size
+        finally:
+            channel.close()
+
+    def newest(self, pack: str) -> RegistryPin:
+        """The newest version of a pack in the registry. Raises DownloadError."""
+        data = self._ask_one(f"nodes/{quote(pack, safe='')}", pack)
+        version = _version_of(data.get("latest_version"))
+        if version is None:
+            raise _no_pack(f"the Comfy Registry has no version of {pack}")
+        return RegistryPin(pack, version)
+
+    def version(self, pack: str, version: str) -> RegistryPin:
+        """This version of a pack, if the registry has it and has not withdrawn it. Raises
+        DownloadError."""
+        where = f"nodes/{quote(pack, safe='')}/versions?{_STATUSES}"
+        listed = self._ask_registry(where, pack)
+        if not any(_version_of(each) == version for each in listed):
+            raise _no_pack(f"the Comfy Registry has no {pack}@{version}, or has withdrawn it")
+        return RegistryPin(pack, version)
+
+    def pin(self, url: str, ref: str | None) -> GitPin:
+        """The commit that a branch, a tag or (None) the default branch of the repository is at. A
+        whole commit is taken as it is. Raises DownloadError."""
+        if ref is not None and COMMIT.fullmatch(ref):
+            return GitPin(url, ref)
+        address = f"{url}/info/refs?service=git-upload-pack"
+        refs = dict(_refs_in(fetch_small(address, self.tools, _MOST_REFS, self.https), url))
+        wanted = ref or "HEAD"
+        names = (f"refs/tags/{ref}^{{}}", f"refs/tags/{ref}", f"refs/heads/{ref}", wanted)
+        commit = next((refs[name] for name in names if name in refs), None)
+        if commit is None:
+            raise DownloadError(
+                "nodes.no_ref",
+                f"{url} has no branch or tag {wanted[:80]!r}.",
+                "Correct its name, or give all 40 digits of a commit.",
+            )
+        return GitPin(url, commit, ref)
+
+    def _ask_one(self, path: str, what: str) -> Mapping[str, Any]:
+        found = self._ask_registry(path, what)
+        if len(found) != 1:
+            raise _bad_answer(f"{self.registry}/{path}", "it is not one JSON object")
+        return found[0]
+
+    def _ask_registry(self, path: str, what: str) -> list[Mapping[str, Any]]:
+        """The objects that the answer is or lists."""
+        url = f"{self.registry}/{path}"
+        try:
+            return _objects(fetch_small(url, self.tools, _MOST_ANSWER), url)
+        except DownloadError as problem:
+            if problem.status == 404:
+                raise _no_pack(f"the Comfy Registry has no {what}") from None
+            raise
+
+    def _in_registry(self, pin: RegistryPin, wanted: Wanted, channel: Channel) -> Remote:
+        path = f"nodes/{quote(pin.id, safe='')}/install?version={quote(pin.version, safe='')}"
+        data = self._ask_one(path, str(pin))
+        _check_status(data, str(pin))
+        url = data.get("downloadUrl")
+        if data.get("version", pin.version) != pin.version or not isinstance(url, str) or not url:
+            raise _bad_answer(self.registry, f"it names no archive of {pin}")
+        return self.https.locate(WebFile(url), None, wanted, channel)
+
+    def _at_commit(self, pin: GitPin, wanted: Wanted, channel: Channel) -> Remote:
+        """The first form of address under which the host has it."""
+        first = _FIRST.get(urlsplit(pin.url).hostname or "", 0)
+        forms = [_ARCHIVES[first], *(form for form in _ARCHIVES if form != _ARCHIVES[first])]
+        name = pin.url.rpartition("/")[2]
+        problem: DownloadError | None = None
+        for form in forms:
+            url = f"{pin.url}/{form.format(commit=pin.commit, name=name)}"
+            try:
+                return self.https.locate(WebFile(url), None, wanted, channel)
+            except DownloadError as failed:
+                if failed.status != 404 and failed.code != "download.not_a_model":
+                    raise
+                problem = problem or failed
+        assert problem is not None
+        raise DownloadError(
+            "nodes.no_ref",
+            f"{pin.url} has no archive of the commit {pin.commit}.",
+            "Check the address and the commit; a private repository needs DOWNLOAD_TOKEN.",
+            status=problem.status,
+        )
+
+
+def _refs_in(data: bytes, url: str) -> Iterator[tuple[str, str]]:
+    """(name, commit) of all that a repository advertises (gitprotocol-http(5), pkt-lines)."""
+    position, seen = 0, False
+    while position < len(data):
+        try:
+            length = int(data[position : position + 4], 16)
+        except ValueError:
+            raise _bad_answer(url, "it is not how git lists branches") from None
+        line = data[position + 4 : position + length]
+        position += max(length, 4)
+        commit, _, name = line.partition(b"\0")[0].strip().decode("utf-8", "replace").partition(" ")
+        if COMMIT.fullmatch(commit):
+            seen = True
+            yield name, commit
+    if not seen:
+        raise _bad_answer(url, "it lists no branch; is this a repository?")
+
+
+def _check_status(data: Mapping[str, Any], what: str) -> None:
+    if data.get("status") in _WITHDRAWN:
+        why = str(data.get("status")).removeprefix("NodeVersionStatus").lower()
+        raise DownloadError(
+            "nodes.withdrawn",
+            f"the Comfy Registry has withdrawn {what} ({why}).",
+            f"Choose another version: `comfyui-worker nodes add {what.partition('@')[0]}`.",
+        )
+
+
+def _version_of(data: Any) -> str | None:
+    version = data.get("version") if isinstance(data, Mapping) else None
+    return version if isinstance(version, str) else None
+
+
+def _objects(data: bytes, url: str) -> list[Mapping[str, Any]]:
+    try:
+        value = json.loads(data)
+    except (ValueError, RecursionError):
+        value = None
+    found = value if isinstance(value, list) else [value]
+    if not all(isinstance(each, Mapping) for each in found):
+        raise _bad_answer(url, "it is not a JSON object")
+    return found
+
+
+def _no_pack(why: str) -> DownloadError:
+    return DownloadError(
+        "nodes.no_pack",
+        f"{why}.",
+        "Check the id and the version at registry.comfy.org, or give the git address.",
+        status=404,
+    )
+
+
+def _bad_answer(url: str, why: str) -> DownloadError:
+    return DownloadError(
+        "nodes.bad_answer",
+        f"the answer of {shown(url)} cannot be used: {why}.",
+        "Check the address, and try again.",
+    )

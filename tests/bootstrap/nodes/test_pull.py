@@ -1,0 +1,615 @@
+"""Packs fetched from real servers that cut, lie and send bombs: complete or not at all, and never
+over what is a user's."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import shutil
+import signal
+import stat
+import subprocess
+import sys
+import threading
+import time
+import zipfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from bootstrap.core.archive import Limits
+from bootstrap.core.files import Disk
+from bootstrap.core.findings import Severity
+from bootstrap.core.temp_files import key_of
+from bootstrap.net.addresses import AddressPolicy
+from bootstrap.nodes import pull as module
+from bootstrap.nodes.installed import RECEIPT, read_receipt, verify
+from bootstrap.nodes.manifest import PackSpec
+from bootstrap.nodes.pull import PackPlace, PackResult, pull, summary
+from tests.support.pack_server import (
+    COMMIT,
+    FILES,
+    OTHER,
+    PackServer,
+    from_git,
+    from_registry,
+    zipped,
+)
+from tests.support.provisioning import sha256, tools
+from tests.support.sources import ROOT
+from tests.support.waiting import wait_until
+
+
+@pytest.fixture
+def server() -> Iterator[PackServer]:
+    with PackServer() as running:
+        yield running
+
+
+@pytest.fixture
+def volume(tmp_path: Path) -> Path:
+    return tmp_path / "volume"
+
+
+def bring(spec: PackSpec, place: PackPlace, **more: Any) -> PackResult:
+    (result,) = pull([spec], place, **more)
+    return result
+
+
+def files_in(folder: Path) -> dict[str, str]:
+    """The files of a pack, without what is written beside them."""
+    return {
+        str(path.relative_to(folder)): path.read_text()
+        for path in folder.rglob("*")
+        if path.is_file() and path.name not in (RECEIPT, ".tracking")
+    }
+
+
+def leftovers(place: PackPlace) -> list[str]:
+    return sorted(os.listdir(place.own)) if place.own.is_dir() else []
+
+
+def failed(result: PackResult, code: str, place: PackPlace) -> str:
+    """It failed with `code`, says so with a fix, and left nothing in custom_nodes."""
+    assert (result.state, result.problem and result.problem.code) == ("failed", code), result
+    (finding,) = result.findings()
+    assert finding.fix and result.spec.name in finding.message
+    assert not (place.nodes / result.spec.name).exists()
+    assert [name for name in leftovers(place) if not name.startswith(".model-")] == []
+    return finding.message
+
+
+def test_a_version_of_the_registry_is_fetched_once(server: PackServer, volume: Path) -> None:
+    server.pack("some-pack", "1.2.3")
+    place = server.place(volume)
+    result = bring(from_registry(), place)
+    assert (result.state, result.path) == ("fetched", place.nodes / "some-pack")
+    assert files_in(place.nodes / "some-pack") == FILES
+    assert leftovers(place) == []
+    receipt = read_receipt(place.nodes / "some-pack")
+    assert receipt is not None and receipt.source == "some-pack@1.2.3"
+    assert receipt.files["src/nodes.py"] == sha256(b"A = 1\n")
+    seen = len(server.seen)
+    assert bring(from_registry(), place).state == "present" and len(server.seen) == seen
+    (finding,) = summary([result])
+    assert (finding.code, finding.severity) == ("nodes.fetched", Severity.OK)
+
+
+def test_the_log_says_where_it_came_from(
+    server: PackServer, volume: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    server.pack("some-pack", "1.2.3")
+    with caplog.at_level("INFO", "nodes"):
+        bring(from_registry(), server.place(volume, make_meter=module.PackMeter))
+    lines = [record.getMessage() for record in caplog.records if record.name == "nodes"]
+    assert lines and "some-pack: fetched from 127.0.0.1" in lines[-1]
+
+
+def test_the_manager_knows_it_as_its_own(server: PackServer, volume: Path) -> None:
+    """By the file beside it that lists what it brought (cnr_utils.py, read_cnr_info)."""
+    project = '[project]\nname = "Some-Pack"\nversion = "1.2.3"\n'
+    server.pack("some-pack", "1.2.3", zipped({**FILES, "pyproject.toml": project}))
+    place = server.place(volume)
+    bring(from_registry(), place)
+    pack = place.nodes / "some-pack"
+    assert set((pack / ".tracking").read_text().splitlines()) == {*FILES, "pyproject.toml"}
+    (pack / RECEIPT).unlink()  # and the reverse: one that the manager brought counts
+    assert bring(from_registry(), place).state == "present"
+    assert bring(from_registry(version="2.0.0"), place).problem.code == "nodes.occupied"  # type: ignore[union-attr]
+
+
+def test_a_commit_of_a_repository_is_fetched_without_its_top_folder(
+    server: PackServer, volume: Path
+) -> None:
+    url = server.repository("owner/A-Pack")
+    place = server.place(volume)
+    assert bring(from_git(url), place).state == "fetched"
+    assert files_in(place.nodes / "A-Pack") == FILES
+    assert not (place.nodes / "A-Pack/.tracking").exists()
+
+
+def git(folder: Path, *words: str) -> bytes:
+    identity = ("-c", "user.name=t", "-c", "user.email=t@example.com", "-c", "tag.gpgSign=false")
+    return subprocess.check_output(["git", "-C", str(folder), *identity, *words])
+
+
+@pytest.mark.skipif(shutil.which("git") is None, reason="no git")
+def test_what_a_real_git_lists_and_packs_is_understood(
+    server: PackServer, volume: Path, tmp_path: Path
+) -> None:
+    source = tmp_path / "source"
+    source.mkdir()
+    git(source, "init", "--quiet", "--initial-branch", "trunk")
+    for name, content in FILES.items():
+        (source / name).parent.mkdir(exist_ok=True)
+        (source / name).write_text(content)
+    git(source, "add", ".")
+    git(source, "commit", "--quiet", "--no-gpg-sign", "-m", "one")
+    git(source, "tag", "-a", "v1", "-m", "annotated")
+    commit = git(source, "rev-parse", "HEAD").decode().strip()
+    listed = git(source, "upload-pack", "--advertise-refs", "--stateless-rpc", ".")
+    server.serve("/o/Real/info/refs", b"001e# service=git-upload-pack\n0000" + listed)
+    packed = git(source, "archive", "--format=zip", f"--prefix=Real-{commit}/", commit)
+    server.serve(f"/o/Real/archive/{commit}.zip", packed)
+    for ref in (None, "trunk", "v1"):
+        assert server.sources().pin(f"{server.url}/o/Real", ref).commit == commit
+    place = server.place(volume)
+    assert bring(from_git(f"{server.url}/o/Real", commit), place).state == "fetched"
+    assert files_in(place.nodes / "Real") == FILES
+    server.serve(f"/o/Real/archive/{OTHER}.zip", packed)
+    shutil.rmtree(place.nodes / "Real")
+    wrong = bring(from_git(f"{server.url}/o/Real", OTHER), place)
+    failed(wrong, "nodes.other_commit", place)
+
+
+@pytest.mark.parametrize("form", ["-/archive/{0}/A-Pack-{0}.zip", "get/{0}.zip"])
+def test_other_hosts_keep_the_archive_elsewhere(
+    server: PackServer, volume: Path, form: str
+) -> None:
+    url = server.repository("owner/A-Pack")
+    served = server.files.pop(f"/owner/A-Pack/archive/{COMMIT}.zip")
+    server.files["/owner/A-Pack/" + form.format(COMMIT)] = served
+    assert bring(from_git(url), server.place(volume)).state == "fetched"
+
+
+def test_an_archive_of_another_commit_is_refused(server: PackServer, volume: Path) -> None:
+    url, place = server.repository("owner/A-Pack"), server.place(volume)
+    lie = zipped(FILES, "A-Pack", OTHER)
+    server.serve(f"/owner/A-Pack/archive/{COMMIT}.zip", lie)
+    failed(bring(from_git(url), place), "nodes.other_commit", place)
+
+
+def test_a_hash_in_the_manifest_is_compared(server: PackServer, volume: Path) -> None:
+    content = zipped(FILES)
+    server.pack("some-pack", "1.2.3", content)
+    place = server.place(volume)
+    wrong = from_registry(sha256="0" * 64)
+    failed(bring(wrong, place), "download.hash_mismatch", place)
+    assert bring(from_registry(sha256=sha256(content)), place).state == "fetched"
+
+
+def _with_link() -> bytes:
+    target = io.BytesIO()
+    with zipfile.ZipFile(target, "w") as made:
+        link = zipfile.ZipInfo("link")
+        link.external_attr = (stat.S_IFLNK | 0o777) << 16
+        made.writestr(link, "/etc/passwd")
+    return target.getvalue()
+
+
+BAD: dict[str, Callable[[], bytes]] = {
+    "climbs": lambda: zipped({"../evil.py": "x"}),
+    "absolute": lambda: zipped({"/tmp/evil.py": "x"}),
+    "cut": lambda: zipped(FILES)[:-20],
+    "not a zip": lambda: b"hello" * 100,
+    "link": _with_link,
+}
+
+
+@pytest.mark.parametrize("kind", BAD)
+def test_a_hostile_or_damaged_archive_leaves_nothing(
+    server: PackServer, volume: Path, kind: str
+) -> None:
+    server.pack("some-pack", "1.2.3", BAD[kind]())
+    place = server.place(volume)
+    failed(bring(from_registry(), place), "nodes.bad_archive", place)
+    assert not list(volume.parent.rglob("evil.py"))
+
+
+def test_a_bomb_is_stopped(
+    server: PackServer, volume: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server.pack("some-pack", "1.2.3", zipped({"a": b"\0" * 3_000_000}))
+    monkeypatch.setattr(module, "_LIMITS", Limits(1_000_000))
+    place = server.place(volume)
+    failed(bring(from_registry(), place), "nodes.too_large", place)
+
+
+@pytest.mark.parametrize(
+    "vices",
+    [{}, {"no_length": True, "ranges": False, "etag": None}, {"chunked": True, "ranges": False}],
+)
+def test_an_archive_without_end_is_not_fetched_to_it(
+    server: PackServer, volume: Path, monkeypatch: pytest.MonkeyPatch, vices: dict[str, Any]
+) -> None:
+    """Neither one that says how long it is nor one that does not."""
+    for name in (module, sys.modules["bootstrap.nodes.sources"]):
+        monkeypatch.setattr(name, "MOST_ARCHIVE", 1_000_000)
+    server.pack("some-pack", "1.2.3", os.urandom(5_000_000), **vices)
+    place = server.place(volume)
+    result = bring(from_registry(), place)
+    assert result.problem is not None and result.problem.code == "nodes.too_large", result
+    assert sum(path.stat().st_size for path in place.own.iterdir()) == 0
+    assert vices or server.asked("/cdn/") == 1, "one that says so is not even begun"
+
+
+def test_a_server_need_not_say_how_long_an_archive_is(server: PackServer, volume: Path) -> None:
+    """GitHub's does not; that it is whole shows when it is unpacked."""
+    url = server.repository("owner/A-Pack", no_length=True)
+    place = server.place(volume)
+    assert bring(from_git(url), place).state == "fetched"
+    url = server.repository("owner/B-Pack", no_length=True, cut_after=200)
+    failed(bring(from_git(url), place), "nodes.bad_archive", place)
+
+
+@pytest.mark.parametrize("vices", [{"cut_after": 300, "cuts": 2}, {"statuses": {1: 503, 2: 429}}])
+def test_a_server_that_fails_now_and_then_is_asked_again(
+    server: PackServer, volume: Path, vices: dict[str, Any]
+) -> None:
+    noise: dict[str, str | bytes] = {**FILES, "noise.bin": os.urandom(2000)}
+    server.pack("some-pack", "1.2.3", zipped(noise), **vices)
+    assert bring(from_registry(), server.place(volume)).state == "fetched"
+
+
+def test_a_withdrawn_version_is_not_fetched(server: PackServer, volume: Path) -> None:
+    path = server.pack("some-pack", "1.2.3")
+    about = {
+        "version": "1.2.3",
+        "downloadUrl": server.url + path,
+        "status": "NodeVersionStatusBanned",
+    }
+    server.answer("/nodes/some-pack/install?version=1.2.3", about)
+    place = server.place(volume)
+    assert "banned" in failed(bring(from_registry(), place), "nodes.withdrawn", place)
+    assert server.asked("/cdn/") == 0
+
+
+@pytest.mark.parametrize(
+    "answer", [[], "text", {}, {"downloadUrl": 5}, {"version": "9.9.9", "downloadUrl": "https://x"}]
+)
+def test_a_registry_that_answers_nonsense(server: PackServer, volume: Path, answer: Any) -> None:
+    server.answer("/nodes/some-pack/install?version=1.2.3", answer)
+    place = server.place(volume)
+    failed(bring(from_registry(), place), "nodes.bad_answer", place)
+
+
+@pytest.mark.parametrize("where", ["registry", "archive", "git"])
+def test_no_answer_leads_to_a_private_address(server: PackServer, volume: Path, where: str) -> None:
+    """The server itself is allowed here, another port of this machine is not."""
+    with PackServer() as inner:
+        inner.pack("some-pack", "1.2.3")
+        url = inner.url + inner.pack("some-pack", "1.2.3")
+        server.pack("some-pack", "1.2.3")
+        spec = from_registry()
+        if where == "registry":
+            about = {"version": "1.2.3", "downloadUrl": url}
+            server.answer("/nodes/some-pack/install?version=1.2.3", about)
+        elif where == "archive":
+            server.serve("/cdn/some-pack/1.2.3.zip", b"", redirect=url)
+        else:
+            spec = from_git(f"{server.url}/owner/A-Pack")
+            server.serve(f"/owner/A-Pack/archive/{COMMIT}.zip", b"", redirect=url)
+        guarded = tools(policy=AddressPolicy(exempt={server.host_port}))
+        place = server.place(volume, guarded)
+        result = bring(spec, place)
+        assert result.problem is not None
+        assert result.problem.code in (
+            "download.private_address",
+            "download.redirect_refused",
+            "download.url_refused",
+        )
+        assert inner.seen == []
+
+
+def test_a_folder_of_the_users_is_left_alone_and_moved_with_force_only(
+    server: PackServer, volume: Path
+) -> None:
+    server.pack("some-pack", "1.2.3")
+    place = server.place(volume)
+    mine = place.nodes / "some-pack"
+    mine.mkdir(parents=True)
+    (mine / "mine.py").write_text("precious")
+    result = bring(from_registry(), place)
+    assert result.problem is not None and result.problem.code == "nodes.occupied"
+    assert files_in(mine) == {"mine.py": "precious"} and server.seen == []
+    forced = bring(from_registry(), place, force=True)
+    assert forced.state == "updated" and files_in(mine) == FILES
+    assert forced.aside is not None and forced.aside.parent == place.nodes / ".disabled"
+    assert files_in(forced.aside) == {"mine.py": "precious"}
+
+
+def test_a_checkout_at_the_wanted_commit_counts(server: PackServer, volume: Path) -> None:
+    place, spec = server.place(volume), from_git("https://github.com/owner/A-Pack")
+    git = place.nodes / "A-Pack/.git"
+    git.mkdir(parents=True)
+    (git / "HEAD").write_text(f"{COMMIT}\n")
+    assert bring(spec, place).state == "present"
+    (git / "HEAD").write_text(f"{OTHER}\n")
+    result = bring(spec, place)
+    assert result.problem is not None and result.problem.code == "nodes.occupied"
+    assert OTHER in result.problem.message
+
+
+def test_an_update_keeps_what_was_added_and_swaps_the_rest(
+    server: PackServer, volume: Path
+) -> None:
+    server.pack("some-pack", "1.2.3")
+    server.pack("some-pack", "2.0.0", zipped({"__init__.py": "new = 1\n"}))
+    place = server.place(volume)
+    bring(from_registry(), place)
+    pack = place.nodes / "some-pack"
+    (pack / "config.json").write_text("{}")
+    (pack / "__pycache__").mkdir()
+    (pack / "__pycache__/x.pyc").write_bytes(b"")
+    (pack / "link").symlink_to("config.json")
+    result = bring(from_registry(version="2.0.0"), place)
+    assert (result.state, result.aside) == ("updated", None)
+    assert files_in(pack) == {"__init__.py": "new = 1\n", "config.json": "{}", "link": "{}"}
+    assert os.readlink(pack / "link") == "config.json"
+    assert leftovers(place) == []
+
+
+@pytest.mark.parametrize("how", ["edited", "in the way"])
+def test_an_update_over_what_was_changed_needs_force_and_loses_nothing(
+    server: PackServer, volume: Path, how: str
+) -> None:
+    server.pack("some-pack", "1.2.3")
+    server.pack("some-pack", "2.0.0", zipped({"__init__.py": "new = 1\n", "theirs.py": ""}))
+    place = server.place(volume)
+    bring(from_registry(), place)
+    pack = place.nodes / "some-pack"
+    changed = pack / ("__init__.py" if how == "edited" else "theirs.py")
+    changed.write_text("mine")
+    before = files_in(pack)
+    result = bring(from_registry(version="2.0.0"), place)
+    assert result.problem is not None and result.problem.code == "nodes.edited"
+    assert changed.name in result.problem.message
+    assert files_in(pack) == before and leftovers(place) == []
+    forced = bring(from_registry(version="2.0.0"), place, force=True)
+    assert forced.state == "updated" and forced.aside is not None
+    assert files_in(forced.aside) == before
+    assert files_in(pack)["__init__.py"] == "new = 1\n"
+
+
+def test_verify_names_what_was_changed_and_overwrites_nothing(
+    server: PackServer, volume: Path
+) -> None:
+    server.pack("some-pack", "1.2.3")
+    place = server.place(volume)
+    assert verify(from_registry(), place.nodes)[:2] == (False, "not there")
+    bring(from_registry(), place)
+    pack = place.nodes / "some-pack"
+    good, what, problem = verify(from_registry(), place.nodes)
+    assert (good, problem) == (True, None) and "2 files as fetched" in what
+    (pack / "__init__.py").write_text("mine")
+    (pack / "src/nodes.py").unlink()
+    (pack / "more.json").write_text("{}")
+    good, what, problem = verify(from_registry(), place.nodes)
+    assert not good and problem is not None and problem.code == "nodes.edited"
+    assert "__init__.py" in what and "src/nodes.py (gone)" in what
+    assert bring(from_registry(), place).state == "present"
+    assert (pack / "__init__.py").read_text() == "mine"
+    assert verify(from_registry(version="2.0.0"), place.nodes)[1].startswith("another version")
+
+
+def test_install_scripts_and_submodules_are_named_and_nothing_is_run(
+    server: PackServer, volume: Path
+) -> None:
+    script = "import pathlib; pathlib.Path(__file__).with_name('ran').touch()\n"
+    files = {**FILES, "install.py": script, ".gitmodules": "", "__init__.py": script}
+    url, place = server.repository("owner/A-Pack", files), server.place(volume)
+    result = bring(from_git(url), place)
+    assert [note.code for note in result.findings()] == ["nodes.install_script", "nodes.submodules"]
+    assert not list(volume.rglob("ran"))
+
+
+@pytest.mark.parametrize("name", [RECEIPT, f"{RECEIPT}/inside"])
+def test_a_receipt_in_an_archive_is_not_believed(
+    server: PackServer, volume: Path, name: str
+) -> None:
+    lie = json.dumps({"version": 1, "source": "other@9.9.9", "files": {}})
+    server.pack("some-pack", "1.2.3", zipped({**FILES, name: lie}))
+    place = server.place(volume)
+    bring(from_registry(), place)
+    receipt = read_receipt(place.nodes / "some-pack")
+    assert receipt is not None and receipt.source == "some-pack@1.2.3"
+    assert verify(from_registry(), place.nodes)[0]
+
+
+def test_custom_nodes_outside_the_volume_are_not_written_to(
+    server: PackServer, volume: Path, tmp_path: Path
+) -> None:
+    server.pack("some-pack", "1.2.3")
+    (tmp_path / "elsewhere").mkdir()
+    (volume / "ComfyUI").mkdir(parents=True)
+    (volume / "ComfyUI/custom_nodes").symlink_to(tmp_path / "elsewhere")
+    place = server.place(volume)
+    failed(bring(from_registry(), place), "nodes.outside", place)
+    assert list((tmp_path / "elsewhere").iterdir()) == []
+
+
+class FullDisk(Disk):
+    def write_at(self, descriptor: int, data: memoryview, position: int) -> None:
+        raise OSError(28, "No space left on device")
+
+
+def test_a_full_disk_is_named(server: PackServer, volume: Path) -> None:
+    server.pack("some-pack", "1.2.3")
+    place = server.place(volume, tools(disk=FullDisk()))
+    failed(bring(from_registry(), place), "download.no_space", place)
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root writes anywhere")
+def test_a_volume_that_cannot_be_written_is_named(server: PackServer, volume: Path) -> None:
+    volume.mkdir()
+    volume.chmod(0o500)
+    place = server.place(volume)
+    result = bring(from_registry(), place)
+    assert result.problem is not None and result.problem.code == "download.disk"
+
+
+def test_a_disk_that_fails_while_it_is_unpacked_leaves_nothing(
+    server: PackServer, volume: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*_: Any, **__: Any) -> list[str]:
+        raise OSError(30, "Read-only file system")
+
+    monkeypatch.setattr(module, "unpack", broken)
+    server.pack("some-pack", "1.2.3")
+    place = server.place(volume)
+    failed(bring(from_registry(), place), "download.disk", place)
+
+
+def test_past_its_time_what_is_not_done_is_said_and_the_rest_is_there(
+    server: PackServer, volume: Path
+) -> None:
+    server.pack("some-pack", "1.2.3")
+    server.pack("slow-pack", "1.0.0", os.urandom(400_000), bytes_per_second=20_000)
+    place = server.place(volume)
+    results = pull([from_registry(), from_registry("slow-pack", "1.0.0")], place, timeout=1.5)
+    assert [result.state for result in results] == ["fetched", "stopped"]
+    (late,) = [f for f in summary(results) if f.code == "nodes.late"]
+    assert late.severity is Severity.WARNING and "NODES_TIMEOUT" in late.fix
+
+
+def test_two_at_once_fetch_it_once(server: PackServer, volume: Path) -> None:
+    noise = zipped({**FILES, "noise.bin": os.urandom(300_000)})
+    server.pack("some-pack", "1.2.3", noise, bytes_per_second=400_000, ranges=False)
+    results: list[PackResult] = []
+    threads = [
+        threading.Thread(
+            target=lambda: results.append(bring(from_registry(), server.place(volume)))
+        )
+        for _ in range(4)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(30)
+    assert sorted(result.state for result in results) == ["fetched", *["present"] * 3]
+    # The first byte, which tells what it is, and the whole.
+    assert server.asked("/cdn/") == 2
+    assert leftovers(server.place(volume)) == []
+
+
+_CHILD = """
+import sys
+from pathlib import Path
+from bootstrap.nodes.pull import pull
+from tests.support.pack_server import PackServer, from_registry
+class There(PackServer):
+    url = sys.argv[2]
+print(pull([from_registry()], There().place(Path(sys.argv[1])))[0].state, flush=True)
+"""
+
+
+def start_pull(volume: Path, server: PackServer) -> subprocess.Popen[str]:
+    command = [sys.executable, "-c", _CHILD, str(volume), server.url]
+    return subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True)
+
+
+def test_after_a_kill_nothing_is_half_there_and_the_next_goes_on(
+    server: PackServer, volume: Path
+) -> None:
+    noise = zipped({**FILES, "noise.bin": os.urandom(1_000_000)})
+    server.pack("some-pack", "1.2.3", noise, bytes_per_second=200_000)
+    place = server.place(volume)
+    with start_pull(volume, server) as child:
+        wait_until(lambda: any(name.endswith(".part") for name in leftovers(place)), 30)
+        time.sleep(0.5)
+        child.send_signal(signal.SIGKILL)
+    assert not (place.nodes / "some-pack").exists()
+    server.files["/cdn/some-pack/1.2.3.zip"].bytes_per_second = None
+    assert bring(from_registry(), place).state == "fetched"
+    assert set(files_in_bytes(place.nodes / "some-pack")) == {*FILES, "noise.bin"}
+
+
+_UPDATES = """
+import sys
+from pathlib import Path
+from bootstrap.nodes.pull import pull
+from tests.support.pack_server import PackServer, from_registry
+class There(PackServer):
+    url = sys.argv[2]
+place = There().place(Path(sys.argv[1]))
+for round in range(1000):
+    (result,) = pull([from_registry(version=("1.2.3", "2.0.0")[round % 2])], place)
+    print(result.state, flush=True)
+"""
+
+
+def test_whenever_an_update_is_killed_the_pack_is_whole_and_keeps_what_is_the_users(
+    server: PackServer, volume: Path
+) -> None:
+    versions = {
+        version: {"__init__.py": f"v = {version!r}\n", **{f"{n}.py": version for n in range(40)}}
+        for version in ("1.2.3", "2.0.0")
+    }
+    for version, files in versions.items():
+        server.pack("some-pack", version, zipped(files))
+    place = server.place(volume)
+    bring(from_registry(), place)
+    pack = place.nodes / "some-pack"
+    (pack / "settings.json").write_text("mine")
+    command = [sys.executable, "-c", _UPDATES, str(volume), server.url]
+    for moment in range(8):
+        with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as child:
+            assert child.stdout is not None and child.stdout.readline().strip()
+            time.sleep(moment * 0.013)
+            child.send_signal(signal.SIGKILL)
+        if pack.exists():
+            found = files_in(pack)
+            assert found.pop("settings.json") == "mine"
+            assert found in versions.values(), "one version, whole"
+        bring(from_registry(), place)
+        assert files_in(pack) == {**versions["1.2.3"], "settings.json": "mine"}
+
+
+def files_in_bytes(folder: Path) -> dict[str, bytes]:
+    found = (path for path in folder.rglob("*") if path.is_file())
+    hidden = (RECEIPT, ".tracking")
+    return {str(p.relative_to(folder)): p.read_bytes() for p in found if p.name not in hidden}
+
+
+def test_what_a_kill_in_an_update_put_aside_comes_back(server: PackServer, volume: Path) -> None:
+    """Between its two renames, the only moment without the pack."""
+    server.pack("some-pack", "1.2.3")
+    place = server.place(volume)
+    bring(from_registry(), place)
+    pack = place.nodes / "some-pack"
+    (pack / "config.json").write_text("{}")
+    aside = place.own / f"{key_of('some-pack')}-{'0' * 16}.old"
+    pack.rename(aside)
+    asked = len(server.seen)
+    assert bring(from_registry(), place).state == "present"
+    assert files_in(pack) == {**FILES, "config.json": "{}"}
+    assert len(server.seen) == asked and leftovers(place) == []
+
+
+def test_what_killed_workers_left_is_removed_once_it_is_old(
+    server: PackServer, volume: Path
+) -> None:
+    place = server.place(volume)
+    names = [f"{'1' * 16}-{'2' * 16}.new", f"{'1' * 16}.zip", "mine.txt"]
+    place.own.mkdir(parents=True)
+    for name in names:
+        (place.own / name).mkdir() if name.endswith(".new") else (place.own / name).write_text("")
+    pull([], place)
+    assert leftovers(place) == sorted(names), "another worker may be at it"
+    for name in names:
+        os.utime(place.own / name, (1, 1))
+    pull([], place)
+    assert leftovers(place) == ["mine.txt"]

@@ -27,6 +27,7 @@ from bootstrap.nodes.manifest import (
     PackSpec,
     RegistryPin,
     add_packs,
+    check_id,
     load_nodes,
     read_entry,
     repository_name,
@@ -279,6 +280,7 @@ class _Command:
             pack, ref = page["url"], ref or page["ref"]
         if "://" not in pack and not pack.startswith("git@"):
             name, _, version = pack.partition("@")
+            check_id(name)
             version = version or ref or ""
             return sources.version(name, version) if version else sources.newest(name)
         address, at, behind = pack.rpartition("@")

@@ -27,7 +27,7 @@ from bootstrap.core.archive import ArchiveTooLarge, BadArchive, Limits, comment_
 from bootstrap.core.concurrency import WorkerPool
 from bootstrap.core.files import contains
 from bootstrap.core.findings import Finding, Severity, info, ok, warning
-from bootstrap.core.temp_files import BEAT, HOUR, STALE, Lease, key_of, new_owner
+from bootstrap.core.temp_files import BEAT, HOUR, LONGEST_NAME, STALE, Lease, key_of, new_owner
 from bootstrap.core.text import counted, typed
 from bootstrap.environment.packs import COMMIT
 from bootstrap.models.background import provision_context
@@ -38,6 +38,7 @@ from bootstrap.models.download.verify import Wanted, hash_file
 from bootstrap.models.sources.https import Https
 from bootstrap.net.errors import DownloadError, OwnershipLost, Stopped, disk_error, stopped
 from bootstrap.nodes.installed import (
+    NOT_UNPACKED,
     RECEIPT,
     TRACKING,
     Found,
@@ -45,6 +46,7 @@ from bootstrap.nodes.installed import (
     State,
     compare,
     edited,
+    files_in,
     look,
     occupied,
 )
@@ -343,11 +345,12 @@ class _Job:
                 f"the archive is of the commit {comment}, wanted is {pin.commit}.",
                 "Try again; if it stays, the server is wrong.",
             )
-        names = [name for name in names if name.partition("/")[0] != RECEIPT]
-        files = {name: hash_file(new / name, self._stop) for name in names}
+        for name in NOT_UNPACKED:
+            _remove(new / name)
+        names = [name for name in names if name.partition("/")[0] not in NOT_UNPACKED]
+        files = {str(p.relative_to(new)): hash_file(p, self._stop) for p in files_in(new)}
         if isinstance(pin, RegistryPin):
             (new / TRACKING).write_text("\n".join(names), "utf-8")
-        _remove(new / RECEIPT)
         (new / RECEIPT).write_text(json.dumps(Receipt(str(pin), files).as_dict()), "utf-8")
         return names
 
@@ -368,7 +371,9 @@ class _Job:
             raise occupied(spec, found)
         kept = self._place.nodes / _ASIDE
         kept.mkdir(exist_ok=True)
-        return kept / f"{spec.name}@{time.strftime('%Y%m%d-%H%M%S')}-{new_owner()[:4]}"
+        aside = f"@{time.strftime('%Y%m%d-%H%M%S')}-{new_owner()[:4]}"
+        room = LONGEST_NAME - len(aside)
+        return kept / (spec.name.encode()[:room].decode(errors="ignore") + aside)
 
 
 class _Bounded:

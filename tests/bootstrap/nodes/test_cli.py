@@ -101,6 +101,8 @@ def test_what_add_takes_and_pins(
         (["{url}@nope"], 1),
         (["{url}", "--directory", "../evil"], 1),
         (["--from", "missing.json"], 1),
+        (["\udcff"], 1),
+        (["x" * 5000], 1),
     ],
 )
 def test_what_add_refuses_changes_nothing(

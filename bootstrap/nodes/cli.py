@@ -18,7 +18,7 @@ from bootstrap.core.text import counted, named, size_text
 from bootstrap.environment.packs import COMMIT
 from bootstrap.models.download.progress import meters_for
 from bootstrap.models.manifest_file import Unreadable, find_manifest, read_data
-from bootstrap.net.errors import DownloadError, disk_error
+from bootstrap.net import DownloadError, disk_error
 from bootstrap.nodes.installed import State, has_pack, look, occupied, verify
 from bootstrap.nodes.manifest import (
     NODES,

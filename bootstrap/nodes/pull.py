@@ -36,7 +36,7 @@ from bootstrap.models.download.part import sweep, unchanged_for
 from bootstrap.models.download.progress import FileMeter, LogMeter, MakeMeter
 from bootstrap.models.download.verify import Wanted, hash_file
 from bootstrap.models.sources.https import Https
-from bootstrap.net.errors import DownloadError, OwnershipLost, Stopped, disk_error, stopped
+from bootstrap.net import DownloadError, OwnershipLost, Stopped, disk_error, stopped
 from bootstrap.nodes.installed import (
     NOT_UNPACKED,
     RECEIPT,

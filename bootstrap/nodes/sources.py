@@ -22,8 +22,8 @@ from bootstrap.models.download.remote import Locate, Pace, Remote, Tools
 from bootstrap.models.download.verify import Wanted
 from bootstrap.models.sources import WebFile
 from bootstrap.models.sources.https import Https
+from bootstrap.net import DownloadError, Stopped
 from bootstrap.net.addresses import shown
-from bootstrap.net.errors import DownloadError, Stopped
 from bootstrap.net.http import Channel, explain
 from bootstrap.nodes.manifest import GitPin, PackSpec, RegistryPin
 from bootstrap.nodes.node_map import MOST_MAP, NodeMap, read_map

@@ -14,8 +14,7 @@ from bootstrap.comfyui.process import ComfyUI, Launch, not_startable
 from bootstrap.comfyui.readiness import is_answering, wait_until_ready
 from bootstrap.comfyui.run_main import INSTANCES
 from bootstrap.comfyui.stage import Staged, copy_again
-from bootstrap.comfyui.workdir import WorkDir, make_workdir
-from bootstrap.comfyui.write_back import WriteBack
+from bootstrap.comfyui.workdir import WorkDir, WriteBack, make_workdir
 
 __all__ = [
     "INSTANCES",

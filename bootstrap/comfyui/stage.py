@@ -10,7 +10,7 @@ trip each, one after another when Python imports them, all at once when they are
                                    relative paths such as ../models mean what they meant
 
 A new copy is made at each boot, so that a change on the volume is seen. What is written in it
-goes back to the volume: write_back.py.
+goes back to the volume: workdir.py.
 """
 
 from __future__ import annotations

@@ -20,6 +20,7 @@ from typing import Any, BinaryIO
 from bootstrap.core.text import shown
 
 _LONGEST_NAME = 200  # bytes of one component
+_LONGEST_PATH = 1000  # bytes of all; a system takes 4,095, with the folder's own
 _LONGEST_SHOWN = 60
 _LONGEST_LIST = 8_000_000  # bytes of the archive's list of contents
 _BLOCK = 1024 * 1024
@@ -150,6 +151,7 @@ def _checked(member: zipfile.ZipInfo, limits: Limits) -> str:
         name != posixpath.normpath(name)
         or name.startswith("/")
         or len(parts) > limits.depth
+        or len(name.encode("utf-8", "replace")) > _LONGEST_PATH
         or any(not _is_plain(part) for part in parts)
     )
     if bad:

@@ -23,7 +23,7 @@ from typing import TextIO
 from bootstrap.core.redact import masked
 
 # Libraries speak up from warnings on.
-_OURS = ("bootstrap", "handler", "models", "comfyui", "uv")
+_OURS = ("bootstrap", "handler", "models", "nodes", "comfyui", "uv")
 _WORKER = frozenset({"bootstrap", "handler", "scripts", "__main__", "py"})  # py.warnings
 _LEVELS = {"WARNING": "WARN", "CRITICAL": "ERROR"}  # as the SDK calls them
 _MOST_CHARACTERS = 4096  # Runpod takes no longer message

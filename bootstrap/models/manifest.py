@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import islice
 from pathlib import PurePosixPath
 from typing import Any
 
@@ -34,6 +35,7 @@ CODES = {
     "manifest.no_models": "The manifest or workflow names no models.",
 }
 VERSION = 1
+MOST_MODELS = 20_000
 _MUTED, _BYPASSED = 2, 4  # a node's `mode` in ComfyUI's frontend
 
 
@@ -77,7 +79,7 @@ def parse_manifest(data: Any, label: str = "manifest", allow_http: bool = False)
     if data.get("version") != VERSION:
         finding = error(
             "manifest.version",
-            f"{label}: `version` is {data.get('version')!r}; this worker knows {VERSION}.",
+            f"{label}: `version` is {data.get('version')!r:.40}; this worker knows {VERSION}.",
             f'Write `"version": {VERSION}`, or use a newer worker.',
         )
         return Manifest(findings=(finding,))
@@ -97,16 +99,27 @@ def _collect(
 ) -> Manifest:
     reading = _Reading(label, workflow)
     specs = []
-    for where, entry, idle in entries:
+    for where, entry, idle in islice(entries, MOST_MODELS):
         spec, faults = read_entry(entry, where, allow_http)
         for fault in faults:
             reading.add(where, fault)
         if spec is not None:
             specs.append(replace(spec, optional=True) if idle else spec)
+    if any(True for _ in entries):
+        reading.findings.append(too_many(label, MOST_MODELS, "models"))
     models = _unique(specs, reading)
     if not models and not reading.findings:
         reading.findings.append(info("manifest.no_models", f"{label} names no models."))
     return Manifest(tuple(models), tuple(reading.findings))
+
+
+def too_many(label: str, most: int, what: str) -> Finding:
+    """A manifest lists more than `most` of `what`."""
+    return error(
+        "manifest.too_large",
+        f"{label} lists more than {most:,} {what}; the first {most:,} are read.",
+        "Take out those that are not needed.",
+    )
 
 
 def _numbered(models: Sequence[Any], path: str) -> Iterator[tuple[str, Any, bool]]:

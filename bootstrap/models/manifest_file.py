@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -149,6 +150,8 @@ def write_data(path: Path, data: Any) -> None:
         text = yaml.safe_dump(data, sort_keys=False, allow_unicode=True)
     else:
         text = json.dumps(data, indent=2, ensure_ascii=False) + "\n"
+        # Half a character, which JSON can say (`"\ud800"`) and no file can hold.
+        text = re.sub("[\ud800-\udfff]", lambda half: f"\\u{ord(half[0]):04x}", text)
     path.parent.mkdir(parents=True, exist_ok=True)
     write_whole(path, text, path.with_name(beside(path.name, new_owner(), "receipt-new")))
 

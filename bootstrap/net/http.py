@@ -11,9 +11,11 @@ import contextlib
 import errno
 import functools
 import http.client
+import io
 import socket
 import ssl
 import threading
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, BinaryIO
@@ -21,8 +23,7 @@ from urllib.parse import urljoin
 
 from bootstrap.core.redact import Secret
 from bootstrap.core.text import whole
-from bootstrap.net.addresses import AddressPolicy, Target, shown
-from bootstrap.net.errors import (
+from bootstrap.net import (
     TRY_AGAIN,
     AddressRefused,
     DownloadError,
@@ -30,6 +31,7 @@ from bootstrap.net.errors import (
     stalled,
     unreachable,
 )
+from bootstrap.net.addresses import AddressPolicy, Target, shown
 
 #: How a connection shows that it is broken.
 BROKEN = (http.client.HTTPException, ssl.SSLError, OSError)
@@ -60,12 +62,51 @@ MAX_REDIRECTS = 10
 _REDIRECTS = (301, 302, 303, 307, 308)
 
 
+class _TimedInput(io.RawIOBase):
+    """What a socket receives, all of one step (an answer's head, a piece of its body) within the
+    socket's time-out, which by itself starts again with each byte."""
+
+    def __init__(self, raw: io.RawIOBase, seconds: float | None) -> None:
+        self._raw = raw
+        self._seconds = float("inf") if seconds is None else seconds
+        self.begin()
+
+    def begin(self) -> None:
+        """The next step begins now."""
+        self._until = time.monotonic() + self._seconds
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int | None:
+        if time.monotonic() > self._until:
+            raise TimeoutError
+        return self._raw.readinto(buffer)
+
+    def close(self) -> None:
+        self._raw.close()
+        super().close()
+
+
 class Response(http.client.HTTPResponse):
     """Fills one buffer again and again, where CPython makes a new one for each piece: these left
-    holes in malloc's arenas, one for each thread (5 GB by 16 connections: 44 MB, now 25)."""
+    holes in malloc's arenas, one for each thread (5 GB by 16 connections: 44 MB, now 25).
+
+    Its head must come within the socket's time-out, and so must each piece of the body."""
+
+    def __init__(self, sock: socket.socket, *more: Any, **options: Any) -> None:
+        super().__init__(sock, *more, **options)
+        self._input = _TimedInput(self.fp.detach(), sock.gettimeout())
+        self.fp = io.BufferedReader(self._input)
+
+    def read(self, amt: int | None = None) -> bytes:
+        """As ever, within the time of one piece."""
+        self._input.begin()
+        return super().read(amt)
 
     def readinto1(self, buffer: Any) -> int:
         """As `readinto` (from which this is), but with what has arrived, as `read1`."""
+        self._input.begin()
         if self.fp is None or self.chunked:
             return super().readinto1(buffer)
         if self.length is not None:

@@ -18,7 +18,7 @@ from bootstrap.core.text import counted, named, size_text
 from bootstrap.environment.packs import COMMIT
 from bootstrap.models.download.progress import meters_for
 from bootstrap.models.manifest_file import Unreadable, find_manifest, read_data
-from bootstrap.net.errors import DownloadError, disk_error
+from bootstrap.net import DownloadError, disk_error
 from bootstrap.nodes.installed import State, has_pack, look, occupied, verify
 from bootstrap.nodes.manifest import (
     NODES,
@@ -27,13 +27,14 @@ from bootstrap.nodes.manifest import (
     PackSpec,
     RegistryPin,
     add_packs,
+    check_id,
     load_nodes,
     read_entry,
     repository_name,
     repository_url,
 )
 from bootstrap.nodes.node_map import Needed, NodeMap, keep_map, kept_map, nodes_in
-from bootstrap.nodes.pull import PackPlace, place_for, pull
+from bootstrap.nodes.pull import PackMeter, PackPlace, place_for, pull
 from bootstrap.nodes.sources import MAP_URL, PackSources
 from bootstrap.volume import locate
 
@@ -222,7 +223,7 @@ class _Command:
         self.setting: str | None = settings.nodes_manifest
         if arguments.manifest is not None:
             self.setting = str(Path(arguments.manifest).absolute())
-        place = place_for(settings, self.layout, meters_for())
+        place = place_for(settings, self.layout, meters_for(lines=PackMeter))
         self.place = replace(place, sources=sources or place.sources)
 
     def run(self) -> int:
@@ -279,6 +280,7 @@ class _Command:
             pack, ref = page["url"], ref or page["ref"]
         if "://" not in pack and not pack.startswith("git@"):
             name, _, version = pack.partition("@")
+            check_id(name)
             version = version or ref or ""
             return sources.version(name, version) if version else sources.newest(name)
         address, at, behind = pack.rpartition("@")
@@ -296,15 +298,12 @@ class _Command:
         unknown = []
         for needed in nodes_in(read_data(path, NODES)):
             try:
-                pin = self._origin(needed, known)
+                specs.update((spec.name, spec) for spec in map(_spec, self._pins(needed, known)))
             except DownloadError as problem:
                 self._say(f"{needed.name}: {problem.message}\n  {problem.fix}")
-                pin = None
-            if pin is None:
                 unknown.append(needed.name)
-            elif pin is not _NOTHING:
-                spec = _spec(pin)
-                specs.setdefault(spec.name, spec)
+            except LookupError:
+                unknown.append(needed.name)
         if unknown:
             date = known.fetched
             self._say(f"No pack is known (map of {date}) that has: {named(sorted(unknown), 20)}.")
@@ -312,32 +311,42 @@ class _Command:
             self._say("The workflow needs no pack that is not there.")
         return list(specs.values()), not unknown
 
-    def _origin(self, needed: Needed, known: NodeMap) -> RegistryPin | GitPin | None:
-        """What has a node: by what the editor wrote beside it, else by the map. None: unknown."""
-        origin = known.origin_of(needed.name)
-        sources, nodes = self.place.sources, self.place.nodes
-        if needed.registry_id == "comfy-core" or (origin.core and not needed.registry_id):
-            return _NOTHING
+    def _pins(self, needed: Needed, known: NodeMap) -> list[RegistryPin | GitPin]:
+        """The pack to add for a node, if one is to be: by what the editor wrote beside it, else by
+        the map. Raises LookupError where none is known, and DownloadError."""
+        if needed.registry_id == "comfy-core":
+            return []
         commit = needed.version if COMMIT.fullmatch(needed.version) else None
-        url = f"https://github.com/{needed.github}" if needed.github.count("/") == 1 else ""
         if needed.registry_id and commit is None:
-            if (nodes / needed.registry_id).exists():
-                return _NOTHING
-            version = needed.version
-            if re.fullmatch(r"\d+\.\d+\.\d+", version):
-                return RegistryPin(needed.registry_id, version)
-            return sources.newest(needed.registry_id)
-        url = url or next(iter(origin.packs), "")
-        if not url:
-            return sources.newest(needed.registry_id) if needed.registry_id else None
-        if len(origin.packs) > 1 and not needed.github:
-            others = named(origin.packs[1:], 3)
-            self._say(f"{needed.name}: {url} is taken; others have it, too: {others}.")
-        url = repository_url(url, self.settings.allow_private_download_urls)
+            return self._in_registry(needed)
+        origin = known.origin_of(needed.name)
+        if origin.core:
+            return []
+        url = f"https://github.com/{needed.github}" if needed.github.count("/") == 1 else ""
+        if not url and not origin.packs and needed.registry_id:
+            return [self.place.sources.newest(needed.registry_id)]
+        return self._in_git(needed, url, origin.packs, commit)
+
+    def _in_registry(self, needed: Needed) -> list[RegistryPin | GitPin]:
+        if (self.place.nodes / needed.registry_id).exists():
+            return []
+        if re.fullmatch(r"\d+\.\d+\.\d+", needed.version):
+            return [RegistryPin(needed.registry_id, needed.version)]
+        return [self.place.sources.newest(needed.registry_id)]
+
+    def _in_git(
+        self, needed: Needed, url: str, packs: Sequence[str], commit: str | None
+    ) -> list[RegistryPin | GitPin]:
+        if not url and not packs:
+            raise LookupError(needed.name)
+        if not url and len(packs) > 1:
+            others = named(packs[1:], 3)
+            self._say(f"{needed.name}: {packs[0]} is taken; others have it, too: {others}.")
+        url = repository_url(url or packs[0], self.settings.allow_private_download_urls)
         if url.endswith(".py"):
             self._say(f"{needed.name} is in a single file: copy {url} into custom_nodes.")
-            return None
-        return _NOTHING if has_pack(url, nodes) else sources.pin(url, commit)
+            raise LookupError(needed.name)
+        return [] if has_pack(url, self.place.nodes) else [self.place.sources.pin(url, commit)]
 
     def list(self, manifest: NodeManifest) -> int:
         """What is wanted; asks no server."""
@@ -418,10 +427,6 @@ class _Command:
 
     def _say(self, text: str) -> None:
         show(f"{masked(text)}\n", self.out)
-
-
-# What needs no pack: ComfyUI's own nodes, and those of packs that are there.
-_NOTHING = RegistryPin("", "")
 
 
 def _spec(pin: RegistryPin | GitPin, directory: str | None = None) -> PackSpec:

@@ -19,7 +19,8 @@ from typing import Any
 from bootstrap.core.text import counted, named, typed
 from bootstrap.environment.packs import look_at_git
 from bootstrap.models.download.verify import hash_file
-from bootstrap.net.errors import DownloadError
+from bootstrap.models.manifest_entry import fault_of
+from bootstrap.net import DownloadError
 from bootstrap.nodes.manifest import GitPin, PackSpec, repository_url
 
 CODES = {
@@ -29,6 +30,8 @@ CODES = {
 RECEIPT = ".comfyui-worker.json"
 # What ComfyUI-Manager writes beside a pack from the registry, to know it again (cnr_utils.py).
 TRACKING = ".tracking"
+#: Not from an archive: git, run in a pack, would run what a `.git` of a stranger's says.
+NOT_UNPACKED = (RECEIPT, TRACKING, ".git")
 _MOST_RECEIPT = 32 * 1024 * 1024
 _PROJECT = re.compile(r"^\[project\]\s*\n((?:(?!\[).*\n?)*)", re.MULTILINE)
 _KEYS = ("name", "version")
@@ -130,7 +133,7 @@ class Changes:
 
 def compare(path: Path, receipt: Receipt) -> Changes:
     """Read all files of a pack of ours. Raises OSError."""
-    there = {str(p.relative_to(path)) for p in _files_in(path)} - {RECEIPT, TRACKING}
+    there = {str(p.relative_to(path)) for p in files_in(path)} - {RECEIPT, TRACKING}
     changed = [
         name
         for name, digest in receipt.files.items()
@@ -145,11 +148,12 @@ def _digest(path: Path) -> str:
     return hash_file(path) if path.is_file() and not path.is_symlink() else ""
 
 
-def _files_in(folder: Path) -> Iterator[Path]:
+def files_in(folder: Path) -> Iterator[Path]:
+    """The files and links that count: all but what Python keeps in `__pycache__`."""
     for home, folders, files in os.walk(folder):
         links = [name for name in folders if os.path.islink(os.path.join(home, name))]
         folders[:] = [name for name in folders if name != "__pycache__" and name not in links]
-        yield from (Path(home, name) for name in (*files, *links) if not name.endswith(".pyc"))
+        yield from (Path(home, name) for name in (*files, *links))
 
 
 def occupied(spec: PackSpec, found: Found) -> DownloadError:
@@ -200,7 +204,8 @@ def verify(spec: PackSpec, nodes: Path) -> tuple[bool, str, DownloadError | None
 
 def has_pack(url: str, nodes: Path) -> bool:
     """Is there a checkout or a fetched pack of this repository, or one of its folder's name?"""
-    if os.path.lexists(nodes / url.rpartition("/")[2]):
+    name = url.rpartition("/")[2]
+    if not fault_of(name) and os.path.lexists(nodes / name):
         return True
     for pack in nodes.iterdir() if nodes.is_dir() else ():
         receipt = read_receipt(pack)

@@ -13,13 +13,16 @@ import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from bootstrap.config import Settings
 from bootstrap.core.findings import Finding, Severity, error, info
 from bootstrap.core.redact import masked
+from bootstrap.core.text import typed
 from bootstrap.environment.packs import COMMIT
+from bootstrap.models.manifest import too_many
 from bootstrap.models.manifest_entry import fault_of
 from bootstrap.models.manifest_file import (
     ManifestKind,
@@ -28,8 +31,8 @@ from bootstrap.models.manifest_file import (
     read_data,
     write_data,
 )
+from bootstrap.net import DownloadError
 from bootstrap.net.addresses import take_apart
-from bootstrap.net.errors import DownloadError
 from bootstrap.volume import Layout
 
 CODES = {
@@ -42,8 +45,9 @@ CODES = {
 NODES = ManifestKind("NODES_MANIFEST", ("nodes.json", "nodes.yaml", "nodes.yml"), "docs/nodes.md")
 VERSION = 1
 MOST_PACKS = 500
-_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
+REGISTRY_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 _VERSION = re.compile(r"[0-9][0-9A-Za-z.+-]{0,63}")
+_REF = re.compile(r"[\w.-]{1,100}")
 _SHA256 = re.compile(r"[0-9a-fA-F]{64}")
 _SCP = re.compile(r"(?:ssh://)?git@(?P<host>[\w.-]+)[:/](?P<path>[\w./~-]+)")
 _KNOWN = frozenset("id version git commit ref directory hash".split())
@@ -141,13 +145,14 @@ def parse_nodes(data: Any, label: str, allow_http: bool = False) -> NodeManifest
         message = f"{label}: {entries}."
         return NodeManifest(findings=(error("nodes.manifest_shape", message, _HOW),))
     reader = _Reader(label, allow_http)
-    for where, entry in entries:
-        if len(reader.packs) < MOST_PACKS:
-            reader.read(where, entry)
+    for where, entry in islice(entries, MOST_PACKS):
+        reader.read(where, entry)
+    if any(True for _ in entries):
+        reader.findings.append(too_many(label, MOST_PACKS, "packs"))
     return NodeManifest(tuple(reader.packs.values()), tuple(reader.findings))
 
 
-Entries = list[tuple[str, Any]]
+Entries = Iterator[tuple[str, Any]]
 
 
 def _entries_in(data: Any) -> Entries | str:
@@ -157,14 +162,14 @@ def _entries_in(data: Any) -> Entries | str:
     if isinstance(data.get("custom_nodes"), Mapping):
         data = data["custom_nodes"]
     if any(key in data for key in _SNAPSHOT):
-        return list(_in_snapshot(data))
+        return _in_snapshot(data)
     snapshots = data.get("snapshots")
     if isinstance(snapshots, list):
         if len(snapshots) != 1 or not isinstance(snapshots[0], Mapping):
             return f"it holds {len(snapshots)} snapshots, and one is read"
         data = snapshots[0]
     if isinstance(data.get("customNodes"), list):
-        return list(_in_desktop(data["customNodes"]))
+        return _in_desktop(data["customNodes"])
     nodes = data.get("nodes")
     if not isinstance(nodes, list):
         return "it has no `nodes`"
@@ -172,7 +177,7 @@ def _entries_in(data: Any) -> Entries | str:
         return "it is a workflow (`comfyui-worker nodes add --from FILE` adds what it needs)"
     if data.get("version") != VERSION:
         return f"`version` is {data.get('version')!r:.40}; this worker knows {VERSION}"
-    return [(f"nodes[{index}]", entry) for index, entry in enumerate(nodes)]
+    return ((f"nodes[{index}]", entry) for index, entry in enumerate(nodes))
 
 
 def _in_snapshot(data: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
@@ -267,30 +272,35 @@ def read_entry(entry: Any, where: str, allow_http: bool = False) -> PackSpec:
 
 def _registry(entry: Mapping[str, Any]) -> tuple[RegistryPin, str]:
     pack, version = _text(entry, "id") or "", _text(entry, "version") or ""
-    if not _ID.fullmatch(pack):
-        raise _bad(f"`id` is {pack[:80]!r}", "Give the id that registry.comfy.org shows.")
+    check_id(pack)
     if not _VERSION.fullmatch(version):
-        raise DownloadError(
-            "nodes.not_pinned",
-            f"`version` of {pack} is {version[:40]!r}, which is not a version.",
-            f"Pin it: `comfyui-worker nodes add {pack}`.",
-        )
+        raise _not_pinned(f"`version` of {pack}", version, "a version", pack)
     digest = _text(entry, "hash")
     if digest is not None and not _SHA256.fullmatch(digest):
         raise _bad("`hash` is not a SHA-256", "Give 64 hexadecimal digits, or leave it out.")
     return RegistryPin(pack, version, digest.lower() if digest else None), pack
 
 
+def check_id(pack: str) -> None:
+    """Raises DownloadError for what is no id of the Comfy Registry."""
+    if not REGISTRY_ID.fullmatch(pack):
+        raise _bad(f"`id` is {pack[:80]!r}", "Give the id that registry.comfy.org shows.")
+
+
 def _git(entry: Mapping[str, Any], allow_http: bool) -> tuple[GitPin, str]:
     url = repository_url(_text(entry, "git") or "", allow_http)
     commit = (_text(entry, "commit") or "").lower()
     if not COMMIT.fullmatch(commit):
-        raise DownloadError(
-            "nodes.not_pinned",
-            f"`commit` of {url} is {commit[:70]!r}, which is not a whole commit.",
-            f"Pin it: `comfyui-worker nodes add {url}`.",
-        )
+        ref = _text(entry, "commit") or _text(entry, "ref") or ""
+        address = f"{url}@{ref}" if _REF.fullmatch(ref) else url
+        raise _not_pinned(f"`commit` of {url}", commit, "a whole commit", address)
     return GitPin(url, commit, _text(entry, "ref")), repository_name(url)
+
+
+def _not_pinned(what: str, given: str, wanted: str, pack: str) -> DownloadError:
+    why = f"is {given[:70]!r}, which is not {wanted}" if given else "is missing"
+    fix = f"Pin it: `{typed('comfyui-worker', 'nodes', 'add', pack)}`."
+    return DownloadError("nodes.not_pinned", f"{what} {why}.", fix)
 
 
 def repository_url(address: str, allow_http: bool = False) -> str:

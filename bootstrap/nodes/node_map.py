@@ -19,8 +19,9 @@ from pathlib import Path
 from typing import Any
 
 from bootstrap.core.files import part_beside, write_whole
-from bootstrap.net.errors import DownloadError
+from bootstrap.net import DownloadError
 from bootstrap.nodes.installed import has_pack
+from bootstrap.nodes.manifest import REGISTRY_ID
 from bootstrap.volume.layout import OWN_FOLDER
 
 CODES = {"nodes.bad_map": "What was fetched is not a map of which pack has which node."}
@@ -33,7 +34,11 @@ MOST_MAP = 64 * 1024 * 1024
 _MOST_PACKS = 100_000
 _MOST_NAMES = 2_000_000
 _LONGEST = 300
+# It is shown as part of a command: nothing that a shell would act on.
+_ADDRESS = re.compile(r"https://[\w.~/%+@:-]{1,290}", re.ASCII)
 _PLAIN = re.compile(r"(\^)?((?:[\w \-:/.,+&#@!'\"]|\\[()\[\]{}|.+*?^$ -])+)(\$)?")
+_AT_GITHUB = re.compile(r"\w[\w.-]{0,99}/\w[\w.-]{0,99}", re.ASCII)
+_REVISION = re.compile(r"\w[\w.+-]{0,99}", re.ASCII)
 # What only the editor knows: subgraphs (their ids), group nodes, and its own helpers.
 EDITOR_ONLY = re.compile(
     r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}|workflow[>/].*"
@@ -165,12 +170,12 @@ def read_map(content: bytes, fetched: str, source: str) -> NodeMap:
 def _entries(data: Any) -> Iterator[tuple[str, list[str], Mapping[str, Any]]]:
     left = _MOST_NAMES
     for url, value in list(data.items())[:_MOST_PACKS] if isinstance(data, Mapping) else ():
-        if not isinstance(value, list) or not value or not _text(url).startswith("https://"):
+        if not isinstance(value, list) or not value or not _ADDRESS.fullmatch(url):
             continue
         names = _texts(value[0])[: max(left, 0)]
         left -= len(names)
         more = value[1] if len(value) > 1 and isinstance(value[1], Mapping) else {}
-        yield _text(url).rstrip("/"), names, more
+        yield url.rstrip("/"), names, more
 
 
 def _texts(value: Any) -> list[str]:
@@ -220,11 +225,20 @@ def nodes_in(data: Any) -> list[Needed]:
         if not isinstance(name, str) or not name or EDITOR_ONLY.fullmatch(name):
             continue
         needed = Needed(
-            name, *(_text(properties.get(k)).strip() for k in ("cnr_id", "aux_id", "ver"))
+            name,
+            _like(REGISTRY_ID, properties.get("cnr_id")),
+            _like(_AT_GITHUB, properties.get("aux_id")),
+            _like(_REVISION, properties.get("ver")),
         )
         if name not in found or needed.registry_id:
             found[name] = needed
     return list(found.values())
+
+
+def _like(form: re.Pattern[str], value: Any) -> str:
+    """A text of that form, else nothing: a workflow is a stranger's, and says what it likes."""
+    text = _text(value).strip()
+    return text if form.fullmatch(text) else ""
 
 
 def _nodes_in(data: Any) -> Iterator[tuple[Any, Mapping[str, Any]]]:

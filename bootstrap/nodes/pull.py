@@ -10,6 +10,7 @@ No code of a pack runs here.
 from __future__ import annotations
 
 import json
+import logging
 import os
 import re
 import shutil
@@ -17,7 +18,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,7 @@ from bootstrap.core.archive import ArchiveTooLarge, BadArchive, Limits, comment_
 from bootstrap.core.concurrency import WorkerPool
 from bootstrap.core.files import contains
 from bootstrap.core.findings import Finding, Severity, info, ok, warning
-from bootstrap.core.temp_files import BEAT, HOUR, STALE, Lease, key_of, new_owner
+from bootstrap.core.temp_files import BEAT, HOUR, LONGEST_NAME, STALE, Lease, key_of, new_owner
 from bootstrap.core.text import counted, typed
 from bootstrap.environment.packs import COMMIT
 from bootstrap.models.background import provision_context
@@ -35,8 +36,9 @@ from bootstrap.models.download.part import sweep, unchanged_for
 from bootstrap.models.download.progress import FileMeter, LogMeter, MakeMeter
 from bootstrap.models.download.verify import Wanted, hash_file
 from bootstrap.models.sources.https import Https
-from bootstrap.net.errors import DownloadError, OwnershipLost, Stopped, disk_error, stopped
+from bootstrap.net import DownloadError, OwnershipLost, Stopped, disk_error, stopped
 from bootstrap.nodes.installed import (
+    NOT_UNPACKED,
     RECEIPT,
     TRACKING,
     Found,
@@ -44,6 +46,7 @@ from bootstrap.nodes.installed import (
     State,
     compare,
     edited,
+    files_in,
     look,
     occupied,
 )
@@ -66,6 +69,8 @@ CODES = {
 _ASIDE = ".disabled"
 _LIMITS = Limits(size=4_000_000_000, files=50_000, depth=40, fold=False)
 _AT_ONCE = 4
+# Seven seconds in all: ComfyUI's start waits for it.
+_ATTEMPTS = 3
 _OURS = re.compile(r"[0-9a-f]{16}-[0-9a-f]{16}\.(new|old)|[0-9a-f]{16}\.zip")
 
 
@@ -105,6 +110,12 @@ class PackResult:
         }
 
 
+class PackMeter(LogMeter):
+    """A pack's lines in the log."""
+
+    log = logging.getLogger("nodes")
+
+
 @dataclass(frozen=True)
 class PackPlace:
     """Where and with what. `nodes` is custom_nodes, `own` our folder on the same volume, `root` the
@@ -114,16 +125,16 @@ class PackPlace:
     own: Path
     root: Path
     sources: PackSources
-    make_meter: MakeMeter = LogMeter
+    make_meter: MakeMeter = PackMeter
     beat: float = BEAT
     stale: float = STALE
     longest_wait: float = 900.0
     look_every: float = 0.2
 
 
-def place_for(settings: Settings, layout: Layout, make_meter: MakeMeter = LogMeter) -> PackPlace:
+def place_for(settings: Settings, layout: Layout, make_meter: MakeMeter = PackMeter) -> PackPlace:
     """Where and with what this worker keeps packs."""
-    tools = provision_context(settings, layout).tools
+    tools = replace(provision_context(settings, layout).tools, attempts=_ATTEMPTS)
     https = Https(settings.download_token, settings.download_token_host)
     own = layout.root / OWN_FOLDER / "nodes"
     return PackPlace(layout.custom_nodes, own, layout.root, PackSources(tools, https), make_meter)
@@ -334,11 +345,12 @@ class _Job:
                 f"the archive is of the commit {comment}, wanted is {pin.commit}.",
                 "Try again; if it stays, the server is wrong.",
             )
-        names = [name for name in names if name.partition("/")[0] != RECEIPT]
-        files = {name: hash_file(new / name, self._stop) for name in names}
+        for name in NOT_UNPACKED:
+            _remove(new / name)
+        names = [name for name in names if name.partition("/")[0] not in NOT_UNPACKED]
+        files = {str(p.relative_to(new)): hash_file(p, self._stop) for p in files_in(new)}
         if isinstance(pin, RegistryPin):
             (new / TRACKING).write_text("\n".join(names), "utf-8")
-        _remove(new / RECEIPT)
         (new / RECEIPT).write_text(json.dumps(Receipt(str(pin), files).as_dict()), "utf-8")
         return names
 
@@ -359,7 +371,9 @@ class _Job:
             raise occupied(spec, found)
         kept = self._place.nodes / _ASIDE
         kept.mkdir(exist_ok=True)
-        return kept / f"{spec.name}@{time.strftime('%Y%m%d-%H%M%S')}-{new_owner()[:4]}"
+        aside = f"@{time.strftime('%Y%m%d-%H%M%S')}-{new_owner()[:4]}"
+        room = LONGEST_NAME - len(aside)
+        return kept / (spec.name.encode()[:room].decode(errors="ignore") + aside)
 
 
 class _Bounded:

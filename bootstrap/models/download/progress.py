@@ -11,8 +11,6 @@ from typing import Any, TextIO
 
 from bootstrap.core.text import size_text
 
-_log = logging.getLogger("models")
-
 EVERY = 5.0  # seconds between two lines about one file
 
 
@@ -68,6 +66,8 @@ class FileMeter:
 class LogMeter(FileMeter):
     """Lines for a log, at most one every `EVERY` seconds."""
 
+    log = logging.getLogger("models")
+
     def __init__(self, what: str, tell: Callable[[int, int], None] | None = None) -> None:
         super().__init__(what, tell)
         self._shown = 0.0
@@ -79,11 +79,11 @@ class LogMeter(FileMeter):
             if not force and now - self._shown < EVERY:
                 return
             self._shown = now
-        _log.info("%s: %s", self.what, self.line())
+        self.log.info("%s: %s", self.what, self.line())
 
     def end(self, note: str) -> None:
         """Say how it ended."""
-        _log.info("%s: %s", self.what, note)
+        self.log.info("%s: %s", self.what, note)
 
 
 class BarMeter(FileMeter):
@@ -133,16 +133,17 @@ class BarMeter(FileMeter):
 MakeMeter = Callable[[str, Callable[[int, int], None] | None], FileMeter]
 
 
-def meters_for(stream: TextIO | None = None) -> MakeMeter:
-    """Bars where `stream` (standard error by default) is a terminal and tqdm is there."""
+def meters_for(stream: TextIO | None = None, lines: MakeMeter = LogMeter) -> MakeMeter:
+    """Bars where `stream` (standard error by default) is a terminal and tqdm is there, else
+    `lines`."""
     out = sys.stderr if stream is None else stream
     if out.isatty():
         try:
             import tqdm as _  # noqa: F401
         except ImportError:
-            return LogMeter
+            return lines
         return lambda what, tell: BarMeter(what, tell, out)
-    return LogMeter
+    return lines
 
 
 def clock(seconds: float) -> str:

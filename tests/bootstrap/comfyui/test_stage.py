@@ -19,7 +19,7 @@ from bootstrap.comfyui.stage import (
     link_output,
     stage,
 )
-from bootstrap.comfyui.write_back import WriteBack
+from bootstrap.comfyui.workdir import WriteBack
 from tests.support.volumes import mounted
 
 MB = 1_000_000

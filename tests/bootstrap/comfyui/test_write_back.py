@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from bootstrap.comfyui.stage import CopyPlan, Staged, stage
-from bootstrap.comfyui.write_back import WriteBack
+from bootstrap.comfyui.workdir import WriteBack
 
 PACK = "custom_nodes/pack"
 

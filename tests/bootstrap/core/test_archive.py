@@ -66,6 +66,7 @@ HOSTILE: dict[str, Callable[[], bytes]] = {
     "control": lambda: packed(("a\nb.png", PNG)),
     "long": lambda: packed(("x" * 250, PNG)),
     "deep": lambda: packed(("/".join("abcdefghijkl"), PNG)),
+    "long as a whole": lambda: packed(("/".join(["n" * 190] * 6), PNG)),
     "link": lambda: packed((info("link", 0o120777), b"/etc/passwd")),
     "link, then through it": lambda: packed(
         (info("link", 0o120777), b"/tmp"), ("link/evil.png", PNG)

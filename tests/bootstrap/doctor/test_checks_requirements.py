@@ -249,6 +249,13 @@ def test_many_packs_share_a_finding() -> None:
     assert "missing16" in more.fix
 
 
+def test_nothing_is_said_to_be_met_where_something_is_missing_or_nothing_is_known() -> None:
+    facts = comfyui()
+    assert "comfyui.requirements_met" in found(facts, packages())
+    assert "comfyui.requirements_met" not in found(facts, packages(aiohttp=None))
+    assert "comfyui.requirements_met" not in found(replace(facts, own=None), packages())
+
+
 def test_disabled_packs_ask_for_nothing() -> None:
     facts = comfyui(Alpha="missing\n")
     facts = replace(facts, packs=(replace(facts.packs[0], disabled=True),))

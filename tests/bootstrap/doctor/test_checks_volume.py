@@ -21,7 +21,15 @@ from bootstrap.core.findings import Finding, Severity
 from bootstrap.doctor.checks import volume, volume_layout, volume_links
 from bootstrap.doctor.checks.volume import check_layout, check_volume
 from bootstrap.doctor.facts.volume import gather_volume
-from bootstrap.doctor.facts.volume_facts import Space, VolumeFacts, VolumeState, Writing
+from bootstrap.doctor.facts.volume_facts import (
+    Leads,
+    LinkFact,
+    Space,
+    VolumeFacts,
+    VolumeState,
+    Writing,
+)
+from bootstrap.doctor.facts.volume_places import ModelPath
 from bootstrap.volume import Layout, locate
 from bootstrap.volume.layout import USUAL_ROOTS, Mount, similar_folder
 from tests.support.volumes import (
@@ -344,3 +352,23 @@ def test_codes_are_declared_once_and_each_has_a_test() -> None:
     source = Path(__file__).read_text() + (tests / "test_checks_volume_fixes.py").read_text()
     source += (tests.parents[1] / "support/volume_cases.py").read_text()
     assert [code for code in codes if f'"{code}"' not in source] == []
+
+
+@pytest.mark.parametrize(("mount", "severity"), [("/runpod-volume", INFO), ("/workspace", WARNING)])
+def test_what_names_serverless_s_own_mount_point_is_fit_for_jobs(
+    mount: str, severity: Severity
+) -> None:
+    link = LinkFact(f"{mount}/a", f"{mount}/b", Leads.WELL, mount, "b")
+    path = ModelPath(2, "mine", "loras", f"{mount}/b", f"{mount}/b", True, home=mount, there=True)
+    facts = VolumeFacts(
+        mount, comfyui=f"{mount}/ComfyUI", comfyui_on_volume=True, real=mount,
+        comfyui_real=f"{mount}/ComfyUI",
+        links=(link,), model_paths=(path,),
+    )  # fmt: skip
+    alone = Settings(link_other_mount=False)
+    found = [*volume_links.check_links(facts, alone), *volume_links.check_paths(facts, alone)]
+    assert [(f.code, f.severity) for f in found] == [
+        ("links.absolute", severity), ("volume.paths_absolute", severity),
+    ]  # fmt: skip
+    image = replace(facts, comfyui="/opt/ComfyUI", comfyui_on_volume=False)
+    assert volume_links.check_paths(image, alone) == []

@@ -12,12 +12,12 @@ from typing import Any
 
 import pytest
 
+from bootstrap import net as download_errors
 from bootstrap.core.findings import Severity, errors_in
 from bootstrap.models import cli
 from bootstrap.models import manifest as manifest_module
-from bootstrap.models.manifest import Manifest, is_workflow, parse_manifest
+from bootstrap.models.manifest import MOST_MODELS, Manifest, is_workflow, parse_manifest
 from bootstrap.models.manifest_file import MAX_BYTES, add_entry, load_manifest
-from bootstrap.net import errors as download_errors
 from tests.support.provisioning import MARKER, sha256, spec, tensors
 from tests.support.vicious_server import ViciousServer
 
@@ -192,6 +192,13 @@ def test_a_workflow_is_a_manifest() -> None:
     assert not errors_in(read.findings)
 
 
+def test_what_is_wrong_with_a_workflows_model_is_an_error_but_not_what_other_nodes_keep() -> None:
+    wrong = [{**GOOD, "url": "ftp://models.example/m"}, {"position": {"x": 1}}]
+    findings = parse_manifest({"nodes": [], "models": wrong}).findings
+    assert {f.severity for f in findings if f.code == "manifest.url"} == {Severity.ERROR}
+    assert {f.severity for f in findings if f.code == "manifest.field"} == {Severity.WARNING}
+
+
 def test_the_official_templates_parse() -> None:
     if util.find_spec("comfyui_workflow_templates_json") is None:
         pytest.skip("comfyui-workflow-templates-json is not installed (requirements/dev.txt)")
@@ -271,6 +278,13 @@ def test_a_manifest_of_5_mb_is_read_at_once(tmp_path: Path) -> None:
     started = time.monotonic()
     assert len(load_manifest(None, tmp_path).models) == 10_000
     assert time.monotonic() - started < 5
+
+
+def test_no_more_entries_are_read_than_a_start_can_bear() -> None:
+    """Each bad one is a finding: a file of the allowed size took minutes, and all memory."""
+    found = parse_manifest({"version": 1, "models": [0] * (MOST_MODELS + 1)}).findings
+    assert len(found) == MOST_MODELS + 1
+    assert found[-1].code == "manifest.too_large"
 
 
 @pytest.mark.parametrize("name", ["models.json", "models.yaml"])

@@ -81,3 +81,11 @@ def test_several_workers_leave_one_whole_record(tmp_path: Path) -> None:
         for path in tmp_path.rglob("*.json"):
             assert json.loads(path.read_text())["version"] == 1
     assert len(os.listdir(tmp_path / ".comfyui-worker/recent")) == 1
+
+
+def test_what_is_read_ahead_goes_by_the_setting(tmp_path: Path) -> None:
+    recent = Recent(tmp_path, None)
+    recent.note(["checkpoints/a.safetensors"])
+    assert recent.likely("Last") == ["checkpoints/a.safetensors"]
+    assert recent.likely("none") == []
+    assert recent.likely("loras/a.safetensors, vae/b.pt,") == ["loras/a.safetensors", "vae/b.pt"]

@@ -101,6 +101,8 @@ def test_what_add_takes_and_pins(
         (["{url}@nope"], 1),
         (["{url}", "--directory", "../evil"], 1),
         (["--from", "missing.json"], 1),
+        (["\udcff"], 1),
+        (["x" * 5000], 1),
     ],
 )
 def test_what_add_refuses_changes_nothing(
@@ -150,6 +152,41 @@ def test_all_that_a_workflow_needs_is_added(
     code, said = typed(server, "add", "--from", str(workflow))
     assert code == 1 and "Mystery" in said and "2026-11-28" in said
     assert listed(volume) == wanted
+
+
+def test_the_editors_word_goes_before_the_map(
+    server: PackServer, volume: Path, tmp_path: Path
+) -> None:
+    """A node's own commit or version is what the workflow was made with."""
+    url = server.repository("owner/A-Pack")
+    server.pack("newest-pack", "3.2.1")
+    packs = [url, server.url + "/owner/Other", "https://raw.example.com/one.py"]
+    kept = {
+        "version": 1,
+        "fetched": "2026-11-28",
+        "source": "x",
+        "packs": [[pack, ""] for pack in packs],
+        "nodes": {"A": [0, 1], "File": [2]},
+        "parts": [],
+    }
+    (volume / ".comfyui-worker").mkdir()
+    (volume / ".comfyui-worker/node-map.json").write_text(json.dumps(kept))
+    nodes = [
+        {"type": "A", "properties": {"cnr_id": "a-pack", "ver": OTHER}},
+        {"type": "B", "properties": {"cnr_id": "newest-pack", "ver": "nightly"}},
+        {"type": "C", "properties": {"cnr_id": "gone-pack"}},
+        {"type": "File"},
+    ]
+    workflow = tmp_path / "workflow.json"
+    workflow.write_text(json.dumps({"nodes": nodes, "links": []}))
+    code, said = typed(server, "add", "--from", str(workflow))
+    assert code == 1 and "others have it, too" in said and "gone-pack" in said
+    assert "copy https://raw.example.com/one.py into custom_nodes" in said
+    assert "that has: C, File." in said
+    assert listed(volume) == [
+        {"git": url, "commit": OTHER},
+        {"id": "newest-pack", "version": "3.2.1"},
+    ]
 
 
 def test_the_map_is_fetched_shown_and_asked(server: PackServer, volume: Path) -> None:

@@ -12,6 +12,7 @@ import pytest
 from bootstrap.core.findings import Severity
 from bootstrap.models.manifest_file import Unreadable
 from bootstrap.nodes.manifest import (
+    MOST_PACKS,
     GitPin,
     NodeManifest,
     PackSpec,
@@ -192,6 +193,29 @@ def test_two_packs_cannot_have_one_folder_but_one_may_be_listed_twice() -> None:
     assert codes(manifest) == ["nodes.manifest_twice"]
 
 
+def test_no_more_packs_are_read_than_a_start_can_bear() -> None:
+    """Each bad entry is a finding: two million of them took 41 s and 1.2 GB."""
+    many = parse_nodes({"version": 1, "nodes": [0] * 300_000}, "nodes.json")
+    assert len(many.findings) == MOST_PACKS + 1
+    assert many.findings[-1].code == "manifest.too_large"
+    snapshot = {"cnr_custom_nodes": {f"pack-{n}": "1.0.0" for n in range(MOST_PACKS + 1)}}
+    found = parse_nodes(snapshot, "snapshot.json")
+    assert len(found.packs) == MOST_PACKS
+    assert [finding.code for finding in found.findings] == ["manifest.too_large"]
+
+
+def test_half_a_character_in_another_entry_does_not_keep_one_from_being_added(
+    tmp_path: Path,
+) -> None:
+    path = tmp_path / "nodes.json"
+    text = '{"version": 1, "nodes": [{"id": "a", "version": "1.0", "note": "\\ud800 é"}]}'
+    path.write_text(text)
+    (spec,) = parse_nodes({"cnr_custom_nodes": {"b": "2.0.0"}}, "").packs
+    assert add_packs(path, [spec]) == [spec]
+    first, second = json.loads(path.read_text("utf-8"))["nodes"]
+    assert (first["note"], second["id"]) == ("\ud800 é", "b")
+
+
 @pytest.mark.parametrize(
     "written",
     [URL, f"{URL}.git", f"{URL}/", "git@github.com:cubiq/ComfyUI_essentials.git",
@@ -242,3 +266,11 @@ def test_a_file_that_is_not_ours_is_not_added_to(tmp_path: Path, data: Any) -> N
     with pytest.raises(Unreadable):
         add_packs(path, [PackSpec("a", RegistryPin("a", "1.0.0"))])
     assert json.loads(path.read_text()) == data
+
+
+def test_what_is_not_pinned_is_told_how_to_be() -> None:
+    manifest = ours({"id": "a"}, {"git": URL, "commit": "main"}, {"git": URL, "commit": "a;b"})
+    fixes = [finding.fix for finding in manifest.findings]
+    assert "`comfyui-worker nodes add a`" in fixes[0] and "missing" in manifest.findings[0].message
+    assert f"`comfyui-worker nodes add {URL}@main`" in fixes[1]
+    assert f"`comfyui-worker nodes add {URL}`" in fixes[2], "what is typed into a shell is plain"

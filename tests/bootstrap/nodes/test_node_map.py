@@ -10,7 +10,8 @@ from typing import Any
 
 import pytest
 
-from bootstrap.net.errors import DownloadError
+from bootstrap.net import DownloadError
+from bootstrap.nodes.installed import has_pack
 from bootstrap.nodes.node_map import (
     CORE,
     Needed,
@@ -32,6 +33,9 @@ MAP: dict[str, Any] = {
     "https://github.com/d/lab": [[], {"nodename_pattern": " \\(lab\\)$"}],
     "https://github.com/e/evil": [[], {"nodename_pattern": "^(a+)+$"}],
     "javascript:alert(1)": [["Evil"], {}],
+    "https://github.com/a/b;curl evil": [["Evil"], {}],
+    "https://github.com/a/$(id)": [["Evil"], {}],
+    "https://github.com/a/`id`": [["Evil"], {}],
     "https://github.com/f/f": "nonsense",
     "https://github.com/g/g": [["Good", 5, "new\nline", "x" * 1000], "nonsense"],
 }
@@ -135,6 +139,14 @@ def test_a_saved_workflow_says_itself_which_pack_its_nodes_are_of() -> None:
         Needed("InGroup"),
         Needed("InSubgraph"),
     ]
+
+
+@pytest.mark.parametrize("of", ["/", "..", "../..", "x" * 300, "-o/x", "a/..", "a/b?c", "a b/c"])
+def test_what_a_stranger_wrote_beside_a_node_is_an_id_or_nothing(of: str, tmp_path: Path) -> None:
+    """`..` is in every folder: the pack seemed to be there, and the node was never named."""
+    properties = {"cnr_id": of, "aux_id": of, "ver": of}
+    assert nodes_in({"nodes": [{"type": "A", "properties": properties}]}) == [Needed("A")]
+    assert not has_pack("https://github.com/o/..", tmp_path)
 
 
 @pytest.mark.parametrize("wrap", [lambda w: w, lambda w: {"workflow": w}, lambda w: {"prompt": w}])

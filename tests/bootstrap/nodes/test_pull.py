@@ -26,7 +26,7 @@ from bootstrap.core.findings import Severity
 from bootstrap.core.temp_files import key_of
 from bootstrap.net.addresses import AddressPolicy
 from bootstrap.nodes import pull as module
-from bootstrap.nodes.installed import RECEIPT, read_receipt, verify
+from bootstrap.nodes.installed import RECEIPT, TRACKING, read_receipt, verify
 from bootstrap.nodes.manifest import PackSpec
 from bootstrap.nodes.pull import PackPlace, PackResult, pull, summary
 from tests.support.pack_server import (
@@ -96,6 +96,16 @@ def test_a_version_of_the_registry_is_fetched_once(server: PackServer, volume: P
     assert bring(from_registry(), place).state == "present" and len(server.seen) == seen
     (finding,) = summary([result])
     assert (finding.code, finding.severity) == ("nodes.fetched", Severity.OK)
+
+
+def test_the_log_says_where_it_came_from(
+    server: PackServer, volume: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    server.pack("some-pack", "1.2.3")
+    with caplog.at_level("INFO", "nodes"):
+        bring(from_registry(), server.place(volume, make_meter=module.PackMeter))
+    lines = [record.getMessage() for record in caplog.records if record.name == "nodes"]
+    assert lines and "some-pack: fetched from 127.0.0.1" in lines[-1]
 
 
 def test_the_manager_knows_it_as_its_own(server: PackServer, volume: Path) -> None:
@@ -254,6 +264,20 @@ def test_a_server_that_fails_now_and_then_is_asked_again(
     assert bring(from_registry(), server.place(volume)).state == "fetched"
 
 
+@pytest.mark.parametrize("what", ["registry", "git"])
+def test_a_server_that_is_away_is_asked_a_few_times_in_all(
+    server: PackServer, volume: Path, what: str
+) -> None:
+    """Not a few times for each time."""
+    away: dict[str, Any] = {"status": 503}
+    url = server.repository("owner/A-Pack", **away)
+    server.serve("/nodes/some-pack/install?version=1.2.3", b"", **away)
+    place = server.place(volume)
+    result = bring(from_registry() if what == "registry" else from_git(url), place)
+    assert result.problem is not None and result.problem.code == "download.http_status"
+    assert len(server.seen) == 1 + place.sources.tools.attempts
+
+
 def test_a_withdrawn_version_is_not_fetched(server: PackServer, volume: Path) -> None:
     path = server.pack("some-pack", "1.2.3")
     about = {
@@ -404,6 +428,45 @@ def test_install_scripts_and_submodules_are_named_and_nothing_is_run(
     result = bring(from_git(url), place)
     assert [note.code for note in result.findings()] == ["nodes.install_script", "nodes.submodules"]
     assert not list(volume.rglob("ran"))
+
+
+@pytest.mark.parametrize("name", [TRACKING, f"{TRACKING}/inside", ".git/config"])
+def test_what_git_and_the_manager_keep_in_a_pack_is_not_taken_from_an_archive(
+    server: PackServer, volume: Path, name: str
+) -> None:
+    server.pack("some-pack", "1.2.3", zipped({**FILES, name: "[core]\nfsmonitor = touch ran\n"}))
+    place = server.place(volume)
+    assert bring(from_registry(), place).state == "fetched"
+    pack = place.nodes / "some-pack"
+    assert verify(from_registry(), place.nodes)[0]
+    assert not (pack / ".git").exists()
+    assert (pack / TRACKING).read_text().split() == list(FILES)
+
+
+def test_bytecode_in_an_archive_is_as_fetched_until_python_makes_its_own(
+    server: PackServer, volume: Path
+) -> None:
+    """Many a pack is published with its __pycache__."""
+    cache = "__pycache__/a.cpython-312.pyc"
+    server.pack("some-pack", "1.2.3", zipped({**FILES, cache: "old", "sourceless.pyc": "x"}))
+    place = server.place(volume)
+    bring(from_registry(), place)
+    pack = place.nodes / "some-pack"
+    assert verify(from_registry(), place.nodes)[0]
+    (pack / cache).write_text("new")
+    assert verify(from_registry(), place.nodes)[0]
+    (pack / "sourceless.pyc").write_text("another's")
+    assert verify(from_registry(), place.nodes)[1] == "changed: sourceless.pyc"
+
+
+def test_a_folder_with_the_longest_name_can_be_put_aside(server: PackServer, volume: Path) -> None:
+    server.pack("some-pack", "1.2.3")
+    place, spec = server.place(volume), PackSpec("é" * 120, from_registry().pin)
+    (place.nodes / spec.name).mkdir(parents=True)
+    (place.nodes / spec.name / "mine").touch()
+    result = bring(spec, place, force=True)
+    assert result.state == "updated" and result.aside is not None
+    assert (result.aside / "mine").exists()
 
 
 @pytest.mark.parametrize("name", [RECEIPT, f"{RECEIPT}/inside"])

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
 
-from bootstrap.net.errors import DownloadError
+from bootstrap.net import DownloadError
 from bootstrap.nodes.manifest import RegistryPin
 from bootstrap.nodes.sources import PackSources, fetch_small
 from tests.support.pack_server import COMMIT, OTHER, PackServer, from_git, from_registry, refs
 from tests.support.provisioning import MARKER, tools
+from tests.support.trickling_server import PARTS, trickling
 
 
 @pytest.fixture
@@ -78,6 +80,16 @@ def test_an_answer_that_trickles_is_given_up(server: PackServer) -> None:
     server.serve("/slow", b"x" * 100_000, trickle=True)
     slow = tools(stall=0.5, attempts=1, slowest=1024)
     refused("download.stalled", fetch_small, server.url + "/slow", slow, 1_000_000)
+
+
+@pytest.mark.parametrize("part", PARTS)
+def test_so_is_one_that_trickles_outside_its_body(part: str) -> None:
+    """A socket's time-out starts again with each byte; nothing but the clock ends that."""
+    began = time.monotonic()
+    with trickling(part) as slow:
+        patience = tools(stall=0.5, attempts=1)
+        refused("download.stalled", fetch_small, slow.url + "/slow", patience, 1_000_000)
+    assert time.monotonic() - began < 3
 
 
 def test_the_newest_version_and_one_by_its_number(server: PackServer, sources: PackSources) -> None:

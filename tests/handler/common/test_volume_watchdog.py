@@ -12,10 +12,11 @@ from typing import TypeVar
 
 import pytest
 
+from bootstrap.volume import Layout
 from handler.common import calls
 from handler.common.blocking import Pool, TimeUp
 from handler.common.calls import NoResponse, VolumeWatchdog
-from handler.common.errors import JobError
+from handler.common.errors import JobError, VolumeSilentError
 
 T = TypeVar("T")
 
@@ -98,3 +99,13 @@ def test_a_job_is_reported_what_to_do(tmp_path: Path, silence: threading.Event) 
         asyncio.run(watchdog(tmp_path).call_or_fail(silence.wait, 30))
     assert caught.value.code == "volume.silent" and "Send the job again" in caught.value.fix
     assert str(tmp_path) in caught.value.message
+
+
+def test_a_volume_that_is_gone_explains_an_error_once(tmp_path: Path) -> None:
+    layout = Layout(tmp_path / "gone", True, None)
+    cause = JobError("input.missing", "a.png is missing.", field="x")
+    fault = calls.volume_fault(layout, cause)
+    assert fault is not None and fault.code == "volume.gone" and "a.png is missing." in str(fault)
+    assert fault.details == {"cause": "input.missing", "field": "x"}
+    assert calls.volume_fault(layout, VolumeSilentError("It does not answer.")) is None
+    assert calls.volume_fault(Layout(tmp_path, True, None), cause) is None

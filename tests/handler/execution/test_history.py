@@ -8,7 +8,7 @@ import pytest
 
 from bootstrap.comfyui import prompt_hooks
 from handler.common.errors import CODES, ComfyBroken, JobError
-from handler.execution import history, node_progress
+from handler.execution import history, node_progress, validation
 
 ID = "11111111-2222-3333-4444-555555555555"
 OUTPUTS = {"9": {"images": [{"filename": "a.png", "subfolder": "", "type": "output"}]}}
@@ -204,6 +204,18 @@ def test_a_node_that_lacks_a_token_which_is_withheld_is_reported_how_to_get_it(
         f"COMFYUI_ENV_PASS=CIVITAI_TOKEN,{names[0]} " in reported.fix and said in reported.message
     )
     assert history.with_withheld(error, [], []) is error, "nothing is withheld"
+
+
+def test_only_a_node_that_simply_failed_gets_a_hint() -> None:
+    """One that ran out of memory did so whatever its words are."""
+    said = "CUDA out of memory. 403 Client Error: Forbidden for url: https://hf.co/x"
+    error = failure(raised("torch.OutOfMemoryError", said))
+    assert error.code == "job.out_of_memory"
+    assert history.with_withheld(error, SECRETS, []) is error
+    hint = JobError("workflow.missing_model", "There is none.", node_id=error.details["node_id"])
+    assert validation.of_node([hint], error) is error
+    plain = failure(raised("ValueError", "none"))
+    assert validation.of_node([hint], plain).code == "workflow.missing_model"
 
 
 def test_an_error_without_a_message_is_still_one() -> None:

@@ -12,7 +12,6 @@ from hypothesis import strategies as st
 
 from handler.common.errors import CODES, JobError, nearest
 from handler.execution import validation
-from handler.execution.missing_nodes import unknown_nodes
 
 MODELS = Path("/runpod-volume/ComfyUI/models")
 WORKFLOW: dict[str, Any] = {
@@ -86,7 +85,7 @@ def test_an_unknown_node_is_named_with_the_nearest_that_is_known(version: str) -
 
 def test_a_node_of_a_pack_that_is_not_there_is_not_taken_for_a_misspelt_one() -> None:
     known = ("VAEDecodeTiled", "VAEEncodeTiled", "Flux2Scheduler", "EmptyImage")
-    error = unknown_nodes({"1": {"class_type": "FaceDetailer", "inputs": {}}}, known)
+    error = validation.unknown_nodes({"1": {"class_type": "FaceDetailer", "inputs": {}}}, known)
     assert error is not None and error.fix.startswith("Install the custom node")
     assert error.details["nearest"] == {"FaceDetailer": []}
 

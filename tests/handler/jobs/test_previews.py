@@ -119,6 +119,24 @@ def test_of_many_frames_the_newest_counts_and_one_in_two_seconds(
     assert sides == sorted(sides) and sides[0] <= 10 and sides[-1] > 20
 
 
+def test_none_comes_after_the_job_has_ended(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "_PREVIEW_EVERY", 0.1)
+    heard: list[str] = []
+
+    class Heard(Progress):
+        def preview(self, image: str) -> None:
+            heard.append(image)
+
+    async def job() -> None:
+        previews = Previews(ProgressOptions(previews=True), Heard({}), Calls.on(Path("/")).local)
+        previews.on_frame(frame(picture(8)))
+        previews.end()
+        await asyncio.sleep(0.5)
+
+    asyncio.run(job())
+    assert heard == []
+
+
 def test_they_are_asked_for_in_the_request() -> None:
     given: dict[str, Any] = {"workflow": plain(), "progress": {"previews": True}}
     request = parse_request(given, Settings())

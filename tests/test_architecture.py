@@ -42,7 +42,6 @@ PURE = (
     "handler.common.media_types",
     "handler.common.reply",
     "handler.execution.history",
-    "handler.execution.missing_nodes",
     "handler.execution.node_progress",
     "handler.execution.validation",
     "handler.outputs.results",

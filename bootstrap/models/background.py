@@ -34,8 +34,8 @@ from bootstrap.models.sources.huggingface import (
     HubHosts,
     HuggingFace,
 )
+from bootstrap.net import DownloadError
 from bootstrap.net.addresses import AddressPolicy
-from bootstrap.net.errors import DownloadError
 from bootstrap.volume import MODELS, Layout, locate
 from bootstrap.volume.args_file import local_folders
 from bootstrap.volume.links import link_models

@@ -33,7 +33,7 @@ from bootstrap.models.manifest_entry import ModelSpec, read_entry
 from bootstrap.models.manifest_file import Unreadable, add_entry, find_manifest, load_manifest
 from bootstrap.models.provision import ProvisionContext, provision
 from bootstrap.models.sources import Sources
-from bootstrap.net.errors import DownloadError, disk_error
+from bootstrap.net import DownloadError, disk_error
 from bootstrap.volume import locate
 from bootstrap.volume.categories import PICKLES, extension_of
 

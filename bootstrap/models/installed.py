@@ -24,7 +24,7 @@ from bootstrap.core.temp_files import RECEIPTS_FOLDER, beside, new_owner
 from bootstrap.models.download.verify import Wanted, check_content, check_hash, hash_file
 from bootstrap.models.manifest import canonical_place
 from bootstrap.models.manifest_entry import ModelSpec
-from bootstrap.net.errors import DownloadError, disk_error
+from bootstrap.net import DownloadError, disk_error
 from bootstrap.volume.categories import ALIASES, category_of
 
 VERSION = 1

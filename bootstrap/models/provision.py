@@ -26,9 +26,9 @@ from bootstrap.models.download.remote import Locate, Remote, Tools
 from bootstrap.models.installed import PathConflict, Receipt, find_present, wanted_of, write_receipt
 from bootstrap.models.manifest_entry import ModelSpec
 from bootstrap.models.sources import Sources
+from bootstrap.net import CODES as DOWNLOAD_CODES
+from bootstrap.net import DownloadError, OwnershipLost, Stopped, disk_error, stopped
 from bootstrap.net.addresses import shown
-from bootstrap.net.errors import CODES as DOWNLOAD_CODES
-from bootstrap.net.errors import DownloadError, OwnershipLost, Stopped, disk_error, stopped
 from bootstrap.net.http import Channel
 
 

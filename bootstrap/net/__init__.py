@@ -1,3 +1,169 @@
-"""HTTP to addresses that were checked, with credentials for exactly the hosts they belong to."""
+"""HTTP to addresses that were checked, with credentials for exactly the hosts they belong to.
 
-__all__ = ["addresses", "errors", "http"]
+Here: what can go wrong with it, each with a stable code, a sentence and a fix.
+"""
+
+from __future__ import annotations
+
+import errno
+
+from bootstrap.core.findings import Fault
+from bootstrap.core.text import size_text
+
+__all__ = [
+    "CODES",
+    "TRY_AGAIN",
+    "AddressRefused",
+    "Changed",
+    "DownloadError",
+    "OwnershipLost",
+    "Stopped",
+    "WrongBytes",
+    "addresses",
+    "bad_answer",
+    "disk_error",
+    "http",
+    "keeps_changing",
+    "stalled",
+    "stopped",
+    "unreachable",
+]
+
+CODES = {
+    "download.login_needed": "The server requires a login (401).",
+    "download.forbidden": "The server refuses this file to this account (403).",
+    "download.gated": "The Hugging Face repository requires its terms to be accepted first.",
+    "download.not_found": "There is no such file, version or repository (404).",
+    "download.gone": "The file was taken down or archived (410).",
+    "download.rate_limited": "The server counts too many requests (429).",
+    "download.http_status": "The server answered with another unexpected status.",
+    "download.unreachable": "The server could not be reached, or the connection keeps breaking.",
+    "download.stalled": "The server sends nothing, or next to nothing.",
+    "download.bad_answer": "The server's answer breaks HTTP's rules for ranges or encodings.",
+    "download.not_a_model": "The server sent a web page, JSON or a pointer instead of a model.",
+    "download.bad_header": "The file's header and content do not fit: truncated or another format.",
+    "download.empty": "The file has 0 bytes.",
+    "download.size_mismatch": "The size is not the expected one.",
+    "download.hash_mismatch": "The SHA-256 is not the expected one.",
+    "download.keeps_changing": "The file changed on the server while it was being fetched.",
+    "download.length_unknown": "The server does not say how long the file is; nothing else can.",
+    "download.no_space": "The disk or the volume's quota is full, or too small for the file.",
+    "download.disk": "The disk could not be read or written.",
+    "download.url_refused": "The URL is malformed, not https, or carries a login.",
+    "download.private_address": "The URL leads to a private address.",
+    "download.redirect_loop": "The URL redirects in circles or too often.",
+    "download.redirect_refused": "The URL redirects to plain http or to something not a URL.",
+    "download.occupied": "Another file stands where this one belongs; it is never replaced.",
+    "download.outside": "A link in the models folder leads out of the volume.",
+    "download.offline": "HF_HUB_OFFLINE is set and the file is not there.",
+    "download.no_source": "No known source understands the URL.",
+    "download.wrong_type": "The link leads to something that is not a model.",
+    "download.stopped": "The download was stopped; it goes on from there next time.",
+    "download.crashed": "A fault of this program while a model was being fetched.",
+}
+
+
+class DownloadError(Fault):
+    """A download failed. `transient` ones are worth another attempt, after `retry_after` seconds
+    where the server said so. The texts hold no credential and no URL's query."""
+
+    def __init__(
+        self,
+        code: str,
+        message: str,
+        fix: str,
+        *,
+        transient: bool = False,
+        retry_after: float | None = None,
+        status: int | None = None,
+    ) -> None:
+        super().__init__(code, message, fix)
+        self.transient = transient
+        self.retry_after = retry_after
+        self.status = status
+
+
+class AddressRefused(DownloadError):
+    """An address that is never asked: malformed, private, or not https."""
+
+
+class WrongBytes(DownloadError):
+    """What came is not the model: another hash, another format, a web page."""
+
+
+class Changed(Exception):
+    """The file on the server is not the one the part was begun with."""
+
+
+class OwnershipLost(Exception):
+    """Another worker took over our part; leave it to that one."""
+
+
+class Stopped(Exception):
+    """The caller asked to stop."""
+
+
+TRY_AGAIN = "Try again; the download goes on from where it stopped."
+
+
+def unreachable(host: str, why: object) -> DownloadError:
+    """The connection failed or broke."""
+    return DownloadError(
+        "download.unreachable",
+        f"the connection to {host} failed ({why}).",
+        f"Check that {host} is up and the name is right, then try again.",
+        transient=True,
+    )
+
+
+def stalled(host: str, seconds: float) -> DownloadError:
+    """Nothing, or almost nothing, came for `seconds`."""
+    return DownloadError(
+        "download.stalled",
+        f"{host} sent (next to) nothing for {seconds:.0f} s.",
+        TRY_AGAIN,
+        transient=True,
+    )
+
+
+def bad_answer(host: str, what: str) -> DownloadError:
+    """The answer is not what HTTP promises."""
+    return DownloadError("download.bad_answer", f"{host} {what}.", TRY_AGAIN, transient=True)
+
+
+def keeps_changing() -> DownloadError:
+    """Every attempt found another file."""
+    return DownloadError(
+        "download.keeps_changing",
+        "the file changed on the server while it was being fetched, several times over.",
+        "Try again later, or use a link that names a version.",
+    )
+
+
+def stopped() -> DownloadError:
+    """The caller asked to stop."""
+    return DownloadError(
+        "download.stopped", "the download was stopped.", "It goes on from there next time."
+    )
+
+
+def _full_disk(problem: OSError) -> bool:
+    """Is it the disk or a quota that is full? An HTTP library's OSError has no such errno."""
+    return problem.errno in (errno.ENOSPC, errno.EDQUOT)
+
+
+def disk_error(problem: OSError, folder: object, needed: int | None) -> DownloadError:
+    """A failed write, fsync or close; `needed` bytes were still to come."""
+    need = "" if needed is None else f"; {size_text(needed)} more are needed"
+    if _full_disk(problem):
+        which = "quota" if problem.errno == errno.EDQUOT else "disk"
+        return DownloadError(
+            "download.no_space",
+            f"the {which} is full at {folder}{need}.",
+            "Delete files there or enlarge the network volume, then start again.",
+        )
+    return DownloadError(
+        "download.disk",
+        f"{folder} could not be written ({problem.strerror or problem}).",
+        "Check that the volume is mounted and writable.",
+    )

@@ -12,7 +12,7 @@ from collections.abc import Callable, Container, Sequence
 from dataclasses import dataclass, field
 from urllib.parse import urlsplit
 
-from bootstrap.net.errors import AddressRefused, DownloadError, unreachable
+from bootstrap.net import AddressRefused, DownloadError, unreachable
 
 Resolve = Callable[[str, int], Sequence[str]]
 _NAT64 = ipaddress.ip_network("64:ff9b::/96")

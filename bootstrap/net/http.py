@@ -23,8 +23,7 @@ from urllib.parse import urljoin
 
 from bootstrap.core.redact import Secret
 from bootstrap.core.text import whole
-from bootstrap.net.addresses import AddressPolicy, Target, shown
-from bootstrap.net.errors import (
+from bootstrap.net import (
     TRY_AGAIN,
     AddressRefused,
     DownloadError,
@@ -32,6 +31,7 @@ from bootstrap.net.errors import (
     stalled,
     unreachable,
 )
+from bootstrap.net.addresses import AddressPolicy, Target, shown
 
 #: How a connection shows that it is broken.
 BROKEN = (http.client.HTTPException, ssl.SSLError, OSError)

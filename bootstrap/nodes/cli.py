@@ -18,7 +18,7 @@ from bootstrap.core.text import counted, named, size_text
 from bootstrap.environment.packs import COMMIT
 from bootstrap.models.download.progress import meters_for
 from bootstrap.models.manifest_file import Unreadable, find_manifest, read_data
-from bootstrap.net.errors import DownloadError, disk_error
+from bootstrap.net import DownloadError, disk_error
 from bootstrap.nodes.installed import State, has_pack, look, occupied, verify
 from bootstrap.nodes.manifest import (
     NODES,
@@ -34,7 +34,7 @@ from bootstrap.nodes.manifest import (
     repository_url,
 )
 from bootstrap.nodes.node_map import Needed, NodeMap, keep_map, kept_map, nodes_in
-from bootstrap.nodes.pull import PackPlace, place_for, pull
+from bootstrap.nodes.pull import PackMeter, PackPlace, place_for, pull
 from bootstrap.nodes.sources import MAP_URL, PackSources
 from bootstrap.volume import locate
 
@@ -223,7 +223,7 @@ class _Command:
         self.setting: str | None = settings.nodes_manifest
         if arguments.manifest is not None:
             self.setting = str(Path(arguments.manifest).absolute())
-        place = place_for(settings, self.layout, meters_for())
+        place = place_for(settings, self.layout, meters_for(lines=PackMeter))
         self.place = replace(place, sources=sources or place.sources)
 
     def run(self) -> int:

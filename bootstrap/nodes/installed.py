@@ -21,7 +21,7 @@ from bootstrap.core.text import counted, named, typed
 from bootstrap.environment.packs import look_at_git
 from bootstrap.models.download.verify import hash_file
 from bootstrap.models.manifest_entry import fault_of
-from bootstrap.net.errors import DownloadError
+from bootstrap.net import DownloadError
 from bootstrap.nodes.manifest import GitPin, PackSpec, repository_url
 
 CODES = {

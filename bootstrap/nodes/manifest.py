@@ -31,8 +31,8 @@ from bootstrap.models.manifest_file import (
     read_data,
     write_data,
 )
+from bootstrap.net import DownloadError
 from bootstrap.net.addresses import take_apart
-from bootstrap.net.errors import DownloadError
 from bootstrap.volume import Layout
 
 CODES = {

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from bootstrap.core.files import open_regular, part_beside, write_whole
-from bootstrap.net.errors import DownloadError
+from bootstrap.net import DownloadError
 from bootstrap.nodes.installed import has_pack
 from bootstrap.nodes.manifest import REGISTRY_ID
 from bootstrap.volume.layout import OWN_FOLDER

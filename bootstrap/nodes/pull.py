@@ -18,7 +18,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +36,7 @@ from bootstrap.models.download.part import sweep, unchanged_for
 from bootstrap.models.download.progress import FileMeter, LogMeter, MakeMeter
 from bootstrap.models.download.verify import Wanted, hash_file
 from bootstrap.models.sources.https import Https
-from bootstrap.net.errors import DownloadError, OwnershipLost, Stopped, disk_error, stopped
+from bootstrap.net import DownloadError, OwnershipLost, Stopped, disk_error, stopped
 from bootstrap.nodes.installed import (
     NOT_UNPACKED,
     RECEIPT,
@@ -69,6 +69,8 @@ CODES = {
 _ASIDE = ".disabled"
 _LIMITS = Limits(size=4_000_000_000, files=50_000, depth=40, fold=False)
 _AT_ONCE = 4
+# Seven seconds in all: ComfyUI's start waits for it.
+_ATTEMPTS = 3
 _OURS = re.compile(r"[0-9a-f]{16}-[0-9a-f]{16}\.(new|old)|[0-9a-f]{16}\.zip")
 
 
@@ -132,7 +134,7 @@ class PackPlace:
 
 def place_for(settings: Settings, layout: Layout, make_meter: MakeMeter = PackMeter) -> PackPlace:
     """Where and with what this worker keeps packs."""
-    tools = provision_context(settings, layout).tools
+    tools = replace(provision_context(settings, layout).tools, attempts=_ATTEMPTS)
     https = Https(settings.download_token, settings.download_token_host)
     own = layout.root / OWN_FOLDER / "nodes"
     return PackPlace(layout.custom_nodes, own, layout.root, PackSources(tools, https), make_meter)

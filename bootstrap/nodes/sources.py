@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import threading
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timezone
 from typing import Any
 from urllib.parse import quote, urlsplit
@@ -22,8 +22,8 @@ from bootstrap.models.download.remote import Locate, Pace, Remote, Tools
 from bootstrap.models.download.verify import Wanted
 from bootstrap.models.sources import WebFile
 from bootstrap.models.sources.https import Https
+from bootstrap.net import DownloadError, Stopped
 from bootstrap.net.addresses import shown
-from bootstrap.net.errors import DownloadError, Stopped
 from bootstrap.net.http import Channel, explain
 from bootstrap.nodes.manifest import GitPin, PackSpec, RegistryPin
 from bootstrap.nodes.node_map import MOST_MAP, NodeMap, read_map
@@ -209,7 +209,9 @@ class PackSources:
 
     def _in_registry(self, pin: RegistryPin, wanted: Wanted, channel: Channel) -> Remote:
         path = f"nodes/{quote(pin.id, safe='')}/install?version={quote(pin.version, safe='')}"
-        data = self._ask_one(path, str(pin))
+        # Whoever asks for the archive tries again; both doing so would take minutes.
+        once = replace(self, tools=replace(self.tools, attempts=1))
+        data = once._ask_one(path, str(pin))
         _check_status(data, str(pin))
         url = data.get("downloadUrl")
         if data.get("version", pin.version) != pin.version or not isinstance(url, str) or not url:

@@ -3,12 +3,11 @@
 from handler.execution.comfy_client import KnownClasses
 from handler.execution.executor import PromptExecutor
 from handler.execution.history import with_withheld
-from handler.execution.missing_nodes import UnknownNode, with_origins
 from handler.execution.node_progress import ProgressUpdate
 from handler.execution.prompt_run import run_prompt
 from handler.execution.queue import Prompt, PromptQueue, PromptResult
 from handler.execution.recovery import ComfyRecovery, MemoryRelief
-from handler.execution.validation import of_node
+from handler.execution.validation import UnknownNode, of_node, with_origins
 
 __all__ = [
     "ComfyRecovery",

@@ -16,8 +16,8 @@ from urllib.parse import quote, urlsplit
 
 from bootstrap.config import Settings
 from bootstrap.config.bucket import S3_CONFIG, Bucket
+from bootstrap.net import AddressRefused, DownloadError, bad_answer
 from bootstrap.net.addresses import AddressPolicy, shown, take_apart
-from bootstrap.net.errors import AddressRefused, DownloadError, bad_answer
 from bootstrap.net.http import Channel, Reply
 from handler.common.blocking import Pool, TimeUp, together
 from handler.common.errors import Deadline, JobError

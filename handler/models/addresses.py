@@ -17,8 +17,8 @@ from bootstrap.models.manifest import Manifest
 from bootstrap.models.manifest_entry import ModelSpec, read_entry
 from bootstrap.models.provision import ProvisionContext
 from bootstrap.models.sources import BadLink, Description, HubFile, Link, parse_link
+from bootstrap.net import DownloadError
 from bootstrap.net.addresses import shown
-from bootstrap.net.errors import DownloadError
 from bootstrap.volume.categories import PICKLES, category_of, extension_of
 from handler.common.blocking import TimeUp
 from handler.common.calls import Calls

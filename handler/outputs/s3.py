@@ -20,8 +20,8 @@ from urllib.parse import quote
 
 from bootstrap.config.bucket import Bucket
 from bootstrap.core.files import open_regular
+from bootstrap.net import DownloadError
 from bootstrap.net.addresses import AddressPolicy, Target, shown, without_query
-from bootstrap.net.errors import DownloadError
 from bootstrap.net.http import Channel, Connections
 from handler.common.errors import Deadline
 from handler.request.fields import PutAddress

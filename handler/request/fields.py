@@ -17,8 +17,8 @@ from urllib.parse import unquote, urlsplit
 from bootstrap.config import Settings
 from bootstrap.config.bucket import S3_CONFIG, Bucket, bucket_from, bucket_of
 from bootstrap.models.sources import BadLink, host_of, parse_link
+from bootstrap.net import DownloadError
 from bootstrap.net.addresses import AddressPolicy
-from bootstrap.net.errors import DownloadError
 from handler.common.errors import JobError, short, wrong_type
 from handler.request.references import is_url
 

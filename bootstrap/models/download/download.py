@@ -25,8 +25,7 @@ from bootstrap.models.download.verify import (
     check_size,
 )
 from bootstrap.models.weights_file import SAFETENSORS
-from bootstrap.net.addresses import shown
-from bootstrap.net.errors import (
+from bootstrap.net import (
     Changed,
     DownloadError,
     Stopped,
@@ -35,6 +34,7 @@ from bootstrap.net.errors import (
     keeps_changing,
     unreachable,
 )
+from bootstrap.net.addresses import shown
 from bootstrap.net.http import Reply
 
 _AT_ONCE = 256 * 1024

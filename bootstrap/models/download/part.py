@@ -20,7 +20,7 @@ from typing import Any
 from bootstrap.core.files import Disk, write_whole
 from bootstrap.core.temp_files import PART, beside, is_litter, key_of, new_owner
 from bootstrap.models.download.remote import Remote
-from bootstrap.net.errors import OwnershipLost, disk_error
+from bootstrap.net import OwnershipLost, disk_error
 
 VERSION = 1
 _LOOK_EVERY = 1.0  # seconds between two looks whether the part is still ours

@@ -133,16 +133,17 @@ class BarMeter(FileMeter):
 MakeMeter = Callable[[str, Callable[[int, int], None] | None], FileMeter]
 
 
-def meters_for(stream: TextIO | None = None) -> MakeMeter:
-    """Bars where `stream` (standard error by default) is a terminal and tqdm is there."""
+def meters_for(stream: TextIO | None = None, lines: MakeMeter = LogMeter) -> MakeMeter:
+    """Bars where `stream` (standard error by default) is a terminal and tqdm is there, else
+    `lines`."""
     out = sys.stderr if stream is None else stream
     if out.isatty():
         try:
             import tqdm as _  # noqa: F401
         except ImportError:
-            return LogMeter
+            return lines
         return lambda what, tell: BarMeter(what, tell, out)
-    return LogMeter
+    return lines
 
 
 def clock(seconds: float) -> str:

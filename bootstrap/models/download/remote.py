@@ -11,8 +11,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from bootstrap.core.files import Disk
+from bootstrap.net import DownloadError, WrongBytes, bad_answer, stalled
 from bootstrap.net.addresses import AddressPolicy, shown
-from bootstrap.net.errors import DownloadError, WrongBytes, bad_answer, stalled
 from bootstrap.net.http import Channel, Credential, Reply
 
 Explain = Callable[[Reply], DownloadError]

@@ -18,7 +18,7 @@ from collections.abc import Callable, Sequence
 from bootstrap.core.concurrency import threaded
 from bootstrap.models.download.part import Part
 from bootstrap.models.download.remote import Locate, Pace, Remote, Tools, content_range, refuse_text
-from bootstrap.net.errors import Changed, DownloadError, Stopped, bad_answer, unreachable
+from bootstrap.net import Changed, DownloadError, Stopped, bad_answer, unreachable
 from bootstrap.net.http import Channel, Reply
 
 SMALLEST = 4 * 1024 * 1024

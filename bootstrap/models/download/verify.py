@@ -15,7 +15,7 @@ from bootstrap.core.files import Disk
 from bootstrap.core.text import size_text
 from bootstrap.models.download.transfer import Blocks
 from bootstrap.models.weights_file import MOST_HEADER, SAFETENSORS, Examined, State, examine
-from bootstrap.net.errors import DownloadError, Stopped, WrongBytes
+from bootstrap.net import DownloadError, Stopped, WrongBytes
 from bootstrap.volume.categories import GGUF
 
 _BLOCK = 1024 * 1024

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 from urllib.parse import parse_qsl, unquote, urlencode, urlsplit
 
-from bootstrap.net.errors import DownloadError
+from bootstrap.net import DownloadError
 
 if TYPE_CHECKING:  # the checker reads manifests, and loads nothing that downloads need
     from bootstrap.models.download.remote import Remote

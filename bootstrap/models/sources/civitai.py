@@ -22,7 +22,7 @@ from bootstrap.models.download.remote import Remote, probe
 from bootstrap.models.download.verify import Wanted
 from bootstrap.models.sources import CIVITAI_HOSTS, CivitaiFile, Description, Link
 from bootstrap.models.sources.https import given_name
-from bootstrap.net.errors import DownloadError
+from bootstrap.net import DownloadError
 from bootstrap.net.http import Channel, Credential, Reply, Words, explain
 
 # The file's type decides first, then the model's. Keys are lower case without blanks.

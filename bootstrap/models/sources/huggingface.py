@@ -18,7 +18,7 @@ from bootstrap.core.redact import Secret
 from bootstrap.models.download.remote import Remote, probe
 from bootstrap.models.download.verify import Wanted
 from bootstrap.models.sources import Description, HubFile, Link
-from bootstrap.net.errors import TRY_AGAIN, DownloadError, unreachable
+from bootstrap.net import TRY_AGAIN, DownloadError, unreachable
 from bootstrap.net.http import Channel, Credential, Reply, Words, explain
 
 #: Where Runpod keeps the models that an endpoint names as cached; local to the host.

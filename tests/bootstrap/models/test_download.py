@@ -21,8 +21,8 @@ from bootstrap.models.download.transfer import Blocks
 from bootstrap.models.download.verify import Wanted
 from bootstrap.models.provision import ProvisionResult
 from bootstrap.models.sources.https import Https
+from bootstrap.net import DownloadError, Stopped
 from bootstrap.net.addresses import AddressPolicy, is_public
-from bootstrap.net.errors import DownloadError, Stopped
 from bootstrap.net.http import Channel
 from tests.support.provisioning import bring, sha256, spec, tensors, tools, visible
 from tests.support.vicious_server import ViciousServer

@@ -12,12 +12,12 @@ from typing import Any
 
 import pytest
 
+from bootstrap import net as download_errors
 from bootstrap.core.findings import Severity, errors_in
 from bootstrap.models import cli
 from bootstrap.models import manifest as manifest_module
 from bootstrap.models.manifest import MOST_MODELS, Manifest, is_workflow, parse_manifest
 from bootstrap.models.manifest_file import MAX_BYTES, add_entry, load_manifest
-from bootstrap.net import errors as download_errors
 from tests.support.provisioning import MARKER, sha256, spec, tensors
 from tests.support.vicious_server import ViciousServer
 

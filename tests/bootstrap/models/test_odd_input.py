@@ -18,7 +18,7 @@ from bootstrap.models.sources import parse_link
 from bootstrap.models.sources.civitai import size_of
 from bootstrap.models.sources.https import Https
 from bootstrap.models.weights_file import State, examine
-from bootstrap.net.errors import DownloadError
+from bootstrap.net import DownloadError
 from tests.support.provisioning import bring, spec, tools
 
 DIGITS = "9" * 5000

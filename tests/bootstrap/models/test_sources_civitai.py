@@ -18,7 +18,7 @@ from bootstrap.models.sources.civitai import (
     folder_for,
     size_of,
 )
-from bootstrap.net.errors import DownloadError
+from bootstrap.net import DownloadError
 from tests.support.fake_civitai import Answer, FakeCivitai, Sites
 from tests.support.provisioning import MARKER, context, sha256, spec, tensors, tools
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from bootstrap.net.errors import DownloadError
+from bootstrap.net import DownloadError
 from bootstrap.nodes.installed import has_pack
 from bootstrap.nodes.node_map import (
     CORE,

@@ -264,6 +264,20 @@ def test_a_server_that_fails_now_and_then_is_asked_again(
     assert bring(from_registry(), server.place(volume)).state == "fetched"
 
 
+@pytest.mark.parametrize("what", ["registry", "git"])
+def test_a_server_that_is_away_is_asked_a_few_times_in_all(
+    server: PackServer, volume: Path, what: str
+) -> None:
+    """Not a few times for each time."""
+    away: dict[str, Any] = {"status": 503}
+    url = server.repository("owner/A-Pack", **away)
+    server.serve("/nodes/some-pack/install?version=1.2.3", b"", **away)
+    place = server.place(volume)
+    result = bring(from_registry() if what == "registry" else from_git(url), place)
+    assert result.problem is not None and result.problem.code == "download.http_status"
+    assert len(server.seen) == 1 + place.sources.tools.attempts
+
+
 def test_a_withdrawn_version_is_not_fetched(server: PackServer, volume: Path) -> None:
     path = server.pack("some-pack", "1.2.3")
     about = {

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from bootstrap.net.errors import DownloadError
+from bootstrap.net import DownloadError
 from bootstrap.nodes.manifest import RegistryPin
 from bootstrap.nodes.sources import PackSources, fetch_small
 from tests.support.pack_server import COMMIT, OTHER, PackServer, from_git, from_registry, refs

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from bootstrap.nodes.node_map import Origin
 from handler.common.errors import JobError
-from handler.execution.missing_nodes import UnknownNode, unknown_nodes, with_origins
-from handler.execution.validation import combined
+from handler.execution.validation import UnknownNode, combined, unknown_nodes, with_origins
 from handler.request.workflow import Workflow
 
 WORKFLOW: Workflow = {

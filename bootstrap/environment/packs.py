@@ -8,9 +8,10 @@ import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from enum import Enum
+from pathlib import Path
 
 from bootstrap.core.concurrency import BoundedCaller
-from bootstrap.core.files import Folder, list_folder
+from bootstrap.core.files import Folder, list_folder, open_regular
 from bootstrap.core.redact import LOGIN
 from bootstrap.environment.requirement_files import (
     RequirementFile,
@@ -93,8 +94,8 @@ def _tag(commit: str, packed: str) -> str | None:
 
 def _text(path: str) -> str | None:
     try:
-        with open(path, encoding="utf-8", errors="replace") as file:
-            return file.read(_MOST_TEXT)
+        with open_regular(Path(path)) as file:
+            return file.read(_MOST_TEXT).decode("utf-8", "replace")
     except OSError:
         return None
 

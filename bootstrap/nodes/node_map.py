@@ -18,7 +18,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from bootstrap.core.files import part_beside, write_whole
+from bootstrap.core.files import open_regular, part_beside, write_whole
 from bootstrap.net import DownloadError
 from bootstrap.nodes.installed import has_pack
 from bootstrap.nodes.manifest import REGISTRY_ID
@@ -113,9 +113,10 @@ def kept_map(root: Path) -> NodeMap | None:
     """The map that is kept on the volume; None where there is none that can be read."""
     path = map_path(root)
     try:
-        if os.stat(path).st_size > MOST_MAP:
-            return None
-        data = json.loads(path.read_text("utf-8"))
+        with open_regular(path) as file:
+            if os.fstat(file.fileno()).st_size > MOST_MAP:
+                return None
+            data = json.loads(file.read())
         if data["version"] != _VERSION:
             return None
         packs = tuple((str(url), str(title)) for url, title in data["packs"])

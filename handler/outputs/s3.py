@@ -229,10 +229,12 @@ def _use(session: Any, connections: Connections) -> None:
 
     plain = _guarded(aws.AWSHTTPConnection, connections, "http")
     secure = _guarded(aws.AWSHTTPSConnection, connections, "https")
-    session._manager.pool_classes_by_scheme = {
+    classes = {
         "http": type("Pool", (aws.AWSHTTPConnectionPool,), {"ConnectionCls": plain}),
         "https": type("Pool", (aws.AWSHTTPSConnectionPool,), {"ConnectionCls": secure}),
     }
+    # The second is for a proxy that the environment names.
+    session._manager.pool_classes_by_scheme = session._pool_classes_by_scheme = classes
 
 
 def _consume_headers(self: Any, fp: Any) -> None:

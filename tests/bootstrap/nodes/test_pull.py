@@ -430,6 +430,20 @@ def test_install_scripts_and_submodules_are_named_and_nothing_is_run(
     assert not list(volume.rglob("ran"))
 
 
+@pytest.mark.timeout(20)
+@pytest.mark.parametrize("name", [RECEIPT, ".git", ".git/HEAD", ".git/config"])
+def test_nothing_waits_for_a_writer_of_a_pipe(server: PackServer, volume: Path, name: str) -> None:
+    server.pack("some-pack", "1.2.3")
+    place = server.place(volume)
+    pipe = place.nodes / "some-pack" / name
+    pipe.parent.mkdir(parents=True)
+    if name == ".git/config":
+        pipe.with_name("HEAD").write_text(COMMIT)
+    os.mkfifo(pipe)
+    result = bring(from_registry(), place)
+    assert result.problem is not None and result.problem.code == "nodes.occupied"
+
+
 @pytest.mark.parametrize("name", [TRACKING, f"{TRACKING}/inside", ".git/config"])
 def test_what_git_and_the_manager_keep_in_a_pack_is_not_taken_from_an_archive(
     server: PackServer, volume: Path, name: str

@@ -29,6 +29,8 @@ from tests.support.s3_server import (
     bad_s3_server,
     s3_server,
 )
+from tests.support.trickling_server import trickling
+from tests.support.waiting import wait_until
 
 ANYWHERE = AddressPolicy(allow_private=True)
 
@@ -117,6 +119,28 @@ def test_a_server_that_is_not_there_is_reported(tmp_path: Path) -> None:
 def test_a_file_that_is_not_whole_in_the_bucket_is_not_uploaded(tmp_path: Path) -> None:
     with bad_s3_server(Misbehaviour(lies_about_size=7)) as url:
         assert "has 7 bytes" in failure(bucket(url), a_file(tmp_path, 10))
+
+
+@pytest.mark.parametrize("scheme", ["http", "https"])
+def test_an_upload_through_a_proxy_can_be_given_up(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, scheme: str
+) -> None:
+    """botocore has connections of another kind for the proxy that the environment names."""
+    with trickling("headers") as proxy:
+        monkeypatch.setenv(f"{scheme.upper()}_PROXY", proxy.url)
+        uploads, said = store(bucket(f"{scheme}://bucket.example")), []
+
+        def put() -> None:
+            with pytest.raises(NotUploaded) as caught:
+                uploads.put(Upload(a_file(tmp_path, 10), "key", "video/mp4"))
+            said.append(str(caught.value))
+
+        thread = threading.Thread(target=put, daemon=True)
+        thread.start()
+        wait_until(lambda: proxy.seen == 1)
+        uploads.abort()
+        thread.join(5)
+    assert said == [uploads.too_slow]
 
 
 def test_an_upload_ends_with_its_time(server: S3Server, tmp_path: Path) -> None:

@@ -31,7 +31,8 @@ from bootstrap.doctor.facts.volume_facts import (
 )
 from bootstrap.doctor.facts.volume_places import ModelPath
 from bootstrap.volume import Layout, locate
-from bootstrap.volume.layout import USUAL_ROOTS, Mount, similar_folder
+from bootstrap.volume.layout import Mount, similar_folder
+from bootstrap.volume.search import USUAL_ROOTS
 from tests.support.volumes import (
     follow,
     grave,

@@ -143,7 +143,9 @@ def _same_place(entry: Mapping[str, Any], spec: ModelSpec) -> bool:
 
 
 def write_data(path: Path, data: Any) -> None:
-    """Write a manifest, complete or not at all. Raises OSError."""
+    """Write a manifest, complete or not at all; where `path` is a link, the file it leads to.
+    Raises OSError."""
+    path = Path(os.path.realpath(path))
     if path.suffix.lower() in (".yaml", ".yml"):
         import yaml
 

@@ -49,6 +49,7 @@ from bootstrap.nodes.installed import (
     files_in,
     look,
     occupied,
+    read_receipt,
 )
 from bootstrap.nodes.manifest import GitPin, PackSpec, RegistryPin
 from bootstrap.nodes.sources import MOST_ARCHIVE, PackSources, too_large
@@ -275,7 +276,7 @@ class _Job:
         final = self._place.nodes / spec.name
         for old in sorted(self._place.own.glob(f"{key_of(spec.name)}-*.old")):
             if os.path.lexists(final):
-                _remove(old)
+                _let_go(old, final)
             else:
                 os.rename(old, final)
 
@@ -323,7 +324,7 @@ class _Job:
             _remove(archive)
             _remove(new)
             if os.path.lexists(self._place.nodes / spec.name):
-                _remove(old)
+                _let_go(old, self._place.nodes / spec.name)
 
     def _unpack(self, spec: PackSpec, archive: Path, new: Path) -> list[str]:
         pin = spec.pin
@@ -401,6 +402,29 @@ def _carry(source: Path, target: Path) -> None:
         os.link(source, target, follow_symlinks=False)
     except OSError:
         shutil.copy2(source, target, follow_symlinks=False)
+
+
+def _let_go(old: Path, final: Path) -> None:
+    """Remove what an update replaced. What a running ComfyUI has saved in it since it was compared
+    goes along first; where that fails, it stays for the next pull."""
+    before, now = read_receipt(old), read_receipt(final)
+    try:
+        if before is not None and now is not None:
+            theirs = {RECEIPT, TRACKING, *before.files, *now.files}
+            names = [str(path.relative_to(old)) for path in files_in(old)]
+            for name in [name for name in names if name not in theirs]:
+                _carry_latest(old / name, final / name)
+    except OSError:
+        return
+    _remove(old)
+
+
+def _carry_latest(source: Path, target: Path) -> None:
+    if os.path.lexists(target):
+        if os.lstat(source).st_mtime_ns <= os.lstat(target).st_mtime_ns:
+            return
+        target.unlink()
+    _carry(source, target)
 
 
 def _swap(new: Path, final: Path, aside: Path | None) -> None:

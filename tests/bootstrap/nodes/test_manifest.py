@@ -204,6 +204,16 @@ def test_no_more_packs_are_read_than_a_start_can_bear() -> None:
     assert [finding.code for finding in found.findings] == ["manifest.too_large"]
 
 
+def test_a_manifest_behind_a_link_is_added_to_where_it_is(tmp_path: Path) -> None:
+    real, link = tmp_path / "kept-in-git/nodes.json", tmp_path / "nodes.json"
+    real.parent.mkdir()
+    real.write_text('{"version": 1, "nodes": []}')
+    link.symlink_to(real)
+    (spec,) = parse_nodes({"cnr_custom_nodes": {"b": "2.0.0"}}, "").packs
+    add_packs(link, [spec])
+    assert link.is_symlink() and json.loads(real.read_text())["nodes"] == [spec.as_entry()]
+
+
 def test_half_a_character_in_another_entry_does_not_keep_one_from_being_added(
     tmp_path: Path,
 ) -> None:

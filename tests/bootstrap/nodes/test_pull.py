@@ -376,6 +376,50 @@ def test_an_update_keeps_what_was_added_and_swaps_the_rest(
     assert leftovers(place) == []
 
 
+def test_what_is_saved_in_a_pack_while_it_is_updated_is_kept(
+    server: PackServer, volume: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A running ComfyUI goes on writing: behind the comparison's back, in place or anew."""
+    server.pack("some-pack", "1.2.3")
+    place = server.place(volume)
+    bring(from_registry(), place)
+    pack = place.nodes / "some-pack"
+    (pack / "settings.json").write_text("old")
+    swap = module._swap
+
+    def late(new: Path, final: Path, aside: Path | None) -> None:
+        (final / "part").write_text("saved")
+        os.replace(final / "part", final / "settings.json")
+        (final / "late").mkdir()
+        (final / "late/found.db").write_text("found")
+        swap(new, final, aside)
+
+    monkeypatch.setattr(module, "_swap", late)
+    server.pack("some-pack", "2.0.0")
+    assert bring(from_registry(version="2.0.0"), place).state == "updated"
+    assert (pack / "settings.json").read_text() == "saved"
+    assert (pack / "late/found.db").read_text() == "found"
+    assert leftovers(place) == []
+
+
+def test_what_a_killed_update_left_does_not_replace_what_was_saved_since(
+    server: PackServer, volume: Path
+) -> None:
+    server.pack("some-pack", "1.2.3")
+    place = server.place(volume)
+    bring(from_registry(), place)
+    pack, old = place.nodes / "some-pack", place.own / f"{key_of('some-pack')}-{'0' * 16}.old"
+    shutil.copytree(pack, old)
+    (old / "settings.json").write_text("before")
+    (old / "only.db").write_text("found")
+    (pack / "settings.json").write_text("since")
+    server.pack("some-pack", "2.0.0")
+    assert bring(from_registry(version="2.0.0"), place).state == "updated"
+    assert (pack / "settings.json").read_text() == "since"
+    assert (pack / "only.db").read_text() == "found"
+    assert leftovers(place) == []
+
+
 @pytest.mark.parametrize("how", ["edited", "in the way"])
 def test_an_update_over_what_was_changed_needs_force_and_loses_nothing(
     server: PackServer, volume: Path, how: str

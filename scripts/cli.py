@@ -203,7 +203,7 @@ def _params(argv: list[str], prog: str) -> int:
 def _health(argv: list[str], prog: str) -> int:
     parser = Parser(
         prog=prog,
-        description="Ask the workers on this machine how they are.",
+        description="Show the state of the workers on this machine.",
         epilog=closing(
             {"TMPDIR": "where a worker leaves the socket that is asked (default: /tmp)"},
             [prog, f"docker exec WORKER {prog}"],
@@ -288,7 +288,7 @@ COMMANDS: Mapping[str, Command] = {
         ),
     ),
     "params": Command("make a workflow on the volume a typed endpoint", _params),
-    "health": Command("ask the workers on this machine how they are", _health),
+    "health": Command("show the state of the workers on this machine", _health),
     "completion": Command(
         "a script that completes commands in bash or zsh", _completion, ("bash", "zsh")
     ),

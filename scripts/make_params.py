@@ -110,7 +110,14 @@ def main(argv: list[str], prog: str = "make_params.py") -> int:
     except FileExistsError as problem:
         print(f"{problem.filename} exists already and is not replaced.", file=sys.stderr)
         return 1
-    except (JobError, OSError, UnicodeError) as problem:
+    except FileNotFoundError:
+        said = "does not exist. Name the workflow's file, with its folder and .json at the end."
+        print(f"{workflow} {said}", file=sys.stderr)
+        return 1
+    except OSError as problem:
+        print(f"{problem.filename or workflow}: {problem.strerror or problem}.", file=sys.stderr)
+        return 1
+    except (JobError, UnicodeError) as problem:
         print(f"{workflow}: {problem}", file=sys.stderr)
         return 1
     return 0

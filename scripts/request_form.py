@@ -108,8 +108,8 @@ def check_sendable(request: dict[str, Any], limit: float = RUN_LIMIT_BYTES) -> N
         ) from None
     if size > limit:
         raise UsageError(
-            f"The request has {size / 1e6:.1f} MB; Runpod takes 10 MB. Send smaller images, or put "
-            "large files on the volume in ComfyUI/input/ and name them in the workflow."
+            f"The request is {size / 1e6:.1f} MB; Runpod accepts at most 10 MB. Put large files on "
+            "the volume in ComfyUI/input/, or a large workflow in workflows/, and send their names."
         )
 
 

@@ -65,7 +65,9 @@ class Stage:
 
     @property
     def is_worth_showing(self) -> bool:
-        """Did it take time, or go wrong?"""
+        """Did it take time, or go wrong? One that was skipped did neither."""
+        if self.outcome == TaskState.SKIPPED.value:
+            return False
         return self.seconds >= SHOWN_SECONDS or self.outcome != "ok"
 
     @property
@@ -136,7 +138,7 @@ class Timeline:
 
 def _log_stage(stage: Stage) -> None:
     """A line for each that took time or went wrong."""
-    if stage.outcome == TaskState.SKIPPED.value or not stage.is_worth_showing:
+    if not stage.is_worth_showing:
         return
     level = logging.INFO if stage.outcome == "ok" else logging.WARNING
     _log.log(level, "%s: %.1f s%s", stage.name, stage.seconds, stage.remark)

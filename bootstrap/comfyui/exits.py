@@ -105,8 +105,10 @@ def explain_exit(exit: Exit) -> StartFault:
 
 
 def with_cause(finding: Finding, noticed: Iterable[Finding]) -> Finding:
-    """`finding` of an exit with what a check has noticed of its cause, if any has: the check's
-    words and fix are the more exact ones, and `details` name its code."""
+    """The error `finding` of an exit with what a check has noticed of its cause, if any has: the
+    check's words and fix are the more exact ones, and `details` name its code."""
+    if finding.severity is not Severity.ERROR:
+        return finding
     path = str(finding.details.get("path") or "")
     for cause in noticed:
         if cause.severity.rank < Severity.WARNING.rank:

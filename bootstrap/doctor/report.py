@@ -16,6 +16,7 @@ from bootstrap.core.terminal import PLAIN, Style, findings_text
 from bootstrap.core.text import counted, size_text
 from bootstrap.doctor.checks import run_checks
 from bootstrap.doctor.facts import Facts, Scope, gather
+from bootstrap.doctor.facts.inventory import count_of, size_of
 from bootstrap.doctor.fix import Repair, plan_fixes
 from bootstrap.volume.args_file import with_args_file
 
@@ -162,7 +163,7 @@ def _heading(report: Report, style: Style) -> list[str]:
         said.append(f"ComfyUI {facts.comfyui.version or 'of unknown version'} in {home}")
     if facts.models is not None and facts.models.roots:
         weights = facts.models.present
-        said.append(f"{counted(len(weights), 'model')}, {size_text(sum(f.size for f in weights))}")
+        said.append(f"{counted(count_of(weights), 'model')}, {size_text(size_of(weights))}")
     if facts.volume is not None and facts.volume.space is not None:
         said.append(f"{size_text(facts.volume.space.free)} free")
     return [*lines, *style.wrapped("; ".join(said))] if said else lines

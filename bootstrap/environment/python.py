@@ -26,6 +26,7 @@ CODES = {
     "comfyui.help_failed": "ComfyUI's `main.py --help` did not work",
 }
 PROBE_SECONDS = 60  # a venv on a cold network volume
+MIRROR_OF = "mirror-of"  # in the pyvenv.cfg of a mirror: the folder of the venv on the volume
 
 
 @dataclass(frozen=True)
@@ -35,7 +36,8 @@ class Venv:
     is where it lay when it was made, which the first lines of its scripts still name. `full`: torch
     lies in it, not in what it was made from. `for_comfyui`: so does what ComfyUI alone asks for.
     `made` is when, in seconds since 1970. `interpreter` is a Python of this machine with the same
-    version, where the one it was made by is not here."""
+    version, where the one it was made by is not here. `mirror_of` is the venv on the volume that
+    this one is the local copy of (mirror/layout.py)."""
 
     path: str
     version: str | None
@@ -46,6 +48,7 @@ class Venv:
     for_comfyui: bool = False
     made: float = 0.0
     interpreter: str | None = None
+    mirror_of: str | None = None
 
 
 def look_at_venv(path: str) -> Venv | None:
@@ -68,6 +71,7 @@ def look_at_venv(path: str) -> Venv | None:
         # torchsde: since 2023, when none of its packages was called after ComfyUI.
         for_comfyui="torchsde" in names or any(n.startswith(("comfyui_", "comfy_")) for n in names),
         made=made,
+        mirror_of=config.get(MIRROR_OF),
     )
 
 

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from bootstrap.core.findings import Finding, error, info, ok, warning
-from bootstrap.core.text import counted, joined, named, shown
+from bootstrap.core.text import counted, joined, named, shown, typed
 from bootstrap.environment.imports import HardImport
 from bootstrap.environment.judge import Judgement, Verdict
 from bootstrap.environment.requirement_files import COMFYUI
@@ -109,11 +109,16 @@ def _conflict(owner: str, unmet: Sequence[Verdict], record: Record, kept: Path) 
     listed = [f"{v}: {reasons[v.text]}" if v.text in reasons else str(v) for v in unmet]
     who = COMFYUI if owner == COMFYUI else f"The custom node {shown(owner)}"
     then = "some of its nodes may be missing" if owner == COMFYUI else "it may fail to import"
+    image = "an image whose Python has what it needs."
+    fix = (
+        f"Use {image}"
+        if owner == COMFYUI
+        else f"Update the custom node, disable it, or use {image}"
+    )
     return warning(
         "packages.conflict",
         f"{who} does not get all that it asks for, and {then}: {joined(listed, 5, '; ')}.",
-        "Update the custom node, disable it, or use an image whose Python has what it needs. To "
-        f"try again with the same files, remove {kept}.",
+        f"{fix} To try again with the same files: `{typed('rm', '-f', str(kept))}`.",
         owner=owner,
         requirements=[
             {"wanted": v.text, "installed": v.version, "reason": reasons.get(v.text)}

@@ -39,6 +39,7 @@ class Package:
 class PackagesFacts:
     """An interpreter and what it can import. Fields behind a `failure` keep their defaults.
 
+    `python` is as people are to type it: the one on the volume, where a local copy was asked.
     `tag` is such as `cpython-311`, `managed` that pip refuses to change it (PEP 668), `markers`
     what PEP 508 compares with. `folders` are where it looks for packages, `other_versions` those
     of another Python in the same place (`3.10`), which it does not see. `scripts_python` is the
@@ -101,8 +102,9 @@ def packages_facts(
 ) -> PackagesFacts:
     """What `python` said of itself (judge_child.py), and what stands beside it; never raises."""
     venv = look_at_venv(str(python.parent.parent))
+    named = os.path.join(venv.mirror_of, "bin", python.name) if venv and venv.mirror_of else python
     if isinstance(said, Failure):
-        return PackagesFacts(str(python), said, venv=venv, seconds=seconds)
+        return PackagesFacts(str(named), said, venv=venv, seconds=seconds)
     prefix = str(said["prefix"])
     folders = tuple(map(str, said["folders"]))
     caller = BoundedCaller(READ_SECONDS)
@@ -115,7 +117,7 @@ def packages_facts(
     except VolumeTimeout as problem:
         found = {"failure": Failure(PythonTrouble.SILENT, f"its packages: {problem}")}
     return PackagesFacts(
-        python=str(python),
+        python=str(named),
         version=str(said["version"]),
         prefix=prefix,
         base_prefix=str(said["base_prefix"]),

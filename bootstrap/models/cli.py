@@ -273,7 +273,7 @@ class _Command:
                 return _FAILED
             changed = add_entry(path, spec)
         except DownloadError as problem:
-            self._say(f"{problem.message}\n  {problem.fix}")
+            self._say(f"error: {problem.message}\n  {problem.fix}")
             return _FAILED
         except Unreadable as problem:
             report([problem.finding()], self.out)

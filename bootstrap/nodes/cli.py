@@ -255,7 +255,7 @@ class _Command:
             specs, complete = self._wanted()
             changed = add_packs(path, specs)
         except DownloadError as problem:
-            self._say(f"{problem.message}\n  {problem.fix}")
+            self._say(f"error: {problem.message}\n  {problem.fix}")
             return _FAILED
         except OSError as problem:
             self._say(f"{path} cannot be written ({problem.strerror}).")
@@ -396,7 +396,7 @@ class _Command:
                 self._refresh(self.arguments.url) if self.arguments.refresh else kept_map(self.root)
             )
         except DownloadError as problem:
-            self._say(f"{problem.message}\n  {problem.fix}")
+            self._say(f"error: {problem.message}\n  {problem.fix}")
             return _FAILED
         except OSError as problem:
             self._say(f"The map cannot be kept ({problem.strerror or problem}).")

@@ -117,7 +117,7 @@ def check_args_file(file: ArgsFile | None) -> list[Finding]:
             info(
                 "comfyui.args_file",
                 f"ComfyUI is started with the flags in {place}: {' '.join(file.flags)}.",
-                "Nothing to do; COMFYUI_ARGS goes before them.",
+                "Nothing to do. Where COMFYUI_ARGS says otherwise, it takes precedence.",
                 path=str(file.path),
             )
         )

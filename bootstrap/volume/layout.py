@@ -227,9 +227,9 @@ def similar_folder(path: Path) -> Path | None:
     """What `path`, which is not there, most likely stands for: a folder beside it, or one of the
     usual mount points, there or not."""
     folder = list_folder(str(path.parent))
-    names = set(folder.folders | folder.links) - {path.name}
+    names = set(folder.folders | folder.links)
     names |= {usual.name for usual in USUAL_ROOTS if usual.parent == path.parent}
-    guess = nearest(path.name, sorted(names))
+    guess = nearest(path.name, sorted(names - {path.name}))
     return path.parent / guess if guess and not is_system_folder(path.parent / guess) else None
 
 

@@ -231,9 +231,10 @@ def check_limits(given: object, max_mb: float) -> None:
     if size > max_mb * 1_000_000:
         raise JobError(
             "request.too_large",
-            f"The request has {size / 1e6:.1f} MB; this worker takes {max_mb:g} MB.",
-            "Send smaller images, put large files on the volume in ComfyUI/input/ and name them, "
-            "or raise MAX_REQUEST_MB (Runpod itself takes 10 MB for /run, 20 MB for /runsync).",
+            f"The request is {size / 1e6:.1f} MB; this worker accepts at most {max_mb:g} MB.",
+            "Put large files on the volume in ComfyUI/input/, or a large workflow in workflows/, "
+            "and send their names; or raise MAX_REQUEST_MB (Runpod itself accepts at most 10 MB "
+            "for /run, 20 MB for /runsync).",
             bytes=size,
         )
 
@@ -263,8 +264,9 @@ def short(value: object) -> str:
     return text if len(text) <= 60 else text[:57] + '…"'
 
 
-def nearest(wanted: str, known: Sequence[str]) -> list[str]:
-    """Up to three of `known` that look like `wanted`, nearest first; case does not matter."""
+def nearest(wanted: str, known: Sequence[str], cutoff: float = 0.5) -> list[str]:
+    """Up to three of `known` that look like `wanted`, nearest first; case does not matter. `cutoff`
+    is how alike they must be, from 0 (anything) to 1 (the same)."""
     by_lower = {name.lower(): name for name in known}
-    close = difflib.get_close_matches(wanted.lower(), list(by_lower), n=3, cutoff=0.5)
+    close = difflib.get_close_matches(wanted.lower(), list(by_lower), n=3, cutoff=cutoff)
     return [by_lower[name] for name in close]

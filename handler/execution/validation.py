@@ -30,6 +30,7 @@ _OUTPUT_NODES = "SaveImage, SaveVideo, SaveAudio, SaveAnimatedWEBP or PreviewAny
 _LISTED = 5
 # Authors put anything into a class name, emoji included.
 _UNKNOWN_NODE = re.compile(r"[Nn]ode '?([^\n]{1,200}?)'? (?:does not exist|not found)")
+_MISSPELT = 0.75  # how alike: FaceDetailer is not a misspelt VAEDecodeTiled (0.62)
 
 
 def refused_class(body: Any) -> str | None:
@@ -283,17 +284,24 @@ def unknown_nodes(
     ids = [key for key, node in workflow.items() if node["class_type"] in missing]
     if any(EDITOR_ONLY.fullmatch(name) for name in missing):
         return _of_the_editor(workflow, missing, ids)
-    close = {cls: nearest(cls, known) for cls in missing}
-    hints = "; ".join(f"{cls}: did you mean {', '.join(n)}?" for cls, n in close.items() if n)
+    close = {cls: nearest(cls, known, _MISSPELT) for cls in missing}
     return UnknownNode(
         "workflow.unknown_node",
         f"This ComfyUI has no node class {', '.join(missing)} (node {', '.join(ids) or '?'}).",
-        f"{hints + ' ' if hints else ''}Install the custom node in ComfyUI/custom_nodes on the "
-        "volume, and look in the worker's log for an IMPORT FAILED if it is there.",
+        f"{_did_you_mean(close)}Install the custom node in ComfyUI/custom_nodes on the volume; if "
+        "it is there, look in the worker's log for an IMPORT FAILED.",
         classes=missing,
         node_ids=ids,
         nearest=close,
     )
+
+
+def _did_you_mean(close: Mapping[str, list[str]]) -> str:
+    """A sentence for each class that is likely misspelt, with what follows if it is not."""
+    guesses = {name: " or ".join(guess) for name, guess in close.items() if guess}
+    if len(close) == 1:
+        return "".join(f"Did you mean {guess}? If not: " for guess in guesses.values())
+    return "".join(f"{name}: did you mean {guess}? " for name, guess in guesses.items())
 
 
 def _of_the_editor(workflow: Workflow, missing: list[str], ids: list[str]) -> UnknownNode:

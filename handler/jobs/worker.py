@@ -123,7 +123,7 @@ class Worker:
         self, job: Mapping[str, Any], progress: Progress, handle: JobHandle
     ) -> dict[str, Any]:
         request = await self._request(job)
-        _log.info("begun: %s", _described(request))
+        _log.info("started: %s", _described(request))
         if isinstance(request, DiagnosticsRequest):
             return await self._examine(lambda: self._diagnostics.examine(request))
         if isinstance(request, ModelsRequest):

@@ -86,12 +86,12 @@ def test_a_job_has_a_line_at_its_start_and_one_at_its_end(
         texts = [line["message"] for line in lines if line["requestId"] == job]
         return [text for text in texts if text not in ("Started.", "Finished.")]
 
-    begun, ended = of(done)
-    assert re.fullmatch(r"begun: workflow of \d+ nodes", begun)
+    started, ended = of(done)
+    assert re.fullmatch(r"started: workflow of \d+ nodes", started)
     assert re.match(
         r"done in \d+\.\d s \(ComfyUI \d+\.\d s\): 3 results, on the volume: \S+\.png, ", ended
     )
-    begun, ended = of(refused)
+    started, ended = of(refused)
     assert re.match(r"failed after \d\.\d s: workflow\.unknown_node: ", ended)
     (ended,) = of(malformed)
     assert re.match(r"failed after \d\.\d s: workflow\.missing: ", ended)
@@ -100,7 +100,7 @@ def test_a_job_has_a_line_at_its_start_and_one_at_its_end(
 def test_a_cancelled_job_says_so(serving: tuple[ControlPlane, WorkerProcess]) -> None:
     plane, worker = serving
     job = plane.submit({"workflow": workflow("picture")})
-    worker.wait_for_line(f"{job}.*begun: ", 30)
+    worker.wait_for_line(f"{job}.*started: ", 30)
     plane.cancel(job)
     worker.wait_for_line(f"{job}.*cancelled after ", 30)
 

@@ -395,7 +395,7 @@ def test_a_request_that_runpod_would_refuse_is_not_sent(
     with scripted(run=[QUEUED]) as script:
         assert call(script, tmp_path, "--image", str(tmp_path / "large.png")) == 2
         assert script.seen == []
-    assert "10.7 MB; Runpod takes 10 MB" in capsys.readouterr().err
+    assert "10.7 MB; Runpod accepts at most 10 MB" in capsys.readouterr().err
 
 
 # --- what it survives -------------------------------------------------------------------------

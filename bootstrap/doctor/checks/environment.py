@@ -180,7 +180,7 @@ def _names(env: Mapping[str, str]) -> list[Finding]:
     for name in sorted(set(env) - set(known)):
         right = by_folded.get(name.casefold())
         if right:
-            found.append(_misnamed("case", name, right, "variables are read by exact case"))
+            found.append(_misnamed("case", name, right, "upper and lower case matter"))
             continue
         near = difflib.get_close_matches(name, ours, n=1, cutoff=_NEAR)
         if near:
@@ -204,7 +204,7 @@ def _not_read(env: Mapping[str, str]) -> list[Finding]:
 def _misnamed(kind: str, name: str, right: str, why: str) -> Finding:
     return warning(
         f"env.name_{kind}",
-        f"{name[:80]} is set, but {right} is what is read ({why}).",
+        f"{name[:80]} is set, but {why}; the variable that is read is {right}.",
         f"Rename {name[:80]} to {right} {IN_ENDPOINT}.",
         name=name[:80],
         right=right,

@@ -10,7 +10,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from types import MappingProxyType
 
 from bootstrap.core.findings import Finding, info, warning
-from bootstrap.core.text import MB, counted, named, shown, size_text, typed
+from bootstrap.core.text import MB, chained, counted, named, shown, size_text, typed
 from bootstrap.doctor.checks.model_contents import (
     MOST_PATH,
     MOST_PATHS,
@@ -56,6 +56,7 @@ PARTIAL = frozenset(
 ARCHIVES = frozenset({".zip", ".rar", ".7z", ".tar", ".gz", ".tgz", ".xz", ".zst", ".bz2"})
 # Below this an unlisted file is a note, a preview or a configuration.
 LEAST_MODEL = 10 * MB
+_MOST_MOVES = 5  # of folders in one command for people
 _HIDDEN_ENDING = re.compile(
     r"(?P<real>\.(safetensors|sft|ckpt|pth?|gguf))(\.(?P<number>\d+)|\.txt|\.html?)$", re.IGNORECASE
 )
@@ -338,18 +339,22 @@ def partial_downloads(files: Sequence[ModelFile]) -> list[Finding]:
 
 def _misnamed(found: Sequence[tuple[Holding, Category]]) -> Finding:
     pairs = [f"{h.name} (meant: {meant.folders[0]})" for h, meant in found]
-    holding, meant = found[0]
-    source = holding.folders[0]
-    target = os.path.join(os.path.dirname(source), meant.folders[0])
-    source_files = typed(os.path.join(source, "")) + "*"
+    moves = [_moved(source, meant.folders[0]) for h, meant in found for source in h.folders]
     return warning(
         "models.folder_misnamed",
         f"ComfyUI does not read {named(pairs)}: {counted(sum(h.count for h, _ in found), 'model')} "
         f"({size_text(sum(h.size for h, _ in found))}) will not be listed.",
-        f"`{typed('mkdir', '-p', target)} && mv -n -- {source_files} "
-        f"{typed(os.path.join(target, ''))} && {typed('rmdir', '--', source)}`",
+        f"`{chained(moves[:_MOST_MOVES])}`",
         folders=[path for h, _ in found for path in h.folders][:50],
     )
+
+
+def _moved(source: str, name: str) -> str:
+    """The command that moves what is in the folder `source` to `name` beside it."""
+    target = os.path.join(os.path.dirname(source), name)
+    files, into = typed(os.path.join(source, "")) + "*", typed(os.path.join(target, ""))
+    made, gone = typed("mkdir", "-p", target), typed("rmdir", "--", source)
+    return f"{made} && mv -n -- {files} {into} && {gone}"
 
 
 def _meant(folder: str) -> Category | None:

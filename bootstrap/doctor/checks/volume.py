@@ -205,7 +205,7 @@ def _read_only(facts: VolumeFacts) -> Finding | None:
         "volume.read_only",
         f"The volume at {shown(facts.root)} is mounted read-only: results are not kept on it, "
         "models cannot be linked or downloaded.",
-        "On Runpod: start another worker or Pod, and ask the support if that one has the same. "
+        "On Runpod: start another worker or Pod, and ask Runpod's support if it happens there too. "
         f"Where you may mount: `{command}`.",
         command=command,
     )

@@ -150,7 +150,7 @@ def _loose(files: Sequence[Stray], facts: VolumeFacts) -> list[Finding]:
     place = first.belongs or join(home, "checkpoints")
     command = f"mkdir -p {quoted(place)} && mv -n {quoted(first.path)} {quoted(join(place, ''))}"
     known_to_be = f"By its contents {shown(basename(first.path))} belongs in {shown(place)}."
-    unknown = "Its contents do not tell its kind: where it is no checkpoint, name another folder."
+    unknown = "Its contents do not tell its kind: if it is not a checkpoint, name another folder."
     return [
         warning(
             "volume.models_loose",

@@ -21,7 +21,7 @@ from typing import NamedTuple
 
 from bootstrap.core.findings import Fault
 from bootstrap.environment.mirror import opened
-from bootstrap.environment.python import venv_settings
+from bootstrap.environment.python import MIRROR_OF, venv_settings
 
 #: Folders of bytecode. What is in them stands or falls with the source files beside them.
 BYTECODE = "__pycache__"
@@ -272,12 +272,14 @@ def _library(path: Path, settings: dict[str, str]) -> str:
 
 
 def _settings(venv: MirroredVenv) -> str:
-    """The home of an interpreter that is somewhere else on this machine is set right."""
+    """What it is the mirror of is added; the home of an interpreter that is somewhere else on this
+    machine is set right."""
     home = venv_settings(venv.settings).get("home", "")
-    if os.path.isdir(home) and not venv.stand_in:
-        return venv.settings
-    rest = [line for line in venv.settings.splitlines() if not re.match(r"\s*home\s*=", line)]
-    return "\n".join([f"home = {venv.interpreter.parent}", *rest, ""])
+    lines = venv.settings.splitlines()
+    if not os.path.isdir(home) or venv.stand_in:
+        rest = [line for line in lines if not re.match(r"\s*home\s*=", line)]
+        lines = [f"home = {venv.interpreter.parent}", *rest]
+    return "\n".join([*lines, f"{MIRROR_OF} = {venv.path}", ""])
 
 
 def _add_program(venv: MirroredVenv, programs: Path, name: str) -> None:

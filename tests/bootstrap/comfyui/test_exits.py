@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from bootstrap.comfyui.exits import LOG_LINES_IN_DETAILS, Exit, explain_exit, with_cause
-from bootstrap.core.findings import Finding, info, ok, warning
+from bootstrap.core.findings import Finding, error, info, ok, warning
 
 PYTHON = Path("/opt/comfyui/bin/python")
 
@@ -164,6 +164,12 @@ def test_an_exit_carries_what_a_check_has_found_of_its_cause(
         assert reported.details["cause"] == noticed.code
     else:
         assert reported == exit
+
+
+def test_what_is_no_error_carries_no_cause() -> None:
+    note = info("volume.comfyui_elsewhere", "ComfyUI is at /w/a.", "Nothing to do.", path="/w/a")
+    cause = error("comfyui.python_missing", "No Python: tried /w/a/.venv.", "Set one.")
+    assert with_cause(note, [cause]) == note
 
 
 def test_a_bad_flag_is_quoted() -> None:

@@ -136,8 +136,8 @@ CASES = [
     Case(
         "models.folder_misnamed",
         WARNING,
-        lambda m: safetensors(m / "Lora" / "x.safetensors"),
-        "Lora (meant: loras): 1 model",
+        lambda m: [safetensors(m / name / "x.safetensors") for name in ("Lora", "checkpoint")],
+        "Lora (meant: loras), checkpoint (meant: checkpoints): 2 models",
     ),
     Case(
         "models.outside_category",

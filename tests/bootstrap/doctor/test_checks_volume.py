@@ -31,7 +31,8 @@ from bootstrap.doctor.facts.volume_facts import (
 )
 from bootstrap.doctor.facts.volume_places import ModelPath
 from bootstrap.volume import Layout, locate
-from bootstrap.volume.layout import Mount
+from bootstrap.volume.layout import Mount, similar_folder
+from bootstrap.volume.search import USUAL_ROOTS
 from tests.support.volumes import (
     follow,
     grave,
@@ -335,6 +336,13 @@ def test_a_misspelt_path_is_corrected(root: Path) -> None:
     near = settings(root.parent / "volum")
     for finding in (*look(root.parent / "volum"), *check_layout(locate(near))):
         assert finding.code == "volume.not_found" and f"Did you mean {root}?" in finding.message
+
+
+@pytest.mark.parametrize("usual", USUAL_ROOTS)
+def test_a_usual_mount_point_is_not_mistaken_for_itself(usual: Path) -> None:
+    if usual.exists():
+        pytest.skip(f"{usual} is there")
+    assert similar_folder(usual) != usual
 
 
 def test_codes_are_declared_once_and_each_has_a_test() -> None:

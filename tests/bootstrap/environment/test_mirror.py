@@ -13,9 +13,11 @@ from pathlib import Path
 import pytest
 
 from bootstrap.core.findings import Finding
+from bootstrap.environment.judge import judge
 from bootstrap.environment.mirror import Mirror, late, record_opened
 from bootstrap.environment.mirror.archive import read_archive
 from bootstrap.environment.mirror.record import archive_at
+from bootstrap.environment.packs import Requirements
 from tests.bootstrap.environment.venvs import LIBRARY, VolumeVenv, ask, contents, make_venv
 
 
@@ -45,6 +47,11 @@ def test_the_mirror_is_the_same_python(venv: VolumeVenv) -> None:
         "(r.files('alpha') / 'data.txt').read_text(), space.one.name]"
     )
     assert ask(mirror.python, program, answer) == ["1.0", [1], "beside alpha", "one"]
+
+
+def test_commands_for_people_name_the_venv_on_the_volume(venv: VolumeVenv) -> None:
+    judged = judge(venv.mirror().python, dict(os.environ), Requirements("0.33.0"))
+    assert judged.packages.python == str(venv.path / "bin/python")
 
 
 def test_what_a_start_may_import_is_local_and_the_rest_linked(venv: VolumeVenv) -> None:

@@ -79,8 +79,15 @@ def test_an_unknown_node_is_named_with_the_nearest_that_is_known(version: str) -
     error = explain(given, known)
     assert error.code == "workflow.unknown_node"
     assert "NoSuchNode (node 1)" in error.message
-    assert "did you mean NoSuchNodes?" in error.fix
+    assert "Did you mean NoSuchNodes? If not: " in error.fix
     assert error.details["node_ids"] == ["1"]
+
+
+def test_a_node_of_a_pack_that_is_not_there_is_not_taken_for_a_misspelt_one() -> None:
+    known = ("VAEDecodeTiled", "VAEEncodeTiled", "Flux2Scheduler", "EmptyImage")
+    error = validation.unknown_nodes({"1": {"class_type": "FaceDetailer", "inputs": {}}}, known)
+    assert error is not None and error.fix.startswith("Install the custom node")
+    assert error.details["nearest"] == {"FaceDetailer": []}
 
 
 @pytest.mark.parametrize(

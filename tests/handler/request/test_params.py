@@ -266,6 +266,16 @@ def test_whatever_is_declared_or_sent_is_applied_or_a_job_error(declared: Any, s
     assert code.startswith("params.")
 
 
+def test_the_generator_says_which_file_is_not_there(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    missing = tmp_path / "none.json"
+    assert main([str(missing)]) == 1
+    assert capsys.readouterr().err.startswith(f"{missing} does not exist. Name the workflow's file")
+    assert main([str(tmp_path)]) == 1
+    assert capsys.readouterr().err == f"{tmp_path}: Is a directory.\n"
+
+
 def test_the_generator_makes_a_first_version_that_works(tmp_path: Path) -> None:
     folder = tmp_path / "workflows"
     folder.mkdir()

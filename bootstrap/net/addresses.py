@@ -16,6 +16,7 @@ from bootstrap.net import AddressRefused, DownloadError, unreachable
 
 Resolve = Callable[[str, int], Sequence[str]]
 _NAT64 = ipaddress.ip_network("64:ff9b::/96")
+_LONGEST_HOST = 253  # RFC 1035
 _FIX_PRIVATE = (
     "Use a public https URL, or set ALLOW_PRIVATE_DOWNLOAD_URLS=true if this address is yours."
 )
@@ -127,10 +128,13 @@ def take_apart(url: str) -> Target:
             host = parts.hostname.encode("idna").decode()
         except UnicodeError:
             raise _refused(url, "has a host name that cannot be") from None
+    host = host.rstrip(".")
+    if not 0 < len(host) <= _LONGEST_HOST:
+        raise _refused(url, "has a host name that cannot be")
     path = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
     if port is None:
         port = 443 if parts.scheme == "https" else 80
-    return Target(url, parts.scheme, host.rstrip("."), port, _ascii(path))
+    return Target(url, parts.scheme, host, port, _ascii(path))
 
 
 def is_public(address: str) -> bool:

@@ -22,6 +22,7 @@ from typing import Any, BinaryIO
 from urllib.parse import urljoin
 
 from bootstrap.core.redact import Secret
+from bootstrap.core.text import shown as printable
 from bootstrap.core.text import whole
 from bootstrap.net import (
     TRY_AGAIN,
@@ -59,6 +60,7 @@ PLAIN: Words = {
 }
 USER_AGENT = "comfyui-volume-worker/1 (model downloads)"
 MAX_REDIRECTS = 10
+_MOST_QUOTED = 200
 _REDIRECTS = (301, 302, 303, 307, 308)
 
 
@@ -178,7 +180,8 @@ def translate(problem: BaseException, host: str, timeout: float) -> DownloadErro
         return stalled(host, timeout)
     if isinstance(problem, http.client.IncompleteRead):
         return unreachable(host, "it was closed too early")
-    return unreachable(host, str(problem) or type(problem).__name__)
+    # It may quote whatever the server sent in place of a status.
+    return unreachable(host, printable(str(problem)[:_MOST_QUOTED]) or type(problem).__name__)
 
 
 def explain(reply: Reply, words: Words = PLAIN, detail: str = "") -> DownloadError:

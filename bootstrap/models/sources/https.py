@@ -64,7 +64,7 @@ class Https:
 
     def _probe(self, link: Link, text_is_fine: bool, channel: Channel) -> tuple[Remote, Reply]:
         assert isinstance(link, WebFile)
-        identity = "url:" + hashlib.sha256(link.url.encode()).hexdigest()
+        identity = "url:" + hashlib.sha256(link.url.encode("utf-8", "replace")).hexdigest()
         return probe(
             channel,
             Remote(

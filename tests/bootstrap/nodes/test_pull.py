@@ -300,6 +300,19 @@ def test_a_registry_that_answers_nonsense(server: PackServer, volume: Path, answ
     failed(bring(from_registry(), place), "nodes.bad_answer", place)
 
 
+@pytest.mark.parametrize(
+    "url", ["file:///etc/passwd", "\ud800", f"https://{'x' * 100_000}/a", "https://./a", "//x/a"]
+)
+def test_an_address_that_cannot_be_is_refused_in_few_words(
+    server: PackServer, volume: Path, url: str
+) -> None:
+    about = {"version": "1.2.3", "downloadUrl": url}
+    server.answer("/nodes/some-pack/install?version=1.2.3", about)
+    place = server.place(volume)
+    message = failed(bring(from_registry(), place), "download.url_refused", place)
+    assert len(message) < 1000
+
+
 @pytest.mark.parametrize("where", ["registry", "archive", "git"])
 def test_no_answer_leads_to_a_private_address(server: PackServer, volume: Path, where: str) -> None:
     """The server itself is allowed here, another port of this machine is not."""

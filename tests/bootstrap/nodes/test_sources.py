@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import socket
+import threading
 import time
 from collections.abc import Iterator
 from typing import Any
@@ -90,6 +92,21 @@ def test_so_is_one_that_trickles_outside_its_body(part: str) -> None:
         patience = tools(stall=0.5, attempts=1)
         refused("download.stalled", fetch_small, slow.url + "/slow", patience, 1_000_000)
     assert time.monotonic() - began < 3
+
+
+def test_what_is_no_answer_is_quoted_in_short_and_printable() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+
+        def answer() -> None:
+            connection, _ = listener.accept()
+            with connection:
+                connection.recv(65536)
+                connection.sendall(b"\x1b[2J\x00" * 5000 + b"\r\n")
+
+        threading.Thread(target=answer, daemon=True).start()
+        url = f"http://127.0.0.1:{listener.getsockname()[1]}/x"
+        problem = refused("download.unreachable", fetch_small, url, tools(attempts=1), 1000)
+    assert problem.message.isprintable() and len(problem.message) < 1500
 
 
 def test_the_newest_version_and_one_by_its_number(server: PackServer, sources: PackSources) -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import atexit
 import os
+import signal
+import sys
 from typing import Any
 
 from bootstrap.boot import Boot, BootReport, log_report
@@ -43,6 +45,8 @@ def main() -> None:
     )
     force_end_after_sigterm(settings.shutdown_grace + FORCE_SECONDS)
     describe_local_api(worker.described)
+    # The local API ends by the signal itself, past what tidies up; Runpod's loop sets its own.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     runpod.serverless.start(with_slots({"handler": worker.handle}, hooks))
 
 

@@ -288,8 +288,8 @@ def unknown_nodes(
     return UnknownNode(
         "workflow.unknown_node",
         f"This ComfyUI has no node class {', '.join(missing)} (node {', '.join(ids) or '?'}).",
-        f"{_did_you_mean(close)}Install the custom node in ComfyUI/custom_nodes on the volume; if "
-        "it is there, look in the worker's log for an IMPORT FAILED.",
+        f"{_did_you_mean(close)} the custom node in ComfyUI/custom_nodes on the volume; if it is "
+        "there, look in the worker's log for an IMPORT FAILED.",
         classes=missing,
         node_ids=ids,
         nearest=close,
@@ -297,11 +297,12 @@ def unknown_nodes(
 
 
 def _did_you_mean(close: Mapping[str, list[str]]) -> str:
-    """A sentence for each class that is likely misspelt, with what follows if it is not."""
+    """A sentence for each class that is likely misspelt, and the first word of what else to do."""
     guesses = {name: " or ".join(guess) for name, guess in close.items() if guess}
-    if len(close) == 1:
-        return "".join(f"Did you mean {guess}? If not: " for guess in guesses.values())
-    return "".join(f"{name}: did you mean {guess}? " for name, guess in guesses.items())
+    if guesses and len(close) == 1:
+        return f"Did you mean {next(iter(guesses.values()))}? If not, install"
+    said = [f"{name}: did you mean {guess}?" for name, guess in guesses.items()]
+    return " ".join([*said, "Install"])
 
 
 def _of_the_editor(workflow: Workflow, missing: list[str], ids: list[str]) -> UnknownNode:

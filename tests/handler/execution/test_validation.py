@@ -79,7 +79,7 @@ def test_an_unknown_node_is_named_with_the_nearest_that_is_known(version: str) -
     error = explain(given, known)
     assert error.code == "workflow.unknown_node"
     assert "NoSuchNode (node 1)" in error.message
-    assert "Did you mean NoSuchNodes? If not: " in error.fix
+    assert "Did you mean NoSuchNodes? If not, install the custom node " in error.fix
     assert error.details["node_ids"] == ["1"]
 
 

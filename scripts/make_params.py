@@ -17,11 +17,18 @@ from typing import Any
 if __name__ == "__main__":  # run as a file
     sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+try:
+    from handler.common.errors import JobError
+    from handler.request.params import SUFFIX
+    from handler.request.references import RANDOM
+    from handler.request.workflow import Workflow, read_workflow
+except ModuleNotFoundError as missing:
+    if __name__ != "__main__":
+        raise
+    how = "python3 -m pip install filetype PyYAML"
+    print(f"make_params.py needs {missing.name}: {how}", file=sys.stderr)
+    sys.exit(2)
 from bootstrap.core.terminal import Parser, as_typed, closing
-from handler.common.errors import JobError
-from handler.request.params import SUFFIX
-from handler.request.references import RANDOM
-from handler.request.workflow import Workflow, read_workflow
 
 _FIRST = {
     "text": "string",

@@ -22,6 +22,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -37,6 +38,9 @@ _log = logging.getLogger(__name__)
 CODES = {"disk.local_unusable": "The worker's own folder on local disk cannot be made"}
 _PREFIX = "comfyui-worker-"
 _LOCK = ".lock"
+# How long a start waits for what killed workers left behind, and from how many free bytes on.
+_SWEEP_SECONDS = 1.0
+_ROOMY = 8 << 30
 # A file changed more recently may still be being written.
 _SETTLED_SECONDS = 2.0
 # After so many looks a file that is written all the time is left to the next call.
@@ -124,7 +128,8 @@ class WorkDir:
 def make_workdir(parent: Path | None) -> WorkDir | Finding:
     """A new folder in `parent` (None: the system's temp folder), or why there is none.
 
-    Folders left behind by workers that were killed are removed first.
+    Folders left behind by workers that were killed are removed first; where there is room without
+    them, a start waits for that only briefly.
     """
     where = parent or Path(tempfile.gettempdir())
     try:
@@ -154,12 +159,24 @@ def _take_lock(root: Path) -> int:
 
 
 def _sweep(where: Path) -> None:
+    abandoned = []
     for leftover in where.glob(_PREFIX + "*"):
-        try:
-            lock = _take_lock_if_abandoned(leftover)
-        except OSError:
-            continue
-        shutil.rmtree(leftover, ignore_errors=True)
+        with suppress(OSError):
+            abandoned.append((leftover, _take_lock_if_abandoned(leftover)))
+    if abandoned:
+        sweep = threading.Thread(target=_remove_all, args=(abandoned,), name="sweep", daemon=True)
+        sweep.start()
+        is_roomy = shutil.disk_usage(where).free > _ROOMY
+        sweep.join(_SWEEP_SECONDS if is_roomy else None)
+
+
+def _remove_all(abandoned: Sequence[tuple[Path, int]]) -> None:
+    """What takes time goes first, the lock's file with the rest: without it a folder that is only
+    half removed would not be swept again."""
+    for folder, lock in abandoned:
+        for entry in folder.glob("*/"):
+            shutil.rmtree(entry, ignore_errors=True)
+        shutil.rmtree(folder, ignore_errors=True)
         os.close(lock)
 
 

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
+import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from bootstrap.comfyui import workdir
 from bootstrap.comfyui.workdir import WorkDir, make_workdir
 from bootstrap.core.findings import Finding
 
@@ -67,6 +71,32 @@ def test_a_removed_folder_is_gone_with_all_that_is_in_it(work: WorkDir, tmp_path
 
 def test_a_parent_that_is_not_there_is_made(tmp_path: Path) -> None:
     make(tmp_path / "a/b").remove()
+
+
+@pytest.mark.parametrize("is_roomy", [True, False])
+def test_a_start_waits_for_the_sweep_only_where_it_needs_the_room(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, is_roomy: bool
+) -> None:
+    leftover = tmp_path / "comfyui-worker-old"
+    (leftover / "python").mkdir(parents=True)
+    (leftover / ".lock").touch()
+    slowly, remove = threading.Event(), shutil.rmtree
+    monkeypatch.setattr(workdir, "_ROOMY", 0 if is_roomy else 1 << 60)
+    monkeypatch.setattr(workdir, "_SWEEP_SECONDS", 0.0)
+
+    def delayed(path: Path, ignore_errors: bool = False) -> None:
+        slowly.wait(10 if is_roomy else 0.3)
+        remove(path, ignore_errors)
+
+    monkeypatch.setattr(shutil, "rmtree", delayed)
+    made = make_workdir(tmp_path)
+    assert isinstance(made, WorkDir) and leftover.exists() is is_roomy
+    slowly.set()
+    deadline = time.monotonic() + 5
+    while leftover.exists() and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert not leftover.exists()
+    made.remove()
 
 
 def test_what_a_killed_worker_left_is_swept_by_the_next(tmp_path: Path) -> None:

@@ -76,16 +76,21 @@ def look(spec: PackSpec, nodes: Path) -> Found:
     if not os.path.lexists(path):
         return Found(State.MISSING, path)
     receipt = read_receipt(path)
-    if receipt is not None:
-        state = State.THERE if receipt.source == str(spec.pin) else State.OTHER
+    is_wanted, is_link = receipt is not None and receipt.source == str(spec.pin), path.is_symlink()
+    if receipt is not None and (is_wanted or not is_link):
+        state = State.THERE if is_wanted else State.OTHER
         return Found(state, path, receipt.source, receipt)
-    if os.path.isdir(path) and not os.listdir(path):
+    if not is_link and os.path.isdir(path) and not os.listdir(path):
         return Found(State.MISSING, path)
     what = _users_own(path)
     same = what is not None and what == _as_users(spec)
-    return Found(
-        State.THERE if same else State.OCCUPIED, path, what or "a folder without a receipt"
-    )
+    return Found(State.THERE if same else State.OCCUPIED, path, what or _kind_of(path))
+
+
+def _kind_of(path: Path) -> str:
+    if path.is_symlink():
+        return "a link"
+    return "a folder without a receipt" if path.is_dir() else "a file"
 
 
 def _as_users(spec: PackSpec) -> str:
@@ -204,22 +209,27 @@ def verify(spec: PackSpec, nodes: Path) -> tuple[bool, str, DownloadError | None
     return True, f"{counted(len(found.receipt.files), 'file')} as fetched{more}", None
 
 
-def has_pack(url: str, nodes: Path) -> bool:
-    """Is there a checkout or a fetched pack of this repository, or one of its folder's name?"""
+def has_pack(url: str, nodes: Path, repositories: frozenset[str] | None = None) -> bool:
+    """Is there a checkout or a fetched pack of this repository, or one of its folder's name? To ask
+    for many, give `repositories_in(nodes)`. Raises OSError."""
     name = url.rpartition("/")[2]
     if not fault_of(name) and os.path.lexists(nodes / name):
         return True
-    for pack in nodes.iterdir() if nodes.is_dir() else ():
-        receipt = read_receipt(pack)
-        source = receipt.source.rpartition("@")[0] if receipt else None
-        git = look_at_git(str(pack)) if receipt is None else None
-        if source == url or (git and git.origin and _same_repository(git.origin, url)):
-            return True
-    return False
+    return url.casefold() in (repositories_in(nodes) if repositories is None else repositories)
 
 
-def _same_repository(origin: str, url: str) -> bool:
+def repositories_in(nodes: Path) -> frozenset[str]:
+    """The addresses, in lower case, of all that was fetched or cloned into custom_nodes. Raises
+    OSError."""
+    packs = nodes.iterdir() if nodes.is_dir() else ()
+    return frozenset(_repository_of(pack).casefold() for pack in packs)
+
+
+def _repository_of(pack: Path) -> str:
+    if receipt := read_receipt(pack):
+        return receipt.source.rpartition("@")[0]
+    git = look_at_git(str(pack))
     try:
-        return repository_url(origin, True).casefold() == url.casefold()
+        return repository_url(git.origin, True) if git and git.origin else ""
     except DownloadError:
-        return False
+        return ""

@@ -20,7 +20,7 @@ from typing import Any
 
 from bootstrap.core.files import open_regular, part_beside, write_whole
 from bootstrap.net import DownloadError
-from bootstrap.nodes.installed import has_pack
+from bootstrap.nodes.installed import has_pack, repositories_in
 from bootstrap.nodes.manifest import REGISTRY_ID
 from bootstrap.volume.layout import OWN_FOLDER
 
@@ -277,8 +277,12 @@ def where_nodes_are(root: Path, nodes: Path, names: Iterable[str]) -> tuple[str,
     if known is None:
         return "", {}
     found = {name: known.origin_of(name) for name in names}
-    return known.fetched, {name: _looked_up(origin, nodes) for name, origin in found.items()}
+    there = (
+        repositories_in(nodes) if any(origin.packs for origin in found.values()) else frozenset()
+    )
 
+    def looked_up(origin: Origin) -> Origin:
+        installed = bool(origin.packs) and has_pack(origin.packs[0], nodes, there)
+        return replace(origin, installed=installed)
 
-def _looked_up(origin: Origin, nodes: Path) -> Origin:
-    return replace(origin, installed=bool(origin.packs) and has_pack(origin.packs[0], nodes))
+    return known.fetched, {name: looked_up(origin) for name, origin in found.items()}

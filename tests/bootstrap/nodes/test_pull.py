@@ -370,6 +370,29 @@ def test_a_checkout_at_the_wanted_commit_counts(server: PackServer, volume: Path
     assert OTHER in result.problem.message
 
 
+@pytest.mark.parametrize("there", ["our pack", "an empty folder", "nothing"])
+def test_a_link_of_the_users_is_left_alone(server: PackServer, volume: Path, there: str) -> None:
+    server.pack("some-pack", "1.2.3")
+    place, elsewhere = server.place(volume), volume / "elsewhere"
+    link = place.nodes / "some-pack"
+    bring(from_registry(), place)
+    if there == "our pack":
+        link.rename(elsewhere)
+    else:
+        shutil.rmtree(link)
+        elsewhere.mkdir()
+    link.symlink_to(elsewhere)
+    if there == "our pack":
+        assert bring(from_registry(), place).state == "present"
+    if there == "nothing":
+        elsewhere.rmdir()
+    server.pack("some-pack", "2.0.0")
+    result = bring(from_registry(version="2.0.0"), place)
+    assert result.problem is not None and result.problem.code == "nodes.occupied"
+    assert "a link" in result.problem.message and link.is_symlink()
+    assert bring(from_registry(version="2.0.0"), place, force=True).state == "updated"
+
+
 def test_an_update_keeps_what_was_added_and_swaps_the_rest(
     server: PackServer, volume: Path
 ) -> None:

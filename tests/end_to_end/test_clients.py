@@ -75,10 +75,11 @@ def serving(demo: DemoVolume, tmp_path_factory: pytest.TempPathFactory) -> Itera
 
 @pytest.fixture(scope="module")
 def local_api(demo: DemoVolume, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """The address of a worker that serves its local API."""
+    """The address of a worker that serves its local API, and tidies up after SIGTERM."""
     volume = furnished(demo, tmp_path_factory.mktemp("local") / "volume")
     put_typed_workflow(volume)
-    env = environment(demo, volume, tmp_path_factory.mktemp("work"))
+    work = tmp_path_factory.mktemp("work")
+    env = environment(demo, volume, work)
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -86,6 +87,8 @@ def local_api(demo: DemoVolume, tmp_path_factory: pytest.TempPathFactory) -> Ite
     with WorkerProcess.module("handler", "--rp_serve_api", *where, env=env) as worker:
         worker.wait_for_line(r"Uvicorn running", 90)
         yield f"http://127.0.0.1:{port}"
+        worker.terminate()
+        assert worker.wait() == 0 and list(work.glob("comfyui-worker-*")) == []
 
 
 def client_env(more: Mapping[str, str]) -> dict[str, str]:

@@ -14,7 +14,7 @@ import stat
 import time
 import uuid
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from itertools import chain, count, islice
 from pathlib import Path
@@ -186,9 +186,12 @@ def replacing(path: Path, scratch: Path | None = None) -> Iterator[Path]:
 
 
 def write_whole(path: Path, text: str, scratch: Path | None = None) -> None:
-    """Put `text` at `path`, whole or not at all. Raises OSError."""
+    """Put `text` at `path`, whole or not at all; who may read it stays as it was. Raises
+    OSError."""
     with replacing(path, scratch) as part:
         part.write_text(text, encoding="utf-8")
+        with suppress(OSError):
+            shutil.copymode(path, part)
 
 
 def publish(part: Path, final: Path, disk: Disk) -> bool:

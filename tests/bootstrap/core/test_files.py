@@ -13,7 +13,15 @@ from pathlib import Path
 
 import pytest
 
-from bootstrap.core.files import Disk, Stamp, open_regular, publish_copy, publish_new, replacing
+from bootstrap.core.files import (
+    Disk,
+    Stamp,
+    open_regular,
+    publish_copy,
+    publish_new,
+    replacing,
+    write_whole,
+)
 from bootstrap.core.temp_files import lease_name
 
 ROOT = Path(__file__).parents[3]
@@ -191,3 +199,12 @@ def test_a_stamp_is_kept_by_a_copy_and_lost_by_a_change(source: Path, tmp_path: 
     copy.write_bytes(b"content, changed")
     assert Stamp.of(copy) != Stamp.of(source)
     assert Stamp.of(tmp_path / "gone") is None
+
+
+def test_who_may_read_a_file_stays_when_its_text_is_replaced(tmp_path: Path) -> None:
+    place = tmp_path / "models.json"
+    write_whole(place, "one")
+    place.chmod(0o600)
+    write_whole(place, "two")
+    assert place.read_text() == "two"
+    assert place.stat().st_mode & 0o777 == 0o600

@@ -6,6 +6,8 @@ import io
 import json
 import re
 import shlex
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -65,6 +67,27 @@ def test_from_an_id_to_a_pack_that_is_there(server: PackServer, volume: Path) ->
     (pack / "__init__.py").write_text("mine")
     code, said = typed(server, "verify")
     assert code == 1 and "__init__.py" in said and said.startswith("FAILED")
+
+
+def test_a_read_only_volume_is_named(server: PackServer, volume: Path, tmp_path: Path) -> None:
+    """In a namespace of mounts of its own, where the volume is mounted once more, read-only."""
+    wanted = tmp_path / "wanted.json"
+    entry = {"git": server.repository("owner/A-Pack"), "commit": COMMIT}
+    wanted.write_text(json.dumps({"version": 1, "nodes": [entry]}))
+    script = 'mount --bind "$0" "$0" && mount -o remount,bind,ro "$0" && exec "$@"'
+    program = [sys.executable, "-m", "scripts.cli", "nodes", "pull", "--manifest", str(wanted)]
+    done = subprocess.run(
+        ["unshare", "-rm", "sh", "-c", script, str(volume), *program],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if "unshare" in done.stderr:
+        pytest.skip(f"no namespace of mounts: {done.stderr.strip()[-200:]}")
+    assert done.returncode == 1, done.stderr
+    assert "A-Pack" in done.stdout and "Read-only file system" in done.stdout
+    assert [entry.name for entry in volume.iterdir()] == ["ComfyUI"]
 
 
 @pytest.mark.parametrize(

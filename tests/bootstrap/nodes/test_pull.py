@@ -599,15 +599,6 @@ def test_a_full_disk_is_named(server: PackServer, volume: Path) -> None:
     failed(bring(from_registry(), place), "download.no_space", place)
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="root writes anywhere")
-def test_a_volume_that_cannot_be_written_is_named(server: PackServer, volume: Path) -> None:
-    volume.mkdir()
-    volume.chmod(0o500)
-    place = server.place(volume)
-    result = bring(from_registry(), place)
-    assert result.problem is not None and result.problem.code == "download.disk"
-
-
 def test_a_disk_that_fails_while_it_is_unpacked_leaves_nothing(
     server: PackServer, volume: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import json
-import re
 import struct
 import sys
 from collections.abc import Iterable
@@ -12,7 +11,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from bootstrap.core.terminal import nearest
-from bootstrap.core.text import named, size_text
+from bootstrap.core.text import named, size_text, trailing_comma
 from handler.common.errors import JobError
 from handler.request.workflow import Workflow, holds_nodes, read_workflow, unwrapped
 
@@ -177,13 +176,11 @@ def _text(content: bytes, name: str) -> str:
 
 def _mistake(problem: json.JSONDecodeError) -> str:
     """What is wrong with a text, and where; a comma behind the last entry is said to be that."""
-    comma = problem.doc.rfind(",", 0, problem.pos + 1)
-    closing = re.compile(r",\s*([}\]])").match(problem.doc, comma) if comma >= 0 else None
-    if closing is None or closing.end() <= problem.pos:
+    found = trailing_comma(problem)
+    if found is None:
         return f"line {problem.lineno}, column {problem.colno}: {problem.msg}"
-    line = problem.doc.count("\n", 0, comma) + 1
-    column = comma - problem.doc.rfind("\n", 0, comma)
-    return f"line {line}, column {column}: there must be no comma before {closing[1]}"
+    line, column, bracket = found
+    return f"line {line}, column {column}: there must be no comma before {bracket}"
 
 
 def _workflow_in(picture: bytes, name: str) -> bytes:

@@ -155,7 +155,7 @@ class BootPlan:
         if self._settings.link_other_mount:
             links, linked = link_other_mounts(volume_root(self._settings))
             row.add(linked)
-        layout = with_view(locate(self._settings), self.work.value.view)
+        layout = self._locate()
         log_place(layout)
         args = read_args_file(layout)
         row.add([*check_layout(layout), *check_args_file(args)])
@@ -179,7 +179,10 @@ class BootPlan:
         row.add(summary(results))
         fetched = sum(result.state in ("fetched", "updated") for result in results)
         row.note = f"{fetched} of {len(results)} fetched"
-        return with_view(locate(self._settings), self.work.value.view) if fetched else layout
+        return self._locate() if fetched else layout
+
+    def _locate(self) -> Layout:
+        return with_view(locate(self._settings), self.work.value.view)
 
     @property
     def _layout(self) -> Layout:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import shlex
 from collections.abc import Iterable, Sequence
+from json import JSONDecodeError
 from typing import Any
 
 #: What Windows programs put before a text in UTF-8.
@@ -60,6 +61,17 @@ def joined(texts: Sequence[str], most: int, joint: str = ", ", what: str = "more
     """The first few texts and how many more there are, of `what`."""
     more, said = len(texts) - most, joint.join(texts[:most])
     return f"{said}{joint.rstrip(' ,')} and {more:,} {what}" if more > 0 else said
+
+
+def trailing_comma(problem: JSONDecodeError) -> tuple[int, int, str] | None:
+    """(line, column) of the comma that is one too many, and the bracket that it stands before;
+    None where something else is wrong with the text."""
+    comma = problem.doc.rfind(",", 0, problem.pos + 1)
+    closed = re.compile(r",\s*([}\]])").match(problem.doc, comma) if comma >= 0 else None
+    if closed is None or closed.end() <= problem.pos:
+        return None
+    column = comma - problem.doc.rfind("\n", 0, comma)
+    return problem.doc.count("\n", 0, comma) + 1, column, closed[1]
 
 
 def named(names: Sequence[str], most: int = MOST_NAMED) -> str:

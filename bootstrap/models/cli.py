@@ -14,7 +14,7 @@ from typing import TextIO
 from bootstrap.config import Settings, read_settings
 from bootstrap.core.log import set_up, show
 from bootstrap.core.redact import masked
-from bootstrap.core.terminal import Parser, closing, report, stop_on_signals
+from bootstrap.core.terminal import Parser, closing, report, step_line, stop_on_signals
 from bootstrap.core.text import size_text
 from bootstrap.models.background import provision_context
 from bootstrap.models.download.progress import meters_for
@@ -82,6 +82,10 @@ class Step:
         if self.problem is not None:
             data["problem"] = self.problem.finding(self.place, model=self.place).as_dict()
         return data
+
+    def line(self) -> str:
+        """For a terminal."""
+        return step_line(self.place, self.what, self.there, self.problem is not None)
 
 
 def plan_models(specs: Sequence[ModelSpec], context: ProvisionContext, ask: bool) -> list[Step]:
@@ -311,19 +315,18 @@ class _Command:
     def list(self, manifest: Manifest) -> int:
         """What is wanted; asks no server."""
         steps = plan_models(manifest.models, self._context(), ask=False)
-        self._show(steps, [f"{_mark(step)} {step.place}  {step.what}" for step in steps])
+        self._show(steps)
         return _OK if all(step.there for step in steps) else _FAILED
 
     def plan(self, manifest: Manifest) -> int:
         """What would be fetched; asks the sources for sizes."""
         context = self._context()
         steps = plan_models(manifest.models, context, ask=True)
-        lines = [f"{_mark(step)} {step.place}  {step.what}" for step in steps]
         needed = sum(step.size or 0 for step in steps if step.fetch)
         free = _free(context)
         fits = free is None or needed <= free
         room = "an unknown amount" if free is None else size_text(free)
-        lines.append(f"To fetch: {size_text(needed)}; free at {context.models}: {room}.")
+        lines = [f"To fetch: {size_text(needed)}; free at {context.models}: {room}."]
         if not fits:
             lines.append("It does not fit: delete files or enlarge the network volume.")
         self._show(steps, lines)
@@ -344,25 +347,21 @@ class _Command:
     def verify(self, manifest: Manifest) -> int:
         """Hash everything that is there."""
         steps = list(verify_models(manifest.models, self._context()))
-        self._show(steps, [f"{_mark(step)} {step.place}  {step.what}" for step in steps])
+        self._show(steps)
         return _OK if all(step.there for step in steps) else _FAILED
 
     def _context(self) -> ProvisionContext:
         context = provision_context(self.settings, self.layout, meters_for())
         return replace(context, sources=self.sources or context.sources)
 
-    def _show(self, steps: Sequence[Step], lines: Sequence[str]) -> None:
+    def _show(self, steps: Sequence[Step], more: Sequence[str] = ()) -> None:
         if self.arguments.json:
             self._say(json.dumps([step.as_dict() for step in steps], indent=2))
         else:
-            self._say("\n".join(lines))
+            self._say("\n".join([*(step.line() for step in steps), *more]))
 
     def _say(self, text: str) -> None:
         show(f"{masked(text)}\n", self.out)
-
-
-def _mark(step: Step) -> str:
-    return "ok     " if step.there else "FAILED " if step.problem else "missing"
 
 
 def _free(context: ProvisionContext) -> int | None:

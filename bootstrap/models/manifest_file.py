@@ -14,7 +14,7 @@ from bootstrap.config import Settings
 from bootstrap.core.files import write_whole
 from bootstrap.core.findings import Fault
 from bootstrap.core.temp_files import beside, new_owner
-from bootstrap.core.text import BOM, IN_ENDPOINT
+from bootstrap.core.text import BOM, IN_ENDPOINT, trailing_comma
 from bootstrap.models.manifest import VERSION, Manifest, is_workflow, parse_manifest
 from bootstrap.models.manifest_entry import ModelSpec
 from bootstrap.volume import Layout
@@ -171,11 +171,8 @@ def _decode_json(text: str) -> Any:
 
 def _json_fault(problem: json.JSONDecodeError) -> str:
     """Where, and what; most often a comma before a closing bracket."""
-    text = problem.doc
-    before = text[: problem.pos + text[problem.pos :].startswith(",")].rstrip()
-    if before.endswith(",") and text[len(before) :].lstrip()[:1] in ("}", "]"):
-        comma = json.JSONDecodeError("", text, len(before) - 1)
-        return f"there is a comma too many in line {comma.lineno}, column {comma.colno}"
+    if found := trailing_comma(problem):
+        return f"there is a comma too many in line {found[0]}, column {found[1]}"
     what = problem.msg[:1].lower() + problem.msg[1:]
     return f"{what} in line {problem.lineno}, column {problem.colno}"
 
@@ -213,5 +210,5 @@ def _too_large(path: Path, size: int, limit: int) -> Unreadable:
     return Unreadable(
         "manifest.too_large",
         f"{path} has {size:,} bytes; the most is {limit:,}.",
-        "Split it, or take out what a manifest needs not.",
+        "Split it, or take out what does not belong in a manifest.",
     )

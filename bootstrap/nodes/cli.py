@@ -7,19 +7,27 @@ import json
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any, TextIO
 
 from bootstrap.config import Settings, read_settings
 from bootstrap.core.log import set_up, show
 from bootstrap.core.redact import masked
-from bootstrap.core.terminal import Parser, closing, report, stop_on_signals
+from bootstrap.core.terminal import Parser, closing, report, step_line, stop_on_signals
 from bootstrap.core.text import counted, named, size_text
 from bootstrap.environment.packs import COMMIT
 from bootstrap.models.download.progress import meters_for
 from bootstrap.models.manifest_file import Unreadable, find_manifest, read_data
 from bootstrap.net import DownloadError, disk_error
-from bootstrap.nodes.installed import State, has_pack, look, occupied, verify
+from bootstrap.nodes.installed import (
+    State,
+    has_pack,
+    look,
+    occupied,
+    repositories_in,
+    verify,
+)
 from bootstrap.nodes.manifest import (
     NODES,
     GitPin,
@@ -105,8 +113,7 @@ class Step:
 
     def line(self) -> str:
         """For a terminal."""
-        mark = "ok     " if self.there else "FAILED " if self.problem else "missing"
-        return f"{mark} {self.spec.name}  {self.what}"
+        return step_line(self.spec.name, self.what, self.there, self.problem is not None)
 
 
 def plan_packs(specs: Sequence[PackSpec], place: PackPlace, ask: bool) -> list[Step]:
@@ -346,7 +353,13 @@ class _Command:
         if url.endswith(".py"):
             self._say(f"{needed.name} is in a single file: copy {url} into custom_nodes.")
             raise LookupError(needed.name)
-        return [] if has_pack(url, self.place.nodes) else [self.place.sources.pin(url, commit)]
+        there = has_pack(url, self.place.nodes, self._repositories)
+        return [] if there else [self.place.sources.pin(url, commit)]
+
+    @cached_property
+    def _repositories(self) -> frozenset[str]:
+        """Of all packs in custom_nodes: read once, however many nodes a workflow has."""
+        return repositories_in(self.place.nodes)
 
     def list(self, manifest: NodeManifest) -> int:
         """What is wanted; asks no server."""

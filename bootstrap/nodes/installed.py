@@ -209,13 +209,13 @@ def verify(spec: PackSpec, nodes: Path) -> tuple[bool, str, DownloadError | None
     return True, f"{counted(len(found.receipt.files), 'file')} as fetched{more}", None
 
 
-def has_pack(url: str, nodes: Path, repositories: frozenset[str] | None = None) -> bool:
-    """Is there a checkout or a fetched pack of this repository, or one of its folder's name? To ask
-    for many, give `repositories_in(nodes)`. Raises OSError."""
+def has_pack(url: str, nodes: Path, repositories: frozenset[str]) -> bool:
+    """Is there a checkout or a fetched pack of this repository, or one of its folder's name?
+    `repositories` are those of `repositories_in(nodes)`. Raises OSError."""
     name = url.rpartition("/")[2]
     if not fault_of(name) and os.path.lexists(nodes / name):
         return True
-    return url.casefold() in (repositories_in(nodes) if repositories is None else repositories)
+    return url.casefold() in repositories
 
 
 def repositories_in(nodes: Path) -> frozenset[str]:

@@ -234,7 +234,7 @@ class _Reader:
             self._complain(
                 "nodes.manifest_twice",
                 where,
-                f"{earlier.where} wants {earlier.pin} in the folder {spec.name} already.",
+                f"{earlier.where} asks for {earlier.pin} in the folder {spec.name} already.",
                 "Remove one of them, or give one another `directory`.",
             )
 
@@ -282,7 +282,7 @@ def _registry(entry: Mapping[str, Any]) -> tuple[RegistryPin, str]:
 
 
 def check_id(pack: str) -> None:
-    """Raises DownloadError for what is no id of the Comfy Registry."""
+    """Raises DownloadError for what is not an id of the Comfy Registry."""
     if not REGISTRY_ID.fullmatch(pack):
         raise _bad(f"`id` is {pack[:80]!r}", "Give the id that registry.comfy.org shows.")
 

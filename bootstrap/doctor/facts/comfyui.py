@@ -31,7 +31,7 @@ from bootstrap.environment.requirement_files import RequirementFile, comfyui_fil
 from bootstrap.nodes.installed import Found, look
 from bootstrap.nodes.installed import State as PackState
 from bootstrap.nodes.manifest import NodeManifest, nodes_wanted_here
-from bootstrap.nodes.node_map import nodes_in, where_nodes_are
+from bootstrap.nodes.node_map import map_path, nodes_in, where_nodes_are
 from bootstrap.volume import Layout
 
 GATHER_SECONDS = 15.0
@@ -207,7 +207,10 @@ def _wanted(settings: Settings, layout: Layout, caller: BoundedCaller) -> Wanted
 
 
 def _workflows(root: Path) -> list[str]:
-    """The files in the volume's folder of named workflows."""
+    """The files in the volume's folder of named workflows; none where no map of nodes is kept,
+    without which they tell nothing."""
+    if not map_path(root).exists():
+        return []
     found = (
         os.path.join(home, name)
         for home, _, names in os.walk(root / "workflows")

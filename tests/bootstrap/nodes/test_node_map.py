@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from bootstrap.net import DownloadError
-from bootstrap.nodes.installed import Receipt, has_pack
+from bootstrap.nodes.installed import Receipt, has_pack, repositories_in
 from bootstrap.nodes.node_map import (
     CORE,
     Needed,
@@ -167,7 +167,7 @@ def test_what_a_stranger_wrote_beside_a_node_is_an_id_or_nothing(of: str, tmp_pa
     """`..` is in every folder: the pack seemed to be there, and the node was never named."""
     properties = {"cnr_id": of, "aux_id": of, "ver": of}
     assert nodes_in({"nodes": [{"type": "A", "properties": properties}]}) == [Needed("A")]
-    assert not has_pack("https://github.com/o/..", tmp_path)
+    assert not has_pack("https://github.com/o/..", tmp_path, repositories_in(tmp_path))
 
 
 @pytest.mark.parametrize("wrap", [lambda w: w, lambda w: {"workflow": w}, lambda w: {"prompt": w}])

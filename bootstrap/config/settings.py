@@ -1,8 +1,8 @@
 """Environment -> frozen `Settings`, read once; secrets never show in a repr.
 
-`Settings` is the one place where variables are declared. The tables of docs/settings.md are made
-from it (`settings_table`), and a test holds the two together. It is long as that table is, not
-deep: cut into files by family, it would take base classes to make one frozen object of them again.
+`Settings` is the one place where variables are declared. The tables of docs/settings.md are
+generated from it (`settings_table`), and a test compares them. It is as long as that table:
+splitting it would need base classes to make one frozen object again.
 """
 
 from __future__ import annotations
@@ -108,7 +108,7 @@ class Settings:
         "400",
     )
 
-    # What a job may take, and bring.
+    # Limits of a job, and its inputs.
     max_wait: float = var(
         "MAX_WAIT",
         kinds.number(1, 86400),
@@ -465,8 +465,8 @@ class Settings:
     def from_env(cls, env: Mapping[str, str]) -> tuple[Settings, tuple[Finding, ...]]:
         """Settings from an environment, and a finding for each value that is not allowed.
 
-        A wrong value falls back to its default, so that a worker can still start far enough to
-        say what is wrong; the finding is an error, so that it takes no jobs.
+        An invalid value falls back to its default, so that the worker can start far enough to
+        report it; the finding is an error, so that no workflow runs.
         """
         values, findings = read_variables(variables(), env)
         return _with_log_level(cls(**values)), findings
@@ -477,7 +477,7 @@ class Settings:
 
 
 def _with_log_level(settings: Settings) -> Settings:
-    """COMFY_LOG_LEVEL is worker-comfyui's name for a flag that COMFYUI_ARGS may hold already."""
+    """COMFY_LOG_LEVEL is worker-comfyui's name for a flag that COMFYUI_ARGS may already have."""
     level, flags = settings.comfy_log_level, settings.comfyui_args
     if level is None or any(flag.partition("=")[0] == "--verbose" for flag in flags):
         return settings
@@ -485,7 +485,7 @@ def _with_log_level(settings: Settings) -> Settings:
 
 
 def read_settings() -> tuple[Settings, tuple[Finding, ...]]:
-    """`Settings.from_env` of this process; the only place that looks at `os.environ`."""
+    """`Settings.from_env` for this process; the only place that reads `os.environ`."""
     return Settings.from_env(os.environ)
 
 

@@ -3,8 +3,8 @@
 Whole folders, categories or single files, whichever loses nothing: a link is planned only where
 there is nothing yet, and only as deep as needed. If ComfyUI has a real folder of the same name, the
 plan goes into it, also through a link to one on the volume, never through a link out of it. A real
-file or folder is never replaced. A link is *ours* if its text is exactly what this plan would write;
-only such links are removed, and only when they are broken.
+file or folder is never replaced. A link is *ours* if its text is exactly what this plan would
+write; only such links are removed, and only when they are broken.
 """
 
 from __future__ import annotations

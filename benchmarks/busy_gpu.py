@@ -148,14 +148,14 @@ def _table(found: Mapping[str, Sequence[Busy]]) -> str:
 
 
 def _method(load: Load) -> str:
-    return f"""{load.jobs} jobs of {load.seconds:g} s in ComfyUI, all queued from the start, each with its own
-seed and a small picture as its result; the control plane takes {load.post:g} s to accept a result.
-The node sleeps, as a host does while its GPU works. From the start of the first execution to the
-end of the last, *busy* is the share of the time in which ComfyUI was not waiting for a prompt,
-*executing* the share in which its history says that it executed one. Between prompts it collects
-garbage every 10 s, which no worker can avoid: *ComfyUI alone* has no worker, and all prompts in its
-queue from the start. *Ratio* compares jobs a minute; all figures are medians of the rounds.
-*worker-comfyui's sequence* takes one job at a time."""
+    return f"""{load.jobs} jobs of {load.seconds:g} s in ComfyUI, all queued from the start, each
+with its own seed and a small picture as its result; the control plane takes {load.post:g} s to
+accept a result. The node sleeps, as a host does while its GPU works. From the start of the first
+execution to the end of the last, *busy* is the share of the time in which ComfyUI was not waiting
+for a prompt, *executing* the share in which its history says that it executed one. Between prompts
+it collects garbage every 10 s, which no worker can avoid: *ComfyUI alone* has no worker, and all
+prompts in its queue from the start. *Ratio* compares jobs a minute; all figures are medians of the
+rounds. *worker-comfyui's sequence* takes one job at a time."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -181,13 +181,14 @@ def _executed(took: Took) -> float:
 
 
 def _method(rounds: int) -> str:
-    return f"""Ratios of medians of {rounds} jobs each; both workers get the same jobs in turn, one at a time, each at
-rest before. *Taken to posted* runs from the moment the control plane hands a job out until its
-whole result has arrived, less ComfyUI's execution by its history. *Handler* is the part of that
-between the SDK's call and the return. There ours does more than the other: it checks the request,
-stores the results durably on the volume (here a plain folder) and reports progress. It saves time
-around that: the SDK looks at a job up to 0.1 s after taking it, and formats two log lines of each
-whole result, whether they are printed or not. Ours starts at once, and never formats a result.
+    return f"""Ratios of medians of {rounds} jobs each; both workers get the same jobs in turn, one
+at a time, each at rest before. *Taken to posted* runs from the moment the control plane hands a job
+out until its whole result has arrived, less ComfyUI's execution by its history. *Handler* is the
+part of that between the SDK's call and the return. There ours does more than the other: it checks
+the request, stores the results durably on the volume (here a plain folder) and reports progress. It
+saves time around that: the SDK looks at a job up to 0.1 s after taking it, and formats two log
+lines of each whole result, whether they are printed or not. Ours starts at once, and never formats
+a result.
 
 The pictures are noise with the spectrum of generated ones (amplitude ∝ frequency^-1.5), so that a
 PNG of 1024² takes 1.5 MB. Both sides may send replies of any size (`MAX_REPLY_MB=500`; Runpod's

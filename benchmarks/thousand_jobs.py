@@ -185,10 +185,11 @@ def _table(samples: Sequence[Sample]) -> str:
     return "\n".join(rows)
 
 
-_METHOD = """Small pictures (64×64; 1, 2, 4 or 8 in a job, from two savers) through one worker in production mode on a real ComfyUI, with some always waiting; sampled while
-nothing runs. Memory in MB; *anonymous* is what no file backs, resident or swapped out. *In 1,000
-jobs* is the median slope between any two samples. ComfyUI keeps the last 10,000 prompts in its
-history, which the limits allow for. Every result was posted, and is on the volume."""
+_METHOD = """Small pictures (64×64; 1, 2, 4 or 8 in a job, from two savers) through one worker in
+production mode on a real ComfyUI, with some always waiting; sampled while nothing runs. Memory in
+MB; *anonymous* is what no file backs, resident or swapped out. *In 1,000 jobs* is the median slope
+between any two samples. ComfyUI keeps the last 10,000 prompts in its history, which the limits
+allow for. Every result was posted, and is on the volume."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:

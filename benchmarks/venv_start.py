@@ -3,9 +3,9 @@
     python -m benchmarks.venv_start [--rounds 5] [--only local first second]
 
 Contenders are whole workers that run in turn, each on an empty page cache. A venv, torch included:
-the same Python on local disk, the venv run from the volume, the first worker that copies it to local
-disk, and a later one, which finds the first one's archive. A package set that an earlier worker has
-installed and kept: the same packages in the Python, and from the volume.
+the same Python on local disk, the venv run from the volume, the first worker that copies it to
+local disk, and a later one, which finds the first one's archive. A package set that an earlier
+worker has installed and kept: the same packages in the Python, and from the volume.
 """
 
 from __future__ import annotations

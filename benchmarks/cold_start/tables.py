@@ -23,30 +23,31 @@ JOBS = {
     "hot plain": "the same job without a model on the hot worker",
 }
 METHOD = """\
-Each cold start is timed from process start until its first result reaches the control plane, with the
-real SDK in production mode and a job already in the queue. The contenders take turns, a different
-one first in each round, after an uncounted round that leaves bytecode and the record of the models
-used last, as after a day of use. Before each run the volume is mounted again, and the page cache is
-emptied of it, of ComfyUI's code, of both Python environments and of the worker. *All local* is the
-same folder on local disk, run in place (`STAGE_COMFYUI=false`).
+Each cold start is timed from process start until its first result reaches the control plane, with
+the real SDK in production mode and a job already in the queue. The contenders take turns, a
+different one first in each round, after an uncounted round that leaves bytecode and the record of
+the models used last, as after a day of use. Before each run the volume is mounted again, and the
+page cache is emptied of it, of ComfyUI's code, of both Python environments and of the worker. *All
+local* is the same folder on local disk, run in place (`STAGE_COMFYUI=false`).
 
 The volume holds ComfyUI, 15 node packs (2,000 files, all imported at start) and a checkpoint with
 random weights. The job is CheckpointLoaderSimple → KSampler (64×64, 1 step) → VAEDecode → SaveImage
 on the CPU; the 7 GB model has float16 weights, as on a GPU.
 
-*worker-comfyui's sequence* asks torch for the GPU, then starts ComfyUI from local disk with the same
-packs; `extra_model_paths.yaml` leads to the models on the volume. *ComfyUI run from the volume by
-the first job* starts `main.py` in place once the job is taken. All skip the SDK's own checks of the
-machine. Left out: CUDA's initialisation (on a GPU, worker-comfyui pays for it twice, this worker
-once), ComfyUI-Manager and sshd.
+*worker-comfyui's sequence* asks torch for the GPU, then starts ComfyUI from local disk with the
+same packs; `extra_model_paths.yaml` leads to the models on the volume. *ComfyUI run from the volume
+by the first job* starts `main.py` in place once the job is taken. All skip the SDK's own checks of
+the machine. Left out: CUDA's initialisation (on a GPU, worker-comfyui pays for it twice, this
+worker once), ComfyUI-Manager and sshd.
 
 The hot worker reads copies of the checkpoint under other names, so that ComfyUI loads each one (its
 log is checked). Before each job the page cache is checked, and free memory is touched: a virtual
-machine may have returned it to its host, and the job would wait for it. Two things limit a job whose
-model is not in memory: reading the file takes 1.4 s at 1.5 GB/s, and the rest of the job comes after
-its last weight; and no job is faster than its processor time divided by the cores, which also run
-the simulated volume. For a thaw, all processes of the worker are stopped (SIGSTOP) for some seconds,
-and the job arrives as they resume; the target is for the job whose model is in memory."""
+machine may have returned it to its host, and the job would wait for it. Two things limit a job
+whose model is not in memory: reading the file takes 1.4 s at 1.5 GB/s, and the rest of the job
+comes after its last weight; and no job is faster than its processor time divided by the cores,
+which also run the simulated volume. For a thaw, all processes of the worker are stopped (SIGSTOP)
+for some seconds, and the job arrives as they resume; the target is for the job whose model is in
+memory."""
 
 
 def section(
@@ -62,7 +63,8 @@ def section(
         parts += ["### Where the time goes", _MARKS, _mark_table(measured, figures)]
     for contender in (c for c in measured if c.ours):
         parts.append(_boot_table(contender, figures.middle(contender.key)))
-    parts += ["### Method", METHOD, "To repeat: `make bench`; for a part, see `make bench ARGS=--help`."]
+    again = "To repeat: `make bench`; for a part, see `make bench ARGS=--help`."
+    parts += ["### Method", METHOD, again]
     return "\n\n".join(parts) + "\n"
 
 

@@ -48,13 +48,13 @@ from bootstrap.volume import locate
 
 _OK, _FAILED, _USAGE = 0, 1, 2
 _PROG = "python -m bootstrap nodes"
-# A page of a repository in the browser, as people copy it.
+# A repository's page in the browser, as people copy it.
 _PAGE = re.compile(
     r"(?P<url>https?://[^/]+/[^/]+/[^/]+)/(?:-/)?(?:tree|commit|commits)/(?P<ref>[^?#]+)"
 )
 
 
-# What each does, and two examples.
+# What each command does, and two examples.
 _COMMANDS = {
     "add": (
         "pin a pack, or those that a workflow needs, and write it into the manifest",
@@ -87,8 +87,8 @@ _COMMANDS = {
 
 @dataclass(frozen=True)
 class Step:
-    """One pack. `there`: nothing is to be done; else it would be fetched from `host`, `size` bytes
-    (None unknown)."""
+    """One pack. `there`: nothing to do; else it would be fetched from `host`, `size` bytes (None:
+    unknown)."""
 
     spec: PackSpec
     what: str
@@ -117,7 +117,7 @@ class Step:
 
 
 def plan_packs(specs: Sequence[PackSpec], place: PackPlace, ask: bool) -> list[Step]:
-    """What a pull would do; `ask` the servers whether they have what is missing."""
+    """What a pull would do; with `ask`, whether the servers have what is missing."""
     return [_plan(spec, place, ask) for spec in specs]
 
 
@@ -145,9 +145,8 @@ def main(
     sources: PackSources | None = None,
     prog: str = _PROG,
 ) -> int:
-    """Run one command; 0 when all is well, 1 when something is wrong or missing, 2 for usage.
-
-    `sources` in place of the real ones are for tests, which have their own servers.
+    """Run one command; 0 if all is well, 1 if something is wrong or missing, 2 for wrong usage.
+    `sources` replaces the real ones in tests, which have their own servers.
     """
     import sys
 
@@ -249,7 +248,7 @@ class _Command:
         return max(code, bad)
 
     def add(self) -> int:
-        """Pin what is asked for, write the entries."""
+        """Pin the requested packs and write their entries."""
         arguments = self.arguments
         if (arguments.pack is None) == (arguments.workflow is None):
             self._say("Give one of: a pack, or --from WORKFLOW.")
@@ -319,8 +318,8 @@ class _Command:
         return list(specs.values()), not unknown
 
     def _pins(self, needed: Needed, known: NodeMap) -> list[RegistryPin | GitPin]:
-        """The pack to add for a node, if one is to be: by what the editor wrote beside it, else by
-        the map. Raises LookupError where none is known, and DownloadError."""
+        """The pack to add for a node, if any: by what the editor wrote beside it, else by the map.
+        Raises LookupError if none is known, and DownloadError."""
         if needed.registry_id == "comfy-core":
             return []
         commit = needed.version if COMMIT.fullmatch(needed.version) else None
@@ -358,11 +357,11 @@ class _Command:
 
     @cached_property
     def _repositories(self) -> frozenset[str]:
-        """Of all packs in custom_nodes: read once, however many nodes a workflow has."""
+        """Of all packs in custom_nodes, read once for all nodes of a workflow."""
         return repositories_in(self.place.nodes)
 
     def list(self, manifest: NodeManifest) -> int:
-        """What is wanted; asks no server."""
+        """What the manifest lists; uses no network."""
         steps = plan_packs(manifest.packs, self.place, ask=False)
         self._show(steps)
         return _OK if all(step.there for step in steps) else _FAILED
@@ -389,7 +388,7 @@ class _Command:
         return _OK if all(result.good for result in results) else _FAILED
 
     def verify(self, manifest: NodeManifest) -> int:
-        """Read everything that is there."""
+        """Read all files of the packs that are there."""
         steps = [self._verified(spec) for spec in manifest.packs]
         self._show(steps)
         return _OK if all(step.there for step in steps) else _FAILED
@@ -443,7 +442,7 @@ class _Command:
 
 
 def _spec(pin: RegistryPin | GitPin, directory: str | None = None) -> PackSpec:
-    """As an entry of the manifest would be read. Raises DownloadError."""
+    """The spec, read like an entry of the manifest. Raises DownloadError."""
     usual = pin.id if isinstance(pin, RegistryPin) else repository_name(pin.url)
     entry = PackSpec(directory or usual, pin).as_entry()
     return read_entry(entry, "", allow_http=True)

@@ -38,7 +38,7 @@ from bootstrap.volume import locate
 from bootstrap.volume.categories import PICKLES, extension_of
 
 _OK, _FAILED, _USAGE = 0, 1, 2
-# What each does, and how it is typed.
+# What each command does, and its examples.
 _COMMANDS = {
     "add": (
         "ask a source about a file and write its entry into the manifest",
@@ -62,8 +62,8 @@ _COMMANDS = {
 
 @dataclass(frozen=True)
 class Step:
-    """One model. `fetch`: it would be fetched, `size` bytes (None unknown) from `host` with the
-    credential called `credential`. `there`: nothing is to be done."""
+    """One model. `fetch`: it would be fetched, `size` bytes (None: unknown) from `host` with the
+    credential named `credential`. `there`: nothing to do."""
 
     place: str
     what: str
@@ -89,7 +89,7 @@ class Step:
 
 
 def plan_models(specs: Sequence[ModelSpec], context: ProvisionContext, ask: bool) -> list[Step]:
-    """What a pull would do; `ask` the sources for the sizes that the manifest does not give."""
+    """What a pull would do; with `ask`, sizes missing in the manifest come from the sources."""
     return [_plan(spec, context, ask) for spec in specs]
 
 
@@ -127,9 +127,8 @@ def _to_fetch(spec: ModelSpec, context: ProvisionContext, ask: bool) -> Step:
 
 
 def verify_models(specs: Sequence[ModelSpec], context: ProvisionContext) -> Iterator[Step]:
-    """Hash what is there and compare it with the manifest, and with the receipt of when it came.
-
-    A file whose receipt has no hash yet gets one now.
+    """Hash the models and compare them with the manifest and their receipts. A receipt without a
+    hash gets one.
     """
     for spec in specs:
         yield _verify(spec, context)
@@ -176,9 +175,8 @@ def main(
     sources: Sources | None = None,
     prog: str = "python -m bootstrap models",
 ) -> int:
-    """Run one command; 0 when all is well, 1 when something is wrong or missing, 2 for usage.
-
-    `sources` in place of the real ones are for the demo, which has its own servers.
+    """Run one command; 0 if all is well, 1 if something is wrong or missing, 2 for wrong usage.
+    `sources` replaces the real ones in the demo, which has its own servers.
     """
     arguments = _parser(prog).parse_args(argv)
     settings, findings = read_settings()
@@ -313,7 +311,7 @@ class _Command:
         return entry
 
     def list(self, manifest: Manifest) -> int:
-        """What is wanted; asks no server."""
+        """What the manifest lists; uses no network."""
         steps = plan_models(manifest.models, self._context(), ask=False)
         self._show(steps)
         return _OK if all(step.there for step in steps) else _FAILED
@@ -345,7 +343,7 @@ class _Command:
         return _OK if all(result.good or result.spec.optional for result in results) else _FAILED
 
     def verify(self, manifest: Manifest) -> int:
-        """Hash everything that is there."""
+        """Hash all models that are there."""
         steps = list(verify_models(manifest.models, self._context()))
         self._show(steps)
         return _OK if all(step.there for step in steps) else _FAILED

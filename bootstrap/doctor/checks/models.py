@@ -1,7 +1,7 @@
-"""The models on the volume: are there any, are they whole, will ComfyUI list and load them?
+"""The models on the volume: are there any, are they complete, will ComfyUI list and load them?
 
-None of these findings is an error: a worker with one broken LoRA must still take the jobs that do
-not use it, and one without models may have them downloaded later.
+None of these findings is an error: a worker with one broken LoRA must still run jobs that do not
+use it, and one without models may download them later.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ CODES = {
     **model_places.CODES,
     **model_contents.CODES,
 }
-# ComfyUI computes in 16 bits where a model has more (comfy/model_management.py, unet_dtype).
+# ComfyUI computes in 16 bits if a model has more (comfy/model_management.py, unet_dtype).
 _ON_GPU = {"F64": 0.25, "F32": 0.5}
 
 
@@ -55,7 +55,7 @@ def check_links(
     reported: Collection[str] = (),
 ) -> list[Finding]:
     """Findings about symbolic links; `volume_root` is where the volume is mounted here, `names`
-    what leads to it on a worker as well, `reported` are links of which another check says it."""
+    other paths to it on a worker, `reported` are links that another check reports."""
     broken = [
         f for f in inventory.files if f.state is State.BROKEN_LINK and f.full_path not in reported
     ]
@@ -75,8 +75,8 @@ def check_links(
 def other_mount(
     files: Sequence[ModelFile], volume_root: Path | None, names: frozenset[str]
 ) -> list[Finding]:
-    """Made on a Pod with an absolute text; relative links hold on both. Information where a
-    worker makes the other name a link to the volume."""
+    """Absolute links made on a Pod; relative ones work on both. Information only, if a worker makes
+    the other name a link to the volume."""
     if not files or volume_root is None:
         return []
     commands = [typed("ln", "-sfn", "--", str(f.relative), f.full_path) for f in files[:3]]
@@ -94,7 +94,7 @@ def other_mount(
 
 
 def broken_links(files: Sequence[ModelFile]) -> list[Finding]:
-    """ComfyUI lists them, takes jobs that use them, and fails when it opens them."""
+    """ComfyUI lists them, accepts jobs that use them, and fails when it opens them."""
     if not files:
         return []
     return [
@@ -109,7 +109,7 @@ def broken_links(files: Sequence[ModelFile]) -> list[Finding]:
 
 
 def looping_links(files: Sequence[ModelFile]) -> list[Finding]:
-    """ComfyUI's scan follows links without looking for loops, up to 40 levels deep."""
+    """ComfyUI's scan follows links without detecting loops, up to 40 levels deep."""
     if not files:
         return []
     return [
@@ -124,7 +124,7 @@ def looping_links(files: Sequence[ModelFile]) -> list[Finding]:
 
 
 def escaping_links(entries: Sequence[Entry]) -> list[Finding]:
-    """There on this machine, gone on the next worker."""
+    """They work on this machine, and are broken on the next worker."""
     if not entries:
         return []
     first = entries[0]
@@ -158,10 +158,10 @@ def check_models(
 ) -> list[Finding]:
     """All findings about models, at most one for each code.
 
-    `gpu_memory` and `memory_limit` (bytes) are the largest GPU's and the container's, None where
-    unknown or unlimited; `volume_root` is where the volume is mounted here, `names` are other
-    mount points that lead to it on a worker; `reported` are links that another check reports, and
-    `loose` the folder that a single model belongs in by its contents.
+    `gpu_memory` and `memory_limit` (bytes) are the largest GPU's and the container's, None if
+    unknown or unlimited; `volume_root` is where the volume is mounted here, `names` are other mount
+    points of it on a worker; `reported` are links that another check reports, and `loose` has the
+    proper folder of single models by their contents.
     """
     return [
         *overview(inventory),
@@ -178,7 +178,7 @@ def check_models(
 
 
 def overview(inventory: Inventory) -> list[Finding]:
-    """What there is, or that there is nothing."""
+    """What models there are, if any."""
     models = inventory.present
     if not models:
         return [] if not inventory.complete else [_none(inventory)]
@@ -196,7 +196,7 @@ def overview(inventory: Inventory) -> list[Finding]:
 
 
 def incomplete(inventory: Inventory) -> list[Finding]:
-    """A limit in number or time ended the look; what was not seen is not judged."""
+    """A limit in number or time ended the scan; what was not seen is not judged."""
     if inventory.complete:
         return []
     return [
@@ -211,7 +211,7 @@ def incomplete(inventory: Inventory) -> list[Finding]:
 
 
 def unopened(inventory: Inventory) -> list[Finding]:
-    """A light look opens so many files and no more."""
+    """A light scan opens a limited number of files."""
     weights = [f for f in inventory.files if f.is_weights]
     unread = [f for f in weights if f.state is State.UNREAD and not f.examined.detail]
     if not inventory.headers or not inventory.complete or not unread:
@@ -227,7 +227,7 @@ def unopened(inventory: Inventory) -> list[Finding]:
 
 
 def unreadable(inventory: Inventory) -> list[Finding]:
-    """Permissions, or a volume that fails."""
+    """Permissions, or a failing volume."""
     failed = [f for f in inventory.files if f.state is State.UNREADABLE]
     count = inventory.problem_count + len(failed)
     if not count:
@@ -250,7 +250,7 @@ def unreadable(inventory: Inventory) -> list[Finding]:
 
 
 def larger_than_gpu(inventory: Inventory, gpu_memory: int | None) -> list[Finding]:
-    """ComfyUI then loads it piece by piece: slow, not broken."""
+    """ComfyUI then loads it piece by piece: slow, but it works."""
     largest = max(inventory.models, key=_size_on_gpu, default=None)
     if gpu_memory is None or largest is None or _size_on_gpu(largest) <= gpu_memory:
         return []
@@ -269,7 +269,7 @@ def larger_than_gpu(inventory: Inventory, gpu_memory: int | None) -> list[Findin
 
 
 def larger_than_memory(inventory: Inventory, memory_limit: int | None) -> list[Finding]:
-    """The kernel ends ComfyUI with signal 9 when the container exceeds its limit."""
+    """The kernel kills ComfyUI with signal 9 if the container exceeds its limit."""
     largest = max(inventory.models, key=lambda f: f.size, default=None)
     if memory_limit is None or largest is None or largest.size <= memory_limit:
         return []

@@ -153,7 +153,7 @@ def _alloc_conf(
     settings: Settings, env: Mapping[str, str], torch: TorchBuild | None, uses_gpu: bool
 ) -> list[Finding]:
     given = {name: env[name] for name in (NEW_NAME, OLD_NAME) if name in env}
-    found = list(_names(given, torch.version if torch else ""))
+    found = list(_names(given, torch.version if torch else None))
     for name, text in given.items():
         pairs = _pairs_in(text)
         wrong = [f for pair in pairs for f in _wrong(name, *pair, uses_gpu)]
@@ -168,7 +168,7 @@ def _alloc_conf(
     return found
 
 
-def _names(given: Mapping[str, str], version: str) -> Iterator[Finding]:
+def _names(given: Mapping[str, str], version: str | None) -> Iterator[Finding]:
     if len(given) == 2:
         both = " and ".join(f"{name} (`{text[:_SHOWN]}`)" for name, text in given.items())
         yield warning(

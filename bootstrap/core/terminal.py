@@ -213,12 +213,6 @@ def report(findings: Sequence[Finding], out: TextIO) -> bool:
     return bool(errors_in(findings))
 
 
-def step_line(name: str, what: str, there: bool, failed: bool) -> str:
-    """What there is of one wanted thing, or what would be done for it."""
-    mark = "ok     " if there else "FAILED " if failed else "missing"
-    return f"{mark} {name}  {what}"
-
-
 def stop_on_signals() -> threading.Event:
     """Ctrl-C and a Pod's end stop in good order, so that what was begun goes on from there."""
     stop = threading.Event()

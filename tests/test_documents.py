@@ -206,7 +206,7 @@ def test_a_russian_page_has_the_examples_and_links_of_the_english_one(russian: P
 @pytest.mark.parametrize("russian", RUSSIAN, ids=lambda page: page.name)
 def test_a_russian_page_has_the_figures_of_the_english_one(russian: Path) -> None:
     english = russian.with_name(russian.name.replace(".ru.md", ".md"))
-    assert _figures(english) == _figures(russian)
+    assert _figures(english) - _figures(russian) == set()
 
 
 @pytest.mark.parametrize("russian", RUSSIAN, ids=lambda page: page.name)

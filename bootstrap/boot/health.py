@@ -9,7 +9,6 @@ ComfyUI and Runpod's pings (a process of their own) look as ever.
 
 from __future__ import annotations
 
-import asyncio
 import json
 import logging
 import socket
@@ -21,11 +20,15 @@ import uuid
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from bootstrap.boot.report import BootReport
 from bootstrap.comfyui import ComfyUI, explain_exit, is_answering
 from bootstrap.core.findings import Finding, Outcome, error, errors_in
 from bootstrap.healthcheck import connected, socket_path, socket_paths
+
+if TYPE_CHECKING:
+    import asyncio
 
 _log = logging.getLogger(__name__)
 
@@ -48,6 +51,8 @@ class EventLoopWatchdog:
 
     def begin(self) -> None:
         """To be called in the loop, which leaves its time from now on."""
+        import asyncio  # the SDK has by now; ComfyUI's start need not wait for it
+
         self._thread = threading.get_ident()
         self._beat(asyncio.get_running_loop())
 

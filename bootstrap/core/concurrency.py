@@ -1,9 +1,9 @@
-"""Work in daemon threads, for I/O that is mostly waiting, and questions under one deadline.
+"""Daemon threads for I/O that is mostly waiting, and calls under one deadline.
 
-`WorkerPool` is not `concurrent.futures`: its threads are joined when the interpreter ends, so one
+`WorkerPool` is not `concurrent.futures`: that joins its threads when the interpreter ends, so one
 call into a network file system that has gone away would keep the whole worker from ending. These
-are daemons, and a caller that waits for them can give up. `BoundedCaller` asks a volume side by
-side, since each question costs a round trip, and a dead network mount answers nothing, for ever.
+are daemons, and a waiting caller can give up. `BoundedCaller` makes many calls to a volume in
+parallel, since each costs a round trip, and a dead network mount never answers.
 """
 
 from __future__ import annotations
@@ -29,16 +29,16 @@ _BUSY = 0.5  # of a processor: all that Python's lock leaves them is one
 
 
 def threaded(work: Callable[[], None], name: str | None = None) -> threading.Thread:
-    """A daemon thread, not yet started, that works in this context: what it logs is of the job that
-    began it."""
+    """A daemon thread, not yet started, in this context: its log lines belong to the current
+    job."""
     run = contextvars.copy_context().run
     return threading.Thread(target=run, args=(work,), name=name, daemon=True)
 
 
 class WorkerPool:
-    """Works once: `run` its first tasks, which may `add` others, until none is left.
+    """For one use: `run` the first tasks, which may `add` others, until none is left. The newest
+    task is taken first, those added for `later` when there is no other, in no order.
 
-    The newest task is taken first; those added for `later` when there is no other, in no order.
     Four threads begin; more are started, at most `threads`, while those leave the processor idle:
     from memory, 64 take three times as long as four, waiting for Python's lock.
     """
@@ -59,11 +59,11 @@ class WorkerPool:
 
     @property
     def stopped(self) -> bool:
-        """Tells long tasks that nothing waits for them any more."""
+        """True when nothing waits for the tasks any more; long tasks check it."""
         return self._stopped
 
     def add(self, tasks: Iterable[Task], later: bool = False) -> None:
-        """Put tasks on the stack, the first to be taken first; nothing once stopped."""
+        """Push tasks, the first to be taken first; does nothing once stopped."""
         added = list(tasks)[::-1]
         with self._task_there:
             if self._stopped:
@@ -81,9 +81,9 @@ class WorkerPool:
         timeout: float | None = None,
         tick: Callable[[], None] | None = None,
     ) -> bool:
-        """Work off the tasks; False if `timeout` seconds were not enough or `stop` was called.
+        """Run all tasks; False if `timeout` seconds were not enough or `stop` was called.
 
-        `tick` is called from this thread every 0.2 s and once at the end. What a task raises is
+        `tick` is called from this thread every 0.2 s and once at the end. A task's exception is
         raised here.
         """
         end = None if timeout is None else time.monotonic() + timeout
@@ -102,7 +102,8 @@ class WorkerPool:
         return finished
 
     def stop(self) -> None:
-        """Drop what has not begun. Tasks in hand end by themselves; nothing waits for them."""
+        """Drop tasks that have not started. Running ones end by themselves; nothing waits for
+        them."""
         with self._task_there:
             self._stopped = True
             self._stack.clear()
@@ -183,7 +184,7 @@ class WorkerPool:
 
 
 class ByteSemaphore:
-    """Lets threads hold so many bytes together; a request for more waits for others."""
+    """Limits the bytes that threads hold together; a request for more waits."""
 
     def __init__(self, most: int) -> None:
         self._left = most
@@ -192,7 +193,7 @@ class ByteSemaphore:
 
     @contextmanager
     def hold(self, size: int) -> Iterator[None]:
-        """Wait until `size` bytes (or all there are, if that is less) may be held."""
+        """Wait until `size` bytes (at most the whole limit) are free, and hold them."""
         taken = min(size, self._most)
         with self._changed:
             self._changed.wait_for(lambda: self._left >= taken)
@@ -210,14 +211,14 @@ class VolumeTimeout(Exception):
 
 
 class BoundedCaller:
-    """Asks many things at once, several times over, within `timeout` seconds in all."""
+    """Makes calls in parallel, in several batches, within `timeout` seconds in all."""
 
     def __init__(self, timeout: float) -> None:
         self.timeout = timeout
         self._end = time.monotonic() + timeout
 
     def each(self, ask: Callable[[Given], Answer], items: Iterable[Given]) -> list[Answer]:
-        """`ask` of every item, in order. What `ask` raises is raised here.
+        """`ask` for every item, in order. What `ask` raises is raised here.
 
         Raises VolumeTimeout when the deadline passes first.
         """
@@ -234,5 +235,5 @@ class BoundedCaller:
         return [answers[i] for i in range(len(given))]
 
     def one(self, ask: Callable[[], Answer]) -> Answer:
-        """The answer to a single question; as `each`."""
+        """A single call; as `each`."""
         return self.each(lambda _: ask(), [None])[0]

@@ -212,7 +212,7 @@ def test_many_calls_are_in_flight_at_once(tmp_path: Path) -> None:
     assert pool.run([task] * 64, timeout=30)
 
 
-@pytest.mark.parametrize("computing, most", [(1.0, 4), (0.0, 64)])
+@pytest.mark.parametrize(("computing", "most"), [(1.0, 4), (0.0, 64)])
 def test_tasks_that_compute_are_left_to_four_threads(
     computing: float, most: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -22,7 +22,7 @@ from bootstrap.core.temp_files import Leftover, identity_of
 from bootstrap.core.text import counted, named, size_text
 from bootstrap.doctor.checks.model_places import misnamed_in
 from bootstrap.doctor.facts.inventory import Inventory, holdings_of
-from bootstrap.doctor.facts.volume_facts import Leads, LinkFact, VolumeFacts, VolumeState
+from bootstrap.doctor.facts.volume_facts import LinkFact, VolumeFacts, VolumeState
 from bootstrap.doctor.facts.volume_places import Stray
 from bootstrap.volume import MODELS, Layout
 from bootstrap.volume import links as apply
@@ -146,9 +146,11 @@ def plan_fixes(
         if leftover.stale and leftover.removable and stays_within(leftover.path, facts.root)
     )
     strays = _strays(facts, inventory)
+    seen = {link.path for link in facts.links}
+    deeper = [x for x in (inventory.links if inventory else ()) if x.path not in seen]
     relative = tuple(
         link
-        for link in (*facts.links, *_broken_links(facts, inventory))
+        for link in (*facts.links, *deeper)
         if link.relative is not None and not link.ours and stays_within(link.path, facts.root)
     )
     repairs: list[Repair] = [MakeFolders(folders)] if folders else []
@@ -196,16 +198,6 @@ def _can_move(stray: Stray, root: str) -> bool:
         return False
     itself = os.path.exists(stray.belongs) and os.path.samefile(stray.path, stray.belongs)
     return not itself and all(stays_within(p, root) for p in (stray.path, stray.belongs))
-
-
-def _broken_links(facts: VolumeFacts, inventory: Inventory | None) -> list[LinkFact]:
-    """Links to single models, which the volume's facts leave to the inventory."""
-    seen = {link.path for link in facts.links}
-    return [
-        LinkFact(file.full_path, file.link, Leads.NOWHERE, relative=file.relative)
-        for file in (inventory.files if inventory else ())
-        if file.relative is not None and file.link is not None and file.full_path not in seen
-    ]
 
 
 def apply_fixes(repairs: Sequence[Repair]) -> list[Finding]:

@@ -8,32 +8,20 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Collection, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Collection, Mapping
 from types import MappingProxyType
 
-from bootstrap.core.files import contains
 from bootstrap.core.findings import Finding, info, ok, warning
 from bootstrap.core.text import counted, named, shown, size_text, typed
 from bootstrap.doctor.checks import model_contents, model_places
 from bootstrap.doctor.checks.model_contents import (
-    MOST_PATH,
-    MOST_PATHS,
-    about,
     command,
-    delete,
-    paths_of,
     place,
 )
 from bootstrap.doctor.facts.inventory import Inventory, ModelFile, count_of, holdings_of, size_of
-from bootstrap.doctor.facts.walk import Entry
 from bootstrap.models.weights_file import State
 
 CODES = {
-    "models.link_broken": "A broken link",
-    "models.link_other_mount": "A link leads to where the volume is mounted on another machine",
-    "models.link_loop": "A link leads to itself or to a folder it lies in",
-    "models.link_escapes": "A link leads out of the volume",
     "models.found": "How many models there are, in which categories",
     "models.none": "There is no model at all",
     "models.unopened": "Some model files were seen but not opened.",
@@ -48,120 +36,18 @@ CODES = {
 _ON_GPU = {"F64": 0.25, "F32": 0.5}
 
 
-def check_links(
-    inventory: Inventory,
-    volume_root: Path | None,
-    names: frozenset[str] = frozenset(),
-    reported: Collection[str] = (),
-) -> list[Finding]:
-    """Findings about symbolic links; `volume_root` is where the volume is mounted here, `names`
-    other paths to it on a worker, `reported` are links that another check reports."""
-    broken = [
-        f for f in inventory.files if f.state is State.BROKEN_LINK and f.full_path not in reported
-    ]
-    foreign = [f for f in broken if f.relative is not None]
-    nowhere = [f for f in broken if f.relative is None]
-    loops = [
-        f for f in inventory.files if f.state is State.LOOPING_LINK and f.full_path not in reported
-    ]
-    return [
-        *other_mount(foreign, volume_root, names),
-        *broken_links(nowhere),
-        *looping_links(loops),
-        *escaping_links(inventory.escaping),
-    ]
-
-
-def other_mount(
-    files: Sequence[ModelFile], volume_root: Path | None, names: frozenset[str]
-) -> list[Finding]:
-    """Absolute links made on a Pod; relative ones work on both. Information only, if a worker makes
-    the other name a link to the volume."""
-    if not files or volume_root is None:
-        return []
-    commands = [typed("ln", "-sfn", "--", str(f.relative), f.full_path) for f in files[:3]]
-    held = all(any(contains(name, str(file.link)) for name in names) for file in files)
-    report = info if held else warning
-    return [
-        report(
-            "models.link_other_mount",
-            f"{about(files, 'is a link', 'are links')} to {_text(files[0])}, a place that "
-            f"exists where the volume is mounted elsewhere; here it is {volume_root}.",
-            f"Make it relative: {command(*commands)}",
-            paths=paths_of(files),
-        )
-    ]
-
-
-def broken_links(files: Sequence[ModelFile]) -> list[Finding]:
-    """ComfyUI lists them, accepts jobs that use them, and fails when it opens them."""
-    if not files:
-        return []
-    return [
-        warning(
-            "models.link_broken",
-            f"{about(files, 'is a broken link', 'are broken links')} "
-            f"(to {_text(files[0])}). Jobs that use {'it' if len(files) == 1 else 'them'} fail.",
-            f"Put the model there, or remove the link: {delete(files)}",
-            paths=paths_of(files),
-        )
-    ]
-
-
-def looping_links(files: Sequence[ModelFile]) -> list[Finding]:
-    """ComfyUI's scan follows links without detecting loops, up to 40 levels deep."""
-    if not files:
-        return []
-    return [
-        warning(
-            "models.link_loop",
-            f"{about(files, 'is a link that leads', 'are links that lead')} back to where it lies "
-            f"({_text(files[0])}): ComfyUI walks round in it and lists every model many times.",
-            f"Remove the link: {delete(files)}",
-            paths=paths_of(files),
-        )
-    ]
-
-
-def escaping_links(entries: Sequence[Entry]) -> list[Finding]:
-    """They work on this machine, and are broken on the next worker."""
-    if not entries:
-        return []
-    first = entries[0]
-    pairs = [f"{e.root.name}/{e.path} → {e.link}" for e in entries]
-    copy = typed("cp", "-rL", "--", first.full_path, first.full_path + ".copy")
-    swap = typed("rm", "--", first.full_path)
-    back = typed("mv", "--", first.full_path + ".copy", first.full_path)
-    return [
-        warning(
-            "models.link_escapes",
-            f"{counted(len(entries), 'link leads', 'links lead')} out of the volume: "
-            f"{named(pairs)}. Other workers and Pods do not have what is there.",
-            f"Copy it onto the volume: `{copy} && {swap} && {back}`",
-            paths=[e.full_path[-MOST_PATH:] for e in entries[:MOST_PATHS]],
-        )
-    ]
-
-
-def _text(file: ModelFile) -> str:
-    return shown(file.link or "")
-
-
 def check_models(
     inventory: Inventory,
     gpu_memory: int | None = None,
     memory_limit: int | None = None,
-    volume_root: Path | None = None,
-    names: frozenset[str] = frozenset(),
     reported: Collection[str] = (),
     loose: Mapping[str, str] = MappingProxyType({}),
 ) -> list[Finding]:
     """All findings about models, at most one for each code.
 
-    `gpu_memory` and `memory_limit` (bytes) are the largest GPU's and the container's, None if
-    unknown or unlimited; `volume_root` is where the volume is mounted here, `names` are other mount
-    points of it on a worker; `reported` are links that another check reports, and `loose` has the
-    proper folder of single models by their contents.
+    `gpu_memory` and `memory_limit` (bytes) are the largest GPU's and the container's, None where
+    unknown or unlimited; `reported` are folders that another check reports, and `loose` the folder
+    that a single model belongs in by its contents.
     """
     return [
         *overview(inventory),
@@ -171,7 +57,6 @@ def check_models(
         *model_places.check_places(inventory, loose, reported),
         *model_contents.check_contents(inventory),
         *model_places.check_names(inventory),
-        *check_links(inventory, volume_root, names, reported),
         *larger_than_gpu(inventory, gpu_memory),
         *larger_than_memory(inventory, memory_limit),
     ]

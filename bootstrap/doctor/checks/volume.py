@@ -19,6 +19,7 @@ from bootstrap.doctor.checks.volume_layout import (
     several,
 )
 from bootstrap.doctor.checks.volume_links import check_leftovers, check_links, check_paths
+from bootstrap.doctor.facts.inventory import Inventory
 from bootstrap.doctor.facts.volume_facts import Access, Space, VolumeFacts, VolumeState
 from bootstrap.volume import COMFYUI, Layout
 
@@ -331,15 +332,19 @@ def _slow(facts: VolumeFacts) -> Finding | None:
     )
 
 
-def check_volume(facts: VolumeFacts, settings: Settings) -> list[Finding]:
-    """All findings about volume and links, including those of `check_layout`. One that makes
-    everything else invisible comes alone.
+def check_volume(
+    facts: VolumeFacts, settings: Settings, inventory: Inventory | None = None
+) -> list[Finding]:
+    """All findings about volume and links, those among the models (`inventory`) included. What
+    keeps everything else from being seen comes alone.
+
+    It covers what `check_layout` says.
     """
     absent = check_presence(facts)
     if absent:
         return absent
     found = [*check_disk(facts), *check_comfyui(facts), *check_nodes(facts), *check_models(facts)]
-    found += [*check_links(facts, settings), *check_paths(facts, settings)]
+    found += [*check_links(facts, settings, inventory), *check_paths(facts, settings)]
     found += check_leftovers(facts)
     return found if errors_in(found) else [_good(facts), *found]
 

@@ -1,11 +1,10 @@
-"""Links, venvs and model paths on the volume that are broken or lead elsewhere; leftovers.
-"""
+"""Links, venvs and model paths on the volume that are broken or lead elsewhere; leftovers."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from posixpath import basename, dirname, join, relpath
 
 from bootstrap.config import Settings
@@ -26,6 +25,7 @@ from bootstrap.core.text import (
     size_text,
     words,
 )
+from bootstrap.doctor.facts.inventory import Inventory
 from bootstrap.doctor.facts.volume_facts import Leads, LinkFact, VolumeFacts
 from bootstrap.doctor.facts.volume_places import BASE, ModelPath
 from bootstrap.environment import Venv
@@ -41,6 +41,10 @@ CODES = {
     "links.ours_broken": "Links made by the worker are broken: the models behind them are gone.",
     "links.endless": "Links lead to themselves or to a folder they lie in.",
     "links.outward": "Links lead off the volume, to what is on this machine only.",
+    "models.link_broken": "A broken link",
+    "models.link_other_mount": "A link leads to where the volume is mounted on another machine",
+    "models.link_loop": "A link leads to itself or to a folder it lies in",
+    "models.link_escapes": "A link leads out of the volume",
     "volume.venv_broken": "A virtual environment's Python is not on this machine.",
     "volume.venv_moved": "A virtual environment was made under another path.",
     "volume.paths_other_mount": "extra_model_paths.yaml names the other mount point.",
@@ -50,19 +54,23 @@ CODES = {
     "volume.leftovers": "Temporary files of killed workers are left.",
     "volume.put_aside": "Something was put aside when a link was removed, and never put back.",
 }
+_MOST_COPIES = 5  # in one command, which names each path five times
 _AWAY = (Leads.NOWHERE, Leads.LOOP)
 
 
-def check_links(facts: VolumeFacts, settings: Settings) -> list[Finding]:
-    """One finding per kind; a link is of one kind only."""
-    kinds: dict[str, list[LinkFact]] = {}
+def check_links(
+    facts: VolumeFacts, settings: Settings, inventory: Inventory | None = None
+) -> list[Finding]:
+    """One finding per kind; a link is of one kind only. Those among the models that the look at the
+    volume did not come by are the inventory's."""
     names = names_that_hold(facts, settings)
-    for link in facts.links:
-        kind = _kind(link, facts)
-        # If both names of the volume lead to it, links may use either.
-        if kind == "links.other_mount" and link.home in names:
-            kind = "links.held_by_mount"
-        if kind is not None and not (kind == "links.absolute" and link.home in names):
+    seen = {link.path for link in facts.links}
+    among_models = [x for x in (inventory.links if inventory else ()) if x.path not in seen]
+    found = [(_kind(link, facts, names), link) for link in facts.links]
+    found += [(_kind_among_models(link, names), link) for link in among_models]
+    kinds: dict[str, list[LinkFact]] = {}
+    for kind, link in found:
+        if kind is not None:
             kinds.setdefault(kind, []).append(link)
     return [_KINDS[kind].finding(kind, links, facts) for kind, links in kinds.items()]
 
@@ -78,18 +86,30 @@ def names_that_hold(facts: VolumeFacts, settings: Settings) -> frozenset[str]:
     return frozenset(here | others)
 
 
-def _kind(link: LinkFact, facts: VolumeFacts) -> str | None:
+def _kind(link: LinkFact, facts: VolumeFacts, names: frozenset[str]) -> str | None:
+    # If both names of the volume lead to it, links may use either.
+    holds = link.home in names
     if link.ours:
         return "links.ours_broken"
     if link.leads in _AWAY and link.relative is not None:
-        return "links.other_mount"
+        return "links.held_by_mount" if holds else "links.other_mount"
     if link.leads is Leads.NOWHERE:
         return "links.broken"
     if link.leads is Leads.LOOP or (link.leads is Leads.UP and _matters(link, facts)):
         return "links.endless"
     if link.leads is Leads.OUT:
         return "links.outward"
-    return "links.absolute" if link.relative is not None else None
+    return "links.absolute" if link.relative is not None and not holds else None
+
+
+def _kind_among_models(link: LinkFact, names: frozenset[str]) -> str:
+    if link.leads is Leads.OUT:
+        return "models.link_escapes"
+    if link.leads is Leads.LOOP:
+        return "models.link_loop"
+    if link.relative is None:
+        return "models.link_broken"
+    return "links.held_by_mount" if link.home in names else "models.link_other_mount"
 
 
 def _matters(link: LinkFact, facts: VolumeFacts) -> bool:
@@ -140,7 +160,7 @@ def _remove(links: _Links) -> str:
 
 
 def _bring_in(links: _Links) -> str:
-    return chained([_brought_in(link.path) for link in links])
+    return chained([_brought_in(link.path) for link in links[:_MOST_COPIES]])
 
 
 def _brought_in(path: str) -> str:
@@ -159,10 +179,19 @@ def _if_on_pod(_: object, facts: VolumeFacts) -> Severity:
 
 
 _RELATIVE = "Relative links work under every mount point."
+_OTHER_MOUNT = _Kind(
+    "Links that begin with {names}, but the volume is mounted at {root}", _RELATIVE, _relink
+)
+_ENDLESS = _Kind(
+    "Links to themselves or to a folder above, where ComfyUI's search never ends", "", _remove
+)
+_OUTWARD = _Kind(
+    "{links} off the volume, to what other machines do not have",
+    "That copies what they lead to onto the volume.",
+    _bring_in,
+)
 _KINDS: Mapping[str, _Kind] = {
-    "links.other_mount": _Kind(
-        "Links that begin with {names}, but the volume is mounted at {root}", _RELATIVE, _relink
-    ),
+    "links.other_mount": _OTHER_MOUNT,
     "links.held_by_mount": _Kind(
         "Links that begin with {names} are broken here; a worker makes that name a link to the "
         "volume, and then they hold",
@@ -188,17 +217,17 @@ _KINDS: Mapping[str, _Kind] = {
         "A worker that starts removes them, too.",
         _remove,
     ),
-    "links.endless": _Kind(
-        "{links} to itself or to a folder above: ComfyUI's search never ends there",
-        "",
+    "links.endless": _ENDLESS,
+    "links.outward": replace(_OUTWARD, severity=_if_it_matters),
+    "models.link_broken": _Kind(
+        "{links}, which ComfyUI lists and jobs cannot load",
+        "Or put the model there.",
         _remove,
+        noun="broken link",
     ),
-    "links.outward": _Kind(
-        "{links} off the volume, to what other machines do not have",
-        "That copies what they lead to onto the volume.",
-        _bring_in,
-        _if_it_matters,
-    ),
+    "models.link_other_mount": _OTHER_MOUNT,
+    "models.link_loop": _ENDLESS,
+    "models.link_escapes": _OUTWARD,
 }
 
 

@@ -17,6 +17,7 @@ from typing import Any
 from bootstrap.core.concurrency import ByteSemaphore, Task, WorkerPool
 from bootstrap.core.files import contains
 from bootstrap.core.text import POD, SERVERLESS
+from bootstrap.doctor.facts.volume_facts import Leads, LinkFact
 from bootstrap.doctor.facts.walk import (
     LIMIT,
     THREADS,
@@ -49,6 +50,7 @@ MOST_HELD = 32 << 20
 # Copies of smaller files are not worth reporting.
 LEAST_DUPLICATE = 1 << 20
 _LOST = {LinkTarget.BROKEN: State.BROKEN_LINK, LinkTarget.LOOP: State.LOOPING_LINK}
+_LEADS = {State.BROKEN_LINK: Leads.NOWHERE, State.LOOPING_LINK: Leads.LOOP}
 Progress = Callable[[int], None]
 
 
@@ -142,6 +144,13 @@ class Inventory:
         return tuple(f for f in self.models if f.inode is not None)
 
     @property
+    def links(self) -> tuple[LinkFact, ...]:
+        """Links that are broken, lead back to where they lie, or out of the volume."""
+        lost = [f for f in self.files if f.state in _LEADS]
+        escaping = [LinkFact(e.full_path, e.link or "", Leads.OUT) for e in self.escaping]
+        return (*map(_link_fact, lost), *escaping)
+
+    @property
     def size(self) -> int:
         """Bytes of all files, each inode counted once."""
         return size_of(self.files)
@@ -195,6 +204,12 @@ class Holding:
                 for f in self.largest
             ],
         }
+
+
+def _link_fact(file: ModelFile) -> LinkFact:
+    text = file.link or ""
+    home = next((mount for mount in (SERVERLESS, POD) if contains(mount, text)), None)
+    return LinkFact(file.full_path, text, _LEADS[file.state], home, file.relative)
 
 
 def holdings_of(inventory: Inventory) -> list[Holding]:

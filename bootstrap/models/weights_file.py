@@ -26,6 +26,7 @@ from enum import Enum
 from typing import Any, NamedTuple
 
 from bootstrap.core.concurrency import ByteSemaphore
+from bootstrap.core.files import open_regular
 from bootstrap.volume.categories import GGUF, extension_of
 
 SAFETENSORS = frozenset({".safetensors", ".sft"})
@@ -309,7 +310,7 @@ def kind_of_weights(path: str) -> str:
     """The folder of models that the safetensors file at `path` belongs in, by its tensors' names;
     empty where they do not tell, or it cannot be read."""
     try:
-        with open(path, "rb") as file:
+        with open_regular(path) as file:
             length = int.from_bytes(file.read(8), "little")
             header = json.loads(file.read(length)) if 2 <= length <= MOST_PARSED else {}
     except (OSError, ValueError, RecursionError):

@@ -1,5 +1,5 @@
 """A file on a server before it is fetched: how to ask for it, what is known of it, and what a
-download works with: limits, pace, the disk, and which addresses it may go to.
+download works with: limits, the disk, and which addresses it may go to.
 """
 
 from __future__ import annotations
@@ -113,8 +113,8 @@ def empty(reply: Reply) -> DownloadError:
     )
 
 
-class Pace:
-    """Judges one answer by windows of `window` seconds."""
+class StallDetector:
+    """Ends an answer that brings too few bytes, judged by windows of `window` seconds."""
 
     def __init__(self, host: str, window: float, slowest: int) -> None:
         self._host = host
@@ -134,7 +134,7 @@ class Pace:
         self._start, self._bytes = now, 0
 
 
-class Throttle:
+class RateLimiter:
     """`bytes_per_second` None is no limit. Bursts of up to a quarter second are let through."""
 
     def __init__(self, bytes_per_second: float | None = None) -> None:
@@ -155,13 +155,13 @@ class Throttle:
 
 
 @dataclass(frozen=True)
-class Tools:
+class DownloadOptions:
     """Times in seconds. `attempts` counts failures in a row without a byte of progress; a
     connection slower than `slowest` bytes per second over `stall` seconds counts as stalled."""
 
     policy: AddressPolicy = field(default_factory=AddressPolicy)
     disk: Disk = field(default_factory=Disk)
-    throttle: Throttle = field(default_factory=Throttle)
+    rate_limiter: RateLimiter = field(default_factory=RateLimiter)
     connections: int = 16
     stall: float = 30.0
     slowest: int = 1024

@@ -219,8 +219,8 @@ def _twins(spec: ModelSpec, earlier: ModelSpec) -> FieldFault:
     return FieldFault(
         "manifest.case_twins",
         "name",
-        f"{spec.relative_path} and {earlier.relative_path} ({earlier.where}) differ in upper and lower case "
-        "only, which not every file system tells apart.",
+        f"{spec.relative_path} and {earlier.relative_path} ({earlier.where}) differ in upper and "
+        "lower case only, which not every file system tells apart.",
         "Spell both alike, or give one of them another `name`.",
     )
 

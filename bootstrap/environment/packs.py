@@ -8,7 +8,6 @@ import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from enum import Enum
-from pathlib import Path
 
 from bootstrap.core.concurrency import BoundedCaller
 from bootstrap.core.files import Folder, list_folder, open_regular
@@ -94,7 +93,7 @@ def _tag(commit: str, packed: str) -> str | None:
 
 def _text(path: str) -> str | None:
     try:
-        with open_regular(Path(path)) as file:
+        with open_regular(path) as file:
             return file.read(_MOST_TEXT).decode("utf-8", "replace")
     except OSError:
         return None

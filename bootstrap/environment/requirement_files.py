@@ -10,9 +10,10 @@ from __future__ import annotations
 import codecs
 import os
 import re
-import stat
 from collections.abc import Sequence
 from dataclasses import dataclass
+
+from bootstrap.core.files import open_regular
 
 #: The owner of ComfyUI's own requirements.
 COMFYUI = "ComfyUI"
@@ -63,11 +64,7 @@ def read_text(path: str | None, most: int = _MOST_TEXT) -> str | None:
     if path is None:
         return None
     try:
-        # Opening a named pipe would wait for a writer.
-        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-        with open(descriptor, "rb") as file:
-            if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-                return None
+        with open_regular(path) as file:
             data = file.read(most)
     except OSError:
         return None

@@ -16,7 +16,7 @@ from bootstrap.core.concurrency import threaded
 from bootstrap.core.findings import Finding, error
 from bootstrap.core.text import named
 from bootstrap.models.download.progress import LogMeter, MakeMeter
-from bootstrap.models.download.remote import Throttle, Tools
+from bootstrap.models.download.remote import DownloadOptions, RateLimiter
 from bootstrap.models.download.verify import check_content
 from bootstrap.models.installed import link_cached, shown_locally, wanted_of
 from bootstrap.models.manifest_entry import ModelSpec
@@ -58,15 +58,15 @@ def provision_context(
     roots = [*layout.model_roots, layout.home / MODELS]
     if layout.comfyui is not None:
         roots.append(layout.comfyui / MODELS)
-    tools = Tools(
+    options = DownloadOptions(
         policy=AddressPolicy(settings.allow_private_download_urls, exempt=HubHosts()),
-        throttle=_throttle(settings.download_max_mbps),
+        rate_limiter=_rate_limiter(settings.download_max_mbps),
         connections=settings.download_connections,
     )
     return ProvisionContext(
         models=target,
         sources=make_sources(settings),
-        tools=tools,
+        options=options,
         within=(layout.root,),
         also=tuple(dict.fromkeys(root for root in roots if root != target)),
         make_meter=make_meter,
@@ -75,9 +75,9 @@ def provision_context(
 
 
 @functools.cache
-def _throttle(megabytes_per_second: float | None) -> Throttle:
+def _rate_limiter(megabytes_per_second: float | None) -> RateLimiter:
     """One rate limit for all downloads of this process, at boot and on demand."""
-    return Throttle(None if megabytes_per_second is None else megabytes_per_second * 1e6)
+    return RateLimiter(None if megabytes_per_second is None else megabytes_per_second * 1e6)
 
 
 def platform_cache(layout: Layout) -> Callable[[ModelSpec], Path | None]:
@@ -228,11 +228,11 @@ def _all_crashed(specs: Sequence[ModelSpec], fault: Exception) -> Iterator[Provi
 
 
 def _pending(specs: Sequence[ModelSpec]) -> Finding:
-    names = named([str(spec.place) for spec in specs])
+    names = named([str(spec.relative_path) for spec in specs])
     return error(
         "provision.pending",
         f"Still being fetched: {names}.",
         "Wait, or set DOWNLOAD_TIMEOUT higher to hold jobs back for longer; models that may come "
         "later can be marked `optional: true`.",
-        models=[str(spec.place) for spec in specs],
+        models=[str(spec.relative_path) for spec in specs],
     )

@@ -118,7 +118,7 @@ def find_present(
         try:
             facts = os.stat(path)
         except FileNotFoundError:
-            if path.is_symlink() and (root, place) == (models, spec.place):
+            if path.is_symlink() and (root, place) == (models, spec.relative_path):
                 occupied = PathConflict(path, _dangling(path))
             continue
         except OSError as problem:
@@ -128,7 +128,7 @@ def find_present(
         try:
             return Present(path, _examined(spec, root, place, facts, stop))
         except DownloadError as problem:
-            if (root, place) == (models, spec.place):
+            if (root, place) == (models, spec.relative_path):
                 occupied = PathConflict(path, problem)
     return occupied
 
@@ -174,7 +174,7 @@ def _examined(
 def _candidates(
     spec: ModelSpec, models: Path, also: Sequence[Path]
 ) -> Iterator[tuple[Path, PurePosixPath]]:
-    first, *rest = spec.place.parts
+    first, *rest = spec.relative_path.parts
     for root in (models, *also):
         for folder in (first, *ALIASES.get(first, ())):
             yield root, PurePosixPath(folder, *rest)

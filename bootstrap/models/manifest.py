@@ -201,7 +201,7 @@ def _conflict(spec: ModelSpec, earlier: ModelSpec) -> FieldFault:
     return FieldFault(
         "manifest.two_for_one_file",
         "name",
-        f"{spec.place} is wanted with another content by {earlier.where} "
+        f"{spec.relative_path} is wanted with another content by {earlier.where} "
         f"({_without_query(earlier.url)} there, {_without_query(spec.url)} here); "
         "the first one counts.",
         "Give one of them another `name`, or remove it.",
@@ -218,8 +218,8 @@ def _twins(spec: ModelSpec, earlier: ModelSpec) -> FieldFault:
     return FieldFault(
         "manifest.case_twins",
         "name",
-        f"{spec.place} and {earlier.place} ({earlier.where}) differ in upper and lower case "
-        "only, which not every file system tells apart.",
+        f"{spec.relative_path} and {earlier.relative_path} ({earlier.where}) differ in upper and "
+        "lower case only, which not every file system tells apart.",
         "Spell both alike, or give one of them another `name`.",
     )
 

@@ -57,7 +57,7 @@ class ModelSpec:
     where: str = ""
 
     @property
-    def place(self) -> PurePosixPath:
+    def relative_path(self) -> PurePosixPath:
         """Where it belongs, relative to the models folder."""
         return PurePosixPath(self.directory, self.name)
 
@@ -240,7 +240,7 @@ class _Entry:
         return "/".join(pieces)
 
     def _check_kind(self, spec: ModelSpec) -> None:
-        folder = spec.place.parts[0]
+        folder = spec.relative_path.parts[0]
         category = category_of(folder)
         if category is None:
             near = difflib.get_close_matches(folder, known_folders(), 1)

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from bootstrap.config import Settings
-from bootstrap.core.files import write_whole
+from bootstrap.core.files import read_regular, write_whole
 from bootstrap.core.findings import Fault
 from bootstrap.core.temp_files import beside, new_owner
 from bootstrap.core.text import BOM, IN_ENDPOINT, trailing_comma
@@ -100,7 +100,7 @@ def _decode(source: Path | str, kind: ManifestKind) -> Any:
         limit = MAX_YAML_BYTES if yaml else MAX_BYTES
         if size > limit:
             raise _too_large(source, size, limit)
-        text = source.read_text("utf-8-sig")
+        text = read_regular(source, limit).decode("utf-8-sig")
     except UnicodeError:
         raise _Broken("it is not UTF-8 text") from None
     except OSError as problem:

@@ -26,7 +26,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from bootstrap.core.files import write_whole
+from bootstrap.core.files import open_regular, read_regular, write_whole
 from bootstrap.core.memory import gather_memory
 from bootstrap.core.page_cache import BLOCK, read_block, read_pages, residence_of
 from bootstrap.core.text import counted, size_text
@@ -196,12 +196,9 @@ def _look_at(path: Path, starts_too: bool) -> tuple[int, list[int], list[int]]:
     """A file's size, its uncached blocks in loading order, and, with `starts_too`, the pages that
     its reader touches first; the file is opened only once, which costs a round trip. Raises
     OSError."""
-    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        size, missing = residence_of(descriptor)
-        order = load_order(descriptor, size) if missing else LoadOrder([], 0)
-    finally:
-        os.close(descriptor)
+    with open_regular(path) as file:
+        size, missing = residence_of(file.fileno())
+        order = load_order(file.fileno(), size) if missing else LoadOrder([], 0)
     absent = set(missing)
     starts = [at for at in order.starts if at // BLOCK * BLOCK in absent] if starts_too else []
     first = bisect_left(missing, order.first // BLOCK * BLOCK)
@@ -335,9 +332,7 @@ class Recent:
 
     def _read(self) -> Mapping[str, Any]:
         try:
-            if os.stat(self._path).st_size > _MOST_BYTES:
-                return {}
-            record = json.loads(self._path.read_text("utf-8"))
+            record = json.loads(read_regular(self._path, _MOST_BYTES))
         except (OSError, ValueError, RecursionError):
             return {}
         return record if isinstance(record, dict) and record.get("version") == _VERSION else {}

@@ -22,7 +22,7 @@ from bootstrap.core.text import size_text
 from bootstrap.models.download.download import Download, Fetched
 from bootstrap.models.download.part import IsAbandoned, PartState, sweep, unchanged_for
 from bootstrap.models.download.progress import FileMeter, LogMeter, MakeMeter
-from bootstrap.models.download.remote import Locate, Remote, Tools
+from bootstrap.models.download.remote import DownloadOptions, Locate, Remote
 from bootstrap.models.installed import PathConflict, Receipt, find_present, wanted_of, write_receipt
 from bootstrap.models.manifest_entry import ModelSpec
 from bootstrap.models.sources import Sources
@@ -148,13 +148,13 @@ class _Job:
 
     def _fetch_now(self, spec: ModelSpec, lease: Lease) -> None:
         place = self._place
-        final = place.models / spec.place
-        meter = place.make_meter(str(spec.place), lease.tell)
+        final = place.models / spec.relative_path
+        meter = place.make_meter(str(spec.relative_path), lease.tell)
         download = Download(
             self._locate(spec),
             final,
             wanted_of(spec),
-            place.tools,
+            place.options,
             meter,
             self._is_abandoned(lease),
         )
@@ -182,7 +182,7 @@ class _Job:
                 fetched.checked,
                 shown(spec.url),
             )
-            write_receipt(self._place.models, spec.place, receipt)
+            write_receipt(self._place.models, spec.relative_path, receipt)
             return receipt
         except OSError as problem:
             raise disk_error(problem, final.parent, None) from None
@@ -213,7 +213,9 @@ class _Job:
             folder.mkdir(parents=True, exist_ok=True)
         except OSError as problem:
             raise disk_error(problem, folder, None) from None
-        return Lease(folder, spec.name, self._place.tools.disk, self._place.beat, self._place.stale)
+        return Lease(
+            folder, spec.name, self._place.options.disk, self._place.beat, self._place.stale
+        )
 
     def _check_inside(self, folder: Path) -> None:
         if not self._place.holds(folder):
@@ -229,7 +231,7 @@ class _WaitingLine:
     """Logs the other worker's progress now and then."""
 
     def __init__(self, spec: ModelSpec, make_meter: MakeMeter) -> None:
-        self._meter = make_meter(f"{spec.place} (another worker)", None)
+        self._meter = make_meter(f"{spec.relative_path} (another worker)", None)
         self._begun = False
 
     def show(self, done: int, total: int) -> None:
@@ -300,14 +302,14 @@ class ProvisionResult:
         if self.problem is None:
             return None
         severity = Severity.WARNING if self.spec.optional else Severity.ERROR
-        place = str(self.spec.place)
+        place = str(self.spec.relative_path)
         return self.problem.finding(place, severity, model=place)
 
     def as_dict(self) -> dict[str, Any]:
         """JSON-ready data, for `models pull --json` and a download request's reply."""
         finding = self.finding()
         return {
-            "model": str(self.spec.place),
+            "model": str(self.spec.relative_path),
             "state": self.state,
             "receipt": self.receipt and self.receipt.as_dict(),
             "problem": finding and finding.as_dict(),
@@ -323,7 +325,7 @@ class ProvisionContext:
 
     models: Path
     sources: Sources
-    tools: Tools = field(default_factory=Tools)
+    options: DownloadOptions = field(default_factory=DownloadOptions)
     also: tuple[Path, ...] = ()
     within: tuple[Path, ...] = ()
     make_meter: MakeMeter = LogMeter

@@ -26,6 +26,7 @@ from enum import Enum
 from typing import Any, NamedTuple
 
 from bootstrap.core.concurrency import ByteSemaphore
+from bootstrap.core.files import open_regular
 from bootstrap.volume.categories import GGUF, extension_of
 
 SAFETENSORS = frozenset({".safetensors", ".sft"})
@@ -306,7 +307,7 @@ def kind_of_weights(path: str) -> str:
     """The models folder for the safetensors file at `path`, by its tensor names; empty if unclear,
     or it cannot be read."""
     try:
-        with open(path, "rb") as file:
+        with open_regular(path) as file:
             length = int.from_bytes(file.read(8), "little")
             header = json.loads(file.read(length)) if 2 <= length <= MOST_PARSED else {}
     except (OSError, ValueError, RecursionError):

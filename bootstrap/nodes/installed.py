@@ -16,7 +16,7 @@ from enum import Enum
 from pathlib import Path
 from typing import Any
 
-from bootstrap.core.files import open_regular
+from bootstrap.core.files import read_regular
 from bootstrap.core.text import counted, named, typed
 from bootstrap.environment.packs import look_at_git
 from bootstrap.models.download.verify import hash_file
@@ -119,10 +119,9 @@ def read_receipt(pack: Path) -> Receipt | None:
     """The receipt of a pack that we fetched; None if there is none, or it cannot be read."""
     path = pack / RECEIPT
     try:
-        with open_regular(path) as file:
-            if path.is_symlink() or os.fstat(file.fileno()).st_size > _MOST_RECEIPT:
-                return None
-            data = json.loads(file.read())
+        if path.is_symlink():
+            return None
+        data = json.loads(read_regular(path, _MOST_RECEIPT))
         return Receipt(str(data["source"]), {str(k): str(v) for k, v in data["files"].items()})
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return None

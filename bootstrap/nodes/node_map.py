@@ -11,14 +11,13 @@ of names are used. A job never waits for the network: it reads the kept file.
 from __future__ import annotations
 
 import json
-import os
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from bootstrap.core.files import open_regular, part_beside, write_whole
+from bootstrap.core.files import part_beside, read_regular, write_whole
 from bootstrap.net import DownloadError
 from bootstrap.nodes.installed import has_pack, repositories_in
 from bootstrap.nodes.manifest import REGISTRY_ID
@@ -113,10 +112,7 @@ def kept_map(root: Path) -> NodeMap | None:
     """The map kept on the volume; None if there is none, or it cannot be read."""
     path = map_path(root)
     try:
-        with open_regular(path) as file:
-            if os.fstat(file.fileno()).st_size > MOST_MAP:
-                return None
-            data = json.loads(file.read())
+        data = json.loads(read_regular(path, MOST_MAP))
         if data["version"] != _VERSION:
             return None
         packs = tuple((str(url), str(title)) for url, title in data["packs"])

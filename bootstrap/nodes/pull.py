@@ -136,10 +136,10 @@ class PackPlace:
 
 def place_for(settings: Settings, layout: Layout, make_meter: MakeMeter = PackMeter) -> PackPlace:
     """This worker's `PackPlace`."""
-    tools = replace(provision_context(settings, layout).tools, attempts=_ATTEMPTS)
+    options = replace(provision_context(settings, layout).options, attempts=_ATTEMPTS)
     https = Https(settings.download_token, settings.download_token_host)
     own = layout.root / OWN_FOLDER / "nodes"
-    return PackPlace(layout.custom_nodes, own, layout.root, PackSources(tools, https), make_meter)
+    return PackPlace(layout.custom_nodes, own, layout.root, PackSources(options, https), make_meter)
 
 
 def pull(
@@ -184,7 +184,7 @@ class _Job:
         self._place = place
         self._stop = stop
         self._force = force
-        self._tools = place.sources.tools
+        self._options = place.sources.options
 
     def clean(self) -> None:
         """Remove leftovers of killed workers that are too old to be in use."""
@@ -269,7 +269,7 @@ class _Job:
 
     def _lease(self, spec: PackSpec) -> Lease:
         place = self._place
-        return Lease(place.own, spec.name, self._tools.disk, place.beat, place.stale)
+        return Lease(place.own, spec.name, self._options.disk, place.beat, place.stale)
 
     def _recover(self, spec: PackSpec) -> None:
         """Restore what a killed update had moved aside, if nothing is in its place."""
@@ -292,7 +292,7 @@ class _Job:
             self._place.sources.locate(spec),
             archive,
             Wanted(archive.name, None, digest, weights=False),
-            self._tools,
+            self._options,
             _Bounded(meter, spec.name),
             unchanged_for(self._place.stale),
         )

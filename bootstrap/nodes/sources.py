@@ -18,7 +18,7 @@ from urllib.parse import quote, urlsplit
 
 from bootstrap.core.text import size_text
 from bootstrap.environment.packs import COMMIT
-from bootstrap.models.download.remote import Locate, Pace, Remote, Tools
+from bootstrap.models.download.remote import DownloadOptions, Locate, Remote, StallDetector
 from bootstrap.models.download.verify import Wanted
 from bootstrap.models.sources import WebFile
 from bootstrap.models.sources.https import Https
@@ -54,7 +54,7 @@ _WITHDRAWN = ("NodeVersionStatusBanned", "NodeVersionStatusFlagged", "NodeVersio
 
 def fetch_small(
     url: str,
-    tools: Tools,
+    options: DownloadOptions,
     most: int,
     source: Https | None = None,
     stop: threading.Event | None = None,
@@ -64,14 +64,14 @@ def fetch_small(
     stop = stop or threading.Event()
     failures = 0
     while True:
-        channel = tools.channel()
+        channel = options.channel()
         try:
-            return _content(channel, url, tools, most, source, stop)
+            return _content(channel, url, options, most, source, stop)
         except DownloadError as problem:
             failures += 1
-            if not problem.transient or failures >= tools.attempts:
+            if not problem.transient or failures >= options.attempts:
                 raise
-            stop.wait(tools.pause(failures, problem.retry_after))
+            stop.wait(options.pause(failures, problem.retry_after))
         finally:
             channel.close()
 
@@ -79,7 +79,7 @@ def fetch_small(
 def _content(
     channel: Channel,
     url: str,
-    tools: Tools,
+    options: DownloadOptions,
     most: int,
     source: Https | None,
     stop: threading.Event,
@@ -87,12 +87,12 @@ def _content(
     reply = channel.get(url, source.credential if source is not None else None)
     if reply.status != 200:
         raise explain(reply)
-    pace, data = Pace(reply.host, tools.stall, tools.slowest), bytearray()
+    stall, data = StallDetector(reply.host, options.stall, options.slowest), bytearray()
     while block := reply.read_some(_AT_ONCE):
         if stop.is_set():
             raise Stopped
         data += block
-        pace.count(len(block))
+        stall.count(len(block))
         if len(data) > most:
             raise too_large(shown(url), most)
     if reply.length is not None and len(data) != reply.length:
@@ -114,7 +114,7 @@ class PackSources:
     """Where packs come from. `https` has the endpoint's token for its host; `registry` is the
     address of the Comfy Registry's API."""
 
-    tools: Tools
+    options: DownloadOptions
     https: Https
     registry: str = REGISTRY
 
@@ -140,7 +140,7 @@ class PackSources:
 
     def fetch_map(self, url: str) -> NodeMap:
         """Fetch today's map of nodes. Raises DownloadError."""
-        content = fetch_small(url, self.tools, MOST_MAP)
+        content = fetch_small(url, self.options, MOST_MAP)
         return read_map(content, datetime.now(timezone.utc).date().isoformat(), url)
 
     def check(self, spec: PackSpec) -> int | None:
@@ -150,7 +150,7 @@ class PackSources:
         if isinstance(spec.pin, RegistryPin):
             self.version(spec.pin.id, spec.pin.version)
             return None
-        channel = self.tools.channel()
+        channel = self.options.channel()
         try:
             return self.locate(spec)(channel).size
         finally:
@@ -179,7 +179,7 @@ class PackSources:
         if ref is not None and COMMIT.fullmatch(ref):
             return GitPin(url, ref)
         address = f"{url}/info/refs?service=git-upload-pack"
-        refs = dict(_refs_in(fetch_small(address, self.tools, _MOST_REFS, self.https), url))
+        refs = dict(_refs_in(fetch_small(address, self.options, _MOST_REFS, self.https), url))
         wanted = ref or "HEAD"
         names = (f"refs/tags/{ref}^{{}}", f"refs/tags/{ref}", f"refs/heads/{ref}", wanted)
         commit = next((refs[name] for name in names if name in refs), None)
@@ -201,7 +201,7 @@ class PackSources:
         """The objects in the response."""
         url = f"{self.registry}/{path}"
         try:
-            return _objects(fetch_small(url, self.tools, _MOST_ANSWER), url)
+            return _objects(fetch_small(url, self.options, _MOST_ANSWER), url)
         except DownloadError as problem:
             if problem.status == 404:
                 raise _no_pack(f"the Comfy Registry has no {what}") from None
@@ -210,7 +210,7 @@ class PackSources:
     def _in_registry(self, pin: RegistryPin, wanted: Wanted, channel: Channel) -> Remote:
         path = f"nodes/{quote(pin.id, safe='')}/install?version={quote(pin.version, safe='')}"
         # The caller that fetches the archive retries; both doing so would take minutes.
-        once = replace(self, tools=replace(self.tools, attempts=1))
+        once = replace(self, options=replace(self.options, attempts=1))
         data = once._ask_one(path, str(pin))
         _check_status(data, str(pin))
         url = data.get("downloadUrl")

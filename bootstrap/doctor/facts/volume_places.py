@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from bootstrap.core.concurrency import BoundedCaller
-from bootstrap.core.files import Folder, contains, list_folder
+from bootstrap.core.files import Folder, contains, list_folder, open_regular
 from bootstrap.models.weights_file import kind_of_weights
 from bootstrap.volume import CUSTOM_NODES, MODELS
 from bootstrap.volume.args_file import paths_file
@@ -66,12 +66,15 @@ class ModelPath:
 
 def read_lines(path: str) -> list[Line]:
     """The paths in the file at `path`; none if it cannot be read."""
+    return list(_parse(_lines_of(path)))[:MOST_PATHS]
+
+
+def _lines_of(path: str) -> list[str]:
     try:
-        with open(path, encoding="utf-8", errors="surrogateescape") as file:
-            text = file.read(_MOST_TEXT)
+        with open_regular(path) as file:
+            return file.read(_MOST_TEXT).decode("utf-8", "surrogateescape").splitlines()
     except OSError:
         return []
-    return list(_parse(text.splitlines()))[:MOST_PATHS]
 
 
 def further_folders(comfyui: Path) -> dict[Path, str]:
@@ -109,12 +112,7 @@ def _resolved(line: Line, folder: str, base: str | None, homes: Sequence[str]) -
 
 def tabs_in(path: str) -> tuple[int, ...]:
     """The lines of the file at `path` whose indentation has a tab, which YAML does not allow."""
-    try:
-        with open(path, encoding="utf-8", errors="surrogateescape") as file:
-            lines = file.read(_MOST_TEXT).splitlines()
-    except OSError:
-        return ()
-    return tuple(n for n, line in enumerate(lines, 1) if _TAB.match(line))[:MOST_PATHS]
+    return tuple(n for n, line in enumerate(_lines_of(path), 1) if _TAB.match(line))[:MOST_PATHS]
 
 
 def _expanded(text: str) -> str:

@@ -16,7 +16,13 @@ from typing import Protocol
 from bootstrap.core.files import publish
 from bootstrap.core.text import size_text
 from bootstrap.models.download.part import IsAbandoned, Part, released_only, take_over
-from bootstrap.models.download.remote import Locate, Pace, Remote, Tools, refuse_text
+from bootstrap.models.download.remote import (
+    DownloadOptions,
+    Locate,
+    Remote,
+    StallDetector,
+    refuse_text,
+)
 from bootstrap.models.download.transfer import Blocks, RangeFetch
 from bootstrap.models.download.verify import (
     StreamingHasher,
@@ -45,7 +51,7 @@ _BEGINNINGS = 3  # times a file may change before we give up
 def fetch_stream(
     remote: Remote,
     part: Part,
-    tools: Tools,
+    options: DownloadOptions,
     provable: bool,
     stop: threading.Event,
     on_bytes: Callable[[int], None],
@@ -54,11 +60,11 @@ def fetch_stream(
     will show whether the file is complete, which is needed if the server does not give its length.
     Raises DownloadError, Changed, Stopped.
     """
-    channel = tools.channel()
+    channel = options.channel()
     try:
         reply = channel.get(remote.url, remote.credential)
         _check_whole(reply, remote, provable)
-        return _receive(reply, part, tools, stop, on_bytes)
+        return _receive(reply, part, options, stop, on_bytes)
     finally:
         channel.close()
 
@@ -66,12 +72,12 @@ def fetch_stream(
 def _receive(
     reply: Reply,
     part: Part,
-    tools: Tools,
+    options: DownloadOptions,
     stop: threading.Event,
     on_bytes: Callable[[int], None],
 ) -> tuple[int, str]:
     digest = hashlib.sha256()
-    pace = Pace(reply.host, tools.stall, tools.slowest)
+    stall = StallDetector(reply.host, options.stall, options.slowest)
     position = 0
     while data := reply.read_some(_AT_ONCE):
         if stop.is_set():
@@ -81,8 +87,8 @@ def _receive(
         digest.update(data)
         position += count
         on_bytes(count)
-        pace.count(count)
-        tools.throttle.pass_through(count, stop)
+        stall.count(count)
+        options.rate_limiter.pass_through(count, stop)
     if reply.length is not None and position != reply.length:
         raise unreachable(reply.host, f"it was closed after {position:,} of {reply.length:,} bytes")
     return position, digest.hexdigest()
@@ -138,14 +144,14 @@ class Download:
         locate: Locate,
         final: Path,
         wanted: Wanted,
-        tools: Tools,
+        options: DownloadOptions,
         meter: Meter,
         is_abandoned: IsAbandoned = released_only,
     ) -> None:
         self._locate = locate
         self._final = final
         self._wanted = wanted
-        self._tools = tools
+        self._options = options
         self._meter = meter
         self._is_abandoned = is_abandoned
         self._no_ranges = False
@@ -169,9 +175,9 @@ class Download:
                 self._no_ranges = beginnings == _BEGINNINGS - 1
             except _StreamBroke as broke:
                 failures += 1
-                if failures > self._tools.attempts:
+                if failures > self._options.attempts:
                     raise broke.problem from None
-                stop.wait(self._tools.pause(failures, broke.problem.retry_after))
+                stop.wait(self._options.pause(failures, broke.problem.retry_after))
             if stop.is_set():
                 raise Stopped
 
@@ -188,26 +194,26 @@ class Download:
         """Ask the source, with retries."""
         failures = 0
         while True:
-            channel = self._tools.channel()
+            channel = self._options.channel()
             try:
                 return self._locate(channel)
             except DownloadError as problem:
                 failures += 1
-                if not problem.transient or failures > self._tools.attempts:
+                if not problem.transient or failures > self._options.attempts:
                     raise
-                stop.wait(self._tools.pause(failures, problem.retry_after))
+                stop.wait(self._options.pause(failures, problem.retry_after))
             finally:
                 channel.close()
             if stop.is_set():
                 raise Stopped
 
     def _by_ranges(self, remote: Remote, stop: threading.Event) -> Fetched:
-        disk, name = self._tools.disk, self._final.name
+        disk, name = self._options.disk, self._final.name
         assert remote.size is not None
         taken = take_over(self._final.parent, name, remote, disk, self._is_abandoned)
         part, done = taken or (Part.create(self._final.parent, name, disk), ())
         # Without a validator, parts of two versions cannot be told apart: one connection only.
-        parallel = self._tools.connections if remote.stable or remote.modified else 1
+        parallel = self._options.connections if remote.stable or remote.modified else 1
         blocks = Blocks(remote.size, done, parallel)
         resumed = remote.size - blocks.missing
         try:
@@ -237,9 +243,9 @@ class Download:
             part.needed = blocks.missing
             self._meter.add(received)
 
-        follower = StreamingHasher(part.descriptor, blocks, self._tools.disk)
+        follower = StreamingHasher(part.descriptor, blocks, self._options.disk)
         try:
-            RangeFetch(remote, self._locate, part, blocks, self._tools, count).run(stop)
+            RangeFetch(remote, self._locate, part, blocks, self._options, count).run(stop)
             return follower.result()
         except OSError as problem:
             raise disk_error(problem, part.path.parent, None) from None
@@ -250,11 +256,13 @@ class Download:
         wanted = self._wanted
         by_content = wanted.extension in SAFETENSORS or not wanted.weights
         provable = bool(wanted.sha256 or wanted.size or by_content)
-        part = Part.create(self._final.parent, self._final.name, self._tools.disk)
+        part = Part.create(self._final.parent, self._final.name, self._options.disk)
         try:
             self._make_room(part, remote.size or wanted.size or 0)
             self._meter.begin(0, remote.size or wanted.size)
-            size, sha256 = fetch_stream(remote, part, self._tools, provable, stop, self._meter.add)
+            size, sha256 = fetch_stream(
+                remote, part, self._options, provable, stop, self._meter.add
+            )
             return self._check_and_publish(part, remote, size, sha256, 0)
         except DownloadError as problem:
             if problem.transient:
@@ -266,7 +274,7 @@ class Download:
     def _make_room(self, part: Part, missing: int) -> None:
         part.needed = missing
         try:
-            free = self._tools.disk.free_bytes(self._final.parent)
+            free = self._options.disk.free_bytes(self._final.parent)
         except OSError:
             return
         if missing > free:
@@ -286,7 +294,7 @@ class Download:
             check_hash(sha256, expected)
             checked = (*checked, "sha256") if expected is not None else checked
             part.finish()
-            published = publish(part.path, self._final, self._tools.disk)
+            published = publish(part.path, self._final, self._options.disk)
             part.discard()
         except FileNotFoundError:
             part.check_ownership()  # raises OwnershipLost: another worker renamed the part

@@ -1,5 +1,5 @@
-"""A file on a server: how to request it and what is known of it; and a download's tools: limits,
-rate, disk and allowed addresses.
+"""A file on a server before it is fetched: how to ask for it, what is known of it, and what a
+download works with: limits, the disk, and which addresses it may go to.
 """
 
 from __future__ import annotations
@@ -112,8 +112,8 @@ def empty(reply: Reply) -> DownloadError:
     )
 
 
-class Pace:
-    """Checks one response's speed in windows of `window` seconds."""
+class StallDetector:
+    """Ends an answer that brings too few bytes, judged by windows of `window` seconds."""
 
     def __init__(self, host: str, window: float, slowest: int) -> None:
         self._host = host
@@ -133,7 +133,7 @@ class Pace:
         self._start, self._bytes = now, 0
 
 
-class Throttle:
+class RateLimiter:
     """`bytes_per_second` None: no limit. Allows bursts of up to a quarter second."""
 
     def __init__(self, bytes_per_second: float | None = None) -> None:
@@ -154,13 +154,13 @@ class Throttle:
 
 
 @dataclass(frozen=True)
-class Tools:
+class DownloadOptions:
     """Times in seconds. `attempts` limits failures in a row without progress; a connection slower
     than `slowest` bytes per second over `stall` seconds counts as stalled."""
 
     policy: AddressPolicy = field(default_factory=AddressPolicy)
     disk: Disk = field(default_factory=Disk)
-    throttle: Throttle = field(default_factory=Throttle)
+    rate_limiter: RateLimiter = field(default_factory=RateLimiter)
     connections: int = 16
     stall: float = 30.0
     slowest: int = 1024

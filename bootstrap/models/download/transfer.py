@@ -17,7 +17,14 @@ from collections.abc import Callable, Sequence
 
 from bootstrap.core.concurrency import threaded
 from bootstrap.models.download.part import Part
-from bootstrap.models.download.remote import Locate, Pace, Remote, Tools, content_range, refuse_text
+from bootstrap.models.download.remote import (
+    DownloadOptions,
+    Locate,
+    Remote,
+    StallDetector,
+    content_range,
+    refuse_text,
+)
 from bootstrap.net import Changed, DownloadError, Stopped, bad_answer, unreachable
 from bootstrap.net.http import Channel, Reply
 
@@ -143,14 +150,14 @@ class RangeFetch:
         locate: Locate,
         part: Part,
         blocks: Blocks,
-        tools: Tools,
+        options: DownloadOptions,
         on_bytes: Callable[[int], None],
     ) -> None:
         self._remote = remote
         self._locate = locate
         self._part = part
         self._blocks = blocks
-        self._tools = tools
+        self._options = options
         self._on_bytes = on_bytes
         self._halt = threading.Event()
         self._lock = threading.Lock()
@@ -183,7 +190,7 @@ class RangeFetch:
 
     def _connections_worth(self) -> int:
         blocks = -(-self._blocks.missing // SMALLEST)
-        return max(1, min(self._tools.connections, blocks))
+        return max(1, min(self._options.connections, blocks))
 
     def _watch(self, stop: threading.Event) -> None:
         """Save the state now and then, until the threads are done or `stop` is set."""
@@ -193,13 +200,13 @@ class RangeFetch:
                 self._blocks.changed.wait_for(lambda: not self._working, 0.2)
             if stop.is_set():
                 return
-            if time.monotonic() - noted >= self._tools.note_every:
+            if time.monotonic() - noted >= self._options.note_every:
                 self._part.check_ownership()
                 self._part.save_state(self._remote, self._blocks.done_ranges())
                 noted = time.monotonic()
 
     def _work(self) -> None:
-        channel = self._tools.channel()
+        channel = self._options.channel()
         self._channels.append(channel)
         failures = 0
         try:
@@ -254,11 +261,11 @@ class RangeFetch:
             alone = self._working == 1
         if too_many_of_us and not alone:
             return False
-        if failures > self._tools.attempts:
+        if failures > self._options.attempts:
             if alone:
                 self._end(problem)
             return False
-        self._halt.wait(self._tools.pause(failures, problem.retry_after))
+        self._halt.wait(self._options.pause(failures, problem.retry_after))
         return True
 
     def _end(self, problem: BaseException) -> None:
@@ -278,7 +285,7 @@ class RangeFetch:
             self._relocate(channel, remote, reply)
             return
         given_end = _check_part(reply, span.position, asked_end, remote)
-        pace = Pace(reply.host, self._tools.stall, self._tools.slowest)
+        stall = StallDetector(reply.host, self._options.stall, self._options.slowest)
         while not self._halt.is_set():
             wanted = min(_AT_ONCE, min(span.end, given_end) - span.position)
             if wanted <= 0:
@@ -291,8 +298,8 @@ class RangeFetch:
             self._blocks.advance(span, count)
             self._relocations = 0
             self._on_bytes(count)
-            pace.count(count)
-            self._tools.throttle.pass_through(count, self._halt)
+            stall.count(count)
+            self._options.rate_limiter.pass_through(count, self._halt)
         if span.position != given_end:  # the rest was taken, or we are stopped
             channel.close()
 

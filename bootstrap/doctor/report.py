@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from datetime import datetime, timezone
 from typing import Any
 
-from bootstrap.config import Settings
+from bootstrap.config import Settings, variables
 from bootstrap.core.findings import Finding, Severity, docs_url, worst_first
 from bootstrap.core.terminal import PLAIN, Style, findings_text
 from bootstrap.core.text import counted, size_text
@@ -82,6 +82,8 @@ def examine(
     facts.node_log = tuple(node_log)
     started_with = with_args_file(settings, facts.args)
     findings = [*facts.findings, *run_checks(facts, started_with)]
+    if variables()["volume_path"].refused(env):  # that nothing is at the default's place says less
+        findings = [finding for finding in findings if finding.code != "volume.not_found"]
     return Report(
         findings=tuple(findings),
         facts=facts,

@@ -43,6 +43,7 @@ _DIM, _BOLD = "2", "1"
 _LEAST_WIDTH = 40
 # A command stands behind a colon or at the beginning; other code is part of its sentence.
 _COMMAND = re.compile(r"(?:^|:\s+)`([^`]*\s[^`]*)`")
+_CODE, _NO_BREAK = re.compile(r"`[^`]+`"), "\0"
 _ON_POD = re.compile(r"On a Pod with this volume:?$")
 
 
@@ -122,17 +123,19 @@ class Style:
         return f"\033]8;;{address}\033\\{text}\033]8;;\033\\" if self.colour else text
 
     def wrapped(self, text: str, first: str = "", indent: str = "") -> list[str]:
-        """`text` behind `first`, further lines behind `indent`. Words are never cut."""
+        """`text` behind `first`, further lines behind `indent`. Neither words nor what stands
+        between backticks is cut."""
         if self.width is None:
             return [f"{first}{text}"]
-        return textwrap.wrap(
-            text,
+        lines = textwrap.wrap(
+            _CODE.sub(lambda code: code[0].replace(" ", _NO_BREAK), text),
             max(self.width, _LEAST_WIDTH),
             initial_indent=first,
             subsequent_indent=indent,
             break_long_words=False,
             break_on_hyphens=False,
         )
+        return [line.replace(_NO_BREAK, " ") for line in lines]
 
 
 PLAIN = Style()

@@ -166,7 +166,8 @@ def _heading(report: Report, style: Style) -> list[str]:
     if facts.models is not None and facts.models.roots:
         weights = facts.models.present
         said.append(f"{counted(count_of(weights), 'model')}, {size_text(size_of(weights))}")
-    if facts.volume is not None and facts.volume.space is not None:
+    # An empty folder's room is this machine's.
+    if facts.volume and facts.volume.space and (said or facts.volume.mounted):
         said.append(f"{size_text(facts.volume.space.free)} free")
     return [*lines, *style.wrapped("; ".join(said))] if said else lines
 

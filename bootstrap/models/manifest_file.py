@@ -75,10 +75,10 @@ def read_data(source: Path | str, kind: ManifestKind = MODELS) -> Any:
         return _decode(source, kind)
     except _Broken as why:
         place = "the file" if isinstance(source, Path) else f"it {IN_ENDPOINT}"
-        do = "Delete that comma in" if why.kind == "comma" else "Correct"
-        fix = f"{do} {place}; {DOCS}/{kind.page}/ shows how it looks."
-        if why.kind == "tab":
-            fix = f"Put two spaces in place of each tab: `{without_tabs(label)}`."
+        fix = {
+            "comma": f"Delete that comma in {place}.",
+            "tab": f"Put two spaces in place of each tab: `{without_tabs(label)}`.",
+        }.get(why.kind, f"Correct {place}; {DOCS}/{kind.page}/ shows how it looks.")
         raise Unreadable("manifest.unreadable", f"{label} {why}.", fix) from None
     except _NoYaml:
         raise _no_yaml(label) from None

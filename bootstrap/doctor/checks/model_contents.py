@@ -109,10 +109,9 @@ def _words_for(files: Sequence[ModelFile], verb: tuple[str, str]) -> Mapping[str
     return {
         "files": about(files, *verb),
         "delete": delete(files),
-        "lengths": "; ".join(map(_length, files[:3])),
+        "lengths": "; ".join(f"{_named(f, files)}{_length(f)}" for f in files[:3]),
         "details": "; ".join(
-            (f"{shown(f.name)}: " if files[1:] else "") + shown(f.examined.detail)[:120]
-            for f in files[:3]
+            f"{_named(f, files)}{shown(f.examined.detail)[:120]}" for f in files[:3]
         ),
         "formats": ", ".join(f"{shown(place(f))} is a {f.examined.detail}" for f in files[:3]),
         "renames": command(*(move(f.full_path, _renamed(f)) for f in files[:3])),
@@ -168,8 +167,13 @@ def duplicates(groups: Sequence[Sequence[ModelFile]]) -> list[Finding]:
 
 def _length(file: ModelFile) -> str:
     expected = file.examined.expected
-    wanted = f"{expected:,} bytes expected" if expected else file.examined.detail
-    return f"{shown(file.name)} has {file.size:,} bytes, {wanted}"
+    wanted = f" instead of {expected:,}" if expected else f", {file.examined.detail}"
+    return f"{file.size:,} bytes{wanted}"
+
+
+def _named(file: ModelFile, files: Sequence[ModelFile]) -> str:
+    """Which of several is spoken of."""
+    return f"{shown(file.name)}: " if files[1:] else ""
 
 
 def _renamed(file: ModelFile) -> str:

@@ -343,7 +343,7 @@ def partial_downloads(files: Sequence[ModelFile]) -> list[Finding]:
 
 
 def _misnamed(found: Sequence[tuple[Holding, Category]]) -> Finding:
-    pairs = [f"{h.name} (meant: {meant.folders[0]})" for h, meant in found]
+    pairs = [f"{h.name} (it reads {meant.folders[0]})" for h, meant in found]
     moves = [_moved(source, meant.folders[0]) for h, meant in found for source in h.folders]
     return warning(
         "models.folder_misnamed",

@@ -233,7 +233,7 @@ def _full(facts: VolumeFacts) -> Finding | None:
             on_pod(command, facts.root, f"Remove a folder of many small files. {_GROW}"),
             command=command,
         )
-    command = f"du -xh --max-depth=2 {root} | sort -h | tail -n 20"
+    command = f"du -axh {root} | sort -h | tail -n 30"
     why = "its quota is used up" if trouble.name == "EDQUOT" else "no space is left"
     return error(
         "volume.full",
@@ -271,7 +271,7 @@ def _room(space: Space | None, facts: VolumeFacts) -> Finding | None:
 
 
 def _low(space: Space, facts: VolumeFacts) -> Finding:
-    command = f"du -xh --max-depth=2 {quoted(facts.root)} | sort -h | tail -n 20"
+    command = f"du -axh {quoted(facts.root)} | sort -h | tail -n 30"
     return warning(
         "volume.low",
         f"The volume at {shown(facts.root)} is nearly full: {size_text(space.free)} of "

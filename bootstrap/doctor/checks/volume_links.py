@@ -249,7 +249,7 @@ def _venv_broken(venv: Venv, facts: VolumeFacts) -> Finding:
         f"mv -T {path} {old} && python3 -m venv {path} && {program} -m pip install -r {wanted}"
     )
     keep = "To keep this one, build the image with the Python that made it"
-    keep += f": `--build-arg PYTHON_VERSION={venv.version}`." if venv.version else "."
+    keep += f" (--build-arg PYTHON_VERSION={venv.version})." if venv.version else "."
     return warning(
         "volume.venv_broken",
         f"The virtual environment {shown(venv.path)} was made by a {python} that is not on this "

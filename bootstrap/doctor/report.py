@@ -148,7 +148,9 @@ def report_text(
     left_out = [text for code, text in _NOT_JUDGED.items() if code in codes and not quiet]
     blocks.append("\n".join(line for text in left_out for line in style.wrapped(text)))
     if shown and not quiet:
-        last.insert(0, style.dim(f"Codes: {docs_url('CODE')}"))
+        # On a terminal each code is a link, and the line has to fit.
+        address = docs_url("CODE") if style.width is None else docs_url("").rstrip("/#")
+        last[:0] = map(style.dim, style.wrapped(f"Codes: {address}"))
     blocks.append("\n".join(last))
     return "\n\n".join(block for block in blocks if block)
 

@@ -92,7 +92,7 @@ def _help() -> str:
             "commands:",
             *lines,
             "",
-            f"{PROGRAM} COMMAND --help says more, {PROGRAM} --version which version it is.",
+            f"{PROGRAM} COMMAND --help says more, --version which version it is.",
             "",
             end,
         )
@@ -105,7 +105,7 @@ def _serve(argv: list[str], prog: str) -> int:
         description="Boot, then take jobs from Runpod. The container's command.",
         epilog=closing(
             {
-                "VOLUME_PATH": "where the volume is (default: /runpod-volume, else /workspace)",
+                "VOLUME_PATH": "the volume (default: /runpod-volume, else /workspace)",
                 "COMFYUI_ARGS": "flags for ComfyUI",
                 "…": "all variables: docs/settings.md",
             },
@@ -152,7 +152,8 @@ def _taken(host: str, port: int, command: str) -> str:
         return ""
     why = getattr(problem, "strerror", None) or str(problem)
     at = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
-    return f"cannot listen on {at} ({why}). Choose another one:\n  {command}{_other(problem, host, port)}"
+    other = f"{command}{_other(problem, host, port)}"
+    return f"cannot listen on {at} ({why}). Choose another one:\n  {other}"
 
 
 def _cannot_listen(host: str, port: int) -> Exception | None:

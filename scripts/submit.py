@@ -108,7 +108,7 @@ def _parser(prog: str = "submit.py") -> argparse.ArgumentParser:
                 "RUNPOD_ENDPOINT_ID": "the endpoint, if --endpoint does not name it",
             },
             [
-                f'{command} workflow_api.json --set 6.text="a cat" --image photo.png=cat.png',
+                f'{command} workflow_api.json --set 6.text="a cat"',
                 f"{command} picture.png --url http://127.0.0.1:8000",
             ],
             EXIT_CODES,

@@ -217,7 +217,7 @@ def _parser(prog: str) -> argparse.ArgumentParser:
 def _closing(prog: str, examples: Iterable[str]) -> str:
     return closing(
         {
-            "VOLUME_PATH": "where the volume is (default: /runpod-volume, else /workspace)",
+            "VOLUME_PATH": "the volume (default: /runpod-volume, else /workspace)",
             "MODELS_MANIFEST": "the manifest (default: models.json at the volume's root)",
             "HF_TOKEN": "for gated repositories of Hugging Face",
             "civitai_token": "for downloads from Civitai",

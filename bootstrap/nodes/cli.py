@@ -192,7 +192,7 @@ def _parser(prog: str) -> argparse.ArgumentParser:
 def _closing(prog: str, examples: Iterable[str]) -> str:
     return closing(
         {
-            "VOLUME_PATH": "where the volume is (default: /runpod-volume, else /workspace)",
+            "VOLUME_PATH": "the volume (default: /runpod-volume, else /workspace)",
             "NODES_MANIFEST": "the manifest or snapshot (default: nodes.json on the volume)",
             "DOWNLOAD_TOKEN": "for repositories at the host in DOWNLOAD_TOKEN_HOST",
         },

@@ -51,8 +51,9 @@ SUBCOMMANDS: list[list[str]] = [
 
 @pytest.mark.parametrize("words", SUBCOMMANDS, ids=" ".join)
 def test_help_has_variables_two_examples_and_exit_codes(
-    words: list[str], capsys: pytest.CaptureFixture[str]
+    words: list[str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
     try:
         code = main([*words, "--help"])
     except SystemExit as ended:
@@ -64,7 +65,7 @@ def test_help_has_variables_two_examples_and_exit_codes(
     assert parts["environment:"] and parts["exit codes:"][0].startswith("  0")
     examples = parts["examples:"]
     assert len(examples) == 2 and all(name in line for line in examples)
-    assert all(len(line) <= 100 for line in said.splitlines())
+    assert all(len(line) <= 80 for line in said.splitlines())
     assert "python -m" not in said and "scripts/" not in said
 
 

@@ -1,4 +1,4 @@
-"""How busy ComfyUI is kept while jobs wait and each result takes its time to post.
+"""How busy ComfyUI is kept while jobs wait and each result takes a while to post.
 
     python -m benchmarks.busy_gpu [--jobs 30] [--rounds 3] [--seconds 1] [--post 0.5]
 
@@ -29,7 +29,7 @@ from demo.volume import DemoVolume, ensure
 WANTED = 0.97
 SECTION = "busy gpu"
 CONTENDERS = (OURS, ONE_AT_A_TIME, WORKER_COMFYUI)
-# Nothing in between: what ComfyUI itself leaves idle between two prompts of its queue.
+# No worker: what ComfyUI itself leaves idle between two prompts in its queue.
 ALONE = "ComfyUI alone, all prompts in its queue"
 _JOBS, _ROUNDS, _SECONDS, _POST = 30, 3, 1.0, 0.5
 _TIMEOUT = 600.0
@@ -111,7 +111,7 @@ def _queued(hot: Hot, load: Load, seeds: Sequence[int]) -> Busy:
     end = time.monotonic() + _TIMEOUT
     while seeds[-1] not in hot.spans():
         if time.monotonic() > end:
-            raise RuntimeError(f"ComfyUI does not come to an end\n{hot.worker.tail()}")
+            raise RuntimeError(f"ComfyUI does not finish its prompts\n{hot.worker.tail()}")
         time.sleep(0.2)
     return _busy(hot, seeds)
 
@@ -122,7 +122,7 @@ def _busy(hot: Hot, seeds: Iterable[int]) -> Busy:
 
 
 def busy_share(rounds: Iterable[Busy]) -> float:
-    """The median of rounds, rounded as it is shown."""
+    """The median of the rounds, rounded as shown."""
     return round(statistics.median(b.busy for b in rounds), 2)
 
 
@@ -130,9 +130,9 @@ def section(machine: str, load: Load, found: Mapping[str, Sequence[Busy]]) -> st
     """The document's section."""
     ours = busy_share(found[OURS.name])
     word = "met" if ours >= WANTED else "**missed**"
-    wanted = f"Wanted of ours: busy ≥ {WANTED:.2f}; measured {ours:.2f}, {word}."
+    wanted = f"Target: busy ≥ {WANTED:.2f}. Measured: {ours:.2f}, {word}."
     parts = ["## Busy GPU", machine, wanted, _table(found), _method(load)]
-    return "\n\n".join([*parts, "Again: `make bench BENCHMARKS=busy_gpu`."])
+    return "\n\n".join([*parts, "To repeat: `make bench BENCHMARKS=busy_gpu`."])
 
 
 def _table(found: Mapping[str, Sequence[Busy]]) -> str:
@@ -148,20 +148,18 @@ def _table(found: Mapping[str, Sequence[Busy]]) -> str:
 
 
 def _method(load: Load) -> str:
-    return f"""{load.jobs} jobs of {load.seconds:g} s in ComfyUI, all waiting from the start,
-each with a seed of its own and a small picture as its result; the control plane takes {load.post:g}
-s to accept each result. The node sleeps, as a host does while its GPU works. From the start of the
-first execution to the end of the last, *busy* is the share of the time in which ComfyUI did not
-wait for a prompt, *executing* that in which it executed one, by its own history. In between it
-collects garbage every 10 s, which no worker in front can help: *ComfyUI alone* has all prompts
-in its queue from the start and no worker at all. *Ratio* is that of the jobs a minute; all are
-medians of the rounds. *worker-comfyui's sequence* is our own code in the order of worker-comfyui
-5.8 on the same SDK: one job at a time, ask whether ComfyUI answers, socket, prompt, history,
-`/view`."""
+    return f"""{load.jobs} jobs of {load.seconds:g} s in ComfyUI, all queued from the start, each
+with its own seed and a small picture as its result; the control plane takes {load.post:g} s to
+accept a result. The node sleeps, as a host does while its GPU works. From the start of the first
+execution to the end of the last, *busy* is the share of the time in which ComfyUI was not waiting
+for a prompt, *executing* the share in which its history says that it executed one. Between prompts
+it collects garbage every 10 s, which no worker can avoid: *ComfyUI alone* has no worker, and all
+prompts in its queue from the start. *Ratio* compares jobs a minute; all figures are medians of the
+rounds. *worker-comfyui's sequence* takes one job at a time."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """0 when ours is as busy as wanted."""
+    """0 when ours meets the target."""
     parser = argparse.ArgumentParser(prog="benchmarks.busy_gpu", description=__doc__)
     parser.add_argument("--jobs", type=int, default=_JOBS)
     parser.add_argument("--rounds", type=int, default=_ROUNDS)

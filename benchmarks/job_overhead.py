@@ -1,8 +1,8 @@
-"""Our time in a job: all but ComfyUI's execution, against worker-comfyui's way with it.
+"""What a worker adds to a job, beside ComfyUI's execution: ours against worker-comfyui's sequence.
 
     python -m benchmarks.job_overhead [--rounds 15] [--only 64 1024]
 
-Both serve side by side, and get the same jobs in turn, one at a time, at rest before each.
+Both run side by side and get the same jobs in turn, one at a time, at rest before each.
 """
 
 from __future__ import annotations
@@ -60,12 +60,12 @@ class Took:
 
     @property
     def in_handler(self) -> float:
-        """All but ComfyUI's execution."""
+        """Without ComfyUI's execution."""
         return self.handler - self.executed
 
     @property
     def in_all(self) -> float:
-        """The same with what the SDK does around the handler."""
+        """The same, with what the SDK does around the handler."""
         return self.posted - self.executed
 
 
@@ -89,7 +89,7 @@ def measure(
 def interleaved(
     sides: Sequence[Side], sizes: Sequence[Size], rounds: int, say: Say, seed: int = 0
 ) -> dict[Size, dict[str, list[Took]]]:
-    """The same on what serves already. Seeds from `seed` on must be new to them."""
+    """The same on workers that already run. Seeds from `seed` on must be new to them."""
     asked: dict[Size, list[int]] = {size: [] for size in sizes}
     for number in range(rounds):
         for size in sizes:
@@ -103,7 +103,7 @@ def interleaved(
 
 
 class Side:
-    """A contender that serves, its handler timed into `times`, and which job had which seed."""
+    """A running contender, its handler timed into `times`, and which job had which seed."""
 
     def __init__(self, name: str, hot: Hot, times: Path) -> None:
         self.name = name
@@ -127,7 +127,7 @@ class Side:
 
 
 def ratio(took: Mapping[str, Sequence[Took]], part: Callable[[Took], float]) -> float:
-    """Ours to the other's, of medians; rounded as it is shown."""
+    """Our median divided by the other's, rounded as shown."""
     return round(_median(took[OURS.name], part) / _median(took[WORKER_COMFYUI.name], part), 2)
 
 
@@ -146,13 +146,13 @@ def in_all(took: Took) -> float:
 def section(machine: str, found: Series) -> str:
     """The document's section."""
     rounds = len(next(iter(next(iter(found.values())).values())))
-    parts = ["## Our time in a job", machine, _verdicts(found), _times(found), _method(rounds)]
-    return "\n\n".join([*parts, "Again: `make bench BENCHMARKS=job_overhead`."])
+    parts = ["## Overhead per job", machine, _verdicts(found), _times(found), _method(rounds)]
+    return "\n\n".join([*parts, "To repeat: `make bench BENCHMARKS=job_overhead`."])
 
 
 def _verdicts(found: Series) -> str:
     rows = [
-        "| pictures | from taken to posted | wanted | | in the handler alone |",
+        "| pictures | ratio, taken to posted | target | | ratio, handler only |",
         "|---|---|---|---|---|",
     ]
     for size, took in found.items():
@@ -165,7 +165,7 @@ def _verdicts(found: Series) -> str:
 
 def _times(found: Series) -> str:
     rows = [
-        "| pictures | | from taken to posted | in the handler | ComfyUI's execution |",
+        "| pictures | | taken to posted | handler | ComfyUI's execution |",
         "|---|---|---|---|---|",
     ]
     for size, each in found.items():
@@ -181,26 +181,24 @@ def _executed(took: Took) -> float:
 
 
 def _method(rounds: int) -> str:
-    return f"""Ratios of medians of {rounds} jobs each, the same jobs for both in turn, one at a
-time on a worker at rest. *From taken to posted* is all of a job but ComfyUI's execution: from the
-moment the control plane handed it out until the whole result had arrived, less the execution as
-ComfyUI's history tells it. *In the handler* is the part of that from the SDK's call to the return.
-There ours does more than the other: it checks the request, keeps the results durably on the volume
-(here a plain folder) and tells progress; for a small picture it takes as long. What it saves is
-around it: the SDK looks at a job up to 0.1 s after it has taken it, and makes two lines for its log
-of each whole result, written or not. Ours begins at once, and its contents are not for printing.
+    return f"""Ratios of medians of {rounds} jobs each; both workers get the same jobs in turn, one
+at a time, each at rest before. *Taken to posted* runs from the moment the control plane hands a job
+out until its whole result has arrived, less ComfyUI's execution by its history. *Handler* is the
+part of that between the SDK's call and the return. There ours does more than the other: it checks
+the request, stores the results durably on the volume (here a plain folder) and reports progress. It
+saves time around that: the SDK looks at a job up to 0.1 s after taking it, and formats two log
+lines of each whole result, whether they are printed or not. Ours starts at once, and never formats
+a result.
 
 The pictures are noise with the spectrum of generated ones (amplitude ∝ frequency^-1.5), so that a
-PNG of 1024² takes 1.5 MB. Replies of any size are let through on both sides (`MAX_REPLY_MB=500`;
-Runpod's limit is 10 or 20 MB). *worker-comfyui's sequence* is our own code in the order of
-worker-comfyui 5.8: ask whether ComfyUI answers, socket, prompt, history, `/view` for each picture,
-base64. Its prints are left out, and the SDK logs at INFO for both, which spares it
-the results printed at DEBUG, its default. ComfyUI's garbage collection, every 10 s for half a
-second, is made short for both (`gc.freeze`): it would fall on one or the other by chance."""
+PNG of 1024² takes 1.5 MB. Both sides may send replies of any size (`MAX_REPLY_MB=500`; Runpod's
+limit is 10 or 20 MB). Left out: worker-comfyui's prints; the SDK's log at DEBUG, its default, which
+prints every result; and ComfyUI's garbage collection, half a second every 10 s, which would hit one
+or the other by chance (`gc.freeze`)."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """0 when all sizes that were asked meet what is wanted."""
+    """0 when all sizes that were run meet the target."""
     parser = argparse.ArgumentParser(prog="benchmarks.job_overhead", description=__doc__)
     parser.add_argument("--rounds", type=int, default=_ROUNDS)
     parser.add_argument(

@@ -1,4 +1,4 @@
-"""What a measurement was made on, so that its figures can be judged."""
+"""The machine a measurement was made on."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from demo.volume import DemoVolume
 _DAMON = Path("/sys/kernel/mm/damon/admin/kdamonds")
 _ACTIONS = "contexts/*/schemes/*/action"
 _DROPS = (
-    "Its kernel drops pages that were not mapped for a while (DAMON), some of those read ahead "
+    "Its kernel reclaims pages that were not used for a while (DAMON), some of those read ahead "
     "among them."
 )
 
@@ -37,7 +37,7 @@ class Machine:
     drops_cold_pages: bool
 
     def sentence(self) -> str:
-        """For people, in a sentence or two."""
+        """A sentence or two for the page."""
         text = (
             f"{self.date}: {self.processor}, {self.cores} cores, {self.memory_gb:.0f} GB of "
             f"memory, Linux {self.kernel}, no GPU; ComfyUI {self.comfyui} with torch {self.torch}, "

@@ -2,7 +2,7 @@
 
     python -m benchmarks.thousand_jobs [--jobs 1000] [--every 100]
 
-Looked at every 100 jobs, while nothing runs: memory, descriptors, threads, processes and the files
+Every 100 jobs, while nothing runs, it samples memory, descriptors, threads, processes and the files
 in the worker's own folder. What counts is the slope.
 """
 
@@ -38,32 +38,31 @@ Say = Callable[[str], None]
 
 @dataclass(frozen=True)
 class Part:
-    """What is watched: a name for people, and what a thousand jobs may add to it."""
+    """What is sampled: its name on the page, and what a thousand jobs may add to it."""
 
     name: str
     tolerance: float
     unit: str = ""
 
 
-# ComfyUI keeps the last 10,000 prompts and their outputs in its history, about 5 KB each: that is
-# its own, and bounded.
+# ComfyUI keeps the last 10,000 prompts and their outputs in its history, about 5 KB each.
 PARTS = {
     "worker_rss": Part("worker, resident", 10, " MB"),
-    "worker_own": Part("worker, its own", 10, " MB"),
+    "worker_own": Part("worker, anonymous", 10, " MB"),
     "worker_files": Part("worker, descriptors", 2),
     "worker_threads": Part("worker, threads", 2),
     "comfyui_rss": Part("ComfyUI, resident", 30, " MB"),
-    "comfyui_own": Part("ComfyUI, its own", 30, " MB"),
+    "comfyui_own": Part("ComfyUI, anonymous", 30, " MB"),
     "comfyui_files": Part("ComfyUI, descriptors", 2),
     "comfyui_threads": Part("ComfyUI, threads", 2),
-    "processes": Part("processes below the worker", 0.5),
-    "local_files": Part("files in its local folder", 2),
+    "processes": Part("child processes", 0.5),
+    "local_files": Part("files in the worker's folder", 2),
 }
 
 
 @dataclass(frozen=True)
 class Sample:
-    """Everything at one moment. Memory in MB (10⁶ bytes); `own` is what is not of a file, be it
+    """Everything at one moment. Memory in MB (10⁶ bytes); `own` is anonymous memory,
     resident or swapped out. The `files` of a process are its descriptors: open files, sockets and
     pipes."""
 
@@ -80,7 +79,7 @@ class Sample:
     local_files: int
 
     def line(self) -> str:
-        """For people who watch."""
+        """For the progress on stderr."""
         notes = (f"{PARTS[f.name].name} {getattr(self, f.name):g}" for f in fields(self)[1:])
         return f"{self.jobs} jobs: {', '.join(notes)}"
 
@@ -88,7 +87,7 @@ class Sample:
 def measure(demo: DemoVolume, jobs: int, every: int, say: Say) -> list[Sample]:
     """A sample before the first job and one after each `every` of them.
 
-    Raises NoResult where a job brings no picture, RuntimeError where results are not on the volume.
+    Raises NoResult where a job has no picture, RuntimeError where results are not on the volume.
     """
     with furnished(demo) as site, serving(OURS, site) as hot:
         return in_a_row(hot, site.work(OURS.key), site.kept, range(jobs), every, say)
@@ -97,8 +96,8 @@ def measure(demo: DemoVolume, jobs: int, every: int, say: Say) -> list[Sample]:
 def in_a_row(
     hot: Hot, local: Path, kept: Path, seeds: Sequence[int], every: int, say: Say
 ) -> list[Sample]:
-    """The same on a worker that serves, whose own folder is `local` and that keeps results in
-    `kept`; a job for each seed."""
+    """The same on a running worker whose own folder is `local` and that keeps results in `kept`; a
+    job for each seed."""
     before, samples = _files_below(kept), [_sample(hot, 0, local)]
     say(samples[-1].line())
     for first in range(0, len(seeds), every):
@@ -128,7 +127,7 @@ def _sample(hot: Hot, jobs: int, local: Path) -> Sample:
 
 
 def _own_memory(pid: int) -> int:
-    """Bytes, whatever the kernel drops or other processes share meanwhile."""
+    """Bytes of anonymous memory, which other processes do not share and the kernel cannot drop."""
     status = Path(f"/proc/{pid}/status").read_text()
     fields = re.findall(r"^(?:RssAnon|VmSwap):\s+(\d+) kB", status, re.MULTILINE)
     return 1024 * sum(map(int, fields))
@@ -163,7 +162,7 @@ def section(machine: str, samples: Sequence[Sample]) -> str:
     jobs, guilty = samples[-1].jobs, growing(samples)
     verdict = "Everything is flat." if not guilty else f"**Not flat: {_names(guilty)}.**"
     parts = [f"## {jobs:,} jobs in a row", machine, verdict, _table(samples), _METHOD]
-    return "\n\n".join([*parts, "Again: `make bench BENCHMARKS=thousand_jobs`."])
+    return "\n\n".join([*parts, "To repeat: `make bench BENCHMARKS=thousand_jobs`."])
 
 
 def _names(parts: Sequence[str]) -> str:
@@ -187,17 +186,17 @@ def _table(samples: Sequence[Sample]) -> str:
 
 
 _METHOD = """Small pictures (64×64; 1, 2, 4 or 8 in a job, from two savers) through one worker in
-production mode on a real ComfyUI, always some of them waiting; looked at while nothing runs.
-Memory in MB; *its own* is what is not of a file, resident or swapped out. *In 1,000 jobs* is the
-median of the slopes between any two looks. ComfyUI keeps the last 10,000 prompts in its history;
-that grows, by its own design, and is allowed for. Each result was posted, and is on the volume."""
+production mode on a real ComfyUI, with some always waiting; sampled while nothing runs. Memory in
+MB; *anonymous* is what no file backs, resident or swapped out. *In 1,000 jobs* is the median slope
+between any two samples. ComfyUI keeps the last 10,000 prompts in its history, which the limits
+allow for. Every result was posted, and is on the volume."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """0 when all is flat."""
+    """0 when nothing grows."""
     parser = argparse.ArgumentParser(prog="benchmarks.thousand_jobs", description=__doc__)
     parser.add_argument("--jobs", type=int, default=_JOBS)
-    parser.add_argument("--every", type=int, default=_EVERY, help="jobs between two looks")
+    parser.add_argument("--every", type=int, default=_EVERY, help="jobs between two samples")
     given = parser.parse_args(argv)
     if not 1 <= given.every <= given.jobs:
         parser.error(f"--every {given.every}: from 1 to --jobs, {given.jobs}")

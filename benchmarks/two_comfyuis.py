@@ -3,7 +3,7 @@
     python -m benchmarks.two_comfyuis [--jobs 24] [--rounds 3]
 
 On a machine with two GPUs a worker runs one ComfyUI on each; here both run on the CPU. All jobs
-wait from the start. They sleep, as a host does while its GPU works, or take the time of one core.
+are queued from the start. They sleep, as a host does while its GPU works, or use one core.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ from demo.volume import DemoVolume, ensure
 SECTION = "two comfyuis"
 ONE = ours("one", "one ComfyUI", COMFYUI_INSTANCES="1")
 TWO = ours("two", "two ComfyUIs", COMFYUI_INSTANCES="2")
-LOADS = {"asleep, as beside a GPU": False, "on one core each": True}
-# Two do in the same time twice the jobs, but for what the worker itself needs of two cores.
+LOADS = {"sleep, as beside a GPU": False, "use one core each": True}
+# Two do twice the jobs in the same time, less what the worker itself needs of the two cores.
 WANTED = 1.8
 _JOBS, _ROUNDS, _SECONDS = 24, 3, 1.0
 
@@ -58,14 +58,14 @@ def _pace(hot: Hot, inputs: Sequence[dict[str, object]]) -> float:
 
 
 def gain(found: Paces, load: str) -> float:
-    """The median pace of two, divided by that of one; rounded as it is shown."""
+    """The median pace of two, divided by that of one, rounded as shown."""
     one, two = (statistics.median(found[load, c.name]) for c in (ONE, TWO))
     return round(two / one, 2)
 
 
 def section(machine: str, found: Paces, jobs: int) -> str:
     """The document's section."""
-    head = "| jobs | one, a minute | two, a minute | ratio | wanted | |"
+    head = "| jobs | a minute with one | a minute with two | ratio | target | |"
     rows = [head, "|---|---|---|---|---|---|"]
     for load, burn in LOADS.items():
         each = [", ".join(f"{p:.1f}" for p in found[load, c.name]) for c in (ONE, TWO)]
@@ -74,15 +74,15 @@ def section(machine: str, found: Paces, jobs: int) -> str:
         bar = "– | " if burn else f"≥ {WANTED} | {met}"
         rows.append(f"| {load} | {each[0]} | {each[1]} | {ratio:.2f} | {bar} |")
     method = f"""{jobs} jobs of {_SECONDS:g} s in ComfyUI each, with 1 to 8 small pictures, all
-waiting from the start, timed from the first that is taken to the last result that has arrived; the
-two workers take turns. The bar is for jobs that leave the cores alone: the workers and their
-control plane run on the same two cores as the ComfyUIs."""
-    again = "Again: `make bench BENCHMARKS=two_comfyuis`."
+queued from the start, timed from the first that is taken until the last result has arrived; the two
+workers take turns. The target is for jobs that leave the cores alone: the workers and their control
+plane share the two cores with the ComfyUIs."""
+    again = "To repeat: `make bench BENCHMARKS=two_comfyuis`."
     return "\n\n".join(["## Two ComfyUIs in one worker", machine, "\n".join(rows), method, again])
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """0 when two are as much faster as wanted with jobs that leave the cores alone."""
+    """0 when two meet the target with jobs that leave the cores alone."""
     parser = argparse.ArgumentParser(prog="benchmarks.two_comfyuis", description=__doc__)
     parser.add_argument("--jobs", type=int, default=_JOBS)
     parser.add_argument("--rounds", type=int, default=_ROUNDS)

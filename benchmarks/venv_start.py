@@ -3,9 +3,9 @@
     python -m benchmarks.venv_start [--rounds 5] [--only local first second]
 
 Contenders are whole workers that run in turn, each on an empty page cache. A venv, torch included:
-the same Python on local disk, the venv run from the volume as it lies, the first worker that brings
-it to local disk, and a later one, which finds what the first has recorded. A package set that an
-earlier worker has installed and kept: the same packages in the Python, and from the volume.
+the same Python on local disk, the venv run from the volume, the first worker that copies it to
+local disk, and a later one, which finds the first one's archive. A package set that an earlier
+worker has installed and kept: the same packages in the Python, and from the volume.
 """
 
 from __future__ import annotations
@@ -42,36 +42,33 @@ LOCAL, VOLUME, FIRST, SECOND = "local", "volume", "first", "second"
 BAKED, KEPT = "baked", "kept"
 NAMES = {
     LOCAL: "the same Python on local disk",
-    VOLUME: "run from the volume as it lies",
-    FIRST: "brought to local disk, first start",
-    SECOND: "brought to local disk, later start",
+    VOLUME: "run from the volume",
+    FIRST: "copied to local disk, first start",
+    SECOND: "copied to local disk, later start",
     BAKED: "kornia and spandrel in the Python on local disk",
-    KEPT: "kornia and spandrel in a set on the volume, later start",
+    KEPT: "kornia and spandrel in a package set on the volume, later start",
 }
-#: The most that a start may take of another's time, or more than it in seconds.
+#: The most that a start may take: a multiple of another's time, or seconds more than it.
 BARS = {FIRST: (LOCAL, "×", 3.0), SECOND: (LOCAL, "×", 1.5), KEPT: (BAKED, "s", 1.0)}
 _PACKAGES = ("kornia>=0.7.1", "spandrel")
 _STORE = Path(".comfyui-worker") / "python"
 _TIMEOUT = 400.0
 _VENV_PYTHON = Path("ComfyUI/venv/bin/python")
 METHOD = """\
-Timed from the start of a worker's process to its word that it is ready for jobs. Before each start
-the volume is mounted afresh and the page cache emptied of volume, venv and Python. The venv is a
-copy of ComfyUI's environment: {files:,} files, {size:.1f} GB, with torch for the CPU. The simulated
-network adds 1.5 ms to each metadata call and 0.3 ms and 400 MB/s to each read of a stream, 1.5 GB/s
-in all, with 128 KB of read-ahead; the process that simulates it takes its processor time from the
-same cores. ComfyUI's code is on the volume for all, and copied to local disk but for the second
-line (`STAGE_COMFYUI=false`). A first start finds a venv that no worker has opened; its record is
-made after ComfyUI answers, outside of the time. The package set is what ComfyUI's requirements name
-and the Python does not have.
+Timed from process start until the worker reports that it is ready. Before each start the volume is
+mounted again, and the page cache is emptied of volume, venv and Python. The venv is a copy of
+ComfyUI's environment: {files:,} files, {size:.1f} GB, with torch for the CPU. ComfyUI's code is on
+the volume for all, and copied to local disk except in the second row (`STAGE_COMFYUI=false`). A
+first start finds a venv that no worker has used; the archive that it makes once ComfyUI answers is
+not in its time. The package set is what ComfyUI's requirements name and the Python lacks.
 
-Again: `make bench BENCHMARKS=venv_start`."""
+To repeat: `make bench BENCHMARKS=venv_start`."""
 
 
 @dataclass(frozen=True)
 class Start:
     """One start of `seconds`. `load` is the machine's average of the minute before, `note` what
-    the worker said of the venv."""
+    the worker logged about the venv."""
 
     contender: str
     seconds: float
@@ -84,7 +81,7 @@ class Start:
 
 @dataclass(frozen=True)
 class Scene:
-    """Where it happens, on this machine's disk, and the Python that is not on the volume."""
+    """The folder on this machine's disk, and the Python that is not on the volume."""
 
     folder: Path
     python: Path
@@ -119,7 +116,7 @@ class Scene:
         return Start(contender, seconds, load, ", ".join(notes))
 
     def bake(self) -> None:
-        """A copy of the Python with the packages that it lacks."""
+        """Copy the Python and install the packages that it lacks."""
         shutil.copytree(self.python.parent.parent, self.baked.parent.parent, symlinks=True)
         command = [find_uv() or "uv", "pip", "install", "--quiet", "--python", self.baked]
         overrides = self.folder / "held.txt"
@@ -142,14 +139,14 @@ class Scene:
             "LINK_OTHER_MOUNT": "false",
             "PACKAGES": "install" if contender == KEPT else "report",
             "PREFETCH_MODELS": "none",
-            # Each its own: what a killed worker has left would be removed first by the next.
+            # One each: the next worker would first remove what a killed one left.
             "WORK_DIR": str(self.folder / f"work-{uuid.uuid4().hex}"),
         }
         return env if contender != VOLUME else {**env, "STAGE_COMFYUI": "false"}
 
     def _put_aside(self, folder: Path) -> None:
-        """Not deleted now: ext4 passes by the inodes of deleted files for half a minute, one by
-        one, and the next to make files would pay for it."""
+        """Not deleted now: for half a minute ext4 skips the inodes of deleted files one by one, and
+        the next to create files would pay for it."""
         if folder.exists():
             folder.rename(self.folder / uuid.uuid4().hex)
 
@@ -192,7 +189,7 @@ def _section(demo: DemoVolume, starts: Sequence[Start], method: str) -> tuple[st
         name: statistics.median(s.seconds for s in starts if s.contender == name)
         for name in dict.fromkeys(s.contender for s in starts)
     }
-    rows = ["| | median | | wanted | rounds |", "|---|---|---|---|---|"]
+    rows = ["| | median | ratio | target | rounds |", "|---|---|---|---|---|"]
     met = True
     for name, median in medians.items():
         against, unit, bar = BARS.get(name, (LOCAL, "×", math.inf))
@@ -205,7 +202,7 @@ def _section(demo: DemoVolume, starts: Sequence[Start], method: str) -> tuple[st
         rounds = ", ".join(f"{s.seconds:.1f}" for s in starts if s.contender == name)
         rows.append(f"| {NAMES[name]} | {median:.1f} s | {shown} | {wanted} | {rounds} |")
     parts = [
-        "## Python's packages on the volume",
+        "## A venv on the volume",
         this_machine(demo).sentence(),
         "\n".join(rows),
         method,
@@ -222,8 +219,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         "--folder",
         type=Path,
         default=cache_folder(os.environ),
-        help="where it happens: a disk on which others delete many files at the time makes new "
-        "ones slow; default %(default)s",
+        help="where to work: on a disk where many files are being deleted, new ones are slow to "
+        "make; default %(default)s",
     )
     given = parser.parse_args(argv)
     if reason := why_not():

@@ -1,3 +1,3 @@
-"""All that happens before the first job: look, decide, act, report."""
+"""Everything before the first job: look, decide, act, report."""
 
 __version__ = "0.1.0"

@@ -1,7 +1,7 @@
 """`python -m bootstrap [--json]`: boot, print the report, stop. Exit 0 ready, 1 not.
 
-`python -m bootstrap models …` is about the models that are wanted (`models/cli.py`), `… nodes …`
-about the custom node packs (`nodes/cli.py`).
+`python -m bootstrap models …` manages the models of the manifest (`models/cli.py`), `… nodes …`
+custom node packs (`nodes/cli.py`).
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from bootstrap.core.terminal import Parser, closing, style_of
 
 
 def main(argv: list[str], prog: str = "python -m bootstrap") -> int:
-    """Run one boot and report on it; 0 when it came to `ready`, else 1."""
+    """Run one boot and report on it; 0 if it is `ready`, else 1."""
     if argv[:1] == ["models"]:
         from bootstrap.models import cli
 

@@ -1,7 +1,7 @@
-"""`python -m bootstrap.healthcheck`: ask the worker how it is. The image's HEALTHCHECK.
+"""`python -m bootstrap.healthcheck`: asks for the worker's health. The image's HEALTHCHECK.
 
-Exit 0 when the worker does its work, 1 when it does not or there is none; one line says why.
-Standard library only and nothing of the project, so that asking costs little.
+Exit 0 when the worker is healthy, 1 when it is not or there is none; one line says why. Standard
+library only and nothing of the project, so that asking costs little.
 """
 
 from __future__ import annotations
@@ -17,17 +17,17 @@ _ANSWER_SECONDS = 2.0
 
 
 def socket_path(name: str) -> Path:
-    """Where a worker listens, and where it is looked for: the system's temp folder."""
+    """Where a worker listens: in the system's temp folder."""
     return Path(tempfile.gettempdir()) / _NAME.format(name)
 
 
 def socket_paths() -> list[Path]:
-    """Where workers listen, those included that were killed and left their sockets behind."""
+    """All workers' sockets, including those that killed workers left behind."""
     return sorted(socket_path("x").parent.glob(_NAME.format("*")))
 
 
 def connected(path: Path) -> socket.socket | None:
-    """A connection to the worker that listens there; None when nothing does."""
+    """A connection to the worker that listens there; None if none does."""
     connection = socket.socket(socket.AF_UNIX)
     connection.settimeout(_ANSWER_SECONDS)
     try:
@@ -39,7 +39,7 @@ def connected(path: Path) -> socket.socket | None:
 
 
 def main() -> int:
-    """Print what each worker says of itself; 0 when there is one and all are well."""
+    """Print each worker's answer; 0 if there is one and all are healthy."""
     answers = [_answer(c) for path in socket_paths() if (c := connected(path)) is not None]
     for _, text in answers:
         print(text)

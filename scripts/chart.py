@@ -16,7 +16,7 @@ _ROWS = (
         ("ComfyUI run from the volume by the first job, 2 GB", 3),
     ),
     (("ours, volume, 7 GB", 0), ("worker-comfyui's sequence, 7 GB", 2)),
-    (("brought to local disk, later start", 0), ("run from the volume as it lies", 3)),
+    (("copied to local disk, later start", 0), ("run from the volume", 3)),
 )
 _WORDS = {
     "en": (

@@ -97,7 +97,7 @@ def russian(cell: str, words: Mapping[str, str]) -> str:
         low, high = (bound.replace(",", "\u00a0") for bound in (found[2], found[3]))
         return f"{'целое число' if found[1] else 'число'} от {low} до {high}"
     if re.fullmatch(r"(`[^`]+` or )*`[^`]+`", cell):
-        return cell.replace("` or `", "` или `")
+        return " или ".join(cell.replace("` or `", "`, `").rsplit(", ", 1))
     return cell if re.fullmatch(r"[\w.–-]*", cell) and cell not in words else words[cell]
 
 

@@ -203,6 +203,20 @@ def test_a_russian_page_has_the_examples_and_links_of_the_english_one(russian: P
     assert _links(english) == _links(russian)
 
 
+@pytest.mark.parametrize("russian", RUSSIAN, ids=lambda page: page.name)
+def test_a_russian_page_has_the_figures_of_the_english_one(russian: Path) -> None:
+    english = russian.with_name(russian.name.replace(".ru.md", ".md"))
+    assert _figures(english) - _figures(russian) == set()
+
+
+@pytest.mark.parametrize("russian", RUSSIAN, ids=lambda page: page.name)
+def test_a_russian_page_links_to_russian_pages_and_says_what_they_are(russian: Path) -> None:
+    text = russian.read_text("utf-8").replace("[In English](README.md)", "")
+    for shown, page in re.findall(r"\[([^]]*)\]\((?!https?:)([^)#]+)\.md\b", text):
+        assert not shown.endswith(".ru.md")
+        assert page.endswith(".ru") or not (russian.parent / f"{page}.ru.md").is_file(), page
+
+
 # Written by the benchmarks; for those who change the code. All else has its Russian page.
 ENGLISH_ONLY = {"benchmarks.md", "architecture.md"}
 
@@ -227,6 +241,17 @@ def _shape(page: Path) -> list[str]:
     """The levels of its headings and the rows of its tables, in order; blocks of code left out."""
     text = re.sub(r"^ *```.*?^ *```", "", page.read_text("utf-8"), flags=re.MULTILINE | re.DOTALL)
     return re.findall(r"^(#+ | *\|)", text, re.MULTILINE)
+
+
+_NOT_PROSE = re.compile(r"<!-- codes.*?<!-- /codes|```.*?```|`[^`]*`|\]\([^)]*\)", re.DOTALL)
+
+
+def _figures(page: Path) -> set[str]:
+    """The numbers of its text, each as in English: 1,715 and 1.5 are 1 715 and 1,5 in Russian."""
+    text = _NOT_PROSE.sub("", page.read_text("utf-8"))
+    separator, point = ("[\u00a0 ]", ",") if page.name.endswith(".ru.md") else (",", ".")
+    text = re.sub(rf"(?<=\d){separator}(?=\d{{3}}\b)", "", text)
+    return {figure.replace(point, ".") for figure in re.findall(r"\d+(?:[.,]\d+)*", text)}
 
 
 def _anchors_linked(page: Path, target: Path) -> set[str]:

@@ -1,4 +1,4 @@
-"""Pure: what is wanted of the ratios of medians, and whether it was met."""
+"""Pure: the targets for ratios of medians, and whether they were met."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ Series = Mapping[str, Sequence[float]]
 
 @dataclass(frozen=True)
 class Bar:
-    """The median of `ours` divided by the median of `other` is to be at most `limit`."""
+    """The median of `ours` divided by the median of `other` must be at most `limit`."""
 
     ours: str
     other: str
@@ -20,18 +20,18 @@ class Bar:
 
 
 BARS = (
-    Bar("ours-sd15", "local-sd15", 1.10, "cold, 2 GB: volume against all on local disk"),
-    Bar("ours-sd15", "first-job-sd15", 0.60, "cold, 2 GB: against ComfyUI run from the volume"),
-    Bar("ours-sd15", "image-sd15", 0.85, "cold, 2 GB: against worker-comfyui's sequence"),
-    Bar("ours-sdxl", "image-sdxl", 0.65, "cold, 7 GB: against worker-comfyui's sequence"),
-    Bar("unread", "cached", 1.15, "hot worker: 2 GB model unread against in memory"),
-    Bar("thawed", "hot", 1.20, "first job after a thaw against a hot job"),
+    Bar("ours-sd15", "local-sd15", 1.10, "cold start, 2 GB: volume vs. all on local disk"),
+    Bar("ours-sd15", "first-job-sd15", 0.60, "cold start, 2 GB: vs. ComfyUI run from the volume"),
+    Bar("ours-sd15", "image-sd15", 0.85, "cold start, 2 GB: vs. worker-comfyui's sequence"),
+    Bar("ours-sdxl", "image-sdxl", 0.65, "cold start, 7 GB: vs. worker-comfyui's sequence"),
+    Bar("unread", "cached", 1.15, "hot worker, 2 GB: model on the volume vs. in memory"),
+    Bar("thawed", "hot", 1.20, "first job after a thaw vs. on the hot worker"),
 )
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """A bar and the ratio that was measured."""
+    """A target and the ratio that was measured."""
 
     bar: Bar
     ratio: float
@@ -43,7 +43,7 @@ class Verdict:
 
     def __str__(self) -> str:
         word = "met" if self.met else "MISSED"
-        return f"{self.ratio:5.2f}  (wanted ≤ {self.bar.limit:.2f}, {word})  {self.bar.what}"
+        return f"{self.ratio:5.2f}  (target ≤ {self.bar.limit:.2f}, {word})  {self.bar.what}"
 
 
 def verdicts(series: Series, bars: Iterable[Bar] = BARS) -> list[Verdict]:

@@ -1,4 +1,4 @@
-"""Figures as the section of docs/benchmarks.md."""
+"""The section of docs/benchmarks.md, from the figures."""
 
 from __future__ import annotations
 
@@ -12,71 +12,67 @@ from benchmarks.cold_start.measure import Run
 from benchmarks.cold_start.session import Figures
 
 JOBS = {
-    "unread": "hot worker: 2 GB model unread on the volume",
-    "reading": "… until all of it was read",
+    "unread": "hot worker: 2 GB model on the volume, not in memory",
+    "reading": "… reading the model",
+    "unread processor": "… processor time of the machine, simulated volume included",
     "cached": "hot worker: the same model in memory",
-    "unread processor": "processor time of the machine for the unread one, the volume's included",
-    "cached processor": "processor time for the one in memory",
-    "thawed": "job as the worker thaws, its model in memory",
+    "cached processor": "… its processor time",
+    "thawed": "job sent as the worker thaws, model in memory",
     "hot": "the same job on the hot worker",
-    "thawed plain": "job without a model as the worker thaws",
-    "hot plain": "the same job on the hot worker",
+    "thawed plain": "job sent as the worker thaws, no model",
+    "hot plain": "the same job without a model on the hot worker",
 }
 METHOD = """\
-Each cold start is timed from the start of the process to the moment its first result reaches the
-control plane, with the real SDK in production mode and the job waiting in the queue. Contenders
-run in turn, another one first each round, after one round that is not counted (bytecode and the
-record of the models used last are there, as after a first day of use). Before each run the volume
-is mounted afresh and the page cache is emptied of it, of ComfyUI's code, of both Python
-environments and of the worker. *All local* is the same folder without the network in between, and
-without the copy of the code that this would make useless (`STAGE_COMFYUI=false`).
-The volume holds ComfyUI, 15 node packs (2,000 files, all their modules imported at start) and a
-checkpoint with random weights; the job is CheckpointLoaderSimple → KSampler (64×64, 1 step) →
-VAEDecode → SaveImage on the CPU, with float16 weights for 7 GB as on a GPU.
+Each cold start is timed from process start until its first result reaches the control plane, with
+the real SDK in production mode and a job already in the queue. The contenders take turns, a
+different one first in each round, after an uncounted round that leaves bytecode and the record of
+the models used last, as after a day of use. Before each run the volume is mounted again, and the
+page cache is emptied of it, of ComfyUI's code, of both Python environments and of the worker. *All
+local* is the same folder on local disk, run in place (`STAGE_COMFYUI=false`).
 
-The simulated network adds 1.5 ms to each metadata call and 0.3 ms and 400 MB/s to each read of a
-stream, 1.5 GB/s in all, with 128 KB of read-ahead: one stream gets 270 MB/s, four get 700, eight
-1,000, sixteen 1,300. The process that simulates it takes its processor time from the same cores,
-but no memory: it reads past the page cache, as a server's is in another machine.
+The volume holds ComfyUI, 15 node packs (2,000 files, all imported at start) and a checkpoint with
+random weights. The job is CheckpointLoaderSimple → KSampler (64×64, 1 step) → VAEDecode → SaveImage
+on the CPU; the 7 GB model has float16 weights, as on a GPU.
 
-*worker-comfyui's sequence* is our own code in the order of worker-comfyui 5.8: torch is asked for
-the GPU, then ComfyUI starts from local disk with the same packs, models come from the volume by
-`extra_model_paths.yaml`, the handler asks every 50 ms whether ComfyUI answers, then socket,
-history, `/view`. The SDK's own checks of the machine are left out for all. What is not there:
-CUDA's initialisation (with a GPU, theirs pays it twice, ours once), ComfyUI-Manager and sshd.
-*Run from the volume by the first job* starts `main.py` where it lies when the first job is taken.
+*worker-comfyui's sequence* asks torch for the GPU, then starts ComfyUI from local disk with the
+same packs; `extra_model_paths.yaml` leads to the models on the volume. *ComfyUI run from the volume
+by the first job* starts `main.py` in place once the job is taken. All skip the SDK's own checks of
+the machine. Left out: CUDA's initialisation (on a GPU, worker-comfyui pays for it twice, this
+worker once), ComfyUI-Manager and sshd.
 
-The hot worker reads copies of the checkpoint under names of their own, so that ComfyUI loads each
-again (its log is checked); the page cache is looked at before each job, and free memory is touched
-(a virtual machine's may be with its host, which the job would wait for). Two things bound it: at
-1.5 GB/s the file takes 1.4 s, and when its last weight is there, the rest of the job is still to
-do; and a job cannot take less than its processor time divided by the number of cores, which also
-serve the volume. For a thaw, all the worker's processes are stopped with SIGSTOP for some seconds;
-the job comes as they go on. The bar is for a job of the hot model."""
+The hot worker reads copies of the checkpoint under other names, so that ComfyUI loads each one (its
+log is checked). Before each job the page cache is checked, and free memory is touched: a virtual
+machine may have returned it to its host, and the job would wait for it. Two things limit a job
+whose model is not in memory: reading the file takes 1.4 s at 1.5 GB/s, and the rest of the job
+comes after its last weight; and no job is faster than its processor time divided by the cores,
+which also run the simulated volume. For a thaw, all processes of the worker are stopped (SIGSTOP)
+for some seconds, and the job arrives as they resume; the target is for the job whose model is in
+memory."""
 
 
 def section(
     machine: str, contenders: Sequence[Contender], figures: Figures, found: Sequence[Verdict]
 ) -> str:
-    """The whole section: verdicts, times, where they go, method."""
+    """The whole section: targets, times, where the time goes, method."""
     parts = ["## Cold starts", machine]
     if found:
-        parts += ["### What is wanted", _verdict_table(found)]
+        parts += ["### Targets", _verdict_table(found)]
     parts += ["### Times", _time_table(contenders, figures)]
     measured = [c for c in contenders if c.key in figures.series]
     if measured:
         parts += ["### Where the time goes", _MARKS, _mark_table(measured, figures)]
     for contender in (c for c in measured if c.ours):
         parts.append(_boot_table(contender, figures.middle(contender.key)))
-    parts += ["### Method", METHOD, "Again: `make bench`; some of it: `make bench ARGS=--help`."]
+    again = "To repeat: `make bench`; for a part, see `make bench ARGS=--help`."
+    parts += ["### Method", METHOD, again]
     return "\n\n".join(parts) + "\n"
 
 
-_MARKS = "Medians of the seconds from process start until …"
+_MARKS = "Seconds from process start until …, medians:"
 
 
 def _verdict_table(found: Sequence[Verdict]) -> str:
-    rows = ["| ratio of medians | measured | wanted | |", "|---|---|---|---|"]
+    rows = ["| ratio of medians | measured | target | |", "|---|---|---|---|"]
     for v in found:
         word = "met" if v.met else "**missed**"
         rows.append(f"| {v.bar.what} | {v.ratio:.2f} | ≤ {v.bar.limit:.2f} | {word} |")

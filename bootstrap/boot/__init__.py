@@ -1,4 +1,4 @@
-"""The order of the start, and what came of it."""
+"""The order of the start, and its outcome."""
 
 from bootstrap.boot.boot import Boot
 from bootstrap.boot.report import BootReport, boot_json, boot_text, log_report, waterfall

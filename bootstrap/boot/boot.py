@@ -1,4 +1,4 @@
-"""The boot: what is done before the first job, in which order, and what came of it.
+"""The boot: everything before the first job, its order and its outcome.
 
     find volume ─┬─ copy code ───────────────────┬─ start ComfyUI ─ ready ─ models ─ warm-up
     local folder ┘  choose Python ┬─ ask flags ──┤
@@ -7,10 +7,10 @@
                     link models ─────────────────┴─ read ahead ·····(beside)
     check machine, check volume, after the copy (beside)
 
-What ComfyUI and its custom nodes ask for is made ready while the code is copied ("packages").
-`begin` starts it all and returns when ComfyUI has been started; `finish` waits for it and returns
-what jobs run with. Between the two the caller has some ten seconds for whatever else takes time,
-such as importing the SDK.
+"packages" prepares what ComfyUI and its custom nodes require while the code is copied. `begin`
+starts everything and returns when ComfyUI has been started; `finish` waits for it and returns what
+jobs run with. In between the caller has about ten seconds for other work, such as importing the
+SDK.
 """
 
 from __future__ import annotations
@@ -42,8 +42,8 @@ _LAYOUT_FAULTS = {
     "volume.comfyui_several",
     "volume.comfyui_path_wrong",
 }
-# Seconds to wait for the doctor: its word on the machine decides; a slow volume must not hold up
-# a worker that is ready; a worker that failed has time to say why.
+# Seconds to wait for the doctor: its machine findings decide the outcome; a slow volume must not
+# delay a worker that is ready; a worker that failed has time to say why.
 _MACHINE_SECONDS = 30.0
 _READY_SECONDS = 1.0
 _FAILED_SECONDS = 10.0
@@ -51,7 +51,7 @@ _STOP_SECONDS = 3.0
 
 
 class Boot:
-    """One boot of one worker: the order of it, and what it came to."""
+    """One boot of one worker: its order and its outcome."""
 
     def __init__(
         self,
@@ -73,7 +73,7 @@ class Boot:
         self._stopped = threading.Event()
 
     def begin(self) -> None:
-        """Find the volume, copy its code, link its models, start ComfyUI; all else goes on."""
+        """Find the volume, copy its code, link its models and start ComfyUI; other tasks go on."""
         if errors_in(self._before):
             log_first_line("the settings have errors, so ComfyUI is not started")
         self.health.open()
@@ -83,7 +83,7 @@ class Boot:
             self.health.comfyuis = self._plan.comfyui.result or ()
 
     def finish(self) -> Runtime:
-        """What came of it, when ComfyUI answers or it is clear that it won't."""
+        """The outcome, once ComfyUI answers or cannot answer."""
         found, running = self._wait_for(self._started())
         node_log: tuple[str, ...] = ()
         if running:
@@ -107,8 +107,8 @@ class Boot:
         )
 
     def stop(self) -> None:
-        """End ComfyUI, carry back what it wrote, and remove this worker's own folder. What waits
-        for a volume that does not answer is left behind. Harmless when repeated."""
+        """Stop ComfyUI, write its changes back, and remove this worker's own folder. Threads that
+        hang on the volume are abandoned. May be called repeatedly."""
         if self._stopped.is_set():
             return
         self._stopped.set()
@@ -130,7 +130,7 @@ class Boot:
 
     @property
     def _findings(self) -> list[Finding]:
-        """What was found so far, but for the doctor's word."""
+        """The findings so far, without the doctor's."""
         return [*self._before, *self._schedule.findings()]
 
     def _started(self) -> tuple[Serving, ...]:
@@ -148,7 +148,7 @@ class Boot:
         )
 
     def _wait_for(self, started: tuple[Serving, ...]) -> tuple[list[Finding], tuple[Serving, ...]]:
-        """What came of waiting for them, and those that answer; all of them where none does."""
+        """The finding, if any, and the ComfyUIs that answer, or all of them if none does."""
         waited = [self._wait(serving.comfyui, n) for n, serving in enumerate(started)]
         failed = {n for n, finding in enumerate(waited) if errors_in([finding])}
         if len(failed) == len(started):
@@ -172,7 +172,7 @@ class Boot:
         )
 
     def _prepare_jobs(self, running: tuple[Serving, ...]) -> list[Finding]:
-        """What is left to do when ComfyUI answers: models that are still coming, the warm-up."""
+        """The rest, once ComfyUI answers: models that are still being fetched, the warm-up."""
         found: list[Finding] = []
         fetching = self._schedule.wait(self._plan.wanted)
         if fetching is TaskState.OK and self._plan.wanted.value.any:
@@ -186,7 +186,7 @@ class Boot:
         return found
 
     def _record_python(self) -> None:
-        """Which of a venv's files ComfyUI has opened, for the next worker's start."""
+        """Record which of a venv's files ComfyUI has opened, for the next worker's start."""
         mirror = self._plan.python.value.mirror
         if mirror is not None:
 
@@ -198,7 +198,7 @@ class Boot:
     def _report(self, own: list[Finding], node_log: tuple[str, ...]) -> BootReport:
         seconds = _FAILED_SECONDS if errors_in(own) else _READY_SECONDS
         machine = self._plan.machine_check.findings(_MACHINE_SECONDS)
-        # Where ComfyUI runs, reality has answered; only a machine that is broken outweighs it.
+        # If ComfyUI runs, that settles it; only a broken machine outweighs it.
         volume = self._plan.volume_check.findings(seconds)
         own = [with_cause(finding, [*volume, *machine]) for finding in own]
         decisive = [*_exact(own, volume), *(f for f in machine if f.host_fault)]
@@ -219,8 +219,8 @@ class Boot:
 
 
 def _exact(own: list[Finding], volume: Iterable[Finding]) -> list[Finding]:
-    """Our own findings; where the volume's layout is at fault, the doctor's word on it first,
-    since it looks for what lies one level too deep or under another name."""
+    """Our own findings, and before those about the volume's layout the doctor's, which also look
+    one level deeper and for other names."""
     if not {f.code for f in own} & _LAYOUT_FAULTS:
         return own
     said = [f for f in errors_in(volume) if f.code.startswith(("volume.", "comfyui."))]

@@ -1,15 +1,12 @@
-"""How this worker is, answered on a local socket: `bootstrap/healthcheck.py`.
+"""The worker's health, answered on a local socket to `bootstrap/healthcheck.py`.
 
-It is the living process that answers, not a file it wrote once: a worker that was killed or
-stopped cannot look well, and the port that ComfyUI has after a restart is known.
-
-A loop that a handler blocks takes no job, answers none and hears of no cancel, while the process,
-ComfyUI and Runpod's pings (a process of their own) look as ever.
+The live process answers, not a file: a killed or stopped worker cannot look healthy, and ComfyUI's
+port after a restart is known. A blocked event loop takes no jobs, answers none and sees no cancel,
+while the process, ComfyUI and Runpod's pings (a separate process) look normal.
 """
 
 from __future__ import annotations
 
-import asyncio
 import json
 import logging
 import socket
@@ -21,11 +18,15 @@ import uuid
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from bootstrap.boot.report import BootReport
 from bootstrap.comfyui import ComfyUI, explain_exit, is_answering
 from bootstrap.core.findings import Finding, Outcome, error, errors_in
 from bootstrap.healthcheck import connected, socket_path, socket_paths
+
+if TYPE_CHECKING:
+    import asyncio
 
 _log = logging.getLogger(__name__)
 
@@ -34,11 +35,11 @@ _EVERY = 1.0
 _ALLOWED = 10.0
 _SECOND_CHANCE = 1.0
 _ANSWER_SECONDS = 0.5
-_IDLE_CPU_SECONDS = 0.05  # used up in that time by a ComfyUI that only waits
+_IDLE_CPU_SECONDS = 0.05  # that much CPU time is also used by an idle ComfyUI
 
 
 class EventLoopWatchdog:
-    """Begun in the loop, asked from any other thread. One that was never begun has no fault."""
+    """Started in the loop, asked from any other thread. Reports no fault before it is started."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
@@ -47,13 +48,15 @@ class EventLoopWatchdog:
         self._moved = threading.Event()
 
     def begin(self) -> None:
-        """To be called in the loop, which leaves its time from now on."""
+        """Call it in the loop, which records its time from now on."""
+        import asyncio  # the SDK has by now; ComfyUI's start need not wait for it
+
         self._thread = threading.get_ident()
         self._beat(asyncio.get_running_loop())
 
     def fault(self) -> Finding | None:
-        """What to tell of a loop that has stood for more than ten seconds. Blocks for a second at
-        most: a worker that was frozen all that time (SIGSTOP, FlashBoot) moves at once."""
+        """The finding about a loop that has been blocked for more than ten seconds. Blocks for at
+        most a second, in which a worker that was frozen (SIGSTOP, FlashBoot) moves again."""
         last = self._last
         if last is None or self._clock() - last <= _ALLOWED:
             return None
@@ -69,7 +72,7 @@ class EventLoopWatchdog:
 
 
 def _place_of(thread: int) -> str:
-    """Where a thread is: `file:line in function`."""
+    """A thread's position: `file:line in function`."""
     frame = sys._current_frames().get(thread)
     if frame is None:
         return "nowhere: its thread has ended"
@@ -99,12 +102,11 @@ class Health:
 def health_of(
     report: BootReport | None, comfyuis: Sequence[ComfyUI] = (), stuck: Finding | None = None
 ) -> Health:
-    """What to say of a worker whose boot came to `report` (None: it still boots), and whose loop
-    has stopped moving (`stuck`: `EventLoopWatchdog.fault`).
-
-    Blocks for half a second at most for each ComfyUI; one that is well is enough. *Degraded* is
-    healthy: such a worker tells each job what is wrong and how to fix it, and another start of the
-    same container would not do better. Where a ComfyUI has worked, it is asked.
+    """The health of a worker with the boot `report` (None: still booting) and a blocked loop
+    (`stuck`: `EventLoopWatchdog.fault`). Blocks for at most half a second for each ComfyUI; one
+    healthy ComfyUI is enough. *Degraded* is healthy: such a worker tells each job what is wrong and
+    how to fix it, and restarting the container would not help. A ComfyUI that has worked before is
+    asked.
     """
     if stuck is not None:
         return Health(False, f"{stuck.code}: {stuck.message} {stuck.fix}")
@@ -144,7 +146,7 @@ def _serving(comfyui: ComfyUI) -> Health:
 
 
 class HealthMonitor:
-    """How this worker is, at any moment; `report` and `comfyuis` are set when they are there."""
+    """The worker's health at any moment; `report` and `comfyuis` are set once they exist."""
 
     def __init__(self) -> None:
         self.loop_watchdog = EventLoopWatchdog()
@@ -154,7 +156,7 @@ class HealthMonitor:
         self._socket = HealthSocket(self.now)
 
     def open(self) -> None:
-        """Answer those who ask on this machine."""
+        """Start answering health checks on this machine."""
         self._socket.open()
 
     def close(self) -> None:
@@ -162,17 +164,17 @@ class HealthMonitor:
         self._socket.close()
 
     def watch(self, fault: Callable[[], Finding | None]) -> None:
-        """Ask for the fault of what serves the jobs as well, in any thread."""
+        """Also ask `fault` about what serves the jobs, from any thread."""
         self._watches.append(fault)
 
     def now(self) -> Health:
-        """Blocks as `health_of` does, and a second more where the loop stands still."""
+        """Blocks like `health_of`, and a second more if the loop is blocked."""
         stuck = next((found for look in self._watches if (found := look()) is not None), None)
         return health_of(self.report, self.comfyuis, stuck)
 
 
 class HealthSocket:
-    """Answers each connection with what `look` says at that moment, from `open` to `close`."""
+    """Answers each connection with the current result of `look`, from `open` to `close`."""
 
     def __init__(self, look: Callable[[], Health]) -> None:
         self._look = look
@@ -180,7 +182,7 @@ class HealthSocket:
         self._server: socket.socket | None = None
 
     def open(self) -> None:
-        """Listen. A worker that cannot is not worse for it, and says so."""
+        """Listen. If that fails, the worker logs it and goes on."""
         try:
             _sweep()
             self._server = _listening(self._path)
@@ -193,12 +195,12 @@ class HealthSocket:
         serve.start()
 
     def close(self) -> None:
-        """Stop listening. Harmless when that was never begun."""
+        """Stop listening, if it was."""
         if self._server is None:
             return
         self._path.unlink(missing_ok=True)
         try:
-            self._server.shutdown(socket.SHUT_RDWR)  # wakes the thread; close alone does not
+            self._server.shutdown(socket.SHUT_RDWR)  # wakes the thread, which close alone does not
         except OSError:
             pass
         self._server = None
@@ -225,7 +227,7 @@ class HealthSocket:
 
 
 def _sweep() -> None:
-    """Remove what workers that were killed have left."""
+    """Remove sockets of killed workers."""
     for path in socket_paths():
         connection = connected(path)
         if connection is None:
@@ -235,7 +237,7 @@ def _sweep() -> None:
 
 
 def _listening(path: Path) -> socket.socket:
-    """It gets its name when it listens: another worker's sweep must not take it for left behind."""
+    """It gets its name once it listens: another worker's sweep must not take it for a leftover."""
     early = path.with_suffix(".new")
     server = socket.socket(socket.AF_UNIX)
     try:

@@ -1,6 +1,5 @@
-"""All that is done up to ComfyUI's start: tasks that take what others returned.
-
-The doctor looks beside it: a `BackgroundCheck` is waited for only as long as it matters.
+"""The tasks up to ComfyUI's start; each takes what others returned. The doctor runs in parallel: a
+`BackgroundCheck` is waited for only as long as it matters.
 """
 
 from __future__ import annotations
@@ -43,7 +42,6 @@ from bootstrap.config import Settings
 from bootstrap.core.findings import Finding, Severity
 from bootstrap.core.redact import child_environment
 from bootstrap.core.text import counted
-from bootstrap.doctor import check_layout
 from bootstrap.environment import (
     PROBE_SECONDS,
     Choice,
@@ -66,7 +64,7 @@ from bootstrap.volume.layout import OWN_FOLDER
 from bootstrap.volume.links import link_models, with_view
 from bootstrap.volume.search import link_other_mounts
 
-# Decides whether this machine is fit: always waited for. Its own probes are bounded.
+# Decides whether this machine is fit, so it is always waited for. Its probes have their own limits.
 MACHINE = frozenset({"machine", "environment"})
 VOLUME = frozenset({"volume", "models", "comfyui"})
 _FIX_NO_ROOM = (
@@ -124,7 +122,7 @@ class BootPlan:
         )
         self.wanted = Task("fetch models", self._fetch, [self.manifest, self.comfyui])
         self.weights = Task("read ahead", self._read_weights, [self.code, self.links])
-        # ComfyUI's start waits for the copy; what can wait does not take its time.
+        # ComfyUI's start waits for the copy, so other work must not slow it down.
         self.check_machine = Task("check machine", self.machine_check.run, after=[self.code])
         self.check_volume = Task(
             "check volume", self._check_volume, after=[self.code, self.packages]
@@ -132,7 +130,7 @@ class BootPlan:
 
     @property
     def tasks(self) -> tuple[Task[Any], ...]:
-        """All of them, in the order in which their findings are read."""
+        """All tasks, in the order in which their findings are shown."""
         return (
             *(self.work, self.volume, self.nodes, self.code, self.check_machine, self.check_volume),
             *(self.manifest, self.links, self.choice, self.flags, self.python, self.packages),
@@ -141,7 +139,7 @@ class BootPlan:
 
     @property
     def examinations(self) -> tuple[Task[Any], ...]:
-        """The doctor alone, where nothing can be started."""
+        """The doctor alone, if nothing can be started."""
         return (
             Task("check machine", self.machine_check.run),
             Task("check volume", self.volume_check.run),
@@ -157,15 +155,19 @@ class BootPlan:
             row.add(linked)
         layout = self._locate()
         log_place(layout)
+        if not layout.complete:
+            from bootstrap.doctor import check_layout
+
+            row.add(check_layout(layout))
         args = read_args_file(layout)
-        row.add([*check_layout(layout), *check_args_file(args)])
+        row.add(check_args_file(args))
         recent = Recent(layout.root, self._env.get("RUNPOD_ENDPOINT_ID"))
         flags = with_args_file(self._settings, args).comfyui_args
         count = count_instances(self._settings, self._env, flags)
         return Volume(layout, tuple(links), flags, recent, count)
 
     def _fetch_nodes(self, row: Stage) -> Layout:
-        """The layout with the packs that NODES_MANIFEST lists. Without them ComfyUI starts, too."""
+        """The layout with the packs that NODES_MANIFEST lists. ComfyUI also starts without them."""
         layout = self.volume.value.layout
         wanted = nodes_wanted_here(self._settings, layout)
         if wanted is None:
@@ -186,7 +188,7 @@ class BootPlan:
 
     @property
     def _layout(self) -> Layout:
-        """With the packs that were fetched, if that went well."""
+        """With the fetched packs, if fetching succeeded."""
         return self.nodes.result or self.volume.value.layout
 
     def _copy_code(self, row: Stage) -> Code:
@@ -241,7 +243,7 @@ class BootPlan:
         )
 
     def _copy_python(self, row: Stage) -> LocalPython:
-        """A venv on the volume to local disk: what its start opens, the rest as links."""
+        """Copy a venv on the volume to local disk: what its start opens, the rest as links."""
         choice, root = self.choice.value, self.volume.value.layout.root
         venv = choice.venv_on(root)
         if venv is None or not self._settings.stage_comfyui:
@@ -264,7 +266,7 @@ class BootPlan:
         return LocalPython(made.python, made)
 
     def _prepare_packages(self, row: Stage) -> PackageSet:
-        """What ComfyUI and its nodes ask for, while the code is being copied."""
+        """Install what ComfyUI and its nodes require, while the code is being copied."""
         volume = self.volume.value
         place = Place(
             python=self.python.value.python,
@@ -286,7 +288,7 @@ class BootPlan:
         self.volume_check.run(row, local.python if local else None, judgement)
 
     def _read_weights(self, row: Stage) -> None:
-        """Read what is likely needed into the page cache, until a job needs something else."""
+        """Read likely models into the page cache, until a job needs others."""
         files = self._likely_models()
         if not files:
             row.note = "nothing to read"
@@ -297,7 +299,7 @@ class BootPlan:
         row.note = request.reading.in_words()
 
     def _likely_models(self) -> list[Path]:
-        """The warm-up's, then those of PREFETCH_MODELS; each once."""
+        """The warm-up's models, then those of PREFETCH_MODELS, each once."""
         layout, recent = self.volume.value.layout, self.volume.value.recent
         first: Sequence[Path] = ()
         if self._warm_up is not None:
@@ -350,12 +352,12 @@ class BootPlan:
 
 
 def _bounded(name: str, run: Callable[[Stage], T], need: Task[Any], budget: float) -> Task[T]:
-    """A task that touches the volume, which can hold it for ever."""
+    """A task that touches the volume, which may block it forever."""
     return Task(name, run, [need], budget=budget, timeout_hint=_VOLUME_HINT)
 
 
 def _as_warnings(findings: Sequence[Finding]) -> list[Finding]:
-    """A pack that cannot be had keeps no job from running that does without it."""
+    """A missing pack must not keep jobs from running that do not need it."""
     return [
         replace(found, severity=Severity.WARNING) if found.severity is Severity.ERROR else found
         for found in findings
@@ -363,6 +365,6 @@ def _as_warnings(findings: Sequence[Finding]) -> list[Finding]:
 
 
 def _write_back(copies: Sequence[Staged], volume: Path) -> WriteBack:
-    """An image's ComfyUI is nothing to carry changes back to."""
+    """Changes to an image's ComfyUI are not written back."""
     root = os.path.realpath(volume)
     return WriteBack([copy for copy in copies if copy.source.is_relative_to(root)])

@@ -1,5 +1,4 @@
-"""What a boot came to, as frozen data; as lines of a log, as text for a terminal, as JSON for
-programs."""
+"""The outcome of a boot as frozen data, and as log lines, terminal text and JSON."""
 
 from __future__ import annotations
 
@@ -10,7 +9,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import bootstrap
 from bootstrap.boot.schedule import Stage
@@ -26,10 +25,12 @@ from bootstrap.core.findings import (
 )
 from bootstrap.core.terminal import PLAIN, Style, findings_text
 from bootstrap.core.text import counted
-from bootstrap.doctor import JSON_VERSION, Facts, Report, Scope, examine
 from bootstrap.environment import Judgement
 from bootstrap.environment.packs import read_version
 from bootstrap.volume import Layout
+
+if TYPE_CHECKING:
+    from bootstrap.doctor import Facts, Report
 
 _log = logging.getLogger(__name__)
 
@@ -47,9 +48,8 @@ _LEVELS = {
 
 @dataclass(frozen=True)
 class BootReport:
-    """What a boot came to, as it was when it ended.
-
-    `findings` decide the outcome; `noticed` is what else the doctor found, which does not.
+    """The outcome of a boot when it ended. `findings` decide the outcome; `noticed` are the
+    doctor's other findings, which do not.
     """
 
     outcome: Outcome
@@ -60,7 +60,7 @@ class BootReport:
 
     @property
     def worth_reading(self) -> list[Finding]:
-        """What decided the outcome, and warnings, worst first."""
+        """The findings that decided the outcome, and warnings, worst first."""
         warnings = [f for f in self.noticed if f.severity.rank >= Severity.WARNING.rank]
         return [f for f in worst_first([*self.findings, *warnings]) if f.severity is not _GOOD]
 
@@ -88,7 +88,7 @@ class BackgroundCheck:
         self._lock = threading.Lock()
 
     def findings(self, seconds: float) -> tuple[Finding, ...]:
-        """What was found, waiting up to `seconds`; what comes later is said in the log."""
+        """The findings, waiting up to `seconds`; later ones are logged."""
         self._done.wait(seconds)
         with self._lock:
             self._late = self._report is None
@@ -96,15 +96,18 @@ class BackgroundCheck:
 
     @property
     def facts(self) -> Facts | None:
-        """What was gathered; None while it is under way."""
+        """The facts gathered; None while it still runs."""
         with self._lock:
             return self._report.facts if self._report else None
 
     def run(
         self, row: Stage, python: Path | None = None, judgement: Judgement | None = None
     ) -> None:
-        """Examine, with the Python that was chosen already and what is known of its packages; a
-        dead volume can hold this for ever."""
+        """Run the checks, with the Python already chosen and what is known of its packages; a dead
+        volume can block this forever."""
+        # Imported here, beside ComfyUI's start, which need not wait for it.
+        from bootstrap.doctor import Scope, examine
+
         scope = Scope(self._sections, python=python, judgement=judgement)
         report = examine(self._settings, self._env, scope)
         with self._lock:
@@ -124,7 +127,7 @@ def log_first_line(*parts: str) -> None:
 
 
 def log_place(layout: Layout) -> None:
-    """The first line of a worker that found its way; the version is read beside what goes on."""
+    """The first line of a worker that found ComfyUI; the version is read in parallel."""
     volume = f"volume {layout.root}" if layout.root_exists else f"no volume at {layout.root}"
     comfyui = layout.comfyui
     if comfyui is None:
@@ -146,7 +149,7 @@ def _version_of(comfyui: Path) -> str:
 
 
 def _gpus() -> list[str]:
-    """As the driver's files name them: asking it takes longer than a first line may."""
+    """From the driver's files: asking the driver would delay the first line too long."""
     found = []
     for file in sorted(_DRIVER.glob("gpus/*/information")):
         try:
@@ -158,8 +161,8 @@ def _gpus() -> list[str]:
 
 
 def log_report(report: BootReport) -> None:
-    """A line for the verdict, with where its error is explained, and one for each finding that is
-    worth reading."""
+    """A line for the verdict, with the link to its explanation, and one for each finding worth
+    reading."""
     first = next(iter(errors_in(report.findings)), None)
     if first is None:
         _log.info("%s", report.verdict)
@@ -171,7 +174,7 @@ def log_report(report: BootReport) -> None:
 
 
 def log_late(stage: str, findings: Sequence[Finding]) -> None:
-    """What an examination found that the boot did not wait for."""
+    """Findings of a check that the boot did not wait for."""
     found = [f for f in worst_first(findings) if f.fix and f.severity.rank >= _WARNING]
     _log.info("%s, done after the boot: %s", stage, counted(len(found), "finding"))
     for finding in found:
@@ -183,7 +186,7 @@ def _sentence(finding: Finding) -> str:
 
 
 def boot_text(report: BootReport, style: Style = PLAIN) -> str:
-    """The boot report as a person reads it on a terminal."""
+    """The boot report for a terminal."""
     lines = [f"Boot: {report.outcome.value} after {report.seconds:.1f} s."]
     lines += [findings_text(report.worth_reading, style)] if report.worth_reading else []
     return "\n".join([*lines, *waterfall(report.timeline)])
@@ -191,6 +194,8 @@ def boot_text(report: BootReport, style: Style = PLAIN) -> str:
 
 def boot_json(report: BootReport) -> dict[str, Any]:
     """The boot report as JSON-ready data."""
+    from bootstrap.doctor import JSON_VERSION
+
     return {
         "version": JSON_VERSION,
         "outcome": report.outcome.value,
@@ -202,7 +207,7 @@ def boot_json(report: BootReport) -> dict[str, Any]:
 
 
 def waterfall(timeline: Sequence[Stage]) -> list[str]:
-    """The stages that took time or went wrong, a line each: how long, and when, as a bar."""
+    """The stages that took time or failed, a line each with duration and a bar for when."""
     total = max((s.start + s.seconds for s in timeline), default=0.0) or 1.0
     lines = []
     for stage in timeline:

@@ -1,4 +1,4 @@
-"""What a boot hands to those who take the jobs, with the models that it fetches meanwhile."""
+"""What a boot hands to the job loop, with the models that are being fetched."""
 
 from __future__ import annotations
 
@@ -27,10 +27,9 @@ CODES = {
 
 
 class WantedModels:
-    """The models that the manifest lists for here, fetched in the background.
-
-    `local_models` is for links to what the platform has cached on this host. The packages that
-    downloads need are imported only where something is wanted.
+    """The manifest's models, fetched in the background. `local_models` is for links to what the
+    platform has cached on this host. The packages that downloads need are imported only if there is
+    something to fetch.
     """
 
     def __init__(
@@ -47,17 +46,17 @@ class WantedModels:
             self._provisioning = Provisioning(manifest.models, provision_context(settings, layout))
 
     def begin(self) -> None:
-        """Fetch those that are missing; returns at once."""
+        """Start fetching the missing ones; returns at once."""
         if self._provisioning is not None:
             self._provisioning.start()
 
     @property
     def any(self) -> bool:
-        """Is there anything that jobs may have to wait for?"""
+        """Is there anything to wait for?"""
         return self._provisioning is not None
 
     def wait(self) -> list[Finding]:
-        """Required models hold back the first job, up to DOWNLOAD_TIMEOUT; then they are linked."""
+        """Wait for required models, up to DOWNLOAD_TIMEOUT, then link them."""
         if self._provisioning is None:
             return []
         self._provisioning.wait_for_required(self._settings.download_timeout)
@@ -65,7 +64,7 @@ class WantedModels:
         return [*self._reported, *self._link_what_came(self._provisioning)]
 
     def faults_now(self, findings: Sequence[Finding]) -> tuple[Finding, ...]:
-        """The errors among a boot's findings; of wanted models, those that are lacking now."""
+        """The errors among a boot's findings, with the models that are missing now."""
         faults = errors_in(findings)
         if self._provisioning is None or not errors_in(self._reported):
             return faults
@@ -76,7 +75,7 @@ class WantedModels:
         return (*(fault for fault in faults if fault not in self._reported), *lacking)
 
     def stop(self, timeout: float) -> None:
-        """Stop fetching; what is half there is resumed next time. Waits `timeout` seconds."""
+        """Stop fetching; partial downloads are resumed next time. Waits up to `timeout` seconds."""
         if self._provisioning is not None:
             self._provisioning.stop(timeout)
 
@@ -101,7 +100,7 @@ class Volume:
 
     @property
     def comfyui(self) -> Path:
-        """Raises LookupError where there is none: an error that ends what needs it was found."""
+        """Raises LookupError if there is none; the error that explains it is already a finding."""
         if self.layout.comfyui is None:
             raise LookupError("no ComfyUI was found")
         return self.layout.comfyui
@@ -109,9 +108,9 @@ class Volume:
 
 @dataclass(frozen=True)
 class Code:
-    """ComfyUI's code where it will run, for each ComfyUI its folder and what is its own on local
-    disk. `nodes` are custom nodes that lie elsewhere and were not copied. `write_back` carries
-    changes in the code to the volume."""
+    """ComfyUI's code where it will run: for each ComfyUI its folder and its own files on local
+    disk. `nodes` are custom nodes elsewhere that were not copied. `write_back` copies changes in
+    the code to the volume."""
 
     places: tuple[tuple[Path, WorkDir], ...]
     nodes: Path | None
@@ -120,7 +119,7 @@ class Code:
 
 @dataclass(frozen=True)
 class LocalPython:
-    """The Python that ComfyUI is started with; `mirror` where it is a venv's on local disk."""
+    """The Python that ComfyUI is started with; `mirror` if it is a venv's copy on local disk."""
 
     python: Path
     mirror: Mirror | None = None
@@ -128,8 +127,8 @@ class LocalPython:
 
 @dataclass(frozen=True)
 class Serving:
-    """What jobs run with on one ComfyUI that was started. `recent` is the record of the models and
-    the workflow of this endpoint's last jobs."""
+    """What jobs need on one started ComfyUI. `recent` records the models and the workflow of this
+    endpoint's last jobs."""
 
     settings: Settings
     layout: Layout
@@ -142,10 +141,10 @@ class Serving:
 
 @dataclass(frozen=True)
 class Runtime:
-    """What came of a boot. `layout` is None where the volume was not found in time; `instances` has
-    one for each ComfyUI, none where none was started: such a worker answers each job with what is
-    wrong. `node_log` is what ComfyUI logged while it started, `python` the one it runs with,
-    `wanted` the models of the manifest."""
+    """The result of a boot. `layout` is None if the volume was not found in time; `instances` has
+    one entry per ComfyUI, none if none was started: such a worker answers each job with what is
+    wrong. `node_log` is ComfyUI's log of its start, `python` the one it runs with, `wanted` the
+    manifest's models."""
 
     settings: Settings
     env: Mapping[str, str]
@@ -163,22 +162,22 @@ class Runtime:
         return self.instances[0] if self.instances else None
 
     def faults_now(self) -> tuple[Finding, ...]:
-        """What keeps jobs from running: the report's errors, but for models that came since.
-        Reads the volume."""
+        """What keeps jobs from running: the report's errors, except for models that have arrived
+        since. Reads the volume."""
         if self.wanted is None:
             return errors_in(self.report.findings)
         return self.wanted.faults_now(self.report.findings)
 
 
 class WarmUpHook(Protocol):
-    """What those who take the jobs can do before the first one."""
+    """What the job loop can run before the first job."""
 
     def models(self, settings: Settings, layout: Layout, recent: Recent) -> Sequence[Path]:
         """Files it will need, to be read ahead."""
         ...
 
     def run(self, serving: Serving, row: Stage) -> Sequence[Finding]:
-        """Run once ComfyUI is ready; what came of it."""
+        """Run once ComfyUI is ready; the findings."""
         ...
 
 

@@ -1,7 +1,7 @@
-"""Runs tasks as soon as what each needs is there, each a row of the timeline.
+"""Runs each task as soon as its inputs are there; each is a row of the timeline.
 
-A task that fails says so and stops only what needs it. One that exceeds its budget is given up:
-a network mount that hangs holds its thread for ever, and nothing waits for that.
+A task that fails is reported and stops only those that depend on it. One that exceeds its budget is
+abandoned: a hanging network mount may block its thread forever.
 """
 
 from __future__ import annotations
@@ -26,13 +26,13 @@ CODES = {
 }
 
 
-# Shorter stages say nothing to a person.
+# Shorter stages are not worth a line.
 SHOWN_SECONDS = 0.1
 T = TypeVar("T")
 
 
 class StageFailed(Exception):
-    """Ends a stage that has no value to return, with the findings that say why."""
+    """Ends a stage without a value, with the findings that say why."""
 
     def __init__(self, *findings: Finding) -> None:
         super().__init__(", ".join(finding.code for finding in findings))
@@ -40,7 +40,7 @@ class StageFailed(Exception):
 
 
 def value_or_fail(made: T | Finding) -> T:
-    """`made`; a finding in its place ends the stage. Raises StageFailed."""
+    """`made`, unless it is a finding, which ends the stage. Raises StageFailed."""
     if isinstance(made, Finding):
         raise StageFailed(made)
     return made
@@ -48,8 +48,8 @@ def value_or_fail(made: T | Finding) -> T:
 
 @dataclass
 class Stage:
-    """One part of a boot; `start` and `seconds` count from the timeline's beginning. `bytes` is
-    what it moved, `note` what else there is to say, `findings` what it found."""
+    """One part of a boot; `start` and `seconds` count from the timeline's beginning. `bytes` is the
+    amount moved, `note` a remark, `findings` what it found."""
 
     name: str
     start: float
@@ -60,19 +60,19 @@ class Stage:
     findings: list[Finding] = field(default_factory=list, repr=False)
 
     def add(self, findings: Iterable[Finding]) -> None:
-        """An error among them makes the stage a failure, whatever it returns."""
+        """An error makes the stage a failure, whatever it returns."""
         self.findings += findings
 
     @property
     def is_worth_showing(self) -> bool:
-        """Did it take time, or go wrong? One that was skipped did neither."""
+        """Did it take time, or fail? A skipped one did neither."""
         if self.outcome == TaskState.SKIPPED.value:
             return False
         return self.seconds >= SHOWN_SECONDS or self.outcome != "ok"
 
     @property
     def remark(self) -> str:
-        """` (its note, what it moved, its outcome)`, as far as there are any."""
+        """` (note, bytes, outcome)`, those that there are."""
         said = [self.note, size_text(self.bytes) if self.bytes else ""]
         said += [self.outcome] if self.outcome != "ok" else []
         text = ", ".join(part for part in said if part)
@@ -85,7 +85,7 @@ class Stage:
 
 
 class Timeline:
-    """Collects stages from any thread; the clock starts when it is made."""
+    """Collects stages from any thread; its clock starts when it is created."""
 
     def __init__(self) -> None:
         self._zero = time.monotonic()
@@ -99,8 +99,8 @@ class Timeline:
 
     @contextmanager
     def stage(self, name: str, since: float | None = None) -> Iterator[Stage]:
-        """Time a block; its outcome is `ok`, what the block sets, or the name of the exception
-        that ended it. What it is about may have begun earlier: `since`, by `time.monotonic()`."""
+        """Time a block; its outcome is `ok`, what the block sets, or the name of the exception that
+        ended it. `since` (`time.monotonic()`) if it began earlier."""
         begun = self.elapsed if since is None else max(since - self._zero, 0.0)
         stage = Stage(name, round(begun, 3))
         try:
@@ -113,15 +113,15 @@ class Timeline:
             self._add(stage)
 
     def skip(self, name: str) -> None:
-        """A stage that what it needs kept from running."""
+        """A stage that did not run because its inputs failed."""
         self._add(Stage(name, round(self.elapsed, 3), outcome=TaskState.SKIPPED.value))
 
     def give_up(self, name: str, seconds: float) -> None:
-        """A stage that has been at it for `seconds` and is waited for no longer."""
+        """A stage that is abandoned after `seconds`."""
         self._add(Stage(name, round(self.elapsed - seconds, 3), seconds, TaskState.LATE.value))
 
     def _add(self, stage: Stage) -> None:
-        """One that was given up stays so, whenever it ends."""
+        """An abandoned stage stays so, even if it ends later."""
         with self._lock:
             if not any(
                 s.name == stage.name and s.outcome == TaskState.LATE.value for s in self._stages
@@ -137,7 +137,7 @@ class Timeline:
 
 
 def _log_stage(stage: Stage) -> None:
-    """A line for each that took time or went wrong."""
+    """A line for each that took time or failed."""
     if not stage.is_worth_showing:
         return
     level = logging.INFO if stage.outcome == "ok" else logging.WARNING
@@ -145,7 +145,7 @@ def _log_stage(stage: Stage) -> None:
 
 
 class TaskState(Enum):
-    """What came of a task; `WAITING` until it is settled."""
+    """The outcome of a task; `WAITING` until it is settled."""
 
     WAITING = "waiting"
     OK = "ok"
@@ -155,9 +155,9 @@ class TaskState(Enum):
 
 
 class Task(Generic[T]):
-    """`run` is given its row of the timeline, to say more on, and returns the task's value. It
-    begins when all `needs` went well and all of `after` are settled. `budget` is in seconds, and
-    `timeout_hint` what to do when it is exceeded, as a fix."""
+    """`run` gets its row of the timeline, to add remarks, and returns the task's value. It starts
+    when all `needs` succeeded and all of `after` are settled. `budget` is in seconds;
+    `timeout_hint` is the fix if it is exceeded."""
 
     def __init__(
         self,
@@ -180,20 +180,20 @@ class Task(Generic[T]):
 
     @property
     def value(self) -> T:
-        """What it returned, for those that need it. Raises LookupError if it did not return."""
+        """The value, for dependent tasks. Raises LookupError if it did not return."""
         if not self._values:
             raise LookupError(f"the stage “{self.name}” has no value: it is {self.state.value}")
         return self._values[0]
 
     @property
     def result(self) -> T | None:
-        """What it returned, even if an error was found; None if it did not return."""
+        """The value, even if it found an error; None if it did not return."""
         return self._values[0] if self._values else None
 
     def settle(
         self, state: TaskState, findings: Sequence[Finding] = (), values: Sequence[T] = ()
     ) -> bool:
-        """The first word on a task counts: one that was given up stays so. False if it was."""
+        """Only the first call counts: an abandoned task stays so. False if it was settled."""
         if self.state is not TaskState.WAITING:
             return False
         self.findings, self._values = findings, list(values)
@@ -202,7 +202,7 @@ class Task(Generic[T]):
 
 
 class Schedule:
-    """Tasks, in an order in which each stands behind what it needs."""
+    """Tasks, each after those that it needs."""
 
     def __init__(self, timeline: Timeline, tasks: Sequence[Task[Any]]) -> None:
         self._timeline = timeline
@@ -217,13 +217,13 @@ class Schedule:
             ).start()
 
     def wait(self, task: Task[Any], seconds: float | None = None) -> TaskState:
-        """What came of a task, waiting for it up to `seconds`."""
+        """The outcome of a task, waiting for it up to `seconds`."""
         with self._changed:
             self._changed.wait_for(lambda: task.state is not TaskState.WAITING, seconds)
             return task.state
 
     def findings(self) -> list[Finding]:
-        """What the settled tasks found, in the order of the tasks."""
+        """The settled tasks' findings, in the order of the tasks."""
         with self._changed:
             return [finding for task in self._tasks for finding in task.findings]
 
@@ -231,7 +231,7 @@ class Schedule:
         before = (*task.needs, *task.after)
 
         def is_decided() -> bool:
-            """One need that went wrong is enough: others may never be settled."""
+            """One failed need is enough: others may never be settled."""
             if any(need.state not in (TaskState.WAITING, TaskState.OK) for need in task.needs):
                 return True
             return all(t.state is not TaskState.WAITING for t in before)

@@ -1,4 +1,4 @@
-"""The environment's variables as frozen settings, read once."""
+"""Environment variables as frozen settings, read once."""
 
 from bootstrap.config.fields import is_on, is_ours, is_template
 from bootstrap.config.settings import Settings, read_settings, settings_table, variables

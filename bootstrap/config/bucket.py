@@ -12,7 +12,7 @@ from urllib.parse import urlsplit
 from bootstrap.config.settings import Settings
 from bootstrap.core.redact import Secret
 
-# `https://NAME.s3.REGION.amazonaws.com`: the bucket's own address, as other workers want it.
+# `https://NAME.s3.REGION.amazonaws.com`: the bucket's own address, as other workers expect it.
 _NAMED_REGION = r"(?P<region>[a-z0-9]+(?:-[a-z0-9]+)+)"
 _HOSTS = re.compile(
     r"(?:(?P<name>[a-z0-9.-]+)\.)?(?:"
@@ -23,7 +23,7 @@ _HOSTS = re.compile(
 _REGION = re.compile(
     r"s3(?:api)?[.-](?:" + _NAMED_REGION + r"\.[^.]+\.|(?P<space>[a-z]+)\.io\.cloud\.ovh\.)"
 )
-_NO_BUCKET = "/storage/v1/s3"  # Supabase's address ends so
+_NO_BUCKET = "/storage/v1/s3"  # the end of Supabase's address
 JOB_ID = "{job_id}"
 _FIELDS = {
     "endpointUrl": "endpoint",
@@ -36,9 +36,9 @@ S3_CONFIG = "s3Config"
 
 @dataclass(frozen=True)
 class Bucket:
-    """An S3-compatible bucket. `trusted`: the operator named it, so that it may be anywhere; one
-    from a request must be public and https. `public_url` stands before keys instead of signed
-    URLs; `expiry` of those in seconds. `prefix` may hold `{job_id}`."""
+    """An S3-compatible bucket. `trusted`: set by the operator, so it may be anywhere; one from a
+    request must be public and https. `public_url` is put before keys instead of signing URLs;
+    `expiry` of signed ones in seconds. `prefix` may contain `{job_id}`."""
 
     endpoint: str
     key_id: Secret
@@ -52,12 +52,12 @@ class Bucket:
 
     @property
     def virtual_host(self) -> bool:
-        """Does the bucket's name stand in the host? Amazon requires it, others use the path."""
+        """Is the bucket's name in the host? Amazon requires it, others use the path."""
         host = urlsplit(self.endpoint).hostname or ""
         return host.endswith((".amazonaws.com", ".amazonaws.com.cn"))
 
     def for_job(self, job_id: object) -> Bucket:
-        """This bucket with the job's id where its prefix asks for that."""
+        """This bucket with the job's id filled into its prefix."""
         word = re.sub(r"[^A-Za-z0-9._-]+|^\.+", "-", str(job_id))[:100]
         return replace(self, prefix=self.prefix.replace(JOB_ID, word))
 
@@ -68,7 +68,7 @@ class Bucket:
 
 
 def bucket_of(settings: Settings) -> Bucket | None:
-    """The bucket of the environment; None when it names none, or not all of it."""
+    """The environment's bucket; None if there is none, or its variables are incomplete."""
     if missing_variables(settings) or settings.bucket_endpoint_url is None:
         return None
     assert settings.bucket_access_key_id and settings.bucket_secret_access_key
@@ -89,13 +89,13 @@ def bucket_of(settings: Settings) -> Bucket | None:
 
 
 def has_no_name(settings: Settings) -> bool:
-    """Is the bucket named after the month, as worker-comfyui does, since nothing else names it?"""
+    """Is the bucket named after the month, as in worker-comfyui, because nothing else names it?"""
     endpoint = settings.bucket_endpoint_url
     return bool(endpoint and not settings.bucket_name and not _place(endpoint, None)[1])
 
 
 def missing_variables(settings: Settings) -> list[str]:
-    """What a bucket still lacks where some of it is set."""
+    """The variables that are missing if some of a bucket's are set."""
     given = {
         "BUCKET_ENDPOINT_URL": settings.bucket_endpoint_url,
         "BUCKET_ACCESS_KEY_ID": settings.bucket_access_key_id,
@@ -137,13 +137,13 @@ def _bucket(endpoint: str, key_id: Secret, secret: Secret, name: str | None) -> 
 
 
 def month_name() -> str:
-    """The bucket that worker-comfyui uploads to where its address names none: `11-26`."""
+    """The bucket that worker-comfyui uses if its address names none: `11-26`."""
     return time.strftime("%m-%y")
 
 
 def _place(endpoint: str, name: str | None) -> tuple[str, str, str]:
-    """(address without the bucket, the bucket's name or "", what stands before keys). A bucket
-    stands in the host or first in the path; with another `name`, that path is the store's own."""
+    """(address without the bucket, the bucket's name or "", key prefix). The bucket is in the host
+    or first in the path; with another `name`, that path is the store's own."""
     try:
         parts = urlsplit(endpoint)
         known = _HOSTS.fullmatch((parts.hostname or "").lower())

@@ -1,4 +1,4 @@
-"""Declared environment variables: how a text becomes a value, what is allowed, how it is shown."""
+"""Declared environment variables: how they are parsed, what is allowed, how they are shown."""
 
 from __future__ import annotations
 
@@ -21,16 +21,16 @@ _ON = ("1", "true", "yes", "on")
 
 @dataclass(frozen=True)
 class SettingType:
-    """What a variable may hold. `parse` raises ValueError, with the reason if there is more to say
-    than `allowed` says."""
+    """A variable's type. `parse` raises ValueError, with the reason if `allowed` does not say
+    enough."""
 
     allowed: str
     parse: Callable[[str], Any]
     secret: bool = False
 
 
-# Flags that are ours to set: a second value would break the worker, or open ComfyUI, which has no
-# authentication, to the network. `--help` makes it print and end.
+# Flags that the worker sets: a second value would break it, or open ComfyUI, which has no
+# authentication, to the network. `--help` makes ComfyUI print and exit.
 OUR_FLAGS = frozenset(
     "--listen --port --output-directory --input-directory --temp-directory --user-directory "
     "--database-url --base-directory --front-end-root --front-end-version --auto-launch "
@@ -138,7 +138,7 @@ def _refuse_if_ours(flag: str) -> None:
 
 
 def _ours_meant_by(flag: str) -> list[str]:
-    """argparse takes any unambiguous beginning of a flag for it: `--lis` is `--listen`."""
+    """argparse accepts any unambiguous prefix of a flag: `--lis` is `--listen`."""
     return sorted(ours for ours in OUR_FLAGS if ours.startswith(flag))
 
 
@@ -149,12 +149,12 @@ def is_ours(argument: str) -> bool:
 
 
 def is_template(text: str) -> bool:
-    """Is this a Runpod secret that was not filled in, as there is none of that name?"""
+    """Is this an unresolved Runpod secret, because there is none of that name?"""
     return "RUNPOD_SECRET_" in text or ("{{" in text and "}}" in text)
 
 
 def _secret(text: str) -> Secret | None:
-    """None for a template: that counts as not set, and a check reports it."""
+    """None for a template: it counts as not set, and a check reports it."""
     if is_template(text):
         return None
     if any(ord(c) < 33 or ord(c) > 126 for c in text):
@@ -264,7 +264,7 @@ class Variable:
         return None
 
     def refused(self, env: Mapping[str, str]) -> str | None:
-        """The name that is set to what is not allowed, if one is."""
+        """The name of the spelling that has an invalid value, if any."""
         given = self.raw(env)
         try:
             if given is not None:
@@ -277,7 +277,7 @@ class Variable:
 def var(
     name: str, kind: SettingType, default: Any, meaning: str, shown: str = "", *aliases: str
 ) -> Any:
-    """A dataclass field for one variable; `shown` is its default as documents word it."""
+    """A dataclass field for one variable; `shown` is its default in the documents."""
     variable = Variable(name, kind, meaning, shown or _shown(default), aliases)
     return field(default=default, metadata={"variable": variable})
 
@@ -301,7 +301,7 @@ def read_variables(
 
 
 def is_on(env: Mapping[str, str], name: str) -> bool:
-    """Is another program's switch on, as Hugging Face's libraries and Runpod's SDK read it?"""
+    """Is a switch on, as Hugging Face's libraries and Runpod's SDK read it?"""
     return env.get(name, "").strip().lower() in _ON
 
 

@@ -1,8 +1,8 @@
 """Environment -> frozen `Settings`, read once; secrets never show in a repr.
 
-`Settings` is the one place where variables are declared. The tables of docs/settings.md are made
-from it (`settings_table`), and a test holds the two together. It is long as that table is, not
-deep: cut into files by family, it would take base classes to make one frozen object of them again.
+`Settings` is the one place where variables are declared. The tables of docs/settings.md are
+generated from it (`settings_table`), and a test compares them. It is as long as that table:
+splitting it would need base classes to make one frozen object again.
 """
 
 from __future__ import annotations
@@ -35,15 +35,15 @@ class Settings:
         "LINK_OTHER_MOUNT",
         kinds.BOOLEAN,
         True,
-        "Make `/workspace`, where a Pod mounts the volume, a link to it (and the reverse), so that "
-        "paths that the Pod wrote hold here; only where nothing has that name",
+        "Make `/workspace`, where a Pod mounts the volume, a link to it (or the reverse), so that "
+        "a Pod's paths work here; only if nothing has that name",
     )
     comfyui_path: str | None = var(
         "COMFYUI_PATH",
         kinds.PATH_ON_VOLUME,
         None,
         "The folder of the ComfyUI to run, relative to the volume, such as `runpod-slim/ComfyUI`; "
-        "`.` is the volume itself",
+        "`.` is the volume's root",
         "`ComfyUI` at the root, else the only one on the volume",
     )
     comfyui_dir: Path | None = var(
@@ -57,99 +57,99 @@ class Settings:
         "COMFYUI_PYTHON",
         kinds.ABSOLUTE_PATH,
         None,
-        "The interpreter ComfyUI runs with (torch and the nodes' packages live there)",
+        "The interpreter that runs ComfyUI, with torch and the nodes' packages",
         "a venv in ComfyUI or on the volume, else `/opt/comfyui/bin/python`, else `python3`",
     )
     comfyui_args: tuple[str, ...] = var(
         "COMFYUI_ARGS",
         kinds.COMFYUI_ARGUMENTS,
         (),
-        "Further ComfyUI flags, quoted as in a shell; those this ComfyUI does not know are "
-        "left out and reported",
+        "Further ComfyUI flags, quoted as in a shell; those that this ComfyUI does not know are "
+        "skipped and reported",
     )
     gpu: str = var(
         "GPU",
         kinds.one_of("auto", "required", "none"),
         "auto",
-        "Whether a GPU must be there; `auto` asks Runpod's variables and `/dev`",
+        "Whether a GPU is expected; `auto` decides by Runpod's variables and `/dev`",
     )
     comfyui_port: int = var(
         "COMFYUI_PORT",
         kinds.integer(0, 65535),
         8188,
-        "ComfyUI's port on 127.0.0.1; a free one is taken when it is in use; 0 is any free one",
+        "ComfyUI's port on 127.0.0.1; if it is in use, or 0, a free one",
     )
     comfyui_instances: int | None = var(
         "COMFYUI_INSTANCES",
         kinds.integer(1, 16),
         None,
-        "How many ComfyUIs run side by side, each on a GPU of its own and with one job at a time",
+        "How many ComfyUIs run side by side, each on its own GPU and with one job at a time",
         "the number of GPUs, `RUNPOD_GPU_COUNT`; 1 with `--cpu`",
     )
     comfyui_env_pass: tuple[str, ...] = var(
         "COMFYUI_ENV_PASS",
         kinds.NAMES,
         (),
-        "Names of secret-looking variables that ComfyUI's nodes do need, such as `HF_TOKEN`; "
-        "all others are kept from it",
+        "Secret-looking variables to pass to ComfyUI and its nodes, such as `HF_TOKEN`; all "
+        "others are withheld",
     )
     work_dir: Path | None = var(
         "WORK_DIR",
         kinds.ABSOLUTE_PATH,
         None,
-        "Local disk for what this worker writes for itself: temp, input, user, database",
+        "A folder on local disk for the worker's own files: temp, input, user, database",
         "a new folder in the system's temp folder",
     )
     boot_timeout: float = var(
         "BOOT_TIMEOUT",
         kinds.number(1, 3600),
         400.0,
-        "Seconds ComfyUI may take until it answers; Runpod gives a cold start 420",
+        "Seconds until ComfyUI must answer; Runpod allows 420 for a cold start",
         "400",
     )
 
-    # What a job may take, and bring.
+    # Limits of a job, and its inputs.
     max_wait: float = var(
         "MAX_WAIT",
         kinds.number(1, 86400),
         300.0,
-        "Seconds a job may take unless it says otherwise with `max_wait`",
+        "Seconds a job may take unless it sets `max_wait`",
         "300",
     )
     max_request_mb: float = var(
         "MAX_REQUEST_MB",
         kinds.number(0.01, 1000),
         20.0,
-        "A larger request is refused; Runpod itself takes 10 (`/run`) or 20 (`/runsync`)",
+        "Larger requests are refused; Runpod itself accepts 10 (`/run`) or 20 (`/runsync`)",
         "20",
     )
     max_reply_mb: float = var(
         "MAX_REPLY_MB",
         kinds.number(0.01, 1000),
         10.0,
-        "Files that would make a reply larger go to the bucket, or stay on the volume, and are "
-        "named instead",
+        "Files that would make a reply larger go to the bucket or stay on the volume; the reply "
+        "says where",
         "10",
     )
     max_input_mb: float = var(
         "MAX_INPUT_MB",
         kinds.number(0.01, 100_000),
         500.0,
-        "Megabytes that a file fetched from a URL of a request may have",
+        "Largest file, in megabytes, to fetch from a request's URL",
         "500",
     )
     input_timeout: float = var(
         "INPUT_TIMEOUT",
         kinds.number(1, 3600),
         120.0,
-        "Seconds that fetching all of a request's URLs may take",
+        "Seconds for fetching all of a request's URLs",
         "120",
     )
     allow_private_urls: bool = var(
         "ALLOW_PRIVATE_URLS",
         kinds.BOOLEAN,
         False,
-        "URLs of requests (inputs, `s3Config`) may use http and lead to private addresses",
+        "A request's URLs (inputs, `s3Config`) may use http and private addresses",
     )
 
     # Where results go.
@@ -157,27 +157,27 @@ class Settings:
         "KEEP_OUTPUTS",
         kinds.BOOLEAN,
         True,
-        "Keep results in `ComfyUI/output/` on the volume; without it only those that can go "
+        "Keep results in `ComfyUI/output/` on the volume; if false, only those that can go "
         "nowhere else",
     )
     keep_outputs_days: float | None = var(
         "KEEP_OUTPUTS_DAYS",
         kinds.number(0.01, 36500),
         None,
-        "Days after which results that workers kept are removed; files of yours never are",
+        "Days after which results kept by workers are removed; your own files never are",
     )
     keep_outputs_gb: float | None = var(
         "KEEP_OUTPUTS_GB",
         kinds.number(0.001, 1_000_000),
         None,
-        "Gigabytes of kept results above which the oldest are removed; files of yours never are",
+        "Gigabytes of kept results above which the oldest are removed; your own files never are",
     )
     bucket_endpoint_url: str | None = var(
         "BUCKET_ENDPOINT_URL",
         kinds.URL,
         None,
-        "An S3-compatible store to upload results to, alone or with the bucket in it; with it and "
-        "a key, results are delivered as URLs",
+        "An S3-compatible store for results, with or without the bucket in its address; with it "
+        "and a key, results are delivered as URLs",
     )
     bucket_access_key_id: Secret | None = var(
         "BUCKET_ACCESS_KEY_ID", kinds.SECRET, None, "Its access key id"
@@ -190,7 +190,7 @@ class Settings:
         kinds.BUCKET_NAME,
         None,
         "The bucket",
-        "the one that BUCKET_ENDPOINT_URL names, in its host or its path; else `MM-YY`, the month",
+        "the one in BUCKET_ENDPOINT_URL's host or path, else `MM-YY`, the month",
     )
     bucket_region: str | None = var(
         "BUCKET_REGION",
@@ -203,27 +203,27 @@ class Settings:
         "BUCKET_PREFIX",
         kinds.TEXT,
         None,
-        "What stands before the keys of all results; `{job_id}` in it becomes the job's id",
+        "Key prefix for results; `{job_id}` in it becomes the job's id",
     )
     bucket_inputs: tuple[str, ...] = var(
         "BUCKET_INPUTS",
         kinds.BUCKET_PLACES,
         (),
-        "What requests may read with these credentials as inputs (`s3://bucket/key`): buckets, or "
+        "What requests may read with these credentials (`s3://bucket/key`): buckets, or "
         "`bucket/prefix/`, separated by commas",
-        "nothing; a request's own `s3Config` reads what its keys may",
+        "nothing, except with a request's own `s3Config`",
     )
     bucket_url_expiry: int = var(
         "BUCKET_URL_EXPIRY",
         kinds.integer(1, 604_800),
         86_400,
-        "Seconds that the signed URLs of results are good for",
+        "Seconds that results' signed URLs are valid",
     )
     bucket_public_url: str | None = var(
         "BUCKET_PUBLIC_URL",
         kinds.URL,
         None,
-        "Where the bucket can be read without a signature; URLs of results then begin with it",
+        "Where the bucket can be read without a signature; results' URLs then begin with it",
         "URLs are signed",
     )
 
@@ -232,7 +232,7 @@ class Settings:
         "VOLUME_TIMEOUT",
         kinds.number(1, 3600),
         60.0,
-        "Seconds the volume may take to show its layout and take links",
+        "Seconds for finding the volume and linking models",
         "60",
     )
     stage_comfyui: bool = var(
@@ -245,22 +245,23 @@ class Settings:
         "STAGE_PACK_MB",
         kinds.number(0, 1_000_000),
         200.0,
-        "Of a custom node with more megabytes than this, the largest files are linked, not copied",
+        "In a custom node of more megabytes than this, the largest files are linked, not copied",
         "200",
     )
     stage_timeout: float = var(
         "STAGE_TIMEOUT",
         kinds.number(1, 3600),
         60.0,
-        "Seconds the copy may take; past it ComfyUI runs from the volume",
+        "Seconds for the copy; then ComfyUI runs from the volume",
         "60",
     )
     packages: str = var(
         "PACKAGES",
         kinds.one_of("install", "report"),
         "install",
-        "What ComfyUI and its custom nodes ask for and ComfyUI's Python lacks or has in another "
-        "version: `install` fetches it once and keeps it on the volume, `report` names it",
+        "Packages that ComfyUI and its custom nodes require and ComfyUI's Python lacks or has in "
+        "another version: `install` installs them once and keeps them on the volume, `report` "
+        "only reports them",
         "install",
         "NODE_REQUIREMENTS",
     )
@@ -268,7 +269,7 @@ class Settings:
         "PACKAGES_TIMEOUT",
         kinds.number(1, 3600),
         300.0,
-        "Timeout in seconds; then ComfyUI starts without them",
+        "Seconds for installing them; then ComfyUI starts without them",
         "300",
         "NODE_REQUIREMENTS_TIMEOUT",
     )
@@ -276,15 +277,15 @@ class Settings:
         "NODES_MANIFEST",
         kinds.TEXT,
         None,
-        "Custom node packs to have: a path on the volume or in the image, or the manifest itself "
-        "as JSON; a snapshot of ComfyUI-Manager will do",
-        "`nodes.json` or `nodes.yaml` at the volume's root, when there",
+        "Custom node packs to have: a path on the volume or in the image, or JSON; a manifest or "
+        "a ComfyUI-Manager snapshot",
+        "`nodes.json` or `nodes.yaml` at the volume's root, if there",
     )
     nodes_timeout: float = var(
         "NODES_TIMEOUT",
         kinds.number(1, 3600),
         180.0,
-        "Seconds that fetching them may take; then ComfyUI starts without those that are missing",
+        "Seconds for fetching them; then ComfyUI starts without the missing ones",
         "180",
     )
     prefetch_models: str = var(
@@ -298,14 +299,14 @@ class Settings:
         "WARMUP_WORKFLOW",
         kinds.TEXT,
         None,
-        "A workflow to run before jobs are taken: a path on the volume or in the image, JSON "
-        "itself, or `last` (the last one that succeeded here, made small)",
+        "A workflow to run before jobs are taken: a path on the volume or in the image, JSON, or "
+        "`last` (the last one that succeeded here, reduced)",
     )
     warmup_timeout: float = var(
         "WARMUP_TIMEOUT",
         kinds.number(1, 3600),
         120.0,
-        "Seconds the warm-up may take",
+        "Seconds for the warm-up",
         "120",
     )
 
@@ -314,15 +315,15 @@ class Settings:
         "MEMORY_FREE_AT",
         kinds.number(1, 100),
         90.0,
-        "Percent of the container's memory limit at which ComfyUI is asked, between jobs, to let "
-        "go of models and cached results; 100 is never",
+        "Percent of the container's memory at which ComfyUI is asked, between jobs, to free "
+        "models and cached results; 100 is never",
         "90",
     )
     memory_restart_at: float = var(
         "MEMORY_RESTART_AT",
         kinds.number(1, 100),
         95.0,
-        "Percent of it, after that, at which ComfyUI is restarted before the next job; 100 is "
+        "Percent of memory, after that, at which ComfyUI is restarted before the next job; 100 is "
         "never",
         "95",
     )
@@ -338,16 +339,16 @@ class Settings:
         "JOB_PREFETCH",
         kinds.integer(0, 8),
         1,
-        "Jobs to take beyond the one that runs, so that ComfyUI never waits for work; 0 is one job "
+        "Jobs to take beyond the running one, so that ComfyUI never waits for work; 0 is one job "
         "at a time",
     )
     shutdown_grace: float = var(
         "SHUTDOWN_GRACE",
         kinds.number(0, 3600),
         6.0,
-        "Seconds that a running job may go on when the worker must end (SIGTERM); then it is "
-        "stopped and answered. Keep it some seconds below what the platform waits until it kills: "
-        "10 with Docker's default, for Runpod Serverless no figure is published",
+        "Seconds that a running job may continue after SIGTERM; then it is stopped and answered. "
+        "Keep it some seconds below the platform's own limit: 10 for Docker by default, not "
+        "published for Runpod Serverless",
         "6",
     )
     refresh_worker: bool = var(
@@ -367,14 +368,14 @@ class Settings:
         kinds.one_of("debug", "info", "warning", "error", "critical"),
         None,
         "How much ComfyUI logs: its `--verbose`, unless COMFYUI_ARGS has that; `debug` also shows "
-        "lines of its start that say nothing",
+        "the usual noise of its start",
     )
     comfy_org_api_key: Secret | None = var(
         "COMFY_ORG_API_KEY",
         kinds.SECRET,
         None,
         "Comfy.org key for API nodes, sent to ComfyUI with each workflow; a request's "
-        "`comfy_org_api_key` goes before it",
+        "`comfy_org_api_key` takes precedence",
     )
 
     # Models, and what they are fetched with.
@@ -382,8 +383,8 @@ class Settings:
         "MODELS_MANIFEST",
         kinds.TEXT,
         None,
-        "Models to have: a path on the volume or in the image, or the manifest itself as JSON",
-        "`models.json` or `models.yaml` at the volume's root, when there",
+        "Models to have: the manifest's path on the volume or in the image, or JSON",
+        "`models.json` or `models.yaml` at the volume's root, if there",
     )
     civitai_token: Secret | None = var(
         "civitai_token",
@@ -405,59 +406,59 @@ class Settings:
         "DOWNLOAD_TOKEN",
         kinds.SECRET,
         None,
-        "Bearer token for model URLs at the one host DOWNLOAD_TOKEN_HOST names",
+        "Bearer token for model URLs at DOWNLOAD_TOKEN_HOST",
     )
     download_token_host: str | None = var(
         "DOWNLOAD_TOKEN_HOST",
         kinds.HOST,
         None,
-        "The host that DOWNLOAD_TOKEN goes to, by https",
+        "The only host that gets DOWNLOAD_TOKEN, by https",
     )
     allow_private_download_urls: bool = var(
         "ALLOW_PRIVATE_DOWNLOAD_URLS",
         kinds.BOOLEAN,
         False,
-        "Model URLs may use http and lead to private addresses",
+        "Model URLs may use http and private addresses",
     )
     allow_download_requests: bool = var(
         "ALLOW_DOWNLOAD_REQUESTS",
         kinds.BOOLEAN,
         False,
-        "Whether jobs may have models fetched onto the volume, with this endpoint's tokens: by a "
-        'request of type "download", or by an address in the place of a model\'s file name',
+        "Whether jobs may fetch models onto the volume, with this endpoint's tokens: by a request "
+        'of type "download", or by an address in place of a model\'s file name',
     )
     model_hosts: tuple[str, ...] = var(
         "MODEL_HOSTS",
         kinds.HOSTS,
         (),
-        "The only hosts that jobs may have models fetched from; `*.example.com` is all below it",
-        "any public one",
+        "The only hosts that jobs may fetch models from; `*.example.com` includes all subdomains",
+        "any public host",
     )
     model_cache_gb: float | None = var(
         "MODEL_CACHE_GB",
         kinds.number(0.001, 1_000_000),
         None,
-        "Gigabytes of models fetched by address above which those used least recently are removed; "
-        "files of yours never are",
+        "Gigabytes of models fetched by address above which the least recently used are removed; "
+        "your own files never are",
     )
     download_connections: int = var(
         "DOWNLOAD_CONNECTIONS",
         kinds.integer(1, 64),
         16,
-        "Parallel connections a model is downloaded with, where its server allows",
+        "Parallel connections per model, if its server allows",
     )
     download_max_mbps: float | None = var(
         "DOWNLOAD_MAX_MBPS",
         kinds.number(0.1, 100_000),
         None,
-        "Megabytes per second that all downloads together may take",
+        "Megabytes per second for all downloads together",
     )
     download_timeout: float = var(
         "DOWNLOAD_TIMEOUT",
         kinds.number(0, 86400),
         300.0,
-        "Seconds required models may hold back the first job; then the worker starts degraded "
-        "and goes on downloading",
+        "Seconds the first job may wait for required models; then the worker starts degraded and "
+        "continues the download",
         "300",
     )
 
@@ -465,8 +466,8 @@ class Settings:
     def from_env(cls, env: Mapping[str, str]) -> tuple[Settings, tuple[Finding, ...]]:
         """Settings from an environment, and a finding for each value that is not allowed.
 
-        A wrong value falls back to its default, so that a worker can still start far enough to
-        say what is wrong; the finding is an error, so that it takes no jobs.
+        An invalid value falls back to its default, so that the worker can start far enough to
+        report it; the finding is an error, so that no workflow runs.
         """
         values, findings = read_variables(variables(), env)
         return _with_log_level(cls(**values)), findings
@@ -477,7 +478,7 @@ class Settings:
 
 
 def _with_log_level(settings: Settings) -> Settings:
-    """COMFY_LOG_LEVEL is worker-comfyui's name for a flag that COMFYUI_ARGS may hold already."""
+    """COMFY_LOG_LEVEL is worker-comfyui's name for a flag that COMFYUI_ARGS may already have."""
     level, flags = settings.comfy_log_level, settings.comfyui_args
     if level is None or any(flag.partition("=")[0] == "--verbose" for flag in flags):
         return settings
@@ -485,7 +486,7 @@ def _with_log_level(settings: Settings) -> Settings:
 
 
 def read_settings() -> tuple[Settings, tuple[Finding, ...]]:
-    """`Settings.from_env` of this process; the only place that looks at `os.environ`."""
+    """`Settings.from_env` for this process; the only place that reads `os.environ`."""
     return Settings.from_env(os.environ)
 
 

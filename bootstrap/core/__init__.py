@@ -1,4 +1,4 @@
-"""Vocabulary and primitives that every other room builds on, and that know none of them."""
+"""Vocabulary and primitives for all other rooms; they depend on none of them."""
 
 __all__ = [
     "archive",

@@ -1,7 +1,7 @@
-"""A zip file from elsewhere -> a folder of plain files, or an error.
+"""Unpacks a zip file from elsewhere into a folder of plain files, or refuses it.
 
-Whatever the archive says of itself, no name leads out of the folder, nothing but files and folders
-is made, and no more bytes are written, or read for its list of contents, than are allowed.
+Whatever the archive claims, no name leads out of the folder, only files and folders are created,
+and no more bytes are written, or read for its list of contents, than are allowed.
 """
 
 from __future__ import annotations
@@ -28,17 +28,17 @@ _METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
 
 
 class BadArchive(Exception):
-    """It is not unpacked; the text completes "the archive ..."."""
+    """Refused; the text completes "the archive ..."."""
 
 
 class ArchiveTooLarge(BadArchive):
-    """More comes out of it than is allowed."""
+    """It unpacks to more than is allowed."""
 
 
 @dataclass(frozen=True)
 class Limits:
-    """What may come out: `size` in bytes, a number of `files`, folders within each other up to
-    `depth`. With `fold`, names that differ in upper and lower case only are one name twice."""
+    """What it may unpack to: `size` in bytes, number of `files`, `depth` of nested folders. With
+    `fold`, names that differ only in case are duplicates."""
 
     size: float
     files: int = 10_000
@@ -47,9 +47,9 @@ class Limits:
 
 
 def unpack(archive: Path, folder: Path, limits: Limits, top: bool = False) -> list[str]:
-    """Unpack into `folder`, which is made; the names of the files, relative to it. With `top`, the
-    one folder that holds all is left out. Raises BadArchive, after which parts may be left in
-    `folder`, and OSError."""
+    """Unpack into the new folder `folder`; the names of the files, relative to it. With `top`, a
+    single top-level folder is stripped. Raises BadArchive, with parts possibly left in `folder`,
+    and OSError."""
     try:
         with open(archive, "rb") as file, zipfile.ZipFile(_Bounded(file)) as opened:
             members = _without_top(list(_members(opened, limits)), top)
@@ -65,7 +65,7 @@ def unpack(archive: Path, folder: Path, limits: Limits, top: bool = False) -> li
 
 
 def comment_of(archive: Path) -> str:
-    """Its comment: git writes the commit there. Empty where it has none, or cannot be read."""
+    """Its comment, where git writes the commit; empty if it has none or cannot be read."""
     try:
         with open(archive, "rb") as file, zipfile.ZipFile(_Bounded(file)) as opened:
             return opened.comment.decode("ascii", "replace").strip()
@@ -74,8 +74,8 @@ def comment_of(archive: Path) -> str:
 
 
 class _Bounded(io.RawIOBase):
-    """A file of which nothing longer than a list of contents may be is read at once: the zip
-    module takes the list's length from the file."""
+    """Limits a single read to the longest allowed list of contents: the zip module takes the list's
+    length from the file."""
 
     def __init__(self, file: BinaryIO) -> None:
         self._file = file

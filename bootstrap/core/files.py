@@ -1,7 +1,7 @@
-"""Folders listed, files written and published: complete or not at all, never replacing another.
+"""Lists folders, and writes and publishes files: complete or not at all, never replacing another.
 
-The few calls of the file system on which correctness stands are in one place (`Disk`): a network
-file system may lack hard links, or take O_EXCL lightly; tests put such a disk in.
+The few file system calls that correctness depends on are in one place (`Disk`): a network file
+system may lack hard links or not honour O_EXCL, and tests replace it with such a disk.
 """
 
 from __future__ import annotations
@@ -21,17 +21,18 @@ from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
 from bootstrap.core.temp_files import lease_name
+from bootstrap.core.text import size_text
 
-# More names than this in one of the folders looked at are not looked at.
+# More names than this in one folder are ignored.
 MOST_NAMES = 5000
 NO_LINKS = frozenset({errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EMLINK, errno.ENOSYS})
 _RENAME_NOREPLACE = 1  # linux/fs.h
 _AT_FDCWD = -100
 _CANNOT = NO_LINKS | {errno.EINVAL}
-# A publisher holds the marker for a few system calls; one that is older belongs to a dead one.
+# A publisher holds the marker for a few system calls; an older one belongs to a dead process.
 _MARKER_SECONDS = 10.0
-# The system's own: not a volume, and nothing is ever made in one of these. Below the latter ones
-# there is no volume either.
+# The system's own folders: never a volume, and nothing is ever created in them. There is no volume
+# below the latter ones either.
 _SYSTEM = frozenset("/ /dev /home /opt /run /tmp /var".split())
 _ALL_SYSTEM = frozenset(
     "bin boot etc lib lib32 lib64 libx32 lost+found proc sbin snap sys usr".split()
@@ -40,7 +41,7 @@ _ALL_SYSTEM = frozenset(
 
 @dataclass(frozen=True)
 class Trouble:
-    """What the system said: `name` is the error's symbol (`EACCES`), `text` its sentence."""
+    """An OSError: `name` is its symbol (`EACCES`), `text` its message."""
 
     name: str
     text: str
@@ -48,7 +49,7 @@ class Trouble:
 
 @dataclass(frozen=True)
 class Folder:
-    """The names in a folder by what they are, links not followed; `trouble` when unreadable."""
+    """The names in a folder by type, links not followed; `trouble` if it is unreadable."""
 
     path: str
     folders: frozenset[str] = frozenset()
@@ -72,7 +73,7 @@ class Folder:
 
 
 def list_folder(path: str) -> Folder:
-    """List `path`, following a link that stands there."""
+    """List `path`, which may be a link."""
     folders, files, links = set(), set(), set()
     try:
         with os.scandir(path) as entries:
@@ -89,7 +90,7 @@ def list_folder(path: str) -> Folder:
 
 
 def trouble_of(problem: OSError) -> Trouble:
-    """What to keep of an OSError."""
+    """The `Trouble` of an OSError."""
     name = errno.errorcode.get(problem.errno or 0, "unknown")
     return Trouble(name, problem.strerror or str(problem))
 
@@ -119,7 +120,7 @@ class Disk:
         os.rename(source, target)
 
     def create(self, path: Path) -> int:
-        """A new file, open for reading and writing; FileExistsError when there is one."""
+        """A new file, open for reading and writing; FileExistsError if it exists."""
         return os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644)
 
     def write_at(self, descriptor: int, data: memoryview, position: int) -> None:
@@ -133,15 +134,15 @@ class Disk:
         return os.preadv(descriptor, list(buffers), position)
 
     def flush(self, descriptor: int) -> None:
-        """Make what was written durable; a quota can show here first."""
+        """Make the data durable; an exceeded quota can show here first."""
         os.fsync(descriptor)
 
     def close(self, descriptor: int) -> None:
-        """Close; a quota on NFS can show here first."""
+        """Close; on NFS an exceeded quota can show here first."""
         os.close(descriptor)
 
     def flush_folder(self, folder: Path) -> None:
-        """Make names durable, where the file system lets folders be flushed."""
+        """Make names durable, if the file system can flush folders."""
         descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
             os.fsync(descriptor)
@@ -151,20 +152,22 @@ class Disk:
             os.close(descriptor)
 
     def free_bytes(self, folder: Path) -> int:
-        """Room for an ordinary user. Quotas do not show here: expect ENOSPC and EDQUOT anyway."""
+        """Free space for an ordinary user. Quotas do not show here: expect ENOSPC and EDQUOT
+        anyway."""
         facts = os.statvfs(folder)
         return facts.f_bavail * facts.f_frsize
 
 
 class Stamp(NamedTuple):
-    """What tells one version of a file from another: its size in bytes, and when it changed."""
+    """Identifies a version of a file: its size in bytes, and when it changed."""
 
     size: int
     changed_ns: int
 
     @classmethod
     def of(cls, path: Path) -> Stamp | None:
-        """By the time that a copy has from its source; None where there is no such file."""
+        """With the modification time, which a copy has from its source; None if there is no such
+        file."""
         try:
             found = os.stat(path)
         except OSError:
@@ -174,8 +177,8 @@ class Stamp(NamedTuple):
 
 @contextmanager
 def replacing(path: Path, scratch: Path | None = None) -> Iterator[Path]:
-    """A name beside `path` to write to, which takes the place of `path` at the end of the block,
-    and is removed where that fails. Raises OSError."""
+    """A temporary name beside `path` to write to; it replaces `path` at the end of the block, and
+    is removed if that fails. Raises OSError."""
     part = scratch or part_beside(path)
     try:
         yield part
@@ -186,8 +189,7 @@ def replacing(path: Path, scratch: Path | None = None) -> Iterator[Path]:
 
 
 def write_whole(path: Path, text: str, scratch: Path | None = None) -> None:
-    """Put `text` at `path`, whole or not at all; who may read it stays as it was. Raises
-    OSError."""
+    """Write `text` to `path`, completely or not at all, keeping its permissions. Raises OSError."""
     with replacing(path, scratch) as part:
         part.write_text(text, encoding="utf-8")
         with suppress(OSError):
@@ -195,12 +197,12 @@ def write_whole(path: Path, text: str, scratch: Path | None = None) -> None:
 
 
 def publish(part: Path, final: Path, disk: Disk) -> bool:
-    """Give `part` the name `final`. False when the name is taken: the winner's file stays, and
-    `part` is left to the caller. Raises OSError.
+    """Give `part` the name `final`. False if the name is taken: that file stays, and `part` is left
+    to the caller. Raises OSError.
 
-    Hard link first, which every POSIX file system does atomically; renameat2 next; and where
-    there is neither, a look and a rename behind a marker made with O_EXCL. If that does not
-    exclude either, two may rename one after the other: both files are checked and alike.
+    Hard link first, which every POSIX file system does atomically; then renameat2; without either,
+    a check and a rename behind a marker made with O_EXCL. If O_EXCL does not exclude either, two
+    may rename one after the other: both files are checked and identical.
     """
     try:
         return _name_it(part, final, disk, breaks_markers=True)
@@ -224,8 +226,8 @@ def _name_it(part: Path, final: Path, disk: Disk, breaks_markers: bool) -> bool:
 
 
 def _behind_marker(part: Path, final: Path, disk: Disk, breaks_markers: bool) -> bool:
-    """A marker is broken for files that are alike only: the maker of another result may be frozen
-    between look and move, and must not replace ours when it goes on."""
+    """A stale marker is broken only for identical files: the owner of another result may be frozen
+    between check and rename, and must not replace ours when it resumes."""
     marker = final.with_name(lease_name(final.name, "publishing"))
     deadline = time.monotonic() + _MARKER_SECONDS
     while True:
@@ -276,9 +278,18 @@ def publish_new(source: Path, final: Path) -> bool:
         part.unlink(missing_ok=True)
 
 
-def open_regular(path: Path) -> BinaryIO:
-    """Open a regular file for reading. Raises OSError, also for a FIFO or a device, of which an
-    ordinary open would wait for a writer, maybe for ever."""
+def read_regular(path: str | Path, most: int) -> bytes:
+    """The content of a regular file. Raises OSError, also for one of more than `most` bytes."""
+    with open_regular(path) as file:
+        data = file.read(most + 1)
+    if len(data) > most:
+        raise OSError(errno.EFBIG, f"it has more than {size_text(most)}", str(path))
+    return data
+
+
+def open_regular(path: str | Path) -> BinaryIO:
+    """Open a regular file for reading. Raises OSError, also for a FIFO or a device, where an
+    ordinary open could wait for a writer forever."""
     descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     try:
         if not stat.S_ISREG(os.fstat(descriptor).st_mode):
@@ -290,7 +301,7 @@ def open_regular(path: Path) -> BinaryIO:
 
 
 def part_beside(final: Path) -> Path:
-    """A name for what is not whole yet; core/temp_files.py knows it, should we be killed."""
+    """A name for an incomplete file; core/temp_files.py cleans it up if we are killed."""
     return final.parent / f".{uuid.uuid4().hex}.part"
 
 
@@ -307,17 +318,17 @@ def _publish_result(part: Path, final: Path) -> bool:
 
 
 def stays_within(path: str | os.PathLike[str], root: str | os.PathLike[str]) -> bool:
-    """Is what is made or removed at `path` below `root`, whatever links lead there? `path` itself
-    is not followed."""
+    """Is `path`, with links in its parents resolved, below `root`? `path` itself is not
+    followed."""
     return contains(os.path.realpath(root), os.path.realpath(os.path.dirname(path)))
 
 
 def is_system_folder(path: str | os.PathLike[str]) -> bool:
-    """Is `path` (absolute) a folder that the system keeps for itself? The disk is not asked."""
+    """Is `path` (absolute) one of the system's own folders? Does not touch the disk."""
     plain = "/" + os.path.normpath(path).lstrip("/")
     return plain in _SYSTEM or plain.split("/")[1] in _ALL_SYSTEM
 
 
 def contains(folder: str, path: str) -> bool:
-    """Is `path` the folder or below it, going by the texts?"""
+    """Is `path` the folder or below it? Compares the strings only."""
     return path == folder or path.startswith(folder.rstrip("/") + "/")

@@ -24,7 +24,7 @@ class Severity(str, Enum):
         return list(Severity).index(self)
 
 
-# The first word of a code -> the heading it stands under. What is not here is "Other".
+# First word of a code -> its section's heading; "Other" by default.
 SECTIONS: Mapping[str, tuple[str, ...]] = {
     "Volume": ("volume", "links", "throughput"),
     "Models": ("models", "manifest"),
@@ -41,17 +41,17 @@ DOCS = "https://comfyui-volume-worker.github.io/comfyui-volume-worker"
 
 
 def docs_url(code: str) -> str:
-    """Where a code is explained, with what to do about it."""
+    """The page that explains a code."""
     return f"{DOCS}/troubleshooting/#{code}"
 
 
 def section_of(code: str) -> str:
-    """The heading a code stands under, wherever findings are shown."""
+    """The heading of a code's section."""
     return _SECTION_OF.get(code.partition(".")[0], OTHER)
 
 
 class Outcome(str, Enum):
-    """What a boot came to; see `outcome_of`."""
+    """The outcome of a boot; see `outcome_of`."""
 
     READY = "ready"
     DEGRADED = "degraded"
@@ -60,13 +60,10 @@ class Outcome(str, Enum):
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing that was found.
-
-    `code` is stable across releases (`family.what`), `message` one sentence with the actual
-    values and paths, `fix` what to type or click next (empty where there is nothing to fix).
-    `host_fault` marks an error that lies with this machine, not with the user: Runpod should
-    take another one. `details` is JSON-ready data for programs. Secrets of addresses in any of
-    them are masked.
+    """One finding. `code` is stable across releases (`family.what`), `message` one sentence with
+    the actual values and paths, `fix` what to type or click next (empty where there is nothing to
+    fix). `host_fault` marks an error of this machine, not of the user: Runpod should use another
+    one. `details` is JSON-ready data for programs. Secrets in addresses are masked in all of them.
     """
 
     code: str
@@ -100,8 +97,8 @@ class Finding:
 
 
 class Fault(Exception):
-    """What a finding says, raised: a stable `code`, a sentence, a fix, and `details` for programs.
-    Rooms have kinds of their own; one that a caller acts on is a class."""
+    """A finding as an exception: a stable `code`, a sentence, a fix, and `details` for programs.
+    Rooms subclass it where a caller acts on the difference."""
 
     def __init__(self, code: str, message: str, fix: str = "", /, **details: Any) -> None:
         super().__init__(message)
@@ -113,7 +110,7 @@ class Fault(Exception):
     def finding(
         self, about: str = "", severity: Severity = Severity.ERROR, /, **more: Any
     ) -> Finding:
-        """What the fault says, as a finding; `about` stands before its sentence, `more` are further
+        """The fault as a finding; `about` is put before its sentence, `more` are further
         details."""
         message = f"{about}: {self.message}" if about else self.message
         return Finding(self.code, severity, message, self.fix, details={**self.details, **more})
@@ -125,12 +122,12 @@ def error(code: str, message: str, fix: str, /, **details: Any) -> Finding:
 
 
 def host_error(code: str, message: str, fix: str, /, **details: Any) -> Finding:
-    """A fault of this machine: another worker may well be fine."""
+    """A fault of this machine: another worker may be fine."""
     return Finding(code, Severity.ERROR, message, fix, host_fault=True, details=details)
 
 
 def warning(code: str, message: str, fix: str, /, **details: Any) -> Finding:
-    """Jobs run, but this needs a look."""
+    """Jobs run, but this needs attention."""
     return Finding(code, Severity.WARNING, message, fix, details=details)
 
 
@@ -140,7 +137,7 @@ def info(code: str, message: str, fix: str = "", /, **details: Any) -> Finding:
 
 
 def ok(code: str, message: str, /, **details: Any) -> Finding:
-    """Looked at and found good."""
+    """Checked and fine."""
     return Finding(code, Severity.OK, message, details=details)
 
 
@@ -150,8 +147,8 @@ def errors_in(findings: Iterable[Finding]) -> tuple[Finding, ...]:
 
 
 def unexpected(code: str, what: str, fault: BaseException, /, **details: Any) -> Finding:
-    """An error: `what` failed with what only a fault of this program can raise. What it would have
-    said is not known, so nothing passes for well."""
+    """An error: `what` failed with an exception that only a bug in this program can raise. What it
+    would have found is unknown, so nothing counts as fine."""
     return error(
         code,
         f"{what} failed: {type(fault).__name__}: {fault}.",

@@ -1,10 +1,10 @@
-"""Runs a command as a child and takes its whole process group along when its own parent dies.
+"""Runs a command as a child, and ends its whole process group when its own parent dies.
 
-Started as a script, `python -I -S guard.py PARENT_PID COMMAND…`, between the worker and ComfyUI.
-A worker that is killed with SIGKILL cannot tidy up; this process notices that its parent has
-changed and ends ComfyUI and whatever that started. A pipe would not do: the SDK forks a process
-for its pings, which holds every pipe of the worker open. Ends as its child ended: the same exit
-code, or the same signal. Standard library only; knows nothing of the project.
+Started as a script, `python -I -S guard.py PARENT_PID COMMAND…`, between the worker and ComfyUI. A
+worker that is killed with SIGKILL cannot clean up; this process notices that its parent has changed
+and ends ComfyUI and its children. A pipe would not do: the SDK forks a process for its pings, which
+holds every pipe of the worker open. Exits like its child: with the same exit code or signal.
+Standard library only; knows nothing of the project.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ def main(parent: int, command: list[str]) -> int:
     """Run `command` until it ends or `parent` does; its exit code, negative for a signal."""
     signal.pthread_sigmask(signal.SIG_BLOCK, _WATCHED)
     _prctl(_PR_SET_CHILD_SUBREAPER, 1)
-    # This process has one thread, which is what preexec_fn asks for.
+    # This process has one thread, as preexec_fn requires.
     child = subprocess.Popen(
         command,
         start_new_session=True,
@@ -40,8 +40,8 @@ def main(parent: int, command: list[str]) -> int:
         signal.signal(number, lambda number, _: asked.append(number))
     signal.pthread_sigmask(signal.SIG_UNBLOCK, _ASK_TO_END)
     while child.poll() is None:
-        # Its answer is not looked at: in a process that was stopped for longer than the poll,
-        # CPython returns a struct that was never filled (signal_sigtimedwait_impl, after EINTR).
+        # Its result is ignored: in a process that was stopped for longer than the poll, CPython
+        # returns a struct that was never filled (signal_sigtimedwait_impl, after EINTR).
         signal.sigtimedwait({signal.SIGCHLD}, POLL_SECONDS)
         _reap_orphans(child.pid)
         if asked or os.getppid() != parent:
@@ -52,7 +52,7 @@ def main(parent: int, command: list[str]) -> int:
 
 
 def _before_exec() -> None:
-    """In the child: die with this guard, and listen to signals again."""
+    """In the child: die with this guard, and unblock signals."""
     _prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, _WATCHED)
 
@@ -75,8 +75,8 @@ def _kill_group(group: int, number: int) -> None:
 
 
 def _kill_strays() -> None:
-    """What left the group with a session of its own has become our child by now, and what that
-    has started becomes our child when it dies."""
+    """Processes that left the group with their own session are our children by now, and their
+    children become ours when they die."""
     while strays := _children():
         for stray in strays:
             os.kill(stray, signal.SIGKILL)
@@ -85,14 +85,14 @@ def _kill_strays() -> None:
 
 
 def _reap_orphans(child: int) -> None:
-    """Orphans that ended would stay as zombies for as long as ComfyUI lives."""
+    """Dead orphans would stay zombies as long as ComfyUI lives."""
     for stray in _children():
         if stray != child:
             os.waitpid(stray, os.WNOHANG)
 
 
 def _children() -> list[int]:
-    """Process ids of all our children, ended ones that were not waited for included."""
+    """Process ids of all our children, including zombies."""
     try:
         with open(f"/proc/self/task/{os.getpid()}/children") as file:
             return [int(pid) for pid in file.read().split()]
@@ -101,13 +101,13 @@ def _children() -> list[int]:
 
 
 def _prctl(option: int, value: int) -> None:
-    """Linux only; elsewhere the poll for a changed parent has to do."""
+    """Linux only; elsewhere only the poll for a changed parent works."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(option, value, 0, 0, 0)
 
 
 def _exit_like_child(code: int) -> None:
-    """Exit with `code`, or die of the signal that it stands for."""
+    """Exit with `code`, or die of the signal that it represents."""
     if code >= 0:
         sys.exit(code)
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))

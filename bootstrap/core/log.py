@@ -1,9 +1,9 @@
-"""The log: Python's `logging` behind one handler, which masks secrets and names the job; libraries'
-lines, warnings and uncaught exceptions too. And text to a terminal or file of any encoding.
+"""The log: Python's `logging` with one handler that masks secrets and adds the job, also for
+libraries' lines, warnings and uncaught exceptions. And text for a terminal or file of any encoding.
 
-A line says where it comes from: `[worker]`, or the first part of its logger's name (`comfyui`,
-`models`, `uv`, a library). Where Runpod collects the log, a line is JSON in the form of its SDK
-(serverless/modules/rp_logger.py). All goes to standard error; standard output is left to the SDK.
+A line names its origin: `[worker]`, or the first part of its logger's name (`comfyui`, `models`,
+`uv`, a library). Where Runpod collects the log, a line is JSON in its SDK's format
+(serverless/modules/rp_logger.py). Everything goes to standard error; standard output is the SDK's.
 """
 
 from __future__ import annotations
@@ -22,18 +22,18 @@ from typing import TextIO
 
 from bootstrap.core.redact import masked
 
-# Libraries speak up from warnings on.
+# Libraries log from WARNING on.
 _OURS = ("bootstrap", "handler", "models", "nodes", "comfyui", "uv")
 _WORKER = frozenset({"bootstrap", "handler", "scripts", "__main__", "py"})  # py.warnings
 _LEVELS = {"WARNING": "WARN", "CRITICAL": "ERROR"}  # as the SDK calls them
-_MOST_CHARACTERS = 4096  # Runpod takes no longer message
+_MOST_CHARACTERS = 4096  # Runpod cuts longer messages
 _job: ContextVar[str] = ContextVar("job", default="")
 _log = logging.getLogger(__name__)
 
 
 def set_up(level: str = "info", comfyui_level: str | None = None, as_json: bool = False) -> None:
-    """Log to standard error from `level` on; `comfyui_level` is for ComfyUI's lines. Once for a
-    program, in its `main`; again changes it."""
+    """Log to standard error from `level` on; `comfyui_level` is for ComfyUI's lines. Called once,
+    in a program's `main`; a second call changes it."""
     root = logging.getLogger()
     for handler in list(root.handlers):
         if isinstance(handler, _Handler):
@@ -49,15 +49,15 @@ def set_up(level: str = "info", comfyui_level: str | None = None, as_json: bool 
 
 
 class _Logger(logging.Logger):
-    """Hands all it is given to the root's handlers. Libraries (huggingface_hub, uvicorn) have
-    handlers of their own, which mask nothing."""
+    """Passes everything to the root's handlers. Libraries (huggingface_hub, uvicorn) install their
+    own, which mask nothing."""
 
     def callHandlers(self, record: logging.LogRecord) -> None:  # noqa: N802 - logging's name
         logging.getLogger().callHandlers(record)
 
 
 def _route_libraries() -> None:
-    """To our handler alone: the loggers that libraries have, and those that they will make."""
+    """Sends libraries' loggers, present and future, to our handler only."""
     logging.setLoggerClass(_Logger)
     for logger in logging.getLogger().manager.loggerDict.values():
         if isinstance(logger, logging.Logger):
@@ -66,8 +66,8 @@ def _route_libraries() -> None:
 
 
 def _log_the_uncaught() -> None:
-    """Instead of Python's own traceback, which shows what the message holds. A hook that others
-    have set (a debugger, pytest) stays."""
+    """Instead of Python's own traceback, which would not mask anything. Other tools' hooks (a
+    debugger, pytest) stay."""
     if sys.excepthook is sys.__excepthook__:
         sys.excepthook = _uncaught
     if threading.excepthook is threading.__excepthook__:
@@ -91,7 +91,7 @@ def _uncaught_in_thread(ended: threading.ExceptHookArgs) -> None:
 
 
 def _unraisable(fault: sys.UnraisableHookArgs) -> None:
-    """In a place that no caller sees: `__del__`, a callback of the garbage collector."""
+    """Raised where no caller sees it: in `__del__`, or a callback of the garbage collector."""
     if fault.exc_value is not None:
         caught = (fault.exc_type, fault.exc_value, fault.exc_traceback)
         said = fault.err_msg or "an error was ignored in"
@@ -100,7 +100,7 @@ def _unraisable(fault: sys.UnraisableHookArgs) -> None:
 
 @contextmanager
 def of_job(job_id: str) -> Iterator[None]:
-    """Lines logged in this context, and in tasks and calls that it begins, are of this job."""
+    """Lines logged in this context, and in tasks and calls started from it, carry this job's id."""
     token = _job.set(job_id)
     try:
         yield
@@ -109,7 +109,7 @@ def of_job(job_id: str) -> Iterator[None]:
 
 
 class _Handler(logging.Handler):
-    """Writes to what standard error is by then, each record whole. Never raises."""
+    """Writes to the current standard error, one whole record at a time. Never raises."""
 
     def __init__(self, form: logging.Formatter) -> None:
         super().__init__()
@@ -128,7 +128,7 @@ class _Handler(logging.Handler):
 
 
 def _prepared(record: logging.LogRecord) -> bool:
-    """The record's text whole and masked, its traceback included; its job and origin beside it."""
+    """The record with its full text masked, traceback included, and its job and origin."""
     text = _message(record)
     if record.exc_info:
         text = f"{text}\n{_PlainForm().formatException(record.exc_info)}"
@@ -160,7 +160,7 @@ class _PlainForm(logging.Formatter):
 
 
 class _JSONForm(logging.Formatter):
-    """As the SDK's own lines, so that the console shows a level and finds a job's lines."""
+    """Like the SDK's own lines, so that the console shows levels and finds a job's lines."""
 
     def format(self, record: logging.LogRecord) -> str:
         fields = vars(record)

@@ -15,7 +15,7 @@ from pathlib import Path, PurePosixPath
 
 @dataclass(frozen=True)
 class Hierarchy:
-    """One mounted cgroup tree: where it is, and which part of the kernel's tree that shows."""
+    """One mounted cgroup tree: its mount point, and which part of the kernel's tree it shows."""
 
     version: int
     mount: Path
@@ -24,11 +24,11 @@ class Hierarchy:
 
 
 def group_folders(root: Path, controller: str) -> tuple[tuple[int, Path], ...]:
-    """(version, folder) of the groups that limit us for `controller`, innermost first.
+    """(version, folder) of the groups that limit this process for `controller`, innermost first.
 
-    A limit of any ancestor counts, so all of them are given. Where both versions are mounted
-    ("hybrid"), a controller lives in one of them only: the version 2 folders, which then lack
-    the controller's files, come first and yield nothing.
+    An ancestor's limit counts too, so all are returned. Where both versions are mounted ("hybrid"),
+    a controller is in only one of them: the version 2 folders come first and may lack the
+    controller's files.
 
     Raises OSError or ValueError when /proc cannot be read or understood.
     """
@@ -44,7 +44,7 @@ def group_folders(root: Path, controller: str) -> tuple[tuple[int, Path], ...]:
 
 
 def read_text(path: Path) -> str | None:
-    """The file's text without white space around it; None when there is no such file."""
+    """The file's text, stripped; None if there is no such file."""
     try:
         return path.read_text("ascii", "replace").strip()
     except (FileNotFoundError, NotADirectoryError, PermissionError):
@@ -52,7 +52,7 @@ def read_text(path: Path) -> str | None:
 
 
 def read_integer(path: Path) -> int | None:
-    """The number in a file; None for no such file and for texts such as `max`."""
+    """The number in a file; None if there is no such file, or for texts such as `max`."""
     text = read_text(path)
     try:
         return int(text) if text else None
@@ -98,7 +98,8 @@ def _upwards(tree: Hierarchy, own: PurePosixPath) -> Iterator[Path]:
     """Our folder and its parents up to the mount, those that exist.
 
     Without a cgroup namespace the path is the host's (`/docker/<id>`) while the mount shows only
-    that part of the tree, so the shown part is cut off; what does not fit means the mount itself.
+    that part of the tree, so that prefix is removed; a path that does not match means the mount
+    itself.
     """
     try:
         inside = own.relative_to(tree.shown)
@@ -116,12 +117,11 @@ def _upwards(tree: Hierarchy, own: PurePosixPath) -> Iterator[Path]:
 class MemoryFacts:
     """Sizes in bytes.
 
-    `limit` is the smallest limit that applies, the machine's memory where none does.
-    `reclaimable` is page cache the kernel gives back before it kills (inactive_file), so
-    `available` is what can still be allocated; `file_pages` is all page cache of files, what was
-    used more than once included. `oom_kills` counts processes the kernel has killed in this
-    container for lack of memory. `source` is `cgroup v2`, `cgroup v1` or
-    `/proc/meminfo`.
+    `limit` is the smallest limit that applies, or else the machine's memory. `reclaimable` is page
+    cache the kernel gives back before it kills (inactive_file), so `available` is what can still be
+    allocated; `file_pages` is all page cache of files, active pages included. `oom_kills` counts
+    processes the kernel has killed in this container for lack of memory. `source` is `cgroup v2`,
+    `cgroup v1` or `/proc/meminfo`.
     """
 
     limit: int
@@ -146,7 +146,7 @@ class CpuFacts:
 
     @property
     def cores(self) -> float:
-        """Cores this container can really use."""
+        """Cores that this container can actually use."""
         return min(self.quota, self.usable) if self.quota else float(self.usable)
 
 
@@ -161,7 +161,7 @@ class _Group:
 
 
 def gather_memory(root: Path = Path("/")) -> MemoryFacts:
-    """Memory of the container, in which the machine's is only an upper bound.
+    """The container's memory; the machine's is only an upper bound.
 
     Raises OSError or ValueError when /proc/meminfo is unreadable.
     """
@@ -197,7 +197,7 @@ def gather_memory(root: Path = Path("/")) -> MemoryFacts:
 
 
 class MemoryGauge:
-    """How full the container is, for frequent questions: where to read it is looked up once."""
+    """How full the container is, for frequent calls: the files to read are looked up once."""
 
     def __init__(self, root: Path = Path("/")) -> None:
         """Raises OSError or ValueError when /proc cannot be read or understood."""
@@ -210,10 +210,9 @@ class MemoryGauge:
         self._tightest = min(limited)[1] if limited else None
 
     def percent(self) -> float | None:
-        """Percent of the container's limit that the kernel cannot take back; None without a limit.
-
-        Pages of files do not count, active ones neither: models that are mapped fill a container
-        with them, and the kernel drops them before it kills.
+        """Percent of the container's limit that the kernel cannot reclaim; None without a limit.
+        Pages of files do not count, even active ones: mapped models fill a container with them, and
+        the kernel drops them before it kills.
         """
         group = None if self._tightest is None else _group(*self._tightest)
         if group is None or not group.limit:
@@ -221,8 +220,8 @@ class MemoryGauge:
         return 100 * max(group.used - group.file_pages, 0) / group.limit
 
     def room(self) -> tuple[int, int] | None:
-        """Bytes of the container's limit, and how many of them can still be had when the kernel
-        takes back the pages of files; None without a limit."""
+        """(limit, available) in bytes, when the kernel reclaims the pages of files; None without a
+        limit."""
         group = None if self._tightest is None else _group(*self._tightest)
         if group is None or not group.limit:
             return None

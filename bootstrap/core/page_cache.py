@@ -1,8 +1,8 @@
-"""What of a file lies in the kernel's page cache: asked, and read into it.
+"""Which parts of a file are in the kernel's page cache, and reading more into it.
 
-A page that is cached costs a reader nothing, wherever the file lies: FUSE, NFS, local disk. Readers
-of safetensors map the file and touch it in small pieces, each a round trip on a network volume;
-a few threads with blocks of megabytes get the same bytes several times as fast.
+A cached page costs a reader nothing, on FUSE, NFS or local disk. Readers of safetensors map the
+file and touch it in small pieces, each a round trip on a network volume; a few threads with blocks
+of megabytes get the same bytes several times as fast.
 """
 
 from __future__ import annotations
@@ -21,25 +21,26 @@ _NO_PLACE = ctypes.c_void_p(-1).value
 # Linux 5.14; faults pages in as a read would, and answers with an error where a read would fail.
 _MADV_POPULATE_READ = 22
 # The kernel then reads 2 MB ahead at a time (do_sync_mmap_readahead), not the 128 KB that most
-# network file systems are mounted with: requests to the server are as large as it takes.
+# network file systems are mounted with, so requests to the server are as large as possible.
 _MADV_HUGEPAGE = 14
 # Only the lowest bit of mincore's bytes means anything.
 _LOWEST_BIT = bytes(value & 1 for value in range(256))
 
 
 class Residence(NamedTuple):
-    """A file of `size` bytes; `missing` are the offsets of the blocks of which any page is not
-    cached, in order, all of them where the system cannot tell."""
+    """A file of `size` bytes; `missing` are the offsets of blocks with uncached pages, in order, or
+    all blocks if the system cannot tell."""
 
     size: int
     missing: list[int]
 
 
 def residence_of(descriptor: int, block: int = BLOCK) -> Residence:
-    """What of an open file is cached. Raises OSError."""
+    """Which blocks of an open file are cached. Raises OSError."""
     facts = os.fstat(descriptor)
     size = facts.st_size
-    # Of a file that is neither ours nor ours to write, mincore claims every page (Linux 5.2).
+    # For a file that we neither own nor may write, mincore reports every page as cached (Linux
+    # 5.2).
     ours = facts.st_uid == os.geteuid() or os.access(f"/proc/self/fd/{descriptor}", os.W_OK)
     pages = _resident(descriptor, size) if ours else None
     blocks = range(0, size, block)
@@ -51,7 +52,7 @@ def residence_of(descriptor: int, block: int = BLOCK) -> Residence:
 
 
 def read_pages(descriptor: int, offsets: Sequence[int]) -> None:
-    """Read the page at each offset into the page cache, and none around it. Raises OSError."""
+    """Read the page at each offset into the page cache, without read-ahead. Raises OSError."""
     os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_RANDOM)
     for offset in offsets:
         os.pread(descriptor, 1, offset)
@@ -61,7 +62,7 @@ def read_pages(descriptor: int, offsets: Sequence[int]) -> None:
 def read_block(descriptor: int, offset: int, size: int) -> None:
     """Read `size` bytes from `offset` (a multiple of BLOCK) into the page cache. Raises OSError.
 
-    Nothing is copied to this process where the kernel can do without.
+    Copies nothing into this process if the kernel supports that.
     """
     libc = ctypes.CDLL(None, use_errno=True)
     with _mapped(descriptor, offset, size) as place:
@@ -75,9 +76,8 @@ def read_block(descriptor: int, offset: int, size: int) -> None:
 
 
 def _resident(descriptor: int, size: int) -> bytes | None:
-    """A byte for each page, 0 for one that is not cached, by mincore(2); None where it fails.
-
-    The file is mapped for the question only, which reads nothing.
+    """A byte per page from mincore(2), 0 if it is not cached; None if that fails. The file is
+    mapped only for this, which reads nothing.
     """
     if size == 0:
         return b""
@@ -91,7 +91,7 @@ def _resident(descriptor: int, size: int) -> bytes | None:
 
 @contextmanager
 def _mapped(descriptor: int, offset: int, size: int) -> Iterator[ctypes.c_void_p | None]:
-    """A part of a file in memory, for the kernel to look at; None where it cannot be mapped.
+    """A part of a file mapped into memory; None if it cannot be mapped.
 
     Not `mmap.mmap`, whose `madvise` holds the interpreter's lock while the disk is read.
     """

@@ -1,10 +1,8 @@
-"""Pure: texts without the secrets in them. Findings, errors of jobs, facts and the log pass through
-here, whatever they quote: a requirement, a line of pip or ComfyUI, an exception.
-
-In an address a login stands before the host (`https://user:token@host/`), a signature or a token in
-the query. Elsewhere a header's name gives a token away, or its own beginning. A Civitai key outside
-of both is not known: 32 hexadecimal digits, like many a hash. Nor does a child get them in its
-environment.
+"""Pure: removes secrets from texts. Findings, job errors, facts and the log pass through here,
+whatever they quote: a requirement, a line of pip or ComfyUI, an exception. In an address a login is
+before the host (`https://user:token@host/`), a signature or a token in the query. Elsewhere a token
+is recognised by a header's name or its own prefix. A bare Civitai key is not: it is 32 hexadecimal
+digits, like many hashes. Children do not get secrets in their environment either.
 """
 
 from __future__ import annotations
@@ -15,9 +13,9 @@ from pathlib import Path
 from typing import Any
 
 MASK = "***"
-#: The login of an address. `git@` alone is everybody's user for SSH.
+#: The login in an address. `git@` alone is the usual SSH user.
 LOGIN = re.compile(r"""(?<=://)(?!git@)[^/?#\s"<>]*@""")
-# A login that was cut off before its host; what stands behind a host is a port.
+# A login that was cut off before its host; after a host it would be a port.
 _TORN_LOGIN = re.compile(
     r"""(?<=://)[^/?#\s"'<>@:\[]+:(?!\d{1,5}(?:[\s"'<>.,;)]|$))[^/?#\s"'<>@]+(?=[\s"'<>]|$)"""
 )
@@ -26,10 +24,10 @@ _TELLING_NAME = (
     r"[\w.%~-]{0,40}|sig|key|pass|pwd|policy"
 )
 _SECRET_FIELD = re.compile(rf"""(?<=[?&;])({_TELLING_NAME})=[^\s&"'<>]+""", re.IGNORECASE)
-# What a name does not tell, length does: signatures have 32 characters and more.
+# Unknown names count if the value is long: signatures have 32 characters or more.
 _LONG_FIELD = re.compile(r"(?<=[?&;])([\w.%~-]{1,80})=[\w.%~+/=-]{32,}")
-# A header in the forms of curl, of a dict, of JSON within JSON, of pairs of bytes. Behind a scheme
-# all is secret but a plain word (`Authorization: Bearer required`) and a placeholder (`$TOKEN`).
+# A header as curl, a dict, JSON within JSON, or pairs of bytes show it. After a scheme everything
+# is secret except a plain word (`Authorization: Bearer required`) and a placeholder (`$TOKEN`).
 _AUTHORIZATION = re.compile(
     r"""(authorization (?:\\*["']\s*[:,=] | \s*[:=]) \s* (?:b?\\*["'])?
         (?:bearer|token|basic|apikey) \s+)
@@ -46,7 +44,7 @@ _BEARER = re.compile(
 _SHAPED = re.compile(
     r"(?<![A-Za-z0-9])(?:(hf_|api_org_|rpa_)[A-Za-z0-9]{30,}|(comfyui-)[0-9a-f]{64})"
 )
-# Secrets by the way people name them; what the nodes do need is named in COMFYUI_ENV_PASS.
+# Secrets by their usual names; those that nodes need are listed in COMFYUI_ENV_PASS.
 _SECRET_NAME = re.compile(
     r"TOKEN(?!IZ)|SECRET|PASSWORD|PASSWD|PASSPHRASE|CREDENTIAL|API_?KEY|ACCESS_?KEY|PRIVATE_?KEY"
     r"|(^|_)(AUTH|KEY|PASS|PAT)(_|$)|_PWD$|^RUNPOD_|^AWS_|^BUCKET_",
@@ -54,7 +52,8 @@ _SECRET_NAME = re.compile(
 )
 # An address of a package index can hold a password, whatever the variable is called.
 _INDEX_NAME = re.compile(r"^(PIP|UV)_")
-# The worker's own Python must not leak into ComfyUI's; without bytecode each start compiles all.
+# The worker's own Python must not leak into ComfyUI's; without bytecode each start would compile
+# everything.
 _PYTHON_NAMES = frozenset(
     "PYTHONPATH PYTHONHOME PYTHONSTARTUP PYTHONDONTWRITEBYTECODE PYTHONPYCACHEPREFIX "
     "VIRTUAL_ENV __PYVENV_LAUNCHER__".split()
@@ -85,7 +84,7 @@ def masked_data(value: Any) -> Any:
 
 
 class Secret:
-    """A text that shows as `***` wherever it is printed; `reveal()` gives it."""
+    """A string that prints as `***`; `reveal()` returns it."""
 
     __slots__ = ("_text",)
 
@@ -93,7 +92,7 @@ class Secret:
         self._text = text
 
     def reveal(self) -> str:
-        """The secret itself, for the one place that needs it."""
+        """The secret itself, for the place that needs it."""
         return self._text
 
     def __repr__(self) -> str:
@@ -111,8 +110,8 @@ class Secret:
 def child_environment(
     env: Mapping[str, str], passed: Iterable[str], python: Path
 ) -> dict[str, str]:
-    """The environment for a child that runs `python`, ComfyUI above all: no secret it was not given
-    by name (`passed`), none of our own Python."""
+    """The environment for a child that runs `python`, mainly ComfyUI: no secrets except those in
+    `passed`, nothing of our own Python."""
     allowed = frozenset(passed)
     child = {
         name: value

@@ -1,17 +1,16 @@
-"""Files that lie on a volume for a time only: their names, the lease among them, and what killed
-workers left behind.
+"""Temporary files on a volume, leases among them: their names, and what killed workers left behind.
 
-All names begin with a dot, so ComfyUI's lists and the link plan leave them out. Those beside a
-model fit into 255 bytes whatever it is called: `key` is its name digested, `owner` unique to one
-attempt. A process that is killed leaves such files; they are known by strict names, and nothing
-else is: `core/files.py` (`.<32 hex>.part`), `volume/links.py` (`.<32 hex>.unlinking`), parts of
-models, their notes and leases.
+All names begin with a dot, so ComfyUI's lists and the link plan ignore them. Those beside a model
+fit into 255 bytes whatever its name: `key` is a hash of its name, `owner` unique to one attempt. A
+killed process leaves such files; they are recognised by strict names only: `core/files.py` (`.<32
+hex>.part`), `volume/links.py` (`.<32 hex>.unlinking`), parts of models, their state files and
+leases.
 
-A lease says which of several workers makes a file, so that the others need not. It saves bandwidth
-only: every file would be right without it, also where O_EXCL excludes no one. The holder makes it
-with O_EXCL and writes a new beat into it now and then. A waiter judges by its own monotonic clock:
-a lease that has not changed for `stale` seconds of watching is dead. Clocks of other machines, and
-flock, which a network file system may ignore, play no part.
+A lease says which of several workers downloads a file, so that the others need not. It only saves
+bandwidth: every file would be correct without it, even if O_EXCL does not exclude others. The
+holder creates it with O_EXCL and writes a new heartbeat into it now and then. A waiter uses its own
+monotonic clock: a lease that it has seen unchanged for `stale` seconds is dead. Other machines'
+clocks, and flock, which a network file system may ignore, are not used.
 """
 
 from __future__ import annotations
@@ -45,7 +44,7 @@ HOUR = 3600.0
 # provisioning keeps it (models/download/part.py).
 _OLD = {"part": HOUR, "unlinking": HOUR, "model": 24 * HOUR}
 MOST_LEFTOVERS = 200
-_WIDTH = 256  # bytes; a beat overwrites the one before it in place
+_WIDTH = 256  # bytes; a heartbeat overwrites the previous one in place
 BEAT = 2.0
 STALE = 20.0
 
@@ -56,32 +55,32 @@ def key_of(name: str) -> str:
 
 
 def new_owner() -> str:
-    """16 random hex digits for one attempt to make a model."""
+    """16 random hex digits for one attempt to download a model."""
     return secrets.token_hex(8)
 
 
 def beside(name: str, owner: str, what: str) -> str:
-    """The name of an attempt's own file: its part, its state, a lease it put aside."""
+    """The name of an attempt's own file: its part, its state, a lease that it moved aside."""
     return f".model-{key_of(name)}-{owner}.{what}"
 
 
 def lease_name(name: str, what: str = "lease") -> str:
-    """The name of the one file that all who make a model agree on."""
+    """The name of the lease that all who want a model share."""
     return f".model-{key_of(name)}.{what}"
 
 
 def is_litter(name: str) -> bool:
-    """Did one of us make this, for a time only?"""
+    """Is this one of our temporary files?"""
     return bool(_LITTER.fullmatch(name) or _LEASE.fullmatch(name))
 
 
 @dataclass(frozen=True)
 class Leftover:
-    """Something of ours at `path`; `kind` is `part`, `unlinking` or `model`.
+    """A temporary file at `path`; `kind` is `part`, `unlinking` or `model`.
 
-    `size` in bytes, `age` in seconds by the volume's clock. `identity` (device, inode, size,
-    mtime in ns) tells later whether it is still the same. `removable` is False when it may hold
-    what others put there.
+    `size` in bytes, `age` in seconds by the volume's clock. `identity` (device, inode, size, mtime
+    in ns) shows later whether it is still the same file. `removable` is False if it may contain
+    something of others.
     """
 
     path: str
@@ -98,7 +97,7 @@ class Leftover:
 
 
 def kind_of(name: str) -> str | None:
-    """Which kind of leftover has such a name; None for every other name."""
+    """The kind of leftover with such a name; None for any other name."""
     if _RESULT_PART.fullmatch(name):
         return "part"
     if _UNLINKING.fullmatch(name):
@@ -107,7 +106,7 @@ def kind_of(name: str) -> str | None:
 
 
 def look_at_leftover(path: str, now: float) -> Leftover | None:
-    """The leftover at `path`; None when it is gone or has another name than ours."""
+    """The leftover at `path`; None if it is gone or not ours by its name."""
     kind = kind_of(os.path.basename(path))
     try:
         found = os.lstat(path)
@@ -116,8 +115,8 @@ def look_at_leftover(path: str, now: float) -> Leftover | None:
         return None
     if kind is None:
         return None
-    # volume/links.py puts aside whatever stood where its link was to be, and only its own link,
-    # a broken one, holds nothing.
+    # volume/links.py moves aside whatever was in a link's place; only its own broken link is worth
+    # nothing.
     removable = dangling if kind == "unlinking" else stat.S_ISREG(found.st_mode)
     return Leftover(path, kind, found.st_size, now - found.st_mtime, identity_of(found), removable)
 
@@ -129,7 +128,7 @@ def identity_of(found: os.stat_result) -> tuple[int, int, int, int]:
 
 @dataclass(frozen=True)
 class Sight:
-    """What a waiter saw of a lease. `done` of `total` bytes, where the holder tells."""
+    """A lease as a waiter saw it; `done` of `total` bytes, if the holder wrote them."""
 
     text: str
     done: int = 0
@@ -158,8 +157,8 @@ class Lease:
         self._seen_at = 0.0
 
     def acquire(self) -> bool:
-        """Take it if it is free. Where leases cannot be made at all, everyone has one: the
-        disk's trouble shows, in better words, when the part is made."""
+        """Take it if it is free. If leases cannot be created at all, everyone gets one: creating
+        the part will report the disk's problem better."""
         try:
             self._descriptor = self._disk.create(self.path)
         except FileExistsError:
@@ -172,11 +171,11 @@ class Lease:
         return True
 
     def tell(self, done: int, total: int) -> None:
-        """Let the waiters know how far the download is, with the next beat."""
+        """Tell the waiters the download's progress with the next heartbeat."""
         self._progress = (done, total)
 
     def release(self) -> None:
-        """Let go of it, if it is still ours."""
+        """Release it, if it is still ours."""
         self._stop.set()
         if self._thread is not None:
             self._thread.join()
@@ -192,7 +191,7 @@ class Lease:
             self._descriptor = None
 
     def look(self) -> Sight | None:
-        """The holder's lease as it is now; None when there is none."""
+        """The current lease; None if there is none."""
         try:
             text = self.path.read_text("utf-8", "replace")
         except OSError:
@@ -203,10 +202,9 @@ class Lease:
         return self._seen
 
     def break_stale(self) -> bool:
-        """Put the holder's lease aside if it was seen unchanged for too long; did we?
-
-        Only one waiter's rename succeeds. Had another worker renewed it at that very moment, a
-        live lease would be put aside: then two download, and nothing worse.
+        """Move a lease aside that was seen unchanged for too long; True if we did. Only one
+        waiter's rename succeeds. If its holder renewed it at that very moment, two workers
+        download, nothing worse.
         """
         if self._seen is None or time.monotonic() - self._seen_at < self.stale:
             return False
@@ -238,7 +236,7 @@ class Lease:
             if self._descriptor is not None:
                 self._disk.write_at(self._descriptor, memoryview(text.encode("ascii")), 0)
         except OSError:
-            pass  # a full disk stops the beat; another worker may take over, nothing breaks
+            pass  # a full disk stops the heartbeat; another worker may take over, nothing breaks
 
 
 def _read(text: str) -> Sight:

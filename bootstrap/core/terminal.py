@@ -1,6 +1,6 @@
-"""What all command lines share. Typed: argparse with a guess at what was meant, and help that ends
-in examples. Read: findings, worst first, wrapped to the terminal, each command alone on a line that
-can be copied; ASCII and without colour where that is not a terminal."""
+"""What all command lines share. Input: argparse with suggestions for typos, and help that ends with
+examples. Output: findings, worst first, wrapped to the terminal, each command on its own line for
+copying; plain ASCII if it is not a terminal."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from bootstrap.core.text import SERVERLESS
 
 WRONG_USE = 2
 PROGRAM = "comfyui-worker"
-# What a clone has in the place of each of its commands.
+# How each of its commands is typed in a clone.
 _IN_A_CLONE = {
     "serve": "python -m handler",
     "serve --local": "python -m handler --rp_serve_api",
@@ -41,7 +41,7 @@ _MARKS = {
 }
 _DIM, _BOLD = "2", "1"
 _LEAST_WIDTH = 40
-# A command stands behind a colon or at the beginning; other code is part of its sentence.
+# A command comes after a colon or at the beginning; other code is part of its sentence.
 _COMMAND = re.compile(r"(?:^|:\s+)`([^`]*\s[^`]*)`")
 # Behind these bash reads on in the next line.
 _JOINTS = ("&&", "|", ";")
@@ -50,7 +50,7 @@ _ON_POD = re.compile(r"On a Pod with this volume:?$")
 
 
 class Parser(argparse.ArgumentParser):
-    """As argparse's, but a wrong argument is one line, with the nearest right one."""
+    """argparse's, but a wrong argument is reported in one line, with the nearest valid one."""
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
         options.setdefault("formatter_class", argparse.RawDescriptionHelpFormatter)
@@ -58,13 +58,13 @@ class Parser(argparse.ArgumentParser):
         super().__init__(*arguments, **options)
 
     def error(self, message: str) -> NoReturn:
-        """Say what is wrong, and end with `WRONG_USE`."""
+        """Report what is wrong, and exit with `WRONG_USE`."""
         guess = nearest(*self._misspelt(message))
         meant = f" Did you mean {guess}?" if guess else ""
         self.exit(WRONG_USE, f"{self.prog}: {message}.{meant}\nSee {self.prog} --help.\n")
 
     def _misspelt(self, message: str) -> tuple[str, list[str]]:
-        """The word that is wrong, and those that there are."""
+        """The misspelt word, and the valid ones."""
         if unknown := re.search(r"unrecognized arguments: (--?[\w-]+)", message):
             return unknown[1], self._options()
         if choice := re.search(r"invalid choice: '([^']*)'", message):
@@ -79,13 +79,13 @@ class Parser(argparse.ArgumentParser):
 
 
 def nearest(word: str, known: Sequence[str]) -> str:
-    """The known word that it most likely stands for; empty where none is near."""
+    """The known word that was most likely meant; empty if none is close."""
     return next(iter(difflib.get_close_matches(word, known, 1, 0.6)), "")
 
 
 def as_typed(command: str, prog: str) -> str:
-    """How `command` (`serve`, `models pull`) is typed where `prog` was: by the installed program's
-    name, or as a clone has it."""
+    """How to type `command` (`serve`, `models pull`) in the same form as `prog`: the installed
+    program, or a clone's."""
     if prog.split(maxsplit=1)[0] == PROGRAM:
         return f"{PROGRAM} {command}"
     name, _, rest = command.partition(" ")
@@ -93,7 +93,7 @@ def as_typed(command: str, prog: str) -> str:
 
 
 def closing(variables: Mapping[str, str], examples: Sequence[str], codes: str) -> str:
-    """The end of a command's help: the variables it reads, how it is typed, how it ends."""
+    """The end of a command's help: its variables, examples and exit codes."""
     width = max(map(len, variables), default=0) + 2
     read = [f"  {name:<{width}}{text}" for name, text in variables.items()] or ["  no variables"]
     typed = [f"  {example}" for example in examples]
@@ -109,24 +109,24 @@ class Style:
     unicode: bool = False
 
     def painted(self, text: str, code: str) -> str:
-        """With an ANSI colour, where there are any."""
+        """With an ANSI colour, if colours are on."""
         return f"\033[{code}m{text}\033[0m" if self.colour and text else text
 
     def dim(self, text: str) -> str:
-        """What matters less."""
+        """Dimmed."""
         return self.painted(text, _DIM)
 
     def bold(self, text: str) -> str:
-        """What matters more."""
+        """Bold."""
         return self.painted(text, _BOLD)
 
     def linked(self, text: str, address: str) -> str:
-        """Text that leads to a web address where it is clicked, if the terminal can do that."""
+        """A clickable link, if the terminal supports it."""
         return f"\033]8;;{address}\033\\{text}\033]8;;\033\\" if self.colour else text
 
     def wrapped(self, text: str, first: str = "", indent: str = "") -> list[str]:
-        """`text` behind `first`, further lines behind `indent`. Neither words nor what stands
-        between backticks is cut."""
+        """`text` after `first`, further lines after `indent`. Neither words nor what is between
+        backticks is cut."""
         if self.width is None:
             return [f"{first}{text}"]
         lines = textwrap.wrap(
@@ -198,8 +198,8 @@ def findings_text(
     root: str = "",
     repaired: Collection[str] = (),
 ) -> str:
-    """All findings, worst first. Paths are relative to `root`; codes in `repaired` are those that
-    `--fix` takes care of."""
+    """All findings, worst first. Paths are relative to `root`; `repaired` are the codes that
+    `--fix` repairs."""
     return "\n".join(
         line
         for finding in worst_first(findings)
@@ -231,12 +231,12 @@ def _parts(fix: str, root: str) -> Iterator[tuple[str, bool]]:
         if index % 2:
             yield piece, True
             continue
-        spans = enumerate(piece.split("`"))  # what stands between two may be typed
+        spans = enumerate(piece.split("`"))  # the text between them may be part of the command
         piece = "`".join(text if n % 2 else _relative(text, root) for n, text in spans)
         text = piece.strip() if index == 0 else piece.lstrip(" .,;").strip()
         text = text[:1].upper() + text[1:] if index else text
         if index + 1 < len(pieces):
-            # The reader is where the command is to be typed.
+            # The reader is already on the machine where to type it.
             text = "" if root and root != SERVERLESS and _ON_POD.search(text) else text
             text = f"{text}:" if text and text[-1] not in ".:" else text
         if text:
@@ -244,28 +244,22 @@ def _parts(fix: str, root: str) -> Iterator[tuple[str, bool]]:
 
 
 def _relative(text: str, root: str) -> str:
-    """Paths below `root`, which was named before, without it."""
+    """Paths relative to `root`, which was printed before."""
     if not root or root == "/":
         return text
     return re.sub(rf"(?<![\w./=-]){re.escape(root)}/(?=[\w.'])", "", text)
 
 
 def report(findings: Sequence[Finding], out: TextIO) -> bool:
-    """Say them, a line each and one for the fix; is one an error?"""
+    """Print them, a line each and one for the fix; True if one is an error."""
     for finding in findings:
         fix = f"  {finding.fix}\n" if finding.fix else ""
         show(f"{finding.severity.value}: {finding.message}\n{fix}", out)
     return bool(errors_in(findings))
 
 
-def step_line(name: str, what: str, there: bool, failed: bool) -> str:
-    """What there is of one wanted thing, or what would be done for it."""
-    mark = "ok     " if there else "FAILED " if failed else "missing"
-    return f"{mark} {name}  {what}"
-
-
 def stop_on_signals() -> threading.Event:
-    """Ctrl-C and a Pod's end stop in good order, so that what was begun goes on from there."""
+    """Ctrl-C and a Pod's shutdown stop cleanly, so that downloads can resume."""
     stop = threading.Event()
     if threading.current_thread() is threading.main_thread():
         for number in (signal.SIGINT, signal.SIGTERM):

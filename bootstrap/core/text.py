@@ -1,4 +1,4 @@
-"""Sizes, names, paths and commands as a person reads and types them."""
+"""Sizes, names, paths and commands for people to read and type."""
 
 from __future__ import annotations
 
@@ -8,19 +8,19 @@ from collections.abc import Iterable, Sequence
 from json import JSONDecodeError
 from typing import Any
 
-#: What Windows programs put before a text in UTF-8.
+#: The byte order mark that Windows programs put before UTF-8.
 BOM = "\ufeff"
 KB, MB, GB = 1024, 1024**2, 1024**3
-# No file system holds more; larger numbers come from headers that lie.
+# No file system holds more; larger numbers come from wrong headers.
 _MOST_SIZE = 1 << 63
 MOST_NAMED = 5
-# What a terminal would act on, what no file system stores as text, and what cannot be seen.
+# Control characters, surrogates, and invisible characters.
 _UNPRINTABLE = re.compile(
     "[\x00-\x1f\x7f-\x9f\u200b-\u200f\u2028-\u202e\u2060-\u2069\ufeff\ud800-\udfff]"
 )
-#: Where people set variables, in a sentence.
+#: Where to set variables, as part of a sentence.
 IN_ENDPOINT = "in the endpoint's environment variables"
-# More commands than this are not typed at once: fix these, then check again.
+# Not more commands than this at once: fix these, then check again.
 MOST_AT_ONCE = 20
 MOST_PATHS = 50
 # The platform's two mount points of one volume.
@@ -28,8 +28,8 @@ SERVERLESS, POD = "/runpod-volume", "/workspace"
 
 
 def whole(text: str, digits: int = 18) -> int | None:
-    """The number that up to so many ASCII digits are; None for anything else. `int` also takes
-    other alphabets' digits, and refuses some thousand of them with an exception."""
+    """The number in up to so many ASCII digits; None for anything else. `int` would also accept
+    other alphabets' digits, and raise for thousands of digits."""
     return int(text) if text.isascii() and text.isdecimal() and len(text) <= digits else None
 
 
@@ -48,7 +48,7 @@ def counted(count: int, one: str, many: str = "") -> str:
 
 
 def shown(name: str) -> str:
-    """A file name in a sentence: what cannot be printed is escaped, outer spaces are seen."""
+    """A file name for a sentence: unprintable characters are escaped, outer spaces visible."""
     text = _UNPRINTABLE.sub(_escaped, name)
     return (
         f"'{text}'"
@@ -58,14 +58,14 @@ def shown(name: str) -> str:
 
 
 def joined(texts: Sequence[str], most: int, joint: str = ", ", what: str = "more") -> str:
-    """The first few texts and how many more there are, of `what`."""
+    """The first few texts and how many more `what` there are."""
     more, said = len(texts) - most, joint.join(texts[:most])
     return f"{said}{joint.rstrip(' ,')} and {more:,} {what}" if more > 0 else said
 
 
 def trailing_comma(problem: JSONDecodeError) -> tuple[int, int, str] | None:
-    """(line, column) of the comma that is one too many, and the bracket that it stands before;
-    None where something else is wrong with the text."""
+    """(line, column) of a trailing comma, and the bracket after it; None if something else is wrong
+    with the text."""
     comma = problem.doc.rfind(",", 0, problem.pos + 1)
     closed = re.compile(r",\s*([}\]])").match(problem.doc, comma) if comma >= 0 else None
     if closed is None or closed.end() <= problem.pos:
@@ -80,7 +80,7 @@ def named(names: Sequence[str], most: int = MOST_NAMED) -> str:
 
 
 def typed(*words: str) -> str:
-    """A command as one types it into bash, whatever characters its words have."""
+    """A command quoted for bash."""
     return " ".join(_typed_word(word) for word in words)
 
 
@@ -104,7 +104,7 @@ def _escaped_bytes(match: re.Match[str]) -> str:
 
 
 def quoted(path: str) -> str:
-    """`path` as one word of a bash command, whatever characters are in it."""
+    """`path` quoted as one word of a bash command."""
     return typed(path)
 
 
@@ -133,7 +133,7 @@ def on_pod(command: str, root: str, then: str = "") -> str:
 
 
 def about(paths: Sequence[str], command: str = "") -> dict[str, Any]:
-    """Details of a finding about paths, bounded; `command` is the fix as it is typed."""
+    """Details of a finding about paths, limited in number; `command` is the fix to type."""
     details: dict[str, Any] = {"paths": [shown(p) for p in paths[:MOST_PATHS]]}
     details["count"] = len(paths)
     return {**details, "command": command} if command else details

@@ -1,6 +1,5 @@
-"""HTTP to addresses that were checked, with credentials for exactly the hosts they belong to.
-
-Here: what can go wrong with it, each with a stable code, a sentence and a fix.
+"""HTTP to checked addresses, with credentials only for the hosts they belong to. This file: its
+errors, each with a stable code, a sentence and a fix.
 """
 
 from __future__ import annotations
@@ -64,8 +63,8 @@ CODES = {
 
 
 class DownloadError(Fault):
-    """A download failed. `transient` ones are worth another attempt, after `retry_after` seconds
-    where the server said so. The texts hold no credential and no URL's query."""
+    """A download failed. `transient` ones are worth retrying, after `retry_after` seconds if the
+    server said so. The texts contain no credentials and no URL queries."""
 
     def __init__(
         self,
@@ -84,19 +83,19 @@ class DownloadError(Fault):
 
 
 class AddressRefused(DownloadError):
-    """An address that is never asked: malformed, private, or not https."""
+    """An address that may not be used: malformed, private, or not https."""
 
 
 class WrongBytes(DownloadError):
-    """What came is not the model: another hash, another format, a web page."""
+    """The bytes are not the model: wrong hash, wrong format, a web page."""
 
 
 class Changed(Exception):
-    """The file on the server is not the one the part was begun with."""
+    """The file on the server has changed since the download began."""
 
 
 class OwnershipLost(Exception):
-    """Another worker took over our part; leave it to that one."""
+    """Another worker took over our part and continues it."""
 
 
 class Stopped(Exception):
@@ -117,7 +116,7 @@ def unreachable(host: str, why: object) -> DownloadError:
 
 
 def stalled(host: str, seconds: float) -> DownloadError:
-    """Nothing, or almost nothing, came for `seconds`."""
+    """Almost nothing arrived for `seconds`."""
     return DownloadError(
         "download.stalled",
         f"{host} sent (next to) nothing for {seconds:.0f} s.",
@@ -127,12 +126,12 @@ def stalled(host: str, seconds: float) -> DownloadError:
 
 
 def bad_answer(host: str, what: str) -> DownloadError:
-    """The answer is not what HTTP promises."""
+    """The answer violates HTTP."""
     return DownloadError("download.bad_answer", f"{host} {what}.", TRY_AGAIN, transient=True)
 
 
 def keeps_changing() -> DownloadError:
-    """Every attempt found another file."""
+    """The file was different at every attempt."""
     return DownloadError(
         "download.keeps_changing",
         "the file changed on the server while it was being fetched, several times over.",
@@ -148,12 +147,12 @@ def stopped() -> DownloadError:
 
 
 def _full_disk(problem: OSError) -> bool:
-    """Is it the disk or a quota that is full? An HTTP library's OSError has no such errno."""
+    """Is the disk or a quota full? An HTTP library's OSError has no such errno."""
     return problem.errno in (errno.ENOSPC, errno.EDQUOT)
 
 
 def disk_error(problem: OSError, folder: object, needed: int | None) -> DownloadError:
-    """A failed write, fsync or close; `needed` bytes were still to come."""
+    """A failed write, fsync or close, with `needed` bytes still missing."""
     need = "" if needed is None else f"; {size_text(needed)} more are needed"
     if _full_disk(problem):
         which = "quota" if problem.errno == errno.EDQUOT else "disk"

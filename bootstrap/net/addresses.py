@@ -1,7 +1,7 @@
-"""Which URLs and addresses a download may go to: https, to public addresses, unless allowed.
+"""Which URLs and addresses may be used: https and public addresses, unless others are allowed.
 
-A name is resolved once and the connection goes to the address that was checked, so that a name
-that changes its mind between check and use gains nothing (DNS rebinding).
+A name is resolved once and the connection goes to the checked address, so that DNS rebinding
+between check and use has no effect.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _FIX_PRIVATE = (
 
 @dataclass(frozen=True)
 class Target:
-    """A URL, taken apart. `origin` is what credentials belong to."""
+    """A parsed URL. Credentials belong to its `origin`."""
 
     url: str
     scheme: str
@@ -44,8 +44,8 @@ def system_resolve(host: str, port: int) -> Sequence[str]:
 
 
 def numeric(host: str) -> Sequence[str]:
-    """The address that a host is in itself, in any notation that connecting understands
-    (`127.1`, `0x7f000001`); none for a name. `localhost` is the one name that everybody knows."""
+    """The address that a host is in numeric form, in any notation that connecting accepts (`127.1`,
+    `0x7f000001`), or for `localhost`; None for other names."""
     if host.lower() == "localhost" or host.lower().endswith(".localhost"):  # RFC 6761
         return ["127.0.0.1"]
     try:
@@ -57,8 +57,8 @@ def numeric(host: str) -> Sequence[str]:
 
 @dataclass(frozen=True)
 class AddressPolicy:
-    """`exempt` holds `host:port` pairs for which http and private addresses are fine: those that
-    the operator named, such as HF_ENDPOINT."""
+    """`exempt` has `host:port` pairs that may use http and private addresses: those that the
+    operator set, such as HF_ENDPOINT."""
 
     allow_private: bool = False
     exempt: Container[str] = frozenset()
@@ -76,14 +76,14 @@ class AddressPolicy:
         return target
 
     def at_sight(self, url: str) -> Target:
-        """`target`, refused as well where the host is an address that may not be used: all that
-        can be judged without resolving a name. Raises DownloadError."""
+        """`target`, also refused if the host is a numeric address that may not be used: every check
+        that needs no DNS. Raises DownloadError."""
         target = self.target(url)
         self._refuse_private(target, numeric(target.host))
         return target
 
     def addresses(self, target: Target) -> Sequence[str]:
-        """Where to connect for `target`, checked. Raises DownloadError."""
+        """The checked addresses to connect to for `target`. Raises DownloadError."""
         try:
             found = self.resolve(target.host, target.port)
         except (OSError, UnicodeError) as problem:
@@ -105,7 +105,7 @@ class AddressPolicy:
 
 
 def take_apart(url: str) -> Target:
-    """Scheme, host, port and path of an http(s) URL. Raises DownloadError when it is none."""
+    """Scheme, host, port and path of an http(s) URL. Raises DownloadError if it is not one."""
     if any(c <= " " or c in "\x7f\\" or "\ud800" <= c <= "\udfff" for c in url):
         raise _refused(url, "holds white space, control characters, backslashes or bytes")
     try:
@@ -138,7 +138,7 @@ def take_apart(url: str) -> Target:
 
 
 def is_public(address: str) -> bool:
-    """May a stranger's URL lead there? IPv4 inside IPv6 counts as the IPv4 address it is."""
+    """May an untrusted URL lead there? IPv4 inside IPv6 counts as IPv4."""
     ip = ipaddress.ip_address(address.partition("%")[0])
     if isinstance(ip, ipaddress.IPv6Address):
         inner = ip.ipv4_mapped or ip.sixtofour or (ip.teredo[1] if ip.teredo else None)
@@ -157,7 +157,7 @@ def shown(url: str) -> str:
 
 
 def without_query(url: str) -> str:
-    """A URL without its query, where signatures and tokens are, and any login."""
+    """A URL without its query, which may hold signatures and tokens, and without a login."""
     try:
         parts = urlsplit(url)
         host = parts.hostname or ""

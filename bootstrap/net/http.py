@@ -1,8 +1,8 @@
-"""HTTP as downloads need it: one kept connection, checked addresses, redirects of our own.
+"""HTTP for downloads: one persistent connection, checked addresses, our own redirects.
 
-On the standard library's http.client, because the connection must go to the very address that
-was checked, a credential must be weighed again at every hop, and bytes are taken as they come.
-Proxies of the environment are not used: behind one, addresses cannot be checked.
+Built on http.client, because the connection must go to exactly the checked address, credentials are
+decided anew for every hop, and bytes are consumed as they arrive. Proxies from the environment are
+not used: behind one, addresses cannot be checked.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from bootstrap.net import (
 )
 from bootstrap.net.addresses import AddressPolicy, Target, shown
 
-#: How a connection shows that it is broken.
+#: The exceptions of a broken connection.
 BROKEN = (http.client.HTTPException, ssl.SSLError, OSError)
 # status -> (code, sentence, fix); {where} is the URL without its query.
 Words = Mapping[int, tuple[str, str, str]]
@@ -65,8 +65,8 @@ _REDIRECTS = (301, 302, 303, 307, 308)
 
 
 class _TimedInput(io.RawIOBase):
-    """What a socket receives, all of one step (an answer's head, a piece of its body) within the
-    socket's time-out, which by itself starts again with each byte."""
+    """A socket's input, limited to the socket's timeout for a whole step (a response's head, a
+    piece of its body); the socket itself restarts its timeout with each byte."""
 
     def __init__(self, raw: io.RawIOBase, seconds: float | None) -> None:
         self._raw = raw
@@ -74,7 +74,7 @@ class _TimedInput(io.RawIOBase):
         self.begin()
 
     def begin(self) -> None:
-        """The next step begins now."""
+        """Start the next step's timeout."""
         self._until = time.monotonic() + self._seconds
 
     def readable(self) -> bool:
@@ -91,10 +91,9 @@ class _TimedInput(io.RawIOBase):
 
 
 class Response(http.client.HTTPResponse):
-    """Fills one buffer again and again, where CPython makes a new one for each piece: these left
-    holes in malloc's arenas, one for each thread (5 GB by 16 connections: 44 MB, now 25).
-
-    Its head must come within the socket's time-out, and so must each piece of the body."""
+    """Reuses one buffer, where CPython allocates a new one for each piece and so fragments malloc's
+    arenas, one per thread (44 MB for 5 GB over 16 connections, now 25). The head and each piece of
+    the body must arrive within the socket's timeout."""
 
     def __init__(self, sock: socket.socket, *more: Any, **options: Any) -> None:
         super().__init__(sock, *more, **options)
@@ -102,12 +101,13 @@ class Response(http.client.HTTPResponse):
         self.fp = io.BufferedReader(self._input)
 
     def read(self, amt: int | None = None) -> bytes:
-        """As ever, within the time of one piece."""
+        """As in HTTPResponse, within the timeout for one piece."""
         self._input.begin()
         return super().read(amt)
 
     def readinto1(self, buffer: Any) -> int:
-        """As `readinto` (from which this is), but with what has arrived, as `read1`."""
+        """Like `readinto` (from which this is adapted), but returns what has arrived, like
+        `read1`."""
         self._input.begin()
         if self.fp is None or self.chunked:
             return super().readinto1(buffer)
@@ -116,14 +116,14 @@ class Response(http.client.HTTPResponse):
         count: int = self.fp.readinto1(buffer)
         if self.length is not None:
             self.length -= count
-        # Python before 3.11.8 forgets this in `read1`, and then no connection is kept.
+        # Python before 3.11.8 omits this in `read1`, and then does not keep the connection.
         if (not count and buffer) or self.length == 0:
             self.close()
         return count
 
 
 class Reply:
-    """A final answer (no redirect). `url` is where it came from in the end."""
+    """A final response (no redirect). `url` is its final address."""
 
     def __init__(self, target: Target, raw: http.client.HTTPResponse, timeout: float) -> None:
         self.url = target.url
@@ -136,10 +136,10 @@ class Reply:
         self._buffer = memoryview(b"")
 
     def read_some(self, limit: int) -> memoryview:
-        """What has arrived of the body, at most `limit` bytes; nothing at its end. The next call
-        overwrites it.
+        """The part of the body that has arrived, at most `limit` bytes; empty at its end. The next
+        call overwrites it.
 
-        Not until a buffer is full, for a server that trickles would never be found out. Raises
+        It does not wait for a full buffer, so that a trickling server is detected. Raises
         DownloadError (transient) when the connection breaks or stalls.
         """
         if len(self._buffer) < limit:
@@ -150,7 +150,7 @@ class Reply:
             raise translate(problem, self.host, self._timeout) from None
 
     def read_text(self, limit: int = 1_000_000) -> str:
-        """Up to `limit` bytes of the body as text; what cannot be read is left out."""
+        """Up to `limit` bytes of the body as text, as far as it can be read."""
         try:
             return self._raw.read(limit).decode("utf-8", "replace")
         except BROKEN:
@@ -158,7 +158,7 @@ class Reply:
 
     @property
     def length(self) -> int | None:
-        """Content-Length of this body, in bytes. Raises DownloadError for one that no body has."""
+        """This body's Content-Length in bytes. Raises DownloadError for an impossible one."""
         text = self.headers.get("content-length", "")
         if self.chunked or not text:
             return None
@@ -169,23 +169,23 @@ class Reply:
 
     @property
     def strong_etag(self) -> str | None:
-        """The ETag when two equal ones promise equal bytes."""
+        """The ETag if it is a strong one, which guarantees identical bytes."""
         etag = self.headers.get("etag", "")
         return etag if len(etag) > 2 and etag.startswith('"') else None
 
 
 def translate(problem: BaseException, host: str, timeout: float) -> DownloadError:
-    """A foreign exception of the network as ours."""
+    """Another library's network exception as ours."""
     if isinstance(problem, TimeoutError):
         return stalled(host, timeout)
     if isinstance(problem, http.client.IncompleteRead):
         return unreachable(host, "it was closed too early")
-    # It may quote whatever the server sent in place of a status.
+    # It may quote what the server sent in place of a status.
     return unreachable(host, printable(str(problem)[:_MOST_QUOTED]) or type(problem).__name__)
 
 
 def explain(reply: Reply, words: Words = PLAIN, detail: str = "") -> DownloadError:
-    """The error for an answer that is not a file. 408, 429 and 5xx are worth another attempt."""
+    """The error for a response that is not a file. 408, 429 and 5xx are worth retrying."""
     where = shown(reply.url)
     transient = reply.status in (408, 429) or reply.status >= 500
     code, sentence, fix = words.get(
@@ -204,30 +204,30 @@ def explain(reply: Reply, words: Words = PLAIN, detail: str = "") -> DownloadErr
 
 
 def _retry_after(reply: Reply) -> float | None:
-    """Seconds; an HTTP date there is taken as "a while", which is what the caller does anyway."""
+    """Seconds; None for an HTTP date, since the caller waits a while anyway."""
     text = reply.headers.get("retry-after", "")
     return whole(text)
 
 
 @dataclass(frozen=True)
 class Credential:
-    """A bearer token and the origins it may be shown to. `name` is what plans may say."""
+    """A bearer token and the origins it may be sent to. `name` is shown in plans."""
 
     name: str
     secret: Secret
     belongs_to: Callable[[str, str, int], bool] = field(repr=False)
 
     def headers_for(self, target: Target) -> dict[str, str]:
-        """The header for `target`, or nothing when the token is none of its business."""
+        """The header for `target`; empty if the token is not for that origin."""
         if not self.belongs_to(*target.origin):
             return {}
         return {"Authorization": f"Bearer {self.secret.reveal()}"}
 
 
 class Connections:
-    """The one door to other hosts: sockets to addresses that `policy` allows. Another thread can
-    abort them in whatever state they are: connecting, in the TLS handshake, or waiting for the next
-    byte of a server that sends one a second."""
+    """All connections to other hosts: sockets to addresses that `policy` allows. Another thread can
+    abort them in any state: connecting, in the TLS handshake, or waiting for the next byte of a
+    slow server."""
 
     def __init__(self, policy: AddressPolicy) -> None:
         self.aborted = False
@@ -237,7 +237,7 @@ class Connections:
 
     def connect(self, target: Target, timeout: float | None) -> socket.socket:
         """A socket to the first address of `target` that answers. Raises OSError, and DownloadError
-        for one that may not be used."""
+        for an address that may not be used."""
         problem: OSError | None = None
         for address in self._policy.addresses(target):
             self._raise_if_aborted()
@@ -247,7 +247,7 @@ class Connections:
                 problem = failed
                 continue
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            # TLS takes the socket over: a handle of one's own stays good.
+            # TLS takes over the socket, but a duplicate handle stays valid.
             with self._lock:
                 self._handles.append(sock.dup())
             self._raise_if_aborted()
@@ -255,12 +255,12 @@ class Connections:
         raise problem or OSError("its name has no address")
 
     def abort(self) -> None:
-        """Shut all of them down, and refuse further ones. Returns at once."""
+        """Shut down all connections, and refuse further ones. Returns at once."""
         self.aborted = True
         self._close(shutdown=True)
 
     def close(self) -> None:
-        """Forget those that were made: they are done with."""
+        """Forget the connections made so far; they are finished."""
         self._close(shutdown=False)
 
     def _raise_if_aborted(self) -> None:
@@ -278,23 +278,23 @@ class Connections:
 
 
 class _Plain(http.client.HTTPConnection):
-    """Gets its socket from `open`, so that it never resolves a name by itself."""
+    """Gets its socket from `open`, so that it never resolves names itself."""
 
     response_class = Response
     open: Callable[[], socket.socket]
 
     def connect(self) -> None:
-        """As http.client asks for it, also where it connects once more."""
+        """Called by http.client, also when it reconnects."""
         self.sock = self.open()
 
 
 class _Secure(http.client.HTTPSConnection, _Plain):
-    """The same with TLS, which HTTPSConnection puts over the socket."""
+    """The same with TLS, which HTTPSConnection adds to the socket."""
 
 
 class Channel:
-    """One connection at a time, kept between requests to one origin. Not for several threads,
-    but `abort` may come from another one, and ends it for good."""
+    """One connection at a time, kept between requests to one origin. Not thread-safe, except
+    `abort`, which ends it permanently."""
 
     def __init__(self, policy: AddressPolicy, timeout: float = 30.0) -> None:
         self._policy = policy
@@ -310,7 +310,7 @@ class Channel:
         credential: Credential | None = None,
         headers: Mapping[str, str] | None = None,
     ) -> Reply:
-        """Ask for `url`, following redirects to https and public addresses only.
+        """GET `url`, following redirects to https and public addresses only.
 
         Raises DownloadError. Statuses from 400 on are for the caller to judge.
         """
@@ -327,8 +327,8 @@ class Channel:
             self.close()
 
     def put(self, url: str, body: BinaryIO, size: int, headers: Mapping[str, str]) -> int:
-        """Send `size` bytes of `body` there, in one request that follows no redirect; the status of
-        the answer. Raises DownloadError."""
+        """PUT `size` bytes of `body`, without following redirects; the response's status. Raises
+        DownloadError."""
         target = self._policy.target(url)
         self.close()
         given = {name.lower(): text for name, text in headers.items()}
@@ -343,7 +343,7 @@ class Channel:
             self.close()
 
     def close(self) -> None:
-        """Give up the connection; the next `get` makes a new one."""
+        """Close the connection; the next `get` opens a new one."""
         connection, self._connection, self._origin, self._reply = self._connection, None, None, None
         if connection is not None:
             connection.close()
@@ -351,12 +351,11 @@ class Channel:
 
     @property
     def aborted(self) -> bool:
-        """Was it given up?"""
+        """Was it aborted?"""
         return self._connections.aborted
 
     def abort(self) -> None:
-        """Wake a thread that waits for bytes on this channel; its read fails, and so does whatever
-        it asks for then."""
+        """Wake a thread that waits for bytes on this channel: its read and all later calls fail."""
         self._connections.abort()
 
     def _next(self, target: Target, reply: Reply) -> str:
@@ -385,14 +384,14 @@ class Channel:
             self.close()
             if not reused:
                 raise translate(problem, target.host, self._timeout) from None
-        try:  # a kept connection that the server had closed meanwhile says nothing about the file
+        try:  # the server had closed the kept connection, which says nothing about the file
             return self._exchange(target, headers)
         except BROKEN as problem:
             self.close()
             raise translate(problem, target.host, self._timeout) from None
 
     def _ready_for(self, target: Target) -> bool:
-        """Is the kept connection good for `target`? If not, it is closed."""
+        """Can the kept connection be used for `target`? If not, it is closed."""
         fit = self._origin == target.origin and self._reply is not None and self._reply.isclosed()
         if not fit or self._connection is None or self._connection.sock is None:
             self.close()
@@ -427,7 +426,7 @@ def _auth(credential: Credential | None, target: Target) -> dict[str, str]:
 
 @functools.lru_cache(maxsize=1)
 def _context() -> ssl.SSLContext:
-    """A slim image may lack the system's certificates; requests brings its own."""
+    """A slim image may lack the system's certificates; requests has its own."""
     context = ssl.create_default_context()
     if not context.cert_store_stats()["x509_ca"]:
         try:

@@ -1,11 +1,12 @@
-"""Files beside ComfyUI that say how it is started, and where further models are.
+"""Files beside ComfyUI with its flags and further model folders.
 
-`comfyui_args.txt` has the flags that Runpod's own template starts it with, one or more a line, as
-in a shell; what follows a `#` is left out, as the template does.
+`comfyui_args.txt` has the flags that Runpod's own template starts it with, one or more per line, as
+in a shell; text after `#` is ignored, as in the template.
 
-`extra_model_paths.yaml` names further models folders. One of these is on this worker's own disk,
-for what lies in the platform's cache: that is this host's own, and a link to it on the volume would
-be broken elsewhere. `--extra-model-paths-config` names it, and ComfyUI reads it after its own.
+`extra_model_paths.yaml` names further model folders. The worker adds one on its own disk for models
+in the platform's cache: that cache belongs to this host, and a link to it on the volume would be
+broken elsewhere. It is passed by `--extra-model-paths-config`, which ComfyUI reads after its own
+file.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from bootstrap.config import Settings, is_ours
+from bootstrap.core.files import read_regular
 from bootstrap.core.findings import Finding, info, warning
 from bootstrap.core.text import named, shown
 from bootstrap.volume.categories import CATEGORIES
@@ -33,7 +35,7 @@ _ATTENTION = (
     "use-split-cross-attention use-quad-cross-attention use-pytorch-cross-attention "
     "use-sage-attention use-flash-attention use-ck-attention"
 )
-# ComfyUI takes one of each; source: comfy/cli_args.py, 2023 to v0.38.
+# ComfyUI accepts one of each; source: comfy/cli_args.py, 2023 to v0.38.
 _EXCLUSIVE = tuple(
     frozenset(f"--{name}" for name in names.split())
     for names in (
@@ -54,8 +56,8 @@ _EXCLUSIVE = tuple(
 
 @dataclass(frozen=True)
 class ArgsFile:
-    """The file at `path`: the flags to use, each with its values, and those that are the
-    worker's own to set; `problem` is why it was not understood."""
+    """The file at `path`: the flags to use, each with its values, and those that the worker sets
+    itself; `problem` is why it could not be parsed."""
 
     path: Path
     groups: tuple[tuple[str, ...], ...] = ()
@@ -69,14 +71,13 @@ class ArgsFile:
 
 
 def read_args_file(layout: Layout) -> ArgsFile | None:
-    """The file that belongs to the volume's ComfyUI; None where there is none."""
+    """The file of the volume's ComfyUI; None if there is none."""
     if not layout.comfyui_on_volume or layout.comfyui is None:
         return None
     for folder in dict.fromkeys((layout.comfyui.parent, layout.comfyui)):
         path = folder / NAME
         try:
-            with open(path, encoding="utf-8", errors="replace") as file:
-                text = file.read(_MOST_TEXT)
+            text = read_regular(path, _MOST_TEXT).decode("utf-8", "replace")
         except FileNotFoundError:
             continue
         except OSError as problem:
@@ -86,8 +87,8 @@ def read_args_file(layout: Layout) -> ArgsFile | None:
 
 
 def with_args_file(settings: Settings, file: ArgsFile | None) -> Settings:
-    """The settings with the file's flags added to those of COMFYUI_ARGS. What COMFYUI_ARGS sets,
-    or decides otherwise (`--lowvram` where the file has `--highvram`), is left out of the file."""
+    """The settings with the file's flags added to those of COMFYUI_ARGS. COMFYUI_ARGS takes
+    precedence, also over a contrary flag (`--lowvram` over the file's `--highvram`)."""
     if file is None or not file.groups:
         return settings
     decided = {flag.partition("=")[0] for flag in settings.comfyui_args if flag.startswith("--")}
@@ -98,7 +99,7 @@ def with_args_file(settings: Settings, file: ArgsFile | None) -> Settings:
 
 
 def check_args_file(file: ArgsFile | None) -> list[Finding]:
-    """What was taken from the file, and what not."""
+    """Which flags of the file are used, and which are not."""
     if file is None:
         return []
     place = shown(str(file.path))
@@ -135,7 +136,7 @@ def check_args_file(file: ArgsFile | None) -> list[Finding]:
 
 
 def flag_names(arguments: Iterable[str]) -> frozenset[str]:
-    """The flags among them, without the values that stand behind an equals sign."""
+    """The flags among them, without values after an equals sign."""
     return frozenset(argument.partition("=")[0] for argument in arguments)
 
 
@@ -167,8 +168,8 @@ OLD_FILE, NEW_FILE = "extra_model_paths.yaml", "extra_paths.yaml"
 
 
 def paths_file(comfyui: Path) -> Path:
-    """The file that this ComfyUI reads by itself: versions of late 2026 read extra_paths.yaml
-    instead of the other, where it is there."""
+    """The file that this ComfyUI reads by itself: versions of late 2026 prefer extra_paths.yaml if
+    it exists."""
     new = comfyui / NEW_FILE
     try:
         if new.is_file() and NEW_FILE in (comfyui / "main.py").read_text("utf-8", "replace"):
@@ -179,17 +180,17 @@ def paths_file(comfyui: Path) -> Path:
 
 
 def local_folders(comfyui: Path | None) -> Mapping[str, str]:
-    """ComfyUI's name of a category -> its folder in a local models folder; empty when this ComfyUI
-    cannot be given further folders.
+    """ComfyUI's name of a category -> its folder in a local models folder; empty if this ComfyUI
+    takes no further folders.
 
-    Only categories that ComfyUI itself knows: a custom node that finds its own one taken before
-    it was loaded leaves out its folder under ComfyUI/models.
+    Only categories that ComfyUI itself knows: a custom node whose category already exists when it
+    is loaded would skip its folder under ComfyUI/models.
     """
     if comfyui is None or not _takes_folders(comfyui):
         return {}
     known = folders_known_to(comfyui)
     return {
-        # One of 2023 says `clip` for `text_encoders`.
+        # In 2023 `text_encoders` was `clip`.
         next(name for name in (category.name, *category.folders) if name in known): folders[0]
         for category in CATEGORIES.values()
         if known.intersection(folders := category.folders)
@@ -199,14 +200,14 @@ def local_folders(comfyui: Path | None) -> Mapping[str, str]:
 def describe_local_models(
     comfyui: Path, models: Path, config: Path, nodes: Path | None = None
 ) -> Path | None:
-    """Write `config`, which tells ComfyUI of the folder `models`, and of the custom nodes at
-    `nodes`; None where it is unknown."""
+    """Write `config` with the folder `models` and the custom nodes at `nodes`; None if this ComfyUI
+    has no such flag."""
     folders = dict(local_folders(comfyui))
     if not folders:
         return None
     if nodes is not None:
         folders["custom_nodes"] = str(nodes)
-    # JSON is YAML, and quotes whatever a path may hold.
+    # JSON is valid YAML, and quotes any path.
     text = json.dumps({"comfyui_volume_worker": {"base_path": str(models), **folders}}, indent=1)
     try:
         models.mkdir(exist_ok=True)

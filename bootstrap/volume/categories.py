@@ -1,8 +1,8 @@
-"""Which folders under `models/` ComfyUI reads, what they are also called, and what they accept.
+"""Which folders under `models/` ComfyUI reads, their other names, and which files they accept.
 
-Source: ComfyUI's `folder_paths.py`, 2023 to v0.38. An older ComfyUI knows fewer categories; what
-the one at hand knows is read by `volume.folders_known_to`. Custom nodes invent more folders, so a
-folder that is not listed here is unusual, never wrong.
+Source: ComfyUI's `folder_paths.py`, 2023 to v0.38. Older versions know fewer categories;
+`volume.folders_known_to` reads those of the installed one. Custom nodes add folders, so a folder
+that is not listed here is unusual, never wrong.
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ from types import MappingProxyType
 PT_EXTENSIONS = frozenset(
     {".ckpt", ".pt", ".pt2", ".bin", ".pth", ".safetensors", ".pkl", ".sft"},
 )
-#: What pickle and torch.load read. torch 2.6 and ComfyUI take plain weights from them without
-#: running code; older ones and many custom nodes run whatever the file's maker put in.
+#: What pickle and torch.load read. torch 2.6 and ComfyUI load plain weights from them without
+#: running code; older ones and many custom nodes run any code in the file.
 PICKLES = frozenset({".ckpt", ".pt", ".pt2", ".pth", ".bin", ".pkl", ".pickle"})
 # Read by the custom node ComfyUI-GGUF, which looks in ComfyUI's own folders.
 GGUF = ".gguf"
-# ComfyUI brings its own; they describe models and are none.
+# ComfyUI has its own; they describe models and are not models.
 CONFIGS = "configs"
 
 
@@ -28,8 +28,8 @@ CONFIGS = "configs"
 class Category:
     """A kind of model as ComfyUI's loaders list it.
 
-    `folders` are its names under `models/`, the one to use for new files first. `extensions` are
-    lower case; empty accepts every file.
+    `folders` are its names under `models/`, the current one first. `extensions` are lower case;
+    empty accepts every file.
     """
 
     name: str
@@ -45,7 +45,7 @@ class Category:
 
 
 def extension_of(file_name: str) -> str:
-    """The last suffix in lower case with its dot, `""` without one, as os.path.splitext has it."""
+    """The last suffix in lower case with its dot, or `""`, as in os.path.splitext."""
     stem, dot, suffix = file_name.rpartition(".")
     return dot + suffix.lower() if stem.strip(".") else ""
 
@@ -65,7 +65,7 @@ _ALL = (
     *(Category(name, (name,)) for name in _PLAIN.split()),
     Category(CONFIGS, (CONFIGS,), frozenset({".yaml"})),
     Category("diffusers", ("diffusers",), frozenset()),
-    # ComfyUI asks for files without an extension here, yet nodes keep weights in it.
+    # ComfyUI lists files without an extension here, yet nodes keep weights in it.
     Category("classifiers", ("classifiers",), frozenset()),
 )
 
@@ -107,9 +107,8 @@ _BY_FOLDER = {folder: category for category in _ALL for folder in category.folde
 
 
 def category_of(folder: str) -> Category | None:
-    """The category a folder straight under `models/` belongs to; None when ComfyUI has no such.
-
-    Case matters, as it does to ComfyUI on Linux.
+    """The category of a folder directly under `models/`; None if ComfyUI has none. Case matters, as
+    for ComfyUI on Linux.
     """
     return _BY_FOLDER.get(folder)
 

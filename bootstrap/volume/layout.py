@@ -1,8 +1,6 @@
-"""Where the volume, ComfyUI and the models are, and which mount a path lies on. Looks only.
-
-What it means is for the checks. Mounts are read from /proc/self/mountinfo, proc(5): nothing on the
-mount itself is asked. Kinds of network file system: what Runpod uses (MooseFS over FUSE, NFS) and
-what others do.
+"""Where the volume, ComfyUI and the models are, and which mount a path lies on. It only looks; the
+checks interpret. Mounts are read from /proc/self/mountinfo (proc(5)) without touching the mount
+itself. Known network file systems: Runpod's (MooseFS over FUSE, NFS) and other common ones.
 """
 
 from __future__ import annotations
@@ -27,12 +25,12 @@ from bootstrap.volume.search import (
     search,
 )
 
-# At the root of a volume: what workers keep there for themselves.
+# At the volume's root: the workers' own data.
 OWN_FOLDER = ".comfyui-worker"
 _NETWORK = frozenset(
     "nfs nfs4 cifs smb3 smbfs ceph lustre gpfs beegfs glusterfs 9p virtiofs wekafs".split()
 )
-# FUSE file systems that are local; every other `fuse.*` is taken for a network's.
+# Local FUSE file systems; every other `fuse.*` counts as network.
 _LOCAL_FUSE = frozenset("fuse.fuse-overlayfs fuse.lxcfs fuse.gvfsd-fuse fuse.portal".split())
 _ESCAPED = re.compile(r"\\([0-7]{3})")
 COMFYUI = "ComfyUI"
@@ -40,9 +38,8 @@ COMFYUI = "ComfyUI"
 
 @dataclass(frozen=True)
 class Mount:
-    """A mount: where, of which file system type and source, read-only or not.
-
-    `system` is a name for people ("MooseFS", "NFS", else the type); `network` that it is one.
+    """A mount: place, file system type and source, read-only or not. `system` is a name for people
+    ("MooseFS", "NFS", else the type); `network` is True for a network file system.
     """
 
     point: str
@@ -54,7 +51,7 @@ class Mount:
 
 
 def mount_of(path: str, mountinfo: Path) -> Mount | None:
-    """The mount that `path` (absolute, free of links) lies on; None when that cannot be read."""
+    """The mount of `path` (absolute, without links); None if that cannot be read."""
     try:
         lines = mountinfo.read_text("utf-8", "surrogateescape").splitlines()
     except OSError:
@@ -62,7 +59,7 @@ def mount_of(path: str, mountinfo: Path) -> Mount | None:
     best: Mount | None = None
     for line in lines:
         mount = _parse(line)
-        # Of two mounts on one point the later hides the earlier.
+        # The later of two mounts on one point hides the earlier.
         if (
             mount
             and _holds(mount.point, path)
@@ -95,7 +92,7 @@ def _parse(line: str) -> Mount | None:
 
 
 def _plain(text: str) -> str:
-    """Spaces and the like stand as three octal digits."""
+    """Spaces and the like are escaped as three octal digits."""
     return _ESCAPED.sub(lambda match: chr(int(match[1], 8)), text)
 
 
@@ -109,15 +106,13 @@ def _name(kind: str, source: str) -> str:
 
 @dataclass(frozen=True)
 class Layout:
-    """What was found. `comfyui` has a `main.py`; `model_roots` exist and hold category folders
-    that ComfyUI does not read by itself.
-
-    `data` is ComfyUI's folder on the volume where that is not `ComfyUI/` at the root. `rivals` are
-    several ComfyUIs none of which goes before the others, so that none is used. `asked` is what
-    COMFYUI_PATH names if no ComfyUI is there. `nodes` are custom nodes on the volume for a ComfyUI
-    in the image. `view` is a models folder on local disk that stands for the volume's, where links
-    cannot be made on the volume. `meant` is the volume that `root` most likely stands for, where
-    it is none itself.
+    """What was found. `comfyui` has a `main.py`; `model_roots` exist and hold category folders that
+    ComfyUI does not read by itself. `data` is ComfyUI's folder on the volume if that is not
+    `ComfyUI/` at the root. `rivals` are several equally good ComfyUIs, none of which is used.
+    `asked` is COMFYUI_PATH if there is no ComfyUI. `nodes` are custom nodes on the volume for a
+    ComfyUI in the image. `view` is a models folder on local disk in place of the volume's, if links
+    cannot be made on the volume. `meant` is the volume that was probably meant, if `root` is not
+    one.
     """
 
     root: Path
@@ -132,13 +127,19 @@ class Layout:
     meant: Path | None = None
 
     @property
+    def complete(self) -> bool:
+        """Is there a volume and a ComfyUI, both in the usual place, so that nothing is to say?"""
+        unusual = (self.data, self.asked, self.meant, *self.rivals)
+        return self.root_exists and self.comfyui is not None and not any(unusual)
+
+    @property
     def comfyui_on_volume(self) -> bool:
-        """Is the ComfyUI that will run the one on the volume, not one in the image?"""
+        """Is the ComfyUI that will run on the volume, not in the image?"""
         return self.comfyui is not None and self.comfyui.is_relative_to(self.root)
 
     @property
     def home(self) -> Path:
-        """ComfyUI's folder on the volume, whether it can run or only holds data."""
+        """ComfyUI's folder on the volume, whether it can run or only has data."""
         return self.data or self.root / COMFYUI
 
     @property
@@ -153,7 +154,7 @@ class Layout:
 
     @property
     def custom_nodes(self) -> Path:
-        """Where the volume's custom nodes are, or would be, which the ComfyUI that runs loads."""
+        """Where the volume's custom nodes are, or would be."""
         if self.nodes is not None:
             return self.nodes
         own = self.comfyui if self.comfyui is not None and self.comfyui_on_volume else self.home
@@ -173,8 +174,8 @@ def volume_root(settings: Settings, usual_roots: tuple[Path, ...] = USUAL_ROOTS)
 def locate(settings: Settings, usual_roots: tuple[Path, ...] = USUAL_ROOTS) -> Layout:
     """Find the volume, then ComfyUI on it or in the image, then the models.
 
-    ComfyUI at the volume's root is taken without a look at the rest; else the volume is searched,
-    and the only one on it is taken.
+    A ComfyUI at the volume's root is used at once; otherwise the volume is searched, and a single
+    one is used.
     """
     root = volume_root(settings, usual_roots)
     place = _place_of_comfyui(root, settings.comfyui_path)
@@ -192,7 +193,7 @@ def locate(settings: Settings, usual_roots: tuple[Path, ...] = USUAL_ROOTS) -> L
 
 
 def _place_of_comfyui(root: Path, asked: str | None) -> Path:
-    """Where it is looked for first: at COMFYUI_PATH, else at the root, or the root itself."""
+    """The first place to look: COMFYUI_PATH, else `ComfyUI/` at the root or the root itself."""
     if asked is not None:
         return on_this_mount(root / asked, root)
     usual = on_this_mount(root / COMFYUI, root)
@@ -202,7 +203,7 @@ def _place_of_comfyui(root: Path, asked: str | None) -> Path:
 
 
 def _with_image(root: Path, usual: Path, image: Path | None, found: Found) -> Layout:
-    """The image's ComfyUI, if it has one, with what the volume holds for one."""
+    """The image's ComfyUI, if there is one, with the volume's models and custom nodes."""
     data = next(iter(found.data), usual)
     own = data / CUSTOM_NODES
     nodes = own if _is_folder(own) else next(iter(found.custom_nodes), None)
@@ -211,7 +212,7 @@ def _with_image(root: Path, usual: Path, image: Path | None, found: Found) -> La
 
 
 def _complete(layout: Layout) -> Layout:
-    """With the models' roots; `data` only where it is not the usual place."""
+    """Adds the model roots; `data` only if it is not the usual place."""
     usual = layout.root / COMFYUI
     data = None if layout.data in (None, usual) else layout.data
     meant = None
@@ -232,8 +233,8 @@ def _meant_by(missing: Path) -> Path | None:
 
 
 def similar_folder(path: Path) -> Path | None:
-    """What `path`, which is not there, most likely stands for: a folder beside it, or one of the
-    usual mount points, there or not. Of those none is misspelt."""
+    """The folder probably meant by `path`, which does not exist: one beside it, or a usual mount
+    point. A usual mount point is not misspelt."""
     if path in USUAL_ROOTS:
         return None
     folder = list_folder(str(path.parent))
@@ -244,8 +245,8 @@ def similar_folder(path: Path) -> Path | None:
 
 
 def volume_around(folder: Path) -> Path | None:
-    """The volume that `folder` is a part of, where it is a ComfyUI, or its models or custom nodes;
-    None where it may be a volume itself."""
+    """The volume that contains `folder`, if it is a ComfyUI, or its models or custom nodes; None if
+    it may be a volume itself."""
     place = folder
     if place.parent.name == MODELS and place.name in known_folders():
         place = place.parent
@@ -272,10 +273,9 @@ def _in_a_volume(comfyui: Path) -> bool:
 
 
 def folders_known_to(comfyui: Path) -> frozenset[str]:
-    """Names of model folders that this ComfyUI reads, as its `folder_paths.py` spells them.
-
-    Versions differ: one of 2023 knows `clip` and not `text_encoders`. Read as text, since
-    importing it would need ComfyUI's own packages. Empty when the file cannot be read.
+    """Names of model folders in this ComfyUI's `folder_paths.py`; in 2023 it had `clip` and not
+    `text_encoders`. Read as text, since importing it would need ComfyUI's packages. Empty if the
+    file cannot be read.
     """
     try:
         source = (comfyui / "folder_paths.py").read_text("utf-8", "replace")
@@ -285,8 +285,7 @@ def folders_known_to(comfyui: Path) -> frozenset[str]:
 
 
 def flags_known_to(comfyui: Path) -> frozenset[str]:
-    """Flags that this ComfyUI takes, as its `comfy/cli_args.py` spells them; empty when that cannot
-    be read."""
+    """Flags in this ComfyUI's `comfy/cli_args.py`; empty if it cannot be read."""
     try:
         source = (comfyui / "comfy" / "cli_args.py").read_text("utf-8", "replace")
     except OSError:
@@ -295,7 +294,7 @@ def flags_known_to(comfyui: Path) -> frozenset[str]:
 
 
 def _first_furnished(roots: tuple[Path, ...]) -> Path:
-    """The first with ComfyUI or models, else with anything, else that exists, else the first."""
+    """The first with ComfyUI or models, else not empty, else existing, else the first."""
     for root in roots:
         if _is_folder(root / COMFYUI) or _is_folder(root / MODELS):
             return root
@@ -310,8 +309,8 @@ def _first_comfyui(*places: Path | None) -> Path | None:
 
 
 def _model_roots(layout: Layout) -> tuple[Path, ...]:
-    """Model folders beside the running ComfyUI's own: at the volume's root, beside ComfyUI, and in
-    a ComfyUI's folder on the volume that does not run."""
+    """Model folders besides the running ComfyUI's own: at the volume's root, beside ComfyUI, and in
+    a ComfyUI folder on the volume that does not run."""
     own = None if layout.comfyui is None else _real(layout.comfyui / MODELS)
     homes = [layout.root, layout.home.parent, layout.home, layout.root / COMFYUI]
     if layout.root == layout.home:
@@ -324,7 +323,7 @@ def _model_roots(layout: Layout) -> tuple[Path, ...]:
 
 
 def _is_folder(path: Path) -> bool:
-    """Unlike `Path.is_dir`, no exception when a mount has gone bad (ESTALE, ENOTCONN, EACCES)."""
+    """Unlike `Path.is_dir`, does not raise if a mount is broken (ESTALE, ENOTCONN, EACCES)."""
     return os.path.isdir(path)
 
 

@@ -1,10 +1,10 @@
 """Pure: which links make the volume's models visible in ComfyUI's own models folder.
 
-Whole folder, category or file, whichever loses nothing: a link is planned only where there is
-nothing yet, and only as deep as needed. Where ComfyUI has a real folder of the same name, the
-plan goes into it, also by way of a link to one on the volume, never into one off it. A real file
-or folder is never replaced. A link is *ours* when it reads exactly as this plan would write it;
-only such a link is removed, and only when it is broken.
+Whole folders, categories or single files, whichever loses nothing: a link is planned only where
+there is nothing yet, and only as deep as needed. If ComfyUI has a real folder of the same name, the
+plan goes into it, also through a link to one on the volume, never through a link out of it. A real
+file or folder is never replaced. A link is *ours* if its text is exactly what this plan would
+write; only such links are removed, and only when they are broken.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from bootstrap.volume.categories import ALIASES
 
 
 class Kind(Enum):
-    """What a folder entry is, before any link is followed."""
+    """The type of a folder entry, links not followed."""
 
     FILE = "file"
     FOLDER = "folder"
@@ -28,36 +28,36 @@ class Kind(Enum):
 
 
 class Tree(Protocol):
-    """The questions a plan asks of a file system."""
+    """What a plan needs from a file system."""
 
     def entries(self, folder: Pure) -> Mapping[str, Kind]:
         """The entries of a folder; empty when it does not exist."""
         ...
 
     def kind(self, path: Pure) -> Kind | None:
-        """What is at `path`; None for nothing. Links are not followed."""
+        """The type of `path`; None if it does not exist. Links are not followed."""
         ...
 
     def leads_to(self, path: Pure) -> Kind | None:
-        """What is at `path` after all links; None when they are broken."""
+        """The type of `path` after all links; None if they are broken."""
         ...
 
     def link_text(self, path: Pure) -> str:
-        """What the link at `path` reads."""
+        """The text of the link at `path`."""
         ...
 
     def real(self, path: Pure) -> Pure | None:
-        """`path` without links; None when it is broken."""
+        """`path` with links resolved; None if broken."""
         ...
 
     def alike(self, one: Pure, other: Pure) -> bool:
-        """Are both the same file or folder, or files with the same content?"""
+        """Are both the same file or folder, or files with equal content?"""
         ...
 
 
 @dataclass(frozen=True)
 class MakeLink:
-    """Make `place` a symlink that reads `text`."""
+    """Make `place` a symlink with the text `text`."""
 
     place: Pure
     text: str
@@ -72,7 +72,7 @@ class MakeFolder:
 
 @dataclass(frozen=True)
 class RemoveLink:
-    """Remove our own link at `place`, which reads `text` and is broken."""
+    """Remove our own broken link at `place`, with the text `text`."""
 
     place: Pure
     text: str
@@ -83,8 +83,8 @@ Action = MakeLink | MakeFolder | RemoveLink
 
 @dataclass(frozen=True)
 class Conflict:
-    """`source` cannot be seen at `place`; `reason` completes the sentence. `dead_link`: what
-    stands at `place` is a broken link that is not ours to remove."""
+    """`source` cannot be shown at `place`; `reason` completes the sentence. `dead_link`: a broken
+    link that is not ours is in the way."""
 
     place: Pure
     source: Pure
@@ -107,13 +107,11 @@ def plan_links(
     volume: Pure,
     known: frozenset[str] = frozenset(),
 ) -> LinkPlan:
-    """Plan links in `target` (ComfyUI's models folder) to all that `sources` hold.
-
-    All paths are absolute and free of links in their parents. Links that lie on `volume` and
-    lead to it are relative, since the same volume is mounted elsewhere on a Pod. `known` names
-    the folders this ComfyUI reads; models in a folder it does not know are shown under that
-    folder's other name as well (`text_encoders` under `clip`). A source that is gone tells which
-    of the links were ours.
+    """Plan links in `target` (ComfyUI's models folder) to everything in `sources`. All paths are
+    absolute, without links in their parents. Links on `volume` that lead to it are relative, since
+    a Pod mounts the volume elsewhere. `known` are the folders that this ComfyUI reads; models in an
+    unknown folder are also shown under its other name (`text_encoders` under `clip`). A source that
+    is gone still identifies our links.
     """
     planner = _Planner(tree, volume, target, known)
     sources = list(dict.fromkeys(sources))
@@ -134,7 +132,7 @@ class _Planner:
         self.actions: list[Action] = []
         self.conflicts: list[Conflict] = []
         self.cleared: set[Pure] = set()
-        self.inside: list[Pure] = []  # the folders on the way to where the plan is
+        self.inside: list[Pure] = []  # the folders on the way to the current place
 
     def through(self, place: Pure, sources: list[Pure]) -> Pure:
         """`place`; where that is a link to a real folder on the volume, that folder, so that links
@@ -144,7 +142,7 @@ class _Planner:
         real = self.tree.real(place)
         if real is None or not real.is_relative_to(self.volume) or real in self.inside:
             return place
-        # A source that another worker removes at this moment still counts, by its name.
+        # A source that another worker is removing still counts, by its name.
         homes = {home for s in sources for home in (s, self.tree.real(s)) if home is not None}
         if any(real.is_relative_to(home) or home.is_relative_to(real) for home in homes):
             return place
@@ -181,7 +179,7 @@ class _Planner:
             self.cleared.add(place)
 
     def visit(self, sources: list[Pure], place: Pure) -> None:
-        """Make everything in the folders `sources` visible in the folder `place`."""
+        """Make everything in `sources` visible in the folder `place`."""
         if not sources and place != self.target:
             return
         claims: dict[str, list[Pure]] = {}
@@ -199,8 +197,8 @@ class _Planner:
         self.inside.pop()
 
     def _claim_older_names(self, claims: dict[str, list[Pure]]) -> None:
-        """Folders this ComfyUI does not know also claim the other name that it does know,
-        its own real folders included."""
+        """Folders that this ComfyUI does not know also claim the name that it knows, including its
+        own real folders."""
         for name, others in ALIASES.items():
             if not self.known or name in self.known:
                 continue
@@ -212,7 +210,7 @@ class _Planner:
                     claims.setdefault(other, []).extend(unknown)
 
     def _visible(self, source: Pure) -> list[str]:
-        """Entries worth showing: no hidden ones, no broken links."""
+        """Entries to show: no hidden ones, no broken links."""
         return [
             name
             for name, kind in sorted(self.tree.entries(source).items())
@@ -223,7 +221,7 @@ class _Planner:
     def _enter(
         self, sources: list[Pure], place: Pure, claims: Mapping[str, list[Pure]]
     ) -> Mapping[str, Kind] | None:
-        """The entries of `place` if links belong *in* it; None when it is settled as a whole."""
+        """The entries of `place` if links belong *in* it; None if it is settled as a whole."""
         kind = None if place in self.cleared else self.tree.kind(place)
         if kind is Kind.FOLDER or (not sources and self.tree.leads_to(place) is Kind.FOLDER):
             entries = self.tree.entries(place)
@@ -241,7 +239,7 @@ class _Planner:
         return None
 
     def _claim(self, claimants: list[Pure], place: Pure, kind: Kind | None) -> None:
-        """`claimants` want to be seen at `place`, where `kind` is now."""
+        """Show `claimants` at `place`, which is a `kind` now."""
         folders = [c for c in claimants if self.tree.leads_to(c) is Kind.FOLDER]
         several = len(claimants) > 1
         if kind is Kind.LINK and folders == claimants:
@@ -264,7 +262,7 @@ class _Planner:
         if kind is Kind.LINK and text in (
             "",
             self._text(place, source),
-        ):  # gone meanwhile, or right
+        ):  # gone meanwhile, or correct
             return
         if self.tree.alike(source, place):
             return
@@ -288,7 +286,7 @@ class _Planner:
         return str(source)
 
     def report_shadows(self, roots: list[Pure]) -> None:
-        """Two folders that ComfyUI reads as one category hold different files of one name."""
+        """Two folders of one category hold different files with the same name."""
         for name, others in ALIASES.items():
             for other in others:
                 if name < other and {name, other} <= self.known:

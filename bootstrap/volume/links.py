@@ -30,7 +30,7 @@ CODES = {
     "links.not_writable": "A link could not be made or removed",
 }
 _SAMPLE = 64 * 1024
-# Other workers link on the same volume meanwhile; what they did is seen by planning again.
+# Other workers link on the same volume at the same time; planning again shows what they did.
 _PASSES = 3
 
 
@@ -63,7 +63,7 @@ class DiskTree:
     def real(self, path: PurePosixPath) -> PurePosixPath | None:
         try:
             return PurePosixPath(os.path.realpath(path)) if os.path.exists(path) else None
-        except OSError:  # another worker has removed a link while Python read it
+        except OSError:  # another worker removed a link while Python read it
             return None
 
     def alike(self, one: PurePosixPath, other: PurePosixPath) -> bool:
@@ -80,7 +80,7 @@ class DiskTree:
 
 
 def link_models(layout: Layout) -> list[Finding]:
-    """Make the volume's models visible to ComfyUI; says what was done and what is in the way."""
+    """Make the volume's models visible to ComfyUI; reports what was done and what is in the way."""
     if layout.comfyui is None:
         return []
     done: list[Action] = []
@@ -97,7 +97,7 @@ def link_models(layout: Layout) -> list[Finding]:
         plan = plan_for(layout)
         if not plan.actions and plan.conflicts == seen:
             break
-    # A conflict is believed when it is seen twice: a link can go between a listing and a look.
+    # A conflict counts only if it is seen twice: a link can disappear between listing and lookup.
     twice = {(c.place, c.source) for c in seen}
     findings = failed + [_conflict(c) for c in plan.conflicts if (c.place, c.source) in twice]
     if done:
@@ -106,16 +106,16 @@ def link_models(layout: Layout) -> list[Finding]:
 
 
 def conflicts(plan: LinkPlan | None) -> list[Finding]:
-    """What a boot that carries out `plan` will say is in the way."""
+    """The conflicts that a boot with `plan` will report."""
     return [] if plan is None else [_conflict(conflict) for conflict in plan.conflicts]
 
 
 def plan_for(layout: Layout) -> LinkPlan:
-    """The plan for a located volume, as things are now."""
+    """The plan for a located volume in its current state."""
     if layout.comfyui is None:
         return LinkPlan()
     comfyui = Path(os.path.realpath(layout.comfyui))
-    # A models folder at the volume's root that is gone still tells which links were ours.
+    # A missing models folder at the volume's root still identifies our links.
     sources = [*layout.model_roots, layout.root / MODELS]
     if layout.view is not None:
         sources.insert(0, comfyui / MODELS)
@@ -129,7 +129,7 @@ def plan_for(layout: Layout) -> LinkPlan:
 
 
 def with_view(layout: Layout, place: Path) -> Layout:
-    """The layout with `place` on local disk for links to all models, where ComfyUI needs links and
+    """The layout with `place` on local disk for links to all models, if ComfyUI needs links and
     none can be made on the volume."""
     if not (layout.comfyui_on_volume and layout.model_roots) or _takes_links(layout.models):
         return layout
@@ -142,9 +142,8 @@ def _takes_links(models: Path) -> bool:
 
 
 def apply(plan: LinkPlan, done: list[Action]) -> list[Finding]:
-    """Carry out `plan`, adding each action that changed something to `done`.
-
-    Anything another worker did first is left as it is: planning again shows whether it fits.
+    """Execute `plan`, adding each action that changed something to `done`. What another worker did
+    first is left alone: planning again shows whether it fits.
     """
     findings: list[Finding] = []
     closed: set[PurePosixPath] = set()
@@ -177,10 +176,8 @@ def _carry_out(action: Action) -> bool:
 
 
 def _remove_link(action: RemoveLink) -> bool:
-    """Remove the link if it still is what was planned, and still is broken.
-
-    It is moved aside before it is looked at, since between a look and an unlink another process
-    could put a real file in its place.
+    """Remove the link if it is still as planned and still broken. It is moved aside before it is
+    checked, since another process could replace it with a real file between check and unlink.
     """
     aside = action.place.with_name(f".{uuid.uuid4().hex}.unlinking")
     try:
@@ -193,7 +190,7 @@ def _remove_link(action: RemoveLink) -> bool:
         return True
     text = _link_text(aside)
     if text is not None and text == _link_text(action.place):
-        os.unlink(aside)  # another worker has made it again meanwhile
+        os.unlink(aside)  # another worker has made it again
         return False
     if os.path.lexists(action.place):
         raise OSError(errno.EBUSY, f"changed under us; what stood there is kept at {aside}")
@@ -202,7 +199,7 @@ def _remove_link(action: RemoveLink) -> bool:
 
 
 def _link_text(path: PurePath) -> str | None:
-    """What a link reads; None where there is none."""
+    """A link's text; None if there is no link."""
     try:
         return os.readlink(path)
     except OSError:

@@ -1,14 +1,14 @@
-"""Looks for ComfyUI on a volume, wherever a Pod template or a person has put it.
+"""Finds ComfyUI on a volume, wherever a Pod template or a person has put it.
 
     runpod-slim/ComfyUI  madapps/ComfyUI  comfyui  ComfyUI-master  Data/Packages/ComfyUI
     workspace/runpod-slim/ComfyUI  app  ComfyUI/ComfyUI  .
 
-ComfyUI is known by its files, never by a template's name. Folders are listed side by side, three
-levels deep; what holds models, results, packages or code of others is not entered.
+ComfyUI is recognised by its files, never by a template's name. Folders are listed in parallel,
+three levels deep; those with models, results, packages or other programs' code are skipped.
 
 The volume's other mount point becomes a link to it: a Pod mounts it at /workspace, Serverless at
-/runpod-volume, and what the Pod wrote holds its path (absolute links, the first lines of a venv's
-scripts, `pip install -e`, extra_model_paths.yaml). All of it holds where both names lead there.
+/runpod-volume, and files written on the Pod contain its path (absolute links, shebang lines of a
+venv, `pip install -e`, extra_model_paths.yaml). With both names all of them work.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from bootstrap.core.files import Folder, list_folder
 from bootstrap.core.findings import Finding, info
 from bootstrap.core.text import shown
 
-# Serverless mounts the volume at the first, a Pod at the second: the same bytes.
+# Serverless mounts the volume at the first, a Pod the same volume at the second.
 USUAL_ROOTS = (Path("/runpod-volume"), Path("/workspace"))
 CUSTOM_NODES = "custom_nodes"
 MODELS = "models"
@@ -34,7 +34,7 @@ _THREADS = 64
 # A listing is a round trip; with 64 in flight these take a tenth of a second.
 _MOST_FOLDERS = 3000
 _CODE = frozenset({"comfy", "nodes.py", "folder_paths.py"})
-# Never entered. huggingface-cache is the platform's own, lost+found a file system's.
+# Always skipped. huggingface-cache is the platform's, lost+found the file system's.
 _CLOSED = frozenset(
     "models custom_nodes input output temp user site-packages node_modules __pycache__ "
     "huggingface-cache lost+found stable-diffusion-webui venvs runpod-venvs".split()
@@ -43,9 +43,9 @@ _CLOSED = frozenset(
 
 @dataclass(frozen=True)
 class Found:
-    """`comfyuis` can run, those nearest to the root first; `data` are folders that hold only what
-    belongs to one (models, custom nodes); `custom_nodes` are folders of that name elsewhere.
-    `complete` is False when there were more folders than are looked at."""
+    """`comfyuis` can run, nearest to the root first; `data` are folders with only a ComfyUI's data
+    (models, custom nodes); `custom_nodes` are folders of that name elsewhere. `complete` is False
+    if there were more folders than the limit."""
 
     comfyuis: tuple[Path, ...] = ()
     data: tuple[Path, ...] = ()
@@ -54,8 +54,8 @@ class Found:
 
 
 def search(root: Path, timeout: float | None = None) -> Found:
-    """Everything that looks like ComfyUI on the volume at `root`. Raises nothing of the disk's;
-    after `timeout` seconds what was seen by then is the answer."""
+    """Everything that looks like ComfyUI on the volume at `root`. Disk errors are not raised; after
+    `timeout` seconds it returns what was found by then."""
     looking = _Search(root)
     finished = looking.pool.run([lambda: looking.look_at(root, 0)], timeout)
     return looking.found(finished)
@@ -72,8 +72,8 @@ def like_comfyui(name: str) -> bool:
 
 
 def on_this_mount(path: Path, root: Path) -> Path:
-    """`path`, or where it leads when it is a link that names the volume's other mount point, which
-    is not there (yet)."""
+    """`path`, or its target if it is a link through the volume's other mount point, which does not
+    exist (yet)."""
     if not os.path.islink(path) or os.path.exists(path):
         return path
     text = Path(os.path.normpath(os.readlink(path)))
@@ -91,7 +91,7 @@ class _Search:
         self._nodes: list[Path] = []
 
     def look_at(self, path: Path, level: int) -> None:
-        """List a folder, note what it is, and go on with the folders in it."""
+        """List a folder, record what it is, and continue with the folders in it."""
         self._left -= 1
         folder = list_folder(str(path))
         if "pyvenv.cfg" in folder.names:
@@ -114,7 +114,7 @@ class _Search:
 
     def found(self, finished: bool) -> Found:
         comfyuis = _each_once(self._comfyuis)
-        # What lies in a ComfyUI that runs is its own.
+        # Folders inside a runnable ComfyUI belong to it.
         nodes = (p for p in self._nodes if not any(p.is_relative_to(c) for c in comfyuis))
         return Found(
             comfyuis=comfyuis,
@@ -131,20 +131,20 @@ def _can_run(folder: Folder, name: str) -> bool:
 
 
 def _is_data(folder: Folder, name: str, level: int) -> bool:
-    """The root itself holds models and perhaps custom nodes: that makes it no ComfyUI."""
+    """The root itself may hold models and custom nodes without being a ComfyUI's folder."""
     own = folder.names & {MODELS, CUSTOM_NODES}
     return level > 0 and (len(own) == 2 or (bool(own) and like_comfyui(name)))
 
 
 def _entered(folder: Folder) -> list[str]:
-    """Folders, and links to what is called ComfyUI; likely names first."""
+    """Folders, and links named like ComfyUI; likely names first."""
     names = {n for n in folder.folders if n not in _CLOSED and not n.startswith(".")}
     names |= {n for n in folder.links if like_comfyui(n)}
     return sorted(names, key=lambda name: (not like_comfyui(name), name))
 
 
 def _each_once(paths: Iterable[Path]) -> tuple[Path, ...]:
-    """The shortest path of each folder, whatever links lead to it."""
+    """Each folder once, by its shortest path."""
     once: dict[str, Path] = {}
     for path in sorted(paths, key=lambda p: (len(p.parts), p)):
         once.setdefault(os.path.realpath(path), path)
@@ -155,7 +155,7 @@ CODES = {"volume.mount_linked": "The volume's other mount point was made a link 
 
 
 class Name(str, Enum):
-    """What has the name of another mount point: nothing, the volume itself, or something else."""
+    """What is at another mount point: nothing, the volume itself, or something else."""
 
     FREE = "free"
     VOLUME = "volume"
@@ -171,8 +171,8 @@ class OtherMount:
 
 
 def other_mounts(root: Path, names: Sequence[Path] = USUAL_ROOTS) -> tuple[OtherMount, ...]:
-    """The other mount points of the volume at `root`; none above or below it. A link that leads
-    nowhere counts as nothing."""
+    """The other mount points of the volume at `root`, except those above or below it. A broken link
+    counts as nothing."""
     return tuple(
         OtherMount(name, _state(name, root))
         for name in names
@@ -183,9 +183,8 @@ def other_mounts(root: Path, names: Sequence[Path] = USUAL_ROOTS) -> tuple[Other
 def link_other_mounts(
     root: Path, names: Sequence[Path] = USUAL_ROOTS
 ) -> tuple[list[Path], list[Finding]]:
-    """Make each name that is free a link to the volume at `root`; the links made, and what to say.
-
-    Who may not write to `/` gets none, and no finding: what needs one has a finding of its own.
+    """Make each free name a link to the volume at `root`; the links made, and findings. Without
+    permission to write to `/` there are neither: whatever needs a link has its own finding.
     """
     if not os.path.isdir(root):
         return [], []
@@ -195,7 +194,7 @@ def link_other_mounts(
 
 
 def unlink_other_mounts(links: Sequence[Path], root: Path) -> None:
-    """Remove links that `link_other_mounts` made, where they still are what it made."""
+    """Remove links that `link_other_mounts` made, if they are unchanged."""
     for link in links:
         try:
             if os.readlink(link) == str(root):
@@ -212,7 +211,7 @@ def _state(name: Path, root: Path) -> Name:
 
 def _link(name: Path, root: Path) -> bool:
     try:
-        if name.is_symlink():  # it is broken: left by a worker that was killed
+        if name.is_symlink():  # broken: left by a killed worker
             os.unlink(name)
         os.symlink(root, name)
     except OSError:

@@ -25,6 +25,9 @@ from handler.common.errors import VOLUME_FIX, JobError, VolumeSilentError
 T = TypeVar("T")
 _LOOK_EVERY = 3.0
 _RESPONSE_SECONDS = 2.0
+# A volume can stall for a while, and the job has cost something already: so many looks in a row,
+# two seconds or more apart, between which ComfyUI uses CPU time for the questions it is asked.
+STALL_LOOKS, _ASKED_CPU_SECONDS = 8, 0.1
 CODES = {
     "worker.threads_exhausted": "Too many calls of earlier jobs hang; no more jobs are taken",
     # volume.silent is the doctor's
@@ -96,6 +99,28 @@ class VolumeWatchdog:
     def _ask(self) -> bool:
         """For a name that no cache can know from an earlier look."""
         return os.path.lexists(self._root / f".{uuid.uuid4().hex}")
+
+
+class VolumeStallDetector:
+    """Notices a ComfyUI that waits for a volume which has stopped responding: a node that opens a
+    model there hangs in the kernel, while ComfyUI's server answers and its log is still."""
+
+    def __init__(self, cpu_seconds: Callable[[], float | None], volume: VolumeWatchdog) -> None:
+        """`cpu_seconds` is what ComfyUI has used so far; None where that is not known."""
+        self._cpu_seconds = cpu_seconds
+        self._volume = volume
+        self._used: float | None = None
+        self._seen = 0
+
+    async def is_stalled(self) -> bool:
+        """To be asked every few seconds while a prompt runs: has ComfyUI computed nothing, and the
+        volume not responded, for too long?"""
+        used, before = self._cpu_seconds(), self._used
+        self._used = used
+        idle = used is not None and before is not None and used - before <= _ASKED_CPU_SECONDS
+        waits = idle and not await self._volume.responds()
+        self._seen = self._seen + 1 if waits else 0
+        return self._seen >= STALL_LOOKS
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,7 @@ from typing import Any
 
 from bootstrap.core.findings import Fault, Finding
 from bootstrap.core.redact import masked, masked_data
+from bootstrap.core.text import joined
 
 CODES = {
     "request.no_input": "The job has no `input`",
@@ -77,6 +78,7 @@ VOLUME_FIX = (
 MAX_DEPTH = 100
 # Of what a client sent, an error quotes so many characters and list items.
 _MOST_BITS = 14_000  # about 4200 digits; Python writes no more than 4300
+_LISTED = 5
 _MOST_SENTENCE, _MOST_TEXT, _MOST_ITEMS, _MOST_DETAILS = 4000, 4000, 500, 200_000
 
 
@@ -167,14 +169,32 @@ class Deadline:
         return self.remaining == 0.0
 
 
-def timeout_error(deadline: Deadline, state: str) -> JobError:
-    """The error for a job whose time is up; `state` says what it was doing."""
+def timeout_error(
+    deadline: Deadline, state: str, otherwise: str = "make the workflow smaller", /, **details: Any
+) -> JobError:
+    """The error for a job whose time is up; `state` says what it was doing, `otherwise` what else
+    to do than to allow more time."""
     return JobTimeout(
         "job.timeout",
         f"The job was stopped after {deadline.elapsed:.0f} s: {state}.",
         f"Allow more than {deadline.seconds:g} s with max_wait in the request or MAX_WAIT in the "
-        "endpoint's environment, or make the workflow smaller.",
+        f"endpoint's environment, or {otherwise}.",
         max_wait=deadline.seconds,
+        **details,
+    )
+
+
+def combined(problems: Sequence[JobError]) -> JobError:
+    """The first problem of a workflow gives the code and the fix; sentence and details hold all."""
+    first = problems[0]
+    if len(problems) == 1:
+        return first
+    listed = [f"({i}) {problem.message}" for i, problem in enumerate(problems, 1)]
+    return type(first)(
+        first.code,
+        f"The workflow has {len(problems)} problems: {joined(listed, _LISTED, ' ')}",
+        first.fix,
+        problems=[{"error_code": p.code, "error": str(p), **p.details} for p in problems],
     )
 
 

@@ -11,10 +11,8 @@ from typing import Any
 import aiohttp
 
 from bootstrap.comfyui import ComfyUI, prompt_hooks
-from handler.common.calls import VolumeWatchdog
 from handler.common.errors import Deadline
-from handler.execution.history import read_entry, volume_silent_error
-from handler.execution.node_progress import NodeProgress
+from handler.execution.history import read_entry
 
 _Socket = Any  # aiohttp's class is generic in some versions and not in others
 _ANSWER_SECONDS = 30.0
@@ -33,9 +31,6 @@ _PATIENT_LOOKS, _LONGEST_LOOK = 6, 30.0
 _LET_GO_SECONDS = 1.5
 # So has what its nodes queued, and what was queued by that; if there is still more, ComfyUI ends.
 _GENERATIONS = 4
-# A volume can stall for a while, and the job has cost something already: so many looks in a row,
-# two seconds or more apart, between which ComfyUI uses CPU time for the questions it is asked.
-STALL_LOOKS, _ASKED_CPU_SECONDS = 8, 0.1
 
 
 class Unreachable(Exception):
@@ -241,25 +236,3 @@ async def _queued_by(client: ComfyClient, prompt_id: str) -> Sequence[str]:
     except Refused:
         return ()  # its outputs cannot be written as JSON
     return () if ended is None else ended.queued
-
-
-class VolumeStallDetector:
-    """Notices a ComfyUI that waits for a volume which has stopped responding: a node that opens a
-    model there hangs in the kernel, while ComfyUI's server answers and its log is still."""
-
-    def __init__(self, comfyui: ComfyUI, volume: VolumeWatchdog) -> None:
-        self._comfyui = comfyui
-        self._volume = volume
-        self._used: float | None = None
-        self._seen = 0
-
-    async def look(self, progress: NodeProgress) -> None:
-        """To be called every few seconds while the prompt runs. Raises JobError when ComfyUI has
-        computed nothing and the volume has not responded for too long."""
-        used, before = self._comfyui.cpu_seconds(), self._used
-        self._used = used
-        idle = used is not None and before is not None and used - before <= _ASKED_CPU_SECONDS
-        waits = idle and not await self._volume.responds()
-        self._seen = self._seen + 1 if waits else 0
-        if self._seen == STALL_LOOKS:
-            raise volume_silent_error(progress)

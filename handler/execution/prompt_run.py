@@ -12,7 +12,7 @@ from typing import NoReturn
 
 from bootstrap.comfyui import ComfyUI, Exit
 from handler.common.blocking import is_set_within
-from handler.common.calls import Calls
+from handler.common.calls import Calls, VolumeStallDetector
 from handler.common.errors import (
     ComfyUnreachable,
     Deadline,
@@ -27,7 +27,6 @@ from handler.execution.comfy_client import (
     KnownClasses,
     Refused,
     Unreachable,
-    VolumeStallDetector,
     connect,
     fetch_history,
     lets_go,
@@ -71,7 +70,7 @@ async def run_prompt(
     with it. A ComfyUI that was not `probed` just now may turn out not to be there: that raises
     PromptLost too. With `watch_volume`, a ComfyUI that waits for the volume is noticed."""
     async with connect(comfyui.url) as client:
-        stall = VolumeStallDetector(comfyui, calls.volume) if watch_volume else None
+        stall = VolumeStallDetector(comfyui.cpu_seconds, calls.volume) if watch_volume else None
         run = _Run(comfyui, client, prompt, entry, models, known, calls, stall, probed)
         try:
             result = await run.to_end()
@@ -225,8 +224,9 @@ class _Run:
             looks += 1
             if looks % _QUEUE_EVERY == 0:
                 missed = 0 if await self._is_queued() else missed + 1
-                if self.stall is not None and self.entry.is_head:
-                    await self.stall.look(self.progress)
+                watched = self.stall if self.entry.is_head else None
+                if watched is not None and await watched.is_stalled():
+                    raise history.volume_silent_error(self.progress)
             if missed == 2 and self.entry.is_head:
                 raise history.lost_error()
             if self.entry.deadline.expired:

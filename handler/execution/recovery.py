@@ -24,7 +24,7 @@ from bootstrap.config import Settings
 from bootstrap.core.findings import Finding
 from bootstrap.core.memory import MemoryGauge
 from handler.common.blocking import Pool, TimeUp
-from handler.common.errors import Deadline, JobError, JobTimeout
+from handler.common.errors import Deadline, JobError, timeout_error
 from handler.execution.comfy_client import Refused, Unreachable, connect
 from handler.execution.prompt_run import STOP_SECONDS
 
@@ -200,7 +200,7 @@ class ComfyRecovery:
             self._failures = 0
             return
         if deadline.expired and self._comfyui.ended() is None:
-            raise _not_yet(deadline)
+            raise timeout_error(deadline, "ComfyUI did not answer yet", "send it again")
         raise self._failed(fault)
 
     def _start(self) -> bool | Finding:
@@ -248,13 +248,3 @@ class ComfyRecovery:
             retry_in=round(rest, 1),
             **last.details,
         )
-
-
-def _not_yet(deadline: Deadline) -> JobError:
-    return JobTimeout(
-        "job.timeout",
-        f"The job was stopped after {deadline.elapsed:.0f} s: ComfyUI did not answer yet.",
-        f"Allow more than {deadline.seconds:g} s with max_wait in the request or MAX_WAIT in the "
-        "endpoint's environment.",
-        max_wait=deadline.seconds,
-    )

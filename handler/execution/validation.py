@@ -13,11 +13,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from bootstrap.core.text import joined, typed
+from bootstrap.core.text import typed
 from bootstrap.nodes.node_map import EDITOR_ONLY, Origin
 from bootstrap.volume.categories import GGUF, PT_EXTENSIONS, extension_of
-from handler.common.errors import JobError, NodeFailed, described, nearest
-from handler.request.workflow import Workflow, bad_links, needed_by
+from handler.common.errors import JobError, NodeFailed, combined, described, nearest
+from handler.request.workflow import NodeInput, Workflow, bad_links, needed_by
 
 _TYPES = {
     "INT": "a whole number",
@@ -96,26 +96,17 @@ def _error_of(body: Any) -> Mapping[str, Any]:
     return error if isinstance(error, Mapping) else {"message": str(error or body)[:500]}
 
 
+def _extra_of(error: Mapping[str, Any]) -> Mapping[str, Any]:
+    extra = error.get("extra_info")
+    return extra if isinstance(extra, Mapping) else {}
+
+
 def _no_output(workflow: Workflow) -> JobError:
     classes = ", ".join(dict.fromkeys(node["class_type"] for node in workflow.values()))
     return JobError(
         "workflow.no_output",
         f"No node of the workflow produces anything (it has {classes[:300]}).",
         f"Add an output node such as {_OUTPUT_NODES}.",
-    )
-
-
-def combined(problems: list[JobError]) -> JobError:
-    """The first problem gives the code; the sentence and details hold them all."""
-    first = problems[0]
-    if len(problems) == 1:
-        return first
-    listed = [f"({i}) {problem.message}" for i, problem in enumerate(problems, 1)]
-    return type(first)(
-        first.code,
-        f"The workflow has {len(problems)} problems: {joined(listed, _LISTED, ' ')}",
-        first.fix,
-        problems=[{"error_code": p.code, "error": str(p), **p.details} for p in problems],
     )
 
 
@@ -133,8 +124,9 @@ def _node_problems(
                 if known:
                     yield from known
                 else:
-                    kind = report.get("class_type")
-                    yield _node_problem(str(node_id), kind, error, workflow, models)
+                    name = str(_extra_of(error).get("input_name", ""))
+                    at = NodeInput(str(node_id), str(report.get("class_type")), name)
+                    yield _node_problem(at, error, models)
 
 
 def _hints_for(
@@ -142,8 +134,7 @@ def _hints_for(
 ) -> list[JobError]:
     """What was known of the input that ComfyUI names; of all that an output needs, where ComfyUI
     itself stumbled over it."""
-    extra = error.get("extra_info")
-    name = extra.get("input_name") if isinstance(extra, Mapping) else None
+    name = _extra_of(error).get("input_name")
     if str(error.get("type")).startswith("exception_during"):
         nodes = needed_by(workflow, node_id)
         return [hint for hint in hints if hint.details.get("node_id") in nodes]
@@ -151,50 +142,32 @@ def _hints_for(
     return [h for h in hints if (h.details.get("node_id"), h.details.get("input")) == wanted]
 
 
-def _node_problem(
-    node_id: str, class_type: Any, error: Mapping[str, Any], workflow: Workflow, models: Path
-) -> JobError:
-    extra = error.get("extra_info")
-    extra = extra if isinstance(extra, Mapping) else {}
-    name = str(extra.get("input_name", ""))
-    where = f"node {node_id} ({class_type})"
-    details = {"node_id": node_id, "class_type": class_type, "input": name}
-    kind = error.get("type")
+def _node_problem(at: NodeInput, error: Mapping[str, Any], models: Path) -> JobError:
+    kind, extra, node = error.get("type"), _extra_of(error), f"Node {at.node_id} ({at.class_type})"
     if kind == "value_not_in_list":
         length = _LIST_LENGTH.search(str(error.get("details")))
-        return _not_in_list(name, where, extra, length[1] if length else "", details, models)
+        return _not_in_list(at, extra, length[1] if length else "", models)
     if kind in ("value_smaller_than_min", "value_bigger_than_max"):
+        fix = "Send a value within the range"
         return JobError(
             "workflow.value_out_of_range",
-            f"{name} of {where} is out of range: {error.get('message')}.",
-            'Send a value within the range, or "random" to have one drawn.'
-            if "seed" in name.lower()
-            else "Send a value within the range.",
-            **details,
+            f"{at.where} is out of range: {error.get('message')}.",
+            fix + (', or "random" to have one drawn.' if "seed" in at.input.lower() else "."),
+            **at.details,
         )
     if kind == "required_input_missing":
         return JobError(
             "workflow.input_missing",
-            f"{where[0].upper() + where[1:]} lacks its required input {name}.",
+            f"{node} lacks its required input {at.input}.",
             "Add it to the workflow, or export the workflow again.",
-            **details,
-        )
-    if kind == "invalid_input_type" and (wanted := _wanted_type(extra)) is not None:
-        return JobError(
-            "workflow.invalid",
-            f"{name} of {where} must be {wanted}, and is {described(extra.get('received_value'))}.",
-            f"Send {wanted}.",
-            type=kind,
-            **details,
+            **at.details,
         )
     said = f"{error.get('message')}: {error.get('details')}"
-    return JobError(
-        "workflow.invalid",
-        f"{where[0].upper() + where[1:]}: {said[:500]}.",
-        "Correct that input, or export the workflow again.",
-        type=kind,
-        **details,
-    )
+    sentence, fix = f"{node}: {said[:500]}.", "Correct that input, or export the workflow again."
+    if kind == "invalid_input_type" and (wanted := _wanted_type(extra)) is not None:
+        given = described(extra.get("received_value"))
+        sentence, fix = f"{at.where} must be {wanted}, and is {given}.", f"Send {wanted}."
+    return JobError("workflow.invalid", sentence, fix, type=kind, **at.details)
 
 
 def _wanted_type(extra: Mapping[str, Any]) -> str | None:
@@ -203,14 +176,7 @@ def _wanted_type(extra: Mapping[str, Any]) -> str | None:
     return _TYPES.get(first) if isinstance(first, str) else None
 
 
-def _not_in_list(
-    name: str,
-    where: str,
-    extra: Mapping[str, Any],
-    length: str,
-    details: dict[str, Any],
-    models: Path,
-) -> JobError:
+def _not_in_list(at: NodeInput, extra: Mapping[str, Any], length: str, models: Path) -> JobError:
     """`length` is all that ComfyUI reports of a list with more than 20 items."""
     value = str(extra.get("received_value"))
     choices = _choices(extra.get("input_config"))
@@ -221,20 +187,20 @@ def _not_in_list(
     if extension_of(value) not in PT_EXTENSIONS | {GGUF}:
         return JobError(
             "workflow.value_not_allowed",
-            f"{name} of {where} is {value!r}, which is not in its list ({shown}).",
+            f"{at.where} is {value!r}, which is not in its list ({shown}).",
             f"Send {close[0]!r} if you mean that." if close else "Send a value of its list.",
             nearest=close,
-            **details,
+            **at.details,
         )
     return JobError(
         "workflow.missing_model",
-        f"{name} of {where} names {value!r}, which is not among the files that "
-        f"ComfyUI finds for it ({shown}). It was looked for in {models}.",
+        f"{at.where} names {value!r}, which is not among the files that ComfyUI finds for it "
+        f"({shown}). It was looked for in {models}.",
         f"{f'Send {close[0]!r} if you mean that, or put' if close else 'Put'} the file into the "
         "matching folder below models/ on the volume.",
         model=value,
         nearest=close,
-        **details,
+        **at.details,
     )
 
 
@@ -263,10 +229,9 @@ class UnknownNode(JobError):
 
 def unknown_class(error: Mapping[str, Any]) -> str | None:
     """The node class that ComfyUI does not know, if that is why it refused with this error."""
-    if error.get("type") == "missing_node_type":
-        extra = error.get("extra_info")
-        if isinstance(extra, Mapping) and extra.get("class_type"):
-            return str(extra["class_type"])
+    name = _extra_of(error).get("class_type")
+    if error.get("type") == "missing_node_type" and name:
+        return str(name)
     match = _UNKNOWN_NODE.search(f"{error.get('message', '')} {error.get('details', '')}")
     return match[1].strip() if match else None
 

@@ -21,6 +21,7 @@ from bootstrap.net.addresses import AddressPolicy, shown, take_apart
 from bootstrap.net.http import Channel, Reply
 from handler.common.blocking import Pool, TimeUp, together
 from handler.common.errors import Deadline, JobError
+from handler.request.fields import PUBLIC_FIX
 
 _AT_ONCE = 4
 _ATTEMPTS = 2
@@ -235,10 +236,5 @@ def _cut(size: int, reply: Reply) -> str:
 
 def _as_job_error(problem: DownloadError, url: str) -> JobError:
     if isinstance(problem, AddressRefused):
-        return JobError(
-            "input.url_refused",
-            problem.message,
-            "Send a public https address; where addresses of your own network are meant, set "
-            "ALLOW_PRIVATE_URLS=true in the endpoint's environment.",
-        )
+        return JobError("input.url_refused", problem.message, PUBLIC_FIX)
     return JobError("input.not_fetched", f"{shown(url)}: {problem.message}", _FIX_URL)

@@ -25,6 +25,7 @@ from handler.request.fields import InputFile, name_in
 from handler.request.references import (
     is_folder_input,
     named_files,
+    reference_in,
     rename_files,
     rename_folders,
     rename_named_files,
@@ -209,24 +210,22 @@ def missing_inputs(workflow: Workflow, folder: Path, volume_input: Path) -> list
     folder."""
     there: list[str] | None = None
     problems: list[JobError] = []
-    for node_id, name, path in wanted_files(workflow):
-        is_there = os.path.isdir if is_folder_input(name) else os.path.isfile
+    for file in wanted_files(workflow):
+        path = reference_in(file.text)[0]
+        is_there = os.path.isdir if is_folder_input(file.input) else os.path.isfile
         if is_there(folder / path):
             continue
         if there is None:
             there = _names_in(volume_input)
-        class_type = workflow[node_id]["class_type"]
         close = nearest(path, there)
         hint = f" (nearest: {', '.join(close)})" if close else ""
         problems.append(
             JobError(
                 "input.missing",
-                f"{name} of node {node_id} ({class_type}) names {path[:100]!r}, which was not sent "
-                f"and is not in {volume_input}{hint}.",
+                f"{file.where} names {path[:100]!r}, which was not sent and is not in "
+                f"{volume_input}{hint}.",
                 'Send it in "images" or "files" under that name, or put it there on the volume.',
-                node_id=node_id,
-                class_type=class_type,
-                input=name,
+                **file.details,
                 nearest=close,
             )
         )

@@ -260,11 +260,9 @@ def _outside(file: NamedFile) -> JobError:
     """Says nothing of whether there is such a file."""
     return JobError(
         "input.outside",
-        f"{file.input} of node {file.node_id} ({file.class_type}) names {short(file.text)}, which "
-        "is outside the folders that this loader reads.",
+        f"{file.where} names {short(file.text)}, which is outside the folders that this loader "
+        "reads.",
         'Send the file in "images" or "files", or put it into ComfyUI/input/ on the volume and '
         "name it from there; a result of an earlier job is named `file.png [output]`.",
-        node_id=file.node_id,
-        class_type=file.class_type,
-        input=file.input,
+        **file.details,
     )

@@ -164,7 +164,7 @@ class ModelAddresses:
     async def _ask_source(
         self, wanted: _Wanted, place: ProvisionContext, deadline: Deadline
     ) -> Description:
-        channel = place.tools.channel()
+        channel = place.options.channel()
 
         def work() -> Description:
             try:
@@ -207,8 +207,7 @@ def _malformed(address: NamedModel, problem: BadLink) -> JobError:
 def _of_manifest(wanted: _Wanted, known: Sequence[ModelSpec]) -> ModelSpec | None:
     """The manifest's model with this address, in a folder that the loader reads."""
     for spec in known:
-        name = "/".join(spec.place.parts[1:])
-        if not specs_named([replace(wanted.address, name=name)], [spec]):
+        if not specs_named([replace(wanted.address, name=_name_of(spec))], [spec]):
             continue
         try:
             if parse_link(spec.url) == wanted.link:
@@ -260,8 +259,7 @@ def _name_files(
     """Put the models' names in the place of their addresses."""
     for one in wanted:
         if (spec := specs.get(one.key)) is not None:
-            name = "/".join(spec.place.parts[1:])
-            replace_in_node(workflow, one.address.node_id, {one.address.name: name})
+            replace_in_node(workflow, one.address.node_id, {one.address.name: _name_of(spec)})
 
 
 def _refuse_too_large(specs: Sequence[ModelSpec], most: float) -> None:
@@ -297,17 +295,10 @@ def specs_named(
     kinds: dict[str, set[str | None]] = {}
     for model in named:
         kind = None if any_folder else model.category
-        kinds.setdefault(with_slashes(model.name), set()).add(kind)
+        kinds.setdefault(model.path, set()).add(kind)
     return tuple(
-        spec
-        for spec, (kind, name) in ((spec, _read_as(spec)) for spec in specs)
-        if kinds.get(name, set()) & {kind, None}
+        spec for spec in specs if kinds.get(_name_of(spec), set()) & {_kind_of(spec), None}
     )
-
-
-def with_slashes(name: str) -> str:
-    """A model's name with slashes, as Linux has it."""
-    return name.replace("\\", "/")
 
 
 def misses_a_model(error: JobError) -> bool:
@@ -357,7 +348,7 @@ def _missing_in(error: JobError) -> Iterator[tuple[str, str]]:
 
 
 def _entry_for(model: NamedModel) -> dict[str, Any]:
-    path = PurePosixPath(with_slashes(model.name))
+    path = PurePosixPath(model.path)
     folder = model.folders[0] if model.folders else "FOLDER"
     directory = str(PurePosixPath(folder) / path.parent)
     entry: dict[str, Any] = {"name": path.name, "url": "https://…", "directory": directory}
@@ -366,8 +357,12 @@ def _entry_for(model: NamedModel) -> dict[str, Any]:
     return entry
 
 
-def _read_as(spec: ModelSpec) -> tuple[str, str]:
-    """(category, name) as a loader has them; a folder of no category stands for itself."""
-    folder, *rest = spec.place.parts
-    category = category_of(folder)
-    return (category.name if category else folder), "/".join(rest)
+def _name_of(spec: ModelSpec) -> str:
+    """Its name as a loader has it."""
+    return "/".join(spec.relative_path.parts[1:])
+
+
+def _kind_of(spec: ModelSpec) -> str:
+    """The category that its folder is of; a folder of no category stands for itself."""
+    category = category_of(spec.relative_path.parts[0])
+    return category.name if category else spec.relative_path.parts[0]

@@ -33,13 +33,12 @@ from bootstrap.volume.search import USUAL_ROOTS
 from handler.common import reply
 from handler.common.blocking import TimeUp
 from handler.common.calls import Calls
-from handler.common.errors import Deadline, JobError, JobTimeout
+from handler.common.errors import Deadline, JobError, combined, timeout_error
 from handler.models.addresses import (
     ModelAddresses,
     misses_a_model,
     specs_named,
     with_manifest_entries,
-    with_slashes,
 )
 from handler.request.parse import DownloadRequest
 from handler.request.references import NamedModel, named_models, replace_texts, used_nodes
@@ -49,8 +48,8 @@ from handler.sdk.progress import Progress
 _log = logging.getLogger("models")
 
 T = TypeVar("T")
-_LISTED = 5
 _STAGE = "fetching models"
+_RESUMED = "send it again: downloads are resumed where possible"
 _EXPLAIN_SECONDS = 5.0
 _SHOW_SECONDS = 30.0
 _RENEW_EVERY = IN_USE_SECONDS / 4
@@ -137,7 +136,7 @@ class ModelSupply:
                 await self._calls.volume.call(partial(self._mark_used, named), _RENEW_EVERY)
 
     def _mark_used(self, named: Sequence[NamedModel]) -> None:
-        names = {with_slashes(model.name).rpartition("/")[2] for model in named}
+        names = {model.path.rpartition("/")[2] for model in named}
         FetchedModels(models_folder(self._layout)).mark_used(names)
 
     async def explained(self, error: JobError, workflow: Workflow) -> JobError:
@@ -197,7 +196,7 @@ class ModelSupply:
     def _with_slashes(self, named: Sequence[NamedModel]) -> dict[str, str]:
         """Names with backslashes, and what they mean, unless a file has that very name."""
         return {
-            model.name: with_slashes(model.name)
+            model.name: model.path
             for model in named
             if "\\" in model.name
             and not self._sees(f"{folder}/{model.name}" for folder in model.folders)
@@ -208,7 +207,7 @@ class ModelSupply:
         return [
             model
             for model in named
-            if not self._sees(f"{folder}/{with_slashes(model.name)}" for folder in model.folders)
+            if not self._sees(f"{folder}/{model.path}" for folder in model.folders)
         ]
 
     def _manifest(self) -> Manifest:
@@ -223,7 +222,7 @@ class ModelSupply:
         specs = specs_named(lacking, known)
         rest = [model for model in lacking if not specs_named([model], specs)]
         specs += specs_named(rest, known, any_folder=True)
-        return tuple(spec for spec in specs if not self._sees([str(spec.place)]))
+        return tuple(spec for spec in specs if not self._sees([str(spec.relative_path)]))
 
     def _sees(self, places: Iterable[str]) -> bool:
         return any(
@@ -276,32 +275,18 @@ def _raise_if_missing(
     models = [result.as_dict() for result in results]
     failed = [r for r in results if r.spec in missing and r.problem and r.state == "failed"]
     if not failed:
-        raise _unfinished(missing, deadline, models)
+        names = ", ".join(str(spec.relative_path) for spec in missing[:5])
+        state = f"{names} {'was' if len(missing) == 1 else 'were'} not fetched yet"
+        raise timeout_error(deadline, state, _RESUMED, models=models)
     first = failed[0].problem
     assert first is not None
     said = " ".join(f.message for r in failed if (f := r.finding()))
     raise JobError(first.code, f"Models could not be fetched: {said}", first.fix, models=models)
 
 
-def _unfinished(
-    missing: Sequence[ModelSpec], deadline: Deadline, models: list[dict[str, Any]]
-) -> JobError:
-    names = ", ".join(str(spec.place) for spec in missing[:5])
-    return JobTimeout(
-        "job.timeout",
-        f"The job was stopped after {deadline.elapsed:.0f} s: {names} "
-        f"{'was' if len(missing) == 1 else 'were'} not fetched yet.",
-        "Send it again: downloads are resumed where possible. Or allow more than "
-        f"{deadline.seconds:g} s with max_wait in the request or MAX_WAIT in the endpoint's "
-        "environment.",
-        max_wait=deadline.seconds,
-        models=models,
-    )
-
-
 def _describe(result: ProvisionResult) -> str:
     size = f" ({size_text(result.receipt.size)})" if result.receipt else ""
-    return f"{result.spec.place}{size}"
+    return f"{result.spec.relative_path}{size}"
 
 
 def _check_links(models: Iterable[NamedModel], model_dirs: Sequence[Path], layout: Layout) -> None:
@@ -309,21 +294,13 @@ def _check_links(models: Iterable[NamedModel], model_dirs: Sequence[Path], layou
     of their kind below `model_dirs`. Blocks on the volume."""
     problems = []
     for model in models:
-        names = [f"{folder}/{with_slashes(model.name)}" for folder in model.folders]
+        names = [f"{folder}/{model.path}" for folder in model.folders]
         places = [folder / name for name in names for folder in model_dirs]
         broken = next(filter(os.path.islink, places), None)
         if broken is not None and not any(map(os.path.exists, places)):
             problems.append(_broken_link(model, broken, layout))
-    if len(problems) == 1:
-        raise problems[0]
     if problems:
-        said = " ".join(f"({n}) {p.message}" for n, p in enumerate(problems[:_LISTED], 1))
-        raise JobError(
-            problems[0].code,
-            f"{len(problems)} models are broken links: {said}",
-            problems[0].fix,
-            problems=[{"error_code": p.code, "error": str(p), **p.details} for p in problems],
-        )
+        raise combined(problems)
 
 
 def _broken_link(model: NamedModel, link: Path, layout: Layout) -> JobError:

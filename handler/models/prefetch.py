@@ -82,10 +82,9 @@ class JobPrefetch:
 
 def find_model(model: NamedModel, models: Path) -> Path | None:
     """Where a named model is below `models`: in the folders of its category, else in any."""
-    name = model.name.replace("\\", "/")
     try:
         folders = model.folders or sorted(os.listdir(models))
     except OSError:
         return None
-    places = (models / folder / name for folder in folders)
+    places = (models / folder / model.path for folder in folders)
     return next((place for place in places if os.path.isfile(place)), None)

@@ -27,6 +27,10 @@ _MAX_FOLDERS = 5
 _FIX_NAME = "Use a plain file name such as photo.png, the one that the workflow's LoadImage names."
 _FIX_FOLDER = 'Use a relative folder such as "clipspace", as the workflow names it.'
 _BUCKET_SHAPE = 'an object {"accessId", "accessSecret", "bucketName", "endpointUrl"}'
+PUBLIC_FIX = (
+    "Send a public https address without a login; where addresses of your own network are meant, "
+    "set ALLOW_PRIVATE_URLS=true in the endpoint's environment."
+)
 DELIVERIES = ("base64", "s3", "volume")
 FORMATS = ("png", "jpeg", "webp")
 _OUTPUT_FIELDS = (
@@ -216,16 +220,17 @@ def read_bucket(s3_config: object, settings: Settings) -> Bucket | None:
         raise JobError(
             "output.bad_bucket", f"{S3_CONFIG}: {problem}.", f"Send {_BUCKET_SHAPE}, all strings."
         ) from None
-    try:
-        AddressPolicy(settings.allow_private_urls).at_sight(s3_config["endpointUrl"].strip())
-    except DownloadError as problem:
-        raise JobError(
-            "output.bad_bucket",
-            f"{S3_CONFIG}: endpointUrl: {problem.message}",
-            "Send a public https address, without a login; where addresses of your own network are "
-            "meant, set ALLOW_PRIVATE_URLS=true in the endpoint's environment.",
-        ) from None
+    endpoint = s3_config["endpointUrl"].strip()
+    _check_address(endpoint, settings, "output.bad_bucket", f"{S3_CONFIG}: endpointUrl")
     return bucket
+
+
+def _check_address(url: str, settings: Settings, code: str, name: str) -> None:
+    """Raises JobError for an address in the field `name` that may not be used, by its looks."""
+    try:
+        AddressPolicy(settings.allow_private_urls).at_sight(url)
+    except DownloadError as problem:
+        raise JobError(code, f"{name}: {problem.message}", PUBLIC_FIX) from None
 
 
 @dataclass(frozen=True)
@@ -337,21 +342,12 @@ def _addresses(given: object, settings: Settings) -> Iterator[PutAddress]:
         return
     if not isinstance(given, list) or not 0 < len(given) <= _MOST_ADDRESSES:
         raise wrong_type("output.upload_urls", _ADDRESS_SHAPE, given)
-    policy = AddressPolicy(settings.allow_private_urls)
     for item in given:
         entry = item if isinstance(item, Mapping) else {"url": item}
         url, headers = entry.get("url"), entry.get("headers") or {}
         if not isinstance(url, str) or not isinstance(headers, Mapping):
             raise wrong_type("output.upload_urls", _ADDRESS_SHAPE, item)
-        try:
-            policy.at_sight(url)
-        except DownloadError as problem:
-            raise JobError(
-                "output.bad_address",
-                f"upload_urls: {problem.message}",
-                "Send public https addresses without a login; where addresses of your own network "
-                "are meant, set ALLOW_PRIVATE_URLS=true in the endpoint's environment.",
-            ) from None
+        _check_address(url, settings, "output.bad_address", "upload_urls")
         yield PutAddress(url, dict(_header(name, text) for name, text in headers.items()))
 
 

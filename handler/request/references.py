@@ -13,7 +13,7 @@ from typing import Any
 
 from bootstrap.models.sources import looks_like_link
 from bootstrap.volume.categories import CATEGORIES, GGUF, PT_EXTENSIONS, extension_of
-from handler.request.workflow import Workflow, is_link
+from handler.request.workflow import NodeInput, Workflow, is_link
 
 _FILE_INPUTS = frozenset("image images mask audio video file model_file latent".split())
 _FOLDER_INPUTS = frozenset(("folder", "directory"))
@@ -140,12 +140,11 @@ def rename_folders(workflow: Workflow, names: Mapping[str, str]) -> None:
                 node["inputs"][name] = _renamed(value, names)
 
 
-def wanted_files(workflow: Workflow) -> Iterator[tuple[str, str, str]]:
-    """(node id, input, relative path) of every file or folder in the input folder that a known
-    loader reads."""
+def wanted_files(workflow: Workflow) -> Iterator[NamedFile]:
+    """Every file or folder in the input folder that a known loader reads."""
     for named in named_files(workflow):
         if named.by_loader and named.folder == "input" and named.input in _LOADER_INPUTS:
-            yield named.node_id, named.input, reference_in(named.text)[0]
+            yield named
 
 
 def is_folder_input(name: str) -> bool:
@@ -154,14 +153,11 @@ def is_folder_input(name: str) -> bool:
 
 
 @dataclass(frozen=True)
-class NamedFile:
+class NamedFile(NodeInput):
     """A value of a workflow that may name a file or folder. `path` is the name with slashes, free
     of what ComfyUI puts behind it to say in which `folder` it is: input, output or temp.
     `by_loader`: in a loader of uploads, which reads these folders only."""
 
-    node_id: str
-    class_type: str
-    input: str
     text: str
     path: str
     folder: str
@@ -265,32 +261,24 @@ def _renamed(value: Any, names: Mapping[str, str]) -> Any:
 
 
 @dataclass(frozen=True)
-class NamedModel:
+class NamedModel(NodeInput):
     """A model file as a workflow names it: `name` is relative to the folder of its category, as
     the workflow spells it. `input` of a value inside another is `lora_1.lora`. `category` is a
     name of `CATEGORIES` in bootstrap/volume/categories.py as its loaders have it, None when it is
     not known."""
 
     name: str
-    node_id: str
-    class_type: str
-    input: str
     category: str | None
+
+    @property
+    def path(self) -> str:
+        """The name with slashes, as Linux has it."""
+        return self.name.replace("\\", "/")
 
     @property
     def folders(self) -> tuple[str, ...]:
         """Folders under models/ that the category is read from, the first for new files."""
         return CATEGORIES[self.category].folders if self.category else ()
-
-    @property
-    def where(self) -> str:
-        """Where in the workflow it stands, for people."""
-        return f"{self.input} of node {self.node_id} ({self.class_type})"
-
-    @property
-    def details(self) -> dict[str, str]:
-        """The same for an error's details."""
-        return {"node_id": self.node_id, "class_type": self.class_type, "input": self.input}
 
 
 def named_models(workflow: Workflow) -> tuple[NamedModel, ...]:
@@ -320,7 +308,7 @@ def _all_texts(workflow: Workflow) -> Iterator[NamedModel]:
     for node_id, node in workflow.items():
         class_type = node["class_type"]
         for name, value in _texts(node["inputs"]):
-            yield NamedModel(value, node_id, class_type, name, _category(class_type, name))
+            yield NamedModel(node_id, class_type, name, value, _category(class_type, name))
 
 
 def used_nodes(workflow: Workflow) -> frozenset[str]:

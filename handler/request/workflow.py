@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from bootstrap.core.text import BOM
@@ -24,6 +25,25 @@ _EXPORT_FIX = (
     "In ComfyUI choose Workflow → Export (API) (older versions: enable Dev mode in the settings, "
     "then Save (API Format)) and send that file's content."
 )
+
+
+@dataclass(frozen=True)
+class NodeInput:
+    """An input of a node, as errors name it."""
+
+    node_id: str
+    class_type: str
+    input: str
+
+    @property
+    def where(self) -> str:
+        """Where in the workflow it stands, for people."""
+        return f"{self.input} of node {self.node_id} ({self.class_type})"
+
+    @property
+    def details(self) -> dict[str, str]:
+        """The same for an error's details."""
+        return {"node_id": self.node_id, "class_type": self.class_type, "input": self.input}
 
 
 def read_workflow(given: object) -> Workflow:

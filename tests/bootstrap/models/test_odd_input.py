@@ -19,7 +19,7 @@ from bootstrap.models.sources.civitai import size_of
 from bootstrap.models.sources.https import Https
 from bootstrap.models.weights_file import State, examine
 from bootstrap.net import DownloadError
-from tests.support.provisioning import bring, spec, tools
+from tests.support.provisioning import bring, options, spec
 
 DIGITS = "9" * 5000
 
@@ -59,11 +59,11 @@ def test_odd_headers_have_a_code(
     url = served(*headers, status=status)
     found = None
     try:
-        Https().locate(parse_link(url), None, Wanted("m.safetensors", 1), tools().channel())
+        Https().locate(parse_link(url), None, Wanted("m.safetensors", 1), options().channel())
     except DownloadError as refused:
         found = refused.code
     assert code in (None, found)
-    problem = bring(tmp_path, spec(url), tools=tools(attempts=1)).problem
+    problem = bring(tmp_path, spec(url), options=options(attempts=1)).problem
     assert problem is not None and problem.code != "download.crashed"
 
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from bootstrap.nodes.node_map import Origin
-from handler.common.errors import JobError
-from handler.execution.validation import UnknownNode, combined, unknown_nodes, with_origins
+from handler.common.errors import JobError, combined
+from handler.execution.validation import UnknownNode, unknown_nodes, with_origins
 from handler.request.workflow import Workflow
 
 WORKFLOW: Workflow = {

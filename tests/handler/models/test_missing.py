@@ -13,7 +13,7 @@ from handler.request.references import NamedModel
 
 
 def named(name: str, category: str | None = "loras") -> NamedModel:
-    return NamedModel(name, "1", "LoraLoader", "lora_name", category)
+    return NamedModel("1", "LoraLoader", "lora_name", name, category)
 
 
 def spec(name: str, directory: str = "loras") -> ModelSpec:

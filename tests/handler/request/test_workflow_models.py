@@ -27,8 +27,8 @@ def test_a_model_is_reported_with_its_node_and_its_likely_folders() -> None:
         }
     )
     assert named_models(workflow) == (
-        NamedModel("a.safetensors", "4", "CheckpointLoaderSimple", "ckpt_name", "checkpoints"),
-        NamedModel("flux/dev.gguf", "6", "UNETLoader", "unet_name", "diffusion_models"),
+        NamedModel("4", "CheckpointLoaderSimple", "ckpt_name", "a.safetensors", "checkpoints"),
+        NamedModel("6", "UNETLoader", "unet_name", "flux/dev.gguf", "diffusion_models"),
     )
     assert [model.folders for model in named_models(workflow)] == [
         ("checkpoints",),

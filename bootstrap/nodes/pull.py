@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from bootstrap.config import Settings
-from bootstrap.core.archive import ArchiveTooLarge, BadArchive, Limits, comment_of, unpack
+from bootstrap.core.archive import ArchiveTooLarge, BadArchive, Limits, unpack
 from bootstrap.core.concurrency import WorkerPool
 from bootstrap.core.files import contains
 from bootstrap.core.findings import Finding, Severity, info, ok, warning
@@ -329,7 +329,7 @@ class _Job:
     def _unpack(self, spec: PackSpec, archive: Path, new: Path) -> list[str]:
         pin = spec.pin
         try:
-            names = unpack(archive, new, _LIMITS, top=isinstance(pin, GitPin))
+            names, comment = unpack(archive, new, _LIMITS, top=isinstance(pin, GitPin))
         except BadArchive as problem:
             code = (
                 "nodes.too_large" if isinstance(problem, ArchiveTooLarge) else "nodes.bad_archive"
@@ -339,7 +339,6 @@ class _Job:
                 f"the archive of {pin} {problem}.",
                 "Choose another version, or put the pack onto the volume by hand, on a Pod.",
             ) from None
-        comment = comment_of(archive)
         if isinstance(pin, GitPin) and COMMIT.fullmatch(comment) and comment != pin.commit:
             raise DownloadError(
                 "nodes.other_commit",

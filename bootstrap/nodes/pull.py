@@ -41,8 +41,8 @@ from bootstrap.nodes.installed import (
     NOT_UNPACKED,
     RECEIPT,
     TRACKING,
-    Found,
-    Receipt,
+    FoundPack,
+    PackReceipt,
     State,
     compare,
     edited,
@@ -351,10 +351,10 @@ class _Job:
         files = {str(p.relative_to(new)): hash_file(p, self._stop) for p in files_in(new)}
         if isinstance(pin, RegistryPin):
             (new / TRACKING).write_text("\n".join(names), "utf-8")
-        (new / RECEIPT).write_text(json.dumps(Receipt(str(pin), files).as_dict()), "utf-8")
+        (new / RECEIPT).write_text(json.dumps(PackReceipt(str(pin), files).as_dict()), "utf-8")
         return names
 
-    def _make_way(self, spec: PackSpec, found: Found, new: Path, old: Path) -> Path:
+    def _make_way(self, spec: PackSpec, found: FoundPack, new: Path, old: Path) -> Path:
         """Where what is there goes. What was added to one of ours goes along into the new one; one
         that was changed, or is the user's, is kept, and moved only with `force`."""
         if found.receipt is not None:

@@ -29,7 +29,7 @@ from bootstrap.doctor.facts.walk import (
     WalkProblem,
     walk,
 )
-from bootstrap.models.weights_file import Examined, State, examine, sample_hash
+from bootstrap.models.weights_file import Examined, WeightsState, examine, sample_hash
 from bootstrap.volume.categories import (
     CATEGORIES,
     CONFIGS,
@@ -50,8 +50,8 @@ MOST_PATH = 200
 MOST_HELD = 32 << 20
 # Copies of smaller files waste nothing worth a word.
 LEAST_DUPLICATE = 1 << 20
-_LOST = {LinkTarget.BROKEN: State.BROKEN_LINK, LinkTarget.LOOP: State.LOOPING_LINK}
-_LEADS = {State.BROKEN_LINK: Leads.NOWHERE, State.LOOPING_LINK: Leads.LOOP}
+_LOST = {LinkTarget.BROKEN: WeightsState.BROKEN_LINK, LinkTarget.LOOP: WeightsState.LOOPING_LINK}
+_LEADS = {WeightsState.BROKEN_LINK: Leads.NOWHERE, WeightsState.LOOPING_LINK: Leads.LOOP}
 Progress = Callable[[int], None]
 
 
@@ -61,7 +61,7 @@ class ModelFile:
 
     `path` is relative to `root`, `category` what ComfyUI reads its folder as (None: a custom
     node's). `size` in bytes, `mtime` in seconds since 1970; `inode` is None where a link leads
-    nowhere. `examined` is `State.UNREAD` for what is not a weights file or was not opened.
+    nowhere. `examined` is `WeightsState.UNREAD` for what is not a weights file or was not opened.
     `relative` is the text for a broken link that names another mount point of the volume, where the
     volume has what it means.
     """
@@ -78,7 +78,7 @@ class ModelFile:
     relative: str | None = None
 
     @property
-    def state(self) -> State:
+    def state(self) -> WeightsState:
         """What examining it came to."""
         return self.examined.state
 
@@ -387,7 +387,9 @@ def _file(
     extra_roots: Mapping[Path, str],
     texts: Mapping[tuple[Path, str], str],
 ) -> ModelFile:
-    unopened = Examined(_LOST.get(entry.target, State.UNREAD) if entry.target else State.UNREAD)
+    unopened = Examined(
+        _LOST.get(entry.target, WeightsState.UNREAD) if entry.target else WeightsState.UNREAD
+    )
     folder, slash, _ = entry.path.partition("/")
     root_category = extra_roots.get(entry.root, "")
     return ModelFile(

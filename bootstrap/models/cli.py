@@ -54,7 +54,7 @@ _VARIABLES = {
     "HF_TOKEN": "for gated repositories of Hugging Face",
     "civitai_token": "for downloads from Civitai",
 }
-# What each does, and how it is typed.
+# What each command does, and its examples.
 _COMMANDS = {
     "add": (
         "ask a source about a file and write its entry into the manifest",
@@ -234,7 +234,7 @@ class ManifestCommand(Generic[Spec]):
         return OK if complete else FAILED
 
     def list(self, specs: Sequence[Spec]) -> int:
-        """What is wanted; asks no server."""
+        """What the manifest lists; uses no network."""
         return self.show([self.look(spec, ask=False) for spec in specs])
 
     def verify(self, specs: Sequence[Spec]) -> int:

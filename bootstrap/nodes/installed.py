@@ -1,8 +1,8 @@
-"""What there is of wanted packs in custom_nodes, and whether it is as it was fetched.
+"""Which listed packs are in custom_nodes, and whether they are unchanged since they were fetched.
 
     custom_nodes/NAME/.comfyui-worker.json   receipt: which pack it is, and each file's SHA-256
 
-A pack without a receipt is the user's: it counts where it is the wanted commit or version.
+A pack without a receipt is the user's: it counts if it is the listed commit or version.
 """
 
 from __future__ import annotations
@@ -29,9 +29,9 @@ CODES = {
     "nodes.edited": "A pack was changed since it was fetched; it is left alone.",
 }
 RECEIPT = ".comfyui-worker.json"
-# What ComfyUI-Manager writes beside a pack from the registry, to know it again (cnr_utils.py).
+# What ComfyUI-Manager writes into a pack from the registry, to recognise it (cnr_utils.py).
 TRACKING = ".tracking"
-#: Not from an archive: git, run in a pack, would run what a `.git` of a stranger's says.
+#: Never from an archive: git in that folder would run what a stranger's `.git` says.
 NOT_UNPACKED = (RECEIPT, TRACKING, ".git")
 _MOST_RECEIPT = 32 * 1024 * 1024
 _PROJECT = re.compile(r"^\[project\]\s*\n((?:(?!\[).*\n?)*)", re.MULTILINE)
@@ -40,7 +40,7 @@ _FIELD = r"""^{}\s*=\s*["']([^"'\n]+)"""
 
 
 class State(str, Enum):
-    """A wanted pack on disk. `OTHER` is one of ours at another version or commit."""
+    """A listed pack on disk. `OTHER` is one that we fetched at another version or commit."""
 
     THERE = "there"
     MISSING = "missing"
@@ -50,7 +50,7 @@ class State(str, Enum):
 
 @dataclass(frozen=True)
 class PackReceipt:
-    """What was fetched: `source` as a pin says it; SHA-256 by file, relative to the pack."""
+    """What was fetched: `source` in a pin's form; SHA-256 by file, relative to the pack."""
 
     source: str
     files: Mapping[str, str]
@@ -62,7 +62,7 @@ class PackReceipt:
 
 @dataclass(frozen=True)
 class FoundPack:
-    """What there is of a pack at `path`; `what` says it in words."""
+    """The state of a pack at `path`; `what` says it in words."""
 
     state: State
     path: Path
@@ -71,7 +71,7 @@ class FoundPack:
 
 
 def look(spec: PackSpec, nodes: Path) -> FoundPack:
-    """What there is of a pack, without reading its files. Raises OSError."""
+    """The state of a pack, without reading its files. Raises OSError."""
     path = nodes / spec.name
     if not os.path.lexists(path):
         return FoundPack(State.MISSING, path)
@@ -99,7 +99,7 @@ def _as_users(spec: PackSpec) -> str:
 
 
 def _users_own(path: Path) -> str | None:
-    """Which commit or version a pack is that the user or ComfyUI-Manager brought."""
+    """The commit or version of a pack that the user or ComfyUI-Manager installed."""
     git = look_at_git(str(path))
     if git is not None:
         return git.commit
@@ -116,7 +116,7 @@ def _users_own(path: Path) -> str | None:
 
 
 def read_receipt(pack: Path) -> PackReceipt | None:
-    """The receipt of a pack of ours; None where there is none that can be read."""
+    """The receipt of a pack that we fetched; None if there is none, or it cannot be read."""
     path = pack / RECEIPT
     try:
         if path.is_symlink():
@@ -129,8 +129,8 @@ def read_receipt(pack: Path) -> PackReceipt | None:
 
 @dataclass(frozen=True)
 class Changes:
-    """How a pack differs from its receipt: files by name. `added` are what it or the user put
-    there; Python's bytecode does not count."""
+    """How a pack differs from its receipt: files by name. `added` are files that it or the user
+    created; bytecode does not count."""
 
     changed: tuple[str, ...] = ()
     gone: tuple[str, ...] = ()
@@ -138,7 +138,7 @@ class Changes:
 
 
 def compare(path: Path, receipt: PackReceipt) -> Changes:
-    """Read all files of a pack of ours. Raises OSError."""
+    """Read all files of a pack that we fetched. Raises OSError."""
     there = {str(p.relative_to(path)) for p in files_in(path)} - {RECEIPT, TRACKING}
     changed = [
         name
@@ -155,7 +155,7 @@ def _digest(path: Path) -> str:
 
 
 def files_in(folder: Path) -> Iterator[Path]:
-    """The files and links that count: all but what Python keeps in `__pycache__`."""
+    """All files and links, except in `__pycache__`."""
     for home, folders, files in os.walk(folder):
         links = [name for name in folders if os.path.islink(os.path.join(home, name))]
         folders[:] = [name for name in folders if name != "__pycache__" and name not in links]
@@ -163,7 +163,7 @@ def files_in(folder: Path) -> Iterator[Path]:
 
 
 def occupied(spec: PackSpec, found: FoundPack) -> DownloadError:
-    """What is there is the user's, and another pack."""
+    """Another pack of the user's has the name."""
     return DownloadError(
         "nodes.occupied",
         f"{found.path} is there but is not {spec.pin}: it is {found.what}.",
@@ -173,7 +173,7 @@ def occupied(spec: PackSpec, found: FoundPack) -> DownloadError:
 
 
 def edited(spec: PackSpec, found: FoundPack, files: Sequence[str]) -> DownloadError:
-    """An update would lose what was changed in `files`."""
+    """An update would lose the changes in `files`."""
     return DownloadError(
         "nodes.edited",
         f"{found.path} is to become {spec.pin}, but was changed since it was fetched: "
@@ -184,7 +184,8 @@ def edited(spec: PackSpec, found: FoundPack, files: Sequence[str]) -> DownloadEr
 
 
 def verify(spec: PackSpec, nodes: Path) -> tuple[bool, str, DownloadError | None]:
-    """(as wanted, in words, what is wrong) of a pack on disk, read as a whole. Raises OSError."""
+    """(as listed, in words, what is wrong) for a pack on disk, reading all of it. Raises
+    OSError."""
     found = look(spec, nodes)
     if found.state is State.MISSING:
         return False, "not there", None
@@ -209,8 +210,8 @@ def verify(spec: PackSpec, nodes: Path) -> tuple[bool, str, DownloadError | None
 
 
 def has_pack(url: str, nodes: Path, repositories: frozenset[str]) -> bool:
-    """Is there a checkout or a fetched pack of this repository, or one of its folder's name?
-    `repositories` are those of `repositories_in(nodes)`. Raises OSError."""
+    """Is this repository cloned or fetched, or its folder's name taken? `repositories` are those of
+    `repositories_in(nodes)`. Raises OSError."""
     name = url.rpartition("/")[2]
     if not fault_of(name) and os.path.lexists(nodes / name):
         return True
@@ -218,7 +219,7 @@ def has_pack(url: str, nodes: Path, repositories: frozenset[str]) -> bool:
 
 
 def repositories_in(nodes: Path) -> frozenset[str]:
-    """The addresses, in lower case, of all that was fetched or cloned into custom_nodes. Raises
+    """The addresses, in lower case, of everything fetched or cloned into custom_nodes. Raises
     OSError."""
     packs = nodes.iterdir() if nodes.is_dir() else ()
     return frozenset(_repository_of(pack).casefold() for pack in packs)

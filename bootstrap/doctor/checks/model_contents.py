@@ -1,4 +1,4 @@
-"""Are the weights files what their names say? Judged from what their beginnings showed."""
+"""Are the weights files what their names say? Judged by their beginnings."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ _IF_QUIET = "If nothing is downloading there now: {delete}, then download again.
 
 
 class _Fault(NamedTuple):
-    """What is said of files in one state; the names in braces are those of `_words_for`."""
+    """The texts for files in one state; the names in braces are those of `_words_for`."""
 
     code: str
     verb: tuple[str, str]
@@ -62,7 +62,7 @@ _FAULTS: Mapping[WeightsState, _Fault] = {
         "{delete}, then download again.",
     ),
     WeightsState.DAMAGED: _Fault("models.damaged", _IS, "{files} damaged: {details}.", _IF_QUIET),
-    # A good file that ComfyUI opens with the wrong reader.
+    # An intact file that ComfyUI opens with the wrong reader.
     WeightsState.MISLABELLED: _Fault(
         "models.mislabelled",
         _HAS,
@@ -124,7 +124,7 @@ def _words_for(files: Sequence[ModelFile], verb: tuple[str, str]) -> Mapping[str
 
 
 def pickles(models: Sequence[ModelFile]) -> list[Finding]:
-    """Nothing to fix at once: many upscalers exist as .pth only."""
+    """No immediate fix: many upscalers exist as .pth only."""
     found = [f for f in models if extension_of(f.name) in PICKLES and f.state is WeightsState.GOOD]
     if not found:
         return []
@@ -141,7 +141,7 @@ def pickles(models: Sequence[ModelFile]) -> list[Finding]:
 
 
 def duplicates(groups: Sequence[Sequence[ModelFile]]) -> list[Finding]:
-    """Files that look the same; cmp decides before anything is deleted."""
+    """Files that look identical; cmp decides before anything is deleted."""
     if not groups:
         return []
     wasted = sum(group[0].size * (len(group) - 1) for group in groups)
@@ -173,15 +173,15 @@ def _renamed(file: ModelFile) -> str:
     return stem + file.examined.detail
 
 
-# In a finding's details, where programs read them.
+# In a finding's details, for programs.
 MOST_PATHS = 50
 MOST_PATH = 300
-# In a command that one is to type.
+# In a command to type.
 MOST_TYPED = 5
 
 
 def place(file: ModelFile) -> str:
-    """The file as seen from beside its model folder: `models/loras/x.safetensors`."""
+    """The file's path from beside its model folder: `models/loras/x.safetensors`."""
     return f"{file.root.name}/{file.path}"
 
 
@@ -193,22 +193,22 @@ def about(files: Sequence[ModelFile], one: str, many: str) -> str:
 
 
 def command(*commands: str) -> str:
-    """Commands in a fix, one after another, as what can be copied."""
+    """The commands of a fix, joined for copying."""
     return f"`{'; '.join(commands)}`"
 
 
 def move(path: str, to: str) -> str:
-    """The command that gives a file another name, if that is free."""
+    """The command that renames a file, if the new name is free."""
     return typed("mv", "-n", "--", path, to)
 
 
 def delete(files: Sequence[ModelFile]) -> str:
-    """The command that deletes them, the first few where there are many."""
+    """The command that deletes them, or the first few of many."""
     remove = command(typed("rm", "--", *(f.full_path for f in files[:MOST_TYPED])))
     more = len(files) - MOST_TYPED
     return f"{remove} (and the {counted(more, 'other')})" if more > 0 else remove
 
 
 def paths_of(files: Sequence[ModelFile]) -> list[str]:
-    """Paths for a finding's details, bounded in number and length."""
+    """Paths for a finding's details, limited in number and length."""
     return [os.path.join(f.root, f.path)[-MOST_PATH:] for f in files[:MOST_PATHS]]

@@ -1,4 +1,5 @@
-"""One model: located, fetched into a part, checked, published. The final name means checked.
+"""One model: located, fetched into a part, checked, published. A file with its final name is
+checked.
 
 locate -> resume or begin a part -> ranges (or one stream) -> size, hash, header -> publish
 """
@@ -44,7 +45,7 @@ from bootstrap.net.addresses import shown
 from bootstrap.net.http import Reply
 
 _AT_ONCE = 256 * 1024
-_BEGINNINGS = 3  # times a file may turn out to be another one before we give up
+_BEGINNINGS = 3  # times a file may change before we give up
 
 
 def fetch_stream(
@@ -55,10 +56,9 @@ def fetch_stream(
     stop: threading.Event,
     on_bytes: Callable[[int], None],
 ) -> tuple[int, str]:
-    """(size, SHA-256) of what was written to `part`, an empty one.
-
-    `provable` says that a hash, a size or a header will tell whether the file is whole, which is
-    needed where the server does not give its length. Raises DownloadError, Changed, Stopped.
+    """Fetch into the empty `part`; returns (size, SHA-256). `provable`: a hash, a size or a header
+    will show whether the file is complete, which is needed if the server does not give its length.
+    Raises DownloadError, Changed, Stopped.
     """
     channel = options.channel()
     try:
@@ -110,20 +110,21 @@ def _check_whole(reply: Reply, remote: Remote, provable: bool) -> None:
 
 
 class Meter(Protocol):
-    """Follows how far it is."""
+    """Receives the progress."""
 
     def begin(self, done: int, total: int | None) -> None:
-        """A part with `done` bytes of `total` is being fetched; may come again, from less."""
+        """A part with `done` bytes of `total` is being fetched; may be called again, from less."""
         ...
 
     def add(self, count: int) -> None:
-        """`count` more bytes are there. Called from several threads."""
+        """`count` more bytes have arrived. Called from several threads."""
         ...
 
 
 @dataclass(frozen=True)
 class Fetched:
-    """A checked file that was published, or, if not `published`, lost to a faster one's."""
+    """A checked file that was published, or, if not `published`, was there already from a faster
+    worker."""
 
     size: int
     sha256: str
@@ -133,10 +134,9 @@ class Fetched:
 
 
 class Download:
-    """The way of one file to `final`. Call `run` once.
-
-    `locate` asks the source where the file is, now and whenever a signed URL has expired;
-    `is_abandoned` says whether the owner of a leftover part is gone.
+    """Downloads one file to `final`. Call `run` once. `locate` asks the source where the file is,
+    at first and when a signed URL has expired; `is_abandoned` says whether the owner of a leftover
+    part is gone.
     """
 
     def __init__(
@@ -157,9 +157,9 @@ class Download:
         self._no_ranges = False
 
     def run(self, stop: threading.Event) -> Fetched:
-        """Fetch, check and publish. Raises DownloadError, OwnershipLost when another worker took
-        the part over, Stopped on `stop`. Nothing that is not whole and checked gets the final
-        name; what can be resumed stays as a part beside it."""
+        """Fetch, check and publish. Raises DownloadError, OwnershipLost if another worker took the
+        part over, Stopped on `stop`. Only a complete, checked file gets the final name; what can be
+        resumed stays as a part beside it."""
         try:
             self._final.parent.mkdir(parents=True, exist_ok=True)
         except OSError as problem:
@@ -191,7 +191,7 @@ class Download:
         return self._by_ranges(remote, stop)
 
     def _located(self, stop: threading.Event) -> Remote:
-        """Ask the source, patiently."""
+        """Ask the source, with retries."""
         failures = 0
         while True:
             channel = self._options.channel()
@@ -212,7 +212,7 @@ class Download:
         assert remote.size is not None
         taken = take_over(self._final.parent, name, remote, disk, self._is_abandoned)
         part, done = taken or (Part.create(self._final.parent, name, disk), ())
-        # Without a validator parts of two versions look alike: one connection only.
+        # Without a validator, parts of two versions cannot be told apart: one connection only.
         parallel = self._options.connections if remote.stable or remote.modified else 1
         blocks = Blocks(remote.size, done, parallel)
         resumed = remote.size - blocks.missing
@@ -224,7 +224,7 @@ class Download:
         except DownloadError as problem:
             if isinstance(problem, WrongBytes) and resumed:
                 part.discard()
-                raise Changed from None  # the old bytes may be the bad ones: once more from zero
+                raise Changed from None  # the resumed bytes may be bad: once more from 0
             self._leave(part, remote, blocks, problem)
             raise
         except Stopped:
@@ -306,7 +306,7 @@ class Download:
     def _leave(
         self, part: Part, remote: Remote, blocks: Blocks, problem: DownloadError | None
     ) -> None:
-        """Keep what the next attempt can use; remove what is full, wrong or of no use."""
+        """Keep a part that the next attempt can use; remove a complete, wrong or useless one."""
         useful = problem is None or problem.transient or problem.status in (401, 403)
         if not useful or not remote.stable or blocks.missing == blocks.size:
             part.discard()
@@ -318,7 +318,7 @@ class Download:
 
 
 class _StreamBroke(Exception):
-    """A stream ended early; what it brought cannot be resumed."""
+    """A stream ended early; it cannot be resumed."""
 
     def __init__(self, problem: DownloadError) -> None:
         super().__init__(problem.code)
@@ -326,6 +326,6 @@ class _StreamBroke(Exception):
 
 
 def check_hash_beforehand(remote: Remote, wanted: Wanted) -> None:
-    """Raise DownloadError when the source itself names another hash than the manifest."""
+    """Raise DownloadError if the source itself has another hash than the manifest."""
     if remote.sha256 is not None:
         check_hash(remote.sha256, wanted.sha256)

@@ -21,8 +21,8 @@ _CONTENT_RANGE = re.compile(r"bytes (\d{1,18})-(\d{1,18})/(\d{1,18}|\*)", re.ASC
 
 @dataclass(frozen=True)
 class Remote:
-    """A file, located. `identity` names it across signed URLs; with a strong `etag` or a `sha256`
-    a part of it can be resumed. `explain` turns the source's error answers into words."""
+    """A located file. `identity` is stable across signed URLs; with a strong `etag` or a `sha256` a
+    part can be resumed. `explain` translates the source's error responses."""
 
     url: str = field(repr=False)
     identity: str
@@ -37,7 +37,7 @@ class Remote:
 
     @property
     def stable(self) -> bool:
-        """Can two answers be known to be about the same bytes?"""
+        """Can two responses be known to have the same bytes?"""
         return self.etag is not None or self.sha256 is not None
 
 
@@ -54,9 +54,8 @@ def content_range(reply: Reply) -> tuple[int, int, int | None]:
 
 
 def probe(channel: Channel, remote: Remote) -> tuple[Remote, Reply]:
-    """Ask for the first byte: learns size, validators, whether ranges work, and the final URL.
-
-    Not HEAD, which signed URLs and Civitai refuse. Raises DownloadError.
+    """Request the first byte: gives size, validators, range support and the final URL. Not HEAD,
+    which signed URLs and Civitai refuse. Raises DownloadError.
     """
     reply = channel.get(remote.url, remote.credential, {"Range": "bytes=0-0"})
     if reply.status == 416 and reply.headers.get("content-range", "").endswith("/0"):
@@ -88,7 +87,7 @@ def probe(channel: Channel, remote: Remote) -> tuple[Remote, Reply]:
 
 
 def refuse_text(reply: Reply, remote: Remote) -> None:
-    """Raise DownloadError for an answer that is a page, not a model."""
+    """Raise DownloadError if the response is a page, not a model."""
     kind = reply.headers.get("content-type", "").partition(";")[0].strip().lower()
     if kind in ("text/html", "application/xhtml+xml", "application/json") and (
         not remote.text_is_fine
@@ -124,7 +123,7 @@ class StallDetector:
         self._bytes = 0
 
     def count(self, received: int) -> None:
-        """`received` more bytes came. Raises DownloadError (transient) when they trickle."""
+        """`received` more bytes arrived. Raises DownloadError (transient) if they trickle."""
         self._bytes += received
         now = time.monotonic()
         if now - self._start < self._window:
@@ -135,7 +134,7 @@ class StallDetector:
 
 
 class RateLimiter:
-    """`bytes_per_second` None is no limit. Bursts of up to a quarter second are let through."""
+    """`bytes_per_second` None: no limit. Allows bursts of up to a quarter second."""
 
     def __init__(self, bytes_per_second: float | None = None) -> None:
         self._rate = bytes_per_second
@@ -156,8 +155,8 @@ class RateLimiter:
 
 @dataclass(frozen=True)
 class DownloadOptions:
-    """Times in seconds. `attempts` counts failures in a row without a byte of progress; a
-    connection slower than `slowest` bytes per second over `stall` seconds counts as stalled."""
+    """Times in seconds. `attempts` limits failures in a row without progress; a connection slower
+    than `slowest` bytes per second over `stall` seconds counts as stalled."""
 
     policy: AddressPolicy = field(default_factory=AddressPolicy)
     disk: Disk = field(default_factory=Disk)
@@ -170,7 +169,7 @@ class DownloadOptions:
     note_every: float = 5.0
 
     def channel(self) -> Channel:
-        """A new connection, not yet made."""
+        """A new channel, not yet connected."""
         return Channel(self.policy, self.stall)
 
     def pause(self, failures: int, asked: float | None = None) -> float:

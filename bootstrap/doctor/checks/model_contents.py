@@ -9,7 +9,7 @@ from typing import NamedTuple
 from bootstrap.core.findings import Finding, info, warning
 from bootstrap.core.text import counted, named, shown, size_text, typed
 from bootstrap.doctor.facts.inventory import Inventory, ModelFile
-from bootstrap.models.weights_file import State
+from bootstrap.models.weights_file import WeightsState
 from bootstrap.volume.categories import PICKLES, extension_of
 
 CODES = {
@@ -44,39 +44,41 @@ _HAS, _IS = ("has", "have"), ("is", "are")
 _MESSAGE = _Fault(
     "models.server_message", _IS, "{files} a server's message, not a model: {details}.", _AGAIN
 )
-_FAULTS: Mapping[State, _Fault] = {
-    State.EMPTY: _Fault(
+_FAULTS: Mapping[WeightsState, _Fault] = {
+    WeightsState.EMPTY: _Fault(
         "models.empty_file",
         _HAS,
         "{files} zero bytes.",
         "{delete}. Then download it again; if the volume is full, make room first.",
     ),
-    State.TRUNCATED: _Fault("models.truncated", _IS, "{files} cut off: {lengths}.", _IF_QUIET),
-    State.TOO_LONG: _Fault(
+    WeightsState.TRUNCATED: _Fault(
+        "models.truncated", _IS, "{files} cut off: {lengths}.", _IF_QUIET
+    ),
+    WeightsState.TOO_LONG: _Fault(
         "models.too_long",
         _HAS,
         "{files} bytes after the end: {lengths}. Two downloads wrote into one file, or one was "
         "resumed at the wrong place.",
         "{delete}. Then download it again.",
     ),
-    State.DAMAGED: _Fault("models.damaged", _IS, "{files} damaged: {details}.", _IF_QUIET),
+    WeightsState.DAMAGED: _Fault("models.damaged", _IS, "{files} damaged: {details}.", _IF_QUIET),
     # An intact file that ComfyUI opens with the wrong reader.
-    State.MISLABELLED: _Fault(
+    WeightsState.MISLABELLED: _Fault(
         "models.mislabelled",
         _HAS,
         "{files} the wrong extension and will not load: {formats}.",
         "{renames}. Then choose the new name in the workflow.",
     ),
-    State.PAGE: _Fault(
+    WeightsState.PAGE: _Fault(
         "models.web_page",
         _IS,
         "{files} a web page, not a model: {details}. The site wanted a login, or the address was "
         "that of a page.",
         _AGAIN,
     ),
-    State.JSON: _MESSAGE,
-    State.TEXT: _MESSAGE,
-    State.POINTER: _Fault(
+    WeightsState.JSON: _MESSAGE,
+    WeightsState.TEXT: _MESSAGE,
+    WeightsState.POINTER: _Fault(
         "models.lfs_pointer",
         _IS,
         "{files} a Git LFS pointer; the model itself{of_size} was never fetched (cloned without "
@@ -128,7 +130,7 @@ def _download(path: str) -> str:
 
 def pickles(models: Sequence[ModelFile]) -> list[Finding]:
     """No immediate fix: many upscalers exist as .pth only."""
-    found = [f for f in models if extension_of(f.name) in PICKLES and f.state is State.GOOD]
+    found = [f for f in models if extension_of(f.name) in PICKLES and f.state is WeightsState.GOOD]
     if not found:
         return []
     return [

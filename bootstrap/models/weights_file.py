@@ -46,7 +46,7 @@ _POINTER = b"version https://git-lfs.github.com/spec/"
 _PAGES = (b"<!doctype", b"<html", b"<head", b"<?xml", b"<error")
 
 
-class State(str, Enum):
+class WeightsState(str, Enum):
     """The result of examining a weights file."""
 
     GOOD = "good"
@@ -72,7 +72,7 @@ class Examined:
     of size and beginning: equal for equal files, but also for some models of one kind.
     """
 
-    state: State
+    state: WeightsState
     detail: str = ""
     expected: int | None = None
     dtypes: tuple[tuple[str, int], ...] = ()
@@ -86,7 +86,7 @@ def examine(
     `extension` is the final one, for a file without its name yet.
     """
     if size == 0:
-        return Examined(State.EMPTY)
+        return Examined(WeightsState.EMPTY)
     try:
         file = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
         try:
@@ -96,7 +96,7 @@ def examine(
         finally:
             os.close(file)
     except OSError as problem:
-        return Examined(State.UNREADABLE, problem.strerror or str(problem))
+        return Examined(WeightsState.UNREADABLE, problem.strerror or str(problem))
 
 
 def sample_hash(path: str, size: int) -> bytes:
@@ -130,7 +130,9 @@ def _examine_open(file: int, extension: str, size: int, allowance: ByteSemaphore
     if answer is not None:
         return answer
     if not head.strip(b"\0"):
-        return Examined(State.DAMAGED, "it begins with zeros, like a download that never filled")
+        return Examined(
+            WeightsState.DAMAGED, "it begins with zeros, like a download that never filled"
+        )
     if extension in SAFETENSORS:
         return _examine_safetensors(file, head, size, allowance)
     return _examine_other(file, head, extension, size)
@@ -141,12 +143,14 @@ def _server_answer(head: bytes, size: int) -> Examined | None:
     start = head[:_EXCERPT].lstrip(b"\xef\xbb\xbf \t\r\n")
     if start.startswith(_POINTER):
         named = re.search(rb"^size (\d{1,18})$", head[:1024], re.MULTILINE)
-        return Examined(State.POINTER, expected=int(named[1]) if named else None)
+        return Examined(WeightsState.POINTER, expected=int(named[1]) if named else None)
     if start.lower().startswith(_PAGES):
-        return Examined(State.PAGE, _excerpt(start))
+        return Examined(WeightsState.PAGE, _excerpt(start))
     if size > _MOST_TEXT or not _is_text(head):
         return None
-    return Examined(State.JSON if start[:1] in (b"{", b"[") else State.TEXT, _excerpt(start))
+    return Examined(
+        WeightsState.JSON if start[:1] in (b"{", b"[") else WeightsState.TEXT, _excerpt(start)
+    )
 
 
 def _excerpt(start: bytes) -> str:
@@ -165,13 +169,13 @@ def _examine_safetensors(file: int, head: bytes, size: int, allowance: ByteSemap
     length = int.from_bytes(head[:8], "little")
     other = _other_format(head)
     if other is not None:
-        return Examined(State.MISLABELLED, other)
+        return Examined(WeightsState.MISLABELLED, other)
     if not 0 < length <= MOST_HEADER or head[8:9] not in (b"{", b""):
-        return Examined(State.DAMAGED, "it does not begin like safetensors")
+        return Examined(WeightsState.DAMAGED, "it does not begin like safetensors")
     if 8 + length > size:
-        return Examined(State.TRUNCATED, "it ends within its header", 8 + length)
+        return Examined(WeightsState.TRUNCATED, "it ends within its header", 8 + length)
     if length > MOST_PARSED:
-        return Examined(State.UNREAD, f"its header has {length} bytes")
+        return Examined(WeightsState.UNREAD, f"its header has {length} bytes")
     if 8 + length <= len(head):
         return _judge_header(head[8 : 8 + length], size)
     with allowance.hold(length):
@@ -211,29 +215,29 @@ def _judge_header(header: bytes, size: int) -> Examined:
             raise ValueError("no object")
         json.loads(header, object_pairs_hook=shrink)
     except (ValueError, TypeError, RecursionError):
-        return Examined(State.DAMAGED, "its header cannot be read")
+        return Examined(WeightsState.DAMAGED, "its header cannot be read")
     expected = 8 + len(header) + end
     if size < expected:
-        return Examined(State.TRUNCATED, "", expected)
+        return Examined(WeightsState.TRUNCATED, "", expected)
     if size > expected:
-        return Examined(State.TOO_LONG, "", expected)
+        return Examined(WeightsState.TOO_LONG, "", expected)
     return Examined(
-        State.GOOD, "", expected, tuple(dtypes.most_common(8)), _fingerprint(header, size)
+        WeightsState.GOOD, "", expected, tuple(dtypes.most_common(8)), _fingerprint(header, size)
     )
 
 
 def _examine_other(file: int, head: bytes, extension: str, size: int) -> Examined:
     if extension == GGUF and not head.startswith(b"GGUF"):
-        return Examined(State.DAMAGED, "it does not begin like GGUF")
+        return Examined(WeightsState.DAMAGED, "it does not begin like GGUF")
     if extension != GGUF and head.startswith(b"GGUF"):
-        return Examined(State.MISLABELLED, GGUF)
+        return Examined(WeightsState.MISLABELLED, GGUF)
     if _begins_like_safetensors(head, size):
-        return Examined(State.MISLABELLED, ".safetensors")
+        return Examined(WeightsState.MISLABELLED, ".safetensors")
     if head.startswith(_ZIP) and _ZIP_END not in os.pread(
         file, _ZIP_TAIL, max(0, size - _ZIP_TAIL)
     ):
-        return Examined(State.TRUNCATED, "the end of its zip archive is missing")
-    return Examined(State.GOOD, fingerprint=_fingerprint(head, size))
+        return Examined(WeightsState.TRUNCATED, "the end of its zip archive is missing")
+    return Examined(WeightsState.GOOD, fingerprint=_fingerprint(head, size))
 
 
 def _other_format(head: bytes) -> str | None:

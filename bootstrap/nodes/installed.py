@@ -49,7 +49,7 @@ class State(str, Enum):
 
 
 @dataclass(frozen=True)
-class Receipt:
+class PackReceipt:
     """What was fetched: `source` in a pin's form; SHA-256 by file, relative to the pack."""
 
     source: str
@@ -61,30 +61,30 @@ class Receipt:
 
 
 @dataclass(frozen=True)
-class Found:
+class FoundPack:
     """The state of a pack at `path`; `what` says it in words."""
 
     state: State
     path: Path
     what: str = ""
-    receipt: Receipt | None = None
+    receipt: PackReceipt | None = None
 
 
-def look(spec: PackSpec, nodes: Path) -> Found:
+def look(spec: PackSpec, nodes: Path) -> FoundPack:
     """The state of a pack, without reading its files. Raises OSError."""
     path = nodes / spec.name
     if not os.path.lexists(path):
-        return Found(State.MISSING, path)
+        return FoundPack(State.MISSING, path)
     receipt = read_receipt(path)
     is_wanted, is_link = receipt is not None and receipt.source == str(spec.pin), path.is_symlink()
     if receipt is not None and (is_wanted or not is_link):
         state = State.THERE if is_wanted else State.OTHER
-        return Found(state, path, receipt.source, receipt)
+        return FoundPack(state, path, receipt.source, receipt)
     if not is_link and os.path.isdir(path) and not os.listdir(path):
-        return Found(State.MISSING, path)
+        return FoundPack(State.MISSING, path)
     what = _users_own(path)
     same = what is not None and what == _as_users(spec)
-    return Found(State.THERE if same else State.OCCUPIED, path, what or _kind_of(path))
+    return FoundPack(State.THERE if same else State.OCCUPIED, path, what or _kind_of(path))
 
 
 def _kind_of(path: Path) -> str:
@@ -115,14 +115,14 @@ def _users_own(path: Path) -> str | None:
     return "@".join(match[1].strip().lower() for match in found if match) or None
 
 
-def read_receipt(pack: Path) -> Receipt | None:
+def read_receipt(pack: Path) -> PackReceipt | None:
     """The receipt of a pack that we fetched; None if there is none, or it cannot be read."""
     path = pack / RECEIPT
     try:
         if path.is_symlink():
             return None
         data = json.loads(read_regular(path, _MOST_RECEIPT))
-        return Receipt(str(data["source"]), {str(k): str(v) for k, v in data["files"].items()})
+        return PackReceipt(str(data["source"]), {str(k): str(v) for k, v in data["files"].items()})
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return None
 
@@ -137,7 +137,7 @@ class Changes:
     added: tuple[str, ...] = ()
 
 
-def compare(path: Path, receipt: Receipt) -> Changes:
+def compare(path: Path, receipt: PackReceipt) -> Changes:
     """Read all files of a pack that we fetched. Raises OSError."""
     there = {str(p.relative_to(path)) for p in files_in(path)} - {RECEIPT, TRACKING}
     changed = [
@@ -162,7 +162,7 @@ def files_in(folder: Path) -> Iterator[Path]:
         yield from (Path(home, name) for name in (*files, *links))
 
 
-def occupied(spec: PackSpec, found: Found) -> DownloadError:
+def occupied(spec: PackSpec, found: FoundPack) -> DownloadError:
     """Another pack of the user's has the name."""
     return DownloadError(
         "nodes.occupied",
@@ -172,7 +172,7 @@ def occupied(spec: PackSpec, found: Found) -> DownloadError:
     )
 
 
-def edited(spec: PackSpec, found: Found, files: Sequence[str]) -> DownloadError:
+def edited(spec: PackSpec, found: FoundPack, files: Sequence[str]) -> DownloadError:
     """An update would lose the changes in `files`."""
     return DownloadError(
         "nodes.edited",

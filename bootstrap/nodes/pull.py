@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from bootstrap.config import Settings
-from bootstrap.core.archive import ArchiveTooLarge, BadArchive, Limits, comment_of, unpack
+from bootstrap.core.archive import ArchiveTooLarge, BadArchive, Limits, unpack
 from bootstrap.core.concurrency import WorkerPool
 from bootstrap.core.files import contains
 from bootstrap.core.findings import Finding, Severity, info, ok, warning
@@ -41,8 +41,8 @@ from bootstrap.nodes.installed import (
     NOT_UNPACKED,
     RECEIPT,
     TRACKING,
-    Found,
-    Receipt,
+    FoundPack,
+    PackReceipt,
     State,
     compare,
     edited,
@@ -329,7 +329,7 @@ class _Job:
     def _unpack(self, spec: PackSpec, archive: Path, new: Path) -> list[str]:
         pin = spec.pin
         try:
-            names = unpack(archive, new, _LIMITS, top=isinstance(pin, GitPin))
+            names, comment = unpack(archive, new, _LIMITS, top=isinstance(pin, GitPin))
         except BadArchive as problem:
             code = (
                 "nodes.too_large" if isinstance(problem, ArchiveTooLarge) else "nodes.bad_archive"
@@ -339,7 +339,6 @@ class _Job:
                 f"the archive of {pin} {problem}.",
                 "Choose another version, or put the pack onto the volume by hand, on a Pod.",
             ) from None
-        comment = comment_of(archive)
         if isinstance(pin, GitPin) and COMMIT.fullmatch(comment) and comment != pin.commit:
             raise DownloadError(
                 "nodes.other_commit",
@@ -352,10 +351,10 @@ class _Job:
         files = {str(p.relative_to(new)): hash_file(p, self._stop) for p in files_in(new)}
         if isinstance(pin, RegistryPin):
             (new / TRACKING).write_text("\n".join(names), "utf-8")
-        (new / RECEIPT).write_text(json.dumps(Receipt(str(pin), files).as_dict()), "utf-8")
+        (new / RECEIPT).write_text(json.dumps(PackReceipt(str(pin), files).as_dict()), "utf-8")
         return names
 
-    def _make_way(self, spec: PackSpec, found: Found, new: Path, old: Path) -> Path:
+    def _make_way(self, spec: PackSpec, found: FoundPack, new: Path, old: Path) -> Path:
         """Where to move the present folder. Files added to one that we fetched are carried into the
         new one; a changed one, or the user's own, is kept, and moved only with `force`."""
         if found.receipt is not None:

@@ -214,7 +214,9 @@ class PackSources:
         data = once._ask_one(path, str(pin))
         _check_status(data, str(pin))
         url = data.get("downloadUrl")
-        if data.get("version", pin.version) != pin.version or not isinstance(url, str) or not url:
+        same = str(data.get("node_id") or pin.id).casefold() == pin.id.casefold()
+        same = same and data.get("version", pin.version) == pin.version
+        if not same or not isinstance(url, str) or not url:
             raise _bad_answer(self.registry, f"it names no archive of {pin}")
         return self.https.locate(WebFile(url), None, wanted, channel)
 

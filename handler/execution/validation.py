@@ -188,7 +188,7 @@ def _not_in_list(at: NodeInput, extra: Mapping[str, Any], length: str, models: P
         return JobError(
             "workflow.value_not_allowed",
             f"{at.where} is {value!r}, which is not in its list ({shown}).",
-            "Send one of the listed values.",
+            f"Send {close[0]!r} if you mean that." if close else "Send a value of its list.",
             nearest=close,
             **at.details,
         )
@@ -196,8 +196,8 @@ def _not_in_list(at: NodeInput, extra: Mapping[str, Any], length: str, models: P
         "workflow.missing_model",
         f"{at.where} names {value!r}, which is not among the files that ComfyUI finds for it "
         f"({shown}). It was looked for in {models}.",
-        f"Put the file into the matching folder below models/ on the volume, or name one that is "
-        f"there{': ' + close[0] if close else ''}.",
+        f"{f'Send {close[0]!r} if you mean that, or put' if close else 'Put'} the file into the "
+        "matching folder below models/ on the volume.",
         model=value,
         nearest=close,
         **at.details,
@@ -297,9 +297,12 @@ def with_origins(error: UnknownNode, date: str, origins: Mapping[str, Origin]) -
     said = [text for name, origin in origins.items() if (text := _where(name, origin))]
     if not said:
         return error
-    listed = " ".join(said[:_LISTED])
+    listed = f"{' '.join(said[:_LISTED])} (By the map of nodes of {date}.)"
     packs = {name: list(origin.packs) for name, origin in origins.items() if origin.packs}
-    return _with_fix(error, f"{listed} (By the map of nodes of {date}.)", packs=packs)
+    installed = any(origin.installed for origin in origins.values())
+    if len(said) == len(error.details["classes"]) and not installed:  # that is all to be done
+        return UnknownNode(error.code, error.message, listed, **error.details, packs=packs)
+    return _with_fix(error, listed, packs=packs)
 
 
 def _where(name: str, origin: Origin) -> str:

@@ -49,7 +49,7 @@ class PackServer(ViciousServer):
         """Publish a version in the registry; its path."""
         path = f"/cdn/{name}/{version}.zip"
         self.serve(path, zipped(FILES) if content is None else content, **vices)
-        about = {"id": "x", "version": version, "downloadUrl": self.url + path}
+        about = {"id": "x", "node_id": name, "version": version, "downloadUrl": self.url + path}
         self.answer(f"/nodes/{name}/install?version={version}", about)
         self.answer(f"/nodes/{name}/versions", [{"version": "0.0.1"}, {"version": version}])
         self.answer(f"/nodes/{name}", {"id": name, "latest_version": {"version": version}})

@@ -10,7 +10,7 @@ from bootstrap.core.text import counted, named, shown, typed
 from bootstrap.doctor.facts.comfyui import ComfyUIFacts, WantedNodes
 from bootstrap.environment import PackagesFacts
 from bootstrap.environment.packs import Pack, PackState
-from bootstrap.nodes.installed import Found
+from bootstrap.nodes.installed import FoundPack
 
 CODES = {
     "comfyui.version": "Which ComfyUI it is.",
@@ -177,7 +177,7 @@ def check_wanted_nodes(wanted: WantedNodes) -> list[Finding]:
     return found
 
 
-def _absent(absent: Sequence[Found]) -> Finding:
+def _absent(absent: Sequence[FoundPack]) -> Finding:
     names = [f"{each.path.name} ({each.what or 'missing'})" for each in absent]
     return warning(
         "nodes.absent",

@@ -19,7 +19,7 @@ from bootstrap.doctor.checks.model_contents import (
     place,
 )
 from bootstrap.doctor.facts.inventory import Inventory, ModelFile, count_of, holdings_of, size_of
-from bootstrap.models.weights_file import State
+from bootstrap.models.weights_file import WeightsState
 
 CODES = {
     "models.found": "How many models there are, in which categories",
@@ -98,7 +98,7 @@ def incomplete(inventory: Inventory) -> list[Finding]:
 def unopened(inventory: Inventory) -> list[Finding]:
     """A light scan opens a limited number of files."""
     weights = [f for f in inventory.files if f.is_weights]
-    unread = [f for f in weights if f.state is State.UNREAD and not f.examined.detail]
+    unread = [f for f in weights if f.state is WeightsState.UNREAD and not f.examined.detail]
     if not inventory.headers or not inventory.complete or not unread:
         return []
     return [
@@ -113,7 +113,7 @@ def unopened(inventory: Inventory) -> list[Finding]:
 
 def unreadable(inventory: Inventory) -> list[Finding]:
     """Permissions, or a failing volume."""
-    failed = [f for f in inventory.files if f.state is State.UNREADABLE]
+    failed = [f for f in inventory.files if f.state is WeightsState.UNREADABLE]
     count = inventory.problem_count + len(failed)
     if not count:
         return []

@@ -28,7 +28,7 @@ from bootstrap.environment.packs import (
     read_version,
 )
 from bootstrap.environment.requirement_files import RequirementFile, comfyui_file, read_text
-from bootstrap.nodes.installed import Found, look
+from bootstrap.nodes.installed import FoundPack, look
 from bootstrap.nodes.installed import State as PackState
 from bootstrap.nodes.manifest import NodeManifest, nodes_wanted_here
 from bootstrap.nodes.node_map import map_path, nodes_in, where_nodes_are
@@ -170,7 +170,7 @@ class WantedNodes:
 
     listed: int = 0
     findings: tuple[Finding, ...] = ()
-    absent: tuple[Found, ...] = ()
+    absent: tuple[FoundPack, ...] = ()
     lacking: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
     date: str = ""
 

@@ -28,7 +28,7 @@ from bootstrap.doctor.facts.walk import (
     WalkProblem,
     walk,
 )
-from bootstrap.models.weights_file import Examined, State, examine, sample_hash
+from bootstrap.models.weights_file import Examined, WeightsState, examine, sample_hash
 from bootstrap.volume.categories import (
     CATEGORIES,
     CONFIGS,
@@ -49,8 +49,8 @@ MOST_PATH = 200
 MOST_HELD = 32 << 20
 # Copies of smaller files are not worth reporting.
 LEAST_DUPLICATE = 1 << 20
-_LOST = {LinkTarget.BROKEN: State.BROKEN_LINK, LinkTarget.LOOP: State.LOOPING_LINK}
-_LEADS = {State.BROKEN_LINK: Leads.NOWHERE, State.LOOPING_LINK: Leads.LOOP}
+_LOST = {LinkTarget.BROKEN: WeightsState.BROKEN_LINK, LinkTarget.LOOP: WeightsState.LOOPING_LINK}
+_LEADS = {WeightsState.BROKEN_LINK: Leads.NOWHERE, WeightsState.LOOPING_LINK: Leads.LOOP}
 Progress = Callable[[int], None]
 
 
@@ -58,9 +58,9 @@ Progress = Callable[[int], None]
 class ModelFile:
     """One file, or a link that ComfyUI lists as one, under a model folder. `path` is relative to
     `root`, `category` is ComfyUI's for its folder (None: a custom node's). `size` in bytes, `mtime`
-    in seconds since 1970; `inode` is None for a broken link. `examined` is `State.UNREAD` if it is
-    not a weights file or was not opened. `relative` is the text that repairs a broken link through
-    another mount point of the volume, if its target exists.
+    in seconds since 1970; `inode` is None for a broken link. `examined` is `WeightsState.UNREAD` if
+    it is not a weights file or was not opened. `relative` is the text that repairs a broken link
+    through another mount point of the volume, if its target exists.
     """
 
     root: Path
@@ -75,7 +75,7 @@ class ModelFile:
     relative: str | None = None
 
     @property
-    def state(self) -> State:
+    def state(self) -> WeightsState:
         """The result of examining it."""
         return self.examined.state
 
@@ -379,7 +379,9 @@ def _file(
     extra_roots: Mapping[Path, str],
     texts: Mapping[tuple[Path, str], str],
 ) -> ModelFile:
-    unopened = Examined(_LOST.get(entry.target, State.UNREAD) if entry.target else State.UNREAD)
+    unopened = Examined(
+        _LOST.get(entry.target, WeightsState.UNREAD) if entry.target else WeightsState.UNREAD
+    )
     folder, slash, _ = entry.path.partition("/")
     root_category = extra_roots.get(entry.root, "")
     return ModelFile(

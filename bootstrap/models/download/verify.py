@@ -14,7 +14,7 @@ from bootstrap.core.concurrency import ByteSemaphore, threaded
 from bootstrap.core.files import Disk
 from bootstrap.core.text import size_text
 from bootstrap.models.download.transfer import Blocks
-from bootstrap.models.weights_file import MOST_HEADER, SAFETENSORS, Examined, State, examine
+from bootstrap.models.weights_file import MOST_HEADER, SAFETENSORS, Examined, WeightsState, examine
 from bootstrap.net import DownloadError, Stopped, WrongBytes
 from bootstrap.volume.categories import GGUF
 
@@ -23,18 +23,18 @@ BLOCK = 4 * 1024 * 1024
 TEXT_EXTENSIONS = frozenset({".json", ".txt", ".yaml", ".yml", ".md", ".csv", ".xml"})
 # Responses that are not weights.
 _ANSWERS = {
-    State.PAGE: "a web page",
-    State.JSON: "JSON, perhaps an error message",
-    State.TEXT: "plain text",
-    State.POINTER: "a Git LFS pointer, not the file it points to",
+    WeightsState.PAGE: "a web page",
+    WeightsState.JSON: "JSON, perhaps an error message",
+    WeightsState.TEXT: "plain text",
+    WeightsState.POINTER: "a Git LFS pointer, not the file it points to",
 }
 _FAULTS = {
-    State.TRUNCATED: "is truncated",
-    State.TOO_LONG: "is followed by other bytes",
-    State.DAMAGED: "is damaged",
-    State.MISLABELLED: "has the wrong extension",
+    WeightsState.TRUNCATED: "is truncated",
+    WeightsState.TOO_LONG: "is followed by other bytes",
+    WeightsState.DAMAGED: "is damaged",
+    WeightsState.MISLABELLED: "has the wrong extension",
 }
-_GOOD_ENOUGH = (State.GOOD, State.UNREAD)
+_GOOD_ENOUGH = (WeightsState.GOOD, WeightsState.UNREAD)
 
 
 class StreamingHasher:
@@ -126,7 +126,7 @@ def _judge(seen: Examined, size: int) -> None:
     """Raise DownloadError if it is not a model, OSError if it could not be read."""
     if seen.state in _GOOD_ENOUGH:
         return
-    if seen.state is State.UNREADABLE:
+    if seen.state is WeightsState.UNREADABLE:
         raise OSError(errno.EIO, seen.detail)
     if seen.state in _ANSWERS:
         raise WrongBytes(

@@ -17,7 +17,7 @@ from bootstrap.models.manifest_entry import read_entry
 from bootstrap.models.sources import parse_link
 from bootstrap.models.sources.civitai import size_of
 from bootstrap.models.sources.https import Https
-from bootstrap.models.weights_file import State, examine
+from bootstrap.models.weights_file import WeightsState, examine
 from bootstrap.net import DownloadError
 from tests.support.provisioning import bring, options, spec
 
@@ -73,7 +73,7 @@ def test_a_header_whose_numbers_lie_is_damaged_not_a_crash(tmp_path: Path) -> No
         path = tmp_path / "m.safetensors"
         path.write_bytes(len(header).to_bytes(8, "little") + header + b"\0" * 8)
         examined = examine(str(path), path.stat().st_size, ByteSemaphore(1 << 20))
-        assert examined.state is State.DAMAGED, last
+        assert examined.state is WeightsState.DAMAGED, last
 
 
 def test_sizes_that_nothing_has_are_shown_and_not_believed() -> None:

@@ -292,7 +292,12 @@ def test_a_withdrawn_version_is_not_fetched(server: PackServer, volume: Path) ->
 
 
 @pytest.mark.parametrize(
-    "answer", [[], "text", {}, {"downloadUrl": 5}, {"version": "9.9.9", "downloadUrl": "https://x"}]
+    "answer",
+    [
+        *([], "text", {}, {"downloadUrl": 5}),
+        {"version": "9.9.9", "downloadUrl": "https://x"},
+        {"node_id": "other-pack", "version": "1.2.3", "downloadUrl": "https://x"},
+    ],
 )
 def test_a_registry_that_answers_nonsense(server: PackServer, volume: Path, answer: Any) -> None:
     server.answer("/nodes/some-pack/install?version=1.2.3", answer)

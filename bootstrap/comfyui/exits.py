@@ -13,7 +13,7 @@ from bootstrap.core.files import contains
 from bootstrap.core.findings import Finding, Severity
 
 CODES = {
-    "comfyui.killed": "ComfyUI was killed, most often for memory",
+    "comfyui.killed": "ComfyUI was killed, usually for lack of memory",
     "comfyui.bad_flag": "ComfyUI refused its command line",
     "comfyui.module_missing": "A Python package that ComfyUI needs is not installed",
     "comfyui.front_end_missing": "ComfyUI requires its front end package",
@@ -28,7 +28,7 @@ CODES = {
     "comfyui.disk_full": "ComfyUI found no space on the device",
     "comfyui.prompt_thread_ended": "A node ended the thread that runs prompts",
     "comfyui.output_not_json": "A node reported something that is not JSON",
-    "comfyui.exited": "ComfyUI ended for a reason the log does not name",
+    "comfyui.exited": "ComfyUI ended, and the log does not say why",
 }
 LOG_LINES_IN_DETAILS = 30
 # As torch, onnxruntime, attention kernels and CUDA's own libraries report it.

@@ -37,8 +37,8 @@ from bootstrap.volume.args_file import describe_local_models, flag_names, group_
 CODES = {
     "comfyui.flag_unknown": "A flag that this version of ComfyUI does not know",
     "comfyui.not_staged": "ComfyUI's code was not copied to local disk, and runs from the volume",
-    "comfyui.user_not_copied": "People's settings and workflows were not copied from the volume",
-    "nodes.installs_queued": "What ComfyUI-Manager has queued to install is not installed here",
+    "comfyui.user_not_copied": "User settings and workflows were not copied from the volume",
+    "nodes.installs_queued": "What ComfyUI-Manager has queued is not installed here",
     "comfyui.heavy_nodes": "Large files of custom nodes are linked, not copied, to local disk",
 }
 

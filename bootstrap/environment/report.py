@@ -15,12 +15,12 @@ from bootstrap.environment.site_packages import pip_install
 from bootstrap.environment.store import Record
 
 CODES = {
-    "packages.installed": "Packages that ComfyUI or its nodes ask for were added to its path.",
-    "packages.conflict": "Packages that ComfyUI or a node asks for do not go with the others.",
-    "packages.failed": "Packages that ComfyUI or its nodes ask for could not be installed.",
+    "packages.installed": "Packages that ComfyUI or its nodes require were added to its path.",
+    "packages.conflict": "Packages that ComfyUI or a node requires conflict with others.",
+    "packages.failed": "Packages that ComfyUI or its nodes require could not be installed.",
     "packages.not_kept": "Installed packages could not be kept on the volume.",
-    "packages.not_judged": "What ComfyUI and its nodes ask for could not be judged.",
-    "packages.no_uv": "uv is not there, so that nothing can be installed.",
+    "packages.not_judged": "The requirements of ComfyUI and its nodes could not be evaluated.",
+    "packages.no_uv": "uv is missing, so nothing can be installed.",
     "comfyui.requirement_missing": "A package that ComfyUI cannot start without is missing.",
 }
 # So many owners get a finding each; the rest share one.

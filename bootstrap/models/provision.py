@@ -276,7 +276,7 @@ def _crashed(fault: Exception) -> DownloadError:
 
 CODES = {
     **DOWNLOAD_CODES,
-    "provision.ready": "All wanted models are there.",
+    "provision.ready": "All listed models are there.",
     "provision.pending": "Required models are still being fetched.",
 }
 

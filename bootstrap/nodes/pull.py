@@ -57,12 +57,12 @@ from bootstrap.volume import Layout
 from bootstrap.volume.layout import OWN_FOLDER
 
 CODES = {
-    "nodes.fetched": "All wanted custom node packs are there.",
-    "nodes.bad_archive": "A pack's archive is damaged, or holds what is never unpacked.",
-    "nodes.other_commit": "The archive is of another commit than the wanted one.",
+    "nodes.fetched": "All listed custom node packs are there.",
+    "nodes.bad_archive": "A pack's archive is damaged, or has contents that are never unpacked.",
+    "nodes.other_commit": "The archive is of a different commit.",
     "nodes.outside": "A link leads custom_nodes out of the volume.",
-    "nodes.late": "Wanted custom node packs were not fetched in the time that the start may take.",
-    "nodes.fault": "A fault of this program while a custom node pack was fetched.",
+    "nodes.late": "Custom node packs were not fetched within NODES_TIMEOUT.",
+    "nodes.fault": "A bug in this program while a custom node pack was being fetched.",
     "nodes.install_script": "A pack has an install script, which is not run.",
     "nodes.submodules": "A pack has git submodules, which its archive lacks.",
 }

@@ -45,7 +45,7 @@ CODES = {
     "env.alloc_conf_name": "PYTORCH_ALLOC_CONF is set, which this torch does not know yet.",
     "env.alloc_conf_no_effect": "Allocator settings that cudaMallocAsync ignores.",
     "env.allocator_dynamic": "ComfyUI's dynamic VRAM manages the GPU's memory; nothing is set.",
-    "env.allocator_native": "Torch's own allocator is used, with its blocks kept whole.",
+    "env.allocator_native": "torch's native allocator is used, without splitting large blocks.",
     "env.alloc_conf_backend": "The allocator's backend contradicts the one ComfyUI appends.",
     "env.arena_max_unset": "MALLOC_ARENA_MAX is not set; 2 is recommended.",
     "env.arena_max_value": "MALLOC_ARENA_MAX is not a positive whole number.",

@@ -32,11 +32,11 @@ CODES = {
     "env.name_near": "A variable's name is almost that of a setting.",
     "env.hf_offline": "Hugging Face's libraries are set to stay offline.",
     "env.hf_endpoint": "HF_ENDPOINT is not an https address.",
-    "env.hf_transfer": "HF_HUB_ENABLE_HF_TRANSFER has no effect any more.",
+    "env.hf_transfer": "HF_HUB_ENABLE_HF_TRANSFER no longer has an effect.",
     "env.gpu_contradiction": "GPU=required and --cpu contradict each other.",
-    "env.not_read": "A variable of worker-comfyui means nothing here.",
-    "env.bucket_incomplete": "Of a bucket's variables only some are set.",
-    "env.bucket_by_month": "Nothing names the bucket, so it is the one of the month.",
+    "env.not_read": "A variable of worker-comfyui has no effect here.",
+    "env.bucket_incomplete": "Only some of a bucket's variables are set.",
+    "env.bucket_by_month": "No bucket name is set, so it is named after the month.",
 }
 # Other programs' variables that matter here, to find wrong case.
 _FOREIGN = frozenset(

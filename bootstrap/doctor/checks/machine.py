@@ -21,7 +21,7 @@ CODES = {
     "memory.good": "The container's memory limit, where it is set, and what is left of it.",
     "memory.limit_small": "The container may use less than 4 GiB of memory.",
     "memory.available_low": "Less than 1 GiB can still be allocated.",
-    "memory.oom_killed": "The kernel has killed processes of this container since memory ran out.",
+    "memory.oom_killed": "The kernel killed processes of this container for lack of memory.",
     "machine.cpu_few": "Fewer than two CPU cores: a cold start takes longer.",
     "machine.good": "Local disk, limits, clock and Python are as they should be.",
     "machine.probe_failed": "A fact about this machine could not be read.",

@@ -22,7 +22,7 @@ CODES = {
     "models.server_message": "A server's error message was saved under a model's name",
     "models.lfs_pointer": "A Git LFS pointer lies where the model should be",
     "models.pickle": "Models that run code when they are loaded (pickles)",
-    "models.duplicate": "The same model lies on the volume more than once",
+    "models.duplicate": "The same model is on the volume more than once",
 }
 _AGAIN = (
     "{delete}. Then download it again with the site's token (CIVITAI_TOKEN or HF_TOKEN), from the "

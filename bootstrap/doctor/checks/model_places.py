@@ -38,12 +38,12 @@ CODES = {
     "models.name_too_long": "A name leaves no room for a download's temporary suffix",
     "models.names_differ_by_case": "Two names differ in upper and lower case only",
     "models.empty_category": "Model folders without a model in them",
-    "models.folder_misnamed": "A folder whose name ComfyUI does not read, though nearly",
+    "models.folder_misnamed": "A folder's name is a misspelling of one that ComfyUI reads",
     "models.folder_unknown": "Folders that only custom nodes read",
-    "models.outside_category": "Models straight under models/, where nothing looks for them",
+    "models.outside_category": "Models are directly under models/, where no loader looks",
     "models.ignored_extension": "Files in a model folder that ComfyUI does not list",
-    "models.archive": "A packed model, which ComfyUI does not list",
-    "models.partial_download": "Downloads that are under way or were broken off",
+    "models.archive": "A model in an archive, which ComfyUI does not list",
+    "models.partial_download": "Downloads in progress or interrupted",
 }
 # A download is `NAME.part` until it is complete; file systems allow 255 bytes.
 LONGEST_NAME = 255 - 6

@@ -25,7 +25,7 @@ CODES = {
     "models.found": "How many models there are, in which categories",
     "models.none": "There is no model at all",
     "models.unopened": "Some model files were seen but not opened.",
-    "models.incomplete": "The model folders were not looked at to the end",
+    "models.incomplete": "The model folders were not scanned completely",
     "models.unreadable": "Files or folders that could not be read",
     "models.larger_than_gpu": "The largest model does not fit into the GPU's memory",
     "models.larger_than_memory": "The largest model exceeds the container's memory limit",
@@ -87,7 +87,7 @@ def incomplete(inventory: Inventory) -> list[Finding]:
     return [
         info(
             "models.incomplete",
-            f"The model folders were not looked at to the end: "
+            f"The model folders were not scanned completely: "
             f"{counted(len(inventory.files), 'file')} in "
             f"{inventory.seconds:.1f} s.",
             "A deep check on a Pod takes its time: `python3 scripts/check_volume.py --deep`.",

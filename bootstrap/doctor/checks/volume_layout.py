@@ -31,14 +31,14 @@ WITH_COMFYUI = (
 CODES = {
     "comfyui.not_found": "There is no ComfyUI on the volume or in the image.",
     "volume.comfyui_incomplete": "There is a folder ComfyUI, but no main.py in it.",
-    "volume.comfyui_elsewhere": "ComfyUI is not straight in the volume's root; it is used there.",
-    "volume.comfyui_several": "There are several ComfyUIs, and none goes before the others.",
+    "volume.comfyui_elsewhere": "ComfyUI is not directly in the volume's root; it is still used.",
+    "volume.comfyui_several": "There are several ComfyUIs, and it is unclear which one to run.",
     "volume.comfyui_path_wrong": "COMFYUI_PATH names a folder without a ComfyUI.",
     "volume.comfyui_spare": "There is a second ComfyUI, which is not used.",
     "volume.nodes_misplaced": "Custom nodes lie where ComfyUI does not look for them.",
     "volume.models_missing": "There is no models folder.",
     "volume.models_misplaced": "A folder of models lies outside of the models folder.",
-    "volume.models_loose": "Models lie straight in the root of the volume or of ComfyUI.",
+    "volume.models_loose": "Models are directly in the root of the volume or of ComfyUI.",
     "volume.wrong_case": "A folder's name differs in upper and lower case from what is read.",
 }
 

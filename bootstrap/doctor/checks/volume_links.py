@@ -36,12 +36,12 @@ from bootstrap.volume.search import Name
 
 CODES = {
     "links.other_mount": "Links name the mount point of a Pod on Serverless, or the reverse.",
-    "links.held_by_mount": "Links name the other mount point, which a worker makes a link.",
+    "links.held_by_mount": "Links use the other mount point, which a worker makes a link.",
     "links.absolute": "Links name this mount point and break where there is another.",
     "links.broken": "Broken links.",
     "links.ours_broken": "Links made by the worker are broken: the models behind them are gone.",
     "links.endless": "Links lead to themselves or to a folder they lie in.",
-    "links.outward": "Links lead off the volume, to what is on this machine only.",
+    "links.outward": "Links lead off the volume, to files on this machine only.",
     "models.link_broken": "A broken link",
     "models.link_other_mount": "A link leads to where the volume is mounted on another machine",
     "models.link_loop": "A link leads to itself or to a folder it lies in",
@@ -53,7 +53,7 @@ CODES = {
     "volume.paths_tabs": "extra_model_paths.yaml is indented with tabs, which YAML does not allow.",
     "volume.paths_missing": "extra_model_paths.yaml names folders that do not exist.",
     "volume.leftovers": "Temporary files of killed workers are left.",
-    "volume.put_aside": "Something was put aside when a link was removed, and never put back.",
+    "volume.put_aside": "Something was moved aside when a link was removed, and not moved back.",
 }
 _MOST_COPIES = 5  # in one command, which names each path five times
 _AWAY = (Leads.NOWHERE, Leads.LOOP)

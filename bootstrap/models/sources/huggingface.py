@@ -44,7 +44,7 @@ _WORDS: Words = {
     410: ("download.gone", "The file was removed at Hugging Face (410).", "Find another one."),
     429: (
         "download.rate_limited",
-        "Hugging Face counts too many requests (429).",
+        "Hugging Face reports too many requests (429).",
         f"Wait a few minutes; with a token the limit is higher: {_SET_TOKEN}.",
     ),
 }

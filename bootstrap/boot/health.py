@@ -83,9 +83,9 @@ def _place_of(thread: int) -> str:
 def _stuck(seconds: float, place: str) -> Finding:
     return error(
         "worker.loop_stuck",
-        f"The worker's loop has not moved for {seconds:.0f} s; it stands at {place}.",
+        f"The worker's loop has been blocked for {seconds:.0f} s; it is at {place}.",
         "Restart this worker (docker restart, or terminate it in Runpod's console), and report "
-        "where it stands.",
+        "where it is blocked.",
         seconds=round(seconds),
         place=place,
     )

@@ -281,7 +281,7 @@ class Schedule:
 def _late(task: Task[Any]) -> Finding:
     return error(
         "boot.stage_late",
-        f"The boot's stage “{task.name}” was not through after {task.budget:g} s.",
-        task.timeout_hint or "Look at what it says in the log, and start the worker again.",
+        f"The boot's stage “{task.name}” did not finish within {task.budget:g} s.",
+        task.timeout_hint or "Read the log, and start the worker again.",
         stage=task.name,
     )

@@ -137,7 +137,7 @@ def _by_signal(exit: Exit) -> StartFault | None:
         return StartFault(
             "comfyui.killed",
             Severity.ERROR,
-            "ComfyUI was killed (SIGKILL); unless it was done by hand, that is the kernel, "
+            "ComfyUI was killed (SIGKILL), probably by the kernel, "
             "because the container's memory limit was reached.",
             "Choose a worker with more memory, use smaller or fp8 models, or add --disable-mmap / "
             "--cache-none to COMFYUI_ARGS.",
@@ -148,8 +148,8 @@ def _by_signal(exit: Exit) -> StartFault | None:
             "comfyui.exited",
             Severity.ERROR,
             f"ComfyUI was ended by {name} after {exit.seconds:.0f} s.",
-            "Read the end of its log; a crash in native code (SIGSEGV, SIGABRT, SIGILL) is most "
-            "often a package built for another machine or another torch.",
+            "Read the end of its log; a crash in native code (SIGSEGV, SIGABRT, SIGILL) is "
+            "usually from a package built for another machine or another torch.",
         )
     return None
 
@@ -184,7 +184,7 @@ def _unnamed(exit: Exit) -> StartFault:
         Severity.ERROR,
         f"ComfyUI ended with code {exit.code} after {exit.seconds:.0f} s; it last said: "
         f"{last.strip()[:300]}",
-        "Read the end of its log in the details; custom nodes can be ruled out with "
+        "Read the end of its log in the details; to rule out custom nodes, set "
         "COMFYUI_ARGS=--disable-all-custom-nodes.",
     )
 
@@ -196,7 +196,7 @@ _REASONS: Sequence[_Reason] = (
         "comfyui.bad_flag",
         re.compile(r"error: ((?:unrecognized arguments|argument|ambiguous option)[^\n]*)", _FLAGS),
         "ComfyUI refused its command line: {0}.",
-        "Correct COMFYUI_ARGS; `python main.py --help` in the ComfyUI folder lists what it knows.",
+        "Correct COMFYUI_ARGS; `python main.py --help` in the ComfyUI folder lists its flags.",
     ),
     _Reason(
         "comfyui.no_gpu_code",
@@ -216,7 +216,7 @@ _REASONS: Sequence[_Reason] = (
             _FLAGS,
         ),
         "ComfyUI could not use the GPU: {line}.",
-        "Nothing to do where Runpod takes another machine. If every machine says so: choose one "
+        "Nothing to do if Runpod uses another machine. If every machine says so: choose one "
         "with a newer driver (Edit Endpoint → Allowed CUDA Versions), or COMFYUI_ARGS=--cpu.",
         host_fault=True,
     ),
@@ -264,7 +264,7 @@ _REASONS: Sequence[_Reason] = (
     _Reason(
         "comfyui.front_end_missing",
         re.compile(r"comfyui-frontend-package (?:is not installed|is missing)[^\n]*", _FLAGS),
-        "ComfyUI requires the package comfyui-frontend-package, and knows no --front-end-root.",
+        "ComfyUI requires the package comfyui-frontend-package, and has no --front-end-root.",
         "`{python} -m pip install comfyui-frontend-package`",
     ),
     _Reason(
@@ -308,7 +308,7 @@ _REASONS: Sequence[_Reason] = (
         "comfyui.assets",
         re.compile(r"ASSETS_STARTUP_FAILED:\s*(\w+)", _FLAGS),
         "ComfyUI could not start its assets ({0}).",
-        "Remove --enable-assets from COMFYUI_ARGS: a worker has no use for them. (in_use, locked, "
+        "Remove --enable-assets from COMFYUI_ARGS: a worker does not need them. (in_use, locked, "
         "newer_revision, path_blocked, not_writable, corrupt: its database; missing_packages: "
         "`{python} -m pip install alembic SQLAlchemy blake3`.)",
         detail="kind",

@@ -110,7 +110,7 @@ def _known_groups(extra: Iterable[str], known: frozenset[str]) -> tuple[list[str
 def _unknown_flag(flag: str) -> Finding:
     return warning(
         "comfyui.flag_unknown",
-        f"This ComfyUI does not know the flag {flag}; it was left out.",
+        f"This ComfyUI does not know the flag {flag}; it was skipped.",
         f"Remove {flag} from COMFYUI_ARGS (or comfyui_args.txt on the volume), or update the "
         "ComfyUI on the volume.",
         flag=flag,

@@ -301,7 +301,7 @@ def not_startable(problem: OSError) -> Finding:
     return host_error(
         "comfyui.not_startable",
         f"ComfyUI could not be started: {problem}.",
-        "Nothing to do where Runpod takes another machine; if it stays, choose a larger worker.",
+        "Nothing to do if Runpod uses another machine; if it stays, choose a larger worker.",
     )
 
 

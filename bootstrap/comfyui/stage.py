@@ -324,7 +324,7 @@ class _Copier:
                     wanted.append((size, path))
         needed = sum(size for size, _ in wanted)
         if needed > shutil.disk_usage(self._place).free - _HEADROOM:
-            raise CannotStage(f"the local disk has no room for {needed / 1e6:.0f} MB more")
+            raise CannotStage(f"the local disk has no space for {needed / 1e6:.0f} MB more")
         if not WorkerPool(self._threads).run(
             [partial(self._copy, p, True) for _, p in wanted], timeout
         ):

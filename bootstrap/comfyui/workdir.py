@@ -143,7 +143,7 @@ def make_workdir(parent: Path | None) -> WorkDir | Finding:
     except OSError as problem:
         return host_error(
             "disk.local_unusable",
-            f"No folder for this worker's own files can be made in {where}: {problem.strerror}.",
+            f"No folder for this worker's own files can be created in {where}: {problem.strerror}.",
             "Set WORK_DIR to a folder on the container's disk that can be written to, or give the "
             "endpoint a larger container disk (Edit Endpoint → Container Disk).",
         )

@@ -104,7 +104,7 @@ def _url(text: str) -> str:
     if not complete or any(ord(c) <= 32 or ord(c) == 127 for c in text):
         raise ValueError("not a web address")
     if parts.username is not None or parts.query or parts.fragment:
-        raise ValueError("it carries a login or a query")
+        raise ValueError("it has a login or a query")
     return text.rstrip("/")
 
 
@@ -128,7 +128,7 @@ def _comfyui_arguments(text: str) -> tuple[str, ...]:
 def _refuse_if_ours(flag: str) -> None:
     if not flag.startswith("--"):
         if flag.startswith("-h"):
-            raise ValueError(f"{flag} asks for help and runs nothing")
+            raise ValueError(f"{flag} prints help and runs nothing")
         return
     meant = _ours_meant_by(flag)
     if flag in meant:
@@ -158,7 +158,7 @@ def _secret(text: str) -> Secret | None:
     if is_template(text):
         return None
     if any(ord(c) < 33 or ord(c) > 126 for c in text):
-        raise ValueError("it holds white space or unprintable characters")
+        raise ValueError("it has white space or unprintable characters")
     return Secret(text)
 
 
@@ -335,7 +335,7 @@ def _wrong(name: str, text: str, kind: SettingType, problem: str) -> Finding:
     return error(
         "settings.invalid",
         f"{name} is {shown}{why}.",
-        f"Set {name} to {kind.allowed}, or remove it to get the default, "
+        f"Set {name} to {kind.allowed}, or remove it to use the default, "
         "in the endpoint's environment variables.",
         name=name,
     )

@@ -67,7 +67,7 @@ def unpack(archive: Path, folder: Path, limits: Limits, top: bool = False) -> Un
             comment = opened.comment.decode("ascii", "replace").strip()
             return Unpacked([name for name, _ in members], comment)
     except (zipfile.BadZipFile, EOFError, NotImplementedError, RuntimeError, ValueError) as problem:
-        raise BadArchive(f"is not a whole zip file ({problem})") from None
+        raise BadArchive(f"is not a complete zip file ({problem})") from None
     except zipfile.zlib.error as problem:  # type: ignore[attr-defined]
         raise BadArchive(f"is damaged ({problem})") from None
 
@@ -119,7 +119,7 @@ def _members(opened: zipfile.ZipFile, limits: Limits) -> Iterator[Member]:
         key = name.casefold() if limits.fold else name
         above = {str(folder) for folder in PurePosixPath(key).parents}
         if key in files or key in folders or above & files:
-            raise BadArchive(f"has two things called {_short(name)}")
+            raise BadArchive(f"has two entries called {_short(name)}")
         files.add(key)
         folders |= above
         yield name, member
@@ -129,10 +129,10 @@ def _without_top(members: list[Member], top: bool) -> list[Member]:
     if not top:
         return members
     if len({name.partition("/")[0] for name, _ in members}) != 1:
-        raise BadArchive("does not hold one folder that all is in")
+        raise BadArchive("does not have a single top-level folder")
     inside = [(name.partition("/")[2], member) for name, member in members]
     if not all(name for name, _ in inside):
-        raise BadArchive("holds one file and no folder")
+        raise BadArchive("has one file and no folder")
     return inside
 
 
@@ -144,7 +144,7 @@ def _checked(member: zipfile.ZipInfo, limits: Limits) -> str:
     if member.flag_bits & 0x1:
         raise BadArchive("is encrypted")
     if member.compress_type not in _METHODS:
-        raise BadArchive(f"packs {_short(name)} in a way other than deflate")
+        raise BadArchive(f"compresses {_short(name)} by a method other than deflate")
     parts = name.split("/")
     bad = (
         name != posixpath.normpath(name)

@@ -152,7 +152,7 @@ def unexpected(code: str, what: str, fault: BaseException, /, **details: Any) ->
     return error(
         code,
         f"{what} failed: {type(fault).__name__}: {fault}.",
-        "This is a fault of this program: please report it with that message. All else holds.",
+        "This is a bug in this program: please report it with that message. The rest is valid.",
         **details,
     )
 

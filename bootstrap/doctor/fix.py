@@ -394,7 +394,7 @@ def _remove(leftover: Leftover) -> bool:
         os.unlink(aside)
         return True
     if os.path.lexists(place):
-        raise OSError(errno.EBUSY, f"changed under us; what stood there is kept at {aside}")
+        raise OSError(errno.EBUSY, f"changed under us; what was there is kept at {aside}")
     os.rename(aside, place)
     return False
 

@@ -139,7 +139,7 @@ def report_text(
     blocks = [] if quiet else ["\n".join(_heading(report, style))]
     blocks += [findings_text(shown, style, root, repaired)]
     if machine and verbose and not quiet:
-        title = style.bold("This machine") + " (says nothing about the volume)"
+        title = style.bold("This machine") + " (does not concern the volume)"
         blocks.append(f"{title}\n{findings_text(machine, style, root)}")
     last = style.wrapped(_summary(report, shown, repaired, verbose))
     codes = {f.code for f in machine}
@@ -185,7 +185,7 @@ def _summary(
     if count:
         what = f"{count} of these" if count < len(shown) or count > 1 else "this"
         return f"{text} Run with --fix to repair {what}."
-    return text if counts or verbose else f"{text} -v shows what was looked at."
+    return text if counts or verbose else f"{text} -v shows everything that was checked."
 
 
 def repairs_of(report: Report) -> list[Repair]:

@@ -276,8 +276,8 @@ def _with_findings(choice: Choice, refused: Sequence[_Refused]) -> Choice:
 def _unused(refused: _Refused, choice: Choice) -> Finding:
     version = refused.venv.version if refused.venv else None
     build = (
-        f"Build the image with that version (--build-arg PYTHON_VERSION={version}), or make the "
-        "environment again with a Python that the image has; "
+        f"Build the image with that version (--build-arg PYTHON_VERSION={version}), or recreate "
+        "the environment with a Python that the image has; "
         if version
         else ""
     )
@@ -294,7 +294,7 @@ def _stands_in(venv: Venv, interpreter: Path) -> Finding:
     return info(
         "python.stand_in",
         f"The Python that made {shown(venv.path)} is not on this machine; {interpreter}, of the "
-        f"same version ({venv.version}), runs in its place, with the packages in it.",
+        f"same version ({venv.version}), runs in its place, with the venv's packages.",
         "Nothing to do.",
         path=venv.path,
     )
@@ -308,7 +308,7 @@ def _none(refused: Sequence[_Refused]) -> Finding:
         fix += f", or one built with --build-arg PYTHON_VERSION={lacking[0]} for the environment"
     fix += f". Or set COMFYUI_PYTHON to a Python here that has torch, {IN_ENDPOINT}."
     if any(_CLOSED in r.why for r in refused):
-        fix += " What may not be entered is opened by `chmod -R a+rX` with that folder's path."
+        fix += " To make folders accessible: `chmod -R a+rX` with that folder's path."
     return error(
         "comfyui.python_missing",
         f"No Python that can run ComfyUI was found: tried {', '.join(tried) or 'nothing'}.",

@@ -261,7 +261,7 @@ def _more(failed: Sequence[Import]) -> Finding:
     return warning(
         "nodes.import_failed_more",
         f"Further node packs could not be imported: {named([each.name for each in failed])}.",
-        "Fix the ones named first: they most often lack the same packages.",
+        "Fix the ones listed first: they usually lack the same packages.",
         packs={each.path: each.reason for each in failed[:50]},
     )
 
@@ -269,7 +269,7 @@ def _more(failed: Sequence[Import]) -> Finding:
 def _extras(files: Sequence[str]) -> Finding:
     return info(
         "nodes.extras_failed",
-        f"ComfyUI's own extra nodes in {named(files)} could not be imported; the rest works.",
+        f"ComfyUI's own extra nodes in {named(files)} could not be imported; the others work.",
         "Install ComfyUI's requirements.txt completely if a workflow needs them.",
         files=list(files),
     )

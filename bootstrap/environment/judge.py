@@ -165,7 +165,7 @@ def judge(
             return Judgement(packages, requirements.version)
         return _understood(packages, requirements, hard, said)
     except (KeyError, TypeError, ValueError) as problem:
-        failure = Failure(PythonTrouble.FAILED, f"its answer is not understood ({problem!r})")
+        failure = Failure(PythonTrouble.FAILED, f"its answer could not be parsed ({problem!r})")
         return Judgement(PackagesFacts(str(python), failure), requirements.version)
 
 

@@ -197,9 +197,9 @@ def _understood(stdout: bytes) -> dict[str, Any] | Failure:
     try:
         said = json.loads(lines[-1])
     except (IndexError, ValueError):
-        return Failure(PythonTrouble.FAILED, "it answered something that is not understood")
+        return Failure(PythonTrouble.FAILED, "its answer could not be parsed")
     if not isinstance(said, dict) or not isinstance(said.get("path"), list):
-        return Failure(PythonTrouble.FAILED, "it answered something that is not understood")
+        return Failure(PythonTrouble.FAILED, "its answer could not be parsed")
     return said
 
 

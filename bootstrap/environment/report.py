@@ -36,7 +36,7 @@ def not_ready(
             info(
                 "packages.not_judged",
                 f"{shown(judgement.packages.python)} has neither packaging nor pip: what ComfyUI "
-                "and its nodes ask for was not judged, and nothing is installed.",
+                "and its nodes require was not evaluated, and nothing is installed.",
                 "Install packaging there, if nodes fail to import.",
             )
         ]
@@ -70,7 +70,7 @@ def _installed(judgement: Judgement, record: Record, kept: Path) -> list[Finding
     owners = dict.fromkeys(owner for unit in units for owner in unit.owners)
     names = [f"{name} {version}" for name, version in record.installed.items()]
     replaced = [f"{n} {old}" for n, old in record.replaced.items()]
-    instead = f" They stand in for {named(replaced, 8)}." if replaced else ""
+    instead = f" They replace {named(replaced, 8)}." if replaced else ""
     return [
         ok(
             "packages.installed",
@@ -97,7 +97,7 @@ def _conflicts(judgement: Judgement, record: Record, kept: Path) -> list[Finding
                 "packages.conflict",
                 f"Packages for {counted(len(rest), 'more node')} were not installed either: "
                 f"{named(rest, 20)}.",
-                "Fix the ones named first.",
+                "Fix the ones listed first.",
                 owners=rest[:200],
             )
         )
@@ -117,7 +117,7 @@ def _conflict(owner: str, unmet: Sequence[Verdict], record: Record, kept: Path) 
     )
     return warning(
         "packages.conflict",
-        f"{who} does not get all that it asks for, and {then}: {joined(listed, 5, '; ')}.",
+        f"{who} lacks some of its requirements, and {then}: {joined(listed, 5, '; ')}.",
         f"{fix} To try again with the same files: `{typed('rm', '-f', str(kept))}`.",
         owner=owner,
         requirements=[
@@ -151,7 +151,7 @@ def broke_off(problem: Exception) -> Finding:
         "packages.failed",
         f"Packages could not be read from the volume to the end: {problem}. ComfyUI runs without "
         "some of them.",
-        "The next start tries again, and makes the set again where it is damaged.",
+        "The next start tries again, and rebuilds the set if it is damaged.",
     )
 
 
@@ -161,7 +161,7 @@ def not_kept(kept: Path, problem: OSError) -> Finding:
         "packages.not_kept",
         f"Packages could not be kept as {kept}: {problem.strerror or problem}.",
         "This worker has them; each start installs them again until the volume can be written to "
-        "and has room.",
+        "and has space.",
     )
 
 

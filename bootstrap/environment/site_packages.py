@@ -205,5 +205,5 @@ def where_to_type(command: str, python: str, comfyui: str, then: str = "") -> st
     volume = comfyui.rstrip("/").rpartition("/")[0]
     if volume and python.startswith(f"{volume}/"):
         return on_pod(command, volume, then)
-    fix = f"`{command}`, as a RUN line in the image's Dockerfile (a Pod forgets it when it ends)."
+    fix = f"`{command}`, as a RUN line in the image's Dockerfile (a Pod loses it when it ends)."
     return f"{fix} {then}".rstrip()

@@ -102,7 +102,7 @@ def read_contents(kept: Path) -> Contents:
             entries = [e for e in archive.infolist() if e.filename != _RECORD]
         return Contents(_record(data), entries, dict(data["parts"]), list(data["groups"]))
     except (KeyError, ValueError, TypeError, zipfile.BadZipFile, zlib.error) as problem:
-        raise BadSet(f"its record is not understood ({problem})") from problem
+        raise BadSet(f"its record could not be parsed ({problem})") from problem
 
 
 def mark_used(kept: Path) -> None:

@@ -103,9 +103,9 @@ class Uv:
         command = [str(self._uv), "pip", *arguments, *flags, "--python", str(self._python)]
         code, output, lines = self._communicate(command)
         if code and time.monotonic() >= self._deadline:
-            raise UvFailed("it was not done in the time it may take", True)
+            raise UvFailed("it did not finish in time", True)
         if code < 0:
-            raise UvFailed(f"uv was ended by signal {-code}", True)
+            raise UvFailed(f"uv was killed by signal {-code}", True)
         if code:
             raise self._failure(lines)
         return output
@@ -127,7 +127,7 @@ class Uv:
             [str(self._python), *arguments], {**self._env, **env}
         )
         if code and time.monotonic() >= self._deadline:
-            raise UvFailed("it was not done in the time it may take", True)
+            raise UvFailed("it did not finish in time", True)
         if code:
             said = [line for line in lines if line.strip()] or [f"exit code {code}"]
             raise UvFailed(said[-1].strip()[:_MOST_REASON], False)

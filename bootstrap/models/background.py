@@ -220,7 +220,7 @@ class Provisioning:
 def _all_crashed(specs: Sequence[ModelSpec], fault: Exception) -> Iterator[ProvisionResult]:
     problem = DownloadError(
         "download.crashed",
-        f"a fault of this program ({type(fault).__name__}) while models were fetched.",
+        f"a bug in this program ({type(fault).__name__}) while models were fetched.",
         "Report it, with the manifest.",
     )
     for spec in specs:
@@ -232,7 +232,7 @@ def _pending(specs: Sequence[ModelSpec]) -> Finding:
     return error(
         "provision.pending",
         f"Still being fetched: {names}.",
-        "Wait, or set DOWNLOAD_TIMEOUT higher to hold jobs back for longer; models that may come "
+        "Wait, or raise DOWNLOAD_TIMEOUT to make jobs wait longer; models that may come "
         "later can be marked `optional: true`.",
         models=[str(spec.relative_path) for spec in specs],
     )

@@ -183,7 +183,7 @@ def _candidates(
 def _dangling(path: Path) -> DownloadError:
     return DownloadError(
         "download.occupied",
-        f"a broken link stands there ({os.readlink(path)}).",
+        f"a broken link is there ({os.readlink(path)}).",
         f"Remove it (`rm '{path}'`) and start again.",
     )
 

@@ -117,7 +117,7 @@ def too_many(label: str, most: int, what: str) -> Finding:
     return error(
         "manifest.too_large",
         f"{label} lists more than {most:,} {what}; the first {most:,} are read.",
-        "Take out those that are not needed.",
+        "Remove those that are not needed.",
     )
 
 

@@ -178,7 +178,7 @@ def _json_fault(problem: json.JSONDecodeError) -> _Broken:
     """Where and what; usually a comma before a closing bracket."""
     if found := trailing_comma(problem):
         where = f"line {found[0]}, column {found[1]}"
-        return _Broken(f"is not valid JSON: there is a comma too many in {where}", "comma")
+        return _Broken(f"is not valid JSON: there is a trailing comma in {where}", "comma")
     what = problem.msg[:1].lower() + problem.msg[1:]
     where = f"line {problem.lineno}, column {problem.colno}"
     return _Broken(f"is not valid JSON: {what} in {where}")
@@ -228,5 +228,5 @@ def _too_large(path: Path, size: int, limit: int) -> Unreadable:
     return Unreadable(
         "manifest.too_large",
         f"{path} has {size:,} bytes; the most is {limit:,}.",
-        "Split it, or take out what does not belong in a manifest.",
+        "Split it, or remove what does not belong in a manifest.",
     )

@@ -52,7 +52,7 @@ def _occupied(found: PathConflict) -> DownloadError:
     return DownloadError(
         "download.occupied",
         f"{found.path} is there but is not the wanted file: {found.problem.message}",
-        f"If it is of no use, remove it (`rm '{found.path}'`) and start again; else correct the "
+        f"If you do not need it, remove it (`rm '{found.path}'`) and start again; else correct the "
         "manifest. A file that is there is never replaced.",
     )
 
@@ -261,7 +261,7 @@ def _outside(folder: Path, real: Path) -> DownloadError:
     return DownloadError(
         "download.outside",
         f"{folder} leads to {real}, which is not on the volume.",
-        "Name another `directory`, or put a real folder in the place of the link; the model would "
+        "Name another `directory`, or put a real folder in place of the link; the model would "
         "be lost with this machine.",
     )
 
@@ -269,7 +269,7 @@ def _outside(folder: Path, real: Path) -> DownloadError:
 def _crashed(fault: Exception) -> DownloadError:
     return DownloadError(
         "download.crashed",
-        f"a fault of this program ({type(fault).__name__}) while the model was fetched.",
+        f"a bug in this program ({type(fault).__name__}) while the model was fetched.",
         "Report it, with the model's entry in the manifest.",
     )
 
@@ -347,6 +347,6 @@ def summary(results: Sequence[ProvisionResult]) -> list[Finding]:
     if failed or not results:
         return failed
     count = {state: sum(r.state == state for r in results) for state in ("fetched", "cached")}
-    message = f"{len(results)} wanted models are there ({count['fetched']} fetched now"
+    message = f"{len(results)} listed models are there ({count['fetched']} fetched now"
     message += f", {count['cached']} in the platform's cache)." if count["cached"] else ")."
     return [ok("provision.ready", message)]

@@ -102,7 +102,7 @@ class Stopped(Exception):
     """The caller asked to stop."""
 
 
-TRY_AGAIN = "Try again; the download goes on from where it stopped."
+TRY_AGAIN = "Try again; the download resumes where it stopped."
 
 
 def unreachable(host: str, why: object) -> DownloadError:
@@ -119,7 +119,7 @@ def stalled(host: str, seconds: float) -> DownloadError:
     """Almost nothing arrived for `seconds`."""
     return DownloadError(
         "download.stalled",
-        f"{host} sent (next to) nothing for {seconds:.0f} s.",
+        f"{host} sent (almost) nothing for {seconds:.0f} s.",
         TRY_AGAIN,
         transient=True,
     )
@@ -142,7 +142,7 @@ def keeps_changing() -> DownloadError:
 def stopped() -> DownloadError:
     """The caller asked to stop."""
     return DownloadError(
-        "download.stopped", "the download was stopped.", "It goes on from there next time."
+        "download.stopped", "the download was stopped.", "It will be resumed next time."
     )
 
 

@@ -70,7 +70,7 @@ class AddressPolicy:
         if target.scheme != "https" and not self._is_free(target):
             raise AddressRefused(
                 "download.url_refused",
-                f"{shown(url)} is plain http, where anybody on the way can change the file.",
+                f"{shown(url)} is plain http, where anyone on the way can change the file.",
                 "Use https; for a server of your own set ALLOW_PRIVATE_DOWNLOAD_URLS=true.",
             )
         return target
@@ -127,10 +127,10 @@ def take_apart(url: str) -> Target:
         try:
             host = parts.hostname.encode("idna").decode()
         except UnicodeError:
-            raise _refused(url, "has a host name that cannot be") from None
+            raise _refused(url, "has an invalid host name") from None
     host = host.rstrip(".")
     if not 0 < len(host) <= _LONGEST_HOST:
-        raise _refused(url, "has a host name that cannot be")
+        raise _refused(url, "has an invalid host name")
     path = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
     if port is None:
         port = 443 if parts.scheme == "https" else 80

@@ -51,10 +51,10 @@ PLAIN: Words = {
         f"Make a new signed URL, or {_TOKEN}.",
     ),
     404: ("download.not_found", "{where} does not exist (404).", "Correct the URL."),
-    410: ("download.gone", "{where} was removed for good (410).", "Find another source."),
+    410: ("download.gone", "{where} was permanently removed (410).", "Find another source."),
     429: (
         "download.rate_limited",
-        "{where} is asked too often (429).",
+        "{where} reports too many requests (429).",
         "Wait a while, or lower DOWNLOAD_CONNECTIONS.",
     ),
 }
@@ -164,7 +164,7 @@ class Reply:
             return None
         length = whole(text)
         if length is None:
-            raise bad_answer(self.host, f"says an impossible length ({text[:20]!r})")
+            raise bad_answer(self.host, f"gives an impossible length ({text[:20]!r})")
         return length
 
     @property
@@ -266,7 +266,7 @@ class Connections:
     def _raise_if_aborted(self) -> None:
         if self.aborted:
             self._close(shutdown=True)
-            raise ConnectionAbortedError(errno.ECONNABORTED, "the transfer was given up")
+            raise ConnectionAbortedError(errno.ECONNABORTED, "the transfer was abandoned")
 
     def _close(self, shutdown: bool) -> None:
         with self._lock:
@@ -441,5 +441,5 @@ def _loop(url: str) -> DownloadError:
     return DownloadError(
         "download.redirect_loop",
         f"{shown(url)} redirects in circles, or more than {MAX_REDIRECTS} times.",
-        "Open the URL in a browser; the file may have moved or want a login.",
+        "Open the URL in a browser; the file may have moved or require a login.",
     )

@@ -176,7 +176,7 @@ def edited(spec: PackSpec, found: FoundPack, files: Sequence[str]) -> DownloadEr
     """An update would lose the changes in `files`."""
     return DownloadError(
         "nodes.edited",
-        f"{found.path} is to become {spec.pin}, but was changed since it was fetched: "
+        f"{found.path} would be replaced by {spec.pin}, but was changed since it was fetched: "
         f"{named(files)}.",
         "It is left alone. To have it moved to custom_nodes/.disabled and the wanted one fetched: "
         "`comfyui-worker nodes pull --force`.",

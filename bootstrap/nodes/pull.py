@@ -228,7 +228,7 @@ class _Job:
             raise DownloadError(
                 "nodes.outside",
                 f"{place.nodes} leads to {real}, which is not on the volume.",
-                "Put a real folder in the place of the link.",
+                "Replace the link by a real folder.",
             )
 
     def _bring(self, spec: PackSpec) -> PackResult:
@@ -481,7 +481,7 @@ def _clone(spec: PackSpec) -> str:
 def _fault(fault: Exception) -> DownloadError:
     return DownloadError(
         "nodes.fault",
-        f"a fault of this program ({type(fault).__name__}) while it was fetched.",
+        f"a bug in this program ({type(fault).__name__}) while it was fetched.",
         "Report it, with the pack's entry in the manifest.",
     )
 

@@ -268,9 +268,9 @@ class _Planner:
             return
         dead_link = kind is Kind.LINK and self.tree.leads_to(place) is None
         if dead_link:
-            reason = f"a broken link that is not ours stands there ({text})"
+            reason = f"a broken link that is not ours is there ({text})"
         elif kind is Kind.LINK:
-            reason = f"a link to something else stands there ({text})"
+            reason = f"a link to something else is there ({text})"
         else:
             reason = f"a different {kind.value} has that name"
         self.conflicts.append(Conflict(place, source, reason, dead_link))

@@ -193,7 +193,7 @@ def _remove_link(action: RemoveLink) -> bool:
         os.unlink(aside)  # another worker has made it again
         return False
     if os.path.lexists(action.place):
-        raise OSError(errno.EBUSY, f"changed under us; what stood there is kept at {aside}")
+        raise OSError(errno.EBUSY, f"changed under us; what was there is kept at {aside}")
     os.rename(aside, action.place)
     return False
 
@@ -240,7 +240,7 @@ def _conflict(conflict: Conflict) -> Finding:
         fix = f"rm '{conflict.place}' (a broken link), then start the worker again."
     return warning(
         "links.conflict",
-        f"{conflict.source} cannot be seen by ComfyUI at {conflict.place}: {conflict.reason}.",
+        f"{conflict.source} cannot be shown to ComfyUI at {conflict.place}: {conflict.reason}.",
         fix,
         source=str(conflict.source),
         place=str(conflict.place),

@@ -224,6 +224,6 @@ def _linked(name: Path, root: Path) -> Finding:
         "volume.mount_linked",
         f"{name} is a link to the volume at {shown(str(root))}, so that paths that a Pod or "
         "another worker wrote hold here.",
-        "Nothing to do; LINK_OTHER_MOUNT=false leaves it out.",
+        "Nothing to do; LINK_OTHER_MOUNT=false turns this off.",
         link=str(name),
     )

@@ -39,7 +39,7 @@ class NoResponse(OSError):
     """The volume does not respond; `strerror` says so."""
 
     def __init__(self, root: Path) -> None:
-        super().__init__(errno.ETIMEDOUT, f"the volume does not answer ({root})")
+        super().__init__(errno.ETIMEDOUT, f"the volume does not respond ({root})")
 
 
 class VolumeWatchdog:
@@ -152,8 +152,8 @@ class Calls:
             "worker.threads_exhausted",
             f"{full.hanging} calls of earlier jobs hang in the pool {full.name!r}, so no further "
             "job is taken.",
-            "Look at the log: behind most of these is a volume that does not answer, or a server "
-            "that trickles. The worker ends when its jobs are answered, and Runpod starts another.",
+            "Look at the log: usually the volume does not respond, or a server sends too slowly. "
+            "The worker exits when its jobs are answered, and Runpod starts another.",
             pool=full.name,
             hanging=full.hanging,
         )

@@ -72,7 +72,7 @@ CODES = {
     "worker.internal": "A fault in the worker itself",
 }
 VOLUME_FIX = (
-    "Send the job again, which another worker may take; if it stays, restart the endpoint's "
+    "Send the job again, as another worker may take it; if it stays, restart the endpoint's "
     "workers and look at the volume in the Runpod console (Storage)."
 )
 MAX_DEPTH = 100
@@ -234,7 +234,7 @@ def check_limits(given: object, max_mb: float) -> None:
             raise JobError(
                 "request.too_deep",
                 f"The request is nested more than {MAX_DEPTH} levels deep.",
-                "A workflow in API format needs no more than five.",
+                "A workflow in API format needs at most five.",
             )
         size += len(value) if isinstance(value, str) else 8
         if isinstance(value, float) and not math.isfinite(value):

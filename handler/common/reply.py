@@ -80,8 +80,8 @@ def too_large_alone(entry: Mapping[str, Any], warnings: Sequence[str], limit: st
     return JobError(
         "reply.too_large",
         f"With {entry.get('filename')} ({entry.get('size')} bytes) the reply is larger than "
-        f"{limit}, and it could be kept nowhere else{why}.",
-        "Attach a network volume with room to the endpoint, set BUCKET_ENDPOINT_URL and the "
+        f"{limit}, and it could not be kept elsewhere{why}.",
+        "Attach a network volume with free space to the endpoint, set BUCKET_ENDPOINT_URL and the "
         "other BUCKET_ settings, or make the result smaller.",
         filename=entry.get("filename"),
         size=entry.get("size"),

@@ -125,7 +125,7 @@ def _failure(status: Mapping[str, Any], messages: Mapping[str, Any]) -> JobError
     if "execution_interrupted" in messages:
         return _stopped(messages["execution_interrupted"])
     if status.get("status_str") == "error":
-        return NodeFailed("job.node_failed", "ComfyUI reports an error without naming it.", "")
+        return NodeFailed("job.node_failed", "ComfyUI reports an error without a message.", "")
     return None
 
 
@@ -172,9 +172,8 @@ def _node_failed(error: Mapping[str, Any]) -> JobError:
         return ComfyBroken(
             "job.cuda_failed",
             f"The GPU failed in {where}: {said[:500]}",
-            "ComfyUI is restarted for the next job, since CUDA answers nothing more after such an "
-            "error. If it stays with one workflow, one of its nodes reads or writes out of bounds "
-            "there; if it comes with many, the GPU is faulty: let Runpod take another worker.",
+            "ComfyUI is restarted for the next job, since CUDA no longer works in that process. If it "
+            "happens with one workflow only, one of its nodes reads or writes out of bounds; if it happens with many, the GPU is faulty: let Runpod use another worker.",
             **details,
         )
     return NodeFailed(

@@ -147,7 +147,7 @@ class _Run:
         ours = [*self.behind, self.prompt_id]
         while not (self._process_is_gone() or await lets_go(self.client, ours)):
             if self.entry.is_head:
-                _log.warning("ComfyUI did not let go of the prompt; ending it")
+                _log.warning("ComfyUI did not stop the prompt; killing it")
                 await self.calls.control.run(self.comfyui.stop, STOP_SECONDS)
                 return
             await self.entry.wait_until_head()

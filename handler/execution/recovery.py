@@ -138,7 +138,7 @@ class ComfyRecovery:
                 return
             await self._control.run(self._comfyui.stop, STOP_SECONDS)
         elif self._comfyui.was_ready and self._comfyui.ended() is None:
-            _log.error("ComfyUI is running but does not answer; ending it")
+            _log.error("ComfyUI is running but does not answer; killing it")
             await self._control.run(self._comfyui.stop, STOP_SECONDS)
         await self._restart(deadline)
 

@@ -274,7 +274,7 @@ def _of_the_editor(workflow: Workflow, missing: list[str], ids: list[str]) -> Un
     told_of = ", ".join(f"{k} ({workflow[k]['class_type'][:60]})" for k in ids[:_LISTED])
     return UnknownNode(
         "workflow.unknown_node",
-        f"Node {told_of} is something of the editor, not a node that ComfyUI can run: a "
+        f"Node {told_of} belongs to the editor and is not a node that ComfyUI can run: a "
         "subgraph, a group node, a note, a reroute or a primitive.",
         "Export the workflow with Workflow → Export (API), which replaces these by the nodes "
         "behind them.",

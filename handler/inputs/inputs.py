@@ -264,7 +264,7 @@ def _check_content(head: bytes, name: str, shown_as: str) -> None:
         raise JobError(
             "input.wrong_content",
             f"{shown_as} is {found}, not what a file called {name} holds.",
-            "Send the file itself: not a page about it, not a path, nothing encoded twice.",
+            "Send the file itself: not a page about it, not a path, and not encoded twice.",
             found=found,
         )
 

@@ -162,7 +162,7 @@ class VolumeInputs:
         if len(files) > _MOST_FILES:
             raise _not_stored(source, self._folder, f"it holds more than {_MOST_FILES:,} files")
         if size > shutil.disk_usage(self._folder).free:
-            raise _not_stored(source, self._folder, f"there is no room for {size / 1e6:.0f} MB")
+            raise _not_stored(source, self._folder, f"there is no space for {size / 1e6:.0f} MB")
 
     def _forget_others(self, folder: Path, files: set[Path]) -> None:
         """Remove copies in a folder whose originals are gone from the volume, unless another job

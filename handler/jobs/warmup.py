@@ -144,7 +144,7 @@ def _failed(problem: Exception) -> Finding:
     return warning(
         "warmup.failed",
         f"The warm-up did not run: {problem.message}",
-        f"{problem.fix} Jobs are taken all the same; correct or remove WARMUP_WORKFLOW.".strip(),
+        f"{problem.fix} Jobs still run; correct or remove WARMUP_WORKFLOW.".strip(),
         cause=problem.code,
     )
 

@@ -159,7 +159,7 @@ def collect_outputs(
         raise JobError(
             "job.result_missing",
             f"ComfyUI reported {', '.join(missing[:5])}, but no such file is on disk.",
-            "Send the job again; if it stays, a custom node saves somewhere else than it says.",
+            "Send the job again; if it stays, a custom node saves elsewhere than it reports.",
             files=missing,
         )
     found.warnings = [f"{name} was reported by ComfyUI but is not on disk" for name in missing]

@@ -143,7 +143,7 @@ class VolumeRecord:
             except ValueError:
                 bad += 1
         if bad:
-            self._report(record, f"{counted(bad, 'line')} skipped, not as a worker writes them")
+            self._report(record, f"{counted(bad, 'line')} skipped, not in a worker's format")
 
     def _report(self, path: Path, what: str) -> None:
         """Log it once for each file; the sweep continues with the others."""

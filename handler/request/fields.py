@@ -76,7 +76,7 @@ def read_files(
             raise JobError(
                 "input.named_twice",
                 f"Two input files are called {short(file.reference)}.",
-                "Give each file a name of its own.",
+                "Give each file its own name.",
             )
         seen.add(file.reference)
     return found

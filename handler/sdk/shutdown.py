@@ -48,7 +48,7 @@ class JobHandle:
         self.is_queued: Callable[[], bool] = _no
         self.computed = computed
         self.deadline: Deadline | None = None
-        self.stage = "it was not begun"
+        self.stage = "it was not started"
         self._task: asyncio.Task[Any] | None = None
         self._reason: JobError | None = None
         self._answer_by = float("inf")
@@ -92,7 +92,7 @@ class JobHandle:
             raise
         if not task.done():
             _log.error(
-                "it does not end although it was cancelled (%s); answering it anyway", self.stage
+                "it did not end although it was cancelled (%s); answering it anyway", self.stage
             )
         if self._reason is not None and (not task.done() or task.cancelled()):
             raise self._reason
@@ -183,7 +183,7 @@ def _no() -> bool:
 def _not_begun() -> JobError:
     return JobError(
         "worker.shutting_down",
-        "This worker is being stopped and has not begun the job.",
+        "This worker is being stopped and has not started the job.",
         _FIX,
         begun=False,
     )

@@ -186,7 +186,7 @@ def broken() -> dict[str, Any]:
             host_error(
                 "gpu.not_answering",
                 "The GPU does not answer: cuInit failed with 999 (unknown error).",
-                "Nothing to do where Runpod takes another machine; if it stays, exclude the host.",
+                "Nothing to do if Runpod uses another machine; if it stays, exclude the host.",
             ),
             ok("memory.good", "46 GB can be used of 50 GB (cgroup v2)."),
             ok("machine.clock", "The clock is right to the second."),

@@ -193,7 +193,7 @@ def _wrong(name: str, key: str, value: str, uses_gpu: bool) -> Iterator[Finding]
     fix = f"Correct it {IN_ENDPOINT}, for instance {OLD_NAME}={RECOMMENDED}, or remove {name}."
     pattern, allowed = _RULES.get(key, ("", ""))
     if not (key or value):
-        what = "there is a comma too many"
+        what = "there is a trailing comma"
     elif not pattern:
         kind, what = "unknown_key", f"the key `{key[:80]}` is unknown to torch"
         if near := difflib.get_close_matches(key.lower(), sorted(_RULES), n=1, cutoff=0.75):

@@ -129,8 +129,8 @@ def _not_asked(facts: MachineFacts) -> Finding:
     why = "; ".join(p for p in facts.problems if p.startswith("GPU")) or "no facts were gathered"
     return warning(
         "gpu.not_asked",
-        f"The GPU could not be asked: {why}.",
-        "Ask again with a diagnostics request; on a Pod, `nvidia-smi` shows what the driver says.",
+        f"The GPU could not be queried: {why}.",
+        "Try again with a diagnostics request; on a Pod, `nvidia-smi` shows the driver's state.",
     )
 
 
@@ -152,7 +152,7 @@ def _not_expected(
         found.append(
             warning(
                 "gpu.cpu_flag_missing",
-                "There is no GPU, and COMFYUI_ARGS does not have --cpu, without which ComfyUI ends "
+                "There is no GPU, and COMFYUI_ARGS does not have --cpu, without which ComfyUI exits "
                 "at start with 'Found no NVIDIA driver'.",
                 "Set COMFYUI_ARGS to `--cpu` (add it to the flags that are there). If there should "
                 "be a GPU, set GPU=required, and choose a GPU in Edit Endpoint.",
@@ -174,7 +174,7 @@ def _trouble(
     if gpu.died:
         return host_error(
             "gpu.probe_died",
-            f"The process that asked the NVIDIA driver ended with {gpu.died}.",
+            f"The process that queried the NVIDIA driver ended with {gpu.died}.",
             _ANOTHER,
         )
     if gpu.cuda.missing:
@@ -206,7 +206,7 @@ def _library_missing(gpu: GpuFacts, env: Mapping[str, str], why: str) -> Finding
 def _absent(why: str) -> Finding:
     return host_error(
         "gpu.absent",
-        f"There is no GPU, though one is expected: {why}.",
+        f"There is no GPU, although one is expected: {why}.",
         f"{_ANOTHER} If this is meant to be a CPU endpoint, set COMFYUI_ARGS to `--cpu`.",
     )
 
@@ -264,7 +264,7 @@ def _none_visible(gpu: GpuFacts, env: Mapping[str, str], why: str) -> Finding:
     if gpu.devices:
         return host_error(
             "gpu.not_answering",
-            f"The driver knows a GPU ({_names(gpu)}), but CUDA lists none.",
+            f"The driver has a GPU ({_names(gpu)}), but CUDA lists none.",
             _ANOTHER,
             cuda_error=gpu.cuda.code,
         )
@@ -318,7 +318,7 @@ _NVML_CODES = {
 _SERIOUS = {
     "hw_slowdown": "hardware slowdown (heat or power)",
     "hw_thermal": "hardware slowdown for heat",
-    "hw_power_brake": "power brake from outside",
+    "hw_power_brake": "external power brake",
     "sw_thermal": "driver slowdown for heat",
 }
 

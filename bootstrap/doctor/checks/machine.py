@@ -141,7 +141,7 @@ def check_machine(facts: MachineFacts, settings: Settings, env: Mapping[str, str
     if found:
         return found
     room = min((d.free for d in (facts.root_disk, facts.temp) if d), default=0)
-    return [ok("machine.good", f"Local disk has {room / GB:.1f} GiB free; limits and clock good.")]
+    return [ok("machine.good", f"Local disk has {room / GB:.1f} GiB free; limits and clock fine.")]
 
 
 def _failed_probes(facts: MachineFacts) -> list[Finding]:
@@ -161,7 +161,7 @@ def _failed_probes(facts: MachineFacts) -> list[Finding]:
                 warning(
                     "machine.probe_failed",
                     f"Could not be read: {problem}.",
-                    "Ask again with a diagnostics request; if it stays, report it with this "
+                    "Try again with a diagnostics request; if it stays, report it with this "
                     "sentence and the output of `uname -a`.",
                 )
             )
@@ -182,8 +182,8 @@ def _disk(disk: DiskFacts) -> list[Finding]:
             host_error(
                 "machine.disk_read_only",
                 f"The local disk at {disk.path} is mounted read-only: nothing can be written.",
-                "A disk with errors is mounted so; a serverless worker is replaced. On a Pod: set "
-                "WORK_DIR to a folder that can be written to, or start another Pod.",
+                "A disk with errors is mounted like this; a serverless worker is replaced. On a Pod: "
+                "set WORK_DIR to a folder that can be written to, or start another Pod.",
                 path=disk.path,
             )
         ]
@@ -219,7 +219,7 @@ def _inodes(disk: DiskFacts) -> Finding | None:
         return None
     return warning(
         "machine.inodes_low",
-        f"The local disk at {disk.path} can hold {disk.inodes_free} more files only.",
+        f"The local disk at {disk.path} can hold {disk.inodes_free} more files.",
         "Raise Container Disk (Edit Endpoint > Docker configuration); on a Pod: remove folders "
         "with many small files, such as `rm -rf ~/.cache/pip`.",
         path=disk.path,
@@ -237,10 +237,10 @@ def _locks(trouble: str) -> Finding | None:
         return None
     return host_error(
         "machine.locks_unusable",
-        f"No lock can be made that processes share ({trouble}); the Runpod SDK needs one to serve "
+        f"Processes cannot share a lock ({trouble}); the Runpod SDK needs one to serve "
         "jobs, and many custom nodes do.",
         "Make /dev/shm writable where you start the container yourself: without `--read-only`, or "
-        "with `--tmpfs /dev/shm:rw,size=1g`. At Runpod another machine is taken.",
+        "with `--tmpfs /dev/shm:rw,size=1g`. Runpod uses another machine.",
         reason=trouble,
     )
 

@@ -28,7 +28,7 @@ _AGAIN = (
     "{delete}. Then download it again with the site's token (CIVITAI_TOKEN or HF_TOKEN), from the "
     "model's own address in place of URL: {download}"
 )
-_IF_QUIET = "If no download of it is under way: {delete}. Then download it again."
+_IF_QUIET = "If it is not being downloaded: {delete}. Then download it again."
 
 
 class _Fault(NamedTuple):
@@ -57,7 +57,7 @@ _FAULTS: Mapping[WeightsState, _Fault] = {
     WeightsState.TOO_LONG: _Fault(
         "models.too_long",
         _HAS,
-        "{files} bytes after the end: {lengths}. Two downloads wrote into one file, or one was "
+        "{files} bytes after the end: {lengths}. Two downloads wrote to one file, or one was "
         "resumed at the wrong place.",
         "{delete}. Then download it again.",
     ),
@@ -72,7 +72,7 @@ _FAULTS: Mapping[WeightsState, _Fault] = {
     WeightsState.PAGE: _Fault(
         "models.web_page",
         _IS,
-        "{files} a web page, not a model: {details}. The site wanted a login, or the address was "
+        "{files} a web page, not a model: {details}. The site required a login, or the address was "
         "that of a page.",
         _AGAIN,
     ),

@@ -294,8 +294,8 @@ def ignored_extensions(files: Sequence[ModelFile]) -> list[Finding]:
     return [
         warning(
             "models.ignored_extension",
-            f"{about(files, 'is', 'are')} not listed by ComfyUI because of the name's ending "
-            f"(it takes {accepted}).",
+            f"{about(files, 'is', 'are')} not listed by ComfyUI because of the extension "
+            f"(accepted: {accepted}).",
             f"If it is a model: {moves}. If not, move it out of the model folders.",
             paths=paths_of(files),
         )
@@ -317,8 +317,7 @@ def packed(files: Sequence[ModelFile]) -> list[Finding]:
     return [
         warning(
             "models.archive",
-            f"{about(files, 'is an archive', 'are archives')}; ComfyUI lists only what is "
-            "unpacked.",
+            f"{about(files, 'is an archive', 'are archives')}; ComfyUI does not read archives.",
             f"`{unpack} && {typed('rm', '--', first.full_path)}`",
             paths=paths_of(files),
         )
@@ -333,7 +332,7 @@ def partial_downloads(files: Sequence[ModelFile]) -> list[Finding]:
     return [
         info(
             "models.partial_download",
-            f"{about(files, 'is a download', 'are downloads')} under way or broken off "
+            f"{about(files, 'is a download', 'are downloads')} in progress or interrupted "
             f"({size_text(size)}).",
             f"If nothing is downloading on any worker or Pod: {delete(files)}",
             paths=paths_of(files),

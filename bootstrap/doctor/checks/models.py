@@ -90,7 +90,7 @@ def incomplete(inventory: Inventory) -> list[Finding]:
             f"The model folders were not scanned completely: "
             f"{counted(len(inventory.files), 'file')} in "
             f"{inventory.seconds:.1f} s.",
-            "A deep check on a Pod takes its time: `python3 scripts/check_volume.py --deep`.",
+            "A deep check on a Pod may take longer: `python3 scripts/check_volume.py --deep`.",
         )
     ]
 
@@ -105,7 +105,7 @@ def unopened(inventory: Inventory) -> list[Finding]:
         info(
             "models.unopened",
             f"{len(unread):,} of {counted(len(weights), 'model file')} were not opened, so "
-            "whether they are whole is not known.",
+            "it is unknown whether they are complete.",
             "A deep check opens them all: `python3 scripts/check_volume.py --deep`.",
         )
     ]
@@ -122,7 +122,7 @@ def unreadable(inventory: Inventory) -> list[Finding]:
     first = inventory.problems[0].path if inventory.problems else failed[0].full_path
     denied = any(os.strerror(errno.EACCES) in text for text in places)
     allow = f"On a Pod: {command(typed('chmod', '-R', 'a+rX', first))}."
-    retry = "Look again; if it stays, the volume or the path is gone: check that it is attached."
+    retry = "Try again; if it stays, the volume or the path is gone: check that it is attached."
     return [
         warning(
             "models.unreadable",

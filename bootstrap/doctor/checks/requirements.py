@@ -72,7 +72,7 @@ def _to_install(judgement: Judgement) -> Finding:
     texts = [f"{shown(owner)}: {named(asked)}" for owner, asked in owners.items()]
     return info(
         "packages.to_install",
-        f"{shown(judgement.packages.python)} lacks what is asked for; a worker installs it at its "
+        f"{shown(judgement.packages.python)} lacks requirements; a worker installs them at its "
         f"start (PACKAGES=install): {joined(texts, 10, '; ', 'more custom nodes')}.",
         missing={owner: asked[:50] for owner, asked in list(owners.items())[:200]},
     )
@@ -142,7 +142,7 @@ def _page(judged: Sequence[Verdict]) -> list[Finding]:
         info(
             "comfyui.front_end_packages",
             f"{_texts(judged)}: not installed as required. They are ComfyUI's web page; the worker "
-            "gives it a page of its own, and jobs need none.",
+            "provides its own page, and jobs need none.",
             **_details(judged),
         )
     ]
@@ -208,7 +208,7 @@ def _torch_conflict(
         "nodes.torch_conflict",
         f"The node pack {shown(pack.name)} asks for {_texts(torch)}: installing its requirements "
         "as they are would replace torch and can break all other nodes.",
-        where_to_type(command, packages.python, comfyui.path, "That leaves torch as it is."),
+        where_to_type(command, packages.python, comfyui.path, "That leaves torch unchanged."),
         pack=shown(pack.name),
         **_details(torch),
     )
@@ -264,7 +264,7 @@ def check_torch(facts: MachineFacts, settings: Settings, env: Mapping[str, str])
     if gpu is None or not gpu.visible or not gpu_expectation(gpu, settings, env).expected:
         return []
     if facts.torch is None or facts.torch.version is None:
-        return [info("gpu.torch_unknown", "ComfyUI's torch was not found, so not compared.")]
+        return [info("gpu.torch_unknown", "ComfyUI's torch was not found, so it was not compared.")]
     python = str(settings.comfyui_python or "python")
     return check_torch_build(facts.torch, gpu, python)
 
@@ -286,8 +286,8 @@ def _without_cuda(build: TorchBuild, python: str) -> Finding:
     kind = "for AMD (ROCm)" if build.hip else "without CUDA"
     return error(
         "gpu.torch_without_cuda",
-        f"ComfyUI's torch {build.version} is a build {kind}; ComfyUI ends at start with 'Torch not "
-        "compiled with CUDA enabled'.",
+        f"ComfyUI's torch {build.version} is a build {kind}; ComfyUI exits at start with "
+        "'Torch not compiled with CUDA enabled'.",
         f"`{python} -m pip install --force-reinstall torch torchvision torchaudio` (on Linux that "
         "is the CUDA build), or set COMFYUI_ARGS to `--cpu`.",
         torch=build.version,

@@ -158,7 +158,7 @@ def _other_names(env: Mapping[str, str]) -> list[Finding]:
     return [
         warning(
             "env.token_other_name",
-            f"{other} is set, but nothing here reads it; {name} is what counts.",
+            f"{other} is set, but nothing here reads it; {name} is used.",
             f"Rename {other} to {name} {IN_ENDPOINT}.",
             name=other,
         )

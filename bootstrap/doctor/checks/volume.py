@@ -98,7 +98,7 @@ def _silent(facts: VolumeFacts, root: str) -> Finding:
         "volume.silent",
         f"The volume at {root}{system} did not answer within {facts.silent_after:g} s.",
         "Its storage or its mount hangs. End this worker (Serverless > the endpoint > Workers > "
-        "Terminate) or restart the Pod; if the next one has the same, look at "
+        "Terminate) or restart the Pod; if the next one has the same problem, look at "
         "Runpod's status page and ask its support with the volume's id.",
         root=root,
         seconds=facts.silent_after,
@@ -196,7 +196,7 @@ def _local(facts: VolumeFacts) -> Finding | None:
     return info(
         "volume.local",
         f"{shown(facts.root)} is on a disk of this machine ({mount.kind}), not on a network "
-        "volume: no other machine sees what is on it.",
+        "volume: other machines cannot see it.",
         "For Serverless, put ComfyUI and models on a network volume: Storage > New Network Volume.",
         kind=mount.kind,
         point=shown(mount.point),
@@ -252,7 +252,7 @@ def _room(space: Space | None, facts: VolumeFacts) -> Finding | None:
         return info(
             "volume.space_unknown",
             f"{facts.mount.system} reports {space.total / TB:,.0f} TB, which is its cluster's "
-            "size: how much of the volume is free is not known here.",
+            "size: the volume's own free space is unknown here.",
             "Storage > the volume shows what is in use.",
             total=space.total,
         )
@@ -336,7 +336,7 @@ def _slow(facts: VolumeFacts) -> Finding | None:
         "volume.slow",
         f"Writing a tiny file to {shown(facts.root)} took {writing.seconds:.1f} s; far "
         "less than one is usual.",
-        "Ask again in some minutes, since others use the same storage; if it stays, start "
+        "Try again in some minutes, since others use the same storage; if it stays, start "
         "another worker, and ask Runpod's support with the volume's id.",
         seconds=round(writing.seconds, 3),
     )

@@ -90,7 +90,7 @@ def elsewhere(comfyui: str, root: str) -> Finding:
     """The only ComfyUI on the volume, or the one that was requested."""
     return info(
         "volume.comfyui_elsewhere",
-        f"ComfyUI is at {shown(comfyui)}, and used there.",
+        f"ComfyUI is at {shown(comfyui)}, and is used there.",
         f"Nothing to do. COMFYUI_PATH={typed(relpath(comfyui, root))} keeps it so if another one "
         "is put on the volume.",
         path=comfyui,
@@ -102,7 +102,7 @@ def several(rivals: Sequence[str], root: str) -> Finding:
     paths = [relpath(path, root) for path in rivals]
     return error(
         "volume.comfyui_several",
-        f"There are {len(rivals)} ComfyUIs on the volume at {shown(root)}, none of them straight "
+        f"There are {len(rivals)} ComfyUIs on the volume at {shown(root)}, none of them directly "
         f"in its root: {named(paths, MOST_RIVALS)}.",
         f"Set COMFYUI_PATH to the one to run, {IN_ENDPOINT}: COMFYUI_PATH={typed(paths[0])}.",
         paths=list(rivals[:MOST_PATHS]),
@@ -116,7 +116,7 @@ def path_wrong(asked: str, others: Sequence[str], root: str) -> Finding:
     fix = f"Set COMFYUI_PATH={typed(paths[0])}" if paths else "Correct COMFYUI_PATH"
     return error(
         "volume.comfyui_path_wrong",
-        f"COMFYUI_PATH names {shown(asked)}, where no main.py is.{there}",
+        f"COMFYUI_PATH names {shown(asked)}, which has no main.py.{there}",
         f"{fix} {IN_ENDPOINT}, or remove it: then the only ComfyUI on the volume is used.",
         path=asked,
     )
@@ -137,7 +137,7 @@ def check_models(facts: VolumeFacts) -> list[Finding]:
     found += _moves(
         models.wrong_case,
         "volume.wrong_case",
-        "Upper and lower case count: {} should be {}.",
+        "Case matters: {} should be {}.",
         facts,
     )
     return found + _loose(models.loose, facts)
@@ -177,7 +177,7 @@ def _spare(facts: VolumeFacts) -> list[Finding]:
             "volume.comfyui_spare",
             f"{shown(str(facts.comfyui))} is used; {named(paths)} is another ComfyUI, whose "
             "models and nodes are not seen.",
-            f"Nothing to do if that is meant; COMFYUI_PATH={use} uses it instead.",
+            f"Nothing to do if that is intended; COMFYUI_PATH={use} uses it instead.",
             **about(paths),
         )
     ]
@@ -198,7 +198,7 @@ def _incomplete(facts: VolumeFacts) -> Finding:
     then += f"{' ' if then else ''}{WITH_COMFYUI}"
     return error(
         "volume.comfyui_incomplete",
-        f"{shown(path)} has no main.py, so it is not a ComfyUI that can run, and there is none in "
+        f"{shown(path)} has no main.py, so that ComfyUI cannot run, and there is none in "
         "the image.",
         on_pod(command, facts.root, then),
         **about([path], command),

@@ -187,7 +187,7 @@ _ENDLESS = _Kind(
     "Links to themselves or to a folder above, where ComfyUI's search never ends", "", _remove
 )
 _OUTWARD = _Kind(
-    "{links} off the volume, to what other machines do not have",
+    "{links} off the volume, to files that other machines do not have",
     "That copies what they lead to onto the volume.",
     _bring_in,
 )
@@ -195,7 +195,7 @@ _KINDS: Mapping[str, _Kind] = {
     "links.other_mount": _OTHER_MOUNT,
     "links.held_by_mount": _Kind(
         "Links that begin with {names} are broken here; a worker makes that name a link to the "
-        "volume, and then they hold",
+        "volume, and then they work",
         "Nothing to do, unless LINK_OTHER_MOUNT=false.",
         severity=lambda *_: Severity.INFO,
     ),
@@ -207,15 +207,15 @@ _KINDS: Mapping[str, _Kind] = {
     ),
     "links.broken": _Kind(
         "{links}",
-        "One in models makes whole lists of models vanish. If you miss what it led to, put that "
+        "One in models makes whole lists of models vanish. If you need its target, put that "
         "there first.",
         _remove,
         _if_it_matters,
         "broken link",
     ),
     "links.ours_broken": _Kind(
-        "{links} made by a worker, to what is gone",
-        "A worker that starts removes them, too.",
+        "{links} made by a worker, whose targets are gone",
+        "A starting worker removes them too.",
         _remove,
     ),
     "links.endless": _ENDLESS,
@@ -297,7 +297,7 @@ def _tabs(facts: VolumeFacts) -> Finding:
     command = without_tabs(file)
     return error(
         "volume.paths_tabs",
-        f"{shown(file)} is not valid YAML: {which} indented with a tab. ComfyUI ends when it "
+        f"{shown(file)} is not valid YAML: {which} indented with a tab. ComfyUI exits when it "
         "reads that at its start.",
         on_pod(command, facts.root, "It puts two spaces for each tab."),
         **about([file], command),
@@ -310,13 +310,13 @@ def _absolute_paths(facts: VolumeFacts, names: frozenset[str]) -> list[Finding]:
     absolute = [p for p in facts.model_paths if p.home and p.there and p.home not in names]
     found = []
     if broken := [p for p in absolute if not p.exists]:
-        why = f"but the volume is mounted at {shown(facts.root)}: models in there are not seen"
+        why = f"but the volume is mounted at {shown(facts.root)}: models in it are not found"
         found.append(
             _made_relative("volume.paths_other_mount", Severity.WARNING, broken, why, facts)
         )
     fine = [p for p in absolute if p.exists] if facts.comfyui_on_volume else []
     if fine:
-        why = "which is not there where the volume has another mount point"
+        why = "which does not exist if the volume has another mount point"
         severity = _if_on_pod(fine, facts)
         found.append(_made_relative("volume.paths_absolute", severity, fine, why, facts))
     return found
@@ -362,7 +362,7 @@ def _missing(facts: VolumeFacts) -> list[Finding]:
         report(
             "volume.paths_missing",
             f"{shown(file)} names folders that do not exist: {named([p.path for p in gone])}.",
-            on_pod(command, facts.root, "It takes their lines out; the old file stays as .bak."),
+            on_pod(command, facts.root, "It removes their lines; the old file stays as .bak."),
             **about([p.path for p in gone], command),
         )
     ]
@@ -409,7 +409,7 @@ def _put_aside(kept: list[Leftover], facts: VolumeFacts) -> list[Finding]:
             "volume.put_aside",
             f"{named(paths)} stood where a worker was about to remove a link of its own, and "
             "was put aside under a hidden name.",
-            on_pod(command, facts.root, "Then look what it is, and give it its name again."),
+            on_pod(command, facts.root, "Then check what it is, and rename it back."),
             **about(paths, command),
         )
     ]

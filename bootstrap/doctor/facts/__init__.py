@@ -288,7 +288,7 @@ class _Gatherer:
 def _slow(part: str) -> Finding:
     return error(
         "doctor.part_slow",
-        f"Looking at {part} took too long and was given up; the volume may be slow or gone.",
-        "Ask again; if it stays, look at the volume's findings first, or ask for single sections.",
+        f"Looking at {part} took too long and was abandoned; the volume may be slow or gone.",
+        "Try again; if it stays, look at the volume's findings first, or ask for single sections.",
         part=part,
     )

@@ -253,7 +253,7 @@ class _Making:
     def _check_room(self, size: int, entries: int) -> None:
         free = shutil.disk_usage(self._request.place).free
         if size + entries * _BORDER > free - _HEADROOM:
-            why = f"the local disk has no room for {size_text(size)} more"
+            why = f"the local disk has no space for {size_text(size)} more"
             raise CannotMirror(why, _FIX_ROOM)
 
     def _read_large(self, venv: MirroredVenv, site: Path, tree: MirrorTree) -> None:

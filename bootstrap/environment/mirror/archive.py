@@ -172,7 +172,7 @@ def _understood(data: Any) -> Archive:
         _check_names(tree)
         archive = Archive(tree, tuple(_blocks(data["blocks"])))
     except (KeyError, ValueError, TypeError, AttributeError) as problem:
-        raise DamagedArchive(f"its index is not understood ({problem})") from problem
+        raise DamagedArchive(f"its index could not be parsed ({problem})") from problem
     strangers = [p.path for p in archive.files if not tree.holds(p.path)]
     strangers += [path for path in tree.large if not tree.holds(path)]
     if strangers:

@@ -103,8 +103,8 @@ def _check_whole(reply: Reply, remote: Remote, provable: bool) -> None:
     if reply.length is None and not reply.chunked and not provable:
         raise DownloadError(
             "download.length_unknown",
-            f"{shown(reply.url)} does not say how long the file is, so there is no telling a whole "
-            "one from a broken one.",
+            f"{shown(reply.url)} does not give the file's length, so a complete file "
+            "cannot be told from a truncated one.",
             "Give `size` or `hash` in the manifest, or use another link.",
         )
 

@@ -64,7 +64,7 @@ _WORDS: Words = {
     401: ("download.login_needed", "Civitai requires a login for this model (401).", _LOGIN),
     403: (
         "download.forbidden",
-        "Civitai does not let this account have the model (403): early access, or no right to it.",
+        "Civitai refuses this model to this account (403): early access, or no permission.",
         "Open the model's page with the account of the API key; buy early access or wait for it.",
     ),
     404: (

@@ -151,7 +151,7 @@ class HuggingFace:
         if isinstance(problem, errors.OfflineModeIsEnabled):
             return DownloadError(
                 "download.offline",
-                "HF_HUB_OFFLINE is set, so Hugging Face is not asked.",
+                "HF_HUB_OFFLINE is set, so Hugging Face is not contacted.",
                 "Remove HF_HUB_OFFLINE, or put the file into its folder.",
             )
         if isinstance(problem, errors.GatedRepoError):

@@ -160,7 +160,7 @@ CASES = [
         "models.partial_download",
         INFO,
         lambda m: write(m / "loras" / "x.safetensors.aria2", b"1234"),
-        "x.safetensors.aria2 is a download under way or broken off (4 bytes)",
+        "x.safetensors.aria2 is a download in progress or interrupted (4 bytes)",
     ),
     Case(
         "models.name_unusable",

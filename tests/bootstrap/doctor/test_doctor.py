@@ -236,7 +236,7 @@ def test_elsewhere_than_in_a_worker_the_volume_alone_is_judged(
     assert plain.returncode == 0, plain.stdout
     assert "COMFYUI_ARGS" not in plain.stdout and "This machine" not in plain.stdout
     all_of_it = check_volume(bare_python, env, str(volume), "-v")
-    assert "This machine (says nothing about the volume)" in all_of_it.stdout
+    assert "This machine (does not concern the volume)" in all_of_it.stdout
     assert "[comfyui.python_missing]" in all_of_it.stdout
     data = json.loads(check_volume(bare_python, env, str(volume), "--json").stdout)
     assert data["status"] == "ok"

@@ -144,7 +144,7 @@ def test_a_disk_without_room_for_the_archive(
     monkeypatch.setattr(mirror, "_HEADROOM", 1 << 60)
     found = venv.try_to_mirror()
     assert isinstance(found, Finding)
-    assert "the local disk has no room for" in found.message
+    assert "the local disk has no space for" in found.message
     assert "larger container disk" in found.fix
 
 

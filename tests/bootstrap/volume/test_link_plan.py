@@ -206,7 +206,7 @@ def test_nothing_goes_off_the_volume_or_round_in_a_circle(leads: str) -> None:
         }
     )
     assert [type(action) for action in made.actions if action.place.name == "a.pt"] == []
-    assert f"a link to something else stands there ({leads})" in made.conflicts[0].reason
+    assert f"a link to something else is there ({leads})" in made.conflicts[0].reason
 
 
 def test_our_dead_links_behind_a_link_that_leaves_the_volume_stay() -> None:
@@ -219,7 +219,7 @@ def test_our_dead_links_behind_a_link_that_leaves_the_volume_stay() -> None:
 def test_anothers_link_that_leads_nowhere_is_a_conflict_where_it_is_in_the_way() -> None:
     made = plan({"/v/models/loras/a.pt": "a", f"{TARGET}/loras": "→ /v/gone"})
     assert made.actions == ()
-    assert "a broken link that is not ours stands there (/v/gone)" in made.conflicts[0].reason
+    assert "a broken link that is not ours is there (/v/gone)" in made.conflicts[0].reason
 
 
 def test_our_link_whose_model_is_gone_is_removed_and_others_stay() -> None:

@@ -172,8 +172,9 @@ def _node_failed(error: Mapping[str, Any]) -> JobError:
         return ComfyBroken(
             "job.cuda_failed",
             f"The GPU failed in {where}: {said[:500]}",
-            "ComfyUI is restarted for the next job, since CUDA no longer works in that process. If it "
-            "happens with one workflow only, one of its nodes reads or writes out of bounds; if it happens with many, the GPU is faulty: let Runpod use another worker.",
+            "ComfyUI is restarted for the next job, since CUDA no longer works in that process. If "
+            "it happens with one workflow only, one of its nodes reads or writes out of bounds; if "
+            "with many, the GPU is faulty: let Runpod use another worker.",
             **details,
         )
     return NodeFailed(

@@ -152,8 +152,8 @@ def _not_expected(
         found.append(
             warning(
                 "gpu.cpu_flag_missing",
-                "There is no GPU, and COMFYUI_ARGS does not have --cpu, without which ComfyUI exits "
-                "at start with 'Found no NVIDIA driver'.",
+                "There is no GPU, and COMFYUI_ARGS does not have --cpu, without which ComfyUI "
+                "exits at start with 'Found no NVIDIA driver'.",
                 "Set COMFYUI_ARGS to `--cpu` (add it to the flags that are there). If there should "
                 "be a GPU, set GPU=required, and choose a GPU in Edit Endpoint.",
             )

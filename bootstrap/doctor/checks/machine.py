@@ -182,8 +182,8 @@ def _disk(disk: DiskFacts) -> list[Finding]:
             host_error(
                 "machine.disk_read_only",
                 f"The local disk at {disk.path} is mounted read-only: nothing can be written.",
-                "A disk with errors is mounted like this; a serverless worker is replaced. On a Pod: "
-                "set WORK_DIR to a folder that can be written to, or start another Pod.",
+                "A disk with errors is mounted like this; a serverless worker is replaced. On a "
+                "Pod: set WORK_DIR to a folder that can be written to, or start another Pod.",
                 path=disk.path,
             )
         ]

@@ -74,7 +74,7 @@ def test_a_loop_that_moves_has_none_and_a_blocked_one_is_reported_with_its_place
         clock.ahead = ALLOWED + 20
         fault = watchdog.fault()
         assert fault is not None and fault.code == "worker.loop_stuck"
-        assert re.search(r"has not moved for 3\d s; it stands at .*threading\.py:", fault.message)
+        assert re.search(r"has been blocked for 3\d s; it is at .*threading\.py:", fault.message)
         reported = health_of(None, (), fault)
         assert not reported.healthy and reported.text.startswith("worker.loop_stuck: ")
         assert "docker restart" in reported.text

@@ -71,7 +71,7 @@ def test_where_nothing_else_is_left_the_job_fails_with_the_reason(
 def test_what_only_the_editor_knows_is_said_to_be_that(worker: BootedWorker, kind: str) -> None:
     reply = asked(worker, x={"class_type": kind, "inputs": {}})
     assert reply["error_code"] == "workflow.unknown_node"
-    assert "of the editor" in reply["error"] and "Export (API)" in reply["fix"]
+    assert "the editor" in reply["error"] and "Export (API)" in reply["fix"]
 
 
 def test_values_of_the_wrong_type_are_named_by_the_type_that_is_right(

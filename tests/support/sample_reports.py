@@ -227,7 +227,7 @@ def _of_the_volume() -> list[Finding]:
         warning(
             "models.web_page",
             "8 files (models/checkpoints/juggernautXL_v9.safetensors and 7 more) are web pages, "
-            "not models. The site wanted a login.",
+            "not models. The site required a login.",
             f"`rm -- {folder}/juggernautXL_v9.safetensors '{folder}/my file (1).safetensors'`, "
             'then download it again with a token, for instance `curl -fL -H "Authorization: Bearer '
             '$CIVITAI_TOKEN" -o FILE URL` (HF_TOKEN for Hugging Face).',

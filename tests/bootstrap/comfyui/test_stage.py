@@ -188,7 +188,7 @@ def test_a_disk_that_is_too_small_leaves_nothing_behind(comfyui: Path, tmp_path:
 def test_large_files_are_not_begun_where_there_is_no_room(comfyui: Path, tmp_path: Path) -> None:
     write(comfyui / "custom_nodes/pack/weights.bin", b"w" * 6 * MB)
     with mounted(tmp_path / "small", "-o", "size=200m") as disk:
-        with pytest.raises(CannotStage, match="no room for 6 MB"):
+        with pytest.raises(CannotStage, match="no space for 6 MB"):
             stage(CopyPlan(comfyui, disk / "stage", 200 * MB, 30))
         assert list(disk.iterdir()) == []
 

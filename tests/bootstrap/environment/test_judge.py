@@ -163,8 +163,8 @@ def test_it_is_never_the_packages_that_run(small: SmallPython, tmp_path: Path) -
     [
         ("#!/nowhere/python\n", "No such file"),
         ("#!/bin/sh\necho 'error: libpython is gone' >&2; exit 127\n", "libpython is gone"),
-        ("#!/bin/sh\necho '[1]'\n", "not understood"),
-        ("#!/bin/sh\necho '{}'\n", "not understood"),
+        ("#!/bin/sh\necho '[1]'\n", "could not be parsed"),
+        ("#!/bin/sh\necho '{}'\n", "could not be parsed"),
         ("#!/bin/sh\nexec sleep 60\n", "no answer in 1 s"),
         ("#!/bin/sh\nexit 3\n", "exit code 3"),
     ],

@@ -183,7 +183,7 @@ def test_comfyuis_exact_version_wins_over_an_older_copy(rig: Rig, index: Package
     program = f"import importlib.metadata as m; print(m.version('tiny-one')); {VERSION}"
     assert rig.prints(made, program) == "1.5\n1.5"
     assert made.record.replaced == {"tiny-one": "0.9"}
-    assert "stand in for tiny-one 0.9" in one(made, "packages.installed").message
+    assert "replace tiny-one 0.9" in one(made, "packages.installed").message
     where = rig.prints(made, "import torch; print(torch.__file__)")
     assert where.startswith(str(rig.small.site))
 

@@ -150,7 +150,7 @@ def test_a_folder_that_the_disk_does_not_hold_is_an_error(volume: Path, folder: 
     nodes: dict[str, dict[str, Any]] = {"1": {"class_type": "X", "inputs": {"folder": "sub"}}}
     with open(volume / "sub/huge.png", "wb") as file:
         file.truncate(1 << 43)
-    with pytest.raises(JobError, match="no room for") as caught:
+    with pytest.raises(JobError, match="no space for") as caught:
         bring(VolumeInputs(layout_of(volume), folder, volume_calls()), nodes, "job")
     assert caught.value.code == "image.not_stored" and os.listdir(folder) == []
 

@@ -156,7 +156,7 @@ def test_sigterm_stops_a_job_that_takes_longer_than_the_grace_and_posts_why(
             assert "Send it again" in body["error"]
             assert worker.wait(30) == 0
             assert [path.name[:14] for path in kept.glob("*.png")] == ["before-the-end"]
-            assert ("did not let go" in worker.log) is not obedient
+            assert ("did not stop the prompt" in worker.log) is not obedient
             psutil.wait_procs([psutil.Process(p.pid) for p in worker.living()], timeout=5)
             assert worker.living() == []
             assert len(plane.select("done", job)) == 1 and plane.pending == [late]

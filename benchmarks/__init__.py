@@ -1,1 +1,1 @@
-"""Measurements: each compares something with the floor or a peer, in one run on one machine."""
+"""Measurements, each comparing contenders in one run on one machine."""

@@ -1,4 +1,4 @@
-"""How long the doctor's look at a volume takes, against a serial walk of the same files.
+"""How long the doctor takes for a volume, compared with a serial walk of the same files.
 
     python3 -m benchmarks.check_volume_speed [--files 20000] [--folders 300] [--rounds 3]
                                              [--markdown FILE]
@@ -36,7 +36,7 @@ HEADER = b'{"weight":{"dtype":"F16","shape":[32],"data_offsets":[0,64]}}'
 
 @dataclass
 class Contender:
-    """A way of looking at all files; `look` gives how many it found."""
+    """A way to list all files; `look` returns how many it found."""
 
     name: str
     look: Callable[[Path], int]
@@ -59,7 +59,7 @@ def furnish(models: Path, files: int, folders: int) -> None:
 
 
 def serial_walk(models: Path) -> int:
-    """What a simple checker does."""
+    """A simple checker."""
     count = 0
     for folder, _, names in os.walk(models, followlinks=True):
         for name in names:
@@ -74,7 +74,7 @@ def parallel_walk(models: Path) -> int:
 
 
 def light_check(models: Path) -> int:
-    """What the checker does unless it is asked to look deep: so many headers and no more."""
+    """The checker's default: a limited number of headers."""
     return len(gather_models([models], most_headers=LIGHT_HEADERS).files)
 
 

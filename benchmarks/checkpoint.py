@@ -2,7 +2,7 @@
 
     python -m benchmarks.checkpoint sd15|sdxl       # prints the path
 
-ComfyUI's CheckpointLoaderSimple takes them like anybody's: `sd15` has 2.1 GB, `sdxl` 6.9 GB.
+ComfyUI's CheckpointLoaderSimple accepts them: `sd15` has 2.1 GB, `sdxl` 6.9 GB.
 """
 
 from __future__ import annotations
@@ -23,9 +23,8 @@ SIZES = {"sd15": 2_200_000_000, "sdxl": 7_000_000_000}
 
 
 def checkpoint(kind: str, demo: DemoVolume, env: Mapping[str, str] = os.environ) -> Path:
-    """The file, made first if it isn't in the cache (half a minute for each 7 GB).
-
-    Raises DemoError when the disk has no room or ComfyUI's classes are not what they were.
+    """The file, created first if it is not in the cache (half a minute for 7 GB). Raises DemoError
+    if the disk has no space or ComfyUI's classes have changed.
     """
     cache = cache_folder(env)
     key = digest(kind, WRITER.read_text(encoding="utf-8"))

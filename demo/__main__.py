@@ -15,7 +15,7 @@ from demo.volume import ensure
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run one command; the exit code is 1 with an explanation on stderr when it cannot be done."""
+    """Run one command; exit code 1 with an explanation on stderr if it fails."""
     parser = argparse.ArgumentParser(prog="python -m demo", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
     commands.add_parser("volume", help="build the demo volume and print its path")

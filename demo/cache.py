@@ -1,4 +1,4 @@
-"""The cache outside the repository: keyed entries that are there whole or not at all."""
+"""The cache outside the repository: keyed entries, complete or not at all."""
 
 from __future__ import annotations
 
@@ -31,10 +31,9 @@ def digest(*parts: str) -> str:
 
 
 def entry(place: Path, build: Callable[[Path], None]) -> Path:
-    """`place`, built by `build(folder)` when it isn't there yet.
-
-    `build` works in a sibling that is renamed when complete, so a killed build is never taken for
-    a whole one. Of several builders at once, one builds and the others wait for it.
+    """`place`, built by `build(folder)` if it does not exist. `build` works in a sibling that is
+    renamed when complete, so a killed build is never used. One of several builders builds, and the
+    others wait for it.
     """
     if place.is_dir():
         return place
@@ -44,7 +43,7 @@ def entry(place: Path, build: Callable[[Path], None]) -> Path:
         remove_left_overs(place)
         half_built = Path(tempfile.mkdtemp(prefix=f"{place.name}.building-", dir=place.parent))
         try:
-            half_built.chmod(0o755)  # mkdtemp's 0700 would keep other users of the cache out
+            half_built.chmod(0o755)  # mkdtemp's 0700 would lock out other users of the cache
             build(half_built)
             half_built.rename(place)
         except BaseException:
@@ -54,14 +53,14 @@ def entry(place: Path, build: Callable[[Path], None]) -> Path:
 
 
 def remove_left_overs(place: Path) -> None:
-    """Remove what killed builds of `place` left; call with its lock held."""
+    """Remove leftovers of killed builds of `place`; call with its lock held."""
     for left_over in place.parent.glob(f"{place.name}.building-*"):
         shutil.rmtree(left_over, ignore_errors=True)
 
 
 @contextlib.contextmanager
 def locked(place: Path) -> Iterator[None]:
-    """Only one builder of `place` at a time; the lock goes when its process does.
+    """Only one builder of `place` at a time; the lock is released when its process ends.
 
     Raises DemoError when the folder cannot be written.
     """

@@ -1,4 +1,4 @@
-"""What a person sees of a build: progress on stderr, and errors that say what to do."""
+"""A build's output: progress on stderr, and errors that say what to do."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ HEARTBEAT_SECONDS = 15.0
 
 
 class DemoError(Exception):
-    """Something a person must put right: what went wrong, then what to do about it."""
+    """An error for people: what went wrong, then what to do about it."""
 
     def __init__(self, problem: str, fix: str) -> None:
         super().__init__(f"{problem}\n  What to do: {fix}")
@@ -30,7 +30,7 @@ def mb(size: float) -> str:
 
 @contextlib.contextmanager
 def step(what: str) -> Iterator[None]:
-    """Announce a long step, show every 15 s that it goes on, and say how long it took."""
+    """Announce a long step, show every 15 s that it continues, and report its duration."""
     begun = time.monotonic()
     over = threading.Event()
 

@@ -22,7 +22,7 @@ STAMP = "complete.json"
 
 
 def requirements_text(name: str) -> str:
-    """A requirements file and all the files it refers to: what an environment is keyed by."""
+    """A requirements file and all files it refers to: the key of an environment."""
     text = (REQUIREMENTS / name).read_text(encoding="utf-8")
     others = re.findall(r"^-[rc]\s+(\S+)", text, flags=re.MULTILINE)
     return "\n".join([text, *(requirements_text(other) for other in others)])
@@ -38,8 +38,8 @@ def ensure_environment(
 ) -> Path:
     """The interpreter of a virtual environment in `folder` that `install(python)` filled.
 
-    When `key` is not the one it was made with, it is made again, or with `update` installed into
-    as it is; one that was never finished, or whose Python changed, is always made again.
+    If `key` has changed, it is rebuilt, or with `update` installed into in place; one that was
+    never finished, or whose Python changed, is always rebuilt.
     """
     python = folder / "bin" / "python"
     if _stamp(folder) == {"key": key, "python": sys.version} and python.exists():
@@ -62,7 +62,7 @@ def ensure_worker_venv(with_dev_tools: bool) -> Path:
     """The interpreter of `.venv/`, which has the worker's packages and, if asked, dev tools.
 
     The developer's environment holds the worker's, so `make demo` after `make test` builds nothing.
-    Changed requirements are installed into it as it is: a worker or tests may be running from it.
+    Changed requirements are installed in place: a worker or tests may be running from it.
     """
     worker_key = digest(requirements_text("worker.txt"), interpreter_key())
     dev_key = digest(worker_key, requirements_text("dev.txt"))

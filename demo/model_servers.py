@@ -1,8 +1,8 @@
-"""Servers on this machine that answer as Hugging Face, Civitai and a plain server do, for the demo.
+"""Local servers that answer like Hugging Face, Civitai and a plain server, for the demo.
 
-Each is asked by the real code: the Hub by huggingface_hub through HF_ENDPOINT (a HEAD that tells
-hash and size and redirects to a storage), Civitai by its API and a redirect to a signed address
-that refuses a forwarded login. All files are served in ranges, at a speed one can watch.
+The real code uses them: the Hub by huggingface_hub through HF_ENDPOINT (a HEAD with hash and size
+that redirects to storage), Civitai by its API and a redirect to a signed address that refuses a
+forwarded login. All files are served in ranges, at a speed one can watch.
 """
 
 from __future__ import annotations
@@ -92,7 +92,7 @@ class ModelServers:
         return self.url + path
 
     def _stored(self, path: str, data: bytes) -> str:
-        """A signed address, as storages have; it refuses requests with a login."""
+        """A signed address, as in object storage; it refuses requests with a login."""
         self.files[path] = data
         return f"{_address(self._storage)}{path}?X-Signature=demo"
 
@@ -102,7 +102,7 @@ class _Server(ThreadingHTTPServer):
     owner: ModelServers
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        """A client that went away."""
+        """Ignore a client that went away."""
 
 
 def _address(server: _Server) -> str:

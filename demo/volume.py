@@ -1,4 +1,4 @@
-"""The demo volume: a real ComfyUI and a tiny model, laid out as people lay out a network volume.
+"""The demo volume: a real ComfyUI and a tiny model, laid out like a network volume.
 
     ComfyUI/                     as in its repository
     models/vae_approx/taesd_*    at the volume's root: ComfyUI sees it only by the worker's links
@@ -26,7 +26,7 @@ from demo.environment import (
 )
 from demo.packages import pip
 
-# Part of the keys: change one when the code here builds something else from the same inputs.
+# Part of the keys: change one when this code builds something else from the same inputs.
 BUILDER_VERSION = "1"
 ENVIRONMENT_VERSION = "1"
 
@@ -46,7 +46,7 @@ class DemoVolume:
             "VOLUME_PATH": str(self.path),
             "COMFYUI_PYTHON": str(self.python),
             "COMFYUI_ARGS": "--cpu",
-            # Its Python is made for it; what is left out of it on purpose is not fetched.
+            # Its Python is made for it; packages left out intentionally are not fetched.
             "PACKAGES": "report",
             # /workspace is for a Pod's volume, not for this machine's.
             "LINK_OTHER_MOUNT": "false",
@@ -110,8 +110,8 @@ def _with_fetched_comfyui(cache: Path, env: Mapping[str, str]) -> DemoVolume:
 
 
 def _builder_key() -> str:
-    """Changes with the code that makes a volume: making it again costs seconds, and a version
-    number alone was once forgotten, so that an old model stayed under a new one's name."""
+    """Changes with the code that builds the volume: a rebuild costs seconds, and a version number
+    alone was once forgotten."""
     modules = (source.__file__, taesd.__file__)
     return digest(BUILDER_VERSION, *(Path(m).read_text(encoding="utf-8") for m in modules))
 

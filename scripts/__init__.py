@@ -1,1 +1,1 @@
-"""Doors for people."""
+"""Command lines."""

@@ -1,4 +1,4 @@
-"""The client's API key: can it be sent, and to which addresses may it go?"""
+"""The client's API key: whether it is usable, and which addresses may get it."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ _KEY = re.compile(r"[\x21-\x7e]+")
 
 
 class KeyUnusable(Exception):
-    """There is no API key, or one that cannot be sent; `str()` never holds it."""
+    """There is no usable API key; `str()` never contains it."""
 
 
 def usable_key(given: str | None) -> str:
-    """The key without white space around it. Raises KeyUnusable, without quoting it."""
+    """The stripped key. Raises KeyUnusable, without quoting it."""
     key = (given or "").strip()
     if not key:
         raise KeyUnusable(
@@ -29,7 +29,7 @@ def usable_key(given: str | None) -> str:
 
 
 def is_safe_for_a_key(url: str) -> bool:
-    """https, or this very machine."""
+    """https, or this machine."""
     parts = urlsplit(url)
     return parts.scheme == "https" or (parts.scheme == "http" and is_loopback(parts.hostname))
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from html import escape
 
 LANGUAGES = {"en": "", "ru": ".ru"}
-# What is drawn: rows of the table "Times", by group, and where their labels stand.
+# The rows of the table "Times" to draw, by group, with the index of their labels.
 _ROWS = (
     (
         ("ours, volume, 2 GB", 0),
@@ -50,7 +50,7 @@ _STYLE = """
 
 
 def cold_starts(benchmarks: str, language: str) -> str:
-    """An SVG with the median seconds of each cold start. KeyError: a row is no longer there."""
+    """An SVG with the median seconds of each cold start. Raises KeyError if a row is missing."""
     titles, labels = _WORDS[language]
     seconds = {row: _seconds(benchmarks, row) for rows in _ROWS for row, _ in rows}
     scale = (_WIDTH - _LABELS - 70) / max(seconds.values())

@@ -4,10 +4,10 @@
     git clone … && python3 scripts/check_volume.py [PATH]
 
 Nothing has to be installed. Exit code 0: fit (there may be warnings); 1: errors, or something that
-could not be looked at; 2: wrong use.
+could not be checked; 2: wrong use.
 """
 
-# Without annotations from the future: an old Python must get as far as the next sentence.
+# Without `from __future__ import annotations`, so that an old Python reaches the message below.
 import sys
 
 if sys.version_info < (3, 10):  # noqa: UP036
@@ -50,8 +50,8 @@ def main(
     prog: str = "check_volume.py",
     command: str = "",
 ) -> int:
-    """Examine, and repair what is safe if asked to; the exit code. `command` is how the program was
-    called, where that is not by `prog`."""
+    """Check, and repair if requested; returns the exit code. `command` is how the program was
+    called, if not as `prog`."""
     command = command or as_typed("doctor", prog)
     arguments = _parser(prog, command).parse_args(argv)
     given = {**env, "VOLUME_PATH": os.path.abspath(arguments.path)} if arguments.path else env
@@ -72,8 +72,8 @@ def main(
 
 
 def _refused(typed: str, configured: str, command: str) -> str:
-    """Why this is not a volume that can be looked at, and what to type instead; empty where it may
-    be one. A volume that is configured and missing is the report's to say."""
+    """Why this path cannot be checked as a volume, and what to type instead; empty if it can. The
+    report covers a configured but missing volume."""
     path = typed or configured
     place = Path(os.path.abspath(path))
     if not os.path.isabs(path) and not typed:
@@ -97,7 +97,7 @@ def _refused(typed: str, configured: str, command: str) -> str:
 
 
 def _missing(path: str, place: Path, command: str) -> str:
-    """`workspace` for `/workspace` is a slip, too."""
+    """`workspace` is a typo for `/workspace`."""
     from_root = Path("/", path)
     guess = similar_folder(place)
     if guess is None and from_root != place:
@@ -149,12 +149,12 @@ def _examine(settings: Settings, env: Mapping[str, str], arguments: argparse.Nam
 
 
 def _in_image(env: Mapping[str, str]) -> bool:
-    """Is this a worker's container, so that its Python and GPU are what jobs will have?"""
+    """Is this a worker's container, whose Python and GPU jobs will use?"""
     return _JOBS in env or os.path.isdir(_IMAGE)
 
 
 def _fix(repairs: Sequence[Repair], arguments: argparse.Namespace) -> bool:
-    """Show what will be repaired, repair it, say what came of it, all on stderr; was it done?"""
+    """Show the repairs, make them and report the result, all on stderr; True if done."""
     if not repairs:
         _say("Nothing can be repaired automatically.")
     for repair in repairs:
@@ -169,7 +169,7 @@ def _fix(repairs: Sequence[Repair], arguments: argparse.Namespace) -> bool:
 
 
 def _agreed() -> bool:
-    """Ask, where a person can answer; elsewhere --fix was meant."""
+    """Ask on a terminal; elsewhere --fix alone is consent."""
     if not sys.stderr.isatty():
         return True
     try:  # standard input may be this very program
@@ -186,7 +186,7 @@ def _say(text: str) -> None:
 
 
 def _show(report: Report, arguments: argparse.Namespace, prog: str) -> bool:
-    """Print the report, and write the page; False when that could not be done."""
+    """Print the report, and write the page; False if that failed."""
     data = report_json(report)
     if arguments.json:
         show(json.dumps(data, indent=2))

@@ -1,4 +1,4 @@
-"""`comfyui-worker`: everything this project does, by one name."""
+"""`comfyui-worker`: all commands of this project."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ _LAST_PORT = 65535
 
 @dataclass(frozen=True)
 class Command:
-    """One word of the command line. Its modules are imported when it is used: a checker needs no
-    SDK. `options` are for completion."""
+    """One subcommand. Its modules are imported only when it is used: the checker needs no SDK.
+    `options` are for completion."""
 
     what: str
     run: Main
@@ -122,7 +122,7 @@ def _serve(argv: list[str], prog: str) -> int:
         "--port", type=_port, default=8000, help="with --local (default: %(default)s)"
     )
     arguments = parser.parse_args(argv)
-    for package in ("runpod", "aiohttp"):  # before ComfyUI is started for nothing
+    for package in ("runpod", "aiohttp"):  # before ComfyUI is started in vain
         if find_spec(package) is None:
             raise ModuleNotFoundError(name=package)
     from handler.__main__ import main as serve
@@ -145,8 +145,8 @@ def _port(text: str) -> int:
 
 
 def _taken(host: str, port: int, command: str) -> str:
-    """Why this address, IPv4 or IPv6, cannot be listened on, and what to type instead; empty where
-    it can."""
+    """Why this address, IPv4 or IPv6, cannot be listened on, and what to type instead; empty if it
+    can."""
     problem = _cannot_listen(host, port)
     if problem is None:
         return ""

@@ -1,4 +1,4 @@
-"""The diagnostics reply as a person reads it."""
+"""The diagnostics reply as text."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from bootstrap.core.findings import Finding, Severity
 from bootstrap.core.terminal import PLAIN, Style, findings_text
 from scripts.watching import plain
 
-if TYPE_CHECKING:  # the boot's room is large, and a client that runs a workflow needs none of it
+if TYPE_CHECKING:  # the boot room is large, and a client that runs a workflow does not need it
     from bootstrap.boot import Stage
 
 
 def diagnostics_text(diagnostics: Mapping[str, Any], style: Style = PLAIN) -> str:
-    """Findings worst first, the boot's stages, ComfyUI's state, versions. A long reply comes cut:
-    whatever has not its usual form is left out."""
+    """Findings worst first, the boot's stages, ComfyUI's state, versions. A long reply may be cut:
+    malformed parts are skipped."""
     parts = [findings_text(findings_in(diagnostics), style)]
     parts.append("\n".join(_boot(_object(diagnostics.get("boot")))))
     parts.append("\n".join(_comfyui(_object(diagnostics.get("comfyui")))))
@@ -25,7 +25,7 @@ def diagnostics_text(diagnostics: Mapping[str, Any], style: Style = PLAIN) -> st
 
 
 def findings_in(diagnostics: Mapping[str, Any]) -> list[Finding]:
-    """The findings of a reply, as the checker has them."""
+    """A reply's findings."""
     found = []
     for given in _objects(diagnostics.get("findings")):
         try:

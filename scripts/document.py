@@ -1,7 +1,7 @@
-"""`make docs`: write what the documents hold of the code: codes, settings, a chart.
+"""`make docs`: write the generated parts of the documents: codes, settings, a chart.
 
-Hand-written text stays; what stands between two markers is replaced. Tests compare all of it with
-the code, so run this after adding a code or a setting, or after a benchmark.
+Hand-written text stays; text between two markers is replaced. Tests compare it with the code, so
+run this after adding a code or a setting, or after a benchmark.
 """
 
 from __future__ import annotations
@@ -40,9 +40,9 @@ def all_codes() -> dict[str, str]:
 
 
 def with_codes(page: str, codes: Mapping[str, str]) -> str:
-    """The troubleshooting page with a table under each section of the codes that its marker names.
+    """The troubleshooting page with a table of codes for each section's marker.
 
-    A code goes where its pattern is the longest; each row is an anchor, which links lead to.
+    A code goes to its longest matching pattern; each row has an anchor for links.
     """
     patterns = [pattern for found in _CODES.finditer(page) for pattern in found[2].split()]
     home = {code: _nearest(code, patterns) for code in codes}
@@ -56,7 +56,7 @@ def with_codes(page: str, codes: Mapping[str, str]) -> str:
 
 
 def with_settings(page: str, russian: bool) -> str:
-    """A settings page with the present table between its two markers."""
+    """A settings page with the current table between its markers."""
     table = settings_table()
     if russian:
         words = json.loads(_RUSSIAN.read_text("utf-8"))
@@ -65,7 +65,7 @@ def with_settings(page: str, russian: bool) -> str:
 
 
 def documents() -> dict[Path, str]:
-    """Every file that holds something of the code, as it should be now."""
+    """Every file with generated parts, up to date."""
     codes, starts = all_codes(), (DOCS / "benchmarks.md").read_text("utf-8")
     pages = {page: with_codes(page.read_text("utf-8"), codes) for page in TROUBLESHOOTING}
     pages |= {

@@ -1,6 +1,6 @@
 """An endpoint over HTTP: Runpod's public API, or the local API of one worker.
 
-The key goes to one host. Redirects are not followed, and no answer is printed that holds the key.
+The key goes to one host. Redirects are not followed, and the key is removed from printed answers.
 """
 
 from __future__ import annotations
@@ -33,12 +33,12 @@ class EndpointError(Exception):
 
 
 class TooSlow(EndpointError):
-    """The endpoint took the request and did not answer in time."""
+    """The endpoint accepted the request but did not answer in time."""
 
 
 @dataclass(frozen=True)
 class Job:
-    """What an endpoint says of a job. While it runs, `output` is its progress, in any form."""
+    """A job's state at an endpoint. While it runs, `output` is its progress, in any form."""
 
     id: str
     status: str
@@ -52,7 +52,7 @@ class Job:
 
 @dataclass(frozen=True)
 class _NoAnswer:
-    """Why an attempt came to nothing; `wait` is the seconds that the server asks for."""
+    """Why an attempt failed; `wait` is the seconds that the server asks for."""
 
     said: str
     maybe_arrived: bool = False
@@ -77,8 +77,8 @@ class _Bearer(AuthBase):
 class Endpoint:
     """A Runpod endpoint, or with `key=None` the local API that `--rp_serve_api` serves.
 
-    `base` has no slash at its end. All calls raise EndpointError. `tell` gets a line for each
-    attempt that is made again; `serve` is how a local worker is started.
+    `base` has no trailing slash. All calls raise EndpointError. `tell` gets a line for each retry;
+    `serve` is how to start a local worker.
     """
 
     def __init__(
@@ -96,7 +96,7 @@ class Endpoint:
         self._serve = serve
         self._session = requests.Session()
         self._session.auth = _Bearer(key)
-        self._session.trust_env = key is not None  # no proxy stands before a local worker
+        self._session.trust_env = key is not None  # no proxy for a local worker
         self.local = key is None
 
     def submit(self, given: Mapping[str, Any]) -> Job:
@@ -104,23 +104,23 @@ class Endpoint:
         return self._job(self._call("POST", "run", {"input": given}, may_repeat=True))
 
     def run_and_wait(self, given: Mapping[str, Any], seconds: float) -> Job:
-        """Run `{"input": given}` on a local worker, which tells nothing until it is done."""
+        """Run `{"input": given}` on a local worker, which reports nothing until it is done."""
         body = {"input": given}
         return self._job(self._call("POST", "runsync", body, may_repeat=False, seconds=seconds))
 
     def reach(self) -> None:
-        """Raises where nothing takes a connection, before anything is said to run."""
+        """Raises if nothing accepts a connection, before anything is reported as running."""
         got = self._attempt("GET", "", None, _CONNECT_SECONDS)
         if isinstance(got, _NoAnswer) and got.refused:
             raise self._failure("", got)
 
     def status(self, job_id: str) -> Job:
-        """How a job is."""
+        """A job's state."""
         return self._job(self._call("GET", f"status/{quote(job_id, safe='')}", may_repeat=True))
 
     def health(self) -> Any:
-        """How many jobs and workers there are, as the endpoint says; None where it says nothing.
-        Never raises: it is news, and the job is not."""
+        """The endpoint's counts of jobs and workers; None if unknown. Never raises, since it is
+        only informative."""
         try:
             return self._call("GET", "health", may_repeat=True, seconds=5.0, tries=1)
         except EndpointError:
@@ -140,11 +140,11 @@ class Endpoint:
         seconds: float = _ANSWER_SECONDS,
         tries: int = TRIES,
     ) -> Any:
-        """The JSON that is answered. `may_repeat`: also after an answer that may have been lost."""
+        """The JSON response. `may_repeat`: retry even if a response may have been lost."""
         attempt = 1
         while isinstance(got := self._attempt(method, path, body, seconds), _NoAnswer):
             again = may_repeat or not got.maybe_arrived
-            # Nothing was begun yet, so a wrong address is reported without waiting.
+            # Nothing has been started, so a wrong address is reported without waiting.
             at_once = got.refused and path in ("run", "runsync")
             if attempt == tries or not again or at_once:
                 raise self._failure(path, got)
@@ -212,7 +212,7 @@ class Endpoint:
         return Job(answer["id"], status, answer.get("output"), words)
 
     def without_key(self, text: str) -> str:
-        """`text` as it may be shown, whatever an answer holds."""
+        """`text` without the key, for printing."""
         return text.replace(self._key, "***") if self._key else text
 
     def _shown(self, text: str) -> str:
@@ -236,7 +236,7 @@ class Endpoint:
 
 
 def _never_sent(problem: requests.RequestException) -> bool:
-    """The connection was refused: what was to be sent was not."""
+    """The connection was refused: nothing was sent."""
     connecting = isinstance(_reason(problem), NewConnectionError)
     return connecting or isinstance(problem, requests.ConnectTimeout)
 

@@ -3,7 +3,7 @@
     python3 scripts/make_params.py /workspace/workflows/portrait.json
 
 Prompts, seeds, sizes, steps and input files become parameters with the workflow's own values as
-defaults. Rename, delete and describe them as you like; a file that is there is not replaced.
+defaults. Rename, delete and describe them as you like; an existing file is not replaced.
 """
 
 from __future__ import annotations
@@ -49,8 +49,8 @@ _HEAD = """# What may be sent with {{"workflow_name": "{name}", "params": {{…}
 
 
 def make_params(workflow: Path) -> Path:
-    """Write the file beside `workflow`; its path. Raises JobError, OSError, and FileExistsError
-    where there is one."""
+    """Write the file beside `workflow`; returns its path. Raises JobError, OSError, and
+    FileExistsError if it exists."""
     import yaml
 
     params = first_params(read_workflow(workflow.read_text("utf-8")))
@@ -62,8 +62,8 @@ def make_params(workflow: Path) -> Path:
 
 
 def first_params(workflow: Workflow) -> dict[str, Any]:
-    """The declaration to begin with: prompts, seeds, sizes, steps and input files, found by the
-    inputs' names and the nodes' classes, with the workflow's own values as defaults."""
+    """The initial declaration: prompts, seeds, sizes, steps and input files, found by the inputs'
+    names and the nodes' classes, with the workflow's own values as defaults."""
     params: dict[str, Any] = {}
     for node_id, node in workflow.items():
         for node_input, value in node["inputs"].items():
@@ -110,7 +110,7 @@ def _parser(prog: str) -> argparse.ArgumentParser:
 
 
 def main(argv: list[str], prog: str = "make_params.py") -> int:
-    """Write it, and print where; the exit code."""
+    """Write it, and print its path; returns the exit code."""
     workflow = _parser(prog).parse_args(argv).workflow
     try:
         print(make_params(workflow))

@@ -1,9 +1,9 @@
-"""`make checker`: the checker as one file, for a Pod that has no clone.
+"""`make checker`: the checker as one file, for a Pod without a clone.
 
     curl -fsSL https://…/check_volume.py | python3 - /workspace
 
-The file unpacks itself into a temporary folder and runs there: the parts that ask the GPU and
-ComfyUI's Python are programs of their own.
+The file unpacks itself into a temporary folder and runs there, since the probes of the GPU and of
+ComfyUI's Python are separate programs.
 """
 
 from __future__ import annotations

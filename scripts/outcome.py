@@ -1,4 +1,4 @@
-"""What came of a job: its exit code, what is saved, what is said where."""
+"""A job's outcome: exit code, saved files, and output."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ EXIT_CODES = """exit codes:
 
 @dataclass(frozen=True)
 class Ended:
-    """How it ended; `problem` is a sentence where it did not end well."""
+    """How it ended; `problem` is a sentence if it failed."""
 
     exit_code: int
     job: Job | None = None
@@ -41,8 +41,8 @@ class Ended:
 def report(
     ended: Ended, folder: Path, as_json: bool, html: Path | None = None, seconds: float = 0.0
 ) -> int:
-    """Save results in `folder`, and diagnostics as a page in `html`; print what there is to say;
-    the final exit code."""
+    """Save results in `folder`, and diagnostics as a page in `html`; print the outcome; returns the
+    exit code."""
     code, problem = _judged(ended)
     output = ended.job.output if ended.job else None
     saving = Saving()
@@ -77,7 +77,7 @@ def _say(line: str) -> None:
 
 
 def _error_lines(problem: str, output: Any) -> Iterator[str]:
-    """`error[code]`, the sentence, what the node's Python said last, the way out."""
+    """`error[code]`, the sentence, the traceback's last line, the hint."""
     if not problem:
         return
     failed = output if isinstance(output, dict) else {}
@@ -102,7 +102,7 @@ def _last_line(trace: Any) -> str:
 
 
 def _judged(ended: Ended) -> tuple[int, str]:
-    """The exit code so far, and what there is to say."""
+    """The exit code so far, and what to print."""
     job = ended.job
     if job is not None and ended.exit_code == FAILED:
         return FAILED, job.error or f"The job ended as {job.status}, without a reason."
@@ -131,7 +131,7 @@ def _warnings(output: Any) -> list[str]:
 
 
 def _elsewhere(saving: Saving, output: Any) -> Iterator[str]:
-    """What is on the volume alone, where no warning says so."""
+    """Files that are only on the volume, if no warning says so."""
     warned = "\n".join(_warnings(output))
     for name, path in saving.elsewhere:
         if path not in warned:

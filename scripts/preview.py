@@ -1,8 +1,8 @@
-"""A worker's previews: shown where the terminal can show pictures, the last one saved.
+"""A worker's previews: shown if the terminal can show pictures, and the last one saved.
 
 Kitty's protocol (kitty, Ghostty, WezTerm, Konsole) and sixel (foot, mlterm, mintty and others) are
-known by the terminal's variables; both need Pillow here. The picture is decoded and drawn again, so
-that nothing a server sends reaches the terminal as it is.
+detected by the terminal's variables; both need Pillow. The picture is decoded and re-encoded, so
+that no server data reaches the terminal unchanged.
 """
 
 from __future__ import annotations
@@ -26,15 +26,15 @@ _COLOURS = 64
 
 
 class Previews:
-    """Those of one job."""
+    """One job's previews."""
 
     def __init__(self, env: Mapping[str, str], terminal: bool) -> None:
         self._way = way_of(env) if terminal else None
         self._last = b""
 
     def drawn(self, output: Any) -> str:
-        """What makes the terminal show the preview in a job's output; empty where there is no new
-        one, or the terminal shows none."""
+        """The escape sequences for the preview in a job's output; empty if there is no new one, or
+        the terminal cannot show it."""
         image = image_in(output)
         if image is None or image == self._last:
             return ""
@@ -66,7 +66,7 @@ def image_in(output: Any) -> bytes | None:
 
 
 def way_of(env: Mapping[str, str]) -> str | None:
-    """`kitty` or `sixel`, by what the terminal says of itself; None where it says neither."""
+    """`kitty` or `sixel`, by the terminal's variables; None if neither."""
     term, program = env.get("TERM", ""), env.get("TERM_PROGRAM", "").lower()
     if "TMUX" in env or term.startswith("screen"):  # these pass neither on
         return None
@@ -79,7 +79,7 @@ def way_of(env: Mapping[str, str]) -> str | None:
 
 
 def drawn(image: bytes, way: str | None) -> str:
-    """The escape sequences for a picture; empty without Pillow, or where it is none."""
+    """The escape sequences for a picture; empty without Pillow, or if it is not a picture."""
     if way is None:
         return ""
     try:

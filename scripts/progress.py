@@ -1,4 +1,4 @@
-"""A line that shows a long scan goes on; silent off a terminal."""
+"""A progress line for a long scan; silent if not on a terminal."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ _QUIET_SECONDS = 1.0
 
 
 class Progress:
-    """Counts things on standard error, from the second second on."""
+    """Counts things on standard error, after the first second."""
 
     def __init__(self, what: str) -> None:
         self._what = what
@@ -21,7 +21,7 @@ class Progress:
         return self
 
     def update(self, count: int) -> None:
-        """So many things have been looked at by now."""
+        """Update the count."""
         if not sys.stderr.isatty() or time.monotonic() < self._from:
             return
         self._shown = True

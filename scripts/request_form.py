@@ -1,4 +1,4 @@
-"""From the client's arguments to a job's input. Raises UsageError for what cannot be sent."""
+"""Turns the client's arguments into a job's input. Raises UsageError for what cannot be sent."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def workflow_input(
 def named_input(
     name: str, params: Iterable[str], images: Iterable[str], max_wait: float | None
 ) -> dict[str, Any]:
-    """The input for a workflow that lies on the endpoint's volume."""
+    """The input for a workflow on the endpoint's volume."""
     request: dict[str, Any] = {"workflow_name": name, "params": dict(map(_param, params))}
     return _with_more(request, images, max_wait)
 
@@ -69,7 +69,7 @@ def _with_more(
 
 
 def _request(given: Any) -> dict[str, Any]:
-    """The job's input, of whichever form the file is that holds it."""
+    """The job's input from a file in any accepted form."""
     inner = _object(given).get("input")
     if isinstance(inner, dict) and "class_type" not in inner:
         return dict(inner)
@@ -79,7 +79,7 @@ def _request(given: Any) -> dict[str, Any]:
 
 
 def _workflow(request: dict[str, Any], source: str) -> Workflow | None:
-    """The request's workflow; None where it lies on the volume, or in a field of other workers."""
+    """The request's workflow; None if it is on the volume, or in another worker's field."""
     if "workflow" not in request:
         return None
     try:
@@ -89,7 +89,7 @@ def _workflow(request: dict[str, Any], source: str) -> Workflow | None:
 
 
 def _param(text: str) -> tuple[str, Any]:
-    """`steps=20` → ("steps", 20); what is not JSON is a text."""
+    """`steps=20` → ("steps", 20); invalid JSON is a string."""
     name, equals, value = text.partition("=")
     if not (equals and name):
         raise UsageError(f'--param {text!r} is not of the form NAME=VALUE, as prompt="a cat".')
@@ -99,8 +99,8 @@ def _param(text: str) -> tuple[str, Any]:
 def check_sendable(
     request: dict[str, Any], limit: float = RUN_LIMIT_BYTES, source: str = ""
 ) -> None:
-    """Raises UsageError for a request over `limit` bytes, which Runpod would refuse with less of an
-    explanation, and for one that JSON has no form for. Its workflow is that of the file `source`.
+    """Raises UsageError for a request over `limit` bytes, which Runpod would refuse with less
+    explanation, and for one that is not valid JSON. Its workflow is from the file `source`.
     """
     try:
         size = len(json.dumps({"input": request}, allow_nan=False))
@@ -139,11 +139,11 @@ def _read_json(source: str) -> Any:
 
 
 def _as_null(_: str) -> None:
-    """ComfyUI writes NaN into pictures, as a node's `is_changed`, which is not an input."""
+    """ComfyUI writes NaN into pictures as a node's `is_changed`, which is not an input."""
 
 
 def _content(path: Path, name: str) -> bytes:
-    """The bytes of a file that is given by its path."""
+    """The bytes of the file at a path."""
     try:
         with path.open("rb") as file:
             content = file.read(_MOST_BYTES + 1)
@@ -182,7 +182,7 @@ def _text(content: bytes, name: str) -> str:
 
 
 def _mistake(problem: json.JSONDecodeError) -> str:
-    """What is wrong with a text, and where; a comma behind the last entry is said to be that."""
+    """What is wrong with a text, and where; a trailing comma is named as such."""
     found = trailing_comma(problem)
     if found is None:
         return f"line {problem.lineno}, column {problem.colno}: {problem.msg}"
@@ -220,7 +220,7 @@ def _assignment(text: str) -> tuple[str, str, str]:
 
 
 def _present(workflow: Workflow | None, node: str, name: str) -> Any:
-    """What an input is now; None where that cannot be known from here."""
+    """An input's current value; None if unknown here."""
     if workflow is None:
         return None
     if node not in workflow:
@@ -239,7 +239,7 @@ def _present(workflow: Workflow | None, node: str, name: str) -> Any:
 
 
 def _value(text: str, present: Any) -> Any:
-    """`text` as JSON where it is JSON, but for an input that is a text now."""
+    """`text` as JSON if it is valid JSON, unless the input is a string now."""
     if isinstance(present, str):
         return text
     try:

@@ -1,4 +1,4 @@
-"""A reply's files -> files in one folder, under their own names, never over an existing one."""
+"""Saves a reply's files in one folder, under their own names, never over an existing one."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ from scripts.api_key import is_safe_for_a_key
 
 _SECONDS = (10.0, 60.0)
 _BLOCK_BYTES = 1 << 20
-# What no file system takes, what a shell or terminal could take amiss, and the separators of all.
+# Characters that file systems refuse, that shells or terminals interpret, and path separators.
 _UNFIT = re.compile(r'[\x00-\x1f\x7f-\x9f/\\:*?"<>|]+')
 _MOST_NAME_BYTES = 200
 
 
 @dataclass
 class Saving:
-    """What became of a reply's results. `elsewhere` are (name, path) of what is on the volume."""
+    """The outcome for a reply's results. `elsewhere` are (name, path) of files on the volume."""
 
     saved: list[Path] = field(default_factory=list)
     texts: list[str] = field(default_factory=list)
@@ -44,9 +44,8 @@ class _Result:
 
 
 def save(output: Any, folder: Path) -> tuple[Any, Saving]:
-    """Save the files of a job's `output`; it comes back with `saved` in the place of contents.
-
-    Takes this worker's replies and worker-comfyui's. What cannot be saved is among `problems`.
+    """Save the files of a job's `output`; returns it with `saved` in place of contents. Accepts
+    this worker's replies and worker-comfyui's. Failures are in `problems`.
     """
     done = Saving()
     if not isinstance(output, Mapping):
@@ -99,7 +98,7 @@ def _read(entry: Any) -> _Result | None:
 
 
 def safe_name(given: str) -> str:
-    """A plain file name: no folders, no hidden file, nothing a terminal would act on."""
+    """A plain file name: no folders, not hidden, no control characters."""
     plain = given.encode("utf-8", "replace").decode("utf-8")
     last = re.split(r"[/\\]", plain)[-1]
     name = _UNFIT.sub("_", last).strip().lstrip(".").strip()
@@ -125,7 +124,7 @@ def _store(result: _Result, folder: Path) -> Path:
 
 
 def _fetch(url: str, folder: Path, name: str) -> Path:
-    """Download from a bucket. Its address may carry a signature: no error message holds it."""
+    """Download from a bucket. Its address may have a signature, so no error message contains it."""
     host = urlsplit(url).hostname
     if not is_safe_for_a_key(url):
         raise ValueError(f"its address at {host} is not https")
@@ -151,7 +150,7 @@ def _written(answer: requests.Response, folder: Path, name: str) -> Path:
 
 
 def created(folder: Path, name: str) -> tuple[Path, IO[bytes]]:
-    """A new file in `folder`; an existing one, or a link that waits there, is never written to."""
+    """A new file in `folder`; never an existing one or a link."""
     for place in _candidates(folder, name):
         try:
             return place, place.open("xb")
@@ -168,7 +167,7 @@ def _candidates(folder: Path, name: str) -> Iterator[Path]:
 
 
 def _plain(problem: object) -> str:
-    """What went wrong, without the address that `requests` would quote."""
+    """The error, without the address that `requests` would quote."""
     if isinstance(problem, requests.RequestException):
         return "the connection to the bucket failed"
     return str(problem)

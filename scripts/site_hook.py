@@ -1,4 +1,4 @@
-"""mkdocs' hook: README is the start page, and links that leave docs/ lead to the repository.
+"""mkdocs hook: makes README the start page, and links that leave docs/ lead to the repository.
 
 Pages are written so that they read well on GitHub too; here their links become those of a site.
 """
@@ -16,7 +16,7 @@ _LANGUAGES = {"README.md": "", "README.ru.md": "ru/"}
 
 
 def on_page_markdown(markdown: str, /, page: Any, config: Any, files: Any) -> str:
-    """The text of a page with links that hold on the site."""
+    """A page's text with links that work on the site."""
     root = Path(config["config_file_path"]).parent
     source = posixpath.relpath(page.file.abs_src_path, root)
     if readme := _README.get(Path(source).name):
@@ -34,7 +34,8 @@ def on_page_markdown(markdown: str, /, page: Any, config: Any, files: Any) -> st
 
 
 def indented(markdown: str) -> str:
-    """What belongs to a numbered item, by four spaces: three, as on GitHub, end the list here."""
+    """Indent the contents of a numbered item by four spaces: three, as on GitHub, would end the
+    list here."""
     lines, fence = [], False
     for line in markdown.split("\n"):
         if fence or re.match(r" {3}\S", line):

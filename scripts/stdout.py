@@ -1,4 +1,4 @@
-"""Standard output as people use it: cut short by `| head`."""
+"""Standard output that may be closed early, by `| head`."""
 
 from __future__ import annotations
 
@@ -9,8 +9,7 @@ from bootstrap.core import log
 
 
 def show(text: str) -> None:
-    """Print; that the reader has seen enough and is gone changes nothing else, the exit code
-    included."""
+    """Print; a closed pipe changes nothing else, not even the exit code."""
     try:
         log.show(f"{text}\n", sys.stdout)
     except BrokenPipeError:

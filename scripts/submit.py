@@ -136,7 +136,7 @@ def _parser(prog: str = "submit.py") -> argparse.ArgumentParser:
     add("--url", help="the local API of a worker, such as http://127.0.0.1:8000; gets no key")
     add(
         "--timeout",
-        type=_up_to(7 * _A_DAY),  # Runpod keeps no job for longer
+        type=_up_to(7 * _A_DAY),  # Runpod keeps jobs no longer
         default=1800.0,
         metavar="S",
         help="cancel after so many seconds (default: %(default)g)",
@@ -150,7 +150,7 @@ def _parser(prog: str = "submit.py") -> argparse.ArgumentParser:
 
 
 def _up_to(most: float) -> Callable[[str], float]:
-    """The type of an option that is a time in seconds."""
+    """The type of an option in seconds."""
 
     def seconds(text: str) -> float:
         try:
@@ -222,8 +222,8 @@ def _serving(url: str, prog: str) -> str:
 
 
 def _check_room(folder: Path) -> None:
-    """Can results be saved there, before anything is paid for? A folder that had to be made for
-    that is removed again: there may be no files."""
+    """Check before anything is paid for that results can be saved there. A folder created for that
+    is removed again, since there may be no files."""
     missing = [place for place in (folder, *folder.parents) if not place.exists()]
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -235,7 +235,7 @@ def _check_room(folder: Path) -> None:
         ) from None
     finally:
         for place in missing:
-            with suppress(OSError):  # another program has put something in
+            with suppress(OSError):  # another program has put a file in
                 place.rmdir()
 
 

@@ -1,4 +1,4 @@
-"""A job's progress as people see it: a bar on a terminal, a line for each change elsewhere."""
+"""Shows a job's progress: a bar on a terminal, elsewhere a line for each change."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ _WITHOUT_BAR = "{desc}  {elapsed}"
 _NARROW = "{percentage:3.0f} %  {elapsed}  {desc}"  # what does not fit is cut off at the end
 _LEAST_BAR, _MOST_BAR = 8, 24
 _BESIDE_WORDS_AND_BAR = 17  # from the first hour on; 15 before
-_ROOM_FOR_CTRL_C = 2  # the terminal echoes ^C behind the line, and would begin another one
+_ROOM_FOR_CTRL_C = 2  # the terminal echoes ^C after the line, and would start another one
 _MOST_WORDS = 70
 _LINE_EVERY_SECONDS = 5.0
 _JOINT = " · "
 _STEP = f"{_JOINT}step "
 _STATES = {"IN_QUEUE": "waiting for a worker", "IN_PROGRESS": "running"}
-# When /health is asked first, and how seldom at last: it is for all who wait.
+# When /health is asked first, and the longest interval, to limit the load.
 _QUEUE_AFTER_SECONDS, _QUEUE_EVERY_SECONDS = 3.0, 20.0
-# What it calls the states of workers, and what they are to those who wait.
+# Its names for workers' states, and their meaning for people.
 _WORKERS = {
     "running": "busy",
     "idle": "idle",
@@ -38,7 +38,7 @@ _WORKERS = {
 
 
 class Waiting:
-    """How the queue is that a job waits in: `ask` gives the answer of /health, or None."""
+    """The state of a job's queue; `ask` returns the answer of /health, or None."""
 
     def __init__(self, ask: Callable[[], Any]) -> None:
         self._ask = ask
@@ -47,7 +47,7 @@ class Waiting:
         self._next = time.monotonic() + self._pause
 
     def words(self, status: str) -> str:
-        """What is known of it by now; empty where nothing is."""
+        """What is known by now; empty if nothing."""
         if status == "IN_QUEUE" and time.monotonic() >= self._next:
             self._pause = min(1.5 * self._pause, _QUEUE_EVERY_SECONDS)
             self._words = queue_words(self._ask())
@@ -56,8 +56,8 @@ class Waiting:
 
 
 def queue_words(health: Any) -> str:
-    """`at most 3 jobs ahead, 1 worker starting`: Runpod tells how many jobs wait, not the place of
-    one. Empty where that is not said, and where none waits: then this one was taken just now."""
+    """`at most 3 jobs ahead, 1 worker starting`: Runpod reports how many jobs wait, not the place
+    of one. Empty if unknown, or if none waits: then this one was just taken."""
     jobs = _count(health, "jobs", "inQueue")
     if jobs < 1:
         return ""
@@ -78,7 +78,7 @@ def _count(health: Any, group: str, name: str) -> int:
 
 
 class Watching:
-    """Shows a job on standard error; all words of the server's are made plain first."""
+    """Shows a job on standard error; all server text is sanitised first."""
 
     def __init__(self) -> None:
         self._bar: Any = None
@@ -86,7 +86,7 @@ class Watching:
         self._line_at = float("-inf")
 
     def draw(self, picture: str) -> None:
-        """Escape sequences that are ours, above the line."""
+        """Draw our own escape sequences above the line."""
         if picture and self._bar is not None:
             self._bar.write(picture, file=sys.stderr, end="")
 
@@ -96,7 +96,7 @@ class Watching:
         return self
 
     def show(self, status: str, output: Any, queue: str = "") -> None:
-        """The job's state, its progress where the output holds some, what `queue` it waits in."""
+        """Show the job's state, its progress if there is any, and its `queue`."""
         percent, words = progress_in(output) if status == "IN_PROGRESS" else (None, "")
         words = words or _STATES.get(status, status.lower().replace("_", " "))
         words = f"in queue: {queue}" if queue and status == "IN_QUEUE" else words
@@ -137,8 +137,8 @@ class Watching:
 
 
 def _form(room: int, percent: float | None) -> str:
-    """tqdm's format for a line with `room` columns beside its words: the bar gives way first, so
-    that the line looks the same whether the step has one digit or two."""
+    """tqdm's format for a line with `room` columns beside its words: the bar shrinks first, so that
+    the line looks the same for one or two digits."""
     if percent is None:
         return _WITHOUT_BAR
     width = min(room - _BESIDE_WORDS_AND_BAR, _MOST_BAR)
@@ -146,7 +146,7 @@ def _form(room: int, percent: float | None) -> str:
 
 
 def progress_in(output: Any) -> tuple[float | None, str]:
-    """(percent or None, words) of whatever a worker tells while a job runs."""
+    """(percent or None, words) of whatever a worker reports while a job runs."""
     if isinstance(output, str):
         return None, _words(output)
     if not isinstance(output, Mapping):
@@ -166,7 +166,7 @@ def progress_in(output: Any) -> tuple[float | None, str]:
 
 
 def plain(text: str) -> str:
-    """`text` without what a terminal would act on."""
+    """`text` without control characters."""
     return re.sub(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]", "", text)
 
 

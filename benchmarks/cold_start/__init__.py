@@ -3,6 +3,6 @@
     make bench                                   # or python -m benchmarks.cold_start --help
 
 Contenders run in turn on one machine with the same volume, seen through a simulated network
-(`benchmarks/simulated_volume`), each with an empty page cache and a fresh mount. What is wanted
-of the ratios of their medians stands in `bars.py`; docs/benchmarks.md is written at the end.
+(`benchmarks/simulated_volume`), each with an empty page cache and a fresh mount. `bars.py` has the
+targets for the ratios of medians; docs/benchmarks.md is written at the end.
 """

@@ -32,24 +32,24 @@ _COLD = (
     *("ours-sd15", "local-sd15", "first-job-sd15", "image-sd15"),
     *("ours-sdxl", "image-sdxl"),
 )
-# Thaws for each round: a hot job takes less than a second, so its median needs more of them.
+# Thaws per round: a hot job takes less than a second, so its median needs more samples.
 _THAWS = 3
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What came of it: the section for the document, and the verdicts."""
+    """The result: the document's section, and the verdicts."""
 
     text: str
     verdicts: Sequence[Verdict]
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """0 when all that was asked met its bar, 1 when not, 2 where it cannot be measured, 130
-    when interrupted; processes and mounts are gone in any case."""
+    """0 if all targets that were measured are met, 1 if not, 2 if it cannot be measured, 130 if
+    interrupted; processes and mounts are removed in any case."""
     given = _arguments(argv)
     signal.signal(signal.SIGTERM, signal.default_int_handler)
-    # Bytecode is there after the first day; no start is to compile it again.
+    # Bytecode is there after the first day; no start must compile it again.
     os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
     try:
         outcome = measure(given.only or [*_COLD, _HOT, _THAW], given.rounds, given.frozen)
@@ -71,7 +71,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def measure(wanted: Sequence[str], rounds: int, frozen_seconds: float) -> Outcome:
-    """Run the wanted parts. Raises CannotSimulate, DemoError, or what a contender's fault is."""
+    """Run the selected parts. Raises CannotSimulate, DemoError, or a contender's error."""
     if reason := why_not():
         raise CannotSimulate(f"no volume can be simulated here: {reason}")
     demo = ensure()

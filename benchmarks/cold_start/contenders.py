@@ -1,4 +1,4 @@
-"""Who is compared: how each is started, on which volume."""
+"""The contenders: how each is started, on which volume."""
 
 from __future__ import annotations
 
@@ -24,10 +24,8 @@ Start = Callable[[Scene, Load, Path, Mapping[str, str]], WorkerProcess]
 
 @dataclass(frozen=True)
 class Contender:
-    """A way to get from nothing to a result.
-
-    `start` makes the process, not yet running, from the scene, the load, the volume as it is
-    seen, and the control plane's environment. `ours` answers diagnostics.
+    """A way to start. `start` creates the process, not yet running, from the scene, the load, the
+    mounted volume and the control plane's environment. `ours`: it answers diagnostics.
     """
 
     key: str
@@ -46,11 +44,11 @@ def ours(
         **plane,
         "VOLUME_PATH": str(volume),
         "COMFYUI_PYTHON": str(scene.demo.python),
-        # All lines of its start, from which its marks are read, and no more than it says by itself.
+        # All lines of its start, from which its marks are read, at its default level.
         "COMFYUI_ARGS": " ".join(("--cpu", "--verbose", "INFO", *load.arguments)),
         "COMFY_LOG_LEVEL": "debug",
         "PACKAGES": "report",
-        "LINK_OTHER_MOUNT": "false",  # a name that would outlive a worker that is killed
+        "LINK_OTHER_MOUNT": "false",  # the link would outlive a killed worker
         "COMFYUI_PORT": "0",
         "WORK_DIR": str(scene.work),
         **more,
@@ -59,12 +57,12 @@ def ours(
 
 
 def all_local(scene: Scene, load: Load, volume: Path, plane: Mapping[str, str]) -> WorkerProcess:
-    """The same with nothing to gain from a copy of the code."""
+    """The same without a copy of the code, which would gain nothing."""
     return ours(scene, load, volume, plane, STAGE_COMFYUI="false")
 
 
 def on_first_job(scene: Scene, load: Load, volume: Path, plane: Mapping[str, str]) -> WorkerProcess:
-    """ComfyUI on the volume, run where it lies."""
+    """ComfyUI on the volume, run in place."""
     env = {**plane, **_peer(scene, load, volume / "ComfyUI")}
     name = "benchmarks.cold_start.peers.on_first_job"
     return WorkerProcess.module(name, env=env, cwd=REPOSITORY)

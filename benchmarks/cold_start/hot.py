@@ -1,4 +1,5 @@
-"""A hot worker: a job with an unread model against a cached one; after a thaw against before."""
+"""A hot worker: a job with an unread model compared with a cached one, and after a thaw compared
+with before."""
 
 from __future__ import annotations
 
@@ -34,7 +35,7 @@ Say = Callable[[str], None]
 @dataclass
 class HotWorker:
     """Our worker, its first job done, on the volume; `ask` runs a job and times it. `timings`:
-    what the reply to the last one says of its time."""
+    those of the last reply."""
 
     plane: ControlPlane
     worker: WorkerProcess
@@ -61,8 +62,8 @@ class HotWorker:
 
 
 def until_idle(plane: ControlPlane, worker: WorkerProcess) -> None:
-    """The SDK asks for the next job in its own time, up to a second after the last one; what is
-    submitted sooner would wait for that and not for the worker."""
+    """The SDK asks for the next job up to a second after the last one; a job submitted sooner would
+    wait for that and not for the worker."""
     asked, end = plane.polls["take"], now() + _ASKS_AGAIN
     while plane.polls["take"] == asked:
         if now() > end:
@@ -89,8 +90,7 @@ def unread_and_cached(
     """Each round a copy under a name of its own: dropped from memory, then asked for twice.
 
     `names` lay on the volume before the worker booted. A job without a model in between makes
-    ComfyUI let go of what it had loaded; its log must say that it loaded the checkpoint again both
-    times.
+    ComfyUI unload; its log must show that it loaded the checkpoint again both times.
     """
     kinds = ("unread", "reading", "cached", "unread processor", "cached processor")
     series: Series = {kind: [] for kind in kinds}
@@ -119,7 +119,7 @@ def unread_and_cached(
 
 
 def _processor_seconds() -> float:
-    """What all processes of the machine have used, the simulated volume's among them."""
+    """CPU time of all processes of the machine, including the simulated volume's."""
     times = psutil.cpu_times()
     return float(times.user + times.nice + times.system + times.irq + times.softirq)
 

@@ -16,8 +16,8 @@ from tests.support.plane_records import now
 from tests.support.worker_process import WorkerProcess
 
 TIMEOUT = 400.0
-# After a job a worker of ours writes down what the next start needs to know. It is killed then and
-# not asked to end: it would remove its local files (see Scene.seen).
+# After a job our worker records what the next start needs. Then it is killed, since a clean
+# shutdown would remove its local files (see Scene.seen).
 _REMEMBERS = 4.0
 # What every ComfyUI logs, under any worker.
 _LOGGED = {
@@ -29,7 +29,7 @@ _PNG = b"\x89PNG"
 
 
 class NoResult(RuntimeError):
-    """A contender did not bring a picture; the message ends with its log."""
+    """A contender returned no picture; the message ends with its log."""
 
 
 @dataclass(frozen=True)
@@ -52,8 +52,8 @@ class Run:
 def cold_run(scene: Scene, contender: Contender, seed: int) -> Run:
     """Start a contender on an empty page cache and wait for its first result.
 
-    The job waits in the queue when the process starts, as it does where a job is what starts it.
-    Raises NoResult, or PlaneTimeout after `TIMEOUT` seconds.
+    The job waits in the queue when the process starts, as when a job causes the start. Raises
+    NoResult, or PlaneTimeout after `TIMEOUT` seconds.
     """
     load = contender.load
     with scene.seen(load, contender.through_network) as volume, ControlPlane() as plane:

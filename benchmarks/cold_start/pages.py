@@ -1,5 +1,5 @@
-"""The page cache: emptied of what a start reads, and looked at to see that it is. Free memory:
-touched, where a host may have it."""
+"""Empties the page cache of what a start reads, and checks that; touches free memory that the host
+may have reclaimed."""
 
 from __future__ import annotations
 
@@ -44,18 +44,18 @@ def share_in_memory(path: Path) -> float:
         try:
             failed = libc.mincore(ctypes.byref(start), ctypes.c_size_t(size), ctypes.byref(seen))
         finally:
-            del start  # a view that is referred to cannot be closed
+            del start  # a view with references cannot be closed
     if failed:
         raise OSError(ctypes.get_errno(), f"mincore failed for {path}")
     return sum(page & 1 for page in bytes(seen)) / count
 
 
 def touch_free_memory(size: int) -> None:
-    """Touch `size` bytes of free memory, less where less is free, and let go of them.
+    """Touch `size` bytes of free memory, or less if less is free, and release them.
 
-    A virtual machine may hand free memory back to its host (virtio's free page reporting); who
-    touches it first waits for it to come back, 1 s for 1 GB where this was seen. Dropping a file
-    from the page cache frees its memory, so that the next reader would pay for that too.
+    A virtual machine may return free memory to its host (virtio's free page reporting); the first
+    to touch it waits for it, 1 s for 1 GB where this was observed. Dropping a file from the page
+    cache frees its memory, so the next reader would pay for that too.
     """
     size = min(size, psutil.virtual_memory().available - _LEFT_ALONE)
     if size > 0:

@@ -1,4 +1,4 @@
-"""Where it all happens: volumes with ComfyUI, node packs and a model, and ComfyUI in an image.
+"""The scene: volumes with ComfyUI, node packs and a model, and ComfyUI in an image.
 
 volume-sd15/ComfyUI, volume-sd15/models/checkpoints/sd15.safetensors     (linked, not copied)
 image/ComfyUI      the same code and packs on local disk, as if built into an image
@@ -30,8 +30,8 @@ CHECKPOINTS = Path("models") / "checkpoints"
 
 @dataclass(frozen=True)
 class Scene:
-    """`delays` is None where nothing is measured: the volume is then a plain folder and the page
-    cache is left alone."""
+    """`delays` None: nothing is measured, the volume is a plain folder and the page cache is left
+    alone."""
 
     folder: Path
     demo: DemoVolume
@@ -60,8 +60,8 @@ class Scene:
     def seen(self, load: Load, through_network: bool = True) -> Iterator[Path]:
         """The volume as a worker sees it: mounted afresh, nothing in memory that a start reads."""
         if self.work.exists():
-            # Not deleted now: for half a minute ext4 passes by the inodes of deleted files, one by
-            # one, and the next to make files would pay for it (recently_deleted, ialloc.c).
+            # Not deleted now: for half a minute ext4 skips the inodes of deleted files one by one,
+            # and the next to create files would pay for it (recently_deleted, ialloc.c).
             self.work.rename(self.folder / f"work-{uuid.uuid4().hex}")
         self.work.mkdir()
         if self.delays is not None:

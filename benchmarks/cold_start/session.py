@@ -81,7 +81,7 @@ def run_session(scene: Scene, plan: Plan, figures: Figures, say: Say) -> None:
 
 
 def _turn(contenders: Sequence[Contender], number: int) -> list[Contender]:
-    """Another one begins each round, so that none always follows the same neighbour."""
+    """A different one starts each round, so that none always follows the same neighbour."""
     first = number % len(contenders) if contenders else 0
     return [*contenders[first:], *contenders[:first]]
 

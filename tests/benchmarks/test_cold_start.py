@@ -185,7 +185,7 @@ def test_comfyui_recognises_the_checkpoints(demo: DemoVolume) -> None:
     assert all(0.9 * SIZES[kind] < size < SIZES[kind] for kind, (_, size) in found.items())
 
 
-def test_a_checkpoint_is_a_whole_safetensors_file(demo: DemoVolume, tmp_path: Path) -> None:
+def test_a_checkpoint_is_a_complete_safetensors_file(demo: DemoVolume, tmp_path: Path) -> None:
     path = tmp_path / "small.safetensors"
     shapes = {"a.weight": [3, 5], "a.bias": [3], "norm.weight": [5]}
     code = "import json, sys; sys.path.insert(0, sys.argv[1]); import checkpoint_writer as w;"

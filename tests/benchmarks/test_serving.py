@@ -150,7 +150,7 @@ def test_a_job_may_take_its_seconds_of_a_core_instead_of_sleeping(
 LEVEL = Sample(0, 80.0, 30.0, 18, 8, 470.0, 450.0, 9, 5, 3, 887)
 
 
-def test_a_leak_is_found_and_warming_up_and_an_odd_look_are_none() -> None:
+def test_a_leak_is_found_but_not_in_warming_up_or_an_outlier() -> None:
     flat = [replace(LEVEL, jobs=100 * n) for n in range(11)]
     flat[0] = replace(flat[0], worker_rss=20.0, worker_threads=1)
     flat[5] = replace(flat[5], worker_rss=200.0, worker_files=60)

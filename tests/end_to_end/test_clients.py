@@ -214,7 +214,7 @@ def test_stopped_the_job_is_cancelled(
     assert submit(serving, tmp_path, WORKFLOW).code == 0  # the worker is free again
 
 
-def test_what_the_worker_tells_is_shown(serving: Serving, tmp_path: Path) -> None:
+def test_what_the_worker_reports_is_shown(serving: Serving, tmp_path: Path) -> None:
     workflow = written(tmp_path, through("TestSleep", seconds=3.5))
     process = subprocess.Popen(
         [sys.executable, str(SUBMIT), str(workflow)],
@@ -300,7 +300,7 @@ def test_the_example_with_the_sdk(serving: Serving, tmp_path: Path) -> None:
     assert (tmp_path / done.out.strip()).read_bytes().startswith(PNG)
 
 
-def test_the_example_with_the_sdk_tells_a_failure(serving: Serving, tmp_path: Path) -> None:
+def test_the_example_with_the_sdk_reports_a_failure(serving: Serving, tmp_path: Path) -> None:
     done = run(
         [sys.executable, EXAMPLES / "with_sdk.py", written(tmp_path, {"1": {}})],
         tmp_path,

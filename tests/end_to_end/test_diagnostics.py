@@ -41,7 +41,7 @@ def codes(diagnostics: dict[str, Any]) -> set[str]:
     return {finding["code"] for finding in diagnostics["findings"]}
 
 
-def test_a_healthy_worker_tells_everything(worker: BootedWorker) -> None:
+def test_a_healthy_worker_reports_everything(worker: BootedWorker) -> None:
     reported = diagnosed(worker)
     assert reported["comfyui"]["running"]
     assert reported["comfyui"]["answers"]

@@ -163,7 +163,7 @@ def test_its_key_reaches_api_nodes_and_not_the_environment(worker: BootedWorker)
     assert KEY not in environment_of_nodes
 
 
-def test_the_error_of_a_node_that_lacks_a_token_names_the_variable_that_lets_it_through(
+def test_the_error_of_a_node_without_a_token_names_the_variable_that_passes_it(
     worker: BootedWorker,
 ) -> None:
     workflow = through("TestRaise", what="RuntimeError", said=GATED)
@@ -189,7 +189,7 @@ def test_no_ssh_server_is_in_the_image() -> None:
 HERE = "tests.end_to_end.test_migration"
 THEIRS = "tests.handler.request.test_worker_comfyui"
 VOLUMES = "tests.bootstrap.doctor.test_checks_volume_fixes"
-TEMPLATES = "tests.end_to_end.test_volumes:test_a_templates_volume_starts_as_it_is"
+TEMPLATES = "tests.end_to_end.test_volumes:test_a_templates_volume_starts_unchanged"
 UNREAD = f"{HERE}:test_variables_that_mean_nothing_here_are_named_at_boot"
 # The first words of a line's first cell, and the test of what it says.
 LINES = {

@@ -79,7 +79,7 @@ def test_a_boot_fetches_what_is_listed_and_a_job_uses_it(
     assert any("surely-not-there" in text for text in said), "its requirements are judged"
 
 
-def test_a_pack_that_cannot_be_had_is_said_and_keeps_no_job_from_running(
+def test_a_pack_that_cannot_be_fetched_is_reported_and_jobs_still_run(
     supplied: BootedWorker,
 ) -> None:
     (missing,) = [f for f in supplied.report.findings if f.details.get("pack") == "Gone"]
@@ -87,7 +87,7 @@ def test_a_pack_that_cannot_be_had_is_said_and_keeps_no_job_from_running(
     assert supplied.ask({"workflow": plain()})["status"] == "completed"
 
 
-def test_an_images_comfyui_gets_packs_on_a_volume_that_had_none(
+def test_an_images_comfyui_gets_packs_on_a_volume_without_any(
     demo: DemoVolume, server: PackServer, tmp_path: Path
 ) -> None:
     image, volume = tmp_path / "image/ComfyUI", tmp_path / "volume"

@@ -68,7 +68,7 @@ def test_where_nothing_else_is_left_the_job_fails_with_the_reason(
         "Reroute",
     ],
 )
-def test_what_only_the_editor_knows_is_said_to_be_that(worker: BootedWorker, kind: str) -> None:
+def test_what_only_the_editor_knows_is_named_as_such(worker: BootedWorker, kind: str) -> None:
     reply = asked(worker, x={"class_type": kind, "inputs": {}})
     assert reply["error_code"] == "workflow.unknown_node"
     assert "the editor" in reply["error"] and "Export (API)" in reply["fix"]

@@ -70,7 +70,7 @@ def test_one_that_dies_leaves_the_job_of_the_other_alone(pair: Production) -> No
         assert pair.ask({"workflow": plain(color=7)})["output"]["status"] == "completed"
 
 
-def test_diagnostics_tell_of_both(pair: Production) -> None:
+def test_diagnostics_cover_both(pair: Production) -> None:
     reply = pair.ask({"type": "diagnostics", "sections": ["environment"]})["output"]["diagnostics"]
     states = [reply["comfyui"], *reply["further_comfyuis"]]
     assert [state["running"] for state in states] == [True, True]

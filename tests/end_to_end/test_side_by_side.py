@@ -58,7 +58,7 @@ def assert_done(reply: Reply | None) -> None:
     assert len(reply["results"]) == 1 and "also_kept" not in reply
 
 
-def test_both_come_back_whole_the_second_without_the_time_it_waited(hurt: BootedWorker) -> None:
+def test_both_come_back_complete_the_second_without_its_waiting_time(hurt: BootedWorker) -> None:
     first, second = both(hurt, sleeping(3.0), sleeping(0.2, max_wait=1.5))
     assert_done(first)
     assert_done(second)

@@ -121,7 +121,7 @@ def check(env: Mapping[str, str], volume: Path) -> list[dict[str, Any]]:
 
 
 @pytest.mark.parametrize("template", TEMPLATES, ids=lambda template: template.name)
-def test_a_templates_volume_starts_as_it_is(
+def test_a_templates_volume_starts_unchanged(
     template: Template, demo: DemoVolume, image: Path, tmp_path: Path, boot_worker: Boots
 ) -> None:
     if not template.mounts:

@@ -42,7 +42,7 @@ def test_a_job_without_an_id_in_a_batch_ends_the_worker() -> None:
         assert "KeyError: 'id'" in rig.worker.log
 
 
-def test_sigterm_lets_the_job_in_flight_finish() -> None:
+def test_after_sigterm_the_running_job_finishes() -> None:
     with ready_rig() as rig:
         job = rig.plane.submit({"do": "sleep", "seconds": 3})
         rig.hear(job, "sleeps")

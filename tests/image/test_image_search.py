@@ -64,7 +64,7 @@ def test_what_lies_across_two_pieces_is_found(
     assert places(tar, [CLUE]) == [f"{CLUE} in one"]
 
 
-def test_a_file_as_its_debian_package_has_it_tells_nothing(tmp_path: Path) -> None:
+def test_a_file_identical_to_its_debian_packages_is_skipped(tmp_path: Path) -> None:
     text = f"paths such as ~{CLUE}"
     md5 = hashlib.md5(text.encode()).hexdigest()
     sums = {SUMS: f"{md5}  {NOTES}\n"}

@@ -50,7 +50,7 @@ def test_a_wanted_model_is_there_before_the_first_job(
     assert reply["error_code"] == "job.node_failed", "found, but random tensors are no VAE"
 
 
-def test_a_required_model_that_cannot_be_had_degrades_the_worker(
+def test_a_required_model_that_cannot_be_fetched_degrades_the_worker(
     worker_env: dict[str, str], volume: Path, boot_worker: Boots
 ) -> None:
     with ViciousServer() as server:
@@ -123,7 +123,7 @@ def test_a_model_of_the_platforms_cache_is_used_and_leaves_no_link_on_the_volume
     )
 
 
-def test_a_model_that_a_download_request_brings_lets_jobs_run(
+def test_jobs_run_once_a_download_request_has_fetched_the_model(
     worker_env: dict[str, str], volume: Path, boot_worker: Boots
 ) -> None:
     content = tensors(300_000)
@@ -142,7 +142,7 @@ def test_a_model_that_a_download_request_brings_lets_jobs_run(
     assert reply["error_code"] == "job.node_failed", "found, but random tensors are no VAE"
 
 
-def test_a_model_that_a_person_puts_there_lets_jobs_run_once_it_is_the_right_one(
+def test_jobs_run_once_a_person_has_put_the_right_model_there(
     worker_env: dict[str, str], volume: Path, boot_worker: Boots
 ) -> None:
     content = tensors(300_000)

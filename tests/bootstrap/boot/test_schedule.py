@@ -146,7 +146,7 @@ def test_a_stage_may_have_begun_before_it_is_waited_for(capsys: pytest.CaptureFi
     ]
 
 
-def test_one_need_that_went_wrong_is_enough() -> None:
+def test_one_failed_need_is_enough() -> None:
     """Another may be held for ever by a mount."""
     never = threading.Event()
     hangs = Task("hangs", lambda _: never.wait(30))

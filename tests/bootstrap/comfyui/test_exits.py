@@ -166,7 +166,7 @@ def test_an_exit_carries_what_a_check_has_found_of_its_cause(
         assert reported == exit
 
 
-def test_what_is_no_error_carries_no_cause() -> None:
+def test_only_errors_carry_a_cause() -> None:
     note = info("volume.comfyui_elsewhere", "ComfyUI is at /w/a.", "Nothing to do.", path="/w/a")
     cause = error("comfyui.python_missing", "No Python: tried /w/a/.venv.", "Set one.")
     assert with_cause(note, [cause]) == note

@@ -56,7 +56,7 @@ def test_a_comfyui_that_looks_otherwise_runs_its_prompts(
     assert done.returncode == 0 and done.stderr, "what is left out is said"
 
 
-def test_a_prompt_of_another_shape_is_queued_as_it_is(tmp_path: Path) -> None:
+def test_a_prompt_of_another_shape_is_queued_unchanged(tmp_path: Path) -> None:
     (tmp_path / "execution.py").write_text(OTHERWISE)
     (tmp_path / "main.py").write_text(
         "import execution\nqueue = execution.PromptQueue()\n"

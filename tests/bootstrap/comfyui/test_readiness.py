@@ -175,7 +175,7 @@ def test_a_port_that_is_taken_each_time_is_reported_after_three_starts(comfyui: 
         (500, json.dumps({"system": {}}).encode()),
     ],
 )
-def test_a_stranger_on_the_port_is_not_taken_for_it(
+def test_another_program_on_the_port_does_not_count(
     comfyui: ComfyUI, status: int, body: bytes
 ) -> None:
     comfyui.start()
@@ -184,7 +184,7 @@ def test_a_stranger_on_the_port_is_not_taken_for_it(
 
 
 @behaving("hang")
-def test_an_old_version_that_does_not_tell_its_arguments_is_believed(comfyui: ComfyUI) -> None:
+def test_an_old_version_without_its_arguments_is_accepted(comfyui: ComfyUI) -> None:
     comfyui.start()
     with stranger(200, json.dumps({"system": {"os": "posix"}}).encode()) as comfyui.port:
         assert is_answering(comfyui)

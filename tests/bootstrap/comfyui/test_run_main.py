@@ -36,7 +36,7 @@ def limited() -> Iterator[Container]:
         pytest.skip(str(problem))
 
 
-def test_psutil_tells_the_containers_memory(tmp_path: Path, limited: Container) -> None:
+def test_psutil_reports_the_containers_memory(tmp_path: Path, limited: Container) -> None:
     (tmp_path / "main.py").write_text(MEMORY)
     command = [sys.executable, run_main.__file__, "main.py"]
     said = subprocess.check_output(limited.around(command), cwd=tmp_path, text=True)
@@ -48,7 +48,7 @@ def test_psutil_tells_the_containers_memory(tmp_path: Path, limited: Container) 
     assert 15 < after["percent"] < 40
 
 
-def test_without_a_limit_psutil_tells_the_machines(tmp_path: Path) -> None:
+def test_without_a_limit_psutil_reports_the_machines_memory(tmp_path: Path) -> None:
     (tmp_path / "main.py").write_text(MEMORY)
     command = [sys.executable, run_main.__file__, "main.py"]
     before, _ = json.loads(subprocess.check_output(command, cwd=tmp_path, text=True))

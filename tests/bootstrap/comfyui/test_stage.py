@@ -185,7 +185,7 @@ def test_a_disk_that_is_too_small_leaves_nothing_behind(comfyui: Path, tmp_path:
         assert list(disk.iterdir()) == []
 
 
-def test_large_files_are_not_begun_where_there_is_no_room(comfyui: Path, tmp_path: Path) -> None:
+def test_large_files_are_not_started_without_free_space(comfyui: Path, tmp_path: Path) -> None:
     write(comfyui / "custom_nodes/pack/weights.bin", b"w" * 6 * MB)
     with mounted(tmp_path / "small", "-o", "size=200m") as disk:
         with pytest.raises(CannotStage, match="no space for 6 MB"):

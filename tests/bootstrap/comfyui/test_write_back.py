@@ -100,7 +100,7 @@ def test_what_is_still_being_written_is_left_for_later(copy: Staged) -> None:
     assert write_back.now(settled=60) == [f"{PACK}/growing.bin"]
 
 
-def test_a_file_that_went_on_growing_is_whole_in_the_end(copy: Staged) -> None:
+def test_a_file_that_kept_growing_is_complete_in_the_end(copy: Staged) -> None:
     new = copy.place / PACK / "growing.bin"
     write_back = WriteBack([copy])
     for size in (10, 20, 30):

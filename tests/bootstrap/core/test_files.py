@@ -179,7 +179,7 @@ def test_a_fifo_is_not_waited_for(tmp_path: Path) -> None:
 
 @pytest.mark.timeout(20)
 @pytest.mark.parametrize("path", ["{root}/pipe", "/dev/zero", "{root}"])
-def test_what_a_setting_names_is_no_reason_to_hang(path: str, tmp_path: Path) -> None:
+def test_a_path_in_a_setting_never_hangs_the_worker(path: str, tmp_path: Path) -> None:
     """A pipe without a writer, a device without an end, a folder: each is said, with a fix."""
     os.mkfifo(tmp_path / "pipe")
     path = path.format(root=tmp_path)

@@ -126,7 +126,7 @@ def test_a_child_that_ignores_sigterm_is_killed_after_the_grace() -> None:
     assert process.returncode == -signal.SIGKILL
 
 
-def test_when_the_parent_is_killed_the_whole_family_is_gone_within_two_seconds(
+def test_when_the_parent_is_killed_all_its_processes_end_within_two_seconds(
     tmp_path: Path, started: list[int]
 ) -> None:
     parent = subprocess.Popen(

@@ -117,7 +117,7 @@ def test_levels_and_origins_are_seen(err: Callable[[], list[str]]) -> None:
     assert err() == ["[worker] as asked"]
 
 
-def test_no_record_gets_out_unmasked_anyone_who_wrote_it(err: Callable[[], list[str]]) -> None:
+def test_no_record_gets_out_unmasked_whoever_wrote_it(err: Callable[[], list[str]]) -> None:
     """In a message, its arguments, a traceback; a library's too."""
     for as_json in (False, True):
         log.set_up(as_json=as_json)

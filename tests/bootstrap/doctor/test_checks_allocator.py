@@ -215,7 +215,7 @@ def test_since_which_torch_the_new_name_counts(version: str, known: bool) -> Non
     assert known or any(version in f.message for f in found if f.code == "env.alloc_conf_name")
 
 
-def test_the_fix_tells_to_remove_the_backend_that_is_in_the_way() -> None:
+def test_the_fix_says_to_remove_the_conflicting_backend() -> None:
     (plain,) = [f for f in look({}, {OLD: "max_split_size_mb:99"}) if "no_effect" in f.code]
     asked = {OLD: "max_split_size_mb:99,backend:cudaMallocAsync"}
     (named,) = [f for f in look({}, asked) if "no_effect" in f.code]

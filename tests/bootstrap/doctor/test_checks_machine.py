@@ -94,7 +94,7 @@ def test_unlimited_memory_is_called_the_machines() -> None:
     assert "no cgroup limit" in good.message
 
 
-def test_facts_that_could_not_be_had_break_no_check() -> None:
+def test_missing_facts_break_no_check() -> None:
     facts = MachineFacts(python="3.11.0", problems=("memory: ValueError: x",))
     assert machine.check_memory(facts, Settings(), {}) == []
     found = machine.check_machine(facts, Settings(), {})

@@ -257,7 +257,7 @@ def test_exactly_this_finding_and_its_fix_fixes_it(case: Case, models: Path) -> 
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.code)
-def test_a_thousand_of_them_are_still_few_findings(case: Case, tmp_path: Path) -> None:
+def test_a_thousand_faults_are_still_few_findings(case: Case, tmp_path: Path) -> None:
     """One look at 25 volumes with the same fault: one finding of a bounded length."""
     roots = [healthy(tmp_path / f"v{i}" / "models") for i in range(25)]
     for root in roots:

@@ -178,7 +178,7 @@ def test_the_page_is_written(bare_python: Path, clean_env: dict[str, str], tmp_p
     assert page.read_text().startswith("<!DOCTYPE html>")
 
 
-def test_a_reader_that_has_seen_enough_is_not_a_fault(
+def test_a_closed_pipe_is_not_a_fault(
     bare_python: Path, clean_env: dict[str, str], tmp_path: Path
 ) -> None:
     """As with `| head`, when its first line was all it wanted."""

@@ -326,7 +326,7 @@ def test_no_paths_file_breaks_the_reader(tmp_path: Path, text: str) -> None:
     resolve(read_lines(str(tmp_path / "f")), str(tmp_path), HOMES)
 
 
-def test_a_venv_tells_where_and_by_what_it_was_made(tmp_path: Path) -> None:
+def test_a_venv_shows_where_and_by_which_python_it_was_made(tmp_path: Path) -> None:
     assert look_at_venv(str(tmp_path)) is None
     made = [sys.executable, "-m", "venv", "--without-pip", str(tmp_path / "v")]
     subprocess.run(made, check=True)

@@ -56,7 +56,7 @@ def test_extension_is_that_of_splitext(name: str) -> None:
     assert extension_of(name) == os.path.splitext(name)[1].lower()
 
 
-def test_whole_files_are_good(tmp_path: Path) -> None:
+def test_complete_files_are_good(tmp_path: Path) -> None:
     found = look(safetensors(tmp_path / "x.safetensors", 640, "BF16"))
     assert found.state is WeightsState.GOOD and found.dtypes == (("BF16", 640),)
     assert look(pickle(tmp_path / "x.pth")).state is WeightsState.GOOD
@@ -135,7 +135,7 @@ def test_a_pickle_without_its_end_is_truncated(tmp_path: Path) -> None:
     assert look(path).state is WeightsState.TRUNCATED
 
 
-def test_a_pointer_tells_the_real_size(tmp_path: Path) -> None:
+def test_a_pointer_has_the_real_size(tmp_path: Path) -> None:
     assert look(write(tmp_path / "x.ckpt", POINTER)).expected == 6938078334
 
 

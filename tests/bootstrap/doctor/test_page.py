@@ -90,7 +90,7 @@ def test_the_page_is_well_formed_and_runs_only_what_its_policy_names(name: str) 
     assert "unsafe" not in policy
 
 
-def test_hostile_text_never_stands_on_the_page_as_it_is() -> None:
+def test_hostile_text_is_always_escaped() -> None:
     html = page(hostile(), "</title><script>no()</script>")
     assert html.count("<script>") == html.count("</script>") - 1 == 1
     assert not [c for c in html if not (c.isprintable() or c == "\n")]

@@ -193,7 +193,7 @@ def test_a_file_system_that_never_answers(tmp_path: Path, monkeypatch: pytest.Mo
     released.set()
 
 
-def test_progress_ends_with_the_whole_number(tmp_path: Path) -> None:
+def test_progress_ends_with_the_total(tmp_path: Path) -> None:
     for i in range(30):
         write(tmp_path / f"f{i}", b"")
     seen: list[int] = []

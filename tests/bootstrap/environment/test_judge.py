@@ -142,7 +142,7 @@ def test_the_interpreter_and_what_it_has(small: SmallPython) -> None:
     assert made.needs["library"].requires == ()
 
 
-def test_it_is_never_the_packages_that_run(small: SmallPython, tmp_path: Path) -> None:
+def test_packages_are_never_run(small: SmallPython, tmp_path: Path) -> None:
     """Neither what is looked for, nor a module in the folder where the worker runs."""
     loud = SmallPython(tmp_path / "loud")
     loud.add("av", "1.0", text="raise SystemExit('I ran')\n")
@@ -250,7 +250,7 @@ def test_nothing_outside_the_folder_is_read(tmp_path: Path) -> None:
     assert read(linked) == ("numpy",)
 
 
-def test_a_project_file_counts_where_there_is_no_other(tmp_path: Path) -> None:
+def test_pyproject_counts_if_there_is_no_other_file(tmp_path: Path) -> None:
     assert requirement_file("node", str(tmp_path)) is None
     (tmp_path / "pyproject.toml").write_text("[project]\n")
     found = requirement_file("node", str(tmp_path))

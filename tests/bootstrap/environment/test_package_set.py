@@ -473,7 +473,7 @@ def test_the_password_of_an_index_is_never_reported(
     assert all(SECRET.encode() not in path.read_bytes() for path in rig.sets())
 
 
-def test_a_build_gets_no_token_of_the_worker(rig: Rig, index: PackageIndex) -> None:
+def test_a_build_gets_none_of_the_workers_tokens(rig: Rig, index: PackageIndex) -> None:
     """Building a package from source runs its setup.py, which anyone may have written."""
     seen = rig.root / "seen"
     code = f"import os; open({str(seen)!r}, 'a').write(repr(dict(os.environ)))"

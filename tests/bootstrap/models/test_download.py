@@ -82,7 +82,7 @@ def assert_brought(result: ProvisionResult, models: Path, data: bytes) -> None:
     ],
     ids=str,
 )
-def test_a_file_arrives_whole_in_spite_of(
+def test_a_file_arrives_complete_in_spite_of(
     vices: dict[str, Any], server: ViciousServer, models: Path
 ) -> None:
     if "becomes" in vices:

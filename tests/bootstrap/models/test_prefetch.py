@@ -86,7 +86,7 @@ def test_an_empty_file_misses_nothing(tmp_path: Path) -> None:
     assert missing_in(tmp_path / "empty") == []
 
 
-def test_where_the_kernel_cannot_tell_all_is_missing(
+def test_if_the_kernel_cannot_tell_everything_counts_as_missing(
     model: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model.read_bytes()

@@ -234,7 +234,7 @@ def test_required_come_first_and_optional_failures_are_warnings(
     }
 
 
-def test_who_waits_tells_how_far_the_other_one_is(
+def test_a_waiting_worker_logs_the_other_ones_progress(
     server: ViciousServer,
     models: Path,
     monkeypatch: pytest.MonkeyPatch,

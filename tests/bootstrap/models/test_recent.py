@@ -69,7 +69,7 @@ def test_a_volume_that_cannot_be_written_costs_nothing(tmp_path: Path) -> None:
     Recent(tmp_path, None).note(["a.bin"])
 
 
-def test_several_workers_leave_one_whole_record(tmp_path: Path) -> None:
+def test_several_workers_leave_one_complete_record(tmp_path: Path) -> None:
     def work(number: int) -> None:
         for turn in range(20):
             Recent(tmp_path, "ep").note([f"{number}/{turn}.bin"])

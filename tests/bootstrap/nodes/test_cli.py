@@ -177,7 +177,7 @@ def test_all_that_a_workflow_needs_is_added(
     assert listed(volume) == wanted
 
 
-def test_the_editors_word_goes_before_the_map(
+def test_what_the_editor_wrote_takes_precedence_over_the_map(
     server: PackServer, volume: Path, tmp_path: Path
 ) -> None:
     """A node's own commit or version is what the workflow was made with."""
@@ -233,7 +233,7 @@ def test_json_is_for_programs(server: PackServer, volume: Path, command: str) ->
     assert code == (0 if command in ("plan", "pull") else 1)
 
 
-def test_a_snapshot_is_pulled_as_it_is(server: PackServer, volume: Path) -> None:
+def test_a_snapshot_is_pulled_unchanged(server: PackServer, volume: Path) -> None:
     server.pack("some-pack", "1.2.3")
     url = server.repository("owner/A-Pack")
     snapshot: dict[str, Any] = {

@@ -278,7 +278,7 @@ def test_a_file_that_is_not_ours_is_not_added_to(tmp_path: Path, data: Any) -> N
     assert json.loads(path.read_text()) == data
 
 
-def test_what_is_not_pinned_is_told_how_to_be() -> None:
+def test_an_unpinned_entry_is_refused_with_how_to_pin_it() -> None:
     manifest = ours({"id": "a"}, {"git": URL, "commit": "main"}, {"git": URL, "commit": "a;b"})
     fixes = [finding.fix for finding in manifest.findings]
     assert "`comfyui-worker nodes add a`" in fixes[0] and "missing" in manifest.findings[0].message

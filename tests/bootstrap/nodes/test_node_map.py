@@ -163,7 +163,7 @@ def test_many_nodes_cost_one_look_at_the_packs(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("of", ["/", "..", "../..", "x" * 300, "-o/x", "a/..", "a/b?c", "a b/c"])
-def test_what_a_stranger_wrote_beside_a_node_is_an_id_or_nothing(of: str, tmp_path: Path) -> None:
+def test_text_beside_a_node_in_a_workflow_is_a_valid_id_or_ignored(of: str, tmp_path: Path) -> None:
     """`..` is in every folder: the pack seemed to be there, and the node was never named."""
     properties = {"cnr_id": of, "aux_id": of, "ver": of}
     assert nodes_in({"nodes": [{"type": "A", "properties": properties}]}) == [Needed("A")]

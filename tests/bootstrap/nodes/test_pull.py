@@ -694,7 +694,7 @@ for round in range(1000):
 """
 
 
-def test_whenever_an_update_is_killed_the_pack_is_whole_and_keeps_what_is_the_users(
+def test_a_killed_update_leaves_a_complete_pack_with_the_users_files(
     server: PackServer, volume: Path
 ) -> None:
     versions = {

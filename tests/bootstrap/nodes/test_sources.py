@@ -94,7 +94,7 @@ def test_so_is_one_that_trickles_outside_its_body(part: str) -> None:
     assert time.monotonic() - began < 3
 
 
-def test_what_is_no_answer_is_quoted_in_short_and_printable() -> None:
+def test_an_invalid_answer_is_quoted_short_and_printable() -> None:
     with socket.create_server(("127.0.0.1", 0)) as listener:
 
         def answer() -> None:

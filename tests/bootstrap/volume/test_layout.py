@@ -128,7 +128,7 @@ def test_folders_are_read_from_the_text_of_folder_paths(tmp_path: Path) -> None:
     assert folders_known_to(tmp_path) == {"text_encoders", "clip", "vae"}
 
 
-def test_an_unreadable_folder_paths_tells_nothing(tmp_path: Path) -> None:
+def test_an_unreadable_folder_paths_gives_nothing(tmp_path: Path) -> None:
     assert folders_known_to(tmp_path) == frozenset()
     (tmp_path / "folder_paths.py").write_bytes(b'\xff\xfe os.path.join(models_dir, "clip")')
     assert folders_known_to(tmp_path) == {"clip"}

@@ -30,7 +30,7 @@ GLB = b"glTF\2\0\0\0"
         ("a.b.unheard-of", "application/octet-stream", "file"),
     ],
 )
-def test_a_name_alone_tells_the_kind(name: str, expected: str, kind: str) -> None:
+def test_a_name_alone_gives_the_kind(name: str, expected: str, kind: str) -> None:
     found = mime_type(b"", name)
     assert (found, kind_of(found)) == (expected, kind)
 

@@ -96,7 +96,7 @@ def test_whatever_is_made_postable_is_json_in_utf_8(value: Any) -> None:
     assert json.loads(text.encode("utf-8")) == posted
 
 
-def test_json_is_posted_as_it_is_and_the_rest_as_what_comes_nearest() -> None:
+def test_json_is_posted_unchanged_and_other_values_as_the_nearest_json() -> None:
     value = {"a": [1, 2.5, True, None, "ü"], "b": {"c": []}}
     assert reply.postable(value) == value
     assert reply.postable({1: float("nan"), "x": (float("inf"), "\ud800")}) == {

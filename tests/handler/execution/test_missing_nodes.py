@@ -40,7 +40,7 @@ def test_without_a_map_it_is_said_how_to_get_one() -> None:
     assert "`comfyui-worker nodes map --refresh`" in with_origins(missing(), "", {}).fix
 
 
-def test_what_no_pack_is_known_for_is_left_as_it_is() -> None:
+def test_an_error_without_a_known_pack_is_left_unchanged() -> None:
     error = missing()
     assert with_origins(error, "2026-11-28", {"A": Origin(), "B": Origin()}) is error
 

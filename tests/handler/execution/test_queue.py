@@ -83,7 +83,7 @@ def test_behind_one_that_ended_none_begins_until_its_files_are_claimed() -> None
     assert said == ["claimed", "begins"]
 
 
-def test_one_that_leaves_from_the_middle_lets_the_next_one_up() -> None:
+def test_when_one_leaves_from_the_middle_the_next_moves_up() -> None:
     async def first(queue: PromptQueue) -> None:
         async with queue.enter(Deadline(10)) as entry:
             entry.submitted()

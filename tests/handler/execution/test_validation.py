@@ -127,7 +127,7 @@ def test_a_missing_model_is_reported_with_the_nearest_and_the_folder(config: Any
     assert error.details["node_id"] == "4"
 
 
-def test_of_a_long_list_comfyui_tells_the_length_only() -> None:
+def test_for_a_long_list_comfyui_reports_only_the_length() -> None:
     listed = "(list of length 25)"
     error = explain(node_body(not_in_list("ckpt_name", "a.safetensors", None, listed)))
     assert error.code == "workflow.missing_model"

@@ -67,7 +67,7 @@ def test_several_files_come_at_once(server: ViciousServer, folder: Path) -> None
 @pytest.mark.parametrize(
     "vices", [{"chunked": True}, {"no_length": True}, {"cut_after": 100, "cuts": 1}]
 )
-def test_a_file_comes_whole_from_servers_with_small_vices(
+def test_a_file_arrives_complete_from_imperfect_servers(
     server: ViciousServer, folder: Path, vices: dict[str, Any]
 ) -> None:
     url = server.serve("/small-vice.png", PNG, **vices)

@@ -217,7 +217,7 @@ LOADERS = [
 
 @pytest.mark.parametrize("text", OUTSIDE)
 @pytest.mark.parametrize(("class_type", "name"), LOADERS)
-def test_a_loader_of_uploads_reads_nothing_else_and_does_not_tell_whether_it_exists(
+def test_an_upload_loader_reads_nothing_else_and_does_not_reveal_whether_it_exists(
     volume: Path, folder: Path, class_type: str, name: str, text: str
 ) -> None:
     (volume.parent / "secret.txt").write_text("secret")
@@ -339,7 +339,7 @@ def test_who_reads_a_copy_is_not_disturbed_by_a_newer_one(volume: Path, folder: 
     assert names(folder) == ["photo.png"] and (folder / "photo.png").read_bytes() == b"new content"
 
 
-def test_what_a_job_had_from_the_volume_is_free_to_go_when_it_is_over(
+def test_a_jobs_copies_from_the_volume_are_released_when_it_ends(
     worker: BootedWorker, shared_volume: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """On a real ComfyUI; a bound of 0 bytes shows that the copy is no longer held."""

@@ -13,7 +13,7 @@ from handler.jobs import warmup
 
 @pytest.mark.timeout(20)
 @pytest.mark.parametrize("path", ["{root}/pipe", "/dev/zero", "{root}", "{root}/gone"])
-def test_what_is_no_file_is_said_at_once(path: str, tmp_path: Path) -> None:
+def test_something_other_than_a_file_is_reported_at_once(path: str, tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe")
     with pytest.raises(JobError, match=r"regular file|No such file") as failed:
         warmup._text_of(Path(path.format(root=tmp_path)))

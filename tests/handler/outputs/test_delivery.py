@@ -286,7 +286,7 @@ def test_a_text_is_a_file_where_it_names_one_in_the_folders_of_results(
     assert "warnings" not in answer and len(kept_files(layout)) == 3
 
 
-def test_texts_that_are_not_files_leave_a_warning_that_there_is_no_output(jobs: Jobs) -> None:
+def test_texts_that_are_not_files_give_a_warning_about_no_output(jobs: Jobs) -> None:
     answer = jobs.deliver(*produced({"7": {"format": "webp"}})[0])
     assert answer["results"] == [] and "no output" in answer["warnings"][0]
 

@@ -124,7 +124,9 @@ def test_a_saved_file_is_on_the_volume_before_the_job_ends_and_kept_once(
     assert (job.layout.output / KEPT).stat().st_mtime_ns == before.st_mtime_ns, "not written again"
 
 
-def test_a_file_that_was_changed_since_comes_as_it_is(made: Callable[..., Job]) -> None:
+def test_a_file_that_was_changed_since_is_returned_in_its_new_version(
+    made: Callable[..., Job],
+) -> None:
     job = made()
     job.save()
     job.saved(REPORTED)

@@ -281,7 +281,7 @@ def test_a_job_without_files_has_no_zip(work: WorkDir, layout: Layout) -> None:
     assert [entry["kind"] for entry in answer["results"]] == ["text"]
 
 
-def test_what_a_zip_that_went_nowhere_held_is_kept_with_the_next_job(
+def test_the_files_of_an_undelivered_zip_are_kept_with_the_next_job(
     work: WorkDir, layout: Layout
 ) -> None:
     put(work.output, "a_1_.png", PNG + bytes(400_000))

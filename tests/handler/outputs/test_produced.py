@@ -86,7 +86,7 @@ def test_equal_texts_of_a_batch_all_count_and_numbers_are_texts_too() -> None:
     assert texts == [("1", "a"), ("1", "a"), ("1", "7"), ("1", "b"), ("2", "c")]
 
 
-def test_a_text_that_comfyui_tore_into_characters_is_whole_again() -> None:
+def test_a_text_that_comfyui_split_into_characters_is_joined_again() -> None:
     found, _ = produced({"1": {"text": list("hello"), "model_file": list("3d/a.glb")}})
     text, file = found
     assert text == ProducedText("1", "hello")

@@ -66,7 +66,7 @@ def failure(given: Bucket, local: Path, policy: AddressPolicy = ANYWHERE) -> str
 
 @pytest.mark.parametrize("size", [0, 1000, 40_000_000], ids=["empty", "one part", "many parts"])
 @pytest.mark.parametrize("trusted", [True, False])
-def test_a_file_arrives_whole_with_its_type_and_its_signed_url_opens(
+def test_a_file_arrives_complete_with_its_type_and_its_signed_url_opens(
     server: S3Server, tmp_path: Path, size: int, trusted: bool
 ) -> None:
     local = a_file(tmp_path, size)
@@ -116,7 +116,7 @@ def test_a_server_that_is_not_there_is_reported(tmp_path: Path) -> None:
     assert "could not be reached" in text and "127.0.0.1" in text
 
 
-def test_a_file_that_is_not_whole_in_the_bucket_is_not_uploaded(tmp_path: Path) -> None:
+def test_a_file_that_is_incomplete_in_the_bucket_is_not_uploaded(tmp_path: Path) -> None:
     with bad_s3_server(Misbehaviour(lies_about_size=7)) as url:
         assert "has 7 bytes" in failure(bucket(url), a_file(tmp_path, 10))
 
@@ -169,12 +169,12 @@ def test_an_upload_ends_with_its_time(server: S3Server, tmp_path: Path) -> None:
         "file:///etc/passwd",
     ],
 )
-def test_a_strangers_endpoint_must_be_public_and_https(endpoint: str, tmp_path: Path) -> None:
+def test_a_requests_endpoint_must_be_public_and_https(endpoint: str, tmp_path: Path) -> None:
     text = failure(bucket(endpoint, trusted=False), a_file(tmp_path, 10), AddressPolicy())
     assert "public" in text or "http" in text or "resolved" in text
 
 
-def test_a_name_that_changes_its_mind_leads_nowhere(tmp_path: Path) -> None:
+def test_a_name_that_resolves_differently_the_second_time_leads_nowhere(tmp_path: Path) -> None:
     """DNS rebinding: public when asked first, this machine when asked again."""
     asked: list[str] = []
 

@@ -105,7 +105,7 @@ def test_a_bucket_comes_with_the_job(inside: bool) -> None:
 
 @pytest.mark.parametrize("key", S3)
 @pytest.mark.parametrize("value", [None, 7, "", "a b", "x\r\nEvil: 1", ["secret-marker"]])
-def test_a_bucket_that_is_not_whole_is_refused_without_its_secret(key: str, value: object) -> None:
+def test_an_incomplete_bucket_is_refused_without_its_secret(key: str, value: object) -> None:
     error = refused({"workflow": WORKFLOW, "s3Config": {**S3, key: value}})
     assert error.code == "output.bad_bucket" and key in error.message
     assert "marker" not in str(error) + repr(error.details)

@@ -30,7 +30,7 @@ def test_each_draw_is_another() -> None:
     assert len({draw_seeds(NODES)[1]["3.seed"] for _ in range(20)}) > 15
 
 
-def test_the_reply_tells_what_was_drawn(worker: BootedWorker) -> None:
+def test_the_reply_has_the_drawn_seeds(worker: BootedWorker) -> None:
     """ComfyUI refuses a word where a node expects a number."""
     nodes = {
         "1": {

@@ -195,7 +195,7 @@ def test_no_images_is_a_success_of_its_own() -> None:
     assert reply == {"images": [], "status": "success_no_images", "texts": ["a caption"]}
 
 
-def test_nothing_but_warnings_is_a_failure_as_it_is_there() -> None:
+def test_nothing_but_warnings_is_a_failure_as_in_worker_comfyui() -> None:
     reply = shaped(completed([], ["nothing was produced"], timings={"total": 1.0}))
     assert reply == {"error": "Job processing failed", "details": ["nothing was produced"]}
 

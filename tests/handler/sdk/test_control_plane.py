@@ -64,7 +64,7 @@ def test_an_error_text_is_lifted_out_of_the_output(rig: Rig) -> None:
     assert body == {"output": {"error_code": "X"}, "error": "bad"}
 
 
-def test_an_error_that_is_not_text_is_posted_as_it_is(rig: Rig) -> None:
+def test_an_error_that_is_not_text_is_posted_unchanged(rig: Rig) -> None:
     assert give_back(rig, {"error": {"code": 1}, "a": 1})["error"] == {"code": 1}
 
 

@@ -1,4 +1,4 @@
-"""Real parts for all tests: a demo volume of one's own, a booted worker, production mode."""
+"""Real parts for all tests: a demo volume, a booted worker, production mode."""
 
 from __future__ import annotations
 
@@ -37,8 +37,8 @@ def pytest_runtest_makereport() -> Generator[None, pytest.TestReport, pytest.Tes
 
 
 def pytest_configure() -> None:
-    """No worker of any test makes /workspace or /runpod-volume a link, unless it is asked to: it
-    would outlive a worker that is killed, and lead other tests astray."""
+    """No test's worker makes /workspace or /runpod-volume a link, unless requested: it would
+    outlive a killed worker, and break other tests."""
     os.environ.setdefault("LINK_OTHER_MOUNT", "false")
 
 
@@ -123,7 +123,7 @@ def shared_volume(demo: DemoVolume, tmp_path_factory: pytest.TempPathFactory) ->
 def worker(
     demo: DemoVolume, shared_volume: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[BootedWorker]:
-    """One booted worker for all tests that leave it in good health."""
+    """One booted worker for all tests that leave it healthy."""
     env = environment(demo, shared_volume, tmp_path_factory.mktemp("work"))
     with ready_worker(env) as booted:
         yield booted

@@ -1,4 +1,4 @@
-"""The cold-start benchmark in short, without a simulated network and without bars: it must run."""
+"""A short cold-start benchmark, without a simulated network and without targets: it must run."""
 
 from __future__ import annotations
 

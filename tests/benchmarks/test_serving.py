@@ -1,4 +1,5 @@
-"""The benchmarks of hot workers in short, without their bars: they must run, and tell the truth."""
+"""Short versions of the benchmarks of hot workers, without their targets: they must run, and report
+correctly."""
 
 from __future__ import annotations
 
@@ -36,7 +37,7 @@ def site(demo: DemoVolume) -> Iterator[Site]:
 
 @pytest.fixture(scope="module")
 def sides(site: Site) -> Iterator[dict[str, tuple[Hot, Path]]]:
-    """Ours and the other one, and the files with their handlers' times."""
+    """Our worker and the other one, and the files with their handlers' times."""
     with ExitStack() as stack, ThreadPoolExecutor(2) as pool:
 
         def start(contender: Contender) -> tuple[Hot, Path]:

@@ -1,4 +1,4 @@
-"""The demo volume: whole or not there, quick when it is there, and errors that say what to do."""
+"""The demo volume: complete or not there, fast if it is there, and errors that say what to do."""
 
 from __future__ import annotations
 

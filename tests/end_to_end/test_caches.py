@@ -1,4 +1,4 @@
-"""A repeated job under each of ComfyUI's caches: its results come back, its nodes do not know."""
+"""A repeated job with each of ComfyUI's caches returns its results, unnoticed by its nodes."""
 
 from __future__ import annotations
 

@@ -17,7 +17,7 @@ from tests.prove.places import CannotInject
 
 @pytest.fixture(scope="module")
 def ill(demo: DemoVolume, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Patient]:
-    """One worker that all of them are done to."""
+    """One worker for all faults."""
     with patient(tmp_path_factory.mktemp("faults"), demo) as one:
         yield one
 

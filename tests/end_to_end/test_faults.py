@@ -83,7 +83,7 @@ def test_comfyui_dying_in_a_job_gives_the_reason_and_the_next_job_works(
 def test_a_node_that_ends_the_prompt_thread_is_named_and_the_next_job_works(
     booted: BootedWorker,
 ) -> None:
-    """Python says nothing of SystemExit in a thread, and ComfyUI would wait for ever."""
+    """Python ignores SystemExit in a thread, and ComfyUI would wait forever."""
     start = time.monotonic()
     reply = booted.ask({"workflow": through("TestRaise", what="SystemExit"), "max_wait": 60})
     assert time.monotonic() - start < 20, "not at max_wait"
@@ -275,7 +275,7 @@ def test_a_comfyui_that_did_not_start_with_the_worker_is_tried_again_later(
     volume: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Reported at once meanwhile; a job after the rest finds that it starts now."""
+    """Reported at once meanwhile; a job after the pause finds that it starts now."""
     monkeypatch.setattr("handler.execution.recovery._FIRST_REST", 3.0)
     breaking = volume / "breaking"
     breaking.touch()

@@ -54,7 +54,7 @@ def bucket() -> Iterator[S3Server]:
 
 
 def ask(worker: BootedWorker, **given: Any) -> dict[str, Any]:
-    """A job that goes well, its reply held against the schema."""
+    """A successful job, with its reply checked against the schema."""
     reply = worker.ask(given)
     assert reply["status"] == "completed", reply
     check_reply(reply)

@@ -1,4 +1,4 @@
-"""docs/migration.md, line by line: what another worker's people are promised."""
+"""docs/migration.md, line by line: the promises to another worker's users."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ GATED = "401 Client Error. Cannot access gated repo for url https://huggingface.
 def worker(
     demo: DemoVolume, shared_volume: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[BootedWorker]:
-    """One with the variables of a worker-comfyui, and some that are misspelt."""
+    """One with worker-comfyui's variables, and some that are misspelt."""
     env = environment(demo, shared_volume, tmp_path_factory.mktemp("work"))
     env |= dict.fromkeys(NOT_READ, "1") | {"COMFY_ORG_API_KEY": KEY, "HF_TOKEN": TOKEN}
     env |= {"RESPONSE_FORMAT": "worker-comfyui", "MAX_WIAT": "60", "COMFY_ARGS": "--lowvram"}

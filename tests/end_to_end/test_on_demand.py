@@ -65,7 +65,7 @@ def entry(url: str, name: str, directory: str = "vae", **more: Any) -> dict[str,
 
 
 def know(volume: Path, *entries: dict[str, Any]) -> None:
-    """Write the manifest; a worker that has booted looks at it when a job needs it."""
+    """Write the manifest; a booted worker reads it when a job needs it."""
     (volume / "models.json").write_text(json.dumps({"version": 1, "models": entries}))
 
 

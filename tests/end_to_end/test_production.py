@@ -246,8 +246,8 @@ def test_a_result_that_runpod_would_drop_is_on_the_volume(
 def test_a_bucket_beside_the_input_reaches_the_worker_and_is_checked(
     production: Production,
 ) -> None:
-    """The SDK hands the whole job on; a bucket that cannot be one is refused at the door. That it
-    must be public is for tests/handler/outputs/test_s3.py: this worker may go anywhere."""
+    """The SDK passes on the whole job; an invalid bucket is refused at once. That it must be public
+    is for tests/handler/outputs/test_s3.py: this worker may go anywhere."""
     config = {"accessId": "id", "accessSecret": "s3-secret-marker", "bucketName": "results"}
     prompts = production.worker.log.count("got prompt")
     for endpoint in ("ftp://results.example", "https://u:s3-secret-marker@results.example"):

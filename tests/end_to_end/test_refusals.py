@@ -1,4 +1,4 @@
-"""What a real ComfyUI refuses, or runs in part, as it is answered."""
+"""Answers for what a real ComfyUI refuses, or runs in part."""
 
 from __future__ import annotations
 

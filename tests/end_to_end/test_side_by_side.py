@@ -72,7 +72,7 @@ def test_both_come_back_complete_the_second_without_its_waiting_time(hurt: Boote
 
 
 def test_of_many_short_jobs_at_once_each_gets_its_own(hurt: BootedWorker) -> None:
-    """One ends in the very moment in which the next one writes."""
+    """One ends just as the next one writes."""
 
     async def scenario() -> list[Reply]:
         given = [{"workflow": plain(color=1000 + n), "max_wait": 60} for n in range(60)]
@@ -164,7 +164,8 @@ def test_the_one_that_waits_can_be_cancelled_and_the_other_goes_on(hurt: BootedW
 def test_the_one_that_runs_can_be_cancelled_and_the_other_goes_on(
     hurt: BootedWorker, obedient: bool
 ) -> None:
-    """A node that does not listen is ended with ComfyUI, and the prompt behind it comes back."""
+    """A node that ignores the interrupt is killed with ComfyUI, and the prompt behind it is
+    retried."""
     deaf = through("TestSleep", seconds=60.0, obedient=obedient)
     cancelled, done = both(hurt, {"workflow": deaf}, sleeping(0.3), cancel="first")
     assert cancelled is None

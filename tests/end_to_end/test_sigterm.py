@@ -1,5 +1,5 @@
-"""SIGTERM ends a worker within its grace and a few seconds, whatever it is at, and each job that it
-took is answered."""
+"""SIGTERM ends a worker within its grace and a few seconds, whatever it is doing, and each job that
+it took is answered."""
 
 from __future__ import annotations
 
@@ -130,7 +130,7 @@ def test_while_the_volume_does_not_answer(demo: DemoVolume, tmp_path: Path, need
 
 
 def test_a_worker_whose_loop_stands_still(worker_env: dict[str, str], tmp_path: Path) -> None:
-    """No handler in the loop runs: the thread that needs no loop ends the worker by force."""
+    """No handler in the loop runs: the thread that needs no loop kills the worker."""
     blocked = tmp_path / "blocked.py"
     blocked.write_text(
         "import sys, time\n"

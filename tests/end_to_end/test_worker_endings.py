@@ -1,4 +1,4 @@
-"""How a worker on the SDK begins and ends: malformed jobs, SIGTERM, SIGKILL, an unfit machine."""
+"""How a worker on the SDK starts and ends: malformed jobs, SIGTERM, SIGKILL, an unfit machine."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a worker's log says, as a person reads it: a healthy boot, jobs, a boot that failed."""
+"""A worker's log: a healthy boot, jobs, a failed boot."""
 
 from __future__ import annotations
 

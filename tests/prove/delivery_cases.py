@@ -36,7 +36,8 @@ def _small_disk(place: Path) -> Iterator[None]:
 
 
 def volume_gone(patient: Patient) -> Outcome:
-    """The mount goes: what was staged runs on, and the picture comes in the reply. And back."""
+    """The mount disappears: staged code keeps running, and the picture comes in the reply. Then it
+    returns."""
     away = patient.volume.with_name("away")
     patient.volume.rename(away)
     try:

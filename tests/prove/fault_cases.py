@@ -1,4 +1,4 @@
-"""The faults: what is done to a patient, and what the right answer to it is."""
+"""The faults: what is done to a worker, and the right answer."""
 
 from __future__ import annotations
 
@@ -122,7 +122,7 @@ def socket_silent(patient: Patient) -> Outcome:
 
 
 def connections_dead(patient: Patient) -> Outcome:
-    """All that the worker has open to ComfyUI, socket and requests, fall into a black hole."""
+    """All of the worker's connections to ComfyUI, socket and requests, fall into a black hole."""
     job = patient.begun(3.0)
     since = time.monotonic() + 3.0
     with black_hole(patient.worker.pid, patient.port) as count:

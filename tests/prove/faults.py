@@ -38,7 +38,7 @@ HEAD = _ROW.format("fault", "injected", "rightly", "median s", "worst s", "next 
 
 @dataclass
 class Tally:
-    """What came of one fault."""
+    """The results of one fault."""
 
     name: str
     outcomes: list[Outcome] = field(default_factory=list)
@@ -48,7 +48,7 @@ class Tally:
 
     @property
     def good(self) -> bool:
-        """Was all of it as it should be? One that cannot be injected here says nothing."""
+        """Was everything right? A fault that cannot be injected here does not count."""
         rightly = sum(outcome.right for outcome in self.outcomes)
         return rightly == self.next_right == len(self.outcomes) and not self.lost
 
@@ -70,7 +70,7 @@ class Tally:
 def suffer(
     ill: Patient, names: Sequence[str], times: int, show: Callable[[str], None]
 ) -> list[Tally]:
-    """Do every fault `times` times to one worker."""
+    """Inject every fault `times` times into one worker."""
     tallies = []
     for name in names:
         tally = Tally(name)

@@ -1,4 +1,4 @@
-"""A worker in production mode on a real ComfyUI, for faults to be done to."""
+"""A worker in production mode on a real ComfyUI, for injecting faults."""
 
 from __future__ import annotations
 

@@ -15,7 +15,7 @@ _MAX_WAIT = 5.0
 
 
 def silent_in_a_job(patient: Patient) -> Outcome:
-    """What was staged runs on, and the picture comes in the reply; so does the next one."""
+    """Staged code keeps running, and the picture comes in the reply; so does the next one."""
     job = patient.begun(_RUNS_ON)
     with _mount_of(patient).silent():
         since = time.monotonic() + _RUNS_ON
@@ -25,7 +25,7 @@ def silent_in_a_job(patient: Patient) -> Outcome:
 
 
 def silent_and_needed(patient: Patient) -> Outcome:
-    """The job names a picture that lies there."""
+    """The job names a picture on the volume."""
     nodes = plain()
     nodes["5"] = {"class_type": "LoadImage", "inputs": {"image": "on-the-volume.png"}}
     nodes["6"] = {"class_type": "PreviewImage", "inputs": {"images": ["5", 0]}}

@@ -1,4 +1,4 @@
-"""`.runpod/`: what Runpod's Hub reads fits its schema, our settings, our image and our worker."""
+"""`.runpod/`: the files for Runpod's Hub fit its schema, our settings, our image and our worker."""
 
 from __future__ import annotations
 

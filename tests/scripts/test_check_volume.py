@@ -71,7 +71,7 @@ def tensors(path: Path, *names: str) -> Path:
 
 @pytest.fixture
 def root(tmp_path: Path) -> Path:
-    """A small volume that is fit; its model is a real one."""
+    """A small fit volume with a real model."""
     volume = healthy(tmp_path / "volume")
     safetensors(volume / "ComfyUI/models/checkpoints/real.safetensors")
     for name in ("execution", "server"):

@@ -1,4 +1,4 @@
-"""The boot on real and broken volumes: what it says, what it leaves behind."""
+"""The boot on real and broken volumes: what it reports and leaves behind."""
 
 from __future__ import annotations
 
@@ -131,7 +131,7 @@ def test_an_end_of_comfyui_that_the_check_foresaw_has_its_words_and_fix(
 def test_a_python_in_a_folder_that_may_not_be_entered_is_a_finding(
     worker_env: dict[str, str], tmp_path: Path
 ) -> None:
-    """As a user without root's rights, in a process of its own."""
+    """As a user without root privileges, in its own process."""
     if os.geteuid() != 0:
         pytest.skip("only root can become another user")
     python = tmp_path / "closed/bin/python"

@@ -1,4 +1,4 @@
-"""What a worker says of its health, and what the image's HEALTHCHECK makes of it."""
+"""A worker's health, and the image's HEALTHCHECK."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def report(*findings: Finding) -> BootReport:
 
 
 def checked(temp: Path) -> tuple[int, str]:
-    """Exit code and words of the health check, as Docker runs it: as a program of its own."""
+    """Exit code and output of the health check, run as Docker does: as a separate program."""
     done = subprocess.run(
         [sys.executable, "-m", "bootstrap.healthcheck"],
         cwd=ROOT,

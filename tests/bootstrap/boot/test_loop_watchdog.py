@@ -1,4 +1,4 @@
-"""A worker whose loop stands still says so, and one that was frozen does not look like it."""
+"""A worker whose loop is blocked reports it, and one that was frozen does not look blocked."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ ALLOWED = 10.0
 
 
 class Clock:
-    """A monotonic clock that a test puts forward."""
+    """A monotonic clock that a test advances."""
 
     def __init__(self) -> None:
         self.ahead = 0.0

@@ -1,4 +1,5 @@
-"""Wanted models in a boot: fetched while ComfyUI starts, linked, and in its lists before a job."""
+"""The manifest's models in a boot: fetched while ComfyUI starts, linked, and listed before a
+job."""
 
 from __future__ import annotations
 
@@ -28,7 +29,7 @@ def want(volume: Path, url: str, content: bytes) -> None:
 
 
 def loading(vae: str = "wanted.safetensors") -> dict[str, Any]:
-    """A workflow that names the wanted model, or another one."""
+    """A workflow that names the listed model, or another one."""
     nodes = plain()
     nodes["3"] = {"class_type": "VAELoader", "inputs": {"vae_name": vae}}
     nodes["4"] = {"class_type": "VAEEncode", "inputs": {"pixels": ["1", 0], "vae": ["3", 0]}}

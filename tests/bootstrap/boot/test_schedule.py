@@ -1,4 +1,4 @@
-"""Tasks begin when what they need is there; faults stop only what depends on them."""
+"""Tasks start when their inputs are there; faults stop only what depends on them."""
 
 from __future__ import annotations
 
@@ -147,7 +147,7 @@ def test_a_stage_may_have_begun_before_it_is_waited_for(capsys: pytest.CaptureFi
 
 
 def test_one_failed_need_is_enough() -> None:
-    """Another may be held for ever by a mount."""
+    """Another may be blocked forever by a mount."""
     never = threading.Event()
     hangs = Task("hangs", lambda _: never.wait(30))
     bad = Task("bad", finding(BAD))

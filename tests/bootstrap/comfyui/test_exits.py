@@ -1,4 +1,4 @@
-"""Why ComfyUI ended, from logs as real versions write them."""
+"""Why ComfyUI ended, from real versions' logs."""
 
 from __future__ import annotations
 

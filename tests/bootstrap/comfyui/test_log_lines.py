@@ -1,4 +1,4 @@
-"""Which of ComfyUI's lines are shown: its words are taken from its logs, 0.3.7 to 0.33."""
+"""Which of ComfyUI's lines are shown, with lines from its logs, 0.3.7 to 0.33."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Hooks in a ComfyUI that looks otherwise inside: it starts, and runs its prompts."""
+"""Hooks in a ComfyUI with different internals: it starts, and runs its prompts."""
 
 from __future__ import annotations
 

@@ -45,7 +45,7 @@ def wait(comfyui: ComfyUI, limit: float = 10) -> Waited:
 
 @contextmanager
 def stranger(status: int, body: bytes) -> Iterator[int]:
-    """A server that gives one answer to everything; its port."""
+    """A server with one answer for everything; its port."""
 
     class Answer(http.server.BaseHTTPRequestHandler):
         def do_GET(self) -> None:
@@ -136,7 +136,7 @@ def accepts(port: int) -> bool:
 
 
 def test_two_that_start_at_once_on_one_port_both_come_up(tmp_path: Path) -> None:
-    """Both find the port free; the later one to bind it is started again on another."""
+    """Both find the port free; the later one to bind it is restarted on another."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]

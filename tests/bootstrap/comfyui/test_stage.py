@@ -1,4 +1,4 @@
-"""ComfyUI's tree copied to local disk: content, links, weight, and what if it cannot be."""
+"""ComfyUI's tree copied to local disk: content, links, size, and failures."""
 
 from __future__ import annotations
 
@@ -194,7 +194,7 @@ def test_large_files_are_not_started_without_free_space(comfyui: Path, tmp_path:
 
 
 def test_a_volume_that_hangs_is_given_up(comfyui: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """`scandir` that never answers stands for a mount whose server is gone."""
+    """A `scandir` that never returns simulates a mount whose server is gone."""
     hung = subprocess.Popen(["sleep", "60"])
     really_scan = os.scandir
 

@@ -1,4 +1,4 @@
-"""The worker's own folder: made, kept while its worker lives, swept away after its death."""
+"""The worker's own folder: created, kept while its worker runs, removed after its death."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Where results are uploaded to: what an address says of bucket and region, and what is missing."""
+"""Where results are uploaded to: bucket and region in an address, and what is missing."""
 
 from __future__ import annotations
 

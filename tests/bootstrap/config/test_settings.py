@@ -1,4 +1,4 @@
-"""Environment -> Settings: what is taken, what is refused, and what is never shown."""
+"""Environment -> Settings: what is accepted, refused, and never shown."""
 
 from __future__ import annotations
 

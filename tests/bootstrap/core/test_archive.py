@@ -1,4 +1,4 @@
-"""Zip files from elsewhere: unpacked where they are plain, refused where they are anything else."""
+"""Zip files from elsewhere: unpacked if they are plain, otherwise refused."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Findings: their order, their form as data, and what a set of them comes to."""
+"""Findings: their order, their form as data, and the outcome of a set."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The guard with real processes: it ends as its child does, and nothing outlives it."""
+"""The guard with real processes: it exits like its child, and nothing outlives it."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ NAMES = ("child", "near", "one", "two", "three")
 
 @pytest.fixture
 def started() -> Iterator[list[int]]:
-    """Process ids that are killed after the test, whatever came of it."""
+    """Process ids that are killed after the test in any case."""
     pids: list[int] = []
     yield pids
     for pid in pids:

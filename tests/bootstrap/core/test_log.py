@@ -1,4 +1,4 @@
-"""Text that a terminal or a locale has no characters for, from programs run as people run them."""
+"""Text that a terminal or locale cannot represent, from programs run as people run them."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def volume(tmp_path: Path) -> Path:
 
 
 def run(locale: dict[str, str], *command: str, **env: str) -> str:
-    """What a program of ours says; it must not fail by itself."""
+    """The output of our program, which must not fail."""
     plain = {k: v for k, v in os.environ.items() if not k.startswith(("LC_", "LANG", "PYTHON"))}
     done = subprocess.run(
         [sys.executable, *command],
@@ -151,7 +151,7 @@ def test_a_line_that_cannot_be_formatted_never_raises(err: Callable[[], list[str
 
 
 def test_libraries_and_uncaught_errors_have_no_way_past_the_mask() -> None:
-    """huggingface_hub and uvicorn bring handlers of their own; Python prints tracebacks raw."""
+    """huggingface_hub and uvicorn have their own handlers; Python prints tracebacks unmasked."""
     program = f"""
 import logging, threading
 from huggingface_hub import get_hf_file_metadata
@@ -182,7 +182,7 @@ fail()
 
 
 def test_warnings_and_errors_that_nothing_catches_are_masked() -> None:
-    """Python writes both to standard error by itself: `warnings.warn`, an error in `__del__`."""
+    """Python itself writes both to standard error: `warnings.warn`, an error in `__del__`."""
     program = f"""
 import gc, warnings
 from bootstrap.core import log

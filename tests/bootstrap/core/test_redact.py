@@ -1,4 +1,4 @@
-"""No login, token or signature of an address gets out, whatever quotes it."""
+"""No login, token or signature in an address leaks, whatever quotes it."""
 
 from __future__ import annotations
 

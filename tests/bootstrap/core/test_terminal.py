@@ -1,4 +1,4 @@
-"""Findings on a terminal of any width, in a file, and what of them can be copied."""
+"""Findings on a terminal of any width and in a file, and which commands can be copied."""
 
 from __future__ import annotations
 

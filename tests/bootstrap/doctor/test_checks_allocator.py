@@ -1,4 +1,4 @@
-"""Allocator settings: the parser against what torch takes, and each finding with its cure."""
+"""Allocator settings: the parser compared with torch, and each finding with its fix."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""ComfyUI's tree, its interpreter and its node folders: real folders, and each fix followed."""
+"""ComfyUI's tree, interpreter and node folders: real folders, and each fix applied."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ from tests.bootstrap.environment.venvs import gather_packages
 
 
 def bad(comfyui: Path, packages: PackagesFacts | None = None) -> dict[str, Finding]:
-    """Warnings and errors by code, from facts asked afresh."""
+    """Warnings and errors by code, from newly gathered facts."""
     found = check_comfyui(gather_comfyui(comfyui), packages)
     return {f.code: f for f in found if f.severity.rank >= Severity.WARNING.rank}
 
 
 def follow(finding: Finding) -> None:
-    """Type the command of a fix into bash."""
+    """Run a fix's command in bash."""
     command = re.search(r"`([^`]+)`", finding.fix)
     assert command is not None, finding.fix
     subprocess.run(["bash", "-c", command[1]], check=True, capture_output=True)

@@ -1,4 +1,4 @@
-"""The GPU: each finding by facts, the same once fixed, and whole ways from a fake driver."""
+"""The GPU: each finding from facts, gone once fixed, and end to end from a fake driver."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Machine and memory: each finding is produced by facts, and gone once its fix is followed."""
+"""Machine and memory: facts produce each finding, and its fix removes it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The models checks: each broken volume gives exactly its finding, and typing its fix fixes it."""
+"""The model checks: each broken volume gives exactly its finding, and running its fix fixes it."""
 
 from __future__ import annotations
 
@@ -43,8 +43,8 @@ COMMAND = re.compile(r"`([^`]+)`")
 
 @dataclass(frozen=True)
 class Case:
-    """One fault: how it is made, and what it gives. `fixed` says whether typing the fix helps
-    without a person's choice."""
+    """One fault: how it is made, and its finding. `fixed`: running the fix helps without a person's
+    decision."""
 
     code: str
     severity: Severity

@@ -1,4 +1,4 @@
-"""Requirements against what is installed: each finding, and its fix typed into a real pip."""
+"""Requirements compared with what is installed: each finding, and its fix run with a real pip."""
 
 from __future__ import annotations
 
@@ -91,20 +91,20 @@ class Have:
 
 
 def packages(python: str = PYTHON, **changes: str | None) -> Have:
-    """What is installed, with changes; None takes a package away."""
+    """The installed packages, with changes; None removes a package."""
     have = {**INSTALLED, **{name.replace("_", "-"): v for name, v in changes.items()}}
     listed = tuple(Package(n, v, "/site") for n, v in have.items() if v is not None)
     return Have(PackagesFacts(python, version="3.11.7", markers=MARKERS, packages=listed))
 
 
 def without(name: str) -> Have:
-    """What is installed, but for one package."""
+    """The installed packages except one."""
     gone: dict[str, Any] = {name.replace("-", "_"): None}
     return packages(**gone)
 
 
 def judged(facts: ComfyUIFacts, have: Have) -> Judgement:
-    """As the child judges, on packages that are nowhere."""
+    """As the child judges, with packages that do not exist."""
     installed = {p.name: p for p in reversed(have.facts.packages)}
     there = {
         n: {"name": n, "version": p.version, "versions": [p.version], "requires": []}

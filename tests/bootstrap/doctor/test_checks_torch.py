@@ -1,4 +1,4 @@
-"""torch against driver and GPU: NVIDIA's tables, and each finding with what fixes it."""
+"""torch versus driver and GPU: NVIDIA's tables, and each finding with its fix."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Volume: healthy ones, absent ones, full ones, closed ones, on real mounts where one may mount."""
+"""Volumes: healthy, absent, full, inaccessible; on real mounts if mounting is allowed."""
 
 from __future__ import annotations
 
@@ -264,7 +264,7 @@ def look_as_no_one(root: Path) -> list[Finding]:
 
 @pytest.fixture
 def public() -> Iterator[Path]:
-    """A volume that everybody can reach and write to; pytest's own folders are closed."""
+    """A volume that every user can reach and write to; pytest's own folders are private."""
     if os.geteuid() != 0:
         pytest.skip("only root can look as another")
     with tempfile.TemporaryDirectory() as name:

@@ -1,4 +1,4 @@
-"""A broken volume gives its finding, and the fix, typed as it stands, fixes it."""
+"""A broken volume gives its finding, and running the fix verbatim fixes it."""
 
 from __future__ import annotations
 
@@ -270,7 +270,7 @@ def test_leftovers_are_swept_when_they_are_old(root: Path) -> None:
 
 
 def test_tabs_in_the_file_of_model_paths_become_spaces(root: Path) -> None:
-    """ComfyUI's YAML ends at the first one, before anything else of the file matters."""
+    """ComfyUI's YAML parser fails at the first one, before anything else in the file matters."""
     file = root / "ComfyUI/extra_model_paths.yaml"
     file.write_text("a:\n\tbase_path: /workspace\n\t\tloras: x\n\n\t# no fault\n")
     found = only(look(root), "volume.paths_tabs")

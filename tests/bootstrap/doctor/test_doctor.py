@@ -1,4 +1,4 @@
-"""Examinations of real and broken volumes; the same checker on all its occasions."""
+"""Examinations of real and broken volumes, by every way to run the checker."""
 
 from __future__ import annotations
 
@@ -181,7 +181,7 @@ def test_the_page_is_written(bare_python: Path, clean_env: dict[str, str], tmp_p
 def test_a_closed_pipe_is_not_a_fault(
     bare_python: Path, clean_env: dict[str, str], tmp_path: Path
 ) -> None:
-    """As with `| head`, when its first line was all it wanted."""
+    """As with `| head`."""
     reader, writer = os.pipe()
     os.close(reader)
     done = subprocess.run(
@@ -230,7 +230,7 @@ def test_a_dry_run_changes_nothing_and_a_repair_says_what_it_was_for(
 def test_elsewhere_than_in_a_worker_the_volume_alone_is_judged(
     bare_python: Path, clean_env: dict[str, str], volume: Path
 ) -> None:
-    """No torch and no GPU here: a volume that is fit is fit all the same."""
+    """Without torch and GPU here, a fit volume is still fit."""
     env = {k: v for k, v in clean_env.items() if k not in ("COMFYUI_PYTHON", "COMFYUI_ARGS")}
     plain = check_volume(bare_python, env, str(volume))
     assert plain.returncode == 0, plain.stdout

@@ -1,4 +1,4 @@
-"""A ComfyUI's folder as it is read: version, completeness, git, node packs."""
+"""Reading a ComfyUI's folder: version, completeness, git, node packs."""
 
 from __future__ import annotations
 
@@ -123,7 +123,7 @@ def test_the_version_from_pyproject_then_from_a_tag(comfyui: Path) -> None:
     ],
 )
 def test_a_git_config_is_read_line_by_line(tmp_path: Path, config: str, origin: str | None) -> None:
-    """The first hung a boot: no url, and a pattern that tried all ways to share the spaces."""
+    """The first one hung a boot: no url, and a pattern with exponential backtracking on spaces."""
     (tmp_path / ".git").mkdir()
     (tmp_path / ".git/HEAD").write_text("ref: refs/heads/main\n")
     (tmp_path / ".git/config").write_text(config)

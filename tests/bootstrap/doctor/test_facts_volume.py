@@ -1,4 +1,4 @@
-"""What is seen of a volume: mount, places, links, leftovers; bounded, and never hanging."""
+"""Facts about a volume: mount, places, links, leftovers; limited, and never hanging."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Safe repairs: planned first, done once, never on what may be a user's."""
+"""Safe repairs: planned first, done once, never on what may be the user's."""
 
 from __future__ import annotations
 

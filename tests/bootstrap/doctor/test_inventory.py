@@ -1,4 +1,4 @@
-"""The inventory: every file once, in its category, with what its beginning shows."""
+"""The inventory: every file once, in its category, with its type by its beginning."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""The page as it is written: its data is escaped, bounded and in order, its policy holds.
+"""The written page: its data is escaped, limited and ordered, and its policy holds.
 
-What a browser makes of it: test_page_in_browser.py.
+For its look in a browser see test_page_in_browser.py.
 """
 
 from __future__ import annotations

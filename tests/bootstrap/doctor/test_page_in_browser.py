@@ -1,4 +1,4 @@
-"""The page in a real browser, headless: it fits a phone, logs no error, asks for nothing.
+"""The page in a real headless browser: it fits a phone, logs no error, makes no requests.
 
 Skipped where no Chromium or Chrome is installed.
 """

@@ -1,4 +1,4 @@
-"""Throughput: bounded reads of real files, and words that say what a rate means."""
+"""Throughput: limited reads of real files, and findings about the rates."""
 
 from __future__ import annotations
 

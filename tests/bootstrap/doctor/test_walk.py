@@ -1,4 +1,4 @@
-"""The parallel walk finds what os.walk finds, says where links lead, and always comes to an end."""
+"""The parallel walk finds what os.walk finds, says where links lead, and always ends."""
 
 from __future__ import annotations
 
@@ -202,7 +202,7 @@ def test_progress_ends_with_the_total(tmp_path: Path) -> None:
 
 
 def test_many_calls_are_in_flight_at_once(tmp_path: Path) -> None:
-    """64 files whose sizes are asked for at the same moment, or this never ends."""
+    """64 files are stat'ed at the same moment, or this never ends."""
     pool = WorkerPool(64)
     together = threading.Barrier(64)
 
@@ -216,7 +216,7 @@ def test_many_calls_are_in_flight_at_once(tmp_path: Path) -> None:
 def test_tasks_that_compute_are_left_to_four_threads(
     computing: float, most: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """64 threads that wait for Python's lock take three times as long. A task takes 1 ms here."""
+    """64 threads that wait for the GIL take three times as long. A task takes 1 ms here."""
     threads: list[int] = []
     clock = SimpleNamespace(
         monotonic=lambda: len(threads) / 1000,

@@ -1,4 +1,4 @@
-"""Which Python runs ComfyUI: real virtual environments, as templates leave them."""
+"""Which Python runs ComfyUI: real virtual environments, as templates make them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a boot's log says of custom nodes."""
+"""Custom nodes in a boot's log."""
 
 from __future__ import annotations
 

@@ -143,7 +143,7 @@ def test_the_interpreter_and_what_it_has(small: SmallPython) -> None:
 
 
 def test_packages_are_never_run(small: SmallPython, tmp_path: Path) -> None:
-    """Neither what is looked for, nor a module in the folder where the worker runs."""
+    """Neither those that are searched for, nor a module in the worker's current folder."""
     loud = SmallPython(tmp_path / "loud")
     loud.add("av", "1.0", text="raise SystemExit('I ran')\n")
     (tmp_path / "json.py").write_text("raise SystemExit('I ran')\n")

@@ -1,4 +1,4 @@
-"""A venv on the volume and its mirror: the same Python, whatever was copied, linked or changed."""
+"""A venv on the volume and its mirror behave the same, whatever was copied, linked or changed."""
 
 from __future__ import annotations
 

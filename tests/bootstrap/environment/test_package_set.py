@@ -56,7 +56,7 @@ class Rig:
         (self.comfyui / "comfyui_version.py").write_text(f'__version__ = "{version}"\n')
 
     def core(self, *requirements: str) -> None:
-        """What ComfyUI itself requires."""
+        """ComfyUI's own requirements."""
         (self.comfyui / "requirements.txt").write_text("".join(f"{r}\n" for r in requirements))
 
     def node(self, name: str, *requirements: str) -> Path:
@@ -87,7 +87,7 @@ class Rig:
         return prepare_packages(self.place(work, **how), {**os.environ, **env}, mode)
 
     def sets(self) -> list[Path]:
-        """All that lies in the folder for sets, whatever it is."""
+        """Everything in the folder for sets."""
         return sorted((self.volume / ".comfyui-worker" / "packages").glob("*"))
 
     def prints(self, made: PackageSet, program: str) -> str:
@@ -191,7 +191,7 @@ def test_comfyuis_exact_version_wins_over_an_older_copy(rig: Rig, index: Package
 def test_what_another_package_needs_changes_along_for_comfyui(
     rig: Rig, index: PackageIndex
 ) -> None:
-    """Its pin needs a version that the installed copy of another requirement cannot go with."""
+    """Its pin needs a version that conflicts with the installed copy of another requirement."""
     rig.small.add("library", "1.0", ["helper<2"])
     rig.small.add("helper", "1.0")
     make_wheel(index.folder, "library", "1.0", ["helper<2"])
@@ -247,7 +247,7 @@ def test_another_torch_is_never_installed(rig: Rig, index: PackageIndex) -> None
 
 
 def test_the_largest_rest_that_goes_together(rig: Rig, index: PackageIndex) -> None:
-    """What most nodes ask for comes first; one that stands in the way of two is given up."""
+    """Requirements of most nodes come first; one that blocks two others is dropped."""
     for version in ("1.0", "2.0"):
         make_wheel(index.folder, "tiny-one", version)
         make_wheel(index.folder, "tiny-two", version)

@@ -1,4 +1,4 @@
-"""Small real venvs on a folder that stands for the volume, and their mirrors."""
+"""Small real venvs in a folder that acts as the volume, and their mirrors."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ FILES = {
 def gather_packages(
     python: Path, env: Mapping[str, str] | None = None, timeout: float = ASK_SECONDS
 ) -> PackagesFacts:
-    """What `python` has installed, nothing being asked for."""
+    """What `python` has installed, with no requirements."""
     return judge(python, env or os.environ, Requirements(), timeout=timeout).packages
 
 

@@ -1,4 +1,4 @@
-"""Provisioning as a boot sees it, and what it tells while it works."""
+"""Provisioning in a boot, and what it reports meanwhile."""
 
 from __future__ import annotations
 

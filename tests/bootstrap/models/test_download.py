@@ -1,4 +1,4 @@
-"""Every vice of a server, and what a download makes of it. Nothing wrong gets the final name."""
+"""Misbehaving servers of every kind: no wrong file gets the final name."""
 
 from __future__ import annotations
 
@@ -335,7 +335,7 @@ class NoLinksNoRename(NoLinks):
 
 @pytest.mark.parametrize("disk", [Disk(), NoLinks(), NoLinksNoRename()])
 def test_publishing_never_replaces(disk: Disk, server: ViciousServer, models: Path) -> None:
-    """Someone else's file appears while ours is being fetched."""
+    """Another file appears while ours is being fetched."""
     final = models / "loras/m.safetensors"
 
     def appear(_headers: dict[str, str]) -> int | None:
@@ -409,7 +409,7 @@ def test_private_urls_are_refused(url: str, models: Path) -> None:
 def test_a_name_is_resolved_once_and_that_address_is_used(
     server: ViciousServer, models: Path
 ) -> None:
-    """The second answer of a name server that changes its mind is never asked for."""
+    """A name server's second, different answer is never requested."""
     port = int(server.url.rpartition(":")[2])
     answers = iter([["127.0.0.1"], ["10.0.0.1"]])
     policy = AddressPolicy(
@@ -445,7 +445,7 @@ def test_redirects_are_judged_like_urls(
 def test_a_proxy_of_the_environment_is_not_asked(
     server: ViciousServer, models: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It would be reported what is fetched, and would resolve names that were judged here."""
+    """It would learn what is fetched, and resolve names that were checked here."""
     with ViciousServer() as proxy:
         for name in ("http_proxy", "https_proxy", "all_proxy"):
             monkeypatch.setenv(name, proxy.url)

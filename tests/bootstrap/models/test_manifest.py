@@ -1,4 +1,4 @@
-"""Manifests and workflows: everything wrong is named at once; what is right is used."""
+"""Manifests and workflows: all mistakes are reported together; the rest is used."""
 
 from __future__ import annotations
 
@@ -281,7 +281,7 @@ def test_a_manifest_of_5_mb_is_read_at_once(tmp_path: Path) -> None:
 
 
 def test_no_more_entries_are_read_than_a_start_can_bear() -> None:
-    """Each bad one is a finding: a file of the allowed size took minutes, and all memory."""
+    """Each bad one is a finding: a file of the allowed size took minutes and all memory."""
     found = parse_manifest({"version": 1, "models": [0] * (MOST_MODELS + 1)}).findings
     assert len(found) == MOST_MODELS + 1
     assert found[-1].code == "manifest.too_large"

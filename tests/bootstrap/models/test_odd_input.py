@@ -1,5 +1,5 @@
-"""Numbers and texts that no honest server or file has: each gets its own code, none an exception
-that nothing expects."""
+"""Numbers and texts that no honest server or file has: each gets its own code, never an unexpected
+exception."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Weights in the page cache: asked of the real kernel, read into it, within memory, stoppable."""
+"""Weights in the real kernel's page cache: read into it, within memory, stoppable."""
 
 from __future__ import annotations
 

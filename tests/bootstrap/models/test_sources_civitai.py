@@ -1,4 +1,5 @@
-"""Civitai: the token stays at home, each refusal has its words, the right file and folder."""
+"""Civitai: the token goes only to its host, each refusal is explained, the right file and
+folder."""
 
 from __future__ import annotations
 

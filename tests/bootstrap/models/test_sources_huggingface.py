@@ -1,4 +1,4 @@
-"""Hugging Face, with the real huggingface_hub asking a server that answers like the Hub."""
+"""Hugging Face: the real huggingface_hub with a server that answers like the Hub."""
 
 from __future__ import annotations
 

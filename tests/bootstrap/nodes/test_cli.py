@@ -1,4 +1,4 @@
-"""`comfyui-worker nodes`: what a person types, what they read, how it ends."""
+"""`comfyui-worker nodes`: commands, output and exit codes."""
 
 from __future__ import annotations
 

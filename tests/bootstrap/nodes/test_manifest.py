@@ -1,4 +1,4 @@
-"""nodes.json and the snapshots of other tools: what they ask for, and every fault of theirs."""
+"""nodes.json and other tools' snapshots: their packs, and every kind of fault."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which pack has a node: ComfyUI-Manager's map, reduced and kept, and what workflows say."""
+"""Which pack has a node: ComfyUI-Manager's map, reduced and kept, and hints in workflows."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 """Packs fetched from real servers that cut, lie and send bombs: complete or not at all, and never
-over what is a user's."""
+over the user's own."""
 
 from __future__ import annotations
 
@@ -268,7 +268,7 @@ def test_a_server_that_fails_now_and_then_is_asked_again(
 def test_a_server_that_is_away_is_asked_a_few_times_in_all(
     server: PackServer, volume: Path, what: str
 ) -> None:
-    """Not a few times for each time."""
+    """Not a few times per attempt."""
     away: dict[str, Any] = {"status": 503}
     url = server.repository("owner/A-Pack", **away)
     server.serve("/nodes/some-pack/install?version=1.2.3", b"", **away)
@@ -420,7 +420,7 @@ def test_an_update_keeps_what_was_added_and_swaps_the_rest(
 def test_what_is_saved_in_a_pack_while_it_is_updated_is_kept(
     server: PackServer, volume: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A running ComfyUI goes on writing: behind the comparison's back, in place or anew."""
+    """A running ComfyUI keeps writing after the comparison, in place or to new files."""
     server.pack("some-pack", "1.2.3")
     place = server.place(volume)
     bring(from_registry(), place)

@@ -1,4 +1,4 @@
-"""comfyui_args.txt of Runpod's template: what is taken up, what is left out, what goes before."""
+"""comfyui_args.txt of Runpod's template: what is used, skipped, and takes precedence."""
 
 from __future__ import annotations
 

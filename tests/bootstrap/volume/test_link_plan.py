@@ -1,4 +1,4 @@
-"""MakeLink plans on a file system made of a dict: what is linked where, and what is in the way."""
+"""Link plans on a file system made of a dict: what is linked where, and what conflicts."""
 
 from __future__ import annotations
 

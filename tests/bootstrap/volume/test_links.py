@@ -1,4 +1,4 @@
-"""MakeLink plans on real file systems: what gets visible, what survives, what many do at once."""
+"""Link plans on real file systems: what becomes visible, what survives, and concurrent workers."""
 
 from __future__ import annotations
 

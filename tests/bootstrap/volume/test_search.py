@@ -1,4 +1,4 @@
-"""ComfyUI on a volume, wherever it is: what is taken for one, and what is not entered."""
+"""Finding ComfyUI on a volume: what counts as one, and what is skipped."""
 
 from __future__ import annotations
 

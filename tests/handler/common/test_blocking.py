@@ -1,4 +1,4 @@
-"""Blocking calls: bounded in time and in threads, and never waiting for one another."""
+"""Blocking calls: limited in time and threads, and never waiting for each other."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def after_a_moment(result: int) -> int:
 
 @pytest.fixture
 def over() -> Iterator[threading.Event]:
-    """What hangs, hangs until this is set."""
+    """Hanging calls hang until this is set."""
     event = threading.Event()
     yield event
     event.set()

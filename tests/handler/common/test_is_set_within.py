@@ -21,7 +21,7 @@ def test_in_time_and_too_late() -> None:
 
 @pytest.mark.parametrize("ticks", range(4))
 def test_a_cancellation_is_never_lost(ticks: int) -> None:
-    """`asyncio.wait_for` of Python 3.11 returns instead, and what was to end goes on for ever."""
+    """`asyncio.wait_for` of Python 3.11 returns instead, and the cancelled work goes on forever."""
 
     async def scenario() -> None:
         event = asyncio.Event()

@@ -1,4 +1,4 @@
-"""What a file is: by its content, and by its name where that does not say."""
+"""A file's type: by its content, or else by its name."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Replies: their form, their size, and that the SDK can post them."""
+"""Replies: format, size, and that the SDK can post them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""When a ComfyUI that does nothing is taken to wait for a silent volume. The real ones: faults."""
+"""When an idle ComfyUI counts as waiting for a silent volume. For real ones see the faults."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class Scene:
 
 
 def is_stalled(looks: list[tuple[float | None, bool]]) -> bool:
-    """Was it taken to be stalled in one of so many looks?"""
+    """Was it detected as stalled in one of so many checks?"""
     scene = Scene(looks)
     stall = VolumeStallDetector(scene.cpu_seconds, cast(VolumeWatchdog, scene))
 

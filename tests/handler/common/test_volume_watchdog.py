@@ -1,4 +1,4 @@
-"""Work on a volume that goes silent is given up in time; a slow one may take its time."""
+"""Work on a volume that goes silent is abandoned in time; a slow one may take its time."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the history says of a prompt, and which socket messages are worth a look at it."""
+"""A prompt's history, and which socket messages are a reason to read it."""
 
 from __future__ import annotations
 
@@ -207,7 +207,7 @@ def test_a_node_that_lacks_a_token_which_is_withheld_is_reported_how_to_get_it(
 
 
 def test_only_a_node_that_simply_failed_gets_a_hint() -> None:
-    """One that ran out of memory did so whatever its words are."""
+    """One that ran out of memory gets none, whatever its message."""
     said = "CUDA out of memory. 403 Client Error: Forbidden for url: https://hf.co/x"
     error = failure(raised("torch.OutOfMemoryError", said))
     assert error.code == "job.out_of_memory"

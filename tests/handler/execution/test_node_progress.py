@@ -1,4 +1,4 @@
-"""How far a prompt is, from what ComfyUI's socket and queue say."""
+"""A prompt's progress from ComfyUI's socket and queue."""
 
 from __future__ import annotations
 

@@ -24,7 +24,7 @@ from tests.support import fake_comfyui
 
 
 class OldComfyUI:
-    """Answers as 2023's did: takes no prompt id, interrupts whatever runs, has no socket for us."""
+    """Answers like 2023's: ignores prompt ids, interrupts whatever runs, has no socket for us."""
 
     def __init__(self, running: list[str]) -> None:
         self.running = running

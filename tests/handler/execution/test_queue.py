@@ -1,4 +1,4 @@
-"""The order of prompts, and clocks that stand still for those who wait."""
+"""The order of prompts, and clocks that stop for waiting jobs."""
 
 from __future__ import annotations
 
@@ -170,7 +170,7 @@ def test_a_prompt_runs_once_it_is_the_head() -> None:
 
 
 def test_one_that_was_lost_waits_and_runs_again() -> None:
-    """Also one that had ended by then: that it failed may be due to what ended ComfyUI."""
+    """Even one that had ended: its failure may be due to what ended ComfyUI."""
 
     async def scenario() -> None:
         queue = PromptQueue()

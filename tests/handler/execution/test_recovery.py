@@ -1,4 +1,4 @@
-"""ComfyUI restarted, a bounded number of times; the fake is a real process."""
+"""ComfyUI restarted, a limited number of times; the fake is a real process."""
 
 from __future__ import annotations
 

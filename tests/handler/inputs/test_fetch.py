@@ -1,5 +1,5 @@
-"""URLs of a request: fetched from servers that cut, stall, lie and redirect, and only from where
-strangers may send a worker."""
+"""A request's URLs: fetched from servers that cut, stall, lie and redirect, and only from public
+addresses."""
 
 from __future__ import annotations
 

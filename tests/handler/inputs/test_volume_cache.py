@@ -1,4 +1,4 @@
-"""Files of the volume that a workflow names: copied, shared by jobs, and not kept for ever."""
+"""Files on the volume that a workflow names: copied, shared by jobs, and not kept forever."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Frames of ComfyUI's socket become small pictures, seldom, whatever the frames hold."""
+"""ComfyUI's socket frames become small, infrequent pictures, whatever they contain."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Addresses in the place of models' file names: fetched once, named, kept and let go."""
+"""Addresses in place of models' file names: fetched once, named, kept and removed."""
 
 from __future__ import annotations
 
@@ -338,7 +338,7 @@ def test_what_a_job_names_by_its_file_stays_too(site: Site) -> None:
 def test_it_stays_as_long_as_the_job_is_here_and_no_longer(
     site: Site, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A job's clock stands still while it waits its turn; that of its models must not."""
+    """A job's clock stops while it waits its turn; its models' must not."""
     monkeypatch.setattr(fetched, "IN_USE_SECONDS", 0.4)
     monkeypatch.setattr(on_demand, "_RENEW_EVERY", 0.1)
     nodes = lora(site.web.serve("/one.safetensors", MODEL))

@@ -1,4 +1,4 @@
-"""Models that are links to nowhere, as templates and other mounts leave them on a volume."""
+"""Models that are broken links, as templates and other mounts leave them on a volume."""
 
 from __future__ import annotations
 

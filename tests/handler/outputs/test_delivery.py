@@ -98,7 +98,7 @@ class Jobs:
         return self.run(self.delivery.keep_rest(job))[0]
 
     def run(self, work: Coroutine[Any, Any, T]) -> T:
-        """With all that the reply does not wait for."""
+        """Including what the reply does not wait for."""
 
         async def whole() -> T:
             try:
@@ -490,7 +490,7 @@ def test_a_cached_result_is_good_only_as_long_as_it_is_the_last_jobs(
 def test_jobs_delivered_side_by_side_take_nothing_from_each_other(
     jobs: Jobs, work: WorkDir, layout: Layout, slow: str
 ) -> None:
-    """The second job ran while the first was delivered; either may be through before the other."""
+    """The second job ran while the first was delivered; either may finish first."""
     first, second = [image("a_00001_.png")], [image("b_00001_.png")]
     put(work.output, "a_00001_.png", PNG + b"first")
     put(work.output, "a.bin")

@@ -216,7 +216,7 @@ def test_reports_of_odd_shapes_do_no_harm(made: Callable[..., Job]) -> None:
 
 
 def test_contents_are_not_printed(made: Callable[..., Job]) -> None:
-    """The SDK makes two lines of its log of each result, whole; this is not to be found there."""
+    """The SDK formats each whole result into two log lines, which must not contain this."""
     job = made()
     job.save()
     reply = job.deliver()

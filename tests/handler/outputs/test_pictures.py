@@ -1,4 +1,4 @@
-"""Pictures in another format, and without what they tell of their making."""
+"""Pictures in another format, and without their metadata."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Results to addresses that a request brought, and all of them as one file."""
+"""Results uploaded to a request's addresses, and all of them as one file."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a prompt's history says it produced, for the shapes that nodes report."""
+"""A prompt's outputs by its history, for the shapes that nodes report."""
 
 from __future__ import annotations
 

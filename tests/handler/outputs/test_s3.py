@@ -1,4 +1,4 @@
-"""Uploads to a real S3 server and to bad ones; strangers' endpoints; secrets."""
+"""Uploads to a real S3 server and to bad ones; requests' endpoints; secrets."""
 
 from __future__ import annotations
 

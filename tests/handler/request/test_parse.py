@@ -1,4 +1,4 @@
-"""What comes in becomes a request, or an error that says what to send instead."""
+"""Input becomes a request, or an error that says what to send instead."""
 
 from __future__ import annotations
 

@@ -31,7 +31,7 @@ def test_each_draw_is_another() -> None:
 
 
 def test_the_reply_has_the_drawn_seeds(worker: BootedWorker) -> None:
-    """ComfyUI refuses a word where a node expects a number."""
+    """ComfyUI would refuse a word where a node expects a number."""
     nodes = {
         "1": {
             "class_type": "KSampler",

@@ -1,4 +1,4 @@
-"""What the SDK's worker loop and a control plane say to each other (runpod 1.12.0).
+"""The protocol between the SDK's worker loop and a control plane (runpod 1.12.0).
 
 The real SDK in production mode, in a child process. These are facts the handler is built upon;
 when a new SDK changes one, the test that holds it fails here and not on an endpoint.

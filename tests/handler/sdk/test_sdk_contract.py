@@ -1,5 +1,5 @@
-"""What we rely on in the SDK beyond its documented interface. These fail at an upgrade that changes
-it, each with the name that is gone or different."""
+"""What we rely on in the SDK beyond its documented interface. They fail at an upgrade that changes
+it, each with the name that is missing or different."""
 
 from __future__ import annotations
 

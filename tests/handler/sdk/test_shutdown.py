@@ -22,7 +22,7 @@ GRACE = 1.0
 
 
 class Job:
-    """Goes on until it is stopped, and takes a moment to tidy up."""
+    """Runs until it is stopped, and takes a moment to clean up."""
 
     def __init__(self, waits: bool = False) -> None:
         self.waits = waits
@@ -91,7 +91,7 @@ class Clock:
 def test_a_job_that_hangs_past_its_deadline_is_answered_and_until_then_the_worker_is_unwell(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Whatever it hangs in, even in its own tidying."""
+    """Whatever it hangs in, even its own cleanup."""
     monkeypatch.setattr(shutdown_module, "_TIDY_SECONDS", 0.2)
     monkeypatch.setattr(shutdown_module, "_LOOK_EVERY", 0.05)
     clock, over = Clock(), asyncio.Event()

@@ -24,7 +24,7 @@ from bootstrap.nodes.installed import has_pack, repositories_in
 from bootstrap.nodes.manifest import REGISTRY_ID
 from bootstrap.volume.layout import OWN_FOLDER
 
-CODES = {"nodes.bad_map": "What was fetched is not a map of which pack has which node."}
+CODES = {"nodes.bad_map": "What was fetched is not a map of nodes to packs"}
 # ComfyUI itself, as the map has it, and where it lives now.
 CORE = "https://github.com/comfyanonymous/ComfyUI"
 _CORE = {CORE, "https://github.com/Comfy-Org/ComfyUI"}

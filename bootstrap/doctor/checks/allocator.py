@@ -38,21 +38,21 @@ _NEW_NAME_SINCE = (2, 9)
 _ALLOCATORS = ("tcmalloc", "jemalloc", "mimalloc")
 _SHOWN = 200  # characters of a variable
 CODES = {
-    "env.alloc_conf_good": "torch's allocator settings are understood.",
-    "env.alloc_conf_unknown_key": "torch's allocator settings have a key that torch refuses.",
-    "env.alloc_conf_value": "torch's allocator settings have a value that torch refuses.",
-    "env.alloc_conf_syntax": "torch's allocator settings are not key:value pairs.",
-    "env.alloc_conf_both": "Both names of torch's allocator settings are set.",
-    "env.alloc_conf_name": "PYTORCH_ALLOC_CONF is set, which this torch does not know yet.",
-    "env.alloc_conf_no_effect": "Allocator settings that cudaMallocAsync ignores.",
-    "env.allocator_dynamic": "ComfyUI's dynamic VRAM manages the GPU's memory; nothing is set.",
-    "env.allocator_native": "Torch's own allocator is used, with its blocks kept whole.",
-    "env.alloc_conf_backend": "The allocator's backend contradicts the one ComfyUI appends.",
-    "env.arena_max_unset": "MALLOC_ARENA_MAX is not set; 2 is recommended.",
-    "env.arena_max_value": "MALLOC_ARENA_MAX is not a positive whole number.",
-    "env.preload": "An allocator is preloaded.",
-    "env.preload_missing": "LD_PRELOAD names a library that does not exist.",
-    "env.preload_several": "LD_PRELOAD names more than one allocator.",
+    "env.alloc_conf_good": "torch's allocator settings are valid",
+    "env.alloc_conf_unknown_key": "torch's allocator settings have a key that torch rejects",
+    "env.alloc_conf_value": "torch's allocator settings have a value that torch rejects",
+    "env.alloc_conf_syntax": "torch's allocator settings are not `key:value` pairs",
+    "env.alloc_conf_both": "Both names of torch's allocator settings are set",
+    "env.alloc_conf_name": "`PYTORCH_ALLOC_CONF` is set, which this torch does not know yet",
+    "env.alloc_conf_no_effect": "Some allocator settings have no effect with `cudaMallocAsync`",
+    "env.allocator_dynamic": "ComfyUI's dynamic VRAM manages the GPU's memory; no allocator is set",
+    "env.allocator_native": "torch's own allocator is used, set to avoid fragmentation",
+    "env.alloc_conf_backend": "The allocator's `backend` contradicts the one that ComfyUI appends",
+    "env.arena_max_unset": "`MALLOC_ARENA_MAX` is not set; 2 is recommended",
+    "env.arena_max_value": "`MALLOC_ARENA_MAX` is not a positive whole number",
+    "env.preload": "A memory allocator is preloaded through `LD_PRELOAD`",
+    "env.preload_missing": "`LD_PRELOAD` names a library that does not exist",
+    "env.preload_several": "`LD_PRELOAD` names more than one allocator",
 }
 
 _Rule = tuple[Callable[[str], bool], str]  # does torch take a value; what it must be

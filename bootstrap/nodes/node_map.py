@@ -79,10 +79,6 @@ class NodeMap:
             ]
         return Origin(tuple(dict.fromkeys(found)))
 
-    def title_of(self, address: str) -> str:
-        """A pack's title, or else its address."""
-        return next((title for url, title in self.packs if url == address and title), address)
-
     def as_dict(self) -> dict[str, Any]:
         """JSON-ready data."""
         return {

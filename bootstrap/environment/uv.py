@@ -1,7 +1,8 @@
 """uv, run as a child: where it is, which index it asks, how long it may take, what it said.
 
-It dies with the worker (guard.py). What pip is set to holds for it as well, unless uv has settings
-of its own. No secret but an index's login reaches it, and no login reaches the log.
+It dies with the worker (child_guard.py). What pip is set to holds for it as well,
+unless uv has settings of its own. No secret but an index's login reaches it, and no
+login reaches the log.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from pathlib import Path
 from shutil import which
 from urllib.parse import unquote
 
-from bootstrap.core import guard
+from bootstrap.core import child_guard
 from bootstrap.core.redact import LOGIN, child_environment, masked
 
 _log = logging.getLogger("uv")
@@ -135,7 +136,7 @@ class Uv:
     def _communicate(
         self, command: Sequence[str], env: Mapping[str, str] | None = None
     ) -> tuple[int, str, list[str]]:
-        guarded = [sys.executable, "-I", "-S", guard.__file__, str(os.getpid()), *command]
+        guarded = [sys.executable, "-I", "-S", child_guard.__file__, str(os.getpid()), *command]
         output: list[str] = []
         try:
             process = subprocess.Popen(

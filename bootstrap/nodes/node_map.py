@@ -22,7 +22,7 @@ from bootstrap.core.files import open_regular, part_beside, write_whole
 from bootstrap.net import DownloadError
 from bootstrap.nodes.installed import has_pack, repositories_in
 from bootstrap.nodes.manifest import REGISTRY_ID
-from bootstrap.volume.layout import OWN_FOLDER
+from bootstrap.volume.locate import OWN_FOLDER
 
 CODES = {"nodes.bad_map": "What was fetched is not a map of which pack has which node."}
 # ComfyUI itself, as the map has it, and where it lives now.

@@ -11,7 +11,7 @@ from pathlib import Path, PurePath, PurePosixPath
 
 from bootstrap.core.findings import Finding, error, info, warning
 from bootstrap.core.text import named, typed
-from bootstrap.volume.layout import Layout, folders_known_to
+from bootstrap.volume.find_comfyui import MODELS
 from bootstrap.volume.link_plan import (
     Action,
     Conflict,
@@ -22,7 +22,7 @@ from bootstrap.volume.link_plan import (
     RemoveLink,
     plan_links,
 )
-from bootstrap.volume.search import MODELS
+from bootstrap.volume.locate import Layout, folders_known_to
 
 CODES = {
     "links.made": "Links to models were made, as planned",

@@ -39,6 +39,7 @@ __all__ = [
     "prepare_packages",
     "record_opened",
     "requirement_files",
+    "requirements",
     "site_packages",
     "torch_build",
     "venvs_of",

@@ -3,9 +3,9 @@
 # Modules, not names: the checker needs how a weights file is read, and nothing of downloads.
 __all__ = [
     "background",
+    "by_address",
     "cli",
     "download",
-    "fetched",
     "installed",
     "manifest",
     "manifest_entry",

@@ -10,10 +10,9 @@ __all__ = [
     "Layout",
     "args_file",
     "categories",
-    "layout",
+    "find_comfyui",
     "link_plan",
     "links",
     "locate",
-    "search",
     "volume_root",
 ]

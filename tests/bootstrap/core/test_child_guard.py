@@ -22,7 +22,7 @@ PARENT = (
     "import os, subprocess, sys\n"
     "guard = subprocess.Popen([sys.executable, '-I', '-S', sys.argv[1], str(os.getpid()),\n"
     "                          *sys.argv[2:]])\n"
-    "print(child_guard.pid, flush=True)\n"
+    "print(guard.pid, flush=True)\n"
     "guard.wait()\n"
 )
 # A child with a grandchild in a session of its own, which has started one likewise.

@@ -190,7 +190,7 @@ def slow(file, contents, tree_of):
             sys.stdin.read()
     return written(file, one_by_one(), tree_of)
 record.write_archive = slow
-mirror.record_opened(made)
+venv_mirror.record_opened(made)
 """
 
 

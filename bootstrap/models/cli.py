@@ -54,7 +54,7 @@ _VARIABLES = {
     "HF_TOKEN": "for gated repositories of Hugging Face",
     "civitai_token": "for downloads from Civitai",
 }
-# What each does, and how it is typed.
+# What each command does, and its examples.
 _COMMANDS = {
     "add": (
         "ask a source about a file and write its entry into the manifest",
@@ -234,7 +234,7 @@ class ManifestCommand(Generic[Spec]):
         return OK if complete else FAILED
 
     def list(self, specs: Sequence[Spec]) -> int:
-        """What is wanted; asks no server."""
+        """What the manifest lists; uses no network."""
         return self.show([self.look(spec, ask=False) for spec in specs])
 
     def verify(self, specs: Sequence[Spec]) -> int:
@@ -310,7 +310,7 @@ class _Command(ManifestCommand[ModelSpec]):
     def _described(self) -> dict[str, object]:
         context = self._context
         source, link = context.sources.source_of(self.arguments.url)
-        channel = context.tools.channel()
+        channel = context.options.channel()
         try:
             known = source.describe(link, channel)
         finally:
@@ -354,7 +354,7 @@ class _Command(ManifestCommand[ModelSpec]):
         return OK if all(result.good or result.spec.optional for result in results) else FAILED
 
     def look(self, spec: ModelSpec, ask: bool) -> Step:
-        about, context = {"model": str(spec.place)}, self._context
+        about, context = {"model": str(spec.relative_path)}, self._context
         found = find_present(spec, context.models, context.also)
         if isinstance(found, Present):
             return Step(about, f"{size_text(found.receipt.size)} at {found.path}", there=True)
@@ -372,7 +372,7 @@ class _Command(ManifestCommand[ModelSpec]):
         source, link = self._context.sources.source_of(spec.url)
         host, credential, size = source.host_of(link), source.credential_name(link), spec.size
         if ask:
-            channel = self._context.tools.channel()
+            channel = self._context.options.channel()
             try:
                 located = source.locate(link, spec.revision, wanted_of(spec), channel)
                 size = located.size or size
@@ -383,15 +383,15 @@ class _Command(ManifestCommand[ModelSpec]):
         key = f", with {credential}" if credential else ""
         text = f"{amount} from {source.name} ({host}){key}{optional}"
         to_fetch = {"size": size, "host": host, "credential": credential}
-        return Step({"model": str(spec.place)}, text, to_fetch=to_fetch)
+        return Step({"model": str(spec.relative_path)}, text, to_fetch=to_fetch)
 
     def verified(self, spec: ModelSpec) -> Step:
         """By its hash, with the manifest and with the receipt of when it came; a receipt that has
         no hash yet gets one."""
-        about, context = {"model": str(spec.place)}, self._context
-        roots = [r for r in (context.models, *context.also) if os.path.isfile(r / spec.place)]
-        if roots:
-            return _verified(spec, roots[0], about)
+        about, context = {"model": str(spec.relative_path)}, self._context
+        for root in (context.models, *context.also):
+            if os.path.isfile(root / spec.relative_path):
+                return _verified(spec, root, about)
         found = find_present(spec, context.models, context.also)
         if isinstance(found, Present):
             return Step(about, f"under another folder's name, {found.path}", there=True)
@@ -399,8 +399,8 @@ class _Command(ManifestCommand[ModelSpec]):
 
 
 def _verified(spec: ModelSpec, root: Path, about: Mapping[str, str]) -> Step:
-    path, wanted = root / spec.place, wanted_of(spec)
-    receipt = read_receipt(root, spec.place)
+    path, wanted = root / spec.relative_path, wanted_of(spec)
+    receipt = read_receipt(root, spec.relative_path)
     try:
         facts = os.stat(path)
         checked = check_content(path, wanted)
@@ -410,7 +410,7 @@ def _verified(spec: ModelSpec, root: Path, about: Mapping[str, str]) -> Step:
             check_hash(sha256, receipt.sha256)
         fresh = Receipt(facts.st_size, facts.st_mtime_ns, sha256, (*checked, "sha256"))
         if receipt is None or receipt.sha256 is None or not receipt.still_true_of(facts):
-            write_receipt(root, spec.place, fresh)
+            write_receipt(root, spec.relative_path, fresh)
     except DownloadError as problem:
         return Step(about, f"{path}: {problem.message} {problem.fix}", problem=problem)
     except OSError as problem:
@@ -425,7 +425,7 @@ def _free(context: ProvisionContext) -> int | None:
     while not os.path.isdir(folder) and folder != folder.parent:
         folder = folder.parent
     try:
-        return context.tools.disk.free_bytes(folder)
+        return context.options.disk.free_bytes(folder)
     except OSError:
         return None
 

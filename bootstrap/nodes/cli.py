@@ -49,13 +49,13 @@ _VARIABLES = {
     "DOWNLOAD_TOKEN": "for repositories at the host in DOWNLOAD_TOKEN_HOST",
 }
 _PROG = "python -m bootstrap nodes"
-# A page of a repository in the browser, as people copy it.
+# A repository's page in the browser, as people copy it.
 _PAGE = re.compile(
     r"(?P<url>https?://[^/]+/[^/]+/[^/]+)/(?:-/)?(?:tree|commit|commits)/(?P<ref>[^?#]+)"
 )
 
 
-# What each does, and two examples.
+# What each command does, and two examples.
 _COMMANDS = {
     "add": (
         "pin a pack, or those that a workflow needs, and write it into the manifest",
@@ -134,7 +134,7 @@ class _Command(ManifestCommand[PackSpec]):
         return None if manifest is None else (manifest.packs, manifest.findings)
 
     def add(self) -> int:
-        """Pin what is asked for, write the entries."""
+        """Pin the requested packs and write their entries."""
         if (self.arguments.pack is None) == (self.arguments.workflow is None):
             self.say("Give one of: a pack, or --from WORKFLOW.")
             return USAGE
@@ -189,8 +189,8 @@ class _Command(ManifestCommand[PackSpec]):
         return list(specs.values()), not unknown
 
     def _pins(self, needed: Needed, known: NodeMap) -> list[RegistryPin | GitPin]:
-        """The pack to add for a node, if one is to be: by what the editor wrote beside it, else by
-        the map. Raises LookupError where none is known, and DownloadError."""
+        """The pack to add for a node, if any: by what the editor wrote beside it, else by the map.
+        Raises LookupError if none is known, and DownloadError."""
         if needed.registry_id == "comfy-core":
             return []
         commit = needed.version if COMMIT.fullmatch(needed.version) else None
@@ -228,7 +228,7 @@ class _Command(ManifestCommand[PackSpec]):
 
     @cached_property
     def _repositories(self) -> frozenset[str]:
-        """Of all packs in custom_nodes: read once, however many nodes a workflow has."""
+        """Of all packs in custom_nodes, read once for all nodes of a workflow."""
         return repositories_in(self.place.nodes)
 
     def plan(self, specs: Sequence[PackSpec]) -> int:
@@ -311,7 +311,7 @@ def _about(spec: PackSpec) -> dict[str, str]:
 
 
 def _spec(pin: RegistryPin | GitPin, directory: str | None = None) -> PackSpec:
-    """As an entry of the manifest would be read. Raises DownloadError."""
+    """The spec, read like an entry of the manifest. Raises DownloadError."""
     usual = pin.id if isinstance(pin, RegistryPin) else repository_name(pin.url)
     entry = PackSpec(directory or usual, pin).as_entry()
     return read_entry(entry, "", allow_http=True)

@@ -1,4 +1,4 @@
-"""Facts and settings in, findings out: all checks in one list, and the loop that runs them."""
+"""Facts and settings in, findings out: the list of all checks, and the loop that runs them."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ MachineCheck = Callable[[MachineFacts, Settings, Mapping[str, str]], list[Findin
 
 
 class Check(NamedTuple):
-    """A check and its name; it finds nothing where its facts were not gathered."""
+    """A check and its name; it finds nothing if its facts were not gathered."""
 
     name: str
     run: Callable[[Facts, Settings], list[Finding]]
@@ -49,7 +49,7 @@ def _volume(facts: Facts, settings: Settings) -> list[Finding]:
 
 
 def _models(facts: Facts, _: Settings) -> list[Finding]:
-    # Without volume and ComfyUI there is no place yet where a model could be missing.
+    # Without volume and ComfyUI there is no place yet for a model to be missing from.
     nowhere = facts.layout is not None and facts.layout.comfyui is None
     if facts.models is None or (nowhere and not facts.models.roots):
         return []

@@ -3,13 +3,13 @@
 What we recommend, and when to change it:
 
 - `PYTORCH_CUDA_ALLOC_CONF=max_split_size_mb:256` together with `--disable-cuda-malloc`, for a
-  ComfyUI without dynamic VRAM, when nothing else is set: blocks above 256 MB are not cut up, so
-  memory fragments less. The worker sets both there, and neither with dynamic VRAM (on by default
-  since 0.16), which manages the GPU's memory itself: comfyui/launch.py. A lower value (128)
-  fragments still less and is slower; a higher one (512) suits big video models.
-- `MALLOC_ARENA_MAX=2`, always: glibc gives threads up to 8 arenas a core, and those keep what was
-  freed, so a worker on a machine with many cores grows by gigabytes until the container's limit
-  kills it. Raise it to 4 if CPU-heavy nodes with many threads got slower; unneeded with tcmalloc,
+ComfyUI without dynamic VRAM, if nothing else is set: blocks above 256 MB are not split, so memory
+fragments less. The worker sets both then, and neither with dynamic VRAM (on by default since 0.16),
+which manages GPU memory itself: comfyui/launch.py. A lower value (128) fragments even less but is
+slower; a higher one (512) suits big video models. - `MALLOC_ARENA_MAX=2`, always: glibc creates up
+to 8 arenas per core, which keep freed memory, so a worker on a machine with many cores grows by
+gigabytes until the container's limit kills it. Raise it to 4 if CPU-heavy nodes with many threads
+got slower; unneeded with tcmalloc,
   jemalloc or mimalloc preloaded. Source: mallopt(3).
 
 Sources: torch's c10/cuda/CUDAAllocatorConfig.cpp and c10/core/AllocatorConfig.h (2.0 to 2.10),
@@ -32,7 +32,7 @@ from bootstrap.doctor.facts.machine import MachineFacts, Preload
 from bootstrap.environment.torch_build import TorchBuild, version_numbers
 
 NATIVE, ASYNC = "native", "cudaMallocAsync"
-OLD_NAME, NEW_NAME = CONF_NAMES  # the new one wins from torch 2.9 on
+OLD_NAME, NEW_NAME = CONF_NAMES  # the new name wins since torch 2.9
 _NEW_NAME_SINCE = (2, 9)
 _ALLOCATORS = ("tcmalloc", "jemalloc", "mimalloc")
 _SHOWN = 200  # characters of a variable
@@ -57,13 +57,13 @@ CODES = {
 _Rule = tuple[str, str]  # a pattern of the values that torch takes; what they must be
 _DIVISIONS = "(?:0|1|2|4|8|16|32|64|128|256|512|1024)"
 _PAIR = rf"(?:\d+|>):{_DIVISIONS}"
-_LIST = re.compile(r"\[[^\[\]]*\]")  # its commas do not divide pairs
+_LIST = re.compile(r"\[[^\[\]]*\]")  # its commas do not separate pairs
 _BOOLEAN: _Rule = ("True|False", "`True` or `False`")
 _SIZE: _Rule = (r"0*[1-9]\d*", "MB above 0")
 # torch raises below 20 (from 2.9 on) or up to and including 20 (before).
 _SPLIT: _Rule = (r"0*(2[1-9]|[3-9]\d|[1-9]\d\d+)", "a whole number of MB above 20")
 _PART, _SHARE = r"0*\.\d*[1-9]\d*", "between 0 and 1, such as 0.8"
-# Keys that shape how the native allocator cuts memory up: no effect under cudaMallocAsync.
+# Keys for how the native allocator splits memory: no effect with cudaMallocAsync.
 _NATIVE_ONLY: Mapping[str, _Rule] = {
     "max_split_size_mb": _SPLIT,
     "max_non_split_rounding_mb": _SPLIT,
@@ -108,12 +108,12 @@ def check_allocator(
     env: Mapping[str, str],
     chosen: Allocator | None = None,
 ) -> list[Finding]:
-    """Findings about the allocators of torch and of libc; `chosen` is what ComfyUI is started
-    with, None where no ComfyUI is known."""
+    """Findings about the allocators of torch and of libc; `chosen` is ComfyUI's allocator, None
+    without a known ComfyUI."""
     uses_gpu = gpu_expectation(facts.gpu, settings, env).expected
     found = _alloc_conf(settings, env, facts.torch, uses_gpu)
     if chosen is not None and chosen.dynamic:
-        # What makes native settings take effect is the poorer choice with dynamic VRAM.
+        # With dynamic VRAM, making native settings take effect is the worse choice.
         found = [f for f in found if f.code != "env.alloc_conf_no_effect"]
     preloaded = [a for p in facts.preloads if p.exists for a in _ALLOCATORS if a in p.name.lower()]
     return [

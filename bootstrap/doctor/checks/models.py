@@ -1,7 +1,7 @@
-"""The models on the volume: are there any, are they whole, will ComfyUI list and load them?
+"""The models on the volume: are there any, are they complete, will ComfyUI list and load them?
 
-None of these findings is an error: a worker with one broken LoRA must still take the jobs that do
-not use it, and one without models may have them downloaded later.
+None of these findings is an error: a worker with one broken LoRA must still run jobs that do not
+use it, and one without models may download them later.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from bootstrap.doctor.checks.model_contents import (
     place,
 )
 from bootstrap.doctor.facts.inventory import Inventory, ModelFile, count_of, holdings_of, size_of
-from bootstrap.models.weights_file import State
+from bootstrap.models.weights_file import WeightsState
 
 CODES = {
     "models.found": "How many models there are, in which categories",
@@ -32,7 +32,7 @@ CODES = {
     **model_places.CODES,
     **model_contents.CODES,
 }
-# ComfyUI computes in 16 bits where a model has more (comfy/model_management.py, unet_dtype).
+# ComfyUI computes in 16 bits if a model has more (comfy/model_management.py, unet_dtype).
 _ON_GPU = {"F64": 0.25, "F32": 0.5}
 
 
@@ -63,7 +63,7 @@ def check_models(
 
 
 def overview(inventory: Inventory) -> list[Finding]:
-    """What there is, or that there is nothing."""
+    """What models there are, if any."""
     models = inventory.present
     if not models:
         return [] if not inventory.complete else [_none(inventory)]
@@ -81,7 +81,7 @@ def overview(inventory: Inventory) -> list[Finding]:
 
 
 def incomplete(inventory: Inventory) -> list[Finding]:
-    """A limit in number or time ended the look; what was not seen is not judged."""
+    """A limit in number or time ended the scan; what was not seen is not judged."""
     if inventory.complete:
         return []
     return [
@@ -96,9 +96,9 @@ def incomplete(inventory: Inventory) -> list[Finding]:
 
 
 def unopened(inventory: Inventory) -> list[Finding]:
-    """A light look opens so many files and no more."""
+    """A light scan opens a limited number of files."""
     weights = [f for f in inventory.files if f.is_weights]
-    unread = [f for f in weights if f.state is State.UNREAD and not f.examined.detail]
+    unread = [f for f in weights if f.state is WeightsState.UNREAD and not f.examined.detail]
     if not inventory.headers or not inventory.complete or not unread:
         return []
     return [
@@ -112,8 +112,8 @@ def unopened(inventory: Inventory) -> list[Finding]:
 
 
 def unreadable(inventory: Inventory) -> list[Finding]:
-    """Permissions, or a volume that fails."""
-    failed = [f for f in inventory.files if f.state is State.UNREADABLE]
+    """Permissions, or a failing volume."""
+    failed = [f for f in inventory.files if f.state is WeightsState.UNREADABLE]
     count = inventory.problem_count + len(failed)
     if not count:
         return []
@@ -135,7 +135,7 @@ def unreadable(inventory: Inventory) -> list[Finding]:
 
 
 def larger_than_gpu(inventory: Inventory, gpu_memory: int | None) -> list[Finding]:
-    """ComfyUI then loads it piece by piece: slow, not broken."""
+    """ComfyUI then loads it piece by piece: slow, but it works."""
     largest = max(inventory.models, key=_size_on_gpu, default=None)
     if gpu_memory is None or largest is None or _size_on_gpu(largest) <= gpu_memory:
         return []
@@ -154,7 +154,7 @@ def larger_than_gpu(inventory: Inventory, gpu_memory: int | None) -> list[Findin
 
 
 def larger_than_memory(inventory: Inventory, memory_limit: int | None) -> list[Finding]:
-    """The kernel ends ComfyUI with signal 9 when the container exceeds its limit."""
+    """The kernel kills ComfyUI with signal 9 if the container exceeds its limit."""
     largest = max(inventory.models, key=lambda f: f.size, default=None)
     if memory_limit is None or largest is None or largest.size <= memory_limit:
         return []

@@ -1,6 +1,4 @@
-"""What on the volume is broken, or leads to a place that is not here: links, venvs, model paths;
-leftovers.
-"""
+"""Links, venvs and model paths on the volume that are broken or lead elsewhere; leftovers."""
 
 from __future__ import annotations
 
@@ -63,7 +61,7 @@ _AWAY = (Leads.NOWHERE, Leads.LOOP)
 def check_links(
     facts: VolumeFacts, settings: Settings, inventory: Inventory | None = None
 ) -> list[Finding]:
-    """One finding a kind; a link is of one kind only. Those among the models that the look at the
+    """One finding per kind; a link is of one kind only. Those among the models that the look at the
     volume did not come by are the inventory's."""
     names = names_that_hold(facts, settings)
     seen = {link.path for link in facts.links}
@@ -78,9 +76,8 @@ def check_links(
 
 
 def names_that_hold(facts: VolumeFacts, settings: Settings) -> frozenset[str]:
-    """The volume's mount points that lead to it on a worker, but for the one that it has here.
-
-    Seen on a Pod, where it is /workspace, that name is the one that a worker makes.
+    """The volume's other mount points on a worker, besides the one here. On a Pod, where it is
+    /workspace, that is the name that a worker creates.
     """
     if not settings.link_other_mount:
         return frozenset(str(m.path) for m in facts.other_mounts if m.state is Name.VOLUME)
@@ -90,7 +87,7 @@ def names_that_hold(facts: VolumeFacts, settings: Settings) -> frozenset[str]:
 
 
 def _kind(link: LinkFact, facts: VolumeFacts, names: frozenset[str]) -> str | None:
-    # Where both names of the volume lead to it, it does not matter which one a link has.
+    # If both names of the volume lead to it, links may use either.
     holds = link.home in names
     if link.ours:
         return "links.ours_broken"
@@ -116,7 +113,7 @@ def _kind_among_models(link: LinkFact, names: frozenset[str]) -> str:
 
 
 def _matters(link: LinkFact, facts: VolumeFacts) -> bool:
-    """Is it ComfyUI, models, or in one of them? The rest of the volume is not ours to judge."""
+    """Is it ComfyUI, models, or in one of them? The rest of the volume is not checked."""
     if facts.home == facts.root:
         return True
     tops = (facts.home, join(facts.root, COMFYUI), join(facts.root, MODELS))
@@ -128,9 +125,9 @@ _Links = Sequence[LinkFact]
 
 @dataclass(frozen=True)
 class _Kind:
-    """How links of one kind are reported. In `message`, {links} counts them, {names} are the mount
-    points they begin with, {root} is the volume's here; `command` repairs them, and `then` is what
-    else there is to say of that."""
+    """How links of one kind are reported. In `message`, {links} is their number, {names} are the
+    mount points they begin with, {root} is the volume's here; `command` repairs them, and `then` is
+    a remark on that."""
 
     message: str
     then: str = ""
@@ -139,7 +136,7 @@ class _Kind:
     noun: str = "link"
 
     def finding(self, code: str, links: _Links, facts: VolumeFacts) -> Finding:
-        """What is said of `links`, all of this kind."""
+        """The finding about `links`, all of this kind."""
         names = named(sorted({str(link.home) for link in links}))
         count = counted(len(links), self.noun)
         said = self.message.format(links=count, names=names, root=shown(facts.root))
@@ -177,7 +174,7 @@ def _if_it_matters(links: _Links, facts: VolumeFacts) -> Severity:
 
 
 def _if_on_pod(_: object, facts: VolumeFacts) -> Severity:
-    """What works on Serverless is fit for jobs; what works on the Pod only is not."""
+    """A link that works on Serverless is fit for jobs; one that works only on the Pod is not."""
     return Severity.INFO if facts.root == SERVERLESS else Severity.WARNING
 
 
@@ -239,12 +236,12 @@ def check_paths(facts: VolumeFacts, settings: Settings) -> list[Finding]:
     names = names_that_hold(facts, settings)
     found = [f for venv in facts.venvs for f in _venv(venv, facts, names)]
     if facts.paths_tabs:
-        return [*found, _tabs(facts)]  # nothing else is read of such a file
+        return [*found, _tabs(facts)]  # nothing else in such a file is read
     return [*found, *_absolute_paths(facts, names), *_missing(facts)]
 
 
 def check_leftovers(facts: VolumeFacts) -> list[Finding]:
-    """What of ours may go, and what needs a look."""
+    """Which of our files may be removed, and which need attention."""
     stale = [leftover for leftover in facts.leftovers if leftover.stale]
     kept = [x for x in stale if x.kind == "unlinking" and not x.removable]
     return _sweepable([x for x in stale if x.removable], facts) + _put_aside(kept, facts)
@@ -308,7 +305,7 @@ def _tabs(facts: VolumeFacts) -> Finding:
 
 
 def _absolute_paths(facts: VolumeFacts, names: frozenset[str]) -> list[Finding]:
-    """Those below a mount point that is not there here, or not everywhere; nothing where that name
+    """Paths below a mount point that does not exist here, or not everywhere; none if that name
     leads to the volume on a worker."""
     absolute = [p for p in facts.model_paths if p.home and p.there and p.home not in names]
     found = []
@@ -339,7 +336,7 @@ def _made_relative(
 
 
 def _respelt(paths: Sequence[ModelPath], facts: VolumeFacts) -> str:
-    """A sed command that makes the lines relative to the file, as ComfyUI reads them."""
+    """A sed command that makes the paths relative to the file, as ComfyUI reads them."""
     root = facts.root
     if facts.comfyui_on_volume:
         root = relpath(facts.real, facts.comfyui_real)
@@ -348,8 +345,7 @@ def _respelt(paths: Sequence[ModelPath], facts: VolumeFacts) -> str:
 
 
 def _missing(facts: VolumeFacts) -> list[Finding]:
-    """A base that is not there leaves all of its section unread; a category that is not
-    filled yet is nothing to worry about."""
+    """Without its base_path a whole section is unread; a missing category alone is harmless."""
     moved = {p.section for p in facts.model_paths if p.key == BASE and p.there and not p.exists}
     gone = [
         p

@@ -22,7 +22,7 @@ from bootstrap.doctor.checks.volume_links import check_links
 from bootstrap.doctor.facts.inventory import Inventory, gather_models
 from bootstrap.doctor.facts.volume_facts import VolumeFacts
 from bootstrap.doctor.facts.walk import WalkProblem
-from bootstrap.models.weights_file import Examined, State
+from bootstrap.models.weights_file import Examined, WeightsState
 from tests.support.model_folders import (
     HTML,
     REFUSAL,
@@ -288,7 +288,9 @@ def test_what_cannot_be_read(models: Path) -> None:
     (finding,) = unusual(check_models(replace(inventory, problems=(closed,), problem_count=1)))
     assert finding.code == "models.unreadable" and "Permission denied" in finding.message
     assert f"chmod -R a+rX '{models}/my loras'" in finding.fix
-    failing = replace(inventory.models[0], examined=Examined(State.UNREADABLE, os.strerror(5)))
+    failing = replace(
+        inventory.models[0], examined=Examined(WeightsState.UNREADABLE, os.strerror(5))
+    )
     (finding,) = unusual(check_models(replace(inventory, files=(failing,))))
     assert finding.code == "models.unreadable" and "Look again" in finding.fix
 

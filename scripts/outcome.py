@@ -22,7 +22,7 @@ DONE, FAILED, USAGE, UNREACHABLE, TIMEOUT, NOT_SAVED, INTERRUPTED = 0, 1, 2, 3, 
 EXIT_CODES = """exit codes:
   0    completed, and everything is saved (--diagnostics: no errors found)
   1    the job failed, or was cancelled elsewhere (--diagnostics: errors found)
-  2    wrong use: an argument, a file or the key cannot be used; nothing was sent
+  2    an argument, a file or the key cannot be used; nothing was sent
   3    the endpoint could not be reached, or refused
   4    not done within --timeout; the job was cancelled
   5    completed, but a result could not be saved
@@ -55,13 +55,12 @@ def report(
         code = FAILED if any(f.severity is Severity.ERROR for f in found) else DONE
         if html is not None and not _written(diagnostics, html, saving):
             code = NOT_SAVED
-    for note in (*_warnings(output), *saving.elsewhere, *saving.problems):
-        print(f"note: {plain(note)}", file=sys.stderr)
+    for note in (*_warnings(output), *_elsewhere(saving, output), *saving.problems):
+        _say(f"note: {note}")
     for line in _error_lines(problem, output):
-        print(plain(line), file=sys.stderr)
+        _say(line)
     if code in (DONE, NOT_SAVED) and not isinstance(diagnostics, dict):
-        count = counted(len(saving.saved), "file") if saving.saved else "no files"
-        print(f"Done in {seconds:.1f} s, {count}.", file=sys.stderr)
+        print(f"Done in {seconds:.1f} s, {_count(saving)}.", file=sys.stderr)
     if as_json:
         show(json.dumps(_data(code, ended.job, problem, output)))
     elif isinstance(diagnostics, dict):
@@ -70,6 +69,11 @@ def report(
         for line in (*saving.texts, *map(str, saving.saved)):
             show(plain(line))
     return code
+
+
+def _say(line: str) -> None:
+    for part in style_of(sys.stderr).wrapped(plain(line), indent="  "):
+        print(part, file=sys.stderr)
 
 
 def _error_lines(problem: str, output: Any) -> Iterator[str]:
@@ -124,6 +128,21 @@ def _written(diagnostics: dict[str, Any], html: Path, saving: Saving) -> bool:
 def _warnings(output: Any) -> list[str]:
     found = (output.get("warnings") or output.get("errors")) if isinstance(output, dict) else None
     return [str(warning) for warning in found] if isinstance(found, list) else []
+
+
+def _elsewhere(saving: Saving, output: Any) -> Iterator[str]:
+    """What is on the volume alone, where no warning says so."""
+    warned = "\n".join(_warnings(output))
+    for name, path in saving.elsewhere:
+        if path not in warned:
+            yield f"{name} is on the volume at {path}"
+
+
+def _count(saving: Saving) -> str:
+    found = [counted(len(saving.saved), "file")] if saving.saved else []
+    if saving.elsewhere:
+        found.append(f"{counted(len(saving.elsewhere), 'file')} on the volume")
+    return ", ".join(found) or "no files"
 
 
 def _data(code: int, job: Job | None, problem: str, output: Any) -> dict[str, Any]:

@@ -1,9 +1,9 @@
 """Judges requirements in ComfyUI's own Python. A script: `python -I -B requirements_child.py`.
 
 Reads a JSON object from stdin and prints one on the last line of stdout; requirements.py has
-types for both. PEP 440 and 508 are handled by `packaging`, from that Python or its pip; `importlib.metadata`
-reads what is installed. No other installed package is imported: modules are only searched for. Must
-run on any Python from 3.8.
+types for both. PEP 440 and 508 are handled by `packaging`, from that Python or its pip;
+`importlib.metadata` reads what is installed. No other installed package is imported:
+modules are only searched for. Must run on any Python from 3.8.
 """
 
 from __future__ import annotations

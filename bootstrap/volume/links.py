@@ -12,7 +12,7 @@ from pathlib import Path, PurePosixPath
 from bootstrap.core.files import link_text, remove_if
 from bootstrap.core.findings import Finding, error, info, warning
 from bootstrap.core.text import named, typed
-from bootstrap.volume.layout import Layout, folders_known_to
+from bootstrap.volume.find_comfyui import MODELS
 from bootstrap.volume.link_plan import (
     Action,
     Conflict,
@@ -23,7 +23,7 @@ from bootstrap.volume.link_plan import (
     RemoveLink,
     plan_links,
 )
-from bootstrap.volume.search import MODELS
+from bootstrap.volume.locate import Layout, folders_known_to
 
 CODES = {
     "links.made": "Links to models were made, as planned",

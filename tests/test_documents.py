@@ -227,6 +227,11 @@ def test_a_russian_page_links_to_russian_pages_and_says_what_they_are(russian: P
         assert page.endswith(".ru") or not (russian.parent / f"{page}.ru.md").is_file(), page
 
 
+@pytest.mark.parametrize("page", sorted((ROOT / "docs").glob("*.md")), ids=lambda p: p.name)
+def test_a_link_says_where_it_leads_instead_of_a_file_name(page: Path) -> None:
+    assert re.findall(r"\[[\w./-]+\.md\]\(", page.read_text("utf-8")) == []
+
+
 # Written by the benchmarks; for those who change the code. All else has its Russian page.
 ENGLISH_ONLY = {"benchmarks.md", "architecture.md"}
 

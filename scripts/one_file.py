@@ -17,7 +17,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-_SCRIPTS = ("__init__.py", "check_volume.py", "progress.py", "stdout.py")
+_SCRIPTS = ("__init__.py", "check_volume.py", "progress.py", "printing.py")
 _HEAD = r'''#!/usr/bin/env python3
 """Checks a ComfyUI volume; --help says how. Nothing has to be installed, and nothing is left."""
 

@@ -31,8 +31,8 @@ _SLICE = 256 * 1024
 OURS = """
 import sys
 from pathlib import Path
-from tests.support.provisioning import bring, spec, tools
-result = bring(Path(sys.argv[2]), spec(sys.argv[1]), tools=tools(connections=16, stall=30))
+from tests.support.provisioning import bring, spec, options
+result = bring(Path(sys.argv[2]), spec(sys.argv[1]), options=options(connections=16, stall=30))
 print(result.receipt.sha256 if result.good else result.problem.message)
 """
 

@@ -7,7 +7,6 @@ while the process, ComfyUI and Runpod's pings (a separate process) look normal.
 
 from __future__ import annotations
 
-import asyncio
 import json
 import logging
 import socket
@@ -19,11 +18,15 @@ import uuid
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from bootstrap.boot.report import BootReport
 from bootstrap.comfyui import ComfyUI, explain_exit, is_answering
 from bootstrap.core.findings import Finding, Outcome, error, errors_in
 from bootstrap.healthcheck import connected, socket_path, socket_paths
+
+if TYPE_CHECKING:
+    import asyncio
 
 _log = logging.getLogger(__name__)
 
@@ -46,6 +49,8 @@ class EventLoopWatchdog:
 
     def begin(self) -> None:
         """Call it in the loop, which records its time from now on."""
+        import asyncio  # the SDK has by now; ComfyUI's start need not wait for it
+
         self._thread = threading.get_ident()
         self._beat(asyncio.get_running_loop())
 

@@ -42,7 +42,6 @@ from bootstrap.config import Settings
 from bootstrap.core.findings import Finding, Severity
 from bootstrap.core.redact import child_environment
 from bootstrap.core.text import counted
-from bootstrap.doctor import check_layout
 from bootstrap.environment import (
     PROBE_SECONDS,
     Choice,
@@ -156,8 +155,12 @@ class BootPlan:
             row.add(linked)
         layout = self._locate()
         log_place(layout)
+        if not layout.complete:
+            from bootstrap.doctor import check_layout
+
+            row.add(check_layout(layout))
         args = read_args_file(layout)
-        row.add([*check_layout(layout), *check_args_file(args)])
+        row.add(check_args_file(args))
         recent = Recent(layout.root, self._env.get("RUNPOD_ENDPOINT_ID"))
         flags = with_args_file(self._settings, args).comfyui_args
         count = count_instances(self._settings, self._env, flags)

@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import bootstrap
 from bootstrap.boot.schedule import Stage
@@ -25,10 +25,12 @@ from bootstrap.core.findings import (
 )
 from bootstrap.core.terminal import PLAIN, Style, findings_text
 from bootstrap.core.text import counted
-from bootstrap.doctor import JSON_VERSION, Facts, Report, Scope, examine
 from bootstrap.environment import Judgement
 from bootstrap.environment.packs import read_version
 from bootstrap.volume import Layout
+
+if TYPE_CHECKING:
+    from bootstrap.doctor import Facts, Report
 
 _log = logging.getLogger(__name__)
 
@@ -103,6 +105,9 @@ class BackgroundCheck:
     ) -> None:
         """Run the checks, with the Python already chosen and what is known of its packages; a dead
         volume can block this forever."""
+        # Imported here, beside ComfyUI's start, which need not wait for it.
+        from bootstrap.doctor import Scope, examine
+
         scope = Scope(self._sections, python=python, judgement=judgement)
         report = examine(self._settings, self._env, scope)
         with self._lock:
@@ -189,6 +194,8 @@ def boot_text(report: BootReport, style: Style = PLAIN) -> str:
 
 def boot_json(report: BootReport) -> dict[str, Any]:
     """The boot report as JSON-ready data."""
+    from bootstrap.doctor import JSON_VERSION
+
     return {
         "version": JSON_VERSION,
         "outcome": report.outcome.value,

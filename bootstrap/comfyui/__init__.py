@@ -1,4 +1,4 @@
-"""ComfyUI's process: its code and folders on local disk, its start, whether it answers, its end."""
+"""ComfyUI's process: its code and folders on local disk, its start, readiness and end."""
 
 from bootstrap.comfyui.exits import Exit, StartFault, explain_exit, with_cause
 from bootstrap.comfyui.launch import (

@@ -31,7 +31,7 @@ CODES = {
     "comfyui.exited": "ComfyUI ended for a reason the log does not name",
 }
 LOG_LINES_IN_DETAILS = 30
-# As torch, onnxruntime, attention kernels and the libraries built on CUDA itself say it.
+# As torch, onnxruntime, attention kernels and CUDA's own libraries report it.
 NO_GPU_CODE = re.compile(
     r"no kernel image is available|cudaErrorNoKernelImageForDevice"
     r"|(?:CUDA error: |CUDA failure \d{1,4}: )(?:invalid device function|named symbol not found)"
@@ -45,7 +45,7 @@ NO_GPU_CODE_FIX = (
     "brings (onnxruntime-gpu, xformers, sageattention; the traceback in the details names it). "
     "Or choose a GPU type that it was built for."
 )
-# Custom nodes log failures of their own on the way; the fatal one stands at the end.
+# Custom nodes log their own failures on the way; the fatal one is at the end.
 _LINES_LOOKED_AT = 30
 _SURVIVED = re.compile(r"Import times for custom nodes|^Cannot import .* module for custom nodes:")
 
@@ -62,7 +62,7 @@ class Exit:
 
 @dataclass(frozen=True)
 class StartFault(Finding):
-    """Why ComfyUI ended, or did not answer in time; another start may go well. `port_taken`: on
+    """Why ComfyUI ended, or did not answer in time; another start may succeed. `port_taken`: on
     another port."""
 
     port_taken: bool = False
@@ -70,8 +70,9 @@ class StartFault(Finding):
 
 @dataclass(frozen=True)
 class _Reason:
-    """What the log says of a cause. In `message` and `fix`, {line} is the match, {0} its group and
-    {top} that up to the first dot, {python} the interpreter; `detail` names the group for programs.
+    """A cause as it appears in the log. In `message` and `fix`, {line} is the match, {0} its group
+    and {top} that up to the first dot, {python} the interpreter; `detail` names the group for
+    programs.
     """
 
     code: str
@@ -83,7 +84,7 @@ class _Reason:
     port_taken: bool = False
 
     def fault(self, exit: Exit, match: Match[str]) -> StartFault:
-        """For a match in the log of `exit`."""
+        """The fault for a match in the log of `exit`."""
         group = (match[1] if match.re.groups else "").strip()
         given = {"line": match[0].strip(), "top": group.partition(".")[0], "python": exit.python}
         return StartFault(
@@ -98,15 +99,15 @@ class _Reason:
 
 
 def explain_exit(exit: Exit) -> StartFault:
-    """What names the cause; `details` hold the exit code and the log's end."""
+    """The fault that explains the exit; `details` have the exit code and the end of the log."""
     finding = _by_signal(exit) or _by_log(exit) or _unnamed(exit)
     details = {"exit_code": exit.code, "log": list(exit.log[-LOG_LINES_IN_DETAILS:])}
     return replace(finding, details={**finding.details, **details})
 
 
 def with_cause(finding: Finding, noticed: Iterable[Finding]) -> Finding:
-    """The error `finding` of an exit with what a check has noticed of its cause, if any has: the
-    check's words and fix are the more exact ones, and `details` name its code."""
+    """The exit's error `finding`, with a check's message and fix if one has found the cause: these
+    are more exact. `details` name its code."""
     if finding.severity is not Severity.ERROR:
         return finding
     path = str(finding.details.get("path") or "")
@@ -124,7 +125,7 @@ def with_cause(finding: Finding, noticed: Iterable[Finding]) -> Finding:
 
 
 def _is_about(cause: Finding, path: str) -> bool:
-    """Does it name the path, or a folder or link that the path leads through?"""
+    """Does it name the path, or a folder or link on the way to it?"""
     named = cause.details.get("paths")
     listed = [str(one).rstrip("/") for one in named] if isinstance(named, list) else []
     return path in cause.message or any(contains(one, path) for one in listed if one)
@@ -154,7 +155,7 @@ def _by_signal(exit: Exit) -> StartFault | None:
 
 
 def _by_log(exit: Exit) -> StartFault | None:
-    """The reason that stands last in the log: what was survived stands before what was not."""
+    """The last reason in the log: what ComfyUI survived comes before what ended it."""
     text = "\n".join(_lines_that_count(exit.log))
     found = [(match, reason) for reason in _REASONS if (match := _last(reason.pattern, text))]
     if not found:
@@ -164,14 +165,14 @@ def _by_log(exit: Exit) -> StartFault | None:
 
 
 def _lines_that_count(log: Sequence[str]) -> Sequence[str]:
-    """The log's end, without what custom nodes said while they were imported and survived."""
+    """The end of the log, without output of custom nodes whose import ComfyUI survived."""
     last = log[-_LINES_LOOKED_AT:]
     survived = [i for i, line in enumerate(last) if _SURVIVED.search(line)]
     return last[survived[-1] + 1 :] if survived else last
 
 
 def _last(pattern: re.Pattern[str], text: str) -> Match[str] | None:
-    """The last match: an import that fails early may be caught, the one at the end was not."""
+    """The last match: an early failed import may have been caught, the last one was not."""
     found = list(pattern.finditer(text))
     return found[-1] if found else None
 
@@ -233,7 +234,7 @@ _REASONS: Sequence[_Reason] = (
         "A custom node calls exit() or raises SystemExit: the traceback in the details names its "
         "file. Fix or remove it.",
     ),
-    # A traceback is written in pieces; what another thread logs meanwhile may stand between them.
+    # A traceback is written in pieces; another thread's log lines may be in between.
     _Reason(
         "comfyui.output_not_json",
         re.compile(
@@ -251,7 +252,7 @@ _REASONS: Sequence[_Reason] = (
         "ComfyUI found no space: {line}.",
         "Give the endpoint a larger container disk, or free space on the volume.",
     ),
-    # A worker that starts takes another port then (readiness.py): this one was taken each time.
+    # A starting worker then tries other ports (readiness.py); they were taken each time.
     _Reason(
         "comfyui.port_taken",
         re.compile(r"(?:address already in use|Port \d+ is already in use)", _FLAGS),
@@ -313,7 +314,7 @@ _REASONS: Sequence[_Reason] = (
         detail="kind",
     ),
 )
-# An exit's code -> codes under which a check may have noticed its cause before.
+# An exit's code -> codes of checks that may have found its cause before.
 _NOTICED_AS: Mapping[str, tuple[str, ...]] = {
     "comfyui.no_gpu_code": ("gpu.torch_too_old", "gpu.torch_too_new"),
     "comfyui.torch_without_gpu": ("gpu.torch_without_cuda",),

@@ -1,12 +1,12 @@
-"""What ComfyUI's start needs: its code's place, its command line, its GPU allocator.
+"""What ComfyUI's start needs: its code, its command line, its GPU allocator.
 
-Flags come and go between versions and an unknown one ends ComfyUI with argparse's code 2, so only
-those that its own `--help` names are used.
+Flags differ between versions, and an unknown one ends ComfyUI with argparse's code 2, so only those
+in its own `--help` are used.
 
 With dynamic VRAM (on by default since 0.16, for NVIDIA and torch 2.8 or newer) ComfyUI manages the
 GPU's memory through hooks that work best with cudaMallocAsync, its own choice; torch's allocator
-with max_split_size_mb:256 would leave larger blocks whole and unused. Without it, that setting is
-what keeps memory from fragmenting, and it needs --disable-cuda-malloc to have an effect. Source:
+with max_split_size_mb:256 would leave larger blocks whole and unused. Without dynamic VRAM that
+setting prevents fragmentation, and needs --disable-cuda-malloc to take effect. Source:
 comfy/cli_args.py, main.py and cuda_malloc.py up to 0.33, comfy-aimdo's allocator.
 """
 
@@ -45,14 +45,14 @@ CODES = {
 # Python 3.14 colours its help when FORCE_COLOR is set.
 _COLOUR = re.compile(r"\x1b\[[\d;]*m")
 
-# On by default in 0.38: each worker would scan all models on the volume, at its start and at each
-# question for nodes, and keep them in a database.
+# On by default in 0.38: each worker would scan all models on the volume at its start and at each
+# request for nodes, and keep them in a database.
 _NO_ASSETS = "--disable-assets"
 
 
 @dataclass(frozen=True)
 class Folders:
-    """Where ComfyUI writes, and the file that tells it of further models, if there is one."""
+    """Where ComfyUI writes, and the file that lists further model folders, if any."""
 
     input: Path
     output: Path
@@ -72,7 +72,7 @@ def flags_in(help_text: str) -> frozenset[str]:
 def arguments(
     known: frozenset[str], folders: Folders, port: int, extra: Iterable[str]
 ) -> tuple[list[str], list[Finding]]:
-    """What follows `main.py`: our flags, as far as known, then the user's."""
+    """The arguments after `main.py`: our flags, as far as known, then the user's."""
     ours: list[list[str]] = [
         ["--listen", "127.0.0.1"],
         ["--port", str(port)],
@@ -132,8 +132,8 @@ _MOST_INSTANCES = 16
 
 @dataclass(frozen=True)
 class Allocator:
-    """`args` and `env` are added to what ComfyUI is started with. `dynamic`: it manages the GPU's
-    memory itself. `by_user`: a variable or flag has decided already, so that nothing is added."""
+    """`args` and `env` are added to ComfyUI's start. `dynamic`: ComfyUI manages GPU memory itself.
+    `by_user`: a variable or flag has decided, so nothing is added."""
 
     dynamic: bool
     by_user: bool = False
@@ -144,7 +144,7 @@ class Allocator:
 def choose_allocator(
     known: frozenset[str], args: Sequence[str], torch: str | None, env: Mapping[str, str]
 ) -> Allocator:
-    """What to add for a ComfyUI that knows the flags `known`, is started with `args` and has that
+    """The allocator for a ComfyUI that knows the flags `known`, is started with `args` and has that
     version of torch."""
     flags = flag_names(args)
     dynamic = uses_dynamic_vram(known, flags, torch)
@@ -156,7 +156,7 @@ def choose_allocator(
 
 
 def uses_dynamic_vram(known: frozenset[str], flags: Set[str], torch: str | None) -> bool:
-    """On an NVIDIA GPU. An unknown torch is taken for a new one, as one beside a new ComfyUI is."""
+    """On an NVIDIA GPU. An unknown torch counts as new, as beside a new ComfyUI."""
     if "--enable-dynamic-vram" in flags & known:
         return True
     if "--disable-dynamic-vram" not in known or flags & _WITHOUT_DYNAMIC:
@@ -178,7 +178,7 @@ def count_instances(settings: Settings, env: Mapping[str, str], args: Sequence[s
 def device_flag(
     number: int, count: int, flags: frozenset[str], args: Sequence[str]
 ) -> tuple[str, ...]:
-    """The flag for a GPU of its own, where there are several ComfyUIs."""
+    """The flag that gives each of several ComfyUIs its own GPU."""
     if count == 1 or _DEVICE not in flags or flag_names(args) & _DECIDE_DEVICE:
         return ()
     return (_DEVICE, str(number))
@@ -190,8 +190,8 @@ USER = "user"
 def stage_code(
     settings: Settings, layout: Layout, work: WorkDir
 ) -> tuple[list[Staged], list[Finding]]:
-    """ComfyUI's code on local disk, and after it the custom nodes that lie elsewhere; nothing where
-    it runs where it lies, with the reason if that is not what was asked for."""
+    """Copy ComfyUI's code to local disk, and then custom nodes that are elsewhere; None if it runs
+    in place, with the reason if that was not requested."""
     assert layout.comfyui is not None
     if not (settings.stage_comfyui and (layout.comfyui_on_volume or layout.nodes is not None)):
         return [], []
@@ -214,15 +214,15 @@ def stage_code(
 
 
 def stage_again(staged: Sequence[Staged], work: WorkDir, other: WorkDir) -> list[Staged]:
-    """The code once more, for another ComfyUI of the same worker: many nodes write beside it, and
-    must not mix up their files. Raises OSError."""
+    """Copy the code again for another ComfyUI of this worker: many nodes write into it, and must
+    not mix up their files. Raises OSError."""
     copies = copy_again(staged, work.stage, other.stage)
     link_output(copies[0].place, other.output)
     return copies
 
 
 def check_queued(copies: Sequence[Staged]) -> list[Finding]:
-    """What ComfyUI-Manager has queued and a worker does not run."""
+    """Report ComfyUI-Manager's queue, which a worker does not run."""
     queued = [path for copy in copies for path in copy.queued]
     if not queued:
         return []
@@ -240,7 +240,7 @@ def check_queued(copies: Sequence[Staged]) -> list[Finding]:
 def copy_user(
     settings: Settings, layout: Layout, work: WorkDir
 ) -> tuple[Staged | None, list[Finding]]:
-    """People's workflows and nodes' settings, into this worker's own user folder."""
+    """Copy workflows and nodes' settings into this worker's own user folder."""
     user = Path(os.path.realpath(layout.home)) / USER
     if not (layout.comfyui_on_volume or user.is_dir()):
         return None, []
@@ -256,7 +256,7 @@ def copy_user(
 
 
 def folders_of(work: WorkDir, comfyui: Path, nodes: Path | None = None) -> Folders:
-    """Where ComfyUI writes, further models that it is given, and custom nodes at `nodes`."""
+    """ComfyUI's folders, with further model folders and the custom nodes at `nodes`."""
     return Folders(
         input=work.input,
         output=work.output,

@@ -1,8 +1,8 @@
-"""ComfyUI as a child process: start, log, end, restart. Never a network answer; see readiness.
+"""ComfyUI as a child process: start, log, end, restart. For whether it answers see readiness.
 
-Its start writes a hundred lines that are the same on every worker, a traceback for each of its own
-optional nodes whose packages are absent, and a banner about a front end that is not used here.
-They are kept for diagnostics and shown with COMFY_LOG_LEVEL=debug. What is not known is shown.
+Its start writes a hundred lines that are the same on every worker, a traceback for each optional
+node whose packages are missing, and a banner about an unused front end. These are kept for
+diagnostics and shown with COMFY_LOG_LEVEL=debug. Unknown lines are always shown.
 """
 
 from __future__ import annotations
@@ -54,15 +54,15 @@ _ROUTINE = re.compile(
 )
 _TRACEBACK = "Traceback (most recent call last):"
 _CHAINED = ("During handling of the above exception", "The above exception was the direct cause")
-# The reason is in this line: of ComfyUI's own nodes, that is all there is to know.
+# This line has the reason, which is enough for ComfyUI's own nodes.
 _OPTIONAL = re.compile(r"Cannot import \S*/comfy_(?:extras|api_nodes)/")
 _BANNER = re.compile(r"_{20,}|\*+ ERROR \*+")
 _FRONT_END = re.compile(r"front-?end|workflow-templates|embedded-docs")
 _MOST_HELD = 100
-_KEPT_LINES = 2000  # custom nodes talk while they are imported
+_KEPT_LINES = 2000  # custom nodes log while they are imported
 _LINE_END = re.compile(rb"[\r\n]+")
-_PROMPT_ENDED = "Prompt executed in"  # logged after each, however it ended
-_HELD_SECONDS = 0.3  # a line whose meaning shows at the next one is held so long
+_PROMPT_ENDED = "Prompt executed in"  # logged after each prompt, however it ended
+_HELD_SECONDS = 0.3  # how long a line is held until the next one shows its meaning
 _STOP_SECONDS = guard.GRACE_SECONDS + 3
 # faulthandler writes at once, in small pieces.
 _STACKS_SECONDS, _STACKS_PAUSE = 3.0, 0.2
@@ -71,11 +71,9 @@ CODES = {"comfyui.not_startable": "The operating system refused to start ComfyUI
 
 @dataclass(frozen=True)
 class Launch:
-    """All that is needed to start ComfyUI, again and again.
-
-    `home` is where people know this ComfyUI, on the volume; its log then names files there, where
-    they can be fixed, and not in the copy at `comfyui` that runs. `label` stands before its lines
-    in the log, where there are several ComfyUIs.
+    """Everything needed to start ComfyUI. `home` is its place on the volume; its log then names
+    files there, where they can be fixed, and not in the running copy at `comfyui`. `label` prefixes
+    its log lines if there are several ComfyUIs.
     """
 
     python: Path
@@ -90,11 +88,9 @@ class Launch:
 
 
 class ComfyUI:
-    """One ComfyUI, through all its restarts. Safe to use from several threads.
-
-    `exits` lists how earlier processes ended, oldest first; the port can differ after a restart.
-    `was_ready` is set by the caller that has seen the present process answer. `prompts_ended`
-    counts what its log says.
+    """One ComfyUI with all its restarts. Thread-safe. `exits` lists how earlier processes ended,
+    oldest first; the port may change with a restart. `was_ready` is set by the caller that has seen
+    the current process answer. `prompts_ended` is counted from its log.
     """
 
     def __init__(self, launch: Launch) -> None:
@@ -113,36 +109,37 @@ class ComfyUI:
 
     @property
     def url(self) -> str:
-        """Where it listens, without a slash at the end."""
+        """Where it listens, without a trailing slash."""
         return f"http://127.0.0.1:{self.port}"
 
     @property
     def started_at(self) -> float:
-        """When the present process was started, by `time.monotonic()`."""
+        """When the current process was started, by `time.monotonic()`."""
         return self._started
 
     @property
     def starts(self) -> int:
-        """How often it was started; changes when the process behind it does."""
+        """How often it was started; changes with each new process."""
         return len(self.exits) + (self._process is not None)
 
     def log_tail(self, lines: int = 30) -> list[str]:
-        """The last lines it wrote, through all restarts."""
+        """The last lines it wrote, across restarts."""
         return list(self._log)[-lines:]
 
     def start(self) -> bool:
-        """Start the process if none runs; did it? Raises OSError when it cannot be started."""
+        """Start the process if none runs; True if it did. Raises OSError if it cannot be
+        started."""
         with self._lock:
             if self._process is not None and self.ended() is None:
                 return False
             self._collect()
-            # A port that was taken behind our back may be so again: any free one then.
+            # A port that was taken once may be taken again, so use any free one.
             taken = bool(self.exits) and explain_exit(self.exits[-1]).port_taken
             self.port = _free_port(0 if taken else self.launch.port)
             self.was_ready = False
             self._process = self._spawn()
             self._started = time.monotonic()
-            # Of its own, so that an earlier process's last words explain no later one's end.
+            # One per process, so that an earlier one's last lines do not explain a later one's end.
             self._own_log = deque(maxlen=_KEPT_LINES)
             self._reader = threading.Thread(
                 target=self._read,
@@ -165,7 +162,7 @@ class ComfyUI:
             return self.exits[-1]
 
     def cpu_seconds(self) -> float | None:
-        """CPU time that the process behind the guard has used; None when it is unknown."""
+        """CPU time used by the process behind the guard; None if unknown."""
         try:
             ticks = Path(f"/proc/{self._pid()}/stat").read_text().rpartition(")")[2].split()[11:13]
         except (OSError, ValueError):
@@ -173,8 +170,8 @@ class ComfyUI:
         return sum(map(int, ticks)) / os.sysconf("SC_CLK_TCK")
 
     def stacks(self, seconds: float = _STACKS_SECONDS) -> list[str]:
-        """Where all its threads are, as faulthandler writes it, innermost call first; empty when
-        it says nothing within `seconds`."""
+        """The stacks of all its threads, as faulthandler writes them, innermost call first; empty
+        if nothing comes within `seconds`."""
         before = self._lines
         try:
             pid = self._pid()
@@ -192,14 +189,14 @@ class ComfyUI:
         return self.log_tail(self._lines - before) if self._lines > before else []
 
     def _pid(self) -> int:
-        """ComfyUI's own, behind the guard. Raises OSError or ValueError."""
+        """ComfyUI's own process id, behind the guard. Raises OSError or ValueError."""
         with self._lock:
             guard_pid = self._process.pid if self._process is not None else 0
         (pid, *_) = Path(f"/proc/{guard_pid}/task/{guard_pid}/children").read_text().split()
         return int(pid)
 
     def stop(self) -> None:
-        """End the process and all it started; returns when they are gone."""
+        """Stop the process and its children; returns when they are gone."""
         with self._lock:
             if self._process is None:
                 return
@@ -228,7 +225,7 @@ class ComfyUI:
         )
 
     def _collect(self) -> None:
-        """Turn an ended process into an entry of `exits`, its last lines included."""
+        """Record an ended process in `exits`, with its last lines."""
         if self._process is None or self._process.poll() is None:
             return
         if self._reader is not None:
@@ -263,7 +260,7 @@ class ComfyUI:
             self._show(lines.feed(text))
 
     def _next_chunk(self, pipe: IO[bytes], lines: LogLines) -> bytes:
-        """What is written next; empty at the end. Held lines do not wait for it."""
+        """The next output; empty at the end. Held lines do not wait for it."""
         if lines.holds:
             poll = select.poll()
             poll.register(pipe, select.POLLIN)
@@ -277,7 +274,7 @@ class ComfyUI:
 
 
 def _catches(pid: int, number: int) -> bool:
-    """Has that process a handler for the signal? Without one it would die of it. Raises OSError."""
+    """Does that process handle the signal? Otherwise it would die of it. Raises OSError."""
     for line in Path(f"/proc/{pid}/status").read_text().splitlines():
         name, _, mask = line.partition(":")
         if name == "SigCgt":
@@ -286,10 +283,10 @@ def _catches(pid: int, number: int) -> bool:
 
 
 def _free_port(wanted: int) -> int:
-    """`wanted` when nothing listens there, else any free one (0 asks for any)."""
+    """`wanted` if nothing listens there, else any free port (0: any)."""
     for port in dict.fromkeys((wanted, 0)):
         with socket.socket() as probe:
-            # As ComfyUI binds: what is left of connections to the one before does not matter.
+            # As ComfyUI binds, so that leftover connections to the previous process do not matter.
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             try:
                 probe.bind(("127.0.0.1", port))
@@ -309,10 +306,10 @@ def not_startable(problem: OSError) -> Finding:
 
 
 class LogLines:
-    """Sorts the lines of one process into what is shown (INFO) and what is routine (DEBUG).
+    """Sorts the lines of one process into INFO (shown) and DEBUG (routine).
 
-    Lines whose meaning shows only at their end (a traceback, a banner) are held until then: call
-    `flush` where nothing follows for a moment, and at the end.
+    Lines whose meaning is clear only at their end (a traceback, a banner) are held until then: call
+    `flush` if nothing follows for a moment, and at the end.
     """
 
     def __init__(self) -> None:
@@ -335,7 +332,7 @@ class LogLines:
         return self._in_banner(line) if in_banner else self._in_traceback(line)
 
     def flush(self) -> list[tuple[int, str]]:
-        """What is held, to be shown."""
+        """The held lines, to be shown."""
         return self._released(logging.INFO)
 
     def _in_banner(self, line: str) -> list[tuple[int, str]]:

@@ -1,4 +1,4 @@
-"""Inside ComfyUI's process: what a worker asks of a prompt, or must know of it, beyond the API.
+"""Inside ComfyUI's process: what the worker needs for a prompt beyond ComfyUI's API.
 
 - A saver whose result is cached reports the file that it wrote back then, which may be gone. Nodes
   that `rerun` names run although they are cached; their inputs, and all other nodes, stay as they
@@ -33,7 +33,7 @@ _ABSENT = object()
 
 
 def install() -> None:
-    """Be there when ComfyUI imports `execution`."""
+    """Hook into ComfyUI's import of `execution`."""
     sys.meta_path.insert(0, _WhenImported())
 
 
@@ -56,7 +56,7 @@ class _WhenImported(importlib.abc.MetaPathFinder):
 
 
 def attach(execution: Any) -> None:
-    """Wrap what ComfyUI's module `execution` runs and queues prompts with."""
+    """Wrap the functions of ComfyUI's module `execution` that run and queue prompts."""
     queued: dict[str, list[str]] = {}  # by the prompt that ran then
     executor, queue = execution.PromptExecutor, execution.PromptQueue
     executor.execute = _observed(executor.execute, queued)
@@ -89,7 +89,7 @@ def _observed(execute: Callable[..., Any], queued: dict[str, list[str]]) -> Call
 
 
 def _quietly(work: Callable[..., None], *arguments: Any) -> None:
-    """No prompt fails because ComfyUI looks otherwise inside."""
+    """A different ComfyUI inside must not make prompts fail."""
     try:
         work(*arguments)
     except Exception as problem:  # noqa: BLE001
@@ -97,12 +97,12 @@ def _quietly(work: Callable[..., None], *arguments: Any) -> None:
 
 
 def _hide(stack: ExitStack, executor: Any, node_ids: Any) -> None:
-    """Until they have run, there are no results of these nodes in the cache."""
+    """Hide these nodes' cached results until they have run."""
     for name in ("outputs", "outputs_ui"):  # before August 2024
         for node_id in node_ids:
             getattr(executor, name, {}).pop(node_id, None)
     outputs = getattr(getattr(executor, "caches", None), "outputs", None)
-    # One that a node expanded into has that one's id, and more behind a dot.
+    # A node from an expansion has the original's id, a dot and more.
     parts = [node_id.split(".") for node_id in node_ids]
     hidden = {".".join(part[: n + 1]) for part in parts for n in range(len(part))}
     if outputs is None or not hidden:
@@ -145,7 +145,7 @@ def _listen(stack: ExitStack, server: Any, blocked: list[dict[str, Any]]) -> Non
 
 
 def _recall(executor: Any, prompt: Any, targets: Any, expanded: dict[Any, dict[str, Any]]) -> None:
-    """Report what the cached nodes among those needed for `targets` once expanded into."""
+    """Report what cached nodes needed for `targets` once expanded into."""
     outputs: Any = getattr(getattr(executor, "caches", None), "outputs", None)
     if not hasattr(outputs, "cache_key_set"):  # with --cache-none, and before August 2024
         return

@@ -1,7 +1,7 @@
-"""Is ComfyUI ready? A pure judgement, and a thin loop that asks.
+"""Is ComfyUI ready? A pure decision, and a thin polling loop.
 
-Ready means: the process lives *and* `GET /system_stats` answers 200. Where it hangs is read
-from the stacks of its threads as faulthandler writes them.
+Ready means: the process lives *and* `GET /system_stats` answers 200. faulthandler's stacks of its
+threads show where it hangs.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ _MOST_PORTS = 3
 
 
 class Readiness(Enum):
-    """What a look at a starting ComfyUI says."""
+    """The state of a starting ComfyUI."""
 
     READY = "ready"
     ENDED = "ended"
@@ -58,10 +58,9 @@ class Waited:
 
 
 def wait_until_ready(comfyui: ComfyUI, limit: float) -> Waited:
-    """Wait up to `limit` seconds; tell within a poll when the process ends instead.
-
-    Says every 15 s what ComfyUI is at. One whose port was taken after it had been found free, as
-    happens where two workers start at once, is started again on another port.
+    """Wait up to `limit` seconds; returns within one poll if the process ends. Logs every 15 s what
+    ComfyUI is doing. If its port was taken after it had been found free, as when two workers start
+    at once, ComfyUI is restarted on another port.
     """
     start = time.monotonic()
     next_report = _REPORT_SECONDS
@@ -106,8 +105,7 @@ def _start_again(comfyui: ComfyUI) -> Finding | None:
 def is_answering(comfyui: ComfyUI, seconds: float = _ANSWER_SECONDS) -> bool:
     """Does *this* ComfyUI answer `GET /system_stats` with 200 within `seconds`?
 
-    Newer versions tell their own command line; one that names other folders is a stranger who
-    took the port.
+    Newer versions return their command line; one with other folders is another program on the port.
     """
     connection = http.client.HTTPConnection("127.0.0.1", comfyui.port, timeout=max(seconds, 0.1))
     try:
@@ -155,7 +153,7 @@ def _too_late(comfyui: ComfyUI, elapsed: float) -> StartFault:
 _THREAD = re.compile(r"^(Current thread|Thread) 0x")
 _CALL = re.compile(r'^\s*File "(?P<file>.+)", line (?P<line>\d+) in (?P<function>.+)$')
 _NODE = re.compile(r"^(?P<folder>.*/custom_nodes/(?P<name>[^/]+))")
-# What runs a custom node's code while ComfyUI starts: nodes.py, main.py.
+# The functions that run custom nodes' code while ComfyUI starts: nodes.py, main.py.
 _IMPORTING = frozenset({"load_custom_node", "execute_prestartup_script", "init_custom_nodes"})
 
 
@@ -169,7 +167,7 @@ class Node:
 
 
 def importing_node(stacks: Sequence[str]) -> Node | None:
-    """The custom node that is being imported, by the thread that imports it; None without one."""
+    """The custom node that is being imported, by its thread's stack; None if there is none."""
     for calls in _threads(stacks):
         if not any(call["function"] in _IMPORTING for call in calls):
             continue
@@ -181,7 +179,7 @@ def importing_node(stacks: Sequence[str]) -> Node | None:
 
 
 def innermost_call(stacks: Sequence[str]) -> str | None:
-    """Where the main thread is, which faulthandler writes last; in a file that can be looked at."""
+    """Where the main thread is, which faulthandler writes last, in a file that exists."""
     for calls in reversed(_threads(stacks)):
         for call in calls:
             if not call["file"].startswith("<"):

@@ -1,22 +1,22 @@
 """Runs ComfyUI's `main.py`, and ends the process when the thread that runs prompts ends.
 
-Started as a script, `python run_main.py main.py ARGUMENTS…`, in ComfyUI's own Python. A node
-that raises SystemExit, which ComfyUI does not catch, ends that thread: Python says nothing, the
-server goes on to answer, and no prompt ever runs again. From outside that looks like a node that
-takes long. Here the thread's end is logged with its traceback and the process ends, so that job and
-ComfyUI get what they get at any other death. Threads are named after their function since Python
-3.10; in an older one nothing is changed, and the job ends at its `max_wait`.
+Started as a script, `python run_main.py main.py ARGUMENTS…`, in ComfyUI's own Python. A node that
+raises SystemExit, which ComfyUI does not catch, ends that thread silently: the server still
+answers, but no prompt ever runs again. From outside it looks like a slow node. Here the thread's
+end is logged with its traceback and the process exits, which is handled like any other death.
+Threads are named after their function since Python 3.10; with an older one nothing changes, and the
+job ends at its `max_wait`.
 
-psutil tells the machine's memory, of which a container may have a small part. ComfyUI takes up to
-90 % of it for pinned weights and caches, so that the kernel kills it. Here psutil.virtual_memory
-tells the container's, divided by the number of ComfyUIs in it, as long as psutil can be imported.
+psutil reports the machine's memory, of which a container may have a small part. ComfyUI uses up to
+90 % of it for pinned weights and caches, and the kernel then kills it. Here psutil.virtual_memory
+returns the container's, divided by the number of ComfyUIs in it, if psutil can be imported.
 
-What the worker asks of prompts beyond ComfyUI's API is in `prompt_hooks.py`.
+Hooks beyond ComfyUI's API are in `prompt_hooks.py`.
 
-A node that hangs while it is imported says nothing. Asked by SIGUSR2, this process writes where all
-its threads are; faulthandler does that even while a node holds Python's lock.
+To find a node that hangs while it is imported, SIGUSR2 makes this process write the stacks of all
+threads; faulthandler does that even while a node holds the GIL.
 
-Standard library only, and of the project two files that need no more. All else is as with
+Standard library only, and two of the project's files that need no more. Everything else is as with
 `python main.py`.
 """
 
@@ -35,7 +35,7 @@ import traceback
 from typing import Any
 
 EXIT_CODE = 70  # EX_SOFTWARE of sysexits.h
-# The server's thread still has to send what this one said last: which node runs, above all.
+# The server's thread still has to send this one's last messages, above all which node runs.
 _LAST_WORDS_SECONDS = 0.5
 _FUNCTION = "(prompt_worker)"  # its name in ComfyUI's main.py since 2023
 SAID = "ComfyUI's prompt thread ended"  # bootstrap/comfyui/exits.py reads it
@@ -74,7 +74,7 @@ def main(script: str, arguments: list[str]) -> None:
 
 
 def _tell_containers_memory() -> None:
-    """From now on psutil.virtual_memory tells what this container may have."""
+    """Make psutil.virtual_memory return this container's memory."""
     psutil: Any = importlib.import_module("psutil")  # of ComfyUI's Python, not the worker's
     gauge = _load(_MEMORY).MemoryGauge()
     share = int(os.environ.get(INSTANCES) or 1)

@@ -1,5 +1,5 @@
-"""ComfyUI's code from the volume to local disk, in parallel: thousands of small files cost a round
-trip each, one after another when Python imports them, all at once when they are copied.
+"""Copies ComfyUI's code from the volume to local disk, in parallel: thousands of small files cost a
+round trip each, one after another when Python imports them, but in parallel when they are copied.
 
     work/stage/ComfyUI/            a copy of the volume's ComfyUI, and in it
         models input …             links to the volume: what is data stays where it is
@@ -9,8 +9,8 @@ trip each, one after another when Python imports them, all at once when they are
     work/stage/<anything else>     links to what lies beside ComfyUI on the volume, so that
                                    relative paths such as ../models mean what they meant
 
-A new copy is made at each boot, so that a change on the volume is seen. What is written in it
-goes back to the volume: workdir.py.
+Each boot makes a new copy, so that changes on the volume take effect. What is written into it goes
+back to the volume: workdir.py.
 """
 
 from __future__ import annotations
@@ -31,32 +31,32 @@ from bootstrap.core.files import Stamp
 _THREADS = 64
 _CHUNK_FILES = 8
 _BLOCK = 1024 * 1024
-# Smaller files are copied as they come; larger ones when their pack's weight is known.
+# Smaller files are copied at once, larger ones when their pack's size is known.
 _LARGE = 4 * 1024 * 1024
-# Folders in ComfyUI's own that hold data. Only there: `comfy/ldm/models` is code.
+# Data folders directly in ComfyUI's folder; deeper ones such as `comfy/ldm/models` are code.
 DATA = frozenset({"models", "output", "input", "temp", "user", "venv", ".venv"})
-# ComfyUI's own folders of code, 2023 to v0.38. Where the volume itself is ComfyUI's folder, all
-# others in it are the user's data and are linked.
+# ComfyUI's own folders of code, 2023 to v0.38. If the volume itself is ComfyUI's folder, all others
+# in it are the user's data and are linked.
 CODE = frozenset(
     "alembic_db api_server app blueprints comfy comfy_api comfy_api_nodes comfy_config "
     "comfy_execution comfy_extras custom_nodes middleware script_examples tests tests-unit utils "
     "web".split()
 )
-# Anywhere: read by few, and large.
+# At any depth: large, and rarely read.
 _LINKED_ANYWHERE = frozenset({".git"})
 # PEP 405: a folder with this file is a virtual environment.
 _VENV = "pyvenv.cfg"
-# What ComfyUI-Manager has queued to be installed at the next start; source: its
-# prestartup_script.py, in the user folder or, in old versions, in its own. A worker does not
-# do that: many start at once, and each would change the shared volume.
+# ComfyUI-Manager's queue for the next start (its prestartup_script.py), in the user folder or, in
+# old versions, in its own. A worker does not run it: many start at once, and each would change the
+# shared volume.
 _QUEUES = ("startup-scripts/install-scripts.txt", "startup-scripts/restore-snapshot.json")
-# Names that end so are one worker's own: logs, databases, what is half written.
+# Suffixes of a worker's own files: logs, databases, partial files.
 PRIVATE = tuple(
     ".log .db .db-journal .db-wal .db-shm .sqlite .lock .tmp .temp .part .incomplete "
     ".download .crdownload .aria2".split()
 )
 _PACKS = "custom_nodes"
-# What a copy must leave free on the local disk, in bytes.
+# Bytes that a copy must leave free on the local disk.
 _HEADROOM = 256 * 1024 * 1024
 
 _TOO_SLOW = "the volume did not hand it over within {:g} s"
@@ -68,10 +68,10 @@ class CannotStage(Exception):
 
 @dataclass(frozen=True)
 class Staged:
-    """A copy at `place` of the ComfyUI at `source`. `stamps` tells each copied file's as it was,
-    by its path below both; `linked` names what is linked for its weight, `queued` what
-    ComfyUI-Manager would have installed at the start, which is left out. Of what is new in the copy
-    only what lies below one of the folders `keep` belongs to the source; None is all of it."""
+    """A copy at `place` of the ComfyUI at `source`. `stamps` are the copied files' original stamps,
+    by relative path; `linked` are files linked for their size, `queued` is ComfyUI-Manager's queue,
+    which is left out. Only new files below the folders `keep` are written back to the source; None:
+    all."""
 
     source: Path
     place: Path
@@ -84,11 +84,10 @@ class Staged:
 
 @dataclass(frozen=True)
 class CopyPlan:
-    """What to copy: the ComfyUI at `comfyui` (without links in its path) into the new folder
-    `parent`. Of the files of a custom node with more than `pack_bytes`, the largest are linked
-    until the rest has less. `models` is the models folder to link, `is_volume` that `comfyui` is
-    the volume's root. `nodes` are custom nodes that lie elsewhere, in place of those of `comfyui`
-    that have the same names."""
+    """Copy the ComfyUI at `comfyui` (a path without links) into the new folder `parent`. In a
+    custom node larger than `pack_bytes`, the largest files are linked until the rest is smaller.
+    `models` is the models folder to link; `is_volume`: `comfyui` is the volume's root. `nodes` are
+    custom nodes elsewhere, which replace those of `comfyui` with the same names."""
 
     comfyui: Path
     parent: Path
@@ -101,8 +100,8 @@ class CopyPlan:
 
 
 def stage(plan: CopyPlan) -> list[Staged]:
-    """Make the copy: of ComfyUI, then of `nodes`, if there are any. Raises CannotStage, leaving
-    nothing behind, when it takes longer than `timeout` seconds or the disk is too small."""
+    """Copy ComfyUI, then `nodes`, if there are any. Raises CannotStage, leaving nothing behind,
+    when it takes longer than `timeout` seconds or the disk is too small."""
     end = time.monotonic() + plan.timeout
     try:
         _link_neighbours(plan.comfyui, plan.parent)
@@ -135,7 +134,7 @@ def _copier_of(plan: CopyPlan) -> _Copier:
 
 
 def _link_models(plan: CopyPlan, copy: Path) -> None:
-    """There at once, though ComfyUI may get its models folder only while it is copied."""
+    """Link it now; the models folder itself may be created while the code is copied."""
     models, place = plan.models or plan.comfyui / "models", copy / "models"
     if place.is_symlink() and os.readlink(place) != str(models):
         place.unlink()
@@ -144,8 +143,8 @@ def _link_models(plan: CopyPlan, copy: Path) -> None:
 
 
 def link_output(copy: Path, output: Path) -> None:
-    """Many nodes write to `output` beside the code, or in the working directory, whatever ComfyUI
-    is given: let that be the folder that it is given. Raises OSError."""
+    """Many nodes write to `output` beside the code or in the working directory, whatever ComfyUI's
+    flags say, so make that a link to its output folder. Raises OSError."""
     place = copy / "output"
     if place.is_symlink():
         place.unlink()
@@ -154,14 +153,14 @@ def link_output(copy: Path, output: Path) -> None:
 
 
 def copy_again(staged: Sequence[Staged], stage: Path, other: Path) -> list[Staged]:
-    """All copies that lie below the folder `stage` once more, below the folder `other`, without
-    asking the volume again. Raises OSError."""
+    """Copy everything below the folder `stage` again, below `other`, without reading the volume.
+    Raises OSError."""
     shutil.copytree(stage, other, symlinks=True, dirs_exist_ok=True)
     return [replace(copy, place=other / copy.place.relative_to(stage)) for copy in staged]
 
 
 def copy_user_folder(user: Path, place: Path, timeout: float) -> Staged:
-    """Copy people's settings and workflows at `user`, if there are any, into the folder `place`.
+    """Copy settings and workflows from `user`, if there are any, into the folder `place`.
 
     Logs and databases are not copied. Raises CannotStage.
     """
@@ -182,7 +181,7 @@ def _link_neighbours(comfyui: Path, parent: Path) -> None:
 
 @dataclass
 class _Pack:
-    """What is known of one custom node (or of ComfyUI itself, whose name is empty)."""
+    """One custom node, or ComfyUI itself, whose name is empty."""
 
     bytes: int = 0
     large: list[tuple[int, str]] = field(default_factory=list)
@@ -225,7 +224,7 @@ class _Copier:
         return Staged(source, place, self._stamps, linked, size, queued)
 
     def _list(self, folder: str) -> None:
-        """Copy one folder's entries, leaving what is in its folders to others."""
+        """Copy one folder's files; its subfolders become tasks of their own."""
         files: list[str] = []
         with os.scandir(os.path.join(self._source, folder)) as entries:
             found = list(entries)
@@ -266,9 +265,8 @@ class _Copier:
             self._copy(path)
 
     def _copy(self, path: str, large: bool = False) -> None:
-        """Copy a file, unless it is large and its pack's weight not known yet.
-
-        What cannot be read is linked: opening it then gives the volume's own answer.
+        """Copy a file, unless it is large and its pack's size not known yet. An unreadable file is
+        linked, so that opening it gives the volume's own error.
         """
         try:
             source = os.open(os.path.join(self._source, path), os.O_RDONLY | os.O_NONBLOCK)
@@ -278,7 +276,7 @@ class _Copier:
         try:
             facts = os.fstat(source)
             if not stat.S_ISREG(facts.st_mode):
-                return  # a socket or a pipe that was left there
+                return  # a leftover socket or pipe
             pack = self._packs.setdefault(self._pack_of(path), _Pack())
             if facts.st_size >= _LARGE and not large:
                 pack.large.append((facts.st_size, path))
@@ -301,7 +299,7 @@ class _Copier:
             os.close(target)
 
     def _copy_link(self, path: str) -> None:
-        """A link as it is; one whose relative text would lead elsewhere from here, absolute."""
+        """Copy a link; a relative one that would lead elsewhere from here becomes absolute."""
         text = os.readlink(os.path.join(self._source, path))
         above = os.path.dirname(self._source)
         meant = os.path.normpath(os.path.join(self._source, os.path.dirname(path), text))
@@ -313,7 +311,7 @@ class _Copier:
         os.symlink(os.path.join(self._source, path), os.path.join(self._place, path))
 
     def _settle_large_files(self, timeout: float) -> None:
-        """Link the largest files of packs that weigh too much, copy the others."""
+        """Link the largest files of packs that are too large, copy the others."""
         wanted: list[tuple[int, str]] = []
         for pack in self._packs.values():
             weight = pack.bytes + sum(size for size, _ in pack.large)

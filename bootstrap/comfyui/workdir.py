@@ -1,14 +1,14 @@
-"""The worker's own folder on local disk, and how what ComfyUI writes there gets to the volume.
+"""The worker's own folder on local disk, and writing back to the volume.
 
-What must never lie on a volume that others share is in the folder for good: ComfyUI's SQLite
-database, its temp folder (wiped at every start) and its user folder collide when two workers share
-them; input files of one job must not be seen by another worker.
+Some things must never be on a shared volume: ComfyUI's SQLite database, its temp folder (wiped at
+every start) and its user folder collide if two workers share them, and another worker must not see
+a job's input files.
 
-What is written into the local copy of ComfyUI's code goes back. Custom nodes download models beside
-themselves, save settings, keep indexes; Python writes its bytecode. Run from the volume, all of
-that would lie there, for the next start and for other workers. So new files appear on the volume
-complete or not at all, never in place of another; a changed file replaces the one it was copied
-from, unless that has changed as well.
+What is written into the local copy of ComfyUI's code goes back: custom nodes download models into
+their folders, save settings and keep indexes; Python writes bytecode. Run from the volume, all of
+that would be there for the next start and other workers. So new files are put on the volume,
+complete or not at all, never replacing another; a changed file replaces its original, unless that
+has changed as well.
 """
 
 from __future__ import annotations
@@ -38,12 +38,13 @@ _log = logging.getLogger(__name__)
 CODES = {"disk.local_unusable": "The worker's own folder on local disk cannot be made"}
 _PREFIX = "comfyui-worker-"
 _LOCK = ".lock"
-# How long a start waits for what killed workers left behind, and from how many free bytes on.
+# How long a start waits for the removal of killed workers' leftovers, and above how many free bytes
+# it does not wait longer.
 _SWEEP_SECONDS = 1.0
 _ROOMY = 8 << 30
-# A file changed more recently may still be being written.
+# A file that changed more recently may still be in use.
 _SETTLED_SECONDS = 2.0
-# After so many looks a file that is written all the time is left to the next call.
+# After so many attempts a file that keeps changing is left to the next call.
 _MOST_LOOKS = 10
 _THREADS = 16
 _BYTECODE = ".pyc"
@@ -53,9 +54,9 @@ _HALF_BYTECODE = re.compile(r"\.pyc\.\d+$")
 
 @dataclass(frozen=True)
 class WorkDir:
-    """Folders of this worker, all below `root`, and the open lock that says it is in use. A further
-    ComfyUI of the same worker has a `root` of its own below `shared`, the first one's, and shares
-    what no ComfyUI writes."""
+    """This worker's folders, all below `root`, and the open lock that marks it as in use. A further
+    ComfyUI of the same worker has its own `root` below `shared`, the first one's, and shares what
+    ComfyUI does not write."""
 
     root: Path
     lock: int
@@ -75,7 +76,7 @@ class WorkDir:
 
     @property
     def temp_parent(self) -> Path:
-        """ComfyUI makes (and wipes) `temp` in here."""
+        """ComfyUI creates and wipes `temp` in here."""
         return self.root
 
     @property
@@ -84,27 +85,27 @@ class WorkDir:
 
     @property
     def stage(self) -> Path:
-        """For a copy of ComfyUI's code and links to its neighbours; not there until it is made."""
+        """For the copy of ComfyUI's code and links to its neighbours; created by the copy."""
         return self.root / "stage"
 
     @property
     def view(self) -> Path:
-        """A models folder of links, where the volume's takes none; see volume/links.py."""
+        """A models folder of links, if none can be made on the volume; see volume/links.py."""
         return (self.shared or self.root) / "volume-models"
 
     @property
     def front_end(self) -> Path:
-        """A page in place of ComfyUI's front end, which a worker has no use for."""
+        """A page in place of ComfyUI's front end, which a worker does not need."""
         return (self.shared or self.root) / "front-end"
 
     @property
     def models(self) -> Path:
-        """Links to models of the platform's cache; see models/installed.py."""
+        """Links to models in the platform's cache; see models/installed.py."""
         return (self.shared or self.root) / "models"
 
     @property
     def model_paths(self) -> Path:
-        """What tells ComfyUI of `models`."""
+        """The file that lists `models` for ComfyUI."""
         return self.root / "extra_model_paths.yaml"
 
     @property
@@ -113,7 +114,7 @@ class WorkDir:
         return f"sqlite:///{self.root / 'comfyui.db'}"
 
     def further(self, number: int) -> WorkDir:
-        """New folders for another ComfyUI of this worker. Raises OSError."""
+        """Create folders for another ComfyUI of this worker. Raises OSError."""
         other = WorkDir(self.root / f"instance-{number}", self.lock, self.root)
         for folder in (other.input, other.output, other.user):
             folder.mkdir(parents=True)
@@ -126,10 +127,8 @@ class WorkDir:
 
 
 def make_workdir(parent: Path | None) -> WorkDir | Finding:
-    """A new folder in `parent` (None: the system's temp folder), or why there is none.
-
-    Folders left behind by workers that were killed are removed first; where there is room without
-    them, a start waits for that only briefly.
+    """A new folder in `parent` (None: the system's temp folder), or why there is none. Folders of
+    killed workers are removed first; if there is enough space, a start waits for that only briefly.
     """
     where = parent or Path(tempfile.gettempdir())
     try:
@@ -151,7 +150,7 @@ def make_workdir(parent: Path | None) -> WorkDir | Finding:
 
 
 def _take_lock(root: Path) -> int:
-    """It gets its name when it is held: another worker's sweep must not take it for abandoned."""
+    """It gets its name once it is held: another worker's sweep must not take it for abandoned."""
     descriptor = os.open(root / f"{_LOCK}.new", os.O_RDWR | os.O_CREAT, 0o600)
     fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     os.rename(root / f"{_LOCK}.new", root / _LOCK)
@@ -171,8 +170,8 @@ def _sweep(where: Path) -> None:
 
 
 def _remove_all(abandoned: Sequence[tuple[Path, int]]) -> None:
-    """What takes time goes first, the lock's file with the rest: without it a folder that is only
-    half removed would not be swept again."""
+    """Slow parts first, the lock file last: without it a half-removed folder would not be swept
+    again."""
     for folder, lock in abandoned:
         for entry in folder.glob("*/"):
             shutil.rmtree(entry, ignore_errors=True)
@@ -191,9 +190,8 @@ def _take_lock_if_abandoned(leftover: Path) -> int:
 
 
 class WriteBack:
-    """Carries changes of some copies back, in a thread that waits for `soon`.
-
-    It measures no time between calls: a worker that was frozen meanwhile finds nothing amiss.
+    """Writes changes of copies back, in a thread that waits for `soon`. It measures no time between
+    calls, so a freeze does not matter.
     """
 
     def __init__(self, copies: Sequence[Staged]) -> None:
@@ -203,15 +201,15 @@ class WriteBack:
         self._thread: threading.Thread | None = None
 
     def soon(self) -> None:
-        """Look for changes in the background; returns at once."""
+        """Write changes back in the background; returns at once."""
         self._wanted.set()
         if self._thread is None:
             self._thread = threading.Thread(target=self._work, name="write-back", daemon=True)
             self._thread.start()
 
     def now(self, settled: float = 0.0) -> list[str]:
-        """Carry back all that has changed, but for the last `settled` seconds; paths below the
-        copies. What cannot be kept is said in the log, once."""
+        """Write back everything that changed, except within the last `settled` seconds; returns the
+        relative paths. What cannot be kept is logged once."""
         with self._lock:
             return [path for copy in self._copies for path in copy.carry_back(settled)]
 
@@ -227,7 +225,7 @@ class WriteBack:
 
 
 class _Copy:
-    """One copy, and what is on the volume of it as far as we know."""
+    """One copy, and what we know of its files on the volume."""
 
     def __init__(self, staged: Staged) -> None:
         self._staged = staged
@@ -286,7 +284,7 @@ class _Copy:
         return keep is None or path.partition("/")[0] in keep
 
     def _carry(self, path: str) -> bool:
-        """Put one file on the volume; False when another file is there."""
+        """Put one file on the volume; False if another file is there."""
         local, target = self._staged.place / path, self._staged.source / path
         if not stays_within(target, self._staged.source):
             self._tell(path, "a link on the volume leads elsewhere there")

@@ -15,7 +15,7 @@ import zipfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, NamedTuple
 
 from bootstrap.core.text import shown
 
@@ -46,10 +46,17 @@ class Limits:
     fold: bool = True
 
 
-def unpack(archive: Path, folder: Path, limits: Limits, top: bool = False) -> list[str]:
-    """Unpack into the new folder `folder`; the names of the files, relative to it. With `top`, a
-    single top-level folder is stripped. Raises BadArchive, with parts possibly left in `folder`,
-    and OSError."""
+class Unpacked(NamedTuple):
+    """`names` of the files, relative to their folder; the archive's `comment`, where git writes the
+    commit."""
+
+    names: list[str]
+    comment: str
+
+
+def unpack(archive: Path, folder: Path, limits: Limits, top: bool = False) -> Unpacked:
+    """Unpack into the new folder `folder`. With `top`, a single top-level folder is stripped.
+    Raises BadArchive, with parts possibly left in `folder`, and OSError."""
     try:
         with open(archive, "rb") as file, zipfile.ZipFile(_Bounded(file)) as opened:
             members = _without_top(list(_members(opened, limits)), top)
@@ -57,20 +64,12 @@ def unpack(archive: Path, folder: Path, limits: Limits, top: bool = False) -> li
             room = limits.size
             for name, member in members:
                 room -= _write(opened, member, folder / name, room, limits.size)
-            return [name for name, _ in members]
+            comment = opened.comment.decode("ascii", "replace").strip()
+            return Unpacked([name for name, _ in members], comment)
     except (zipfile.BadZipFile, EOFError, NotImplementedError, RuntimeError, ValueError) as problem:
         raise BadArchive(f"is not a whole zip file ({problem})") from None
     except zipfile.zlib.error as problem:  # type: ignore[attr-defined]
         raise BadArchive(f"is damaged ({problem})") from None
-
-
-def comment_of(archive: Path) -> str:
-    """Its comment, where git writes the commit; empty if it has none or cannot be read."""
-    try:
-        with open(archive, "rb") as file, zipfile.ZipFile(_Bounded(file)) as opened:
-            return opened.comment.decode("ascii", "replace").strip()
-    except (OSError, ValueError, zipfile.BadZipFile, NotImplementedError):
-        return ""
 
 
 class _Bounded(io.RawIOBase):

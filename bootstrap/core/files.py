@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
 from bootstrap.core.temp_files import lease_name
+from bootstrap.core.text import size_text
 
 # More names than this in one folder are ignored.
 MOST_NAMES = 5000
@@ -277,7 +278,16 @@ def publish_new(source: Path, final: Path) -> bool:
         part.unlink(missing_ok=True)
 
 
-def open_regular(path: Path) -> BinaryIO:
+def read_regular(path: str | Path, most: int) -> bytes:
+    """The content of a regular file. Raises OSError, also for one of more than `most` bytes."""
+    with open_regular(path) as file:
+        data = file.read(most + 1)
+    if len(data) > most:
+        raise OSError(errno.EFBIG, f"it has more than {size_text(most)}", str(path))
+    return data
+
+
+def open_regular(path: str | Path) -> BinaryIO:
     """Open a regular file for reading. Raises OSError, also for a FIFO or a device, where an
     ordinary open could wait for a writer forever."""
     descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)

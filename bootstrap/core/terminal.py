@@ -213,12 +213,6 @@ def report(findings: Sequence[Finding], out: TextIO) -> bool:
     return bool(errors_in(findings))
 
 
-def step_line(name: str, what: str, there: bool, failed: bool) -> str:
-    """The state of one listed item, or what would be done for it."""
-    mark = "ok     " if there else "FAILED " if failed else "missing"
-    return f"{mark} {name}  {what}"
-
-
 def stop_on_signals() -> threading.Event:
     """Ctrl-C and a Pod's shutdown stop cleanly, so that downloads can resume."""
     stop = threading.Event()

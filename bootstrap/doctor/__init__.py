@@ -1,4 +1,4 @@
-"""What is true of this machine and volume, what that means, what to do about it, and the doing."""
+"""Facts about this machine and volume, the findings from them, and repairs."""
 
 from bootstrap.doctor.checks.volume import check_layout
 from bootstrap.doctor.facts import Facts, Scope

@@ -1,8 +1,8 @@
-"""Repairs that are safe: missing folders made, misplaced models moved where nothing has their name,
-links made to hold under every mount point, our own dead links and leftovers removed.
+"""Safe repairs: creates missing folders, moves misplaced models if their name is free, makes links
+work under every mount point, removes our own broken links and leftovers.
 
-Nothing that is not provably ours is removed, replaced or followed, and nothing behind a link that
-leaves the volume is touched. A second run does nothing.
+It removes, replaces and follows only what is provably ours, and touches nothing behind a link out
+of the volume. A second run does nothing.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from bootstrap.core.temp_files import Leftover, identity_of
 from bootstrap.core.text import counted, named, size_text
 from bootstrap.doctor.checks.model_places import misnamed_in
 from bootstrap.doctor.facts.inventory import Inventory, holdings_of
-from bootstrap.doctor.facts.volume_facts import Leads, LinkFact, VolumeFacts, VolumeState
+from bootstrap.doctor.facts.volume_facts import LinkFact, VolumeFacts, VolumeState
 from bootstrap.doctor.facts.volume_places import Stray
 from bootstrap.volume import MODELS, Layout
 from bootstrap.volume import links as apply
@@ -40,7 +40,7 @@ CODES = {
 
 @dataclass(frozen=True)
 class MakeFolders:
-    """Make these folders; parents come first. One that is there by then is left as it is."""
+    """Create these folders, parents first. Existing ones are left alone."""
 
     codes: ClassVar = frozenset({"volume.models_missing"})
     paths: tuple[str, ...]
@@ -72,7 +72,7 @@ class RemoveLinks:
 
 @dataclass(frozen=True)
 class Sweep:
-    """Remove files of ours that are too old to be in use."""
+    """Remove our files that are too old to be in use."""
 
     codes: ClassVar = frozenset({"volume.leftovers"})
     leftovers: tuple[Leftover, ...]
@@ -92,8 +92,8 @@ class Sweep:
 
 @dataclass(frozen=True)
 class MoveModels:
-    """Move these models, or what is in these folders, to where it belongs; what has a name that is
-    taken stays. `codes` are the findings that this settles."""
+    """Move these models, or the contents of these folders, to where they belong; names that are
+    taken stay. `codes` are the findings that this fixes."""
 
     codes: frozenset[str]
     strays: tuple[Stray, ...]
@@ -107,7 +107,7 @@ class MoveModels:
 
 @dataclass(frozen=True)
 class Relink:
-    """Make links relative that name a mount point; each leads to the same place then."""
+    """Make links through a mount point relative, with the same target."""
 
     codes: ClassVar = frozenset({"links.other_mount", "links.absolute", "models.link_other_mount"})
     links: tuple[LinkFact, ...]
@@ -125,9 +125,8 @@ Repair = MakeFolders | MoveModels | Relink | RemoveLinks | Sweep
 def plan_fixes(
     layout: Layout, facts: VolumeFacts, inventory: Inventory | None = None
 ) -> list[Repair]:
-    """What `apply_fixes` would do; empty when there is nothing, or no volume that can be repaired.
-
-    Asks the disk which links are ours, and changes nothing.
+    """What `apply_fixes` would do; empty if there is nothing to do, or no repairable volume. Reads
+    the disk to find our links, and changes nothing.
     """
     if (
         facts.silent_after is not None
@@ -147,9 +146,11 @@ def plan_fixes(
         if leftover.stale and leftover.removable and stays_within(leftover.path, facts.root)
     )
     strays = _strays(facts, inventory)
+    seen = {link.path for link in facts.links}
+    deeper = [x for x in (inventory.links if inventory else ()) if x.path not in seen]
     relative = tuple(
         link
-        for link in (*facts.links, *_broken_links(facts, inventory))
+        for link in (*facts.links, *deeper)
         if link.relative is not None and not link.ours and stays_within(link.path, facts.root)
     )
     repairs: list[Repair] = [MakeFolders(folders)] if folders else []
@@ -163,7 +164,7 @@ def plan_fixes(
 
 
 def _strays(facts: VolumeFacts, inventory: Inventory | None) -> dict[str, list[Stray]]:
-    """What lies where it is not read and has a place where it is, by the code of its finding."""
+    """Models that are not read where they are but have a proper place, by their finding's code."""
     models = facts.models
     in_home = [stray for stray in models.loose if os.path.dirname(stray.path) in models.homes]
     found = {
@@ -181,7 +182,7 @@ def _strays(facts: VolumeFacts, inventory: Inventory | None) -> dict[str, list[S
 
 
 def _misnamed(inventory: Inventory | None, others: Sequence[Stray]) -> list[Stray]:
-    """Folders with nearly the name of one that ComfyUI reads, but for `others`."""
+    """Folders with a misspelt name of ComfyUI's, except `others`."""
     seen = {stray.path for stray in others}
     return [
         Stray(path, os.path.join(os.path.dirname(path), meant.folders[0]))
@@ -199,18 +200,8 @@ def _can_move(stray: Stray, root: str) -> bool:
     return not itself and all(stays_within(p, root) for p in (stray.path, stray.belongs))
 
 
-def _broken_links(facts: VolumeFacts, inventory: Inventory | None) -> list[LinkFact]:
-    """Links to single models, which the volume's own look leaves to the inventory."""
-    seen = {link.path for link in facts.links}
-    return [
-        LinkFact(file.full_path, file.link, Leads.NOWHERE, relative=file.relative)
-        for file in (inventory.files if inventory else ())
-        if file.relative is not None and file.link is not None and file.full_path not in seen
-    ]
-
-
 def apply_fixes(repairs: Sequence[Repair]) -> list[Finding]:
-    """Carry the repairs out; says what was done, and what could not be."""
+    """Apply the repairs; findings about what was done and what could not be."""
     findings: list[Finding] = []
     for repair in repairs:
         if isinstance(repair, MakeFolders):
@@ -227,12 +218,13 @@ def apply_fixes(repairs: Sequence[Repair]) -> list[Finding]:
 
 
 def _furnished(facts: VolumeFacts) -> bool:
-    """Folders made in the empty place of a volume that is not attached would hide that."""
+    """Folders created in an unattached volume's empty mount point would hide that it is not
+    attached."""
     return facts.mounted or facts.comfyui_on_volume or bool(facts.models.homes)
 
 
 def _missing_folders(facts: VolumeFacts) -> tuple[str, ...]:
-    """The models folder and its usual categories; a name that something else has is left alone."""
+    """The models folder and its usual categories; names that are taken are left alone."""
     models = os.path.join(facts.root, MODELS)
     if facts.models.homes:
         home, paths = facts.models.homes[0], []
@@ -281,8 +273,8 @@ def _move_models(repair: MoveModels) -> list[Finding]:
 
 
 def _pour(source: Path, place: Path, moved: list[str], failed: list[Finding]) -> None:
-    """Move what is in the folder `source` into the folder `place`, and remove `source` if nothing
-    stayed. Raises OSError when it cannot be listed."""
+    """Move the contents of `source` into `place`, and remove `source` if it is then empty. Raises
+    OSError if it cannot be listed."""
     for name in sorted(os.listdir(source)):
         _move(source / name, place / name, moved, failed)
     with suppress(OSError):  # something stayed
@@ -302,11 +294,11 @@ def _move(path: Path, place: Path, moved: list[str], failed: list[Finding]) -> N
 
 
 def _moved(path: Path, place: Path) -> bool:
-    """Give `path` the name `place`; False when that is taken."""
+    """Rename `path` to `place`; False if that is taken."""
     if not path.is_dir():
         return publish(path, place, Disk())
     try:
-        place.mkdir()  # the name is ours, and empty: a folder takes the place of an empty one
+        place.mkdir()  # the name is reserved by our empty folder, which a rename replaces
     except FileExistsError:
         return False
     os.rename(path, place)
@@ -314,7 +306,7 @@ def _moved(path: Path, place: Path) -> bool:
 
 
 def _holds_links(path: Path) -> bool:
-    """A relative link leads elsewhere from elsewhere."""
+    """A relative link would lead elsewhere after a move."""
     if path.is_symlink() or not path.is_dir():
         return path.is_symlink()
     return any(
@@ -350,7 +342,7 @@ def _relink(repair: Relink) -> list[Finding]:
 
 
 def _relinked(link: LinkFact) -> bool:
-    """Put the relative link in the place of the one that was seen, in one step."""
+    """Replace the link that was seen by a relative one, in one step."""
     if os.readlink(link.path) != link.text or link.relative is None:
         return False
     place = Path(link.path)
@@ -386,10 +378,9 @@ def _sweep(repair: Sweep) -> list[Finding]:
 
 
 def _remove(leftover: Leftover) -> bool:
-    """Remove the leftover if it still is what was seen; a live link is none any more.
-
-    It is moved aside before it is looked at, as in `apply._remove_link`; under a name of the same
-    kind, so that it is found again should we be killed now.
+    """Remove the leftover if it is unchanged; a link that works again is kept. It is moved aside
+    before it is checked, as in `links._remove_link`, under a name of the same kind, so that it is
+    found again if we are killed.
     """
     place = Path(leftover.path)
     if not _is_same(place, leftover):
@@ -417,7 +408,7 @@ def _is_same(path: Path, leftover: Leftover) -> bool:
 
 
 def _name_like(name: str) -> str:
-    """Leases and parts of models are known by other names: they become plain parts."""
+    """Leases and parts of models have other names: they become plain parts."""
     suffix = "unlinking" if name.endswith(".unlinking") else "part"
     return f".{uuid.uuid4().hex}.{suffix}"
 

@@ -1,7 +1,7 @@
-"""A report as one HTML page that needs nothing else: page.html, filled with the report's JSON.
+"""A report as one self-contained HTML page: page.html, filled with the report's JSON.
 
-The page's script makes text of what the report says, never markup; its policy names that script and
-the style sheet by their hashes, so that nothing else in it is ever run, applied or fetched.
+The page's script inserts the report only as text, never as markup; its policy allows only that
+script and style sheet, by hash, so that nothing else is run, applied or fetched.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from bootstrap.core.findings import OTHER, SECTIONS, Severity, docs_url, section
 from bootstrap.doctor.report import bounded
 
 TITLE = "ComfyUI volume report"
-# Of 300 KB for the page: the template has 31, the stages up to 57, the text without a script 30.
+# Of the page's 300 KB the template takes 31, the stages up to 57, the text without a script 30.
 _MOST_FINDINGS_BYTES, _MOST_TEXT = 100_000, 5_000
 _MOST_BYTES = {"models": 50_000, "machine": 20_000, "volume": 2_000}
 _MOST_FINDINGS, _MOST_STAGES, _MOST_PATHS = 300, 40, 20
@@ -32,11 +32,9 @@ _HOLE = re.compile(r"\{\{(\w+)\}\}")
 
 
 def page(report: Mapping[str, Any], title: str = TITLE) -> str:
-    """The report as one HTML document, under 300 KB whatever it holds.
-
-    `report` is what `report_json` makes, a diagnostics reply's `diagnostics` (which has the boot's
-    timeline as well), or either read back from a file: parts that are missing, null or of another
-    type do not show. No error is raised and nothing is left unescaped.
+    """The report as one HTML document, always under 300 KB. `report` is from `report_json`, or a
+    diagnostics reply's `diagnostics` (which also has the boot's timeline), or either read back from
+    a file: missing, null or mistyped parts are not shown. Never raises, and escapes everything.
     """
     template = (files("bootstrap.doctor") / "page.html").read_text("utf-8")
     template = template.replace("{{codes}}", docs_url(""))
@@ -62,12 +60,12 @@ def _policy(template: str) -> str:
 
 
 def _json(value: Any) -> str:
-    """JSON that may stand in an HTML page."""
+    """JSON that is safe in an HTML page."""
     return json.dumps(value).replace("<", "\\u003c")
 
 
 def _data(report: Mapping[str, Any]) -> dict[str, Any]:
-    """What the page's script shows, within its bounds."""
+    """The data for the page's script, limited in size."""
     facts = _mapping(report.get("facts"))
     found = _findings(report)
     shown = _within([_cut(finding) for finding in found[:_MOST_FINDINGS]])
@@ -92,7 +90,7 @@ def _data(report: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _findings(report: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """All of a report's findings, worst first, each with a severity that we know."""
+    """All of a report's findings, worst first, each with a known severity."""
     known = {severity.value for severity in Severity}
     found = [
         {**said, "severity": said["severity"] if str(said.get("severity")) in known else "info"}
@@ -102,14 +100,14 @@ def _findings(report: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 
 def _status(report: Mapping[str, Any], found: Sequence[Mapping[str, Any]]) -> str:
-    """What the report says, or what its findings come to where it says nothing we know."""
+    """The report's status, or that of its findings if it is unknown."""
     said = report.get("status")
     worst = found[0]["severity"] if found else "ok"
     return str(said if said in ("error", "warning", "ok") else worst).replace("info", "ok")
 
 
 def _cut(finding: Mapping[str, Any]) -> dict[str, Any]:
-    """A finding within its bounds; a fix that is over them is still seen to be."""
+    """A finding limited in size; a cut fix is still visible."""
     code, details = str(finding.get("code") or "")[:_MOST_CODE], _mapping(finding.get("details"))
     paths = details.get("paths")
     named = list(paths)[:_MOST_PATHS] if isinstance(paths, (list, tuple)) else []
@@ -137,7 +135,7 @@ def _short(said: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _within(findings: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The first findings that the page has room for."""
+    """The first findings that fit the page."""
     shown, left = [], _MOST_FINDINGS_BYTES
     for finding in findings:
         left -= len(_json(finding))
@@ -148,7 +146,7 @@ def _within(findings: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def _bounded(value: Mapping[str, Any], most_bytes: int) -> dict[str, Any]:
-    """Data from anywhere as JSON that a browser can read; nothing of it where it cannot be cut."""
+    """Arbitrary data as JSON for a browser; empty if it cannot be made to fit."""
     for most in (most_bytes, most_bytes // 2, most_bytes // 6):  # a `<` takes six bytes
         cut = bounded(_finite(value), most)
         if len(_json(cut)) <= most_bytes:
@@ -176,7 +174,7 @@ def _text(report: Mapping[str, Any]) -> str:
 
 
 def _printable(text: str) -> str:
-    """Text without what cannot be seen."""
+    """Text without invisible characters."""
     return "".join(c if c.isprintable() or c == "\n" else f"\\u{ord(c):04x}" for c in text)
 
 

@@ -1,4 +1,4 @@
-"""One examination: facts gathered once, every check run on them; the report as text or JSON."""
+"""One examination: gathers facts once, runs all checks; the report as text or JSON."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ from bootstrap.volume.args_file import with_args_file
 
 JSON_VERSION = 1
 MOST_BYTES = 900_000
-# Beginnings of codes. Of this machine; of its Python, where that is none of the volume's; of an
-# endpoint. Names of variables are judged: the checker reads the same ones.
+# Prefixes of codes: of this machine; of its Python, if that is not on the volume; of an endpoint.
+# Variable names are checked: the checker reads the same ones.
 _MACHINE = (
     *("gpu.", "memory.", "disk.", "machine.", "host.", "volume.local"),
     *("env.token_", "manifest.no_yaml"),
@@ -36,12 +36,12 @@ _ENDPOINT = (
     *("gpu.cpu_flag_missing", "gpu.unused", "env.alloc", "env.arena", "env.preload"),
     *("env.boot_timeout", "env.init_timeout", "env.gpu_contradiction"),
 )
-# Parts of an examination that look at the machine alone.
+# Parts of an examination about the machine only.
 _MACHINE_PARTS = frozenset(
     {"machine", "torch", "GPU", "GPU health", "memory", "allocator", "tokens", "environment"}
     | {"Runpod"}
 )
-# What was not judged because this machine lacks something, as a person reads it.
+# What could not be judged because this machine lacks something, for people.
 _NOT_JUDGED = {
     "comfyui.python_missing": "The packages were not checked: no Python with torch was found here. "
     "Set COMFYUI_PYTHON to the one that runs ComfyUI.",
@@ -54,7 +54,7 @@ _APART = "this_machine"
 
 @dataclass(frozen=True)
 class Report:
-    """What an examination came to; `at` is when (ISO 8601, UTC), `seconds` how long it took."""
+    """The result of an examination; `at` is its time (ISO 8601, UTC), `seconds` its duration."""
 
     findings: tuple[Finding, ...]
     facts: Facts
@@ -73,9 +73,8 @@ class Report:
 def examine(
     settings: Settings, env: Mapping[str, str], scope: Scope, node_log: Sequence[str] = ()
 ) -> Report:
-    """Look at everything in `scope` and judge it. Never raises: what fails is a finding.
-
-    `node_log` is what ComfyUI logged while it started, where it has.
+    """Examine everything in `scope`. Never raises: failures are findings. `node_log` is ComfyUI's
+    log of its start, if it has started.
     """
     start = time.monotonic()
     facts = gather(settings, env, scope)
@@ -91,9 +90,9 @@ def examine(
 
 
 def of_volume(report: Report) -> Report:
-    """What the examination says of the volume, where no worker runs: on a Pod, or at home. What
-    concerns this machine is information, marked `this_machine`; what concerns an endpoint's
-    settings, which cannot be seen from here, is left out."""
+    """The report about the volume where no worker runs, on a Pod or at home. Findings about this
+    machine become information, marked `this_machine`; those about an endpoint's settings, which are
+    not visible from here, are left out."""
     root = report.facts.layout.root if report.facts.layout else None
     python = report.facts.python
     own_python = root is not None and python is not None and python.is_relative_to(root)
@@ -108,12 +107,12 @@ def of_volume(report: Report) -> Report:
 
 
 def is_of_machine(finding: Finding) -> bool:
-    """Did `of_volume` set it apart?"""
+    """Did `of_volume` mark it as this machine's?"""
     return bool(finding.details.get(_APART))
 
 
 def _of_machine(finding: Finding) -> Finding:
-    """As information. How to change an endpoint is nothing that a Pod can tell."""
+    """As information, without advice for an endpoint, which a Pod cannot give."""
     graver = finding.severity.rank > Severity.INFO.rank
     return replace(
         finding,
@@ -127,9 +126,8 @@ def _of_machine(finding: Finding) -> Finding:
 def report_text(
     report: Report, style: Style = PLAIN, *, quiet: bool = False, verbose: bool = False
 ) -> str:
-    """An examination as a person reads it: where, what is wrong, worst first, the outcome.
-
-    `verbose` also shows what is well, `quiet` nothing but warnings and errors.
+    """The report for people: the volume, findings worst first, the outcome. `verbose` also shows
+    what is fine, `quiet` only warnings and errors.
     """
     root = str(report.facts.layout.root) if report.facts.layout else ""
     least = Severity.OK.rank if verbose else Severity.WARNING.rank
@@ -186,7 +184,7 @@ def _summary(
 
 
 def repairs_of(report: Report) -> list[Repair]:
-    """What `--fix` would do about it."""
+    """What `--fix` would do about them."""
     facts = report.facts
     if facts.layout is None or facts.volume is None:
         return []
@@ -206,7 +204,7 @@ def report_json(report: Report) -> dict[str, Any]:
 
 
 def bounded(data: Mapping[str, Any], most_bytes: int = MOST_BYTES) -> dict[str, Any]:
-    """`data` within `most_bytes` as JSON: lists and texts are cut, ever shorter, until it fits."""
+    """`data` within `most_bytes` as JSON: lists and texts are shortened until it fits."""
     result: Any = dict(data)
     for longest in (1000, 200, 50, 10, 3):
         if len(json.dumps(result, default=str)) <= most_bytes:

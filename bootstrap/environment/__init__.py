@@ -1,4 +1,4 @@
-"""The Python that runs ComfyUI: which one, what it has, what it lacks and how it gets that."""
+"""The Python that runs ComfyUI: which one, what it has and lacks, and how that is installed."""
 
 from bootstrap.environment.choice import Choice, choose_python, venvs_of
 from bootstrap.environment.judge import Judgement, judge

@@ -1,6 +1,5 @@
-"""Makes a package set: resolved, installed into two folders, and tried out.
-
-What cannot be built, or does not work with this torch, is left out with a reason.
+"""Builds a package set: resolved, installed into two folders, and tested. Packages that cannot be
+built or do not work with this torch are left out with a reason.
 """
 
 from __future__ import annotations
@@ -16,8 +15,8 @@ from bootstrap.environment.store import AFTER, BEFORE
 from bootstrap.environment.uv import Uv, UvFailed
 
 _MOST_TRIES = 12
-# Built for one torch. What an index has may be built for another, or for CUDA where torch is not;
-# a module that fails to load is worse than one that is missing, since many look for it first.
+# Built for one torch. The index may have it for another torch, or for CUDA where torch is not; a
+# module that fails to load is worse than a missing one, since many packages try it first.
 _TRIED_OUT = {"torchvision": "torchvision", "torchaudio": "torchaudio", "xformers": "xformers"}
 _TRY = """
 import importlib, json, sys
@@ -37,8 +36,8 @@ print(json.dumps(broken))
 
 
 class Builder:
-    """Fills the folder `folder`. `hook` makes what PYTHONPATH must be for it; `modules` are
-    imported to see that they work, by the distribution that brings them."""
+    """Fills the folder `folder`. `hook` creates the PYTHONPATH entry for it; `modules`, by
+    distribution, are imported as a test."""
 
     def __init__(
         self,
@@ -60,9 +59,8 @@ class Builder:
         self._works: set[str] = set()
 
     def build(self, units: Sequence[Unit]) -> Resolution:
-        """Install what can be; what cannot is in the plan, with the reason.
-
-        Raises UvFailed when nothing can be said of the packages themselves, and OSError.
+        """Install what is possible; the rest is in the plan, with reasons. Raises UvFailed if the
+        packages themselves are not the problem, and OSError.
         """
         for _ in range(_MOST_TRIES):
             plan = self._resolver.plan(units)
@@ -71,7 +69,7 @@ class Builder:
         raise UvFailed("each try left out another package that does not work", False)
 
     def _installed(self, plan: Resolution) -> bool:
-        """Install it all; False where a package cannot be built and is left out from now on."""
+        """Install everything; False if a package cannot be built, which is then left out."""
         wanted = {BEFORE: plan.replaces, AFTER: plan.adds}
         try:
             if self._less_is_wanted(wanted):
@@ -104,7 +102,7 @@ class Builder:
                 )
 
     def _put(self, part: str, requirements: Iterable[str]) -> None:
-        """Bytecode is tied to no time of change, since unpacking gives files another."""
+        """Bytecode must not depend on modification times, which unpacking changes."""
         folder = self._folder / part
         folder.mkdir(parents=True)
         exact = self._scratch / f"{part}.txt"
@@ -117,7 +115,8 @@ class Builder:
         )
 
     def _all_work(self, plan: Resolution) -> bool:
-        """Can what depends on torch be imported? What cannot is never installed from now on."""
+        """Can packages that depend on torch be imported? Those that cannot are forbidden from now
+        on."""
         found = {**plan.adds, **plan.replaces}
         tried = {n: m for n, m in self._modules.items() if n in found and n not in self._works}
         broken = self._broken(tried.values()) if tried else {}
@@ -131,7 +130,7 @@ class Builder:
         return not broken
 
     def _broken(self, modules: Iterable[str]) -> dict[str, str]:
-        """Those that cannot be imported, and why. No GPU is needed for it."""
+        """Packages that cannot be imported, and why. This needs no GPU."""
         env = {"PYTHONPATH": str(self._hook()), "CUDA_VISIBLE_DEVICES": ""}
         said = self._uv.python("-B", "-c", _TRY, *modules, env=env)
         try:

@@ -1,9 +1,9 @@
-"""Which Python runs ComfyUI, by facts: what lies on the volume, what starts here, torch, driver.
+"""Which Python runs ComfyUI: by what is on the volume, what starts here, torch and the driver.
 
-A virtual environment is any folder with a pyvenv.cfg, whatever it is called. One made by a Python
-that is not on this machine (a template's image had it elsewhere, or uv fetched it) runs with one of
-the same version that is: by a venv on local disk whose site-packages are a link to its own. Nothing
-on the volume is changed.
+A virtual environment is any folder with a pyvenv.cfg, whatever its name. One made by a Python that
+is not on this machine (a template's image had it elsewhere, or uv fetched it) runs with a local
+Python of the same version, through a venv on local disk whose site-packages link to it. Nothing on
+the volume is changed.
 """
 
 from __future__ import annotations
@@ -35,8 +35,8 @@ CODES = {
 }
 IMAGE_PYTHON = Path("/opt/comfyui/bin/python")
 NVIDIA = Path("/proc/driver/nvidia/version")
-# Below ComfyUI's folder, the one that it lies in, and the root: each folder in them. Of templates
-# that keep several: ai-dock, madiator, AUTOMATIC1111's neighbours.
+# Besides ComfyUI's folder, its parent and the root: folders in which templates keep several venvs
+# (ai-dock, madiator, AUTOMATIC1111's neighbours).
 _NESTED = ("environments/python", "runpod-venvs", "venvs")
 _MOST_VENVS = 20
 _VERSION = "import sys; print('%d.%d' % sys.version_info[:2])"
@@ -46,8 +46,8 @@ _DRIVER = re.compile(r"\s(\d{3,}(?:\.\d+)+)\s")
 
 @dataclass(frozen=True)
 class Choice:
-    """`python` runs ComfyUI. `venv` is the one that it belongs to, None for others;
-    `interpreter` a Python of this machine that stands in for the one it was made by."""
+    """`python` runs ComfyUI. `venv` is its virtual environment, if any; `interpreter` is a Python
+    of this machine that replaces the one that made it."""
 
     python: Path
     venv: Venv | None = None
@@ -55,7 +55,7 @@ class Choice:
     findings: tuple[Finding, ...] = ()
 
     def venv_on(self, volume: Path) -> Path | None:
-        """The folder of its virtual environment, if that lies on the volume."""
+        """The folder of its virtual environment, if that is on the volume."""
         if self.venv is None:
             return None
         place = Path(os.path.realpath(self.venv.path))
@@ -64,7 +64,7 @@ class Choice:
 
 @dataclass(frozen=True)
 class _Refused:
-    """Why a candidate is passed by; `choice` where it would run, but not with this driver."""
+    """Why a candidate is rejected; `choice` if it would run, but not with this driver."""
 
     place: str
     why: str
@@ -73,10 +73,8 @@ class _Refused:
 
 
 def choose_python(settings: Settings, layout: Layout, nvidia: Path = NVIDIA) -> Choice | Finding:
-    """The first candidate that starts, has torch, and a torch that this machine's driver can run;
-    or a finding that says what each lacks.
-
-    COMFYUI_PYTHON is the only candidate when it is set: it was set on purpose.
+    """The first candidate that starts and has a torch that this machine's driver can run; or a
+    finding that says what each lacks. COMFYUI_PYTHON, if set, is the only candidate.
     """
     driver = _driver_version(nvidia)
     refused: list[_Refused] = []
@@ -85,13 +83,13 @@ def choose_python(settings: Settings, layout: Layout, nvidia: Path = NVIDIA) -> 
         if isinstance(tried, Choice):
             return _with_findings(tried, refused)
         refused.append(tried)
-    # Which driver a machine has differs; what to do is said by the check of torch.
+    # Drivers differ between machines; the check of torch says what to do.
     late = next((r.choice for r in refused if r.choice is not None), None)
     return late or _none(refused)
 
 
 def venvs_of(layout: Layout) -> list[Venv]:
-    """The virtual environments in the known places of the volume, the likeliest first."""
+    """The virtual environments in known places on the volume, likeliest first."""
     if not layout.root_exists:
         return []
     homes = [layout.home, layout.home.parent, layout.root]
@@ -113,7 +111,7 @@ def _with_interpreter(venv: Venv) -> Venv:
 
 
 def _rank(venv: Venv) -> tuple[bool, bool, float]:
-    """ComfyUI's own first, no backup that a template left, the newest."""
+    """Sort key: ComfyUI's own first, backups that a template left last, newest first."""
     return (not venv.for_comfyui, venv.path.endswith((".bak", ".old")), -venv.made)
 
 
@@ -135,7 +133,8 @@ def _candidates(settings: Settings, layout: Layout) -> Iterator[Venv | Path]:
 
 
 def _is_for(venv: Venv, layout: Layout) -> bool:
-    """Outside of ComfyUI's folder a venv may be another program's: one for training, a webui."""
+    """Outside ComfyUI's folder a venv may be another program's, such as a trainer's or a
+    webui's."""
     return venv.for_comfyui or Path(venv.path).is_relative_to(layout.home)
 
 
@@ -177,7 +176,7 @@ def _start_venv(venv: Venv) -> Choice | _Refused:
 
 
 def interpreter_of(version: str) -> Path | None:
-    """A Python of that version ("3.12") on this machine that is not itself in a venv's place."""
+    """A Python of that version ("3.12") on this machine, outside any venv's folder."""
     bases = (Path("/usr/bin"), Path("/usr/local/bin"), Path(sys.base_prefix) / "bin")
     found = which(f"python{version}")
     for path in (*(base / f"python{version}" for base in bases), *([Path(found)] if found else [])):
@@ -187,8 +186,8 @@ def interpreter_of(version: str) -> Path | None:
 
 
 def _stand_in(venv: Venv, interpreter: Path) -> Path:
-    """The Python of a venv on local disk that has the packages of `venv`. Made once on a machine;
-    raises OSError."""
+    """The Python of a venv on local disk with the packages of `venv`, made once per machine. Raises
+    OSError."""
     identity = f"{venv.path}\0{interpreter}\0{os.path.realpath(venv.path)}"
     name = f"comfyui-python-{os.geteuid()}-{hashlib.sha256(identity.encode()).hexdigest()[:16]}"
     place = Path(tempfile.gettempdir(), name)
@@ -200,7 +199,7 @@ def _stand_in(venv: Venv, interpreter: Path) -> Path:
         os.rename(new, place)
         return place / "bin" / "python"
     except OSError:
-        if _is_as(place, new):  # made by another thread meanwhile
+        if _is_as(place, new):  # made by another thread by now
             return place / "bin" / "python"
         raise
     finally:
@@ -221,7 +220,7 @@ def _furnish(place: Path, venv: Venv, interpreter: Path) -> None:
 
 
 def _is_as(place: Path, new: Path) -> bool:
-    """Is `place` ours, and made from the same things?"""
+    """Is `place` ours, and made from the same parts?"""
     try:
         same = (place / "pyvenv.cfg").read_bytes() == (new / "pyvenv.cfg").read_bytes()
         return same and place.stat().st_uid == os.geteuid() and (place / "bin/python").exists()
@@ -230,8 +229,8 @@ def _is_as(place: Path, new: Path) -> bool:
 
 
 def _problem_with(python: Path, has_torch: bool = False) -> tuple[str | None, str | None]:
-    """Its version, if it starts; why it will not do, None when it will. Torch is looked for, not
-    imported; where it is known to be there, site-packages on the volume are not read at all."""
+    """(its version, if it starts; why it is unsuitable, or None). Torch is searched for, not
+    imported; if it is known to be there, site-packages on the volume are not read at all."""
     options = ["-I", "-S", "-c", _VERSION] if has_torch else ["-I", "-c", _PROBE]
     try:
         os.stat(python)

@@ -1,13 +1,10 @@
-"""Pure: which distribution brings a module, which modules a version of ComfyUI needs to start, and
+"""Pure: which distribution has a module, which modules a version of ComfyUI needs to start, and
 which nodes failed to import in a boot, why, and how long each pack took.
 
-The first from the packages' own documentation, only those that ComfyUI's custom nodes use. The
-second from the imports at module level that its `main.py` reaches (not those within functions, nor
-those whose ImportError is caught), followed through each release of its repository from 0.0.1 to
-0.33; 0.34 to 0.38 from their requirements and the issues about them. A version that does not tell
-its number has the imports of the oldest.
-
-The third from what ComfyUI logs (nodes.py, 2023 to v0.38):
+Sources: the packages' own documentation, for packages that custom nodes use; the module-level
+imports that `main.py` reaches (not those in functions, or whose ImportError is caught) in each
+release from 0.0.1 to 0.33, and for 0.34 to 0.38 their requirements and issues (an unknown version
+counts as the oldest); ComfyUI's log (nodes.py, 2023 to v0.38):
 
     Cannot import /…/custom_nodes/Pack module for custom nodes: No module named 'x'
     Import times for custom nodes:
@@ -33,7 +30,7 @@ CODES = {
     "nodes.import_slow": "Custom node packs took long to import.",
     "nodes.imported": "All custom nodes were imported.",
 }
-# A finding each for so many packs; the rest share one.
+# So many packs get a finding each; the rest share one.
 MOST_PACKS = 10
 SLOW_SECONDS = 5.0
 _TIME = re.compile(r"^\s*(\d+(?:\.\d+)?) seconds( \(IMPORT FAILED\))?: (.*\S)\s*$")
@@ -41,7 +38,7 @@ _REASON = re.compile(r"Cannot import (.+?) module for custom nodes: ?(.*)")
 _EXTRA = re.compile(r"^IMPORT FAILED: (\S+)")
 _MODULE = re.compile(r"No module named '([^']+)'")
 
-# Of the four distributions of OpenCV the headless one needs no libGL, which servers lack.
+# Of OpenCV's four distributions, the headless one needs no libGL, which servers lack.
 _MODULES = {
     "Crypto": "pycryptodome",
     "OpenSSL": "pyOpenSSL",
@@ -78,14 +75,14 @@ _MODULES = {
     "websocket": "websocket-client",
     "yaml": "PyYAML",
 }
-#: What a distribution (normalised name) is imported as, where that is not its name.
+#: A distribution's (normalised name) modules, if not its own name.
 MODULES = {
     **{name.lower().replace("_", "-"): module for module, name in _MODULES.items()},
     "opencv-python": "cv2",
     "opencv-contrib-python": "cv2",
     "opencv-contrib-python-headless": "cv2",
 }
-# Distributions that bring the same modules with the same version numbers: one will do.
+# Distributions with the same modules and version numbers: one is enough.
 _GROUPS = (
     frozenset(
         {
@@ -102,12 +99,12 @@ _GROUPS = (
     frozenset({"scikit-learn", "sklearn"}),
     frozenset({"pynvml", "nvidia-ml-py"}),
 )
-#: For a distribution (normalised name), the others that bring the same modules.
+#: For a distribution (normalised name), the others with the same modules.
 ALIKE = {name: sorted(group - {name}) for group in _GROUPS for name in group}
 
 
 def distribution_of(module: str) -> str:
-    """What to install for `import module`, by its first part; mostly the name itself."""
+    """What to install for `import module`, by its first part; usually the same name."""
     top = module.partition(".")[0]
     if module == "google.protobuf" or module.startswith("google.protobuf."):
         return "protobuf"
@@ -116,8 +113,8 @@ def distribution_of(module: str) -> str:
 
 @dataclass(frozen=True)
 class HardImport:
-    """ComfyUI of the versions `since` <= v < `before` imports `module`, which `distribution` (its
-    normalised name) brings."""
+    """ComfyUI of the versions `since` <= v < `before` imports `module` from `distribution`
+    (normalised name)."""
 
     module: str
     distribution: str
@@ -154,7 +151,7 @@ _BY_VERSION = (
     HardImport("torchaudio", "torchaudio", (0, 20), (0, 38)),
     HardImport("comfy_kitchen", "comfy-kitchen", (0, 29)),
 )
-# From 0.38 the assets database is on by default, and ComfyUI ends with code 1 where it cannot be.
+# From 0.38 the assets database is on by default, and without it ComfyUI exits with code 1.
 _ASSETS = (
     HardImport("alembic", "alembic", (0, 38)),
     HardImport("blake3", "blake3", (0, 38)),
@@ -175,7 +172,7 @@ def _is_for(each: HardImport, number: tuple[int, ...]) -> bool:
 
 
 def _number(version: str | None) -> tuple[int, ...] | None:
-    """`0.33.0` of `v0.33.0-12-gabc`; a checkout between two releases has the earlier's number."""
+    """`0.33.0` of `v0.33.0-12-gabc`; a checkout between two releases gets the earlier number."""
     match = re.match(r"v?(\d+(?:\.\d+)*)", version or "")
     return tuple(map(int, match[1].split("."))) if match else None
 
@@ -220,9 +217,8 @@ def read_imports(log: Sequence[str]) -> tuple[list[Import], list[str]]:
 def check_node_imports(
     log: Sequence[str], packages: PackagesFacts | None, comfyui: str
 ) -> list[Finding]:
-    """Findings about what a boot's log says of nodes; none for an empty log.
-
-    `packages` is the interpreter that pip lines are for, `comfyui` the folder it ran in.
+    """Findings about nodes from a boot's log; none for an empty log. `packages` is the interpreter
+    for pip commands, `comfyui` the folder it ran in.
     """
     imports, extras = read_imports(log)
     failed = [each for each in imports if each.failed]

@@ -1,7 +1,7 @@
-"""What ComfyUI's Python has and lacks, asked of that Python itself; for the checker and the worker.
+"""What ComfyUI's Python has and lacks, as that Python reports it; for the checker and the worker.
 
-Both go through `judge`, so that one never says what the other denies. The child (`judge_child.py`)
-has `packaging` and `importlib.metadata`; this side needs the standard library only.
+Both use `judge`, so that they never contradict each other. The child (`judge_child.py`) has
+`packaging` and `importlib.metadata`; this side needs only the standard library.
 """
 
 from __future__ import annotations
@@ -20,16 +20,16 @@ from bootstrap.environment.python import ASK_SECONDS, Failure, PythonTrouble, as
 from bootstrap.environment.requirement_files import COMFYUI, RequirementFile
 from bootstrap.environment.site_packages import PackagesFacts, packages_facts
 
-# ComfyUI's web page: the worker gives it one of its own.
+# ComfyUI's web page: the worker provides its own.
 _PAGE = ("comfyui-frontend-package", "comfyui-workflow-templates", "comfyui-embedded-docs")
-# Looked for in any case: a copy without a record must not be replaced either.
+# Always checked: a copy without a record must not be replaced either.
 _KIN_MODULES = ("torch", "torchvision", "torchaudio", "xformers", "triton")
 
 
 class RequirementState(str, Enum):
-    """What became of a requirement. `UNTRACKED`: it can be imported, but no record says in which
-    version. `SKIPPED`: its marker says that it is not for this Python. `UNREAD`: not understood.
-    `UNJUDGED`: there is neither `packaging` nor pip."""
+    """The state of a requirement. `UNTRACKED`: can be imported, but no record has its version.
+    `SKIPPED`: its marker excludes this Python. `UNREAD`: cannot be parsed. `UNJUDGED`: there is
+    neither `packaging` nor pip."""
 
     MET = "met"
     MISSING = "missing"
@@ -45,9 +45,9 @@ _UNMET = (RequirementState.MISSING, RequirementState.WRONG)
 
 @dataclass(frozen=True)
 class Verdict:
-    """One requirement of one owner (COMFYUI or a custom node). `text` is what to ask an installer
-    for, `name` the package's normalised name ("" where an address does not tell), `version` what
-    is installed."""
+    """One requirement of one owner (COMFYUI or a custom node). `text` is the requirement for an
+    installer, `name` the package's normalised name ("" if an address does not have it), `version`
+    the installed one."""
 
     owner: str
     text: str
@@ -62,12 +62,12 @@ class Verdict:
 
     @property
     def page(self) -> bool:
-        """Is it a part of ComfyUI's web page that is not as required? No job needs it."""
+        """Is it an unmet requirement of ComfyUI's web page? No job needs that."""
         return self.core and self.name.startswith(_PAGE) and self.state in _UNMET
 
     @property
     def unmet(self) -> bool:
-        """Is it needed, and missing or there in another version?"""
+        """Is it required, but missing or in another version?"""
         return self.state in _UNMET and not self.page
 
     def __str__(self) -> str:
@@ -78,8 +78,8 @@ class Verdict:
 
 @dataclass(frozen=True)
 class Needs:
-    """What an installed distribution requires: (name, specifiers, state) each; and, as they are
-    written, its extras and what they add."""
+    """What an installed distribution requires: (name, specifiers, state) each; and its extras and
+    what they add, verbatim."""
 
     requires: tuple[tuple[str, str, RequirementState], ...] = ()
     extras: tuple[str, ...] = ()
@@ -88,11 +88,10 @@ class Needs:
 
 @dataclass(frozen=True)
 class Judgement:
-    """What was found. Where `packages` has a failure, all else is empty.
-
-    `judged_with` is None where neither `packaging` nor pip is there. `installed` are versions by
-    normalised name, None for a damaged record. `absent` is what this ComfyUI cannot start without
-    and cannot import; `untracked_kin` are torch and its like without a record. `needs` is by name.
+    """The result. If `packages` has a failure, the rest is empty. `judged_with` is None if there is
+    neither `packaging` nor pip. `installed` are versions by normalised name, None for a damaged
+    record. `absent` are modules that this ComfyUI cannot start without and that cannot be imported;
+    `untracked_kin` are torch and related packages without a record. `needs` is by name.
     """
 
     packages: PackagesFacts
@@ -106,18 +105,18 @@ class Judgement:
 
     @property
     def unmet(self) -> tuple[Verdict, ...]:
-        """What is missing or has another version, ComfyUI's own first."""
+        """Requirements that are missing or in another version, ComfyUI's own first."""
         return tuple(v for v in self.verdicts if v.unmet)
 
     def torch(self) -> str | None:
-        """The version of the torch that is installed, its build included: `2.9.1+cu128`."""
+        """The installed torch's version with its build: `2.9.1+cu128`."""
         return self.installed.get("torch")
 
     def with_packages(
         self, added: Mapping[str, str], unmet: Iterable[Verdict], modules: Iterable[str]
     ) -> Judgement:
-        """As it is once the packages `added` (versions by name), which bring `modules`, are on
-        ComfyUI's path; `unmet` is what was judged so with them, logins masked."""
+        """The judgement with the packages `added` (versions by name) and their `modules` on
+        ComfyUI's path; `unmet` is what is still unmet then, logins masked."""
         left = {(v.owner, v.text): v for v in unmet}
         verdicts = []
         for v in self.verdicts:
@@ -143,12 +142,10 @@ def judge(
     after: Path | None = None,
     timeout: float = ASK_SECONDS,
 ) -> Judgement:
-    """Judge in `python` what a ComfyUI that is started with `arguments` asks for; never raises.
-    0.2 s on local disk.
-
-    `env` is the worker's environment; secrets are kept from the child. `needs` asks what each
-    installed distribution requires. `before` and `after` are folders with packages ahead of and
-    behind the interpreter's own. `timeout` is in seconds.
+    """Judge in `python` the requirements of a ComfyUI started with `arguments`; never raises. Takes
+    0.2 s on local disk. `env` is the worker's environment; secrets are withheld from the child.
+    `needs` also returns what each installed distribution requires. `before` and `after` are package
+    folders ahead of and after the interpreter's own. `timeout` is in seconds.
     """
     start = time.monotonic()
     hard = hard_imports(requirements.version, arguments)

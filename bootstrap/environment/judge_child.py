@@ -1,9 +1,9 @@
 """Judges requirements in ComfyUI's own Python. A script, run as `python -I -B judge_child.py`.
 
-Reads one JSON object from stdin and prints one on the last line of stdout; judge.py has both
-sides of it in types. PEP 440 and 508 are `packaging`'s, from that Python or from its pip; what is
-installed is read with `importlib.metadata`. Nothing else that is installed is imported: modules are
-only looked for. Must run on any Python from 3.8.
+Reads a JSON object from stdin and prints one on the last line of stdout; judge.py has types for
+both. PEP 440 and 508 are handled by `packaging`, from that Python or its pip; `importlib.metadata`
+reads what is installed. No other installed package is imported: modules are only searched for. Must
+run on any Python from 3.8.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ def normalised(name: str) -> str:
 
 
 def find_packaging() -> tuple[Any, Any, str | None]:
-    """`packaging.requirements` and who brings it; None where neither it nor pip is there."""
+    """`packaging.requirements` and where it comes from; None if there is neither it nor pip."""
     for name in ("packaging", "pip._vendor.packaging"):
         try:
             module = importlib.import_module(name + ".requirements")
@@ -50,7 +50,7 @@ def find_packaging() -> tuple[Any, Any, str | None]:
 
 
 def find_toml() -> Any:
-    """A reader of TOML: the standard library's from Python 3.11, else pip's."""
+    """A TOML reader: the standard library's from Python 3.11, else pip's."""
     for name in ("tomllib", "tomli", "pip._vendor.tomli"):
         try:
             return importlib.import_module(name)
@@ -60,7 +60,7 @@ def find_toml() -> Any:
 
 
 def who_am_i() -> dict[str, Any]:
-    """The interpreter. -I leaves out ~/.local, which ComfyUI sees unless its venv is closed off."""
+    """The interpreter. -I excludes ~/.local, which ComfyUI sees unless its venv is isolated."""
     own = any(p.startswith(sys.base_prefix) and p.endswith("-packages") for p in sys.path)
     user = [site.getusersitepackages()] if sys.prefix == sys.base_prefix or own else []
     stdlib = os.path.dirname(os.__file__)
@@ -111,13 +111,13 @@ class Installed:
         self.by_name: dict[str, dict[str, Any]] = {}
         for one in self.all:
             first = self.by_name.setdefault(one["name"], one)
-            if first["folder"] == one["folder"]:  # two, where an upgrade was interrupted
+            if first["folder"] == one["folder"]:  # two records, if an upgrade was interrupted
                 first["versions"].append(one["version"])
         self.folders = [f for i, f in enumerate(folders) if listed[i][0]]
 
     @staticmethod
     def _records_in(folder: str) -> tuple[bool, list[tuple[str, str]]]:
-        """Is there anything, and the records; pip puts a `~` before what it is about to remove, or
+        """(is the folder not empty, its records); pip prefixes `~` to what it is removing, or
         failed to."""
         try:
             names = sorted(os.listdir(folder))
@@ -155,8 +155,8 @@ class Installed:
 
 
 class Judge:
-    """Requirements against what is installed. `alike` are names that bring the same modules,
-    `modules` what a distribution is imported as where that is not its name."""
+    """Requirements against what is installed. `alike` are names with the same modules, `modules` a
+    distribution's modules if not its own name."""
 
     def __init__(
         self,
@@ -206,8 +206,8 @@ class Judge:
         return verdict(line, state, normalised(wanted.name), version, str(wanted))
 
     def _of_address(self, line: str, address: str, marker: str) -> dict[str, Any]:
-        """`git+https://…#egg=name` and a wheel's address name a package; others are only known by
-        where an installed one says that it came from (PEP 610)."""
+        """`git+https://…#egg=name` and a wheel's address name a package; others are identified only
+        by an installed one's recorded origin (PEP 610)."""
         if marker and not self._applies(self._requirements.Requirement("x ; " + marker), ""):
             return verdict(line, "skipped")
         found = EGG.search(address) or WHEEL.search(address)
@@ -255,7 +255,7 @@ class Judge:
         return ("met" if whole else "missing"), one["version"]
 
     def _has_extra(self, one: Mapping[str, Any], extra: str, depth: int) -> bool:
-        """Is all there that an extra of an installed distribution adds?"""
+        """Is everything installed that an extra of an installed distribution adds?"""
         if depth >= MOST_DEPTH:
             return True
         for line in one["requires"]:
@@ -272,13 +272,13 @@ class Judge:
 def verdict(
     line: str, state: str, name: str = "", version: str | None = None, text: str = ""
 ) -> dict[str, Any]:
-    """As judge.py reads it; `text` is what to ask an installer for."""
+    """A verdict for judge.py; `text` is the requirement for an installer."""
     return {"line": line, "state": state, "name": name, "version": version, "text": text or line}
 
 
 def can_import(module: str) -> bool:
-    """Is there such a top-level module? A folder without code, which an uninstalled package leaves,
-    is not one; one with code and no `__init__.py` is (comfy-aimdo)."""
+    """Is there such a top-level module? A folder without code, left by an uninstalled package, does
+    not count; one with code but no `__init__.py` does (comfy-aimdo)."""
     try:
         spec = importlib.util.find_spec(module.partition(".")[0])
     except (ImportError, ValueError, AttributeError):
@@ -289,7 +289,7 @@ def can_import(module: str) -> bool:
 
 
 def has_code(folder: str) -> bool:
-    """Does a folder hold modules, or packages?"""
+    """Does a folder have modules or packages?"""
     try:
         names = os.listdir(folder)
     except OSError:
@@ -313,14 +313,14 @@ def lines_of(file: Mapping[str, Any]) -> list[str]:
 
 
 def with_folders(path: list[str], before: str | None, after: str | None) -> list[str]:
-    """A search path with a folder ahead of all packages and one behind them."""
+    """A search path with a folder before all packages and one after them."""
     first = next((i for i, p in enumerate(path) if p.endswith("-packages")), len(path))
     ahead = [before] if before else []
     return path[:first] + ahead + path[first:] + ([after] if after else [])
 
 
 def main() -> None:
-    """Answer what stdin asks; see judge.py."""
+    """Answer the request on stdin; see judge.py."""
     asked = json.load(sys.stdin)
     me = who_am_i()
     me["path"] = with_folders(me["path"], asked.get("before"), asked.get("after"))

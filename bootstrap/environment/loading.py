@@ -1,9 +1,9 @@
-"""A kept package set on its way to local disk: straight into place, in large blocks, side by side.
+"""Unpacks a kept package set to local disk: directly into place, in large blocks, in parallel.
 
-ComfyUI need not wait for all of it. What is small comes first; a few large packages may follow
-while ComfyUI imports torch, and an import of one of them waits. ComfyUI finds them by a
-sitecustomize.py in a folder that PYTHONPATH names: PYTHONPATH itself would stand ahead of the
-standard library, which no package may hide.
+ComfyUI need not wait for all of it. Small packages come first; a few large ones may follow while
+ComfyUI imports torch, and importing one of them waits. ComfyUI finds them by a sitecustomize.py in
+a folder on PYTHONPATH: on PYTHONPATH itself they would come before the standard library, which no
+package may hide.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ _log = logging.getLogger(__name__)
 
 _STREAMS = 8
 _HEADER = 30  # of an entry, before its name; APPNOTE.TXT 4.3.7
-# Roughly what local disks need for a file, and for a byte. What takes longer in all comes late.
+# Rough costs of a file and a byte on local disk. Groups that take longer come late.
 _SECONDS_A_FILE = 2.5e-4
 _SECONDS_A_BYTE = 3e-9
 _SOON_SECONDS = 0.15
@@ -38,9 +38,9 @@ _SOON_SECONDS = 0.15
 class Loading:
     """Unpacks a kept set into the new folder `folder` on local disk, within `timeout` seconds.
 
-    Made when what is needed at once is there; `late` are the modules that are still coming. Raises
-    BadSet when the set itself is at fault, and OSError, leaving nothing. `failure` is why what came
-    late did not."""
+    The constructor returns when what is needed at once is there; `late` are the modules still to
+    come. Raises BadSet when the set itself is at fault, and OSError, leaving nothing. `failure` is
+    why what came late did not."""
 
     record: Record
 
@@ -54,7 +54,7 @@ class Loading:
         soon, later = _split(contents.entries, contents.groups)
         self.late = frozenset(module for e in later if (module := _module_of(e)))
         self.failure: Exception | None = None
-        # A thread that is still writing after a failure writes where nothing looks.
+        # A thread that still writes after a failure writes to a place that nothing reads.
         part = Path(tempfile.mkdtemp(prefix=f"{folder.name}.", dir=folder.parent))
         try:
             self._unpack(soon, part)
@@ -78,7 +78,7 @@ class Loading:
         return self.failure
 
     def finish_beside(self, arrived: Path) -> None:
-        """`finish` in a thread, which then makes the file `arrived`, whatever came of it."""
+        """`finish` in a thread, which then creates the file `arrived`, whatever the outcome."""
 
         def run() -> None:
             self.finish()
@@ -90,7 +90,7 @@ class Loading:
         _make_folders(folder, entries)
         if not entries:
             return
-        # A descriptor that a silent volume still holds is left to it.
+        # A descriptor in use by a hanging volume is left open.
         source = os.open(self._kept, os.O_RDONLY | os.O_CLOEXEC)
         left = self._end - time.monotonic()
         if not WorkerPool(_STREAMS).run(_tasks(source, folder, entries, self._parts), left):
@@ -110,7 +110,7 @@ def load(kept: Path, folder: Path, timeout: float) -> Record:
 def _split(
     entries: Sequence[zipfile.ZipInfo], groups: Sequence[Sequence[str]]
 ) -> tuple[list[zipfile.ZipInfo], list[zipfile.ZipInfo]]:
-    """What comes at once, and what may come late: whole groups, the costly ones."""
+    """What comes at once, and what may come late: whole groups, if they are costly."""
     of = {name: index for index, names in enumerate(groups) for name in names}
     costs = dict.fromkeys(range(len(groups)), 0.0)
     for entry in entries:
@@ -135,7 +135,7 @@ def _top(entry: zipfile.ZipInfo) -> str:
 
 
 def _comes_at_once(entry: zipfile.ZipInfo) -> bool:
-    """Records and path files are looked at without an import."""
+    """Records and path files are read without an import."""
     return _top(entry).endswith((".dist-info", ".egg-info", ".pth"))
 
 
@@ -161,7 +161,7 @@ def _tasks(
     entries: Sequence[zipfile.ZipInfo],
     parts: Mapping[str, Sequence[int]],
 ) -> list[partial[None]]:
-    """Small files by the block, large ones in blocks."""
+    """Small files together in a block, large ones in several blocks."""
     tasks = []
     batch: list[zipfile.ZipInfo] = []
     for entry in sorted(entries, key=lambda e: e.header_offset):
@@ -179,7 +179,7 @@ def _tasks(
 
 def _load_batch(source: int, folder: Path, batch: Sequence[zipfile.ZipInfo]) -> None:
     start, last = batch[0].header_offset, batch[-1]
-    # A name in UTF-8 and a further field at most, both of 16 bits.
+    # At most a UTF-8 name and an extra field, with 16-bit lengths.
     length = last.header_offset + last.file_size + _HEADER + (2 << 16) - start
     data = memoryview(os.pread(source, length, start))
     for entry in batch:
@@ -210,7 +210,7 @@ def _load_part(
 
 
 def _data_offset(header: bytes | memoryview, at: int) -> int:
-    """Where an entry's content begins, from its own header at `at`."""
+    """Where an entry's content begins, by its local header at `at`."""
     if bytes(header[:4]) != b"PK\x03\x04" or len(header) < _HEADER:
         raise BadSet("an entry is not where it should be")
     name, further = struct.unpack_from("<HH", header, 26)
@@ -218,7 +218,7 @@ def _data_offset(header: bytes | memoryview, at: int) -> int:
 
 
 def _set_mode(folder: Path, entry: zipfile.ZipInfo) -> None:
-    """Some packages bring programs, which must stay executable."""
+    """Some packages have programs, which must stay executable."""
     if (entry.external_attr >> 16) & 0o100:
         os.chmod(folder / entry.filename, 0o755)
 
@@ -269,7 +269,8 @@ if _spec is not None and _spec.loader is not None:
 
 
 def write_hook(work: Path, prefix: str, loading: Loading | None = None) -> Path:
-    """What PYTHONPATH must be. The rest of a set that is being loaded comes meanwhile."""
+    """Write the sitecustomize.py; returns the PYTHONPATH for it. The rest of a set may still be
+    loading."""
     path = work / "packages-path"
     path.mkdir(exist_ok=True)
     folder = work / "packages"

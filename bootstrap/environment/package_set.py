@@ -1,12 +1,12 @@
-"""The packages that ComfyUI and its custom nodes ask for and ComfyUI's Python lacks.
+"""The packages that ComfyUI and its custom nodes require and ComfyUI's Python lacks.
 
     volume/.comfyui-worker/packages/<name>.zip   made once for an interpreter and what is asked for
     work/packages/before, after                  unpacked on local disk
     work/packages-path/sitecustomize.py          puts these folders on ComfyUI's path
 
-`prepare_packages` is the door. Nothing is installed into an interpreter. What replaces another
-version stands ahead of the interpreter's packages, what is added behind them, where it hides
-nothing. Of several workers one makes a set, the others wait for it and need no network.
+`prepare_packages` is the entry point. Nothing is installed into an interpreter. Packages that
+replace another version come before the interpreter's own, added ones after them, where they hide
+nothing. One of several workers builds a set; the others wait for it and need no network.
 """
 
 from __future__ import annotations
@@ -57,16 +57,15 @@ _READ_SECONDS = 15.0
 _LOOK_EVERY = 0.2
 _FORMAT = 2
 _UNSAFE = re.compile(r"[^A-Za-z0-9._+-]")
-# The last is a file on NFS that was removed while it was read.
+# ESTALE: a file on NFS was removed while it was read.
 _ABSENT = (errno.ENOENT, errno.ENOTDIR, errno.ESTALE)
 
 
 @dataclass(frozen=True)
 class Place:
-    """Where a ComfyUI and its packages are. `comfyui` is the folder whose requirements count, which
-    is started with `arguments` and reads custom nodes in `nodes` as well; `volume` keeps the set,
-    `work` is on local disk. Times in seconds: `timeout` for all of it, `beat` and `stale` of
-    leases."""
+    """Where a ComfyUI and its packages are. `comfyui` is the folder whose requirements count; it is
+    started with `arguments` and also reads custom nodes in `nodes`. `volume` keeps the set, `work`
+    is on local disk. In seconds: `timeout` for everything, `beat` and `stale` for leases."""
 
     python: Path
     comfyui: Path
@@ -81,11 +80,9 @@ class Place:
 
 @dataclass(frozen=True)
 class PackageSet:
-    """What came of it. `path` is what PYTHONPATH must be, None where nothing is added; `programs`
-    are folders for the end of PATH. `judgement` is without the set. `seconds` are of the parts, by
-    name; `note` is for the timeline.
-
-    An error among the `findings` says that this ComfyUI cannot start."""
+    """The result. `path` is the PYTHONPATH, None if nothing is added; `programs` are folders for
+    the end of PATH. `judgement` is without the set. `seconds` are the parts' durations; `note` is
+    for the timeline. An error in `findings` means that this ComfyUI cannot start."""
 
     path: Path | None = None
     programs: tuple[Path, ...] = ()
@@ -97,7 +94,7 @@ class PackageSet:
     loading: Loading | None = None
 
     def late_findings(self) -> list[Finding]:
-        """What came to light since: a set that broke off when ComfyUI had been started already."""
+        """Later findings: a set that failed to load after ComfyUI had been started."""
         if self.loading is None or self.loading.failure is None:
             return []
         return [report.broke_off(self.loading.failure)]
@@ -111,7 +108,7 @@ class PackageSet:
 
 
 def kept_set(volume: Path, judgement: Judgement) -> tuple[Record, Path] | None:
-    """The set that a worker with this interpreter would use, and its file, if it is there."""
+    """The set that a worker with this interpreter would use, and its file, if it exists."""
     if not judgement.unmet:
         return None
     path = set_path(volume, judgement)
@@ -122,9 +119,9 @@ def kept_set(volume: Path, judgement: Judgement) -> tuple[Record, Path] | None:
 
 
 def set_path(volume: Path, judgement: Judgement) -> Path:
-    """Where the set for this interpreter and these requirements is kept. All that could make it
-    another one is in its name: the interpreter, the C library, each installed version, and each
-    requirement on what is not as it should be."""
+    """Where the set for this interpreter and these requirements is kept. Its name depends on
+    everything that could change it: the interpreter, the C library, each installed version, and
+    each unmet requirement."""
     unmet = judgement.unmet
     names = {v.name for v in unmet if v.state is RequirementState.WRONG}
     inputs = [
@@ -145,10 +142,9 @@ def set_path(volume: Path, judgement: Judgement) -> Path:
 def prepare_packages(
     place: Place, env: Mapping[str, str], mode: str = INSTALL, uv: Path | None = None
 ) -> PackageSet:
-    """Have what is missing on local disk, from the volume or by `uv` (found where it is None).
-
-    Never raises: ComfyUI starts without packages as well, unless a finding says that it cannot.
-    With mode `report` nothing is installed.
+    """Provide missing packages on local disk, from the volume or with `uv` (None: search for it).
+    Never raises: ComfyUI starts without packages too, unless a finding says that it cannot. Mode
+    `report` installs nothing.
     """
     start = time.monotonic()
     try:
@@ -200,7 +196,7 @@ def _modules_in(folder: Path) -> set[str]:
 
 
 class _Making:
-    """One worker's way to the set: use it, wait for it, or make it."""
+    """Gets the set for one worker: use it, wait for it, or build it."""
 
     def __init__(
         self,
@@ -237,7 +233,7 @@ class _Making:
             record = self._loaded()
             if record is not None:
                 return record, []
-            with contextlib.suppress(OSError):  # the next one tries again
+            with contextlib.suppress(OSError):  # the next worker tries again
                 sweep(self._kept, now=lease.path.stat().st_mtime)
             return self._made()
         finally:
@@ -257,9 +253,9 @@ class _Making:
                 lease.break_stale()
 
     def _loaded(self) -> Record | None:
-        """From the volume; a set that is damaged is put away, since no worker could use it."""
+        """Load it from the volume; a damaged set is moved away, since no worker could use it."""
         try:
-            with contextlib.suppress(OSError):  # a volume that is read-only
+            with contextlib.suppress(OSError):  # a read-only volume
                 mark_used(self._kept)
             left = max(1.0, self._end - time.monotonic())
             self.loading = Loading(self._kept, self._folder, left)

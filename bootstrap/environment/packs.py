@@ -1,5 +1,5 @@
-"""What a ComfyUI asks for: its version, and its custom node packs with their git checkouts, read
-from files and never imported."""
+"""A ComfyUI's version, requirements and custom node packs with their git checkouts, read from files
+and never imported."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from enum import Enum
-from pathlib import Path
 
 from bootstrap.core.concurrency import BoundedCaller
 from bootstrap.core.files import Folder, list_folder, open_regular
@@ -30,8 +29,8 @@ MOST_PACKS = 500
 
 @dataclass(frozen=True)
 class Git:
-    """A checkout: `branch` is None at a detached commit, `tag` a tag on the very commit that is
-    checked out, `origin` the address it came from, without login."""
+    """A checkout: `branch` is None at a detached commit, `tag` a tag on exactly the checked-out
+    commit, `origin` its remote address, without login."""
 
     branch: str | None = None
     commit: str | None = None
@@ -40,7 +39,7 @@ class Git:
 
 
 def look_at_git(folder: str) -> Git | None:
-    """The checkout in `folder`, None when it is none or of no use. Four small reads."""
+    """The checkout in `folder`; None if it is not a usable one. Four small reads."""
     home = os.path.join(folder, ".git")
     pointer = _text(home)  # a submodule's .git is a file
     if pointer is not None and pointer.startswith("gitdir:"):
@@ -85,7 +84,7 @@ def _commit_of(home: str, reference: str, packed: str) -> str | None:
 
 
 def _tag(commit: str, packed: str) -> str | None:
-    """An annotated tag's own line is followed by `^` and the commit it stands for."""
+    """An annotated tag's line is followed by `^` and its commit."""
     direct = re.search(rf"^{commit} refs/tags/(\S+)$", packed, re.MULTILINE)
     peeled = re.search(rf"^[0-9a-f]+ refs/tags/(\S+)\n\^{commit}$", packed, re.MULTILINE)
     match = direct or peeled
@@ -94,14 +93,14 @@ def _tag(commit: str, packed: str) -> str | None:
 
 def _text(path: str) -> str | None:
     try:
-        with open_regular(Path(path)) as file:
+        with open_regular(path) as file:
             return file.read(_MOST_TEXT).decode("utf-8", "replace")
     except OSError:
         return None
 
 
 class PackState(str, Enum):
-    """What there is of a pack. `NO_INIT` is a folder that Python cannot import."""
+    """The state of a pack. `NO_INIT` is a folder that Python cannot import."""
 
     GOOD = "good"
     EMPTY = "empty"
@@ -112,11 +111,9 @@ class PackState(str, Enum):
 
 @dataclass(frozen=True)
 class Pack:
-    """One pack. `only_git` says that of a checkout nothing but `.git` is there.
-
-    `inner` is the name of a folder in it that is a pack (unpacked one level too deep), `origin`
-    the address it was cloned from, both asked only where the pack is not `GOOD`. `requirements` is
-    what it asks for; `install_script` that it has an install.py.
+    """One pack. `only_git`: a checkout has nothing but `.git`. `inner` is a folder in it that is a
+    pack (unpacked one level too deep), `origin` the address it was cloned from; both are set only
+    if the pack is not `GOOD`. `requirements` is its file; `install_script`: it has an install.py.
     """
 
     name: str
@@ -133,9 +130,8 @@ class Pack:
 def gather_packs(
     comfyui: str, caller: BoundedCaller, nodes: str | None = None, arguments: Sequence[str] = ()
 ) -> tuple[Pack, ...]:
-    """All packs by name, as a ComfyUI started with `arguments` would try them, and the disabled
-    ones; `MOST_PACKS` at most. Those in the folder `nodes` go before ComfyUI's own of the same
-    name.
+    """All packs by name, as a ComfyUI started with `arguments` would load them, and disabled ones;
+    at most `MOST_PACKS`. Those in the folder `nodes` override ComfyUI's own of the same name.
 
     Raises VolumeTimeout.
     """
@@ -152,7 +148,7 @@ def gather_packs(
 
 
 def _values_of(flag: str, arguments: Sequence[str]) -> frozenset[str]:
-    """The values behind a flag that takes several."""
+    """The values after a flag that takes several."""
     values: set[str] = set()
     for first, *rest in group_flags(arguments):
         name, _, value = first.partition("=")
@@ -214,7 +210,7 @@ PROJECT_FILE = "pyproject.toml"
 
 @dataclass(frozen=True)
 class Requirements:
-    """`files` are ComfyUI's own first, then the nodes'; `version` is None where it is unknown."""
+    """`files` are ComfyUI's own first, then the nodes'; `version` is None if unknown."""
 
     version: str | None = None
     files: tuple[RequirementFile, ...] = ()
@@ -223,8 +219,8 @@ class Requirements:
 def read_requirements(
     comfyui: str, caller: BoundedCaller, nodes: str | None = None, arguments: Sequence[str] = ()
 ) -> Requirements:
-    """What the ComfyUI in a folder asks for when it is started with `arguments`, and custom nodes
-    in `nodes`. Raises VolumeTimeout."""
+    """The requirements of the ComfyUI in a folder, started with `arguments`, and of custom nodes in
+    `nodes`. Raises VolumeTimeout."""
     packs = gather_packs(comfyui, caller, nodes, arguments)
     own = caller.one(lambda: comfyui_file(comfyui, arguments))
     return Requirements(read_version(comfyui, caller)[0], files_of(own, packs))
@@ -239,8 +235,8 @@ def files_of(own: RequirementFile | None, packs: Iterable[Pack]) -> tuple[Requir
 def read_version(
     comfyui: str, caller: BoundedCaller, git: Git | None = None
 ) -> tuple[str | None, str | None]:
-    """The version, and what tells it: comfyui_version.py since 2025, pyproject.toml since mid-2024;
-    before that, a release is a tag of git's. Raises VolumeTimeout."""
+    """The version and its source: comfyui_version.py since 2025, pyproject.toml since mid-2024,
+    before that a git tag. Raises VolumeTimeout."""
     paths = [os.path.join(comfyui, name) for name in (VERSION_FILE, PROJECT_FILE)]
     texts = caller.each(read_text, paths)
     match = re.search(r"""^__version__\s*=\s*["']([^"']+)""", texts[0] or "", re.MULTILINE)

@@ -1,4 +1,4 @@
-"""What a Python says of itself, what a virtual environment is, what ComfyUI's `--help` lists."""
+"""Asks a Python about itself, reads virtual environments, and ComfyUI's `--help`."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from bootstrap.core.findings import Finding, error
 
 _MOST_TEXT = 16 << 10
 _SETTING = re.compile(r"^[ \t]*([\w-]+)[ \t]*=[ \t]*(.*)$", re.MULTILINE)
-# 0.2 s on local disk; on a cold network volume, where starting reads some 100 files, seconds.
+# Takes 0.2 s on local disk; seconds on a cold network volume, since starting reads about 100 files.
 ASK_SECONDS = 20.0
 _MOST_REASON = 300
 _CHILD = Path(__file__).with_name("judge_child.py")
@@ -31,13 +31,13 @@ MIRROR_OF = "mirror-of"  # in the pyvenv.cfg of a mirror: the folder of the venv
 
 @dataclass(frozen=True)
 class Venv:
-    """`version` is the Python it was made by ("3.11"), None when unknown. `python_text` is what
-    the link `bin/python` reads, `python_exists` whether a program is there in the end. `made_at`
-    is where it lay when it was made, which the first lines of its scripts still name. `full`: torch
-    lies in it, not in what it was made from. `for_comfyui`: so does what ComfyUI alone asks for.
-    `made` is when, in seconds since 1970. `interpreter` is a Python of this machine with the same
-    version, where the one it was made by is not here. `mirror_of` is the venv on the volume that
-    this one is the local copy of (mirror/layout.py)."""
+    """`version` is the Python that made it ("3.11"), None if unknown. `python_text` is the text of
+    the link `bin/python`, `python_exists` whether it leads to a program. `made_at` is where it was
+    created, as its scripts' shebang lines still say. `full`: it has torch itself. `for_comfyui`: it
+    also has packages that only ComfyUI requires. `made` is its creation time, in seconds since
+    1970. `interpreter` is a Python of this machine with the same version, if the one that made it
+    is not here. `mirror_of` is the venv on the volume of which this is the local copy
+    (mirror/layout.py)."""
 
     path: str
     version: str | None
@@ -52,7 +52,7 @@ class Venv:
 
 
 def look_at_venv(path: str) -> Venv | None:
-    """The virtual environment at `path`; None when it is none (no pyvenv.cfg: PEP 405)."""
+    """The virtual environment at `path`; None if it is not one (no pyvenv.cfg: PEP 405)."""
     try:
         with open(os.path.join(path, "pyvenv.cfg"), encoding="utf-8", errors="replace") as file:
             config = venv_settings(file.read(_MOST_TEXT))
@@ -68,7 +68,7 @@ def look_at_venv(path: str) -> Venv | None:
         python_exists=os.path.exists(python),
         made_at=_made_at(config.get("command", ""), path),
         full="torch" in names,
-        # torchsde: since 2023, when none of its packages was called after ComfyUI.
+        # torchsde: required since 2023, when no package had ComfyUI's name yet.
         for_comfyui="torchsde" in names or any(n.startswith(("comfyui_", "comfy_")) for n in names),
         made=made,
         mirror_of=config.get(MIRROR_OF),
@@ -76,8 +76,8 @@ def look_at_venv(path: str) -> Venv | None:
 
 
 def _library(path: str, stated: str | None) -> tuple[str | None, frozenset[str]]:
-    """The version whose site-packages are filled, and what lies in there: what pyvenv.cfg tells
-    may be that of an upgrade which left the packages behind."""
+    """The version whose site-packages are filled, and their contents: pyvenv.cfg may name a later
+    version, after an upgrade that left the packages behind."""
     libraries = list_folder(os.path.join(path, "lib")).folders
     found = sorted(n.removeprefix("python") for n in libraries if n.startswith("python3."))
     version = stated if stated in found or len(found) != 1 else found[0]
@@ -86,7 +86,7 @@ def _library(path: str, stated: str | None) -> tuple[str | None, frozenset[str]]
 
 
 def venv_settings(text: str) -> dict[str, str]:
-    """What a pyvenv.cfg says, by name."""
+    """The settings in a pyvenv.cfg."""
     return {name: value.strip() for name, value in _SETTING.findall(text)}
 
 
@@ -131,7 +131,7 @@ class PythonTrouble(str, Enum):
 
 @dataclass(frozen=True)
 class Failure:
-    """What kept an interpreter from answering, and the system's or its own words."""
+    """Why an interpreter did not answer, with its own or the system's message."""
 
     trouble: PythonTrouble
     reason: str
@@ -143,8 +143,7 @@ def ask_python(
     question: Mapping[str, Any],
     timeout: float = ASK_SECONDS,
 ) -> dict[str, Any] | Failure:
-    """What `python` answers to a question (judge_child.py), or why it says nothing; `timeout` in
-    seconds."""
+    """The answer of `python` (judge_child.py), or why there is none; `timeout` in seconds."""
     if not os.path.exists(python):
         if os.path.islink(python):
             return Failure(PythonTrouble.LINK_BROKEN, f"it leads to {os.path.realpath(python)}")
@@ -170,8 +169,8 @@ def ask_python(
 def _not_started(problem: OSError) -> Failure:
     reason = problem.strerror or str(problem)
     if problem.errno == errno.ENOENT:
-        # The file is there, so what is not is its loader (glibc's on Alpine), or the interpreter
-        # that its first line names: execve(2).
+        # The file exists, so its loader (glibc's on Alpine) or its shebang's interpreter is
+        # missing: execve(2).
         return Failure(PythonTrouble.NO_LOADER, reason)
     if problem.errno == errno.ENOEXEC:
         return Failure(PythonTrouble.OTHER_MACHINE, reason)
@@ -200,7 +199,7 @@ def _understood(stdout: bytes) -> dict[str, Any] | Failure:
 
 
 def ask_help(python: Path, comfyui: Path, env: dict[str, str]) -> str | Finding:
-    """What `main.py --help` prints; it answers before torch is imported (0.2 s from local disk)."""
+    """The output of `main.py --help`, which does not import torch (0.2 s from local disk)."""
     command = [str(python), "main.py", "--help"]
     try:
         answer = subprocess.run(

@@ -1,4 +1,4 @@
-"""What is said of the packages that ComfyUI and its nodes ask for."""
+"""Findings about the packages that ComfyUI and its nodes require."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ CODES = {
     "packages.no_uv": "uv is not there, so that nothing can be installed.",
     "comfyui.requirement_missing": "A package that ComfyUI cannot start without is missing.",
 }
-# A finding each for so many owners; the rest share one.
+# So many owners get a finding each; the rest share one.
 _MOST_OWNERS = 10
 
 
 def not_ready(
     judgement: Judgement, uv: Path | None = None, units: Sequence[Unit] = ()
 ) -> list[Finding]:
-    """Why nothing can be judged, or the `units` cannot be installed, if that is so."""
+    """Why nothing can be judged, or `units` cannot be installed; None if they can."""
     if judgement.judged_with is None:
         return [
             info(
@@ -53,7 +53,7 @@ def not_ready(
 
 
 def with_set(judgement: Judgement, record: Record, kept: Path) -> list[Finding]:
-    """What a package set gives and does not give; `judgement` is without it."""
+    """What a package set provides and what it does not; `judgement` is without it."""
     after = record.on(judgement)
     refused = "; ".join(record.refused.values())
     return [
@@ -85,7 +85,7 @@ def _installed(judgement: Judgement, record: Record, kept: Path) -> list[Finding
 
 
 def _conflicts(judgement: Judgement, record: Record, kept: Path) -> list[Finding]:
-    """For each owner what it does not get, and why."""
+    """For each owner the packages that it does not get, and why."""
     by_owner: dict[str, list[Verdict]] = {}
     for verdict in judgement.unmet:
         by_owner.setdefault(verdict.owner, []).append(verdict)
@@ -128,7 +128,7 @@ def _conflict(owner: str, unmet: Sequence[Verdict], record: Record, kept: Path) 
 
 
 def failed(judgement: Judgement, problem: Exception, timeout: float, tried: str) -> Finding:
-    """Nothing was installed; another start may do better."""
+    """Nothing was installed; another start may succeed."""
     by_owner: dict[str, list[str]] = {}
     for verdict in judgement.unmet:
         by_owner.setdefault(verdict.owner, []).append(str(verdict))
@@ -146,7 +146,7 @@ def failed(judgement: Judgement, problem: Exception, timeout: float, tried: str)
 
 
 def broke_off(problem: Exception) -> Finding:
-    """A set of which a part is missing, since ComfyUI had been started before that was known."""
+    """Part of the set is missing, which was not known until ComfyUI had been started."""
     return warning(
         "packages.failed",
         f"Packages could not be read from the volume to the end: {problem}. ComfyUI runs without "
@@ -166,7 +166,7 @@ def not_kept(kept: Path, problem: OSError) -> Finding:
 
 
 def cannot_start(judgement: Judgement, tried: str = "") -> list[Finding]:
-    """The error for what this ComfyUI cannot start without; none where all is there, or the
+    """The error for what this ComfyUI cannot start without; None if everything is there, or the
     interpreter could not be asked. `tried` is why it was not installed."""
     if not judgement.absent or not judgement.packages.usable:
         return []
@@ -188,7 +188,7 @@ def cannot_start(judgement: Judgement, tried: str = "") -> list[Finding]:
 
 
 def _asked_for(each: HardImport, judgement: Judgement) -> str:
-    """The requirement as ComfyUI's own file has it, since exact versions matter."""
+    """The requirement as in ComfyUI's own file, since exact versions matter."""
     asked = (v.text for v in judgement.verdicts if v.core and v.name == each.distribution)
     return next(asked, each.distribution)
 

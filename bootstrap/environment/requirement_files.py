@@ -1,8 +1,8 @@
-"""A requirements.txt or pyproject.toml of ComfyUI or a custom node, as lines not judged yet.
+"""Reads the requirements.txt or pyproject.toml of ComfyUI or a custom node as raw lines.
 
-It is read as pip reads it: joined lines, comments, `-r`. What says where packages come from
-(`--index-url`, `--find-links`) is passed over: that is the endpoint's to say, not a custom node's.
-Nothing outside the folder that asks is read, through a link or `..`, nor anything but plain files.
+As pip reads it: joined lines, comments, `-r`. Options for where packages come from (`--index-url`,
+`--find-links`) are ignored: the endpoint decides that, not a custom node. Nothing outside the
+owner's folder is read, through a link or `..`, and only plain files.
 """
 
 from __future__ import annotations
@@ -10,9 +10,10 @@ from __future__ import annotations
 import codecs
 import os
 import re
-import stat
 from collections.abc import Sequence
 from dataclasses import dataclass
+
+from bootstrap.core.files import open_regular
 
 #: The owner of ComfyUI's own requirements.
 COMFYUI = "ComfyUI"
@@ -30,7 +31,7 @@ _EDITABLE = re.compile(r"(?:-e|--editable)[\s=]+")
 
 @dataclass(frozen=True)
 class RequirementFile:
-    """What one owner asks for: `lines` of a requirements file, or the text of a pyproject.toml in
+    """One owner's requirements: `lines` of a requirements file, or a pyproject.toml's text in
     `toml`. `owner` is COMFYUI or a custom node's name, `path` the file."""
 
     owner: str
@@ -47,8 +48,8 @@ class RequirementFile:
 def requirement_file(
     owner: str, folder: str, names: Sequence[str] = (_FILE,)
 ) -> RequirementFile | None:
-    """The files `names` in `folder`, by default the requirements.txt, which is what ComfyUI-Manager
-    installs; else what its pyproject.toml depends on; None without either."""
+    """The files `names` in `folder`, by default requirements.txt, which ComfyUI-Manager installs;
+    else the dependencies in its pyproject.toml; None without either."""
     lines = _read(folder, names)
     if lines is not None:
         return RequirementFile(owner, os.path.join(folder, _FILE), lines)
@@ -58,16 +59,12 @@ def requirement_file(
 
 
 def read_text(path: str | None, most: int = _MOST_TEXT) -> str | None:
-    """A small plain file in any encoding that a byte order mark names (PowerShell writes UTF-16),
-    else UTF-8, else Latin-1; None when it cannot be read."""
+    """A small plain file, decoded by its byte order mark (PowerShell writes UTF-16), else as UTF-8,
+    else as Latin-1; None if it cannot be read."""
     if path is None:
         return None
     try:
-        # Opening a named pipe would wait for a writer.
-        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-        with open(descriptor, "rb") as file:
-            if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-                return None
+        with open_regular(path) as file:
             data = file.read(most)
     except OSError:
         return None
@@ -80,15 +77,14 @@ def read_text(path: str | None, most: int = _MOST_TEXT) -> str | None:
 
 
 def comfyui_file(folder: str, arguments: Sequence[str]) -> RequirementFile | None:
-    """What the ComfyUI in `folder` asks for when it is started with `arguments`: its manager,
-    a package of its own since 0.4, has a file beside the others."""
+    """The requirements of the ComfyUI in `folder`, started with `arguments`: its manager, a
+    separate package since 0.4, has its own file."""
     manager = {"--enable-manager", "--enable-manager-legacy-ui"} & set(arguments)
     return requirement_file(COMFYUI, folder, (_FILE, *([_MANAGER] if manager else [])))
 
 
 def _read(folder: str, names: Sequence[str]) -> tuple[str, ...] | None:
-    """Lines of the files `names` and of those they name with -r, as far as they lie in
-    `folder`."""
+    """Lines of the files `names` and of those included with -r, if they are in `folder`."""
     home = os.path.realpath(folder)
     pending = [_inside(home, home, name) for name in names]
     seen: set[str] = set()
@@ -106,13 +102,13 @@ def _read(folder: str, names: Sequence[str]) -> tuple[str, ...] | None:
 
 
 def _inside(home: str, folder: str, name: str) -> str | None:
-    """The file `name` as seen from `folder`, links resolved; None where it is outside `home`."""
+    """The file `name` relative to `folder`, links resolved; None if it is outside `home`."""
     path = os.path.realpath(os.path.join(folder, name))
     return path if path.startswith(home.rstrip(os.sep) + os.sep) else None
 
 
 def _parse(text: str) -> tuple[list[str], list[str]]:
-    """Requirements, and the files that are named with -r."""
+    """Requirements, and the files included with -r."""
     lines: list[str] = []
     includes: list[str] = []
     for line in _logical_lines(text):
@@ -128,7 +124,7 @@ def _parse(text: str) -> tuple[list[str], list[str]]:
 
 
 def _logical_lines(text: str) -> list[str]:
-    """Lines, with those that end in a backslash joined to the next; a NUL makes a line useless."""
+    """Lines, joined after a trailing backslash; lines with a NUL are dropped."""
     joined: list[str] = []
     open_line = ""
     for line in text.splitlines():

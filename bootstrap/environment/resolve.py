@@ -1,12 +1,13 @@
-"""Which packages to add so that ComfyUI and its custom nodes have what they ask for: uv decides.
+"""Which packages to add so that ComfyUI's and its custom nodes' requirements are met, resolved by
+uv.
 
-What is installed takes part in the resolution as it is: each distribution is given to uv as a wheel
-without contents, at a fixed address. So torch and its kin are never replaced nor looked for in an
-index, and a requirement that cannot go with them is refused with uv's own words.
+Installed distributions take part in the resolution unchanged: each is given to uv as an empty wheel
+at a fixed address. So torch and related packages are never replaced or looked up in an index, and
+an incompatible requirement is refused with uv's own message.
 
-ComfyUI's requirements come first and may replace other versions of what the image has. A custom
-node's may too, but never what ComfyUI, another node or an installed package needs as it is. Where
-not all go together, the largest rest that does is taken.
+ComfyUI's requirements come first and may replace versions in the image. A custom node's may too,
+but never what ComfyUI, another node or an installed package needs. If not all are compatible, the
+largest compatible subset found is used.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from bootstrap.core.redact import masked
 from bootstrap.environment.judge import Judgement, Needs, RequirementState, Verdict
 from bootstrap.environment.uv import Uv, UvFailed
 
-#: Built for one torch, or torch itself: as installed, or not at all.
+#: torch, and packages built for one torch: as installed, or not at all.
 _KIN = re.compile(
     r"torch|torchvision|torchaudio|torchtext|xformers|(?:pytorch-)?triton.*|nvidia-.*"
 )
@@ -33,7 +34,7 @@ _STUBS = "installed"
 
 @dataclass(frozen=True)
 class Unit:
-    """One requirement that is not met, and who asks for it; `wrong`: there in another version."""
+    """One unmet requirement and its owners; `wrong`: installed in another version."""
 
     text: str
     name: str
@@ -43,26 +44,26 @@ class Unit:
 
     @property
     def is_address(self) -> bool:
-        """Does it name a place, whose server may be down while the index is not?"""
+        """Is it an address, whose server may be down while the index is not?"""
         return "://" in self.text
 
 
 @dataclass(frozen=True)
 class Resolution:
-    """Requirements to install exactly, by normalised name: `adds` what is not there, `replaces`
-    what has another version. `refused` has a reason for each requirement that cannot be met."""
+    """Exact requirements to install, by normalised name: `adds` are new, `replaces` change a
+    version. `refused` has a reason for each requirement that cannot be met."""
 
     adds: Mapping[str, str] = field(default_factory=dict)
     replaces: Mapping[str, str] = field(default_factory=dict)
     refused: Mapping[str, str] = field(default_factory=dict)
 
     def also_refused(self, more: Mapping[str, str]) -> Resolution:
-        """The same plan, which `more` was not for."""
+        """The same plan with further refusals, `more`."""
         return replace(self, refused={**more, **self.refused})
 
 
 def units_of(verdicts: Iterable[Verdict]) -> tuple[Unit, ...]:
-    """What is not met, each requirement once: ComfyUI's first, then what most nodes ask for."""
+    """The unmet requirements, each once: ComfyUI's first, then by number of nodes."""
     found: dict[str, list[Verdict]] = {}
     for verdict in verdicts:
         if verdict.unmet:
@@ -86,7 +87,7 @@ def is_kin(name: str) -> bool:
 
 
 class Resolver:
-    """Plans for one interpreter. `judgement` must have been asked with `needs`."""
+    """Plans for one interpreter. `judgement` must have been made with `needs`."""
 
     def __init__(self, uv: Uv, judgement: Judgement, scratch: Path) -> None:
         self._uv = uv
@@ -101,7 +102,8 @@ class Resolver:
         self._answers: dict[object, dict[str, str] | UvFailed] = {}
 
     def plan(self, units: Sequence[Unit]) -> Resolution:
-        """What to install for `units`. Raises UvFailed where nothing can be said of packages."""
+        """What to install for `units`. Raises UvFailed if uv failed for a reason other than
+        packages."""
         units, given_up = self._without_hopeless(units)
         if not units:
             return Resolution(refused=given_up)
@@ -123,42 +125,42 @@ class Resolver:
         return self._as_plan({**found, **fixed}, {**given_up, **refused, **unmet})
 
     def cannot_build(self, package: str, reason: str) -> None:
-        """From now on use no source of `package`, or, where there is no other, do without."""
+        """Never build `package` again: use wheels only, or do without it."""
         name = _normalised(package)
         line = self._last.get(name, "")
         if "://" in line or not self.only_wheels(name, reason):
             self.forbid(name, reason)
 
     def only_wheels(self, package: str, reason: str) -> bool:
-        """From now on build nothing of `package`; False where that is said once too often."""
+        """Never build `package` from now on; False if that was already the case."""
         known = package in self._only_wheels or len(self._only_wheels) >= _MOST_BUILDS
         self._only_wheels[package] = reason
         return not known
 
     def builds(self) -> list[str]:
-        """uv's flags that say what must not be built."""
+        """uv's flags for packages that must not be built."""
         return [part for name in self._only_wheels for part in ("--only-binary", name)]
 
     def forbid(self, package: str, reason: str) -> None:
-        """From now on never install `package`."""
+        """Never install `package` from now on."""
         self._forbidden[package] = reason
 
     def _without_hopeless(self, units: Sequence[Unit]) -> tuple[Sequence[Unit], dict[str, str]]:
-        """Units without those of which it is known that they cannot be had."""
+        """Units without those that are known to be unavailable."""
         known = {u.text: self._forbidden[u.name] for u in units if u.name in self._forbidden}
         known |= {u.text: self._hopeless[u.text] for u in units if u.text in self._hopeless}
         return [unit for unit in units if unit.text not in known], known
 
     def _releasable(self, units: Iterable[Unit], kept: Collection[str]) -> frozenset[str]:
-        """Installed packages in another version than these ask for, which may be replaced."""
+        """Installed packages in another version than required, which may be replaced."""
         names = {unit.name for unit in units if unit.wrong and unit.name in self._stubs}
         return frozenset(name for name in names if name not in kept and not is_kin(name))
 
     def _plan_core(
         self, core: Sequence[Unit], released: frozenset[str]
     ) -> tuple[dict[str, str], dict[str, str]]:
-        """For ComfyUI alone: with all else as it is; where that will not do, with whatever it needs
-        free to change, but for torch and its kin."""
+        """Plan for ComfyUI alone, with everything else unchanged; if that fails, with its
+        dependencies free to change, except torch and related packages."""
         chosen, refused = self._largest(core, lambda some: self._solve(some, released))
         found = self._solve(chosen, released) if chosen else {}
         if not refused:
@@ -174,9 +176,8 @@ class Resolver:
     def _largest(
         self, units: Sequence[Unit], solve: Callable[[Sequence[Unit]], object]
     ) -> tuple[list[Unit], dict[str, str]]:
-        """The largest part of `units` found that `solve` can do, and why the others are not in it.
-
-        One that stands in the way of several is given up for them.
+        """The largest subset of `units` found that `solve` accepts, and why the others are not in
+        it. A unit that blocks several others is dropped for them.
         """
         chosen, refused = _grow(units, solve, self._reason)
         if len(refused) < 2:
@@ -186,7 +187,7 @@ class Resolver:
         return (others, fewer) if len(others) > len(chosen) else (chosen, refused)
 
     def _reason(self, problem: UvFailed) -> str:
-        """In uv's words, or why a package was left out before."""
+        """uv's message, or why a package was left out before."""
         text = str(problem)
         for name, reason in {**self._only_wheels, **self._forbidden}.items():
             if re.search(rf"(?<![\w-]){re.escape(name)}(?![\w-])", text):
@@ -199,8 +200,8 @@ class Resolver:
         released: frozenset[str],
         fixed: Mapping[str, str] | None = None,
     ) -> dict[str, str]:
-        """What uv would install for `units`, by name; what is there already is left out. The same
-        question is asked once."""
+        """What uv would install for `units`, by name, without what is there already. Results are
+        cached."""
         given = fixed or {}
         left_out = (*self._only_wheels, *self._forbidden)
         key = (frozenset(u.text for u in units), released, tuple(given.values()), left_out)
@@ -250,8 +251,8 @@ class Resolver:
     def _needs_of_installed(
         self, open_names: Collection[str], loose: Collection[str]
     ) -> Iterator[str]:
-        """What stays as it is keeps what it needs: its specifiers on what may change, and on what
-        is not there (torch names its triton)."""
+        """Constraints of unchanged packages: their specifiers on what may change, and on what is
+        missing (torch names its triton)."""
         there = self._judged.installed
         for name, needs in self._judged.needs.items():
             for wanted, specifiers, state in needs.requires if name not in loose else ():
@@ -260,7 +261,7 @@ class Resolver:
                     yield f"{wanted}{specifiers}"
 
     def _needs_of_nodes(self, open_names: Collection[str]) -> Iterator[str]:
-        """A node that has what it needs keeps it, unless ComfyUI itself needs another version."""
+        """A node's met requirements stay met, unless ComfyUI itself needs another version."""
         of_core = {v.name for v in self._judged.unmet if v.core}
         for verdict in self._judged.verdicts:
             if verdict.state is not RequirementState.MET or "://" in verdict.text:
@@ -269,7 +270,7 @@ class Resolver:
                 yield re.sub(r"\[[^\[\]]*\]", "", verdict.text)
 
     def _overrides(self, units: Sequence[Unit]) -> Iterator[str]:
-        """What can be imported and has no record that uv could read is taken as it is."""
+        """Importable packages without a record that uv could read are left as they are."""
         asked = {unit.name for unit in units}
         untracked = {v.name for v in self._judged.verdicts if v.state is RequirementState.UNTRACKED}
         for needs in self._judged.needs.values():
@@ -282,7 +283,7 @@ class Resolver:
             yield f"{name} ; {_NEVER}"
 
     def _preferences(self, released: frozenset[str]) -> Iterator[str]:
-        """uv keeps the versions that its output file has where it can."""
+        """uv prefers the versions in its output file."""
         for name in sorted(released):
             yield f"{name}=={self._judged.installed[name]}"
 
@@ -311,7 +312,7 @@ def _grow(
     solve: Callable[[Sequence[Unit]], object],
     reason: Callable[[UvFailed], str],
 ) -> tuple[list[Unit], dict[str, str]]:
-    """First come, first served, by halves: few conflicts among many cost few tries."""
+    """Greedy, by halves, so that few conflicts among many cost few tries."""
     refused: dict[str, str] = {}
 
     def grow(accepted: list[Unit], some: Sequence[Unit]) -> list[Unit]:
@@ -332,7 +333,7 @@ def _grow(
 
 
 def _named_in(problem: UvFailed, units: Iterable[Unit]) -> Unit | None:
-    """The requirement with an address that uv could not use, if that is what it complains of."""
+    """The requirement whose address uv could not use, if that is its complaint."""
     for unit in units:
         address = unit.text.partition(" @ ")[2] or unit.text
         plain = re.sub(r"^(?:git|hg|svn|bzr)\+|#.*|@[^/@]*$", "", masked(address))
@@ -342,7 +343,7 @@ def _named_in(problem: UvFailed, units: Iterable[Unit]) -> Unit | None:
 
 
 def _closure(judgement: Judgement) -> frozenset[str]:
-    """All that ComfyUI needs, directly or not, by what is installed."""
+    """Everything ComfyUI needs, directly or indirectly, by what is installed."""
     pending = [
         v.name for v in judgement.verdicts if v.core and v.state is not RequirementState.SKIPPED
     ]
@@ -367,7 +368,7 @@ def _normalised(name: str) -> str:
 
 
 def _write_stubs(judgement: Judgement, folder: Path) -> dict[str, str]:
-    """A wheel without contents for each installed distribution; its address by name."""
+    """Write an empty wheel for each installed distribution; returns addresses by name."""
     folder.mkdir(parents=True, exist_ok=True)
     found = {}
     for name, version in judgement.installed.items():
@@ -377,7 +378,7 @@ def _write_stubs(judgement: Judgement, folder: Path) -> dict[str, str]:
 
 
 def _write_stub(folder: Path, name: str, version: str, needs: Needs) -> str:
-    """What it needs it has, or does without; only what its extras would add is reported."""
+    """Without its dependencies, which are installed or not needed; only its extras are declared."""
     plain = name.replace("-", "_")
     lines = ["Metadata-Version: 2.1", f"Name: {name}", f"Version: {version}"]
     lines += [f"Provides-Extra: {extra}" for extra in needs.extras]

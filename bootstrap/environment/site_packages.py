@@ -1,5 +1,6 @@
-"""The interpreter that runs ComfyUI, and what it has installed: as it says itself (judge_child.py),
-with what lies beside it; and the pip command that changes that, and where to type it."""
+"""The interpreter that runs ComfyUI and its installed packages, as it reports them
+(judge_child.py), with what is beside it; and the pip command that changes them, and where to type
+it."""
 
 from __future__ import annotations
 
@@ -21,13 +22,13 @@ READ_SECONDS = 15.0
 MOST_LISTED = 500
 _HEAD = 4096
 _SHEBANG = re.compile(r"""(?:^#!\s*|exec'? ["'])(/[^"'\n]*python[\d.]*)""")
-# Scripts that pip writes; one of them tells where all of them look for Python.
+# Scripts that pip writes; the shebang of one applies to all.
 _SCRIPTS = ("pip", "pip3", "torchrun", "hf", "f2py", "tqdm")
 
 
 @dataclass(frozen=True)
 class Package:
-    """An installed distribution; `name` is normalised, `version` None when its record is damaged
+    """An installed distribution; `name` is normalised, `version` is None if its record is damaged
     (pip was interrupted)."""
 
     name: str
@@ -37,14 +38,12 @@ class Package:
 
 @dataclass(frozen=True)
 class PackagesFacts:
-    """An interpreter and what it can import. Fields behind a `failure` keep their defaults.
-
-    `python` is as people are to type it: the one on the volume, where a local copy was asked.
-    `tag` is such as `cpython-311`, `managed` that pip refuses to change it (PEP 668), `markers`
-    what PEP 508 compares with. `folders` are where it looks for packages, `other_versions` those
-    of another Python in the same place (`3.10`), which it does not see. `scripts_python` is the
-    interpreter that the first lines of its scripts name, where that is another than this. `network`
-    names the network file system that the packages are on.
+    """An interpreter and what it can import. After a `failure` the other fields keep their
+    defaults. `python` is the path for people to type: the one on the volume, if a local copy was
+    asked. `tag` is for example `cpython-311`; `managed`: pip refuses to change it (PEP 668);
+    `markers` are the values for PEP 508. `folders` are its package folders, `other_versions` other
+    Pythons' in the same place (`3.10`), which it does not see. `scripts_python` is the interpreter
+    in its scripts' shebang lines, if another. `network` is the network file system of the packages.
     """
 
     python: str
@@ -67,18 +66,18 @@ class PackagesFacts:
 
     @property
     def usable(self) -> bool:
-        """Did it answer, and does it see the packages beside it?"""
+        """Did it answer, and does it see its own packages?"""
         return self.failure is None and not self.sees_nothing
 
     @property
     def sees_nothing(self) -> bool:
-        """Does it stand in a venv that another Python version made, so that it finds nothing?"""
+        """Is it in a venv made by another Python version, so that it finds no packages?"""
         own = self.markers.get("python_version", "")
         made_by = self.venv.version if self.venv else None
         return bool(self.other_versions) and made_by != own and own not in self.other_versions
 
     def versions_of(self, name: str) -> tuple[str | None, ...]:
-        """Versions of a distribution, by its normalised name, in the first folder that has it."""
+        """Versions of a distribution (normalised name) in the first folder that has it."""
         found = [p for p in self.packages if p.name == name]
         return tuple(p.version for p in found if p.folder == found[0].folder)
 
@@ -100,7 +99,7 @@ class PackagesFacts:
 def packages_facts(
     python: Path, said: Mapping[str, Any] | Failure, seconds: float
 ) -> PackagesFacts:
-    """What `python` said of itself (judge_child.py), and what stands beside it; never raises."""
+    """What `python` reported (judge_child.py), and what is beside it; never raises."""
     venv = look_at_venv(str(python.parent.parent))
     named = os.path.join(venv.mirror_of, "bin", python.name) if venv and venv.mirror_of else python
     if isinstance(said, Failure):
@@ -136,7 +135,7 @@ def packages_facts(
 
 
 def _other_versions(prefix: str, folders: tuple[str, ...]) -> tuple[str, ...]:
-    """Pythons that have packages under `prefix`/lib and are not the one that runs."""
+    """Other Pythons with packages under `prefix`/lib."""
     found = []
     for name in sorted(list_folder(os.path.join(prefix, "lib")).names):
         path = os.path.join(prefix, "lib", name, "site-packages")
@@ -155,7 +154,7 @@ def _head(path: str) -> str | None:
 
 
 def _scripts_python(python: Path) -> str | None:
-    """The interpreter in the first lines of scripts beside `python`, where it is another one."""
+    """The interpreter in the shebang lines of scripts beside `python`, if another."""
     for name in _SCRIPTS:
         head = _head(str(python.parent / name))
         match = _SHEBANG.search(head[:1000]) if head else None
@@ -171,15 +170,15 @@ def _network(path: str) -> str | None:
     return mount.system if mount is not None and mount.network else None
 
 
-# Each is built for one torch: pip brings another torch with another version of these.
+# Each is built for one torch: with another version of these pip installs another torch.
 _BOUND_TO_TORCH = frozenset({"torchvision", "torchaudio", "torchtext", "xformers", "flash-attn"})
 
 
 def pip_install(packages: PackagesFacts, requirements: Iterable[tuple[str, str]]) -> str:
     """The command that installs requirements, given as (normalised name, text).
 
-    It keeps torch as it is where something bound to torch is installed, gets pip first where the
-    venv has none, and passes Debian's guard where the interpreter is the system's own.
+    It pins torch if something bound to torch is installed, installs pip first if the venv has none,
+    and overrides Debian's guard for the system's own interpreter.
     """
     wanted = {name: masked(text) for name, text in requirements}
     torch = public_torch(packages)
@@ -199,7 +198,7 @@ def public_torch(packages: PackagesFacts) -> str | None:
 
 
 def where_to_type(command: str, python: str, comfyui: str, then: str = "") -> str:
-    """A fix that changes `python`: on a Pod when it lies on ComfyUI's volume, else in the image."""
+    """Where to change `python`: on a Pod if it is on ComfyUI's volume, else in the image."""
     if MASK in command:
         login = f"Where it says {MASK}, type the login that the requirements file has."
         then = f"{login} {then}".rstrip()

@@ -1,8 +1,8 @@
-"""Kept package sets: one file each on the volume, there completely or not at all.
+"""Package sets on the volume: one file each, complete or not at all.
 
-Thousands of small files would cost a round trip each on a network volume, so a set is one zip
-without compression, and is read in large blocks by several threads straight into place. Each file,
-and each part of a large one, has a checksum.
+Thousands of small files would cost a round trip each on a network volume, so a set is one
+uncompressed zip that several threads read in large blocks directly into place. Each file, and each
+part of a large one, has a checksum.
 """
 
 from __future__ import annotations
@@ -23,17 +23,16 @@ from bootstrap.core.files import publish_new
 from bootstrap.core.temp_files import look_at_leftover
 from bootstrap.environment.judge import Judgement, RequirementState, Verdict
 
-#: A set's folders: ahead of the interpreter's packages (they replace some of them), and behind.
+#: A set's folders: before the interpreter's packages (replacing some), and after them.
 BEFORE, AFTER = "before", "after"
-#: Days that a set is kept after the last start that used it, and how many are kept for longer
-#: than one day.
+#: Days that a set is kept after its last use, and how many are kept longer than one day.
 KEPT_DAYS = 30
 KEPT_SETS = 4
 _DAY = 24 * 3600
 _RECORD = "packages.json"
 _MOST_RECORD = 4 << 20
 BLOCK = 8 << 20
-# Folders that many distributions put something into.
+# Folders that many distributions share.
 _SHARED = ("bin", "share", "etc", "include", "lib", "__pycache__")
 _NAME = re.compile(r"[A-Za-z0-9._+-]+-torch[A-Za-z0-9._+-]+-[0-9a-f]{16}\.zip")
 
@@ -44,10 +43,10 @@ class BadSet(Exception):
 
 @dataclass(frozen=True)
 class Record:
-    """What a set holds. `installed` are versions by normalised name, `replaced` what they stand in
-    for, `modules` what can be imported from it, `refused` the reason by requirement, `unmet` what
-    is judged so with the set in place, and `seconds` how long it took to make. Logins in addresses
-    are masked."""
+    """What a set contains. `installed` are versions by normalised name, `replaced` the versions
+    they replace, `modules` what can be imported from it, `refused` the reasons by requirement,
+    `unmet` what is still unmet with the set, `seconds` its build time. Logins in addresses are
+    masked."""
 
     installed: Mapping[str, str] = field(default_factory=dict)
     replaced: Mapping[str, str] = field(default_factory=dict)
@@ -57,13 +56,13 @@ class Record:
     seconds: float = 0.0
 
     def on(self, judgement: Judgement) -> Judgement:
-        """What is judged with the set in place."""
+        """The judgement with the set in place."""
         return judgement.with_packages(self.installed, self.unmet, self.modules)
 
 
 def keep(folder: Path, record: Record, scratch: Path, kept: Path) -> None:
-    """Pack the set in `folder` and give it the name `kept` on the volume, where another worker's
-    may be by now. Raises OSError."""
+    """Pack the set in `folder` as `kept` on the volume, where another worker's may be by now.
+    Raises OSError."""
     packed = scratch / "set.zip"
     parts: dict[str, list[int]] = {}
     with zipfile.ZipFile(packed, "x", strict_timestamps=False) as archive:
@@ -79,8 +78,8 @@ def keep(folder: Path, record: Record, scratch: Path, kept: Path) -> None:
 
 @dataclass(frozen=True)
 class Contents:
-    """A kept set as it lies on the volume: its `entries` without the record; for a large file the
-    checksums of its `parts`; `groups` of top-level names that belong together."""
+    """A set's file on the volume: its `entries` without the record; the checksums of large files'
+    `parts`; `groups` of top-level names that belong together."""
 
     record: Record
     entries: Sequence[zipfile.ZipInfo]
@@ -89,12 +88,12 @@ class Contents:
 
 
 def read_record(kept: Path) -> Record:
-    """What a kept set holds, without unpacking it. Raises BadSet, OSError."""
+    """A set's record, without unpacking it. Raises BadSet, OSError."""
     return read_contents(kept).record
 
 
 def read_contents(kept: Path) -> Contents:
-    """The record and where everything lies. Raises BadSet, OSError."""
+    """The record and the location of everything. Raises BadSet, OSError."""
     try:
         with zipfile.ZipFile(kept) as archive:
             if archive.getinfo(_RECORD).file_size > _MOST_RECORD:
@@ -107,18 +106,18 @@ def read_contents(kept: Path) -> Contents:
 
 
 def mark_used(kept: Path) -> None:
-    """Tell all workers by its time of change that a set is in use. Raises OSError."""
+    """Mark a set as in use by its modification time. Raises OSError."""
     os.utime(kept)
 
 
 def sweep(kept: Path, now: float) -> None:
-    """Remove from the folder of `kept` what has gone stale, and what killed workers left half
-    copied. `now` is in seconds by the volume's clock. Raises OSError.
+    """Remove stale sets beside `kept`, and partial files of killed workers. `now` is in seconds by
+    the volume's clock. Raises OSError.
 
-    Endpoints with other images or nodes share the folder, and none knows of the others, so age
-    decides: a set that no start has used for `KEPT_DAYS`, or for a day where `KEPT_SETS` others
-    were used since. Each start marks its set before opening it; should one be removed in between,
-    its reader makes it again.
+    Endpoints with other images or nodes share the folder without knowing of each other, so age
+    decides: a set is removed if no start has used it for `KEPT_DAYS`, or for a day if `KEPT_SETS`
+    others were used since. Each start marks its set before opening it; if one is removed in
+    between, its reader builds it again.
     """
     sets = []
     for path in kept.parent.iterdir():
@@ -141,7 +140,7 @@ def _stat(path: Path) -> os.stat_result | None:
 
 
 def _files(folder: Path) -> Iterator[Path]:
-    """Wheels bring no links; one that a build made would not survive elsewhere."""
+    """Wheels contain no links; one made by a build would break elsewhere."""
     for parent, names, files in os.walk(folder):
         names.sort()
         for name in sorted(files):
@@ -177,8 +176,8 @@ def _record(data: Mapping[str, Any]) -> Record:
 
 
 def _groups(folder: Path) -> list[list[str]]:
-    """Top-level names that a distribution brings together, such as a module and its libraries, as
-    its RECORD says; those with a name in common are one group."""
+    """Top-level names of one distribution, such as a module and its libraries, by its RECORD;
+    distributions that share a name are one group."""
     groups: list[set[str]] = []
     for file in folder.glob("*/*.dist-info/RECORD"):
         with open(file, encoding="utf-8", errors="replace", newline="") as rows:

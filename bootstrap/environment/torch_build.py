@@ -1,4 +1,4 @@
-"""Which torch ComfyUI's interpreter has, read from its files; torch is never imported here."""
+"""ComfyUI's torch, read from its files; torch is never imported here."""
 
 from __future__ import annotations
 
@@ -24,9 +24,8 @@ OLDEST_DRIVER: dict[tuple[int, int], tuple[int, ...]] = {
 
 @dataclass(frozen=True)
 class TorchBuild:
-    """A torch as installed.
-
-    `cuda` is the CUDA it was built for (`12.8`), None in a CPU or ROCm build; `hip` the ROCm.
+    """An installed torch. `cuda` is the CUDA it was built for (`12.8`), None for a CPU or ROCm
+    build; `hip` the ROCm version.
     """
 
     version: str | None
@@ -35,9 +34,8 @@ class TorchBuild:
 
 
 def read_torch_build(python: Path) -> TorchBuild | None:
-    """The torch beside an interpreter, from torch/version.py or the package's metadata.
-
-    None when there is none in the interpreter's own folders. Reads only, starts nothing.
+    """The torch of an interpreter, from torch/version.py or the package's metadata; None if its own
+    folders have none. Only reads files.
     """
     for folder in package_folders(python):
         build = _from_version_file(folder) or _from_metadata(folder)
@@ -52,23 +50,22 @@ def version_numbers(text: str) -> tuple[int, ...]:
 
 
 def oldest_driver(cuda: tuple[int, ...]) -> tuple[int, ...] | None:
-    """The oldest driver for a CUDA version, None for one older than the table."""
+    """The oldest driver for a CUDA version; None if it is older than the table."""
     known = [key for key in OLDEST_DRIVER if key <= cuda[:2]]
     return OLDEST_DRIVER[max(known)] if known else None
 
 
 def runs_with(build: TorchBuild, driver: str | None) -> bool:
-    """Is the driver new enough for the CUDA of that torch? One that is not known is."""
+    """Is the driver new enough for the CUDA of that torch? True if it is unknown."""
     needed = oldest_driver(version_numbers(build.cuda)) if build.cuda else None
     have = version_numbers(driver or "")
     return not needed or not have or have >= needed
 
 
 def package_folders(python: Path) -> tuple[Path, ...]:
-    """site-packages and dist-packages that belong to an interpreter, a venv's own first.
-
-    The path is not resolved first: in a venv `bin/python` is a link to another interpreter,
-    and where the link lies is what makes it the venv's.
+    """An interpreter's site-packages and dist-packages, a venv's own first. Does not resolve the
+    path: in a venv `bin/python` is a link to another interpreter, and its location makes it the
+    venv's.
     """
     return tuple(dict.fromkeys(_package_folders(python)))
 
@@ -85,7 +82,7 @@ def _package_folders(python: Path) -> Iterator[Path]:
 
 
 def _sees_system(prefix: Path) -> bool:
-    """Whether packages outside `prefix` count: not for a venv, unless it was set up so."""
+    """Whether packages outside `prefix` count: for a venv only if it was set up so."""
     try:
         text = (prefix / "pyvenv.cfg").read_text("utf-8", "replace")
     except OSError:
@@ -98,7 +95,7 @@ def _sees_system(prefix: Path) -> bool:
 
 
 def _from_version_file(folder: Path) -> TorchBuild | None:
-    """torch/version.py is made of assignments such as `cuda: Optional[str] = '12.8'`."""
+    """torch/version.py has assignments such as `cuda: Optional[str] = '12.8'`."""
     try:
         tree = ast.parse((folder / "torch/version.py").read_text("utf-8"))
     except (OSError, ValueError, SyntaxError):

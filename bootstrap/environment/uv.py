@@ -1,7 +1,7 @@
-"""uv, run as a child: where it is, which index it asks, how long it may take, what it said.
+"""Runs uv as a child: where it is, its index, its time limit, its messages.
 
-It dies with the worker (guard.py). What pip is set to holds for it as well, unless uv has settings
-of its own. No secret but an index's login reaches it, and no login reaches the log.
+It dies with the worker (guard.py). pip's settings apply, unless uv has its own. It gets no secrets
+except an index's login, and no login reaches the log.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ from bootstrap.core.redact import LOGIN, child_environment, masked
 _log = logging.getLogger("uv")
 
 _MOST_REASON = 600
-# What the endpoint may tell uv: where packages come from and how they travel. Which are
-# installed, for which Python and where is ours to say.
+# What the endpoint may set for uv: where packages come from and how they are fetched. What is
+# installed, for which Python and where is decided here.
 _PASSED = re.compile(
     r"UV_(?:DEFAULT_INDEX|INDEX(?:_URL|_STRATEGY|_[A-Z0-9_]+_(?:USERNAME|PASSWORD))?"
     r"|EXTRA_INDEX_URL|FIND_LINKS|NO_INDEX|KEYRING_PROVIDER|INSECURE_HOST|HTTP_\w+|OFFLINE"
@@ -37,7 +37,7 @@ _OWN_INDEX = (
     "UV_DEFAULT_INDEX UV_INDEX UV_INDEX_URL UV_EXTRA_INDEX_URL UV_FIND_LINKS UV_NO_INDEX "
     "UV_CONFIG_FILE"
 ).split()
-# Not the packages are at fault but the way to them: another try may go well.
+# Not the packages are at fault but the connection: a retry may succeed.
 _PASSING = re.compile(
     r"Request failed after|Failed to fetch|Failed to download|error sending request"
     r"|lack of valid authentication|returned a 403|No space left on device|Disk quota exceeded"
@@ -49,8 +49,8 @@ _TRUE = frozenset({"1", "true", "yes", "on"})
 
 
 class UvFailed(Exception):
-    """uv ended with an error; the message is its reason. `passing`: another try may go well.
-    `package` is the one that could not be built, where that is why."""
+    """uv failed; the message is its reason. `passing`: a retry may succeed. `package` is the one
+    that could not be built, if that is the reason."""
 
     def __init__(self, reason: str, passing: bool, package: str | None = None) -> None:
         super().__init__(reason)
@@ -59,7 +59,8 @@ class UvFailed(Exception):
 
 
 def find_uv() -> Path | None:
-    """uv beside the worker's own Python, as requirements/worker.txt puts it there, else on PATH."""
+    """uv beside the worker's own Python, where requirements/worker.txt installs it, else on
+    PATH."""
     beside = Path(sys.executable).parent / "uv"
     if os.access(beside, os.X_OK):
         return beside
@@ -82,7 +83,7 @@ class Uv:
         pip = {} if any(env.get(name) for name in _OWN_INDEX) else pip_settings(python, env)
         self._env = uv_environment(env, python, scratch, pip)
         self.where = masked(self._env.get("UV_DEFAULT_INDEX") or env.get("UV_INDEX_URL") or "PyPI")
-        # uv has no variable for it.
+        # uv has no variable for this.
         no_index = pip.get("no-index", env.get("UV_NO_INDEX", "")).lower() in _TRUE
         self._flags = ["--no-index"] if no_index else []
         self.constraint_files = [
@@ -93,8 +94,8 @@ class Uv:
         ]
 
     def run(self, *arguments: str) -> str:
-        """`uv pip arguments…`; what it printed on stdout. What it says of a failure that is not a
-        conflict goes to the log.
+        """Run `uv pip arguments…`; returns its stdout. Messages of failures other than conflicts
+        are logged.
 
         Raises UvFailed.
         """
@@ -113,7 +114,7 @@ class Uv:
         text = "\n".join(lines)
         on_the_way = bool(_PASSING.search(text)) or "error: " not in text
         built = _NOT_BUILT.search(text)
-        # From an address it is that server's fault; the index may be well.
+        # For an address it is that server's fault; the index may be fine.
         package = built["name"] if built and (built["at"] or not on_the_way) else None
         if package or on_the_way:  # a conflict is a finding, and is often only asked about
             for line in lines:
@@ -121,7 +122,7 @@ class Uv:
         return UvFailed(reason_in(lines), on_the_way and package is None, package)
 
     def python(self, *arguments: str, env: Mapping[str, str]) -> str:
-        """What the interpreter itself prints, with `env` added. Raises UvFailed."""
+        """Run the interpreter with `env` added; returns its output. Raises UvFailed."""
         code, output, lines = self._communicate(
             [str(self._python), *arguments], {**self._env, **env}
         )
@@ -170,10 +171,10 @@ class Uv:
 
 
 def reason_in(lines: Sequence[str]) -> str:
-    """Why uv failed, in its own words: causes and hints, without its preamble."""
+    """uv's reason for failing: causes and hints, without its preamble."""
     said = [line.strip() for line in lines if line.strip()]
     _, found, text = " ".join(said).partition("error: ")
-    if not found:  # it is not uv that speaks
+    if not found:  # not uv's own message
         return (said or ["it gave no reason"])[-1][:_MOST_REASON]
     text = text.removeprefix("No solution found when resolving dependencies")
     text = " ".join(part.rstrip() for part in text.split("cause: ")).strip()
@@ -183,7 +184,7 @@ def reason_in(lines: Sequence[str]) -> str:
 
 
 def pip_settings(python: Path, env: Mapping[str, str]) -> dict[str, str]:
-    """pip's settings by name (`index-url`), from variables and files as pip itself reads them."""
+    """pip's settings by name (`index-url`), from variables and files, as pip itself reads them."""
     for each in (python, Path(sys.executable)):
         command = [str(each), "-m", "pip", "config", "list"]
         try:
@@ -212,8 +213,8 @@ def _setting(line: str) -> tuple[str, str, str] | None:
 def uv_environment(
     env: Mapping[str, str], python: Path, scratch: Path, pip: Mapping[str, str]
 ) -> dict[str, str]:
-    """As ComfyUI's, with what says where packages come from. pip looks for the best version in all
-    indexes, so uv does where it goes by pip's settings."""
+    """ComfyUI's environment plus the settings for where packages come from. pip looks for the best
+    version in all indexes, so with pip's settings uv does too."""
     child = {n: v for n, v in child_environment(env, (), python).items() if not n.startswith("UV_")}
     child |= {n: v for n, v in env.items() if _PASSED.fullmatch(n)}
     child |= _as_for_uv(pip)
@@ -255,8 +256,7 @@ def _as_for_uv(pip: Mapping[str, str]) -> dict[str, str]:
 
 
 def secrets_in(env: Mapping[str, str]) -> list[str]:
-    """Passwords in addresses, as they stand there and as they are meant, and those of named
-    indexes; longest first."""
+    """Passwords in addresses, encoded and decoded, and those of named indexes; longest first."""
     found = {v for n, v in env.items() if re.fullmatch(r"UV_INDEX_\w+_PASSWORD", n)}
     for value in env.values():
         for match in LOGIN.findall(value):

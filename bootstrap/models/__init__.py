@@ -1,6 +1,7 @@
-"""Wanted models on disk: which they are, whether they are there, how they are had, read ahead."""
+"""Models by manifest: which they are, whether they are there, how they are fetched and read
+ahead."""
 
-# Modules, not names: the checker needs how a weights file is read, and nothing of downloads.
+# Modules, not names: the checker reads weights files, and must not load what downloads need.
 __all__ = [
     "background",
     "cli",

@@ -1,5 +1,5 @@
-"""Provisioning as a boot sees it: what is wanted here, begun in the background, waited for with a
-limit, reported as findings."""
+"""Provisioning for a boot: started in the background, waited for with a limit, reported as
+findings."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from bootstrap.core.concurrency import threaded
 from bootstrap.core.findings import Finding, error
 from bootstrap.core.text import named
 from bootstrap.models.download.progress import LogMeter, MakeMeter
-from bootstrap.models.download.remote import Throttle, Tools
+from bootstrap.models.download.remote import DownloadOptions, RateLimiter
 from bootstrap.models.download.verify import check_content
 from bootstrap.models.installed import link_cached, shown_locally, wanted_of
 from bootstrap.models.manifest_entry import ModelSpec
@@ -44,8 +44,8 @@ _log = logging.getLogger("models")
 
 
 def models_folder(layout: Layout) -> Path:
-    """Where models are put: `models/` at the volume's root when it is there or the volume has no
-    ComfyUI, else the models folder of the volume's ComfyUI."""
+    """Where models go: `models/` at the volume's root if it exists or the volume has no ComfyUI,
+    else the models folder of the volume's ComfyUI."""
     own, inside = layout.root / MODELS, layout.home / MODELS
     return inside if os.path.isdir(inside) and not os.path.isdir(own) else own
 
@@ -53,20 +53,20 @@ def models_folder(layout: Layout) -> Path:
 def provision_context(
     settings: Settings, layout: Layout, make_meter: MakeMeter = LogMeter
 ) -> ProvisionContext:
-    """Where and with what this worker provisions."""
+    """This worker's `ProvisionContext`."""
     target = models_folder(layout)
     roots = [*layout.model_roots, layout.home / MODELS]
     if layout.comfyui is not None:
         roots.append(layout.comfyui / MODELS)
-    tools = Tools(
+    options = DownloadOptions(
         policy=AddressPolicy(settings.allow_private_download_urls, exempt=HubHosts()),
-        throttle=_throttle(settings.download_max_mbps),
+        rate_limiter=_rate_limiter(settings.download_max_mbps),
         connections=settings.download_connections,
     )
     return ProvisionContext(
         models=target,
         sources=make_sources(settings),
-        tools=tools,
+        options=options,
         within=(layout.root,),
         also=tuple(dict.fromkeys(root for root in roots if root != target)),
         make_meter=make_meter,
@@ -75,13 +75,13 @@ def provision_context(
 
 
 @functools.cache
-def _throttle(megabytes_per_second: float | None) -> Throttle:
-    """One for all downloads of this process, those of a boot and those on demand."""
-    return Throttle(None if megabytes_per_second is None else megabytes_per_second * 1e6)
+def _rate_limiter(megabytes_per_second: float | None) -> RateLimiter:
+    """One rate limit for all downloads of this process, at boot and on demand."""
+    return RateLimiter(None if megabytes_per_second is None else megabytes_per_second * 1e6)
 
 
 def platform_cache(layout: Layout) -> Callable[[ModelSpec], Path | None]:
-    """Looks a model up in the platform's cache, if ComfyUI could be shown it from there."""
+    """Looks a model up in the platform's cache, if it could be linked for ComfyUI from there."""
     folders = local_folders(layout.comfyui)
     caches = tuple(dict.fromkeys((PLATFORM_CACHE, layout.root / CACHE_ON_VOLUME)))
 
@@ -95,9 +95,8 @@ def platform_cache(layout: Layout) -> Callable[[ModelSpec], Path | None]:
 
 
 def cached_by_platform(spec: ModelSpec, cache: Path = PLATFORM_CACHE) -> Path | None:
-    """The model in the platform's cache, if it is there and what it should be.
-
-    An LFS file's blob is named by its SHA-256, so that a pinned hash needs no reading.
+    """The model in the platform's cache, if it is there and correct. An LFS file's blob is named by
+    its SHA-256, so a pinned hash can be checked without reading it.
     """
     try:
         link = parse_link(spec.url)
@@ -115,9 +114,9 @@ def cached_by_platform(spec: ModelSpec, cache: Path = PLATFORM_CACHE) -> Path | 
 def show_to_comfyui(
     settings: Settings, results: Sequence[ProvisionResult], local_models: Path | None
 ) -> tuple[Layout, list[Finding]]:
-    """Link what has come into ComfyUI's folders; the layout as it is now (models/ at the volume's
-    root may be there only since), and findings. Models of the platform's cache are linked in
-    `local_models`, a folder on this worker's own disk."""
+    """Link new models into ComfyUI's folders; returns the current layout (models/ at the volume's
+    root may be new) and findings. Models in the platform's cache are linked in `local_models`, a
+    folder on this worker's own disk."""
     layout = locate(settings)
     if local_models is not None:
         link_cached(results, local_models)
@@ -125,11 +124,10 @@ def show_to_comfyui(
 
 
 class Provisioning:
-    """The models of one manifest, brought by a thread of its own, in the context it is made in.
-
-    `wait_for_required` holds back the first job; past its limit the worker starts degraded, the
-    thread goes on, and `findings` and `ready` change when it is through, or when `look_again` sees
-    what others have brought.
+    """The models of one manifest, fetched by its own thread, in the current context. The first job
+    waits in `wait_for_required`; after its limit the worker starts degraded, the thread goes on,
+    and `findings` and `ready` change when it is done, or when `look_again` finds models that others
+    have added.
     """
 
     def __init__(self, specs: Sequence[ModelSpec], context: ProvisionContext) -> None:
@@ -142,11 +140,11 @@ class Provisioning:
         self._thread = threaded(self._run, "provisioning")
 
     def start(self) -> None:
-        """Begin; returns at once."""
+        """Start; returns at once."""
         self._thread.start()
 
     def stop(self, timeout: float = 10.0) -> None:
-        """Stop; what is half there is resumed next time. Waits up to `timeout` seconds."""
+        """Stop; partial downloads are resumed next time. Waits up to `timeout` seconds."""
         self._stop.set()
         if self._thread.is_alive():
             self._thread.join(timeout)
@@ -172,9 +170,9 @@ class Provisioning:
             )
 
     def look_again(self) -> None:
-        """See whether what could not be fetched has come: a download request, another
-        worker, a person on a Pod. Without the network; so seldom that it costs a tenth of the
-        time at most, since a large file may have to be hashed to be known."""
+        """Check whether missing models have arrived by a download request, another worker or a
+        person on a Pod. Uses no network, and at most a tenth of the time, since a large file may
+        have to be hashed."""
         with self._changed:
             failed = [r.spec for r in self._results.values() if r.state == "failed"]
         began = time.monotonic()
@@ -188,12 +186,12 @@ class Provisioning:
         self._next_look = now + 9 * (now - began)
 
     def results(self) -> tuple[ProvisionResult, ...]:
-        """What is known so far."""
+        """The results so far."""
         with self._changed:
             return tuple(self._results.values())
 
     def findings(self) -> list[Finding]:
-        """Failures, and required models that are still on their way."""
+        """Failures, and required models that are still being fetched."""
         with self._changed:
             known, pending = tuple(self._results.values()), self._pending_required()
         found = [f for result in known if (f := result.finding()) is not None]
@@ -230,11 +228,11 @@ def _all_crashed(specs: Sequence[ModelSpec], fault: Exception) -> Iterator[Provi
 
 
 def _pending(specs: Sequence[ModelSpec]) -> Finding:
-    names = named([str(spec.place) for spec in specs])
+    names = named([str(spec.relative_path) for spec in specs])
     return error(
         "provision.pending",
         f"Still being fetched: {names}.",
         "Wait, or set DOWNLOAD_TIMEOUT higher to hold jobs back for longer; models that may come "
         "later can be marked `optional: true`.",
-        models=[str(spec.place) for spec in specs],
+        models=[str(spec.relative_path) for spec in specs],
     )

@@ -1,4 +1,6 @@
-"""`python -m bootstrap models add|list|plan|pull|verify`: the same on a Pod as on a worker."""
+"""`python -m bootstrap models add|list|plan|pull|verify`: the same on a Pod as on a worker; and
+what it has in common with `nodes` (`nodes/cli.py`).
+"""
 
 from __future__ import annotations
 
@@ -6,15 +8,17 @@ import argparse
 import json
 import os
 import sys
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
-from typing import TextIO
+from typing import Any, ClassVar, Generic, Protocol, TextIO, TypeVar
 
 from bootstrap.config import Settings, read_settings
+from bootstrap.core.findings import Finding
 from bootstrap.core.log import set_up, show
 from bootstrap.core.redact import masked
-from bootstrap.core.terminal import Parser, closing, report, step_line, stop_on_signals
+from bootstrap.core.terminal import Parser, closing, report, stop_on_signals
 from bootstrap.core.text import size_text
 from bootstrap.models.background import provision_context
 from bootstrap.models.download.progress import meters_for
@@ -28,17 +32,29 @@ from bootstrap.models.installed import (
     wanted_of,
     write_receipt,
 )
-from bootstrap.models.manifest import Manifest
 from bootstrap.models.manifest_entry import ModelSpec, read_entry
-from bootstrap.models.manifest_file import Unreadable, add_entry, find_manifest, load_manifest
+from bootstrap.models.manifest_file import (
+    MODELS,
+    ManifestKind,
+    Unreadable,
+    add_entry,
+    find_manifest,
+    load_manifest,
+)
 from bootstrap.models.provision import ProvisionContext, provision
 from bootstrap.models.sources import Sources
 from bootstrap.net import DownloadError, disk_error
 from bootstrap.volume import locate
 from bootstrap.volume.categories import PICKLES, extension_of
 
-_OK, _FAILED, _USAGE = 0, 1, 2
-# What each does, and how it is typed.
+OK, FAILED, USAGE = 0, 1, 2
+_VARIABLES = {
+    "VOLUME_PATH": "where the volume is (default: /runpod-volume, else /workspace)",
+    "MODELS_MANIFEST": "the manifest (default: models.json at the volume's root)",
+    "HF_TOKEN": "for gated repositories of Hugging Face",
+    "civitai_token": "for downloads from Civitai",
+}
+# What each command does, and its examples.
 _COMMANDS = {
     "add": (
         "ask a source about a file and write its entry into the manifest",
@@ -62,112 +78,180 @@ _COMMANDS = {
 
 @dataclass(frozen=True)
 class Step:
-    """One model. `fetch`: it would be fetched, `size` bytes (None unknown) from `host` with the
-    credential called `credential`. `there`: nothing is to be done."""
+    """One wanted thing; `about` says which, first by its kind and name. `there`: nothing is to be
+    done. `to_fetch` is what else there is to say of what would be fetched: `size` in bytes (None
+    unknown), `host` and the like."""
 
-    place: str
+    about: Mapping[str, str]
     what: str
     there: bool = False
-    fetch: bool = False
-    size: int | None = None
-    host: str = ""
-    credential: str | None = None
+    to_fetch: Mapping[str, Any] = field(default_factory=dict)
     problem: DownloadError | None = None
 
-    def as_dict(self) -> dict[str, object]:
+    def as_dict(self) -> dict[str, Any]:
         """JSON-ready data."""
-        data: dict[str, object] = {"model": self.place, "there": self.there, "what": self.what}
-        if self.fetch:
-            data |= {"size": self.size, "host": self.host, "credential": self.credential}
+        data = {**self.about, "there": self.there, "what": self.what, **self.to_fetch}
         if self.problem is not None:
-            data["problem"] = self.problem.finding(self.place, model=self.place).as_dict()
+            kind, name = next(iter(self.about.items()))
+            data["problem"] = self.problem.finding(name, **{kind: name}).as_dict()
         return data
 
     def line(self) -> str:
         """For a terminal."""
-        return step_line(self.place, self.what, self.there, self.problem is not None)
+        mark = "ok     " if self.there else "FAILED " if self.problem else "missing"
+        return f"{mark} {next(iter(self.about.values()))}  {self.what}"
 
 
-def plan_models(specs: Sequence[ModelSpec], context: ProvisionContext, ask: bool) -> list[Step]:
-    """What a pull would do; `ask` the sources for the sizes that the manifest does not give."""
-    return [_plan(spec, context, ask) for spec in specs]
-
-
-def _plan(spec: ModelSpec, context: ProvisionContext, ask: bool) -> Step:
-    place = str(spec.place)
-    found = find_present(spec, context.models, context.also)
-    if isinstance(found, Present):
-        return Step(place, f"{size_text(found.receipt.size)} at {found.path}", there=True)
-    if isinstance(found, PathConflict):
-        text = f"{found.path} is there, but: {found.problem.message} {found.problem.fix}"
-        return Step(place, text, problem=found.problem)
-    if (cached := context.cached(spec)) is not None:
-        return Step(place, f"in the platform's cache, {cached}", there=True)
+def run(
+    argv: Sequence[str],
+    parser: argparse.ArgumentParser,
+    out: TextIO | None,
+    make: Callable[[argparse.Namespace, Settings, TextIO, str], ManifestCommand[Any]],
+) -> int:
+    """Run one command; 0 when all is well, 1 when something is wrong or missing, 2 for usage."""
+    arguments = parser.parse_args(argv)
+    settings, findings = read_settings()
+    set_up(settings.log_level)
+    stream = sys.stdout if out is None else out
+    if findings:
+        return FAILED if report(findings, stream) else OK
+    command = make(arguments, settings, stream, parser.prog)
     try:
-        return _to_fetch(spec, context, ask)
+        return command.run()
     except DownloadError as problem:
-        return Step(place, f"{problem.message} {problem.fix}", problem=problem)
+        command.say(f"error: {problem.message}\n  {problem.fix}")
+    except Unreadable as problem:
+        report([problem.finding()], stream)
+    return FAILED
 
 
-def _to_fetch(spec: ModelSpec, context: ProvisionContext, ask: bool) -> Step:
-    source, link = context.sources.source_of(spec.url)
-    host, credential, size = source.host_of(link), source.credential_name(link), spec.size
-    if ask:
-        channel = context.tools.channel()
-        try:
-            located = source.locate(link, spec.revision, wanted_of(spec), channel)
-            size = located.size or size
-        finally:
-            channel.close()
-    amount = "unknown size" if size is None else size_text(size)
-    optional = ", optional" if spec.optional else ""
-    key = f", with {credential}" if credential else ""
-    text = f"{amount} from {source.name} ({host}){key}{optional}"
-    return Step(str(spec.place), text, fetch=True, size=size, host=host, credential=credential)
+def manifest_parser(
+    prog: str,
+    what: str,
+    commands: Mapping[str, tuple[str, ...]],
+    variables: Mapping[str, str],
+    examples: Iterable[str],
+) -> tuple[Parser, Mapping[str, argparse.ArgumentParser]]:
+    """A parser of all `commands` (what each does, and how it is typed), and theirs by name."""
 
+    def end(typed: Iterable[str]) -> str:
+        codes = "exit codes:\n  0  all is well\n  1  something is missing or wrong\n  2  wrong use"
+        return closing(variables, [f"{prog} {example}" for example in typed], codes)
 
-def verify_models(specs: Sequence[ModelSpec], context: ProvisionContext) -> Iterator[Step]:
-    """Hash what is there and compare it with the manifest, and with the receipt of when it came.
-
-    A file whose receipt has no hash yet gets one now.
-    """
-    for spec in specs:
-        yield _verify(spec, context)
-
-
-def _verify(spec: ModelSpec, context: ProvisionContext) -> Step:
-    place = str(spec.place)
-    try:
-        root, relative = next(
-            (root, place_there)
-            for root in (context.models, *context.also)
-            for place_there in [spec.place]
-            if os.path.isfile(root / place_there)
+    parser = Parser(prog=prog, description=what, epilog=end(examples))
+    below = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    manifest = next(name for name in variables if name.endswith("_MANIFEST"))
+    for name, (text, *typed) in commands.items():
+        command = below.add_parser(
+            name, help=text, description=f"{text.capitalize()}.", epilog=end(typed)
         )
-    except StopIteration:
-        found = find_present(spec, context.models, context.also)
-        if isinstance(found, Present):
-            return Step(place, f"under another folder's name, {found.path}", there=True)
-        return Step(place, "not there")
-    path, wanted = root / relative, wanted_of(spec)
-    receipt = read_receipt(root, relative)
-    try:
-        facts = os.stat(path)
-        checked = check_content(path, wanted)
-        sha256 = hash_file(path)
-        check_hash(sha256, wanted.sha256)
-        if receipt is not None and receipt.sha256 is not None and wanted.sha256 is None:
-            check_hash(sha256, receipt.sha256)
-        fresh = Receipt(facts.st_size, facts.st_mtime_ns, sha256, (*checked, "sha256"))
-        if receipt is None or receipt.sha256 is None or not receipt.still_true_of(facts):
-            write_receipt(root, relative, fresh)
-    except DownloadError as problem:
-        return Step(place, f"{path}: {problem.message} {problem.fix}", problem=problem)
-    except OSError as problem:
-        failed = disk_error(problem, path, None)
-        return Step(place, failed.message, problem=failed)
-    against = "the manifest" if wanted.sha256 else "its receipt" if receipt else "nothing yet"
-    return Step(place, f"SHA-256 {sha256}, compared with {against}", there=True)
+        command.add_argument("--manifest", metavar="FILE", help=f"instead of {manifest}")
+        if name not in ("add", "map"):
+            command.add_argument("--json", action="store_true", help="as JSON")
+    return parser, below.choices
+
+
+class HasEntry(Protocol):
+    """A wanted thing."""
+
+    def as_entry(self) -> dict[str, Any]:
+        """The manifest's entry that says this."""
+        ...
+
+
+Spec = TypeVar("Spec", bound=HasEntry)
+
+
+class ManifestCommand(Generic[Spec]):
+    """What can be done with a manifest of one kind; a command is a method of that name."""
+
+    kind: ClassVar[ManifestKind]
+    example: ClassVar[str]
+    #: Commands that do not read the manifest.
+    alone: ClassVar[tuple[str, ...]] = ("add",)
+
+    def __init__(
+        self, arguments: argparse.Namespace, settings: Settings, out: TextIO, prog: str
+    ) -> None:
+        self.arguments = arguments
+        self.settings = settings
+        self.out = out
+        self.prog = prog
+        self.layout = locate(settings)
+        self.root = self.layout.root
+        self.setting: str | None = getattr(settings, self.kind.variable.lower())
+        if arguments.manifest is not None:
+            self.setting = str(Path(arguments.manifest).absolute())
+
+    def load(self) -> tuple[Sequence[Spec], Sequence[Finding]] | None:
+        """What the manifest lists, and what is wrong with it; None where there is none."""
+        raise NotImplementedError
+
+    def add_to(self, path: Path) -> tuple[list[Spec], list[Spec], bool]:
+        """Write what is asked for into the manifest: it, what of it was not there yet, and whether
+        it is all. Raises DownloadError, Unreadable and OSError."""
+        raise NotImplementedError
+
+    def look(self, spec: Spec, ask: bool) -> Step:
+        """What a pull would do; `ask` the servers for what the manifest does not say."""
+        raise NotImplementedError
+
+    def verified(self, spec: Spec) -> Step:
+        """Read what is there, and compare it."""
+        raise NotImplementedError
+
+    def run(self) -> int:
+        """The command's exit code. Raises DownloadError and Unreadable."""
+        act = getattr(self, self.arguments.command)
+        if self.arguments.command in self.alone:
+            return int(act())
+        manifest = self.load()
+        if manifest is None:
+            where = self.root / self.kind.names[0]
+            self.say(f"No manifest: put one at {where}, or add to it:")
+            self.say(f"  {self.prog} {self.example}")
+            return FAILED
+        specs, findings = manifest
+        bad = FAILED if report(findings, self.out) else OK
+        return max(int(act(specs)), bad)
+
+    def add(self) -> int:
+        """Ask the source, write the entry."""
+        path = find_manifest(self.setting, self.root, self.kind) or self.root / self.kind.names[0]
+        if isinstance(path, str):
+            self.say(f"{self.kind.variable} holds the manifest itself; give --manifest FILE.")
+            return USAGE
+        try:
+            specs, changed, complete = self.add_to(path)
+        except OSError as problem:
+            self.say(f"{path} cannot be written ({problem.strerror}).")
+            return FAILED
+        for spec in specs:
+            self.say(f"{'Added to' if spec in changed else 'Already in'} {path}:")
+            self.say(json.dumps(spec.as_entry(), indent=2, ensure_ascii=False))
+        if specs:
+            self.say(f"Fetch what is missing with: {self.prog} pull")
+        return OK if complete else FAILED
+
+    def list(self, specs: Sequence[Spec]) -> int:
+        """What the manifest lists; uses no network."""
+        return self.show([self.look(spec, ask=False) for spec in specs])
+
+    def verify(self, specs: Sequence[Spec]) -> int:
+        """Read everything that is there."""
+        return self.show([self.verified(spec) for spec in specs])
+
+    def show(self, steps: Sequence[Step], more: Sequence[str] = ()) -> int:
+        """Say them; are all there?"""
+        if self.arguments.json:
+            self.say(json.dumps([step.as_dict() for step in steps], indent=2))
+        else:
+            self.say("\n".join([*(step.line() for step in steps), *more]))
+        return OK if all(step.there for step in steps) else FAILED
+
+    def say(self, text: str) -> None:
+        """On a line of its own, without secrets."""
+        show(f"{masked(text)}\n", self.out)
 
 
 def main(
@@ -176,124 +260,57 @@ def main(
     sources: Sources | None = None,
     prog: str = "python -m bootstrap models",
 ) -> int:
-    """Run one command; 0 when all is well, 1 when something is wrong or missing, 2 for usage.
-
-    `sources` in place of the real ones are for the demo, which has its own servers.
-    """
-    arguments = _parser(prog).parse_args(argv)
-    settings, findings = read_settings()
-    set_up(settings.log_level)
-    stream = sys.stdout if out is None else out
-    if findings:
-        return _FAILED if report(findings, stream) else _OK
-    return _Command(arguments, settings, stream, sources, prog).run()
+    """Run one command; its exit code. `sources` in place of the real ones are for the demo, which
+    has its own servers."""
+    return run(argv, _parser(prog), out, lambda *given: _Command(sources, *given))
 
 
 def _parser(prog: str) -> argparse.ArgumentParser:
-    parser = Parser(
-        prog=prog,
-        description="The models that a manifest names: add, see what is there, fetch the rest.",
-        epilog=_closing(prog, (_COMMANDS["add"][1], "pull")),
+    what = "The models that a manifest names: add, see what is there, fetch the rest."
+    parser, commands = manifest_parser(
+        prog, what, _COMMANDS, _VARIABLES, (_COMMANDS["add"][1], "pull")
     )
-    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for name, (text, *examples) in _COMMANDS.items():
-        command = commands.add_parser(
-            name, help=text, description=f"{text.capitalize()}.", epilog=_closing(prog, examples)
-        )
-        command.add_argument("--manifest", metavar="FILE", help="instead of MODELS_MANIFEST")
-        if name == "add":
-            command.add_argument("url", help="https://..., hf://org/repo/file, urn:air:...")
-            command.add_argument("--directory", help="folder under models/, such as loras")
-            command.add_argument("--name", help="file name, if not the source's")
-            command.add_argument("--optional", action="store_true", help="may come later")
-            command.add_argument(
-                "--allow-pickle", action="store_true", help="accept a file that can run code"
-            )
-        else:
-            command.add_argument("--json", action="store_true", help="as JSON")
+    add = commands["add"]
+    add.add_argument("url", help="https://..., hf://org/repo/file, urn:air:...")
+    add.add_argument("--directory", help="folder under models/, such as loras")
+    add.add_argument("--name", help="file name, if not the source's")
+    add.add_argument("--optional", action="store_true", help="may come later")
+    add.add_argument("--allow-pickle", action="store_true", help="accept a file that can run code")
     return parser
 
 
-def _closing(prog: str, examples: Iterable[str]) -> str:
-    return closing(
-        {
-            "VOLUME_PATH": "where the volume is (default: /runpod-volume, else /workspace)",
-            "MODELS_MANIFEST": "the manifest (default: models.json at the volume's root)",
-            "HF_TOKEN": "for gated repositories of Hugging Face",
-            "civitai_token": "for downloads from Civitai",
-        },
-        [f"{prog} {example}" for example in examples],
-        "exit codes:\n  0  all is well\n  1  something is missing or wrong\n  2  wrong use",
-    )
+class _Command(ManifestCommand[ModelSpec]):
+    kind = MODELS
+    example = "add https://civitai.com/models/..."
 
+    def __init__(self, sources: Sources | None, *given: Any) -> None:
+        super().__init__(*given)
+        self._sources = sources
 
-class _Command:
-    def __init__(
-        self,
-        arguments: argparse.Namespace,
-        settings: Settings,
-        out: TextIO,
-        sources: Sources | None,
-        prog: str,
-    ) -> None:
-        self.sources = sources
-        self.prog = prog
-        self.arguments = arguments
-        self.settings = settings
-        self.out = out
-        self.layout = locate(settings)
-        self.setting: str | None = settings.models_manifest
-        if arguments.manifest is not None:
-            self.setting = str(Path(arguments.manifest).absolute())
+    @cached_property
+    def _context(self) -> ProvisionContext:
+        context = provision_context(self.settings, self.layout, meters_for())
+        return replace(context, sources=self._sources or context.sources)
 
-    def run(self) -> int:
-        """The command's exit code."""
-        if self.arguments.command == "add":
-            return self.add()
+    def load(self) -> tuple[Sequence[ModelSpec], Sequence[Finding]] | None:
         http = self.settings.allow_private_download_urls
-        manifest = load_manifest(self.setting, self.layout.root, http)
-        if not manifest.models and not manifest.findings:
-            self._say(f"No manifest: put one at {self.layout.root / 'models.json'}, or add a URL:")
-            self._say(f"  {self.prog} add https://civitai.com/models/...")
-            return _FAILED
-        bad = _FAILED if report(manifest.findings, self.out) else _OK
-        code: int = getattr(self, self.arguments.command)(manifest)
-        return max(code, bad)
+        manifest = load_manifest(self.setting, self.root, http)
+        there = manifest.models or manifest.findings
+        return (manifest.models, manifest.findings) if there else None
 
-    def add(self) -> int:
-        """Ask the source, write the entry."""
-        path = find_manifest(self.setting, self.layout.root) or self.layout.root / "models.json"
-        if isinstance(path, str):
-            self._say("MODELS_MANIFEST holds the manifest itself; give --manifest FILE.")
-            return _USAGE
-        try:
-            entry = self._described()
-            spec, faults = read_entry(
-                entry, self.arguments.url, self.settings.allow_private_download_urls
-            )
-            for fault in faults:
-                self._say(f"{fault.field}: {fault.message} {fault.fix}")
-            if spec is None:
-                return _FAILED
-            changed = add_entry(path, spec)
-        except DownloadError as problem:
-            self._say(f"error: {problem.message}\n  {problem.fix}")
-            return _FAILED
-        except Unreadable as problem:
-            report([problem.finding()], self.out)
-            return _FAILED
-        except OSError as problem:
-            self._say(f"{path} cannot be written ({problem.strerror}).")
-            return _FAILED
-        self._say(f"{'Added to' if changed else 'Already in'} {path}:")
-        self._say(json.dumps(spec.as_entry(), indent=2, ensure_ascii=False))
-        self._say(f"Fetch it with: {self.prog} pull")
-        return _OK
+    def add_to(self, path: Path) -> tuple[list[ModelSpec], list[ModelSpec], bool]:
+        http = self.settings.allow_private_download_urls
+        spec, faults = read_entry(self._described(), self.arguments.url, http)
+        for fault in faults:
+            self.say(f"{fault.field}: {fault.message} {fault.fix}")
+        if spec is None:
+            return [], [], False
+        return [spec], [spec] if add_entry(path, spec) else [], True
 
     def _described(self) -> dict[str, object]:
-        context = self._context()
+        context = self._context
         source, link = context.sources.source_of(self.arguments.url)
-        channel = context.tools.channel()
+        channel = context.options.channel()
         try:
             known = source.describe(link, channel)
         finally:
@@ -312,56 +329,95 @@ class _Command:
             entry["allow_pickle"] = True
         return entry
 
-    def list(self, manifest: Manifest) -> int:
-        """What is wanted; asks no server."""
-        steps = plan_models(manifest.models, self._context(), ask=False)
-        self._show(steps)
-        return _OK if all(step.there for step in steps) else _FAILED
-
-    def plan(self, manifest: Manifest) -> int:
+    def plan(self, specs: Sequence[ModelSpec]) -> int:
         """What would be fetched; asks the sources for sizes."""
-        context = self._context()
-        steps = plan_models(manifest.models, context, ask=True)
-        needed = sum(step.size or 0 for step in steps if step.fetch)
-        free = _free(context)
+        steps = [self.look(spec, ask=True) for spec in specs]
+        needed = sum(step.to_fetch.get("size") or 0 for step in steps)
+        free = _free(self._context)
         fits = free is None or needed <= free
         room = "an unknown amount" if free is None else size_text(free)
-        lines = [f"To fetch: {size_text(needed)}; free at {context.models}: {room}."]
+        lines = [f"To fetch: {size_text(needed)}; free at {self._context.models}: {room}."]
         if not fits:
             lines.append("It does not fit: delete files or enlarge the network volume.")
-        self._show(steps, lines)
-        return _OK if fits and not any(step.problem for step in steps) else _FAILED
+        self.show(steps, lines)
+        return OK if fits and not any(step.problem for step in steps) else FAILED
 
-    def pull(self, manifest: Manifest) -> int:
+    def pull(self, specs: Sequence[ModelSpec]) -> int:
         """Fetch what is missing."""
-        results = provision(manifest.models, self._context(), stop_on_signals())
+        results = provision(specs, self._context, stop_on_signals())
         if self.arguments.json:
-            receipts = [result.as_dict() for result in results]
-            self._say(json.dumps(receipts, indent=2))
+            self.say(json.dumps([result.as_dict() for result in results], indent=2))
         else:
             report([f for result in results if (f := result.finding())], self.out)
             there = sum(result.good for result in results)
-            self._say(f"{there} of {len(results)} models are there.")
-        return _OK if all(result.good or result.spec.optional for result in results) else _FAILED
+            self.say(f"{there} of {len(results)} models are there.")
+        return OK if all(result.good or result.spec.optional for result in results) else FAILED
 
-    def verify(self, manifest: Manifest) -> int:
-        """Hash everything that is there."""
-        steps = list(verify_models(manifest.models, self._context()))
-        self._show(steps)
-        return _OK if all(step.there for step in steps) else _FAILED
+    def look(self, spec: ModelSpec, ask: bool) -> Step:
+        about, context = {"model": str(spec.relative_path)}, self._context
+        found = find_present(spec, context.models, context.also)
+        if isinstance(found, Present):
+            return Step(about, f"{size_text(found.receipt.size)} at {found.path}", there=True)
+        if isinstance(found, PathConflict):
+            text = f"{found.path} is there, but: {found.problem.message} {found.problem.fix}"
+            return Step(about, text, problem=found.problem)
+        if (cached := context.cached(spec)) is not None:
+            return Step(about, f"in the platform's cache, {cached}", there=True)
+        try:
+            return self._to_fetch(spec, ask)
+        except DownloadError as problem:
+            return Step(about, f"{problem.message} {problem.fix}", problem=problem)
 
-    def _context(self) -> ProvisionContext:
-        context = provision_context(self.settings, self.layout, meters_for())
-        return replace(context, sources=self.sources or context.sources)
+    def _to_fetch(self, spec: ModelSpec, ask: bool) -> Step:
+        source, link = self._context.sources.source_of(spec.url)
+        host, credential, size = source.host_of(link), source.credential_name(link), spec.size
+        if ask:
+            channel = self._context.options.channel()
+            try:
+                located = source.locate(link, spec.revision, wanted_of(spec), channel)
+                size = located.size or size
+            finally:
+                channel.close()
+        amount = "unknown size" if size is None else size_text(size)
+        optional = ", optional" if spec.optional else ""
+        key = f", with {credential}" if credential else ""
+        text = f"{amount} from {source.name} ({host}){key}{optional}"
+        to_fetch = {"size": size, "host": host, "credential": credential}
+        return Step({"model": str(spec.relative_path)}, text, to_fetch=to_fetch)
 
-    def _show(self, steps: Sequence[Step], more: Sequence[str] = ()) -> None:
-        if self.arguments.json:
-            self._say(json.dumps([step.as_dict() for step in steps], indent=2))
-        else:
-            self._say("\n".join([*(step.line() for step in steps), *more]))
+    def verified(self, spec: ModelSpec) -> Step:
+        """By its hash, with the manifest and with the receipt of when it came; a receipt that has
+        no hash yet gets one."""
+        about, context = {"model": str(spec.relative_path)}, self._context
+        for root in (context.models, *context.also):
+            if os.path.isfile(root / spec.relative_path):
+                return _verified(spec, root, about)
+        found = find_present(spec, context.models, context.also)
+        if isinstance(found, Present):
+            return Step(about, f"under another folder's name, {found.path}", there=True)
+        return Step(about, "not there")
 
-    def _say(self, text: str) -> None:
-        show(f"{masked(text)}\n", self.out)
+
+def _verified(spec: ModelSpec, root: Path, about: Mapping[str, str]) -> Step:
+    path, wanted = root / spec.relative_path, wanted_of(spec)
+    receipt = read_receipt(root, spec.relative_path)
+    try:
+        facts = os.stat(path)
+        checked = check_content(path, wanted)
+        sha256 = hash_file(path)
+        check_hash(sha256, wanted.sha256)
+        if receipt is not None and receipt.sha256 is not None and wanted.sha256 is None:
+            check_hash(sha256, receipt.sha256)
+        fresh = Receipt(facts.st_size, facts.st_mtime_ns, sha256, (*checked, "sha256"))
+        if receipt is None or receipt.sha256 is None or not receipt.still_true_of(facts):
+            write_receipt(root, spec.relative_path, fresh)
+    except DownloadError as problem:
+        return Step(about, f"{path}: {problem.message} {problem.fix}", problem=problem)
+    except OSError as problem:
+        failed = disk_error(problem, path, None)
+        return Step(about, failed.message, problem=failed)
+    against = "the manifest" if wanted.sha256 else "its receipt" if receipt else "nothing yet"
+    return Step(about, f"SHA-256 {sha256}, compared with {against}", there=True)
 
 
 def _free(context: ProvisionContext) -> int | None:
@@ -369,7 +425,7 @@ def _free(context: ProvisionContext) -> int | None:
     while not os.path.isdir(folder) and folder != folder.parent:
         folder = folder.parent
     try:
-        return context.tools.disk.free_bytes(folder)
+        return context.options.disk.free_bytes(folder)
     except OSError:
         return None
 

@@ -1,10 +1,9 @@
-"""Models that were fetched by their address: what they are called, which stay and which go.
+"""Models fetched by address: their names, and which are kept or removed.
 
-They lie in `fetched/` of the folder that their loader reads, under the name they have at their
-source with a key of the address behind it: two repositories' `model.safetensors` are two files, and
-one address is one file however many jobs name it. The receipt of a download (installed.py) is the
-record of what is ours; its modification time is until when the file is in use. A job renews it for
-as long as it is here: a worker that dies leaves nothing that would have to be undone.
+They are in `fetched/` in their loader's folder, under the source's name with a key of the address:
+two repositories' `model.safetensors` are two files, and one address is one file for all jobs. A
+download's receipt (installed.py) marks the file as ours; its modification time says until when the
+file is in use. Jobs renew it while they run, so a worker that dies leaves nothing to undo.
 """
 
 from __future__ import annotations
@@ -38,8 +37,8 @@ def key_of_link(link: Link) -> str:
 
 
 def name_for(link: Link, given: str) -> str:
-    """The file name for what `link` leads to, where it is called `given`. One without a model's
-    extension counts as safetensors: its header is checked when it is there."""
+    """The file name for `link`, whose source calls it `given`. Without a model's extension it
+    counts as safetensors: its header is checked after the download."""
     plain = _UNFIT.sub("_", unicodedata.normalize("NFC", given)).strip(" .")
     suffix = _DEFAULT_EXTENSION
     if has_model_name(plain):
@@ -55,14 +54,14 @@ def name_for(link: Link, given: str) -> str:
 
 
 def has_model_name(name: str) -> bool:
-    """Does a name end as ComfyUI's lists of models want it?"""
+    """Does a name have an extension that ComfyUI lists?"""
     return extension_of(name) in PT_EXTENSIONS | {GGUF}
 
 
 @dataclass(frozen=True)
 class FetchedFile:
-    """A model that is ours to remove. `place` is relative to the models folder, `size` in bytes,
-    `used` the latest time it is known to be in use, in seconds since the epoch."""
+    """A model that we may remove. `place` is relative to the models folder, `size` in bytes, `used`
+    the latest known time of use, in seconds since the epoch."""
 
     place: PurePosixPath
     size: int
@@ -70,13 +69,14 @@ class FetchedFile:
 
 
 class FetchedModels:
-    """Those in the folder `models`, shared by all workers of a volume. All methods block on it."""
+    """The fetched models in the folder `models`, shared by all workers of a volume. All methods
+    block."""
 
     def __init__(self, models: Path) -> None:
         self._models = models
 
     def name_of(self, folder: str, link: Link) -> str | None:
-        """The name of the file that `link` led to, if it is in `folder`."""
+        """The name of the file fetched from `link`, if it is in `folder`."""
         key = key_of_link(link)
         try:
             names = sorted(os.listdir(self._models / folder / FOLDER))
@@ -85,7 +85,7 @@ class FetchedModels:
         return next((n for n in names if (m := _KEY.fullmatch(n)) and m["key"] == key), None)
 
     def mark_used(self, names: Iterable[str]) -> None:
-        """Files of these names, wherever they lie, are in use for `IN_USE_SECONDS` from now."""
+        """Mark files of these names as in use for `IN_USE_SECONDS` from now."""
         until = time.time() + IN_USE_SECONDS
         for name in filter(_KEY.fullmatch, names):
             receipts = (self._models / RECEIPTS_FOLDER).glob(f"*/{FOLDER}/{glob.escape(name)}.json")
@@ -94,8 +94,8 @@ class FetchedModels:
                     os.utime(receipt, (until, until))
 
     def make_room(self, size: int, limit: float) -> list[PurePosixPath]:
-        """Remove what was used least recently until `size` more bytes are within `limit`, as far as
-        that goes without what is in use; the places that were removed."""
+        """Remove the least recently used until `size` more bytes are within `limit`, except those
+        in use; returns the removed places."""
         there = sorted(self.kept(), key=lambda model: model.used)
         over = sum(model.size for model in there) + size - limit
         removed = []
@@ -108,7 +108,7 @@ class FetchedModels:
         return removed
 
     def kept(self) -> Iterator[FetchedFile]:
-        """Every file that was fetched by its address and is as it was then."""
+        """Every file that was fetched by address and is unchanged."""
         receipts = self._models / RECEIPTS_FOLDER
         for path in receipts.glob(f"*/{FOLDER}/*.json"):
             place = PurePosixPath(*path.relative_to(receipts).parent.parts, path.stem)
@@ -128,7 +128,7 @@ class FetchedModels:
         return FetchedFile(place, facts.st_size, used) if receipt.still_true_of(facts) else None
 
     def _remove(self, model: FetchedFile) -> bool:
-        """Looked at once more: another worker may have begun to use it."""
+        """Checked again: another worker may have begun to use it."""
         now = self._look(model.place)
         if now is None or now.used > time.time():
             return False

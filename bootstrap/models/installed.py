@@ -1,11 +1,11 @@
-"""Is a wanted model there already? Answered without the network, and mostly without reading it.
+"""Is a model already there? Answered without the network, and usually without reading it.
 
-What was checked about a model is kept, so that a later boot need not hash it: receipts lie under
-`.receipts/` in the models folder, one for each file. A receipt counts while size and modification
-time are what they were when the file was checked.
+The results of checks are kept, so that a later boot need not hash: receipts are in `.receipts/` in
+the models folder, one for each file. A receipt is valid while size and modification time are
+unchanged.
 
-What the platform's cache has is linked from a folder on this worker's own disk: the cache is this
-host's own, and a link on the volume would be broken elsewhere (volume/args_file.py).
+Models in the platform's cache are linked in a folder on this worker's own disk: the cache belongs
+to this host, and a link on the volume would be broken elsewhere (volume/args_file.py).
 """
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ VERSION = 1
 
 @dataclass(frozen=True)
 class Receipt:
-    """`checked` names what was compared: `size`, `sha256`, `header`. `sha256` is what the bytes
-    were hashed to, whether or not it was known before; None when they never were."""
+    """`checked` lists what was checked: `size`, `sha256`, `header`. `sha256` is the hash of the
+    bytes, whether or not it was known before; None if never hashed."""
 
     size: int
     mtime_ns: int
@@ -42,7 +42,7 @@ class Receipt:
     source: str = ""
 
     def still_true_of(self, facts: os.stat_result) -> bool:
-        """Is the file as it was when it was checked?"""
+        """Is the file unchanged since it was checked?"""
         return facts.st_size == self.size and facts.st_mtime_ns == self.mtime_ns
 
     def as_dict(self) -> dict[str, object]:
@@ -51,12 +51,12 @@ class Receipt:
 
 
 def receipt_path(models: Path, place: PurePosixPath) -> Path:
-    """Where the receipt for `place` (relative to `models`) lies."""
+    """The path of the receipt for `place` (relative to `models`)."""
     return models / RECEIPTS_FOLDER / place.parent / f"{place.name}.json"
 
 
 def read_receipt(models: Path, place: PurePosixPath) -> Receipt | None:
-    """The receipt for `place`, or None when there is none that can be read."""
+    """The receipt for `place`; None if there is none, or it cannot be read."""
     try:
         data = json.loads(receipt_path(models, place).read_text("utf-8"))
         sha256 = data["sha256"]
@@ -74,7 +74,7 @@ def read_receipt(models: Path, place: PurePosixPath) -> Receipt | None:
 
 
 def write_receipt(models: Path, place: PurePosixPath, receipt: Receipt) -> None:
-    """Remember `receipt` for `place`. Raises OSError."""
+    """Save `receipt` for `place`. Raises OSError."""
     path = receipt_path(models, place)
     path.parent.mkdir(parents=True, exist_ok=True)
     scratch = path.with_name(beside(place.name, new_owner(), "receipt-new"))
@@ -91,7 +91,7 @@ class Present:
 
 @dataclass(frozen=True)
 class PathConflict:
-    """Something else stands at the model's own place; `problem` says what is wrong with it."""
+    """Something else is in the model's place; `problem` says what is wrong with it."""
 
     path: Path
     problem: DownloadError
@@ -108,11 +108,9 @@ def find_present(
     also: Sequence[Path] = (),
     stop: threading.Event | None = None,
 ) -> Present | PathConflict | None:
-    """The model in its folder or one that ComfyUI reads as the same category, under `models`
-    first, then under the other roots.
-
-    A file with a valid receipt is not opened. One without is checked: size, header, and its hash
-    where one is known, once; then it has a receipt. Raises Stopped.
+    """The model in its folder or another one of its category, under `models` first, then under the
+    other roots. A file with a valid receipt is not opened. One without is checked once (size,
+    header, and hash if known) and gets a receipt. Raises Stopped.
     """
     occupied: PathConflict | None = None
     for root, place in _candidates(spec, models, also):
@@ -120,7 +118,7 @@ def find_present(
         try:
             facts = os.stat(path)
         except FileNotFoundError:
-            if path.is_symlink() and (root, place) == (models, spec.place):
+            if path.is_symlink() and (root, place) == (models, spec.relative_path):
                 occupied = PathConflict(path, _dangling(path))
             continue
         except OSError as problem:
@@ -130,7 +128,7 @@ def find_present(
         try:
             return Present(path, _examined(spec, root, place, facts, stop))
         except DownloadError as problem:
-            if (root, place) == (models, spec.place):
+            if (root, place) == (models, spec.relative_path):
                 occupied = PathConflict(path, problem)
     return occupied
 
@@ -138,7 +136,7 @@ def find_present(
 def examine(
     path: Path, facts: os.stat_result, wanted: Wanted, stop: threading.Event | None = None
 ) -> Receipt:
-    """Check a file and say what was checked. Raises DownloadError and Stopped."""
+    """Check a file; returns its receipt. Raises DownloadError and Stopped."""
     try:
         checked = check_content(path, wanted)
         sha256 = None
@@ -169,14 +167,14 @@ def _examined(
     try:
         write_receipt(root, place, receipt)
     except OSError:
-        pass  # a read-only folder: looked at again next time
+        pass  # a read-only folder: checked again next time
     return receipt
 
 
 def _candidates(
     spec: ModelSpec, models: Path, also: Sequence[Path]
 ) -> Iterator[tuple[Path, PurePosixPath]]:
-    first, *rest = spec.place.parts
+    first, *rest = spec.relative_path.parts
     for root in (models, *also):
         for folder in (first, *ALIASES.get(first, ())):
             yield root, PurePosixPath(folder, *rest)
@@ -190,20 +188,19 @@ def _dangling(path: Path) -> DownloadError:
     )
 
 
-if TYPE_CHECKING:  # what downloads need is imported only where something is wanted
+if TYPE_CHECKING:  # the packages for downloads are imported only if needed
     from bootstrap.models.provision import ProvisionResult
 
 
 def shown_locally(spec: ModelSpec, folders: Mapping[str, str]) -> bool:
-    """Would ComfyUI see this model in a local models folder with `folders`?"""
+    """Would ComfyUI find this model in a local models folder with `folders`?"""
     category = category_of(PurePosixPath(spec.directory).parts[0])
     return category is not None and category.folders[0] in folders.values()
 
 
 def link_cached(results: Sequence[ProvisionResult], models: Path) -> list[Path]:
-    """Link models of the platform's cache into the local folder `models`; the links made.
-
-    A broken link, since the worker went on at another host, is replaced.
+    """Link models in the platform's cache into the local folder `models`; returns the new links. A
+    link that is broken because the worker moved to another host is replaced.
     """
     made = []
     for result in results:
@@ -220,8 +217,8 @@ def link_cached(results: Sequence[ProvisionResult], models: Path) -> list[Path]:
 
 
 def cached_models(models: Path) -> list[dict[str, Any]]:
-    """JSON-ready: the links in the local folder `models`, of which `from` is what they lead to and
-    `size` is in bytes, None where that is gone."""
+    """JSON-ready: the links in the local folder `models`; `from` is the target, `size` in bytes,
+    None if it is gone."""
     links = sorted(path for path in models.rglob("*") if path.is_symlink())
     return [
         {

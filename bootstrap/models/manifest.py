@@ -1,4 +1,4 @@
-"""Pure: which models are wanted. A manifest of ours, or any saved ComfyUI workflow.
+"""Pure: the list of models, from our manifest or any saved ComfyUI workflow.
 
 ComfyUI's templates declare models as `{name, url, hash, hash_type, directory}` at top level, in a
 node's `properties.models` and in the nodes of subgraphs. Ours is a list of the same entries under
@@ -41,7 +41,7 @@ _MUTED, _BYPASSED = 2, 4  # a node's `mode` in ComfyUI's frontend
 
 @dataclass(frozen=True)
 class Manifest:
-    """What a manifest asks for. Entries with an error are left out; `findings` has them all."""
+    """A manifest's models. Entries with an error are left out; `findings` has all errors."""
 
     models: tuple[ModelSpec, ...] = ()
     findings: tuple[Finding, ...] = ()
@@ -54,15 +54,14 @@ class _Reading:
     findings: list[Finding] = field(default_factory=list)
 
     def add(self, where: str, fault: FieldFault) -> None:
-        """A fault of the entry at `where`."""
+        """Add a fault of the entry at `where`."""
         about = f"{self.label}, {where}"
         self.findings.append(fault.finding(about, fault.severity(self.lenient), entry=where))
 
 
 def parse_manifest(data: Any, label: str = "manifest", allow_http: bool = False) -> Manifest:
-    """The models that a manifest or a saved workflow, already decoded, asks for.
-
-    `label` names it in findings; every fault of every entry is reported at once.
+    """The models of a decoded manifest or saved workflow. `label` names it in findings; all faults
+    of all entries are reported together.
     """
     if not isinstance(data, Mapping):
         return _refused(label, "it is not a JSON object", _HOW)
@@ -90,7 +89,7 @@ def parse_manifest(data: Any, label: str = "manifest", allow_http: bool = False)
 
 
 def is_workflow(data: Mapping[str, Any]) -> bool:
-    """Is this a workflow as ComfyUI's File, Save writes it?"""
+    """Is this a workflow as ComfyUI saves it (*File, Save*)?"""
     return isinstance(data.get("nodes"), list) or isinstance(data.get("definitions"), Mapping)
 
 
@@ -173,14 +172,14 @@ def _unique(specs: Sequence[ModelSpec], reading: _Reading) -> list[ModelSpec]:
 
 
 def canonical_place(spec: ModelSpec) -> PurePosixPath:
-    """Where the file belongs, with `clip` and `text_encoders` and the like taken as one."""
+    """Where the file belongs, with aliases such as `clip` and `text_encoders` unified."""
     first, *rest = PurePosixPath(spec.directory).parts
     category = category_of(first)
     return PurePosixPath(category.folders[0] if category else first, *rest, spec.name)
 
 
 def _joined(one: ModelSpec, other: ModelSpec) -> ModelSpec | None:
-    """One entry that says what both do; None when they contradict each other."""
+    """Both entries merged; None if they contradict each other."""
     same_hash = one.sha256 is not None and one.sha256 == other.sha256
     if one.url != other.url and not same_hash:
         return None
@@ -202,7 +201,7 @@ def _conflict(spec: ModelSpec, earlier: ModelSpec) -> FieldFault:
     return FieldFault(
         "manifest.two_for_one_file",
         "name",
-        f"{spec.place} is wanted with another content by {earlier.where} "
+        f"{spec.relative_path} is wanted with another content by {earlier.where} "
         f"({_without_query(earlier.url)} there, {_without_query(spec.url)} here); "
         "the first one counts.",
         "Give one of them another `name`, or remove it.",
@@ -211,7 +210,7 @@ def _conflict(spec: ModelSpec, earlier: ModelSpec) -> FieldFault:
 
 
 def _without_query(url: str) -> str:
-    """A signed URL's signature is in its query."""
+    """Queries may contain signatures."""
     return url.partition("?")[0]
 
 
@@ -219,8 +218,8 @@ def _twins(spec: ModelSpec, earlier: ModelSpec) -> FieldFault:
     return FieldFault(
         "manifest.case_twins",
         "name",
-        f"{spec.place} and {earlier.place} ({earlier.where}) differ in upper and lower case "
-        "only, which not every file system tells apart.",
+        f"{spec.relative_path} and {earlier.relative_path} ({earlier.where}) differ in upper and "
+        "lower case only, which not every file system tells apart.",
         "Spell both alike, or give one of them another `name`.",
     )
 

@@ -24,7 +24,7 @@ _SHA256 = re.compile(r"[0-9a-fA-F]{64}")
 
 
 def fault_of(name: str) -> str:
-    """What keeps `name` from being one component of a path everywhere; empty for nothing."""
+    """Why `name` cannot be a path component on every system; empty if it can."""
     if name in ("", ".", "..") or name != name.strip() or name.endswith("."):
         return f"is {name!r}, which is not a name"
     if found := _NOT_IN_NAMES.search(name):
@@ -42,8 +42,8 @@ def fault_of(name: str) -> str:
 
 @dataclass(frozen=True)
 class ModelSpec:
-    """A wanted model. `directory` is relative to the models folder, `sha256` lower case hex,
-    `size` in bytes; `extra` holds unknown fields, kept as they are; `where` names the entry."""
+    """A listed model. `directory` is relative to the models folder, `sha256` lower case hex, `size`
+    in bytes; `extra` has unknown fields, kept unchanged; `where` names the entry."""
 
     name: str
     url: str
@@ -57,12 +57,12 @@ class ModelSpec:
     where: str = ""
 
     @property
-    def place(self) -> PurePosixPath:
+    def relative_path(self) -> PurePosixPath:
         """Where it belongs, relative to the models folder."""
         return PurePosixPath(self.directory, self.name)
 
     def as_entry(self) -> dict[str, Any]:
-        """The entry that says this, as ComfyUI spells it."""
+        """This as a manifest's entry, in ComfyUI's spelling."""
         entry: dict[str, Any] = {"name": self.name, "url": self.url, "directory": self.directory}
         if self.sha256 is not None:
             entry |= {"hash": self.sha256, "hash_type": "SHA256"}
@@ -76,9 +76,9 @@ class ModelSpec:
 
 
 class FieldFault(Fault):
-    """What is wrong with one `field` of an entry. A `fatal` one leaves the entry out. A `common`
-    one is only a warning in another author's workflow, where other nodes may keep something else
-    under `models`, and two of them name two copies of one file."""
+    """What is wrong with one `field` of an entry. `fatal`: the entry is left out. `common`: only a
+    warning in another author's workflow, where nodes may keep something else under `models`, or two
+    name copies of one file."""
 
     def __init__(
         self,
@@ -96,7 +96,7 @@ class FieldFault(Fault):
         self.common = common
 
     def severity(self, lenient: bool) -> Severity:
-        """An error where the entry is left out; `lenient` for another author's workflow."""
+        """An error if the entry is left out; `lenient` for another author's workflow."""
         is_error = self.fatal and not (lenient and self.common)
         return Severity.ERROR if is_error else Severity.WARNING
 
@@ -104,7 +104,7 @@ class FieldFault(Fault):
 def read_entry(
     entry: Any, where: str, allow_http: bool = False
 ) -> tuple[ModelSpec | None, list[FieldFault]]:
-    """The entry as a spec, or None when it has a fatal fault, and all its faults."""
+    """The entry as a spec, or None if it has a fatal fault; and all its faults."""
     if not isinstance(entry, Mapping):
         return None, [_field("", f"is {type(entry).__name__}, not an object", "Write {...}.")]
     reader = _Entry(entry, allow_http)
@@ -240,7 +240,7 @@ class _Entry:
         return "/".join(pieces)
 
     def _check_kind(self, spec: ModelSpec) -> None:
-        folder = spec.place.parts[0]
+        folder = spec.relative_path.parts[0]
         category = category_of(folder)
         if category is None:
             near = difflib.get_close_matches(folder, known_folders(), 1)

@@ -1,4 +1,4 @@
-"""Manifests on disk or in a variable: found, read, and written back with one entry more."""
+"""Manifests on disk or in a variable: finds, reads and extends them."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from bootstrap.config import Settings
-from bootstrap.core.files import write_whole
+from bootstrap.core.files import read_regular, write_whole
 from bootstrap.core.findings import Fault
 from bootstrap.core.temp_files import beside, new_owner
 from bootstrap.core.text import BOM, IN_ENDPOINT, trailing_comma
@@ -25,8 +25,8 @@ MAX_YAML_BYTES = 1024 * 1024  # PyYAML needs seconds for more
 
 @dataclass(frozen=True)
 class ManifestKind:
-    """A kind of manifest: the `variable` that names one, the file `names` it is looked for under at
-    the volume's root, and the `page` that describes it."""
+    """A kind of manifest: its `variable`, its file `names` at the volume's root, and the `page`
+    that describes it."""
 
     variable: str
     names: tuple[str, ...]
@@ -39,21 +39,21 @@ MODELS = ManifestKind(
 
 
 class Unreadable(Fault):
-    """The manifest cannot be had."""
+    """The manifest cannot be read."""
 
 
 def find_manifest(
     setting: str | None, root: Path, kind: ManifestKind = MODELS
 ) -> Path | str | None:
-    """The variable's text as a path, or as the manifest it holds inline; else the file at the
-    volume's root; else None. A relative path counts from the volume's root."""
+    """The variable's text as a path or an inline manifest; else the file at the volume's root; else
+    None. Relative paths start at the volume's root."""
     if setting is None:
         return next((root / name for name in kind.names if os.path.isfile(root / name)), None)
     return setting if setting.lstrip()[:1] in ("{", "[") else root / setting
 
 
 def load_manifest(setting: str | None, root: Path, allow_http: bool = False) -> Manifest:
-    """The manifest that `setting` (MODELS_MANIFEST) names; an empty one when there is none."""
+    """The manifest of `setting` (MODELS_MANIFEST); an empty one if there is none."""
     source = find_manifest(setting, root)
     if source is None:
         return Manifest()
@@ -65,7 +65,7 @@ def load_manifest(setting: str | None, root: Path, allow_http: bool = False) -> 
 
 
 def wanted_here(settings: Settings, layout: Layout) -> Manifest:
-    """The manifest that MODELS_MANIFEST names, or the volume's own."""
+    """The manifest of MODELS_MANIFEST, or the volume's own."""
     http = settings.allow_private_download_urls
     return load_manifest(settings.models_manifest, layout.root, http)
 
@@ -100,7 +100,7 @@ def _decode(source: Path | str, kind: ManifestKind) -> Any:
         limit = MAX_YAML_BYTES if yaml else MAX_BYTES
         if size > limit:
             raise _too_large(source, size, limit)
-        text = source.read_text("utf-8-sig")
+        text = read_regular(source, limit).decode("utf-8-sig")
     except UnicodeError:
         raise _Broken("it is not UTF-8 text") from None
     except OSError as problem:
@@ -114,8 +114,8 @@ def _decode(source: Path | str, kind: ManifestKind) -> Any:
 
 
 def add_entry(path: Path, spec: ModelSpec) -> bool:
-    """Write `spec` into the manifest at `path`, in place of an entry for the same file; True when
-    the file changed. Other entries and unknown fields stay. Raises Unreadable and OSError."""
+    """Write `spec` into the manifest at `path`, replacing an entry for the same file; True if the
+    file changed. Other entries and unknown fields stay. Raises Unreadable and OSError."""
     data: Any = read_data(path) if os.path.exists(path) else {"version": VERSION, "models": []}
     if not isinstance(data, dict) or is_workflow(data) or not isinstance(data.get("models"), list):
         raise Unreadable(
@@ -143,8 +143,7 @@ def _same_place(entry: Mapping[str, Any], spec: ModelSpec) -> bool:
 
 
 def write_data(path: Path, data: Any) -> None:
-    """Write a manifest, complete or not at all; where `path` is a link, the file it leads to.
-    Raises OSError."""
+    """Write a manifest, complete or not at all; if `path` is a link, its target. Raises OSError."""
     path = Path(os.path.realpath(path))
     if path.suffix.lower() in (".yaml", ".yml"):
         import yaml
@@ -152,7 +151,7 @@ def write_data(path: Path, data: Any) -> None:
         text = yaml.safe_dump(data, sort_keys=False, allow_unicode=True)
     else:
         text = json.dumps(data, indent=2, ensure_ascii=False) + "\n"
-        # Half a character, which JSON can say (`"\ud800"`) and no file can hold.
+        # Half a character, which JSON can express (`"\ud800"`) but UTF-8 cannot.
         text = re.sub("[\ud800-\udfff]", lambda half: f"\\u{ord(half[0]):04x}", text)
     path.parent.mkdir(parents=True, exist_ok=True)
     write_whole(path, text, path.with_name(beside(path.name, new_owner(), "receipt-new")))
@@ -170,7 +169,7 @@ def _decode_json(text: str) -> Any:
 
 
 def _json_fault(problem: json.JSONDecodeError) -> str:
-    """Where, and what; most often a comma before a closing bracket."""
+    """Where and what; usually a comma before a closing bracket."""
     if found := trailing_comma(problem):
         return f"there is a comma too many in line {found[0]}, column {found[1]}"
     what = problem.msg[:1].lower() + problem.msg[1:]
@@ -185,7 +184,7 @@ def _decode_yaml(text: str) -> Any:
 
     loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
     try:
-        # An alias can stand for itself many times over (a "billion laughs"); manifests need none.
+        # Aliases can expand exponentially ("billion laughs"); manifests need none.
         if any(isinstance(token, yaml.AliasToken) for token in yaml.scan(text, loader)):
             raise _Broken("it uses YAML aliases (`*name`)")
         return yaml.load(text, loader)  # noqa: S506 - the safe loader, in C where there is one

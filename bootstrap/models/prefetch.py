@@ -1,14 +1,14 @@
-"""Weights read into the page cache before ComfyUI asks for them, in large parallel blocks.
+"""Reads weights into the page cache before ComfyUI needs them, in large parallel blocks.
 
-At boot: the files likely needed, while ComfyUI imports. On a hot worker: a job's own files, from
-the moment it arrives; they go before all others. Never more than memory allows.
+At boot: likely files, while ComfyUI imports. On a hot worker: a job's own files, from the moment it
+arrives, before all others. Never more than memory allows.
 
-Which an endpoint used last is remembered on the volume, for its next cold start:
+The models that an endpoint used last are recorded on the volume, for its next cold start:
 
     .comfyui-worker/recent/<endpoint>.json   {"version": 1, "models": ["checkpoints/a.ckpt"]}
 
-Several workers write it: each whole, by rename, the last one wins; it is advice, nothing more.
-Paths are below `models/`, so that they mean the same on a Pod.
+Several workers write it, each by rename, and the last one wins; it is only a hint. Paths are
+relative to `models/`, so that they are the same on a Pod.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from bootstrap.core.files import write_whole
+from bootstrap.core.files import open_regular, read_regular, write_whole
 from bootstrap.core.memory import gather_memory
 from bootstrap.core.page_cache import BLOCK, read_block, read_pages, residence_of
 from bootstrap.core.text import counted, size_text
@@ -34,13 +34,13 @@ from bootstrap.models.weights_file import LoadOrder, load_order
 from bootstrap.volume.layout import OWN_FOLDER
 
 _NICE = 15
-# A job waits: four streams get 700 MB/s of a usual volume, eight 1,000, sixteen 1,300. At boot
-# ComfyUI's start comes first, where processors are few.
+# While a job waits: four streams get 700 MB/s from a typical volume, eight 1,000, sixteen 1,300. At
+# boot, ComfyUI's start needs the processors more.
 _THREADS, _THREADS_AT_BOOT = 16, 4
-# ComfyUI copies what it loads: a model needs its size once more, beside what it always needs.
+# ComfyUI copies what it loads: a model needs its size once more, beside ComfyUI's base memory.
 _COPIES = 2
 _HEADROOM = 1536 * 1024 * 1024
-# Of a record of what was used last.
+# Limits of the record of recent models.
 _VERSION = 1
 _MOST_MODELS = 32
 _MOST_BYTES = 4 * 1024 * 1024
@@ -48,7 +48,7 @@ _MOST_BYTES = 4 * 1024 * 1024
 
 @dataclass
 class Reading:
-    """What became of one request. `cached` and `read` are bytes; `seconds` until it ended."""
+    """The outcome of one request. `cached` and `read` are bytes; `seconds` until it ended."""
 
     files: int = 0
     cached: int = 0
@@ -58,7 +58,7 @@ class Reading:
     problem: str = ""
 
     def as_dict(self) -> dict[str, object]:
-        """JSON-ready data, without what is empty."""
+        """JSON-ready data, without empty fields."""
         seconds = {"seconds": round(self.seconds, 3)}
         return {k: v for k, v in {**vars(self), **seconds}.items() if v not in (0, "")}
 
@@ -73,7 +73,7 @@ class Reading:
 
 
 class Request:
-    """One list of files being read; `reading` tells how far it is."""
+    """One list of files being read; `reading` is its progress."""
 
     def __init__(
         self,
@@ -105,7 +105,7 @@ class Request:
         self._stopped.set()
 
     def wait(self, seconds: float) -> bool:
-        """Until all is read or given up; False when `seconds` were not enough."""
+        """Wait until everything is read or given up; False if `seconds` were not enough."""
         return self.ended.wait(seconds)
 
     def _run(self) -> None:
@@ -131,18 +131,18 @@ class Request:
             self._began = time.monotonic()
 
     def _choose(self) -> None:
-        """Queue the blocks that are not cached, as far as memory goes."""
+        """Queue the uncached blocks, as far as memory allows."""
         room = self._room()
         try:
             for path in self.files:
                 if self._stopped.is_set():
                     return
                 room -= self._queue(path, room)
-        except OSError as problem:  # of the search for files
+        except OSError as problem:  # while searching for files
             self.reading.problem = problem.strerror or str(problem)
 
     def _queue(self, path: Path, room: int) -> int:
-        """Queue what is missing of one file; the bytes it takes of `room`."""
+        """Queue the missing blocks of one file; returns the bytes used of `room`."""
         try:
             size, missing, starts = _look_at(path, self.in_turn)
         except OSError as problem:
@@ -154,16 +154,15 @@ class Request:
             self.reading.left_out += wanted
             return 0
         self.reading.files += 1
-        if starts:  # else no thread needs the file open before its first block of it
+        if starts:  # otherwise threads open the file at their first block of it
             self._starts.append((path, starts))
         self._blocks.extend((path, at, min(BLOCK, size - at)) for at in missing)
         return wanted
 
     def _read(self, number: int) -> None:
-        """Take this thread's share of the pages that are touched first, for a job, which waits;
-        then block after block, in the large pages that the kernel makes where none is there yet.
-        Each thread has a file open for itself: a network file system reads ahead, and may be
-        limited, for each open file."""
+        """For a waiting job, read this thread's share of the pages that are touched first; then
+        block after block, which the kernel caches in large pages. Each thread opens the file
+        itself: a network file system reads ahead, and may be limited, per open file."""
         if not self.in_turn:
             _give_way()
         with ExitStack() as stack:
@@ -194,15 +193,12 @@ class Request:
 
 
 def _look_at(path: Path, starts_too: bool) -> tuple[int, list[int], list[int]]:
-    """A file's size, the blocks that are not cached, those that are loaded first before the rest,
-    and, with `starts_too`, the pages in them that its reader touches first; the file is opened
-    once, which costs a round trip. Raises OSError."""
-    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        size, missing = residence_of(descriptor)
-        order = load_order(descriptor, size) if missing else LoadOrder([], 0)
-    finally:
-        os.close(descriptor)
+    """A file's size, its uncached blocks in loading order, and, with `starts_too`, the pages that
+    its reader touches first; the file is opened only once, which costs a round trip. Raises
+    OSError."""
+    with open_regular(path) as file:
+        size, missing = residence_of(file.fileno())
+        order = load_order(file.fileno(), size) if missing else LoadOrder([], 0)
     absent = set(missing)
     starts = [at for at in order.starts if at // BLOCK * BLOCK in absent] if starts_too else []
     first = bisect_left(missing, order.first // BLOCK * BLOCK)
@@ -210,13 +206,13 @@ def _look_at(path: Path, starts_too: bool) -> tuple[int, list[int], list[int]]:
 
 
 def _give_way() -> None:
-    """This thread comes after whatever else needs a processor."""
+    """Give this thread low priority."""
     with suppress(OSError):
         os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _NICE)
 
 
 def memory_for_weights() -> int:
-    """Bytes that may be read ahead: what the container can still take, less what ComfyUI needs."""
+    """Bytes that may be read ahead: the container's free memory, less what ComfyUI needs."""
     try:
         return max(0, gather_memory().available - _HEADROOM) // _COPIES
     except (OSError, ValueError):
@@ -224,12 +220,11 @@ def memory_for_weights() -> int:
 
 
 class ReadAhead:
-    """Reads files in the order asked for. A new request takes the place of what is left of the
-    last one, or comes after it where both are a job's (`in_turn`). What jobs interrupted is read
-    on when the last of them has ended: the next may want it. `room` tells how many bytes may be
-    read (see `memory_for_weights`).
-
-    Its threads end when there is nothing to read, so that a worker at rest holds none.
+    """Reads files in the requested order. A new request replaces the rest of the previous one, or
+    follows it if both are jobs' (`in_turn`). A request that jobs interrupted continues when the
+    last of them has ended, since the next may need it. `room` returns how many bytes may be read
+    (see `memory_for_weights`). Threads end when there is nothing to read, so an idle worker has
+    none.
     """
 
     def __init__(
@@ -243,10 +238,9 @@ class ReadAhead:
         self._interrupted: Iterable[Path] = ()
 
     def start(self, files: Iterable[Path], in_turn: bool = False) -> Request:
-        """Read `files` in the background, in this order.
-
-        `files` is gone through in the background as well: it may look for them (of one that jobs
-        interrupt, again). A job tells with `end` that it has ended.
+        """Read `files` in the background, in this order. `files` is also iterated in the
+        background, since it may search for them (again, if jobs interrupt it). A job calls `end`
+        when it has ended.
         """
         with self._lock:
             return self._start_for_a_job(files) if in_turn else self._start_likely(files)
@@ -293,7 +287,7 @@ class ReadAhead:
 
 
 class Recent:
-    """The record of one endpoint (`default` where there is no id). Nothing here raises."""
+    """The record of one endpoint (`default` without an id). Nothing here raises."""
 
     def __init__(self, root: Path, endpoint: str | None) -> None:
         name = re.sub(r"[^A-Za-z0-9_-]", "_", endpoint or "default")[:64]
@@ -301,28 +295,27 @@ class Recent:
         self._written: Mapping[str, Any] | None = None
 
     def models(self) -> list[str]:
-        """Paths below `models/`, the last used first."""
+        """Paths below `models/`, most recently used first."""
         models = self._read().get("models")
         named = models if isinstance(models, list) else []
         return [m for m in named if isinstance(m, str) and _is_below(m)][:_MOST_MODELS]
 
     def likely(self, wanted: str) -> list[str]:
-        """What to read ahead, by the text of PREFETCH_MODELS: `last`, `none`, or paths below
-        `models/`, separated by commas."""
+        """What to read ahead by PREFETCH_MODELS: `last`, `none`, or paths below `models/`,
+        separated by commas."""
         if wanted.lower() == "last":
             return self.models()
         listed = "" if wanted.lower() == "none" else wanted
         return [name.strip() for name in listed.split(",") if name.strip()]
 
     def workflow(self) -> Mapping[str, Any] | None:
-        """The last workflow that succeeded, where one was kept."""
+        """The last workflow that succeeded, if one was kept."""
         workflow = self._read().get("workflow")
         return workflow if isinstance(workflow, Mapping) else None
 
     def note(self, models: Sequence[str], workflow: Mapping[str, Any] | None = None) -> None:
-        """Remember a job's models, before those of earlier ones, and its workflow if given.
-
-        Written only where it says something new.
+        """Record a job's models, before those of earlier ones, and its workflow if given. Written
+        only if something is new.
         """
         merged = list(dict.fromkeys([*models, *self.models()]))[:_MOST_MODELS]
         record: dict[str, Any] = {"version": _VERSION, "models": merged}
@@ -335,18 +328,16 @@ class Recent:
             write_whole(self._path, json.dumps(record))
             self._written = record
         except (OSError, ValueError):
-            pass  # a volume that is full or gone is reported elsewhere
+            pass  # a full or missing volume is reported elsewhere
 
     def _read(self) -> Mapping[str, Any]:
         try:
-            if os.stat(self._path).st_size > _MOST_BYTES:
-                return {}
-            record = json.loads(self._path.read_text("utf-8"))
+            record = json.loads(read_regular(self._path, _MOST_BYTES))
         except (OSError, ValueError, RecursionError):
             return {}
         return record if isinstance(record, dict) and record.get("version") == _VERSION else {}
 
 
 def _is_below(path: str) -> bool:
-    """A relative path that stays where it begins."""
+    """Is it a relative path without `..`?"""
     return not path.startswith("/") and ".." not in path.split("/") and "\0" not in path

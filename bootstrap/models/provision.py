@@ -1,8 +1,8 @@
-"""Brings wanted models onto the volume, with as many workers at it as there are.
+"""Fetches models onto the volume, shared by all workers.
 
     there already? -> in the platform's cache? -> who gets the lease fetches, others wait
 
-Models that another worker is fetching are left for later, so that several workers share a list.
+Models that another worker is fetching come later, so that several workers share a list.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from bootstrap.core.text import size_text
 from bootstrap.models.download.download import Download, Fetched
 from bootstrap.models.download.part import IsAbandoned, PartState, sweep, unchanged_for
 from bootstrap.models.download.progress import FileMeter, LogMeter, MakeMeter
-from bootstrap.models.download.remote import Locate, Remote, Tools
+from bootstrap.models.download.remote import DownloadOptions, Locate, Remote
 from bootstrap.models.installed import PathConflict, Receipt, find_present, wanted_of, write_receipt
 from bootstrap.models.manifest_entry import ModelSpec
 from bootstrap.models.sources import Sources
@@ -35,7 +35,7 @@ from bootstrap.net.http import Channel
 def resolve_offline(
     spec: ModelSpec, place: ProvisionContext, stop: threading.Event
 ) -> ProvisionResult | None:
-    """What became of the model; None when it is to be fetched. Never raises."""
+    """The model's result; None if it must be fetched. Never raises."""
     try:
         found = find_present(spec, place.models, place.also, stop)
         if isinstance(found, PathConflict):
@@ -63,10 +63,8 @@ def provision(
     stop: threading.Event | None = None,
     on_result: Callable[[ProvisionResult], None] | None = None,
 ) -> tuple[ProvisionResult, ...]:
-    """Bring all `specs`, the required ones first; results in the order of `specs`.
-
-    Never raises for what is wrong with a model: that is in its result. `on_result` gets each
-    one as soon as it is known.
+    """Provide all `specs`, required ones first; results in the order of `specs`. Faults of models
+    are in their results, not raised. `on_result` gets each result as soon as it is known.
     """
     job = _Job(context, stop or threading.Event(), on_result or (lambda result: None))
     ordered = sorted(specs, key=lambda spec: spec.optional)
@@ -93,12 +91,13 @@ class _Job:
         self._on_result = on_result
 
     def settled_without_network(self, spec: ModelSpec) -> bool:
-        """Is it known what becomes of the model without fetching it?"""
+        """Is the model's result known without fetching?"""
         result = resolve_offline(spec, self._place, self._stop)
         return result is not None and self._settle(result)
 
     def fetch(self, spec: ModelSpec, wait: bool) -> bool:
-        """Fetch, or wait for who does; False when another worker does and we are not to wait."""
+        """Fetch, or wait for the worker that does; False if another worker does and we must not
+        wait."""
         try:
             return self._fetch(spec, wait)
         except DownloadError as problem:
@@ -106,14 +105,14 @@ class _Job:
         except Stopped:
             return self._settle(ProvisionResult(spec, "stopped", problem=stopped()))
         except Exception as fault:  # noqa: BLE001 - the other models are still to be brought
-            # Only the kind of fault is reported: its text may hold anything, a token as well.
+            # Only the fault's type is reported: its text may contain anything, even a token.
             return self._settle(ProvisionResult(spec, "failed", problem=_crashed(fault)))
 
     def _fetch(self, spec: ModelSpec, wait: bool) -> bool:
         deadline = time.monotonic() + self._place.longest_wait
         while not self._stop.is_set():
             lease = self._lease(spec)
-            # Having waited long enough, we go on without a lease: it saves bandwidth only.
+            # After a long enough wait we go on without a lease: it only saves bandwidth.
             mine = lease.acquire() or time.monotonic() > deadline
             if not mine and not wait:
                 return False
@@ -125,14 +124,14 @@ class _Job:
                     self._fetch_now(spec, lease)
                 return True
             except OwnershipLost:
-                wait = True  # another worker took our part over and goes on with it
+                wait = True  # another worker took our part over and continues
             finally:
                 lease.release()
         raise Stopped
 
     def _holder_is_dead(self, spec: ModelSpec, lease: Lease, deadline: float) -> bool:
-        """Wait until the lease's holder is through, or too slow for us (False), or was silent for
-        so long that its lease was broken (True)."""
+        """Wait until the lease's holder is done or too slow (False), or was silent for so long that
+        its lease was broken (True)."""
         line = _WaitingLine(spec, self._place.make_meter)
         try:
             while not self._stop.is_set() and time.monotonic() < deadline:
@@ -149,13 +148,13 @@ class _Job:
 
     def _fetch_now(self, spec: ModelSpec, lease: Lease) -> None:
         place = self._place
-        final = place.models / spec.place
-        meter = place.make_meter(str(spec.place), lease.tell)
+        final = place.models / spec.relative_path
+        meter = place.make_meter(str(spec.relative_path), lease.tell)
         download = Download(
             self._locate(spec),
             final,
             wanted_of(spec),
-            place.tools,
+            place.options,
             meter,
             self._is_abandoned(lease),
         )
@@ -167,7 +166,7 @@ class _Job:
         if not fetched.published:
             meter.end("another worker was faster")
             if not self.settled_without_network(spec):
-                raise OwnershipLost  # it was published and removed again: once more
+                raise OwnershipLost  # it was published and removed again: try once more
             return
         receipt = self._remember(spec, final, fetched)
         meter.end(_done(meter, fetched))
@@ -183,7 +182,7 @@ class _Job:
                 fetched.checked,
                 shown(spec.url),
             )
-            write_receipt(self._place.models, spec.place, receipt)
+            write_receipt(self._place.models, spec.relative_path, receipt)
             return receipt
         except OSError as problem:
             raise disk_error(problem, final.parent, None) from None
@@ -198,7 +197,8 @@ class _Job:
         return locate
 
     def _is_abandoned(self, lease: Lease) -> IsAbandoned:
-        """The owner of a part is dead when its lease was; else its part must have been left."""
+        """The owner of a part is dead if its lease was stale; otherwise it must have released the
+        part."""
         left = unchanged_for(self._place.stale)
 
         def is_abandoned(path: Path, state: PartState) -> bool:
@@ -213,7 +213,9 @@ class _Job:
             folder.mkdir(parents=True, exist_ok=True)
         except OSError as problem:
             raise disk_error(problem, folder, None) from None
-        return Lease(folder, spec.name, self._place.tools.disk, self._place.beat, self._place.stale)
+        return Lease(
+            folder, spec.name, self._place.options.disk, self._place.beat, self._place.stale
+        )
 
     def _check_inside(self, folder: Path) -> None:
         if not self._place.holds(folder):
@@ -226,10 +228,10 @@ class _Job:
 
 
 class _WaitingLine:
-    """Tells now and then how far the other worker is."""
+    """Logs the other worker's progress now and then."""
 
     def __init__(self, spec: ModelSpec, make_meter: MakeMeter) -> None:
-        self._meter = make_meter(f"{spec.place} (another worker)", None)
+        self._meter = make_meter(f"{spec.relative_path} (another worker)", None)
         self._begun = False
 
     def show(self, done: int, total: int) -> None:
@@ -242,7 +244,7 @@ class _WaitingLine:
         self._meter.add(done - self._meter.done)
 
     def end(self) -> None:
-        """The other worker is through, or dead."""
+        """The other worker is done, or dead."""
         if self._begun:
             self._meter.end("no longer waiting for the other worker")
 
@@ -281,8 +283,8 @@ CODES = {
 
 @dataclass(frozen=True)
 class ProvisionResult:
-    """What became of a wanted model. `state` is `present`, `fetched`, `cached` (in the platform's
-    cache, to be linked from a local folder), `failed` or `stopped`."""
+    """The result for a model. `state` is `present`, `fetched`, `cached` (in the platform's cache,
+    to be linked in a local folder), `failed` or `stopped`."""
 
     spec: ModelSpec
     state: str
@@ -292,22 +294,22 @@ class ProvisionResult:
 
     @property
     def good(self) -> bool:
-        """Can ComfyUI have it?"""
+        """Can ComfyUI use it?"""
         return self.state in ("present", "fetched", "cached")
 
     def finding(self) -> Finding | None:
-        """The failure in words, a warning for an optional model."""
+        """The failure as a finding, a warning for an optional model."""
         if self.problem is None:
             return None
         severity = Severity.WARNING if self.spec.optional else Severity.ERROR
-        place = str(self.spec.place)
+        place = str(self.spec.relative_path)
         return self.problem.finding(place, severity, model=place)
 
     def as_dict(self) -> dict[str, Any]:
-        """JSON-ready data: what `models pull --json` and a download request's reply say."""
+        """JSON-ready data, for `models pull --json` and a download request's reply."""
         finding = self.finding()
         return {
-            "model": str(self.spec.place),
+            "model": str(self.spec.relative_path),
             "state": self.state,
             "receipt": self.receipt and self.receipt.as_dict(),
             "problem": finding and finding.as_dict(),
@@ -316,15 +318,14 @@ class ProvisionResult:
 
 @dataclass(frozen=True)
 class ProvisionContext:
-    """Where and with what. `models` is the folder that models go to, `also` others that ComfyUI
-    reads; where links in the way of `models` or in it lead, is in one of `within` (none given: in
-    `models`). Times in seconds:
-    `beat` and `stale` of leases, `longest_wait` for another worker that seems alive, after which
-    we fetch the model ourselves."""
+    """Where models go, and with what they are fetched. `models` is their folder, `also` others that
+    ComfyUI reads; links in or on the way to `models` must lead into one of `within` (default:
+    `models`). In seconds: `beat` and `stale` for leases, `longest_wait` for another live worker,
+    after which we fetch the model ourselves."""
 
     models: Path
     sources: Sources
-    tools: Tools = field(default_factory=Tools)
+    options: DownloadOptions = field(default_factory=DownloadOptions)
     also: tuple[Path, ...] = ()
     within: tuple[Path, ...] = ()
     make_meter: MakeMeter = LogMeter
@@ -335,13 +336,13 @@ class ProvisionContext:
     look_every: float = 0.5
 
     def holds(self, folder: Path) -> bool:
-        """Is `folder` where models may be put and leftovers removed, wherever links lead?"""
+        """May models be put into `folder` and leftovers removed there, with links resolved?"""
         real = os.path.realpath(folder)
         return any(contains(os.path.realpath(r), real) for r in self.within or (self.models,))
 
 
 def summary(results: Sequence[ProvisionResult]) -> list[Finding]:
-    """What a boot report says about provisioning: each failure, else one line that all is well."""
+    """The boot's findings about provisioning: each failure, else one that all models are there."""
     failed = [finding for result in results if (finding := result.finding()) is not None]
     if failed or not results:
         return failed

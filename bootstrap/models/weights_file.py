@@ -1,16 +1,16 @@
-"""Does a weights file hold what its name says? Its first bytes and its header tell, at little cost.
+"""Is a weights file what its name says? Its first bytes and its header show that cheaply.
 
-The rule for safetensors (format documentation of huggingface/safetensors, README "Format"):
-`n` = first 8 bytes, little-endian, 0 < n <= 100 MB; then `n` bytes of JSON; then the tensors, so
-that 8 + n + the largest `data_offsets` end is the file's size. Truncation and web pages are found
-that way; a tail full of zeros is not.
+The rule for safetensors (format documentation of huggingface/safetensors, README "Format"): `n` =
+first 8 bytes, little-endian, 0 < n <= 100 MB; then `n` bytes of JSON; then the tensors, so that 8 +
+n + the largest `data_offsets` end is the file's size. This finds truncation and web pages, but not
+a tail of zeros.
 
-Also in which order such a file is best read ahead. Opening it makes a view of every tensor
-(`get_tensor` of huggingface/safetensors), and with each the page at its beginning is looked at: in
-a checkpoint of Stable Diffusion 1.5 some 400 page faults one after another, each a round trip on a
-network volume, more than a second before a weight is used. Several readers at once take a twentieth
-of that. Then the weights: of a checkpoint the diffusion model's come first
-(`load_state_dict_guess_config` in ComfyUI's comfy/sd.py), which in most files lie last.
+Also the best order for reading it ahead. Opening it makes a view of every tensor (`get_tensor` of
+huggingface/safetensors), which touches the page at its beginning: in a Stable Diffusion 1.5
+checkpoint about 400 page faults in a row, each a round trip on a network volume, more than a second
+before a weight is used. Parallel readers take a twentieth of that. Then the weights: of a
+checkpoint ComfyUI loads the diffusion model first (`load_state_dict_guess_config` in comfy/sd.py),
+although it is last in most files.
 """
 
 from __future__ import annotations
@@ -26,18 +26,19 @@ from enum import Enum
 from typing import Any, NamedTuple
 
 from bootstrap.core.concurrency import ByteSemaphore
+from bootstrap.core.files import open_regular
 from bootstrap.volume.categories import GGUF, extension_of
 
 SAFETENSORS = frozenset({".safetensors", ".sft"})
 MOST_HEADER = 100_000_000
 # Headers of known models are below 5 MB. A parsed header takes about four times its text.
 MOST_PARSED = 16 << 20
-# Most headers of LoRAs fit; one request of a network file system.
+# Fits most LoRAs' headers; one request of a network file system.
 _FIRST_READ = 64 << 10
 _EXCERPT = 160
 _SAMPLES = 16
 _SAMPLE_BYTES = 4096
-# Longer answers of a server than this are pages; text that long may be a real file.
+# A server's error messages are shorter; longer text may be a real file.
 _MOST_TEXT = 64 << 10
 _ZIP, _ZIP_END = b"PK\x03\x04", b"PK\x05\x06"
 _ZIP_TAIL = 1024
@@ -45,8 +46,8 @@ _POINTER = b"version https://git-lfs.github.com/spec/"
 _PAGES = (b"<!doctype", b"<html", b"<head", b"<?xml", b"<error")
 
 
-class State(str, Enum):
-    """What examining a weights file came to."""
+class WeightsState(str, Enum):
+    """The result of examining a weights file."""
 
     GOOD = "good"
     UNREAD = "unread"
@@ -66,14 +67,12 @@ class State(str, Enum):
 
 @dataclass(frozen=True)
 class Examined:
-    """What one file turned out to be.
-
-    `detail` says more in words; `expected` is the size in bytes it should have, where known;
-    `dtypes` are (name, bytes) of a safetensors' tensors, the most first; `fingerprint` is a hash
-    of size and beginning: equal files have equal ones, but so do two models of one kind.
+    """What a file is. `detail` says more; `expected` is its proper size in bytes, if known;
+    `dtypes` are (name, bytes) of a safetensors' tensors, most bytes first; `fingerprint` is a hash
+    of size and beginning: equal for equal files, but also for some models of one kind.
     """
 
-    state: State
+    state: WeightsState
     detail: str = ""
     expected: int | None = None
     dtypes: tuple[tuple[str, int], ...] = ()
@@ -83,12 +82,11 @@ class Examined:
 def examine(
     path: str, size: int, allowance: ByteSemaphore, extension: str | None = None
 ) -> Examined:
-    """Look at the beginning of the weights file at `path`, of `size` bytes; raises nothing.
-
-    `extension` is the one it will have, for a file that has not got its name yet.
+    """Examine the beginning of the weights file at `path`, of `size` bytes; raises nothing.
+    `extension` is the final one, for a file without its name yet.
     """
     if size == 0:
-        return Examined(State.EMPTY)
+        return Examined(WeightsState.EMPTY)
     try:
         file = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
         try:
@@ -98,11 +96,11 @@ def examine(
         finally:
             os.close(file)
     except OSError as problem:
-        return Examined(State.UNREADABLE, problem.strerror or str(problem))
+        return Examined(WeightsState.UNREADABLE, problem.strerror or str(problem))
 
 
 def sample_hash(path: str, size: int) -> bytes:
-    """Hash of 16 pieces spread over the file, to tell apart what only begins alike.
+    """Hash of 16 pieces spread over the file, to distinguish files with the same beginning.
 
     Raises OSError.
     """
@@ -119,7 +117,7 @@ def sample_hash(path: str, size: int) -> bytes:
 
 
 def _advise_random(file: int) -> None:
-    """Keep the kernel from reading ahead what will not be looked at."""
+    """Keep the kernel from reading ahead what is not needed."""
     if hasattr(os, "posix_fadvise"):
         os.posix_fadvise(file, 0, 0, os.POSIX_FADV_RANDOM)
 
@@ -132,7 +130,9 @@ def _examine_open(file: int, extension: str, size: int, allowance: ByteSemaphore
     if answer is not None:
         return answer
     if not head.strip(b"\0"):
-        return Examined(State.DAMAGED, "it begins with zeros, like a download that never filled")
+        return Examined(
+            WeightsState.DAMAGED, "it begins with zeros, like a download that never filled"
+        )
     if extension in SAFETENSORS:
         return _examine_safetensors(file, head, size, allowance)
     return _examine_other(file, head, extension, size)
@@ -143,12 +143,14 @@ def _server_answer(head: bytes, size: int) -> Examined | None:
     start = head[:_EXCERPT].lstrip(b"\xef\xbb\xbf \t\r\n")
     if start.startswith(_POINTER):
         named = re.search(rb"^size (\d{1,18})$", head[:1024], re.MULTILINE)
-        return Examined(State.POINTER, expected=int(named[1]) if named else None)
+        return Examined(WeightsState.POINTER, expected=int(named[1]) if named else None)
     if start.lower().startswith(_PAGES):
-        return Examined(State.PAGE, _excerpt(start))
+        return Examined(WeightsState.PAGE, _excerpt(start))
     if size > _MOST_TEXT or not _is_text(head):
         return None
-    return Examined(State.JSON if start[:1] in (b"{", b"[") else State.TEXT, _excerpt(start))
+    return Examined(
+        WeightsState.JSON if start[:1] in (b"{", b"[") else WeightsState.TEXT, _excerpt(start)
+    )
 
 
 def _excerpt(start: bytes) -> str:
@@ -167,13 +169,13 @@ def _examine_safetensors(file: int, head: bytes, size: int, allowance: ByteSemap
     length = int.from_bytes(head[:8], "little")
     other = _other_format(head)
     if other is not None:
-        return Examined(State.MISLABELLED, other)
+        return Examined(WeightsState.MISLABELLED, other)
     if not 0 < length <= MOST_HEADER or head[8:9] not in (b"{", b""):
-        return Examined(State.DAMAGED, "it does not begin like safetensors")
+        return Examined(WeightsState.DAMAGED, "it does not begin like safetensors")
     if 8 + length > size:
-        return Examined(State.TRUNCATED, "it ends within its header", 8 + length)
+        return Examined(WeightsState.TRUNCATED, "it ends within its header", 8 + length)
     if length > MOST_PARSED:
-        return Examined(State.UNREAD, f"its header has {length} bytes")
+        return Examined(WeightsState.UNREAD, f"its header has {length} bytes")
     if 8 + length <= len(head):
         return _judge_header(head[8 : 8 + length], size)
     with allowance.hold(length):
@@ -181,7 +183,7 @@ def _examine_safetensors(file: int, head: bytes, size: int, allowance: ByteSemap
 
 
 def _read_exactly(file: int, head: bytes, size: int) -> bytes:
-    """The first `size` bytes, of which `head` is known. Raises OSError if they are not there."""
+    """The first `size` bytes, beginning with `head`. Raises OSError if there are fewer."""
     parts, have = [head[:size]], min(len(head), size)
     while have < size:
         part = os.pread(file, size - have, have)
@@ -197,7 +199,7 @@ def _judge_header(header: bytes, size: int) -> Examined:
     end = 0
 
     def shrink(pairs: list[tuple[str, Any]]) -> None:
-        """Keep of each tensor only what counts, as soon as it is parsed."""
+        """Keep only what is needed of each tensor, as soon as it is parsed."""
         nonlocal end
         tensor = dict(pairs)
         offsets = tensor.get("data_offsets")
@@ -213,33 +215,33 @@ def _judge_header(header: bytes, size: int) -> Examined:
             raise ValueError("no object")
         json.loads(header, object_pairs_hook=shrink)
     except (ValueError, TypeError, RecursionError):
-        return Examined(State.DAMAGED, "its header cannot be read")
+        return Examined(WeightsState.DAMAGED, "its header cannot be read")
     expected = 8 + len(header) + end
     if size < expected:
-        return Examined(State.TRUNCATED, "", expected)
+        return Examined(WeightsState.TRUNCATED, "", expected)
     if size > expected:
-        return Examined(State.TOO_LONG, "", expected)
+        return Examined(WeightsState.TOO_LONG, "", expected)
     return Examined(
-        State.GOOD, "", expected, tuple(dtypes.most_common(8)), _fingerprint(header, size)
+        WeightsState.GOOD, "", expected, tuple(dtypes.most_common(8)), _fingerprint(header, size)
     )
 
 
 def _examine_other(file: int, head: bytes, extension: str, size: int) -> Examined:
     if extension == GGUF and not head.startswith(b"GGUF"):
-        return Examined(State.DAMAGED, "it does not begin like GGUF")
+        return Examined(WeightsState.DAMAGED, "it does not begin like GGUF")
     if extension != GGUF and head.startswith(b"GGUF"):
-        return Examined(State.MISLABELLED, GGUF)
+        return Examined(WeightsState.MISLABELLED, GGUF)
     if _begins_like_safetensors(head, size):
-        return Examined(State.MISLABELLED, ".safetensors")
+        return Examined(WeightsState.MISLABELLED, ".safetensors")
     if head.startswith(_ZIP) and _ZIP_END not in os.pread(
         file, _ZIP_TAIL, max(0, size - _ZIP_TAIL)
     ):
-        return Examined(State.TRUNCATED, "the end of its zip archive is missing")
-    return Examined(State.GOOD, fingerprint=_fingerprint(head, size))
+        return Examined(WeightsState.TRUNCATED, "the end of its zip archive is missing")
+    return Examined(WeightsState.GOOD, fingerprint=_fingerprint(head, size))
 
 
 def _other_format(head: bytes) -> str | None:
-    """The extension that fits, where the beginning is a pickle's (torch) or GGUF's."""
+    """The matching extension, if the file begins like a pickle (torch) or GGUF."""
     if head.startswith((_ZIP, b"\x80\x02")):
         return ".pt"
     return GGUF if head.startswith(b"GGUF") else None
@@ -255,21 +257,21 @@ def _fingerprint(beginning: bytes, size: int) -> bytes:
 
 
 _PAGE = mmap.PAGESIZE
-# What nearly every checkpoint calls it (`unet_prefix_from_state_dict`, comfy/model_detection.py).
+# The usual prefix in checkpoints (`unet_prefix_from_state_dict`, comfy/model_detection.py).
 _DIFFUSION_MODEL = "model.diffusion_model."
 
 
 class LoadOrder(NamedTuple):
-    """`starts`: offsets in bytes, in order, of the pages in which the tensors begin. `first`: the
-    offset in bytes at which the part begins that is loaded first."""
+    """`starts`: offsets in bytes, in order, of the pages in which tensors begin. `first`: the
+    offset of the part that is loaded first."""
 
     starts: list[int]
     first: int
 
 
 def load_order(descriptor: int, size: int) -> LoadOrder:
-    """Of an open file of `size` bytes; what is not safetensors has no starts, and is loaded from
-    its beginning. Raises OSError."""
+    """The order for an open file of `size` bytes; without starts, from the beginning, if it is not
+    safetensors. Raises OSError."""
     length = int.from_bytes(os.pread(descriptor, 8, 0), "little")
     if not 2 <= length <= min(MOST_PARSED, size - 8):
         return LoadOrder([], 0)
@@ -283,7 +285,7 @@ def load_order(descriptor: int, size: int) -> LoadOrder:
 
 
 def _begins(header: Any, data: int, size: int) -> dict[str, int]:
-    """Where in the file each tensor begins; `data` is where the first of them may."""
+    """The offset of each tensor; `data` is the start of the data section."""
     places = {
         name: data + int(tensor["data_offsets"][0])
         for name, tensor in header.items()
@@ -292,8 +294,8 @@ def _begins(header: Any, data: int, size: int) -> dict[str, int]:
     return {name: at for name, at in places.items() if 0 <= at < size}
 
 
-# Parts of tensors' names that only models of one kind have, the more particular kinds first.
-# Sources: ComfyUI's comfy/sd.py, comfy/lora.py, comfy/controlnet.py, comfy/model_detection.py.
+# Parts of tensor names that only models of one kind have, the more specific kinds first. Sources:
+# ComfyUI's comfy/sd.py, comfy/lora.py, comfy/controlnet.py, comfy/model_detection.py.
 _KINDS: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("loras", (".lora_down.", ".lora_up.", ".lora_A.", ".lora_B.", ".hada_w1_a", ".lokr_w1")),
     ("controlnet", ("control_model.", "controlnet_cond_embedding.", "controlnet_blocks.")),
@@ -306,10 +308,10 @@ _VAE = ("decoder.conv_in.", "decoder.conv1.")
 
 
 def kind_of_weights(path: str) -> str:
-    """The folder of models that the safetensors file at `path` belongs in, by its tensors' names;
-    empty where they do not tell, or it cannot be read."""
+    """The models folder for the safetensors file at `path`, by its tensor names; empty if unclear,
+    or it cannot be read."""
     try:
-        with open(path, "rb") as file:
+        with open_regular(path) as file:
             length = int.from_bytes(file.read(8), "little")
             header = json.loads(file.read(length)) if 2 <= length <= MOST_PARSED else {}
     except (OSError, ValueError, RecursionError):

@@ -1,4 +1,4 @@
-"""Wanted custom node packs on the volume: which they are, how they are had, which node is whose."""
+"""Custom node packs by manifest: which they are, how they are fetched, which pack has a node."""
 
-# Modules, not names: a boot without a manifest needs nothing of downloads.
+# Modules, not names: a boot without a manifest must not load what downloads need.
 __all__ = ["cli", "installed", "manifest", "node_map", "pull"]

@@ -5,20 +5,19 @@ from __future__ import annotations
 import argparse
 import json
 import re
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, TextIO
 
-from bootstrap.config import Settings, read_settings
-from bootstrap.core.log import set_up, show
-from bootstrap.core.redact import masked
-from bootstrap.core.terminal import Parser, closing, report, step_line, stop_on_signals
+from bootstrap.core.findings import Finding
+from bootstrap.core.terminal import report, stop_on_signals
 from bootstrap.core.text import counted, named, size_text
 from bootstrap.environment.packs import COMMIT
+from bootstrap.models.cli import FAILED, OK, USAGE, ManifestCommand, Step, manifest_parser, run
 from bootstrap.models.download.progress import meters_for
-from bootstrap.models.manifest_file import Unreadable, find_manifest, read_data
+from bootstrap.models.manifest_file import read_data
 from bootstrap.net import DownloadError, disk_error
 from bootstrap.nodes.installed import (
     State,
@@ -31,7 +30,6 @@ from bootstrap.nodes.installed import (
 from bootstrap.nodes.manifest import (
     NODES,
     GitPin,
-    NodeManifest,
     PackSpec,
     RegistryPin,
     add_packs,
@@ -42,19 +40,22 @@ from bootstrap.nodes.manifest import (
     repository_url,
 )
 from bootstrap.nodes.node_map import Needed, NodeMap, keep_map, kept_map, nodes_in
-from bootstrap.nodes.pull import PackMeter, PackPlace, place_for, pull
+from bootstrap.nodes.pull import PackMeter, place_for, pull
 from bootstrap.nodes.sources import MAP_URL, PackSources
-from bootstrap.volume import locate
 
-_OK, _FAILED, _USAGE = 0, 1, 2
+_VARIABLES = {
+    "VOLUME_PATH": "where the volume is (default: /runpod-volume, else /workspace)",
+    "NODES_MANIFEST": "the manifest or snapshot (default: nodes.json on the volume)",
+    "DOWNLOAD_TOKEN": "for repositories at the host in DOWNLOAD_TOKEN_HOST",
+}
 _PROG = "python -m bootstrap nodes"
-# A page of a repository in the browser, as people copy it.
+# A repository's page in the browser, as people copy it.
 _PAGE = re.compile(
     r"(?P<url>https?://[^/]+/[^/]+/[^/]+)/(?:-/)?(?:tree|commit|commits)/(?P<ref>[^?#]+)"
 )
 
 
-# What each does, and two examples.
+# What each command does, and two examples.
 _COMMANDS = {
     "add": (
         "pin a pack, or those that a workflow needs, and write it into the manifest",
@@ -85,194 +86,63 @@ _COMMANDS = {
 }
 
 
-@dataclass(frozen=True)
-class Step:
-    """One pack. `there`: nothing is to be done; else it would be fetched from `host`, `size` bytes
-    (None unknown)."""
-
-    spec: PackSpec
-    what: str
-    there: bool = False
-    host: str = ""
-    size: int | None = None
-    problem: DownloadError | None = None
-
-    def as_dict(self) -> dict[str, Any]:
-        """JSON-ready data."""
-        data: dict[str, Any] = {
-            "pack": self.spec.name,
-            "source": str(self.spec.pin),
-            "there": self.there,
-            "what": self.what,
-        }
-        if self.host:
-            data |= {"host": self.host, "size": self.size}
-        if self.problem is not None:
-            data["problem"] = self.problem.finding(self.spec.name, pack=self.spec.name).as_dict()
-        return data
-
-    def line(self) -> str:
-        """For a terminal."""
-        return step_line(self.spec.name, self.what, self.there, self.problem is not None)
-
-
-def plan_packs(specs: Sequence[PackSpec], place: PackPlace, ask: bool) -> list[Step]:
-    """What a pull would do; `ask` the servers whether they have what is missing."""
-    return [_plan(spec, place, ask) for spec in specs]
-
-
-def _plan(spec: PackSpec, place: PackPlace, ask: bool) -> Step:
-    try:
-        found = look(spec, place.nodes)
-        if found.state is State.THERE:
-            return Step(spec, f"{found.what} at {found.path}", there=True)
-        if found.state is State.OCCUPIED:
-            raise occupied(spec, found)
-        host, size = place.sources.host_of(spec), place.sources.check(spec) if ask else None
-    except OSError as problem:
-        failed = disk_error(problem, place.nodes, None)
-        return Step(spec, failed.message, problem=failed)
-    except DownloadError as problem:
-        return Step(spec, f"{problem.message} {problem.fix}", problem=problem)
-    amount = "" if size is None else f"{size_text(size)} "
-    instead = f", in place of {found.what}" if found.state is State.OTHER else ""
-    return Step(spec, f"{amount}from {host}: {spec.pin}{instead}", host=host, size=size)
-
-
 def main(
     argv: Sequence[str],
     out: TextIO | None = None,
     sources: PackSources | None = None,
     prog: str = _PROG,
 ) -> int:
-    """Run one command; 0 when all is well, 1 when something is wrong or missing, 2 for usage.
-
-    `sources` in place of the real ones are for tests, which have their own servers.
-    """
-    import sys
-
-    arguments = _parser(prog).parse_args(argv)
-    settings, findings = read_settings()
-    set_up(settings.log_level)
-    stream = sys.stdout if out is None else out
-    if findings:
-        return _FAILED if report(findings, stream) else _OK
-    try:
-        return _Command(arguments, settings, stream, sources, prog).run()
-    except Unreadable as problem:
-        report([problem.finding()], stream)
-        return _FAILED
+    """Run one command; its exit code. `sources` in place of the real ones are for tests, which have
+    their own servers."""
+    return run(argv, _parser(prog), out, lambda *given: _Command(sources, *given))
 
 
 def _parser(prog: str) -> argparse.ArgumentParser:
-    parser = Parser(
-        prog=prog,
-        description="The custom node packs that a manifest names: add, see, fetch, check.",
-        epilog=_closing(prog, _COMMANDS["add"][1:]),
+    what = "The custom node packs that a manifest names: add, see, fetch, check."
+    parser, commands = manifest_parser(prog, what, _COMMANDS, _VARIABLES, _COMMANDS["add"][1:])
+    add, maps = commands["add"], commands["map"]
+    add.add_argument(
+        "pack", nargs="?", help="ID, ID@VERSION (Comfy Registry), or a git address, with @REF"
     )
-    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for name, (text, *examples) in _COMMANDS.items():
-        command = commands.add_parser(
-            name, help=text, description=f"{text.capitalize()}.", epilog=_closing(prog, examples)
-        )
-        command.add_argument("--manifest", metavar="FILE", help="instead of NODES_MANIFEST")
-        if name not in ("add", "map"):
-            command.add_argument("--json", action="store_true", help="as JSON")
-    _add_options(commands.choices["add"])
-    commands.choices["pull"].add_argument(
+    add.add_argument("--ref", help="branch, tag or commit of a git address")
+    add.add_argument("--directory", help="folder in custom_nodes, if not the usual one")
+    add.add_argument(
+        "--from", dest="workflow", metavar="WORKFLOW", help="all packs that a workflow needs"
+    )
+    commands["pull"].add_argument(
         "--force", action="store_true", help="move what is in the way to custom_nodes/.disabled"
     )
-    maps = commands.choices["map"]
     maps.add_argument("node", nargs="*", help="node classes to look up")
     maps.add_argument("--refresh", action="store_true", help="fetch the map")
     maps.add_argument("--url", default=MAP_URL, help="where it is, if not at ComfyUI-Manager's")
     return parser
 
 
-def _closing(prog: str, examples: Iterable[str]) -> str:
-    return closing(
-        {
-            "VOLUME_PATH": "where the volume is (default: /runpod-volume, else /workspace)",
-            "NODES_MANIFEST": "the manifest or snapshot (default: nodes.json on the volume)",
-            "DOWNLOAD_TOKEN": "for repositories at the host in DOWNLOAD_TOKEN_HOST",
-        },
-        [f"{prog} {example}" for example in examples],
-        "exit codes:\n  0  all is well\n  1  something is missing or wrong\n  2  wrong use",
-    )
+class _Command(ManifestCommand[PackSpec]):
+    kind = NODES
+    example = "add comfyui-impact-pack"
+    alone = ("add", "map")
 
-
-def _add_options(command: argparse.ArgumentParser) -> None:
-    command.add_argument(
-        "pack", nargs="?", help="ID, ID@VERSION (Comfy Registry), or a git address, with @REF"
-    )
-    command.add_argument("--ref", help="branch, tag or commit of a git address")
-    command.add_argument("--directory", help="folder in custom_nodes, if not the usual one")
-    command.add_argument(
-        "--from", dest="workflow", metavar="WORKFLOW", help="all packs that a workflow needs"
-    )
-
-
-class _Command:
-    def __init__(
-        self,
-        arguments: argparse.Namespace,
-        settings: Settings,
-        out: TextIO,
-        sources: PackSources | None,
-        prog: str,
-    ) -> None:
-        self.prog = prog
-        self.arguments = arguments
-        self.settings = settings
-        self.out = out
-        self.layout = locate(settings)
-        self.root = self.layout.root
-        self.setting: str | None = settings.nodes_manifest
-        if arguments.manifest is not None:
-            self.setting = str(Path(arguments.manifest).absolute())
-        place = place_for(settings, self.layout, meters_for(lines=PackMeter))
+    def __init__(self, sources: PackSources | None, *given: Any) -> None:
+        super().__init__(*given)
+        place = place_for(self.settings, self.layout, meters_for(lines=PackMeter))
         self.place = replace(place, sources=sources or place.sources)
 
-    def run(self) -> int:
-        """The command's exit code."""
-        if self.arguments.command in ("add", "map"):
-            code: int = getattr(self, self.arguments.command)()
-            return code
+    def load(self) -> tuple[Sequence[PackSpec], Sequence[Finding]] | None:
         http = self.settings.allow_private_download_urls
         manifest = load_nodes(self.setting, self.root, http)
-        if manifest is None:
-            self._say(f"No manifest: put one at {self.root / NODES.names[0]}, or add a pack:")
-            self._say(f"  {self.prog} add comfyui-impact-pack")
-            return _FAILED
-        bad = _FAILED if report(manifest.findings, self.out) else _OK
-        code = getattr(self, self.arguments.command)(manifest)
-        return max(code, bad)
+        return None if manifest is None else (manifest.packs, manifest.findings)
 
     def add(self) -> int:
-        """Pin what is asked for, write the entries."""
-        arguments = self.arguments
-        if (arguments.pack is None) == (arguments.workflow is None):
-            self._say("Give one of: a pack, or --from WORKFLOW.")
-            return _USAGE
-        path = find_manifest(self.setting, self.root, NODES) or self.root / NODES.names[0]
-        if isinstance(path, str):
-            self._say("NODES_MANIFEST holds the manifest itself; give --manifest FILE.")
-            return _USAGE
-        try:
-            specs, complete = self._wanted()
-            changed = add_packs(path, specs)
-        except DownloadError as problem:
-            self._say(f"error: {problem.message}\n  {problem.fix}")
-            return _FAILED
-        except OSError as problem:
-            self._say(f"{path} cannot be written ({problem.strerror}).")
-            return _FAILED
-        for spec in specs:
-            self._say(f"{'Added to' if spec in changed else 'Already in'} {path}:")
-            self._say(json.dumps(spec.as_entry(), indent=2, ensure_ascii=False))
-        if specs:
-            self._say(f"Fetch what is missing with: {self.prog} pull")
-        return _OK if complete else _FAILED
+        """Pin the requested packs and write their entries."""
+        if (self.arguments.pack is None) == (self.arguments.workflow is None):
+            self.say("Give one of: a pack, or --from WORKFLOW.")
+            return USAGE
+        return super().add()
+
+    def add_to(self, path: Path) -> tuple[list[PackSpec], list[PackSpec], bool]:
+        specs, complete = self._wanted()
+        return specs, add_packs(path, specs), complete
 
     def _wanted(self) -> tuple[list[PackSpec], bool]:
         """The packs to add, and whether every node has one."""
@@ -299,7 +169,7 @@ class _Command:
         """What a workflow needs and custom_nodes lacks."""
         known = kept_map(self.root)
         if known is None:
-            self._say("There is no map of nodes yet: it is fetched now.")
+            self.say("There is no map of nodes yet: it is fetched now.")
             known = self._refresh(MAP_URL)
         specs: dict[str, PackSpec] = {}
         unknown = []
@@ -307,20 +177,20 @@ class _Command:
             try:
                 specs.update((spec.name, spec) for spec in map(_spec, self._pins(needed, known)))
             except DownloadError as problem:
-                self._say(f"{needed.name}: {problem.message}\n  {problem.fix}")
+                self.say(f"{needed.name}: {problem.message}\n  {problem.fix}")
                 unknown.append(needed.name)
             except LookupError:
                 unknown.append(needed.name)
         if unknown:
             date = known.fetched
-            self._say(f"No pack is known (map of {date}) that has: {named(sorted(unknown), 20)}.")
+            self.say(f"No pack is known (map of {date}) that has: {named(sorted(unknown), 20)}.")
         if not specs and not unknown:
-            self._say("The workflow needs no pack that is not there.")
+            self.say("The workflow needs no pack that is not there.")
         return list(specs.values()), not unknown
 
     def _pins(self, needed: Needed, known: NodeMap) -> list[RegistryPin | GitPin]:
-        """The pack to add for a node, if one is to be: by what the editor wrote beside it, else by
-        the map. Raises LookupError where none is known, and DownloadError."""
+        """The pack to add for a node, if any: by what the editor wrote beside it, else by the map.
+        Raises LookupError if none is known, and DownloadError."""
         if needed.registry_id == "comfy-core":
             return []
         commit = needed.version if COMMIT.fullmatch(needed.version) else None
@@ -348,59 +218,65 @@ class _Command:
             raise LookupError(needed.name)
         if not url and len(packs) > 1:
             others = named(packs[1:], 3)
-            self._say(f"{needed.name}: {packs[0]} is taken; others have it, too: {others}.")
+            self.say(f"{needed.name}: {packs[0]} is taken; others have it, too: {others}.")
         url = repository_url(url or packs[0], self.settings.allow_private_download_urls)
         if url.endswith(".py"):
-            self._say(f"{needed.name} is in a single file: copy {url} into custom_nodes.")
+            self.say(f"{needed.name} is in a single file: copy {url} into custom_nodes.")
             raise LookupError(needed.name)
         there = has_pack(url, self.place.nodes, self._repositories)
         return [] if there else [self.place.sources.pin(url, commit)]
 
     @cached_property
     def _repositories(self) -> frozenset[str]:
-        """Of all packs in custom_nodes: read once, however many nodes a workflow has."""
+        """Of all packs in custom_nodes, read once for all nodes of a workflow."""
         return repositories_in(self.place.nodes)
 
-    def list(self, manifest: NodeManifest) -> int:
-        """What is wanted; asks no server."""
-        steps = plan_packs(manifest.packs, self.place, ask=False)
-        self._show(steps)
-        return _OK if all(step.there for step in steps) else _FAILED
-
-    def plan(self, manifest: NodeManifest) -> int:
+    def plan(self, specs: Sequence[PackSpec]) -> int:
         """What would be fetched; asks the servers whether they have it."""
-        steps = plan_packs(manifest.packs, self.place, ask=True)
-        self._show(steps)
-        return _FAILED if any(step.problem for step in steps) else _OK
+        steps = [self.look(spec, ask=True) for spec in specs]
+        self.show(steps)
+        return FAILED if any(step.problem for step in steps) else OK
 
-    def pull(self, manifest: NodeManifest) -> int:
+    def pull(self, specs: Sequence[PackSpec]) -> int:
         """Fetch what is missing."""
-        force = self.arguments.force
-        results = pull(manifest.packs, self.place, stop_on_signals(), force)
+        results = pull(specs, self.place, stop_on_signals(), self.arguments.force)
         if self.arguments.json:
-            self._say(json.dumps([result.as_dict() for result in results], indent=2))
+            self.say(json.dumps([result.as_dict() for result in results], indent=2))
         else:
             report([finding for result in results for finding in result.findings()], self.out)
             for result in results:
                 if result.aside is not None:
-                    self._say(f"{result.path} was there; it is now {result.aside}.")
+                    self.say(f"{result.path} was there; it is now {result.aside}.")
             there = sum(result.good for result in results)
-            self._say(f"{there} of {counted(len(results), 'pack')} there.")
-        return _OK if all(result.good for result in results) else _FAILED
+            self.say(f"{there} of {counted(len(results), 'pack')} there.")
+        return OK if all(result.good for result in results) else FAILED
 
-    def verify(self, manifest: NodeManifest) -> int:
-        """Read everything that is there."""
-        steps = [self._verified(spec) for spec in manifest.packs]
-        self._show(steps)
-        return _OK if all(step.there for step in steps) else _FAILED
+    def look(self, spec: PackSpec, ask: bool) -> Step:
+        about, place = _about(spec), self.place
+        try:
+            found = look(spec, place.nodes)
+            if found.state is State.THERE:
+                return Step(about, f"{found.what} at {found.path}", there=True)
+            if found.state is State.OCCUPIED:
+                raise occupied(spec, found)
+            host, size = place.sources.host_of(spec), place.sources.check(spec) if ask else None
+        except OSError as problem:
+            failed = disk_error(problem, place.nodes, None)
+            return Step(about, failed.message, problem=failed)
+        except DownloadError as problem:
+            return Step(about, f"{problem.message} {problem.fix}", problem=problem)
+        amount = "" if size is None else f"{size_text(size)} "
+        instead = f", in place of {found.what}" if found.state is State.OTHER else ""
+        what = f"{amount}from {host}: {spec.pin}{instead}"
+        return Step(about, what, to_fetch={"host": host, "size": size})
 
-    def _verified(self, spec: PackSpec) -> Step:
+    def verified(self, spec: PackSpec) -> Step:
         try:
             good, what, problem = verify(spec, self.place.nodes)
         except OSError as failed:
             problem = disk_error(failed, self.place.nodes, None)
             good, what = False, problem.message
-        return Step(spec, what, there=good, problem=problem)
+        return Step(_about(spec), what, there=good, problem=problem)
 
     def map(self) -> int:
         """Which pack has which node."""
@@ -408,42 +284,34 @@ class _Command:
             known = (
                 self._refresh(self.arguments.url) if self.arguments.refresh else kept_map(self.root)
             )
-        except DownloadError as problem:
-            self._say(f"error: {problem.message}\n  {problem.fix}")
-            return _FAILED
         except OSError as problem:
-            self._say(f"The map cannot be kept ({problem.strerror or problem}).")
-            return _FAILED
+            self.say(f"The map cannot be kept ({problem.strerror or problem}).")
+            return FAILED
         if known is None:
-            self._say(f"No map of nodes is kept yet. Fetch it: {self.prog} map --refresh")
-            return _FAILED
+            self.say(f"No map of nodes is kept yet. Fetch it: {self.prog} map --refresh")
+            return FAILED
         if not self.arguments.node:
             nodes, packs = counted(len(known.nodes), "node"), counted(len(known.packs), "pack")
-            self._say(f"Map of {known.fetched}: {nodes} of {packs}, from {known.source}")
-            return _OK
+            self.say(f"Map of {known.fetched}: {nodes} of {packs}, from {known.source}")
+            return OK
         found = {name: known.origin_of(name) for name in self.arguments.node}
         for name, origin in found.items():
             where = "ComfyUI itself" if origin.core else ", ".join(origin.packs) or "unknown"
-            self._say(f"{name}: {where}")
-        return _OK if all(o.core or o.packs for o in found.values()) else _FAILED
+            self.say(f"{name}: {where}")
+        return OK if all(o.core or o.packs for o in found.values()) else FAILED
 
     def _refresh(self, url: str) -> NodeMap:
         known = self.place.sources.fetch_map(url)
         keep_map(known, self.root)
         return known
 
-    def _show(self, steps: Sequence[Step]) -> None:
-        if self.arguments.json:
-            self._say(json.dumps([step.as_dict() for step in steps], indent=2))
-        else:
-            self._say("\n".join(step.line() for step in steps))
 
-    def _say(self, text: str) -> None:
-        show(f"{masked(text)}\n", self.out)
+def _about(spec: PackSpec) -> dict[str, str]:
+    return {"pack": spec.name, "source": str(spec.pin)}
 
 
 def _spec(pin: RegistryPin | GitPin, directory: str | None = None) -> PackSpec:
-    """As an entry of the manifest would be read. Raises DownloadError."""
+    """The spec, read like an entry of the manifest. Raises DownloadError."""
     usual = pin.id if isinstance(pin, RegistryPin) else repository_name(pin.url)
     entry = PackSpec(directory or usual, pin).as_entry()
     return read_entry(entry, "", allow_http=True)

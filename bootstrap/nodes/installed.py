@@ -1,8 +1,8 @@
-"""What there is of wanted packs in custom_nodes, and whether it is as it was fetched.
+"""Which listed packs are in custom_nodes, and whether they are unchanged since they were fetched.
 
     custom_nodes/NAME/.comfyui-worker.json   receipt: which pack it is, and each file's SHA-256
 
-A pack without a receipt is the user's: it counts where it is the wanted commit or version.
+A pack without a receipt is the user's: it counts if it is the listed commit or version.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from enum import Enum
 from pathlib import Path
 from typing import Any
 
-from bootstrap.core.files import open_regular
+from bootstrap.core.files import read_regular
 from bootstrap.core.text import counted, named, typed
 from bootstrap.environment.packs import look_at_git
 from bootstrap.models.download.verify import hash_file
@@ -29,9 +29,9 @@ CODES = {
     "nodes.edited": "A pack was changed since it was fetched; it is left alone.",
 }
 RECEIPT = ".comfyui-worker.json"
-# What ComfyUI-Manager writes beside a pack from the registry, to know it again (cnr_utils.py).
+# What ComfyUI-Manager writes into a pack from the registry, to recognise it (cnr_utils.py).
 TRACKING = ".tracking"
-#: Not from an archive: git, run in a pack, would run what a `.git` of a stranger's says.
+#: Never from an archive: git in that folder would run what a stranger's `.git` says.
 NOT_UNPACKED = (RECEIPT, TRACKING, ".git")
 _MOST_RECEIPT = 32 * 1024 * 1024
 _PROJECT = re.compile(r"^\[project\]\s*\n((?:(?!\[).*\n?)*)", re.MULTILINE)
@@ -40,7 +40,7 @@ _FIELD = r"""^{}\s*=\s*["']([^"'\n]+)"""
 
 
 class State(str, Enum):
-    """A wanted pack on disk. `OTHER` is one of ours at another version or commit."""
+    """A listed pack on disk. `OTHER` is one that we fetched at another version or commit."""
 
     THERE = "there"
     MISSING = "missing"
@@ -49,8 +49,8 @@ class State(str, Enum):
 
 
 @dataclass(frozen=True)
-class Receipt:
-    """What was fetched: `source` as a pin says it; SHA-256 by file, relative to the pack."""
+class PackReceipt:
+    """What was fetched: `source` in a pin's form; SHA-256 by file, relative to the pack."""
 
     source: str
     files: Mapping[str, str]
@@ -61,30 +61,30 @@ class Receipt:
 
 
 @dataclass(frozen=True)
-class Found:
-    """What there is of a pack at `path`; `what` says it in words."""
+class FoundPack:
+    """The state of a pack at `path`; `what` says it in words."""
 
     state: State
     path: Path
     what: str = ""
-    receipt: Receipt | None = None
+    receipt: PackReceipt | None = None
 
 
-def look(spec: PackSpec, nodes: Path) -> Found:
-    """What there is of a pack, without reading its files. Raises OSError."""
+def look(spec: PackSpec, nodes: Path) -> FoundPack:
+    """The state of a pack, without reading its files. Raises OSError."""
     path = nodes / spec.name
     if not os.path.lexists(path):
-        return Found(State.MISSING, path)
+        return FoundPack(State.MISSING, path)
     receipt = read_receipt(path)
     is_wanted, is_link = receipt is not None and receipt.source == str(spec.pin), path.is_symlink()
     if receipt is not None and (is_wanted or not is_link):
         state = State.THERE if is_wanted else State.OTHER
-        return Found(state, path, receipt.source, receipt)
+        return FoundPack(state, path, receipt.source, receipt)
     if not is_link and os.path.isdir(path) and not os.listdir(path):
-        return Found(State.MISSING, path)
+        return FoundPack(State.MISSING, path)
     what = _users_own(path)
     same = what is not None and what == _as_users(spec)
-    return Found(State.THERE if same else State.OCCUPIED, path, what or _kind_of(path))
+    return FoundPack(State.THERE if same else State.OCCUPIED, path, what or _kind_of(path))
 
 
 def _kind_of(path: Path) -> str:
@@ -99,7 +99,7 @@ def _as_users(spec: PackSpec) -> str:
 
 
 def _users_own(path: Path) -> str | None:
-    """Which commit or version a pack is that the user or ComfyUI-Manager brought."""
+    """The commit or version of a pack that the user or ComfyUI-Manager installed."""
     git = look_at_git(str(path))
     if git is not None:
         return git.commit
@@ -115,31 +115,30 @@ def _users_own(path: Path) -> str | None:
     return "@".join(match[1].strip().lower() for match in found if match) or None
 
 
-def read_receipt(pack: Path) -> Receipt | None:
-    """The receipt of a pack of ours; None where there is none that can be read."""
+def read_receipt(pack: Path) -> PackReceipt | None:
+    """The receipt of a pack that we fetched; None if there is none, or it cannot be read."""
     path = pack / RECEIPT
     try:
-        with open_regular(path) as file:
-            if path.is_symlink() or os.fstat(file.fileno()).st_size > _MOST_RECEIPT:
-                return None
-            data = json.loads(file.read())
-        return Receipt(str(data["source"]), {str(k): str(v) for k, v in data["files"].items()})
+        if path.is_symlink():
+            return None
+        data = json.loads(read_regular(path, _MOST_RECEIPT))
+        return PackReceipt(str(data["source"]), {str(k): str(v) for k, v in data["files"].items()})
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return None
 
 
 @dataclass(frozen=True)
 class Changes:
-    """How a pack differs from its receipt: files by name. `added` are what it or the user put
-    there; Python's bytecode does not count."""
+    """How a pack differs from its receipt: files by name. `added` are files that it or the user
+    created; bytecode does not count."""
 
     changed: tuple[str, ...] = ()
     gone: tuple[str, ...] = ()
     added: tuple[str, ...] = ()
 
 
-def compare(path: Path, receipt: Receipt) -> Changes:
-    """Read all files of a pack of ours. Raises OSError."""
+def compare(path: Path, receipt: PackReceipt) -> Changes:
+    """Read all files of a pack that we fetched. Raises OSError."""
     there = {str(p.relative_to(path)) for p in files_in(path)} - {RECEIPT, TRACKING}
     changed = [
         name
@@ -156,15 +155,15 @@ def _digest(path: Path) -> str:
 
 
 def files_in(folder: Path) -> Iterator[Path]:
-    """The files and links that count: all but what Python keeps in `__pycache__`."""
+    """All files and links, except in `__pycache__`."""
     for home, folders, files in os.walk(folder):
         links = [name for name in folders if os.path.islink(os.path.join(home, name))]
         folders[:] = [name for name in folders if name != "__pycache__" and name not in links]
         yield from (Path(home, name) for name in (*files, *links))
 
 
-def occupied(spec: PackSpec, found: Found) -> DownloadError:
-    """What is there is the user's, and another pack."""
+def occupied(spec: PackSpec, found: FoundPack) -> DownloadError:
+    """Another pack of the user's has the name."""
     return DownloadError(
         "nodes.occupied",
         f"{found.path} is there but is not {spec.pin}: it is {found.what}.",
@@ -173,8 +172,8 @@ def occupied(spec: PackSpec, found: Found) -> DownloadError:
     )
 
 
-def edited(spec: PackSpec, found: Found, files: Sequence[str]) -> DownloadError:
-    """An update would lose what was changed in `files`."""
+def edited(spec: PackSpec, found: FoundPack, files: Sequence[str]) -> DownloadError:
+    """An update would lose the changes in `files`."""
     return DownloadError(
         "nodes.edited",
         f"{found.path} is to become {spec.pin}, but was changed since it was fetched: "
@@ -185,7 +184,8 @@ def edited(spec: PackSpec, found: Found, files: Sequence[str]) -> DownloadError:
 
 
 def verify(spec: PackSpec, nodes: Path) -> tuple[bool, str, DownloadError | None]:
-    """(as wanted, in words, what is wrong) of a pack on disk, read as a whole. Raises OSError."""
+    """(as listed, in words, what is wrong) for a pack on disk, reading all of it. Raises
+    OSError."""
     found = look(spec, nodes)
     if found.state is State.MISSING:
         return False, "not there", None
@@ -210,8 +210,8 @@ def verify(spec: PackSpec, nodes: Path) -> tuple[bool, str, DownloadError | None
 
 
 def has_pack(url: str, nodes: Path, repositories: frozenset[str]) -> bool:
-    """Is there a checkout or a fetched pack of this repository, or one of its folder's name?
-    `repositories` are those of `repositories_in(nodes)`. Raises OSError."""
+    """Is this repository cloned or fetched, or its folder's name taken? `repositories` are those of
+    `repositories_in(nodes)`. Raises OSError."""
     name = url.rpartition("/")[2]
     if not fault_of(name) and os.path.lexists(nodes / name):
         return True
@@ -219,7 +219,7 @@ def has_pack(url: str, nodes: Path, repositories: frozenset[str]) -> bool:
 
 
 def repositories_in(nodes: Path) -> frozenset[str]:
-    """The addresses, in lower case, of all that was fetched or cloned into custom_nodes. Raises
+    """The addresses, in lower case, of everything fetched or cloned into custom_nodes. Raises
     OSError."""
     packs = nodes.iterdir() if nodes.is_dir() else ()
     return frozenset(_repository_of(pack).casefold() for pack in packs)

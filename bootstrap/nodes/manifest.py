@@ -1,10 +1,10 @@
-"""Which custom node packs are wanted: nodes.json, or a snapshot of ComfyUI-Manager or comfy-cli.
+"""The list of custom node packs: nodes.json, or a snapshot of ComfyUI-Manager or comfy-cli.
 
 Ours is a list of `{"id", "version"}` (Comfy Registry) and `{"git", "commit"}` under `{"version": 1,
 "nodes": [...]}`. Snapshots are read as these tools write them: `cnr_custom_nodes`,
 `git_custom_nodes` and `file_custom_nodes`, in YAML below `custom_nodes` (manager_core.py,
 get_current_snapshot; comfy-cli's comfy-lock.yaml), or `customNodes` of ComfyUI Desktop's export.
-Disabled packs, and ComfyUI-Manager itself, which these tools leave out as well, are passed over.
+Disabled packs and ComfyUI-Manager itself are skipped, as by these tools.
 """
 
 from __future__ import annotations
@@ -73,7 +73,7 @@ class RegistryPin:
 
 @dataclass(frozen=True)
 class GitPin:
-    """A commit of a repository; `ref` is the branch or tag it was when it was added."""
+    """A commit of a repository; `ref` is the branch or tag it was added from."""
 
     url: str
     commit: str
@@ -85,8 +85,8 @@ class GitPin:
 
 @dataclass(frozen=True)
 class PackSpec:
-    """A wanted pack. `name` is its folder in custom_nodes; `extra` holds unknown fields, kept as
-    they are; `where` names the entry."""
+    """A listed pack. `name` is its folder in custom_nodes; `extra` has unknown fields, kept
+    unchanged; `where` names the entry."""
 
     name: str
     pin: RegistryPin | GitPin
@@ -94,7 +94,7 @@ class PackSpec:
     where: str = ""
 
     def as_entry(self) -> dict[str, Any]:
-        """The entry that says this."""
+        """This as a manifest's entry."""
         pin = self.pin
         if isinstance(pin, RegistryPin):
             entry = {"id": pin.id, "version": pin.version, "hash": pin.sha256}
@@ -109,8 +109,8 @@ class PackSpec:
 
 @dataclass(frozen=True)
 class NodeManifest:
-    """What a manifest or snapshot asks for. Entries with an error are left out; `findings` has
-    them all. `path` is the file, None where the text stands in the variable."""
+    """The packs of a manifest or snapshot. Entries with an error are left out; `findings` has all
+    errors. `path` is the file, None if the variable has the text itself."""
 
     packs: tuple[PackSpec, ...] = ()
     findings: tuple[Finding, ...] = ()
@@ -118,7 +118,7 @@ class NodeManifest:
 
 
 def load_nodes(setting: str | None, root: Path, allow_http: bool = False) -> NodeManifest | None:
-    """The manifest that `setting` (NODES_MANIFEST) names; None when there is none."""
+    """The manifest of `setting` (NODES_MANIFEST); None if there is none."""
     source = find_manifest(setting, root, NODES)
     if source is None:
         return None
@@ -132,14 +132,14 @@ def load_nodes(setting: str | None, root: Path, allow_http: bool = False) -> Nod
 
 
 def nodes_wanted_here(settings: Settings, layout: Layout) -> NodeManifest | None:
-    """The manifest that NODES_MANIFEST names, or the volume's own."""
+    """The manifest of NODES_MANIFEST, or the volume's own."""
     http = settings.allow_private_download_urls
     return load_nodes(settings.nodes_manifest, layout.root, http)
 
 
 def parse_nodes(data: Any, label: str, allow_http: bool = False) -> NodeManifest:
-    """The packs that a manifest or a snapshot, already decoded, asks for. `label` names it in
-    findings; every fault of every entry is reported at once."""
+    """The packs of a decoded manifest or snapshot. `label` names it in findings; all faults of all
+    entries are reported together."""
     entries = _entries_in(data)
     if isinstance(entries, str):
         message = f"{label}: {entries}."
@@ -156,7 +156,7 @@ Entries = Iterator[tuple[str, Any]]
 
 
 def _entries_in(data: Any) -> Entries | str:
-    """(where, entry in our form) of all that is wanted; else why it is not a manifest."""
+    """(where, entry in our form) for all packs; else why it is not a manifest."""
     if not isinstance(data, Mapping):
         return "it is not a JSON object"
     if isinstance(data.get("custom_nodes"), Mapping):
@@ -253,7 +253,7 @@ def _single_file(label: str, name: str) -> Finding:
 
 
 def read_entry(entry: Any, where: str, allow_http: bool = False) -> PackSpec:
-    """The entry as a spec. Raises DownloadError for the first fault that it has."""
+    """The entry as a spec. Raises DownloadError for its first fault."""
     if not isinstance(entry, Mapping):
         raise _bad(f"it is {type(entry).__name__}, not an object", "Write {...}.")
     if ("git" in entry) == ("id" in entry):
@@ -282,7 +282,7 @@ def _registry(entry: Mapping[str, Any]) -> tuple[RegistryPin, str]:
 
 
 def check_id(pack: str) -> None:
-    """Raises DownloadError for what is not an id of the Comfy Registry."""
+    """Raises DownloadError if it is not an id of the Comfy Registry."""
     if not REGISTRY_ID.fullmatch(pack):
         raise _bad(f"`id` is {pack[:80]!r}", "Give the id that registry.comfy.org shows.")
 
@@ -304,8 +304,8 @@ def _not_pinned(what: str, given: str, wanted: str, pack: str) -> DownloadError:
 
 
 def repository_url(address: str, allow_http: bool = False) -> str:
-    """The https address of a repository, however it is written (`git@host:owner/name.git`), so
-    that two spellings are one. Raises DownloadError."""
+    """The https address of a repository in any notation (`git@host:owner/name.git`), so that
+    spellings of one repository are equal. Raises DownloadError."""
     scp = _SCP.fullmatch(address)
     url = f"https://{scp['host']}/{scp['path']}" if scp else address
     url = url.rstrip("/").removesuffix(".git")
@@ -338,8 +338,8 @@ def _bad(why: str, fix: str) -> DownloadError:
 
 
 def add_packs(path: Path, specs: Sequence[PackSpec]) -> list[PackSpec]:
-    """Write `specs` into our manifest at `path`, in place of entries for the same folder; those
-    that changed it. Other entries and unknown fields stay. Raises Unreadable and OSError."""
+    """Write `specs` into our manifest at `path`, replacing entries for the same folder; returns
+    those that changed it. Other entries and unknown fields stay. Raises Unreadable and OSError."""
     data: Any = {"version": VERSION, "nodes": []}
     if os.path.exists(path):
         data = read_data(path, NODES)
@@ -379,7 +379,7 @@ def _put(entries: list[Any], spec: PackSpec) -> bool:
 
 
 def _names_same(old: Any, new: Mapping[str, Any]) -> bool:
-    """An entry that is not pinned yet, for what is pinned now."""
+    """Is it an unpinned entry for the same pack?"""
     return isinstance(old, Mapping) and any(
         key in new and str(old.get(key)).rstrip("/").removesuffix(".git") == new[key]
         for key in ("id", "git")

@@ -4,42 +4,41 @@
                                     [[address, title], …], "nodes": {class: [number of a pack, …]}}
 
 The map is `{address: [[class, …], {"title_aux": …, "preemptions": [class, …], "nodename_pattern":
-…}]}`. Its patterns are a stranger's regular expressions: only plain beginnings, ends and parts of
-names are used. A job never waits for the network: it reads what is kept.
+…}]}`. Its patterns are untrusted regular expressions: only plain prefixes, suffixes and substrings
+of names are used. A job never waits for the network: it reads the kept file.
 """
 
 from __future__ import annotations
 
 import json
-import os
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from bootstrap.core.files import open_regular, part_beside, write_whole
+from bootstrap.core.files import part_beside, read_regular, write_whole
 from bootstrap.net import DownloadError
 from bootstrap.nodes.installed import has_pack, repositories_in
 from bootstrap.nodes.manifest import REGISTRY_ID
 from bootstrap.volume.layout import OWN_FOLDER
 
 CODES = {"nodes.bad_map": "What was fetched is not a map of which pack has which node."}
-# ComfyUI itself, as the map has it, and where it lives now.
+# ComfyUI itself, by the map's address and by its present one.
 CORE = "https://github.com/comfyanonymous/ComfyUI"
 _CORE = {CORE, "https://github.com/Comfy-Org/ComfyUI"}
 _VERSION = 1
-#: Bytes that a map may have.
+#: Largest map, in bytes.
 MOST_MAP = 64 * 1024 * 1024
 _MOST_PACKS = 100_000
 _MOST_NAMES = 2_000_000
 _LONGEST = 300
-# It is shown as part of a command: nothing that a shell would act on.
+# It is shown as part of a command, so without characters that a shell interprets.
 _ADDRESS = re.compile(r"https://[\w.~/%+@:-]{1,290}", re.ASCII)
 _PLAIN = re.compile(r"(\^)?((?:[\w \-:/.,+&#@!'\"]|\\[()\[\]{}|.+*?^$ -])+)(\$)?")
 _AT_GITHUB = re.compile(r"\w[\w.-]{0,99}/\w[\w.-]{0,99}", re.ASCII)
 _REVISION = re.compile(r"\w[\w.+-]{0,99}", re.ASCII)
-# What only the editor knows: subgraphs (their ids), group nodes, and its own helpers.
+# Known only to the editor: subgraphs (their ids), group nodes, and its own helpers.
 EDITOR_ONLY = re.compile(
     r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}|workflow[>/].*"
     r"|Note|MarkdownNote|Reroute|PrimitiveNode",
@@ -49,8 +48,8 @@ EDITOR_ONLY = re.compile(
 
 @dataclass(frozen=True)
 class Origin:
-    """The packs that have a node, the likeliest first; `core`: ComfyUI itself has it. `installed`:
-    the first of them is in custom_nodes."""
+    """The packs that have a node, likeliest first; `core`: ComfyUI itself has it. `installed`: the
+    first of them is in custom_nodes."""
 
     packs: tuple[str, ...] = ()
     core: bool = False
@@ -68,7 +67,7 @@ class NodeMap:
     parts: tuple[tuple[str, str, int], ...] = field(default=(), repr=False)
 
     def origin_of(self, name: str) -> Origin:
-        """Where a node class is from, as far as the map knows."""
+        """Which packs have a node class, by the map."""
         found = [self.packs[number][0] for number in self.nodes.get(name, ())]
         if _CORE & set(found):
             return Origin(core=True)
@@ -81,7 +80,7 @@ class NodeMap:
         return Origin(tuple(dict.fromkeys(found)))
 
     def title_of(self, address: str) -> str:
-        """A pack's title; its address where it has none."""
+        """A pack's title, or else its address."""
         return next((title for url, title in self.packs if url == address and title), address)
 
     def as_dict(self) -> dict[str, Any]:
@@ -110,13 +109,10 @@ def map_path(root: Path) -> Path:
 
 
 def kept_map(root: Path) -> NodeMap | None:
-    """The map that is kept on the volume; None where there is none that can be read."""
+    """The map kept on the volume; None if there is none, or it cannot be read."""
     path = map_path(root)
     try:
-        with open_regular(path) as file:
-            if os.fstat(file.fileno()).st_size > MOST_MAP:
-                return None
-            data = json.loads(file.read())
+        data = json.loads(read_regular(path, MOST_MAP))
         if data["version"] != _VERSION:
             return None
         packs = tuple((str(url), str(title)) for url, title in data["packs"])
@@ -136,7 +132,7 @@ def keep_map(made: NodeMap, root: Path) -> None:
 
 
 def read_map(content: bytes, fetched: str, source: str) -> NodeMap:
-    """ComfyUI-Manager's map. Raises DownloadError for what is none."""
+    """Parse ComfyUI-Manager's map. Raises DownloadError if it is not one."""
     try:
         data = json.loads(content)
     except (ValueError, RecursionError):
@@ -188,13 +184,13 @@ def _texts(value: Any) -> list[str]:
 
 
 def _text(value: Any) -> str:
-    """A short text that can be shown, else nothing."""
+    """The text if it is short and printable, else empty."""
     good = isinstance(value, str) and len(value) <= _LONGEST and value.isprintable()
     return str(value) if good else ""
 
 
 def _parts(pattern: Any) -> Iterator[tuple[str, str]]:
-    """(kind, text) of a pattern without anything that a regular expression has to search for."""
+    """(kind, text) of a pattern that needs no regular expression."""
     match = (
         _PLAIN.fullmatch(pattern) if isinstance(pattern, str) and len(pattern) < _LONGEST else None
     )
@@ -237,7 +233,7 @@ def nodes_in(data: Any) -> list[Needed]:
 
 
 def _like(form: re.Pattern[str], value: Any) -> str:
-    """A text of that form, else nothing: a workflow is a stranger's, and says what it likes."""
+    """The text if it has that form, else empty: a workflow is untrusted."""
     text = _text(value).strip()
     return text if form.fullmatch(text) else ""
 
@@ -271,8 +267,8 @@ def _values(value: Any) -> Iterable[Any]:
 
 
 def where_nodes_are(root: Path, nodes: Path, names: Iterable[str]) -> tuple[str, dict[str, Origin]]:
-    """(the map's date, origin by class) of node classes, by the map that is kept; the date is empty
-    where none is. `nodes` is custom_nodes. Reads the volume, never the network. Raises OSError."""
+    """(the map's date, origin by class) of node classes, by the kept map; the date is empty without
+    one. `nodes` is custom_nodes. Reads the volume, never the network. Raises OSError."""
     known = kept_map(root)
     if known is None:
         return "", {}

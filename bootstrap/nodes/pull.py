@@ -1,4 +1,4 @@
-"""Wanted packs in custom_nodes: fetched once, complete or not at all, never over what is a user's.
+"""Fetches listed packs into custom_nodes: once, complete or not at all, never over the user's own.
 
     .comfyui-worker/nodes/*.zip          an archive, fetched as models are
                          /KEY-OWNER.new  unpacked there; one rename makes it custom_nodes/NAME
@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from bootstrap.config import Settings
-from bootstrap.core.archive import ArchiveTooLarge, BadArchive, Limits, comment_of, unpack
+from bootstrap.core.archive import ArchiveTooLarge, BadArchive, Limits, unpack
 from bootstrap.core.concurrency import WorkerPool
 from bootstrap.core.files import contains
 from bootstrap.core.findings import Finding, Severity, info, ok, warning
@@ -41,8 +41,8 @@ from bootstrap.nodes.installed import (
     NOT_UNPACKED,
     RECEIPT,
     TRACKING,
-    Found,
-    Receipt,
+    FoundPack,
+    PackReceipt,
     State,
     compare,
     edited,
@@ -66,7 +66,7 @@ CODES = {
     "nodes.install_script": "A pack has an install script, which is not run.",
     "nodes.submodules": "A pack has git submodules, which its archive lacks.",
 }
-# ComfyUI loads nothing in it, and ComfyUI-Manager keeps there what it disables.
+# ComfyUI loads nothing in it, and ComfyUI-Manager puts disabled packs there.
 _ASIDE = ".disabled"
 _LIMITS = Limits(size=4_000_000_000, files=50_000, depth=40, fold=False)
 _AT_ONCE = 4
@@ -77,8 +77,8 @@ _OURS = re.compile(r"[0-9a-f]{16}-[0-9a-f]{16}\.(new|old)|[0-9a-f]{16}\.zip")
 
 @dataclass(frozen=True)
 class PackResult:
-    """What became of a wanted pack: `present`, `fetched`, `updated`, `failed` or `stopped`. `aside`
-    is where a folder of the user's was put."""
+    """The outcome for a pack: `present`, `fetched`, `updated`, `failed` or `stopped`. `aside` is
+    where the user's folder was moved."""
 
     spec: PackSpec
     state: str
@@ -93,7 +93,7 @@ class PackResult:
         return self.state in ("present", "fetched", "updated")
 
     def findings(self, severity: Severity = Severity.ERROR) -> list[Finding]:
-        """The failure in words, and what there is to know."""
+        """The failure, and remarks."""
         if self.problem is None:
             return list(self.notes)
         name, problem = self.spec.name, self.problem
@@ -101,7 +101,7 @@ class PackResult:
         return [Finding(problem.code, severity, message, problem.fix, details={"pack": name})]
 
     def as_dict(self) -> dict[str, Any]:
-        """JSON-ready data: what `nodes pull --json` says."""
+        """JSON-ready data, for `nodes pull --json`."""
         return {
             "pack": self.spec.name,
             "source": str(self.spec.pin),
@@ -119,8 +119,9 @@ class PackMeter(LogMeter):
 
 @dataclass(frozen=True)
 class PackPlace:
-    """Where and with what. `nodes` is custom_nodes, `own` our folder on the same volume, `root` the
-    volume. Times in seconds: `beat` and `stale` of leases, `longest_wait` for another worker."""
+    """Where packs go, and with what they are fetched. `nodes` is custom_nodes, `own` our folder on
+    the same volume, `root` the volume. In seconds: `beat` and `stale` for leases, `longest_wait`
+    for another worker."""
 
     nodes: Path
     own: Path
@@ -134,11 +135,11 @@ class PackPlace:
 
 
 def place_for(settings: Settings, layout: Layout, make_meter: MakeMeter = PackMeter) -> PackPlace:
-    """Where and with what this worker keeps packs."""
-    tools = replace(provision_context(settings, layout).tools, attempts=_ATTEMPTS)
+    """This worker's `PackPlace`."""
+    options = replace(provision_context(settings, layout).options, attempts=_ATTEMPTS)
     https = Https(settings.download_token, settings.download_token_host)
     own = layout.root / OWN_FOLDER / "nodes"
-    return PackPlace(layout.custom_nodes, own, layout.root, PackSources(tools, https), make_meter)
+    return PackPlace(layout.custom_nodes, own, layout.root, PackSources(options, https), make_meter)
 
 
 def pull(
@@ -148,10 +149,9 @@ def pull(
     force: bool = False,
     timeout: float | None = None,
 ) -> tuple[PackResult, ...]:
-    """Bring all `specs`, a few at a time; results in their order. With `force`, a folder in the way
-    goes to custom_nodes/.disabled. Past `timeout` seconds what is not done is `stopped`.
-
-    Never raises for what is wrong with a pack: that is in its result.
+    """Install all `specs`, a few at a time; results in their order. With `force`, a folder in the
+    way is moved to custom_nodes/.disabled. After `timeout` seconds unfinished packs are `stopped`.
+    Faults of packs are not raised but in their results.
     """
     stop = stop or threading.Event()
     job = _Job(place, stop, force)
@@ -184,21 +184,21 @@ class _Job:
         self._place = place
         self._stop = stop
         self._force = force
-        self._tools = place.sources.tools
+        self._options = place.sources.options
 
     def clean(self) -> None:
-        """Remove what killed workers left, once it is too old to be in use."""
+        """Remove leftovers of killed workers that are too old to be in use."""
         own = self._place.own
         sweep(own)
         with suppress(OSError):
             for entry in os.scandir(own):
                 age = time.time() - entry.stat(follow_symlinks=False).st_mtime
-                # An `.old` is removed with the pack's lease: it may be all there is of it.
+                # An `.old` is removed only under the pack's lease: it may be the only copy.
                 if age > HOUR and _OURS.fullmatch(entry.name) and not entry.name.endswith(".old"):
                     _remove(Path(entry.path))
 
     def bring(self, spec: PackSpec) -> PackResult:
-        """Have it there."""
+        """Install one pack."""
         try:
             self._check_inside()
             return self._there(spec) or self._bring(spec)
@@ -210,7 +210,7 @@ class _Job:
             failed = disk_error(problem, self._place.nodes, None)
             return PackResult(spec, "failed", problem=failed)
         except Exception as fault:  # noqa: BLE001 - the other packs are still to be brought
-            # Only the kind of fault is reported: its text may hold anything, a token as well.
+            # Only the fault's type is reported: its text may contain anything, even a token.
             return PackResult(spec, "failed", problem=_fault(fault))
 
     def _there(self, spec: PackSpec) -> PackResult | None:
@@ -237,13 +237,13 @@ class _Job:
         place.nodes.mkdir(parents=True, exist_ok=True)
         with self._leased(spec) as lease:
             self._recover(spec)
-            there = self._there(spec)  # another worker's, meanwhile
+            there = self._there(spec)  # another worker's by now
             if there is None:
                 self._check_unchanged(spec)
             return there or self._install(spec, self._download(spec, lease))
 
     def _check_unchanged(self, spec: PackSpec) -> None:
-        """Before anything is fetched: an update would lose nothing."""
+        """Check before fetching that an update would lose nothing."""
         found = look(spec, self._place.nodes)
         if found.receipt is not None and not self._force:
             changed = compare(found.path, found.receipt).changed
@@ -252,8 +252,8 @@ class _Job:
 
     @contextmanager
     def _leased(self, spec: PackSpec) -> Iterator[Lease]:
-        """The right to bring this pack. Waited for too long, it is done without: a lease saves
-        bandwidth, and what is renamed into place is whole in any case."""
+        """The right to install this pack. After too long a wait it goes on without: a lease only
+        saves bandwidth, and what is renamed into place is complete in any case."""
         place, deadline = self._place, time.monotonic() + self._place.longest_wait
         lease = self._lease(spec)
         while not lease.acquire() and time.monotonic() < deadline:
@@ -269,10 +269,10 @@ class _Job:
 
     def _lease(self, spec: PackSpec) -> Lease:
         place = self._place
-        return Lease(place.own, spec.name, self._tools.disk, place.beat, place.stale)
+        return Lease(place.own, spec.name, self._options.disk, place.beat, place.stale)
 
     def _recover(self, spec: PackSpec) -> None:
-        """Put back what an update that was killed had put aside, if nothing took its place."""
+        """Restore what a killed update had moved aside, if nothing is in its place."""
         final = self._place.nodes / spec.name
         for old in sorted(self._place.own.glob(f"{key_of(spec.name)}-*.old")):
             if os.path.lexists(final):
@@ -281,7 +281,7 @@ class _Job:
                 os.rename(old, final)
 
     def _download(self, spec: PackSpec, lease: Lease) -> Path:
-        """The pack's archive, whole. One that a killed worker had fetched is taken."""
+        """The pack's complete archive, possibly one that a killed worker had fetched."""
         archive = self._place.own / f"{key_of(f'{spec.name} {spec.pin}')}.zip"
         digest = spec.pin.sha256 if isinstance(spec.pin, RegistryPin) else None
         if archive.is_file() and (digest is None or hash_file(archive, self._stop) == digest):
@@ -292,7 +292,7 @@ class _Job:
             self._place.sources.locate(spec),
             archive,
             Wanted(archive.name, None, digest, weights=False),
-            self._tools,
+            self._options,
             _Bounded(meter, spec.name),
             unchanged_for(self._place.stale),
         )
@@ -329,7 +329,7 @@ class _Job:
     def _unpack(self, spec: PackSpec, archive: Path, new: Path) -> list[str]:
         pin = spec.pin
         try:
-            names = unpack(archive, new, _LIMITS, top=isinstance(pin, GitPin))
+            names, comment = unpack(archive, new, _LIMITS, top=isinstance(pin, GitPin))
         except BadArchive as problem:
             code = (
                 "nodes.too_large" if isinstance(problem, ArchiveTooLarge) else "nodes.bad_archive"
@@ -339,7 +339,6 @@ class _Job:
                 f"the archive of {pin} {problem}.",
                 "Choose another version, or put the pack onto the volume by hand, on a Pod.",
             ) from None
-        comment = comment_of(archive)
         if isinstance(pin, GitPin) and COMMIT.fullmatch(comment) and comment != pin.commit:
             raise DownloadError(
                 "nodes.other_commit",
@@ -352,12 +351,12 @@ class _Job:
         files = {str(p.relative_to(new)): hash_file(p, self._stop) for p in files_in(new)}
         if isinstance(pin, RegistryPin):
             (new / TRACKING).write_text("\n".join(names), "utf-8")
-        (new / RECEIPT).write_text(json.dumps(Receipt(str(pin), files).as_dict()), "utf-8")
+        (new / RECEIPT).write_text(json.dumps(PackReceipt(str(pin), files).as_dict()), "utf-8")
         return names
 
-    def _make_way(self, spec: PackSpec, found: Found, new: Path, old: Path) -> Path:
-        """Where what is there goes. What was added to one of ours goes along into the new one; one
-        that was changed, or is the user's, is kept, and moved only with `force`."""
+    def _make_way(self, spec: PackSpec, found: FoundPack, new: Path, old: Path) -> Path:
+        """Where to move the present folder. Files added to one that we fetched are carried into the
+        new one; a changed one, or the user's own, is kept, and moved only with `force`."""
         if found.receipt is not None:
             changes = compare(found.path, found.receipt)
             taken = [name for name in changes.added if os.path.lexists(new / name)]
@@ -378,7 +377,7 @@ class _Job:
 
 
 class _Bounded:
-    """A meter that ends a download of more bytes than any archive of a pack has."""
+    """A meter that stops a download larger than any pack's archive."""
 
     def __init__(self, meter: FileMeter, name: str) -> None:
         self._meter = meter
@@ -396,7 +395,7 @@ class _Bounded:
 
 
 def _carry(source: Path, target: Path) -> None:
-    """The same file at another place of the volume, links as links. Raises OSError."""
+    """Copy a file within the volume, links as links. Raises OSError."""
     target.parent.mkdir(parents=True, exist_ok=True)
     try:
         os.link(source, target, follow_symlinks=False)
@@ -405,8 +404,8 @@ def _carry(source: Path, target: Path) -> None:
 
 
 def _let_go(old: Path, final: Path) -> None:
-    """Remove what an update replaced. What a running ComfyUI has saved in it since it was compared
-    goes along first; where that fails, it stays for the next pull."""
+    """Remove what an update replaced, after carrying over what a running ComfyUI has saved in it
+    since it was compared; if that fails, it stays for the next pull."""
     before, now = read_receipt(old), read_receipt(final)
     try:
         if before is not None and now is not None:
@@ -428,8 +427,8 @@ def _carry_latest(source: Path, target: Path) -> None:
 
 
 def _swap(new: Path, final: Path, aside: Path | None) -> None:
-    """Give `new` the name `final`; what has it goes `aside`. A rename never replaces a folder that
-    holds anything. Raises OSError, with what was there in its place."""
+    """Rename `new` to `final`, moving what is there `aside`; a rename never replaces a folder with
+    contents. Raises OSError, with the old folder back in place."""
     if aside is not None:
         os.rename(final, aside)
     try:
@@ -441,7 +440,7 @@ def _swap(new: Path, final: Path, aside: Path | None) -> None:
 
 
 def _remove(path: Path) -> None:
-    """Whatever it is; what cannot be removed stays for later."""
+    """Remove a file or folder; what cannot be removed stays for later."""
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path, ignore_errors=True)
     else:
@@ -488,8 +487,8 @@ def _fault(fault: Exception) -> DownloadError:
 
 
 def summary(results: Sequence[PackResult]) -> list[Finding]:
-    """What a boot says: each failure as a warning, for jobs that do not need the pack run; else one
-    line that all is well."""
+    """The boot's findings: each failure as a warning, since jobs that do not need the pack run;
+    else one that all packs are there."""
     found = [finding for result in results for finding in result.findings(Severity.WARNING)]
     if results and all(result.good for result in results):
         new = sum(result.state != "present" for result in results)

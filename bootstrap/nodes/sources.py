@@ -1,9 +1,9 @@
-"""What servers say of packs: which commit a branch or tag is, which archive a version or commit is.
+"""Asks servers about packs: the commit of a branch or tag, the archive of a version or commit.
 
-A repository is had as the source archive of one commit, over the same connection as a model: no git
-program runs, so no hook, filter, submodule or credential helper of a repository does, and every
-address and redirect is checked. Which commits there are is asked as git itself asks (its "smart"
-HTTP protocol, gitprotocol-http(5)), which every host of repositories answers without a login.
+A repository is fetched as the source archive of one commit, in the same way as a model: git does
+not run, and so no hook, filter, submodule or credential helper, and every address and redirect is
+checked. Commits are looked up by git's "smart" HTTP protocol (gitprotocol-http(5)), which every git
+host answers without a login.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from urllib.parse import quote, urlsplit
 
 from bootstrap.core.text import size_text
 from bootstrap.environment.packs import COMMIT
-from bootstrap.models.download.remote import Locate, Pace, Remote, Tools
+from bootstrap.models.download.remote import DownloadOptions, Locate, Remote, StallDetector
 from bootstrap.models.download.verify import Wanted
 from bootstrap.models.sources import WebFile
 from bootstrap.models.sources.https import Https
@@ -38,13 +38,13 @@ CODES = {
 REGISTRY = "https://api.comfy.org"
 #: ComfyUI-Manager's own channel.
 MAP_URL = "https://raw.githubusercontent.com/ltdrdata/ComfyUI-Manager/main/extension-node-map.json"
-#: Bytes that a pack's archive may have.
+#: Largest archive of a pack, in bytes.
 MOST_ARCHIVE = 2_000_000_000
 _MOST_REFS = 32_000_000
 _MOST_ANSWER = 4_000_000
 _AT_ONCE = 256 * 1024
-# Where hosts keep the archive of a commit, below the repository's address: GitHub, Gitea, Forgejo;
-# GitLab; Bitbucket. The one that a known host has is asked first.
+# The path of a commit's archive below the repository's address: GitHub, Gitea, Forgejo; GitLab;
+# Bitbucket. A known host's own form is tried first.
 _ARCHIVES = ("archive/{commit}.zip", "-/archive/{commit}/{name}-{commit}.zip", "get/{commit}.zip")
 _FIRST = {"gitlab.com": 1, "bitbucket.org": 2}
 # registry-backend, NodeVersionStatus. Pending ones are still being scanned.
@@ -54,24 +54,24 @@ _WITHDRAWN = ("NodeVersionStatusBanned", "NodeVersionStatusFlagged", "NodeVersio
 
 def fetch_small(
     url: str,
-    tools: Tools,
+    options: DownloadOptions,
     most: int,
     source: Https | None = None,
     stop: threading.Event | None = None,
 ) -> bytes:
-    """The content of `url`, `most` bytes at most; a failure that may pass is tried again. `source`
-    knows which credential its host gets. Raises DownloadError and Stopped."""
+    """The content of `url`, at most `most` bytes; transient failures are retried. `source` knows
+    the host's credential. Raises DownloadError and Stopped."""
     stop = stop or threading.Event()
     failures = 0
     while True:
-        channel = tools.channel()
+        channel = options.channel()
         try:
-            return _content(channel, url, tools, most, source, stop)
+            return _content(channel, url, options, most, source, stop)
         except DownloadError as problem:
             failures += 1
-            if not problem.transient or failures >= tools.attempts:
+            if not problem.transient or failures >= options.attempts:
                 raise
-            stop.wait(tools.pause(failures, problem.retry_after))
+            stop.wait(options.pause(failures, problem.retry_after))
         finally:
             channel.close()
 
@@ -79,7 +79,7 @@ def fetch_small(
 def _content(
     channel: Channel,
     url: str,
-    tools: Tools,
+    options: DownloadOptions,
     most: int,
     source: Https | None,
     stop: threading.Event,
@@ -87,12 +87,12 @@ def _content(
     reply = channel.get(url, source.credential if source is not None else None)
     if reply.status != 200:
         raise explain(reply)
-    pace, data = Pace(reply.host, tools.stall, tools.slowest), bytearray()
+    stall, data = StallDetector(reply.host, options.stall, options.slowest), bytearray()
     while block := reply.read_some(_AT_ONCE):
         if stop.is_set():
             raise Stopped
         data += block
-        pace.count(len(block))
+        stall.count(len(block))
         if len(data) > most:
             raise too_large(shown(url), most)
     if reply.length is not None and len(data) != reply.length:
@@ -101,7 +101,7 @@ def _content(
 
 
 def too_large(what: str, most: int) -> DownloadError:
-    """More came, or is said to come, than any pack has."""
+    """More bytes, received or announced, than any pack has."""
     return DownloadError(
         "nodes.too_large",
         f"{what} has more than {size_text(most)}.",
@@ -111,10 +111,10 @@ def too_large(what: str, most: int) -> DownloadError:
 
 @dataclass(frozen=True)
 class PackSources:
-    """Where packs come from. `https` has the endpoint's token for a host of its own; `registry` is
-    the address of the Comfy Registry's API."""
+    """Where packs come from. `https` has the endpoint's token for its host; `registry` is the
+    address of the Comfy Registry's API."""
 
-    tools: Tools
+    options: DownloadOptions
     https: Https
     registry: str = REGISTRY
 
@@ -124,7 +124,7 @@ class PackSources:
         return urlsplit(url).hostname or ""
 
     def locate(self, spec: PackSpec) -> Locate:
-        """How to ask where the pack's archive is now."""
+        """A call that returns where the pack's archive is now."""
         wanted = Wanted(f"{spec.name}.zip", None, None)
 
         def locate(channel: Channel) -> Remote:
@@ -139,18 +139,18 @@ class PackSources:
         return locate
 
     def fetch_map(self, url: str) -> NodeMap:
-        """Which pack has which node, as of today. Raises DownloadError."""
-        content = fetch_small(url, self.tools, MOST_MAP)
+        """Fetch today's map of nodes. Raises DownloadError."""
+        content = fetch_small(url, self.options, MOST_MAP)
         return read_map(content, datetime.now(timezone.utc).date().isoformat(), url)
 
     def check(self, spec: PackSpec) -> int | None:
-        """Is it to be had? The bytes of its archive, where that is known. The registry counts each
-        question for an archive as an installation, so it is asked for the version only. Raises
+        """Check that it is available; its archive's size in bytes, if known. The registry counts a
+        request for an archive as an installation, so only the version is requested. Raises
         DownloadError."""
         if isinstance(spec.pin, RegistryPin):
             self.version(spec.pin.id, spec.pin.version)
             return None
-        channel = self.tools.channel()
+        channel = self.options.channel()
         try:
             return self.locate(spec)(channel).size
         finally:
@@ -174,12 +174,12 @@ class PackSources:
         return RegistryPin(pack, version)
 
     def pin(self, url: str, ref: str | None) -> GitPin:
-        """The commit that a branch, a tag or (None) the default branch of the repository is at. A
-        whole commit is taken as it is. Raises DownloadError."""
+        """The commit of a branch, a tag or (None) the repository's default branch. A full commit is
+        returned as it is. Raises DownloadError."""
         if ref is not None and COMMIT.fullmatch(ref):
             return GitPin(url, ref)
         address = f"{url}/info/refs?service=git-upload-pack"
-        refs = dict(_refs_in(fetch_small(address, self.tools, _MOST_REFS, self.https), url))
+        refs = dict(_refs_in(fetch_small(address, self.options, _MOST_REFS, self.https), url))
         wanted = ref or "HEAD"
         names = (f"refs/tags/{ref}^{{}}", f"refs/tags/{ref}", f"refs/heads/{ref}", wanted)
         commit = next((refs[name] for name in names if name in refs), None)
@@ -198,10 +198,10 @@ class PackSources:
         return found[0]
 
     def _ask_registry(self, path: str, what: str) -> list[Mapping[str, Any]]:
-        """The objects that the answer is or lists."""
+        """The objects in the response."""
         url = f"{self.registry}/{path}"
         try:
-            return _objects(fetch_small(url, self.tools, _MOST_ANSWER), url)
+            return _objects(fetch_small(url, self.options, _MOST_ANSWER), url)
         except DownloadError as problem:
             if problem.status == 404:
                 raise _no_pack(f"the Comfy Registry has no {what}") from None
@@ -209,17 +209,19 @@ class PackSources:
 
     def _in_registry(self, pin: RegistryPin, wanted: Wanted, channel: Channel) -> Remote:
         path = f"nodes/{quote(pin.id, safe='')}/install?version={quote(pin.version, safe='')}"
-        # Whoever asks for the archive tries again; both doing so would take minutes.
-        once = replace(self, tools=replace(self.tools, attempts=1))
+        # The caller that fetches the archive retries; both doing so would take minutes.
+        once = replace(self, options=replace(self.options, attempts=1))
         data = once._ask_one(path, str(pin))
         _check_status(data, str(pin))
         url = data.get("downloadUrl")
-        if data.get("version", pin.version) != pin.version or not isinstance(url, str) or not url:
+        same = str(data.get("node_id") or pin.id).casefold() == pin.id.casefold()
+        same = same and data.get("version", pin.version) == pin.version
+        if not same or not isinstance(url, str) or not url:
             raise _bad_answer(self.registry, f"it names no archive of {pin}")
         return self.https.locate(WebFile(url), None, wanted, channel)
 
     def _at_commit(self, pin: GitPin, wanted: Wanted, channel: Channel) -> Remote:
-        """The first form of address under which the host has it."""
+        """The first form of address that works on this host."""
         first = _FIRST.get(urlsplit(pin.url).hostname or "", 0)
         forms = [_ARCHIVES[first], *(form for form in _ARCHIVES if form != _ARCHIVES[first])]
         name = pin.url.rpartition("/")[2]

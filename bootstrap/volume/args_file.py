@@ -18,6 +18,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from bootstrap.config import Settings, is_ours
+from bootstrap.core.files import read_regular
 from bootstrap.core.findings import Finding, info, warning
 from bootstrap.core.text import named, shown
 from bootstrap.volume.categories import CATEGORIES
@@ -76,8 +77,7 @@ def read_args_file(layout: Layout) -> ArgsFile | None:
     for folder in dict.fromkeys((layout.comfyui.parent, layout.comfyui)):
         path = folder / NAME
         try:
-            with open(path, encoding="utf-8", errors="replace") as file:
-                text = file.read(_MOST_TEXT)
+            text = read_regular(path, _MOST_TEXT).decode("utf-8", "replace")
         except FileNotFoundError:
             continue
         except OSError as problem:

@@ -127,6 +127,12 @@ class Layout:
     meant: Path | None = None
 
     @property
+    def complete(self) -> bool:
+        """Is there a volume and a ComfyUI, both in the usual place, so that nothing is to say?"""
+        unusual = (self.data, self.asked, self.meant, *self.rivals)
+        return self.root_exists and self.comfyui is not None and not any(unusual)
+
+    @property
     def comfyui_on_volume(self) -> bool:
         """Is the ComfyUI that will run on the volume, not in the image?"""
         return self.comfyui is not None and self.comfyui.is_relative_to(self.root)

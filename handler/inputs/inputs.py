@@ -112,7 +112,7 @@ class JobInputs:
         folder = archive.with_name(f"{archive.stem}-files")
         self._folders.append(folder)
         try:
-            inside = unpack(archive, folder, Limits(self._fetcher.most_bytes))
+            inside = unpack(archive, folder, Limits(self._fetcher.most_bytes)).names
         except BadArchive as problem:
             raise _not_unpacked(file.name, problem) from None
         except OSError as problem:

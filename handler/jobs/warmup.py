@@ -11,6 +11,7 @@ from pathlib import Path
 
 from bootstrap.boot import Serving, Stage
 from bootstrap.config import Settings
+from bootstrap.core.files import read_regular
 from bootstrap.core.findings import Finding, ok, warning
 from bootstrap.models.prefetch import Recent
 from bootstrap.volume import Layout
@@ -121,9 +122,7 @@ def _configured(settings: Settings, layout: Layout, recent: Recent) -> Workflow 
 
 def _text_of(path: Path) -> str:
     try:
-        if path.stat().st_size > _MOST_BYTES:
-            raise OSError(None, f"it is larger than {_MOST_BYTES >> 20} MB")
-        return path.read_text("utf-8-sig")
+        return read_regular(path, _MOST_BYTES).decode("utf-8-sig")
     except (OSError, UnicodeError) as problem:
         why = getattr(problem, "strerror", None) or problem
         raise JobError("warmup.failed", f"{path} cannot be read: {why}.") from None

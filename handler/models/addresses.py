@@ -164,7 +164,7 @@ class ModelAddresses:
     async def _ask_source(
         self, wanted: _Wanted, place: ProvisionContext, deadline: Deadline
     ) -> Description:
-        channel = place.tools.channel()
+        channel = place.options.channel()
 
         def work() -> Description:
             try:
@@ -359,10 +359,10 @@ def _entry_for(model: NamedModel) -> dict[str, Any]:
 
 def _name_of(spec: ModelSpec) -> str:
     """Its name as a loader has it."""
-    return "/".join(spec.place.parts[1:])
+    return "/".join(spec.relative_path.parts[1:])
 
 
 def _kind_of(spec: ModelSpec) -> str:
     """The category that its folder is of; a folder of no category stands for itself."""
-    category = category_of(spec.place.parts[0])
-    return category.name if category else spec.place.parts[0]
+    category = category_of(spec.relative_path.parts[0])
+    return category.name if category else spec.relative_path.parts[0]

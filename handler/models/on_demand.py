@@ -222,7 +222,7 @@ class ModelSupply:
         specs = specs_named(lacking, known)
         rest = [model for model in lacking if not specs_named([model], specs)]
         specs += specs_named(rest, known, any_folder=True)
-        return tuple(spec for spec in specs if not self._sees([str(spec.place)]))
+        return tuple(spec for spec in specs if not self._sees([str(spec.relative_path)]))
 
     def _sees(self, places: Iterable[str]) -> bool:
         return any(
@@ -275,7 +275,7 @@ def _raise_if_missing(
     models = [result.as_dict() for result in results]
     failed = [r for r in results if r.spec in missing and r.problem and r.state == "failed"]
     if not failed:
-        names = ", ".join(str(spec.place) for spec in missing[:5])
+        names = ", ".join(str(spec.relative_path) for spec in missing[:5])
         state = f"{names} {'was' if len(missing) == 1 else 'were'} not fetched yet"
         raise timeout_error(deadline, state, _RESUMED, models=models)
     first = failed[0].problem
@@ -286,7 +286,7 @@ def _raise_if_missing(
 
 def _describe(result: ProvisionResult) -> str:
     size = f" ({size_text(result.receipt.size)})" if result.receipt else ""
-    return f"{result.spec.place}{size}"
+    return f"{result.spec.relative_path}{size}"
 
 
 def _check_links(models: Iterable[NamedModel], model_dirs: Sequence[Path], layout: Layout) -> None:

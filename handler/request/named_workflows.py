@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from bootstrap.core.files import read_regular
 from bootstrap.models.manifest_file import Unreadable, read_data
 from handler.common.errors import JobError, nearest, short
 from handler.request.params import SUFFIX, Params, read_params
@@ -73,13 +74,11 @@ class NamedWorkflows:
 
     def _text(self, file: Path) -> str:
         try:
-            if file.stat().st_size > _MAX_BYTES:
-                raise OSError(f"it is larger than {_MAX_BYTES / 1e6:.0f} MB")
-            return file.read_text("utf-8", "replace")
+            return read_regular(file, _MAX_BYTES).decode("utf-8", "replace")
         except OSError as problem:
             raise JobError(
                 "workflow.name_unknown",
-                f"{FOLDER}/{file.name} on the volume cannot be read: {problem}.",
+                f"{FOLDER}/{file.name} on the volume cannot be read: {problem.strerror}.",
                 "Export it from ComfyUI again: Workflow → Export (API).",
             ) from None
 

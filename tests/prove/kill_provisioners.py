@@ -28,7 +28,7 @@ from pathlib import Path
 
 from bootstrap.core.files import Disk
 from bootstrap.models.provision import provision
-from tests.support.provisioning import context, sha256, spec, tensors, tools
+from tests.support.provisioning import context, options, sha256, spec, tensors
 from tests.support.vicious_server import ViciousServer
 
 SIZES = (300_000, 5_000_000, 9_000_000, 13_000_000)
@@ -140,8 +140,8 @@ def _round(
 
 def _provision(models: Path, urls: dict[str, str], disk: str) -> None:
     wanted = [spec(url, name) for name, url in urls.items()]
-    patient = tools(disk=FaultyDisk(disk), attempts=20, note_every=0.2, connections=4)
-    provision(wanted, context(models, tools=patient, stale=STALE, beat=0.1))
+    patient = options(disk=FaultyDisk(disk), attempts=20, note_every=0.2, connections=4)
+    provision(wanted, context(models, options=patient, stale=STALE, beat=0.1))
 
 
 def _all_there(models: Path, contents: dict[str, bytes]) -> bool:

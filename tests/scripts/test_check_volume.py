@@ -222,16 +222,21 @@ def test_a_link_is_made_relative_where_what_it_means_is_there(root: Path) -> Non
     done = run(root, LINK_OTHER_MOUNT="false")
     assert sorted(codes(done)) == ["models.link_broken", "models.link_other_mount"]
     assert done.stdout.count("ln -sfn") == 1
-    assert "models/loras/x.safetensors is a link to" in " ".join(done.stdout.split())
+    assert "models/loras/x.safetensors → /workspace/store" in " ".join(done.stdout.split())
     run(root, "--fix", "--yes")
     assert os.readlink(models / "loras/x.safetensors") == "../../../store/x.safetensors"
     assert (models / "loras/y.safetensors").is_symlink()
     assert codes(run(root)) == ["models.link_broken"]
 
 
-def test_a_broken_link_is_reported_once(root: Path) -> None:
-    (root / "ComfyUI/models/LLM").symlink_to("../../gone")
-    assert codes(run(root)) == ["links.broken"]
+@pytest.mark.parametrize(
+    ("text", "code"),
+    [("../../gone", "links.broken"), ("sams", "links.endless"), ("{away}", "links.outward")],
+)
+def test_a_link_is_reported_once(root: Path, text: str, code: str) -> None:
+    safetensors(root.parent / "away/x.safetensors")
+    (root / "ComfyUI/models/sams").symlink_to(text.format(away=root.parent / "away"))
+    assert codes(run(root)) == [code]
 
 
 @pytest.mark.parametrize(

@@ -10,13 +10,13 @@ from pathlib import Path
 from typing import Any
 
 from bootstrap.models.download.progress import FileMeter
-from bootstrap.models.download.remote import Tools
+from bootstrap.models.download.remote import DownloadOptions
 from bootstrap.models.sources.https import Https
 from bootstrap.nodes.manifest import GitPin, PackSpec, RegistryPin
 from bootstrap.nodes.node_map import NodeMap, keep_map
 from bootstrap.nodes.pull import PackPlace
 from bootstrap.nodes.sources import PackSources
-from tests.support.provisioning import tools as local_tools
+from tests.support.provisioning import options as local_options
 from tests.support.vicious_server import ViciousServer
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
@@ -49,7 +49,7 @@ class PackServer(ViciousServer):
         """Publish a version in the registry; its path."""
         path = f"/cdn/{name}/{version}.zip"
         self.serve(path, zipped(FILES) if content is None else content, **vices)
-        about = {"id": "x", "version": version, "downloadUrl": self.url + path}
+        about = {"id": "x", "node_id": name, "version": version, "downloadUrl": self.url + path}
         self.answer(f"/nodes/{name}/install?version={version}", about)
         self.answer(f"/nodes/{name}/versions", [{"version": "0.0.1"}, {"version": version}])
         self.answer(f"/nodes/{name}", {"id": name, "latest_version": {"version": version}})
@@ -89,17 +89,17 @@ class PackServer(ViciousServer):
         """How often something was asked for whose path holds `part`."""
         return sum(part in path for path, _ in self.seen)
 
-    def sources(self, tools: Tools | None = None) -> PackSources:
+    def sources(self, options: DownloadOptions | None = None) -> PackSources:
         """To fetch from here."""
-        return PackSources(tools or local_tools(), Https(plain_http=True), self.url)
+        return PackSources(options or local_options(), Https(plain_http=True), self.url)
 
-    def place(self, volume: Path, tools: Tools | None = None, **more: Any) -> PackPlace:
+    def place(self, volume: Path, options: DownloadOptions | None = None, **more: Any) -> PackPlace:
         """A volume that is filled from here; impatient."""
         return PackPlace(
             volume / "ComfyUI/custom_nodes",
             volume / ".comfyui-worker/nodes",
             volume,
-            self.sources(tools),
+            self.sources(options),
             **{"make_meter": FileMeter, "beat": 0.05, "stale": 0.5, "look_every": 0.02, **more},
         )
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from bootstrap.models.download.progress import FileMeter
-from bootstrap.models.download.remote import Tools
+from bootstrap.models.download.remote import DownloadOptions
 from bootstrap.models.manifest_entry import ModelSpec, read_entry
 from bootstrap.models.provision import ProvisionContext, ProvisionResult, provision
 from bootstrap.models.sources import Source, Sources
@@ -39,7 +39,7 @@ def spec(url: str, name: str = "m.safetensors", directory: str = "loras", **more
     return wanted
 
 
-def tools(**more: Any) -> Tools:
+def options(**more: Any) -> DownloadOptions:
     """For servers on this machine; impatient."""
     defaults: dict[str, Any] = {
         "policy": AddressPolicy(allow_private=True),
@@ -47,13 +47,13 @@ def tools(**more: Any) -> Tools:
         "stall": 2.0,
         "attempts": 3,
     }
-    return Tools(**{**defaults, **more})
+    return DownloadOptions(**{**defaults, **more})
 
 
 def context(models: Path, *sources: Source, **more: Any) -> ProvisionContext:
     """A quiet context with short times."""
     defaults: dict[str, Any] = {
-        "tools": tools(),
+        "options": options(),
         "make_meter": FileMeter,
         "beat": 0.05,
         "stale": 0.5,

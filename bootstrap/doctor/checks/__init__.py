@@ -1,4 +1,4 @@
-"""Facts and settings in, findings out: all checks in one list, and the loop that runs them."""
+"""Facts and settings in, findings out: the list of all checks, and the loop that runs them."""
 
 from __future__ import annotations
 
@@ -18,7 +18,6 @@ from bootstrap.doctor.checks.requirements import check_requirements, check_torch
 from bootstrap.doctor.checks.throughput import check_throughput
 from bootstrap.doctor.checks.tokens import check_tokens
 from bootstrap.doctor.checks.volume import check_volume
-from bootstrap.doctor.checks.volume_links import names_that_hold
 from bootstrap.doctor.facts import Facts
 from bootstrap.doctor.facts.machine import MachineFacts
 from bootstrap.doctor.facts.volume_facts import VolumeFacts
@@ -32,7 +31,7 @@ MachineCheck = Callable[[MachineFacts, Settings, Mapping[str, str]], list[Findin
 
 
 class Check(NamedTuple):
-    """A check and its name; it finds nothing where its facts were not gathered."""
+    """A check and its name; it finds nothing if its facts were not gathered."""
 
     name: str
     run: Callable[[Facts, Settings], list[Finding]]
@@ -46,11 +45,11 @@ def _of_machine(check: MachineCheck) -> Callable[[Facts, Settings], list[Finding
 
 
 def _volume(facts: Facts, settings: Settings) -> list[Finding]:
-    return check_volume(facts.volume, settings) if facts.volume else []
+    return check_volume(facts.volume, settings, facts.models) if facts.volume else []
 
 
-def _models(facts: Facts, settings: Settings) -> list[Finding]:
-    # Without volume and ComfyUI there is no place yet where a model could be missing.
+def _models(facts: Facts, _: Settings) -> list[Finding]:
+    # Without volume and ComfyUI there is no place yet for a model to be missing from.
     nowhere = facts.layout is not None and facts.layout.comfyui is None
     if facts.models is None or (nowhere and not facts.models.roots):
         return []
@@ -62,8 +61,6 @@ def _models(facts: Facts, settings: Settings) -> list[Finding]:
         facts.models,
         gpu_memory=max((g.memory_total for g in gpus if g.memory_total), default=None),
         memory_limit=machine.memory.limit if machine and machine.memory else None,
-        volume_root=facts.layout.root if facts.layout else None,
-        names=names_that_hold(facts.volume, settings) if facts.volume else frozenset(),
         reported={*(link.path for link in volume.links), *(stray.path for stray in misspelt)},
         loose={stray.path: stray.belongs for stray in volume.models.loose},
     )

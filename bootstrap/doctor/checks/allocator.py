@@ -3,13 +3,13 @@
 What we recommend, and when to change it:
 
 - `PYTORCH_CUDA_ALLOC_CONF=max_split_size_mb:256` together with `--disable-cuda-malloc`, for a
-  ComfyUI without dynamic VRAM, when nothing else is set: blocks above 256 MB are not cut up, so
-  memory fragments less. The worker sets both there, and neither with dynamic VRAM (on by default
-  since 0.16), which manages the GPU's memory itself: comfyui/launch.py. A lower value (128)
-  fragments still less and is slower; a higher one (512) suits big video models.
-- `MALLOC_ARENA_MAX=2`, always: glibc gives threads up to 8 arenas a core, and those keep what was
-  freed, so a worker on a machine with many cores grows by gigabytes until the container's limit
-  kills it. Raise it to 4 if CPU-heavy nodes with many threads got slower; unneeded with tcmalloc,
+ComfyUI without dynamic VRAM, if nothing else is set: blocks above 256 MB are not split, so memory
+fragments less. The worker sets both then, and neither with dynamic VRAM (on by default since 0.16),
+which manages GPU memory itself: comfyui/launch.py. A lower value (128) fragments even less but is
+slower; a higher one (512) suits big video models. - `MALLOC_ARENA_MAX=2`, always: glibc creates up
+to 8 arenas per core, which keep freed memory, so a worker on a machine with many cores grows by
+gigabytes until the container's limit kills it. Raise it to 4 if CPU-heavy nodes with many threads
+got slower; unneeded with tcmalloc,
   jemalloc or mimalloc preloaded. Source: mallopt(3).
 
 Sources: torch's c10/cuda/CUDAAllocatorConfig.cpp and c10/core/AllocatorConfig.h (2.0 to 2.10),
@@ -20,8 +20,7 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import NamedTuple
+from collections.abc import Iterator, Mapping, Sequence
 
 from bootstrap.comfyui import Allocator
 from bootstrap.comfyui.launch import CONF_NAMES, RECOMMENDED
@@ -33,7 +32,7 @@ from bootstrap.doctor.facts.machine import MachineFacts, Preload
 from bootstrap.environment.torch_build import TorchBuild, version_numbers
 
 NATIVE, ASYNC = "native", "cudaMallocAsync"
-OLD_NAME, NEW_NAME = CONF_NAMES  # the new one wins from torch 2.9 on
+OLD_NAME, NEW_NAME = CONF_NAMES  # the new name wins since torch 2.9
 _NEW_NAME_SINCE = (2, 9)
 _ALLOCATORS = ("tcmalloc", "jemalloc", "mimalloc")
 _SHOWN = 200  # characters of a variable
@@ -55,110 +54,52 @@ CODES = {
     "env.preload_several": "LD_PRELOAD names more than one allocator.",
 }
 
-_Rule = tuple[Callable[[str], bool], str]  # does torch take a value; what it must be
-_POWERS = "1 2 4 8 16 32 64 128".split()
+_Rule = tuple[str, str]  # a pattern of the values that torch takes; what they must be
 _DIVISIONS = "(?:0|1|2|4|8|16|32|64|128|256|512|1024)"
 _PAIR = rf"(?:\d+|>):{_DIVISIONS}"
-_ROUNDUP = re.compile(rf"{_DIVISIONS}|\[{_PAIR}(?:;{_PAIR})*\]")
-_LIST = re.compile(r"\[[^\[\]]*\]")  # its commas do not divide pairs
-_BOOLEAN: _Rule = (lambda v: v in ("True", "False"), "`True` or `False`")
-_SIZE: _Rule = (lambda v: bool(whole(v)), "MB above 0")
+_LIST = re.compile(r"\[[^\[\]]*\]")  # its commas do not separate pairs
+_BOOLEAN: _Rule = ("True|False", "`True` or `False`")
+_SIZE: _Rule = (r"0*[1-9]\d*", "MB above 0")
 # torch raises below 20 (from 2.9 on) or up to and including 20 (before).
-_SPLIT: _Rule = (lambda v: (whole(v) or 0) > 20, "a whole number of MB above 20")
-_SHARE = "between 0 and 1, such as 0.8"
-# Keys that shape how the native allocator cuts memory up: no effect under cudaMallocAsync.
+_SPLIT: _Rule = (r"0*(2[1-9]|[3-9]\d|[1-9]\d\d+)", "a whole number of MB above 20")
+_PART, _SHARE = r"0*\.\d*[1-9]\d*", "between 0 and 1, such as 0.8"
+# Keys for how the native allocator splits memory: no effect with cudaMallocAsync.
 _NATIVE_ONLY: Mapping[str, _Rule] = {
     "max_split_size_mb": _SPLIT,
     "max_non_split_rounding_mb": _SPLIT,
-    "garbage_collection_threshold": (lambda v: 0 < _number(v) < 1, _SHARE),
+    "garbage_collection_threshold": (_PART, _SHARE),
     "expandable_segments": _BOOLEAN,
     "roundup_power2_divisions": (
-        lambda v: bool(_ROUNDUP.fullmatch(v)),
+        rf"{_DIVISIONS}|\[{_PAIR}(;{_PAIR})*\]",
         "a power of two or a list like [256:1,>:4]",
     ),
     "roundup_bypass_threshold_mb": _SIZE,
     "release_lock_on_cudamalloc": _BOOLEAN,
 }
+_SWITCHES = (
+    "release_lock_on_hipmalloc pinned_use_cuda_host_register pinned_use_hip_host_register "
+    "pinned_use_background_threads graph_capture_record_stream_reuse pinned_free_catch_all "
+    "throw_on_cudamalloc_oom"
+)
 _RULES: Mapping[str, _Rule] = {
     **_NATIVE_ONLY,
-    "backend": (lambda v: v in (NATIVE, ASYNC), f"`{NATIVE}` or `{ASYNC}`"),
-    "per_process_memory_fraction": (lambda v: 0 < _number(v) <= 1, _SHARE),
-    "pinned_num_register_threads": (lambda v: v in _POWERS, "1, 2, 4 … 128"),
+    "backend": (f"{NATIVE}|{ASYNC}", f"`{NATIVE}` or `{ASYNC}`"),
+    "per_process_memory_fraction": (rf"{_PART}|1(\.0*)?", _SHARE),
+    "pinned_num_register_threads": ("1|2|4|8|16|32|64|128", "1, 2, 4 … 128"),
     "pinned_reserve_segment_size_mb": _SIZE,
     "large_segment_size_mb": _SIZE,
-    "release_lock_on_hipmalloc": _BOOLEAN,
-    "pinned_use_cuda_host_register": _BOOLEAN,
-    "pinned_use_hip_host_register": _BOOLEAN,
-    "pinned_use_background_threads": _BOOLEAN,
-    "graph_capture_record_stream_reuse": _BOOLEAN,
-    "pinned_free_catch_all": _BOOLEAN,
-    "throw_on_cudamalloc_oom": _BOOLEAN,
+    **dict.fromkeys(_SWITCHES.split(), _BOOLEAN),
 }
 
 
-def _number(text: str) -> float:
-    try:
-        return float(text)
-    except ValueError:
-        return float("nan")
-
-
-class Problem(NamedTuple):
-    """Something torch would raise at. `kind` is `unknown_key`, `value` or `syntax`.
-
-    `nearest` is the known key an unknown one was probably meant to be.
-    """
-
-    kind: str
-    text: str
-    nearest: str | None = None
-
-
-class AllocConf(NamedTuple):
-    """The settings, in order, and what is wrong with them."""
-
-    settings: tuple[tuple[str, str], ...] = ()
-    problems: tuple[Problem, ...] = ()
-
-    @property
-    def backends(self) -> list[str]:
-        """Every backend that is named."""
-        return list(dict.fromkeys(value for key, value in self.settings if key == "backend"))
-
-    @property
-    def native_only(self) -> list[str]:
-        """The keys that have no effect under cudaMallocAsync."""
-        return list(dict.fromkeys(key for key, _ in self.settings if key in _NATIVE_ONLY))
-
-
-def parse_alloc_conf(text: str) -> AllocConf:
-    """`key:value,key:value`, where a value may be a list in brackets. Never raises.
-
-    One comma at the end is allowed, as torch allows it.
-    """
+def _pairs_in(text: str) -> list[tuple[str, str]]:
+    """`key:value,key:value`, where a value may be a list in brackets. One comma at the end is
+    allowed, as torch allows it."""
     text = _LIST.sub(lambda found: found[0].replace(",", ";"), "".join(text.split()))
     items = text.split(",") if text else []
     if len(items) > 1 and not items[-1]:
         items.pop()
-    pairs = [(key, value) for key, _, value in (item.partition(":") for item in items)]
-    problems = (_problem(key, value) for key, value in pairs)
-    return AllocConf(
-        tuple((key, value) for key, value in pairs if key in _RULES and value),
-        tuple(problem for problem in problems if problem),
-    )
-
-
-def _problem(key: str, value: str) -> Problem | None:
-    """What torch would say against a pair; None when it would take it."""
-    if not (key or value):
-        return Problem("syntax", "there is a comma too many")
-    if key not in _RULES:
-        near = difflib.get_close_matches(key.lower(), sorted(_RULES), n=1, cutoff=0.75)
-        return Problem("unknown_key", key[:80], near[0] if near else None)
-    if not value:
-        return Problem("syntax", f"{key} has no value (`{key}:…`)")
-    takes, what = _RULES[key]
-    return None if takes(value) else Problem("value", f"{key} must be {what}")
+    return [(key, value) for key, _, value in (item.partition(":") for item in items)]
 
 
 def check_allocator(
@@ -167,12 +108,12 @@ def check_allocator(
     env: Mapping[str, str],
     chosen: Allocator | None = None,
 ) -> list[Finding]:
-    """Findings about the allocators of torch and of libc; `chosen` is what ComfyUI is started
-    with, None where no ComfyUI is known."""
+    """Findings about the allocators of torch and of libc; `chosen` is ComfyUI's allocator, None
+    without a known ComfyUI."""
     uses_gpu = gpu_expectation(facts.gpu, settings, env).expected
     found = _alloc_conf(settings, env, facts.torch, uses_gpu)
     if chosen is not None and chosen.dynamic:
-        # What makes native settings take effect is the poorer choice with dynamic VRAM.
+        # With dynamic VRAM, making native settings take effect is the worse choice.
         found = [f for f in found if f.code != "env.alloc_conf_no_effect"]
     preloaded = [a for p in facts.preloads if p.exists for a in _ALLOCATORS if a in p.name.lower()]
     return [
@@ -212,56 +153,70 @@ def _alloc_conf(
     settings: Settings, env: Mapping[str, str], torch: TorchBuild | None, uses_gpu: bool
 ) -> list[Finding]:
     given = {name: env[name] for name in (NEW_NAME, OLD_NAME) if name in env}
-    found = [_both(given)] if len(given) == 2 else []
+    found = list(_names(given, torch.version if torch else None))
     for name, text in given.items():
-        conf = parse_alloc_conf(text)
-        found += [_wrong(name, problem, uses_gpu) for problem in conf.problems]
-        if not conf.problems:
-            found += _effects(name, text, conf, settings, uses_gpu)
-    if NEW_NAME in given:
-        found += _too_new_name(torch.version if torch else None)
+        pairs = _pairs_in(text)
+        wrong = [f for pair in pairs for f in _wrong(name, *pair, uses_gpu)]
+        # ComfyUI's cuda_malloc.py appends its backend on most GPUs, unless set not to; with dynamic
+        # VRAM, in versions of 2026, it empties the variable instead: so these are warnings only.
+        flagged = "--disable-cuda-malloc" in settings.comfyui_args
+        appends = uses_gpu and name == OLD_NAME and not flagged
+        found += wrong or _effects(name, text.strip(), pairs, appends)
     if given and not found:
         shown = ", ".join(f"{name}={text[:_SHOWN]}" for name, text in given.items())
         found.append(ok("env.alloc_conf_good", f"{shown} is understood and takes effect."))
     return found
 
 
-def _both(given: Mapping[str, str]) -> Finding:
-    both = " and ".join(f"{name} (`{text[:_SHOWN]}`)" for name, text in given.items())
-    return warning(
-        "env.alloc_conf_both",
-        f"Both {both} are set; torch 2.9 and newer reads the first only, older ones the second, "
-        "and ComfyUI adds its backend to the second.",
-        f"Remove {NEW_NAME} {IN_ENDPOINT} and put what you want into {OLD_NAME}.",
-    )
+def _names(given: Mapping[str, str], version: str | None) -> Iterator[Finding]:
+    if len(given) == 2:
+        both = " and ".join(f"{name} (`{text[:_SHOWN]}`)" for name, text in given.items())
+        yield warning(
+            "env.alloc_conf_both",
+            f"Both {both} are set; torch 2.9 and newer reads the first only, older ones the "
+            "second, and ComfyUI adds its backend to the second.",
+            f"Remove {NEW_NAME} {IN_ENDPOINT} and put what you want into {OLD_NAME}.",
+        )
+    numbers = version_numbers(version)[:2] if version else ()
+    if NEW_NAME in given and len(numbers) == 2 and numbers < _NEW_NAME_SINCE:
+        yield warning(
+            "env.alloc_conf_name",
+            f"{NEW_NAME} is set, but ComfyUI's torch {version} reads {OLD_NAME} only.",
+            f"Rename it to {OLD_NAME} {IN_ENDPOINT}: newer ones read that too.",
+        )
 
 
-def _wrong(name: str, problem: Problem, uses_gpu: bool) -> Finding:
-    # torch raises at these, so that no job runs. A key that resembles none we know may be one
-    # of a newer torch; without a GPU they are not read.
-    nearest, unknown = problem.nearest, problem.kind == "unknown_key"
-    what = f"the key `{problem.text}` is unknown to torch" if unknown else problem.text
+def _wrong(name: str, key: str, value: str, uses_gpu: bool) -> Iterator[Finding]:
+    """What torch raises at, so that no job runs. A key that resembles none we know may be one of a
+    newer torch; without a GPU none is read."""
+    kind, report = "syntax", error if uses_gpu else warning
     fix = f"Correct it {IN_ENDPOINT}, for instance {OLD_NAME}={RECOMMENDED}, or remove {name}."
-    if nearest:
-        fix = f"Write `{nearest}` in place of it {IN_ENDPOINT}."
-    elif unknown:
-        fix = f"Remove it from {name} {IN_ENDPOINT}, or make sure your torch has it."
-    return (error if uses_gpu and (nearest or not unknown) else warning)(
-        f"env.alloc_conf_{problem.kind}",
-        f"{name}: {what}; torch raises at its first use of the GPU.",
-        fix,
-        **({"key": problem.text} if unknown else {}),
-    )
+    pattern, allowed = _RULES.get(key, ("", ""))
+    if not (key or value):
+        what = "there is a comma too many"
+    elif not pattern:
+        kind, what = "unknown_key", f"the key `{key[:80]}` is unknown to torch"
+        if near := difflib.get_close_matches(key.lower(), sorted(_RULES), n=1, cutoff=0.75):
+            fix = f"Write `{near[0]}` in place of it {IN_ENDPOINT}."
+        else:
+            report = warning
+            fix = f"Remove it from {name} {IN_ENDPOINT}, or make sure your torch has it."
+    elif not value:
+        what = f"{key} has no value (`{key}:…`)"
+    elif not re.fullmatch(pattern, value):
+        kind, what = "value", f"{key} must be {allowed}"
+    else:
+        return
+    message = f"{name}: {what}; torch raises at its first use of the GPU."
+    yield report(f"env.alloc_conf_{kind}", message, fix, key=key[:80])
 
 
 def _effects(
-    name: str, text: str, conf: AllocConf, settings: Settings, uses_gpu: bool
+    name: str, text: str, pairs: Sequence[tuple[str, str]], appends: bool
 ) -> Iterator[Finding]:
-    # ComfyUI's cuda_malloc.py appends its backend on most GPUs, unless set not to; with dynamic
-    # VRAM, in versions of 2026, it empties the variable instead: so these are warnings only.
-    flagged = "--disable-cuda-malloc" in settings.comfyui_args
-    appends = uses_gpu and name == OLD_NAME and not flagged
-    if appends and text.strip()[-1:] in ("", ","):
+    backends = list(dict.fromkeys(value for key, value in pairs if key == "backend"))
+    native = list(dict.fromkeys(key for key, _ in pairs if key in _NATIVE_ONLY))
+    if appends and text[-1:] in ("", ","):
         yield warning(
             "env.alloc_conf_syntax",
             f"{name} is blank or ends in a comma; ComfyUI appends `,backend:{ASYNC}` to it, and "
@@ -269,33 +224,24 @@ def _effects(
             f"Remove {name} {IN_ENDPOINT}, or set it to {RECOMMENDED} and add "
             "--disable-cuda-malloc to COMFYUI_ARGS.",
         )
-    elif len(conf.backends) > 1 or (appends and NATIVE in conf.backends):
+    elif len(backends) > 1 or (appends and NATIVE in backends):
         yield warning(
             "env.alloc_conf_backend",
-            f"{name} names the backend {' and '.join(conf.backends)}, and ComfyUI appends "
+            f"{name} names the backend {' and '.join(backends)}, and ComfyUI appends "
             f"`backend:{ASYNC}`: torch takes one when it loads, meets the other, and stops with "
             "'Allocator backend parsed at runtime != allocator backend parsed at load time'.",
             f"Remove `backend:…` from {name} and choose by flag: add --disable-cuda-malloc to "
             "COMFYUI_ARGS for the native one.",
         )
-    elif conf.native_only and (appends or ASYNC in conf.backends):
-        drop = f"remove `backend:{ASYNC}` and " if ASYNC in conf.backends else ""
+    elif native and (appends or ASYNC in backends):
+        drop = f"remove `backend:{ASYNC}` and " if ASYNC in backends else ""
         yield warning(
             "env.alloc_conf_no_effect",
-            f"{name} sets {', '.join(conf.native_only)}, which has no effect: ComfyUI uses torch's "
+            f"{name} sets {', '.join(native)}, which has no effect: ComfyUI uses torch's "
             f"{ASYNC} allocator on most GPUs, and that ignores it.",
             f"To use it: {drop}add --disable-cuda-malloc to COMFYUI_ARGS (worth it when jobs end "
             f"in 'CUDA out of memory' with much memory reserved). Else remove {name}.",
-            keys=conf.native_only,
-        )
-
-
-def _too_new_name(version: str | None) -> Iterator[Finding]:
-    if version and len(numbers := version_numbers(version)[:2]) == 2 and numbers < _NEW_NAME_SINCE:
-        yield warning(
-            "env.alloc_conf_name",
-            f"{NEW_NAME} is set, but ComfyUI's torch {version} reads {OLD_NAME} only.",
-            f"Rename it to {OLD_NAME} {IN_ENDPOINT}: newer ones read that too.",
+            keys=native,
         )
 
 

@@ -10,7 +10,7 @@ from bootstrap.core.text import counted, named, shown, typed
 from bootstrap.doctor.facts.comfyui import ComfyUIFacts, WantedNodes
 from bootstrap.environment import PackagesFacts
 from bootstrap.environment.packs import Pack, PackState
-from bootstrap.nodes.installed import Found
+from bootstrap.nodes.installed import FoundPack
 
 CODES = {
     "comfyui.version": "Which ComfyUI it is.",
@@ -146,12 +146,12 @@ def _empty(pack: Pack) -> Finding:
 
 
 def _disable(pack: Pack) -> str:
-    """ComfyUI passes by folders with this ending; nothing is deleted."""
+    """ComfyUI skips folders with this suffix; nothing is deleted."""
     return typed("mv", pack.path, f"{pack.path}.disabled")
 
 
 def _twins(comfyui: ComfyUIFacts) -> Iterator[Finding]:
-    """Same name but for case, `-main` or `-master`: both are imported, the later one wins."""
+    """Same name except case, `-main` or `-master`: both are imported, and the later one wins."""
     same: dict[str, list[Pack]] = defaultdict(list)
     for pack in comfyui.active:
         plain = pack.name.lower().removesuffix("-main").removesuffix("-master")
@@ -169,7 +169,7 @@ def _twins(comfyui: ComfyUIFacts) -> Iterator[Finding]:
 
 
 def check_wanted_nodes(wanted: WantedNodes) -> list[Finding]:
-    """The packs that the manifest of nodes lists, and those that the volume's workflows need."""
+    """Missing packs of the node manifest, and packs that the volume's workflows need."""
     found = list(wanted.findings)
     if wanted.absent:
         found.append(_absent(wanted.absent))
@@ -177,7 +177,7 @@ def check_wanted_nodes(wanted: WantedNodes) -> list[Finding]:
     return found
 
 
-def _absent(absent: Sequence[Found]) -> Finding:
+def _absent(absent: Sequence[FoundPack]) -> Finding:
     names = [f"{each.path.name} ({each.what or 'missing'})" for each in absent]
     return warning(
         "nodes.absent",

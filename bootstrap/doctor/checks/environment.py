@@ -1,5 +1,5 @@
-"""Names and values of variables, and settings against each other and against what Runpod does.
-Tokens and allocators have modules of their own.
+"""Names and values of variables, and contradictions among settings and with Runpod's limits. Tokens
+and allocators have their own modules.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ from bootstrap.doctor.facts.machine import MachineFacts
 
 # Runpod calls a worker unhealthy after 7 minutes (RUNPOD_INIT_TIMEOUT, seconds).
 RUNPOD_INIT_TIMEOUT = 420.0
-# Between ComfyUI being given up and the worker saying so: log tail, findings, fitness report.
+# Between giving up on ComfyUI and the worker reporting it: log tail, findings, fitness report.
 BOOT_MARGIN = 15.0
-# Runpod refuses larger results (/run 10 MB, /runsync 20 MB) and the client gets none.
+# Runpod refuses larger results (/run 10 MB, /runsync 20 MB), and the client gets nothing.
 LARGEST_REPLY_MB = 20.0
 LARGEST_REQUEST_MB = 20.0
 CODES = {
@@ -38,7 +38,7 @@ CODES = {
     "env.bucket_incomplete": "Of a bucket's variables only some are set.",
     "env.bucket_by_month": "Nothing names the bucket, so it is the one of the month.",
 }
-# Variables of others that matter here, so that a wrong case is found.
+# Other programs' variables that matter here, to find wrong case.
 _FOREIGN = frozenset(
     [
         "PYTORCH_CUDA_ALLOC_CONF",
@@ -69,7 +69,7 @@ _NOT_READ = {
     "WEBSOCKET_RECONNECT_DELAY_S": "Remove it; a broken socket costs no job here",
     "WEBSOCKET_TRACE": "Remove it; COMFY_LOG_LEVEL=DEBUG shows what ComfyUI does",
 }
-# A name this like one of ours was meant to be it: two letters swapped, one other, some missing.
+# A name this similar to one of ours is a typo: letters swapped, changed or missing.
 _NEAR = 0.87
 
 
@@ -173,7 +173,7 @@ def check_environment(
 
 def _names(env: Mapping[str, str]) -> list[Finding]:
     ours = [n for v in variables().values() for n in (v.name, *v.aliases)]
-    # Aliases such as civitai_token beside CIVITAI_TOKEN: capitals are what is suggested.
+    # For aliases such as civitai_token and CIVITAI_TOKEN, capitals are suggested.
     known = sorted({*ours, *token_names(), *_FOREIGN}, reverse=True)
     by_folded = {name.casefold(): name for name in known}
     found = []

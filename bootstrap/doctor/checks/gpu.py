@@ -1,6 +1,6 @@
 """The GPU: is there one where one is expected, and does it really answer?
 
-Whether one is expected is decided in this order; the first that says something wins:
+Whether one is expected is decided in this order; the first source that says something wins:
 
 1. `GPU=required` or `GPU=none` (a setting of ours).
 2. `--cpu` in COMFYUI_ARGS: the user chose the CPU.
@@ -9,7 +9,7 @@ Whether one is expected is decided in this order; the first that says something 
 5. NVIDIA_VISIBLE_DEVICES naming devices (`0,1`, `GPU-…`). `all` says nothing: CUDA base images
    have it baked in, and run on CPU endpoints too; `void` and `none` mean no GPU.
 
-A GPU that answers is then judged by what the driver tells of it.
+A GPU that answers is then judged by the driver's data.
 """
 
 from __future__ import annotations
@@ -84,7 +84,7 @@ class Expectation:
 def gpu_expectation(
     gpu: GpuFacts | None, settings: Settings, env: Mapping[str, str]
 ) -> Expectation:
-    """Whether a GPU must be there, by the rules above."""
+    """Whether a GPU is expected, by the rules above."""
     if settings.gpu != "auto":
         return Expectation(settings.gpu == "required", f"GPU={settings.gpu} is set")
     if wants_cpu(settings):
@@ -106,7 +106,7 @@ def wants_cpu(settings: Settings) -> bool:
 
 
 def promised_gpus(env: Mapping[str, str]) -> int | None:
-    """How many GPUs Runpod says this worker has; None where it says nothing."""
+    """The number of GPUs that Runpod promises this worker; None if it says nothing."""
     text = env.get("RUNPOD_GPU_COUNT", "").strip()
     return whole(text)
 
@@ -147,7 +147,7 @@ def _not_expected(
             )
         ]
     found = [info("gpu.none", f"No GPU, and none is expected: {why}.")]
-    # COMFYUI_ARGS that were refused for another flag are a finding of their own.
+    # COMFYUI_ARGS that were refused for another flag have their own finding.
     if not wants_cpu(settings) and "--cpu" not in env.get("COMFYUI_ARGS", "").split():
         found.append(
             warning(
@@ -218,7 +218,7 @@ def _cuda_failed(
     if code == CUDA_NO_DEVICE:
         return _none_visible(gpu, env, why)
     if code == CUDA_OUT_OF_MEMORY:
-        # Our own ComfyUI may well fill it: that is what it is for.
+        # Our own ComfyUI may fill it, as it should.
         return None if comfyui_running else _memory_full(gpu)
     said = f"{gpu.cuda.failed} returned {code} ({_CUDA_CODES.get(code, 'see CUresult in cuda.h')})"
     if code == CUDA_COMPAT_NOT_SUPPORTED:
@@ -303,7 +303,7 @@ def _names(gpu: GpuFacts) -> str:
     return ", ".join(dict.fromkeys(names)) or "name unknown"
 
 
-# The driver itself takes 0.3 to 0.7 GB; what is above this share belongs to another process.
+# The driver itself uses 0.3 to 0.7 GB; more than this share belongs to another process.
 TAKEN_SHARE = 0.10
 TAKEN_BYTES = 1 * GB
 # nvmlReturn_t, nvml.h
@@ -326,7 +326,7 @@ _SERIOUS = {
 def check_gpu_health(
     facts: MachineFacts, settings: Settings, env: Mapping[str, str]
 ) -> list[Finding]:
-    """Findings about GPUs that are there; nothing where none is expected or the driver hangs."""
+    """Findings about GPUs; nothing if none is expected or the driver hangs."""
     gpu = facts.gpu
     if gpu is None or gpu.silent_in or not gpu_expectation(gpu, settings, env).expected:
         return []

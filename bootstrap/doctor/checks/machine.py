@@ -1,4 +1,4 @@
-"""The machine but for its GPU: memory, CPU, local disk, /dev/shm, open files, clock, Python."""
+"""The machine without its GPU: memory, CPU, local disk, /dev/shm, open files, clock, Python."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from bootstrap.core.memory import CpuFacts, MemoryFacts
 from bootstrap.core.text import GB, MB
 from bootstrap.doctor.facts.machine import DiskFacts, MachineFacts
 
-# ComfyUI with torch takes 0.5 GB before any model, and a checkpoint passes through memory on its
-# way to the GPU: an SDXL one has 6.5 GB. The SDK's own system check asks for 4 GB as well.
+# ComfyUI with torch uses 0.5 GB before any model, and a checkpoint passes through memory on its way
+# to the GPU: SDXL's is 6.5 GB. The SDK's own system check requires 4 GB too.
 SMALL_LIMIT = 4 * GB
 LOW_AVAILABLE = 1 * GB
-# Below two cores ComfyUI's imports, 10 s of CPU, are most of a cold start.
+# With fewer than two cores, ComfyUI's imports (10 s of CPU) dominate a cold start.
 FEW_CORES = 2.0
 CODES = {
     "memory.good": "The container's memory limit, where it is set, and what is left of it.",
@@ -40,17 +40,17 @@ CODES = {
 # ComfyUI's code, its temp folder and a job's inputs and outputs are on local disk; a single video
 # job can need 2 GiB.
 LOW_DISK = 2 * GB
-# Not even a log and a picture fit: another worker starts with an empty disk.
+# Not even a log and a picture fit; another worker starts with an empty disk.
 FULL_DISK = 64 * MB
 FEW_INODES = 10_000  # a copy of ComfyUI with some node packs has 2,000 to 8,000 files
 # torch's DataLoader workers pass tensors through it; ComfyUI itself hardly uses it. Docker's
 # default is 64 MB.
 SMALL_SHM = 64 * MB
-# Each mapped weights file, socket and node's file takes one; parallel reads some hundred.
+# Each mapped weights file, socket and node's file takes one; parallel reads take hundreds.
 FEW_FILES = 4096
 # Before this project existed; TLS certificates are then not yet valid.
 FIRST_YEAR = 2025
-# Files can carry a build machine's time, so an hour or a time zone proves nothing.
+# Files may have a build machine's time, so an hour or a time zone proves nothing.
 CLOCK_TOLERANCE = 86_400.0
 OLDEST_PYTHON = (3, 10)
 
@@ -171,7 +171,7 @@ def _failed_probes(facts: MachineFacts) -> list[Finding]:
 def _disks(facts: MachineFacts) -> list[Finding]:
     disks = [d for d in (facts.root_disk, facts.temp) if d]
     same = len(disks) == 2 and disks[0].device == disks[1].device
-    # `/` being read-only is a way to harden a container; what is written to is the temp folder.
+    # A read-only `/` is a way to harden a container; the worker writes to the temp folder.
     written = disks[-1:] if same or (facts.temp and disks[0].read_only) else disks
     return [f for disk in written for f in _disk(disk)]
 

@@ -1,4 +1,4 @@
-"""Are the weights files what their names say? Judged from what their beginnings showed."""
+"""Are the weights files what their names say? Judged by their beginnings."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import NamedTuple
 from bootstrap.core.findings import Finding, info, warning
 from bootstrap.core.text import counted, named, shown, size_text, typed
 from bootstrap.doctor.facts.inventory import Inventory, ModelFile
-from bootstrap.models.weights_file import State
+from bootstrap.models.weights_file import WeightsState
 from bootstrap.volume.categories import PICKLES, extension_of
 
 CODES = {
@@ -32,7 +32,7 @@ _IF_QUIET = "If nothing is downloading there now: {delete}, then download again.
 
 
 class _Fault(NamedTuple):
-    """What is said of files in one state; the names in braces are those of `_words_for`."""
+    """The texts for files in one state; the names in braces are those of `_words_for`."""
 
     code: str
     verb: tuple[str, str]
@@ -44,39 +44,41 @@ _HAS, _IS = ("has", "have"), ("is", "are")
 _MESSAGE = _Fault(
     "models.server_message", _IS, "{files} a server's message, not a model: {details}.", _AGAIN
 )
-_FAULTS: Mapping[State, _Fault] = {
-    State.EMPTY: _Fault(
+_FAULTS: Mapping[WeightsState, _Fault] = {
+    WeightsState.EMPTY: _Fault(
         "models.empty_file",
         _HAS,
         "{files} zero bytes.",
         "{delete}, then download again (a full volume leaves such files too: `df -h`).",
     ),
-    State.TRUNCATED: _Fault("models.truncated", _IS, "{files} cut off: {lengths}.", _IF_QUIET),
-    State.TOO_LONG: _Fault(
+    WeightsState.TRUNCATED: _Fault(
+        "models.truncated", _IS, "{files} cut off: {lengths}.", _IF_QUIET
+    ),
+    WeightsState.TOO_LONG: _Fault(
         "models.too_long",
         _HAS,
         "{files} bytes after the end: {lengths}. Two downloads wrote into one file, or one was "
         "resumed at the wrong place.",
         "{delete}, then download again.",
     ),
-    State.DAMAGED: _Fault("models.damaged", _IS, "{files} damaged: {details}.", _IF_QUIET),
-    # A good file that ComfyUI opens with the wrong reader.
-    State.MISLABELLED: _Fault(
+    WeightsState.DAMAGED: _Fault("models.damaged", _IS, "{files} damaged: {details}.", _IF_QUIET),
+    # An intact file that ComfyUI opens with the wrong reader.
+    WeightsState.MISLABELLED: _Fault(
         "models.mislabelled",
         _HAS,
         "{files} the wrong extension and will not load: {formats}.",
         "{renames} (and choose the new name in the workflow).",
     ),
-    State.PAGE: _Fault(
+    WeightsState.PAGE: _Fault(
         "models.web_page",
         _IS,
         "{files} a web page, not a model: {details}. The site wanted a login, or the address was "
         "that of a page.",
         _AGAIN,
     ),
-    State.JSON: _MESSAGE,
-    State.TEXT: _MESSAGE,
-    State.POINTER: _Fault(
+    WeightsState.JSON: _MESSAGE,
+    WeightsState.TEXT: _MESSAGE,
+    WeightsState.POINTER: _Fault(
         "models.lfs_pointer",
         _IS,
         "{files} a Git LFS pointer of some bytes; the model itself{of_size} was never fetched "
@@ -122,8 +124,8 @@ def _words_for(files: Sequence[ModelFile], verb: tuple[str, str]) -> Mapping[str
 
 
 def pickles(models: Sequence[ModelFile]) -> list[Finding]:
-    """Nothing to fix at once: many upscalers exist as .pth only."""
-    found = [f for f in models if extension_of(f.name) in PICKLES and f.state is State.GOOD]
+    """No immediate fix: many upscalers exist as .pth only."""
+    found = [f for f in models if extension_of(f.name) in PICKLES and f.state is WeightsState.GOOD]
     if not found:
         return []
     return [
@@ -139,7 +141,7 @@ def pickles(models: Sequence[ModelFile]) -> list[Finding]:
 
 
 def duplicates(groups: Sequence[Sequence[ModelFile]]) -> list[Finding]:
-    """Files that look the same; cmp decides before anything is deleted."""
+    """Files that look identical; cmp decides before anything is deleted."""
     if not groups:
         return []
     wasted = sum(group[0].size * (len(group) - 1) for group in groups)
@@ -171,15 +173,15 @@ def _renamed(file: ModelFile) -> str:
     return stem + file.examined.detail
 
 
-# In a finding's details, where programs read them.
+# In a finding's details, for programs.
 MOST_PATHS = 50
 MOST_PATH = 300
-# In a command that one is to type.
+# In a command to type.
 MOST_TYPED = 5
 
 
 def place(file: ModelFile) -> str:
-    """The file as seen from beside its model folder: `models/loras/x.safetensors`."""
+    """The file's path from beside its model folder: `models/loras/x.safetensors`."""
     return f"{file.root.name}/{file.path}"
 
 
@@ -191,22 +193,22 @@ def about(files: Sequence[ModelFile], one: str, many: str) -> str:
 
 
 def command(*commands: str) -> str:
-    """Commands in a fix, one after another, as what can be copied."""
+    """The commands of a fix, joined for copying."""
     return f"`{'; '.join(commands)}`"
 
 
 def move(path: str, to: str) -> str:
-    """The command that gives a file another name, if that is free."""
+    """The command that renames a file, if the new name is free."""
     return typed("mv", "-n", "--", path, to)
 
 
 def delete(files: Sequence[ModelFile]) -> str:
-    """The command that deletes them, the first few where there are many."""
+    """The command that deletes them, or the first few of many."""
     remove = command(typed("rm", "--", *(f.full_path for f in files[:MOST_TYPED])))
     more = len(files) - MOST_TYPED
     return f"{remove} (and the {counted(more, 'other')})" if more > 0 else remove
 
 
 def paths_of(files: Sequence[ModelFile]) -> list[str]:
-    """Paths for a finding's details, bounded in number and length."""
+    """Paths for a finding's details, limited in number and length."""
     return [os.path.join(f.root, f.path)[-MOST_PATH:] for f in files[:MOST_PATHS]]

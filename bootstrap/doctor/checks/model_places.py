@@ -1,4 +1,4 @@
-"""Do the models lie where ComfyUI looks, under names that it lists?"""
+"""Are the models where ComfyUI looks, with names that it lists?"""
 
 from __future__ import annotations
 
@@ -45,22 +45,22 @@ CODES = {
     "models.archive": "A packed model, which ComfyUI does not list",
     "models.partial_download": "Downloads that are under way or were broken off",
 }
-# A download is `NAME.part` until it is whole; file systems take 255 bytes.
+# A download is `NAME.part` until it is complete; file systems allow 255 bytes.
 LONGEST_NAME = 255 - 6
-# A backslash is a folder separator to ComfyUI on Windows, where many workflows come from.
+# A backslash is a folder separator for ComfyUI on Windows, where many workflows come from.
 _UNUSABLE = re.compile("[\x00-\x1f\x7f\\\\\udc80-\udcff]")
 PARTIAL = frozenset(
     {".part", ".aria2", ".crdownload", ".tmp", ".temp", ".incomplete", ".download", ".partial"}
     | {".!qb", ".opdownload", ".filepart"}
 )
 ARCHIVES = frozenset({".zip", ".rar", ".7z", ".tar", ".gz", ".tgz", ".xz", ".zst", ".bz2"})
-# Below this an unlisted file is a note, a preview or a configuration.
+# A smaller unlisted file is a note, a preview or a configuration.
 LEAST_MODEL = 10 * MB
-_MOST_MOVES = 5  # of folders in one command for people
+_MOST_MOVES = 5  # folders in one command
 _HIDDEN_ENDING = re.compile(
     r"(?P<real>\.(safetensors|sft|ckpt|pth?|gguf))(\.(?P<number>\d+)|\.txt|\.html?)$", re.IGNORECASE
 )
-# Large files that nodes and people keep beside models on purpose.
+# Large files that nodes and people keep beside models intentionally.
 _BESIDE_MODELS = frozenset(
     {".onnx", ".engine", ".json", ".txt", ".md", ".yaml", ".csv", ".png", ".jpg", ".jpeg", ".webp"}
     | {".gif", ".mp4", ".webm", ".pdf", ".model", ".msgpack", ".h5", ".py"}
@@ -106,7 +106,7 @@ def outer_spaces(paths: Sequence[str]) -> list[Finding]:
 
 
 def not_nfc(paths: Sequence[str]) -> list[Finding]:
-    """Mostly from macOS, which stores é as e and an accent."""
+    """Usually from macOS, which stores é as e and an accent."""
     found = [p for p in paths if not unicodedata.is_normalized("NFC", os.path.basename(p))]
     return _renaming(
         info,
@@ -119,7 +119,7 @@ def not_nfc(paths: Sequence[str]) -> list[Finding]:
 
 
 def too_long(paths: Sequence[str]) -> list[Finding]:
-    """Fine to read, but a download under that name would fail."""
+    """Readable, but a download with that name would fail."""
     found = [p for p in paths if len(os.fsencode(os.path.basename(p))) > LONGEST_NAME]
     return _renaming(
         info,
@@ -153,7 +153,7 @@ def differ_by_case(paths: Sequence[str]) -> list[Finding]:
 
 
 def _paths(inventory: Inventory) -> list[str]:
-    """Folders and models; notes and previews beside them do no harm."""
+    """Folders and models; notes and previews beside them are harmless."""
     folders = (os.path.join(root, path) for root, path in inventory.folders)
     return [*folders, *(f.full_path for f in inventory.files if f.is_weights)]
 
@@ -195,8 +195,8 @@ def check_places(
     loose: Mapping[str, str] = MappingProxyType({}),
     reported: Collection[str] = (),
 ) -> list[Finding]:
-    """Findings about folders, and about files that no loader lists; `loose` is the folder that a
-    single model belongs in by its contents, `reported` are folders that another check reports."""
+    """Findings about folders, and about files that no loader lists; `loose` has the proper folder
+    of single models by their contents, `reported` are folders that another check reports."""
     holdings = holdings_of(inventory)
     unlisted = [f for f in inventory.files if not f.is_model and f.inode is not None]
     partial = [f for f in unlisted if _is_partial(f)]
@@ -213,7 +213,7 @@ def check_places(
 
 
 def empty_categories(holdings: Sequence[Holding]) -> list[Finding]:
-    """Known folders with nothing for a loader; quite usual, often the answer to a question."""
+    """Known folders with nothing for a loader; common, but often the answer to a question."""
     empty = [h.name for h in holdings if h.known and not h.count and h.name != "configs"]
     if not empty:
         return []
@@ -227,7 +227,7 @@ def empty_categories(holdings: Sequence[Holding]) -> list[Finding]:
 
 
 def unknown_folders(holdings: Sequence[Holding], reported: Collection[str]) -> list[Finding]:
-    """Misspelt names as a warning, all others as information."""
+    """Misspelt names are a warning, all others information."""
     misnamed = [(h, c) for h, c in misnamed_in(holdings) if not {*h.folders} <= {*reported}]
     others = [h for h in holdings if _is_unknown(h) and not _meant(h.name)]
     findings = [_misnamed(misnamed)] if misnamed else []
@@ -245,7 +245,7 @@ def unknown_folders(holdings: Sequence[Holding], reported: Collection[str]) -> l
 
 
 def misnamed_in(holdings: Sequence[Holding]) -> list[tuple[Holding, Category]]:
-    """Folders with models in them whose names are nearly ComfyUI's, and what they stand for."""
+    """Folders with models and a misspelt name of ComfyUI's, and the name that was meant."""
     return [(h, meant) for h in holdings if _is_unknown(h) and (meant := _meant(h.name))]
 
 
@@ -256,7 +256,7 @@ def _is_unknown(holding: Holding) -> bool:
 def outside_category(
     files: Sequence[ModelFile], loose: Mapping[str, str] = MappingProxyType({})
 ) -> list[Finding]:
-    """Which folder is right depends on the model's kind, which its contents or its author tell."""
+    """The right folder depends on the model's kind, known from its contents or its author."""
     if not files:
         return []
     first = files[0]
@@ -280,7 +280,7 @@ def outside_category(
 
 
 def ignored_extensions(files: Sequence[ModelFile]) -> list[Finding]:
-    """`.safetensors.1` from wget, `.safetensors.txt` from a browser, or no model at all."""
+    """`.safetensors.1` from wget, `.safetensors.txt` from a browser, or not a model."""
     if not files:
         return []
     first = files[0]
@@ -298,7 +298,7 @@ def ignored_extensions(files: Sequence[ModelFile]) -> list[Finding]:
 
 
 def packed(files: Sequence[ModelFile]) -> list[Finding]:
-    """ComfyUI unpacks nothing."""
+    """ComfyUI does not unpack archives."""
     if not files:
         return []
     first = files[0]
@@ -321,7 +321,7 @@ def packed(files: Sequence[ModelFile]) -> list[Finding]:
 
 
 def partial_downloads(files: Sequence[ModelFile]) -> list[Finding]:
-    """Information only: another worker may be downloading at this moment."""
+    """Information only: another worker may be downloading right now."""
     if not files:
         return []
     size = sum(f.size for f in files)
@@ -350,7 +350,7 @@ def _misnamed(found: Sequence[tuple[Holding, Category]]) -> Finding:
 
 
 def _moved(source: str, name: str) -> str:
-    """The command that moves what is in the folder `source` to `name` beside it."""
+    """The command that moves the contents of the folder `source` to `name` beside it."""
     target = os.path.join(os.path.dirname(source), name)
     files, into = typed(os.path.join(source, "")) + "*", typed(os.path.join(target, ""))
     made, gone = typed("mkdir", "-p", target), typed("rmdir", "--", source)
@@ -358,7 +358,7 @@ def _moved(source: str, name: str) -> str:
 
 
 def _meant(folder: str) -> Category | None:
-    """The category a misspelt folder name stands for."""
+    """The category that a misspelt folder name means."""
     plain = folder.strip().lower().replace(" ", "_").replace("-", "_")
     name = OTHER_NAMES.get(plain) or OTHER_NAMES.get(folder.lower())
     if name:
@@ -376,7 +376,7 @@ def _is_archive(file: ModelFile) -> bool:
 
 
 def _is_ignored(file: ModelFile) -> bool:
-    """In a folder of ComfyUI's, and a model by its name or by its size."""
+    """In one of ComfyUI's folders, and a model by its name or its size."""
     if file.category is None or _is_partial(file) or _is_archive(file):
         return False
     if extension_of(file.name) in _BESIDE_MODELS:
@@ -386,7 +386,7 @@ def _is_ignored(file: ModelFile) -> bool:
 
 
 def _better_path(file: ModelFile) -> str:
-    """Where ComfyUI would list it: another folder, or the name without what hides its ending."""
+    """Where ComfyUI would list it: another folder, or the name without the extra suffix."""
     if file.is_weights:
         folder = "diffusion_models" if extension_of(file.name) == GGUF else "checkpoints"
         return os.path.join(file.root, folder, file.name)

@@ -1,39 +1,27 @@
-"""The models on the volume: are there any, are they whole, will ComfyUI list and load them?
+"""The models on the volume: are there any, are they complete, will ComfyUI list and load them?
 
-None of these findings is an error: a worker with one broken LoRA must still take the jobs that do
-not use it, and one without models may have them downloaded later.
+None of these findings is an error: a worker with one broken LoRA must still run jobs that do not
+use it, and one without models may download them later.
 """
 
 from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Collection, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Collection, Mapping
 from types import MappingProxyType
 
-from bootstrap.core.files import contains
 from bootstrap.core.findings import Finding, info, ok, warning
 from bootstrap.core.text import counted, named, shown, size_text, typed
 from bootstrap.doctor.checks import model_contents, model_places
 from bootstrap.doctor.checks.model_contents import (
-    MOST_PATH,
-    MOST_PATHS,
-    about,
     command,
-    delete,
-    paths_of,
     place,
 )
 from bootstrap.doctor.facts.inventory import Inventory, ModelFile, count_of, holdings_of, size_of
-from bootstrap.doctor.facts.walk import Entry
-from bootstrap.models.weights_file import State
+from bootstrap.models.weights_file import WeightsState
 
 CODES = {
-    "models.link_broken": "A broken link",
-    "models.link_other_mount": "A link leads to where the volume is mounted on another machine",
-    "models.link_loop": "A link leads to itself or to a folder it lies in",
-    "models.link_escapes": "A link leads out of the volume",
     "models.found": "How many models there are, in which categories",
     "models.none": "There is no model at all",
     "models.unopened": "Some model files were seen but not opened.",
@@ -44,124 +32,22 @@ CODES = {
     **model_places.CODES,
     **model_contents.CODES,
 }
-# ComfyUI computes in 16 bits where a model has more (comfy/model_management.py, unet_dtype).
+# ComfyUI computes in 16 bits if a model has more (comfy/model_management.py, unet_dtype).
 _ON_GPU = {"F64": 0.25, "F32": 0.5}
-
-
-def check_links(
-    inventory: Inventory,
-    volume_root: Path | None,
-    names: frozenset[str] = frozenset(),
-    reported: Collection[str] = (),
-) -> list[Finding]:
-    """Findings about symbolic links; `volume_root` is where the volume is mounted here, `names`
-    what leads to it on a worker as well, `reported` are links of which another check says it."""
-    broken = [
-        f for f in inventory.files if f.state is State.BROKEN_LINK and f.full_path not in reported
-    ]
-    foreign = [f for f in broken if f.relative is not None]
-    nowhere = [f for f in broken if f.relative is None]
-    loops = [
-        f for f in inventory.files if f.state is State.LOOPING_LINK and f.full_path not in reported
-    ]
-    return [
-        *other_mount(foreign, volume_root, names),
-        *broken_links(nowhere),
-        *looping_links(loops),
-        *escaping_links(inventory.escaping),
-    ]
-
-
-def other_mount(
-    files: Sequence[ModelFile], volume_root: Path | None, names: frozenset[str]
-) -> list[Finding]:
-    """Made on a Pod with an absolute text; relative links hold on both. Information where a
-    worker makes the other name a link to the volume."""
-    if not files or volume_root is None:
-        return []
-    commands = [typed("ln", "-sfn", "--", str(f.relative), f.full_path) for f in files[:3]]
-    held = all(any(contains(name, str(file.link)) for name in names) for file in files)
-    report = info if held else warning
-    return [
-        report(
-            "models.link_other_mount",
-            f"{about(files, 'is a link', 'are links')} to {_text(files[0])}, a place that "
-            f"exists where the volume is mounted elsewhere; here it is {volume_root}.",
-            f"Make it relative: {command(*commands)}",
-            paths=paths_of(files),
-        )
-    ]
-
-
-def broken_links(files: Sequence[ModelFile]) -> list[Finding]:
-    """ComfyUI lists them, takes jobs that use them, and fails when it opens them."""
-    if not files:
-        return []
-    return [
-        warning(
-            "models.link_broken",
-            f"{about(files, 'is a broken link', 'are broken links')} "
-            f"(to {_text(files[0])}). Jobs that use {'it' if len(files) == 1 else 'them'} fail.",
-            f"Put the model there, or remove the link: {delete(files)}",
-            paths=paths_of(files),
-        )
-    ]
-
-
-def looping_links(files: Sequence[ModelFile]) -> list[Finding]:
-    """ComfyUI's scan follows links without looking for loops, up to 40 levels deep."""
-    if not files:
-        return []
-    return [
-        warning(
-            "models.link_loop",
-            f"{about(files, 'is a link that leads', 'are links that lead')} back to where it lies "
-            f"({_text(files[0])}): ComfyUI walks round in it and lists every model many times.",
-            f"Remove the link: {delete(files)}",
-            paths=paths_of(files),
-        )
-    ]
-
-
-def escaping_links(entries: Sequence[Entry]) -> list[Finding]:
-    """There on this machine, gone on the next worker."""
-    if not entries:
-        return []
-    first = entries[0]
-    pairs = [f"{e.root.name}/{e.path} → {e.link}" for e in entries]
-    copy = typed("cp", "-rL", "--", first.full_path, first.full_path + ".copy")
-    swap = typed("rm", "--", first.full_path)
-    back = typed("mv", "--", first.full_path + ".copy", first.full_path)
-    return [
-        warning(
-            "models.link_escapes",
-            f"{counted(len(entries), 'link leads', 'links lead')} out of the volume: "
-            f"{named(pairs)}. Other workers and Pods do not have what is there.",
-            f"Copy it onto the volume: `{copy} && {swap} && {back}`",
-            paths=[e.full_path[-MOST_PATH:] for e in entries[:MOST_PATHS]],
-        )
-    ]
-
-
-def _text(file: ModelFile) -> str:
-    return shown(file.link or "")
 
 
 def check_models(
     inventory: Inventory,
     gpu_memory: int | None = None,
     memory_limit: int | None = None,
-    volume_root: Path | None = None,
-    names: frozenset[str] = frozenset(),
     reported: Collection[str] = (),
     loose: Mapping[str, str] = MappingProxyType({}),
 ) -> list[Finding]:
     """All findings about models, at most one for each code.
 
     `gpu_memory` and `memory_limit` (bytes) are the largest GPU's and the container's, None where
-    unknown or unlimited; `volume_root` is where the volume is mounted here, `names` are other
-    mount points that lead to it on a worker; `reported` are links that another check reports, and
-    `loose` the folder that a single model belongs in by its contents.
+    unknown or unlimited; `reported` are folders that another check reports, and `loose` the folder
+    that a single model belongs in by its contents.
     """
     return [
         *overview(inventory),
@@ -171,14 +57,13 @@ def check_models(
         *model_places.check_places(inventory, loose, reported),
         *model_contents.check_contents(inventory),
         *model_places.check_names(inventory),
-        *check_links(inventory, volume_root, names, reported),
         *larger_than_gpu(inventory, gpu_memory),
         *larger_than_memory(inventory, memory_limit),
     ]
 
 
 def overview(inventory: Inventory) -> list[Finding]:
-    """What there is, or that there is nothing."""
+    """What models there are, if any."""
     models = inventory.present
     if not models:
         return [] if not inventory.complete else [_none(inventory)]
@@ -196,7 +81,7 @@ def overview(inventory: Inventory) -> list[Finding]:
 
 
 def incomplete(inventory: Inventory) -> list[Finding]:
-    """A limit in number or time ended the look; what was not seen is not judged."""
+    """A limit in number or time ended the scan; what was not seen is not judged."""
     if inventory.complete:
         return []
     return [
@@ -211,9 +96,9 @@ def incomplete(inventory: Inventory) -> list[Finding]:
 
 
 def unopened(inventory: Inventory) -> list[Finding]:
-    """A light look opens so many files and no more."""
+    """A light scan opens a limited number of files."""
     weights = [f for f in inventory.files if f.is_weights]
-    unread = [f for f in weights if f.state is State.UNREAD and not f.examined.detail]
+    unread = [f for f in weights if f.state is WeightsState.UNREAD and not f.examined.detail]
     if not inventory.headers or not inventory.complete or not unread:
         return []
     return [
@@ -227,8 +112,8 @@ def unopened(inventory: Inventory) -> list[Finding]:
 
 
 def unreadable(inventory: Inventory) -> list[Finding]:
-    """Permissions, or a volume that fails."""
-    failed = [f for f in inventory.files if f.state is State.UNREADABLE]
+    """Permissions, or a failing volume."""
+    failed = [f for f in inventory.files if f.state is WeightsState.UNREADABLE]
     count = inventory.problem_count + len(failed)
     if not count:
         return []
@@ -250,7 +135,7 @@ def unreadable(inventory: Inventory) -> list[Finding]:
 
 
 def larger_than_gpu(inventory: Inventory, gpu_memory: int | None) -> list[Finding]:
-    """ComfyUI then loads it piece by piece: slow, not broken."""
+    """ComfyUI then loads it piece by piece: slow, but it works."""
     largest = max(inventory.models, key=_size_on_gpu, default=None)
     if gpu_memory is None or largest is None or _size_on_gpu(largest) <= gpu_memory:
         return []
@@ -269,7 +154,7 @@ def larger_than_gpu(inventory: Inventory, gpu_memory: int | None) -> list[Findin
 
 
 def larger_than_memory(inventory: Inventory, memory_limit: int | None) -> list[Finding]:
-    """The kernel ends ComfyUI with signal 9 when the container exceeds its limit."""
+    """The kernel kills ComfyUI with signal 9 if the container exceeds its limit."""
     largest = max(inventory.models, key=lambda f: f.size, default=None)
     if memory_limit is None or largest is None or largest.size <= memory_limit:
         return []

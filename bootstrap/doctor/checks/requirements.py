@@ -1,5 +1,5 @@
-"""What ComfyUI and each node pack require, against what its interpreter has installed; and whether
-its torch fits the driver and the GPU.
+"""Compares ComfyUI's and each node pack's requirements with what its interpreter has; and its torch
+with the driver and the GPU.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ CODES = {
     "gpu.torch_too_old": "ComfyUI's torch has no code for this GPU, which is newer.",
     "gpu.torch_too_new": "ComfyUI's torch has no code for this GPU any more.",
 }
-# A finding each for so many packs; the rest share one.
+# So many packs get a finding each; the rest share one.
 MOST_PACKS = 10
 TORCH = frozenset({"torch", "torchvision", "torchaudio"})
 _MET = "All that ComfyUI needs for jobs is installed."
@@ -50,9 +50,9 @@ def check_requirements(
     mode: str = INSTALL,
     kept: tuple[Record, Path] | None = None,
 ) -> list[Finding]:
-    """What ComfyUI and its nodes ask for, and do not have; none where the interpreter cannot be
-    used at all, which is another check's to say. `mode` is PACKAGES, `kept` the package set that a
-    worker uses, and its file: what it gives is said in the worker's own words."""
+    """Unmet requirements of ComfyUI and its nodes; none if the interpreter cannot be used at all,
+    which another check reports. `mode` is PACKAGES, `kept` the package set that a worker uses, and
+    its file: its contents are reported as by the worker."""
     if not judgement.packages.usable or comfyui.silent_after is not None:
         return []
     if judgement.judged_with is None:
@@ -65,7 +65,7 @@ def check_requirements(
 
 
 def _to_install(judgement: Judgement) -> Finding:
-    """What is true of a Pod, of a worker before its start, and of one that could not keep a set."""
+    """For a Pod, for a worker before its start, and for one that could not keep a set."""
     owners: dict[str, list[str]] = {}
     for verdict in judgement.unmet:
         owners.setdefault(verdict.owner, []).append(str(verdict))
@@ -195,7 +195,7 @@ def _torch_conflict(
     pack: Pack, torch: Sequence[Verdict], comfyui: ComfyUIFacts, packages: PackagesFacts
 ) -> Finding:
     file = pack.requirements.path if pack.requirements else pack.path
-    # What stays out of the file is asked for no more; the old file stays as .bak.
+    # Requirements outside the new file are dropped; the old file stays as .bak.
     script = "/^[[:space:]]*(torch|torchvision|torchaudio)([^A-Za-z0-9_.-]|$)/Id"
     flags = ["--break-system-packages"] if packages.managed else []
     kept = public_torch(packages)
@@ -250,16 +250,16 @@ def _details(judged: Sequence[Verdict]) -> dict[str, list[dict[str, str | None]]
     }
 
 
-# The first CUDA whose compiler knows GPUs of that compute capability, where a torch without code
-# for the whole generation cannot run at all: 9 Hopper, 10 and 12 Blackwell. Ada (8.9) runs
-# Ampere's code. Source: the compiler's "new features" in the CUDA release notes 11.8 and 12.8.
+# The first CUDA whose compiler knows GPUs of that compute capability, for generations on which a
+# torch without their code cannot run at all: 9 Hopper, 10 and 12 Blackwell. Ada (8.9) runs Ampere's
+# code. Source: the compiler's "new features" in the CUDA release notes 11.8 and 12.8.
 FIRST_CUDA = {8: (11, 0), 9: (11, 8), 10: (12, 8), 11: (13, 0), 12: (12, 8)}
 # CUDA 13 removed Maxwell, Pascal and Volta. Source: CUDA Toolkit 13.0 release notes.
 OLDEST_CAPABILITY_OF_13 = (7, 5)
 
 
 def check_torch(facts: MachineFacts, settings: Settings, env: Mapping[str, str]) -> list[Finding]:
-    """Findings about torch against driver and GPU; nothing where no GPU is expected or there."""
+    """Findings about torch versus driver and GPU; none without a GPU or if none is expected."""
     gpu = facts.gpu
     if gpu is None or not gpu.visible or not gpu_expectation(gpu, settings, env).expected:
         return []
@@ -270,7 +270,7 @@ def check_torch(facts: MachineFacts, settings: Settings, env: Mapping[str, str])
 
 
 def check_torch_build(build: TorchBuild, gpu: GpuFacts, python: str = "python") -> list[Finding]:
-    """The same for one torch; `python` is the interpreter that fixes name."""
+    """The same for one torch; `python` is the interpreter in the fixes."""
     if build.cuda is None:
         return [_without_cuda(build, python)]
     cuda = version_numbers(build.cuda)

@@ -13,18 +13,18 @@ CODES = {
     "throughput.small_files_slow": "The volume answers so slowly that starting ComfyUI suffers",
     "throughput.not_measured": "The volume's speed could not be measured",
 }
-# SDXL, the checkpoint most people know.
+# SDXL, the best-known checkpoint.
 EXAMPLE = int(6.5 * GB)
-# Reported of Runpod's volumes: 200 to 400 MB/s by one stream, 700 and more by several. Below this
-# a 6.5 GB checkpoint takes over a minute however it is read.
+# Reported for Runpod's volumes: 200 to 400 MB/s for one stream, 700 and more for several. Below
+# this a 6.5 GB checkpoint takes over a minute in any case.
 SLOW_RATE = 100 * MB
-# 1.5 to 2 ms are usual; ComfyUI with some nodes opens about 5,000 small files at its start.
+# 1.5 to 2 ms is usual; ComfyUI with some nodes opens about 5,000 small files at its start.
 SLOW_CALL = 0.010
 FILES_OF_A_START = 5000
 
 
 def check_throughput(measured: Throughput | None) -> list[Finding]:
-    """Findings of a deep look; none where nothing was measured on purpose."""
+    """Findings of a deep examination; none if nothing was measured."""
     if measured is None:
         return []
     if measured.one is None and measured.stat_seconds is None:
@@ -33,7 +33,7 @@ def check_throughput(measured: Throughput | None) -> list[Finding]:
 
 
 def reading(measured: Throughput) -> list[Finding]:
-    """The rates, and the time of a 6.5 GB checkpoint."""
+    """The rates, and the time for a 6.5 GB checkpoint."""
     if measured.one is None:
         return []
     best = max(measured.one.rate, measured.many.rate if measured.many else 0.0)
@@ -55,7 +55,7 @@ def reading(measured: Throughput) -> list[Finding]:
 
 
 def small_files(measured: Throughput) -> list[Finding]:
-    """The latency of metadata, and what thousands of small files cost with it."""
+    """Metadata latency, and what thousands of small files cost with it."""
     if measured.stat_seconds is None:
         return []
     opening = measured.open_seconds or measured.stat_seconds

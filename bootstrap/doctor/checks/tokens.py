@@ -1,6 +1,6 @@
-"""Tokens in the environment: there, but blank, quoted, spaced, or not what they seem.
+"""Tokens in the environment: blank, quoted, with spaces, or not what they seem.
 
-No finding carries a token, a part of one, or its length: names only.
+No finding contains a token, a part of one, or its length: names only.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ _KNOWN = (
     "RUNPOD_API_KEY",
     "COMFY_ORG_API_KEY",
 )
-# Two spellings of one thing: with different values one of them loses, silently.
+# Two names for one token: with different values one of them silently loses.
 _SAME = (("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN"), ("CIVITAI_TOKEN", "civitai_token"))
-# Names other tools use, which the libraries that matter here do not read.
+# Names of other tools, which the relevant libraries do not read.
 _OTHER_NAMES = {
     "HF_API_KEY": "HF_TOKEN",
     "HF_API_TOKEN": "HF_TOKEN",
@@ -64,13 +64,13 @@ def check_tokens(facts: MachineFacts, settings: Settings, env: Mapping[str, str]
 
 
 def token_names() -> frozenset[str]:
-    """Every name under which this project or its neighbours look for a secret."""
+    """Every name under which this project or related programs look for a secret."""
     declared = {n for v in variables().values() if v.kind.secret for n in (v.name, *v.aliases)}
     return frozenset(declared | set(_KNOWN))
 
 
 def _names(env: Mapping[str, str]) -> list[str]:
-    """Those that are set, but for one whose value the settings refuse: that says it already."""
+    """The names that are set, except those whose value the settings already refuse."""
     refused = {v.refused(env) for v in variables().values() if v.kind.secret}
     return sorted(name for name in token_names() if name in env and name not in refused)
 
@@ -99,13 +99,13 @@ def _token(name: str, value: str) -> Iterator[Finding]:
 
 
 def _spaced(value: str) -> bool:
-    """White space where a token has none; templates and `Bearer …` are other findings."""
+    """White space in a token; templates and `Bearer …` are other findings."""
     reported = value.startswith("{{") or value.lower().startswith("bearer ")
     return not reported and any(c.isspace() or not c.isprintable() for c in value)
 
 
 def _contents(name: str, text: str) -> Iterator[Finding]:
-    """At most one finding about what the token seems to be; `text` without quotes."""
+    """At most one finding about the token's contents; `text` without quotes."""
     if is_template(text):
         yield _finding(
             "unresolved",

@@ -1,6 +1,6 @@
-"""The volume: is it there, is there room, is everything where it is looked for?
+"""The volume: is it there, has it space, is everything where it should be?
 
-`check_volume` says all there is to say; `check_layout` is the short look at the start of a boot.
+`check_volume` is complete; `check_layout` is the short check at the start of a boot.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from bootstrap.doctor.checks.volume_layout import (
     several,
 )
 from bootstrap.doctor.checks.volume_links import check_leftovers, check_links, check_paths
+from bootstrap.doctor.facts.inventory import Inventory
 from bootstrap.doctor.facts.volume_facts import Access, Space, VolumeFacts, VolumeState
 from bootstrap.volume import COMFYUI, Layout
 
@@ -41,7 +42,7 @@ CODES = {
     "volume.slow": "Writing a tiny file to the volume takes seconds.",
     "volume.found": "Volume and ComfyUI are where they should be.",
 }
-#: How a network volume comes to an endpoint or a Pod.
+#: How to attach a network volume to an endpoint or a Pod.
 ATTACH = (
     "Attach it: Serverless > the endpoint > Manage > Edit Endpoint > Advanced > Network Volumes, "
     "then Save; it must be in one of the endpoint's datacenters, and workers started later have "
@@ -51,10 +52,10 @@ ATTACH = (
 TB = 1024**4
 # A handful of pictures or one video.
 LITTLE_ROOM = GB
-# A file system slows down when it is nearly full; of a large one, room for a big model is enough.
+# A nearly full file system is slow; on a large one, space for a big model is enough.
 LITTLE_SHARE, ENOUGH_ROOM = 0.02, 20 * GB
 FEW_INODES = 1000
-# Network volumes have 4 TB or a little more; a file system that tells more means its cluster.
+# Network volumes have about 4 TB at most; a file system that reports more means its cluster.
 IMPLAUSIBLE = 64 * TB
 # Four or five round trips of 2 ms each and a flush.
 SLOW_WRITE = 2.0
@@ -64,7 +65,7 @@ _GROW = "Or enlarge it: Storage > the volume > Edit."
 
 
 def check_presence(facts: VolumeFacts) -> list[Finding]:
-    """Why nothing else can be said about the volume; empty when it is there."""
+    """Why nothing else can be checked on the volume; empty if it is there."""
     root = shown(facts.root)
     if facts.silent_after is not None:
         return [_silent(facts, root)]
@@ -85,7 +86,7 @@ def check_presence(facts: VolumeFacts) -> list[Finding]:
 
 
 def _furnished(facts: VolumeFacts) -> bool:
-    """A worker whose volume vanished may have made `ComfyUI/output` on its own disk since."""
+    """A worker whose volume vanished may have created `ComfyUI/output` on its own disk."""
     return bool(
         facts.models.homes or facts.models.strays or facts.places or facts.comfyui_on_volume
     )
@@ -105,7 +106,7 @@ def _silent(facts: VolumeFacts, root: str) -> Finding:
 
 
 def _absent(facts: VolumeFacts, code: str, message: str) -> Finding:
-    """An image may bring its own ComfyUI and need no volume; setting VOLUME_PATH asks for one."""
+    """An image may have its own ComfyUI and need no volume, unless VOLUME_PATH is set."""
     if facts.meant is not None:
         message += f" Did you mean {shown(facts.meant)}?"
     if facts.comfyui is None:
@@ -116,7 +117,7 @@ def _absent(facts: VolumeFacts, code: str, message: str) -> Finding:
 
 
 def inside(root: str, volume: str, comfyui: str | None) -> Finding:
-    """Its own ComfyUI, models and nodes are not found from there; the image's may run."""
+    """The volume's ComfyUI, models and nodes are not found from there; the image's may run."""
     report = error if comfyui is None else warning
     return report(
         "volume.inside",
@@ -154,7 +155,7 @@ def _bad(facts: VolumeFacts, root: str) -> Finding:
 
 
 def io_error(root: str, what: str, name: str, text: str) -> Finding:
-    """A fresh worker has a fresh mount, so this is the machine's fault as far as can be seen."""
+    """Another worker gets another mount, so this counts as the machine's fault."""
     return host_error(
         "volume.io_error",
         f"The volume at {root} cannot be {what}: {text} ({name}).",
@@ -173,7 +174,7 @@ def check_disk(facts: VolumeFacts) -> list[Finding]:
 
 
 def _broken(facts: VolumeFacts) -> Finding | None:
-    """What a write reported that is neither a matter of room nor of rights."""
+    """A write error other than space or permissions."""
     trouble = facts.writing.trouble if facts.writing else None
     if trouble is None or trouble.name in (*_FULL, *_FORBIDDEN, "EROFS"):
         return None
@@ -313,7 +314,7 @@ def _not_writable(facts: VolumeFacts) -> Finding | None:
 
 
 def _is_written_to(access: Access) -> bool:
-    """Custom nodes' code and input files are read only."""
+    """Custom nodes' code and input files are only read."""
     return not access.path.endswith(("/custom_nodes", "/input"))
 
 
@@ -331,8 +332,11 @@ def _slow(facts: VolumeFacts) -> Finding | None:
     )
 
 
-def check_volume(facts: VolumeFacts, settings: Settings) -> list[Finding]:
-    """All findings about volume and links. What keeps everything else from being seen comes alone.
+def check_volume(
+    facts: VolumeFacts, settings: Settings, inventory: Inventory | None = None
+) -> list[Finding]:
+    """All findings about volume and links, those among the models (`inventory`) included. What
+    keeps everything else from being seen comes alone.
 
     It covers what `check_layout` says.
     """
@@ -340,7 +344,7 @@ def check_volume(facts: VolumeFacts, settings: Settings) -> list[Finding]:
     if absent:
         return absent
     found = [*check_disk(facts), *check_comfyui(facts), *check_nodes(facts), *check_models(facts)]
-    found += [*check_links(facts, settings), *check_paths(facts, settings)]
+    found += [*check_links(facts, settings, inventory), *check_paths(facts, settings)]
     found += check_leftovers(facts)
     return found if errors_in(found) else [_good(facts), *found]
 

@@ -1,4 +1,4 @@
-"""ComfyUI and models where they are looked for, or how to bring them there."""
+"""Are ComfyUI and models where they are looked for? If not, how to move them."""
 
 from __future__ import annotations
 
@@ -43,8 +43,8 @@ CODES = {
 
 
 def check_comfyui(facts: VolumeFacts) -> list[Finding]:
-    """Which ComfyUI is used, or why none is; nothing when it is where it is looked for first, or
-    the image's is meant to run."""
+    """Which ComfyUI is used, or why none is; nothing if it is in the first place, or the image's is
+    meant to run."""
     if facts.asked is not None:
         return [path_wrong(facts.asked, facts.places, facts.root)]
     if facts.rivals:
@@ -59,7 +59,7 @@ def check_comfyui(facts: VolumeFacts) -> list[Finding]:
 
 
 def check_nodes(facts: VolumeFacts) -> list[Finding]:
-    """Custom nodes that no ComfyUI reads; each folder of them with the link that shows it."""
+    """Custom nodes that no ComfyUI reads; for each folder the link that makes it visible."""
     if not facts.nodes or facts.comfyui is None:
         return []
     home = join(facts.home, CUSTOM_NODES)
@@ -81,7 +81,7 @@ def _shown_nodes(path: str, home: str) -> str:
 
 
 def elsewhere(comfyui: str, root: str) -> Finding:
-    """The only ComfyUI of the volume, or the one that was asked for."""
+    """The only ComfyUI on the volume, or the one that was requested."""
     return info(
         "volume.comfyui_elsewhere",
         f"ComfyUI is at {shown(comfyui)}, and used there.",
@@ -92,7 +92,7 @@ def elsewhere(comfyui: str, root: str) -> Finding:
 
 
 def several(rivals: Sequence[str], root: str) -> Finding:
-    """None is used: which one is meant is not known."""
+    """None is used, because it is unknown which one is meant."""
     paths = [relpath(path, root) for path in rivals]
     return error(
         "volume.comfyui_several",
@@ -104,7 +104,7 @@ def several(rivals: Sequence[str], root: str) -> Finding:
 
 
 def path_wrong(asked: str, others: Sequence[str], root: str) -> Finding:
-    """COMFYUI_PATH is set, so nothing else is used in its place."""
+    """COMFYUI_PATH is set, so no other is used in its place."""
     paths = [relpath(path, root) for path in others]
     there = f" There are ComfyUIs at {named(paths, MOST_RIVALS)}." if paths else ""
     fix = f"Set COMFYUI_PATH={typed(paths[0])}" if paths else "Correct COMFYUI_PATH"
@@ -119,7 +119,7 @@ def path_wrong(asked: str, others: Sequence[str], root: str) -> Finding:
 def check_models(facts: VolumeFacts) -> list[Finding]:
     """Folders of models that are not read where they are."""
     models = facts.models
-    # A ComfyUI that is yet to be brought here brings its models folder.
+    # A ComfyUI that is installed later has its own models folder.
     absent = facts.comfyui is not None and not models.homes and not models.wrong_case
     found = [_missing(facts)] if absent else []
     found += _moves(
@@ -138,8 +138,8 @@ def check_models(facts: VolumeFacts) -> list[Finding]:
 
 
 def _loose(files: Sequence[Stray], facts: VolumeFacts) -> list[Finding]:
-    """Single models at the root of the volume or of ComfyUI; in a models folder the inventory of
-    models sees them."""
+    """Single models at the root of the volume or of ComfyUI; the model inventory covers those in a
+    models folder."""
     found = [f for f in files if dirname(f.path) not in facts.models.homes]
     if not found:
         return []
@@ -178,7 +178,7 @@ def _spare(facts: VolumeFacts) -> list[Finding]:
 
 
 def _incomplete(facts: VolumeFacts) -> Finding:
-    """Git brings ComfyUI's own files back and leaves models, nodes and results alone."""
+    """Git restores ComfyUI's own files and leaves models, nodes and results alone."""
     path = facts.home
     if facts.expected is not None and ".git" in facts.expected.folders:
         command = f"git -C {quoted(path)} checkout -- main.py"
@@ -228,7 +228,7 @@ def _missing(facts: VolumeFacts) -> Finding:
 
 
 def _moves(strays: Sequence[Stray], code: str, sentence: str, facts: VolumeFacts) -> list[Finding]:
-    """One finding for all of a kind; what has the same name at its new place stays where it is."""
+    """One finding per kind; what has a name conflict at its new place stays where it is."""
     if not strays:
         return []
     paths, places = [s.path for s in strays], list(dict.fromkeys(s.belongs for s in strays))

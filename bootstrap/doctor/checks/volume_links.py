@@ -1,12 +1,10 @@
-"""What on the volume is broken, or leads to a place that is not here: links, venvs, model paths;
-leftovers.
-"""
+"""Links, venvs and model paths on the volume that are broken or lead elsewhere; leftovers."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from posixpath import basename, dirname, join, relpath
 
 from bootstrap.config import Settings
@@ -27,6 +25,7 @@ from bootstrap.core.text import (
     size_text,
     words,
 )
+from bootstrap.doctor.facts.inventory import Inventory
 from bootstrap.doctor.facts.volume_facts import Leads, LinkFact, VolumeFacts
 from bootstrap.doctor.facts.volume_places import BASE, ModelPath
 from bootstrap.environment import Venv
@@ -42,6 +41,10 @@ CODES = {
     "links.ours_broken": "Links made by the worker are broken: the models behind them are gone.",
     "links.endless": "Links lead to themselves or to a folder they lie in.",
     "links.outward": "Links lead off the volume, to what is on this machine only.",
+    "models.link_broken": "A broken link",
+    "models.link_other_mount": "A link leads to where the volume is mounted on another machine",
+    "models.link_loop": "A link leads to itself or to a folder it lies in",
+    "models.link_escapes": "A link leads out of the volume",
     "volume.venv_broken": "A virtual environment's Python is not on this machine.",
     "volume.venv_moved": "A virtual environment was made under another path.",
     "volume.paths_other_mount": "extra_model_paths.yaml names the other mount point.",
@@ -51,27 +54,30 @@ CODES = {
     "volume.leftovers": "Temporary files of killed workers are left.",
     "volume.put_aside": "Something was put aside when a link was removed, and never put back.",
 }
+_MOST_COPIES = 5  # in one command, which names each path five times
 _AWAY = (Leads.NOWHERE, Leads.LOOP)
 
 
-def check_links(facts: VolumeFacts, settings: Settings) -> list[Finding]:
-    """One finding a kind; a link is of one kind only."""
-    kinds: dict[str, list[LinkFact]] = {}
+def check_links(
+    facts: VolumeFacts, settings: Settings, inventory: Inventory | None = None
+) -> list[Finding]:
+    """One finding per kind; a link is of one kind only. Those among the models that the look at the
+    volume did not come by are the inventory's."""
     names = names_that_hold(facts, settings)
-    for link in facts.links:
-        kind = _kind(link, facts)
-        # Where both names of the volume lead to it, it does not matter which one a link has.
-        if kind == "links.other_mount" and link.home in names:
-            kind = "links.held_by_mount"
-        if kind is not None and not (kind == "links.absolute" and link.home in names):
+    seen = {link.path for link in facts.links}
+    among_models = [x for x in (inventory.links if inventory else ()) if x.path not in seen]
+    found = [(_kind(link, facts, names), link) for link in facts.links]
+    found += [(_kind_among_models(link, names), link) for link in among_models]
+    kinds: dict[str, list[LinkFact]] = {}
+    for kind, link in found:
+        if kind is not None:
             kinds.setdefault(kind, []).append(link)
     return [_KINDS[kind].finding(kind, links, facts) for kind, links in kinds.items()]
 
 
 def names_that_hold(facts: VolumeFacts, settings: Settings) -> frozenset[str]:
-    """The volume's mount points that lead to it on a worker, but for the one that it has here.
-
-    Seen on a Pod, where it is /workspace, that name is the one that a worker makes.
+    """The volume's other mount points on a worker, besides the one here. On a Pod, where it is
+    /workspace, that is the name that a worker creates.
     """
     if not settings.link_other_mount:
         return frozenset(str(m.path) for m in facts.other_mounts if m.state is Name.VOLUME)
@@ -80,22 +86,34 @@ def names_that_hold(facts: VolumeFacts, settings: Settings) -> frozenset[str]:
     return frozenset(here | others)
 
 
-def _kind(link: LinkFact, facts: VolumeFacts) -> str | None:
+def _kind(link: LinkFact, facts: VolumeFacts, names: frozenset[str]) -> str | None:
+    # If both names of the volume lead to it, links may use either.
+    holds = link.home in names
     if link.ours:
         return "links.ours_broken"
     if link.leads in _AWAY and link.relative is not None:
-        return "links.other_mount"
+        return "links.held_by_mount" if holds else "links.other_mount"
     if link.leads is Leads.NOWHERE:
         return "links.broken"
     if link.leads is Leads.LOOP or (link.leads is Leads.UP and _matters(link, facts)):
         return "links.endless"
     if link.leads is Leads.OUT:
         return "links.outward"
-    return "links.absolute" if link.relative is not None else None
+    return "links.absolute" if link.relative is not None and not holds else None
+
+
+def _kind_among_models(link: LinkFact, names: frozenset[str]) -> str:
+    if link.leads is Leads.OUT:
+        return "models.link_escapes"
+    if link.leads is Leads.LOOP:
+        return "models.link_loop"
+    if link.relative is None:
+        return "models.link_broken"
+    return "links.held_by_mount" if link.home in names else "models.link_other_mount"
 
 
 def _matters(link: LinkFact, facts: VolumeFacts) -> bool:
-    """Is it ComfyUI, models, or in one of them? The rest of the volume is not ours to judge."""
+    """Is it ComfyUI, models, or in one of them? The rest of the volume is not checked."""
     if facts.home == facts.root:
         return True
     tops = (facts.home, join(facts.root, COMFYUI), join(facts.root, MODELS))
@@ -107,9 +125,9 @@ _Links = Sequence[LinkFact]
 
 @dataclass(frozen=True)
 class _Kind:
-    """How links of one kind are reported. In `message`, {links} counts them, {names} are the mount
-    points they begin with, {root} is the volume's here; `command` repairs them, and `then` is what
-    else there is to say of that."""
+    """How links of one kind are reported. In `message`, {links} is their number, {names} are the
+    mount points they begin with, {root} is the volume's here; `command` repairs them, and `then` is
+    a remark on that."""
 
     message: str
     then: str = ""
@@ -118,7 +136,7 @@ class _Kind:
     noun: str = "link"
 
     def finding(self, code: str, links: _Links, facts: VolumeFacts) -> Finding:
-        """What is said of `links`, all of this kind."""
+        """The finding about `links`, all of this kind."""
         names = named(sorted({str(link.home) for link in links}))
         count = counted(len(links), self.noun)
         said = self.message.format(links=count, names=names, root=shown(facts.root))
@@ -142,7 +160,7 @@ def _remove(links: _Links) -> str:
 
 
 def _bring_in(links: _Links) -> str:
-    return chained([_brought_in(link.path) for link in links])
+    return chained([_brought_in(link.path) for link in links[:_MOST_COPIES]])
 
 
 def _brought_in(path: str) -> str:
@@ -156,15 +174,24 @@ def _if_it_matters(links: _Links, facts: VolumeFacts) -> Severity:
 
 
 def _if_on_pod(_: object, facts: VolumeFacts) -> Severity:
-    """What works on Serverless is fit for jobs; what works on the Pod only is not."""
+    """A link that works on Serverless is fit for jobs; one that works only on the Pod is not."""
     return Severity.INFO if facts.root == SERVERLESS else Severity.WARNING
 
 
 _RELATIVE = "Relative links work under every mount point."
+_OTHER_MOUNT = _Kind(
+    "Links that begin with {names}, but the volume is mounted at {root}", _RELATIVE, _relink
+)
+_ENDLESS = _Kind(
+    "Links to themselves or to a folder above, where ComfyUI's search never ends", "", _remove
+)
+_OUTWARD = _Kind(
+    "{links} off the volume, to what other machines do not have",
+    "That copies what they lead to onto the volume.",
+    _bring_in,
+)
 _KINDS: Mapping[str, _Kind] = {
-    "links.other_mount": _Kind(
-        "Links that begin with {names}, but the volume is mounted at {root}", _RELATIVE, _relink
-    ),
+    "links.other_mount": _OTHER_MOUNT,
     "links.held_by_mount": _Kind(
         "Links that begin with {names} are broken here; a worker makes that name a link to the "
         "volume, and then they hold",
@@ -190,17 +217,17 @@ _KINDS: Mapping[str, _Kind] = {
         "A worker that starts removes them, too.",
         _remove,
     ),
-    "links.endless": _Kind(
-        "{links} to itself or to a folder above: ComfyUI's search never ends there",
-        "",
+    "links.endless": _ENDLESS,
+    "links.outward": replace(_OUTWARD, severity=_if_it_matters),
+    "models.link_broken": _Kind(
+        "{links}, which ComfyUI lists and jobs cannot load",
+        "Or put the model there.",
         _remove,
+        noun="broken link",
     ),
-    "links.outward": _Kind(
-        "{links} off the volume, to what other machines do not have",
-        "That copies what they lead to onto the volume.",
-        _bring_in,
-        _if_it_matters,
-    ),
+    "models.link_other_mount": _OTHER_MOUNT,
+    "models.link_loop": _ENDLESS,
+    "models.link_escapes": _OUTWARD,
 }
 
 
@@ -209,12 +236,12 @@ def check_paths(facts: VolumeFacts, settings: Settings) -> list[Finding]:
     names = names_that_hold(facts, settings)
     found = [f for venv in facts.venvs for f in _venv(venv, facts, names)]
     if facts.paths_tabs:
-        return [*found, _tabs(facts)]  # nothing else is read of such a file
+        return [*found, _tabs(facts)]  # nothing else in such a file is read
     return [*found, *_absolute_paths(facts, names), *_missing(facts)]
 
 
 def check_leftovers(facts: VolumeFacts) -> list[Finding]:
-    """What of ours may go, and what needs a look."""
+    """Which of our files may be removed, and which need attention."""
     stale = [leftover for leftover in facts.leftovers if leftover.stale]
     kept = [x for x in stale if x.kind == "unlinking" and not x.removable]
     return _sweepable([x for x in stale if x.removable], facts) + _put_aside(kept, facts)
@@ -278,7 +305,7 @@ def _tabs(facts: VolumeFacts) -> Finding:
 
 
 def _absolute_paths(facts: VolumeFacts, names: frozenset[str]) -> list[Finding]:
-    """Those below a mount point that is not there here, or not everywhere; nothing where that name
+    """Paths below a mount point that does not exist here, or not everywhere; none if that name
     leads to the volume on a worker."""
     absolute = [p for p in facts.model_paths if p.home and p.there and p.home not in names]
     found = []
@@ -309,7 +336,7 @@ def _made_relative(
 
 
 def _respelt(paths: Sequence[ModelPath], facts: VolumeFacts) -> str:
-    """A sed command that makes the lines relative to the file, as ComfyUI reads them."""
+    """A sed command that makes the paths relative to the file, as ComfyUI reads them."""
     root = facts.root
     if facts.comfyui_on_volume:
         root = relpath(facts.real, facts.comfyui_real)
@@ -318,8 +345,7 @@ def _respelt(paths: Sequence[ModelPath], facts: VolumeFacts) -> str:
 
 
 def _missing(facts: VolumeFacts) -> list[Finding]:
-    """A base that is not there leaves all of its section unread; a category that is not
-    filled yet is nothing to worry about."""
+    """Without its base_path a whole section is unread; a missing category alone is harmless."""
     moved = {p.section for p in facts.model_paths if p.key == BASE and p.there and not p.exists}
     gone = [
         p

@@ -1,8 +1,8 @@
-"""What is true of this machine, this volume and this ComfyUI, gathered side by side.
+"""Facts about this machine, this volume and this ComfyUI, gathered in parallel.
 
-The modules here are the only probers; checks read what they return and ask nothing themselves. Each
-part has its own time, and what one cannot tell becomes a finding. Nothing is remembered: a worker
-can be frozen and thawed on another day, so it is gathered again each time.
+Only these modules probe; checks use what they return. Each part has its own time limit, and a
+failure becomes a finding. Nothing is cached: a worker can be frozen and thawed on another day, so
+facts are gathered again each time.
 """
 
 from __future__ import annotations
@@ -60,16 +60,16 @@ CODES = {
 _FAILED = "doctor.part_failed"
 LIGHT_SECONDS = 20.0
 DEEP_SECONDS = 300.0
-# Keeps a light look at 20,000 files within a tenth of a serial walk's time, as
-# benchmarks/check_volume_speed.py measures it.
+# Keeps a light scan of 20,000 files within a tenth of a serial walk's time
+# (benchmarks/check_volume_speed.py).
 LIGHT_HEADERS = 4000
 
 
 @dataclass(frozen=True)
 class Scope:
-    """What to look at. `deep` also reads from the volume to measure it. `comfyui_running`: our own
-    ComfyUI uses the GPU, which is then asked but not touched. `python` is ComfyUI's, where it has
-    been chosen, `judgement` what it has and lacks, where that has just been judged."""
+    """What to examine. `deep` also reads from the volume to measure it. `comfyui_running`: our own
+    ComfyUI uses the GPU, which is then queried but not used. `python` is ComfyUI's, if already
+    chosen, `judgement` its packages, if already judged."""
 
     sections: frozenset[str] = frozenset()
     deep: bool = False
@@ -79,16 +79,15 @@ class Scope:
     judgement: Judgement | None = None
 
     def includes(self, section: str) -> bool:
-        """Is this section asked for? All are when none is named."""
+        """Is this section requested? All are, if none is named."""
         return not self.sections or section in self.sections
 
 
 @dataclass
 class Facts:
-    """What was gathered; None for what was not asked for or is unknown.
-
-    `kept` is the package set that a worker with this Python uses, and its file. `node_log` is what
-    ComfyUI logged while it started; `findings` are of the gathering itself.
+    """The facts; None for what was not requested or is unknown. `kept` is the package set that a
+    worker with this Python uses, and its file. `node_log` is ComfyUI's log of its start; `findings`
+    are about the gathering itself.
     """
 
     env: Mapping[str, str]
@@ -110,12 +109,12 @@ class Facts:
 
     @property
     def packages(self) -> PackagesFacts | None:
-        """ComfyUI's Python, and what it has itself."""
+        """ComfyUI's Python and its own packages."""
         return self.judgement.packages if self.judgement else None
 
     def as_dict(self) -> dict[str, Any]:
-        """The facts as JSON-ready data; no environment, since that holds secrets, and those of
-        addresses (a requirement may have one) are masked."""
+        """The facts as JSON-ready data, without the environment; secrets in addresses (such as a
+        requirement's) are masked."""
         parts = {
             "volume": self.volume,
             "models": self.models,
@@ -129,12 +128,13 @@ class Facts:
 
 
 def gather(settings: Settings, env: Mapping[str, str], scope: Scope) -> Facts:
-    """Everything `scope` asks for; 20 s at most, 300 s when deep, however the volume behaves."""
+    """Everything in `scope`; takes at most 20 s, or 300 s if deep, however the volume behaves."""
     return _Gatherer(settings, env, scope).gather()
 
 
 class _Gatherer:
-    """Threads are daemons: a dead network mount holds one for ever, and nothing waits for it."""
+    """Its threads are daemons: a dead network mount may block one forever, and nothing waits for
+    it."""
 
     def __init__(self, settings: Settings, env: Mapping[str, str], scope: Scope) -> None:
         self._settings = settings
@@ -192,22 +192,22 @@ class _Gatherer:
             )
 
     def _links(self, layout: Layout) -> None:
-        """Only where everything is asked for: a boot plans its links itself, and says the same."""
+        """Only in a full examination: a boot plans its links itself, and reports the same."""
         if not self._scope.sections:
             self._facts.link_plan = plan_for(layout)
 
     def _manifest(self, layout: Layout) -> None:
-        """As for links: a boot reads it itself."""
+        """As with links: a boot reads it itself."""
         if not self._scope.sections:
             self._facts.findings += wanted_here(self._settings, layout).findings
 
     @property
     def _arguments(self) -> tuple[str, ...]:
-        """What ComfyUI is started with: the endpoint's flags, and the volume's."""
+        """ComfyUI's arguments: the endpoint's flags, and the volume's."""
         return with_args_file(self._settings, self._facts.args).comfyui_args
 
     def _wanted_nodes(self, layout: Layout) -> None:
-        """Only where everything is asked for: a boot fetches them, and says what came of it."""
+        """Only in a full examination: a boot fetches them, and reports the outcome."""
         if not self._scope.sections:
             self._facts.wanted_nodes = gather_wanted_nodes(self._settings, layout)
 
@@ -229,7 +229,7 @@ class _Gatherer:
             self._facts.python = choice.python
 
     def _judge(self, layout: Layout) -> None:
-        """What is asked for is read beside the choice of the Python that is asked."""
+        """Requirements are read while the Python is chosen."""
         facts = self._facts
         if facts.python is None:
             return
@@ -249,7 +249,7 @@ class _Gatherer:
         )
 
     def _torch(self) -> None:
-        """Which torch ComfyUI's interpreter has is known only when that has been found."""
+        """The torch is known only once ComfyUI's interpreter has been found."""
         if self._facts.machine is None:
             return
         python = self._facts.python or self._scope.python

@@ -1,4 +1,4 @@
-"""A ComfyUI as its files show it: version, completeness, what it requires, its node packs."""
+"""A ComfyUI by its files: version, completeness, requirements, node packs."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from bootstrap.environment.packs import (
     read_version,
 )
 from bootstrap.environment.requirement_files import RequirementFile, comfyui_file, read_text
-from bootstrap.nodes.installed import Found, look
+from bootstrap.nodes.installed import FoundPack, look
 from bootstrap.nodes.installed import State as PackState
 from bootstrap.nodes.manifest import NodeManifest, nodes_wanted_here
 from bootstrap.nodes.node_map import map_path, nodes_in, where_nodes_are
@@ -37,11 +37,11 @@ from bootstrap.volume import Layout
 GATHER_SECONDS = 15.0
 MOST_LISTED = 200
 _MOST_WORKFLOW = 16 << 20
-# There in every version since early 2023.
+# In every version since early 2023.
 _ALWAYS = frozenset(
     {"main.py", "nodes.py", "execution.py", "server.py", "folder_paths.py", "comfy", "comfy_extras"}
 )
-# Came and went: needed where one of the files below imports them.
+# Not in all versions: needed if one of the files below imports them.
 _SOMETIMES = frozenset(
     "alembic_db api_server app comfy_api comfy_api_nodes comfy_config comfy_execution "
     "comfyui_version cuda_malloc latent_preview middleware node_helpers protocol utils".split()
@@ -52,11 +52,11 @@ _IMPORT = re.compile(r"^(?:from|import)\s+(\w+)", re.MULTILINE)
 
 @dataclass(frozen=True)
 class ComfyUIFacts:
-    """What is there. `version` comes from `version_source` (a file's name, or `git`).
+    """A ComfyUI. `version` comes from `version_source` (a file's name, or `git`).
 
     `missing` are files and folders that it needs and that are absent or empty. `own` are its own
-    requirements (None without a requirements.txt). `silent_after` is how many seconds the
-    volume was given, when it did not answer.
+    requirements (None without a requirements.txt). `silent_after` is the time limit in seconds, if
+    the volume did not answer.
     """
 
     path: str
@@ -76,7 +76,7 @@ class ComfyUIFacts:
 
     @property
     def asked(self) -> Requirements:
-        """What it and its active packs ask for."""
+        """Its requirements and those of its active packs."""
         return Requirements(self.version, files_of(self.own, self.packs))
 
     def as_dict(self) -> dict[str, Any]:
@@ -101,8 +101,8 @@ def gather_comfyui(
     arguments: Sequence[str] = (),
     timeout: float = GATHER_SECONDS,
 ) -> ComfyUIFacts:
-    """Look at the ComfyUI in a folder, started with `arguments`, and at further custom nodes in
-    `nodes`, for `timeout` seconds at most; never raises OSError."""
+    """Examine the ComfyUI in a folder, started with `arguments`, and further custom nodes in
+    `nodes`, for at most `timeout` seconds; never raises OSError."""
     start = time.monotonic()
     path = str(comfyui)
     try:
@@ -133,7 +133,7 @@ def _gather(
 
 
 def _missing(path: str, texts: Mapping[str, str], caller: BoundedCaller) -> tuple[str, ...]:
-    """Needed and absent: a file, or a folder that is not there or empty."""
+    """Missing files, and folders that are missing or empty."""
     needed = set(_ALWAYS)
     for name in _IMPORTING:
         needed |= _SOMETIMES & set(_IMPORT.findall(texts.get(name, "")))
@@ -164,14 +164,13 @@ def _described(pack: Pack) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class WantedNodes:
-    """The packs that the manifest of nodes lists (`listed`), with what is wrong with it, and what
-    there is in place of those that are not there (`absent`). `lacking` has, by the path of a
-    workflow on the volume, the node classes of packs that are not there, and the pack of each, by
-    the map of `date` (empty: none is kept)."""
+    """The packs in the node manifest (`listed`), its faults, and the state of those that are not
+    there (`absent`). `lacking` has, by workflow path, the node classes of missing packs, and the
+    pack of each, by the map of `date` (empty: none is kept)."""
 
     listed: int = 0
     findings: tuple[Finding, ...] = ()
-    absent: tuple[Found, ...] = ()
+    absent: tuple[FoundPack, ...] = ()
     lacking: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
     date: str = ""
 
@@ -179,8 +178,8 @@ class WantedNodes:
 def gather_wanted_nodes(
     settings: Settings, layout: Layout, timeout: float = GATHER_SECONDS
 ) -> WantedNodes:
-    """Look for the packs that are wanted, and for those that the volume's workflows need, for
-    `timeout` seconds at most; nothing is found past that, and never raises OSError."""
+    """Look for the listed packs, and for those that the volume's workflows need, for at most
+    `timeout` seconds; empty if that is exceeded; never raises OSError."""
     caller = BoundedCaller(timeout)
     try:
         return caller.one(lambda: _wanted(settings, layout, caller))
@@ -207,8 +206,8 @@ def _wanted(settings: Settings, layout: Layout, caller: BoundedCaller) -> Wanted
 
 
 def _workflows(root: Path) -> list[str]:
-    """The files in the volume's folder of named workflows; none where no map of nodes is kept,
-    without which they tell nothing."""
+    """The named workflows on the volume; none without a map of nodes, which is needed to use
+    them."""
     if not map_path(root).exists():
         return []
     found = (

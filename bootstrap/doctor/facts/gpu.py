@@ -1,7 +1,7 @@
-"""GPUs, asked through the driver: without torch, without leaving a context, never hanging.
+"""Queries GPUs through the driver: without torch, without leaving a context, never hanging.
 
-The asking is done by `gpu_probe.py` in a child process with a time limit. A child that hangs or
-dies is a fact like any other. NVIDIA only.
+`gpu_probe.py` does it in a child process with a time limit. A child that hangs or dies is itself a
+fact. NVIDIA only.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
-# How long a killed child gets to disappear; one in an uninterruptible call does not.
+# How long to wait for a killed child; one in an uninterruptible call does not end.
 KILL_SECONDS = 0.5
-# The child needs to find libraries and see the same devices; no secret reaches it.
+# The child must find libraries and see the same devices; it gets no secrets.
 _PASSED = ("PATH", "LD_LIBRARY_PATH", "HOME", "LANG", "TMPDIR")
 _PASSED_PREFIXES = ("CUDA_", "NVIDIA_")
-# A healthy driver answers in 0.1 to 0.6 s. Without persistence mode the first call after a quiet
-# time loads the driver's state for every GPU of the host, which takes seconds on one with eight.
+# A healthy driver answers in 0.1 to 0.6 s. Without persistence mode the first call after idle time
+# loads the driver's state for every GPU of the host: seconds with eight.
 PROBE_TIMEOUT = 10.0
 
 
@@ -42,7 +42,7 @@ class ProbeRun:
 
 
 def run_probe(env: Mapping[str, str], touch: bool, timeout: float) -> ProbeRun:
-    """Ask, for at most `timeout` seconds. Raises OSError when no process can be started."""
+    """Run the probe for at most `timeout` seconds. Raises OSError if no process can be started."""
     passed = {k: v for k, v in env.items() if k in _PASSED or k.startswith(_PASSED_PREFIXES)}
     command = [sys.executable, "-I", "-S", str(_PROBE), *(["--touch"] if touch else [])]
     started = time.monotonic()
@@ -62,7 +62,7 @@ def run_probe(env: Mapping[str, str], touch: bool, timeout: float) -> ProbeRun:
 
 
 def _answer_file() -> IO[bytes]:
-    """Where the child writes. A pipe could fill up, and reading one could hang with the child."""
+    """The child's output file. A pipe could fill up, and reading it could hang with the child."""
     try:
         return os.fdopen(os.memfd_create("gpu-probe"), "w+b")
     except OSError:
@@ -70,7 +70,7 @@ def _answer_file() -> IO[bytes]:
 
 
 def _wait_or_kill(child: subprocess.Popen[bytes], timeout: float) -> bool:
-    """Whether the child had to be killed. One that survives that is left to the kernel."""
+    """Whether the child had to be killed. One that survives SIGKILL is abandoned."""
     try:
         child.wait(timeout)
         return False
@@ -87,7 +87,7 @@ def _lines(answer: bytes) -> tuple[dict[str, Any], ...]:
         try:
             value = json.loads(line)
         except ValueError:
-            continue  # the last line of a child that was killed in mid-sentence
+            continue  # the last line of a child killed while writing
         if isinstance(value, dict):
             found.append(value)
     return tuple(found)
@@ -103,11 +103,11 @@ class GpuProcess:
 
 @dataclass(frozen=True)
 class GpuDevice:
-    """One GPU. Memory in bytes, temperature in °C; what the driver did not say is None.
+    """One GPU. Memory in bytes, temperature in °C; unknown values are None.
 
     `visible` means that CUDA programs here can use it (CUDA_VISIBLE_DEVICES). `ecc_uncorrected`
-    counts since the driver was loaded. `throttle` names what holds the clock down now.
-    `error_code` is NVML's, where it would not even give a handle.
+    counts since the driver was loaded. `throttle` lists what limits the clock now. `error_code` is
+    NVML's, if it did not even return a handle.
     """
 
     index: int
@@ -126,10 +126,8 @@ class GpuDevice:
 
 @dataclass(frozen=True)
 class DriverPart:
-    """How one of the driver's libraries answered.
-
-    `missing` is the loader's message; `failed` the call that did not succeed with its `code`
-    (nvmlReturn_t or CUresult).
+    """The answer of one of the driver's libraries. `missing` is the loader's message; `failed` the
+    call that failed, with its `code` (nvmlReturn_t or CUresult).
     """
 
     missing: str | None = None
@@ -140,12 +138,10 @@ class DriverPart:
 
 @dataclass(frozen=True)
 class GpuFacts:
-    """What the driver said.
-
-    `nvml` and `cuda` tell how each library answered; `touched` is True when the first visible
-    device stored and returned bytes, False when that failed, None when it was not tried. A
-    probe that had to be stopped leaves `silent_in` (the call it hung in), one that died
-    `died` (how). `device_files` are the /dev/nvidia* there are; `seconds` what asking took.
+    """The driver's answers. `nvml` and `cuda` are per library; `touched` is True if the first
+    visible device stored and returned bytes, False if that failed, None if not tried. For a stopped
+    probe `silent_in` is the call in which it hung, for one that died `died` says how.
+    `device_files` are the existing /dev/nvidia*; `seconds` is the duration.
     """
 
     device_files: tuple[str, ...] = ()
@@ -172,11 +168,9 @@ def gather_gpu(
     touch: bool = True,
     timeout: float = PROBE_TIMEOUT,
 ) -> GpuFacts:
-    """Ask NVML and CUDA in a child process, for at most `timeout` seconds.
-
-    `touch` lets it make a context and use 4 KB on the first device: leave that out while a job
-    runs, since a context takes some hundred MB of a GPU that may be full.
-    Raises OSError when no process can be started.
+    """Query NVML and CUDA in a child process, for at most `timeout` seconds. `touch` lets it create
+    a context and use 4 KB on the first device; not while a job runs, since a context takes hundreds
+    of MB of a possibly full GPU. Raises OSError if no process can be started.
     """
     files = tuple(sorted(str(p.name) for p in (root / "dev").glob("nvidia*")))
     run = run_probe(env, touch, timeout)
@@ -226,7 +220,7 @@ def _part(said: dict[str, Any]) -> DriverPart:
 def _devices(
     nvml: dict[str, Any], cuda: dict[str, Any], allowed: str | None
 ) -> tuple[GpuDevice, ...]:
-    """NVML's devices, marked by what CUDA lists; CUDA's own where NVML said nothing."""
+    """NVML's devices, marked by CUDA's list; CUDA's own if NVML returned none."""
     listed = cuda.get("devices")
     if not nvml.get("devices"):
         return tuple(_device({"index": i, **d}, True) for i, d in enumerate(listed or ()))
@@ -238,8 +232,8 @@ def _devices(
 
 
 def _allowed(device: dict[str, Any], visible: str | None) -> bool:
-    """CUDA_VISIBLE_DEVICES read here, for when CUDA itself did not come that far: indices or
-    beginnings of UUIDs, up to the first that is neither (CUDA C Programming Guide)."""
+    """CUDA_VISIBLE_DEVICES parsed here, in case CUDA itself failed before: indices or UUID
+    prefixes, up to the first invalid one (CUDA C Programming Guide)."""
     if visible is None:
         return True
     for item in (part.strip() for part in visible.split(",")):

@@ -1,9 +1,8 @@
-"""Asks the NVIDIA driver about its devices; run as a child process, see `gpu.py`.
+"""Queries the NVIDIA driver; run as a child process, see `gpu.py`.
 
-A call into a wedged driver can hang for good, in a state no signal ends, and a CUDA context
-once made stays in its process: so this runs in a process of its own, `python -I -S gpu_probe.py
-[--touch]`, with the standard library only and without importing anything of this project. It
-writes one JSON object a line, before and after each step, so that the parent knows how far it
+A call into a wedged driver can hang uninterruptibly, and a CUDA context stays in its process, so
+this runs in its own process, `python -I -S gpu_probe.py [--touch]`, with only the standard library.
+It writes one JSON object per line, before and after each step, so that the parent knows how far it
 came. Signatures and constants: NVIDIA's nvml.h and cuda.h.
 """
 
@@ -50,7 +49,7 @@ class _NvmlProcess(ctypes.Structure):
 
 
 class DriverError(Exception):
-    """A call that did not return 0: which one, with which code."""
+    """A call that did not return 0, with its code."""
 
     def __init__(self, call: str, code: int) -> None:
         super().__init__(f"{call} returned {code}")
@@ -72,14 +71,14 @@ class Library:
             raise DriverError(name, code)
 
     def text(self, name: str, *before: Any, size: int = 96) -> str | None:
-        """What a call writes into a text buffer of `size`; None when it fails."""
+        """The text that a call writes into a buffer of `size`; None if it fails."""
         buffer = ctypes.create_string_buffer(size)
         if not self.tried(name, *before, buffer, ctypes.c_uint(size)):
             return None
         return buffer.value.decode("utf-8", "replace")
 
     def number(self, name: str, *before: Any, kind: Any = ctypes.c_uint) -> int | None:
-        """What a call writes to an integer of `kind`; None when it fails."""
+        """The integer of `kind` that a call writes; None if it fails."""
         value = kind()
         if not self.tried(name, *before, ctypes.byref(value)):
             return None
@@ -95,7 +94,7 @@ class Library:
 
 
 def tell(**data: Any) -> None:
-    """One line to the waiting parent, at once."""
+    """Write one line to the waiting parent, flushed."""
     sys.stdout.write(json.dumps(data) + "\n")
     sys.stdout.flush()
 
@@ -151,7 +150,7 @@ def _nvml_processes(nvml: Library, handle: ctypes.c_void_p) -> list[dict[str, An
         count = ctypes.c_uint(MAX_PROCESSES)
         found = (_NvmlProcess * MAX_PROCESSES)()
         if nvml.tried(name, handle, ctypes.byref(count), found):
-            # NVML_VALUE_NOT_AVAILABLE is all ones: no permission to see another's use
+            # NVML_VALUE_NOT_AVAILABLE is all ones: no permission to see other processes' use
             return [
                 {"pid": p.pid, "used": None if p.used >= 2**63 else int(p.used)}
                 for p in found[: min(count.value, MAX_PROCESSES)]
@@ -160,10 +159,9 @@ def _nvml_processes(nvml: Library, handle: ctypes.c_void_p) -> list[dict[str, An
 
 
 def ask_cuda(touch: bool) -> Iterator[dict[str, Any]]:
-    """What CUDA lists; with `touch`, whether the first device stores and returns bytes.
-
-    Yields what is known so far, so that a later failure keeps it. CUDA_VISIBLE_DEVICES is
-    applied by the driver itself. Raises OSError (no library) or DriverError.
+    """CUDA's devices; with `touch`, whether the first one stores and returns bytes. Yields results
+    as they come, so that a later failure keeps them. CUDA_VISIBLE_DEVICES is applied by the driver
+    itself. Raises OSError (no library) or DriverError.
     """
     cuda = Library("libcuda.so.1")
     cuda.call("cuInit", ctypes.c_uint(0))
@@ -202,7 +200,7 @@ def _cuda_device(cuda: Library, index: int) -> dict[str, Any]:
 
 
 def _touch_first_device(cuda: Library) -> None:
-    """A context, 4 KB set and read back: a device that only pretends to be there fails here."""
+    """Create a context, set 4 KB and read it back: a defective device fails here."""
     device, context = ctypes.c_int(), ctypes.c_void_p()
     cuda.call("cuDeviceGet", ctypes.byref(device), ctypes.c_int(0))
     cuda.call("cuDevicePrimaryCtxRetain", ctypes.byref(context), device)
@@ -219,7 +217,7 @@ def _touch_first_device(cuda: Library) -> None:
 
 
 def _uuid_text(raw: bytes) -> str:
-    """As NVML writes it: GPU-8-4-4-4-12."""
+    """In NVML's form: GPU-8-4-4-4-12."""
     text = raw.hex()
     cuts = (0, 8, 12, 16, 20, 32)
     return "GPU-" + "-".join(text[a:b] for a, b in itertools.pairwise(cuts))
@@ -243,7 +241,7 @@ def _report(part: str, answers: Iterator[dict[str, Any]]) -> None:
 
 
 def main(arguments: list[str]) -> int:
-    """Asks both libraries; what goes wrong is part of the answer, so this returns 0."""
+    """Query both libraries; failures are part of the output, so this returns 0."""
     _report("nvml", ask_nvml())
     _report("cuda", ask_cuda("--touch" in arguments))
     tell(done=True)

@@ -1,7 +1,6 @@
-"""What lies under the model folders: which file is what, how large, whether its header holds.
+"""The files under the model folders: what each is, how large, and whether its header is valid.
 
-One parallel walk, which opens weights files as it comes by and reads their headers, within a
-bounded memory.
+One parallel walk that also opens weights files and reads their headers, in bounded memory.
 """
 
 from __future__ import annotations
@@ -18,6 +17,7 @@ from typing import Any
 from bootstrap.core.concurrency import ByteSemaphore, Task, WorkerPool
 from bootstrap.core.files import contains
 from bootstrap.core.text import POD, SERVERLESS
+from bootstrap.doctor.facts.volume_facts import Leads, LinkFact
 from bootstrap.doctor.facts.walk import (
     LIMIT,
     THREADS,
@@ -28,7 +28,7 @@ from bootstrap.doctor.facts.walk import (
     WalkProblem,
     walk,
 )
-from bootstrap.models.weights_file import Examined, State, examine, sample_hash
+from bootstrap.models.weights_file import Examined, WeightsState, examine, sample_hash
 from bootstrap.volume.categories import (
     CATEGORIES,
     CONFIGS,
@@ -39,29 +39,28 @@ from bootstrap.volume.categories import (
     extension_of,
 )
 
-# What holds weights in folders of custom nodes too.
+# Extensions of weights, in folders of custom nodes too.
 WEIGHTS = PT_EXTENSIONS | {GGUF, ".onnx"}
-# Bounds of `as_dict`: with these it stays under half a megabyte, whatever the volume holds.
+# Limits of `as_dict`, which keep it under half a megabyte.
 MOST_CATEGORIES = 60
 MOST_LARGEST = 5
 MOST_PATH = 200
 # Text of headers held at once by all threads; parsed, a header takes about four times its text.
 MOST_HELD = 32 << 20
-# Copies of smaller files waste nothing worth a word.
+# Copies of smaller files are not worth reporting.
 LEAST_DUPLICATE = 1 << 20
-_LOST = {LinkTarget.BROKEN: State.BROKEN_LINK, LinkTarget.LOOP: State.LOOPING_LINK}
+_LOST = {LinkTarget.BROKEN: WeightsState.BROKEN_LINK, LinkTarget.LOOP: WeightsState.LOOPING_LINK}
+_LEADS = {WeightsState.BROKEN_LINK: Leads.NOWHERE, WeightsState.LOOPING_LINK: Leads.LOOP}
 Progress = Callable[[int], None]
 
 
 @dataclass(frozen=True)
 class ModelFile:
-    """One file, or a link that ComfyUI lists as one, under a model folder.
-
-    `path` is relative to `root`, `category` what ComfyUI reads its folder as (None: a custom
-    node's). `size` in bytes, `mtime` in seconds since 1970; `inode` is None where a link leads
-    nowhere. `examined` is `State.UNREAD` for what is not a weights file or was not opened.
-    `relative` is the text for a broken link that names another mount point of the volume, where the
-    volume has what it means.
+    """One file, or a link that ComfyUI lists as one, under a model folder. `path` is relative to
+    `root`, `category` is ComfyUI's for its folder (None: a custom node's). `size` in bytes, `mtime`
+    in seconds since 1970; `inode` is None for a broken link. `examined` is `WeightsState.UNREAD` if
+    it is not a weights file or was not opened. `relative` is the text that repairs a broken link
+    through another mount point of the volume, if its target exists.
     """
 
     root: Path
@@ -76,8 +75,8 @@ class ModelFile:
     relative: str | None = None
 
     @property
-    def state(self) -> State:
-        """What examining it came to."""
+    def state(self) -> WeightsState:
+        """The result of examining it."""
         return self.examined.state
 
     @property
@@ -96,17 +95,17 @@ class ModelFile:
 
     @property
     def full_path(self) -> str:
-        """The path as the system opens it."""
+        """The full path."""
         return os.path.join(self.root, self.path)
 
     @property
     def is_weights(self) -> bool:
-        """Does its name end like a model's?"""
+        """Does it have a model's extension?"""
         return is_weights(self.path)
 
     @property
     def is_model(self) -> bool:
-        """Would a loader list it: ComfyUI's, or that of the node the folder is for?"""
+        """Would a loader list it, ComfyUI's or the custom node's?"""
         if self.category is not None and self.category.name == CONFIGS:
             return False
         if self.category is None or not self.category.extensions:
@@ -116,13 +115,11 @@ class ModelFile:
 
 @dataclass(frozen=True)
 class Inventory:
-    """What lies under the model folders `roots`.
-
-    `files` are ordered by root and path; `folders` are all folders (root, path), those that a
-    link leads to included. `escaping` are links that lead out of the volume. `same` are groups
-    of files that look the same by size, header and samples of their contents. `complete` is
-    False when a limit in number or time ended the look; `headers` tells whether weights files
-    were opened; `seconds` is what all of it took.
+    """The contents of the model folders `roots`. `files` are ordered by root and path; `folders`
+    are all folders (root, path), including link targets. `escaping` are links that lead out of the
+    volume. `same` are groups of files that are equal by size, header and samples. `complete` is
+    False if a limit in number or time ended the walk; `headers`: weights files were opened;
+    `seconds` is the duration.
     """
 
     roots: tuple[Path, ...] = ()
@@ -143,12 +140,19 @@ class Inventory:
 
     @property
     def present(self) -> tuple[ModelFile, ...]:
-        """Those of them that are there: not a broken link."""
+        """Those that exist: no broken links."""
         return tuple(f for f in self.models if f.inode is not None)
 
     @property
+    def links(self) -> tuple[LinkFact, ...]:
+        """Links that are broken, lead back to where they lie, or out of the volume."""
+        lost = [f for f in self.files if f.state in _LEADS]
+        escaping = [LinkFact(e.full_path, e.link or "", Leads.OUT) for e in self.escaping]
+        return (*map(_link_fact, lost), *escaping)
+
+    @property
     def size(self) -> int:
-        """Bytes of all files, each counted once however many links lead to it."""
+        """Bytes of all files, each inode counted once."""
         return size_of(self.files)
 
     def as_dict(self) -> dict[str, Any]:
@@ -171,10 +175,9 @@ class Inventory:
 
 @dataclass(frozen=True)
 class Holding:
-    """What is there for one category, over all its folders; `known` to ComfyUI, or a node's.
-
-    `count` and `size` (bytes) are of models, `other_count` and `other_size` of what lies beside
-    them (previews, notes, archives).
+    """The contents of one category, over all its folders; `known` to ComfyUI, or a node's. `count`
+    and `size` (bytes) are of models, `other_count` and `other_size` of other files (previews,
+    notes, archives).
     """
 
     name: str
@@ -201,6 +204,12 @@ class Holding:
                 for f in self.largest
             ],
         }
+
+
+def _link_fact(file: ModelFile) -> LinkFact:
+    text = file.link or ""
+    home = next((mount for mount in (SERVERLESS, POD) if contains(mount, text)), None)
+    return LinkFact(file.full_path, text, _LEADS[file.state], home, file.relative)
 
 
 def holdings_of(inventory: Inventory) -> list[Holding]:
@@ -238,12 +247,12 @@ def _holding(name: str, folders: list[str], files: list[ModelFile]) -> Holding:
 
 
 def is_weights(path: str) -> bool:
-    """Does the name end like a model's?"""
+    """Does the name have a model's extension?"""
     return extension_of(path.rpartition("/")[2]) in WEIGHTS
 
 
 def count_of(files: Iterable[ModelFile]) -> int:
-    """How many files these are on the volume, each counted once however many links lead to it."""
+    """The number of these files on the volume, each inode counted once."""
     given = list(files)
     return len({f.inode for f in given if f.inode is not None}) + sum(
         f.inode is None for f in given
@@ -266,14 +275,12 @@ def gather_models(
     most_headers: int | None = None,
     extra_roots: Mapping[Path, str] | None = None,
 ) -> Inventory:
-    """Look at everything under `model_roots` (each a `models` folder), and under `extra_roots`:
-    folders of a single category each, as extra_model_paths.yaml names them.
-
-    `headers` also opens each weights file, `most_headers` of them at most: two more round trips
-    each, and most of the time where there are many. Links that lead
-    out of `inside` (the volume; the roots where not given) are reported. `progress` is called a few
-    times a second with the number of names looked at; `timeout` (seconds) bounds the whole.
-    What cannot be read is reported; nothing is raised.
+    """List everything under `model_roots` (each a `models` folder), and under `extra_roots`:
+    single-category folders from extra_model_paths.yaml. `headers` also opens weights files, at most
+    `most_headers`: two more round trips each, and most of the time if there are many. Links that
+    lead out of `inside` (the volume; default: the roots) are reported. `progress` is called a few
+    times a second with the number of names seen; `timeout` (seconds) is for everything. Unreadable
+    paths are reported; nothing is raised.
     """
     started = time.monotonic()
     examined: dict[tuple[Path, str], Examined] = {}
@@ -298,7 +305,7 @@ def gather_models(
 
 
 def _not_within(extra_roots: Mapping[Path, str], roots: Sequence[Path]) -> dict[Path, str]:
-    """Those that are not looked at already, as a part of one of the roots."""
+    """Those that are not already part of one of the roots."""
     real = [_real(root) for root in roots]
     return {
         path: name
@@ -336,7 +343,7 @@ def _inventory(
 def _find_same(
     files: list[ModelFile], threads: int, timeout: float | None
 ) -> tuple[tuple[ModelFile, ...], ...]:
-    """Groups of files with the same size, header and samples, those that waste most first."""
+    """Groups of files with the same size, header and samples, most wasteful first."""
     candidates = [f for group in _alike(files) for f in group]
     samples: dict[int, bytes] = {}
 
@@ -345,7 +352,7 @@ def _find_same(
             try:
                 samples[index] = sample_hash(file.full_path, file.size)
             except OSError:
-                pass  # it was readable a moment ago; then it has no twin
+                pass  # it was readable a moment ago; treat it as unique
 
         return task
 
@@ -358,7 +365,7 @@ def _find_same(
 
 
 def _alike(files: Iterable[ModelFile]) -> list[list[ModelFile]]:
-    """Groups of different inodes of which size and beginning are equal."""
+    """Groups of different inodes with equal size and beginning."""
     groups: dict[bytes, dict[tuple[int, int] | None, ModelFile]] = defaultdict(dict)
     for file in files:
         if file.examined.fingerprint and file.size >= LEAST_DUPLICATE:
@@ -372,7 +379,9 @@ def _file(
     extra_roots: Mapping[Path, str],
     texts: Mapping[tuple[Path, str], str],
 ) -> ModelFile:
-    unopened = Examined(_LOST.get(entry.target, State.UNREAD) if entry.target else State.UNREAD)
+    unopened = Examined(
+        _LOST.get(entry.target, WeightsState.UNREAD) if entry.target else WeightsState.UNREAD
+    )
     folder, slash, _ = entry.path.partition("/")
     root_category = extra_roots.get(entry.root, "")
     return ModelFile(
@@ -392,8 +401,8 @@ def _file(
 def _relative_texts(
     entries: Sequence[Entry], inside: Sequence[Path] | None, threads: int, timeout: float | None
 ) -> dict[tuple[Path, str], str]:
-    """For each broken link that names another mount point of the volume, which is the first of
-    `inside`, the text with which it leads to what it means; where that is there."""
+    """For each broken link through another mount point of the volume (the first of `inside`), the
+    relative text that repairs it, if its target exists."""
     root = os.path.realpath(inside[0]) if inside else ""
     texts: dict[tuple[Path, str], str] = {}
 
@@ -413,7 +422,7 @@ def _relative_texts(
 
 
 def _on_volume(text: str, root: str) -> str:
-    """The place on the volume at `root` that a link means which names another mount point of it."""
+    """The target, on the volume at `root`, of a link through another mount point."""
     for mount in (SERVERLESS, POD):
         if root and root != mount and contains(mount, text):
             here = os.path.normpath(os.path.join(root, os.path.relpath(text, mount)))
@@ -422,7 +431,7 @@ def _on_volume(text: str, root: str) -> str:
 
 
 def _is_listed(entry: Entry) -> bool:
-    """A file, or a link that leads to one, to nothing, or round in a circle."""
+    """A file, or a link to one, a broken link, or a loop."""
     lost = entry.target in (LinkTarget.BROKEN, LinkTarget.LOOP)
     return entry.is_file or (entry.kind is EntryKind.LINK and lost)
 

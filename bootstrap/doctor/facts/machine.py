@@ -1,7 +1,7 @@
 """This machine as the container sees it: GPU, memory, CPU, disks, limits, clock.
 
-Facts are gathered afresh each time: a worker can be frozen and thawed on another day. A probe
-that fails leaves None and a sentence in `problems`; the others still run. No host name.
+Facts are gathered again each time: a worker can be frozen and thawed on another day. A failed probe
+leaves None and a sentence in `problems`; the others still run. No host name.
 """
 
 from __future__ import annotations
@@ -23,16 +23,15 @@ from bootstrap.environment.torch_build import TorchBuild
 
 T = TypeVar("T")
 _PROJECT = Path(__file__).resolve().parents[3]
-# Where the loader looks for a preloaded library that is named without a path: ld.so(8).
+# Where the loader looks for a preloaded library without a path: ld.so(8).
 _LIBRARY_FOLDERS = ("lib", "usr/lib", "usr/local/lib", "lib64", "usr/lib64")
 
 
 @dataclass(frozen=True)
 class DiskFacts:
-    """A local file system: bytes and inodes in all and free for us, and whether it is read-only.
-
-    `device` is the kernel's number of it (st_dev): two paths with the same one are on one disk.
-    `inodes_total` is 0 where the file system does not count them (btrfs).
+    """A local file system: bytes and inodes in total and free for us, and whether it is read-only.
+    `device` is its st_dev: two paths with the same one are on one disk. `inodes_total` is 0 if the
+    file system does not count them (btrfs).
     """
 
     path: str
@@ -54,7 +53,7 @@ class ClockFacts:
 
 @dataclass(frozen=True)
 class Preload:
-    """A library named in LD_PRELOAD, and whether there is one."""
+    """A library in LD_PRELOAD, and whether it exists."""
 
     name: str
     exists: bool
@@ -62,11 +61,10 @@ class Preload:
 
 @dataclass(frozen=True)
 class MachineFacts:
-    """All of it; None where a probe failed, with the reason in `problems`.
-
-    `shm` is /dev/shm, `locks` why processes cannot share a lock (empty: they can), `temp` the
-    folder the worker writes to (WORK_DIR or the system's), `open_files` the soft and hard limit
-    (None for no limit). `comfyui_running` says that our own ComfyUI was using the GPU.
+    """All facts; None for a failed probe, with the reason in `problems`. `shm` is /dev/shm, `locks`
+    why processes cannot share a lock (empty: they can), `temp` the folder that the worker writes to
+    (WORK_DIR or the system's), `open_files` the soft and hard limit (None: no limit).
+    `comfyui_running`: our own ComfyUI was using the GPU.
     """
 
     gpu: GpuFacts | None = None
@@ -98,12 +96,10 @@ def gather_machine(
     work_dir: Path | None = None,
     comfyui_running: bool = False,
 ) -> MachineFacts:
-    """Look at this machine; 0.1 s on a healthy one, `PROBE_TIMEOUT` at most.
-
-    `root` stands for `/` in tests. `env` is the worker's environment, an empty one by default.
-    `work_dir` is `Settings.work_dir`.
-    With `comfyui_running` the GPU is asked but not touched. Whose torch is looked up is known only
-    when ComfyUI's interpreter has been found: that is left to the caller.
+    """Examine this machine; takes 0.1 s on a healthy one, at most `PROBE_TIMEOUT`. `root` replaces
+    `/` in tests. `env` is the worker's environment, empty by default. `work_dir` is
+    `Settings.work_dir`. With `comfyui_running` the GPU is queried but not used. torch is left to
+    the caller, since it depends on ComfyUI's interpreter.
     """
     env = {} if env is None else env
     problems: list[str] = []
@@ -136,7 +132,7 @@ def gather_machine(
 
 
 def look_at_disk(path: Path, shown: str | None = None) -> DiskFacts:
-    """Room on the file system of `path`. Raises OSError."""
+    """Space on the file system of `path`. Raises OSError."""
     stat = os.statvfs(path)
     return DiskFacts(
         path=shown or str(path),
@@ -150,8 +146,8 @@ def look_at_disk(path: Path, shown: str | None = None) -> DiskFacts:
 
 
 def look_at_locks() -> str:
-    """Why a lock that processes share cannot be made; they lie in /dev/shm (sem_open(3)), and the
-    SDK makes one. Empty when one can."""
+    """Why processes cannot share a lock; these are in /dev/shm (sem_open(3)), and the SDK makes
+    one. Empty if they can."""
     try:
         multiprocessing.get_context().Lock()
     except (OSError, ImportError) as problem:
@@ -160,7 +156,7 @@ def look_at_locks() -> str:
 
 
 def _temp_disk(work_dir: Path | None) -> DiskFacts:
-    """WORK_DIR need not exist yet: then its nearest parent that does has the room."""
+    """WORK_DIR need not exist yet: then its nearest existing parent counts."""
     folder = work_dir or Path(tempfile.gettempdir())
     while not os.path.exists(folder) and folder != folder.parent:
         folder = folder.parent
@@ -168,13 +164,13 @@ def _temp_disk(work_dir: Path | None) -> DiskFacts:
 
 
 def look_at_clock(project: Path) -> ClockFacts:
-    """The time, and that of the newest source file: code cannot be from the future."""
+    """The time, and that of the newest source file, which cannot be in the future."""
     times = [path.stat().st_mtime for path in project.glob("bootstrap/**/*.py")]
     return ClockFacts(time.time(), max(times, default=None))
 
 
 def look_at_preloads(env: Mapping[str, str], root: Path = Path("/")) -> tuple[Preload, ...]:
-    """What LD_PRELOAD names. The loader only warns, on stderr, about one it cannot find."""
+    """The libraries in LD_PRELOAD. The loader only warns, on stderr, about a missing one."""
     names = env.get("LD_PRELOAD", "").replace(":", " ").split()
     searched = env.get("LD_LIBRARY_PATH", "").split(":")
     folders = [root / folder.lstrip("/") for folder in searched if folder]

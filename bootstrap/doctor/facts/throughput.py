@@ -1,8 +1,8 @@
-"""How fast the volume gives bytes and answers for small files; measured, so only when asked for.
+"""The volume's throughput and small-file latency; measured only on request.
 
-Reads what is there, bounded in bytes and in seconds, and writes nothing. Pages that are in memory
-already would make every volume look fast: they are dropped before, and each byte is read once.
-The page cache is the machine's, so a job that runs at the time is slowed down.
+Reads existing files, limited in bytes and seconds, and writes nothing. Cached pages would make
+every volume look fast, so they are dropped first, and each byte is read once. The page cache is the
+machine's, so a running job is slowed down.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from bootstrap.doctor.facts.inventory import Inventory
 
 STREAMS = 8
 BLOCK = 8 << 20
-# Enough for a rate within a few percent at 2 GB/s, and over in seconds at 50 MB/s.
+# Enough for a rate within a few percent at 2 GB/s, and done in seconds at 50 MB/s.
 MOST_BYTES = 1 << 30
 MOST_SECONDS = 6.0
 LEAST_BYTES = 16 << 20
@@ -31,7 +31,7 @@ EXTRA_SECONDS = 10.0
 
 @dataclass(frozen=True)
 class Read:
-    """`size` bytes in `seconds`, by so many streams at once."""
+    """`size` bytes in `seconds`, by a number of parallel streams."""
 
     streams: int
     size: int
@@ -39,19 +39,17 @@ class Read:
 
     @property
     def rate(self) -> float:
-        """Bytes a second."""
+        """Bytes per second."""
         return self.size / self.seconds
 
 
 @dataclass(frozen=True)
 class Throughput:
-    """What reading the volume gave.
-
-    `one` and `many` are sequential reads by one and by eight streams; None where no file is large
-    enough or nothing answered. `stat_seconds` and `open_seconds` are medians for one small file:
-    asking for its size, and opening it and reading its first bytes. `cold` tells whether pages
-    could be dropped from memory before; if not, the rates may be those of memory. `problem` is
-    the system's reason where something failed.
+    """The measurements. `one` and `many` are sequential reads by one and by eight streams; None if
+    no file is large enough or nothing answered. `stat_seconds` and `open_seconds` are medians for
+    one small file: stat, and opening it and reading its first bytes. `cold`: pages could be dropped
+    from memory before; if not, the rates may be memory's. `problem` is the system's reason for a
+    failure.
     """
 
     one: Read | None = None
@@ -90,11 +88,10 @@ def measure_throughput(
     most_bytes: int = MOST_BYTES,
     most_seconds: float = MOST_SECONDS,
 ) -> Throughput:
-    """Read the `large` files and touch the `small` ones (paths, the most telling first).
-
-    One stream reads at most `most_bytes`, eight together as much, from other places. Each of the
-    steps takes at most `most_seconds`, and ten seconds more on a volume that no longer answers.
-    Raises nothing of the file system's.
+    """Read the `large` files and touch the `small` ones (paths, most significant first). One stream
+    reads at most `most_bytes`, eight together the same amount, from other places. Each step takes
+    at most `most_seconds`, and ten seconds more on a hanging volume. Does not raise file system
+    errors.
     """
     problems: list[str] = []
     pieces = _pieces(large, 2 * most_bytes, problems)
@@ -127,13 +124,13 @@ def _pieces(paths: Sequence[str], most: int, problems: list[str]) -> list[_Piece
 
 
 def _shared_out(pieces: list[_Piece]) -> list[list[_Piece]]:
-    """One run of neighbouring pieces for each stream."""
+    """A run of adjacent pieces for each stream."""
     share = -(-len(pieces) // STREAMS) or 1
     return [pieces[i : i + share] for i in range(0, len(pieces), share)]
 
 
 def _read(shares: list[list[_Piece]], most_seconds: float, problems: list[str]) -> Read | None:
-    """Read each share in a stream of its own; None where there is too little to tell."""
+    """Read each share in its own stream; None if there is too little to measure."""
     pieces = [piece for share in shares for piece in share]
     if len(pieces) * BLOCK < LEAST_BYTES:
         return None
@@ -164,13 +161,13 @@ def _read_share(share: list[_Piece], end: float, done: list[int], problems: list
 
 
 def _forget(path: str, offset: int, size: int) -> None:
-    """Drop what is to be read from the page cache; it comes back by being read."""
+    """Drop the pages to be read from the page cache."""
     if hasattr(os, "posix_fadvise"):
         try:
             with open(path, "rb", buffering=0) as file:
                 os.posix_fadvise(file.fileno(), offset, size, os.POSIX_FADV_DONTNEED)
         except OSError:
-            pass  # reading it will tell
+            pass  # reading it will report it
 
 
 def _median(

@@ -1,7 +1,6 @@
 """The network volume as this process sees it: mount, room, layout, links. Light and never hanging.
-
-Only the top levels are looked at: some hundred metadata calls, made side by side; 80 to 110 ms
-where each takes 1.5 ms. What lies deeper is for the inventory of models.
+Only the top levels are examined: some hundred metadata calls in parallel, 80 to 110 ms if each
+takes 1.5 ms. Deeper levels belong to the model inventory.
 """
 
 from __future__ import annotations
@@ -59,17 +58,17 @@ USUAL_CATEGORIES = (
     "upscale_models",
     "vae",
 )
-# So many folders are listed in a models folder, and in the output folder.
+# Limits of folders listed in a models folder, and in the output folder.
 _MOST_FOLDERS = 100
 __all__ = ["MOUNTINFO", "TIMEOUT", "VolumeFacts", "gather_volume"]
-# All of it takes well under a second on a volume that works; a network mount that lost its server
-# never answers.
+# It takes well under a second on a healthy volume; a network mount that lost its server never
+# answers.
 TIMEOUT = 10.0
 MOUNTINFO = Path("/proc/self/mountinfo")
 
 
 def survey(facts: VolumeFacts, layout: Layout, caller: BoundedCaller) -> VolumeFacts:
-    """`facts` (its root is a readable folder) with all that lies on the top levels.
+    """`facts` (its root is a readable folder), completed with the top levels.
 
     Raises VolumeTimeout.
     """
@@ -94,7 +93,7 @@ def survey(facts: VolumeFacts, layout: Layout, caller: BoundedCaller) -> VolumeF
 
 
 def mount_points(facts: VolumeFacts) -> list[str]:
-    """The paths that this volume may be known under, the one at hand first."""
+    """The paths under which this volume may be mounted, the current one first."""
     own = [facts.root, facts.real]
     # With a VOLUME_PATH below /workspace, the rest of /workspace is not another mount of it.
     others = [u for u in map(str, USUAL_ROOTS) if not any(contains(u, path) for path in own)]
@@ -102,7 +101,7 @@ def mount_points(facts: VolumeFacts) -> list[str]:
 
 
 def _find_comfyui(facts: VolumeFacts, layout: Layout, caller: BoundedCaller) -> VolumeFacts:
-    """The one that `layout` names, if it still is there, and all others on the volume."""
+    """The ComfyUI of `layout`, if it is still there, and all others on the volume."""
     home = str(layout.home)
     undecided = layout.asked is not None or bool(layout.rivals)
     works = not undecided and caller.one(lambda: has_main(home))
@@ -128,7 +127,7 @@ def _find_comfyui(facts: VolumeFacts, layout: Layout, caller: BoundedCaller) -> 
 
 
 def _unread_nodes(facts: VolumeFacts, layout: Layout, caller: BoundedCaller) -> tuple[str, ...]:
-    """Folders of custom nodes that neither lie in ComfyUI, nor are named to it, nor are empty."""
+    """Non-empty folders of custom nodes that ComfyUI does not read."""
     read = [os.path.join(facts.home, CUSTOM_NODES), *([str(layout.nodes)] if layout.nodes else [])]
     read += [path.path for path in facts.model_paths if path.key == CUSTOM_NODES]
     real = set(caller.each(os.path.realpath, read))
@@ -138,7 +137,7 @@ def _unread_nodes(facts: VolumeFacts, layout: Layout, caller: BoundedCaller) -> 
 
 
 def _model_homes(facts: VolumeFacts, layout: Layout, caller: BoundedCaller) -> list[Folder]:
-    """The models folders there are, each once, whatever links lead to it."""
+    """The existing models folders, each once."""
     roots = [*map(str, layout.model_roots), os.path.join(facts.root, MODELS)]
     places = list(dict.fromkeys([*roots, os.path.join(facts.home, MODELS)]))
     real = caller.each(os.path.realpath, places)
@@ -175,8 +174,8 @@ def _folders_looked_at(
 
 
 def _links(facts: VolumeFacts, folders: list[Folder], caller: BoundedCaller) -> list[LinkFact]:
-    """Those in the top folders; and of those to single models the ones that work here and not
-    where the volume has another mount point. The inventory of models tells the rest."""
+    """Links in the top folders; and links to single models that work only with this mount point.
+    The model inventory covers the rest."""
     homes = mount_points(facts)
     mount = facts.mount
     tree = mount.point if mount is not None and mount.network else facts.real
@@ -196,8 +195,8 @@ def _links(facts: VolumeFacts, folders: list[Folder], caller: BoundedCaller) -> 
 def _mark_ours(
     links: list[LinkFact], facts: VolumeFacts, layout: Layout, caller: BoundedCaller
 ) -> tuple[LinkFact, ...]:
-    """The link plan knows which broken links are its own. It looks deep, so it is asked only
-    where there are broken links in ComfyUI's models folder."""
+    """The link plan knows its own broken links. It looks deep, so it runs only if there are broken
+    links in ComfyUI's models folder."""
     models = os.path.join(facts.home, MODELS)
     broken = [link for link in links if link.leads is Leads.NOWHERE and contains(models, link.path)]
     if not broken or layout.comfyui is None:
@@ -232,7 +231,7 @@ def _model_paths(facts: VolumeFacts, caller: BoundedCaller) -> tuple[ModelPath, 
 def _leftovers(
     facts: VolumeFacts, folders: list[Folder], caller: BoundedCaller
 ) -> tuple[Leftover, ...]:
-    """Measured by the volume's own clock: a server's may be hours off this machine's."""
+    """By the volume's own clock: the server's may be hours off this machine's."""
     now = facts.writing.now if facts.writing and facts.writing.now else time.time()
     paths = [
         os.path.join(folder.path, name)
@@ -250,9 +249,8 @@ def gather_volume(
     mountinfo: Path = MOUNTINFO,
     timeout: float = TIMEOUT,
 ) -> VolumeFacts:
-    """Look at the volume of `layout`, for `timeout` seconds at most; raises nothing of the disk's.
-
-    Asked afresh: `layout` says where to look, not what is there. One tiny file is made on the
+    """Examine the volume of `layout`, for at most `timeout` seconds; does not raise disk errors.
+    `layout` says only where to look; everything is checked again. A tiny file is created on the
     volume and removed. `settings` are those that `layout` was found with.
     """
     caller = BoundedCaller(timeout)

@@ -1,7 +1,7 @@
-"""What is known of a volume, as frozen data: room, access, and the links at its top.
+"""Facts about a volume as frozen data: space, access, and its top-level links.
 
-The same volume is `/runpod-volume` on Serverless and `/workspace` on a Pod, so a link that names
-either is right in one place only.
+The same volume is `/runpod-volume` on Serverless and `/workspace` on a Pod, so a link through
+either name works in one place only.
 """
 
 from __future__ import annotations
@@ -25,14 +25,14 @@ from bootstrap.volume import COMFYUI
 from bootstrap.volume.layout import Mount
 from bootstrap.volume.search import OtherMount
 
-# A link costs a readlink, a stat and the stats of its path.
+# A link costs a readlink, a stat and a stat for each part of its path.
 MOST_LINKS = 200
-# Of each kind of thing so many are listed; a diagnostics reply has room for 1 MB in all.
+# So many of each kind are listed; a diagnostics reply may have 1 MB in all.
 MOST_SHOWN = 50
 
 
 class Leads(str, Enum):
-    """Where a link leads. `UP` is to a folder that it lies in: following it never ends."""
+    """Where a link leads. `UP`: to a folder that contains it, so following it never ends."""
 
     WELL = "well"
     NOWHERE = "nowhere"
@@ -44,11 +44,9 @@ class Leads(str, Enum):
 
 @dataclass(frozen=True)
 class LinkFact:
-    """A link at `path` that reads `text`.
-
-    `home` is the mount point that `text` begins with, if it is one a volume can have. `relative`
-    then is the text that leads to the same place under any mount point, if there is something.
-    `ours` marks one that our link plan made.
+    """A link at `path` with the text `text`. `home` is the mount point that `text` begins with, if
+    it is a possible one of the volume. `relative` then is the equivalent relative text, if the
+    target exists. `ours`: made by our link plan.
     """
 
     path: str
@@ -60,10 +58,9 @@ class LinkFact:
 
 
 def look_at_link(path: str, root: str, tree: str, homes: Sequence[str]) -> LinkFact | None:
-    """The link at `path`, or None when it is gone.
-
-    `root` is where the volume begins, `tree` what counts as being on it (the mount, where `root`
-    is a folder on it); both without links. `homes` are the mount points a text may begin with.
+    """The link at `path`; None if it is gone. `root` is the volume's root, `tree` what counts as
+    part of it (the mount, if `root` is a folder on it); both without links. `homes` are the
+    possible mount points.
     """
     try:
         text = os.readlink(path)
@@ -96,8 +93,8 @@ def _leads(path: str, tree: str) -> Leads:
 
 @dataclass(frozen=True)
 class Space:
-    """What statvfs says, in bytes and inodes. A network file system often tells what its whole
-    cluster has, not this volume's quota; `inodes_total` is 0 where they are not counted."""
+    """statvfs in bytes and inodes. A network file system often reports its whole cluster, not this
+    volume's quota; `inodes_total` is 0 if they are not counted."""
 
     total: int
     free: int
@@ -107,9 +104,8 @@ class Space:
 
 @dataclass(frozen=True)
 class Writing:
-    """Making, flushing and removing a tiny file: seconds it took, or what went wrong.
-
-    `now` is the file's time, so the volume's own clock, in seconds since 1970.
+    """Creating, flushing and removing a tiny file: its duration in seconds, or the error. `now` is
+    the file's time by the volume's own clock, in seconds since 1970.
     """
 
     seconds: float
@@ -119,8 +115,8 @@ class Writing:
 
 @dataclass(frozen=True)
 class Access:
-    """Who owns a path and what this process may do there. `mode` holds the permission bits;
-    a folder that cannot be entered counts as not readable."""
+    """Who owns a path and what this process may do there. `mode` holds the permission bits; a
+    folder that cannot be entered counts as unreadable."""
 
     path: str
     mode: int
@@ -143,9 +139,8 @@ def look_at_space(path: str) -> Space:
 
 
 def try_writing(folder: str) -> Writing:
-    """Make a file in `folder`, flush it to the disk, remove it.
-
-    core/temp_files.py knows its name, should this process be killed meanwhile.
+    """Create a file in `folder`, flush and remove it. If this process is killed, core/temp_files.py
+    knows its name.
     """
     path = os.path.join(folder, f".{uuid.uuid4().hex}.part")
     started = time.monotonic()
@@ -171,7 +166,7 @@ def _write_and_remove(path: str) -> float:
 
 
 def look_at_access(path: str) -> Access | None:
-    """None when there is nothing at `path`, or it cannot be asked."""
+    """None if `path` does not exist or cannot be read."""
     try:
         found = os.stat(path)
     except OSError:
@@ -189,7 +184,7 @@ def look_at_access(path: str) -> Access | None:
 
 
 class VolumeState(str, Enum):
-    """What is at the volume's path. `BAD` is what cannot be asked; see `trouble`."""
+    """What is at the volume's path. `BAD`: it cannot be read; see `trouble`."""
 
     FOLDER = "folder"
     MISSING = "missing"
@@ -199,10 +194,9 @@ class VolumeState(str, Enum):
 
 @dataclass(frozen=True)
 class Models:
-    """`homes` are the models folders there are (the volume's own first), `missing` the usual
-    categories that none has. `strays` are folders outside of them, `loose` single files that no
-    loader looks for (`belongs` is "" where their contents do not tell it), `wrong_case` are
-    misspelt."""
+    """`homes` are the existing models folders (the volume's own first), `missing` the usual
+    categories that none has. `strays` are folders outside them, `loose` single files that no loader
+    finds (`belongs` is "" if their contents do not show it), `wrong_case` are misspelt."""
 
     homes: tuple[str, ...] = ()
     missing: tuple[str, ...] = ()
@@ -213,17 +207,15 @@ class Models:
 
 @dataclass(frozen=True)
 class VolumeFacts:
-    """What was seen; fields behind a silence or a failure keep their defaults.
-
-    `state` is None when not even the root answered within `silent_after` seconds. `comfyui` is
-    the ComfyUI that will run (`comfyui_real` without links), None when its main.py is gone.
-    `home` is ComfyUI's folder on the volume, or where one is looked for first; `expected` is its
-    listing (None when there is nothing). `places` are other ComfyUIs; `rivals` are those none of
-    which goes before the others, `asked` what COMFYUI_PATH names if there is none. `nodes` are
-    folders of custom nodes that ComfyUI does not read, `paths_file` its file of further models.
-    `user` is this process's user id; `configured` that VOLUME_PATH names the root. `closed` is the
-    folder on the way to the root, or itself, that this user may not enter; `meant` the volume that
-    the root most likely stands for, where it is none.
+    """A volume; after a hang or a failure the remaining fields keep their defaults. `state` is None
+    if not even the root answered within `silent_after` seconds. `comfyui` is the ComfyUI that will
+    run (`comfyui_real` without links), None if its main.py is gone. `home` is ComfyUI's folder on
+    the volume, or the first place to look; `expected` is its listing (None if it does not exist).
+    `places` are other ComfyUIs; `rivals` are equally good ones, `asked` is COMFYUI_PATH if there is
+    no ComfyUI. `nodes` are folders of custom nodes that ComfyUI does not read, `paths_file` its
+    file of further model folders. `user` is this process's user id; `configured`: VOLUME_PATH names
+    the root. `closed` is the first folder up to the root that this user may not enter; `meant` is
+    the volume probably meant by the root, if it is not one.
     """
 
     root: str
@@ -263,9 +255,9 @@ class VolumeFacts:
 
     @property
     def mounted(self) -> bool:
-        """Is the root itself a mount, or a folder on a network's?"""
+        """Is the root itself a mount, or a folder on a network mount?"""
         if self.mount is None:
-            return True  # unknown: no complaint
+            return True  # unknown: not reported
         return self.mount.network or self.mount.point == self.real
 
     def as_dict(self) -> dict[str, Any]:

@@ -1,6 +1,6 @@
-"""Where people put models on a volume, and what ComfyUI's `extra_model_paths.yaml` names.
+"""Where people put models on a volume, and the paths in ComfyUI's `extra_model_paths.yaml`.
 
-Tolerant: what is not understood is left out. Rules of ComfyUI (`utils/extra_config.py`,
+Tolerant: what cannot be parsed is skipped. ComfyUI's rules (`utils/extra_config.py`,
 `load_extra_path_config`): `~` and variables in `base_path` are expanded; a relative path is joined
 to `base_path`, and that to the file's own folder; a value may hold several lines.
 """
@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from bootstrap.core.concurrency import BoundedCaller
-from bootstrap.core.files import Folder, contains, list_folder
+from bootstrap.core.files import Folder, contains, list_folder, open_regular
 from bootstrap.models.weights_file import kind_of_weights
 from bootstrap.volume import CUSTOM_NODES, MODELS
 from bootstrap.volume.args_file import paths_file
@@ -31,13 +31,13 @@ _PROPER = {name.casefold(): name for name in known_folders()}
 _WEIGHTS = PT_EXTENSIONS | {GGUF}
 _MOST_SUBFOLDERS = 8
 _MOST_LOOSE = 50
-# A .bin or .pkl that lies about may be anything.
+# A stray .bin or .pkl may be anything.
 _LOOSE = frozenset({".safetensors", ".sft", ".ckpt", ".gguf", ".pth", ".pt"})
 
 
 @dataclass(frozen=True)
 class Line:
-    """A path as line `number` (from 1) gives it; `key` is its category, or `base_path`."""
+    """A path in line `number` (from 1); `key` is its category, or `base_path`."""
 
     number: int
     section: str
@@ -47,11 +47,10 @@ class Line:
 
 @dataclass(frozen=True)
 class ModelPath:
-    """A line, where it leads (`path`, absolute), and whether a folder is there.
-
-    `below_base` marks a path that is relative to its section's base_path. `home` is the mount
-    point that an absolute path begins with, if it is one a volume can have; `there` then says
-    whether the volume at hand has the folder.
+    """A line, its absolute `path`, and whether the folder exists. `below_base`: the path is
+    relative to its section's base_path. `home` is the mount point that an absolute path begins
+    with, if it is a possible one of the volume; `there` then says whether this volume has the
+    folder.
     """
 
     number: int
@@ -66,17 +65,20 @@ class ModelPath:
 
 
 def read_lines(path: str) -> list[Line]:
-    """The paths in the file at `path`; none when it cannot be read."""
+    """The paths in the file at `path`; none if it cannot be read."""
+    return list(_parse(_lines_of(path)))[:MOST_PATHS]
+
+
+def _lines_of(path: str) -> list[str]:
     try:
-        with open(path, encoding="utf-8", errors="surrogateescape") as file:
-            text = file.read(_MOST_TEXT)
+        with open_regular(path) as file:
+            return file.read(_MOST_TEXT).decode("utf-8", "surrogateescape").splitlines()
     except OSError:
         return []
-    return list(_parse(text.splitlines()))[:MOST_PATHS]
 
 
 def further_folders(comfyui: Path) -> dict[Path, str]:
-    """Folder of models -> its category, as the file of the ComfyUI at `comfyui` names them."""
+    """Model folder -> its category, from the file of the ComfyUI at `comfyui`."""
     folder = os.path.realpath(comfyui)
     given = resolve(read_lines(str(paths_file(Path(folder)))), folder, ())
     wanted = (path for path in given if path.key not in (BASE, CUSTOM_NODES))
@@ -84,13 +86,13 @@ def further_folders(comfyui: Path) -> dict[Path, str]:
 
 
 def resolve(lines: list[Line], folder: str, homes: Sequence[str]) -> list[ModelPath]:
-    """Where the lines of a file in `folder` lead; nothing is asked of the disk."""
+    """Where the lines of a file in `folder` lead, without accessing the disk."""
     bases = {line.section: _expanded(line.value) for line in lines if line.key == BASE}
     return [_resolved(line, folder, bases.get(line.section), homes) for line in lines]
 
 
 def look_at_path(given: ModelPath, root: str) -> ModelPath:
-    """`given` with what the disk says, for a volume at `root`."""
+    """`given`, checked on disk, for a volume at `root`."""
     there = False
     if given.home is not None:
         there = os.path.isdir(os.path.join(root, os.path.relpath(given.path, given.home)))
@@ -110,12 +112,7 @@ def _resolved(line: Line, folder: str, base: str | None, homes: Sequence[str]) -
 
 def tabs_in(path: str) -> tuple[int, ...]:
     """The lines of the file at `path` whose indentation has a tab, which YAML does not allow."""
-    try:
-        with open(path, encoding="utf-8", errors="surrogateescape") as file:
-            lines = file.read(_MOST_TEXT).splitlines()
-    except OSError:
-        return ()
-    return tuple(n for n, line in enumerate(lines, 1) if _TAB.match(line))[:MOST_PATHS]
+    return tuple(n for n, line in enumerate(_lines_of(path), 1) if _TAB.match(line))[:MOST_PATHS]
 
 
 def _expanded(text: str) -> str:
@@ -152,15 +149,14 @@ def _value(text: str) -> str:
 
 @dataclass(frozen=True)
 class Stray:
-    """A folder of models, or a single one, at `path` that ComfyUI would read if it were at, or in,
-    `belongs`."""
+    """A models folder, or a single model, at `path` that belongs at, or in, `belongs`."""
 
     path: str
     belongs: str
 
 
 def find_strays(folders: Iterable[Folder], home: str, caller: BoundedCaller) -> list[Stray]:
-    """Category folders with models in them that lie straight in one of `folders`."""
+    """Category folders with models directly in one of `folders`."""
     found = [
         Stray(path, os.path.join(home, _PROPER[os.path.basename(path).casefold()]))
         for folder in folders
@@ -171,8 +167,8 @@ def find_strays(folders: Iterable[Folder], home: str, caller: BoundedCaller) -> 
 
 
 def find_loose(folders: Iterable[Folder], home: str, caller: BoundedCaller) -> list[Stray]:
-    """Models that lie straight in one of `folders`, with the folder for their kind where their
-    contents tell it."""
+    """Models directly in one of `folders`, with the folder for their kind if their contents show
+    it."""
     once = {folder.path: folder for folder in folders}
     paths = [
         p
@@ -207,8 +203,8 @@ def _beside(folder: Folder, name: str, proper: str) -> Stray:
 
 
 def _holds_weights(path: str) -> bool:
-    """Among its files, or those of its first subfolders. `configs` with the user's settings in
-    it is then not taken for a folder of models."""
+    """In its files or its first subfolders', so that a `configs` with user settings does not count
+    as a models folder."""
     folder = list_folder(path)
     if any(map(_is_weights, folder.files | folder.links)):
         return True

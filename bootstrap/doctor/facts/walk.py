@@ -1,12 +1,12 @@
 """Walks trees on a volume where every metadata call costs a round trip of 1.5 to 2 ms.
 
-Nothing makes such a call faster, so many are kept in flight: folders are listed, and the files in
-them asked for their size, by a pool of threads. `os.scandir` tells folders, files and links apart
-without a further call where the file system fills in d_type, as all that Runpod uses do.
+Such a call cannot be made faster, so many are kept in flight: a pool of threads lists folders and
+stats files. `os.scandir` distinguishes folders, files and links without a further call if the file
+system fills in d_type, as all that Runpod uses do.
 
-A FUSE client may answer for one name of a folder at a time only (FUSE_PARALLEL_DIROPS is off
-unless it asks, Linux commit 5c672ab3f0ee; libfuse before 3.17 could not). So all folders are
-listed first, and the threads then ask for sizes in many folders rather than in one.
+A FUSE client may handle only one name of a folder at a time (FUSE_PARALLEL_DIROPS is off unless it
+asks, Linux commit 5c672ab3f0ee; libfuse before 3.17 could not). So all folders are listed first,
+and the threads then stat files in many folders rather than in one.
 """
 
 from __future__ import annotations
@@ -26,18 +26,18 @@ from bootstrap.core.concurrency import Task, WorkerPool
 
 # 64 in flight: 20,000 files at 1.5 ms take half a second, and more threads gain little.
 THREADS = 64
-# About 500 bytes an entry; a volume with more files than this is judged by its first part.
+# About 500 bytes per entry; a volume with more files than this is judged by its first part.
 LIMIT = 200_000
 MOST_PROBLEMS = 1000
-# ComfyUI leaves this out of its own scans (folder_paths.py, recursive_search).
+# ComfyUI skips this in its own scans (folder_paths.py, recursive_search).
 SKIPPED = frozenset({".git"})
-# So many files are asked for their size one after another before another thread takes some.
+# Files that one thread stats before others take some.
 _CHUNK = 8
 _ABSENT = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP)
 
 
 class EntryKind(str, Enum):
-    """What a name in a folder stands for."""
+    """The type of a folder entry."""
 
     FILE = "file"
     FOLDER = "folder"
@@ -46,7 +46,7 @@ class EntryKind(str, Enum):
 
 
 class LinkTarget(str, Enum):
-    """Where a symbolic link leads. `ESCAPES` is there, but outside the trees looked at."""
+    """Where a symbolic link leads. `ESCAPES`: it exists, but outside the trees."""
 
     OK = "ok"
     BROKEN = "broken"
@@ -58,10 +58,10 @@ class LinkTarget(str, Enum):
 class Entry:
     """One name in a tree.
 
-    `path` is relative to `root`. `size` (bytes), `mtime` (seconds since 1970) and `inode`
-    ((device, inode)) are a file's own, or those of the file a link leads to; 0 and None for
-    folders, which are not asked. `link` is a link's text; `to_folder` that it leads to a folder,
-    whose entries then stand under the link's path unless that would never end.
+    `path` is relative to `root`. `size` (bytes), `mtime` (seconds since 1970) and `inode` ((device,
+    inode)) are a file's own, or those of a link's target; 0 and None for folders, which are not
+    stat'ed. `link` is a link's text; `to_folder`: it leads to a folder, whose entries are then
+    listed under the link's path, unless that would never end.
     """
 
     root: Path
@@ -81,13 +81,13 @@ class Entry:
 
     @property
     def is_file(self) -> bool:
-        """A regular file, or a link that leads to one."""
+        """A regular file, or a link to one."""
         return self.inode is not None and self.kind in (EntryKind.FILE, EntryKind.LINK)
 
 
 @dataclass(frozen=True)
 class WalkProblem:
-    """A path that could not be looked at, with the system's reason and error number."""
+    """A path that could not be read, with the system's reason and error number."""
 
     path: str
     reason: str
@@ -96,9 +96,8 @@ class WalkProblem:
 
 @dataclass(frozen=True)
 class Walk:
-    """Entries by root and path; problems, of which there were `problem_count`, by path.
-
-    `complete` is False when a limit in number or time ended the walk; `seconds` is what it took.
+    """Entries by root and path; problems by path, `problem_count` in all. `complete` is False if a
+    limit in number or time ended the walk; `seconds` is the duration.
     """
 
     entries: tuple[Entry, ...]
@@ -119,13 +118,12 @@ def walk(
 ) -> Walk:
     """Everything under `roots`, following links to folders as ComfyUI does.
 
-    A link to a folder that it lies in itself is reported (`LinkTarget.LOOP`) and not followed; one
-    that leads out of `inside` (the roots, where not given) is `ESCAPES`, and followed.
-    `progress` is called a few times a second with the number of entries so far. The walk ends at
-    `limit` entries or after `timeout` seconds, also when the file system no longer answers.
-    `visit` is called with each file, from many threads, at the moment when the system still
-    remembers it: opening it then saves a round trip. It must not raise.
-    What cannot be read is among the problems; nothing is raised.
+    A link to a folder that contains it is reported (`LinkTarget.LOOP`) and not followed; one that
+    leads out of `inside` (default: the roots) is `ESCAPES`, and followed. `progress` is called a
+    few times a second with the number of entries so far. The walk ends at `limit` entries or after
+    `timeout` seconds, even if the file system hangs. `visit` is called with each file, from many
+    threads, while the system has it cached, so opening it saves a round trip; it must not raise.
+    Unreadable paths are among the problems; nothing is raised.
     """
     started = time.monotonic()
     trees = tuple(os.path.realpath(p) for p in inside or roots)
@@ -138,8 +136,8 @@ def walk(
 
 @dataclass(frozen=True)
 class _Folder:
-    """A folder to list. `real` is its path without links, `came_from` the real paths of the
-    folders from which links were followed on the way here."""
+    """A folder to list. `real` is its path without links, `came_from` the real paths of folders
+    whose links were followed to reach it."""
 
     root: Path
     path: str
@@ -158,7 +156,7 @@ class _Folder:
         return _Folder(self.root, self.path_of(name), real, self.came_from)
 
     def behind_link(self, name: str, real: str) -> _Folder | None:
-        """The folder a link in this one leads to; None if following it would never end."""
+        """The target folder of a link in this one; None if following it would never end."""
         passed = (*self.came_from, self.real)
         if any(_contains(real, folder) for folder in passed):
             return None
@@ -249,7 +247,7 @@ class _Walker:
         except OSError as problem:
             if problem.errno not in _ABSENT:
                 self._note(path, problem)
-            if problem.errno in (errno.EACCES, errno.EPERM):  # there may well be something
+            if problem.errno in (errno.EACCES, errno.EPERM):  # something may be there
                 return entry
             loops = problem.errno == errno.ELOOP
             return replace(entry, target=LinkTarget.LOOP if loops else LinkTarget.BROKEN)
@@ -289,7 +287,7 @@ class _Walker:
 def _is_folder(name: os.DirEntry[str]) -> bool:
     try:
         return name.is_dir(follow_symlinks=False)
-    except OSError:  # asks the file system only where d_type is missing
+    except OSError:  # a stat only if d_type is missing
         return False
 
 

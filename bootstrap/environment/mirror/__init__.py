@@ -5,14 +5,16 @@
     .comfyui-worker/python/<venv>.venv      what earlier starts opened, in one file (archive.py)
 
 Python's start with torch opens thousands of files, one after another, each several round trips.
-`mirror_venv` brings them to local disk before: those that the last start opened from one archive,
-checked against the volume file by file (unpack.py); where there is no archive, all that a start may
-import (walk.py). Everything else is linked, folders that a start does not look into as a whole at
-first (late.py), large libraries too, which are read into memory beside (large.py). When ComfyUI is
-ready, `record_opened` makes the archive of what its processes have noted (opened.py, record.py).
+`mirror_venv` copies them to local disk first: those that the last start opened from one archive,
+checked against the volume file by file (unpack.py), or without an archive everything that a start
+may import (walk.py). Everything else is linked: folders that a start does not use at first as a
+whole (late.py), and large libraries, which are read into memory meanwhile (late.py). When ComfyUI
+is ready, `record_opened` makes the archive from what its processes have noted (opened.py,
+record.py).
 
-What changes on the volume is seen at the next start: a file by its size and time, a new one by its
-folder's time. It is not seen that a file was changed with neither, or while a worker runs.
+The next start notices changes on the volume: changed files by size and time, new ones by their
+folder's time. It does not notice a file that changed with neither, and a running worker notices
+nothing.
 """
 
 from __future__ import annotations
@@ -63,20 +65,19 @@ _FIX_UNREADABLE = (
     f"happens at each start, {_IN_IMAGE}"
 )
 _THREADS = 64
-# What must be left free on the local disk, in bytes, and what a link or the end of a file takes.
+# Bytes to leave free on the local disk, and what a link or the end of a file takes.
 _HEADROOM = 256 << 20
 _BORDER = 4096
-# An archive that lacks no more than this is not made again.
+# An archive that lacks no more than this is not rebuilt.
 _MOST_LACKING = 20
 
 
 @dataclass(frozen=True)
 class MirrorRequest:
-    """Which venv, a new folder `place` on local disk, a folder `store` on the volume for archives.
-
-    `timeout` in seconds is for all of it, `room` the bytes of memory that large libraries may
-    take. `interpreter`, of the same version, is used where the venv's own is not on this machine.
-    `progress` is called now and then with the number of files that are there.
+    """A venv, a new folder `place` on local disk, and a folder `store` on the volume for archives.
+    `timeout` is in seconds for everything, `room` the bytes of memory for large libraries.
+    `interpreter`, of the same version, is used if the venv's own is not on this machine. `progress`
+    is called now and then with the number of files copied.
     """
 
     venv: Path
@@ -90,11 +91,10 @@ class MirrorRequest:
 
 @dataclass(frozen=True)
 class Mirror:
-    """A venv on local disk: `python` is its interpreter, `site` its site-packages. `note` says in
-    a few words how it came about, `bytes` what was written for it in `seconds`.
-
-    The rest is for `record_opened`: `late` ends when no folder is a link any more; `recorded`
-    files were in the archive, None where there was none; `changed` of them were not as recorded.
+    """A venv on local disk: `python` is its interpreter, `site` its site-packages. `note` says
+    briefly how it was made, `bytes` how much was written in `seconds`. The rest is for
+    `record_opened`: `late` ends when no folder is a link any more; `recorded` files were in the
+    archive (None: no archive), of which `changed` differed.
     """
 
     python: Path
@@ -111,8 +111,8 @@ class Mirror:
 
 
 def mirror_venv(request: MirrorRequest) -> Mirror | Finding:
-    """Make the mirror, or a finding that says why there is none. Never raises: ComfyUI runs from
-    the volume as well."""
+    """Make the mirror, or a finding that says why not. Never raises: ComfyUI can run from the
+    volume too."""
     making = _Making(request)
     try:
         return making.make()
@@ -123,7 +123,7 @@ def mirror_venv(request: MirrorRequest) -> Mirror | Finding:
 
 def record_opened(mirror: Mirror, timeout: float = 120) -> str:
     """Make an archive of what this mirror's Python has opened so far, if there is none or it lacks
-    too much; what was done, in a few words. Never raises: the next start does without."""
+    too much; returns what was done, briefly. Never raises: the next start also works without it."""
     source = mirror.venv.site
     mirror.late.join(timeout)
     try:
@@ -169,7 +169,7 @@ class _Making:
         return self._walk(venv, path)
 
     def clean_up(self) -> None:
-        """Remove what is half made, in the background: threads may still be at it."""
+        """Remove an incomplete mirror in the background: threads may still be writing."""
         for place in self._places:
             threading.Thread(
                 target=shutil.rmtree, args=(place, True), name="clean-up", daemon=True
@@ -196,7 +196,7 @@ class _Making:
 
     def _walk(self, venv: MirroredVenv, path: Path) -> Mirror:
         place = self._request.place
-        if self._places:  # what failed there may not have ended
+        if self._places:  # its threads may not have ended
             self.clean_up()
             place = place.with_name(f"{place.name}-walked")
         self._places.append(place)
@@ -212,7 +212,7 @@ class _Making:
         return self._mirror(python, site, note, venv, path, tree)
 
     def _begin(self, venv: MirroredVenv, place: Path) -> tuple[Path, Path]:
-        """Everything around site-packages; the Python, and site-packages, empty."""
+        """Make everything around site-packages; returns the Python and the empty site-packages."""
         python = make_skeleton(venv, place)
         if os.statvfs(place).f_flag & os.ST_NOEXEC:
             why = f"programs cannot be run from {place}"
@@ -262,7 +262,7 @@ class _Making:
 
 
 def _log_of(site: Path) -> Path:
-    """Beside site-packages; what Python opens is noted there."""
+    """The log beside site-packages of what Python opens."""
     return site.with_name("opened.log")
 
 
@@ -277,7 +277,7 @@ def _read_if_there(path: Path) -> Archive | None:
 
 
 def _by_size(mirror: Mirror, paths: Iterable[str]) -> tuple[dict[str, int], dict[str, int]]:
-    """Files of the venv that are small enough for the archive, and larger ones."""
+    """The venv's files that are small enough for the archive, and the larger ones."""
     small: dict[str, int] = {}
     large: dict[str, int] = {}
     for path in dict.fromkeys(paths):

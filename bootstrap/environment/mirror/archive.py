@@ -1,12 +1,12 @@
-"""What ComfyUI's start reads of a venv, in one file on the volume: read in large pieces side by
-side, where thousands of small files would cost several round trips each.
+"""One file on the volume with what ComfyUI's start reads of a venv: read in large pieces in
+parallel, where thousands of small files would cost several round trips each.
 
     the files one after another, in blocks of 4 MB
     index: JSON, compressed
     magic, length of the index, its checksum
 
-The index names everything in site-packages, with times of change: a start looks at those and sees
-what has changed since (unpack.py). No name in it can lead out of the mirror.
+The index has everything in site-packages with modification times, by which a start sees what has
+changed (unpack.py). No name in it can lead out of the mirror.
 """
 
 from __future__ import annotations
@@ -31,12 +31,12 @@ _NAME_BYTES = 255
 
 
 class DamagedArchive(Exception):
-    """It cannot be used; the message completes "… cannot be used: …"."""
+    """Cannot be used; the message completes "… cannot be used: …"."""
 
 
 class Packed(NamedTuple):
-    """One file: `path` below site-packages. One that is not `checked` is bytecode, which is right
-    when its source is."""
+    """One file: `path` below site-packages. One that is not `checked` is bytecode, which is valid
+    if its source is."""
 
     path: str
     stamp: FileState
@@ -45,7 +45,7 @@ class Packed(NamedTuple):
 
 @dataclass(frozen=True)
 class Block:
-    """Files that lie one after another from `offset` on; `checksum` is the CRC-32 of them all."""
+    """Consecutive files from `offset` on; `checksum` is their CRC-32."""
 
     offset: int
     size: int
@@ -77,8 +77,8 @@ Content = tuple[Packed, bytes]
 def write_archive(
     file: BinaryIO, contents: Iterable[Content], tree_of: Callable[[Sequence[Packed]], MirrorTree]
 ) -> int:
-    """Write an archive of the files in `contents`, each of the size that its stamp says, and of the
-    tree around them; the number of files. Raises OSError, and whatever the two do."""
+    """Write an archive of the files in `contents`, each of its stamp's size, and of the tree around
+    them; the number of files. Raises OSError, and what its arguments raise."""
     blocks = [_write_block(file, group) for group in _grouped(contents)]
     files = [packed for block in blocks for packed in block.files]
     text = json.dumps(_as_data(tree_of(files), blocks))
@@ -97,7 +97,7 @@ def read_archive(path: Path) -> Archive:
 
 
 def _read_index(path: Path) -> tuple[bytes, int]:
-    """The packed index, and how many bytes lie before it."""
+    """The packed index, and the number of bytes before it."""
     with open(path, "rb") as file:
         size = os.fstat(file.fileno()).st_size
         file.seek(max(0, size - _LIKELY_INDEX))
@@ -118,7 +118,7 @@ def _read_index(path: Path) -> tuple[bytes, int]:
 
 
 def _unpacked(packed: bytes) -> Any:
-    """Bounded: a few MB of zeros can stand for many GB."""
+    """Limited: a few MB of compressed zeros can become many GB."""
     try:
         unpacking = zlib.decompressobj()
         text = unpacking.decompress(packed, _MOST_INDEX)
@@ -199,8 +199,8 @@ def _size(packed: Packed) -> int:
 
 
 def _check_names(tree: MirrorTree) -> None:
-    """A name is one part of a path, each folder lies in another that is named, and nothing has
-    two meanings: so all lies where the mirror makes its own folders."""
+    """Every name is a single path component, every folder's parent is listed, and no name is both
+    file and folder, so everything stays inside the mirror."""
     folders = tree.folders.keys() | tree.late
     for path in folders:
         parent, _, name = path.rpartition("/")

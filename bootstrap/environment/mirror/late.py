@@ -1,18 +1,16 @@
-"""What follows while ComfyUI starts: folders of links, and large libraries read ahead.
+"""Work that goes on while ComfyUI starts: folders of links, and reading large libraries ahead.
 
-Folders of site-packages that a start does not look into are links as a whole at first, and
-become folders of links while ComfyUI starts.
+Folders of site-packages that a start does not use are single links at first, so that tens of
+thousands of files in them need not be listed and linked before ComfyUI starts. But pip would write
+and delete through such a link, on the volume. So while ComfyUI starts, each is listed, built beside
+as a folder of links, and exchanged for the link in one step. A link takes the kernel about 25 µs;
+making tens of thousands in threads would block other threads at the GIL, so separate processes make
+them.
 
-To a reader a link to a folder is as good, and tens of thousands of files in it need not be
-listed and linked before ComfyUI starts. But pip would write and delete through it, on the volume.
-So each is listed as it is now, made beside, and exchanged for its link in one step. Each link takes
-the kernel some 25 µs; tens of thousands made by threads would hold everything else that threads do
-at the interpreter's lock, so processes of their own make them.
-
-Large libraries stay on the volume and are read into memory ahead of the loader, which maps them and
-touches them page by page, each time a round trip. Read in large blocks side by side they come at
-the volume's full speed, and the kernel keeps the pages. Where the volume's file system lets go of
-them from one opening of a file to the next, they are copied.
+Large libraries stay on the volume and are read into memory before the loader maps them and touches
+them page by page, each a round trip. Large parallel reads get the volume's full speed, and the
+kernel keeps the pages. If the volume's file system drops pages between two openings of a file, the
+libraries are copied instead.
 """
 
 from __future__ import annotations
@@ -45,8 +43,8 @@ _RENAME_EXCHANGE = 2  # linux/fs.h
 
 
 class LateFolders:
-    """Those of `tree`, a mirror of `source` at `place`; made in the new folder `scratch`, on the
-    same disk. One that cannot be made stays a link."""
+    """The late folders of `tree`, a mirror of `source` at `place`; built in the new folder
+    `scratch` on the same disk. A folder that cannot be built stays a link."""
 
     def __init__(
         self, source: Path, place: Path, scratch: Path, tree: MirrorTree, tag: str
@@ -58,7 +56,7 @@ class LateFolders:
         self._tag = tag
 
     def start(self, timeout: float) -> threading.Thread:
-        """Make them in the background, within `timeout` seconds. Nothing is raised."""
+        """Build them in the background, within `timeout` seconds. Raises nothing."""
         thread = threading.Thread(
             target=self._make, args=(timeout,), name="late-folders", daemon=True
         )
@@ -81,7 +79,7 @@ class LateFolders:
         shutil.rmtree(self._scratch, ignore_errors=True)
 
     def _listed(self, timeout: float) -> MirrorTree | None:
-        """Folders without their files, at the scratch place; None where there was no time."""
+        """List the folders and create them in `scratch`, without files; None if time ran out."""
         made, pool = MirrorTree(), WorkerPool(_THREADS)
         walk = FullCopy(self._source, self._scratch, made, self._tag, pool, names_only=True)
         for path in self._tree.late:
@@ -97,8 +95,8 @@ class LateFolders:
 
 
 def _exchange(folder: str, link: str) -> None:
-    """A folder takes the place of a link. Where the file system cannot exchange two names
-    (renameat2(2)), neither is there for some microseconds."""
+    """Replace a link by a folder. If the file system cannot exchange two names (renameat2(2)),
+    neither exists for some microseconds."""
     libc = ctypes.CDLL(None, use_errno=True)
     arguments = _AT_FDCWD, os.fsencode(folder), _AT_FDCWD, os.fsencode(link)
     if not hasattr(libc, "renameat2") or libc.renameat2(*arguments, _RENAME_EXCHANGE) != 0:
@@ -110,9 +108,9 @@ def _exchange(folder: str, link: str) -> None:
 
 
 _MOST_PROCESSES = 4
-# Below this a process would take longer to start.
+# Below this, starting a process takes longer.
 _WORTH_A_PROCESS = 2000
-# Ends with the number of the error, if there is one, and the path that it is about.
+# Ends with the error's number, if any, and its path.
 _PROGRAM = """
 import os, sys
 source, place = map(os.fsencode, sys.argv[1:3])
@@ -129,8 +127,8 @@ for path in sys.stdin.buffer.read().split(b"\\0"):
 def make_links(
     paths: Sequence[str], source: str, place: str, timeout: float, nice: int = 0
 ) -> bool:
-    """Link each path below `place` to that below `source`; False if `timeout` seconds were not
-    enough. The processes' priority is `nice` lower. Raises OSError."""
+    """Link each path below `place` to the same below `source`; False if `timeout` seconds were not
+    enough. The processes run with `nice` lower priority. Raises OSError."""
     most = min(_MOST_PROCESSES, len(os.sched_getaffinity(0)))
     count = max(1, min(most, len(paths) // _WORTH_A_PROCESS))
     shares = [paths[i::count] for i in range(count)]
@@ -152,14 +150,14 @@ def _make_share(paths: Sequence[str], source: str, place: str, timeout: float, n
             check=False,
         )
     except subprocess.TimeoutExpired:
-        return  # the caller that waits for the share has noticed
+        return  # the caller waiting for this share has noticed
     code = int(done.stdout) if done.stdout.strip().isdigit() else 0
     if code or done.returncode:
         raise OSError(code or errno.EIO, os.strerror(code or errno.EIO), place)
 
 
 _READERS = 8
-# What copies must leave free on the local disk, in bytes.
+# Bytes that copies must leave free on the local disk.
 _HEADROOM = 1 << 30
 
 
@@ -180,8 +178,8 @@ class LargeFiles:
     room: int
 
     def read_ahead(self, timeout: float) -> threading.Thread:
-        """Read them in the background, for at most `timeout` seconds. Nothing is raised: what is
-        not read ahead is read when it is needed."""
+        """Read them in the background, for at most `timeout` seconds. Raises nothing: the rest is
+        read when it is needed."""
         thread = threading.Thread(target=self._read, args=(timeout,), name="libraries", daemon=True)
         thread.start()
         return thread
@@ -205,7 +203,7 @@ class LargeFiles:
         return pieces
 
     def _pages_stay(self, piece: _Piece) -> bool:
-        """Are pages that were read through one opening of a file there for the next?"""
+        """Do pages read through one opening of a file stay for the next?"""
         full = os.path.join(self.source, piece.path)
         with open(full, "rb", buffering=0) as file:
             read_block(file.fileno(), piece.offset, piece.size)
@@ -215,7 +213,7 @@ class LargeFiles:
     def _work_off(
         self, pieces: deque[_Piece], use: Callable[[int, _Piece], None], pool: WorkerPool
     ) -> None:
-        """Each thread has a file open for itself: a network file system may be limited for each."""
+        """Each thread opens the file itself: a network file system may limit each open file."""
         with ExitStack() as stack:
             opened: dict[str, int] = {}
             while pieces and not pool.stopped:
@@ -228,7 +226,7 @@ class LargeFiles:
                     use(opened[piece.path], piece)
 
     def _copier(self, pieces: deque[_Piece]) -> Callable[[int, _Piece], None]:
-        """Copies pieces, if the disk has room; a link is replaced when its file is complete."""
+        """Copies pieces, if the disk has space; a link is replaced once its file is complete."""
         free = shutil.disk_usage(self.place).free - _HEADROOM
         if free < sum(piece.size for piece in pieces):
             pieces.clear()

@@ -1,4 +1,4 @@
-"""What a mirror looks like: a virtual environment on local disk around a copy of site-packages.
+"""The structure of a mirror: a virtual environment on local disk around a copy of site-packages.
 
     bin/python*         links to the interpreter that the venv was made from
     bin/pip*            local programs; all others are links to the volume's
@@ -6,8 +6,8 @@
     lib/python3.x/site-packages     copies and links (MirrorTree)
     everything else     links to the volume
 
-What a node installs with `python -m pip` goes into the mirror: it works while this worker lives,
-and the volume, which other workers read, stays as it is.
+What a node installs with `python -m pip` goes into the mirror: it works while this worker runs, and
+the volume, which other workers use, stays unchanged.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ from bootstrap.core.findings import Fault
 from bootstrap.environment.mirror import opened
 from bootstrap.environment.python import MIRROR_OF, venv_settings
 
-#: Folders of bytecode. What is in them stands or falls with the source files beside them.
+#: Bytecode folders, whose contents are valid if the source files beside them are.
 BYTECODE = "__pycache__"
-#: Files from this size on (bytes) are linked and read ahead, not copied.
+#: Files of this size (bytes) or more are linked and read ahead, not copied.
 LARGE = 1 << 20
 _FIX_VENV = (
     "Make the venv with a Python that the image has, or set COMFYUI_PYTHON to one of the image's."
@@ -40,8 +40,8 @@ exec '{python}' -m pip "$@"
 
 
 class FileState(NamedTuple):
-    """What tells one version of a file from another: size in bytes, time of change in ns. `mode`
-    holds the permissions."""
+    """Identifies a version of a file: size in bytes, modification time in ns. `mode` has the
+    permissions."""
 
     size: int
     mtime_ns: int
@@ -49,7 +49,7 @@ class FileState(NamedTuple):
 
     @classmethod
     def of(cls, found: os.stat_result) -> FileState:
-        """From what the system says of a file."""
+        """From a file's stat result."""
         return cls(found.st_size, found.st_mtime_ns, found.st_mode & 0o777)
 
     def same_content(self, other: FileState) -> bool:
@@ -59,8 +59,8 @@ class FileState(NamedTuple):
 
 @dataclass
 class ListedFolder:
-    """One folder of the volume as it was listed: names of files, and of links with their text.
-    `mtime_ns` is 0 for bytecode, which is not looked at again."""
+    """A listing of one folder on the volume: names of files, and of links with their text.
+    `mtime_ns` is 0 for bytecode, which is not checked again."""
 
     mtime_ns: int
     files: set[str] = field(default_factory=set)
@@ -69,9 +69,9 @@ class ListedFolder:
 
 @dataclass
 class MirrorTree:
-    """A mirror: folders by path ("" is site-packages itself), files that were copied, sizes of
-    large ones that ComfyUI's start needs, in the order in which it does, and paths of folders that
-    are still links as a whole (late.py)."""
+    """A mirror: folders by path ("" is site-packages itself), copied files, sizes of large ones
+    that ComfyUI's start needs, in that order, and paths of folders that are still single links
+    (late.py)."""
 
     folders: dict[str, ListedFolder] = field(default_factory=dict)
     copied: dict[str, FileState] = field(default_factory=dict)
@@ -84,7 +84,7 @@ class MirrorTree:
         return parent in self.folders and name in self.folders[parent].files
 
     def names_in(self, path: str) -> frozenset[str]:
-        """Plain files in one folder; none where there is no such folder."""
+        """Plain files in one folder; none if there is no such folder."""
         return frozenset(self.folders[path].files) if path in self.folders else frozenset()
 
     def linked_files(self) -> Iterator[str]:
@@ -101,7 +101,7 @@ class MirrorTree:
         return [p for p in list(self.folders) if p.startswith(prefix) and p != path]
 
     def forget(self, path: str) -> None:
-        """The file or folder is gone."""
+        """Remove a file or folder that is gone."""
         for folder in [path, *self.below(path)] if path in self.folders else ():
             for name in self.folders.pop(folder).files:
                 self._forget_file(join(folder, name))
@@ -133,15 +133,15 @@ def source_of(bytecode: str) -> str | None:
 
 
 def bytecode_of(source: str, tag: str) -> str | None:
-    """Where the bytecode of a source file lies; None for any other file."""
+    """The place of a source file's bytecode; None for any other file."""
     parent, name = os.path.split(source)
     stem, suffix = os.path.splitext(name)
     return join(join(parent, BYTECODE), f"{stem}.{tag}.pyc") if suffix == ".py" else None
 
 
 def is_fresh(header: bytes, source: FileState) -> bool:
-    """Was bytecode that begins so compiled from this version of its source? PEP 552: magic,
-    flags, then time and size of the source; with a hash in their place it is not known."""
+    """Was bytecode with this header compiled from this version of its source? PEP 552: magic,
+    flags, then the source's time and size; unknown if there is a hash instead."""
     if len(header) < 16 or header[4:8] != bytes(4):
         return False
     seconds = source.mtime_ns // 1_000_000_000 & 0xFFFFFFFF
@@ -160,8 +160,8 @@ def children(tree: MirrorTree) -> Mapping[str, set[str]]:
 
 
 def with_late_folders(tree: MirrorTree, needed: Iterable[str]) -> MirrorTree:
-    """The tree with those folders only in which there is one of the `needed` files; others in them
-    are late. Bytecode goes with its source."""
+    """The tree with only the folders that have one of the `needed` files; other folders in them are
+    late. Bytecode follows its source."""
     kept = {""}
     for path in needed:
         parent = os.path.dirname(path)
@@ -176,7 +176,7 @@ def with_late_folders(tree: MirrorTree, needed: Iterable[str]) -> MirrorTree:
 
 
 class CannotMirror(Fault):
-    """No mirror can be made; the message completes "The venv … was not copied to local disk: …"."""
+    """No mirror is possible; the message completes "The venv … was not copied to local disk: …"."""
 
     def __init__(self, why: str, fix: str = _FIX_VENV) -> None:
         super().__init__("python.not_copied", why, fix)
@@ -184,9 +184,9 @@ class CannotMirror(Fault):
 
 @dataclass(frozen=True)
 class MirroredVenv:
-    """A venv on the volume. `library` is `python3.11`, `tag` what its bytecode is called by,
-    `interpreter` the program on this machine that runs it: the one behind its `bin/python`, or, as
-    a `stand_in`, another of the same version."""
+    """A venv on the volume. `library` is `python3.11`, `tag` its bytecode's suffix, `interpreter`
+    the program on this machine that runs it: the target of its `bin/python`, or, as a `stand_in`,
+    another of the same version."""
 
     path: Path
     settings: str
@@ -208,9 +208,9 @@ class MirroredVenv:
 
 
 def look_at_venv(path: Path, interpreter: Path | None) -> MirroredVenv:
-    """What a mirror needs to know; `interpreter` is used in place of the venv's own, whose link may
+    """What a mirror needs to know of a venv; `interpreter` replaces the venv's own, whose link may
     lead to another version on this machine. Raises CannotMirror, OSError."""
-    path = Path(os.path.realpath(path))  # as the maps of processes have it
+    path = Path(os.path.realpath(path))  # as in processes' memory maps
     with open(path / "pyvenv.cfg", encoding="utf-8", errors="replace") as file:
         settings = file.read(_MOST_TEXT)
     own = Path(os.path.realpath(path / "bin" / "python"))
@@ -223,8 +223,8 @@ def look_at_venv(path: Path, interpreter: Path | None) -> MirroredVenv:
 
 
 def make_skeleton(venv: MirroredVenv, place: Path) -> Path:
-    """The venv at the new folder `place`, its site-packages still empty; its Python. Raises
-    OSError."""
+    """Create the venv in the new folder `place`, with empty site-packages; returns its Python.
+    Raises OSError."""
     programs = place / "bin"
     programs.mkdir(parents=True)
     (place / "lib" / venv.library / "site-packages").mkdir(parents=True)
@@ -238,8 +238,8 @@ def make_skeleton(venv: MirroredVenv, place: Path) -> Path:
 
 
 def settle_paths(site: Path, source: Path) -> None:
-    """Folders that `.pth` files name relative to site-packages, outside of it, are where they
-    were. Raises OSError."""
+    """Keep folders reachable that `.pth` files name relative to site-packages, outside it. Raises
+    OSError."""
     for path in site.glob("*.pth"):
         text = path.read_text(encoding="utf-8", errors="surrogateescape")
         settled = "".join(_settled(line, source) for line in text.splitlines(keepends=True))
@@ -249,8 +249,8 @@ def settle_paths(site: Path, source: Path) -> None:
 
 
 def note_opened(site: Path, source: Path, log: Path) -> None:
-    """From now on each process of this Python adds to `log` what it opens below `site` and
-    `source`. Raises OSError."""
+    """Make each process of this Python append to `log` what it opens below `site` and `source`.
+    Raises OSError."""
     program = Path(opened.__file__).read_text(encoding="utf-8")
     (site / f"{_HOOK}.py").write_text(program, encoding="utf-8")
     line = f"import {_HOOK}; {_HOOK}.start({str(log)!r}, {(str(site), str(source))!r})\n"
@@ -258,7 +258,7 @@ def note_opened(site: Path, source: Path, log: Path) -> None:
 
 
 def _library(path: Path, settings: dict[str, str]) -> str:
-    """The folder of the Python it was made by, where an upgrade has left that of another."""
+    """The folder of the Python that made it; an upgrade may have left another's."""
     found = [name for name in os.listdir(path / "lib") if _LIBRARY.fullmatch(name)]
     version = settings.get("version") or settings.get("version_info") or ""
     wanted = "python" + ".".join(version.split(".")[:2])
@@ -272,8 +272,8 @@ def _library(path: Path, settings: dict[str, str]) -> str:
 
 
 def _settings(venv: MirroredVenv) -> str:
-    """What it is the mirror of is added; the home of an interpreter that is somewhere else on this
-    machine is set right."""
+    """Adds what it mirrors, and corrects the home of an interpreter that is elsewhere on this
+    machine."""
     home = venv_settings(venv.settings).get("home", "")
     lines = venv.settings.splitlines()
     if not os.path.isdir(home) or venv.stand_in:

@@ -1,12 +1,12 @@
-"""Notes which files a Python process opens, for the next start.
+"""Records which files a Python process opens, for the next start.
 
-Lies in the mirror's site-packages under another name, where a `.pth` file runs `start` in every
-process of that Python, before all else. Standard library only; knows nothing of the project.
+It is copied into the mirror's site-packages under another name, where a `.pth` file runs `start`
+first in every process of that Python. Standard library only; knows nothing of the project.
 
-An audit hook (PEP 578) sees what Python code opens, and extension modules as they are imported. The
-libraries that these bring along are found later in the memory map of the process, whose id stands
-in the first line. What code only asks the size or kind of is not seen, but that it lists a folder
-is: transformers lists each of its models' folders and looks at all that is in them.
+An audit hook (PEP 578) sees what Python code opens, and extension modules as they are imported.
+Their libraries are found later in the process's memory map; its id is in the first line. A stat is
+not seen, but listing a folder is: transformers lists each of its models' folders and stats
+everything in them.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from typing import Any
 
 
 def start(log: str, below: tuple[str, ...]) -> None:
-    """Add to the file `log` each path once that this process opens below these folders."""
+    """Append to the file `log` each path, once, that this process opens below these folders."""
     descriptor = os.open(log, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600)
     own = os.fstat(descriptor)
     seen: set[str] = set()
@@ -49,5 +49,5 @@ def start(log: str, below: tuple[str, ...]) -> None:
 
 
 def _by_import(caller: FrameType) -> bool:
-    """Is it Python's own search for modules, which asks for names only?"""
+    """Is it Python's own module search, which needs only names?"""
     return caller.f_code.co_filename.startswith("<frozen importlib")

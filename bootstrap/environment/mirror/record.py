@@ -1,8 +1,8 @@
-"""What a start has opened of a venv becomes its archive on the volume, for the next start.
+"""Makes a venv's archive on the volume from what a start has opened, for the next start.
 
     .comfyui-worker/python/<venv>.venv      one for each venv; replaced as a whole
 
-Several workers may do so at once: one does, by a lease; without working leases the last one wins.
+Of several workers one does this, by a lease; without working leases the last one wins.
 """
 
 from __future__ import annotations
@@ -33,8 +33,8 @@ from bootstrap.environment.mirror.layout import (
 #: Days that an archive is kept after the last start that used it.
 KEPT_DAYS = 30
 _NAME = re.compile(r"[0-9a-f]{24}\.venv")
-# A file that changed so shortly before it was read may change again within the same tick of the
-# volume's clock, which for some file systems is a second (git calls that "racily clean").
+# A file that changed just before it was read may change again within the same tick of the volume's
+# clock, a second on some file systems (git calls that "racily clean").
 _SETTLED_NS = 10 * 1_000_000_000
 _LOOK_EVERY = 0.5
 _HEADER = 16
@@ -42,8 +42,8 @@ _HEADER = 16
 
 @dataclass(frozen=True)
 class Opened:
-    """Paths below site-packages: files that processes opened, in order, libraries that they have
-    mapped, folders that they listed."""
+    """Paths below site-packages: files that processes opened, in order, libraries that they mapped,
+    folders that they listed."""
 
     files: tuple[str, ...]
     mapped: tuple[str, ...]
@@ -51,7 +51,7 @@ class Opened:
 
 
 def archive_at(store: Path, venv: Path, tag: str) -> Path:
-    """Where the archive of a venv is kept, wherever the volume is mounted."""
+    """Where the archive of a venv is kept, independent of the mount point."""
     where = os.path.relpath(os.path.realpath(venv), os.path.realpath(store))
     return store / f"{hashlib.sha256(f'{where} {tag}'.encode()).hexdigest()[:24]}.venv"
 
@@ -75,15 +75,15 @@ def read_opened(log: Path, site: Path, source: Path) -> Opened:
 
 @dataclass(frozen=True)
 class ArchiveWriter:
-    """An archive about to be made: `tree` is what the mirror at `site` holds of `source`."""
+    """Writes an archive; `tree` is what the mirror at `site` has of `source`."""
 
     source: Path
     site: Path
     tree: MirrorTree
 
     def write(self, wanted: Iterable[str], archive: Path, timeout: float) -> int:
-        """Put the archive there, complete or not at all; the number of files, 0 when another
-        worker has just made one. Raises OSError."""
+        """Write the archive, complete or not at all; the number of files, 0 if another worker has
+        just made one. Raises OSError."""
         end = time.monotonic() + timeout
         archive.parent.mkdir(parents=True, exist_ok=True)
         before = _change_of(archive)
@@ -112,8 +112,8 @@ class ArchiveWriter:
         return count
 
     def _tree_of(self, files: Sequence[Packed]) -> MirrorTree:
-        """All folders in which something is needed. Bytecode that this worker has compiled is not
-        on the volume, and has a name all the same."""
+        """All folders with a needed file. Bytecode that this worker has compiled is included
+        although it is not on the volume."""
         folders = dict(self.tree.folders)
         for path in (packed.path for packed in files if not self.tree.holds(packed.path)):
             parent, name = os.path.split(path)
@@ -123,7 +123,7 @@ class ArchiveWriter:
         return with_late_folders(whole, [*(packed.path for packed in files), *whole.large])
 
     def _contents(self, wanted: Iterable[str], settled: int, end: float) -> Iterator[Content]:
-        """Each once. Bytecode comes with its source, which says whether it is right."""
+        """Each file once. Bytecode comes with its source, which decides whether it is valid."""
         sources: dict[str, FileState | None] = {}
         for path in wanted:
             if time.monotonic() > end:
@@ -141,7 +141,7 @@ class ArchiveWriter:
                 yield compiled
 
     def _content(self, path: str) -> Content | None:
-        """As the mirror has it, where that is what was copied; else from the volume."""
+        """From the mirror, if the file was copied there; else from the volume."""
         if not self.tree.holds(path):
             return None
         stamp = self.tree.copied.get(path)
@@ -153,7 +153,7 @@ class ArchiveWriter:
         return Packed(path, found[0], True), found[1]
 
     def _bytecode(self, path: str, source: FileState) -> Content | None:
-        """What was compiled from this version of a source file, by whomever."""
+        """The bytecode of this version of a source file, whoever compiled it."""
         found = _read(self.site / path)
         if found is None or not is_fresh(found[1][:_HEADER], source):
             return None
@@ -161,8 +161,8 @@ class ArchiveWriter:
 
 
 def sweep(kept: Path) -> None:
-    """Remove archives that no start has used for `KEPT_DAYS` (of venvs that are gone), and what
-    killed workers left half written. Raises OSError."""
+    """Remove archives that no start has used for `KEPT_DAYS` (of deleted venvs), and partial ones
+    of killed workers. Raises OSError."""
     now = kept.stat().st_mtime
     for path in list(kept.parent.iterdir()):
         leftover = look_at_leftover(str(path), now)
@@ -180,7 +180,7 @@ def _is_forgotten(path: Path, now: float) -> bool:
 
 
 def _below(path: str, site: Path, source: Path) -> list[str]:
-    """The path below site-packages, be it the mirror's or the volume's; none for any other."""
+    """The path below site-packages, the mirror's or the volume's; None for any other path."""
     for root in (f"{site}/", f"{source}/"):
         if path.startswith(root):
             return [os.path.normpath(path[len(root) :])]
@@ -194,7 +194,7 @@ def _mapped_by(process: int) -> Iterator[str]:
 
 
 def _read(path: Path) -> tuple[FileState, bytes] | None:
-    """A file that is small enough, with its stamp from before it was read."""
+    """A file that is small enough, with its stamp from before the read."""
     try:
         with open(path, "rb", buffering=0) as file:
             found = os.fstat(file.fileno())

@@ -1,9 +1,9 @@
-"""A mirror of site-packages from its archive, and a look at the volume for what has changed since.
+"""Unpacks a mirror of site-packages from its archive, and checks the volume for changes since.
 
-Three things side by side, each mostly waiting: the archive is read and its files are written; what
-is not in it is linked; and the volume is asked for the times of all folders and of all files in the
-archive. A file whose size or time differs is copied from the volume instead, a folder whose time
-differs is listed again. So the mirror is what a walk would have made of it.
+In parallel, each mostly waiting: the archive is read and its files are written; what is not in it
+is linked; and the volume is asked for the times of all folders and all files in the archive. A file
+whose size or time differs is copied from the volume instead, a folder whose time differs is listed
+again. The result is what a full walk would have made.
 """
 
 from __future__ import annotations
@@ -26,19 +26,19 @@ from bootstrap.environment.mirror.late import make_links
 from bootstrap.environment.mirror.layout import BYTECODE, FileState, join
 from bootstrap.environment.mirror.walk import FullCopy, write_file
 
-# Readers keep two processors busy; questions only wait.
+# Readers keep two processors busy; stat calls only wait.
 _READERS, _ASKERS = 8, 32
 _THREADS = 64
 _CHUNK = 16
 
 Item = TypeVar("Item")
-# Questions about some paths.
+# Stat calls for some paths.
 _Chunk = list[tuple[Callable[[str], None], str]]
 
 
 class Unpacking:
-    """One archive becoming a mirror at `place`, which is empty. `changed` counts files and folders
-    that are not as recorded any more, `written` files that are there."""
+    """Unpacks an archive into the empty folder `place`. `changed` counts files and folders that
+    differ from the record, `written` files written."""
 
     def __init__(self, path: Path, archive: Archive, source: str, place: str, tag: str) -> None:
         self.changed = 0
@@ -72,8 +72,8 @@ class Unpacking:
                 os.mkdir(os.path.join(self._place, path))
 
     def _questions(self) -> list[_Chunk]:
-        """In an order that spreads them over the folders: the kernel asks about one name of a
-        folder after another."""
+        """In an order spread over the folders: the kernel handles one name of a folder at a
+        time."""
         asked: _Chunk = [(self._ask_file, p.path) for p in self._archive.files if p.checked]
         asked += [(self._ask_folder, p) for p, f in self.tree.folders.items() if f.mtime_ns]
         chunks = [asked[i : i + _CHUNK] for i in range(0, len(asked), _CHUNK)]
@@ -118,7 +118,7 @@ class Unpacking:
         for packed in block.files:
             part, data = data[: packed.stamp.size], data[packed.stamp.size :]
             write_file(os.path.join(self._place, packed.path), part, packed.stamp)
-        self.written += len(block.files)  # for people; threads may lose one another's
+        self.written += len(block.files)  # only for display; threads may lose each other's counts
 
     def _link_rest(self, end: float) -> None:
         for parent, folder in self.tree.folders.items():
@@ -131,8 +131,7 @@ class Unpacking:
         )
 
     def _follow_changes(self, timeout: float) -> bool:
-        """What was asked tells. A listing brings names, so of a folder that has changed the
-        bytecode is listed too."""
+        """Follow what the stat calls showed. A changed folder's bytecode is listed too."""
         self.changed = len(self._stale_files) + len(self._stale_folders)
         if not self.changed:
             return True
@@ -152,7 +151,7 @@ class Unpacking:
 
 
 def _taken(items: deque[Item]) -> list[Item]:
-    """The next one, if no other thread has taken the last."""
+    """The next one, if any is left."""
     try:
         return [items.popleft()]
     except IndexError:
@@ -174,9 +173,9 @@ def _read_block(descriptor: int, block: Block) -> memoryview:
     try:
         while view and (count := os.preadv(descriptor, [view], position)):
             view, position = view[count:], position + count
-        # It is not read again: the memory is for what comes.
+        # It is not read again, so its memory is freed for the rest.
         os.posix_fadvise(descriptor, block.offset, block.size, os.POSIX_FADV_DONTNEED)
-    except OSError as problem:  # of another kind than one of the local disk
+    except OSError as problem:  # another kind of error than one of the local disk
         raise DamagedArchive(problem.strerror or str(problem)) from problem
     if view or zlib.crc32(data) != block.checksum:
         raise DamagedArchive("its content is damaged")

@@ -1,6 +1,5 @@
-"""Site-packages on the volume, made local folder by folder: what ComfyUI's start may import is
-copied, all else linked. And the same for folders that have changed since they were recorded, and
-for those that are late (late.py).
+"""Mirrors site-packages folder by folder: what ComfyUI's start may import is copied, the rest
+linked. Also for folders that have changed since they were recorded, and late ones (late.py).
 """
 
 from __future__ import annotations
@@ -23,17 +22,16 @@ from bootstrap.environment.mirror.layout import (
 )
 
 _CHUNK_FILES = 8
-# What lies in such a folder, or is called so, a start does not import.
+# Folders and files with such names are not imported by a start.
 _SELDOM_FOLDERS = frozenset({"test", "tests", "include", "docs", "examples"})
 _SELDOM_FILES = tuple(".h .hpp .cuh .cu .c .cpp .f .f90 .pyx .pxd .pyi .a .lib .cmake".split())
 _LIBRARY = ".so"
 
 
 class FullCopy:
-    """Makes `place` follow `source`, as far as `tree` does not say that it does already.
-
-    `tree` is kept up to date. Bytecode of other interpreters than `tag` is linked. With
-    `names_only`, files are neither copied nor linked.
+    """Makes `place` match `source`, except where `tree` says that it already does; `tree` is
+    updated. Bytecode of interpreters other than `tag` is linked. With `names_only`, files are
+    neither copied nor linked.
     """
 
     def __init__(
@@ -54,8 +52,8 @@ class FullCopy:
         self._children = children(tree)
 
     def look_at(self, folder: str) -> None:
-        """List one folder, leaving what is in its folders to others. Raises OSError, but for a
-        folder that has just been removed."""
+        """List one folder; its subfolders become tasks of their own. Raises OSError, except for a
+        folder that was just removed."""
         try:
             self._look_at(folder)
         except FileNotFoundError:
@@ -65,7 +63,7 @@ class FullCopy:
     def _look_at(self, folder: str) -> None:
         known = self._tree.folders.get(folder)
         path = os.path.join(self._source, folder)
-        # Asked before it is listed: what comes in between is seen the next time.
+        # Read before listing, so that a change in between is seen next time.
         mtime = 0 if folder.endswith(BYTECODE) else os.stat(path).st_mtime_ns
         with os.scandir(path) as entries:
             found = list(entries)
@@ -79,14 +77,14 @@ class FullCopy:
         self._add(folder, known or ListedFolder(0), folders)
 
     def copy_again(self, path: str) -> None:
-        """A file whose content has changed on the volume."""
+        """Copy a file whose content has changed on the volume."""
         self._remove(path)
         self._tree.copied.pop(path, None)
         self._tree.large.pop(path, None)
         self._copy(path)
 
     def drop_bytecode(self, source: str) -> None:
-        """What was compiled from an earlier version of a file; the volume's takes its place."""
+        """Drop bytecode of an earlier version of a file; the volume's replaces it."""
         path = bytecode_of(source, self._tag)
         if path is not None and path in self._tree.copied:
             self._tree.copied.pop(path)
@@ -136,7 +134,7 @@ class FullCopy:
         return not path.endswith(_SELDOM_FILES)
 
     def _text(self, folder: str, name: str) -> str:
-        """A link's text; where it leads out of site-packages, it is made absolute."""
+        """A link's text, made absolute if it leads out of site-packages."""
         text = os.readlink(os.path.join(self._source, folder, name))
         leads = os.path.normpath(os.path.join(folder, text))
         if text.startswith("/") or not leads.startswith(".."):
@@ -181,7 +179,7 @@ class FullCopy:
 
 
 def read_all(descriptor: int, size: int) -> bytes:
-    """What is in an open file, whatever it was said to hold. Raises OSError."""
+    """The content of an open file, whatever size it was said to have. Raises OSError."""
     data = os.read(descriptor, size + 1)
     while more := os.read(descriptor, LARGE):
         data += more
@@ -194,7 +192,7 @@ def write_file(place: str, data: bytes | memoryview, stamp: FileState) -> None:
     target = os.open(place, flags, stamp.mode | stat.S_IWUSR)
     try:
         rest = memoryview(data)
-        while rest:  # a full disk takes a part, and says so at the next
+        while rest:  # a full disk accepts a part, and fails at the next write
             rest = rest[os.write(target, rest) :]
         os.utime(target, ns=(stamp.mtime_ns, stamp.mtime_ns))
     finally:

@@ -1,7 +1,5 @@
-"""How bytes from elsewhere become a checked file under its final name.
-
-`transfer` receives, `part` holds what is not whole yet, `verify` judges and hashes along;
-`download` is the door.
+"""Downloads a file and publishes it, checked, under its final name. `transfer` receives, `part` is
+the incomplete file, `verify` checks and hashes; `download` is the entry point.
 """
 
 __all__ = ["download", "part", "progress", "remote", "verify"]

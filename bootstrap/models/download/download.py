@@ -1,4 +1,5 @@
-"""One model: located, fetched into a part, checked, published. The final name means checked.
+"""One model: located, fetched into a part, checked, published. A file with its final name is
+checked.
 
 locate -> resume or begin a part -> ranges (or one stream) -> size, hash, header -> publish
 """
@@ -15,7 +16,13 @@ from typing import Protocol
 from bootstrap.core.files import publish
 from bootstrap.core.text import size_text
 from bootstrap.models.download.part import IsAbandoned, Part, released_only, take_over
-from bootstrap.models.download.remote import Locate, Pace, Remote, Tools, refuse_text
+from bootstrap.models.download.remote import (
+    DownloadOptions,
+    Locate,
+    Remote,
+    StallDetector,
+    refuse_text,
+)
 from bootstrap.models.download.transfer import Blocks, RangeFetch
 from bootstrap.models.download.verify import (
     StreamingHasher,
@@ -38,27 +45,26 @@ from bootstrap.net.addresses import shown
 from bootstrap.net.http import Reply
 
 _AT_ONCE = 256 * 1024
-_BEGINNINGS = 3  # times a file may turn out to be another one before we give up
+_BEGINNINGS = 3  # times a file may change before we give up
 
 
 def fetch_stream(
     remote: Remote,
     part: Part,
-    tools: Tools,
+    options: DownloadOptions,
     provable: bool,
     stop: threading.Event,
     on_bytes: Callable[[int], None],
 ) -> tuple[int, str]:
-    """(size, SHA-256) of what was written to `part`, an empty one.
-
-    `provable` says that a hash, a size or a header will tell whether the file is whole, which is
-    needed where the server does not give its length. Raises DownloadError, Changed, Stopped.
+    """Fetch into the empty `part`; returns (size, SHA-256). `provable`: a hash, a size or a header
+    will show whether the file is complete, which is needed if the server does not give its length.
+    Raises DownloadError, Changed, Stopped.
     """
-    channel = tools.channel()
+    channel = options.channel()
     try:
         reply = channel.get(remote.url, remote.credential)
         _check_whole(reply, remote, provable)
-        return _receive(reply, part, tools, stop, on_bytes)
+        return _receive(reply, part, options, stop, on_bytes)
     finally:
         channel.close()
 
@@ -66,12 +72,12 @@ def fetch_stream(
 def _receive(
     reply: Reply,
     part: Part,
-    tools: Tools,
+    options: DownloadOptions,
     stop: threading.Event,
     on_bytes: Callable[[int], None],
 ) -> tuple[int, str]:
     digest = hashlib.sha256()
-    pace = Pace(reply.host, tools.stall, tools.slowest)
+    stall = StallDetector(reply.host, options.stall, options.slowest)
     position = 0
     while data := reply.read_some(_AT_ONCE):
         if stop.is_set():
@@ -81,8 +87,8 @@ def _receive(
         digest.update(data)
         position += count
         on_bytes(count)
-        pace.count(count)
-        tools.throttle.pass_through(count, stop)
+        stall.count(count)
+        options.rate_limiter.pass_through(count, stop)
     if reply.length is not None and position != reply.length:
         raise unreachable(reply.host, f"it was closed after {position:,} of {reply.length:,} bytes")
     return position, digest.hexdigest()
@@ -104,20 +110,21 @@ def _check_whole(reply: Reply, remote: Remote, provable: bool) -> None:
 
 
 class Meter(Protocol):
-    """Follows how far it is."""
+    """Receives the progress."""
 
     def begin(self, done: int, total: int | None) -> None:
-        """A part with `done` bytes of `total` is being fetched; may come again, from less."""
+        """A part with `done` bytes of `total` is being fetched; may be called again, from less."""
         ...
 
     def add(self, count: int) -> None:
-        """`count` more bytes are there. Called from several threads."""
+        """`count` more bytes have arrived. Called from several threads."""
         ...
 
 
 @dataclass(frozen=True)
 class Fetched:
-    """A checked file that was published, or, if not `published`, lost to a faster one's."""
+    """A checked file that was published, or, if not `published`, was there already from a faster
+    worker."""
 
     size: int
     sha256: str
@@ -127,10 +134,9 @@ class Fetched:
 
 
 class Download:
-    """The way of one file to `final`. Call `run` once.
-
-    `locate` asks the source where the file is, now and whenever a signed URL has expired;
-    `is_abandoned` says whether the owner of a leftover part is gone.
+    """Downloads one file to `final`. Call `run` once. `locate` asks the source where the file is,
+    at first and when a signed URL has expired; `is_abandoned` says whether the owner of a leftover
+    part is gone.
     """
 
     def __init__(
@@ -138,22 +144,22 @@ class Download:
         locate: Locate,
         final: Path,
         wanted: Wanted,
-        tools: Tools,
+        options: DownloadOptions,
         meter: Meter,
         is_abandoned: IsAbandoned = released_only,
     ) -> None:
         self._locate = locate
         self._final = final
         self._wanted = wanted
-        self._tools = tools
+        self._options = options
         self._meter = meter
         self._is_abandoned = is_abandoned
         self._no_ranges = False
 
     def run(self, stop: threading.Event) -> Fetched:
-        """Fetch, check and publish. Raises DownloadError, OwnershipLost when another worker took
-        the part over, Stopped on `stop`. Nothing that is not whole and checked gets the final
-        name; what can be resumed stays as a part beside it."""
+        """Fetch, check and publish. Raises DownloadError, OwnershipLost if another worker took the
+        part over, Stopped on `stop`. Only a complete, checked file gets the final name; what can be
+        resumed stays as a part beside it."""
         try:
             self._final.parent.mkdir(parents=True, exist_ok=True)
         except OSError as problem:
@@ -169,9 +175,9 @@ class Download:
                 self._no_ranges = beginnings == _BEGINNINGS - 1
             except _StreamBroke as broke:
                 failures += 1
-                if failures > self._tools.attempts:
+                if failures > self._options.attempts:
                     raise broke.problem from None
-                stop.wait(self._tools.pause(failures, broke.problem.retry_after))
+                stop.wait(self._options.pause(failures, broke.problem.retry_after))
             if stop.is_set():
                 raise Stopped
 
@@ -185,29 +191,29 @@ class Download:
         return self._by_ranges(remote, stop)
 
     def _located(self, stop: threading.Event) -> Remote:
-        """Ask the source, patiently."""
+        """Ask the source, with retries."""
         failures = 0
         while True:
-            channel = self._tools.channel()
+            channel = self._options.channel()
             try:
                 return self._locate(channel)
             except DownloadError as problem:
                 failures += 1
-                if not problem.transient or failures > self._tools.attempts:
+                if not problem.transient or failures > self._options.attempts:
                     raise
-                stop.wait(self._tools.pause(failures, problem.retry_after))
+                stop.wait(self._options.pause(failures, problem.retry_after))
             finally:
                 channel.close()
             if stop.is_set():
                 raise Stopped
 
     def _by_ranges(self, remote: Remote, stop: threading.Event) -> Fetched:
-        disk, name = self._tools.disk, self._final.name
+        disk, name = self._options.disk, self._final.name
         assert remote.size is not None
         taken = take_over(self._final.parent, name, remote, disk, self._is_abandoned)
         part, done = taken or (Part.create(self._final.parent, name, disk), ())
-        # Without a validator parts of two versions look alike: one connection only.
-        parallel = self._tools.connections if remote.stable or remote.modified else 1
+        # Without a validator, parts of two versions cannot be told apart: one connection only.
+        parallel = self._options.connections if remote.stable or remote.modified else 1
         blocks = Blocks(remote.size, done, parallel)
         resumed = remote.size - blocks.missing
         try:
@@ -218,7 +224,7 @@ class Download:
         except DownloadError as problem:
             if isinstance(problem, WrongBytes) and resumed:
                 part.discard()
-                raise Changed from None  # the old bytes may be the bad ones: once more from zero
+                raise Changed from None  # the resumed bytes may be bad: once more from 0
             self._leave(part, remote, blocks, problem)
             raise
         except Stopped:
@@ -237,9 +243,9 @@ class Download:
             part.needed = blocks.missing
             self._meter.add(received)
 
-        follower = StreamingHasher(part.descriptor, blocks, self._tools.disk)
+        follower = StreamingHasher(part.descriptor, blocks, self._options.disk)
         try:
-            RangeFetch(remote, self._locate, part, blocks, self._tools, count).run(stop)
+            RangeFetch(remote, self._locate, part, blocks, self._options, count).run(stop)
             return follower.result()
         except OSError as problem:
             raise disk_error(problem, part.path.parent, None) from None
@@ -250,11 +256,13 @@ class Download:
         wanted = self._wanted
         by_content = wanted.extension in SAFETENSORS or not wanted.weights
         provable = bool(wanted.sha256 or wanted.size or by_content)
-        part = Part.create(self._final.parent, self._final.name, self._tools.disk)
+        part = Part.create(self._final.parent, self._final.name, self._options.disk)
         try:
             self._make_room(part, remote.size or wanted.size or 0)
             self._meter.begin(0, remote.size or wanted.size)
-            size, sha256 = fetch_stream(remote, part, self._tools, provable, stop, self._meter.add)
+            size, sha256 = fetch_stream(
+                remote, part, self._options, provable, stop, self._meter.add
+            )
             return self._check_and_publish(part, remote, size, sha256, 0)
         except DownloadError as problem:
             if problem.transient:
@@ -266,7 +274,7 @@ class Download:
     def _make_room(self, part: Part, missing: int) -> None:
         part.needed = missing
         try:
-            free = self._tools.disk.free_bytes(self._final.parent)
+            free = self._options.disk.free_bytes(self._final.parent)
         except OSError:
             return
         if missing > free:
@@ -286,7 +294,7 @@ class Download:
             check_hash(sha256, expected)
             checked = (*checked, "sha256") if expected is not None else checked
             part.finish()
-            published = publish(part.path, self._final, self._tools.disk)
+            published = publish(part.path, self._final, self._options.disk)
             part.discard()
         except FileNotFoundError:
             part.check_ownership()  # raises OwnershipLost: another worker renamed the part
@@ -298,7 +306,7 @@ class Download:
     def _leave(
         self, part: Part, remote: Remote, blocks: Blocks, problem: DownloadError | None
     ) -> None:
-        """Keep what the next attempt can use; remove what is full, wrong or of no use."""
+        """Keep a part that the next attempt can use; remove a complete, wrong or useless one."""
         useful = problem is None or problem.transient or problem.status in (401, 403)
         if not useful or not remote.stable or blocks.missing == blocks.size:
             part.discard()
@@ -310,7 +318,7 @@ class Download:
 
 
 class _StreamBroke(Exception):
-    """A stream ended early; what it brought cannot be resumed."""
+    """A stream ended early; it cannot be resumed."""
 
     def __init__(self, problem: DownloadError) -> None:
         super().__init__(problem.code)
@@ -318,6 +326,6 @@ class _StreamBroke(Exception):
 
 
 def check_hash_beforehand(remote: Remote, wanted: Wanted) -> None:
-    """Raise DownloadError when the source itself names another hash than the manifest."""
+    """Raise DownloadError if the source itself has another hash than the manifest."""
     if remote.sha256 is not None:
         check_hash(remote.sha256, wanted.sha256)

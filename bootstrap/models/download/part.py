@@ -1,9 +1,9 @@
-"""A model that is not whole yet: its bytes, and a note beside it of which bytes are good.
+"""A partial model: its bytes, and a state file beside it with the valid ranges.
 
-Two may believe a part theirs, when one of them was frozen for a while or locks do nothing. So a
-part is never truncated nor begun again (that takes a new part), it changes hands by a rename, which
-only one can win, and its owner looks whether it still has it before it writes. A part that has a
-second name is published and is never written to again.
+Two workers may believe that a part is theirs, if one was frozen for a while or locks do not work.
+So a part is never truncated or restarted (that takes a new part), it changes owners by a rename,
+which only one can win, and its owner checks before each write that it still has it. A part with a
+second name is published and never written again.
 """
 
 from __future__ import annotations
@@ -23,15 +23,15 @@ from bootstrap.models.download.remote import Remote
 from bootstrap.net import OwnershipLost, disk_error
 
 VERSION = 1
-_LOOK_EVERY = 1.0  # seconds between two looks whether the part is still ours
+_LOOK_EVERY = 1.0  # seconds between two checks that the part is still ours
 Ranges = Sequence[tuple[int, int]]
-#: Seconds after which a leftover is removed; a part that is being written is never that old.
+#: Seconds after which a leftover is removed; a part in use is never that old.
 SWEEP_AGE = 24 * 3600.0
 
 
 @dataclass(frozen=True)
 class PartState:
-    """What the note says. `released` is set by an owner that stopped in an orderly way."""
+    """The state file's contents. `released` is set by an owner that stopped cleanly."""
 
     identity: str
     size: int | None
@@ -41,7 +41,8 @@ class PartState:
     released: bool = False
 
     def fits(self, remote: Remote) -> bool:
-        """Are these bytes of the file that `remote` is now? Only a hash or a strong ETag tells."""
+        """Are these bytes of the current file of `remote`? Only a hash or a strong ETag shows
+        that."""
         if self.size is None or self.size != remote.size:
             return False
         if self.sha256 is not None and remote.sha256 is not None:
@@ -53,7 +54,7 @@ class PartState:
 
 
 class Part:
-    """An open part of ours. `needed` is what is still to come, for the message of a full disk."""
+    """Our open part. `needed` bytes are missing, for the message about a full disk."""
 
     def __init__(self, path: Path, owner: str, name: str, disk: Disk, descriptor: int) -> None:
         self.path = path
@@ -93,7 +94,7 @@ class Part:
             raise disk_error(problem, self.path.parent, self.needed) from None
 
     def check_ownership(self) -> None:
-        """Raise OwnershipLost unless the part's name still leads to our file."""
+        """Raise OwnershipLost unless the part's name still refers to our file."""
         try:
             facts = os.stat(self.path, follow_symlinks=False)
         except OSError:
@@ -103,7 +104,7 @@ class Part:
         self._looked = time.monotonic()
 
     def save_state(self, remote: Remote, done: Ranges, released: bool = False) -> None:
-        """Make the ranges `done` durable, then note them. Raises DownloadError."""
+        """Make the ranges `done` durable, then record them. Raises DownloadError."""
         with self._lock:
             if self._closed:
                 return
@@ -123,7 +124,7 @@ class Part:
                 raise disk_error(problem, self.path.parent, self.needed) from None
 
     def finish(self) -> None:
-        """Flush and close; a quota may show only here. Raises DownloadError."""
+        """Flush and close; an exceeded quota may show only here. Raises DownloadError."""
         with self._lock:
             if self._closed:
                 return
@@ -137,7 +138,7 @@ class Part:
                 raise disk_error(problem, self.path.parent, self.needed) from None
 
     def close(self) -> None:
-        """Close without caring; what is on disk stays for whichever worker goes on."""
+        """Close, ignoring errors; the file stays for whichever worker resumes it."""
         with self._lock:
             if not self._closed:
                 self._closed = True
@@ -147,12 +148,12 @@ class Part:
                     pass
 
     def remove_state(self) -> None:
-        """Remove the note: the part is published, or of no use."""
+        """Remove the state file: the part is published or useless."""
         self._state_path.unlink(missing_ok=True)
         self._scratch.unlink(missing_ok=True)
 
     def discard(self) -> None:
-        """Close and remove what is ours; never raises for what is gone already."""
+        """Close and remove our part; does not raise if it is already gone."""
         self.close()
         for remove in (self.remove_state, lambda: self.path.unlink(missing_ok=True)):
             try:
@@ -162,7 +163,7 @@ class Part:
 
 
 def read_state(path: Path) -> PartState | None:
-    """The note at `path`, or None when it is missing or damaged."""
+    """The state at `path`; None if it is missing or damaged."""
     try:
         data = json.loads(path.read_text("utf-8"))
         if data["version"] != VERSION:
@@ -180,7 +181,7 @@ def read_state(path: Path) -> PartState | None:
 
 
 def _checked_ranges(pairs: Any, size: Any) -> tuple[tuple[int, int], ...]:
-    """The ranges when they are whole numbers, in order, apart, and within the file."""
+    """The ranges, if they are integers, in order, disjoint, and within the file."""
     position, checked = 0, []
     for first, end in pairs:
         if type(first) is not int or type(end) is not int or not position <= first < end <= size:
@@ -209,11 +210,9 @@ IsAbandoned = Callable[[Path, PartState], bool]
 def take_over(
     folder: Path, name: str, remote: Remote, disk: Disk, is_abandoned: IsAbandoned
 ) -> tuple[Part, tuple[tuple[int, int], ...]] | None:
-    """The most advanced part of `name` that fits `remote` and is abandoned, now ours,
-    with its good ranges; None when there is none.
-
-    The new note is written first, then the part renamed: killed in between, the part still
-    belongs to its old name.
+    """Take over the most complete abandoned part of `name` that fits `remote`, with its valid
+    ranges; None if there is none. The new state is written first, then the part renamed: if we are
+    killed in between, the part still has its old name.
     """
     for _, path, state in _candidates(folder, name, remote):
         if not is_abandoned(path, state):
@@ -225,7 +224,8 @@ def take_over(
 
 
 def sweep(folder: Path, age: float = SWEEP_AGE) -> int:
-    """Remove our leftovers in `folder` that were not touched for `age` seconds; how many."""
+    """Remove leftovers in `folder` that have not changed for `age` seconds; returns their
+    number."""
     removed = 0
     try:
         entries = list(os.scandir(folder))
@@ -244,13 +244,13 @@ def sweep(folder: Path, age: float = SWEEP_AGE) -> int:
 
 
 def released_only(_path: Path, state: PartState) -> bool:
-    """The careful answer to whether a part's owner is gone: only if it said so."""
+    """The careful check whether a part's owner is gone: only if it said so."""
     return state.released
 
 
 def unchanged_for(seconds: float) -> IsAbandoned:
-    """A part counts as left when its owner said so or neither part nor note changed for that
-    long. Clocks of two machines may differ: then a live part changes hands, which costs time."""
+    """A part counts as abandoned if its owner said so or neither part nor state changed for that
+    long. If two machines' clocks differ, a live part may change owners, which only costs time."""
 
     def is_abandoned(path: Path, state: PartState) -> bool:
         if state.released:
@@ -267,7 +267,7 @@ def unchanged_for(seconds: float) -> IsAbandoned:
 
 
 def _candidates(folder: Path, name: str, remote: Remote) -> list[tuple[int, Path, PartState]]:
-    """Parts of `name` that fit, the most advanced first."""
+    """Parts of `name` that fit, the most complete first."""
     found = []
     try:
         names = os.listdir(folder)
@@ -291,7 +291,7 @@ def _take(
     mine = path.with_name(beside(name, owner, "part"))
     old_note = path.with_suffix(".state")
     try:
-        if path.lstat().st_nlink != 1:  # published: its bytes belong to readers now
+        if path.lstat().st_nlink != 1:  # published: others read it now
             path.unlink()
             old_note.unlink(missing_ok=True)
             return None

@@ -1,4 +1,4 @@
-"""How far downloads are: bars on a terminal, else a line per file every few seconds."""
+"""Progress of downloads: bars on a terminal, else a line per file every few seconds."""
 
 from __future__ import annotations
 
@@ -42,10 +42,10 @@ class FileMeter:
         self.show()
 
     def show(self, force: bool = False) -> None:
-        """Bring the display up to date, if it is time for that."""
+        """Update the display, if it is due."""
 
     def end(self, note: str) -> None:
-        """The file is through; `note` completes "FILE: ..."."""
+        """The file is done; `note` completes "FILE: ..."."""
 
     @property
     def speed(self) -> float:
@@ -73,7 +73,7 @@ class LogMeter(FileMeter):
         self._shown = 0.0
 
     def show(self, force: bool = False) -> None:
-        """Say where it stands."""
+        """Log the progress."""
         now = time.monotonic()
         with self._lock:
             if not force and now - self._shown < EVERY:
@@ -82,7 +82,7 @@ class LogMeter(FileMeter):
         self.log.info("%s: %s", self.what, self.line())
 
     def end(self, note: str) -> None:
-        """Say how it ended."""
+        """Log how it ended."""
         self.log.info("%s: %s", self.what, note)
 
 
@@ -134,7 +134,7 @@ MakeMeter = Callable[[str, Callable[[int, int], None] | None], FileMeter]
 
 
 def meters_for(stream: TextIO | None = None, lines: MakeMeter = LogMeter) -> MakeMeter:
-    """Bars where `stream` (standard error by default) is a terminal and tqdm is there, else
+    """Bars if `stream` (standard error by default) is a terminal and tqdm is installed, else
     `lines`."""
     out = sys.stderr if stream is None else stream
     if out.isatty():

@@ -1,5 +1,5 @@
 """A file on a server before it is fetched: how to ask for it, what is known of it, and what a
-download works with: limits, pace, the disk, and which addresses it may go to.
+download works with: limits, the disk, and which addresses it may go to.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ _CONTENT_RANGE = re.compile(r"bytes (\d{1,18})-(\d{1,18})/(\d{1,18}|\*)", re.ASC
 
 @dataclass(frozen=True)
 class Remote:
-    """A file, located. `identity` names it across signed URLs; with a strong `etag` or a `sha256`
-    a part of it can be resumed. `explain` turns the source's error answers into words."""
+    """A located file. `identity` is stable across signed URLs; with a strong `etag` or a `sha256` a
+    part can be resumed. `explain` translates the source's error responses."""
 
     url: str = field(repr=False)
     identity: str
@@ -37,7 +37,7 @@ class Remote:
 
     @property
     def stable(self) -> bool:
-        """Can two answers be known to be about the same bytes?"""
+        """Can two responses be known to have the same bytes?"""
         return self.etag is not None or self.sha256 is not None
 
 
@@ -54,9 +54,8 @@ def content_range(reply: Reply) -> tuple[int, int, int | None]:
 
 
 def probe(channel: Channel, remote: Remote) -> tuple[Remote, Reply]:
-    """Ask for the first byte: learns size, validators, whether ranges work, and the final URL.
-
-    Not HEAD, which signed URLs and Civitai refuse. Raises DownloadError.
+    """Request the first byte: gives size, validators, range support and the final URL. Not HEAD,
+    which signed URLs and Civitai refuse. Raises DownloadError.
     """
     reply = channel.get(remote.url, remote.credential, {"Range": "bytes=0-0"})
     if reply.status == 416 and reply.headers.get("content-range", "").endswith("/0"):
@@ -88,7 +87,7 @@ def probe(channel: Channel, remote: Remote) -> tuple[Remote, Reply]:
 
 
 def refuse_text(reply: Reply, remote: Remote) -> None:
-    """Raise DownloadError for an answer that is a page, not a model."""
+    """Raise DownloadError if the response is a page, not a model."""
     kind = reply.headers.get("content-type", "").partition(";")[0].strip().lower()
     if kind in ("text/html", "application/xhtml+xml", "application/json") and (
         not remote.text_is_fine
@@ -113,8 +112,8 @@ def empty(reply: Reply) -> DownloadError:
     )
 
 
-class Pace:
-    """Judges one answer by windows of `window` seconds."""
+class StallDetector:
+    """Ends an answer that brings too few bytes, judged by windows of `window` seconds."""
 
     def __init__(self, host: str, window: float, slowest: int) -> None:
         self._host = host
@@ -124,7 +123,7 @@ class Pace:
         self._bytes = 0
 
     def count(self, received: int) -> None:
-        """`received` more bytes came. Raises DownloadError (transient) when they trickle."""
+        """`received` more bytes arrived. Raises DownloadError (transient) if they trickle."""
         self._bytes += received
         now = time.monotonic()
         if now - self._start < self._window:
@@ -134,8 +133,8 @@ class Pace:
         self._start, self._bytes = now, 0
 
 
-class Throttle:
-    """`bytes_per_second` None is no limit. Bursts of up to a quarter second are let through."""
+class RateLimiter:
+    """`bytes_per_second` None: no limit. Allows bursts of up to a quarter second."""
 
     def __init__(self, bytes_per_second: float | None = None) -> None:
         self._rate = bytes_per_second
@@ -155,13 +154,13 @@ class Throttle:
 
 
 @dataclass(frozen=True)
-class Tools:
-    """Times in seconds. `attempts` counts failures in a row without a byte of progress; a
-    connection slower than `slowest` bytes per second over `stall` seconds counts as stalled."""
+class DownloadOptions:
+    """Times in seconds. `attempts` limits failures in a row without progress; a connection slower
+    than `slowest` bytes per second over `stall` seconds counts as stalled."""
 
     policy: AddressPolicy = field(default_factory=AddressPolicy)
     disk: Disk = field(default_factory=Disk)
-    throttle: Throttle = field(default_factory=Throttle)
+    rate_limiter: RateLimiter = field(default_factory=RateLimiter)
     connections: int = 16
     stall: float = 30.0
     slowest: int = 1024
@@ -170,7 +169,7 @@ class Tools:
     note_every: float = 5.0
 
     def channel(self) -> Channel:
-        """A new connection, not yet made."""
+        """A new channel, not yet connected."""
         return Channel(self.policy, self.stall)
 
     def pause(self, failures: int, asked: float | None = None) -> float:

@@ -1,12 +1,12 @@
 """Several connections fetch ranges of one file into a part.
 
-Blocks are handed out from the start of the file, large at first (fewer requests), small at the
-end (all connections finish together), so that hashing can follow close behind. When nothing is
-left to hand out, an idle connection takes half of what the slowest still has before it.
+Blocks are handed out from the start of the file, large at first (fewer requests), small at the end
+(all connections finish together), so that hashing can follow closely. When nothing is left, an idle
+connection takes half of what the slowest one still has to fetch.
 
-Every answer must be a 206 for exactly the range asked, of a file of the same size and ETag; any
-sign that the file is another one ends the attempt (`Changed`). A connection that fails tries
-again; one that keeps failing leaves the work to the others, and the last one reports.
+Every response must be a 206 for exactly the requested range, with the same size and ETag; any sign
+of a changed file ends the attempt (`Changed`). A failed connection retries; one that keeps failing
+leaves the work to the others, and the last one reports the error.
 """
 
 from __future__ import annotations
@@ -17,20 +17,27 @@ from collections.abc import Callable, Sequence
 
 from bootstrap.core.concurrency import threaded
 from bootstrap.models.download.part import Part
-from bootstrap.models.download.remote import Locate, Pace, Remote, Tools, content_range, refuse_text
+from bootstrap.models.download.remote import (
+    DownloadOptions,
+    Locate,
+    Remote,
+    StallDetector,
+    content_range,
+    refuse_text,
+)
 from bootstrap.net import Changed, DownloadError, Stopped, bad_answer, unreachable
 from bootstrap.net.http import Channel, Reply
 
 SMALLEST = 4 * 1024 * 1024
 LARGEST = 64 * 1024 * 1024
 _STEAL_FROM = 2 * 1024 * 1024
-_AT_ONCE = 64 * 1024  # each connection's buffer; larger ones made nothing faster
-_PROGRESS = 512 * 1024  # bytes that make a failure forgotten; fewer are a stall in disguise
-_RELOCATIONS = 3  # without a byte in between; a signed URL may expire any number of times with
+_AT_ONCE = 64 * 1024  # each connection's buffer; larger ones are not faster
+_PROGRESS = 512 * 1024  # bytes that reset the failure count; fewer are a stall in disguise
+_RELOCATIONS = 3  # in a row without progress; a signed URL may expire often
 
 
 class ByteRange:
-    """A range being fetched: from `position` to `end`, which may shrink meanwhile."""
+    """A range being fetched, from `position` to `end`, which may shrink."""
 
     __slots__ = ("end", "position")
 
@@ -40,7 +47,7 @@ class ByteRange:
 
 
 class Blocks:
-    """The ranges of a file of `size` bytes, of which `done` are there already. Thread-safe."""
+    """The ranges of a file of `size` bytes, with `done` already there. Thread-safe."""
 
     def __init__(
         self, size: int, done: Sequence[tuple[int, int]] = (), connections: int = 1
@@ -52,7 +59,7 @@ class Blocks:
         self._active: list[ByteRange] = []
 
     def take(self) -> ByteRange | None:
-        """The next range to fetch; None when all are taken."""
+        """The next range to fetch; None if all are taken."""
         with self.changed:
             if not self._gaps:
                 return self._steal()
@@ -67,14 +74,14 @@ class Blocks:
             return self._begin(first, end)
 
     def advance(self, span: ByteRange, count: int) -> int:
-        """`count` bytes of `span` were written; how many are left to it now."""
+        """`count` bytes of `span` were written; returns how many are left of it."""
         with self.changed:
             span.position = min(span.position + count, span.end)
             self.changed.notify_all()
             return span.end - span.position
 
     def finish(self, span: ByteRange) -> None:
-        """The one who fetched `span` is through with it; what it lacks is up for taking again."""
+        """The fetcher of `span` is done with it; what is missing can be taken again."""
         with self.changed:
             self._active.remove(span)
             if span.position < span.end:
@@ -83,20 +90,20 @@ class Blocks:
             self.changed.notify_all()
 
     def wait_beyond(self, position: int, timeout: float) -> int:
-        """The end before which every byte is there, as soon as it is past `position`, or
-        after `timeout` seconds."""
+        """The contiguous end of the bytes that are there, once it is past `position`, or after
+        `timeout` seconds."""
         with self.changed:
             self.changed.wait_for(lambda: self._frontier() > position, timeout)
             return self._frontier()
 
     @property
     def missing(self) -> int:
-        """How many bytes are not there yet."""
+        """The number of missing bytes."""
         with self.changed:
             return sum(end - first for first, end in self._missing())
 
     def done_ranges(self) -> list[tuple[int, int]]:
-        """What is there, in order, joined."""
+        """The ranges that are there, in order, joined."""
         with self.changed:
             return _gaps(self.size, self._missing())
 
@@ -123,7 +130,7 @@ class Blocks:
 
 
 def _gaps(size: int, done: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
-    """What ranges, in order and apart, leave of 0..size."""
+    """The gaps between ordered, disjoint ranges in 0..size."""
     gaps, position = [], 0
     for first, end in done:
         if first > position:
@@ -135,7 +142,7 @@ def _gaps(size: int, done: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
 
 
 class RangeFetch:
-    """One attempt. `on_bytes` gets every count of bytes that were written."""
+    """One attempt. `on_bytes` gets the count of each write."""
 
     def __init__(
         self,
@@ -143,14 +150,14 @@ class RangeFetch:
         locate: Locate,
         part: Part,
         blocks: Blocks,
-        tools: Tools,
+        options: DownloadOptions,
         on_bytes: Callable[[int], None],
     ) -> None:
         self._remote = remote
         self._locate = locate
         self._part = part
         self._blocks = blocks
-        self._tools = tools
+        self._options = options
         self._on_bytes = on_bytes
         self._halt = threading.Event()
         self._lock = threading.Lock()
@@ -161,7 +168,7 @@ class RangeFetch:
 
     def run(self, stop: threading.Event) -> None:
         """Fetch what is missing. Raises DownloadError, Changed, OwnershipLost, and Stopped on
-        `stop`; what was fetched is noted beside the part whatever happens, if the disk lets it."""
+        `stop`; in any case the state is saved, if the disk allows."""
         threads = [
             threaded(self._work, f"model-range-{n}") for n in range(self._connections_worth())
         ]
@@ -183,23 +190,23 @@ class RangeFetch:
 
     def _connections_worth(self) -> int:
         blocks = -(-self._blocks.missing // SMALLEST)
-        return max(1, min(self._tools.connections, blocks))
+        return max(1, min(self._options.connections, blocks))
 
     def _watch(self, stop: threading.Event) -> None:
-        """Note progress now and then, until the threads are through or we are asked to stop."""
+        """Save the state now and then, until the threads are done or `stop` is set."""
         noted = time.monotonic()
         while self._working:
             with self._blocks.changed:
                 self._blocks.changed.wait_for(lambda: not self._working, 0.2)
             if stop.is_set():
                 return
-            if time.monotonic() - noted >= self._tools.note_every:
+            if time.monotonic() - noted >= self._options.note_every:
                 self._part.check_ownership()
                 self._part.save_state(self._remote, self._blocks.done_ranges())
                 noted = time.monotonic()
 
     def _work(self) -> None:
-        channel = self._tools.channel()
+        channel = self._options.channel()
         self._channels.append(channel)
         failures = 0
         try:
@@ -224,7 +231,8 @@ class RangeFetch:
                 self._blocks.changed.notify_all()
 
     def _await_leftovers(self) -> bool:
-        """All is taken: False when it is also there, else wait, for one may come back."""
+        """Everything is taken: False if it is also there, else wait, since a range may be
+        returned."""
         if not self._blocks.missing:
             return False
         with self._blocks.changed:
@@ -244,7 +252,7 @@ class RangeFetch:
         return None
 
     def _goes_on(self, problem: DownloadError, failures: int) -> bool:
-        """Should this connection try again after `problem`?"""
+        """Should this connection retry after `problem`?"""
         if not problem.transient:
             self._end(problem)
             return False
@@ -253,15 +261,15 @@ class RangeFetch:
             alone = self._working == 1
         if too_many_of_us and not alone:
             return False
-        if failures > self._tools.attempts:
+        if failures > self._options.attempts:
             if alone:
                 self._end(problem)
             return False
-        self._halt.wait(self._tools.pause(failures, problem.retry_after))
+        self._halt.wait(self._options.pause(failures, problem.retry_after))
         return True
 
     def _end(self, problem: BaseException) -> None:
-        """The attempt is over; the first reason counts."""
+        """End the attempt; the first reason counts."""
         with self._lock:
             if self._problem is None and not self._halt.is_set():
                 self._problem = problem
@@ -277,7 +285,7 @@ class RangeFetch:
             self._relocate(channel, remote, reply)
             return
         given_end = _check_part(reply, span.position, asked_end, remote)
-        pace = Pace(reply.host, self._tools.stall, self._tools.slowest)
+        stall = StallDetector(reply.host, self._options.stall, self._options.slowest)
         while not self._halt.is_set():
             wanted = min(_AT_ONCE, min(span.end, given_end) - span.position)
             if wanted <= 0:
@@ -290,13 +298,13 @@ class RangeFetch:
             self._blocks.advance(span, count)
             self._relocations = 0
             self._on_bytes(count)
-            pace.count(count)
-            self._tools.throttle.pass_through(count, self._halt)
-        if span.position != given_end:  # stolen from, or stopped: the rest is not for us
+            stall.count(count)
+            self._options.rate_limiter.pass_through(count, self._halt)
+        if span.position != given_end:  # the rest was taken, or we are stopped
             channel.close()
 
     def _relocate(self, channel: Channel, used: Remote, reply: Reply) -> None:
-        """A signed URL may have expired: ask the source for a new one, once for all of us."""
+        """A signed URL may have expired: ask the source for a new one, once for all connections."""
         with self._lock:
             if self._remote is not used:
                 return
@@ -311,7 +319,7 @@ class RangeFetch:
 
 
 def is_same_file(one: Remote, other: Remote) -> bool:
-    """Do two locations lead to the same bytes, as far as they say?"""
+    """Do two locations have the same bytes, as far as they say?"""
     if one.size != other.size:
         return False
     if one.sha256 is not None and other.sha256 is not None:
@@ -320,7 +328,7 @@ def is_same_file(one: Remote, other: Remote) -> bool:
 
 
 def _check_part(reply: Reply, first: int, end: int, remote: Remote) -> int:
-    """Where the part that `reply` brings ends. Raises DownloadError, or Changed."""
+    """The end of the range in `reply`. Raises DownloadError, or Changed."""
     if reply.status in (200, 416):
         raise Changed
     if reply.status != 206:

@@ -1,4 +1,4 @@
-"""Is this file what it should be? Size, first bytes, header, and the hash, computed on the way."""
+"""Is a file what it should be? Checks size, first bytes, header and hash."""
 
 from __future__ import annotations
 
@@ -14,31 +14,31 @@ from bootstrap.core.concurrency import ByteSemaphore, threaded
 from bootstrap.core.files import Disk
 from bootstrap.core.text import size_text
 from bootstrap.models.download.transfer import Blocks
-from bootstrap.models.weights_file import MOST_HEADER, SAFETENSORS, Examined, State, examine
+from bootstrap.models.weights_file import MOST_HEADER, SAFETENSORS, Examined, WeightsState, examine
 from bootstrap.net import DownloadError, Stopped, WrongBytes
 from bootstrap.volume.categories import GGUF
 
 _BLOCK = 1024 * 1024
 BLOCK = 4 * 1024 * 1024
 TEXT_EXTENSIONS = frozenset({".json", ".txt", ".yaml", ".yml", ".md", ".csv", ".xml"})
-# What a server sent instead of weights.
+# Responses that are not weights.
 _ANSWERS = {
-    State.PAGE: "a web page",
-    State.JSON: "JSON, perhaps an error message",
-    State.TEXT: "plain text",
-    State.POINTER: "a Git LFS pointer, not the file it points to",
+    WeightsState.PAGE: "a web page",
+    WeightsState.JSON: "JSON, perhaps an error message",
+    WeightsState.TEXT: "plain text",
+    WeightsState.POINTER: "a Git LFS pointer, not the file it points to",
 }
 _FAULTS = {
-    State.TRUNCATED: "is truncated",
-    State.TOO_LONG: "is followed by other bytes",
-    State.DAMAGED: "is damaged",
-    State.MISLABELLED: "has the wrong extension",
+    WeightsState.TRUNCATED: "is truncated",
+    WeightsState.TOO_LONG: "is followed by other bytes",
+    WeightsState.DAMAGED: "is damaged",
+    WeightsState.MISLABELLED: "has the wrong extension",
 }
-_GOOD_ENOUGH = (State.GOOD, State.UNREAD)
+_GOOD_ENOUGH = (WeightsState.GOOD, WeightsState.UNREAD)
 
 
 class StreamingHasher:
-    """Hashes what is written through `descriptor`, in order, in a thread of its own."""
+    """Hashes the file behind `descriptor` while it is written, in order, in its own thread."""
 
     def __init__(self, descriptor: int, blocks: Blocks, disk: Disk) -> None:
         self._descriptor = descriptor
@@ -52,14 +52,14 @@ class StreamingHasher:
         self._thread.start()
 
     def result(self) -> str:
-        """The hash of the whole file; waits for it. Raises OSError when reading failed."""
+        """The hash of the whole file; waits for it. Raises OSError if reading failed."""
         self._thread.join()
         if self._problem is not None:
             raise self._problem
         return self._digest.hexdigest()
 
     def stop(self) -> None:
-        """Give up, and let go of the descriptor."""
+        """Stop, and release the descriptor."""
         self._stop.set()
         self._thread.join()
 
@@ -84,8 +84,8 @@ class StreamingHasher:
 
 @dataclass(frozen=True)
 class Wanted:
-    """What is known beforehand about the content of a file called `name`. `weights`: it is a model
-    unless its name says otherwise; the content of other files is for those who ask to judge."""
+    """What is known in advance about the content of a file called `name`. `weights`: it is a model
+    unless its name says otherwise; other content is not checked."""
 
     name: str
     size: int | None = None
@@ -104,9 +104,8 @@ class Wanted:
 
 
 def check_content(path: Path, wanted: Wanted) -> tuple[str, ...]:
-    """What was checked of `path` without hashing it: `size` and `header` where they apply.
-
-    Raises DownloadError when the file is not what it should be, OSError when it cannot be read.
+    """Check `path` without hashing; returns what was checked: `size` and `header` if they apply.
+    Raises DownloadError if the file is wrong, OSError if it cannot be read.
     """
     size = path.stat().st_size
     if size == 0:
@@ -124,10 +123,10 @@ def check_content(path: Path, wanted: Wanted) -> tuple[str, ...]:
 
 
 def _judge(seen: Examined, size: int) -> None:
-    """Raise DownloadError for what is not a model, OSError for what could not be read."""
+    """Raise DownloadError if it is not a model, OSError if it could not be read."""
     if seen.state in _GOOD_ENOUGH:
         return
-    if seen.state is State.UNREADABLE:
+    if seen.state is WeightsState.UNREADABLE:
         raise OSError(errno.EIO, seen.detail)
     if seen.state in _ANSWERS:
         raise WrongBytes(
@@ -159,7 +158,7 @@ def check_size(actual: int, wanted: int) -> None:
 
 
 def check_hash(actual: str, wanted: str | None) -> None:
-    """Raise DownloadError unless the SHA-256 is the wanted one, or none is wanted."""
+    """Raise DownloadError unless the SHA-256 is as expected, or none is."""
     if wanted is not None and actual != wanted:
         raise WrongBytes(
             "download.hash_mismatch",
@@ -174,7 +173,7 @@ def hash_file(
     stop: threading.Event | None = None,
     on_bytes: Callable[[int], None] | None = None,
 ) -> str:
-    """SHA-256 of a file, in memory-flat blocks. Raises OSError, and Stopped on `stop`."""
+    """SHA-256 of a file, in constant memory. Raises OSError, and Stopped on `stop`."""
     digest = hashlib.sha256()
     buffer = memoryview(bytearray(BLOCK))
     with open(path, "rb", buffering=0) as file:

@@ -1,7 +1,7 @@
-"""Where models come from: links as people paste them, and which source fetches one.
+"""Where models come from: links as people paste them, and their sources.
 
-A source turns a link into a `Remote`, with the credential that belongs there and words for its
-refusals; fetching itself is the same for all.
+A source turns a link into a `Remote`, with its credential and explanations of its refusals;
+fetching is the same for all.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from urllib.parse import parse_qsl, unquote, urlencode, urlsplit
 
 from bootstrap.net import DownloadError
 
-if TYPE_CHECKING:  # the checker reads manifests, and loads nothing that downloads need
+if TYPE_CHECKING:  # the checker reads manifests, and must not load what downloads need
     from bootstrap.models.download.remote import Remote
     from bootstrap.models.download.verify import Wanted
     from bootstrap.net.http import Channel
@@ -36,7 +36,7 @@ __all__ = [
 
 @dataclass(frozen=True)
 class Description:
-    """What a source says about a file. `directory` None: it cannot know the folder."""
+    """A source's description of a file. `directory` None: it does not know the folder."""
 
     url: str
     name: str
@@ -60,26 +60,26 @@ class Source(Protocol):
         ...
 
     def credential_name(self, link: Link) -> str | None:
-        """The name of the variable whose token will be shown to that host, if any."""
+        """The variable whose token that host will get, if any."""
         ...
 
     def locate(self, link: Link, revision: str | None, wanted: Wanted, channel: Channel) -> Remote:
-        """Where the file is now, asked from the server."""
+        """Ask the server where the file is now."""
         ...
 
     def describe(self, link: Link, channel: Channel) -> Description:
-        """What a manifest entry for `link` should say."""
+        """The manifest entry for `link`."""
         ...
 
 
 @dataclass(frozen=True)
 class Sources:
-    """All sources, the most particular first."""
+    """All sources, the most specific first."""
 
     sources: tuple[Source, ...]
 
     def source_of(self, url: str) -> tuple[Source, Link]:
-        """Who fetches `url`. Raises DownloadError."""
+        """The source for `url`. Raises DownloadError."""
         try:
             link = parse_link(url)
         except BadLink as problem:
@@ -97,7 +97,7 @@ class Sources:
 
 
 def make_sources(settings: Any) -> Sources:
-    """The sources with the credentials that `Settings` hold."""
+    """The sources with the credentials in `Settings`."""
     from bootstrap.models.sources.civitai import Civitai
     from bootstrap.models.sources.https import Https
     from bootstrap.models.sources.huggingface import HuggingFace
@@ -113,8 +113,8 @@ def make_sources(settings: Any) -> Sources:
 
 _REPO_KINDS = {"datasets": "dataset", "spaces": "space"}
 _HUB_HOSTS = ("huggingface.co", "www.huggingface.co", "hf.co")
-# These serve the API and the models' pages. Other names below them (b2.civitai.com,
-# image.civitai.com) are storage: plain servers, which no token is shown to.
+# These serve the API and the models' pages. Their subdomains (b2.civitai.com, image.civitai.com)
+# are storage: plain servers, which get no token.
 CIVITAI_HOSTS = {
     "civitai.com": "civitai.com",
     "www.civitai.com": "civitai.com",
@@ -151,8 +151,8 @@ class HubFile:
 @dataclass(frozen=True)
 class CivitaiFile:
     """A file of a Civitai model version. `choice` are the query fields that pick one of several
-    files; `version` None means that the link names a model only. `host` is the site that knows
-    the model: civitai.com does not have all that civitai.red has."""
+    files; `version` None: the link names only a model. `host` is the site to ask: civitai.com does
+    not have everything that civitai.red has."""
 
     version: int | None
     model: int | None = None
@@ -185,19 +185,19 @@ Link = HubFile | CivitaiFile | WebFile
 
 
 def looks_like_link(text: str) -> bool:
-    """Is it meant as an address of a model? Not: does it lead to one?"""
+    """Is it meant as a model's address, whether or not it leads to one?"""
     return text[:8].lower().startswith(("http://", "https://", "hf://", "urn:air:", "air:"))
 
 
 def host_of(link: Link) -> str:
-    """The host whose content a link names: the Hub and Civitai by their public names."""
+    """The host of a link's content: the Hub and Civitai by their public names."""
     if isinstance(link, HubFile):
         return _HUB_HOSTS[0]
     return link.host if isinstance(link, CivitaiFile) else _host_in(link.url)
 
 
 def identity_of(link: Link) -> str:
-    """One text for all spellings of a link: a page, a download address and an AIR of one file."""
+    """One string for all spellings of a link: page, download address and AIR of one file."""
     if isinstance(link, CivitaiFile):
         which = f"version/{link.version}" if link.version is not None else f"model/{link.model}"
         return f"civitai:{link.host}/{which}?{link.query}"
@@ -205,7 +205,7 @@ def identity_of(link: Link) -> str:
 
 
 def parse_link(url: str) -> Link:
-    """What `url` points at. Raises BadLink when it is nothing that could be fetched."""
+    """What `url` points at. Raises BadLink if it cannot be fetched."""
     if not url or any(c <= " " or c in "\x7f\\" or "\ud800" <= c <= "\udfff" for c in url):
         raise BadLink("is empty, or holds white space, control characters, backslashes or bytes")
     if match := _AIR.fullmatch(url):

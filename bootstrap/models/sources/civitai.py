@@ -1,11 +1,9 @@
-"""Civitai: by version id, page link or AIR. Measured facts on which this stands:
-
-HEAD gives 401 even with a good token, so the first byte is asked for instead. The answer redirects
-to a signed storage URL (R2, or b2.civitai.com), which answers 400 or 401 when it gets the
-Authorization header as well, so the token goes to the hosts of the API by their full names. A
-browser-like User-Agent turns a missing login into a page with status 200. The addresses by type,
-format and fp that the API itself gives may answer 404, those by fileId do not.
-API: https://developer.civitai.com/docs/api/public-rest
+"""Civitai: by version id, page link or AIR. Observed behaviour: HEAD gives 401 even with a valid
+token, so the first byte is requested instead. The response redirects to a signed storage URL (R2,
+or b2.civitai.com), which answers 400 or 401 if it also gets the Authorization header, so the token
+goes only to the API's hosts by full name. With a browser-like User-Agent a missing login gives a
+page with status 200. The API's own addresses by type, format and fp may answer 404, those by fileId
+do not. API: https://developer.civitai.com/docs/api/public-rest
 """
 
 from __future__ import annotations
@@ -25,7 +23,7 @@ from bootstrap.models.sources.https import given_name
 from bootstrap.net import DownloadError
 from bootstrap.net.http import Channel, Credential, Reply, Words, explain
 
-# The file's type decides first, then the model's. Keys are lower case without blanks.
+# The file's type decides first, then the model's. Keys are lower case without spaces.
 _BY_FILE = {
     "vae": "vae",
     "textencoder": "text_encoders",
@@ -51,7 +49,7 @@ _BY_MODEL = {
     "unet": "diffusion_models",
 }
 _NO_MODELS = ("trainingdata", "archive", "workflow", "workflows", "config", "negative")
-# What an AIR calls a file's format by its extension, and what the API calls it.
+# A file's extension in an AIR -> its format in the API.
 _FORMATS = {"safetensors": "safetensor", "ckpt": "pickletensor", "pt": "pickletensor"}
 _LOGIN = (
     "Make an API key at https://civitai.com/user/account (API Keys) and set it as civitai_token "
@@ -91,11 +89,9 @@ _WORDS: Words = {
 
 
 def choose_file(version: Mapping[str, Any], choice: Mapping[str, str]) -> Mapping[str, Any]:
-    """The one file that the link's fields pick; without fields the primary file, or the first
-    that is a model.
-
-    Raises NoSuchFile when the fields pick no file or leave several, and DownloadError when the
-    version holds no model at all.
+    """The file that the link's fields pick; without fields the primary file, or the first model.
+    Raises NoSuchFile if the fields pick no file or several, and DownloadError if the version has no
+    model at all.
     """
     listed = version.get("files")
     files = [f for f in listed if isinstance(f, Mapping)] if isinstance(listed, list) else []
@@ -142,7 +138,7 @@ def _file_line(file: Mapping[str, Any]) -> str:
 
 
 def folder_for(version: Mapping[str, Any], file: Mapping[str, Any]) -> str | None:
-    """The folder under `models/`; None when it must be given by hand."""
+    """The folder under `models/`; None if the user must give it."""
     by_file = _BY_FILE.get(_plain(file.get("type")))
     model = version.get("model")
     kind = model.get("type") if isinstance(model, Mapping) else None
@@ -161,7 +157,7 @@ def sha256_of(file: Mapping[str, Any]) -> str | None:
 
 
 def size_of(file: Mapping[str, Any]) -> int | None:
-    """Bytes, when `sizeKB` (KiB, with a fraction) stands for a whole number of them."""
+    """Bytes, if `sizeKB` (KiB, with a fraction) is a whole number of bytes."""
     kib = file.get("sizeKB")
     if not isinstance(kib, (int, float)) or isinstance(kib, bool) or not 0 < kib < 2**50:
         return None
@@ -186,13 +182,13 @@ def _plain(value: Any) -> str:
 
 
 def belongs_to_civitai(scheme: str, host: str, port: int) -> bool:
-    """May the token be shown there? Only to the hosts of the API, by their full names."""
+    """May this host get the token? Only the API's hosts, by full name."""
     return host in CIVITAI_HOSTS and scheme == "https" and port == 443
 
 
 class Civitai:
-    """`base` is for tests and the demo, in the place of https://civitai.com and its like: the
-    token then belongs to that origin alone."""
+    """`base` replaces https://civitai.com for tests and the demo: the token then belongs to that
+    origin only."""
 
     name = "Civitai"
 
@@ -218,8 +214,8 @@ class Civitai:
         return None if self._credential is None else self._credential.name
 
     def locate(self, link: Link, revision: str | None, wanted: Wanted, channel: Channel) -> Remote:
-        """The signed URL of the file. The API is asked for the hash when the manifest has none,
-        and which file the link means when it says that by other fields than fileId."""
+        """The file's signed URL. The API is asked for the hash if the manifest has none, and for
+        the file if the link chooses it by fields other than fileId."""
         assert isinstance(link, CivitaiFile)
         if link.version is None:
             raise _no_version()
@@ -230,7 +226,7 @@ class Civitai:
 
     def describe(self, link: Link, channel: Channel) -> Description:
         """Name, folder, size and hash, from Civitai's API; a page without a version means the
-        newest one."""
+        newest."""
         assert isinstance(link, CivitaiFile)
         if link.version is None:
             link = replace(link, version=self._newest_version(link, channel))
@@ -272,15 +268,15 @@ class Civitai:
     def _known_file(
         self, link: CivitaiFile, pinned: str | None, channel: Channel
     ) -> tuple[CivitaiFile, str | None]:
-        """The link by fileId where it makes a choice, and the file's SHA-256, `pinned` or as the
-        API knows it; an API that does not answer is not worth failing for. Raises NoSuchFile."""
+        """The link by fileId, if it chooses a file, and the file's SHA-256, `pinned` or from the
+        API; an API that does not answer is not an error. Raises NoSuchFile."""
         try:
             version = self._version(link, channel)
             file = _file_with(pinned, version) or choose_file(version, dict(link.choice))
         except NoSuchFile:
             if pinned is None:
                 raise
-            return link, pinned  # other bytes than those that are pinned are refused later
+            return link, pinned  # bytes other than the pinned ones are refused later
         except DownloadError:
             return link, pinned
         return _by_id(link, file), pinned or sha256_of(file)
@@ -328,7 +324,7 @@ class Civitai:
                 detail = said if isinstance(said, str) else str(said.get("message", ""))
             except (ValueError, AttributeError):
                 pass
-        # The storage answers 403 when the signature has expired; see RangeFetch, which asks again.
+        # The storage answers 403 if the signature has expired; RangeFetch then asks again.
         return explain(reply, _WORDS, detail)
 
 
@@ -339,7 +335,7 @@ def _file_with(sha256: str | None, version: Mapping[str, Any]) -> Mapping[str, A
 
 
 def _by_id(link: CivitaiFile, file: Mapping[str, Any]) -> CivitaiFile:
-    """The link with its choice by fileId; as it is where it makes none, or the id is unknown."""
+    """The link with its choice by fileId; unchanged if it has none, or the id is unknown."""
     number = file.get("id")
     if not link.choice or type(number) is not int:
         return link

@@ -17,8 +17,8 @@ _FILE_NAME = re.compile(r"""filename\*?=(?:UTF-8'')?"?([^";]+)"?""", re.IGNORECA
 
 
 class Https:
-    """`host` is where `token` goes, `name` or `name:port`, by https only; `plain_http` allows
-    http there too and is for tests."""
+    """`host` (`name` or `name:port`) gets `token`, by https only; `plain_http` also allows http
+    there, for tests."""
 
     name = "https"
 
@@ -53,11 +53,11 @@ class Https:
         return self.credential.name
 
     def locate(self, link: Link, revision: str | None, wanted: Wanted, channel: Channel) -> Remote:
-        """Probe the URL, through its redirects."""
+        """Probe the URL, following redirects."""
         return self._probe(link, wanted.text_is_fine, channel)[0]
 
     def describe(self, link: Link, channel: Channel) -> Description:
-        """Name and size; a plain server knows no hash."""
+        """Name and size; a plain server has no hash."""
         assert isinstance(link, WebFile)
         remote, reply = self._probe(link, False, channel)
         return Description(link.url, given_name(reply) or link.name, None, remote.size, None)

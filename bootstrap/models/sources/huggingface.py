@@ -1,8 +1,8 @@
-"""Hugging Face: asked through huggingface_hub, fetched by us.
+"""Hugging Face: files are looked up with huggingface_hub and downloaded by us.
 
-The library knows tokens, HF_ENDPOINT, HF_HUB_OFFLINE, revisions and gates; its own download
-leaves an orphan when it is killed (since 1.18) and checks the size only. So it says where the file
-is, how long and which SHA-256, and the bytes come by ranges, which any worker can resume.
+The library handles tokens, HF_ENDPOINT, HF_HUB_OFFLINE, revisions and gates; its own download
+leaves an orphan when it is killed (since 1.18) and checks only the size. So it provides the file's
+address, size and SHA-256, and the bytes are fetched by ranges, which any worker can resume.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from bootstrap.models.sources import Description, HubFile, Link
 from bootstrap.net import TRY_AGAIN, DownloadError, unreachable
 from bootstrap.net.http import Channel, Credential, Reply, Words, explain
 
-#: Where Runpod keeps the models that an endpoint names as cached; local to the host.
+#: Where Runpod keeps an endpoint's cached models; local to the host.
 CACHE_ON_VOLUME = Path("huggingface-cache/hub")
 PLATFORM_CACHE = Path("/runpod-volume") / CACHE_ON_VOLUME
 _SHA256 = re.compile(r"[0-9a-f]{64}")
@@ -73,7 +73,7 @@ class HuggingFace:
 
     @property
     def endpoint(self) -> str:
-        """The Hub's address, as the library has it."""
+        """The Hub's address in the library."""
         if self._endpoint is None:
             from huggingface_hub import constants
 
@@ -81,7 +81,7 @@ class HuggingFace:
         return self._endpoint.rstrip("/")
 
     def locate(self, link: Link, revision: str | None, wanted: Wanted, channel: Channel) -> Remote:
-        """Ask the Hub for the file, then its storage whether it serves ranges."""
+        """Ask the Hub for the file, and its storage for range support."""
         assert isinstance(link, HubFile)
         found = self._metadata(link, revision)
         sha256 = found.etag if found.etag and _SHA256.fullmatch(found.etag) else None
@@ -97,7 +97,7 @@ class HuggingFace:
         return probe(channel, remote)[0]
 
     def describe(self, link: Link, channel: Channel) -> Description:
-        """Name, size, hash and the commit that is current, as a pin."""
+        """Name, size, hash and the current commit, as a pin."""
         assert isinstance(link, HubFile)
         found = self._metadata(link, None)
         sha256 = found.etag if found.etag and _SHA256.fullmatch(found.etag) else None
@@ -111,7 +111,7 @@ class HuggingFace:
         )
 
     def cached(self, link: Link, revision: str | None, cache: Path = PLATFORM_CACHE) -> Path | None:
-        """The file in the platform's cache, looked up without network; None when not there."""
+        """The file in the platform's cache, looked up without network; None if it is not there."""
         if not isinstance(link, HubFile) or not os.path.isdir(cache):
             return None
         return find_cached(link, revision or link.revision, cache)
@@ -143,8 +143,8 @@ class HuggingFace:
             raise self._translate(problem, link) from None
 
     def _translate(self, problem: Exception, link: HubFile) -> DownloadError:
-        """The library's exceptions as ours. A gated repository is also a missing one to it, so
-        that is asked first."""
+        """The library's exceptions as ours. Its GatedRepoError is a RepositoryNotFoundError, so it
+        is checked first."""
         from huggingface_hub import errors
 
         page = f"{self.endpoint}/{link.repo}"
@@ -176,8 +176,8 @@ class HuggingFace:
 
 
 class HubHosts(Container[str]):
-    """`host:port` of HF_ENDPOINT: a mirror the operator named may be private. Looked up only
-    where something would be refused otherwise, since the library takes long to import."""
+    """`host:port` of HF_ENDPOINT: the operator's mirror may be private. Looked up only if something
+    would be refused otherwise, since the library takes long to import."""
 
     def __contains__(self, host_port: object) -> bool:
         from huggingface_hub import constants
@@ -189,7 +189,7 @@ class HubHosts(Container[str]):
 
 def find_cached(link: HubFile, revision: str | None, cache: Path) -> Path | None:
     """`link` in a Hugging Face cache folder. Runpod's has no `refs/main`: then the newest snapshot
-    that holds the file counts, but only where no revision is asked for."""
+    with the file counts, if no revision is requested."""
     folder = cache / ("--".join([f"{link.repo_type}s", *link.repo.split("/")]))
     try:
         named = (folder / "refs" / (revision or "main")).read_text("utf-8").strip()
@@ -227,7 +227,7 @@ def _by_status(status: int, page: str) -> DownloadError:
 
 
 def _folder_in(path: str) -> str | None:
-    """Repositories made for ComfyUI keep its folders: `split_files/vae/x.safetensors`."""
+    """Repositories made for ComfyUI have its folders: `split_files/vae/x.safetensors`."""
     from bootstrap.volume.categories import category_of
 
     for piece in reversed(path.split("/")[:-1]):

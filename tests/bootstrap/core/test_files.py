@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from bootstrap.config import Settings
 from bootstrap.core.files import (
     Disk,
     Stamp,
@@ -23,6 +24,13 @@ from bootstrap.core.files import (
     write_whole,
 )
 from bootstrap.core.temp_files import lease_name
+from bootstrap.doctor.facts.volume_places import further_folders, tabs_in
+from bootstrap.models.manifest_file import load_manifest
+from bootstrap.models.prefetch import Request
+from bootstrap.models.weights_file import kind_of_weights
+from bootstrap.nodes.manifest import load_nodes
+from bootstrap.volume import locate
+from bootstrap.volume.args_file import NAME, read_args_file
 
 ROOT = Path(__file__).parents[3]
 
@@ -167,6 +175,35 @@ def test_a_fifo_is_not_waited_for(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe")
     with pytest.raises(OSError, match="not a regular file"):
         open_regular(tmp_path / "pipe")
+
+
+@pytest.mark.timeout(20)
+@pytest.mark.parametrize("path", ["{root}/pipe", "/dev/zero", "{root}"])
+def test_what_a_setting_names_is_no_reason_to_hang(path: str, tmp_path: Path) -> None:
+    """A pipe without a writer, a device without an end, a folder: each is said, with a fix."""
+    os.mkfifo(tmp_path / "pipe")
+    path = path.format(root=tmp_path)
+    models, nodes = load_manifest(path, tmp_path), load_nodes(path, tmp_path)
+    assert nodes is not None
+    for finding in (*models.findings, *nodes.findings):
+        assert finding.code == "manifest.unreadable"
+        assert "regular file" in finding.message and "_MANIFEST" in finding.fix
+
+
+@pytest.mark.timeout(20)
+def test_a_pipe_in_the_place_of_a_file_that_is_looked_for(tmp_path: Path) -> None:
+    (tmp_path / "ComfyUI").mkdir()
+    (tmp_path / "ComfyUI/main.py").touch()
+    for name in (NAME, "ComfyUI/extra_model_paths.yaml", "x.safetensors"):
+        os.mkfifo(tmp_path / name)
+    args = read_args_file(locate(Settings(volume_path=tmp_path)))
+    assert args is not None and args.problem == "it is not a regular file"
+    assert further_folders(tmp_path / "ComfyUI") == {}
+    assert tabs_in(str(tmp_path / "ComfyUI/extra_model_paths.yaml")) == ()
+    assert kind_of_weights(str(tmp_path / "x.safetensors")) == ""
+    request = Request([tmp_path / "x.safetensors"], lambda: 1 << 30, 1)
+    request.start()
+    assert request.wait(10) and "regular file" in str(request.reading.problem)
 
 
 def test_the_marker_of_a_frozen_publisher_is_not_broken_for_another_result(

@@ -13,12 +13,16 @@ from pathlib import Path
 
 import pytest
 
+from bootstrap.config import Settings
 from bootstrap.core.findings import Finding, Severity, worst_first
 from bootstrap.core.text import named, shown, size_text, typed
+from bootstrap.doctor.checks import volume_links
 from bootstrap.doctor.checks.models import CODES, check_models
+from bootstrap.doctor.checks.volume_links import check_links
 from bootstrap.doctor.facts.inventory import Inventory, gather_models
+from bootstrap.doctor.facts.volume_facts import VolumeFacts
 from bootstrap.doctor.facts.walk import WalkProblem
-from bootstrap.models.weights_file import Examined, State
+from bootstrap.models.weights_file import Examined, WeightsState
 from tests.support.model_folders import (
     HTML,
     REFUSAL,
@@ -192,11 +196,13 @@ CASES = [
         "models.link_broken",
         WARNING,
         lambda m: link(m / "loras" / "x.safetensors", "/gone/x.safetensors"),
-        "is a broken link (to /gone/x.safetensors)",
+        "1 broken link, which ComfyUI lists and jobs cannot load: ",
     ),
-    Case("models.link_other_mount", WARNING, from_a_pod, "to /workspace/store/x.safetensors"),
-    Case("models.link_loop", WARNING, lambda m: link(m / "loras" / "up", ".."), "back to where"),
-    Case("models.link_escapes", WARNING, escape, "1 link leads out of the volume"),
+    Case("models.link_other_mount", WARNING, from_a_pod, "→ /workspace/store/x.safetensors"),
+    Case(
+        "models.link_loop", WARNING, lambda m: link(m / "loras" / "up", ".."), "search never ends"
+    ),
+    Case("models.link_escapes", WARNING, escape, "1 link off the volume"),
 ]
 
 
@@ -208,7 +214,12 @@ def models(tmp_path: Path) -> Path:
 def look(models: Path) -> list[Finding]:
     volume = models.parent
     inventory = gather_models([models], inside=[volume])
-    return check_models(inventory, 24 * GB, 64 * GB, volume)
+    return check_all(inventory, volume)
+
+
+def check_all(inventory: Inventory, volume: Path) -> list[Finding]:
+    links = check_links(VolumeFacts(str(volume)), Settings(link_other_mount=False), inventory)
+    return [*check_models(inventory, 24 * GB, 64 * GB), *links]
 
 
 def unusual(findings: list[Finding]) -> list[Finding]:
@@ -251,7 +262,7 @@ def test_a_thousand_of_them_are_still_few_findings(case: Case, tmp_path: Path) -
     roots = [healthy(tmp_path / f"v{i}" / "models") for i in range(25)]
     for root in roots:
         case.make(root)
-    findings = check_models(gather_models(roots, inside=[tmp_path]), 24 * GB, 64 * GB)
+    findings = check_all(gather_models(roots, inside=[tmp_path]), tmp_path)
     codes = [f.code for f in findings]
     assert len(codes) == len(set(codes))
     assert max(len(f.message) + len(f.fix) for f in findings) < 6000
@@ -277,7 +288,9 @@ def test_what_cannot_be_read(models: Path) -> None:
     (finding,) = unusual(check_models(replace(inventory, problems=(closed,), problem_count=1)))
     assert finding.code == "models.unreadable" and "Permission denied" in finding.message
     assert f"chmod -R a+rX '{models}/my loras'" in finding.fix
-    failing = replace(inventory.models[0], examined=Examined(State.UNREADABLE, os.strerror(5)))
+    failing = replace(
+        inventory.models[0], examined=Examined(WeightsState.UNREADABLE, os.strerror(5))
+    )
     (finding,) = unusual(check_models(replace(inventory, files=(failing,))))
     assert finding.code == "models.unreadable" and "Look again" in finding.fix
 
@@ -325,7 +338,8 @@ def test_gguf_in_a_folder_that_no_one_reads_it_from(models: Path) -> None:
 def test_every_code_is_made_by_a_test() -> None:
     others = {"models.none", "models.incomplete", "models.unreadable", *USUAL}
     others |= {"models.larger_than_gpu", "models.larger_than_memory", "models.unopened"}
-    assert {case.code for case in CASES} | others == set(CODES)
+    of_links = {code for code in volume_links.CODES if code.startswith("models.")}
+    assert {case.code for case in CASES} | others == {*CODES, *of_links}
 
 
 def test_words() -> None:

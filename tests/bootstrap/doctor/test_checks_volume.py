@@ -346,6 +346,7 @@ def test_codes_are_declared_once_and_each_has_a_test() -> None:
     assert len(codes) == len(set(codes))
     tests = Path(__file__).parent
     source = Path(__file__).read_text() + (tests / "test_checks_volume_fixes.py").read_text()
+    source += (tests / "test_checks_models.py").read_text()
     source += (tests.parents[1] / "support/volume_cases.py").read_text()
     assert [code for code in codes if f'"{code}"' not in source] == []
 

@@ -14,7 +14,7 @@ from bootstrap.core.concurrency import ByteSemaphore
 from bootstrap.doctor.checks.models import check_models
 from bootstrap.doctor.facts.inventory import gather_models, holdings_of
 from bootstrap.doctor.facts.volume_places import further_folders
-from bootstrap.models.weights_file import Examined, State, examine, sample_hash
+from bootstrap.models.weights_file import Examined, WeightsState, examine, sample_hash
 from bootstrap.volume.categories import ALIASES, CATEGORIES, category_of, extension_of
 from tests.support.model_folders import (
     HTML,
@@ -58,30 +58,30 @@ def test_extension_is_that_of_splitext(name: str) -> None:
 
 def test_whole_files_are_good(tmp_path: Path) -> None:
     found = look(safetensors(tmp_path / "x.safetensors", 640, "BF16"))
-    assert found.state is State.GOOD and found.dtypes == (("BF16", 640),)
-    assert look(pickle(tmp_path / "x.pth")).state is State.GOOD
-    assert look(write(tmp_path / "old.ckpt", b"\x80\x02}q\x00.")).state is State.GOOD
-    assert look(raw_safetensors(tmp_path / "none.sft", b"{}")).state is State.GOOD
+    assert found.state is WeightsState.GOOD and found.dtypes == (("BF16", 640),)
+    assert look(pickle(tmp_path / "x.pth")).state is WeightsState.GOOD
+    assert look(write(tmp_path / "old.ckpt", b"\x80\x02}q\x00.")).state is WeightsState.GOOD
+    assert look(raw_safetensors(tmp_path / "none.sft", b"{}")).state is WeightsState.GOOD
 
 
 @pytest.mark.parametrize(
     ("data", "state"),
     [
-        (b"", State.EMPTY),
-        (HTML, State.PAGE),
-        (b"\xef\xbb\xbf\n <html>", State.PAGE),
-        (b"<?xml version='1.0'?><Error><Code>AccessDenied</Code></Error>", State.PAGE),
-        (REFUSAL, State.JSON),
-        (b"Entry not found", State.TEXT),
-        (POINTER, State.POINTER),
-        (bytes(200_000), State.DAMAGED),
-        (b"\xff" * 64, State.DAMAGED),
-        (b"\x01\x02\x03", State.TRUNCATED),
-        (b"PK\x03\x04" + b"\1" * 60, State.MISLABELLED),
-        (b"GGUF" + b"\1" * 60, State.MISLABELLED),
+        (b"", WeightsState.EMPTY),
+        (HTML, WeightsState.PAGE),
+        (b"\xef\xbb\xbf\n <html>", WeightsState.PAGE),
+        (b"<?xml version='1.0'?><Error><Code>AccessDenied</Code></Error>", WeightsState.PAGE),
+        (REFUSAL, WeightsState.JSON),
+        (b"Entry not found", WeightsState.TEXT),
+        (POINTER, WeightsState.POINTER),
+        (bytes(200_000), WeightsState.DAMAGED),
+        (b"\xff" * 64, WeightsState.DAMAGED),
+        (b"\x01\x02\x03", WeightsState.TRUNCATED),
+        (b"PK\x03\x04" + b"\1" * 60, WeightsState.MISLABELLED),
+        (b"GGUF" + b"\1" * 60, WeightsState.MISLABELLED),
     ],
 )
-def test_what_is_not_safetensors(tmp_path: Path, data: bytes, state: State) -> None:
+def test_what_is_not_safetensors(tmp_path: Path, data: bytes, state: WeightsState) -> None:
     assert look(write(tmp_path / "x.safetensors", data)).state is state
 
 
@@ -91,12 +91,12 @@ def test_truncated_in_header_and_in_data(tmp_path: Path) -> None:
     for cut in (20, size - 1):
         os.truncate(whole, cut)
         found = look(whole)
-        assert found.state is State.TRUNCATED
+        assert found.state is WeightsState.TRUNCATED
         assert found.expected is not None and found.expected > cut
         safetensors(whole, 1000)
     with open(whole, "ab") as file:
         file.write(b"more")
-    assert (look(whole).state, look(whole).expected) == (State.TOO_LONG, size)
+    assert (look(whole).state, look(whole).expected) == (WeightsState.TOO_LONG, size)
 
 
 @pytest.mark.parametrize(
@@ -111,28 +111,28 @@ def test_truncated_in_header_and_in_data(tmp_path: Path) -> None:
     ],
 )
 def test_headers_that_make_no_sense(tmp_path: Path, header: bytes) -> None:
-    assert look(raw_safetensors(tmp_path / "x.safetensors", header)).state is State.DAMAGED
+    assert look(raw_safetensors(tmp_path / "x.safetensors", header)).state is WeightsState.DAMAGED
 
 
 def test_offsets_inside_metadata_are_text(tmp_path: Path) -> None:
     note = json.dumps({"fake": {"data_offsets": [0, 10**12]}})
-    assert look(safetensors(tmp_path / "x.safetensors", note=note)).state is State.GOOD
+    assert look(safetensors(tmp_path / "x.safetensors", note=note)).state is WeightsState.GOOD
 
 
 def test_formats_under_each_others_names(tmp_path: Path) -> None:
     called_ckpt = safetensors(tmp_path / "x.ckpt")
     assert (look(called_ckpt).state, look(called_ckpt).detail) == (
-        State.MISLABELLED,
+        WeightsState.MISLABELLED,
         ".safetensors",
     )
     called_gguf = look(write(tmp_path / "x.gguf", b"\1\2\3\4" * 9))
-    assert called_gguf.state is State.DAMAGED
+    assert called_gguf.state is WeightsState.DAMAGED
 
 
 def test_a_pickle_without_its_end_is_truncated(tmp_path: Path) -> None:
     path = pickle(tmp_path / "x.pth")
     os.truncate(path, path.stat().st_size - 30)
-    assert look(path).state is State.TRUNCATED
+    assert look(path).state is WeightsState.TRUNCATED
 
 
 def test_a_pointer_tells_the_real_size(tmp_path: Path) -> None:
@@ -141,7 +141,7 @@ def test_a_pointer_tells_the_real_size(tmp_path: Path) -> None:
 
 def test_a_file_that_is_gone_is_unreadable(tmp_path: Path) -> None:
     found = examine(str(tmp_path / "gone.safetensors"), 100, ByteSemaphore(100))
-    assert found.state is State.UNREADABLE and found.detail == os.strerror(2)
+    assert found.state is WeightsState.UNREADABLE and found.detail == os.strerror(2)
 
 
 def test_headers_of_one_gigabyte_need_bounded_memory(tmp_path: Path) -> None:
@@ -160,8 +160,8 @@ def test_headers_of_one_gigabyte_need_bounded_memory(tmp_path: Path) -> None:
     finally:
         tracemalloc.stop()
     states = {f.name: f.state for f in inventory.files}
-    assert states.pop("huge.safetensors") is State.UNREAD
-    assert set(states.values()) == {State.GOOD}
+    assert states.pop("huge.safetensors") is WeightsState.UNREAD
+    assert set(states.values()) == {WeightsState.GOOD}
     assert peak < 160 << 20
 
 
@@ -180,7 +180,7 @@ def test_inventory_of_a_healthy_volume(tmp_path: Path) -> None:
     }
     assert holdings["loras"].other_count == 1
     assert not holdings["insightface"].known
-    assert {f.state for f in inventory.models} == {State.GOOD}
+    assert {f.state for f in inventory.models} == {WeightsState.GOOD}
 
 
 def test_bytes_are_counted_once_however_many_names_a_file_has(tmp_path: Path) -> None:
@@ -217,8 +217,8 @@ def test_links_that_lead_nowhere_are_listed(tmp_path: Path) -> None:
     link(tmp_path / "loras" / "round", ".")
     states = {f.name: f.state for f in gather_models([tmp_path]).files}
     assert states == {
-        "gone.safetensors": State.BROKEN_LINK,
-        "round": State.LOOPING_LINK,
+        "gone.safetensors": WeightsState.BROKEN_LINK,
+        "round": WeightsState.LOOPING_LINK,
     }
 
 
@@ -226,12 +226,12 @@ def test_without_headers_nothing_is_opened(tmp_path: Path, monkeypatch: pytest.M
     healthy(tmp_path)
     monkeypatch.setattr(os, "open", None)
     inventory = gather_models([tmp_path], headers=False)
-    assert not inventory.headers and {f.state for f in inventory.models} == {State.UNREAD}
+    assert not inventory.headers and {f.state for f in inventory.models} == {WeightsState.UNREAD}
 
 
 def test_a_light_look_opens_so_many_and_says_so(tmp_path: Path) -> None:
     inventory = gather_models([healthy(tmp_path)], threads=1, most_headers=1)
-    opened = [f for f in inventory.files if f.state is not State.UNREAD and f.is_weights]
+    opened = [f for f in inventory.files if f.state is not WeightsState.UNREAD and f.is_weights]
     assert len(opened) == 1
     assert "models.unopened" in {f.code for f in check_models(inventory)}
     assert "models.unopened" not in {f.code for f in check_models(gather_models([tmp_path]))}

@@ -8,9 +8,11 @@ import threading
 import time
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
+from bootstrap.core import concurrency
 from bootstrap.core.concurrency import ByteSemaphore, WorkerPool
 from bootstrap.doctor.facts import walk as walk_module
 from bootstrap.doctor.facts.walk import Entry, EntryKind, LinkTarget, walk
@@ -208,6 +210,26 @@ def test_many_calls_are_in_flight_at_once(tmp_path: Path) -> None:
         together.wait(30)
 
     assert pool.run([task] * 64, timeout=30)
+
+
+@pytest.mark.parametrize(("computing", "most"), [(1.0, 4), (0.0, 64)])
+def test_tasks_that_compute_are_left_to_four_threads(
+    computing: float, most: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """64 threads that wait for Python's lock take three times as long. A task takes 1 ms here."""
+    threads: list[int] = []
+    clock = SimpleNamespace(
+        monotonic=lambda: len(threads) / 1000,
+        thread_time=lambda: computing * len(threads) / 1000,
+    )
+    monkeypatch.setattr(concurrency, "time", clock)
+
+    def task() -> None:
+        time.sleep(0.002)
+        threads.append(threading.get_ident())
+
+    assert WorkerPool(64).run([task] * 400)
+    assert most // 4 < len(set(threads)) <= most
 
 
 def test_a_failing_task_is_raised_to_the_caller() -> None:

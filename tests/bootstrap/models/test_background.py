@@ -152,7 +152,7 @@ def test_where_models_go(tmp_path: Path) -> None:
     settings = Settings(volume_path=tmp_path, download_max_mbps=5, download_connections=3)
     place = provision_context(settings, layout)
     assert place.also == (tmp_path / "ComfyUI/models",)
-    assert place.tools.connections == 3
+    assert place.options.connections == 3
     assert wanted_here(settings, layout).models == ()
 
 
@@ -160,7 +160,7 @@ def test_tokens_show_nowhere(tmp_path: Path) -> None:
     env = dict.fromkeys(("civitai_token", "HF_TOKEN", "DOWNLOAD_TOKEN"), MARKER)
     settings, _ = Settings.from_env({**env, "DOWNLOAD_TOKEN_HOST": "x.example"})
     place = provision_context(settings, locate(settings))
-    assert MARKER not in repr((settings, place, place.sources, vars(place.tools)))
+    assert MARKER not in repr((settings, place, place.sources, vars(place.options)))
 
 
 def test_a_killed_pull_is_resumed_by_the_next(server: ViciousServer, tmp_path: Path) -> None:
@@ -169,7 +169,7 @@ def test_a_killed_pull_is_resumed_by_the_next(server: ViciousServer, tmp_path: P
     script = (
         "import sys; from pathlib import Path\n"
         "from tests.support.provisioning import *\n"
-        "bring(Path(sys.argv[1]), spec(sys.argv[2]), tools=tools(note_every=0.1, stall=30))\n"
+        "bring(Path(sys.argv[1]), spec(sys.argv[2]), options=options(note_every=0.1, stall=30))\n"
     )
     process = subprocess.Popen([sys.executable, "-c", script, str(tmp_path), url])
     folder = tmp_path / "loras"

@@ -15,7 +15,7 @@ from bootstrap.core.files import Disk
 from bootstrap.models.download.download import Download
 from bootstrap.models.download.part import sweep
 from bootstrap.models.download.progress import FileMeter
-from bootstrap.models.download.remote import Throttle
+from bootstrap.models.download.remote import RateLimiter
 from bootstrap.models.download.transfer import Blocks
 from bootstrap.models.download.verify import Wanted
 from bootstrap.models.provision import ProvisionResult
@@ -23,7 +23,7 @@ from bootstrap.models.sources.https import Https
 from bootstrap.net import DownloadError, Stopped
 from bootstrap.net.addresses import AddressPolicy, is_public
 from bootstrap.net.http import Channel
-from tests.support.provisioning import bring, sha256, spec, tensors, tools, visible
+from tests.support.provisioning import bring, options, sha256, spec, tensors, visible
 from tests.support.vicious_server import ViciousServer
 
 SMALL = tensors(300_000)
@@ -111,8 +111,8 @@ def test_a_fault_is_named_and_nothing_is_left(
     vices: dict[str, Any], code: str, server: ViciousServer, models: Path
 ) -> None:
     url = server.serve("/m.safetensors", tensors(9_000_000), **vices)
-    patience = tools(attempts=1, stall=0.3)
-    result = bring(models, spec(url), tools=patience)
+    patience = options(attempts=1, stall=0.3)
+    result = bring(models, spec(url), options=patience)
     assert result.problem is not None
     assert result.problem.code == code
     assert result.problem.fix
@@ -181,8 +181,8 @@ def test_a_connection_is_kept_for_the_next_range_and_fills_one_buffer(
 def test_a_bandwidth_limit_holds(server: ViciousServer, models: Path) -> None:
     url = server.serve("/m.safetensors", LARGE)
     started = time.monotonic()
-    limited = tools(throttle=Throttle(10e6))
-    assert_brought(bring(models, spec(url), tools=limited), models, LARGE)
+    limited = options(rate_limiter=RateLimiter(10e6))
+    assert_brought(bring(models, spec(url), options=limited), models, LARGE)
     assert 0.7 < time.monotonic() - started < 2
 
 
@@ -204,7 +204,7 @@ def stopped_midway(url: str, models: Path, data: bytes, at: float = 0.5) -> Down
         return source.locate(parse_link(link.url), None, wanted, channel)
 
     meter = StopsMidway("m")
-    download = Download(locate, models / "loras/m.safetensors", wanted, tools(), meter)
+    download = Download(locate, models / "loras/m.safetensors", wanted, options(), meter)
     with pytest.raises(Stopped):
         download.run(stop)
     return download
@@ -310,7 +310,7 @@ def test_a_full_disk_is_reported_with_what_is_needed(
     call: str, code: int, ranges: bool, server: ViciousServer, models: Path
 ) -> None:
     url = server.serve("/m.safetensors", LARGE, ranges=ranges)
-    result = bring(models, spec(url), tools=tools(disk=FullDisk(call, code)))
+    result = bring(models, spec(url), options=options(disk=FullDisk(call, code)))
     assert_failed(result, models, "download.no_space", "enlarge the network volume")
     if call == "look":
         assert "9.5 MiB" in (result.problem.message if result.problem else "")
@@ -337,7 +337,7 @@ def test_publishing_never_replaces(disk: Disk, server: ViciousServer, models: Pa
         return None
 
     url = server.serve("/m.safetensors", LARGE, needs=appear)
-    result = bring(models, spec(url, hash=sha256(LARGE)), tools=tools(disk=disk))
+    result = bring(models, spec(url, hash=sha256(LARGE)), options=options(disk=disk))
     assert result.problem is not None
     assert result.problem.code == "download.occupied"
     assert visible(models) == ["loras/m.safetensors"]
@@ -347,7 +347,7 @@ def test_publishing_never_replaces(disk: Disk, server: ViciousServer, models: Pa
 @pytest.mark.parametrize("disk", [NoLinks(), NoLinksNoRename()])
 def test_it_publishes_without_hard_links(disk: Disk, server: ViciousServer, models: Path) -> None:
     url = server.serve("/m.safetensors", LARGE)
-    assert_brought(bring(models, spec(url), tools=tools(disk=disk)), models, LARGE)
+    assert_brought(bring(models, spec(url), options=options(disk=disk)), models, LARGE)
 
 
 def test_old_leftovers_are_swept_and_nothing_else(tmp_path: Path) -> None:
@@ -395,7 +395,7 @@ def test_public_addresses(address: str) -> None:
     ],
 )
 def test_private_urls_are_refused(url: str, models: Path) -> None:
-    result = bring(models, spec(url), tools=tools(policy=AddressPolicy()))
+    result = bring(models, spec(url), options=options(policy=AddressPolicy()))
     assert_failed(result, models, "download.private_address", "ALLOW_PRIVATE_DOWNLOAD_URLS")
 
 
@@ -410,7 +410,7 @@ def test_a_name_is_resolved_once_and_that_address_is_used(
     )
     server.serve("/m.safetensors", SMALL)
     url = f"http://models.example:{port}/m.safetensors"
-    channel = tools(policy=policy).channel()
+    channel = options(policy=policy).channel()
     assert channel.get(url).status == 200
     assert server.seen[0][1]["host"] == f"models.example:{port}"
 
@@ -430,7 +430,7 @@ def test_redirects_are_judged_like_urls(
 ) -> None:
     url = server.serve("/m.safetensors", SMALL, redirect=target)
     policy = AddressPolicy(exempt=frozenset({server.host_port}))
-    result = bring(models, spec(url), tools=tools(policy=policy))
+    result = bring(models, spec(url), options=options(policy=policy))
     assert_failed(result, models, code)
     assert "pw" not in str(result.problem and result.problem.message)
 

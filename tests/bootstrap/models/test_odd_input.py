@@ -17,9 +17,9 @@ from bootstrap.models.manifest_entry import read_entry
 from bootstrap.models.sources import parse_link
 from bootstrap.models.sources.civitai import size_of
 from bootstrap.models.sources.https import Https
-from bootstrap.models.weights_file import State, examine
+from bootstrap.models.weights_file import WeightsState, examine
 from bootstrap.net import DownloadError
-from tests.support.provisioning import bring, spec, tools
+from tests.support.provisioning import bring, options, spec
 
 DIGITS = "9" * 5000
 
@@ -59,11 +59,11 @@ def test_odd_headers_have_a_code(
     url = served(*headers, status=status)
     found = None
     try:
-        Https().locate(parse_link(url), None, Wanted("m.safetensors", 1), tools().channel())
+        Https().locate(parse_link(url), None, Wanted("m.safetensors", 1), options().channel())
     except DownloadError as refused:
         found = refused.code
     assert code in (None, found)
-    problem = bring(tmp_path, spec(url), tools=tools(attempts=1)).problem
+    problem = bring(tmp_path, spec(url), options=options(attempts=1)).problem
     assert problem is not None and problem.code != "download.crashed"
 
 
@@ -73,7 +73,7 @@ def test_a_header_whose_numbers_lie_is_damaged_not_a_crash(tmp_path: Path) -> No
         path = tmp_path / "m.safetensors"
         path.write_bytes(len(header).to_bytes(8, "little") + header + b"\0" * 8)
         examined = examine(str(path), path.stat().st_size, ByteSemaphore(1 << 20))
-        assert examined.state is State.DAMAGED, last
+        assert examined.state is WeightsState.DAMAGED, last
 
 
 def test_sizes_that_nothing_has_are_shown_and_not_believed() -> None:

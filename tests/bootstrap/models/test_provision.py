@@ -17,17 +17,17 @@ from bootstrap.core.findings import Severity
 from bootstrap.core.temp_files import Lease
 from bootstrap.models.download import progress
 from bootstrap.models.download.progress import LogMeter
-from bootstrap.models.download.remote import Throttle
+from bootstrap.models.download.remote import RateLimiter
 from bootstrap.models.installed import Present, find_present, receipt_path
 from bootstrap.models.provision import ProvisionResult, provision, summary
 from tests.prove.kill_provisioners import DISKS, run
 from tests.support.provisioning import (
     bring,
     context,
+    options,
     sha256,
     spec,
     tensors,
-    tools,
     visible,
 )
 from tests.support.vicious_server import ViciousServer
@@ -86,7 +86,7 @@ class TestWithoutNetwork:
     @pytest.mark.parametrize("receipt", ["{", "[]", '{"version": 1}', '{"version": 2}', "null"])
     def test_a_damaged_receipt_is_none(self, receipt: str, models: Path) -> None:
         put(models)
-        path = receipt_path(models, spec(NOWHERE).place)
+        path = receipt_path(models, spec(NOWHERE).relative_path)
         path.parent.mkdir(parents=True)
         path.write_text(receipt)
         assert bring(models, spec(NOWHERE)).state == "present"
@@ -191,10 +191,10 @@ def test_a_part_taken_from_a_live_owner_costs_time_only(
 ) -> None:
     """As with a worker that was frozen and thawed: it finds its part gone, and uses the file."""
     url = server.serve("/m.safetensors", DATA, bytes_per_second=2e6)
-    slow = tools(throttle=Throttle(3e6), note_every=0.1)
+    slow = options(rate_limiter=RateLimiter(3e6), note_every=0.1)
     results: list[ProvisionResult] = []
     owner = threading.Thread(
-        target=lambda: results.append(bring(models, spec(url), tools=slow, beat=60.0, stale=60.0))
+        target=lambda: results.append(bring(models, spec(url), options=slow, beat=60.0, stale=60.0))
     )
     owner.start()
     time.sleep(1.0)
@@ -285,7 +285,7 @@ def test_a_receipt_says_what_was_checked(server: ViciousServer, models: Path) ->
     url = server.serve("/m.safetensors", DATA) + "?X-Amz-Signature=s3cret"
     wanted = spec(url, hash=sha256(DATA), size=len(DATA))
     bring(models, wanted)
-    text = receipt_path(models, wanted.place).read_text()
+    text = receipt_path(models, wanted.relative_path).read_text()
     data = json.loads(text)
     assert data["checked"] == ["size", "header", "sha256"]
     assert data["sha256"] == sha256(DATA)

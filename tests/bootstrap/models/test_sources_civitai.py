@@ -20,7 +20,7 @@ from bootstrap.models.sources.civitai import (
 )
 from bootstrap.net import DownloadError
 from tests.support.fake_civitai import Answer, FakeCivitai, Sites
-from tests.support.provisioning import MARKER, context, sha256, spec, tensors, tools
+from tests.support.provisioning import MARKER, context, options, sha256, spec, tensors
 
 DATA = tensors(9_000_000)
 AIR = "urn:air:sdxl:lora:civitai:12@123"
@@ -97,7 +97,7 @@ def test_a_signature_that_expires_is_made_again(civitai: FakeCivitai, tmp_path: 
 
 def test_describe_says_what_an_entry_should(civitai: FakeCivitai) -> None:
     civitai.publish(123, DATA, model_type="Checkpoint")
-    source, channel = Civitai(None, civitai.url), tools().channel()
+    source, channel = Civitai(None, civitai.url), options().channel()
     for site, url in (
         ("civitai.com", AIR),
         ("civitai.com", "https://civitai.com/models/12/a-model"),
@@ -189,7 +189,7 @@ def test_a_page_without_version_is_not_an_entry(civitai: FakeCivitai, tmp_path: 
     from bootstrap.models.download.verify import Wanted
 
     with pytest.raises(DownloadError) as caught:
-        source.locate(CivitaiFile(None, 9), None, Wanted("m"), tools().channel())
+        source.locate(CivitaiFile(None, 9), None, Wanted("m"), options().channel())
     assert "version" in caught.value.message
 
 
@@ -228,7 +228,7 @@ def test_the_token_opens_the_site_that_the_link_names_and_never_goes_to_its_stor
     with Sites(tmp_path, answer, site, storage) as sites:
         source = Civitai(Secret(MARKER))
         wanted = spec(f"https://{site}/api/download/models/456")
-        place = context(tmp_path / "models", source, tools=tools(policy=sites.policy))
+        place = context(tmp_path / "models", source, options=options(policy=sites.policy))
         (result,) = provision([wanted], place)
     assert result.state == "fetched", result.problem
     shown_to = {host for host, _, headers in sites.seen if MARKER in str(headers)}
@@ -256,7 +256,7 @@ def test_a_choice_becomes_its_file_s_id(query: str, number: int, civitai: FakeCi
     civitai.publish(123, DATA)
     civitai.describe_files(123, FILES)
     link = parse_link(f"https://civitai.com/api/download/models/123?{query}")
-    described = Civitai(None, civitai.url).describe(link, tools().channel())
+    described = Civitai(None, civitai.url).describe(link, options().channel())
     assert described.url == f"https://civitai.com/api/download/models/123?fileId={number}"
     assert described.name == next(file["name"] for file in FILES if file["id"] == number)
 
@@ -269,7 +269,7 @@ def test_a_choice_of_no_file_or_of_several_is_refused_with_the_files_there_are(
     civitai.describe_files(123, FILES)
     url = f"https://civitai.com/api/download/models/123?{query}"
     with pytest.raises(DownloadError) as caught:
-        Civitai(None, civitai.url).describe(parse_link(url), tools().channel())
+        Civitai(None, civitai.url).describe(parse_link(url), options().channel())
     assert caught.value.code == "download.not_found"
     assert "13 (old), 14 (old2)" in caught.value.fix
     problem = bring(tmp_path, civitai, url).problem  # nor is another file fetched

@@ -15,7 +15,7 @@ from bootstrap.models.provision import provision
 from bootstrap.models.sources import BadLink, parse_link
 from bootstrap.models.sources.https import Https
 from bootstrap.net.addresses import shown
-from tests.support.provisioning import MARKER, context, spec, tensors, tools
+from tests.support.provisioning import MARKER, context, options, spec, tensors
 from tests.support.vicious_server import ViciousServer
 
 DATA = tensors(300_000)
@@ -52,13 +52,13 @@ def test_the_token_needs_https(servers: tuple[ViciousServer, ViciousServer]) -> 
     url = home.serve("/m.safetensors", DATA)
     source = Https(Secret(MARKER), home.host_port)
     assert source.credential_name(parse_link(url)) is None
-    source.describe(parse_link(url), tools().channel())
+    source.describe(parse_link(url), options().channel())
     assert MARKER not in str(home.seen)
 
 
 def test_describe_takes_the_server_s_name(servers: tuple[ViciousServer, ViciousServer]) -> None:
     url = servers[0].serve("/x?y=1", DATA, disposition='attachment; filename="../a/b.safetensors"')
-    described = Https().describe(parse_link(url), tools().channel())
+    described = Https().describe(parse_link(url), options().channel())
     assert (described.name, described.size) == ("b.safetensors", len(DATA))
 
 

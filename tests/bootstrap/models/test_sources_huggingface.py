@@ -16,7 +16,7 @@ from bootstrap.models.provision import provision
 from bootstrap.models.sources import BadLink, HubFile, WebFile, parse_link
 from bootstrap.models.sources.huggingface import HuggingFace, find_cached
 from tests.support.fake_hub import COMMIT, FakeHub
-from tests.support.provisioning import MARKER, context, sha256, spec, tensors, tools
+from tests.support.provisioning import MARKER, context, options, sha256, spec, tensors
 
 DATA = tensors(9_000_000)
 URL = "hf://org/repo/split_files/vae/m.safetensors"
@@ -110,7 +110,7 @@ def test_a_revision_is_asked_for(hub: FakeHub, tmp_path: Path) -> None:
 
 def test_describe_pins_the_commit_and_finds_the_folder(hub: FakeHub) -> None:
     hub.put("org/repo", PATH, DATA)
-    described = HuggingFace(None, hub.url).describe(parse_link(URL), tools().channel())
+    described = HuggingFace(None, hub.url).describe(parse_link(URL), options().channel())
     assert (described.name, described.directory) == ("m.safetensors", "vae")
     assert (described.size, described.sha256) == (len(DATA), sha256(DATA))
     assert described.revision == COMMIT

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from bootstrap.net import DownloadError
-from bootstrap.nodes.installed import Receipt, has_pack, repositories_in
+from bootstrap.nodes.installed import PackReceipt, has_pack, repositories_in
 from bootstrap.nodes.node_map import (
     CORE,
     Needed,
@@ -152,7 +152,7 @@ def test_many_nodes_cost_one_look_at_the_packs(tmp_path: Path) -> None:
         pack.mkdir(parents=True)
         source = f"https://github.com/Owner/other-{number}"
         files = {f"{name}.py": "0" * 64 for name in range(500)}
-        receipt = Receipt(f"{source}@{'0' * 40}", files).as_dict()
+        receipt = PackReceipt(f"{source}@{'0' * 40}", files).as_dict()
         (pack / ".comfyui-worker.json").write_text(json.dumps(receipt))
     packs = tuple((f"https://github.com/owner/other-{number + 80}", "") for number in many)
     keep_map(NodeMap("2026-11-28", "x", packs, {f"N{n}": (n,) for n in many}), tmp_path)

@@ -38,7 +38,7 @@ from tests.support.pack_server import (
     from_registry,
     zipped,
 )
-from tests.support.provisioning import sha256, tools
+from tests.support.provisioning import options, sha256
 from tests.support.sources import ROOT
 from tests.support.waiting import wait_until
 
@@ -269,7 +269,7 @@ def test_a_server_that_is_away_is_asked_a_few_times_in_all(
     place = server.place(volume)
     result = bring(from_registry() if what == "registry" else from_git(url), place)
     assert result.problem is not None and result.problem.code == "download.http_status"
-    assert len(server.seen) == 1 + place.sources.tools.attempts
+    assert len(server.seen) == 1 + place.sources.options.attempts
 
 
 def test_a_withdrawn_version_is_not_fetched(server: PackServer, volume: Path) -> None:
@@ -286,7 +286,12 @@ def test_a_withdrawn_version_is_not_fetched(server: PackServer, volume: Path) ->
 
 
 @pytest.mark.parametrize(
-    "answer", [[], "text", {}, {"downloadUrl": 5}, {"version": "9.9.9", "downloadUrl": "https://x"}]
+    "answer",
+    [
+        *([], "text", {}, {"downloadUrl": 5}),
+        {"version": "9.9.9", "downloadUrl": "https://x"},
+        {"node_id": "other-pack", "version": "1.2.3", "downloadUrl": "https://x"},
+    ],
 )
 def test_a_registry_that_answers_nonsense(server: PackServer, volume: Path, answer: Any) -> None:
     server.answer("/nodes/some-pack/install?version=1.2.3", answer)
@@ -323,7 +328,7 @@ def test_no_answer_leads_to_a_private_address(server: PackServer, volume: Path, 
         else:
             spec = from_git(f"{server.url}/owner/A-Pack")
             server.serve(f"/owner/A-Pack/archive/{COMMIT}.zip", b"", redirect=url)
-        guarded = tools(policy=AddressPolicy(exempt={server.host_port}))
+        guarded = options(policy=AddressPolicy(exempt={server.host_port}))
         place = server.place(volume, guarded)
         result = bring(spec, place)
         assert result.problem is not None
@@ -589,7 +594,7 @@ class FullDisk(Disk):
 
 def test_a_full_disk_is_named(server: PackServer, volume: Path) -> None:
     server.pack("some-pack", "1.2.3")
-    place = server.place(volume, tools(disk=FullDisk()))
+    place = server.place(volume, options(disk=FullDisk()))
     failed(bring(from_registry(), place), "download.no_space", place)
 
 

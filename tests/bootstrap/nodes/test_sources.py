@@ -13,7 +13,7 @@ from bootstrap.net import DownloadError
 from bootstrap.nodes.manifest import RegistryPin
 from bootstrap.nodes.sources import PackSources, fetch_small
 from tests.support.pack_server import COMMIT, OTHER, PackServer, from_git, from_registry, refs
-from tests.support.provisioning import MARKER, tools
+from tests.support.provisioning import MARKER, options
 from tests.support.trickling_server import PARTS, trickling
 
 
@@ -68,12 +68,12 @@ def test_what_is_not_a_list_of_branches(
 
 def test_an_answer_without_end_is_given_up(server: PackServer) -> None:
     server.serve("/endless", b"x" * 3_000_000, chunked=True)
-    refused("nodes.too_large", fetch_small, server.url + "/endless", tools(), 1_000_000)
+    refused("nodes.too_large", fetch_small, server.url + "/endless", options(), 1_000_000)
 
 
 def test_an_answer_that_trickles_is_given_up(server: PackServer) -> None:
     server.serve("/slow", b"x" * 100_000, trickle=True)
-    slow = tools(stall=0.5, attempts=1, slowest=1024)
+    slow = options(stall=0.5, attempts=1, slowest=1024)
     refused("download.stalled", fetch_small, server.url + "/slow", slow, 1_000_000)
 
 
@@ -82,7 +82,7 @@ def test_so_is_one_that_trickles_outside_its_body(part: str) -> None:
     """A socket's time-out starts again with each byte; nothing but the clock ends that."""
     began = time.monotonic()
     with trickling(part) as slow:
-        patience = tools(stall=0.5, attempts=1)
+        patience = options(stall=0.5, attempts=1)
         refused("download.stalled", fetch_small, slow.url + "/slow", patience, 1_000_000)
     assert time.monotonic() - began < 3
 
@@ -98,7 +98,7 @@ def test_what_is_no_answer_is_quoted_in_short_and_printable() -> None:
 
         threading.Thread(target=answer, daemon=True).start()
         url = f"http://127.0.0.1:{listener.getsockname()[1]}/x"
-        problem = refused("download.unreachable", fetch_small, url, tools(attempts=1), 1000)
+        problem = refused("download.unreachable", fetch_small, url, options(attempts=1), 1000)
     assert problem.message.isprintable() and len(problem.message) < 1500
 
 
@@ -136,7 +136,7 @@ def test_a_token_goes_to_its_own_host_only(server: PackServer) -> None:
         other.serve("/o/A-Pack/info/refs", refs({"HEAD": COMMIT}))
         server.serve("/o/A-Pack/info/refs", b"", redirect=f"{other.url}/o/A-Pack/info/refs")
         https = Https(Secret(MARKER), server.host_port, plain_http=True)
-        sources = PackSources(tools(), https, server.url)
+        sources = PackSources(options(), https, server.url)
         assert sources.pin(f"{server.url}/o/A-Pack", None).commit == COMMIT
         assert any(MARKER in headers.get("authorization", "") for _, headers in server.seen)
         assert not any(MARKER in str(headers) for _, headers in other.seen)

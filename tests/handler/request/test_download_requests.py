@@ -34,7 +34,7 @@ def test_entries_are_read_as_in_a_manifest() -> None:
     given = {"type": "download", "models": [ENTRY, {**ENTRY, "directory": "odd"}], "max_wait": 9}
     request = parse_request({**given, "wait": 1}, ALLOWED)
     assert isinstance(request, DownloadRequest)
-    assert [str(spec.place) for spec in request.models] == [
+    assert [str(spec.relative_path) for spec in request.models] == [
         "loras/a.safetensors",
         "odd/a.safetensors",
     ]

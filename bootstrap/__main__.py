@@ -30,7 +30,7 @@ def main(argv: list[str], prog: str = "python -m bootstrap") -> int:
         prog=prog,
         description="Boot once, print the report, stop. Takes no jobs.",
         epilog=closing(
-            {"VOLUME_PATH": "where the volume is (default: /runpod-volume, else /workspace)"},
+            {"VOLUME_PATH": "the volume (default: /runpod-volume, else /workspace)"},
             [prog, f"{prog} --json | jq .outcome"],
             "exit codes:\n  0  ready\n  1  degraded or unfit\n  2  wrong use",
         ),

@@ -35,6 +35,7 @@ from bootstrap.doctor import Report, Scope, examine, of_volume, repairs_of, repo
 from bootstrap.doctor.fix import Repair, apply_fixes
 from bootstrap.doctor.page import page
 from bootstrap.volume.layout import similar_folder, volume_around
+from bootstrap.volume.search import USUAL_ROOTS
 from scripts.printing import say, show
 from scripts.progress import Progress
 
@@ -44,12 +45,17 @@ _NAME_IT = "Name the folder where the volume is mounted, on a Pod /workspace."
 
 
 def main(
-    argv: list[str], env: Mapping[str, str] = os.environ, prog: str = "check_volume.py"
+    argv: list[str],
+    env: Mapping[str, str] = os.environ,
+    prog: str = "check_volume.py",
+    command: str = "",
 ) -> int:
-    """Examine, and repair what is safe if asked to; the exit code."""
-    arguments = _parser(prog).parse_args(argv)
+    """Examine, and repair what is safe if asked to; the exit code. `command` is how the program was
+    called, where that is not by `prog`."""
+    command = command or as_typed("doctor", prog)
+    arguments = _parser(prog, command).parse_args(argv)
     given = {**env, "VOLUME_PATH": os.path.abspath(arguments.path)} if arguments.path else env
-    refused = _refused(arguments.path or "", env.get("VOLUME_PATH", "").strip(), prog)
+    refused = _refused(arguments.path or "", env.get("VOLUME_PATH", "").strip(), command)
     if refused:
         say(f"{prog}: {refused}")
         return 2
@@ -65,9 +71,9 @@ def main(
     return 1 if report.status == "error" else 0
 
 
-def _refused(typed: str, configured: str, prog: str) -> str:
-    """Why this is not a volume that can be looked at; empty where it may be one. A volume that is
-    configured and missing is the report's to say."""
+def _refused(typed: str, configured: str, command: str) -> str:
+    """Why this is not a volume that can be looked at, and what to type instead; empty where it may
+    be one. A volume that is configured and missing is the report's to say."""
     path = typed or configured
     place = Path(os.path.abspath(path))
     if not os.path.isabs(path) and not typed:
@@ -77,33 +83,31 @@ def _refused(typed: str, configured: str, prog: str) -> str:
     try:
         is_folder = stat.S_ISDIR(os.stat(place).st_mode)
     except (FileNotFoundError, NotADirectoryError):
-        return _missing(path, place) if typed else ""
+        return _missing(path, place, command) if typed else ""
     except (OSError, ValueError):
         return ""  # the report says why
-    if not is_folder:
-        return f"{shown(path)} is a file, not a folder. {_NAME_IT}" if typed else ""
-    volume = volume_around(place)
-    if volume:
-        command = f"{_command(prog)} {quoted(str(volume))}"
-        return f"{shown(path)} is only a part of the volume at {volume}. Check that:\n  {command}"
-    return ""
+    volume = volume_around(place if is_folder else place.parent)
+    if volume and (is_folder or typed):
+        what = "only a part of" if is_folder else "a file on"
+        why = f"{shown(path)} is {what} the volume at {shown(str(volume))}. Check that"
+        return f"{why}:\n  {command} {quoted(str(volume))}"
+    if is_folder or not typed:
+        return ""
+    return f"{shown(path)} is a file, not a folder. {_NAME_IT}"
 
 
-def _missing(path: str, place: Path) -> str:
+def _missing(path: str, place: Path, command: str) -> str:
+    """`workspace` for `/workspace` is a slip, too."""
+    from_root = Path("/", path)
     guess = similar_folder(place)
-    hint = f"Did you mean {guess}?" if guess else "On a Pod the volume is /workspace."
-    return f"{shown(path)} does not exist. {hint}"
+    if guess is None and from_root != place:
+        guess = from_root if from_root in USUAL_ROOTS else similar_folder(from_root)
+    if guess is None:
+        return f"{shown(path)} does not exist. {_NAME_IT}"
+    return f"{shown(path)} does not exist. Did you mean this?\n  {command} {quoted(str(guess))}"
 
 
-def _command(prog: str) -> str:
-    """As it is typed: by the installed name, in a clone, or as the one file of a release, which
-    holds no other program."""
-    in_one_file = not Path(__file__).with_name("submit.py").exists()
-    return f"python3 {prog}" if in_one_file else as_typed("doctor", prog)
-
-
-def _parser(prog: str = "check_volume.py") -> argparse.ArgumentParser:
-    command = _command(prog)
+def _parser(prog: str = "check_volume.py", command: str = "") -> argparse.ArgumentParser:
     parser = Parser(
         prog=prog,
         description="Check a volume with ComfyUI and models: what is wrong, and what to type.",
@@ -196,4 +200,4 @@ def _show(report: Report, arguments: argparse.Namespace, prog: str) -> bool:
 
 if __name__ == "__main__":
     log.use_utf8()
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(main(sys.argv[1:], command=f"python3 {quoted(sys.argv[0])}"))

@@ -92,7 +92,7 @@ def _help() -> str:
             "commands:",
             *lines,
             "",
-            f"{PROGRAM} COMMAND --help says more, {PROGRAM} --version which version it is.",
+            f"{PROGRAM} COMMAND --help says more, --version which version it is.",
             "",
             end,
         )
@@ -105,7 +105,7 @@ def _serve(argv: list[str], prog: str) -> int:
         description="Boot, then take jobs from Runpod. The container's command.",
         epilog=closing(
             {
-                "VOLUME_PATH": "where the volume is (default: /runpod-volume, else /workspace)",
+                "VOLUME_PATH": "the volume (default: /runpod-volume, else /workspace)",
                 "COMFYUI_ARGS": "flags for ComfyUI",
                 "…": "all variables: docs/settings.md",
             },
@@ -129,7 +129,7 @@ def _serve(argv: list[str], prog: str) -> int:
 
     sys.argv = [prog]
     if arguments.local:
-        if problem := _taken(arguments.host, arguments.port):
+        if problem := _taken(arguments.host, arguments.port, f"{prog} --local"):
             return _refused(problem)
         sys.argv += ["--rp_serve_api", "--rp_api_host", arguments.host]
         sys.argv += ["--rp_api_port", str(arguments.port)]
@@ -144,24 +144,37 @@ def _port(text: str) -> int:
     return port
 
 
-def _taken(host: str, port: int) -> str:
-    """Why this address, IPv4 or IPv6, cannot be listened on; empty where it can."""
+def _taken(host: str, port: int, command: str) -> str:
+    """Why this address, IPv4 or IPv6, cannot be listened on, and what to type instead; empty where
+    it can."""
+    problem = _cannot_listen(host, port)
+    if problem is None:
+        return ""
+    why = getattr(problem, "strerror", None) or str(problem)
+    at = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+    other = f"{command}{_other(problem, host, port)}"
+    return f"cannot listen on {at} ({why}). Choose another one:\n  {other}"
+
+
+def _cannot_listen(host: str, port: int) -> Exception | None:
     try:
         family, *_, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
         with socket.socket(family) as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             probe.bind(address)
     except (OSError, UnicodeError) as problem:
-        why = getattr(problem, "strerror", None) or str(problem)
-        at = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
-        return f"cannot listen on {at} ({why}). Choose another one: {_other(problem, port)}"
-    return ""
+        return problem
+    return None
 
 
-def _other(problem: Exception, port: int) -> str:
+def _other(problem: Exception, host: str, port: int) -> str:
+    """Options for an address that can be listened on."""
+    at = "" if host == "127.0.0.1" else f" --host {host}"
     if isinstance(problem, OSError) and problem.errno in (errno.EADDRINUSE, errno.EACCES):
-        return f"--port {port + 1 if 1024 <= port < _LAST_PORT else 8000}"
-    return "--host 127.0.0.1"
+        near = range(max(port, 8000), min(max(port, 8000) + 100, _LAST_PORT))
+        free = (other for other in (*near, 8000) if _cannot_listen(host, other) is None)
+        return f"{at} --port {next(free, 8000)}"
+    return f" --port {port}" if port != 8000 else ""
 
 
 def _boot(argv: list[str], prog: str) -> int:

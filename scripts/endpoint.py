@@ -102,6 +102,12 @@ class Endpoint:
         body = {"input": given}
         return self._job(self._call("POST", "runsync", body, may_repeat=False, seconds=seconds))
 
+    def reach(self) -> None:
+        """Raises where nothing takes a connection, before anything is said to run."""
+        got = self._attempt("GET", "", None, _CONNECT_SECONDS)
+        if isinstance(got, _NoAnswer) and got.refused:
+            raise self._failure("", got)
+
     def status(self, job_id: str) -> Job:
         """How a job is."""
         return self._job(self._call("GET", f"status/{quote(job_id, safe='')}", may_repeat=True))
@@ -135,15 +141,17 @@ class Endpoint:
             # Nothing was begun yet, so a wrong address is reported without waiting.
             at_once = got.refused and path in ("run", "runsync")
             if attempt == tries or not again or at_once:
-                failure = TooSlow if got.too_slow else EndpointError
-                place = _place(f"{self._base}/{path}")
-                said, fix = f"{place}: {got.said}.", self._reach_fix(got)
-                raise failure("client.unreachable", said, fix)
+                raise self._failure(path, got)
             wait = got.wait or min(2.0 ** (attempt - 1), _MOST_WAIT_SECONDS)
             self._tell(f"{got.said}; trying again in {wait:g} s ({attempt} of {tries - 1})")
             self._sleep(wait)
             attempt += 1
         return self._content(got)
+
+    def _failure(self, path: str, got: _NoAnswer) -> EndpointError:
+        place = _place(f"{self._base}/{path}").rstrip("/")
+        failure = TooSlow if got.too_slow else EndpointError
+        return failure("client.unreachable", f"{place}: {got.said}.", self._reach_fix(got))
 
     def _attempt(
         self, method: str, path: str, body: Any, seconds: float

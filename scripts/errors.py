@@ -8,7 +8,7 @@ DONE, FAILED, USAGE, UNREACHABLE, TIMEOUT, NOT_SAVED, INTERRUPTED = 0, 1, 2, 3, 
 EXIT_CODES = """exit codes:
   0    completed, and everything is saved (--diagnostics: no errors found)
   1    the job failed, or was cancelled elsewhere (--diagnostics: errors found)
-  2    wrong use: an argument, a file or the key cannot be used; nothing was sent
+  2    an argument, a file or the key cannot be used; nothing was sent
   3    the endpoint could not be reached, or refused
   4    not done within --timeout; the job was cancelled
   5    completed, but a result could not be saved

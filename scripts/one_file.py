@@ -17,6 +17,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
+_ADDRESS = (
+    "https://github.com/comfyui-volume-worker/comfyui-volume-worker"
+    "/releases/latest/download/check_volume.py"
+)
 _SCRIPTS = ("__init__.py", "check_volume.py", "progress.py", "printing.py")
 _HEAD = r'''#!/usr/bin/env python3
 """Checks a ComfyUI volume; --help says how. Nothing has to be installed, and nothing is left."""
@@ -34,6 +38,16 @@ import subprocess
 import tempfile
 import zipfile
 
+# How this file was called is what its findings say to type.
+RUN = """
+import sys, shlex
+folder, typed = sys.argv[1:3]
+sys.path.insert(0, folder)
+from scripts.check_volume import main
+piped = "curl -fsSL {address} | python3 -"
+command = piped if typed == "-" else "python3 " + shlex.quote(typed)
+sys.exit(main(sys.argv[3:], command=command))
+"""
 PARTS = """
 {parts}
 """
@@ -42,9 +56,9 @@ PARTS = """
 def main():
     with tempfile.TemporaryDirectory(prefix="check-volume-") as folder:
         zipfile.ZipFile(io.BytesIO(base64.b64decode(PARTS))).extractall(folder)
-        program = [sys.executable, "-X", "utf8", "-B", folder + "/scripts/check_volume.py"]
+        program = [sys.executable, "-X", "utf8", "-B", "-c", RUN, folder]
         try:
-            return subprocess.call([*program, *sys.argv[1:]])
+            return subprocess.call([*program, *sys.argv])
         except KeyboardInterrupt:
             return 130
 
@@ -64,7 +78,9 @@ def write(place: Path) -> None:
             archive.writestr(name, file.read_bytes(), zipfile.ZIP_DEFLATED)
     text = base64.b64encode(packed.getvalue()).decode()
     place.parent.mkdir(parents=True, exist_ok=True)
-    place.write_text(_HEAD.format(parts="\n".join(textwrap.wrap(text, 100))), "utf-8")
+    place.write_text(
+        _HEAD.format(parts="\n".join(textwrap.wrap(text, 100)), address=_ADDRESS), "utf-8"
+    )
     place.chmod(0o755)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from bootstrap.core.text import counted
 from scripts.diagnostics_text import diagnostics_text, findings_in
 from scripts.endpoint import Job
 from scripts.errors import DONE, FAILED, NOT_SAVED, ClientError
-from scripts.printing import plain, say, say_error, show
+from scripts.printing import plain, say, say_error, show, tell
 from scripts.saving import Saving, save
 
 
@@ -44,13 +45,12 @@ def report(
         code = FAILED if any(f.severity is Severity.ERROR for f in found) else DONE
         if html is not None and not _written(diagnostics, html, saving):
             code = NOT_SAVED
-    for note in (*_warnings(output), *saving.elsewhere, *saving.problems):
-        say(f"note: {plain(note)}")
+    for note in (*_warnings(output), *_elsewhere(saving, output), *saving.problems):
+        tell(f"note: {note}")
     if problem is not None:
         say_error(problem)
     if code in (DONE, NOT_SAVED) and not isinstance(diagnostics, dict):
-        count = counted(len(saving.saved), "file") if saving.saved else "no files"
-        say(f"Done in {seconds:.1f} s, {count}.")
+        say(f"Done in {seconds:.1f} s, {_count(saving)}.")
     if as_json:
         show(json.dumps(_data(code, ended.job, problem, output)))
     elif isinstance(diagnostics, dict):
@@ -99,6 +99,21 @@ def _written(diagnostics: dict[str, Any], html: Path, saving: Saving) -> bool:
 def _warnings(output: Any) -> list[str]:
     found = (output.get("warnings") or output.get("errors")) if isinstance(output, dict) else None
     return [str(warning) for warning in found] if isinstance(found, list) else []
+
+
+def _elsewhere(saving: Saving, output: Any) -> Iterator[str]:
+    """What is on the volume alone, where no warning says so."""
+    warned = "\n".join(_warnings(output))
+    for name, path in saving.elsewhere:
+        if path not in warned:
+            yield f"{name} is on the volume at {path}"
+
+
+def _count(saving: Saving) -> str:
+    found = [counted(len(saving.saved), "file")] if saving.saved else []
+    if saving.elsewhere:
+        found.append(f"{counted(len(saving.elsewhere), 'file')} on the volume")
+    return ", ".join(found) or "no files"
 
 
 def _data(code: int, job: Job | None, problem: ClientError | None, output: Any) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from typing import Any
 
 from bootstrap.core import log
 from bootstrap.core.findings import Fault
+from bootstrap.core.terminal import style_of
 
 
 def show(text: str) -> None:
@@ -27,11 +28,17 @@ def say(text: str) -> None:
     log.show(f"{text}\n", sys.stderr)
 
 
+def tell(line: str) -> None:
+    """Print a line of whatever origin, wrapped where standard error is a terminal."""
+    for part in style_of(sys.stderr).wrapped(plain(line), indent="  "):
+        say(part)
+
+
 def say_error(fault: Fault) -> None:
     """Print `error[code]`, the sentence, what the node's Python said last (the last line of
     `traceback` in the details), the way out, and where more is said (`docs` there)."""
     for line in _error_lines(fault):
-        say(plain(line))
+        tell(line)
 
 
 def plain(text: str) -> str:

@@ -93,9 +93,12 @@ def _param(text: str) -> tuple[str, Any]:
     return name, _value(value, None)
 
 
-def check_sendable(request: dict[str, Any], limit: float = RUN_LIMIT_BYTES) -> None:
+def check_sendable(
+    request: dict[str, Any], limit: float = RUN_LIMIT_BYTES, source: str = ""
+) -> None:
     """Raises UsageError for a request over `limit` bytes, which Runpod would refuse with less of an
-    explanation, and for one that JSON has no form for."""
+    explanation, and for one that JSON has no form for. Its workflow is that of the file `source`.
+    """
     try:
         size = len(json.dumps({"input": request}, allow_nan=False))
     except ValueError:
@@ -103,11 +106,13 @@ def check_sendable(request: dict[str, Any], limit: float = RUN_LIMIT_BYTES) -> N
             "The request holds a number that is not finite, which JSON cannot represent."
         ) from None
     if size > limit:
-        raise UsageError(
-            f"The request is {size / 1e6:.1f} MB; Runpod accepts at most 10 MB.",
-            "Put large files on the volume in ComfyUI/input/, or a large workflow in workflows/, "
-            "and send their names.",
-        )
+        name = Path(source).stem if source not in ("", "-") else "NAME"
+        fix = "Put large files into ComfyUI/input/ on the volume, and send their names."
+        if len(json.dumps(request.get("workflow"))) > limit / 2:
+            fix = f"Put the workflow on the volume as workflows/{name}.json, and send --name {name}"
+            fix += " instead of it."
+        said = f"The request is {size / 1e6:.1f} MB; Runpod accepts at most 10 MB."
+        raise UsageError(said, fix)
 
 
 def _read_json(source: str) -> Any:
@@ -152,7 +157,8 @@ def _refuse(path: Path, name: str, problem: OSError) -> NoReturn:
         inside = f": {named(files)}" if files else ""
         raise UsageError(f"{name} is a folder.", f"Name a file in it{inside}.") from None
     if isinstance(problem, FileNotFoundError) and path.parent.is_dir():
-        guess = nearest(path.name, [file.name for file in path.parent.iterdir() if file.is_file()])
+        there = {file.stem: file.name for file in path.parent.iterdir() if file.is_file()}
+        guess = there.get(nearest(path.stem, list(there)), "")
         meant = f"Did you mean {path.with_name(guess)}?" if guess else ""
         raise UsageError(f"{name} does not exist.", meant) from None
     raise UsageError(f"{name} cannot be read: {problem.strerror}.") from None

@@ -26,11 +26,11 @@ _MOST_NAME_BYTES = 200
 
 @dataclass
 class Saving:
-    """What became of a reply's results."""
+    """What became of a reply's results. `elsewhere` are (name, path) of what is on the volume."""
 
     saved: list[Path] = field(default_factory=list)
     texts: list[str] = field(default_factory=list)
-    elsewhere: list[str] = field(default_factory=list)
+    elsewhere: list[tuple[str, str]] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
 
 
@@ -70,7 +70,7 @@ def _save_entry(entry: Any, folder: Path, done: Saving) -> Any:
         return entry
     if result.content is None and result.url is None:
         if result.path:
-            done.elsewhere.append(f"{result.name} is on the volume at {result.path}")
+            done.elsewhere.append((result.name, result.path))
         else:
             done.problems.append(f"{result.name} came without content")
         return entry

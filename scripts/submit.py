@@ -28,7 +28,7 @@ from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote
+from urllib.parse import quote, urlsplit
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
@@ -54,6 +54,7 @@ from scripts.errors import EXIT_CODES, ClientError, EndpointError, TooSlow, Usag
 from scripts.outcome import Ended, report
 
 _POLL_SECONDS = 1.0
+DEFAULT_PORT = 8000  # of a local worker
 _A_DAY = 86_400.0  # what a request's `max_wait` may be
 
 
@@ -69,7 +70,8 @@ def main(argv: list[str], env: Mapping[str, str] = os.environ, prog: str = "subm
         try:
             job_input = _input(arguments)
             endpoint = _endpoint(arguments, env, watching, prog)
-            check_sendable(job_input, math.inf if endpoint.local else RUN_LIMIT_BYTES)
+            limit = math.inf if endpoint.local else RUN_LIMIT_BYTES
+            check_sendable(job_input, limit, arguments.workflow or "")
             if not arguments.diagnostics:
                 _check_room(arguments.output)
             previews = Previews(env, sys.stderr.isatty())
@@ -95,7 +97,7 @@ def _parser(prog: str = "submit.py") -> argparse.ArgumentParser:
                 "RUNPOD_ENDPOINT_ID": "the endpoint, if --endpoint does not name it",
             },
             [
-                f'{command} workflow_api.json --set 6.text="a cat" --image photo.png=cat.png',
+                f'{command} workflow_api.json --set 6.text="a cat"',
                 f"{command} picture.png --url http://127.0.0.1:8000",
             ],
             EXIT_CODES,
@@ -185,7 +187,7 @@ def _endpoint(
     if arguments.url:
         if not arguments.url.startswith(("http://", "https://")):
             raise UsageError(f"--url {arguments.url} does not begin with http:// or https://.")
-        serve = as_typed("serve --local", prog)
+        serve = _serving(arguments.url, prog)
         return Endpoint(arguments.url.rstrip("/"), None, watching.say, serve=serve)
     key = usable_key(env.get("RUNPOD_API_KEY"))
     endpoint_id = (arguments.endpoint or env.get("RUNPOD_ENDPOINT_ID", "")).strip()
@@ -198,6 +200,16 @@ def _endpoint(
     if not is_safe_for_a_key(base):
         raise UsageError(f"RUNPOD_ENDPOINT_BASE_URL is {base}; the key is sent by https only.")
     return Endpoint(f"{base}/{quote(endpoint_id, safe='')}", key, watching.say)
+
+
+def _serving(url: str, prog: str) -> str:
+    """The command that starts the local worker that `url` means."""
+    command = as_typed("serve --local", prog)
+    with suppress(ValueError):
+        if (port := urlsplit(url).port) not in (None, DEFAULT_PORT):
+            option = "--rp_api_port" if "--rp_serve_api" in command else "--port"
+            return f"{command} {option} {port}"
+    return command
 
 
 def _check_room(folder: Path) -> None:
@@ -266,6 +278,7 @@ def _run(
 def _run_locally(
     endpoint: Endpoint, job_input: dict[str, Any], timeout: float, watching: Watching
 ) -> Ended:
+    endpoint.reach()
     watching.show("IN_PROGRESS", "running (a local worker reports no progress)")
     goes_on = "A local worker cannot cancel: it goes on."
     try:

@@ -331,10 +331,10 @@ def _shown(default: Any) -> str:
 
 def _wrong(name: str, text: str, kind: SettingType, problem: str) -> Finding:
     shown = MASK if kind.secret else repr(masked(text)[:80])
-    why = f" ({problem})" if problem else ""
+    why = f": {problem}" if problem else ", which is not allowed"
     return error(
         "settings.invalid",
-        f"{name} is {shown}{why}; allowed: {kind.allowed}.",
+        f"{name} is {shown}{why}.",
         f"Set {name} to {kind.allowed}, or remove it to get the default, "
         "in the endpoint's environment variables.",
         name=name,

@@ -43,6 +43,9 @@ _DIM, _BOLD = "2", "1"
 _LEAST_WIDTH = 40
 # A command comes after a colon or at the beginning; other code is part of its sentence.
 _COMMAND = re.compile(r"(?:^|:\s+)`([^`]*\s[^`]*)`")
+# Behind these bash reads on in the next line.
+_JOINTS = ("&&", "|", ";")
+_CODE, _NO_BREAK = re.compile(r"`[^`]+`"), "\0"
 _ON_POD = re.compile(r"On a Pod with this volume:?$")
 
 
@@ -122,17 +125,59 @@ class Style:
         return f"\033]8;;{address}\033\\{text}\033]8;;\033\\" if self.colour else text
 
     def wrapped(self, text: str, first: str = "", indent: str = "") -> list[str]:
-        """`text` after `first`, further lines after `indent`. Words are never cut."""
+        """`text` after `first`, further lines after `indent`. Neither words nor what is between
+        backticks is cut."""
         if self.width is None:
             return [f"{first}{text}"]
-        return textwrap.wrap(
-            text,
+        lines = textwrap.wrap(
+            _CODE.sub(lambda code: code[0].replace(" ", _NO_BREAK), text),
             max(self.width, _LEAST_WIDTH),
             initial_indent=first,
             subsequent_indent=indent,
             break_long_words=False,
             break_on_hyphens=False,
         )
+        return [line.replace(_NO_BREAK, " ") for line in lines]
+
+    def command(self, text: str, indent: str) -> list[str]:
+        """A command as it can be copied: where it is too long for a line, broken where bash goes on
+        in the next one. A word is never cut."""
+        if self.width is None or len(indent) + len(text) <= self.width:
+            return [f"{indent}{text}"]
+        lines = [indent]
+        for part in _parts_of(text):
+            if lines[-1].strip() and len(lines[-1]) + len(" ".join(part)) >= self.width:
+                lines.append(f"{indent}  ")
+            for word in part:
+                if lines[-1].strip() and len(lines[-1]) + len(word) + 3 > self.width:
+                    lines[-1] += "" if lines[-1].endswith(_JOINTS) else " \\"
+                    lines.append(f"{indent}    ")
+                lines[-1] += f" {word}" if lines[-1].strip() else word
+        return lines
+
+
+def _parts_of(command: str) -> list[list[str]]:
+    """The words of a command as they are typed, a list for each behind which bash reads on."""
+    parts = [[""]]
+    quote, escaped = "", False
+    for character in command:
+        word = parts[-1][-1]
+        if character == " " and not quote and not escaped:
+            if word.endswith(_JOINTS):
+                parts.append([""])
+            else:
+                parts[-1].append("")
+            continue
+        parts[-1][-1] += character
+        if escaped:
+            escaped = False
+        elif character == "\\" and quote != "'":
+            escaped = True
+        elif quote:
+            quote = "" if character == quote[-1] else quote
+        elif character in "'\"":
+            quote = "$'" if character == "'" and word.endswith("$") else character
+    return parts
 
 
 PLAIN = Style()
@@ -172,7 +217,7 @@ def _finding_lines(finding: Finding, style: Style, root: str, repaired: bool) ->
     yield from lines[1:]
     for part, is_command in _parts(finding.fix, root):
         if is_command:
-            yield f"      {style.bold(part)}"
+            yield from map(style.bold, style.command(part, "      "))
         else:
             yield from style.wrapped(part, "    ", "    ")
     if repaired:

@@ -108,6 +108,12 @@ def quoted(path: str) -> str:
     return typed(path)
 
 
+def without_tabs(file: str) -> str:
+    """The command that indents a file's lines with two spaces for each tab, and keeps the old
+    one."""
+    return f"sed -i.bak -e ':a' -e 's/^\\( *\\)\\t/\\1  /' -e 'ta' {quoted(file)}"
+
+
 def words(paths: Iterable[str]) -> str:
     """Paths as words of a command, `MOST_AT_ONCE` at most."""
     return typed(*list(paths)[:MOST_AT_ONCE])

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from datetime import datetime, timezone
 from typing import Any
 
-from bootstrap.config import Settings
+from bootstrap.config import Settings, variables
 from bootstrap.core.findings import Finding, Severity, docs_url, worst_first
 from bootstrap.core.terminal import PLAIN, Style, findings_text
 from bootstrap.core.text import counted, size_text
@@ -81,6 +81,8 @@ def examine(
     facts.node_log = tuple(node_log)
     started_with = with_args_file(settings, facts.args)
     findings = [*facts.findings, *run_checks(facts, started_with)]
+    if variables()["volume_path"].refused(env):  # that nothing is at the default's place says less
+        findings = [finding for finding in findings if finding.code != "volume.not_found"]
     return Report(
         findings=tuple(findings),
         facts=facts,
@@ -144,7 +146,9 @@ def report_text(
     left_out = [text for code, text in _NOT_JUDGED.items() if code in codes and not quiet]
     blocks.append("\n".join(line for text in left_out for line in style.wrapped(text)))
     if shown and not quiet:
-        last.insert(0, style.dim(f"Codes: {docs_url('CODE')}"))
+        # On a terminal each code is a link, and the line has to fit.
+        address = docs_url("CODE") if style.width is None else docs_url("").rstrip("/#")
+        last[:0] = map(style.dim, style.wrapped(f"Codes: {address}"))
     blocks.append("\n".join(last))
     return "\n\n".join(block for block in blocks if block)
 
@@ -162,7 +166,8 @@ def _heading(report: Report, style: Style) -> list[str]:
     if facts.models is not None and facts.models.roots:
         weights = facts.models.present
         said.append(f"{counted(count_of(weights), 'model')}, {size_text(size_of(weights))}")
-    if facts.volume is not None and facts.volume.space is not None:
+    # An empty folder's room is this machine's.
+    if facts.volume and facts.volume.space and (said or facts.volume.mounted):
         said.append(f"{size_text(facts.volume.space.free)} free")
     return [*lines, *style.wrapped("; ".join(said))] if said else lines
 

@@ -39,6 +39,7 @@ NVIDIA = Path("/proc/driver/nvidia/version")
 # (ai-dock, madiator, AUTOMATIC1111's neighbours).
 _NESTED = ("environments/python", "runpod-venvs", "venvs")
 _MOST_VENVS = 20
+_NO_PYTHON, _CLOSED = "this machine has no Python", "may not be entered"
 _VERSION = "import sys; print('%d.%d' % sys.version_info[:2])"
 _PROBE = f"{_VERSION}; import importlib.util as u; sys.exit(0 if u.find_spec('torch') else 3)"
 _DRIVER = re.compile(r"\s(\d{3,}(?:\.\d+)+)\s")
@@ -111,8 +112,8 @@ def _with_interpreter(venv: Venv) -> Venv:
 
 
 def _rank(venv: Venv) -> tuple[bool, bool, float]:
-    """Sort key: ComfyUI's own first, backups that a template left last, newest first."""
-    return (not venv.for_comfyui, venv.path.endswith((".bak", ".old")), -venv.made)
+    """Sort key: ComfyUI's own first, backups last, newest first."""
+    return (not venv.for_comfyui, venv.is_backup, -venv.made)
 
 
 def _candidates(settings: Settings, layout: Layout) -> Iterator[Venv | Path]:
@@ -163,7 +164,7 @@ def _start_venv(venv: Venv) -> Choice | _Refused:
     other = interpreter_of(venv.version) if venv.version else None
     if other is None:
         wrong = f"its Python {own} is {version} here" if version else f"its Python is {problem}"
-        why = f"{wrong}, and this machine has no Python {venv.version or '(unknown version)'}"
+        why = f"{wrong}, and {_NO_PYTHON} {venv.version or '(unknown version)'}"
         return _Refused(venv.path, why, venv)
     try:
         python = _stand_in(venv, other)
@@ -235,7 +236,7 @@ def _problem_with(python: Path, has_torch: bool = False) -> tuple[str | None, st
     try:
         os.stat(python)
     except PermissionError:
-        return None, f"a folder on the way to it may not be entered by user {os.geteuid()}"
+        return None, f"a folder on the way to it {_CLOSED} by user {os.geteuid()}"
     except (OSError, ValueError):
         return None, "a broken link" if os.path.islink(python) else "not there"
     try:
@@ -301,11 +302,16 @@ def _stands_in(venv: Venv, interpreter: Path) -> Finding:
 
 def _none(refused: Sequence[_Refused]) -> Finding:
     tried = [f"{r.place} ({r.why})" for r in refused]
+    lacking = [r.venv.version for r in refused if r.venv and r.venv.version and _NO_PYTHON in r.why]
+    fix = "Deploy the project's own image, whose Python has torch"
+    if lacking:
+        fix += f", or one built with --build-arg PYTHON_VERSION={lacking[0]} for the environment"
+    fix += f". Or set COMFYUI_PYTHON to a Python here that has torch, {IN_ENDPOINT}."
+    if any(_CLOSED in r.why for r in refused):
+        fix += " What may not be entered is opened by `chmod -R a+rX` with that folder's path."
     return error(
         "comfyui.python_missing",
-        f"No Python that can run ComfyUI: tried {', '.join(tried) or 'nothing'}.",
-        "Set COMFYUI_PYTHON to the interpreter ComfyUI runs with on the Pod (a venv must be made "
-        "by the same Python version as the image has), or install torch into one of these. "
-        "Where one may not be read, run `chmod -R a+rX` on its folder, or the worker as its owner.",
+        f"No Python that can run ComfyUI was found: tried {', '.join(tried) or 'nothing'}.",
+        fix,
         tried=tried,
     )

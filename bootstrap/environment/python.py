@@ -50,6 +50,11 @@ class Venv:
     interpreter: str | None = None
     mirror_of: str | None = None
 
+    @property
+    def is_backup(self) -> bool:
+        """Was it put aside, by a template or by a person who made a new one?"""
+        return self.path.endswith((".bak", ".old"))
+
 
 def look_at_venv(path: str) -> Venv | None:
     """The virtual environment at `path`; None if it is not one (no pyvenv.cfg: PEP 405)."""

@@ -49,7 +49,7 @@ from bootstrap.volume.categories import PICKLES, extension_of
 
 OK, FAILED, USAGE = 0, 1, 2
 _VARIABLES = {
-    "VOLUME_PATH": "where the volume is (default: /runpod-volume, else /workspace)",
+    "VOLUME_PATH": "the volume (default: /runpod-volume, else /workspace)",
     "MODELS_MANIFEST": "the manifest (default: models.json at the volume's root)",
     "HF_TOKEN": "for gated repositories of Hugging Face",
     "civitai_token": "for downloads from Civitai",

@@ -12,9 +12,9 @@ from typing import Any
 
 from bootstrap.config import Settings
 from bootstrap.core.files import read_regular, write_whole
-from bootstrap.core.findings import Fault
+from bootstrap.core.findings import DOCS, Fault
 from bootstrap.core.temp_files import beside, new_owner
-from bootstrap.core.text import BOM, IN_ENDPOINT, trailing_comma
+from bootstrap.core.text import BOM, IN_ENDPOINT, trailing_comma, without_tabs
 from bootstrap.models.manifest import VERSION, Manifest, is_workflow, parse_manifest
 from bootstrap.models.manifest_entry import ModelSpec
 from bootstrap.volume import Layout
@@ -25,17 +25,15 @@ MAX_YAML_BYTES = 1024 * 1024  # PyYAML needs seconds for more
 
 @dataclass(frozen=True)
 class ManifestKind:
-    """A kind of manifest: its `variable`, its file `names` at the volume's root, and the `page`
-    that describes it."""
+    """A kind of manifest: its `variable`, its file `names` at the volume's root, and the
+    documentation's `page` that describes it."""
 
     variable: str
     names: tuple[str, ...]
     page: str
 
 
-MODELS = ManifestKind(
-    "MODELS_MANIFEST", ("models.json", "models.yaml", "models.yml"), "docs/models.md"
-)
+MODELS = ManifestKind("MODELS_MANIFEST", ("models.json", "models.yaml", "models.yml"), "models")
 
 
 class Unreadable(Fault):
@@ -77,8 +75,11 @@ def read_data(source: Path | str, kind: ManifestKind = MODELS) -> Any:
         return _decode(source, kind)
     except _Broken as why:
         place = "the file" if isinstance(source, Path) else f"it {IN_ENDPOINT}"
-        fix = f"Correct {place}; `{kind.page}` shows how it looks."
-        raise Unreadable("manifest.unreadable", f"{label}: {why}.", fix) from None
+        fix = {
+            "comma": f"Delete that comma in {place}.",
+            "tab": f"Put two spaces in place of each tab: `{without_tabs(label)}`.",
+        }.get(why.kind, f"Correct {place}; {DOCS}/{kind.page}/ shows how it looks.")
+        raise Unreadable("manifest.unreadable", f"{label} {why}.", fix) from None
     except _NoYaml:
         raise _no_yaml(label) from None
 
@@ -88,7 +89,12 @@ class _NoYaml(Exception):
 
 
 class _Broken(Exception):
-    """The text cannot be decoded; the message completes "FILE: ..."."""
+    """The text cannot be decoded; the message completes "FILE ...". `kind` is `comma` or `tab` for
+    what has a fix of its own."""
+
+    def __init__(self, said: str, kind: str = "") -> None:
+        super().__init__(said)
+        self.kind = kind
 
 
 def _decode(source: Path | str, kind: ManifestKind) -> Any:
@@ -102,12 +108,12 @@ def _decode(source: Path | str, kind: ManifestKind) -> Any:
             raise _too_large(source, size, limit)
         text = read_regular(source, limit).decode("utf-8-sig")
     except UnicodeError:
-        raise _Broken("it is not UTF-8 text") from None
+        raise _Broken("is not UTF-8 text") from None
     except OSError as problem:
         why = problem.strerror or str(problem)
         raise Unreadable(
             "manifest.unreadable",
-            f"{source}: cannot be read ({why}).",
+            f"{source} cannot be read ({why}).",
             f"Put the manifest there, or correct or remove {kind.variable}.",
         ) from None
     return _decode_yaml(text) if yaml else _decode_json(text)
@@ -120,8 +126,8 @@ def add_entry(path: Path, spec: ModelSpec) -> bool:
     if not isinstance(data, dict) or is_workflow(data) or not isinstance(data.get("models"), list):
         raise Unreadable(
             "manifest.unreadable",
-            f"{path}: entries cannot be added to it.",
-            f"Correct the file; `{MODELS.page}` shows how it looks.",
+            f"{path} is not a manifest that entries can be added to.",
+            f"Correct the file; {DOCS}/{MODELS.page}/ shows how it looks.",
         )
     models: list[Any] = data["models"]
     entry = spec.as_entry()
@@ -161,19 +167,21 @@ def _decode_json(text: str) -> Any:
     try:
         return json.loads(text.removeprefix(BOM))
     except RecursionError:
-        raise _Broken("it is nested too deep") from None
+        raise _Broken("is nested too deeply") from None
     except json.JSONDecodeError as problem:
-        raise _Broken(f"it is not valid JSON: {_json_fault(problem)}") from None
+        raise _json_fault(problem) from None
     except ValueError as problem:  # a number with thousands of digits
-        raise _Broken(f"it is not valid JSON ({problem})") from None
+        raise _Broken(f"is not valid JSON ({problem})") from None
 
 
-def _json_fault(problem: json.JSONDecodeError) -> str:
+def _json_fault(problem: json.JSONDecodeError) -> _Broken:
     """Where and what; usually a comma before a closing bracket."""
     if found := trailing_comma(problem):
-        return f"there is a comma too many in line {found[0]}, column {found[1]}"
+        where = f"line {found[0]}, column {found[1]}"
+        return _Broken(f"is not valid JSON: there is a comma too many in {where}", "comma")
     what = problem.msg[:1].lower() + problem.msg[1:]
-    return f"{what} in line {problem.lineno}, column {problem.colno}"
+    where = f"line {problem.lineno}, column {problem.colno}"
+    return _Broken(f"is not valid JSON: {what} in {where}")
 
 
 def _decode_yaml(text: str) -> Any:
@@ -186,15 +194,26 @@ def _decode_yaml(text: str) -> Any:
     try:
         # Aliases can expand exponentially ("billion laughs"); manifests need none.
         if any(isinstance(token, yaml.AliasToken) for token in yaml.scan(text, loader)):
-            raise _Broken("it uses YAML aliases (`*name`)")
+            raise _Broken("uses YAML aliases (`*name`)")
         return yaml.load(text, loader)  # noqa: S506 - the safe loader, in C where there is one
     except RecursionError:
-        raise _Broken("it is nested too deep") from None
+        raise _Broken("is nested too deeply") from None
     except yaml.YAMLError as problem:
-        first = " ".join(str(problem).split())[:200]
-        raise _Broken(f"it is not valid YAML ({first})") from None
+        raise _yaml_fault(problem, text) from None
     except ValueError as problem:  # dates such as 2026-99-99
-        raise _Broken(f"it is not valid YAML ({problem})") from None
+        raise _Broken(f"is not valid YAML ({problem})") from None
+
+
+def _yaml_fault(problem: Exception, text: str) -> _Broken:
+    """Where, and what; most often a tab before the line's first word."""
+    mark, said = getattr(problem, "problem_mark", None), getattr(problem, "problem", None)
+    if mark is None:
+        return _Broken(f"is not valid YAML ({' '.join(str(problem).split())[:200]})")
+    line = [*text.splitlines(), ""][mark.line]
+    if "\t" in line[: len(line) - len(line.lstrip())]:
+        return _Broken(f"is not valid YAML: line {mark.line + 1} is indented with a tab", "tab")
+    where = f"line {mark.line + 1}, column {mark.column + 1}"
+    return _Broken(f"is not valid YAML: {said} in {where}")
 
 
 def _no_yaml(label: str) -> Unreadable:

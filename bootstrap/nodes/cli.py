@@ -44,7 +44,7 @@ from bootstrap.nodes.pull import PackMeter, place_for, pull
 from bootstrap.nodes.sources import MAP_URL, PackSources
 
 _VARIABLES = {
-    "VOLUME_PATH": "where the volume is (default: /runpod-volume, else /workspace)",
+    "VOLUME_PATH": "the volume (default: /runpod-volume, else /workspace)",
     "NODES_MANIFEST": "the manifest or snapshot (default: nodes.json on the volume)",
     "DOWNLOAD_TOKEN": "for repositories at the host in DOWNLOAD_TOKEN_HOST",
 }

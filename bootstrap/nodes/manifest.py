@@ -42,7 +42,7 @@ CODES = {
     "nodes.not_pinned": "An entry does not say which commit or version of a pack.",
     "nodes.no_address": "A snapshot lists a single file, without an address to fetch it from.",
 }
-NODES = ManifestKind("NODES_MANIFEST", ("nodes.json", "nodes.yaml", "nodes.yml"), "docs/nodes.md")
+NODES = ManifestKind("NODES_MANIFEST", ("nodes.json", "nodes.yaml", "nodes.yml"), "nodes")
 VERSION = 1
 MOST_PACKS = 500
 REGISTRY_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")

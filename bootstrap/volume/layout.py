@@ -217,16 +217,26 @@ def _complete(layout: Layout) -> Layout:
     data = None if layout.data in (None, usual) else layout.data
     meant = None
     if not layout.root_exists:
-        meant = similar_folder(layout.root)
+        meant = _meant_by(layout.root)
     elif not layout.comfyui_on_volume and not layout.rivals:
         meant = volume_around(layout.root)
     layout = replace(layout, data=data, meant=meant)
     return replace(layout, model_roots=_model_roots(layout))
 
 
+def _meant_by(missing: Path) -> Path | None:
+    """A volume that is there goes before a name that is only alike."""
+    guess = similar_folder(missing)
+    if guess is not None and _is_folder(guess):
+        return guess
+    return next((usual for usual in USUAL_ROOTS if list_folder(str(usual)).names), guess)
+
+
 def similar_folder(path: Path) -> Path | None:
     """The folder probably meant by `path`, which does not exist: one beside it, or a usual mount
-    point."""
+    point. A usual mount point is not misspelt."""
+    if path in USUAL_ROOTS:
+        return None
     folder = list_folder(str(path.parent))
     names = set(folder.folders | folder.links)
     names |= {usual.name for usual in USUAL_ROOTS if usual.parent == path.parent}
@@ -242,13 +252,24 @@ def volume_around(folder: Path) -> Path | None:
         place = place.parent
     if place.name in (MODELS, CUSTOM_NODES):
         place = place.parent
-    if like_comfyui(place.name) and (place != folder or has_main(place)):
+    if like_comfyui(place.name) and (place != folder or _in_a_volume(place)):
         place = place.parent
     usual = next((u for u in USUAL_ROOTS if u != folder and folder.is_relative_to(u)), None)
     if place == folder or is_system_folder(place) or str(place) == os.path.expanduser("~"):
         return None
     own = not has_main(folder) and any(_is_folder(folder / name) for name in (COMFYUI, MODELS))
     return None if own or os.path.ismount(folder) else usual or place
+
+
+def _in_a_volume(comfyui: Path) -> bool:
+    """Does this ComfyUI lie on a volume, and not in some folder of a machine's disk?"""
+    root = comfyui.parent
+    known = (MODELS, CUSTOM_NODES, OWN_FOLDER, "models.json", "nodes.json", "workflows")
+    return has_main(comfyui) and (
+        os.path.ismount(root)
+        or any(comfyui.is_relative_to(usual) for usual in USUAL_ROOTS)
+        or any(os.path.lexists(root / name) for name in known)
+    )
 
 
 def folders_known_to(comfyui: Path) -> frozenset[str]:

@@ -1,4 +1,5 @@
-"""Models that a workflow names: by address, where a link becomes a file name, or not at all."""
+"""Models by address: links in a workflow become file names; and manifest entries for missing
+models."""
 
 from __future__ import annotations
 
@@ -43,7 +44,7 @@ _LISTED = 3
 
 @dataclass(frozen=True)
 class _Wanted:
-    """An address, where it leads to, and the folder that its loader reads."""
+    """An address, what it points at, and its loader's folder."""
 
     address: NamedModel
     link: Link
@@ -59,8 +60,8 @@ class _Wanted:
 
 @dataclass(frozen=True)
 class Addressed:
-    """What became of a workflow's addresses: the models that it names instead of them, those of
-    them that are ours to keep and let go, and why others were left as they are."""
+    """The result for a workflow's addresses: the models that it names now, those that are ours to
+    keep or remove, and why others were left unchanged."""
 
     specs: tuple[ModelSpec, ...] = ()
     ours: tuple[ModelSpec, ...] = ()
@@ -81,10 +82,9 @@ class ModelAddresses:
         context: Callable[[], ProvisionContext],
         deadline: Deadline,
     ) -> Addressed:
-        """Put file names in the place of addresses in `workflow`, and say which models these are.
-
-        `known` gives the manifest's models: one that has the same address is meant by it. An
-        address that is not allowed stays, with a hint. Raises JobError.
+        """Replace addresses in `workflow` by file names; returns their models. `known` are the
+        manifest's models: an equal address means that model. An address that is not allowed stays,
+        with a hint. Raises JobError.
         """
         allowed = self._settings.allow_download_requests
         wanted: list[_Wanted] = []
@@ -116,7 +116,7 @@ class ModelAddresses:
         place: ProvisionContext,
         limit: Deadline,
     ) -> None:
-        """Remove what was used least recently, where there is a limit. Raises JobError."""
+        """Remove the least recently used models, if there is a limit. Raises JobError."""
         gigabytes = self._settings.model_cache_gb
         if not addressed.ours or gigabytes is None:
             return
@@ -132,8 +132,8 @@ class ModelAddresses:
     async def _find(
         self, wanted: Sequence[_Wanted], context: Callable[[], ProvisionContext], deadline: Deadline
     ) -> dict[tuple[str, Link], ModelSpec]:
-        """The models behind the addresses: those kept, cached by the platform, or described by
-        their source."""
+        """The models of the addresses: kept, cached by the platform, or described by their
+        source."""
         for one in wanted:
             check_model_host(one.address.name, self._settings)
         place = await self._ask(context, deadline)
@@ -218,7 +218,7 @@ def _of_manifest(wanted: _Wanted, known: Sequence[ModelSpec]) -> ModelSpec | Non
 
 
 def _here(wanted: _Wanted, place: ProvisionContext) -> ModelSpec | None:
-    """The model where no source need be asked: kept from before, or in the platform's cache."""
+    """The model, if no source need be asked: kept from before, or in the platform's cache."""
     name = FetchedModels(place.models).name_of(wanted.folder, wanted.link)
     directory, url = f"{wanted.folder}/{FOLDER}", wanted.address.name
     if name is not None:
@@ -256,7 +256,7 @@ def _fix_of(code: str, fix: str) -> str:
 def _name_files(
     workflow: Workflow, wanted: Sequence[_Wanted], specs: Mapping[tuple[str, Link], ModelSpec]
 ) -> None:
-    """Put the models' names in the place of their addresses."""
+    """Replace the addresses by the models' names."""
     for one in wanted:
         if (spec := specs.get(one.key)) is not None:
             replace_in_node(workflow, one.address.node_id, {one.address.name: _name_of(spec)})
@@ -287,10 +287,9 @@ def _error(address: NamedModel, code: str, message: str, fix: str) -> JobError:
 def specs_named(
     named: Iterable[NamedModel], specs: Sequence[ModelSpec], any_folder: bool = False
 ) -> tuple[ModelSpec, ...]:
-    """The manifest's models that a workflow names, in the manifest's order.
-
-    A loader reads from the folder of its kind, where its input shows the kind; with `any_folder`
-    the name alone counts, since an input's name may mislead.
+    """The manifest's models that a workflow names, in the manifest's order. The folder must match
+    if the loader's input shows it; with `any_folder` only the name counts, since an input's name
+    may mislead.
     """
     kinds: dict[str, set[str | None]] = {}
     for model in named:
@@ -307,8 +306,8 @@ def misses_a_model(error: JobError) -> bool:
 
 
 def with_manifest_entries(error: JobError, workflow: Workflow, manifest: Manifest) -> JobError:
-    """`error` with manifest entries for the models it misses, complete but for their URLs;
-    unchanged when it misses none."""
+    """`error` with manifest entries for the missing models, complete except for their URLs;
+    unchanged if none are missing."""
     missing = set(_missing_in(error))
     models = [m for m in named_models(workflow) if (m.node_id, m.name) in missing]
     entries: list[dict[str, Any]] = []
@@ -339,8 +338,8 @@ def _known(models: Sequence[NamedModel], manifest: Manifest) -> str:
 
 
 def _missing_in(error: JobError) -> Iterator[tuple[str, str]]:
-    """(node, model) of every missing model in an error, but for those that are on the volume behind
-    a broken link: a `relative` one finds them."""
+    """(node, model) of every missing model in an error, except those behind a repairable broken
+    link (with a `relative` text)."""
     details: Mapping[str, Any] = error.details
     for problem in details.get("problems") or [{"error_code": error.code, **details}]:
         if problem.get("error_code") == _MISSING and not problem.get("relative"):
@@ -358,11 +357,11 @@ def _entry_for(model: NamedModel) -> dict[str, Any]:
 
 
 def _name_of(spec: ModelSpec) -> str:
-    """Its name as a loader has it."""
+    """Its name in a loader's list."""
     return "/".join(spec.relative_path.parts[1:])
 
 
 def _kind_of(spec: ModelSpec) -> str:
-    """The category that its folder is of; a folder of no category stands for itself."""
+    """Its folder's category; an unknown folder is its own."""
     category = category_of(spec.relative_path.parts[0])
     return category.name if category else spec.relative_path.parts[0]

@@ -141,24 +141,60 @@ def test_a_folder_of_the_system_is_refused(path: str) -> None:
 )
 def test_a_part_of_a_volume_is_refused_with_the_volume_to_check(root: Path, part: str) -> None:
     (root / part).mkdir(parents=True, exist_ok=True)
+    (root / "workflows").mkdir()  # what a volume has, and a ComfyUI's parent folder elsewhere not
     done = run(root / part)
     assert done.returncode == 2 and done.stdout == ""
-    assert done.stderr.splitlines()[1:] == [f"  python3 scripts/check_volume.py {root}"]
+    assert done.stderr.splitlines()[1:] == [f"  python3 {CHECKER} {root}"]
     assert run(VOLUME_PATH=str(root / part)).stderr == done.stderr
 
 
 def test_a_volume_that_is_a_comfyui_is_one(root: Path, tmp_path: Path) -> None:
+    assert run(root / "ComfyUI").returncode == 0, "on a machine's own disk"
     os.rename(root / "ComfyUI", tmp_path / "ours")
     assert run(tmp_path / "ours").returncode == 0
 
 
+def test_a_file_is_refused_with_the_volume_to_check(root: Path) -> None:
+    (root / "workflows").mkdir()
+    done = run(root / "ComfyUI/main.py")
+    assert done.returncode == 2 and "is a file on the volume at" in done.stderr
+    assert done.stderr.splitlines()[1:] == [f"  python3 {CHECKER} {root}"]
+    assert "Name the folder where the volume is mounted" in run(CHECKER).stderr
+
+
+def test_the_command_that_is_suggested_is_the_one_that_was_run(root: Path) -> None:
+    one = root / "my checker.py"
+    write(one)
+    env = {"PATH": "/usr/bin:/bin", "HOME": "/nonexistent"}
+    near = f"{root}s"
+    for words, start in (
+        (["my checker.py"], f"python3 'my checker.py' {root}"),
+        (["-"], f"| python3 - {root}"),
+    ):
+        with one.open("rb") as source:
+            done = subprocess.run(
+                [sys.executable, *words, near],
+                stdin=source,
+                env=env,
+                cwd=root,
+                capture_output=True,
+                text=True,
+                timeout=60,
+                check=False,
+            )
+        assert done.returncode == 2 and done.stderr.endswith(f"{start}\n"), done.stderr
+
+
 def test_a_misspelt_path_is_corrected(root: Path) -> None:
     near = f"{root}s"
-    assert f"Did you mean {root}?" in run(near).stderr
+    said = run(near).stderr
+    assert said.endswith(f"Did you mean this?\n  python3 {CHECKER} {root}\n")
+    assert "Did you mean" not in run("/workspace").stderr  # /work is none
     done = run(VOLUME_PATH=near)
     assert (done.returncode, codes(done)) == (1, ["volume.not_found"])
     assert f"Did you mean {root}?" in " ".join(done.stdout.split())
-    assert "Did you mean /workspace?" in run("/workspac").stderr
+    for slip in ("/workspac", "workspac"):
+        assert run(slip).stderr.endswith(f"python3 {CHECKER} /workspace\n"), slip
     assert "Did you mean /workspace?" in run(VOLUME_PATH="/workspac").stdout
 
 

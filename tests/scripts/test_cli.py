@@ -51,8 +51,9 @@ SUBCOMMANDS: list[list[str]] = [
 
 @pytest.mark.parametrize("words", SUBCOMMANDS, ids=" ".join)
 def test_help_has_variables_two_examples_and_exit_codes(
-    words: list[str], capsys: pytest.CaptureFixture[str]
+    words: list[str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
     try:
         code = main([*words, "--help"])
     except SystemExit as ended:
@@ -64,7 +65,7 @@ def test_help_has_variables_two_examples_and_exit_codes(
     assert parts["environment:"] and parts["exit codes:"][0].startswith("  0")
     examples = parts["examples:"]
     assert len(examples) == 2 and all(name in line for line in examples)
-    assert all(len(line) <= 100 for line in said.splitlines())
+    assert all(len(line) <= 80 for line in said.splitlines())
     assert "python -m" not in said and "scripts/" not in said
 
 
@@ -88,7 +89,8 @@ def test_messages_name_the_program_that_was_typed(tmp_path: Path) -> None:
     assert "  comfyui-worker models add https" in said and "python -m" not in said
     workflow = str(ROOT / "examples/workflow_api.json")
     refused = typed("submit", workflow, "--url", "http://127.0.0.1:9")
-    assert "`comfyui-worker serve --local`" in refused.stderr and refused.returncode == 3
+    assert "`comfyui-worker serve --local --port 9`" in refused.stderr
+    assert refused.returncode == 3 and "running" not in refused.stderr
 
 
 def test_all_of_it_is_named() -> None:
@@ -107,12 +109,15 @@ def test_all_of_it_is_named() -> None:
         (["models", "pul"], "Did you mean pull?"),
         (["nodes", "veriffy"], "Did you mean verify?"),
         (["submit", "--outptu", "x"], "unrecognized arguments: --outptu. Did you mean --output?"),
-        (["doctor", "/workspac"], "/workspac does not exist. Did you mean /workspace?"),
+        (["doctor", "/workspac"], "Did you mean this?\n  comfyui-worker doctor /workspace\n"),
         (["serve", "--port", "many"], "'many' is not a port: a number from 1 to 65535"),
         (["serve", "--local", "--port", "70000"], "a number from 1 to 65535"),
         (["serve", "--port", "0"], "a number from 1 to 65535"),
-        (["serve", "--local", "--host", "192.0.2.1"], "Choose another one: --host 127.0.0.1"),
-        (["serve", "--local", "--host", "no.such.invalid"], "Choose another one: --host"),
+        (["serve", "--local", "--host", "192.0.2.1"], "one:\n  comfyui-worker serve --local\n"),
+        (
+            ["serve", "--local", "--host", "no.such.invalid"],
+            "one:\n  comfyui-worker serve --local\n",
+        ),
     ],
 )
 def test_what_is_typed_wrongly_is_a_line_or_two(arguments: list[str], said: str) -> None:
@@ -126,19 +131,25 @@ def test_a_port_in_use_is_said_before_anything_is_started() -> None:
         port = taken.getsockname()[1]
         done = typed("serve", "--local", "--port", str(port))
     assert done.returncode == 2
-    assert done.stderr == (
+    said, typed_next = done.stderr.splitlines()
+    assert said == (
         f"comfyui-worker: cannot listen on 127.0.0.1:{port} (Address already in use). "
-        f"Choose another one: --port {port + 1}\n"
+        "Choose another one:"
     )
+    *command, other = typed_next.split()
+    assert " ".join(command) == "comfyui-worker serve --local --port"
+    assert cli._cannot_listen("127.0.0.1", int(other)) is None
 
 
 def test_an_address_of_either_family_can_be_listened_on() -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
-        assert cli._taken("::1", port) == cli._taken("localhost", 0) == ""
+        assert cli._taken("::1", port, "serve") == cli._taken("localhost", 0, "serve") == ""
     with socket.create_server(("::1", 0), family=socket.AF_INET6) as taken:
         port = taken.getsockname()[1]
-        assert cli._taken("::1", port).startswith(f"cannot listen on [::1]:{port} (Address already")
+        said = cli._taken("::1", port, "serve")
+        assert said.startswith(f"cannot listen on [::1]:{port} (Address already")
+        assert "\n  serve --host ::1 --port " in said
 
 
 def test_a_package_that_is_missing_is_named(tmp_path: Path) -> None:

@@ -301,8 +301,9 @@ def test_a_file_that_is_not_there_is_named_with_the_one_that_is_meant(tmp_path: 
     (tmp_path / "w.json").write_text(API)
     with pytest.raises(UsageError, match=r"w\.jsn does not exist\. Did you mean \S+/w\.json\?"):
         workflow_input(str(tmp_path / "w.jsn"), [], [], None)
-    with pytest.raises(UsageError, match=r"portrait\.json does not exist\.$"):
-        workflow_input(str(tmp_path / "portrait.json"), [], [], None)
+    for far in ("portrait.json", "my.json"):  # endings are alike, which says nothing
+        with pytest.raises(UsageError, match=rf"{far} does not exist\.$"):
+            workflow_input(str(tmp_path / far), [], [], None)
     with pytest.raises(UsageError, match=r"is a folder\. Name a file in it: w\.json\."):
         workflow_input(str(tmp_path), [], [], None)
     with pytest.raises(UsageError, match=r"cannot be read: Not a directory"):
@@ -398,7 +399,14 @@ def test_a_request_that_runpod_would_refuse_is_not_sent(
     with scripted(run=[QUEUED]) as script:
         assert call(script, tmp_path, "--image", str(tmp_path / "large.png")) == 2
         assert script.seen == []
-    assert "10.7 MB; Runpod accepts at most 10 MB" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert (
+        "10.7 MB; Runpod accepts at most 10 MB.\nhint: Put large files into ComfyUI/input/" in said
+    )
+    large = {"1": {"class_type": "A", "inputs": {"text": "x" * 11_000_000}}}
+    (tmp_path / "large.json").write_text(json.dumps(large))
+    assert submit.main([str(tmp_path / "large.json")], ENV) == 2
+    assert "as workflows/large.json, and send --name large instead" in capsys.readouterr().err
 
 
 # --- what it survives -------------------------------------------------------------------------
@@ -678,9 +686,21 @@ def test_every_kind_of_result(tmp_path: Path) -> None:
     assert [path.name for path in saving.saved] == ["a.png", "b.flac", "long.txt", "c.mp4"]
     assert (tmp_path / "c.mp4").read_bytes() == b"a video"
     assert saving.texts == ["a caption"]
-    assert saving.elsewhere == ["d.mp4 is on the volume at ComfyUI/output/d.mp4"]
+    assert saving.elsewhere == [("d.mp4", "ComfyUI/output/d.mp4")]
     assert saving.problems == []
     assert "secret" not in json.dumps(shown)
+
+
+@pytest.mark.parametrize("warnings", [[], ["a.mp4 is only on the volume, at out/a.mp4."]])
+def test_what_is_on_the_volume_alone_is_said_once(
+    tmp_path: Path, warnings: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    results = [{"filename": "a.mp4", "kind": "video", "path": "out/a.mp4"}]
+    job = Job("j", "COMPLETED", {"results": results, "warnings": warnings})
+    assert report(Ended(job), tmp_path, False, None, 2.0) == 0
+    said = capsys.readouterr().err
+    assert said.count("out/a.mp4") == 1
+    assert said.endswith("Done in 2.0 s, 1 file on the volume.\n")
 
 
 def test_worker_comfyuis_replies_are_saved_too(tmp_path: Path) -> None:

@@ -220,9 +220,9 @@ def _of_the_volume() -> list[Finding]:
         warning(
             "models.truncated",
             "models/diffusion_models/wan2.2_t2v_low_noise_14B_fp8_scaled.safetensors is cut off: "
-            "it has 11,400,212,480 bytes, 15,354,000,000 bytes expected.",
+            "11,400,212,480 bytes instead of 15,354,000,000.",
             "If nothing is downloading there now: `rm -- /runpod-volume/models/diffusion_models/"
-            "wan2.2_t2v_low_noise_14B_fp8_scaled.safetensors`, then download again.",
+            "wan2.2_t2v_low_noise_14B_fp8_scaled.safetensors`. Then download it again.",
         ),
         warning(
             "models.web_page",

@@ -184,7 +184,7 @@ def _names(env: Mapping[str, str]) -> list[Finding]:
             continue
         near = difflib.get_close_matches(name, ours, n=1, cutoff=_NEAR)
         if near:
-            found.append(_misnamed("near", name, near[0], "nothing reads that name"))
+            found.append(_misnamed("near", name, near[0], "nothing reads it"))
     return found
 
 
@@ -204,7 +204,7 @@ def _not_read(env: Mapping[str, str]) -> list[Finding]:
 def _misnamed(kind: str, name: str, right: str, why: str) -> Finding:
     return warning(
         f"env.name_{kind}",
-        f"{name[:80]} is set, but {why}; the variable that is read is {right}.",
+        f"{name[:80]} is set, but {why}. Did you mean {right}?",
         f"Rename {name[:80]} to {right} {IN_ENDPOINT}.",
         name=name[:80],
         right=right,

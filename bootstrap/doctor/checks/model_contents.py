@@ -25,10 +25,10 @@ CODES = {
     "models.duplicate": "The same model lies on the volume more than once",
 }
 _AGAIN = (
-    "{delete}, then download again with a token (HF_TOKEN for Hugging Face): "
-    '`curl -fL -H "Authorization: Bearer $CIVITAI_TOKEN" -o FILE URL`'
+    "{delete}. Then download it again with the site's token (CIVITAI_TOKEN or HF_TOKEN), from the "
+    "model's own address in place of URL: {download}"
 )
-_IF_QUIET = "If nothing is downloading there now: {delete}, then download again."
+_IF_QUIET = "If no download of it is under way: {delete}. Then download it again."
 
 
 class _Fault(NamedTuple):
@@ -49,7 +49,7 @@ _FAULTS: Mapping[WeightsState, _Fault] = {
         "models.empty_file",
         _HAS,
         "{files} zero bytes.",
-        "{delete}, then download again (a full volume leaves such files too: `df -h`).",
+        "{delete}. Then download it again; if the volume is full, make room first.",
     ),
     WeightsState.TRUNCATED: _Fault(
         "models.truncated", _IS, "{files} cut off: {lengths}.", _IF_QUIET
@@ -59,7 +59,7 @@ _FAULTS: Mapping[WeightsState, _Fault] = {
         _HAS,
         "{files} bytes after the end: {lengths}. Two downloads wrote into one file, or one was "
         "resumed at the wrong place.",
-        "{delete}, then download again.",
+        "{delete}. Then download it again.",
     ),
     WeightsState.DAMAGED: _Fault("models.damaged", _IS, "{files} damaged: {details}.", _IF_QUIET),
     # An intact file that ComfyUI opens with the wrong reader.
@@ -67,7 +67,7 @@ _FAULTS: Mapping[WeightsState, _Fault] = {
         "models.mislabelled",
         _HAS,
         "{files} the wrong extension and will not load: {formats}.",
-        "{renames} (and choose the new name in the workflow).",
+        "{renames}. Then choose the new name in the workflow.",
     ),
     WeightsState.PAGE: _Fault(
         "models.web_page",
@@ -81,10 +81,10 @@ _FAULTS: Mapping[WeightsState, _Fault] = {
     WeightsState.POINTER: _Fault(
         "models.lfs_pointer",
         _IS,
-        "{files} a Git LFS pointer of some bytes; the model itself{of_size} was never fetched "
-        "(cloned without Git LFS, or downloaded from a /raw/ address).",
-        "After `apt-get install git-lfs`: {pull}. Or remove it: {delete}, then download from the "
-        "/resolve/ address instead of /raw/ or /blob/.",
+        "{files} a Git LFS pointer; the model itself{of_size} was never fetched (cloned without "
+        "Git LFS, or downloaded from a /raw/ address).",
+        "{delete}. Then download it again, from its /resolve/ address instead of /raw/ or /blob/; "
+        "in a clone, have Git LFS fetch it: {pull}",
     ),
 }
 
@@ -111,16 +111,21 @@ def _words_for(files: Sequence[ModelFile], verb: tuple[str, str]) -> Mapping[str
     return {
         "files": about(files, *verb),
         "delete": delete(files),
-        "lengths": "; ".join(map(_length, files[:3])),
+        "lengths": "; ".join(f"{_named(f, files)}{_length(f)}" for f in files[:3]),
         "details": "; ".join(
-            (f"{shown(f.name)}: " if files[1:] else "") + shown(f.examined.detail)[:120]
-            for f in files[:3]
+            f"{_named(f, files)}{shown(f.examined.detail)[:120]}" for f in files[:3]
         ),
         "formats": ", ".join(f"{shown(place(f))} is a {f.examined.detail}" for f in files[:3]),
         "renames": command(*(move(f.full_path, _renamed(f)) for f in files[:3])),
+        "download": command(_download(first.full_path)),
         "pull": command(typed("git", "-C", os.path.dirname(first.full_path), "lfs", "pull")),
         "of_size": f" of {size_text(size)}" if size else "",
     }
+
+
+def _download(path: str) -> str:
+    token = '-H "Authorization: Bearer $CIVITAI_TOKEN"'
+    return f"curl -fL {token} -o {typed(path)} URL"
 
 
 def pickles(models: Sequence[ModelFile]) -> list[Finding]:
@@ -164,8 +169,13 @@ def duplicates(groups: Sequence[Sequence[ModelFile]]) -> list[Finding]:
 
 def _length(file: ModelFile) -> str:
     expected = file.examined.expected
-    wanted = f"{expected:,} bytes expected" if expected else file.examined.detail
-    return f"{shown(file.name)} has {file.size:,} bytes, {wanted}"
+    wanted = f" instead of {expected:,}" if expected else f", {file.examined.detail}"
+    return f"{file.size:,} bytes{wanted}"
+
+
+def _named(file: ModelFile, files: Sequence[ModelFile]) -> str:
+    """Which of several is spoken of."""
+    return f"{shown(file.name)}: " if files[1:] else ""
 
 
 def _renamed(file: ModelFile) -> str:

@@ -145,11 +145,15 @@ def differ_by_case(paths: Sequence[str]) -> list[Finding]:
             f"{counted(len(twins), 'name exists', 'names exist')} in several spellings that differ "
             f"in case or accents only: {named(pairs, 3)}. A workflow made on Windows or macOS may "
             "mean the other one.",
-            f"Rename one: {command(move(twins[0][1], twins[0][1] + '-2'))} "
-            "(with the extension at the end), or delete it.",
+            f"Rename one: {command(move(twins[0][1], _second(twins[0][1])))}. Or delete it.",
             paths=[path[-MOST_PATH:] for group in twins[:20] for path in group[:3]],
         )
     ]
+
+
+def _second(path: str) -> str:
+    stem, extension = os.path.splitext(path)
+    return f"{stem}-2{extension}"
 
 
 def _paths(inventory: Inventory) -> list[str]:
@@ -174,7 +178,7 @@ def _renaming(
         finding(
             code,
             f"{counted(len(paths), 'name', 'names')} {which}: {named([_base(p) for p in paths])}.",
-            f"{command(*moves)} (and choose the new name in workflows).",
+            f"{command(*moves)}. Then choose the new name in workflows.",
             paths=[path[-MOST_PATH:] for path in paths[:MOST_PATHS]],
         )
     ]
@@ -266,7 +270,8 @@ def outside_category(
     fix = (
         f"By its contents {shown(first.name)} belongs there: {moved}"
         if known
-        else f"Move to the folder of its kind, a checkpoint with: {moved} (loras/, vae/ ... else)."
+        else f"{moved}. Its contents do not tell its kind: if it is not a checkpoint, name another "
+        "folder."
     )
     return [
         warning(
@@ -338,7 +343,7 @@ def partial_downloads(files: Sequence[ModelFile]) -> list[Finding]:
 
 
 def _misnamed(found: Sequence[tuple[Holding, Category]]) -> Finding:
-    pairs = [f"{h.name} (meant: {meant.folders[0]})" for h, meant in found]
+    pairs = [f"{h.name} (it reads {meant.folders[0]})" for h, meant in found]
     moves = [_moved(source, meant.folders[0]) for h, meant in found for source in h.folders]
     return warning(
         "models.folder_misnamed",

@@ -110,9 +110,9 @@ def _contents(name: str, text: str) -> Iterator[Finding]:
         yield _finding(
             "unresolved",
             name,
-            "is still the template of a Runpod secret: no secret of that name was found",
-            "Create the secret on console.runpod.io > Secrets with exactly the name after "
-            "RUNPOD_SECRET_, then start new workers; or correct the name",
+            "is still the template of a Runpod secret, as there is no secret of that name",
+            "Create a secret with exactly the name after RUNPOD_SECRET_ (console.runpod.io > "
+            "Secrets) and start new workers, or correct the name",
         )
     elif text.lower().startswith(("bearer ", f"{name.lower()}=")):
         yield _finding(
@@ -134,7 +134,7 @@ def _contents(name: str, text: str) -> Iterator[Finding]:
 
 def _finding(kind: str, name: str, wrong: str, do: str) -> Finding:
     return warning(
-        f"env.token_{kind}", f"{name} {wrong}.", f"{do}: {name}, {IN_ENDPOINT}.", name=name
+        f"env.token_{kind}", f"{name} {wrong}.", f"{do} ({name}, {IN_ENDPOINT}).", name=name
     )
 
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from bootstrap.config import Settings
 from bootstrap.core.findings import Finding, error, errors_in, host_error, info, ok, warning
-from bootstrap.core.text import GB, IN_ENDPOINT, MB, about, named, on_pod, quoted, shown
+from bootstrap.core.text import GB, IN_ENDPOINT, about, named, on_pod, quoted, shown, size_text
 from bootstrap.doctor.checks.volume_layout import (
     SOURCE,
     WITH_COMFYUI,
@@ -43,11 +43,11 @@ CODES = {
     "volume.found": "Volume and ComfyUI are where they should be.",
 }
 #: How to attach a network volume to an endpoint or a Pod.
-ATTACH = (
+_ATTACH = (
     "Attach it: Serverless > the endpoint > Manage > Edit Endpoint > Advanced > Network Volumes, "
-    "then Save; it must be in one of the endpoint's datacenters, and workers started later have "
-    "it. A Pod gets a network volume only when it is deployed. If it is mounted elsewhere, set "
-    "VOLUME_PATH to that folder."
+    "then Save; it must be in one of the endpoint's datacenters, and only workers started later "
+    "have it. A Pod gets a network volume only when it is deployed. If it is mounted elsewhere, "
+    "name that folder: VOLUME_PATH for a worker, the argument for the checker."
 )
 TB = 1024**4
 # A handful of pictures or one video.
@@ -109,11 +109,19 @@ def _absent(facts: VolumeFacts, code: str, message: str) -> Finding:
     """An image may have its own ComfyUI and need no volume, unless VOLUME_PATH is set."""
     if facts.meant is not None:
         message += f" Did you mean {shown(facts.meant)}?"
+    fix = attach(facts.meant)
     if facts.comfyui is None:
-        return error(code, message, ATTACH, root=shown(facts.root))
+        return error(code, message, fix, root=shown(facts.root))
     message += f" ComfyUI is the image's, at {shown(facts.comfyui)}."
     report = warning if facts.configured else info
-    return report(code, message, ATTACH, root=shown(facts.root))
+    return report(code, message, fix, root=shown(facts.root))
+
+
+def attach(meant: str | None) -> str:
+    """How to bring the volume to where it is looked for; `meant` is where it may be instead."""
+    if meant is None:
+        return _ATTACH
+    return f"Set VOLUME_PATH={quoted(meant)} {IN_ENDPOINT}. If no volume is attached: {_ATTACH}"
 
 
 def inside(root: str, volume: str, comfyui: str | None) -> Finding:
@@ -204,10 +212,10 @@ def _read_only(facts: VolumeFacts) -> Finding | None:
     command = f"mount -o remount,rw {quoted(point)}"
     return warning(
         "volume.read_only",
-        f"The volume at {shown(facts.root)} is mounted read-only: results are not kept on it, "
-        "models cannot be linked or downloaded.",
-        "On Runpod: start another worker or Pod, and ask Runpod's support if it happens there too. "
-        f"Where you may mount: `{command}`.",
+        f"The volume at {shown(facts.root)} is mounted read-only: jobs run, but results cannot be "
+        "saved on it, nor models downloaded to it.",
+        "On Runpod, start another worker or Pod, and ask Runpod's support if it happens there too. "
+        f"On a machine of your own, as root: `{command}`. In Docker, remove `:ro` from its volume.",
         command=command,
     )
 
@@ -221,17 +229,17 @@ def _full(facts: VolumeFacts) -> Finding | None:
         command = f"du --inodes -x --max-depth=2 {root} | sort -n | tail -n 20"
         return error(
             "volume.inodes_gone",
-            f"The volume at {shown(facts.root)} takes no more files: all {space.inodes_total} "
-            "inodes are in use.",
+            f"The volume at {shown(facts.root)} can hold no more files: all "
+            f"{space.inodes_total:,} inodes are in use.",
             on_pod(command, facts.root, f"Remove a folder of many small files. {_GROW}"),
             command=command,
         )
-    command = f"du -xh --max-depth=2 {root} | sort -h | tail -n 20"
+    command = f"du -axh {root} | sort -h | tail -n 30"
     why = "its quota is used up" if trouble.name == "EDQUOT" else "no space is left"
     return error(
         "volume.full",
-        f"The volume at {shown(facts.root)} takes no more data: {why}. Results and models cannot "
-        "be kept.",
+        f"The volume at {shown(facts.root)} is full: {why}. Results and models cannot be saved "
+        "on it.",
         on_pod(command, facts.root, f"Remove what you do not need. {_GROW}"),
         command=command,
     )
@@ -255,7 +263,7 @@ def _room(space: Space | None, facts: VolumeFacts) -> Finding | None:
         command = f"du --inodes -x --max-depth=2 {quoted(facts.root)} | sort -n | tail -n 20"
         return warning(
             "volume.inodes_low",
-            f"The volume at {shown(facts.root)} can hold {space.inodes_free} more files only.",
+            f"The volume at {shown(facts.root)} can hold only {space.inodes_free:,} more files.",
             on_pod(command, facts.root, f"Remove a folder of many small files. {_GROW}"),
             command=command,
             inodes_free=space.inodes_free,
@@ -264,11 +272,11 @@ def _room(space: Space | None, facts: VolumeFacts) -> Finding | None:
 
 
 def _low(space: Space, facts: VolumeFacts) -> Finding:
-    command = f"du -xh --max-depth=2 {quoted(facts.root)} | sort -h | tail -n 20"
+    command = f"du -axh {quoted(facts.root)} | sort -h | tail -n 30"
     return warning(
         "volume.low",
-        f"The volume at {shown(facts.root)} has {space.free / MB:,.0f} MiB of "
-        f"{space.total / GB:,.1f} GiB left.",
+        f"The volume at {shown(facts.root)} is nearly full: {size_text(space.free)} of "
+        f"{size_text(space.total)} are free.",
         on_pod(command, facts.root, f"Remove what you do not need. {_GROW}"),
         command=command,
         free=space.free,
@@ -281,9 +289,10 @@ def _unreadable(facts: VolumeFacts) -> Finding | None:
     hidden = [a.path for a in facts.access if not a.readable]
     if not hidden:
         return None
-    code = (facts.root, facts.comfyui, f"{facts.comfyui}/main.py")
+    comfyui = facts.comfyui or facts.home
+    code = (facts.root, comfyui, f"{comfyui}/main.py")
     report = error if any(path in code for path in hidden) else warning
-    command = "chmod a+rX " + " ".join(map(quoted, hidden))
+    command = "chmod -R a+rX " + " ".join(map(quoted, hidden))
     return report(
         "volume.unreadable",
         f"User {facts.user} may not read {named(hidden)}.",
@@ -303,12 +312,13 @@ def _not_writable(facts: VolumeFacts) -> Finding | None:
         paths.insert(0, facts.root)
     if not paths:
         return None
-    command = "chmod a+rwX " + " ".join(map(quoted, paths))
+    words = " ".join(map(quoted, paths))
+    command = f"chmod a+rwX {words}"
     return warning(
         "volume.not_writable",
-        f"User {facts.user} may not write to {named(paths)}: results are not kept, models not "
-        "linked.",
-        on_pod(command, facts.root, f"Or give them to that user: chown {facts.user} instead."),
+        f"User {facts.user} may not write to {named(paths)}: results cannot be saved there, nor "
+        "models downloaded.",
+        on_pod(command, facts.root, f"Or give them to that user: `chown {facts.user} {words}`."),
         **about(paths, command),
     )
 
@@ -387,7 +397,7 @@ def _no_volume(layout: Layout) -> Finding:
         "volume.not_found",
         f"There is no volume at {shown(str(layout.root))}."
         + (f" Did you mean {shown(str(layout.meant))}?" if layout.meant else ""),
-        ATTACH,
+        attach(None if layout.meant is None else str(layout.meant)),
         root=shown(str(layout.root)),
     )
 

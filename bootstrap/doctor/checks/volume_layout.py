@@ -8,6 +8,7 @@ from posixpath import basename, dirname, join, relpath
 from bootstrap.core.findings import Finding, error, info, warning
 from bootstrap.core.text import (
     IN_ENDPOINT,
+    MOST_AT_ONCE,
     MOST_PATHS,
     about,
     chained,
@@ -53,9 +54,14 @@ def check_comfyui(facts: VolumeFacts) -> list[Finding]:
         away = facts.home != join(facts.root, COMFYUI)
         found = [elsewhere(facts.home, facts.root)] if away else []
         return found + _spare(facts)
-    if facts.comfyui is not None:
+    if facts.comfyui is not None or _is_closed(facts):
         return []
     return [_incomplete(facts)] if facts.expected is not None else [_absent(facts)]
+
+
+def _is_closed(facts: VolumeFacts) -> bool:
+    """May this user not look into ComfyUI's folder? `volume.unreadable` says so."""
+    return any(access.path == facts.home and not access.readable for access in facts.access)
 
 
 def check_nodes(facts: VolumeFacts) -> list[Finding]:
@@ -232,7 +238,7 @@ def _moves(strays: Sequence[Stray], code: str, sentence: str, facts: VolumeFacts
     if not strays:
         return []
     paths, places = [s.path for s in strays], list(dict.fromkeys(s.belongs for s in strays))
-    command = chained([_pour(stray) for stray in strays])
+    command = "; ".join([_pour(stray) for stray in strays[:MOST_AT_ONCE]])
     return [
         warning(
             code,

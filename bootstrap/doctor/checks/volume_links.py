@@ -23,6 +23,7 @@ from bootstrap.core.text import (
     quoted,
     shown,
     size_text,
+    without_tabs,
     words,
 )
 from bootstrap.doctor.facts.inventory import Inventory
@@ -249,7 +250,7 @@ def check_leftovers(facts: VolumeFacts) -> list[Finding]:
 
 def _venv(venv: Venv, facts: VolumeFacts, names: frozenset[str]) -> list[Finding]:
     if not venv.python_exists:
-        return [] if venv.interpreter else [_venv_broken(venv, facts)]
+        return [] if venv.interpreter or venv.is_backup else [_venv_broken(venv, facts)]
     if venv.made_at is None or venv.made_at == venv.path:
         return []
     if any(contains(name, venv.made_at) for name in names):
@@ -267,24 +268,23 @@ def _venv(venv: Venv, facts: VolumeFacts, names: frozenset[str]) -> list[Finding
 
 
 def _venv_broken(venv: Venv, facts: VolumeFacts) -> Finding:
-    leads = f" ({shown(venv.python_text)})" if venv.python_text else ""
-    message = (
-        f"The Python of the virtual environment {shown(venv.path)} is not on this machine{leads}, "
-        "so ComfyUI cannot run with the packages in it."
+    python = f"Python {venv.version}" if venv.version else "Python"
+    path, old = quoted(venv.path), quoted(f"{venv.path}.old")
+    program = quoted(join(venv.path, "bin", "python"))
+    wanted = quoted(join(facts.comfyui or facts.home, "requirements.txt"))
+    command = (
+        f"mv -T {path} {old} && python3 -m venv {path} && {program} -m pip install -r {wanted}"
     )
-    program = f"python{venv.version}" if venv.version else "python3"
-    path = quoted(venv.path)
-    links = " ".join(quoted(join(venv.path, "bin", n)) for n in ("python", "python3", program))
-    command = f"rm -f {links} && {program} -m venv --upgrade --without-pip {path}"
+    keep = "To keep this one, build the image with the Python that made it"
+    keep += f" (--build-arg PYTHON_VERSION={venv.version})." if venv.version else "."
     return warning(
         "volume.venv_broken",
-        message,
+        f"The virtual environment {shown(venv.path)} was made by a {python} that is not on this "
+        "machine, so ComfyUI cannot run with the packages in it.",
         on_pod(
             command,
             facts.root,
-            f"It must be the same Python version ({venv.version or 'see lib/ in it'}) as in the "
-            "image, whose build argument PYTHON_VERSION sets that; or make the environment again "
-            "with the image's Python.",
+            f"That makes a new one; its Python must be of the version that the worker has. {keep}",
         ),
         **about([venv.path], command),
     )
@@ -294,7 +294,7 @@ def _tabs(facts: VolumeFacts) -> Finding:
     file = _file(facts)
     lines = ", ".join(map(str, facts.paths_tabs[:5]))
     which = f"line {lines} is" if len(facts.paths_tabs) == 1 else f"lines {lines} are"
-    command = f"sed -i.bak -e ':a' -e 's/^\\( *\\)\\t/\\1  /' -e 'ta' {quoted(file)}"
+    command = without_tabs(file)
     return error(
         "volume.paths_tabs",
         f"{shown(file)} is not valid YAML: {which} indented with a tab. ComfyUI ends when it "

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import subprocess
 
 import pytest
 
@@ -27,8 +28,10 @@ BARE = re.compile("\033(?:\\[[0-9;]*m|\\]8;;[^\033]*\033\\\\)")
 def test_it_keeps_to_the_width_but_for_commands(width: int) -> None:
     text = BARE.sub("", findings_text(FOUND, Style(width, True, True), "/workspace"))
     lines = text.splitlines()
-    assert f"      {COMMAND}" in lines, "whole, alone, as it is typed"
-    assert max(len(line) for line in lines if COMMAND not in line) <= width
+    whole = re.sub(r" \\\n +", " ", text).splitlines()
+    assert f"      {COMMAND}" in whole, "alone, as it is typed"
+    longest = max(map(len, COMMAND.split())) + 10  # a word is never cut
+    assert max(map(len, lines)) <= max(width, longest)
     assert [line[0] for line in lines if line[0] != " "] == ["✗", "!", "•", "✓"]
     assert "models in loras; they" in " ".join(text.split()), "relative to the volume"
     assert "On a Pod" not in text, "that is where it is read"
@@ -63,3 +66,30 @@ def test_a_name_that_is_longer_than_the_line_is_not_cut() -> None:
     path = "models/checkpoints/" + "a" * 90 + ".safetensors"
     text = findings_text([error("a.b", f"{path} is damaged.", "")], Style(80))
     assert path in text.split()
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        "mkdir -p /w/models/loras && mv -n /w/loras/x.safetensors /w/models/loras/ && rmdir /w/a",
+        "printf '%s && ' one two three four five six seven eight && echo 'a && b; c' | cat; true",
+        'printf "it\'s && so %s " one two three four five six seven eight nine ten && echo x',
+    ],
+)
+def test_a_long_command_is_broken_where_bash_reads_on(command: str) -> None:
+    lines = Style(width=60).command(command, "    ")
+    assert len(lines) > 1 and all(x.startswith("    ") and len(x) <= 60 for x in lines)
+    echoed = [
+        subprocess.run(
+            ["bash", "-c", f"mkdir() {{ echo mkdir $@; }}; mv() {{ echo $@; }}\n{text}"],
+            capture_output=True,
+            check=False,
+        ).stdout
+        for text in (command, "\n".join(lines))
+    ]
+    assert echoed[0] == echoed[1] != b""
+
+
+def test_what_stands_between_backticks_is_not_broken() -> None:
+    lines = Style(width=40).wrapped("Type this on a Pod, please: `comfyui-worker nodes pull`, now.")
+    assert "`comfyui-worker nodes pull`, now." in lines

@@ -171,7 +171,7 @@ def test_both_spellings_of_civitais_token_are_fine() -> None:
     for name in ("CIVITAI_TOKEN", "civitai_token"):
         assert all(f.severity is OK for f in look({}, {name: MARKER}))
     (finding,) = [f for f in look({}, {"Civitai_Token": MARKER}) if f.code == "env.name_case"]
-    assert "the variable that is read is CIVITAI_TOKEN" in finding.message
+    assert "Did you mean CIVITAI_TOKEN?" in finding.message
 
 
 def test_other_peoples_variables_are_left_alone() -> None:

@@ -94,7 +94,7 @@ CASES = [
         "models.truncated",
         WARNING,
         lambda m: cut(m / "vae" / "x.safetensors"),
-        "x.safetensors has 3,000 bytes, 5,110 bytes expected",
+        "cut off: 3,000 bytes instead of 5,110",
     ),
     Case("models.too_long", WARNING, lambda m: lengthen(m / "vae" / "x.sft"), "x.sft has bytes"),
     Case(
@@ -141,7 +141,7 @@ CASES = [
         "models.folder_misnamed",
         WARNING,
         lambda m: [safetensors(m / name / "x.safetensors") for name in ("Lora", "checkpoint")],
-        "Lora (meant: loras), checkpoint (meant: checkpoints): 2 models",
+        "Lora (it reads loras), checkpoint (it reads checkpoints): 2 models",
     ),
     Case(
         "models.outside_category",

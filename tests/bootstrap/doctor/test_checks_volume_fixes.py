@@ -132,8 +132,10 @@ def test_a_venv_whose_python_is_not_here(root: Path, monkeypatch: pytest.MonkeyP
         patch.setattr(choice, "interpreter_of", lambda version: None)
         finding = only(look(root), "volume.venv_broken")
         assert finding.severity is WARNING and "PYTHON_VERSION" in finding.fix
+        (root / "ComfyUI/requirements.txt").write_text("")
         follow(finding)
-        assert grave(look(root)) == []
+        assert grave(look(root)) == [] and (root / "venv.old/pyvenv.cfg").is_file()
+        assert (root / "venv/bin/pip").is_file()
 
 
 def test_links_that_the_workers_link_of_the_other_mount_makes_good_are_reported_as_that(

@@ -265,4 +265,4 @@ def test_the_checker_in_one_file_runs_as_a_file_and_from_a_pipe(
         [str(bare_python), "-", "--help"], input=one.read_bytes(), capture_output=True, check=True
     )
     assert b"usage: check_volume.py" in helped.stdout
-    assert b"\n  python3 check_volume.py /workspace\n" in helped.stdout, "it is not in scripts/"
+    assert b"/check_volume.py | python3 - /workspace\n" in helped.stdout, "it was piped"

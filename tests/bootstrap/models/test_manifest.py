@@ -265,7 +265,7 @@ def test_the_fix_names_what_is_to_be_corrected(tmp_path: Path) -> None:
     [in_file] = load_manifest(None, tmp_path).findings
     [in_variable] = load_manifest('{"models": [', tmp_path).findings
     assert in_file.fix.startswith("Correct the file")
-    assert "MODELS_MANIFEST: it is not valid JSON" in in_variable.message
+    assert "MODELS_MANIFEST is not valid JSON" in in_variable.message
     assert in_variable.fix.startswith("Correct it in the endpoint's environment variables")
 
 

@@ -28,6 +28,10 @@ def test_what_is_known_of_each_is_said_with_what_to_type() -> None:
         and "`comfyui-worker nodes add https://x/a`" in error.fix
     )
     assert "B is ComfyUI's own" in error.fix and "2026-11-28" in error.fix
+    assert "Install the custom node" not in error.fix
+    loaded = {**origins, "A": Origin(("https://x/a",), installed=True)}
+    for other in ({"A": origins["A"]}, loaded):  # B is not known; A is there, and failed
+        assert "look in the worker's log" in with_origins(missing(), "2026-11-28", other).fix
     assert error.details["packs"] == {"A": ["https://x/a", "https://x/other"]}
     assert error.code == "workflow.unknown_node" and error.details["classes"] == ["A", "B"]
 

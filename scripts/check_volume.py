@@ -34,8 +34,8 @@ from bootstrap.core.text import quoted, shown
 from bootstrap.doctor import Report, Scope, examine, of_volume, repairs_of, report_json, report_text
 from bootstrap.doctor.fix import Repair, apply_fixes
 from bootstrap.doctor.page import page
-from bootstrap.volume.layout import similar_folder, volume_around
-from bootstrap.volume.search import USUAL_ROOTS
+from bootstrap.volume.find_comfyui import USUAL_ROOTS
+from bootstrap.volume.locate import similar_folder, volume_around
 from scripts.printing import say, show
 from scripts.progress import Progress
 

@@ -18,7 +18,7 @@ from collections.abc import Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from bootstrap.comfyui.stage import (
+from bootstrap.comfyui.copy_code import (
     CannotStage,
     CopyPlan,
     Staged,

@@ -27,7 +27,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from bootstrap.comfyui.stage import PRIVATE, Staged
+from bootstrap.comfyui.copy_code import PRIVATE, Staged
 from bootstrap.core.concurrency import WorkerPool
 from bootstrap.core.files import Stamp, publish_new, replacing, stays_within
 from bootstrap.core.findings import Finding, host_error

@@ -18,7 +18,7 @@ from typing import Any
 
 from bootstrap.core.files import read_regular
 from bootstrap.core.text import counted, named, typed
-from bootstrap.environment.packs import look_at_git
+from bootstrap.environment.node_packs import look_at_git
 from bootstrap.models.download.verify import hash_file
 from bootstrap.models.manifest_entry import fault_of
 from bootstrap.net import DownloadError

@@ -21,7 +21,7 @@ from bootstrap.config import Settings
 from bootstrap.core.findings import Finding, Severity, error, info
 from bootstrap.core.redact import masked
 from bootstrap.core.text import typed
-from bootstrap.environment.packs import COMMIT
+from bootstrap.environment.node_packs import COMMIT
 from bootstrap.models.manifest import too_many
 from bootstrap.models.manifest_entry import fault_of
 from bootstrap.models.manifest_file import (

@@ -29,7 +29,7 @@ from bootstrap.core.files import contains
 from bootstrap.core.findings import Finding, Severity, info, ok, warning
 from bootstrap.core.temp_files import BEAT, HOUR, LONGEST_NAME, STALE, Lease, key_of, new_owner
 from bootstrap.core.text import counted, typed
-from bootstrap.environment.packs import COMMIT
+from bootstrap.environment.node_packs import COMMIT
 from bootstrap.models.background import provision_context
 from bootstrap.models.download.download import Download
 from bootstrap.models.download.part import sweep, unchanged_for
@@ -54,7 +54,7 @@ from bootstrap.nodes.installed import (
 from bootstrap.nodes.manifest import GitPin, PackSpec, RegistryPin
 from bootstrap.nodes.sources import MOST_ARCHIVE, PackSources, too_large
 from bootstrap.volume import Layout
-from bootstrap.volume.layout import OWN_FOLDER
+from bootstrap.volume.locate import OWN_FOLDER
 
 CODES = {
     "nodes.fetched": "All wanted custom node packs are there.",

@@ -17,7 +17,7 @@ from typing import Any
 from urllib.parse import quote, urlsplit
 
 from bootstrap.core.text import size_text
-from bootstrap.environment.packs import COMMIT
+from bootstrap.environment.node_packs import COMMIT
 from bootstrap.models.download.remote import DownloadOptions, Locate, Remote, StallDetector
 from bootstrap.models.download.verify import Wanted
 from bootstrap.models.sources import WebFile

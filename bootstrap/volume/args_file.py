@@ -22,7 +22,7 @@ from bootstrap.core.files import read_regular
 from bootstrap.core.findings import Finding, info, warning
 from bootstrap.core.text import named, shown
 from bootstrap.volume.categories import CATEGORIES
-from bootstrap.volume.layout import Layout, folders_known_to
+from bootstrap.volume.locate import Layout, folders_known_to
 
 CODES = {
     "comfyui.args_file": "Flags of comfyui_args.txt on the volume are used.",

@@ -21,8 +21,8 @@ from bootstrap.comfyui import (
     wait_until_ready,
 )
 from bootstrap.config import Settings
+from bootstrap.core.container_limits import MemoryGauge
 from bootstrap.core.findings import Finding
-from bootstrap.core.memory import MemoryGauge
 from handler.common.blocking import Pool, TimeUp
 from handler.common.errors import Deadline, JobError, timeout_error
 from handler.execution.comfy_client import Refused, Unreachable, connect

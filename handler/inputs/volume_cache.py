@@ -23,7 +23,7 @@ from pathlib import Path
 from bootstrap.core.concurrency import WorkerPool
 from bootstrap.core.files import Stamp, replacing
 from bootstrap.volume import Layout
-from bootstrap.volume.search import USUAL_ROOTS
+from bootstrap.volume.find_comfyui import USUAL_ROOTS
 from handler.common.calls import VolumeWatchdog
 from handler.common.errors import Deadline, JobError, short
 from handler.request.references import NamedFile, is_folder_input, named_files, replace_texts

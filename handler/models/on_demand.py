@@ -22,19 +22,19 @@ from bootstrap.models.background import (
     provision_context,
     show_to_comfyui,
 )
+from bootstrap.models.by_address import IN_USE_SECONDS, FetchedModels
 from bootstrap.models.download.progress import FileMeter, LogMeter
-from bootstrap.models.fetched import IN_USE_SECONDS, FetchedModels
 from bootstrap.models.manifest import Manifest
 from bootstrap.models.manifest_entry import ModelSpec
 from bootstrap.models.manifest_file import wanted_here
 from bootstrap.models.provision import ProvisionContext, ProvisionResult
 from bootstrap.volume import Layout
-from bootstrap.volume.search import USUAL_ROOTS
+from bootstrap.volume.find_comfyui import USUAL_ROOTS
 from handler.common import reply
 from handler.common.blocking import TimeUp
 from handler.common.calls import Calls
 from handler.common.errors import Deadline, JobError, combined, timeout_error
-from handler.models.addresses import (
+from handler.models.named_models import (
     ModelAddresses,
     misses_a_model,
     specs_named,

@@ -9,7 +9,7 @@ from bootstrap.core.findings import Finding, error, info, ok, warning
 from bootstrap.core.text import counted, named, shown, typed
 from bootstrap.doctor.facts.comfyui import ComfyUIFacts, WantedNodes
 from bootstrap.environment import PackagesFacts
-from bootstrap.environment.packs import Pack, PackState
+from bootstrap.environment.node_packs import Pack, PackState
 from bootstrap.nodes.installed import FoundPack
 
 CODES = {

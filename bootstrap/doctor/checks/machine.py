@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from datetime import datetime, timezone
 
 from bootstrap.config import Settings
+from bootstrap.core.container_limits import CpuFacts, MemoryFacts
 from bootstrap.core.findings import Finding, error, host_error, info, ok, warning
-from bootstrap.core.memory import CpuFacts, MemoryFacts
 from bootstrap.core.text import GB, MB
 from bootstrap.doctor.facts.machine import DiskFacts, MachineFacts
 

@@ -14,9 +14,9 @@ from bootstrap.doctor.checks.gpu import gpu_expectation
 from bootstrap.doctor.facts.comfyui import ComfyUIFacts
 from bootstrap.doctor.facts.gpu import GpuDevice, GpuFacts
 from bootstrap.doctor.facts.machine import MachineFacts
-from bootstrap.environment import INSTALL, Judgement, PackagesFacts, Record, report
-from bootstrap.environment.judge import RequirementState, Verdict
-from bootstrap.environment.packs import Pack
+from bootstrap.environment import INSTALL, Judgement, PackagesFacts, Record, package_findings
+from bootstrap.environment.node_packs import Pack
+from bootstrap.environment.requirements import RequirementState, Verdict
 from bootstrap.environment.site_packages import pip_install, public_torch, where_to_type
 from bootstrap.environment.torch_build import TorchBuild, oldest_driver, version_numbers
 
@@ -56,9 +56,9 @@ def check_requirements(
     if not judgement.packages.usable or comfyui.silent_after is not None:
         return []
     if judgement.judged_with is None:
-        return [*report.not_ready(judgement), *report.cannot_start(judgement)]
+        return [*package_findings.not_ready(judgement), *package_findings.cannot_start(judgement)]
     if kept is not None:
-        return [*report.with_set(judgement, *kept), *_noted(judgement, comfyui)]
+        return [*package_findings.with_set(judgement, *kept), *_noted(judgement, comfyui)]
     if mode == INSTALL and judgement.unmet:
         return [_to_install(judgement), *_noted(judgement, comfyui)]
     return [*_of_comfyui(comfyui, judgement), *_of_packs(comfyui, judgement)]
@@ -86,7 +86,7 @@ def _noted(judgement: Judgement, comfyui: ComfyUIFacts) -> list[Finding]:
 
 
 def _of_comfyui(comfyui: ComfyUIFacts, judgement: Judgement) -> list[Finding]:
-    lacking = [*report.cannot_start(judgement), *_core(comfyui, judgement)]
+    lacking = [*package_findings.cannot_start(judgement), *_core(comfyui, judgement)]
     met = [] if lacking or comfyui.own is None else [ok("comfyui.requirements_met", _MET)]
     return [*lacking, *_noted(judgement, comfyui), *met]
 

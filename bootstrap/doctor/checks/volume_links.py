@@ -32,7 +32,7 @@ from bootstrap.doctor.facts.volume_places import BASE, ModelPath
 from bootstrap.environment import Venv
 from bootstrap.volume import COMFYUI, MODELS
 from bootstrap.volume.args_file import OLD_FILE
-from bootstrap.volume.search import Name
+from bootstrap.volume.find_comfyui import Name
 
 CODES = {
     "links.other_mount": "Links name the mount point of a Pod on Serverless, or the reverse.",

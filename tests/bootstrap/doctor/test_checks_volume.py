@@ -20,7 +20,6 @@ from bootstrap.core.files import Trouble
 from bootstrap.core.findings import Finding, Severity
 from bootstrap.doctor.checks import volume, volume_layout, volume_links
 from bootstrap.doctor.checks.volume import check_layout, check_volume
-from bootstrap.doctor.facts.volume import gather_volume
 from bootstrap.doctor.facts.volume_facts import (
     Leads,
     LinkFact,
@@ -30,9 +29,10 @@ from bootstrap.doctor.facts.volume_facts import (
     Writing,
 )
 from bootstrap.doctor.facts.volume_places import ModelPath
+from bootstrap.doctor.facts.volume_probe import gather_volume
 from bootstrap.volume import Layout, locate
-from bootstrap.volume.layout import Mount, similar_folder
-from bootstrap.volume.search import USUAL_ROOTS
+from bootstrap.volume.find_comfyui import USUAL_ROOTS
+from bootstrap.volume.locate import Mount, similar_folder
 from tests.support.volumes import (
     follow,
     grave,

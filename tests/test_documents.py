@@ -33,7 +33,7 @@ from handler.request.parse import (
 )
 from scripts import check_volume, submit
 from scripts.document import TROUBLESHOOTING, all_codes, documents, russian_codes
-from scripts.outcome import EXIT_CODES
+from scripts.errors import EXIT_CODES
 from tests.handler.request.test_worker_comfyui import FAILURE, SUCCESS
 from tests.support import check_cases
 from tests.support.schemas import check_reply, check_request, validator

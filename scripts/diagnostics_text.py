@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from bootstrap.core.findings import Finding, Severity
 from bootstrap.core.terminal import PLAIN, Style, findings_text
-from scripts.watching import plain
+from scripts.printing import plain
 
 if TYPE_CHECKING:  # the boot room is large, and a client that runs a workflow does not need it
     from bootstrap.boot import Stage

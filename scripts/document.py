@@ -19,6 +19,7 @@ import bootstrap
 import handler
 from bootstrap.config import settings_table
 from scripts.chart import LANGUAGES, cold_starts
+from scripts.errors import CODES
 
 ROOT = Path(__file__).resolve().parent.parent
 DOCS = ROOT / "docs"
@@ -31,8 +32,8 @@ _SETTINGS = re.compile(r"(<!-- settings -->\n)(?:(?!<!--).)*(<!-- /settings -->\
 
 
 def all_codes() -> dict[str, str]:
-    """Every code and its meaning, from the `CODES` of all modules."""
-    codes: dict[str, str] = {}
+    """Every code and its meaning, from the `CODES` of all modules, the client's too."""
+    codes = dict(CODES)
     for package in (bootstrap, handler):
         for module in pkgutil.walk_packages(package.__path__, package.__name__ + "."):
             if not module.name.endswith("__main__"):

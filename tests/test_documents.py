@@ -33,7 +33,7 @@ from handler.request.parse import (
 )
 from scripts import check_volume, submit
 from scripts.document import TROUBLESHOOTING, all_codes, documents, russian_codes
-from scripts.outcome import EXIT_CODES
+from scripts.errors import EXIT_CODES
 from tests.handler.request.test_worker_comfyui import FAILURE, SUCCESS
 from tests.support import check_cases
 from tests.support.schemas import check_reply, check_request, validator
@@ -225,6 +225,11 @@ def test_a_russian_page_links_to_russian_pages_and_says_what_they_are(russian: P
     for shown, page in re.findall(r"\[([^]]*)\]\((?!https?:)([^)#]+)\.md\b", text):
         assert not shown.endswith(".ru.md")
         assert page.endswith(".ru") or not (russian.parent / f"{page}.ru.md").is_file(), page
+
+
+@pytest.mark.parametrize("page", sorted((ROOT / "docs").glob("*.md")), ids=lambda p: p.name)
+def test_a_link_says_where_it_leads_instead_of_a_file_name(page: Path) -> None:
+    assert re.findall(r"\[[\w./-]+\.md\]\(", page.read_text("utf-8")) == []
 
 
 # Written by the benchmarks; for those who change the code. All else has its Russian page.

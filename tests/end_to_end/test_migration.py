@@ -17,7 +17,7 @@ from PIL import Image
 from bootstrap.config import Settings
 from bootstrap.core.findings import Finding
 from demo.volume import DemoVolume
-from handler.request.compatibility import as_asked
+from handler.request.compatibility import in_requested_form
 from tests.conftest import BootedWorker, environment, ready_worker
 from tests.end_to_end.test_caches import COLOURS, node
 from tests.end_to_end.test_faults import through
@@ -127,7 +127,7 @@ def test_its_bucket_is_ours_and_the_jobs_id_may_stand_in_the_keys(
         assert requests.get(result["url"], timeout=20).content.startswith(b"\x89PNG")
         assert reply["url"] == result["url"], "comfy-gen's clients read it there"
         assert bucket.stored() == [f"sync-77/{result['filename']}"]
-        theirs = as_asked(reply, Settings(response_format="worker-comfyui"))
+        theirs = in_requested_form(reply, Settings(response_format="worker-comfyui"))
         (image,) = theirs["images"]
         assert (image["type"], image["data"]) == ("s3_url", result["url"])
         assert "url" not in theirs

@@ -197,7 +197,7 @@ LINES = {
     "a file is named as": f"{HERE}:test_a_name_carries_the_jobs_mark",
     "a reply over Runpod's": f"{HERE}:test_what_does_not_fit_stays_on_the_volume",
     "`error` says that": f"{HERE}:test_an_error_says_what_is_wrong_and_has_a_code",
-    "`errors` holds": f"{HERE}:test_errors_hold_what_was_not_fatal",
+    "`errors` lists": f"{HERE}:test_errors_hold_what_was_not_fatal",
     "nothing was produced": f"{HERE}:test_nothing_but_text_is_success_no_images_and_nothing_at_"
     "all_is_a_failure",
     "the image's metadata": f"{HERE}:test_metadata_is_kept_unless_the_flag_is_set",
@@ -226,7 +226,7 @@ LINES = {
     "a venv on the volume": f"{VOLUMES}:test_a_venv_whose_python_is_not_here",
     "ComfyUI-Manager": "tests.bootstrap.comfyui.test_copy_code:"
     "test_what_the_manager_has_queued_is_left_out_and_reported",
-    "you look at the picture": f"{HERE}:test_a_name_carries_the_jobs_mark",
+    "you see the picture": f"{HERE}:test_a_name_carries_the_jobs_mark",
 }
 
 

@@ -6,7 +6,7 @@ import difflib
 import os
 import re
 import unicodedata
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from functools import partial
 from types import MappingProxyType
 from typing import NamedTuple
@@ -129,25 +129,23 @@ def check_names(inventory: Inventory) -> list[Finding]:
     return [*(_renaming(kind, bad) for kind, bad in found if bad), *differ_by_case(paths)]
 
 
-def differ_by_case(paths: Sequence[str]) -> list[Finding]:
+def differ_by_case(paths: Sequence[str]) -> Iterator[Finding]:
     """Different files here, one file on Windows and macOS."""
     groups: dict[str, list[str]] = {}
     for path in paths:
         groups.setdefault(unicodedata.normalize("NFC", path).casefold(), []).append(path)
     twins = [group for group in groups.values() if len(group) > 1]
     if not twins:
-        return []
+        return
     pairs = [" and ".join(group[:3]) for group in twins]
-    return [
-        info(
-            "models.names_differ_by_case",
-            f"{counted(len(twins), 'name exists', 'names exist')} in several spellings that differ "
-            f"in case or accents only: {named(pairs, 3)}. A workflow made on Windows or macOS may "
-            "mean the other one.",
-            f"Rename one: {command(move(twins[0][1], _second(twins[0][1])))}. Or delete it.",
-            paths=[path[-MOST_PATH:] for group in twins[:20] for path in group[:3]],
-        )
-    ]
+    yield info(
+        "models.names_differ_by_case",
+        f"{counted(len(twins), 'name exists', 'names exist')} in several spellings that differ "
+        f"in case or accents only: {named(pairs, 3)}. A workflow made on Windows or macOS may "
+        "mean the other one.",
+        f"Rename one: {command(move(twins[0][1], _second(twins[0][1])))}. Or delete it.",
+        paths=[path[-MOST_PATH:] for group in twins[:20] for path in group[:3]],
+    )
 
 
 def _second(path: str) -> str:

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from bootstrap.models.background import Provisioning
 
 CODES = {
-    "comfyui.instance_failed": "One of several ComfyUIs did not start; the others run jobs",
+    "comfyui.instance_failed": "One of several ComfyUIs did not start; the others run its jobs",
 }
 
 

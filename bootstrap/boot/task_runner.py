@@ -21,8 +21,8 @@ from bootstrap.core.text import size_text
 _log = logging.getLogger(__name__)
 
 CODES = {
-    "boot.stage_crashed": "A stage of the boot ended with a fault of this program",
-    "boot.stage_late": "A stage of the boot took longer than it may",
+    "boot.stage_crashed": "A boot stage failed because of a bug in this program",
+    "boot.stage_late": "A boot stage exceeded its time limit",
 }
 
 

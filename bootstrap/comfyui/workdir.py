@@ -35,7 +35,7 @@ from bootstrap.core.text import named
 
 _log = logging.getLogger(__name__)
 
-CODES = {"disk.local_unusable": "The worker's own folder on local disk cannot be made"}
+CODES = {"disk.local_unusable": "The worker's own folder on local disk cannot be created"}
 _PREFIX = "comfyui-worker-"
 _LOCK = ".lock"
 # How long a start waits for the removal of killed workers' leftovers, and above how many free bytes

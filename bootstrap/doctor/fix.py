@@ -30,12 +30,12 @@ from bootstrap.volume import links as apply
 from bootstrap.volume.link_plan import Action, LinkPlan, RemoveLink
 
 CODES = {
-    "fix.folders_made": "Missing folders were made.",
-    "fix.models_moved": "Misplaced models were moved to where ComfyUI reads them.",
-    "fix.links_changed": "Links were made relative, so that they hold under every mount point.",
-    "fix.links_removed": "Our own links that led nowhere were removed.",
-    "fix.swept": "Leftovers of workers that were killed were removed.",
-    "fix.failed": "A repair could not be made.",
+    "fix.folders_made": "Missing folders were created",
+    "fix.models_moved": "Misplaced models were moved to where ComfyUI reads them",
+    "fix.links_changed": "Links were made relative, so that they work under every mount point",
+    "fix.links_removed": "Broken links made by workers were removed",
+    "fix.swept": "Leftovers of killed workers were removed",
+    "fix.failed": "A repair failed",
 }
 
 

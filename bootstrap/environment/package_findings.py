@@ -15,13 +15,13 @@ from bootstrap.environment.resolve import Unit, units_of
 from bootstrap.environment.site_packages import pip_install
 
 CODES = {
-    "packages.installed": "Packages that ComfyUI or its nodes ask for were added to its path.",
-    "packages.conflict": "Packages that ComfyUI or a node asks for do not go with the others.",
-    "packages.failed": "Packages that ComfyUI or its nodes ask for could not be installed.",
-    "packages.not_kept": "Installed packages could not be kept on the volume.",
-    "packages.not_judged": "What ComfyUI and its nodes ask for could not be judged.",
-    "packages.no_uv": "uv is not there, so that nothing can be installed.",
-    "comfyui.requirement_missing": "A package that ComfyUI cannot start without is missing.",
+    "packages.installed": "Packages that ComfyUI or its nodes require were installed",
+    "packages.conflict": "A required package conflicts with others or cannot be installed",
+    "packages.failed": "Required packages could not be installed; the next start tries again",
+    "packages.not_kept": "Installed packages could not be saved on the volume",
+    "packages.not_judged": "It could not be determined which required packages are missing",
+    "packages.no_uv": "uv is missing, so nothing can be installed",
+    "comfyui.requirement_missing": "A package that ComfyUI cannot start without is missing",
 }
 # So many owners get a finding each; the rest share one.
 _MOST_OWNERS = 10

@@ -23,7 +23,7 @@ ASK_SECONDS = 20.0
 _MOST_REASON = 300
 _CHILD = Path(__file__).with_name("requirements_child.py")
 CODES = {
-    "comfyui.help_failed": "ComfyUI's `main.py --help` did not work",
+    "comfyui.help_failed": "ComfyUI's `main.py --help` failed",
 }
 PROBE_SECONDS = 60  # a venv on a cold network volume
 MIRROR_OF = "mirror-of"  # in the pyvenv.cfg of a mirror: the folder of the venv on the volume

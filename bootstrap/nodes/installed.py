@@ -25,8 +25,8 @@ from bootstrap.net import DownloadError
 from bootstrap.nodes.manifest import GitPin, PackSpec, repository_url
 
 CODES = {
-    "nodes.occupied": "Another pack of the user's has the name of a wanted one; it is left alone.",
-    "nodes.edited": "A pack was changed since it was fetched; it is left alone.",
+    "nodes.occupied": "Another pack of yours has the name of a wanted one; it is left alone",
+    "nodes.edited": "A pack was changed since it was fetched; it is left alone",
 }
 RECEIPT = ".comfyui-worker.json"
 # What ComfyUI-Manager writes into a pack from the registry, to recognise it (cnr_utils.py).

@@ -23,7 +23,7 @@ from bootstrap.nodes.installed import has_pack, repositories_in
 from bootstrap.nodes.manifest import REGISTRY_ID
 from bootstrap.volume.locate import OWN_FOLDER
 
-CODES = {"nodes.bad_map": "What was fetched is not a map of which pack has which node."}
+CODES = {"nodes.bad_map": "What was fetched is not a map of nodes to packs"}
 # ComfyUI itself, by the map's address and by its present one.
 CORE = "https://github.com/comfyanonymous/ComfyUI"
 _CORE = {CORE, "https://github.com/Comfy-Org/ComfyUI"}

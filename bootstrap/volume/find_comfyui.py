@@ -151,7 +151,7 @@ def _each_once(paths: Iterable[Path]) -> tuple[Path, ...]:
     return tuple(once.values())
 
 
-CODES = {"volume.mount_linked": "The volume's other mount point was made a link to it."}
+CODES = {"volume.mount_linked": "The volume's other mount point was made a link to it"}
 
 
 class Name(str, Enum):

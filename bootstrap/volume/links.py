@@ -26,9 +26,9 @@ from bootstrap.volume.link_plan import (
 from bootstrap.volume.locate import Layout, folders_known_to
 
 CODES = {
-    "links.made": "Links to models were made, as planned",
+    "links.made": "Links to models were made as planned",
     "links.conflict": "Two different files need one name in ComfyUI's models folder",
-    "links.not_writable": "A link could not be made or removed",
+    "links.not_writable": "A link could not be created or removed",
 }
 _SAMPLE = 64 * 1024
 # Other workers link on the same volume at the same time; planning again shows what they did.

@@ -31,7 +31,7 @@ STALL_LOOKS, _ASKED_CPU_SECONDS = 8, 0.1
 CODES = {
     "worker.threads_exhausted": "Too many calls of earlier jobs hang; no more jobs are taken",
     # volume.silent is the doctor's code
-    "volume.gone": "The volume was there when the worker started, and no longer is",
+    "volume.gone": "The volume was there when the worker started, but no longer is",
 }
 
 

@@ -22,8 +22,8 @@ from handler.request.workflow import Workflow, read_workflow
 
 CODES = {
     "warmup.done": "The warm-up workflow ran",
-    "warmup.failed": "The warm-up workflow could not be run",
-    "warmup.none": "There is no last workflow to warm up with yet",
+    "warmup.failed": "The warm-up workflow failed",
+    "warmup.none": "There is no earlier workflow to warm up with yet",
 }
 LAST = "last"
 _MOST_BYTES = 32 * 1024 * 1024

@@ -31,7 +31,7 @@ from handler.request.workflow import Workflow
 T = TypeVar("T")
 _log = logging.getLogger("models")
 CODES = {
-    "model.larger_than_cache": "A model by address is larger than MODEL_CACHE_GB",
+    "model.larger_than_cache": "A model given by its URL is larger than `MODEL_CACHE_GB`",
 }
 _ATTEMPTS = 2
 _HOW = (

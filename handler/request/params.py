@@ -26,7 +26,7 @@ CODES = {
     "params.unknown": "The named workflow has no parameter of that name",
     "params.missing": "A required parameter was not sent",
     "params.wrong": "A parameter has a value that is not allowed",
-    "params.file_wrong": "The file that declares a workflow's parameters has a mistake",
+    "params.file_wrong": "The file that declares a workflow's parameters is not valid",
 }
 TYPES = ("string", "integer", "number", "boolean", "seed", "file")
 SUFFIX = ".params.yaml"

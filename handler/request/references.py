@@ -103,19 +103,13 @@ def urls_to_load(workflow: Workflow) -> list[str]:
 
 def substitute_urls(workflow: Workflow, names: Mapping[str, str]) -> None:
     """Replace addresses that `urls_to_load` found by file names."""
-    for node in workflow.values():
-        for name, value in node["inputs"].items():
-            if _takes_a_file(node["class_type"], name) and isinstance(value, str):
-                node["inputs"][name] = names.get(value, value)
+    _change(workflow, lambda text: names.get(text, text), _takes_a_file)
 
 
 def rename_files(workflow: Workflow, names: Mapping[str, str]) -> None:
     """Make the workflow use new names (`subfolder/name` → `subfolder/other`) in place of the old
     ones, also in nested lists, with ComfyUI's ` [input]` suffix, or with a backslash."""
-    for node in workflow.values():
-        for name, value in node["inputs"].items():
-            if not is_link(value):
-                node["inputs"][name] = _renamed(value, names)
+    _change(workflow, _renaming(names))
 
 
 def rename_named_files(workflow: Workflow, names: Mapping[str, str]) -> None:
@@ -126,16 +120,13 @@ def rename_named_files(workflow: Workflow, names: Mapping[str, str]) -> None:
         if named.folder == "input" and reference in names:
             inputs = workflow[named.node_id]["inputs"]
             name = next(n for n in inputs if named.input == n or named.input.startswith(f"{n}."))
-            inputs[name] = _renamed(inputs[name], {reference: names[reference]})
+            inputs[name] = _mapped(inputs[name], _renaming({reference: names[reference]}))
 
 
 def rename_folders(workflow: Workflow, names: Mapping[str, str]) -> None:
     """`rename_files` for folders, whose names may be ordinary words: only in inputs whose name says
     folder or path."""
-    for node in workflow.values():
-        for name, value in node["inputs"].items():
-            if set(re.split(r"[^a-z]+", name.lower())) & _NAMES_FOLDERS and not is_link(value):
-                node["inputs"][name] = _renamed(value, names)
+    _change(workflow, _renaming(names), lambda _, name: bool(_words(name) & _NAMES_FOLDERS))
 
 
 def wanted_files(workflow: Workflow) -> Iterator[NamedFile]:
@@ -194,26 +185,48 @@ def named_files(workflow: Workflow) -> Iterator[NamedFile]:
 
 def replace_texts(workflow: Workflow, texts: Mapping[str, str]) -> None:
     """Replace texts wherever an input equals one of them."""
-    for node_id in workflow:
-        replace_in_node(workflow, node_id, texts)
+    _change(workflow, lambda text: texts.get(text, text))
 
 
 def replace_in_node(workflow: Workflow, node_id: str, texts: Mapping[str, str]) -> None:
     """`replace_texts` for one node."""
-    inputs = workflow[node_id]["inputs"]
-    for name, value in inputs.items():
-        if not is_link(value):
-            inputs[name] = _replaced(value, texts)
+    replace_texts({node_id: workflow[node_id]}, texts)
 
 
-def _replaced(value: Any, texts: Mapping[str, str]) -> Any:
+def _change(
+    workflow: Workflow,
+    change: Callable[[str], str],
+    wanted: Callable[[str, str], bool] = lambda class_type, name: True,
+) -> None:
+    """Change every text in the inputs that are `wanted`, also deep in lists and objects."""
+    for node in workflow.values():
+        for name, value in node["inputs"].items():
+            if not is_link(value) and wanted(node["class_type"], name):
+                node["inputs"][name] = _mapped(value, change)
+
+
+def _mapped(value: Any, change: Callable[[str], str]) -> Any:
     if isinstance(value, str):
-        return texts.get(value, value)
+        return change(value)
     if isinstance(value, list):
-        return [_replaced(item, texts) for item in value]
+        return [_mapped(item, change) for item in value]
     if isinstance(value, Mapping):
-        return {key: _replaced(item, texts) for key, item in value.items()}
+        return {key: _mapped(item, change) for key, item in value.items()}
     return value
+
+
+def _renaming(names: Mapping[str, str]) -> Callable[[str], str]:
+    """What gives a text that names one of these files the file's new name."""
+
+    def renamed(text: str) -> str:
+        reference, suffix = reference_in(text)
+        return names[reference] + suffix if reference in names else text
+
+    return renamed
+
+
+def _words(name: str) -> set[str]:
+    return set(re.split(r"[^a-z]+", name.lower()))
 
 
 def _may_name_a_file(text: str) -> bool:
@@ -226,7 +239,7 @@ def _may_name_a_file(text: str) -> bool:
 def _says_file(class_type: str, name: str, text: str) -> bool:
     if names_a_model(text) and name not in _FILE_INPUTS:
         return False
-    words = set(re.split(r"[^a-z]+", name.lower()))
+    words = _words(name)
     return (
         _USUAL_NAME.fullmatch(text) is not None
         or ("load" in class_type.lower() and name in _FILE_INPUTS)
@@ -245,17 +258,6 @@ def reference_in(value: str) -> tuple[str, str]:
 def _takes_a_file(class_type: str, name: str) -> bool:
     lowered = class_type.lower()
     return "load" in lowered and "url" not in lowered and name in _FILE_INPUTS
-
-
-def _renamed(value: Any, names: Mapping[str, str]) -> Any:
-    if isinstance(value, str):
-        reference, suffix = reference_in(value)
-        return names[reference] + suffix if reference in names else value
-    if isinstance(value, list):
-        return [_renamed(item, names) for item in value]
-    if isinstance(value, Mapping):
-        return {key: _renamed(item, names) for key, item in value.items()}
-    return value
 
 
 @dataclass(frozen=True)

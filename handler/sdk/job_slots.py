@@ -9,7 +9,7 @@ from collections.abc import Callable
 from bootstrap.core.findings import Finding, error
 from handler.common.blocking import is_set_within
 
-CODES = {"worker.take_stuck": "The worker has room for a job and does not ask for one"}
+CODES = {"worker.take_stuck": "The worker has room for a job but does not ask for one"}
 # Results are delivered while ComfyUI works; if they pile up, no further job is taken.
 _DELIVERIES = 2
 _REMEMBERED = 100

@@ -25,7 +25,7 @@ _log = logging.getLogger(__name__)
 
 CODES = {
     "worker.shutting_down": "The worker was stopped before the job was done",
-    "worker.job_overdue": "A job is past its deadline and has not been answered",
+    "worker.job_overdue": "A job is past its deadline but has no answer",
 }
 _FIX = "Send it again: another worker takes it."
 # After its deadline a job has so long to stop ComfyUI and deliver what it has, and when stopped so

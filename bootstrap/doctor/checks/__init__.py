@@ -25,7 +25,7 @@ from bootstrap.environment.imports import check_node_imports
 from bootstrap.volume.args_file import check_args_file
 from bootstrap.volume.links import conflicts
 
-CODES = {"doctor.check_crashed": "A check failed; the others still ran"}
+CODES = {"doctor.check_crashed": "A check crashed; the others still ran"}
 
 MachineCheck = Callable[[MachineFacts, Settings, Mapping[str, str]], list[Finding]]
 

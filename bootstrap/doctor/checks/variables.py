@@ -22,21 +22,21 @@ BOOT_MARGIN = 15.0
 LARGEST_REPLY_MB = 20.0
 LARGEST_REQUEST_MB = 20.0
 CODES = {
-    "env.boot_timeout_long": "ComfyUI may take longer to start than Runpod waits.",
-    "env.init_timeout_value": "RUNPOD_INIT_TIMEOUT is not a positive number of seconds.",
-    "env.reply_limit": "MAX_REPLY_MB is above what Runpod accepts.",
-    "env.request_limit": "MAX_REQUEST_MB is above what Runpod accepts.",
-    "env.runpod_webhook": "Runpod's job addresses are incomplete.",
-    "env.private_downloads": "Downloads from private addresses are allowed.",
-    "env.name_case": "A variable's name is in the wrong case, so it is not read.",
-    "env.name_near": "A variable's name is almost that of a setting.",
-    "env.hf_offline": "Hugging Face's libraries are set to stay offline.",
-    "env.hf_endpoint": "HF_ENDPOINT is not an https address.",
-    "env.hf_transfer": "HF_HUB_ENABLE_HF_TRANSFER has no effect any more.",
-    "env.gpu_contradiction": "GPU=required and --cpu contradict each other.",
-    "env.not_read": "A variable of worker-comfyui means nothing here.",
-    "env.bucket_incomplete": "Of a bucket's variables only some are set.",
-    "env.bucket_by_month": "Nothing names the bucket, so it is the one of the month.",
+    "env.boot_timeout_long": "ComfyUI may take longer to start than Runpod waits",
+    "env.init_timeout_value": "`RUNPOD_INIT_TIMEOUT` is not a positive number of seconds",
+    "env.reply_limit": "`MAX_REPLY_MB` is above what Runpod accepts",
+    "env.request_limit": "`MAX_REQUEST_MB` is above what Runpod accepts",
+    "env.runpod_webhook": "Runpod's addresses for jobs and results are incomplete",
+    "env.private_downloads": "Downloads from private addresses are allowed",
+    "env.name_case": "A variable's name has the wrong case, so it is not read",
+    "env.name_near": "A variable's name is close to that of a setting",
+    "env.hf_offline": "Hugging Face's libraries are set to offline mode",
+    "env.hf_endpoint": "`HF_ENDPOINT` is not an https address",
+    "env.hf_transfer": "`HF_HUB_ENABLE_HF_TRANSFER` no longer has any effect",
+    "env.gpu_contradiction": "`GPU=required` and `--cpu` contradict each other",
+    "env.not_read": "A variable of worker-comfyui has no effect here",
+    "env.bucket_incomplete": "Only some of a bucket's variables are set",
+    "env.bucket_by_month": "No setting names the bucket, so results go to that of the month",
 }
 # Other programs' variables that matter here, to find wrong case.
 _FOREIGN = frozenset(

@@ -54,8 +54,8 @@ from bootstrap.volume.links import plan_for
 from bootstrap.volume.locate import flags_known_to
 
 CODES = {
-    "doctor.part_failed": "One part of the examination could not be done",
-    "doctor.part_slow": "One part of the examination was not done in its time",
+    "doctor.part_failed": "One part of the examination failed",
+    "doctor.part_slow": "One part of the examination exceeded its time limit",
 }
 _FAILED = "doctor.part_failed"
 LIGHT_SECONDS = 20.0

@@ -54,7 +54,7 @@ from bootstrap.environment.venv_mirror.walk import FullCopy
 
 _log = logging.getLogger(__name__)
 
-CODES = {"python.not_copied": "A venv on the volume was not copied to local disk, and runs from it"}
+CODES = {"python.not_copied": "A venv was not copied to local disk and runs from the volume"}
 _IN_IMAGE = "install ComfyUI's packages into the image."
 _FIX_ROOM = (
     f"Give the endpoint a larger container disk (Edit Endpoint → Container Disk), or {_IN_IMAGE}"

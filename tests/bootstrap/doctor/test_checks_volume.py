@@ -49,11 +49,6 @@ PROJECT = Path(__file__).parents[3]
 HEX = "0123456789abcdef" * 2
 
 
-@pytest.fixture
-def root(tmp_path: Path) -> Path:
-    return healthy(tmp_path / "volume")
-
-
 # --- healthy ones
 
 

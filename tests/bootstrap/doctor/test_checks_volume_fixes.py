@@ -35,7 +35,7 @@ from tests.support.volume_cases import (
     paths_file,
     swapped,
 )
-from tests.support.volumes import command_of, follow, grave, healthy, look, model, only, settings
+from tests.support.volumes import command_of, follow, grave, look, model, only, settings
 
 OK, INFO, WARNING, ERROR = Severity
 ELSEWHERE = (
@@ -48,11 +48,6 @@ ELSEWHERE = (
     "app",
 )
 GB = 1024**3
-
-
-@pytest.fixture
-def root(tmp_path: Path) -> Path:
-    return healthy(tmp_path / "volume")
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: f"{case.code} {case.name}".strip())

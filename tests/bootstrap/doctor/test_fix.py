@@ -17,11 +17,6 @@ HEX = "0123456789abcdef" * 2
 KEY = "0123456789abcdef"
 
 
-@pytest.fixture
-def root(tmp_path: Path) -> Path:
-    return healthy(tmp_path / "volume")
-
-
 def plan(root: Path, mounts: str | None = None) -> list[Repair]:
     facts = facts_of(root) if mounts is None else facts_of(root, mounts=mounts)
     return plan_fixes(locate(settings(root)), facts)

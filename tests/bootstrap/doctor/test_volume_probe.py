@@ -28,16 +28,11 @@ from bootstrap.doctor.facts.volume_probe import mount_points
 from bootstrap.environment.python_probe import look_at_venv
 from bootstrap.volume import Layout, locate
 from bootstrap.volume.locate import mount_of
-from tests.support.volumes import facts_of, healthy, model, mounted, settings
+from tests.support.volumes import facts_of, model, mounted, settings
 
 PROJECT = Path(__file__).parents[3]
 HEX = "0123456789abcdef" * 2
 HOMES = ["/runpod-volume", "/workspace"]
-
-
-@pytest.fixture
-def root(tmp_path: Path) -> Path:
-    return healthy(tmp_path / "volume")
 
 
 # --- mounts

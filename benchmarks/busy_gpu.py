@@ -12,13 +12,13 @@ import argparse
 import statistics
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 
 import requests
 
-from benchmarks.document import FILE, put_section
+from benchmarks.document import publish, say, table, verdict
 from benchmarks.machine import this_machine
 from benchmarks.serving.contenders import ONE_AT_A_TIME, OURS, WORKER_COMFYUI, Contender
 from benchmarks.serving.hot import Hot, Span, serving
@@ -33,8 +33,6 @@ CONTENDERS = (OURS, ONE_AT_A_TIME, WORKER_COMFYUI)
 ALONE = "ComfyUI alone, all prompts in its queue"
 _JOBS, _ROUNDS, _SECONDS, _POST = 30, 3, 1.0, 0.5
 _TIMEOUT = 600.0
-
-Say = Callable[[str], None]
 
 
 @dataclass(frozen=True)
@@ -72,7 +70,6 @@ def measure(
     demo: DemoVolume,
     load: Load,
     rounds: int,
-    say: Say,
     contenders: Iterable[Contender] = CONTENDERS,
 ) -> dict[str, list[Busy]]:
     """By contender's name, round by round; all of them stay started and idle while others run."""
@@ -129,7 +126,7 @@ def busy_share(rounds: Iterable[Busy]) -> float:
 def section(machine: str, load: Load, found: Mapping[str, Sequence[Busy]]) -> str:
     """The document's section."""
     ours = busy_share(found[OURS.name])
-    word = "met" if ours >= WANTED else "**missed**"
+    word = verdict(ours >= WANTED)
     wanted = f"Target: busy ≥ {WANTED:.2f}. Measured: {ours:.2f}, {word}."
     parts = ["## Busy GPU", machine, wanted, _table(found), _method(load)]
     return "\n\n".join([*parts, "To repeat: `make bench BENCHMARKS=busy_gpu`."])
@@ -137,14 +134,14 @@ def section(machine: str, load: Load, found: Mapping[str, Sequence[Busy]]) -> st
 
 def _table(found: Mapping[str, Sequence[Busy]]) -> str:
     pace = {name: statistics.median(b.per_minute for b in rounds) for name, rounds in found.items()}
-    rows = ["| | busy | rounds | executing | jobs a minute | ratio |", "|---|---|---|---|---|---|"]
+    rows = []
     for name, rounds in found.items():
         executing = statistics.median(b.executing for b in rounds)
         each = ", ".join(f"{b.busy:.3f}" for b in rounds)
         ratio = pace[name] / pace[WORKER_COMFYUI.name]
         cells = [f"{busy_share(rounds):.2f}", each, f"{executing:.2f}", f"{pace[name]:.1f}"]
-        rows.append(f"| {' | '.join([name, *cells, f'{ratio:.2f}'])} |")
-    return "\n".join(rows)
+        rows.append([name, *cells, f"{ratio:.2f}"])
+    return table(["", "busy", "rounds", "executing", "jobs a minute", "ratio"], rows)
 
 
 def _method(load: Load) -> str:
@@ -169,18 +166,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     if min(given.jobs, given.rounds) < 1:
         parser.error("--jobs and --rounds: 1 or more")
     load, demo = Load(given.jobs, given.seconds, given.post), ensure()
-    found = measure(demo, load, given.rounds, _say)
+    found = measure(demo, load, given.rounds)
     text = section(this_machine(demo).sentence(), load, found)
-    print(text)
-    if load == Load() and given.rounds >= _ROUNDS:
-        put_section(SECTION, text)
-    else:
-        _say(f"fewer or other jobs than usual, so {FILE.name} was left as it is")
+    publish(SECTION, text, whole=load == Load() and given.rounds >= _ROUNDS)
     return 0 if busy_share(found[OURS.name]) >= WANTED else 1
-
-
-def _say(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,6 @@
 """How long the doctor's look at a volume takes, against a serial walk of the same files.
 
     python3 -m benchmarks.check_volume_speed [--files 20000] [--folders 300] [--rounds 3]
-                                             [--markdown FILE]
 
 On a simulated network volume (see `benchmarks/simulated_volume`) with 1.5 ms a metadata call, it
 takes in turn: os.walk and a stat of each file; our walk; our inventory, which also opens each
@@ -23,6 +22,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # run as a file, too
 
+from benchmarks.document import table
 from benchmarks.simulated_volume import CannotSimulate, Delays, mounted
 from bootstrap.doctor.facts import LIGHT_HEADERS
 from bootstrap.doctor.facts.inventory import gather_models
@@ -103,25 +103,14 @@ def measure(models: Path, files: int, rounds: int, delays: Delays) -> list[Conte
     return contenders
 
 
-def table(contenders: list[Contender]) -> str:
+def medians(contenders: list[Contender]) -> str:
     """The medians as a Markdown table, with all rounds behind."""
     serial = contenders[0].median
-    rows = ["| | median | of serial | rounds |", "|---|---|---|---|"]
+    rows = []
     for c in contenders:
         rounds = ", ".join(f"{seconds:.2f}" for seconds in c.seconds)
-        rows.append(f"| {c.name} | {c.median:.2f} s | {c.median / serial:.3f} | {rounds} |")
-    return "\n".join(rows)
-
-
-def section(contenders: list[Contender], files: int, folders: int, delays: Delays) -> str:
-    """A section for a document."""
-    return (
-        "## Looking at the volume\n\n"
-        f"{files:,} files in {folders} folders on a simulated volume, {delays.metadata_ms:g} ms a "
-        f"metadata call, one name of a folder at a time; {os.cpu_count()} CPU cores; each round on "
-        f"a fresh mount. Wanted: at most {BAR:.2f} of the serial walk.\n\n{table(contenders)}\n\n"
-        "Again: `python3 -m benchmarks.check_volume_speed`.\n"
-    )
+        rows.append([c.name, f"{c.median:.2f} s", f"{c.median / serial:.3f}", rounds])
+    return table(["", "median", "of serial", "rounds"], rows)
 
 
 def main() -> int:
@@ -131,7 +120,6 @@ def main() -> int:
     parser.add_argument("--folders", type=int, default=300)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--metadata-ms", type=float, default=1.5)
-    parser.add_argument("--markdown", type=Path, help="write a section for a document there")
     given = parser.parse_args()
     delays = Delays(metadata_ms=given.metadata_ms)
     with tempfile.TemporaryDirectory(prefix="check-volume-speed-") as folder:
@@ -142,10 +130,7 @@ def main() -> int:
         except CannotSimulate as problem:
             print(f"No volume can be simulated here: {problem}.", file=sys.stderr)
             return 1
-    print("\n" + table(contenders))
-    if given.markdown:
-        text = section(contenders, given.files, given.folders, delays)
-        given.markdown.write_text(text, encoding="utf-8")
+    print("\n" + medians(contenders))
     (check,) = [c for c in contenders if c.name == CHECK]
     worst = check.median / contenders[0].median
     print(f"\nThe check takes {worst:.3f} of the serial walk; the bar is {BAR:.2f}.")

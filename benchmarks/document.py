@@ -1,8 +1,11 @@
-"""docs/benchmarks.md: each benchmark replaces its own section and leaves the others alone."""
+"""What a benchmark says: to people while it runs, and in docs/benchmarks.md, where each replaces
+its own section and leaves the others alone."""
 
 from __future__ import annotations
 
 import re
+import sys
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 FILE = Path(__file__).resolve().parent.parent / "docs" / "benchmarks.md"
@@ -21,6 +24,33 @@ prompt, read the history, fetch each file from `/view`, encode it as base64.
 four 700, eight 1,000, sixteen 1,300. The simulation uses the same cores, but no memory: it bypasses
 the page cache, as a server on another machine would.
 """
+
+
+def say(text: str) -> None:
+    """A line of progress; standard output is for the section."""
+    print(text, file=sys.stderr, flush=True)
+
+
+def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """A table in Markdown."""
+    return "\n".join([_row(head), "|" + "---|" * len(head), *map(_row, rows)])
+
+
+def _row(cells: Iterable[str]) -> str:
+    return "|" + "|".join(f" {cell} " if cell else " " for cell in cells) + "|"
+
+
+def verdict(met: bool) -> str:
+    """Was a bar met?"""
+    return "met" if met else "**missed**"
+
+
+def publish(name: str, text: str, whole: bool) -> None:
+    """Print a section, and write it where the `whole` benchmark was run."""
+    print(text)
+    if whole:
+        put_section(name, text)
+    say(f"{FILE} is written" if whole else f"only a part was run, so {FILE.name} is left as it was")
 
 
 def put_section(name: str, text: str, file: Path = FILE) -> None:

@@ -13,9 +13,10 @@ import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from operator import attrgetter
 from pathlib import Path
 
-from benchmarks.document import FILE, put_section
+from benchmarks.document import publish, say, table, verdict
 from benchmarks.machine import this_machine
 from benchmarks.serving.contenders import WORKER_COMFYUI, ours
 from benchmarks.serving.hot import Hot, serving
@@ -29,8 +30,6 @@ SECTION = "job overhead"
 # So that the largest pictures come in the reply, as the other's do.
 OURS = ours("ours", "ours", MAX_REPLY_MB="500")
 _ROUNDS = 15
-
-Say = Callable[[str], None]
 
 
 @dataclass(frozen=True)
@@ -69,11 +68,12 @@ class Took:
         return self.posted - self.executed
 
 
+IN_HANDLER, IN_ALL, EXECUTED = map(attrgetter, ("in_handler", "in_all", "executed"))
 Series = Mapping[Size, Mapping[str, Sequence[Took]]]
 
 
 def measure(
-    demo: DemoVolume, sizes: Sequence[Size], rounds: int, say: Say
+    demo: DemoVolume, sizes: Sequence[Size], rounds: int
 ) -> dict[Size, dict[str, list[Took]]]:
     """By size and contender's name, round by round, after one round that is not counted."""
     with furnished(demo) as site, ExitStack() as stack:
@@ -82,12 +82,13 @@ def measure(
             times = site.folder / f"times-{contender.key}"
             hot = stack.enter_context(serving(contender, site, times))
             sides.append(Side(contender.name, hot, times))
-        interleaved(sides, sizes, 1, lambda text: say(f"not counted: {text}"))
-        return interleaved(sides, sizes, rounds, say, 1000)
+        say("not counted:")
+        interleaved(sides, sizes, 1)
+        return interleaved(sides, sizes, rounds, 1000)
 
 
 def interleaved(
-    sides: Sequence[Side], sizes: Sequence[Size], rounds: int, say: Say, seed: int = 0
+    sides: Sequence[Side], sizes: Sequence[Size], rounds: int, seed: int = 0
 ) -> dict[Size, dict[str, list[Took]]]:
     """The same on workers that already run. Seeds from `seed` on must be new to them."""
     asked: dict[Size, list[int]] = {size: [] for size in sizes}
@@ -135,14 +136,6 @@ def _median(took: Iterable[Took], part: Callable[[Took], float]) -> float:
     return statistics.median(part(t) for t in took)
 
 
-def in_handler(took: Took) -> float:
-    return took.in_handler
-
-
-def in_all(took: Took) -> float:
-    return took.in_all
-
-
 def section(machine: str, found: Series) -> str:
     """The document's section."""
     rounds = len(next(iter(next(iter(found.values())).values())))
@@ -151,33 +144,22 @@ def section(machine: str, found: Series) -> str:
 
 
 def _verdicts(found: Series) -> str:
-    rows = [
-        "| pictures | ratio, taken to posted | target | | ratio, handler only |",
-        "|---|---|---|---|---|",
-    ]
+    rows = []
     for size, took in found.items():
-        whole = ratio(took, in_all)
-        word = "met" if whole <= WANTED else "**missed**"
-        part = ratio(took, in_handler)
-        rows.append(f"| {size.label} | {whole:.2f} | ≤ {WANTED:.2f} | {word} | {part:.2f} |")
-    return "\n".join(rows)
+        whole, part = ratio(took, IN_ALL), ratio(took, IN_HANDLER)
+        bar = [f"≤ {WANTED:.2f}", verdict(whole <= WANTED)]
+        rows.append([size.label, f"{whole:.2f}", *bar, f"{part:.2f}"])
+    return table(["pictures", "ratio, taken to posted", "target", "", "ratio, handler only"], rows)
 
 
 def _times(found: Series) -> str:
-    rows = [
-        "| pictures | | taken to posted | handler | ComfyUI's execution |",
-        "|---|---|---|---|---|",
-    ]
+    rows = []
     for size, each in found.items():
         for name, took in each.items():
-            middle = [1000 * _median(took, part) for part in (in_all, in_handler, _executed)]
-            cells = [f"{ms:.0f} ms" for ms in middle]
-            rows.append(f"| {' | '.join([size.label, name, *cells])} |")
-    return "\n".join(rows)
-
-
-def _executed(took: Took) -> float:
-    return took.executed
+            middle = [1000 * _median(took, part) for part in (IN_ALL, IN_HANDLER, EXECUTED)]
+            rows.append([size.label, name, *(f"{ms:.0f} ms" for ms in middle)])
+    head = ["pictures", "", "taken to posted", "handler", "ComfyUI's execution"]
+    return table(head, rows)
 
 
 def _method(rounds: int) -> str:
@@ -209,18 +191,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         parser.error(f"--rounds {given.rounds}: 1 or more")
     sizes = [s for s in SIZES if not given.only or s.side in given.only]
     demo = ensure()
-    found = measure(demo, sizes, given.rounds, _say)
+    found = measure(demo, sizes, given.rounds)
     text = section(this_machine(demo).sentence(), found)
-    print(text)
-    if given.rounds >= _ROUNDS and not given.only:
-        put_section(SECTION, text)
-    else:
-        _say(f"only a part was run, so {FILE.name} was left as it is")
-    return 0 if all(ratio(took, in_all) <= WANTED for took in found.values()) else 1
-
-
-def _say(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)
+    publish(SECTION, text, whole=given.rounds >= _ROUNDS and not given.only)
+    return 0 if all(ratio(took, IN_ALL) <= WANTED for took in found.values()) else 1
 
 
 if __name__ == "__main__":

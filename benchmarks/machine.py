@@ -1,4 +1,4 @@
-"""The machine a measurement was made on."""
+"""The machine a measurement was made on, and a folder for it."""
 
 from __future__ import annotations
 
@@ -6,11 +6,16 @@ import datetime
 import os
 import platform
 import re
+import shutil
 import subprocess
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 
+from demo.cache import cache_folder
 from demo.volume import DemoVolume
 
 _DAMON = Path("/sys/kernel/mm/damon/admin/kdamonds")
@@ -44,6 +49,19 @@ class Machine:
             f"the Runpod SDK {self.sdk} in Python {self.python}."
         )
         return f"{text} {_DROPS}" if self.drops_cold_pages else text
+
+
+@contextmanager
+def scratch(parent: Path | None = None) -> Iterator[Path]:
+    """A folder for one measurement, on a disk and not in memory: in `parent`, else in the cache
+    folder, beside the checkpoints that are linked from there. Removed at the end."""
+    parent = parent or cache_folder(os.environ)
+    parent.mkdir(parents=True, exist_ok=True)
+    folder = Path(tempfile.mkdtemp(prefix="benchmark-", dir=parent))
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def this_machine(demo: DemoVolume) -> Machine:

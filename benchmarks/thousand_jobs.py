@@ -14,7 +14,7 @@ import re
 import statistics
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,7 @@ from urllib.parse import urlsplit
 
 import psutil
 
-from benchmarks.document import FILE, put_section
+from benchmarks.document import publish, say, table
 from benchmarks.machine import this_machine
 from benchmarks.serving.contenders import OURS
 from benchmarks.serving.hot import Hot, serving
@@ -32,8 +32,6 @@ from demo.volume import DemoVolume, ensure
 
 SECTION = "thousand jobs"
 _JOBS, _EVERY = 1000, 100
-
-Say = Callable[[str], None]
 
 
 @dataclass(frozen=True)
@@ -84,18 +82,16 @@ class Sample:
         return f"{self.jobs} jobs: {', '.join(notes)}"
 
 
-def measure(demo: DemoVolume, jobs: int, every: int, say: Say) -> list[Sample]:
+def measure(demo: DemoVolume, jobs: int, every: int) -> list[Sample]:
     """A sample before the first job and one after each `every` of them.
 
     Raises NoResult where a job has no picture, RuntimeError where results are not on the volume.
     """
     with furnished(demo) as site, serving(OURS, site) as hot:
-        return in_a_row(hot, site.work(OURS.key), site.kept, range(jobs), every, say)
+        return in_a_row(hot, site.work(OURS.key), site.kept, range(jobs), every)
 
 
-def in_a_row(
-    hot: Hot, local: Path, kept: Path, seeds: Sequence[int], every: int, say: Say
-) -> list[Sample]:
+def in_a_row(hot: Hot, local: Path, kept: Path, seeds: Sequence[int], every: int) -> list[Sample]:
     """The same on a running worker whose own folder is `local` and that keeps results in `kept`; a
     job for each seed."""
     before, samples = _files_below(kept), [_sample(hot, 0, local)]
@@ -173,16 +169,14 @@ def _table(samples: Sequence[Sample]) -> str:
     shown = [samples[0], *samples[1 :: max(1, (len(samples) - 1) // 5)]]
     if shown[-1] is not samples[-1]:
         shown.append(samples[-1])
-    head = [f"after {sample.jobs:,}" for sample in shown]
-    rows = [f"| | {' | '.join(head)} | in 1,000 jobs | allowed |", "|---" * (len(shown) + 3) + "|"]
+    rows = []
     for name, part in PARTS.items():
         digits = 1 if part.unit else 0
         cells = [f"{getattr(sample, name):.{digits}f}" for sample in shown]
         grown = f"{growth(samples, name):+.1f}{part.unit}"
-        rows.append(
-            f"| {part.name} | {' | '.join(cells)} | {grown} | {part.tolerance:g}{part.unit} |"
-        )
-    return "\n".join(rows)
+        rows.append([part.name, *cells, grown, f"{part.tolerance:g}{part.unit}"])
+    after = [f"after {sample.jobs:,}" for sample in shown]
+    return table(["", *after, "in 1,000 jobs", "allowed"], rows)
 
 
 _METHOD = """Small pictures (64×64; 1, 2, 4 or 8 in a job, from two savers) through one worker in
@@ -201,18 +195,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     if not 1 <= given.every <= given.jobs:
         parser.error(f"--every {given.every}: from 1 to --jobs, {given.jobs}")
     demo = ensure()
-    samples = measure(demo, given.jobs, given.every, _say)
+    samples = measure(demo, given.jobs, given.every)
     text = section(this_machine(demo).sentence(), samples)
-    print(text)
-    if given.jobs >= _JOBS:
-        put_section(SECTION, text)
-    else:
-        _say(f"fewer jobs than usual, so {FILE.name} was left as it is")
+    publish(SECTION, text, whole=given.jobs >= _JOBS)
     return 0 if not growing(samples) else 1
-
-
-def _say(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ import sys
 from collections.abc import Sequence
 from contextlib import ExitStack
 
-from benchmarks.document import FILE, put_section
+from benchmarks.document import publish, say, table, verdict
 from benchmarks.machine import this_machine
 from benchmarks.serving.contenders import ours
 from benchmarks.serving.hot import Hot, serving
@@ -46,7 +46,7 @@ def measure(demo: DemoVolume, jobs: int, rounds: int) -> Paces:
                 for name, hot in hots.items():
                     pace = _pace(hot, [work(next(seeds), _SECONDS, burn) for _ in range(jobs)])
                     found.setdefault((load, name), []).append(pace)
-                    _say(f"round {number + 1} of {rounds}: {name}, {load}: {pace:.1f} a minute")
+                    say(f"round {number + 1} of {rounds}: {name}, {load}: {pace:.1f} a minute")
     return found
 
 
@@ -65,20 +65,18 @@ def gain(found: Paces, load: str) -> float:
 
 def section(machine: str, found: Paces, jobs: int) -> str:
     """The document's section."""
-    head = "| jobs | a minute with one | a minute with two | ratio | target | |"
-    rows = [head, "|---|---|---|---|---|---|"]
+    head, rows = ["jobs", "a minute with one", "a minute with two", "ratio", "target", ""], []
     for load, burn in LOADS.items():
         each = [", ".join(f"{p:.1f}" for p in found[load, c.name]) for c in (ONE, TWO)]
         ratio = gain(found, load)
-        met = "met" if ratio >= WANTED else "**missed**"
-        bar = "– | " if burn else f"≥ {WANTED} | {met}"
-        rows.append(f"| {load} | {each[0]} | {each[1]} | {ratio:.2f} | {bar} |")
+        bar = ["–", ""] if burn else [f"≥ {WANTED}", verdict(ratio >= WANTED)]
+        rows.append([load, *each, f"{ratio:.2f}", *bar])
     method = f"""{jobs} jobs of {_SECONDS:g} s in ComfyUI each, with 1 to 8 small pictures, all
 queued from the start, timed from the first that is taken until the last result has arrived; the two
 workers take turns. The target is for jobs that leave the cores alone: the workers and their control
 plane share the two cores with the ComfyUIs."""
     again = "To repeat: `make bench BENCHMARKS=two_comfyuis`."
-    return "\n\n".join(["## Two ComfyUIs in one worker", machine, "\n".join(rows), method, again])
+    return "\n\n".join(["## Two ComfyUIs in one worker", machine, table(head, rows), method, again])
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -92,16 +90,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     demo = ensure()
     found = measure(demo, given.jobs, given.rounds)
     text = section(this_machine(demo).sentence(), found, given.jobs)
-    print(text)
-    if given.jobs >= _JOBS and given.rounds >= _ROUNDS:
-        put_section(SECTION, text)
-    else:
-        _say(f"fewer jobs than usual, so {FILE.name} was left as it is")
+    publish(SECTION, text, whole=given.jobs >= _JOBS and given.rounds >= _ROUNDS)
     return 0 if gain(found, next(iter(LOADS))) >= WANTED else 1
-
-
-def _say(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":

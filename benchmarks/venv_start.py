@@ -18,7 +18,6 @@ import shutil
 import statistics
 import subprocess
 import sys
-import tempfile
 import uuid
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -26,8 +25,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from benchmarks.cold_start import pages
-from benchmarks.document import FILE, put_section
-from benchmarks.machine import this_machine
+from benchmarks.document import publish, say, table, verdict
+from benchmarks.machine import scratch, this_machine
 from benchmarks.simulated_volume import CannotSimulate, Delays, mounted, why_not
 from bootstrap.environment.uv import find_uv
 from demo.cache import cache_folder
@@ -154,14 +153,12 @@ class Scene:
 @contextmanager
 def furnished(demo: DemoVolume, parent: Path) -> Iterator[Scene]:
     """A volume with ComfyUI and its environment as a venv of its own; removed at the end."""
-    scene = Scene(Path(tempfile.mkdtemp(prefix="benchmark-", dir=parent)), demo.python)
-    try:
+    with scratch(parent) as folder:
+        scene = Scene(folder, demo.python)
         demo.copy_to(scene.volume)
         venv = demo.python.parent.parent
         shutil.copytree(venv, scene.volume / _VENV_PYTHON.parent.parent, symlinks=True)
         yield scene
-    finally:
-        shutil.rmtree(scene.folder, ignore_errors=True)
 
 
 def measure(demo: DemoVolume, parent: Path, wanted: Sequence[str], rounds: int) -> tuple[str, bool]:
@@ -179,7 +176,7 @@ def measure(demo: DemoVolume, parent: Path, wanted: Sequence[str], rounds: int) 
         for number in range(1, rounds + 1):
             for contender in wanted:
                 starts.append(scene.start(contender))
-                _say(f"round {number} of {rounds}: {starts[-1]}")
+                say(f"round {number} of {rounds}: {starts[-1]}")
     method = METHOD.format(files=len(files), size=size / 1e9)
     return _section(demo, starts, method)
 
@@ -189,24 +186,19 @@ def _section(demo: DemoVolume, starts: Sequence[Start], method: str) -> tuple[st
         name: statistics.median(s.seconds for s in starts if s.contender == name)
         for name in dict.fromkeys(s.contender for s in starts)
     }
-    rows = ["| | median | ratio | target | rounds |", "|---|---|---|---|---|"]
-    met = True
+    rows, met = [], True
     for name, median in medians.items():
         against, unit, bar = BARS.get(name, (LOCAL, "×", math.inf))
         base = medians.get(against, math.nan)
         value = median / base if unit == "×" else median - base
         met = met and not value > bar
-        wanted = f"≤ {bar:.1f}, {'**missed**' if value > bar else 'met'}" if name in BARS else ""
+        wanted = f"≤ {bar:.1f}, {verdict(not value > bar)}" if name in BARS else ""
         shown = f"{value:.2f}" if unit == "×" else f"{value:+.1f} s"
         shown = "" if math.isnan(value) else shown
         rounds = ", ".join(f"{s.seconds:.1f}" for s in starts if s.contender == name)
-        rows.append(f"| {NAMES[name]} | {median:.1f} s | {shown} | {wanted} | {rounds} |")
-    parts = [
-        "## A venv on the volume",
-        this_machine(demo).sentence(),
-        "\n".join(rows),
-        method,
-    ]
+        rows.append([NAMES[name], f"{median:.1f} s", shown, wanted, rounds])
+    times = table(["", "median", "ratio", "target", "rounds"], rows)
+    parts = ["## A venv on the volume", this_machine(demo).sentence(), times, method]
     return "\n\n".join(parts), met
 
 
@@ -224,22 +216,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     given = parser.parse_args(argv)
     if reason := why_not():
-        _say(f"no volume can be simulated here: {reason}")
+        say(f"no volume can be simulated here: {reason}")
         return 2
     try:
         text, met = measure(ensure(), given.folder, given.only or list(NAMES), given.rounds)
     except (CannotSimulate, DemoError) as problem:
-        _say(str(problem))
+        say(str(problem))
         return 2
-    print(text)
-    if not given.only:
-        put_section(SECTION, text)
-        _say(f"{FILE} is written")
+    publish(SECTION, text, whole=not given.only)
     return 0 if met else 1
-
-
-def _say(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":

@@ -26,7 +26,7 @@ _STOP_SECONDS = 20.0
 def run_demo(volume: DemoVolume) -> None:
     """Boot the worker, run the demo's workflow, save what came back. Raises DemoError."""
     python = ensure_worker_venv(with_dev_tools=False)
-    port = _free_port()
+    port = free_port()
     worker = subprocess.Popen(
         [
             *(str(python), "-m", "handler", "--rp_serve_api"),
@@ -111,7 +111,8 @@ def _stop(worker: subprocess.Popen[bytes]) -> None:
         worker.kill()  # ComfyUI goes with it: its guard sees to that
 
 
-def _free_port() -> int:
+def free_port() -> int:
+    """A port of this machine on which nothing listens now."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])

@@ -1,1 +1,1 @@
-"""All that happens to a job."""
+"""Everything that happens to a job."""

@@ -17,7 +17,8 @@ from handler.sdk import describe_local_api, import_sdk
 
 
 def main() -> None:
-    """Boot and serve. What takes jobs is imported (the SDK alone a second) while ComfyUI starts."""
+    """Boot and serve. The job loop is imported (the SDK alone takes a second) while ComfyUI
+    starts."""
     settings, problems = read_settings()
     collected = bool(os.environ.get("RUNPOD_ENDPOINT_ID"))  # as its SDK decides
     log.set_up(settings.log_level, settings.comfy_log_level, as_json=collected)
@@ -34,7 +35,7 @@ def main() -> None:
     log_report(report)
     if report.outcome is Outcome.UNFIT:
         _register_fitness_check(runpod, report)
-    # A worker that is stopped after a job must not hold another one.
+    # A worker that is stopped after a job must not take another one.
     worker = Worker(runtime, 0 if settings.refresh_worker else settings.job_prefetch)
     hooks = Hooks(
         worker.slots,
@@ -45,13 +46,13 @@ def main() -> None:
     )
     force_end_after_sigterm(settings.shutdown_grace + FORCE_SECONDS)
     describe_local_api(worker.described)
-    # The local API ends by the signal itself, past what tidies up; Runpod's loop sets its own.
+    # The local API would die of the signal without cleaning up; Runpod's loop sets its own handler.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     runpod.serverless.start(with_slots({"handler": worker.handle}, hooks))
 
 
 def _register_fitness_check(runpod: Any, report: BootReport) -> None:
-    """Let Runpod take another machine, and show why."""
+    """Let Runpod use another machine, and show why."""
     faults = [f for f in errors_in(report.findings) if f.host_fault]
 
     def machine_is_fit() -> None:

@@ -6,25 +6,24 @@ import ipaddress
 import re
 from urllib.parse import urlsplit
 
+from scripts.errors import UsageError
+
 _KEY = re.compile(r"[\x21-\x7e]+")
 
 
-class KeyUnusable(Exception):
-    """There is no API key, or one that cannot be sent; `str()` never holds it."""
-
-
 def usable_key(given: str | None) -> str:
-    """The key without white space around it. Raises KeyUnusable, without quoting it."""
+    """The key without white space around it. Raises UsageError, which does not quote it."""
     key = (given or "").strip()
     if not key:
-        raise KeyUnusable(
-            "RUNPOD_API_KEY is not set. Make a key in the Runpod console under Settings → API "
-            "Keys, or name a local worker with --url http://127.0.0.1:8000."
+        raise UsageError(
+            "RUNPOD_API_KEY is not set.",
+            "Make a key in the Runpod console under Settings → API Keys, or name a local worker "
+            "with --url http://127.0.0.1:8000.",
+            "client.key_unusable",
         )
     if not _KEY.fullmatch(key):
-        raise KeyUnusable(
-            "RUNPOD_API_KEY holds white space or characters that no key has. Copy it again."
-        )
+        said = "RUNPOD_API_KEY holds white space or characters that no key has."
+        raise UsageError(said, "Copy it again.", "client.key_unusable")
     return key
 
 

@@ -34,10 +34,10 @@ from bootstrap.core.text import quoted, shown
 from bootstrap.doctor import Report, Scope, examine, of_volume, repairs_of, report_json, report_text
 from bootstrap.doctor.fix import Repair, apply_fixes
 from bootstrap.doctor.page import page
-from bootstrap.volume.layout import similar_folder, volume_around
-from bootstrap.volume.search import USUAL_ROOTS
+from bootstrap.volume.find_comfyui import USUAL_ROOTS
+from bootstrap.volume.locate import similar_folder, volume_around
+from scripts.printing import say, show
 from scripts.progress import Progress
-from scripts.stdout import show
 
 # The image's Python for ComfyUI, and where a worker gets its jobs.
 _IMAGE, _JOBS = "/opt/comfyui", "RUNPOD_WEBHOOK_GET_JOB"
@@ -57,7 +57,7 @@ def main(
     given = {**env, "VOLUME_PATH": os.path.abspath(arguments.path)} if arguments.path else env
     refused = _refused(arguments.path or "", env.get("VOLUME_PATH", "").strip(), command)
     if refused:
-        _say(f"{prog}: {refused}")
+        say(f"{prog}: {refused}")
         return 2
     settings, problems = Settings.from_env(given)
     report = _examine(settings, given, arguments)
@@ -156,15 +156,15 @@ def _in_image(env: Mapping[str, str]) -> bool:
 def _fix(repairs: Sequence[Repair], arguments: argparse.Namespace) -> bool:
     """Show what will be repaired, repair it, say what came of it, all on stderr; was it done?"""
     if not repairs:
-        _say("Nothing can be repaired automatically.")
+        say("Nothing can be repaired automatically.")
     for repair in repairs:
-        _say(
+        say(
             f"{'Would' if arguments.dry_run else 'Will'} {repair.sentence[:1].lower()}"
             f"{repair.sentence[1:]}."
         )
     if not repairs or arguments.dry_run or not (arguments.yes or _agreed()):
         return False
-    _say(findings_text(apply_fixes(repairs), style_of(sys.stderr)))
+    say(findings_text(apply_fixes(repairs), style_of(sys.stderr)))
     return True
 
 
@@ -181,10 +181,6 @@ def _agreed() -> bool:
         return False
 
 
-def _say(text: str) -> None:
-    log.show(f"{text}\n", sys.stderr)
-
-
 def _show(report: Report, arguments: argparse.Namespace, prog: str) -> bool:
     """Print the report, and write the page; False when that could not be done."""
     data = report_json(report)
@@ -197,7 +193,7 @@ def _show(report: Report, arguments: argparse.Namespace, prog: str) -> bool:
         try:
             Path(arguments.html).write_text(page(data), "utf-8")
         except OSError as problem:
-            _say(f"{prog}: {arguments.html}: {problem.strerror}")
+            say(f"{prog}: {arguments.html}: {problem.strerror}")
             return False
     return True
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from bootstrap.core.findings import Finding, Severity
 from bootstrap.core.terminal import PLAIN, Style, findings_text
-from scripts.watching import plain
+from scripts.printing import plain
 
 if TYPE_CHECKING:  # the boot's room is large, and a client that runs a workflow needs none of it
     from bootstrap.boot import Stage

@@ -19,23 +19,31 @@ import bootstrap
 import handler
 from bootstrap.config import settings_table
 from scripts.chart import LANGUAGES, cold_starts
+from scripts.errors import CODES
 
 ROOT = Path(__file__).resolve().parent.parent
 DOCS = ROOT / "docs"
 TROUBLESHOOTING = (DOCS / "troubleshooting.md", DOCS / "troubleshooting.ru.md")
 SETTINGS = (DOCS / "settings.md", DOCS / "settings.ru.md")
 _RUSSIAN = DOCS / "settings.ru.json"
+_RUSSIAN_CODES = DOCS / "codes.ru.json"
 _CODES = re.compile(r"(<!-- codes: ([^\n<>]*) -->\n)(?:(?!<!--).)*(<!-- /codes -->\n)", re.DOTALL)
 _SETTINGS = re.compile(r"(<!-- settings -->\n)(?:(?!<!--).)*(<!-- /settings -->\n)", re.DOTALL)
 
 
 def all_codes() -> dict[str, str]:
-    """Every code and its meaning, from the `CODES` of all modules."""
-    codes: dict[str, str] = {}
+    """Every code and its meaning, from the `CODES` of all modules, the client's too."""
+    codes = dict(CODES)
     for package in (bootstrap, handler):
         for module in pkgutil.walk_packages(package.__path__, package.__name__ + "."):
             if not module.name.endswith("__main__"):
                 codes.update(getattr(importlib.import_module(module.name), "CODES", {}))
+    return codes
+
+
+def russian_codes() -> dict[str, str]:
+    """Every code's meaning in Russian."""
+    codes: dict[str, str] = json.loads(_RUSSIAN_CODES.read_text("utf-8"))
     return codes
 
 
@@ -49,7 +57,7 @@ def with_codes(page: str, codes: Mapping[str, str]) -> str:
 
     def table(found: re.Match[str]) -> str:
         here = [code for code in sorted(codes) if home[code] in found[2].split()]
-        rows = [f'| <a id="{code}"></a>`{code}` | {codes[code].rstrip(".")} |' for code in here]
+        rows = [f'| <a id="{code}"></a>`{code}` | {codes[code]} |' for code in here]
         return "\n".join([f"{found[1]}\n| | |\n|---|---|", *rows, f"\n{found[3]}"])
 
     return _CODES.sub(table, page)
@@ -66,8 +74,11 @@ def with_settings(page: str, russian: bool) -> str:
 
 def documents() -> dict[Path, str]:
     """Every file that holds something of the code, as it should be now."""
-    codes, starts = all_codes(), (DOCS / "benchmarks.md").read_text("utf-8")
-    pages = {page: with_codes(page.read_text("utf-8"), codes) for page in TROUBLESHOOTING}
+    starts = (DOCS / "benchmarks.md").read_text("utf-8")
+    pages = {
+        page: with_codes(page.read_text("utf-8"), codes)
+        for page, codes in zip(TROUBLESHOOTING, (all_codes(), russian_codes()), strict=True)
+    }
     pages |= {
         page: with_settings(page.read_text("utf-8"), page.name.endswith(".ru.md"))
         for page in SETTINGS

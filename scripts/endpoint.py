@@ -17,6 +17,8 @@ import requests
 from requests.auth import AuthBase
 from urllib3.exceptions import NameResolutionError, NewConnectionError
 
+from scripts.errors import EndpointError, TooSlow
+
 PUBLIC_API = "https://api.runpod.ai/v2"
 FINAL = frozenset({"COMPLETED", "FAILED", "CANCELLED", "TIMED_OUT"})
 TRIES = 6
@@ -26,14 +28,6 @@ _ANSWER_SECONDS = 60.0
 _TRY_AGAIN = frozenset({429, 500, 502, 503, 504})
 
 Tell = Callable[[str], None]
-
-
-class EndpointError(Exception):
-    """The endpoint could not be reached, or refused; `str()` is a sentence with its fix."""
-
-
-class TooSlow(EndpointError):
-    """The endpoint took the request and did not answer in time."""
 
 
 @dataclass(frozen=True)
@@ -157,7 +151,7 @@ class Endpoint:
     def _failure(self, path: str, got: _NoAnswer) -> EndpointError:
         place = _place(f"{self._base}/{path}").rstrip("/")
         failure = TooSlow if got.too_slow else EndpointError
-        return failure(f"{place}: {got.said}. {self._reach_fix(got)}")
+        return failure("client.unreachable", f"{place}: {got.said}.", self._reach_fix(got))
 
     def _attempt(
         self, method: str, path: str, body: Any, seconds: float
@@ -183,29 +177,34 @@ class Endpoint:
         if 300 <= status < 400:
             where = urlsplit(answer.headers.get("Location", "")).hostname or "another address"
             raise EndpointError(
-                f"{place} redirects to {where}. It was not followed, as the key is not for others. "
-                "Correct the address of the endpoint."
+                "client.refused",
+                f"{place} redirects to {where}. It was not followed, as the key is not for others.",
+                "Correct the address of the endpoint.",
             )
         if status in (401, 403):
             raise EndpointError(
-                f"{place} refuses the key (status {status}). Make one in the Runpod console under "
-                "Settings → API Keys, with the right to this endpoint, and set RUNPOD_API_KEY."
+                "client.key_refused",
+                f"{place} refuses the key (status {status}).",
+                "Make one in the Runpod console under Settings → API Keys, with the right to this "
+                "endpoint, and set RUNPOD_API_KEY.",
             )
         if status == 404:
-            raise EndpointError(f"{place} does not exist (404). {self._missing_fix(place)}")
+            said = f"{place} does not exist (404)."
+            raise EndpointError("client.refused", said, self._missing_fix(place))
         if status >= 400:
-            raise EndpointError(f"{place} answers {status}: {self._shown(answer.text)}")
+            said = f"{place} answers {status}: {self._shown(answer.text)}"
+            raise EndpointError("client.refused", said)
         text = self.without_key(answer.content.decode("utf-8", "replace"))
         try:
             return json.loads(text)
         except ValueError:
-            raise EndpointError(
-                f"{place} answers with something that is not JSON: {self._shown(text)}"
-            ) from None
+            said = f"{place} answers with something that is not JSON: {self._shown(text)}"
+            raise EndpointError("client.bad_answer", said) from None
 
     def _job(self, answer: Any) -> Job:
         if not isinstance(answer, dict) or not isinstance(answer.get("id"), str):
-            raise EndpointError(f"The endpoint names no job: {self._shown(str(answer))}")
+            said = f"The endpoint names no job: {self._shown(str(answer))}"
+            raise EndpointError("client.bad_answer", said)
         error = answer.get("error")
         words = error if isinstance(error, str) else "" if error is None else str(error)
         status = str(answer.get("status") or "IN_QUEUE")

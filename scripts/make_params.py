@@ -28,7 +28,10 @@ except ModuleNotFoundError as missing:
     how = "python3 -m pip install filetype PyYAML"
     print(f"make_params.py needs {missing.name}: {how}", file=sys.stderr)
     sys.exit(2)
+from bootstrap.core.findings import Fault
 from bootstrap.core.terminal import Parser, as_typed, closing
+from scripts.errors import UsageError
+from scripts.printing import say_error, show
 
 _FIRST = {
     "text": "string",
@@ -113,21 +116,24 @@ def main(argv: list[str], prog: str = "make_params.py") -> int:
     """Write it, and print where; the exit code."""
     workflow = _parser(prog).parse_args(argv).workflow
     try:
-        print(make_params(workflow))
-    except FileExistsError as problem:
-        print(f"{problem.filename} exists already and is not replaced.", file=sys.stderr)
-        return 1
-    except FileNotFoundError:
-        said = "does not exist. Name the workflow's file, with its folder and .json at the end."
-        print(f"{workflow} {said}", file=sys.stderr)
-        return 1
-    except OSError as problem:
-        print(f"{problem.filename or workflow}: {problem.strerror or problem}.", file=sys.stderr)
-        return 1
-    except (JobError, UnicodeError) as problem:
-        print(f"{workflow}: {problem}", file=sys.stderr)
+        show(str(make_params(workflow)))
+    except (JobError, OSError, UnicodeError) as problem:
+        say_error(_in_words(workflow, problem))
         return 1
     return 0
+
+
+def _in_words(workflow: Path, problem: Exception) -> Fault:
+    if isinstance(problem, JobError):
+        return Fault(problem.code, f"{workflow}: {problem.message}", problem.fix)
+    if isinstance(problem, FileExistsError):
+        return UsageError(f"{problem.filename} exists already and is not replaced.")
+    if isinstance(problem, FileNotFoundError):
+        name_it = "Name the workflow's file, with its folder and .json at the end."
+        return UsageError(f"{workflow} does not exist.", name_it)
+    if isinstance(problem, OSError):
+        return UsageError(f"{problem.filename or workflow}: {problem.strerror or problem}.")
+    return UsageError(f"{workflow}: {problem}")
 
 
 if __name__ == "__main__":

@@ -14,28 +14,17 @@ from bootstrap.core.terminal import style_of
 from bootstrap.core.text import counted
 from scripts.diagnostics_text import diagnostics_text, findings_in
 from scripts.endpoint import Job
+from scripts.errors import DONE, FAILED, NOT_SAVED, ClientError
+from scripts.printing import plain, say, say_error, show, tell
 from scripts.saving import Saving, save
-from scripts.stdout import show
-from scripts.watching import plain
-
-DONE, FAILED, USAGE, UNREACHABLE, TIMEOUT, NOT_SAVED, INTERRUPTED = 0, 1, 2, 3, 4, 5, 130
-EXIT_CODES = """exit codes:
-  0    completed, and everything is saved (--diagnostics: no errors found)
-  1    the job failed, or was cancelled elsewhere (--diagnostics: errors found)
-  2    an argument, a file or the key cannot be used; nothing was sent
-  3    the endpoint could not be reached, or refused
-  4    not done within --timeout; the job was cancelled
-  5    completed, but a result could not be saved
-  130  stopped by Ctrl-C; the job was cancelled"""
 
 
 @dataclass(frozen=True)
 class Ended:
-    """How it ended; `problem` is a sentence where it did not end well."""
+    """How it ended; `problem` where it did not end well."""
 
-    exit_code: int
     job: Job | None = None
-    problem: str = ""
+    problem: ClientError | None = None
 
 
 def report(
@@ -43,7 +32,8 @@ def report(
 ) -> int:
     """Save results in `folder`, and diagnostics as a page in `html`; print what there is to say;
     the final exit code."""
-    code, problem = _judged(ended)
+    problem = ended.problem or _failure(ended.job)
+    code = DONE if problem is None else problem.exit_code
     output = ended.job.output if ended.job else None
     saving = Saving()
     if code == DONE:
@@ -56,11 +46,11 @@ def report(
         if html is not None and not _written(diagnostics, html, saving):
             code = NOT_SAVED
     for note in (*_warnings(output), *_elsewhere(saving, output), *saving.problems):
-        _say(f"note: {note}")
-    for line in _error_lines(problem, output):
-        _say(line)
+        tell(f"note: {note}")
+    if problem is not None:
+        say_error(problem)
     if code in (DONE, NOT_SAVED) and not isinstance(diagnostics, dict):
-        print(f"Done in {seconds:.1f} s, {_count(saving)}.", file=sys.stderr)
+        say(f"Done in {seconds:.1f} s, {_count(saving)}.")
     if as_json:
         show(json.dumps(_data(code, ended.job, problem, output)))
     elif isinstance(diagnostics, dict):
@@ -71,47 +61,28 @@ def report(
     return code
 
 
-def _say(line: str) -> None:
-    for part in style_of(sys.stderr).wrapped(plain(line), indent="  "):
-        print(part, file=sys.stderr)
-
-
-def _error_lines(problem: str, output: Any) -> Iterator[str]:
-    """`error[code]`, the sentence, what the node's Python said last, the way out."""
-    if not problem:
-        return
-    failed = output if isinstance(output, dict) else {}
-    code, fix = failed.get("error_code"), failed.get("fix")
-    hint = fix if isinstance(fix, str) else ""
-    sentence = problem.removesuffix(hint).rstrip() if hint else problem
-    yield f"error[{code}]: {sentence}" if isinstance(code, str) and code else f"error: {sentence}"
-    details = failed.get("details")
-    last = _last_line(details.get("traceback") if isinstance(details, dict) else None)
-    if last and last not in sentence:
-        yield f"  {last}"
-    if hint:
-        yield f"hint: {hint}"
-    if isinstance(failed.get("docs"), str):
-        yield f"more: {failed['docs']}"
-
-
-def _last_line(trace: Any) -> str:
-    text = "\n".join(map(str, trace)) if isinstance(trace, list) else str(trace or "")
-    lines = [line.strip() for line in text.splitlines() if line.strip()]
-    return lines[-1][:300] if lines else ""
-
-
-def _judged(ended: Ended) -> tuple[int, str]:
-    """The exit code so far, and what there is to say."""
-    job = ended.job
-    if job is not None and ended.exit_code == FAILED:
-        return FAILED, job.error or f"The job ended as {job.status}, without a reason."
-    if job is not None and ended.exit_code == DONE and job.output is None:
-        return FAILED, (
-            "The job is COMPLETED but has no output: Runpod drops a reply over its limit. "
-            "Lower MAX_REPLY_MB at the endpoint, or let results go to a bucket."
+def _failure(job: Job | None) -> ClientError | None:
+    """Why a job came to nothing; None where it has a result."""
+    if job is None:
+        return None
+    output = job.output if isinstance(job.output, dict) else {}
+    if job.status != "COMPLETED":
+        given = {name: text for name, text in output.items() if isinstance(text, str)}
+        hint, details = given.get("fix", ""), output.get("details")
+        more = details if isinstance(details, dict) else {}
+        said = (job.error.removesuffix(hint) if hint else job.error).rstrip()
+        if not said:
+            said = f"The job ended as {job.status}, without a reason."
+            return ClientError("client.no_reason", said, hint)
+        trace, docs = more.get("traceback"), given.get("docs", "")
+        return ClientError(given.get("error_code", ""), said, hint, traceback=trace, docs=docs)
+    if job.output is None:
+        return ClientError(
+            "client.no_output",
+            "The job is COMPLETED but has no output: Runpod drops a reply over its limit.",
+            "Lower MAX_REPLY_MB at the endpoint, or let results go to a bucket.",
         )
-    return ended.exit_code, ended.problem
+    return None
 
 
 def _written(diagnostics: dict[str, Any], html: Path, saving: Saving) -> bool:
@@ -145,11 +116,11 @@ def _count(saving: Saving) -> str:
     return ", ".join(found) or "no files"
 
 
-def _data(code: int, job: Job | None, problem: str, output: Any) -> dict[str, Any]:
+def _data(code: int, job: Job | None, problem: ClientError | None, output: Any) -> dict[str, Any]:
     data: dict[str, Any] = {"exit_code": code, "id": job.id if job else None}
     data["status"] = job.status if job else None
-    if problem:
-        data["error"] = problem
+    if problem is not None:
+        data["error"] = str(problem)
     if output is not None:
         data["output"] = output
     return data

@@ -14,6 +14,7 @@ from bootstrap.core.terminal import nearest
 from bootstrap.core.text import named, size_text, trailing_comma
 from handler.common.errors import JobError
 from handler.request.workflow import Workflow, holds_nodes, read_workflow, unwrapped
+from scripts.errors import UsageError
 
 # https://docs.runpod.io/serverless/endpoints/send-requests: /run takes 10 MB
 RUN_LIMIT_BYTES = 10_000_000
@@ -22,10 +23,6 @@ _EXPORT = "In ComfyUI choose Workflow → Export (API)."
 _PNG = b"\x89PNG\r\n\x1a\n"
 _OTHER_PICTURES = {b"\xff\xd8\xff": "a JPEG picture", b"RIFF": "a WebP picture"}
 _UTF16 = (b"\xff\xfe", b"\xfe\xff")  # PowerShell's `>` writes it
-
-
-class UsageError(Exception):
-    """An argument or a file cannot be used; `str()` says why and what to give instead."""
 
 
 def workflow_input(
@@ -85,7 +82,7 @@ def _workflow(request: dict[str, Any], source: str) -> Workflow | None:
     try:
         return read_workflow(unwrapped(request["workflow"]))
     except JobError as problem:
-        raise UsageError(f"{source}: {problem}") from None
+        raise UsageError(f"{source}: {problem.message}", problem.fix) from None
 
 
 def _param(text: str) -> tuple[str, Any]:
@@ -115,7 +112,7 @@ def check_sendable(
             fix = f"Put the workflow on the volume as workflows/{name}.json, and send --name {name}"
             fix += " instead of it."
         said = f"The request is {size / 1e6:.1f} MB; Runpod accepts at most 10 MB."
-        raise UsageError(f"{said} {fix}")
+        raise UsageError(said, fix)
 
 
 def _read_json(source: str) -> Any:
@@ -126,7 +123,7 @@ def _read_json(source: str) -> Any:
         content, constant = _workflow_in(content, name), _as_null
     text = _text(content, name)
     if not text.strip():
-        raise UsageError(f"{name} is empty. {_EXPORT}")
+        raise UsageError(f"{name} is empty.", _EXPORT)
     try:
         return json.loads(text, parse_constant=constant)
     except json.JSONDecodeError as problem:
@@ -135,7 +132,7 @@ def _read_json(source: str) -> Any:
         why = "it is nested too deeply"
     except ValueError as problem:
         why = str(problem)
-    raise UsageError(f"{name} is not valid JSON: {why}. {_EXPORT}")
+    raise UsageError(f"{name} is not valid JSON: {why}.", _EXPORT)
 
 
 def _as_null(_: str) -> None:
@@ -158,12 +155,12 @@ def _refuse(path: Path, name: str, problem: OSError) -> NoReturn:
     if isinstance(problem, IsADirectoryError):
         files = sorted(file.name for file in path.glob("*.json"))
         inside = f": {named(files)}" if files else ""
-        raise UsageError(f"{name} is a folder. Name a file in it{inside}.") from None
+        raise UsageError(f"{name} is a folder.", f"Name a file in it{inside}.") from None
     if isinstance(problem, FileNotFoundError) and path.parent.is_dir():
         there = {file.stem: file.name for file in path.parent.iterdir() if file.is_file()}
         guess = there.get(nearest(path.stem, list(there)), "")
-        meant = f" Did you mean {path.with_name(guess)}?" if guess else ""
-        raise UsageError(f"{name} does not exist.{meant}") from None
+        meant = f"Did you mean {path.with_name(guess)}?" if guess else ""
+        raise UsageError(f"{name} does not exist.", meant) from None
     raise UsageError(f"{name} cannot be read: {problem.strerror}.") from None
 
 
@@ -177,8 +174,8 @@ def _text(content: bytes, name: str) -> str:
         return text
     for head, kind in _OTHER_PICTURES.items():
         if content.startswith(head):
-            raise UsageError(f"{name} is {kind}; only a PNG's workflow can be used. {_EXPORT}")
-    raise UsageError(f"{name} is not a text file, so it cannot be a workflow. {_EXPORT}")
+            raise UsageError(f"{name} is {kind}; only a PNG's workflow can be used.", _EXPORT)
+    raise UsageError(f"{name} is not a text file, so it cannot be a workflow.", _EXPORT)
 
 
 def _mistake(problem: json.JSONDecodeError) -> str:
@@ -204,8 +201,8 @@ def _workflow_in(picture: bytes, name: str) -> bytes:
     if b"prompt" not in texts:
         has = "only the page's form of its workflow" if b"workflow" in texts else "no workflow"
         raise UsageError(
-            f"{name} is a picture with {has} in it. Open it in ComfyUI (drop it on the page), and "
-            "choose Workflow → Export (API)."
+            f"{name} is a picture with {has} in it.",
+            "Open it in ComfyUI (drop it on the page), and choose Workflow → Export (API).",
         )
     return texts[b"prompt"]
 
@@ -229,11 +226,11 @@ def _present(workflow: Workflow | None, node: str, name: str) -> Any:
     inputs = workflow[node]["inputs"]
     if name not in inputs:
         guess = nearest(name, list(inputs))
-        meant = f" Did you mean {node}.{guess}?" if guess else ""
+        meant = f"Did you mean {node}.{guess}?" if guess else ""
         has = ", ".join(inputs) or "none"
         kind = workflow[node]["class_type"]
         raise UsageError(
-            f"--set names input {name!r} of node {node} ({kind}); it has {has}.{meant}"
+            f"--set names input {name!r} of node {node} ({kind}); it has {has}.", meant
         )
     return inputs[name]
 

@@ -13,10 +13,12 @@ from typing import Any
 _LINK = re.compile(r"(\]\(|(?:src|href)=\")(?!https?:|mailto:|#)([^)#\s\"]+)")
 _README = {"index.md": "README.md", "index.ru.md": "README.ru.md"}
 _LANGUAGES = {"README.md": "", "README.ru.md": "ru/"}
+_PERMALINK = {"en": "Link to this section", "ru": "Ссылка на этот раздел"}
 
 
 def on_page_markdown(markdown: str, /, page: Any, config: Any, files: Any) -> str:
     """The text of a page with links that hold on the site."""
+    config["mdx_configs"]["toc"]["permalink_title"] = _PERMALINK[config["theme"]["language"]]
     root = Path(config["config_file_path"]).parent
     source = posixpath.relpath(page.file.abs_src_path, root)
     if readme := _README.get(Path(source).name):

@@ -33,12 +33,11 @@ from urllib.parse import quote, urlsplit
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 try:
-    from scripts.api_key import KeyUnusable, is_safe_for_a_key, usable_key
-    from scripts.endpoint import PUBLIC_API, Endpoint, EndpointError, Job, TooSlow
+    from scripts.api_key import is_safe_for_a_key, usable_key
+    from scripts.endpoint import PUBLIC_API, Endpoint, Job
     from scripts.preview import Previews
     from scripts.request_form import (
         RUN_LIMIT_BYTES,
-        UsageError,
         check_sendable,
         named_input,
         workflow_input,
@@ -51,17 +50,8 @@ except ModuleNotFoundError as missing:
     sys.exit(2)
 
 from bootstrap.core.terminal import Parser, as_typed, closing
-from scripts.outcome import (
-    DONE,
-    EXIT_CODES,
-    FAILED,
-    INTERRUPTED,
-    TIMEOUT,
-    UNREACHABLE,
-    USAGE,
-    Ended,
-    report,
-)
+from scripts.errors import EXIT_CODES, ClientError, EndpointError, TooSlow, UsageError
+from scripts.outcome import Ended, report
 
 _POLL_SECONDS = 1.0
 DEFAULT_PORT = 8000  # of a local worker
@@ -87,12 +77,11 @@ def main(argv: list[str], env: Mapping[str, str] = os.environ, prog: str = "subm
             previews = Previews(env, sys.stderr.isatty())
             ended = _run(endpoint, job_input, arguments.timeout, watching, previews)
             _save_preview(previews, arguments.output, watching)
-        except (UsageError, KeyUnusable) as problem:
-            ended = Ended(USAGE, problem=str(problem))
-        except EndpointError as problem:
-            ended = Ended(UNREACHABLE, problem=str(problem))
+        except ClientError as problem:
+            ended = Ended(problem=problem)
         except KeyboardInterrupt:
-            ended = Ended(INTERRUPTED, problem="Stopped before the endpoint had named the job.")
+            said = "Stopped before the endpoint had named the job."
+            ended = Ended(problem=ClientError("client.interrupted", said))
     seconds = time.monotonic() - begun
     return report(ended, arguments.output, arguments.json, arguments.html, seconds)
 
@@ -203,7 +192,9 @@ def _endpoint(
     key = usable_key(env.get("RUNPOD_API_KEY"))
     endpoint_id = (arguments.endpoint or env.get("RUNPOD_ENDPOINT_ID", "")).strip()
     if not endpoint_id:
-        raise UsageError("RUNPOD_ENDPOINT_ID is not set. It is in the console's list of endpoints.")
+        raise UsageError(
+            "RUNPOD_ENDPOINT_ID is not set.", "It is in the console's list of endpoints."
+        )
     # The name the SDK knows it by.
     base = (env.get("RUNPOD_ENDPOINT_BASE_URL", "").strip() or PUBLIC_API).rstrip("/")
     if not is_safe_for_a_key(base):
@@ -231,7 +222,7 @@ def _check_room(folder: Path) -> None:
             raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
     except OSError as problem:
         raise UsageError(
-            f"--output {folder} cannot be used: {problem.strerror}. Name another folder."
+            f"--output {folder} cannot be used: {problem.strerror}.", "Name another folder."
         ) from None
     finally:
         for place in missing:
@@ -273,13 +264,15 @@ def _run(
             pause = min(2 * pause, _POLL_SECONDS)
             job = endpoint.status(job.id)
     except EndpointError as problem:
-        return Ended(UNREACHABLE, job, f"{problem} Job {job.id} may go on without being watched.")
-    except (KeyboardInterrupt, _OutOfTime) as reason:
-        said = _cancelled(endpoint, job)
-        if isinstance(reason, KeyboardInterrupt):
-            return Ended(INTERRUPTED, job, f"Stopped. {said}")
-        return Ended(TIMEOUT, job, f"Not done within {timeout:g} s. {said}")
-    return Ended(DONE if job.status == "COMPLETED" else FAILED, job)
+        said = f"{problem.message} Job {job.id} may go on without being watched."
+        return Ended(job, EndpointError(problem.code, said, problem.fix))
+    except KeyboardInterrupt:
+        stopped = f"Stopped. {_cancelled(endpoint, job)}"
+        return Ended(job, ClientError("client.interrupted", stopped))
+    except _OutOfTime:
+        late = f"Not done within {timeout:g} s. {_cancelled(endpoint, job)}"
+        return Ended(job, ClientError("client.timeout", late))
+    return Ended(job)
 
 
 def _run_locally(
@@ -287,14 +280,14 @@ def _run_locally(
 ) -> Ended:
     endpoint.reach()
     watching.show("IN_PROGRESS", "running (a local worker reports no progress)")
+    goes_on = "A local worker cannot cancel: it goes on."
     try:
-        job = endpoint.run_and_wait(job_input, timeout)
+        return Ended(endpoint.run_and_wait(job_input, timeout))
     except TooSlow:
-        said = f"Not done within {timeout:g} s. A local worker cannot cancel: it goes on."
-        return Ended(TIMEOUT, None, said)
+        said = f"Not done within {timeout:g} s. {goes_on}"
+        return Ended(problem=ClientError("client.timeout", said))
     except KeyboardInterrupt:
-        return Ended(INTERRUPTED, None, "Stopped. A local worker cannot cancel: it goes on.")
-    return Ended(DONE if job.status == "COMPLETED" else FAILED, job)
+        return Ended(problem=ClientError("client.interrupted", f"Stopped. {goes_on}"))
 
 
 def _cancelled(endpoint: Endpoint, job: Job) -> str:

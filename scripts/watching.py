@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import shutil
 import sys
 import time
@@ -13,6 +12,7 @@ from typing import Any
 from tqdm import tqdm
 
 from bootstrap.core.text import counted
+from scripts.printing import plain, say
 
 _WITH_BAR = "{{desc}}  {{bar:{width}}} {{percentage:3.0f}} %  {{elapsed}}"
 _WITHOUT_BAR = "{desc}  {elapsed}"
@@ -112,7 +112,7 @@ class Watching:
     def say(self, line: str) -> None:
         """A line of its own."""
         if self._bar is None:
-            print(plain(line), file=sys.stderr, flush=True)
+            say(plain(line))
         else:
             self._bar.write(plain(line), file=sys.stderr)
 
@@ -133,7 +133,7 @@ class Watching:
         if line == self._line or (soon and what == self._what):
             return
         self._line, self._what, self._line_at = line, what, time.monotonic()
-        print(line, file=sys.stderr, flush=True)
+        say(line)
 
 
 def _form(room: int, percent: float | None) -> str:
@@ -163,11 +163,6 @@ def progress_in(output: Any) -> tuple[float | None, str]:
         parts.append(f"place {position:g}")
     words = _JOINT.join(part for part in parts if part)
     return None if percent is None else min(max(percent, 0.0), 100.0), _words(words)
-
-
-def plain(text: str) -> str:
-    """`text` without what a terminal would act on."""
-    return re.sub(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]", "", text)
 
 
 def _node(output: Mapping[str, Any]) -> str:

@@ -156,7 +156,7 @@ def test_what_the_doctor_uses_needs_nothing_but_the_standard_library() -> None:
     roots |= {
         "bootstrap.core.findings",
         "bootstrap.config.settings",
-        "bootstrap.volume.layout",
+        "bootstrap.volume.locate",
         "bootstrap.volume.links",
     }
     foreign = {
@@ -187,7 +187,7 @@ def test_what_the_worker_imports_is_what_its_requirements_name() -> None:
 
 
 def test_the_guard_is_a_script_that_knows_nothing_of_the_project() -> None:
-    assert {top(i) for i in imports("bootstrap.core.guard")} <= set(STANDARD)
+    assert {top(i) for i in imports("bootstrap.core.child_guard")} <= set(STANDARD)
 
 
 @pytest.mark.parametrize("name", sorted(modules()))

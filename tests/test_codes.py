@@ -107,7 +107,7 @@ def test_codes_have_a_family_and_a_meaning() -> None:
     for codes in ALL.values():
         for code, meaning in codes.items():
             assert re.fullmatch(r"[a-z0-9_]+\.[a-z0-9_]+", code), code
-            assert meaning, code
+            assert meaning and not meaning.endswith("."), code
 
 
 def test_the_trees_are_really_read() -> None:

@@ -32,8 +32,8 @@ from handler.request.parse import (
     parse_request,
 )
 from scripts import check_volume, submit
-from scripts.document import TROUBLESHOOTING, all_codes, documents
-from scripts.outcome import EXIT_CODES
+from scripts.document import TROUBLESHOOTING, all_codes, documents, russian_codes
+from scripts.errors import EXIT_CODES
 from tests.handler.request.test_worker_comfyui import FAILURE, SUCCESS
 from tests.support import check_cases
 from tests.support.schemas import check_reply, check_request, validator
@@ -78,6 +78,15 @@ def test_every_code_has_one_anchor_on_both_pages() -> None:
         anchors = re.findall(r'\| <a id="([^"]+)">', page.read_text("utf-8"))
         assert sorted(anchors) == sorted(all_codes()), page.name
     assert docs_url("volume.full").endswith("/troubleshooting/#volume.full")
+
+
+def test_every_code_has_its_russian_meaning_with_the_same_figures_and_names() -> None:
+    english, russian = all_codes(), russian_codes()
+    assert list(russian) == sorted(english)
+    for code, meaning in russian.items():
+        assert re.search("[а-яё]", meaning) and not meaning.endswith("."), code
+        assert _figures(english[code], ".") <= _figures(meaning, ","), code
+        assert set(re.findall("`.+?`", english[code])) <= set(re.findall("`.+?`", meaning)), code
 
 
 def test_every_section_names_codes_that_exist_and_both_pages_the_same() -> None:
@@ -206,7 +215,8 @@ def test_a_russian_page_has_the_examples_and_links_of_the_english_one(russian: P
 @pytest.mark.parametrize("russian", RUSSIAN, ids=lambda page: page.name)
 def test_a_russian_page_has_the_figures_of_the_english_one(russian: Path) -> None:
     english = russian.with_name(russian.name.replace(".ru.md", ".md"))
-    assert _figures(english) - _figures(russian) == set()
+    theirs, ours = (page.read_text("utf-8") for page in (english, russian))
+    assert _figures(theirs, ".") - _figures(ours, ",") == set()
 
 
 @pytest.mark.parametrize("russian", RUSSIAN, ids=lambda page: page.name)
@@ -215,6 +225,11 @@ def test_a_russian_page_links_to_russian_pages_and_says_what_they_are(russian: P
     for shown, page in re.findall(r"\[([^]]*)\]\((?!https?:)([^)#]+)\.md\b", text):
         assert not shown.endswith(".ru.md")
         assert page.endswith(".ru") or not (russian.parent / f"{page}.ru.md").is_file(), page
+
+
+@pytest.mark.parametrize("page", sorted((ROOT / "docs").glob("*.md")), ids=lambda p: p.name)
+def test_a_link_says_where_it_leads_instead_of_a_file_name(page: Path) -> None:
+    assert re.findall(r"\[[\w./-]+\.md\]\(", page.read_text("utf-8")) == []
 
 
 # Written by the benchmarks; for those who change the code. All else has its Russian page.
@@ -246,11 +261,10 @@ def _shape(page: Path) -> list[str]:
 _NOT_PROSE = re.compile(r"<!-- codes.*?<!-- /codes|```.*?```|`[^`]*`|\]\([^)]*\)", re.DOTALL)
 
 
-def _figures(page: Path) -> set[str]:
-    """The numbers of its text, each as in English: 1,715 and 1.5 are 1 715 and 1,5 in Russian."""
-    text = _NOT_PROSE.sub("", page.read_text("utf-8"))
-    separator, point = ("[\u00a0 ]", ",") if page.name.endswith(".ru.md") else (",", ".")
-    text = re.sub(rf"(?<=\d){separator}(?=\d{{3}}\b)", "", text)
+def _figures(text: str, point: str) -> set[str]:
+    """The numbers of a text, each as in English: 1,715 and 1.5 are 1 715 and 1,5 in Russian."""
+    separator = "[\u00a0 ]" if point == "," else ","
+    text = re.sub(rf"(?<=\d){separator}(?=\d{{3}}\b)", "", _NOT_PROSE.sub("", text))
     return {figure.replace(point, ".") for figure in re.findall(r"\d+(?:[.,]\d+)*", text)}
 
 
@@ -312,6 +326,7 @@ CODE = re.compile(r"`([a-z0-9]+(?:_[a-z0-9]+)*\.[a-z0-9_*]+)`")
 # Variables of Runpod's, of other programs, of other workers; all others are settings.
 FOREIGN = re.compile(
     r"RUNPOD_\w+|BUCKET_\w+|ENDPOINT_URL|MALLOC_ARENA_MAX|PYTORCH_\w+|WEBSOCKET_\w+|COMFY_API_\w+"
+    r"|CUDA_VISIBLE_DEVICES|HF_ENDPOINT|HF_HUB_\w+|LD_PRELOAD|NVIDIA_DRIVER_CAPABILITIES"
     r"|MAX_WIAT|COMFY_ARGS|NETWORK_VOLUME_DEBUG|SERVE_API_LOCALLY|PUBLIC_KEY|YOUR_NAME|PYTHON_VERSION"
 )
 

@@ -18,7 +18,7 @@ from benchmarks.cold_start.contenders import Contender, four
 from benchmarks.cold_start.scene import furnished
 from benchmarks.cold_start.session import Figures, Plan, run_session
 from benchmarks.cold_start.tables import section
-from benchmarks.document import FILE, put_section
+from benchmarks.document import publish, say
 from benchmarks.machine import Machine, this_machine
 from benchmarks.node_packs import FILES, PACKS
 from benchmarks.simulated_volume import CannotSimulate, Delays, why_not
@@ -54,19 +54,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         outcome = measure(given.only or [*_COLD, _HOT, _THAW], given.rounds, given.frozen)
     except KeyboardInterrupt:
-        _say("interrupted; everything is cleaned up")
+        say("interrupted; everything is cleaned up")
         return 130
     except (CannotSimulate, DemoError) as problem:
-        _say(str(problem))
+        say(str(problem))
         return 2
-    print(outcome.text)
+    publish(SECTION, outcome.text, whole=not given.only)
     for verdict in outcome.verdicts:
         print(verdict)
-    if given.only:
-        _say(f"only a part was run, so {FILE.name} was left as it is")
-    else:
-        put_section(SECTION, outcome.text)
-        _say(f"{FILE} is written")
     return 0 if all(verdict.met for verdict in outcome.verdicts) else 1
 
 
@@ -82,7 +77,7 @@ def measure(wanted: Sequence[str], rounds: int, frozen_seconds: float) -> Outcom
     machine, figures = this_machine(demo), Figures()
     try:
         with furnished(demo, list(used.values()), Delays(), PACKS, FILES) as scene:
-            run_session(scene, plan, figures, _say)
+            run_session(scene, plan, figures)
     finally:
         if figures.series:
             keep(machine, figures)
@@ -96,7 +91,7 @@ def keep(machine: Machine, figures: Figures, folder: Path = RESULTS) -> Path:
     place = folder / f"cold-start-{time.strftime('%Y%m%d-%H%M%S')}.json"
     data = {"machine": asdict(machine), **figures.as_dict()}
     place.write_text(json.dumps(data, indent=1), encoding="utf-8")
-    _say(f"every run with its timeline and log: {place}")
+    say(f"every run with its timeline and log: {place}")
     return place
 
 
@@ -131,10 +126,6 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     if given.rounds < 1:
         parser.error(f"--rounds {given.rounds}: 1 or more")
     return given
-
-
-def _say(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":

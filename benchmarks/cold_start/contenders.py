@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import socket
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -11,6 +10,8 @@ from pathlib import Path
 from benchmarks.cold_start.loads import Load
 from benchmarks.cold_start.scene import Scene
 from demo.environment import REPOSITORY
+from demo.run import free_port
+from demo.volume import DemoVolume
 from tests.support.worker_process import WorkerProcess
 
 PEERS = Path(__file__).with_name("peers")
@@ -42,20 +43,22 @@ def ours(
     scene: Scene, load: Load, volume: Path, plane: Mapping[str, str], **more: str
 ) -> WorkerProcess:
     """This project's worker, with `more` in its environment."""
-    env = {
-        **plane,
+    own = own_environment(volume, scene.demo, scene.work, *load.arguments)
+    return WorkerProcess.module("handler", env={**plane, **own, **more}, cwd=REPOSITORY)
+
+
+def own_environment(volume: Path, demo: DemoVolume, work: Path, *arguments: str) -> dict[str, str]:
+    """What this project's worker needs to run `volume` with the demo's Python; `arguments` are
+    ComfyUI's."""
+    return {
+        **demo.worker_environment,
         "VOLUME_PATH": str(volume),
-        "COMFYUI_PYTHON": str(scene.demo.python),
         # All lines of its start, from which its marks are read, and no more than it says by itself.
-        "COMFYUI_ARGS": " ".join(("--cpu", "--verbose", "INFO", *load.arguments)),
+        "COMFYUI_ARGS": " ".join(("--cpu", "--verbose", "INFO", *arguments)),
         "COMFY_LOG_LEVEL": "debug",
-        "PACKAGES": "report",
-        "LINK_OTHER_MOUNT": "false",  # a name that would outlive a worker that is killed
         "COMFYUI_PORT": "0",
-        "WORK_DIR": str(scene.work),
-        **more,
+        "WORK_DIR": str(work),
     }
-    return WorkerProcess.module("handler", env=env, cwd=REPOSITORY)
 
 
 def all_local(scene: Scene, load: Load, volume: Path, plane: Mapping[str, str]) -> WorkerProcess:
@@ -80,14 +83,16 @@ def image_first(scene: Scene, load: Load, volume: Path, plane: Mapping[str, str]
 
 
 def _peer(scene: Scene, load: Load, comfyui: Path) -> dict[str, str]:
-    return peer_environment(scene.demo.python, comfyui, scene.front_end, *load.arguments)
+    return peer_environment(scene.demo.python, comfyui, scene.folder, *load.arguments)
 
 
-def peer_environment(
-    python: Path, comfyui: Path, front_end: Path, *arguments: str
-) -> dict[str, str]:
-    """What a peer needs to start ComfyUI, on a port that is free now, and to find it."""
-    port = _free_port()
+def peer_environment(python: Path, comfyui: Path, folder: Path, *arguments: str) -> dict[str, str]:
+    """What a peer needs to start ComfyUI, on a port that is free now, and to find it. ComfyUI's own
+    front end is not installed here: an empty page in `folder` is in its place."""
+    front_end = folder / "front-end"
+    front_end.mkdir(exist_ok=True)
+    (front_end / "index.html").write_text("<!doctype html><title>none</title>")
+    port = free_port()
     flags = ["--cpu", *arguments, "--port", str(port), "--disable-auto-launch"]
     flags += ["--front-end-root", str(front_end)]
     return {
@@ -98,12 +103,6 @@ def peer_environment(
         "PEER_WORKER_PYTHON": sys.executable,
         "PEER_HANDLER": "benchmarks.cold_start.peers.image_first",
     }
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def four(load: Load) -> list[Contender]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,6 +17,7 @@ from benchmarks.cold_start import contenders, pages
 from benchmarks.cold_start.loads import Load, plain
 from benchmarks.cold_start.measure import posted
 from benchmarks.cold_start.scene import CHECKPOINTS, Scene
+from benchmarks.document import say
 from tests.support.control_plane import ControlPlane
 from tests.support.plane_records import now
 from tests.support.worker_process import WorkerProcess
@@ -28,7 +29,6 @@ _ASKS_AGAIN = 30.0
 _TOUCHED = 4
 
 Series = dict[str, list[float]]
-Say = Callable[[str], None]
 
 
 @dataclass
@@ -83,9 +83,7 @@ def hot_worker(scene: Scene, load: Load) -> Iterator[HotWorker]:
             yield hot
 
 
-def unread_and_cached(
-    hot: HotWorker, scene: Scene, load: Load, names: Sequence[str], say: Say
-) -> Series:
+def unread_and_cached(hot: HotWorker, scene: Scene, load: Load, names: Sequence[str]) -> Series:
     """Each round a copy under a name of its own: dropped from memory, then asked for twice.
 
     `names` lay on the volume before the worker booted. A job without a model in between makes
@@ -124,9 +122,7 @@ def _processor_seconds() -> float:
     return float(times.user + times.nice + times.system + times.irq + times.softirq)
 
 
-def thawed_and_hot(
-    hot: HotWorker, load: Load, rounds: int, frozen_seconds: float, say: Say
-) -> Series:
+def thawed_and_hot(hot: HotWorker, load: Load, rounds: int, frozen_seconds: float) -> Series:
     """In turn: a job on the hot worker, and one that comes as its processes are thawed; once with
     the load's model, which is in memory, once without any model."""
     series: Series = {"thawed": [], "hot": [], "thawed plain": [], "hot plain": []}

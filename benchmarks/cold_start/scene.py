@@ -10,7 +10,6 @@ from __future__ import annotations
 import os
 import shutil
 import sys
-import tempfile
 import uuid
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -19,9 +18,9 @@ from pathlib import Path
 
 from benchmarks.cold_start import pages
 from benchmarks.cold_start.loads import Load
+from benchmarks.machine import scratch
 from benchmarks.node_packs import write_node_packs
 from benchmarks.simulated_volume import Delays, mounted
-from demo.cache import cache_folder
 from demo.environment import REPOSITORY
 from demo.volume import DemoVolume
 
@@ -46,11 +45,6 @@ class Scene:
     def work(self) -> Path:
         """Local disk for a worker; empty before each run."""
         return self.folder / "work"
-
-    @property
-    def front_end(self) -> Path:
-        """What `--front-end-root` needs: ComfyUI's own front end is not installed here."""
-        return self.folder / "front-end"
 
     def volume(self, load: Load) -> Path:
         """The folder that is the volume of this load."""
@@ -93,19 +87,13 @@ class Scene:
 def furnished(
     demo: DemoVolume, loads: Sequence[Load], delays: Delays | None, packs: int, files: int
 ) -> Iterator[Scene]:
-    """A scene beside the checkpoints in the cache, so that they are linked; removed at the end."""
-    cache = cache_folder(os.environ)
-    cache.mkdir(parents=True, exist_ok=True)
-    scene = Scene(Path(tempfile.mkdtemp(prefix="benchmark-", dir=cache)), demo, delays)
-    try:
-        scene.front_end.mkdir()
-        (scene.front_end / "index.html").write_text("<!doctype html><title>none</title>")
+    """A scene, removed at the end."""
+    with scratch() as folder:
+        scene = Scene(folder, demo, delays)
         for load in loads:
             _furnish(scene.volume(load), demo, [load.file] if load.file else [], packs, files)
         _furnish(scene.image.parent, demo, [], packs, files)
         yield scene
-    finally:
-        shutil.rmtree(scene.folder, ignore_errors=True)
 
 
 def _furnish(

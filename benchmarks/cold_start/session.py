@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -13,8 +13,7 @@ from benchmarks.cold_start.contenders import Contender
 from benchmarks.cold_start.loads import Load
 from benchmarks.cold_start.measure import Run, cold_run
 from benchmarks.cold_start.scene import Scene
-
-Say = Callable[[str], None]
+from benchmarks.document import say
 
 
 @dataclass(frozen=True)
@@ -58,7 +57,7 @@ class Figures:
         return {"runs": [run.as_dict() for run in self.runs], "pairs": self.pairs}
 
 
-def run_session(scene: Scene, plan: Plan, figures: Figures, say: Say) -> None:
+def run_session(scene: Scene, plan: Plan, figures: Figures) -> None:
     """Prepare, then all rounds, the contenders in turn, then the hot worker.
 
     What is measured goes into `figures` at once, so that an interruption loses nothing.
@@ -77,7 +76,7 @@ def run_session(scene: Scene, plan: Plan, figures: Figures, say: Say) -> None:
             f"(load {run.load_average:.1f}); cold starts take {left / 60:.0f} min more"
         )
     if plan.hot_load is not None and (plan.hot or plan.thaw):
-        figures.pairs.update(_on_a_hot_worker(scene, plan, plan.hot_load, say))
+        figures.pairs.update(_on_a_hot_worker(scene, plan, plan.hot_load))
 
 
 def _turn(contenders: Sequence[Contender], number: int) -> list[Contender]:
@@ -86,13 +85,13 @@ def _turn(contenders: Sequence[Contender], number: int) -> list[Contender]:
     return [*contenders[first:], *contenders[:first]]
 
 
-def _on_a_hot_worker(scene: Scene, plan: Plan, load: Load, say: Say) -> dict[str, list[float]]:
+def _on_a_hot_worker(scene: Scene, plan: Plan, load: Load) -> dict[str, list[float]]:
     names = scene.add_copies(load, plan.hot) if plan.hot else []
     say(f"a hot worker: {plan.hot} rounds with an unread model, {plan.thaw} thaws")
     pairs: dict[str, list[float]] = {}
     with hot.hot_worker(scene, load) as worker:
         if names:
-            pairs |= hot.unread_and_cached(worker, scene, load, names, say)
+            pairs |= hot.unread_and_cached(worker, scene, load, names)
         if plan.thaw:
-            pairs |= hot.thawed_and_hot(worker, load, plan.thaw, plan.frozen_seconds, say)
+            pairs |= hot.thawed_and_hot(worker, load, plan.thaw, plan.frozen_seconds)
     return pairs

@@ -10,6 +10,7 @@ from benchmarks.cold_start.bars import Verdict
 from benchmarks.cold_start.contenders import Contender
 from benchmarks.cold_start.measure import Run
 from benchmarks.cold_start.session import Figures
+from benchmarks.document import table, verdict
 
 JOBS = {
     "unread": "hot worker: 2 GB model on the volume, not in memory",
@@ -72,22 +73,19 @@ _MARKS = "Seconds from process start until …, medians:"
 
 
 def _verdict_table(found: Sequence[Verdict]) -> str:
-    rows = ["| ratio of medians | measured | target | |", "|---|---|---|---|"]
-    for v in found:
-        word = "met" if v.met else "**missed**"
-        rows.append(f"| {v.bar.what} | {v.ratio:.2f} | ≤ {v.bar.limit:.2f} | {word} |")
-    return "\n".join(rows)
+    rows = [[v.bar.what, f"{v.ratio:.2f}", f"≤ {v.bar.limit:.2f}", verdict(v.met)] for v in found]
+    return table(["ratio of medians", "measured", "target", ""], rows)
 
 
 def _time_table(contenders: Sequence[Contender], figures: Figures) -> str:
     names = {c.key: f"{c.name}, {c.load.label}" for c in contenders} | JOBS
-    rows = ["| | median | rounds |", "|---|---|---|"]
+    rows = []
     for key, seconds in ((key, figures.series[key]) for key in names if key in figures.series):
         small = statistics.median(seconds) < 1
         median, unit = _shown(statistics.median(seconds), small), "ms" if small else "s"
         rounds = ", ".join(_shown(s, small) for s in seconds)
-        rows.append(f"| {names[key]} | {median} {unit} | {rounds} |")
-    return "\n".join(rows)
+        rows.append([names[key], f"{median} {unit}", rounds])
+    return table(["", "median", "rounds"], rows)
 
 
 def _shown(seconds: float, as_ms: bool) -> str:
@@ -97,11 +95,11 @@ def _shown(seconds: float, as_ms: bool) -> str:
 def _mark_table(contenders: Sequence[Contender], figures: Figures) -> str:
     runs = {c.key: [r for r in figures.runs if r.contender == c.key] for c in contenders}
     steps = list(dict.fromkeys(step for rs in runs.values() for r in rs for step in r.marks))
-    rows = [f"| | {' | '.join(steps)} |", "|---|" + "---|" * len(steps)]
-    for contender in contenders:
-        cells = [_median_mark(runs[contender.key], step) for step in steps]
-        rows.append(f"| {contender.name}, {contender.load.label} | {' | '.join(cells)} |")
-    return "\n".join(rows)
+    rows = [
+        [f"{c.name}, {c.load.label}", *(_median_mark(runs[c.key], step) for step in steps)]
+        for c in contenders
+    ]
+    return table(["", *steps], rows)
 
 
 def _median_mark(runs: Sequence[Run], step: str) -> str:
@@ -112,9 +110,8 @@ def _median_mark(runs: Sequence[Run], step: str) -> str:
 def _boot_table(contender: Contender, run: Run) -> str:
     """The boot's timeline of one run, as the worker reports it."""
     stages: list[dict[str, Any]] = (run.detail.get("boot") or {}).get("timeline", [])
-    rows = [f"| {contender.name}, {contender.load.label}: stage | from | for | |"]
-    rows.append("|---|---|---|---|")
+    rows = []
     for stage in stages:
         note = stage.get("note", "") if stage["outcome"] == "ok" else stage["outcome"]
-        rows.append(f"| {stage['name']} | {stage['start']:.2f} | {stage['seconds']:.2f} | {note} |")
-    return "\n".join(rows)
+        rows.append([stage["name"], f"{stage['start']:.2f}", f"{stage['seconds']:.2f}", note])
+    return table([f"{contender.name}, {contender.load.label}: stage", "from", "for", ""], rows)

@@ -6,7 +6,12 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from benchmarks.cold_start.contenders import IMAGE_FIRST, PEERS, peer_environment
+from benchmarks.cold_start.contenders import (
+    IMAGE_FIRST,
+    PEERS,
+    own_environment,
+    peer_environment,
+)
 from benchmarks.serving.site import Site
 from benchmarks.serving.timed import TIMES
 from demo.environment import REPOSITORY
@@ -35,16 +40,7 @@ def ours(key: str, name: str, **settings: str) -> Contender:
     """This project's worker with these settings."""
 
     def start(site: Site, env: Env, times: Path | None) -> WorkerProcess:
-        own = {
-            "VOLUME_PATH": str(site.volume),
-            "COMFYUI_PYTHON": str(site.demo.python),
-            "COMFYUI_ARGS": "--cpu --verbose INFO",
-            "COMFY_LOG_LEVEL": "debug",  # its address is read from the log
-            "PACKAGES": "report",
-            "LINK_OTHER_MOUNT": "false",
-            "COMFYUI_PORT": "0",
-            "WORK_DIR": str(site.work(key)),
-        }
+        own = own_environment(site.volume, site.demo, site.work(key))
         every = {**env, **_QUIET, **own, **settings}
         if times is None:
             return WorkerProcess.module("handler", env=every, cwd=REPOSITORY)
@@ -56,7 +52,7 @@ def ours(key: str, name: str, **settings: str) -> Contender:
 
 def _start_peer(site: Site, env: Env, times: Path | None) -> WorkerProcess:
     results = ("--output-directory", str(site.peer_results))
-    own = peer_environment(site.demo.python, site.comfyui, site.front_end, *results)
+    own = peer_environment(site.demo.python, site.comfyui, site.folder, *results)
     own["PEER_NO_CHECK"] = "yes"
     own["PEER_HANDLER"] = _PEER if times is None else f"{_TIMED} {_PEER}"
     every = {**env, **_QUIET, **own}

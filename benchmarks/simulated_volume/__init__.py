@@ -2,7 +2,6 @@
 
     with mounted(folder, mountpoint) as volume:
         ...                                   # every call under `mountpoint` takes its time
-    python3 -m benchmarks.simulated_volume FOLDER MOUNTPOINT [--metadata-ms 1.5] ...
 
 Needs Linux with /dev/fuse, a C compiler, pkg-config and libfuse3 with its headers
 (`apt-get install gcc pkg-config fuse3 libfuse3-dev`).
@@ -137,12 +136,6 @@ class SimulatedVolume:
             if late:
                 break
             time.sleep(0.02)
-        self._end_server()
-
-    def pull_out(self) -> None:
-        """Let the volume vanish at once: its files can no longer be found under the mountpoint,
-        and files that are open give errors."""
-        _fusermount("-uz", self.mountpoint)
         self._end_server()
 
     def kill(self) -> None:

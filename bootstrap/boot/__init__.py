@@ -3,7 +3,7 @@
 from bootstrap.boot.boot import Boot
 from bootstrap.boot.report import BootReport, boot_json, boot_text, log_report, waterfall
 from bootstrap.boot.runtime import Runtime, Serving
-from bootstrap.boot.schedule import Stage
+from bootstrap.boot.task_runner import Stage
 
 __all__ = [
     "Boot",

@@ -21,17 +21,17 @@ import threading
 from collections.abc import Iterable, Mapping
 
 from bootstrap.boot.health import HealthMonitor
-from bootstrap.boot.plan import BootPlan
 from bootstrap.boot.report import BootReport, log_first_line
 from bootstrap.boot.runtime import Runtime, Serving, WarmUpHook, instance_failed
-from bootstrap.boot.schedule import Schedule, TaskState, Timeline
+from bootstrap.boot.task_runner import Schedule, TaskState, Timeline
+from bootstrap.boot.tasks import BootPlan
 from bootstrap.comfyui import ComfyUI, wait_until_ready, with_cause
 from bootstrap.config import Settings
 from bootstrap.core.findings import Finding, errors_in, ok, outcome_of
 from bootstrap.environment import record_opened
 from bootstrap.environment.imports import check_node_imports
 from bootstrap.models.prefetch import ReadAhead
-from bootstrap.volume.search import unlink_other_mounts
+from bootstrap.volume.find_comfyui import unlink_other_mounts
 
 _log = logging.getLogger(__name__)
 

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 
-CODES = {"worker.loop_stuck": "The worker's loop does not move: no job is taken or answered"}
+CODES = {"worker.loop_stuck": "The worker's event loop is stuck: no job is taken or answered"}
 _EVERY = 1.0
 _ALLOWED = 10.0
 _SECOND_CHANCE = 1.0

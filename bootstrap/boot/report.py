@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import bootstrap
-from bootstrap.boot.schedule import Stage
+from bootstrap.boot.task_runner import Stage
 from bootstrap.config import Settings
 from bootstrap.core.concurrency import BoundedCaller, VolumeTimeout
 from bootstrap.core.findings import (
@@ -26,7 +26,7 @@ from bootstrap.core.findings import (
 from bootstrap.core.terminal import PLAIN, Style, findings_text
 from bootstrap.core.text import counted
 from bootstrap.environment import Judgement
-from bootstrap.environment.packs import read_version
+from bootstrap.environment.node_packs import read_version
 from bootstrap.volume import Layout
 
 if TYPE_CHECKING:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from bootstrap.boot.health import HealthMonitor
 from bootstrap.boot.report import BootReport
-from bootstrap.boot.schedule import Stage
+from bootstrap.boot.task_runner import Stage
 from bootstrap.comfyui import ComfyUI, WorkDir, WriteBack
 from bootstrap.config import Settings
 from bootstrap.core.findings import Finding, errors_in, warning
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from bootstrap.models.background import Provisioning
 
 CODES = {
-    "comfyui.instance_failed": "One of several ComfyUIs did not start; the others run jobs",
+    "comfyui.instance_failed": "One of several ComfyUIs did not start; the others run its jobs",
 }
 
 

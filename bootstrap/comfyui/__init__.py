@@ -1,5 +1,6 @@
 """ComfyUI's process: its code and folders on local disk, its start, readiness and end."""
 
+from bootstrap.comfyui.copy_code import Staged, copy_again
 from bootstrap.comfyui.exits import Exit, StartFault, explain_exit, with_cause
 from bootstrap.comfyui.launch import (
     Allocator,
@@ -13,7 +14,6 @@ from bootstrap.comfyui.launch import (
 from bootstrap.comfyui.process import ComfyUI, Launch, not_startable
 from bootstrap.comfyui.readiness import is_answering, wait_until_ready
 from bootstrap.comfyui.run_main import INSTANCES
-from bootstrap.comfyui.stage import Staged, copy_again
 from bootstrap.comfyui.workdir import WorkDir, WriteBack, make_workdir
 
 __all__ = [

@@ -13,22 +13,22 @@ from bootstrap.core.files import contains
 from bootstrap.core.findings import Finding, Severity
 
 CODES = {
-    "comfyui.killed": "ComfyUI was killed, most often for memory",
-    "comfyui.bad_flag": "ComfyUI refused its command line",
+    "comfyui.killed": "ComfyUI was killed, most often because memory ran out",
+    "comfyui.bad_flag": "ComfyUI rejected its command line",
     "comfyui.module_missing": "A Python package that ComfyUI needs is not installed",
-    "comfyui.front_end_missing": "ComfyUI requires its front end package",
-    "comfyui.port_taken": "ComfyUI's port was taken",
+    "comfyui.front_end_missing": "ComfyUI does not start without its front-end package",
+    "comfyui.port_taken": "ComfyUI's port was already in use",
     "comfyui.database": "ComfyUI could not open its database",
-    "comfyui.model_paths_bad": "ComfyUI could not read extra_model_paths.yaml",
-    "comfyui.assets": "ComfyUI could not start its assets",
-    "comfyui.torch_without_gpu": "The torch in ComfyUI's Python has no CUDA",
+    "comfyui.model_paths_bad": "ComfyUI could not read `extra_model_paths.yaml`",
+    "comfyui.assets": "ComfyUI could not start its asset database",
+    "comfyui.torch_without_gpu": "The torch in ComfyUI's Python was built without CUDA",
     "comfyui.gpu_unusable": "The GPU or its driver failed when ComfyUI opened it",
     "comfyui.no_gpu_code": "A package in ComfyUI's Python has no code for this GPU",
     "comfyui.path_unusable": "A file or folder that ComfyUI needs is missing or cannot be opened",
-    "comfyui.disk_full": "ComfyUI found no space on the device",
-    "comfyui.prompt_thread_ended": "A node ended the thread that runs prompts",
-    "comfyui.output_not_json": "A node reported something that is not JSON",
-    "comfyui.exited": "ComfyUI ended for a reason the log does not name",
+    "comfyui.disk_full": "ComfyUI ran out of disk space",
+    "comfyui.prompt_thread_ended": "A node ended ComfyUI's thread that runs prompts",
+    "comfyui.output_not_json": "A node returned something that JSON cannot represent",
+    "comfyui.exited": "ComfyUI exited for a reason that its log does not give",
 }
 LOG_LINES_IN_DETAILS = 30
 # As torch, onnxruntime, attention kernels and CUDA's own libraries report it.

@@ -18,7 +18,7 @@ from collections.abc import Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from bootstrap.comfyui.stage import (
+from bootstrap.comfyui.copy_code import (
     CannotStage,
     CopyPlan,
     Staged,
@@ -35,11 +35,11 @@ from bootstrap.volume import Layout
 from bootstrap.volume.args_file import describe_local_models, flag_names, group_flags
 
 CODES = {
-    "comfyui.flag_unknown": "A flag that this version of ComfyUI does not know",
-    "comfyui.not_staged": "ComfyUI's code was not copied to local disk, and runs from the volume",
-    "comfyui.user_not_copied": "People's settings and workflows were not copied from the volume",
-    "nodes.installs_queued": "What ComfyUI-Manager has queued to install is not installed here",
-    "comfyui.heavy_nodes": "Large files of custom nodes are linked, not copied, to local disk",
+    "comfyui.flag_unknown": "This version of ComfyUI does not know a flag",
+    "comfyui.not_staged": "ComfyUI's code was not copied to local disk and runs from the volume",
+    "comfyui.user_not_copied": "Users' settings and workflows were not copied from the volume",
+    "nodes.installs_queued": "ComfyUI-Manager has queued installs, which a worker does not run",
+    "comfyui.heavy_nodes": "Large files of custom nodes are linked instead of copied to local disk",
 }
 
 # Python 3.14 colours its help when FORCE_COLOR is set.

@@ -25,7 +25,7 @@ from typing import IO
 from bootstrap.comfyui import run_main
 from bootstrap.comfyui.exits import Exit, explain_exit
 from bootstrap.comfyui.launch import Folders, arguments
-from bootstrap.core import guard
+from bootstrap.core import child_guard
 from bootstrap.core.findings import Finding, host_error
 from bootstrap.core.redact import masked
 
@@ -63,7 +63,7 @@ _KEPT_LINES = 2000  # custom nodes log while they are imported
 _LINE_END = re.compile(rb"[\r\n]+")
 _PROMPT_ENDED = "Prompt executed in"  # logged after each prompt, however it ended
 _HELD_SECONDS = 0.3  # how long a line is held until the next one shows its meaning
-_STOP_SECONDS = guard.GRACE_SECONDS + 3
+_STOP_SECONDS = child_guard.GRACE_SECONDS + 3
 # faulthandler writes at once, in small pieces.
 _STACKS_SECONDS, _STACKS_PAUSE = 3.0, 0.2
 CODES = {"comfyui.not_startable": "The operating system refused to start ComfyUI"}
@@ -212,7 +212,7 @@ class ComfyUI:
         args, _ = arguments(
             self.launch.known_flags, self.launch.folders, self.port, self.launch.extra_args
         )
-        guarded = [sys.executable, "-I", "-S", guard.__file__, str(os.getpid())]
+        guarded = [sys.executable, "-I", "-S", child_guard.__file__, str(os.getpid())]
         watched = [str(self.launch.python), run_main.__file__, "main.py"]
         return subprocess.Popen(
             [*guarded, *watched, *args],

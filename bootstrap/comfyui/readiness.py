@@ -23,7 +23,7 @@ _log = logging.getLogger(__name__)
 
 CODES = {
     "comfyui.start_timeout": "ComfyUI is running, but did not answer in time",
-    "comfyui.node_hangs": "A custom node hangs while it is imported",
+    "comfyui.node_hangs": "A custom node hangs during its import",
 }
 POLL_SECONDS = 0.1
 _REPORT_SECONDS = 15.0

@@ -42,7 +42,7 @@ SAID = "ComfyUI's prompt thread ended"  # bootstrap/comfyui/exits.py reads it
 ASK_STACKS = signal.SIGUSR2
 INSTANCES = "COMFYUI_INSTANCES"  # how many ComfyUIs share the memory
 _HERE = os.path.dirname(os.path.abspath(__file__))
-_MEMORY = os.path.join(_HERE, "..", "core", "memory.py")
+_MEMORY = os.path.join(_HERE, "..", "core", "container_limits.py")
 _HOOKS = os.path.join(_HERE, "prompt_hooks.py")
 
 

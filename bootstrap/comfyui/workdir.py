@@ -27,7 +27,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from bootstrap.comfyui.stage import PRIVATE, Staged
+from bootstrap.comfyui.copy_code import PRIVATE, Staged
 from bootstrap.core.concurrency import WorkerPool
 from bootstrap.core.files import Stamp, publish_new, replacing, stays_within
 from bootstrap.core.findings import Finding, host_error
@@ -35,7 +35,7 @@ from bootstrap.core.text import named
 
 _log = logging.getLogger(__name__)
 
-CODES = {"disk.local_unusable": "The worker's own folder on local disk cannot be made"}
+CODES = {"disk.local_unusable": "The worker's own folder on local disk cannot be created"}
 _PREFIX = "comfyui-worker-"
 _LOCK = ".lock"
 # How long a start waits for the removal of killed workers' leftovers, and above how many free bytes

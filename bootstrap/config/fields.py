@@ -326,7 +326,9 @@ def as_data(value: Any) -> Any:
 def _shown(default: Any) -> str:
     if default is None or default == ():
         return "–"
-    return str(default).lower() if isinstance(default, bool) else str(default)
+    if isinstance(default, bool):
+        return str(default).lower()
+    return f"{default:g}" if isinstance(default, float) else str(default)
 
 
 def _wrong(name: str, text: str, kind: SettingType, problem: str) -> Finding:

@@ -105,7 +105,6 @@ class Settings:
         kinds.number(1, 3600),
         400.0,
         "Seconds until ComfyUI must answer; Runpod allows 420 for a cold start",
-        "400",
     )
 
     # Limits of a job, and its inputs.
@@ -114,14 +113,12 @@ class Settings:
         kinds.number(1, 86400),
         300.0,
         "Seconds a job may take unless it sets `max_wait`",
-        "300",
     )
     max_request_mb: float = var(
         "MAX_REQUEST_MB",
         kinds.number(0.01, 1000),
         20.0,
         "Larger requests are refused; Runpod itself accepts 10 (`/run`) or 20 (`/runsync`)",
-        "20",
     )
     max_reply_mb: float = var(
         "MAX_REPLY_MB",
@@ -129,21 +126,18 @@ class Settings:
         10.0,
         "Files that would make a reply larger go to the bucket or stay on the volume; the reply "
         "says where",
-        "10",
     )
     max_input_mb: float = var(
         "MAX_INPUT_MB",
         kinds.number(0.01, 100_000),
         500.0,
         "Largest file, in megabytes, to fetch from a request's URL",
-        "500",
     )
     input_timeout: float = var(
         "INPUT_TIMEOUT",
         kinds.number(1, 3600),
         120.0,
         "Seconds for fetching all of a request's URLs",
-        "120",
     )
     allow_private_urls: bool = var(
         "ALLOW_PRIVATE_URLS",
@@ -233,7 +227,6 @@ class Settings:
         kinds.number(1, 3600),
         60.0,
         "Seconds for finding the volume and linking models",
-        "60",
     )
     stage_comfyui: bool = var(
         "STAGE_COMFYUI",
@@ -246,14 +239,12 @@ class Settings:
         kinds.number(0, 1_000_000),
         200.0,
         "In a custom node of more megabytes than this, the largest files are linked, not copied",
-        "200",
     )
     stage_timeout: float = var(
         "STAGE_TIMEOUT",
         kinds.number(1, 3600),
         60.0,
         "Seconds for the copy; then ComfyUI runs from the volume",
-        "60",
     )
     packages: str = var(
         "PACKAGES",
@@ -286,7 +277,6 @@ class Settings:
         kinds.number(1, 3600),
         180.0,
         "Seconds for fetching them; then ComfyUI starts without the missing ones",
-        "180",
     )
     prefetch_models: str = var(
         "PREFETCH_MODELS",
@@ -303,11 +293,7 @@ class Settings:
         "`last` (the last one that succeeded here, reduced)",
     )
     warmup_timeout: float = var(
-        "WARMUP_TIMEOUT",
-        kinds.number(1, 3600),
-        120.0,
-        "Seconds for the warm-up",
-        "120",
+        "WARMUP_TIMEOUT", kinds.number(1, 3600), 120.0, "Seconds for the warm-up"
     )
 
     # Memory.
@@ -317,7 +303,6 @@ class Settings:
         90.0,
         "Percent of the container's memory at which ComfyUI is asked, between jobs, to free "
         "models and cached results; 100 is never",
-        "90",
     )
     memory_restart_at: float = var(
         "MEMORY_RESTART_AT",
@@ -325,7 +310,6 @@ class Settings:
         95.0,
         "Percent of memory, after that, at which ComfyUI is restarted before the next job; 100 is "
         "never",
-        "95",
     )
 
     # How jobs are served.
@@ -349,7 +333,6 @@ class Settings:
         "Seconds that a running job may continue after SIGTERM; then it is stopped and answered. "
         "Keep it some seconds below the platform's own limit: 10 for Docker by default, not "
         "published for Runpod Serverless",
-        "6",
     )
     refresh_worker: bool = var(
         "REFRESH_WORKER",
@@ -403,16 +386,10 @@ class Settings:
         "HUGGING_FACE_HUB_TOKEN",
     )
     download_token: Secret | None = var(
-        "DOWNLOAD_TOKEN",
-        kinds.SECRET,
-        None,
-        "Bearer token for model URLs at DOWNLOAD_TOKEN_HOST",
+        "DOWNLOAD_TOKEN", kinds.SECRET, None, "Bearer token for model URLs at DOWNLOAD_TOKEN_HOST"
     )
     download_token_host: str | None = var(
-        "DOWNLOAD_TOKEN_HOST",
-        kinds.HOST,
-        None,
-        "The only host that gets DOWNLOAD_TOKEN, by https",
+        "DOWNLOAD_TOKEN_HOST", kinds.HOST, None, "The only host that gets DOWNLOAD_TOKEN, by https"
     )
     allow_private_download_urls: bool = var(
         "ALLOW_PRIVATE_DOWNLOAD_URLS",
@@ -459,7 +436,6 @@ class Settings:
         300.0,
         "Seconds the first job may wait for required models; then the worker starts degraded and "
         "continues the download",
-        "300",
     )
 
     @classmethod

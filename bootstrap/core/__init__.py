@@ -2,12 +2,12 @@
 
 __all__ = [
     "archive",
+    "child_guard",
     "concurrency",
+    "container_limits",
     "files",
     "findings",
-    "guard",
     "log",
-    "memory",
     "page_cache",
     "redact",
     "temp_files",

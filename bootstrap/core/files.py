@@ -13,11 +13,11 @@ import shutil
 import stat
 import time
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from itertools import chain, count, islice
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import BinaryIO, NamedTuple
 
 from bootstrap.core.temp_files import lease_name
@@ -276,6 +276,35 @@ def publish_new(source: Path, final: Path) -> bool:
         return _publish_result(part, final)
     finally:
         part.unlink(missing_ok=True)
+
+
+def link_text(path: str | PurePath) -> str | None:
+    """A link's text; None if there is no link."""
+    try:
+        return os.readlink(path)
+    except OSError:
+        return None
+
+
+def remove_if(place: PurePath, aside: PurePath, is_meant: Callable[[PurePath], bool]) -> bool:
+    """Remove `place` if it is what is meant; else it stays. It is moved `aside` before it is looked
+    at, since between a check and an unlink another process could put a real file in its place.
+    Raises OSError."""
+    try:
+        os.rename(place, aside)
+    except FileNotFoundError:
+        return False
+    if is_meant(aside):
+        os.unlink(aside)
+        return True
+    text = link_text(aside)
+    if text is not None and text == link_text(place):
+        os.unlink(aside)  # another worker has made it again
+        return False
+    if os.path.lexists(place):
+        raise OSError(errno.EBUSY, f"changed under us; what stood there is kept at {aside}")
+    os.rename(aside, place)
+    return False
 
 
 def read_regular(path: str | Path, most: int) -> bytes:

@@ -10,13 +10,14 @@ from __future__ import annotations
 import errno
 import os
 import uuid
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from pathlib import Path
-from typing import ClassVar
+from functools import partial
+from pathlib import Path, PurePath
+from typing import TypeVar
 
-from bootstrap.core.files import Disk, publish, replacing, stays_within
+from bootstrap.core.files import Disk, publish, remove_if, replacing, stays_within
 from bootstrap.core.findings import Finding, info, warning
 from bootstrap.core.temp_files import Leftover, identity_of
 from bootstrap.core.text import counted, named, size_text
@@ -29,97 +30,28 @@ from bootstrap.volume import links as apply
 from bootstrap.volume.link_plan import Action, LinkPlan, RemoveLink
 
 CODES = {
-    "fix.folders_made": "Missing folders were made.",
-    "fix.models_moved": "Misplaced models were moved to where ComfyUI reads them.",
-    "fix.links_changed": "Links were made relative, so that they hold under every mount point.",
-    "fix.links_removed": "Our own links that led nowhere were removed.",
-    "fix.swept": "Leftovers of workers that were killed were removed.",
-    "fix.failed": "A repair could not be made.",
+    "fix.folders_made": "Missing folders were created",
+    "fix.models_moved": "Misplaced models were moved to where ComfyUI reads them",
+    "fix.links_changed": "Links were made relative, so that they work under every mount point",
+    "fix.links_removed": "Broken links made by workers were removed",
+    "fix.swept": "Leftovers of killed workers were removed",
+    "fix.failed": "A repair failed",
 }
 
 
 @dataclass(frozen=True)
-class MakeFolders:
-    """Create these folders, parents first. Existing ones are left alone."""
+class Repair:
+    """One kind of repair, at `paths`: `sentence` says what it would do, `codes` are the findings
+    that it fixes. `act` does it and gives the paths that it changed, and what failed; `code` and
+    `said`, with their number and the noun in place of {}, report that."""
 
-    codes: ClassVar = frozenset({"volume.models_missing"})
-    paths: tuple[str, ...]
-
-    @property
-    def sentence(self) -> str:
-        """What would be done."""
-        return f"Make {counted(len(self.paths), 'folder')}: {named(self.paths)}"
-
-
-@dataclass(frozen=True)
-class RemoveLinks:
-    """Remove broken links that our link plan made."""
-
-    codes: ClassVar = frozenset({"links.ours_broken"})
-    links: tuple[RemoveLink, ...]
-
-    @property
-    def paths(self) -> tuple[str, ...]:
-        """Where they are."""
-        return tuple(str(link.place) for link in self.links)
-
-    @property
-    def sentence(self) -> str:
-        """What would be done."""
-        count = counted(len(self.links), "link")
-        return f"Remove {count} of our own that are broken: {named(self.paths)}"
-
-
-@dataclass(frozen=True)
-class Sweep:
-    """Remove our files that are too old to be in use."""
-
-    codes: ClassVar = frozenset({"volume.leftovers"})
-    leftovers: tuple[Leftover, ...]
-
-    @property
-    def paths(self) -> tuple[str, ...]:
-        """Where they are."""
-        return tuple(leftover.path for leftover in self.leftovers)
-
-    @property
-    def sentence(self) -> str:
-        """What would be done."""
-        size = size_text(sum(leftover.size for leftover in self.leftovers))
-        count = counted(len(self.leftovers), "file")
-        return f"Remove {count} ({size}) left by workers that were killed: {named(self.paths)}"
-
-
-@dataclass(frozen=True)
-class MoveModels:
-    """Move these models, or the contents of these folders, to where they belong; names that are
-    taken stay. `codes` are the findings that this fixes."""
-
+    code: str
     codes: frozenset[str]
-    strays: tuple[Stray, ...]
-
-    @property
-    def sentence(self) -> str:
-        """What would be done."""
-        belongs = list(dict.fromkeys(stray.belongs for stray in self.strays))
-        return f"Move the models at {named([s.path for s in self.strays])} to {named(belongs)}"
-
-
-@dataclass(frozen=True)
-class Relink:
-    """Make links through a mount point relative, with the same target."""
-
-    codes: ClassVar = frozenset({"links.other_mount", "links.absolute", "models.link_other_mount"})
-    links: tuple[LinkFact, ...]
-
-    @property
-    def sentence(self) -> str:
-        """What would be done."""
-        paths = [link.path for link in self.links]
-        return f"Make {counted(len(paths), 'link')} relative: {named(paths)}"
-
-
-Repair = MakeFolders | MoveModels | Relink | RemoveLinks | Sweep
+    paths: tuple[str, ...]
+    sentence: str
+    said: str
+    noun: str
+    act: Callable[[], tuple[list[str], list[Finding]]]
 
 
 def plan_fixes(
@@ -134,33 +66,119 @@ def plan_fixes(
         or not _furnished(facts)
     ):
         return []
-    folders = tuple(p for p in _missing_folders(facts) if stays_within(p, facts.root))
-    removed = tuple(
-        action
-        for action in apply.plan_for(layout).actions
-        if isinstance(action, RemoveLink) and stays_within(action.place, facts.root)
+    repairs = (
+        _make_folders(facts),
+        _move_models(facts, inventory),
+        _relink(facts, inventory),
+        _remove_links(facts, layout),
+        _sweep(facts),
     )
-    stale = tuple(
-        leftover
-        for leftover in facts.leftovers
-        if leftover.stale and leftover.removable and stays_within(leftover.path, facts.root)
+    return [repair for repair in repairs if repair.paths]
+
+
+def apply_fixes(repairs: Sequence[Repair]) -> list[Finding]:
+    """Apply the repairs; findings about what was done and what could not be."""
+    findings: list[Finding] = []
+    for repair in repairs:
+        done, failed = repair.act()
+        if done:
+            message = f"{repair.said.format(counted(len(done), repair.noun))}: {named(done)}."
+            findings.append(info(repair.code, message, paths=done[:50]))
+        findings += failed
+    return findings
+
+
+T = TypeVar("T")
+
+
+def _each(
+    things: Sequence[T], path_of: Callable[[T], str], act: Callable[[T], bool]
+) -> tuple[list[str], list[Finding]]:
+    """The paths of the things that `act` changed, and what it could not."""
+    done, failed = [], []
+    for thing in things:
+        try:
+            if act(thing):
+                done.append(path_of(thing))
+        except OSError as problem:
+            failed.append(_failed(path_of(thing), problem))
+    return done, failed
+
+
+def _make_folders(facts: VolumeFacts) -> Repair:
+    """Parents first; existing ones are left alone."""
+    paths = tuple(p for p in _missing_folders(facts) if stays_within(p, facts.root))
+    return Repair(
+        "fix.folders_made",
+        frozenset({"volume.models_missing"}),
+        paths,
+        f"Make {counted(len(paths), 'folder')}: {named(paths)}",
+        "Made {}",
+        "folder",
+        partial(_each, paths, str, _made),
     )
-    strays = _strays(facts, inventory)
-    seen = {link.path for link in facts.links}
-    deeper = [x for x in (inventory.links if inventory else ()) if x.path not in seen]
-    relative = tuple(
-        link
-        for link in (*facts.links, *deeper)
-        if link.relative is not None and not link.ours and stays_within(link.path, facts.root)
+
+
+def _made(path: str) -> bool:
+    try:
+        os.mkdir(path)
+    except FileExistsError:
+        return False
+    return True
+
+
+def _furnished(facts: VolumeFacts) -> bool:
+    """Folders created in an unattached volume's empty mount point would hide that it is not
+    attached."""
+    return facts.mounted or facts.comfyui_on_volume or bool(facts.models.homes)
+
+
+def _missing_folders(facts: VolumeFacts) -> tuple[str, ...]:
+    """The models folder and its usual categories; names that are taken are left alone."""
+    models = os.path.join(facts.root, MODELS)
+    if facts.models.homes:
+        home, paths = facts.models.homes[0], []
+    elif os.path.lexists(models):
+        return ()
+    else:
+        home, paths = models, [models]
+    paths += [os.path.join(home, name) for name in facts.models.missing]
+    return tuple(path for path in paths if not os.path.lexists(path))
+
+
+def _move_models(facts: VolumeFacts, inventory: Inventory | None) -> Repair:
+    """Models, or the contents of folders, to where they belong; names that are taken stay."""
+    found = _strays(facts, inventory)
+    strays = [stray for of_code in found.values() for stray in of_code]
+    paths = tuple(stray.path for stray in strays)
+    belongs = list(dict.fromkeys(stray.belongs for stray in strays))
+    return Repair(
+        "fix.models_moved",
+        frozenset(found),
+        paths,
+        f"Move the models at {named(paths)} to {named(belongs)}",
+        "Moved {}",
+        "item",
+        partial(_move_all, strays),
     )
-    repairs: list[Repair] = [MakeFolders(folders)] if folders else []
-    if strays:
-        every = tuple(stray for found in strays.values() for stray in found)
-        repairs.append(MoveModels(frozenset(strays), every))
-    repairs += [Relink(relative)] if relative else []
-    repairs += [RemoveLinks(removed)] if removed else []
-    repairs += [Sweep(stale)] if stale else []
-    return repairs
+
+
+def _move_all(strays: Sequence[Stray]) -> tuple[list[str], list[Finding]]:
+    moved: list[str] = []
+    failed: list[Finding] = []
+    for stray in strays:
+        source, place = Path(stray.path), Path(stray.belongs)
+        if not os.path.lexists(source):
+            continue
+        try:
+            os.makedirs(place, exist_ok=True)
+            if source.is_dir():
+                _pour(source, place, moved, failed)
+            else:
+                _move(source, place / source.name, moved, failed)
+        except OSError as problem:
+            failed.append(_failed(stray.path, problem))
+    return moved, failed
 
 
 def _strays(facts: VolumeFacts, inventory: Inventory | None) -> dict[str, list[Stray]]:
@@ -198,78 +216,6 @@ def _can_move(stray: Stray, root: str) -> bool:
         return False
     itself = os.path.exists(stray.belongs) and os.path.samefile(stray.path, stray.belongs)
     return not itself and all(stays_within(p, root) for p in (stray.path, stray.belongs))
-
-
-def apply_fixes(repairs: Sequence[Repair]) -> list[Finding]:
-    """Apply the repairs; findings about what was done and what could not be."""
-    findings: list[Finding] = []
-    for repair in repairs:
-        if isinstance(repair, MakeFolders):
-            findings += _make_folders(repair)
-        elif isinstance(repair, MoveModels):
-            findings += _move_models(repair)
-        elif isinstance(repair, Relink):
-            findings += _relink(repair)
-        elif isinstance(repair, RemoveLinks):
-            findings += _remove_links(repair)
-        else:
-            findings += _sweep(repair)
-    return findings
-
-
-def _furnished(facts: VolumeFacts) -> bool:
-    """Folders created in an unattached volume's empty mount point would hide that it is not
-    attached."""
-    return facts.mounted or facts.comfyui_on_volume or bool(facts.models.homes)
-
-
-def _missing_folders(facts: VolumeFacts) -> tuple[str, ...]:
-    """The models folder and its usual categories; names that are taken are left alone."""
-    models = os.path.join(facts.root, MODELS)
-    if facts.models.homes:
-        home, paths = facts.models.homes[0], []
-    elif os.path.lexists(models):
-        return ()
-    else:
-        home, paths = models, [models]
-    paths += [os.path.join(home, name) for name in facts.models.missing]
-    return tuple(path for path in paths if not os.path.lexists(path))
-
-
-def _make_folders(repair: MakeFolders) -> list[Finding]:
-    made, failed = [], []
-    for path in repair.paths:
-        try:
-            os.mkdir(path)
-            made.append(path)
-        except FileExistsError:
-            continue
-        except OSError as problem:
-            failed.append(_failed(path, problem))
-    if made:
-        failed.insert(0, info("fix.folders_made", f"Made {named(made)}.", paths=made))
-    return failed
-
-
-def _move_models(repair: MoveModels) -> list[Finding]:
-    moved: list[str] = []
-    failed: list[Finding] = []
-    for stray in repair.strays:
-        source, place = Path(stray.path), Path(stray.belongs)
-        if not os.path.lexists(source):
-            continue
-        try:
-            os.makedirs(place, exist_ok=True)
-            if source.is_dir():
-                _pour(source, place, moved, failed)
-            else:
-                _move(source, place / source.name, moved, failed)
-        except OSError as problem:
-            failed.append(_failed(stray.path, problem))
-    if moved:
-        message = f"Moved {counted(len(moved), 'file or folder', 'files and folders')}: "
-        failed.insert(0, info("fix.models_moved", f"{message}{named(moved)}.", paths=moved[:50]))
-    return failed
 
 
 def _pour(source: Path, place: Path, moved: list[str], failed: list[Finding]) -> None:
@@ -326,19 +272,25 @@ def _stays(path: Path, place: Path) -> Finding:
     )
 
 
-def _relink(repair: Relink) -> list[Finding]:
-    changed: list[str] = []
-    failed: list[Finding] = []
-    for link in repair.links:
-        try:
-            if _relinked(link):
-                changed.append(link.path)
-        except OSError as problem:
-            failed.append(_failed(link.path, problem))
-    if changed:
-        message = f"Made {counted(len(changed), 'link')} relative: {named(changed)}."
-        failed.insert(0, info("fix.links_changed", message, paths=changed[:50]))
-    return failed
+def _relink(facts: VolumeFacts, inventory: Inventory | None) -> Repair:
+    """Links through a mount point become relative, with the same target."""
+    seen = {link.path for link in facts.links}
+    deeper = [x for x in (inventory.links if inventory else ()) if x.path not in seen]
+    links = [
+        link
+        for link in (*facts.links, *deeper)
+        if link.relative is not None and not link.ours and stays_within(link.path, facts.root)
+    ]
+    paths = tuple(link.path for link in links)
+    return Repair(
+        "fix.links_changed",
+        frozenset({"links.other_mount", "links.absolute", "models.link_other_mount"}),
+        paths,
+        f"Make {counted(len(paths), 'link')} relative: {named(paths)}",
+        "Made {} relative",
+        "link",
+        partial(_each, links, lambda link: link.path, _relinked),
+    )
 
 
 def _relinked(link: LinkFact) -> bool:
@@ -351,60 +303,67 @@ def _relinked(link: LinkFact) -> bool:
     return True
 
 
-def _remove_links(repair: RemoveLinks) -> list[Finding]:
+def _remove_links(facts: VolumeFacts, layout: Layout) -> Repair:
+    """Broken links that our link plan made."""
+    links = tuple(
+        action
+        for action in apply.plan_for(layout).actions
+        if isinstance(action, RemoveLink) and stays_within(action.place, facts.root)
+    )
+    paths = tuple(str(link.place) for link in links)
+    return Repair(
+        "fix.links_removed",
+        frozenset({"links.ours_broken"}),
+        paths,
+        f"Remove {counted(len(paths), 'link')} of our own that are broken: {named(paths)}",
+        "Removed {} of our own",
+        "link",
+        partial(_unlink, links),
+    )
+
+
+def _unlink(links: tuple[RemoveLink, ...]) -> tuple[list[str], list[Finding]]:
     done: list[Action] = []
-    findings = apply.apply(LinkPlan(repair.links), done)
-    if done:
-        paths = [str(action.place) for action in done]
-        message = f"Removed {counted(len(paths), 'link')} of our own: {named(paths)}."
-        findings.insert(0, info("fix.links_removed", message, paths=paths[:50]))
-    return findings
+    failed = apply.apply(LinkPlan(links), done)
+    return [str(action.place) for action in done], failed
 
 
-def _sweep(repair: Sweep) -> list[Finding]:
-    swept, findings = [], []
-    for leftover in repair.leftovers:
-        try:
-            if _remove(leftover):
-                swept.append(leftover)
-        except OSError as problem:
-            findings.append(_failed(leftover.path, problem))
-    if swept:
-        size = size_text(sum(leftover.size for leftover in swept))
-        paths = [leftover.path for leftover in swept]
-        message = f"Removed {counted(len(swept), 'file')} ({size}): {named(paths)}."
-        findings.insert(0, info("fix.swept", message, paths=paths[:50]))
-    return findings
+def _sweep(facts: VolumeFacts) -> Repair:
+    """Our files that are too old to be in use."""
+    stale = [
+        leftover
+        for leftover in facts.leftovers
+        if leftover.stale and leftover.removable and stays_within(leftover.path, facts.root)
+    ]
+    paths = tuple(leftover.path for leftover in stale)
+    count, size = counted(len(stale), "file"), size_text(sum(x.size for x in stale))
+    return Repair(
+        "fix.swept",
+        frozenset({"volume.leftovers"}),
+        paths,
+        f"Remove {count} ({size}) left by workers that were killed: {named(paths)}",
+        "Removed {}",
+        "file",
+        partial(_each, stale, lambda leftover: leftover.path, _remove),
+    )
 
 
 def _remove(leftover: Leftover) -> bool:
-    """Remove the leftover if it is unchanged; a link that works again is kept. It is moved aside
-    before it is checked, as in `links._remove_link`, under a name of the same kind, so that it is
-    found again if we are killed.
-    """
+    """Remove the leftover if it is unchanged. Moved aside, it has a name of the same kind, so that
+    it is found again if we are killed."""
     place = Path(leftover.path)
     if not _is_same(place, leftover):
         return False
     aside = place.with_name(_name_like(place.name))
-    try:
-        os.rename(place, aside)
-    except FileNotFoundError:
-        return False
-    if _is_same(aside, leftover):
-        os.unlink(aside)
-        return True
-    if os.path.lexists(place):
-        raise OSError(errno.EBUSY, f"changed under us; what stood there is kept at {aside}")
-    os.rename(aside, place)
-    return False
+    return remove_if(place, aside, lambda path: _is_same(path, leftover))
 
 
-def _is_same(path: Path, leftover: Leftover) -> bool:
+def _is_same(path: PurePath, leftover: Leftover) -> bool:
     try:
         same = identity_of(os.lstat(path)) == leftover.identity
     except OSError:
         return False
-    return same and not (path.is_symlink() and os.path.exists(path))
+    return same and not (os.path.islink(path) and os.path.exists(path))
 
 
 def _name_like(name: str) -> str:

@@ -1,8 +1,6 @@
 """The Python that runs ComfyUI: which one, what it has and lacks, and how that is installed."""
 
-from bootstrap.environment.choice import Choice, choose_python, venvs_of
-from bootstrap.environment.judge import Judgement, judge
-from bootstrap.environment.mirror import Mirror, MirrorRequest, mirror_venv, record_opened
+from bootstrap.environment.node_packs import Requirements
 from bootstrap.environment.package_set import (
     INSTALL,
     PackageSet,
@@ -10,10 +8,12 @@ from bootstrap.environment.package_set import (
     kept_set,
     prepare_packages,
 )
-from bootstrap.environment.packs import Requirements
-from bootstrap.environment.python import PROBE_SECONDS, Venv, ask_help
+from bootstrap.environment.package_store import Record
+from bootstrap.environment.python_choice import Choice, choose_python, venvs_of
+from bootstrap.environment.python_probe import PROBE_SECONDS, Venv, ask_help
+from bootstrap.environment.requirements import Judgement, judge
 from bootstrap.environment.site_packages import PackagesFacts
-from bootstrap.environment.store import Record
+from bootstrap.environment.venv_mirror import Mirror, MirrorRequest, mirror_venv, record_opened
 
 __all__ = [
     "INSTALL",
@@ -34,11 +34,12 @@ __all__ = [
     "judge",
     "kept_set",
     "mirror_venv",
-    "packs",
+    "node_packs",
+    "package_findings",
     "prepare_packages",
     "record_opened",
-    "report",
     "requirement_files",
+    "requirements",
     "site_packages",
     "torch_build",
     "venvs_of",

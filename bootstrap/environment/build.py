@@ -9,9 +9,9 @@ import shutil
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
-from bootstrap.environment.judge import Judgement
+from bootstrap.environment.package_store import AFTER, BEFORE
+from bootstrap.environment.requirements import Judgement
 from bootstrap.environment.resolve import Resolution, Resolver, Unit
-from bootstrap.environment.store import AFTER, BEFORE
 from bootstrap.environment.uv import Uv, UvFailed
 
 _MOST_TRIES = 12

@@ -24,11 +24,11 @@ from bootstrap.core.text import counted, named, shown, typed
 from bootstrap.environment.site_packages import PackagesFacts, pip_install, where_to_type
 
 CODES = {
-    "nodes.import_failed": "A custom node pack could not be imported.",
-    "nodes.import_failed_more": "Further custom node packs could not be imported.",
-    "nodes.extras_failed": "Some of ComfyUI's own extra nodes could not be imported.",
-    "nodes.import_slow": "Custom node packs took long to import.",
-    "nodes.imported": "All custom nodes were imported.",
+    "nodes.import_failed": "A custom node pack could not be imported",
+    "nodes.import_failed_more": "Further custom node packs could not be imported",
+    "nodes.extras_failed": "Some of ComfyUI's own extra nodes could not be imported",
+    "nodes.import_slow": "Custom node packs took long to import",
+    "nodes.imported": "All custom nodes were imported",
 }
 # So many packs get a finding each; the rest share one.
 MOST_PACKS = 10

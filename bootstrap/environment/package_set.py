@@ -30,14 +30,12 @@ from bootstrap.core.findings import Finding
 from bootstrap.core.redact import masked
 from bootstrap.core.temp_files import BEAT, STALE, Lease
 from bootstrap.core.text import counted
-from bootstrap.environment import report
+from bootstrap.environment import package_findings
 from bootstrap.environment.build import Builder
 from bootstrap.environment.imports import hard_imports
-from bootstrap.environment.judge import Judgement, RequirementState, judge
-from bootstrap.environment.loading import Loading, write_hook
-from bootstrap.environment.packs import Requirements, read_requirements
-from bootstrap.environment.resolve import Unit, units_of
-from bootstrap.environment.store import (
+from bootstrap.environment.node_packs import Requirements, read_requirements
+from bootstrap.environment.package_loading import Loading, write_hook
+from bootstrap.environment.package_store import (
     AFTER,
     BEFORE,
     BadSet,
@@ -47,8 +45,10 @@ from bootstrap.environment.store import (
     read_record,
     sweep,
 )
+from bootstrap.environment.requirements import Judgement, RequirementState, judge
+from bootstrap.environment.resolve import Unit, units_of
 from bootstrap.environment.uv import Uv, UvFailed, find_uv
-from bootstrap.volume.layout import OWN_FOLDER
+from bootstrap.volume.locate import OWN_FOLDER
 
 _log = logging.getLogger(__name__)
 
@@ -97,7 +97,7 @@ class PackageSet:
         """Later findings: a set that failed to load after ComfyUI had been started."""
         if self.loading is None or self.loading.failure is None:
             return []
-        return [report.broke_off(self.loading.failure)]
+        return [package_findings.broke_off(self.loading.failure)]
 
     def environment(self, env: Mapping[str, str]) -> dict[str, str]:
         """ComfyUI's environment with the packages on its path."""
@@ -160,18 +160,22 @@ def prepare_packages(
     uv = uv or find_uv()
     if not units or mode != INSTALL or uv is None or judgement.judged_with is None:
         wanted = units if mode == INSTALL else ()
-        findings = report.not_ready(judgement, uv, wanted) + report.cannot_start(judgement)
+        findings = package_findings.not_ready(judgement, uv, wanted)
+        findings += package_findings.cannot_start(judgement)
         note = "not installed" if units else "nothing is missing"
         return PackageSet(None, (), tuple(findings), judgement, seconds=seconds, note=note)
     making = _Making(place, asked, judgement, env, units, uv)
     try:
         record, problems = making.have()
     except (UvFailed, OSError) as failure:
-        findings = [report.failed(judgement, failure, place.timeout, making.tried)]
-        findings += report.cannot_start(judgement, str(failure))
+        findings = [package_findings.failed(judgement, failure, place.timeout, making.tried)]
+        findings += package_findings.cannot_start(judgement, str(failure))
         return PackageSet(None, (), tuple(findings), judgement, seconds=seconds, note="failed")
     seconds |= {making.way: time.monotonic() - start - seconds["judge"]}
-    findings = [*report.with_set(judgement, record, set_path(place.volume, judgement)), *problems]
+    findings = [
+        *package_findings.with_set(judgement, record, set_path(place.volume, judgement)),
+        *problems,
+    ]
     folder = place.work / "packages"
     prefix = judgement.packages.prefix
     return PackageSet(
@@ -315,4 +319,4 @@ class _Making:
             keep(self._folder, record, scratch, self._kept)
             return []
         except OSError as problem:
-            return [report.not_kept(self._kept, problem)]
+            return [package_findings.not_kept(self._kept, problem)]

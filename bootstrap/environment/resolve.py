@@ -19,7 +19,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from bootstrap.core.redact import masked
-from bootstrap.environment.judge import Judgement, Needs, RequirementState, Verdict
+from bootstrap.environment.requirements import Judgement, Needs, RequirementState, Verdict
 from bootstrap.environment.uv import Uv, UvFailed
 
 #: torch, and packages built for one torch: as installed, or not at all.

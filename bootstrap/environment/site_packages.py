@@ -1,6 +1,6 @@
 """The interpreter that runs ComfyUI and its installed packages, as it reports them
-(judge_child.py), with what is beside it; and the pip command that changes them, and where to type
-it."""
+(requirements_child.py), with what is beside it; and the pip command that changes them, and where
+to type it."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from bootstrap.core.concurrency import BoundedCaller, VolumeTimeout
 from bootstrap.core.files import list_folder
 from bootstrap.core.redact import MASK, masked
 from bootstrap.core.text import on_pod, typed
-from bootstrap.environment.python import Failure, PythonTrouble, Venv, look_at_venv
-from bootstrap.volume.layout import mount_of
+from bootstrap.environment.python_probe import Failure, PythonTrouble, Venv, look_at_venv
+from bootstrap.volume.locate import mount_of
 
 READ_SECONDS = 15.0
 MOST_LISTED = 500
@@ -99,7 +99,7 @@ class PackagesFacts:
 def packages_facts(
     python: Path, said: Mapping[str, Any] | Failure, seconds: float
 ) -> PackagesFacts:
-    """What `python` reported (judge_child.py), and what is beside it; never raises."""
+    """What `python` reported (requirements_child.py), and what is beside it; never raises."""
     venv = look_at_venv(str(python.parent.parent))
     named = os.path.join(venv.mirror_of, "bin", python.name) if venv and venv.mirror_of else python
     if isinstance(said, Failure):

@@ -1,7 +1,7 @@
 """Runs uv as a child: where it is, its index, its time limit, its messages.
 
-It dies with the worker (guard.py). pip's settings apply, unless uv has its own. It gets no secrets
-except an index's login, and no login reaches the log.
+It dies with the worker (child_guard.py). pip's settings apply, unless uv has its own. It gets no
+secrets except an index's login, and no login reaches the log.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from pathlib import Path
 from shutil import which
 from urllib.parse import unquote
 
-from bootstrap.core import guard
+from bootstrap.core import child_guard
 from bootstrap.core.redact import LOGIN, child_environment, masked
 
 _log = logging.getLogger("uv")
@@ -136,7 +136,7 @@ class Uv:
     def _communicate(
         self, command: Sequence[str], env: Mapping[str, str] | None = None
     ) -> tuple[int, str, list[str]]:
-        guarded = [sys.executable, "-I", "-S", guard.__file__, str(os.getpid()), *command]
+        guarded = [sys.executable, "-I", "-S", child_guard.__file__, str(os.getpid()), *command]
         output: list[str] = []
         try:
             process = subprocess.Popen(

@@ -4,9 +4,9 @@ ahead."""
 # Modules, not names: the checker reads weights files, and must not load what downloads need.
 __all__ = [
     "background",
+    "by_address",
     "cli",
     "download",
-    "fetched",
     "installed",
     "manifest",
     "manifest_entry",

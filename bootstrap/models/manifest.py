@@ -18,21 +18,21 @@ from bootstrap.models.manifest_entry import FieldFault, ModelSpec, read_entry
 from bootstrap.volume.categories import category_of
 
 CODES = {
-    "manifest.unreadable": "The manifest cannot be read, or is neither JSON nor YAML.",
-    "manifest.no_yaml": "The manifest is YAML, which this Python cannot read.",
-    "manifest.too_large": "The manifest is larger than any should be.",
-    "manifest.shape": "The file is neither a manifest nor a saved workflow.",
-    "manifest.version": "The manifest has another version than this worker knows.",
-    "manifest.field": "A field of an entry is missing or holds something it cannot.",
-    "manifest.name": "A name or folder would escape, or cannot be a file's.",
-    "manifest.url": "A URL cannot be understood.",
-    "manifest.pickle": "A file that can run code is not allowed and pinned by a SHA-256.",
-    "manifest.two_for_one_file": "Two entries name one file with different contents.",
-    "manifest.case_twins": "Two names differ in upper and lower case only.",
-    "manifest.unknown_folder": "ComfyUI itself reads no such folder.",
-    "manifest.extension": "ComfyUI does not list files of this kind in this folder.",
-    "manifest.hash_type": "The hash is of a kind that is not checked.",
-    "manifest.no_models": "The manifest or workflow names no models.",
+    "manifest.unreadable": "The manifest cannot be read, or is neither JSON nor YAML",
+    "manifest.no_yaml": "The manifest is in YAML, which this Python cannot read",
+    "manifest.too_large": "The manifest exceeds a limit",
+    "manifest.shape": "The file is neither a manifest nor a saved workflow",
+    "manifest.version": "The manifest's version is unknown to this worker",
+    "manifest.field": "A field of an entry is missing or has an invalid value",
+    "manifest.name": "A name or folder is not allowed, or leads out of `models/`",
+    "manifest.url": "A URL cannot be used",
+    "manifest.pickle": "A file that can run code is not both allowed and pinned by a SHA-256",
+    "manifest.two_for_one_file": "Two entries give one file different contents",
+    "manifest.case_twins": "Two names differ only in upper and lower case",
+    "manifest.unknown_folder": "ComfyUI itself reads no such folder",
+    "manifest.extension": "ComfyUI does not list files of this kind in this folder",
+    "manifest.hash_type": "The hash is of a kind that is not checked",
+    "manifest.no_models": "The manifest or workflow names no models",
 }
 VERSION = 1
 MOST_MODELS = 20_000

@@ -26,12 +26,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from bootstrap.core.container_limits import gather_memory
 from bootstrap.core.files import open_regular, read_regular, write_whole
-from bootstrap.core.memory import gather_memory
 from bootstrap.core.page_cache import BLOCK, read_block, read_pages, residence_of
 from bootstrap.core.text import counted, size_text
 from bootstrap.models.weights_file import LoadOrder, load_order
-from bootstrap.volume.layout import OWN_FOLDER
+from bootstrap.volume.locate import OWN_FOLDER
 
 _NICE = 15
 # While a job waits: four streams get 700 MB/s from a typical volume, eight 1,000, sixteen 1,300. At

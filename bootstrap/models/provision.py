@@ -276,8 +276,8 @@ def _crashed(fault: Exception) -> DownloadError:
 
 CODES = {
     **DOWNLOAD_CODES,
-    "provision.ready": "All wanted models are there.",
-    "provision.pending": "Required models are still being fetched.",
+    "provision.ready": "All models in the manifest are present",
+    "provision.pending": "Required models are still being fetched",
 }
 
 

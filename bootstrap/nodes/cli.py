@@ -14,7 +14,7 @@ from typing import Any, TextIO
 from bootstrap.core.findings import Finding
 from bootstrap.core.terminal import report, stop_on_signals
 from bootstrap.core.text import counted, named, size_text
-from bootstrap.environment.packs import COMMIT
+from bootstrap.environment.node_packs import COMMIT
 from bootstrap.models.cli import FAILED, OK, USAGE, ManifestCommand, Step, manifest_parser, run
 from bootstrap.models.download.progress import meters_for
 from bootstrap.models.manifest_file import read_data

@@ -18,15 +18,15 @@ from typing import Any
 
 from bootstrap.core.files import read_regular
 from bootstrap.core.text import counted, named, typed
-from bootstrap.environment.packs import look_at_git
+from bootstrap.environment.node_packs import look_at_git
 from bootstrap.models.download.verify import hash_file
 from bootstrap.models.manifest_entry import fault_of
 from bootstrap.net import DownloadError
 from bootstrap.nodes.manifest import GitPin, PackSpec, repository_url
 
 CODES = {
-    "nodes.occupied": "Another pack of the user's has the name of a wanted one; it is left alone.",
-    "nodes.edited": "A pack was changed since it was fetched; it is left alone.",
+    "nodes.occupied": "Another pack of yours has the name of a wanted one; it is left alone",
+    "nodes.edited": "A pack was changed since it was fetched; it is left alone",
 }
 RECEIPT = ".comfyui-worker.json"
 # What ComfyUI-Manager writes into a pack from the registry, to recognise it (cnr_utils.py).

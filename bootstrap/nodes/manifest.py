@@ -21,7 +21,7 @@ from bootstrap.config import Settings
 from bootstrap.core.findings import Finding, Severity, error, info
 from bootstrap.core.redact import masked
 from bootstrap.core.text import typed
-from bootstrap.environment.packs import COMMIT
+from bootstrap.environment.node_packs import COMMIT
 from bootstrap.models.manifest import too_many
 from bootstrap.models.manifest_entry import fault_of
 from bootstrap.models.manifest_file import (
@@ -36,11 +36,11 @@ from bootstrap.net.addresses import take_apart
 from bootstrap.volume import Layout
 
 CODES = {
-    "nodes.manifest_shape": "The file is neither a manifest of nodes nor a snapshot.",
-    "nodes.manifest_entry": "An entry for a custom node pack holds something it cannot.",
-    "nodes.manifest_twice": "Two entries want different packs in one folder.",
-    "nodes.not_pinned": "An entry does not say which commit or version of a pack.",
-    "nodes.no_address": "A snapshot lists a single file, without an address to fetch it from.",
+    "nodes.manifest_shape": "The file is neither a manifest of nodes nor a snapshot",
+    "nodes.manifest_entry": "An entry for a custom node pack has an invalid value",
+    "nodes.manifest_twice": "Two entries put different packs into one folder",
+    "nodes.not_pinned": "An entry does not say which commit or version of a pack",
+    "nodes.no_address": "A snapshot lists a single file without an address to fetch it from",
 }
 NODES = ManifestKind("NODES_MANIFEST", ("nodes.json", "nodes.yaml", "nodes.yml"), "nodes")
 VERSION = 1

@@ -21,9 +21,9 @@ from bootstrap.core.files import part_beside, read_regular, write_whole
 from bootstrap.net import DownloadError
 from bootstrap.nodes.installed import has_pack, repositories_in
 from bootstrap.nodes.manifest import REGISTRY_ID
-from bootstrap.volume.layout import OWN_FOLDER
+from bootstrap.volume.locate import OWN_FOLDER
 
-CODES = {"nodes.bad_map": "What was fetched is not a map of which pack has which node."}
+CODES = {"nodes.bad_map": "What was fetched is not a map of nodes to packs"}
 # ComfyUI itself, by the map's address and by its present one.
 CORE = "https://github.com/comfyanonymous/ComfyUI"
 _CORE = {CORE, "https://github.com/Comfy-Org/ComfyUI"}
@@ -78,10 +78,6 @@ class NodeMap:
                 if _fits(kind, text, name)
             ]
         return Origin(tuple(dict.fromkeys(found)))
-
-    def title_of(self, address: str) -> str:
-        """A pack's title, or else its address."""
-        return next((title for url, title in self.packs if url == address and title), address)
 
     def as_dict(self) -> dict[str, Any]:
         """JSON-ready data."""

@@ -29,7 +29,7 @@ from bootstrap.core.files import contains
 from bootstrap.core.findings import Finding, Severity, info, ok, warning
 from bootstrap.core.temp_files import BEAT, HOUR, LONGEST_NAME, STALE, Lease, key_of, new_owner
 from bootstrap.core.text import counted, typed
-from bootstrap.environment.packs import COMMIT
+from bootstrap.environment.node_packs import COMMIT
 from bootstrap.models.background import provision_context
 from bootstrap.models.download.download import Download
 from bootstrap.models.download.part import sweep, unchanged_for
@@ -54,17 +54,17 @@ from bootstrap.nodes.installed import (
 from bootstrap.nodes.manifest import GitPin, PackSpec, RegistryPin
 from bootstrap.nodes.sources import MOST_ARCHIVE, PackSources, too_large
 from bootstrap.volume import Layout
-from bootstrap.volume.layout import OWN_FOLDER
+from bootstrap.volume.locate import OWN_FOLDER
 
 CODES = {
-    "nodes.fetched": "All wanted custom node packs are there.",
-    "nodes.bad_archive": "A pack's archive is damaged, or holds what is never unpacked.",
-    "nodes.other_commit": "The archive is of another commit than the wanted one.",
-    "nodes.outside": "A link leads custom_nodes out of the volume.",
-    "nodes.late": "Wanted custom node packs were not fetched in the time that the start may take.",
-    "nodes.fault": "A fault of this program while a custom node pack was fetched.",
-    "nodes.install_script": "A pack has an install script, which is not run.",
-    "nodes.submodules": "A pack has git submodules, which its archive lacks.",
+    "nodes.fetched": "All custom node packs in the manifest are present",
+    "nodes.bad_archive": "A pack's archive is damaged or has entries that are never unpacked",
+    "nodes.other_commit": "The archive is of another commit than the requested one",
+    "nodes.outside": "A link leads `custom_nodes` out of the volume",
+    "nodes.late": "Custom node packs were not fetched within the time limit of the start",
+    "nodes.fault": "A bug in this program stopped the download of a custom node pack",
+    "nodes.install_script": "A pack has an install script, which is not run",
+    "nodes.submodules": "A pack has git submodules, which its archive lacks",
 }
 # ComfyUI loads nothing in it, and ComfyUI-Manager puts disabled packs there.
 _ASIDE = ".disabled"

@@ -17,7 +17,7 @@ from typing import Any
 from urllib.parse import quote, urlsplit
 
 from bootstrap.core.text import size_text
-from bootstrap.environment.packs import COMMIT
+from bootstrap.environment.node_packs import COMMIT
 from bootstrap.models.download.remote import DownloadOptions, Locate, Remote, StallDetector
 from bootstrap.models.download.verify import Wanted
 from bootstrap.models.sources import WebFile
@@ -29,11 +29,11 @@ from bootstrap.nodes.manifest import GitPin, PackSpec, RegistryPin
 from bootstrap.nodes.node_map import MOST_MAP, NodeMap, read_map
 
 CODES = {
-    "nodes.bad_answer": "A server's answer about a pack is not what it should be.",
-    "nodes.no_ref": "The repository has no such branch or tag.",
-    "nodes.no_pack": "The Comfy Registry has no such pack or version.",
-    "nodes.withdrawn": "The Comfy Registry has withdrawn this version of a pack.",
-    "nodes.too_large": "A pack is larger than any should be.",
+    "nodes.bad_answer": "A server's response about a pack cannot be used",
+    "nodes.no_ref": "The repository has no such branch or tag",
+    "nodes.no_pack": "The Comfy Registry has no such pack or version",
+    "nodes.withdrawn": "The Comfy Registry has withdrawn this version of a pack",
+    "nodes.too_large": "A pack exceeds the size limit",
 }
 REGISTRY = "https://api.comfy.org"
 #: ComfyUI-Manager's own channel.

@@ -1,7 +1,7 @@
 """Where things lie on a volume, and the links that make its models visible to ComfyUI."""
 
-from bootstrap.volume.layout import COMFYUI, Layout, locate, volume_root
-from bootstrap.volume.search import CUSTOM_NODES, MODELS
+from bootstrap.volume.find_comfyui import CUSTOM_NODES, MODELS
+from bootstrap.volume.locate import COMFYUI, Layout, locate, volume_root
 
 __all__ = [
     "COMFYUI",
@@ -10,10 +10,9 @@ __all__ = [
     "Layout",
     "args_file",
     "categories",
-    "layout",
+    "find_comfyui",
     "link_plan",
     "links",
     "locate",
-    "search",
     "volume_root",
 ]

@@ -22,12 +22,12 @@ from bootstrap.core.files import read_regular
 from bootstrap.core.findings import Finding, info, warning
 from bootstrap.core.text import named, shown
 from bootstrap.volume.categories import CATEGORIES
-from bootstrap.volume.layout import Layout, folders_known_to
+from bootstrap.volume.locate import Layout, folders_known_to
 
 CODES = {
-    "comfyui.args_file": "Flags of comfyui_args.txt on the volume are used.",
-    "comfyui.args_file_left_out": "Flags of comfyui_args.txt that a worker cannot use.",
-    "comfyui.args_file_unreadable": "comfyui_args.txt on the volume cannot be understood.",
+    "comfyui.args_file": "The flags in `comfyui_args.txt` on the volume are used",
+    "comfyui.args_file_left_out": "Flags in `comfyui_args.txt` that a worker sets are skipped",
+    "comfyui.args_file_unreadable": "`comfyui_args.txt` on the volume cannot be read",
 }
 NAME = "comfyui_args.txt"
 _MOST_TEXT = 64 << 10

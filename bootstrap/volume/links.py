@@ -7,11 +7,12 @@ import os
 import uuid
 from collections.abc import Mapping
 from dataclasses import replace
-from pathlib import Path, PurePath, PurePosixPath
+from pathlib import Path, PurePosixPath
 
+from bootstrap.core.files import link_text, remove_if
 from bootstrap.core.findings import Finding, error, info, warning
 from bootstrap.core.text import named, typed
-from bootstrap.volume.layout import Layout, folders_known_to
+from bootstrap.volume.find_comfyui import MODELS
 from bootstrap.volume.link_plan import (
     Action,
     Conflict,
@@ -22,12 +23,12 @@ from bootstrap.volume.link_plan import (
     RemoveLink,
     plan_links,
 )
-from bootstrap.volume.search import MODELS
+from bootstrap.volume.locate import Layout, folders_known_to
 
 CODES = {
-    "links.made": "Links to models were made, as planned",
+    "links.made": "Links to models were made as planned",
     "links.conflict": "Two different files need one name in ComfyUI's models folder",
-    "links.not_writable": "A link could not be made or removed",
+    "links.not_writable": "A link could not be created or removed",
 }
 _SAMPLE = 64 * 1024
 # Other workers link on the same volume at the same time; planning again shows what they did.
@@ -55,10 +56,7 @@ class DiskTree:
         return Kind.FILE if os.path.exists(path) else None
 
     def link_text(self, path: PurePosixPath) -> str:
-        try:
-            return os.readlink(path)
-        except OSError:
-            return ""
+        return link_text(path) or ""
 
     def real(self, path: PurePosixPath) -> PurePosixPath | None:
         try:
@@ -176,34 +174,11 @@ def _carry_out(action: Action) -> bool:
 
 
 def _remove_link(action: RemoveLink) -> bool:
-    """Remove the link if it is still as planned and still broken. It is moved aside before it is
-    checked, since another process could replace it with a real file between check and unlink.
-    """
+    """Remove the link if it is still as planned and still broken."""
     aside = action.place.with_name(f".{uuid.uuid4().hex}.unlinking")
-    try:
-        os.rename(action.place, aside)
-    except FileNotFoundError:
-        return False
-    same = os.path.islink(aside) and os.readlink(aside) == action.text
-    if same and not os.path.exists(aside):
-        os.unlink(aside)
-        return True
-    text = _link_text(aside)
-    if text is not None and text == _link_text(action.place):
-        os.unlink(aside)  # another worker has made it again
-        return False
-    if os.path.lexists(action.place):
-        raise OSError(errno.EBUSY, f"changed under us; what stood there is kept at {aside}")
-    os.rename(aside, action.place)
-    return False
-
-
-def _link_text(path: PurePath) -> str | None:
-    """A link's text; None if there is no link."""
-    try:
-        return os.readlink(path)
-    except OSError:
-        return None
+    return remove_if(
+        action.place, aside, lambda p: link_text(p) == action.text and not os.path.exists(p)
+    )
 
 
 def _kind_of(entry: os.DirEntry[str]) -> Kind:

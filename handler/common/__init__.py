@@ -1,3 +1,3 @@
-"""Vocabulary of all rooms: errors, deadlines and replies, calls that block and their limits."""
+"""Shared vocabulary: errors, deadlines, replies, and blocking calls with their limits."""
 
 __all__ = ["blocking", "calls", "errors", "media_types", "reply"]

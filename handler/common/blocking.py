@@ -1,9 +1,9 @@
-"""Blocking calls of jobs, in threads that never wait for one another.
+"""Blocking calls of jobs, in threads that never wait for each other.
 
-A job is an asyncio task: it waits in the event loop, never in a thread. Whatever blocks (a disk,
-the volume, a server) runs here as a *leaf*: a plain function that waits for no other call. So no
-pool can be filled with callers that wait for calls queued behind them, and this order is enforced:
-a call made from a leaf raises RuntimeError, since a thread of these pools has no event loop.
+A job is an asyncio task: it waits in the event loop, never in a thread. Blocking work (a disk, the
+volume, a server) runs here as a *leaf*: a plain function that waits for no other call. So a pool
+cannot fill up with callers that wait for calls queued behind them. This is enforced: a call from a
+leaf raises RuntimeError, since these threads have no event loop.
 
     job's task ──awaits──▶ leaf in pool `local`    local disk, encoding
                ──awaits──▶ leaf in pool `volume`   files on the network volume, which may go silent
@@ -11,9 +11,9 @@ a call made from a leaf raises RuntimeError, since a thread of these pools has n
                ──awaits──▶ leaf in pool `control`  ComfyUI's process, diagnostics
 
 Every call has a limit in seconds. One that exceeds it is abandoned: its caller goes on, and its
-thread, which may hang in the kernel for good, is replaced as long as there are spare ones. When
-they are used up the pool is `exhausted`: it still has its regular threads, but the worker takes no
-further job (`handler/sdk/job_slots.py`) and says why in its health check.
+thread, which may hang in the kernel forever, is replaced while there are spare ones. Without spare
+threads the pool is `exhausted`: it still has its regular threads, but the worker takes no further
+jobs (`handler/sdk/job_slots.py`) and its health check says why.
 
 Threads are daemons: `concurrent.futures` and `asyncio.to_thread` join theirs when the interpreter
 ends, and one call into a dead mount would keep the worker from ending.
@@ -49,8 +49,8 @@ class _Call(Future, Generic[T]):  # type: ignore[type-arg]  # typeshed's Future 
 
 
 class Pool:
-    """Runs calls in at most `threads` threads, and one more for each call that was abandoned and
-    still hangs, up to `spare`. May be used by several event loops."""
+    """Runs calls in at most `threads` threads, plus one for each abandoned call that still hangs,
+    up to `spare`. Usable by several event loops."""
 
     def __init__(self, name: str, threads: int, spare: int) -> None:
         self.name = name
@@ -68,11 +68,11 @@ class Pool:
         seconds: float,
         on_abandon: Callable[[], None] | None = None,
     ) -> T:
-        """What `work` returns or raises. Raises TimeUp after `seconds`, time in the queue included.
+        """Run `work`. Raises TimeUp after `seconds`, including time in the queue.
 
-        When the caller is cancelled or the time is up, `on_abandon` is called (in the event loop;
-        it must not block), so that a call that waits for a connection can be woken. `work` itself
-        is not interrupted, and its result is dropped.
+        If the caller is cancelled or the time is up, `on_abandon` is called (in the event loop; it
+        must not block), to wake a call that waits for a connection. `work` itself is not
+        interrupted, and its result is dropped.
         """
         call = self.submit(work)
         try:
@@ -82,9 +82,8 @@ class Pool:
                 on_abandon()
 
     def submit(self, work: Callable[[], T]) -> _Call[T]:
-        """Start `work`; for callers that look at the result themselves, from the event loop only.
-
-        Raises RuntimeError in a thread without an event loop, and in a leaf, whatever it started.
+        """Start `work`, for callers that check the result themselves; from the event loop only.
+        Raises RuntimeError in a thread without an event loop, and in a leaf.
         """
         asyncio.get_running_loop()
         if getattr(_in_a_leaf, "now", False):
@@ -96,7 +95,7 @@ class Pool:
         return call
 
     def abandon(self, call: _Call[Any]) -> bool:
-        """The caller no longer waits for the call; False when it has already ended."""
+        """The caller no longer waits for the call; False if it has already ended."""
         with self._changed:
             call.abandoned = True
             if call.cancel() and call in self._queue:
@@ -117,7 +116,7 @@ class Pool:
         return self.hanging >= self._spare
 
     def _staff(self) -> None:
-        """See that a thread takes up what was just queued."""
+        """Make sure that a thread takes what was just queued."""
         if self._idle >= len(self._queue):
             self._changed.notify()
         elif self._alive < self._threads + min(self._hanging(), self._spare):
@@ -157,25 +156,25 @@ class Pool:
 
 
 class Background:
-    """Work that a reply does not wait for, such as a note about what was saved."""
+    """Work that a reply does not wait for, such as recording what was saved."""
 
     def __init__(self) -> None:
         self._tasks: set[asyncio.Task[None]] = set()
 
     def add(self, work: Coroutine[Any, Any, None]) -> None:
-        """Begin it. It must have a limit of its own, and raise nothing."""
+        """Start it. It must have its own limit, and raise nothing."""
         task = asyncio.ensure_future(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
     async def finish(self, seconds: float) -> None:
-        """Wait for all of it, `seconds` at most."""
+        """Wait for all of it, at most `seconds`."""
         if self._tasks:
             await asyncio.wait(set(self._tasks), timeout=seconds)
 
 
 async def result_within(call: Future[T], seconds: float) -> T:
-    """What the call returns or raises. Raises TimeUp after `seconds`; the call is left alone."""
+    """Wait for the call's result. Raises TimeUp after `seconds`; the call continues."""
     loop = asyncio.get_running_loop()
     over = loop.create_future()
 
@@ -187,7 +186,7 @@ async def result_within(call: Future[T], seconds: float) -> T:
         try:
             loop.call_soon_threadsafe(end)
         except RuntimeError:
-            pass  # the loop is closed: no caller is left
+            pass  # the loop is closed: there is no caller any more
 
     call.add_done_callback(wake)
     await asyncio.wait({over}, timeout=max(seconds, 0.0))
@@ -207,8 +206,8 @@ async def together(calls: Iterable[Coroutine[Any, Any, T]]) -> list[T]:
 
 
 async def is_set_within(event: asyncio.Event, seconds: float) -> bool:
-    """Is it set, within so many seconds? A cancellation ends this for sure: until Python 3.12
-    `asyncio.wait_for` loses one that comes in the moment in which what it waits for is there."""
+    """Is it set within so many seconds? A cancellation always ends this: until Python 3.12
+    `asyncio.wait_for` loses one that arrives just when the result does."""
     waiting = asyncio.ensure_future(event.wait())
     try:
         done, _ = await asyncio.wait({waiting}, timeout=seconds)

@@ -1,7 +1,7 @@
-"""The blocking calls of one worker's jobs: each kind in a pool of its own.
+"""The blocking calls of one worker's jobs, each kind in its own pool.
 
-Work on the volume is abandoned when the volume stops responding: a dead mount never answers, and no
-job waits that long. A large file on a slow volume may take its time.
+Work on the volume is abandoned when the volume stops responding: a dead mount never answers. A
+large file on a slow volume may take its time.
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ from handler.common.errors import VOLUME_FIX, JobError, VolumeSilentError
 T = TypeVar("T")
 _LOOK_EVERY = 3.0
 _RESPONSE_SECONDS = 2.0
-# A volume can stall for a while, and the job has cost something already: so many looks in a row,
-# two seconds or more apart, between which ComfyUI uses CPU time for the questions it is asked.
+# A volume may stall for a while, and the job has already cost something, so this many checks in a
+# row, at least two seconds apart; answering them costs ComfyUI a little CPU time.
 STALL_LOOKS, _ASKED_CPU_SECONDS = 8, 0.1
 CODES = {
     "worker.threads_exhausted": "Too many calls of earlier jobs hang; no more jobs are taken",
-    # volume.silent is the doctor's
-    "volume.gone": "The volume was there when the worker started, and no longer is",
+    # volume.silent is the doctor's code
+    "volume.gone": "The volume was there when the worker started, but no longer is",
 }
 
 
@@ -43,18 +43,18 @@ class NoResponse(OSError):
 
 
 class VolumeWatchdog:
-    """Checks whether the volume at `root` responds while jobs work on it. One for a worker."""
+    """Checks whether the volume at `root` responds while jobs use it. One per worker."""
 
     def __init__(self, root: Path, pool: Pool) -> None:
-        """All that touches the volume runs in `pool`."""
+        """Everything that touches the volume runs in `pool`."""
         self._root = root
         self.pool = pool
         self._asked: Future[bool] | None = None
         self._asked_at = 0.0
 
     async def responds(self) -> bool:
-        """Does it respond within two seconds? While an earlier question has no answer, it does not,
-        and is not asked again: each question costs a thread, for as long as the silence lasts."""
+        """Does it respond within two seconds? While an earlier check is unanswered, the answer is
+        no, without another check: each one occupies a thread as long as the volume hangs."""
         if self._asked is None or self._asked.done():
             self._asked_at = time.monotonic()
             self._asked = self.pool.submit(self._ask)
@@ -65,10 +65,8 @@ class VolumeWatchdog:
         return True
 
     async def call(self, work: Callable[[], T], seconds: float) -> T:
-        """What `work`, which asks the volume, returns or raises.
-
-        Raises NoResponse when the volume does not respond, and TimeUp after `seconds`; `work`
-        then goes on when the volume does.
+        """Run `work`, which uses the volume. Raises NoResponse if the volume does not respond, and
+        TimeUp after `seconds`; `work` then continues when the volume responds again.
         """
         if self._asked is not None and not self._asked.done() and not await self.responds():
             raise NoResponse(self._root)
@@ -89,7 +87,8 @@ class VolumeWatchdog:
                 self.pool.abandon(working)
 
     async def call_or_fail(self, work: Callable[[], T], seconds: float) -> T:
-        """`call`, for a job that cannot go on without. Raises JobError for the silence."""
+        """`call`, for a job that cannot continue without it. Raises JobError if the volume does not
+        respond."""
         try:
             return await self.call(work, seconds)
         except NoResponse as problem:
@@ -97,23 +96,23 @@ class VolumeWatchdog:
             raise VolumeSilentError(said) from None
 
     def _ask(self) -> bool:
-        """For a name that no cache can know from an earlier look."""
+        """Stat a name that cannot be cached from an earlier check."""
         return os.path.lexists(self._root / f".{uuid.uuid4().hex}")
 
 
 class VolumeStallDetector:
-    """Notices a ComfyUI that waits for a volume which has stopped responding: a node that opens a
-    model there hangs in the kernel, while ComfyUI's server answers and its log is still."""
+    """Detects a ComfyUI that waits for a volume that has stopped responding: a node that opens a
+    model there hangs in the kernel, while ComfyUI's server answers and its log is quiet."""
 
     def __init__(self, cpu_seconds: Callable[[], float | None], volume: VolumeWatchdog) -> None:
-        """`cpu_seconds` is what ComfyUI has used so far; None where that is not known."""
+        """`cpu_seconds` is what ComfyUI has used so far; None if unknown."""
         self._cpu_seconds = cpu_seconds
         self._volume = volume
         self._used: float | None = None
         self._seen = 0
 
     async def is_stalled(self) -> bool:
-        """To be asked every few seconds while a prompt runs: has ComfyUI computed nothing, and the
+        """Call it every few seconds while a prompt runs: has ComfyUI computed nothing, and the
         volume not responded, for too long?"""
         used, before = self._cpu_seconds(), self._used
         self._used = used
@@ -125,8 +124,8 @@ class VolumeStallDetector:
 
 @dataclass(frozen=True)
 class Calls:
-    """`local` disk and encoding; the `network` for uploads and inputs; `control` of ComfyUI's
-    process, and diagnostics; the `volume`; and what a reply does not wait for."""
+    """The pools: `local` for disk and encoding, `network` for uploads and inputs, `control` for
+    ComfyUI's process and diagnostics, `volume`; and background work."""
 
     volume: VolumeWatchdog
     local: Pool = field(default_factory=lambda: Pool("local", 8, 8))
@@ -145,7 +144,7 @@ class Calls:
         return (self.local, self.network, self.control, self.volume.pool)
 
     def fault(self) -> Finding | None:
-        """The finding for a pool that has no spare threads left."""
+        """The finding about a pool without spare threads."""
         full = next((pool for pool in self.pools if pool.exhausted), None)
         if full is None:
             return None
@@ -161,13 +160,13 @@ class Calls:
 
 
 def volume_fault(layout: Layout, cause: JobError) -> JobError | None:
-    """The error to report instead of `cause` when the volume is gone or silent; None when it is
-    there, or `cause` already says so. Blocks for two seconds at most."""
+    """The error to report instead of `cause` if the volume is gone or does not respond; None if it
+    is there, or `cause` already says so. Blocks for at most two seconds."""
     if isinstance(cause, VolumeSilentError):
         return None
     probe = layout.root
     if layout.comfyui is not None and layout.comfyui_on_volume:
-        probe = layout.comfyui / "main.py"  # a mount point stays when its mount goes
+        probe = layout.comfyui / "main.py"  # a mount point remains after its mount is gone
     try:
         if BoundedCaller(_RESPONSE_SECONDS).one(lambda: os.path.exists(probe)):
             return None

@@ -1,5 +1,5 @@
-"""What can go wrong with a job: one exception with a stable code, a sentence and a fix; how these
-sentences describe a value in a few words; and the deadline that each job has.
+"""Errors of jobs: one exception with a stable code, a sentence and a fix; short descriptions of
+values for these sentences; and a job's deadline.
 """
 
 from __future__ import annotations
@@ -19,72 +19,72 @@ CODES = {
     "request.no_input": "The job has no `input`",
     "request.unknown_type": "The request has a type that does not exist",
     "request.wrong_type": "A field of the request has the wrong type or value",
-    "request.not_json": "The request contains a value that JSON cannot represent, such as NaN",
-    "request.too_large": "The request is larger than MAX_REQUEST_MB",
+    "request.not_json": "The request has a value that JSON cannot represent, such as NaN",
+    "request.too_large": "The request is larger than `MAX_REQUEST_MB`",
     "request.too_deep": "The request is nested too deeply",
-    "request.download_off": "Jobs may not have models fetched on this endpoint",
-    "request.model_host": "MODEL_HOSTS does not name the host that a model should come from",
+    "request.download_off": "Jobs may not fetch models on this endpoint",
+    "request.model_host": "`MODEL_HOSTS` does not allow the host of a model's URL",
     "workflow.missing": "The request has no workflow",
     "workflow.not_json": "The workflow is a string that is not valid JSON",
     "workflow.not_an_object": "The workflow is not an object",
     "workflow.empty": "The workflow has no nodes",
     "workflow.ui_format": "The workflow was saved in the editor's own format",
     "workflow.bad_node": "An entry of the workflow is not a node",
-    "workflow.bad_link": "A node is linked to a node that is not there",
-    "workflow.no_output": "No node of the workflow produces anything",
+    "workflow.bad_link": "A node is linked to a node that does not exist",
+    "workflow.no_output": "The workflow has no output node",
     "workflow.name_unknown": "There is no workflow of that name on the volume",
     "workflow.unknown_node": "A node class is not installed in this ComfyUI",
     "workflow.missing_model": "A model file is not where ComfyUI looks",
     "workflow.value_not_allowed": "An input has a value that is not in the node's list",
     "workflow.value_out_of_range": "A number is too small or too large for its input",
     "workflow.input_missing": "A node lacks a required input",
-    "workflow.invalid": "ComfyUI refused the workflow for another reason",
+    "workflow.invalid": "ComfyUI rejected the workflow for another reason",
     "overrides.unknown_node": "An override names a node that the workflow does not have",
     "image.no_name": "An input file has no name",
     "image.no_data": "An input file has no data",
     "image.bad_name": "The name of an input file is not a plain file name",
     "image.bad_base64": "An input file is not valid base64",
     "image.not_stored": "An input file could not be written to local disk",
-    "input.named_twice": "Two input files have one name",
-    "input.wrong_content": "An input file is not what its name says",
+    "input.named_twice": "Two input files have the same name",
+    "input.wrong_content": "The content of an input file does not match its name",
     "input.url_refused": "The URL of an input file may not be fetched",
-    "input.not_fetched": "The URL of an input file did not give the file",
-    "input.too_large": "The file behind a URL is larger than MAX_INPUT_MB",
-    "input.bad_archive": "A zip file to unpack is damaged, or holds what is never unpacked",
-    "input.bucket_refused": "An s3:// address names a bucket that this job may not read",
-    "input.outside": "A loader of uploads names a file outside the folders it reads",
-    "input.missing": "A file that a loader names is neither sent nor on the volume",
+    "input.not_fetched": "The input file could not be fetched from its URL",
+    "input.too_large": "An input file is larger than `MAX_INPUT_MB`",
+    "input.bad_archive": "A zip file to unpack is damaged or has entries that are never unpacked",
+    "input.bucket_refused": "An `s3://` address names a bucket that this job may not read",
+    "input.outside": "A loader names a file outside the folders that it reads",
+    "input.missing": "A file that a loader names was not sent and is not on the volume",
     "output.no_bucket": "Results should go to a bucket, but none is configured",
-    "output.bad_address": "An address that results should be uploaded to may not be used",
-    "output.bad_bucket": "The bucket that came with the job cannot be used",
+    "output.bad_address": "An upload address for results may not be used",
+    "output.bad_bucket": "The bucket sent with the job cannot be used",
     "job.timeout": "The job exceeded its time limit",
     "job.node_failed": "A node raised an error",
     "job.out_of_memory": "A node ran out of GPU memory",
-    "job.cuda_failed": "The GPU failed in a way that its process does not survive",
+    "job.cuda_failed": "CUDA failed in a way that only a restart of ComfyUI clears",
     "job.no_gpu_code": "A package that a node uses has no code for this GPU",
-    "job.interrupted": "The job was stopped by a node, not by this worker",
+    "job.interrupted": "A node stopped the workflow, not this worker",
     "job.lost": "ComfyUI no longer knows the job",
     "job.result_missing": "A file that ComfyUI reported is not on disk",
-    "comfyui.died": "ComfyUI ended while the job ran",
+    "comfyui.died": "ComfyUI exited while the job ran",
     "comfyui.history_unreadable": "ComfyUI cannot show the outcome of a job",
-    "comfyui.unreachable": "ComfyUI is running but does not answer as it should",
-    "reply.too_large": "A result is too large for a reply and cannot be kept either",
-    "worker.internal": "A fault in the worker itself",
+    "comfyui.unreachable": "ComfyUI is running but does not respond as it should",
+    "reply.too_large": "A result is too large for the reply and cannot be kept anywhere",
+    "worker.internal": "A bug in the worker itself",
 }
 VOLUME_FIX = (
     "Send the job again, which another worker may take; if it stays, restart the endpoint's "
     "workers and look at the volume in the Runpod console (Storage)."
 )
 MAX_DEPTH = 100
-# Of what a client sent, an error quotes so many characters and list items.
+# An error quotes so many characters and list items of what a client sent.
 _MOST_BITS = 14_000  # about 4200 digits; Python writes no more than 4300
 _LISTED = 5
 _MOST_SENTENCE, _MOST_TEXT, _MOST_ITEMS, _MOST_DETAILS = 4000, 4000, 500, 200_000
 
 
 class JobError(Fault):
-    """A job failed. `str()` is the sentence with its fix, as the caller reads it; secrets in the
-    addresses that it quotes are masked."""
+    """A job failed. `str()` is the sentence with its fix; secrets in quoted addresses are
+    masked."""
 
     def __init__(self, code: str, message: str, fix: str = "", /, **details: Any) -> None:
         sentence, advice = (masked(cut(text, _MOST_SENTENCE)) for text in (message, fix))
@@ -95,7 +95,7 @@ class JobError(Fault):
 
     @classmethod
     def from_finding(cls, finding: Finding) -> JobError:
-        """The error for a job that a fault of the worker keeps from running."""
+        """The error for a job that a fault of the worker prevents."""
         return cls(finding.code, finding.message, finding.fix, **finding.details)
 
 
@@ -104,7 +104,7 @@ class JobTimeout(JobError):
 
 
 class VolumeSilentError(JobError):
-    """The job needs the volume, which does not answer."""
+    """The job needs the volume, which does not respond."""
 
     def __init__(self, message: str, /, **details: Any) -> None:
         super().__init__("volume.silent", message, VOLUME_FIX, **details)
@@ -115,19 +115,19 @@ class NodeFailed(JobError):
 
 
 class OutOfMemory(JobError):
-    """A node ran out of GPU memory, which ComfyUI is to free before the next job."""
+    """A node ran out of GPU memory, which ComfyUI must free before the next job."""
 
 
 class ComfyBroken(JobError):
-    """After this no other job can be trusted to the same ComfyUI process."""
+    """After this the ComfyUI process must not run another job."""
 
 
 class ComfyUnreachable(ComfyBroken):
-    """ComfyUI runs and does not answer."""
+    """ComfyUI runs but does not answer."""
 
 
 class Deadline:
-    """Expires `seconds` after it is made, on a monotonic clock; pauses do not count."""
+    """Expires `seconds` after its creation, on a monotonic clock; pauses do not count."""
 
     def __init__(self, seconds: float, clock: Callable[[], float] = time.monotonic) -> None:
         self.seconds = seconds
@@ -137,7 +137,7 @@ class Deadline:
         self._pauses = 0.0
 
     def pause(self) -> None:
-        """Stop the clock, unless it is stopped."""
+        """Stop the clock, if it runs."""
         if self._paused is None:
             self._paused = self._clock()
 
@@ -149,13 +149,13 @@ class Deadline:
 
     @property
     def elapsed(self) -> float:
-        """Seconds since it was made, without pauses."""
+        """Seconds since its creation, without pauses."""
         now = self._clock() if self._paused is None else self._paused
         return now - self._start - self._pauses
 
     @property
     def paused(self) -> float:
-        """Seconds of all pauses that are over."""
+        """Seconds of all finished pauses."""
         return self._pauses
 
     @property
@@ -165,15 +165,15 @@ class Deadline:
 
     @property
     def expired(self) -> bool:
-        """Is no time left?"""
+        """Is the time up?"""
         return self.remaining == 0.0
 
 
 def timeout_error(
     deadline: Deadline, state: str, otherwise: str = "make the workflow smaller", /, **details: Any
 ) -> JobError:
-    """The error for a job whose time is up; `state` says what it was doing, `otherwise` what else
-    to do than to allow more time."""
+    """The error for a job whose time is up; `state` says what it was doing, `otherwise` what to do
+    besides allowing more time."""
     return JobTimeout(
         "job.timeout",
         f"The job was stopped after {deadline.elapsed:.0f} s: {state}.",
@@ -185,7 +185,7 @@ def timeout_error(
 
 
 def combined(problems: Sequence[JobError]) -> JobError:
-    """The first problem of a workflow gives the code and the fix; sentence and details hold all."""
+    """One error for several problems: code and fix of the first, sentence and details of all."""
     first = problems[0]
     if len(problems) == 1:
         return first
@@ -199,13 +199,13 @@ def combined(problems: Sequence[JobError]) -> JobError:
 
 
 def cut(text: str, most: int) -> str:
-    """A text of at most `most` characters."""
+    """The text, cut to at most `most` characters."""
     return text if len(text) <= most else f"{text[: most - 1]}…"
 
 
 def bounded(details: Mapping[str, Any]) -> dict[str, Any]:
-    """`details` without anything long: a class name or a list of choices may have megabytes, and a
-    reply that is too large is one that Runpod drops."""
+    """`details`, shortened: a class name or a list of choices may have megabytes, and Runpod drops
+    a reply that is too large."""
     room = _MOST_DETAILS
 
     def within(value: Any) -> Any:
@@ -225,7 +225,7 @@ def bounded(details: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def check_limits(given: object, max_mb: float) -> None:
-    """Check depth, size and that JSON can represent all of it, in one walk without recursion."""
+    """Check depth, size and that it is valid JSON, in one walk without recursion."""
     size = 0
     pending: list[tuple[object, int]] = [(given, 0)]
     while pending:
@@ -267,7 +267,7 @@ def wrong_type(name: str, wanted: str, given: object) -> JobError:
 
 
 def described(value: object) -> str:
-    """A value in a few words: its type, and what it holds if that is short."""
+    """A value in a few words: its type, and its contents if short."""
     if value is None:
         return "null"
     names = {str: "the string", bool: "the value", int: "the number", float: "the number"}
@@ -277,7 +277,7 @@ def described(value: object) -> str:
 
 
 def short(value: object) -> str:
-    """A value as JSON writes it, cut at 60 characters."""
+    """A value as JSON, cut at 60 characters."""
     if isinstance(value, int) and value.bit_length() > _MOST_BITS:
         return "of thousands of digits"  # Python refuses to write it
     text = json.dumps(value) if isinstance(value, (str, bool)) else str(value)
@@ -285,8 +285,8 @@ def short(value: object) -> str:
 
 
 def nearest(wanted: str, known: Sequence[str], cutoff: float = 0.5) -> list[str]:
-    """Up to three of `known` that look like `wanted`, nearest first; case does not matter. `cutoff`
-    is how alike they must be, from 0 (anything) to 1 (the same)."""
+    """Up to three of `known` similar to `wanted`, nearest first, ignoring case. `cutoff` is the
+    required similarity, from 0 (any) to 1 (equal)."""
     by_lower = {name.lower(): name for name in known}
     close = difflib.get_close_matches(wanted.lower(), list(by_lower), n=3, cutoff=cutoff)
     return [by_lower[name] for name in close]

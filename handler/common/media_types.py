@@ -1,4 +1,4 @@
-"""Pure: what a file is, by its first bytes and, where they don't say, by its name."""
+"""Pure: a file's type by its first bytes, or else by its name."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import posixpath
 
 import filetype
 
-# Enough of a file's beginning for every format that is recognised here.
+# Enough of a file's beginning for every recognised format.
 HEAD_BYTES = 8192
 MEDIA = ("image", "video", "audio")
 _UNKNOWN = "application/octet-stream"
@@ -35,8 +35,8 @@ _BETTER_NAMES = {"audio/x-flac": "audio/flac", "audio/x-wav": "audio/wav"}
 def mime_type(head: bytes, name: str) -> str:
     """The MIME type of a file that begins with `head` and is called `name`.
 
-    Content goes before the name, but for containers: they hold sound as well as pictures (`.m4a`
-    is MP4), and archives are named for what they hold (`.npz` is ZIP).
+    Content takes precedence over the name, except for containers, which hold sound as well as video
+    (`.m4a` is MP4), and archives, which are named for their contents (`.npz` is ZIP).
     """
     by_name, by_content = _by_name(name), _by_content(head)
     if by_content is None:
@@ -62,7 +62,7 @@ def extension_for(head: bytes) -> str:
 
 
 def extension_of_data(data: str) -> str:
-    """The extension for a file that comes as a data URI or base64; "" when unknown."""
+    """The extension for a file sent as a data URI or base64; "" if unknown."""
     head, comma, rest = data[:200].partition(",")
     if comma and head.lower().startswith("data:"):
         by_type = mimetypes.guess_extension(head[5:].partition(";")[0].lower()) or ""
@@ -76,9 +76,8 @@ def extension_of_data(data: str) -> str:
 
 
 def wrong_content(head: bytes, name: str) -> str | None:
-    """What a file is instead, when its name promises a picture, video or sound and it is not one.
-
-    Unknown bytes pass: ComfyUI reads more formats than are recognised here.
+    """What a file really is, if its name says picture, video or sound and it is not. Unknown bytes
+    pass: ComfyUI reads more formats than are recognised here.
     """
     if family_of(_by_name(name)) not in MEDIA:
         return None

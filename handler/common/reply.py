@@ -1,4 +1,4 @@
-"""The outcome of a job -> the dict that Runpod gets."""
+"""Turns a job's outcome into the dict for Runpod."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from bootstrap.core.findings import docs_url
 from handler.common.errors import JobError
 
 Reply = dict[str, Any]
-# What a signed URL and the sentence about it may take.
+# Bytes for a signed URL and the sentence about it.
 _NOTE_BYTES = 2500
 
 
@@ -35,14 +35,13 @@ def failed(error: JobError) -> Reply:
 
 
 def json_size(value: Any) -> int:
-    """Bytes of `value` as JSON in ASCII, which is never less than what is sent."""
+    """Bytes of `value` as ASCII JSON, at least as many as are sent."""
     return len(json.dumps(value))
 
 
 def to_leave_out(sizes: Sequence[int], room: float) -> list[int]:
-    """Which contents, by number, must not be in a reply that has `room` bytes for them all.
-
-    The largest go first: it costs the fewest. Each that goes makes the reply say where it went.
+    """The indexes of contents to leave out of a reply with `room` bytes for all of them: the
+    largest, so that the fewest are left out. For each the reply says where it went.
     """
     left_out: list[int] = []
     total = sum(sizes)
@@ -57,9 +56,8 @@ def to_leave_out(sizes: Sequence[int], room: float) -> list[int]:
 
 
 def postable(value: Any) -> Any:
-    """`value` as JSON that the SDK can post: no NaN, no lone surrogates, no foreign types.
-
-    The SDK posts nothing at all for a reply that holds one of these.
+    """`value` as JSON that the SDK can post: no NaN, no lone surrogates, no foreign types. With one
+    of these, the SDK would post nothing at all.
     """
     if isinstance(value, str):
         if value.isascii():  # contents are: no copy of megabytes
@@ -77,7 +75,7 @@ def postable(value: Any) -> Any:
 
 
 def too_large_alone(entry: Mapping[str, Any], warnings: Sequence[str], limit: str) -> JobError:
-    """The error for a result that fits into no reply and can go nowhere else."""
+    """The error for a result that is too large for a reply and can go nowhere else."""
     why = f" ({'; '.join(warnings)})" if warnings else ""
     return JobError(
         "reply.too_large",

@@ -1,4 +1,4 @@
-"""One prompt on one ComfyUI, the queue of them, and a ComfyUI kept ready for the next."""
+"""Runs prompts on ComfyUI: one prompt, their queue, and a ComfyUI kept ready for the next."""
 
 from handler.execution.comfy_client import KnownClasses
 from handler.execution.executor import PromptExecutor

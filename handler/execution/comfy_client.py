@@ -1,4 +1,4 @@
-"""ComfyUI over HTTP and WebSocket. Exceptions of aiohttp are translated here, once."""
+"""ComfyUI over HTTP and WebSocket. aiohttp's exceptions are translated here."""
 
 from __future__ import annotations
 
@@ -20,25 +20,26 @@ _SOCKET_CLOSE = aiohttp.ClientWSTimeout(ws_close=0.0)  # does not wait for the s
 _QUEUE_SECONDS = 10.0
 # ComfyUI validates a large workflow before it answers; /object_info starts scans of all models.
 _SLOW_ANSWER_SECONDS = 120.0
-# CPU time is not measured for an answer that comes so soon.
+# CPU time is not measured for answers within this time.
 _AT_ONCE = 0.2
-# Without an answer in so many seconds, and with less CPU time used meanwhile, nothing goes on in
-# there; seen several times in a row, since a host or a volume can stall for a while. Where it
-# computes, each look gets twice the time.
+# ComfyUI is frozen if it gives no answer in so many seconds and uses less CPU time meanwhile,
+# several times in a row, since a host or a volume may stall for a while. If it computes, each check
+# gets twice the time.
 _LOOK_SECONDS, _IDLE_CPU_SECONDS, _IDLE_LOOKS = 3.0, 0.05, 3
 _PATIENT_LOOKS, _LONGEST_LOOK = 6, 30.0
-# A prompt that was cancelled has so long to go; the rest of two seconds is for ending ComfyUI.
+# How long a cancelled prompt may take to end; the rest of two seconds is for killing ComfyUI.
 _LET_GO_SECONDS = 1.5
-# So has what its nodes queued, and what was queued by that; if there is still more, ComfyUI ends.
+# The same for prompts that its nodes queued, and theirs; if there are still more, ComfyUI is
+# killed.
 _GENERATIONS = 4
 
 
 class Unreachable(Exception):
-    """ComfyUI did not answer: not connected, cut off, or too slow."""
+    """ComfyUI did not answer: no connection, cut off, or too slow."""
 
 
 class Refused(Exception):
-    """ComfyUI answered with a status other than 200; `body` is what it said."""
+    """ComfyUI answered with a status other than 200 and `body`."""
 
     def __init__(self, status: int, body: Any) -> None:
         super().__init__(f"status {status}: {str(body)[:300]}")
@@ -47,9 +48,8 @@ class Refused(Exception):
 
 
 class ComfyClient:
-    """Talks to the ComfyUI at `url`. Made for one job: nothing is kept open between jobs.
-
-    All calls raise `Unreachable` or `Refused`.
+    """A client for the ComfyUI at `url`, for one job: nothing stays open between jobs. All calls
+    raise `Unreachable` or `Refused`.
     """
 
     def __init__(self, url: str, session: aiohttp.ClientSession) -> None:
@@ -65,7 +65,7 @@ class ComfyClient:
         targets: Sequence[str] | None = None,
         rerun: Sequence[str] = (),
     ) -> tuple[str, Any]:
-        """Queue a workflow; (the prompt id in force, errors of nodes that were left out)."""
+        """Queue a workflow; returns (prompt id, errors of nodes that were left out)."""
         mark = {prompt_hooks.MARK: {"rerun": list(rerun)}}
         body = {"prompt": workflow, "client_id": client_id, "prompt_id": prompt_id}
         body["extra_data"] = {**extra_data, **mark}
@@ -75,18 +75,18 @@ class ComfyClient:
         return str(answer["prompt_id"]), answer.get("node_errors") or {}
 
     async def history(self, prompt_id: str, seconds: float = _ANSWER_SECONDS) -> Any | None:
-        """The history entry of a prompt that ended; None for one that has not, or is unknown."""
+        """The history entry of a finished prompt; None if it has not finished, or is unknown."""
         return (await self._call("GET", f"/history/{prompt_id}", None, seconds)).get(prompt_id)
 
     async def queued(self) -> tuple[list[str], list[str]]:
-        """Prompt ids (running, pending), those pending in the order in which they will run."""
+        """Prompt ids (running, pending), the pending ones in their order."""
         queue = await self._call("GET", "/queue", None, _QUEUE_SECONDS)
         running, pending = queue.get("queue_running", []), queue.get("queue_pending", [])
-        pending.sort(key=lambda item: item[0])  # it comes as the heap it is
+        pending.sort(key=lambda item: item[0])  # it is returned as a heap
         return [str(item[1]) for item in running], [str(item[1]) for item in pending]
 
     async def interrupt(self, prompt_id: str) -> None:
-        """Interrupt the running prompt; versions before 0.3.57 interrupt whatever runs."""
+        """Interrupt the running prompt; versions before 0.3.57 interrupt any running prompt."""
         await self._call("POST", "/interrupt", {"prompt_id": prompt_id})
 
     async def remove_pending(self, prompt_ids: Sequence[str]) -> None:
@@ -98,12 +98,12 @@ class ComfyClient:
         await self._call("POST", "/free", {"unload_models": True, "free_memory": True})
 
     async def node_classes(self) -> list[str]:
-        """Every node class this ComfyUI knows. Slow: it scans all model folders."""
+        """All node classes of this ComfyUI. Slow: it scans all model folders."""
         return list(await self._call("GET", "/object_info", None, _SLOW_ANSWER_SECONDS))
 
     async def listen(self, client_id: str) -> AsyncIterator[dict[str, Any] | bytes] | None:
-        """Open the socket; its messages until it ends for any reason, binary ones as bytes. None
-        when it does not open."""
+        """Open the socket; yields its messages until it ends for any reason, binary ones as bytes.
+        None if it does not open."""
         address = f"{self._url}/ws?clientId={client_id}"
         try:
             socket = await self._session.ws_connect(address, max_msg_size=0, timeout=_SOCKET_CLOSE)
@@ -128,14 +128,14 @@ class ComfyClient:
 
 
 class KnownClasses:
-    """The node classes of a ComfyUI, asked for once for each of its processes: that is slow."""
+    """The node classes of a ComfyUI, requested once per process because that is slow."""
 
     def __init__(self) -> None:
         self._generation: int | None = None
         self._names: list[str] = []
 
     async def names(self, client: ComfyClient, generation: int) -> list[str]:
-        """All of them; empty when ComfyUI does not say. `generation` changes with the process."""
+        """All of them; empty if ComfyUI does not answer. `generation` changes with the process."""
         if self._generation != generation or not self._names:
             try:
                 self._names = await client.node_classes()
@@ -156,15 +156,15 @@ async def _messages(socket: _Socket) -> AsyncIterator[dict[str, Any] | bytes]:
 
 @asynccontextmanager
 async def connect(url: str) -> AsyncIterator[ComfyClient]:
-    """A client for the time of one job. Proxies of the environment are not used."""
-    # Its address is a number. The resolver that aiohttp would choose starts a thread each time.
+    """A client for one job. Proxies from the environment are not used."""
+    # The address is numeric. aiohttp's default resolver would start a thread each time.
     connector = aiohttp.TCPConnector(resolver=aiohttp.ThreadedResolver())
     async with aiohttp.ClientSession(trust_env=False, connector=connector) as session:
         yield ComfyClient(url, session)
 
 
 def _content(raw: bytes) -> Any:
-    """JSON (which from ComfyUI may hold bare NaN) where it is JSON, else text."""
+    """JSON (ComfyUI's may contain bare NaN) if it is JSON, else text."""
     if not raw:
         return {}
     try:
@@ -176,9 +176,9 @@ def _content(raw: bytes) -> Any:
 async def fetch_history(
     comfyui: ComfyUI, client: ComfyClient, prompt_id: str, deadline: Deadline
 ) -> Any | None:
-    """The prompt's entry; None while there is none. Raises Refused, and Unreachable for a ComfyUI
-    that is frozen: it neither answers nor uses CPU time. One that computes may hold Python's lock,
-    and gets more time."""
+    """The prompt's entry; None while there is none. Raises Refused, and Unreachable if ComfyUI is
+    frozen: it neither answers nor uses CPU time. One that computes may hold the GIL, and gets more
+    time."""
     seconds, idle = _LOOK_SECONDS, 0
     for last in (False,) * (_PATIENT_LOOKS - 1) + (True,):
         before = None
@@ -203,8 +203,8 @@ async def fetch_history(
 
 
 async def lets_go(client: ComfyClient, prompt_ids: Sequence[str]) -> bool:
-    """Are the prompts gone from ComfyUI, having been removed or interrupted there, and what their
-    nodes queued as well? That is known once they have ended."""
+    """Remove or interrupt the prompts in ComfyUI, and those that their nodes queued (known once
+    they have ended); are they gone?"""
     ours = list(prompt_ids)
     try:
         for _ in range(_GENERATIONS):
@@ -218,7 +218,7 @@ async def lets_go(client: ComfyClient, prompt_ids: Sequence[str]) -> bool:
 
 
 async def _removed(client: ComfyClient, prompt_ids: Sequence[str]) -> None:
-    """Ask until they are gone; a node looks at the interrupt flag only now and then."""
+    """Poll until they are gone; a node checks the interrupt flag only now and then."""
     while True:
         running, pending = await client.queued()
         if waiting := [one for one in prompt_ids if one in pending]:

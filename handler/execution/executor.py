@@ -1,4 +1,4 @@
-"""Runs the workflows of all jobs on one ComfyUI in turn, and restarts it after what broke it."""
+"""Runs the workflows of all jobs on one ComfyUI in turn, and restarts it when it is broken."""
 
 from __future__ import annotations
 
@@ -34,13 +34,13 @@ _FREEING_SECONDS = 1.0
 _END_SECONDS = 10.0
 # Retries a job lost to another job's crash, at most twice.
 _MAX_ATTEMPTS = 3
-# Called with the result (None: it failed) and the time until which files may be this prompt's,
-# before the next job's end is looked at.
+# Called with the result (None: failed) and the time until which files may be this prompt's, before
+# the next job's end is handled.
 AtEnd = Callable[[PromptResult | None, float], None]
 
 
 class PromptExecutor:
-    """Runs the workflows of one worker's jobs, however many ask at once."""
+    """Runs the workflows of one worker's jobs; any number may ask at once."""
 
     def __init__(
         self,
@@ -65,16 +65,16 @@ class PromptExecutor:
         at_end: AtEnd,
         retry: bool = False,
     ) -> PromptResult:
-        """Run it to its end, and with `retry` once more when memory was short. Raises JobError.
-        `at_end` is called in a thread."""
+        """Run it to its end, with `retry` once more if memory was short. Raises JobError. `at_end`
+        is called in a thread."""
         once = partial(self._run_in_turn, prompt, deadline, handle, at_end)
         try:
             return await once()
         except OutOfMemory as error:
             if not retry:
                 raise
-            # ComfyUI frees memory when it next looks for work, and does not say when it has: a
-            # prompt submitted before that would run first.
+            # ComfyUI frees memory when it next looks for work, and does not report it: a prompt
+            # submitted before would run first.
             await asyncio.sleep(_FREEING_SECONDS)
             result = await once()
             note = f"ran twice: {error.message} It was freed, and the second run succeeded"
@@ -117,7 +117,7 @@ class PromptExecutor:
                 result = await run_prompt(
                     self._comfyui, prompt, entry, self._models, self._known, self._calls, probe
                 )
-                await entry.wait_until_head()  # so that what was before it is over and cleaned up
+                await entry.wait_until_head()  # so that earlier ones are cleaned up
                 lost = entry.state is EntryState.LOST or self._comfyui.starts != generation
                 if result.history.failure is None or not lost:
                     return result
@@ -130,8 +130,9 @@ class PromptExecutor:
         raise lost_error()
 
     async def _prepare(self, entry: QueueEntry, probe: bool) -> None:
-        """Have a ComfyUI that takes the prompt. Without `probe`, one that was ready once and lives
-        is not asked: the prompt shows the same. Where memory is short, no job may be before it."""
+        """Provide a ComfyUI that accepts the prompt. Without `probe`, one that has been ready and
+        is alive is not asked: the prompt will show it. If memory is short, it waits until no job is
+        before it."""
         healthy = self._recovery.is_healthy()
         if not healthy:
             await entry.wait_until_head()
@@ -140,7 +141,7 @@ class PromptExecutor:
             await self._recovery.ensure_ready(entry.deadline)
 
     async def _clean_up_after(self, error: JobError) -> None:
-        """What ComfyUI needs after a job that failed, before the next one."""
+        """Clean up ComfyUI after a failed job, before the next one."""
         if isinstance(error, ComfyBroken):
             await self._recovery.end(error.message)
         elif isinstance(error, OutOfMemory):
@@ -151,4 +152,4 @@ class PromptExecutor:
             async with connect(self._comfyui.url) as client:
                 await client.free()
         except (Unreachable, Refused):
-            pass  # the next job finds out what is wrong with it
+            pass  # the next job will find out what is wrong

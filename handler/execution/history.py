@@ -1,6 +1,6 @@
-"""Sans I/O: what ComfyUI says of a prompt that has ended: its history, and other ways to fail.
+"""Sans I/O: the outcome of a prompt by ComfyUI's history, and other ways to fail.
 
-History is the truth; the messages of the socket only say when to look at it.
+The history decides; the socket's messages only say when to read it.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ from handler.execution.node_progress import NodeProgress
 _TRACEBACK_LINES = 12
 _QUEUED_FAILED = "a prompt that a node of this workflow queued has failed: "
 _MILLISECOND = 0.001
-# After these every later call of this process fails, whatever it asks: those of which the
-# documentation of CUDA says so, and what its libraries make of them. Others concern one call.
+# After these errors every later call of the process fails: by CUDA's documentation, and as its
+# libraries report them. Others concern one call only.
 _POISON = re.compile(
     r"illegal memory access|device-side assert|unspecified launch failure|misaligned address"
     r"|illegal instruction|invalid program counter|hardware stack error|launch timed out"
@@ -34,14 +34,14 @@ _POISON = re.compile(
     r"|CUBLAS_STATUS_(?:EXECUTION|INTERNAL)|CUDNN_STATUS_(?:EXECUTION|INTERNAL)",
     re.IGNORECASE,
 )
-# How hubs refuse requests without a token, as their clients put it.
+# How hubs' clients report requests refused for lack of a token.
 _REFUSED = re.compile(
     r"\b40[13] (?:Client Error|Unauthorized|Forbidden)|\b(?:HTTP|status|code)[^\n]{0,20}\b40[13]\b"
     r"|gated repo|GatedRepo|RepositoryNotFoundError|Invalid username or password"
     r"|token (?:is )?required|LocalTokenNotFound|api[ _]key (?:is )?(?:missing|required|not set)",
     re.IGNORECASE,
 )
-# Parts of a variable's name that say nothing of the service that it is for.
+# Parts of a variable's name that do not identify its service.
 _PLAIN_WORDS = frozenset(
     "API AUTH ACCESS SECRET TOKEN KEY KEYS HUB PASSWORD USER MY RUNPOD COMFY COMFYUI ORG BUCKET "
     "URL ENDPOINT NAME ID".split()
@@ -53,8 +53,8 @@ _MEMORY = re.compile(r"CUDA (?:error: )?out of memory", re.IGNORECASE)
 @dataclass(frozen=True)
 class HistoryEntry:
     """A prompt that ended; `failure` is None when it succeeded. Times are in seconds since 1970,
-    None where ComfyUI does not say (before 2024). `warnings` name nodes that were blocked with a
-    message; `queued` are the prompts that its nodes queued, by id."""
+    None if ComfyUI does not record them (before 2024). `warnings` name nodes that were blocked with
+    a message; `queued` are ids of prompts that its nodes queued."""
 
     outputs: Mapping[str, Any]
     failure: JobError | None
@@ -64,7 +64,7 @@ class HistoryEntry:
     queued: tuple[str, ...] = ()
 
     def followed_by(self, other: HistoryEntry, prompt_id: str) -> HistoryEntry:
-        """This prompt and one that its nodes queued, as one."""
+        """This prompt and one that its nodes queued, combined."""
         more = {f"{prompt_id}/{node}": output for node, output in other.outputs.items()}
         failed = () if other.failure is None else (_QUEUED_FAILED + other.failure.message,)
         return replace(
@@ -75,8 +75,8 @@ class HistoryEntry:
         )
 
     def seconds(self, at_most: float) -> float:
-        """What it took; `at_most`, which was measured from outside, where ComfyUI does not say or
-        the clock was set meanwhile."""
+        """Its duration; at most `at_most`, measured from outside, in case ComfyUI does not record
+        it or the clock was changed."""
         if self.ended_at is None or self.started_at is None:
             return at_most
         took = self.ended_at - self.started_at
@@ -84,9 +84,8 @@ class HistoryEntry:
 
 
 def read_entry(entry: Mapping[str, Any] | None) -> HistoryEntry | None:
-    """What a history entry says; None while there is none.
-
-    Versions before 2024 write no status: there an entry alone means success.
+    """Parse a history entry; None while there is none. Versions before 2024 write no status: an
+    entry alone means success.
     """
     if entry is None:
         return None
@@ -97,7 +96,7 @@ def read_entry(entry: Mapping[str, Any] | None) -> HistoryEntry | None:
     return HistoryEntry(
         entry.get("outputs") or {},
         _failure(status, messages),
-        None if ended_at is None else ended_at + _MILLISECOND,  # they are cut to whole ones
+        None if ended_at is None else ended_at + _MILLISECOND,  # they are truncated to whole ones
         _when(messages, "execution_start"),
         tuple(_blocked(message) for kind, message in pairs if kind == prompt_hooks.BLOCKED),
         tuple(messages.get(prompt_hooks.QUEUED, {}).get("prompt_ids", ())),
@@ -187,8 +186,8 @@ def _node_failed(error: Mapping[str, Any]) -> JobError:
 
 
 def with_withheld(error: JobError, withheld: Iterable[str], passed: Iterable[str]) -> JobError:
-    """The error of a node that was refused for lack of a token, with the name of the variable that
-    is kept from ComfyUI (one of `withheld`) and how to let it through beside those `passed`."""
+    """The error of a node that was refused for lack of a token, with the variable that is withheld
+    from ComfyUI (one of `withheld`) and how to pass it in addition to `passed`."""
     said = f"{error.message} {error.details.get('exception_type')}"
     if not isinstance(error, NodeFailed) or not _REFUSED.search(said):
         return error
@@ -207,14 +206,14 @@ def with_withheld(error: JobError, withheld: Iterable[str], passed: Iterable[str
 
 
 def _is_for(name: str, said: str) -> bool:
-    """Does the text, in lower case, name the service that the variable is for?"""
+    """Does the lower-case text name the variable's service?"""
     words = [word for word in name.upper().split("_") if word not in _PLAIN_WORDS]
     hints = [hint for word in words for hint in _ALSO.get(word, (word.lower(),))]
     return any(len(hint) > 2 and re.search(rf"(?<![a-z]){re.escape(hint)}", said) for hint in hints)
 
 
 def died_error(exit: Exit, progress: NodeProgress) -> JobError:
-    """The error for a job under which ComfyUI ended."""
+    """The error for a job during which ComfyUI ended."""
     cause = explain_exit(exit)
     where = progress.current_node()
     at = f"while node {where['node_id']} ({where['node_type']}) ran" if where else ""
@@ -229,7 +228,7 @@ def died_error(exit: Exit, progress: NodeProgress) -> JobError:
 
 
 def unreachable_error(problem: object, progress: NodeProgress, log: list[str]) -> JobError:
-    """The error for a ComfyUI that did not answer, as `problem` says, and did not end either."""
+    """The error for a ComfyUI that did not answer (`problem`) but did not end either."""
     return ComfyUnreachable(
         "comfyui.unreachable",
         f"ComfyUI is running but does not answer ({problem}).",
@@ -259,7 +258,7 @@ def lost_error() -> JobError:
 
 
 def unreadable_error(said: object, progress: NodeProgress, log: list[str]) -> JobError:
-    """The error for a ComfyUI that refused, as `said`, to show the outcome."""
+    """The error for a ComfyUI that refused (`said`) to show the outcome."""
     where = progress.current_node()
     node = f" Node {where['node_id']} ({where['node_type']}) ran last." if where else ""
     return ComfyBroken(

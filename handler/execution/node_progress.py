@@ -1,7 +1,7 @@
-"""Sans I/O: how far a prompt is, by the messages of ComfyUI's socket and its queue.
+"""Sans I/O: a prompt's progress by ComfyUI's socket messages and queue.
 
 The socket can fall silent, drop, or be replaced by a stale connection with the same client id, and
-nothing is replayed: what it says is news, and only history.py says how a prompt ended.
+nothing is replayed, so only history.py decides how a prompt ended.
 """
 
 from __future__ import annotations
@@ -25,18 +25,18 @@ class ProgressUpdate:
 
 
 class NodeProgress:
-    """How far one prompt is. `node` is the id of the node that was last reported to run."""
+    """One prompt's progress. `node` is the id of the last node reported as running."""
 
     def __init__(self, workflow: Workflow) -> None:
         self._workflow = workflow
         self._done: set[str] = set()
-        self._share = 0.0  # of the node that runs
+        self._share = 0.0  # of the running node
         self._percent = 0.0
         self.node: str | None = None
         self.started = False
 
     def on_message(self, message: Mapping[str, Any], prompt_id: str) -> ProgressUpdate | None:
-        """The update that a message of the socket makes; None where it changes nothing."""
+        """The update for a socket message; None if nothing changes."""
         data = message.get("data")
         if not isinstance(data, Mapping) or data.get("prompt_id", prompt_id) != prompt_id:
             return None
@@ -54,13 +54,13 @@ class NodeProgress:
         return None
 
     def on_queue(self, running: bool, ahead: int) -> ProgressUpdate | None:
-        """The update that a look at the queue makes: `ahead` prompts go before this one."""
+        """The update for the queue: `ahead` prompts are before this one."""
         if running:
             return None if self.started else self._update()
         return ProgressUpdate(QUEUED, None, {"position": ahead + 1})
 
     def current_node(self) -> dict[str, Any]:
-        """The node that was last reported to run, for an error's details."""
+        """The last node reported as running, for an error's details."""
         return {} if self.node is None else {"node_id": self.node, "node_type": self._class()}
 
     def _begin(self, node: str) -> None:
@@ -80,7 +80,7 @@ class NodeProgress:
     def _update(self, **more: Any) -> ProgressUpdate:
         self.started = True
         done = len(self._done & set(self._workflow)) + self._share
-        # A node that expands into others, or that comes twice, must not turn the bar back.
+        # A node that expands into others, or is reported twice, must not move the bar back.
         self._percent = max(self._percent, 100 * min(done / max(len(self._workflow), 1), 1.0))
         if self.node is not None:
             more = {"node": self.node, "class_type": self._class(), **more}
@@ -89,20 +89,20 @@ class NodeProgress:
         )
 
     def _class(self) -> str | None:
-        """Nodes that a node expands into have ids such as `5.0.1`: reported as the one it was."""
+        """Nodes from an expansion have ids such as `5.0.1`: reported as the original node."""
         node = self._workflow.get((self.node or "").partition(".")[0])
         return None if node is None else node.get("class_type")
 
 
 def position(prompt_id: str, running: Sequence[str], pending: Sequence[str]) -> tuple[bool, int]:
-    """(does it run, how many go before it) in a queue, `pending` in its order."""
+    """(is it running, number of prompts before it) in a queue, with `pending` in order."""
     if prompt_id in pending:
         return False, len(running) + pending.index(prompt_id)
     return prompt_id in running, 0
 
 
 def announces_end(message: Mapping[str, Any], prompt_id: str) -> bool:
-    """Does a socket message say that the history has this prompt now? `execution_success` comes a
+    """Does a socket message mean that the history now has this prompt? `execution_success` comes a
     moment too early."""
     data = message.get("data")
     if not isinstance(data, Mapping) or data.get("prompt_id") != prompt_id:
@@ -111,8 +111,8 @@ def announces_end(message: Mapping[str, Any], prompt_id: str) -> bool:
 
 
 def node_outputs(message: Mapping[str, Any], prompt_id: str) -> dict[str, Any] | None:
-    """What a node of this prompt reports when it has finished, as the history's outputs have it;
-    None for other messages."""
+    """The outputs that a finished node of this prompt reports, in the history's form; None for
+    other messages."""
     data = message.get("data")
     if message.get("type") != "executed" or not isinstance(data, Mapping):
         return None

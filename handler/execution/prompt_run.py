@@ -43,16 +43,16 @@ from handler.execution.queue import EntryState, Prompt, PromptLost, PromptResult
 
 _log = logging.getLogger(__name__)
 
-# Between looks at the history when the socket brings no news.
+# Between polls of the history when the socket brings no news.
 _POLL_SECONDS = 0.5
 _QUEUE_EVERY = 4
-# One that answered a job ago opens no socket and takes no prompt for so long.
+# How long a ComfyUI that answered the last job may refuse socket and prompt.
 _DEAF_SECONDS = 10.0
 _REFUSALS = 3
 _DEAD_GRACE_SECONDS = 1.0
-# ComfyUI's process is killed by then, wherever it hangs.
+# By then ComfyUI's process is killed, wherever it hangs.
 STOP_SECONDS = 20.0
-# After these ComfyUI would go on with the prompt.
+# After these ComfyUI would continue with the prompt.
 _GOES_ON = (JobTimeout, VolumeSilentError)
 
 
@@ -66,9 +66,9 @@ async def run_prompt(
     probed: bool = True,
     watch_volume: bool = True,
 ) -> PromptResult:
-    """Run it to its end. Raises JobError and PromptLost; whatever ends it, ComfyUI does not go on
-    with it. A ComfyUI that was not `probed` just now may turn out not to be there: that raises
-    PromptLost too. With `watch_volume`, a ComfyUI that waits for the volume is noticed."""
+    """Run it to its end. Raises JobError and PromptLost; in any case ComfyUI does not continue with
+    it. A ComfyUI that was not just `probed` may be gone, which also raises PromptLost. With
+    `watch_volume`, a ComfyUI that waits for the volume is detected."""
     async with connect(comfyui.url) as client:
         stall = VolumeStallDetector(comfyui.cpu_seconds, calls.volume) if watch_volume else None
         run = _Run(comfyui, client, prompt, entry, models, known, calls, stall, probed)
@@ -87,7 +87,7 @@ async def run_prompt(
 
 
 class _RanUnheard(Exception):
-    """ComfyUI had the prompt, though it answered too late, and ran it successfully."""
+    """ComfyUI had accepted the prompt, although it answered too late, and ran it successfully."""
 
     def __init__(self, ended: history.HistoryEntry) -> None:
         super().__init__()
@@ -120,7 +120,8 @@ class _Run:
 
     async def to_end(self) -> PromptResult:
         submitted, start = time.time(), time.monotonic()
-        # Its socket before the prompt, so that it hears all, but without waiting for it.
+        # Open the socket before the prompt, so that no message is missed, but without waiting for
+        # it.
         listening = self.listening = asyncio.create_task(self._listen())
         submitting = asyncio.create_task(self._submit())
         try:
@@ -141,9 +142,8 @@ class _Run:
         return PromptResult(ended, warnings, ended.started_at or submitted, seconds)
 
     async def stop(self) -> None:
-        """Make sure that this prompt and what its nodes queued, and no other, no longer run. If
-        ComfyUI does not let go of them, end it, but not while another job's prompt runs there:
-        wait for that one first."""
+        """Stop this prompt and those that its nodes queued, and no other. If ComfyUI does not stop
+        them, kill it, but not while another job's prompt runs there: wait for that one first."""
         ours = [*self.behind, self.prompt_id]
         while not (self._process_is_gone() or await lets_go(self.client, ours)):
             if self.entry.is_head:
@@ -178,7 +178,7 @@ class _Run:
         return validation.partial(left_out, self.prompt.workflow, self.models, self.prompt.hints)
 
     async def _give_up(self) -> NoReturn:
-        """Give up this attempt, unless ComfyUI had the prompt all the same, and ran it."""
+        """Give up this attempt, unless ComfyUI had accepted the prompt and ran it."""
         await self.stop()
         try:
             entry = await self.client.history(self.prompt_id, _POLL_SECONDS)
@@ -198,8 +198,8 @@ class _Run:
         )
 
     async def _watch_all(self) -> history.HistoryEntry:
-        """The prompt to its end, and those that its nodes queue: they run right after it, and what
-        they produce is this job's."""
+        """Watch the prompt to its end, and those that its nodes queue: they run right after it, and
+        their outputs belong to this job."""
         ended = await self._watch()
         self.behind = list(ended.queued)
         if ended.failure is not None and self.behind:
@@ -245,7 +245,7 @@ class _Run:
             )
         except (Unreachable, Refused) as problem:
             if not self.entry.is_head:
-                return None  # those before it find out what is wrong
+                return None  # those before it will find out what is wrong
             self._raise_if_lost()
             if isinstance(problem, Unreachable):
                 raise await self._unreachable(problem) from None
@@ -276,7 +276,7 @@ class _Run:
             self.prompt.on_progress(update)
 
     async def _unreachable(self, problem: Unreachable) -> JobError:
-        """A cut connection is most often a process that just died: give it time to be seen."""
+        """A broken connection usually means that the process just died: wait until that shows."""
         limit = Deadline(_DEAD_GRACE_SECONDS)
         while not limit.expired:
             self._raise_if_lost()
@@ -287,8 +287,8 @@ class _Run:
         return history.unreachable_error(problem, self.progress, self.comfyui.log_tail())
 
     async def _died(self, died: Exit) -> JobError:
-        """What the socket still holds shows which node ran. Raises PromptLost when this prompt had
-        ended by then, according to socket or log, and one behind it ended ComfyUI."""
+        """The socket's remaining messages show which node ran. Raises PromptLost if, by socket or
+        log, this prompt had ended before and one behind it took ComfyUI down."""
         if self.listening is not None:
             await asyncio.wait({self.listening}, timeout=_DEAD_GRACE_SECONDS)
         had_ended = self.heard_end or self.comfyui.prompts_ended > self.ended_before
@@ -302,7 +302,7 @@ class _Run:
             return
         self.reachable = True
         if self.entry.state is not EntryState.WAITING:
-            self.news.set()  # it may have ended unheard
+            self.news.set()  # it may have ended unnoticed
         async for message in messages:
             if isinstance(message, bytes):
                 self.prompt.on_binary(message)

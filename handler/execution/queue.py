@@ -1,8 +1,8 @@
-"""What ComfyUI is to run, and the prompts of one ComfyUI in the order of their jobs.
+"""Prompts, and one ComfyUI's queue of them in the order of their jobs.
 
-ComfyUI runs one prompt at a time. The next job's prompt lies in its queue already, so that it never
+ComfyUI runs one prompt at a time. The next job's prompt is already in its queue, so that it never
 waits for work; but only the head of our queue judges, stops or restarts ComfyUI. What happens to
-ComfyUI is the head's doing, and takes the prompts behind it away though they are not at fault.
+ComfyUI is attributed to the head; the prompts behind it are lost without being at fault.
 """
 
 from __future__ import annotations
@@ -20,19 +20,18 @@ from handler.execution.history import HistoryEntry
 from handler.execution.node_progress import ProgressUpdate
 from handler.request.workflow import Workflow
 
-# A file's time is that of the kernel's last tick.
+# File times have the resolution of the kernel's tick.
 _FILE_CLOCK_LAG = 0.011
 _UNKNOWN = 0.0
 
 
 @dataclass(frozen=True)
 class Prompt:
-    """What ComfyUI is to run; only what `targets` need, where there are any, and the nodes `rerun`
-    even if it has their results in its cache. `extra_data` may hold secrets for nodes; it is sent
-    to ComfyUI and nowhere else. `hints` explain what ComfyUI may find
-    wrong with it. `on_progress` is called as it advances, `on_output` with what each node that has
-    finished reports, in the form of the history's outputs, `on_binary` with what the socket brings
-    that is not text: previews."""
+    """What ComfyUI must run: only what `targets` need, if there are any, and the nodes `rerun` even
+    if their results are cached. `extra_data` may contain secrets for nodes; it is sent to ComfyUI
+    and nowhere else. `hints` explain faults that ComfyUI may find. `on_progress` is called with
+    progress, `on_output` with each finished node's outputs in the history's form, `on_binary` with
+    binary socket messages: previews."""
 
     workflow: Workflow
     extra_data: Mapping[str, Any] = field(default_factory=dict, repr=False)
@@ -46,8 +45,8 @@ class Prompt:
 
 @dataclass(frozen=True)
 class PromptResult:
-    """A prompt that ran to its end: what the history says, warnings, and the `seconds` it took.
-    ComfyUI began with it at `started_at` (seconds since 1970) or later."""
+    """A finished prompt: its history entry, warnings, and duration in `seconds`. ComfyUI started it
+    at `started_at` (seconds since 1970) or later."""
 
     history: HistoryEntry
     warnings: list[str]
@@ -56,19 +55,18 @@ class PromptResult:
 
 
 class PromptLost(Exception):
-    """ComfyUI ended because of another prompt, and lost this one, or was not there for it: it has
-    to run again."""
+    """ComfyUI ended because of another prompt, or was not there: this one must run again."""
 
 
 class EntryState(Enum):
-    """Where a prompt is. RUNNING: ComfyUI has it and it is the head of our queue; QUEUED: ComfyUI
-    has it, behind others; LOST: ComfyUI ended because of a prompt before it."""
+    """The state of a prompt. RUNNING: ComfyUI has it and it is the head of our queue; QUEUED:
+    ComfyUI has it, behind others; LOST: ComfyUI ended because of a prompt before it."""
 
     WAITING, QUEUED, RUNNING, ENDED, LOST = range(5)
 
 
 _TRANSITIONS = {
-    # To ENDED: ComfyUI had it although its answer to the submission was lost.
+    # To ENDED: ComfyUI had it, although its answer to the submission was lost.
     EntryState.WAITING: {
         EntryState.WAITING,
         EntryState.QUEUED,
@@ -94,12 +92,12 @@ class QueueEntry:
 
     @property
     def state(self) -> EntryState:
-        """Where the prompt is."""
+        """The prompt's state."""
         return self._state
 
     @property
     def is_head(self) -> bool:
-        """Is it the first of the queue?"""
+        """Is it the first in the queue?"""
         return self._queue.predecessor(self) is None
 
     @property
@@ -108,12 +106,12 @@ class QueueEntry:
         return any(other.state is not EntryState.WAITING for other in self._queue.behind(self))
 
     def submitted(self) -> None:
-        """ComfyUI has the prompt: the next one may follow."""
+        """ComfyUI has the prompt; the next one may follow."""
         self._become(EntryState.RUNNING if self.is_head else EntryState.QUEUED)
 
     def ended(self, at: float | None) -> None:
-        """It no longer runs, since `at` in seconds since 1970; None where ComfyUI does not say. One
-        that was lost meanwhile stays so: how it ended was not its own doing."""
+        """It ended at `at` (seconds since 1970; None if ComfyUI does not say). One that was lost
+        stays so: it was not its own fault."""
         self._ended_at = _UNKNOWN if at is None else at
         if self._state is not EntryState.LOST:
             self._become(EntryState.ENDED)
@@ -128,15 +126,15 @@ class QueueEntry:
             self._become(EntryState.RUNNING)
 
     def retry(self) -> None:
-        """It is to be submitted again; what an earlier attempt wrote is not its output."""
+        """It must be submitted again; files of an earlier attempt are not its output."""
         self._ended_at = None
         self._become(EntryState.WAITING)
 
     @property
     def output_cutoff(self) -> float | None:
-        """Files changed later, in seconds since 1970, may be another prompt's: such a file must not
-        be taken for this prompt's, while one of its own that is left out is only kept later. None
-        when it did not run to an end."""
+        """Files that changed after this time (seconds since 1970) may be another prompt's and must
+        not be taken for this one's; one of its own that is left out is only kept later. None if it
+        did not finish."""
         if self._ended_at is None:
             return None
         if not self._queue.behind(self):
@@ -144,13 +142,13 @@ class QueueEntry:
         return _UNKNOWN if self._ended_at == _UNKNOWN else self._ended_at - _FILE_CLOCK_LAG
 
     async def wait_until_head(self) -> None:
-        """Until it is the first of the queue."""
+        """Wait until it is the first in the queue."""
         while not self.is_head:
             await self._change()
 
     async def wait_until_next(self) -> None:
-        """Until it is the head, or ComfyUI has the prompt before it, so that none overtakes.
-        Behind one that has ended it waits a moment, until that one's files are claimed."""
+        """Wait until it is the head, or ComfyUI has the prompt before it, so that none overtakes
+        another. Behind a finished one it waits a moment, until that one's files are claimed."""
         taken = (EntryState.QUEUED, EntryState.RUNNING)
         while (before := self._queue.predecessor(self)) and before.state not in taken:
             await self._change()
@@ -178,7 +176,7 @@ class PromptQueue:
 
     @asynccontextmanager
     async def enter(self, deadline: Deadline) -> AsyncIterator[QueueEntry]:
-        """An entry at the end; the clock of `deadline` stands still until it is the head."""
+        """Add an entry at the end; the clock of `deadline` stops until it is the head."""
         entry = QueueEntry(self, deadline)
         self._entries.append(entry)
         if not entry.is_head:
@@ -203,7 +201,7 @@ class PromptQueue:
         return self._entries[self._entries.index(entry) + 1 :]
 
     def mark_lost(self, entry: QueueEntry) -> None:
-        """ComfyUI ended because of this entry: it lost the prompts behind it."""
+        """ComfyUI ended because of this entry, so the prompts behind it are lost."""
         for other in self.behind(entry):
             if other.state is not EntryState.WAITING:
                 other.lost()

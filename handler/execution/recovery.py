@@ -1,8 +1,8 @@
-"""Keeps ComfyUI ready for the next job: frees memory when it runs short, restarts the process when
-it ended, hangs or broke.
+"""Keeps ComfyUI ready for the next job: frees memory when it runs short, restarts the process if it
+ended, hangs or is broken.
 
-Restarts are bounded: when starts keep failing, jobs are refused at once with the reason, and the
-next attempt waits longer each time.
+Restarts are limited: if starts keep failing, jobs are refused at once with the reason, and the next
+attempt waits longer each time.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ from bootstrap.comfyui import (
     wait_until_ready,
 )
 from bootstrap.config import Settings
+from bootstrap.core.container_limits import MemoryGauge
 from bootstrap.core.findings import Finding
-from bootstrap.core.memory import MemoryGauge
 from handler.common.blocking import Pool, TimeUp
 from handler.common.errors import Deadline, JobError, timeout_error
 from handler.execution.comfy_client import Refused, Unreachable, connect
@@ -31,25 +31,25 @@ from handler.execution.prompt_run import STOP_SECONDS
 _log = logging.getLogger(__name__)
 
 _LOOKS, _LOOK_EVERY = 20, 0.25  # seconds
-# What freeing could not bring down is tried again only when this many percent more are in use.
+# If freeing did not help, it is retried only when this many percent more are in use.
 _WORTH_RETRYING = 2.0
 CODES = {"comfyui.keeps_failing": "ComfyUI failed to start several times in a row"}
-# A ComfyUI that answered before and has no job: nothing keeps it from answering for so long.
+# How long to wait for a ComfyUI that answered before and has no job.
 _HUNG_SECONDS = 10.0
-# What reading an ended process's log may take beyond a limit.
+# Extra time for reading an ended process's log.
 _READ_LOG_SECONDS = 3.0
-# Starts that may fail in a row; then seconds of rest, doubled with each further one.
+# Failed starts in a row; then seconds of rest, doubled after each further one.
 _FREE_FAILURES = 3
 _FIRST_REST, _LONGEST_REST = 30.0, 300.0
 
 
 class MemoryRelief:
-    """Lets ComfyUI free memory at MEMORY_FREE_AT percent; at MEMORY_RESTART_AT it must restart."""
+    """Makes ComfyUI free memory at MEMORY_FREE_AT percent, and restart at MEMORY_RESTART_AT."""
 
     def __init__(
         self, settings: Settings, percent: Callable[[], float | None] | None = None
     ) -> None:
-        """`percent` of memory is in use; None where there is no limit."""
+        """`percent` of memory is in use; None without a limit."""
         self._free_at = settings.memory_free_at
         self._restart_at = settings.memory_restart_at
         self._read = percent or _gauge()
@@ -64,8 +64,8 @@ class MemoryRelief:
         return used >= self._restart_at or used >= self._stuck_at + _WORTH_RETRYING
 
     async def ensure_memory(self, url: str) -> bool:
-        """Free memory where it is short. False when only a restart of ComfyUI helps; never while
-        it works."""
+        """Free memory if it is short. False if only a restart of ComfyUI helps. Not while it
+        works."""
         if not self.is_due():
             return True
         try:
@@ -100,7 +100,7 @@ class MemoryRelief:
         try:
             return self._read()
         except (OSError, ValueError):
-            return None  # unknown: nothing is done
+            return None  # unknown: do nothing
 
 
 def _gauge() -> Callable[[], float | None]:
@@ -121,7 +121,7 @@ class ComfyRecovery:
         faults: Sequence[Finding] = (),
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """`faults` are those the boot found; a start that failed there counts."""
+        """`faults` are the boot's; a start that failed there counts."""
         self._comfyui = comfyui
         self._relief = relief
         self._control = control
@@ -132,7 +132,7 @@ class ComfyRecovery:
         self._rest_until = 0.0 if self._last is None else clock() + _FIRST_REST
 
     async def ensure_ready(self, deadline: Deadline) -> None:
-        """Have a ComfyUI that answers and has memory. Raises JobError."""
+        """Provide a ComfyUI that answers and has memory. Raises JobError."""
         if await self._answers(deadline):
             if await self._relief.ensure_memory(self._comfyui.url):
                 return
@@ -143,33 +143,33 @@ class ComfyRecovery:
         await self._restart(deadline)
 
     def can_retry(self, faults: Sequence[Finding]) -> bool:
-        """Can a job go ahead in spite of the boot's faults? If ComfyUI only failed to start, it may
-        start now: the volume was fixed since, or the cause has passed."""
+        """Can a job run in spite of the boot's faults? If ComfyUI only failed to start, it may
+        start now: the volume was fixed, or the cause was temporary."""
         return all(isinstance(fault, StartFault) for fault in faults) and not self.resting
 
     @property
     def resting(self) -> bool:
-        """Does the next start wait, since too many have failed?"""
+        """Must the next start wait, because too many have failed?"""
         return self._clock() < self._rest_until
 
     def is_healthy(self) -> bool:
-        """Is it alive, was it ready, and is there memory? If not, `ensure_ready` is needed once it
-        has no work."""
+        """Is it alive, has it been ready, and is there memory? If not, `ensure_ready` is needed
+        once it has no work."""
         alive = self._comfyui.was_ready and self._comfyui.ended() is None
         return alive and not self._relief.is_due()
 
     async def end(self, why: str) -> None:
-        """End a ComfyUI that cannot be trusted with another job."""
+        """Stop a ComfyUI that must not get another job."""
         _log.warning("%s; restarting ComfyUI", why)
         await self._control.run(self._comfyui.stop, STOP_SECONDS)
 
     def restart_in_background(self) -> None:
-        """Start ComfyUI again if it ended, while the reply is sent; the next job waits for it."""
+        """Restart ComfyUI if it ended, while the reply is sent; the next job waits for it."""
         if self._comfyui.ended() is not None and not self.resting:
             threading.Thread(target=self._start, name="comfyui-restart", daemon=True).start()
 
     async def _answers(self, deadline: Deadline) -> bool:
-        """Asked again for a while where it answered before, as it may only be busy."""
+        """Retried for a while if it answered before, as it may only be busy."""
         limit = Deadline(min(_HUNG_SECONDS, deadline.remaining))
         while self._comfyui.ended() is None:
             if await self._is_answering(limit.remaining):
@@ -193,8 +193,8 @@ class ComfyRecovery:
         started, fault = await self._start_and_wait(deadline)
         port_taken = isinstance(fault, StartFault) and fault.port_taken
         if fault and (port_taken or not started) and self._comfyui.ended() is not None:
-            # It was dying when it was looked at, or the port was taken while it started: the next
-            # process is ours to judge, and gets another port.
+            # It was dying when it was checked, or the port was taken while it started: judge the
+            # next process, which gets another port.
             _, fault = await self._start_and_wait(deadline)
         if fault is None:
             self._failures = 0
@@ -204,7 +204,7 @@ class ComfyRecovery:
         raise self._failed(fault)
 
     def _start(self) -> bool | Finding:
-        """Was it started now? A finding when the system refuses."""
+        """Was it started now? A finding if the system refuses."""
         try:
             return self._comfyui.start()
         except OSError as problem:
@@ -223,7 +223,7 @@ class ComfyRecovery:
         return started, waited.finding
 
     def _failed(self, fault: Finding) -> JobError:
-        """Count a start that failed; the error for its job."""
+        """Count a failed start; returns the error for its job."""
         self._failures += 1
         self._last = fault
         further = self._failures - _FREE_FAILURES

@@ -1,9 +1,9 @@
-"""Pure: why ComfyUI refused a workflow -> one `JobError` that names everything at once, and the
-packs that have the node classes it lacks.
+"""Pure: explains why ComfyUI refused a workflow, in one `JobError` with everything, including the
+packs of missing node classes.
 
-What is known beforehand (files that are missing, links to nowhere) only explains: ComfyUI decides,
-and runs the good branches of a workflow whose others are broken. `hints` are such explanations,
-each with `node_id` and `input` in its details.
+Faults known in advance (missing files, broken links) only explain: ComfyUI decides, and runs the
+good branches of a partly broken workflow. `hints` are such explanations, each with `node_id` and
+`input` in its details.
 """
 
 from __future__ import annotations
@@ -28,9 +28,9 @@ _TYPES = {
 _LIST_LENGTH = re.compile(r"\(list of length (\d+)\)")
 _OUTPUT_NODES = "SaveImage, SaveVideo, SaveAudio, SaveAnimatedWEBP or PreviewAny"
 _LISTED = 5
-# Authors put anything into a class name, emoji included.
+# Class names may contain anything, even emoji.
 _UNKNOWN_NODE = re.compile(r"[Nn]ode '?([^\n]{1,200}?)'? (?:does not exist|not found)")
-_MISSPELT = 0.75  # how alike: FaceDetailer is not a misspelt VAEDecodeTiled (0.62)
+_MISSPELT = 0.75  # similarity: FaceDetailer is not a misspelt VAEDecodeTiled (0.62)
 
 
 def refused_class(body: Any) -> str | None:
@@ -45,8 +45,8 @@ def explain(
     models: Path,
     hints: Sequence[JobError] = (),
 ) -> JobError:
-    """The error for a refused prompt. `models` is the folder ComfyUI looks for models in;
-    `known_classes` may be empty when no class is unknown."""
+    """The error for a refused prompt. `models` is ComfyUI's models folder; `known_classes` may be
+    empty if no class is unknown."""
     error = _error_of(body)
     hints = [*hints, *bad_links(workflow)]
     name = unknown_class(error)
@@ -82,7 +82,7 @@ def partial(
 
 
 def of_node(hints: Sequence[JobError], error: JobError) -> JobError:
-    """The hint about the node that raised `error` where there is one, with what the node said."""
+    """The hint about the node that raised `error`, if any, with the node's message."""
     node_id = error.details.get("node_id")
     found = [hint for hint in hints if hint.details.get("node_id") == node_id]
     if not isinstance(error, NodeFailed) or not found:
@@ -132,8 +132,8 @@ def _node_problems(
 def _hints_for(
     node_id: str, error: Mapping[str, Any], workflow: Workflow, hints: Sequence[JobError]
 ) -> list[JobError]:
-    """What was known of the input that ComfyUI names; of all that an output needs, where ComfyUI
-    itself stumbled over it."""
+    """The hints about the input that ComfyUI names, or, if ComfyUI itself failed on it, about
+    everything that an output needs."""
     name = _extra_of(error).get("input_name")
     if str(error.get("type")).startswith("exception_during"):
         nodes = needed_by(workflow, node_id)
@@ -177,7 +177,7 @@ def _wanted_type(extra: Mapping[str, Any]) -> str | None:
 
 
 def _not_in_list(at: NodeInput, extra: Mapping[str, Any], length: str, models: Path) -> JobError:
-    """`length` is all that ComfyUI reports of a list with more than 20 items."""
+    """ComfyUI reports only the `length` of a list with more than 20 items."""
     value = str(extra.get("received_value"))
     choices = _choices(extra.get("input_config"))
     close = nearest(value, choices)
@@ -217,12 +217,12 @@ def _choices(config: Any) -> list[str]:
 
 
 class UnknownNode(JobError):
-    """ComfyUI lacks node classes; `classes` in the details names them, unless only the editor knows
-    them. A pack may have them."""
+    """ComfyUI lacks node classes; `classes` in the details lists them, except those that only the
+    editor knows. A pack may have them."""
 
     @property
     def classes(self) -> list[str]:
-        """Those that may be in a pack."""
+        """The classes that may be in a pack."""
         first = next(iter(self.details.get("problems", ())), self.details)
         return [] if first.get("editor_only") else list(first.get("classes", ()))
 
@@ -239,8 +239,8 @@ def unknown_class(error: Mapping[str, Any]) -> str | None:
 def unknown_nodes(
     workflow: Workflow, known: Sequence[str], named: str | None = None
 ) -> UnknownNode | None:
-    """The error for all classes that are not `known`; `named` is one that ComfyUI named, which is
-    all there is when `known` is empty. None when every class is known."""
+    """The error for all classes that are not `known`; if `known` is empty, only for `named`, which
+    ComfyUI reported. None if every class is known."""
     classes = dict.fromkeys(node["class_type"] for node in workflow.values())
     missing = [name for name in classes if name not in set(known)] if known else []
     missing = missing or ([named] if named is not None else [])
@@ -262,7 +262,7 @@ def unknown_nodes(
 
 
 def _did_you_mean(close: Mapping[str, list[str]]) -> str:
-    """A sentence for each class that is likely misspelt, and the first word of what else to do."""
+    """A sentence for each probably misspelt class, and the first word of the other advice."""
     guesses = {name: " or ".join(guess) for name, guess in close.items() if guess}
     if guesses and len(close) == 1:
         return f"Did you mean {next(iter(guesses.values()))}? If not, install"
@@ -286,8 +286,8 @@ def _of_the_editor(workflow: Workflow, missing: list[str], ids: list[str]) -> Un
 
 
 def with_origins(error: UnknownNode, date: str, origins: Mapping[str, Origin]) -> UnknownNode:
-    """`error` with the packs that have the nodes, by the map of `date`; empty where no map is kept,
-    and then with how to get one."""
+    """`error` with the packs that have the nodes, by the map of `date`; without a map (empty), with
+    how to get one."""
     if not date:
         fix = (
             "To have the pack named here, fetch the map of nodes once, on a Pod with this volume: "

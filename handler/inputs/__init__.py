@@ -1,4 +1,4 @@
-"""Input files on local disk, where ComfyUI looks for them: decoded, fetched, from the volume."""
+"""Input files on local disk, where ComfyUI looks for them: decoded, fetched, or from the volume."""
 
 from handler.inputs.fetch import Fetcher
 from handler.inputs.inputs import JobInputs, missing_inputs

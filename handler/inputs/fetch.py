@@ -1,8 +1,8 @@
-"""URLs of a request -> files: several at once, capped in size and time, to public addresses only.
+"""Fetches a request's URLs: in parallel, limited in size and time, from public addresses only.
 
-Uses the guarded connection of the model downloads: a name is resolved once and the connection goes
-to the address that was checked, again at every redirect; queries of URLs, which hold signatures,
-appear in no message.
+It uses the model downloads' guarded connection: a name is resolved once and the connection goes to
+the checked address, at every redirect too; URL queries, which hold signatures, appear in no
+message.
 """
 
 from __future__ import annotations
@@ -38,15 +38,15 @@ _FIX_S3 = "Check that the key is there, and that the bucket's credentials may re
 
 @dataclass(frozen=True)
 class RemoteFile:
-    """A file to fetch: from where, to where."""
+    """A file to fetch: source and destination."""
 
     url: str
     path: Path
 
 
 class Fetcher:
-    """Fetches for one job. Each connection is aborted when the time is up or the job is cancelled,
-    whatever the server sends: a time-out of the socket starts again with each byte."""
+    """Fetches for one job. All connections are aborted when the time is up or the job is cancelled,
+    because a socket's timeout restarts with each byte."""
 
     def __init__(
         self,
@@ -55,7 +55,7 @@ class Fetcher:
         network: Pool,
         bucket: Bucket | None = None,
     ) -> None:
-        """`bucket` is whose credentials read `s3://` addresses."""
+        """`bucket` has the credentials for `s3://` addresses."""
         self._bucket = bucket
         self._readable = settings.bucket_inputs
         self._max_mb = settings.max_input_mb
@@ -66,12 +66,12 @@ class Fetcher:
 
     @property
     def most_bytes(self) -> float:
-        """What one file, or all that comes out of one archive, may have."""
+        """Limit in bytes for one file, or for the contents of one archive."""
         return self._max_mb * 1e6
 
     async def fetch(self, remote: Sequence[RemoteFile]) -> None:
-        """Write every file. Raises JobError for the first that fails, and ends the others; OSError
-        when a file cannot be written."""
+        """Write every file. Raises JobError for the first that fails, and stops the others; OSError
+        if a file cannot be written."""
         await together(self._fetch_one(one) for one in remote)
 
     async def _fetch_one(self, remote: RemoteFile) -> None:
@@ -96,7 +96,7 @@ class Fetcher:
             raise self._too_slow(remote) from None
 
     def _take(self, channel: Channel, remote: RemoteFile) -> None:
-        """Fetch it; nothing is left of a file that did not come, or came too late."""
+        """Fetch it; nothing is left of a file that failed or was too late."""
         whole = False
         try:
             self._save(channel, remote)
@@ -132,7 +132,7 @@ class Fetcher:
         return replace(self._policy, exempt=frozenset({f"{target.host}:{target.port}"}))
 
     def _signed(self, url: str) -> str:
-        """A signed https address for an `s3://` one. Raises JobError."""
+        """The signed https address for an `s3://` one. Raises JobError."""
         name, _, key = url[len("s3://") :].partition("/")
         bucket = self._bucket
         if bucket is None:
@@ -156,7 +156,7 @@ class Fetcher:
         return signed_url(replace(bucket, name=name), key, int(self._limit.seconds) + 60)
 
     def _write(self, reply: Reply, remote: RemoteFile) -> int:
-        """The body into the file; its size in bytes."""
+        """Write the body to the file; returns its size in bytes."""
         size = 0
         with open(remote.path, "wb") as file:
             while block := reply.read_some(_BLOCK):
@@ -202,7 +202,7 @@ def _may_read(name: str, key: str, places: Sequence[str]) -> bool:
 
 
 def signed_url(bucket: Bucket, key: str, seconds: int) -> str:
-    """An address at which `key` can be read for so many seconds."""
+    """A signed URL for reading `key`, valid for so many seconds."""
     from botocore.auth import S3SigV4QueryAuth
     from botocore.awsrequest import AWSRequest
     from botocore.credentials import Credentials
@@ -219,7 +219,7 @@ def signed_url(bucket: Bucket, key: str, seconds: int) -> str:
 
 
 def _check_text(url: str) -> None:
-    """JSON can hold half a character (a lone surrogate), which no request can. Raises JobError."""
+    """JSON can contain half a character (a lone surrogate), which a URL cannot. Raises JobError."""
     try:
         url.encode()
     except UnicodeEncodeError:

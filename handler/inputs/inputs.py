@@ -1,4 +1,4 @@
-"""A job's input files -> ComfyUI's input folder, under names that no other job uses."""
+"""Puts a job's input files into ComfyUI's input folder, under names unique to the job."""
 
 from __future__ import annotations
 
@@ -40,9 +40,8 @@ _DATA_URI = re.compile(r"data:[\w.+/-]*(?:;[\w=.+-]+)*;base64,", re.IGNORECASE)
 
 
 class JobInputs:
-    """The input files of one job. Their names carry its tag, a word that only this job uses, so
-    that a name used before never shows an older picture. Copies from the volume are shared with
-    other jobs."""
+    """The input files of one job. Their names contain its unique tag, so that a reused name never
+    shows an older picture. Copies from the volume are shared with other jobs."""
 
     def __init__(
         self, folder: Path, job_tag: str, fetcher: Fetcher, shared: VolumeInputs, local: Pool
@@ -58,19 +57,17 @@ class JobInputs:
 
     @staticmethod
     def has_files(files: Sequence[InputFile], workflow: Workflow) -> bool:
-        """Is there any file to place, or to look for?"""
+        """Are there any files to place, or to look for?"""
         named = chain(urls_to_load(workflow), named_files(workflow))
         return bool(files) or any(True for _ in named)
 
     async def materialize(
         self, files: Sequence[InputFile], workflow: Workflow, deadline: Deadline
     ) -> None:
-        """Write `files` and what URLs in loaders lead to, make `workflow` refer to them, and copy
-        what else it names from the volume.
-
-        All is decoded before the first is written. Raises JobError for data that is not base64,
-        URLs that cannot be fetched and wrong content, and TimeUp. `remove` must still be
-        called then.
+        """Write `files` and what loaders' URLs lead to, make `workflow` refer to them, and copy
+        other files that it names from the volume. Everything is decoded before the first is
+        written. Raises JobError for invalid base64, URLs that cannot be fetched and wrong content,
+        and TimeUp. `remove` must still be called then.
         """
         names = await self._local.run(lambda: self._write_all(files), deadline.remaining)
         remote = [(file.reference, file) for file in files if file.url is not None]
@@ -97,7 +94,7 @@ class JobInputs:
         self._shared.release(self._job_tag)
 
     def _unpacked(self, files: Sequence[InputFile], names: Mapping[str, str]) -> _Unpacked:
-        """Unpack those that are to be; of two that hold a name, the later one counts."""
+        """Unpack archives; of two with the same name in them, the later one counts."""
         found = _Unpacked()
         try:
             for file in files:
@@ -105,7 +102,7 @@ class JobInputs:
                     self._unpack(file, self._folder / names[file.reference], found)
             return found
         finally:
-            if self._ended:  # the job ended meanwhile
+            if self._ended:  # the job has ended
                 self.remove()
 
     def _unpack(self, file: InputFile, archive: Path, found: _Unpacked) -> None:
@@ -124,15 +121,15 @@ class JobInputs:
             found.plain[name] = found.by_reference[f"{file.reference}/{name}"] = f"{place}/{name}"
 
     def _write_all(self, files: Sequence[InputFile]) -> dict[str, str]:
-        """Those that came with the request; the names ComfyUI knows them by."""
+        """Write the request's files; returns ComfyUI's names for them."""
         decoded = [(file, _decode(file)) for file in files if file.data is not None]
         names = {file.reference: self._write(file, content) for file, content in decoded}
-        if self._ended:  # the job ended meanwhile
+        if self._ended:  # the job has ended
             self.remove()
         return names
 
     def _write(self, file: InputFile, content: bytes) -> str:
-        """The name ComfyUI knows it by, relative to the input folder."""
+        """Write it; returns its name relative to the input folder."""
         _check_content(content[:HEAD_BYTES], file.name, f"Image {file.name!r}")
         path = self._path_for(file, _tagged(file.name, self._job_tag))
         try:
@@ -144,12 +141,13 @@ class JobInputs:
     async def _fetch(
         self, remote: Sequence[tuple[str, InputFile]], deadline: Deadline
     ) -> dict[str, str]:
-        """Fetch (key, file) pairs; the names ComfyUI knows them by."""
+        """Fetch (key, file) pairs; returns ComfyUI's names for them."""
         wanted: dict[str, tuple[RemoteFile, InputFile]] = {}
 
         def prepare() -> None:
             for number, (key, file) in enumerate(remote, 1):
-                # URLs often end alike (…/1/image.png, …/2/image.png): the number keeps them apart.
+                # URLs often end in the same name (…/1/image.png, …/2/image.png): a number
+                # distinguishes them.
                 name = _tagged(file.name, f"{self._job_tag}-{number}")
                 wanted[key] = (RemoteFile(file.url or "", self._path_for(file, name)), file)
 
@@ -165,7 +163,7 @@ class JobInputs:
         return await self._local.run(fetched, deadline.remaining)
 
     def _fetched(self, wanted: RemoteFile, file: InputFile) -> str:
-        """Check that its content fits its name; without an extension it gets that of its
+        """Check that its content matches its name; without an extension it gets that of its
         content."""
         with open(wanted.path, "rb") as opened:
             head = opened.read(HEAD_BYTES)
@@ -197,8 +195,8 @@ class JobInputs:
 
 @dataclass
 class _Unpacked:
-    """What came out of a request's archives, by the names that a workflow may use: an archive's
-    own, `archive/file`, and plainly `file`."""
+    """The contents of a request's archives, by the names that a workflow may use: the archive's
+    own, `archive/file`, and just `file`."""
 
     folders: dict[str, str] = field(default_factory=dict)
     by_reference: dict[str, str] = field(default_factory=dict)

@@ -1,9 +1,9 @@
-"""Files and folders of the volume that jobs name -> copies in ComfyUI's own input folder.
+"""Copies files and folders that jobs name from the volume to ComfyUI's own input folder.
 
-ComfyUI's input folder is local, and from version 0.28 on it refuses links that lead out of it.
-Copies stay for the next job that names them, within bounds: local disk is small. A result of an
-earlier job (`name [output]`) becomes an input file as well: in ComfyUI's own output folder it would
-be taken for a result of this job.
+ComfyUI's input folder is local, and since version 0.28 it refuses links that lead out of it. Copies
+stay for the next job that names them, within limits: local disk is small. A result of an earlier
+job (`name [output]`) becomes an input file as well: in ComfyUI's own output folder it would count
+as a result of this job.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from pathlib import Path
 from bootstrap.core.concurrency import WorkerPool
 from bootstrap.core.files import Stamp, replacing
 from bootstrap.volume import Layout
-from bootstrap.volume.search import USUAL_ROOTS
+from bootstrap.volume.find_comfyui import USUAL_ROOTS
 from handler.common.calls import VolumeWatchdog
 from handler.common.errors import Deadline, JobError, short
 from handler.request.references import NamedFile, is_folder_input, named_files, replace_texts
@@ -34,15 +34,15 @@ ROOM_FIX = "Give the endpoint a larger container disk, or set WORK_DIR to a larg
 _RESULTS = ".from-output"
 _AT_ONCE = 8
 _MOST_FILES = 20_000
-# Of copies that no job uses: seconds since one did, and bytes of all together.
+# Limits for unused copies: seconds since their last use, and bytes in total.
 _UNUSED_SECONDS = 3600.0
 _UNUSED_BYTES = 1_000_000_000
 
 
 @dataclass
 class _Copy:
-    """`stamp` as it was made, None before; `users` are the jobs that have it, `used_at` is when the
-    last of them left."""
+    """`stamp` of the file when copied, None before; `users` are the jobs that use it, `used_at` is
+    when the last of them ended."""
 
     stamp: Stamp | None = None
     users: set[str] = field(default_factory=set)
@@ -61,8 +61,8 @@ class VolumeInputs:
         clock: Callable[[], float] = time.monotonic,
         other_roots: tuple[Path, ...] = USUAL_ROOTS,
     ) -> None:
-        """Copies go from the volume's folders, which need not be there, to `folder`. A workflow may
-        name the volume by one of `other_roots`, where a Pod has it."""
+        """Copies go from the volume's folders, which need not exist, to `folder`. A workflow may
+        name the volume by one of `other_roots`, a Pod's mount point."""
         self._layout = layout
         self._other_roots = tuple(root for root in other_roots if root != layout.root)
         self._volume = volume
@@ -72,12 +72,10 @@ class VolumeInputs:
         self._lock = threading.Lock()
 
     async def ensure_copies(self, workflow: Workflow, user: str, deadline: Deadline) -> None:
-        """Have a copy of every file and folder of the volume that `workflow` names, until
-        `release(user)`, and let it name them as ComfyUI finds them.
-
-        What is not there is left for others to complain about. Raises JobError where a loader of
-        uploads names anything outside the folders for them, there is no room for a copy, or the
-        volume does not answer, and TimeUp.
+        """Copy every file and folder on the volume that `workflow` names, until `release(user)`,
+        and make it name the copies. Missing ones are reported elsewhere. Raises JobError if an
+        upload loader names anything outside its folders, there is no space for a copy, or the
+        volume does not respond; and TimeUp.
         """
         named = list(dict.fromkeys(map(self._as_here, named_files(workflow))))
         for file in named:
@@ -90,8 +88,8 @@ class VolumeInputs:
             replace_texts(workflow, texts)
 
     def _as_here(self, file: NamedFile) -> NamedFile:
-        """A full path of a file in the volume's input or output folder, by whatever mount, as
-        ComfyUI names it."""
+        """A full path in the volume's input or output folder, by any mount point, in ComfyUI's
+        form."""
         folders = (("input", self._layout.input), ("output", self._layout.output))
         for root in (self._layout.root, *self._other_roots):
             for folder, place in folders:
@@ -101,7 +99,7 @@ class VolumeInputs:
         return file
 
     def _ensure_all(self, named: list[NamedFile], user: str, deadline: Deadline) -> dict[str, str]:
-        """Texts of the workflow and what to put in their place."""
+        """The workflow's texts and their replacements."""
         texts: dict[str, str] = {}
         for file in named:
             new = self._elsewhere(file) if file.outside else self._brought(file, user, deadline)
@@ -110,7 +108,7 @@ class VolumeInputs:
         return texts
 
     def _elsewhere(self, file: NamedFile) -> str | None:
-        """A path by another mount of this volume, as it is here."""
+        """A path through another mount point, translated to this one."""
         for other in self._other_roots:
             if file.path.startswith(f"{other}/") and not os.path.lexists(file.path):
                 here = self._layout.root / file.path[len(f"{other}/") :]
@@ -118,8 +116,8 @@ class VolumeInputs:
         return None
 
     def _brought(self, file: NamedFile, user: str, deadline: Deadline) -> str | None:
-        """What ComfyUI finds the copy by; None where there is nothing to copy. It takes one call
-        for names of anything else: each costs a round trip to the volume."""
+        """ComfyUI's name for the copy; None if there is nothing to copy. Other names cost one call,
+        a round trip to the volume."""
         if file.folder == "temp" or file.path in ("", "."):
             return None
         place = self._layout.input if file.folder == "input" else self._layout.output
@@ -138,7 +136,7 @@ class VolumeInputs:
         else:
             self._ensure(source, self._folder / name, user)
         if "\\" not in file.text and not file.by_loader and file.folder == "input":
-            return None  # its node may read more than we know from how it is spelt
+            return None  # its node may interpret the spelling further
         return name
 
     def _ensure_folder(
@@ -159,7 +157,7 @@ class VolumeInputs:
         WorkerPool(_AT_ONCE).run([partial(bring, path) for path in files])
 
     def _check_room(self, source: Path, files: dict[str, int]) -> None:
-        """Raises JobError for a folder that the local disk does not hold."""
+        """Raises JobError if the folder does not fit on the local disk."""
         size = sum(files.values())
         if len(files) > _MOST_FILES:
             raise _not_stored(source, self._folder, f"it holds more than {_MOST_FILES:,} files")
@@ -167,19 +165,19 @@ class VolumeInputs:
             raise _not_stored(source, self._folder, f"there is no room for {size / 1e6:.0f} MB")
 
     def _forget_others(self, folder: Path, files: set[Path]) -> None:
-        """Of a folder's copies, those whose files are gone from the volume; what another job still
-        reads stays."""
+        """Remove copies in a folder whose originals are gone from the volume, unless another job
+        uses them."""
         with self._lock:
             for path in [p for p in self._copies if p.is_relative_to(folder) and p not in files]:
                 if not self._copies[path].users:
                     self._remove(path)
 
     def _remove(self, path: Path) -> None:
-        if Stamp.of(path) == self._copies.pop(path).stamp:  # else a node's by now
+        if Stamp.of(path) == self._copies.pop(path).stamp:  # otherwise a node has changed it
             path.unlink(missing_ok=True)
 
     def release(self, user: str) -> None:
-        """The job has ended; remove copies beyond the bounds. Blocks, on local disk."""
+        """The job has ended; remove copies beyond the limits. Blocks on local disk."""
         with self._lock:
             for copy in self._copies.values():
                 if user in copy.users:
@@ -192,14 +190,14 @@ class VolumeInputs:
         with self._lock:
             copy = self._copies.setdefault(target, _Copy())
             copy.users.add(user)
-        with copy.being_made:  # by one job at a time, so that no other uses an incomplete one
+        with copy.being_made:  # one job at a time, so that none uses an incomplete copy
             stamp = Stamp.of(source)
             if stamp is not None and Stamp.of(target) != stamp:
                 _copy(source, target)
             copy.stamp = stamp
 
     def _excess(self) -> list[Path]:
-        """Unused copies that are too old, or beyond the total size, the longest unused first."""
+        """Unused copies that are too old or beyond the total size, least recently used first."""
         unused = [
             (copy.used_at, path, copy.stamp.size)
             for path, copy in self._copies.items()
@@ -214,17 +212,17 @@ class VolumeInputs:
 
 
 def _kind_of(path: Path) -> str | None:
-    """`file` or `folder`; None for what is neither, or not there."""
+    """`file` or `folder`; None for anything else, or if it does not exist."""
     try:
         mode = os.stat(path).st_mode
-    except (OSError, ValueError):  # ValueError: no name that this system's encoding has
+    except (OSError, ValueError):  # ValueError: not a name in this system's encoding
         return None
     return "file" if stat.S_ISREG(mode) else "folder" if stat.S_ISDIR(mode) else None
 
 
 def _files_below(folder: Path, root: Path) -> Iterator[tuple[str, int]]:
-    """(path, bytes) of a folder's files, at most one more than may be copied. A link counts where
-    it leads to a file below `root`; one to a folder may lead round in circles."""
+    """(path, bytes) of a folder's files, at most one more than may be copied. A link counts if it
+    leads to a file below `root`; links to folders could form loops."""
     pending, count = [os.fspath(folder)], 0
     while pending:
         with contextlib.suppress(OSError), os.scandir(pending.pop()) as entries:
@@ -241,7 +239,7 @@ def _files_below(folder: Path, root: Path) -> Iterator[tuple[str, int]]:
 
 
 def _copy(source: Path, target: Path) -> None:
-    """Atomically: a job that has opened the former copy goes on reading that."""
+    """Copy atomically: a job that has opened the old copy keeps reading it."""
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         with replacing(target) as part:
@@ -257,7 +255,7 @@ def _not_stored(source: Path, folder: Path, why: str | None) -> JobError:
 
 
 def _outside(file: NamedFile) -> JobError:
-    """Says nothing of whether there is such a file."""
+    """Does not reveal whether the file exists."""
     return JobError(
         "input.outside",
         f"{file.where} names {short(file.text)}, which is outside the folders that this loader "

@@ -1,4 +1,4 @@
-"""Previews of what is being made, small and seldom, for a job's progress."""
+"""Small, infrequent previews for a job's progress."""
 
 from __future__ import annotations
 
@@ -19,12 +19,13 @@ _CONVERT_SECONDS = 5.0
 _MOST_BYTES = 24_000  # of one JPEG; base64 adds a third
 _LARGEST_FRAME = 16_000_000  # bytes
 _MOST_PIXELS = 64_000_000
-# What a frame of ComfyUI's socket begins with (server.py, BinaryEventTypes).
+# The types of ComfyUI's binary socket messages (server.py, BinaryEventTypes).
 _PREVIEW, _PREVIEW_WITH_METADATA = 1, 4
 
 
 class Previews:
-    """For one job. Of frames that come too fast only the newest counts. Call in the event loop."""
+    """The previews of one job. Of frames that come too fast only the newest is used. Call it in the
+    event loop."""
 
     def __init__(self, options: ProgressOptions, progress: Progress, local: Pool) -> None:
         self._options = options
@@ -35,7 +36,7 @@ class Previews:
         self._making: asyncio.Task[None] | None = None
 
     def on_frame(self, frame: bytes) -> None:
-        """A binary message of ComfyUI's socket. Cheap, and never raises."""
+        """Handle a binary socket message. Cheap, and never raises."""
         if not self._options.previews or len(frame) > _LARGEST_FRAME:
             return
         self._newest = frame
@@ -43,7 +44,7 @@ class Previews:
             self._making = asyncio.create_task(self._make())
 
     def end(self) -> None:
-        """The job has been computed, or has failed: make no more."""
+        """The job has been computed or has failed: stop."""
         if self._making is not None:
             self._making.cancel()
 
@@ -61,7 +62,7 @@ class Previews:
 
 
 def small_jpeg(frame: bytes, size: int) -> bytes | None:
-    """The picture in a frame, at most `size` pixels a side and 24 KB; None where there is none."""
+    """The picture in a frame, at most `size` pixels a side and 24 KB; None if there is none."""
     content = _picture_in(frame)
     if content is None:
         return None
@@ -83,7 +84,8 @@ def small_jpeg(frame: bytes, size: int) -> bytes | None:
 
 
 def _picture_in(frame: bytes) -> bytes | None:
-    """The bytes behind a frame's head: its kind, and the picture's or how long its metadata is."""
+    """The picture's bytes after a frame's header: its type, and the format or the length of its
+    metadata."""
     if len(frame) < 8:
         return None
     kind, second = struct.unpack_from(">II", frame)

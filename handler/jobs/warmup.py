@@ -1,5 +1,5 @@
-"""A workflow run before jobs are taken, so that models sit in GPU memory, and in what FlashBoot
-keeps of this worker. Its results are thrown away; its failure is a finding, not the end."""
+"""Runs a workflow before jobs are taken, so that models are in GPU memory, and in what FlashBoot
+keeps of this worker. Its results are discarded; its failure is only a finding."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ from handler.request.workflow import Workflow, read_workflow
 
 CODES = {
     "warmup.done": "The warm-up workflow ran",
-    "warmup.failed": "The warm-up workflow could not be run",
-    "warmup.none": "There is no last workflow to warm up with yet",
+    "warmup.failed": "The warm-up workflow failed",
+    "warmup.none": "There is no earlier workflow to warm up with yet",
 }
 LAST = "last"
 _MOST_BYTES = 32 * 1024 * 1024
@@ -32,14 +32,14 @@ _FEWEST = {"steps": 1, "batch_size": 1, "length": 1}
 
 
 class WarmUp:
-    """What WARMUP_WORKFLOW asks for; does nothing where it is not set."""
+    """The warm-up of WARMUP_WORKFLOW; does nothing if it is not set."""
 
     def models(self, settings: Settings, layout: Layout, recent: Recent) -> Sequence[Path]:
         """The model files that the workflow names."""
         try:
             workflow = _configured(settings, layout, recent)
         except JobError:
-            return ()  # reported when it is run
+            return ()  # reported when it runs
         named = named_models(workflow) if workflow is not None else ()
         found = (find_model(model, layout.models) for model in named)
         return [place for place in found if place is not None]
@@ -78,7 +78,7 @@ def made_small(workflow: Workflow) -> Workflow:
 
 
 def _run(serving: Serving, workflow: Workflow) -> None:
-    """Imports are here, so that they do not delay ComfyUI's start."""
+    """Imports are here so that they do not delay ComfyUI's start."""
     import asyncio
 
     from handler.common.blocking import TimeUp
@@ -108,7 +108,7 @@ def _run(serving: Serving, workflow: Workflow) -> None:
 
 
 def _configured(settings: Settings, layout: Layout, recent: Recent) -> Workflow | None:
-    """The configured workflow; None when there is none. Raises JobError."""
+    """The configured workflow; None if there is none. Raises JobError."""
     setting = settings.warmup_workflow
     if setting is None:
         return None
@@ -129,7 +129,7 @@ def _text_of(path: Path) -> str:
 
 
 def _discard_outputs(output: Path) -> None:
-    """Nothing of the warm-up is a result."""
+    """The warm-up's files are not results."""
     with suppress(OSError):
         for left in output.iterdir():
             if left.is_dir() and not left.is_symlink():

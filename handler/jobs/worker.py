@@ -1,4 +1,4 @@
-"""Jobs behind one error boundary, from the SDK's dict to the reply; how this worker is."""
+"""Jobs behind one error boundary, from the SDK's dict to the reply; and diagnostics."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ _FINISH_SECONDS = 2.0
 _LOG_LINES = 60
 _ANSWER_SECONDS = 1.0
 _NO_COMFYUI = {"running": False, "answers": False, "starts": 0, "exits": [], "log": []}
-# What Runpod sets for each worker; none of it is secret.
+# Runpod's variables for each worker; none is secret.
 _RUNPOD_NAMES = (
     "RUNPOD_POD_ID RUNPOD_ENDPOINT_ID RUNPOD_DC_ID RUNPOD_GPU_COUNT RUNPOD_VOLUME_ID "
     "RUNPOD_CPU_COUNT RUNPOD_MEM_GB RUNPOD_GPU_NAME RUNPOD_IMAGE_NAME"
@@ -62,10 +62,10 @@ _RUNPOD_NAMES = (
 
 
 class Worker:
-    """Answers jobs on what a boot has made, be it ready or not."""
+    """Answers jobs with a boot's result, ready or not."""
 
     def __init__(self, runtime: Runtime, prefetch: int = 0) -> None:
-        """`prefetch` jobs may be here behind those that ComfyUI runs."""
+        """`prefetch` jobs may wait here behind those that ComfyUI runs."""
         layout = runtime.layout
         self.calls = Calls.on(Path(os.sep) if layout is None else layout.root)
         self.slots = JobSlots(
@@ -86,7 +86,7 @@ class Worker:
         ]
 
     async def handle(self, job: Mapping[str, Any]) -> dict[str, Any]:
-        """The SDK's handler: always a reply; the only exception is a cancellation."""
+        """The SDK's handler: always returns a reply; raises only cancellation."""
         with log.of_job(str(job.get("id") or "")):
             return await self._handle(job)
 
@@ -111,7 +111,7 @@ class Worker:
             answer = reply.failed(_internal(problem))
         finally:
             await progress.drain()
-            if not has_control_plane():  # nothing else waits for it
+            if not has_control_plane():  # nothing else is waiting for it
                 await self.finish()
         if answer.get("status") == "completed":
             _log.info("done in %.1f s%s", _since(begun), _summary(answer))
@@ -140,13 +140,13 @@ class Worker:
             raise _degraded(faults)
         try:
             return await jobs.run(request, progress, handle)
-        except JobError as error:  # what was ignored of the request may be why
+        except JobError as error:  # ignored fields of the request may be the reason
             if request.warnings:
                 error.details = {**error.details, "warnings": list(request.warnings)}
             raise
 
     async def _request(self, job: Mapping[str, Any]) -> Request:
-        """A fault of the worker is reported rather than one of the request."""
+        """A fault of the worker takes precedence over one of the request."""
         given = job.get("input")
 
         def read() -> Request:
@@ -178,14 +178,14 @@ class Worker:
         return [] if self._named is None else self._named.listed()
 
     def described(self, document: dict[str, Any]) -> dict[str, Any]:
-        """The local API's OpenAPI document, with the volume's workflows as far as it answers."""
+        """The local API's OpenAPI document, with the volume's workflows if it responds."""
         try:
             return openapi(BoundedCaller(_QUIET_SECONDS * 4).one(self.workflows), document)
         except VolumeTimeout:
             return document
 
     async def _faults(self) -> tuple[Finding, ...]:
-        """What keeps jobs from running, as of now."""
+        """What keeps jobs from running now."""
         if not self._faults_at_boot:
             return ()
         try:
@@ -200,17 +200,17 @@ class Worker:
             raise _slow_volume() from None
 
     async def finish(self) -> None:
-        """Wait for a moment for background work that replies do not wait for."""
+        """Wait briefly for background work that replies do not wait for."""
         await self.calls.background.finish(_FINISH_SECONDS)
 
     def fault(self) -> Finding | None:
-        """What keeps this worker from answering jobs, if anything. From any thread."""
+        """What keeps this worker from answering jobs, if anything. Callable from any thread."""
         looks = (self.calls.fault, self.slots.fault, self.shutdown.fault)
         return next((found for look in looks if (found := look()) is not None), None)
 
 
 def _supply_for(runtime: Runtime, calls: Calls) -> ModelSupply | None:
-    """None without a volume. ComfyUI need not run for models to be fetched."""
+    """None without a volume. Fetching models does not need ComfyUI."""
     layout, serving = runtime.layout, runtime.serving
     if layout is None or not layout.root_exists:
         return None
@@ -225,7 +225,7 @@ def _slow_volume() -> JobError:
 
 
 def _degraded(faults: tuple[Finding, ...]) -> JobError:
-    """The error of a worker with faults: the first one, and all of them in the details."""
+    """The error of a worker with faults: the first one, with all of them in the details."""
     first = faults[0]
     return JobError(
         first.code,
@@ -241,7 +241,7 @@ def _since(begun: float) -> float:
 
 
 def _described(request: Request) -> str:
-    """For the log: what was asked for."""
+    """For the log: what was requested."""
     if isinstance(request, WorkflowRequest):
         files = f", {counted(len(request.files), 'input file')}" if request.files else ""
         return f"workflow of {counted(len(request.workflow), 'node')}{files}"
@@ -253,8 +253,8 @@ def _described(request: Request) -> str:
 
 
 def _summary(answer: Mapping[str, Any]) -> str:
-    """For the log: what took how long, and where results are, should the reply get lost. Not URLs,
-    which are signed."""
+    """For the log: durations, and where results are, in case the reply gets lost. No URLs, since
+    they are signed."""
     results, timings = answer.get("results"), answer.get("timings") or {}
     took = [
         f"{words} {timings[key]:.1f} s"
@@ -278,14 +278,14 @@ def _internal(problem: Exception) -> JobError:
 
 
 class Diagnostics:
-    """Answers for one worker, whatever its state. Calls block; use them in a thread."""
+    """Diagnostics of one worker in any state. Calls block; use them in a thread."""
 
     def __init__(self, runtime: Runtime) -> None:
         self._runtime = runtime
         self._comfyuis = [serving.comfyui for serving in runtime.instances]
 
     def examine(self, request: DiagnosticsRequest) -> dict[str, Any]:
-        """Findings and facts as of now, the boot, ComfyUI's state, versions, settings."""
+        """Current findings and facts, the boot, ComfyUI's state, versions, settings."""
         runtime = self._runtime
         scope = Scope(
             sections=request.sections,
@@ -307,8 +307,8 @@ class Diagnostics:
         return reply.completed([], list(request.warnings), diagnostics=bounded(diagnostics))
 
     def models(self, request: ModelsRequest) -> dict[str, Any]:
-        """The models by category, as they are now; `cached` are those that ComfyUI sees in the
-        platform's cache on this machine."""
+        """The current models by category; `cached` are those that ComfyUI finds in the platform's
+        cache on this machine."""
         scope = Scope(sections=frozenset({"models"}))
         facts = examine(self._runtime.settings, self._runtime.env, scope).facts.as_dict()
         serving = self._runtime.serving

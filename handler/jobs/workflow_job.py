@@ -38,12 +38,12 @@ from handler.request.parse import WorkflowRequest
 from handler.sdk.progress import Progress, has_control_plane
 from handler.sdk.shutdown import JobHandle
 
-# As many digits as the true one can have, which is known when the reply's size has been weighed.
+# As many digits as the real number may have, which is known only after the reply's size.
 _ROOM_FOR_TOTAL = 99999.999
 _DELIVERING = "delivering"
 _LONG_SECONDS = 0.5
 _REPORTED_WAIT = 0.05
-# Background work waits until the reply has most likely been sent.
+# Background work waits until the reply has probably been sent.
 _UNTIL_POSTED = 0.2
 
 
@@ -60,7 +60,7 @@ class _Job:
 
 
 class WorkflowJobs:
-    """Runs workflow requests on one ComfyUI, restarting it after a fault."""
+    """Runs workflow requests on one ComfyUI, which is restarted after a fault."""
 
     def __init__(
         self,
@@ -70,8 +70,8 @@ class WorkflowJobs:
         faults: Sequence[Finding] = (),
         withheld: Sequence[str] = (),
     ) -> None:
-        """`faults` are what the boot found; `withheld` are the variables that are kept from
-        ComfyUI, by name."""
+        """`faults` are the boot's; `withheld` are the names of variables that are withheld from
+        ComfyUI."""
         settings, layout, comfyui = serving.settings, serving.layout, serving.comfyui
         self._supply = supply
         self._withheld = withheld
@@ -95,7 +95,7 @@ class WorkflowJobs:
 
     @property
     def load(self) -> int:
-        """How many jobs are here that its ComfyUI is not done with."""
+        """The number of jobs that ComfyUI is not done with."""
         return len(self._uncomputed)
 
     def _computed(self, handle: JobHandle) -> None:
@@ -103,13 +103,13 @@ class WorkflowJobs:
         handle.computed()
 
     def can_retry(self, faults: Sequence[Finding]) -> bool:
-        """Can a job go ahead in spite of these faults, which the boot found?"""
+        """Can a job run in spite of these faults of the boot?"""
         return self._recovery.can_retry(faults)
 
     async def run(
         self, request: WorkflowRequest, progress: Progress, handle: JobHandle
     ) -> dict[str, Any]:
-        """The reply of a job that succeeded. Raises JobError for one that failed."""
+        """The reply of a successful job. Raises JobError if it fails."""
         supply = self._supply
         async with nullcontext() if supply is None else supply.in_use(request.workflow):
             return await self._run(request, progress, handle)
@@ -172,7 +172,7 @@ class WorkflowJobs:
     async def _supplied(
         self, request: WorkflowRequest, deadline: Deadline, progress: Progress
     ) -> tuple[WorkflowRequest, Supplied]:
-        """The request, once its models are there that the manifest has or it gives addresses of."""
+        """The request, once its models from the manifest or by address are there."""
         if self._supply is None:
             return request, Supplied()
         supplied = await self._supply.ensure_models(request.workflow, deadline, progress)
@@ -180,7 +180,7 @@ class WorkflowJobs:
         return replace(request, warnings=(*request.warnings, *notes)), supplied
 
     async def _explained(self, problem: JobError, request: WorkflowRequest) -> JobError:
-        """The error to report: a volume that is gone causes many others."""
+        """The error to report: a missing volume causes many others."""
         problem = with_withheld(problem, self._withheld, self._settings.comfyui_env_pass)
         fault = await self._calls.control.run(
             lambda: volume_fault(self._layout, problem), GRACE_SECONDS
@@ -192,7 +192,7 @@ class WorkflowJobs:
         return await self._supply.explained(problem, request.workflow)
 
     async def _with_origins(self, problem: UnknownNode) -> UnknownNode:
-        """With the packs that have the nodes, as far as the map on the volume tells."""
+        """Add the packs that have the missing nodes, by the map on the volume."""
         if not problem.classes:
             return problem
         root, nodes = self._layout.root, self._layout.custom_nodes
@@ -207,8 +207,8 @@ class WorkflowJobs:
     async def _place(
         self, request: WorkflowRequest, inputs: JobInputs, deadline: Deadline
     ) -> list[JobError]:
-        """Put the input files where ComfyUI looks; an explanation for each that is missing. ComfyUI
-        decides whether the workflow can do without."""
+        """Put the input files where ComfyUI looks; returns an explanation for each missing one.
+        ComfyUI decides whether the workflow needs it."""
         await inputs.materialize(request.files, request.workflow, deadline)
         return await self._calls.volume.call_or_fail(
             lambda: missing_inputs(request.workflow, self._work.input, self._layout.input),
@@ -218,16 +218,15 @@ class WorkflowJobs:
     async def _produce(
         self, request: WorkflowRequest, job: _Job, hints: Sequence[JobError]
     ) -> tuple[PromptResult, list[Produced], list[str]]:
-        """Run the workflow: what it produced, and warnings. Nodes whose results ComfyUI has from
-        an earlier job, whose files are gone, run once more. Raises JobError, as `hints` explain it
-        where they can."""
+        """Run the workflow; returns what it produced, and warnings. Nodes with cached results whose
+        files are gone run again. Raises JobError, explained by `hints` if possible."""
         files, with_temp = self._delivery.files, job.options.output.include_temp
         stale: list[str] = []
 
         def at_end(result: PromptResult | None, cutoff: float) -> None:
             items = produced(result.history.outputs, with_temp)[0] if result is not None else []
             nodes = files.stale_nodes(items, result.started_at) if result is not None else []
-            # One that another expanded into has an id such as `5.0.1`.
+            # A node from an expansion has an id such as `5.0.1`.
             stale[:] = [n for n in nodes if {n, n.partition(".")[0]} & set(request.workflow)]
             files.claim(job.outputs.claim, cutoff, files.found(items))
 
@@ -270,7 +269,7 @@ class WorkflowJobs:
         return answer
 
     async def _remember(self, request: WorkflowRequest, prefetch: JobPrefetch) -> None:
-        """While the reply is sent: record what was used, for the next cold start, and write back
+        """While the reply is sent: record the models used, for the next cold start, and write back
         what nodes wrote."""
         repeatable = None if request.files else request.workflow
         await asyncio.sleep(_UNTIL_POSTED if has_control_plane() else 0)
@@ -284,7 +283,7 @@ class WorkflowJobs:
 
 @contextmanager
 def _reported_when_long(progress: Progress) -> Iterator[None]:
-    """Report a delivery that takes a while; a short one would only be delayed by that."""
+    """Report a long delivery; a short one would only be delayed by that."""
     reporting = asyncio.get_running_loop().call_later(_LONG_SECONDS, progress.update, _DELIVERING)
     try:
         yield

@@ -1,4 +1,4 @@
-"""Models on demand: those a job needs, before it runs, and those a download request asks for."""
+"""Models on demand: those that a job needs, before it runs, and those of a download request."""
 
 from __future__ import annotations
 
@@ -22,19 +22,19 @@ from bootstrap.models.background import (
     provision_context,
     show_to_comfyui,
 )
+from bootstrap.models.by_address import IN_USE_SECONDS, FetchedModels
 from bootstrap.models.download.progress import FileMeter, LogMeter
-from bootstrap.models.fetched import IN_USE_SECONDS, FetchedModels
 from bootstrap.models.manifest import Manifest
 from bootstrap.models.manifest_entry import ModelSpec
 from bootstrap.models.manifest_file import wanted_here
 from bootstrap.models.provision import ProvisionContext, ProvisionResult
 from bootstrap.volume import Layout
-from bootstrap.volume.search import USUAL_ROOTS
+from bootstrap.volume.find_comfyui import USUAL_ROOTS
 from handler.common import reply
 from handler.common.blocking import TimeUp
 from handler.common.calls import Calls
 from handler.common.errors import Deadline, JobError, combined, timeout_error
-from handler.models.addresses import (
+from handler.models.named_models import (
     ModelAddresses,
     misses_a_model,
     specs_named,
@@ -53,13 +53,13 @@ _RESUMED = "send it again: downloads are resumed where possible"
 _EXPLAIN_SECONDS = 5.0
 _SHOW_SECONDS = 30.0
 _RENEW_EVERY = IN_USE_SECONDS / 4
-_REPORT_EVERY = 0.5  # seconds; Progress lets through what it finds due
+_REPORT_EVERY = 0.5  # seconds; Progress limits the rate itself
 
 
 @dataclass(frozen=True)
 class Supplied:
-    """What a job's models took: the names of those `fetched` now, with their sizes, and in how many
-    `seconds`; `hints` say why an address was left alone; `renamed`: others became file names."""
+    """The models for a job: those `fetched` now, with their sizes, and in how many `seconds`;
+    `hints` say why an address was left unchanged; `renamed`: addresses became file names."""
 
     fetched: tuple[str, ...] = ()
     seconds: float = 0.0
@@ -68,8 +68,8 @@ class Supplied:
 
 
 class ModelSupply:
-    """Provides models for one worker. `model_dirs` are the folders ComfyUI looks for models in, the
-    last one this worker's own; empty where there is no ComfyUI."""
+    """Provides models for one worker. `model_dirs` are ComfyUI's models folders, the last one this
+    worker's own; empty without ComfyUI."""
 
     def __init__(
         self, settings: Settings, layout: Layout, model_dirs: Sequence[Path], calls: Calls
@@ -83,10 +83,10 @@ class ModelSupply:
     async def ensure_models(
         self, workflow: Workflow, deadline: Deadline, progress: Progress
     ) -> Supplied:
-        """Provide every model that the workflow names and the manifest has, or that it gives the
-        address of. Raises JobError. Checked again for each job: a volume changes, and a worker may
-        go on at a host whose cache has other models. In `workflow` file names take the place of
-        addresses, and names with backslashes, from Windows, get slashes."""
+        """Provide every model that the workflow names and that is in the manifest or given by
+        address. Raises JobError. Checked again for each job: the volume changes, and a worker may
+        continue on a host whose cache has other models. In `workflow`, addresses become file names,
+        and backslashes from Windows become slashes."""
         begun = deadline.elapsed
         addressed = await self._addresses.resolve(
             workflow, lambda: self._manifest().models, lambda: self._context(progress), deadline
@@ -121,7 +121,7 @@ class ModelSupply:
     @asynccontextmanager
     async def in_use(self, workflow: Workflow) -> AsyncIterator[None]:
         """Until this ends, and for `IN_USE_SECONDS` more, no worker removes a model by address that
-        `workflow` names, whatever its names are by then."""
+        `workflow` names."""
         renewing = asyncio.create_task(self._renew(workflow))
         try:
             yield
@@ -140,7 +140,7 @@ class ModelSupply:
         FetchedModels(models_folder(self._layout)).mark_used(names)
 
     async def explained(self, error: JobError, workflow: Workflow) -> JobError:
-        """A job's error, with what to write into the manifest where a model is missing."""
+        """A job's error, with the manifest entry to add if a model is missing."""
         if not misses_a_model(error):
             return error
         try:
@@ -150,7 +150,8 @@ class ModelSupply:
         return with_manifest_entries(error, workflow, manifest)
 
     async def download(self, request: DownloadRequest, progress: Progress) -> dict[str, Any]:
-        """Fetch a request's models onto the volume; the reply with receipts. Raises JobError."""
+        """Fetch a request's models onto the volume; returns the reply with receipts. Raises
+        JobError."""
         deadline = Deadline(request.max_wait)
         context = await self._ask(lambda: self._context(progress), deadline)
         onto_the_volume = replace(context, cached=lambda _: None)
@@ -173,7 +174,7 @@ class ModelSupply:
     async def _fetch(
         self, specs: Sequence[ModelSpec], context: ProvisionContext, deadline: Deadline
     ) -> tuple[ProvisionResult, ...]:
-        """The outcome of each by the deadline; an unfinished download is stopped, and resumed next
+        """The result of each by the deadline; an unfinished download is stopped, and resumed next
         time."""
         fetching = Provisioning(specs, context)
         fetching.start()
@@ -189,12 +190,13 @@ class ModelSupply:
     def _wanted(
         self, named: Sequence[NamedModel], addressed: Sequence[ModelSpec]
     ) -> tuple[list[NamedModel], tuple[ModelSpec, ...]]:
-        """The models ComfyUI lacks, and those of them that are `addressed` or in the manifest."""
+        """The models that ComfyUI lacks, and those of them that are `addressed` or in the
+        manifest."""
         lacking = self._lacking(named)
         return lacking, self._known(lacking, addressed) if lacking else ()
 
     def _with_slashes(self, named: Sequence[NamedModel]) -> dict[str, str]:
-        """Names with backslashes, and what they mean, unless a file has that very name."""
+        """Names with backslashes and their meaning, unless a file has exactly that name."""
         return {
             model.name: model.path
             for model in named
@@ -203,7 +205,7 @@ class ModelSupply:
         }
 
     def _lacking(self, named: Sequence[NamedModel]) -> list[NamedModel]:
-        """Those that ComfyUI does not see in the folders of their kind, or of unknown kind."""
+        """Those that ComfyUI does not find in their category's folders, or of unknown category."""
         return [
             model
             for model in named
@@ -216,7 +218,7 @@ class ModelSupply:
     def _known(
         self, lacking: Sequence[NamedModel], addressed: Sequence[ModelSpec]
     ) -> tuple[ModelSpec, ...]:
-        """Those of `addressed` and of the manifest, unless ComfyUI sees them where they belong."""
+        """Those of `addressed` and of the manifest, unless ComfyUI finds them where they belong."""
         listed = self._manifest().models
         known = (*addressed, *(spec for spec in listed if spec not in addressed))
         specs = specs_named(lacking, known)
@@ -244,7 +246,7 @@ class ModelSupply:
 
 
 class _ReportingMeter(LogMeter):
-    """Reports to the caller what the log gets, more often."""
+    """Also reports to the caller, more often than to the log."""
 
     def __init__(
         self, what: str, tell: Callable[[int, int], None] | None, progress: Progress
@@ -267,7 +269,7 @@ class _ReportingMeter(LogMeter):
 def _raise_if_missing(
     specs: Sequence[ModelSpec], results: Sequence[ProvisionResult], deadline: Deadline
 ) -> None:
-    """Raise JobError when one of `specs` is not there."""
+    """Raise JobError if one of `specs` is not there."""
     good = {id(result.spec) for result in results if result.good}
     missing = [spec for spec in specs if id(spec) not in good]
     if not missing:
@@ -290,8 +292,8 @@ def _describe(result: ProvisionResult) -> str:
 
 
 def _check_links(models: Iterable[NamedModel], model_dirs: Sequence[Path], layout: Layout) -> None:
-    """Of models that are not there, raise JobError for those that have a link in one of the folders
-    of their kind below `model_dirs`. Blocks on the volume."""
+    """Raise JobError for missing models that are broken links in their category's folders below
+    `model_dirs`. Blocks on the volume."""
     problems = []
     for model in models:
         names = [f"{folder}/{model.path}" for folder in model.folders]

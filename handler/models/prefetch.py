@@ -1,4 +1,4 @@
-"""The model files of a job: read ahead from the moment it arrives, recorded when it succeeds."""
+"""Reads a job's model files ahead from the moment it arrives, and records them when it succeeds."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from handler.request.workflow import Workflow
 
 
 class ModelPrefetcher:
-    """Reads model files ahead for one worker's jobs. `models` is the folder ComfyUI looks for
-    models in; `keep_workflow`: the last workflow is recorded too, for WARMUP_WORKFLOW=last."""
+    """Reads model files ahead for one worker's jobs. `models` is ComfyUI's models folder;
+    `keep_workflow`: also record the last workflow, for WARMUP_WORKFLOW=last."""
 
     def __init__(
         self, read_ahead: ReadAhead, recent: Recent, models: Path, keep_workflow: bool
@@ -26,10 +26,9 @@ class ModelPrefetcher:
         self._places: dict[NamedModel, Path] = {}
 
     def begin(self, workflow: Workflow) -> JobPrefetch:
-        """Begin to read what `workflow` names and is not in memory: at once, or when all is read
-        for a job that came before and has not ended.
-
-        Returns at once: the files are looked for in the background, too.
+        """Start reading the files that `workflow` names and that are not in memory: at once, or
+        after those of an earlier job that has not ended. Returns at once: the search for files is
+        in the background too.
         """
         named = named_models(workflow)
         found: list[Path] = []
@@ -57,7 +56,7 @@ class ModelPrefetcher:
 
 
 class JobPrefetch:
-    """What is being read for one job; `files` in the order of the workflow."""
+    """The files being read for one job, `files` in the workflow's order."""
 
     def __init__(self, read_ahead: ReadAhead, request: Request | None, files: list[Path]) -> None:
         self._read_ahead = read_ahead
@@ -65,7 +64,7 @@ class JobPrefetch:
         self.files = files
 
     def wait(self, seconds: float) -> bool:
-        """Until all is read; False when `seconds` were not enough."""
+        """Wait until everything is read; False if `seconds` were not enough."""
         return self._request is None or self._request.wait(seconds)
 
     def end(self) -> None:
@@ -74,14 +73,14 @@ class JobPrefetch:
             self._read_ahead.end(self._request)
 
     def timings(self) -> dict[str, Any]:
-        """For the reply: what was read ahead, if anything was."""
+        """For the reply: what was read ahead, if anything."""
         if self._request is None or not self._request.reading.read:
             return {}
         return {"read_ahead": self._request.reading.as_dict()}
 
 
 def find_model(model: NamedModel, models: Path) -> Path | None:
-    """Where a named model is below `models`: in the folders of its category, else in any."""
+    """The path of a named model below `models`: in its category's folders, else in any."""
     try:
         folders = model.folders or sorted(os.listdir(models))
     except OSError:

@@ -1,4 +1,4 @@
-"""What a job produced -> results: found on disk, described, in the requested form."""
+"""Turns what a job produced into results: found on disk, described, in the requested format."""
 
 from __future__ import annotations
 
@@ -29,21 +29,20 @@ from handler.outputs.volume_store import tagged
 from handler.request.fields import OutputOptions
 
 _SUFFIXES = {"png": ".png", "jpeg": ".jpg", "webp": ".webp"}
-# Where ComfyUI itself puts them in WebP, and its editor finds them again.
+# Where ComfyUI itself puts them in WebP, and its editor reads them.
 _EXIF_PLACES = {"prompt": 0x0110, "workflow": 0x010F}
-_ZIP_DATE = (1980, 1, 1, 0, 0, 0)  # the same results make the same file
+_ZIP_DATE = (1980, 1, 1, 0, 0, 0)  # the same results give the same file
 _BLOCK = 1024 * 1024
 _PNG_LEVEL = 4  # as ComfyUI saves
 
 
 class NotWritten(Exception):
-    """A picture cannot be given the requested form; `str()` is the reason."""
+    """A picture cannot be converted; `str()` is the reason."""
 
 
 def rewritten(source: Path, folder: Path, options: OutputOptions) -> Path | None:
-    """A new file in `folder` in the requested form; None when `source` has it already.
-
-    Raises NotWritten for what Pillow does not read, and for animations, which would lose frames.
+    """A new file in `folder` in the requested format; None if `source` already is. Raises
+    NotWritten if Pillow cannot read it, and for animations, which would lose frames.
     """
     try:
         with open_regular(source) as file, Image.open(file) as picture:
@@ -86,7 +85,7 @@ def _has_metadata(picture: Any) -> bool:
 
 
 def _texts(picture: Any) -> dict[str, str]:
-    """The texts of a PNG: ComfyUI's `prompt` and `workflow` among them."""
+    """A PNG's text chunks, among them ComfyUI's `prompt` and `workflow`."""
     if not isinstance(picture, PngImageFile):
         return {}
     return {str(key): str(value) for key, value in picture.text.items()}
@@ -101,8 +100,8 @@ def _exif(picture: Any, texts: dict[str, str]) -> Image.Exif:
 
 
 def _flat(picture: Any) -> Any:
-    """Without transparency, which JPEG lacks: on white. The same object where nothing changes,
-    since only that can be saved again without loss."""
+    """On white, since JPEG has no transparency. The same object if nothing changes, since only that
+    can be saved without loss."""
     if picture.mode in ("RGB", "L", "CMYK"):
         return picture
     if "A" in picture.getbands() or "transparency" in picture.info:
@@ -114,16 +113,16 @@ def _flat(picture: Any) -> Any:
 
 @dataclass
 class CollectedOutputs:
-    """Results, each file once, in the order of their nodes; the files that were reported, warnings
-    about others."""
+    """Results, each file once, in the order of their nodes; the reported files; warnings about
+    others."""
 
     results: list[Result] = field(default_factory=list)
     files: list[Path] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
 
     def for_each_node(self) -> list[tuple[str, Result]]:
-        """(node id, result) of all nodes, in their order; a file that two reported is there twice,
-        as worker-comfyui has it."""
+        """(node id, result) for all nodes in order; a file that two reported appears twice, as in
+        worker-comfyui."""
         places = [(r.place, r.node_id, r) for r in self.results]
         places += [(place, node, r) for r in self.results for place, node in r.repeats]
         return [(node, r) for _, node, r in sorted(places, key=lambda item: item[0])]
@@ -132,7 +131,7 @@ class CollectedOutputs:
 def collect_outputs(
     produced: Iterable[Produced], files: LocalFiles, job_tag: str
 ) -> CollectedOutputs:
-    """Find everything. Raises JobError when files were reported and not one of them is on disk."""
+    """Find everything. Raises JobError if files were reported and none of them is on disk."""
     found = CollectedOutputs()
     by_file: dict[Path, Result] = {}
     missing: list[str] = []
@@ -147,7 +146,7 @@ def collect_outputs(
             continue
         try:
             result = None if local is None else _result(item, local, files, job_tag)
-        except OSError:  # removed, or replaced by something that is not a file
+        except OSError:  # removed, or replaced by something other than a file
             result = None
         if local is None or result is None:
             missing += [] if item.guessed else [item.filename]
@@ -170,13 +169,13 @@ def collect_outputs(
 
 
 def _repeat(result: Result, node_id: str, place: int) -> None:
-    """A file that another node has reported; one that a node reports twice is still one."""
+    """A file that another node has reported; one that a node reports twice counts once."""
     if node_id not in (result.node_id, *(node for _, node in result.repeats)):
         result.repeats.append((place, node_id))
 
 
 def rewrite(result: Result, options: DeliveryOptions, scratch: Path) -> None:
-    """Give a picture the requested form, in a new file below `scratch`."""
+    """Convert a picture, into a new file below `scratch`."""
     assert result.local is not None
     folder = scratch / result.subfolder
     folder.mkdir(parents=True, exist_ok=True)
@@ -203,7 +202,7 @@ def write_out(result: Result, job_tag: str, scratch: Path) -> None:
 
 
 def zipped(results: Sequence[Result], job_tag: str, scratch: Path) -> Result:
-    """One file with all of them, as they are: pictures and video would hardly get smaller."""
+    """One file with all of them, uncompressed: pictures and video would hardly get smaller."""
     scratch.mkdir(parents=True, exist_ok=True)
     local = scratch / "results.zip"
     with zipfile.ZipFile(local, "w", zipfile.ZIP_STORED) as archive:
@@ -240,7 +239,7 @@ def _result(item: ProducedFile, local: Path, files: LocalFiles, job_tag: str) ->
 
 
 def _describe(result: Result, local: Path) -> None:
-    """Set type, kind and size, from the file itself. Raises OSError."""
+    """Set type, kind and size from the file itself. Raises OSError."""
     with open_regular(local) as file:
         head = file.read(HEAD_BYTES)
         status = os.fstat(file.fileno())
@@ -251,7 +250,7 @@ def _describe(result: Result, local: Path) -> None:
 
 
 def deduplicate_names(results: Iterable[Result]) -> None:
-    """Give each result a name of its own: `a.png` and `a.webp` may both have become JPEG."""
+    """Make the names unique: `a.png` and `a.webp` may both have become JPEG."""
     seen: set[Path] = set()
     for result in results:
         if result.local is None:

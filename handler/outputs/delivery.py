@@ -1,11 +1,12 @@
-"""Results -> the reply, a bucket, the volume; unreported files of nodes -> the volume.
+"""Delivers results to the reply, a bucket and the volume, and nodes' unreported files to the
+volume.
 
-ComfyUI numbers its files by listing its output folder, so two workers that share one overwrite
-each other's `ComfyUI_00001_.png`. It therefore writes to local disk; each job's files are copied
-to `ComfyUI/output/` on the volume under names that carry the job's tag.
+ComfyUI numbers its files by listing its output folder, so two workers that share one overwrite each
+other's `ComfyUI_00001_.png`. So it writes to local disk, and each job's files are copied to
+`ComfyUI/output/` on the volume under names with the job's tag.
 
-A delivery is a coroutine; only its leaves (copying one file, encoding one, uploading one) run in
-threads, at most four for one job, so that neither many files nor many jobs wait for themselves.
+A delivery is a coroutine; only its leaves (copy, encode or upload one file) run in threads, at most
+four per job, so that neither many files nor many jobs block each other.
 """
 
 from __future__ import annotations
@@ -49,16 +50,16 @@ from handler.outputs.volume_store import NotSaved, VolumeStore, saved_as
 T = TypeVar("T")
 CODES = {"job.not_delivered": "The results of a job could not be delivered in time"}
 _AT_ONCE = 4
-# Results are not thrown away because the job's time is up now.
+# Extra time, so that results are not discarded because the job's time is up.
 GRACE_SECONDS = 10.0
-_ROOM_FOR_THE_REST = 100_000  # bytes of a reply beside the contents of files
+_ROOM_FOR_THE_REST = 100_000  # bytes of a reply besides the contents of files
 
 
 @dataclass
 class JobOutputs:
-    """The results of one job, from its start until they are delivered. `limit` begins when it has
-    been computed, or has failed; uploads end by `upload_limit`, which leaves time to deliver what
-    could not be uploaded in another way."""
+    """The results of one job, from its start to their delivery. `limit` starts when the job has
+    been computed or has failed; uploads must end by `upload_limit`, which leaves time for another
+    way if they fail."""
 
     options: DeliveryOptions
     eager: EagerDelivery
@@ -90,8 +91,8 @@ class Delivery:
         self._policy = AddressPolicy(allow_private=settings.allow_private_urls)
 
     def begin(self, options: DeliveryOptions) -> JobOutputs:
-        """For a job that begins: its results may be delivered eagerly while it runs, and its files
-        can be claimed for it."""
+        """Call it when a job starts: its results may be delivered eagerly while it runs, and its
+        files can be claimed."""
         as_saved = not options.output.changes_images
         keeps = as_saved and (self._settings.keep_outputs or options.destination == "volume")
         alone = as_saved and options.destination == "base64" and not options.output.zip
@@ -107,11 +108,10 @@ class Delivery:
         warnings: Iterable[str] = (),
         **more: Any,
     ) -> dict[str, Any]:
-        """The reply of a job that produced this and left what is claimed, within the platform's
-        limit, by the job's deadline or within ten seconds, if that is later.
-
-        Raises JobError when files were reported and not one of them is on disk, or when a result
-        can go nowhere. Such a result stays on local disk, and is kept with the next job's.
+        """The reply of a job with these results and claimed files, within the platform's limit, by
+        the job's deadline or within ten seconds, whichever is later. Raises JobError if files were
+        reported and none of them is on disk, or if a result can go nowhere. Such a result stays on
+        local disk, and is kept with the next job's.
         """
         seconds = max(job.options.deadline.remaining, GRACE_SECONDS)
         job.upload_limit = Deadline(seconds)
@@ -128,7 +128,8 @@ class Delivery:
             await asyncio.shield(self._end(job, found, answered=answer is not None))
 
     async def keep_rest(self, job: JobOutputs) -> tuple[list[str], list[str]]:
-        """After a job that failed: keep what its nodes wrote. Paths on the volume, and warnings."""
+        """After a failed job: keep what its nodes wrote; returns paths on the volume, and
+        warnings."""
         job.limit = Deadline(GRACE_SECONDS)
         try:
             return await self._keep_rest(job.claim.rest, job)
@@ -176,8 +177,7 @@ class Delivery:
         await together(one(result) for result in results if result.kind == "image")
 
     def _for_the_reply(self, found: CollectedOutputs, job: JobOutputs) -> list[Result]:
-        """Files whose contents are certain to fit into the reply: they are encoded while results
-        are saved."""
+        """Files that certainly fit into the reply: they are encoded while results are saved."""
         files = [result for result in found.results if result.local is not None]
         fits = sum(result.content_size for result in files) < self._room
         return files if fits and job.options.destination == "base64" else []
@@ -193,7 +193,7 @@ class Delivery:
         result.encoded = made
 
     async def _zip(self, found: CollectedOutputs, job: JobOutputs) -> None:
-        """Put one file in the place of all files, which are kept on the volume as ever."""
+        """Replace all files by one zip; on the volume they are kept separately."""
         files = [result for result in found.results if result.local is not None]
         if not files:
             return
@@ -233,7 +233,7 @@ class Delivery:
         result.in_reply = not there
 
     async def _upload(self, result: Result, job: JobOutputs) -> bool:
-        """To the bucket; a warning when that fails."""
+        """Upload to the bucket; a warning if that fails."""
         if job.store is None or result.local is None or result in job.not_uploaded:
             return False
         store, upload = job.store, Upload(result.local, _key(result, job), result.mime_type)
@@ -250,7 +250,7 @@ class Delivery:
             return False
 
     async def _keep(self, result: Result, job: JobOutputs) -> bool:
-        """On the volume; a warning when that fails."""
+        """Keep it on the volume; a warning if that fails."""
         if result.path is not None:
             return True
         assert result.local is not None
@@ -266,7 +266,7 @@ class Delivery:
     async def _save(
         self, local: Path, stamp: Stamp | None, place: tuple[Path, str], job: JobOutputs
     ) -> str:
-        """Where the file is on the volume, now or since it was saved. Raises NotSaved."""
+        """The file's path on the volume, saving it if necessary. Raises NotSaved."""
         path = await job.eager.kept_at(local, stamp, job.limit.remaining)
         if path is None:
             async with job.at_once:
@@ -276,8 +276,8 @@ class Delivery:
     async def _keep_rest(
         self, rest: Sequence[Path], job: JobOutputs
     ) -> tuple[list[str], list[str]]:
-        """Files that nodes wrote without reporting them (saved models, say). Those that cannot be
-        kept are tried again after the next job."""
+        """Keep files that nodes wrote without reporting them (such as saved models). Those that
+        fail are retried after the next job."""
         kept: list[str] = []
         lost: list[str] = []
 
@@ -297,7 +297,7 @@ class Delivery:
     async def _compose(
         self, found: CollectedOutputs, more: dict[str, Any], job: JobOutputs
     ) -> dict[str, Any]:
-        """The reply, with the contents that fit; the largest of the others go elsewhere."""
+        """The reply, with the contents that fit; the largest go elsewhere."""
         limit = self._settings.max_reply_mb * 1e6
         inside = [result for result in found.results if result.in_reply]
         head = reply.json_size(_without_contents(found, more))
@@ -332,7 +332,8 @@ class Delivery:
         )
 
     async def _read(self, work: Callable[[], T], local: Path, job: JobOutputs) -> T:
-        """Read a result's file, which may lie on the volume. Raises JobError when it does not."""
+        """Read a result's file, which may be on the volume. Raises JobError if it cannot be
+        read."""
         try:
             if self.files.place_on_volume(local) is not None:
                 return await self._calls.volume.call_or_fail(work, job.limit.remaining)
@@ -389,8 +390,8 @@ def _key(result: Result, job: JobOutputs) -> str:
 
 
 def _first_url(results: Sequence[Result]) -> str | None:
-    """Of the first video, else the first picture, else the first file that is in a bucket: what
-    clients of one result take, such as comfy-gen's."""
+    """The URL of the first video, else picture, else file in a bucket, for clients that expect one
+    result, such as comfy-gen's."""
     linked = [result for result in results if result.url is not None]
     rank = {"video": 0, "image": 1}
     return min(linked, key=lambda r: rank.get(r.kind, 2)).url if linked else None

@@ -1,8 +1,7 @@
-"""The files that ComfyUI writes on local disk: found, assigned to jobs, and removed in time.
+"""ComfyUI's files on local disk: finds them, assigns them to jobs, and removes them in time.
 
-ComfyUI answers a repeated node from its cache and reports the file it wrote back then. The files of
-the last job are therefore left in place; where one is gone, or was overwritten by another job
-since, the node must run again."""
+ComfyUI answers a repeated node from its cache and reports the file it wrote then. So the last job's
+files stay in place; if one is gone, or was overwritten by another job, the node must run again."""
 
 from __future__ import annotations
 
@@ -27,21 +26,21 @@ from handler.common.blocking import Background, Pool, TimeUp
 from handler.outputs.results import Content, Produced, ProducedFile, produced
 from handler.outputs.volume_store import NotSaved, VolumeStore, saved_as
 
-# The clock of file times lags a little behind the one of processes.
+# File times lag slightly behind the process clock.
 _CLOCK_LAG = 0.05
 # A volume's file times are its server's.
 _VOLUME_CLOCK_LAG = 60.0
 T = TypeVar("T")
 _LOOK_SECONDS = 30.0
-# As much as a whole job may take by default; the delivery waits for no longer than it has itself.
+# As much as a whole job may take by default; a delivery never waits longer than its own limit.
 _WORK_SECONDS = 300.0
 _AT_ONCE = 4
 
 
 @dataclass
 class OutputClaim:
-    """The files of one job, until they are delivered: those it `reported`, and the `rest` that it
-    left in the output folder. It ended at `until` (seconds since 1970)."""
+    """One job's files until they are delivered: those it `reported`, and the `rest` in the output
+    folder. It ended at `until` (seconds since 1970)."""
 
     reported: list[Path] = field(default_factory=list)
     rest: list[Path] = field(default_factory=list)
@@ -61,13 +60,13 @@ class LocalFiles:
         self._beside_code = _beside_code(work, layout)
         self._began = time.time()
         self._reported: dict[Path, Stamp] = {}
-        self._settled = 0.0  # when the job ended whose files `_reported` are
+        self._settled = 0.0  # the end of the job to which the files `_reported` belong
         self._claimed: Counter[Path] = Counter()
         self._lock = threading.Lock()
 
     def find(self, item: ProducedFile) -> Path | None:
-        """The file ComfyUI reported; None when it is gone or lies outside the folders of results:
-        a workflow must not be able to send for any file of this machine."""
+        """The file that ComfyUI reported; None if it is gone or outside the result folders: a
+        workflow must not be able to fetch any file of this machine."""
         bases = {"output": self.output, "temp": self._temp, "input": self._input}
         base = bases.get(item.type)
         named = Path(item.subfolder, item.filename)
@@ -81,9 +80,8 @@ class LocalFiles:
         return found or self._written_elsewhere(item, named)
 
     def _written_elsewhere(self, item: ProducedFile, named: Path) -> Path | None:
-        """What a node wrote past ComfyUI's output folder: into the one beside its code, or the
-        volume's. Names there are not this worker's alone, so only what was changed since it
-        began."""
+        """A file that a node wrote into the output folder beside ComfyUI's code, or into the
+        volume's. Others write there too, so only if it changed since this worker started."""
         if item.type != "output":
             return None
         places = [self._beside_code / named, self.output / named]
@@ -96,20 +94,20 @@ class LocalFiles:
         return None
 
     def place_on_volume(self, path: Path) -> str | None:
-        """Where a file that a node wrote straight to the volume's output folder is, from the
-        volume's root; None for all others."""
+        """The path, from the volume's root, of a file that a node wrote directly to the volume's
+        output folder; None for others."""
         if path.is_relative_to(self.output) or not path.is_relative_to(self._volume):
             return None
         inside = self._layout.output / path.relative_to(self._volume)
         return str(inside.relative_to(self._layout.root))
 
     def is_temp(self, path: Path) -> bool:
-        """Does a file that was found lie in ComfyUI's folder for previews?"""
+        """Is the file in ComfyUI's folder for previews?"""
         return path.is_relative_to(self._temp)
 
     def stale_nodes(self, items: Iterable[Produced], since: float) -> list[str]:
-        """Nodes whose reported files a job that started at `since` cannot have: gone, or older
-        without being those of the last job."""
+        """Nodes whose reported files cannot belong to a job that started at `since`: gone, or older
+        and not the last job's."""
         stale: dict[str, None] = {}
         for item in items:
             if isinstance(item, ProducedFile) and not item.guessed and item.type != "input":
@@ -119,14 +117,13 @@ class LocalFiles:
         return list(stale)
 
     def found(self, items: Iterable[Produced]) -> list[Path]:
-        """The reported files that are there, each once."""
+        """The reported files that exist, each once."""
         files = (self.find(item) for item in items if isinstance(item, ProducedFile))
         return list(dict.fromkeys(path for path in files if path is not None))
 
     def claim(self, claim: OutputClaim, until: float, reported: Iterable[Path] = ()) -> None:
-        """Reserve the files of a job that ended at `until`: those it reported, and those in the
-        output folder that no job reported. To be called in the order in which jobs end; they are
-        delivered in parallel."""
+        """Reserve the files of a job that ended at `until`: those it reported, and unreported ones
+        in the output folder. Call it in the order in which jobs end; deliveries are parallel."""
         with self._lock:
             rest = list(self._unreported(until))
             reported = [path for path in reported if path not in rest]
@@ -136,7 +133,7 @@ class LocalFiles:
             claim.until = max(claim.until, until)
 
     def may_be_on_volume(self, items: Iterable[Produced]) -> bool:
-        """May one of the reported files be on the volume? Judged by its name alone."""
+        """May one of the reported files be on the volume? Judged by its name only."""
         root = os.fspath(self._layout.root)
         anywhere = self._beside_code.is_relative_to(self._volume)
         return any(
@@ -151,8 +148,8 @@ class LocalFiles:
             self._release(claim)
 
     def commit(self, claim: OutputClaim, reported: Iterable[Path]) -> None:
-        """After a job: its claim ends, what it reported is left for the next one, and what earlier
-        jobs reported is removed. Only ever files in our own folders."""
+        """After a job: end its claim, leave its reported files for the next one, and remove those
+        of earlier jobs. Only files in our own folders."""
         with self._lock:
             self._release(claim)
             ours = (path for path in reported if self._is_ours(path))
@@ -160,9 +157,9 @@ class LocalFiles:
             if claim.until >= self._settled:
                 last, self._reported, self._settled = self._reported, last, claim.until
             done_with = [p for p in last if p not in self._reported and not self._claimed[p]]
-            self._claimed.update(done_with)  # so that no job claims them as new until they are gone
+            self._claimed.update(done_with)  # so that no other job claims them
         for path in done_with:
-            if stamp_of(path) == last[path]:  # else overwritten since
+            if stamp_of(path) == last[path]:  # otherwise overwritten since
                 path.unlink(missing_ok=True)
         self.release(OutputClaim(reported=done_with))
 
@@ -189,14 +186,14 @@ class LocalFiles:
 
 
 def encoded(local: Path) -> Content:
-    """A file's content. Raises OSError."""
+    """A file's content in base64. Raises OSError."""
     with open_regular(local) as file:
         return Content(pybase64.b64encode_as_string(file.read()))
 
 
 def _beside_code(work: WorkDir, layout: Layout) -> Path:
-    """The folder `output` beside ComfyUI's code: some nodes write there whatever its flags. In a
-    copy of the code it is a link to the output folder."""
+    """The `output` folder beside ComfyUI's code, where some nodes write regardless of its flags. In
+    a copy of the code it is a link to the output folder."""
     if layout.comfyui is None or work.stage.exists():
         return Path(os.path.realpath(work.output))
     return Path(os.path.realpath(layout.comfyui / "output"))
@@ -220,7 +217,7 @@ def _files_below(folder: Path) -> Iterator[Path]:
 
 
 def _is_regular(path: Path) -> bool:
-    """No socket, and no link either: what it leads to may be any file of this machine."""
+    """No socket, and no link, which could lead to any file of this machine."""
     try:
         return stat.S_ISREG(path.lstat().st_mode)
     except OSError:
@@ -228,7 +225,7 @@ def _is_regular(path: Path) -> bool:
 
 
 def stamp_of(path: Path) -> Stamp | None:
-    """What changes when the file does, a copy of an old one included; None when it is gone."""
+    """Identifies a version of the file; None if it is gone."""
     try:
         status = path.stat()
     except OSError:
@@ -237,7 +234,7 @@ def stamp_of(path: Path) -> Stamp | None:
 
 
 def stamp_from(status: os.stat_result) -> Stamp:
-    """`stamp_of` a file that is open."""
+    """`stamp_of` for an open file."""
     return Stamp(status.st_size, status.st_ctime_ns)
 
 
@@ -248,8 +245,8 @@ def _changed_at(path: Path) -> float:
 
 @dataclass(frozen=True)
 class DeliveryPolicy:
-    """How files are delivered: `kept` on the volume under names that carry `job_tag`, and encoded,
-    up to `room` bytes in total."""
+    """How files are delivered: `kept` on the volume under names with `job_tag`, and encoded, up to
+    `room` bytes in total."""
 
     job_tag: str
     kept: bool
@@ -258,7 +255,7 @@ class DeliveryPolicy:
 
 @dataclass
 class _Pending:
-    """A file whose delivery began when it had this `stamp`."""
+    """A file whose delivery started with this `stamp`."""
 
     stamp: Stamp
     kept: asyncio.Task[str | None] | None
@@ -267,8 +264,8 @@ class _Pending:
 
 
 class EagerDelivery:
-    """The files of one job. A delivery counts as long as its file has not changed since. For one
-    event loop; nothing here blocks."""
+    """Delivers one job's files early. A delivery is valid while its file has not changed since. For
+    one event loop; nothing here blocks."""
 
     def __init__(
         self, policy: DeliveryPolicy, files: LocalFiles, store: VolumeStore, local: Pool
@@ -283,12 +280,12 @@ class EagerDelivery:
         self._at_once = asyncio.Semaphore(_AT_ONCE)
 
     def on_output(self, outputs: Mapping[str, Any]) -> None:
-        """A node reports these outputs, in the form of the history's."""
+        """A node reports these outputs, in the history's form."""
         if self._policy.kept or self._policy.room:
             self._looks.add(asyncio.ensure_future(self._begin(outputs)))
 
     async def kept_at(self, local: Path, stamp: Stamp | None, seconds: float) -> str | None:
-        """Where the file with this `stamp` is on the volume; None where it is not, or not within
+        """The path on the volume of the file with this `stamp`; None if it is not there within
         `seconds`."""
         pending = await self._current(local, stamp, seconds)
         if pending is None or pending.kept is None:
@@ -298,14 +295,14 @@ class EagerDelivery:
         return path
 
     async def encoded(self, local: Path, stamp: Stamp | None, seconds: float) -> Content | None:
-        """The file with this `stamp` in base64; None where it was not encoded."""
+        """The file with this `stamp` in base64; None if it was not encoded."""
         pending = await self._current(local, stamp, seconds)
         if pending is None or pending.content is None:
             return None
         return await _within(pending.content, seconds)
 
     def end(self, background: Background) -> None:
-        """Delete, in the background, what was kept of files that were changed or removed since."""
+        """Delete, in the background, kept copies of files that were changed or removed since."""
         for look in self._looks:
             look.cancel()
         for pending in self._pending.values():
@@ -323,7 +320,7 @@ class EagerDelivery:
         try:
             found = await self._local.run(lambda: self._find(outputs), _LOOK_SECONDS)
         except (TimeUp, OSError):
-            return  # tried again when the job ends
+            return  # retried when the job ends
         for local, stamp in found:
             if local in self._pending:
                 continue
@@ -338,7 +335,7 @@ class EagerDelivery:
             self._pending[local] = _Pending(stamp, kept, content)
 
     def _attempt(self, work: Coroutine[Any, Any, T]) -> asyncio.Task[T | None]:
-        """None when it fails: it is tried again when the job ends."""
+        """None if it fails: it is retried when the job ends."""
 
         async def attempt() -> T | None:
             try:

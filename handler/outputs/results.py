@@ -1,4 +1,4 @@
-"""Pure: a prompt's history -> what it produced, and each result on its way into a reply."""
+"""Pure: what a prompt produced, by its history, and each result on its way into a reply."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ from handler.request.fields import OutputOptions
 NO_OUTPUT = "the workflow ran, but its nodes reported no output"
 _MAX_DEPTH = 8
 _TEXT_KEYS = frozenset(("text", "texts", "string", "strings"))
-# Any other text may be the name of a file, whatever it stands under; each costs a look at the disk.
+# Any other text may be a file name, under any key; each costs a disk access.
 _LONGEST_NAME = 1024
 _MOST_GUESSES = 1000
 
 
 @dataclass(frozen=True)
 class ProducedFile:
-    """A file that a node reported; `type` is ComfyUI's: output, temp or input. `fullpath` is
-    reported by some nodes beside it. One that was only `guessed` from text is most often not a
-    file: only the disk shows that."""
+    """A file that a node reported; `type` is ComfyUI's: output, temp or input. Some nodes also
+    report a `fullpath`. One that was only `guessed` from text is usually not a file: only the disk
+    shows that."""
 
     node_id: str = field(compare=False)
     filename: str
@@ -50,10 +50,8 @@ Produced = ProducedFile | ProducedText
 def produced(
     outputs: Mapping[str, Any], include_temp: bool = False
 ) -> tuple[list[Produced], list[str]]:
-    """Everything in a history entry's outputs, each file once for each node, and warnings.
-
-    Previews (type `temp`) count only when asked for, or when there is nothing else for sure: then
-    they are all one gets.
+    """Everything in a history entry's outputs, each file once per node, and warnings. Previews
+    (type `temp`) count only if requested, or if there is certainly nothing else.
     """
     found = list(_once(_all(outputs)))
     if not found:
@@ -67,8 +65,8 @@ def produced(
 
 
 def _once(items: Iterator[Produced]) -> Iterator[Produced]:
-    """Each file once for each node that reports it: ComfyUI answers a node that repeats another
-    with that one's file. Texts may well be the same. A name that is certain makes a guess idle."""
+    """Each file once per node that reports it: ComfyUI answers a node that repeats another with
+    that one's file. Texts may repeat. A certain name makes a guess unnecessary."""
     seen: set[tuple[str, ProducedFile]] = set()
     guesses = 0
     for item in items:
@@ -88,7 +86,7 @@ def _all(outputs: Mapping[str, Any]) -> Iterator[Produced]:
 
 
 def _within(node_id: str, key: str, value: Any, depth: int) -> Iterator[Produced]:
-    """What a node put under `key`, whatever its shape: items, lists of them, objects of objects."""
+    """A node's value under `key` in any shape: items, lists of them, nested objects."""
     if depth == 0:
         return
     if isinstance(value, Mapping):
@@ -107,7 +105,7 @@ def _within(node_id: str, key: str, value: Any, depth: int) -> Iterator[Produced
 
 
 def _is_torn(items: Sequence[Any]) -> bool:
-    """ComfyUI takes what a node reports for a list: of a text it makes a list of characters."""
+    """ComfyUI treats a node's report as a list, so a string becomes a list of characters."""
     return len(items) > 1 and all(isinstance(item, str) and len(item) == 1 for item in items)
 
 
@@ -123,15 +121,15 @@ def _file(node_id: str, item: Mapping[str, Any]) -> ProducedFile:
 
 
 def _path(node_id: str, text: str) -> ProducedFile:
-    """Relative to the output folder, to ComfyUI's own, or absolute: only the disk shows which,
-    and whether it is a file at all."""
+    """A path relative to the output folder, to ComfyUI's own, or absolute: only the disk shows
+    which, and whether it is a file."""
     subfolder, name = posixpath.split(text.replace("\\", "/"))
     return ProducedFile(node_id, name, subfolder, "output", text, guessed=True)
 
 
 @dataclass(frozen=True)
 class DeliveryOptions:
-    """How the results of a job are delivered. `job_tag` is a word that only this job uses."""
+    """How a job's results are delivered. `job_tag` is unique to the job."""
 
     job_tag: str
     deadline: Deadline
@@ -145,13 +143,13 @@ class DeliveryOptions:
 
     @property
     def uploads(self) -> bool:
-        """Is there somewhere to upload results to?"""
+        """Can results be uploaded?"""
         return self.bucket is not None or bool(self.output.upload_urls)
 
 
 class Content(str):
-    """A file's content in base64. It is not printed: the SDK formats each whole result for its log,
-    twice, even where that line is not written."""
+    """A file's content in base64, with a short repr: the SDK formats each whole result twice for
+    its log, even if that is not written."""
 
     __slots__ = ()
 
@@ -161,13 +159,12 @@ class Content(str):
 
 @dataclass
 class Result:
-    """A file or a text that a job produced, and what became of it: `path` on the volume, `url` in
-    a bucket. `in_reply`: its content is to be in the reply itself, `encoded` if that was made
-    already. A text gets a file (`local`) only when it has to leave the reply. `size` in bytes;
-    `source` is the file that ComfyUI reported, of which
-    `local` may be a rewritten copy; `stamp` as `local` looked when it was found. `repeats` are
-    the nodes that also reported the same file; like `node_id` at its `place` among all that was
-    produced. `contains` are the results in a zip."""
+    """A file or text that a job produced, and where it went: `path` on the volume, `url` in a
+    bucket. `in_reply`: its content belongs into the reply, `encoded` if that is ready. A text gets
+    a file (`local`) only if it must leave the reply. `size` in bytes; `source` is the file that
+    ComfyUI reported, of which `local` may be a converted copy; `stamp` is that of `local` when it
+    was found. `repeats` are the nodes that also reported the file, with their `place` among all
+    outputs, as for `node_id`. `contains` are the results in a zip."""
 
     node_id: str
     kind: str
@@ -191,21 +188,21 @@ class Result:
 
     @property
     def content_field(self) -> str:
-        """Where the reply holds its content."""
+        """The reply's field for its content."""
         if self.text is not None:
             return "text"
         return "image" if self.kind == "image" else "data"
 
     @property
     def content_size(self) -> int:
-        """Bytes that the content adds to the reply as JSON; the file is not read for it."""
+        """Bytes that the content adds to the reply as JSON, computed without reading the file."""
         overhead = len(f', "{self.content_field}": ')
         if self.text is not None:
             return overhead + len(json.dumps(self.text))
         return (1 + len(self.repeats)) * (overhead + 2 + 4 * ((self.size + 2) // 3))
 
     def entry(self) -> dict[str, Any]:
-        """What the reply says about it, without its content."""
+        """Its entry in the reply, without its content."""
         entry: dict[str, Any] = {"node_id": self.node_id, "kind": self.kind}
         if self.local is not None:
             entry |= {
@@ -223,7 +220,7 @@ class Result:
         return entry
 
     def content(self) -> str:
-        """The content for the reply: text, or base64 that was made before."""
+        """The content for the reply: text, or base64 that is ready."""
         content = self.text if self.text is not None else self.encoded
         assert content is not None
         return content

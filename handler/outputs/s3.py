@@ -1,9 +1,8 @@
-"""Files -> an S3-compatible bucket, or presigned addresses: streamed from disk; their URLs.
+"""Uploads files to an S3-compatible bucket or presigned addresses, streamed from disk.
 
-boto3 works over connections of our own: they can be aborted, since botocore's time-outs start again
-with each byte and a bucket that answers a byte a second would hold an upload for hours. A bucket
-that comes with a request is reached only over connections whose address was checked when they were
-made: a name that resolves differently a moment later gains nothing.
+boto3 uses our own connections, which can be aborted: botocore's timeouts restart with each byte, so
+a bucket that sends a byte a second could hold an upload for hours. A request's bucket is reached
+only over connections to checked addresses, so DNS rebinding has no effect.
 """
 
 from __future__ import annotations
@@ -28,9 +27,9 @@ from handler.request.fields import PutAddress
 
 _MB = 1024 * 1024
 _PART = 8 * _MB
-_IN_PARTS = 2 * _PART  # from so many bytes on
+_IN_PARTS = 2 * _PART  # for files of so many bytes or more
 _PARTS_AT_ONCE = 4
-_TIMEOUT = (10.0, 60.0)  # seconds to connect, and of silence
+_TIMEOUT = (10.0, 60.0)  # seconds to connect, and without data
 _ATTEMPTS = 3
 _SAID = 200
 _SILENCE_SECONDS = 60.0
@@ -38,7 +37,7 @@ _PAUSE_SECONDS = 0.5
 
 
 class NotUploaded(Exception):
-    """A file is not in the bucket. `str()` is the reason, without any secret."""
+    """A file was not uploaded. `str()` is the reason, without secrets."""
 
 
 class _TooSlow(Exception):
@@ -47,7 +46,7 @@ class _TooSlow(Exception):
 
 @dataclass(frozen=True)
 class Upload:
-    """A local file and where it goes."""
+    """A local file and its destination."""
 
     local: Path
     key: str
@@ -55,7 +54,7 @@ class Upload:
 
 
 class Store:
-    """One bucket, for the time of one job. May be used by several threads."""
+    """One bucket, for one job. Thread-safe."""
 
     def __init__(self, bucket: Bucket, policy: AddressPolicy, deadline: Deadline) -> None:
         self._bucket = bucket
@@ -68,11 +67,11 @@ class Store:
 
     @property
     def too_slow(self) -> str:
-        """Why an upload failed that was given up."""
+        """The reason for an abandoned upload."""
         return f"{self._bucket.shown} took more than {self._deadline.seconds:.0f} s"
 
     def abort(self) -> None:
-        """Close all connections, now and from now on: uploads that wait for the bucket fail."""
+        """Close all connections and allow no new ones: uploads that wait for the bucket fail."""
         self._connections.abort()
 
     def close(self) -> None:
@@ -82,7 +81,7 @@ class Store:
             self._made.close()
 
     def put(self, upload: Upload) -> str:
-        """Upload a file and ask the bucket for its size; its URL. Raises NotUploaded."""
+        """Upload a file and check its size in the bucket; returns its URL. Raises NotUploaded."""
         try:
             with open_regular(upload.local) as file:
                 size = os.fstat(file.fileno()).st_size
@@ -106,7 +105,7 @@ class Store:
         config = TransferConfig(
             multipart_threshold=_IN_PARTS, multipart_chunksize=_PART, max_concurrency=_PARTS_AT_ONCE
         )
-        # By its descriptor, of which it is known that it is a regular file.
+        # By its descriptor, which is known to be a regular file.
         client.upload_file(
             f"/proc/self/fd/{file.fileno()}",
             where["Bucket"],
@@ -130,7 +129,7 @@ class Store:
             return self._made
 
     def _make_client(self) -> Any:
-        """The SDK's own session is not used: it would look for credentials of its own."""
+        """Not the SDK's own session, which would look for its own credentials."""
         import boto3
         from botocore.config import Config
 
@@ -151,7 +150,7 @@ class Store:
                 retries={"mode": "standard", "total_max_attempts": _ATTEMPTS},
                 max_pool_connections=16,
                 s3={"addressing_style": "virtual" if bucket.virtual_host else "path"},
-                # Stores that are not Amazon's often don't know the newer checksums.
+                # Stores other than Amazon's often do not support the newer checksums.
                 request_checksum_calculation="when_required",
                 response_checksum_validation="when_required",
             ),
@@ -170,7 +169,7 @@ class Store:
         return str(client.generate_presigned_url("get_object", where, ExpiresIn=bucket.expiry))
 
     def _explained(self, problem: Exception) -> str:
-        """In one line: what the store said, or how it could not be reached."""
+        """In one line: the store's message, or why it could not be reached."""
         if self._connections.aborted:
             return self.too_slow
         chain = list(_reasons(problem))
@@ -197,7 +196,7 @@ class Store:
 
 
 def _reasons(problem: BaseException) -> Iterator[BaseException]:
-    """A problem and what is behind it; botocore wraps in several ways."""
+    """A problem and its causes; botocore wraps exceptions in several ways."""
     seen: list[BaseException] = []
     inner: BaseException | None = problem
     while inner is not None and inner not in seen and len(seen) < 10:
@@ -209,7 +208,7 @@ def _reasons(problem: BaseException) -> Iterator[BaseException]:
 
 
 def _guard(client: Any, policy: AddressPolicy, connections: Connections) -> None:
-    """Let a boto3 client send everything over `connections`, without any proxy, to URLs that
+    """Make a boto3 client send everything over `connections`, without a proxy, to URLs that
     `policy` allows."""
     from botocore.httpsession import URLLib3Session
 
@@ -220,7 +219,7 @@ def _guard(client: Any, policy: AddressPolicy, connections: Connections) -> None
         policy.target(request.url)
         return session.send(request)
 
-    # botocore takes what a `before-send` handler returns for the answer.
+    # botocore uses what a `before-send` handler returns as the response.
     client.meta.events.register("before-send", send)
 
 
@@ -233,12 +232,12 @@ def _use(session: Any, connections: Connections) -> None:
         "http": type("Pool", (aws.AWSHTTPConnectionPool,), {"ConnectionCls": plain}),
         "https": type("Pool", (aws.AWSHTTPSConnectionPool,), {"ConnectionCls": secure}),
     }
-    # The second is for a proxy that the environment names.
+    # The second is for a proxy from the environment.
     session._manager.pool_classes_by_scheme = session._pool_classes_by_scheme = classes
 
 
 def _consume_headers(self: Any, fp: Any) -> None:
-    """After a 100 Continue. botocore's own reads on for ever where the connection ends there."""
+    """After a 100 Continue. botocore's own loops forever if the connection ends there."""
     while fp.readline() not in (b"\r\n", b""):
         pass
 
@@ -255,7 +254,8 @@ def _guarded(base: type, connections: Connections, scheme: str) -> type:
 
 
 class PutAddresses:
-    """Uploads one job's files; the same face as a `Store`. `addresses` by the upload's key."""
+    """Uploads one job's files; has the interface of `Store`. `addresses` are by the upload's
+    key."""
 
     def __init__(
         self, addresses: Mapping[str, PutAddress], policy: AddressPolicy, deadline: Deadline
@@ -269,11 +269,11 @@ class PutAddresses:
 
     @property
     def too_slow(self) -> str:
-        """Why an upload failed that was given up."""
+        """The reason for an abandoned upload."""
         return f"its address took more than {self._deadline.seconds:.0f} s"
 
     def abort(self) -> None:
-        """Close all connections, now and from now on."""
+        """Close all connections and allow no new ones."""
         self._aborted = True
         with self._lock:
             for channel in self._channels:
@@ -286,7 +286,8 @@ class PutAddresses:
                 channel.close()
 
     def put(self, upload: Upload) -> str:
-        """Upload a file; its address without the query, which is a secret. Raises NotUploaded."""
+        """Upload a file; returns its address without the query, which is secret. Raises
+        NotUploaded."""
         address = self._addresses.get(upload.key)
         if address is None:
             raise NotUploaded("there are more results than upload_urls")

@@ -1,8 +1,8 @@
-"""Copies of results in `ComfyUI/output/` on the volume: complete or not there, and for good.
+"""Copies results to `ComfyUI/output/` on the volume: complete or not at all, and durably.
 
-Every worker writes a record of its own beside the results: one line for each file it kept, with
-the file's size and time. What is too old or too much is removed again, but only a file that a
-record names, and that still has that size and time; what people put there, or changed, is theirs.
+Each worker writes its own record beside the results: a line for each kept file, with its size and
+time. Files that are too old or too many are removed, but only those in a record with unchanged size
+and time; what people put there, or changed, is theirs.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ class Kept:
 
 
 class VolumeRecord:
-    """The record of one worker in `output`, and the limits all workers' results are held to."""
+    """One worker's record in `output`, and the limits for all workers' results."""
 
     def __init__(self, output: Path, worker: str, days: float | None, gb: float | None) -> None:
         self._output = output
@@ -57,7 +57,7 @@ class VolumeRecord:
         self._reported: set[Path] = set()
 
     def add(self, files: Iterable[Path]) -> None:
-        """Note files that were just kept. Raises OSError."""
+        """Record files that were just kept. Raises OSError."""
         lines = "".join(self._lines(files))
         if not lines:
             return
@@ -68,7 +68,7 @@ class VolumeRecord:
             self._append(lines)
 
     def sweep_if_due(self) -> threading.Thread | None:
-        """Once an hour, in a thread of its own, remove what is too old, then the oldest until the
+        """Once an hour, in its own thread, remove files that are too old, then the oldest until the
         rest is small enough."""
         due = self._swept is None or time.monotonic() - self._swept > _SWEEP_SECONDS
         if not due or (self._days is None and self._gb is None):
@@ -83,7 +83,7 @@ class VolumeRecord:
             record.write(lines)
 
     def _sweep_and_log(self) -> None:
-        """Never raises: a volume that is gone is reported elsewhere."""
+        """Never raises: a missing volume is reported elsewhere."""
         try:
             count, size = self.sweep()
         except OSError as problem:
@@ -93,7 +93,7 @@ class VolumeRecord:
             _log.info("removed %d old results (%.1f MB) from the volume", count, size / 1e6)
 
     def sweep(self) -> tuple[int, int]:
-        """Number and bytes of the files removed. Raises OSError."""
+        """Remove files; returns their number and bytes. Raises OSError."""
         kept = {record: list(self._entries(record)) for record in self._records()}
         known = {entry.path: entry for entries in kept.values() for entry in entries}
         ours = sorted(filter(self._is_ours, known.values()), key=lambda entry: entry.at)
@@ -128,8 +128,8 @@ class VolumeRecord:
             return []
 
     def _entries(self, record: Path) -> Iterator[Kept]:
-        """A record's lines. What is not one, such as a line that was cut off when its worker was
-        killed, is left out, and reported once."""
+        """A record's entries. Invalid lines, such as one cut off when its worker was killed, are
+        skipped, and reported once."""
         try:
             with open_regular(record) as file:
                 lines = file.read().decode("utf-8", "replace").split("\n")
@@ -146,13 +146,13 @@ class VolumeRecord:
             self._report(record, f"{counted(bad, 'line')} skipped, not as a worker writes them")
 
     def _report(self, path: Path, what: str) -> None:
-        """In the log, once for each file; a sweep goes on with the others."""
+        """Log it once for each file; the sweep continues with the others."""
         if path not in self._reported:
             self._reported.add(path)
             _log.warning("%s: %s", path, what)
 
     def _is_ours(self, entry: Kept) -> bool:
-        """The very file that was kept: inside the folder, no link, not written to since."""
+        """Is it exactly the kept file: inside the folder, no link, unchanged?"""
         path = self._output / entry.path
         if ".." in Path(entry.path).parts or Path(entry.path).is_absolute():
             return False
@@ -166,7 +166,7 @@ class VolumeRecord:
         return inside and same and not path.is_symlink()
 
     def _forget(self, record: Path) -> None:
-        """Drop a record of which nothing is left, unless its worker may be about to add to it."""
+        """Delete an empty record, unless its worker may still add to it."""
         with suppress(OSError):
             status = record.lstat()
             abandoned = time.time() - status.st_mtime > _ABANDONED_SECONDS
@@ -175,7 +175,7 @@ class VolumeRecord:
 
 
 def _too_many(ours: list[Kept], days: float | None, gb: float | None, now: float) -> Iterator[Kept]:
-    """Of files sorted by age, oldest first, those beyond the limits."""
+    """Of files sorted oldest first, those beyond the limits."""
     over = 0.0 if gb is None else sum(entry.size for entry in ours) - gb * 1e9
     for entry in ours:
         too_old = days is not None and now - entry.at > days * 86400
@@ -186,7 +186,7 @@ def _too_many(ours: list[Kept], days: float | None, gb: float | None, now: float
 
 
 def _entry(line: str) -> Kept:
-    """Raises ValueError for a line that no worker wrote."""
+    """Parse a line. Raises ValueError if no worker wrote it."""
     try:
         given = json.loads(line)
         entry = Kept(
@@ -201,12 +201,12 @@ def _entry(line: str) -> Kept:
 
 
 class NotSaved(Exception):
-    """A file is not on the volume; `str()` is the reason."""
+    """A file could not be saved; `str()` is the reason."""
 
 
 class VolumeStore:
-    """Saves files for one worker. Paths it gives are relative to the volume, which is mounted
-    elsewhere on a Pod."""
+    """Saves files for one worker. Returned paths are relative to the volume, which a Pod mounts
+    elsewhere."""
 
     def __init__(self, settings: Settings, layout: Layout, volume: VolumeWatchdog) -> None:
         self._layout = layout
@@ -218,7 +218,7 @@ class VolumeStore:
         self._new: list[Path] = []
 
     async def save(self, local: Path, subfolder: Path, name: str, seconds: float) -> str:
-        """Copy a file to `subfolder`/`name`; its path on the volume. Raises NotSaved, after
+        """Copy a file to `subfolder`/`name`; returns its path on the volume. Raises NotSaved, after
         `seconds` at the latest."""
         folder = self._layout.output
         try:
@@ -234,7 +234,7 @@ class VolumeStore:
         raise NotSaved(f"{local.name} could not be kept in {folder}: {why}")
 
     async def delete(self, path: str) -> None:
-        """Remove a file that `save` has just saved. One that cannot be removed stays."""
+        """Remove a file that `save` has just saved, if possible."""
         saved = self._layout.root / path
         with self._lock:
             self._new = [new for new in self._new if new != saved]
@@ -242,8 +242,8 @@ class VolumeStore:
             await self._volume.call(lambda: saved.unlink(missing_ok=True), _RECORD_SECONDS)
 
     async def flush_record(self) -> None:
-        """Record what was saved since the last time, and enforce the limits. A volume that fails
-        now only means that these files are never removed."""
+        """Record what was saved since the last call, and enforce the limits. If the volume fails
+        now, these files are just never removed."""
         with self._lock:
             new, self._new = self._new, []
         with suppress(OSError, TimeUp):
@@ -260,7 +260,7 @@ class VolumeStore:
 
 
 def saved_as(local: Path, output: Path, job_tag: str) -> tuple[Path, str]:
-    """(subfolder, name) under which a file of ComfyUI's own `output` folder is saved."""
+    """(subfolder, name) for saving a file from ComfyUI's own `output` folder."""
     return local.parent.relative_to(output), tagged(local.name, job_tag)
 
 

@@ -1,6 +1,6 @@
-"""What came in becomes a request, or an error that says what to send instead."""
+"""Turns a job's input into a request, or an error that says what to send instead."""
 
-# Modules, not names: a client reads workflows, and the warm-up too, before anything else is loaded.
+# Modules, not names: the client and the warm-up read workflows before anything else is loaded.
 __all__ = [
     "compatibility",
     "fields",

@@ -1,10 +1,10 @@
-"""Pure: the forms in which other clients send requests and expect replies.
+"""Pure: request and reply formats of other clients.
 
-A workflow comes as `workflow`, as ComfyUI's own `/prompt` body, as what its editor's
-`graphToPrompt` returns, or in a field that another worker's clients know. All mean the same.
-Clients of runpod-workers/worker-comfyui (5.x) send requests as ours are, and a key for Comfy.org's
-API nodes; with RESPONSE_FORMAT=worker-comfyui replies have its form, too. docs/migration.md lists
-the differences.
+A workflow may come as `workflow`, as ComfyUI's own `/prompt` body, as the result of its editor's
+`graphToPrompt`, or in another worker's field, all with the same meaning. Clients of
+runpod-workers/worker-comfyui (5.x) send requests like ours, and a key for Comfy.org's API nodes;
+with RESPONSE_FORMAT=worker-comfyui replies have its format too. docs/migration.md lists the
+differences.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ from handler.common.errors import JobError, short, wrong_type
 from handler.request.fields import InputFile, checked_name
 from handler.request.workflow import Workflow, unwrapped
 
-# Fields of other workers that hold the workflow where `workflow` does not.
+# Other workers' fields for the workflow, if there is no `workflow`.
 _OTHER_FIELDS = ("prompt", "workflow_json", "workflow_api", "payload")
-# Fields of other workers, and what says the same here.
+# Other workers' fields, and the equivalent here.
 EQUIVALENTS = {
     "command": '`type` ("download", "models", "diagnostics")',
     "timeout": "`max_wait`",
@@ -36,14 +36,14 @@ EQUIVALENTS = {
 }
 BESIDE = ("extra_data", "extra_pnginfo", "partial_execution_targets", "file_inputs")
 FORMAT = "worker-comfyui"
-# Its README names the first, its configuration page the second.
+# Its README has the first, its configuration page the second.
 KEY_FIELDS = ("comfy_org_api_key", "api_key_comfy_org")
 
 
 @dataclass(frozen=True)
 class Envelope:
-    """What was sent as the workflow, and what goes to ComfyUI beside it. `fields` of the input were
-    taken for that; `notes` name those that have another name here."""
+    """What was sent as the workflow, and the extra data for ComfyUI. `fields` of the input were
+    used for that; `notes` name those with another name here."""
 
     workflow: object
     extra_data: dict[str, Any] = field(default_factory=dict, repr=False)  # may hold a key
@@ -53,7 +53,8 @@ class Envelope:
 
 
 def opened(given: Mapping[str, Any]) -> Envelope:
-    """What a request holds. Raises JobError where something beside it has a wrong type."""
+    """Open a request's envelope. Raises JobError if something beside the workflow has the wrong
+    type."""
     sent, taken = given.get("workflow"), "workflow"
     if sent is None or (isinstance(sent, str) and not sent.lstrip().startswith(("{", "["))):
         other = next((name for name in _OTHER_FIELDS if isinstance(given.get(name), Mapping)), None)
@@ -79,7 +80,7 @@ def file_inputs(given: Mapping[str, Any], workflow: Workflow) -> tuple[InputFile
 
 
 def ignored(given: Mapping[str, Any], known: set[str]) -> tuple[str, ...]:
-    """A warning about fields that this worker does not read, with what says the same here."""
+    """A warning about fields that this worker does not read, with the equivalents here."""
     unknown = sorted(str(key) for key in given if key not in known)
     if not unknown:
         return ()
@@ -91,8 +92,8 @@ def ignored(given: Mapping[str, Any], known: set[str]) -> tuple[str, ...]:
 
 
 def _extra_data(places: list[Mapping[str, Any]], body: Mapping[str, Any]) -> dict[str, Any]:
-    """Beside the workflow, in the body that held it first; the editor's own form of it becomes
-    `extra_pnginfo`, which nodes read and ComfyUI writes into pictures."""
+    """The extra data beside the workflow; the editor's own format of it becomes `extra_pnginfo`,
+    which nodes read and ComfyUI writes into pictures."""
     found: dict[str, Any] = {}
     drawn = body.get("workflow")
     if isinstance(drawn, Mapping) and isinstance(drawn.get("nodes"), list):
@@ -148,8 +149,7 @@ def _is_object(item: object) -> bool:
 
 
 def request_key(given: Mapping[str, Any]) -> dict[str, str]:
-    """The Comfy.org key of a request, as ComfyUI gets it beside the workflow. It is a secret.
-    Raises JobError."""
+    """A request's Comfy.org key, in the form that ComfyUI gets. It is secret. Raises JobError."""
     for name in KEY_FIELDS:
         key = given.get(name)
         if key is not None and not isinstance(key, str):
@@ -166,7 +166,7 @@ def endpoint_key(settings: Settings) -> dict[str, str]:
 
 
 def as_asked(reply: Mapping[str, Any], settings: Settings) -> dict[str, Any]:
-    """A reply in the form the endpoint is set to, with REFRESH_WORKER's request to Runpod."""
+    """A reply in the endpoint's configured format, with REFRESH_WORKER's request to Runpod."""
     asked = dict(reply)
     if settings.response_format == FORMAT:
         asked = _failed(reply) if "error" in reply else _completed(reply)
@@ -176,7 +176,7 @@ def as_asked(reply: Mapping[str, Any], settings: Settings) -> dict[str, Any]:
 
 
 def _completed(reply: Mapping[str, Any]) -> dict[str, Any]:
-    """`images` holds every file, as its SaveVideo is there too; our further fields stay."""
+    """`images` has every file, as there for SaveVideo too; our additional fields stay."""
     images: list[dict[str, Any]] = []
     errors = [str(warning) for warning in reply.get("warnings", ())]
     texts: list[str] = []
@@ -200,7 +200,7 @@ def _completed(reply: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _image(entry: Mapping[str, Any]) -> dict[str, Any] | None:
-    """An entry of `images`; None for a file that is only named, as a warning says."""
+    """An entry of `images`; None for a file that has only a path, which a warning reports."""
     if "url" in entry:
         return {"filename": entry["filename"], "type": "s3_url", "data": entry["url"]}
     content = entry.get("image") or entry.get("data")
@@ -210,7 +210,7 @@ def _image(entry: Mapping[str, Any]) -> dict[str, Any] | None:
 
 
 def _failed(reply: Mapping[str, Any]) -> dict[str, Any]:
-    """`error` and a list of strings; our stable code and where it is explained stay beside them."""
+    """`error` and a list of strings; our stable code and its link stay."""
     details = reply.get("details") or {}
     shaped: dict[str, Any] = {"error": reply["error"], "details": list(_lines(details))}
     return shaped | {name: reply[name] for name in ("error_code", "docs") if name in reply}

@@ -1,6 +1,6 @@
-"""Pure: the fields of a request for its input files, the form of its results, and their bucket.
+"""Pure: a request's fields for input files, output options and bucket.
 
-A bucket that cannot work is refused here, before the GPU works for results that could not be
+A bucket that cannot work is refused here, before the GPU computes results that could not be
 uploaded.
 """
 
@@ -22,7 +22,7 @@ from bootstrap.net.addresses import AddressPolicy
 from handler.common.errors import JobError, short, wrong_type
 from handler.request.references import is_url
 
-_MAX_NAME_BYTES = 200  # leaves room for the job's mark within the 255 of most file systems
+_MAX_NAME_BYTES = 200  # leaves room for the job's tag within most file systems' 255
 _MAX_FOLDERS = 5
 _FIX_NAME = "Use a plain file name such as photo.png, the one that the workflow's LoadImage names."
 _FIX_FOLDER = 'Use a relative folder such as "clipspace", as the workflow names it.'
@@ -46,9 +46,9 @@ _OUR_HEADERS = frozenset(("host", "content-length", "transfer-encoding", "connec
 
 @dataclass(frozen=True)
 class InputFile:
-    """A file that comes with the request: `data` is base64 with or without a data URI head, or
-    `url` says where it is. The workflow refers to it by `reference`; one to `unpack` is a zip file,
-    whose contents are in the folder of that name without its extension."""
+    """A request's file: `data` is base64 with or without a data URI prefix, or `url` its address.
+    The workflow refers to it by `reference`; with `unpack` it is a zip file, whose contents are in
+    the folder of that name without the extension."""
 
     name: str
     data: str | None = field(default=None, repr=False)
@@ -58,7 +58,7 @@ class InputFile:
 
     @property
     def reference(self) -> str:
-        """How a workflow names the file: `subfolder/name`."""
+        """The workflow's name for the file: `subfolder/name`."""
         name = posixpath.splitext(self.name)[0] if self.unpack else self.name
         return posixpath.join(self.subfolder, name)
 
@@ -66,7 +66,8 @@ class InputFile:
 def read_files(
     images: object, files: object, others: tuple[InputFile, ...] = ()
 ) -> tuple[InputFile, ...]:
-    """Both fields of a request, and files that it names in another way. Raises JobError."""
+    """The files of both fields, and those that the request names in another way. Raises
+    JobError."""
     listed = (*_read_list("images", "image", images), *_read_list("files", "data", files))
     found = (*listed, *(file for file in others if file not in listed))
     seen: set[str] = set()
@@ -82,8 +83,8 @@ def read_files(
 
 
 def check_model_host(url: str, settings: Settings) -> None:
-    """May a job have a model fetched from there? An address that is none is refused by who reads
-    it. Raises JobError."""
+    """May a job fetch a model from there? Invalid addresses are refused elsewhere. Raises
+    JobError."""
     try:
         host = host_of(parse_link(url))
     except BadLink:
@@ -104,7 +105,7 @@ def check_model_host(url: str, settings: Settings) -> None:
 
 
 def name_in(url: str) -> str:
-    """The file name at the end of a URL's path; `file` where there is none that can be used."""
+    """The file name at the end of a URL's path; `file` if there is no usable one."""
     try:
         name = unquote(urlsplit(url).path.rpartition("/")[2])
         return checked_name(name)
@@ -207,7 +208,7 @@ def _cut(name: str) -> str:
 
 
 def read_bucket(s3_config: object, settings: Settings) -> Bucket | None:
-    """The request's own bucket, else the endpoint's. Raises JobError, which holds no secret."""
+    """The request's own bucket, else the endpoint's. Raises JobError, without secrets."""
     if s3_config is None:
         return bucket_of(settings)
     if not isinstance(s3_config, Mapping):
@@ -226,7 +227,8 @@ def read_bucket(s3_config: object, settings: Settings) -> Bucket | None:
 
 
 def _check_address(url: str, settings: Settings, code: str, name: str) -> None:
-    """Raises JobError for an address in the field `name` that may not be used, by its looks."""
+    """Raises JobError for an address in the field `name` that may not be used, without resolving
+    it."""
     try:
         AddressPolicy(settings.allow_private_urls).at_sight(url)
     except DownloadError as problem:
@@ -235,7 +237,7 @@ def _check_address(url: str, settings: Settings, code: str, name: str) -> None:
 
 @dataclass(frozen=True)
 class PutAddress:
-    """Where a result is sent by PUT, with which headers. Neither is shown: a query is a secret."""
+    """An address and headers for a PUT of a result. Neither is shown: queries are secret."""
 
     url: str = field(repr=False)
     headers: Mapping[str, str] = field(default_factory=dict, repr=False)
@@ -243,10 +245,10 @@ class PutAddress:
 
 @dataclass(frozen=True)
 class OutputOptions:
-    """`delivery` None: to the bucket where there is one, else in the reply. `format` None: as the
-    workflow saves it; `quality` 1 to 100 for jpeg and webp (where 100 is lossless). Without
-    `metadata` pictures lose the workflow they carry; `include_temp` adds previews. `zip`: all files
-    as one. `upload_urls`: where the files go, in their order, instead of a bucket."""
+    """`delivery` None: to the bucket if there is one, else in the reply. `format` None: as the
+    workflow saves it; `quality` 1 to 100 for jpeg and webp (100 is lossless for webp). Without
+    `metadata` the workflow is removed from pictures; `include_temp` adds previews. `zip`: all files
+    as one. `upload_urls`: upload addresses in order, instead of a bucket."""
 
     delivery: str | None = None
     format: str | None = None
@@ -258,14 +260,13 @@ class OutputOptions:
 
     @property
     def changes_images(self) -> bool:
-        """Must pictures be rewritten?"""
+        """Must pictures be converted?"""
         return self.format is not None or not self.metadata
 
 
 @dataclass(frozen=True)
 class ProgressOptions:
-    """What progress tells besides: `previews` of pictures while they are made, of at most
-    `preview_size` pixels a side."""
+    """Progress options: `previews` of at most `preview_size` pixels a side."""
 
     previews: bool = False
     preview_size: int = 256
@@ -302,7 +303,7 @@ def read_options(given: object, settings: Settings) -> tuple[OutputOptions, tupl
 def _fields_of(
     name: str, given: object, known: tuple[str, ...], example: str
 ) -> tuple[Mapping[Any, Any], tuple[str, ...]]:
-    """An object's fields, and a warning for those that do not exist. Raises JobError."""
+    """An object's fields, and a warning about unknown ones. Raises JobError."""
     if given is None:
         return {}, ()
     if not isinstance(given, Mapping):
@@ -329,7 +330,7 @@ def _one_of(given: Mapping[Any, Any], name: str, allowed: tuple[str, ...]) -> st
 
 
 def read_flag(given: Mapping[Any, Any], name: str, default: bool = False, within: str = "") -> bool:
-    """A field that is true or false, `within` another one. Raises JobError."""
+    """A boolean field, `within` another one. Raises JobError."""
     value = given.get(name, default)
     if not isinstance(value, bool):
         raise wrong_type(f"{within}{name}", "true or false", value)
@@ -337,7 +338,7 @@ def read_flag(given: Mapping[Any, Any], name: str, default: bool = False, within
 
 
 def _addresses(given: object, settings: Settings) -> Iterator[PutAddress]:
-    """Where results are sent to; refused where the address is one that may not be used."""
+    """The upload addresses. Raises JobError for one that may not be used."""
     if given is None:
         return
     if not isinstance(given, list) or not 0 < len(given) <= _MOST_ADDRESSES:

@@ -1,4 +1,4 @@
-"""Workflows that lie on the volume, by name, with the parameters declared beside them."""
+"""Workflows on the volume by name, with their declared parameters."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _LISTED = 200
 
 @dataclass(frozen=True)
 class NamedWorkflow:
-    """A workflow of the volume. `params` None: it declares none."""
+    """A workflow on the volume. `params` None: it declares none."""
 
     workflow: Workflow
     params: Params | None = None
@@ -60,7 +60,7 @@ class NamedWorkflows:
             raise _not_declared(declared, problem) from None
 
     def listed(self) -> list[dict[str, Any]]:
-        """JSON-ready: every workflow with its parameters as JSON Schema, or with what is wrong."""
+        """JSON-ready: every workflow with its parameters as JSON Schema, or with its mistake."""
         return [self._entry(name) for name in self._names()]
 
     def _entry(self, name: str) -> dict[str, Any]:
@@ -83,7 +83,7 @@ class NamedWorkflows:
             ) from None
 
     def _file(self, relative: str) -> Path | None:
-        """The file, if it is inside the folder wherever links lead; else None."""
+        """The file, if it is inside the folder with links resolved; else None."""
         try:
             root = Path(os.path.realpath(self._folder))
             file = Path(os.path.realpath(root / relative))
@@ -125,8 +125,8 @@ def _not_declared(file: Path, problem: ValueError) -> JobError:
 
 
 def openapi(workflows: list[dict[str, Any]], base: dict[str, Any]) -> dict[str, Any]:
-    """An OpenAPI document with a schema for each workflow that declares its parameters, as the body
-    of `/runsync` and `/run`. `base` is the document of the server that answers there."""
+    """An OpenAPI document with a schema for each workflow with declared parameters, as the body of
+    `/runsync` and `/run`. `base` is the local server's document."""
     bodies = {
         f"workflow_{number}": _body(entry)
         for number, entry in enumerate(workflows)

@@ -1,4 +1,4 @@
-"""Pure: named parameters of a workflow: what a request may send, checked, put into nodes' inputs.
+"""Pure: a workflow's named parameters: checks a request's values and puts them into nodes' inputs.
 
 params:
   prompt: {type: string, sets: 6.text, required: true}
@@ -26,7 +26,7 @@ CODES = {
     "params.unknown": "The named workflow has no parameter of that name",
     "params.missing": "A required parameter was not sent",
     "params.wrong": "A parameter has a value that is not allowed",
-    "params.file_wrong": "The file that declares a workflow's parameters has a mistake",
+    "params.file_wrong": "The file that declares a workflow's parameters is not valid",
 }
 TYPES = ("string", "integer", "number", "boolean", "seed", "file")
 SUFFIX = ".params.yaml"
@@ -36,11 +36,11 @@ _WITH_BOUNDS = ("integer", "number", "seed")
 _MOST_PARAMS = 100
 _LARGEST_SEED = 2**64 - 1
 _LONGEST_SUFFIX = 16
-_LONGEST_NAME = 255  # of a file; longer is base64 without a head
+_LONGEST_NAME = 255  # of a file; longer text is base64 without a prefix
 
 
 class Wrong(ValueError):
-    """A value that a parameter does not take; the text completes "`steps` …"."""
+    """A value that a parameter does not accept; the text completes "`steps` …"."""
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,7 @@ class Param:
     choices: tuple[Any, ...] = ()
 
     def read(self, value: Any) -> Any:
-        """The value as the nodes get it. Raises Wrong."""
+        """The value for the nodes. Raises Wrong."""
         value = _READERS[self.type](value)
         if self.choices and value not in self.choices:
             raise Wrong(f"is {short(value)}; allowed: {', '.join(map(short, self.choices))}")
@@ -103,8 +103,8 @@ class Params:
         }
 
     def applied(self, given: object) -> tuple[dict[str, dict[str, Any]], tuple[InputFile, ...]]:
-        """Inputs to replace, by node id, and files that came as values. Raises JobError for all
-        that is wrong at once."""
+        """Inputs to replace, by node id, and files among the values. Raises one JobError for all
+        mistakes."""
         values = self._checked(given)
         overrides: dict[str, dict[str, Any]] = {}
         files = []
@@ -241,7 +241,7 @@ _SCHEMAS: Mapping[str, dict[str, Any]] = {
 
 
 def _file_of(name: str, value: str) -> InputFile | None:
-    """The file that a value holds or leads to; None where it names one."""
+    """The file that a value contains or points at; None if it is a name."""
     if is_url(value):
         suffix = posixpath.splitext(name_in(value))[1]
         return InputFile(f"{name}{suffix if len(suffix) <= _LONGEST_SUFFIX else ''}", url=value)
@@ -251,7 +251,7 @@ def _file_of(name: str, value: str) -> InputFile | None:
 
 
 def read_params(data: Any, workflow: Workflow) -> Params:
-    """The declared parameters. Raises JobError with every mistake there is."""
+    """The declared parameters. Raises one JobError with all mistakes."""
     reader = _Reader(workflow)
     params = reader.params(data)
     if reader.mistakes:

@@ -1,4 +1,5 @@
-"""Pure: what came in -> a request, or a `JobError` that says what to send instead."""
+"""Pure: parses a job's input into a request, or raises a `JobError` that says what to send
+instead."""
 
 from __future__ import annotations
 
@@ -38,9 +39,9 @@ _LISTED = 10
 @dataclass(frozen=True)
 class WorkflowRequest:
     """Run `workflow` (API format, overrides applied) within `max_wait` seconds, with `files` as its
-    inputs; results come as `output` says, to `bucket` where there is one. `retry_on_oom`: once more
-    when the GPU's memory did not suffice, after it was freed. `seeds` were drawn for it. ComfyUI
-    gets `extra_data` beside the workflow, and runs only what `targets` need where there are any."""
+    inputs; results as in `output`, to `bucket` if there is one. `retry_on_oom`: if the GPU runs out
+    of memory, free it and run once more. `seeds` were drawn for it. ComfyUI also gets `extra_data`,
+    and runs only what `targets` need, if there are any."""
 
     workflow: Workflow
     max_wait: float
@@ -57,8 +58,8 @@ class WorkflowRequest:
 
 @dataclass(frozen=True)
 class DiagnosticsRequest:
-    """Report the state of this worker. `sections` (none: all) are names of `SECTIONS`; `deep` also
-    measures the volume, which takes a while and its bandwidth."""
+    """Report the state of this worker. `sections` (none: all) are from `SECTIONS`; `deep` also
+    measures the volume, which takes time and bandwidth."""
 
     sections: frozenset[str] = frozenset()
     deep: bool = False
@@ -94,8 +95,8 @@ Request = WorkflowRequest | DiagnosticsRequest | ModelsRequest | WorkflowsReques
 
 @dataclass(frozen=True)
 class RequestContext:
-    """What else is needed to read a request: the settings, the job's own bucket (`s3Config`), how
-    to find a workflow by its name, and the job's id."""
+    """The context for parsing a request: the settings, the job's own bucket (`s3Config`), a lookup
+    for named workflows, and the job's id."""
 
     settings: Settings
     s3_config: object = None
@@ -110,7 +111,7 @@ def parse_request(
     named_workflow: Callable[[str], NamedWorkflow] | None = None,
     job_id: str = "",
 ) -> Request:
-    """Read a job's `input`; without a `type` it is a workflow. Raises JobError."""
+    """Parse a job's `input`; without a `type` it is a workflow. Raises JobError."""
     if given is None:
         raise JobError("request.no_input", "The job has no input.", HOW_TO_ASK)
     if isinstance(given, str):
@@ -131,7 +132,7 @@ def parse_request(
 
 
 def _parsed(text: str) -> object:
-    """An input that is JSON text, which clients of worker-comfyui may send; else the text."""
+    """Decode an input that is JSON text, as clients of worker-comfyui may send; else the text."""
     try:
         return json.loads(text.removeprefix(BOM))
     except (ValueError, RecursionError):
@@ -202,7 +203,7 @@ def _read_workflow_request(
 def _workflow(
     given: Mapping[str, Any], context: RequestContext, envelope: Envelope
 ) -> tuple[Workflow, tuple[InputFile, ...]]:
-    """The one that was sent, or the one on the volume with that name, and its params' files."""
+    """The workflow that was sent, or the named one on the volume, and its params' files."""
     name, sent, params = given.get("workflow_name"), envelope.workflow, given.get("params")
     if name is None:
         return read_workflow(sent), ()
@@ -285,7 +286,7 @@ def _max_wait(given: object, default: float) -> float:
 
 
 def read_entries(given: object, settings: Settings) -> tuple[tuple[ModelSpec, ...], list[str]]:
-    """The wanted models, and warnings. Raises JobError, also where requests are not allowed."""
+    """The models to fetch, and warnings. Raises JobError, also if such requests are not allowed."""
     if not settings.allow_download_requests:
         raise JobError(
             "request.download_off",
@@ -307,7 +308,7 @@ def read_entries(given: object, settings: Settings) -> tuple[tuple[ModelSpec, ..
 
 
 def _refused(faults: Sequence[Finding]) -> JobError:
-    """The first fault gives the code; the sentence and the details hold them all."""
+    """One error: the first fault's code, all faults in the sentence and the details."""
     first = faults[0]
     if len(faults) == 1:
         return JobError.from_finding(first)

@@ -1,4 +1,4 @@
-"""Pure: what inputs of a workflow stand for: files in the input folder, models, random seeds."""
+"""Pure: what a workflow's inputs refer to: input files, models, random seeds."""
 
 from __future__ import annotations
 
@@ -17,9 +17,8 @@ from handler.request.workflow import NodeInput, Workflow, is_link
 
 _FILE_INPUTS = frozenset("image images mask audio video file model_file latent".split())
 _FOLDER_INPUTS = frozenset(("folder", "directory"))
-# ComfyUI's own loaders of uploads and the most used ones beside them: they read the input folder
-# and, where a name says so, the one for results or previews, and nothing else. What a name
-# stands for in other nodes is unknown.
+# ComfyUI's own upload loaders and the most used others: they read only the input folder or, if the
+# name says so, the one for results or previews. What a name means in other nodes is unknown.
 _UPLOAD_LOADERS = frozenset(
     "LoadImage LoadImageMask LoadImageOutput LoadImageSetNode LoadImageSetFromFolderNode "
     "LoadImageTextSetFromFolderNode LoadImageDataSetFromFolder LoadImageTextDataSetFromFolder "
@@ -27,9 +26,9 @@ _UPLOAD_LOADERS = frozenset(
     "OpenAIInputFiles VHS_LoadVideo VHS_LoadVideoFFmpeg VHS_LoadAudioUpload VHS_LoadImages".split()
 )
 _SUFFIXES = (" [input]", "[input]")
-# Behind a name, as ComfyUI's folder_paths.annotated_filepath reads it.
+# The suffix of a name, as ComfyUI's folder_paths.annotated_filepath reads it.
 _ANNOTATION = re.compile(r"(?P<path>.*?) ?\[(?P<folder>input|output|temp)\]", re.DOTALL)
-# Of other nodes: a name with a usual extension, or what an input of such a name has.
+# In other nodes: a name with a common extension, or the value of an input with such a name.
 _USUAL_NAME = re.compile(r".+\.[A-Za-z0-9]{2,5}")
 _NAMES_FILES = frozenset(
     "image images mask masks audio video videos file files filename latent latents folder folders "
@@ -37,8 +36,8 @@ _NAMES_FILES = frozenset(
 )
 _NAMES_FOLDERS = frozenset("folder folders directory directories dir path paths subfolder".split())
 _LONGEST_PATH = 1024
-_LONGEST = 1024  # more is a text that happens to end in `.bin`
-# Input names of ComfyUI's own loaders and of those that imitate them, without a number at the end.
+_LONGEST = 1024  # longer is a text that happens to end in `.bin`
+# Input names of ComfyUI's own loaders and similar ones, without a trailing number.
 _BY_INPUT: Mapping[str, str] = MappingProxyType(
     {
         "ckpt_name": "checkpoints",
@@ -70,7 +69,7 @@ _BY_INPUT: Mapping[str, str] = MappingProxyType(
         "audio_encoder_name": "audio_encoders",
     }
 )
-# Where the class says more than the input's name.
+# Node classes that say more than the input's name.
 _BY_CLASS_AND_INPUT: Mapping[tuple[str, str], str] = MappingProxyType(
     {
         ("CLIPVisionLoader", "clip_name"): "clip_vision",
@@ -81,19 +80,18 @@ _BY_CLASS_AND_INPUT: Mapping[tuple[str, str], str] = MappingProxyType(
 )
 _LOADER_INPUTS = _FILE_INPUTS | _FOLDER_INPUTS
 RANDOM = "random"
-# What every node takes: many count seeds in 32 bits, and JavaScript counts exactly up to 53.
+# Accepted by every node: many use 32-bit seeds, and JavaScript is exact up to 53 bits.
 _BITS = 32
 
 
 def is_url(text: str) -> bool:
-    """Is it meant as an address on the web, or in a bucket? Not: may it be fetched?"""
+    """Is it meant as a web or bucket address, whether or not it may be fetched?"""
     return text[:8].lower().startswith(("http://", "https://", "s3://"))
 
 
 def urls_to_load(workflow: Workflow) -> list[str]:
-    """Addresses where a loader expects a file name, each once, in order.
-
-    Nodes that load URLs themselves are left alone, and so is text elsewhere.
+    """Addresses in place of a loader's file name, each once, in order. Nodes that load URLs
+    themselves, and other text, are left alone.
     """
     found: dict[str, None] = {}
     for node in workflow.values():
@@ -104,40 +102,31 @@ def urls_to_load(workflow: Workflow) -> list[str]:
 
 
 def substitute_urls(workflow: Workflow, names: Mapping[str, str]) -> None:
-    """Put file names where `urls_to_load` found addresses."""
-    for node in workflow.values():
-        for name, value in node["inputs"].items():
-            if _takes_a_file(node["class_type"], name) and isinstance(value, str):
-                node["inputs"][name] = names.get(value, value)
+    """Replace addresses that `urls_to_load` found by file names."""
+    _change(workflow, lambda text: names.get(text, text), _takes_a_file)
 
 
 def rename_files(workflow: Workflow, names: Mapping[str, str]) -> None:
-    """Make the workflow use new names (`subfolder/name` → `subfolder/other`) wherever it has the
-    old ones, also deep in lists, with ComfyUI's ` [input]` behind them, or with a backslash."""
-    for node in workflow.values():
-        for name, value in node["inputs"].items():
-            if not is_link(value):
-                node["inputs"][name] = _renamed(value, names)
+    """Make the workflow use new names (`subfolder/name` → `subfolder/other`) in place of the old
+    ones, also in nested lists, with ComfyUI's ` [input]` suffix, or with a backslash."""
+    _change(workflow, _renaming(names))
 
 
 def rename_named_files(workflow: Workflow, names: Mapping[str, str]) -> None:
-    """`rename_files` for names that may be words or models elsewhere: only in inputs where
-    `named_files` finds a file in the input folder."""
+    """`rename_files` for names that may also be words or models: only in inputs where `named_files`
+    finds a file in the input folder."""
     for named in list(named_files(workflow)):
         reference = reference_in(named.text)[0]
         if named.folder == "input" and reference in names:
             inputs = workflow[named.node_id]["inputs"]
             name = next(n for n in inputs if named.input == n or named.input.startswith(f"{n}."))
-            inputs[name] = _renamed(inputs[name], {reference: names[reference]})
+            inputs[name] = _mapped(inputs[name], _renaming({reference: names[reference]}))
 
 
 def rename_folders(workflow: Workflow, names: Mapping[str, str]) -> None:
-    """`rename_files` for folders, whose names may be words that stand anywhere: only in inputs
-    whose own name says that they take a folder or path."""
-    for node in workflow.values():
-        for name, value in node["inputs"].items():
-            if set(re.split(r"[^a-z]+", name.lower())) & _NAMES_FOLDERS and not is_link(value):
-                node["inputs"][name] = _renamed(value, names)
+    """`rename_files` for folders, whose names may be ordinary words: only in inputs whose name says
+    folder or path."""
+    _change(workflow, _renaming(names), lambda _, name: bool(_words(name) & _NAMES_FOLDERS))
 
 
 def wanted_files(workflow: Workflow) -> Iterator[NamedFile]:
@@ -148,15 +137,15 @@ def wanted_files(workflow: Workflow) -> Iterator[NamedFile]:
 
 
 def is_folder_input(name: str) -> bool:
-    """Does a loader's input of this name want a folder?"""
+    """Does a loader's input of this name take a folder?"""
     return name.rpartition(".")[2] in _FOLDER_INPUTS
 
 
 @dataclass(frozen=True)
 class NamedFile(NodeInput):
-    """A value of a workflow that may name a file or folder. `path` is the name with slashes, free
-    of what ComfyUI puts behind it to say in which `folder` it is: input, output or temp.
-    `by_loader`: in a loader of uploads, which reads these folders only."""
+    """A workflow's value that may name a file or folder. `path` is the name with slashes, without
+    ComfyUI's suffix for the `folder`: input, output or temp. `by_loader`: in an upload loader,
+    which reads only these folders."""
 
     text: str
     path: str
@@ -165,12 +154,12 @@ class NamedFile(NodeInput):
 
     @property
     def outside(self) -> bool:
-        """Does it lead out of the folder, by its spelling alone?"""
+        """Does it lead out of the folder, by its text alone?"""
         return self.path.startswith("/") or self.path == ".." or self.path.startswith("../")
 
 
 def named_files(workflow: Workflow) -> Iterator[NamedFile]:
-    """Every value that may name a file or folder of those that ComfyUI reads."""
+    """Every value that may name a file or folder that ComfyUI reads."""
     for node_id, node in workflow.items():
         class_type = node["class_type"]
         for name, text in _texts(node["inputs"]):
@@ -195,31 +184,53 @@ def named_files(workflow: Workflow) -> Iterator[NamedFile]:
 
 
 def replace_texts(workflow: Workflow, texts: Mapping[str, str]) -> None:
-    """Put other texts in the place of some, wherever an input holds one of them whole."""
-    for node_id in workflow:
-        replace_in_node(workflow, node_id, texts)
+    """Replace texts wherever an input equals one of them."""
+    _change(workflow, lambda text: texts.get(text, text))
 
 
 def replace_in_node(workflow: Workflow, node_id: str, texts: Mapping[str, str]) -> None:
     """`replace_texts` for one node."""
-    inputs = workflow[node_id]["inputs"]
-    for name, value in inputs.items():
-        if not is_link(value):
-            inputs[name] = _replaced(value, texts)
+    replace_texts({node_id: workflow[node_id]}, texts)
 
 
-def _replaced(value: Any, texts: Mapping[str, str]) -> Any:
+def _change(
+    workflow: Workflow,
+    change: Callable[[str], str],
+    wanted: Callable[[str, str], bool] = lambda class_type, name: True,
+) -> None:
+    """Change every text in the inputs that are `wanted`, also deep in lists and objects."""
+    for node in workflow.values():
+        for name, value in node["inputs"].items():
+            if not is_link(value) and wanted(node["class_type"], name):
+                node["inputs"][name] = _mapped(value, change)
+
+
+def _mapped(value: Any, change: Callable[[str], str]) -> Any:
     if isinstance(value, str):
-        return texts.get(value, value)
+        return change(value)
     if isinstance(value, list):
-        return [_replaced(item, texts) for item in value]
+        return [_mapped(item, change) for item in value]
     if isinstance(value, Mapping):
-        return {key: _replaced(item, texts) for key, item in value.items()}
+        return {key: _mapped(item, change) for key, item in value.items()}
     return value
 
 
+def _renaming(names: Mapping[str, str]) -> Callable[[str], str]:
+    """What gives a text that names one of these files the file's new name."""
+
+    def renamed(text: str) -> str:
+        reference, suffix = reference_in(text)
+        return names[reference] + suffix if reference in names else text
+
+    return renamed
+
+
+def _words(name: str) -> set[str]:
+    return set(re.split(r"[^a-z]+", name.lower()))
+
+
 def _may_name_a_file(text: str) -> bool:
-    """No file name holds a NUL, and none that we can open a lone surrogate."""
+    """No file name contains a NUL, and none that we can open a lone surrogate."""
     return 0 < len(text.strip()) <= len(text) <= _LONGEST_PATH and not any(
         character in "\0\n" or unicodedata.category(character) == "Cs" for character in text
     )
@@ -228,7 +239,7 @@ def _may_name_a_file(text: str) -> bool:
 def _says_file(class_type: str, name: str, text: str) -> bool:
     if names_a_model(text) and name not in _FILE_INPUTS:
         return False
-    words = set(re.split(r"[^a-z]+", name.lower()))
+    words = _words(name)
     return (
         _USUAL_NAME.fullmatch(text) is not None
         or ("load" in class_type.lower() and name in _FILE_INPUTS)
@@ -237,7 +248,7 @@ def _says_file(class_type: str, name: str, text: str) -> bool:
 
 
 def reference_in(value: str) -> tuple[str, str]:
-    """(`subfolder/name`, the suffix behind it) of a value that names a file."""
+    """(`subfolder/name`, suffix) of a value that names a file."""
     text = unicodedata.normalize("NFC", value)
     suffix = next((s for s in _SUFFIXES if text.endswith(s)), "")
     path = text[: len(text) - len(suffix)].replace("\\", "/")
@@ -249,50 +260,36 @@ def _takes_a_file(class_type: str, name: str) -> bool:
     return "load" in lowered and "url" not in lowered and name in _FILE_INPUTS
 
 
-def _renamed(value: Any, names: Mapping[str, str]) -> Any:
-    if isinstance(value, str):
-        reference, suffix = reference_in(value)
-        return names[reference] + suffix if reference in names else value
-    if isinstance(value, list):
-        return [_renamed(item, names) for item in value]
-    if isinstance(value, Mapping):
-        return {key: _renamed(item, names) for key, item in value.items()}
-    return value
-
-
 @dataclass(frozen=True)
 class NamedModel(NodeInput):
-    """A model file as a workflow names it: `name` is relative to the folder of its category, as
-    the workflow spells it. `input` of a value inside another is `lora_1.lora`. `category` is a
-    name of `CATEGORIES` in bootstrap/volume/categories.py as its loaders have it, None when it is
-    not known."""
+    """A model file that a workflow names: `name` is relative to its category's folder, in the
+    workflow's spelling. `input` of a nested value is for example `lora_1.lora`. `category` is from
+    `CATEGORIES` in bootstrap/volume/categories.py, None if unknown."""
 
     name: str
     category: str | None
 
     @property
     def path(self) -> str:
-        """The name with slashes, as Linux has it."""
+        """The name with slashes."""
         return self.name.replace("\\", "/")
 
     @property
     def folders(self) -> tuple[str, ...]:
-        """Folders under models/ that the category is read from, the first for new files."""
+        """The category's folders under models/, the first for new files."""
         return CATEGORIES[self.category].folders if self.category else ()
 
 
 def named_models(workflow: Workflow) -> tuple[NamedModel, ...]:
-    """Every model file that the nodes' inputs name, in the workflow's order, repeats included.
-
-    A model file is known by its extension. URLs, absolute paths and paths that climb are none.
+    """Every model file that the nodes' inputs name, by extension, in the workflow's order, with
+    repeats. Not URLs, absolute paths or paths with `..`.
     """
     return tuple(model for model in _all_texts(workflow) if names_a_model(model.name))
 
 
 def model_addresses(workflow: Workflow) -> tuple[NamedModel, ...]:
-    """Every input of a loader of models that has an address (`name`) where a file name belongs.
-
-    Only where the input shows which folder is read; nodes that load URLs themselves are left alone.
+    """Every model loader's input with an address (`name`) in place of a file name, if the input
+    shows the folder. Nodes that load URLs themselves are left alone.
     """
     return tuple(
         model
@@ -304,7 +301,7 @@ def model_addresses(workflow: Workflow) -> tuple[NamedModel, ...]:
 
 
 def _all_texts(workflow: Workflow) -> Iterator[NamedModel]:
-    """Every text of the nodes' inputs, as if it named a model."""
+    """Every text in the nodes' inputs, as if it named a model."""
     for node_id, node in workflow.items():
         class_type = node["class_type"]
         for name, value in _texts(node["inputs"]):
@@ -312,13 +309,13 @@ def _all_texts(workflow: Workflow) -> Iterator[NamedModel]:
 
 
 def used_nodes(workflow: Workflow) -> frozenset[str]:
-    """Nodes that others are linked to: ComfyUI runs no loader whose result is not used."""
+    """Nodes that others link to: ComfyUI does not run a loader whose result is unused."""
     values = (value for node in workflow.values() for value in node["inputs"].values())
     return frozenset(str(value[0]) for value in values if is_link(value))
 
 
 def names_a_model(value: str) -> bool:
-    """Does a text look like the name of a model file below one of ComfyUI's folders?"""
+    """Does a text look like a model's file name?"""
     if extension_of(value) not in PT_EXTENSIONS | {GGUF} or len(value) > _LONGEST:
         return False
     pieces = value.replace("\\", "/").split("/")
@@ -328,8 +325,8 @@ def names_a_model(value: str) -> bool:
 
 
 def _texts(values: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-    """(input, text) of all texts, those inside an input's object included (some loaders keep
-    `{"on": true, "lora": "x.safetensors"}`), unless it is switched off."""
+    """(input, text) of all texts, including those in an input's object (some loaders have `{"on":
+    true, "lora": "x.safetensors"}`), unless it is switched off."""
     pending = list(values.items())[::-1]
     while pending:
         name, value = pending.pop()
@@ -350,8 +347,8 @@ def _category(class_type: str, name: str) -> str | None:
 def draw_seeds(
     workflow: Workflow, draw: Callable[[int], int] = secrets.randbits
 ) -> tuple[Workflow, dict[str, int]]:
-    """The workflow with a number for each input `seed` or `…_seed` that is "random"; the numbers
-    by `NODE.INPUT`. `draw` gives a number of so many bits."""
+    """The workflow with a number for each `seed` or `…_seed` input that is "random"; the numbers by
+    `NODE.INPUT`. `draw` returns a number of so many bits."""
     drawn: dict[str, int] = {}
     changed = dict(workflow)
     for node_id, node in workflow.items():

@@ -1,4 +1,4 @@
-"""Pure: what a workflow in API format must look like, and its overrides."""
+"""Pure: checks a workflow in API format, and applies overrides."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ _EXPORT_FIX = (
 
 @dataclass(frozen=True)
 class NodeInput:
-    """An input of a node, as errors name it."""
+    """A node's input, for errors."""
 
     node_id: str
     class_type: str
@@ -37,7 +37,7 @@ class NodeInput:
 
     @property
     def where(self) -> str:
-        """Where in the workflow it stands, for people."""
+        """Its place in the workflow, for people."""
         return f"{self.input} of node {self.node_id} ({self.class_type})"
 
     @property
@@ -47,7 +47,7 @@ class NodeInput:
 
 
 def read_workflow(given: object) -> Workflow:
-    """A workflow in API format, checked for its shape. Raises JobError."""
+    """A workflow in API format, with its shape checked. Raises JobError."""
     if given is None:
         raise JobError("workflow.missing", "The input has no workflow.", HOW_TO_ASK)
     if isinstance(given, str):
@@ -117,8 +117,8 @@ def _node(node_id: str, node: object) -> dict[str, Any]:
 
 
 def bad_links(workflow: Workflow) -> list[JobError]:
-    """An error for each link to a node that is not there. ComfyUI minds them only where a node that
-    saves something needs them, so they explain its refusal and are not refused here."""
+    """An error for each link to a missing node. ComfyUI refuses them only if an output node needs
+    them, so they only explain its refusal."""
     return [
         _bad_link(node_id, name, value[0], workflow)
         for node_id, node in workflow.items()
@@ -141,7 +141,7 @@ def _bad_link(node_id: str, name: object, target: object, workflow: Workflow) ->
 
 
 def needed_by(workflow: Workflow, node_id: str) -> set[str]:
-    """The ids of a node and of all that it is linked to, directly or through others."""
+    """The ids of a node and of all nodes that it needs, directly or indirectly."""
     needed: set[str] = set()
     pending = [node_id]
     while pending:
@@ -154,7 +154,7 @@ def needed_by(workflow: Workflow, node_id: str) -> set[str]:
 
 
 def is_link(value: object) -> bool:
-    """Does an input's value have the shape of a link to another node's output?"""
+    """Is an input's value a link to another node's output?"""
     return (
         isinstance(value, list)
         and len(value) == 2
@@ -165,9 +165,9 @@ def is_link(value: object) -> bool:
 
 
 def saved_as_files(workflow: Workflow) -> Workflow:
-    """SaveImageWebsocket sends its pictures over the socket, once, and reports none: replace it
-    with SaveImage, so that they are returned like all others. A prefix that was written on Windows
-    (`set\\cat`) names a folder, as it does there."""
+    """Replace SaveImageWebsocket, which sends its pictures over the socket and reports none, with
+    SaveImage, so that they are returned like others. A Windows prefix (`set\\cat`) names a folder,
+    as it does there."""
     for node_id, node in workflow.items():
         prefix = node["inputs"].get(_PREFIX)
         if isinstance(prefix, str) and "\\" in prefix and ".." not in prefix:
@@ -179,7 +179,7 @@ def saved_as_files(workflow: Workflow) -> Workflow:
 
 
 def overridden(workflow: Workflow, given: object) -> tuple[Workflow, list[str]]:
-    """The workflow with inputs replaced, and a warning for each input it did not have."""
+    """The workflow with replaced inputs, and a warning for each input that it did not have."""
     warnings: list[str] = []
     if given is None:
         return workflow, warnings

@@ -1,4 +1,4 @@
-"""Runpod's loop: taking jobs, progress, shutdown. The only room that knows the SDK's internals."""
+"""Runpod's loop: taking jobs, progress, shutdown. The only room that uses the SDK's internals."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ __all__ = ["describe_local_api", "import_sdk", "job_loop", "job_slots", "progres
 
 
 def import_sdk() -> Any:
-    """The SDK, without its own system checks: they import torch into this process, which leaves a
-    CUDA context there for good, and look at the host's memory instead of the container's."""
+    """Import the SDK without its own system checks: they import torch into this process, which
+    leaves a CUDA context there, and check the host's memory instead of the container's."""
     os.environ.setdefault("RUNPOD_SKIP_AUTO_SYSTEM_CHECKS", "true")
     os.environ.setdefault("RUNPOD_SKIP_GPU_CHECK", "true")
     os.environ.setdefault("RUNPOD_LOG_LEVEL", "INFO")  # DEBUG, its default, logs whole results
@@ -25,8 +25,8 @@ def import_sdk() -> Any:
 
 
 def describe_local_api(describe: Callable[[dict[str, Any]], dict[str, Any]]) -> None:
-    """Let `/openapi.json` of the local API (`--rp_serve_api`) be what `describe` makes of the SDK's
-    own. Does nothing where that API is not asked for: its import takes half a second."""
+    """Make the local API's (`--rp_serve_api`) `/openapi.json` what `describe` makes of the SDK's
+    own. Does nothing without that API, whose import takes half a second."""
     if "--rp_serve_api" not in sys.argv:
         return
     from runpod.serverless.modules import rp_fastapi
@@ -43,8 +43,8 @@ def describe_local_api(describe: Callable[[dict[str, Any]], dict[str, Any]]) -> 
 
 @contextmanager
 def _without_cpu_query() -> Iterator[None]:
-    """The SDK queries the CPU's name at import, for its debugger's report: that starts processes
-    and counts the CPU's ticks for a second."""
+    """Prevent the SDK from querying the CPU's name at import, which starts processes and measures
+    ticks for a second."""
     import cpuinfo
 
     original, cpuinfo.get_cpu_info = cpuinfo.get_cpu_info, dict

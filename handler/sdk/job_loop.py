@@ -1,8 +1,8 @@
-"""How the SDK's loop takes jobs: the next one while ComfyUI works, one by one, none after SIGTERM.
+"""Takes jobs in the SDK's loop: the next one while ComfyUI works, one by one, none after SIGTERM.
 
 The SDK's own loop (runpod 1.12.0, serverless/modules/rp_scale.py) counts a job until its result has
 been posted, checks for a free slot once a second and its queue every 0.1 s, takes several jobs at
-once when several slots are free, which leaves other workers idle, and forgets a cancellation that
+once if several slots are free, which leaves other workers idle, and loses a cancellation that
 arrives while the job is being taken.
 """
 
@@ -24,14 +24,14 @@ _log = logging.getLogger(__name__)
 _HOOKS = "hooks"
 _POLL_SECONDS = 90.0
 _EXHAUSTED_SECONDS = 30
-# After the grace: time to answer the jobs that were ended.
+# After the grace: time to answer the jobs that were stopped.
 _ANSWER_SECONDS = 3.5
 
 
 @dataclass(frozen=True)
 class Hooks:
-    """What the loop calls: `at_start` when it begins, `at_end` when the worker must end, `finish`
-    at the very end, all in the event loop. Running jobs then have `grace` seconds."""
+    """Called by the loop, in the event loop: `at_start` when it starts, `at_end` when the worker
+    must end (running jobs then have `grace` seconds), `finish` at the very end."""
 
     slots: JobSlots
     at_start: Callable[[], None]
@@ -41,7 +41,7 @@ class Hooks:
 
 
 class JobLoop(rp_scale.JobScaler):  # type: ignore[misc]  # the SDK is not typed
-    """The SDK's loop, with `JobSlots` to say when a job is taken."""
+    """The SDK's loop, with `JobSlots` deciding when a job is taken."""
 
     def __init__(self, config: dict[str, Any]) -> None:
         super().__init__(config)
@@ -51,8 +51,8 @@ class JobLoop(rp_scale.JobScaler):  # type: ignore[misc]  # the SDK is not typed
         self._running: asyncio.Future[None] | None = None
         self._get_job: Any = self.jobs_fetcher  # type: ignore[has-type]
         self.jobs_fetcher = self._take
-        # Of a poll only, not of the wait for a slot before it: a poll that is cut short just
-        # then could lose the job that it brings.
+        # For a poll only, not for the wait for a slot before it: cutting a poll short could lose
+        # the job that it returns.
         self.jobs_fetcher_timeout = None
 
     async def run(self) -> None:
@@ -70,7 +70,8 @@ class JobLoop(rp_scale.JobScaler):  # type: ignore[misc]  # the SDK is not typed
             await self._hooks.finish()
 
     async def _watch(self) -> None:
-        """Once a second; ends a worker that can take no more jobs, so that another one can."""
+        """Once a second; ends a worker that can take no more jobs, so that another one takes
+        them."""
         exhausted = 0
         while True:
             await asyncio.sleep(1.0)
@@ -81,8 +82,8 @@ class JobLoop(rp_scale.JobScaler):  # type: ignore[misc]  # the SDK is not typed
                 self.kill_worker()
 
     async def _take(self, session: Any, _: int) -> None:
-        """Take a job and begin it. One that an open poll returns after shutdown has begun is waited
-        for here: the SDK's loop no longer does."""
+        """Take a job and start it. A job that an open poll returns after shutdown has begun is
+        awaited here, since the SDK's loop no longer does that."""
         self._slots.looked()
         if not await self._slots.wait_for_slot():
             return
@@ -96,8 +97,8 @@ class JobLoop(rp_scale.JobScaler):  # type: ignore[misc]  # the SDK is not typed
                 await asyncio.wait({task})
 
     def _begin(self, session: Any, job: dict[str, Any]) -> asyncio.Task[None]:
-        """At once: the SDK's queue is only checked every 0.1 s. The job passes through that queue
-        all the same, which counts those that are done."""
+        """At once: the SDK checks its queue only every 0.1 s. The job still passes through that
+        queue, which counts finished jobs."""
         self.job_progress.add(job)
         self.jobs_queue.put_nowait(job)
         self.jobs_queue.get_nowait()
@@ -111,21 +112,21 @@ class JobLoop(rp_scale.JobScaler):  # type: ignore[misc]  # the SDK is not typed
         await self._slots.wait_closed()
 
     async def stop_job(self, job_id: str) -> bool:
-        """Stop a job that runs; remember one that is not known yet."""
+        """Stop a running job; remember the cancellation of one that is not known yet."""
         found: bool = await super().stop_job(job_id)
         if not found:
             self._slots.cancel_early(job_id)
         return found
 
     def kill_worker(self) -> None:
-        """Take no further job; `Shutdown` ends those that are here. Called by a signal handler, in
+        """Take no further jobs; `Shutdown` ends those that are here. Called by a signal handler,
         between any two steps of the loop."""
         super().kill_worker()
         if self._loop is not None and not self._loop.is_closed():
             self._loop.call_soon_threadsafe(self._close)
 
     def _close(self) -> None:
-        """Polls stay open for 90 s: they are cut when every job has had its time."""
+        """Polls stay open for 90 s: they are cut once every job has had its time."""
         self._slots.close()
         self._hooks.at_end()
         if self._loop is not None and self._running is not None:
@@ -133,9 +134,9 @@ class JobLoop(rp_scale.JobScaler):  # type: ignore[misc]  # the SDK is not typed
 
 
 def with_slots(config: dict[str, Any], hooks: Hooks) -> dict[str, Any]:
-    """The SDK's configuration for a worker with job slots. The SDK then uses our loop, for which it
-    has no setting."""
+    """The SDK's configuration for a worker with job slots. It makes the SDK use our loop, for which
+    it has no setting."""
     rp_scale.JobScaler = JobLoop
-    # What the SDK itself counts never runs out: it counts a job twice for a moment.
+    # The SDK's own count must never limit: it briefly counts a job twice.
     most = 2 * hooks.slots.most + 1
     return {**config, _HOOKS: hooks, "concurrency_modifier": lambda _: most}

@@ -1,5 +1,4 @@
-"""Which jobs a worker holds, and when it may take another: the one ComfyUI works on, those queued
-behind it, and those whose results are being delivered."""
+"""Which jobs a worker holds (running, queued, being delivered), and when it may take another."""
 
 from __future__ import annotations
 
@@ -10,8 +9,8 @@ from collections.abc import Callable
 from bootstrap.core.findings import Finding, error
 from handler.common.blocking import is_set_within
 
-CODES = {"worker.take_stuck": "The worker has room for a job and does not ask for one"}
-# Results are delivered while ComfyUI works; where they pile up, no further job is taken.
+CODES = {"worker.take_stuck": "The worker has room for a job but does not ask for one"}
+# Results are delivered while ComfyUI works; if they pile up, no further job is taken.
 _DELIVERIES = 2
 _REMEMBERED = 100
 _ALLOWED_BEATS = 240  # a poll for a job takes up to 90 s
@@ -19,14 +18,14 @@ _LOOK_EVERY = 1.0
 
 
 class JobSlots:
-    """At most one job for each ComfyUI and `prefetch` more that are not computed, and `_DELIVERIES`
-    that are; with a `prefetch` of 0 one job at a time for each. Used by one event loop; `waits`
-    from any thread."""
+    """At most one job per ComfyUI and `prefetch` more that are not computed, and `_DELIVERIES` that
+    are; with a `prefetch` of 0 one job at a time for each. For one event loop; `waits` from any
+    thread."""
 
     def __init__(
         self, prefetch: int, exhausted: Callable[[], bool] = lambda: False, running: int = 1
     ) -> None:
-        """No job is taken while the worker is `exhausted`; `running` ComfyUIs work at once."""
+        """No job is taken while the worker is `exhausted`; `running` ComfyUIs work in parallel."""
         self._is_exhausted = exhausted
         self.waits = False
         self._idle_beats = 0
@@ -43,7 +42,7 @@ class JobSlots:
         return len(self._jobs) < self.most and uncomputed < self._uncomputed_most
 
     async def wait_for_slot(self) -> bool:
-        """Until another job may be taken; False when no more are taken."""
+        """Wait until another job may be taken; False if no more are taken."""
         self.waits = True
         while not (self._closed or (self.free() and not self.exhausted)):
             self._changed.clear()
@@ -61,16 +60,16 @@ class JobSlots:
             await self._changed.wait()
 
     def looked(self) -> None:
-        """The loop that takes jobs moves."""
+        """Called by the loop that takes jobs, to show that it moves."""
         self._idle_beats = 0
 
     def beat(self) -> None:
-        """A second has passed. Seconds are counted here, so that a worker that was frozen in
-        between (FlashBoot) does not look stuck."""
+        """A second has passed. Seconds are counted here, so that a worker that was frozen
+        (FlashBoot) does not look stuck."""
         self._idle_beats = 0 if self.waits or self._closed else self._idle_beats + 1
 
     def fault(self) -> Finding | None:
-        """The finding for a loop that no longer asks for jobs."""
+        """The finding about a loop that no longer asks for jobs."""
         if self._idle_beats <= _ALLOWED_BEATS:
             return None
         return error(
@@ -82,7 +81,7 @@ class JobSlots:
 
     @property
     def exhausted(self) -> bool:
-        """Is no job taken because threads are used up?"""
+        """Are no jobs taken because threads are used up?"""
         return self._is_exhausted()
 
     @property
@@ -111,7 +110,8 @@ class JobSlots:
         self._changed.set()
 
     def cancel_early(self, job: str) -> None:
-        """A cancellation for a job that is not here, perhaps because it is just being taken."""
+        """Remember a cancellation for a job that is not here, perhaps because it is just being
+        taken."""
         self._cancelled.append(job)
 
     def is_cancelled(self, job: str) -> bool:

@@ -1,8 +1,8 @@
-"""Progress of a job, sent to its caller in order, not too often, and never after the reply.
+"""Sends a job's progress to its caller: in order, not too often, and never after the reply.
 
-The SDK's own `progress_update` sends each update from a new thread: they overtake one another, and
-one that arrives after the result leaves the job IN_PROGRESS for good. So one task sends the updates
-one by one, only the newest, and `drain` ends it before the reply is sent.
+The SDK's own `progress_update` sends each update from a new thread: they overtake each other, and
+one that arrives after the result leaves the job IN_PROGRESS forever. So one task sends updates one
+by one, only the newest, and `drain` ends it before the reply is sent.
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ Post = Callable[[dict[str, Any]], Awaitable[None]]
 
 
 class Progress:
-    """Progress of one job. Make it in the event loop; `update` may be called from any thread.
+    """One job's progress. Create it in the event loop; `update` may be called from any thread.
 
-    `post` delivers one update; None uses the SDK, where it has a control plane. Without one (the
-    SDK's local modes, tests) nothing is sent. Nothing is sent in the first `quiet`
-    seconds either: a reply waits for the update on its way, so short jobs are better off without.
+    `post` delivers one update; None uses the SDK, if it has a control plane. Without one (the SDK's
+    local modes, tests) nothing is sent, nor in the first `quiet` seconds: a reply waits for the
+    update being sent, so short jobs send none.
     """
 
     def __init__(
@@ -50,8 +50,8 @@ class Progress:
         self._sender: asyncio.Task[None] | None = None
 
     def update(self, stage: str, percent: float | None = None, **more: Any) -> None:
-        """The job is in `stage`, `percent` (0 to 100) of it done. Cheap, and never raises; of
-        updates that come too fast only the newest is sent."""
+        """The job is in `stage`, `percent` (0 to 100) done. Cheap, and never raises; of updates
+        that come too fast only the newest is sent."""
         if self._post is None:
             return
         news = {"stage": stage, **more}
@@ -60,8 +60,8 @@ class Progress:
         self._put(news)
 
     def preview(self, image: str) -> None:
-        """Send `image`, a data URI, with each update of the stage there is, until another stage or
-        a newer image comes."""
+        """Send `image`, a data URI, with each update of the current stage, until another stage or a
+        newer image."""
         with self._lock:
             news = self._news or self._last
             self._preview = None if news is None else image
@@ -73,7 +73,7 @@ class Progress:
         with self._lock:
             if self._last is not None and self._last["stage"] != stage:
                 self._preview = None
-            # The sender looks by itself while it waits; it is woken for what cannot wait.
+            # The waiting sender checks by itself; wake it only for what cannot wait.
             idle = self._news is None or self._news["stage"] != stage
             self._news = self._last = news
         if idle and not self._closed:
@@ -83,14 +83,14 @@ class Progress:
                 pass  # the loop is closed: the job is over
 
     async def drain(self) -> None:
-        """Send nothing more: wait for the update being sent, drop a later one."""
+        """Send nothing more: wait for the update being sent, drop later ones."""
         self._closed = True
         if self._sender is None:
             return
         try:
             await asyncio.wait_for(self._posting.acquire(), _DRAIN_SECONDS)
         except asyncio.TimeoutError:
-            pass  # cancelled below, which cuts its connection
+            pass  # cancelled below, which closes its connection
         finally:
             self._sender.cancel()
             await asyncio.gather(self._sender, return_exceptions=True)
@@ -118,7 +118,7 @@ class Progress:
                     await self._send(update)
 
     async def _wait_until_due(self, sent_at: float) -> None:
-        """Until the newest update is of another stage than the last one sent, or late enough."""
+        """Wait until the newest update is of another stage than the last one sent, or is due."""
         while (rest := sent_at + SECONDS_APART - time.monotonic()) > 0:
             with self._lock:
                 if self._news is not None and self._news["stage"] != self._sent_stage:
@@ -136,7 +136,7 @@ class Progress:
 
 
 def in_words(update: Mapping[str, Any]) -> str:
-    """An update as one line, for clients that show no more than that."""
+    """An update as one line, for clients that show only that."""
     parts = [str(update[name]) for name in ("class_type", "model", "detail") if update.get(name)]
     if update.get("steps"):
         parts.append(f"step {update.get('step', 0):g} of {update['steps']:g}")
@@ -151,7 +151,7 @@ def has_control_plane() -> bool:
 
 
 def _through_the_sdk(job: Mapping[str, Any]) -> Post:
-    """What `runpod.serverless.progress_update` does, but awaited."""
+    """Like `runpod.serverless.progress_update`, but awaited."""
 
     async def post(update: dict[str, Any]) -> None:
         from runpod.http_client import AsyncClientSession

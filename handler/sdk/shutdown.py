@@ -1,8 +1,8 @@
-"""How a job ends in this worker: by its reply, past its deadline, or at the worker's shutdown.
+"""Ends jobs: by their reply, after their deadline, or at the worker's shutdown.
 
-The platform sends SIGTERM, and SIGKILL a while later. In between, every job that the worker holds
-is answered, so that its caller can send it again. The SDK alone would let running jobs finish,
-however long they take, which the platform does not wait for."""
+The platform sends SIGTERM, and later SIGKILL. In between, every job that the worker holds is
+answered, so that its caller can send it again. The SDK alone would wait for running jobs, for
+longer than the platform does."""
 
 from __future__ import annotations
 
@@ -25,24 +25,24 @@ _log = logging.getLogger(__name__)
 
 CODES = {
     "worker.shutting_down": "The worker was stopped before the job was done",
-    "worker.job_overdue": "A job is past its deadline and has not been answered",
+    "worker.job_overdue": "A job is past its deadline but has no answer",
 }
 _FIX = "Send it again: another worker takes it."
-# Past its deadline a job has so long to stop ComfyUI and deliver what it has, and once it is ended
-# so long to clean up. Then it is answered without waiting for it.
+# After its deadline a job has so long to stop ComfyUI and deliver what it has, and when stopped so
+# long to clean up. Then it is answered without waiting for it.
 _OVERDUE_SECONDS = 45.0
 _TIDY_SECONDS = 15.0
 _LOOK_EVERY = 1.0
-# After the grace, a worker that still has not ended is ended by force.
+# After the grace, a worker that has not ended is killed.
 FORCE_SECONDS = 8.0
 _SHUTDOWN_TIDY_SECONDS = 2.5
 T = TypeVar("T")
 
 
 class JobHandle:
-    """One job in this worker. `is_queued` says that it has not begun, so that it may be given back
-    at once; `computed` is called when ComfyUI is done with it. `stage` completes the error of a job
-    whose `deadline` passes."""
+    """One job in this worker. `is_queued`: it has not started, so it may be returned at once;
+    `computed` is called when ComfyUI is done with it. `stage` completes the error of a job whose
+    `deadline` passes."""
 
     def __init__(self, computed: Callable[[], None] = lambda: None) -> None:
         self.is_queued: Callable[[], bool] = _no
@@ -64,22 +64,21 @@ class JobHandle:
 
     @property
     def overdue(self) -> float:
-        """Seconds since the deadline; 0 while there is time left."""
+        """Seconds since the deadline; 0 before it."""
         deadline = self.deadline
         return 0.0 if deadline is None else max(deadline.elapsed - deadline.seconds, 0.0)
 
     def end(self, reason: JobError, tidy: float) -> None:
-        """Stop the job; `run` raises `reason` when it has tidied up, or after `tidy` seconds."""
+        """Stop the job; `run` raises `reason` once it has cleaned up, or after `tidy` seconds."""
         if self._task is not None and self._reason is None:
             self._reason = reason
             self._answer_by = time.monotonic() + tidy
             self._task.cancel()
 
     async def run(self, work: Coroutine[Any, Any, T]) -> T:
-        """What `work` returns, however it may hang: it is ended when it is not done long after its
-        deadline, and abandoned when it does not end then.
-
-        Raises what it was ended with, or CancelledError when cancelled.
+        """Run `work`, even if it hangs: it is stopped if it is not done long after its deadline,
+        and abandoned if it does not stop. Raises what it was stopped with, or CancelledError if
+        cancelled.
         """
         self._task = task = asyncio.ensure_future(work)
         try:
@@ -101,11 +100,11 @@ class JobHandle:
 
 
 class Shutdown:
-    """Bounds the jobs of one worker, and ends them at shutdown. For one event loop; `fault` may be
+    """Limits one worker's jobs, and ends them at shutdown. For one event loop; `fault` may be
     called from any thread."""
 
     def __init__(self, grace: float) -> None:
-        """`grace`: seconds that running jobs have from the signal on."""
+        """`grace`: seconds for running jobs after the signal."""
         self._grace = grace
         self._begun = False
         self._jobs: dict[JobHandle, None] = {}
@@ -115,8 +114,8 @@ class Shutdown:
         work: Callable[[JobHandle], Coroutine[Any, Any, T]],
         computed: Callable[[], None] = lambda: None,
     ) -> T:
-        """What `work` returns. Raises JobError when the worker ends and it has not begun, or does
-        not end in time; it is cancelled then and has cleaned up."""
+        """Run `work`. Raises JobError if the worker ends and it has not started, or is not done in
+        time; it is then cancelled and has cleaned up."""
         if self._begun:
             raise _not_begun()
         handle = JobHandle(computed)
@@ -127,7 +126,7 @@ class Shutdown:
             del self._jobs[handle]
 
     def begin(self) -> None:
-        """Begin no more jobs, give back those that are queued, and the others after the grace."""
+        """Start no more jobs, return queued ones, and the others after the grace."""
         if self._begun:
             return
         self._begun = True
@@ -140,7 +139,7 @@ class Shutdown:
         asyncio.get_running_loop().call_later(self._grace, self._end_all)
 
     def fault(self) -> Finding | None:
-        """The finding for a job that should have been answered long ago."""
+        """The finding about a job that should have been answered long ago."""
         late = max((handle.overdue for handle in list(self._jobs)), default=0.0)
         if late <= _OVERDUE_SECONDS + _TIDY_SECONDS:
             return None
@@ -157,11 +156,9 @@ class Shutdown:
 
 
 def force_end_after_sigterm(seconds: float) -> None:
-    """From now on, end this process `seconds` after SIGTERM, whatever it is doing. To be called in
-    the main thread.
-
-    A signal handler in Python runs only when the main thread returns from what it is doing; the
-    wake-up descriptor is written by the interpreter's C handler, and read by a thread here.
+    """Make this process end `seconds` after SIGTERM, whatever it is doing. Call it in the main
+    thread. Python's signal handlers run only when the main thread returns to the interpreter; the
+    wake-up descriptor is written by the C handler, and read by a thread here.
     """
     ours, woken = socket.socketpair()
     woken.setblocking(False)

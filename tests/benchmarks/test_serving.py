@@ -60,7 +60,7 @@ def test_a_handlers_time_lies_between_the_execution_and_the_post(
 ) -> None:
     size = Size(512, 2)
     each = [Side(name, hot, times) for name, (hot, times) in sides.items()]
-    found = job_overhead.interleaved(each, [size], 1, lambda _: None)
+    found = job_overhead.interleaved(each, [size], 1)
     assert list(found[size]) == [OURS.name, WORKER_COMFYUI.name]
     for (took,) in found[size].values():
         assert 0 < took.executed < took.handler < took.posted
@@ -95,16 +95,16 @@ def test_busy_is_reported_of_each_and_of_comfyui_alone(sides: dict[str, tuple[Ho
 def test_everything_is_looked_at_between_jobs(
     sides: dict[str, tuple[Hot, Path]], site: Site
 ) -> None:
-    (hot, _), local, said = sides[OURS.name], site.work(OURS.key), list[str]()
-    samples = thousand_jobs.in_a_row(hot, local, site.kept, [200], 1, said.append)
-    assert [s.jobs for s in samples] == [0, 1] and len(said) == 2
+    (hot, _), local = sides[OURS.name], site.work(OURS.key)
+    samples = thousand_jobs.in_a_row(hot, local, site.kept, [200], 1)
+    assert [s.jobs for s in samples] == [0, 1]
     for sample in samples:
         assert sample.worker_rss > sample.worker_own > 5
         assert sample.comfyui_own > 2 * sample.worker_own, "torch is in there"
         assert min(sample.worker_files, sample.comfyui_files, sample.local_files) > 3
     assert len(rows(thousand_jobs.section("Here.", samples))) == 1 + len(thousand_jobs.PARTS)
     with pytest.raises(RuntimeError, match="0 results of 1 are on the volume"):
-        thousand_jobs.in_a_row(hot, local, site.front_end, [201], 1, said.append)
+        thousand_jobs.in_a_row(hot, local, site.peer_results / "none", [201], 1)
 
 
 def test_waiting_counts_within_the_window_alone() -> None:
@@ -120,7 +120,7 @@ def test_the_ratio_is_that_of_medians_without_the_execution() -> None:
     ours = [Took(1.01, 1.1, 1.0), Took(2.03, 2.1, 2.0), Took(9.0, 9.1, 1.0)]
     other = [Took(1.06, 1.2, 1.0)] * 3
     took = {OURS.name: ours, WORKER_COMFYUI.name: other}
-    assert job_overhead.ratio(took, job_overhead.in_handler) == 0.50
+    assert job_overhead.ratio(took, job_overhead.IN_HANDLER) == 0.50
     text = job_overhead.section("Here.", {Size(64, 1): took})
     assert ["1 × 64²", "0.50", "≤ 0.50", "met", "0.50"] in rows(text)
     slower = {**took, OURS.name: [Took(1.01, 1.11, 1.0)]}

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import errno
 import os
-import subprocess
-import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -132,33 +130,9 @@ def test_reads_are_as_slow_as_said(folder: Path, tmp_path: Path) -> None:
     assert first >= 0.4 > second
 
 
-def test_a_volume_that_is_pulled_out(volume: SimulatedVolume) -> None:
-    with open(volume.mountpoint / "d3" / "file", "rb", buffering=0) as file:
-        volume.pull_out()
-        assert list(volume.mountpoint.iterdir()) == []
-        with pytest.raises(OSError, match=r"not connected|abort|Input/output error"):
-            file.read()
-
-
 def test_a_volume_whose_server_is_dead(volume: SimulatedVolume) -> None:
     volume.kill()
     found = walk([volume.mountpoint])
     assert [p.code for p in found.problems] == [errno.ENOTCONN]
     volume.unmount()
     assert list(volume.mountpoint.iterdir()) == []
-
-
-def test_from_the_command_line(folder: Path, tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "benchmarks.simulated_volume", str(folder)]
-    with subprocess.Popen(
-        [*command, str(tmp_path / "mnt"), "--metadata-ms", "0"],
-        cwd=ROOT,
-        stdout=subprocess.PIPE,
-        text=True,
-    ) as server:
-        assert server.stdout is not None
-        assert "Ctrl-C" in server.stdout.readline()
-        assert (tmp_path / "mnt" / "d1" / "file").stat().st_size == 100_000
-        server.terminate()
-        assert server.wait(20) == 0
-    assert list((tmp_path / "mnt").iterdir()) == []

@@ -52,7 +52,11 @@ def comfyui_process(worker: BootedWorker) -> psutil.Process:
     assert work is not None
     for process in psutil.process_iter(["cmdline"]):
         line = process.info["cmdline"] or []
-        if "main.py" in line and str(work.output) in line and "guard.py" not in " ".join(line):
+        if (
+            "main.py" in line
+            and str(work.output) in line
+            and "child_guard.py" not in " ".join(line)
+        ):
             return process
     raise AssertionError("no ComfyUI runs")
 

@@ -211,7 +211,7 @@ LINES = {
     "`COMFY_API_AVAILABLE": UNREAD,
     "`WEBSOCKET_RECONNECT": UNREAD,
     "`PUBLIC_KEY`": f"{HERE}:test_no_ssh_server_is_in_the_image",
-    "comfyui-api's cache": "tests.handler.models.test_addresses:"
+    "comfyui-api's cache": "tests.handler.models.test_named_models:"
     "test_over_the_limit_the_one_used_least_recently_goes_and_no_file_of_the_users",
     "credentials in the request": "tests.bootstrap.models.test_sources_https:"
     "test_the_token_goes_to_its_host_only",
@@ -224,7 +224,7 @@ LINES = {
     "nodes' packages": "tests.bootstrap.environment.test_package_set:"
     "test_the_second_worker_needs_no_network",
     "a venv on the volume": f"{VOLUMES}:test_a_venv_whose_python_is_not_here",
-    "ComfyUI-Manager": "tests.bootstrap.comfyui.test_stage:"
+    "ComfyUI-Manager": "tests.bootstrap.comfyui.test_copy_code:"
     "test_what_the_manager_has_queued_is_left_out_and_reported",
     "you look at the picture": f"{HERE}:test_a_name_carries_the_jobs_mark",
 }

@@ -35,7 +35,7 @@ def pair(demo: DemoVolume, tmp_path_factory: pytest.TempPathFactory) -> Iterator
 def comfyuis(pair: Production) -> list[psutil.Process]:
     """The processes of both, not their guards."""
     found = [p for p in pair.worker.living() if "run_main.py" in p.command]
-    return [psutil.Process(p.pid) for p in found if "guard.py" not in p.command]
+    return [psutil.Process(p.pid) for p in found if "child_guard.py" not in p.command]
 
 
 def test_two_jobs_run_at_once(pair: Production) -> None:

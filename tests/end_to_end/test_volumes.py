@@ -16,8 +16,8 @@ from typing import Any
 import pytest
 
 from bootstrap.core.findings import Outcome
-from bootstrap.environment import choice
-from bootstrap.volume.search import USUAL_ROOTS
+from bootstrap.environment import python_choice
+from bootstrap.volume.find_comfyui import USUAL_ROOTS
 from demo.volume import DemoVolume
 from tests.conftest import BootedWorker, environment
 from tests.end_to_end.test_worker import plain
@@ -32,7 +32,7 @@ ROOT = Path(__file__).parents[2]
 @pytest.fixture(autouse=True)
 def image_python(demo: DemoVolume, monkeypatch: pytest.MonkeyPatch) -> None:
     """The image's Python for ComfyUI, in its usual place."""
-    monkeypatch.setattr(choice, "IMAGE_PYTHON", demo.python)
+    monkeypatch.setattr(python_choice, "IMAGE_PYTHON", demo.python)
 
 
 @pytest.fixture(scope="module")

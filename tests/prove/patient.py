@@ -95,7 +95,7 @@ class Patient:
         """The ComfyUI process itself, behind its guard."""
         for process in self.worker.living():
             words = process.command.split()
-            if "main.py" in words and "guard.py" not in process.command:
+            if "main.py" in words and "child_guard.py" not in process.command:
                 return psutil.Process(process.pid)
         raise AssertionError("no ComfyUI runs")
 

@@ -16,7 +16,7 @@ from pathlib import Path
 import psutil
 
 from benchmarks.simulated_volume import CannotSimulate, Delays, SimulatedVolume, mounted
-from bootstrap.core.memory import group_folders, read_integer, read_table
+from bootstrap.core.container_limits import group_folders, read_integer, read_table
 
 _NO_DELAYS = Delays(metadata_ms=0, read_ms=0, server_ms=0, stream_mb=0, total_mb=0)
 

@@ -73,3 +73,13 @@ def test_nothing_is_fetched_from_elsewhere_but_for_diagrams(site: Path) -> None:
     html = (site / "index.html").read_text("utf-8")
     fetched = re.findall(r'<(?:script|link|img)[^>]+(?:src|href)="(https?:[^"]+)"', html)
     assert {address for address in fetched if not address.startswith(DOCS)} == set()
+
+
+def test_tooltips_are_in_the_language_of_the_page(site: Path) -> None:
+    found = {}
+    for language in ("", "ru"):
+        html = (site / language / "troubleshooting" / "index.html").read_text("utf-8")
+        found[language] = set(re.findall(r'(?:title|aria-label)="(\w+ [\w ]+)"', html))
+    assert {"Dark theme", "Link to this section"} <= found[""]
+    assert {"Тёмная тема", "Ссылка на этот раздел"} <= found["ru"]
+    assert not [text for text in found["ru"] if re.fullmatch("[A-Za-z ]+", text)]

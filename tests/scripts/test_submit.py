@@ -22,9 +22,10 @@ from handler.request.parse import WorkflowRequest, parse_request
 from scripts import submit
 from scripts.api_key import is_safe_for_a_key
 from scripts.diagnostics_text import diagnostics_text
-from scripts.endpoint import TRIES, Endpoint, EndpointError, Job
+from scripts.endpoint import TRIES, Endpoint, Job
+from scripts.errors import EndpointError, UsageError
 from scripts.outcome import Ended, report
-from scripts.request_form import UsageError, named_input, workflow_input
+from scripts.request_form import named_input, workflow_input
 from scripts.saving import safe_name, save
 from scripts.watching import Waiting, Watching, progress_in, queue_words
 from tests.end_to_end.test_worker import from_file, plain
@@ -158,7 +159,7 @@ def test_an_error_has_its_code_its_sentence_the_nodes_last_word_and_a_hint(
         "details": {"traceback": ["  File x\n", "RuntimeError: sizes must match\n"]},
     }
     job = Job("job-1", "FAILED", output, "Node 3 (KSampler) failed. Check it.")
-    assert report(Ended(1, job), Path("nowhere"), False) == 1
+    assert report(Ended(job), Path("nowhere"), False) == 1
     assert capsys.readouterr().err.splitlines() == [
         "error[job.node_failed]: Node 3 (KSampler) failed.",
         "  RuntimeError: sizes must match",
@@ -265,9 +266,9 @@ API = json.dumps(plain())
 @pytest.mark.parametrize(
     ("content", "said"),
     [
-        (b"", "is empty. In ComfyUI choose"),
-        (b" \n", "is empty. In ComfyUI choose"),
-        (b"\xef\xbb\xbf", "is empty. In ComfyUI choose"),
+        (b"", "is empty.\nhint: In ComfyUI choose"),
+        (b" \n", "is empty.\nhint: In ComfyUI choose"),
+        (b"\xef\xbb\xbf", "is empty.\nhint: In ComfyUI choose"),
         (b"{", "line 1, column 2: Expecting property name"),
         (b'{"1": {"a": 1,}}', "line 1, column 14: there must be no comma before }"),
         (b'{"1": [1, 2,\n ]}', "line 1, column 12: there must be no comma before ]"),
@@ -290,7 +291,9 @@ def test_a_file_that_is_not_a_workflow_is_called_what_it_is(
     (tmp_path / "w.json").write_bytes(content)
     assert submit.main([str(tmp_path / "w.json")], ENV) == 2
     shown = capsys.readouterr().err
-    assert said in shown and len(shown.splitlines()) == 1
+    first, *hint = shown.splitlines()
+    assert said in shown and first.startswith("error[client.usage]: ")
+    assert [line[:6] for line in hint] in ([], ["hint: "])
     assert ("comma" in shown) == (b",}" in content or b",\n ]" in content)
 
 
@@ -397,7 +400,9 @@ def test_a_request_that_runpod_would_refuse_is_not_sent(
         assert call(script, tmp_path, "--image", str(tmp_path / "large.png")) == 2
         assert script.seen == []
     said = capsys.readouterr().err
-    assert "10.7 MB; Runpod accepts at most 10 MB. Put large files into ComfyUI/input/" in said
+    assert (
+        "10.7 MB; Runpod accepts at most 10 MB.\nhint: Put large files into ComfyUI/input/" in said
+    )
     large = {"1": {"class_type": "A", "inputs": {"text": "x" * 11_000_000}}}
     (tmp_path / "large.json").write_text(json.dumps(large))
     assert submit.main([str(tmp_path / "large.json")], ENV) == 2
@@ -692,7 +697,7 @@ def test_what_is_on_the_volume_alone_is_said_once(
 ) -> None:
     results = [{"filename": "a.mp4", "kind": "video", "path": "out/a.mp4"}]
     job = Job("j", "COMPLETED", {"results": results, "warnings": warnings})
-    assert report(Ended(0, job), tmp_path, False, None, 2.0) == 0
+    assert report(Ended(job), tmp_path, False, None, 2.0) == 0
     said = capsys.readouterr().err
     assert said.count("out/a.mp4") == 1
     assert said.endswith("Done in 2.0 s, 1 file on the volume.\n")
@@ -756,7 +761,7 @@ def test_nothing_is_sent_when_its_results_could_not_be_saved(
     with scripted(run=[QUEUED]) as script:
         assert call(script, tmp_path) == 2
         assert script.seen == []
-    assert "out cannot be used: File exists. Name another" in capsys.readouterr().err
+    assert "out cannot be used: File exists.\nhint: Name another" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("end", [Answer(401), ended({"results": []}), ended({}, "FAILED")])
@@ -791,7 +796,7 @@ def test_a_page_that_cannot_be_written_does_not_hide_the_diagnostics(
 ) -> None:
     output: Any = {"diagnostics": {"findings": [], "boot": {"outcome": "ready"}, "comfyui": None}}
     page = tmp_path / "nowhere" / "page.html"
-    assert report(Ended(0, Job("1", "COMPLETED", output)), tmp_path, False, page) == 5
+    assert report(Ended(Job("1", "COMPLETED", output)), tmp_path, False, page) == 5
     shown = capsys.readouterr()
     assert f"{page} could not be written: No such file" in shown.err
     assert "Boot: ready" in shown.out
@@ -808,7 +813,7 @@ def test_diagnostics_with_errors_end_with_1(capsys: pytest.CaptureFixture[str]) 
     finding = {"code": "volume.full", "severity": "error", "message": "It is full.", "fix": "Room!"}
     output: Any = {"diagnostics": {"findings": [finding, "… 5 more"], "boot": {}, "comfyui": None}}
     job = Job("job-1", "COMPLETED", output)
-    assert report(Ended(0, job), Path("nowhere"), False) == 1
+    assert report(Ended(job), Path("nowhere"), False) == 1
     shown = capsys.readouterr().out
     assert "x It is full. [volume.full]\n    Room!\n" in shown
 

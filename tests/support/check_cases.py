@@ -7,14 +7,14 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from bootstrap.config import Settings
+from bootstrap.core.container_limits import CpuFacts, MemoryFacts
 from bootstrap.core.findings import Finding, Severity
-from bootstrap.core.memory import CpuFacts, MemoryFacts
 from bootstrap.doctor.checks.allocator import check_allocator
-from bootstrap.doctor.checks.environment import check_environment, check_runpod
 from bootstrap.doctor.checks.gpu import check_gpu, check_gpu_health
 from bootstrap.doctor.checks.machine import check_machine, check_memory
 from bootstrap.doctor.checks.requirements import check_torch
 from bootstrap.doctor.checks.tokens import check_tokens
+from bootstrap.doctor.checks.variables import check_environment, check_runpod
 from bootstrap.doctor.facts.gpu import DriverPart, GpuDevice, GpuFacts
 from bootstrap.doctor.facts.machine import ClockFacts, DiskFacts, MachineFacts
 from bootstrap.environment.torch_build import TorchBuild

@@ -16,8 +16,8 @@ import pytest
 from bootstrap.config import Settings
 from bootstrap.core.findings import Finding, Severity
 from bootstrap.doctor.checks.volume import check_volume
-from bootstrap.doctor.facts.volume import USUAL_CATEGORIES, gather_volume
 from bootstrap.doctor.facts.volume_facts import VolumeFacts
+from bootstrap.doctor.facts.volume_probe import USUAL_CATEGORIES, gather_volume
 from bootstrap.volume import locate
 
 MOUNTED = "36 25 0:42 / {root} rw,relatime - fuse mfs#master:9421 rw,user_id=0"

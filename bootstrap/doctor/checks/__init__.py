@@ -12,13 +12,13 @@ from bootstrap.core.findings import Finding, unexpected
 from bootstrap.core.text import as_on_pod
 from bootstrap.doctor.checks.allocator import check_allocator
 from bootstrap.doctor.checks.comfyui import check_comfyui, check_wanted_nodes
-from bootstrap.doctor.checks.environment import check_environment, check_runpod
 from bootstrap.doctor.checks.gpu import check_gpu, check_gpu_health
 from bootstrap.doctor.checks.machine import check_machine, check_memory
 from bootstrap.doctor.checks.models import check_models
 from bootstrap.doctor.checks.requirements import check_requirements, check_torch
 from bootstrap.doctor.checks.throughput import check_throughput
 from bootstrap.doctor.checks.tokens import check_tokens
+from bootstrap.doctor.checks.variables import check_environment, check_runpod
 from bootstrap.doctor.checks.volume import check_volume
 from bootstrap.doctor.facts import Facts
 from bootstrap.doctor.facts.machine import MachineFacts
@@ -27,7 +27,7 @@ from bootstrap.environment.imports import check_node_imports
 from bootstrap.volume.args_file import check_args_file
 from bootstrap.volume.links import conflicts
 
-CODES = {"doctor.check_crashed": "A check failed; the others still ran"}
+CODES = {"doctor.check_crashed": "A check crashed; the others still ran"}
 
 MachineCheck = Callable[[MachineFacts, Settings, Mapping[str, str]], list[Finding]]
 

@@ -37,40 +37,40 @@ _NEW_NAME_SINCE = (2, 9)
 _ALLOCATORS = ("tcmalloc", "jemalloc", "mimalloc")
 _SHOWN = 200  # characters of a variable
 CODES = {
-    "env.alloc_conf_good": "torch's allocator settings are understood.",
-    "env.alloc_conf_unknown_key": "torch's allocator settings have a key that torch refuses.",
-    "env.alloc_conf_value": "torch's allocator settings have a value that torch refuses.",
-    "env.alloc_conf_syntax": "torch's allocator settings are not key:value pairs.",
-    "env.alloc_conf_both": "Both names of torch's allocator settings are set.",
-    "env.alloc_conf_name": "PYTORCH_ALLOC_CONF is set, which this torch does not know yet.",
-    "env.alloc_conf_no_effect": "Allocator settings that cudaMallocAsync ignores.",
-    "env.allocator_dynamic": "ComfyUI's dynamic VRAM manages the GPU's memory; nothing is set.",
-    "env.allocator_native": "Torch's own allocator is used, with its blocks kept whole.",
-    "env.alloc_conf_backend": "The allocator's backend contradicts the one ComfyUI appends.",
-    "env.arena_max_unset": "MALLOC_ARENA_MAX is not set; 2 is recommended.",
-    "env.arena_max_value": "MALLOC_ARENA_MAX is not a positive whole number.",
-    "env.preload": "An allocator is preloaded.",
-    "env.preload_missing": "LD_PRELOAD names a library that does not exist.",
-    "env.preload_several": "LD_PRELOAD names more than one allocator.",
+    "env.alloc_conf_good": "torch's allocator settings are valid",
+    "env.alloc_conf_unknown_key": "torch's allocator settings have a key that torch rejects",
+    "env.alloc_conf_value": "torch's allocator settings have a value that torch rejects",
+    "env.alloc_conf_syntax": "torch's allocator settings are not `key:value` pairs",
+    "env.alloc_conf_both": "Both names of torch's allocator settings are set",
+    "env.alloc_conf_name": "`PYTORCH_ALLOC_CONF` is set, which this torch does not know yet",
+    "env.alloc_conf_no_effect": "Some allocator settings have no effect with `cudaMallocAsync`",
+    "env.allocator_dynamic": "ComfyUI's dynamic VRAM manages the GPU's memory; no allocator is set",
+    "env.allocator_native": "torch's own allocator is used, set to avoid fragmentation",
+    "env.alloc_conf_backend": "The allocator's `backend` contradicts the one that ComfyUI appends",
+    "env.arena_max_unset": "`MALLOC_ARENA_MAX` is not set; 2 is recommended",
+    "env.arena_max_value": "`MALLOC_ARENA_MAX` is not a positive whole number",
+    "env.preload": "A memory allocator is preloaded through `LD_PRELOAD`",
+    "env.preload_missing": "`LD_PRELOAD` names a library that does not exist",
+    "env.preload_several": "`LD_PRELOAD` names more than one allocator",
 }
 
-_Rule = tuple[str, str]  # a pattern of the values that torch takes; what they must be
+_Rule = tuple[re.Pattern[str], str]  # a pattern of the values that torch takes; what they must be
 _DIVISIONS = "(?:0|1|2|4|8|16|32|64|128|256|512|1024)"
 _PAIR = rf"(?:\d+|>):{_DIVISIONS}"
 _LIST = re.compile(r"\[[^\[\]]*\]")  # its commas do not separate pairs
-_BOOLEAN: _Rule = ("True|False", "`True` or `False`")
-_SIZE: _Rule = (r"0*[1-9]\d*", "MB above 0")
+_BOOLEAN: _Rule = (re.compile("True|False"), "`True` or `False`")
+_SIZE: _Rule = (re.compile(r"\b0*[1-9]\d*"), "MB above 0")
 # torch raises below 20 (from 2.9 on) or up to and including 20 (before).
-_SPLIT: _Rule = (r"0*(2[1-9]|[3-9]\d|[1-9]\d\d+)", "a whole number of MB above 20")
-_PART, _SHARE = r"0*\.\d*[1-9]\d*", "between 0 and 1, such as 0.8"
+_SPLIT: _Rule = (re.compile(r"\b0*(2[1-9]|[3-9]\d|[1-9]\d\d+)"), "a whole number of MB above 20")
+_PART, _SHARE = r"0*\.0*[1-9]\d*", "between 0 and 1, such as 0.8"
 # Keys for how the native allocator splits memory: no effect with cudaMallocAsync.
 _NATIVE_ONLY: Mapping[str, _Rule] = {
     "max_split_size_mb": _SPLIT,
     "max_non_split_rounding_mb": _SPLIT,
-    "garbage_collection_threshold": (_PART, _SHARE),
+    "garbage_collection_threshold": (re.compile(_PART), _SHARE),
     "expandable_segments": _BOOLEAN,
     "roundup_power2_divisions": (
-        rf"{_DIVISIONS}|\[{_PAIR}(;{_PAIR})*\]",
+        re.compile(rf"{_DIVISIONS}|\[{_PAIR}(;{_PAIR})*\]"),
         "a power of two or a list like [256:1,>:4]",
     ),
     "roundup_bypass_threshold_mb": _SIZE,
@@ -83,9 +83,9 @@ _SWITCHES = (
 )
 _RULES: Mapping[str, _Rule] = {
     **_NATIVE_ONLY,
-    "backend": (f"{NATIVE}|{ASYNC}", f"`{NATIVE}` or `{ASYNC}`"),
-    "per_process_memory_fraction": (rf"{_PART}|1(\.0*)?", _SHARE),
-    "pinned_num_register_threads": ("1|2|4|8|16|32|64|128", "1, 2, 4 … 128"),
+    "backend": (re.compile(f"{NATIVE}|{ASYNC}"), f"`{NATIVE}` or `{ASYNC}`"),
+    "per_process_memory_fraction": (re.compile(rf"{_PART}|1(\.0*)?"), _SHARE),
+    "pinned_num_register_threads": (re.compile("1|2|4|8|16|32|64|128"), "1, 2, 4 … 128"),
     "pinned_reserve_segment_size_mb": _SIZE,
     "large_segment_size_mb": _SIZE,
     **dict.fromkeys(_SWITCHES.split(), _BOOLEAN),
@@ -191,10 +191,10 @@ def _wrong(name: str, key: str, value: str, uses_gpu: bool) -> Iterator[Finding]
     newer torch; without a GPU none is read."""
     kind, report = "syntax", error if uses_gpu else warning
     fix = f"Correct it {IN_ENDPOINT}, for instance {OLD_NAME}={RECOMMENDED}, or remove {name}."
-    pattern, allowed = _RULES.get(key, ("", ""))
+    pattern, allowed = _RULES.get(key, (None, ""))
     if not (key or value):
         what = "there is a comma too many"
-    elif not pattern:
+    elif pattern is None:
         kind, what = "unknown_key", f"the key `{key[:80]}` is unknown to torch"
         if near := difflib.get_close_matches(key.lower(), sorted(_RULES), n=1, cutoff=0.75):
             fix = f"Write `{near[0]}` in place of it {IN_ENDPOINT}."
@@ -203,7 +203,7 @@ def _wrong(name: str, key: str, value: str, uses_gpu: bool) -> Iterator[Finding]
             fix = f"Remove it from {name} {IN_ENDPOINT}, or make sure your torch has it."
     elif not value:
         what = f"{key} has no value (`{key}:…`)"
-    elif not re.fullmatch(pattern, value):
+    elif not pattern.fullmatch(value):
         kind, what = "value", f"{key} must be {allowed}"
     else:
         return

@@ -9,22 +9,22 @@ from bootstrap.core.findings import Finding, error, info, ok, warning
 from bootstrap.core.text import counted, named, shown, typed
 from bootstrap.doctor.facts.comfyui import ComfyUIFacts, WantedNodes
 from bootstrap.environment import PackagesFacts
-from bootstrap.environment.packs import Pack, PackState
+from bootstrap.environment.node_packs import Pack, PackState
 from bootstrap.nodes.installed import FoundPack
 
 CODES = {
-    "comfyui.version": "Which ComfyUI it is.",
-    "comfyui.version_unknown": "ComfyUI does not say which version it is.",
-    "comfyui.incomplete": "Files or folders of ComfyUI are missing.",
-    "comfyui.silent": "ComfyUI's folder did not answer in time.",
-    "python.unusable": "The interpreter for ComfyUI does not start.",
-    "python.other_version": "A venv was made by another Python than the one it now starts.",
-    "python.on_network": "ComfyUI's packages lie on a network volume",
-    "python.scripts_moved": "A venv's scripts name an interpreter that is elsewhere.",
-    "nodes.pack_empty": "A custom node's folder has nothing in it that can be imported.",
-    "nodes.pack_twice": "Two copies of one custom node pack are active.",
-    "nodes.absent": "Custom node packs of the manifest are not on the volume.",
-    "nodes.workflow_lacks": "A workflow on the volume uses nodes of packs that are not there.",
+    "comfyui.version": "The version of ComfyUI",
+    "comfyui.version_unknown": "The version of ComfyUI cannot be determined",
+    "comfyui.incomplete": "Files or folders of ComfyUI are missing",
+    "comfyui.silent": "ComfyUI's folder did not respond in time",
+    "python.unusable": "The interpreter for ComfyUI does not start",
+    "python.other_version": "A venv's packages were installed for another version of Python",
+    "python.on_network": "ComfyUI's packages are on a network volume",
+    "python.scripts_moved": "The scripts in a venv name its interpreter's former path",
+    "nodes.pack_empty": "A custom node pack's folder has nothing that can be imported",
+    "nodes.pack_twice": "Two copies of one custom node pack are active",
+    "nodes.absent": "Custom node packs in the manifest are not on the volume",
+    "nodes.workflow_lacks": "A workflow on the volume uses nodes of packs that are not installed",
 }
 
 

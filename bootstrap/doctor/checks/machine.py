@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from datetime import datetime, timezone
 
 from bootstrap.config import Settings
+from bootstrap.core.container_limits import CpuFacts, MemoryFacts
 from bootstrap.core.findings import Finding, error, host_error, info, ok, warning
-from bootstrap.core.memory import CpuFacts, MemoryFacts
 from bootstrap.core.text import GB, MB
 from bootstrap.doctor.facts.machine import DiskFacts, MachineFacts
 
@@ -18,24 +18,24 @@ LOW_AVAILABLE = 1 * GB
 # With fewer than two cores, ComfyUI's imports (10 s of CPU) dominate a cold start.
 FEW_CORES = 2.0
 CODES = {
-    "memory.good": "The container's memory limit, where it is set, and what is left of it.",
-    "memory.limit_small": "The container may use less than 4 GiB of memory.",
-    "memory.available_low": "Less than 1 GiB can still be allocated.",
-    "memory.oom_killed": "The kernel has killed processes of this container since memory ran out.",
-    "machine.cpu_few": "Fewer than two CPU cores: a cold start takes longer.",
-    "machine.good": "Local disk, limits, clock and Python are as they should be.",
-    "machine.probe_failed": "A fact about this machine could not be read.",
-    "machine.temp_unusable": "There is no folder for temporary files that can be written to.",
-    "machine.disk_read_only": "A local disk is mounted read-only.",
-    "machine.disk_full": "A local disk has less than 64 MiB free.",
-    "machine.disk_low": "A local disk has less than 2 GiB free.",
-    "machine.inodes_low": "A local disk can hold fewer than 10,000 more files.",
-    "machine.shm_small": "/dev/shm has less than 64 MiB.",
-    "machine.locks_unusable": "Processes cannot share a lock: /dev/shm cannot be written to.",
-    "machine.open_files_low": "A process may open fewer than 4,096 files.",
-    "machine.clock_wrong": "The clock is years off, so TLS connections fail.",
-    "machine.clock_behind": "The clock is more than a day behind this project's newest file.",
-    "machine.python_old": "The Python that runs the worker is older than 3.10.",
+    "memory.good": "The memory limit and how much is still available",
+    "memory.limit_small": "The container may use less than 4 GiB of memory",
+    "memory.available_low": "Less than 1 GiB can still be allocated",
+    "memory.oom_killed": "The kernel has killed processes in this container because memory ran out",
+    "machine.cpu_few": "There are fewer than two CPU cores: a cold start takes longer",
+    "machine.good": "Local disk, limits, clock and Python are in order",
+    "machine.probe_failed": "Something about this machine could not be determined",
+    "machine.temp_unusable": "There is no writable folder for temporary files",
+    "machine.disk_read_only": "A local disk is mounted read-only",
+    "machine.disk_full": "A local disk has less than 64 MiB free",
+    "machine.disk_low": "A local disk has less than 2 GiB free",
+    "machine.inodes_low": "A local disk has room for fewer than 10,000 more files",
+    "machine.shm_small": "`/dev/shm` is smaller than 64 MiB",
+    "machine.locks_unusable": "Processes cannot share a lock: `/dev/shm` is not writable",
+    "machine.open_files_low": "A process may open fewer than 4,096 files",
+    "machine.clock_wrong": "The clock is years off, so TLS connections fail",
+    "machine.clock_behind": "The clock is more than a day behind this project's newest file",
+    "machine.python_old": "The worker's Python is older than 3.10",
 }
 # ComfyUI's code, its temp folder and a job's inputs and outputs are on local disk; a single video
 # job can need 2 GiB.

@@ -13,16 +13,16 @@ from bootstrap.models.weights_file import WeightsState
 from bootstrap.volume.categories import PICKLES, extension_of
 
 CODES = {
-    "models.empty_file": "A model file has zero bytes",
+    "models.empty_file": "A model file is empty",
     "models.truncated": "A model file is shorter than its header says",
-    "models.too_long": "A safetensors file has bytes after its end",
-    "models.damaged": "A model file does not begin as its format does",
+    "models.too_long": "A safetensors file has extra bytes after its end",
+    "models.damaged": "A model file does not begin as its format requires",
     "models.mislabelled": "A model file has another format's extension",
     "models.web_page": "A web page was saved under a model's name",
     "models.server_message": "A server's error message was saved under a model's name",
-    "models.lfs_pointer": "A Git LFS pointer lies where the model should be",
-    "models.pickle": "Models that run code when they are loaded (pickles)",
-    "models.duplicate": "The same model lies on the volume more than once",
+    "models.lfs_pointer": "A Git LFS pointer is where the model should be",
+    "models.pickle": "Some models can run code when they are loaded (pickles)",
+    "models.duplicate": "The same model is on the volume more than once",
 }
 _AGAIN = (
     "{delete}. Then download it again with the site's token (CIVITAI_TOKEN or HF_TOKEN), from the "

@@ -32,18 +32,18 @@ from bootstrap.volume.categories import (
 )
 
 CODES = {
-    "models.name_unusable": "A model's name has characters that workflows cannot carry",
+    "models.name_unusable": "A model's name has characters that do not survive in workflows",
     "models.name_spaces": "A name begins or ends with white space",
-    "models.name_not_nfc": "A name looks like another one but is written with other code points",
+    "models.name_not_nfc": "A name's accents are separate code points, not in the usual form (NFC)",
     "models.name_too_long": "A name leaves no room for a download's temporary suffix",
-    "models.names_differ_by_case": "Two names differ in upper and lower case only",
-    "models.empty_category": "Model folders without a model in them",
-    "models.folder_misnamed": "A folder whose name ComfyUI does not read, though nearly",
-    "models.folder_unknown": "Folders that only custom nodes read",
-    "models.outside_category": "Models straight under models/, where nothing looks for them",
-    "models.ignored_extension": "Files in a model folder that ComfyUI does not list",
-    "models.archive": "A packed model, which ComfyUI does not list",
-    "models.partial_download": "Downloads that are under way or were broken off",
+    "models.names_differ_by_case": "Two names differ only in upper and lower case",
+    "models.empty_category": "Some model folders have no model in them",
+    "models.folder_misnamed": "ComfyUI does not read a folder because its name is slightly wrong",
+    "models.folder_unknown": "Some folders are read by custom nodes only, if at all",
+    "models.outside_category": "Models lie directly in `models/`, where no loader looks",
+    "models.ignored_extension": "ComfyUI does not list files with this extension in this folder",
+    "models.archive": "A model is in an archive, which ComfyUI does not list",
+    "models.partial_download": "Downloads are in progress or were interrupted",
 }
 # A download is `NAME.part` until it is complete; file systems allow 255 bytes.
 LONGEST_NAME = 255 - 6

@@ -22,11 +22,11 @@ from bootstrap.doctor.facts.inventory import Inventory, ModelFile, count_of, hol
 from bootstrap.models.weights_file import WeightsState
 
 CODES = {
-    "models.found": "How many models there are, in which categories",
-    "models.none": "There is no model at all",
-    "models.unopened": "Some model files were seen but not opened.",
-    "models.incomplete": "The model folders were not looked at to the end",
-    "models.unreadable": "Files or folders that could not be read",
+    "models.found": "How many models there are, by category",
+    "models.none": "There are no models at all",
+    "models.unopened": "Some model files were found but not opened",
+    "models.incomplete": "The model folders were not read to the end",
+    "models.unreadable": "Some files or folders could not be read",
     "models.larger_than_gpu": "The largest model does not fit into the GPU's memory",
     "models.larger_than_memory": "The largest model exceeds the container's memory limit",
     **model_places.CODES,

@@ -14,29 +14,29 @@ from bootstrap.doctor.checks.gpu import gpu_expectation
 from bootstrap.doctor.facts.comfyui import ComfyUIFacts
 from bootstrap.doctor.facts.gpu import GpuDevice, GpuFacts
 from bootstrap.doctor.facts.machine import MachineFacts
-from bootstrap.environment import INSTALL, Judgement, PackagesFacts, Record, report
-from bootstrap.environment.judge import RequirementState, Verdict
-from bootstrap.environment.packs import Pack
+from bootstrap.environment import INSTALL, Judgement, PackagesFacts, Record, package_findings
+from bootstrap.environment.node_packs import Pack
+from bootstrap.environment.requirements import RequirementState, Verdict
 from bootstrap.environment.site_packages import pip_install, public_torch, where_to_type
 from bootstrap.environment.torch_build import TorchBuild, oldest_driver, version_numbers
 
 CODES = {
-    "comfyui.requirement_wanted": "A package that some of ComfyUI's own nodes need is missing.",
-    "comfyui.requirement_version": "A package has another version than ComfyUI requires.",
-    "comfyui.front_end_packages": "Packages of ComfyUI's web page are missing; no job needs it.",
-    "comfyui.requirements_met": "All that ComfyUI requires is installed.",
-    "python.package_untracked": "A package can be imported, but pip has no record of it.",
-    "nodes.requirements_unmet": "A node pack's requirements are not installed.",
-    "nodes.requirements_more": "Further node packs lack requirements.",
-    "nodes.torch_conflict": "A node pack asks for another torch than the one installed.",
-    "packages.to_install": "What is asked for is missing, and a worker installs it at its start.",
-    "nodes.requirements_met": "All that the node packs require is installed.",
-    "gpu.torch_good": "ComfyUI's torch fits driver and GPU.",
-    "gpu.torch_unknown": "ComfyUI's torch could not be found, so it was not compared.",
-    "gpu.torch_without_cuda": "ComfyUI's torch is a build without CUDA on a GPU machine.",
-    "gpu.driver_old": "The driver is too old for the CUDA that ComfyUI's torch was built with.",
-    "gpu.torch_too_old": "ComfyUI's torch has no code for this GPU, which is newer.",
-    "gpu.torch_too_new": "ComfyUI's torch has no code for this GPU any more.",
+    "comfyui.requirement_wanted": "A package that some of ComfyUI's own nodes need is missing",
+    "comfyui.requirement_version": "A package has another version than ComfyUI requires",
+    "comfyui.front_end_packages": "ComfyUI's web interface lacks packages; no job needs them",
+    "comfyui.requirements_met": "Everything that ComfyUI requires is installed",
+    "python.package_untracked": "A package can be imported, but pip has no record of it",
+    "nodes.requirements_unmet": "A node pack's requirements are not installed",
+    "nodes.requirements_more": "Further node packs lack requirements",
+    "nodes.torch_conflict": "A node pack requires another torch than the installed one",
+    "packages.to_install": "Required packages are missing; a worker installs them when it starts",
+    "nodes.requirements_met": "Everything that the node packs require is installed",
+    "gpu.torch_good": "ComfyUI's torch fits the driver and the GPU",
+    "gpu.torch_unknown": "ComfyUI's torch was not found, so it was not checked against the GPU",
+    "gpu.torch_without_cuda": "The machine has a GPU, but ComfyUI's torch was built without CUDA",
+    "gpu.driver_old": "The driver is too old for the CUDA version of ComfyUI's torch",
+    "gpu.torch_too_old": "ComfyUI's torch has no code for this GPU, which is newer",
+    "gpu.torch_too_new": "ComfyUI's torch no longer has code for this GPU",
 }
 # So many packs get a finding each; the rest share one.
 MOST_PACKS = 10
@@ -56,9 +56,9 @@ def check_requirements(
     if not judgement.packages.usable or comfyui.silent_after is not None:
         return []
     if judgement.judged_with is None:
-        return [*report.not_ready(judgement), *report.cannot_start(judgement)]
+        return [*package_findings.not_ready(judgement), *package_findings.cannot_start(judgement)]
     if kept is not None:
-        return [*report.with_set(judgement, *kept), *_noted(judgement, comfyui)]
+        return [*package_findings.with_set(judgement, *kept), *_noted(judgement, comfyui)]
     if mode == INSTALL and judgement.unmet:
         return [_to_install(judgement), *_noted(judgement, comfyui)]
     return [*_of_comfyui(comfyui, judgement), *_of_packs(comfyui, judgement)]
@@ -86,7 +86,7 @@ def _noted(judgement: Judgement, comfyui: ComfyUIFacts) -> list[Finding]:
 
 
 def _of_comfyui(comfyui: ComfyUIFacts, judgement: Judgement) -> list[Finding]:
-    lacking = [*report.cannot_start(judgement), *_core(comfyui, judgement)]
+    lacking = [*package_findings.cannot_start(judgement), *_core(comfyui, judgement)]
     met = [] if lacking or comfyui.own is None else [ok("comfyui.requirements_met", _MET)]
     return [*lacking, *_noted(judgement, comfyui), *met]
 

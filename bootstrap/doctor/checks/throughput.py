@@ -8,9 +8,9 @@ from bootstrap.doctor.facts.throughput import Read, Throughput
 
 CODES = {
     "throughput.read": "How fast the volume is read, and how long a checkpoint takes",
-    "throughput.slow": "The volume is read so slowly that cold starts suffer",
-    "throughput.small_files": "How long the volume takes to answer for one small file",
-    "throughput.small_files_slow": "The volume answers so slowly that starting ComfyUI suffers",
+    "throughput.slow": "The volume reads so slowly that cold starts suffer",
+    "throughput.small_files": "How long the volume takes to deliver one small file",
+    "throughput.small_files_slow": "The volume responds so slowly that ComfyUI's start suffers",
     "throughput.not_measured": "The volume's speed could not be measured",
 }
 # SDXL, the best-known checkpoint.

@@ -45,15 +45,15 @@ _PLACEHOLDER = re.compile(
 )
 
 CODES = {
-    "env.token_blank": "A token's variable is set but blank.",
-    "env.token_quoted": "A token has quotation marks around it, which become part of it.",
-    "env.token_space": "A token has white space in it or around it.",
-    "env.token_unresolved": "A Runpod secret was not filled in: the template text is still there.",
-    "env.token_placeholder": "A token is an example's placeholder.",
-    "env.token_prefix": "A token starts with `Bearer` or with its variable's name.",
-    "env.token_shape": "HF_TOKEN is not a Hugging Face token.",
-    "env.token_conflict": "Two names of the same token have different values.",
-    "env.token_other_name": "A token is under a name that is not read.",
+    "env.token_blank": "A token's variable is set but blank",
+    "env.token_quoted": "A token has quotation marks around it, which become part of it",
+    "env.token_space": "A token has white space in it or around it",
+    "env.token_unresolved": "A Runpod secret was not filled in: the template text is still there",
+    "env.token_placeholder": "A token is an example's placeholder",
+    "env.token_prefix": "A token starts with `Bearer` or with its variable's name",
+    "env.token_shape": "`HF_TOKEN` does not look like a Hugging Face token",
+    "env.token_conflict": "Two names of the same token have different values",
+    "env.token_other_name": "A token is set under a name that is not read",
 }
 
 

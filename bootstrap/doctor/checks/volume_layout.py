@@ -29,17 +29,17 @@ WITH_COMFYUI = (
 )
 
 CODES = {
-    "comfyui.not_found": "There is no ComfyUI on the volume or in the image.",
-    "volume.comfyui_incomplete": "There is a folder ComfyUI, but no main.py in it.",
-    "volume.comfyui_elsewhere": "ComfyUI is not straight in the volume's root; it is used there.",
-    "volume.comfyui_several": "There are several ComfyUIs, and none goes before the others.",
-    "volume.comfyui_path_wrong": "COMFYUI_PATH names a folder without a ComfyUI.",
-    "volume.comfyui_spare": "There is a second ComfyUI, which is not used.",
-    "volume.nodes_misplaced": "Custom nodes lie where ComfyUI does not look for them.",
-    "volume.models_missing": "There is no models folder.",
-    "volume.models_misplaced": "A folder of models lies outside of the models folder.",
-    "volume.models_loose": "Models lie straight in the root of the volume or of ComfyUI.",
-    "volume.wrong_case": "A folder's name differs in upper and lower case from what is read.",
+    "comfyui.not_found": "There is no ComfyUI on the volume or in the image",
+    "volume.comfyui_incomplete": "There is a `ComfyUI` folder, but no `main.py` in it",
+    "volume.comfyui_elsewhere": "ComfyUI is not at the volume's root; it is used where it is",
+    "volume.comfyui_several": "There are several ComfyUIs, none of them at the volume's root",
+    "volume.comfyui_path_wrong": "`COMFYUI_PATH` names a folder without a ComfyUI",
+    "volume.comfyui_spare": "There is a second ComfyUI, which is not used",
+    "volume.nodes_misplaced": "Custom nodes lie where ComfyUI does not look for them",
+    "volume.models_missing": "There is no folder for models",
+    "volume.models_misplaced": "A folder of models lies outside the models folder",
+    "volume.models_loose": "Models lie directly in the root of the volume or of ComfyUI",
+    "volume.wrong_case": "A folder's name differs from the right one only in upper and lower case",
 }
 
 

@@ -32,28 +32,28 @@ from bootstrap.doctor.facts.volume_places import BASE, ModelPath
 from bootstrap.environment import Venv
 from bootstrap.volume import COMFYUI, MODELS
 from bootstrap.volume.args_file import OLD_FILE
-from bootstrap.volume.search import Name
+from bootstrap.volume.find_comfyui import Name
 
 CODES = {
-    "links.other_mount": "Links name the mount point of a Pod on Serverless, or the reverse.",
-    "links.held_by_mount": "Links name the other mount point, which a worker makes a link.",
-    "links.absolute": "Links name this mount point and break where there is another.",
-    "links.broken": "Broken links.",
-    "links.ours_broken": "Links made by the worker are broken: the models behind them are gone.",
-    "links.endless": "Links lead to themselves or to a folder they lie in.",
-    "links.outward": "Links lead off the volume, to what is on this machine only.",
+    "links.other_mount": "Links name the volume's other mount point and are broken here",
+    "links.held_by_mount": "Links name the volume's other mount point, which a worker makes a link",
+    "links.absolute": "Links name this mount point and break under any other",
+    "links.broken": "Broken links",
+    "links.ours_broken": "Links made by a worker are broken: their models are gone",
+    "links.endless": "Links lead to themselves or to a folder above them",
+    "links.outward": "Links lead off the volume, to what other machines do not have",
     "models.link_broken": "A broken link",
     "models.link_other_mount": "A link leads to where the volume is mounted on another machine",
-    "models.link_loop": "A link leads to itself or to a folder it lies in",
+    "models.link_loop": "A link leads to itself or to a folder above it",
     "models.link_escapes": "A link leads out of the volume",
-    "volume.venv_broken": "A virtual environment's Python is not on this machine.",
-    "volume.venv_moved": "A virtual environment was made under another path.",
-    "volume.paths_other_mount": "extra_model_paths.yaml names the other mount point.",
-    "volume.paths_absolute": "extra_model_paths.yaml names a mount point that Serverless lacks.",
-    "volume.paths_tabs": "extra_model_paths.yaml is indented with tabs, which YAML does not allow.",
-    "volume.paths_missing": "extra_model_paths.yaml names folders that do not exist.",
-    "volume.leftovers": "Temporary files of killed workers are left.",
-    "volume.put_aside": "Something was put aside when a link was removed, and never put back.",
+    "volume.venv_broken": "A virtual environment's Python is not on this machine",
+    "volume.venv_moved": "A virtual environment was created under another path",
+    "volume.paths_other_mount": "`extra_model_paths.yaml` names the other mount point",
+    "volume.paths_absolute": "`extra_model_paths.yaml` names a mount point that others lack",
+    "volume.paths_tabs": "`extra_model_paths.yaml` is indented with tabs, which YAML forbids",
+    "volume.paths_missing": "`extra_model_paths.yaml` names folders that do not exist",
+    "volume.leftovers": "Killed workers left temporary files",
+    "volume.put_aside": "A file was put aside while a link was being removed, and not put back",
 }
 _MOST_COPIES = 5  # in one command, which names each path five times
 _AWAY = (Leads.NOWHERE, Leads.LOOP)

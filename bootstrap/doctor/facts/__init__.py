@@ -32,9 +32,9 @@ from bootstrap.doctor.facts.throughput import (
     measure_throughput,
     small_files,
 )
-from bootstrap.doctor.facts.volume import gather_volume
 from bootstrap.doctor.facts.volume_facts import VolumeFacts
 from bootstrap.doctor.facts.volume_places import further_folders
+from bootstrap.doctor.facts.volume_probe import gather_volume
 from bootstrap.environment import (
     INSTALL,
     Judgement,
@@ -49,13 +49,13 @@ from bootstrap.environment.torch_build import read_torch_build
 from bootstrap.models.manifest_file import wanted_here
 from bootstrap.volume import MODELS, Layout, locate
 from bootstrap.volume.args_file import ArgsFile, read_args_file, with_args_file
-from bootstrap.volume.layout import flags_known_to
 from bootstrap.volume.link_plan import LinkPlan
 from bootstrap.volume.links import plan_for
+from bootstrap.volume.locate import flags_known_to
 
 CODES = {
-    "doctor.part_failed": "One part of the examination could not be done",
-    "doctor.part_slow": "One part of the examination was not done in its time",
+    "doctor.part_failed": "One part of the examination failed",
+    "doctor.part_slow": "One part of the examination exceeded its time limit",
 }
 _FAILED = "doctor.part_failed"
 LIGHT_SECONDS = 20.0

@@ -16,7 +16,7 @@ from bootstrap.config import Settings
 from bootstrap.core.concurrency import BoundedCaller, VolumeTimeout
 from bootstrap.core.files import list_folder
 from bootstrap.core.findings import Finding
-from bootstrap.environment.packs import (
+from bootstrap.environment.node_packs import (
     PROJECT_FILE,
     VERSION_FILE,
     Git,

@@ -17,7 +17,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from bootstrap.core.memory import CpuFacts, MemoryFacts, gather_cpu, gather_memory
+from bootstrap.core.container_limits import CpuFacts, MemoryFacts, gather_cpu, gather_memory
 from bootstrap.doctor.facts.gpu import PROBE_TIMEOUT, GpuFacts, gather_gpu
 from bootstrap.environment.torch_build import TorchBuild
 

@@ -22,8 +22,8 @@ from bootstrap.core.temp_files import Leftover
 from bootstrap.doctor.facts.volume_places import ModelPath, Stray
 from bootstrap.environment import Venv
 from bootstrap.volume import COMFYUI
-from bootstrap.volume.layout import Mount
-from bootstrap.volume.search import OtherMount
+from bootstrap.volume.find_comfyui import OtherMount
+from bootstrap.volume.locate import Mount
 
 # A link costs a readlink, a stat and a stat for each part of its path.
 MOST_LINKS = 200

@@ -23,6 +23,7 @@ from itertools import islice
 from pathlib import Path
 
 from bootstrap.core.concurrency import Task, WorkerPool
+from bootstrap.core.files import contains
 
 # 64 in flight: 20,000 files at 1.5 ms take half a second, and more threads gain little.
 THREADS = 64
@@ -158,7 +159,7 @@ class _Folder:
     def behind_link(self, name: str, real: str) -> _Folder | None:
         """The target folder of a link in this one; None if following it would never end."""
         passed = (*self.came_from, self.real)
-        if any(_contains(real, folder) for folder in passed):
+        if any(contains(real, folder) for folder in passed):
             return None
         return _Folder(self.root, self.path_of(name), real, passed)
 
@@ -265,7 +266,7 @@ class _Walker:
             if behind is None:
                 return LinkTarget.LOOP
             self.pool.add([self.listing(behind)])
-        inside = any(_contains(tree, real) for tree in self._inside)
+        inside = any(contains(tree, real) for tree in self._inside)
         return LinkTarget.OK if inside else LinkTarget.ESCAPES
 
     def _keep(self, entries: list[Entry]) -> None:
@@ -289,8 +290,3 @@ def _is_folder(name: os.DirEntry[str]) -> bool:
         return name.is_dir(follow_symlinks=False)
     except OSError:  # a stat only if d_type is missing
         return False
-
-
-def _contains(tree: str, path: str) -> bool:
-    """Is `path` the folder `tree` or below it? Both without links."""
-    return path == tree or path.startswith(tree.rstrip("/") + "/")

@@ -55,9 +55,20 @@ def descendants() -> list[psutil.Process]:
 
 def serving_process(comfyui: ComfyUI) -> psutil.Process:
     """The fake itself, behind the guard."""
-    found = [p for p in descendants() if p.cmdline()[2:3] == ["main.py"]]
-    (process,) = [p for p in found if str(comfyui.port) in p.cmdline()]
+    (process,) = [
+        process
+        for process in descendants()
+        if (command := command_of(process))[2:3] == ["main.py"] and str(comfyui.port) in command
+    ]
     return process
+
+
+def command_of(process: psutil.Process) -> list[str]:
+    """Empty for one that has ended meanwhile."""
+    try:
+        return process.cmdline()
+    except psutil.Error:
+        return []
 
 
 def test_it_runs_with_our_flags_and_the_users(make: Make) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from bootstrap.comfyui.stage import CopyPlan, Staged, stage
+from bootstrap.comfyui.copy_code import CopyPlan, Staged, stage
 from bootstrap.comfyui.workdir import WriteBack
 
 PACK = "custom_nodes/pack"

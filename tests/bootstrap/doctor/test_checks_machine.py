@@ -7,8 +7,8 @@ from dataclasses import replace
 import pytest
 
 from bootstrap.config import Settings
+from bootstrap.core.container_limits import CpuFacts
 from bootstrap.core.findings import Severity
-from bootstrap.core.memory import CpuFacts
 from bootstrap.doctor.checks import machine
 from bootstrap.doctor.facts.machine import ClockFacts, MachineFacts
 from tests.support.check_cases import DISK, GB, HEALTHY, NOW, Case, assert_case, look

@@ -19,14 +19,14 @@ from bootstrap.doctor.checks import requirements as checks
 from bootstrap.doctor.checks.requirements import MOST_PACKS, check_requirements
 from bootstrap.doctor.facts import Facts
 from bootstrap.doctor.facts.comfyui import ComfyUIFacts, gather_comfyui
-from bootstrap.environment import Judgement, PackagesFacts, judge, judge_child
+from bootstrap.environment import Judgement, PackagesFacts, judge, requirements_child
 from bootstrap.environment.imports import ALIKE, MODULES, hard_imports
-from bootstrap.environment.judge import RequirementState, Verdict
-from bootstrap.environment.packs import Pack
-from bootstrap.environment.python import Failure, PythonTrouble
+from bootstrap.environment.node_packs import Pack
+from bootstrap.environment.package_store import Record
+from bootstrap.environment.python_probe import Failure, PythonTrouble
 from bootstrap.environment.requirement_files import RequirementFile
+from bootstrap.environment.requirements import RequirementState, Verdict
 from bootstrap.environment.site_packages import Package
-from bootstrap.environment.store import Record
 from tests.bootstrap.environment.venvs import gather_packages
 
 PYTHON = "/opt/comfyui/bin/python"
@@ -110,7 +110,7 @@ def judged(facts: ComfyUIFacts, have: Have) -> Judgement:
         n: {"name": n, "version": p.version, "versions": [p.version], "requires": []}
         for n, p in installed.items()
     }
-    judge = judge_child.Judge(SimpleNamespace(by_name=there), ALIKE, MODULES)  # type: ignore[arg-type]
+    judge = requirements_child.Judge(SimpleNamespace(by_name=there), ALIKE, MODULES)  # type: ignore[arg-type]
     verdicts = [
         Verdict(file.owner, v["text"], v["name"], RequirementState(v["state"]), v["version"])
         for file in facts.asked.files
@@ -130,7 +130,7 @@ def judged(facts: ComfyUIFacts, have: Have) -> Judgement:
 @pytest.fixture(autouse=True)
 def nothing_else_can_be_imported(monkeypatch: pytest.MonkeyPatch) -> None:
     """What is judged here runs in this Python, whose packages do not count."""
-    monkeypatch.setattr(judge_child, "can_import", lambda module: module in STAND_INS)
+    monkeypatch.setattr(requirements_child, "can_import", lambda module: module in STAND_INS)
 
 
 def check(facts: ComfyUIFacts, have: Have, mode: str = "report") -> list[Finding]:

@@ -21,7 +21,6 @@ from bootstrap.core.findings import Finding, Severity
 from bootstrap.core.text import as_on_pod
 from bootstrap.doctor.checks import volume, volume_layout, volume_links
 from bootstrap.doctor.checks.volume import check_layout, check_volume
-from bootstrap.doctor.facts.volume import gather_volume
 from bootstrap.doctor.facts.volume_facts import (
     Leads,
     LinkFact,
@@ -31,9 +30,10 @@ from bootstrap.doctor.facts.volume_facts import (
     Writing,
 )
 from bootstrap.doctor.facts.volume_places import ModelPath
+from bootstrap.doctor.facts.volume_probe import gather_volume
 from bootstrap.volume import Layout, locate
-from bootstrap.volume.layout import Mount, similar_folder
-from bootstrap.volume.search import USUAL_ROOTS
+from bootstrap.volume.find_comfyui import USUAL_ROOTS
+from bootstrap.volume.locate import Mount, similar_folder
 from tests.support.volumes import (
     follow,
     grave,
@@ -48,11 +48,6 @@ OK, INFO, WARNING, ERROR = Severity
 GB, TB = 1024**3, 1024**4
 PROJECT = Path(__file__).parents[3]
 HEX = "0123456789abcdef" * 2
-
-
-@pytest.fixture
-def root(tmp_path: Path) -> Path:
-    return healthy(tmp_path / "volume")
 
 
 # --- healthy ones

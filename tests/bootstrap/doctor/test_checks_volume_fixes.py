@@ -16,10 +16,10 @@ import pytest
 from bootstrap.core.findings import Severity
 from bootstrap.doctor.checks import volume_layout
 from bootstrap.doctor.checks.volume import check_layout, check_volume
-from bootstrap.doctor.facts.volume import gather_volume
-from bootstrap.environment import choice
+from bootstrap.doctor.facts.volume_probe import gather_volume
+from bootstrap.environment import python_choice
 from bootstrap.volume import locate
-from bootstrap.volume.search import Name, OtherMount
+from bootstrap.volume.find_comfyui import Name, OtherMount
 from tests.support.volume_cases import (
     CASES,
     HEX,
@@ -35,7 +35,7 @@ from tests.support.volume_cases import (
     paths_file,
     swapped,
 )
-from tests.support.volumes import command_of, follow, grave, healthy, look, model, only, settings
+from tests.support.volumes import command_of, follow, grave, look, model, only, settings
 
 OK, INFO, WARNING, ERROR = Severity
 ELSEWHERE = (
@@ -48,11 +48,6 @@ ELSEWHERE = (
     "app",
 )
 GB = 1024**3
-
-
-@pytest.fixture
-def root(tmp_path: Path) -> Path:
-    return healthy(tmp_path / "volume")
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: f"{case.code} {case.name}".strip())
@@ -134,7 +129,7 @@ def test_a_venv_whose_python_is_not_here(root: Path, monkeypatch: pytest.MonkeyP
     broken_venv(root)
     assert grave(look(root)) == []  # one of the same version is here, and stands in
     with monkeypatch.context() as patch:
-        patch.setattr(choice, "interpreter_of", lambda version: None)
+        patch.setattr(python_choice, "interpreter_of", lambda version: None)
         finding = only(look(root), "volume.venv_broken")
         assert finding.severity is WARNING and "PYTHON_VERSION" in finding.fix
         (root / "ComfyUI/requirements.txt").write_text("")

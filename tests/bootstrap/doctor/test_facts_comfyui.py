@@ -11,7 +11,7 @@ import pytest
 
 from bootstrap.doctor.facts import comfyui as facts
 from bootstrap.doctor.facts.comfyui import gather_comfyui
-from bootstrap.environment.packs import MOST_PACKS, Pack, PackState, look_at_git
+from bootstrap.environment.node_packs import MOST_PACKS, Pack, PackState, look_at_git
 
 FILES = {
     "main.py": "import comfy.options\nfrom app.logger import setup\nimport cuda_malloc\n",

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from bootstrap.core.memory import MemoryGauge, gather_cpu, gather_memory
+from bootstrap.core.container_limits import MemoryGauge, gather_cpu, gather_memory
 from bootstrap.doctor.facts import machine
 from bootstrap.doctor.facts.machine import gather_machine, look_at_preloads
 from bootstrap.environment.torch_build import TorchBuild, read_torch_build

@@ -9,26 +9,12 @@ from pathlib import Path
 import pytest
 
 from bootstrap.core.findings import Finding, Severity
-from bootstrap.doctor.fix import (
-    MakeFolders,
-    MoveModels,
-    Relink,
-    RemoveLinks,
-    Repair,
-    Sweep,
-    apply_fixes,
-    plan_fixes,
-)
+from bootstrap.doctor.fix import Repair, apply_fixes, plan_fixes
 from bootstrap.volume import locate
 from tests.support.volumes import facts_of, healthy, look, model, mounted, only, settings
 
 HEX = "0123456789abcdef" * 2
 KEY = "0123456789abcdef"
-
-
-@pytest.fixture
-def root(tmp_path: Path) -> Path:
-    return healthy(tmp_path / "volume")
 
 
 def plan(root: Path, mounts: str | None = None) -> list[Repair]:
@@ -69,7 +55,7 @@ def test_planning_changes_nothing_and_says_what_would_be_done(root: Path) -> Non
     state = snapshot(root)
     folders, sweep = plan(root)
     assert snapshot(root) == state
-    assert isinstance(folders, MakeFolders) and isinstance(sweep, Sweep)
+    assert (folders.code, sweep.code) == ("fix.folders_made", "fix.swept")
     assert folders.paths[:2] == (str(root / "models"), str(root / "models/checkpoints"))
     assert "Make 10 folders" in folders.sentence and str(root / "models") in folders.sentence
     assert "Remove 1 file (7 bytes)" in sweep.sentence
@@ -118,7 +104,7 @@ def test_our_own_dead_links_go_and_others_stay(root: Path) -> None:
 def test_our_link_that_came_to_life_meanwhile_stays(root: Path) -> None:
     (root / "ComfyUI/models/sams").symlink_to("../../models/sams")
     planned = plan(root)
-    assert [type(repair) for repair in planned] == [RemoveLinks]
+    assert [repair.code for repair in planned] == ["fix.links_removed"]
     model(root / "models/sams/x.pth")
     assert apply_fixes(planned) == []
     assert (root / "ComfyUI/models/sams/x.pth").exists()
@@ -226,7 +212,7 @@ def test_misplaced_models_are_moved_and_nothing_is_overwritten(root: Path) -> No
     model(root / "loras/taken.safetensors").write_bytes(b"other")
     (root / "loras/linked").mkdir()
     (root / "loras/linked/x.safetensors").symlink_to("../new.safetensors")
-    (move,) = [repair for repair in plan(root) if isinstance(repair, MoveModels)]
+    (move,) = [repair for repair in plan(root) if repair.code == "fix.models_moved"]
     done = apply_fixes([move])
     assert (root / "models/loras/new.safetensors").is_file()
     assert (root / "models/loras/sub/deep.safetensors").is_file()
@@ -242,11 +228,11 @@ def test_links_that_name_a_mount_point_hold_everywhere_afterwards(root: Path) ->
     link = root / "ComfyUI/models/vae"
     link.rmdir()
     link.symlink_to("/workspace/models/vae")
-    (relink,) = [repair for repair in plan(root) if isinstance(repair, Relink)]
+    (relink,) = [repair for repair in plan(root) if repair.code == "fix.links_changed"]
     (done,) = apply_fixes([relink])
     assert done.code == "fix.links_changed"
     assert os.readlink(link) == "../../models/vae" and (link / "a.safetensors").is_file()
-    assert not [repair for repair in plan(root) if isinstance(repair, Relink)]
+    assert not [repair for repair in plan(root) if repair.code == "fix.links_changed"]
     link.unlink()
     link.symlink_to("/somewhere/else")
     assert apply_fixes([relink]) == []

@@ -15,13 +15,13 @@ import pytest
 
 from bootstrap.core.concurrency import BoundedCaller
 from bootstrap.core.findings import Finding, Outcome, Severity
-from bootstrap.environment import loading, store
+from bootstrap.environment import package_loading, package_store
 from bootstrap.environment.imports import hard_imports
-from bootstrap.environment.judge import RequirementState, judge
-from bootstrap.environment.loading import load
+from bootstrap.environment.node_packs import read_requirements
+from bootstrap.environment.package_loading import load
 from bootstrap.environment.package_set import PackageSet, Place, kept_set, prepare_packages
-from bootstrap.environment.packs import read_requirements
-from bootstrap.environment.store import KEPT_DAYS, KEPT_SETS, BadSet, Record, keep
+from bootstrap.environment.package_store import KEPT_DAYS, KEPT_SETS, BadSet, Record, keep
+from bootstrap.environment.requirements import RequirementState, judge
 from tests.conftest import BootedWorker
 from tests.end_to_end.test_worker import plain
 from tests.support.package_index import PackageIndex, make_wheel, serving
@@ -632,15 +632,15 @@ def test_a_damaged_set_is_made_again(rig: Rig, index: PackageIndex) -> None:
 
 def all_late(monkeypatch: pytest.MonkeyPatch, seconds: float) -> None:
     """Each package comes late, and slowly."""
-    monkeypatch.setattr(loading, "_SOON_SECONDS", -1.0)
-    real = loading._load_batch
+    monkeypatch.setattr(package_loading, "_SOON_SECONDS", -1.0)
+    real = package_loading._load_batch
 
     def slowly(source: int, folder: Path, batch: Sequence[zipfile.ZipInfo]) -> None:
         if any(entry.filename.endswith("tiny_one/__init__.py") for entry in batch):
             time.sleep(seconds)
         real(source, folder, batch)
 
-    monkeypatch.setattr(loading, "_load_batch", slowly)
+    monkeypatch.setattr(package_loading, "_load_batch", slowly)
 
 
 def test_an_import_waits_for_what_is_still_being_unpacked(
@@ -687,7 +687,7 @@ def test_large_files_in_parts(tmp_path: Path) -> None:
     folder = tmp_path / "set"
     (folder / "after" / "deep").mkdir(parents=True)
     (folder / "before").mkdir()
-    large = os.urandom(store.BLOCK * 2 + 17)
+    large = os.urandom(package_store.BLOCK * 2 + 17)
     (folder / "after" / "deep" / "large.so").write_bytes(large)
     (folder / "after" / "deep" / "large.so").chmod(0o755)
     for number in range(300):

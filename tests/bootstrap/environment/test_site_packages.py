@@ -14,7 +14,7 @@ import pytest
 from packaging.utils import canonicalize_name
 
 from bootstrap.environment import PackagesFacts
-from bootstrap.environment.python import PythonTrouble
+from bootstrap.environment.python_probe import PythonTrouble
 from bootstrap.environment.site_packages import MOST_LISTED
 from tests.bootstrap.environment.venvs import gather_packages
 

@@ -16,10 +16,10 @@ from typing import Any
 
 from bootstrap.core.findings import Finding
 from bootstrap.environment import PackagesFacts
-from bootstrap.environment.judge import judge
-from bootstrap.environment.mirror import Mirror, MirrorRequest, mirror_venv, record_opened
-from bootstrap.environment.packs import Requirements
-from bootstrap.environment.python import ASK_SECONDS
+from bootstrap.environment.node_packs import Requirements
+from bootstrap.environment.python_probe import ASK_SECONDS
+from bootstrap.environment.requirements import judge
+from bootstrap.environment.venv_mirror import Mirror, MirrorRequest, mirror_venv, record_opened
 
 LIBRARY = f"python{sys.version_info[0]}.{sys.version_info[1]}"
 # Long enough ago to be archived (record.py leaves out what has just changed).

@@ -6,7 +6,6 @@ import io
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -31,12 +30,6 @@ from tests.support.provisioning import MARKER, bring, context, sha256, spec, ten
 from tests.support.vicious_server import ViciousServer
 
 DATA = tensors(9_000_000)
-
-
-@pytest.fixture
-def server() -> Iterator[ViciousServer]:
-    with ViciousServer() as running:
-        yield running
 
 
 def test_required_models_hold_back_and_optional_ones_do_not(

@@ -6,7 +6,6 @@ import errno
 import os
 import threading
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -30,12 +29,6 @@ from tests.support.vicious_server import ViciousServer
 SMALL = tensors(300_000)
 LARGE = tensors(10_000_000, seed=1)
 OTHER = tensors(10_000_000, seed=2)
-
-
-@pytest.fixture
-def server() -> Iterator[ViciousServer]:
-    with ViciousServer() as running:
-        yield running
 
 
 @pytest.fixture

@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import json
 import time
-from collections.abc import Iterator
 from importlib import resources, util
 from pathlib import Path
 from typing import Any
@@ -305,12 +304,6 @@ def test_adding_keeps_what_is_there(name: str, tmp_path: Path) -> None:
 # --- command ----------------------------------------------------------------------------------
 
 DATA = tensors(300_000)
-
-
-@pytest.fixture
-def server() -> Iterator[ViciousServer]:
-    with ViciousServer() as running:
-        yield running
 
 
 @pytest.fixture

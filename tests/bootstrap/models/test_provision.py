@@ -7,7 +7,6 @@ import os
 import socket
 import threading
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -36,12 +35,6 @@ from tests.support.waiting import wait_until
 
 DATA = tensors(9_000_000)
 NOWHERE = "https://models.invalid/m.safetensors"
-
-
-@pytest.fixture
-def server() -> Iterator[ViciousServer]:
-    with ViciousServer() as running:
-        yield running
 
 
 @pytest.fixture

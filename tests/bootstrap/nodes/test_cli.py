@@ -8,7 +8,6 @@ import re
 import shlex
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +17,6 @@ from bootstrap.nodes.cli import _parser, main
 from bootstrap.nodes.manifest import parse_nodes
 from tests.support.pack_server import COMMIT, FILES, OTHER, PackServer, refresh_map
 from tests.support.sources import ROOT
-
-
-@pytest.fixture
-def server() -> Iterator[PackServer]:
-    with PackServer() as running:
-        yield running
 
 
 @pytest.fixture

@@ -14,7 +14,7 @@ import sys
 import threading
 import time
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -41,12 +41,6 @@ from tests.support.pack_server import (
 from tests.support.provisioning import options, sha256
 from tests.support.sources import ROOT
 from tests.support.waiting import wait_until
-
-
-@pytest.fixture
-def server() -> Iterator[PackServer]:
-    with PackServer() as running:
-        yield running
 
 
 @pytest.fixture

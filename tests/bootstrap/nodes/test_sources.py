@@ -5,7 +5,6 @@ from __future__ import annotations
 import socket
 import threading
 import time
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -16,12 +15,6 @@ from bootstrap.nodes.sources import PackSources, fetch_small
 from tests.support.pack_server import COMMIT, OTHER, PackServer, from_git, from_registry, refs
 from tests.support.provisioning import MARKER, options
 from tests.support.trickling_server import PARTS, trickling
-
-
-@pytest.fixture
-def server() -> Iterator[PackServer]:
-    with PackServer() as running:
-        yield running
 
 
 @pytest.fixture

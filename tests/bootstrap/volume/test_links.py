@@ -20,9 +20,9 @@ from hypothesis import strategies as st
 from bootstrap.config import Settings
 from bootstrap.core.findings import Finding, Severity
 from bootstrap.volume import links
-from bootstrap.volume.layout import Layout, locate
 from bootstrap.volume.link_plan import LinkPlan
 from bootstrap.volume.links import link_models, plan_for
+from bootstrap.volume.locate import Layout, locate
 from tests.support.waiting import wait_until
 
 ROOT = Path(__file__).parents[3]

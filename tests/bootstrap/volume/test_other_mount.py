@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from bootstrap.volume.search import (
+from bootstrap.volume.find_comfyui import (
     Name,
     OtherMount,
     link_other_mounts,

@@ -35,13 +35,6 @@ def server() -> Iterator[ViciousServer]:
         yield running
 
 
-@pytest.fixture
-def folder(tmp_path: Path) -> Path:
-    path = tmp_path / "input"
-    path.mkdir()
-    return path
-
-
 def fetcher(settings: Settings = LENIENT, seconds: float = 30) -> Fetcher:
     return Fetcher(settings, Deadline(seconds), NETWORK)
 

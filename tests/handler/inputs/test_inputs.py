@@ -29,13 +29,6 @@ TEXT = base64.b64encode(PIXEL).decode()
 MARK = "0123456789ab"
 
 
-@pytest.fixture
-def folder(tmp_path: Path) -> Path:
-    path = tmp_path / "input"
-    path.mkdir()
-    return path
-
-
 def job_inputs(folder: Path, mark: str = MARK, **settings: Any) -> JobInputs:
     calls = Calls.on(Path("/"))
     fetcher = Fetcher(Settings(**settings), Deadline(30), calls.network)

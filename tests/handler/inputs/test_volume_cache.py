@@ -22,13 +22,6 @@ PIXEL = b"\x89PNG\r\n\x1a\n pixel"
 
 
 @pytest.fixture
-def folder(tmp_path: Path) -> Path:
-    path = tmp_path / "input"
-    path.mkdir()
-    return path
-
-
-@pytest.fixture
 def volume(tmp_path: Path) -> Path:
     path = tmp_path / "volume/ComfyUI/input"
     (path / "sub").mkdir(parents=True)

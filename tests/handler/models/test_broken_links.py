@@ -12,7 +12,7 @@ from bootstrap.config import Settings
 from bootstrap.volume import Layout
 from handler.common.calls import Calls
 from handler.common.errors import Deadline, JobError
-from handler.models.addresses import misses_a_model
+from handler.models.named_models import misses_a_model
 from handler.models.on_demand import ModelSupply
 from handler.sdk.progress import Progress
 

@@ -8,7 +8,7 @@ from bootstrap.core.findings import error
 from bootstrap.models.manifest import Manifest
 from bootstrap.models.manifest_entry import ModelSpec
 from handler.common.errors import JobError
-from handler.models.addresses import specs_named, with_manifest_entries
+from handler.models.named_models import specs_named, with_manifest_entries
 from handler.request.references import NamedModel
 
 

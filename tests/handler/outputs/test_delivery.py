@@ -7,14 +7,14 @@ import base64
 import json
 import os
 import time
-from collections.abc import Coroutine, Iterable, Iterator
+from collections.abc import Coroutine, Iterable
 from pathlib import Path
 from typing import Any, TypeVar
 
 import pytest
 from PIL import Image
 
-from bootstrap.comfyui import WorkDir, make_workdir
+from bootstrap.comfyui import WorkDir
 from bootstrap.config import Settings
 from bootstrap.config.bucket import bucket_of
 from bootstrap.volume import Layout
@@ -37,37 +37,12 @@ from tests.support.s3_server import (
     Misbehaviour,
     S3Server,
     bad_s3_server,
-    s3_server,
 )
 from tests.support.volumes import mounted
 
 MARK = "0123456789ab"
 T = TypeVar("T")
 PNG = b"\x89PNG\r\n\x1a\n content"
-
-
-@pytest.fixture
-def work(tmp_path: Path) -> Iterator[WorkDir]:
-    """A work folder that is reached by a link, as a `WORK_DIR` may be."""
-    (tmp_path / "disk").mkdir()
-    (tmp_path / "link").symlink_to("disk")
-    made = make_workdir(tmp_path / "link")
-    assert isinstance(made, WorkDir)
-    yield made
-    made.remove()
-
-
-@pytest.fixture
-def layout(tmp_path: Path) -> Layout:
-    root = tmp_path / "volume"
-    (root / "ComfyUI").mkdir(parents=True)
-    return Layout(root, True, root / "ComfyUI")
-
-
-@pytest.fixture(scope="module")
-def server() -> Iterator[S3Server]:
-    with s3_server() as running:
-        yield running
 
 
 class Jobs:

@@ -25,12 +25,9 @@ from handler.common.errors import Deadline, JobError
 from handler.outputs.results import ProducedText
 from handler.outputs.s3 import NotUploaded, PutAddresses, Upload
 from handler.request.fields import PutAddress, read_options
-from tests.handler.outputs import test_delivery
 from tests.handler.outputs.test_delivery import PNG, Jobs, image, kept_files, put
 from tests.support.s3_server import BUCKET, S3Server
 
-# Fixtures.
-work, layout, server = test_delivery.work, test_delivery.layout, test_delivery.server
 ANYWHERE = AddressPolicy(allow_private=True)
 QUERY = "X-Signature=s3cret-marker"
 

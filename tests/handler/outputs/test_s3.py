@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import socket
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -27,18 +27,11 @@ from tests.support.s3_server import (
     Misbehaviour,
     S3Server,
     bad_s3_server,
-    s3_server,
 )
 from tests.support.trickling_server import trickling
 from tests.support.waiting import wait_until
 
 ANYWHERE = AddressPolicy(allow_private=True)
-
-
-@pytest.fixture(scope="module")
-def server() -> Iterator[S3Server]:
-    with s3_server() as running:
-        yield running
 
 
 def bucket(endpoint: str, trusted: bool = True) -> Bucket:

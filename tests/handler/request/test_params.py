@@ -271,9 +271,11 @@ def test_the_generator_says_which_file_is_not_there(
 ) -> None:
     missing = tmp_path / "none.json"
     assert main([str(missing)]) == 1
-    assert capsys.readouterr().err.startswith(f"{missing} does not exist. Name the workflow's file")
+    said, hint = capsys.readouterr().err.splitlines()
+    assert said == f"error[client.usage]: {missing} does not exist."
+    assert hint.startswith("hint: Name the workflow's file")
     assert main([str(tmp_path)]) == 1
-    assert capsys.readouterr().err == f"{tmp_path}: Is a directory.\n"
+    assert capsys.readouterr().err == f"error[client.usage]: {tmp_path}: Is a directory.\n"
 
 
 def test_the_generator_makes_a_first_version_that_works(tmp_path: Path) -> None:

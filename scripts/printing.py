@@ -1,0 +1,63 @@
+"""What the programs print: results on standard output, all else on standard error."""
+
+from __future__ import annotations
+
+import os
+import re
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+from bootstrap.core import log
+from bootstrap.core.findings import Fault
+from bootstrap.core.terminal import style_of
+
+
+def show(text: str) -> None:
+    """Print a result; that the reader, such as `| head`, has seen enough and is gone changes
+    nothing else, the exit code included."""
+    try:
+        log.show(f"{text}\n", sys.stdout)
+    except BrokenPipeError:
+        # Python flushes once more when it ends, and would complain then.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def say(text: str) -> None:
+    """Print what is no result."""
+    log.show(f"{text}\n", sys.stderr)
+
+
+def tell(line: str) -> None:
+    """Print a line of whatever origin, wrapped where standard error is a terminal."""
+    for part in style_of(sys.stderr).wrapped(plain(line), indent="  "):
+        say(part)
+
+
+def say_error(fault: Fault) -> None:
+    """Print `error[code]`, the sentence, what the node's Python said last (the last line of
+    `traceback` in the details), the way out, and where more is said (`docs` there)."""
+    for line in _error_lines(fault):
+        tell(line)
+
+
+def plain(text: str) -> str:
+    """`text` without what a terminal would act on."""
+    return re.sub(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]", "", text)
+
+
+def _error_lines(fault: Fault) -> Iterator[str]:
+    yield f"error{f'[{fault.code}]' if fault.code else ''}: {fault.message}"
+    last = _last_line(fault.details.get("traceback"))
+    if last and last not in fault.message:
+        yield f"  {last}"
+    if fault.fix:
+        yield f"hint: {fault.fix}"
+    if fault.details.get("docs"):
+        yield f"more: {fault.details['docs']}"
+
+
+def _last_line(trace: Any) -> str:
+    text = "\n".join(map(str, trace)) if isinstance(trace, list) else str(trace or "")
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    return lines[-1][:300] if lines else ""

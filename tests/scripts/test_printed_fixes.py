@@ -33,7 +33,7 @@ def check(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> Callable[..., Shown]:
     """What a check shows, its codes and how it ends; this machine's Python is not looked for."""
-    monkeypatch.setattr("bootstrap.environment.choice.which", lambda _: None)
+    monkeypatch.setattr("bootstrap.environment.python_choice.which", lambda _: None)
 
     def look(*arguments: object, **env: str) -> Shown:
         code = main(list(map(str, arguments)), env, command="comfyui-worker doctor")

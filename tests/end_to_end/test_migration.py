@@ -233,7 +233,7 @@ LINES = {
 def test_each_line_of_the_document_has_a_test() -> None:
     text = (ROOT / "docs" / "migration.md").read_text("utf-8")
     rows = re.findall(r"^ *\| (.+?) \|", text, re.MULTILINE)
-    heads = {"worker-comfyui", "there", "its variable", "its setting", "on the Pod"}
+    heads = {"worker-comfyui", "its variable", "its setting", "on the Pod"}
     lines = [row for row in rows if row not in heads and not row.startswith("---")]
     named = [next((start for start in LINES if line.startswith(start)), line) for line in lines]
     assert sorted(named) == sorted(LINES)

@@ -49,7 +49,7 @@ image-test: python ## Build the image without Docker and run its container (root
 	@$(VENV_PYTHON) -m pytest -s $(or $(TESTS),tests/image/contents.py tests/image/running.py)
 
 # The others have options of their own: make bench BENCHMARKS=busy_gpu ARGS="--rounds 1"
-BENCHMARKS = cold_start $(if $(ARGS),,busy_gpu job_overhead two_comfyuis venv_start thousand_jobs)
+BENCHMARKS = cold_start $(if $(ARGS),,boot_overhead busy_gpu job_overhead two_comfyuis venv_start thousand_jobs)
 
 bench: python ## Measure starts, a busy GPU, our time in jobs, two ComfyUIs, a venv, leaks (ARGS="--only hot" for some starts)
 	@$(PYTHON) -m demo venv dev

@@ -60,14 +60,14 @@ class Boot:
         env: Mapping[str, str] = os.environ,
         warm_up: WarmUpHook | None = None,
     ) -> None:
-        self.timeline = Timeline()
+        self.timeline = Timeline(held=True)
         self.health = HealthMonitor()
         self._settings = settings
         self._env = env
         self._warm_up = warm_up
         self._read_ahead = ReadAhead()
         self._before = list(problems)
-        self._plan = BootPlan(settings, env, warm_up, self._read_ahead)
+        self._plan = BootPlan(settings, env, warm_up, self._read_ahead, self.timeline.release)
         tasks = self._plan.examinations if errors_in(self._before) else self._plan.tasks
         self._schedule = Schedule(self.timeline, tasks)
         self._stopped = threading.Event()
@@ -76,6 +76,7 @@ class Boot:
         """Find the volume, copy its code, link its models and start ComfyUI; other tasks go on."""
         if errors_in(self._before):
             log_first_line("the settings have errors, so ComfyUI is not started")
+            self.timeline.release()
         self.health.open()
         self._schedule.start()
         if not errors_in(self._before):

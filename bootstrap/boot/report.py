@@ -6,7 +6,7 @@ import logging
 import re
 import threading
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -126,16 +126,19 @@ def log_first_line(*parts: str) -> None:
     _log.info("comfyui-volume-worker %s: %s", bootstrap.__version__, what)
 
 
-def log_place(layout: Layout) -> None:
-    """The first line of a worker that found ComfyUI; the version is read in parallel."""
+def log_place(layout: Layout, then: Callable[[], None]) -> None:
+    """The first line of a worker that found its volume; the version is read in parallel. `then` is
+    called when it is out."""
     volume = f"volume {layout.root}" if layout.root_exists else f"no volume at {layout.root}"
     comfyui = layout.comfyui
     if comfyui is None:
         log_first_line(volume, "no ComfyUI")
+        then()
         return
 
     def log() -> None:
         log_first_line(volume, f"ComfyUI {_version_of(comfyui)} in {comfyui}")
+        then()
 
     threading.Thread(target=log, name="first line", daemon=True).start()
 

@@ -85,11 +85,13 @@ class Stage:
 
 
 class Timeline:
-    """Collects stages from any thread; its clock starts when it is created."""
+    """Collects stages from any thread; its clock starts when it is created. With `held`, they are
+    logged from `release` or the first failure on."""
 
-    def __init__(self) -> None:
+    def __init__(self, held: bool = False) -> None:
         self._zero = time.monotonic()
         self._stages: list[Stage] = []
+        self._held: list[Stage] | None = [] if held else None
         self._lock = threading.Lock()
 
     @property
@@ -127,7 +129,22 @@ class Timeline:
                 s.name == stage.name and s.outcome == TaskState.LATE.value for s in self._stages
             ):
                 self._stages.append(stage)
+                self._log(stage)
+
+    def release(self) -> None:
+        """Log the stages that were held back, and further ones at once."""
+        with self._lock:
+            held, self._held = self._held or [], None
+            for stage in held:
                 _log_stage(stage)
+
+    def _log(self, stage: Stage) -> None:
+        held = [] if self._held is None else self._held
+        held.append(stage)
+        if self._held is None or stage.outcome not in ("ok", TaskState.SKIPPED.value):
+            self._held = None
+            for each in held:
+                _log_stage(each)
 
     @property
     def stages(self) -> tuple[Stage, ...]:

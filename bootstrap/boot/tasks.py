@@ -86,11 +86,13 @@ class BootPlan:
         env: Mapping[str, str],
         warm_up: WarmUpHook | None,
         read_ahead: ReadAhead,
+        on_first_line: Callable[[], None],
     ) -> None:
         self._settings = settings
         self._env = env
         self._warm_up = warm_up
         self._read_ahead = read_ahead
+        self._on_first_line = on_first_line
         self.machine_check = BackgroundCheck(MACHINE, settings, env)
         self.volume_check = BackgroundCheck(VOLUME, settings, env)
         timeout, probe = settings.volume_timeout, settings.volume_timeout + PROBE_SECONDS
@@ -154,7 +156,7 @@ class BootPlan:
             links, linked = link_other_mounts(volume_root(self._settings))
             row.add(linked)
         layout = self._locate()
-        log_place(layout)
+        log_place(layout, self._on_first_line)
         if not layout.complete:
             from bootstrap.doctor import check_layout
 

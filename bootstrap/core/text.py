@@ -25,6 +25,10 @@ MOST_AT_ONCE = 20
 MOST_PATHS = 50
 # The platform's two mount points of one volume.
 SERVERLESS, POD = "/runpod-volume", "/workspace"
+_ON_POD = "On a Pod with this volume"
+_CODE = re.compile(r"`[^`]*`")
+# As a word of a command, not in a pattern for sed.
+_SERVERLESS_PATH = re.compile(rf"(?<=[ '\"`]){SERVERLESS}(?=[/ '\"`])")
 
 
 def whole(text: str, digits: int = 18) -> int | None:
@@ -126,10 +130,20 @@ def chained(commands: Sequence[str]) -> str:
 
 def on_pod(command: str, root: str, then: str = "") -> str:
     """A fix that is a command, for a volume seen at `root`."""
-    fix = f"On a Pod with this volume: `{command}`."
-    if root == SERVERLESS:
-        fix += f" There the volume is {POD}: type that for {SERVERLESS}."
-    return f"{fix} {then}".rstrip()
+    fix = f"{_ON_POD}: `{command}`. {then}".rstrip()
+    return as_on_pod(fix) if root == SERVERLESS else fix
+
+
+def as_on_pod(fix: str) -> str:
+    """A fix whose commands name the volume as Serverless does, as it is typed on a Pod: on a
+    worker nobody types."""
+    there = _CODE.sub(lambda command: _SERVERLESS_PATH.sub(POD, command[0]), fix)
+    if there == fix:
+        return fix
+    there = there.removeprefix(f"{_ON_POD}: ")
+    if there.startswith("`"):
+        return f"{_ON_POD}, which is {POD} there: {there}"
+    return f"{there} (That is {_ON_POD[0].lower()}{_ON_POD[1:]}, which is {POD} there.)"
 
 
 def about(paths: Sequence[str], command: str = "") -> dict[str, Any]:

@@ -18,7 +18,7 @@ from importlib.resources import files
 from typing import Any
 
 from bootstrap.core.findings import OTHER, SECTIONS, Severity, docs_url, section_of
-from bootstrap.doctor.report import bounded
+from bootstrap.doctor.report import bounded, not_judged
 
 TITLE = "ComfyUI volume report"
 # Of the page's 300 KB the template takes 31, the stages up to 57, the text without a script 30.
@@ -78,6 +78,7 @@ def _data(report: Mapping[str, Any]) -> dict[str, Any]:
     }
     return {
         "status": _status(report, found),
+        "not_judged": not_judged({**f, "details": _mapping(f.get("details"))} for f in found),
         "counts": Counter(str(finding["severity"]) for finding in found),
         "sections": [*SECTIONS, OTHER],
         "findings": shown,

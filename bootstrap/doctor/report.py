@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timezone
 from typing import Any
@@ -108,6 +108,12 @@ def of_volume(report: Report) -> Report:
     return replace(report, findings=tuple(_of_machine(f) if apart(f) else f for f in found))
 
 
+def not_judged(findings: Iterable[Mapping[str, Any]]) -> list[str]:
+    """What could not be judged here, by findings as data that `of_volume` set apart."""
+    codes = {f.get("code") for f in findings if (f.get("details") or {}).get(_APART)}
+    return [text for code, text in _NOT_JUDGED.items() if code in codes]
+
+
 def is_of_machine(finding: Finding) -> bool:
     """Did `of_volume` mark it as this machine's?"""
     return bool(finding.details.get(_APART))
@@ -142,8 +148,7 @@ def report_text(
         title = style.bold("This machine") + " (does not concern the volume)"
         blocks.append(f"{title}\n{findings_text(machine, style, root)}")
     last = style.wrapped(_summary(report, shown, repaired, verbose))
-    codes = {f.code for f in machine}
-    left_out = [text for code, text in _NOT_JUDGED.items() if code in codes and not quiet]
+    left_out = [] if quiet else not_judged(f.as_dict() for f in machine)
     blocks.append("\n".join(line for text in left_out for line in style.wrapped(text)))
     if shown and not quiet:
         # On a terminal each code is a link, and the line has to fit.

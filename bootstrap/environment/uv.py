@@ -158,13 +158,14 @@ class Uv:
             assert process.stdout is not None and process.stderr is not None
             reader = threading.Thread(target=lambda: output.extend(process.stdout or ()))
             reader.start()
-            lines = [self._without_secrets(line) for line in process.stderr]
+            lines = [self._cleaned(line) for line in process.stderr]
             reader.join()
         timer.cancel()
         return process.returncode, "".join(output), lines
 
-    def _without_secrets(self, line: str) -> str:
-        text = masked(line.rstrip())
+    def _cleaned(self, line: str) -> str:
+        """Without secrets, and without the scratch folder, which is gone when this is read."""
+        text = masked(line.rstrip()).replace(f"{self._scratch}/", "")
         for secret in self._secrets:
             text = text.replace(secret, "***")
         return text

@@ -186,7 +186,7 @@ def link_other_mounts(
     """Make each free name a link to the volume at `root`; the links made, and findings. Without
     permission to write to `/` there are neither: whatever needs a link has its own finding.
     """
-    if not os.path.isdir(root):
+    if not list_folder(str(root)).names:  # no volume is mounted there
         return [], []
     free = [other.path for other in other_mounts(root, names) if other.state is Name.FREE]
     made = [name for name in free if _link(name, root)]

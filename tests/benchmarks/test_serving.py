@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from benchmarks import busy_gpu, job_overhead, thousand_jobs, two_comfyuis
+from benchmarks import boot_overhead, busy_gpu, job_overhead, thousand_jobs, two_comfyuis
 from benchmarks.job_overhead import Side, Size, Took
 from benchmarks.serving.contenders import WORKER_COMFYUI, Contender
 from benchmarks.serving.hot import Hot, Span, serving
@@ -140,6 +140,16 @@ def test_what_a_second_comfyui_brings_is_the_ratio_of_the_median_paces() -> None
     assert "**missed**" in two_comfyuis.section("Here.", slower, 24)
 
 
+def test_a_boots_overhead_is_the_median_difference_of_the_pairs() -> None:
+    """Not the difference of the medians: a slow minute slows both of a pair."""
+    pairs = [(4.0, 4.3), (9.0, 9.9), (5.0, 5.4)]
+    assert boot_overhead.overhead(pairs) == 0.4
+    text = boot_overhead.section("Here.", pairs)
+    assert ["the worker with it", "5.40", "4.30, 9.90, 5.40"] in rows(text)
+    assert "adds **0.40 s**; target ≤ 0.5 s: met." in text
+    assert "**missed**" in boot_overhead.section("Here.", [(4.0, 4.51)])
+
+
 def test_a_job_may_take_its_seconds_of_a_core_instead_of_sleeping(
     sides: dict[str, tuple[Hot, Path]],
 ) -> None:
@@ -165,6 +175,7 @@ def test_a_leak_is_found_but_not_in_warming_up_or_an_outlier() -> None:
 @pytest.mark.parametrize(
     ("main", "arguments", "said"),
     [
+        (boot_overhead.main, ["--rounds", "0"], "--rounds: 1 or more"),
         (busy_gpu.main, ["--jobs", "0"], "--jobs and --rounds: 1 or more"),
         (job_overhead.main, ["--rounds", "0"], "--rounds 0: 1 or more"),
         (two_comfyuis.main, ["--rounds", "0"], "--jobs and --rounds: 1 or more"),

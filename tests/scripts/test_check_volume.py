@@ -36,7 +36,7 @@ def run(
     """The checker, with nothing set that a person has not set; as another user, who may not reach
     this Python, from the moment that its modules are imported."""
     as_another = (
-        f"import os, sys; sys.path[:0] = {[str(ROOT), *sys.path]!r}\n"
+        f"import encodings.utf_8_sig, os, sys; sys.path[:0] = {[str(ROOT), *sys.path]!r}\n"
         "from scripts.check_volume import main\n"
         f"os.setgroups([]); os.setgid({user}); os.setuid({user}); sys.exit(main(sys.argv[1:]))"
     )
@@ -72,7 +72,11 @@ def tensors(path: Path, *names: str) -> Path:
 @pytest.fixture
 def root(tmp_path: Path) -> Path:
     """A small fit volume with a real model."""
-    volume = healthy(tmp_path / "volume")
+    return furnished(healthy(tmp_path / "volume"))
+
+
+def furnished(volume: Path) -> Path:
+    """With all that a ComfyUI needs to be whole."""
     safetensors(volume / "ComfyUI/models/checkpoints/real.safetensors")
     for name in ("execution", "server"):
         (volume / f"ComfyUI/{name}.py").write_text("#")

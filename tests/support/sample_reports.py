@@ -171,7 +171,7 @@ def healthy() -> dict[str, Any]:
 
 def broken() -> dict[str, Any]:
     """A bit of everything that goes wrong."""
-    node = "/runpod-volume/ComfyUI/custom_nodes/ComfyUI-Impact-Pack"
+    node = "/workspace/ComfyUI/custom_nodes/ComfyUI-Impact-Pack"
     made = report(
         [
             *_of_the_volume(),
@@ -179,9 +179,8 @@ def broken() -> dict[str, Any]:
                 "nodes.requirements_missing",
                 "ComfyUI-Impact-Pack needs segment-anything and ultralytics>=8.3.162, which are "
                 "not installed in /runpod-volume/ComfyUI/venv.",
-                "On a Pod with this volume: `/workspace/ComfyUI/venv/bin/python -m pip install "
-                f"-r {node}/requirements.txt`. There the volume is /workspace: type that for "
-                "/runpod-volume.",
+                "On a Pod with this volume, which is /workspace there: "
+                f"`/workspace/ComfyUI/venv/bin/python -m pip install -r {node}/requirements.txt`.",
             ),
             host_error(
                 "gpu.not_answering",
@@ -206,15 +205,14 @@ def broken() -> dict[str, Any]:
 
 
 def _of_the_volume() -> list[Finding]:
-    folder = "/runpod-volume/models/checkpoints"
+    folder = "/workspace/models/checkpoints"
     return [
         error(
             "volume.models_misplaced",
             "Models lie straight under the volume, in /runpod-volume/checkpoints, where ComfyUI "
             "does not look: 4 files, 26 GB.",
-            f"On a Pod with this volume: `mkdir -p {folder} && mv -n -- "
-            f"/runpod-volume/checkpoints/* {folder}/ && rmdir -- /runpod-volume/checkpoints`. "
-            "There the volume is /workspace: type that for /runpod-volume.",
+            f"On a Pod with this volume, which is /workspace there: `mkdir -p {folder} && mv -n -- "
+            f"/workspace/checkpoints/* {folder}/ && rmdir -- /workspace/checkpoints`.",
         ),
         ok("volume.writable", "Writing a tiny file to the volume took 0.02 s."),
         warning(

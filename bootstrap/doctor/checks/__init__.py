@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import NamedTuple
 
 from bootstrap.comfyui import choose_allocator
 from bootstrap.config import Settings
 from bootstrap.core.findings import Finding, unexpected
+from bootstrap.core.text import as_on_pod
 from bootstrap.doctor.checks.allocator import check_allocator
 from bootstrap.doctor.checks.comfyui import check_comfyui, check_wanted_nodes
 from bootstrap.doctor.checks.gpu import check_gpu, check_gpu_health
@@ -129,4 +131,11 @@ def run_checks(
         except Exception as problem:  # noqa: BLE001  # one broken check must not spoil the others
             what = f"The check of {check.name}"
             findings.append(unexpected("doctor.check_crashed", what, problem, part=check.name))
-    return findings
+    return [_typed_on_pod(finding) for finding in findings]
+
+
+def _typed_on_pod(finding: Finding) -> Finding:
+    """Those about the volume itself say where."""
+    if finding.code.startswith(("volume.", "links.")):
+        return finding
+    return replace(finding, fix=as_on_pod(finding.fix))

@@ -146,8 +146,34 @@ def test_a_stage_may_have_begun_before_it_is_waited_for(capsys: pytest.CaptureFi
     ]
 
 
-def test_one_failed_need_is_enough() -> None:
-    """Another may be blocked forever by a mount."""
+def test_lines_wait_for_the_first_one_but_a_failure_does_not(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def pass_stage(timeline: Timeline, outcome: str = "ok") -> None:
+        with timeline.stage(outcome) as row:
+            time.sleep(0.11)  # shorter ones are not shown
+            row.outcome = outcome
+
+    def logged() -> list[str]:
+        lines = capsys.readouterr().err.splitlines()
+        return [line.split("] ")[1].split(":")[-2].strip() for line in lines]
+
+    timeline = Timeline(held=True)
+    pass_stage(timeline)
+    assert logged() == []
+    timeline.release()
+    pass_stage(timeline)
+    assert logged() == ["ok", "ok"] and len(timeline.stages) == 2
+    timeline = Timeline(held=True)
+    pass_stage(timeline)
+    pass_stage(timeline, "failed")
+    pass_stage(timeline)
+    timeline.release()
+    assert logged() == ["ok", "failed", "ok"]
+
+
+def test_one_need_that_went_wrong_is_enough() -> None:
+    """Another may be held for ever by a mount."""
     never = threading.Event()
     hangs = Task("hangs", lambda _: never.wait(30))
     bad = Task("bad", finding(BAD))

@@ -206,7 +206,7 @@ def test_an_interpreter_on_the_volume_is_fixed_on_a_pod() -> None:
     facts = comfyui(Alpha="missing\n")
     reported = found(facts, packages("/runpod-volume/my venv/bin/python"))
     fix = reported["nodes.requirements_unmet"].fix
-    assert "'/runpod-volume/my venv/bin/python' -m pip install missing" in fix
+    assert "'/workspace/my venv/bin/python' -m pip install missing" in fix
     assert fix.startswith("On a Pod")
     assert "/workspace" in fix
 

@@ -18,6 +18,7 @@ import pytest
 from bootstrap.config import Settings
 from bootstrap.core.files import Trouble
 from bootstrap.core.findings import Finding, Severity
+from bootstrap.core.text import as_on_pod
 from bootstrap.doctor.checks import volume, volume_layout, volume_links
 from bootstrap.doctor.checks.volume import check_layout, check_volume
 from bootstrap.doctor.facts.volume_facts import (
@@ -186,7 +187,14 @@ def test_a_quota_says_so_and_a_slow_write_is_reported() -> None:
 
 def test_on_serverless_the_pods_path_is_reported() -> None:
     finding = only(checked(space=Space(GB, 0, 0, 0)), "volume.low")
-    assert "type that for /runpod-volume" in finding.fix
+    assert finding.fix.startswith("On a Pod with this volume, which is /workspace there: `du ")
+    assert "/runpod-volume" not in finding.fix
+    assert as_on_pod("Then: `rm -- '/runpod-volume/a b'`, or not.") == (
+        "Then: `rm -- '/workspace/a b'`, or not. "
+        "(That is on a Pod with this volume, which is /workspace there.)"
+    )
+    for same in ("`sed 's#/runpod-volume#..#' x`", "`rm /data/runpod-volume/x`", "/runpod-volume"):
+        assert as_on_pod(same) == same
 
 
 # --- real mounts

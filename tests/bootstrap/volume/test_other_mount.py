@@ -33,6 +33,13 @@ def test_a_free_name_becomes_a_link_and_goes_again(root: Path) -> None:
     assert not os.path.lexists(names[1])
 
 
+def test_an_empty_folder_is_no_volume_to_link_to(root: Path) -> None:
+    (root / "storage").rmdir()
+    name = root.parent / "workspace"
+    assert link_other_mounts(root, (name,)) == ([], [])
+    assert not os.path.lexists(name)
+
+
 @pytest.mark.parametrize("what", ["folder", "file", "link"])
 def test_nothing_real_is_replaced(root: Path, what: str) -> None:
     name = root.parent / "workspace"

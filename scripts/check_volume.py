@@ -7,7 +7,7 @@ Nothing has to be installed. Exit code 0: fit (there may be warnings); 1: errors
 could not be checked; 2: wrong use.
 """
 
-# Without `from __future__ import annotations`, so that an old Python reaches the message below.
+# Without annotations from the future, so that an old Python reaches the message below.
 import sys
 
 if sys.version_info < (3, 10):  # noqa: UP036

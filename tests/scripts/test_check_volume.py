@@ -283,7 +283,7 @@ def test_a_link_is_reported_once(root: Path, text: str, code: str) -> None:
     ("text", "code", "said"),
     [
         (b'{"version": 1,\n "models": [\n  {},\n ]}', "manifest.unreadable", "line 3, column 5"),
-        (b'{"version": 1, "models": [],}', "manifest.unreadable", "a comma too many in line 1"),
+        (b'{"version": 1, "models": [],}', "manifest.unreadable", "a trailing comma in line 1"),
         (b"models", "manifest.unreadable", "line 1, column 1"),
         (b"[]", "manifest.shape", "not a JSON object"),
         (b'{"version": 1, "models": {}}', "manifest.shape", "not a list"),

@@ -125,7 +125,7 @@ def test_the_comma_that_is_named_is_the_one_to_delete(
 ) -> None:
     written(file, text)(root)
     shown = check(root).text
-    place = re.search(r"a comma too many in line (\d+), column (\d+)\.", shown)
+    place = re.search(r"a trailing comma in line (\d+), column (\d+)\.", shown)
     assert place and "Delete that comma in the file." in shown, shown
     lines = text.splitlines(keepends=True)
     line, column = int(place[1]) - 1, int(place[2]) - 1
@@ -206,7 +206,7 @@ def _set(env: dict[str, str], shown: str) -> None:
 
 
 def _removed(env: dict[str, str], shown: str) -> None:
-    found = re.search(r"Set (\w+) to .* or remove it to get the default", shown)
+    found = re.search(r"Set (\w+) to .* or remove it to use the default", shown)
     assert found, shown
     del env[found[1]]
 

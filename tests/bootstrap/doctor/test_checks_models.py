@@ -160,7 +160,7 @@ CASES = [
         "models.partial_download",
         INFO,
         lambda m: write(m / "loras" / "x.safetensors.aria2", b"1234"),
-        "x.safetensors.aria2 is a download in progress or interrupted (4 bytes)",
+        "x.safetensors.aria2 is a download under way or broken off (4 bytes)",
     ),
     Case(
         "models.name_unusable",
@@ -292,7 +292,7 @@ def test_what_cannot_be_read(models: Path) -> None:
         inventory.models[0], examined=Examined(WeightsState.UNREADABLE, os.strerror(5))
     )
     (finding,) = unusual(check_models(replace(inventory, files=(failing,))))
-    assert finding.code == "models.unreadable" and "Try again" in finding.fix
+    assert finding.code == "models.unreadable" and "Look again" in finding.fix
 
 
 def test_the_largest_against_gpu_and_memory(models: Path) -> None:

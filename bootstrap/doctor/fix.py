@@ -51,14 +51,14 @@ _NEXT = {
 class Repair:
     """One kind of repair, at `paths`: `sentence` says what it would do, `codes` are the findings
     that it fixes. `act` does it and gives the paths that it changed, and what failed; `code` and
-    `said`, with their number and the noun in place of {}, report that."""
+    `said`, with their number and `noun` in place of {}, report that."""
 
     code: str
     codes: frozenset[str]
     paths: tuple[str, ...]
     sentence: str
     said: str
-    noun: str
+    noun: tuple[str, ...]
     act: Callable[[], tuple[list[str], list[Finding]]]
 
 
@@ -91,7 +91,7 @@ def apply_fixes(repairs: Sequence[Repair]) -> list[Finding]:
     for repair in repairs:
         done, failed = repair.act()
         if done:
-            message = f"{repair.said.format(counted(len(done), repair.noun))}: {named(done)}."
+            message = f"{repair.said.format(counted(len(done), *repair.noun))}: {named(done)}."
             findings.append(info(repair.code, message, paths=done[:50]))
         findings += failed
     return findings
@@ -123,7 +123,7 @@ def _make_folders(facts: VolumeFacts) -> Repair:
         paths,
         f"Make {counted(len(paths), 'folder')}: {named(paths)}",
         "Made {}",
-        "folder",
+        ("folder",),
         partial(_each, paths, str, _made),
     )
 
@@ -167,7 +167,7 @@ def _move_models(facts: VolumeFacts, inventory: Inventory | None) -> Repair:
         paths,
         f"Move the models at {named(paths)} to {named(belongs)}",
         "Moved {}",
-        "item",
+        ("file or folder", "files and folders"),
         partial(_move_all, strays),
     )
 
@@ -297,7 +297,7 @@ def _relink(facts: VolumeFacts, inventory: Inventory | None) -> Repair:
         paths,
         f"Make {counted(len(paths), 'link')} relative: {named(paths)}",
         "Made {} relative",
-        "link",
+        ("link",),
         partial(_each, links, lambda link: link.path, _relinked),
     )
 
@@ -326,7 +326,7 @@ def _remove_links(facts: VolumeFacts, layout: Layout) -> Repair:
         paths,
         f"Remove {counted(len(paths), 'link')} of our own that are broken: {named(paths)}",
         "Removed {} of our own",
-        "link",
+        ("link",),
         partial(_unlink, links),
     )
 
@@ -352,7 +352,7 @@ def _sweep(facts: VolumeFacts) -> Repair:
         paths,
         f"Remove {count} ({size}) left by workers that were killed: {named(paths)}",
         "Removed {}",
-        "file",
+        ("file",),
         partial(_each, stale, lambda leftover: leftover.path, _remove),
     )
 

@@ -14,7 +14,7 @@ A GPU that answers is then judged by the driver's data.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 from bootstrap.config import Settings
@@ -271,18 +271,16 @@ def _none_visible(gpu: GpuFacts, env: Mapping[str, str], why: str) -> Finding:
     return _absent(why)
 
 
-def _fewer(gpu: GpuFacts, env: Mapping[str, str]) -> list[Finding]:
+def _fewer(gpu: GpuFacts, env: Mapping[str, str]) -> Iterator[Finding]:
     promised = promised_gpus(env)
     if promised is None or len(gpu.visible) >= promised:
-        return []
-    return [
-        warning(
-            "gpu.fewer",
-            f"RUNPOD_GPU_COUNT is {promised}, but CUDA lists {len(gpu.visible)} GPU(s).",
-            "ComfyUI uses one GPU: set GPUs per worker to 1 in Edit Endpoint. If "
-            "CUDA_VISIBLE_DEVICES is set, remove it.",
-        )
-    ]
+        return
+    yield warning(
+        "gpu.fewer",
+        f"RUNPOD_GPU_COUNT is {promised}, but CUDA lists {len(gpu.visible)} GPU(s).",
+        "ComfyUI uses one GPU: set GPUs per worker to 1 in Edit Endpoint. If "
+        "CUDA_VISIBLE_DEVICES is set, remove it.",
+    )
 
 
 def _good(gpu: GpuFacts) -> Finding:

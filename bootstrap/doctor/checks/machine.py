@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from datetime import datetime, timezone
 
 from bootstrap.config import Settings
@@ -58,7 +58,7 @@ OLDEST_PYTHON = (3, 10)
 def check_memory(facts: MachineFacts, settings: Settings, env: Mapping[str, str]) -> list[Finding]:
     """Findings about the container's memory and CPU."""
     found = _memory(facts.memory) if facts.memory else []
-    return found + (_cpu(facts.cpu) if facts.cpu else [])
+    return [*found, *(_cpu(facts.cpu) if facts.cpu else ())]
 
 
 def _memory(memory: MemoryFacts) -> list[Finding]:
@@ -121,17 +121,15 @@ def _killed(memory: MemoryFacts) -> Finding | None:
     )
 
 
-def _cpu(cpu: CpuFacts) -> list[Finding]:
+def _cpu(cpu: CpuFacts) -> Iterator[Finding]:
     if cpu.cores >= FEW_CORES:
-        return []
-    return [
-        info(
-            "machine.cpu_few",
-            f"{cpu.cores:.1f} CPU cores for this container ({cpu.source}; the machine has "
-            f"{cpu.host}): ComfyUI's start takes 10 s of CPU, so it will take longer here.",
-            cores=cpu.cores,
-        )
-    ]
+        return
+    yield info(
+        "machine.cpu_few",
+        f"{cpu.cores:.1f} CPU cores for this container ({cpu.source}; the machine has "
+        f"{cpu.host}): ComfyUI's start takes 10 s of CPU, so it will take longer here.",
+        cores=cpu.cores,
+    )
 
 
 def check_machine(facts: MachineFacts, settings: Settings, env: Mapping[str, str]) -> list[Finding]:
@@ -305,16 +303,14 @@ def _clock(facts: MachineFacts) -> list[Finding]:
     ]
 
 
-def _python(facts: MachineFacts) -> list[Finding]:
+def _python(facts: MachineFacts) -> Iterator[Finding]:
     parts = facts.python.split(".")
     if len(parts) < 2 or tuple(int(p) for p in parts[:2] if p.isdigit()) >= OLDEST_PYTHON:
-        return []
-    return [
-        error(
-            "machine.python_old",
-            f"The worker runs with Python {facts.python}; it needs 3.10 or newer.",
-            "Run it with a newer one, such as `python3.11 scripts/check_volume.py`, or use the "
-            "project's image.",
-            python=facts.python,
-        )
-    ]
+        return
+    yield error(
+        "machine.python_old",
+        f"The worker runs with Python {facts.python}; it needs 3.10 or newer.",
+        "Run it with a newer one, such as `python3.11 scripts/check_volume.py`, or use the "
+        "project's image.",
+        python=facts.python,
+    )

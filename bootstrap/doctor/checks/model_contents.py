@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 from bootstrap.core.findings import Finding, info, warning
@@ -128,43 +128,39 @@ def _download(path: str) -> str:
     return f"curl -fL {token} -o {typed(path)} URL"
 
 
-def pickles(models: Sequence[ModelFile]) -> list[Finding]:
+def pickles(models: Sequence[ModelFile]) -> Iterator[Finding]:
     """No immediate fix: many upscalers exist as .pth only."""
     found = [f for f in models if extension_of(f.name) in PICKLES and f.state is WeightsState.GOOD]
     if not found:
-        return []
-    return [
-        info(
-            "models.pickle",
-            f"{about(found, 'is a pickle', 'are pickles')}: old torch versions and some nodes run "
-            "code in them when they are loaded.",
-            "Where the author offers a .safetensors of the same model, use that; keep only "
-            "pickles from people you trust.",
-            paths=paths_of(found),
-        )
-    ]
+        return
+    yield info(
+        "models.pickle",
+        f"{about(found, 'is a pickle', 'are pickles')}: old torch versions and some nodes run "
+        "code in them when they are loaded.",
+        "Where the author offers a .safetensors of the same model, use that; keep only "
+        "pickles from people you trust.",
+        paths=paths_of(found),
+    )
 
 
-def duplicates(groups: Sequence[Sequence[ModelFile]]) -> list[Finding]:
+def duplicates(groups: Sequence[Sequence[ModelFile]]) -> Iterator[Finding]:
     """Files that look identical; cmp decides before anything is deleted."""
     if not groups:
-        return []
+        return
     wasted = sum(group[0].size * (len(group) - 1) for group in groups)
     first = groups[0]
     kept, extra = first[0].full_path, first[1].full_path
     pairs = [" = ".join(place(f) for f in group[:3]) for group in groups]
-    return [
-        info(
-            "models.duplicate",
-            f"{counted(len(groups), 'model lies', 'models lie')} on the volume more than once "
-            f"(same size, header and samples) and {'wastes' if len(groups) == 1 else 'waste'} "
-            f"{size_text(wasted)}: {named(pairs, 3)}.",
-            f"`{typed('cmp', '--', kept, extra)} && {typed('rm', '--', extra)}` deletes the second "
-            "if they are equal; workflows must then use the first name.",
-            wasted=wasted,
-            groups=[[f.full_path[-300:] for f in group[:5]] for group in groups[:20]],
-        )
-    ]
+    yield info(
+        "models.duplicate",
+        f"{counted(len(groups), 'model lies', 'models lie')} on the volume more than once "
+        f"(same size, header and samples) and {'wastes' if len(groups) == 1 else 'waste'} "
+        f"{size_text(wasted)}: {named(pairs, 3)}.",
+        f"`{typed('cmp', '--', kept, extra)} && {typed('rm', '--', extra)}` deletes the second "
+        "if they are equal; workflows must then use the first name.",
+        wasted=wasted,
+        groups=[[f.full_path[-300:] for f in group[:5]] for group in groups[:20]],
+    )
 
 
 def _length(file: ModelFile) -> str:

@@ -6,8 +6,10 @@ import difflib
 import os
 import re
 import unicodedata
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from functools import partial
 from types import MappingProxyType
+from typing import NamedTuple
 
 from bootstrap.core.findings import Finding, info, warning
 from bootstrap.core.text import MB, chained, counted, named, shown, size_text, typed
@@ -68,87 +70,82 @@ _BESIDE_MODELS = frozenset(
 _NEAR = 0.85
 
 
-def check_names(inventory: Inventory) -> list[Finding]:
-    """Findings about names of models and their folders."""
-    names = _paths(inventory)
-    return [
-        *unusable(names),
-        *outer_spaces(names),
-        *not_nfc(names),
-        *too_long(names),
-        *differ_by_case(names),
-    ]
+class _BadName(NamedTuple):
+    """A kind of bad name: which are, in words, too; `better` is the one to give instead."""
+
+    code: str
+    report: Callable[..., Finding]
+    is_bad: Callable[[str], object]
+    which: str
+    better: Callable[[str], str]
 
 
-def unusable(paths: Sequence[str]) -> list[Finding]:
-    """Control characters, backslashes, bytes that are not UTF-8."""
-    found = [path for path in paths if _UNUSABLE.search(os.path.basename(path))]
-    return _renaming(
-        warning,
+def _shortened(name: str) -> str:
+    stem, extension = os.path.splitext(name)
+    room = LONGEST_NAME - len(os.fsencode(extension))
+    return os.fsencode(stem)[:room].decode("utf-8", "ignore") + extension
+
+
+_BAD_NAMES = (
+    _BadName(
         "models.name_unusable",
-        found,
+        warning,
+        _UNUSABLE.search,
         "with control characters, backslashes or bytes that are not UTF-8, which workflows cannot "
         "name reliably",
         lambda name: _UNUSABLE.sub("_", name),
-    )
-
-
-def outer_spaces(paths: Sequence[str]) -> list[Finding]:
-    """White space at the beginning or end of a name."""
-    found = [path for path in paths if _base(path).strip() != _base(path)]
-    return _renaming(
-        warning,
+    ),
+    _BadName(
         "models.name_spaces",
-        found,
+        warning,
+        lambda name: name.strip() != name,
         "that begin or end with white space, which gets lost where names are typed or copied",
         str.strip,
-    )
-
-
-def not_nfc(paths: Sequence[str]) -> list[Finding]:
-    """Usually from macOS, which stores é as e and an accent."""
-    found = [p for p in paths if not unicodedata.is_normalized("NFC", os.path.basename(p))]
-    return _renaming(
-        info,
+    ),
+    # Usually from macOS, which stores é as e and an accent.
+    _BadName(
         "models.name_not_nfc",
-        found,
+        info,
+        lambda name: not unicodedata.is_normalized("NFC", name),
         "whose accents are separate code points (as macOS writes them): a workflow with the usual "
         "spelling does not find them",
         lambda name: unicodedata.normalize("NFC", name),
-    )
-
-
-def too_long(paths: Sequence[str]) -> list[Finding]:
-    """Readable, but a download with that name would fail."""
-    found = [p for p in paths if len(os.fsencode(os.path.basename(p))) > LONGEST_NAME]
-    return _renaming(
-        info,
+    ),
+    # Readable, but a download with that name would fail.
+    _BadName(
         "models.name_too_long",
-        found,
+        info,
+        lambda name: len(os.fsencode(name)) > LONGEST_NAME,
         f"of more than {LONGEST_NAME} bytes, too long for a download to write beside it",
         _shortened,
-    )
+    ),
+)
 
 
-def differ_by_case(paths: Sequence[str]) -> list[Finding]:
+def check_names(inventory: Inventory) -> list[Finding]:
+    """Findings about names of models and their folders."""
+    paths = _paths(inventory)
+    found = [(kind, [p for p in paths if kind.is_bad(_base(p))]) for kind in _BAD_NAMES]
+    return [*(_renaming(kind, bad) for kind, bad in found if bad), *differ_by_case(paths)]
+
+
+def differ_by_case(paths: Sequence[str]) -> Iterator[Finding]:
     """Different files here, one file on Windows and macOS."""
     groups: dict[str, list[str]] = {}
     for path in paths:
         groups.setdefault(unicodedata.normalize("NFC", path).casefold(), []).append(path)
     twins = [group for group in groups.values() if len(group) > 1]
     if not twins:
-        return []
+        return
     pairs = [" and ".join(group[:3]) for group in twins]
-    return [
-        info(
-            "models.names_differ_by_case",
-            f"{counted(len(twins), 'name exists', 'names exist')} in several spellings that differ "
-            f"in case or accents only: {named(pairs, 3)}. A workflow made on Windows or macOS may "
-            "mean the other one.",
-            f"Rename one: {command(move(twins[0][1], _second(twins[0][1])))}. Or delete it.",
-            paths=[path[-MOST_PATH:] for group in twins[:20] for path in group[:3]],
-        )
-    ]
+    yield info(
+        "models.names_differ_by_case",
+        f"{counted(len(twins), 'name exists', 'names exist')} in several spellings that differ "
+        f"in case or accents only: {named(pairs, 3)}. A workflow made on Windows or macOS may "
+        "mean the other one.",
+        f"Rename one: {command(move(twins[0][1], _second(twins[0][1])))}. Or delete it.",
+        paths=[path[-MOST_PATH:] for group in twins[:20] for path in group[:3]],
+    )
 
 
 def _second(path: str) -> str:
@@ -162,36 +159,18 @@ def _paths(inventory: Inventory) -> list[str]:
     return [*folders, *(f.full_path for f in inventory.files if f.is_weights)]
 
 
-def _renaming(
-    finding: Callable[..., Finding],
-    code: str,
-    paths: Sequence[str],
-    which: str,
-    better: Callable[[str], str],
-) -> list[Finding]:
-    if not paths:
-        return []
-    moves = (
-        move(path, os.path.join(os.path.dirname(path), better(_base(path)))) for path in paths[:3]
+def _renaming(kind: _BadName, paths: Sequence[str]) -> Finding:
+    better = [os.path.join(os.path.dirname(p), kind.better(_base(p))) for p in paths[:3]]
+    return kind.report(
+        kind.code,
+        f"{counted(len(paths), 'name')} {kind.which}: {named([_base(p) for p in paths])}.",
+        f"{command(*map(move, paths, better))}. Then choose the new name in workflows.",
+        paths=[path[-MOST_PATH:] for path in paths[:MOST_PATHS]],
     )
-    return [
-        finding(
-            code,
-            f"{counted(len(paths), 'name', 'names')} {which}: {named([_base(p) for p in paths])}.",
-            f"{command(*moves)}. Then choose the new name in workflows.",
-            paths=[path[-MOST_PATH:] for path in paths[:MOST_PATHS]],
-        )
-    ]
 
 
 def _base(path: str) -> str:
     return os.path.basename(path)
-
-
-def _shortened(name: str) -> str:
-    stem, extension = os.path.splitext(name)
-    room = LONGEST_NAME - len(os.fsencode(extension))
-    return os.fsencode(stem)[:room].decode("utf-8", "ignore") + extension
 
 
 def check_places(
@@ -203,31 +182,25 @@ def check_places(
     of single models by their contents, `reported` are folders that another check reports."""
     holdings = holdings_of(inventory)
     unlisted = [f for f in inventory.files if not f.is_model and f.inode is not None]
-    partial = [f for f in unlisted if _is_partial(f)]
-    archives = [f for f in unlisted if _is_archive(f)]
-    ignored = [f for f in unlisted if _is_ignored(f)]
+    outside = [f for f in inventory.files if not f.folder and f.is_weights]
+    found = (
+        (partial(outside_category, loose=loose), outside),
+        (ignored_extensions, [f for f in unlisted if _is_ignored(f)]),
+        (packed, [f for f in unlisted if _is_archive(f)]),
+        (partial_downloads, [f for f in unlisted if _is_partial(f)]),
+    )
     return [
         *empty_categories(holdings),
         *unknown_folders(holdings, reported),
-        *outside_category([f for f in inventory.files if not f.folder and f.is_weights], loose),
-        *ignored_extensions(ignored),
-        *packed(archives),
-        *partial_downloads(partial),
+        *(finding(files) for finding, files in found if files),
     ]
 
 
 def empty_categories(holdings: Sequence[Holding]) -> list[Finding]:
     """Known folders with nothing for a loader; common, but often the answer to a question."""
     empty = [h.name for h in holdings if h.known and not h.count and h.name != "configs"]
-    if not empty:
-        return []
-    return [
-        info(
-            "models.empty_category",
-            f"No model in {named(empty, 30)}.",
-            categories=empty[:60],
-        )
-    ]
+    text = f"No model in {named(empty, 30)}."
+    return [info("models.empty_category", text, categories=empty[:60])] if empty else []
 
 
 def unknown_folders(holdings: Sequence[Holding], reported: Collection[str]) -> list[Finding]:
@@ -259,10 +232,8 @@ def _is_unknown(holding: Holding) -> bool:
 
 def outside_category(
     files: Sequence[ModelFile], loose: Mapping[str, str] = MappingProxyType({})
-) -> list[Finding]:
+) -> Finding:
     """The right folder depends on the model's kind, known from its contents or its author."""
-    if not files:
-        return []
     first = files[0]
     known = loose.get(first.full_path, "")
     folder = os.path.join(known or os.path.join(first.root, "checkpoints"), "")
@@ -273,39 +244,30 @@ def outside_category(
         else f"{moved}. Its contents do not tell its kind: if it is not a checkpoint, name another "
         "folder."
     )
-    return [
-        warning(
-            "models.outside_category",
-            f"{about(files, 'lies', 'lie')} straight under {first.root.name}/, where no loader "
-            "looks.",
-            fix,
-            paths=paths_of(files),
-        )
-    ]
+    return warning(
+        "models.outside_category",
+        f"{about(files, 'lies', 'lie')} straight under {first.root.name}/, where no loader looks.",
+        fix,
+        paths=paths_of(files),
+    )
 
 
-def ignored_extensions(files: Sequence[ModelFile]) -> list[Finding]:
+def ignored_extensions(files: Sequence[ModelFile]) -> Finding:
     """`.safetensors.1` from wget, `.safetensors.txt` from a browser, or not a model."""
-    if not files:
-        return []
     first = files[0]
     moves = command(*(move(f.full_path, _better_path(f)) for f in files[:3]))
     accepted = ", ".join(sorted(first.category.extensions)) if first.category else ".safetensors"
-    return [
-        warning(
-            "models.ignored_extension",
-            f"{about(files, 'is', 'are')} not listed by ComfyUI because of the name's ending "
-            f"(it takes {accepted}).",
-            f"If it is a model: {moves}. If not, move it out of the model folders.",
-            paths=paths_of(files),
-        )
-    ]
+    return warning(
+        "models.ignored_extension",
+        f"{about(files, 'is', 'are')} not listed by ComfyUI because of the name's ending "
+        f"(it takes {accepted}).",
+        f"If it is a model: {moves}. If not, move it out of the model folders.",
+        paths=paths_of(files),
+    )
 
 
-def packed(files: Sequence[ModelFile]) -> list[Finding]:
+def packed(files: Sequence[ModelFile]) -> Finding:
     """ComfyUI does not unpack archives."""
-    if not files:
-        return []
     first = files[0]
     folder = os.path.dirname(first.full_path)
     zipped = extension_of(first.name) == ".zip"
@@ -314,32 +276,25 @@ def packed(files: Sequence[ModelFile]) -> list[Finding]:
         if zipped
         else typed("tar", "-xf", first.full_path, "-C", folder)
     )
-    return [
-        warning(
-            "models.archive",
-            f"{about(files, 'is an archive', 'are archives')}; ComfyUI lists only what is "
-            "unpacked.",
-            f"`{unpack} && {typed('rm', '--', first.full_path)}`",
-            paths=paths_of(files),
-        )
-    ]
+    return warning(
+        "models.archive",
+        f"{about(files, 'is an archive', 'are archives')}; ComfyUI lists only what is unpacked.",
+        f"`{unpack} && {typed('rm', '--', first.full_path)}`",
+        paths=paths_of(files),
+    )
 
 
-def partial_downloads(files: Sequence[ModelFile]) -> list[Finding]:
+def partial_downloads(files: Sequence[ModelFile]) -> Finding:
     """Information only: another worker may be downloading right now."""
-    if not files:
-        return []
     size = sum(f.size for f in files)
-    return [
-        info(
-            "models.partial_download",
-            f"{about(files, 'is a download', 'are downloads')} under way or broken off "
-            f"({size_text(size)}).",
-            f"If nothing is downloading on any worker or Pod: {delete(files)}",
-            paths=paths_of(files),
-            size=size,
-        )
-    ]
+    return info(
+        "models.partial_download",
+        f"{about(files, 'is a download', 'are downloads')} under way or broken off "
+        f"({size_text(size)}).",
+        f"If nothing is downloading on any worker or Pod: {delete(files)}",
+        paths=paths_of(files),
+        size=size,
+    )
 
 
 def _misnamed(found: Sequence[tuple[Holding, Category]]) -> Finding:

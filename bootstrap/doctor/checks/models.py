@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from types import MappingProxyType
 
 from bootstrap.core.findings import Finding, info, ok, warning
@@ -80,97 +80,87 @@ def overview(inventory: Inventory) -> list[Finding]:
     ]
 
 
-def incomplete(inventory: Inventory) -> list[Finding]:
+def incomplete(inventory: Inventory) -> Iterator[Finding]:
     """A limit in number or time ended the scan; what was not seen is not judged."""
     if inventory.complete:
-        return []
-    return [
-        info(
-            "models.incomplete",
-            f"The model folders were not looked at to the end: "
-            f"{counted(len(inventory.files), 'file')} in "
-            f"{inventory.seconds:.1f} s.",
-            "A deep check on a Pod takes its time: `python3 scripts/check_volume.py --deep`.",
-        )
-    ]
+        return
+    yield info(
+        "models.incomplete",
+        f"The model folders were not looked at to the end: "
+        f"{counted(len(inventory.files), 'file')} in "
+        f"{inventory.seconds:.1f} s.",
+        "A deep check on a Pod takes its time: `python3 scripts/check_volume.py --deep`.",
+    )
 
 
-def unopened(inventory: Inventory) -> list[Finding]:
+def unopened(inventory: Inventory) -> Iterator[Finding]:
     """A light scan opens a limited number of files."""
     weights = [f for f in inventory.files if f.is_weights]
     unread = [f for f in weights if f.state is WeightsState.UNREAD and not f.examined.detail]
     if not inventory.headers or not inventory.complete or not unread:
-        return []
-    return [
-        info(
-            "models.unopened",
-            f"{len(unread):,} of {counted(len(weights), 'model file')} were not opened, so "
-            "whether they are whole is not known.",
-            "A deep check opens them all: `python3 scripts/check_volume.py --deep`.",
-        )
-    ]
+        return
+    yield info(
+        "models.unopened",
+        f"{len(unread):,} of {counted(len(weights), 'model file')} were not opened, so "
+        "whether they are whole is not known.",
+        "A deep check opens them all: `python3 scripts/check_volume.py --deep`.",
+    )
 
 
-def unreadable(inventory: Inventory) -> list[Finding]:
+def unreadable(inventory: Inventory) -> Iterator[Finding]:
     """Permissions, or a failing volume."""
     failed = [f for f in inventory.files if f.state is WeightsState.UNREADABLE]
     count = inventory.problem_count + len(failed)
     if not count:
-        return []
+        return
     places = [f"{p.path} ({p.reason})" for p in inventory.problems]
     places += [f"{place(f)} ({f.examined.detail})" for f in failed]
     first = inventory.problems[0].path if inventory.problems else failed[0].full_path
     denied = any(os.strerror(errno.EACCES) in text for text in places)
     allow = f"On a Pod: {command(typed('chmod', '-R', 'a+rX', first))}."
     retry = "Look again; if it stays, the volume or the path is gone: check that it is attached."
-    return [
-        warning(
-            "models.unreadable",
-            f"{counted(count, 'file or folder', 'files or folders')} could not be read: "
-            f"{named(places)}.",
-            allow if denied else retry,
-            paths=places[:50],
-        )
-    ]
+    yield warning(
+        "models.unreadable",
+        f"{counted(count, 'file or folder', 'files or folders')} could not be read: "
+        f"{named(places)}.",
+        allow if denied else retry,
+        paths=places[:50],
+    )
 
 
-def larger_than_gpu(inventory: Inventory, gpu_memory: int | None) -> list[Finding]:
+def larger_than_gpu(inventory: Inventory, gpu_memory: int | None) -> Iterator[Finding]:
     """ComfyUI then loads it piece by piece: slow, but it works."""
     largest = max(inventory.models, key=_size_on_gpu, default=None)
     if gpu_memory is None or largest is None or _size_on_gpu(largest) <= gpu_memory:
-        return []
-    return [
-        info(
-            "models.larger_than_gpu",
-            f"{shown(place(largest))} takes {size_text(_size_on_gpu(largest))} on a GPU, this one "
-            f"has {size_text(gpu_memory)}: ComfyUI will move it in and out in parts, which is "
-            "several times slower.",
-            "Choose a GPU type with more memory for jobs that use it, or an fp8 or GGUF version.",
-            path=largest.full_path,
-            size=_size_on_gpu(largest),
-            gpu_memory=gpu_memory,
-        )
-    ]
+        return
+    yield info(
+        "models.larger_than_gpu",
+        f"{shown(place(largest))} takes {size_text(_size_on_gpu(largest))} on a GPU, this one "
+        f"has {size_text(gpu_memory)}: ComfyUI will move it in and out in parts, which is "
+        "several times slower.",
+        "Choose a GPU type with more memory for jobs that use it, or an fp8 or GGUF version.",
+        path=largest.full_path,
+        size=_size_on_gpu(largest),
+        gpu_memory=gpu_memory,
+    )
 
 
-def larger_than_memory(inventory: Inventory, memory_limit: int | None) -> list[Finding]:
+def larger_than_memory(inventory: Inventory, memory_limit: int | None) -> Iterator[Finding]:
     """The kernel kills ComfyUI with signal 9 if the container exceeds its limit."""
     largest = max(inventory.models, key=lambda f: f.size, default=None)
     if memory_limit is None or largest is None or largest.size <= memory_limit:
-        return []
-    return [
-        warning(
-            "models.larger_than_memory",
-            f"{shown(place(largest))} has {size_text(largest.size)}, this container may use "
-            f"{size_text(memory_limit)}: the kernel can kill ComfyUI (exit code 137) while it "
-            "loads it.",
-            "Choose a GPU type with more memory beside it (Edit Endpoint → GPU), or a smaller "
-            "version of the model.",
-            path=largest.full_path,
-            size=largest.size,
-            memory_limit=memory_limit,
-        )
-    ]
+        return
+    yield warning(
+        "models.larger_than_memory",
+        f"{shown(place(largest))} has {size_text(largest.size)}, this container may use "
+        f"{size_text(memory_limit)}: the kernel can kill ComfyUI (exit code 137) while it "
+        "loads it.",
+        "Choose a GPU type with more memory beside it (Edit Endpoint → GPU), or a smaller "
+        "version of the model.",
+        path=largest.full_path,
+        size=largest.size,
+        memory_limit=memory_limit,
+    )
 
 
 def _none(inventory: Inventory) -> Finding:

@@ -4,7 +4,7 @@ with the driver and the GPU.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from bootstrap.config import Settings
@@ -120,32 +120,28 @@ def _core(comfyui: ComfyUIFacts, judgement: Judgement) -> list[Finding]:
     return found
 
 
-def _untracked(judged: Sequence[Verdict], packages: PackagesFacts) -> list[Finding]:
+def _untracked(judged: Sequence[Verdict], packages: PackagesFacts) -> Iterator[Finding]:
     if not judged:
-        return []
+        return
     names = named([j.name for j in judged])
-    return [
-        info(
-            "python.package_untracked",
-            f"{names} can be imported by {shown(packages.python)}, but pip has no record of it: a "
-            "stand-in or a copy of unknown version.",
-            f"If nodes fail that use it: `{_line(judged, packages)}`.",
-            **_details(judged),
-        )
-    ]
+    yield info(
+        "python.package_untracked",
+        f"{names} can be imported by {shown(packages.python)}, but pip has no record of it: a "
+        "stand-in or a copy of unknown version.",
+        f"If nodes fail that use it: `{_line(judged, packages)}`.",
+        **_details(judged),
+    )
 
 
-def _page(judged: Sequence[Verdict]) -> list[Finding]:
+def _page(judged: Sequence[Verdict]) -> Iterator[Finding]:
     if not judged:
-        return []
-    return [
-        info(
-            "comfyui.front_end_packages",
-            f"{_texts(judged)}: not installed as required. They are ComfyUI's web page; the worker "
-            "gives it a page of its own, and jobs need none.",
-            **_details(judged),
-        )
-    ]
+        return
+    yield info(
+        "comfyui.front_end_packages",
+        f"{_texts(judged)}: not installed as required. They are ComfyUI's web page; the worker "
+        "gives it a page of its own, and jobs need none.",
+        **_details(judged),
+    )
 
 
 def _of_packs(comfyui: ComfyUIFacts, judgement: Judgement) -> list[Finding]:

@@ -5,7 +5,7 @@ and allocators have their own modules.
 from __future__ import annotations
 
 import difflib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
 from bootstrap.config import Settings, is_on, variables
 from bootstrap.config.bucket import has_no_name, missing_variables, month_name
@@ -229,45 +229,39 @@ def _offline(env: Mapping[str, str]) -> list[Finding]:
     ]
 
 
-def _endpoint(env: Mapping[str, str]) -> list[Finding]:
+def _endpoint(env: Mapping[str, str]) -> Iterator[Finding]:
     endpoint = env.get("HF_ENDPOINT", "").strip()
     if not endpoint or endpoint.lower().startswith("https://"):
-        return []
-    return [
-        warning(
-            "env.hf_endpoint",
-            "HF_ENDPOINT does not start with https://: downloads fail, or HF_TOKEN travels "
-            "unencrypted.",
-            f"Remove HF_ENDPOINT {IN_ENDPOINT}, or set it to an https:// address.",
-        )
-    ]
+        return
+    yield warning(
+        "env.hf_endpoint",
+        "HF_ENDPOINT does not start with https://: downloads fail, or HF_TOKEN travels "
+        "unencrypted.",
+        f"Remove HF_ENDPOINT {IN_ENDPOINT}, or set it to an https:// address.",
+    )
 
 
-def _transfer(env: Mapping[str, str]) -> list[Finding]:
+def _transfer(env: Mapping[str, str]) -> Iterator[Finding]:
     if not is_on(env, "HF_HUB_ENABLE_HF_TRANSFER"):
-        return []
-    return [
-        info(
-            "env.hf_transfer",
-            "HF_HUB_ENABLE_HF_TRANSFER has no effect since huggingface_hub 1.0, and older ones "
-            "raise without the package hf_transfer. This worker's own downloads need neither.",
-            f"Remove it {IN_ENDPOINT}; for nodes' own downloads HF_XET_HIGH_PERFORMANCE=1 took its "
-            "place.",
-        )
-    ]
+        return
+    yield info(
+        "env.hf_transfer",
+        "HF_HUB_ENABLE_HF_TRANSFER has no effect since huggingface_hub 1.0, and older ones "
+        "raise without the package hf_transfer. This worker's own downloads need neither.",
+        f"Remove it {IN_ENDPOINT}; for nodes' own downloads HF_XET_HIGH_PERFORMANCE=1 took its "
+        "place.",
+    )
 
 
-def _gpu_contradiction(settings: Settings) -> list[Finding]:
+def _gpu_contradiction(settings: Settings) -> Iterator[Finding]:
     if settings.gpu != "required" or "--cpu" not in settings.comfyui_args:
-        return []
-    return [
-        warning(
-            "env.gpu_contradiction",
-            "GPU=required says there must be a GPU, but --cpu in COMFYUI_ARGS keeps ComfyUI from "
-            "using it.",
-            f"Remove one of them {IN_ENDPOINT}.",
-        )
-    ]
+        return
+    yield warning(
+        "env.gpu_contradiction",
+        "GPU=required says there must be a GPU, but --cpu in COMFYUI_ARGS keeps ComfyUI from "
+        "using it.",
+        f"Remove one of them {IN_ENDPOINT}.",
+    )
 
 
 def _bucket(settings: Settings) -> list[Finding]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from posixpath import basename, dirname, join, relpath
 
 from bootstrap.core.findings import Finding, error, info, warning
@@ -53,7 +53,7 @@ def check_comfyui(facts: VolumeFacts) -> list[Finding]:
     if facts.comfyui_on_volume:
         away = facts.home != join(facts.root, COMFYUI)
         found = [elsewhere(facts.home, facts.root)] if away else []
-        return found + _spare(facts)
+        return [*found, *_spare(facts)]
     if facts.comfyui is not None or _is_closed(facts):
         return []
     return [_incomplete(facts)] if facts.expected is not None else [_absent(facts)]
@@ -140,15 +140,15 @@ def check_models(facts: VolumeFacts) -> list[Finding]:
         "Upper and lower case count: {} should be {}.",
         facts,
     )
-    return found + _loose(models.loose, facts)
+    return [*found, *_loose(models.loose, facts)]
 
 
-def _loose(files: Sequence[Stray], facts: VolumeFacts) -> list[Finding]:
+def _loose(files: Sequence[Stray], facts: VolumeFacts) -> Iterator[Finding]:
     """Single models at the root of the volume or of ComfyUI; the model inventory covers those in a
     models folder."""
     found = [f for f in files if dirname(f.path) not in facts.models.homes]
     if not found:
-        return []
+        return
     paths = [f.path for f in found]
     home = facts.models.homes[0] if facts.models.homes else join(facts.root, MODELS)
     known = [f for f in found if f.belongs]
@@ -157,30 +157,26 @@ def _loose(files: Sequence[Stray], facts: VolumeFacts) -> list[Finding]:
     command = f"mkdir -p {quoted(place)} && mv -n {quoted(first.path)} {quoted(join(place, ''))}"
     known_to_be = f"By its contents {shown(basename(first.path))} belongs in {shown(place)}."
     unknown = "Its contents do not tell its kind: if it is not a checkpoint, name another folder."
-    return [
-        warning(
-            "volume.models_loose",
-            f"{named(paths)} {'lies' if len(paths) == 1 else 'lie'} where no loader looks.",
-            on_pod(command, facts.root, known_to_be if known else unknown),
-            **about(paths, command),
-        )
-    ]
+    yield warning(
+        "volume.models_loose",
+        f"{named(paths)} {'lies' if len(paths) == 1 else 'lie'} where no loader looks.",
+        on_pod(command, facts.root, known_to_be if known else unknown),
+        **about(paths, command),
+    )
 
 
-def _spare(facts: VolumeFacts) -> list[Finding]:
+def _spare(facts: VolumeFacts) -> Iterator[Finding]:
     if not facts.places:
-        return []
+        return
     paths = list(facts.places)
     use = typed(relpath(paths[0], facts.root))
-    return [
-        info(
-            "volume.comfyui_spare",
-            f"{shown(str(facts.comfyui))} is used; {named(paths)} is another ComfyUI, whose "
-            "models and nodes are not seen.",
-            f"Nothing to do if that is meant; COMFYUI_PATH={use} uses it instead.",
-            **about(paths),
-        )
-    ]
+    yield info(
+        "volume.comfyui_spare",
+        f"{shown(str(facts.comfyui))} is used; {named(paths)} is another ComfyUI, whose "
+        "models and nodes are not seen.",
+        f"Nothing to do if that is meant; COMFYUI_PATH={use} uses it instead.",
+        **about(paths),
+    )
 
 
 def _incomplete(facts: VolumeFacts) -> Finding:
@@ -233,20 +229,20 @@ def _missing(facts: VolumeFacts) -> Finding:
     )
 
 
-def _moves(strays: Sequence[Stray], code: str, sentence: str, facts: VolumeFacts) -> list[Finding]:
+def _moves(
+    strays: Sequence[Stray], code: str, sentence: str, facts: VolumeFacts
+) -> Iterator[Finding]:
     """One finding per kind; what has a name conflict at its new place stays where it is."""
     if not strays:
-        return []
+        return
     paths, places = [s.path for s in strays], list(dict.fromkeys(s.belongs for s in strays))
     command = "; ".join([_pour(stray) for stray in strays[:MOST_AT_ONCE]])
-    return [
-        warning(
-            code,
-            sentence.format(named(paths), named(places)),
-            on_pod(command, facts.root, "Files whose name is taken there stay, and rmdir says so."),
-            **about(paths, command),
-        )
-    ]
+    yield warning(
+        code,
+        sentence.format(named(paths), named(places)),
+        on_pod(command, facts.root, "Files whose name is taken there stay, and rmdir says so."),
+        **about(paths, command),
+    )
 
 
 def _pour(stray: Stray) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from posixpath import basename, dirname, join, relpath
 
@@ -245,7 +245,8 @@ def check_leftovers(facts: VolumeFacts) -> list[Finding]:
     """Which of our files may be removed, and which need attention."""
     stale = [leftover for leftover in facts.leftovers if leftover.stale]
     kept = [x for x in stale if x.kind == "unlinking" and not x.removable]
-    return _sweepable([x for x in stale if x.removable], facts) + _put_aside(kept, facts)
+    old = [x for x in stale if x.removable]
+    return [*_sweepable(old, facts), *_put_aside(kept, facts)]
 
 
 def _venv(venv: Venv, facts: VolumeFacts, names: frozenset[str]) -> list[Finding]:
@@ -344,7 +345,7 @@ def _respelt(paths: Sequence[ModelPath], facts: VolumeFacts) -> str:
     return f"sed -i.bak {' '.join(f'-e {quoted(s)}' for s in scripts)} {quoted(_file(facts))}"
 
 
-def _missing(facts: VolumeFacts) -> list[Finding]:
+def _missing(facts: VolumeFacts) -> Iterator[Finding]:
     """Without its base_path a whole section is unread; a missing category alone is harmless."""
     moved = {p.section for p in facts.model_paths if p.key == BASE and p.there and not p.exists}
     gone = [
@@ -353,19 +354,17 @@ def _missing(facts: VolumeFacts) -> list[Finding]:
         if not p.exists and not p.there and not (p.below_base and p.section in moved)
     ]
     if not gone:
-        return []
+        return
     file = _file(facts)
     grave = any(p.key == BASE or not p.below_base for p in gone)
     command = f"sed -i.bak {quoted(';'.join(f'{p.number}d' for p in gone))} {quoted(file)}"
     report = warning if grave else info
-    return [
-        report(
-            "volume.paths_missing",
-            f"{shown(file)} names folders that do not exist: {named([p.path for p in gone])}.",
-            on_pod(command, facts.root, "It takes their lines out; the old file stays as .bak."),
-            **about([p.path for p in gone], command),
-        )
-    ]
+    yield report(
+        "volume.paths_missing",
+        f"{shown(file)} names folders that do not exist: {named([p.path for p in gone])}.",
+        on_pod(command, facts.root, "It takes their lines out; the old file stays as .bak."),
+        **about([p.path for p in gone], command),
+    )
 
 
 def _file(facts: VolumeFacts) -> str:
@@ -380,36 +379,32 @@ def _replacement(text: str) -> str:
     return re.sub(r"([&\\#])", r"\\\1", text)
 
 
-def _sweepable(stale: list[Leftover], facts: VolumeFacts) -> list[Finding]:
+def _sweepable(stale: list[Leftover], facts: VolumeFacts) -> Iterator[Finding]:
     if not stale:
-        return []
+        return
     size = sum(x.size for x in stale)
     paths = [x.path for x in stale]
     command = f"rm -f {words(paths)}"
     report = warning if size > GB else info
-    return [
-        report(
-            "volume.leftovers",
-            f"Workers that were killed left {counted(len(paths), 'file')} ({size_text(size)}): "
-            f"{named(paths)}.",
-            on_pod(command, facts.root, "Or check again with --fix."),
-            **about(paths, command),
-        )
-    ]
+    yield report(
+        "volume.leftovers",
+        f"Workers that were killed left {counted(len(paths), 'file')} ({size_text(size)}): "
+        f"{named(paths)}.",
+        on_pod(command, facts.root, "Or check again with --fix."),
+        **about(paths, command),
+    )
 
 
-def _put_aside(kept: list[Leftover], facts: VolumeFacts) -> list[Finding]:
+def _put_aside(kept: list[Leftover], facts: VolumeFacts) -> Iterator[Finding]:
     if not kept:
-        return []
+        return
     paths = [x.path for x in kept]
     names = {path: f"put-aside-{basename(path)[1:9]}" for path in paths}
     command = chained([f"mv -nT {quoted(p)} {quoted(join(dirname(p), names[p]))}" for p in paths])
-    return [
-        warning(
-            "volume.put_aside",
-            f"{named(paths)} stood where a worker was about to remove a link of its own, and "
-            "was put aside under a hidden name.",
-            on_pod(command, facts.root, "Then look what it is, and give it its name again."),
-            **about(paths, command),
-        )
-    ]
+    yield warning(
+        "volume.put_aside",
+        f"{named(paths)} stood where a worker was about to remove a link of its own, and "
+        "was put aside under a hidden name.",
+        on_pod(command, facts.root, "Then look what it is, and give it its name again."),
+        **about(paths, command),
+    )

@@ -9,6 +9,7 @@ import re
 import shutil
 import subprocess
 import tempfile
+import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -62,6 +63,14 @@ def scratch(parent: Path | None = None) -> Iterator[Path]:
         yield folder
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def put_aside(folder: Path, parent: Path) -> None:
+    """Move a folder that may be there into `parent`. It is not deleted now: for half a minute ext4
+    skips the inodes of deleted files one by one (recently_deleted, ialloc.c), and the next to
+    create files would pay for it."""
+    if folder.exists():
+        folder.rename(parent / f"aside-{uuid.uuid4().hex}")
 
 
 def this_machine(demo: DemoVolume) -> Machine:

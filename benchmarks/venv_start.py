@@ -26,7 +26,7 @@ from pathlib import Path
 
 from benchmarks.cold_start import pages
 from benchmarks.document import publish, say, table, verdict
-from benchmarks.machine import scratch, this_machine
+from benchmarks.machine import put_aside, scratch, this_machine
 from benchmarks.simulated_volume import CannotSimulate, Delays, mounted, why_not
 from bootstrap.environment.uv import find_uv
 from demo.cache import cache_folder
@@ -96,7 +96,7 @@ class Scene:
         pythons = (self.python.parent.parent, self.baked.parent.parent)
         pages.forget([self.volume, *pythons, *home.glob("python3*")])
         if contender == FIRST:
-            self._put_aside(self.volume / _STORE)
+            put_aside(self.volume / _STORE, self.folder)
         load = os.getloadavg()[0]
         with (
             mounted(self.volume, self.folder / "seen", Delays()) as volume,
@@ -142,12 +142,6 @@ class Scene:
             "WORK_DIR": str(self.folder / f"work-{uuid.uuid4().hex}"),
         }
         return env if contender != VOLUME else {**env, "STAGE_COMFYUI": "false"}
-
-    def _put_aside(self, folder: Path) -> None:
-        """Not deleted now: for half a minute ext4 skips the inodes of deleted files one by one, and
-        the next to create files would pay for it."""
-        if folder.exists():
-            folder.rename(self.folder / uuid.uuid4().hex)
 
 
 @contextmanager

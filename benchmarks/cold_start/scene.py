@@ -10,7 +10,6 @@ from __future__ import annotations
 import os
 import shutil
 import sys
-import uuid
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -18,7 +17,7 @@ from pathlib import Path
 
 from benchmarks.cold_start import pages
 from benchmarks.cold_start.loads import Load
-from benchmarks.machine import scratch
+from benchmarks.machine import put_aside, scratch
 from benchmarks.node_packs import write_node_packs
 from benchmarks.simulated_volume import Delays, mounted
 from demo.environment import REPOSITORY
@@ -53,10 +52,7 @@ class Scene:
     @contextmanager
     def seen(self, load: Load, through_network: bool = True) -> Iterator[Path]:
         """The volume as a worker sees it: mounted afresh, nothing in memory that a start reads."""
-        if self.work.exists():
-            # Not deleted now: for half a minute ext4 passes by the inodes of deleted files, one by
-            # one, and the next to make files would pay for it (recently_deleted, ialloc.c).
-            self.work.rename(self.folder / f"work-{uuid.uuid4().hex}")
+        put_aside(self.work, self.folder)
         self.work.mkdir()
         if self.delays is not None:
             self._forget(load)

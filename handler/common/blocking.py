@@ -195,7 +195,7 @@ async def result_within(call: Future[T], seconds: float) -> T:
     return call.result()
 
 
-async def together(calls: Iterable[Coroutine[Any, Any, T]]) -> list[T]:
+async def gather_all(calls: Iterable[Coroutine[Any, Any, T]]) -> list[T]:
     """The results, in order. The first failure is raised, and cancels the others."""
     tasks = [asyncio.ensure_future(call) for call in calls]
     try:

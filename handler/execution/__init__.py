@@ -7,7 +7,7 @@ from handler.execution.node_progress import ProgressUpdate
 from handler.execution.prompt_run import run_prompt
 from handler.execution.queue import Prompt, PromptQueue, PromptResult
 from handler.execution.recovery import ComfyRecovery, MemoryRelief
-from handler.execution.validation import UnknownNode, of_node, with_origins
+from handler.execution.validation import UnknownNode, hint_for, with_origins
 
 __all__ = [
     "ComfyRecovery",
@@ -19,7 +19,7 @@ __all__ = [
     "PromptQueue",
     "PromptResult",
     "UnknownNode",
-    "of_node",
+    "hint_for",
     "run_prompt",
     "with_origins",
     "with_withheld",

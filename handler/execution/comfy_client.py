@@ -202,7 +202,7 @@ async def fetch_history(
     raise AssertionError("the last look returns or raises")
 
 
-async def lets_go(client: ComfyClient, prompt_ids: Sequence[str]) -> bool:
+async def remove_prompts(client: ComfyClient, prompt_ids: Sequence[str]) -> bool:
     """Remove or interrupt the prompts in ComfyUI, and those that their nodes queued (known once
     they have ended); are they gone?"""
     ours = list(prompt_ids)

@@ -29,7 +29,7 @@ from handler.execution.comfy_client import (
     Unreachable,
     connect,
     fetch_history,
-    lets_go,
+    remove_prompts,
 )
 from handler.execution.node_progress import (
     QUEUED,
@@ -47,7 +47,7 @@ _log = logging.getLogger(__name__)
 _POLL_SECONDS = 0.5
 _QUEUE_EVERY = 4
 # How long a ComfyUI that answered the last job may refuse socket and prompt.
-_DEAF_SECONDS = 10.0
+_UNRESPONSIVE_SECONDS = 10.0
 _REFUSALS = 3
 _DEAD_GRACE_SECONDS = 1.0
 # By then ComfyUI's process is killed, wherever it hangs.
@@ -86,7 +86,7 @@ async def run_prompt(
             raise
 
 
-class _RanUnheard(Exception):
+class _EndedUnnoticed(Exception):
     """ComfyUI had accepted the prompt, although it answered too late, and ran it successfully."""
 
     def __init__(self, ended: history.HistoryEntry) -> None:
@@ -113,7 +113,7 @@ class _Run:
         self.prompt_id = str(uuid.uuid4())
         self.progress = NodeProgress(self.prompt.workflow)
         self.news = asyncio.Event()
-        self.heard_end = False
+        self.end_announced = False
         self.refusals = 0
         self.listening: asyncio.Task[None] | None = None
         self.behind: list[str] = []  # queued by its nodes
@@ -125,13 +125,15 @@ class _Run:
         listening = self.listening = asyncio.create_task(self._listen())
         submitting = asyncio.create_task(self._submit())
         try:
-            await asyncio.wait({submitting}, timeout=None if self.reachable else _DEAF_SECONDS)
+            await asyncio.wait(
+                {submitting}, timeout=None if self.reachable else _UNRESPONSIVE_SECONDS
+            )
             if not (submitting.done() or self.reachable):
                 submitting.cancel()
                 await self._give_up()
             warnings = await submitting
             ended = await self._watch_all()
-        except _RanUnheard as ran:
+        except _EndedUnnoticed as ran:
             warnings, ended = [], ran.ended
         finally:
             submitting.cancel()
@@ -145,7 +147,7 @@ class _Run:
         """Stop this prompt and those that its nodes queued, and no other. If ComfyUI does not stop
         them, kill it, but not while another job's prompt runs there: wait for that one first."""
         ours = [*self.behind, self.prompt_id]
-        while not (self._process_is_gone() or await lets_go(self.client, ours)):
+        while not (self._process_is_gone() or await remove_prompts(self.client, ours)):
             if self.entry.is_head:
                 _log.warning("ComfyUI did not let go of the prompt; ending it")
                 await self.calls.control.run(self.comfyui.stop, STOP_SECONDS)
@@ -175,7 +177,9 @@ class _Run:
         self.entry.submitted()
         if not self.progress.started:
             self.prompt.on_progress(ProgressUpdate(QUEUED))
-        return validation.partial(left_out, self.prompt.workflow, self.models, self.prompt.hints)
+        return validation.left_out_warnings(
+            left_out, self.prompt.workflow, self.models, self.prompt.hints
+        )
 
     async def _give_up(self) -> NoReturn:
         """Give up this attempt, unless ComfyUI had accepted the prompt and ran it."""
@@ -186,7 +190,7 @@ class _Run:
             entry = None
         ended = history.read_entry(entry)
         if ended is not None and ended.failure is None:
-            raise _RanUnheard(ended)
+            raise _EndedUnnoticed(ended)
         raise PromptLost
 
     async def _refused(self, refusal: Refused) -> JobError:
@@ -206,7 +210,7 @@ class _Run:
             await self.stop()
             return ended
         while self.behind:
-            self.prompt_id, self.heard_end = self.behind.pop(0), False
+            self.prompt_id, self.end_announced = self.behind.pop(0), False
             follower = await self._watch()
             self.behind += follower.queued
             ended = ended.followed_by(follower, self.prompt_id)
@@ -291,7 +295,7 @@ class _Run:
         log, this prompt had ended before and one behind it took ComfyUI down."""
         if self.listening is not None:
             await asyncio.wait({self.listening}, timeout=_DEAD_GRACE_SECONDS)
-        had_ended = self.heard_end or self.comfyui.prompts_ended > self.ended_before
+        had_ended = self.end_announced or self.comfyui.prompts_ended > self.ended_before
         if had_ended and self.entry.has_successor:
             raise PromptLost
         return history.died_error(died, self.progress)
@@ -311,7 +315,7 @@ class _Run:
             if outputs := node_outputs(message, self.prompt_id):
                 self.prompt.on_output(outputs)
             if announces_end(message, self.prompt_id):
-                self.heard_end = True
+                self.end_announced = True
                 self.news.set()
 
     async def _wait_for_news(self) -> None:

@@ -67,7 +67,7 @@ def explain(
     return combined(problems)
 
 
-def partial(
+def left_out_warnings(
     node_errors: Mapping[str, Any],
     workflow: Workflow,
     models: Path,
@@ -81,7 +81,7 @@ def partial(
     ]
 
 
-def of_node(hints: Sequence[JobError], error: JobError) -> JobError:
+def hint_for(hints: Sequence[JobError], error: JobError) -> JobError:
     """The hint about the node that raised `error`, if any, with the node's message."""
     node_id = error.details.get("node_id")
     found = [hint for hint in hints if hint.details.get("node_id") == node_id]

@@ -19,7 +19,7 @@ from bootstrap.config.bucket import S3_CONFIG, Bucket
 from bootstrap.net import AddressRefused, DownloadError, bad_answer
 from bootstrap.net.addresses import AddressPolicy, shown, take_apart
 from bootstrap.net.http import Channel, Reply
-from handler.common.blocking import Pool, TimeUp, together
+from handler.common.blocking import Pool, TimeUp, gather_all
 from handler.common.errors import Deadline, JobError
 from handler.request.fields import PUBLIC_FIX
 
@@ -72,7 +72,7 @@ class Fetcher:
     async def fetch(self, remote: Sequence[RemoteFile]) -> None:
         """Write every file. Raises JobError for the first that fails, and stops the others; OSError
         if a file cannot be written."""
-        await together(self._fetch_one(one) for one in remote)
+        await gather_all(self._fetch_one(one) for one in remote)
 
     async def _fetch_one(self, remote: RemoteFile) -> None:
         _check_text(remote.url)

@@ -21,7 +21,7 @@ from handler.common.errors import Deadline, JobError, nearest
 from handler.common.media_types import HEAD_BYTES, extension_for, wrong_content
 from handler.inputs.fetch import Fetcher, RemoteFile
 from handler.inputs.volume_cache import ROOM_FIX, VolumeInputs
-from handler.request.fields import InputFile, name_in
+from handler.request.fields import InputFile, filename_in
 from handler.request.references import (
     is_folder_input,
     named_files,
@@ -72,7 +72,7 @@ class JobInputs:
         names = await self._local.run(lambda: self._write_all(files), deadline.remaining)
         remote = [(file.reference, file) for file in files if file.url is not None]
         in_loaders = urls_to_load(workflow)
-        remote += [(url, InputFile(name_in(url), url=url)) for url in in_loaders]
+        remote += [(url, InputFile(filename_in(url), url=url)) for url in in_loaders]
         if remote:
             names |= await self._fetch(remote, deadline)
         unpacked = await self._local.run(lambda: self._unpacked(files, names), deadline.remaining)

@@ -30,7 +30,7 @@ from handler.common.calls import Calls
 from handler.common.errors import JobError, VolumeSilentError
 from handler.jobs.workflow_job import WorkflowJobs
 from handler.models.on_demand import ModelSupply
-from handler.request.compatibility import as_asked
+from handler.request.compatibility import in_requested_form
 from handler.request.named_workflows import NamedWorkflows, openapi
 from handler.request.parse import (
     DiagnosticsRequest,
@@ -115,7 +115,7 @@ class Worker:
                 await self.finish()
         if answer.get("status") == "completed":
             _log.info("done in %.1f s%s", _since(begun), _summary(answer))
-        shaped = as_asked(answer, self._settings)
+        shaped = in_requested_form(answer, self._settings)
         posted: dict[str, Any] = reply.postable(shaped)
         return posted
 

@@ -24,7 +24,7 @@ from handler.execution import (
     PromptExecutor,
     PromptResult,
     UnknownNode,
-    of_node,
+    hint_for,
     with_origins,
     with_withheld,
 )
@@ -248,7 +248,7 @@ class WorkflowJobs:
                     prompt, job.options.deadline, job.handle, at_end, request.retry_on_oom
                 )
             except JobError as error:
-                raise of_node(hints, error) from None
+                raise hint_for(hints, error) from None
             if again or not stale:
                 return result, *produced(result.history.outputs, with_temp)
             prompt = replace(prompt, rerun=tuple(stale))

@@ -24,7 +24,7 @@ from bootstrap.core.files import Stamp
 from bootstrap.net.addresses import AddressPolicy
 from bootstrap.volume import Layout
 from handler.common import reply
-from handler.common.blocking import TimeUp, together
+from handler.common.blocking import TimeUp, gather_all
 from handler.common.calls import Calls
 from handler.common.errors import Deadline, JobError
 from handler.outputs.collect import (
@@ -44,7 +44,7 @@ from handler.outputs.local_files import (
     stamp_of,
 )
 from handler.outputs.results import DeliveryOptions, Produced, Result
-from handler.outputs.s3 import NotUploaded, PutAddresses, Store, Upload
+from handler.outputs.s3 import BucketUploader, NotUploaded, PresignedUploader, Upload
 from handler.outputs.volume_store import NotSaved, VolumeStore, saved_as
 
 T = TypeVar("T")
@@ -67,7 +67,7 @@ class JobOutputs:
     claim: OutputClaim = field(default_factory=OutputClaim)
     limit: Deadline = field(default_factory=lambda: Deadline(GRACE_SECONDS))
     upload_limit: Deadline = field(default_factory=lambda: Deadline(GRACE_SECONDS))
-    store: Store | PutAddresses | None = None
+    uploader: BucketUploader | PresignedUploader | None = None
     not_uploaded: list[Result] = field(default_factory=list)
     at_once: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(_AT_ONCE))
 
@@ -156,10 +156,10 @@ class Delivery:
         deduplicate_names(found.results)
         if job.options.output.zip:
             await self._zip(found, job)
-        job.store = self._store(found.results, job)
+        job.uploader = self._uploader_for(found.results, job)
         early = self._for_the_reply(found, job)
         encoding = [self._encode(result, job) for result in early]
-        await together([*encoding, *(self._place(result, job) for result in found.results)])
+        await gather_all([*encoding, *(self._place(result, job) for result in found.results)])
         kept, lost = await self._keep_rest(rest, job)
         found.warnings += lost
         if kept:
@@ -174,7 +174,7 @@ class Delivery:
             async with job.at_once:
                 await self._local(lambda: rewrite(result, job.options, job.scratch), job)
 
-        await together(one(result) for result in results if result.kind == "image")
+        await gather_all(one(result) for result in results if result.kind == "image")
 
     def _for_the_reply(self, found: CollectedOutputs, job: JobOutputs) -> list[Result]:
         """Files that certainly fit into the reply: they are encoded while results are saved."""
@@ -198,7 +198,7 @@ class Delivery:
         if not files:
             return
         keeps = self._settings.keep_outputs
-        await together(self._keep(r, job) for r in files if keeps and r.type == "output")
+        await gather_all(self._keep(r, job) for r in files if keeps and r.type == "output")
         on_volume = next((r for r in files if self._is_on_volume(r)), files[0])
         assert on_volume.local is not None
         tag, scratch = job.options.job_tag, job.scratch
@@ -209,14 +209,16 @@ class Delivery:
     def _is_on_volume(self, result: Result) -> bool:
         return result.local is not None and self.files.place_on_volume(result.local) is not None
 
-    def _store(self, results: Sequence[Result], job: JobOutputs) -> Store | PutAddresses | None:
+    def _uploader_for(
+        self, results: Sequence[Result], job: JobOutputs
+    ) -> BucketUploader | PresignedUploader | None:
         if job.options.output.upload_urls:
             keys = [_key(result, job) for result in results if result.local is not None]
             addresses = dict(zip(keys, job.options.output.upload_urls, strict=False))
-            return PutAddresses(addresses, self._policy, job.upload_limit)
+            return PresignedUploader(addresses, self._policy, job.upload_limit)
         if job.options.bucket is None:
             return None
-        return Store(job.options.bucket, self._policy, job.upload_limit)
+        return BucketUploader(job.options.bucket, self._policy, job.upload_limit)
 
     async def _place(self, result: Result, job: JobOutputs) -> None:
         """Deliver one result to its destination."""
@@ -234,17 +236,17 @@ class Delivery:
 
     async def _upload(self, result: Result, job: JobOutputs) -> bool:
         """Upload to the bucket; a warning if that fails."""
-        if job.store is None or result.local is None or result in job.not_uploaded:
+        if job.uploader is None or result.local is None or result in job.not_uploaded:
             return False
-        store, upload = job.store, Upload(result.local, _key(result, job), result.mime_type)
+        uploader, upload = job.uploader, Upload(result.local, _key(result, job), result.mime_type)
         try:
             async with job.at_once:
                 result.url = await self._calls.network.run(
-                    lambda: store.put(upload), job.upload_limit.remaining, store.abort
+                    lambda: uploader.put(upload), job.upload_limit.remaining, uploader.abort
                 )
             return True
         except (NotUploaded, TimeUp) as problem:
-            why = str(problem) or store.too_slow
+            why = str(problem) or uploader.too_slow
             job.not_uploaded.append(result)
             result.warnings.append(f"{result.filename} could not be uploaded: {why}")
             return False
@@ -291,7 +293,7 @@ class Delivery:
 
         if rest:
             stamps = await self._local(lambda: [stamp_of(path) for path in rest], job)
-            await together(map(keep, rest, stamps))
+            await gather_all(map(keep, rest, stamps))
         return sorted(kept), lost
 
     async def _compose(
@@ -307,7 +309,7 @@ class Delivery:
         size = reply.json_size(answer) + sum(r.content_size for r in inside if r.in_reply)
         if size > limit:
             raise reply.too_large(size, self._settings.max_reply_mb)
-        await together(self._encode(result, job) for result in inside if result.in_reply)
+        await gather_all(self._encode(result, job) for result in inside if result.in_reply)
         for entry, (_, result) in zip(answer["results"], found.for_each_node(), strict=True):
             if result.in_reply:
                 entry[result.content_field] = result.content()
@@ -359,8 +361,8 @@ class Delivery:
         delivered = [path for path in found.files if path not in nowhere]
 
         def tidy() -> None:
-            if job.store is not None:
-                job.store.close()
+            if job.uploader is not None:
+                job.uploader.close()
             shutil.rmtree(job.scratch, ignore_errors=True)
             self.files.commit(job.claim, delivered)
 

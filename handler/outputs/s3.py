@@ -53,7 +53,7 @@ class Upload:
     mime_type: str
 
 
-class Store:
+class BucketUploader:
     """One bucket, for one job. Thread-safe."""
 
     def __init__(self, bucket: Bucket, policy: AddressPolicy, deadline: Deadline) -> None:
@@ -253,9 +253,9 @@ def _guarded(base: type, connections: Connections, scheme: str) -> type:
     )
 
 
-class PutAddresses:
-    """Uploads one job's files; has the interface of `Store`. `addresses` are by the upload's
-    key."""
+class PresignedUploader:
+    """Uploads one job's files; has the interface of `BucketUploader`. `addresses` are by the
+    upload's key."""
 
     def __init__(
         self, addresses: Mapping[str, PutAddress], policy: AddressPolicy, deadline: Deadline

@@ -52,7 +52,7 @@ class Envelope:
     notes: tuple[str, ...] = ()
 
 
-def opened(given: Mapping[str, Any]) -> Envelope:
+def read_envelope(given: Mapping[str, Any]) -> Envelope:
     """Open a request's envelope. Raises JobError if something beside the workflow has the wrong
     type."""
     sent, taken = given.get("workflow"), "workflow"
@@ -165,7 +165,7 @@ def endpoint_key(settings: Settings) -> dict[str, str]:
     return {"api_key_comfy_org": own.reveal()} if own else {}
 
 
-def as_asked(reply: Mapping[str, Any], settings: Settings) -> dict[str, Any]:
+def in_requested_form(reply: Mapping[str, Any], settings: Settings) -> dict[str, Any]:
     """A reply in the endpoint's configured format, with REFRESH_WORKER's request to Runpod."""
     asked = dict(reply)
     if settings.response_format == FORMAT:

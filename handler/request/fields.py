@@ -104,7 +104,7 @@ def check_model_host(url: str, settings: Settings) -> None:
     )
 
 
-def name_in(url: str) -> str:
+def filename_in(url: str) -> str:
     """The file name at the end of a URL's path; `file` if there is no usable one."""
     try:
         name = unquote(urlsplit(url).path.rpartition("/")[2])
@@ -151,7 +151,7 @@ def _read_file(where: str, data_field: str, given: object) -> InputFile:
     data, url = _content_of(where, data_field, given)
     name, subfolder = given.get("name"), given.get("subfolder") or ""
     if name is None and url is not None:
-        name = name_in(url)
+        name = filename_in(url)
     if not isinstance(name, str) or not name:
         raise JobError(
             "image.no_name",

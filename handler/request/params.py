@@ -17,7 +17,7 @@ from typing import Any
 
 from handler.common.errors import JobError, described, nearest, short
 from handler.common.media_types import extension_of_data
-from handler.request.fields import InputFile, name_in
+from handler.request.fields import InputFile, filename_in
 from handler.request.references import RANDOM, is_url
 from handler.request.workflow import Workflow
 
@@ -243,7 +243,7 @@ _SCHEMAS: Mapping[str, dict[str, Any]] = {
 def _file_of(name: str, value: str) -> InputFile | None:
     """The file that a value contains or points at; None if it is a name."""
     if is_url(value):
-        suffix = posixpath.splitext(name_in(value))[1]
+        suffix = posixpath.splitext(filename_in(value))[1]
         return InputFile(f"{name}{suffix if len(suffix) <= _LONGEST_SUFFIX else ''}", url=value)
     if value[:5].lower() == "data:" or len(value) > _LONGEST_NAME:
         return InputFile(f"{name}{extension_of_data(value)}", data=value)

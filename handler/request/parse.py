@@ -146,7 +146,7 @@ _WORKFLOW_FIELDS = {
 
 
 def _workflow_request(given: Mapping[str, Any], context: RequestContext) -> WorkflowRequest:
-    envelope = compatibility.opened(given)
+    envelope = compatibility.read_envelope(given)
     unknown = compatibility.ignored(given, _WORKFLOW_FIELDS | envelope.fields | {"type"})
     try:
         return _read_workflow_request(given, context, envelope, unknown)

@@ -75,7 +75,7 @@ class JobLoop(rp_scale.JobScaler):  # type: ignore[misc]  # the SDK is not typed
         exhausted = 0
         while True:
             await asyncio.sleep(1.0)
-            self._slots.beat()
+            self._slots.tick()
             exhausted = exhausted + 1 if self._slots.exhausted and not self._slots.busy else 0
             if exhausted == _EXHAUSTED_SECONDS:
                 _log.error("calls of earlier jobs hang, so no more can be taken; the worker exits")
@@ -84,7 +84,7 @@ class JobLoop(rp_scale.JobScaler):  # type: ignore[misc]  # the SDK is not typed
     async def _take(self, session: Any, _: int) -> None:
         """Take a job and start it. A job that an open poll returns after shutdown has begun is
         awaited here, since the SDK's loop no longer does that."""
-        self._slots.looked()
+        self._slots.polled()
         if not await self._slots.wait_for_slot():
             return
         jobs = None

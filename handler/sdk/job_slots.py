@@ -13,7 +13,7 @@ CODES = {"worker.take_stuck": "The worker has room for a job but does not ask fo
 # Results are delivered while ComfyUI works; if they pile up, no further job is taken.
 _DELIVERIES = 2
 _REMEMBERED = 100
-_ALLOWED_BEATS = 240  # a poll for a job takes up to 90 s
+_ALLOWED_TICKS = 240  # a poll for a job takes up to 90 s
 _LOOK_EVERY = 1.0
 
 
@@ -28,7 +28,7 @@ class JobSlots:
         """No job is taken while the worker is `exhausted`; `running` ComfyUIs work in parallel."""
         self._is_exhausted = exhausted
         self.waits = False
-        self._idle_beats = 0
+        self._idle_ticks = 0
         self._uncomputed_most = running + prefetch
         self.most = running if prefetch == 0 else running + prefetch + _DELIVERIES
         self._jobs: dict[str, bool] = {}  # id -> is it computed?
@@ -59,24 +59,24 @@ class JobSlots:
             self._changed.clear()
             await self._changed.wait()
 
-    def looked(self) -> None:
+    def polled(self) -> None:
         """Called by the loop that takes jobs, to show that it moves."""
-        self._idle_beats = 0
+        self._idle_ticks = 0
 
-    def beat(self) -> None:
+    def tick(self) -> None:
         """A second has passed. Seconds are counted here, so that a worker that was frozen
         (FlashBoot) does not look stuck."""
-        self._idle_beats = 0 if self.waits or self._closed else self._idle_beats + 1
+        self._idle_ticks = 0 if self.waits or self._closed else self._idle_ticks + 1
 
     def fault(self) -> Finding | None:
         """The finding about a loop that no longer asks for jobs."""
-        if self._idle_beats <= _ALLOWED_BEATS:
+        if self._idle_ticks <= _ALLOWED_TICKS:
             return None
         return error(
             "worker.take_stuck",
-            f"The worker has room for a job and has not asked for one for {self._idle_beats} s.",
+            f"The worker has room for a job and has not asked for one for {self._idle_ticks} s.",
             "Restart this worker, and report it with the end of its log.",
-            seconds=self._idle_beats,
+            seconds=self._idle_ticks,
         )
 
     @property

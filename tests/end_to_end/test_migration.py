@@ -17,7 +17,7 @@ from PIL import Image
 from bootstrap.config import Settings
 from bootstrap.core.findings import Finding
 from demo.volume import DemoVolume
-from handler.request.compatibility import as_asked
+from handler.request.compatibility import in_requested_form
 from tests.conftest import BootedWorker, environment, ready_worker
 from tests.end_to_end.test_caches import COLOURS, node
 from tests.end_to_end.test_faults import through
@@ -127,7 +127,7 @@ def test_its_bucket_is_ours_and_the_jobs_id_may_stand_in_the_keys(
         assert requests.get(result["url"], timeout=20).content.startswith(b"\x89PNG")
         assert reply["url"] == result["url"], "comfy-gen's clients read it there"
         assert bucket.stored() == [f"sync-77/{result['filename']}"]
-        theirs = as_asked(reply, Settings(response_format="worker-comfyui"))
+        theirs = in_requested_form(reply, Settings(response_format="worker-comfyui"))
         (image,) = theirs["images"]
         assert (image["type"], image["data"]) == ("s3_url", result["url"])
         assert "url" not in theirs
@@ -197,7 +197,7 @@ LINES = {
     "a file is named as": f"{HERE}:test_a_name_carries_the_jobs_mark",
     "a reply over Runpod's": f"{HERE}:test_what_does_not_fit_stays_on_the_volume",
     "`error` says that": f"{HERE}:test_an_error_says_what_is_wrong_and_has_a_code",
-    "`errors` holds": f"{HERE}:test_errors_hold_what_was_not_fatal",
+    "`errors` lists": f"{HERE}:test_errors_hold_what_was_not_fatal",
     "nothing was produced": f"{HERE}:test_nothing_but_text_is_success_no_images_and_nothing_at_"
     "all_is_a_failure",
     "the image's metadata": f"{HERE}:test_metadata_is_kept_unless_the_flag_is_set",
@@ -226,7 +226,7 @@ LINES = {
     "a venv on the volume": f"{VOLUMES}:test_a_venv_whose_python_is_not_here",
     "ComfyUI-Manager": "tests.bootstrap.comfyui.test_copy_code:"
     "test_what_the_manager_has_queued_is_left_out_and_reported",
-    "you look at the picture": f"{HERE}:test_a_name_carries_the_jobs_mark",
+    "you see the picture": f"{HERE}:test_a_name_carries_the_jobs_mark",
 }
 
 

@@ -16,7 +16,7 @@ from bootstrap.comfyui import WorkDir, make_workdir
 from bootstrap.config import Settings
 from bootstrap.config.bucket import bucket_of
 from bootstrap.volume import Layout
-from handler.common.blocking import together
+from handler.common.blocking import gather_all
 from handler.common.calls import Calls
 from handler.common.errors import Deadline, JobError
 from handler.inputs import Fetcher
@@ -75,7 +75,7 @@ def test_jobs_whose_inputs_trickle_are_answered_and_the_next_one_runs(
         return {"workflow": nodes, "max_wait": 20}
 
     async def all_at_once(server: TricklingServer) -> None:
-        await together([ask(from_there(server, n)) for n in range(20)])
+        await gather_all([ask(from_there(server, n)) for n in range(20)])
 
     with trickling("status line") as server:
         began = time.monotonic()
@@ -123,7 +123,7 @@ def test_a_bucket_that_trickles_costs_no_result_and_no_thread(
             return await delivery.deliver(items, outputs)
 
         async def jobs() -> list[dict[str, Any]]:
-            return await together([job(n) for n in range(6)])
+            return await gather_all([job(n) for n in range(6)])
 
         began = time.monotonic()
         answers = asyncio.run(jobs())

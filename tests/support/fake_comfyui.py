@@ -10,6 +10,8 @@ import os
 import sys
 from pathlib import Path
 
+import pytest
+
 from bootstrap.comfyui import ComfyUI, Launch
 from bootstrap.comfyui.launch import Folders, flags_in
 
@@ -91,3 +93,8 @@ def write(folder: Path, work: Path, behaviour: str = "", port: int = 0) -> Comfy
     return ComfyUI(
         Launch(Path(sys.executable), folder, folders, flags_in(HELP), ("--cpu",), env, port)
     )
+
+
+def behaving(behaviour: str) -> pytest.MarkDecorator:
+    """For tests whose fixture `comfyui` writes one with that behaviour."""
+    return pytest.mark.parametrize("comfyui", [behaviour], indirect=True)

@@ -24,6 +24,7 @@ from bootstrap.config import Settings
 from bootstrap.core.findings import Finding, Outcome, error, host_error, outcome_of
 from tests.support import fake_comfyui
 from tests.support.control_plane import ControlPlane
+from tests.support.fake_comfyui import behaving
 from tests.support.sources import ROOT
 from tests.support.waiting import wait_until
 from tests.support.worker_process import WorkerProcess
@@ -54,10 +55,6 @@ def comfyui(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[ComfyUI]
     made.start()
     yield made
     made.stop()
-
-
-def behaving(behaviour: str) -> pytest.MarkDecorator:
-    return pytest.mark.parametrize("comfyui", [behaviour], indirect=True)
 
 
 def report(*findings: Finding) -> BootReport:

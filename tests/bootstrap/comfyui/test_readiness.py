@@ -22,6 +22,7 @@ from bootstrap.comfyui.readiness import (
     wait_until_ready,
 )
 from tests.support import fake_comfyui
+from tests.support.fake_comfyui import behaving
 from tests.support.waiting import wait_until
 
 
@@ -32,10 +33,6 @@ def comfyui(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[ComfyUI]
     made = fake_comfyui.write(tmp_path / "ComfyUI", tmp_path / "work", behaviour)
     yield made
     made.stop()
-
-
-def behaving(behaviour: str) -> pytest.MarkDecorator:
-    return pytest.mark.parametrize("comfyui", [behaviour], indirect=True)
 
 
 def wait(comfyui: ComfyUI, limit: float = 10) -> Waited:

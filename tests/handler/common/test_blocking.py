@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from handler.common.blocking import Background, Pool, TimeUp, together
+from handler.common.blocking import Background, Pool, TimeUp, gather_all
 from handler.common.calls import Calls
 from tests.support.waiting import wait_until
 
@@ -60,12 +60,12 @@ def test_many_callers_of_many_leaves_all_come_through_a_pool_of_two() -> None:
     pool = Pool("many", 2, 2)
 
     async def job(number: int) -> list[int]:
-        return await together(
+        return await gather_all(
             pool.run(partial(after_a_moment, n), 30) for n in range(number, number + 5)
         )
 
     async def jobs() -> list[list[int]]:
-        return await together(job(n) for n in range(50))
+        return await gather_all(job(n) for n in range(50))
 
     assert asyncio.run(jobs()) == [list(range(n, n + 5)) for n in range(50)]
     assert len([t for t in threading.enumerate() if t.name == "many"]) <= 2
@@ -139,7 +139,7 @@ def test_the_first_failure_ends_the_others() -> None:
 
     async def scene() -> None:
         with pytest.raises(ValueError, match="of the second"):
-            await together([waits(), fails()])
+            await gather_all([waits(), fails()])
         await asyncio.sleep(0)
 
     asyncio.run(scene())

@@ -213,9 +213,9 @@ def test_only_a_node_that_simply_failed_gets_a_hint() -> None:
     assert error.code == "job.out_of_memory"
     assert history.with_withheld(error, SECRETS, []) is error
     hint = JobError("workflow.missing_model", "There is none.", node_id=error.details["node_id"])
-    assert validation.of_node([hint], error) is error
+    assert validation.hint_for([hint], error) is error
     plain = failure(raised("ValueError", "none"))
-    assert validation.of_node([hint], plain).code == "workflow.missing_model"
+    assert validation.hint_for([hint], plain).code == "workflow.missing_model"
 
 
 def test_an_error_without_a_message_is_still_one() -> None:

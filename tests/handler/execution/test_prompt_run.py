@@ -16,7 +16,7 @@ from aiohttp.test_utils import TestServer
 from bootstrap.comfyui import ComfyUI, prompt_hooks
 from handler.common.calls import Calls
 from handler.common.errors import Deadline, JobError
-from handler.execution.comfy_client import KnownClasses, connect, lets_go
+from handler.execution.comfy_client import KnownClasses, connect, remove_prompts
 from handler.execution.prompt_run import run_prompt
 from handler.execution.queue import Prompt, PromptQueue
 from tests.end_to_end.test_worker import plain
@@ -122,7 +122,7 @@ def test_what_a_stopped_prompt_has_queued_goes_with_it(endless: bool, gone: bool
             TestServer(old.app(), host="127.0.0.1") as server,
             connect(str(server.make_url("")).rstrip("/")) as client,
         ):
-            return await lets_go(client, ["ours"])
+            return await remove_prompts(client, ["ours"])
 
     assert asyncio.run(job()) is gone
     if not endless:

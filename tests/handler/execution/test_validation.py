@@ -200,9 +200,9 @@ def test_several_problems_are_reported_at_once_the_first_giving_the_code() -> No
 
 def test_branches_that_were_left_out_become_warnings() -> None:
     errors = node_body(not_in_list("ckpt_name", "a.pt", [[]]))["node_errors"]
-    (warning,) = validation.partial(errors, WORKFLOW, MODELS)
+    (warning,) = validation.left_out_warnings(errors, WORKFLOW, MODELS)
     assert warning.startswith("left out of this run: ckpt_name of node 4")
-    assert validation.partial({}, WORKFLOW, MODELS) == []
+    assert validation.left_out_warnings({}, WORKFLOW, MODELS) == []
 
 
 @pytest.mark.parametrize(
@@ -232,4 +232,4 @@ def test_whatever_comfyui_sends_is_explained(given: Any, kind: str, extra: Any) 
     explain(given)
     explain(node_body({"type": kind, "extra_info": extra}))
     explain({"node_errors": {"4": {"errors": given}}})
-    json.dumps(validation.partial({"4": given}, WORKFLOW, MODELS))
+    json.dumps(validation.left_out_warnings({"4": given}, WORKFLOW, MODELS))

@@ -94,19 +94,26 @@ def test_whatever_the_socket_sends_nothing_breaks(content: bytes) -> None:
     small_jpeg(frame(content), 64)
 
 
+class Heard(Progress):
+    """What a job would be told."""
+
+    def __init__(self, images: list[str]) -> None:
+        super().__init__({})
+        self._images = images
+
+    def preview(self, image: str) -> None:
+        self._images.append(image)
+
+
 def test_of_many_frames_the_newest_counts_and_one_in_two_seconds(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(module, "_PREVIEW_EVERY", 0.3)
     heard: list[str] = []
 
-    class Heard(Progress):
-        def preview(self, image: str) -> None:
-            heard.append(image)
-
     async def job() -> None:
         options = ProgressOptions(previews=True)
-        previews = Previews(options, Heard({}), Calls.on(Path("/")).local)
+        previews = Previews(options, Heard(heard), Calls.on(Path("/")).local)
         for number in range(40):
             previews.on_frame(frame(picture(8 + number)))
             await asyncio.sleep(0.025)
@@ -123,12 +130,8 @@ def test_none_comes_after_the_job_has_ended(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr(module, "_PREVIEW_EVERY", 0.1)
     heard: list[str] = []
 
-    class Heard(Progress):
-        def preview(self, image: str) -> None:
-            heard.append(image)
-
     async def job() -> None:
-        previews = Previews(ProgressOptions(previews=True), Heard({}), Calls.on(Path("/")).local)
+        previews = Previews(ProgressOptions(previews=True), Heard(heard), Calls.on(Path("/")).local)
         previews.on_frame(frame(picture(8)))
         previews.end()
         await asyncio.sleep(0.5)

@@ -23,7 +23,7 @@ from bootstrap.net.addresses import AddressPolicy
 from bootstrap.volume import Layout
 from handler.common.errors import Deadline, JobError
 from handler.outputs.results import ProducedText
-from handler.outputs.s3 import NotUploaded, PutAddresses, Upload
+from handler.outputs.s3 import NotUploaded, PresignedUploader, Upload
 from handler.request.fields import PutAddress, read_options
 from tests.handler.outputs.test_delivery import PNG, Jobs, image, kept_files, put
 from tests.support.s3_server import BUCKET, S3Server
@@ -88,8 +88,10 @@ def lenient(work: WorkDir, layout: Layout, **env: str) -> Jobs:
     return Jobs(work, layout, ALLOW_PRIVATE_URLS="true", **env)
 
 
-def uploader(target: Target, seconds: float = 20, policy: AddressPolicy = ANYWHERE) -> PutAddresses:
-    return PutAddresses({"k": addresses(target)[0]}, policy, Deadline(seconds))
+def uploader(
+    target: Target, seconds: float = 20, policy: AddressPolicy = ANYWHERE
+) -> PresignedUploader:
+    return PresignedUploader({"k": addresses(target)[0]}, policy, Deadline(seconds))
 
 
 def test_results_go_to_their_addresses_in_order(
@@ -127,7 +129,7 @@ def test_a_presigned_address_of_a_real_bucket(
 
 def test_an_address_comes_back_whole(target: Target, tmp_path: Path) -> None:
     url = f"{target.url}/{'k' * 500}.png"
-    store = PutAddresses({"k": PutAddress(f"{url}?{QUERY}")}, ANYWHERE, Deadline(20))
+    store = PresignedUploader({"k": PutAddress(f"{url}?{QUERY}")}, ANYWHERE, Deadline(20))
     assert store.put(Upload(put(tmp_path, "a.png"), "k", "image/png")) == url
 
 
@@ -136,7 +138,7 @@ def test_headers_that_the_signature_needs_go_along(
     target: Target, tmp_path: Path, name: str
 ) -> None:
     more = {"x-ms-blob-type": "BlockBlob", name: "application/x-own", "user-Agent": "mine"}
-    store = PutAddresses({"k": PutAddress(target.url, more)}, ANYWHERE, Deadline(20))
+    store = PresignedUploader({"k": PutAddress(target.url, more)}, ANYWHERE, Deadline(20))
     store.put(Upload(put(tmp_path, "a.png"), "k", "image/png"))
     assert target.headers[0]["x-ms-blob-type"] == "BlockBlob"
     assert target.sent[0].get_all("content-type") == ["application/x-own"]
@@ -183,7 +185,7 @@ def test_a_server_that_trickles_is_given_up(target: Target, tmp_path: Path) -> N
 
 def test_a_name_that_turns_private_later_is_refused(target: Target, tmp_path: Path) -> None:
     policy = AddressPolicy(resolve=lambda host, port: ["127.0.0.1"])
-    store = PutAddresses({"k": PutAddress("https://example.com/x")}, policy, Deadline(5))
+    store = PresignedUploader({"k": PutAddress("https://example.com/x")}, policy, Deadline(5))
     with pytest.raises(NotUploaded, match="not a public address"):
         store.put(Upload(put(tmp_path, "a.png"), "k", "image/png"))
 

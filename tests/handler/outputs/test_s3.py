@@ -19,7 +19,7 @@ from bootstrap.core.redact import Secret
 from bootstrap.net.addresses import AddressPolicy
 from handler.common.errors import Deadline
 from handler.outputs import s3
-from handler.outputs.s3 import NotUploaded, Store, Upload
+from handler.outputs.s3 import BucketUploader, NotUploaded, Upload
 from tests.support.s3_server import (
     BUCKET,
     KEY_ID,
@@ -38,8 +38,8 @@ def bucket(endpoint: str, trusted: bool = True) -> Bucket:
     return Bucket(endpoint, Secret(KEY_ID), Secret(SECRET), BUCKET, trusted=trusted)
 
 
-def store(given: Bucket, policy: AddressPolicy = ANYWHERE, seconds: float = 30) -> Store:
-    return Store(given, policy, Deadline(seconds))
+def store(given: Bucket, policy: AddressPolicy = ANYWHERE, seconds: float = 30) -> BucketUploader:
+    return BucketUploader(given, policy, Deadline(seconds))
 
 
 def a_file(folder: Path, size: int) -> Path:
@@ -222,7 +222,7 @@ def test_an_address_means_the_same_bucket_as_for_worker_comfyui(
     chosen = bucket_of(settings)
     assert chosen is not None
     chosen = chosen.for_job("job-1")
-    store = Store(chosen, ANYWHERE, Deadline(20))
+    store = BucketUploader(chosen, ANYWHERE, Deadline(20))
     url = store.put(Upload(picture, f"{chosen.prefix}/a.png", "image/png"))
     ours = urlsplit(url).path.split("/")
     assert requests.get(url, timeout=20).content == b"picture"

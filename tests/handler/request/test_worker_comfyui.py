@@ -17,7 +17,7 @@ from bootstrap.core.redact import Secret
 from demo.volume import DemoVolume
 from handler.common.errors import JobError
 from handler.common.reply import completed, failed
-from handler.request.compatibility import as_asked
+from handler.request.compatibility import in_requested_form
 from handler.request.parse import WorkflowRequest, parse_request
 from tests.conftest import BootedWorker, environment, workflow
 from tests.end_to_end.test_faults import through
@@ -69,7 +69,7 @@ def their_worker(worker: BootedWorker, monkeypatch: pytest.MonkeyPatch) -> Boote
 
 
 def shaped(reply: Mapping[str, Any]) -> dict[str, Any]:
-    return as_asked(reply, THEIRS)
+    return in_requested_form(reply, THEIRS)
 
 
 # --- on a real ComfyUI ------------------------------------------------------------------------
@@ -221,9 +221,14 @@ def test_details_become_lines() -> None:
 
 def test_our_own_form_is_left_alone() -> None:
     reply = completed([{"filename": "a.png", "image": "aGk="}], ["warned"])
-    assert as_asked(reply, Settings()) == reply
-    assert as_asked(reply, Settings(refresh_worker=True)) == {**reply, "refresh_worker": True}
-    assert as_asked(failed(JobError("a.b", "c")), Settings(refresh_worker=True))["refresh_worker"]
+    assert in_requested_form(reply, Settings()) == reply
+    assert in_requested_form(reply, Settings(refresh_worker=True)) == {
+        **reply,
+        "refresh_worker": True,
+    }
+    assert in_requested_form(failed(JobError("a.b", "c")), Settings(refresh_worker=True))[
+        "refresh_worker"
+    ]
 
 
 @pytest.mark.parametrize(

@@ -78,12 +78,12 @@ def test_a_cancel_that_overtook_its_job_is_remembered() -> None:
 def test_a_loop_that_no_longer_asks_for_jobs_is_a_fault_and_one_that_is_full_is_not() -> None:
     slots = JobSlots(1)
     for _ in range(240):
-        slots.beat()
+        slots.tick()
     assert slots.fault() is None
-    slots.beat()
+    slots.tick()
     fault = slots.fault()
     assert fault is not None and fault.code == "worker.take_stuck" and fault.fix
-    slots.looked()
+    slots.polled()
     assert slots.fault() is None
 
     async def full() -> None:
@@ -92,7 +92,7 @@ def test_a_loop_that_no_longer_asks_for_jobs_is_a_fault_and_one_that_is_full_is_
         waiting = asyncio.create_task(slots.wait_for_slot())
         await asyncio.sleep(0.01)
         for _ in range(300):
-            slots.beat()
+            slots.tick()
         assert slots.fault() is None
         slots.close()
         await waiting

@@ -344,16 +344,16 @@ def _category(class_type: str, name: str) -> str | None:
     return _BY_CLASS_AND_INPUT.get((class_type, last)) or _BY_INPUT.get(bare)
 
 
-def draw_seeds(
-    workflow: Workflow, draw: Callable[[int], int] = secrets.randbits
-) -> tuple[Workflow, dict[str, int]]:
+def draw_seeds(workflow: Workflow) -> tuple[Workflow, dict[str, int]]:
     """The workflow with a number for each `seed` or `…_seed` input that is "random"; the numbers by
-    `NODE.INPUT`. `draw` returns a number of so many bits."""
+    `NODE.INPUT`."""
     drawn: dict[str, int] = {}
     changed = dict(workflow)
     for node_id, node in workflow.items():
         inputs = node["inputs"]
-        numbers = {n: draw(_BITS) for n in inputs if _is_seed(n) and inputs[n] == RANDOM}
+        numbers = {
+            n: secrets.randbits(_BITS) for n in inputs if _is_seed(n) and inputs[n] == RANDOM
+        }
         if numbers:
             changed[node_id] = {**node, "inputs": {**inputs, **numbers}}
             drawn |= {f"{node_id}.{name}": number for name, number in numbers.items()}

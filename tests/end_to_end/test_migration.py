@@ -194,13 +194,13 @@ UNREAD = f"{HERE}:test_variables_that_mean_nothing_here_are_named_at_boot"
 # The first words of a line's first cell, and the test of what it says.
 LINES = {
     "only what nodes list": f"{HERE}:test_every_file_comes_back_in_images_and_texts_in_texts",
-    "a file is named as": f"{HERE}:test_a_name_carries_the_jobs_mark",
+    "files are named as": f"{HERE}:test_a_name_carries_the_jobs_mark",
     "a reply over Runpod's": f"{HERE}:test_what_does_not_fit_stays_on_the_volume",
     "`error` says that": f"{HERE}:test_an_error_says_what_is_wrong_and_has_a_code",
     "`errors` lists": f"{HERE}:test_errors_hold_what_was_not_fatal",
     "nothing was produced": f"{HERE}:test_nothing_but_text_is_success_no_images_and_nothing_at_"
     "all_is_a_failure",
-    "the image's metadata": f"{HERE}:test_metadata_is_kept_unless_the_flag_is_set",
+    "image metadata": f"{HERE}:test_metadata_is_kept_unless_the_flag_is_set",
     "`BUCKET_ENDPOINT_URL`": f"{HERE}:test_its_bucket_is_ours_and_the_jobs_id_may_stand_in_"
     "the_keys",
     "`REFRESH_WORKER`": f"{THEIRS}:test_runpod_is_asked_to_stop_the_worker_after_a_job",
@@ -233,7 +233,7 @@ LINES = {
 def test_each_line_of_the_document_has_a_test() -> None:
     text = (ROOT / "docs" / "migration.md").read_text("utf-8")
     rows = re.findall(r"^ *\| (.+?) \|", text, re.MULTILINE)
-    heads = {"there", "its variable", "its setting", "on the Pod"}
+    heads = {"worker-comfyui", "its variable", "its setting", "on the Pod"}
     lines = [row for row in rows if row not in heads and not row.startswith("---")]
     named = [next((start for start in LINES if line.startswith(start)), line) for line in lines]
     assert sorted(named) == sorted(LINES)

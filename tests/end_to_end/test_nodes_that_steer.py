@@ -20,6 +20,13 @@ def steered(class_type: str, **inputs: Any) -> dict[str, Any]:
     return nodes
 
 
+def slow_prompt(seconds: float = 30.0) -> dict[str, Any]:
+    nodes = plain(color=next(COLOURS))
+    nodes["5"] = node("TestSleep", image=["1", 0], seconds=seconds)
+    nodes["2"]["inputs"]["images"] = ["5", 0]
+    return nodes
+
+
 def test_a_node_that_stops_the_workflow_is_named(worker: BootedWorker) -> None:
     reply = worker.ask({"workflow": steered("TestStop")})
     assert_refused(reply, "job.interrupted", "node 3 (TestStop)", "that node itself")
@@ -60,10 +67,7 @@ def test_what_a_node_queues_is_part_of_its_job(worker: BootedWorker, shared_volu
 
 def test_what_a_node_queues_runs_before_the_next_job(worker: BootedWorker) -> None:
     """A job that already waits in ComfyUI's queue neither loses a file to it nor gets one of it."""
-    slow = plain(color=next(COLOURS))
-    slow["5"] = node("TestSleep", image=["1", 0], seconds=1.0)
-    slow["2"]["inputs"]["images"] = ["5", 0]
-    first = queueing(slow)
+    first = queueing(slow_prompt(1.0))
     first["6"] = node("TestSleep", image=["1", 0], seconds=1.0)
     quick = json.dumps(plain(color=next(COLOURS)))
     first["7"] = node("TestQueuePrompt", image=["6", 0], workflow=quick, fails=False)
@@ -90,39 +94,33 @@ def test_a_queued_prompt_that_fails_is_a_warning(worker: BootedWorker) -> None:
     assert any("inner trouble" in warning for warning in reply["warnings"])
 
 
-def test_nothing_runs_on_for_a_job_that_failed(worker: BootedWorker) -> None:
-    slow = plain(color=next(COLOURS))
-    slow["5"] = node("TestSleep", image=["1", 0], seconds=30.0)
-    slow["2"]["inputs"]["images"] = ["5", 0]
-    reply = worker.ask({"workflow": queueing(slow, fails=True)})
-    assert_refused(reply, "job.node_failed", "after it has queued")
+def assert_free(worker: BootedWorker) -> None:
+    """Nothing of an earlier job runs there."""
     quick = worker.ask({"workflow": plain(color=next(COLOURS)), "max_wait": 15})
     assert quick["status"] == "completed" and len(quick["results"]) == 1
+
+
+def test_nothing_runs_on_for_a_job_that_failed(worker: BootedWorker) -> None:
+    reply = worker.ask({"workflow": queueing(slow_prompt(), fails=True)})
+    assert_refused(reply, "job.node_failed", "after it has queued")
+    assert_free(worker)
 
 
 def test_a_deadline_ends_what_was_queued_too(worker: BootedWorker) -> None:
-    slow = plain(color=next(COLOURS))
-    slow["5"] = node("TestSleep", image=["1", 0], seconds=30.0)
-    slow["2"]["inputs"]["images"] = ["5", 0]
     before = worker.serving.comfyui.starts
-    reply = worker.ask({"workflow": queueing(slow), "max_wait": 4})
+    reply = worker.ask({"workflow": queueing(slow_prompt()), "max_wait": 4})
     assert_refused(reply, "job.timeout")
-    quick = worker.ask({"workflow": plain(color=next(COLOURS)), "max_wait": 15})
-    assert quick["status"] == "completed" and len(quick["results"]) == 1
+    assert_free(worker)
     assert worker.serving.comfyui.starts == before, "interrupted, not restarted"
 
 
 def test_a_deadline_while_the_first_prompt_runs_ends_what_it_queued_too(
     worker: BootedWorker,
 ) -> None:
-    slow = plain(color=next(COLOURS))
-    slow["5"] = node("TestSleep", image=["1", 0], seconds=30.0)
-    slow["2"]["inputs"]["images"] = ["5", 0]
-    first = queueing(slow)
+    first = queueing(slow_prompt())
     first["6"] = node("TestSleep", image=["3", 0], seconds=30.0)
     first["4"]["inputs"]["images"] = ["6", 0]
     before = worker.serving.comfyui.starts
     assert_refused(worker.ask({"workflow": first, "max_wait": 4}), "job.timeout")
-    quick = worker.ask({"workflow": plain(color=next(COLOURS)), "max_wait": 15})
-    assert quick["status"] == "completed" and len(quick["results"]) == 1
+    assert_free(worker)
     assert worker.serving.comfyui.starts == before, "interrupted, not restarted"

@@ -23,7 +23,7 @@ from scripts import submit
 from scripts.api_key import is_safe_for_a_key
 from scripts.diagnostics_text import diagnostics_text
 from scripts.endpoint import TRIES, Endpoint, Job
-from scripts.errors import EndpointError, UsageError
+from scripts.errors import CODES, EndpointError, UsageError
 from scripts.outcome import Ended, report
 from scripts.request_form import named_input, workflow_input
 from scripts.saving import safe_name, save
@@ -32,6 +32,7 @@ from tests.end_to_end.test_worker import from_file, plain
 from tests.support.control_plane import ControlPlane
 from tests.support.plane_http import Answer, LoopbackServer, Request
 from tests.support.public_api import CLIENT_KEY, HANG_UP, PublicApi
+from tests.support.sources import ROOT
 
 ENV = {"RUNPOD_API_KEY": CLIENT_KEY, "RUNPOD_ENDPOINT_ID": "some-endpoint"}
 
@@ -166,6 +167,12 @@ def test_an_error_has_its_code_its_sentence_the_nodes_last_word_and_a_hint(
         "hint: Check it.",
         "more: https://docs.example/job.node_failed",
     ]
+
+
+def test_every_code_of_the_client_is_listed_and_used() -> None:
+    sources = [p for p in (ROOT / "scripts").glob("*.py") if p.name != "errors.py"]
+    used = re.findall(r'"(client\.\w+)"', "".join(p.read_text("utf-8") for p in sources))
+    assert {*used, UsageError("").code} == set(CODES)
 
 
 HEALTH = {

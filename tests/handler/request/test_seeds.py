@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import secrets
+
+import pytest
 
 from handler.request.references import draw_seeds
 from tests.conftest import BootedWorker
@@ -16,9 +19,12 @@ NODES = {
 }
 
 
-def test_only_seeds_that_are_the_word_are_drawn_and_reported() -> None:
+def test_only_seeds_that_are_the_word_are_drawn_and_reported(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(secrets, "randbits", lambda bits: bits)
     before = json.dumps(NODES)
-    changed, drawn = draw_seeds(NODES, draw=lambda bits: bits)
+    changed, drawn = draw_seeds(NODES)
     assert drawn == {"3.seed": 32, "4.noise_seed": 32}
     assert changed["3"]["inputs"] == {"seed": 32, "sampler_name": "random"}
     assert changed["4"]["inputs"] == {"noise_seed": 32, "x": ["3", 0]}

@@ -11,7 +11,7 @@ from typing import Any
 from bootstrap.boot import Boot, BootReport, log_report
 from bootstrap.config import read_settings
 from bootstrap.core import log
-from bootstrap.core.findings import Finding, Outcome, errors_in
+from bootstrap.core.findings import Outcome, errors_in
 from handler.jobs.warmup import WarmUp
 from handler.sdk import describe_local_api, import_sdk
 
@@ -56,13 +56,9 @@ def _register_fitness_check(runpod: Any, report: BootReport) -> None:
     faults = [f for f in errors_in(report.findings) if f.host_fault]
 
     def machine_is_fit() -> None:
-        raise RuntimeError(_reason(faults))
+        raise RuntimeError("; ".join(f"{fault.code}: {fault.message}" for fault in faults))
 
     runpod.serverless.register_fitness_check(machine_is_fit)
-
-
-def _reason(faults: list[Finding]) -> str:
-    return "; ".join(f"{fault.code}: {fault.message}" for fault in faults)
 
 
 if __name__ == "__main__":

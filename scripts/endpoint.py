@@ -168,7 +168,7 @@ class Endpoint:
             slow = sent and isinstance(problem, requests.Timeout)
             return _NoAnswer(said, sent, slow, refused=not sent)
         if answer.status_code in _TRY_AGAIN:
-            said = f"status {answer.status_code} ({_phrase(answer.status_code)})"
+            said = f"status {answer.status_code} ({HTTPStatus(answer.status_code).phrase.lower()})"
             return _NoAnswer(said, wait=_retry_after(answer), status=answer.status_code)
         return answer
 
@@ -256,10 +256,6 @@ def _in_words(problem: requests.RequestException) -> str:
             return "the host's name cannot be resolved"
         return "nothing answers there"
     return "the connection was cut"
-
-
-def _phrase(status: int) -> str:
-    return HTTPStatus(status).phrase.lower()
 
 
 def _place(url: str) -> str:

@@ -39,6 +39,14 @@ CODES = {
 }
 
 
+_AS_OWNER = "Check again with --fix as root, or as the owner of these files."
+_WITH_ROOM = "Make room on the volume, then check again with --fix."
+_NEXT = {
+    **dict.fromkeys((errno.EACCES, errno.EPERM), _AS_OWNER),
+    **dict.fromkeys((errno.ENOSPC, errno.EDQUOT), _WITH_ROOM),
+}
+
+
 @dataclass(frozen=True)
 class Repair:
     """One kind of repair, at `paths`: `sentence` says what it would do, `codes` are the findings
@@ -63,6 +71,7 @@ def plan_fixes(
     if (
         facts.silent_after is not None
         or facts.state is not VolumeState.FOLDER
+        or (facts.mount is not None and facts.mount.read_only)
         or not _furnished(facts)
     ):
         return []
@@ -376,7 +385,7 @@ def _failed(path: str, problem: OSError) -> Finding:
     return warning(
         "fix.failed",
         f"{named([path])} could not be repaired: {problem.strerror or problem}.",
-        "Make its folder writable for the user this runs as, then check again with --fix.",
+        _NEXT.get(problem.errno or 0, "Check again with --fix; if it stays, repair it by hand."),
         path=path,
         errno=errno.errorcode.get(problem.errno or 0, ""),
     )

@@ -38,6 +38,10 @@ _HOW = (
     "Give https://…, hf://org/repo/path/to/file, the address of a Civitai model's page or "
     "download, or urn:air:…:civitai:<model>@<version>."
 )
+_PICKLE_FIX = (
+    "Prefer a .safetensors of the same model; or, if you trust the source, name this address "
+    "in models.json with `allow_pickle` and `hash`: it is then taken as it says there."
+)
 _MISSING = "workflow.missing_model"
 _LISTED = 3
 
@@ -94,7 +98,9 @@ class ModelAddresses:
                 wanted.append(_Wanted(found, parse_link(found.name)))
             except BadLink as problem:
                 if allowed:
-                    raise _malformed(found, problem) from None
+                    raise _error(
+                        found, "download.no_source", f"the address {problem}.", _HOW
+                    ) from None
                 hints.append(_not_allowed(found))
         if not wanted:
             return Addressed(hints=tuple(hints))
@@ -158,7 +164,9 @@ class ModelAddresses:
                 return await self._ask_source(wanted, place, deadline)
             except DownloadError as problem:
                 if not (problem.transient and left) or deadline.expired:
-                    raise _failed(wanted.address, problem) from None
+                    raise _error(
+                        wanted.address, problem.code, problem.message, problem.fix
+                    ) from None
         raise AssertionError("the last attempt returns or raises")
 
     async def _ask_source(
@@ -194,14 +202,11 @@ class ModelAddresses:
         if spec is not None and fatal is None:
             return spec
         assert fatal is not None
-        raise _error(address, fatal.code, f"{fatal.message}", _fix_of(fatal.code, fatal.fix))
+        fix = _PICKLE_FIX if fatal.code == "manifest.pickle" else fatal.fix
+        raise _error(address, fatal.code, fatal.message, fix)
 
     async def _ask(self, work: Callable[[], T], deadline: Deadline) -> T:
         return await self._calls.volume.call_or_fail(work, deadline.remaining)
-
-
-def _malformed(address: NamedModel, problem: BadLink) -> JobError:
-    return _error(address, "download.no_source", f"the address {problem}.", _HOW)
 
 
 def _of_manifest(wanted: _Wanted, known: Sequence[ModelSpec]) -> ModelSpec | None:
@@ -237,19 +242,6 @@ def _not_allowed(address: NamedModel) -> JobError:
         "models by address are off on this endpoint.",
         "Set ALLOW_DOWNLOAD_REQUESTS=true in its environment variables, or name the address in "
         "models.json at the volume's root.",
-    )
-
-
-def _failed(address: NamedModel, problem: DownloadError) -> JobError:
-    return _error(address, problem.code, problem.message, problem.fix)
-
-
-def _fix_of(code: str, fix: str) -> str:
-    if code != "manifest.pickle":
-        return fix
-    return (
-        "Prefer a .safetensors of the same model; or, if you trust the source, name this address "
-        "in models.json with `allow_pickle` and `hash`: it is then taken as it says there."
     )
 
 

@@ -144,9 +144,7 @@ class Delivery:
         def collect() -> CollectedOutputs:
             return collect_outputs(produced, self.files, job.options.job_tag)
 
-        if self.files.may_be_on_volume(produced):
-            return await self._calls.volume.call_or_fail(collect, job.limit.remaining)
-        return await self._local(collect, job)
+        return await self._call(collect, job, self.files.may_be_on_volume(produced))
 
     async def _deliver(
         self, found: CollectedOutputs, job: JobOutputs, more: dict[str, Any]
@@ -172,7 +170,7 @@ class Delivery:
 
         async def one(result: Result) -> None:
             async with job.at_once:
-                await self._local(lambda: rewrite(result, job.options, job.scratch), job)
+                await self._call(lambda: rewrite(result, job.options, job.scratch), job)
 
         await gather_all(one(result) for result in results if result.kind == "image")
 
@@ -199,15 +197,12 @@ class Delivery:
             return
         keeps = self._settings.keep_outputs
         await gather_all(self._keep(r, job) for r in files if keeps and r.type == "output")
-        on_volume = next((r for r in files if self._is_on_volume(r)), files[0])
-        assert on_volume.local is not None
+        local = [result.local for result in files if result.local is not None]
+        slowest = next(filter(self.files.place_on_volume, local), local[0])
         tag, scratch = job.options.job_tag, job.scratch
-        made = await self._read(lambda: zipped(files, tag, scratch), on_volume.local, job)
+        made = await self._read(lambda: zipped(files, tag, scratch), slowest, job)
         made.warnings += [warning for result in files for warning in result.warnings]
         found.results = [made, *(result for result in found.results if result.local is None)]
-
-    def _is_on_volume(self, result: Result) -> bool:
-        return result.local is not None and self.files.place_on_volume(result.local) is not None
 
     def _uploader_for(
         self, results: Sequence[Result], job: JobOutputs
@@ -287,12 +282,12 @@ class Delivery:
             place = saved_as(local, self.files.output, job.options.job_tag)
             try:
                 kept.append(await self._save(local, stamp, place, job))
-                await self._local(lambda: local.unlink(missing_ok=True), job)
+                await self._call(lambda: local.unlink(missing_ok=True), job)
             except NotSaved as problem:
                 lost.append(str(problem))
 
         if rest:
-            stamps = await self._local(lambda: [stamp_of(path) for path in rest], job)
+            stamps = await self._call(lambda: [stamp_of(path) for path in rest], job)
             await gather_all(map(keep, rest, stamps))
         return sorted(kept), lost
 
@@ -319,7 +314,7 @@ class Delivery:
         """Move a result out of the reply, to bucket or volume, with a warning. Raises JobError."""
         limit = f"MAX_REPLY_MB={self._settings.max_reply_mb:g}"
         if result.text is not None:
-            await self._local(lambda: write_out(result, job.options.job_tag, job.scratch), job)
+            await self._call(lambda: write_out(result, job.options.job_tag, job.scratch), job)
         if await self._upload(result, job):
             where, advice = "was uploaded to its url", ""
         elif await self._keep(result, job):
@@ -337,9 +332,7 @@ class Delivery:
         """Read a result's file, which may be on the volume. Raises JobError if it cannot be
         read."""
         try:
-            if self.files.place_on_volume(local) is not None:
-                return await self._calls.volume.call_or_fail(work, job.limit.remaining)
-            return await self._local(work, job)
+            return await self._call(work, job, self.files.place_on_volume(local) is not None)
         except OSError as problem:
             raise JobError(
                 "job.result_missing",
@@ -348,7 +341,10 @@ class Delivery:
                 files=[local.name],
             ) from None
 
-    async def _local(self, work: Callable[[], T], job: JobOutputs) -> T:
+    async def _call(self, work: Callable[[], T], job: JobOutputs, on_volume: bool = False) -> T:
+        """What `work` returns, which reads local files, or some `on_volume`."""
+        if on_volume:
+            return await self._calls.volume.call_or_fail(work, job.limit.remaining)
         return await self._calls.local.run(work, job.limit.remaining)
 
     async def _end(self, job: JobOutputs, found: CollectedOutputs, answered: bool) -> None:

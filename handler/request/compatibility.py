@@ -128,8 +128,9 @@ def _file_inputs(given: object, workflow: Workflow) -> Iterator[InputFile]:
     if not isinstance(given, Mapping):
         raise wrong_type("file_inputs", shape, given)
     for node_id, item in given.items():
-        parts = [item.get(n) for n in ("url", "filename", "field")] if _is_object(item) else []
-        if not parts or not all(isinstance(part, str) and part for part in parts):
+        fields = item if isinstance(item, Mapping) else {}
+        parts = [fields.get(name) for name in ("url", "filename", "field")]
+        if not all(isinstance(part, str) and part for part in parts):
             raise wrong_type(f"file_inputs[{short(node_id)}]", shape, item)
         url, filename, name = map(str, parts)
         if str(node_id) not in workflow:
@@ -142,10 +143,6 @@ def _file_inputs(given: object, workflow: Workflow) -> Iterator[InputFile]:
         plain = checked_name(filename)
         workflow[str(node_id)]["inputs"][name] = plain
         yield InputFile(plain, url=url)
-
-
-def _is_object(item: object) -> bool:
-    return isinstance(item, Mapping)
 
 
 def request_key(given: Mapping[str, Any]) -> dict[str, str]:

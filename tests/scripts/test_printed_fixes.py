@@ -160,9 +160,11 @@ def test_a_read_only_volume_is_mounted_again(
 ) -> None:
     with mounted(tmp_path / "mount", "-o", "size=64m") as place:
         shutil.copytree(root, place, dirs_exist_ok=True)
+        safetensors(place / "loras/x.safetensors")
         subprocess.run(["mount", "-o", "remount,ro", place], check=True)
         shown = check(place)
-        assert shown.codes == ["volume.read_only"], shown.text
+        assert shown.codes == ["volume.read_only", "volume.models_misplaced"], shown.text
+        assert "--fix" not in shown.text, "nothing can be moved"
         typed(commands(shown.text)[0])
         assert "volume.read_only" not in check(place).codes
 

@@ -44,10 +44,9 @@ CODES = {
 }
 #: How to attach a network volume to an endpoint or a Pod.
 _ATTACH = (
-    "Attach it: Serverless > the endpoint > Manage > Edit Endpoint > Advanced > Network Volumes, "
-    "then Save; it must be in one of the endpoint's datacenters, and only workers started later "
-    "have it. A Pod gets a network volume only when it is deployed. If it is mounted elsewhere, "
-    "name that folder: VOLUME_PATH for a worker, the argument for the checker."
+    "Serverless > the endpoint > Manage > Edit Endpoint > Advanced > Network Volumes, then Save; "
+    "it must be in one of the endpoint's datacenters, and only workers started later have it. A "
+    "Pod gets a network volume only when it is deployed."
 )
 TB = 1024**4
 # A handful of pictures or one video.
@@ -120,8 +119,11 @@ def _absent(facts: VolumeFacts, code: str, message: str) -> Finding:
 def attach(meant: str | None) -> str:
     """How to bring the volume to where it is looked for; `meant` is where it may be instead."""
     if meant is None:
-        return _ATTACH
-    return f"Set VOLUME_PATH={quoted(meant)} {IN_ENDPOINT}. If no volume is attached: {_ATTACH}"
+        return (
+            f"Attach it: {_ATTACH} If it is mounted elsewhere, name that folder: VOLUME_PATH for a "
+            "worker, the argument for the checker."
+        )
+    return f"Set VOLUME_PATH={quoted(meant)} {IN_ENDPOINT}. If none is attached yet: {_ATTACH}"
 
 
 def inside(root: str, volume: str, comfyui: str | None) -> Finding:

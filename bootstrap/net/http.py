@@ -377,18 +377,15 @@ class Channel:
         return url
 
     def _ask(self, target: Target, headers: Mapping[str, str]) -> Reply:
-        reused = self._ready_for(target)
-        try:
-            return self._exchange(target, headers)
-        except BROKEN as problem:
-            self.close()
-            if not reused:
-                raise translate(problem, target.host, self._timeout) from None
-        try:  # the server had closed the kept connection, which says nothing about the file
-            return self._exchange(target, headers)
-        except BROKEN as problem:
-            self.close()
-            raise translate(problem, target.host, self._timeout) from None
+        while True:
+            reused = self._ready_for(target)
+            try:
+                return self._exchange(target, headers)
+            except BROKEN as problem:
+                self.close()
+                # Had the server closed a kept connection, that says nothing about the file.
+                if not reused:
+                    raise translate(problem, target.host, self._timeout) from None
 
     def _ready_for(self, target: Target) -> bool:
         """Can the kept connection be used for `target`? If not, it is closed."""

@@ -96,9 +96,8 @@ class PackResult:
         """The failure, and remarks."""
         if self.problem is None:
             return list(self.notes)
-        name, problem = self.spec.name, self.problem
-        message = f"custom node pack {name}: {problem.message}"
-        return [Finding(problem.code, severity, message, problem.fix, details={"pack": name})]
+        name = self.spec.name
+        return [self.problem.finding(f"custom node pack {name}", severity, pack=name)]
 
     def as_dict(self) -> dict[str, Any]:
         """JSON-ready data, for `nodes pull --json`."""

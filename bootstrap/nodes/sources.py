@@ -9,7 +9,6 @@ host answers without a login.
 from __future__ import annotations
 
 import json
-import threading
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from datetime import datetime, timezone
@@ -22,7 +21,7 @@ from bootstrap.models.download.remote import DownloadOptions, Locate, Remote, St
 from bootstrap.models.download.verify import Wanted
 from bootstrap.models.sources import WebFile
 from bootstrap.models.sources.https import Https
-from bootstrap.net import DownloadError, Stopped
+from bootstrap.net import DownloadError
 from bootstrap.net.addresses import shown
 from bootstrap.net.http import Channel, explain
 from bootstrap.nodes.manifest import GitPin, PackSpec, RegistryPin
@@ -57,47 +56,25 @@ def fetch_small(
     options: DownloadOptions,
     most: int,
     source: Https | None = None,
-    stop: threading.Event | None = None,
 ) -> bytes:
     """The content of `url`, at most `most` bytes; transient failures are retried. `source` knows
-    the host's credential. Raises DownloadError and Stopped."""
-    stop = stop or threading.Event()
-    failures = 0
-    while True:
-        channel = options.channel()
-        try:
-            return _content(channel, url, options, most, source, stop)
-        except DownloadError as problem:
-            failures += 1
-            if not problem.transient or failures >= options.attempts:
-                raise
-            stop.wait(options.pause(failures, problem.retry_after))
-        finally:
-            channel.close()
+    the host's credential. Raises DownloadError."""
 
+    def content(channel: Channel) -> bytes:
+        reply = channel.get(url, source.credential if source is not None else None)
+        if reply.status != 200:
+            raise explain(reply)
+        stall, data = StallDetector(reply.host, options.stall, options.slowest), bytearray()
+        while block := reply.read_some(_AT_ONCE):
+            data += block
+            stall.count(len(block))
+            if len(data) > most:
+                raise too_large(shown(url), most)
+        if reply.length is not None and len(data) != reply.length:
+            raise _bad_answer(url, "it ended early")
+        return bytes(data)
 
-def _content(
-    channel: Channel,
-    url: str,
-    options: DownloadOptions,
-    most: int,
-    source: Https | None,
-    stop: threading.Event,
-) -> bytes:
-    reply = channel.get(url, source.credential if source is not None else None)
-    if reply.status != 200:
-        raise explain(reply)
-    stall, data = StallDetector(reply.host, options.stall, options.slowest), bytearray()
-    while block := reply.read_some(_AT_ONCE):
-        if stop.is_set():
-            raise Stopped
-        data += block
-        stall.count(len(block))
-        if len(data) > most:
-            raise too_large(shown(url), most)
-    if reply.length is not None and len(data) != reply.length:
-        raise _bad_answer(url, "it ended early")
-    return bytes(data)
+    return options.ask(content)
 
 
 def too_large(what: str, most: int) -> DownloadError:
@@ -210,7 +187,7 @@ class PackSources:
     def _in_registry(self, pin: RegistryPin, wanted: Wanted, channel: Channel) -> Remote:
         path = f"nodes/{quote(pin.id, safe='')}/install?version={quote(pin.version, safe='')}"
         # The caller that fetches the archive retries; both doing so would take minutes.
-        once = replace(self, options=replace(self.options, attempts=1))
+        once = replace(self, options=replace(self.options, attempts=0))
         data = once._ask_one(path, str(pin))
         _check_status(data, str(pin))
         url = data.get("downloadUrl")

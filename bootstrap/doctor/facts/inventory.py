@@ -17,7 +17,7 @@ from typing import Any
 from bootstrap.core.concurrency import ByteSemaphore, Task, WorkerPool
 from bootstrap.core.files import contains
 from bootstrap.core.text import POD, SERVERLESS
-from bootstrap.doctor.facts.volume_facts import Leads, LinkFact
+from bootstrap.doctor.facts.volume_facts import Leads, LinkFact, look_at_link
 from bootstrap.doctor.facts.walk import (
     LIMIT,
     THREADS,
@@ -50,7 +50,11 @@ MOST_HELD = 32 << 20
 # Copies of smaller files are not worth reporting.
 LEAST_DUPLICATE = 1 << 20
 _LOST = {LinkTarget.BROKEN: WeightsState.BROKEN_LINK, LinkTarget.LOOP: WeightsState.LOOPING_LINK}
-_LEADS = {WeightsState.BROKEN_LINK: Leads.NOWHERE, WeightsState.LOOPING_LINK: Leads.LOOP}
+_LEADS: Mapping[LinkTarget | None, Leads] = {
+    LinkTarget.BROKEN: Leads.NOWHERE,
+    LinkTarget.LOOP: Leads.LOOP,
+    LinkTarget.ESCAPES: Leads.OUT,
+}
 Progress = Callable[[int], None]
 
 
@@ -59,8 +63,7 @@ class ModelFile:
     """One file, or a link that ComfyUI lists as one, under a model folder. `path` is relative to
     `root`, `category` is ComfyUI's for its folder (None: a custom node's). `size` in bytes, `mtime`
     in seconds since 1970; `inode` is None for a broken link. `examined` is `WeightsState.UNREAD` if
-    it is not a weights file or was not opened. `relative` is the text that repairs a broken link
-    through another mount point of the volume, if its target exists.
+    it is not a weights file or was not opened.
     """
 
     root: Path
@@ -72,7 +75,6 @@ class ModelFile:
     inode: tuple[int, int] | None = None
     link: str | None = None
     root_category: str = ""
-    relative: str | None = None
 
     @property
     def state(self) -> WeightsState:
@@ -116,16 +118,16 @@ class ModelFile:
 @dataclass(frozen=True)
 class Inventory:
     """The contents of the model folders `roots`. `files` are ordered by root and path; `folders`
-    are all folders (root, path), including link targets. `escaping` are links that lead out of the
-    volume. `same` are groups of files that are equal by size, header and samples. `complete` is
-    False if a limit in number or time ended the walk; `headers`: weights files were opened;
-    `seconds` is the duration.
+    are all folders (root, path), including link targets. `links` are those that are broken, lead
+    to a folder above, or out of the volume. `same` are groups of files that are equal by size,
+    header and samples. `complete` is False if a limit in number or time ended the walk; `headers`:
+    weights files were opened; `seconds` is the duration.
     """
 
     roots: tuple[Path, ...] = ()
     files: tuple[ModelFile, ...] = ()
     folders: tuple[tuple[Path, str], ...] = ()
-    escaping: tuple[Entry, ...] = ()
+    links: tuple[LinkFact, ...] = ()
     same: tuple[tuple[ModelFile, ...], ...] = ()
     problems: tuple[WalkProblem, ...] = ()
     problem_count: int = 0
@@ -142,13 +144,6 @@ class Inventory:
     def present(self) -> tuple[ModelFile, ...]:
         """Those that exist: no broken links."""
         return tuple(f for f in self.models if f.inode is not None)
-
-    @property
-    def links(self) -> tuple[LinkFact, ...]:
-        """Links that are broken, lead back to where they lie, or out of the volume."""
-        lost = [f for f in self.files if f.state in _LEADS]
-        escaping = [LinkFact(e.full_path, e.link or "", Leads.OUT) for e in self.escaping]
-        return (*map(_link_fact, lost), *escaping)
 
     @property
     def size(self) -> int:
@@ -204,12 +199,6 @@ class Holding:
                 for f in self.largest
             ],
         }
-
-
-def _link_fact(file: ModelFile) -> LinkFact:
-    text = file.link or ""
-    home = next((mount for mount in (SERVERLESS, POD) if contains(mount, text)), None)
-    return LinkFact(file.full_path, text, _LEADS[file.state], home, file.relative)
 
 
 def holdings_of(inventory: Inventory) -> list[Holding]:
@@ -296,12 +285,14 @@ def gather_models(
     found = walk(roots, threads, progress, limit, inside, timeout, visit)
     known = examined.copy()
     left = None if timeout is None else started + timeout - time.monotonic()
-    texts = _relative_texts(found.entries, inside, threads, left)
-    files = [_file(e, known, extra_roots, texts) for e in found.entries if _is_listed(e)]
+    odd = [e for e in found.entries if e.target in _LEADS]
+    odd = [e for e in odd if e.target is not LinkTarget.ESCAPES or e.root not in extra_roots]
+    links = _link_facts(odd, inside, threads, left)
+    files = [_file(e, known, extra_roots) for e in found.entries if _is_listed(e)]
     left = None if timeout is None else started + timeout - time.monotonic()
     same = _find_same(files, threads, left)
     found = replace(found, entries=tuple(e for e in found.entries if e.root not in extra_roots))
-    return _inventory(roots, found, files, same, headers, started)
+    return _inventory(roots, found, files, links, same, headers, started)
 
 
 def _not_within(extra_roots: Mapping[Path, str], roots: Sequence[Path]) -> dict[Path, str]:
@@ -322,6 +313,7 @@ def _inventory(
     roots: Sequence[Path],
     found: Walk,
     files: list[ModelFile],
+    links: tuple[LinkFact, ...],
     same: tuple[tuple[ModelFile, ...], ...],
     headers: bool,
     started: float,
@@ -330,7 +322,7 @@ def _inventory(
         roots=tuple(roots),
         files=tuple(files),
         folders=tuple((e.root, e.path) for e in found.entries if _is_entered(e)),
-        escaping=tuple(e for e in found.entries if e.target is LinkTarget.ESCAPES),
+        links=links,
         same=same,
         problems=found.problems,
         problem_count=found.problem_count,
@@ -377,7 +369,6 @@ def _file(
     entry: Entry,
     examined: Mapping[tuple[Path, str], Examined],
     extra_roots: Mapping[Path, str],
-    texts: Mapping[tuple[Path, str], str],
 ) -> ModelFile:
     unopened = Examined(
         _LOST.get(entry.target, WeightsState.UNREAD) if entry.target else WeightsState.UNREAD
@@ -394,40 +385,30 @@ def _file(
         inode=entry.inode,
         link=entry.link,
         root_category=root_category,
-        relative=texts.get((entry.root, entry.path)),
     )
 
 
-def _relative_texts(
+def _link_facts(
     entries: Sequence[Entry], inside: Sequence[Path] | None, threads: int, timeout: float | None
-) -> dict[tuple[Path, str], str]:
-    """For each broken link through another mount point of the volume (the first of `inside`), the
-    relative text that repairs it, if its target exists."""
+) -> tuple[LinkFact, ...]:
+    """Links that are broken, lead to a folder above, or off the volume, which is the first of
+    `inside`; with what repairs one through another mount point of it."""
     root = os.path.realpath(inside[0]) if inside else ""
-    texts: dict[tuple[Path, str], str] = {}
+    mounts = [mount for mount in (SERVERLESS, POD) if root and mount != root]
+    found = [LinkFact(e.full_path, e.link or "", _LEADS[e.target]) for e in entries]
+    links = {link.path: link for link in found}
+    broken = [link for link in found if link.leads is Leads.NOWHERE]
+    named = [x.path for x in broken if any(contains(mount, x.text) for mount in mounts)]
 
-    def asking(entry: Entry, here: str) -> Task:
+    def asking(path: str) -> Task:
         def task() -> None:
-            if os.path.exists(here):
-                folder = os.path.realpath(os.path.dirname(entry.full_path))
-                texts[entry.root, entry.path] = os.path.relpath(here, folder)
+            links[path] = look_at_link(path, root, root, mounts) or links[path]
 
         return task
 
-    broken = [entry for entry in entries if entry.target is LinkTarget.BROKEN]
-    places = [(entry, here) for entry in broken if (here := _on_volume(entry.link or "", root))]
-    if places:
-        WorkerPool(threads).run([asking(*place) for place in places], timeout)
-    return texts.copy()
-
-
-def _on_volume(text: str, root: str) -> str:
-    """The target, on the volume at `root`, of a link through another mount point."""
-    for mount in (SERVERLESS, POD):
-        if root and root != mount and contains(mount, text):
-            here = os.path.normpath(os.path.join(root, os.path.relpath(text, mount)))
-            return here if contains(root, here) else ""
-    return ""
+    if named:
+        WorkerPool(threads).run([asking(path) for path in named], timeout)
+    return tuple(links.values())
 
 
 def _is_listed(entry: Entry) -> bool:

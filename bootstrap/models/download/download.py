@@ -182,30 +182,13 @@ class Download:
                 raise Stopped
 
     def _attempt(self, stop: threading.Event) -> Fetched:
-        remote = self._located(stop)
+        remote = self._options.ask(self._locate, stop)
         if remote.size is not None and self._wanted.size is not None:
             check_size(remote.size, self._wanted.size)
         check_hash_beforehand(remote, self._wanted)
         if self._no_ranges or not remote.ranges:
             return self._by_stream(remote, stop)
         return self._by_ranges(remote, stop)
-
-    def _located(self, stop: threading.Event) -> Remote:
-        """Ask the source, with retries."""
-        failures = 0
-        while True:
-            channel = self._options.channel()
-            try:
-                return self._locate(channel)
-            except DownloadError as problem:
-                failures += 1
-                if not problem.transient or failures > self._options.attempts:
-                    raise
-                stop.wait(self._options.pause(failures, problem.retry_after))
-            finally:
-                channel.close()
-            if stop.is_set():
-                raise Stopped
 
     def _by_ranges(self, remote: Remote, stop: threading.Event) -> Fetched:
         disk, name = self._options.disk, self._final.name

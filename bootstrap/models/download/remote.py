@@ -9,12 +9,14 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import TypeVar
 
 from bootstrap.core.files import Disk
-from bootstrap.net import DownloadError, WrongBytes, bad_answer, stalled
+from bootstrap.net import DownloadError, Stopped, WrongBytes, bad_answer, stalled
 from bootstrap.net.addresses import AddressPolicy, shown
 from bootstrap.net.http import Channel, Credential, Reply
 
+T = TypeVar("T")
 Explain = Callable[[Reply], DownloadError]
 _CONTENT_RANGE = re.compile(r"bytes (\d{1,18})-(\d{1,18})/(\d{1,18}|\*)", re.ASCII)
 
@@ -171,6 +173,25 @@ class DownloadOptions:
     def channel(self) -> Channel:
         """A new channel, not yet connected."""
         return Channel(self.policy, self.stall)
+
+    def ask(self, question: Callable[[Channel], T], stop: threading.Event | None = None) -> T:
+        """The answer to a question, asked again up to `attempts` times while it fails transiently,
+        each time on a new connection. Raises DownloadError and Stopped."""
+        stop = stop or threading.Event()
+        failures = 0
+        while True:
+            channel = self.channel()
+            try:
+                return question(channel)
+            except DownloadError as problem:
+                failures += 1
+                if not problem.transient or failures > self.attempts:
+                    raise
+                wait = self.pause(failures, problem.retry_after)
+            finally:
+                channel.close()
+            if stop.wait(wait):
+                raise Stopped
 
     def pause(self, failures: int, asked: float | None = None) -> float:
         """Seconds to wait after `failures` failures in a row; a server may ask for up to 60."""

@@ -73,7 +73,7 @@ def test_an_answer_without_end_is_given_up(server: PackServer) -> None:
 
 def test_an_answer_that_trickles_is_given_up(server: PackServer) -> None:
     server.serve("/slow", b"x" * 100_000, trickle=True)
-    slow = options(stall=0.5, attempts=1, slowest=1024)
+    slow = options(stall=0.5, attempts=0, slowest=1024)
     refused("download.stalled", fetch_small, server.url + "/slow", slow, 1_000_000)
 
 
@@ -82,7 +82,7 @@ def test_so_is_one_that_trickles_outside_its_body(part: str) -> None:
     """A socket's time-out starts again with each byte; nothing but the clock ends that."""
     began = time.monotonic()
     with trickling(part) as slow:
-        patience = options(stall=0.5, attempts=1)
+        patience = options(stall=0.5, attempts=0)
         refused("download.stalled", fetch_small, slow.url + "/slow", patience, 1_000_000)
     assert time.monotonic() - began < 3
 
@@ -98,7 +98,7 @@ def test_an_invalid_answer_is_quoted_short_and_printable() -> None:
 
         threading.Thread(target=answer, daemon=True).start()
         url = f"http://127.0.0.1:{listener.getsockname()[1]}/x"
-        problem = refused("download.unreachable", fetch_small, url, options(attempts=1), 1000)
+        problem = refused("download.unreachable", fetch_small, url, options(attempts=0), 1000)
     assert problem.message.isprintable() and len(problem.message) < 1500
 
 

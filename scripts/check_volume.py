@@ -30,7 +30,7 @@ from bootstrap.config import Settings
 from bootstrap.core import log
 from bootstrap.core.files import is_system_folder
 from bootstrap.core.terminal import Parser, as_typed, closing, findings_text, style_of
-from bootstrap.core.text import quoted, shown
+from bootstrap.core.text import printable, shell_quote
 from bootstrap.doctor import Report, Scope, examine, of_volume, repairs_of, report_json, report_text
 from bootstrap.doctor.fix import Repair, apply_fixes
 from bootstrap.doctor.page import page
@@ -79,7 +79,7 @@ def _refused(typed: str, configured: str, command: str) -> str:
     if not os.path.isabs(path) and not typed:
         return ""
     if is_system_folder(place) or is_system_folder(os.path.realpath(place)):
-        return f"{shown(path)} is one of the system's own folders, not a volume. {_NAME_IT}"
+        return f"{printable(path)} is one of the system's own folders, not a volume. {_NAME_IT}"
     try:
         is_folder = stat.S_ISDIR(os.stat(place).st_mode)
     except (FileNotFoundError, NotADirectoryError):
@@ -89,11 +89,11 @@ def _refused(typed: str, configured: str, command: str) -> str:
     volume = volume_around(place if is_folder else place.parent)
     if volume and (is_folder or typed):
         what = "only a part of" if is_folder else "a file on"
-        why = f"{shown(path)} is {what} the volume at {shown(str(volume))}. Check that"
-        return f"{why}:\n  {command} {quoted(str(volume))}"
+        why = f"{printable(path)} is {what} the volume at {printable(str(volume))}. Check that"
+        return f"{why}:\n  {command} {shell_quote(str(volume))}"
     if is_folder or not typed:
         return ""
-    return f"{shown(path)} is a file, not a folder. {_NAME_IT}"
+    return f"{printable(path)} is a file, not a folder. {_NAME_IT}"
 
 
 def _missing(path: str, place: Path, command: str) -> str:
@@ -103,8 +103,9 @@ def _missing(path: str, place: Path, command: str) -> str:
     if guess is None and from_root != place:
         guess = from_root if from_root in USUAL_ROOTS else similar_folder(from_root)
     if guess is None:
-        return f"{shown(path)} does not exist. {_NAME_IT}"
-    return f"{shown(path)} does not exist. Did you mean this?\n  {command} {quoted(str(guess))}"
+        return f"{printable(path)} does not exist. {_NAME_IT}"
+    suggested = f"{command} {shell_quote(str(guess))}"
+    return f"{printable(path)} does not exist. Did you mean this?\n  {suggested}"
 
 
 def _parser(prog: str = "check_volume.py", command: str = "") -> argparse.ArgumentParser:
@@ -200,4 +201,4 @@ def _show(report: Report, arguments: argparse.Namespace, prog: str) -> bool:
 
 if __name__ == "__main__":
     log.use_utf8()
-    sys.exit(main(sys.argv[1:], command=f"python3 {quoted(sys.argv[0])}"))
+    sys.exit(main(sys.argv[1:], command=f"python3 {shell_quote(sys.argv[0])}"))

@@ -11,7 +11,7 @@ from typing import Any
 
 from bootstrap.core.findings import Severity
 from bootstrap.core.terminal import style_of
-from bootstrap.core.text import counted
+from bootstrap.core.text import pluralize
 from scripts.diagnostics_text import diagnostics_text, findings_in
 from scripts.endpoint import Job
 from scripts.errors import DONE, FAILED, NOT_SAVED, ClientError
@@ -110,9 +110,9 @@ def _elsewhere(saving: Saving, output: Any) -> Iterator[str]:
 
 
 def _count(saving: Saving) -> str:
-    found = [counted(len(saving.saved), "file")] if saving.saved else []
+    found = [pluralize(len(saving.saved), "file")] if saving.saved else []
     if saving.elsewhere:
-        found.append(f"{counted(len(saving.elsewhere), 'file')} on the volume")
+        found.append(f"{pluralize(len(saving.elsewhere), 'file')} on the volume")
     return ", ".join(found) or "no files"
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from bootstrap.core.terminal import nearest
-from bootstrap.core.text import named, size_text, trailing_comma
+from bootstrap.core.text import size_text, summarize_list, trailing_comma
 from handler.common.errors import JobError
 from handler.request.workflow import Workflow, holds_nodes, read_workflow, unwrapped
 from scripts.errors import UsageError
@@ -154,7 +154,7 @@ def _content(path: Path, name: str) -> bytes:
 def _refuse(path: Path, name: str, problem: OSError) -> NoReturn:
     if isinstance(problem, IsADirectoryError):
         files = sorted(file.name for file in path.glob("*.json"))
-        inside = f": {named(files)}" if files else ""
+        inside = f": {summarize_list(files)}" if files else ""
         raise UsageError(f"{name} is a folder.", f"Name a file in it{inside}.") from None
     if isinstance(problem, FileNotFoundError) and path.parent.is_dir():
         there = {file.stem: file.name for file in path.parent.iterdir() if file.is_file()}

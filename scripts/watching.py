@@ -11,7 +11,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from bootstrap.core.text import counted
+from bootstrap.core.text import pluralize
 from scripts.printing import plain, say
 
 _WITH_BAR = "{{desc}}  {{bar:{width}}} {{percentage:3.0f}} %  {{elapsed}}"
@@ -61,14 +61,14 @@ def queue_words(health: Any) -> str:
     jobs = _count(health, "jobs", "inQueue")
     if jobs < 1:
         return ""
-    ahead = f"at most {counted(jobs - 1, 'job')} ahead" if jobs > 1 else "next"
+    ahead = f"at most {pluralize(jobs - 1, 'job')} ahead" if jobs > 1 else "next"
     found = [(_count(health, "workers", key), word) for key, word in _WORKERS.items()]
     there = [(count, word) for count, word in found if count > 0]
     if not there:
         return f"{ahead}, no worker yet"
     (count, word), *more = there
     rest = [f"{count} {word}" for count, word in more]
-    return ", ".join((ahead, f"{counted(count, 'worker')} {word}", *rest))
+    return ", ".join((ahead, f"{pluralize(count, 'worker')} {word}", *rest))
 
 
 def _count(health: Any, group: str, name: str) -> int:

@@ -24,7 +24,7 @@ from bootstrap.core.findings import (
     worst_first,
 )
 from bootstrap.core.terminal import PLAIN, Style, findings_text
-from bootstrap.core.text import counted
+from bootstrap.core.text import pluralize
 from bootstrap.environment import Judgement
 from bootstrap.environment.node_packs import read_version
 from bootstrap.volume import Layout
@@ -179,7 +179,7 @@ def log_report(report: BootReport) -> None:
 def log_late(stage: str, findings: Sequence[Finding]) -> None:
     """Findings of a check that the boot did not wait for."""
     found = [f for f in worst_first(findings) if f.fix and f.severity.rank >= _WARNING]
-    _log.info("%s, done after the boot: %s", stage, counted(len(found), "finding"))
+    _log.info("%s, done after the boot: %s", stage, pluralize(len(found), "finding"))
     for finding in found:
         _log.log(_LEVELS[finding.severity], "%s", _sentence(finding))
 

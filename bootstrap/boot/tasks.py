@@ -41,7 +41,7 @@ from bootstrap.comfyui.launch import arguments, count_instances, device_flag, fl
 from bootstrap.config import Settings
 from bootstrap.core.findings import Finding, Severity
 from bootstrap.core.redact import child_environment
-from bootstrap.core.text import counted
+from bootstrap.core.text import pluralize
 from bootstrap.environment import (
     PROBE_SECONDS,
     Choice,
@@ -213,7 +213,7 @@ class BootPlan:
             places.append((again[0].place if again else place, other))
         row.bytes = sum(copy.bytes for copy in copies)
         count = sum(len(copy.stamps) for copy in copies)
-        row.note = counted(count, "file") if staged else "not needed"
+        row.note = pluralize(count, "file") if staged else "not needed"
         row.add([*findings, *more, *check_queued(copies)])
         write_back = _write_back(copies, volume.layout.root)
         return Code(tuple(places), None if staged else layout.nodes, write_back)

@@ -30,7 +30,7 @@ from bootstrap.comfyui.copy_code import (
 from bootstrap.comfyui.workdir import WorkDir
 from bootstrap.config import Settings
 from bootstrap.core.findings import Finding, info, warning
-from bootstrap.core.text import counted, named, size_text
+from bootstrap.core.text import pluralize, size_text, summarize_list
 from bootstrap.volume import Layout
 from bootstrap.volume.args_file import describe_local_models, flag_names, group_flags
 
@@ -229,7 +229,8 @@ def check_queued(copies: Sequence[Staged]) -> list[Finding]:
     return [
         info(
             "nodes.installs_queued",
-            f"ComfyUI-Manager has queued what to do at the next start ({named(queued)}). A worker "
+            f"ComfyUI-Manager has queued what to do at the next start ({summarize_list(queued)}). "
+            "A worker "
             "does not do it: many start at once, and each would change the shared volume.",
             "Start ComfyUI once on a Pod with this volume, which does it.",
             paths=queued,
@@ -282,9 +283,9 @@ def _not_staged(problem: CannotStage, settings: Settings) -> Finding:
 def _heavy(staged: Staged, settings: Settings) -> Finding:
     return info(
         "comfyui.heavy_nodes",
-        f"{counted(len(staged.linked), 'large file')} in ComfyUI's folder "
-        f"({named(staged.linked, 3)}) stay on the volume; {size_text(staged.bytes)} of code were "
-        "copied.",
+        f"{pluralize(len(staged.linked), 'large file')} in ComfyUI's folder "
+        f"({summarize_list(staged.linked, 3)}) stay on the volume; {size_text(staged.bytes)} of "
+        "code were copied.",
         f"Nothing to do; STAGE_PACK_MB ({settings.stage_pack_mb:g}) is the most that is copied of "
         "one custom node.",
         files=list(staged.linked[:50]),

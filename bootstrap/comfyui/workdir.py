@@ -31,7 +31,7 @@ from bootstrap.comfyui.copy_code import PRIVATE, Staged
 from bootstrap.core.concurrency import WorkerPool
 from bootstrap.core.files import Stamp, publish_new, replacing, stays_within
 from bootstrap.core.findings import Finding, host_error
-from bootstrap.core.text import named
+from bootstrap.core.text import summarize_list
 
 _log = logging.getLogger(__name__)
 
@@ -248,7 +248,7 @@ class _Copy:
         WorkerPool(_THREADS).run([partial(carry, *changed) for changed in self._changed(settled)])
         other = sorted(path for path in kept if not path.endswith(_BYTECODE))
         if other:
-            _log.info("kept on the volume: %s", named(other))
+            _log.info("kept on the volume: %s", summarize_list(other))
         return kept
 
     def _changed(self, settled: float) -> Iterator[tuple[str, Stamp]]:

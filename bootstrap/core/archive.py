@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO, NamedTuple
 
-from bootstrap.core.text import shown
+from bootstrap.core.text import printable
 
 _LONGEST_NAME = 200  # bytes of one component
 _LONGEST_PATH = 1000  # bytes of all; a system takes 4,095, with the folder's own
@@ -188,4 +188,4 @@ def _some(source: Any) -> bytes:
 
 
 def _short(name: str) -> str:
-    return f'"{shown(name[:_LONGEST_SHOWN])}"'
+    return f'"{printable(name[:_LONGEST_SHOWN])}"'

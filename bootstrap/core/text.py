@@ -46,12 +46,12 @@ def size_text(size: int) -> str:
     return "1 byte" if size == 1 else f"{size} bytes"
 
 
-def counted(count: int, one: str, many: str = "") -> str:
+def pluralize(count: int, one: str, many: str = "") -> str:
     """`1 file`, `2 files`."""
     return f"{count:,} {one if count == 1 else many or one + 's'}"
 
 
-def shown(name: str) -> str:
+def printable(name: str) -> str:
     """A file name for a sentence: unprintable characters are escaped, outer spaces visible."""
     text = _UNPRINTABLE.sub(_escaped, name)
     return (
@@ -78,13 +78,13 @@ def trailing_comma(problem: JSONDecodeError) -> tuple[int, int, str] | None:
     return problem.doc.count("\n", 0, comma) + 1, column, closed[1]
 
 
-def named(names: Sequence[str], most: int = MOST_NAMED) -> str:
+def summarize_list(names: Sequence[str], most: int = MOST_NAMED) -> str:
     """The first few names and how many more there are."""
-    return joined([shown(name) for name in names], most)
+    return joined([printable(name) for name in names], most)
 
 
-def typed(*words: str) -> str:
-    """A command quoted for bash."""
+def shell_quote(*words: str) -> str:
+    """Words, quoted as a command for bash."""
     return " ".join(_typed_word(word) for word in words)
 
 
@@ -107,20 +107,15 @@ def _escaped_bytes(match: re.Match[str]) -> str:
     return "".join(f"\\x{byte:02x}" for byte in data)
 
 
-def quoted(path: str) -> str:
-    """`path` quoted as one word of a bash command."""
-    return typed(path)
-
-
 def without_tabs(file: str) -> str:
     """The command that indents a file's lines with two spaces for each tab, and keeps the old
     one."""
-    return f"sed -i.bak -e ':a' -e 's/^\\( *\\)\\t/\\1  /' -e 'ta' {quoted(file)}"
+    return f"sed -i.bak -e ':a' -e 's/^\\( *\\)\\t/\\1  /' -e 'ta' {shell_quote(file)}"
 
 
 def words(paths: Iterable[str]) -> str:
     """Paths as words of a command, `MOST_AT_ONCE` at most."""
-    return typed(*list(paths)[:MOST_AT_ONCE])
+    return shell_quote(*list(paths)[:MOST_AT_ONCE])
 
 
 def chained(commands: Sequence[str]) -> str:
@@ -148,6 +143,6 @@ def as_on_pod(fix: str) -> str:
 
 def about(paths: Sequence[str], command: str = "") -> dict[str, Any]:
     """Details of a finding about paths, limited in number; `command` is the fix to type."""
-    details: dict[str, Any] = {"paths": [shown(p) for p in paths[:MOST_PATHS]]}
+    details: dict[str, Any] = {"paths": [printable(p) for p in paths[:MOST_PATHS]]}
     details["count"] = len(paths)
     return {**details, "command": command} if command else details

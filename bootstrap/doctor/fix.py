@@ -20,7 +20,7 @@ from typing import TypeVar
 from bootstrap.core.files import Disk, publish, remove_if, replacing, stays_within
 from bootstrap.core.findings import Finding, info, warning
 from bootstrap.core.temp_files import Leftover, identity_of
-from bootstrap.core.text import counted, named, size_text
+from bootstrap.core.text import pluralize, size_text, summarize_list
 from bootstrap.doctor.checks.model_places import misnamed_in
 from bootstrap.doctor.facts.inventory import Inventory, holdings_of
 from bootstrap.doctor.facts.volume_facts import LinkFact, VolumeFacts, VolumeState
@@ -91,7 +91,9 @@ def apply_fixes(repairs: Sequence[Repair]) -> list[Finding]:
     for repair in repairs:
         done, failed = repair.act()
         if done:
-            message = f"{repair.said.format(counted(len(done), *repair.noun))}: {named(done)}."
+            message = (
+                f"{repair.said.format(pluralize(len(done), *repair.noun))}: {summarize_list(done)}."
+            )
             findings.append(info(repair.code, message, paths=done[:50]))
         findings += failed
     return findings
@@ -121,7 +123,7 @@ def _make_folders(facts: VolumeFacts) -> Repair:
         "fix.folders_made",
         frozenset({"volume.models_missing"}),
         paths,
-        f"Make {counted(len(paths), 'folder')}: {named(paths)}",
+        f"Make {pluralize(len(paths), 'folder')}: {summarize_list(paths)}",
         "Made {}",
         ("folder",),
         partial(_each, paths, str, _made),
@@ -165,7 +167,7 @@ def _move_models(facts: VolumeFacts, inventory: Inventory | None) -> Repair:
         "fix.models_moved",
         frozenset(found),
         paths,
-        f"Move the models at {named(paths)} to {named(belongs)}",
+        f"Move the models at {summarize_list(paths)} to {summarize_list(belongs)}",
         "Moved {}",
         ("file or folder", "files and folders"),
         partial(_move_all, strays),
@@ -274,8 +276,8 @@ def _holds_links(path: Path) -> bool:
 def _stays(path: Path, place: Path) -> Finding:
     return warning(
         "fix.failed",
-        f"{named([str(path)])} stays where it is: it is or holds a link, or its name is taken in "
-        f"{named([str(place.parent)])}.",
+        f"{summarize_list([str(path)])} stays where it is: it is or holds a link, or its name is "
+        f"taken in {summarize_list([str(place.parent)])}.",
         "Compare the two, and move or delete one by hand.",
         path=str(path),
     )
@@ -295,7 +297,7 @@ def _relink(facts: VolumeFacts, inventory: Inventory | None) -> Repair:
         "fix.links_changed",
         frozenset({"links.other_mount", "links.absolute", "models.link_other_mount"}),
         paths,
-        f"Make {counted(len(paths), 'link')} relative: {named(paths)}",
+        f"Make {pluralize(len(paths), 'link')} relative: {summarize_list(paths)}",
         "Made {} relative",
         ("link",),
         partial(_each, links, lambda link: link.path, _relinked),
@@ -324,7 +326,8 @@ def _remove_links(facts: VolumeFacts, layout: Layout) -> Repair:
         "fix.links_removed",
         frozenset({"links.ours_broken"}),
         paths,
-        f"Remove {counted(len(paths), 'link')} of our own that are broken: {named(paths)}",
+        f"Remove {pluralize(len(paths), 'link')} of our own that are broken: "
+        f"{summarize_list(paths)}",
         "Removed {} of our own",
         ("link",),
         partial(_unlink, links),
@@ -345,12 +348,12 @@ def _sweep(facts: VolumeFacts) -> Repair:
         if leftover.stale and leftover.removable and stays_within(leftover.path, facts.root)
     ]
     paths = tuple(leftover.path for leftover in stale)
-    count, size = counted(len(stale), "file"), size_text(sum(x.size for x in stale))
+    count, size = pluralize(len(stale), "file"), size_text(sum(x.size for x in stale))
     return Repair(
         "fix.swept",
         frozenset({"volume.leftovers"}),
         paths,
-        f"Remove {count} ({size}) left by workers that were killed: {named(paths)}",
+        f"Remove {count} ({size}) left by workers that were killed: {summarize_list(paths)}",
         "Removed {}",
         ("file",),
         partial(_each, stale, lambda leftover: leftover.path, _remove),
@@ -384,7 +387,7 @@ def _name_like(name: str) -> str:
 def _failed(path: str, problem: OSError) -> Finding:
     return warning(
         "fix.failed",
-        f"{named([path])} could not be repaired: {problem.strerror or problem}.",
+        f"{summarize_list([path])} could not be repaired: {problem.strerror or problem}.",
         _NEXT.get(problem.errno or 0, "Check again with --fix; if it stays, repair it by hand."),
         path=path,
         errno=errno.errorcode.get(problem.errno or 0, ""),

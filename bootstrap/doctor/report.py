@@ -13,7 +13,7 @@ from typing import Any
 from bootstrap.config import Settings, variables
 from bootstrap.core.findings import Finding, Severity, docs_url, worst_first
 from bootstrap.core.terminal import PLAIN, Style, findings_text
-from bootstrap.core.text import counted, size_text
+from bootstrap.core.text import pluralize, size_text
 from bootstrap.doctor.checks import run_checks
 from bootstrap.doctor.facts import Facts, Scope, gather
 from bootstrap.doctor.facts.inventory import count_of, size_of
@@ -170,7 +170,7 @@ def _heading(report: Report, style: Style) -> list[str]:
         said.append(f"ComfyUI {facts.comfyui.version or 'of unknown version'} in {home}")
     if facts.models is not None and facts.models.roots:
         weights = facts.models.present
-        said.append(f"{counted(count_of(weights), 'model')}, {size_text(size_of(weights))}")
+        said.append(f"{pluralize(count_of(weights), 'model')}, {size_text(size_of(weights))}")
     # An empty folder's room is this machine's.
     if facts.volume and facts.volume.space and (said or facts.volume.mounted):
         said.append(f"{size_text(facts.volume.space.free)} free")
@@ -181,7 +181,7 @@ def _summary(
     report: Report, shown: Sequence[Finding], repaired: Collection[str], verbose: bool
 ) -> str:
     counts = [
-        counted(n, word)
+        pluralize(n, word)
         for word, severity in (("error", Severity.ERROR), ("warning", Severity.WARNING))
         if (n := sum(f.severity is severity for f in report.findings))
     ]

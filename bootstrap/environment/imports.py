@@ -20,7 +20,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from bootstrap.core.findings import Finding, info, ok, warning
-from bootstrap.core.text import counted, named, shown, typed
+from bootstrap.core.text import pluralize, printable, shell_quote, summarize_list
 from bootstrap.environment.site_packages import PackagesFacts, pip_install, where_to_type
 
 CODES = {
@@ -231,7 +231,9 @@ def check_node_imports(
     if slow:
         found.append(_slow(slow))
     if imports and not failed:
-        found.append(ok("nodes.imported", f"{counted(len(imports), 'custom node pack')} imported."))
+        found.append(
+            ok("nodes.imported", f"{pluralize(len(imports), 'custom node pack')} imported.")
+        )
     return found
 
 
@@ -239,8 +241,8 @@ def _failed(one: Import, packages: PackagesFacts | None, comfyui: str) -> Findin
     module = _MODULE.search(one.reason)
     fix = (
         "Look for its traceback above `Cannot import` in the worker's log; update the pack on a "
-        f"Pod: `{typed('git', '-C', one.path, 'pull')}`, or disable it: "
-        f"`{typed('mv', one.path, f'{one.path}.disabled')}`."
+        f"Pod: `{shell_quote('git', '-C', one.path, 'pull')}`, or disable it: "
+        f"`{shell_quote('mv', one.path, f'{one.path}.disabled')}`."
     )
     if module and packages is not None:
         name = distribution_of(module[1])
@@ -248,7 +250,7 @@ def _failed(one: Import, packages: PackagesFacts | None, comfyui: str) -> Findin
         fix = where_to_type(command, packages.python, comfyui)
     return warning(
         "nodes.import_failed",
-        f"Custom node pack {shown(one.name)} could not be imported: "
+        f"Custom node pack {printable(one.name)} could not be imported: "
         f"{one.reason or 'the log does not say why'}. Workflows with its nodes fail.",
         fix,
         pack=one.path,
@@ -260,7 +262,8 @@ def _failed(one: Import, packages: PackagesFacts | None, comfyui: str) -> Findin
 def _more(failed: Sequence[Import]) -> Finding:
     return warning(
         "nodes.import_failed_more",
-        f"Further node packs could not be imported: {named([each.name for each in failed])}.",
+        "Further node packs could not be imported: "
+        f"{summarize_list([each.name for each in failed])}.",
         "Fix the ones listed first: they usually lack the same packages.",
         packs={each.path: each.reason for each in failed[:50]},
     )
@@ -269,14 +272,15 @@ def _more(failed: Sequence[Import]) -> Finding:
 def _extras(files: Sequence[str]) -> Finding:
     return info(
         "nodes.extras_failed",
-        f"ComfyUI's own extra nodes in {named(files)} could not be imported; the others work.",
+        f"ComfyUI's own extra nodes in {summarize_list(files)} could not be imported; the others "
+        "work.",
         "Install ComfyUI's requirements.txt completely if a workflow needs them.",
         files=list(files),
     )
 
 
 def _slow(slow: Sequence[Import]) -> Finding:
-    times = ", ".join(f"{shown(each.name)} {each.seconds:.1f} s" for each in slow[:5])
+    times = ", ".join(f"{printable(each.name)} {each.seconds:.1f} s" for each in slow[:5])
     return info(
         "nodes.import_slow",
         f"Custom node packs that took long to import, at every cold start: {times}.",

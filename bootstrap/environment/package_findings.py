@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from bootstrap.core.findings import Finding, error, info, ok, warning
-from bootstrap.core.text import counted, joined, named, shown, typed
+from bootstrap.core.text import joined, pluralize, printable, shell_quote, summarize_list
 from bootstrap.environment.imports import HardImport
 from bootstrap.environment.package_store import Record
 from bootstrap.environment.requirement_files import COMFYUI
@@ -35,8 +35,8 @@ def not_ready(
         return [
             info(
                 "packages.not_judged",
-                f"{shown(judgement.packages.python)} has neither packaging nor pip: what ComfyUI "
-                "and its nodes require was not evaluated, and nothing is installed.",
+                f"{printable(judgement.packages.python)} has neither packaging nor pip: what "
+                "ComfyUI and its nodes require was not evaluated, and nothing is installed.",
                 "Install packaging there, if nodes fail to import.",
             )
         ]
@@ -44,7 +44,8 @@ def not_ready(
         return [
             warning(
                 "packages.no_uv",
-                f"uv was not found: {named([u.text for u in units], 8)} cannot be installed.",
+                f"uv was not found: {summarize_list([u.text for u in units], 8)} cannot be "
+                "installed.",
                 "Use the worker's image, or install requirements/worker.txt, which has uv.",
                 requirements=[unit.text for unit in units[:50]],
             )
@@ -70,12 +71,12 @@ def _installed(judgement: Judgement, record: Record, kept: Path) -> list[Finding
     owners = dict.fromkeys(owner for unit in units for owner in unit.owners)
     names = [f"{name} {version}" for name, version in record.installed.items()]
     replaced = [f"{n} {old}" for n, old in record.replaced.items()]
-    instead = f" They replace {named(replaced, 8)}." if replaced else ""
+    instead = f" They replace {summarize_list(replaced, 8)}." if replaced else ""
     return [
         ok(
             "packages.installed",
-            f"On the path of {shown(judgement.packages.python)} for {_owners(owners)}: "
-            f"{named(names, 8)}.{instead}",
+            f"On the path of {printable(judgement.packages.python)} for {_owners(owners)}: "
+            f"{summarize_list(names, 8)}.{instead}",
             archive=str(kept),
             packages=dict(record.installed),
             replaced=dict(record.replaced),
@@ -95,8 +96,8 @@ def _conflicts(judgement: Judgement, record: Record, kept: Path) -> list[Finding
         found.append(
             warning(
                 "packages.conflict",
-                f"Packages for {counted(len(rest), 'more node')} were not installed either: "
-                f"{named(rest, 20)}.",
+                f"Packages for {pluralize(len(rest), 'more node')} were not installed either: "
+                f"{summarize_list(rest, 20)}.",
                 "Fix the ones listed first.",
                 owners=rest[:200],
             )
@@ -107,7 +108,7 @@ def _conflicts(judgement: Judgement, record: Record, kept: Path) -> list[Finding
 def _conflict(owner: str, unmet: Sequence[Verdict], record: Record, kept: Path) -> Finding:
     reasons = record.refused
     listed = [f"{v}: {reasons[v.text]}" if v.text in reasons else str(v) for v in unmet]
-    who = COMFYUI if owner == COMFYUI else f"The custom node {shown(owner)}"
+    who = COMFYUI if owner == COMFYUI else f"The custom node {printable(owner)}"
     then = "some of its nodes may be missing" if owner == COMFYUI else "it may fail to import"
     image = "an image whose Python has what it needs."
     fix = (
@@ -118,7 +119,7 @@ def _conflict(owner: str, unmet: Sequence[Verdict], record: Record, kept: Path) 
     return warning(
         "packages.conflict",
         f"{who} lacks some of its requirements, and {then}: {joined(listed, 5, '; ')}.",
-        f"{fix} To try again with the same files: `{typed('rm', '-f', str(kept))}`.",
+        f"{fix} To try again with the same files: `{shell_quote('rm', '-f', str(kept))}`.",
         owner=owner,
         requirements=[
             {"wanted": v.text, "installed": v.version, "reason": reasons.get(v.text)}
@@ -132,7 +133,7 @@ def failed(judgement: Judgement, problem: Exception, timeout: float, tried: str)
     by_owner: dict[str, list[str]] = {}
     for verdict in judgement.unmet:
         by_owner.setdefault(verdict.owner, []).append(str(verdict))
-    listed = [f"{shown(owner)}: {named(texts)}" for owner, texts in by_owner.items()]
+    listed = [f"{printable(owner)}: {summarize_list(texts)}" for owner, texts in by_owner.items()]
     missing = joined(listed, 5, "; ", "more custom nodes")
     return warning(
         "packages.failed",
@@ -173,11 +174,11 @@ def cannot_start(judgement: Judgement, tried: str = "") -> list[Finding]:
     missing = [(e.distribution, _asked_for(e, judgement)) for e in judgement.absent]
     texts = [text for _, text in missing]
     which = f"ComfyUI {judgement.version}" if judgement.version else "ComfyUI"
-    python = shown(judgement.packages.python)
+    python = printable(judgement.packages.python)
     return [
         error(
             "comfyui.requirement_missing",
-            f"{which} cannot start: {python} lacks {named(texts, 8)}."
+            f"{which} cannot start: {python} lacks {summarize_list(texts, 8)}."
             f"{f' It was not installed: {tried}.' if tried else ''}",
             "Set PACKAGES=install, with an index that can be reached (PIP_INDEX_URL), or install "
             f"it yourself: `{pip_install(judgement.packages, missing)}`.",
@@ -197,5 +198,5 @@ def _owners(owners: Iterable[str]) -> str:
     nodes = [owner for owner in owners if owner != COMFYUI]
     both = [COMFYUI] if COMFYUI in owners else []
     if nodes:
-        both.append(f"{counted(len(nodes), 'custom node')} ({named(nodes, 5)})")
+        both.append(f"{pluralize(len(nodes), 'custom node')} ({summarize_list(nodes, 5)})")
     return " and ".join(both)

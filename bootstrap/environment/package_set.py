@@ -29,7 +29,7 @@ from bootstrap.core.files import Disk
 from bootstrap.core.findings import Finding
 from bootstrap.core.redact import masked
 from bootstrap.core.temp_files import BEAT, STALE, Lease
-from bootstrap.core.text import counted
+from bootstrap.core.text import pluralize
 from bootstrap.environment import package_findings
 from bootstrap.environment.build import Builder
 from bootstrap.environment.imports import hard_imports
@@ -185,7 +185,7 @@ def prepare_packages(
         judgement=judgement,
         record=record,
         seconds=seconds,
-        note=counted(len(record.installed), "package") if record.installed else "all refused",
+        note=pluralize(len(record.installed), "package") if record.installed else "all refused",
         loading=making.loading,
     )
 

@@ -23,7 +23,7 @@ from shutil import which
 from bootstrap.config import Settings
 from bootstrap.core.files import list_folder
 from bootstrap.core.findings import Finding, error, info, warning
-from bootstrap.core.text import IN_ENDPOINT, shown
+from bootstrap.core.text import IN_ENDPOINT, printable
 from bootstrap.environment.python_probe import PROBE_SECONDS, Venv, look_at_venv
 from bootstrap.environment.torch_build import read_torch_build, runs_with
 from bootstrap.volume import Layout
@@ -283,8 +283,8 @@ def _unused(refused: _Refused, choice: Choice) -> Finding:
     )
     return warning(
         "python.venv_unused",
-        f"The virtual environment {shown(refused.place)} is not used: {refused.why}. ComfyUI runs "
-        f"with {choice.python}, without the packages in it.",
+        f"The virtual environment {printable(refused.place)} is not used: {refused.why}. ComfyUI "
+        f"runs with {choice.python}, without the packages in it.",
         f"{build}COMFYUI_PYTHON {IN_ENDPOINT} names another Python.",
         path=refused.place,
     )
@@ -293,8 +293,8 @@ def _unused(refused: _Refused, choice: Choice) -> Finding:
 def _stands_in(venv: Venv, interpreter: Path) -> Finding:
     return info(
         "python.stand_in",
-        f"The Python that made {shown(venv.path)} is not on this machine; {interpreter}, of the "
-        f"same version ({venv.version}), runs in its place, with the venv's packages.",
+        f"The Python that made {printable(venv.path)} is not on this machine; {interpreter}, of "
+        f"the same version ({venv.version}), runs in its place, with the venv's packages.",
         "Nothing to do.",
         path=venv.path,
     )

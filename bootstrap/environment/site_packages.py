@@ -14,7 +14,7 @@ from typing import Any
 from bootstrap.core.concurrency import BoundedCaller, VolumeTimeout
 from bootstrap.core.files import list_folder
 from bootstrap.core.redact import MASK, masked
-from bootstrap.core.text import on_pod, typed
+from bootstrap.core.text import on_pod, shell_quote
 from bootstrap.environment.python_probe import Failure, PythonTrouble, Venv, look_at_venv
 from bootstrap.volume.locate import mount_of
 
@@ -185,9 +185,9 @@ def pip_install(packages: PackagesFacts, requirements: Iterable[tuple[str, str]]
     if torch and "torch" not in wanted and _BOUND_TO_TORCH & set(wanted):
         wanted["torch"] = f"torch=={torch}"
     flags = ["--break-system-packages"] if packages.managed else []
-    command = typed(packages.python, "-m", "pip", "install", *flags, *wanted.values())
+    command = shell_quote(packages.python, "-m", "pip", "install", *flags, *wanted.values())
     if packages.packages and not packages.versions_of("pip"):
-        return f"{typed(packages.python, '-m', 'ensurepip')} && {command}"
+        return f"{shell_quote(packages.python, '-m', 'ensurepip')} && {command}"
     return command
 
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from bootstrap.config import Settings
 from bootstrap.core.concurrency import threaded
 from bootstrap.core.findings import Finding, error
-from bootstrap.core.text import named
+from bootstrap.core.text import summarize_list
 from bootstrap.models.download.progress import LogMeter, MakeMeter
 from bootstrap.models.download.remote import DownloadOptions, RateLimiter
 from bootstrap.models.download.verify import check_content
@@ -228,7 +228,7 @@ def _all_crashed(specs: Sequence[ModelSpec], fault: Exception) -> Iterator[Provi
 
 
 def _pending(specs: Sequence[ModelSpec]) -> Finding:
-    names = named([str(spec.relative_path) for spec in specs])
+    names = summarize_list([str(spec.relative_path) for spec in specs])
     return error(
         "provision.pending",
         f"Still being fetched: {names}.",

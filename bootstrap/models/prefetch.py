@@ -29,7 +29,7 @@ from typing import Any
 from bootstrap.core.container_limits import gather_memory
 from bootstrap.core.files import open_regular, read_regular, write_whole
 from bootstrap.core.page_cache import BLOCK, read_block, read_pages, residence_of
-from bootstrap.core.text import counted, size_text
+from bootstrap.core.text import pluralize, size_text
 from bootstrap.models.weights_file import LoadOrder, load_order
 from bootstrap.volume.locate import OWN_FOLDER
 
@@ -64,7 +64,9 @@ class Reading:
 
     def in_words(self) -> str:
         """For the log: `2 files, 4.2 GB read in 3.1 s, 0 B were cached`."""
-        said = f"{counted(self.files, 'file')}, {size_text(self.read)} read in {self.seconds:.1f} s"
+        said = (
+            f"{pluralize(self.files, 'file')}, {size_text(self.read)} read in {self.seconds:.1f} s"
+        )
         if self.cached:
             said += f", {size_text(self.cached)} were cached"
         if self.left_out:

@@ -22,8 +22,7 @@ from typing import Any, BinaryIO
 from urllib.parse import urljoin
 
 from bootstrap.core.redact import Secret
-from bootstrap.core.text import shown as printable
-from bootstrap.core.text import whole
+from bootstrap.core.text import printable, whole
 from bootstrap.net import (
     TRY_AGAIN,
     AddressRefused,

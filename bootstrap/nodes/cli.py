@@ -13,7 +13,7 @@ from typing import Any, TextIO
 
 from bootstrap.core.findings import Finding
 from bootstrap.core.terminal import report, stop_on_signals
-from bootstrap.core.text import counted, named, size_text
+from bootstrap.core.text import pluralize, size_text, summarize_list
 from bootstrap.environment.node_packs import COMMIT
 from bootstrap.models.cli import FAILED, OK, USAGE, ManifestCommand, Step, manifest_parser, run
 from bootstrap.models.download.progress import meters_for
@@ -183,7 +183,9 @@ class _Command(ManifestCommand[PackSpec]):
                 unknown.append(needed.name)
         if unknown:
             date = known.fetched
-            self.say(f"No pack is known (map of {date}) that has: {named(sorted(unknown), 20)}.")
+            self.say(
+                f"No pack is known (map of {date}) that has: {summarize_list(sorted(unknown), 20)}."
+            )
         if not specs and not unknown:
             self.say("The workflow needs no pack that is not there.")
         return list(specs.values()), not unknown
@@ -217,7 +219,7 @@ class _Command(ManifestCommand[PackSpec]):
         if not url and not packs:
             raise LookupError(needed.name)
         if not url and len(packs) > 1:
-            others = named(packs[1:], 3)
+            others = summarize_list(packs[1:], 3)
             self.say(f"{needed.name}: {packs[0]} is taken; others have it, too: {others}.")
         url = repository_url(url or packs[0], self.settings.allow_private_download_urls)
         if url.endswith(".py"):
@@ -248,7 +250,7 @@ class _Command(ManifestCommand[PackSpec]):
                 if result.aside is not None:
                     self.say(f"{result.path} was there; it is now {result.aside}.")
             there = sum(result.good for result in results)
-            self.say(f"{there} of {counted(len(results), 'pack')} there.")
+            self.say(f"{there} of {pluralize(len(results), 'pack')} there.")
         return OK if all(result.good for result in results) else FAILED
 
     def look(self, spec: PackSpec, ask: bool) -> Step:
@@ -291,7 +293,7 @@ class _Command(ManifestCommand[PackSpec]):
             self.say(f"No map of nodes is kept yet. Fetch it: {self.prog} map --refresh")
             return FAILED
         if not self.arguments.node:
-            nodes, packs = counted(len(known.nodes), "node"), counted(len(known.packs), "pack")
+            nodes, packs = pluralize(len(known.nodes), "node"), pluralize(len(known.packs), "pack")
             self.say(f"Map of {known.fetched}: {nodes} of {packs}, from {known.source}")
             return OK
         found = {name: known.origin_of(name) for name in self.arguments.node}

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from bootstrap.core.files import read_regular
-from bootstrap.core.text import counted, named, typed
+from bootstrap.core.text import pluralize, shell_quote, summarize_list
 from bootstrap.environment.node_packs import look_at_git
 from bootstrap.models.download.verify import hash_file
 from bootstrap.models.manifest_entry import fault_of
@@ -177,7 +177,7 @@ def edited(spec: PackSpec, found: FoundPack, files: Sequence[str]) -> DownloadEr
     return DownloadError(
         "nodes.edited",
         f"{found.path} would be replaced by {spec.pin}, but was changed since it was fetched: "
-        f"{named(files)}.",
+        f"{summarize_list(files)}.",
         "It is left alone. To have it moved to custom_nodes/.disabled and the wanted one fetched: "
         "`comfyui-worker nodes pull --force`.",
     )
@@ -197,16 +197,16 @@ def verify(spec: PackSpec, nodes: Path) -> tuple[bool, str, DownloadError | None
         return True, f"yours, {found.what}; what it should hold is not known", None
     changes = compare(found.path, found.receipt)
     wrong = [*changes.changed, *(f"{name} (gone)" for name in changes.gone)]
-    more = f", {counted(len(changes.added), 'file')} added" if changes.added else ""
+    more = f", {pluralize(len(changes.added), 'file')} added" if changes.added else ""
     if wrong:
         problem = DownloadError(
             "nodes.edited",
-            f"{found.path} was changed since it was fetched: {named(wrong)}.",
+            f"{found.path} was changed since it was fetched: {summarize_list(wrong)}.",
             "If that was not meant, remove the folder, then pull again: "
-            f"`{typed('rm', '-r', str(found.path))}`.",
+            f"`{shell_quote('rm', '-r', str(found.path))}`.",
         )
-        return False, f"changed: {named(wrong)}", problem
-    return True, f"{counted(len(found.receipt.files), 'file')} as fetched{more}", None
+        return False, f"changed: {summarize_list(wrong)}", problem
+    return True, f"{pluralize(len(found.receipt.files), 'file')} as fetched{more}", None
 
 
 def has_pack(url: str, nodes: Path, repositories: frozenset[str]) -> bool:

@@ -20,7 +20,7 @@ from typing import Any
 from bootstrap.config import Settings
 from bootstrap.core.findings import Finding, Severity, error, info
 from bootstrap.core.redact import masked
-from bootstrap.core.text import typed
+from bootstrap.core.text import shell_quote
 from bootstrap.environment.node_packs import COMMIT
 from bootstrap.models.manifest import too_many
 from bootstrap.models.manifest_entry import fault_of
@@ -299,7 +299,7 @@ def _git(entry: Mapping[str, Any], allow_http: bool) -> tuple[GitPin, str]:
 
 def _not_pinned(what: str, given: str, wanted: str, pack: str) -> DownloadError:
     why = f"is {given[:70]!r}, which is not {wanted}" if given else "is missing"
-    fix = f"Pin it: `{typed('comfyui-worker', 'nodes', 'add', pack)}`."
+    fix = f"Pin it: `{shell_quote('comfyui-worker', 'nodes', 'add', pack)}`."
     return DownloadError("nodes.not_pinned", f"{what} {why}.", fix)
 
 

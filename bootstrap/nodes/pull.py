@@ -28,7 +28,7 @@ from bootstrap.core.concurrency import WorkerPool
 from bootstrap.core.files import contains
 from bootstrap.core.findings import Finding, Severity, info, ok, warning
 from bootstrap.core.temp_files import BEAT, HOUR, LONGEST_NAME, STALE, Lease, key_of, new_owner
-from bootstrap.core.text import counted, typed
+from bootstrap.core.text import pluralize, shell_quote
 from bootstrap.environment.node_packs import COMMIT
 from bootstrap.models.background import provision_context
 from bootstrap.models.download.download import Download
@@ -474,7 +474,7 @@ def _notes(spec: PackSpec, names: Sequence[str]) -> tuple[Finding, ...]:
 
 def _clone(spec: PackSpec) -> str:
     url = spec.pin.url if isinstance(spec.pin, GitPin) else "ADDRESS"
-    return typed("git", "clone", "--recursive", url, spec.name)
+    return shell_quote("git", "clone", "--recursive", url, spec.name)
 
 
 def _fault(fault: Exception) -> DownloadError:
@@ -491,6 +491,6 @@ def summary(results: Sequence[PackResult]) -> list[Finding]:
     found = [finding for result in results for finding in result.findings(Severity.WARNING)]
     if results and all(result.good for result in results):
         new = sum(result.state != "present" for result in results)
-        packs = counted(len(results), "wanted custom node pack")
+        packs = pluralize(len(results), "wanted custom node pack")
         found.append(ok("nodes.fetched", f"{packs} there ({new} fetched now)."))
     return found

@@ -20,7 +20,7 @@ from pathlib import Path
 from bootstrap.config import Settings, is_ours
 from bootstrap.core.files import read_regular
 from bootstrap.core.findings import Finding, info, warning
-from bootstrap.core.text import named, shown
+from bootstrap.core.text import printable, summarize_list
 from bootstrap.volume.categories import CATEGORIES
 from bootstrap.volume.locate import Layout, folders_known_to
 
@@ -102,7 +102,7 @@ def check_args_file(file: ArgsFile | None) -> list[Finding]:
     """Which flags of the file are used, and which are not."""
     if file is None:
         return []
-    place = shown(str(file.path))
+    place = printable(str(file.path))
     found = []
     if file.problem is not None:
         return [
@@ -126,7 +126,7 @@ def check_args_file(file: ArgsFile | None) -> list[Finding]:
         found.append(
             info(
                 "comfyui.args_file_left_out",
-                f"{named(file.own)} in {place} is left out: a worker sets that itself.",
+                f"{summarize_list(file.own)} in {place} is left out: a worker sets that itself.",
                 "Nothing to do.",
                 path=str(file.path),
                 flags=list(file.own),

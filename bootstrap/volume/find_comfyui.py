@@ -23,7 +23,7 @@ from pathlib import Path
 from bootstrap.core.concurrency import Task, WorkerPool
 from bootstrap.core.files import Folder, list_folder
 from bootstrap.core.findings import Finding, info
-from bootstrap.core.text import shown
+from bootstrap.core.text import printable
 
 # Serverless mounts the volume at the first, a Pod the same volume at the second.
 USUAL_ROOTS = (Path("/runpod-volume"), Path("/workspace"))
@@ -222,7 +222,7 @@ def _link(name: Path, root: Path) -> bool:
 def _linked(name: Path, root: Path) -> Finding:
     return info(
         "volume.mount_linked",
-        f"{name} is a link to the volume at {shown(str(root))}, so that paths that a Pod or "
+        f"{name} is a link to the volume at {printable(str(root))}, so that paths that a Pod or "
         "another worker wrote hold here.",
         "Nothing to do; LINK_OTHER_MOUNT=false turns this off.",
         link=str(name),

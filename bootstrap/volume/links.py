@@ -11,7 +11,7 @@ from pathlib import Path, PurePosixPath
 
 from bootstrap.core.files import link_text, remove_if
 from bootstrap.core.findings import Finding, error, info, warning
-from bootstrap.core.text import named, typed
+from bootstrap.core.text import shell_quote, summarize_list
 from bootstrap.volume.find_comfyui import MODELS
 from bootstrap.volume.link_plan import (
     Action,
@@ -197,7 +197,7 @@ def _sample(path: PurePosixPath, size: int) -> bytes:
 def _made(done: list[Action]) -> Finding:
     links = [a for a in done if isinstance(a, MakeLink)]
     removed = [a for a in done if isinstance(a, RemoveLink)]
-    examples = named([f"{a.place.name} → {a.text}" for a in links], 3)
+    examples = summarize_list([f"{a.place.name} → {a.text}" for a in links], 3)
     parts: list[str] = []
     if links:
         parts.append(f"linked {examples}")
@@ -228,6 +228,6 @@ def _not_writable(action: Action, problem: OSError) -> Finding:
         "links.not_writable",
         f"Could not {what} {action.place}: {problem.strerror}.",
         "Make the volume writable, with free space and inodes, for the user this worker runs as "
-        f"(on a Pod: `{typed('chmod', 'u+rwX', str(action.place.parent))}`).",
+        f"(on a Pod: `{shell_quote('chmod', 'u+rwX', str(action.place.parent))}`).",
         place=str(action.place),
     )

@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from bootstrap.core.text import typed
+from bootstrap.core.text import shell_quote
 from bootstrap.nodes.node_map import EDITOR_ONLY, Origin
 from bootstrap.volume.categories import GGUF, PT_EXTENSIONS, extension_of
 from handler.common.errors import JobError, NodeFailed, combined, described, nearest
@@ -313,7 +313,7 @@ def _where(name: str, origin: Origin) -> str:
     pack = origin.packs[0]
     if origin.installed:
         return f"{name} is in {pack}, which is in custom_nodes but was not loaded."
-    add = typed("comfyui-worker", "nodes", "add", pack)
+    add = shell_quote("comfyui-worker", "nodes", "add", pack)
     return (
         f"{name} is in {pack}: on a Pod with this volume `{add}`, then "
         "`comfyui-worker nodes pull`, and start the workers again."

@@ -20,7 +20,7 @@ from bootstrap.core import log
 from bootstrap.core.concurrency import BoundedCaller, VolumeTimeout
 from bootstrap.core.findings import Finding, errors_in
 from bootstrap.core.redact import withheld
-from bootstrap.core.text import counted, named
+from bootstrap.core.text import pluralize, summarize_list
 from bootstrap.doctor import Facts, Scope, bounded, examine, report_json
 from bootstrap.models.installed import cached_models
 from bootstrap.volume import MODELS
@@ -243,10 +243,10 @@ def _since(begun: float) -> float:
 def _described(request: Request) -> str:
     """For the log: what was requested."""
     if isinstance(request, WorkflowRequest):
-        files = f", {counted(len(request.files), 'input file')}" if request.files else ""
-        return f"workflow of {counted(len(request.workflow), 'node')}{files}"
+        files = f", {pluralize(len(request.files), 'input file')}" if request.files else ""
+        return f"workflow of {pluralize(len(request.workflow), 'node')}{files}"
     if isinstance(request, DownloadRequest):
-        return f"download of {counted(len(request.models), 'model')}"
+        return f"download of {pluralize(len(request.models), 'model')}"
     if isinstance(request, WorkflowsRequest):
         return "list of workflows"
     return "diagnostics" if isinstance(request, DiagnosticsRequest) else "list of models"
@@ -265,8 +265,8 @@ def _summary(answer: Mapping[str, Any]) -> str:
     if not isinstance(results, list):
         return text
     places = [str(r["path"]) for r in results if isinstance(r, Mapping) and r.get("path")]
-    kept = f", on the volume: {named(places)}" if places else ""
-    return f"{text}: {counted(len(results), 'result')}{kept}"
+    kept = f", on the volume: {summarize_list(places)}" if places else ""
+    return f"{text}: {pluralize(len(results), 'result')}{kept}"
 
 
 def _internal(problem: Exception) -> JobError:

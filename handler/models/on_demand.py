@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from bootstrap.config import Settings
-from bootstrap.core.text import size_text, typed
+from bootstrap.core.text import shell_quote, size_text
 from bootstrap.doctor import look_at_link
 from bootstrap.models.background import (
     Provisioning,
@@ -315,12 +315,11 @@ def _broken_link(model: NamedModel, link: Path, layout: Layout) -> JobError:
         there = os.path.normpath(os.path.join(os.path.dirname(path), fact.relative))
         fix = (
             f"The file is on the volume, at {there}; a relative link leads there under any mount: "
-            f"ln -sfn {typed(fact.relative)} {typed(path)}"
+            f"ln -sfn {shell_quote(fact.relative)} {shell_quote(path)}"
         )
     else:
-        fix = (
-            f"Put the file where the link leads, or in the link's place (first: rm {typed(path)})."
-        )
+        remove = f"rm {shell_quote(path)}"
+        fix = f"Put the file where the link leads, or in the link's place (first: {remove})."
     return JobError(
         "workflow.missing_model",
         f"{model.where} names {model.name!r}, which is a broken link: {path} leads to {text}, "

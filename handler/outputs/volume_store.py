@@ -22,7 +22,7 @@ from pathlib import Path
 
 from bootstrap.config import Settings
 from bootstrap.core.files import open_regular, publish_copy
-from bootstrap.core.text import counted
+from bootstrap.core.text import pluralize
 from bootstrap.volume import Layout
 from handler.common.blocking import TimeUp
 from handler.common.calls import VolumeWatchdog
@@ -143,7 +143,7 @@ class VolumeRecord:
             except ValueError:
                 bad += 1
         if bad:
-            self._report(record, f"{counted(bad, 'line')} skipped, not in a worker's format")
+            self._report(record, f"{pluralize(bad, 'line')} skipped, not in a worker's format")
 
     def _report(self, path: Path, what: str) -> None:
         """Log it once for each file; the sweep continues with the others."""

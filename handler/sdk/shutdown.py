@@ -18,7 +18,7 @@ from contextlib import asynccontextmanager
 from typing import Any, TypeVar
 
 from bootstrap.core.findings import Finding, error
-from bootstrap.core.text import counted
+from bootstrap.core.text import pluralize
 from handler.common.errors import Deadline, JobError, timeout_error
 
 _log = logging.getLogger(__name__)
@@ -130,7 +130,7 @@ class Shutdown:
         if self._begun:
             return
         self._begun = True
-        running = counted(len(self._jobs), "job") if self._jobs else "no jobs"
+        running = pluralize(len(self._jobs), "job") if self._jobs else "no jobs"
         left = f"up to {self._grace:g} s to finish" if self._jobs else "exiting"
         _log.info("SIGTERM: %s running, %s", running, left)
         for handle in list(self._jobs):

@@ -6,7 +6,7 @@ from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 
 from bootstrap.core.findings import Finding, error, info, ok, warning
-from bootstrap.core.text import counted, named, shown, typed
+from bootstrap.core.text import pluralize, printable, shell_quote, summarize_list
 from bootstrap.doctor.facts.comfyui import ComfyUIFacts, WantedNodes
 from bootstrap.environment import PackagesFacts
 from bootstrap.environment.node_packs import Pack, PackState
@@ -43,40 +43,41 @@ def check_comfyui(comfyui: ComfyUIFacts, packages: PackagesFacts | None) -> list
 def _silent(comfyui: ComfyUIFacts) -> Finding:
     return warning(
         "comfyui.silent",
-        f"{shown(comfyui.path)} did not answer within {comfyui.silent_after:g} s.",
+        f"{printable(comfyui.path)} did not answer within {comfyui.silent_after:g} s.",
         "Look at the volume's findings first; a network volume that hangs needs another worker.",
     )
 
 
 def _version(comfyui: ComfyUIFacts) -> Finding:
-    packs = counted(len(comfyui.active), "custom node pack")
+    packs = pluralize(len(comfyui.active), "custom node pack")
     if comfyui.version is None:
         return info(
             "comfyui.version_unknown",
-            f"The ComfyUI in {shown(comfyui.path)} does not say which version it is; it has "
+            f"The ComfyUI in {printable(comfyui.path)} does not say which version it is; it has "
             f"{packs}. Versions before 2025 do not.",
         )
     return ok("comfyui.version", f"ComfyUI {comfyui.version} with {packs}.")
 
 
 def _incomplete(comfyui: ComfyUIFacts) -> Finding:
-    restore = typed("git", "-C", comfyui.path, "checkout", "--", *comfyui.missing)
+    restore = shell_quote("git", "-C", comfyui.path, "checkout", "--", *comfyui.missing)
     fix = f"On a Pod: `{restore}`."
     if comfyui.git is None:
         fix = (
             "It is not a git checkout: clone ComfyUI again beside it and copy "
-            f"{named(comfyui.missing)} from there."
+            f"{summarize_list(comfyui.missing)} from there."
         )
     return error(
         "comfyui.incomplete",
-        f"The ComfyUI in {shown(comfyui.path)} lacks {named(comfyui.missing)}: it cannot start.",
+        f"The ComfyUI in {printable(comfyui.path)} lacks {summarize_list(comfyui.missing)}: it "
+        "cannot start.",
         fix,
         missing=list(comfyui.missing),
     )
 
 
 def _interpreter(packages: PackagesFacts) -> Iterator[Finding]:
-    python = shown(packages.python)
+    python = printable(packages.python)
     if packages.failure is not None:
         yield error(
             "python.unusable",
@@ -88,9 +89,9 @@ def _interpreter(packages: PackagesFacts) -> Iterator[Finding]:
         yield error(
             "python.other_version",
             f"{python} is Python {packages.version}, but its packages were installed for Python "
-            f"{named(packages.other_versions)}: it sees none of them.",
+            f"{summarize_list(packages.other_versions)}: it sees none of them.",
             "Create the venv again on a Pod that runs the worker's image, or use an image with "
-            f"Python {named(packages.other_versions)}.",
+            f"Python {summarize_list(packages.other_versions)}.",
         )
     elif packages.network is not None:
         yield info(
@@ -102,9 +103,9 @@ def _interpreter(packages: PackagesFacts) -> Iterator[Finding]:
     if packages.scripts_python is not None:
         yield info(
             "python.scripts_moved",
-            f"Scripts beside {python} name {shown(packages.scripts_python)}, where the venv was "
-            "made; the interpreter itself works.",
-            f"Write `{typed(packages.python, '-m', 'pip')} …` instead of `pip …`.",
+            f"Scripts beside {python} name {printable(packages.scripts_python)}, where the venv "
+            "was made; the interpreter itself works.",
+            f"Write `{shell_quote(packages.python, '-m', 'pip')} …` instead of `pip …`.",
         )
 
 
@@ -115,7 +116,7 @@ def _empty_packs(comfyui: ComfyUIFacts) -> Iterator[Finding]:
 
 
 def _empty(pack: Pack) -> Finding:
-    path = shown(pack.path)
+    path = printable(pack.path)
     reasons = {
         PackState.EMPTY: f"{path} is empty: a clone or a submodule that was never filled.",
         PackState.NO_INIT: f"{path} has no __init__.py, so ComfyUI cannot import it.",
@@ -123,31 +124,33 @@ def _empty(pack: Pack) -> Finding:
         PackState.UNREADABLE: f"{path} cannot be read.",
     }
     fixes = {
-        PackState.EMPTY: f"`{typed('rmdir', pack.path)}`, then clone the custom node again.",
+        PackState.EMPTY: f"`{shell_quote('rmdir', pack.path)}`, then clone the custom node again.",
         PackState.NO_INIT: f"If it is none, take it out of ComfyUI's sight: `{_disable(pack)}`.",
         PackState.LINK_BROKEN: (
-            f"`{typed('rm', pack.path)}` removes the link; clone the node instead."
+            f"`{shell_quote('rm', pack.path)}` removes the link; clone the node instead."
         ),
-        PackState.UNREADABLE: f"`{typed('chmod', '-R', 'u+rwX', pack.path)}` on a Pod.",
+        PackState.UNREADABLE: f"`{shell_quote('chmod', '-R', 'u+rwX', pack.path)}` on a Pod.",
     }
     fix = fixes.get(pack.state, f"`{_disable(pack)}`")
     if pack.only_git:
-        fix = f"`{typed('git', '-C', pack.path, 'checkout', '-f', 'HEAD')}` restores its files."
+        fix = (
+            f"`{shell_quote('git', '-C', pack.path, 'checkout', '-f', 'HEAD')}` restores its files."
+        )
     elif pack.inner:
         fix = (
-            f"Move {shown(pack.inner)} one level up: it was unpacked one folder too deep: "
-            f"`{typed('mv', f'{pack.path}/{pack.inner}', f'{pack.path}-inner')} && "
-            f"{_disable(pack)} && {typed('mv', f'{pack.path}-inner', pack.path)}`."
+            f"Move {printable(pack.inner)} one level up: it was unpacked one folder too deep: "
+            f"`{shell_quote('mv', f'{pack.path}/{pack.inner}', f'{pack.path}-inner')} && "
+            f"{_disable(pack)} && {shell_quote('mv', f'{pack.path}-inner', pack.path)}`."
         )
     elif pack.origin:
-        clone = typed("git", "clone", pack.origin, pack.path)
+        clone = shell_quote("git", "clone", pack.origin, pack.path)
         fix = f"`{_disable(pack)} && {clone}`."
     return warning("nodes.pack_empty", reasons.get(pack.state, path), fix, pack=pack.path)
 
 
 def _disable(pack: Pack) -> str:
     """ComfyUI skips folders with this suffix; nothing is deleted."""
-    return typed("mv", pack.path, f"{pack.path}.disabled")
+    return shell_quote("mv", pack.path, f"{pack.path}.disabled")
 
 
 def _twins(comfyui: ComfyUIFacts) -> Iterator[Finding]:
@@ -161,8 +164,8 @@ def _twins(comfyui: ComfyUIFacts) -> Iterator[Finding]:
             last = packs[-1]
             yield warning(
                 "nodes.pack_twice",
-                f"{named([p.path for p in packs])} are copies of one custom node: both are "
-                "imported, and which one's nodes you get is chance.",
+                f"{summarize_list([p.path for p in packs])} are copies of one custom node: both "
+                "are imported, and which one's nodes you get is chance.",
                 f"Keep one: `{_disable(last)}`.",
                 packs=[p.path for p in packs],
             )
@@ -181,8 +184,8 @@ def _absent(absent: Sequence[FoundPack]) -> Finding:
     names = [f"{each.path.name} ({each.what or 'missing'})" for each in absent]
     return warning(
         "nodes.absent",
-        f"{counted(len(absent), 'custom node pack')} of the manifest not there as wanted: "
-        f"{named(names)}.",
+        f"{pluralize(len(absent), 'custom node pack')} of the manifest not there as wanted: "
+        f"{summarize_list(names)}.",
         "The next worker that starts fetches what is missing; on a Pod: "
         "`comfyui-worker nodes pull`.",
         packs=[str(each.path) for each in absent[:50]],
@@ -190,12 +193,12 @@ def _absent(absent: Sequence[FoundPack]) -> Finding:
 
 
 def _lacks(file: str, away: Mapping[str, str], date: str) -> Finding:
-    nodes = named([f"{name} ({pack})" for name, pack in away.items()])
+    nodes = summarize_list([f"{name} ({pack})" for name, pack in away.items()])
     return warning(
         "nodes.workflow_lacks",
-        f"{shown(file)} uses nodes of packs that are not on the volume: {nodes} (by the map of "
+        f"{printable(file)} uses nodes of packs that are not on the volume: {nodes} (by the map of "
         f"{date}).",
-        f"On a Pod: `{typed('comfyui-worker', 'nodes', 'add', '--from', file)}`, then "
+        f"On a Pod: `{shell_quote('comfyui-worker', 'nodes', 'add', '--from', file)}`, then "
         "`comfyui-worker nodes pull`.",
         workflow=file,
         packs=sorted(set(away.values())),

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 from bootstrap.core.findings import Finding, info, warning
-from bootstrap.core.text import counted, named, shown, size_text, typed
+from bootstrap.core.text import pluralize, printable, shell_quote, size_text, summarize_list
 from bootstrap.doctor.facts.inventory import Inventory, ModelFile
 from bootstrap.models.weights_file import WeightsState
 from bootstrap.volume.categories import PICKLES, extension_of
@@ -113,19 +113,19 @@ def _words_for(files: Sequence[ModelFile], verb: tuple[str, str]) -> Mapping[str
         "delete": delete(files),
         "lengths": "; ".join(f"{_named(f, files)}{_length(f)}" for f in files[:3]),
         "details": "; ".join(
-            f"{_named(f, files)}{shown(f.examined.detail)[:120]}" for f in files[:3]
+            f"{_named(f, files)}{printable(f.examined.detail)[:120]}" for f in files[:3]
         ),
-        "formats": ", ".join(f"{shown(place(f))} is a {f.examined.detail}" for f in files[:3]),
+        "formats": ", ".join(f"{printable(place(f))} is a {f.examined.detail}" for f in files[:3]),
         "renames": command(*(move(f.full_path, _renamed(f)) for f in files[:3])),
         "download": command(_download(first.full_path)),
-        "pull": command(typed("git", "-C", os.path.dirname(first.full_path), "lfs", "pull")),
+        "pull": command(shell_quote("git", "-C", os.path.dirname(first.full_path), "lfs", "pull")),
         "of_size": f" of {size_text(size)}" if size else "",
     }
 
 
 def _download(path: str) -> str:
     token = '-H "Authorization: Bearer $CIVITAI_TOKEN"'
-    return f"curl -fL {token} -o {typed(path)} URL"
+    return f"curl -fL {token} -o {shell_quote(path)} URL"
 
 
 def pickles(models: Sequence[ModelFile]) -> Iterator[Finding]:
@@ -153,11 +153,11 @@ def duplicates(groups: Sequence[Sequence[ModelFile]]) -> Iterator[Finding]:
     pairs = [" = ".join(place(f) for f in group[:3]) for group in groups]
     yield info(
         "models.duplicate",
-        f"{counted(len(groups), 'model lies', 'models lie')} on the volume more than once "
+        f"{pluralize(len(groups), 'model lies', 'models lie')} on the volume more than once "
         f"(same size, header and samples) and {'wastes' if len(groups) == 1 else 'waste'} "
-        f"{size_text(wasted)}: {named(pairs, 3)}.",
-        f"`{typed('cmp', '--', kept, extra)} && {typed('rm', '--', extra)}` deletes the second "
-        "if they are equal; workflows must then use the first name.",
+        f"{size_text(wasted)}: {summarize_list(pairs, 3)}.",
+        f"`{shell_quote('cmp', '--', kept, extra)} && {shell_quote('rm', '--', extra)}` deletes "
+        "the second if they are equal; workflows must then use the first name.",
         wasted=wasted,
         groups=[[f.full_path[-300:] for f in group[:5]] for group in groups[:20]],
     )
@@ -171,7 +171,7 @@ def _length(file: ModelFile) -> str:
 
 def _named(file: ModelFile, files: Sequence[ModelFile]) -> str:
     """Which of several is spoken of."""
-    return f"{shown(file.name)}: " if files[1:] else ""
+    return f"{printable(file.name)}: " if files[1:] else ""
 
 
 def _renamed(file: ModelFile) -> str:
@@ -194,8 +194,8 @@ def place(file: ModelFile) -> str:
 def about(files: Sequence[ModelFile], one: str, many: str) -> str:
     """`models/vae/x.pt has` or `7 files (a, b, c, d, e and 2 more) have`."""
     if len(files) == 1:
-        return f"{named([place(files[0])])} {one}"
-    return f"{counted(len(files), 'file')} ({named([place(f) for f in files])}) {many}"
+        return f"{summarize_list([place(files[0])])} {one}"
+    return f"{pluralize(len(files), 'file')} ({summarize_list([place(f) for f in files])}) {many}"
 
 
 def command(*commands: str) -> str:
@@ -205,14 +205,14 @@ def command(*commands: str) -> str:
 
 def move(path: str, to: str) -> str:
     """The command that renames a file, if the new name is free."""
-    return typed("mv", "-n", "--", path, to)
+    return shell_quote("mv", "-n", "--", path, to)
 
 
 def delete(files: Sequence[ModelFile]) -> str:
     """The command that deletes them, or the first few of many."""
-    remove = command(typed("rm", "--", *(f.full_path for f in files[:MOST_TYPED])))
+    remove = command(shell_quote("rm", "--", *(f.full_path for f in files[:MOST_TYPED])))
     more = len(files) - MOST_TYPED
-    return f"{remove} (and the {counted(more, 'other')})" if more > 0 else remove
+    return f"{remove} (and the {pluralize(more, 'other')})" if more > 0 else remove
 
 
 def paths_of(files: Sequence[ModelFile]) -> list[str]:

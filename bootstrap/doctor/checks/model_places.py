@@ -12,7 +12,15 @@ from types import MappingProxyType
 from typing import NamedTuple
 
 from bootstrap.core.findings import Finding, info, warning
-from bootstrap.core.text import MB, chained, counted, named, shown, size_text, typed
+from bootstrap.core.text import (
+    MB,
+    chained,
+    pluralize,
+    printable,
+    shell_quote,
+    size_text,
+    summarize_list,
+)
 from bootstrap.doctor.checks.model_contents import (
     MOST_PATH,
     MOST_PATHS,
@@ -140,9 +148,9 @@ def differ_by_case(paths: Sequence[str]) -> Iterator[Finding]:
     pairs = [" and ".join(group[:3]) for group in twins]
     yield info(
         "models.names_differ_by_case",
-        f"{counted(len(twins), 'name exists', 'names exist')} in several spellings that differ "
-        f"in case or accents only: {named(pairs, 3)}. A workflow made on Windows or macOS may "
-        "mean the other one.",
+        f"{pluralize(len(twins), 'name exists', 'names exist')} in several spellings that differ "
+        f"in case or accents only: {summarize_list(pairs, 3)}. A workflow made on Windows or macOS "
+        "may mean the other one.",
         f"Rename one: {command(move(twins[0][1], _second(twins[0][1])))}. Or delete it.",
         paths=[path[-MOST_PATH:] for group in twins[:20] for path in group[:3]],
     )
@@ -163,7 +171,8 @@ def _renaming(kind: _BadName, paths: Sequence[str]) -> Finding:
     better = [os.path.join(os.path.dirname(p), kind.better(_base(p))) for p in paths[:3]]
     return kind.report(
         kind.code,
-        f"{counted(len(paths), 'name')} {kind.which}: {named([_base(p) for p in paths])}.",
+        f"{pluralize(len(paths), 'name')} {kind.which}: "
+        f"{summarize_list([_base(p) for p in paths])}.",
         f"{command(*map(move, paths, better))}. Then choose the new name in workflows.",
         paths=[path[-MOST_PATH:] for path in paths[:MOST_PATHS]],
     )
@@ -199,7 +208,7 @@ def check_places(
 def empty_categories(holdings: Sequence[Holding]) -> list[Finding]:
     """Known folders with nothing for a loader; common, but often the answer to a question."""
     empty = [h.name for h in holdings if h.known and not h.count and h.name != "configs"]
-    text = f"No model in {named(empty, 30)}."
+    text = f"No model in {summarize_list(empty, 30)}."
     return [info("models.empty_category", text, categories=empty[:60])] if empty else []
 
 
@@ -209,11 +218,11 @@ def unknown_folders(holdings: Sequence[Holding], reported: Collection[str]) -> l
     others = [h for h in holdings if _is_unknown(h) and not _meant(h.name)]
     findings = [_misnamed(misnamed)] if misnamed else []
     if others:
-        listed = [f"{h.name} ({counted(h.count, 'model')}, {size_text(h.size)})" for h in others]
+        listed = [f"{h.name} ({pluralize(h.count, 'model')}, {size_text(h.size)})" for h in others]
         findings.append(
             info(
                 "models.folder_unknown",
-                f"ComfyUI itself does not read {named(listed, 10)}; custom nodes may.",
+                f"ComfyUI itself does not read {summarize_list(listed, 10)}; custom nodes may.",
                 "If a model is missing from a loader's list, move it to that loader's folder.",
                 folders=[path for h in others[:20] for path in h.folders[:2]],
             )
@@ -237,9 +246,9 @@ def outside_category(
     first = files[0]
     known = loose.get(first.full_path, "")
     folder = os.path.join(known or os.path.join(first.root, "checkpoints"), "")
-    moved = f"`{typed('mkdir', '-p', folder)} && {move(first.full_path, folder)}`"
+    moved = f"`{shell_quote('mkdir', '-p', folder)} && {move(first.full_path, folder)}`"
     fix = (
-        f"By its contents {shown(first.name)} belongs there: {moved}"
+        f"By its contents {printable(first.name)} belongs there: {moved}"
         if known
         else f"{moved}. Its contents do not tell its kind: if it is not a checkpoint, name another "
         "folder."
@@ -272,14 +281,14 @@ def packed(files: Sequence[ModelFile]) -> Finding:
     folder = os.path.dirname(first.full_path)
     zipped = extension_of(first.name) == ".zip"
     unpack = (
-        typed("python3", "-m", "zipfile", "-e", first.full_path, folder)
+        shell_quote("python3", "-m", "zipfile", "-e", first.full_path, folder)
         if zipped
-        else typed("tar", "-xf", first.full_path, "-C", folder)
+        else shell_quote("tar", "-xf", first.full_path, "-C", folder)
     )
     return warning(
         "models.archive",
         f"{about(files, 'is an archive', 'are archives')}; ComfyUI lists only what is unpacked.",
-        f"`{unpack} && {typed('rm', '--', first.full_path)}`",
+        f"`{unpack} && {shell_quote('rm', '--', first.full_path)}`",
         paths=paths_of(files),
     )
 
@@ -302,7 +311,8 @@ def _misnamed(found: Sequence[tuple[Holding, Category]]) -> Finding:
     moves = [_moved(source, meant.folders[0]) for h, meant in found for source in h.folders]
     return warning(
         "models.folder_misnamed",
-        f"ComfyUI does not read {named(pairs)}: {counted(sum(h.count for h, _ in found), 'model')} "
+        f"ComfyUI does not read {summarize_list(pairs)}: "
+        f"{pluralize(sum(h.count for h, _ in found), 'model')} "
         f"({size_text(sum(h.size for h, _ in found))}) will not be listed.",
         f"`{chained(moves[:_MOST_MOVES])}`",
         folders=[path for h, _ in found for path in h.folders][:50],
@@ -312,8 +322,8 @@ def _misnamed(found: Sequence[tuple[Holding, Category]]) -> Finding:
 def _moved(source: str, name: str) -> str:
     """The command that moves the contents of the folder `source` to `name` beside it."""
     target = os.path.join(os.path.dirname(source), name)
-    files, into = typed(os.path.join(source, "")) + "*", typed(os.path.join(target, ""))
-    made, gone = typed("mkdir", "-p", target), typed("rmdir", "--", source)
+    files, into = shell_quote(os.path.join(source, "")) + "*", shell_quote(os.path.join(target, ""))
+    made, gone = shell_quote("mkdir", "-p", target), shell_quote("rmdir", "--", source)
     return f"{made} && mv -n -- {files} {into} && {gone}"
 
 

@@ -12,7 +12,7 @@ from collections.abc import Collection, Iterator, Mapping
 from types import MappingProxyType
 
 from bootstrap.core.findings import Finding, info, ok, warning
-from bootstrap.core.text import counted, named, shown, size_text, typed
+from bootstrap.core.text import pluralize, printable, shell_quote, size_text, summarize_list
 from bootstrap.doctor.checks import model_contents, model_places
 from bootstrap.doctor.checks.model_contents import (
     command,
@@ -73,7 +73,8 @@ def overview(inventory: Inventory) -> list[Finding]:
     return [
         ok(
             "models.found",
-            f"{counted(count, 'model')}, {size_text(size_of(models))}: {named(parts, 12)}.",
+            f"{pluralize(count, 'model')}, {size_text(size_of(models))}: "
+            f"{summarize_list(parts, 12)}.",
             count=count,
             size=size_of(models),
         )
@@ -87,7 +88,7 @@ def incomplete(inventory: Inventory) -> Iterator[Finding]:
     yield info(
         "models.incomplete",
         f"The model folders were not looked at to the end: "
-        f"{counted(len(inventory.files), 'file')} in "
+        f"{pluralize(len(inventory.files), 'file')} in "
         f"{inventory.seconds:.1f} s.",
         "A deep check on a Pod takes its time: `python3 scripts/check_volume.py --deep`.",
     )
@@ -101,7 +102,7 @@ def unopened(inventory: Inventory) -> Iterator[Finding]:
         return
     yield info(
         "models.unopened",
-        f"{len(unread):,} of {counted(len(weights), 'model file')} were not opened, so "
+        f"{len(unread):,} of {pluralize(len(weights), 'model file')} were not opened, so "
         "whether they are whole is not known.",
         "A deep check opens them all: `python3 scripts/check_volume.py --deep`.",
     )
@@ -117,12 +118,12 @@ def unreadable(inventory: Inventory) -> Iterator[Finding]:
     places += [f"{place(f)} ({f.examined.detail})" for f in failed]
     first = inventory.problems[0].path if inventory.problems else failed[0].full_path
     denied = any(os.strerror(errno.EACCES) in text for text in places)
-    allow = f"On a Pod: {command(typed('chmod', '-R', 'a+rX', first))}."
+    allow = f"On a Pod: {command(shell_quote('chmod', '-R', 'a+rX', first))}."
     retry = "Look again; if it stays, the volume or the path is gone: check that it is attached."
     yield warning(
         "models.unreadable",
-        f"{counted(count, 'file or folder', 'files or folders')} could not be read: "
-        f"{named(places)}.",
+        f"{pluralize(count, 'file or folder', 'files or folders')} could not be read: "
+        f"{summarize_list(places)}.",
         allow if denied else retry,
         paths=places[:50],
     )
@@ -135,7 +136,7 @@ def larger_than_gpu(inventory: Inventory, gpu_memory: int | None) -> Iterator[Fi
         return
     yield info(
         "models.larger_than_gpu",
-        f"{shown(place(largest))} takes {size_text(_size_on_gpu(largest))} on a GPU, this one "
+        f"{printable(place(largest))} takes {size_text(_size_on_gpu(largest))} on a GPU, this one "
         f"has {size_text(gpu_memory)}: ComfyUI will move it in and out in parts, which is "
         "several times slower.",
         "Choose a GPU type with more memory for jobs that use it, or an fp8 or GGUF version.",
@@ -152,7 +153,7 @@ def larger_than_memory(inventory: Inventory, memory_limit: int | None) -> Iterat
         return
     yield warning(
         "models.larger_than_memory",
-        f"{shown(place(largest))} has {size_text(largest.size)}, this container may use "
+        f"{printable(place(largest))} has {size_text(largest.size)}, this container may use "
         f"{size_text(memory_limit)}: the kernel can kill ComfyUI (exit code 137) while it "
         "loads it.",
         "Choose a GPU type with more memory beside it (Edit Endpoint → GPU), or a smaller "
@@ -174,8 +175,9 @@ def _none(inventory: Inventory) -> Finding:
     folder = f"{roots[0]}/checkpoints"
     return warning(
         "models.none",
-        f"There is no model under {named(roots)}.",
-        f"`{typed('mkdir', '-p', folder)} && {typed('curl', '-fL', '-o', folder + '/NAME')} URL`",
+        f"There is no model under {summarize_list(roots)}.",
+        f"`{shell_quote('mkdir', '-p', folder)} && "
+        f"{shell_quote('curl', '-fL', '-o', folder + '/NAME')} URL`",
         roots=roots,
     )
 

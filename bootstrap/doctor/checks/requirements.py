@@ -9,7 +9,7 @@ from pathlib import Path
 
 from bootstrap.config import Settings
 from bootstrap.core.findings import Finding, error, host_error, info, ok, warning
-from bootstrap.core.text import counted, joined, named, shown, typed
+from bootstrap.core.text import joined, pluralize, printable, shell_quote, summarize_list
 from bootstrap.doctor.checks.gpu import gpu_expectation
 from bootstrap.doctor.facts.comfyui import ComfyUIFacts
 from bootstrap.doctor.facts.gpu import GpuDevice, GpuFacts
@@ -69,10 +69,10 @@ def _to_install(judgement: Judgement) -> Finding:
     owners: dict[str, list[str]] = {}
     for verdict in judgement.unmet:
         owners.setdefault(verdict.owner, []).append(str(verdict))
-    texts = [f"{shown(owner)}: {named(asked)}" for owner, asked in owners.items()]
+    texts = [f"{printable(owner)}: {summarize_list(asked)}" for owner, asked in owners.items()]
     return info(
         "packages.to_install",
-        f"{shown(judgement.packages.python)} lacks requirements; a worker installs them at its "
+        f"{printable(judgement.packages.python)} lacks requirements; a worker installs them at its "
         f"start (PACKAGES=install): {joined(texts, 10, '; ', 'more custom nodes')}.",
         missing={owner: asked[:50] for owner, asked in list(owners.items())[:200]},
     )
@@ -102,8 +102,8 @@ def _core(comfyui: ComfyUIFacts, judgement: Judgement) -> list[Finding]:
         found.append(
             warning(
                 "comfyui.requirement_wanted",
-                f"{shown(packages.python)} lacks {_texts(wanted)}: ComfyUI starts, but nodes that "
-                "need them are missing.",
+                f"{printable(packages.python)} lacks {_texts(wanted)}: ComfyUI starts, but nodes "
+                "that need them are missing.",
                 _install(wanted, comfyui, packages),
                 **_details(wanted),
             )
@@ -112,7 +112,7 @@ def _core(comfyui: ComfyUIFacts, judgement: Judgement) -> list[Finding]:
         found.append(
             warning(
                 "comfyui.requirement_version",
-                f"This ComfyUI requires {_texts(wrong)} in {shown(packages.python)}.",
+                f"This ComfyUI requires {_texts(wrong)} in {printable(packages.python)}.",
                 _install(wrong, comfyui, packages),
                 **_details(wrong),
             )
@@ -123,10 +123,10 @@ def _core(comfyui: ComfyUIFacts, judgement: Judgement) -> list[Finding]:
 def _untracked(judged: Sequence[Verdict], packages: PackagesFacts) -> Iterator[Finding]:
     if not judged:
         return
-    names = named([j.name for j in judged])
+    names = summarize_list([j.name for j in judged])
     yield info(
         "python.package_untracked",
-        f"{names} can be imported by {shown(packages.python)}, but pip has no record of it: a "
+        f"{names} can be imported by {printable(packages.python)}, but pip has no record of it: a "
         "stand-in or a copy of unknown version.",
         f"If nodes fail that use it: `{_line(judged, packages)}`.",
         **_details(judged),
@@ -165,7 +165,7 @@ def _of_packs(comfyui: ComfyUIFacts, judgement: Judgement) -> list[Finding]:
     if unmet[MOST_PACKS:]:
         found.append(_more(unmet[MOST_PACKS:], comfyui, packages))
     if asking and not found:
-        met = f"All that {counted(len(asking), 'node pack')} with requirements ask for is there."
+        met = f"All that {pluralize(len(asking), 'node pack')} with requirements ask for is there."
         return [ok("nodes.requirements_met", met)]
     return found
 
@@ -175,14 +175,14 @@ def _unmet(
 ) -> Finding:
     then = ""
     if pack.install_script:
-        script = typed(packages.python, "install.py")
-        then = f"It also has an install script: `cd {typed(pack.path)} && {script}`."
+        script = shell_quote(packages.python, "install.py")
+        then = f"It also has an install script: `cd {shell_quote(pack.path)} && {script}`."
     return warning(
         "nodes.requirements_unmet",
-        f"The node pack {shown(pack.name)} needs {_texts(bad)}, which {shown(packages.python)} "
-        "does not have.",
+        f"The node pack {printable(pack.name)} needs {_texts(bad)}, which "
+        f"{printable(packages.python)} does not have.",
         _install(bad, comfyui, packages, then),
-        pack=shown(pack.name),
+        pack=printable(pack.name),
         **_details(bad),
     )
 
@@ -196,16 +196,16 @@ def _torch_conflict(
     flags = ["--break-system-packages"] if packages.managed else []
     kept = public_torch(packages)
     pins = [f"torch=={kept}"] if kept else []
-    pip = typed(packages.python, "-m", "pip", "install", *flags, "-r", file, *pins)
-    command = f"{typed('sed', '-i.bak', '-E', script, file)} && {pip}"
+    pip = shell_quote(packages.python, "-m", "pip", "install", *flags, "-r", file, *pins)
+    command = f"{shell_quote('sed', '-i.bak', '-E', script, file)} && {pip}"
     if file.endswith("pyproject.toml"):
-        command = typed("mv", pack.path, f"{pack.path}.disabled")
+        command = shell_quote("mv", pack.path, f"{pack.path}.disabled")
     return warning(
         "nodes.torch_conflict",
-        f"The node pack {shown(pack.name)} asks for {_texts(torch)}: installing its requirements "
-        "as they are would replace torch and can break all other nodes.",
+        f"The node pack {printable(pack.name)} asks for {_texts(torch)}: installing its "
+        "requirements as they are would replace torch and can break all other nodes.",
         where_to_type(command, packages.python, comfyui.path, "That leaves torch unchanged."),
-        pack=shown(pack.name),
+        pack=printable(pack.name),
         **_details(torch),
     )
 
@@ -217,10 +217,10 @@ def _more(
     every = every or [j for _, bad in unmet for j in bad][:50]
     return warning(
         "nodes.requirements_more",
-        f"{counted(len(unmet), 'more node pack lacks', 'more node packs lack')} requirements: "
-        f"{named([pack.name for pack, _ in unmet], 20)}.",
+        f"{pluralize(len(unmet), 'more node pack lacks', 'more node packs lack')} requirements: "
+        f"{summarize_list([pack.name for pack, _ in unmet], 20)}.",
         _install(every, comfyui, packages, "Then check again."),
-        packs=[shown(pack.name) for pack, _ in unmet[:200]],
+        packs=[printable(pack.name) for pack, _ in unmet[:200]],
     )
 
 
@@ -235,7 +235,7 @@ def _line(judged: Sequence[Verdict], packages: PackagesFacts) -> str:
 
 
 def _texts(judged: Sequence[Verdict]) -> str:
-    return named([str(j) for j in judged], 8)
+    return summarize_list([str(j) for j in judged], 8)
 
 
 def _details(judged: Sequence[Verdict]) -> dict[str, list[dict[str, str | None]]]:

@@ -7,7 +7,16 @@ from __future__ import annotations
 
 from bootstrap.config import Settings
 from bootstrap.core.findings import Finding, error, errors_in, host_error, info, ok, warning
-from bootstrap.core.text import GB, IN_ENDPOINT, about, named, on_pod, quoted, shown, size_text
+from bootstrap.core.text import (
+    GB,
+    IN_ENDPOINT,
+    about,
+    on_pod,
+    printable,
+    shell_quote,
+    size_text,
+    summarize_list,
+)
 from bootstrap.doctor.checks.volume_layout import (
     SOURCE,
     WITH_COMFYUI,
@@ -65,7 +74,7 @@ _GROW = "Or enlarge it: Storage > the volume > Edit."
 
 def check_presence(facts: VolumeFacts) -> list[Finding]:
     """Why nothing else can be checked on the volume; empty if it is there."""
-    root = shown(facts.root)
+    root = printable(facts.root)
     if facts.silent_after is not None:
         return [_silent(facts, root)]
     if facts.state is VolumeState.MISSING:
@@ -107,13 +116,13 @@ def _silent(facts: VolumeFacts, root: str) -> Finding:
 def _absent(facts: VolumeFacts, code: str, message: str) -> Finding:
     """An image may have its own ComfyUI and need no volume, unless VOLUME_PATH is set."""
     if facts.meant is not None:
-        message += f" Did you mean {shown(facts.meant)}?"
+        message += f" Did you mean {printable(facts.meant)}?"
     fix = attach(facts.meant)
     if facts.comfyui is None:
-        return error(code, message, fix, root=shown(facts.root))
-    message += f" ComfyUI is the image's, at {shown(facts.comfyui)}."
+        return error(code, message, fix, root=printable(facts.root))
+    message += f" ComfyUI is the image's, at {printable(facts.comfyui)}."
     report = warning if facts.configured else info
-    return report(code, message, fix, root=shown(facts.root))
+    return report(code, message, fix, root=printable(facts.root))
 
 
 def attach(meant: str | None) -> str:
@@ -123,7 +132,7 @@ def attach(meant: str | None) -> str:
             f"Attach it: {_ATTACH} If it is mounted elsewhere, name that folder: VOLUME_PATH for a "
             "worker, the argument for the checker."
         )
-    return f"Set VOLUME_PATH={quoted(meant)} {IN_ENDPOINT}. If none is attached yet: {_ATTACH}"
+    return f"Set VOLUME_PATH={shell_quote(meant)} {IN_ENDPOINT}. If none is attached yet: {_ATTACH}"
 
 
 def inside(root: str, volume: str, comfyui: str | None) -> Finding:
@@ -131,11 +140,11 @@ def inside(root: str, volume: str, comfyui: str | None) -> Finding:
     report = error if comfyui is None else warning
     return report(
         "volume.inside",
-        f"{shown(root)} is a folder of the volume at {shown(volume)}, not the volume.",
-        f"Set VOLUME_PATH={quoted(volume)} {IN_ENDPOINT}, or remove it where that is a usual mount "
-        "point.",
-        root=shown(root),
-        volume=shown(volume),
+        f"{printable(root)} is a folder of the volume at {printable(volume)}, not the volume.",
+        f"Set VOLUME_PATH={shell_quote(volume)} {IN_ENDPOINT}, or remove it where that is a usual "
+        "mount point.",
+        root=printable(root),
+        volume=printable(volume),
     )
 
 
@@ -153,11 +162,12 @@ def _bad(facts: VolumeFacts, root: str) -> Finding:
     name, text = (trouble.name, trouble.text) if trouble else ("unknown", "no reason given")
     if name in ("EACCES", "EPERM"):
         closed = facts.closed or facts.root
-        command = f"chmod a+rx {quoted(closed)}"
-        own = f"chown {facts.user} {quoted(closed)}"
+        command = f"chmod a+rx {shell_quote(closed)}"
+        own = f"chown {facts.user} {shell_quote(closed)}"
         return error(
             "volume.unreadable",
-            f"User {facts.user} may not read {shown(closed)}: {text}. Nothing in it was checked.",
+            f"User {facts.user} may not read {printable(closed)}: {text}. Nothing in it was "
+            "checked.",
             on_pod(command, facts.root, f"Or give it to that user: `{own}`."),
             **about([closed], command),
         )
@@ -188,7 +198,7 @@ def _broken(facts: VolumeFacts) -> Finding | None:
     trouble = facts.writing.trouble if facts.writing else None
     if trouble is None or trouble.name in (*_FULL, *_FORBIDDEN, "EROFS"):
         return None
-    return io_error(shown(facts.root), "written to", trouble.name, trouble.text)
+    return io_error(printable(facts.root), "written to", trouble.name, trouble.text)
 
 
 def _local(facts: VolumeFacts) -> Finding | None:
@@ -197,11 +207,11 @@ def _local(facts: VolumeFacts) -> Finding | None:
         return None
     return info(
         "volume.local",
-        f"{shown(facts.root)} is on a disk of this machine ({mount.kind}), not on a network "
+        f"{printable(facts.root)} is on a disk of this machine ({mount.kind}), not on a network "
         "volume: other machines cannot see it.",
         "For Serverless, put ComfyUI and models on a network volume: Storage > New Network Volume.",
         kind=mount.kind,
-        point=shown(mount.point),
+        point=printable(mount.point),
     )
 
 
@@ -211,11 +221,11 @@ def _read_only(facts: VolumeFacts) -> Finding | None:
     if not by_error and not (facts.mount and facts.mount.read_only):
         return None
     point = facts.mount.point if facts.mount else facts.root
-    command = f"mount -o remount,rw {quoted(point)}"
+    command = f"mount -o remount,rw {shell_quote(point)}"
     return warning(
         "volume.read_only",
-        f"The volume at {shown(facts.root)} is mounted read-only: jobs run, but results cannot be "
-        "saved on it, nor models downloaded to it.",
+        f"The volume at {printable(facts.root)} is mounted read-only: jobs run, but results cannot "
+        "be saved on it, nor models downloaded to it.",
         "On Runpod, start another worker or Pod, and ask Runpod's support if it happens there too. "
         f"On a machine of your own, as root: `{command}`. In Docker, remove `:ro` from its volume.",
         command=command,
@@ -226,12 +236,12 @@ def _full(facts: VolumeFacts) -> Finding | None:
     trouble = facts.writing.trouble if facts.writing else None
     if trouble is None or trouble.name not in _FULL:
         return None
-    root, space = quoted(facts.root), facts.space
+    root, space = shell_quote(facts.root), facts.space
     if trouble.name == "ENOSPC" and space and space.inodes_total and not space.inodes_free:
         command = f"du --inodes -x --max-depth=2 {root} | sort -n | tail -n 20"
         return error(
             "volume.inodes_gone",
-            f"The volume at {shown(facts.root)} can hold no more files: all "
+            f"The volume at {printable(facts.root)} can hold no more files: all "
             f"{space.inodes_total:,} inodes are in use.",
             on_pod(command, facts.root, f"Remove a folder of many small files. {_GROW}"),
             command=command,
@@ -240,7 +250,7 @@ def _full(facts: VolumeFacts) -> Finding | None:
     why = "its quota is used up" if trouble.name == "EDQUOT" else "no space is left"
     return error(
         "volume.full",
-        f"The volume at {shown(facts.root)} is full: {why}. Results and models cannot be saved "
+        f"The volume at {printable(facts.root)} is full: {why}. Results and models cannot be saved "
         "on it.",
         on_pod(command, facts.root, f"Remove what you do not need. {_GROW}"),
         command=command,
@@ -262,10 +272,11 @@ def _room(space: Space | None, facts: VolumeFacts) -> Finding | None:
     if space.free < max(LITTLE_ROOM, share):
         return _low(space, facts)
     if space.inodes_total and space.inodes_free < FEW_INODES:
-        command = f"du --inodes -x --max-depth=2 {quoted(facts.root)} | sort -n | tail -n 20"
+        command = f"du --inodes -x --max-depth=2 {shell_quote(facts.root)} | sort -n | tail -n 20"
         return warning(
             "volume.inodes_low",
-            f"The volume at {shown(facts.root)} can hold only {space.inodes_free:,} more files.",
+            f"The volume at {printable(facts.root)} can hold only {space.inodes_free:,} more "
+            "files.",
             on_pod(command, facts.root, f"Remove a folder of many small files. {_GROW}"),
             command=command,
             inodes_free=space.inodes_free,
@@ -274,10 +285,10 @@ def _room(space: Space | None, facts: VolumeFacts) -> Finding | None:
 
 
 def _low(space: Space, facts: VolumeFacts) -> Finding:
-    command = f"du -axh {quoted(facts.root)} | sort -h | tail -n 30"
+    command = f"du -axh {shell_quote(facts.root)} | sort -h | tail -n 30"
     return warning(
         "volume.low",
-        f"The volume at {shown(facts.root)} is nearly full: {size_text(space.free)} of "
+        f"The volume at {printable(facts.root)} is nearly full: {size_text(space.free)} of "
         f"{size_text(space.total)} are free.",
         on_pod(command, facts.root, f"Remove what you do not need. {_GROW}"),
         command=command,
@@ -294,10 +305,10 @@ def _unreadable(facts: VolumeFacts) -> Finding | None:
     comfyui = facts.comfyui or facts.home
     code = (facts.root, comfyui, f"{comfyui}/main.py")
     report = error if any(path in code for path in hidden) else warning
-    command = "chmod -R a+rX " + " ".join(map(quoted, hidden))
+    command = "chmod -R a+rX " + " ".join(map(shell_quote, hidden))
     return report(
         "volume.unreadable",
-        f"User {facts.user} may not read {named(hidden)}.",
+        f"User {facts.user} may not read {summarize_list(hidden)}.",
         on_pod(command, facts.root),
         **about(hidden, command),
     )
@@ -314,12 +325,12 @@ def _not_writable(facts: VolumeFacts) -> Finding | None:
         paths.insert(0, facts.root)
     if not paths:
         return None
-    words = " ".join(map(quoted, paths))
+    words = " ".join(map(shell_quote, paths))
     command = f"chmod a+rwX {words}"
     return warning(
         "volume.not_writable",
-        f"User {facts.user} may not write to {named(paths)}: results cannot be saved there, nor "
-        "models downloaded.",
+        f"User {facts.user} may not write to {summarize_list(paths)}: results cannot be saved "
+        "there, nor models downloaded.",
         on_pod(command, facts.root, f"Or give them to that user: `chown {facts.user} {words}`."),
         **about(paths, command),
     )
@@ -336,7 +347,7 @@ def _slow(facts: VolumeFacts) -> Finding | None:
         return None
     return warning(
         "volume.slow",
-        f"Writing a tiny file to {shown(facts.root)} took {writing.seconds:.1f} s; far "
+        f"Writing a tiny file to {printable(facts.root)} took {writing.seconds:.1f} s; far "
         "less than one is usual.",
         "Try again in some minutes, since others use the same storage; if it stays, start "
         "another worker, and ask Runpod's support with the volume's id.",
@@ -373,10 +384,14 @@ def check_layout(layout: Layout) -> list[Finding]:
         return [inside(root, str(layout.meant), comfyui)]
     if layout.comfyui is None:
         return [_no_comfyui(layout) if layout.root_exists else _no_volume(layout)]
-    models = named([str(path) for path in layout.model_roots]) or "none beside ComfyUI's own"
-    comfyui = shown(str(layout.comfyui))
-    volume = f"volume {shown(root)}" if layout.root_exists else f"no volume at {shown(root)}"
-    nodes = f", custom nodes {shown(str(layout.nodes))}" if layout.nodes else ""
+    models = (
+        summarize_list([str(path) for path in layout.model_roots]) or "none beside ComfyUI's own"
+    )
+    comfyui = printable(str(layout.comfyui))
+    volume = (
+        f"volume {printable(root)}" if layout.root_exists else f"no volume at {printable(root)}"
+    )
+    nodes = f", custom nodes {printable(str(layout.nodes))}" if layout.nodes else ""
     found = [ok("volume.found", f"ComfyUI at {comfyui}, {volume}, models {models}{nodes}.")]
     if layout.comfyui_on_volume and layout.data is not None:
         found.append(elsewhere(str(layout.data), root))
@@ -389,18 +404,19 @@ def _good(facts: VolumeFacts) -> Finding:
     room = f", {facts.space.free / GB:,.1f} GiB free" if facts.space else ""
     return ok(
         "volume.found",
-        f"Volume {shown(facts.root)}{mount}{room}{took}; ComfyUI at {shown(str(facts.comfyui))}, "
-        f"models in {named(facts.models.homes) or 'ComfyUI'}.",
+        f"Volume {printable(facts.root)}{mount}{room}{took}; ComfyUI at "
+        f"{printable(str(facts.comfyui))}, "
+        f"models in {summarize_list(facts.models.homes) or 'ComfyUI'}.",
     )
 
 
 def _no_volume(layout: Layout) -> Finding:
     return error(
         "volume.not_found",
-        f"There is no volume at {shown(str(layout.root))}."
-        + (f" Did you mean {shown(str(layout.meant))}?" if layout.meant else ""),
+        f"There is no volume at {printable(str(layout.root))}."
+        + (f" Did you mean {printable(str(layout.meant))}?" if layout.meant else ""),
         attach(None if layout.meant is None else str(layout.meant)),
-        root=shown(str(layout.root)),
+        root=printable(str(layout.root)),
     )
 
 
@@ -408,9 +424,9 @@ def _no_comfyui(layout: Layout) -> Finding:
     place = layout.root / COMFYUI
     return error(
         "comfyui.not_found",
-        f"There is no ComfyUI at {shown(str(place))} (main.py is missing), nor within three "
+        f"There is no ComfyUI at {printable(str(place))} (main.py is missing), nor within three "
         "folders of the volume's root, and none in the image.",
-        f"On a Pod with this volume, put ComfyUI there: `git clone {SOURCE} {quoted(str(place))}`. "
-        f"{WITH_COMFYUI}",
-        looked_at=shown(str(place)),
+        f"On a Pod with this volume, put ComfyUI there: `git clone {SOURCE} "
+        f"{shell_quote(str(place))}`. {WITH_COMFYUI}",
+        looked_at=printable(str(place)),
     )

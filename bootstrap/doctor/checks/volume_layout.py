@@ -12,11 +12,10 @@ from bootstrap.core.text import (
     MOST_PATHS,
     about,
     chained,
-    named,
     on_pod,
-    quoted,
-    shown,
-    typed,
+    printable,
+    shell_quote,
+    summarize_list,
 )
 from bootstrap.doctor.facts.volume_facts import VolumeFacts
 from bootstrap.doctor.facts.volume_places import Stray
@@ -69,13 +68,16 @@ def check_nodes(facts: VolumeFacts) -> list[Finding]:
     if not facts.nodes or facts.comfyui is None:
         return []
     home = join(facts.home, CUSTOM_NODES)
-    commands = [f"mkdir -p {quoted(home)}", *(_shown_nodes(path, home) for path in facts.nodes)]
+    commands = [
+        f"mkdir -p {shell_quote(home)}",
+        *(_shown_nodes(path, home) for path in facts.nodes),
+    ]
     command = chained(commands)
     return [
         warning(
             "volume.nodes_misplaced",
-            f"ComfyUI does not read the custom nodes in {named(facts.nodes)}; it reads those in "
-            f"{shown(home)}.",
+            f"ComfyUI does not read the custom nodes in {summarize_list(facts.nodes)}; it reads "
+            f"those in {printable(home)}.",
             on_pod(command, facts.root, "Names that are taken there stay where they are."),
             **about(list(facts.nodes), command),
         )
@@ -83,16 +85,17 @@ def check_nodes(facts: VolumeFacts) -> list[Finding]:
 
 
 def _shown_nodes(path: str, home: str) -> str:
-    return f"find {quoted(path)} -mindepth 1 -maxdepth 1 -exec mv -n -t {quoted(home)} {{}} +"
+    source, target = shell_quote(path), shell_quote(home)
+    return f"find {source} -mindepth 1 -maxdepth 1 -exec mv -n -t {target} {{}} +"
 
 
 def elsewhere(comfyui: str, root: str) -> Finding:
     """The only ComfyUI on the volume, or the one that was requested."""
     return info(
         "volume.comfyui_elsewhere",
-        f"ComfyUI is at {shown(comfyui)}, and is used there.",
-        f"Nothing to do. COMFYUI_PATH={typed(relpath(comfyui, root))} keeps it so if another one "
-        "is put on the volume.",
+        f"ComfyUI is at {printable(comfyui)}, and is used there.",
+        f"Nothing to do. COMFYUI_PATH={shell_quote(relpath(comfyui, root))} keeps it so if another "
+        "one is put on the volume.",
         path=comfyui,
     )
 
@@ -102,9 +105,9 @@ def several(rivals: Sequence[str], root: str) -> Finding:
     paths = [relpath(path, root) for path in rivals]
     return error(
         "volume.comfyui_several",
-        f"There are {len(rivals)} ComfyUIs on the volume at {shown(root)}, none of them directly "
-        f"in its root: {named(paths, MOST_RIVALS)}.",
-        f"Set COMFYUI_PATH to the one to run, {IN_ENDPOINT}: COMFYUI_PATH={typed(paths[0])}.",
+        f"There are {len(rivals)} ComfyUIs on the volume at {printable(root)}, none of them "
+        f"directly in its root: {summarize_list(paths, MOST_RIVALS)}.",
+        f"Set COMFYUI_PATH to the one to run, {IN_ENDPOINT}: COMFYUI_PATH={shell_quote(paths[0])}.",
         paths=list(rivals[:MOST_PATHS]),
     )
 
@@ -112,11 +115,11 @@ def several(rivals: Sequence[str], root: str) -> Finding:
 def path_wrong(asked: str, others: Sequence[str], root: str) -> Finding:
     """COMFYUI_PATH is set, so no other is used in its place."""
     paths = [relpath(path, root) for path in others]
-    there = f" There are ComfyUIs at {named(paths, MOST_RIVALS)}." if paths else ""
-    fix = f"Set COMFYUI_PATH={typed(paths[0])}" if paths else "Correct COMFYUI_PATH"
+    there = f" There are ComfyUIs at {summarize_list(paths, MOST_RIVALS)}." if paths else ""
+    fix = f"Set COMFYUI_PATH={shell_quote(paths[0])}" if paths else "Correct COMFYUI_PATH"
     return error(
         "volume.comfyui_path_wrong",
-        f"COMFYUI_PATH names {shown(asked)}, which has no main.py.{there}",
+        f"COMFYUI_PATH names {printable(asked)}, which has no main.py.{there}",
         f"{fix} {IN_ENDPOINT}, or remove it: then the only ComfyUI on the volume is used.",
         path=asked,
     )
@@ -154,12 +157,15 @@ def _loose(files: Sequence[Stray], facts: VolumeFacts) -> Iterator[Finding]:
     known = [f for f in found if f.belongs]
     first = (known or found)[0]
     place = first.belongs or join(home, "checkpoints")
-    command = f"mkdir -p {quoted(place)} && mv -n {quoted(first.path)} {quoted(join(place, ''))}"
-    known_to_be = f"By its contents {shown(basename(first.path))} belongs in {shown(place)}."
+    move = shell_quote("mv", "-n", first.path, join(place, ""))
+    command = f"mkdir -p {shell_quote(place)} && {move}"
+    known_to_be = (
+        f"By its contents {printable(basename(first.path))} belongs in {printable(place)}."
+    )
     unknown = "Its contents do not tell its kind: if it is not a checkpoint, name another folder."
     yield warning(
         "volume.models_loose",
-        f"{named(paths)} {'lies' if len(paths) == 1 else 'lie'} where no loader looks.",
+        f"{summarize_list(paths)} {'lies' if len(paths) == 1 else 'lie'} where no loader looks.",
         on_pod(command, facts.root, known_to_be if known else unknown),
         **about(paths, command),
     )
@@ -169,11 +175,11 @@ def _spare(facts: VolumeFacts) -> Iterator[Finding]:
     if not facts.places:
         return
     paths = list(facts.places)
-    use = typed(relpath(paths[0], facts.root))
+    use = shell_quote(relpath(paths[0], facts.root))
     yield info(
         "volume.comfyui_spare",
-        f"{shown(str(facts.comfyui))} is used; {named(paths)} is another ComfyUI, whose "
-        "models and nodes are not seen.",
+        f"{printable(str(facts.comfyui))} is used; {summarize_list(paths)} is another ComfyUI, "
+        "whose models and nodes are not seen.",
         f"Nothing to do if that is meant; COMFYUI_PATH={use} uses it instead.",
         **about(paths),
     )
@@ -183,18 +189,18 @@ def _incomplete(facts: VolumeFacts) -> Finding:
     """Git restores ComfyUI's own files and leaves models, nodes and results alone."""
     path = facts.home
     if facts.expected is not None and ".git" in facts.expected.folders:
-        command = f"git -C {quoted(path)} checkout -- main.py"
+        command = f"git -C {shell_quote(path)} checkout -- main.py"
         then = ""
     else:
         command = (
-            f"cd {quoted(path)} && git init -q && git fetch -q --depth 1 {SOURCE} master && "
+            f"cd {shell_quote(path)} && git init -q && git fetch -q --depth 1 {SOURCE} master && "
             "git checkout -q -f -B master FETCH_HEAD"
         )
         then = "It replaces ComfyUI's own files and leaves models, nodes and results alone."
     then += f"{' ' if then else ''}{WITH_COMFYUI}"
     return error(
         "volume.comfyui_incomplete",
-        f"{shown(path)} has no main.py, so that ComfyUI cannot run, and there is none in "
+        f"{printable(path)} has no main.py, so that ComfyUI cannot run, and there is none in "
         "the image.",
         on_pod(command, facts.root, then),
         **about([path], command),
@@ -204,12 +210,12 @@ def _incomplete(facts: VolumeFacts) -> Finding:
 def _absent(facts: VolumeFacts) -> Finding:
     path = join(facts.root, COMFYUI)
     empty = facts.top is not None and not facts.top.names
-    what = f"The volume at {shown(facts.root)}"
+    what = f"The volume at {printable(facts.root)}"
     if empty:
         what += " is empty: there is no ComfyUI"
     else:
         what += " has models but no ComfyUI" if facts.models.homes else " has no ComfyUI"
-    command = f"git clone {SOURCE} {quoted(path)}"
+    command = f"git clone {SOURCE} {shell_quote(path)}"
     return error(
         "comfyui.not_found",
         f"{what}.",
@@ -220,10 +226,10 @@ def _absent(facts: VolumeFacts) -> Finding:
 
 def _missing(facts: VolumeFacts) -> Finding:
     path = join(facts.root, MODELS)
-    command = f"mkdir -p {quoted(join(path, 'checkpoints'))}"
+    command = f"mkdir -p {shell_quote(join(path, 'checkpoints'))}"
     return warning(
         "volume.models_missing",
-        f"There is no models folder: neither {shown(path)} nor one in {shown(facts.home)}.",
+        f"There is no models folder: neither {printable(path)} nor one in {printable(facts.home)}.",
         on_pod(command, facts.root, "Then put models there, one folder for each kind."),
         **about([path], command),
     )
@@ -239,14 +245,14 @@ def _moves(
     command = "; ".join([_pour(stray) for stray in strays[:MOST_AT_ONCE]])
     yield warning(
         code,
-        sentence.format(named(paths), named(places)),
+        sentence.format(summarize_list(paths), summarize_list(places)),
         on_pod(command, facts.root, "Files whose name is taken there stay, and rmdir says so."),
         **about(paths, command),
     )
 
 
 def _pour(stray: Stray) -> str:
-    source, target = quoted(stray.path), quoted(stray.belongs)
+    source, target = shell_quote(stray.path), shell_quote(stray.belongs)
     return (
         f"mkdir -p {target} && find {source} -mindepth 1 -maxdepth 1 "
         f"-exec mv -n -t {target} {{}} + && rmdir {source}"

@@ -17,12 +17,12 @@ from bootstrap.core.text import (
     SERVERLESS,
     about,
     chained,
-    counted,
-    named,
     on_pod,
-    quoted,
-    shown,
+    pluralize,
+    printable,
+    shell_quote,
     size_text,
+    summarize_list,
     without_tabs,
     words,
 )
@@ -138,10 +138,10 @@ class _Kind:
 
     def finding(self, code: str, links: _Links, facts: VolumeFacts) -> Finding:
         """The finding about `links`, all of this kind."""
-        names = named(sorted({str(link.home) for link in links}))
-        count = counted(len(links), self.noun)
-        said = self.message.format(links=count, names=names, root=shown(facts.root))
-        examples = named([f"{link.path} → {link.text}" for link in links])
+        names = summarize_list(sorted({str(link.home) for link in links}))
+        count = pluralize(len(links), self.noun)
+        said = self.message.format(links=count, names=names, root=printable(facts.root))
+        examples = summarize_list([f"{link.path} → {link.text}" for link in links])
         command = self.command(links)
         return Finding(
             code,
@@ -153,7 +153,9 @@ class _Kind:
 
 
 def _relink(links: _Links) -> str:
-    return chained([f"ln -sfn {quoted(str(link.relative))} {quoted(link.path)}" for link in links])
+    return chained(
+        [f"ln -sfn {shell_quote(str(link.relative))} {shell_quote(link.path)}" for link in links]
+    )
 
 
 def _remove(links: _Links) -> str:
@@ -165,8 +167,8 @@ def _bring_in(links: _Links) -> str:
 
 
 def _brought_in(path: str) -> str:
-    copy = quoted(f"{path}.copy")
-    return f"cp -aL {quoted(path)} {copy} && rm {quoted(path)} && mv -T {copy} {quoted(path)}"
+    copy, path = shell_quote(f"{path}.copy"), shell_quote(path)
+    return f"cp -aL {path} {copy} && rm {path} && mv -T {copy} {path}"
 
 
 def _if_it_matters(links: _Links, facts: VolumeFacts) -> Severity:
@@ -256,11 +258,12 @@ def _venv(venv: Venv, facts: VolumeFacts, names: frozenset[str]) -> list[Finding
         return []
     if any(contains(name, venv.made_at) for name in names):
         return []
-    program = quoted(join(venv.path, "bin", "python"))
+    program = shell_quote(join(venv.path, "bin", "python"))
     return [
         info(
             "volume.venv_moved",
-            f"The virtual environment {shown(venv.path)} was made at {shown(venv.made_at)}: its "
+            f"The virtual environment {printable(venv.path)} was made at "
+            f"{printable(venv.made_at)}: its "
             "Python works here, its pip and other scripts only there.",
             f"Where you need pip: `{program} -m pip`.",
             **about([venv.path]),
@@ -270,9 +273,9 @@ def _venv(venv: Venv, facts: VolumeFacts, names: frozenset[str]) -> list[Finding
 
 def _venv_broken(venv: Venv, facts: VolumeFacts) -> Finding:
     python = f"Python {venv.version}" if venv.version else "Python"
-    path, old = quoted(venv.path), quoted(f"{venv.path}.old")
-    program = quoted(join(venv.path, "bin", "python"))
-    wanted = quoted(join(facts.comfyui or facts.home, "requirements.txt"))
+    path, old = shell_quote(venv.path), shell_quote(f"{venv.path}.old")
+    program = shell_quote(join(venv.path, "bin", "python"))
+    wanted = shell_quote(join(facts.comfyui or facts.home, "requirements.txt"))
     command = (
         f"mv -T {path} {old} && python3 -m venv {path} && {program} -m pip install -r {wanted}"
     )
@@ -280,8 +283,8 @@ def _venv_broken(venv: Venv, facts: VolumeFacts) -> Finding:
     keep += f" (--build-arg PYTHON_VERSION={venv.version})." if venv.version else "."
     return warning(
         "volume.venv_broken",
-        f"The virtual environment {shown(venv.path)} was made by a {python} that is not on this "
-        "machine, so ComfyUI cannot run with the packages in it.",
+        f"The virtual environment {printable(venv.path)} was made by a {python} that is not on "
+        "this machine, so ComfyUI cannot run with the packages in it.",
         on_pod(
             command,
             facts.root,
@@ -298,7 +301,7 @@ def _tabs(facts: VolumeFacts) -> Finding:
     command = without_tabs(file)
     return error(
         "volume.paths_tabs",
-        f"{shown(file)} is not valid YAML: {which} indented with a tab. ComfyUI exits when it "
+        f"{printable(file)} is not valid YAML: {which} indented with a tab. ComfyUI exits when it "
         "reads that at its start.",
         on_pod(command, facts.root, "It puts two spaces for each tab."),
         **about([file], command),
@@ -311,7 +314,7 @@ def _absolute_paths(facts: VolumeFacts, names: frozenset[str]) -> list[Finding]:
     absolute = [p for p in facts.model_paths if p.home and p.there and p.home not in names]
     found = []
     if broken := [p for p in absolute if not p.exists]:
-        why = f"but the volume is mounted at {shown(facts.root)}: models in it are not found"
+        why = f"but the volume is mounted at {printable(facts.root)}: models in it are not found"
         found.append(
             _made_relative("volume.paths_other_mount", Severity.WARNING, broken, why, facts)
         )
@@ -330,7 +333,7 @@ def _made_relative(
     return Finding(
         code,
         severity,
-        f"{shown(file)} names {named([p.text for p in paths])}, {why}.",
+        f"{printable(file)} names {summarize_list([p.text for p in paths])}, {why}.",
         on_pod(command, facts.root, "Relative paths work under every mount point."),
         details=about([p.path for p in paths], command),
     )
@@ -342,7 +345,8 @@ def _respelt(paths: Sequence[ModelPath], facts: VolumeFacts) -> str:
     if facts.comfyui_on_volume:
         root = relpath(facts.real, facts.comfyui_real)
     scripts = [f"{p.number}s#{_pattern(str(p.home))}#{_replacement(root)}#" for p in paths]
-    return f"sed -i.bak {' '.join(f'-e {quoted(s)}' for s in scripts)} {quoted(_file(facts))}"
+    edits = " ".join(f"-e {shell_quote(script)}" for script in scripts)
+    return f"sed -i.bak {edits} {shell_quote(_file(facts))}"
 
 
 def _missing(facts: VolumeFacts) -> Iterator[Finding]:
@@ -357,11 +361,14 @@ def _missing(facts: VolumeFacts) -> Iterator[Finding]:
         return
     file = _file(facts)
     grave = any(p.key == BASE or not p.below_base for p in gone)
-    command = f"sed -i.bak {quoted(';'.join(f'{p.number}d' for p in gone))} {quoted(file)}"
+    command = (
+        f"sed -i.bak {shell_quote(';'.join(f'{p.number}d' for p in gone))} {shell_quote(file)}"
+    )
     report = warning if grave else info
     yield report(
         "volume.paths_missing",
-        f"{shown(file)} names folders that do not exist: {named([p.path for p in gone])}.",
+        f"{printable(file)} names folders that do not exist: "
+        f"{summarize_list([p.path for p in gone])}.",
         on_pod(command, facts.root, "It takes their lines out; the old file stays as .bak."),
         **about([p.path for p in gone], command),
     )
@@ -388,8 +395,8 @@ def _sweepable(stale: list[Leftover], facts: VolumeFacts) -> Iterator[Finding]:
     report = warning if size > GB else info
     yield report(
         "volume.leftovers",
-        f"Workers that were killed left {counted(len(paths), 'file')} ({size_text(size)}): "
-        f"{named(paths)}.",
+        f"Workers that were killed left {pluralize(len(paths), 'file')} ({size_text(size)}): "
+        f"{summarize_list(paths)}.",
         on_pod(command, facts.root, "Or check again with --fix."),
         **about(paths, command),
     )
@@ -400,10 +407,12 @@ def _put_aside(kept: list[Leftover], facts: VolumeFacts) -> Iterator[Finding]:
         return
     paths = [x.path for x in kept]
     names = {path: f"put-aside-{basename(path)[1:9]}" for path in paths}
-    command = chained([f"mv -nT {quoted(p)} {quoted(join(dirname(p), names[p]))}" for p in paths])
+    command = chained(
+        [f"mv -nT {shell_quote(p)} {shell_quote(join(dirname(p), names[p]))}" for p in paths]
+    )
     yield warning(
         "volume.put_aside",
-        f"{named(paths)} stood where a worker was about to remove a link of its own, and "
+        f"{summarize_list(paths)} stood where a worker was about to remove a link of its own, and "
         "was put aside under a hidden name.",
         on_pod(command, facts.root, "Then look what it is, and give it its name again."),
         **about(paths, command),

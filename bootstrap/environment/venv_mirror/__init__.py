@@ -33,7 +33,7 @@ from pathlib import Path
 
 from bootstrap.core.concurrency import BoundedCaller, VolumeTimeout, WorkerPool
 from bootstrap.core.findings import Finding, warning
-from bootstrap.core.text import counted, shown, size_text
+from bootstrap.core.text import pluralize, printable, size_text
 from bootstrap.environment.venv_mirror.archive import Archive, DamagedArchive, read_archive
 from bootstrap.environment.venv_mirror.late import LargeFiles, LateFolders
 from bootstrap.environment.venv_mirror.layout import (
@@ -143,7 +143,7 @@ def record_opened(mirror: Mirror, timeout: float = 120) -> str:
         count = record.write(wanted, mirror.archive, timeout)
     except OSError as problem:
         return f"no archive was made: {problem.strerror or problem}"
-    return f"{counted(count, 'file')} archived" if count else "another worker made the archive"
+    return f"{pluralize(count, 'file')} archived" if count else "another worker made the archive"
 
 
 class _Making:
@@ -187,7 +187,7 @@ class _Making:
             raise CannotMirror(self._late, _FIX_UNREADABLE)
         with contextlib.suppress(OSError):  # a volume that is read-only
             os.utime(path)
-        note = f"{counted(len(recorded), 'file')}, {size_text(archive.bytes)} from the archive"
+        note = f"{pluralize(len(recorded), 'file')}, {size_text(archive.bytes)} from the archive"
         if unpacking.changed:
             note += f", {unpacking.changed} changed since"
         return self._mirror(
@@ -208,7 +208,7 @@ class _Making:
         ):
             raise CannotMirror(self._late, _FIX_UNREADABLE)
         self._read_large(venv, site, tree)
-        note = f"{counted(len(tree.copied), 'file')} copied, without an archive"
+        note = f"{pluralize(len(tree.copied), 'file')} copied, without an archive"
         return self._mirror(python, site, note, venv, path, tree)
 
     def _begin(self, venv: MirroredVenv, place: Path) -> tuple[Path, Path]:
@@ -291,7 +291,7 @@ def _by_size(mirror: Mirror, paths: Iterable[str]) -> tuple[dict[str, int], dict
 def _not_copied(request: MirrorRequest, problem: Exception) -> Finding:
     reason, fix = str(problem), _FIX_UNREADABLE
     if isinstance(problem, OSError) and problem.strerror:
-        place = f" ({shown(os.fsdecode(problem.filename))})" if problem.filename else ""
+        place = f" ({printable(os.fsdecode(problem.filename))})" if problem.filename else ""
         reason = f"{problem.strerror}{place}"
         fix = _FIX_ROOM if problem.errno in (errno.ENOSPC, errno.EDQUOT) else _FIX_UNREADABLE
     elif isinstance(problem, CannotMirror):

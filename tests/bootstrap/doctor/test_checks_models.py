@@ -15,7 +15,7 @@ import pytest
 
 from bootstrap.config import Settings
 from bootstrap.core.findings import Finding, Severity, worst_first
-from bootstrap.core.text import named, shown, size_text, typed
+from bootstrap.core.text import printable, shell_quote, size_text, summarize_list
 from bootstrap.doctor.checks import volume_links
 from bootstrap.doctor.checks.models import CODES, check_models
 from bootstrap.doctor.checks.volume_links import check_links
@@ -351,19 +351,19 @@ def test_words() -> None:
         "6.5 GiB",
         "2,000 GiB",
     ]
-    assert named(["a", "b", "c"], 2) == "a, b and 1 more"
-    assert shown("a\x1b[31mb\u202ec\udcff") == "a\\x1b[31mb\\u202ec\\xff"
+    assert summarize_list(["a", "b", "c"], 2) == "a, b and 1 more"
+    assert printable("a\x1b[31mb\u202ec\udcff") == "a\\x1b[31mb\\u202ec\\xff"
 
 
 @pytest.mark.parametrize(
     "name", ["plain", "it's", "a b", "-rf", "a\nb", "$(x)", "é\u200b", "\\'\t"]
 )
 def test_typed_names_come_out_of_bash_as_they_are(name: str) -> None:
-    command = typed("printf", "%s", name)
+    command = shell_quote("printf", "%s", name)
     assert subprocess.check_output(["bash", "-c", command]).decode() == name
     assert "\n" not in command
 
 
 def test_bytes_that_are_not_text_come_out_of_bash_as_they_are() -> None:
     name = os.fsdecode(b"a\xff'b")
-    assert subprocess.check_output(["bash", "-c", typed("printf", "%s", name)]) == b"a\xff'b"
+    assert subprocess.check_output(["bash", "-c", shell_quote("printf", "%s", name)]) == b"a\xff'b"

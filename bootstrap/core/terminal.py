@@ -211,7 +211,7 @@ def _finding_lines(finding: Finding, style: Style, root: str, repaired: bool) ->
     fancy, ascii_mark, colour = _MARKS[finding.severity]
     mark = style.painted(fancy if style.unicode else ascii_mark, colour)
     code = f"[{finding.code}]"
-    *most, last = style.wrapped(f"{_relative(finding.message, root)} {code}", "  ", "  ")
+    *most, last = style.wrapped(f"{relative(finding.message, root)} {code}", "  ", "  ")
     lines = [*most, last.replace(code, style.linked(style.dim(code), docs_url(finding.code)))]
     yield f"{mark}{lines[0][1:]}"
     yield from lines[1:]
@@ -232,19 +232,19 @@ def _parts(fix: str, root: str) -> Iterator[tuple[str, bool]]:
             yield piece, True
             continue
         spans = enumerate(piece.split("`"))  # the text between them may be part of the command
-        piece = "`".join(text if n % 2 else _relative(text, root) for n, text in spans)
+        piece = "`".join(text if n % 2 else relative(text, root) for n, text in spans)
         text = piece.strip() if index == 0 else piece.lstrip(" .,;").strip()
         text = text[:1].upper() + text[1:] if index else text
         if index + 1 < len(pieces):
             # The reader is already on the machine where to type it.
-            text = "" if root and root != SERVERLESS and _ON_POD.search(text) else text
+            text = _ON_POD.sub("", text).strip() if root and root != SERVERLESS else text
             text = f"{text}:" if text and text[-1] not in ".:" else text
         if text:
             yield text, False
 
 
-def _relative(text: str, root: str) -> str:
-    """Paths relative to `root`, which was printed before."""
+def relative(text: str, root: str) -> str:
+    """Paths in `text` relative to `root`, which was printed before."""
     if not root or root == "/":
         return text
     return re.sub(rf"(?<![\w./=-]){re.escape(root)}/(?=[\w.'])", "", text)

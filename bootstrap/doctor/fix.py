@@ -21,7 +21,8 @@ from bootstrap.core.files import Disk, publish, remove_if, replacing, stays_with
 from bootstrap.core.findings import Finding, info, warning
 from bootstrap.core.temp_files import Leftover, identity_of
 from bootstrap.core.text import pluralize, size_text, summarize_list
-from bootstrap.doctor.checks.model_places import misnamed_in
+from bootstrap.doctor.checks.model_contents import is_faulty
+from bootstrap.doctor.checks.model_places import misnamed_in, without_faulty
 from bootstrap.doctor.facts.inventory import Inventory, holdings_of
 from bootstrap.doctor.facts.volume_facts import LinkFact, VolumeFacts, VolumeState
 from bootstrap.doctor.facts.volume_places import Stray
@@ -194,7 +195,8 @@ def _move_all(strays: Sequence[Stray]) -> tuple[list[str], list[Finding]]:
 
 def _strays(facts: VolumeFacts, inventory: Inventory | None) -> dict[str, list[Stray]]:
     """Models that are not read where they are but have a proper place, by their finding's code."""
-    models = facts.models
+    models, inventory = facts.models, inventory or Inventory()
+    faulty = {f.full_path for f in inventory.files if is_faulty(f)}
     in_home = [stray for stray in models.loose if os.path.dirname(stray.path) in models.homes]
     found = {
         "volume.models_misplaced": [*models.strays],
@@ -206,16 +208,16 @@ def _strays(facts: VolumeFacts, inventory: Inventory | None) -> dict[str, list[S
     return {
         code: movable
         for code, strays in found.items()
-        if (movable := [stray for stray in strays if _can_move(stray, facts.root)])
+        if (movable := [s for s in strays if s.path not in faulty and _can_move(s, facts.root)])
     }
 
 
-def _misnamed(inventory: Inventory | None, others: Sequence[Stray]) -> list[Stray]:
+def _misnamed(inventory: Inventory, others: Sequence[Stray]) -> list[Stray]:
     """Folders with a misspelt name of ComfyUI's, except `others`."""
     seen = {stray.path for stray in others}
     return [
         Stray(path, os.path.join(os.path.dirname(path), meant.folders[0]))
-        for holding, meant in (misnamed_in(holdings_of(inventory)) if inventory else ())
+        for holding, meant in misnamed_in(holdings_of(without_faulty(inventory)))
         for path in holding.folders
         if path not in seen
     ]

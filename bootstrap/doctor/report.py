@@ -50,6 +50,8 @@ _NOT_JUDGED = {
     "manifest.no_yaml": "The manifest of models was not checked: this Python has no PyYAML.",
 }
 _APART = "this_machine"
+# Said without -v too: they may be why a model is missing from a list.
+_NOTED = frozenset({"models.folder_unknown"})
 
 
 @dataclass(frozen=True)
@@ -140,7 +142,11 @@ def report_text(
     root = str(report.facts.layout.root) if report.facts.layout else ""
     least = Severity.OK.rank if verbose else Severity.WARNING.rank
     machine = [f for f in report.findings if is_of_machine(f)]
-    shown = [f for f in report.findings if f.severity.rank >= least and f not in machine]
+    shown = [
+        f
+        for f in report.findings
+        if (f.severity.rank >= least or (f.code in _NOTED and not quiet)) and f not in machine
+    ]
     repaired = {code for repair in repairs_of(report) for code in repair.codes}
     blocks = [] if quiet else ["\n".join(_heading(report, style))]
     blocks += [findings_text(shown, style, root, repaired)]

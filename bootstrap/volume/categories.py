@@ -103,6 +103,16 @@ OTHER_NAMES: Mapping[str, str] = MappingProxyType(
         "unets": "diffusion_models",
     }
 )
+# Folders of widespread custom nodes, in lower case; a shorter list only means more notes.
+READ_BY_NODES = frozenset(
+    "animatediff_models animatediff_motion_lora aura-sr ben2 birefnet blip brushnet "
+    "clip_interrogator clipseg cogvideo depthanything dwpose dynamicrafter_models ella "
+    "facedetection facerestore_models florence2 grounding-dino hyperswap inpaint insightface "
+    "instantid intrinsic_loras ipadapter ipadapter-flux joy_caption lama layer_model layerstyle "
+    "liveportrait llava llm luts mimicmotion mmdets nsfw_detector onnx prompt_generator pulid "
+    "reactor rembg rife rmbg sam2 sam3 sams sapiens seedvr2 sonic tts ultralytics vitmatte "
+    "wav2vec2 whisper xlabs yolo yolov8".split()
+)
 _BY_FOLDER = {folder: category for category in _ALL for folder in category.folders}
 
 

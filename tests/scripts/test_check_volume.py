@@ -238,6 +238,13 @@ def test_single_models_are_moved_to_where_their_contents_say(root: Path) -> None
     assert "volume.models_loose" in codes(run(root))
 
 
+def test_a_model_that_is_cut_off_is_not_moved(root: Path) -> None:
+    file = tensors(root / "ComfyUI/models/c.safetensors", "decoder.conv_in.weight")
+    os.truncate(file, file.stat().st_size - 1)
+    assert codes(run(root, "--fix", "--yes")) == ["models.truncated"]
+    assert file.is_file()
+
+
 def test_misnamed_folders_are_repaired_and_nothing_is_overwritten(root: Path) -> None:
     models = root / "ComfyUI/models"
     for folder in ("lora", "Checkpoints"):

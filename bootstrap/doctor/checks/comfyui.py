@@ -69,8 +69,8 @@ def _incomplete(comfyui: ComfyUIFacts) -> Finding:
         )
     return error(
         "comfyui.incomplete",
-        f"The ComfyUI in {printable(comfyui.path)} lacks {summarize_list(comfyui.missing)}: it "
-        "cannot start.",
+        f"{printable(comfyui.path)}/ lacks {summarize_list(comfyui.missing)}: ComfyUI cannot "
+        "start.",
         fix,
         missing=list(comfyui.missing),
     )

@@ -42,7 +42,10 @@ class _Fault(NamedTuple):
 
 _HAS, _IS = ("has", "have"), ("is", "are")
 _MESSAGE = _Fault(
-    "models.server_message", _IS, "{files} a server's message, not a model: {details}.", _AGAIN
+    "models.server_message",
+    ("is a server's message, not a model", "are servers' messages, not models"),
+    "{files}: {details}.",
+    _AGAIN,
 )
 _FAULTS: Mapping[WeightsState, _Fault] = {
     WeightsState.EMPTY: _Fault(
@@ -71,17 +74,16 @@ _FAULTS: Mapping[WeightsState, _Fault] = {
     ),
     WeightsState.PAGE: _Fault(
         "models.web_page",
-        _IS,
-        "{files} a web page, not a model: {details}. The site required a login, or the address was "
-        "that of a page.",
+        ("is a web page, not a model", "are web pages, not models"),
+        "{files}: {details}. The site required a login, or the address was that of a page.",
         _AGAIN,
     ),
     WeightsState.JSON: _MESSAGE,
     WeightsState.TEXT: _MESSAGE,
     WeightsState.POINTER: _Fault(
         "models.lfs_pointer",
-        _IS,
-        "{files} a Git LFS pointer; the model itself{of_size} was never fetched (cloned without "
+        ("is a Git LFS pointer", "are Git LFS pointers"),
+        "{files}; the model itself{of_size} was never fetched (cloned without "
         "Git LFS, or downloaded from a /raw/ address).",
         "{delete}. Then download it again, from its /resolve/ address instead of /raw/ or /blob/; "
         "in a clone, have Git LFS fetch it: {pull}",
@@ -97,6 +99,11 @@ def check_contents(inventory: Inventory) -> list[Finding]:
             by_fault.setdefault(fault, []).append(file)
     faults = [_finding(fault, files) for fault, files in by_fault.items()]
     return [*faults, *pickles(inventory.models), *duplicates(inventory.same)]
+
+
+def is_faulty(file: ModelFile) -> bool:
+    """Does a finding say to delete it, download it again or rename it?"""
+    return file.is_weights and file.state in _FAULTS
 
 
 def _finding(fault: _Fault, files: Sequence[ModelFile]) -> Finding:

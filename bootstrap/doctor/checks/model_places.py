@@ -7,6 +7,7 @@ import os
 import re
 import unicodedata
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from types import MappingProxyType
 from typing import NamedTuple
@@ -27,6 +28,7 @@ from bootstrap.doctor.checks.model_contents import (
     about,
     command,
     delete,
+    is_faulty,
     move,
     paths_of,
 )
@@ -35,6 +37,7 @@ from bootstrap.volume.categories import (
     CATEGORIES,
     GGUF,
     OTHER_NAMES,
+    READ_BY_NODES,
     Category,
     category_of,
     extension_of,
@@ -189,9 +192,9 @@ def check_places(
 ) -> list[Finding]:
     """Findings about folders, and about files that no loader lists; `loose` has the proper folder
     of single models by their contents, `reported` are folders that another check reports."""
-    holdings = holdings_of(inventory)
+    movable = without_faulty(inventory)
     unlisted = [f for f in inventory.files if not f.is_model and f.inode is not None]
-    outside = [f for f in inventory.files if not f.folder and f.is_weights]
+    outside = [f for f in movable.files if not f.folder and f.is_weights]
     found = (
         (partial(outside_category, loose=loose), outside),
         (ignored_extensions, [f for f in unlisted if _is_ignored(f)]),
@@ -199,10 +202,16 @@ def check_places(
         (partial_downloads, [f for f in unlisted if _is_partial(f)]),
     )
     return [
-        *empty_categories(holdings),
-        *unknown_folders(holdings, reported),
+        *empty_categories(holdings_of(inventory)),
+        *unknown_folders(holdings_of(movable), reported),
         *(finding(files) for finding, files in found if files),
     ]
+
+
+def without_faulty(inventory: Inventory) -> Inventory:
+    """Without files that another finding deletes or renames: its command names where they are."""
+    files = (f for f in inventory.files if f.inode is not None and not is_faulty(f))
+    return replace(inventory, files=tuple(files))
 
 
 def empty_categories(holdings: Sequence[Holding]) -> list[Finding]:
@@ -216,6 +225,7 @@ def unknown_folders(holdings: Sequence[Holding], reported: Collection[str]) -> l
     """Misspelt names are a warning, all others information."""
     misnamed = [(h, c) for h, c in misnamed_in(holdings) if not {*h.folders} <= {*reported}]
     others = [h for h in holdings if _is_unknown(h) and not _meant(h.name)]
+    others = [h for h in others if h.name.lower() not in READ_BY_NODES]
     findings = [_misnamed(misnamed)] if misnamed else []
     if others:
         listed = [f"{h.name} ({pluralize(h.count, 'model')}, {size_text(h.size)})" for h in others]
@@ -223,11 +233,23 @@ def unknown_folders(holdings: Sequence[Holding], reported: Collection[str]) -> l
             info(
                 "models.folder_unknown",
                 f"ComfyUI itself does not read {summarize_list(listed, 10)}; custom nodes may.",
-                "If a model is missing from a loader's list, move it to that loader's folder.",
+                _if_unread(others[0]),
                 folders=[path for h in others[:20] for path in h.folders[:2]],
             )
         )
     return findings
+
+
+def _if_unread(holding: Holding) -> str:
+    """How to move a folder's models to where loaders look; its name may tell their kind."""
+    plain = _plain(holding.name)
+    parts = sorted(known_folders(), key=len, reverse=True)
+    folder = next((name for name in parts if name.removesuffix("s") in plain), "checkpoints")
+    name = printable(holding.name)
+    return (
+        f"If no custom node reads {name}: `{_moved(holding.folders[0], folder)}`. Name another "
+        f"folder if they are not {folder}."
+    )
 
 
 def misnamed_in(holdings: Sequence[Holding]) -> list[tuple[Holding, Category]]:
@@ -329,12 +351,16 @@ def _moved(source: str, name: str) -> str:
 
 def _meant(folder: str) -> Category | None:
     """The category that a misspelt folder name means."""
-    plain = folder.strip().lower().replace(" ", "_").replace("-", "_")
+    plain = _plain(folder)
     name = OTHER_NAMES.get(plain) or OTHER_NAMES.get(folder.lower())
     if name:
         return CATEGORIES[name]
     near = difflib.get_close_matches(plain, known_folders(), 1, _NEAR)
     return category_of(near[0]) if near else None
+
+
+def _plain(folder: str) -> str:
+    return folder.strip().lower().replace(" ", "_").replace("-", "_")
 
 
 def _is_partial(file: ModelFile) -> bool:

@@ -23,6 +23,7 @@ from bootstrap.doctor.checks.volume_layout import (
     check_comfyui,
     check_models,
     check_nodes,
+    check_unread,
     elsewhere,
     path_wrong,
     several,
@@ -368,7 +369,7 @@ def check_volume(
         return absent
     found = [*check_disk(facts), *check_comfyui(facts), *check_nodes(facts), *check_models(facts)]
     found += [*check_links(facts, settings, inventory), *check_paths(facts, settings)]
-    found += check_leftovers(facts)
+    found += [*check_unread(facts, inventory), *check_leftovers(facts)]
     return found if errors_in(found) else [_good(facts), *found]
 
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from posixpath import basename, dirname, join, relpath
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from posixpath import basename, dirname, join, normpath, relpath
 
+from bootstrap.core.files import contains
 from bootstrap.core.findings import Finding, error, info, warning
 from bootstrap.core.text import (
     IN_ENDPOINT,
@@ -13,19 +15,20 @@ from bootstrap.core.text import (
     about,
     chained,
     on_pod,
+    pluralize,
     printable,
     shell_quote,
     summarize_list,
 )
+from bootstrap.doctor.facts.inventory import Inventory
 from bootstrap.doctor.facts.volume_facts import VolumeFacts
-from bootstrap.doctor.facts.volume_places import Stray
+from bootstrap.doctor.facts.volume_places import BASE, Stray
 from bootstrap.volume import COMFYUI, CUSTOM_NODES, MODELS
 
 MOST_RIVALS = 20
 SOURCE = "https://github.com/comfyanonymous/ComfyUI"
-WITH_COMFYUI = (
-    "Or deploy the image with a ComfyUI in it (tag `latest-comfyui`): it uses the volume's models."
-)
+_IMAGE = "eploy the image with a ComfyUI in it (tag latest-comfyui): it uses the volume's models."
+WITH_COMFYUI = f"Or d{_IMAGE}"
 
 CODES = {
     "comfyui.not_found": "There is no ComfyUI on the volume or in the image",
@@ -37,6 +40,7 @@ CODES = {
     "volume.nodes_misplaced": "Custom nodes lie where ComfyUI does not look for them",
     "volume.models_missing": "There is no folder for models",
     "volume.models_misplaced": "A folder of models lies outside the models folder",
+    "volume.models_unread": "Folders at the volume's root hold models that ComfyUI does not read",
     "volume.models_loose": "Models lie directly in the root of the volume or of ComfyUI",
     "volume.wrong_case": "A folder's name differs from the right one only in upper and lower case",
 }
@@ -153,7 +157,7 @@ def _loose(files: Sequence[Stray], facts: VolumeFacts) -> Iterator[Finding]:
     if not found:
         return
     paths = [f.path for f in found]
-    home = facts.models.homes[0] if facts.models.homes else join(facts.root, MODELS)
+    home = _home_of_models(facts)
     known = [f for f in found if f.belongs]
     first = (known or found)[0]
     place = first.belongs or join(home, "checkpoints")
@@ -169,6 +173,73 @@ def _loose(files: Sequence[Stray], facts: VolumeFacts) -> Iterator[Finding]:
         on_pod(command, facts.root, known_to_be if known else unknown),
         **about(paths, command),
     )
+
+
+def _home_of_models(facts: VolumeFacts) -> str:
+    return facts.models.homes[0] if facts.models.homes else join(facts.root, MODELS)
+
+
+def check_unread(facts: VolumeFacts, inventory: Inventory | None) -> Iterator[Finding]:
+    """Models in other folders of the root that neither a link nor a file of model paths shows to
+    ComfyUI; nothing if not all that it reads is known."""
+    if inventory is None or not inventory.complete:
+        return
+    read, named = {f.inode for f in inventory.files}, _named_elsewhere(facts, inventory)
+    found = [
+        model
+        for model in facts.models.unread
+        if model.inode not in read and not any(contains(path, model.path) for path in named)
+    ]
+    if found:
+        yield _unread(found, facts)
+
+
+def _named_elsewhere(facts: VolumeFacts, inventory: Inventory) -> list[str]:
+    """Where links lead, and the paths of ComfyUI's file; on a machine with the other mount point
+    too."""
+    links = [
+        normpath(join(dirname(link.path), link.relative or link.text))
+        for link in (*facts.links, *inventory.links)
+    ]
+    paths = [
+        join(facts.root, relpath(p.path, p.home)) if p.home else p.path
+        for p in facts.model_paths
+        if p.key != BASE
+    ]
+    return [*links, *paths]
+
+
+def _unread(found: Sequence[Stray], facts: VolumeFacts) -> Finding:
+    folders = Counter(relpath(model.path, facts.root).split("/")[0] for model in found)
+    listed = summarize_list([f"{name} ({count})" for name, count in folders.items()])
+    command = chained([_gathered(place, paths) for place, paths in _by_place(found, facts).items()])
+    unknown = next((model.path for model in found if not model.belongs), None)
+    then = (
+        f"The contents of {printable(basename(unknown))} do not tell its kind: if it is not a "
+        "checkpoint, name another folder. "
+        if unknown
+        else ""
+    )
+    return warning(
+        "volume.models_unread",
+        f"{pluralize(len(folders), 'folder')} at the volume's root "
+        f"{'holds' if len(folders) == 1 else 'hold'} models where no loader looks: {listed}.",
+        on_pod(command, facts.root, f"{then}Or name the folder in extra_model_paths.yaml."),
+        **about([model.path for model in found], command),
+    )
+
+
+def _by_place(found: Sequence[Stray], facts: VolumeFacts) -> Mapping[str, list[str]]:
+    places: dict[str, list[str]] = {}
+    for model in found[:MOST_AT_ONCE]:
+        place = model.belongs or join(_home_of_models(facts), "checkpoints")
+        places.setdefault(place, []).append(model.path)
+    return places
+
+
+def _gathered(place: str, paths: Sequence[str]) -> str:
+    target = shell_quote(place)
+    return f"mkdir -p {target} && mv -n -t {target} -- {shell_quote(*paths)}"
 
 
 def _spare(facts: VolumeFacts) -> Iterator[Finding]:
@@ -210,16 +281,18 @@ def _incomplete(facts: VolumeFacts) -> Finding:
 def _absent(facts: VolumeFacts) -> Finding:
     path = join(facts.root, COMFYUI)
     empty = facts.top is not None and not facts.top.names
+    has_models = bool(facts.models.homes or facts.models.strays or facts.models.unread)
     what = f"The volume at {printable(facts.root)}"
     if empty:
         what += " is empty: there is no ComfyUI"
     else:
-        what += " has models but no ComfyUI" if facts.models.homes else " has no ComfyUI"
+        what += " has models but no ComfyUI" if has_models else " has no ComfyUI"
     command = f"git clone {SOURCE} {shell_quote(path)}"
+    clone = on_pod(command, facts.root, "" if has_models else WITH_COMFYUI)
     return error(
         "comfyui.not_found",
         f"{what}.",
-        on_pod(command, facts.root, WITH_COMFYUI),
+        f"D{_IMAGE} Or put ComfyUI on the volume. {clone}" if has_models else clone,
         **about([path], command),
     )
 

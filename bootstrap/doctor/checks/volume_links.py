@@ -104,6 +104,8 @@ def _kind(link: LinkFact, facts: VolumeFacts, names: frozenset[str]) -> str | No
 
 
 def _kind_among_models(link: LinkFact, names: frozenset[str]) -> str:
+    if link.ours:
+        return "links.ours_broken"
     if link.leads is Leads.OUT:
         return "models.link_escapes"
     if link.leads is Leads.LOOP:

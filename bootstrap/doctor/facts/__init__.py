@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from bootstrap.config import Settings
+from bootstrap.core.concurrency import BoundedCaller
 from bootstrap.core.findings import Finding, error, unexpected
 from bootstrap.core.redact import masked_data
 from bootstrap.doctor.facts.comfyui import (
@@ -34,7 +35,7 @@ from bootstrap.doctor.facts.throughput import (
 )
 from bootstrap.doctor.facts.volume_facts import VolumeFacts
 from bootstrap.doctor.facts.volume_places import further_folders
-from bootstrap.doctor.facts.volume_probe import gather_volume
+from bootstrap.doctor.facts.volume_probe import TIMEOUT, gather_volume, mark_ours
 from bootstrap.environment import (
     INSTALL,
     Judgement,
@@ -160,6 +161,7 @@ class _Gatherer:
             self._side_by_side(
                 {
                     "torch": self._torch,
+                    "our links": self._mark_ours,
                     "throughput": lambda: self._throughput(layout),
                     "packages": lambda: self._judge(layout),
                 }
@@ -195,6 +197,13 @@ class _Gatherer:
         """Only in a full examination: a boot plans its links itself, and reports the same."""
         if not self._scope.sections:
             self._facts.link_plan = plan_for(layout)
+
+    def _mark_ours(self) -> None:
+        """The volume's top levels are marked already; these are deeper among the models."""
+        models, plan = self._facts.models, self._facts.link_plan
+        if models is not None and plan is not None:
+            links = mark_ours(models.links, plan, BoundedCaller(TIMEOUT))
+            self._facts.models = replace(models, links=links)
 
     def _manifest(self, layout: Layout) -> None:
         """As with links: a boot reads it itself."""

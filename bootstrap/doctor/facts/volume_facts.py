@@ -196,13 +196,16 @@ class VolumeState(str, Enum):
 class Models:
     """`homes` are the existing models folders (the volume's own first), `missing` the usual
     categories that none has. `strays` are folders outside them, `loose` single files that no loader
-    finds (`belongs` is "" if their contents do not show it), `wrong_case` are misspelt."""
+    finds (`belongs` is "" if their contents do not show it), `wrong_case` are misspelt. `unread`
+    are single models in other folders of the root, which only a link or a file of model paths makes
+    visible."""
 
     homes: tuple[str, ...] = ()
     missing: tuple[str, ...] = ()
     strays: tuple[Stray, ...] = ()
     wrong_case: tuple[Stray, ...] = ()
     loose: tuple[Stray, ...] = ()
+    unread: tuple[Stray, ...] = ()
 
 
 @dataclass(frozen=True)

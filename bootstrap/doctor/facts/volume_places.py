@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -31,6 +31,9 @@ _PROPER = {name.casefold(): name for name in known_folders()}
 _WEIGHTS = PT_EXTENSIONS | {GGUF}
 _MOST_SUBFOLDERS = 8
 _MOST_LOOSE = 50
+_MOST_FOLDERS = 50
+# ComfyUI's own: models in `output` are on its lists, those in `custom_nodes` are their nodes'.
+_NOT_FOR_MODELS = frozenset({CUSTOM_NODES, "input", "output", "temp", "user"})
 # A stray .bin or .pkl may be anything.
 _LOOSE = frozenset({".safetensors", ".sft", ".ckpt", ".gguf", ".pth", ".pt"})
 
@@ -149,10 +152,12 @@ def _value(text: str) -> str:
 
 @dataclass(frozen=True)
 class Stray:
-    """A models folder, or a single model, at `path` that belongs at, or in, `belongs`."""
+    """A models folder, or a single model, at `path` that belongs at, or in, `belongs`; `inode`
+    ((device, inode)) of a model that something may lead to."""
 
     path: str
     belongs: str
+    inode: tuple[int, int] | None = None
 
 
 def find_strays(folders: Iterable[Folder], home: str, caller: BoundedCaller) -> list[Stray]:
@@ -182,6 +187,29 @@ def find_loose(folders: Iterable[Folder], home: str, caller: BoundedCaller) -> l
         Stray(path, os.path.join(home, kind) if kind else "")
         for path, kind in zip(paths, kinds, strict=True)
     ]
+
+
+def find_unread(
+    top: Folder, used: Collection[str], home: str, caller: BoundedCaller
+) -> list[Stray]:
+    """Models in folders of `top` whose names mean nothing to ComfyUI, and straight below those.
+    Folders on the way to a path in `used` are left out."""
+    names = {n for n in top.folders if not n.startswith(".") and n.casefold() not in _PROPER}
+    names -= {n for n in names if n.casefold() == MODELS or n in _NOT_FOR_MODELS}
+    paths = [p for p in top.paths(frozenset(names)) if not any(contains(p, x) for x in used)]
+    folders = caller.each(list_folder, paths[:_MOST_FOLDERS])
+    below = [p for folder in folders for p in folder.paths(folder.folders)[:_MOST_SUBFOLDERS]]
+    found = find_loose([*folders, *caller.each(list_folder, below)], home, caller)
+    inodes = caller.each(lambda stray: _inode(stray.path), found)
+    return [replace(stray, inode=inode) for stray, inode in zip(found, inodes, strict=True)]
+
+
+def _inode(path: str) -> tuple[int, int] | None:
+    try:
+        found = os.stat(path)
+    except OSError:
+        return None
+    return found.st_dev, found.st_ino
 
 
 def wrong_case(tops: Iterable[Folder], homes: Iterable[Folder]) -> list[Stray]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import stat
 import time
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -33,6 +34,7 @@ from bootstrap.doctor.facts.volume_places import (
     ModelPath,
     find_loose,
     find_strays,
+    find_unread,
     look_at_path,
     read_lines,
     resolve,
@@ -43,7 +45,7 @@ from bootstrap.environment import venvs_of
 from bootstrap.volume import CUSTOM_NODES, MODELS, Layout
 from bootstrap.volume.args_file import paths_file
 from bootstrap.volume.find_comfyui import USUAL_ROOTS, has_main, other_mounts, search
-from bootstrap.volume.link_plan import RemoveLink
+from bootstrap.volume.link_plan import LinkPlan, RemoveLink
 from bootstrap.volume.links import plan_for
 from bootstrap.volume.locate import mount_of
 
@@ -150,12 +152,14 @@ def _models(facts: VolumeFacts, top: Folder, homes: list[Folder], caller: Bounde
     here = {name for folder in homes for name in folder.names}
     home = homes[0].path if homes else os.path.join(facts.root, MODELS)
     tops = [top, *([facts.expected] if facts.expected else [])]
+    used = [facts.home, *facts.places, *facts.rivals, *facts.nodes, *(h.path for h in homes)]
     return Models(
         homes=tuple(folder.path for folder in homes),
         missing=tuple(name for name in USUAL_CATEGORIES if name not in here),
         strays=tuple(find_strays(tops, home, caller)),
         wrong_case=tuple(wrong_case(tops, homes)),
         loose=tuple(find_loose([*tops, *homes], home, caller)),
+        unread=tuple(find_unread(top, used, home, caller)),
     )
 
 
@@ -201,8 +205,18 @@ def _mark_ours(
     broken = [link for link in links if link.leads is Leads.NOWHERE and contains(models, link.path)]
     if not broken or layout.comfyui is None:
         return tuple(links)
-    plan = caller.one(lambda: plan_for(layout))
+    return mark_ours(links, caller.one(lambda: plan_for(layout)), caller)
+
+
+def mark_ours(
+    links: Sequence[LinkFact], plan: LinkPlan, caller: BoundedCaller
+) -> tuple[LinkFact, ...]:
+    """`links`, with those marked that `plan` made and now removes.
+
+    Raises VolumeTimeout.
+    """
     ours = {str(action.place) for action in plan.actions if isinstance(action, RemoveLink)}
+    broken = [link for link in links if link.leads is Leads.NOWHERE] if ours else []
     places = caller.each(_real_place, [link.path for link in broken])
     marked = {link.path for link, place in zip(broken, places, strict=True) if place in ours}
     return tuple(replace(link, ours=True) if link.path in marked else link for link in links)

@@ -36,7 +36,7 @@ from tests.support.model_folders import (
 GB = 1024**3
 INFO, WARNING = Severity.INFO, Severity.WARNING
 # What a healthy volume has to say of itself; none of it a warning.
-USUAL = {"models.found", "models.empty_category", "models.folder_unknown", "models.pickle"}
+USUAL = {"models.found", "models.empty_category", "models.pickle"}
 # The part of a fix that one types.
 COMMAND = re.compile(r"`([^`]+)`")
 
@@ -142,6 +142,12 @@ CASES = [
         WARNING,
         lambda m: [safetensors(m / name / "x.safetensors") for name in ("Lora", "checkpoint")],
         "Lora (it reads loras), checkpoint (it reads checkpoints): 2 models",
+    ),
+    Case(
+        "models.folder_unknown",
+        INFO,
+        lambda m: safetensors(m / "My LoRAs" / "a b.safetensors"),
+        "does not read My LoRAs (1 model",
     ),
     Case(
         "models.outside_category",

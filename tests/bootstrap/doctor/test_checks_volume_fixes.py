@@ -13,9 +13,10 @@ from pathlib import Path
 
 import pytest
 
-from bootstrap.core.findings import Severity
+from bootstrap.core.findings import Finding, Severity
 from bootstrap.doctor.checks import volume_layout
 from bootstrap.doctor.checks.volume import check_layout, check_volume
+from bootstrap.doctor.facts.inventory import Inventory, gather_models
 from bootstrap.doctor.facts.volume_probe import gather_volume
 from bootstrap.environment import python_choice
 from bootstrap.volume import locate
@@ -35,7 +36,16 @@ from tests.support.volume_cases import (
     paths_file,
     swapped,
 )
-from tests.support.volumes import command_of, follow, grave, look, model, only, settings
+from tests.support.volumes import (
+    command_of,
+    facts_of,
+    follow,
+    grave,
+    look,
+    model,
+    only,
+    settings,
+)
 
 OK, INFO, WARNING, ERROR = Severity
 ELSEWHERE = (
@@ -273,3 +283,24 @@ def test_tabs_in_the_file_of_model_paths_become_spaces(root: Path) -> None:
     follow(found)
     assert file.read_text() == "a:\n  base_path: /workspace\n    loras: x\n\n  # no fault\n"
     assert "volume.paths_tabs" not in grave(look(root))
+
+
+def test_models_in_other_folders_of_the_root_are_named_unless_they_are_read(root: Path) -> None:
+    model(root / "downloads/deeper/x.safetensors")
+    for name in ("linked", "other mount", "listed"):
+        model(root / name / "x.safetensors")
+    loras = root / "ComfyUI/models/loras"
+    (loras / "here.safetensors").symlink_to("../../../linked/x.safetensors")
+    (loras / "there.safetensors").symlink_to("/workspace/other mount/x.safetensors")
+    (root / "ComfyUI/extra_model_paths.yaml").write_text("a:\n  base_path: ..\n  loras: listed\n")
+    inventory = gather_models([root / "ComfyUI/models"], inside=[root])
+
+    def found(inventory: Inventory | None) -> list[Finding]:
+        every = check_volume(facts_of(root), settings(root), inventory)
+        return [finding for finding in every if finding.code == "volume.models_unread"]
+
+    (finding,) = found(inventory)
+    assert finding.message.endswith("holds models where no loader looks: downloads (1).")
+    assert found(replace(inventory, complete=False)) == found(None) == []
+    follow(finding)
+    assert found(inventory) == []

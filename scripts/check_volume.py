@@ -29,10 +29,18 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from bootstrap.config import Settings
 from bootstrap.core import log
 from bootstrap.core.files import is_system_folder
-from bootstrap.core.terminal import Parser, as_typed, closing, findings_text, style_of
+from bootstrap.core.terminal import (
+    Parser,
+    Style,
+    as_typed,
+    closing,
+    findings_text,
+    relative,
+    style_of,
+)
 from bootstrap.core.text import printable, shell_quote
 from bootstrap.doctor import Report, Scope, examine, of_volume, repairs_of, report_json, report_text
-from bootstrap.doctor.fix import Repair, apply_fixes
+from bootstrap.doctor.fix import apply_fixes
 from bootstrap.doctor.page import page
 from bootstrap.volume.find_comfyui import USUAL_ROOTS
 from bootstrap.volume.locate import similar_folder, volume_around
@@ -41,6 +49,7 @@ from scripts.progress import Progress
 
 # The image's Python for ComfyUI, and where a worker gets its jobs.
 _IMAGE, _JOBS = "/opt/comfyui", "RUNPOD_WEBHOOK_GET_JOB"
+_MOST_MOVES = 50
 _NAME_IT = "Name the folder where the volume is mounted, on a Pod /workspace."
 
 
@@ -61,7 +70,7 @@ def main(
         return 2
     settings, problems = Settings.from_env(given)
     report = _examine(settings, given, arguments)
-    if (arguments.fix or arguments.dry_run) and _fix(repairs_of(report), arguments):
+    if (arguments.fix or arguments.dry_run) and _fix(report, arguments):
         report = _examine(settings, given, arguments)
     report = replace(report, findings=(*problems, *report.findings))
     if not _in_image(given):
@@ -154,19 +163,32 @@ def _in_image(env: Mapping[str, str]) -> bool:
     return _JOBS in env or os.path.isdir(_IMAGE)
 
 
-def _fix(repairs: Sequence[Repair], arguments: argparse.Namespace) -> bool:
+def _fix(report: Report, arguments: argparse.Namespace) -> bool:
     """Show the repairs, make them and report the result, all on stderr; True if done."""
+    repairs, style = repairs_of(report), style_of(sys.stderr)
+    root = str(report.facts.layout.root) if report.facts.layout else ""
     if not repairs:
         say("Nothing can be repaired automatically.")
     for repair in repairs:
-        say(
-            f"{'Would' if arguments.dry_run else 'Will'} {repair.sentence[:1].lower()}"
-            f"{repair.sentence[1:]}."
-        )
+        will = "Would" if arguments.dry_run else "Will"
+        said = f"{will} {repair.sentence[:1].lower()}{repair.sentence[1:]}"
+        said += ":" if repair.moves else "."
+        say("\n".join(style.wrapped(relative(said, root), "", "  ")))
+        _list_moves(repair.moves, root, style)
     if not repairs or arguments.dry_run or not (arguments.yes or _agreed()):
         return False
-    say(findings_text(apply_fixes(repairs), style_of(sys.stderr)))
+    for finding in apply_fixes(repairs):
+        say(findings_text([finding], style, root))
+        _list_moves(finding.details.get("moves", ()), root, style)
     return True
+
+
+def _list_moves(moves: Sequence[str], root: str, style: Style) -> None:
+    """What moves to where, a line each, by paths on the volume."""
+    for line in moves[:_MOST_MOVES]:
+        say("\n".join(style.wrapped(relative(line, root), "  ", "      ")))
+    if len(moves) > _MOST_MOVES:
+        say(f"  and {len(moves) - _MOST_MOVES:,} more")
 
 
 def _agreed() -> bool:
@@ -196,6 +218,8 @@ def _show(report: Report, arguments: argparse.Namespace, prog: str) -> bool:
         except OSError as problem:
             say(f"{prog}: {arguments.html}: {problem.strerror}")
             return False
+        if not arguments.quiet:
+            say(f"Wrote {printable(arguments.html)}.")
     return True
 
 

@@ -20,7 +20,7 @@ from typing import TypeVar
 from bootstrap.core.files import Disk, publish, remove_if, replacing, stays_within
 from bootstrap.core.findings import Finding, info, warning
 from bootstrap.core.temp_files import Leftover, identity_of
-from bootstrap.core.text import pluralize, size_text, summarize_list
+from bootstrap.core.text import pluralize, printable, size_text, summarize_list
 from bootstrap.doctor.checks.model_contents import is_faulty
 from bootstrap.doctor.checks.model_places import misnamed_in, without_faulty
 from bootstrap.doctor.facts.inventory import Inventory, holdings_of
@@ -52,7 +52,8 @@ _NEXT = {
 class Repair:
     """One kind of repair, at `paths`: `sentence` says what it would do, `codes` are the findings
     that it fixes. `act` does it and gives the paths that it changed, and what failed; `code` and
-    `said`, with their number and `noun` in place of {}, report that."""
+    `said`, with their number and `noun` in place of {}, report that. `moves` are lines of what it
+    would move to where, and then `act` gives such lines."""
 
     code: str
     codes: frozenset[str]
@@ -61,6 +62,7 @@ class Repair:
     said: str
     noun: tuple[str, ...]
     act: Callable[[], tuple[list[str], list[Finding]]]
+    moves: tuple[str, ...] = ()
 
 
 def plan_fixes(
@@ -92,12 +94,16 @@ def apply_fixes(repairs: Sequence[Repair]) -> list[Finding]:
     for repair in repairs:
         done, failed = repair.act()
         if done:
-            message = (
-                f"{repair.said.format(pluralize(len(done), *repair.noun))}: {summarize_list(done)}."
-            )
-            findings.append(info(repair.code, message, paths=done[:50]))
+            findings.append(_done(repair, done))
         findings += failed
     return findings
+
+
+def _done(repair: Repair, done: Sequence[str]) -> Finding:
+    said = repair.said.format(pluralize(len(done), *repair.noun))
+    if repair.moves:
+        return info(repair.code, f"{said}.", moves=done)
+    return info(repair.code, f"{said}: {summarize_list(done)}.", paths=done[:50])
 
 
 T = TypeVar("T")
@@ -163,16 +169,23 @@ def _move_models(facts: VolumeFacts, inventory: Inventory | None) -> Repair:
     found = _strays(facts, inventory)
     strays = [stray for of_code in found.values() for stray in of_code]
     paths = tuple(stray.path for stray in strays)
-    belongs = list(dict.fromkeys(stray.belongs for stray in strays))
+    nouns = ("file or folder", "files and folders")
     return Repair(
         "fix.models_moved",
         frozenset(found),
         paths,
-        f"Move the models at {summarize_list(paths)} to {summarize_list(belongs)}",
-        "Moved {}",
-        ("file or folder", "files and folders"),
+        f"Move {pluralize(len(paths), *nouns)} to where ComfyUI reads them",
+        "Moved {} to where ComfyUI reads them",
+        nouns,
         partial(_move_all, strays),
+        tuple(_move_line(stray.path, stray.belongs) for stray in strays),
     )
+
+
+def _move_line(path: str, place: str) -> str:
+    """`loras/ → models/loras/`"""
+    source = os.path.join(path, "") if os.path.isdir(path) else path
+    return f"{printable(source)} → {printable(os.path.join(place, ''))}"
 
 
 def _move_all(strays: Sequence[Stray]) -> tuple[list[str], list[Finding]]:
@@ -245,7 +258,7 @@ def _move(path: Path, place: Path, moved: list[str], failed: list[Finding]) -> N
         if path.is_dir() and place.is_dir() and not path.is_symlink() and not place.is_symlink():
             _pour(path, place, moved, failed)
         elif not _holds_links(path) and _moved(path, place):
-            moved.append(str(place))
+            moved.append(f"{printable(str(path))} → {printable(os.path.join(place.parent, ''))}")
         else:
             failed.append(_stays(path, place))
     except OSError as problem:

@@ -227,7 +227,8 @@ def test_single_models_are_moved_to_where_their_contents_say(root: Path) -> None
     kept = tensors(root / "e.safetensors", LORA)
     seen = run(root, "--fix", "--dry-run")
     assert {"volume.models_loose", "models.outside_category"} <= {*codes(seen)}
-    assert "Would move the models at" in seen.stderr and (root / "a.safetensors").exists()
+    plan = ["a.safetensors → ComfyUI/models/loras/", "b.safetensors → ComfyUI/models/checkpoints/"]
+    assert all(f"{line}\n" in seen.stderr for line in plan) and (root / "a.safetensors").exists()
     run(root, "--fix", "--yes")
     models = root / "ComfyUI/models"
     for place in ("loras/a.safetensors", "checkpoints/b.safetensors", "vae/c.safetensors"):

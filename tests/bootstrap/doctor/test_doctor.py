@@ -194,7 +194,7 @@ def test_a_closed_pipe_is_not_a_fault(
         check=False,
     )
     os.close(writer)
-    assert (done.returncode, done.stderr) == (0, b"")
+    assert (done.returncode, done.stderr) == (0, b"Wrote report.html.\n")
     assert (tmp_path / "report.html").exists()
 
 
@@ -203,6 +203,8 @@ def test_fix_shows_its_plan_repairs_and_finds_nothing_more(
 ) -> None:
     link = volume / "ComfyUI" / "models" / "vae" / "gone.safetensors"
     link.symlink_to("../../../models/vae/gone.safetensors")
+    seen = check_volume(bare_python, clean_env)
+    assert "[links.ours_broken]" in seen.stdout and "--fix repairs this." in seen.stdout
     done = check_volume(bare_python, clean_env, "--fix")
     assert "Will remove 1 link" in done.stderr
     assert not link.is_symlink()
@@ -218,13 +220,15 @@ def test_a_dry_run_changes_nothing_and_a_repair_says_what_it_was_for(
     link.parent.mkdir(exist_ok=True)
     link.symlink_to("/workspace/loras/a.safetensors")
     seen = check_volume(bare_python, clean_env, "--dry-run")
-    assert "Would move the models at" in seen.stderr and stray.exists()
+    plan = "Would move 1 file or folder to where ComfyUI reads them:\n  loras/ → models/loras/\n"
+    assert plan in seen.stderr and stray.exists()
     assert "[volume.models_misplaced]" in seen.stdout
     assert re.search(r"--fix repairs this\.\n", seen.stdout)
     assert "Run with --fix to repair" in seen.stdout.splitlines()[-1]
     done = check_volume(bare_python, clean_env, "--fix", "--yes")
     assert (volume / "models" / "loras" / "a.safetensors").exists() and not stray.parent.exists()
     assert "Moved 1 file or folder" in done.stderr
+    assert "\n  loras/a.safetensors → models/loras/\n" in done.stderr
 
 
 def test_elsewhere_than_in_a_worker_the_volume_alone_is_judged(

@@ -1,7 +1,8 @@
 #!/bin/sh
 # export RUNPOD_API_KEY=… RUNPOD_ENDPOINT_ID=…
 # sh examples/with_curl.sh examples/workflow_api.json > reply.json
-# jq -r '.output.results[0].image' reply.json | base64 -d > picture.png
+# jq -er '.output.results[0].image' reply.json | base64 -d > picture.png
+# A result in a bucket has a `url` instead of `image`, one that stayed on the volume only its `path`.
 #
 # A local worker (`comfyui-worker serve --local`) needs neither key nor id:
 # ENDPOINT_URL=http://127.0.0.1:8000 sh examples/with_curl.sh examples/workflow_api.json

@@ -79,8 +79,18 @@ def test_values_of_the_wrong_type_are_named_by_the_type_that_is_right(
 ) -> None:
     reply = worker.ask({"workflow": plain(width="abc")})
     assert reply["error_code"] == "workflow.invalid"
-    assert "width of node 1 (EmptyImage) must be a whole number" in reply["error"]
+    assert 'width of node 1 (EmptyImage) is the string "abc". Send a whole' in reply["error"]
     assert "invalid literal" not in str(reply)
+
+
+def test_of_a_list_that_comfyui_finds_too_long_the_nearest_is_named(worker: BootedWorker) -> None:
+    nodes = {
+        "1": {"class_type": "KSamplerSelect", "inputs": {"sampler_name": "eulr"}},
+        "2": {"class_type": "PreviewAny", "inputs": {"source": ["1", 0]}},
+    }
+    reply = worker.ask({"workflow": nodes})
+    assert reply["error_code"] == "workflow.value_not_allowed"
+    assert reply["details"]["nearest"][0] == "euler" and "'euler'" in reply["fix"]
 
 
 def test_a_seed_below_zero_learns_of_random(worker: BootedWorker) -> None:

@@ -107,5 +107,5 @@ python:
 	@test -n "$(PYTHON)" && "$(PYTHON)" -c '$(USABLE)' 2>/dev/null || { \
 	echo "No usable Python: 3.10 or newer with the venv and ensurepip modules is needed." >&2; \
 	echo "  Found: $$("$(or $(PYTHON),python3)" -c '$(SEEN)' 2>/dev/null || echo 'no $(or $(PYTHON),python3)')" >&2; \
-	echo "  Debian, Ubuntu: sudo apt install python3-venv    macOS: brew install python@3.12" >&2; \
+	echo "  Debian, Ubuntu: sudo apt install python3-venv" >&2; \
 	echo "  Or name one: make demo PYTHON=/path/to/python3.12" >&2; exit 1; }

@@ -93,11 +93,12 @@ def as_typed(command: str, prog: str) -> str:
 
 
 def closing(variables: Mapping[str, str], examples: Sequence[str], codes: str) -> str:
-    """The end of a command's help: its variables, examples and exit codes."""
+    """The end of a command's help: its variables, if it reads any, examples and exit codes."""
     width = max(map(len, variables), default=0) + 2
-    read = [f"  {name:<{width}}{text}" for name, text in variables.items()] or ["  no variables"]
+    read = [f"  {name:<{width}}{text}" for name, text in variables.items()]
     typed = [f"  {example}" for example in examples]
-    return "\n".join(("environment:", *read, "", "examples:", *typed, "", codes))
+    environment = ("environment:", *read, "") if read else ()
+    return "\n".join((*environment, "examples:", *typed, "", codes))
 
 
 @dataclass(frozen=True)

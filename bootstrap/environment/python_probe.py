@@ -13,7 +13,7 @@ from enum import Enum
 from pathlib import Path
 from typing import Any
 
-from bootstrap.core.files import list_folder
+from bootstrap.core.files import link_text, list_folder
 from bootstrap.core.findings import Finding, error
 
 _MOST_TEXT = 16 << 10
@@ -69,7 +69,7 @@ def look_at_venv(path: str) -> Venv | None:
     return Venv(
         path=path,
         version=library,
-        python_text=_link_text(python),
+        python_text=link_text(python),
         python_exists=os.path.exists(python),
         made_at=_made_at(config.get("command", ""), path),
         full="torch" in names,
@@ -98,13 +98,6 @@ def venv_settings(text: str) -> dict[str, str]:
 def _short(version: str | None) -> str | None:
     match = re.match(r"(\d+\.\d+)", version or "")
     return match[1] if match else None
-
-
-def _link_text(path: str) -> str | None:
-    try:
-        return os.readlink(path)
-    except OSError:
-        return None
 
 
 def _made_at(command: str, path: str) -> str | None:

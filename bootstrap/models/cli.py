@@ -53,7 +53,7 @@ _VARIABLES = {
     "VOLUME_PATH": "the volume (default: /runpod-volume, else /workspace)",
     "MODELS_MANIFEST": "the manifest (default: models.json at the volume's root)",
     "HF_TOKEN": "for gated repositories of Hugging Face",
-    "civitai_token": "for downloads from Civitai",
+    "CIVITAI_TOKEN": "for downloads from Civitai",
 }
 # What each command does, and its examples.
 _COMMANDS = {

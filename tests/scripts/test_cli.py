@@ -208,8 +208,10 @@ def test_zsh_completes_as_bash_does() -> None:
     assert "bashcompinit" in typed("completion", "zsh").stdout
 
 
-@pytest.mark.parametrize("words", [["completion", "bash"], ["--help"]])
-def test_a_reader_that_has_seen_enough_is_no_fault(words: list[str]) -> None:
+@pytest.mark.parametrize(
+    ("words", "code"), [(["completion", "bash"], 0), (["--help"], 0), (["models", "list"], 1)]
+)
+def test_a_reader_that_has_seen_enough_is_no_fault(words: list[str], code: int) -> None:
     reading, writing = os.pipe()
     os.close(reading)
     with os.fdopen(writing, "w") as pipe:
@@ -217,7 +219,7 @@ def test_a_reader_that_has_seen_enough_is_no_fault(words: list[str]) -> None:
         done = subprocess.run(
             program, cwd=ROOT, stdout=pipe, stderr=subprocess.PIPE, text=True, check=False
         )
-    assert (done.returncode, done.stderr) == (0, "")
+    assert (done.returncode, done.stderr) == (code, "")
 
 
 def test_a_target_of_make_fits_in_a_terminal() -> None:

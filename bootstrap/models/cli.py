@@ -114,13 +114,13 @@ def run(
     settings, findings = read_settings()
     set_up(settings.log_level)
     stream = sys.stdout if out is None else out
-    if findings:
-        return FAILED if report(findings, stream) else OK
     command = make(arguments, settings, stream, parser.prog)
+    if report(findings, command.faults):
+        return FAILED
     try:
         return command.run()
     except (DownloadError, Unreadable) as problem:
-        report([problem.finding()], stream)
+        report([problem.finding()], command.faults)
     return FAILED
 
 
@@ -180,6 +180,8 @@ class ManifestCommand(Generic[Spec]):
         self.arguments = arguments
         self.settings = settings
         self.out = out
+        # Beside JSON, which a program reads.
+        self.faults = sys.stderr if getattr(arguments, "json", False) else out
         self.prog = prog
         self.layout = locate(settings)
         self.root = self.layout.root
@@ -207,7 +209,7 @@ class ManifestCommand(Generic[Spec]):
     def run(self) -> int:
         """The command's exit code. Raises DownloadError and Unreadable."""
         if not self.layout.root_exists and self.layout.comfyui is None:
-            report([_no_volume(self.root)], self.out)
+            report([_no_volume(self.root)], self.faults)
             return FAILED
         act = getattr(self, self.arguments.command)
         if self.arguments.command in self.alone:
@@ -219,7 +221,7 @@ class ManifestCommand(Generic[Spec]):
             self.say(f"  {self.prog} {self.example}")
             return FAILED
         specs, findings = manifest
-        bad = FAILED if report(findings, self.out) else OK
+        bad = FAILED if report(findings, self.faults) else OK
         return max(int(act(specs)), bad)
 
     def add(self) -> int:

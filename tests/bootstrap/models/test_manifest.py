@@ -349,6 +349,16 @@ def test_from_a_url_to_a_verified_file(server: ViciousServer, volume: Path) -> N
     assert json.loads(text)[0]["problem"]["code"] == "download.hash_mismatch"
 
 
+def test_what_is_wrong_with_a_manifest_stays_out_of_its_json(
+    volume: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    entries = [{"url": "https://h.example/a.ckpt", "directory": "nowhere at all/.."}]
+    (volume / "models.json").write_text(json.dumps(entries))
+    code, text = command("list", "--json")
+    assert (code, json.loads(text)) == (1, [])
+    assert "error[" in capsys.readouterr().err
+
+
 def test_without_a_manifest_the_way_is_shown(volume: Path) -> None:
     code, text = command("list")
     assert code == 1

@@ -23,27 +23,27 @@ CODE = $(wildcard bootstrap handler demo scripts tests benchmarks examples)
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
-demo: python ## Boot the worker on a demo volume, run one workflow, save the picture in demo-output/
+demo: python ## Run one workflow on a demo volume; picture in demo-output/
 	@$(PYTHON) -m demo venv worker
 	@$(PYTHON) -m demo run
 
-demo-models: python ## Provision a manifest from local servers: plan, pull, pull again, verify (seconds)
+demo-models: python ## Fetch models of a manifest from local servers (seconds)
 	@$(PYTHON) -m demo venv worker
 	@$(VENV_PYTHON) -m demo models
 
-demo-volume: python ## Build the demo volume with a real ComfyUI; its path is the last line
+demo-volume: python ## Build the demo volume; its path is the last line
 	@$(PYTHON) -m demo volume
 
 demo-env: python ## Print exports for a shell: eval "$(make -s demo-env)"
 	@$(PYTHON) -m demo venv worker
 	@$(PYTHON) -m demo env
 
-test: python ## Run all tests, the real ComfyUI included (TESTS="tests/bootstrap/boot/test_boot.py -k name" for some)
+test: python ## Run all tests (TESTS="tests/demo -k name" for some)
 	@$(PYTHON) -m demo venv dev
 	@$(PYTHON) -m demo volume >/dev/null
 	@$(VENV_PYTHON) -m pytest $(or $(TESTS),-n 2 --dist loadfile)
 
-image-test: python ## Build the image without Docker and run its container (root; docs/image.md)
+image-test: python ## Build and run the image without Docker (docs/image.md)
 	@$(PYTHON) -m demo venv dev
 	@$(PYTHON) -m demo volume >/dev/null
 	@$(VENV_PYTHON) -m pytest -s $(or $(TESTS),tests/image/contents.py tests/image/running.py)
@@ -51,14 +51,14 @@ image-test: python ## Build the image without Docker and run its container (root
 # The others have options of their own: make bench BENCHMARKS=busy_gpu ARGS="--rounds 1"
 BENCHMARKS = cold_start $(if $(ARGS),,boot_overhead busy_gpu job_overhead two_comfyuis venv_start thousand_jobs)
 
-bench: python ## Measure starts, a busy GPU, our time in jobs, two ComfyUIs, a venv, leaks (ARGS="--only hot" for some starts)
+bench: python ## Run the benchmarks (ARGS="--only hot" for some starts)
 	@$(PYTHON) -m demo venv dev
 	@$(PYTHON) -m demo volume >/dev/null
 	@missed=0; for name in $(BENCHMARKS); do \
 	$(VENV_PYTHON) -m benchmarks.$$name $(ARGS) || missed=1; done; \
 	$(VENV_PYTHON) -m scripts.document; exit $$missed
 
-prove: python ## The long proofs: killed provisioners, malformed requests, faults, frozen workers (an hour)
+prove: python ## Run the long tests: kills, faults, freezes (an hour)
 	@$(PYTHON) -m demo venv dev
 	@$(PYTHON) -m demo volume >/dev/null
 	$(VENV_PYTHON) -m tests.prove.kill_provisioners
@@ -73,10 +73,10 @@ check: python ## Formatter, linter and strict types, changing nothing
 	$(VENV_PYTHON) -m ruff check .
 	$(VENV_PYTHON) -m mypy $(CODE)
 
-checker: python ## Write the checker as one file, dist/check_volume.py, for machines without a clone
+checker: python ## Write the checker as one file, dist/check_volume.py
 	@$(PYTHON) -m scripts.one_file dist/check_volume.py
 
-docs: python ## Write what the documents hold of the code: codes, settings, the chart of cold starts
+docs: python ## Write the generated parts of the documents
 	@$(PYTHON) -m demo venv dev
 	@$(VENV_PYTHON) -m scripts.document
 
@@ -84,7 +84,7 @@ picture: python ## Draw the README's picture of the checker's report again
 	@$(PYTHON) -m demo venv dev
 	@$(VENV_PYTHON) -m demo.picture
 
-site: python ## Build the documentation site in build/site/; a broken link is an error
+site: python ## Build the documentation in build/site/, checking its links
 	@$(PYTHON) -m demo venv dev
 	@NO_MKDOCS_2_WARNING=true $(VENV_PYTHON) -m mkdocs build --quiet
 
@@ -100,12 +100,12 @@ clean: ## Remove what was made inside this folder
 	rm -rf .venv .venv.lock demo-output output build .mypy_cache .ruff_cache .pytest_cache .hypothesis
 	find $(CODE) -name __pycache__ -type d -prune -exec rm -rf {} +
 
-clean-cache: python ## Remove the demo volumes and ComfyUI's environments from the cache
+clean-cache: python ## Remove demo volumes and environments from the cache
 	@$(PYTHON) -m demo clean-cache
 
 python:
 	@test -n "$(PYTHON)" && "$(PYTHON)" -c '$(USABLE)' 2>/dev/null || { \
 	echo "No usable Python: 3.10 or newer with the venv and ensurepip modules is needed." >&2; \
 	echo "  Found: $$("$(or $(PYTHON),python3)" -c '$(SEEN)' 2>/dev/null || echo 'no $(or $(PYTHON),python3)')" >&2; \
-	echo "  Debian, Ubuntu: sudo apt install python3-venv    macOS: brew install python@3.12" >&2; \
+	echo "  Debian, Ubuntu: sudo apt install python3-venv" >&2; \
 	echo "  Or name one: make demo PYTHON=/path/to/python3.12" >&2; exit 1; }

@@ -40,12 +40,23 @@ def connected(path: Path) -> socket.socket | None:
 
 def main() -> int:
     """Print each worker's answer; 0 if there is one and all are healthy."""
-    answers = [_answer(c) for path in socket_paths() if (c := connected(path)) is not None]
-    for _, text in answers:
-        print(text)
+    found = [c for path in socket_paths() if (c := connected(path)) is not None]
+    several = len(found) > 1
+    answers = [(_worker(c) if several else "", *_answer(c)) for c in found]
+    for worker, _, text in answers:
+        print(f"{worker}{text}")
     if not answers:
         print("no worker is running here, or it has only just started")
-    return 0 if answers and all(healthy for healthy, _ in answers) else 1
+    return 0 if answers and all(healthy for _, healthy, _ in answers) else 1
+
+
+def _worker(connection: socket.socket) -> str:
+    """The process behind a connection, where the system tells; `ps` shows what it is."""
+    option = getattr(socket, "SO_PEERCRED", None)
+    if option is None:
+        return ""
+    pid = int.from_bytes(connection.getsockopt(socket.SOL_SOCKET, option, 12)[:4], sys.byteorder)
+    return f"worker with PID {pid}: "
 
 
 def _answer(connection: socket.socket) -> tuple[bool, str]:

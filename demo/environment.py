@@ -71,7 +71,7 @@ def ensure_worker_venv(with_dev_tools: bool) -> Path:
     name, key = ("dev.txt", dev_key) if tools else ("worker.txt", worker_key)
 
     def install(python: Path) -> None:
-        with step(f"installing requirements/{name} into {WORKER_VENV.name}/ (about 300 MB)"):
+        with step(f"installing requirements/{name} into {WORKER_VENV.name}/ (300 MB on disk)"):
             pip(python, "install", "-r", str(REQUIREMENTS / name))
 
     return ensure_environment(WORKER_VENV, key, install, update=True)

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from bootstrap.core.redact import Secret
+from bootstrap.core.text import size_text
 from bootstrap.models.cli import main as models
 from bootstrap.models.sources import Sources
 from bootstrap.models.sources.civitai import Civitai
@@ -42,7 +43,7 @@ def run_models_demo() -> None:
         say(f"  that took {1000 * (time.monotonic() - begun):.0f} ms")
         _run("Hash what is there", "verify", sources)
         for path in sorted(p for p in (volume / "models").rglob("*.safetensors")):
-            say(f"  {path.relative_to(volume)}  {path.stat().st_size / 1e6:.1f} MB")
+            say(f"  {path.relative_to(volume)}  {size_text(path.stat().st_size)}")
     finally:
         shutil.rmtree(volume, ignore_errors=True)
 
@@ -83,7 +84,8 @@ def _prepare(volume: Path, servers: ModelServers) -> Sources:
 
 
 def _run(what: str, command: str, sources: Sources) -> None:
-    say(f"\n{what}\n$ python -m bootstrap models {command}")
+    print(file=sys.stderr)
+    say(f"{what}\n$ comfyui-worker models {command}")
     code = models([command], sys.stderr, sources)
     if code != 0:
         raise DemoError(

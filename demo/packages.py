@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import collections
 import json
+import re
 import subprocess
 from pathlib import Path
 from typing import Any
 
 from demo.console import DemoError, say
 
-# pip's lines that are worth showing; the others are kept for the error.
-_SHOWN = ("Downloading ", "Building ", "Installing collected", "ERROR")
+# pip's lines that are worth showing, and files that take a while; the rest is kept for the error.
+_SHOWN = ("Building ", "ERROR")
+_LARGE = re.compile(r"Downloading (?:.*/)?(\S+) \((\d{2,}(?:\.\d+)? MB|.* GB)\)")
+_WIDTH = 66
 # The first of these in a failed pip's last lines decides the message: an unreachable index also
 # prints 'No matching distribution'.
 _CAUSES = (
@@ -38,9 +41,11 @@ _CAUSES = (
 
 
 def pip(python: Path, *arguments: str) -> None:
-    """Run pip, showing what it fetches with sizes; raise DemoError with its last lines."""
+    """Run pip, showing the large files it fetches and how many in all; raise DemoError with its
+    last lines."""
     command = [str(python), "-m", "pip", *arguments, "--disable-pip-version-check", "--no-input"]
     tail: collections.deque[str] = collections.deque(maxlen=200)
+    fetched = 0
     with subprocess.Popen(
         command,
         stdin=subprocess.DEVNULL,
@@ -52,8 +57,9 @@ def pip(python: Path, *arguments: str) -> None:
         assert process.stdout is not None
         for line in process.stdout:
             tail.append(line.rstrip())
-            if line.strip().startswith(_SHOWN):
-                say(f"  pip: {_short(line.strip())}")
+            fetched += line.strip().startswith("Downloading ") and ".metadata" not in line
+            if shown := _worth_showing(line.strip(), fetched):
+                say(f"  pip: {shown if len(shown) <= _WIDTH else shown[: _WIDTH - 1] + '…'}")
     if process.returncode != 0:
         end = "\n".join(f"    {line}" for line in list(tail)[-12:])
         problem = f"pip {arguments[0]} failed with exit code {process.returncode}:\n{end}"
@@ -83,8 +89,13 @@ def would_install(python: Path, requirement: str, *options: str) -> dict[str, An
     return found if isinstance(found, dict) else None
 
 
-def _short(line: str) -> str:
-    return line if len(line) <= 110 else line[:109] + "…"
+def _worth_showing(line: str, fetched: int) -> str:
+    """What to show of a line of pip's; empty for most."""
+    if large := _LARGE.match(line):
+        return f"downloading {large[1]} ({large[2]})"
+    if line.startswith("Installing collected packages:"):
+        return f"installing {line.count(',') + 1} packages, {fetched} of them downloaded"
+    return line if line.startswith(_SHOWN) else ""
 
 
 def _fix(output: str) -> str:

@@ -25,7 +25,7 @@ from demo.volume import ensure
 ROOT = Path(__file__).resolve().parent.parent
 PICTURE = ROOT / "docs" / "images" / "report.svg"
 COLUMNS = 100
-COMMAND = "python3 scripts/check_volume.py /workspace"
+COMMAND = "python3 check_volume.py /workspace"
 # rich's frame, without the font that it would fetch.
 _FRAME = """<svg class="rich-terminal" viewBox="0 0 {width} {height}" xmlns="http://www.w3.org/2000/svg">
 <style>

@@ -8,7 +8,7 @@ import os
 import socket
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib.util import find_spec
 
 if sys.version_info < (3, 10):  # noqa: UP036  # said before anything fails to parse
@@ -25,18 +25,21 @@ _LAST_PORT = 65535
 @dataclass(frozen=True)
 class Command:
     """One subcommand. Its modules are imported only when it is used: the checker needs no SDK.
-    `options` are for completion."""
+    `options`, those of its own subcommands (`below`), and whether it takes `files` are for
+    completion."""
 
     what: str
     run: Main
     options: tuple[str, ...] = ()
+    below: Mapping[str, str] = field(default_factory=dict)
+    files: bool = False
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; its exit code."""
     given = list(sys.argv[1:] if argv is None else argv)
     if not given or given[0] in ("-h", "--help", "help"):
-        print(_help())
+        _show(_help())
         return 0 if given else WRONG_USE
     if given[0] in ("-V", "--version"):
         print(f"{PROGRAM} {bootstrap.__version__}")
@@ -52,6 +55,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _refused(_lacks(given[0], missing))
     except KeyboardInterrupt:
         return 130
+    except BrokenPipeError:  # `| head` has seen enough; Python flushes once more when it ends
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
 
 
 def console() -> int:
@@ -241,34 +247,50 @@ def _completion(argv: list[str], prog: str) -> int:
     )
     parser.add_argument("shell", choices=("bash", "zsh"))
     shell = parser.parse_args(argv).shell
-    if shell == "zsh":
-        print("autoload -U +X bashcompinit && bashcompinit")
-    print(_completions(COMMANDS))
+    for_zsh = ["autoload -U +X bashcompinit && bashcompinit"] if shell == "zsh" else []
+    _show("\n".join((*for_zsh, _completions(COMMANDS))))
     return 0
 
 
 def _completions(commands: Mapping[str, Command]) -> str:
-    """For bash: the commands, then each one's options, and files."""
-    cases = [
-        f'    {name}) words="{" ".join((*command.options, "--help"))}" ;;'
-        for name, command in commands.items()
-    ]
+    """For bash: the commands, their own subcommands, the options of each, and files."""
+    cases = [_case(name, (*c.options, *c.below), c.files) for name, c in commands.items()]
+    for name, command in commands.items():
+        cases += [
+            _case(f"{name} {b}", options.split(), True) for b, options in command.below.items()
+        ]
+    nested = "|".join(name for name, command in commands.items() if command.below)
     return "\n".join(
         (
             "_comfyui_worker() {",
-            '  local words="" word="${COMP_WORDS[COMP_CWORD]}"',
+            '  local words="" files="" word="${COMP_WORDS[COMP_CWORD]}" path="${COMP_WORDS[1]}"',
             '  if [ "$COMP_CWORD" -eq 1 ]; then',
             f'    COMPREPLY=($(compgen -W "{" ".join(commands)} --help --version" -- "$word"))',
             "    return",
             "  fi",
-            '  case "${COMP_WORDS[1]}" in',
+            '  if [ "$COMP_CWORD" -gt 2 ]; then',
+            f'    case "$path" in {nested}) path="$path ${{COMP_WORDS[2]}}" ;; esac',
+            "  fi",
+            '  case "$path" in',
             *cases,
             "  esac",
-            '  COMPREPLY=($(compgen -W "$words" -- "$word") $(compgen -f -- "$word"))',
+            '  COMPREPLY=($(compgen -W "$words" -- "$word"))',
+            '  if [ -n "$files" ]; then COMPREPLY+=($(compgen -f -- "$word")); fi',
             "}",
             f"complete -o filenames -F _comfyui_worker {PROGRAM}",
         )
     )
+
+
+def _case(path: str, words: Sequence[str], files: bool) -> str:
+    also = " files=yes" if files else ""
+    return f'    "{path}") words="{" ".join((*words, "--help"))}"{also} ;;'
+
+
+def _show(text: str) -> None:
+    from scripts.printing import show
+
+    show(text)
 
 
 COMMANDS: Mapping[str, Command] = {
@@ -278,19 +300,25 @@ COMMANDS: Mapping[str, Command] = {
         "check a volume, and repair what is safe",
         _doctor,
         tuple("--json --deep --html --verbose --quiet --fix --yes --dry-run".split()),
+        files=True,
     ),
     "models": Command(
         "wanted models: add, list, plan, pull, verify",
         _models,
-        tuple("add list plan pull verify --manifest --json".split()),
+        below={
+            "add": "--manifest --directory --name --optional --allow-pickle",
+            **dict.fromkeys(("list", "plan", "pull", "verify"), "--manifest --json"),
+        },
     ),
     "nodes": Command(
         "wanted custom nodes: add, list, plan, pull, verify, map",
         _nodes,
-        tuple(
-            "add list plan pull verify map --manifest --json --from --ref --directory --force "
-            "--refresh --url".split()
-        ),
+        below={
+            "add": "--manifest --ref --directory --from",
+            **dict.fromkeys(("list", "plan", "verify"), "--manifest --json"),
+            "pull": "--manifest --json --force",
+            "map": "--manifest --refresh --url",
+        },
     ),
     "submit": Command(
         "send a workflow to an endpoint and save its results",
@@ -299,8 +327,9 @@ COMMANDS: Mapping[str, Command] = {
             "--set --name --param --image --max-wait --output --endpoint --url --timeout "
             "--diagnostics --deep --html --previews --json".split()
         ),
+        files=True,
     ),
-    "params": Command("make a workflow on the volume a typed endpoint", _params),
+    "params": Command("make a workflow on the volume a typed endpoint", _params, files=True),
     "health": Command("show the state of the workers on this machine", _health),
     "completion": Command(
         "a script that completes commands in bash or zsh", _completion, ("bash", "zsh")

@@ -17,10 +17,11 @@ def diagnostics_text(diagnostics: Mapping[str, Any], style: Style = PLAIN) -> st
     """Findings worst first, the boot's stages, ComfyUI's state, versions. A long reply may be cut:
     malformed parts are skipped."""
     parts = [findings_text(findings_in(diagnostics), style)]
-    parts.append("\n".join(_boot(_object(diagnostics.get("boot")))))
-    parts.append("\n".join(_comfyui(_object(diagnostics.get("comfyui")))))
+    parts.append("\n".join(_boot(_object(diagnostics.get("boot")), style)))
+    parts.append("\n".join(_comfyui(_object(diagnostics.get("comfyui")), style)))
     versions = _object(diagnostics.get("versions"))
-    parts.append(plain("Versions: " + ", ".join(f"{k} {v}" for k, v in versions.items() if v)))
+    listed = ", ".join(f"{name} {version}" for name, version in versions.items() if version)
+    parts.append("\n".join(style.wrapped(plain(f"Versions: {listed}"), indent="  ")))
     return "\n\n".join(part for part in parts if part)
 
 
@@ -37,14 +38,14 @@ def findings_in(diagnostics: Mapping[str, Any]) -> list[Finding]:
     return found
 
 
-def _boot(boot: Mapping[str, Any]) -> Iterator[str]:
+def _boot(boot: Mapping[str, Any], style: Style) -> Iterator[str]:
     if not boot:
         return
     from bootstrap.boot import waterfall
 
     yield f"Boot: {plain(str(boot.get('outcome')))} after {_seconds(boot.get('seconds'))} s"
     stages = [_stage(given) for given in _objects(boot.get("timeline"))]
-    yield from map(plain, waterfall(stages))
+    yield from map(plain, waterfall(stages, style))
 
 
 def _stage(given: Mapping[str, Any]) -> Stage:
@@ -55,14 +56,15 @@ def _stage(given: Mapping[str, Any]) -> Stage:
     return Stage(name, start, took, outcome, int(moved), note)
 
 
-def _comfyui(comfyui: Mapping[str, Any]) -> Iterator[str]:
+def _comfyui(comfyui: Mapping[str, Any], style: Style) -> Iterator[str]:
     if not comfyui:
         return
     state = "answers" if comfyui.get("answers") else "runs, but does not answer"
     yield f"ComfyUI: {state if comfyui.get('running') else 'does not run'}"
     for exit in _objects(comfyui.get("exits")):
         reason = _object(exit.get("reason"))
-        yield plain(f"  ended with {exit.get('code')}: {reason.get('message')}")
+        said = plain(f"  ended with {exit.get('code')}: {reason.get('message')}")
+        yield from style.wrapped(said, indent="    ")
 
 
 def _number(value: Any) -> float:

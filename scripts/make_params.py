@@ -22,6 +22,7 @@ try:
     from handler.request.params import SUFFIX
     from handler.request.references import RANDOM
     from handler.request.workflow import Workflow, read_workflow
+    from scripts.request_form import read_file
 except ModuleNotFoundError as missing:
     if __name__ != "__main__":
         raise
@@ -29,7 +30,7 @@ except ModuleNotFoundError as missing:
     print(f"make_params.py needs {missing.name}: {how}", file=sys.stderr)
     sys.exit(2)
 from bootstrap.core.findings import Fault
-from bootstrap.core.terminal import Parser, as_typed, closing
+from bootstrap.core.terminal import WRONG_USE, Parser, as_typed, closing
 from scripts.errors import UsageError
 from scripts.printing import say_error, show
 
@@ -52,11 +53,11 @@ _HEAD = """# What may be sent with {{"workflow_name": "{name}", "params": {{…}
 
 
 def make_params(workflow: Path) -> Path:
-    """Write the file beside `workflow`; returns its path. Raises JobError, OSError, and
-    FileExistsError if it exists."""
+    """Write the file beside `workflow`; returns its path. Raises UsageError and JobError if it
+    cannot be read, and OSError, FileExistsError among them, if it cannot be written."""
     import yaml
 
-    params = first_params(read_workflow(workflow.read_text("utf-8")))
+    params = first_params(read_workflow(read_file(workflow)))
     place = workflow.with_name(workflow.stem + SUFFIX)
     text = yaml.safe_dump(params, sort_keys=False, allow_unicode=True)
     with open(place, "x", encoding="utf-8") as file:
@@ -105,7 +106,8 @@ def _parser(prog: str) -> argparse.ArgumentParser:
         epilog=closing(
             {},
             [f"{command} /workspace/workflows/portrait.json", f"{command} workflow_api.json"],
-            "exit codes:\n  0  written\n  1  not written\n  2  wrong use",
+            "exit codes:\n  0  written\n  1  not written\n"
+            "  2  wrong use, or the workflow cannot be used",
         ),
     )
     parser.add_argument("workflow", type=Path, help="a workflow in API format")
@@ -117,23 +119,18 @@ def main(argv: list[str], prog: str = "make_params.py") -> int:
     workflow = _parser(prog).parse_args(argv).workflow
     try:
         show(str(make_params(workflow)))
-    except (JobError, OSError, UnicodeError) as problem:
-        say_error(_in_words(workflow, problem))
+    except UsageError as problem:
+        say_error(problem)
+        return WRONG_USE
+    except JobError as problem:
+        say_error(Fault(problem.code, f"{workflow}: {problem.message}", problem.fix))
+        return WRONG_USE
+    except OSError as problem:
+        why = problem.strerror or str(problem)
+        why = "exists already and is not replaced" if isinstance(problem, FileExistsError) else why
+        say_error(UsageError(f"{problem.filename or workflow}: {why}."))
         return 1
     return 0
-
-
-def _in_words(workflow: Path, problem: Exception) -> Fault:
-    if isinstance(problem, JobError):
-        return Fault(problem.code, f"{workflow}: {problem.message}", problem.fix)
-    if isinstance(problem, FileExistsError):
-        return UsageError(f"{problem.filename} exists already and is not replaced.")
-    if isinstance(problem, FileNotFoundError):
-        name_it = "Name the workflow's file, with its folder and .json at the end."
-        return UsageError(f"{workflow} does not exist.", name_it)
-    if isinstance(problem, OSError):
-        return UsageError(f"{problem.filename or workflow}: {problem.strerror or problem}.")
-    return UsageError(f"{workflow}: {problem}")
 
 
 if __name__ == "__main__":

@@ -75,7 +75,10 @@ def _failure(job: Job | None) -> ClientError | None:
             said = f"The job ended as {job.status}, without a reason."
             return ClientError("client.no_reason", said, hint)
         trace, docs = more.get("traceback"), given.get("docs", "")
-        return ClientError(given.get("error_code", ""), said, hint, traceback=trace, docs=docs)
+        problems = more.get("problems")
+        return ClientError(
+            given.get("error_code", ""), said, hint, traceback=trace, docs=docs, problems=problems
+        )
     if job.output is None:
         return ClientError(
             "client.no_output",

@@ -10,7 +10,7 @@ from typing import Any
 
 from bootstrap.core import log
 from bootstrap.core.findings import Fault
-from bootstrap.core.terminal import style_of
+from bootstrap.core.terminal import sentences, show_wrapped
 
 
 def show(text: str) -> None:
@@ -30,8 +30,7 @@ def say(text: str) -> None:
 
 def tell(line: str) -> None:
     """Print a line of whatever origin, wrapped where standard error is a terminal."""
-    for part in style_of(sys.stderr).wrapped(plain(line), indent="  "):
-        say(part)
+    show_wrapped(plain(line), sys.stderr)
 
 
 def say_error(fault: Fault) -> None:
@@ -47,14 +46,26 @@ def plain(text: str) -> str:
 
 
 def _error_lines(fault: Fault) -> Iterator[str]:
-    yield f"error{f'[{fault.code}]' if fault.code else ''}: {fault.message}"
+    first, *hint = sentences(fault.finding())
+    yield from _a_line_each(first, fault.details.get("problems"))
     last = _last_line(fault.details.get("traceback"))
     if last and last not in fault.message:
         yield f"  {last}"
-    if fault.fix:
-        yield f"hint: {fault.fix}"
+    yield from hint
     if fault.details.get("docs"):
         yield f"more: {fault.details['docs']}"
+
+
+def _a_line_each(sentence: str, problems: Any) -> Iterator[str]:
+    """A sentence that lists problems, each on a line of its own; others as they are."""
+    head, numbered, _ = sentence.partition(" (1) ")
+    if not (numbered and isinstance(problems, list)):
+        yield sentence
+        return
+    yield head
+    for number, problem in enumerate(problems, 1):
+        said = problem.get("error") if isinstance(problem, dict) else problem
+        yield f"  ({number}) {said}"
 
 
 def _last_line(trace: Any) -> str:

@@ -116,8 +116,17 @@ def check_sendable(
 
 
 def _read_json(source: str) -> Any:
-    name = "standard input" if source == "-" else source
-    content = sys.stdin.buffer.read() if source == "-" else _content(Path(source), name)
+    if source == "-":
+        return _decoded(sys.stdin.buffer.read(), "standard input")
+    return read_file(Path(source))
+
+
+def read_file(path: Path) -> Any:
+    """What a workflow's file holds, or a picture that ComfyUI saved. Raises UsageError."""
+    return _decoded(_content(path, str(path)), str(path))
+
+
+def _decoded(content: bytes, name: str) -> Any:
     constant = None
     if content.startswith(_PNG):
         content, constant = _workflow_in(content, name), _as_null
@@ -132,7 +141,9 @@ def _read_json(source: str) -> Any:
         why = "it is nested too deeply"
     except ValueError as problem:
         why = str(problem)
-    raise UsageError(f"{name} is not valid JSON: {why}.", _EXPORT)
+    raise UsageError(
+        f"{name} is not valid JSON: {why}.", f"Correct it, or export it again. {_EXPORT}"
+    )
 
 
 def _as_null(_: str) -> None:

@@ -23,6 +23,8 @@ def on_page_markdown(markdown: str, /, page: Any, config: Any, files: Any) -> st
     source = posixpath.relpath(page.file.abs_src_path, root)
     if readme := _README.get(Path(source).name):
         markdown, source = (root / readme).read_text("utf-8"), readme
+        # This page is where the README's link to the documentation leads.
+        markdown = re.sub(rf"\*\*\[.*?\]\({config['site_url']}.*?\)\*\* · ", "", markdown, count=1)
     blob = f"{config['repo_url'].rstrip('/')}/blob/main/"
 
     def on_site(found: re.Match[str]) -> str:

@@ -170,7 +170,7 @@ def test_the_page_about_workflows_is_what_the_worker_takes_and_gives(tmp_path: P
     fields = set(re.findall(r"^\| (`.*?) \|", page.read_text().split("## Asking")[0], re.MULTILINE))
     assert {name for row in fields for name in re.findall(r"`(\w+)`", row)} == params._FIELDS
     for command in commands(page):
-        assert (ROOT / command.split()[1]).is_file()
+        assert command.startswith("comfyui-worker params /")
 
 
 def test_json_in_the_api_page_fits_the_schemas_and_the_worker() -> None:
@@ -356,9 +356,9 @@ def test_every_command_is_one_that_exists(command: str) -> None:
     elif words[0] == "docker":
         assert words[1] in ("build", "push")
         assert "--platform" not in words or "linux/amd64" in words
-    elif words[1] == "scripts/submit.py":
+    elif words[:2] == ["comfyui-worker", "submit"]:
         submit._parser().parse_args(words[2:])
-    elif words[1] in ("scripts/check_volume.py", "check_volume.py"):
+    elif words[:2] == ["python3", "check_volume.py"]:
         check_volume._parser().parse_args(words[2:])
     else:
         assert words[0] in ("python3", "sh")

@@ -192,7 +192,7 @@ def boot_text(report: BootReport, style: Style = PLAIN) -> str:
     """The boot report for a terminal."""
     lines = [f"Boot: {report.outcome.value} after {report.seconds:.1f} s."]
     lines += [findings_text(report.worth_reading, style)] if report.worth_reading else []
-    return "\n".join([*lines, *waterfall(report.timeline)])
+    return "\n".join([*lines, *waterfall(report.timeline, style)])
 
 
 def boot_json(report: BootReport) -> dict[str, Any]:
@@ -209,7 +209,7 @@ def boot_json(report: BootReport) -> dict[str, Any]:
     }
 
 
-def waterfall(timeline: Sequence[Stage]) -> list[str]:
+def waterfall(timeline: Sequence[Stage], style: Style = PLAIN) -> list[str]:
     """The stages that took time or failed, a line each with duration and a bar for when."""
     total = max((s.start + s.seconds for s in timeline), default=0.0) or 1.0
     lines = []
@@ -219,5 +219,6 @@ def waterfall(timeline: Sequence[Stage]) -> list[str]:
         start = min(round(_BAR * stage.start / total), _BAR - 1)
         length = max(1, round(_BAR * stage.seconds / total))
         bar = (" " * start + "█" * length)[:_BAR].ljust(_BAR)
-        lines.append(f"{stage.seconds:8.2f} s │{bar}│ {stage.name}{stage.remark}")
+        row = f"{stage.seconds:8.2f} s │{bar}│ {stage.name}{stage.remark}"
+        lines += style.wrapped(row, indent=" " * 12)
     return lines

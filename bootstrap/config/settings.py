@@ -370,12 +370,12 @@ class Settings:
         "`models.json` or `models.yaml` at the volume's root, if there",
     )
     civitai_token: Secret | None = var(
-        "civitai_token",
+        "CIVITAI_TOKEN",
         kinds.SECRET,
         None,
         "Civitai API key; goes to civitai.com and civitai.red only",
         "",
-        "CIVITAI_TOKEN",
+        "civitai_token",
     )
     hf_token: Secret | None = var(
         "HF_TOKEN",

@@ -93,11 +93,12 @@ def as_typed(command: str, prog: str) -> str:
 
 
 def closing(variables: Mapping[str, str], examples: Sequence[str], codes: str) -> str:
-    """The end of a command's help: its variables, examples and exit codes."""
+    """The end of a command's help: its variables, if it reads any, examples and exit codes."""
     width = max(map(len, variables), default=0) + 2
-    read = [f"  {name:<{width}}{text}" for name, text in variables.items()] or ["  no variables"]
+    read = [f"  {name:<{width}}{text}" for name, text in variables.items()]
     typed = [f"  {example}" for example in examples]
-    return "\n".join(("environment:", *read, "", "examples:", *typed, "", codes))
+    environment = ("environment:", *read, "") if read else ()
+    return "\n".join((*environment, "examples:", *typed, "", codes))
 
 
 @dataclass(frozen=True)
@@ -251,11 +252,24 @@ def relative(text: str, root: str) -> str:
 
 
 def report(findings: Sequence[Finding], out: TextIO) -> bool:
-    """Print them, a line each and one for the fix; True if one is an error."""
+    """Print them and their fixes; True if one is an error."""
     for finding in findings:
-        fix = f"  {finding.fix}\n" if finding.fix else ""
-        show(f"{finding.severity.value}: {finding.message}\n{fix}", out)
+        for line in sentences(finding):
+            show_wrapped(line, out)
     return bool(errors_in(findings))
+
+
+def sentences(finding: Finding) -> list[str]:
+    """`error[code]: …`, and, if it has a fix, `hint: …`."""
+    code = f"[{finding.code}]" if finding.code else ""
+    hint = [f"hint: {finding.fix}"] if finding.fix else []
+    return [f"{finding.severity.value}{code}: {finding.message}", *hint]
+
+
+def show_wrapped(line: str, out: TextIO, indent: str = "  ") -> None:
+    """Print a line, wrapped where `out` is a terminal."""
+    for part in style_of(out).wrapped(line, indent=indent):
+        show(f"{part}\n", out)
 
 
 def stop_on_signals() -> threading.Event:

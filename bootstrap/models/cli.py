@@ -15,11 +15,11 @@ from pathlib import Path
 from typing import Any, ClassVar, Generic, Protocol, TextIO, TypeVar
 
 from bootstrap.config import Settings, read_settings
-from bootstrap.core.findings import Finding
+from bootstrap.core.findings import Finding, error
 from bootstrap.core.log import set_up, show
 from bootstrap.core.redact import masked
-from bootstrap.core.terminal import Parser, closing, report, stop_on_signals
-from bootstrap.core.text import size_text
+from bootstrap.core.terminal import Parser, closing, report, show_wrapped, stop_on_signals
+from bootstrap.core.text import pluralize, printable, size_text
 from bootstrap.models.background import provision_context
 from bootstrap.models.download.progress import meters_for
 from bootstrap.models.download.verify import check_content, check_hash, hash_file
@@ -48,11 +48,12 @@ from bootstrap.volume import locate
 from bootstrap.volume.categories import PICKLES, extension_of
 
 OK, FAILED, USAGE = 0, 1, 2
+_UNDER_NAME = " " * 8  # where a step's line goes on
 _VARIABLES = {
     "VOLUME_PATH": "the volume (default: /runpod-volume, else /workspace)",
     "MODELS_MANIFEST": "the manifest (default: models.json at the volume's root)",
     "HF_TOKEN": "for gated repositories of Hugging Face",
-    "civitai_token": "for downloads from Civitai",
+    "CIVITAI_TOKEN": "for downloads from Civitai",
 }
 # What each command does, and its examples.
 _COMMANDS = {
@@ -113,15 +114,13 @@ def run(
     settings, findings = read_settings()
     set_up(settings.log_level)
     stream = sys.stdout if out is None else out
-    if findings:
-        return FAILED if report(findings, stream) else OK
     command = make(arguments, settings, stream, parser.prog)
+    if report(findings, command.faults):
+        return FAILED
     try:
         return command.run()
-    except DownloadError as problem:
-        command.say(f"error: {problem.message}\n  {problem.fix}")
-    except Unreadable as problem:
-        report([problem.finding()], stream)
+    except (DownloadError, Unreadable) as problem:
+        report([problem.finding()], command.faults)
     return FAILED
 
 
@@ -162,6 +161,11 @@ class HasEntry(Protocol):
 Spec = TypeVar("Spec", bound=HasEntry)
 
 
+def _no_volume(root: Path) -> Finding:
+    said = f"There is no volume at {printable(str(root))}."
+    return error("volume.not_found", said, "Set VOLUME_PATH to its folder.")
+
+
 class ManifestCommand(Generic[Spec]):
     """What can be done with a manifest of one kind; a command is a method of that name."""
 
@@ -176,6 +180,8 @@ class ManifestCommand(Generic[Spec]):
         self.arguments = arguments
         self.settings = settings
         self.out = out
+        # Beside JSON, which a program reads.
+        self.faults = sys.stderr if getattr(arguments, "json", False) else out
         self.prog = prog
         self.layout = locate(settings)
         self.root = self.layout.root
@@ -202,6 +208,9 @@ class ManifestCommand(Generic[Spec]):
 
     def run(self) -> int:
         """The command's exit code. Raises DownloadError and Unreadable."""
+        if not self.layout.root_exists and self.layout.comfyui is None:
+            report([_no_volume(self.root)], self.faults)
+            return FAILED
         act = getattr(self, self.arguments.command)
         if self.arguments.command in self.alone:
             return int(act())
@@ -212,7 +221,7 @@ class ManifestCommand(Generic[Spec]):
             self.say(f"  {self.prog} {self.example}")
             return FAILED
         specs, findings = manifest
-        bad = FAILED if report(findings, self.out) else OK
+        bad = FAILED if report(findings, self.faults) else OK
         return max(int(act(specs)), bad)
 
     def add(self) -> int:
@@ -224,7 +233,7 @@ class ManifestCommand(Generic[Spec]):
         try:
             specs, changed, complete = self.add_to(path)
         except OSError as problem:
-            self.say(f"{path} cannot be written ({problem.strerror}).")
+            report([disk_error(problem, path, None).finding()], self.out)
             return FAILED
         for spec in specs:
             self.say(f"{'Added to' if spec in changed else 'Already in'} {path}:")
@@ -246,7 +255,8 @@ class ManifestCommand(Generic[Spec]):
         if self.arguments.json:
             self.say(json.dumps([step.as_dict() for step in steps], indent=2))
         else:
-            self.say("\n".join([*(step.line() for step in steps), *more]))
+            for line in (*(step.line() for step in steps), *more):
+                show_wrapped(masked(line), self.out, _UNDER_NAME)
         return OK if all(step.there for step in steps) else FAILED
 
     def say(self, text: str) -> None:
@@ -281,7 +291,7 @@ def _parser(prog: str) -> argparse.ArgumentParser:
 
 class _Command(ManifestCommand[ModelSpec]):
     kind = MODELS
-    example = "add https://civitai.com/models/..."
+    example = "add https://civitai.com/models/16576"
 
     def __init__(self, sources: Sources | None, *given: Any) -> None:
         super().__init__(*given)
@@ -301,8 +311,7 @@ class _Command(ManifestCommand[ModelSpec]):
     def add_to(self, path: Path) -> tuple[list[ModelSpec], list[ModelSpec], bool]:
         http = self.settings.allow_private_download_urls
         spec, faults = read_entry(self._described(), self.arguments.url, http)
-        for fault in faults:
-            self.say(f"{fault.field}: {fault.message} {fault.fix}")
+        report([f.finding(f.field, f.severity(False)) for f in faults], self.out)
         if spec is None:
             return [], [], False
         return [spec], [spec] if add_entry(path, spec) else [], True
@@ -332,11 +341,12 @@ class _Command(ManifestCommand[ModelSpec]):
     def plan(self, specs: Sequence[ModelSpec]) -> int:
         """What would be fetched; asks the sources for sizes."""
         steps = [self.look(spec, ask=True) for spec in specs]
-        needed = sum(step.to_fetch.get("size") or 0 for step in steps)
+        needed, known = _amount_of(steps)
         free = _free(self._context)
         fits = free is None or needed <= free
         room = "an unknown amount" if free is None else size_text(free)
-        lines = [f"To fetch: {size_text(needed)}; free at {self._context.models}: {room}."]
+        free_at = f"free at {self._context.models}: {room}"
+        lines = [f"To fetch: {known}; {free_at}."] if steps else []
         if not fits:
             lines.append("It does not fit: delete files or enlarge the network volume.")
         self.show(steps, lines)
@@ -366,7 +376,8 @@ class _Command(ManifestCommand[ModelSpec]):
         try:
             return self._to_fetch(spec, ask)
         except DownloadError as problem:
-            return Step(about, f"{problem.message} {problem.fix}", problem=problem)
+            said = f"{problem.message} {problem.fix}"
+            return Step(about, said, to_fetch={"size": spec.size}, problem=problem)
 
     def _to_fetch(self, spec: ModelSpec, ask: bool) -> Step:
         source, link = self._context.sources.source_of(spec.url)
@@ -418,6 +429,19 @@ def _verified(spec: ModelSpec, root: Path, about: Mapping[str, str]) -> Step:
         return Step(about, failed.message, problem=failed)
     against = "the manifest" if wanted.sha256 else "its receipt" if receipt else "nothing yet"
     return Step(about, f"SHA-256 {sha256}, compared with {against}", there=True)
+
+
+def _amount_of(steps: Sequence[Step]) -> tuple[int, str]:
+    """Bytes to fetch, and what is known of them; a file that its source does not answer for counts
+    with the manifest's size."""
+    wanted = [step for step in steps if step.to_fetch]
+    sizes = [size for step in wanted if (size := step.to_fetch.get("size")) is not None]
+    unsized = len(wanted) - len(sizes)
+    said = size_text(sum(sizes)) if sizes or not unsized else "an unknown amount"
+    if sizes and unsized:
+        said += f" and {pluralize(unsized, 'file')} of unknown size"
+    guessed = any(step.problem and step.to_fetch.get("size") is not None for step in wanted)
+    return sum(sizes), f"{said}, by the manifest" if guessed else said
 
 
 def _free(context: ProvisionContext) -> int | None:

@@ -177,7 +177,7 @@ class _Command(ManifestCommand[PackSpec]):
             try:
                 specs.update((spec.name, spec) for spec in map(_spec, self._pins(needed, known)))
             except DownloadError as problem:
-                self.say(f"{needed.name}: {problem.message}\n  {problem.fix}")
+                report([problem.finding(needed.name)], self.out)
                 unknown.append(needed.name)
             except LookupError:
                 unknown.append(needed.name)
@@ -287,7 +287,7 @@ class _Command(ManifestCommand[PackSpec]):
                 self._refresh(self.arguments.url) if self.arguments.refresh else kept_map(self.root)
             )
         except OSError as problem:
-            self.say(f"The map cannot be kept ({problem.strerror or problem}).")
+            report([disk_error(problem, self.root, None).finding("The map")], self.out)
             return FAILED
         if known is None:
             self.say(f"No map of nodes is kept yet. Fetch it: {self.prog} map --refresh")

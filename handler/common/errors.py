@@ -185,15 +185,15 @@ def timeout_error(
 
 
 def combined(problems: Sequence[JobError]) -> JobError:
-    """One error for several problems: code and fix of the first, sentence and details of all."""
+    """One error for several problems: code of the first, sentence, fix and details of all."""
     first = problems[0]
     if len(problems) == 1:
         return first
-    listed = [f"({i}) {problem.message}" for i, problem in enumerate(problems, 1)]
+    listed = [f"({i}) {problem}" for i, problem in enumerate(problems, 1)]
     return type(first)(
         first.code,
         f"The workflow has {len(problems)} problems: {joined(listed, _LISTED, ' ')}",
-        first.fix,
+        "Correct all of them and send it again.",
         problems=[{"error_code": p.code, "error": str(p), **p.details} for p in problems],
     )
 

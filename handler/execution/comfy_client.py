@@ -7,6 +7,7 @@ import json
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
+from urllib.parse import quote
 
 import aiohttp
 
@@ -100,6 +101,17 @@ class ComfyClient:
     async def node_classes(self) -> list[str]:
         """All node classes of this ComfyUI. Slow: it scans all model folders."""
         return list(await self._call("GET", "/object_info", None, _SLOW_ANSWER_SECONDS))
+
+    async def input_config(self, class_type: str, name: str) -> Any | None:
+        """How a node class declares an input, its list of choices included; None if ComfyUI does
+        not say."""
+        path = f"/object_info/{quote(class_type, safe='')}"
+        try:
+            info = await self._call("GET", path, None, _QUEUE_SECONDS)
+            groups = info[class_type]["input"].values()
+            return next((group[name] for group in groups if name in group), None)
+        except (Refused, Unreachable, LookupError, TypeError, AttributeError):
+            return None
 
     async def listen(self, client_id: str) -> AsyncIterator[dict[str, Any] | bytes] | None:
         """Open the socket; yields its messages until it ends for any reason, binary ones as bytes.

@@ -157,21 +157,21 @@ def _node_failed(error: Mapping[str, Any]) -> JobError:
     if "OutOfMemory" in kind or _MEMORY.search(said):
         return OutOfMemory(
             "job.out_of_memory",
-            f"The GPU ran out of memory in {where}: {said[:500]}",
+            _ended(f"The GPU ran out of memory in {where}: {said[:500]}"),
             "Use a smaller size or batch, a smaller or fp8 model, or a GPU with more memory.",
             **details,
         )
     if exits.NO_GPU_CODE.search(said):
         return JobError(
             "job.no_gpu_code",
-            f"A package that {where} uses has no code for this GPU: {said[:500]}",
+            _ended(f"A package that {where} uses has no code for this GPU: {said[:500]}"),
             exits.NO_GPU_CODE_FIX.format(python="ComfyUI's Python"),
             **details,
         )
     if _POISON.search(f"{kind}: {said}"):
         return ComfyBroken(
             "job.cuda_failed",
-            f"The GPU failed in {where}: {said[:500]}",
+            _ended(f"The GPU failed in {where}: {said[:500]}"),
             "ComfyUI is restarted for the next job, since CUDA no longer works in that process. If "
             "it happens with one workflow only, one of its nodes reads or writes out of bounds; if "
             "with many, the GPU is faulty: let Runpod use another worker.",
@@ -179,10 +179,16 @@ def _node_failed(error: Mapping[str, Any]) -> JobError:
         )
     return NodeFailed(
         "job.node_failed",
-        f"{where[0].upper() + where[1:]} failed with {kind}: {said[:1000]}",
+        _ended(f"{where[0].upper() + where[1:]} failed with {kind}: {said[:1000]}"),
         "The traceback in the details says where; check that node's inputs and models.",
         **details,
     )
+
+
+def _ended(sentence: str) -> str:
+    """With a full stop, which Python's messages seldom have: more is said behind it."""
+    sentence = sentence.rstrip(": ")
+    return sentence if sentence.endswith((".", "!", "?", "…")) else f"{sentence}."
 
 
 def with_withheld(error: JobError, withheld: Iterable[str], passed: Iterable[str]) -> JobError:

@@ -7,6 +7,7 @@ import logging
 import time
 import uuid
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import NoReturn
 
@@ -49,6 +50,8 @@ _QUEUE_EVERY = 4
 # How long a ComfyUI that answered the last job may refuse socket and prompt.
 _UNRESPONSIVE_SECONDS = 10.0
 _REFUSALS = 3
+# So many lists of allowed values are looked up for one error.
+_MOST_LISTS = 5
 _DEAD_GRACE_SECONDS = 1.0
 # By then ComfyUI's process is killed, wherever it hangs.
 STOP_SECONDS = 20.0
@@ -197,6 +200,9 @@ class _Run:
         known: list[str] = []
         if validation.refused_class(refusal.body) is not None:
             known = await self.known.names(self.client, self.comfyui.starts)
+        for class_type, extra in islice(validation.without_choices(refusal.body), _MOST_LISTS):
+            config = await self.client.input_config(class_type, str(extra.get("input_name")))
+            extra["input_config"] = config
         return validation.explain(
             refusal.body, self.prompt.workflow, known, self.models, self.prompt.hints
         )

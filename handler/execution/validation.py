@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from bootstrap.core.text import shell_quote
+from bootstrap.core.text import joined, shell_quote
 from bootstrap.nodes.node_map import EDITOR_ONLY, Origin
 from bootstrap.volume.categories import GGUF, PT_EXTENSIONS, extension_of
 from handler.common.errors import JobError, NodeFailed, combined, described, nearest
@@ -65,6 +65,20 @@ def explain(
             "Run it once in ComfyUI's editor, then export it again.",
         )
     return combined(problems)
+
+
+def without_choices(body: Any) -> Iterator[tuple[str, dict[str, Any]]]:
+    """The node class and `extra_info` of each value whose list is too long for ComfyUI to report;
+    `/object_info` has it."""
+    reports = body.get("node_errors") if isinstance(body, Mapping) else None
+    for report in reports.values() if isinstance(reports, Mapping) else ():
+        errors = report.get("errors") if isinstance(report, Mapping) else None
+        for error in errors if isinstance(errors, list) else ():
+            extra = error.get("extra_info") if isinstance(error, Mapping) else None
+            if not isinstance(extra, dict) or error.get("type") != "value_not_in_list":
+                continue
+            if not _choices(extra.get("input_config")):
+                yield str(report.get("class_type")), extra
 
 
 def left_out_warnings(
@@ -166,7 +180,7 @@ def _node_problem(at: NodeInput, error: Mapping[str, Any], models: Path) -> JobE
     sentence, fix = f"{node}: {said[:500]}.", "Correct that input, or export the workflow again."
     if kind == "invalid_input_type" and (wanted := _wanted_type(extra)) is not None:
         given = described(extra.get("received_value"))
-        sentence, fix = f"{at.where} must be {wanted}, and is {given}.", f"Send {wanted}."
+        sentence, fix = f"{at.where} is {given}.", f"Send {wanted}."
     return JobError("workflow.invalid", sentence, fix, type=kind, **at.details)
 
 
@@ -177,11 +191,12 @@ def _wanted_type(extra: Mapping[str, Any]) -> str | None:
 
 
 def _not_in_list(at: NodeInput, extra: Mapping[str, Any], length: str, models: Path) -> JobError:
-    """ComfyUI reports only the `length` of a list with more than 20 items."""
+    """ComfyUI reports only the `length` of a list with more than 20 items; see
+    `without_choices`."""
     value = str(extra.get("received_value"))
     choices = _choices(extra.get("input_config"))
     close = nearest(value, choices)
-    shown = f"nearest: {', '.join(close)}" if close else f"there are: {', '.join(choices[:10])}"
+    shown = f"nearest: {', '.join(close)}" if close else f"there are: {joined(choices, 10)}"
     if not choices:
         shown = f"there are {length or 'none'}"
     if extension_of(value) not in PT_EXTENSIONS | {GGUF}:

@@ -95,9 +95,11 @@ class NamedWorkflows:
         there = list(self._names())
         close = nearest(name, there)
         hint = f"nearest: {', '.join(close)}" if close else f"there are: {', '.join(there[:10])}"
+        if not there:
+            hint = "empty" if os.path.isdir(self._folder) else "the folder does not exist"
         return JobError(
             "workflow.name_unknown",
-            f"There is no workflow {short(name)} in {self._folder} ({hint if there else 'empty'}).",
+            f"There is no workflow {short(name)} in {self._folder} ({hint}).",
             "Export it from ComfyUI (Workflow → Export (API)) into that folder, or name one that "
             "is there.",
             nearest=close,

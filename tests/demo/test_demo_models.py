@@ -19,7 +19,7 @@ def test_a_manifest_is_planned_pulled_pulled_again_without_network_and_verified(
     )
     said = done.stderr
     assert done.returncode == 0, said
-    for source in ("from Hugging Face", "from Civitai (127.0.0.1), with civitai_token", "optional"):
+    for source in ("from Hugging Face", "from Civitai (127.0.0.1), with CIVITAI_TOKEN", "optional"):
         assert source in said
     assert said.count("5 of 5 models are there.") == 2
     assert said.count("[models] ") == 8, "the second pull fetched nothing"

@@ -20,7 +20,7 @@ from pathlib import Path
 
 import pytest
 
-from demo import source, taesd, torch_wheel
+from demo import packages, source, taesd, torch_wheel
 from demo.cache import cache_folder, entry, require_space
 from demo.console import DemoError
 from demo.environment import REPOSITORY, ensure_environment
@@ -406,6 +406,23 @@ def test_a_named_index_that_cannot_be_reached_is_reported_within_seconds(demo: D
 def test_a_cpu_build_is_reported_from_a_cuda_build(version: str, url: str, cpu: bool) -> None:
     found = {"metadata": {"version": version}, "download_info": {"url": url}}
     assert torch_wheel.is_cpu_build(found) is cpu
+
+
+def test_of_what_pip_says_only_large_files_and_the_count_are_shown() -> None:
+    names = ", ".join(f"package{n}" for n in range(60))
+    shown = [
+        packages._worth_showing(line, 41)
+        for line in (
+            "Downloading idna-3.10-py3-none-any.whl (70 kB)",
+            "Downloading https://files.example/torch-2.9-cp312.whl (184.1 MB)",
+            "Collecting idna",
+            f"Installing collected packages: {names}",
+        )
+    ]
+    assert [line for line in shown if line] == [
+        "downloading torch-2.9-cp312.whl (184.1 MB)",
+        "installing 60 packages, 41 of them downloaded",
+    ]
 
 
 def test_a_failing_pip_is_shown_with_what_to_do(demo: DemoVolume) -> None:

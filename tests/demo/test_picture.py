@@ -18,5 +18,5 @@ def words(svg: str) -> list[str]:
 
 def test_the_picture_of_the_report_is_what_the_checker_says() -> None:
     drawn = words(PICTURE.read_text("utf-8"))
-    assert drawn[0] == "$ python0 scripts/check_volume0py /workspace"
+    assert drawn[0] == "$ python0 check_volume0py /workspace"
     assert drawn == words(make()), "run `make picture`"

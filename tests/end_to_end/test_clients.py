@@ -28,6 +28,7 @@ from tests.conftest import environment, furnished
 from tests.end_to_end.test_faults import through
 from tests.end_to_end.test_worker import from_file, plain, png
 from tests.support.control_plane import ControlPlane
+from tests.support.plane_http import Answer
 from tests.support.public_api import CLIENT_KEY, PublicApi
 from tests.support.waiting import wait_until
 from tests.support.worker_process import WorkerProcess
@@ -94,6 +95,18 @@ def local_api(demo: DemoVolume, tmp_path_factory: pytest.TempPathFactory) -> Ite
 def client_env(more: Mapping[str, str]) -> dict[str, str]:
     own = {k: v for k, v in os.environ.items() if not k.startswith("RUNPOD_")}
     return {**own, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}", **more}
+
+
+def installed(folder: Path) -> dict[str, str]:
+    """A PATH with `comfyui-worker` as if it were installed, and an `uv` that installs nothing."""
+    run_cli = (
+        f"PYTHONPATH={ROOT} exec {sys.executable} -c 'from scripts.cli import *; exit(console())'"
+    )
+    folder.mkdir()
+    for name, does in (("comfyui-worker", f'{run_cli} "$@"'), ("uv", "exit 0")):
+        (folder / name).write_text(f"#!/bin/sh\n{does}\n")
+        (folder / name).chmod(0o755)
+    return {"PATH": f"{folder}:{Path(sys.executable).parent}:{os.environ['PATH']}"}
 
 
 def run(command: Sequence[str | Path], cwd: Path, env: Mapping[str, str]) -> Done:
@@ -324,19 +337,51 @@ def test_the_example_with_curl(serving: Serving, local_api: str, tmp_path: Path)
         assert done.data()["output"]["status"] == "completed"
 
 
+def with_curl(api: PublicApi, cwd: Path, **env: str) -> Done:
+    return run(["sh", EXAMPLES / "with_curl.sh", WORKFLOW], cwd, api.client_env() | env)
+
+
+def test_the_example_with_curl_waits_while_the_job_is_in_the_queue(
+    serving: Serving, tmp_path: Path
+) -> None:
+    """As at a cold start, where /runsync gives up before a worker takes the job."""
+    key = {"Authorization": f"Bearer {CLIENT_KEY}"}
+    body = {"input": {"workflow": json.loads(WORKFLOW.read_text())}}
+    queued = requests.post(f"{serving.api.url}/run", headers=key, json=body, timeout=10)
+    serving.api.answer_next("runsync", Answer(200, queued.content))
+    done = with_curl(serving.api, tmp_path)
+    assert done.code == 0, done.err
+    assert "IN_QUEUE" in done.err and done.data()["output"]["results"][0]["image"]
+
+
+@pytest.mark.parametrize(
+    ("answer", "said"),
+    [
+        (Answer(200), "Not completed: no status in the reply."),
+        (Answer(401, b"Unauthorized"), "Unauthorized"),
+        (Answer(200, b'{"id": "1", "status": "FAILED", "error": "no"}'), "Not completed: FAILED."),
+    ],
+)
+def test_the_example_with_curl_says_why_there_is_no_picture(
+    serving: Serving, tmp_path: Path, answer: Answer, said: str
+) -> None:
+    serving.api.answer_next("runsync", answer)
+    done = with_curl(serving.api, tmp_path)
+    assert done.code == 1 and said in done.err
+
+
 def test_the_commands_of_the_readme_send_a_job_and_save_its_picture(
     serving: Serving, tmp_path: Path
 ) -> None:
-    """As they stand there, with the loopback API's address for Runpod's."""
-    (block,) = [b for b in blocks(ROOT / "README.md", "sh") if "runsync" in b]
+    """As they stand there, with the loopback API's id and key."""
+    (block,) = [b for b in blocks(ROOT / "README.md", "sh") if "submit" in b]
     (tmp_path / "workflow_api.json").write_text(WORKFLOW.read_text())
-    env = serving.api.client_env()
+    env = serving.api.client_env() | installed(tmp_path / "bin")
     _, _, endpoint = serving.api.url.rpartition("/")
-    commands = block.replace("https://api.runpod.ai/v2", serving.api.base)
-    done = run(["sh", "-ec", commands.replace("your_endpoint", endpoint)], tmp_path, env)
+    commands = block.replace("your_endpoint", endpoint).replace("rpa_your_key", CLIENT_KEY)
+    done = run(["sh", "-ec", commands], tmp_path, env)
     assert done.code == 0, done.err
-    assert (tmp_path / "picture.png").read_bytes().startswith(PNG)
-    assert (tmp_path / "key.header").stat().st_mode & 0o077 == 0
+    assert (tmp_path / done.out.strip()).read_bytes().startswith(PNG)
 
 
 def test_what_circulates_does_not_exist_and_what_we_name_does() -> None:
@@ -360,7 +405,8 @@ def test_the_commands_of_the_client_page_run(
     declared = f"{{prompt: {prompt}, steps: {steps}}}"
     put_typed_workflow(serving.volume, "portrait", declared)
     commands = block.replace("http://127.0.0.1:8000", local_api)
-    done = run(["sh", "-ec", commands], tmp_path, serving.api.client_env())
+    env = serving.api.client_env() | installed(tmp_path / "bin")
+    done = run(["sh", "-ec", commands], tmp_path, env)
     assert done.code == 0, done.err
 
 

@@ -79,22 +79,31 @@ def test_values_of_the_wrong_type_are_named_by_the_type_that_is_right(
 ) -> None:
     reply = worker.ask({"workflow": plain(width="abc")})
     assert reply["error_code"] == "workflow.invalid"
-    assert "width of node 1 (EmptyImage) must be a whole number" in reply["error"]
+    assert 'width of node 1 (EmptyImage) is the string "abc". Send a whole' in reply["error"]
     assert "invalid literal" not in str(reply)
 
 
-def test_a_seed_below_zero_learns_of_random(worker: BootedWorker) -> None:
-    sampler = {"seed": -1, "steps": 1, "cfg": 1.0, "sampler_name": "euler", "scheduler": "simple"}
+def problems_of_a_sampler(worker: BootedWorker, **inputs: Any) -> list[dict[str, Any]]:
+    sampler = {"seed": 1, "steps": 1, "cfg": 1.0, "sampler_name": "euler", "scheduler": "simple"}
     sampler |= {"denoise": 1.0, "model": ["1", 0], "positive": ["1", 0], "negative": ["1", 0]}
     nodes = {
         "1": {"class_type": "CheckpointLoaderSimple", "inputs": {"ckpt_name": "x.safetensors"}},
-        "2": {"class_type": "KSampler", "inputs": {**sampler, "latent_image": ["1", 0]}},
+        "2": {"class_type": "KSampler", "inputs": {**sampler, "latent_image": ["1", 0], **inputs}},
         "3": {"class_type": "PreviewAny", "inputs": {"source": ["2", 0]}},
     }
     reply = worker.ask({"workflow": nodes})
-    problems = reply["details"].get("problems", [reply["details"] | {"error": reply["error"]}])
-    (seed,) = (p for p in problems if p.get("input") == "seed")
+    return list(reply["details"].get("problems", [reply["details"] | {"error": reply["error"]}]))
+
+
+def test_a_seed_below_zero_learns_of_random(worker: BootedWorker) -> None:
+    (seed,) = (p for p in problems_of_a_sampler(worker, seed=-1) if p.get("input") == "seed")
     assert '"random"' in seed["error"]
+
+
+def test_of_a_list_that_comfyui_finds_too_long_the_nearest_is_named(worker: BootedWorker) -> None:
+    problems = problems_of_a_sampler(worker, sampler_name="eulr")
+    (wrong,) = (p for p in problems if p.get("input") == "sampler_name")
+    assert wrong["nearest"][0] == "euler" and "'euler'" in wrong["error"]
 
 
 def test_what_was_ignored_of_a_failed_request_is_reported(worker: BootedWorker) -> None:

@@ -56,10 +56,11 @@ def test_the_start_page_is_the_readme_and_its_links_stay_on_the_site(
 ) -> None:
     page = Page(site / language / "index.html")
     assert {"deploy/", "settings/", "troubleshooting/"} <= page.links
+    assert f"{DOCS}/{language}".rstrip("/") + "/" not in page.links
     assert not [link for link in page.links if link.endswith(".md") and "/blob/main/" not in link]
     elsewhere = [link for link in page.links if "/blob/main/" in link]
     assert {Path(re.sub(r"^.*/blob/main/", "", link)).name for link in elsewhere} == {
-        *("CONTRIBUTING.md", "LICENSE", "workflow_api.json")
+        *("CONTRIBUTING.md", "LICENSE", "with_curl.sh", "workflow_api.json")
     }
 
 

@@ -62,7 +62,8 @@ def test_help_has_variables_two_examples_and_exit_codes(
     name = " ".join(("comfyui-worker", *words))
     assert code == 0 and said.startswith(f"usage: {name}")
     parts = {part.splitlines()[0]: part.splitlines()[1:] for part in said.split("\n\n")}
-    assert parts["environment:"] and parts["exit codes:"][0].startswith("  0")
+    assert ("environment:" in parts) != (words in (["completion"], ["params"]))
+    assert parts.get("environment:", True) and parts["exit codes:"][0].startswith("  0")
     examples = parts["examples:"]
     assert len(examples) == 2 and all(name in line for line in examples)
     assert all(len(line) <= 80 for line in said.splitlines())
@@ -79,9 +80,17 @@ def test_options_are_those_that_are_completed(capsys: pytest.CaptureFixture[str]
 
 
 @pytest.mark.parametrize("command", ["models", "nodes"])
-def test_the_subcommands_are_those_that_are_walked(command: str) -> None:
+def test_the_subcommands_and_their_options_are_those_that_are_completed(
+    command: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     walked = {words[1] for words in SUBCOMMANDS if words[:1] == [command] and words[1:]}
-    assert walked == {word for word in COMMANDS[command].options if not word.startswith("-")}
+    assert walked == set(COMMANDS[command].below)
+    for name, completed in COMMANDS[command].below.items():
+        with pytest.raises(SystemExit):
+            main([command, name, "--help"])
+        said = capsys.readouterr().out
+        options = set(re.findall(r"^  (?:-\w, )?(--[a-z-]+)", said, re.MULTILINE)) - {"--help"}
+        assert options == set(completed.split()), name
 
 
 def test_messages_name_the_program_that_was_typed(tmp_path: Path) -> None:
@@ -170,15 +179,52 @@ def test_a_package_that_is_missing_is_named(tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(shutil.which("bash") is None, reason="no bash")
-def test_a_shell_completes_commands_and_options() -> None:
-    script = typed("completion", "bash").stdout
-    for words, completed in (("do", "doctor"), ("doctor --dr", "--dry-run")):
-        asking = (
-            f"{script}\nCOMP_WORDS=(comfyui-worker {words}); COMP_CWORD={len(words.split())}\n"
-            "_comfyui_worker; echo ${COMPREPLY[@]}"
-        )
-        assert subprocess.check_output(["bash", "-c", asking], text=True).strip() == completed
+@pytest.mark.parametrize(
+    ("words", "completed"),
+    [
+        ("do", "doctor"),
+        ("doctor --dr", "--dry-run"),
+        ("doctor mine", "mine.json"),
+        ("models ''", "add list plan pull verify --help"),
+        ("nodes p", "plan pull"),
+        ("models add --", "--manifest --directory --name --optional --allow-pickle --help"),
+        ("nodes add --from mi", "mine.json"),
+        ("health ''", "--help"),
+    ],
+)
+def test_a_shell_completes_commands_options_and_files(
+    tmp_path: Path, words: str, completed: str
+) -> None:
+    (tmp_path / "mine.json").write_text("")
+    asking = (
+        f"{typed('completion', 'bash').stdout}\nCOMP_WORDS=(comfyui-worker {words})\n"
+        "COMP_CWORD=$((${#COMP_WORDS[@]} - 1)); _comfyui_worker; echo ${COMPREPLY[@]}"
+    )
+    said = subprocess.check_output(["bash", "-c", asking], text=True, cwd=tmp_path)
+    assert said.strip() == completed
+
+
+def test_zsh_completes_as_bash_does() -> None:
     assert "bashcompinit" in typed("completion", "zsh").stdout
+
+
+@pytest.mark.parametrize(
+    ("words", "code"), [(["completion", "bash"], 0), (["--help"], 0), (["models", "list"], 1)]
+)
+def test_a_reader_that_has_seen_enough_is_no_fault(words: list[str], code: int) -> None:
+    reading, writing = os.pipe()
+    os.close(reading)
+    with os.fdopen(writing, "w") as pipe:
+        program = [sys.executable, "-m", "scripts.cli", *words]
+        done = subprocess.run(
+            program, cwd=ROOT, stdout=pipe, stderr=subprocess.PIPE, text=True, check=False
+        )
+    assert (done.returncode, done.stderr) == (code, "")
+
+
+def test_a_target_of_make_fits_in_a_terminal() -> None:
+    said = subprocess.check_output(["make", "-s", "help"], cwd=ROOT, text=True)
+    assert "make demo" in said and max(map(len, said.splitlines())) <= 80
 
 
 def test_it_installs_what_the_worker_requires() -> None:

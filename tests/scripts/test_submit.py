@@ -17,7 +17,8 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 from bootstrap.config import Settings
-from bootstrap.core.terminal import as_typed
+from bootstrap.core.terminal import Style, as_typed
+from handler.common.errors import JobError, combined
 from handler.request.parse import WorkflowRequest, parse_request
 from scripts import submit
 from scripts.api_key import is_safe_for_a_key
@@ -167,6 +168,33 @@ def test_an_error_has_its_code_its_sentence_the_nodes_last_word_and_a_hint(
         "hint: Check it.",
         "more: https://docs.example/job.node_failed",
     ]
+
+
+def test_of_several_problems_each_is_on_a_line_of_its_own(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    found = [JobError("workflow.invalid", f"{name} is wrong.", f"Send {name}.") for name in "ab"]
+    error = combined(found)
+    output = {"error_code": error.code, "fix": error.fix, "details": dict(error.details)}
+    assert report(Ended(Job("1", "FAILED", output, str(error))), Path("nowhere"), False) == 1
+    assert capsys.readouterr().err.splitlines() == [
+        "error[workflow.invalid]: The workflow has 2 problems:",
+        "  (1) a is wrong. Send a.",
+        "  (2) b is wrong. Send b.",
+        "hint: Correct all of them and send it again.",
+    ]
+
+
+def test_diagnostics_keep_to_the_width() -> None:
+    stage = {"name": "a stage", "seconds": 2, "outcome": "failed", "note": "word " * 30}
+    exits = [{"code": 1, "reason": {"message": "word " * 30}}]
+    given = {
+        "boot": {"outcome": "ready", "seconds": 2, "timeline": [stage]},
+        "comfyui": {"exits": exits},
+        "versions": {f"package{n}": "1.2.3" for n in range(9)},
+    }
+    lines = diagnostics_text(given, Style(80)).splitlines()
+    assert max(map(len, lines)) <= 80 and len(lines) > 8
 
 
 def test_every_code_of_the_client_is_listed_and_used() -> None:

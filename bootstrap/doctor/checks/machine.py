@@ -310,7 +310,7 @@ def _python(facts: MachineFacts) -> Iterator[Finding]:
     yield error(
         "machine.python_old",
         f"The worker runs with Python {facts.python}; it needs 3.10 or newer.",
-        "Run it with a newer one, such as `python3.11 scripts/check_volume.py`, or use the "
+        "Run it with a newer one, such as `python3.11 check_volume.py`, or use the "
         "project's image.",
         python=facts.python,
     )

@@ -90,7 +90,7 @@ def incomplete(inventory: Inventory) -> Iterator[Finding]:
         f"The model folders were not looked at to the end: "
         f"{pluralize(len(inventory.files), 'file')} in "
         f"{inventory.seconds:.1f} s.",
-        "A deep check on a Pod takes its time: `python3 scripts/check_volume.py --deep`.",
+        "A deep check on a Pod takes its time: `python3 check_volume.py --deep`.",
     )
 
 
@@ -104,7 +104,7 @@ def unopened(inventory: Inventory) -> Iterator[Finding]:
         "models.unopened",
         f"{len(unread):,} of {pluralize(len(weights), 'model file')} were not opened, so "
         "whether they are whole is not known.",
-        "A deep check opens them all: `python3 scripts/check_volume.py --deep`.",
+        "A deep check opens them all: `python3 check_volume.py --deep`.",
     )
 
 

@@ -52,7 +52,7 @@ _NO_MODELS = ("trainingdata", "archive", "workflow", "workflows", "config", "neg
 # A file's extension in an AIR -> its format in the API.
 _FORMATS = {"safetensors": "safetensor", "ckpt": "pickletensor", "pt": "pickletensor"}
 _LOGIN = (
-    "Make an API key at https://civitai.com/user/account (API Keys) and set it as civitai_token "
+    "Make an API key at https://civitai.com/user/account (API Keys) and set it as CIVITAI_TOKEN "
     "in the endpoint's environment variables; if one is set, it may have been revoked."
 )
 _WORDS: Words = {
@@ -197,7 +197,7 @@ class Civitai:
         self._credential: Credential | None = None
         if token is not None:
             own = belongs_to_civitai if base is None else _only(base)
-            self._credential = Credential("civitai_token", token, own)
+            self._credential = Credential("CIVITAI_TOKEN", token, own)
         self._versions: dict[tuple[str, int], dict[str, Any]] = {}
 
     def understands(self, link: Link) -> bool:
@@ -210,7 +210,7 @@ class Civitai:
         return urlsplit(self._site(link)).hostname or ""
 
     def credential_name(self, link: Link) -> str | None:
-        """civitai_token, when there is one."""
+        """CIVITAI_TOKEN, when there is one."""
         return None if self._credential is None else self._credential.name
 
     def locate(self, link: Link, revision: str | None, wanted: Wanted, channel: Channel) -> Remote:

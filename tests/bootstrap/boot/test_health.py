@@ -178,7 +178,8 @@ def test_of_several_workers_each_is_reported_and_one_that_is_ill_decides(private
     for worker in workers:
         worker.open()
     code, text = checked(private)
-    assert (code, sorted(text.split())) == (1, ["2", "one"])
+    own = f"worker with PID {os.getpid()}: "
+    assert (code, sorted(text.splitlines())) == (1, [f"{own}2", f"{own}one"])
     for worker in workers:
         worker.close()
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import io
 import re
 import subprocess
 
 import pytest
 
 from bootstrap.core.findings import docs_url, error, info, ok, warning
-from bootstrap.core.terminal import PLAIN, Style, findings_text
+from bootstrap.core.terminal import PLAIN, Style, findings_text, report
 
 COMMAND = "mv -n -t /workspace/models/loras /workspace/loras/a-rather-long-name-of-a-lora.pt"
 FOUND = [
@@ -55,6 +56,23 @@ def test_code_within_a_sentence_stays_there() -> None:
 def test_a_code_is_a_link_to_what_it_means_on_a_terminal() -> None:
     text = findings_text(FOUND, Style(80, True, True))
     assert f"\033]8;;{docs_url('volume.read_only')}\033\\" in text
+
+
+def test_a_report_of_a_command_keeps_to_the_width(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Terminal(io.StringIO):
+        def isatty(self) -> bool:
+            return True
+
+    monkeypatch.setenv("COLUMNS", "60")
+    out = Terminal()
+    assert report([FOUND[1], FOUND[2]], out)
+    lines = out.getvalue().splitlines()
+    assert lines[0].startswith("warning[volume.models_misplaced]: ComfyUI does")
+    assert lines[-2:] == [
+        "error[volume.read_only]: The volume is mounted read-only.",
+        "hint: Mount it for writing.",
+    ]
+    assert all(len(line) <= 60 for line in lines if COMMAND not in line)
 
 
 def test_what_can_be_repaired_says_so() -> None:

@@ -176,7 +176,7 @@ def text_of(dom: str) -> str:
 def commands(dom: str) -> list[str]:
     """What has a button to copy it."""
     found = re.findall(r'<pre class="command"[^>]*><code>(.*?)</code></pre>', dom, re.DOTALL)
-    return [html_module.unescape(command) for command in found]
+    return [text_of(command) for command in found]
 
 
 def test_what_is_found_stands_worst_first_with_a_true_headline(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import re
 import time
 from importlib import resources, util
 from pathlib import Path
@@ -348,23 +349,61 @@ def test_from_a_url_to_a_verified_file(server: ViciousServer, volume: Path) -> N
     assert json.loads(text)[0]["problem"]["code"] == "download.hash_mismatch"
 
 
+def test_what_is_wrong_with_a_manifest_stays_out_of_its_json(
+    volume: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    entries = [{"url": "https://h.example/a.ckpt", "directory": "nowhere at all/.."}]
+    (volume / "models.json").write_text(json.dumps(entries))
+    code, text = command("list", "--json")
+    assert (code, json.loads(text)) == (1, [])
+    assert "error[" in capsys.readouterr().err
+
+
 def test_without_a_manifest_the_way_is_shown(volume: Path) -> None:
     code, text = command("list")
     assert code == 1
     assert "models add" in text
 
 
+@pytest.mark.parametrize("argv", [["list"], ["plan"], ["add", "hf://a/b/c"]])
+def test_without_a_volume_that_is_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, argv: list[str]
+) -> None:
+    monkeypatch.setenv("VOLUME_PATH", str(tmp_path / "gone"))
+    said = f"error[volume.not_found]: There is no volume at {tmp_path / 'gone'}.\n"
+    assert command(*argv) == (1, f"{said}hint: Set VOLUME_PATH to its folder.\n")
+
+
+def test_a_plan_without_its_source_goes_by_the_manifest(
+    server: ViciousServer, volume: Path
+) -> None:
+    entry = {"url": server.url + "/gone.pt", "directory": "loras", "name": "a.safetensors"}
+    manifest = {"version": 1, "models": [{**entry, "size": 3 << 20}]}
+    (volume / "models.json").write_text(json.dumps(manifest))
+    code, text = command("plan")
+    assert code == 1 and "FAILED" in text
+    assert "To fetch: 3.0 MiB, by the manifest; free at " in text
+    manifest["models"] = [entry]
+    (volume / "models.json").write_text(json.dumps(manifest))
+    assert "To fetch: an unknown amount; free at " in command("plan")[1]
+
+
+def test_a_plan_of_a_manifest_that_cannot_be_read_names_no_amount(volume: Path) -> None:
+    (volume / "models.json").write_text("{")
+    code, text = command("plan")
+    assert code == 1 and text.startswith("error[manifest.unreadable]: ") and "To fetch" not in text
+
+
 def test_faults_are_printed_with_their_fix(volume: Path) -> None:
     (volume / "models.json").write_text('{"version": 1, "models": [{}]}')
     code, text = command("pull")
     assert code == 1
-    assert "models[0]: `url` is missing" in text
+    assert re.search(r"error\[manifest\.\w+\]: .*models\[0\]: `url` is missing", text)
+    assert "\nhint: " in text
 
 
 def test_codes_are_declared() -> None:
     """Every code that the sources mention has a meaning."""
-    import re
-
     bootstrap = Path(cli.__file__).parents[1]
     used: set[str] = set()
     for path in bootstrap.glob("**/*.py"):

@@ -57,7 +57,7 @@ def test_a_locked_model_comes_with_the_token_and_the_storage_never_sees_it(
 @pytest.mark.parametrize(
     ("status", "code", "words"),
     [
-        (401, "download.login_needed", "civitai_token"),
+        (401, "download.login_needed", "CIVITAI_TOKEN"),
         (403, "download.forbidden", "early access"),
         (404, "download.not_found", "modelVersionId"),
         (410, "download.gone", "archived"),

@@ -83,10 +83,17 @@ def test_an_entry_of_2023_without_status_means_success() -> None:
 def test_a_node_that_raised_is_named_with_the_end_of_its_traceback() -> None:
     error = failure(raised("ValueError"))
     assert error.code == "job.node_failed"
-    assert error.message == "Node 4 (KSampler) failed with ValueError: it broke"
+    assert error.message == "Node 4 (KSampler) failed with ValueError: it broke."
     assert error.details["node_id"] == "4"
     assert error.details["traceback"][-1] == "  File 39"
     assert len(error.details["traceback"]) == 12
+
+
+@pytest.mark.parametrize(
+    ("said", "end"), [("no sampler\n", "no sampler. "), ("Why?", "Why? "), ("", "ValueError. ")]
+)
+def test_what_python_said_ends_before_the_advice_begins(said: str, end: str) -> None:
+    assert f"{end}The traceback in" in str(failure(raised("ValueError", said)))
 
 
 @pytest.mark.parametrize(

@@ -150,6 +150,29 @@ def test_another_value_that_is_not_in_its_list_is_reported_with_the_list() -> No
     assert "nearest: euler" in error.message
 
 
+def test_a_list_that_comfyui_leaves_out_is_looked_up() -> None:
+    given = node_body(not_in_list("sampler_name", "eulr", None, "(list of length 42)"))
+    ((class_type, extra),) = validation.without_choices(given)
+    assert (class_type, extra["input_name"]) == ("CheckpointLoaderSimple", "sampler_name")
+    extra["input_config"] = [["euler", *(f"other{n}" for n in range(41))], {}]
+    error = explain(given)
+    assert "nearest: euler" in error.message and error.fix == "Send 'euler' if you mean that."
+    extra["received_value"] = "???"
+    assert "other8 and 32 more" in explain(given).message
+    assert list(validation.without_choices(given)) == []
+
+
+def test_a_wrong_type_is_stated_once() -> None:
+    wrong = {
+        "type": "invalid_input_type",
+        "message": "Failed to convert an input value to a INT value",
+        "details": "width, abc, invalid literal",
+        "extra_info": {"input_name": "width", "input_config": ["INT"], "received_value": "abc"},
+    }
+    said = 'width of node 5 (EmptyLatentImage) is the string "abc". Send a whole number.'
+    assert str(explain(node_body(wrong, node="5"))) == said
+
+
 def test_a_number_out_of_range_is_reported_with_the_limit() -> None:
     error = explain(
         node_body(
@@ -195,6 +218,7 @@ def test_several_problems_are_reported_at_once_the_first_giving_the_code() -> No
     error = explain(node_body(*problems))
     assert error.code == "workflow.missing_model"
     assert "7 problems" in error.message and "and 2 more" in error.message
+    assert error.message.count("Put the file into") == 5, "each with its fix"
     assert [p["model"] for p in error.details["problems"]] == [f"{n}.pt" for n in range(7)]
 
 
@@ -232,4 +256,6 @@ def test_whatever_comfyui_sends_is_explained(given: Any, kind: str, extra: Any) 
     explain(given)
     explain(node_body({"type": kind, "extra_info": extra}))
     explain({"node_errors": {"4": {"errors": given}}})
+    list(validation.without_choices({"node_errors": {"4": {"errors": given}}}))
+    list(validation.without_choices(given))
     json.dumps(validation.left_out_warnings({"4": given}, WORKFLOW, MODELS))

@@ -67,6 +67,13 @@ def refused(named: NamedWorkflows, code: str, name: str = "portrait", **given: A
     return caught.value
 
 
+def test_a_folder_that_is_not_there_is_not_called_empty(tmp_path: Path) -> None:
+    absent = refused(NamedWorkflows(tmp_path), "workflow.name_unknown")
+    assert "(the folder does not exist)" in absent.message
+    (tmp_path / "workflows").mkdir()
+    assert "(empty)" in refused(NamedWorkflows(tmp_path), "workflow.name_unknown").message
+
+
 def test_params_set_the_inputs_that_they_name(named: NamedWorkflows) -> None:
     photo = "data:image/png;base64,iVBORw0KGgo="
     params = {"prompt": "a cat", "steps": 30.0, "seed": 7, "sampler": "ddim", "photo": photo}
@@ -270,12 +277,27 @@ def test_the_generator_says_which_file_is_not_there(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     missing = tmp_path / "none.json"
-    assert main([str(missing)]) == 1
+    (tmp_path / "one.json").write_text("{}")
+    assert main([str(missing)]) == 2
     said, hint = capsys.readouterr().err.splitlines()
     assert said == f"error[client.usage]: {missing} does not exist."
-    assert hint.startswith("hint: Name the workflow's file")
-    assert main([str(tmp_path)]) == 1
-    assert capsys.readouterr().err == f"error[client.usage]: {tmp_path}: Is a directory.\n"
+    assert hint == f"hint: Did you mean {tmp_path / 'one.json'}?"
+    assert main([str(tmp_path)]) == 2
+    assert f"error[client.usage]: {tmp_path} is a folder.\n" in capsys.readouterr().err
+
+
+def test_the_generator_says_what_is_wrong_with_a_file(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    broken = tmp_path / "broken.json"
+    broken.write_text('{"1": {\n"class_type": "A",}}')
+    assert main([str(broken)]) == 2
+    said, hint = capsys.readouterr().err.splitlines()
+    assert "line 2, column 18: there must be no comma before }" in said
+    assert hint.startswith("hint: Correct it, or export it again.")
+    broken.write_text('{"nodes": [], "links": []}')
+    assert main([str(broken)]) == 2
+    assert "error[workflow.ui_format]: " in capsys.readouterr().err
 
 
 def test_the_generator_makes_a_first_version_that_works(tmp_path: Path) -> None:
@@ -296,6 +318,6 @@ def test_the_generator_makes_a_first_version_that_works(tmp_path: Path) -> None:
     assert request.workflow["6"]["inputs"]["text"] == "a cat"
     with pytest.raises(FileExistsError):
         make_params(folder / "new.json")
-    assert main([str(folder / "new.json")]) == 1 and main([str(folder / "none.json")]) == 1
+    assert main([str(folder / "new.json")]) == 1 and main([str(folder / "none.json")]) == 2
     twice = {**WORKFLOW, "7": WORKFLOW["6"]}
     assert {"prompt", "prompt_2"} <= set(first_params(twice)["params"])

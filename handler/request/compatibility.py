@@ -15,6 +15,7 @@ from typing import Any
 
 from bootstrap.config import Settings
 from bootstrap.core.text import joined
+from bootstrap.net.addresses import without_query
 from handler.common.errors import JobError, short, wrong_type
 from handler.request.fields import InputFile, checked_name
 from handler.request.workflow import Workflow, unwrapped
@@ -81,7 +82,7 @@ def file_inputs(given: Mapping[str, Any], workflow: Workflow) -> tuple[InputFile
 
 def ignored(given: Mapping[str, Any], known: set[str]) -> tuple[str, ...]:
     """A warning about fields that this worker does not read, with the equivalents here."""
-    unknown = sorted(str(key) for key in given if key not in known)
+    unknown = sorted(without_query(str(key)) for key in given if key not in known)
     if not unknown:
         return ()
     texts = [

@@ -18,7 +18,7 @@ from bootstrap.config import Settings
 from bootstrap.config.bucket import S3_CONFIG, Bucket, bucket_from, bucket_of
 from bootstrap.models.sources import BadLink, host_of, parse_link
 from bootstrap.net import DownloadError
-from bootstrap.net.addresses import AddressPolicy
+from bootstrap.net.addresses import AddressPolicy, without_query
 from handler.common.errors import JobError, short, wrong_type
 from handler.request.references import is_url
 
@@ -308,7 +308,8 @@ def _fields_of(
         return {}, ()
     if not isinstance(given, Mapping):
         raise wrong_type(name, f"an object such as {example}", given)
-    unknown = ", ".join(sorted(str(key) for key in given if key not in known))
+    # A name may be an address with a token in it, by mistake.
+    unknown = ", ".join(sorted(without_query(str(key)) for key in given if key not in known))
     warning = f"ignored unknown fields of {name}: {unknown[:300]}"
     return given, ((warning,) if unknown else ())
 

@@ -19,8 +19,8 @@ def silent_in_a_job(patient: Patient) -> Outcome:
     job = patient.begun(_RUNS_ON)
     with _mount_of(patient).silent():
         since = time.monotonic() + _RUNS_ON
-        first = completed(patient.answered(job, since), "does not answer")
-        second = completed(patient.answered(patient.submit(plain())), "does not answer")
+        first = completed(patient.answered(job, since), "does not respond")
+        second = completed(patient.answered(patient.submit(plain())), "does not respond")
     return Outcome(first.right and second.right, first.seconds, f"{first.said} {second.said}")
 
 

@@ -164,10 +164,11 @@ def test_what_replies_do_not_wait_for_is_waited_for_at_the_end() -> None:
 
 def test_a_worker_whose_threads_hang_says_so(over: threading.Event) -> None:
     calls = Calls.on(Path("/"))
-    assert calls.fault() is None
-    for _ in range(12):
+    assert (fault := calls.fault()) is None
+    for _ in range(200):  # on a busy machine a thread may start after its time was up
         with pytest.raises(TimeUp):
             asyncio.run(calls.network.run(over.wait, 0.01))
-    fault = calls.fault()
+        if (fault := calls.fault()) is not None:
+            break
     assert fault is not None and fault.code == "worker.threads_exhausted"
     assert "network" in fault.message and fault.fix

@@ -80,7 +80,7 @@ def test_a_silent_volume_is_given_up_and_asked_by_one_thread_only(
     tmp_path: Path, silence: threading.Event
 ) -> None:
     volume, before = watchdog(tmp_path), threading.active_count()
-    with pytest.raises(NoResponse, match="does not answer"):
+    with pytest.raises(NoResponse, match="does not respond"):
         call(volume, silence.wait)
     begun = threading.Event()
     for _ in range(20):

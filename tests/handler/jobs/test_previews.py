@@ -148,6 +148,8 @@ def test_they_are_asked_for_in_the_request() -> None:
     plainly = parse_request({"workflow": plain()}, Settings())
     assert isinstance(plainly, WorkflowRequest) and "preview_method" not in plainly.extra_data
     assert read_progress({"x": 1})[1] == ("ignored unknown fields of progress: x",)
+    token = {"https://host/a.png?token=secret": 1}
+    assert read_progress(token)[1] == ("ignored unknown fields of progress: https://host/a.png",)
 
 
 @pytest.mark.parametrize(

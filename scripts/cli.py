@@ -55,8 +55,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _refused(_lacks(given[0], missing))
     except KeyboardInterrupt:
         return 130
-    except BrokenPipeError:  # `| head` has seen enough; Python flushes once more when it ends
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except BrokenPipeError:  # `| head` has seen enough
+        from scripts.printing import drop_output
+
+        drop_output()
         return 1
 
 

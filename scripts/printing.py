@@ -19,12 +19,17 @@ def show(text: str) -> None:
     try:
         log.show(f"{text}\n", sys.stdout)
     except BrokenPipeError:
-        # Python flushes once more when it ends, and would complain then.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        drop_output()
+
+
+def drop_output() -> None:
+    """The reader of standard output is gone: Python flushes it once more when it ends, and would
+    complain then."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def say(text: str) -> None:
-    """Print what is no result."""
+    """Print what is not a result."""
     log.show(f"{text}\n", sys.stderr)
 
 

@@ -29,7 +29,6 @@ from bootstrap.core.files import Stamp
 
 # 64 in flight, as in doctor/facts/walk.py.
 _THREADS = 64
-_CHUNK_FILES = 8
 _BLOCK = 1024 * 1024
 # Smaller files are copied at once, larger ones when their pack's size is known.
 _LARGE = 4 * 1024 * 1024
@@ -246,8 +245,7 @@ class _Copier:
             else:
                 os.mkdir(os.path.join(self._place, path))
                 self._pool.add([partial(self._list, path)])
-        chunks = [files[i : i + _CHUNK_FILES] for i in range(0, len(files), _CHUNK_FILES)]
-        self._pool.add((partial(self._copy_all, chunk) for chunk in chunks), later=True)
+        self._pool.add_each(self._copy, files)
 
     def _is_left_out(self, path: str) -> bool:
         if path.endswith(_QUEUES):
@@ -257,12 +255,6 @@ class _Copier:
 
     def _is_data(self, name: str) -> bool:
         return name in self._data or (self.code is not None and name not in self.code)
-
-    def _copy_all(self, paths: list[str]) -> None:
-        for path in paths:
-            if self._pool.stopped:
-                return
-            self._copy(path)
 
     def _copy(self, path: str, large: bool = False) -> None:
         """Copy a file, unless it is large and its pack's size not known yet. An unreadable file is

@@ -12,8 +12,9 @@ import contextvars
 import random
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import TypeVar
 
 Task = Callable[[], None]
@@ -24,6 +25,7 @@ Answer = TypeVar("Answer")
 _THREADS = 16
 _FIRST_THREADS = 4
 _GROWTH = 4
+_IN_A_ROW = 8
 _LOOK_SECONDS = 0.003
 _BUSY = 0.5  # of a processor: all that Python's lock leaves them is one
 
@@ -74,6 +76,17 @@ class WorkerPool:
             self._start(_FIRST_THREADS)
             if self._short_of_threads:
                 self._runner.notify()
+
+    def add_each(self, act: Callable[[Given], None], items: Sequence[Given]) -> None:
+        """Call `act` with each item, later; a few short calls are one task."""
+        rows = (items[i : i + _IN_A_ROW] for i in range(0, len(items), _IN_A_ROW))
+        self.add((partial(self._each, act, row) for row in rows), later=True)
+
+    def _each(self, act: Callable[[Given], None], items: Sequence[Given]) -> None:
+        for item in items:
+            if self._stopped:
+                return
+            act(item)
 
     def run(
         self,

@@ -258,7 +258,7 @@ def _move(path: Path, place: Path, moved: list[str], failed: list[Finding]) -> N
         if path.is_dir() and place.is_dir() and not path.is_symlink() and not place.is_symlink():
             _pour(path, place, moved, failed)
         elif not _holds_links(path) and _moved(path, place):
-            moved.append(f"{printable(str(path))} → {printable(os.path.join(place.parent, ''))}")
+            moved.append(_move_line(str(path), str(place.parent)))
         else:
             failed.append(_stays(path, place))
     except OSError as problem:

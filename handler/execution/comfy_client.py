@@ -102,16 +102,18 @@ class ComfyClient:
         """All node classes of this ComfyUI. Slow: it scans all model folders."""
         return list(await self._call("GET", "/object_info", None, _SLOW_ANSWER_SECONDS))
 
-    async def input_config(self, class_type: str, name: str) -> Any | None:
-        """How a node class declares an input, its list of choices included; None if ComfyUI does
-        not say."""
+    async def input_configs(self, class_type: str) -> dict[str, Any]:
+        """How a node class declares its inputs, their lists of choices included; empty if ComfyUI
+        does not say."""
         path = f"/object_info/{quote(class_type, safe='')}"
         try:
             info = await self._call("GET", path, None, _QUEUE_SECONDS)
-            groups = info[class_type]["input"].values()
-            return next((group[name] for group in groups if name in group), None)
+            configs: dict[str, Any] = {}
+            for group in info[class_type]["input"].values():
+                configs = {**group, **configs}
+            return configs
         except (Refused, Unreachable, LookupError, TypeError, AttributeError):
-            return None
+            return {}
 
     async def listen(self, client_id: str) -> AsyncIterator[dict[str, Any] | bytes] | None:
         """Open the socket; yields its messages until it ends for any reason, binary ones as bytes.

@@ -9,7 +9,7 @@ import uuid
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from bootstrap.comfyui import ComfyUI, Exit
 from handler.common.blocking import is_set_within
@@ -200,9 +200,11 @@ class _Run:
         known: list[str] = []
         if validation.refused_class(refusal.body) is not None:
             known = await self.known.names(self.client, self.comfyui.starts)
+        configs: dict[str, dict[str, Any]] = {}
         for class_type, extra in islice(validation.without_choices(refusal.body), _MOST_LISTS):
-            config = await self.client.input_config(class_type, str(extra.get("input_name")))
-            extra["input_config"] = config
+            if class_type not in configs:
+                configs[class_type] = await self.client.input_configs(class_type)
+            extra["input_config"] = configs[class_type].get(str(extra.get("input_name")))
         return validation.explain(
             refusal.body, self.prompt.workflow, known, self.models, self.prompt.hints
         )

@@ -9,7 +9,7 @@ import shutil
 import stat
 from functools import partial
 
-from bootstrap.core.concurrency import Task, WorkerPool
+from bootstrap.core.concurrency import WorkerPool
 from bootstrap.environment.venv_mirror.layout import (
     BYTECODE,
     LARGE,
@@ -21,7 +21,6 @@ from bootstrap.environment.venv_mirror.layout import (
     join,
 )
 
-_CHUNK_FILES = 8
 # Folders and files with such names are not imported by a start.
 _SELDOM_FOLDERS = frozenset({"test", "tests", "include", "docs", "examples"})
 _SELDOM_FILES = tuple(".h .hpp .cuh .cu .c .cpp .f .f90 .pyx .pxd .pyi .a .lib .cmake".split())
@@ -114,7 +113,7 @@ class FullCopy:
         chosen = [path for path in added if self._is_likely(path)]
         for path in set(added).difference(chosen):
             self._link(path)
-        self._pool.add(self._copies(chosen), later=True)
+        self._pool.add_each(self._copy, chosen)
 
     def _add_folder(self, path: str) -> None:
         if os.path.basename(path) in _SELDOM_FOLDERS and not self._names_only:
@@ -123,10 +122,6 @@ class FullCopy:
         else:
             os.mkdir(os.path.join(self._place, path))
             self._pool.add([partial(self.look_at, path)])
-
-    def _copies(self, paths: list[str]) -> list[Task]:
-        chunks = [paths[i : i + _CHUNK_FILES] for i in range(0, len(paths), _CHUNK_FILES)]
-        return [partial(self._copy_all, chunk) for chunk in chunks]
 
     def _is_likely(self, path: str) -> bool:
         if path.endswith(".pyc"):
@@ -140,12 +135,6 @@ class FullCopy:
         if text.startswith("/") or not leads.startswith(".."):
             return text
         return os.path.normpath(os.path.join(self._source, leads))
-
-    def _copy_all(self, paths: list[str]) -> None:
-        for path in paths:
-            if self._pool.stopped:
-                return
-            self._copy(path)
 
     def _copy(self, path: str) -> None:
         """Copy a file; one that is large or cannot be read is linked."""
